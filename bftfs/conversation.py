@@ -1,0 +1,100 @@
+"""The whole vocabulary in which a client procedure speaks to its driver.
+
+A client procedure is an `async def` that may await only the effects below; it knows no sockets,
+clocks or schedulers. Three drivers interpret them: trio in production (`bftfs.runtime`), the
+seeded simulator (`bftfs.simulation`), and tests that answer each effect themselves.
+
+Invariants: a conversation that awaits anything else is a programming error, and every driver
+raises on it. A driver closes a conversation that it abandons.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine, Generator
+from dataclasses import dataclass
+from typing import Any, Generic, TypeAlias, TypeVar
+
+from bftfs.identifiers import NodeId
+
+Answer = TypeVar("Answer")
+Result = TypeVar("Result")
+
+
+class Effect(Generic[Answer]):
+    """A request to the driver. Awaiting it gives the driver's answer."""
+
+    __slots__ = ()
+
+    def __await__(self) -> Generator[Effect[Answer], Any, Answer]:
+        answer: Answer = yield self
+        return answer
+
+
+Conversation: TypeAlias = Coroutine[Effect[Any], Any, Result]
+
+
+@dataclass(frozen=True, slots=True)
+class Send(Effect[int]):
+    """Hand a request to the network; the answer is the request's number. Delivery is not promised.
+
+    `message` is a request of the closed union `bftfs.envelope.Request`; `body` is a raw payload
+    that travels behind it, unencoded.
+    """
+
+    node: NodeId
+    message: Any
+    body: bytes | memoryview = b""
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """A reply to one of this conversation's requests, already authenticated and decoded."""
+
+    node: NodeId
+    request_number: int
+    message: Any
+    body: bytes | memoryview = b""
+
+
+@dataclass(frozen=True, slots=True)
+class Receive(Effect[Delivery | None]):
+    """The next reply to this conversation; None after `patience_us` microseconds of silence."""
+
+    patience_us: int
+
+
+@dataclass(frozen=True, slots=True)
+class Together(Effect[tuple[Any, ...]]):
+    """Hold several conversations at once; their results, in order.
+
+    Takes thunks, so that a cancelled parent leaves no coroutine behind that was never awaited.
+    The first exception cancels the others and is raised.
+    """
+
+    conversations: tuple[Callable[[], Conversation[Any]], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Compute(Effect[Any]):
+    """The result of a pure, CPU-heavy function; a driver may run it elsewhere."""
+
+    function: Callable[[], Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Pause(Effect[None]):
+    """Let `duration_us` microseconds pass (back-off)."""
+
+    duration_us: int
+
+
+@dataclass(frozen=True, slots=True)
+class Now(Effect[int]):
+    """The client's wall clock, in microseconds since the epoch."""
+
+
+@dataclass(frozen=True, slots=True)
+class Draw(Effect[int]):
+    """A random integer in [0, bound): serial numbers, back-off, identifiers."""
+
+    bound: int

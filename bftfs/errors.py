@@ -1,0 +1,138 @@
+"""Every exception that may cross a module boundary, in three families that never mix.
+
+- `PeerFault`: a peer's message is wrong. Raised only by decoding and verification, caught only at
+  the door; to a conversation the peer is merely silent.
+- `OperationFailed`: our caller gets no result, and why.
+- `FileSystemError`: a POSIX answer, not a failure; it carries the errno.
+- `UsageError`: the human's mistake; printed without a traceback.
+
+Each carries fields; `__str__` makes the sentence.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+
+
+class BftfsError(Exception):
+    """Root of all of the project's exceptions."""
+
+
+class ImpossibleThresholds(BftfsError):
+    """A configuration that no protocol can make safe; names the inequality that it breaks."""
+
+    def __init__(self, inequality: str, given: str) -> None:
+        super().__init__(inequality, given)
+        self.inequality = inequality
+        self.given = given
+
+    def __str__(self) -> str:
+        return f"impossible configuration: {self.inequality} does not hold for {self.given}"
+
+
+class PeerFault(BftfsError):
+    """A peer sent something that a correct peer would not have sent."""
+
+    def __init__(self, evidence: str) -> None:
+        super().__init__(evidence)
+        self.evidence = evidence
+
+    def __str__(self) -> str:
+        return f"{type(self).__name__}: {self.evidence}"
+
+
+class MalformedMessage(PeerFault):
+    """Bytes that are no canonical encoding of a declared message, or exceed a limit."""
+
+
+class InvalidAuthenticator(PeerFault):
+    """A MAC that does not match."""
+
+
+class CrossChecksumMismatch(PeerFault):
+    """A fragment, cross-checksum or verifier that do not belong together. [PASIS §3.4.2.3]"""
+
+
+class ProtocolViolation(PeerFault):
+    """Well-formed, authentic, and impossible for a correct peer."""
+
+
+class OperationFailed(BftfsError):
+    """The caller gets no result."""
+
+
+class QuorumUnavailable(OperationFailed):
+    """Fewer nodes answered than the operation needs, for longer than we were ready to wait."""
+
+    def __init__(self, *, heard: int, required: int, subject: str) -> None:
+        super().__init__(heard, required, subject)
+        self.heard = heard
+        self.required = required
+        self.subject = subject
+
+    def __str__(self) -> str:
+        return (
+            f"{self.subject}: only {self.heard} of the {self.required} nodes needed answered; "
+            "see `bftfs status` for which nodes are down"
+        )
+
+
+class ContentionExhausted(OperationFailed):
+    """Other clients kept winning for as many attempts as we were ready to make."""
+
+    def __init__(self, *, attempts: int, subject: str) -> None:
+        super().__init__(attempts, subject)
+        self.attempts = attempts
+        self.subject = subject
+
+    def __str__(self) -> str:
+        return f"{self.subject}: gave up after {self.attempts} attempts under contention"
+
+
+class VersionUnrecoverable(OperationFailed):
+    """Too few correct fragments of a version that must exist answered."""
+
+    def __init__(self, subject: str) -> None:
+        super().__init__(subject)
+        self.subject = subject
+
+    def __str__(self) -> str:
+        return f"{self.subject}: too few correct fragments could be read"
+
+
+class AdmissionRefused(OperationFailed):
+    """The nodes refuse the request for now: a limit, a full disk, or a missing right."""
+
+    def __init__(self, *, code: int, reason: str) -> None:
+        super().__init__(code, reason)
+        self.code = code
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"refused by the nodes: {self.reason} ({os.strerror(self.code)})"
+
+
+class FileSystemError(BftfsError):
+    """A POSIX answer: the errno that Linux users know, and what it is about."""
+
+    def __init__(self, code: int, subject: str = "") -> None:
+        super().__init__(code, subject)
+        self.code = code
+        self.subject = subject
+
+    def __str__(self) -> str:
+        name = errno.errorcode.get(self.code, str(self.code))
+        return f"{name}: {os.strerror(self.code)}" + (f": {self.subject}" if self.subject else "")
+
+
+class UsageError(BftfsError):
+    """The human's mistake, as a sentence that names the thing, the reason and the next step."""
+
+    def __init__(self, message: str, *, exit_code: int = 2) -> None:
+        super().__init__(message)
+        self.message = message
+        self.exit_code = exit_code
+
+    def __str__(self) -> str:
+        return self.message

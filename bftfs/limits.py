@@ -1,0 +1,57 @@
+"""Every bound in the system, each with its reason; relations between them are asserted at import.
+
+Sizes are in bytes and times in microseconds unless the name says otherwise.
+"""
+
+from __future__ import annotations
+
+KIB = 1024
+MIB = 1024 * KIB
+
+# --- time -----------------------------------------------------------------------------------
+SECOND_US = 1_000_000
+CLOCK_SKEW_US = 300 * SECOND_US  # how far a timestamp may lie beyond a correct node's clock
+
+# --- frames and messages --------------------------------------------------------------------
+FRAME_METADATA_BYTES = 4 * MIB  # encoded message; object sync pages and readdir pages fit in
+FRAME_BODY_BYTES = 8 * MIB  # raw payload behind it: one fragment of the largest block
+FRAMES_BUFFERED_BYTES = 64 * MIB  # unsent bytes on one connection before its peer is cut off
+
+# --- Q/U ------------------------------------------------------------------------------------
+NODES = 64  # n in any configuration; keeps an object history set within one frame
+HISTORY_CANDIDATES = 64  # candidates in one replica history; a server prunes, then refuses
+OBJECTS_PER_OPERATION = 8  # rename needs four objects and the volume
+OPERATION_BYTES = 128 * KIB  # method, credentials and arguments; one extended attribute is 64 KiB
+DELTA_ENTRIES = 64  # map entries that one update may change in one object
+STATE_KEY_BYTES = 300  # prefix and a name of 255 bytes
+STATE_VALUE_BYTES = 64 * KIB + 256
+ANSWER_INLINE_BYTES = 512  # smaller answers come whole from every server, larger as digests
+ANSWER_BYTES = 1 * MIB  # one page of a directory
+SYNC_PAGE_BYTES = 1 * MIB  # one page of an object's state in object sync
+GROUPS = 64  # supplementary groups carried with an operation
+
+# --- PASIS ----------------------------------------------------------------------------------
+BLOCK_BYTES_MIN = 4 * KIB
+BLOCK_BYTES_MAX = 4 * MIB
+BLOCK_BYTES_DEFAULT = 128 * KIB
+HISTORY_IN_REPLY = 16  # versions that a read reply lists, newest first
+FILE_BYTES = 1 << 40  # a file ends at 1 TiB
+LAYOUT_RANGES = 128  # incarnation ranges of one file; truncation merges beyond that
+
+# --- names ----------------------------------------------------------------------------------
+NAME_BYTES = 255
+SYMLINK_BYTES = 4095
+XATTR_NAME_BYTES = 255
+XATTR_VALUE_BYTES = 64 * KIB
+XATTRS = 256  # extended attributes of one object
+LINKS = 65_000
+
+# --- admission at a node --------------------------------------------------------------------
+REQUESTS_IN_FLIGHT = 512  # per client: parsed but unanswered requests at one node
+CONNECTIONS = 1024  # accepted connections at one node
+PARKED_REQUESTS = 256  # requests waiting for object sync at one node
+
+assert BLOCK_BYTES_MAX + 4 * KIB <= FRAME_BODY_BYTES
+assert ANSWER_BYTES < FRAME_METADATA_BYTES
+assert SYNC_PAGE_BYTES + STATE_VALUE_BYTES < FRAME_METADATA_BYTES
+assert OPERATION_BYTES >= XATTR_VALUE_BYTES + XATTR_NAME_BYTES + 4 * KIB

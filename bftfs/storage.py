@@ -1,0 +1,94 @@
+"""What a server step sees of its disk, and what it asks to be written.
+
+`StorageView` is an ordered map from bytes to bytes per table. `MemoryStorage` is its executable
+specification; the LMDB store of a node is shown equal to it by a stateful property test.
+
+A step reads the view, and returns its writes as values; only its host applies them, atomically,
+before anything that the step wants sent is sent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from enum import IntEnum
+from typing import NamedTuple, Protocol
+
+from sortedcontainers import SortedDict
+
+
+class Table(IntEnum):
+    """The tables of a node's store; each protocol owns its own."""
+
+    META = 0  # the store's format version, the node's identity
+    OBJECT = 1  # Q/U: object id -> replica history
+    VERSION = 2  # Q/U: object id + timestamp -> version record (delta, answer, operation)
+    STATE = 3  # Q/U: object id + map key -> since-timestamp + value, of the head version
+    PAST = 4  # Q/U: object id + map key + until-timestamp -> since-timestamp + value
+    REQUEST = 5  # Q/U: object id + timestamp -> the request that made a candidate
+    BLOCK = 6  # PASIS: block id + inverted timestamp -> version header (cross-checksum, flags)
+    FRAGMENT = 7  # PASIS: block id + inverted timestamp -> the fragment's bytes
+    ADMISSION = 8  # per client: what its versions use
+
+
+class Write(NamedTuple):
+    """Put `value` at `key` of `table`, or delete the key if `value` is None."""
+
+    table: Table
+    key: bytes
+    value: bytes | memoryview | None
+
+
+class StorageView(Protocol):
+    """A consistent view of the store, with this step's predecessors' writes applied."""
+
+    def get(self, table: Table, key: bytes) -> bytes | None:
+        """The value at `key`, or None."""
+
+    def scan(
+        self, table: Table, start: bytes, stop: bytes, *, reverse: bool = False
+    ) -> Iterator[tuple[bytes, bytes]]:
+        """Pairs with start <= key < stop in key order, or in reverse key order. Lazy."""
+
+    def keys(
+        self, table: Table, start: bytes, stop: bytes, *, reverse: bool = False
+    ) -> Iterator[bytes]:
+        """Like `scan`, without touching the values."""
+
+
+class MemoryStorage:
+    """The store as a specification: sorted dictionaries. Used by the simulator and by tests."""
+
+    def __init__(self) -> None:
+        self._tables: dict[Table, SortedDict] = {table: SortedDict() for table in Table}
+
+    def get(self, table: Table, key: bytes) -> bytes | None:
+        value: bytes | None = self._tables[table].get(key)
+        return value
+
+    def scan(
+        self, table: Table, start: bytes, stop: bytes, *, reverse: bool = False
+    ) -> Iterator[tuple[bytes, bytes]]:
+        rows = self._tables[table]
+        for key in rows.irange(start, stop, inclusive=(True, False), reverse=reverse):
+            yield key, rows[key]
+
+    def keys(
+        self, table: Table, start: bytes, stop: bytes, *, reverse: bool = False
+    ) -> Iterator[bytes]:
+        rows = self._tables[table]
+        return iter(rows.irange(start, stop, inclusive=(True, False), reverse=reverse))
+
+    def apply(self, writes: Iterable[Write]) -> None:
+        """Apply all of `writes`, in order."""
+        for table, key, value in writes:
+            if value is None:
+                self._tables[table].pop(key, None)
+            else:
+                self._tables[table][key] = bytes(value)
+
+    def snapshot(self) -> MemoryStorage:
+        """An independent copy (what an amnesiac adversary restarts from)."""
+        copy = MemoryStorage()
+        for table, rows in self._tables.items():
+            copy._tables[table] = SortedDict(rows)
+        return copy
