@@ -65,7 +65,7 @@ class ReadWriteThresholds:
     def __post_init__(self) -> None:
         N, t, b, QC, m = self.N, self.t, self.b, self.QC, self.m
         _require(0 <= b <= t, "0 <= b <= t", b=b, t=t)
-        _require(QC <= N - t - b, "QC <= N - t - b (3.1)", QC=QC, N=N, t=t, b=b)
+        _require(N - t - b >= QC, "QC <= N - t - b (3.1)", QC=QC, N=N, t=t, b=b)
         _require(b + t < QC, "b + t < QC (3.4)", b=b, t=t, QC=QC)
         _require(1 <= m <= QC - t, "1 <= m <= QC - t (3.5)", m=m, QC=QC, t=t)
         _require(N <= 256, "N <= 256 (erasure code over GF(2^8))", N=N)
@@ -93,6 +93,6 @@ class ReadWriteThresholds:
     @classmethod
     def for_nodes(cls, N: int, *, t: int, b: int) -> ReadWriteThresholds:
         """The most space-efficient system on N nodes: QC = N - t - b, m = QC - t."""
-        _require(N >= 2 * t + 2 * b + 1, "N >= 2t + 2b + 1", N=N, t=t, b=b)
+        _require(2 * t + 2 * b + 1 <= N, "N >= 2t + 2b + 1", N=N, t=t, b=b)
         QC = N - t - b
         return cls(N=N, t=t, b=b, QC=QC, m=QC - t)

@@ -1,0 +1,253 @@
+"""The sans-IO interpreter of effects: runs conversations for any host.
+
+The mount (on trio), a node (on its poll loop) and the simulator (in virtual time) host the same
+engine: they carry its messages, feed it replies, and tell it when time has passed.
+
+Concurrency: an engine belongs to one thread. It never blocks; `start`, `deliver` and `expire` run
+every conversation that they make ready until it waits again, and completion callbacks run inside
+them. A completion callback may start further conversations.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import deque
+from collections.abc import Callable
+from itertools import count
+from typing import Any
+
+from bftfs.conversation import (
+    Compute,
+    Conversation,
+    Delivery,
+    Draw,
+    Now,
+    Pause,
+    Receive,
+    Send,
+    Together,
+)
+from bftfs.identifiers import NodeId
+
+Outcome = Callable[[Any, BaseException | None], None]
+
+
+class Running:
+    """A conversation in progress. `cancel` abandons it; its outcome is then never reported."""
+
+    __slots__ = (
+        "_engine",
+        "children",
+        "coroutine",
+        "inbox",
+        "outcome",
+        "requests",
+        "timer",
+        "waits",
+    )
+
+    def __init__(self, engine: Engine, coroutine: Conversation[Any], outcome: Outcome) -> None:
+        self._engine = engine
+        self.coroutine: Conversation[Any] | None = coroutine
+        self.outcome = outcome
+        self.inbox: deque[Delivery] = deque()
+        self.requests: list[int] = []
+        self.children: list[Running] = []
+        self.timer = 0  # number of the timer that this conversation waits for, 0 if none
+        self.waits = False  # whether it is in Receive
+
+    def cancel(self) -> None:
+        """Close the conversation and those it holds."""
+        for child in self.children:
+            child.cancel()
+        self.children.clear()
+        self._engine.forget(self)
+        coroutine, self.coroutine = self.coroutine, None
+        if coroutine is not None:
+            coroutine.close()
+
+
+class Engine:
+    """Runs conversations. `send(node, number, message, body)` hands a request to the network."""
+
+    def __init__(
+        self,
+        *,
+        send: Callable[[NodeId, int, Any, bytes | memoryview], None],
+        now_us: Callable[[], int],
+        monotonic_us: Callable[[], int],
+        draw: Callable[[int], int],
+        first_request: int = 1,
+    ) -> None:
+        self._send = send
+        self._now_us = now_us
+        self._monotonic_us = monotonic_us
+        self._draw = draw
+        self._numbers = count(first_request)
+        self._timers: list[tuple[int, int, Running]] = []
+        self._timer_numbers = count(1)
+        self._owner: dict[int, Running] = {}  # request number -> the conversation it belongs to
+        self.unclaimed = 0  # replies that were late, repeated or never asked for
+
+    def start(self, conversation: Conversation[Any], outcome: Outcome) -> Running:
+        """Run `conversation` until it waits; `outcome(result, error)` is called when it ends."""
+        running = Running(self, conversation, outcome)
+        self._advance(running, None)
+        return running
+
+    def deliver(
+        self, node: NodeId, number: int, message: Any, body: bytes | memoryview = b""
+    ) -> None:
+        """A reply has come in. Replies that nobody waits for are counted and dropped."""
+        running = self._owner.pop(number, None)
+        if running is None:
+            self.unclaimed += 1
+            return
+        delivery = Delivery(node, number, message, body)
+        if running.waits:
+            running.waits = False
+            running.timer = 0
+            self._advance(running, delivery)
+        else:
+            running.inbox.append(delivery)
+
+    def next_deadline_us(self) -> int | None:
+        """When `expire` must be called next, in monotonic microseconds; None if no timer runs."""
+        timers = self._timers
+        while timers and timers[0][2].timer != timers[0][1]:
+            heapq.heappop(timers)
+        return timers[0][0] if timers else None
+
+    def expire(self) -> None:
+        """Wake the conversations whose patience has run out."""
+        now = self._monotonic_us()
+        timers = self._timers
+        while timers and (timers[0][0] <= now or timers[0][2].timer != timers[0][1]):
+            _, number, running = heapq.heappop(timers)
+            if running.timer == number:
+                running.timer = 0
+                running.waits = False
+                self._advance(running, None)
+
+    def forget(self, running: Running) -> None:
+        """Drop all that is registered for `running`."""
+        running.timer = 0
+        running.waits = False
+        for number in running.requests:
+            self._owner.pop(number, None)
+        running.requests.clear()
+
+    # -----------------------------------------------------------------------------------------
+
+    def _set_timer(self, running: Running, duration_us: int) -> None:
+        number = next(self._timer_numbers)
+        running.timer = number
+        heapq.heappush(self._timers, (self._monotonic_us() + duration_us, number, running))
+
+    def _finish(self, running: Running, result: Any, error: BaseException | None) -> None:
+        self.forget(running)
+        running.coroutine = None
+        running.outcome(result, error)
+
+    def _advance(self, running: Running, answer: Any, error: BaseException | None = None) -> None:
+        """Resume `running` with `answer` (or `error`), serving its effects until one has to wait."""
+        coroutine = running.coroutine
+        if coroutine is None:
+            return
+        resume = coroutine.send
+        while True:
+            try:
+                effect = resume(answer) if error is None else coroutine.throw(error)
+            except StopIteration as stop:
+                self._finish(running, stop.value, None)
+                return
+            except Exception as exception:
+                self._finish(running, None, exception)
+                return
+            error = None
+            kind = type(effect)
+            if kind is Send:
+                number = next(self._numbers)
+                self._owner[number] = running
+                running.requests.append(number)
+                self._send(effect.node, number, effect.message, effect.body)
+                answer = number
+            elif kind is Receive:
+                if running.inbox:
+                    answer = running.inbox.popleft()
+                else:
+                    running.waits = True
+                    self._set_timer(running, effect.patience_us)
+                    return
+            elif kind is Now:
+                answer = self._now_us()
+            elif kind is Draw:
+                answer = self._draw(effect.bound)
+            elif kind is Compute:
+                try:
+                    answer = effect.function()
+                except Exception as exception:
+                    error = exception
+            elif kind is Pause:
+                self._set_timer(running, effect.duration_us)
+                return
+            elif kind is Together:
+                if not effect.conversations:
+                    answer = ()
+                    continue
+                self._hold(running, effect)
+                return
+            else:
+                error = TypeError(f"a conversation awaited {effect!r}, which is no effect")
+
+    def _hold(self, parent: Running, effect: Together) -> None:
+        """Start the children of a `Together`; the parent goes on when all are done, or one fails."""
+        results: list[Any] = [None] * len(effect.conversations)
+        state = _Held(len(results))
+
+        def ended(position: int, result: Any, error: BaseException | None) -> None:
+            if state.over:
+                return
+            if error is not None:
+                state.over = True
+                state.error = error
+            else:
+                results[position] = result
+                state.remaining -= 1
+                state.over = state.remaining == 0
+            if state.over and state.started:
+                self._release(parent, results, state)
+
+        for position, thunk in enumerate(effect.conversations):
+            child = Running(
+                self, thunk(), lambda result, error, at=position: ended(at, result, error)
+            )
+            parent.children.append(child)
+            self._advance(child, None)
+            if state.over:
+                break
+        state.started = True
+        if state.over:
+            self._release(parent, results, state)
+
+    def _release(self, parent: Running, results: list[Any], state: _Held) -> None:
+        children, parent.children = parent.children, []
+        for child in children:
+            if child.coroutine is not None:
+                child.cancel()
+        if state.error is None:
+            self._advance(parent, tuple(results))
+        else:
+            self._advance(parent, None, state.error)
+
+
+class _Held:
+    """Progress of one `Together`."""
+
+    __slots__ = ("error", "over", "remaining", "started")
+
+    def __init__(self, remaining: int) -> None:
+        self.remaining = remaining
+        self.over = False
+        self.started = False
+        self.error: BaseException | None = None

@@ -1,0 +1,88 @@
+"""What a server step is given and what it gives back.
+
+A server has no `await` at all, hence no interleaving to reason about: `step` is a function of the
+store, the sender, the message and the clock. Its host commits `writes` atomically before it sends
+`reply`. A request that cannot be served yet *wants* something from peers; the host runs the wanted
+conversation, applies the writes that it returns, and steps the request again from the beginning,
+so that no suspended state survives between messages and a crash loses nothing but parked requests.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any, Protocol
+
+from bftfs.conversation import Conversation
+from bftfs.identifiers import ClientId, NodeId
+from bftfs.storage import StorageView, Write
+
+
+class Role(Enum):
+    """What kind of principal is at the other end of an authenticated channel."""
+
+    CLIENT = "client"
+    NODE = "node"
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """What a client's key entitles it to: acting as `uids` (None: any), writing, and where."""
+
+    uids: tuple[int, ...] | None = None
+    write: bool = True
+    subtree: str = "/"
+
+    def allows(self, uid: int) -> bool:
+        """Whether the client may act as `uid`."""
+        return self.uids is None or uid in self.uids
+
+
+@dataclass(frozen=True, slots=True)
+class Sender:
+    """The authenticated origin of a message."""
+
+    role: Role
+    client: ClientId  # of a node: the digest of its public key
+    node: NodeId | None = None
+    grant: Grant = Grant()
+
+
+@dataclass(frozen=True, slots=True)
+class Want:
+    """Something that must come from peers first; requests that want the same `key` share it.
+
+    `fetch(view)` starts the conversation; its result is the writes that supply what was wanted,
+    or None where the peers could not (the parked request is then refused).
+    """
+
+    key: bytes
+    fetch: Callable[[StorageView], Conversation[list[Write] | None]]
+
+
+@dataclass(slots=True)
+class Ready:
+    """The outcome of one step: commit `writes`, then send `reply` and `body`; or wait for `wants`.
+
+    With `wants` there is no reply and nothing to write.
+    """
+
+    reply: Any = None
+    body: bytes | memoryview = b""
+    writes: list[Write] = field(default_factory=list)
+    wants: tuple[Want, ...] = ()
+
+
+class Server(Protocol):
+    """One protocol's server."""
+
+    def step(
+        self,
+        view: StorageView,
+        sender: Sender,
+        message: Any,
+        body: bytes | memoryview,
+        now_us: int,
+    ) -> Ready:
+        """Serve one message."""
