@@ -1,0 +1,93 @@
+# bftfs: `make up` starts a cluster and mounts it, `make test` runs the tests; both from nothing.
+#
+# Everything that the project needs is installed by these targets: Debian packages (as root), a
+# virtual environment in .venv, the project in it. A second run finds it all there and goes on.
+
+PYTHON ?= python3
+DATA ?= $(HOME)/.local/share/bftfs
+MOUNT ?= $(HOME)/bftfs
+VENV := .venv
+BFTFS := $(VENV)/bin/python -m bftfs
+
+# What the project needs at run time, and what its tests use besides.
+PACKAGES := fuse3 libfuse3-dev pkg-config gcc python3-dev python3-venv
+TEST_PACKAGES := $(PACKAGES) git make rsync sqlite3 attr acl iproute2 procps tar libc6-dev vim-tiny
+
+.PHONY: up down status test check format clean packages test-packages help
+
+help:
+	@echo "make up       start a local cluster of six nodes and mount it at $(MOUNT)"
+	@echo "make down     unmount and stop it; the data stays in $(DATA)"
+	@echo "make status   how the cluster is"
+	@echo "make test     run all tests"
+	@echo "make check    linters, types and import contracts only"
+	@echo "DATA=DIR and MOUNT=DIR choose other places."
+
+up: $(VENV)/.installed
+	@$(BFTFS) up --data "$(DATA)" --mount "$(MOUNT)"
+
+down: $(VENV)/.installed
+	@$(BFTFS) down --data "$(DATA)"
+
+status: $(VENV)/.installed
+	@$(BFTFS) status --data "$(DATA)"
+
+test: test-packages $(VENV)/.installed-test
+	$(VENV)/bin/python -m pytest $(TESTS)
+
+check: $(VENV)/.installed-test
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+	$(VENV)/bin/lint-imports
+
+format: $(VENV)/.installed-test
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+
+# --- installation -------------------------------------------------------------------------------
+
+# Installs what dpkg does not know of; without root, says exactly what to install, and stops.
+define install_packages
+	@missing=""; for package in $(1); do \
+	    dpkg-query -W -f='$${Status}' $$package 2>/dev/null | grep -q 'ok installed' \
+	        || missing="$$missing $$package"; \
+	done; \
+	if [ -n "$$missing" ]; then \
+	    if ! command -v apt-get >/dev/null; then \
+	        echo "bftfs needs these packages (Debian's names):$$missing"; \
+	        echo "Install them with your system's package manager, then run make again."; exit 1; \
+	    elif [ "$$(id -u)" = 0 ]; then \
+	        echo "Installing$$missing ..."; \
+	        apt-get update -qq >/dev/null || true; \
+	        DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing \
+	            >/dev/null || { echo "Could not install:$$missing (see the messages above)"; exit 1; }; \
+	    else \
+	        echo "bftfs needs these Debian packages:$$missing"; \
+	        echo "Install them as root, then run make again:"; \
+	        echo "    sudo apt-get install$$missing"; exit 1; \
+	    fi; \
+	fi
+endef
+
+packages:
+	$(call install_packages,$(PACKAGES))
+
+test-packages:
+	$(call install_packages,$(TEST_PACKAGES))
+
+$(VENV)/bin/python: | packages
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	    { echo "bftfs needs Python 3.11 or later; $(PYTHON) is older. Try: make PYTHON=python3.11"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: pyproject.toml | $(VENV)/bin/python
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --editable .
+	@touch $@
+
+$(VENV)/.installed-test: pyproject.toml | $(VENV)/bin/python
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'
+	@touch $@ $(VENV)/.installed
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info

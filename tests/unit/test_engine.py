@@ -1,0 +1,189 @@
+"""The engine interprets every effect, routes replies, and abandons what is cancelled."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from bftfs.conversation import Compute, Draw, Now, Pause, Receive, Send, Together
+from bftfs.engine import Engine
+from bftfs.identifiers import NodeId
+
+
+class Host:
+    """A host with virtual time, which records what was sent."""
+
+    def __init__(self) -> None:
+        self.sent: list[tuple[NodeId, int, Any]] = []
+        self.clock = 0
+        self.outcomes: list[tuple[Any, BaseException | None]] = []
+        self.engine = Engine(
+            send=lambda node, number, message, body: self.sent.append((node, number, message)),
+            now_us=lambda: 1_000 + self.clock,
+            monotonic_us=lambda: self.clock,
+            draw=lambda bound: bound - 1,
+        )
+
+    def start(self, conversation: Any) -> Any:
+        return self.engine.start(conversation, lambda *outcome: self.outcomes.append(outcome))
+
+    def answer(self, position: int, message: Any) -> None:
+        node, number, _ = self.sent[position]
+        self.engine.deliver(node, number, message)
+
+
+@pytest.fixture
+def host() -> Host:
+    return Host()
+
+
+async def ask(node: int, message: Any = "?", patience_us: int = 100) -> Any:
+    await Send(NodeId(node), message)
+    delivery = await Receive(patience_us)
+    return None if delivery is None else delivery.message
+
+
+def test_a_reply_resumes_the_conversation_that_asked(host: Host) -> None:
+    host.start(ask(3))
+    assert host.sent == [(3, 1, "?")]
+    host.answer(0, "answer")
+    assert host.outcomes == [("answer", None)]
+
+
+def test_silence_is_reported_when_patience_has_run_out_and_not_before(host: Host) -> None:
+    host.start(ask(0, patience_us=100))
+    assert host.engine.next_deadline_us() == 100
+    host.clock = 99
+    host.engine.expire()
+    assert host.outcomes == []
+    host.clock = 100
+    host.engine.expire()
+    assert host.outcomes == [(None, None)]
+    assert host.engine.next_deadline_us() is None
+
+
+def test_late_repeated_and_unasked_replies_are_dropped_and_counted(host: Host) -> None:
+    host.start(ask(0))
+    host.answer(0, "first")
+    host.answer(0, "again")
+    host.engine.deliver(NodeId(5), 99, "never asked for")
+    assert host.outcomes == [("first", None)]
+    assert host.engine.unclaimed == 2
+
+
+def test_replies_that_come_before_they_are_awaited_are_kept_in_order(host: Host) -> None:
+    async def both() -> list[Any]:
+        await Send(NodeId(0), "a")
+        await Send(NodeId(1), "b")
+        await Pause(50)
+        return [(await Receive(1)).message, (await Receive(1)).message]
+
+    host.start(both())
+    host.answer(1, "B")
+    host.answer(0, "A")
+    host.clock = 50
+    host.engine.expire()
+    assert host.outcomes == [(["B", "A"], None)]
+
+
+def test_together_gives_results_in_order_whatever_the_order_of_replies(host: Host) -> None:
+    async def fan_out() -> Any:
+        return await Together(tuple((lambda n=n: ask(n)) for n in range(3)))
+
+    host.start(fan_out())
+    for position in (2, 0, 1):
+        host.answer(position, f"r{position}")
+    assert host.outcomes == [(("r0", "r1", "r2"), None)]
+
+
+def test_together_of_nothing_and_of_conversations_that_never_wait(host: Host) -> None:
+    async def at_once(value: int) -> int:
+        return value
+
+    async def main() -> Any:
+        return await Together(()), await Together((lambda: at_once(1), lambda: at_once(2)))
+
+    host.start(main())
+    assert host.outcomes == [(((), (1, 2)), None)]
+
+
+def test_the_first_failure_cancels_the_others_and_can_be_handled(host: Host) -> None:
+    closed: list[int] = []
+
+    async def failing() -> None:
+        await ask(0)
+        raise ValueError("bad")
+
+    async def waiting(node: int) -> None:
+        try:
+            await ask(node)
+        finally:
+            closed.append(node)
+
+    async def main() -> Any:
+        try:
+            await Together((lambda: waiting(1), failing, lambda: waiting(2)))
+        except ValueError:
+            return await ask(9)
+
+    host.start(main())
+    host.answer(1, "go")
+    assert closed == [1, 2]
+    host.answer(0, "late")  # belongs to a cancelled conversation
+    assert host.engine.unclaimed == 1
+    host.answer(3, "recovered")
+    assert host.outcomes == [("recovered", None)]
+
+
+def test_cancelling_closes_the_conversation_and_what_it_holds(host: Host) -> None:
+    closed: list[int] = []
+
+    async def waiting(node: int) -> None:
+        try:
+            await ask(node)
+        finally:
+            closed.append(node)
+
+    async def main() -> None:
+        await Together((lambda: waiting(1), lambda: waiting(2)))
+
+    running = host.start(main())
+    running.cancel()
+    assert closed == [1, 2]
+    assert host.outcomes == []
+    assert host.engine.next_deadline_us() is None
+
+
+def test_clock_randomness_and_computation_come_from_the_host(host: Host) -> None:
+    async def main() -> Any:
+        return await Now(), await Draw(10), await Compute(lambda: 6 * 7)
+
+    host.start(main())
+    assert host.outcomes == [((1_000, 9, 42), None)]
+
+
+def test_a_failing_computation_raises_where_it_was_awaited(host: Host) -> None:
+    async def main() -> str:
+        try:
+            await Compute(lambda: 1 // 0)
+        except ZeroDivisionError:
+            return "caught"
+        return "missed"
+
+    host.start(main())
+    assert host.outcomes == [("caught", None)]
+
+
+def test_awaiting_anything_but_an_effect_is_an_error_in_the_conversation(host: Host) -> None:
+    class Foreign:
+        def __await__(self) -> Any:
+            yield "trap"
+
+    async def main() -> None:
+        await Foreign()
+
+    host.start(main())
+    ((result, error),) = host.outcomes
+    assert result is None
+    assert isinstance(error, TypeError)
