@@ -13,6 +13,7 @@ from __future__ import annotations
 import heapq
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from itertools import count
 from typing import Any
 
@@ -150,12 +151,13 @@ class Engine:
         running.outcome(result, error)
 
     def _advance(self, running: Running, answer: Any, error: BaseException | None = None) -> None:
-        """Resume `running` with `answer` (or `error`), serving its effects until one has to wait."""
+        """Resume `running` with `answer` or `error`, serving its effects until one has to wait."""
         coroutine = running.coroutine
         if coroutine is None:
             return
         resume = coroutine.send
         while True:
+            effect: Any
             try:
                 effect = resume(answer) if error is None else coroutine.throw(error)
             except StopIteration as stop:
@@ -201,7 +203,7 @@ class Engine:
                 error = TypeError(f"a conversation awaited {effect!r}, which is no effect")
 
     def _hold(self, parent: Running, effect: Together) -> None:
-        """Start the children of a `Together`; the parent goes on when all are done, or one fails."""
+        """Start the children of a `Together`; the parent goes on when all are done or one fails."""
         results: list[Any] = [None] * len(effect.conversations)
         state = _Held(len(results))
 
@@ -219,9 +221,7 @@ class Engine:
                 self._release(parent, results, state)
 
         for position, thunk in enumerate(effect.conversations):
-            child = Running(
-                self, thunk(), lambda result, error, at=position: ended(at, result, error)
-            )
+            child = Running(self, thunk(), partial(ended, position))
             parent.children.append(child)
             self._advance(child, None)
             if state.over:
