@@ -1,0 +1,5 @@
+"""`python -m bftfs`."""
+
+from bftfs.cli.main import main
+
+main()

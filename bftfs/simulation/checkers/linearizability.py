@@ -1,0 +1,102 @@
+"""Linearizability of one read/write register whose written values are all different.
+
+With unique values the operations on one value form a zone, between the first response and the last
+invocation among them, and a history is linearizable exactly if (after Gibbons and Korach)
+
+1. no read of a value ends before the write of it begins, and every value read was written;
+2. no two forward zones (first response before last invocation) overlap: each keeps the register's
+   value busy for all of its length;
+3. no backward zone lies inside a forward zone.
+
+This is exact and takes O(n log n). The value None is the register's initial one.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Hashable, Iterable
+from dataclasses import dataclass
+from math import inf
+
+
+@dataclass(frozen=True, slots=True)
+class RegisterOperation:
+    """One read or write as its client saw it; `responded` is infinite if it never ended."""
+
+    client: str
+    kind: str  # "read" or "write"
+    value: Hashable
+    invoked: float
+    responded: float = inf
+
+
+@dataclass(slots=True)
+class _Zone:
+    value: Hashable
+    first_response: float
+    last_invocation: float
+
+    @property
+    def forward(self) -> bool:
+        return self.first_response < self.last_invocation
+
+
+def check_register(operations: Iterable[RegisterOperation], *, name: str = "") -> list[str]:
+    """Findings against the linearizability of `operations` on one register."""
+    writes: dict[Hashable, RegisterOperation] = {}
+    reads: dict[Hashable, list[RegisterOperation]] = {}
+    findings: list[str] = []
+    for operation in operations:
+        if operation.kind == "write":
+            if operation.value in writes:
+                raise ValueError(f"the value {operation.value!r} was written twice")
+            writes[operation.value] = operation
+        elif operation.responded < inf:  # a read that never ended says nothing
+            reads.setdefault(operation.value, []).append(operation)
+    # The initial value was written before everything.
+    writes.setdefault(None, RegisterOperation("", "write", None, -inf, -inf))
+
+    zones: list[_Zone] = []
+    for value, write in writes.items():
+        readers = reads.pop(value, [])
+        if not readers and write.responded == inf:
+            continue  # never ended and never seen: it may not have taken place
+        for read in readers:
+            if read.responded < write.invoked:
+                findings.append(
+                    f"{name}: {read} ended before the write of its value began: {write}"
+                )
+        zones.append(
+            _Zone(
+                value,
+                min([write.responded, *(read.responded for read in readers)]),
+                max([write.invoked, *(read.invoked for read in readers)]),
+            )
+        )
+    for value, readers in reads.items():
+        findings.append(f"{name}: {value!r} was read by {readers[0]} and never written")
+
+    forward = sorted((zone for zone in zones if zone.forward), key=lambda zone: zone.first_response)
+    for earlier, later in zip(forward, forward[1:], strict=False):
+        if later.first_response < earlier.last_invocation:
+            findings.append(
+                f"{name}: {earlier.value!r} was the value until {earlier.last_invocation} at least, "
+                f"but {later.value!r} was so at {later.first_response} already"
+            )
+    starts = [zone.first_response for zone in forward]
+    for zone in zones:
+        if zone.forward:
+            continue
+        # The only forward zone that can contain it is the last one that starts before it.
+        container = _last_before(forward, starts, zone.last_invocation)
+        if container is not None and zone.first_response < container.last_invocation:
+            findings.append(
+                f"{name}: {zone.value!r} took place between {zone.last_invocation} and "
+                f"{zone.first_response}, while {container.value!r} was the value throughout"
+            )
+    return findings
+
+
+def _last_before(zones: list[_Zone], starts: list[float], time: float) -> _Zone | None:
+    position = bisect_left(starts, time)
+    return zones[position - 1] if position else None
