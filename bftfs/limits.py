@@ -35,6 +35,8 @@ BLOCK_BYTES_MIN = 4 * KIB
 BLOCK_BYTES_MAX = 4 * MIB
 BLOCK_BYTES_DEFAULT = 128 * KIB
 HISTORY_IN_REPLY = 16  # versions that a read reply lists, newest first
+BLOCKS_PER_TIME_REQUEST = 256  # blocks whose times one request asks for
+VALIDATED_VERSIONS = 32_768  # versions that a client remembers as validated: 4 GiB of blocks
 FILE_BYTES = 1 << 40  # a file ends at 1 TiB
 LAYOUT_RANGES = 128  # incarnation ranges of one file; truncation merges beyond that
 

@@ -1,0 +1,21 @@
+"""On whose behalf a client asks: the POSIX user and groups that permissions are checked for.
+
+A client claims credentials; whether it may is the grant's business (`bftfs.step.Grant`), and what
+they permit is that of whoever knows the object.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Credentials:
+    """A user, its group, and its supplementary groups."""
+
+    uid: int
+    gid: int
+    groups: tuple[int, ...] = ()
+
+
+NOBODY = Credentials(uid=65534, gid=65534)

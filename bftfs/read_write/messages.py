@@ -1,0 +1,109 @@
+"""The requests and replies of PASIS read/write. [PASIS §3.4.3.1]
+
+A fragment never stands inside a message: it travels raw behind it, and is covered by its digest in
+the message's cross-checksum.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from typing import Annotated, TypeAlias
+
+from msgspec import Meta
+
+from bftfs import limits
+from bftfs.coding.cross_checksum import CrossChecksum
+from bftfs.crypto.digest import DIGEST_BYTES
+from bftfs.read_write.timestamp import BlockTimestamp
+from bftfs.wire.codec import Message, Value
+from bftfs.wire.fields import BlockField, TimeField, UserField
+
+CrossChecksumField: TypeAlias = Annotated[
+    CrossChecksum, Meta(max_length=DIGEST_BYTES * limits.NODES)
+]
+GroupsField: TypeAlias = Annotated[tuple[UserField, ...], Meta(max_length=limits.GROUPS)]
+HistoryLengthField: TypeAlias = Annotated[int, Meta(ge=0, le=limits.HISTORY_IN_REPLY)]
+
+
+class TimeRequest(Message, tag=0x30):
+    """TIME_REQUEST: the greatest time that you host of each block. [PASIS §3.4.3.1]"""
+
+    blocks: Annotated[
+        tuple[BlockField, ...], Meta(min_length=1, max_length=limits.BLOCKS_PER_TIME_REQUEST)
+    ]
+
+
+class TimeReply(Message, tag=0x40):
+    """TIME_RESPONSE: 0 for a block that was never written."""
+
+    times: Annotated[tuple[TimeField, ...], Meta(max_length=limits.BLOCKS_PER_TIME_REQUEST)]
+
+
+class WriteRequest(Message, tag=0x31):
+    """WRITE: host this version; the node's fragment is the body. Repeating it changes nothing."""
+
+    block: BlockField
+    timestamp: BlockTimestamp
+    cross_checksum: CrossChecksumField
+    uid: UserField
+    gid: UserField
+    groups: GroupsField
+
+
+class WriteReply(Message, tag=0x41):
+    """WRITE_RESPONSE: this node hosts the version, on stable storage."""
+
+
+class ReadRequest(Message, tag=0x32):
+    """READ_LATEST, or with `before` READ_PREV: the greatest version strictly below it.
+
+    Without `want_data` the node is a read witness: it answers without its fragment. `history` is
+    how many further versions the reply may list. [PASIS §3.5.1.2]
+    """
+
+    block: BlockField
+    before: BlockTimestamp | None
+    want_data: bool
+    history: HistoryLengthField
+    uid: UserField
+    gid: UserField
+    groups: GroupsField
+
+
+class Listed(Value):
+    """One version in a reply's history, and whether the node has verified it. [LazyVer §3.8.1]"""
+
+    timestamp: BlockTimestamp
+    verified: bool
+
+
+class Below(IntEnum):
+    """What the node knows below the versions that a reply lists."""
+
+    ORIGIN = 0  # nothing but the initial ⊥, which it hosts
+    MORE = 1  # further versions, or perhaps none: ask again
+    COLLECTED = 2  # garbage collection has taken what was there [LazyVer §3.8.3]
+
+
+class ReadReply(Message, tag=0x42):
+    """READ_RESPONSE: the version asked for, then older ones; the fragment is the body.
+
+    `timestamp` is None, with an empty cross-checksum, if the node hosts no such version.
+    """
+
+    timestamp: BlockTimestamp | None
+    cross_checksum: CrossChecksumField
+    verified: bool
+    history: Annotated[tuple[Listed, ...], Meta(max_length=limits.HISTORY_IN_REPLY)]
+    below: Below
+
+
+class BlockRefused(Message, tag=0x4F):
+    """The node will not serve the request; `code` is an errno, `reason` says why."""
+
+    code: Annotated[int, Meta(ge=1, lt=4096)]
+    reason: Annotated[str, Meta(max_length=256)]
+
+
+Request: TypeAlias = TimeRequest | WriteRequest | ReadRequest
+Reply: TypeAlias = TimeReply | WriteReply | ReadReply | BlockRefused

@@ -1,0 +1,70 @@
+"""The logical timestamp of a block's version: time, writer, and the verifier of its value.
+
+[PASIS §3.4.2.3] validating timestamps: the hash of the cross-checksum stands in the low order bits,
+so that at most one set of fragments can be written at any logical time. The writer's id stands
+between time and verifier, as protocols.md 1.1 allows; nodes accept a client's writes only under its
+own id, so that a version says who wrote it.
+"""
+
+from __future__ import annotations
+
+from bftfs.crypto.digest import DIGEST_BYTES, Digest
+from bftfs.identifiers import BLOCK_ID_BYTES, CLIENT_ID_BYTES, BlockId, ClientId
+from bftfs.wire.codec import Value
+from bftfs.wire.fields import ClientField, DigestField, TimeField
+
+TIMESTAMP_BYTES = 8 + CLIENT_ID_BYTES + DIGEST_BYTES
+_ALL_ONES = (1 << 8 * TIMESTAMP_BYTES) - 1
+_ALL_TIME = (1 << 8 * 8) - 1
+
+
+class BlockTimestamp(Value, order=True):
+    """Ordered by time, then writer, then verifier. [PASIS §3.4.2.3]"""
+
+    time: TimeField
+    client: ClientField
+    verifier: DigestField
+
+
+# The version that every node hosts of every block from the start; its value is ⊥.
+ZERO = BlockTimestamp(0, ClientId(bytes(CLIENT_ID_BYTES)), Digest(bytes(DIGEST_BYTES)))
+
+
+def beginning_of(time_us: int) -> BlockTimestamp:
+    """The least timestamp with this time: a version is strictly below it iff its time is."""
+    return BlockTimestamp(time_us, ZERO.client, ZERO.verifier)
+
+
+def successor_of(timestamp: BlockTimestamp) -> BlockTimestamp:
+    """The least timestamp above `timestamp`, so that strictly below it means at or below that."""
+    number = int.from_bytes(_encoded(timestamp), "big") + 1
+    return _decoded(number.to_bytes(TIMESTAMP_BYTES, "big"))
+
+
+def version_key(block: BlockId, timestamp: BlockTimestamp) -> bytes:
+    """The key of a version in a node's store: the newest version of a block has the least key."""
+    inverted = _ALL_ONES - int.from_bytes(_encoded(timestamp), "big")
+    return block + inverted.to_bytes(TIMESTAMP_BYTES, "big")
+
+
+def timestamp_of(key: bytes) -> BlockTimestamp:
+    """The timestamp in a `version_key`."""
+    number = _ALL_ONES - int.from_bytes(key[BLOCK_ID_BYTES:], "big")
+    return _decoded(number.to_bytes(TIMESTAMP_BYTES, "big"))
+
+
+def time_of(key: bytes) -> int:
+    """The time in a `version_key`."""
+    return _ALL_TIME - int.from_bytes(key[BLOCK_ID_BYTES : BLOCK_ID_BYTES + 8], "big")
+
+
+def _encoded(timestamp: BlockTimestamp) -> bytes:
+    return timestamp.time.to_bytes(8, "big") + timestamp.client + timestamp.verifier
+
+
+def _decoded(encoded: bytes) -> BlockTimestamp:
+    return BlockTimestamp(
+        int.from_bytes(encoded[:8], "big"),
+        ClientId(encoded[8 : 8 + CLIENT_ID_BYTES]),
+        Digest(encoded[8 + CLIENT_ID_BYTES :]),
+    )
