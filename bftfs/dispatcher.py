@@ -1,0 +1,144 @@
+"""From message to reply, in the one order that is safe: step, commit, send.
+
+The dispatcher is sans-IO: a node hosts it on LMDB and sockets, the simulator on a simulated disk and
+network. Its host collects what has arrived into a batch, and for each batch
+
+1. opens the store, calls `resume` and then `handle` for every message,
+2. commits what they wrote,
+3. and only then sends what `outbox` holds.
+
+A request that wants something from peers is parked, and stepped again from the beginning when it has
+come: nothing of a step survives but the store. Requests that want the same thing share it.
+
+Concurrency: one thread. `handle` and `resume` run inside a batch; the completion of a wanted
+conversation may come at any time, and only queues its writes for the next batch.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+from bftfs import limits
+from bftfs.engine import Engine
+from bftfs.envelope import Refused
+from bftfs.step import Sender, Server, Want
+from bftfs.storage import StorageView, Write
+
+MOST_STEPS = 8  # of one request: the first and those after something wanted has come
+
+
+class Batch(StorageView, Protocol):
+    """A view of the store that takes writes; they become visible at once, durable at commit."""
+
+    def apply(self, writes: list[Write]) -> None:
+        """Apply `writes` in order."""
+
+
+@dataclass(slots=True)
+class Parked:
+    """A request and how often it has been stepped."""
+
+    origin: Any  # whatever the host needs to send the reply
+    sender: Sender
+    number: int
+    message: Any
+    body: bytes | memoryview
+    steps: int = 0
+
+
+class Outgoing(NamedTuple):
+    """A reply that may be sent once the batch is committed."""
+
+    origin: Any
+    number: int
+    message: Any
+    body: bytes | memoryview
+
+
+class Dispatcher:
+    """Serves requests with the protocols' servers, on whatever store and network its host has."""
+
+    def __init__(self, *, servers: Mapping[type, Server], engine: Engine) -> None:
+        self._servers = servers  # by message class
+        self._engine = engine
+        self._waiting: dict[bytes, list[Parked]] = {}  # by the key of what they want
+        self._supplied: deque[tuple[bytes, list[Write] | None]] = deque()
+        self.parked = 0
+        self.outbox: list[Outgoing] = []
+        self.on_supply: Callable[[], None] = lambda: None  # tells the host that a batch is due
+
+    @property
+    def has_supplies(self) -> bool:
+        """Whether the next batch has something to do besides new requests."""
+        return bool(self._supplied)
+
+    def handle(
+        self,
+        batch: Batch,
+        *,
+        origin: Any,
+        sender: Sender,
+        number: int,
+        message: Any,
+        body: bytes | memoryview,
+        now_us: int,
+    ) -> None:
+        """Step one request; its reply is in `outbox`, or will be in a later batch's."""
+        self._step(batch, Parked(origin, sender, number, message, body), now_us)
+
+    def resume(self, batch: Batch, now_us: int) -> None:
+        """Apply what has been supplied since the last batch and step what waited for it."""
+        for _ in range(len(self._supplied)):
+            key, writes = self._supplied.popleft()
+            waiting = self._waiting.pop(key, [])
+            self.parked -= len(waiting)
+            if writes is None:
+                for request in waiting:
+                    self._refuse(request, errno.EAGAIN, "peers did not supply what the node lacks")
+                continue
+            batch.apply(writes)
+            for request in waiting:
+                self._step(batch, request, now_us)
+
+    def _step(self, batch: Batch, request: Parked, now_us: int) -> None:
+        server = self._servers.get(type(request.message))
+        if server is None:
+            self._refuse(request, errno.EOPNOTSUPP, "no such request")
+            return
+        request.steps += 1
+        ready = server.step(batch, request.sender, request.message, request.body, now_us)
+        if ready.wants:
+            self._park(batch, request, ready.wants[0])
+            return
+        if ready.writes:
+            batch.apply(ready.writes)
+        self.outbox.append(Outgoing(request.origin, request.number, ready.reply, ready.body))
+
+    def _park(self, batch: Batch, request: Parked, want: Want) -> None:
+        if self.parked >= limits.PARKED_REQUESTS:
+            self._refuse(request, errno.EAGAIN, "too many requests wait for object sync")
+            return
+        if request.steps >= MOST_STEPS:
+            self._refuse(request, errno.EAGAIN, "what the node lacks keeps changing")
+            return
+        # The body may lie in a buffer that the host uses again for the next batch.
+        request.body = bytes(request.body)
+        self.parked += 1
+        waiting = self._waiting.get(want.key)
+        if waiting is not None:
+            waiting.append(request)
+            return
+        self._waiting[want.key] = [request]
+        key = want.key
+        self._engine.start(want.fetch(batch), lambda writes, _error: self._supply(key, writes))
+
+    def _supply(self, key: bytes, writes: list[Write] | None) -> None:
+        self._supplied.append((key, writes))
+        self.on_supply()
+
+    def _refuse(self, request: Parked, code: int, reason: str) -> None:
+        self.outbox.append(Outgoing(request.origin, request.number, Refused(code, reason), b""))

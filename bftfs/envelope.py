@@ -1,0 +1,36 @@
+"""The closed unions of everything that may be asked and answered between principals.
+
+Each protocol declares its own messages; this module adds the few that belong to no protocol, and
+joins them. Tags: Q/U requests 0x10, replies 0x20; PASIS requests 0x30, replies 0x40; these 0x50.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from msgspec import Meta
+
+from bftfs.wire.codec import Message
+
+
+class Refused(Message, frozen=True, tag=0x50):
+    """The node does not serve the request: `code` is an errno, `reason` is for people."""
+
+    code: Annotated[int, Meta(ge=1, le=4095)]
+    reason: Annotated[str, Meta(max_length=512)]
+
+
+class HealthRequest(Message, frozen=True, tag=0x51):
+    """How is the node?"""
+
+
+class HealthReply(Message, frozen=True, tag=0x52):
+    """The node's own account of itself."""
+
+    pid: int
+    uptime_us: int
+    healthy: bool
+    reasons: tuple[Annotated[str, Meta(max_length=512)], ...]  # why it is degraded, if it is
+    store_bytes: int
+    requests: int
+    memory_bytes: int

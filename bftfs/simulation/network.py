@@ -1,0 +1,102 @@
+"""The simulated network: delay, loss, duplication, reordering and partitions, drawn from the world.
+
+Every message passes the real codec: it is encoded where it is sent and decoded, strictly, where it
+arrives. Origins are authentic, as on the real channel; contents are whatever the sender made them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+from typing import Any
+
+from bftfs.simulation.world import World
+from bftfs.wire.codec import encode
+
+Endpoint = Hashable
+Receiver = Callable[[Endpoint, int, bytes, bytes], None]  # source, number, metadata, body
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkFaults:
+    """How badly the network behaves. Probabilities are per message."""
+
+    loss: float = 0.0
+    duplication: float = 0.0
+    delay_us: tuple[int, int] = (50, 500)  # drawn uniformly: wide bounds reorder
+    straggling: float = 0.0  # probability of a delay a hundred times as long
+
+
+@dataclass(slots=True)
+class Traffic:
+    """What happened on the network so far."""
+
+    sent: int = 0
+    delivered: int = 0
+    lost: int = 0
+    duplicated: int = 0
+    cut: int = 0
+    bytes: int = 0
+
+
+class Network:
+    """Carries messages between endpoints of one world."""
+
+    def __init__(self, world: World, faults: NetworkFaults) -> None:
+        self._world = world
+        self.faults = faults
+        self.traffic = Traffic()
+        self._receivers: dict[Endpoint, Receiver] = {}
+        self._islands: dict[Endpoint, int] = {}  # endpoint -> the side of the partition it is on
+
+    def attach(self, endpoint: Endpoint, receiver: Receiver) -> None:
+        """Messages to `endpoint` go to `receiver` from now on."""
+        self._receivers[endpoint] = receiver
+
+    def detach(self, endpoint: Endpoint) -> None:
+        """Messages to `endpoint` are lost from now on."""
+        self._receivers.pop(endpoint, None)
+
+    def partition(self, islands: dict[Endpoint, int]) -> None:
+        """Let only endpoints on the same side talk; those not named are on side 0."""
+        self._islands = islands
+
+    def heal(self) -> None:
+        """End the partition."""
+        self._islands = {}
+
+    def send(
+        self, source: Endpoint, target: Endpoint, number: int, message: Any, body: bytes = b""
+    ) -> None:
+        """Encode `message` and carry it, perhaps."""
+        metadata = encode(message)
+        payload = bytes(body)
+        traffic, world, faults = self.traffic, self._world, self.faults
+        traffic.sent += 1
+        traffic.bytes += len(metadata) + len(payload)
+        copies = 1
+        if faults.duplication and world.chance(faults.duplication):
+            copies = 2
+            traffic.duplicated += 1
+        for _ in range(copies):
+            if faults.loss and world.chance(faults.loss):
+                traffic.lost += 1
+                continue
+            delay = world.random.randint(*faults.delay_us)
+            if faults.straggling and world.chance(faults.straggling):
+                delay *= 100
+            world.after(delay, lambda: self._arrive(source, target, number, metadata, payload))
+
+    def _arrive(
+        self, source: Endpoint, target: Endpoint, number: int, metadata: bytes, body: bytes
+    ) -> None:
+        islands = self._islands
+        if islands and islands.get(source, 0) != islands.get(target, 0):
+            self.traffic.cut += 1
+            return
+        receiver = self._receivers.get(target)
+        if receiver is None:
+            self.traffic.lost += 1
+            return
+        self.traffic.delivered += 1
+        receiver(source, number, metadata, body)

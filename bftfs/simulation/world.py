@@ -1,0 +1,51 @@
+"""A deterministic world: one agenda, virtual time, one source of randomness.
+
+Everything that happens in a simulation happens because the agenda says so, in the order of (time,
+sequence number); every random choice comes from the world's generator. A seed therefore replays,
+in any process.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable
+from itertools import count
+from random import Random
+
+START_US = 1_700_000_000_000_000  # the wall clock when a simulation starts
+
+
+class World:
+    """Virtual time, the agenda and the generator."""
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+        self.random = Random(seed)
+        self.now_us = 0
+        self.events = 0
+        self._agenda: list[tuple[int, int, Callable[[], None]]] = []
+        self._sequence = count()
+
+    def after(self, delay_us: int, action: Callable[[], None]) -> None:
+        """Do `action` when `delay_us` microseconds have passed."""
+        heapq.heappush(self._agenda, (self.now_us + delay_us, next(self._sequence), action))
+
+    def run(self, *, until: Callable[[], bool], most_events: int) -> bool:
+        """Let things happen until `until()`; False if the agenda or `most_events` ran out first."""
+        agenda = self._agenda
+        last = self.events + most_events
+        while not until():
+            if not agenda or self.events >= last:
+                return False
+            self.now_us, _, action = heapq.heappop(agenda)
+            self.events += 1
+            action()
+        return True
+
+    def draw(self, bound: int) -> int:
+        """A random integer in [0, bound)."""
+        return self.random.randrange(bound)
+
+    def chance(self, probability: float) -> bool:
+        """True with this probability; draws even if the answer is certain, to keep seeds stable."""
+        return self.random.random() < probability
