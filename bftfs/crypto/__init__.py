@@ -1,0 +1,1 @@
+"""Digests, keys, authenticators and ciphers; every primitive has one named use."""

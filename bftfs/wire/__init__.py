@@ -1,0 +1,1 @@
+"""Messages as bytes: the canonical codec, bounded frames, and the authenticated channel."""

@@ -1,0 +1,293 @@
+"""An authenticated channel between a principal and a node: bytes in, frames out, no I/O.
+
+    principal → node   HELLO    cluster id, the node meant, public key, nonce
+    node → principal   WELCOME  nonce
+    principal → node   REQUEST …          node → principal   REPLY …
+
+Both ends hold a static key that the cluster description lists. Session keys, one per direction,
+derive from their pairwise secret and from everything that names the session: cluster, node, both
+public keys, both nonces. A MAC under them proves possession of the secret key *and* freshness:
+WELCOME proves the node, the first request proves the principal; until then nothing is delivered.
+HELLO itself carries a MAC under the static secret, so that a node spends nothing on strangers.
+
+A MAC covers the frame's position in its direction's stream, its header and its metadata. So frames
+cannot be dropped, repeated, reordered or moved to another session. Bodies are fragments and are
+covered by their digests in the metadata.
+
+**Invariants.** A frame is delivered only after its MAC has been checked. Any PeerFault raised here
+ends the session: its host closes the connection.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from struct import Struct
+from typing import Generic, Protocol, TypeVar
+
+from bftfs import limits
+from bftfs.crypto.keys import PUBLIC_KEY_BYTES, Identity, pairwise_key
+from bftfs.errors import InvalidAuthenticator, ProtocolViolation
+from bftfs.identifiers import NodeId
+from bftfs.wire.framing import HEADER, MAC_BYTES, MAGIC, Frame, FrameKind, FrameParser
+
+NONCE_BYTES = 32
+
+_HELLO = Struct(f"!16sH{PUBLIC_KEY_BYTES}s{NONCE_BYTES}s")
+_SEQUENCED_HEADER = Struct("!Q" + HEADER.format.lstrip("!"))
+_SEQUENCE_BYTES = 8
+
+Principal = TypeVar("Principal")
+Principal_co = TypeVar("Principal_co", covariant=True)
+
+
+class Membership(Protocol[Principal_co]):
+    """What a node's end must know of its cluster; a `ClusterDescription` is one."""
+
+    @property
+    def cluster_id(self) -> bytes:
+        """16 bytes that no other cluster has."""
+
+    @property
+    def view(self) -> int:
+        """The number of the membership's epoch."""
+
+    def principal(self, public_key: bytes) -> Principal_co | None:
+        """Who holds `public_key`, if the cluster knows it."""
+
+
+class _Stream:
+    """One direction of a session: makes or checks the MACs of successive frames."""
+
+    __slots__ = ("_keyed", "_sequence", "_view")
+
+    def __init__(self, key: bytes, view: int) -> None:
+        self._keyed = hashlib.blake2b(key=key, digest_size=MAC_BYTES, person=b"bftfs.frame")
+        self._sequence = 0
+        self._view = view
+
+    def seal(
+        self, kind: int, number: int, metadata: bytes, body: bytes | bytearray | memoryview
+    ) -> list[bytes | bytearray | memoryview]:
+        header = _SEQUENCED_HEADER.pack(
+            self._sequence, MAGIC, kind, 0, 0, self._view, number, len(metadata), len(body)
+        )
+        self._sequence += 1
+        state = self._keyed.copy()
+        state.update(header)
+        state.update(metadata)
+        sealed = b"".join((header[_SEQUENCE_BYTES:], state.digest(), metadata))
+        return [sealed, body] if len(body) else [sealed]
+
+    def check(self, frame: Frame) -> None:
+        state = self._keyed.copy()
+        state.update(self._sequence.to_bytes(_SEQUENCE_BYTES, "big") + frame.header)
+        state.update(frame.metadata)
+        if not hmac.compare_digest(state.digest(), frame.mac):
+            raise InvalidAuthenticator(f"frame {self._sequence} has a MAC that does not match")
+        if frame.view != self._view:
+            raise ProtocolViolation(f"a frame of view {frame.view} in view {self._view}")
+        self._sequence += 1
+
+
+def _stream(
+    pairwise: bytes, hello: bytes, *, responder: bytes, nonce: bytes, view: int, tag: bytes
+) -> _Stream:
+    """`hello` names cluster, node, initiator and its nonce; `responder` is the node's key."""
+    key = hashlib.blake2b(
+        hello + responder + nonce, key=pairwise, digest_size=32, person=tag
+    ).digest()
+    return _Stream(key, view)
+
+
+def _seal_hello(pairwise: bytes, hello: bytes, responder: bytes, view: int) -> _Stream:
+    return _stream(pairwise, hello, responder=responder, nonce=b"", view=view, tag=b"bftfs.hello")
+
+
+def _session(
+    pairwise: bytes, hello: bytes, *, responder: bytes, nonce: bytes, view: int
+) -> tuple[_Stream, _Stream]:
+    """The streams of requests and of replies."""
+    return (
+        _stream(
+            pairwise, hello, responder=responder, nonce=nonce, view=view, tag=b"bftfs.requests"
+        ),
+        _stream(pairwise, hello, responder=responder, nonce=nonce, view=view, tag=b"bftfs.replies"),
+    )
+
+
+class ClientChannel:
+    """The initiating end: a client's, or a node's that asks its peers."""
+
+    __slots__ = (
+        "_hello",
+        "_identity",
+        "_node_public_key",
+        "_pairwise",
+        "_parser",
+        "_replies",
+        "_requests",
+        "_view",
+        "established",
+        "node",
+    )
+
+    def __init__(
+        self,
+        *,
+        identity: Identity,
+        node: NodeId,
+        node_public_key: bytes,
+        cluster_id: bytes,
+        view: int,
+        nonce: bytes,
+    ) -> None:
+        if len(nonce) != NONCE_BYTES:
+            raise ValueError(f"a nonce has {NONCE_BYTES} bytes, not {len(nonce)}")
+        self.node = node
+        self.established = False  # whether the node has proven who it is; requests may be sent
+        self._identity = identity
+        self._node_public_key = node_public_key
+        self._view = view
+        self._hello = _HELLO.pack(cluster_id, node, identity.public_key, nonce)
+        self._pairwise = pairwise_key(identity, node_public_key, purpose="channel")
+        self._parser = FrameParser(metadata_limit=NONCE_BYTES, body_limit=0)
+        self._requests: _Stream | None = None
+        self._replies: _Stream | None = None
+
+    def opening(self) -> bytes:
+        """What is sent first."""
+        stream = _seal_hello(self._pairwise, self._hello, self._node_public_key, self._view)
+        return bytes(stream.seal(FrameKind.HELLO, 0, self._hello, b"")[0])
+
+    def receive(self, data: bytes) -> list[Frame]:
+        """The replies that `data` completes. Raises PeerFault."""
+        frames = self._parser.feed(data)
+        if not self.established and frames:
+            self._welcome(frames.pop(0))
+        replies = self._replies
+        for frame in frames:
+            if replies is None or frame.kind != FrameKind.REPLY:
+                raise ProtocolViolation(f"a frame of kind {frame.kind} where a reply is due")
+            replies.check(frame)
+        return frames
+
+    def seal_request(
+        self, number: int, metadata: bytes, body: bytes | bytearray | memoryview = b""
+    ) -> list[bytes | bytearray | memoryview]:
+        """The buffers to send, in order, for one request. `body` is not copied.
+
+        Requires: the channel is established. The frames are sent in the order they are sealed.
+        """
+        assert self._requests is not None
+        return self._requests.seal(FrameKind.REQUEST, number, metadata, body)
+
+    def _welcome(self, frame: Frame) -> None:
+        if frame.kind != FrameKind.WELCOME or len(frame.metadata) != NONCE_BYTES:
+            raise ProtocolViolation(f"a frame of kind {frame.kind} where WELCOME is due")
+        self._requests, replies = _session(
+            self._pairwise,
+            self._hello,
+            responder=self._node_public_key,
+            nonce=frame.metadata,
+            view=self._view,
+        )
+        replies.check(frame)
+        self._replies = replies
+        self._parser.metadata_limit = limits.FRAME_METADATA_BYTES
+        self._parser.body_limit = limits.FRAME_BODY_BYTES
+        self.established = True
+
+
+class ServerChannel(Generic[Principal]):
+    """A node's end of a connection that it has accepted."""
+
+    __slots__ = (
+        "_claimed",
+        "_identity",
+        "_membership",
+        "_node",
+        "_nonce",
+        "_output",
+        "_parser",
+        "_replies",
+        "_requests",
+        "peer",
+    )
+
+    def __init__(
+        self,
+        *,
+        identity: Identity,
+        node: NodeId,
+        cluster: Membership[Principal],
+        nonce: bytes,
+    ) -> None:
+        if len(nonce) != NONCE_BYTES:
+            raise ValueError(f"a nonce has {NONCE_BYTES} bytes, not {len(nonce)}")
+        self.peer: Principal | None = None  # set once the other end has proven who it is
+        self._claimed: Principal | None = None
+        self._identity = identity
+        self._node = node
+        self._membership = cluster
+        self._nonce = nonce
+        self._output: list[bytes] = []
+        # A stranger may make us keep the bytes of one HELLO, and no more.
+        self._parser = FrameParser(metadata_limit=_HELLO.size, body_limit=0)
+        self._requests: _Stream | None = None
+        self._replies: _Stream | None = None
+
+    def receive(self, data: bytes) -> list[Frame]:
+        """The authentic requests that `data` completes. Raises PeerFault.
+
+        Ensures: `peer` is set if any are returned.
+        """
+        frames = self._parser.feed(data)
+        if self._requests is None and frames:
+            self._hello(frames.pop(0))
+        requests = self._requests
+        for frame in frames:
+            if requests is None or frame.kind != FrameKind.REQUEST:
+                raise ProtocolViolation(f"a frame of kind {frame.kind} where a request is due")
+            requests.check(frame)
+            self.peer = self._claimed
+        return frames
+
+    def pending_output(self) -> bytes:
+        """What the handshake wants sent, once."""
+        output = b"".join(self._output)
+        self._output.clear()
+        return output
+
+    def seal_reply(
+        self, number: int, metadata: bytes, body: bytes | bytearray | memoryview = b""
+    ) -> list[bytes | bytearray | memoryview]:
+        """The buffers to send, in order, for one reply. `body` is not copied.
+
+        Requires: a request has been received. The frames are sent in the order they are sealed.
+        """
+        assert self._replies is not None
+        return self._replies.seal(FrameKind.REPLY, number, metadata, body)
+
+    def _hello(self, frame: Frame) -> None:
+        if frame.kind != FrameKind.HELLO or len(frame.metadata) != _HELLO.size:
+            raise ProtocolViolation(f"a frame of kind {frame.kind} where HELLO is due")
+        cluster_id, node, public_key, _nonce = _HELLO.unpack(frame.metadata)
+        membership = self._membership
+        if cluster_id != membership.cluster_id:
+            raise ProtocolViolation(f"HELLO to another cluster, {cluster_id.hex()}")
+        if node != self._node:
+            raise ProtocolViolation(f"HELLO to node {node}")
+        self._claimed = membership.principal(public_key)
+        if self._claimed is None:
+            raise InvalidAuthenticator(f"HELLO with an unknown key, {public_key[:8].hex()}…")
+        view = membership.view
+        ours = self._identity.public_key
+        pairwise = pairwise_key(self._identity, public_key, purpose="channel")
+        _seal_hello(pairwise, frame.metadata, ours, view).check(frame)
+        self._requests, self._replies = _session(
+            pairwise, frame.metadata, responder=ours, nonce=self._nonce, view=view
+        )
+        self._output += map(bytes, self._replies.seal(FrameKind.WELCOME, 0, self._nonce, b""))
+        self._parser.metadata_limit = limits.FRAME_METADATA_BYTES
+        self._parser.body_limit = limits.FRAME_BODY_BYTES

@@ -1,0 +1,52 @@
+"""Canonical encoding and strict decoding of message classes.
+
+Messages are frozen msgspec structs on MessagePack, as arrays with an integer tag. MessagePack has
+several encodings of one integer, and msgspec fills in defaults for missing fields; a message is
+therefore only accepted if encoding it again gives the bytes received. What is hashed or
+authenticated then has exactly one encoding.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Generic, TypeVar
+
+import msgspec
+
+from bftfs import limits
+from bftfs.errors import MalformedMessage
+
+Decoded = TypeVar("Decoded")
+
+_ENCODER = msgspec.msgpack.Encoder()
+
+
+class Value(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, gc=False):
+    """Base of everything that travels, whose strictness is inherited.
+
+    A message has a number of its own: `class Query(Value, frozen=True, tag=0x10)`.
+    """
+
+
+encode = _ENCODER.encode
+
+
+class Decoder(Generic[Decoded]):
+    """Decodes one message class or closed union; reusable."""
+
+    __slots__ = ("_decode", "_limit")
+
+    def __init__(self, kind: Any, *, limit: int = limits.FRAME_METADATA_BYTES) -> None:
+        self._decode = msgspec.msgpack.Decoder(kind).decode
+        self._limit = limit
+
+    def decode(self, encoded: bytes) -> Decoded:
+        """The message whose canonical encoding is `encoded`. Raises MalformedMessage."""
+        if len(encoded) > self._limit:
+            raise MalformedMessage(f"{len(encoded)} bytes where {self._limit} are the limit")
+        try:
+            message: Decoded = self._decode(encoded)
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+            raise MalformedMessage(str(error)) from None
+        if encode(message) != encoded:
+            raise MalformedMessage(f"a {type(message).__name__} that is not encoded canonically")
+        return message

@@ -1,0 +1,33 @@
+"""Types of message fields whose length or range is checked when they are decoded."""
+
+from __future__ import annotations
+
+from typing import Annotated, TypeAlias
+
+from msgspec import Meta
+
+from bftfs import limits
+from bftfs.crypto.digest import DIGEST_BYTES, Digest
+from bftfs.identifiers import (
+    BLOCK_ID_BYTES,
+    CLIENT_ID_BYTES,
+    OBJECT_ID_BYTES,
+    BlockId,
+    ClientId,
+    NodeId,
+    ObjectId,
+)
+
+NodeField: TypeAlias = Annotated[NodeId, Meta(ge=0, lt=limits.NODES)]
+ClientField: TypeAlias = Annotated[
+    ClientId, Meta(min_length=CLIENT_ID_BYTES, max_length=CLIENT_ID_BYTES)
+]
+ObjectField: TypeAlias = Annotated[
+    ObjectId, Meta(min_length=OBJECT_ID_BYTES, max_length=OBJECT_ID_BYTES)
+]
+BlockField: TypeAlias = Annotated[
+    BlockId, Meta(min_length=BLOCK_ID_BYTES, max_length=BLOCK_ID_BYTES)
+]
+DigestField: TypeAlias = Annotated[Digest, Meta(min_length=DIGEST_BYTES, max_length=DIGEST_BYTES)]
+TimeField: TypeAlias = Annotated[int, Meta(ge=0, lt=1 << 63)]  # microseconds since the epoch
+UserField: TypeAlias = Annotated[int, Meta(ge=0, lt=1 << 32)]  # a uid or gid
