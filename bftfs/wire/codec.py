@@ -21,10 +21,11 @@ _ENCODER = msgspec.msgpack.Encoder()
 
 
 class Value(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, gc=False):
-    """Base of everything that travels, whose strictness is inherited.
+    """Base of everything that travels, whose strictness is inherited."""
 
-    A message has a number of its own: `class Query(Value, frozen=True, tag=0x10)`.
-    """
+
+class Message(Value, frozen=True):
+    """Base of the messages; each has a number: `class Query(Message, frozen=True, tag=0x10)`."""
 
 
 encode = _ENCODER.encode
