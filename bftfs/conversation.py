@@ -98,3 +98,48 @@ class Draw(Effect[int]):
     """A random integer in [0, bound): serial numbers, back-off, identifiers."""
 
     bound: int
+
+
+class Event:
+    """Something that conversations wait for, announced by whoever brings it about.
+
+    An announcement wakes those that wait at that moment and is not remembered: who waits checks
+    first that there is something to wait for, and checks again when woken.
+    """
+
+    __slots__ = ("_waiting",)
+
+    def __init__(self) -> None:
+        self._waiting: dict[object, Callable[[], None]] = {}
+
+    def announce(self) -> None:
+        """Wake every waiting conversation; the driver resumes them after the one that runs now."""
+        waiting, self._waiting = self._waiting, {}
+        for wake in waiting.values():
+            wake()
+
+    def attach(self, waiter: object, wake: Callable[[], None]) -> None:
+        """For drivers: `wake` is called once, at the next announcement."""
+        self._waiting[waiter] = wake
+
+    def detach(self, waiter: object) -> None:
+        """For drivers: `waiter` was abandoned."""
+        self._waiting.pop(waiter, None)
+
+
+@dataclass(frozen=True, slots=True)
+class Wait(Effect[None]):
+    """Sleep until `event` is announced by another conversation or by the host."""
+
+    event: Event
+
+
+@dataclass(frozen=True, slots=True)
+class Spawn(Effect[None]):
+    """Start a conversation that nobody waits for; it begins when this one waits or ends.
+
+    It handles its own failures: one that escapes from it is a programming error, and the driver
+    raises it.
+    """
+
+    conversation: Callable[[], Conversation[None]]

@@ -5,7 +5,9 @@ engine: they carry its messages, feed it replies, and tell it when time has pass
 
 Concurrency: an engine belongs to one thread. It never blocks; `start`, `deliver` and `expire` run
 every conversation that they make ready until it waits again, and completion callbacks run inside
-them. A completion callback may start further conversations.
+them. A completion callback may start further conversations. What an announced event wakes, and what
+was spawned, runs after the conversation in progress has come to wait, so that no conversation is
+ever resumed (or cancelled) from inside another one's code.
 """
 
 from __future__ import annotations
@@ -22,11 +24,14 @@ from bftfs.conversation import (
     Conversation,
     Delivery,
     Draw,
+    Event,
     Now,
     Pause,
     Receive,
     Send,
+    Spawn,
     Together,
+    Wait,
 )
 from bftfs.identifiers import NodeId
 
@@ -40,6 +45,7 @@ class Running:
         "_engine",
         "children",
         "coroutine",
+        "event",
         "inbox",
         "outcome",
         "requests",
@@ -56,6 +62,7 @@ class Running:
         self.children: list[Running] = []
         self.timer = 0  # number of the timer that this conversation waits for, 0 if none
         self.waits = False  # whether it is in Receive
+        self.event: Event | None = None  # the event that it waits for
 
     def cancel(self) -> None:
         """Close the conversation and those it holds."""
@@ -88,12 +95,14 @@ class Engine:
         self._timers: list[tuple[int, int, Running]] = []
         self._timer_numbers = count(1)
         self._owner: dict[int, Running] = {}  # request number -> the conversation it belongs to
+        self._ready: deque[Running] = deque()  # woken by an event, or spawned and not yet begun
+        self._inside = False  # whether a conversation is being advanced
         self.unclaimed = 0  # replies that were late, repeated or never asked for
 
     def start(self, conversation: Conversation[Any], outcome: Outcome) -> Running:
         """Run `conversation` until it waits; `outcome(result, error)` is called when it ends."""
         running = Running(self, conversation, outcome)
-        self._advance(running, None)
+        self._enter(running, None)
         return running
 
     def deliver(
@@ -108,7 +117,7 @@ class Engine:
         if running.waits:
             running.waits = False
             running.timer = 0
-            self._advance(running, delivery)
+            self._enter(running, delivery)
         else:
             running.inbox.append(delivery)
 
@@ -128,12 +137,15 @@ class Engine:
             if running.timer == number:
                 running.timer = 0
                 running.waits = False
-                self._advance(running, None)
+                self._enter(running, None)
 
     def forget(self, running: Running) -> None:
         """Drop all that is registered for `running`."""
         running.timer = 0
         running.waits = False
+        if running.event is not None:
+            running.event.detach(running)
+            running.event = None
         for number in running.requests:
             self._owner.pop(number, None)
         running.requests.clear()
@@ -144,6 +156,27 @@ class Engine:
         number = next(self._timer_numbers)
         running.timer = number
         heapq.heappush(self._timers, (self._monotonic_us() + duration_us, number, running))
+
+    def _enter(self, running: Running, answer: Any) -> None:
+        """Advance `running`, then all that became ready meanwhile."""
+        if self._inside:
+            self._advance(running, answer)
+            return
+        self._inside = True
+        try:
+            self._advance(running, answer)
+            while self._ready:
+                self._advance(self._ready.popleft(), None)
+        finally:
+            self._inside = False
+
+    def _wake(self, running: Running) -> None:
+        """The event that `running` waits for was announced."""
+        running.event = None
+        if self._inside:
+            self._ready.append(running)
+        else:
+            self._enter(running, None)
 
     def _finish(self, running: Running, result: Any, error: BaseException | None) -> None:
         self.forget(running)
@@ -193,6 +226,13 @@ class Engine:
             elif kind is Pause:
                 self._set_timer(running, effect.duration_us)
                 return
+            elif kind is Wait:
+                running.event = effect.event
+                effect.event.attach(running, partial(self._wake, running))
+                return
+            elif kind is Spawn:
+                self._ready.append(Running(self, effect.conversation(), _raise_failure))
+                answer = None
             elif kind is Together:
                 if not effect.conversations:
                     answer = ()
@@ -239,6 +279,12 @@ class Engine:
             self._advance(parent, tuple(results))
         else:
             self._advance(parent, None, state.error)
+
+
+def _raise_failure(_: None, error: BaseException | None) -> None:
+    """The outcome of a spawned conversation: nobody else would hear of its failure."""
+    if error is not None:
+        raise error
 
 
 class _Held:

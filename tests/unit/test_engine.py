@@ -6,7 +6,18 @@ from typing import Any
 
 import pytest
 
-from bftfs.conversation import Compute, Draw, Now, Pause, Receive, Send, Together
+from bftfs.conversation import (
+    Compute,
+    Draw,
+    Event,
+    Now,
+    Pause,
+    Receive,
+    Send,
+    Spawn,
+    Together,
+    Wait,
+)
 from bftfs.engine import Engine
 from bftfs.identifiers import NodeId
 
@@ -187,3 +198,98 @@ def test_awaiting_anything_but_an_effect_is_an_error_in_the_conversation(host: H
     ((result, error),) = host.outcomes
     assert result is None
     assert isinstance(error, TypeError)
+
+
+def test_an_announcement_wakes_all_that_wait_in_order_and_is_not_remembered(host: Host) -> None:
+    event = Event()
+    woken: list[str] = []
+
+    async def waiting(name: str) -> None:
+        await Wait(event)
+        woken.append(name)
+
+    host.start(waiting("a"))
+    host.start(waiting("b"))
+    assert woken == []
+    event.announce()
+    assert woken == ["a", "b"]
+    host.start(waiting("late"))
+    assert woken == ["a", "b"]
+
+
+def test_what_is_woken_runs_after_the_conversation_that_announced(host: Host) -> None:
+    event = Event()
+    order: list[str] = []
+
+    async def waiting() -> None:
+        await Wait(event)
+        order.append("woken")
+
+    async def announcing() -> None:
+        event.announce()
+        order.append("announcer goes on")
+
+    host.start(waiting())
+    host.start(announcing())
+    assert order == ["announcer goes on", "woken"]
+
+
+def test_a_child_may_wake_a_sibling_whose_failure_cancels_it(host: Host) -> None:
+    event = Event()
+
+    async def failing() -> None:
+        await Wait(event)
+        raise ValueError("woken")
+
+    async def announcing() -> None:
+        event.announce()
+        await ask(0)
+
+    async def main() -> None:
+        await Together((failing, announcing))
+
+    host.start(main())
+    ((_, error),) = host.outcomes
+    assert isinstance(error, ValueError)
+
+
+def test_a_cancelled_waiter_is_not_woken(host: Host) -> None:
+    event = Event()
+
+    async def waiting() -> None:
+        await Wait(event)
+
+    host.start(waiting()).cancel()
+    event.announce()
+    assert host.outcomes == []
+
+
+def test_a_spawned_conversation_outlives_the_one_that_started_it(host: Host) -> None:
+    answers: list[Any] = []
+
+    async def background() -> None:
+        answers.append(await ask(4))
+
+    async def main() -> str:
+        await Spawn(background)
+        assert host.sent == []
+        return "done"
+
+    host.start(main())
+    assert host.outcomes == [("done", None)]
+    host.answer(0, "later")
+    assert answers == ["later"]
+
+
+def test_a_failure_that_escapes_from_a_spawned_conversation_reaches_the_host(host: Host) -> None:
+    async def background() -> None:
+        raise ValueError("unhandled")
+
+    async def main() -> None:
+        await Spawn(background)
+
+    with pytest.raises(ValueError, match="unhandled"):
+        host.start(main())
+    host.start(ask(0))  # the engine goes on
+    host.answer(0, "yes")
+    assert host.outcomes[-1] == ("yes", None)
