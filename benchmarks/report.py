@@ -1,0 +1,153 @@
+"""Tables, made from results."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.measurement import Measure, Spread
+from benchmarks.processes import ProcessUse
+from benchmarks.result import Result, TargetDescription, summary
+
+_WIDTH_OF_A_FILE = 140
+
+
+def console() -> Console:
+    """Where tables are printed: as wide as the terminal, or wide enough in a file."""
+    terminal = Console()
+    return terminal if terminal.is_terminal else Console(width=_WIDTH_OF_A_FILE)
+
+
+def show(result: Result, console: Console) -> None:
+    """Print everything that a reader of one result wants to see first."""
+    _describe(result, console)
+    console.print(_figures(result))
+    if any(sample.processes for sample in result.samples):
+        console.print(_processes(result))
+    for run in result.disturbances:
+        status = "did not end" if run.exit_status is None else f"exit status {run.exit_status}"
+        console.print(
+            f"round {run.round}: {run.after_s:.2f} s into {run.phase}: {run.command} ({status})",
+            markup=False,
+            highlight=False,
+        )
+    for note in result.notes:
+        console.print(f"note: {note}", markup=False, highlight=False)
+    for failure in result.failures:
+        console.print(
+            f"FAILED: {failure.target}, round {failure.round}, {failure.phase}: {failure.message}",
+            style="bold red",
+            markup=False,
+            highlight=False,
+        )
+
+
+def merge(result: Result, against: Result) -> Result:
+    """One result that compares the first target of two runs of one scenario."""
+    first = result.targets[0].name
+    second = against.targets[0].name
+    renamed = second if second != first else f"{second} (against)"
+    samples = [s for s in result.samples if s.target == first]
+    samples += [replace(s, target=renamed) for s in against.samples if s.target == second]
+    return replace(
+        result,
+        targets=(
+            result.targets[0],
+            TargetDescription(renamed, against.targets[0].filesystem),
+        ),
+        samples=tuple(samples),
+        failures=(*result.failures, *against.failures),
+        notes=tuple(dict.fromkeys((*result.notes, *against.notes))),
+    )
+
+
+def _describe(result: Result, console: Console) -> None:
+    machine = result.machine
+    commit = "no commit"
+    if result.commit is not None:
+        commit = result.commit.hash[:12] + (" and changes" if result.commit.modified else "")
+    console.print(f"{result.command}  ({result.started}, {commit})", markup=False, highlight=False)
+    console.print(
+        f"{machine.cores} x {machine.processor}, {machine.memory_mib} MiB,"
+        f" Linux {machine.kernel}, {machine.distribution}, Python {machine.python},"
+        f" load {machine.load_average}",
+        markup=False,
+        highlight=False,
+    )
+
+
+def _figures(result: Result) -> Table:
+    names = [target.name for target in result.targets]
+    rows = summary(result.samples, names)
+    table = Table(title=f"{result.scenario}: median (smallest – largest)")
+    table.add_column("phase")
+    if any(row.variant for row in rows):
+        table.add_column("of")
+    table.add_column("unit")
+    for target in result.targets:
+        kind = f"\n({target.filesystem.kind})" if target.filesystem else ""
+        table.add_column(target.name + kind, justify="right", overflow="fold")
+    if len(names) == 2:
+        table.add_column("time ratio", justify="right")
+    for row in rows:
+        cells = [row.phase]
+        if any(other.variant for other in rows):
+            cells.append(row.variant)
+        cells.append(row.measure)
+        cells += [_spread(spread, row.measure) for spread in row.spreads]
+        if len(names) == 2:
+            cells.append(_ratio(row.ratio))
+        table.add_row(*cells)
+    return table
+
+
+def _processes(result: Result) -> Table:
+    table = Table(title="processes: CPU in the phase (median), memory after it (largest)")
+    for heading in ("target", "phase", "of", "process"):
+        table.add_column(heading)
+    for heading in ("user s", "system s", "RSS MiB", "anonymous", "of files", "peak"):
+        table.add_column(heading, justify="right")
+    groups: dict[tuple[str, str, str, str], list[ProcessUse]] = {}
+    for sample in result.samples:
+        for use in sample.processes:
+            key = (sample.target, sample.phase, sample.variant, use.name)
+            groups.setdefault(key, []).append(use)
+    for key, uses in groups.items():
+        table.add_row(*key, *_use(uses))
+    return table
+
+
+def _use(uses: Sequence[ProcessUse]) -> list[str]:
+    alive = [use for use in uses if use.alive]
+    if not alive:
+        return ["gone", "", "", "", "", ""]
+
+    def mib(kib: int) -> str:
+        return f"{kib / 1024:.1f}"
+
+    return [
+        f"{Spread.of(use.user_s for use in alive).median:.2f}",
+        f"{Spread.of(use.system_s for use in alive).median:.2f}",
+        mib(max(use.resident_kib for use in alive)),
+        mib(max(use.anonymous_kib for use in alive)),
+        mib(max(use.file_backed_kib for use in alive)),
+        mib(max(use.peak_resident_kib for use in alive)),
+    ]
+
+
+def _spread(spread: Spread | None, measure: Measure) -> str:
+    if spread is None:
+        return "-"
+    figures = 3 if measure is Measure.SECONDS else 0
+    values = (spread.median, spread.minimum, spread.maximum)
+    median, low, high = (f"{value:,.{figures}f}" for value in values)
+    return median if spread.count == 1 else f"{median} ({low} – {high})"
+
+
+def _ratio(spread: Spread | None) -> str:
+    if spread is None:
+        return "-"
+    if spread.count == 1:
+        return f"{spread.median:.2f}"
+    return f"{spread.median:.2f} ({spread.minimum:.2f} – {spread.maximum:.2f})"

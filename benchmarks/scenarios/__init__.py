@@ -1,0 +1,1 @@
+"""One question per module: `run` measures through a session, `PHASES` names what it measures."""
