@@ -94,7 +94,8 @@ class Engine:
         self._numbers = count(first_request)
         self._timers: list[tuple[int, int, Running]] = []
         self._timer_numbers = count(1)
-        self._owner: dict[int, Running] = {}  # request number -> the conversation it belongs to
+        # request number -> the conversation it belongs to, and the only node that may answer it
+        self._owner: dict[int, tuple[Running, NodeId]] = {}
         self._ready: deque[Running] = deque()  # woken by an event, or spawned and not yet begun
         self._inside = False  # whether a conversation is being advanced
         self.unclaimed = 0  # replies that were late, repeated or never asked for
@@ -109,10 +110,12 @@ class Engine:
         self, node: NodeId, number: int, message: Any, body: bytes | memoryview = b""
     ) -> None:
         """A reply has come in. Replies that nobody waits for are counted and dropped."""
-        running = self._owner.pop(number, None)
-        if running is None:
+        owner = self._owner.get(number)
+        if owner is None or owner[1] != node:  # a liar must not use up another node's answer
             self.unclaimed += 1
             return
+        del self._owner[number]
+        running = owner[0]
         delivery = Delivery(node, number, message, body)
         if running.waits:
             running.waits = False
@@ -203,7 +206,7 @@ class Engine:
             kind = type(effect)
             if kind is Send:
                 number = next(self._numbers)
-                self._owner[number] = running
+                self._owner[number] = (running, effect.node)
                 running.requests.append(number)
                 self._send(effect.node, number, effect.message, effect.body)
                 answer = number

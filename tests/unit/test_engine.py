@@ -83,6 +83,14 @@ def test_late_repeated_and_unasked_replies_are_dropped_and_counted(host: Host) -
     assert host.engine.unclaimed == 2
 
 
+def test_a_node_cannot_answer_in_the_name_of_another(host: Host) -> None:
+    host.start(ask(3))
+    host.engine.deliver(NodeId(4), 1, "a lie")
+    assert host.outcomes == [] and host.engine.unclaimed == 1
+    host.answer(0, "answer")
+    assert host.outcomes == [("answer", None)]
+
+
 def test_replies_that_come_before_they_are_awaited_are_kept_in_order(host: Host) -> None:
     async def both() -> list[Any]:
         await Send(NodeId(0), "a")
