@@ -116,7 +116,8 @@ class Dispatcher:
             return
         if ready.writes:
             batch.apply(ready.writes)
-        self.outbox.append(Outgoing(request.origin, request.number, ready.reply, ready.body))
+        if ready.reply is not None:  # a correct server always replies
+            self.outbox.append(Outgoing(request.origin, request.number, ready.reply, ready.body))
 
     def _park(self, batch: Batch, request: Parked, want: Want) -> None:
         if self.parked >= limits.PARKED_REQUESTS:

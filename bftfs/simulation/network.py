@@ -8,13 +8,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
+from enum import Enum
 from typing import Any
 
 from bftfs.simulation.world import World
 from bftfs.wire.codec import encode
 
 Endpoint = Hashable
-Receiver = Callable[[Endpoint, int, bytes, bytes], None]  # source, number, metadata, body
+
+
+class Kind(Enum):
+    """What a message is to its receiver."""
+
+    REQUEST = "request"
+    REPLY = "reply"
+
+
+# What an endpoint does with a message: source, kind, request number, metadata, body.
+Receiver = Callable[[Endpoint, Kind, int, bytes, bytes], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +77,13 @@ class Network:
         self._islands = {}
 
     def send(
-        self, source: Endpoint, target: Endpoint, number: int, message: Any, body: bytes = b""
+        self,
+        source: Endpoint,
+        target: Endpoint,
+        kind: Kind,
+        number: int,
+        message: Any,
+        body: bytes | memoryview = b"",
     ) -> None:
         """Encode `message` and carry it, perhaps."""
         metadata = encode(message)
@@ -85,10 +102,18 @@ class Network:
             delay = world.random.randint(*faults.delay_us)
             if faults.straggling and world.chance(faults.straggling):
                 delay *= 100
-            world.after(delay, lambda: self._arrive(source, target, number, metadata, payload))
+            world.after(
+                delay, lambda: self._arrive(source, target, kind, number, metadata, payload)
+            )
 
     def _arrive(
-        self, source: Endpoint, target: Endpoint, number: int, metadata: bytes, body: bytes
+        self,
+        source: Endpoint,
+        target: Endpoint,
+        kind: Kind,
+        number: int,
+        metadata: bytes,
+        body: bytes,
     ) -> None:
         islands = self._islands
         if islands and islands.get(source, 0) != islands.get(target, 0):
@@ -99,4 +124,4 @@ class Network:
             self.traffic.lost += 1
             return
         self.traffic.delivered += 1
-        receiver(source, number, metadata, body)
+        receiver(source, kind, number, metadata, body)

@@ -1,0 +1,223 @@
+"""`bftfs cluster …`: make and change the description of a cluster (the administrator's work)."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from bftfs import cluster as description_files
+from bftfs.cli.processes import require_writable
+from bftfs.cluster import ClientEntry, ClusterDescription, Durability
+from bftfs.crypto.keys import (
+    VOLUME_KEY_BYTES,
+    Identity,
+    read_identity,
+    write_identity,
+    write_volume_key,
+)
+from bftfs.data_directory import DEFAULT_CLIENT, DataDirectory
+from bftfs.errors import UsageError
+from bftfs.step import Grant
+
+data_option = click.option(
+    "--data",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="The cluster's directory (cluster.toml, keys, nodes).",
+)
+
+# A socket's path may have 107 bytes; a data directory that lies deeper has its sockets elsewhere.
+_SOCKET_PATH_BYTES = 100
+
+
+@click.group()
+def cluster() -> None:
+    """Make a cluster, and say who may use it."""
+
+
+def smallest_cluster(*, t: int, b: int) -> int:
+    """How many nodes both protocols need for t faults, b of them Byzantine. [Q/U §4.3.3]"""
+    return 3 * t + 2 * b + 1
+
+
+def local_addresses(directory: DataDirectory, nodes: int, *, unique: str) -> list[str]:
+    """Unix socket addresses for nodes that all run on this machine."""
+    sockets = [directory.node(number).socket.absolute() for number in range(nodes)]
+    if any(len(os.fsencode(socket)) > _SOCKET_PATH_BYTES for socket in sockets):
+        short = Path(tempfile.gettempdir()) / f"bftfs-{unique}"
+        sockets = [short / f"{number}.socket" for number in range(nodes)]
+    return [f"unix:{socket}" for socket in sockets]
+
+
+def create_cluster(
+    directory: DataDirectory,
+    addresses: list[str] | None,
+    *,
+    nodes: int,
+    t: int,
+    b: int,
+    durability: Durability,
+) -> ClusterDescription:
+    """Make the files of a new cluster; `addresses` None means: all nodes on this machine."""
+    require_writable(directory.path, purpose="the cluster's files")
+    if directory.description.exists():
+        raise UsageError(
+            f"{directory.path}: a cluster is here already; use it with `bftfs up`, or choose "
+            "another directory"
+        )
+    directory.path.chmod(0o700)
+    if addresses is None:
+        addresses = local_addresses(directory, nodes, unique=os.urandom(4).hex())
+    made = description_files.create(addresses, t=t, b=b, draw=os.urandom, durability=durability)
+    write_identity(directory.administrator_key, made.administrator)
+    write_volume_key(directory.volume_key, os.urandom(VOLUME_KEY_BYTES))
+    for number, identity in enumerate(made.nodes):
+        node = directory.node(number)
+        node.path.mkdir(parents=True, exist_ok=True)
+        node.path.chmod(0o700)
+        write_identity(node.key, identity)
+    description = _with_new_client(directory, made.description, DEFAULT_CLIENT, Grant())
+    description_files.store(directory.description, description, made.administrator)
+    return description
+
+
+def _with_new_client(
+    directory: DataDirectory, description: ClusterDescription, name: str, grant: Grant
+) -> ClusterDescription:
+    key = directory.client_key(name)
+    identity = Identity.generate(os.urandom(32))
+    description = description.with_client(ClientEntry(name, identity.public_key, grant))
+    key.parent.mkdir(exist_ok=True)
+    key.parent.chmod(0o700)
+    write_identity(key, identity)
+    return description
+
+
+@cluster.command()
+@data_option
+@click.option(
+    "--node",
+    "addresses",
+    multiple=True,
+    metavar="ADDRESS",
+    help="One node's address, tcp:HOST:PORT or unix:/PATH; once per node, in order.",
+)
+@click.option("--b", "byzantine", type=click.IntRange(0), default=1, show_default=True)
+@click.option("--t", "faulty", type=click.IntRange(0), default=None, help="Default: b.")
+@click.option(
+    "--durability",
+    type=click.Choice([kind.value for kind in Durability]),
+    default=Durability.SYNC.value,
+    show_default=True,
+    help="sync: on stable storage before the reply; interval: synced every second.",
+)
+def init(
+    data: Path, addresses: tuple[str, ...], byzantine: int, faulty: int | None, durability: str
+) -> None:
+    """Make keys and the signed description of a cluster over several machines.
+
+    Then copy DATA/nodes/I and DATA/cluster.toml* to the machine of node I, and run
+    `bftfs node run` there.
+    """
+    t = byzantine if faulty is None else faulty
+    needed = smallest_cluster(t=t, b=byzantine)
+    if not addresses:
+        raise UsageError(
+            f"b={byzantine}, t={t} needs at least {needed} nodes; give each one's address with --node"
+        )
+    directory = DataDirectory(data.absolute())
+    description = create_cluster(
+        directory,
+        list(addresses),
+        nodes=len(addresses),
+        t=t,
+        b=byzantine,
+        durability=Durability(durability),
+    )
+    console = Console(highlight=False)
+    console.print(f"Cluster of {description.n} nodes described in {directory.description}")
+    console.print("On the machine of each node I, with a copy of these files:")
+    console.print(
+        f"  bftfs node run --data {directory.path}/nodes/I --cluster {directory.description}"
+    )
+    console.print("On each client's machine, as root or with `user_allow_other` in /etc/fuse.conf:")
+    console.print(f"  bftfs mount --data {directory.path} MOUNTPOINT")
+    console.print(f"Keep {directory.administrator_key} where nobody else can read it.")
+
+
+@cluster.command("add-client")
+@data_option
+@click.argument("name")
+@click.option(
+    "--uid",
+    "uids",
+    type=click.IntRange(0, 2**32 - 2),
+    multiple=True,
+    help="May act as this uid (repeat; default: any).",
+)
+@click.option("--read-only", is_flag=True, help="May not write.")
+def add_client(data: Path, name: str, uids: tuple[int, ...], read_only: bool) -> None:
+    """Give NAME a key and a grant, and sign the description anew."""
+    directory = DataDirectory.existing(data.absolute())
+    description = description_files.load(directory.description)
+    administrator = read_identity(directory.administrator_key)
+    grant = Grant(uids=uids or None, write=not read_only)
+    description = _with_new_client(directory, description, name, grant)
+    description_files.store(directory.description, description, administrator)
+    click.echo(f"Client {name}: key in {directory.client_key(name)}")
+    click.echo("Give the client that file, cluster.toml, cluster.toml.sig and volume.key.")
+    click.echo("Nodes on other machines need the new cluster.toml and cluster.toml.sig as well.")
+
+
+@cluster.command("remove-client")
+@data_option
+@click.argument("name")
+def remove_client(data: Path, name: str) -> None:
+    """Take NAME's right to connect away."""
+    directory = DataDirectory.existing(data.absolute())
+    description = description_files.load(directory.description).without_client(name)
+    description_files.store(
+        directory.description, description, read_identity(directory.administrator_key)
+    )
+    click.echo(f"Client {name} may not connect any more.")
+
+
+@cluster.command()
+@data_option
+def sign(data: Path) -> None:
+    """Sign cluster.toml after a change by hand."""
+    directory = DataDirectory.existing(data.absolute())
+    description = description_files.load_unsigned(directory.description)
+    description_files.store(
+        directory.description, description, read_identity(directory.administrator_key)
+    )
+    click.echo(f"Signed {directory.description}")
+
+
+@cluster.command()
+@data_option
+def show(data: Path) -> None:
+    """Print who is in the cluster."""
+    directory = DataDirectory.existing(data.absolute())
+    description = description_files.load(directory.description)
+    console = Console(highlight=False)
+    sizes, blocks = description.query_update, description.read_write
+    console.print(
+        f"cluster {description.cluster_id.hex()}: n={sizes.n} t={sizes.t} b={sizes.b}; "
+        f"Q/U q={sizes.q} r={sizes.r}; PASIS QC={blocks.QC} m={blocks.m}; "
+        f"durability {description.durability.value}"
+    )
+    table = Table("node", "address")
+    for member in description.members:
+        table.add_row(str(member.node), member.address)
+    console.print(table)
+    table = Table("client", "uids", "may write")
+    for entry in description.clients:
+        uids = "any" if entry.grant.uids is None else ", ".join(map(str, entry.grant.uids))
+        table.add_row(entry.name, uids, "yes" if entry.grant.write else "no")
+    console.print(table)

@@ -1,0 +1,185 @@
+"""`bftfs up` and `bftfs down`: a whole cluster and a mount on this machine."""
+
+from __future__ import annotations
+
+import shutil
+import socket
+import subprocess
+import time
+from pathlib import Path
+
+import click
+from rich.console import Console
+
+from bftfs import cluster as description_files
+from bftfs.cli.cluster import create_cluster, smallest_cluster
+from bftfs.cli.mount import mount_cluster, mounts_of, unmount_path
+from bftfs.cli.processes import is_running, last_words, pid_in, start_detached, stop
+from bftfs.cluster import ClusterDescription, Durability, UnixAddress, parse_address
+from bftfs.data_directory import DataDirectory
+from bftfs.errors import UsageError
+
+NODE_MODULE = "nodes"
+START_PATIENCE_S = 30.0
+
+
+@click.command()
+@click.option("--data", type=click.Path(path_type=Path), required=True, help="The cluster's files.")
+@click.option(
+    "--mount",
+    "mountpoint",
+    type=click.Path(path_type=Path),
+    help="Where to mount it (made if missing).",
+)
+@click.option("--nodes", type=click.IntRange(1), default=None, help="Default: 3t + 2b + 1.")
+@click.option(
+    "--b", "byzantine", type=click.IntRange(0), default=None, help="Byzantine faults. [1]"
+)
+@click.option("--t", "faulty", type=click.IntRange(0), default=None, help="Faults in all. [b]")
+@click.option(
+    "--durability",
+    type=click.Choice([kind.value for kind in Durability]),
+    default=None,
+    help="Of a new cluster: sync (default) or interval.",
+)
+@click.option("-o", "options", default="", help="Mount options, as of `bftfs mount`.")
+def up(
+    data: Path,
+    mountpoint: Path | None,
+    nodes: int | None,
+    byzantine: int | None,
+    faulty: int | None,
+    durability: str | None,
+    options: str,
+) -> None:
+    """Start a local cluster (made if there is none) and mount it.
+
+    Doing it twice is harmless: what runs goes on, what does not is started.
+    """
+    console = Console(highlight=False, soft_wrap=True)
+    directory = DataDirectory(data.absolute())
+    if directory.description.exists():
+        description = description_files.load(directory.description)
+        _refuse_other_sizes(description, nodes=nodes, b=byzantine, t=faulty)
+    else:
+        b = 1 if byzantine is None else byzantine
+        t = b if faulty is None else faulty
+        description = create_cluster(
+            directory,
+            None,
+            nodes=smallest_cluster(t=t, b=b) if nodes is None else nodes,
+            t=t,
+            b=b,
+            durability=Durability(durability or Durability.SYNC.value),
+        )
+        console.print(f"Made a cluster of {description.n} nodes in {directory.path}")
+    started = start_nodes(directory, description)
+    console.print(
+        f"{description.n} nodes are running ({started} started); "
+        f"any {description.t} may fail, {description.b} of them may lie"
+    )
+    if mountpoint is None:
+        return
+    mountpoint = mountpoint.absolute()
+    if mount_cluster(directory, mountpoint, options=options):
+        console.print(f"Mounted at {mountpoint}")
+    else:
+        console.print(f"Already mounted at {mountpoint}")
+    console.print("\nTry next:")
+    console.print(f"  echo hello > {mountpoint}/hello && cat {mountpoint}/hello")
+    console.print(f"  bftfs status --data {directory.path}")
+    console.print(
+        f"  kill -9 $(cat {directory.node(0).pid})   # any one node; the files stay readable and "
+        "writable; `bftfs up` again restarts it"
+    )
+    console.print(f"  bftfs down --data {directory.path}   # the data stays")
+
+
+def _refuse_other_sizes(
+    description: ClusterDescription, *, nodes: int | None, b: int | None, t: int | None
+) -> None:
+    for name, asked, there in (
+        ("nodes", nodes, description.n),
+        ("b", b, description.b),
+        ("t", t, description.t),
+    ):
+        if asked is not None and asked != there:
+            raise UsageError(
+                f"the cluster that is here has {name}={there}, not {asked}; leave --{name} out, or "
+                "make another cluster with another --data"
+            )
+
+
+def start_nodes(directory: DataDirectory, description: ClusterDescription) -> int:
+    """Start the nodes that do not run, and wait until all of them listen; how many were started."""
+    processes: dict[int, subprocess.Popen[bytes]] = {}
+    for member in description.members:
+        node = directory.node(member.node)
+        pid = pid_in(node.pid)
+        if pid is not None and is_running(pid, module=NODE_MODULE, directory=node.path):
+            continue
+        processes[member.node] = start_detached(
+            NODE_MODULE,
+            ["--data", str(node.path), "--cluster", str(directory.description)],
+            log=node.log,
+        )
+    deadline = time.monotonic() + START_PATIENCE_S
+    for member in description.members:
+        while not _listens(member.address):
+            process = processes.get(member.node)
+            log = directory.node(member.node).log
+            if process is not None and process.poll() is not None:
+                raise UsageError(
+                    f"node {member.node} stopped at once (exit code {process.returncode}); the end "
+                    f"of its log {log}:\n  {last_words(log)}",
+                    exit_code=1,
+                )
+            if time.monotonic() > deadline:
+                raise UsageError(
+                    f"node {member.node} does not answer at {member.address} after "
+                    f"{START_PATIENCE_S:.0f} s; the end of its log {log}:\n  {last_words(log)}",
+                    exit_code=1,
+                )
+            time.sleep(0.02)
+    return len(processes)
+
+
+def _listens(address: str) -> bool:
+    where = parse_address(address)
+    family = socket.AF_UNIX if isinstance(where, UnixAddress) else socket.AF_INET
+    target = where.path if isinstance(where, UnixAddress) else (where.host, where.port)
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.settimeout(1.0)
+        try:
+            probe.connect(target)
+        except OSError:
+            return False
+    return True
+
+
+@click.command()
+@click.option("--data", type=click.Path(path_type=Path), required=True, help="The cluster's files.")
+@click.option("--destroy", is_flag=True, help="Delete all of its data and keys afterwards.")
+def down(data: Path, destroy: bool) -> None:
+    """Unmount a local cluster and stop its nodes. The data stays."""
+    directory = DataDirectory.existing(data.absolute())
+    description = description_files.load(directory.description)
+    for mountpoint in mounts_of(directory):
+        unmount_path(directory, mountpoint)
+        click.echo(f"Unmounted {mountpoint}")
+    stopped = 0
+    for member in description.members:
+        node = directory.node(member.node)
+        pid = pid_in(node.pid)
+        if pid is None or not is_running(pid, module=NODE_MODULE, directory=node.path):
+            continue
+        if not stop(pid, module=NODE_MODULE, directory=node.path):
+            raise UsageError(
+                f"node {member.node} (process {pid}) does not stop; see its log {node.log}",
+                exit_code=1,
+            )
+        stopped += 1
+    click.echo(f"Stopped {stopped} nodes; the data is in {directory.path}")
+    if destroy:
+        shutil.rmtree(directory.path)
+        click.echo(f"Deleted {directory.path}")

@@ -1,0 +1,227 @@
+"""Nodes and clients of a simulated world: the real servers and conversations, hosted in it.
+
+A node collects what arrives into batches, steps them with the dispatcher that real nodes use,
+commits, and sends; it can crash at any of these points. A client runs conversations on the engine
+that the mount uses.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping
+from typing import Any
+
+from bftfs.conversation import Conversation
+from bftfs.dispatcher import Dispatcher
+from bftfs.engine import Engine, Outcome, Running
+from bftfs.envelope import REPLIES, REQUESTS
+from bftfs.errors import MalformedMessage
+from bftfs.identifiers import ClientId, NodeId
+from bftfs.simulation.disk import Disk
+from bftfs.simulation.network import Endpoint, Kind, Network
+from bftfs.simulation.world import START_US, World
+from bftfs.step import Sender, Server
+
+Servers = Mapping[type, Server]
+
+
+class Host:
+    """An endpoint with an engine: what nodes and clients have in common."""
+
+    def __init__(self, world: World, network: Network, endpoint: Endpoint, skew_us: int) -> None:
+        self.world = world
+        self.network = network
+        self.endpoint = endpoint
+        self.skew_us = skew_us
+        self._armed_us: int | None = None
+        self.malformed = 0
+        self.engine = self._new_engine()
+
+    def wall_clock_us(self) -> int:
+        """This principal's idea of the time."""
+        return START_US + self.world.now_us + self.skew_us
+
+    def _new_engine(self) -> Engine:
+        # Request numbers are drawn anew, so that replies to a former life are recognised as such.
+        return Engine(
+            send=self._send_request,
+            now_us=self.wall_clock_us,
+            monotonic_us=lambda: self.world.now_us,
+            draw=self.world.draw,
+            first_request=1 + self.world.draw(1 << 40),
+        )
+
+    def _send_request(
+        self, node: NodeId, number: int, message: Any, body: bytes | memoryview
+    ) -> None:
+        self.network.send(self.endpoint, node_endpoint(node), Kind.REQUEST, number, message, body)
+
+    def _deliver_reply(self, source: Endpoint, number: int, metadata: bytes, body: bytes) -> None:
+        try:
+            message = REPLIES.decode(metadata)
+        except MalformedMessage:
+            self.malformed += 1
+            return
+        self.engine.deliver(NodeId(source[1]), number, message, body)  # type: ignore[index]
+        self.arm()
+
+    def arm(self) -> None:
+        """See to it that the engine is woken at its next deadline."""
+        deadline = self.engine.next_deadline_us()
+        if deadline is None or (self._armed_us is not None and self._armed_us <= deadline):
+            return
+        self._armed_us = deadline
+        engine = self.engine
+        self.world.after(max(0, deadline - self.world.now_us), lambda: self._tick(engine))
+
+    def _tick(self, engine: Engine) -> None:
+        if engine is not self.engine:
+            return  # of a former life
+        self._armed_us = None
+        engine.expire()
+        self.arm()
+
+
+def node_endpoint(node: NodeId) -> Endpoint:
+    """Where messages to a node go."""
+    return ("node", node)
+
+
+class SimulatedNode(Host):
+    """A storage node: disk, servers, dispatcher, and the moments at which it may crash."""
+
+    def __init__(
+        self,
+        world: World,
+        network: Network,
+        node: NodeId,
+        *,
+        servers: Servers,
+        senders: Mapping[Endpoint, Sender],
+        skew_us: int = 0,
+        commit_us: tuple[int, int] = (20, 200),
+    ) -> None:
+        super().__init__(world, network, node_endpoint(node), skew_us)
+        self.node = node
+        self.disk = Disk()
+        self._servers = servers
+        self._senders = senders
+        self._commit_us = commit_us
+        self._inbox: deque[tuple[Endpoint, int, Any, bytes]] = deque()
+        self._batch_due = False
+        self.crash_before_commit = 0.0  # probabilities, per batch
+        self.crash_after_commit = 0.0
+        self.crashes = 0
+        self.up = False
+        self.start()
+
+    def start(self) -> None:
+        """Come up with nothing but the disk."""
+        self.engine = self._new_engine()
+        self._armed_us = None
+        self._inbox.clear()
+        self._batch_due = False
+        self.dispatcher = Dispatcher(servers=self._servers, engine=self.engine)
+        self.dispatcher.on_supply = self._due
+        self.network.attach(self.endpoint, self._receive)
+        self.up = True
+
+    def crash(self, *, down_us: int | None) -> None:
+        """Stop at once, losing all but what is committed; come back after `down_us`, or never."""
+        if not self.up:
+            return
+        self.up = False
+        self.crashes += 1
+        self.disk.crash()
+        self.network.detach(self.endpoint)
+        self.engine = self._new_engine()  # whatever the old one waits for is forgotten
+        if down_us is not None:
+            self.world.after(down_us, self.start)
+
+    def replace_servers(self, servers: Servers) -> None:
+        """Behave differently from now on (how a node turns Byzantine)."""
+        self._servers = servers
+        self.dispatcher = Dispatcher(servers=servers, engine=self.engine)
+        self.dispatcher.on_supply = self._due
+
+    def _receive(
+        self, source: Endpoint, kind: Kind, number: int, metadata: bytes, body: bytes
+    ) -> None:
+        if kind is Kind.REPLY:
+            self._deliver_reply(source, number, metadata, body)
+            return
+        try:
+            message = REQUESTS.decode(metadata)
+        except MalformedMessage:
+            self.malformed += 1
+            return
+        self._inbox.append((source, number, message, body))
+        self._due()
+
+    def _due(self) -> None:
+        if self._batch_due:
+            return
+        self._batch_due = True
+        engine = self.engine
+        self.world.after(self.world.random.randint(*self._commit_us), lambda: self._batch(engine))
+
+    def _batch(self, engine: Engine) -> None:
+        if engine is not self.engine or not self.up:
+            return
+        self._batch_due = False
+        dispatcher, now_us = self.dispatcher, self.wall_clock_us()
+        dispatcher.resume(self.disk, now_us)
+        while self._inbox:
+            source, number, message, body = self._inbox.popleft()
+            sender = self._senders.get(source)
+            if sender is not None:
+                dispatcher.handle(
+                    self.disk,
+                    origin=source,
+                    sender=sender,
+                    number=number,
+                    message=message,
+                    body=body,
+                    now_us=now_us,
+                )
+        if self.crash_before_commit and self.world.chance(self.crash_before_commit):
+            self.crash(down_us=self.world.random.randint(1_000, 2_000_000))
+            return
+        self.disk.commit()
+        if self.crash_after_commit and self.world.chance(self.crash_after_commit):
+            self.crash(down_us=self.world.random.randint(1_000, 2_000_000))
+            return
+        outbox, dispatcher.outbox = dispatcher.outbox, []
+        for reply in outbox:
+            self.network.send(
+                self.endpoint, reply.origin, Kind.REPLY, reply.number, reply.message, reply.body
+            )
+        self.arm()
+
+
+class SimulatedClient(Host):
+    """A client: an engine that runs conversations."""
+
+    def __init__(
+        self, world: World, network: Network, client: ClientId, *, skew_us: int = 0
+    ) -> None:
+        super().__init__(world, network, ("client", client), skew_us)
+        self.client = client
+        network.attach(self.endpoint, self._receive)
+
+    def start(self, conversation: Conversation[Any], outcome: Outcome) -> Running:
+        """Run a conversation; `outcome(result, error)` when it ends."""
+        running = self.engine.start(conversation, outcome)
+        self.arm()
+        return running
+
+    def crash(self) -> None:
+        """Forget every conversation; nothing more is heard of them."""
+        self.engine = self._new_engine()
+        self._armed_us = None
+
+    def _receive(
+        self, source: Endpoint, kind: Kind, number: int, metadata: bytes, body: bytes
+    ) -> None:
+        if kind is Kind.REPLY:
+            self._deliver_reply(source, number, metadata, body)
