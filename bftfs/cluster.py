@@ -51,8 +51,13 @@ CLUSTER_ID_BYTES = 16
 
 _CLIENTS = 4096
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")  # also the name of a key file
+_TCP = re.compile(
+    r"tcp:(?:(?P<host>[A-Za-z0-9._-]+)|\[(?P<six>[0-9A-Fa-f:.]+)\]):(?P<port>[0-9]{1,5})", re.ASCII
+)
 _UNIX_PATH_BYTES = 107  # sun_path of Linux, without its final zero
+_SIGNATURES = 2  # in a signature file: of the description, and of the one that it replaced
 _SIGNED = b"bftfs cluster description 1\x00"
+_NO_GRANT = Grant(uids=(), write=False)  # a node acts for no user
 _COMMENT = (
     "# A bftfs cluster. Nodes and clients accept it only as signed in the file next to it;\n"
     "# after a change by hand, run `bftfs cluster sign`.\n\n"
@@ -105,14 +110,12 @@ def parse_address(text: str) -> Address:
                 "that a Unix socket may have; choose a directory with a shorter name"
             )
         return UnixAddress(rest)
-    host, _, port = rest.rpartition(":")
-    if scheme == "tcp" and host and port.isascii() and port.isdecimal():
-        if host.startswith("[") and host.endswith("]"):
-            host = host[1:-1]
-        if host and 1 <= int(port) <= 65535:
-            return TcpAddress(host, int(port))
+    tcp = _TCP.fullmatch(text)
+    if tcp and 1 <= int(tcp["port"]) <= 65535:
+        return TcpAddress(tcp["six"] or tcp["host"], int(tcp["port"]))
     raise UsageError(
-        f"{text!r} is no address; write `unix:/path/to/socket` or `tcp:host:port` (port 1 to 65535)"
+        f"{text!r} is no address; write `unix:/path/to/socket`, `tcp:host:port` "
+        "or, for IPv6, `tcp:[::1]:port`, with a port from 1 to 65535"
     )
 
 
@@ -229,7 +232,7 @@ class ClusterDescription:
         }
         for member in self.members:
             senders[member.public_key] = Sender(
-                Role.NODE, client_id_of(member.public_key), node=member.node
+                Role.NODE, client_id_of(member.public_key), node=member.node, grant=_NO_GRANT
             )
         return senders
 
@@ -262,15 +265,16 @@ def _validate(description: ClusterDescription) -> None:
             )
         parse_address(member.address)
     _distinct("address", ((m.address, f"member {m.node}") for m in description.members))
-    _distinct("client name", ((c.name, f"client {c.name!r}") for c in description.clients))
-    _distinct(
-        "public key",
-        [
-            (description.administrator, "the administrator"),
-            *((m.public_key, f"member {m.node}") for m in description.members),
-            *((c.public_key, f"client {c.name!r}") for c in description.clients),
-        ],
-    )
+    _distinct("name", ((c.name, f"client {c.name!r}") for c in description.clients))
+    keys = [
+        (description.administrator, "the administrator"),
+        *((m.public_key, f"member {m.node}") for m in description.members),
+        *((c.public_key, f"client {c.name!r}") for c in description.clients),
+    ]
+    _distinct("public key", keys)
+    for key, owner in keys:
+        if not is_public_key(key):
+            raise UsageError(f"the public key of {owner} is not one; copy the key again")
     for entry in description.clients:
         _validate_client(entry)
     size = description.block_bytes
@@ -289,7 +293,8 @@ def _validate_client(entry: ClientEntry) -> None:
             "and underscores, and begin with a letter or digit"
         )
     subtree = entry.grant.subtree
-    if not subtree.startswith("/") or ".." in subtree or str(PurePosixPath(subtree)) != subtree:
+    path = PurePosixPath(subtree)
+    if path.root != "/" or ".." in path.parts or str(path) != subtree:
         raise UsageError(
             f"client {entry.name!r}: subtree {subtree!r} is not a plain absolute path "
             "such as `/` or `/projects/alpha`"
@@ -377,10 +382,8 @@ def load(path: Path, *, administrator: bytes | None = None) -> ClusterDescriptio
             "get the description from your administrator again"
         )
     if not any(
-        verify_signature(
-            description.administrator, message=_SIGNED + encoded, signature=_from_hex(line)
-        )
-        for line in signatures.split()[:2]
+        _is_signed(encoded, line, description.administrator)
+        for line in signatures.split()[:_SIGNATURES]
     ):
         raise UsageError(
             f"{path} is not signed by its administrator: {signature_path(path)} does not match; "
@@ -403,18 +406,26 @@ def store(path: Path, description: ClusterDescription, administrator: Identity) 
             "give the `admin.key` that was made with the cluster"
         )
     encoded = encode(description)
-    signature = administrator.sign(_SIGNED + encoded).hex().encode()
+    signatures = signature_path(path)
+    lines = [administrator.sign(_SIGNED + encoded).hex().encode()]
     try:
-        try:
-            previous = administrator.sign(_SIGNED + path.read_bytes()).hex().encode()
-        except FileNotFoundError:
-            previous = b""
-        _replace(signature_path(path), signature + b"\n" + (previous + b"\n" if previous else b""))
+        if path.exists() and signatures.exists():
+            replaced = path.read_bytes()
+            lines += (
+                line
+                for line in signatures.read_bytes().split()
+                if _is_signed(replaced, line, administrator.public_key)
+            )
+        _replace(signatures, b"\n".join(lines[:_SIGNATURES]) + b"\n")
         _replace(path, encoded)
     except OSError as error:
         raise UsageError(
             f"cannot write {path}: {error.strerror}; check that its directory exists and is yours"
         ) from error
+
+
+def _is_signed(encoded: bytes, line: bytes, administrator: bytes) -> bool:
+    return verify_signature(administrator, message=_SIGNED + encoded, signature=_from_hex(line))
 
 
 def _read(path: Path, what: str, next_step: str) -> bytes:
@@ -429,7 +440,7 @@ def _read(path: Path, what: str, next_step: str) -> bytes:
 
 
 def _replace(path: Path, contents: bytes) -> None:
-    unfinished = path.with_name(f".{path.name}.new")
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}.new")
     with unfinished.open("wb") as file:
         file.write(contents)
         file.flush()
@@ -496,7 +507,7 @@ def decode(encoded: bytes, *, source: str) -> ClusterDescription:
         document = tomllib.loads(encoded.decode())
     except UnicodeDecodeError as error:
         raise UsageError(f"{source} is not UTF-8 text; get the file again") from error
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # a superclass of tomllib.TOMLDecodeError
         raise UsageError(f"{source} is not valid TOML: {error}; correct it there") from error
     try:
         return _description(_Table(document, ""))
@@ -588,10 +599,7 @@ class _Table:
         return octets
 
     def public_key(self, name: str) -> bytes:
-        key = self.octets(name, PUBLIC_KEY_BYTES)
-        if not is_public_key(key):
-            raise self._wrong(name, "it is no public key; copy the key again")
-        return key
+        return self.octets(name, PUBLIC_KEY_BYTES)
 
     def object_id(self, name: str, kind: ObjectKind) -> ObjectId:
         identifier = ObjectId(self.octets(name, OBJECT_ID_BYTES))

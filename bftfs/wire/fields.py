@@ -29,5 +29,5 @@ BlockField: TypeAlias = Annotated[
     BlockId, Meta(min_length=BLOCK_ID_BYTES, max_length=BLOCK_ID_BYTES)
 ]
 DigestField: TypeAlias = Annotated[Digest, Meta(min_length=DIGEST_BYTES, max_length=DIGEST_BYTES)]
-TimeField: TypeAlias = Annotated[int, Meta(ge=0, lt=1 << 63)]  # microseconds since the epoch
+TimeField: TypeAlias = Annotated[int, Meta(ge=0, le=(1 << 63) - 1)]  # microseconds since the epoch
 UserField: TypeAlias = Annotated[int, Meta(ge=0, lt=1 << 32)]  # a uid or gid
