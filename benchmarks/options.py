@@ -134,6 +134,8 @@ def measure(
         disturbances=[Disturbance.parse(text, phases) for text in common.disturbances],
         announce=announce,
     )
+    if common.json is not None:
+        result.require_writable(common.json)
     setting = Setting.now()
     measured = targets(common.directory, common.against)
     descriptions = [
@@ -155,9 +157,9 @@ def measure(
 
 def finish(measured: Result, json: Path | None) -> None:
     """Print and write a result; exit with 1 if anything failed."""
-    report.show(measured, report.console())
     if json is not None:
         result.write(measured, json)
+    report.show(measured, report.console())
     if measured.failures:
         raise SystemExit(1)
 

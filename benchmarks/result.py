@@ -5,6 +5,7 @@ the table.  The summary is derived from the samples and is not read back.
 """
 
 import datetime
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -115,6 +116,12 @@ def summary(samples: Iterable[Sample], targets: Iterable[str]) -> tuple[Row, ...
         ratio = time_ratio(*sides) if len(sides) == 2 else None
         rows.append(Row(variant, phase, measure, spreads, ratio))
     return tuple(rows)
+
+
+def require_writable(path: Path) -> None:
+    """Refuse, before anything is measured, a file that could not be written afterwards."""
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise BenchmarkError(f"cannot write {path}; is there a directory {path.parent}?")
 
 
 def write(result: Result, path: Path) -> None:

@@ -222,6 +222,7 @@ def test_show_refuses_to_compare_scenarios(
         (("files", ".", "--pid", "node=4194305"), "there is no process"),
         (("files", ".", "--during", "copy:true"), "there is no phase 'copy'"),
         (("files", ".", "--during", "create"), "expected PHASE"),
+        (("files", ".", "--json", "no/such/file"), "cannot write no/such/file"),
         (("show", "pyproject.toml"), "is not a result of these benchmarks"),
     ],
 )
