@@ -148,7 +148,7 @@ def _download(destination: Path) -> None:
     if failed:
         raise BenchmarkError(
             f"{_REQUIREMENT} could not be downloaded: {complaint}. Get {_ARCHIVE} (a source"
-            " distribution from the package registry) on another way and pass --source PATH"
+            " distribution from the package registry) in another way and pass --source PATH"
         )
 
 

@@ -159,7 +159,7 @@ def test_stream(benchmark: Benchmark, directories: tuple[Path, Path], tmp_path: 
         ("random-read", "truncate -s 0 $F", "does not hold what was written last"),
     ],
 )
-def test_stream_reports_a_wrong_content(  # noqa: PLR0917 - pytest fills them in by name
+def test_stream_reports_a_wrong_content(
     benchmark: Benchmark,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
