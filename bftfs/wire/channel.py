@@ -203,7 +203,6 @@ class ServerChannel(Generic[Principal]):
     """A node's end of a connection that it has accepted."""
 
     __slots__ = (
-        "_claimed",
         "_identity",
         "_membership",
         "_node",
@@ -212,6 +211,7 @@ class ServerChannel(Generic[Principal]):
         "_parser",
         "_replies",
         "_requests",
+        "claimed",
         "peer",
     )
 
@@ -226,7 +226,8 @@ class ServerChannel(Generic[Principal]):
         if len(nonce) != NONCE_BYTES:
             raise ValueError(f"a nonce has {NONCE_BYTES} bytes, not {len(nonce)}")
         self.peer: Principal | None = None  # set once the other end has proven who it is
-        self._claimed: Principal | None = None
+        # Who the other end says it is, set by HELLO: true, unless HELLO was recorded and replayed.
+        self.claimed: Principal | None = None
         self._identity = identity
         self._node = node
         self._membership = cluster
@@ -236,6 +237,11 @@ class ServerChannel(Generic[Principal]):
         self._parser = FrameParser(metadata_limit=_HELLO.size, body_limit=0)
         self._requests: _Stream | None = None
         self._replies: _Stream | None = None
+
+    @property
+    def buffered(self) -> int:
+        """Bytes kept of a request that is not complete yet."""
+        return self._parser.buffered
 
     def receive(self, data: bytes) -> list[Frame]:
         """The authentic requests that `data` completes. Raises PeerFault.
@@ -250,7 +256,7 @@ class ServerChannel(Generic[Principal]):
             if requests is None or frame.kind != FrameKind.REQUEST:
                 raise ProtocolViolation(f"a frame of kind {frame.kind} where a request is due")
             requests.check(frame)
-            self.peer = self._claimed
+            self.peer = self.claimed
         return frames
 
     def pending_output(self) -> bytes:
@@ -278,8 +284,8 @@ class ServerChannel(Generic[Principal]):
             raise ProtocolViolation(f"HELLO to another cluster, {cluster_id.hex()}")
         if node != self._node:
             raise ProtocolViolation(f"HELLO to node {node}")
-        self._claimed = membership.principal(public_key)
-        if self._claimed is None:
+        self.claimed = membership.principal(public_key)
+        if self.claimed is None:
             raise InvalidAuthenticator(f"HELLO with an unknown key, {public_key[:8].hex()}…")
         view = membership.view
         ours = self._identity.public_key

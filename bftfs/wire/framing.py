@@ -66,6 +66,11 @@ class FrameParser:
         self._partial = bytearray()
         self._wanted = PREAMBLE_BYTES
 
+    @property
+    def buffered(self) -> int:
+        """Bytes kept of a frame that is not complete yet."""
+        return len(self._partial)
+
     def feed(self, data: bytes) -> list[Frame]:
         """The frames that `data` completes. Raises MalformedMessage; the stream is then lost.
 
