@@ -1,0 +1,156 @@
+"""A cluster and its mounts, as a user of the command line has them."""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.end_to_end import linux
+from tests.end_to_end.watchdog import PROJECT, mounts_below
+
+COMMAND_TIMEOUT_S = 120
+
+
+class CommandFailed(AssertionError):
+    """A `bftfs` command ended with an error; says everything that it printed."""
+
+
+@dataclass(frozen=True, slots=True)
+class NodeProcess:
+    """A line of `bftfs status`."""
+
+    name: str
+    pid: int
+    address: str
+    healthy: bool
+
+
+def bftfs(*words: str | Path) -> str:
+    """Run `bftfs` with these words; what it printed."""
+    command = [sys.executable, "-m", "bftfs", *map(str, words)]
+    try:
+        finished = subprocess.run(
+            command,
+            cwd=PROJECT,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=COMMAND_TIMEOUT_S,
+            check=False,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise CommandFailed(f"{' '.join(command[2:])}: no end after {error.timeout} s") from error
+    if finished.returncode != 0:
+        raise CommandFailed(
+            f"{' '.join(command[2:])}: exit code {finished.returncode}\n"
+            f"{finished.stdout}{finished.stderr}"
+        )
+    return finished.stdout
+
+
+class Cluster:
+    """`bftfs up`, `down`, `status` and `mount` for one data directory."""
+
+    def __init__(self, root: Path) -> None:
+        self.data = root / "data"
+        self.mountpoint = root / "files"
+        root.mkdir(mode=0o755)
+        root.chmod(0o755)
+
+    def up(self) -> None:
+        """Start what is not running, and mount what is not mounted."""
+        bftfs("up", "--data", self.data, "--mount", self.mountpoint)
+        assert self.mountpoint in mounts_below(self.mountpoint), "`up` has mounted nothing"
+
+    def down(self) -> None:
+        bftfs("down", "--data", self.data)
+
+    def nodes(self) -> list[NodeProcess]:
+        """The nodes, and their processes; a node that does not run has pid 0."""
+        return [
+            NodeProcess(
+                name=str(node["name"]),
+                pid=node["pid"] or 0,
+                address=str(node["address"]),
+                healthy=bool(node["healthy"]),
+            )
+            for node in self._status()["nodes"]
+        ]
+
+    def mount_pid(self) -> int:
+        """The process behind the mount that `up` made."""
+        for mount in self._status()["mounts"]:
+            if Path(mount["mountpoint"]) == self.mountpoint:
+                return int(mount["pid"])
+        raise AssertionError(f"`bftfs status` knows no mount at {self.mountpoint}")
+
+    def _status(self) -> dict[str, list[dict[str, object]]]:
+        return json.loads(bftfs("status", "--data", self.data, "--json"))
+
+    def is_alive(self) -> bool:
+        """Whether the mount answers."""
+        try:
+            os.statvfs(self.mountpoint)
+        except OSError:
+            return False
+        return self.mountpoint in mounts_below(self.mountpoint)
+
+    @contextlib.contextmanager
+    def mount(self, mountpoint: Path, *options: str) -> Iterator[Path]:
+        """A further mount of the cluster."""
+        mountpoint.mkdir(mode=0o755, exist_ok=True)
+        words = ["-o", ",".join(options)] if options else []
+        command = [sys.executable, "-m", "bftfs", "mount", "--data", str(self.data)]
+        log = mountpoint.with_suffix(".log")
+        with log.open("wb") as output:
+            process = subprocess.Popen(
+                [*command, str(mountpoint), *words],
+                cwd=PROJECT,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+            )
+        try:
+            deadline = time.monotonic() + 30
+            while mountpoint not in mounts_below(mountpoint):
+                ended = process.poll()
+                if ended or time.monotonic() > deadline:
+                    raise CommandFailed(
+                        f"bftfs mount {mountpoint}: not mounted (exit code {ended})\n"
+                        + log.read_text()
+                    )
+                time.sleep(0.02)
+            yield mountpoint
+        finally:
+            if process.poll() is None:
+                process.send_signal(signal.SIGTERM)
+            with contextlib.suppress(OSError):
+                process.wait(timeout=30)
+            if mountpoint in mounts_below(mountpoint):
+                linux.unmount(mountpoint, linux.MNT_FORCE | linux.MNT_DETACH)
+
+
+def kill(*pids: int) -> None:
+    """kill -9, and wait until the processes are gone."""
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    deadline = time.monotonic() + 10
+    while any(_is_running(pid) for pid in pids):
+        assert time.monotonic() < deadline, f"of {pids} some survive kill -9"
+        time.sleep(0.005)
+
+
+def _is_running(pid: int) -> bool:
+    """Whether the process can still do something; a zombie cannot."""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+    return state not in "ZX"

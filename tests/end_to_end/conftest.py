@@ -1,0 +1,145 @@
+"""Real mounts for the end-to-end tests.
+
+The tests of `posix/` and of the programs say what any Linux file system does. They run on a mount
+of a local cluster of six nodes; with BFTFS_TEST_DIRECTORY=/some/dir they run in that directory
+instead, which is how they are themselves tested (ext4 must pass), and the tests that need a cluster
+are skipped. Everything happens below one temporary directory that other users may enter.
+"""
+
+import itertools
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.end_to_end.cluster import Cluster
+from tests.end_to_end.expectations import unavailable
+from tests.end_to_end.watchdog import Watchdog
+
+HERE = Path(__file__).parent
+TEST_TIMEOUT_S = 60
+# A test that is over time gets an exception; if it cannot take it, its mount is aborted after this.
+GRACE_S = 5
+
+_directory_numbers = itertools.count(1)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """No test here runs for ever: a broken file system is one that hangs."""
+    for item in items:
+        if item.path.is_relative_to(HERE) and item.get_closest_marker("timeout") is None:
+            item.add_marker(pytest.mark.timeout(TEST_TIMEOUT_S, func_only=True))
+
+
+@pytest.fixture(autouse=True)
+def _usual_umask() -> Iterator[None]:
+    before = os.umask(0o022)
+    yield
+    os.umask(before)
+
+
+@pytest.fixture(scope="session")
+def playground() -> Iterator[Path]:
+    """A directory on the local disk, for everything; everybody may enter."""
+    root = Path(tempfile.mkdtemp(prefix="bftfs-end-to-end-"))
+    root.chmod(0o755)
+    yield root
+    shutil.rmtree(root, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def watchdog(playground: Path) -> Iterator[Watchdog]:
+    with Watchdog(playground) as watchdog:
+        yield watchdog
+
+
+@pytest.fixture(scope="session")
+def other_directory() -> Path | None:
+    """The directory that the tests of POSIX shall run in, if not on a mount."""
+    place = os.environ.get("BFTFS_TEST_DIRECTORY")
+    return None if place is None else Path(place).resolve(strict=True)
+
+
+@pytest.fixture(scope="session")
+def mounting(other_directory: Path | None) -> None:
+    """The test needs mounts of clusters."""
+    if other_directory is not None:
+        pytest.skip("needs a mount of bftfs, but BFTFS_TEST_DIRECTORY is set")
+    if os.geteuid() != 0:
+        unavailable("needs root, to mount for all users")
+    if not os.access("/dev/fuse", os.R_OK | os.W_OK):
+        unavailable("needs /dev/fuse")
+
+
+@pytest.fixture(scope="session")
+def cluster(mounting: None, playground: Path, watchdog: Watchdog) -> Iterator[Cluster]:
+    """The cluster that most tests share; none of them kills anything of it."""
+    cluster = Cluster(playground / "shared")
+    try:
+        cluster.up()
+        yield cluster
+    finally:
+        cluster.down()
+
+
+@pytest.fixture
+def guarded(request: pytest.FixtureRequest, watchdog: Watchdog) -> Iterator[None]:
+    """The mounts are aborted when the test takes too long."""
+    limit = request.node.get_closest_marker("timeout").args[0]
+    with watchdog.guard(limit + GRACE_S, request.node.name):
+        yield
+
+
+@pytest.fixture
+def mountpoint(request: pytest.FixtureRequest, other_directory: Path | None, guarded: None) -> Path:
+    """Where the file system under test is mounted."""
+    if other_directory is not None:
+        return other_directory
+    cluster: Cluster = request.getfixturevalue("cluster")
+    if not cluster.is_alive():
+        # A test before this one has brought the mount down, and has failed; this one need not.
+        cluster.up()
+    return cluster.mountpoint
+
+
+@pytest.fixture
+def directory(
+    request: pytest.FixtureRequest, mountpoint: Path, other_directory: Path | None
+) -> Iterator[Path]:
+    """A new, empty directory on the file system under test."""
+    name = re.sub(r"[^a-z0-9]+", "-", request.node.originalname.removeprefix("test_").lower())
+    path = mountpoint / f"{next(_directory_numbers)}-{name}"
+    path.mkdir()
+    yield path
+    if other_directory is not None:
+        shutil.rmtree(path)
+
+
+@pytest.fixture
+def outside(playground: Path) -> Path:
+    """A new, empty directory on the local disk."""
+    path = playground / f"outside-{next(_directory_numbers)}"
+    path.mkdir()
+    return path
+
+
+@pytest.fixture(scope="session")
+def _second_mountpoint(cluster: Cluster, playground: Path) -> Iterator[Path]:
+    with cluster.mount(playground / "second") as mountpoint:
+        yield mountpoint
+
+
+@pytest.fixture
+def second_mount(mountpoint: Path, _second_mountpoint: Path) -> Path:
+    """Another mount of the same cluster, by a client of its own process."""
+    return _second_mountpoint
+
+
+@pytest.fixture
+def second_directory(directory: Path, mountpoint: Path, second_mount: Path) -> Path:
+    """`directory`, as the second mount has it."""
+    return second_mount / directory.relative_to(mountpoint)
