@@ -1,0 +1,133 @@
+"""What a replicated object is: deterministic queries and updates on ordered maps of bytes.
+
+Object types are written against this module alone; it knows nothing of replicas, quorums or time
+stamps. [Q/U §4.3.2]: objects expose an operations-based interface of deterministic methods, and a
+narrow interface is what limits a faulty client. A method is given the states of all the objects that
+the operation names together, so that it can check across them.
+
+Invariants: a method reads nothing but its states, its arguments and its caller, and gives the same
+answer everywhere. A method that raises `Refusal` has changed nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import msgspec
+
+from bftfs.identifiers import ClientId
+
+
+class Record(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, gc=False):
+    """Base of arguments and answers: a frozen value, encoded as an array of its fields."""
+
+
+class State(Protocol):
+    """An object's state: an ordered map. The initial state of every object is the empty map."""
+
+    def get(self, key: bytes) -> bytes | None:
+        """The value at `key`, or None."""
+
+    def scan(
+        self, start: bytes, stop: bytes, *, reverse: bool = False
+    ) -> Iterator[tuple[bytes, bytes]]:
+        """Pairs with start <= key < stop in key order, or in reverse key order. Lazy."""
+
+
+class MutableState(State, Protocol):
+    """A state that an update may change; what it changes is the new version's delta.
+
+    At most `limits.DELTA_ENTRIES` keys per object and update; a key has at most
+    `limits.STATE_KEY_BYTES` bytes, at most half of them zero, and is not empty; a value has at most
+    `limits.STATE_VALUE_BYTES`. Do not change a state while scanning it.
+    """
+
+    def put(self, key: bytes, value: bytes) -> None:
+        """Make `value` the value at `key`."""
+
+    def delete(self, key: bytes) -> None:
+        """Remove `key`; nothing happens if it is not there."""
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """On whose behalf a method runs, and when.
+
+    `time_us` is the time of the version that an update makes; for a query, that of the latest
+    version it reads: both are the same at every server.
+    """
+
+    client: ClientId
+    uid: int
+    gid: int
+    groups: tuple[int, ...]
+    time_us: int
+
+
+class Refusal(Exception):  # noqa: N818 - an answer, not an error
+    """A method's deterministic refusal with a POSIX errno: the agreed answer, and no new version."""
+
+    def __init__(self, code: int) -> None:
+        super().__init__(code)
+        self.code = code
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """One method of the service.
+
+    `kinds` gives, for each object that the method takes (in the order of its roles), the kinds that
+    the object may be of. One object may play two roles: its one state is then passed twice.
+    `invoke(states, arguments, caller)` returns the answer: bytes, or a value of type `answer`.
+    An update's states are `MutableState`s.
+    """
+
+    name: str
+    update: bool
+    kinds: tuple[frozenset[int], ...]
+    arguments: type[Record]
+    invoke: Callable[[tuple[Any, ...], Any, Caller], Record | bytes]
+    answer: type[Record] | None = None  # None: the answer is bytes
+
+
+class ObjectTypes:
+    """The methods that a service exports, by name, with their codecs."""
+
+    def __init__(self, methods: Iterable[Method]) -> None:
+        self._methods: dict[str, Method] = {}
+        self._decoders: dict[str, msgspec.msgpack.Decoder[Any]] = {}
+        self._answers: dict[str, msgspec.msgpack.Decoder[Any]] = {}
+        for method in methods:
+            if method.name in self._methods:
+                raise ValueError(f"two methods are called {method.name}")
+            self._methods[method.name] = method
+            self._decoders[method.name] = msgspec.msgpack.Decoder(method.arguments)
+            if method.answer is not None:
+                self._answers[method.name] = msgspec.msgpack.Decoder(method.answer)
+
+    def __or__(self, other: ObjectTypes) -> ObjectTypes:
+        """The methods of both."""
+        return ObjectTypes((*self._methods.values(), *other._methods.values()))
+
+    def method(self, name: str) -> Method | None:
+        """The method of that name, if the service exports one."""
+        return self._methods.get(name)
+
+    def decode_arguments(self, method: Method, encoded: bytes) -> Any:
+        """The method's arguments; raises `msgspec.DecodeError` if they are none."""
+        return self._decoders[method.name].decode(encoded)
+
+    def decode_answer(self, method: Method, encoded: bytes) -> Any:
+        """The method's answer; raises `msgspec.DecodeError` if it is none."""
+        decoder = self._answers.get(method.name)
+        return encoded if decoder is None else decoder.decode(encoded)
+
+
+_ENCODER = msgspec.msgpack.Encoder()
+
+
+def encode_record(record: Record | bytes) -> bytes:
+    """The encoding of arguments or of an answer; bytes stand for themselves."""
+    return record if isinstance(record, bytes) else _ENCODER.encode(record)
