@@ -1,7 +1,8 @@
-"""Authenticators: one MAC per server over the digest of a replica history. [Q/U §4.3.4]
+"""Authenticators: one MAC per server over a digest of what a server reports. [Q/U §4.3.4]
 
 Server s makes n MACs, the i-th with the key that it shares with server i, so that every server can
-check that s really reported that history. An authenticator is one value of 16·n bytes.
+check that s really reported that replica history (or hosts that version of a block; the digest's
+tag tells which). An authenticator is one value of 16·n bytes.
 
 The key of a pair is the same in both directions; the MAC's input therefore begins with the number
 of the server that makes it, and a server's MAC cannot be handed back to it as its peer's.
@@ -55,5 +56,5 @@ class AuthenticatorKeys:
 def _state(key: bytes, *, maker: int) -> hashlib.blake2b:
     """A keyed state that has taken in the maker's number; copying it spares both."""
     return hashlib.blake2b(
-        maker.to_bytes(2, "big"), key=key, digest_size=MAC_BYTES, person=b"bftfs.history"
+        maker.to_bytes(2, "big"), key=key, digest_size=MAC_BYTES, person=b"bftfs.entry"
     )

@@ -14,7 +14,7 @@ from typing import NewType
 
 from blake3 import blake3
 
-from bftfs.identifiers import CLIENT_ID_BYTES, ClientId, ObjectId
+from bftfs.identifiers import CLIENT_ID_BYTES, BlockId, ClientId, ObjectId
 
 Digest = NewType("Digest", bytes)  # 32 bytes
 
@@ -27,6 +27,7 @@ def _tagged(tag: bytes, digest_size: int = DIGEST_BYTES) -> hashlib.blake2b:
 
 # Copying a prepared state is cheaper than preparing it again.
 _VERIFIER = _tagged(b"bftfs.verifier")
+_VOUCHER = _tagged(b"bftfs.voucher")
 _REPLICA_HISTORY = _tagged(b"bftfs.history")
 _OPERATION = _tagged(b"bftfs.operation")
 _ANSWER = _tagged(b"bftfs.answer")
@@ -45,6 +46,13 @@ def verifier_of(cross_checksum: bytes) -> Digest:
     """The digest that binds a timestamp to the value it was made for. [PASIS §3.4.2]"""
     state = _VERIFIER.copy()
     state.update(cross_checksum)
+    return Digest(state.digest())
+
+
+def voucher_digest(*, block: BlockId, timestamp: bytes) -> Digest:
+    """What a node's authenticator covers when it vouches that it hosts a version of a block."""
+    state = _VOUCHER.copy()
+    state.update(block + timestamp)
     return Digest(state.digest())
 
 
