@@ -20,17 +20,17 @@ _VALUE = b"value"
 _BOUND = 1 << 63
 
 
-class Increment(Record):
+class Increment(Record, frozen=True):
     """Arguments of `counter.increment`."""
 
     by: int = 1
 
 
-class Fetch(Record):
+class Fetch(Record, frozen=True):
     """Arguments of `counter.fetch`."""
 
 
-class Count(Record):
+class Count(Record, frozen=True):
     """The answer of both methods: the counter's value."""
 
     value: int

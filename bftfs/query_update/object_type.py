@@ -1,9 +1,9 @@
 """What a replicated object is: deterministic queries and updates on ordered maps of bytes.
 
-Object types are written against this module alone; it knows nothing of replicas, quorums or time
-stamps. [Q/U §4.3.2]: objects expose an operations-based interface of deterministic methods, and a
-narrow interface is what limits a faulty client. A method is given the states of all the objects that
-the operation names together, so that it can check across them.
+Object types are written against this module alone; it knows nothing of replicas, quorums or
+timestamps. [Q/U §4.3.2] Objects expose an operations-based interface of deterministic methods, and
+a narrow interface is what limits a faulty client. A method is given the states of all the objects
+that the operation names together, so that it can check across them.
 
 Invariants: a method reads nothing but its states, its arguments and its caller, and gives the same
 answer everywhere. A method that raises `Refusal` has changed nothing.
@@ -21,7 +21,10 @@ from bftfs.identifiers import ClientId
 
 
 class Record(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, gc=False):
-    """Base of arguments and answers: a frozen value, encoded as an array of its fields."""
+    """Base of arguments and answers: a frozen value, encoded as an array of its fields.
+
+    Derived classes say `frozen=True` again, for the type checker.
+    """
 
 
 class State(Protocol):
@@ -67,7 +70,7 @@ class Caller:
 
 
 class Refusal(Exception):  # noqa: N818 - an answer, not an error
-    """A method's deterministic refusal with a POSIX errno: the agreed answer, and no new version."""
+    """A method's deterministic refusal with a POSIX errno: an agreed answer, no new version."""
 
     def __init__(self, code: int) -> None:
         super().__init__(code)
