@@ -17,7 +17,7 @@ from typing import Any, Protocol
 
 import msgspec
 
-from bftfs.identifiers import ClientId
+from bftfs.identifiers import ClientId, ObjectId
 
 
 class Record(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, gc=False):
@@ -29,6 +29,10 @@ class Record(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields
 
 class State(Protocol):
     """An object's state: an ordered map. The initial state of every object is the empty map."""
+
+    @property
+    def object(self) -> ObjectId:
+        """Which object this is the state of."""
 
     def get(self, key: bytes) -> bytes | None:
         """The value at `key`, or None."""
