@@ -1,14 +1,14 @@
 """From message to reply, in the one order that is safe: step, commit, send.
 
-The dispatcher is sans-IO: a node hosts it on LMDB and sockets, the simulator on a simulated disk and
-network. Its host collects what has arrived into a batch, and for each batch
+The dispatcher is sans-IO: a node hosts it on LMDB and sockets, the simulator on a simulated disk
+and network. Its host collects what has arrived into a batch, and for each batch
 
 1. opens the store, calls `resume` and then `handle` for every message,
 2. commits what they wrote,
 3. and only then sends what `outbox` holds.
 
-A request that wants something from peers is parked, and stepped again from the beginning when it has
-come: nothing of a step survives but the store. Requests that want the same thing share it.
+A request that wants something from peers is parked, and stepped again from the beginning when that
+has come: nothing of a step survives but the store. Requests that want the same thing share it.
 
 Concurrency: one thread. `handle` and `resume` run inside a batch; the completion of a wanted
 conversation may come at any time, and only queues its writes for the next batch.

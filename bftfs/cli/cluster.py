@@ -71,6 +71,7 @@ def create_cluster(
             "another directory"
         )
     directory.path.chmod(0o700)
+    _clear_unfinished(directory)
     if addresses is None:
         addresses = local_addresses(directory, nodes, unique=os.urandom(4).hex())
     made = description_files.create(addresses, t=t, b=b, draw=os.urandom, durability=durability)
@@ -84,6 +85,17 @@ def create_cluster(
     description = _with_new_client(directory, made.description, DEFAULT_CLIENT, Grant())
     description_files.store(directory.description, description, made.administrator)
     return description
+
+
+def _clear_unfinished(directory: DataDirectory) -> None:
+    """Remove keys that an interrupted creation left: the description, made last, names none."""
+    for key in (directory.administrator_key, directory.volume_key):
+        key.unlink(missing_ok=True)
+    for key in (
+        *directory.client_key(DEFAULT_CLIENT).parent.glob("*.key"),
+        *directory.path.glob("nodes/*/node.key"),
+    ):
+        key.unlink()
 
 
 def _with_new_client(
@@ -128,7 +140,8 @@ def init(
     needed = smallest_cluster(t=t, b=byzantine)
     if not addresses:
         raise UsageError(
-            f"b={byzantine}, t={t} needs at least {needed} nodes; give each one's address with --node"
+            f"b={byzantine}, t={t} needs at least {needed} nodes; "
+            "give the address of each with --node"
         )
     directory = DataDirectory(data.absolute())
     description = create_cluster(

@@ -21,9 +21,7 @@ UNMOUNT_PATIENCE_S = 60.0  # dirty data is written first
 @click.command(context_settings={"ignore_unknown_options": True})
 @click.option("--data", type=click.Path(path_type=Path), required=True, help="The cluster's files.")
 @click.argument("mountpoint", type=click.Path(path_type=Path))
-@click.option(
-    "-o", "options", default="", help="close-to-open|strict, ro, hard|soft, allow_other, …"
-)
+@click.option("-o", "options", default="", help="strict, ro, soft, allow_other, …")
 @click.option("--foreground", "-f", is_flag=True, help="Stay in the foreground.")
 def mount(data: Path, mountpoint: Path, options: str, foreground: bool) -> None:
     """Mount a cluster whose nodes are running."""
