@@ -34,9 +34,16 @@ GROUPS = 64  # supplementary groups carried with an operation
 BLOCK_BYTES_MIN = 4 * KIB
 BLOCK_BYTES_MAX = 4 * MIB
 BLOCK_BYTES_DEFAULT = 128 * KIB
-HISTORY_IN_REPLY = 16  # versions that a read reply lists, newest first
+HISTORY_IN_REPLY = 16  # versions that a read reply lists beside the newest
+HISTORY_AT_FIRST = 2  # of these, how many a reader asks for before it sees a reason to want more
 BLOCKS_PER_TIME_REQUEST = 256  # blocks whose times one request asks for
 VALIDATED_VERSIONS = 32_768  # versions that a client remembers as validated: 4 GiB of blocks
+READ_PATIENCE_US = 50_000  # silence after which a reader asks further nodes
+WRITE_PATIENCE_US = 250_000  # silence after which a write is sent again; a commit may be slow
+PATIENCE_MOST_US = 2 * SECOND_US
+AVOID_SILENT_US = 5 * SECOND_US  # how long readers ask a silent node last
+AVOID_FAULTY_US = 60 * SECOND_US  # the same for one that sent a false fragment
+TIMES_PER_WRITE = 3  # timestamps that a writer tries before it believes that its clock is wrong
 FILE_BYTES = 1 << 40  # a file ends at 1 TiB
 LAYOUT_RANGES = 128  # incarnation ranges of one file; truncation merges beyond that
 
@@ -46,6 +53,8 @@ SYMLINK_BYTES = 4095
 XATTR_NAME_BYTES = 255
 XATTR_VALUE_BYTES = 64 * KIB
 XATTRS = 256  # extended attributes of one object
+XATTRS_BYTES = 512 * KIB  # their names and values together; a listing passes over them
+ACL_ENTRIES = 128  # of one access control list; every permission check may pass over them
 LINKS = 65_000
 
 # --- admission at a node --------------------------------------------------------------------

@@ -1,0 +1,582 @@
+"""Directories as replicated objects: lookup, readdir, create, mkdir, link, unlink, rmdir, rename.
+
+Every operation on the namespace is one multi-object update, and its method makes all checks itself,
+in Linux' order: a client that lies can do to a directory only what its user may. [Q/U §4.5]
+
+Map keys of a directory's state, beside those of `objects`:
+
+    b"e" + name     child's id (16), file type (1), serial
+    b"s" + serial   child's id (16), file type (1), name
+
+Each entry gets a serial when its name appears in the directory; serials only grow, and readdir
+lists by them. A listing that goes on after the last serial it saw therefore meets every entry that
+exists throughout exactly once, whatever else changes. A name keeps its serial when something else
+is renamed onto it, and a serial follows its entry to a new name in the same directory, so that a
+program which renames what it lists comes to an end.
+
+Invariants: both keys of an entry exist or neither; `entries` counts them; `links` is two plus the
+number of entries that are directories, and 0 once the directory was removed; an entry's child is an
+object that this entry, or a rename to it, linked in the same update. A directory stands in exactly
+one directory, its `parent`.
+
+Nothing here grows with the number of entries: an operation touches a constant number of keys.
+"""
+
+from __future__ import annotations
+
+import errno
+import stat
+from typing import Annotated, Final, NamedTuple
+
+from msgspec import Meta
+
+from bftfs import limits
+from bftfs.filesystem.acl import AccessControlList
+from bftfs.filesystem.attributes import (
+    ACCESS_ACL,
+    DEFAULT_ACL,
+    PERMISSION_BITS,
+    Attributes,
+    ModeField,
+)
+from bftfs.filesystem.layout import Layout
+from bftfs.filesystem.names import fault_of, is_dots
+from bftfs.filesystem.objects import (
+    ACCESS_ACL_KEY,
+    DEFAULT_ACL_KEY,
+    Outcome,
+    States,
+    Subject,
+    concluded,
+    loaded,
+    time_ns,
+)
+from bftfs.filesystem.permission import (
+    EXECUTE,
+    READ,
+    ROOT,
+    WRITE,
+    is_member,
+    may_remove_from,
+)
+from bftfs.filesystem.volume import conclude_relocation
+from bftfs.identifiers import ObjectId
+from bftfs.query_update.object_type import Caller, Record, Refusal
+from bftfs.wire.fields import ObjectField
+
+FIRST_SERIAL: Final = 3  # 0 begins a listing; 1 and 2 are left to "." and ".."
+RENAME_NOREPLACE: Final = 1
+RENAME_EXCHANGE: Final = 2
+
+SYMLINK_TARGET_KEY = b"t"
+
+_ENTRY = b"e"
+_SERIAL = b"s"
+_CHILD_BYTES = 17  # id and file type
+_ENTRY_OVERHEAD_BYTES = 48  # of one entry in an answer, beside its name
+
+NameField = Annotated[bytes, Meta(max_length=4096)]  # a name that is too long gets its errno
+_DIRECTORY_TYPE = stat.S_IFDIR >> 12
+_INODE_FORMATS = (
+    stat.S_IFREG,
+    stat.S_IFLNK,
+    stat.S_IFIFO,
+    stat.S_IFSOCK,
+    stat.S_IFCHR,
+    stat.S_IFBLK,
+)
+
+
+class Entry(NamedTuple):
+    """What a name in a directory stands for."""
+
+    child: ObjectId
+    file_type: int
+    serial: int
+
+
+def find(directory: Subject, name: bytes) -> Entry | None:
+    """The entry called `name`."""
+    value = directory.state.get(_ENTRY + name)
+    if value is None:
+        return None
+    return Entry(ObjectId(value[:16]), value[16], _serial_from(value[_CHILD_BYTES:]))
+
+
+def _serial_key(serial: int) -> bytes:
+    """`serial` as a key that sorts as it does: its length, then seven bits to a byte, none zero."""
+    length = max(1, -(-serial.bit_length() // 7))
+    digits = (serial >> 7 * place & 0x7F | 0x80 for place in reversed(range(length)))
+    return bytes((length, *digits))
+
+
+def _serial_from(encoded: bytes) -> int:
+    serial = 0
+    for digit in encoded[1:]:
+        serial = serial << 7 | digit & 0x7F
+    return serial
+
+
+def _put(directory: Subject, name: bytes, entry: Entry) -> None:
+    child = entry.child + bytes((entry.file_type,))
+    serial = _serial_key(entry.serial)
+    directory.state.put(_ENTRY + name, child + serial)
+    directory.state.put(_SERIAL + serial, child + name)
+
+
+def _insert(directory: Subject, name: bytes, child: ObjectId, file_type: int) -> None:
+    """A new entry at the end of the listing."""
+    serial = directory.attributes.next_serial
+    _put(directory, name, Entry(child, file_type, serial))
+    directory.change(entries=directory.attributes.entries + 1, next_serial=serial + 1)
+
+
+def _erase(directory: Subject, name: bytes, entry: Entry) -> None:
+    directory.state.delete(_ENTRY + name)
+    directory.state.delete(_SERIAL + _serial_key(entry.serial))
+    directory.change(entries=directory.attributes.entries - 1)
+
+
+def _modified(directory: Subject, caller: Caller) -> None:
+    now = time_ns(caller)
+    directory.change(mtime_ns=now, ctime_ns=now)
+
+
+def _require_name(name: bytes, *, dots: int) -> None:
+    fault = fault_of(name) or (dots if is_dots(name) else 0)
+    if fault:
+        raise Refusal(fault)
+
+
+# --- queries ---------------------------------------------------------------------------------
+
+
+class Name(Record, frozen=True):
+    """Which entry."""
+
+    name: NameField
+
+
+class Child(Record, frozen=True):
+    """What a name stands for."""
+
+    identifier: ObjectField
+    file_type: int
+
+
+def lookup(states: States, arguments: Name, caller: Caller) -> Child:
+    """What `name` stands for in the directory."""
+    (directory,) = loaded(*states)
+    directory.require(caller, EXECUTE)
+    _require_name(arguments.name, dots=errno.EINVAL)
+    entry = find(directory, arguments.name)
+    if entry is None:
+        raise Refusal(errno.ENOENT)
+    return Child(entry.child, entry.file_type)
+
+
+class Listing(Record, frozen=True):
+    """Which part of a directory: entries with serials above `after`, in at most `volume` bytes."""
+
+    after: Annotated[int, Meta(ge=0, lt=1 << 63)]
+    volume: Annotated[int, Meta(ge=4096, le=limits.ANSWER_BYTES - 4096)]
+
+
+class Listed(Record, frozen=True):
+    """One entry of a listing; its serial is the cookie to go on after it."""
+
+    serial: int
+    name: bytes
+    identifier: ObjectField
+    file_type: int
+
+
+class Page(Record, frozen=True):
+    """Part of a listing. Entries from `next_serial` on are younger than this answer."""
+
+    entries: tuple[Listed, ...]
+    complete: bool
+    next_serial: int
+
+
+def read_directory(states: States, arguments: Listing, caller: Caller) -> Page:
+    """The entries after a cookie, in the order in which they appeared."""
+    (directory,) = loaded(*states)
+    directory.require(caller, READ)
+    start = _SERIAL + _serial_key(arguments.after + 1)
+    entries: list[Listed] = []
+    room = arguments.volume
+    complete = True
+    for key, value in directory.state.scan(start, bytes((_SERIAL[0] + 1,))):
+        name = bytes(value[_CHILD_BYTES:])
+        room -= len(name) + _ENTRY_OVERHEAD_BYTES
+        if room < 0:
+            complete = False
+            break
+        child = ObjectId(bytes(value[:16]))
+        entries.append(Listed(_serial_from(key[1:]), name, child, value[16]))
+    return Page(tuple(entries), complete, directory.attributes.next_serial)
+
+
+# --- additions -------------------------------------------------------------------------------
+
+
+class Creation(Record, frozen=True):
+    """A new inode: `target` of a symlink, `device` of a device node, `block_bytes` of a file."""
+
+    name: NameField
+    mode: ModeField
+    umask: ModeField
+    device: Annotated[int, Meta(ge=0, lt=1 << 32)]
+    target: Annotated[bytes, Meta(max_length=limits.SYMLINK_BYTES + 1)]
+    block_bytes: Annotated[int, Meta(ge=limits.BLOCK_BYTES_MIN, le=limits.BLOCK_BYTES_MAX)]
+
+
+class DirectoryCreation(Record, frozen=True):
+    """A new directory."""
+
+    name: NameField
+    mode: ModeField
+    umask: ModeField
+
+
+def _require_room_for(directory: Subject, name: bytes, caller: Caller) -> None:
+    """Linux' checks before a name is added: it is known to be taken before it is forbidden."""
+    directory.require(caller, EXECUTE)
+    _require_name(name, dots=errno.EEXIST)
+    if find(directory, name) is not None:
+        raise Refusal(errno.EEXIST)
+    if directory.attributes.links == 0:
+        raise Refusal(errno.ENOENT)
+    directory.require(caller, WRITE | EXECUTE)
+
+
+def _owning_group(directory: Subject, caller: Caller) -> int:
+    """A set-group-ID directory hands its group on."""
+    attributes = directory.attributes
+    return attributes.gid if attributes.mode & stat.S_ISGID else caller.gid
+
+
+def _inherited(
+    directory: Subject, mode: int, umask: int
+) -> tuple[int, AccessControlList | None, AccessControlList | None]:
+    """Permission bits, access ACL and the default ACL that they come from. [acl(5)]
+
+    A default ACL takes the umask's place.
+    """
+    default = directory.default_acl()
+    if default is None:
+        return mode & ~(umask & 0o777), None, None
+    access = default.inherited(mode)
+    mode = mode & ~0o777 | access.mode
+    return mode, None if access.is_minimal else access, default
+
+
+def create(states: States, arguments: Creation, caller: Caller) -> Outcome:
+    """A new name for a new file, symlink, fifo, socket or device. Roles: directory, inode."""
+    directory = Subject.existing(states[0])
+    _require_room_for(directory, arguments.name, caller)
+    form = stat.S_IFMT(arguments.mode)
+    if form not in _INODE_FORMATS:
+        raise Refusal(errno.EINVAL)
+    if form in (stat.S_IFCHR, stat.S_IFBLK) and caller.uid != ROOT:
+        raise Refusal(errno.EPERM)
+    target = b""
+    mode = arguments.mode & PERMISSION_BITS
+    if form == stat.S_IFLNK:
+        target = arguments.target
+        if not target:
+            raise Refusal(errno.ENOENT)
+        if len(target) > limits.SYMLINK_BYTES:
+            raise Refusal(errno.ENAMETOOLONG)
+        mode, acl = 0o777, None
+    else:
+        mode, acl, _ = _inherited(directory, mode, arguments.umask)
+    gid = _owning_group(directory, caller)
+    if (
+        mode & stat.S_ISGID
+        and mode & stat.S_IXGRP
+        and caller.uid != ROOT
+        and not is_member(caller, gid)
+    ):
+        mode &= ~stat.S_ISGID  # nobody hands out the privileges of a group that he is not in
+    now = time_ns(caller)
+    inode = Subject.created(
+        states[1],
+        Attributes(
+            mode=form | mode,
+            uid=caller.uid,
+            gid=gid,
+            links=1,
+            size=len(target),
+            atime_ns=now,
+            mtime_ns=now,
+            ctime_ns=now,
+            version=caller.time_us,
+            contents=caller.time_us,
+            device=arguments.device if form in (stat.S_IFCHR, stat.S_IFBLK) else 0,
+            layout=Layout(arguments.block_bytes) if form == stat.S_IFREG else None,
+        ),
+    )
+    if target:
+        inode.state.put(SYMLINK_TARGET_KEY, target)
+    inode.store_acl(ACCESS_ACL, ACCESS_ACL_KEY, acl)
+    _insert(directory, arguments.name, inode.identifier, form >> 12)
+    _modified(directory, caller)
+    return concluded(caller, directory, inode)
+
+
+def new_directory(caller: Caller, *, mode: int, gid: int, parent: ObjectId) -> Attributes:
+    """The attributes of an empty directory."""
+    now = time_ns(caller)
+    return Attributes(
+        mode=stat.S_IFDIR | mode,
+        uid=caller.uid,
+        gid=gid,
+        links=2,
+        size=0,
+        atime_ns=now,
+        mtime_ns=now,
+        ctime_ns=now,
+        version=caller.time_us,
+        contents=caller.time_us,
+        parent=parent,
+        next_serial=FIRST_SERIAL,
+    )
+
+
+def make_directory(states: States, arguments: DirectoryCreation, caller: Caller) -> Outcome:
+    """A new name for a new directory. Roles: directory, child."""
+    directory = Subject.existing(states[0])
+    _require_room_for(directory, arguments.name, caller)
+    mode, acl, default = _inherited(
+        directory, arguments.mode & (0o777 | stat.S_ISVTX), arguments.umask
+    )
+    if directory.attributes.mode & stat.S_ISGID:
+        mode |= stat.S_ISGID
+    child = Subject.created(
+        states[1],
+        new_directory(
+            caller,
+            mode=mode,
+            gid=_owning_group(directory, caller),
+            parent=directory.identifier,
+        ),
+    )
+    child.store_acl(ACCESS_ACL, ACCESS_ACL_KEY, acl)
+    child.store_acl(DEFAULT_ACL, DEFAULT_ACL_KEY, default)
+    _insert(directory, arguments.name, child.identifier, _DIRECTORY_TYPE)
+    directory.change(links=directory.attributes.links + 1)
+    _modified(directory, caller)
+    return concluded(caller, directory, child)
+
+
+def link(states: States, arguments: Name, caller: Caller) -> Outcome:
+    """One more name for an inode. Roles: directory, inode."""
+    directory, inode = loaded(*states)
+    _require_room_for(directory, arguments.name, caller)
+    if inode.attributes.links == 0:
+        raise Refusal(errno.ENOENT)
+    if inode.attributes.links >= limits.LINKS:
+        raise Refusal(errno.EMLINK)
+    _insert(directory, arguments.name, inode.identifier, inode.attributes.file_type)
+    _modified(directory, caller)
+    inode.change(links=inode.attributes.links + 1, ctime_ns=time_ns(caller))
+    return concluded(caller, directory, inode)
+
+
+# --- removals --------------------------------------------------------------------------------
+
+
+def _removable(directory: Subject, name: bytes, child: Subject, caller: Caller) -> Entry:
+    """The entry `name`, which the caller may remove; it must stand for `child`.
+
+    ESTALE tells the client that the name stands for something else than it knew.
+    """
+    entry = find(directory, name)
+    if entry is None:
+        raise Refusal(errno.ENOENT)
+    if entry.child != child.identifier:
+        raise Refusal(errno.ESTALE)
+    directory.require(caller, WRITE | EXECUTE)
+    if not may_remove_from(directory.attributes, child.attributes, caller):
+        raise Refusal(errno.EPERM)
+    return entry
+
+
+def unlink(states: States, arguments: Name, caller: Caller) -> Outcome:
+    """One name less for an inode. Roles: directory, inode.
+
+    An inode without names keeps its state: it is history, and perhaps open somewhere.
+    """
+    directory, inode = loaded(*states)
+    directory.require(caller, EXECUTE)
+    _require_name(arguments.name, dots=errno.EISDIR)
+    entry = _removable(directory, arguments.name, inode, caller)
+    _erase(directory, arguments.name, entry)
+    _modified(directory, caller)
+    inode.change(links=inode.attributes.links - 1, ctime_ns=time_ns(caller))
+    return concluded(caller, directory, inode)
+
+
+def remove_directory(states: States, arguments: Name, caller: Caller) -> Outcome:
+    """Remove an empty directory. Roles: directory, child."""
+    directory, child = loaded(*states)
+    directory.require(caller, EXECUTE)
+    _require_name(arguments.name, dots=errno.EINVAL)
+    entry = _removable(directory, arguments.name, child, caller)
+    if child.attributes.entries:
+        raise Refusal(errno.ENOTEMPTY)
+    _erase(directory, arguments.name, entry)
+    directory.change(links=directory.attributes.links - 1)
+    _modified(directory, caller)
+    child.change(links=0, ctime_ns=time_ns(caller))
+    return concluded(caller, directory, child)
+
+
+# --- rename ----------------------------------------------------------------------------------
+
+
+class Renaming(Record, frozen=True):
+    """From `name` in the source directory to `target_name` in the target directory."""
+
+    name: NameField
+    target_name: NameField
+    flags: Annotated[int, Meta(ge=0, le=RENAME_NOREPLACE | RENAME_EXCHANGE)]
+
+
+class Relocation(Record, frozen=True):
+    """A rename that moves a directory between directories.
+
+    `epoch` is the volume's relocation epoch from before the client made sure that no directory
+    moves below itself: if another directory was moved since, the client must look again.
+    """
+
+    name: NameField
+    target_name: NameField
+    flags: Annotated[int, Meta(ge=0, le=RENAME_NOREPLACE | RENAME_EXCHANGE)]
+    epoch: Annotated[int, Meta(ge=0)]
+
+
+def rename(states: States, arguments: Renaming, caller: Caller) -> Outcome:
+    """Rename within a directory, or something that is no directory.
+
+    Roles: source directory, target directory, what is renamed, and what it replaces or is exchanged
+    with: what is renamed once more, if there is nothing.
+    """
+    subjects = loaded(*states)
+    source, target, child, replaced = subjects
+    if source is not target and (
+        child.attributes.is_directory
+        or (arguments.flags & RENAME_EXCHANGE and replaced.attributes.is_directory)
+    ):
+        # A directory changes its parent by `relocate` only, which keeps it from making a loop.
+        raise Refusal(errno.EXDEV)
+    _rename(source, target, child, replaced, arguments, caller)
+    return concluded(caller, *subjects)
+
+
+def relocate(states: States, arguments: Relocation, caller: Caller) -> Outcome:
+    """Rename a directory into another directory. Roles: those of `rename`, then the volume."""
+    subjects = loaded(*states[:4])
+    source, target, child, replaced = subjects
+    _rename(source, target, child, replaced, arguments, caller)
+    conclude_relocation(states[4], arguments.epoch)
+    return concluded(caller, *subjects)
+
+
+def _rename(
+    source: Subject,
+    target: Subject,
+    child: Subject,
+    replaced: Subject,
+    arguments: Renaming | Relocation,
+    caller: Caller,
+) -> None:
+    exchange = bool(arguments.flags & RENAME_EXCHANGE)
+    if exchange and arguments.flags & RENAME_NOREPLACE:
+        raise Refusal(errno.EINVAL)
+    source.require(caller, EXECUTE)
+    target.require(caller, EXECUTE)
+    _require_name(arguments.name, dots=errno.EBUSY)
+    _require_name(arguments.target_name, dots=errno.EBUSY)
+    moved = find(source, arguments.name)
+    if moved is None:
+        raise Refusal(errno.ENOENT)
+    found = find(target, arguments.target_name)
+    if found is None and exchange:
+        raise Refusal(errno.ENOENT)
+    if found is not None and arguments.flags & RENAME_NOREPLACE:
+        raise Refusal(errno.EEXIST)
+    if moved.child != child.identifier:
+        raise Refusal(errno.ESTALE)
+    if replaced.identifier != (child.identifier if found is None else found.child):
+        raise Refusal(errno.ESTALE)
+    if child is target:
+        raise Refusal(errno.EINVAL)
+    if replaced is source:
+        raise Refusal(errno.EINVAL if exchange else errno.ENOTEMPTY)
+    if found is not None and found.child == moved.child:
+        return  # two names of one inode: POSIX has rename do nothing
+
+    _require_right_to_remove(source, child, caller)
+    if found is None:
+        target.require(caller, WRITE | EXECUTE)
+    else:
+        _require_right_to_remove(target, replaced, caller)
+    if target.attributes.links == 0:
+        raise Refusal(errno.ENOENT)
+    child_is_directory = child.attributes.is_directory
+    replaced_is_directory = found is not None and replaced.attributes.is_directory
+    if found is not None and not exchange:
+        if child_is_directory and not replaced_is_directory:
+            raise Refusal(errno.ENOTDIR)
+        if replaced_is_directory and not child_is_directory:
+            raise Refusal(errno.EISDIR)
+        if replaced.attributes.entries:
+            raise Refusal(errno.ENOTEMPTY)
+    crosses = source is not target
+    if crosses and child_is_directory:
+        child.require(caller, WRITE)  # its ".." changes
+    if crosses and exchange and replaced_is_directory:
+        replaced.require(caller, WRITE)
+
+    now = time_ns(caller)
+    if found is None:
+        if crosses:
+            _erase(source, arguments.name, moved)
+            _insert(target, arguments.target_name, moved.child, moved.file_type)
+        else:
+            source.state.delete(_ENTRY + arguments.name)
+            _put(source, arguments.target_name, moved)
+    elif exchange:
+        _put(source, arguments.name, found._replace(serial=moved.serial))
+        _put(target, arguments.target_name, moved._replace(serial=found.serial))
+    else:
+        _erase(source, arguments.name, moved)
+        _put(target, arguments.target_name, moved._replace(serial=found.serial))
+
+    if crosses and child_is_directory:
+        source.change(links=source.attributes.links - 1)
+        target.change(links=target.attributes.links + 1)
+        child.change(parent=target.identifier)
+    if replaced_is_directory and not exchange:
+        target.change(links=target.attributes.links - 1)
+    elif replaced_is_directory and crosses:
+        target.change(links=target.attributes.links - 1)
+        source.change(links=source.attributes.links + 1)
+        replaced.change(parent=source.identifier)
+    child.change(ctime_ns=now)
+    if found is not None:
+        links = replaced.attributes.links
+        if not exchange:
+            links = 0 if replaced_is_directory else links - 1
+        replaced.change(links=links, ctime_ns=now)
+    _modified(source, caller)
+    _modified(target, caller)
+
+
+def _require_right_to_remove(directory: Subject, entry: Subject, caller: Caller) -> None:
+    directory.require(caller, WRITE | EXECUTE)
+    if not may_remove_from(directory.attributes, entry.attributes, caller):
+        raise Refusal(errno.EPERM)

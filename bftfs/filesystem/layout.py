@@ -1,0 +1,95 @@
+"""Where a file's bytes are: offsets to blocks, and which incarnation of each block is valid.
+
+A data-item is named by inode, incarnation and block number. Truncation gives all blocks from the
+cut on a fresh incarnation, under which nothing was ever written, so that it costs the same at any
+length and the old bytes can never come back. A layout lists from which block on which incarnation
+holds.
+
+Invariants: ranges start at block 0 and ascend; an incarnation is greater than all that the file had
+before it, so none is ever used again; there are at most `limits.LAYOUT_RANGES` ranges.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterator
+from typing import Final, NamedTuple
+
+from bftfs import limits
+from bftfs.identifiers import BlockId, ObjectId, block_id
+from bftfs.query_update.object_type import Record
+
+# Incarnations are drawn this far apart, so that two clients which truncate at the same moment do
+# not prepare the same one.
+INCARNATION_GAP: Final = 1 << 32
+
+
+class Layout(Record, frozen=True):
+    """Block size of a file, and its (first block, incarnation) ranges."""
+
+    block_bytes: int
+    ranges: tuple[tuple[int, int], ...] = ((0, 0),)
+
+    @property
+    def newest(self) -> int:
+        """The greatest incarnation in use; the file never had a greater one."""
+        return max(incarnation for _, incarnation in self.ranges)
+
+    def incarnation(self, number: int) -> int:
+        """The incarnation under which block `number` is valid."""
+        ranges = self.ranges
+        if len(ranges) == 1:
+            return ranges[0][1]
+        return ranges[bisect_right(ranges, number, key=lambda entry: entry[0]) - 1][1]
+
+    def block(self, inode: ObjectId, number: int) -> BlockId:
+        """The data-item that holds block `number` of `inode`."""
+        return block_id(inode, incarnation=self.incarnation(number), number=number)
+
+    def cut(self, first: int, incarnation: int) -> Layout:
+        """This layout with a fresh incarnation for all blocks from `first` on."""
+        kept = tuple(entry for entry in self.ranges if entry[0] < first)
+        return Layout(self.block_bytes, (*kept, (first, incarnation)))
+
+    def merged(self, first: int, stop: int, incarnation: int) -> Layout:
+        """This layout with one incarnation for the ranges from block `first` up to `stop`.
+
+        Requires: ranges begin at `first` and, unless it lies beyond the last, at `stop`.
+        """
+        before = tuple(entry for entry in self.ranges if entry[0] < first)
+        after = tuple(entry for entry in self.ranges if entry[0] >= stop)
+        return Layout(self.block_bytes, (*before, (first, incarnation), *after))
+
+    @property
+    def is_full(self) -> bool:
+        """Whether ranges must be merged before the file is truncated once more."""
+        return len(self.ranges) >= limits.LAYOUT_RANGES
+
+    def cheapest_merge(self, size: int) -> tuple[int, int]:
+        """`first` and `stop` of the two neighbouring ranges with the fewest blocks of `size` bytes.
+
+        Requires: at least two ranges.
+        """
+        starts = [first for first, _ in self.ranges]
+        end = max(-(-size // self.block_bytes), starts[-1] + 1)
+        bounds = [*starts, end]
+        cheapest = min(range(len(starts) - 1), key=lambda at: bounds[at + 2] - bounds[at])
+        return bounds[cheapest], bounds[cheapest + 2]
+
+
+class Span(NamedTuple):
+    """The part of a block that an extent of the file covers: [start, stop) within the block."""
+
+    number: int
+    start: int
+    stop: int
+
+
+def spans(offset: int, length: int, block_bytes: int) -> Iterator[Span]:
+    """The parts of blocks that make up `length` bytes from `offset` on, in order."""
+    end = offset + length
+    while offset < end:
+        number, start = divmod(offset, block_bytes)
+        stop = min(block_bytes, start + end - offset)
+        yield Span(number, start, stop)
+        offset += stop - start

@@ -1,0 +1,142 @@
+"""What the methods of all object types share: an object of a method in progress.
+
+A method loads the objects that it was given, checks everything, changes what it must, and
+concludes. It refuses by raising `Refusal` at any point: what it had changed is then discarded.
+
+Map keys of an object's state: b"a" attributes, b"A" access ACL, b"D" default ACL, b"x" + name an
+extended attribute, and those that `directory` and `inode` name.
+
+Queries get states that they could change like updates do; what a query changes is never kept.
+"""
+
+from __future__ import annotations
+
+import errno
+from typing import Any, TypeAlias
+
+import msgspec
+
+from bftfs.filesystem.acl import AccessControlList
+from bftfs.filesystem.attributes import (
+    ACCESS_ACL,
+    DEFAULT_ACL,
+    Attributes,
+    decode_attributes,
+    encode_attributes,
+)
+from bftfs.filesystem.permission import Principal, permits
+from bftfs.identifiers import ObjectId
+from bftfs.query_update.object_type import Caller, MutableState, Record, Refusal
+
+ATTRIBUTES_KEY = b"a"
+ACCESS_ACL_KEY = b"A"
+DEFAULT_ACL_KEY = b"D"
+
+NANOSECONDS_PER_MICROSECOND = 1_000
+
+States: TypeAlias = tuple[MutableState, ...]
+
+
+class Outcome(Record, frozen=True):
+    """The attributes of a method's objects after it, in the order of its roles."""
+
+    attributes: tuple[Attributes, ...]
+
+
+class NoArguments(Record, frozen=True):
+    """Of a method that takes none."""
+
+
+class Subject:
+    """One object of a method in progress: its state, and its attributes as changed so far."""
+
+    __slots__ = ("_loaded", "attributes", "identifier", "state")
+
+    def __init__(self, state: MutableState, attributes: Attributes) -> None:
+        self.identifier: ObjectId = state.object
+        self.state = state
+        self.attributes = attributes
+        self._loaded: Attributes | None = attributes
+
+    @classmethod
+    def existing(cls, state: MutableState) -> Subject:
+        """The object that `state` is of; refuses what was never created."""
+        encoded = state.get(ATTRIBUTES_KEY)
+        if encoded is None:
+            raise Refusal(errno.ESTALE)
+        return cls(state, decode_attributes(encoded))
+
+    @classmethod
+    def created(cls, state: MutableState, attributes: Attributes) -> Subject:
+        """A new object; refuses an identifier that is in use."""
+        if state.get(ATTRIBUTES_KEY) is not None:
+            raise Refusal(errno.ESTALE)
+        subject = cls(state, attributes)
+        subject._loaded = None
+        return subject
+
+    def change(self, **changes: Any) -> None:
+        """Replace fields of the attributes."""
+        self.attributes = msgspec.structs.replace(self.attributes, **changes)
+
+    def conclude(self, caller: Caller) -> Attributes:
+        """Store the attributes if they have changed; what they are now."""
+        if self.attributes is not self._loaded:
+            self.change(version=caller.time_us)
+            self._loaded = self.attributes
+            self.state.put(ATTRIBUTES_KEY, encode_attributes(self.attributes))
+        return self.attributes
+
+    def access_acl(self) -> AccessControlList | None:
+        """The access ACL, if the object has one beyond its permission bits."""
+        return self._acl(ACCESS_ACL, ACCESS_ACL_KEY)
+
+    def default_acl(self) -> AccessControlList | None:
+        """The ACL that a directory passes on to what is created in it."""
+        return self._acl(DEFAULT_ACL, DEFAULT_ACL_KEY)
+
+    def _acl(self, flag: int, key: bytes) -> AccessControlList | None:
+        if not self.attributes.flags & flag:
+            return None
+        encoded = self.state.get(key)
+        assert encoded is not None, "the flags say that an ACL is stored"
+        return AccessControlList.decode(encoded)
+
+    def store_acl(self, flag: int, key: bytes, acl: AccessControlList | None) -> None:
+        """Set or remove an ACL."""
+        if acl is not None:
+            self.state.put(key, acl.encode())
+            self.change(flags=self.attributes.flags | flag)
+        elif self.attributes.flags & flag:
+            self.state.delete(key)
+            self.change(flags=self.attributes.flags & ~flag)
+
+    def permits(self, who: Principal, want: int) -> bool:
+        """Whether `who` has the permissions `want` on the object."""
+        return permits(self.attributes, self.access_acl(), who, want)
+
+    def require(self, who: Principal, want: int) -> None:
+        """Refuse unless `who` has the permissions `want`."""
+        if not self.permits(who, want):
+            raise Refusal(errno.EACCES)
+
+
+def loaded(*states: MutableState) -> tuple[Subject, ...]:
+    """The objects of `states`; an object that stands in several roles is one `Subject`."""
+    subjects: list[Subject] = []
+    for state in states:
+        subjects.append(
+            next((known for known in subjects if known.state is state), None)
+            or Subject.existing(state)
+        )
+    return tuple(subjects)
+
+
+def concluded(caller: Caller, *subjects: Subject) -> Outcome:
+    """The end of a method that changed `subjects`."""
+    return Outcome(tuple(subject.conclude(caller) for subject in subjects))
+
+
+def time_ns(caller: Caller) -> int:
+    """The time of the operation."""
+    return caller.time_us * NANOSECONDS_PER_MICROSECOND

@@ -1,0 +1,136 @@
+"""All methods of the file system, by the names under which operations invoke them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Final
+
+from bftfs.filesystem import (
+    attribute_methods,
+    directory,
+    extended_attributes,
+    inode,
+    mkfs,
+    volume,
+)
+from bftfs.filesystem.attributes import Attributes, Changes
+from bftfs.filesystem.objects import NoArguments, Outcome
+from bftfs.identifiers import ObjectKind
+from bftfs.query_update.object_type import Method, ObjectTypes, Record
+
+_VOLUME: Final = frozenset({ObjectKind.VOLUME})
+_DIRECTORY: Final = frozenset({ObjectKind.DIRECTORY})
+_INODE: Final = frozenset({ObjectKind.INODE})
+_EITHER: Final = _DIRECTORY | _INODE
+
+LOOKUP: Final = "directory.lookup"
+READ_DIRECTORY: Final = "directory.read"
+CREATE: Final = "directory.create"
+MAKE_DIRECTORY: Final = "directory.make_directory"
+LINK: Final = "directory.link"
+UNLINK: Final = "directory.unlink"
+REMOVE_DIRECTORY: Final = "directory.remove_directory"
+RENAME: Final = "directory.rename"
+RELOCATE: Final = "directory.relocate"
+READ_LINK: Final = "inode.read_link"
+WRITE: Final = "inode.write"
+TRUNCATE: Final = "inode.truncate"
+MERGE: Final = "inode.merge"
+GET_ATTRIBUTES: Final = "attributes.get"
+CHANGE_ATTRIBUTES: Final = "attributes.change"
+ACCESSED: Final = "attributes.accessed"
+GET_EXTENDED: Final = "extended.get"
+LIST_EXTENDED: Final = "extended.list"
+SET_EXTENDED: Final = "extended.set"
+REMOVE_EXTENDED: Final = "extended.remove"
+FORMAT: Final = "volume.format"
+DESCRIBE: Final = "volume.describe"
+
+
+def _query(
+    name: str,
+    invoke: Callable[..., Any],
+    kinds: frozenset[ObjectKind],
+    arguments: type[Record],
+    answer: type[Record] | None,
+) -> Method:
+    return Method(name, False, (kinds,), arguments, invoke, answer)
+
+
+def _update(
+    name: str,
+    invoke: Callable[..., Any],
+    kinds: tuple[frozenset[ObjectKind], ...],
+    arguments: type[Record],
+    answer: type[Record],
+) -> Method:
+    return Method(name, True, kinds, arguments, invoke, answer)
+
+
+_RENAME_ROLES = (_DIRECTORY, _DIRECTORY, _EITHER, _EITHER)
+
+_METHODS = (
+    _query(LOOKUP, directory.lookup, _DIRECTORY, directory.Name, directory.Child),
+    _query(READ_DIRECTORY, directory.read_directory, _DIRECTORY, directory.Listing, directory.Page),
+    _update(CREATE, directory.create, (_DIRECTORY, _INODE), directory.Creation, Outcome),
+    _update(
+        MAKE_DIRECTORY,
+        directory.make_directory,
+        (_DIRECTORY, _DIRECTORY),
+        directory.DirectoryCreation,
+        Outcome,
+    ),
+    _update(LINK, directory.link, (_DIRECTORY, _INODE), directory.Name, Outcome),
+    _update(UNLINK, directory.unlink, (_DIRECTORY, _INODE), directory.Name, Outcome),
+    _update(
+        REMOVE_DIRECTORY,
+        directory.remove_directory,
+        (_DIRECTORY, _DIRECTORY),
+        directory.Name,
+        Outcome,
+    ),
+    _update(RENAME, directory.rename, _RENAME_ROLES, directory.Renaming, Outcome),
+    _update(RELOCATE, directory.relocate, (*_RENAME_ROLES, _VOLUME), directory.Relocation, Outcome),
+    _query(READ_LINK, inode.read_link, _INODE, NoArguments, None),
+    _update(WRITE, inode.write, (_INODE,), inode.Writing, inode.Contents),
+    _update(TRUNCATE, inode.truncate, (_INODE,), inode.Truncation, inode.Contents),
+    _update(MERGE, inode.merge, (_INODE,), inode.Merging, inode.Contents),
+    _query(GET_ATTRIBUTES, attribute_methods.get_attributes, _EITHER, NoArguments, Attributes),
+    _update(CHANGE_ATTRIBUTES, attribute_methods.change_attributes, (_EITHER,), Changes, Outcome),
+    _update(ACCESSED, attribute_methods.accessed, (_EITHER,), attribute_methods.Access, Outcome),
+    _query(
+        GET_EXTENDED,
+        extended_attributes.get_extended,
+        _EITHER,
+        extended_attributes.ExtendedName,
+        extended_attributes.ExtendedValue,
+    ),
+    _query(
+        LIST_EXTENDED,
+        extended_attributes.list_extended,
+        _EITHER,
+        NoArguments,
+        extended_attributes.ExtendedNames,
+    ),
+    _update(
+        SET_EXTENDED,
+        extended_attributes.set_extended,
+        (_EITHER,),
+        extended_attributes.ExtendedSetting,
+        Outcome,
+    ),
+    _update(
+        REMOVE_EXTENDED,
+        extended_attributes.remove_extended,
+        (_EITHER,),
+        extended_attributes.ExtendedName,
+        Outcome,
+    ),
+    _update(FORMAT, mkfs.format_volume, (_VOLUME, _DIRECTORY), volume.Format, volume.Volume),
+    _query(DESCRIBE, volume.describe, _VOLUME, NoArguments, volume.Volume),
+)
+
+
+def file_system_types() -> ObjectTypes:
+    """The methods of directories, inodes and volumes."""
+    return ObjectTypes(_METHODS)
