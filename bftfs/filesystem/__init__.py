@@ -1,0 +1,67 @@
+"""Files and directories, expressed in terms of the two protocols. Knows nothing of FUSE.
+
+The replicated side, run by the nodes: `directory`, `inode`, `attribute_methods`,
+`extended_attributes`, `volume` and `mkfs` are methods on objects' states; `registry` lists them, and
+`object_types()` gives them to the Q/U server and client. `authorization` says who may write blocks.
+
+The client side, run by the mount and the command line: `operations.FileSystem`. Its conversations
+(`async def` over effects) are performed by a driver; `write` and a few others are plain calls.
+Failures are `FileSystemError(errno)`, or `OperationFailed` where the cluster gave no answer.
+`who` is a `Credentials`; names, symlink targets and attribute values are bytes; times nanoseconds.
+
+    FileSystem(metadata, blocks, cipher, *, root, volume, options=Options())
+      .root                                                  ObjectId of the root directory
+      await .format(who)                                     make the file system, if it is not there
+
+      await .lookup(directory, name, who)                    -> Found(identifier, attributes)
+      await .parent(directory, who)                          -> Found   ("..")
+      await .attributes(identifier, who)                     -> Attributes
+      await .change_attributes(identifier, changes, who)     -> Attributes  (chmod, chown, utimens)
+      await .truncate(identifier, size, who)                 -> Attributes
+      await .access(identifier, wanted, who)                 EACCES unless permitted
+      await .read_link(identifier, who)                      -> bytes
+
+      await .create(directory, name, mode, who, umask=0, exclusive=False, flags=O_RDWR)
+                                                             -> (Found, OpenFile)
+      await .make_node(directory, name, mode, who, umask=0, device=0)  -> Found  (files too)
+      await .make_symlink(directory, name, target, who)      -> Found
+      await .make_directory(directory, name, mode, who, umask=0)       -> Found
+      await .link(identifier, directory, name, who)          -> Found
+      await .unlink(directory, name, who)                    -> Found, as it is after it
+      await .remove_directory(directory, name, who)          -> Found, as it is after it
+      await .rename(directory, name, target, target_name, who, flags=0)
+
+      await .open(identifier, flags, who)                    -> OpenFile(.identifier, .keep_cache)
+      await .read(file, offset, size)                        -> bytes or memoryview
+      .write(file, offset, data, now_ns=...)                 -> bool: then `await .write_behind(file)`
+      await .write_behind(file)                              waits while too much is unwritten
+      await .flush(file)                                     at each close(2); reports errors once
+      await .synchronize(file)                               fsync, fdatasync
+      await .release(file)                                   the last close
+
+      await .open_directory(identifier, who)                 -> OpenDirectory
+      await .read_directory(opened, after, count=…, with_attributes=True)
+                                                             -> tuple[DirectoryEntry, ...], () at end
+                                                  (.name .cookie .identifier .file_type .attributes)
+      await .get_extended(identifier, name, who)             -> bytes
+      await .set_extended(identifier, name, value, who, flags=0)
+      await .list_extended(identifier, who)                  -> tuple[bytes, ...]
+      await .remove_extended(identifier, name, who)
+      await .statistics(who)                                 -> Statistics
+
+      await .write_back(older_than_us)                       to be called every few seconds
+      await .synchronize_all()                               before unmounting
+
+`attributes.Attributes` has the fields of `struct stat`; `attributes.inode_number` gives `st_ino`.
+"""
+
+from __future__ import annotations
+
+from bftfs.filesystem.registry import file_system_types
+from bftfs.query_update.counter import counter_types
+from bftfs.query_update.object_type import ObjectTypes
+
+
+def object_types() -> ObjectTypes:
+    """All object types that the nodes of a cluster serve."""
+    return counter_types() | file_system_types()
