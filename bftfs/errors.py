@@ -104,10 +104,11 @@ class VersionUnrecoverable(OperationFailed):
 class AdmissionRefused(OperationFailed):
     """The nodes refuse the request for now: a limit, a full disk, or a missing right."""
 
-    def __init__(self, *, code: int, reason: str) -> None:
-        super().__init__(code, reason)
+    def __init__(self, *, code: int, reason: str, nodes: int = 1) -> None:
+        super().__init__(code, reason, nodes)
         self.code = code
         self.reason = reason
+        self.nodes = nodes  # how many gave this code
 
     def __str__(self) -> str:
         return f"refused by the nodes: {self.reason} ({os.strerror(self.code)})"

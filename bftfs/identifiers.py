@@ -15,7 +15,7 @@ NodeId = NewType("NodeId", int)  # position of a storage node in the cluster des
 ClientId = NewType("ClientId", bytes)  # 16 bytes: digest of the client's public key
 ObjectId = NewType("ObjectId", bytes)  # 16 bytes: type, placement, 14 bytes drawn at creation
 BlockId = NewType("BlockId", bytes)  # 32 bytes: inode's ObjectId, incarnation (8), block number (8)
-FragmentIndex = NewType("FragmentIndex", int)  # 0 … N-1; fragment i belongs to node i
+FragmentIndex = NewType("FragmentIndex", int)  # 0 … N-1; read_write/placement.py says whose
 
 CLIENT_ID_BYTES = 16
 OBJECT_ID_BYTES = 16

@@ -81,6 +81,17 @@ class ReadWriteThresholds:
         return self.QC - self.t
 
     @property
+    def first_asked(self) -> int:
+        """How many nodes a reader asks first, and must have heard before it takes a candidate.
+
+        QC + b [PASIS §3.5.1.2], and at least N - QC + 1: that many meet every set of QC nodes, so
+        that no newer complete version can be overlooked. Unlike [PASIS §3.5.1.2]: the source has
+        QC = N - t - b throughout, where the former is N - t and implies the latter; with a smaller
+        QC it does not, and two readers could see a write and its predecessor in the wrong order.
+        """
+        return max(self.complete, self.N - self.QC + 1)
+
+    @property
     def responses(self) -> int:
         """A client can wait for no more than N - t responses. [PASIS §3.4.3.2]"""
         return self.N - self.t

@@ -1,71 +1,148 @@
-"""A client's part in PASIS read/write: write and read. [PASIS §3.4.3.2, §3.4.3.3]"""
+"""A client's part in PASIS read/write: write and read blocks. [PASIS §3.4.3.2, §3.4.3.3]
+
+A data-item is opaque bytes here: whoever encrypts does so above.
+
+**Concurrency.** One engine's conversations may use a client by turns, also on the same block: reads
+and writes are linearizable whoever issues them.
+"""
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Sequence
-from dataclasses import dataclass
+from functools import partial
 
+from bftfs import limits
 from bftfs.coding.erasure import Buffer
-from bftfs.credentials import NOBODY, Credentials
+from bftfs.conversation import Compute, Together
+from bftfs.credentials import Credentials
+from bftfs.errors import AdmissionRefused
 from bftfs.identifiers import BlockId, ClientId
-from bftfs.read_write.timestamp import BlockTimestamp
+from bftfs.read_write.reading import Reading, Version
+from bftfs.read_write.session import Session
+from bftfs.read_write.timestamp import BlockTimestamp, beginning_of
+from bftfs.read_write.writing import Encoded, TimeRound, encode, write_at
 from bftfs.thresholds import ReadWriteThresholds
-
-
-@dataclass(frozen=True, slots=True)
-class Version:
-    """What a read returns. `item` is None for a block that was never written (timestamp ZERO)."""
-
-    timestamp: BlockTimestamp
-    item: bytes | None
 
 
 class ReadWriteClient:
     """Reads and writes blocks of one cluster as `client`."""
+
+    __slots__ = ("_session",)
 
     def __init__(
         self,
         client: ClientId,
         thresholds: ReadWriteThresholds,
         *,
-        patience_total_us: int | None = None,  # None: wait for ever
-    ) -> None: ...
+        patience_total_us: int | None = None,
+    ) -> None:
+        """Operations give up after `patience_total_us` of silence; with None they wait for ever."""
+        self._session = Session(client, thresholds, patience_total_us=patience_total_us)
 
-    async def write(
-        self, block: BlockId, item: Buffer, credentials: Credentials
-    ) -> BlockTimestamp:
-        """Make `item` the block's newest version; returns once N - t nodes host it.
+    @property
+    def faults(self) -> tuple[int, ...]:
+        """For each node, how many of its replies no correct node would have sent."""
+        return tuple(self._session.standings.faults)
 
+    # --- WRITE -------------------------------------------------------------------------------
+
+    async def write(self, block: BlockId, item: Buffer, credentials: Credentials) -> BlockTimestamp:
+        """Make `item` the block's newest version; over once N - t nodes host it.
+
+        Requires: `item` does not change until then.
         Raises AdmissionRefused if more than t nodes refuse it, QuorumUnavailable after
-        `patience_total_us` without N - t answers.
+        `patience_total_us` of silence.
         """
-        raise NotImplementedError
+        session = self._session
+        silence = session.silence(session.write_patience)
+        time_round = TimeRound(session, (block,), silence)
+        await time_round.send()
+        # The time is not needed before the fragments are made; meanwhile the nodes answer.
+        encoded = await Compute(partial(encode, session.code, item))
+        (time,) = await time_round.times()
+        return await self._write(block, encoded, time, credentials)
 
     async def write_many(
         self, items: Sequence[tuple[BlockId, Buffer]], credentials: Credentials
     ) -> tuple[BlockTimestamp, ...]:
-        """`write` for different blocks at once; their timestamps, in order."""
-        raise NotImplementedError
+        """`write` for different blocks at once; their timestamps, in order.
+
+        One round of TIME_REQUESTs serves them all. The first failure is raised; which of the other
+        writes have taken place is then unknown.
+        """
+        session = self._session
+        written: list[BlockTimestamp] = []
+        for at in range(0, len(items), limits.BLOCKS_PER_TIME_REQUEST):
+            batch = items[at : at + limits.BLOCKS_PER_TIME_REQUEST]
+            silence = session.silence(session.write_patience)
+            time_round = TimeRound(session, [block for block, _ in batch], silence)
+            await time_round.send()
+            times = await time_round.times()
+            writes = tuple(
+                partial(self._encode_and_write, block, item, time, credentials)
+                for (block, item), time in zip(batch, times, strict=True)
+            )
+            written.extend(await Together(writes))
+        return tuple(written)
+
+    async def _encode_and_write(
+        self, block: BlockId, item: Buffer, time: int, credentials: Credentials
+    ) -> BlockTimestamp:
+        encoded = await Compute(partial(encode, self._session.code, item))
+        return await self._write(block, encoded, time, credentials)
+
+    async def _write(
+        self, block: BlockId, encoded: Encoded, time: int, credentials: Credentials
+    ) -> BlockTimestamp:
+        session = self._session
+        silence = session.silence(session.write_patience)
+        for tries_left in reversed(range(limits.TIMES_PER_WRITE)):
+            # [PASIS Figure 3.1] MAKE_TIMESTAMP: at most one set of fragments at any logical time.
+            timestamp = BlockTimestamp(time, session.client, encoded.verifier)
+            try:
+                await write_at(
+                    session, block, timestamp, encoded, credentials=credentials, silence=silence
+                )
+                break
+            except AdmissionRefused as refused:
+                if refused.code != errno.ETIME or not tries_left:
+                    raise
+            # The write was held up for so long that its time has passed: it needs a new one.
+            time_round = TimeRound(session, (block,), silence)
+            await time_round.send()
+            (time,) = await time_round.times()
+        session.validated.add(encoded.verifier)
+        return timestamp
+
+    # --- READ --------------------------------------------------------------------------------
 
     async def read(
         self,
         block: BlockId,
-        credentials: Credentials = NOBODY,
         *,
         before: BlockTimestamp | None = None,
         at_time_us: int | None = None,
     ) -> Version:
-        """The latest complete version; with `before` strictly below it; with `at_time_us`, with
-        time <= that.
+        """The latest complete version.
+
+        With `before`, the latest of those strictly below it; with `at_time_us`, the latest of those
+        with time <= it. Raises QuorumUnavailable after `patience_total_us` of silence, and
+        VersionUnrecoverable if too few fragments are left, or versions that old are collected.
         """
-        raise NotImplementedError
+        bounds = [bound for bound in (before, _bound(at_time_us)) if bound is not None]
+        return await Reading(self._session, block, min(bounds, default=None)).run()
 
     async def read_many(
-        self,
-        blocks: Sequence[BlockId],
-        credentials: Credentials = NOBODY,
-        *,
-        at_time_us: int | None = None,
+        self, blocks: Sequence[BlockId], *, at_time_us: int | None = None
     ) -> tuple[Version, ...]:
         """`read` of different blocks at once; their versions, in order."""
-        raise NotImplementedError
+        bound = _bound(at_time_us)
+        session = self._session
+        reads = tuple(Reading(session, block, bound).run for block in blocks)
+        versions: tuple[Version, ...] = await Together(reads)
+        return versions
+
+
+def _bound(at_time_us: int | None) -> BlockTimestamp | None:
+    return None if at_time_us is None else beginning_of(at_time_us + 1)

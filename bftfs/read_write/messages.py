@@ -1,7 +1,7 @@
 """The requests and replies of PASIS read/write. [PASIS §3.4.3.1]
 
 A fragment never stands inside a message: it travels raw behind it, and is covered by its digest in
-the message's cross-checksum.
+the message's cross-checksum, or in the one that the message's timestamp binds.
 """
 
 from __future__ import annotations
@@ -13,19 +13,21 @@ from msgspec import Meta
 
 from bftfs import limits
 from bftfs.coding.cross_checksum import CrossChecksum
+from bftfs.crypto.authenticator import MAC_BYTES
 from bftfs.crypto.digest import DIGEST_BYTES
 from bftfs.read_write.timestamp import BlockTimestamp
 from bftfs.wire.codec import Message, Value
-from bftfs.wire.fields import BlockField, TimeField, UserField
+from bftfs.wire.fields import BlockField, NodeField, TimeField, UserField
 
 CrossChecksumField: TypeAlias = Annotated[
     CrossChecksum, Meta(max_length=DIGEST_BYTES * limits.NODES)
 ]
+AuthenticatorField: TypeAlias = Annotated[bytes, Meta(max_length=MAC_BYTES * limits.NODES)]
 GroupsField: TypeAlias = Annotated[tuple[UserField, ...], Meta(max_length=limits.GROUPS)]
 HistoryLengthField: TypeAlias = Annotated[int, Meta(ge=0, le=limits.HISTORY_IN_REPLY)]
 
 
-class TimeRequest(Message, tag=0x30):
+class TimeRequest(Message, frozen=True, tag=0x30):
     """TIME_REQUEST: the greatest time that you host of each block. [PASIS §3.4.3.1]"""
 
     blocks: Annotated[
@@ -33,14 +35,24 @@ class TimeRequest(Message, tag=0x30):
     ]
 
 
-class TimeReply(Message, tag=0x40):
-    """TIME_RESPONSE: 0 for a block that was never written."""
+class TimeReply(Message, frozen=True, tag=0x40):
+    """TIME_RESPONSE, in the order of the blocks; 0 for a block that was never written."""
 
     times: Annotated[tuple[TimeField, ...], Meta(max_length=limits.BLOCKS_PER_TIME_REQUEST)]
 
 
-class WriteRequest(Message, tag=0x31):
-    """WRITE: host this version; the node's fragment is the body. Repeating it changes nothing."""
+class Voucher(Value, frozen=True):
+    """`node` vouches that it hosts a version: its authenticator over block and timestamp."""
+
+    node: NodeField
+    authenticator: AuthenticatorField
+
+
+class WriteRequest(Message, frozen=True, tag=0x31):
+    """WRITE: host this version; the node's fragment is the body. Repeating it changes nothing.
+
+    A client that repairs another's write proves with vouchers that the other has written it.
+    """
 
     block: BlockField
     timestamp: BlockTimestamp
@@ -48,29 +60,27 @@ class WriteRequest(Message, tag=0x31):
     uid: UserField
     gid: UserField
     groups: GroupsField
+    vouchers: Annotated[tuple[Voucher, ...], Meta(max_length=limits.NODES)] = ()
 
 
-class WriteReply(Message, tag=0x41):
+class WriteReply(Message, frozen=True, tag=0x41):
     """WRITE_RESPONSE: this node hosts the version, on stable storage."""
 
 
-class ReadRequest(Message, tag=0x32):
+class ReadRequest(Message, frozen=True, tag=0x32):
     """READ_LATEST, or with `before` READ_PREV: the greatest version strictly below it.
 
-    Without `want_data` the node is a read witness: it answers without its fragment. `history` is
-    how many further versions the reply may list. [PASIS §3.5.1.2]
+    Without `want_data` the node is a read witness: it answers without fragment and cross-checksum.
+    `history` is how many further versions the reply may list. [PASIS §3.5.1.2]
     """
 
     block: BlockField
     before: BlockTimestamp | None
     want_data: bool
     history: HistoryLengthField
-    uid: UserField
-    gid: UserField
-    groups: GroupsField
 
 
-class Listed(Value):
+class Listed(Value, frozen=True):
     """One version in a reply's history, and whether the node has verified it. [LazyVer §3.8.1]"""
 
     timestamp: BlockTimestamp
@@ -81,29 +91,39 @@ class Below(IntEnum):
     """What the node knows below the versions that a reply lists."""
 
     ORIGIN = 0  # nothing but the initial ⊥, which it hosts
-    MORE = 1  # further versions, or perhaps none: ask again
+    MORE = 1  # further versions: ask again
     COLLECTED = 2  # garbage collection has taken what was there [LazyVer §3.8.3]
 
 
-class ReadReply(Message, tag=0x42):
-    """READ_RESPONSE: the version asked for, then older ones; the fragment is the body.
-
-    `timestamp` is None, with an empty cross-checksum, if the node hosts no such version.
+class ReadReply(Message, frozen=True, tag=0x42):
+    """READ_RESPONSE: the versions that the node hosts, newest first; the first one's fragment is
+    the body and `cross_checksum` is its own, if data was wanted.
     """
 
-    timestamp: BlockTimestamp | None
-    cross_checksum: CrossChecksumField
-    verified: bool
-    history: Annotated[tuple[Listed, ...], Meta(max_length=limits.HISTORY_IN_REPLY)]
+    versions: Annotated[tuple[Listed, ...], Meta(max_length=limits.HISTORY_IN_REPLY + 1)]
     below: Below
+    cross_checksum: CrossChecksumField
 
 
-class BlockRefused(Message, tag=0x4F):
+class VouchRequest(Message, frozen=True, tag=0x33):
+    """Do you host this version? A reader asks before it repairs another client's write."""
+
+    block: BlockField
+    timestamp: BlockTimestamp
+
+
+class VouchReply(Message, frozen=True, tag=0x43):
+    """The node's authenticator over block and timestamp; empty if it does not host the version."""
+
+    authenticator: AuthenticatorField
+
+
+class BlockRefused(Message, frozen=True, tag=0x4F):
     """The node will not serve the request; `code` is an errno, `reason` says why."""
 
     code: Annotated[int, Meta(ge=1, lt=4096)]
     reason: Annotated[str, Meta(max_length=256)]
 
 
-Request: TypeAlias = TimeRequest | WriteRequest | ReadRequest
-Reply: TypeAlias = TimeReply | WriteReply | ReadReply | BlockRefused
+Request: TypeAlias = TimeRequest | WriteRequest | ReadRequest | VouchRequest
+Reply: TypeAlias = TimeReply | WriteReply | ReadReply | VouchReply | BlockRefused

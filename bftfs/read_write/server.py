@@ -1,35 +1,76 @@
-"""One node's part in PASIS read/write: `ReadWriteServer.step`. [PASIS §3.4.3.1]"""
+"""One node's part in PASIS read/write: host versions, and say which. [PASIS §3.4.3.1]
+
+A node keeps every version that it accepts: nothing here overwrites or deletes one. Keys of a
+block's versions begin with the block and order newest first, so that every request touches a
+constant number of rows at one place of each table.
+
+**Invariants.** A version is hosted only if its fragment is the one that its timestamp binds, so a
+fragment that fails this check at a reader convicts the node and never the writer [PASIS §3.4.2.3].
+A version's timestamp names the client that wrote it: a node takes a version from its author, or
+from a repairing client for which b + 1 nodes vouch that they host it.
+"""
 
 from __future__ import annotations
 
-from typing import Protocol
+import errno
+from collections.abc import Callable
+from typing import Any, Protocol
 
-from bftfs.conversation import Conversation  # noqa: F401
+from bftfs import limits
+from bftfs.coding import cross_checksum
+from bftfs.coding.cross_checksum import CrossChecksum
 from bftfs.credentials import Credentials
+from bftfs.crypto.authenticator import AuthenticatorKeys
+from bftfs.crypto.digest import DIGEST_BYTES, verifier_of, voucher_digest
 from bftfs.identifiers import BlockId, ClientId, NodeId
-from bftfs.read_write import messages
-from bftfs.read_write.messages import BlockRefused
-from bftfs.step import Ready, Sender
-from bftfs.storage import StorageView, Write
+from bftfs.read_write.messages import (
+    Below,
+    BlockRefused,
+    Listed,
+    ReadReply,
+    ReadRequest,
+    Request,
+    TimeReply,
+    TimeRequest,
+    VouchReply,
+    VouchRequest,
+    WriteReply,
+    WriteRequest,
+)
+from bftfs.read_write.placement import fragment_index
+from bftfs.read_write.timestamp import (
+    TIMESTAMP_BYTES,
+    encoded,
+    time_of,
+    timestamp_of,
+    version_key,
+)
+from bftfs.step import Ready, Role, Sender
+from bftfs.storage import StorageView, Table, Write
 from bftfs.thresholds import ReadWriteThresholds
+
+# A version's row in Table.BLOCK: flags (1 byte), then the cross-checksum.
+VERIFIED = 0x01  # flag: this node has verified the version [LazyVer §3.8.1]
+_UNVERIFIED = b"\x00"
+
+# Above every version key of a block: no version has the timestamp whose inverse this is.
+_END = b"\xff" * TIMESTAMP_BYTES
+
+_WRITTEN = WriteReply()
+_NOT_HOSTED = VouchReply(b"")
 
 
 class Authority(Protocol):
-    """Who may read and write which block: injected by the host, which knows inodes."""
-
-    def may_read(
-        self, view: StorageView, sender: Sender, block: BlockId, credentials: Credentials
-    ) -> BlockRefused | None:
-        """None, or why not. Not asked for nodes, which hold the fragments anyway."""
+    """Who may write which block: injected by the host, which knows what an inode is."""
 
     def may_write(
         self, view: StorageView, sender: Sender, block: BlockId, credentials: Credentials
     ) -> BlockRefused | None:
-        """None, or why not."""
+        """None, or why not. `view` is the one in which the write is about to be stored."""
 
 
 class Quota(Protocol):
-    """What each client's versions may use: injected by the host."""
+    """What each client's versions may use: injected by the host, which counts it."""
 
     def charge(
         self, view: StorageView, client: ClientId, block: BlockId, volume: int
@@ -37,25 +78,214 @@ class Quota(Protocol):
         """The writes that account for a new version of `volume` bytes, or why it is refused."""
 
 
+class GrantAuthority:
+    """The authority of a node that knows nothing of files: what the client's grant says."""
+
+    def may_write(
+        self, view: StorageView, sender: Sender, block: BlockId, credentials: Credentials
+    ) -> BlockRefused | None:
+        """Every block is open to a client that may write as this user."""
+        if not sender.grant.write:
+            return BlockRefused(errno.EROFS, "this client's grant does not include writing")
+        if not sender.grant.allows(credentials.uid):
+            return BlockRefused(errno.EPERM, f"this client may not act as uid {credentials.uid}")
+        return None
+
+
+class NoQuota:
+    """Every client may use all there is."""
+
+    def charge(
+        self, view: StorageView, client: ClientId, block: BlockId, volume: int
+    ) -> BlockRefused | list[Write]:
+        """Nothing is counted."""
+        return []
+
+
 class ReadWriteServer:
-    """Serves TimeRequest, WriteRequest and ReadRequest for node `node`."""
+    """Serves PASIS requests for node `node`. Stateless: all that it knows is in the store."""
+
+    __slots__ = ("_authority", "_keys", "_node", "_quota", "_serve", "_thresholds")
 
     def __init__(
         self,
         node: NodeId,
         thresholds: ReadWriteThresholds,
+        keys: AuthenticatorKeys,
         *,
-        authority: Authority | None = None,  # None: what the sender's grant says, for any block
+        authority: Authority | None = None,
         quota: Quota | None = None,
-    ) -> None: ...
+    ) -> None:
+        self._node = node
+        self._thresholds = thresholds
+        self._keys = keys
+        self._authority = authority or GrantAuthority()
+        self._quota = quota or NoQuota()
+        self._serve: dict[type, Callable[..., Ready]] = {
+            TimeRequest: self._time,
+            WriteRequest: self._write,
+            ReadRequest: self._read,
+            VouchRequest: self._vouch,
+        }
 
     def step(
         self,
         view: StorageView,
         sender: Sender,
-        message: messages.Request,
+        message: Request,
         body: bytes | memoryview,
         now_us: int,
     ) -> Ready:
-        """Serve one request."""
-        raise NotImplementedError
+        """Serve one request. [PASIS §3.4.3.1]"""
+        return self._serve[type(message)](view, sender, message, body, now_us)
+
+    # --- TIME_REQUEST ------------------------------------------------------------------------
+
+    def _time(self, view: StorageView, _sender: Any, message: TimeRequest, *_: Any) -> Ready:
+        times = []
+        for block in message.blocks:
+            newest = next(iter(view.keys(Table.BLOCK, block, block + _END)), None)
+            times.append(0 if newest is None else time_of(newest))
+        return Ready(reply=TimeReply(tuple(times)))
+
+    # --- WRITE -------------------------------------------------------------------------------
+
+    def _write(
+        self,
+        view: StorageView,
+        sender: Sender,
+        message: WriteRequest,
+        fragment: bytes | memoryview,
+        now_us: int,
+    ) -> Ready:
+        block, timestamp, checksum = message.block, message.timestamp, message.cross_checksum
+        if (refusal := self._not_bound(block, message, fragment)) is not None:
+            return Ready(reply=refusal)
+        key = version_key(block, timestamp)
+        if view.get(Table.BLOCK, key) is not None:
+            return Ready(reply=_WRITTEN, writes=self._restored(view, key, message, fragment))
+        vouched = False
+        if sender.client == timestamp.client and sender.role is Role.CLIENT:
+            refusal = self._authority.may_write(
+                view, sender, block, Credentials(message.uid, message.gid, message.groups)
+            ) or _insane(timestamp.time, now_us)
+        else:
+            refusal = self._not_vouched(message) or _too_far_ahead(timestamp.time, now_us)
+            vouched = True
+        if refusal is not None:
+            return Ready(reply=refusal)
+        writes = self._quota.charge(view, timestamp.client, block, len(fragment) + len(checksum))
+        if isinstance(writes, BlockRefused):
+            if not vouched:
+                return Ready(reply=writes)
+            writes = []  # the version exists elsewhere already; refusing it would block readers
+        writes.append(Write(Table.BLOCK, key, _UNVERIFIED + checksum))
+        writes.append(Write(Table.FRAGMENT, key, fragment))
+        return Ready(reply=_WRITTEN, writes=writes)
+
+    def _not_bound(
+        self, block: BlockId, message: WriteRequest, fragment: bytes | memoryview
+    ) -> BlockRefused | None:
+        """Storage-node verification of a write. [PASIS §3.4.2.3]
+
+        The fragment against its hash in the cross-checksum, and the cross-checksum against the
+        verifier in the timestamp; a correct node executes only writes that pass both.
+        """
+        checksum, N = message.cross_checksum, self._thresholds.N
+        if len(checksum) != N * DIGEST_BYTES:
+            return BlockRefused(errno.EBADMSG, f"a cross-checksum that is not one of {N} fragments")
+        if verifier_of(checksum) != message.timestamp.verifier:
+            return BlockRefused(errno.EBADMSG, "the timestamp does not bind the cross-checksum")
+        if not cross_checksum.matches(checksum, fragment_index(block, self._node, N), fragment):
+            return BlockRefused(errno.EBADMSG, "the cross-checksum does not list the fragment")
+        return None
+
+    def _restored(
+        self, view: StorageView, key: bytes, message: WriteRequest, fragment: bytes | memoryview
+    ) -> list[Write]:
+        """A version that is hosted already is left alone, unless the disk has damaged it.
+
+        A reader that repairs a version sends it to all nodes, so this heals the damaged one.
+        """
+        index = fragment_index(message.block, self._node, self._thresholds.N)
+        stored = view.get(Table.FRAGMENT, key)
+        if stored is not None and cross_checksum.matches(message.cross_checksum, index, stored):
+            return []
+        return [
+            Write(Table.BLOCK, key, _UNVERIFIED + message.cross_checksum),
+            Write(Table.FRAGMENT, key, fragment),
+        ]
+
+    def _not_vouched(self, message: WriteRequest) -> BlockRefused | None:
+        """A repair is taken if b + 1 nodes, hence a correct one, host the version already.
+
+        That correct node has checked the author's authority. And if the version is complete, any
+        N - t nodes include QC - t > b benign ones that vouch for it: no repair that a reader owes
+        is refused by a correct node.
+        """
+        digest = _voucher_digest(message.block, message)
+        vouching = {
+            voucher.node
+            for voucher in message.vouchers
+            if self._keys.check(
+                claimed_by=voucher.node, digest=digest, authenticator=voucher.authenticator
+            )
+        }
+        if len(vouching) > self._thresholds.b:
+            return None
+        return BlockRefused(
+            errno.EPERM, "only its author may write a version for which no b + 1 nodes vouch"
+        )
+
+    # --- READ_LATEST, READ_PREV --------------------------------------------------------------
+
+    def _read(self, view: StorageView, _sender: Any, message: ReadRequest, *_: Any) -> Ready:
+        block, before = message.block, message.before
+        start = block if before is None else version_key(block, before) + b"\x00"
+        listed: list[Listed] = []
+        below, checksum, fragment = Below.ORIGIN, b"", b""
+        for key, row in view.scan(Table.BLOCK, start, block + _END):
+            if len(listed) > message.history:
+                below = Below.MORE
+                break
+            if message.want_data and not listed:
+                checksum = row[1:]
+                fragment = view.get(Table.FRAGMENT, key) or b""
+            listed.append(Listed(timestamp_of(key), bool(row[0] & VERIFIED)))
+        return Ready(reply=ReadReply(tuple(listed), below, CrossChecksum(checksum)), body=fragment)
+
+    # --- vouching ----------------------------------------------------------------------------
+
+    def _vouch(self, view: StorageView, _sender: Any, message: VouchRequest, *_: Any) -> Ready:
+        if view.get(Table.BLOCK, version_key(message.block, message.timestamp)) is None:
+            return Ready(reply=_NOT_HOSTED)
+        return Ready(reply=VouchReply(self._keys.make(_voucher_digest(message.block, message))))
+
+
+def _voucher_digest(block: BlockId, message: WriteRequest | VouchRequest) -> bytes:
+    return voucher_digest(block=block, timestamp=encoded(message.timestamp))
+
+
+def _too_far_ahead(time_us: int, now_us: int) -> BlockRefused | None:
+    """No liar can push time away: a time beyond clock and skew is malformed. [design §4]"""
+    if time_us > now_us + limits.CLOCK_SKEW_US:
+        ahead = (time_us - now_us) // limits.SECOND_US
+        return BlockRefused(
+            errno.ETIME, f"the time is {ahead} s ahead of this node: check the client's clock"
+        )
+    return None
+
+
+def _insane(time_us: int, now_us: int) -> BlockRefused | None:
+    """An author's time must be near the node's clock, on either side.
+
+    Versions are found by their time. A client that could place a new one in the past would change
+    what history shows there, under the eyes of everyone who trusts it. (A repair may be of any age:
+    its version has been there.) A writer that was held up for that long takes a new timestamp.
+    """
+    if time_us < now_us - limits.CLOCK_SKEW_US:
+        behind = (now_us - time_us) // limits.SECOND_US
+        return BlockRefused(
+            errno.ETIME, f"the time is {behind} s behind this node: check the client's clock"
+        )
+    return _too_far_ahead(time_us, now_us)

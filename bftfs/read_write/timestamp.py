@@ -18,7 +18,7 @@ _ALL_ONES = (1 << 8 * TIMESTAMP_BYTES) - 1
 _ALL_TIME = (1 << 8 * 8) - 1
 
 
-class BlockTimestamp(Value, order=True):
+class BlockTimestamp(Value, frozen=True, order=True):
     """Ordered by time, then writer, then verifier. [PASIS §3.4.2.3]"""
 
     time: TimeField
@@ -37,13 +37,18 @@ def beginning_of(time_us: int) -> BlockTimestamp:
 
 def successor_of(timestamp: BlockTimestamp) -> BlockTimestamp:
     """The least timestamp above `timestamp`, so that strictly below it means at or below that."""
-    number = int.from_bytes(_encoded(timestamp), "big") + 1
+    number = int.from_bytes(encoded(timestamp), "big") + 1
     return _decoded(number.to_bytes(TIMESTAMP_BYTES, "big"))
+
+
+def encoded(timestamp: BlockTimestamp) -> bytes:
+    """The timestamp as bytes of fixed length that order as timestamps do."""
+    return timestamp.time.to_bytes(8, "big") + timestamp.client + timestamp.verifier
 
 
 def version_key(block: BlockId, timestamp: BlockTimestamp) -> bytes:
     """The key of a version in a node's store: the newest version of a block has the least key."""
-    inverted = _ALL_ONES - int.from_bytes(_encoded(timestamp), "big")
+    inverted = _ALL_ONES - int.from_bytes(encoded(timestamp), "big")
     return block + inverted.to_bytes(TIMESTAMP_BYTES, "big")
 
 
@@ -58,13 +63,9 @@ def time_of(key: bytes) -> int:
     return _ALL_TIME - int.from_bytes(key[BLOCK_ID_BYTES : BLOCK_ID_BYTES + 8], "big")
 
 
-def _encoded(timestamp: BlockTimestamp) -> bytes:
-    return timestamp.time.to_bytes(8, "big") + timestamp.client + timestamp.verifier
-
-
-def _decoded(encoded: bytes) -> BlockTimestamp:
+def _decoded(number: bytes) -> BlockTimestamp:
     return BlockTimestamp(
-        int.from_bytes(encoded[:8], "big"),
-        ClientId(encoded[8 : 8 + CLIENT_ID_BYTES]),
-        Digest(encoded[8 + CLIENT_ID_BYTES :]),
+        int.from_bytes(number[:8], "big"),
+        ClientId(number[8 : 8 + CLIENT_ID_BYTES]),
+        Digest(number[8 + CLIENT_ID_BYTES :]),
     )

@@ -1,0 +1,193 @@
+"""One request to every node, N - t usable answers: the rounds of TIME, WRITE and vouching.
+
+[PASIS §3.4.3.2] In an asynchronous system a client can wait for no more than N - t answers. The
+requests to the others are sent all the same, and nobody waits for them. Every request here is
+idempotent: to nodes that stay silent it is sent again, for as long as the round lasts.
+
+Concurrency: a gathering belongs to one conversation.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable, Sequence
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar, runtime_checkable
+
+from bftfs.conversation import Now, Receive, Send
+from bftfs.errors import AdmissionRefused, QuorumUnavailable
+from bftfs.identifiers import NodeId
+from bftfs.limits import PATIENCE_MOST_US
+from bftfs.read_write.standing import Patience, Standings
+from bftfs.thresholds import ReadWriteThresholds
+
+Usable = TypeVar("Usable")
+
+
+@runtime_checkable
+class Refusal(Protocol):
+    """A node's reply that it will not serve a request, whichever part of the node it comes from."""
+
+    @property
+    def code(self) -> int:
+        """An errno."""
+
+    @property
+    def reason(self) -> str:
+        """For people."""
+
+
+class Addressed(NamedTuple):
+    """What goes to one node."""
+
+    message: Any
+    body: bytes | memoryview = b""
+
+
+class Refusals:
+    """Who refused, and when that is final."""
+
+    __slots__ = ("_by_node", "_thresholds")
+
+    def __init__(self, thresholds: ReadWriteThresholds) -> None:
+        self._by_node: dict[NodeId, Refusal] = {}
+        self._thresholds = thresholds
+
+    def add(self, node: NodeId, refusal: Refusal) -> None:
+        """Raises AdmissionRefused if more than t nodes refuse: the others are fewer than N - t.
+
+        More than t are more than b, so a correct node is among them. EAGAIN is no verdict: the
+        node asks for patience, and the request is sent again like one that met with silence.
+        """
+        if refusal.code == errno.EAGAIN:
+            return
+        self._by_node[node] = refusal
+        if len(self._by_node) <= self._thresholds.t:
+            return
+        by_code: dict[int, list[Refusal]] = {}
+        for one in self._by_node.values():
+            by_code.setdefault(one.code, []).append(one)
+        most = max(by_code.values(), key=len)
+        raise AdmissionRefused(code=most[0].code, reason=most[0].reason, nodes=len(most))
+
+    def withdraw(self, node: NodeId) -> None:
+        """`node` serves the request after all."""
+        self._by_node.pop(node, None)
+
+
+class Silence:
+    """The silence of one operation: how long the next one lasts, and when there were too many."""
+
+    __slots__ = ("_left_us", "_policy", "_step_us", "lapses")
+
+    def __init__(self, policy: Patience, total_us: int | None) -> None:
+        self._policy = policy
+        self._step_us = policy.us
+        self._left_us = total_us
+        self.lapses = 0
+
+    @property
+    def patience_us(self) -> int:
+        """How long to wait for the next reply."""
+        if self._left_us is None:
+            return self._step_us
+        return min(self._step_us, self._left_us)
+
+    def lapse(self, *, heard: int, required: int, subject: str) -> None:
+        """Patience has run out once more. Raises QuorumUnavailable if that was the last time."""
+        if self._left_us is not None:
+            self._left_us -= self.patience_us
+            if self._left_us <= 0:
+                raise QuorumUnavailable(heard=heard, required=required, subject=subject)
+        self.lapses += 1
+        self._step_us = min(2 * self._step_us, PATIENCE_MOST_US)
+
+    def ended(self) -> None:
+        """The operation is over."""
+        if not self.lapses:
+            self._policy.sufficed()
+
+
+class Gathering(Generic[Usable]):
+    """`requests[i]` to node i, and what `judge` makes of the replies (None: not usable)."""
+
+    __slots__ = (
+        "_judge",
+        "_numbers",
+        "_refusals",
+        "_requests",
+        "_silence",
+        "_standings",
+        "_subject",
+        "_thresholds",
+    )
+
+    def __init__(
+        self,
+        requests: Sequence[Addressed],
+        judge: Callable[[Any], Usable | None],
+        *,
+        thresholds: ReadWriteThresholds,
+        standings: Standings,
+        silence: Silence,
+        subject: str,
+    ) -> None:
+        self._requests = requests
+        self._judge = judge
+        self._thresholds = thresholds
+        self._standings = standings
+        self._silence = silence
+        self._subject = subject
+        self._numbers: dict[int, NodeId] = {}
+        self._refusals = Refusals(thresholds)
+
+    async def send(self) -> None:
+        """Send the request to all nodes."""
+        for node in range(len(self._requests)):
+            await self._send(NodeId(node))
+
+    async def answers(self) -> dict[NodeId, Usable]:
+        """The first N - t usable answers.
+
+        Raises AdmissionRefused if more than t nodes refuse, QuorumUnavailable if total patience
+        runs out.
+        """
+        required = self._thresholds.responses
+        numbers, silence = self._numbers, self._silence
+        answers: dict[NodeId, Usable] = {}
+        while True:
+            delivery = await Receive(silence.patience_us)
+            if delivery is None:
+                await self._lapse(answers)
+                continue
+            node = numbers.pop(delivery.request_number, None)
+            if node is None or node in answers:
+                continue  # of an earlier round of this conversation, or to a repeated request
+            answer = self._judge(delivery.message)
+            if answer is not None:
+                self._refusals.withdraw(node)
+                if self._standings.marked:
+                    self._standings.heard(node)
+                answers[node] = answer
+                if len(answers) >= required:
+                    silence.ended()
+                    return answers
+            elif isinstance(delivery.message, Refusal):
+                self._refusals.add(node, delivery.message)
+            else:
+                self._standings.faulty(node, await Now())
+
+    async def _lapse(self, answers: dict[NodeId, Usable]) -> None:
+        """Send the request again to the nodes that have not given a usable answer."""
+        self._silence.lapse(
+            heard=len(answers), required=self._thresholds.responses, subject=self._subject
+        )
+        now_us = await Now()
+        for number in range(len(self._requests)):
+            node = NodeId(number)
+            if node not in answers:
+                self._standings.silent(node, now_us)
+                await self._send(node)
+
+    async def _send(self, node: NodeId) -> None:
+        request = self._requests[node]
+        self._numbers[await Send(node, request.message, request.body)] = node

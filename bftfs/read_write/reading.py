@@ -1,0 +1,402 @@
+"""One read of one block, as a conversation. [PASIS §3.4.3.3, §3.5.1.2]
+
+A descent begins with the latest candidate and goes down until one is complete or can be repaired.
+The first request goes to as many nodes as can prove a candidate complete; m of them are asked for
+fragments, those with the stripes if possible, and the others are witnesses. Further nodes are asked
+on silence, and on anything but a complete candidate.
+
+**Concurrency.** A `Reading` belongs to one conversation and is used once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import NamedTuple
+
+from bftfs import limits
+from bftfs.coding.erasure import Buffer
+from bftfs.conversation import Compute, Delivery, Now, Receive, Send
+from bftfs.errors import VersionUnrecoverable
+from bftfs.identifiers import BlockId, NodeId
+from bftfs.read_write.classification import Classification, classify
+from bftfs.read_write.gathering import Refusal, Refusals
+from bftfs.read_write.messages import Below, ReadReply, ReadRequest
+from bftfs.read_write.placement import rotation_of
+from bftfs.read_write.repair import Repair
+from bftfs.read_write.responses import Responses, Verdict
+from bftfs.read_write.session import Session
+from bftfs.read_write.timestamp import ZERO, BlockTimestamp, successor_of
+from bftfs.read_write.validation import item_of, regenerate
+from bftfs.read_write.writing import Encoded
+
+
+@dataclass(frozen=True, slots=True)
+class Version:
+    """What a read returns. `item` is None for a block that was never written (timestamp ZERO)."""
+
+    timestamp: BlockTimestamp
+    item: bytes | None
+
+
+NEVER_WRITTEN = Version(ZERO, None)
+
+
+class _Asked(NamedTuple):
+    """An unanswered request."""
+
+    node: NodeId
+    before: BlockTimestamp | None
+    want_data: bool
+    fetches: BlockTimestamp | None  # the version whose fragment is asked for; None: a listing
+
+
+class _Step(Enum):
+    """What a descent does after it has looked at the responses."""
+
+    LISTEN = "listen"
+    HEAR_MORE = "hear more"
+    USE = "use the candidate"
+
+
+class Reading:
+    """One read. `before` bounds the versions that count."""
+
+    __slots__ = (
+        "_asked",
+        "_before",
+        "_block",
+        "_candidate",
+        "_classification",
+        "_cursor",
+        "_fetching",
+        "_late",
+        "_listed",
+        "_listing",
+        "_nodes",
+        "_refusals",
+        "_responses",
+        "_rotation",
+        "_session",
+        "_silence",
+        "_silent",
+        "_withheld",
+    )
+
+    def __init__(self, session: Session, block: BlockId, before: BlockTimestamp | None) -> None:
+        self._session = session
+        self._block = block
+        self._before = before
+        self._rotation = rotation_of(block, session.thresholds.N)
+        self._silence = session.silence(session.read_patience)
+        self._begin(frozenset())
+
+    def _begin(self, silent: frozenset[NodeId]) -> None:
+        """The state of one descent."""
+        nodes = self._session.by_fragment[self._rotation]
+        # Stripes first, but those that were silent or faulty lately last.
+        self._nodes = tuple(sorted(nodes, key=silent.__contains__)) if silent else nodes
+        self._responses = Responses(self._session.thresholds, self._rotation)
+        self._refusals = Refusals(self._session.thresholds)
+        self._asked: dict[int, _Asked] = {}
+        self._late: set[int] = set()  # requests whose nodes have been taken for silent
+        self._listed: set[NodeId] = set()  # nodes that have been asked for a listing
+        self._cursor = self._before  # candidates at or above it are classified as incomplete
+        self._candidate: BlockTimestamp | None = None
+        self._classification = Classification.UNDECIDED
+        self._listing: set[NodeId] = set()  # nodes whose listing is on its way
+        self._fetching: set[NodeId] = set()  # nodes whose fragment of the candidate is on its way
+        self._withheld: set[NodeId] = set()  # nodes that list the candidate and keep its fragment
+        self._silent = set(silent)
+
+    async def run(self) -> Version:
+        """The latest complete version.
+
+        Raises QuorumUnavailable if total patience runs out, AdmissionRefused if more than t nodes
+        refuse, VersionUnrecoverable if a version that must be returned cannot be.
+        """
+        session = self._session
+        while True:
+            avoided: frozenset[NodeId] = frozenset()
+            if session.standings.marked:
+                avoided = session.standings.avoided(await Now())
+            self._begin(avoided)
+            version = await self._descend()
+            if version is not None:
+                self._silence.ended()
+                return version
+            # [LazyVer §3.8.3] Garbage collection has overtaken this read: a complete version newer
+            # than all it could have found makes them superfluous. Such a read must be retried.
+
+    async def _descend(self) -> Version | None:
+        """The latest complete version; None if garbage collection overtook the descent."""
+        thresholds = self._session.thresholds
+        for position, node in enumerate(self._nodes[: thresholds.first_asked]):
+            await self._list(
+                node, self._before, want_data=position < thresholds.m, most=limits.HISTORY_AT_FIRST
+            )
+        while True:
+            heard = await self._listen()
+            if not heard and self._responses.collected and self._before is None:
+                return None
+            if self._listing and len(self._responses.depth) < thresholds.first_asked:
+                continue
+            while True:
+                candidate = self._responses.candidate(self._cursor)
+                if candidate != self._candidate:
+                    self._candidate = candidate
+                    self._fetching.clear()
+                    self._withheld.clear()
+                step = self._judge(candidate)
+                if step is not _Step.USE or candidate is None:
+                    break
+                if self._classification is not Classification.INCOMPLETE:
+                    if candidate == ZERO:
+                        return NEVER_WRITTEN
+                    if len(self._responses.fragments(candidate)) < thresholds.m:
+                        await self._fetch(candidate)
+                        break
+                    version = await self._use(candidate)
+                    if version is not None:
+                        return version
+                # [PASIS Figure 3.2 line 18] Incomplete, or the cross-checksum did not validate.
+                self._cursor = candidate
+            if (
+                step is _Step.HEAR_MORE
+                and not await self._hear_more(again=False)
+                and len(self._responses.collected) > thresholds.b
+            ):
+                if self._before is None:
+                    return None
+                raise VersionUnrecoverable(
+                    f"block {self._block.hex()}: versions that old have been collected"
+                )
+
+    # --- judging -----------------------------------------------------------------------------
+
+    def _judge(self, candidate: BlockTimestamp | None) -> _Step:
+        """Classify `candidate`, and say what follows."""
+        wait = _Step.LISTEN if self._listing else _Step.HEAR_MORE
+        if candidate is None:
+            return wait
+        thresholds = self._session.thresholds
+        withheld = self._withheld
+        hosting = len(self._responses.hosts(candidate))
+        heard = self._responses.heard(candidate)
+        # A node that lists a version and keeps its fragment is as good as silent.
+        hosting -= len(withheld)
+        classification = classify(thresholds, hosting=hosting, heard=len(heard) - len(withheld))
+        self._classification = classification
+        if classification is Classification.COMPLETE:
+            return _Step.USE
+        if classification is Classification.UNDECIDED:
+            return wait
+        # N - t responses decide. But where the others could change the answer for the better, and
+        # are not known to be silent, one more round trip to them is cheaper than a repair, and
+        # finds what is left of a version when more was lost than the fault model allows.
+        hopeful = hosting + self._may_still_answer(heard)
+        better = (
+            thresholds.repairable
+            if classification is Classification.INCOMPLETE
+            else thresholds.complete
+        )
+        if hosting and hopeful >= better:
+            return wait
+        return _Step.USE
+
+    def _may_still_answer(self, heard: list[NodeId]) -> int:
+        responses = self._responses
+        return sum(
+            1
+            for node in self._nodes
+            if node not in heard
+            and node not in self._silent
+            and node not in responses.convicted
+            and node not in responses.collected
+        )
+
+    # --- asking ------------------------------------------------------------------------------
+
+    async def _list(
+        self, node: NodeId, before: BlockTimestamp | None, *, want_data: bool, most: int
+    ) -> None:
+        """Ask `node` for its versions below `before`."""
+        request = ReadRequest(self._block, before, want_data, most)
+        self._listing.add(node)
+        self._listed.add(node)
+        self._asked[await Send(node, request)] = _Asked(node, before, want_data, None)
+
+    async def _hear_more(self, *, again: bool) -> bool:
+        """Ask every node that has not said whether it hosts the candidate; whether there is any.
+
+        Nodes that have been asked and were silent are asked once more only if `again`.
+        """
+        responses, candidate = self._responses, self._candidate
+        wanted = self._session.thresholds.m
+        if candidate is not None:
+            wanted -= len(responses.fragments(candidate)) + len(self._fetching)
+        wanted -= sum(1 for asked in self._asked.values() if self._expects_data(asked))
+        sent = False
+        for node in self._nodes:
+            if node in responses.convicted or node in self._listing:
+                continue
+            depth = responses.depth.get(node)
+            if depth is None:
+                if node in self._listed and not again:
+                    continue
+                want_data = wanted > 0
+                wanted -= want_data
+                most = limits.HISTORY_IN_REPLY
+                await self._list(node, self._cursor, want_data=want_data, most=most)
+            elif candidate is not None and depth > candidate and node not in responses.collected:
+                # [PASIS §3.5.1.2] Further rounds fetch only version histories.
+                await self._list(node, depth, want_data=False, most=limits.HISTORY_IN_REPLY)
+            else:
+                continue
+            sent = True
+        return sent
+
+    def _expects_data(self, asked: _Asked) -> bool:
+        return asked.want_data and asked.fetches is None and asked.node in self._listing
+
+    async def _fetch(self, candidate: BlockTimestamp) -> None:
+        """Ask for fragments of `candidate` that are not in hand. [PASIS §3.5.1.2]"""
+        responses = self._responses
+        hosts = responses.hosts(candidate)
+        wanted = self._session.thresholds.m - len(responses.fragments(candidate))
+        wanted -= len(self._fetching)
+        if wanted <= 0:
+            return
+        for node in self._nodes:
+            if (
+                node in hosts
+                and node not in self._fetching
+                and node not in self._withheld
+                and node not in responses.convicted
+                and not responses.has_fragment_of(node, candidate)
+            ):
+                await self._fetch_from(node, candidate)
+                wanted -= 1
+                if wanted == 0:
+                    return
+        if self._fetching or self._listing:
+            return
+        if not await self._hear_more(again=False) and not self._silent:
+            raise VersionUnrecoverable(
+                f"block {self._block.hex()}: only {len(responses.fragments(candidate))} of the "
+                f"{self._session.thresholds.m} fragments needed are left of its version of "
+                f"time {candidate.time}"
+            )
+
+    async def _fetch_from(self, node: NodeId, candidate: BlockTimestamp) -> None:
+        before = successor_of(candidate)
+        request = ReadRequest(self._block, before, want_data=True, history=0)
+        self._fetching.add(node)
+        self._asked[await Send(node, request)] = _Asked(node, before, True, candidate)
+
+    # --- listening ---------------------------------------------------------------------------
+
+    async def _listen(self) -> bool:
+        """Take the next reply, or draw the consequences of a silence; whether there was one."""
+        delivery = await Receive(self._silence.patience_us)
+        if delivery is None:
+            await self._lapse()
+            return False
+        asked = self._asked.pop(delivery.request_number, None)
+        if asked is None:
+            return True  # the answer to the repair of a candidate that was given up
+        node = asked.node
+        self._note_presence(node, delivery.request_number)
+        if asked.fetches is None:
+            self._listing.discard(node)
+        elif asked.fetches == self._candidate:
+            self._fetching.discard(node)
+            self._withheld.discard(node)
+        message = delivery.message
+        if isinstance(message, ReadReply):
+            await self._take(asked, message, delivery)
+        elif isinstance(message, Refusal):
+            self._silent.add(node)
+            self._refusals.add(node, message)
+        else:
+            self._responses.convict(node)
+            await self._blame(node)
+        return True
+
+    def _note_presence(self, node: NodeId, number: int) -> None:
+        self._silent.discard(node)
+        if number in self._late:
+            self._late.clear()
+            self._session.read_patience.was_too_short()
+        if self._session.standings.marked:
+            self._session.standings.heard(node)
+
+    async def _take(self, asked: _Asked, reply: ReadReply, delivery: Delivery) -> None:
+        node, wanted = asked.node, asked.fetches
+        verdict = self._responses.add(
+            node,
+            reply,
+            delivery.body,
+            before=asked.before,
+            want_data=asked.want_data,
+            lists=wanted is None,
+        )
+        if verdict is not Verdict.VALID:
+            await self._blame(node)
+        elif wanted is not None and not self._responses.has_fragment_of(node, wanted):
+            collected = reply.below is Below.COLLECTED
+            self._responses.withdraw(node, wanted, collected=collected)
+
+    async def _blame(self, node: NodeId) -> None:
+        self._withheld.discard(node)
+        self._session.standings.faulty(node, await Now())
+
+    async def _lapse(self) -> None:
+        """Patience has run out: widen, and from the second silence on ask the silent again."""
+        responses = self._responses
+        self._silence.lapse(
+            heard=len(responses.depth),
+            required=self._session.thresholds.responses,
+            subject=f"read of block {self._block.hex()}",
+        )
+        now_us = await Now()
+        for node in sorted(self._listing | self._fetching):
+            self._session.standings.silent(node, now_us)
+        self._silent.update(node for node in self._nodes if node not in responses.depth)
+        self._silent.update(self._listing)
+        self._late.update(self._asked)
+        mute, self._withheld = self._withheld, self._withheld | self._fetching
+        self._listing.clear()
+        self._fetching.clear()
+        again = self._silence.lapses > 1
+        await self._hear_more(again=again)
+        if again and self._candidate is not None:
+            for node in sorted(mute):
+                await self._fetch_from(node, self._candidate)
+
+    # --- using a candidate -------------------------------------------------------------------
+
+    async def _use(self, candidate: BlockTimestamp) -> Version | None:
+        """Validate and, if necessary, repair `candidate`; None if it counts as incomplete."""
+        session, responses = self._session, self._responses
+        fragments = responses.fragments(candidate)
+        verifier = candidate.verifier
+        trusted = verifier in session.validated or responses.verified(candidate)
+        if trusted and self._classification is Classification.COMPLETE:
+            item = item_of(session.code, fragments)
+            return None if item is None else Version(candidate, item)
+        checksum = responses.cross_checksum(candidate)
+        generated: tuple[Buffer, ...] | None = await Compute(
+            lambda: regenerate(session.code, checksum, fragments)
+        )
+        if generated is None:
+            return None
+        item = item_of(session.code, dict(enumerate(generated[: session.thresholds.m])))
+        if item is None:
+            return None
+        session.validated.add(verifier)
+        if self._classification is Classification.REPAIRABLE:
+            encoded = Encoded(generated, checksum, verifier)
+            if not await Repair(session, self._block, candidate, encoded).run():
+                return None
+        return Version(candidate, item)

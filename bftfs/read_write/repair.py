@@ -1,0 +1,82 @@
+"""Finish a candidate that may be complete, at its own timestamp, before its value is returned.
+
+[PASIS §3.4.3.3] A repairable candidate is repaired by writing its fragments back; nodes that host
+it already ignore that. Once N - t nodes have acknowledged, the candidate is complete, and no later
+reader can miss it.
+
+A version's timestamp names its author, and nodes take versions from their authors only. The reader
+therefore first asks the nodes to vouch that they host the candidate; b + 1 vouchers prove that the
+author did write it. If N - t nodes have answered and fewer vouch, then fewer than QC benign nodes
+host it: it was not complete, and the reader may go on as if it were incomplete.
+"""
+
+from __future__ import annotations
+
+import errno
+from typing import Any
+
+from bftfs.credentials import NOBODY
+from bftfs.errors import AdmissionRefused
+from bftfs.identifiers import BlockId
+from bftfs.read_write.gathering import Addressed, Gathering
+from bftfs.read_write.messages import Voucher, VouchReply, VouchRequest
+from bftfs.read_write.session import Session
+from bftfs.read_write.timestamp import BlockTimestamp
+from bftfs.read_write.writing import Encoded, write_at
+
+
+class Repair:
+    """The repair of one validated candidate."""
+
+    __slots__ = ("_block", "_encoded", "_session", "_timestamp")
+
+    def __init__(
+        self, session: Session, block: BlockId, timestamp: BlockTimestamp, encoded: Encoded
+    ) -> None:
+        self._session = session
+        self._block = block
+        self._timestamp = timestamp
+        self._encoded = encoded
+
+    async def run(self) -> bool:
+        """Whether the candidate is complete now; False if it was not before, and cannot be made so.
+
+        Raises AdmissionRefused if nodes refuse for another reason, QuorumUnavailable if total
+        patience runs out.
+        """
+        session = self._session
+        silence = session.silence(session.write_patience)
+        request = Addressed(VouchRequest(self._block, self._timestamp))
+
+        def judge(reply: Any) -> bytes | None:
+            return reply.authenticator if isinstance(reply, VouchReply) else None
+
+        gathering: Gathering[bytes] = session.gathering(
+            (request,) * session.thresholds.N,
+            judge,
+            silence=silence,
+            subject=f"repair of block {self._block.hex()}",
+        )
+        await gathering.send()
+        answers = await gathering.answers()
+        vouchers = tuple(
+            Voucher(node, authenticator) for node, authenticator in answers.items() if authenticator
+        )
+        if len(vouchers) <= session.thresholds.b:
+            return False
+        try:
+            await write_at(
+                session,
+                self._block,
+                self._timestamp,
+                self._encoded,
+                credentials=NOBODY,
+                silence=silence,
+                vouchers=vouchers,
+            )
+        except AdmissionRefused as refused:
+            # A correct node is among these, and found fewer than b + 1 of the vouchers valid.
+            if refused.code == errno.EPERM and refused.nodes > session.thresholds.b:
+                return False
+            raise
+        return True

@@ -1,0 +1,218 @@
+"""What the nodes have said in one read: which versions each hosts, and the fragments in hand.
+
+Pure bookkeeping over checked replies; nothing here sends or waits.
+
+**Invariants.** What is counted of a node is one list of versions, newest first, without gaps down
+to its `depth`; the initial version ⊥ ends it if the node has never hosted anything older. A
+fragment in hand matches the cross-checksum that its version's timestamp binds. A node whose reply
+no correct node sends is convicted, and counts no more.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+from itertools import pairwise
+
+from bftfs.coding import cross_checksum
+from bftfs.coding.cross_checksum import CrossChecksum
+from bftfs.coding.erasure import Buffer
+from bftfs.crypto.digest import DIGEST_BYTES, verifier_of
+from bftfs.identifiers import NodeId
+from bftfs.read_write.messages import Below, Listed, ReadReply
+from bftfs.read_write.timestamp import ZERO, BlockTimestamp
+from bftfs.thresholds import ReadWriteThresholds
+
+
+class Verdict(Enum):
+    """What a reply shows of its node."""
+
+    VALID = "valid"
+    DAMAGED = "damaged"  # all in order but the fragment
+    IMPOSSIBLE = "impossible"  # no correct node sends it
+
+
+class Responses:
+    """The valid responses to one read of one block."""
+
+    __slots__ = (
+        "_N",
+        "_b",
+        "_bound",
+        "_damaged",
+        "_fragments",
+        "_rotation",
+        "collected",
+        "convicted",
+        "depth",
+        "hosted",
+    )
+
+    def __init__(self, thresholds: ReadWriteThresholds, rotation: int) -> None:
+        self._N = thresholds.N
+        self._b = thresholds.b
+        self._rotation = rotation
+        # Per node: its versions (and whether it has verified them), and down to where that is all.
+        self.hosted: dict[NodeId, dict[BlockTimestamp, bool]] = {}
+        self.depth: dict[NodeId, BlockTimestamp] = {}
+        self.collected: set[NodeId] = set()  # nodes that have forgotten what was below their depth
+        self.convicted: set[NodeId] = set()
+        self._damaged: dict[NodeId, ReadReply] = {}
+        self._bound: dict[BlockTimestamp, CrossChecksum] = {}
+        self._fragments: dict[BlockTimestamp, dict[int, Buffer]] = {}
+
+    # --- taking replies ----------------------------------------------------------------------
+
+    def add(
+        self,
+        node: NodeId,
+        reply: ReadReply,
+        fragment: Buffer,
+        *,
+        before: BlockTimestamp | None,
+        want_data: bool,
+        lists: bool,
+    ) -> Verdict:
+        """Take `node`'s reply to a request with `before` and `want_data`.
+
+        A reply to a request for one fragment (not `lists`) says nothing about other versions.
+        """
+        if node in self.convicted:
+            return Verdict.IMPOSSIBLE
+        verdict = self._check(node, reply, fragment, before, want_data=want_data)
+        if verdict is not Verdict.VALID:
+            self.convict(node)
+            if verdict is Verdict.DAMAGED:
+                self._count_damaged(node, reply)
+        elif lists:
+            self._extend(node, reply, before)
+        return verdict
+
+    def withdraw(self, node: NodeId, candidate: BlockTimestamp, *, collected: bool) -> None:
+        """`node` listed `candidate`, and no longer has it.
+
+        It counts as heard and not hosting; if garbage collection is the reason, as not heard.
+        """
+        if collected:
+            self.hosted.pop(node, None)
+            self.depth.pop(node, None)
+            self.collected.add(node)
+        elif node in self.hosted:
+            self.hosted[node].pop(candidate, None)
+
+    def _check(
+        self,
+        node: NodeId,
+        reply: ReadReply,
+        fragment: Buffer,
+        before: BlockTimestamp | None,
+        *,
+        want_data: bool,
+    ) -> Verdict:
+        """VALIDATE, and what else must hold of a correct node's reply. [PASIS Figure 3.2]"""
+        versions, checksum = reply.versions, reply.cross_checksum
+        if not versions:
+            possible = reply.below is Below.ORIGIN or (
+                reply.below is Below.COLLECTED and before is not None
+            )
+            return Verdict.VALID if possible and not checksum else Verdict.IMPOSSIBLE
+        newest = versions[0].timestamp
+        # [PASIS §3.4.3.3] only timestamps strictly less than that given in the request count.
+        if before is not None and newest >= before:
+            return Verdict.IMPOSSIBLE
+        if versions[-1].timestamp <= ZERO or not _descends(versions):
+            return Verdict.IMPOSSIBLE
+        if not want_data:
+            return Verdict.VALID if not len(checksum) + len(fragment) else Verdict.IMPOSSIBLE
+        bound = self._bound.get(newest)
+        if bound is None:
+            # [PASIS Figure 3.2] HASH(CC) against LT.Verifier; the verifier binds one CC.
+            if len(checksum) != DIGEST_BYTES * self._N:
+                return Verdict.IMPOSSIBLE
+            if verifier_of(checksum) != newest.verifier:
+                return Verdict.IMPOSSIBLE
+            self._bound[newest] = checksum
+        elif checksum != bound:
+            return Verdict.IMPOSSIBLE
+        # [PASIS Figure 3.2] HASH(D) against CC[S].
+        index = (node - self._rotation) % self._N
+        if not cross_checksum.matches(checksum, index, fragment):
+            return Verdict.DAMAGED
+        self._fragments.setdefault(newest, {})[index] = fragment
+        return Verdict.VALID
+
+    def _extend(self, node: NodeId, reply: ReadReply, before: BlockTimestamp | None) -> None:
+        hosted = self.hosted.setdefault(node, {})
+        for version in reply.versions:
+            hosted[version.timestamp] = version.verified
+        if reply.below is Below.ORIGIN:
+            hosted[ZERO] = False
+            self.depth[node] = ZERO
+            return
+        if reply.versions:
+            self.depth[node] = reply.versions[-1].timestamp
+        elif before is not None:
+            self.depth.setdefault(node, before)
+        if reply.below is Below.COLLECTED:
+            self.collected.add(node)
+
+    def convict(self, node: NodeId) -> None:
+        """No correct node sends what `node` has sent: nothing that it says counts."""
+        self.convicted.add(node)
+        self.hosted.pop(node, None)
+        self.depth.pop(node, None)
+        self.collected.discard(node)
+
+    def _count_damaged(self, node: NodeId, reply: ReadReply) -> None:
+        """A false fragment makes a response invalid, up to b of them; more are no lies.
+
+        Beyond b such nodes the fault model is left behind: their disks are damaged, and discarding
+        them would let good fragments go to waste, for want of N - t valid responses. What they
+        list then counts; their fragments still do not.
+        """
+        self._damaged[node] = reply
+        if len(self._damaged) > self._b:
+            for damaged, listing in self._damaged.items():
+                if damaged not in self.hosted:
+                    self._extend(damaged, listing, None)
+
+    # --- judging -----------------------------------------------------------------------------
+
+    def candidate(self, below: BlockTimestamp | None) -> BlockTimestamp | None:
+        """The greatest version strictly below `below` that a valid response shows."""
+        greatest = None
+        for hosted in self.hosted.values():
+            for timestamp in hosted:  # newest first, but for what a later reply has added
+                if (below is None or timestamp < below) and (
+                    greatest is None or timestamp > greatest
+                ):
+                    greatest = timestamp
+        return greatest
+
+    def hosts(self, candidate: BlockTimestamp) -> list[NodeId]:
+        """The nodes that host `candidate`: the candidate set."""
+        return [node for node, hosted in self.hosted.items() if candidate in hosted]
+
+    def heard(self, candidate: BlockTimestamp) -> list[NodeId]:
+        """The nodes that have said whether they host `candidate`."""
+        return [node for node, depth in self.depth.items() if depth <= candidate]
+
+    def verified(self, candidate: BlockTimestamp) -> bool:
+        """Whether b + 1 nodes, hence a correct one, have verified it. [LazyVer §3.8.1]"""
+        verified = [hosted for hosted in self.hosted.values() if hosted.get(candidate)]
+        return len(verified) > self._b
+
+    def fragments(self, candidate: BlockTimestamp) -> dict[int, Buffer]:
+        """The fragments in hand, by index."""
+        return self._fragments.get(candidate, {})
+
+    def has_fragment_of(self, node: NodeId, candidate: BlockTimestamp) -> bool:
+        """Whether `node`'s own fragment is in hand."""
+        return (node - self._rotation) % self._N in self.fragments(candidate)
+
+    def cross_checksum(self, candidate: BlockTimestamp) -> CrossChecksum:
+        """The cross-checksum that `candidate` binds; some fragment of it is in hand."""
+        return self._bound[candidate]
+
+
+def _descends(versions: tuple[Listed, ...]) -> bool:
+    return all(newer.timestamp > older.timestamp for newer, older in pairwise(versions))

@@ -1,0 +1,122 @@
+"""The rounds of a write: which time, and WRITE at a timestamp. [PASIS §3.4.3.2]"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from bftfs.coding import cross_checksum
+from bftfs.coding.cross_checksum import CrossChecksum
+from bftfs.coding.erasure import Buffer, ErasureCode
+from bftfs.conversation import Now
+from bftfs.credentials import Credentials
+from bftfs.crypto.digest import Digest
+from bftfs.identifiers import BlockId
+from bftfs.read_write.gathering import Addressed, Gathering, Silence
+from bftfs.read_write.messages import TimeReply, TimeRequest, Voucher, WriteReply, WriteRequest
+from bftfs.read_write.placement import rotation_of
+from bftfs.read_write.session import Session
+from bftfs.read_write.timestamp import BlockTimestamp
+
+
+class Encoded(NamedTuple):
+    """A data-item as it is written: N fragments, and the cross-checksum that binds them."""
+
+    fragments: tuple[Buffer, ...]
+    cross_checksum: CrossChecksum
+    verifier: Digest
+
+
+def encode(code: ErasureCode, item: Buffer) -> Encoded:
+    """ENCODE, MAKE_CROSS_CHECKSUM and the verifier of MAKE_TIMESTAMP. [PASIS Figure 3.1]"""
+    fragments = code.encode(item)
+    checksum = cross_checksum.make(fragments)
+    return Encoded(fragments, checksum, cross_checksum.verifier(checksum))
+
+
+class TimeRound:
+    """READ_TIMESTAMP for several blocks in one round. [PASIS Figure 3.1]"""
+
+    __slots__ = ("_b", "_gathering")
+
+    def __init__(self, session: Session, blocks: Sequence[BlockId], silence: Silence) -> None:
+        self._b = session.thresholds.b
+        request = Addressed(TimeRequest(tuple(blocks)))
+
+        def judge(reply: Any) -> tuple[int, ...] | None:
+            usable = isinstance(reply, TimeReply) and len(reply.times) == len(blocks)
+            return reply.times if usable else None
+
+        self._gathering: Gathering[tuple[int, ...]] = session.gathering(
+            (request,) * session.thresholds.N, judge, silence=silence, subject=_named(blocks)
+        )
+
+    async def send(self) -> None:
+        """Ask all nodes."""
+        await self._gathering.send()
+
+    async def times(self) -> list[int]:
+        """For each block the time of a new write, from N - t reports.
+
+        Unlike [PASIS Figure 3.1]: the (b + 1)-th largest report and not the largest, since b + 1
+        correct nodes among any N - t report at least the time of the latest complete write, and no
+        liar can then push time away. And at least the client's clock, so that versions can be found
+        by the time at which they were written. [design §4]
+        """
+        reports = list((await self._gathering.answers()).values())
+        clock = await Now()
+        return [
+            max(least_safe_time(reported, self._b) + 1, clock)
+            for reported in zip(*reports, strict=True)
+        ]
+
+
+def least_safe_time(reported: Sequence[int], b: int) -> int:
+    """The (b + 1)-th largest of the times that N - t nodes report."""
+    return sorted(reported, reverse=True)[b]
+
+
+async def write_at(
+    session: Session,
+    block: BlockId,
+    timestamp: BlockTimestamp,
+    encoded: Encoded,
+    *,
+    credentials: Credentials,
+    silence: Silence,
+    vouchers: tuple[Voucher, ...] = (),
+) -> None:
+    """DO_WRITE: each node its fragment; over once N - t host it. [PASIS Figure 3.1]
+
+    The others have been sent theirs as well; they finish in the background. Raises AdmissionRefused
+    if more than t nodes refuse, QuorumUnavailable if total patience runs out.
+    """
+    N = session.thresholds.N
+    request = WriteRequest(
+        block,
+        timestamp,
+        encoded.cross_checksum,
+        credentials.uid,
+        credentials.gid,
+        credentials.groups,
+        vouchers,
+    )
+    rotation = rotation_of(block, N)
+    requests = [
+        Addressed(request, memoryview(encoded.fragments[(node - rotation) % N]))
+        for node in range(N)
+    ]
+
+    def judge(reply: Any) -> bool | None:
+        return isinstance(reply, WriteReply) or None
+
+    gathering: Gathering[bool] = session.gathering(
+        requests, judge, silence=silence, subject=_named((block,))
+    )
+    await gathering.send()
+    await gathering.answers()
+
+
+def _named(blocks: Sequence[BlockId]) -> str:
+    more = f" and {len(blocks) - 1} more" if len(blocks) > 1 else ""
+    return f"write of block {blocks[0].hex()}{more}"
