@@ -1,0 +1,334 @@
+"""One principal's connections to the nodes of its cluster, and the engine that speaks over them.
+
+Loop-agnostic: the sockets are watched by an epoll descriptor, which can itself be waited for. A
+host waits until `fileno()` is readable or `next_deadline_us()` has come, and calls `turn`. Trio, a
+node's own loop and blocking tools host the same `Links`; one wake-up serves all that has arrived.
+
+Requests leave when the host calls `flush` (as `turn` does at its end), so that everything that is
+ready for one node goes out in one write. Delivery is not promised: what cannot be sent soon is
+dropped, and conversations ask again.
+
+Concurrency: one thread. Conversations run inside `turn` and inside `engine.start`.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import socket
+from collections import Counter
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any, Self
+
+from bftfs.cluster import ClusterDescription, Member
+from bftfs.crypto.keys import Identity
+from bftfs.engine import Engine
+from bftfs.errors import PeerFault
+from bftfs.identifiers import NodeId
+from bftfs.limits import MIB, SECOND_US
+from bftfs.runtime import clock
+from bftfs.runtime.sockets import RECEIVE_BYTES, Output, dial
+from bftfs.wire.channel import NONCE_BYTES, ClientChannel
+from bftfs.wire.codec import encode
+
+OUTPUT_BYTES = 16 * MIB  # unsent requests to one node; more are dropped
+EARLY_REQUESTS = 256  # requests to a node whose connection is being made
+EARLY_BYTES = 4 * MIB
+GREETING_PATIENCE_US = 5 * SECOND_US  # for connecting and shaking hands
+BACKOFF_FIRST_US = 50_000
+BACKOFF_LAST_US = 2 * SECOND_US
+EVENTS_PER_TURN = 64
+
+_IN = select.EPOLLIN
+_IN_OUT = select.EPOLLIN | select.EPOLLOUT
+_OUT = select.EPOLLOUT
+_GONE = select.EPOLLHUP | select.EPOLLERR
+
+Request = tuple[int, bytes, bytes | memoryview]  # number, metadata, body
+
+
+class Link:
+    """The state of the connection to one node."""
+
+    __slots__ = (
+        "channel",
+        "deadline_us",
+        "early",
+        "early_bytes",
+        "failures",
+        "interest",
+        "member",
+        "opened",
+        "output",
+        "queued",
+        "reason",
+        "socket",
+    )
+
+    def __init__(self, member: Member) -> None:
+        self.member = member
+        self.socket: socket.socket | None = None
+        self.channel: ClientChannel | None = None
+        self.output = Output()
+        self.queued = False  # whether it is in the list of links to be flushed
+        self.interest = 0  # what epoll watches
+        self.opened = False  # whether the channel is established: requests may go out
+        self.early: list[Request] = []  # waiting for that
+        self.early_bytes = 0
+        self.failures = 0  # since the channel was last established
+        # When a dialled connection must be open; when a lost one may be dialled again.
+        self.deadline_us: int | None = None
+        self.reason = ""  # why the connection was lost last
+
+
+class Links:
+    """Connections to all nodes. `persistent` ones are made at once and made again when lost;
+    others when there is something to send."""
+
+    def __init__(
+        self,
+        description: ClusterDescription,
+        identity: Identity,
+        *,
+        decode: Callable[[bytes], Any],
+        persistent: bool,
+    ) -> None:
+        self.engine = Engine(
+            send=self._send, now_us=clock.now_us, monotonic_us=clock.monotonic_us, draw=clock.draw
+        )
+        self.dropped = 0  # requests that were not sent
+        self.lost: Counter[str] = Counter()  # connections, by reason
+        self._description = description
+        self._identity = identity
+        self._persistent = persistent
+        self._links = tuple(Link(member) for member in description.members)
+        self._by_descriptor: dict[int, Link] = {}
+        self._unflushed: list[Link] = []
+        self._epoll = select.epoll()
+        self._poll = self._epoll.poll
+        self._scratch = memoryview(bytearray(RECEIVE_BYTES))
+        self._decode = decode
+        self._encoded: tuple[Any, bytes] = (None, b"")  # a message goes to several nodes
+        if persistent:
+            for link in self._links:
+                self._dial(link)
+
+    def fileno(self) -> int:
+        """The descriptor that is readable whenever `turn` has something to do."""
+        return self._epoll.fileno()
+
+    def next_deadline_us(self) -> int | None:
+        """When `turn` must be called next, whatever arrives, in monotonic microseconds."""
+        deadline = self.engine.next_deadline_us()
+        for link in self._links:
+            if link.deadline_us is not None and (deadline is None or link.deadline_us < deadline):
+                if link.socket is None and not self._persistent:
+                    continue  # it is dialled when there is something to send
+                deadline = link.deadline_us
+        return deadline
+
+    def turn(self, timeout_s: float | None = 0) -> None:
+        """Wait at most `timeout_s`, then do all that is due: receive, run, expire, send."""
+        by_descriptor = self._by_descriptor
+        for descriptor, events in self._poll(timeout_s, EVENTS_PER_TURN):
+            link = by_descriptor.get(descriptor)
+            if link is None:
+                continue
+            if events & _IN:
+                self._receive(link)
+            elif events & _GONE:
+                self._lose(link, "connection lost")
+            if events & _OUT and link.socket is not None:
+                self._write(link)
+        self.flush()
+
+    def expire(self) -> None:
+        """Wake conversations whose patience has run out; dial again what was lost."""
+        now = clock.monotonic_us()
+        for link in self._links:
+            if link.deadline_us is None or link.deadline_us > now:
+                continue
+            if link.socket is not None:
+                self._lose(link, "no answer to the greeting")
+            elif self._persistent:
+                self._dial(link)
+        self.engine.expire()
+        self.flush()
+
+    def flush(self) -> None:
+        """Send what is ready, each node's in one write."""
+        unflushed = self._unflushed
+        if unflushed:
+            for link in unflushed:
+                link.queued = False
+                if link.interest == _IN:  # otherwise the socket is full, and epoll will tell
+                    self._write(link)
+            unflushed.clear()
+
+    def unreachable(self) -> tuple[tuple[NodeId, str], ...]:
+        """The nodes to which a connection was tried in vain, and why."""
+        return tuple(
+            (link.member.node, link.reason)
+            for link in self._links
+            if link.failures and not link.opened
+        )
+
+    @property
+    def open(self) -> int:
+        """The number of nodes to which requests can be sent at once."""
+        return sum(link.opened for link in self._links)
+
+    def close(self) -> None:
+        """Close all connections. Conversations in progress hear nothing more."""
+        for link in self._links:
+            if link.socket is not None:
+                link.socket.close()
+                link.socket = None
+                link.opened = False
+        self._by_descriptor.clear()
+        self._epoll.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    # -----------------------------------------------------------------------------------------
+
+    def _send(self, node: NodeId, number: int, message: Any, body: bytes | memoryview) -> None:
+        """What the engine calls to send a request."""
+        link = self._links[node]
+        known, metadata = self._encoded
+        if message is not known:
+            metadata = encode(message)
+            self._encoded = (message, metadata)
+        if link.opened:
+            output = link.output
+            if output.size > OUTPUT_BYTES:
+                self.dropped += 1
+                return
+            assert link.channel is not None
+            output.add(link.channel.seal_request(number, metadata, body))
+            if not link.queued:
+                link.queued = True
+                self._unflushed.append(link)
+            return
+        if link.socket is None and (
+            link.deadline_us is None or link.deadline_us <= clock.monotonic_us()
+        ):
+            self._dial(link)
+        size = len(metadata) + len(body)
+        if (
+            link.socket is None
+            or len(link.early) >= EARLY_REQUESTS
+            or link.early_bytes + size > EARLY_BYTES
+        ):
+            self.dropped += 1
+            return
+        link.early.append((number, metadata, body))
+        link.early_bytes += size
+
+    def _dial(self, link: Link) -> None:
+        try:
+            connection = dial(link.member.address)
+        except OSError as error:
+            self._back_off(link, error.strerror or str(error))
+            return
+        link.socket = connection
+        link.deadline_us = clock.monotonic_us() + GREETING_PATIENCE_US
+        link.output = Output()
+        channel = ClientChannel(
+            identity=self._identity,
+            node=link.member.node,
+            node_public_key=link.member.public_key,
+            cluster_id=self._description.cluster_id,
+            view=self._description.view,
+            nonce=os.urandom(NONCE_BYTES),
+        )
+        link.channel = channel
+        link.output.add([channel.opening()])
+        self._by_descriptor[connection.fileno()] = link
+        link.interest = _IN_OUT  # epoll tells when it is connected
+        self._epoll.register(connection.fileno(), _IN_OUT)
+
+    def _lose(self, link: Link, reason: str) -> None:
+        connection = link.socket
+        if connection is None:
+            return
+        self._by_descriptor.pop(connection.fileno(), None)
+        connection.close()
+        link.socket = None
+        link.channel = None
+        link.opened = False
+        link.interest = 0
+        link.output = Output()
+        self._back_off(link, reason)
+
+    def _back_off(self, link: Link, reason: str) -> None:
+        self.lost[reason] += 1
+        self.dropped += len(link.early)
+        link.early.clear()
+        link.early_bytes = 0
+        link.reason = reason
+        pause = min(BACKOFF_FIRST_US << min(link.failures, 16), BACKOFF_LAST_US)
+        link.failures += 1
+        # Half of it is drawn, so that many clients do not come back at the same moment.
+        link.deadline_us = clock.monotonic_us() + pause // 2 + clock.draw(pause // 2)
+
+    def _write(self, link: Link) -> None:
+        assert link.socket is not None
+        try:
+            link.output.write(link.socket)
+        except OSError as error:
+            self._lose(link, error.strerror or "connection lost")
+            return
+        interest = _IN_OUT if link.output.size else _IN
+        if interest != link.interest:
+            link.interest = interest
+            self._epoll.modify(link.socket.fileno(), interest)
+
+    def _receive(self, link: Link) -> None:
+        assert link.socket is not None
+        assert link.channel is not None
+        try:
+            size = link.socket.recv_into(self._scratch)
+        except BlockingIOError:
+            return
+        except OSError as error:
+            self._lose(link, error.strerror or "connection lost")
+            return
+        if not size:
+            self._lose(link, "closed by the node")
+            return
+        node, decode, deliver = link.member.node, self._decode, self.engine.deliver
+        try:
+            frames = link.channel.receive(bytes(self._scratch[:size]))
+            replies = [(frame.number, decode(frame.metadata), frame.body) for frame in frames]
+        except PeerFault as fault:
+            self._lose(link, type(fault).__name__)
+            return
+        if not link.opened and link.channel.established:
+            self._open(link)
+        for number, message, body in replies:
+            deliver(node, number, message, body)
+
+    def _open(self, link: Link) -> None:
+        """The node has proven who it is: send what has waited for that."""
+        assert link.channel is not None
+        link.opened = True
+        link.failures = 0
+        link.deadline_us = None
+        for number, metadata, body in link.early:
+            link.output.add(link.channel.seal_request(number, metadata, body))
+        link.early.clear()
+        link.early_bytes = 0
+        if link.output.size and not link.queued:
+            link.queued = True
+            self._unflushed.append(link)

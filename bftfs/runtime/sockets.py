@@ -1,0 +1,135 @@
+"""Non-blocking stream sockets at the addresses of a cluster description."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import socket
+import stat
+from collections.abc import Sequence
+
+from bftfs.cluster import TcpAddress, UnixAddress, parse_address
+from bftfs.errors import UsageError
+from bftfs.limits import MIB
+
+SOCKET_BUFFER_BYTES = 4 * MIB  # asked of the kernel, which may grant less
+RECEIVE_BYTES = 120 * 1024  # below the size at which malloc turns to mmap for every buffer
+BUFFERS_PER_SEND = 1024  # IOV_MAX of Linux
+BACKLOG = 128
+LOST_PEER_TIMEOUT_MS = 15_000  # TCP: how long sent data may stay unacknowledged
+KEEPALIVE_S = 30  # TCP: silence after which the kernel asks whether the peer is still there
+
+_IN_PROGRESS = frozenset((errno.EINPROGRESS, errno.EALREADY))
+
+Buffer = bytes | bytearray | memoryview
+
+
+def listen(address: str) -> socket.socket:
+    """A socket that accepts connections at `address`; a stale Unix socket file is replaced.
+
+    Requires: whoever calls this owns the address, as the lock on its store shows.
+    """
+    listener: socket.socket | None = None
+    try:
+        match parse_address(address):
+            case UnixAddress(path):
+                with contextlib.suppress(FileNotFoundError):
+                    if stat.S_ISSOCK(os.lstat(path).st_mode):
+                        os.unlink(path)
+                listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+                listener.bind(path)
+            case TcpAddress(host, port):
+                family, target = _resolve(host, port)
+                listener = socket.socket(family, socket.SOCK_STREAM)
+                listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                listener.bind(target)
+        listener.setblocking(False)
+        listener.listen(BACKLOG)
+    except OSError as error:
+        if listener is not None:
+            listener.close()
+        raise UsageError(
+            f"cannot listen at {address}: {error.strerror}; "
+            "is another process using it, or does the address belong to another machine?"
+        ) from None
+    return listener
+
+
+def dial(address: str) -> socket.socket:
+    """A socket that is connected to `address`, or about to be. Raises OSError."""
+    match parse_address(address):
+        case UnixAddress(path):
+            connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            target: str | tuple[object, ...] = path
+        case TcpAddress(host, port):
+            family, target = _resolve(host, port)
+            connection = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        adjust(connection)
+        failure = connection.connect_ex(target)
+        if failure and failure not in _IN_PROGRESS:
+            raise OSError(failure, os.strerror(failure))
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def adjust(connection: socket.socket) -> None:
+    """Make a connection of either end non-blocking, prompt, and mortal."""
+    connection.setblocking(False)
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BUFFER_BYTES)
+    if connection.family != socket.AF_UNIX:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, SOCKET_BUFFER_BYTES)
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEPALIVE_S)
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, LOST_PEER_TIMEOUT_MS)
+
+
+class Output:
+    """What is still to be sent on one connection, in order."""
+
+    __slots__ = ("_buffers", "size")
+
+    def __init__(self) -> None:
+        self._buffers: list[Buffer] = []
+        self.size = 0  # bytes
+
+    def add(self, buffers: Sequence[Buffer]) -> None:
+        """Append `buffers`, which are not copied and must not change."""
+        self._buffers += buffers
+        for buffer in buffers:
+            self.size += len(buffer)
+
+    def write(self, connection: socket.socket) -> None:
+        """Send as much as the kernel takes. Raises OSError if the connection is lost."""
+        buffers = self._buffers
+        while buffers:
+            try:
+                if len(buffers) == 1:
+                    sent = connection.send(buffers[0])
+                else:
+                    sent = connection.sendmsg(buffers[:BUFFERS_PER_SEND])
+            except BlockingIOError:
+                return
+            self.size -= sent
+            if not self.size:
+                buffers.clear()
+                return
+            whole = 0
+            while sent >= len(buffers[whole]):
+                sent -= len(buffers[whole])
+                whole += 1
+            if sent:
+                buffers[whole] = memoryview(buffers[whole])[sent:]
+            del buffers[:whole]
+
+
+def _resolve(host: str, port: int) -> tuple[int, tuple[object, ...]]:
+    try:
+        family, _, _, _, target = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    except socket.gaierror as error:
+        raise OSError(errno.EADDRNOTAVAIL, f"{host}: {error.strerror}") from None
+    return family, target

@@ -1,0 +1,65 @@
+"""What one principal may ask of a node, and what happens beyond that. [design §9]
+
+A principal over a limit is delayed (its connections are not read), then cut off; others do not
+notice. Requests of different connections take turns.
+
+Concurrency: one thread, the node's loop.
+"""
+
+from __future__ import annotations
+
+from bftfs.identifiers import ClientId
+from bftfs.limits import KIB, MIB, SECOND_US
+from bftfs.step import Sender
+
+CONNECTIONS_PER_PRINCIPAL = 16  # one per mount and tool that uses the same key
+STRANGERS = 64  # connections that have not said who they are; the oldest gives way
+GREETING_PATIENCE_US = 10 * SECOND_US  # for a stranger
+REQUESTS_PER_TURN = 128  # of one connection, before the others have their turn
+RECEIVES_PER_TURN = 8  # reads from one connection, before the others have their turn
+UNSENT_BYTES = 1 * MIB  # answers that a connection does not take, beyond which it is not served
+HELD_BYTES = 64 * MIB  # of requests and answers over all connections; the greediest is cut off
+UNNOTICED_BYTES = 64 * KIB  # that a connection may hold without being counted
+OFFENCES = 16  # broken connections, before a principal has to wait
+OFFENCE_FORGIVEN_US = SECOND_US
+
+
+class Account:
+    """What a node holds against one principal."""
+
+    __slots__ = ("_forgiven_us", "connections", "offences")
+
+    def __init__(self) -> None:
+        self.connections = 0
+        self.offences = 0
+        self._forgiven_us = 0
+
+    def offend(self, now_us: int) -> None:
+        """The principal has broken the rules of the channel."""
+        self._forgive(now_us)
+        self.offences += 1
+
+    def barred(self, now_us: int) -> bool:
+        """Whether the principal has to wait before it may connect again."""
+        self._forgive(now_us)
+        return self.offences >= OFFENCES
+
+    def _forgive(self, now_us: int) -> None:
+        forgiven = (now_us - self._forgiven_us) // OFFENCE_FORGIVEN_US
+        if forgiven > 0:
+            self.offences = max(0, self.offences - forgiven)
+            self._forgiven_us = now_us
+
+
+class Admission:
+    """The accounts of all principals that have connected; the cluster lists no more of them."""
+
+    def __init__(self) -> None:
+        self._accounts: dict[ClientId, Account] = {}
+
+    def account(self, sender: Sender) -> Account:
+        """The account of a principal."""
+        account = self._accounts.get(sender.client)
+        if account is None:
+            account = self._accounts[sender.client] = Account()
+        return account

@@ -1,0 +1,80 @@
+"""What a node's administrator may set in `node.toml`, next to the node's key; all is optional.
+
+durability = "interval"                # default: what the cluster description says
+capacity_bytes = 200_000_000_000       # the store's share of the disk; default: all of it
+metrics = "tcp:127.0.0.1:9100"         # or "unix:/path", or "off"; default: metrics.socket here
+log_level = "debug"                    # or "info" (default), "warning", "error"
+"""
+
+from __future__ import annotations
+
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bftfs.cluster import Durability, parse_address
+from bftfs.errors import UsageError
+from bftfs.limits import MIB
+
+CAPACITY_BYTES_MIN = 16 * MIB
+LOG_LEVELS = ("debug", "info", "warning", "error")
+
+_OFF = "off"
+
+
+@dataclass(frozen=True, slots=True)
+class NodeConfiguration:
+    """The settings of one node."""
+
+    durability: Durability
+    capacity_bytes: int | None
+    metrics: str | None  # an address
+    log_level: str
+
+    @classmethod
+    def load(cls, path: Path, *, durability: Durability, metrics: str) -> NodeConfiguration:
+        """What the file at `path` says, if there is one; the arguments are defaults."""
+        try:
+            settings = tomllib.loads(path.read_text())
+        except FileNotFoundError:
+            settings = {}
+        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+            raise UsageError(f"{path}: cannot be read: {error}; correct or remove it") from None
+        try:
+            return cls._from(settings, durability=durability, metrics=metrics)
+        except UsageError as error:
+            raise UsageError(f"{path}: {error.message}") from None
+
+    @classmethod
+    def _from(
+        cls, settings: dict[str, Any], *, durability: Durability, metrics: str
+    ) -> NodeConfiguration:
+        known = ("durability", "capacity_bytes", "metrics", "log_level")
+        for name in settings:
+            if name not in known:
+                raise UsageError(
+                    f"there is no setting {name!r}; the settings are {', '.join(known)}"
+                )
+        chosen = settings.get("durability", durability.value)
+        if chosen not in [one.value for one in Durability]:
+            raise UsageError(f'durability = {chosen!r}; write "sync" or "interval"')
+        capacity = settings.get("capacity_bytes")
+        if capacity is not None and (type(capacity) is not int or capacity < CAPACITY_BYTES_MIN):
+            raise UsageError(
+                f"capacity_bytes = {capacity!r}; write a whole number, {CAPACITY_BYTES_MIN} or more"
+            )
+        address = settings.get("metrics", metrics)
+        if not isinstance(address, str):
+            raise UsageError(f'metrics = {address!r}; write an address or "off", in quotes')
+        if address != _OFF:
+            parse_address(address)
+        level = settings.get("log_level", "info")
+        if level not in LOG_LEVELS:
+            raise UsageError(f"log_level = {level!r}; write one of {', '.join(LOG_LEVELS)}")
+        return cls(
+            durability=Durability(chosen),
+            capacity_bytes=capacity,
+            metrics=None if address == _OFF else address,
+            log_level=level,
+        )

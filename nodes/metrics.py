@@ -1,0 +1,168 @@
+"""What a node counts, and how it tells: counting costs an addition, being asked nothing more.
+
+Concurrency: the node's loop bumps the tally; the exposition's thread, which sleeps until somebody
+asks, reads it. Each counter is read at some moment of its own.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import socket
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler
+from pathlib import Path
+from socketserver import BaseServer
+from typing import Any
+
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.exposition import CONTENT_TYPE_LATEST
+from prometheus_client.registry import Collector
+
+from bftfs.envelope import HealthReply
+
+ASKING_PATIENCE_S = 5.0  # for whoever asks, since there is one thread for all of them
+
+
+class Tally:
+    """Plain counters."""
+
+    def __init__(self) -> None:
+        self.requests: Counter[type] = Counter()  # by message class
+        self.refused: Counter[int] = Counter()  # by errno
+        self.closed: Counter[str] = Counter()  # connections, by reason
+        self.accepted = 0
+        self.batches = 0
+        self.commits = 0
+        self.commit_s = 0.0
+        self.faults = 0  # requests that a bug of ours kept from being served
+        self.bytes_received = 0
+
+
+class NodeCollector(Collector):
+    """Makes metrics of a node's tally and health, when asked."""
+
+    def __init__(self, tally: Tally, health: Callable[[], HealthReply]) -> None:
+        self._tally = tally
+        self._health = health
+
+    def collect(self) -> Iterator[Metric]:
+        """All metrics of the node."""
+        tally, health = self._tally, self._health()
+        yield _by(
+            "bftfs_requests",
+            "Requests that were stepped, by message.",
+            "message",
+            {kind.__name__: count for kind, count in tuple(tally.requests.items())},
+        )
+        yield _by(
+            "bftfs_refused",
+            "Requests that were refused, by error.",
+            "error",
+            {
+                errno.errorcode.get(code, str(code)): count
+                for code, count in tuple(tally.refused.items())
+            },
+        )
+        yield _by(
+            "bftfs_connections_closed",
+            "Connections that were closed, by reason.",
+            "reason",
+            dict(tuple(tally.closed.items())),
+        )
+        for name, text, value in (
+            ("bftfs_connections_accepted", "Connections that were accepted.", tally.accepted),
+            ("bftfs_batches", "Batches that were stepped.", tally.batches),
+            ("bftfs_commits", "Batches that were committed.", tally.commits),
+            ("bftfs_commit_seconds", "Time spent in commits.", tally.commit_s),
+            ("bftfs_faults", "Requests that met a bug of the node.", tally.faults),
+            ("bftfs_received_bytes", "Bytes received.", tally.bytes_received),
+        ):
+            yield CounterMetricFamily(name, text, value=value)
+        for name, text, value in (
+            ("bftfs_store_bytes", "Size of the store.", health.store_bytes),
+            ("bftfs_memory_bytes", "Resident memory of the process.", health.memory_bytes),
+            ("bftfs_uptime_seconds", "Time since the start.", health.uptime_us / 1e6),
+            ("bftfs_healthy", "1 if nothing is degraded.", health.healthy),
+        ):
+            yield GaugeMetricFamily(name, text, value=value)
+
+
+def _by(name: str, text: str, label: str, counts: dict[str, int]) -> Metric:
+    family = CounterMetricFamily(name, text, labels=[label])
+    for value, count in sorted(counts.items()):
+        family.add_metric([value], count)
+    return family
+
+
+class Exposition:
+    """Serves `/metrics` and `/health` over HTTP, one who asks after the other."""
+
+    def __init__(
+        self, listener: socket.socket, tally: Tally, health: Callable[[], HealthReply]
+    ) -> None:
+        listener.setblocking(True)
+        self._listener = listener
+        self._health = health
+        self._registry = CollectorRegistry(auto_describe=False)
+        self._registry.register(NodeCollector(tally, health))
+        threading.Thread(target=self._serve, name="metrics", daemon=True).start()
+
+    def _serve(self) -> None:
+        exposition = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                status, kind, content = exposition.page(self.path)
+                self.send_response(status)
+                self.send_header("Content-Type", kind)
+                self.send_header("Content-Length", str(len(content)))
+                self.end_headers()
+                self.wfile.write(content)
+
+            def log_message(self, *arguments: Any) -> None:
+                """Say nothing: whoever asks is told."""
+
+            def address_string(self) -> str:
+                return ""  # a Unix socket's peer has none
+
+        while True:
+            try:
+                asking, address = self._listener.accept()
+            except OSError:
+                return  # closed
+            with asking:
+                asking.settimeout(ASKING_PATIENCE_S)
+                try:
+                    Handler(asking, address, _NO_SERVER)
+                except OSError:
+                    continue  # whoever asked has gone
+
+    def page(self, path: str) -> tuple[int, str, bytes]:
+        """Status, content type and content of what is at `path`."""
+        if path == "/metrics":
+            return 200, CONTENT_TYPE_LATEST, generate_latest(self._registry)
+        if path == "/health":
+            health = self._health()
+            facts = {name: getattr(health, name) for name in health.__struct_fields__}
+            status = 200 if health.healthy else 503
+            return status, "application/json", json.dumps(facts).encode() + b"\n"
+        return 404, "text/plain", b"there are /metrics and /health\n"
+
+    def close(self) -> None:
+        """Stop serving."""
+        self._listener.close()
+
+
+_NO_SERVER: BaseServer = None  # type: ignore[assignment]  # the handler never looks at it
+
+
+def resident_bytes() -> int:
+    """Resident memory of this process."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmRSS:"):
+            return int(line.split()[1]) * 1024
+    return 0

@@ -1,0 +1,133 @@
+"""One storage node: store, servers, dispatcher, connections, started and stopped together."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from bftfs import cluster
+from bftfs.cluster import ClusterDescription
+from bftfs.crypto.keys import Identity, read_identity
+from bftfs.data_directory import NodeDirectory
+from bftfs.dispatcher import Dispatcher
+from bftfs.envelope import HealthRequest
+from bftfs.errors import UsageError
+from bftfs.identifiers import NodeId
+from bftfs.runtime.links import Links
+from bftfs.runtime.sockets import listen
+from bftfs.step import Sender, Server
+from bftfs.wire.channel import ServerChannel
+from nodes import log
+from nodes.configuration import NodeConfiguration
+from nodes.guard import Guard, WriteSwitch
+from nodes.health import Health
+from nodes.loop import Loop
+from nodes.metrics import Exposition, Tally
+from nodes.store import Store
+
+Servers = Mapping[type, Server]
+
+
+@dataclass(frozen=True, slots=True)
+class Protocols:
+    """What a node speaks. Tests put other servers in the place of the honest ones."""
+
+    servers: Callable[[ClusterDescription, Identity, NodeId], Servers]  # by message class
+    decode_request: Callable[[bytes], Any]
+    decode_reply: Callable[[bytes], Any]
+
+
+def run(directory: NodeDirectory, description_file: Path, protocols: Protocols) -> None:
+    """Run the node whose directory this is, until SIGTERM or SIGINT.
+
+    The node listens when its address can be connected to; its pid file is written before that.
+    """
+    description = cluster.load(description_file)
+    identity = read_identity(directory.key)
+    node = _number_of(identity, description, directory)
+    configuration = NodeConfiguration.load(
+        directory.configuration,
+        durability=description.durability,
+        metrics=f"unix:{directory.metrics.absolute()}",
+    )
+    log.configure(configuration.log_level, node=node)
+    logger = structlog.get_logger()
+    with contextlib.ExitStack() as stack:
+        store = Store.open(
+            directory.store,
+            cluster=description.cluster_id,
+            node=node,
+            durability=configuration.durability,
+            capacity_bytes=configuration.capacity_bytes,
+        )
+        stack.callback(store.close)
+        tally = Tally()
+        switch = WriteSwitch()
+        links = stack.enter_context(
+            Links(description, identity, decode=protocols.decode_reply, persistent=False)
+        )
+        health = Health(store=store, links=links, switch=switch, tally=tally)
+
+        def report(message: Any, error: Exception) -> None:
+            tally.faults += 1
+            logger.error("request failed", message=type(message).__name__, exc_info=error)
+
+        servers = {
+            kind: Guard(server, switch, report)
+            for kind, server in protocols.servers(description, identity, node).items()
+        }
+        directory.pid.write_text(f"{os.getpid()}\n")
+        stack.callback(directory.pid.unlink, missing_ok=True)
+        if configuration.metrics is not None:
+            exposition = Exposition(listen(configuration.metrics), tally, health.reply)
+            stack.callback(exposition.close)
+        address = description.member(node).address
+        listener = stack.enter_context(listen(address))
+        loop = Loop(
+            listener=listener,
+            new_channel=lambda nonce: ServerChannel[Sender](
+                identity=identity, node=node, cluster=description, nonce=nonce
+            ),
+            decode=protocols.decode_request,
+            dispatcher=Dispatcher(servers={**servers, HealthRequest: health}, engine=links.engine),
+            store=store,
+            links=links,
+            switch=switch,
+            tally=tally,
+        )
+        stack.callback(loop.close)
+        loop.stop_on_signals()
+        logger.info(
+            "ready",
+            address=address,
+            metrics=configuration.metrics,
+            durability=configuration.durability.value,
+            store_bytes=store.used_bytes,
+        )
+        loop.run()
+        logger.info("stopped", requests=sum(tally.requests.values()), commits=tally.commits)
+
+
+def _number_of(
+    identity: Identity, description: ClusterDescription, directory: NodeDirectory
+) -> NodeId:
+    sender = description.principal(identity.public_key)
+    if sender is None or sender.node is None:
+        raise UsageError(
+            f"{directory.key} is not the key of any node in the cluster description; "
+            "give the node the directory that was made with this cluster"
+        )
+    return sender.node
+
+
+def refuse_optimised_python() -> None:
+    """Assertions are how a node notices that it is wrong, and stops: never run without them."""
+    if sys.flags.optimize:
+        raise UsageError("a node does not run under `python -O`; start it without -O")

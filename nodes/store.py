@@ -1,0 +1,486 @@
+"""A node's disk: one LMDB environment, one named database per table of `bftfs.storage`.
+
+The only module that imports lmdb. Equal to `MemoryStorage` by a stateful property test.
+
+Invariants: a batch is applied whole or not at all, and once `Batch.commit` has returned under
+`sync` durability it is on stable storage; a store is open in at most one process; nothing is ever
+written to a store of another format, cluster or node.
+
+Concurrency: a store belongs to one thread. One batch is open at a time.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import shutil
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import lmdb
+
+from bftfs.cluster import Durability
+from bftfs.errors import BftfsError, UsageError
+from bftfs.identifiers import NodeId
+from bftfs.limits import MIB
+from bftfs.storage import Table, Write
+from nodes.residence import MappedFile
+
+FORMAT = 1
+
+MAP_BYTES_INITIAL = 1024 * MIB  # address space, not disk: the file grows as its pages are used
+MAP_BYTES_MAX = 1 << 44
+ROWS_PER_LOOK = 16  # rows that a `CommittedView` reads in one transaction
+
+_FORMAT_KEY = b"format"
+_OWNER_KEY = b"owner"
+_DATA_FILE = "data.mdb"
+_OUT_OF_SPACE = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
+
+
+class StoreFull(BftfsError):
+    """No room for a batch, on the disk or in the node's share of it; nothing of it was applied."""
+
+    def __init__(self, path: Path, reason: str) -> None:
+        super().__init__(path, reason)
+        self.path = path
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.reason}"
+
+
+class StoreFailed(BftfsError):
+    """The disk fails, or what it holds is damaged; the node has to stop."""
+
+    def __init__(self, path: Path, reason: str) -> None:
+        super().__init__(path, reason)
+        self.path = path
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.reason}"
+
+
+class MapOutgrown(BftfsError):
+    """The batch needs more address space than is mapped: leave it, and step it again."""
+
+
+class Batch:
+    """A `StorageView` in which the writes of earlier steps show; committed whole, or dropped.
+
+    Left without `commit`, nothing that was applied has happened.
+    """
+
+    __slots__ = ("_databases", "_store", "_transaction", "bytes_moved", "writes")
+
+    def __init__(self, store: Store, transaction: lmdb.Transaction[bytes]) -> None:
+        self._store = store
+        self._transaction = transaction
+        self._databases = store.databases
+        self.writes = 0
+        self.bytes_moved = 0  # by values that fill pages of their own
+
+    def get(self, table: Table, key: bytes) -> bytes | None:
+        """The value at `key`, or None."""
+        value = self._transaction.get(key, None, self._databases[table])
+        if value is not None and len(value) > 2048:
+            self.bytes_moved += len(value)
+        return value
+
+    def scan(
+        self, table: Table, start: bytes, stop: bytes, *, reverse: bool = False
+    ) -> Iterator[tuple[bytes, bytes]]:
+        """Pairs with start <= key < stop in key order, or in reverse key order."""
+        cursor = self._transaction.cursor(self._databases[table])
+        if not _position(cursor, start, stop, reverse=reverse):
+            return
+        advance = cursor.prev if reverse else cursor.next
+        while True:
+            key = cursor.key()
+            if key < start if reverse else key >= stop:
+                return
+            yield key, cursor.value()
+            if not advance():
+                return
+
+    def keys(
+        self, table: Table, start: bytes, stop: bytes, *, reverse: bool = False
+    ) -> Iterator[bytes]:
+        """Like `scan`, without touching the values."""
+        cursor = self._transaction.cursor(self._databases[table])
+        if not _position(cursor, start, stop, reverse=reverse):
+            return
+        advance = cursor.prev if reverse else cursor.next
+        while True:
+            key = cursor.key()
+            if key < start if reverse else key >= stop:
+                return
+            yield key
+            if not advance():
+                return
+
+    def apply(self, writes: Iterable[Write]) -> None:
+        """Apply all of `writes`, in order; they show in what is read from now on."""
+        transaction = self._transaction
+        databases = self._databases
+        try:
+            for table, key, value in writes:
+                if value is None:
+                    transaction.delete(key, db=databases[table])
+                else:
+                    transaction.put(key, value, db=databases[table])
+                    self.bytes_moved += len(value)
+                self.writes += 1
+        except lmdb.MapFullError:
+            raise MapOutgrown from None
+        except lmdb.Error as error:
+            raise self._store.failure(error, self.bytes_moved) from error
+
+    def commit(self) -> None:
+        """Make the batch durable, as the store's durability says."""
+        if not self.writes:
+            self._transaction.abort()
+            return
+        try:
+            self._transaction.commit()
+        except lmdb.MapFullError:
+            raise MapOutgrown from None
+        except lmdb.Error as error:
+            raise self._store.failure(error, self.bytes_moved) from error
+        self._store.committed()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._transaction.abort()  # of no effect after a commit
+        self._store.left(self.bytes_moved, outgrown=kind is MapOutgrown)
+
+
+class CommittedView:
+    """A `StorageView` of whatever is committed at the moment of each call.
+
+    For conversations that span many batches: it pins nothing between two calls.
+    """
+
+    __slots__ = ("_store",)
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    def get(self, table: Table, key: bytes) -> bytes | None:
+        """The value at `key`, or None."""
+        with self._store.snapshot() as view:
+            return view.get(table, key)
+
+    def scan(
+        self, table: Table, start: bytes, stop: bytes, *, reverse: bool = False
+    ) -> Iterator[tuple[bytes, bytes]]:
+        """Pairs with start <= key < stop in key order, or in reverse key order."""
+        while True:
+            with self._store.snapshot() as view:
+                rows = list(islice(view.scan(table, start, stop, reverse=reverse), ROWS_PER_LOOK))
+            yield from rows
+            if len(rows) < ROWS_PER_LOOK:
+                return
+            if reverse:
+                stop = rows[-1][0]
+            else:
+                start = rows[-1][0] + b"\0"
+
+    def keys(
+        self, table: Table, start: bytes, stop: bytes, *, reverse: bool = False
+    ) -> Iterator[bytes]:
+        """Like `scan`, without the values."""
+        while True:
+            with self._store.snapshot() as view:
+                rows = list(islice(view.keys(table, start, stop, reverse=reverse), ROWS_PER_LOOK))
+            yield from rows
+            if len(rows) < ROWS_PER_LOOK:
+                return
+            if reverse:
+                stop = rows[-1]
+            else:
+                start = rows[-1] + b"\0"
+
+
+class Store:
+    """An open store. `with store.batch() as batch: …; batch.commit()`."""
+
+    def __init__(
+        self,
+        path: Path,
+        environment: lmdb.Environment,
+        lock: int,
+        durability: Durability,
+        capacity_bytes: int | None,
+    ) -> None:
+        self.path = path
+        self.durability = durability
+        self.databases: tuple[lmdb._Database, ...] = ()
+        self.unsynced = False  # whether something committed is not on stable storage yet
+        self.commits = 0
+        self._environment = environment
+        self._lock = lock
+        self._capacity_bytes = capacity_bytes
+        self._map_bytes: int = environment.info()["map_size"]
+        self._page_bytes: int = environment.stat()["psize"]
+        self._mapped = MappedFile(path / _DATA_FILE)
+
+    @classmethod
+    def open(
+        cls,
+        path: Path,
+        *,
+        cluster: bytes,
+        node: NodeId,
+        durability: Durability = Durability.SYNC,
+        capacity_bytes: int | None = None,
+        map_bytes: int = MAP_BYTES_INITIAL,
+    ) -> Store:
+        """The store at `path`, made if there is none. A `UsageError` says why it cannot be used."""
+        lock = _lock(path)
+        try:
+            if not path.exists():
+                _create(path, owner=_owner(cluster, node))
+            environment = _open_environment(path, durability, map_bytes)
+            try:
+                store = cls(path, environment, lock, durability, capacity_bytes)
+                store._check(owner=_owner(cluster, node))
+            except BaseException:
+                environment.close()
+                raise
+        except BaseException:
+            os.close(lock)
+            raise
+        return store
+
+    def batch(self) -> Batch:
+        """A new batch. It costs nothing to have one in which nothing is written."""
+        try:
+            return Batch(self, self._environment.begin(write=True))
+        except lmdb.Error as error:
+            raise self.failure(error, 0) from error
+
+    def snapshot(self) -> Batch:
+        """A view of what is committed now; nothing can be applied to it."""
+        try:
+            return Batch(self, self._environment.begin())
+        except lmdb.Error as error:
+            raise self.failure(error, 0) from error
+
+    def sync(self) -> None:
+        """Bring everything that is committed to stable storage."""
+        if not self.unsynced:
+            return
+        try:
+            self._environment.sync(True)
+        except lmdb.Error as error:
+            raise self.failure(error, 0) from error
+        self.unsynced = False
+
+    def close(self) -> None:
+        """Sync and close. Another process may open the store from now on."""
+        try:
+            self.sync()
+        finally:
+            self._environment.close()
+            os.close(self._lock)
+
+    @property
+    def used_bytes(self) -> int:
+        """What the store occupies on disk."""
+        return (self._environment.info()["last_pgno"] + 1) * self._page_bytes
+
+    # --- of Batch ----------------------------------------------------------------------------
+
+    def committed(self) -> None:
+        """A batch was committed."""
+        self.commits += 1
+        if self.durability is Durability.INTERVAL:
+            self.unsynced = True
+
+    def left(self, bytes_moved: int, *, outgrown: bool) -> None:
+        """A batch is over; no transaction is open."""
+        if outgrown:
+            self._grow()
+        self._mapped.touched(bytes_moved)
+
+    def failure(self, error: lmdb.Error, size: int) -> BftfsError:
+        """What an error of LMDB means to the node."""
+        # LMDB reports a short write, which is how a full disk shows, as EIO.
+        if error.code in _OUT_OF_SPACE or (
+            error.code == errno.EIO and _disk_is_full(self.path, size + MIB)
+        ):
+            return StoreFull(self.path, "the disk is full")
+        return StoreFailed(self.path, f"the store cannot be used any more ({error})")
+
+    def _grow(self) -> None:
+        limit = min(MAP_BYTES_MAX, self._capacity_bytes or MAP_BYTES_MAX)
+        if self._map_bytes >= limit:
+            raise StoreFull(self.path, f"the store has reached its capacity of {limit} bytes")
+        self._map_bytes = min(2 * self._map_bytes, limit)
+        self._environment.set_mapsize(self._map_bytes)
+        self._mapped.moved()
+
+    def _check(self, *, owner: bytes) -> None:
+        """Refuse what is not a whole store of this node; then open the tables."""
+        size = (self.path / _DATA_FILE).stat().st_size
+        if self.used_bytes > size:
+            # Touching a page beyond the end of the file would kill the process.
+            raise _unusable(
+                self.path, f"it is cut short: {size} bytes of {self.used_bytes} are left"
+            )
+        try:
+            self.databases = tuple(
+                self._environment.open_db(_name(table), create=False) for table in Table
+            )
+            with self.snapshot() as view:
+                form = view.get(Table.META, _FORMAT_KEY)
+                found = view.get(Table.META, _OWNER_KEY)
+        except lmdb.NotFoundError:
+            raise _unusable(self.path, "it is no store of a bftfs node") from None
+        except lmdb.Error as error:
+            raise _unusable(self.path, f"it is damaged ({error})") from error
+        if form != b"%d" % FORMAT:
+            raise UsageError(
+                f"{self.path}: this store has format {_text(form)}, and this program reads format "
+                f"{FORMAT}; run the version of bftfs that wrote it"
+            )
+        if found != owner:
+            raise UsageError(
+                f"{self.path}: this store belongs to {_text(found)}, not to {_text(owner)}; "
+                "give the node its own directory back"
+            )
+
+
+def _text(value: bytes | None) -> str:
+    return "(none)" if value is None else value.decode("ascii", "replace")
+
+
+def _name(table: Table) -> bytes:
+    return table.name.lower().encode()
+
+
+def _owner(cluster: bytes, node: NodeId) -> bytes:
+    return f"node {node} of cluster {cluster.hex()}".encode()
+
+
+def _unusable(path: Path, reason: str) -> UsageError:
+    return UsageError(
+        f"{path}: the store cannot be used: {reason}; move this directory away and start the node "
+        "again: it rejoins the cluster with an empty store (until it has caught up it counts as "
+        "one of the failed nodes that the cluster masks)"
+    )
+
+
+def _position(cursor: lmdb.Cursor[bytes], start: bytes, stop: bytes, *, reverse: bool) -> bool:
+    """Put `cursor` on the first row to give; False if there is none."""
+    if start >= stop:
+        return False
+    if not reverse:
+        return cursor.set_range(start)
+    return cursor.prev() if cursor.set_range(stop) else cursor.last()
+
+
+def _lock(path: Path) -> int:
+    """Hold the store's lock file, next to it, for as long as the process lives."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = os.open(path.with_name(path.name + ".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC)
+    except OSError as error:
+        raise UsageError(f"{path}: the store cannot be opened ({error.strerror})") from None
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        holder = os.pread(lock, 32, 0).decode("ascii", "replace").strip()
+        os.close(lock)
+        raise UsageError(
+            f"{path}: the store is in use by process {holder or '(unknown)'}; stop that node first"
+        ) from None
+    os.ftruncate(lock, 0)
+    os.pwrite(lock, b"%d\n" % os.getpid(), 0)
+    return lock
+
+
+def _create(path: Path, *, owner: bytes) -> None:
+    """An empty store; it appears at `path` all at once, so that it is never there half made."""
+    new = path.with_name(path.name + ".new")
+    try:
+        shutil.rmtree(new, ignore_errors=True)
+        new.mkdir()
+        with _environment(new, Durability.SYNC, MAP_BYTES_INITIAL) as environment:
+            databases = [environment.open_db(_name(table)) for table in Table]
+            with environment.begin(write=True) as transaction:
+                meta = databases[Table.META]
+                transaction.put(_FORMAT_KEY, b"%d" % FORMAT, db=meta)
+                transaction.put(_OWNER_KEY, owner, db=meta)
+        _sync_directory(new)
+        new.rename(path)
+        _sync_directory(path.parent)
+    except (OSError, lmdb.Error) as error:
+        raise UsageError(f"{path}: the store cannot be made ({error})") from error
+
+
+def _open_environment(path: Path, durability: Durability, map_bytes: int) -> lmdb.Environment:
+    data = path / _DATA_FILE
+    try:
+        size = data.stat().st_size
+    except FileNotFoundError:
+        raise _unusable(path, f"{_DATA_FILE} is missing") from None
+    except OSError as error:
+        raise UsageError(f"{data}: cannot be opened ({error.strerror})") from None
+    if not size:
+        raise _unusable(path, f"{_DATA_FILE} is empty")
+    while map_bytes < 2 * size:
+        map_bytes *= 2
+    try:
+        return _environment(path, durability, map_bytes)
+    except (lmdb.InvalidError, lmdb.VersionMismatchError, lmdb.CorruptedError) as error:
+        raise _unusable(path, f"it is damaged ({error})") from error
+    except lmdb.Error as error:
+        raise UsageError(f"{path}: the store cannot be opened ({error})") from error
+
+
+def _environment(path: Path, durability: Durability, map_bytes: int) -> lmdb.Environment:
+    return lmdb.open(
+        str(path),
+        map_size=map_bytes,
+        max_dbs=len(Table),
+        sync=durability is Durability.SYNC,
+        readahead=False,
+        mode=0o600,
+    )
+
+
+def _sync_directory(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _disk_is_full(path: Path, size: int) -> bool:
+    """Whether `size` more bytes cannot be had from the file system at `path`."""
+    probe = path / "probe"
+    try:
+        descriptor = os.open(probe, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            os.posix_fallocate(descriptor, 0, size)
+        finally:
+            os.close(descriptor)
+            probe.unlink()
+    except OSError as error:
+        return error.errno in _OUT_OF_SPACE
+    return False

@@ -1,0 +1,124 @@
+"""A cluster of real node processes on Unix sockets, for tests and measurements."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from bftfs import cluster
+from bftfs.cluster import ClientEntry, ClusterDescription, Durability
+from bftfs.crypto.keys import Identity, write_identity
+from bftfs.data_directory import DataDirectory, NodeDirectory
+
+PROJECT = Path(__file__).resolve().parents[2]
+START_PATIENCE_S = 30.0
+
+
+class Deployment:
+    """Six nodes (or as many as asked for), each a process, and the keys to talk to them."""
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        module: str,
+        nodes: int = 6,
+        clients: int = 2,
+        durability: Durability = Durability.SYNC,
+    ) -> None:
+        self.module = module
+        self.directory = DataDirectory(path)
+        self.clients = [Identity(os.urandom(32)) for _ in range(clients)]
+        made = cluster.create(
+            [f"unix:{self.directory.node(number).socket}" for number in range(nodes)],
+            t=1,
+            b=1,
+            draw=os.urandom,
+            durability=durability,
+        )
+        self.description: ClusterDescription = made.description
+        for number, identity in enumerate(self.clients):
+            self.description = self.description.with_client(
+                ClientEntry(f"client{number}", identity.public_key)
+            )
+        path.mkdir(exist_ok=True)
+        cluster.store(self.directory.description, self.description, made.administrator)
+        for number, identity in enumerate(made.nodes):
+            self.node(number).path.mkdir(parents=True)
+            write_identity(self.node(number).key, identity)
+        self.identities = made.nodes
+        self.processes: dict[int, subprocess.Popen[bytes]] = {}
+
+    @property
+    def nodes(self) -> range:
+        """The numbers of the nodes."""
+        return range(self.description.n)
+
+    def node(self, number: int) -> NodeDirectory:
+        """A node's files."""
+        return self.directory.node(number)
+
+    def start(self, numbers: Sequence[int] | None = None) -> None:
+        """Start nodes, all by default, and wait until they listen."""
+        chosen = self.nodes if numbers is None else numbers
+        for number in chosen:
+            with self.node(number).log.open("ab") as log:
+                self.processes[number] = subprocess.Popen(
+                    [
+                        sys.executable,
+                        "-m",
+                        self.module,
+                        "--data",
+                        str(self.node(number).path),
+                        "--cluster",
+                        str(self.directory.description),
+                    ],
+                    cwd=PROJECT,
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                )
+        for number in chosen:
+            self._await(number)
+
+    def _await(self, number: int) -> None:
+        deadline = time.monotonic() + START_PATIENCE_S
+        while True:
+            with socket.socket(socket.AF_UNIX) as probe, contextlib.suppress(OSError):
+                probe.connect(str(self.node(number).socket))
+                return
+            if self.processes[number].poll() is not None or time.monotonic() > deadline:
+                raise AssertionError(
+                    f"node {number} did not start:\n{self.node(number).log.read_text()}"
+                )
+            time.sleep(0.01)
+
+    def kill(self, number: int) -> None:
+        """kill -9."""
+        self.processes[number].send_signal(signal.SIGKILL)
+        self.processes.pop(number).wait()
+
+    def stop(self, number: int) -> int:
+        """SIGTERM; the exit code."""
+        process = self.processes.pop(number)
+        process.terminate()
+        return process.wait(timeout=30)
+
+    def close(self) -> None:
+        """Stop all nodes."""
+        for process in self.processes.values():
+            process.terminate()
+        for process in self.processes.values():
+            try:
+                process.wait(timeout=30)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+        self.processes.clear()
