@@ -1,0 +1,124 @@
+"""`bftfs status`: what every node says of itself, and where the cluster is mounted."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from bftfs import cluster as description_files
+from bftfs.cli.mount import mounts_of
+from bftfs.cli.processes import is_running, pid_in
+from bftfs.cluster import ClusterDescription
+from bftfs.conversation import Receive, Send
+from bftfs.crypto.keys import read_identity
+from bftfs.data_directory import DEFAULT_CLIENT, DataDirectory
+from bftfs.envelope import REPLIES, HealthReply, HealthRequest
+from bftfs.identifiers import NodeId
+from bftfs.runtime.blocking import BlockingNetwork
+
+PATIENCE_US = 2_000_000
+
+
+@click.command()
+@click.option("--data", type=click.Path(path_type=Path), required=True, help="The cluster's files.")
+@click.option("--client", default=DEFAULT_CLIENT, show_default=True, help="Ask with this key.")
+@click.option("--json", "as_json", is_flag=True, help="For programs.")
+def status(data: Path, client: str, as_json: bool) -> int:
+    """How the nodes are. Exit code 1 if more nodes are down than the cluster tolerates."""
+    directory = DataDirectory.existing(data.absolute())
+    description = description_files.load(directory.description)
+    nodes = node_states(directory, description, client=client)
+    down = sum(1 for node in nodes if not node["up"])
+    report = {
+        "cluster": description.cluster_id.hex(),
+        "n": description.n,
+        "t": description.t,
+        "b": description.b,
+        "available": down <= description.t,
+        "nodes": nodes,
+        "mounts": [str(mountpoint) for mountpoint in mounts_of(directory)],
+    }
+    if as_json:
+        click.echo(json.dumps(report, indent=2))
+    else:
+        _print(report, down=down)
+    return 0 if report["available"] else 1
+
+
+def node_states(
+    directory: DataDirectory, description: ClusterDescription, *, client: str
+) -> list[dict[str, Any]]:
+    """Per node: number, address, pid, and its own account of itself if it answers."""
+    identity = read_identity(directory.client_key(client))
+    with BlockingNetwork(description, identity, decode=REPLIES.decode) as network:
+        replies = network.perform_many(
+            (_ask(member.node) for member in description.members), in_flight=description.n
+        )
+    states = []
+    for member, reply in zip(description.members, replies, strict=True):
+        node = directory.node(member.node)
+        local = pid_in(node.pid)
+        if local is not None and not is_running(local, module="nodes", directory=node.path):
+            local = None
+        state: dict[str, Any] = {
+            "node": member.node,
+            "address": member.address,
+            "pid": local if reply is None else reply.pid,
+            "up": reply is not None,
+            "healthy": reply is not None and reply.healthy,
+            "reasons": ["does not answer"] if reply is None else list(reply.reasons),
+        }
+        if reply is not None:
+            state |= {
+                "uptime_s": reply.uptime_us / 1e6,
+                "store_bytes": reply.store_bytes,
+                "memory_bytes": reply.memory_bytes,
+                "requests": reply.requests,
+            }
+        states.append(state)
+    return states
+
+
+async def _ask(node: NodeId) -> HealthReply | None:
+    await Send(node, HealthRequest())
+    delivery = await Receive(PATIENCE_US)
+    message = None if delivery is None else delivery.message
+    return message if isinstance(message, HealthReply) else None
+
+
+def _print(report: dict[str, Any], *, down: int) -> None:
+    console = Console(highlight=False)
+    table = Table("node", "address", "pid", "state", "store", "memory", "requests", "up for")
+    for node in report["nodes"]:
+        state = "ok" if node["healthy"] else "; ".join(node["reasons"])
+        if node["up"]:
+            table.add_row(
+                str(node["node"]),
+                node["address"],
+                str(node["pid"]),
+                state,
+                f"{node['store_bytes'] / 2**20:.1f} MiB",
+                f"{node['memory_bytes'] / 2**20:.0f} MiB",
+                str(node["requests"]),
+                f"{node['uptime_s']:.0f} s",
+            )
+        else:
+            table.add_row(str(node["node"]), node["address"], str(node["pid"] or "-"), state)
+    console.print(table)
+    tolerated = report["t"]
+    if down == 0:
+        console.print(f"all nodes answer; any {tolerated} may fail, {report['b']} of them may lie")
+    elif report["available"]:
+        console.print(f"{down} down, {tolerated - down} more may fail: files can be used")
+    else:
+        console.print(
+            f"{down} down, and only {tolerated} may be: operations wait until enough nodes are back; "
+            "`bftfs up` restarts local ones"
+        )
+    for mountpoint in report["mounts"]:
+        console.print(f"mounted at {mountpoint}")
