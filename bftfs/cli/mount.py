@@ -7,31 +7,40 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 import click
 
-from bftfs.cli.processes import is_running, pid_in
 from bftfs.data_directory import DataDirectory
 from bftfs.errors import UsageError
+from mount.mountpoint import FILE_SYSTEM_TYPE, mounts
 
-MOUNT_MODULE = "mount"
 UNMOUNT_PATIENCE_S = 60.0  # dirty data is written first
 
 
-@click.command(context_settings={"ignore_unknown_options": True})
+class MountProcess(NamedTuple):
+    """A process that serves a mount, known by its command line."""
+
+    pid: int
+    mountpoint: Path
+
+
+@click.command()
 @click.option("--data", type=click.Path(path_type=Path), required=True, help="The cluster's files.")
 @click.argument("mountpoint", type=click.Path(path_type=Path))
-@click.option("-o", "options", default="", help="strict, ro, soft, allow_other, …")
+@click.option("-o", "options", default="", help="Mount options, separated by commas.")
 @click.option("--foreground", "-f", is_flag=True, help="Stay in the foreground.")
 def mount(data: Path, mountpoint: Path, options: str, foreground: bool) -> None:
-    """Mount a cluster whose nodes are running."""
+    """Mount a cluster whose nodes are running.
+
+    Options are close-to-open (the default) or strict, ro, hard (the default) or soft, allow_other,
+    client=NAME, and those that mount(8) knows.
+    """
     directory = DataDirectory.existing(data.absolute())
     mountpoint = mountpoint.absolute()
+    command = _command(directory, mountpoint, options)
     if foreground:
-        os.execv(
-            sys.executable,
-            [sys.executable, "-m", *_arguments(directory, mountpoint, options, foreground=True)],
-        )
+        os.execv(command[0], [*command, "--foreground"])
     if not mount_cluster(directory, mountpoint, options=options):
         raise UsageError(f"{mountpoint}: this cluster is mounted there already")
 
@@ -41,24 +50,17 @@ def mount(data: Path, mountpoint: Path, options: str, foreground: bool) -> None:
 def unmount(mountpoint: Path) -> None:
     """Unmount, with dirty data written. (`umount` and `fusermount3 -u` do as well.)"""
     mountpoint = mountpoint.absolute()
-    for source, where in _mounts():
-        if where == mountpoint:
-            unmount_path(DataDirectory(source), mountpoint)
+    for mounted in mounts():
+        if mounted.kind == FILE_SYSTEM_TYPE and mounted.path == mountpoint:
+            unmount_path(DataDirectory(Path(mounted.source)), mountpoint)
             return
-    raise UsageError(
-        f"{mountpoint}: no bftfs is mounted there; `grep bftfs /proc/mounts` lists them"
-    )
+    raise UsageError(f"{mountpoint}: no bftfs is mounted there; /proc/mounts lists what is")
 
 
-def _arguments(
-    directory: DataDirectory, mountpoint: Path, options: str, *, foreground: bool
-) -> list[str]:
-    arguments = [MOUNT_MODULE, "--data", str(directory.path), str(mountpoint)]
-    if options:
-        arguments += ["-o", options]
-    if foreground:
-        arguments.append("--foreground")
-    return arguments
+def _command(directory: DataDirectory, mountpoint: Path, options: str) -> list[str]:
+    # -P: a directory that happens to be the current one must not provide modules.
+    command = [sys.executable, "-P", "-m", "mount", "--data", str(directory.path), str(mountpoint)]
+    return [*command, "-o", options] if options else command
 
 
 def mount_cluster(directory: DataDirectory, mountpoint: Path, *, options: str) -> bool:
@@ -66,17 +68,16 @@ def mount_cluster(directory: DataDirectory, mountpoint: Path, *, options: str) -
     if mountpoint in mounts_of(directory) and _answers(mountpoint):
         return False
     outcome = subprocess.run(
-        [sys.executable, "-m", *_arguments(directory, mountpoint, options, foreground=False)],
+        _command(directory, mountpoint, options),
         stdin=subprocess.DEVNULL,
-        capture_output=True,
+        stderr=subprocess.PIPE,
         text=True,
         check=False,
     )
     if outcome.returncode != 0:
         message = outcome.stderr.strip().removeprefix("bftfs: ")
         raise UsageError(
-            message
-            or f"{mountpoint}: the mount process failed; see {directory.path / 'mount.log'}",
+            message or f"{mountpoint}: the mount process failed; see {directory.mount_log}",
             exit_code=1,
         )
     return True
@@ -93,30 +94,34 @@ def _answers(mountpoint: Path) -> bool:
 
 def mounts_of(directory: DataDirectory) -> list[Path]:
     """Where the cluster in `directory` is mounted on this machine."""
-    return [where for source, where in _mounts() if source == directory.path]
+    return [
+        mounted.path
+        for mounted in mounts()
+        if mounted.kind == FILE_SYSTEM_TYPE and mounted.source == str(directory.path)
+    ]
 
 
-def _mounts() -> list[tuple[Path, Path]]:
-    """(data directory, mountpoint) of every bftfs mount, from the kernel's table."""
+def mount_processes(directory: DataDirectory) -> list[MountProcess]:
+    """The processes that serve mounts of the cluster in `directory`."""
+    marker = [b"-m", b"mount", b"--data", os.fsencode(directory.path)]
     found = []
-    for line in Path("/proc/self/mountinfo").read_text().splitlines():
-        before, _, after = line.partition(" - ")
-        kind, source, *_ = after.split(" ")
-        if kind == "fuse.bftfs":
-            found.append((Path(_unescape(source)), Path(_unescape(before.split(" ")[4]))))
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdecimal():
+            continue
+        try:
+            words = (entry / "cmdline").read_bytes().split(b"\0")
+        except OSError:
+            continue  # it has just ended
+        for at in range(len(words) - len(marker)):
+            if words[at : at + len(marker)] == marker:
+                mountpoint = Path(os.fsdecode(words[at + len(marker)]))
+                found.append(MountProcess(int(entry.name), mountpoint))
+                break
     return found
-
-
-def _unescape(text: str) -> str:
-    """The kernel writes white space and backslashes in octal."""
-    for code, character in (("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")):
-        text = text.replace(code, character)
-    return text
 
 
 def unmount_path(directory: DataDirectory, mountpoint: Path) -> None:
     """Unmount and wait until the mount process has written everything and ended."""
-    processes = _mount_processes(directory, mountpoint)
     command = ["umount"] if os.geteuid() == 0 else ["fusermount3", "-u"]
     outcome = subprocess.run(
         [*command, str(mountpoint)], capture_output=True, text=True, check=False
@@ -128,22 +133,10 @@ def unmount_path(directory: DataDirectory, mountpoint: Path) -> None:
             exit_code=1,
         )
     deadline = time.monotonic() + UNMOUNT_PATIENCE_S
-    while any(is_running(pid, module=MOUNT_MODULE, directory=directory.path) for pid in processes):
+    while any(process.mountpoint == mountpoint for process in mount_processes(directory)):
         if time.monotonic() > deadline:
             raise UsageError(
-                f"{mountpoint}: unmounted, but its process {processes} still writes; see "
-                f"{directory.path / 'mount.log'}",
+                f"{mountpoint}: unmounted, but its process still writes; see {directory.mount_log}",
                 exit_code=1,
             )
         time.sleep(0.02)
-
-
-def _mount_processes(directory: DataDirectory, mountpoint: Path) -> list[int]:
-    """The processes that serve `mountpoint`: each keeps a file named after it in DIR/run/mounts."""
-    processes = []
-    if directory.mounts.is_dir():
-        for file in directory.mounts.iterdir():
-            pid = pid_in(file)
-            if pid is not None and Path(file.read_text().split("\n")[1]) == mountpoint:
-                processes.append(pid)
-    return processes

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bftfs import cluster as description_files
-from bftfs.cli.mount import mounts_of
+from bftfs.cli.mount import mount_processes
 from bftfs.cli.processes import is_running, pid_in
 from bftfs.cluster import ClusterDescription
 from bftfs.conversation import Receive, Send
@@ -41,7 +41,10 @@ def status(data: Path, client: str, as_json: bool) -> int:
         "b": description.b,
         "available": down <= description.t,
         "nodes": nodes,
-        "mounts": [str(mountpoint) for mountpoint in mounts_of(directory)],
+        "mounts": [
+            {"pid": process.pid, "mountpoint": str(process.mountpoint)}
+            for process in mount_processes(directory)
+        ],
     }
     if as_json:
         click.echo(json.dumps(report, indent=2))
@@ -117,8 +120,8 @@ def _print(report: dict[str, Any], *, down: int) -> None:
         console.print(f"{down} down, {tolerated - down} more may fail: files can be used")
     else:
         console.print(
-            f"{down} down, and only {tolerated} may be: operations wait until enough nodes are back; "
+            f"{down} down, and only {tolerated} may be: operations wait until enough are back; "
             "`bftfs up` restarts local ones"
         )
-    for mountpoint in report["mounts"]:
-        console.print(f"mounted at {mountpoint}")
+    for mounted in report["mounts"]:
+        console.print(f"mounted at {mounted['mountpoint']} by process {mounted['pid']}")
