@@ -5,7 +5,7 @@
     DIR/volume.key                        encrypts file contents; clients have it, nodes do not
     DIR/clients/NAME.key                  one client's identity
     DIR/nodes/I/                          all that node I needs, to be copied to its machine
-    DIR/run/                              process ids and logs of what `bftfs up` started
+    DIR/mount.log                         what the mount processes log
 """
 
 from __future__ import annotations
@@ -89,9 +89,5 @@ class DataDirectory:
         return NodeDirectory(self.path / "nodes" / str(number))
 
     @property
-    def run(self) -> Path:
-        return self.path / "run"
-
-    @property
-    def mounts(self) -> Path:
-        return self.run / "mounts"
+    def mount_log(self) -> Path:
+        return self.path / "mount.log"
