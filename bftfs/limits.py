@@ -19,7 +19,17 @@ FRAMES_BUFFERED_BYTES = 64 * MIB  # unsent bytes on one connection before its pe
 
 # --- Q/U ------------------------------------------------------------------------------------
 NODES = 64  # n in any configuration; keeps an object history set within one frame
-HISTORY_CANDIDATES = 64  # candidates in one replica history; a server prunes, then refuses
+HISTORY_CANDIDATES = 64  # candidates in one replica history; beyond, each client has its share
+HISTORY_SHARE = 16  # candidates of one client in a history that is longer than that
+HISTORY_CANDIDATES_MOST = 1024  # what is accepted from a peer: a bound on work, not a policy
+REPAIRS_PER_SECOND = 200  # barriers and copies that one client may have accepted by one server
+REPAIRS_BURST = 400
+SYNC_LINKS = 8192  # versions that one page of object sync can hold
+SYNC_KNOWN = 8  # versions that a server names as its own when it asks for a chain
+CONDITIONED_BYTES = 1 * MIB  # an operation with the history sets that it is conditioned on
+FACTS = 16  # deduced facts that one request can rest on
+METHOD_NAME_BYTES = 64
+HISTORY_SETS_CACHED = 16_384  # objects whose history sets a client remembers, about 2 KiB each
 OBJECTS_PER_OPERATION = 8  # rename needs four objects and the volume
 OPERATION_BYTES = 128 * KIB  # method, credentials and arguments; one extended attribute is 64 KiB
 DELTA_ENTRIES = 64  # map entries that one update may change in one object

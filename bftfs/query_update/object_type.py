@@ -73,7 +73,7 @@ class Caller:
     time_us: int
 
 
-class Refusal(Exception):  # noqa: N818 - an answer, not an error
+class Refusal(Exception):
     """A method's deterministic refusal with a POSIX errno: an agreed answer, no new version."""
 
     def __init__(self, code: int) -> None:

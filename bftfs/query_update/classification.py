@@ -1,0 +1,128 @@
+"""Which operation an object history set dictates: a pure function that clients and servers share.
+
+[Q/U §4.3.3 (4.1); §4.3.4, lines 700-712, 800, 1200-1206; §4.3.5, Inline repair and Malevolent
+components]
+
+Rules, with ObjCand the greatest object candidate that is repairable or complete, and LTlat the
+greatest timestamp of all:
+
+1. LTlat is ObjCand, complete: METHOD, conditioned on ObjCand.
+2. LTlat is ObjCand, repairable: INLINE_METHOD, which finishes that very operation. Only without
+   contention: anything later than it would be LTlat.
+3. LTlat is a barrier, complete: COPY of ObjCand.
+4. LTlat is a barrier, not complete: INLINE_BARRIER. Every such barrier is repaired inline, however
+   few servers report it: that bounds the barriers that malevolent servers can forge.
+5. Otherwise LTlat is incomplete: BARRIER.
+
+A candidate is complete if a quorum shares it, repairable if a repairable set does, else incomplete.
+Object candidates are shared by servers that report all of the candidate alike; a barrier, which has
+no object version, is shared by those that report its timestamp. ⟨0, 0⟩ is complete.
+
+What is known by deduction (§4.3.7) comes first: an established candidate is complete once it is
+repairable, and a dead one, which can never be established, is no object candidate.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import Enum
+from typing import NamedTuple, TypeAlias
+
+from bftfs.query_update.candidate import INITIAL, Candidate
+from bftfs.query_update.history import CulledObjectHistorySet
+from bftfs.query_update.timestamp import ZERO, LogicalTimestamp, is_barrier
+from bftfs.quorum import Nodes, QuorumSystem
+
+# What is known by deduction: established (True) or dead (False).
+Facts: TypeAlias = Mapping[LogicalTimestamp, bool]
+NO_FACTS: Facts = {}
+
+
+class OperationType(Enum):
+    """What may be done next to an object."""
+
+    METHOD = "method"
+    INLINE_METHOD = "inline method"
+    COPY = "copy"
+    BARRIER = "barrier"
+    INLINE_BARRIER = "inline barrier"
+
+
+class Shared(NamedTuple):
+    """A candidate and the servers that share it; its order is their number."""
+
+    candidate: Candidate
+    nodes: Nodes
+
+
+class Classification(NamedTuple):
+    """What an object history set says."""
+
+    type: OperationType
+    object_candidate: Candidate  # ObjCand
+    nodes: Nodes  # that share ObjCand
+    complete: bool  # whether ObjCand is complete
+    latest: LogicalTimestamp  # LTlat
+
+
+def shared_candidates(
+    history_set: CulledObjectHistorySet, quorums: QuorumSystem
+) -> tuple[Shared, ...]:
+    """The object candidates that are repairable or complete, latest first; without ⟨0, 0⟩."""
+    nodes: dict[bytes, Nodes] = {}
+    candidates: dict[bytes, Candidate] = {}
+    for history, hosts in history_set.hosted:
+        for candidate in history.candidates:
+            if not candidate.barrier:
+                encoded = candidate.encoded
+                candidates[encoded] = candidate
+                nodes[encoded] = nodes.get(encoded, 0) | hosts
+    return tuple(
+        Shared(candidates[encoded], nodes[encoded])
+        for encoded in sorted(candidates, reverse=True)
+        if quorums.is_repairable(nodes[encoded])
+    )
+
+
+def sharing(history_set: CulledObjectHistorySet, timestamp: LogicalTimestamp) -> Nodes:
+    """The servers that report a candidate at `timestamp`, whatever else they say of it."""
+    nodes = 0
+    for history, hosts in history_set.hosted:
+        if history.find(timestamp) is not None:
+            nodes |= hosts
+    return nodes
+
+
+def classify(
+    history_set: CulledObjectHistorySet, quorums: QuorumSystem, facts: Facts = NO_FACTS
+) -> Classification:
+    """Which operation `history_set` dictates, by the rules above."""
+    hosted = history_set.hosted
+    if len(hosted) == 1 and not facts:  # the common case: all that were heard say the same
+        history, nodes = hosted[0]
+        if not is_barrier(history.latest) and quorums.is_repairable(nodes):
+            complete = quorums.is_quorum(nodes)
+            return Classification(
+                OperationType.METHOD if complete else OperationType.INLINE_METHOD,
+                history.latest_object,
+                nodes,
+                complete,
+                history.latest,
+            )
+    latest = history_set.latest
+    everyone = (1 << quorums.n) - 1
+    found = Shared(INITIAL, everyone)
+    for shared in shared_candidates(history_set, quorums):
+        if facts.get(shared.candidate.timestamp) is not False:
+            found = shared
+            break
+    timestamp = found.candidate.timestamp
+    complete = timestamp == ZERO or quorums.is_quorum(found.nodes) or facts.get(timestamp) is True
+    if is_barrier(latest):
+        established = quorums.is_quorum(sharing(history_set, latest))
+        kind = OperationType.COPY if established else OperationType.INLINE_BARRIER
+    elif timestamp == latest:
+        kind = OperationType.METHOD if complete else OperationType.INLINE_METHOD
+    else:
+        kind = OperationType.BARRIER
+    return Classification(kind, found.candidate, found.nodes, complete, latest)

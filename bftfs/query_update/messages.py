@@ -1,0 +1,270 @@
+"""What clients and servers of Query/Update say to each other: requests 0x10-0x1f, replies 0x20-0x2f.
+
+Every reply to a client that concerns objects reports the server's replica history of each, with its
+authenticator: the objects of the request without repetition, in ascending order.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from typing import Annotated, TypeAlias
+
+from msgspec import Meta
+
+from bftfs import limits
+from bftfs.query_update.history import AuthenticatorField, HistoryField, ObjectHistorySet
+from bftfs.query_update.timestamp import TimestampField
+from bftfs.wire.codec import Message, Value
+from bftfs.wire.fields import ClientField, NodeField, ObjectField, TimeField, UserField
+
+_OBJECTS = Meta(min_length=1, max_length=limits.OBJECTS_PER_OPERATION)
+_SOME_OBJECTS = Meta(max_length=limits.OBJECTS_PER_OPERATION)
+
+MethodField: TypeAlias = Annotated[str, Meta(max_length=limits.METHOD_NAME_BYTES)]
+ArgumentsField: TypeAlias = Annotated[bytes, Meta(max_length=limits.OPERATION_BYTES)]
+GroupsField: TypeAlias = Annotated[tuple[UserField, ...], Meta(max_length=limits.GROUPS)]
+ErrnoField: TypeAlias = Annotated[int, Meta(ge=0, le=4095)]
+AnswerField: TypeAlias = Annotated[bytes, Meta(max_length=limits.ANSWER_BYTES)]
+NodesField: TypeAlias = Annotated[int, Meta(ge=0, lt=1 << 63)]  # a set of servers, as a bit mask
+HistoriesField: TypeAlias = Annotated[tuple[HistoryField, ...], _SOME_OBJECTS]
+AuthenticatorsField: TypeAlias = Annotated[tuple[AuthenticatorField, ...], _SOME_OBJECTS]
+ConditionedField: TypeAlias = Annotated[bytes, Meta(max_length=limits.CONDITIONED_BYTES)]
+SetAuthenticatorsField: TypeAlias = Annotated[
+    tuple[Annotated[bytes, Meta(max_length=limits.FRAME_METADATA_BYTES)], ...],
+    Meta(max_length=2 * limits.OBJECTS_PER_OPERATION),
+]
+
+
+# --- values ---------------------------------------------------------------------------------
+
+
+class Operation(Value, frozen=True):
+    """One invocation of an update method. [Q/U §4.3.4, line 102]
+
+    `objects` are in the order of the method's roles. `serial` is drawn by the client: two
+    invocations alike are two operations.
+    """
+
+    method: MethodField
+    objects: Annotated[tuple[ObjectField, ...], _OBJECTS]
+    arguments: ArgumentsField
+    uid: UserField
+    gid: UserField
+    groups: GroupsField
+    serial: Annotated[int, Meta(ge=0, lt=1 << 63)]
+
+
+class ConditionedKind(IntEnum):
+    """What an operation does, and with it which classification it requires."""
+
+    METHOD = 1
+    COPY = 2
+    BARRIER = 3
+
+
+class Fact(Value, frozen=True):
+    """What is known of a multi-object candidate by deduction: established, or dead. [Q/U §4.3.7]"""
+
+    timestamp: TimestampField
+    established: bool
+
+
+class Conditioned(Value, frozen=True):
+    """All that a timestamp stands for: what is to be done, and on what it is conditioned.
+
+    `sets` are the history sets of the objects that it changes, ascending. `evidence` are those of
+    other objects, and `facts` is what is known of candidates, that decide what a copy copies.
+    `LT.Time` is the larger of `clock` and one more than the latest time in `sets`.
+    """
+
+    kind: ConditionedKind
+    operation: Operation | None  # None unless kind is METHOD
+    clock: TimeField
+    sets: Annotated[tuple[ObjectHistorySet, ...], _OBJECTS]
+    evidence: Annotated[tuple[ObjectHistorySet, ...], _SOME_OBJECTS] = ()
+    facts: Annotated[tuple[Fact, ...], Meta(max_length=limits.FACTS)] = ()
+
+
+class Voucher(Value, frozen=True):
+    """A server's statement of a fact, for the other servers: its authenticator over it."""
+
+    node: NodeField
+    authenticator: AuthenticatorField
+
+
+# --- requests -------------------------------------------------------------------------------
+
+
+class Query(Message, frozen=True, tag=0x10):
+    """Invoke a query on the latest version of each object that the server has. [Q/U §4.3.5]
+
+    The empty method asks for the replica histories alone. `versions`, if not empty, names the
+    version of each object (without repetition, ascending) to answer on instead. `deduce` asks what
+    the server can tell of the latest candidate of the first of several objects of an operation.
+    """
+
+    objects: Annotated[tuple[ObjectField, ...], _OBJECTS]
+    method: MethodField
+    arguments: ArgumentsField
+    uid: UserField
+    gid: UserField
+    groups: GroupsField
+    whole_answer_from: NodeField
+    deduce: bool = False
+    versions: Annotated[tuple[TimestampField, ...], _SOME_OBJECTS] = ()
+
+
+class Update(Message, frozen=True, tag=0x11):
+    """Do what `conditioned`, an encoded `Conditioned`, says, on the sender's behalf.
+
+    `authenticators` belong to its sets and then its evidence; `vouchers` to its facts.
+    """
+
+    conditioned: ConditionedField
+    authenticators: SetAuthenticatorsField
+    vouchers: Annotated[
+        tuple[Annotated[tuple[Voucher, ...], Meta(max_length=limits.NODES)], ...],
+        Meta(max_length=limits.FACTS),
+    ]
+    whole_answer_from: NodeField
+
+
+class InlineUpdate(Message, frozen=True, tag=0x12):
+    """Finish the operation that `author` began, at its timestamp. [Q/U §4.3.5, Inline repair]
+
+    `conditioned` is the original; `evidence` is a history set in which its candidate is the latest
+    and repairable, so that a benign server that accepted it from its author vouches for it.
+    """
+
+    conditioned: ConditionedField
+    author: ClientField
+    evidence: ObjectHistorySet
+    authenticators: Annotated[bytes, Meta(max_length=limits.FRAME_METADATA_BYTES)]
+    whole_answer_from: NodeField
+
+
+class InlineBarrier(Message, frozen=True, tag=0x13):
+    """Accept the barrier that is the latest candidate of `evidence`. [Q/U §4.3.5]"""
+
+    evidence: ObjectHistorySet
+    authenticators: Annotated[bytes, Meta(max_length=limits.FRAME_METADATA_BYTES)]
+
+
+class FetchRequest(Message, frozen=True, tag=0x14):
+    """The `Conditioned` that made the candidate at `timestamp`, for its repair."""
+
+    timestamp: TimestampField
+
+
+class DeduceRequest(Message, frozen=True, tag=0x15):
+    """Is the candidate at `timestamp` established or dead? [Q/U §4.3.7]
+
+    As of `version` of the first object, if that is given: then the question is whether the
+    candidate is in that version's chain, and the reply carries the answer that it was given.
+    """
+
+    timestamp: TimestampField
+    objects: Annotated[tuple[ObjectField, ...], _OBJECTS]
+    version: Annotated[bytes, Meta(max_length=57)] = b""
+    whole_answer_from: NodeField = 0  # type: ignore[assignment]
+
+
+class SyncRequest(Message, frozen=True, tag=0x16):
+    """Object sync: what a server lacks of `version`. [Q/U §4.3.5, Object syncing]
+
+    With `known`, the chain of versions down to one of these; else one page of the state, of the
+    keys after `after`. Whole from one server, digests from the others.
+    """
+
+    object: ObjectField
+    version: TimestampField
+    known: Annotated[tuple[TimestampField, ...], Meta(max_length=limits.SYNC_KNOWN)]
+    after: Annotated[bytes, Meta(max_length=limits.STATE_KEY_BYTES)]
+    whole: bool
+
+
+# --- replies --------------------------------------------------------------------------------
+
+
+class Verdict(IntEnum):
+    """What a server can tell of a candidate from the chain of an established version."""
+
+    UNKNOWN = 0
+    ESTABLISHED = 1
+    DEAD = 2
+
+
+class QueryReply(Message, frozen=True, tag=0x20):
+    """The answer on the server's latest versions (or those asked for); `error` is an errno or 0.
+
+    `answered` is false where the server cannot answer: it lacks the versions asked for.
+    """
+
+    histories: HistoriesField
+    authenticators: AuthenticatorsField
+    answered: bool
+    error: ErrnoField
+    answer: AnswerField  # or its digest
+    whole: bool
+    verdict: Verdict = Verdict.UNKNOWN
+    voucher: AuthenticatorField = b""
+
+
+class Status(IntEnum):
+    """What became of an update, barrier or copy at one server."""
+
+    SUCCESS = 0  # accepted, now or before
+    REFUSED = 1  # invoked on the conditioned-on versions, and refused by the method: see error
+    NOT_CURRENT = 2  # FAIL: the server has accepted something later
+    CULLED = 3  # FAIL: see the culled servers; nothing was classified
+    DIFFERENT = 4  # FAIL: the history sets do not dictate this operation
+    TOO_MANY = 5  # FAIL: the client has too much unfinished business at the object or server
+    INSANE_TIME = 6  # FAIL: the timestamp is too far in the future
+
+
+class UpdateReply(Message, frozen=True, tag=0x21):
+    """What became of the request, and the replica histories of its objects now."""
+
+    status: Status
+    histories: HistoriesField
+    authenticators: AuthenticatorsField
+    error: ErrnoField = 0
+    answer: AnswerField = b""  # or its digest
+    whole: bool = True
+    forged: NodesField = 0  # servers whose authenticator is invalid
+    insane: NodesField = 0  # servers whose history shows an insane time
+
+
+class Rejected(Message, frozen=True, tag=0x22):
+    """The request is not one that a correct client with this grant would send; nothing was done."""
+
+    code: ErrnoField
+    reason: Annotated[str, Meta(max_length=256)]
+
+
+class FetchReply(Message, frozen=True, tag=0x24):
+    """The stored `Conditioned`; empty if the server has it no longer, or never had."""
+
+    conditioned: ConditionedField
+
+
+class DeduceReply(Message, frozen=True, tag=0x25):
+    """What the server knows, an authenticator over it, and the answer if the candidate is in."""
+
+    verdict: Verdict
+    voucher: AuthenticatorField
+    answer: AnswerField = b""
+    whole: bool = True
+
+
+class SyncReply(Message, frozen=True, tag=0x26):
+    """A page of object sync, or its digest; `found` is false if the server cannot give it."""
+
+    found: bool
+    page: Annotated[bytes, Meta(max_length=2 * limits.SYNC_PAGE_BYTES)]
+
+
+Request: TypeAlias = (
+    Query | Update | InlineUpdate | InlineBarrier | FetchRequest | DeduceRequest | SyncRequest
+)
+Reply: TypeAlias = QueryReply | UpdateReply | Rejected | FetchReply | DeduceReply | SyncReply
