@@ -6,11 +6,12 @@ joins them. Tags: Q/U requests 0x10, replies 0x20; PASIS requests 0x30, replies 
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, TypeAlias
 
 from msgspec import Meta
 
-from bftfs.wire.codec import Message
+from bftfs.read_write import messages as read_write
+from bftfs.wire.codec import Decoder, Message
 
 
 class Refused(Message, frozen=True, tag=0x50):
@@ -34,3 +35,10 @@ class HealthReply(Message, frozen=True, tag=0x52):
     store_bytes: int
     requests: int
     memory_bytes: int
+
+
+Request: TypeAlias = read_write.Request | HealthRequest
+Reply: TypeAlias = read_write.Reply | Refused | HealthReply
+
+REQUESTS: Decoder[Request] = Decoder(Request)
+REPLIES: Decoder[Reply] = Decoder(Reply)

@@ -15,20 +15,42 @@ class Disk(MemoryStorage):
 
     def __init__(self) -> None:
         super().__init__()
-        self._undo: list[tuple[Table, bytes, bytes | None]] = []
+        self._applied: list[Write] = []
+        self._overwritten: list[Write] = []  # what undoes them, in the same order
         self.commits = 0
 
     def apply(self, writes: Iterable[Write]) -> None:
         for write in writes:
-            self._undo.append((write.table, write.key, self.get(write.table, write.key)))
+            self._applied.append(write)
+            self._overwritten.append(
+                Write(write.table, write.key, self.get(write.table, write.key))
+            )
             super().apply((write,))
+
+    def uncommitted(self) -> tuple[Write, ...]:
+        """What was applied since the last commit, in order."""
+        return tuple(self._applied)
 
     def commit(self) -> None:
         """Make all that was applied durable."""
-        self._undo.clear()
+        self._applied.clear()
+        self._overwritten.clear()
         self.commits += 1
 
     def crash(self) -> None:
         """Lose what was not committed."""
-        super().apply(Write(*change) for change in reversed(self._undo))
-        self._undo.clear()
+        super().apply(reversed(self._overwritten))
+        self._applied.clear()
+        self._overwritten.clear()
+
+    def lose(self, table: Table, key: bytes) -> None:
+        """Damage: one row is gone, as if it had never been written."""
+        super().apply((Write(table, key, None),))
+
+    def rot(self, table: Table, key: bytes, position: int) -> None:
+        """Damage: one byte of a row's value has changed."""
+        value = self.get(table, key)
+        if value:
+            rotten = bytearray(value)
+            rotten[position % len(rotten)] ^= 0xFF
+            super().apply((Write(table, key, bytes(rotten)),))

@@ -59,6 +59,8 @@ class Network:
         self.traffic = Traffic()
         self._receivers: dict[Endpoint, Receiver] = {}
         self._islands: dict[Endpoint, int] = {}  # endpoint -> the side of the partition it is on
+        self._severed: set[tuple[Endpoint, Endpoint]] = set()  # (source, target)
+        self._encoded: tuple[Any, bytes] = (None, b"")  # the message sent last
 
     def attach(self, endpoint: Endpoint, receiver: Receiver) -> None:
         """Messages to `endpoint` go to `receiver` from now on."""
@@ -72,9 +74,14 @@ class Network:
         """Let only endpoints on the same side talk; those not named are on side 0."""
         self._islands = islands
 
+    def sever(self, source: Endpoint, target: Endpoint) -> None:
+        """Cut the way from `source` to `target`; the way back stays open."""
+        self._severed.add((source, target))
+
     def heal(self) -> None:
-        """End the partition."""
+        """End all partitions and mend all ways."""
         self._islands = {}
+        self._severed.clear()
 
     def send(
         self,
@@ -85,8 +92,8 @@ class Network:
         message: Any,
         body: bytes | memoryview = b"",
     ) -> None:
-        """Encode `message` and carry it, perhaps."""
-        metadata = encode(message)
+        """Encode `message` and carry it, perhaps. An adversary may pass encoded bytes instead."""
+        metadata = message if type(message) is bytes else self._encode(message)
         payload = bytes(body)
         traffic, world, faults = self.traffic, self._world, self.faults
         traffic.sent += 1
@@ -99,12 +106,18 @@ class Network:
             if faults.loss and world.chance(faults.loss):
                 traffic.lost += 1
                 continue
-            delay = world.random.randint(*faults.delay_us)
+            delay_us = world.between(*faults.delay_us)
             if faults.straggling and world.chance(faults.straggling):
-                delay *= 100
-            world.after(
-                delay, lambda: self._arrive(source, target, kind, number, metadata, payload)
-            )
+                delay_us *= 100
+            world.after(delay_us, self._arrive, source, target, kind, number, metadata, payload)
+
+    def _encode(self, message: Any) -> bytes:
+        """The encoding of `message`; one that goes to many nodes in a row is encoded once."""
+        last, encoded = self._encoded
+        if message is not last:
+            encoded = encode(message)
+            self._encoded = (message, encoded)
+        return encoded
 
     def _arrive(
         self,
@@ -116,7 +129,9 @@ class Network:
         body: bytes,
     ) -> None:
         islands = self._islands
-        if islands and islands.get(source, 0) != islands.get(target, 0):
+        if (islands and islands.get(source, 0) != islands.get(target, 0)) or (
+            self._severed and (source, target) in self._severed
+        ):
             self.traffic.cut += 1
             return
         receiver = self._receivers.get(target)

@@ -8,7 +8,8 @@ that the mount uses.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from bftfs.conversation import Conversation
@@ -21,8 +22,18 @@ from bftfs.simulation.disk import Disk
 from bftfs.simulation.network import Endpoint, Kind, Network
 from bftfs.simulation.world import START_US, World
 from bftfs.step import Sender, Server
+from bftfs.storage import Write
 
 Servers = Mapping[type, Server]
+
+
+@dataclass(frozen=True, slots=True)
+class DiskFaults:
+    """How often a node crashes around a commit, and for how long. Probabilities are per batch."""
+
+    before_commit: float = 0.0  # loses the batch
+    after_commit: float = 0.0  # keeps the batch and loses the replies
+    down_us: tuple[int, int] = (1_000, 2_000_000)
 
 
 class Host:
@@ -67,12 +78,11 @@ class Host:
 
     def arm(self) -> None:
         """See to it that the engine is woken at its next deadline."""
-        deadline = self.engine.next_deadline_us()
-        if deadline is None or (self._armed_us is not None and self._armed_us <= deadline):
+        deadline_us = self.engine.next_deadline_us()
+        if deadline_us is None or (self._armed_us is not None and self._armed_us <= deadline_us):
             return
-        self._armed_us = deadline
-        engine = self.engine
-        self.world.after(max(0, deadline - self.world.now_us), lambda: self._tick(engine))
+        self._armed_us = deadline_us
+        self.world.after(max(0, deadline_us - self.world.now_us), self._tick, self.engine)
 
     def _tick(self, engine: Engine) -> None:
         if engine is not self.engine:
@@ -88,7 +98,10 @@ def node_endpoint(node: NodeId) -> Endpoint:
 
 
 class SimulatedNode(Host):
-    """A storage node: disk, servers, dispatcher, and the moments at which it may crash."""
+    """A storage node: disk, servers, dispatcher, and the moments at which it may crash.
+
+    `servers` makes the servers of one life: whatever they keep in memory is lost with it.
+    """
 
     def __init__(
         self,
@@ -96,32 +109,37 @@ class SimulatedNode(Host):
         network: Network,
         node: NodeId,
         *,
-        servers: Servers,
+        servers: Callable[[], Servers],
         senders: Mapping[Endpoint, Sender],
         skew_us: int = 0,
         commit_us: tuple[int, int] = (20, 200),
+        on_commit: Callable[[NodeId, Iterable[Write]], None] | None = None,
     ) -> None:
         super().__init__(world, network, node_endpoint(node), skew_us)
         self.node = node
         self.disk = Disk()
+        self.faults = DiskFaults()
         self._servers = servers
         self._senders = senders
         self._commit_us = commit_us
+        self._on_commit = on_commit
         self._inbox: deque[tuple[Endpoint, int, Any, bytes]] = deque()
         self._batch_due = False
-        self.crash_before_commit = 0.0  # probabilities, per batch
-        self.crash_after_commit = 0.0
+        self._life = 0
         self.crashes = 0
         self.up = False
         self.start()
 
     def start(self) -> None:
-        """Come up with nothing but the disk."""
+        """Come up with nothing but the disk; nothing happens if the node is up."""
+        if self.up:
+            return
+        self._life += 1
         self.engine = self._new_engine()
         self._armed_us = None
         self._inbox.clear()
         self._batch_due = False
-        self.dispatcher = Dispatcher(servers=self._servers, engine=self.engine)
+        self.dispatcher = Dispatcher(servers=self._servers(), engine=self.engine)
         self.dispatcher.on_supply = self._due
         self.network.attach(self.endpoint, self._receive)
         self.up = True
@@ -136,13 +154,17 @@ class SimulatedNode(Host):
         self.network.detach(self.endpoint)
         self.engine = self._new_engine()  # whatever the old one waits for is forgotten
         if down_us is not None:
-            self.world.after(down_us, self.start)
+            self.world.after(down_us, self._come_back, self._life)
 
-    def replace_servers(self, servers: Servers) -> None:
-        """Behave differently from now on (how a node turns Byzantine)."""
+    def become(self, servers: Callable[[], Servers]) -> None:
+        """Restart with other servers: how a node turns Byzantine."""
         self._servers = servers
-        self.dispatcher = Dispatcher(servers=servers, engine=self.engine)
-        self.dispatcher.on_supply = self._due
+        self.crash(down_us=None)
+        self.start()
+
+    def _come_back(self, life: int) -> None:
+        if life == self._life:
+            self.start()
 
     def _receive(
         self, source: Endpoint, kind: Kind, number: int, metadata: bytes, body: bytes
@@ -162,11 +184,10 @@ class SimulatedNode(Host):
         if self._batch_due:
             return
         self._batch_due = True
-        engine = self.engine
-        self.world.after(self.world.random.randint(*self._commit_us), lambda: self._batch(engine))
+        self.world.after(self.world.between(*self._commit_us), self._batch, self._life)
 
-    def _batch(self, engine: Engine) -> None:
-        if engine is not self.engine or not self.up:
+    def _batch(self, life: int) -> None:
+        if life != self._life or not self.up:
             return
         self._batch_due = False
         dispatcher, now_us = self.dispatcher, self.wall_clock_us()
@@ -184,12 +205,12 @@ class SimulatedNode(Host):
                     body=body,
                     now_us=now_us,
                 )
-        if self.crash_before_commit and self.world.chance(self.crash_before_commit):
-            self.crash(down_us=self.world.random.randint(1_000, 2_000_000))
+        if self._crashes(self.faults.before_commit):
             return
+        if self._on_commit is not None:
+            self._on_commit(self.node, self.disk.uncommitted())
         self.disk.commit()
-        if self.crash_after_commit and self.world.chance(self.crash_after_commit):
-            self.crash(down_us=self.world.random.randint(1_000, 2_000_000))
+        if self._crashes(self.faults.after_commit):
             return
         outbox, dispatcher.outbox = dispatcher.outbox, []
         for reply in outbox:
@@ -197,6 +218,12 @@ class SimulatedNode(Host):
                 self.endpoint, reply.origin, Kind.REPLY, reply.number, reply.message, reply.body
             )
         self.arm()
+
+    def _crashes(self, probability: float) -> bool:
+        if not probability or not self.world.chance(probability):
+            return False
+        self.crash(down_us=self.world.between(*self.faults.down_us))
+        return True
 
 
 class SimulatedClient(Host):
@@ -207,16 +234,31 @@ class SimulatedClient(Host):
     ) -> None:
         super().__init__(world, network, ("client", client), skew_us)
         self.client = client
+        self._running: dict[Running, None] = {}
         network.attach(self.endpoint, self._receive)
 
-    def start(self, conversation: Conversation[Any], outcome: Outcome) -> Running:
+    def start(self, conversation: Conversation[Any], outcome: Outcome) -> None:
         """Run a conversation; `outcome(result, error)` when it ends."""
-        running = self.engine.start(conversation, outcome)
+        running: Running | None = None
+        over = False
+
+        def ended(result: Any, error: BaseException | None) -> None:
+            nonlocal over
+            over = True
+            if running is not None:
+                self._running.pop(running, None)
+            outcome(result, error)
+
+        running = self.engine.start(conversation, ended)
+        if not over:
+            self._running[running] = None
         self.arm()
-        return running
 
     def crash(self) -> None:
         """Forget every conversation; nothing more is heard of them."""
+        running, self._running = self._running, {}
+        for conversation in running:
+            conversation.cancel()
         self.engine = self._new_engine()
         self._armed_us = None
 

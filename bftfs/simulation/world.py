@@ -11,7 +11,9 @@ import heapq
 from collections.abc import Callable
 from itertools import count
 from random import Random
+from typing import Any
 
+SECOND_US = 1_000_000
 START_US = 1_700_000_000_000_000  # the wall clock when a simulation starts
 
 
@@ -23,12 +25,14 @@ class World:
         self.random = Random(seed)
         self.now_us = 0
         self.events = 0
-        self._agenda: list[tuple[int, int, Callable[[], None]]] = []
+        self._agenda: list[tuple[int, int, Callable[..., None], tuple[Any, ...]]] = []
         self._sequence = count()
 
-    def after(self, delay_us: int, action: Callable[[], None]) -> None:
-        """Do `action` when `delay_us` microseconds have passed."""
-        heapq.heappush(self._agenda, (self.now_us + delay_us, next(self._sequence), action))
+    def after(self, delay_us: int, action: Callable[..., None], *arguments: Any) -> None:
+        """Do `action(*arguments)` when `delay_us` microseconds have passed."""
+        heapq.heappush(
+            self._agenda, (self.now_us + delay_us, next(self._sequence), action, arguments)
+        )
 
     def run(self, *, until: Callable[[], bool], most_events: int) -> bool:
         """Let things happen until `until()`; False if the agenda or `most_events` ran out first."""
@@ -37,14 +41,18 @@ class World:
         while not until():
             if not agenda or self.events >= last:
                 return False
-            self.now_us, _, action = heapq.heappop(agenda)
+            self.now_us, _, action, arguments = heapq.heappop(agenda)
             self.events += 1
-            action()
+            action(*arguments)
         return True
 
     def draw(self, bound: int) -> int:
         """A random integer in [0, bound)."""
         return self.random.randrange(bound)
+
+    def between(self, least: int, most: int) -> int:
+        """A random integer in [least, most]; cheap, and even enough for delays."""
+        return least + int(self.random.random() * (most - least + 1))
 
     def chance(self, probability: float) -> bool:
         """True with this probability; draws even if the answer is certain, to keep seeds stable."""

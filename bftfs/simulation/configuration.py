@@ -1,0 +1,153 @@
+"""What a run depends on, drawn from its seed.
+
+Each seed switches some faults off altogether (swarm testing), because faults hide one another: a
+node that crashes all the time never shows what it does under contention.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from random import Random
+from typing import TypeVar
+
+from bftfs.identifiers import NodeId
+from bftfs.simulation.deployment import Sizes
+from bftfs.simulation.network import NetworkFaults
+from bftfs.simulation.principals import DiskFaults
+from bftfs.simulation.storm import StormFaults
+from bftfs.simulation.workloads.blocks import BlockMix
+from bftfs.simulation.world import SECOND_US
+from bftfs.thresholds import QueryUpdateThresholds, ReadWriteThresholds
+
+KINDS = ("blocks",)
+
+Drawn = TypeVar("Drawn")
+
+
+@dataclass(frozen=True, slots=True)
+class ClientPlan:
+    """One correct client."""
+
+    skew_us: int = 0
+    width: int = 1  # operations at once
+    think_us: tuple[int, int] = (0, 2_000)
+    crash_every_us: int = 0  # mean; 0: never
+    sane: bool = True  # whether its clock is within bounds: else nodes may refuse what it does
+
+
+@dataclass(frozen=True, slots=True)
+class Configuration:
+    """Everything that a run depends on."""
+
+    seed: int
+    kind: str
+    operations: int
+    sizes: Sizes
+    node_skews_us: tuple[int, ...]
+    commit_us: tuple[int, int]
+    clients: tuple[ClientPlan, ...]
+    storm: StormFaults
+    byzantine_nodes: tuple[tuple[NodeId, str], ...] = ()
+    byzantine_clients: tuple[str, ...] = ()
+    down_in_calm: tuple[NodeId, ...] = ()
+    down_in_audit: tuple[NodeId, ...] = ()
+    blocks: BlockMix = BlockMix()
+    storm_share: float = 1.0  # of the operations: when so many have ended, the storm ends
+
+
+def draw(seed: int, *, operations: int, kind: str | None = None) -> Configuration:
+    """The configuration of `seed`."""
+    random = Random(f"configuration {seed}")
+    chosen = random.choice(KINDS)
+    sizes = _draw_sizes(random)
+    n, b, t = sizes.n, sizes.query_update.b, sizes.query_update.t
+    byzantine = random.sample(range(n), random.randint(0, b)) if random.random() < 0.7 else []
+    others = [NodeId(node) for node in range(n) if node not in byzantine]
+    spare = t - len(byzantine)
+    return Configuration(
+        seed=seed,
+        kind=kind or chosen,
+        operations=operations,
+        sizes=sizes,
+        node_skews_us=_draw_node_skews(random, n),
+        commit_us=random.choice(((20, 200), (20, 2_000), (5_000, 20_000))),
+        clients=_draw_clients(random),
+        storm=_draw_storm(random),
+        storm_share=random.choice((0.3, 0.7, 1.0)),
+        down_in_calm=tuple(sorted(random.sample(others, random.randint(0, spare)))),
+        down_in_audit=tuple(sorted(random.sample(others, spare))),
+        blocks=BlockMix(
+            blocks=random.randint(1, 4),
+            writes=random.choice((0.2, 0.5, 0.8)),
+            past_reads=random.choice((0.0, 0.2)),
+            many=random.choice((0.0, 0.2)),
+        ),
+    )
+
+
+def _draw_sizes(random: Random) -> Sizes:
+    (t, b), extra = (
+        random.choices(
+            ((1, 1), (1, 0), (2, 1), (2, 2), (2, 0)), weights=(60, 15, 12, 8, 5)
+        )[0],
+        random.choices((0, 1), weights=(85, 15))[0],
+    )
+    n = 3 * t + 2 * b + 1 + extra
+    QC = random.randint(t + b + 1, n - t - b)
+    blocks = (
+        ReadWriteThresholds.for_nodes(n, t=t, b=b)
+        if random.random() < 0.6
+        else ReadWriteThresholds(n, t, b, QC, random.randint(1, QC - t))
+    )
+    return Sizes(QueryUpdateThresholds.for_nodes(n, t=t, b=b), blocks)
+
+
+def _draw_node_skews(random: Random, n: int) -> tuple[int, ...]:
+    most_us = random.choice((0, 1_000, SECOND_US, 100 * SECOND_US))
+    return tuple(random.randint(-most_us, most_us) for _ in range(n))
+
+
+def _draw_clients(random: Random) -> tuple[ClientPlan, ...]:
+    count = random.choices((1, 2, 3, 5), weights=(15, 35, 35, 15))[0]
+    most_us = random.choice((0, 1_000, SECOND_US, 100 * SECOND_US))
+    crash_every_us = random.choice((0, 0, SECOND_US // 2, 5 * SECOND_US))
+    think_us = random.choice(((0, 0), (0, 2_000), (0, 200_000)))
+    insane = random.random() < 0.15
+    return tuple(
+        ClientPlan(
+            skew_us=(
+                random.choice((-3_600, 3_600)) * SECOND_US
+                if insane and number == 0
+                else random.randint(-most_us, most_us)
+            ),
+            width=random.choice((1, 1, 2, 4)),
+            think_us=think_us,
+            crash_every_us=crash_every_us if random.random() < 0.7 else 0,
+            sane=not (insane and number == 0),
+        )
+        for number in range(count)
+    )
+
+
+def _draw_storm(random: Random) -> StormFaults:
+    delay_us = random.choice(((50, 500), (50, 5_000), (1_000, 60_000), (10, 20)))
+    return StormFaults(
+        network=NetworkFaults(
+            loss=_sometimes(random, 0.5, 0.001, 0.02, 0.2),
+            duplication=_sometimes(random, 0.4, 0.01, 0.2),
+            delay_us=delay_us,
+            straggling=_sometimes(random, 0.4, 0.005, 0.05),
+        ),
+        disk=DiskFaults(
+            before_commit=_sometimes(random, 0.4, 0.001, 0.01),
+            after_commit=_sometimes(random, 0.4, 0.001, 0.01),
+        ),
+        crash_every_us=_sometimes(random, 0.4, SECOND_US // 5, 2 * SECOND_US),
+        partition_every_us=_sometimes(random, 0.3, SECOND_US, 5 * SECOND_US),
+        sever_every_us=_sometimes(random, 0.3, SECOND_US // 2, 2 * SECOND_US),
+    )
+
+
+def _sometimes(random: Random, chance: float, *values: Drawn) -> Drawn | int:
+    drawn, value = random.random(), random.choice(values)
+    return value if drawn < chance else 0

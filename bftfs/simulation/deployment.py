@@ -1,0 +1,119 @@
+"""A cluster in a world: its nodes, the secrets that they share, and the clients that it knows."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from bftfs.credentials import Credentials
+from bftfs.crypto.authenticator import AuthenticatorKeys
+from bftfs.identifiers import CLIENT_ID_BYTES, ClientId, NodeId
+from bftfs.query_update.object_type import ObjectTypes
+from bftfs.read_write.messages import Request as ReadWriteRequest
+from bftfs.read_write.server import ReadWriteServer
+from bftfs.simulation.network import Endpoint, Network
+from bftfs.simulation.principals import Servers, SimulatedClient, SimulatedNode, node_endpoint
+from bftfs.simulation.world import World
+from bftfs.step import Grant, Role, Sender
+from bftfs.storage import Write
+from bftfs.thresholds import QueryUpdateThresholds, ReadWriteThresholds
+
+CREDENTIALS = Credentials(uid=1000, gid=1000)
+
+OnCommit = Callable[[NodeId, Iterable[Write]], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """The thresholds of both protocols on the same nodes."""
+
+    query_update: QueryUpdateThresholds
+    read_write: ReadWriteThresholds
+
+    @property
+    def n(self) -> int:
+        """How many nodes there are."""
+        return self.query_update.n
+
+    @classmethod
+    def smallest(cls, *, t: int, b: int) -> Sizes:
+        """As few nodes as Q/U needs, with blocks as compact as they then can be."""
+        query_update = QueryUpdateThresholds.smallest(t=t, b=b)
+        return cls(query_update, ReadWriteThresholds.for_nodes(query_update.n, t=t, b=b))
+
+
+class Deployment:
+    """The nodes of one cluster in `world`, all correct and up."""
+
+    def __init__(
+        self,
+        world: World,
+        network: Network,
+        sizes: Sizes,
+        *,
+        types: ObjectTypes,
+        skews_us: tuple[int, ...] = (),
+        commit_us: tuple[int, int] = (20, 200),
+        on_commit: OnCommit | None = None,
+    ) -> None:
+        self.world = world
+        self.network = network
+        self.sizes = sizes
+        self.types = types
+        self._senders: dict[Endpoint, Sender] = {}
+        # One secret per pair of nodes; only the two of them hold it.
+        self._secrets = {
+            (one, other): world.random.randbytes(32)
+            for one in range(sizes.n)
+            for other in range(one, sizes.n)
+        }
+        for node in range(sizes.n):
+            self._senders[node_endpoint(NodeId(node))] = Sender(
+                Role.NODE, client_named(f"node {node}"), NodeId(node), Grant(uids=(), write=False)
+            )
+        self.nodes = tuple(
+            SimulatedNode(
+                world,
+                network,
+                NodeId(node),
+                servers=lambda node=NodeId(node): self.servers(node),
+                senders=self._senders,
+                skew_us=skews_us[node] if skews_us else 0,
+                commit_us=commit_us,
+                on_commit=on_commit,
+            )
+            for node in range(sizes.n)
+        )
+
+    @property
+    def endpoints(self) -> tuple[Endpoint, ...]:
+        """Where nodes and clients are reached."""
+        return tuple(self._senders)
+
+    def keys(self, node: NodeId) -> AuthenticatorKeys:
+        """What `node` knows of the secrets."""
+        return AuthenticatorKeys(
+            node,
+            tuple(
+                self._secrets[min(node, other), max(node, other)] for other in range(self.sizes.n)
+            ),
+        )
+
+    def servers(self, node: NodeId) -> Servers:
+        """The servers of a correct node, by request, with nothing in memory."""
+        blocks = ReadWriteServer(node, self.sizes.read_write, self.keys(node))
+        return dict.fromkeys(ReadWriteRequest.__args__, blocks)
+
+    def client(
+        self, name: str, *, skew_us: int = 0, grant: Grant | None = None
+    ) -> SimulatedClient:
+        """A new client that all nodes know."""
+        client = SimulatedClient(self.world, self.network, client_named(name), skew_us=skew_us)
+        self._senders[client.endpoint] = Sender(Role.CLIENT, client.client, None, grant or Grant())
+        return client
+
+
+def client_named(name: str) -> ClientId:
+    """The id that a simulated principal has instead of a public key's digest."""
+    return ClientId(hashlib.blake2b(name.encode(), digest_size=CLIENT_ID_BYTES).digest())

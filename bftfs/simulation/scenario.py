@@ -1,0 +1,260 @@
+"""One simulation: let a configuration happen, and judge what happened.
+
+A run has three parts:
+
+1. the storm: clients work while messages, nodes and adversaries misbehave;
+2. the calm: benign faults stop, Byzantine nodes go on, and every correct operation must end;
+3. the audit: other nodes are down, up to t with the Byzantine ones, and a new client must find all
+   that was ever acknowledged.
+
+The same configuration gives the same run in any process; `Report.digest` shows it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import traceback
+from collections.abc import Iterator
+from dataclasses import dataclass
+from random import Random
+from typing import Any
+
+from bftfs.query_update.counter import counter_types
+from bftfs.simulation.configuration import ClientPlan, Configuration
+from bftfs.simulation.deployment import Deployment
+from bftfs.simulation.network import Network, Traffic
+from bftfs.simulation.principals import SimulatedClient
+from bftfs.simulation.storm import Storm, Weather
+from bftfs.simulation.workloads import Session, Task, Workload
+from bftfs.simulation.workloads.blocks import BlockWorkload
+from bftfs.simulation.world import SECOND_US, World
+
+STORM_US = 120 * SECOND_US  # a storm ends then at the latest
+CALM_US = 600 * SECOND_US  # so long after it all operations must have ended
+EVENTS_PER_OPERATION = 20_000  # more is a livelock
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What became of a run."""
+
+    configuration: Configuration
+    findings: tuple[str, ...]
+    operations: int
+    events: int
+    traffic: Traffic
+    weather: Weather
+    node_crashes: int
+    client_crashes: int
+    virtual_us: int
+    digest: str
+
+    @property
+    def passed(self) -> bool:
+        """Whether nothing was found."""
+        return not self.findings
+
+
+def run(configuration: Configuration) -> Report:
+    """Let it happen, and judge it."""
+    simulation = _Simulation(configuration)
+    try:
+        simulation.run()
+    except Exception:  # whatever it is, it replays with the seed
+        simulation.findings.append("the simulation broke off: " + traceback.format_exc())
+    return simulation.report()
+
+
+class _Participant:
+    """A correct client: it works on its share, and may crash and come back."""
+
+    def __init__(self, simulation: _Simulation, name: str, plan: ClientPlan) -> None:
+        self._simulation = simulation
+        self._plan = plan
+        self.name = name
+        self.crashes = 0
+        self.pending: dict[int, Task] = {}
+        self._host = simulation.deployment.client(name, skew_us=plan.skew_us)
+        self._session: Session = simulation.workload.session(self._host, name)
+        self._life = 0
+
+    def begin(self) -> None:
+        """Go to work."""
+        for _ in range(self._plan.width):
+            self._next(self._life)
+        self._crash_later()
+
+    def _next(self, life: int) -> None:
+        simulation = self._simulation
+        if life == self._life and simulation.take_share():
+            number = simulation.issued
+            task = self._session.next_task()
+            self.pending[number] = task
+            simulation.start(self._host, task, lambda error: self._ended(life, number, error))
+
+    def _ended(self, life: int, number: int, error: BaseException | None) -> None:
+        simulation = self._simulation
+        del self.pending[number]
+        simulation.ended += 1
+        if error is not None and self._plan.sane:
+            simulation.findings.append(f"progress: {self.name} got no result: {error!r}")
+        world = simulation.world
+        world.after(world.between(*self._plan.think_us), self._next, life)
+
+    def _crash_later(self) -> None:
+        if self._plan.crash_every_us:
+            world = self._simulation.world
+            world.after(world.between(0, 2 * self._plan.crash_every_us), self._crash)
+
+    def _crash(self) -> None:
+        """Crash in mid-operation, and start anew with the same identity and no memory."""
+        simulation = self._simulation
+        if simulation.calm:
+            return
+        self.crashes += 1
+        self._life += 1
+        self._host.crash()
+        simulation.ended += len(self.pending)
+        self.pending.clear()
+        self._session = simulation.workload.session(self._host, self.name)
+        self.begin()
+
+
+class _Simulation:
+    """The state of one run."""
+
+    def __init__(self, configuration: Configuration) -> None:
+        self.configuration = configuration
+        self.findings: list[str] = []
+        self.world = World(configuration.seed)
+        self.network = Network(self.world, configuration.storm.network)
+        self.workload: Workload = BlockWorkload(
+            Random(f"workload {configuration.seed}"), configuration.sizes, configuration.blocks
+        )
+        self.deployment = Deployment(
+            self.world,
+            self.network,
+            configuration.sizes,
+            types=counter_types(),
+            skews_us=configuration.node_skews_us,
+            commit_us=configuration.commit_us,
+        )
+        self.storm = Storm(self.deployment, configuration.storm)
+        self.participants = [
+            _Participant(self, f"client {number}", plan)
+            for number, plan in enumerate(configuration.clients)
+        ]
+        self.issued = 0
+        self.ended = 0
+        self.calm = False
+
+    def take_share(self) -> bool:
+        """Whether there is another operation to do, which the caller then begins."""
+        if self.issued >= self.configuration.operations:
+            return False
+        self.issued += 1
+        return True
+
+    def start(self, host: SimulatedClient, task: Task, ended: Any) -> None:
+        """Begin `task` at `host`; `ended(error)` is called unless the host crashes first."""
+
+        def outcome(result: Any, error: BaseException | None) -> None:
+            if error is None:
+                task.ended(result, self.world.now_us)
+            elif task.failed(error, self.world.now_us):
+                error = None
+            ended(error)
+
+        task.began(self.world.now_us)
+        host.start(task.conversation(), outcome)
+
+    # --- the three parts ---------------------------------------------------------------------
+
+    def run(self) -> None:
+        """The whole run."""
+        self._weather_the_storm()
+        self._enjoy_the_calm()
+        if not self.findings:
+            self._audit()
+        self.findings += self.workload.findings()
+
+    def _weather_the_storm(self) -> None:
+        enough = int(self.configuration.storm_share * self.configuration.operations)
+        self.storm.begin()
+        for participant in self.participants:
+            participant.begin()
+        self.world.run(
+            until=lambda: self.ended >= enough or self.world.now_us >= STORM_US,
+            most_events=self._most_events(),
+        )
+        self.calm = True
+        self.storm.end(stay_down=self.configuration.down_in_calm)
+
+    def _enjoy_the_calm(self) -> None:
+        operations, deadline_us = self.configuration.operations, self.world.now_us + CALM_US
+        self.world.run(
+            until=lambda: self.ended >= operations or self.world.now_us >= deadline_us,
+            most_events=self._most_events(),
+        )
+        for participant in self.participants:
+            for task in participant.pending.values():
+                self.findings.append(
+                    f"progress: {participant.name} still waits for {task} "
+                    f"{(self.world.now_us - deadline_us + CALM_US) // SECOND_US} s after the storm"
+                )
+
+    def _audit(self) -> None:
+        self.storm.only_down(self.configuration.down_in_audit)
+        host = self.deployment.client("auditor")
+        tasks = self.workload.session(host, "auditor").audit()
+        deadline_us = self.world.now_us + CALM_US
+        over = False
+
+        def go_on(error: BaseException | None) -> None:
+            nonlocal over
+            if error is not None:
+                self.findings.append(f"durability: the auditor got no result: {error!r}")
+            task = next(tasks, None)
+            if task is None:
+                over = True
+            else:
+                # Through the agenda: a conversation may not start another from within its end.
+                self.world.after(0, self.start, host, task, go_on)
+
+        go_on(None)
+        self.world.run(
+            until=lambda: over or self.world.now_us >= deadline_us,
+            most_events=self._most_events(),
+        )
+        if not over:
+            self.findings.append("durability: the auditor still waits")
+
+    def _most_events(self) -> int:
+        return EVENTS_PER_OPERATION * max(100, self.configuration.operations)
+
+    # --- the report --------------------------------------------------------------------------
+
+    def report(self) -> Report:
+        """What became of it."""
+        return Report(
+            configuration=self.configuration,
+            findings=tuple(self.findings),
+            operations=self.workload.operations,
+            events=self.world.events,
+            traffic=self.network.traffic,
+            weather=self.storm.weather,
+            node_crashes=sum(node.crashes for node in self.deployment.nodes),
+            client_crashes=sum(participant.crashes for participant in self.participants),
+            virtual_us=self.world.now_us,
+            digest=self._digest(),
+        )
+
+    def _digest(self) -> str:
+        state = hashlib.blake2b(digest_size=16)
+        for line in self._digested():
+            state.update(line.encode())
+        return state.hexdigest()
+
+    def _digested(self) -> Iterator[str]:
+        yield from self.workload.digested()
+        yield repr((self.world.now_us, self.world.events, self.network.traffic))

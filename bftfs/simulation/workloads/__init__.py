@@ -1,0 +1,52 @@
+"""What correct clients do in a simulation, and how it is judged: one module per kind of operation.
+
+A workload invents operations, takes down when each began and ended and what it gave, and checks the
+history in the end. It knows no faults: those are the storm's and the adversaries' business.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from bftfs.conversation import Conversation
+from bftfs.simulation.principals import SimulatedClient
+
+
+@dataclass(slots=True)
+class Task:
+    """One operation, not yet begun."""
+
+    conversation: Callable[[], Conversation[Any]]
+    began: Callable[[float], None]
+    ended: Callable[[Any, float], None]
+    # Takes an error that the conversation may end with, if it is part of what the operation is about.
+    failed: Callable[[BaseException, float], bool] = lambda _error, _at: False
+
+
+class Session(Protocol):
+    """A client's part in a workload, from its start to its crash: it holds the protocols' clients."""
+
+    def next_task(self) -> Task:
+        """An operation drawn at random."""
+
+    def audit(self) -> Iterator[Task]:
+        """Operations that together see everything that must be there."""
+
+
+class Workload(Protocol):
+    """One kind of operations, on a few subjects that all clients contend for."""
+
+    def session(self, host: SimulatedClient, name: str) -> Session:
+        """A client's session; a client that comes back after a crash starts a new one."""
+
+    def findings(self) -> list[str]:
+        """What is wrong with the history."""
+
+    def digested(self) -> Iterable[str]:
+        """The history in a form that is the same in every process."""
+
+    @property
+    def operations(self) -> int:
+        """How many operations were begun."""

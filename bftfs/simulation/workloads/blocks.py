@@ -1,0 +1,213 @@
+"""Reads and writes of a few blocks; each must be a linearizable register with unbroken history."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from math import inf
+from random import Random
+from typing import Any
+
+from bftfs.errors import VersionUnrecoverable
+from bftfs.identifiers import BlockId, ObjectKind, block_id, object_id
+from bftfs.read_write.client import ReadWriteClient
+from bftfs.read_write.reading import Version
+from bftfs.read_write.timestamp import BlockTimestamp, successor_of
+from bftfs.simulation.checkers.linearizability import RegisterOperation, check_register
+from bftfs.simulation.deployment import CREDENTIALS, Sizes
+from bftfs.simulation.principals import SimulatedClient
+from bftfs.simulation.workloads import Task
+
+
+@dataclass(frozen=True, slots=True)
+class BlockMix:
+    """What blocks are used, and how."""
+
+    blocks: int = 3
+    writes: float = 0.5  # the share of operations that write
+    past_reads: float = 0.1  # the share of reads that ask for an acknowledged older version
+    many: float = 0.1  # the share of operations on several blocks at once
+    most_bytes: int = 400
+
+
+@dataclass(slots=True)
+class _Entry:
+    """One operation on one block."""
+
+    client: str
+    kind: str
+    block: int
+    value: str | None
+    invoked: float = inf
+    responded: float = inf
+
+
+class BlockWorkload:
+    """Clients that read and write blocks."""
+
+    def __init__(self, random: Random, sizes: Sizes, mix: BlockMix) -> None:
+        self.random = random
+        self.sizes = sizes
+        self.mix = mix
+        inode = object_id(ObjectKind.INODE, placement=0, unique=random.randbytes(14))
+        self.blocks: tuple[BlockId, ...] = tuple(
+            block_id(inode, incarnation=0, number=number) for number in range(mix.blocks)
+        )
+        self.history: list[_Entry] = []
+        # Every version whose write was acknowledged: what later reads of the past must find.
+        self.acknowledged: list[tuple[int, BlockTimestamp, str]] = []
+        self._labels: dict[bytes, str] = {}  # of every item that somebody set out to write
+        self._findings: list[str] = []
+
+    @property
+    def operations(self) -> int:
+        """How many operations were begun."""
+        return len(self.history)
+
+    def session(self, host: SimulatedClient, name: str) -> BlockSession:
+        """A client's session."""
+        return BlockSession(self, host, name)
+
+    def new_item(self, name: str) -> tuple[bytes, str]:
+        """An item that nobody has written before, and its label."""
+        label = f"{name}#{len(self._labels)}"
+        filler = self.random.randbytes(self.random.randrange(self.mix.most_bytes))
+        item = label.encode() + b"|" + filler
+        self._labels[item] = label
+        return item, label
+
+    def label(self, item: bytes | None) -> str | None:
+        """What `item` is called; an item that nobody wrote is called by its first bytes."""
+        if item is None:
+            return None
+        return self._labels.get(item) or f"unknown {len(item)} bytes {item[:24]!r}"
+
+    def attempted(self, name: str, block: BlockId, now: float) -> bytes:
+        """An item that a Byzantine client may write to `block` from now on: it may take place."""
+        item, label = self.new_item(name)
+        self.history.append(_Entry(name, "write", self.blocks.index(block), label, now))
+        return item
+
+    def wrong(self, finding: str) -> None:
+        """Take down a finding that was made in passing."""
+        self._findings.append(finding)
+
+    def findings(self) -> list[str]:
+        """Violations of linearizability, and what was found in passing."""
+        found = list(self._findings)
+        for number in range(len(self.blocks)):
+            found += check_register(
+                (
+                    RegisterOperation(
+                        entry.client, entry.kind, entry.value, entry.invoked, entry.responded
+                    )
+                    for entry in self.history
+                    if entry.block == number and entry.invoked < inf
+                ),
+                name=f"block {number}",
+            )
+        return found
+
+    def digested(self) -> Iterable[str]:
+        """The history, line by line."""
+        return map(repr, self.history)
+
+
+class BlockSession:
+    """One client, from its start to its crash."""
+
+    def __init__(self, workload: BlockWorkload, host: SimulatedClient, name: str) -> None:
+        self._workload = workload
+        self._name = name
+        self._client = ReadWriteClient(host.client, workload.sizes.read_write)
+
+    def next_task(self) -> Task:
+        """A read, a write, or one of several blocks."""
+        workload, random, mix = self._workload, self._workload.random, self._workload.mix
+        chosen = [random.randrange(mix.blocks)]
+        if random.random() < mix.many:
+            chosen = random.sample(range(mix.blocks), random.randint(1, mix.blocks))
+        if random.random() < mix.writes:
+            return self._write(chosen)
+        if workload.acknowledged and random.random() < mix.past_reads:
+            return self._read_past(*random.choice(workload.acknowledged))
+        return self._read(chosen)
+
+    def audit(self) -> Iterator[Task]:
+        """Reads of all blocks, and of every version whose write was acknowledged."""
+        yield self._read(list(range(len(self._workload.blocks))))
+        for acknowledged in self._workload.acknowledged:
+            yield self._read_past(*acknowledged)
+        # An isolated client makes progress, whatever the storm has left behind.
+        for number in range(len(self._workload.blocks)):
+            yield self._write([number])
+            yield self._read([number])
+
+    def _write(self, numbers: Sequence[int]) -> Task:
+        workload = self._workload
+        items = [workload.new_item(self._name) for _ in numbers]
+        entries = [
+            _Entry(self._name, "write", number, label)
+            for number, (_, label) in zip(numbers, items, strict=True)
+        ]
+        blocks = [workload.blocks[number] for number in numbers]
+        if len(numbers) == 1:
+            conversation = partial(self._client.write, blocks[0], items[0][0], CREDENTIALS)
+        else:
+            pairs = [(block, item) for block, (item, _) in zip(blocks, items, strict=True)]
+            conversation = partial(self._client.write_many, pairs, CREDENTIALS)
+
+        def ended(result: Any, at: float) -> None:
+            timestamps = result if isinstance(result, tuple) else (result,)
+            for entry, timestamp in zip(entries, timestamps, strict=True):
+                entry.responded = at
+                workload.acknowledged.append((entry.block, timestamp, str(entry.value)))
+
+        return Task(conversation, partial(self._began, entries), ended)
+
+    def _read(self, numbers: Sequence[int]) -> Task:
+        workload = self._workload
+        entries = [_Entry(self._name, "read", number, None) for number in numbers]
+        blocks = [workload.blocks[number] for number in numbers]
+        conversation = (
+            partial(self._client.read, blocks[0])
+            if len(numbers) == 1
+            else partial(self._client.read_many, blocks)
+        )
+
+        def ended(result: Any, at: float) -> None:
+            versions = (result,) if isinstance(result, Version) else result
+            for entry, version in zip(entries, versions, strict=True):
+                entry.value = workload.label(version.item)
+                entry.responded = at
+
+        return Task(conversation, partial(self._began, entries), ended)
+
+    def _read_past(self, number: int, timestamp: BlockTimestamp, label: str) -> Task:
+        """A read of an acknowledged version, which must be there for ever."""
+        workload = self._workload
+
+        def ended(version: Version, _at: float) -> None:
+            if version.timestamp != timestamp or workload.label(version.item) != label:
+                workload.wrong(
+                    f"block {number}: the write of {label} at {timestamp.time} was acknowledged, "
+                    f"but what is there is {workload.label(version.item)} of "
+                    f"{version.timestamp.time}"
+                )
+
+        def failed(error: BaseException, _at: float) -> bool:
+            if isinstance(error, VersionUnrecoverable):
+                workload.wrong(f"block {number}: acknowledged, then lost: {label}: {error}")
+                return True
+            return False
+
+        conversation = partial(
+            self._client.read, workload.blocks[number], before=successor_of(timestamp)
+        )
+        return Task(conversation, lambda _at: None, ended, failed)
+
+    def _began(self, entries: Sequence[_Entry], at: float) -> None:
+        for entry in entries:
+            entry.invoked = at
+        self._workload.history.extend(entries)
