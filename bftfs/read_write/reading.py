@@ -264,7 +264,7 @@ class Reading:
         responses = self._responses
         hosts = responses.hosts(candidate)
         wanted = self._session.thresholds.m - len(responses.fragments(candidate))
-        wanted -= len(self._fetching)
+        wanted -= len(self._fetching - self._withheld)  # who was silent may stay so
         if wanted <= 0:
             return
         for node in self._nodes:
