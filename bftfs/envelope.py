@@ -10,6 +10,7 @@ from typing import Annotated, TypeAlias
 
 from msgspec import Meta
 
+from bftfs.query_update import messages as query_update
 from bftfs.read_write import messages as read_write
 from bftfs.wire.codec import Decoder, Message
 
@@ -37,8 +38,8 @@ class HealthReply(Message, frozen=True, tag=0x52):
     memory_bytes: int
 
 
-Request: TypeAlias = read_write.Request | HealthRequest
-Reply: TypeAlias = read_write.Reply | Refused | HealthReply
+Request: TypeAlias = query_update.Request | read_write.Request | HealthRequest
+Reply: TypeAlias = query_update.Reply | read_write.Reply | Refused | HealthReply
 
 REQUESTS: Decoder[Request] = Decoder(Request)
 REPLIES: Decoder[Reply] = Decoder(Reply)

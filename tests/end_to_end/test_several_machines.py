@@ -82,7 +82,7 @@ class Machines:
         ip("-n", name, "link", "set", "eth0", "down")
 
     def command(self, name: str, *words: str | Path) -> list[str]:
-        """`bftfs …` on that machine: its network, but our mounts, which `ip netns exec` would hide."""
+        """`bftfs …` with that machine's network but our mounts, which `ip netns exec` hides."""
         return [
             *("nsenter", f"--net=/run/netns/{name}", "--"),
             *(sys.executable, "-m", "bftfs", *map(str, words)),
