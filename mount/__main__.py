@@ -1,0 +1,5 @@
+"""`python -m mount`."""
+
+from mount.main import main
+
+main()

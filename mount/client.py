@@ -1,0 +1,70 @@
+"""The mount as a client of its cluster: keys, both protocols, and the file system over them."""
+
+from __future__ import annotations
+
+from bftfs.filesystem.operations import FileSystem
+from bftfs.query_update.client import QueryUpdateClient
+
+from bftfs import cluster as description_files
+from bftfs.cluster import ClusterDescription
+from bftfs.credentials import Credentials
+from bftfs.crypto.cipher import BlockCipher
+from bftfs.crypto.digest import client_id_of
+from bftfs.crypto.keys import Identity, read_identity, read_volume_key
+from bftfs.data_directory import DataDirectory
+from bftfs.errors import UsageError
+from bftfs.filesystem import object_types
+from bftfs.filesystem.options import Options
+from bftfs.limits import SECOND_US
+from bftfs.read_write.client import ReadWriteClient
+from mount.options import MountOptions
+
+ROOT = Credentials(uid=0, gid=0)
+
+
+def credentials_of(
+    directory: DataDirectory, options: MountOptions
+) -> tuple[ClusterDescription, Identity]:
+    """The verified description of the cluster, and who the mount is in it."""
+    description = description_files.load(directory.description)
+    key = directory.client_key(options.client)
+    if not key.exists():
+        names = sorted(path.stem for path in key.parent.glob("*.key"))
+        raise UsageError(
+            f"{key}: there is no key of a client named {options.client}; "
+            + (f"with client=NAME one can mount as {', '.join(names)}" if names else "")
+            + f"; `bftfs cluster add-client --data {directory.path} {options.client}` makes one"
+        )
+    identity = read_identity(key)
+    if description.client(client_id_of(public_key=identity.public_key)) is None:
+        raise UsageError(
+            f"{key}: the cluster does not know this key (any more); have its administrator run "
+            f"`bftfs cluster add-client {options.client}`, and get cluster.toml again"
+        )
+    return description, identity
+
+
+def file_system(
+    directory: DataDirectory,
+    description: ClusterDescription,
+    identity: Identity,
+    options: MountOptions,
+) -> FileSystem:
+    """The file system of a cluster, as its client `identity` sees it."""
+    client = client_id_of(public_key=identity.public_key)
+    patience_us = None if options.patience_s is None else round(options.patience_s * SECOND_US)
+    return FileSystem(
+        QueryUpdateClient(
+            client, description.query_update, object_types(), patience_total_us=patience_us
+        ),
+        ReadWriteClient(client, description.read_write, patience_total_us=patience_us),
+        BlockCipher(read_volume_key(directory.volume_key)),
+        root=description.root,
+        volume=description.volume,
+        options=Options(
+            strict=options.strict,
+            read_only=options.read_only,
+            attribute_timeout_us=round(options.cached_attributes_s * SECOND_US),
+            entry_timeout_us=round(options.cached_entries_s * SECOND_US),
+        ),
+    )

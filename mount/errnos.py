@@ -1,0 +1,35 @@
+"""Which errno a program sees for each way in which an operation can end without a result."""
+
+from __future__ import annotations
+
+import errno
+
+from bftfs.errors import (
+    AdmissionRefused,
+    ContentionExhausted,
+    FileSystemError,
+    OperationFailed,
+    QuorumUnavailable,
+    VersionUnrecoverable,
+)
+
+# The first class that fits decides; an answer of POSIX or of a node's admission brings its own.
+TABLE: tuple[tuple[type[Exception], int | None], ...] = (
+    (FileSystemError, None),
+    (AdmissionRefused, None),
+    (QuorumUnavailable, errno.ETIMEDOUT),  # only a `soft` mount gives up
+    (ContentionExhausted, errno.ETIMEDOUT),
+    (VersionUnrecoverable, errno.EIO),
+    (OperationFailed, errno.EIO),
+)
+
+
+def errno_of(error: Exception) -> int | None:
+    """What the program sees; None if `error` is a fault of ours, which nobody should see."""
+    for kind, number in TABLE:
+        if isinstance(error, kind):
+            if number is not None:
+                return number
+            code: int = error.code  # type: ignore[attr-defined]
+            return code
+    return None

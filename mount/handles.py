@@ -1,0 +1,57 @@
+"""Numbers by which the kernel knows open files and directories, and what they stand for.
+
+A file stays usable through its handle after its last name is gone: reads and writes refer to the
+handle, not to a name.
+
+Concurrency: one thread; no method awaits.
+"""
+
+from __future__ import annotations
+
+import errno
+from itertools import count
+from typing import Generic, TypeVar
+
+from bftfs.errors import FileSystemError
+
+Opened = TypeVar("Opened")
+
+
+class Handle(Generic[Opened]):
+    """Something that a process has opened."""
+
+    __slots__ = ("inode", "opened")
+
+    def __init__(self, opened: Opened, *, inode: int) -> None:
+        self.opened = opened
+        self.inode = inode  # the kernel's number
+
+
+class Handles(Generic[Opened]):
+    """What is open, by handle number. Numbers are never used again."""
+
+    def __init__(self) -> None:
+        self._numbers = count(1)
+        self._open: dict[int, Handle[Opened]] = {}
+
+    def add(self, opened: Opened, *, inode: int) -> int:
+        """The number of a new handle."""
+        number = next(self._numbers)
+        self._open[number] = Handle(opened, inode=inode)
+        return number
+
+    def get(self, number: int) -> Handle[Opened]:
+        """The handle with this number."""
+        handle = self._open.get(number)
+        if handle is None:
+            raise FileSystemError(errno.EBADF, f"handle {number}")
+        return handle
+
+    def remove(self, number: int) -> Handle[Opened]:
+        """The handle with this number, which the kernel will not name again."""
+        handle = self.get(number)
+        del self._open[number]
+        return handle
+
+    def __len__(self) -> int:
+        return len(self._open)

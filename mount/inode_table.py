@@ -1,0 +1,93 @@
+"""Numbers by which the kernel knows inodes, and the objects behind them.
+
+An object's number is derived from its id, so that `st_ino` is the same in every mount and after
+every restart, and all names of a hard-linked file share it. Two objects may collide in 63 bits;
+the later one then gets the next free number for as long as both are known.
+
+Invariants: the root is number 1 and never forgotten. An entry exists exactly while its lookup count
+is positive: the kernel may name its number at any time until it has forgotten all of them.
+
+Concurrency: one thread; no method awaits.
+"""
+
+from __future__ import annotations
+
+import errno
+
+from bftfs.errors import FileSystemError
+from bftfs.filesystem.attributes import inode_number
+from bftfs.identifiers import ObjectId
+
+ROOT_NUMBER = 1
+LAST_NUMBER = (1 << 63) - 1
+
+
+class Known:
+    """An object that the kernel knows."""
+
+    __slots__ = ("identifier", "lookups")
+
+    def __init__(self, identifier: ObjectId, lookups: int) -> None:
+        self.identifier = identifier
+        self.lookups = lookups
+
+
+class InodeTable:
+    """The inodes that the kernel knows, by number."""
+
+    def __init__(self, root: ObjectId) -> None:
+        self._root = root
+        self._by_number: dict[int, Known] = {ROOT_NUMBER: Known(root, 1)}
+        self._displaced: dict[ObjectId, int] = {}  # known under another number than its own
+
+    def number(self, identifier: ObjectId) -> int:
+        """The number of an object, known to the kernel or not."""
+        if identifier == self._root:
+            return ROOT_NUMBER
+        if self._displaced and identifier in self._displaced:
+            return self._displaced[identifier]
+        number = _own_number(identifier)
+        while True:
+            known = self._by_number.get(number)
+            if known is None or known.identifier == identifier:
+                return number
+            number = number + 1 if number < LAST_NUMBER else ROOT_NUMBER + 1
+
+    def remember(self, identifier: ObjectId) -> int:
+        """The number of an object that the kernel is about to learn of, once more."""
+        number = self.number(identifier)
+        known = self._by_number.get(number)
+        if known is not None:
+            known.lookups += 1
+            return number
+        self._by_number[number] = Known(identifier, 1)
+        if number != _own_number(identifier):
+            self._displaced[identifier] = number
+        return number
+
+    def identifier(self, number: int) -> ObjectId:
+        """The object that the kernel means by `number`."""
+        known = self._by_number.get(number)
+        if known is None:
+            raise FileSystemError(errno.ESTALE, f"inode {number}")
+        return known.identifier
+
+    def forget(self, number: int, lookups: int) -> ObjectId | None:
+        """The kernel drops some of its lookups; the object, if those were the last."""
+        known = self._by_number.get(number)
+        if known is None or number == ROOT_NUMBER:
+            return None
+        known.lookups -= lookups
+        if known.lookups > 0:
+            return None
+        del self._by_number[number]
+        self._displaced.pop(known.identifier, None)
+        return known.identifier
+
+    def __len__(self) -> int:
+        return len(self._by_number)
+
+
+def _own_number(identifier: ObjectId) -> int:
+    """The number of an object that collides with no other; the root's is not given away."""
+    return max(inode_number(identifier), ROOT_NUMBER + 1)

@@ -1,0 +1,130 @@
+"""The command lines of the mount process.
+
+python -m mount --data DIR MOUNTPOINT [-o OPTIONS] [--foreground]
+mount.bftfs DIR MOUNTPOINT [-sfnv] [-o OPTIONS]        as mount(8) runs it, for /etc/fstab
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import click
+
+from bftfs.data_directory import DataDirectory
+from bftfs.errors import BftfsError, UsageError
+from mount.background import run_in_background
+from mount.mountpoint import prepare, require_fuse
+from mount.options import MountOptions, parse
+
+_CONTEXT = {"help_option_names": ["-h", "--help"]}
+
+
+@click.command(context_settings=_CONTEXT)
+@click.option("--data", type=click.Path(path_type=Path), required=True, help="The cluster's files.")
+@click.argument("mountpoint", type=click.Path(path_type=Path))
+@click.option("-o", "options", default="", help="Mount options, separated by commas.")
+@click.option("--foreground", "-f", is_flag=True, help="Stay in the foreground.")
+@click.option("--sloppy", is_flag=True, help="Ignore unknown mount options.")
+def mount_command(
+    data: Path, mountpoint: Path, options: str, foreground: bool, sloppy: bool
+) -> int:
+    """Mount a cluster whose nodes are running; return once it is usable."""
+    return _mount(data, mountpoint, parse(options, sloppy=sloppy), foreground=foreground)
+
+
+def _mount(data: Path, mountpoint: Path, options: MountOptions, *, foreground: bool) -> int:
+    directory = DataDirectory.existing(data.absolute())
+    require_fuse(allow_other=options.allow_other)
+    mountpoint = Path(os.path.realpath(mountpoint))
+    if prepare(mountpoint):
+        print(f"{mountpoint}: removed a mount whose process had died", file=sys.stderr)
+
+    def work(ready: Callable[[], None]) -> int:
+        # Imported here: without libfuse there is no pyfuse3, which takes a sentence to say.
+        try:
+            from mount.session import serve
+        except ImportError as error:
+            raise UsageError(
+                f"pyfuse3 cannot be used ({error}); install libfuse with "
+                "`apt-get install fuse3 libfuse3-3`",
+                exit_code=1,
+            ) from None
+        serve(directory, mountpoint, options, ready=ready)
+        return 0
+
+    if foreground:
+        return work(lambda: print(f"{mountpoint}: mounted; Ctrl-C unmounts it", flush=True))
+    return run_in_background(
+        lambda ready: _outcome(lambda: work(ready)), output=directory.mount_log
+    )
+
+
+@click.command(context_settings=_CONTEXT)
+@click.argument("source", type=click.Path(path_type=Path))
+@click.argument("mountpoint", type=click.Path(path_type=Path))
+@click.option("-o", "options", default="", help="Mount options, separated by commas.")
+@click.option("-s", "sloppy", is_flag=True, help="Ignore unknown options.")
+@click.option("-f", "fake", is_flag=True, help="Check everything, but do not mount.")
+@click.option("-v", "verbose", is_flag=True, help="Say what is done.")
+@click.option("-n", "no_table", is_flag=True, help="Ignored: there is no /etc/mtab to write.")
+@click.option("-t", "kind", default="bftfs", help="Ignored: the type of file system.")
+def helper_command(
+    source: Path,
+    mountpoint: Path,
+    options: str,
+    sloppy: bool,
+    fake: bool,
+    verbose: bool,
+    no_table: bool,
+    kind: str,
+) -> int:
+    """Mount the cluster whose files are in the directory SOURCE."""
+    del no_table, kind
+    directory = DataDirectory.existing(source.absolute())
+    parse(options, sloppy=sloppy)
+    # `bftfs status` and `bftfs down` know a mount process by this command line.
+    words = ["-P", "-m", "mount", "--data", str(directory.path), str(mountpoint.absolute())]
+    if options:
+        words += ["-o", options]
+    if sloppy:
+        words.append("--sloppy")
+    if verbose:
+        print(f"mount.bftfs: {sys.executable} {' '.join(words)}")
+    if not fake:
+        os.execv(sys.executable, [sys.executable, *words])
+    return 0
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """`python -m mount`; does not return."""
+    sys.exit(_outcome(lambda: _run(mount_command, "python -m mount", arguments)))
+
+
+def mount_helper(arguments: Sequence[str] | None = None) -> None:
+    """`mount.bftfs`; does not return."""
+    sys.exit(_outcome(lambda: _run(helper_command, "mount.bftfs", arguments)))
+
+
+def _run(command: click.Command, name: str, arguments: Sequence[str] | None) -> int:
+    code: int = command.main(args=arguments, prog_name=name, standalone_mode=False) or 0
+    return code
+
+
+def _outcome(work: Callable[[], int]) -> int:
+    """The exit code of `work`; a failure is told in one sentence."""
+    try:
+        return work()
+    except click.ClickException as mistake:
+        mistake.show()
+        return mistake.exit_code
+    except UsageError as mistake:
+        print(f"bftfs: {mistake}", file=sys.stderr, flush=True)
+        return mistake.exit_code
+    except BftfsError as failure:
+        print(f"bftfs: {failure}", file=sys.stderr, flush=True)
+        return 1
+    except (KeyboardInterrupt, click.exceptions.Abort):
+        return 130

@@ -1,0 +1,455 @@
+"""What the kernel asks of us, request by request: translate, let the file system answer, translate.
+
+`default_permissions` is always on, so the kernel has checked permissions before it asks; the nodes
+check again. What is not here (fallocate, ioctl, lseek for holes, locks between mounts …) pyfuse3
+does not pass on; docs/mount.md says what programs see instead.
+
+Concurrency: pyfuse3 runs each request in a task of its own; between two awaits nothing else runs.
+The kernel counts a lookup for every entry that it is given, so counting and the reply must not be
+separated by an await.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from functools import wraps
+from typing import Any, Final, TypeVar
+
+import pyfuse3
+import trio
+from bftfs.filesystem.operations import FileSystem, Found, OpenDirectory, OpenFile, Statistics
+from msgspec import structs
+from pyfuse3 import EntryAttributes, FileInfo, FUSEError, RequestContext, SetattrFields
+from structlog.typing import FilteringBoundLogger
+
+from bftfs import limits
+from bftfs.conversation import Conversation
+from bftfs.credentials import Credentials
+from bftfs.errors import FileSystemError
+from bftfs.filesystem.attributes import NOW, Attributes, Changes
+from mount.attributes import fill
+from mount.errnos import errno_of
+from mount.handles import Handles
+from mount.inode_table import InodeTable
+from mount.options import MountOptions
+from mount.processes import Callers
+from mount.requests import NOBODY, Requests
+
+Result = TypeVar("Result")
+
+# The kernel asks for it before every write(2). File capabilities are not stored: a client that was
+# taken over must not be able to hand out privileges on other machines.
+FILE_CAPABILITIES: Final = b"security.capability"
+RENAME_FLAGS: Final = pyfuse3.RENAME_NOREPLACE | pyfuse3.RENAME_EXCHANGE
+DIRECTORY_PAGE: Final = 64  # entries asked for at a time; the kernel's buffers hold 20 to 700
+NOW_WITHIN_NS: Final = 1_000_000_000
+
+Handler = TypeVar("Handler", bound=Callable[..., Awaitable[Any]])
+
+
+def _answers(handler: Handler) -> Handler:
+    """Let `handler` end with a result or an errno, since anything else would end the mount."""
+
+    @wraps(handler)
+    async def answer(self: Operations, *arguments: Any) -> Any:
+        try:
+            return await handler(self, *arguments)
+        except FUSEError:
+            raise
+        except Exception as error:
+            raise self.failure(handler.__name__, error) from None
+
+    return answer  # type: ignore[return-value]
+
+
+class Operations(pyfuse3.Operations):
+    """The request handlers."""
+
+    supports_dot_lookup = False  # numbers that the kernel has forgotten cannot be resolved
+    enable_writeback_cache = False  # would hide what other mounts write; docs/decisions/0006
+    enable_acl = True
+
+    def __init__(
+        self,
+        files: FileSystem,
+        requests: Requests,
+        options: MountOptions,
+        log: FilteringBoundLogger,
+    ) -> None:
+        super().__init__()
+        self._files = files
+        self._requests = requests
+        self._options = options
+        self._log = log
+        self._inodes = InodeTable(files.root)
+        self._open: Handles[OpenFile] = Handles()
+        self._listed: Handles[OpenDirectory] = Handles()
+        self._callers = Callers()
+        self.greeted = trio.Event()
+
+    def init(self) -> None:
+        """The kernel and libfuse have agreed on how to speak."""
+        self.greeted.set()
+
+    def failure(self, request: str, error: Exception) -> FUSEError:
+        """What the program is told; the log gets what only we can understand."""
+        number = errno_of(error)
+        if number is None:
+            self._log.exception(
+                "request failed by a fault of ours", request=request, exc_info=error
+            )
+            number = errno.EIO
+        elif not isinstance(error, FileSystemError):
+            self._log.warning("request failed", request=request, reason=str(error))
+        return FUSEError(number)
+
+    # --- names -------------------------------------------------------------------------------
+
+    @_answers
+    async def lookup(self, parent_inode: int, name: bytes, ctx: RequestContext) -> EntryAttributes:
+        directory = self._inodes.identifier(parent_inode)
+        try:
+            found = await self._perform(
+                "lookup", self._files.lookup(directory, name, self._who(ctx)), parent_inode, ctx
+            )
+        except FileSystemError as error:
+            if error.code != errno.ENOENT or not self._options.negative_timeout_s:
+                raise
+            nothing = EntryAttributes()
+            nothing.st_ino = 0
+            nothing.entry_timeout = self._options.cached_absence_s
+            return nothing
+        return self._remembered(found)
+
+    @_answers
+    async def create(
+        self, parent_inode: int, name: bytes, mode: int, flags: int, ctx: RequestContext
+    ) -> tuple[FileInfo, EntryAttributes]:
+        found, opened = await self._perform(
+            "create",
+            self._files.create(
+                self._inodes.identifier(parent_inode),
+                name,
+                mode,
+                self._who(ctx),
+                umask=ctx.umask,
+                exclusive=bool(flags & os.O_EXCL),
+                flags=flags,
+            ),
+            parent_inode,
+            ctx,
+        )
+        entry = self._remembered(found)
+        return self._opened(opened, entry.st_ino, keep_cache=True), entry
+
+    @_answers
+    async def mknod(
+        self, parent_inode: int, name: bytes, mode: int, rdev: int, ctx: RequestContext
+    ) -> EntryAttributes:
+        directory = self._inodes.identifier(parent_inode)
+        making = self._files.make_node(
+            directory, name, mode, self._who(ctx), umask=ctx.umask, device=rdev
+        )
+        return self._remembered(await self._perform("mknod", making, parent_inode, ctx))
+
+    @_answers
+    async def mkdir(
+        self, parent_inode: int, name: bytes, mode: int, ctx: RequestContext
+    ) -> EntryAttributes:
+        directory = self._inodes.identifier(parent_inode)
+        making = self._files.make_directory(
+            directory, name, stat.S_IMODE(mode), self._who(ctx), umask=ctx.umask
+        )
+        return self._remembered(await self._perform("mkdir", making, parent_inode, ctx))
+
+    @_answers
+    async def symlink(
+        self, parent_inode: int, name: bytes, target: bytes, ctx: RequestContext
+    ) -> EntryAttributes:
+        directory = self._inodes.identifier(parent_inode)
+        making = self._files.make_symlink(directory, name, target, self._who(ctx))
+        return self._remembered(await self._perform("symlink", making, parent_inode, ctx))
+
+    @_answers
+    async def link(
+        self, inode: int, new_parent_inode: int, new_name: bytes, ctx: RequestContext
+    ) -> EntryAttributes:
+        identifier = self._inodes.identifier(inode)
+        directory = self._inodes.identifier(new_parent_inode)
+        linking = self._files.link(identifier, directory, new_name, self._who(ctx))
+        return self._remembered(await self._perform("link", linking, new_parent_inode, ctx))
+
+    @_answers
+    async def unlink(self, parent_inode: int, name: bytes, ctx: RequestContext) -> None:
+        directory = self._inodes.identifier(parent_inode)
+        removing = self._files.unlink(directory, name, self._who(ctx))
+        await self._perform("unlink", removing, parent_inode, ctx)
+
+    @_answers
+    async def rmdir(self, parent_inode: int, name: bytes, ctx: RequestContext) -> None:
+        directory = self._inodes.identifier(parent_inode)
+        removing = self._files.remove_directory(directory, name, self._who(ctx))
+        await self._perform("rmdir", removing, parent_inode, ctx)
+
+    @_answers
+    async def rename(
+        self,
+        parent_inode_old: int,
+        name_old: bytes,
+        parent_inode_new: int,
+        name_new: bytes,
+        flags: int,
+        ctx: RequestContext,
+    ) -> None:
+        if flags & ~RENAME_FLAGS:
+            raise FUSEError(errno.EINVAL)
+        renaming = self._files.rename(
+            self._inodes.identifier(parent_inode_old),
+            name_old,
+            self._inodes.identifier(parent_inode_new),
+            name_new,
+            self._who(ctx),
+            flags=flags,
+        )
+        await self._perform("rename", renaming, parent_inode_old, ctx)
+
+    async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
+        for number, lookups in inode_list:
+            self._inodes.forget(number, lookups)
+
+    # --- attributes --------------------------------------------------------------------------
+
+    @_answers
+    async def getattr(self, inode: int, ctx: RequestContext) -> EntryAttributes:
+        identifier = self._inodes.identifier(inode)
+        asking = self._files.attributes(identifier, self._who(ctx))
+        return self._entry(inode, await self._perform("getattr", asking, inode, ctx))
+
+    @_answers
+    async def setattr(
+        self,
+        inode: int,
+        attr: EntryAttributes,
+        fields: SetattrFields,
+        fh: int | None,
+        ctx: RequestContext,
+    ) -> EntryAttributes:
+        del fh
+        identifier = self._inodes.identifier(inode)
+        who = self._who(ctx)
+        changes = Changes(
+            mode=stat.S_IMODE(attr.st_mode) if fields.update_mode else None,
+            uid=attr.st_uid if fields.update_uid else None,
+            gid=attr.st_gid if fields.update_gid else None,
+            atime_ns=attr.st_atime_ns if fields.update_atime else None,
+            mtime_ns=attr.st_mtime_ns if fields.update_mtime else None,
+        )
+        if fields.update_size:
+            cutting = self._files.truncate(identifier, attr.st_size, who)
+            attributes = await self._perform("setattr", cutting, inode, ctx)
+            if not changes:
+                return self._entry(inode, attributes)
+        try:
+            changing = self._files.change_attributes(identifier, changes, who)
+            attributes = await self._perform("setattr", changing, inode, ctx)
+        except FileSystemError as error:
+            at_present = _at_present(changes)
+            if error.code != errno.EPERM or at_present == changes:
+                raise
+            # utimensat(UTIME_NOW) comes as the time of day. The kernel lets only owners set others,
+            # so what the nodes forbid a user who is not the owner must have been "now".
+            changing = self._files.change_attributes(identifier, at_present, who)
+            attributes = await self._perform("setattr", changing, inode, ctx)
+        return self._entry(inode, attributes)
+
+    @_answers
+    async def readlink(self, inode: int, ctx: RequestContext) -> bytes:
+        reading = self._files.read_link(self._inodes.identifier(inode), self._who(ctx))
+        return await self._perform("readlink", reading, inode, ctx)
+
+    @_answers
+    async def getxattr(self, inode: int, name: bytes, ctx: RequestContext) -> bytes:
+        if name == FILE_CAPABILITIES:
+            raise FUSEError(errno.ENODATA)
+        identifier = self._inodes.identifier(inode)
+        asking = self._files.get_extended(identifier, name, self._who(ctx))
+        return await self._perform("getxattr", asking, inode, ctx)
+
+    @_answers
+    async def setxattr(self, inode: int, name: bytes, value: bytes, ctx: RequestContext) -> None:
+        if name == FILE_CAPABILITIES:
+            raise FUSEError(errno.EOPNOTSUPP)
+        identifier = self._inodes.identifier(inode)
+        setting = self._files.set_extended(identifier, name, value, self._who(ctx))
+        await self._perform("setxattr", setting, inode, ctx)
+
+    @_answers
+    async def listxattr(self, inode: int, ctx: RequestContext) -> Sequence[bytes]:
+        identifier = self._inodes.identifier(inode)
+        asking = self._files.list_extended(identifier, self._who(ctx))
+        return await self._perform("listxattr", asking, inode, ctx)
+
+    @_answers
+    async def removexattr(self, inode: int, name: bytes, ctx: RequestContext) -> None:
+        identifier = self._inodes.identifier(inode)
+        removing = self._files.remove_extended(identifier, name, self._who(ctx))
+        await self._perform("removexattr", removing, inode, ctx)
+
+    # --- files -------------------------------------------------------------------------------
+
+    @_answers
+    async def open(self, inode: int, flags: int, ctx: RequestContext) -> FileInfo:
+        identifier = self._inodes.identifier(inode)
+        opening = self._files.open(identifier, flags, self._who(ctx))
+        opened = await self._perform("open", opening, inode, ctx)
+        if not opened.keep_cache:
+            # Pages are dropped by the reply; a size that the kernel still believes in is not.
+            pyfuse3.invalidate_inode(inode, attr_only=True)
+        return self._opened(opened, inode, keep_cache=opened.keep_cache)
+
+    @_answers
+    async def read(self, fh: int, off: int, size: int) -> bytes:
+        handle = self._open.get(fh)
+        reading = self._files.read(handle.opened, off, size)
+        # A memoryview will do as well, whatever pyfuse3 declares.
+        return await self._requests.perform("read", reading, inode=handle.inode)
+
+    @_answers
+    async def write(self, fh: int, off: int, buf: bytes) -> int:
+        handle = self._open.get(fh)
+        if self._files.write(handle.opened, off, buf, now_ns=time.time_ns()):
+            waiting = self._files.write_behind(handle.opened)
+            await self._requests.perform("write", waiting, inode=handle.inode)
+        return len(buf)
+
+    @_answers
+    async def flush(self, fh: int) -> None:
+        handle = self._open.get(fh)
+        flushing = self._files.flush(handle.opened)
+        await self._requests.perform("flush", flushing, inode=handle.inode)
+
+    @_answers
+    async def fsync(self, fh: int, datasync: bool) -> None:
+        del datasync
+        handle = self._open.get(fh)
+        synchronizing = self._files.synchronize(handle.opened)
+        await self._requests.perform("fsync", synchronizing, inode=handle.inode)
+
+    @_answers
+    async def release(self, fh: int) -> None:
+        handle = self._open.remove(fh)
+        releasing = self._files.release(handle.opened)
+        await self._requests.perform("release", releasing, inode=handle.inode, pid=NOBODY)
+
+    # --- directories -------------------------------------------------------------------------
+
+    @_answers
+    async def opendir(self, inode: int, ctx: RequestContext) -> int:
+        opening = self._files.open_directory(self._inodes.identifier(inode), self._who(ctx))
+        opened = await self._perform("opendir", opening, inode, ctx)
+        return self._listed.add(opened, inode=inode)
+
+    @_answers
+    async def readdir(self, fh: int, start_id: int, token: pyfuse3.ReaddirToken) -> None:
+        handle = self._listed.get(fh)
+        after = start_id
+        while True:
+            reading = self._files.read_directory(handle.opened, after, count=DIRECTORY_PAGE)
+            page = await self._requests.perform("readdir", reading, inode=handle.inode)
+            if not page:
+                return
+            for listed in page:
+                number = self._inodes.remember(listed.identifier)
+                entry = self._listed_entry(number, listed.file_type, listed.attributes)
+                if not pyfuse3.readdir_reply(token, listed.name, entry, listed.cookie):
+                    self._inodes.forget(number, 1)
+                    return
+            after = page[-1].cookie
+
+    @_answers
+    async def releasedir(self, fh: int) -> None:
+        self._listed.remove(fh)
+
+    # fsyncdir is left to pyfuse3's refusal, once: every change of a directory is durable when it is
+    # answered, and with ENOSYS the kernel reports success without asking again.
+
+    # --- the whole ---------------------------------------------------------------------------
+
+    @_answers
+    async def statfs(self, ctx: RequestContext) -> pyfuse3.StatvfsData:
+        asking = self._files.statistics(self._who(ctx))
+        statistics = await self._perform("statfs", asking, pyfuse3.ROOT_INODE, ctx)
+        return _statvfs(statistics)
+
+    # -----------------------------------------------------------------------------------------
+
+    async def _perform(
+        self, request: str, conversation: Conversation[Result], inode: int, ctx: RequestContext
+    ) -> Result:
+        return await self._requests.perform(request, conversation, inode=inode, pid=ctx.pid)
+
+    def _who(self, ctx: RequestContext) -> Credentials:
+        return self._callers.credentials(pid=ctx.pid, uid=ctx.uid, gid=ctx.gid)
+
+    def _entry(self, number: int, attributes: Attributes) -> EntryAttributes:
+        entry = EntryAttributes()
+        fill(entry, number, attributes)
+        entry.entry_timeout = self._options.cached_entries_s
+        entry.attr_timeout = self._options.cached_attributes_s
+        return entry
+
+    def _remembered(self, found: Found) -> EntryAttributes:
+        """The reply that makes an object known to the kernel, once more."""
+        return self._entry(self._inodes.remember(found.identifier), found.attributes)
+
+    def _listed_entry(
+        self, number: int, file_type: int, attributes: Attributes | None
+    ) -> EntryAttributes:
+        """An entry of a listing. Without attributes it shall give name, number and type alone.
+
+        pyfuse3 knows no listings without attributes, but with a size that no file can have the
+        kernel (from 5.5 on) takes an entry for a name only, and forgets the inode again.
+        """
+        if attributes is not None:
+            return self._entry(number, attributes)
+        entry = EntryAttributes()
+        entry.st_ino = number
+        entry.st_mode = file_type << 12
+        entry.st_size = -1
+        return entry
+
+    def _opened(self, opened: OpenFile, inode: int, *, keep_cache: bool) -> FileInfo:
+        return FileInfo(
+            fh=self._open.add(opened, inode=inode),
+            direct_io=self._options.strict,
+            keep_cache=keep_cache,
+        )
+
+
+def _at_present(changes: Changes) -> Changes:
+    """`changes` with the times that are those of this moment as NOW."""
+    now = time.time_ns()
+    return structs.replace(
+        changes,
+        atime_ns=_now_if_near(changes.atime_ns, now),
+        mtime_ns=_now_if_near(changes.mtime_ns, now),
+    )
+
+
+def _now_if_near(moment: int | None, now: int) -> int | None:
+    return NOW if moment is not None and abs(moment - now) < NOW_WITHIN_NS else moment
+
+
+def _statvfs(statistics: Statistics) -> pyfuse3.StatvfsData:
+    answer = pyfuse3.StatvfsData()
+    answer.f_bsize = answer.f_frsize = statistics.block_bytes
+    answer.f_blocks = statistics.blocks
+    answer.f_bfree = answer.f_bavail = statistics.free_blocks
+    answer.f_files = statistics.inodes
+    answer.f_ffree = answer.f_favail = statistics.free_inodes
+    answer.f_namemax = limits.NAME_BYTES
+    return answer

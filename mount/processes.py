@@ -1,0 +1,128 @@
+"""What /proc knows of the processes that ask: their groups, and signals that they wait to take.
+
+FUSE tells the user and one group of a caller, and libfuse keeps INTERRUPT requests to itself; so
+both the supplementary groups and the wish to be interrupted have to be read here.
+
+Concurrency: one thread; no method awaits.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections import OrderedDict
+from typing import Final
+
+from bftfs import limits
+from bftfs.credentials import Credentials
+
+GROUPS_REMEMBERED: Final = 256  # processes
+GROUPS_VALID_NS: Final = 1_000_000_000  # a process that changes its groups is noticed after this
+
+# Signals by which people end programs. Others have handlers that programs expect system calls on
+# files to outlast.
+_ENDING: Final = sum(
+    1 << (number - 1)
+    for number in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGKILL, signal.SIGTERM)
+)
+_KILL: Final = 1 << (signal.SIGKILL - 1)
+
+
+class Callers:
+    """The credentials of the processes that ask, supplementary groups included."""
+
+    def __init__(self) -> None:
+        self._known: OrderedDict[tuple[int, int, int], tuple[int, Credentials]] = OrderedDict()
+
+    def credentials(self, *, pid: int, uid: int, gid: int) -> Credentials:
+        """Of thread `pid`, which acts as `uid` and `gid`; 0 is a thread of another namespace."""
+        key = (pid, uid, gid)
+        now = time.monotonic_ns()
+        known = self._known.get(key)
+        if known is not None and now - known[0] < GROUPS_VALID_NS:
+            return known[1]
+        credentials = Credentials(uid=uid, gid=gid, groups=() if uid == 0 else groups_of(pid))
+        self._known[key] = (now, credentials)
+        self._known.move_to_end(key)
+        if len(self._known) > GROUPS_REMEMBERED:
+            self._known.popitem(last=False)
+        return credentials
+
+
+def groups_of(pid: int) -> tuple[int, ...]:
+    """The supplementary groups of a thread; none if it cannot be seen."""
+    groups = _status(pid).get("Groups", "").split()
+    return tuple(sorted(map(int, groups)))[: limits.GROUPS]
+
+
+def wants_to_end(pid: int) -> bool:
+    """Whether a signal that would end the thread waits for its system call to return."""
+    status = _status(pid)
+    pending = _mask(status, "SigPnd") | _mask(status, "ShdPnd")
+    kept_away = _mask(status, "SigBlk") | _mask(status, "SigIgn")
+    return bool(pending & (_ENDING & ~kept_away | _KILL))
+
+
+def ending() -> tuple[int, ...]:
+    """The processes of which a thread wants to end. Costs a walk through /proc."""
+    return tuple(
+        process
+        for process in _numbers("/proc")
+        if any(wants_to_end(thread) for thread in _numbers(f"/proc/{process}/task"))
+    )
+
+
+def uses(pid: int, inode: int, device: str) -> bool:
+    """Whether a process has inode `inode` of `device` ("major:minor") open or mapped, or exits.
+
+    Asked of /proc alone: a look at the file itself would be a request to ourselves.
+    """
+    descriptors = _numbers(f"/proc/{pid}/fdinfo")
+    if not descriptors:
+        return True  # it exits: what it closes is no longer listed
+    mounts = _mounts_of(device)
+    for descriptor in descriptors:
+        facts = _facts(f"/proc/{pid}/fdinfo/{descriptor}")
+        if facts.get("ino") == str(inode) and facts.get("mnt_id") in mounts:
+            return True
+    major, minor = map(int, device.split(":"))
+    mapped = f" {major:02x}:{minor:02x} {inode} "
+    return any(mapped in line for line in _lines(f"/proc/{pid}/maps"))
+
+
+def _mounts_of(device: str) -> frozenset[str]:
+    """The ids of the mounts of a device."""
+    fields = (line.split(" ", 3) for line in _lines("/proc/self/mountinfo"))
+    return frozenset(mount for mount, _, where, _ in fields if where == device)
+
+
+def _numbers(directory: str) -> list[int]:
+    try:
+        return [int(name) for name in os.listdir(directory) if name.isdigit()]
+    except OSError:
+        return []
+
+
+def _status(pid: int) -> dict[str, str]:
+    return _facts(f"/proc/{pid}/status") if pid else {}
+
+
+def _facts(path: str) -> dict[str, str]:
+    """What a file of lines "name: value" says."""
+    return {
+        name: value.strip() for name, _, value in (line.partition(":") for line in _lines(path))
+    }
+
+
+def _lines(path: str) -> list[str]:
+    """The lines of a file of /proc; none if what it tells of is gone."""
+    try:
+        with open(path, encoding="utf-8", errors="surrogateescape") as file:
+            return file.read().split("\n")[:-1]
+    except OSError:
+        return []
+
+
+def _mask(status: dict[str, str], name: str) -> int:
+    return int(status.get(name, "0"), 16)

@@ -1,0 +1,151 @@
+"""The requests of the kernel that wait for the cluster: who waits, for what, and since when.
+
+The watchdog is the only way out for a process that is blocked on a cluster without a quorum. The
+kernel lets nobody go before we have answered, not even a process that was killed, and what it says
+of interrupts ends in libfuse. So the watchdog looks, for every request that has waited for a while,
+whether its process has a signal to take, and abandons the request if so.
+
+Concurrency: one thread. A conversation that ends without waiting costs no turn of the scheduler.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable, Iterator
+from typing import Any, Final, Protocol, TypeVar
+
+import trio
+from structlog.typing import FilteringBoundLogger
+
+from bftfs.conversation import Conversation
+from bftfs.engine import Outcome, Running
+from bftfs.errors import FileSystemError
+from mount import processes
+
+LOOK_EVERY_S: Final = 0.5
+PATIENT_S: Final = 1.0  # nothing is asked of /proc for a request younger than this
+SLOW_S: Final = 10.0  # a request that takes longer is worth a line in the log
+SLOW_AGAIN_S: Final = 60.0
+
+# In place of a thread that asks.
+ANYBODY: Final = 0  # one that uses the inode; the kernel does not say which
+NOBODY: Final = -1  # the kernel itself: nothing is gained by interrupting
+
+Result = TypeVar("Result")
+
+
+class Starter(Protocol):
+    """What is needed of `bftfs.runtime.network.Network`."""
+
+    def start(self, conversation: Conversation[Any], outcome: Outcome) -> Running:
+        """Run `conversation` without waiting for it; `outcome(result, error)` when it ends."""
+
+
+class Pending:
+    """A request that waits."""
+
+    __slots__ = ("abandon", "inode", "name", "pid", "since", "told")
+
+    def __init__(
+        self, name: str, *, inode: int, pid: int, abandon: Callable[[BaseException], None]
+    ) -> None:
+        self.name = name
+        self.inode = inode
+        self.pid = pid
+        self.since = trio.current_time()
+        self.told = 0.0  # when the log last heard of it
+        self.abandon = abandon
+
+
+class Requests:
+    """Performs the conversations of requests, and watches over those that wait."""
+
+    def __init__(self, network: Starter, log: FilteringBoundLogger) -> None:
+        self.device = ""  # of the mount, "major:minor"
+        self._network = network
+        self._log = log
+        self._waiting: set[Pending] = set()
+
+    async def perform(
+        self, name: str, conversation: Conversation[Result], *, inode: int, pid: int = ANYBODY
+    ) -> Result:
+        """The result of `conversation`; EINTR if thread `pid`, which asks, has a signal to take."""
+        task: trio.lowlevel.Task | None = None
+        ended: list[tuple[Any, BaseException | None]] = []
+
+        def end(result: Any, error: BaseException | None) -> None:
+            if ended:
+                return  # it was interrupted in the moment in which it ended
+            ended.append((result, error))
+            if task is not None:
+                trio.lowlevel.reschedule(task)
+
+        running = self._network.start(conversation, end)
+        if not ended:
+
+            def interrupt(reason: BaseException) -> None:
+                running.cancel()
+                end(None, reason)
+
+            def abandon(_: trio.lowlevel.RaiseCancelT) -> trio.lowlevel.Abort:
+                running.cancel()
+                return trio.lowlevel.Abort.SUCCEEDED
+
+            pending = Pending(name, inode=inode, pid=pid, abandon=interrupt)
+            self._waiting.add(pending)
+            task = trio.lowlevel.current_task()
+            try:
+                await trio.lowlevel.wait_task_rescheduled(abandon)
+            finally:
+                self._waiting.discard(pending)
+                if pending.told:
+                    self._report("slow request ended", pending)
+        result, error = ended[0]
+        if error is not None:
+            raise error
+        return result  # type: ignore[no-any-return]
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def abandon(self) -> None:
+        """End all requests that wait: nobody will hear the answers."""
+        for pending in tuple(self._waiting):
+            pending.abandon(FileSystemError(errno.EINTR, pending.name))
+
+    async def watch(self) -> None:
+        """Tell of requests that take long, and abandon those whose process shall end."""
+        while True:
+            await trio.sleep(LOOK_EVERY_S)
+            now = trio.current_time()
+            patient = tuple(self._older_than(now - PATIENT_S))
+            # Requests on handles do not tell who asks: whoever uses the file may be it.
+            anonymous = any(pending.pid == ANYBODY for pending in patient)
+            ending = processes.ending() if anonymous else ()
+            for pending in patient:
+                if self._shall_end(pending, ending):
+                    self._report("request interrupted", pending)
+                    pending.told = 0.0
+                    pending.abandon(FileSystemError(errno.EINTR, pending.name))
+                elif now - pending.since > SLOW_S and now - pending.told > SLOW_AGAIN_S:
+                    pending.told = now
+                    self._report("slow request", pending)
+
+    def _older_than(self, moment: float) -> Iterator[Pending]:
+        return (pending for pending in self._waiting if pending.since < moment)
+
+    def _shall_end(self, pending: Pending, ending: tuple[int, ...]) -> bool:
+        if pending.pid == NOBODY:
+            return False
+        if pending.pid != ANYBODY:
+            return processes.wants_to_end(pending.pid)
+        return any(processes.uses(pid, pending.inode, self.device) for pid in ending)
+
+    def _report(self, event: str, pending: Pending) -> None:
+        self._log.warning(
+            event,
+            request=pending.name,
+            inode=pending.inode,
+            pid=pending.pid,
+            seconds=round(trio.current_time() - pending.since, 1),
+        )
