@@ -10,8 +10,8 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from tests.end_to_end import linux
 from tests.end_to_end.watchdog import PROJECT, mounts_below
 
 COMMAND_TIMEOUT_S = 120
@@ -25,7 +25,7 @@ class CommandFailed(AssertionError):
 class NodeProcess:
     """A line of `bftfs status`."""
 
-    name: str
+    number: int
     pid: int
     address: str
     healthy: bool
@@ -55,7 +55,7 @@ def bftfs(*words: str | Path) -> str:
 
 
 class Cluster:
-    """`bftfs up`, `down`, `status` and `mount` for one data directory."""
+    """`bftfs up`, `down`, `status`, `mount` and `unmount` for one data directory."""
 
     def __init__(self, root: Path) -> None:
         self.data = root / "data"
@@ -65,33 +65,38 @@ class Cluster:
 
     def up(self) -> None:
         """Start what is not running, and mount what is not mounted."""
-        bftfs("up", "--data", self.data, "--mount", self.mountpoint)
+        bftfs("up", "--data", self.data, "--mount", self.mountpoint, "-o", "allow_other")
         assert self.mountpoint in mounts_below(self.mountpoint), "`up` has mounted nothing"
 
     def down(self) -> None:
-        bftfs("down", "--data", self.data)
+        """Unmount and stop everything, if anything was ever started."""
+        if self.data.exists():
+            bftfs("down", "--data", self.data)
 
     def nodes(self) -> list[NodeProcess]:
         """The nodes, and their processes; a node that does not run has pid 0."""
         return [
             NodeProcess(
-                name=str(node["name"]),
+                number=node["node"],
                 pid=node["pid"] or 0,
-                address=str(node["address"]),
-                healthy=bool(node["healthy"]),
+                address=node["address"],
+                healthy=node["healthy"],
             )
             for node in self._status()["nodes"]
         ]
 
-    def mount_pid(self) -> int:
-        """The process behind the mount that `up` made."""
-        for mount in self._status()["mounts"]:
-            if Path(mount["mountpoint"]) == self.mountpoint:
-                return int(mount["pid"])
-        raise AssertionError(f"`bftfs status` knows no mount at {self.mountpoint}")
+    def mount_pids(self, mountpoint: Path | None = None) -> list[int]:
+        """The processes behind the mounts; or behind this one."""
+        return [
+            mount["pid"]
+            for mount in self._status()["mounts"]
+            if mountpoint is None or Path(mount["mountpoint"]) == mountpoint
+        ]
 
-    def _status(self) -> dict[str, list[dict[str, object]]]:
-        return json.loads(bftfs("status", "--data", self.data, "--json"))
+    def _status(self) -> dict[str, list[dict[str, Any]]]:
+        status: dict[str, list[dict[str, Any]]]
+        status = json.loads(bftfs("status", "--data", self.data, "--json"))
+        return status
 
     def is_alive(self) -> bool:
         """Whether the mount answers."""
@@ -102,38 +107,16 @@ class Cluster:
         return self.mountpoint in mounts_below(self.mountpoint)
 
     @contextlib.contextmanager
-    def mount(self, mountpoint: Path, *options: str) -> Iterator[Path]:
+    def mount(self, mountpoint: Path, options: str = "") -> Iterator[Path]:
         """A further mount of the cluster."""
         mountpoint.mkdir(mode=0o755, exist_ok=True)
-        words = ["-o", ",".join(options)] if options else []
-        command = [sys.executable, "-m", "bftfs", "mount", "--data", str(self.data)]
-        log = mountpoint.with_suffix(".log")
-        with log.open("wb") as output:
-            process = subprocess.Popen(
-                [*command, str(mountpoint), *words],
-                cwd=PROJECT,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-            )
+        words = ["-o", f"allow_other,{options}" if options else "allow_other"]
+        bftfs("mount", "--data", self.data, mountpoint, *words)
         try:
-            deadline = time.monotonic() + 30
-            while mountpoint not in mounts_below(mountpoint):
-                ended = process.poll()
-                if ended or time.monotonic() > deadline:
-                    raise CommandFailed(
-                        f"bftfs mount {mountpoint}: not mounted (exit code {ended})\n"
-                        + log.read_text()
-                    )
-                time.sleep(0.02)
             yield mountpoint
         finally:
-            if process.poll() is None:
-                process.send_signal(signal.SIGTERM)
-            with contextlib.suppress(OSError):
-                process.wait(timeout=30)
             if mountpoint in mounts_below(mountpoint):
-                linux.unmount(mountpoint, linux.MNT_FORCE | linux.MNT_DETACH)
+                bftfs("unmount", mountpoint)
 
 
 def kill(*pids: int) -> None:
@@ -142,12 +125,12 @@ def kill(*pids: int) -> None:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
     deadline = time.monotonic() + 10
-    while any(_is_running(pid) for pid in pids):
+    while any(is_running(pid) for pid in pids):
         assert time.monotonic() < deadline, f"of {pids} some survive kill -9"
         time.sleep(0.005)
 
 
-def _is_running(pid: int) -> bool:
+def is_running(pid: int) -> bool:
     """Whether the process can still do something; a zombie cannot."""
     try:
         state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]

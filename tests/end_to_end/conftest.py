@@ -17,22 +17,43 @@ from pathlib import Path
 import pytest
 
 from tests.end_to_end.cluster import Cluster
-from tests.end_to_end.expectations import unavailable
+from tests.end_to_end.expectations import in_another_process, unavailable
 from tests.end_to_end.watchdog import Watchdog
 
 HERE = Path(__file__).parent
+OTHER_DIRECTORY = os.environ.get("BFTFS_TEST_DIRECTORY")
 TEST_TIMEOUT_S = 60
-# A test that is over time gets an exception; if it cannot take it, its mount is aborted after this.
-GRACE_S = 5
 
 _directory_numbers = itertools.count(1)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line(
+        "markers", "isolated: runs in a process of its own, which a signal may end (SIGBUS)"
+    )
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
+    """Run an `isolated` test in a process of its own.
+
+    A page fault on a mapped file that cannot be served is no exception but SIGBUS.
+    """
+    if pyfuncitem.get_closest_marker("isolated") is None:
+        return None
+    arguments = {name: pyfuncitem.funcargs[name] for name in pyfuncitem._fixtureinfo.argnames}
+    in_another_process(lambda: pyfuncitem.obj(**arguments))
+    return True
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """No test here runs for ever: a broken file system is one that hangs."""
     for item in items:
-        if item.path.is_relative_to(HERE) and item.get_closest_marker("timeout") is None:
-            item.add_marker(pytest.mark.timeout(TEST_TIMEOUT_S, func_only=True))
+        if item.path.is_relative_to(HERE):
+            if item.get_closest_marker("timeout") is None:
+                item.add_marker(pytest.mark.timeout(TEST_TIMEOUT_S, func_only=True))
+            if OTHER_DIRECTORY is None:
+                item.add_marker(pytest.mark.mounted)
 
 
 @pytest.fixture(autouse=True)
@@ -60,8 +81,7 @@ def watchdog(playground: Path) -> Iterator[Watchdog]:
 @pytest.fixture(scope="session")
 def other_directory() -> Path | None:
     """The directory that the tests of POSIX shall run in, if not on a mount."""
-    place = os.environ.get("BFTFS_TEST_DIRECTORY")
-    return None if place is None else Path(place).resolve(strict=True)
+    return None if OTHER_DIRECTORY is None else Path(OTHER_DIRECTORY).resolve(strict=True)
 
 
 @pytest.fixture(scope="session")
@@ -90,7 +110,7 @@ def cluster(mounting: None, playground: Path, watchdog: Watchdog) -> Iterator[Cl
 def guarded(request: pytest.FixtureRequest, watchdog: Watchdog) -> Iterator[None]:
     """The mounts are aborted when the test takes too long."""
     limit = request.node.get_closest_marker("timeout").args[0]
-    with watchdog.guard(limit + GRACE_S, request.node.name):
+    with watchdog.guard(limit, request.node.name):
         yield
 
 
@@ -125,21 +145,3 @@ def outside(playground: Path) -> Path:
     path = playground / f"outside-{next(_directory_numbers)}"
     path.mkdir()
     return path
-
-
-@pytest.fixture(scope="session")
-def _second_mountpoint(cluster: Cluster, playground: Path) -> Iterator[Path]:
-    with cluster.mount(playground / "second") as mountpoint:
-        yield mountpoint
-
-
-@pytest.fixture
-def second_mount(mountpoint: Path, _second_mountpoint: Path) -> Path:
-    """Another mount of the same cluster, by a client of its own process."""
-    return _second_mountpoint
-
-
-@pytest.fixture
-def second_directory(directory: Path, mountpoint: Path, second_mount: Path) -> Path:
-    """`directory`, as the second mount has it."""
-    return second_mount / directory.relative_to(mountpoint)

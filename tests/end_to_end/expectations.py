@@ -5,12 +5,14 @@ import os
 import pickle
 import random
 import shutil
+import signal
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import pytest
 
@@ -69,7 +71,7 @@ def payload(size: int, seed: int = 0) -> bytes:
 
 
 def evict(path: Path) -> None:
-    """Push the file's data out, and drop it from the kernel's cache: the next read is a real one."""
+    """Push the file's data out of the kernel's cache, and drop it: the next read is a real one."""
     with opened(path, os.O_RDONLY) as descriptor:
         os.fsync(descriptor)
         os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
@@ -104,16 +106,15 @@ def eventually(condition: Callable[[], bool], *, within_s: float, what: str) -> 
         time.sleep(0.05)
 
 
-def program(name: str) -> str:
-    """The path of a program that a test runs; without it the test is skipped, but fails in CI."""
-    found = shutil.which(name)
-    if found is not None:
-        return found
-    unavailable(f"the program {name!r} is not installed")
-    return name
+def program(*names: str) -> str:
+    """The path of a program, by one of its names; without it, skip (but where CI runs, fail)."""
+    found = next(filter(None, map(shutil.which, names)), None)
+    if found is None:
+        unavailable(f"the program {names[0]!r} is not installed")
+    return found
 
 
-def unavailable(reason: str) -> None:
+def unavailable(reason: str) -> NoReturn:
     """Skip, loudly; but where CI runs, nothing may be missing."""
     if os.environ.get("CI") == "true":
         pytest.fail(f"{reason} (a failure, because CI=true)")
@@ -134,25 +135,42 @@ BOB = Person(uid=41002, gid=41002)
 
 
 def act_as(person: Person, action: Callable[[], T]) -> T:
-    """The result of `action`, or its exception, when this person does it (in a process)."""
+    """The result of `action`, or its exception, when this person does it."""
+
+    def act() -> T:
+        os.setgroups(person.groups)
+        os.setgid(person.gid)
+        os.setuid(person.uid)
+        return action()
+
+    return in_another_process(act)
+
+
+def in_another_process(action: Callable[[], T]) -> T:
+    """The result of `action`, or its exception, from a child of this process."""
     reading, writing = os.pipe()
     child = os.fork()
     if child == 0:
+        os.close(reading)
         try:
-            os.close(reading)
-            os.setgroups(person.groups)
-            os.setgid(person.gid)
-            os.setuid(person.uid)
-            outcome: tuple[bool, object] = (True, action())
-        except BaseException as error:  # noqa: BLE001 - it is re-raised in the parent
-            outcome = (False, error)
-        with os.fdopen(writing, "wb") as pipe:
-            pickle.dump(outcome, pipe)
-        os._exit(0)
+            outcome: tuple[Any, BaseException | None] = (action(), None)
+        except OSError as refusal:
+            outcome = (None, refusal)
+        except BaseException as failure:
+            outcome = (None, AssertionError("".join(traceback.format_exception(failure))))
+        try:
+            os.write(writing, pickle.dumps(outcome))
+        finally:
+            os._exit(0)
     os.close(writing)
     with os.fdopen(reading, "rb") as pipe:
-        succeeded, result = pickle.load(pipe)  # noqa: S301 - our own child wrote it
-    os.waitpid(child, 0)
-    if succeeded:
-        return result
-    raise result
+        answer = pipe.read()
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    if code < 0:
+        pytest.fail(f"ended by {signal.Signals(-code).name}")
+    result: T
+    error: BaseException | None
+    result, error = pickle.loads(answer)
+    if error is not None:
+        raise error
+    return result

@@ -443,7 +443,7 @@ def test_installing_into_a_virtual_environment(directory: Path, outside: Path) -
     wheel = _make_wheel(outside)
     home = directory / "environment"
     venv.create(home, with_pip=True, symlinks=True)
-    pip = [home / "bin" / "python", "-m", "pip", "--disable-pip-version-check"]
+    pip = [str(home / "bin" / "python"), "-m", "pip", "--disable-pip-version-check"]
     _run(*pip, "install", "-q", "--no-index", wheel, where=outside)
     assert _run(home / "bin" / "greet", where=outside) == "hello from the mount\n"
     assert "greeting" in _run(*pip, "list", "--no-index", where=outside)
@@ -476,13 +476,14 @@ class TestEditors:
     @pytest.mark.parametrize("backup", ["yes", "no", "auto"])
     def test_vim(self, directory: Path, backup: str) -> None:
         """vim copies or renames the old file, by `backupcopy`, and keeps a swap file meanwhile."""
-        vim = program("vim")
+        vim = program("vim", "vim.tiny")
         (directory / "text").write_text("one two\n" * 500)
         (directory / "text").chmod(0o640)
         for before, after in (("one", "three"), ("two", "four")):
             _run(
                 vim, "-es", "-N", "-u", "NONE", "-i", "NONE",
-                "-c", f"set backup backupskip= swapfile fsync backupcopy={backup} backupdir=. directory=.",
+                "-c", f"set backup backupskip= backupdir=. backupcopy={backup}",
+                "-c", "set swapfile directory=. fsync",
                 "-c", f"%s/{before}/{after}/", "-c", "wq", "text", where=directory,
             )  # fmt: skip
         assert_contents(directory / "text", b"three four\n" * 500)

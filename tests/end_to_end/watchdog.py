@@ -4,11 +4,12 @@ A program that waits for a FUSE file system cannot be killed, not even by a sign
 page fault on a mapped file stops every Python thread with it. So somebody else must watch: this
 process is told when a test begins, how long it may take, and when it is over, and when the time is
 up it aborts the FUSE connections below one directory. Every waiting system call then fails, and so
-does the test. When the test process goes away, whatever is still mounted there is unmounted.
+does the test. When the test process dies, whatever it has left there is unmounted and stopped.
 """
 
 import contextlib
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -21,6 +22,7 @@ from typing import Self
 from tests.end_to_end import linux
 
 PROJECT = Path(__file__).resolve().parents[2]
+GRACE_S = 5
 
 
 def mounts_below(root: Path) -> list[Path]:
@@ -56,17 +58,24 @@ class Watchdog:
         trace: TracebackType | None,
     ) -> None:
         assert self._process.stdin is not None
+        self._tell("farewell")
         self._process.stdin.close()
         self._process.wait(timeout=30)
 
     @contextlib.contextmanager
-    def guard(self, seconds: float, name: str) -> Iterator[None]:
-        """Everything below the root may be aborted when the body takes longer than this."""
-        self._tell(f"arm {seconds} {name}")
+    def guard(self, limit_s: float, name: str) -> Iterator[None]:
+        """Everything below the root is aborted when the body takes longer than this.
+
+        Somewhat later than the limit, so that a test that still can fails by itself; but then, too,
+        something hangs.
+        """
+        started = time.monotonic()
+        self._tell(f"arm {limit_s + GRACE_S} {name}")
         try:
             yield
         finally:
-            self._tell("disarm")
+            overdue = time.monotonic() - started > limit_s
+            self._tell(f"arm 0 {name}" if overdue else "disarm")
 
     def _tell(self, line: str) -> None:
         assert self._process.stdin is not None
@@ -79,6 +88,14 @@ def _give_up(root: Path, flags: int) -> None:
         # A mount that is busy refuses to go; its connection is aborted nevertheless.
         with contextlib.suppress(OSError):
             linux.unmount(point, linux.MNT_FORCE | linux.UMOUNT_NOFOLLOW | flags)
+
+
+def _clean_up(root: Path) -> None:
+    _give_up(root, linux.MNT_DETACH)
+    for data in root.glob("*/data"):
+        command = [sys.executable, "-m", "bftfs", "down", "--data", str(data)]
+        subprocess.run(command, cwd=PROJECT, timeout=60, check=False)
+    shutil.rmtree(root, ignore_errors=True)
 
 
 def _watch(root: Path) -> None:
@@ -95,13 +112,15 @@ def _watch(root: Path) -> None:
             continue
         news = os.read(0, 65536)
         if not news:
-            _give_up(root, linux.MNT_DETACH)
+            _clean_up(root)
             return
         *lines, received = (received + news).split(b"\n")
         for line in lines:
             match line.decode().split(maxsplit=2):
                 case ["arm", seconds, name]:
                     deadline = time.monotonic() + float(seconds)
+                case ["farewell"]:
+                    return
                 case _:
                     deadline = None
 

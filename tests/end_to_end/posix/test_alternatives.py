@@ -106,10 +106,12 @@ def test_clone_is_made_or_not_supported(directory: Path) -> None:
 
 def test_nameless_file_is_made_or_not_supported(directory: Path) -> None:
     """O_TMPFILE; tempfile.TemporaryFile falls back to a name that it deletes."""
-    with works_or_fails_with(errno.EOPNOTSUPP, errno.EISDIR):
-        with opened(directory, os.O_TMPFILE | os.O_RDWR, 0o600) as descriptor:
-            os.write(descriptor, b"data")
-            assert os.fstat(descriptor).st_nlink == 0
+    with (
+        works_or_fails_with(errno.EOPNOTSUPP, errno.EISDIR),
+        opened(directory, os.O_TMPFILE | os.O_RDWR, 0o600) as descriptor,
+    ):
+        os.write(descriptor, b"data")
+        assert os.fstat(descriptor).st_nlink == 0
     assert os.listdir(directory) == []
 
 

@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,7 +13,9 @@ from tests.end_to_end.expectations import BLOCK, assert_contents, evict, opened,
 THREADS = 8
 
 
-def _together(action: Callable[[int], object], numbers: Iterable[int] = range(THREADS)) -> list:
+def _together(
+    action: Callable[[int], object], numbers: Iterable[int] = range(THREADS)
+) -> list[Any]:
     with ThreadPoolExecutor(THREADS) as pool:
         return list(pool.map(action, numbers))
 
@@ -66,9 +69,9 @@ def test_appending_threads(directory: Path) -> None:
 
 
 def test_readers_and_a_writer_that_replaces(directory: Path) -> None:
-    """Who reads a file that is saved by rename sees one whole version, and never an old one again."""
+    """Who reads a file that is saved by rename sees whole versions, and none after a newer one."""
     (directory / "file").write_bytes(b"%04d" % 0 * 5000)
-    done = []
+    done: list[bool] = []
 
     def read(_: int) -> None:
         newest = 0

@@ -20,6 +20,8 @@ from tests.end_to_end.expectations import (
     program,
 )
 
+pytestmark = pytest.mark.isolated
+
 SIZE = 2 * BLOCK + 5000
 
 
@@ -34,10 +36,12 @@ def file(directory: Path) -> Path:
 def test_reading(file: Path, cached: bool) -> None:
     if not cached:
         evict(file)
-    with opened(file, os.O_RDONLY) as descriptor:
-        with mmap.mmap(descriptor, 0, prot=mmap.PROT_READ) as mapped:
-            assert mapped[:] == payload(SIZE)
-            assert mapped[BLOCK - 3 : BLOCK + 3] == payload(SIZE)[BLOCK - 3 : BLOCK + 3]
+    with (
+        opened(file, os.O_RDONLY) as descriptor,
+        mmap.mmap(descriptor, 0, prot=mmap.PROT_READ) as mapped,
+    ):
+        assert mapped[BLOCK - 3 : BLOCK + 3] == payload(SIZE)[BLOCK - 3 : BLOCK + 3]
+        assert mapped[:] == payload(SIZE)
 
 
 @pytest.mark.parametrize("end", ["msync", "close"])

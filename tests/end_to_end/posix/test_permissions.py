@@ -98,8 +98,8 @@ class TestFiles:
 
     def test_new_files_belong_to_who_makes_them(self, directory: Path) -> None:
         directory.chmod(0o777)
-        act_as(ALICE, lambda: (directory / "file").touch())
-        act_as(ALICE, lambda: (directory / "below").mkdir())
+        act_as(ALICE, (directory / "file").touch)
+        act_as(ALICE, (directory / "below").mkdir)
         act_as(ALICE, lambda: (directory / "symlink").symlink_to("x"))
         for path in directory.iterdir():
             status = path.lstat()
@@ -118,9 +118,9 @@ class TestDirectories:
         with fails_with(errno.EACCES):
             act_as(BOB, lambda: _read(below / "file"))
         with fails_with(errno.EACCES):
-            act_as(BOB, lambda: (below / "file").stat())
+            act_as(BOB, (below / "file").stat)
         with fails_with(errno.EACCES):
-            act_as(BOB, lambda: (below / "new").touch())
+            act_as(BOB, (below / "new").touch)
 
     def test_read_permission_guards_the_list(self, directory: Path) -> None:
         below = directory / "below"
@@ -140,11 +140,11 @@ class TestDirectories:
         _owned(below, ALICE, 0o755)
         directory.chmod(0o777)
         for action in (
-            lambda: (below / "new").touch(),
-            lambda: (below / "new").mkdir(),
+            (below / "new").touch,
+            (below / "new").mkdir,
             lambda: (below / "new").symlink_to("x"),
-            lambda: (below / "file").unlink(),
-            lambda: (below / "empty").rmdir(),
+            (below / "file").unlink,
+            (below / "empty").rmdir,
             lambda: (below / "file").rename(below / "new"),
             lambda: (below / "file").rename(directory / "out"),
             lambda: os.link(below / "file", below / "new"),
@@ -207,11 +207,11 @@ class TestSticky:
     def test_others_files_stay(self, common: Path, directory: Path) -> None:
         directory.chmod(0o777)
         for action in (
-            lambda: (common / "alice").unlink(),
+            (common / "alice").unlink,
             lambda: (common / "alice").rename(common / "stolen"),
             lambda: (common / "alice").rename(directory / "stolen"),
             lambda: (common / "bob").rename(common / "alice"),
-            lambda: (common / "alice-directory").rmdir(),
+            (common / "alice-directory").rmdir,
         ):
             with fails_with(errno.EPERM, errno.EACCES):
                 act_as(BOB, action)
@@ -219,12 +219,12 @@ class TestSticky:
 
     def test_own_files_go(self, common: Path) -> None:
         act_as(ALICE, lambda: (common / "alice").rename(common / "renamed"))
-        act_as(ALICE, lambda: (common / "renamed").unlink())
-        act_as(ALICE, lambda: (common / "alice-directory").rmdir())
+        act_as(ALICE, (common / "renamed").unlink)
+        act_as(ALICE, (common / "alice-directory").rmdir)
 
     def test_owner_of_the_directory_deletes_all(self, common: Path) -> None:
         _owned(common, BOB, 0o1777)
-        act_as(BOB, lambda: (common / "alice").unlink())
+        act_as(BOB, (common / "alice").unlink)
 
     def test_root_deletes_all(self, common: Path) -> None:
         (common / "alice").unlink()
@@ -236,8 +236,8 @@ class TestSetgidDirectories:
 
     def test_group_is_inherited(self, directory: Path) -> None:
         _owned(directory, ALICE, 0o2777, gid=GROUP)
-        act_as(BOB, lambda: (directory / "file").touch())
-        act_as(BOB, lambda: (directory / "below").mkdir())
+        act_as(BOB, (directory / "file").touch)
+        act_as(BOB, (directory / "below").mkdir)
         act_as(BOB, lambda: (directory / "symlink").symlink_to("x"))
         act_as(BOB, lambda: os.mkfifo(directory / "fifo"))
         for path in directory.iterdir():
@@ -247,17 +247,17 @@ class TestSetgidDirectories:
         _owned(directory, ALICE, 0o2777, gid=GROUP)
         act_as(BOB, lambda: (directory / "below").mkdir(0o755))
         assert stat.S_IMODE((directory / "below").stat().st_mode) == 0o2755
-        act_as(BOB, lambda: (directory / "below" / "deeper").mkdir())
+        act_as(BOB, (directory / "below" / "deeper").mkdir)
         assert (directory / "below" / "deeper").stat().st_gid == GROUP
 
     def test_files_do_not_inherit_the_bit(self, directory: Path) -> None:
         _owned(directory, ALICE, 0o2777, gid=GROUP)
-        act_as(BOB, lambda: (directory / "file").touch())
+        act_as(BOB, (directory / "file").touch)
         assert stat.S_IMODE((directory / "file").stat().st_mode) == 0o644
 
     def test_group_is_the_maker_s_otherwise(self, directory: Path) -> None:
         _owned(directory, ALICE, 0o777, gid=GROUP)
-        act_as(BOB, lambda: (directory / "file").touch())
+        act_as(BOB, (directory / "file").touch)
         assert (directory / "file").stat().st_gid == BOB.gid
 
 

@@ -12,6 +12,8 @@ import pytest
 
 from tests.end_to_end.expectations import BLOCK, first_difference
 
+pytestmark = pytest.mark.isolated
+
 OPERATIONS = 250
 LARGEST = 4 * BLOCK
 

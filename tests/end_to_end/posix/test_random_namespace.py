@@ -203,15 +203,15 @@ class Exerciser:
         here: Entry = self._model.root
         way: list[str] = []
         while len(way) < 3 and self._choice.random() < 0.6:
-            known = list(here.entries) if isinstance(here, Directory) else []
-            folders = [n for n in known if isinstance(here.entries[n], Directory)]
+            entries = here.entries if isinstance(here, Directory) else {}
+            folders = [name for name in entries if isinstance(entries[name], Directory)]
             if folders and self._choice.random() < 0.9:
                 way.append(self._choice.choice(folders))
             elif self._choice.random() < 0.2:
                 way.append(self._choice.choice(NAMES))
             else:
                 break
-            here = here.entries.get(way[-1], File()) if isinstance(here, Directory) else File()
+            here = entries.get(way[-1], File())
             if isinstance(here, Symlink):
                 # The kernel would follow it; the model would not.
                 way.pop()

@@ -229,9 +229,11 @@ def test_reading_a_directory_is_refused(directory: Path) -> None:
 
 def test_offset_beyond_every_file_is_refused(directory: Path) -> None:
     (directory / "file").write_bytes(b"data")
-    with opened(directory / "file", os.O_RDWR) as descriptor:
-        with fails_with(errno.EFBIG, errno.EINVAL):
-            os.pwrite(descriptor, b"x", (1 << 63) - 1)
+    with (
+        opened(directory / "file", os.O_RDWR) as descriptor,
+        fails_with(errno.EFBIG, errno.EINVAL),
+    ):
+        os.pwrite(descriptor, b"x", (1 << 63) - 1)
     assert_contents(directory / "file", b"data")
 
 
@@ -239,10 +241,12 @@ def test_offset_beyond_the_largest_file_does_no_harm(directory: Path) -> None:
     """It is refused at once, or when the data is pushed out; or the file may be that large."""
     path = directory / "file"
     path.write_bytes(b"data")
-    with works_or_fails_with(errno.EFBIG, errno.EINVAL, errno.EIO):
-        with opened(path, os.O_RDWR) as descriptor:
-            os.pwrite(descriptor, b"x", 1 << 62)
-            os.fsync(descriptor)
+    with (
+        works_or_fails_with(errno.EFBIG, errno.EINVAL, errno.EIO),
+        opened(path, os.O_RDWR) as descriptor,
+    ):
+        os.pwrite(descriptor, b"x", 1 << 62)
+        os.fsync(descriptor)
     os.truncate(path, 4)
     assert_contents(path, b"data")
     with opened(directory, os.O_RDONLY) as descriptor, works_or_fails_with(errno.EFBIG, errno.EIO):

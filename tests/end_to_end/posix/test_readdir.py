@@ -2,6 +2,7 @@
 
 import os
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -39,7 +40,7 @@ def large(mountpoint: Path, directory: Path, prepared: dict[Path, Path]) -> Path
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _cleaned(prepared: dict[Path, Path], other_directory: Path | None):
+def _cleaned(prepared: dict[Path, Path], other_directory: Path | None) -> Iterator[None]:
     yield
     if other_directory is not None:
         for path in prepared.values():
@@ -130,15 +131,15 @@ def test_positions_hold_while_others_come_and_go(directory: Path) -> None:
     doomed = [f"doomed-{number:04}" for number in range(150)]
     _make(directory, stable + doomed)
     with linux.DirectoryStream(directory) as stream:
-        before = []
+        before: list[bytes] = []
         while len(before) < 120:
             name = stream.next()
             assert name is not None
             before.append(name)
         position = stream.position()
         after = [name for name in stream if name.startswith(b"stable")]
-        for name in doomed:
-            (directory / name).unlink()
+        for old in doomed:
+            (directory / old).unlink()
         _make(directory, [f"born-{number:04}" for number in range(100)])
         stream.seek(position)
         again = [name for name in stream if name.startswith(b"stable")]
