@@ -34,6 +34,7 @@ FORMAT = 1
 
 MAP_BYTES_INITIAL = 1024 * MIB  # address space, not disk: the file grows as its pages are used
 MAP_BYTES_MAX = 1 << 44
+HEADROOM_BYTES = 32 * MIB  # that a batch may add without the store making room in its midst
 ROWS_PER_LOOK = 16  # rows that a `CommittedView` reads in one transaction
 
 _FORMAT_KEY = b"format"
@@ -146,6 +147,7 @@ class Batch:
         if not self.writes:
             self._transaction.abort()
             return
+        self._store.about_to_commit(self.bytes_moved)
         try:
             self._transaction.commit()
         except lmdb.MapFullError:
@@ -164,7 +166,7 @@ class Batch:
         traceback: TracebackType | None,
     ) -> None:
         self._transaction.abort()  # of no effect after a commit
-        self._store.left(self.bytes_moved, outgrown=kind is MapOutgrown)
+        self._store.left(self, outgrown=kind is MapOutgrown)
 
 
 class CommittedView:
@@ -229,13 +231,14 @@ class Store:
         self.durability = durability
         self.databases: tuple[lmdb._Database, ...] = ()
         self.unsynced = False  # whether something committed is not on stable storage yet
-        self.commits = 0
         self._environment = environment
         self._lock = lock
         self._capacity_bytes = capacity_bytes
         self._map_bytes: int = environment.info()["map_size"]
         self._page_bytes: int = environment.stat()["psize"]
         self._mapped = MappedFile(path / _DATA_FILE)
+        self._data = os.open(path / _DATA_FILE, os.O_RDWR | os.O_CLOEXEC)
+        self._data_bytes = os.fstat(self._data).st_size
 
     @classmethod
     def open(
@@ -253,15 +256,18 @@ class Store:
         try:
             if not path.exists():
                 _create(path, owner=_owner(cluster, node))
-            environment = _open_environment(path, durability, map_bytes)
-            try:
-                store = cls(path, environment, lock, durability, capacity_bytes)
-                store._check(owner=_owner(cluster, node))
-            except BaseException:
-                environment.close()
-                raise
+            environment = _open_environment(
+                path, durability, min(map_bytes, capacity_bytes or map_bytes)
+            )
         except BaseException:
             os.close(lock)
+            raise
+        store = cls(path, environment, lock, durability, capacity_bytes)
+        try:
+            store._check(owner=_owner(cluster, node))
+            store._make_room()
+        except BaseException:
+            store._release()
             raise
         return store
 
@@ -294,52 +300,87 @@ class Store:
         try:
             self.sync()
         finally:
-            self._environment.close()
-            os.close(self._lock)
+            self._release()
 
     @property
     def used_bytes(self) -> int:
         """What the store occupies on disk."""
         return (self._environment.info()["last_pgno"] + 1) * self._page_bytes
 
+    def _release(self) -> None:
+        self._environment.close()
+        self._mapped.close()
+        os.close(self._data)
+        os.close(self._lock)
+
     # --- of Batch ----------------------------------------------------------------------------
+
+    def about_to_commit(self, bytes_moved: int) -> None:
+        """A batch that moved so many bytes is going to be committed."""
+        if bytes_moved > self._headroom_bytes // 2:
+            self._extend(self.used_bytes + 2 * bytes_moved + self._headroom_bytes)
 
     def committed(self) -> None:
         """A batch was committed."""
-        self.commits += 1
         if self.durability is Durability.INTERVAL:
             self.unsynced = True
 
-    def left(self, bytes_moved: int, *, outgrown: bool) -> None:
+    def left(self, batch: Batch, *, outgrown: bool) -> None:
         """A batch is over; no transaction is open."""
         if outgrown:
             self._grow()
-        self._mapped.touched(bytes_moved)
+        elif batch.writes:
+            self._make_room()
+        self._mapped.touched(batch.bytes_moved)
 
     def failure(self, error: lmdb.Error, size: int) -> BftfsError:
         """What an error of LMDB means to the node."""
         # LMDB reports a short write, which is how a full disk shows, as EIO.
-        if error.code in _OUT_OF_SPACE or (
-            error.code == errno.EIO and _disk_is_full(self.path, size + MIB)
-        ):
+        code = getattr(error, "code", errno.EIO)
+        if code in _OUT_OF_SPACE or (code == errno.EIO and _disk_is_full(self.path, size + MIB)):
             return StoreFull(self.path, "the disk is full")
         return StoreFailed(self.path, f"the store cannot be used any more ({error})")
 
+    @property
+    def _limit_bytes(self) -> int:
+        return min(MAP_BYTES_MAX, self._capacity_bytes or MAP_BYTES_MAX)
+
+    @property
+    def _headroom_bytes(self) -> int:
+        return min(HEADROOM_BYTES, self._map_bytes // 4)
+
+    def _make_room(self) -> None:
+        """See to it that the next batch finds room, in the map and in the file.
+
+        LMDB does not write the pages at the end of its file that are free. With the file longer
+        than all of them, a file that is too short has lost something.
+        """
+        used = self.used_bytes
+        if used + self._headroom_bytes > self._map_bytes < self._limit_bytes:
+            self._grow()
+        if used + self._headroom_bytes > self._data_bytes:
+            self._extend(used + 2 * self._headroom_bytes)
+
+    def _extend(self, size: int) -> None:
+        """Make the file at least `size` long; what is added occupies nothing."""
+        if size > self._data_bytes:
+            os.ftruncate(self._data, size)
+            self._data_bytes = size
+
     def _grow(self) -> None:
-        limit = min(MAP_BYTES_MAX, self._capacity_bytes or MAP_BYTES_MAX)
-        if self._map_bytes >= limit:
-            raise StoreFull(self.path, f"the store has reached its capacity of {limit} bytes")
-        self._map_bytes = min(2 * self._map_bytes, limit)
+        if self._map_bytes >= self._limit_bytes:
+            raise StoreFull(self.path, f"the store has reached its {self._limit_bytes} bytes")
+        self._map_bytes = min(2 * self._map_bytes, self._limit_bytes)
         self._environment.set_mapsize(self._map_bytes)
         self._mapped.moved()
 
     def _check(self, *, owner: bytes) -> None:
         """Refuse what is not a whole store of this node; then open the tables."""
-        size = (self.path / _DATA_FILE).stat().st_size
-        if self.used_bytes > size:
+        if self.used_bytes > self._data_bytes:
             # Touching a page beyond the end of the file would kill the process.
             raise _unusable(
-                self.path, f"it is cut short: {size} bytes of {self.used_bytes} are left"
+                self.path,
+                f"it is cut short: {self._data_bytes} bytes of {self.used_bytes} are left",
             )
         try:
             self.databases = tuple(
@@ -425,6 +466,7 @@ def _create(path: Path, *, owner: bytes) -> None:
                 meta = databases[Table.META]
                 transaction.put(_FORMAT_KEY, b"%d" % FORMAT, db=meta)
                 transaction.put(_OWNER_KEY, owner, db=meta)
+        os.truncate(new / _DATA_FILE, 2 * HEADROOM_BYTES)
         _sync_directory(new)
         new.rename(path)
         _sync_directory(path.parent)
@@ -442,8 +484,6 @@ def _open_environment(path: Path, durability: Durability, map_bytes: int) -> lmd
         raise UsageError(f"{data}: cannot be opened ({error.strerror})") from None
     if not size:
         raise _unusable(path, f"{_DATA_FILE} is empty")
-    while map_bytes < 2 * size:
-        map_bytes *= 2
     try:
         return _environment(path, durability, map_bytes)
     except (lmdb.InvalidError, lmdb.VersionMismatchError, lmdb.CorruptedError) as error:

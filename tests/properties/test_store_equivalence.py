@@ -1,0 +1,180 @@
+"""The LMDB store of a node and the in-memory store that specifies it give the same answers."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from pathlib import Path
+
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from bftfs.cluster import Durability
+from bftfs.identifiers import NodeId
+from bftfs.limits import KIB
+from bftfs.storage import MemoryStorage, StorageView, Table, Write
+from nodes.store import CommittedView, MapOutgrown, Store
+
+CLUSTER = b"c" * 16
+
+tables = st.sampled_from((Table.STATE, Table.PAST, Table.FRAGMENT))
+# Few distinct keys, so that they collide; some share prefixes, some are as long as they may be.
+keys = st.one_of(
+    st.binary(min_size=1, max_size=2),
+    st.sampled_from((b"a" * 400, b"a" * 400 + b"\0", b"a" * 400 + b"\xff", b"\xff", b"\xff\xff")),
+)
+bounds = st.one_of(st.just(b""), keys)
+values = st.one_of(
+    st.binary(max_size=40),
+    st.binary(min_size=1, max_size=1).map(lambda byte: byte * 30 * KIB),
+)
+writes = st.lists(
+    st.builds(Write, tables, keys, st.one_of(st.none(), values, values.map(memoryview))),
+    max_size=8,
+)
+
+
+def everything(view: StorageView) -> dict[Table, list[tuple[bytes, bytes]]]:
+    return {table: list(view.scan(table, b"", b"\xff" * 500)) for table in Table}
+
+
+class StoreEquivalence(RuleBasedStateMachine):
+    """Batches applied to both stores, looked at from inside, from outside, and after reopening."""
+
+    durability = Durability.SYNC
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.path = Path(tempfile.mkdtemp(prefix="store-"))
+        self.committed = MemoryStorage()
+        self.store = self.opened()
+        with self.store.snapshot() as view:
+            self.committed.apply(
+                Write(Table.META, key, value) for key, value in everything(view)[Table.META]
+            )
+        self.model = self.committed.snapshot()
+        self.batch = self.store.batch()
+        self.applied: list[Write] = []
+
+    def opened(self) -> Store:
+        return Store.open(
+            self.path / "store",
+            cluster=CLUSTER,
+            node=NodeId(0),
+            durability=self.durability,
+            map_bytes=128 * KIB,  # so that it is outgrown
+        )
+
+    def teardown(self) -> None:
+        self.batch.__exit__(None, None, None)
+        self.store.close()
+        shutil.rmtree(self.path)
+
+    def end_batch(self, error: type[BaseException] | None = None) -> None:
+        self.batch.__exit__(error, None, None)
+
+    @rule(written=writes)
+    def apply(self, written: list[Write]) -> None:
+        self.applied += written
+        self.model.apply(written)
+        try:
+            self.batch.apply(written)
+        except MapOutgrown:
+            self.step_again()
+
+    def step_again(self) -> None:
+        """Leave the batch, and apply everything to one in a larger map."""
+        while True:
+            self.end_batch(MapOutgrown)
+            self.batch = self.store.batch()
+            assert everything(self.batch) == everything(self.committed)
+            try:
+                self.batch.apply(self.applied)
+            except MapOutgrown:
+                continue
+            return
+
+    @rule()
+    def commit(self) -> None:
+        while True:
+            try:
+                self.batch.commit()
+                break
+            except MapOutgrown:
+                self.step_again()
+        self.end_batch()
+        self.committed = self.model.snapshot()
+        self.batch, self.applied = self.store.batch(), []
+
+    @rule()
+    def abort(self) -> None:
+        self.end_batch()
+        self.model = self.committed.snapshot()
+        self.batch, self.applied = self.store.batch(), []
+
+    @rule()
+    def reopen(self) -> None:
+        self.end_batch()
+        self.store.close()
+        self.store = self.opened()
+        self.model = self.committed.snapshot()
+        self.batch, self.applied = self.store.batch(), []
+
+    @rule(table=tables, key=keys)
+    def get(self, table: Table, key: bytes) -> None:
+        assert self.batch.get(table, key) == self.model.get(table, key)
+
+    @rule(table=tables, start=bounds, stop=bounds, reverse=st.booleans())
+    def scan(self, table: Table, start: bytes, stop: bytes, reverse: bool) -> None:
+        for view, model in (
+            (self.batch, self.model),
+            (CommittedView(self.store), self.committed),
+        ):
+            expected = list(model.scan(table, start, stop, reverse=reverse))
+            assert list(view.scan(table, start, stop, reverse=reverse)) == expected
+            assert list(view.keys(table, start, stop, reverse=reverse)) == [
+                key for key, _ in expected
+            ]
+
+    @rule(table=tables, start=bounds, stop=bounds, reverse=st.booleans())
+    def look_at_the_first_row_only(
+        self, table: Table, start: bytes, stop: bytes, reverse: bool
+    ) -> None:
+        expected = next(self.model.scan(table, start, stop, reverse=reverse), None)
+        assert next(self.batch.scan(table, start, stop, reverse=reverse), None) == expected
+
+    @precondition(lambda self: self.applied)
+    @rule()
+    def nothing_shows_outside_before_the_commit(self) -> None:
+        with self.store.snapshot() as view:
+            assert everything(view) == everything(self.committed)
+
+    @invariant()
+    def the_batch_shows_what_was_applied(self) -> None:
+        assert everything(self.batch) == everything(self.model)
+
+
+class IntervalStoreEquivalence(StoreEquivalence):
+    """The same, synced from time to time."""
+
+    durability = Durability.INTERVAL
+
+    @rule()
+    def sync(self) -> None:
+        self.end_batch()
+        self.store.sync()
+        self.model = self.committed.snapshot()
+        self.batch, self.applied = self.store.batch(), []
+
+
+bounded = settings(
+    max_examples=40,
+    stateful_step_count=30,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+TestStoreEquivalence = StoreEquivalence.TestCase
+TestStoreEquivalence.settings = bounded
+TestIntervalStoreEquivalence = IntervalStoreEquivalence.TestCase
+TestIntervalStoreEquivalence.settings = bounded

@@ -1,0 +1,313 @@
+"""The store of a node: what it refuses to open, what a full disk does, what it keeps in memory."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import lmdb
+import pytest
+
+from bftfs.cluster import Durability
+from bftfs.errors import UsageError
+from bftfs.identifiers import NodeId
+from bftfs.limits import KIB, MIB
+from bftfs.storage import Table, Write
+from nodes import residence
+from nodes.store import MapOutgrown, Store, StoreFailed, StoreFull
+
+CLUSTER = bytes(range(16))
+
+
+def opened(path: Path, *, node: int = 0, **options: object) -> Store:
+    return Store.open(path / "store", cluster=CLUSTER, node=NodeId(node), **options)  # type: ignore[arg-type]
+
+
+def put(store: Store, key: bytes, value: bytes) -> None:
+    with store.batch() as batch:
+        batch.apply([Write(Table.STATE, key, value)])
+        batch.commit()
+
+
+def get(store: Store, key: bytes) -> bytes | None:
+    with store.snapshot() as view:
+        return view.get(Table.STATE, key)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    store = opened(tmp_path)
+    yield store
+    store.close()
+
+
+# --- opening ---------------------------------------------------------------------------------
+
+
+def test_what_was_committed_is_there_after_reopening(tmp_path: Path) -> None:
+    store = opened(tmp_path)
+    put(store, b"k", b"v")
+    store.close()
+    again = opened(tmp_path)
+    assert get(again, b"k") == b"v"
+    again.close()
+
+
+def test_a_batch_that_is_left_without_commit_has_not_happened(store: Store) -> None:
+    with store.batch() as batch:
+        batch.apply([Write(Table.STATE, b"k", b"v")])
+        assert batch.get(Table.STATE, b"k") == b"v"
+    assert get(store, b"k") is None
+
+
+def test_two_processes_cannot_open_one_store(store: Store, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=f"in use by process {os.getpid()}"):
+        opened(tmp_path)
+
+
+def test_the_store_of_another_node_or_cluster_is_refused(tmp_path: Path) -> None:
+    opened(tmp_path).close()
+    with pytest.raises(UsageError, match="belongs to node 0 of cluster 0001"):
+        opened(tmp_path, node=1)
+    with pytest.raises(UsageError, match="not to node 0 of cluster ffff"):
+        Store.open(tmp_path / "store", cluster=b"\xff" * 16, node=NodeId(0))
+    opened(tmp_path).close()
+
+
+def test_a_store_of_another_format_is_refused_untouched(tmp_path: Path) -> None:
+    store = opened(tmp_path)
+    with store.batch() as batch:
+        batch.apply([Write(Table.META, b"format", b"2")])
+        batch.commit()
+    store.close()
+    with pytest.raises(UsageError, match="has format 2, and this program reads format 1"):
+        opened(tmp_path)
+    with lmdb.open(str(tmp_path / "store"), max_dbs=9) as environment:
+        meta = environment.open_db(b"meta")
+        with environment.begin() as transaction:
+            assert transaction.get(b"format", db=meta) == b"2"
+
+
+def damage(tmp_path: Path) -> Path:
+    """The data file of a store with something in it."""
+    store = opened(tmp_path)
+    with store.batch() as batch:
+        batch.apply(Write(Table.STATE, b"%d" % number, b"v" * 3000) for number in range(200))
+        batch.commit()
+    store.close()
+    return tmp_path / "store" / "data.mdb"
+
+
+def test_a_store_that_was_cut_short_is_refused(tmp_path: Path) -> None:
+    os.truncate(damage(tmp_path), 100 * KIB)
+    with pytest.raises(UsageError, match=r"cut short.*move this directory away"):
+        opened(tmp_path)
+
+
+def test_a_store_that_lost_its_head_is_refused(tmp_path: Path) -> None:
+    with damage(tmp_path).open("r+b") as data:
+        data.write(b"\0" * 8192)
+    with pytest.raises(UsageError, match=r"is damaged.*move this directory away"):
+        opened(tmp_path)
+
+
+def test_an_emptied_and_a_missing_data_file_are_no_new_stores(tmp_path: Path) -> None:
+    data = damage(tmp_path)
+    os.truncate(data, 0)
+    with pytest.raises(UsageError, match=r"data\.mdb is empty"):
+        opened(tmp_path)
+    data.unlink()
+    with pytest.raises(UsageError, match=r"data\.mdb is missing"):
+        opened(tmp_path)
+
+
+def test_somebody_elses_database_is_refused(tmp_path: Path) -> None:
+    with lmdb.open(str(tmp_path / "store"), max_dbs=1) as environment:
+        environment.open_db(b"something")
+    with pytest.raises(UsageError, match="no store of a bftfs node"):
+        opened(tmp_path)
+
+
+def test_a_store_that_cannot_be_made_says_why(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UsageError, match="cannot be opened"):
+        Store.open(tmp_path / "file" / "store", cluster=CLUSTER, node=NodeId(0))
+
+
+def test_a_store_whose_making_was_interrupted_is_made_anew(tmp_path: Path) -> None:
+    (tmp_path / "store.new").mkdir()
+    (tmp_path / "store.new" / "data.mdb").write_bytes(b"half")
+    store = opened(tmp_path)
+    put(store, b"k", b"v")
+    store.close()
+
+
+# --- room ------------------------------------------------------------------------------------
+
+
+def test_a_map_that_is_outgrown_grows_and_the_batch_can_be_stepped_again(tmp_path: Path) -> None:
+    store = opened(tmp_path, map_bytes=128 * KIB)
+    writes = [Write(Table.FRAGMENT, b"%d" % number, b"v" * 64 * KIB) for number in range(4)]
+    attempts = 0
+    while True:
+        attempts += 1
+        try:
+            with store.batch() as batch:
+                batch.apply(writes)
+                batch.commit()
+            break
+        except MapOutgrown:
+            with store.snapshot() as view:
+                assert list(view.keys(Table.FRAGMENT, b"", b"\xff")) == []
+    assert attempts > 1
+    with store.snapshot() as view:
+        assert len(list(view.keys(Table.FRAGMENT, b"", b"\xff"))) == 4
+    store.close()
+
+
+def test_many_small_batches_never_outgrow_the_map(tmp_path: Path) -> None:
+    store = opened(tmp_path, map_bytes=256 * KIB, durability=Durability.INTERVAL)
+    for number in range(300):
+        put(store, b"%d" % number, b"v" * 16 * KIB)
+    assert store.used_bytes > 4 * MIB
+    store.close()
+
+
+def test_a_store_at_its_capacity_refuses_and_keeps_what_it_has(tmp_path: Path) -> None:
+    store = opened(tmp_path, capacity_bytes=1 * MIB)
+    put(store, b"k", b"v")
+    with pytest.raises(StoreFull, match="has reached its 1048576 bytes"):
+        put(store, b"big", b"v" * 2 * MIB)
+    assert get(store, b"k") == b"v"
+    assert get(store, b"big") is None
+    put(store, b"k", b"w")
+    assert get(store, b"k") == b"w"
+    store.close()
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    if os.getuid() != 0:
+        pytest.skip("needs root, to mount a small file system")
+    path = tmp_path / "disk"
+    path.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=4m", "none", str(path)], check=False
+    )
+    if mounted.returncode != 0:
+        pytest.skip("needs the right to mount a small file system")
+    yield path
+    subprocess.run(["umount", "-l", str(path)], check=True)
+
+
+def test_a_full_disk_refuses_the_batch_and_loses_nothing(small_disk: Path) -> None:
+    (small_disk / "ballast").write_bytes(b"b" * MIB)
+    store = opened(small_disk)
+    written = 0
+    try:
+        while written < 100:
+            put(store, b"%04d" % written, b"v" * 100 * KIB)
+            written += 1
+    except StoreFull as full:
+        assert full.reason == "the disk is full"  # noqa: PT017 - the last write is to fail
+    assert 0 < written < 100
+    for number in range(written):
+        assert get(store, b"%04d" % number) == b"v" * 100 * KIB
+    assert get(store, b"%04d" % written) is None
+    (small_disk / "ballast").unlink()
+    put(store, b"again", b"v" * 100 * KIB)
+    assert get(store, b"again") == b"v" * 100 * KIB
+    store.close()
+
+
+def test_an_error_of_the_disk_is_not_taken_for_a_full_one(store: Store) -> None:
+    error = lmdb.Error("mdb_txn_commit: Input/output error")
+    error.code = errno.EIO
+    assert isinstance(store.failure(error, 0), StoreFailed)
+
+
+# --- crashes ---------------------------------------------------------------------------------
+
+_WRITER = """
+import sys
+from pathlib import Path
+from bftfs.cluster import Durability
+from bftfs.identifiers import NodeId
+from bftfs.storage import Table, Write
+from nodes.store import Store
+store = Store.open(Path(sys.argv[1]), cluster=bytes(range(16)), node=NodeId(0),
+                   durability=Durability(sys.argv[2]))
+number = 0
+while True:
+    with store.batch() as batch:
+        batch.apply([Write(Table.STATE, b"%08d" % number, b"v" * (number * 37 % 5000)),
+                     Write(Table.OBJECT, b"last", b"%d" % number)])
+        batch.commit()
+    print(number, flush=True)
+    number += 1
+"""
+
+
+@pytest.mark.parametrize("durability", list(Durability))
+def test_kill_minus_nine_loses_nothing_that_was_committed(
+    tmp_path: Path, durability: Durability
+) -> None:
+    for _ in range(3):
+        writer = subprocess.Popen(
+            [sys.executable, "-c", _WRITER, str(tmp_path / "store"), durability.value],
+            stdout=subprocess.PIPE,
+        )
+        assert writer.stdout is not None
+        for _ in range(150):
+            writer.stdout.readline()
+        writer.send_signal(signal.SIGKILL)
+        acknowledged = 149 + len(writer.stdout.readlines())
+        writer.wait()
+        store = opened(tmp_path, durability=durability)
+        with store.snapshot() as view:
+            last = int(view.get(Table.OBJECT, b"last") or b"-1")
+            rows = dict(view.scan(Table.STATE, b"", b"\xff"))
+        assert last >= acknowledged
+        for number in range(acknowledged + 1):
+            assert rows[b"%08d" % number] == b"v" * (number * 37 % 5000)
+        store.close()
+
+
+def test_under_interval_durability_a_sync_is_due_after_a_commit(tmp_path: Path) -> None:
+    store = opened(tmp_path, durability=Durability.INTERVAL)
+    assert not store.unsynced
+    put(store, b"k", b"v")
+    assert store.unsynced
+    store.sync()
+    assert not store.unsynced
+    store.close()
+
+
+# --- memory ----------------------------------------------------------------------------------
+
+
+def mapped_bytes() -> int:
+    with open("/proc/self/status") as status:
+        return next(int(line.split()[1]) * 1024 for line in status if line.startswith("RssFile"))
+
+
+def test_reading_much_does_not_fill_the_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = mapped_bytes()
+    limit = before + 8 * MIB
+    monkeypatch.setattr(residence, "RESIDENT_BYTES_MAX", limit)
+    store = opened(tmp_path, durability=Durability.INTERVAL)
+    for number in range(64):
+        put(store, b"%d" % number, os.urandom(MIB))
+    most = 0
+    for number in range(64):
+        assert len(get(store, b"%d" % number) or b"") == MIB
+        most = max(most, mapped_bytes())
+    assert most < limit + residence.BYTES_PER_LOOK + 4 * MIB
+    store.close()
