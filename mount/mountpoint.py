@@ -18,6 +18,7 @@ from pathlib import Path
 from bftfs.errors import UsageError
 
 DEVICE = Path("/dev/fuse")
+CONFIGURATION = Path("/etc/fuse.conf")
 FILE_SYSTEM_TYPE = "fuse.bftfs"
 ANSWER_PATIENCE_S = 5.0
 
@@ -37,12 +38,16 @@ class Mounted:
 def mounts() -> list[Mounted]:
     """What is mounted, in the order of mounting."""
     found = []
-    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+    for line in _table().splitlines():
         before, _, after = line.partition(" - ")
         kind, source, *_ = after.split(" ")
         device, where = before.split(" ")[2], before.split(" ")[4]
         found.append(Mounted(Path(_unescaped(where)), device, kind, _unescaped(source)))
     return found
+
+
+def _table() -> str:
+    return Path("/proc/self/mountinfo").read_text()
 
 
 def mounted_at(path: Path) -> Mounted | None:
@@ -88,7 +93,7 @@ def require_fuse(*, allow_other: bool) -> None:
 
 def _user_allow_other() -> bool:
     try:
-        lines = Path("/etc/fuse.conf").read_text().splitlines()
+        lines = CONFIGURATION.read_text().splitlines()
     except OSError:
         return False
     return any(line.strip() == "user_allow_other" for line in lines)

@@ -44,7 +44,7 @@ class Starter(Protocol):
 class Pending:
     """A request that waits."""
 
-    __slots__ = ("abandon", "inode", "name", "pid", "since", "told")
+    __slots__ = ("abandon", "inode", "name", "pid", "report_at", "reported", "since")
 
     def __init__(
         self, name: str, *, inode: int, pid: int, abandon: Callable[[BaseException], None]
@@ -53,7 +53,8 @@ class Pending:
         self.inode = inode
         self.pid = pid
         self.since = trio.current_time()
-        self.told = 0.0  # when the log last heard of it
+        self.report_at = self.since + SLOW_S
+        self.reported = False
         self.abandon = abandon
 
 
@@ -98,7 +99,7 @@ class Requests:
                 await trio.lowlevel.wait_task_rescheduled(abandon)
             finally:
                 self._waiting.discard(pending)
-                if pending.told:
+                if pending.reported:
                     self._report("slow request ended", pending)
         result, error = ended[0]
         if error is not None:
@@ -125,10 +126,11 @@ class Requests:
             for pending in patient:
                 if self._shall_end(pending, ending):
                     self._report("request interrupted", pending)
-                    pending.told = 0.0
+                    pending.reported = False
                     pending.abandon(FileSystemError(errno.EINTR, pending.name))
-                elif now - pending.since > SLOW_S and now - pending.told > SLOW_AGAIN_S:
-                    pending.told = now
+                elif now > pending.report_at:
+                    pending.report_at = now + SLOW_AGAIN_S
+                    pending.reported = True
                     self._report("slow request", pending)
 
     def _older_than(self, moment: float) -> Iterator[Pending]:

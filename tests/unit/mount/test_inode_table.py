@@ -1,0 +1,134 @@
+"""mount.inode_table"""
+
+import errno
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bftfs.errors import FileSystemError
+from bftfs.identifiers import ObjectId, ObjectKind, object_id
+from mount.inode_table import LAST_NUMBER, ROOT_NUMBER, InodeTable
+
+ROOT = object_id(ObjectKind.DIRECTORY, placement=0, unique=bytes(14))
+
+
+def inode(last: int, *, placement: int = 0) -> ObjectId:
+    """An inode whose number is determined by `last`; its placement is no part of that."""
+    return object_id(
+        ObjectKind.INODE, placement=placement, unique=bytes(6) + last.to_bytes(8, "big")
+    )
+
+
+A = inode(84)
+TWIN_OF_A = inode(84, placement=1)
+THIRD_OF_A = inode(84, placement=2)
+NEXT_TO_A = inode(86)
+
+
+@pytest.fixture
+def table() -> InodeTable:
+    return InodeTable(ROOT)
+
+
+def test_the_root_is_number_one_and_never_forgotten(table: InodeTable):
+    assert table.number(ROOT) == ROOT_NUMBER
+    table.remember(ROOT)
+    assert table.forget(ROOT_NUMBER, 1000) is None
+    assert table.identifier(ROOT_NUMBER) == ROOT
+
+
+def test_a_number_is_the_same_in_every_table(table: InodeTable):
+    other = InodeTable(ROOT)
+    assert table.remember(A) == other.remember(A) == other.number(A) == 42
+
+
+def test_all_names_of_an_object_share_its_number(table: InodeTable):
+    assert table.remember(A) == table.remember(A)
+    assert len(table) == 2
+
+
+def test_an_object_is_known_until_all_its_lookups_are_forgotten(table: InodeTable):
+    number = table.remember(A)
+    table.remember(A)
+    table.remember(A)
+    assert table.forget(number, 2) is None
+    assert table.identifier(number) == A
+    assert table.forget(number, 1) == A
+    with pytest.raises(FileSystemError) as caught:
+        table.identifier(number)
+    assert caught.value.code == errno.ESTALE
+
+
+def test_an_unknown_number_may_be_forgotten_without_harm(table: InodeTable):
+    assert table.forget(4711, 1) is None
+
+
+def test_of_two_that_collide_the_later_gets_the_next_number(table: InodeTable):
+    first, second = table.remember(A), table.remember(TWIN_OF_A)
+    assert (first, second) == (42, 43)
+    assert table.identifier(first) == A
+    assert table.identifier(second) == TWIN_OF_A
+
+
+def test_a_displaced_object_keeps_its_number_while_it_is_known(table: InodeTable):
+    first, second = table.remember(A), table.remember(TWIN_OF_A)
+    table.forget(first, 1)
+    assert table.number(TWIN_OF_A) == second
+    assert table.remember(TWIN_OF_A) == second
+    assert table.number(A) == first
+    table.forget(second, 2)
+    assert table.number(TWIN_OF_A) == first
+
+
+def test_a_displaced_object_displaces_whom_it_sits_on(table: InodeTable):
+    table.remember(A)
+    table.remember(TWIN_OF_A)
+    assert table.remember(NEXT_TO_A) == 44
+    assert table.remember(THIRD_OF_A) == 45
+
+
+def test_the_number_of_the_root_is_not_given_away(table: InodeTable):
+    assert table.remember(inode(0)) > ROOT_NUMBER
+    assert table.remember(inode(2)) > ROOT_NUMBER
+
+
+def test_numbers_wrap_around_within_63_bits(table: InodeTable):
+    last = inode((1 << 64) - 1)
+    twin = inode((1 << 64) - 1, placement=1)
+    assert table.remember(last) == LAST_NUMBER
+    assert ROOT_NUMBER < table.remember(twin) < LAST_NUMBER
+
+
+@given(
+    st.lists(
+        st.tuples(st.booleans(), st.integers(0, 5), st.integers(0, 3), st.integers(1, 3)),
+        max_size=60,
+    )
+)
+def test_the_table_counts_like_the_kernel(steps: list[tuple[bool, int, int, int]]):
+    """The kernel's side: a number that it holds always means the object that it was given for."""
+    table = InodeTable(ROOT)
+    held: dict[int, tuple[ObjectId, int]] = {}
+    for learn, last, placement, lookups in steps:
+        if learn:
+            identifier = inode(last, placement=placement)
+            number = table.remember(identifier)
+            known, count = held.get(number, (identifier, 0))
+            assert known == identifier
+            held[number] = (identifier, count + 1)
+        elif held:
+            number = sorted(held)[last % len(held)]
+            identifier, count = held[number]
+            dropped = min(lookups, count)
+            forgotten = table.forget(number, dropped)
+            if dropped == count:
+                assert forgotten == identifier
+                del held[number]
+            else:
+                assert forgotten is None
+                held[number] = (identifier, count - dropped)
+        for number, (identifier, _) in held.items():
+            assert table.identifier(number) == identifier
+            assert table.number(identifier) == number
+    assert len(table) == len(held) + 1

@@ -1,0 +1,240 @@
+"""mount.requests, on an engine without a network and trio's clock for tests."""
+
+import errno
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+import trio
+import trio.testing
+
+from bftfs.conversation import Event, Wait
+from bftfs.engine import Engine, Outcome, Running
+from bftfs.errors import FileSystemError
+from mount import processes, requests
+from mount.requests import ANYBODY, NOBODY, Requests
+
+
+class Log:
+    """Remembers what it is told."""
+
+    def __init__(self) -> None:
+        self.events: list[tuple[str, dict[str, Any]]] = []
+
+    def warning(self, event: str, **facts: Any) -> None:
+        self.events.append((event, facts))
+
+
+class Host:
+    """An engine as a network that nobody is on."""
+
+    def __init__(self) -> None:
+        self.engine = Engine(
+            send=lambda *_: None, now_us=lambda: 0, monotonic_us=lambda: 0, draw=lambda _: 0
+        )
+
+    def start(self, conversation: Any, outcome: Outcome) -> Running:
+        return self.engine.start(conversation, outcome)
+
+
+async def answer(value: Any) -> Any:
+    return value
+
+
+async def refuse(code: int) -> None:
+    raise FileSystemError(code)
+
+
+async def wait(event: Event, cleaned: list[str] | None = None) -> str:
+    try:
+        await Wait(event)
+    finally:
+        if cleaned is not None:
+            cleaned.append("cleaned")
+    return "waited"
+
+
+def run(
+    test: Callable[[Requests, Log], Awaitable[None]], *, watch: bool = True
+) -> list[tuple[str, dict[str, Any]]]:
+    """What the log was told while `test` ran, in virtual time."""
+    log = Log()
+
+    async def session() -> None:
+        subject = Requests(Host(), log)
+        subject.device = "0:99"
+        async with trio.open_nursery() as nursery:
+            if watch:
+                nursery.start_soon(subject.watch)
+            await test(subject, log)
+            assert len(subject) == 0
+            nursery.cancel_scope.cancel()
+
+    trio.run(session, clock=trio.testing.MockClock(autojump_threshold=0))
+    return log.events
+
+
+@pytest.fixture
+def ending(monkeypatch: pytest.MonkeyPatch) -> set[int]:
+    """The processes that want to end."""
+    wanting: set[int] = set()
+    monkeypatch.setattr(processes, "wants_to_end", lambda pid: pid in wanting)
+    monkeypatch.setattr(processes, "ending", lambda: tuple(wanting))
+    monkeypatch.setattr(
+        processes, "uses", lambda pid, inode, device: (pid, inode, device) == (7, 42, "0:99")
+    )
+    return wanting
+
+
+async def after(seconds: float, action: Callable[[], object]) -> None:
+    await trio.sleep(seconds)
+    action()
+
+
+def test_an_answer_that_is_there_costs_no_turn_of_the_scheduler():
+    async def test(subject: Requests, _: Log) -> None:
+        with trio.testing.assert_no_checkpoints():
+            assert await subject.perform("read", answer(5), inode=1) == 5
+            with pytest.raises(FileSystemError) as caught:
+                await subject.perform("read", refuse(errno.EIO), inode=1)
+            assert caught.value.code == errno.EIO
+
+    run(test)
+
+
+def test_a_request_waits_for_its_answer():
+    async def test(subject: Requests, _: Log) -> None:
+        event = Event()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(after, 5, event.announce)
+            assert await subject.perform("read", wait(event), inode=1, pid=7) == "waited"
+        assert trio.current_time() == pytest.approx(5, abs=0.1)
+
+    assert run(test, watch=False) == []
+
+
+def test_a_process_that_shall_end_gets_eintr(ending: set[int]):
+    async def test(subject: Requests, _: Log) -> None:
+        cleaned: list[str] = []
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(after, 3, lambda: ending.add(7))
+            with pytest.raises(FileSystemError) as caught:
+                await subject.perform("create", wait(Event(), cleaned), inode=1, pid=7)
+        assert caught.value.code == errno.EINTR
+        assert trio.current_time() < 3 + 2 * requests.LOOK_EVERY_S
+        assert cleaned == ["cleaned"]
+
+    (event,) = run(test)
+    assert event[0] == "request interrupted"
+    assert event[1]["request"] == "create"
+
+
+def test_others_go_on_waiting(ending: set[int]):
+    async def test(subject: Requests, _: Log) -> None:
+        ending.add(8)
+        event = Event()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(after, 5, event.announce)
+            assert await subject.perform("create", wait(event), inode=1, pid=7) == "waited"
+
+    assert run(test) == []
+
+
+def test_a_young_request_is_left_alone(ending: set[int]):
+    async def test(subject: Requests, _: Log) -> None:
+        ending.add(7)
+        event = Event()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(after, requests.PATIENT_S / 2, event.announce)
+            assert await subject.perform("create", wait(event), inode=1, pid=7) == "waited"
+
+    assert run(test) == []
+
+
+def test_of_a_handle_whoever_uses_the_file_may_interrupt(ending: set[int]):
+    async def test(subject: Requests, _: Log) -> None:
+        ending.add(7)
+        event = Event()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(after, 10, event.announce)
+
+            async def other_file() -> None:
+                waiting = subject.perform("read", wait(event), inode=43, pid=ANYBODY)
+                assert await waiting == "waited"
+
+            nursery.start_soon(other_file)
+            with pytest.raises(FileSystemError) as caught:
+                await subject.perform("read", wait(Event()), inode=42, pid=ANYBODY)
+            assert caught.value.code == errno.EINTR
+            assert trio.current_time() < 5
+
+    run(test)
+
+
+def test_the_kernel_itself_is_not_interrupted(ending: set[int]):
+    async def test(subject: Requests, _: Log) -> None:
+        ending.add(7)
+        event = Event()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(after, 5, event.announce)
+            assert await subject.perform("release", wait(event), inode=42, pid=NOBODY) == "waited"
+
+    assert run(test) == []
+
+
+def test_the_log_tells_of_slow_requests_now_and_then_and_when_they_end():
+    async def test(subject: Requests, _: Log) -> None:
+        event = Event()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(after, 100, event.announce)
+            await subject.perform("fsync", wait(event), inode=42, pid=NOBODY)
+
+    events = run(test)
+    assert [event for event, _ in events] == ["slow request", "slow request", "slow request ended"]
+    assert [facts["seconds"] for _, facts in events] == pytest.approx([10.5, 71, 100], abs=1)
+    assert all(facts["inode"] == 42 for _, facts in events)
+
+
+def test_at_the_end_all_that_wait_are_let_go():
+    async def test(subject: Requests, _: Log) -> None:
+        codes: list[int] = []
+
+        async def one() -> None:
+            with pytest.raises(FileSystemError) as caught:
+                await subject.perform("read", wait(Event()), inode=1)
+            codes.append(caught.value.code)
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(3):
+                nursery.start_soon(one)
+            await trio.testing.wait_all_tasks_blocked()
+            assert len(subject) == 3
+            subject.abandon()
+        assert codes == [errno.EINTR] * 3
+
+    run(test)
+
+
+def test_an_answer_and_an_interrupt_in_the_same_moment_end_a_request_once():
+    async def test(subject: Requests, _: Log) -> None:
+        event = Event()
+        async with trio.open_nursery() as nursery:
+
+            def both() -> None:
+                event.announce()
+                subject.abandon()
+
+            nursery.start_soon(after, 1, both)
+            assert await subject.perform("read", wait(event), inode=1) == "waited"
+
+    run(test)
+
+
+def test_a_cancelled_task_abandons_its_conversation():
+    async def test(subject: Requests, _: Log) -> None:
+        cleaned: list[str] = []
+        with trio.move_on_after(1):
+            await subject.perform("read", wait(Event(), cleaned), inode=1)
+        assert cleaned == ["cleaned"]
+
+    run(test)
