@@ -136,7 +136,7 @@ def directory(
     path.mkdir()
     yield path
     if other_directory is not None:
-        shutil.rmtree(path)
+        shutil.rmtree(path, ignore_errors=True)
 
 
 @pytest.fixture
