@@ -145,8 +145,8 @@ class Gathering(Generic[Usable]):
         for node in range(len(self._requests)):
             await self._send(NodeId(node))
 
-    async def answers(self) -> dict[NodeId, Usable]:
-        """The first N - t usable answers.
+    async def answers(self, awaited: frozenset[NodeId] = frozenset()) -> dict[NodeId, Usable]:
+        """The first N - t usable answers, and those of `awaited` unless they are silent.
 
         Raises AdmissionRefused if more than t nodes refuse, QuorumUnavailable if total patience
         runs out.
@@ -157,6 +157,8 @@ class Gathering(Generic[Usable]):
         while True:
             delivery = await Receive(silence.patience_us)
             if delivery is None:
+                if len(answers) >= required:
+                    return answers
                 await self._lapse(answers)
                 continue
             node = numbers.pop(delivery.request_number, None)
@@ -168,7 +170,7 @@ class Gathering(Generic[Usable]):
                 if self._standings.marked:
                     self._standings.heard(node)
                 answers[node] = answer
-                if len(answers) >= required:
+                if len(answers) >= required and awaited <= answers.keys():
                     silence.ended()
                     return answers
             elif isinstance(delivery.message, Refusal):

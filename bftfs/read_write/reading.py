@@ -396,7 +396,13 @@ class Reading:
             return None
         session.validated.add(verifier)
         if self._classification is Classification.REPAIRABLE:
-            encoded = Encoded(generated, checksum, verifier)
-            if not await Repair(session, self._block, candidate, encoded).run():
+            repair = Repair(
+                session,
+                self._block,
+                candidate,
+                Encoded(generated, checksum, verifier),
+                hosts=frozenset(responses.hosts(candidate)),
+            )
+            if not await repair.run():
                 return None
         return Version(candidate, item)

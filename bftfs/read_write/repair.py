@@ -17,7 +17,7 @@ from typing import Any
 
 from bftfs.credentials import NOBODY
 from bftfs.errors import AdmissionRefused
-from bftfs.identifiers import BlockId
+from bftfs.identifiers import BlockId, NodeId
 from bftfs.read_write.gathering import Addressed, Gathering
 from bftfs.read_write.messages import Voucher, VouchReply, VouchRequest
 from bftfs.read_write.session import Session
@@ -28,15 +28,23 @@ from bftfs.read_write.writing import Encoded, write_at
 class Repair:
     """The repair of one validated candidate."""
 
-    __slots__ = ("_block", "_encoded", "_session", "_timestamp")
+    __slots__ = ("_block", "_encoded", "_hosts", "_session", "_timestamp")
 
     def __init__(
-        self, session: Session, block: BlockId, timestamp: BlockTimestamp, encoded: Encoded
+        self,
+        session: Session,
+        block: BlockId,
+        timestamp: BlockTimestamp,
+        encoded: Encoded,
+        *,
+        hosts: frozenset[NodeId],
     ) -> None:
+        """`hosts` are the nodes that say they host the candidate."""
         self._session = session
         self._block = block
         self._timestamp = timestamp
         self._encoded = encoded
+        self._hosts = hosts
 
     async def run(self) -> bool:
         """Whether the candidate is complete now; False if it was not before, and cannot be made so.
@@ -58,7 +66,7 @@ class Repair:
             subject=f"repair of block {self._block.hex()}",
         )
         await gathering.send()
-        answers = await gathering.answers()
+        answers = await gathering.answers(self._hosts)
         vouchers = tuple(
             Voucher(node, authenticator) for node, authenticator in answers.items() if authenticator
         )

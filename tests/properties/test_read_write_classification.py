@@ -1,0 +1,105 @@
+"""Classification, exhaustively: all small systems, all sets of hosts, liars and silent nodes.
+
+The judge is the definition of completeness (QC benign hosts), not the thresholds.
+"""
+
+from __future__ import annotations
+
+from itertools import combinations, product
+
+import pytest
+
+from bftfs.read_write.classification import Classification, classify
+from bftfs.thresholds import ReadWriteThresholds
+
+
+def systems(most_nodes: int) -> list[ReadWriteThresholds]:
+    found = []
+    for N, t in product(range(1, most_nodes + 1), range(3)):
+        for b, QC in product(range(t + 1), range(1, N + 1)):
+            if b + t < QC <= N - t - b:
+                found.append(ReadWriteThresholds(N=N, t=t, b=b, QC=QC, m=QC - t))
+    return found
+
+
+@pytest.mark.parametrize("sizes", systems(8), ids=str)
+def test_all_worlds(sizes: ReadWriteThresholds) -> None:
+    """What a reader concludes from any N - t or more responses is true of the world.
+
+    A world is how many benign nodes host a candidate, how many liars there are, how many of these
+    claim to host it, and who is heard. Nodes are interchangeable, so numbers are enough.
+    """
+    N, t, b, QC = sizes.N, sizes.t, sizes.b, sizes.QC
+    seen = set()
+    for liars in range(b + 1):
+        benign = N - liars
+        for hosts in range(benign + 1):
+            for heard_hosts, heard_others, claims, denials in product(
+                range(hosts + 1), range(benign - hosts + 1), range(liars + 1), range(liars + 1)
+            ):
+                if claims + denials > liars:
+                    continue
+                heard = heard_hosts + heard_others + claims + denials
+                verdict = classify(sizes, hosting=heard_hosts + claims, heard=heard)
+                seen.add(verdict)
+                if verdict is Classification.COMPLETE:
+                    assert hosts >= QC
+                elif verdict is Classification.INCOMPLETE:
+                    assert hosts < QC
+                elif verdict is Classification.REPAIRABLE:
+                    # Not fabricated, and decodable.
+                    assert hosts > 0
+                    assert heard_hosts + claims >= sizes.m
+                else:
+                    assert heard < N - t
+    assert {Classification.COMPLETE, Classification.UNDECIDED} <= seen
+    if t:
+        assert Classification.INCOMPLETE in seen
+
+
+@pytest.mark.parametrize("sizes", systems(8), ids=str)
+def test_a_complete_write_is_never_overlooked(sizes: ReadWriteThresholds) -> None:
+    """Whatever N - t nodes answer, a complete write is not incomplete to them; and whatever nodes
+    prove an older candidate complete, one benign node among them shows the newer write."""
+    N, t, b, QC = sizes.N, sizes.t, sizes.b, sizes.QC
+    for heard in range(N - t, N + 1):
+        least_hosts_heard = max(0, QC - (N - heard))
+        verdict = classify(sizes, hosting=least_hosts_heard, heard=heard)
+        assert verdict is not Classification.INCOMPLETE
+    for hosting, heard in product(range(N + 1), repeat=2):
+        if hosting <= heard and classify(sizes, hosting=hosting, heard=heard) in (
+            Classification.COMPLETE,
+            Classification.REPAIRABLE,
+        ):
+            assert QC - (N - heard) > 0
+    assert QC + b <= N - t
+
+
+@pytest.mark.parametrize("sizes", systems(7), ids=str)
+def test_more_hosts_never_make_a_candidate_worse(sizes: ReadWriteThresholds) -> None:
+    order = [Classification.INCOMPLETE, Classification.REPAIRABLE, Classification.COMPLETE]
+    for heard in range(sizes.N - sizes.t, sizes.N + 1):
+        verdicts = [
+            order.index(classify(sizes, hosting=hosting, heard=heard))
+            for hosting in range(heard + 1)
+        ]
+        assert verdicts == sorted(verdicts)
+
+
+def test_by_enumeration_of_the_sets_themselves() -> None:
+    """The same for N = 6, without counting arguments."""
+    sizes = ReadWriteThresholds.for_nodes(6, t=1, b=1)
+    nodes = range(sizes.N)
+    for liar, silent in product(nodes, nodes):
+        for count in range(sizes.N + 1):
+            for claimed in map(set, combinations(nodes, count)):
+                heard = {node for node in nodes if node != silent}
+                verdict = classify(sizes, hosting=len(claimed & heard), heard=len(heard))
+                benign_hosts = claimed - {liar}
+                possible_hosts = benign_hosts | ({silent} - {liar})
+                if verdict is Classification.COMPLETE:
+                    assert len(benign_hosts & heard) >= sizes.QC
+                if verdict is Classification.INCOMPLETE:
+                    assert len(possible_hosts) < sizes.QC
+                if verdict is Classification.REPAIRABLE:
+                    assert benign_hosts & heard

@@ -1,0 +1,567 @@
+"""Writes and reads against real servers: rounds, silence, refusals, and who is asked for what."""
+
+from __future__ import annotations
+
+import errno
+from typing import Any
+
+import pytest
+
+from bftfs import limits
+from bftfs.errors import AdmissionRefused, QuorumUnavailable, VersionUnrecoverable
+from bftfs.identifiers import NodeId, block_id
+from bftfs.read_write.messages import (
+    Below,
+    BlockRefused,
+    ReadReply,
+    ReadRequest,
+    TimeRequest,
+    VouchRequest,
+    WriteRequest,
+)
+from bftfs.read_write.reading import NEVER_WRITTEN
+from bftfs.read_write.server import VERIFIED
+from bftfs.read_write.timestamp import BlockTimestamp, version_key
+from bftfs.read_write.writing import least_safe_time
+from bftfs.step import Sender
+from bftfs.storage import Table, Write
+from bftfs.thresholds import ReadWriteThresholds
+from tests.unit.read_write import adversaries
+from tests.unit.read_write.harness import (
+    BLOCK,
+    INODE,
+    START_US,
+    USER,
+    Answer,
+    Honest,
+    Node,
+    Principal,
+    World,
+    mute,
+)
+
+ITEM = bytes(range(256)) * 40
+
+
+def kinds(principal: Principal) -> list[str]:
+    return [type(message).__name__ for _, message in principal.sent]
+
+
+def requests(principal: Principal, kind: type) -> list[tuple[int, Any]]:
+    return [(node, message) for node, message in principal.sent if isinstance(message, kind)]
+
+
+# --- writing -------------------------------------------------------------------------------------
+
+
+def test_a_write_is_one_time_round_and_one_write_round() -> None:
+    world = World()
+    alice = world.client()
+    alice.write(ITEM)
+    assert kinds(alice) == ["TimeRequest"] * 6 + ["WriteRequest"] * 6
+    world.settle()
+    assert sum(len(node.served) for node in world.nodes) == 12
+
+
+def test_a_write_uses_the_clock_unless_a_node_is_ahead_of_it() -> None:
+    world = World()
+    alice, bob = world.client("alice"), world.client("bob")
+    bob.skew_us = 200 * limits.SECOND_US
+    first = alice.write(b"first")
+    assert START_US <= first.time <= START_US + world.now_us
+    second = bob.write(b"second")
+    assert second.time >= START_US + bob.skew_us
+    third = alice.write(b"third")
+    assert third.time == second.time + 1
+    assert alice.read().item == b"third"
+
+
+@pytest.mark.parametrize(
+    ("reported", "b", "least"),
+    [([0, 0, 0, 0, 9], 1, 0), ([5, 5, 5, 5, 9], 1, 5), ([1, 2, 3, 4, 5], 2, 3), ([1, 2], 0, 2)],
+)
+def test_the_least_safe_time(reported: list[int], b: int, least: int) -> None:
+    assert least_safe_time(reported, b) == least
+
+
+def test_a_write_does_not_wait_for_the_slowest_t_nodes() -> None:
+    world = World()
+    alice = world.client()
+    world.nodes[3].behaviour = mute
+    timestamp = alice.write(ITEM)
+    assert world.now_us < limits.WRITE_PATIENCE_US
+    assert (NodeId(3), WriteRequest) in [(node, type(message)) for node, message in alice.sent]
+    assert all(node.hosts(timestamp) for node in world.nodes if node.number != 3)
+
+
+def test_a_silent_node_gets_the_request_again_while_the_write_still_runs() -> None:
+    world = World()
+    alice = world.client()
+    forgetful = {2: 3, 4: 2}  # node -> requests that get lost
+
+    def lossy(node: Node, _sender: Sender, _message: Any, honest: Honest) -> Answer | None:
+        forgetful[node.number] -= 1
+        return honest() if forgetful[node.number] < 0 else None
+
+    for number in forgetful:
+        world.nodes[number].behaviour = lossy
+    timestamp = alice.write(ITEM)
+    assert sum(node.hosts(timestamp) for node in world.nodes) >= 5
+    assert alice.read().item == ITEM
+
+
+def test_a_write_without_n_minus_t_nodes_gives_up_when_total_patience_ends() -> None:
+    world = World()
+    for number in (1, 4):
+        world.nodes[number].behaviour = mute
+    alice = world.client(patience_total_us=10 * limits.SECOND_US)
+    with pytest.raises(QuorumUnavailable) as failure:
+        alice.write(ITEM)
+    assert (failure.value.heard, failure.value.required) == (4, 5)
+    assert BLOCK.hex() in str(failure.value)
+    assert 10 * limits.SECOND_US <= world.now_us < 11 * limits.SECOND_US
+
+
+def test_a_write_without_total_patience_waits_until_the_nodes_are_back() -> None:
+    world = World()
+    for number in (1, 4):
+        world.nodes[number].behaviour = mute
+    alice = world.client()
+    outcome = alice.start(alice.client.write(BLOCK, ITEM, USER))
+    while world.now_us < 3600 * limits.SECOND_US:
+        world._next_event()
+    assert not outcome.over
+    for node in world.nodes:
+        node.behaviour = lambda _node, _sender, _message, honest: honest()
+    world.run(outcome)
+    assert outcome.error is None
+    # Its first time had passed, so the nodes would have refused it.
+    assert outcome.result.time >= START_US + 3600 * limits.SECOND_US
+    assert alice.read().item == ITEM
+
+
+def test_a_refusal_by_more_than_t_nodes_is_final_and_gives_the_reason() -> None:
+    world = World()
+    alice = world.client()
+    alice.sender = Sender(alice.sender.role, alice.id, None, type(alice.sender.grant)(write=False))
+    with pytest.raises(AdmissionRefused) as refusal:
+        alice.write(ITEM)
+    assert refusal.value.code == errno.EROFS
+    assert "grant" in str(refusal.value)
+
+
+def test_a_refusal_by_t_nodes_is_worked_around() -> None:
+    world = World()
+    alice = world.client()
+    world.nodes[0].behaviour = adversaries.refuse_everything
+    alice.write(ITEM)
+    assert alice.read().item == ITEM
+
+
+def test_eagain_is_no_verdict() -> None:
+    world = World()
+    alice = world.client()
+    busy = dict.fromkeys(range(6), 2)
+
+    def overloaded(node: Node, _sender: Sender, _message: Any, honest: Honest) -> Answer | None:
+        busy[node.number] -= 1
+        return honest() if busy[node.number] < 0 else (BlockRefused(errno.EAGAIN, "busy"), b"")
+
+    for node in world.nodes:
+        node.behaviour = overloaded
+    alice.write(ITEM)
+    assert alice.read().item == ITEM
+
+
+@pytest.mark.parametrize("skew_s", [-400, 400])
+def test_a_client_with_a_wrong_clock_is_told_so(skew_s: int) -> None:
+    world = World()
+    alice = world.client()
+    alice.skew_us = skew_s * limits.SECOND_US
+    with pytest.raises(AdmissionRefused, match="clock") as refusal:
+        alice.write(ITEM)
+    assert refusal.value.code == errno.ETIME
+    assert len(requests(alice, TimeRequest)) == 6 * limits.TIMES_PER_WRITE
+
+
+def test_many_writes_share_one_time_round() -> None:
+    world = World()
+    alice = world.client()
+    items = [
+        (block_id(INODE, incarnation=0, number=number), b"%d" % number * 99)
+        for number in range(300)
+    ]
+    timestamps = alice.do(alice.client.write_many(items, USER))
+    assert len(requests(alice, TimeRequest)) == 2 * 6
+    assert len(requests(alice, WriteRequest)) == 300 * 6
+    versions = alice.do(alice.client.read_many([block for block, _ in items]))
+    assert [version.item for version in versions] == [item for _, item in items]
+    assert [version.timestamp for version in versions] == list(timestamps)
+    assert alice.do(alice.client.write_many([], USER)) == ()
+    assert alice.do(alice.client.read_many([])) == ()
+
+
+@pytest.mark.parametrize("length", [0, 1, 2, 3, 4, 7, 8191, 8192, 100_003])
+def test_items_of_every_length_come_back(length: int) -> None:
+    world = World()
+    alice, bob = world.client("alice"), world.client("bob")
+    item = (ITEM * 10)[:length]
+    alice.write(item)
+    assert alice.read().item == item
+    assert bob.read().item == item
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        ReadWriteThresholds(N=1, t=0, b=0, QC=1, m=1),
+        ReadWriteThresholds(N=3, t=1, b=0, QC=2, m=1),
+        ReadWriteThresholds.smallest(t=1, b=1),
+        ReadWriteThresholds.smallest(t=2, b=1),
+        ReadWriteThresholds.smallest(t=2, b=2),
+        ReadWriteThresholds.for_nodes(11, t=3, b=1),
+        ReadWriteThresholds.for_nodes(12, t=2, b=1),
+        ReadWriteThresholds(N=12, t=2, b=1, QC=5, m=2),
+        ReadWriteThresholds.smallest(t=4, b=4),
+    ],
+    ids=str,
+)
+def test_any_valid_configuration(sizes: ReadWriteThresholds) -> None:
+    world = World(sizes)
+    alice, bob = world.client("alice"), world.client("bob")
+    assert alice.read() == NEVER_WRITTEN
+    for number in range(3):
+        block = block_id(INODE, incarnation=0, number=number)
+        first = alice.write(ITEM, block)
+        for down in range(sizes.t):
+            world.nodes[down].behaviour = mute
+        second = bob.write(ITEM[::-1], block)
+        assert alice.read(block).item == ITEM[::-1]
+        assert alice.read(block, before=second).timestamp == first
+        for node in world.nodes:
+            node.behaviour = lambda _node, _sender, _message, honest: honest()
+        assert world.client("carol").read(block).item == ITEM[::-1]
+
+
+# --- reading: whom it asks, and for what ---------------------------------------------------------
+
+
+def test_a_read_asks_first_for_stripes_and_for_witnesses_and_ends_in_one_round() -> None:
+    world = World()
+    alice, bob = world.client("alice"), world.client("bob")
+    alice.write(ITEM)
+    world.settle()
+    assert bob.read().item == ITEM
+    asked = requests(bob, ReadRequest)
+    assert [(node, message.want_data) for node, message in asked] == [
+        (0, True),
+        (1, True),
+        (2, True),
+        (3, False),
+        (4, False),
+    ]
+
+
+def test_the_stripe_holders_of_another_block_are_other_nodes() -> None:
+    world = World()
+    alice = world.client("alice")
+    block = block_id(INODE, incarnation=0, number=4)
+    alice.write(ITEM, block)
+    world.settle()
+    alice.sent.clear()
+    alice.read(block)
+    asked = requests(alice, ReadRequest)
+    assert [(node, message.want_data) for node, message in asked] == [
+        (4, True),
+        (5, True),
+        (0, True),
+        (1, False),
+        (2, False),
+    ]
+
+
+def test_silence_widens_the_read_and_asks_for_data_elsewhere() -> None:
+    world = World()
+    alice, bob = world.client("alice"), world.client("bob")
+    alice.write(ITEM)
+    world.settle()
+    world.nodes[1].behaviour = mute
+    started = world.now_us
+    assert bob.read().item == ITEM
+    assert limits.READ_PATIENCE_US <= world.now_us - started < 2 * limits.READ_PATIENCE_US
+    assert requests(bob, ReadRequest)[5][0] == 5
+    assert requests(bob, ReadRequest)[5][1].want_data
+
+
+def test_a_silent_node_is_asked_last_and_costs_no_second_wait() -> None:
+    world = World()
+    alice, bob = world.client("alice"), world.client("bob")
+    alice.write(ITEM)
+    world.settle()
+    world.nodes[1].behaviour = mute
+    bob.read()
+    started = world.now_us
+    bob.sent.clear()
+    assert bob.read().item == ITEM
+    assert world.now_us - started < limits.READ_PATIENCE_US
+    assert 1 not in [node for node, _ in bob.sent]
+
+
+def test_a_node_that_is_back_is_asked_again_after_a_while() -> None:
+    world = World()
+    alice, bob = world.client("alice"), world.client("bob")
+    alice.write(ITEM)
+    world.settle()
+    world.nodes[1].behaviour = mute
+    bob.read()
+    world.nodes[1].behaviour = lambda _node, _sender, _message, honest: honest()
+    world.now_us += limits.AVOID_SILENT_US
+    bob.sent.clear()
+    bob.read()
+    assert [node for node, _ in bob.sent] == [0, 1, 2, 3, 4]
+
+
+def test_patience_adapts_to_a_slow_network() -> None:
+    world = World(delay_us=(60_000, 70_000))
+    alice = world.client()
+    alice.write(ITEM)
+    for _ in range(4):
+        alice.read()
+    alice.sent.clear()
+    alice.read()
+    assert len(alice.sent) == 5
+
+
+def test_a_false_fragment_is_counted_against_its_node_and_worked_around() -> None:
+    world = World()
+    alice, bob = world.client("alice"), world.client("bob")
+    alice.write(ITEM)
+    world.settle()
+    world.nodes[0].behaviour = adversaries.corrupt_fragments
+    started = world.now_us
+    assert bob.read().item == ITEM
+    assert world.now_us - started < limits.READ_PATIENCE_US
+    assert bob.client.faults == (1, 0, 0, 0, 0, 0)
+    bob.sent.clear()
+    assert bob.read().item == ITEM
+    assert [node for node, _ in bob.sent] == [1, 2, 3, 4, 5]
+    assert bob.client.faults == (1, 0, 0, 0, 0, 0)
+
+
+def test_a_read_without_n_minus_t_nodes_gives_up_when_total_patience_ends() -> None:
+    world = World()
+    alice = world.client(patience_total_us=5 * limits.SECOND_US)
+    alice.write(ITEM)
+    world.settle()
+    for number in (0, 1):
+        world.nodes[number].behaviour = mute
+    with pytest.raises(QuorumUnavailable) as failure:
+        alice.read()
+    assert (failure.value.heard, failure.value.required) == (4, 5)
+
+
+def test_a_read_without_total_patience_goes_on_when_the_nodes_are_back() -> None:
+    world = World()
+    alice = world.client()
+    alice.write(ITEM)
+    world.settle()
+    for number in (0, 1):
+        world.nodes[number].behaviour = mute
+    outcome = alice.start(alice.client.read(BLOCK))
+    while world.now_us < 60 * limits.SECOND_US:
+        world._next_event()
+    world.nodes[0].behaviour = lambda _node, _sender, _message, honest: honest()
+    world.run(outcome)
+    assert outcome.result.item == ITEM
+
+
+def test_a_read_that_more_than_t_nodes_refuse_fails_with_their_reason() -> None:
+    world = World()
+    alice = world.client()
+    for number in (0, 1):
+        world.nodes[number].behaviour = adversaries.refuse_everything
+    with pytest.raises(AdmissionRefused, match="no space"):
+        alice.read()
+
+
+# --- reading: versions ---------------------------------------------------------------------------
+
+
+def test_versions_of_the_past() -> None:
+    world = World()
+    alice, bob = world.client("alice"), world.client("bob")
+    written = []
+    for number in range(40):
+        world.now_us += 1_000
+        written.append(alice.write(b"version %d" % number))
+    world.settle()
+    for number, timestamp in enumerate(written):
+        at = bob.read(at_time_us=timestamp.time)
+        assert (at.item, at.timestamp) == (b"version %d" % number, timestamp)
+        before = bob.read(before=timestamp)
+        earlier = bob.read(at_time_us=timestamp.time - 1)
+        assert before == earlier
+        if number:
+            assert before.timestamp == written[number - 1]
+        else:
+            assert before == NEVER_WRITTEN
+
+
+def test_before_and_at_time_together_mean_the_earlier_bound() -> None:
+    world = World()
+    alice = world.client()
+    first = alice.write(b"first")
+    second = alice.write(b"second")
+    assert alice.read(before=second, at_time_us=second.time).timestamp == first
+    assert alice.read(before=second, at_time_us=first.time - 1) == NEVER_WRITTEN
+
+
+def test_long_histories_of_partial_writes_are_descended() -> None:
+    world = World()
+    alice, mallory = world.client("alice"), world.client("mallory")
+    alice.write(ITEM)
+    world.settle()
+    for number in range(100):
+        world.placed(
+            mallory,
+            b"%d" % number,
+            [number % 6, (number + 1) % 6],
+            time_us=START_US + 10**6 + number,
+        )
+    assert alice.read().item == ITEM
+    # Version histories make most of the descent free.
+    assert len(requests(alice, ReadRequest)) < 5 + 12 * 6
+
+
+def test_a_version_that_b_plus_one_nodes_have_verified_is_not_regenerated(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    world = World()
+    alice, bob, carol = world.client("alice"), world.client("bob"), world.client("carol")
+    timestamp = alice.write(ITEM)
+    world.settle()
+    regenerated = []
+    monkeypatch.setattr(
+        "bftfs.read_write.reading.regenerate", lambda *given: regenerated.append(given)
+    )
+
+    def mark_verified(number: int) -> None:
+        storage = world.nodes[number].storage
+        key = version_key(BLOCK, timestamp)
+        row = storage.get(Table.BLOCK, key)
+        assert row is not None
+        storage.apply([Write(Table.BLOCK, key, bytes([VERIFIED]) + row[1:])])
+
+    mark_verified(4)
+    assert bob.read() == NEVER_WRITTEN  # since regeneration, replaced above, gave None
+    assert len(regenerated) == 1
+    mark_verified(0)
+    assert carol.read().item == ITEM
+    assert len(regenerated) == 1
+
+
+def test_own_writes_and_versions_read_before_are_not_regenerated(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    world = World()
+    alice, bob = world.client("alice"), world.client("bob")
+    alice.write(ITEM)
+    assert bob.read().item == ITEM
+    monkeypatch.setattr("bftfs.read_write.reading.regenerate", None)
+    assert alice.read().item == ITEM
+    assert bob.read().item == ITEM
+    with pytest.raises(TypeError):
+        world.client("carol").read()
+
+
+def test_a_damaged_version_of_which_too_little_is_left_fails_and_says_so() -> None:
+    world = World()
+    alice = world.client()
+    timestamp = alice.write(ITEM)
+    world.settle()
+    for number in range(4):
+        world.nodes[number].rot(timestamp)
+    with pytest.raises(VersionUnrecoverable, match="2 of the 3 fragments") as failure:
+        alice.read()
+    assert BLOCK.hex() in str(failure.value)
+
+
+def test_collected_history_is_said_to_be_so() -> None:
+    world = World()
+    alice = world.client()
+    timestamp = alice.write(ITEM)
+
+    def collected(_node: Node, _sender: Sender, message: Any, honest: Honest) -> Answer:
+        if isinstance(message, ReadRequest) and message.before is not None:
+            return ReadReply((), Below.COLLECTED, b""), b""
+        return honest()
+
+    for node in world.nodes:
+        node.behaviour = collected
+    with pytest.raises(VersionUnrecoverable, match="collected"):
+        alice.read(before=timestamp)
+    assert alice.read().item == ITEM
+
+
+# --- repair --------------------------------------------------------------------------------------
+
+
+def test_a_repair_is_vouched_for_and_leaves_the_version_complete() -> None:
+    world = World()
+    alice, bob = world.client("alice"), world.client("bob")
+    timestamp = world.placed(alice, ITEM, [0, 2, 5])
+    assert bob.read().timestamp == timestamp
+    assert len(requests(bob, VouchRequest)) == 6
+    writes = requests(bob, WriteRequest)
+    assert len(writes) == 6
+    assert {voucher.node for voucher in writes[0][1].vouchers} <= {0, 2, 5}
+    world.settle()
+    assert all(node.hosts(timestamp) for node in world.nodes)
+    bob.sent.clear()
+    assert bob.read().item == ITEM
+    assert kinds(bob) == ["ReadRequest"] * 5
+
+
+def test_a_reader_may_repair_what_it_may_not_write() -> None:
+    world = World()
+    alice, bob = world.client("alice"), world.client("bob")
+    bob.sender = Sender(bob.sender.role, bob.id, None, type(bob.sender.grant)(write=False))
+    timestamp = world.placed(alice, ITEM, [0, 1, 2])
+    assert bob.read().timestamp == timestamp
+    world.settle()
+    assert all(node.hosts(timestamp) for node in world.nodes)
+
+
+def test_asking_the_rest_comes_before_a_repair() -> None:
+    world = World()
+    alice, bob = world.client("alice"), world.client("bob")
+    timestamp = world.placed(alice, ITEM, [1, 2, 3, 4, 5])
+    assert bob.read().timestamp == timestamp
+    assert kinds(bob) == ["ReadRequest"] * 6
+    assert not requests(bob, WriteRequest)
+
+
+def test_a_repair_that_finds_no_vouchers_treats_the_candidate_as_incomplete() -> None:
+    """Smallest cluster: a liar and one correct node make a candidate repairable, and no more."""
+    world = World(ReadWriteThresholds.smallest(t=1, b=1))
+    alice, mallory = world.client("alice"), world.client("mallory")
+    before = alice.write(b"before")
+    world.settle()
+    world.placed(mallory, b"partial", [0, 1], time_us=START_US + 10**7)
+    world.nodes[0].behaviour = adversaries.vouch_falsely
+    assert alice.read().timestamp == before
+    world.nodes[0].behaviour = lambda _node, _sender, _message, honest: (
+        adversaries.deny_everything(_node, _sender, _message, honest)
+        if isinstance(_message, VouchRequest)
+        else honest()
+    )
+    assert world.client("carol").read().timestamp == before
+
+
+def test_timestamps_name_their_author() -> None:
+    world = World()
+    alice, bob = world.client("alice"), world.client("bob")
+    world.placed(alice, ITEM, [0, 1, 2])
+    assert bob.read().timestamp.client == alice.id
+    assert bob.write(b"mine").client == bob.id
+    assert isinstance(alice.read().timestamp, BlockTimestamp)

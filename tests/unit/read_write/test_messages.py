@@ -1,0 +1,112 @@
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import pytest
+
+from bftfs import limits
+from bftfs.errors import MalformedMessage
+from bftfs.read_write.messages import (
+    Below,
+    BlockRefused,
+    Listed,
+    ReadReply,
+    ReadRequest,
+    TimeReply,
+    TimeRequest,
+    Voucher,
+    VouchReply,
+    VouchRequest,
+    WriteReply,
+    WriteRequest,
+)
+from bftfs.read_write.timestamp import BlockTimestamp
+from bftfs.wire.codec import encode
+from tests.unit.read_write.harness import BLOCK, REPLY, REQUEST
+
+TIMESTAMP = BlockTimestamp(2**62, b"c" * 16, b"v" * 32)
+REQUESTS: list[Any] = [
+    TimeRequest((BLOCK,) * 3),
+    WriteRequest(BLOCK, TIMESTAMP, b"x" * 192, 1, 2, (3, 4), (Voucher(5, b"m" * 96),)),
+    WriteRequest(BLOCK, TIMESTAMP, b"x" * 192, 0, 0, ()),
+    ReadRequest(BLOCK, None, True, 0),
+    ReadRequest(BLOCK, TIMESTAMP, False, 16),
+    VouchRequest(BLOCK, TIMESTAMP),
+]
+REPLIES: list[Any] = [
+    TimeReply((0, 2**63 - 1)),
+    WriteReply(),
+    ReadReply((Listed(TIMESTAMP, True),) * 17, Below.MORE, b"x" * 192),
+    ReadReply((), Below.ORIGIN, b""),
+    VouchReply(b""),
+    BlockRefused(13, "no"),
+]
+
+
+@pytest.mark.parametrize("message", REQUESTS)
+def test_requests_survive_the_wire(message: Any) -> None:
+    assert REQUEST.decode(encode(message)) == message
+
+
+@pytest.mark.parametrize("message", REPLIES)
+def test_replies_survive_the_wire(message: Any) -> None:
+    assert REPLY.decode(encode(message)) == message
+
+
+def test_tags_are_those_of_the_protocol_and_never_change() -> None:
+    assert {type(message).__name__: encode(message)[1] for message in REQUESTS + REPLIES} == {
+        "TimeRequest": 0x30,
+        "WriteRequest": 0x31,
+        "ReadRequest": 0x32,
+        "VouchRequest": 0x33,
+        "TimeReply": 0x40,
+        "WriteReply": 0x41,
+        "ReadReply": 0x42,
+        "VouchReply": 0x43,
+        "BlockRefused": 0x4F,
+    }
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        TimeRequest(()),
+        TimeRequest((BLOCK,) * (limits.BLOCKS_PER_TIME_REQUEST + 1)),
+        TimeRequest((BLOCK[:-1],)),
+        ReadRequest(BLOCK, None, True, limits.HISTORY_IN_REPLY + 1),
+        ReadRequest(BLOCK, None, True, -1),
+        ReadRequest(BLOCK, BlockTimestamp(2**63, b"c" * 16, b"v" * 32), True, 0),
+        ReadRequest(BLOCK, BlockTimestamp(-1, b"c" * 16, b"v" * 32), True, 0),
+        ReadRequest(BLOCK, BlockTimestamp(1, b"c" * 15, b"v" * 32), True, 0),
+        ReadRequest(BLOCK, BlockTimestamp(1, b"c" * 16, b"v" * 33), True, 0),
+        WriteRequest(BLOCK, TIMESTAMP, b"x" * 192, -1, 0, ()),
+        WriteRequest(BLOCK, TIMESTAMP, b"x" * (32 * limits.NODES + 1), 0, 0, ()),
+        WriteRequest(BLOCK, TIMESTAMP, b"x" * 192, 0, 0, (0,) * (limits.GROUPS + 1)),
+        WriteRequest(
+            BLOCK, TIMESTAMP, b"x" * 192, 0, 0, (), (Voucher(0, b""),) * (limits.NODES + 1)
+        ),
+    ],
+)
+def test_what_exceeds_a_limit_is_no_request(message: Any) -> None:
+    with pytest.raises(MalformedMessage):
+        REQUEST.decode(encode(message))
+
+
+def test_what_exceeds_a_limit_is_no_reply() -> None:
+    for message in (
+        TimeReply((2**63,)),
+        ReadReply((Listed(TIMESTAMP, True),) * (limits.HISTORY_IN_REPLY + 2), Below.MORE, b""),
+        BlockRefused(0, ""),
+        BlockRefused(1, "x" * 257),
+    ):
+        with pytest.raises(MalformedMessage):
+            REPLY.decode(encode(message))
+    with pytest.raises(MalformedMessage):
+        REPLY.decode(msgspec.msgpack.encode([0x42, [], 3, b""]))  # no such Below
+
+
+def test_replies_are_no_requests() -> None:
+    for message in REPLIES:
+        with pytest.raises(MalformedMessage):
+            REQUEST.decode(encode(message))

@@ -1,0 +1,417 @@
+"""The node's step: what it stores, what it refuses, and what it answers."""
+
+from __future__ import annotations
+
+import errno
+from typing import Any
+
+import pytest
+
+from bftfs import limits
+from bftfs.identifiers import BlockId, ClientId, NodeId, block_id
+from bftfs.read_write.messages import (
+    Below,
+    BlockRefused,
+    Listed,
+    ReadReply,
+    ReadRequest,
+    TimeReply,
+    TimeRequest,
+    Voucher,
+    VouchReply,
+    VouchRequest,
+    WriteReply,
+    WriteRequest,
+)
+from bftfs.read_write.server import VERIFIED, ReadWriteServer
+from bftfs.read_write.timestamp import BlockTimestamp, beginning_of, successor_of, version_key
+from bftfs.step import Grant, Role, Sender
+from bftfs.storage import StorageView, Table, Write
+from tests.unit.read_write.harness import (
+    BLOCK,
+    INODE,
+    START_US,
+    USER,
+    Node,
+    Principal,
+    World,
+)
+
+NODE = 2  # the node under test
+ITEM = b"what is written" * 100
+
+
+@pytest.fixture
+def world() -> World:
+    return World()
+
+
+@pytest.fixture
+def alice(world: World) -> Principal:
+    return world.client("alice")
+
+
+def request(
+    world: World, author: Principal, item: bytes = ITEM, *, time_us: int = START_US, **changes: Any
+) -> tuple[WriteRequest, bytes]:
+    encoded = world.encoded(item)
+    fields: dict[str, Any] = {
+        "block": BLOCK,
+        "timestamp": BlockTimestamp(time_us, author.id, encoded.verifier),
+        "cross_checksum": encoded.cross_checksum,
+        "uid": USER.uid,
+        "gid": USER.gid,
+        "groups": (),
+    }
+    return WriteRequest(**(fields | changes)), bytes(encoded.fragments[NODE])
+
+
+def refused(node: Node, sender: Sender, message: Any, body: bytes = b"") -> int:
+    before = node.storage.snapshot()
+    reply, _ = node.step(sender, message, body, START_US)
+    assert isinstance(reply, BlockRefused), reply
+    for table in Table:
+        assert list(node.storage.scan(table, b"", b"\xff" * 99)) == list(
+            before.scan(table, b"", b"\xff" * 99)
+        )
+    return reply.code
+
+
+# --- WRITE ---------------------------------------------------------------------------------------
+
+
+def test_a_write_is_stored_and_acknowledged(world: World, alice: Principal) -> None:
+    message, fragment = request(world, alice)
+    node = world.nodes[NODE]
+    reply, _ = node.step(alice.sender, message, fragment, START_US)
+    assert reply == WriteReply()
+    key = version_key(BLOCK, message.timestamp)
+    assert node.storage.get(Table.FRAGMENT, key) == fragment
+    assert node.storage.get(Table.BLOCK, key) == b"\x00" + message.cross_checksum
+
+
+def test_a_repeated_write_changes_nothing(world: World, alice: Principal) -> None:
+    message, fragment = request(world, alice)
+    node = world.nodes[NODE]
+    node.step(alice.sender, message, fragment, START_US)
+    ready = node.server.step(node.storage, alice.sender, message, fragment, START_US + 10**12)
+    assert ready.reply == WriteReply()
+    assert ready.writes == []
+
+
+def test_a_repeated_write_heals_a_damaged_fragment(world: World, alice: Principal) -> None:
+    message, fragment = request(world, alice)
+    node = world.nodes[NODE]
+    node.step(alice.sender, message, fragment, START_US)
+    node.rot(message.timestamp)
+    node.step(alice.sender, message, fragment, START_US)
+    assert node.storage.get(Table.FRAGMENT, version_key(BLOCK, message.timestamp)) == fragment
+
+
+def test_a_fragment_that_the_cross_checksum_does_not_list_is_refused(
+    world: World, alice: Principal
+) -> None:
+    message, fragment = request(world, alice)
+    node = world.nodes[NODE]
+    assert refused(node, alice.sender, message, fragment[:-1]) == errno.EBADMSG
+    assert refused(node, alice.sender, message, b"") == errno.EBADMSG
+    assert refused(node, alice.sender, message, b"x" + fragment[1:]) == errno.EBADMSG
+    other = bytes(world.encoded(ITEM).fragments[NODE + 1])
+    assert refused(node, alice.sender, message, other) == errno.EBADMSG
+
+
+def test_a_cross_checksum_that_the_timestamp_does_not_bind_is_refused(
+    world: World, alice: Principal
+) -> None:
+    node = world.nodes[NODE]
+    message, fragment = request(world, alice)
+    other = world.encoded(b"another item" * 100).cross_checksum
+    checksum = message.cross_checksum
+    swapped = (
+        checksum[:64] + checksum[64:96] + checksum[96:128] + checksum[160:] + checksum[128:160]
+    )
+    for wrong in (other, swapped, checksum[:-32], checksum + bytes(32), b"", b"short"):
+        bad, _ = request(world, alice, cross_checksum=wrong)
+        assert refused(node, alice.sender, bad, fragment) == errno.EBADMSG
+
+
+def test_a_node_stores_its_own_fragment_only(world: World, alice: Principal) -> None:
+    message, fragment = request(world, alice)
+    for number, node in enumerate(world.nodes):
+        if number != NODE:
+            assert refused(node, alice.sender, message, fragment) == errno.EBADMSG
+
+
+def test_the_fragment_that_belongs_to_a_node_rotates_with_the_block(
+    world: World, alice: Principal
+) -> None:
+    block = block_id(INODE, incarnation=0, number=1)
+    message, _ = request(world, alice, block=block)
+    encoded = world.encoded(ITEM)
+    node = world.nodes[NODE]
+    reply, _ = node.step(alice.sender, message, encoded.fragments[NODE - 1], START_US)
+    assert reply == WriteReply()
+
+
+@pytest.mark.parametrize("skew_s", [-301, 301, 10**6, -(10**6)])
+def test_an_insane_time_is_refused(world: World, alice: Principal, skew_s: int) -> None:
+    message, fragment = request(world, alice, time_us=START_US + skew_s * limits.SECOND_US)
+    assert refused(world.nodes[NODE], alice.sender, message, fragment) == errno.ETIME
+
+
+@pytest.mark.parametrize("skew_s", [-300, -1, 0, 1, 300])
+def test_a_sane_time_is_accepted(world: World, alice: Principal, skew_s: int) -> None:
+    message, fragment = request(world, alice, time_us=START_US + skew_s * limits.SECOND_US)
+    reply, _ = world.nodes[NODE].step(alice.sender, message, fragment, START_US)
+    assert reply == WriteReply()
+
+
+def test_nobody_writes_under_anothers_name(world: World, alice: Principal) -> None:
+    message, fragment = request(world, alice)
+    mallory = world.client("mallory")
+    assert refused(world.nodes[NODE], mallory.sender, message, fragment) == errno.EPERM
+
+
+def test_a_node_is_no_author(world: World, alice: Principal) -> None:
+    message, fragment = request(world, alice)
+    peer = Sender(Role.NODE, alice.id, NodeId(1), Grant())
+    assert refused(world.nodes[NODE], peer, message, fragment) == errno.EPERM
+
+
+def test_the_grant_decides_where_nothing_else_does(world: World, alice: Principal) -> None:
+    message, fragment = request(world, alice)
+    node = world.nodes[NODE]
+    read_only = Sender(Role.CLIENT, alice.id, None, Grant(write=False))
+    assert refused(node, read_only, message, fragment) == errno.EROFS
+    others = Sender(Role.CLIENT, alice.id, None, Grant(uids=(1, 2)))
+    assert refused(node, others, message, fragment) == errno.EPERM
+    own = Sender(Role.CLIENT, alice.id, None, Grant(uids=(USER.uid,)))
+    assert node.step(own, message, fragment, START_US)[0] == WriteReply()
+
+
+# --- authority and quota are the host's ----------------------------------------------------------
+
+
+class OwnersOnly:
+    """Lets the inode's owner write, as the object in the same view says."""
+
+    def may_write(
+        self, view: StorageView, sender: Sender, block: BlockId, credentials: Any
+    ) -> BlockRefused | None:
+        owner = view.get(Table.STATE, block[:16] + b"owner")
+        if owner == credentials.uid.to_bytes(4, "big"):
+            return None
+        return BlockRefused(errno.EACCES, "not the owner")
+
+
+def test_authority_sees_the_inode_in_the_view_of_the_write() -> None:
+    world = World(server=lambda *given: ReadWriteServer(*given, authority=OwnersOnly()))
+    alice = world.client("alice")
+    node = world.nodes[NODE]
+    message, fragment = request(world, alice)
+    assert refused(node, alice.sender, message, fragment) == errno.EACCES
+    owner = USER.uid.to_bytes(4, "big")
+    node.storage.apply([Write(Table.STATE, INODE + b"owner", owner)])
+    assert node.step(alice.sender, message, fragment, START_US)[0] == WriteReply()
+
+
+class Purse:
+    """Grants each client a number of bytes."""
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+
+    def charge(
+        self, view: StorageView, client: ClientId, block: BlockId, volume: int
+    ) -> BlockRefused | list[Write]:
+        used = int.from_bytes(view.get(Table.ADMISSION, client) or b"", "big") + volume
+        if used > self.most:
+            return BlockRefused(errno.EDQUOT, "history quota exceeded")
+        return [Write(Table.ADMISSION, client, used.to_bytes(8, "big"))]
+
+
+def test_quota_is_charged_with_the_version_and_refuses_the_next() -> None:
+    world = World(server=lambda *given: ReadWriteServer(*given, quota=Purse(1_500)))
+    alice = world.client("alice")
+    node = world.nodes[NODE]
+    first, fragment = request(world, alice)
+    node.step(alice.sender, first, fragment, START_US)
+    used = int.from_bytes(node.storage.get(Table.ADMISSION, alice.id) or b"", "big")
+    assert used == len(fragment) + len(first.cross_checksum)
+    node.step(alice.sender, first, fragment, START_US)
+    assert node.storage.get(Table.ADMISSION, alice.id) == used.to_bytes(8, "big")
+    second, fragment = request(world, alice, b"second" * 200, time_us=START_US + 1)
+    third, third_fragment = request(world, alice, b"third!" * 200, time_us=START_US + 2)
+    assert node.step(alice.sender, second, fragment, START_US)[0] == WriteReply()
+    assert refused(node, alice.sender, third, third_fragment) == errno.EDQUOT
+
+
+# --- vouched repair ------------------------------------------------------------------------------
+
+
+def vouchers(world: World, timestamp: BlockTimestamp, nodes: list[int]) -> tuple[Voucher, ...]:
+    anyone = world.client("anyone")
+    given = []
+    for number in nodes:
+        reply, _ = world.nodes[number].step(
+            anyone.sender, VouchRequest(BLOCK, timestamp), b"", START_US
+        )
+        assert isinstance(reply, VouchReply)
+        if reply.authenticator:
+            given.append(Voucher(NodeId(number), reply.authenticator))
+    return tuple(given)
+
+
+def test_a_repair_needs_vouchers_of_more_than_b_nodes(world: World, alice: Principal) -> None:
+    timestamp = world.placed(alice, ITEM, [0, 1, 4])
+    bob = world.client("bob")
+    node = world.nodes[NODE]
+    one, fragment = request(world, alice, vouchers=vouchers(world, timestamp, [0]))
+    assert refused(node, bob.sender, one, fragment) == errno.EPERM
+    twice, _ = request(world, alice, vouchers=vouchers(world, timestamp, [0, 0, 0]))
+    assert refused(node, bob.sender, twice, fragment) == errno.EPERM
+    two, _ = request(world, alice, vouchers=vouchers(world, timestamp, [0, 4]))
+    assert node.step(bob.sender, two, fragment, START_US)[0] == WriteReply()
+    assert node.hosts(timestamp)
+
+
+def test_a_node_vouches_only_for_what_it_hosts(world: World, alice: Principal) -> None:
+    timestamp = world.placed(alice, ITEM, [0, 1])
+    assert len(vouchers(world, timestamp, [0, 1, 2, 3])) == 2
+
+
+def test_vouchers_hold_for_one_block_and_one_timestamp(world: World, alice: Principal) -> None:
+    other = world.placed(alice, b"other", [0, 1, 4], time_us=START_US + 1)
+    bob = world.client("bob")
+    elsewhere, fragment = request(world, alice, vouchers=vouchers(world, other, [0, 1, 4]))
+    assert refused(world.nodes[NODE], bob.sender, elsewhere, fragment) == errno.EPERM
+
+
+def test_a_node_cannot_vouch_in_anothers_name(world: World, alice: Principal) -> None:
+    timestamp = world.placed(alice, ITEM, [0])
+    (genuine,) = vouchers(world, timestamp, [0])
+    bob = world.client("bob")
+    forged = (genuine, Voucher(NodeId(1), genuine.authenticator), Voucher(NodeId(40), b""))
+    message, fragment = request(world, alice, vouchers=forged)
+    assert refused(world.nodes[NODE], bob.sender, message, fragment) == errno.EPERM
+
+
+def test_a_repair_may_be_of_any_age_but_not_of_the_future(world: World, alice: Principal) -> None:
+    timestamp = world.placed(alice, ITEM, [0, 1])
+    message, fragment = request(world, alice, vouchers=vouchers(world, timestamp, [0, 1]))
+    bob = world.client("bob")
+    slow = START_US - limits.CLOCK_SKEW_US - 1
+    reply, _ = world.nodes[NODE].step(bob.sender, message, fragment, slow)
+    assert isinstance(reply, BlockRefused)
+    assert reply.code == errno.ETIME
+    years_later = START_US + 10**14
+    reply, _ = world.nodes[NODE].step(bob.sender, message, fragment, years_later)
+    assert reply == WriteReply()
+
+
+def test_a_vouched_repair_is_bound_like_any_write(world: World, alice: Principal) -> None:
+    timestamp = world.placed(alice, ITEM, [0, 1])
+    message, fragment = request(world, alice, vouchers=vouchers(world, timestamp, [0, 1]))
+    bob = world.client("bob")
+    assert refused(world.nodes[NODE], bob.sender, message, fragment[::-1]) == errno.EBADMSG
+
+
+def test_quota_does_not_stop_a_repair() -> None:
+    world = World(server=lambda *given: ReadWriteServer(*given, quota=Purse(800)))
+    alice, bob = world.client("alice"), world.client("bob")
+    timestamp = world.placed(alice, ITEM, [0, 1])
+    world.placed(alice, b"uses the quota up", [NODE], time_us=START_US + 5)
+    message, fragment = request(world, alice, vouchers=vouchers(world, timestamp, [0, 1]))
+    reply, _ = world.nodes[NODE].step(bob.sender, message, fragment, START_US)
+    assert reply == WriteReply()
+    assert world.nodes[NODE].hosts(timestamp)
+
+
+# --- TIME_REQUEST, READ_LATEST, READ_PREV --------------------------------------------------------
+
+
+def ask(node: Node, alice: Principal, message: Any) -> tuple[Any, bytes]:
+    reply, body = node.step(alice.sender, message, b"", START_US)
+    return reply, bytes(body)
+
+
+def test_times_are_the_newest_of_each_block(world: World, alice: Principal) -> None:
+    elsewhere = block_id(INODE, incarnation=0, number=6)
+    never = block_id(INODE, incarnation=0, number=7)
+    world.placed(alice, b"one", range(6), time_us=START_US + 5)
+    world.placed(alice, b"two", range(6), time_us=START_US + 3)
+    world.placed(alice, b"elsewhere", range(6), time_us=START_US + 9, block=elsewhere)
+    message = TimeRequest((BLOCK, never, elsewhere))
+    assert ask(world.nodes[NODE], alice, message)[0] == TimeReply((START_US + 5, 0, START_US + 9))
+
+
+def read(
+    before: BlockTimestamp | None = None, *, want_data: bool = False, history: int = 0
+) -> ReadRequest:
+    return ReadRequest(BLOCK, before, want_data, history)
+
+
+def test_a_block_that_was_never_written(world: World, alice: Principal) -> None:
+    never = ReadReply((), Below.ORIGIN, b"")
+    assert ask(world.nodes[NODE], alice, read(want_data=True)) == (never, b"")
+    other = block_id(INODE, incarnation=0, number=1)
+    world.placed(alice, b"x", range(6), block=other)
+    world.placed(alice, b"x", range(6), block=block_id(INODE, incarnation=1, number=0))
+    assert ask(world.nodes[NODE], alice, read(want_data=True)) == (never, b"")
+
+
+def test_versions_newest_first_with_a_bounded_history(world: World, alice: Principal) -> None:
+    written = [
+        world.placed(alice, b"%d" % number, range(6), time_us=START_US + number)
+        for number in range(20)
+    ]
+    newest_first = [Listed(timestamp, False) for timestamp in reversed(written)]
+    node = world.nodes[NODE]
+    for history in range(17):
+        reply, _ = ask(node, alice, read(history=history))
+        assert list(reply.versions) == newest_first[: history + 1]
+        assert reply.below is Below.MORE
+    reply, _ = ask(node, alice, read(written[17], history=16))
+    assert list(reply.versions) == newest_first[3:]
+    assert reply.below is Below.ORIGIN
+    reply, _ = ask(node, alice, read(written[0], history=16))
+    assert (reply.versions, reply.below) == ((), Below.ORIGIN)
+
+
+def test_read_prev_is_strictly_below(world: World, alice: Principal) -> None:
+    old = world.placed(alice, b"old", range(6), time_us=START_US)
+    new = world.placed(alice, b"new", range(6), time_us=START_US + 1)
+    node = world.nodes[NODE]
+    assert ask(node, alice, read(new))[0].versions == (Listed(old, False),)
+    assert ask(node, alice, read(successor_of(new)))[0].versions == (Listed(new, False),)
+    assert ask(node, alice, read(beginning_of(START_US + 1)))[0].versions == (Listed(old, False),)
+    assert ask(node, alice, read(beginning_of(START_US)))[0].versions == ()
+
+
+def test_data_comes_with_its_cross_checksum_and_witnesses_send_neither(
+    world: World, alice: Principal
+) -> None:
+    encoded = world.encoded(ITEM)
+    world.placed(alice, ITEM, range(6))
+    node = world.nodes[NODE]
+    reply, body = ask(node, alice, read(want_data=True))
+    assert (reply.cross_checksum, body) == (encoded.cross_checksum, encoded.fragments[NODE])
+    reply, body = ask(node, alice, read())
+    assert (reply.cross_checksum, body) == (b"", b"")
+
+
+def test_the_verified_flag_is_told(world: World, alice: Principal) -> None:
+    timestamp = world.placed(alice, ITEM, range(6))
+    node = world.nodes[NODE]
+    key = version_key(BLOCK, timestamp)
+    row = node.storage.get(Table.BLOCK, key)
+    assert row is not None
+    node.storage.apply([Write(Table.BLOCK, key, bytes([VERIFIED]) + row[1:])])
+    assert ask(node, alice, read())[0].versions == (Listed(timestamp, True),)
+
+
+def test_late_writes_find_their_place_below_newer_ones(world: World, alice: Principal) -> None:
+    new = world.placed(alice, b"new", range(6), time_us=START_US + 9)
+    late = world.placed(alice, b"late", range(6), time_us=START_US + 4)
+    reply, _ = ask(world.nodes[NODE], alice, read(history=3))
+    assert [version.timestamp for version in reply.versions] == [new, late]
