@@ -1,8 +1,9 @@
 """Files and directories, expressed in terms of the two protocols. Knows nothing of FUSE.
 
 The replicated side, run by the nodes: `directory`, `inode`, `attribute_methods`,
-`extended_attributes`, `volume` and `mkfs` are methods on objects' states; `registry` lists them, and
-`object_types()` gives them to the Q/U server and client. `authorization` says who may write blocks.
+`extended_attributes`, `volume` and `mkfs` are methods on objects' states; `registry` lists them,
+and `object_types()` gives them to the Q/U server and client. `authorization` says who may read and
+write blocks.
 
 The client side, run by the mount and the command line: `operations.FileSystem`. Its conversations
 (`async def` over effects) are performed by a driver; `write` and a few others are plain calls.
@@ -11,7 +12,7 @@ Failures are `FileSystemError(errno)`, or `OperationFailed` where the cluster ga
 
     FileSystem(metadata, blocks, cipher, *, root, volume, options=Options())
       .root                                                  ObjectId of the root directory
-      await .format(who)                                     make the file system, if it is not there
+      await .format(who)                                     make the file system, if there is none
 
       await .lookup(directory, name, who)                    -> Found(identifier, attributes)
       await .parent(directory, who)                          -> Found   ("..")
@@ -21,7 +22,7 @@ Failures are `FileSystemError(errno)`, or `OperationFailed` where the cluster ga
       await .access(identifier, wanted, who)                 EACCES unless permitted
       await .read_link(identifier, who)                      -> bytes
 
-      await .create(directory, name, mode, who, umask=0, exclusive=False, flags=O_RDWR)
+      await .create(directory, name, mode, who, umask=0, flags=O_RDWR)   (O_EXCL is obeyed)
                                                              -> (Found, OpenFile)
       await .make_node(directory, name, mode, who, umask=0, device=0)  -> Found  (files too)
       await .make_symlink(directory, name, target, who)      -> Found
@@ -33,7 +34,7 @@ Failures are `FileSystemError(errno)`, or `OperationFailed` where the cluster ga
 
       await .open(identifier, flags, who)                    -> OpenFile(.identifier, .keep_cache)
       await .read(file, offset, size)                        -> bytes or memoryview
-      .write(file, offset, data, now_ns=...)                 -> bool: then `await .write_behind(file)`
+      .write(file, offset, data, now_ns=...)                 -> bool: if so, `write_behind`
       await .write_behind(file)                              waits while too much is unwritten
       await .flush(file)                                     at each close(2); reports errors once
       await .synchronize(file)                               fsync, fdatasync
@@ -41,7 +42,7 @@ Failures are `FileSystemError(errno)`, or `OperationFailed` where the cluster ga
 
       await .open_directory(identifier, who)                 -> OpenDirectory
       await .read_directory(opened, after, count=…, with_attributes=True)
-                                                             -> tuple[DirectoryEntry, ...], () at end
+                                                        -> tuple[DirectoryEntry, ...], () at end
                                                   (.name .cookie .identifier .file_type .attributes)
       await .get_extended(identifier, name, who)             -> bytes
       await .set_extended(identifier, name, value, who, flags=0)

@@ -12,7 +12,6 @@ Map keys of an inode's state, beside those of `objects`: b"t" the target of a sy
 from __future__ import annotations
 
 import errno
-import stat
 from typing import Annotated, TypeAlias
 
 from msgspec import Meta
@@ -103,7 +102,7 @@ def _writable(state: MutableState, caller: Caller) -> tuple[Subject, Layout]:
 def _contents_changed(subject: Subject, caller: Caller, mtime_ns: int) -> None:
     mode = subject.attributes.mode
     if caller.uid != ROOT:
-        mode = stat.S_IFMT(mode) | without_set_id_bits(stat.S_IMODE(mode))
+        mode = without_set_id_bits(mode)
     subject.change(mode=mode, mtime_ns=mtime_ns, ctime_ns=time_ns(caller), contents=caller.time_us)
 
 

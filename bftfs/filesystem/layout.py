@@ -60,10 +60,9 @@ class Layout(Record, frozen=True):
         after = tuple(entry for entry in self.ranges if entry[0] >= stop)
         return Layout(self.block_bytes, (*before, (first, incarnation), *after))
 
-    @property
-    def is_full(self) -> bool:
-        """Whether ranges must be merged before the file is truncated once more."""
-        return len(self.ranges) >= limits.LAYOUT_RANGES
+    def has_room_to_cut(self, first: int) -> bool:
+        """Whether `cut` at that block keeps the bound on ranges; else some must be merged first."""
+        return sum(start < first for start, _ in self.ranges) < limits.LAYOUT_RANGES
 
     def cheapest_merge(self, size: int) -> tuple[int, int]:
         """`first` and `stop` of the two neighbouring ranges with the fewest blocks of `size` bytes.

@@ -12,6 +12,7 @@ Queries get states that they could change like updates do; what a query changes 
 from __future__ import annotations
 
 import errno
+from collections.abc import Iterator
 from typing import Any, TypeAlias
 
 import msgspec
@@ -119,6 +120,33 @@ class Subject:
         """Refuse unless `who` has the permissions `want`."""
         if not self.permits(who, want):
             raise Refusal(errno.EACCES)
+
+
+class NoState:
+    """The state of an object of which only the attributes are known: of one without ACLs."""
+
+    __slots__ = ("object",)
+
+    def __init__(self, identifier: ObjectId) -> None:
+        self.object = identifier
+
+    def get(self, key: bytes) -> bytes | None:
+        """Nothing is known."""
+        del key
+        return None
+
+    def scan(
+        self, start: bytes, stop: bytes, *, reverse: bool = False
+    ) -> Iterator[tuple[bytes, bytes]]:
+        """Nothing is known."""
+        del start, stop, reverse
+        return iter(())
+
+    def put(self, key: bytes, value: bytes) -> None:
+        """Changed attributes are taken from the `Subject`."""
+
+    def delete(self, key: bytes) -> None:
+        """There is nothing to delete."""
 
 
 def loaded(*states: MutableState) -> tuple[Subject, ...]:

@@ -1,0 +1,142 @@
+"""Bytes that were written to a block and have not been handed to the nodes yet."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from typing import Final, TypeAlias
+
+Buffer: TypeAlias = bytes | bytearray | memoryview
+Extent: TypeAlias = tuple[int, int]  # [start, stop) within a block
+
+PIECE_OVERHEAD_BYTES: Final = 160  # what a piece costs beside its bytes
+_PIECES = 64  # neighbours are joined beyond that
+
+
+class DirtyBlock:
+    """Disjoint pieces of one block, in order; not copied until the block is assembled."""
+
+    __slots__ = ("_join_at", "_pieces", "_starts")
+
+    def __init__(self) -> None:
+        self._starts: list[int] = []
+        self._pieces: list[Buffer] = []
+        self._join_at = _PIECES
+
+    @property
+    def stop(self) -> int:
+        """Where the last piece ends."""
+        return self._starts[-1] + len(self._pieces[-1]) if self._starts else 0
+
+    @property
+    def cost(self) -> int:
+        """The memory that the pieces take."""
+        return sum(map(len, self._pieces)) + PIECE_OVERHEAD_BYTES * len(self._pieces)
+
+    def write(self, start: int, data: Buffer) -> int:
+        """Put `data` at `start`, over what is there; by how much `cost` has grown."""
+        stop = start + len(data)
+        starts, pieces = self._starts, self._pieces
+        if not starts or start >= starts[-1] + len(pieces[-1]):
+            starts.append(start)
+            pieces.append(data)
+            grown = len(data) + PIECE_OVERHEAD_BYTES
+        else:
+            before = self.cost
+            self._splice(start, stop, data)
+            grown = self.cost - before
+        if len(pieces) > self._join_at:
+            before = self.cost
+            self._join()
+            grown += self.cost - before
+        return grown
+
+    def _splice(self, start: int, stop: int, data: Buffer) -> None:
+        starts, pieces = self._starts, self._pieces
+        first = bisect_left(starts, start)
+        if first and starts[first - 1] + len(pieces[first - 1]) > start:
+            first -= 1
+        last = bisect_left(starts, stop)  # pieces in [first, last) overlap [start, stop)
+        new_starts, new_pieces = [start], [data]
+        if first < last:
+            head_start, head = starts[first], pieces[first]
+            if head_start < start:
+                new_starts.insert(0, head_start)
+                new_pieces.insert(0, memoryview(head)[: start - head_start])
+            tail_start, tail = starts[last - 1], pieces[last - 1]
+            if tail_start + len(tail) > stop:
+                new_starts.append(stop)
+                new_pieces.append(memoryview(tail)[stop - tail_start :])
+        starts[first:last] = new_starts
+        pieces[first:last] = new_pieces
+
+    def _join(self) -> None:
+        """Make one piece of each run of neighbours."""
+        joined = [(start, b"".join(self._pieces_in(start, stop))) for start, stop in self.extents()]
+        self._starts = [start for start, _ in joined]
+        self._pieces = [data for _, data in joined]
+        self._join_at = max(_PIECES, 2 * len(joined))
+
+    def _pieces_in(self, start: int, stop: int) -> list[Buffer]:
+        return self._pieces[bisect_left(self._starts, start) : bisect_left(self._starts, stop)]
+
+    def extents(self) -> tuple[Extent, ...]:
+        """Which bytes were written."""
+        extents: list[Extent] = []
+        for start, piece in zip(self._starts, self._pieces, strict=True):
+            if extents and extents[-1][1] == start:
+                extents[-1] = (extents[-1][0], start + len(piece))
+            else:
+                extents.append((start, start + len(piece)))
+        return tuple(extents)
+
+    def covers(self, start: int, stop: int) -> bool:
+        """Whether every byte of [start, stop) was written."""
+        return start >= stop or any(
+            first <= start and stop <= last for first, last in self.extents()
+        )
+
+    def cut(self, stop: int) -> int:
+        """Forget what was written from `stop` on; by how much `cost` has grown: not at all."""
+        before = self.cost
+        keep = bisect_left(self._starts, stop)
+        del self._starts[keep:], self._pieces[keep:]
+        if self.stop > stop:
+            self._pieces[-1] = memoryview(self._pieces[-1])[: stop - self._starts[-1]]
+        return self.cost - before
+
+    def over(self, base: Buffer) -> Buffer:
+        """The block: what was written, over `base`; as long as the longer of the two."""
+        length = max(self.stop, len(base))
+        if self.covers(0, length):
+            return self._pieces[0] if len(self._pieces) == 1 else b"".join(self._pieces)
+        block = bytearray(length)
+        block[: len(base)] = base
+        for start, piece in zip(self._starts, self._pieces, strict=True):
+            block[start : start + len(piece)] = piece
+        return block
+
+    def read(self, base: Buffer, start: int, stop: int) -> Buffer:
+        """Bytes [start, stop) of the block over `base`; zeros where nothing was ever written."""
+        if len(self._pieces) == 1 and self._starts[0] <= start and stop <= self.stop:
+            return memoryview(self._pieces[0])[start - self._starts[0] : stop - self._starts[0]]
+        result = bytearray(stop - start)
+        fill(result, 0, base, start, stop)
+        first = max(0, bisect_left(self._starts, start) - 1)
+        for position in range(first, bisect_left(self._starts, stop)):
+            fill(result, self._starts[position], self._pieces[position], start, stop)
+        return result
+
+
+def fill(target: bytearray, at: int, data: Buffer, start: int, stop: int) -> None:
+    """Copy into `target`, which stands for [start, stop), what of it `data` at `at` holds."""
+    begin = max(at, start)
+    end = min(at + len(data), stop)
+    if begin < end:
+        target[begin - start : end - start] = memoryview(data)[begin - at : end - at]
+
+
+def part(block: Buffer, start: int, stop: int) -> Buffer:
+    """Bytes [start, stop) of a block, with zeros beyond its end; a view where that is enough."""
+    if stop <= len(block):
+        return block if start == 0 and stop == len(block) else memoryview(block)[start:stop]
+    return bytes(memoryview(block)[start:]) + bytes(stop - max(start, len(block)))

@@ -1,0 +1,850 @@
+"""The file system as its users see it: names, attributes and contents, as conversations.
+
+Every operation on the namespace is one update, whose method checks everything. What the client
+knows beforehand (which object a name stands for) may be outdated: the method then refuses with
+ESTALE, and the client looks again.
+
+Concurrency: conversations share the caches of `Metadata` and the contents of `ContentStore`, which
+say what may be touched when. What a query found is cached only if this mount did not change the
+directory while it was asked.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from bisect import bisect_left, bisect_right
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from typing import Final, NamedTuple, TypeVar
+
+import msgspec
+
+from bftfs import limits
+from bftfs.conversation import Draw, Now, Together
+from bftfs.credentials import Credentials
+from bftfs.crypto.cipher import BlockCipher
+from bftfs.errors import FileSystemError, OperationFailed
+from bftfs.filesystem import acl as acls
+from bftfs.filesystem.acl import AccessControlList
+from bftfs.filesystem.attribute_methods import Access, apply_changes, is_access_due
+from bftfs.filesystem.attributes import (
+    ACCESS_ACL,
+    DEFAULT_ACL,
+    PERMISSION_BITS,
+    Attributes,
+    Changes,
+)
+from bftfs.filesystem.contents import Contents, ContentStore, OpenFile
+from bftfs.filesystem.directory import (
+    RENAME_EXCHANGE,
+    RENAME_NOREPLACE,
+    Child,
+    Creation,
+    DirectoryCreation,
+    Listed,
+    Listing,
+    Name,
+    Page,
+    Relocation,
+    Renaming,
+)
+from bftfs.filesystem.dirty import Buffer
+from bftfs.filesystem.extended_attributes import (
+    ExtendedName,
+    ExtendedSetting,
+    fault_of_name,
+)
+from bftfs.filesystem.metadata import Metadata
+from bftfs.filesystem.objects import (
+    NANOSECONDS_PER_MICROSECOND,
+    NoArguments,
+    NoState,
+    Outcome,
+    Subject,
+)
+from bftfs.filesystem.options import Options
+from bftfs.filesystem.permission import permits
+from bftfs.filesystem.registry import (
+    ACCESSED,
+    CHANGE_ATTRIBUTES,
+    CREATE,
+    DESCRIBE,
+    FORMAT,
+    GET_EXTENDED,
+    LINK,
+    LIST_EXTENDED,
+    LOOKUP,
+    MAKE_DIRECTORY,
+    READ_DIRECTORY,
+    READ_LINK,
+    RELOCATE,
+    REMOVE_DIRECTORY,
+    REMOVE_EXTENDED,
+    RENAME,
+    SET_EXTENDED,
+    UNLINK,
+)
+from bftfs.filesystem.services import BlockService, MetadataService
+from bftfs.filesystem.volume import Format, Volume
+from bftfs.identifiers import ClientId, ObjectId, ObjectKind, kind_of, object_id, placement_of
+from bftfs.query_update.object_type import Caller, Record, Refusal
+
+ATTEMPTS: Final = 16  # at an operation whose objects other mounts keep changing
+DEPTH: Final = 4_096  # of nested directories
+PAGE_BYTES: Final = 128 * limits.KIB  # of a directory listing
+ENTRIES_TOGETHER: Final = 64  # whose attributes are asked for at the same time
+ACCESSES_PENDING: Final = 4_096  # access times that wait to be recorded
+ACCESS_DELAY_US: Final = 30 * limits.SECOND_US  # for how long they do
+VOLUME_KEPT_US: Final = 10 * limits.SECOND_US
+
+_UNIQUE_BITS = 8 * 14
+_END_OF_DIRECTORY = 1 << 63
+_Result = TypeVar("_Result")
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """An object and its attributes."""
+
+    identifier: ObjectId
+    attributes: Attributes
+
+
+@dataclass(frozen=True, slots=True)
+class DirectoryEntry:
+    """One entry of a listing. `attributes` is None if they were not asked for, or it is gone."""
+
+    name: bytes
+    cookie: int
+    identifier: ObjectId
+    file_type: int
+    attributes: Attributes | None
+
+
+@dataclass(frozen=True, slots=True)
+class Statistics:
+    """What statfs tells."""
+
+    block_bytes: int
+    capacity_bytes: int
+    free_bytes: int
+    capacity_inodes: int
+    free_inodes: int
+    name_bytes: int = limits.NAME_BYTES
+
+
+class _ListedPage(NamedTuple):
+    """Entries that answer for cookies in [begins, ends)."""
+
+    begins: int
+    ends: int
+    entries: tuple[Listed, ...]
+    next_serial: int
+
+
+class OpenDirectory:
+    """A listing in progress."""
+
+    __slots__ = ("identifier", "is_access_noted", "page", "stop", "who")
+
+    def __init__(self, identifier: ObjectId, who: Credentials) -> None:
+        self.identifier = identifier
+        self.who = who
+        self.stop = 0  # entries that appeared since the listing began are left out
+        self.page: _ListedPage | None = None
+        self.is_access_noted = False
+
+
+class FileSystem:
+    """One mount's view of a file system."""
+
+    def __init__(
+        self,
+        metadata: MetadataService,
+        blocks: BlockService,
+        cipher: BlockCipher | None,
+        *,
+        root: ObjectId,
+        volume: ObjectId,
+        options: Options | None = None,
+    ) -> None:
+        self.root = root
+        self._volume = volume
+        self._options = options or Options()
+        self._metadata = Metadata(
+            metadata,
+            attribute_timeout_us=self._options.attributes_kept_us,
+            entry_timeout_us=self._options.entries_kept_us,
+            read_only=self._options.read_only,
+        )
+        self._contents = ContentStore(self._metadata, blocks, cipher, self._options)
+        self._targets: OrderedDict[ObjectId, bytes] = OrderedDict()  # of symlinks
+        self._accesses: OrderedDict[ObjectId, tuple[int, Credentials]] = OrderedDict()
+        self._described: tuple[Volume, int] | None = None
+
+    # --- the volume --------------------------------------------------------------------------
+
+    async def format(
+        self,
+        who: Credentials,
+        *,
+        block_bytes: int = limits.BLOCK_BYTES_DEFAULT,
+        mode: int = 0o755,
+    ) -> None:
+        """Make the file system, with a root directory that belongs to `who`, if there is none."""
+        await self._metadata.update(
+            (self._volume, self.root), FORMAT, Format(block_bytes, mode), who
+        )
+
+    async def statistics(self, who: Credentials) -> Statistics:
+        """How large the file system may become. What is used is not counted yet."""
+        volume = await self._volume_record(who)
+        return Statistics(
+            block_bytes=volume.block_bytes,
+            capacity_bytes=volume.capacity_bytes,
+            free_bytes=volume.capacity_bytes,
+            capacity_inodes=volume.capacity_inodes,
+            free_inodes=volume.capacity_inodes,
+        )
+
+    async def _volume_record(self, who: Credentials) -> Volume:
+        now_us = await Now()
+        if self._described is None or self._described[1] <= now_us:
+            volume = await self._metadata.query((self._volume,), DESCRIBE, NoArguments(), who)
+            self._described = (volume, now_us + VOLUME_KEPT_US)
+        return self._described[0]
+
+    # --- names -------------------------------------------------------------------------------
+
+    async def lookup(self, directory: ObjectId, name: bytes, who: Credentials) -> Found:
+        """What `name` stands for in the directory."""
+        known = self._metadata.entry(directory, name)
+        if known is not None and known.expires_us > await Now():
+            if known.child is None:
+                raise FileSystemError(errno.ENOENT, _shown(name))
+            identifier = known.child.identifier
+            return self._found(identifier, await self._metadata.attributes(identifier, who))
+        if known is not None and known.child is not None:
+            # Probably it still stands for that: ask for both at once.
+            guess = known.child.identifier
+            child, attributes = await Together(
+                (
+                    partial(self._lookup, directory, name, who),
+                    partial(self._metadata.latest, guess, who),
+                )
+            )
+            if child.identifier == guess:
+                return self._found(guess, attributes)
+        else:
+            child = await self._lookup(directory, name, who)
+        return self._found(child.identifier, await self._metadata.latest(child.identifier, who))
+
+    async def _lookup(self, directory: ObjectId, name: bytes, who: Credentials) -> Child:
+        """What a quorum says that `name` stands for."""
+        child: Child | None = None
+        version = self._metadata.version(directory)
+        try:
+            child = await self._metadata.query((directory,), LOOKUP, Name(name), who)
+        except FileSystemError as refusal:
+            if refusal.code != errno.ENOENT:
+                raise
+        if self._metadata.version(directory) == version:
+            self._metadata.learn_entry(directory, name, child, await Now())
+        if child is None:
+            raise FileSystemError(errno.ENOENT, _shown(name))
+        return child
+
+    async def _resolve(self, directory: ObjectId, name: bytes, who: Credentials) -> Child:
+        """What `name` stands for, as far as is known: to be checked by the update that uses it."""
+        known = self._metadata.entry(directory, name)
+        if known is not None and known.child is not None:
+            return known.child
+        return await self._lookup(directory, name, who)
+
+    async def parent(self, directory: ObjectId, who: Credentials) -> Found:
+        """The directory that the directory stands in; the root stands in itself."""
+        identifier = (await self._metadata.attributes(directory, who)).parent
+        if not identifier:
+            raise FileSystemError(errno.ENOTDIR)
+        return self._found(identifier, await self._metadata.attributes(identifier, who))
+
+    def _found(self, identifier: ObjectId, attributes: Attributes) -> Found:
+        return Found(identifier, self._seen_by_programs(identifier, attributes))
+
+    # --- attributes --------------------------------------------------------------------------
+
+    def _seen_by_programs(self, identifier: ObjectId, attributes: Attributes) -> Attributes:
+        """`attributes` with what this mount has not told the nodes yet."""
+        contents = self._contents.known(identifier)
+        if contents is not None:
+            attributes = contents.seen_by_programs(attributes)
+        access = self._accesses.get(identifier)
+        if access is not None and access[0] > attributes.atime_ns:
+            attributes = msgspec.structs.replace(attributes, atime_ns=access[0])
+        return attributes
+
+    async def attributes(self, identifier: ObjectId, who: Credentials) -> Attributes:
+        """The attributes, at most as old as the mount allows."""
+        return self._seen_by_programs(identifier, await self._metadata.attributes(identifier, who))
+
+    async def change_attributes(
+        self, identifier: ObjectId, changes: Changes, who: Credentials
+    ) -> Attributes:
+        """chmod, chown and utimens."""
+        contents = self._contents.known(identifier)
+        if contents is not None and await self._fold(contents, changes, who):
+            return await self.attributes(identifier, who)
+        if changes.atime_ns is not None:
+            self._accesses.pop(identifier, None)
+        return await self._change_object(identifier, CHANGE_ATTRIBUTES, changes, who)
+
+    async def _fold(self, contents: Contents, changes: Changes, who: Credentials) -> bool:
+        """Leave `changes` to the update that will cover what is unsaved, if there is one to come.
+
+        The method that will make them is run here on what is known, so that it refuses now what it
+        would refuse then.
+        """
+        attributes = self._metadata.known(contents.identifier)
+        if (
+            self._options.strict
+            or not contents.is_unsaved
+            or not contents.links
+            or contents.writer != who
+            or attributes is None
+            or attributes.flags & ACCESS_ACL
+        ):
+            return False
+        now_us = await Now()
+        seen = contents.seen_by_programs(attributes)
+        subject = Subject(NoState(contents.identifier), seen)
+        caller = Caller(ClientId(b""), who.uid, who.gid, who.groups, now_us)
+        try:
+            apply_changes(subject, changes, caller)
+        except Refusal as refusal:
+            raise FileSystemError(refusal.code) from None
+        contents.fold(changes, subject.attributes)
+        return True
+
+    async def _change_object(
+        self, identifier: ObjectId, method: str, arguments: Record, who: Credentials
+    ) -> Attributes:
+        """An update of one object; its attributes after it."""
+        outcome = await self._metadata.update((identifier,), method, arguments, who)
+        (attributes,) = outcome.attributes
+        self._metadata.learn(identifier, attributes, await Now())
+        return self._seen_by_programs(identifier, attributes)
+
+    async def truncate(self, identifier: ObjectId, size: int, who: Credentials) -> Attributes:
+        """Set a file's size."""
+        if kind_of(identifier) == ObjectKind.DIRECTORY:
+            raise FileSystemError(errno.EISDIR)
+        contents = self._contents.known(identifier)
+        if contents is None:
+            attributes = await self._metadata.latest(identifier, who)
+            contents = self._contents.contents_of(identifier, attributes)
+        await self._contents.truncate(contents, size, who)
+        return await self.attributes(identifier, who)
+
+    async def access(self, identifier: ObjectId, wanted: int, who: Credentials) -> None:
+        """EACCES unless `who` may do what is `wanted` (R_OK | W_OK | X_OK)."""
+        attributes = await self.attributes(identifier, who)
+        acl = None
+        if attributes.flags & ACCESS_ACL:
+            value = await self.get_extended(identifier, acls.ACCESS, who)
+            acl = AccessControlList.decode(value)
+        if not permits(attributes, acl, who, wanted):
+            raise FileSystemError(errno.EACCES)
+
+    async def read_link(self, identifier: ObjectId, who: Credentials) -> bytes:
+        """The target of a symlink. It never changes, so that it is asked for once."""
+        target = self._targets.get(identifier)
+        if target is None:
+            target = await self._metadata.query((identifier,), READ_LINK, NoArguments(), who)
+            self._keep_target(identifier, target)
+        return target
+
+    def _keep_target(self, identifier: ObjectId, target: bytes) -> None:
+        self._targets[identifier] = target
+        if len(self._targets) > limits.SYMLINK_BYTES:
+            self._targets.popitem(last=False)
+
+    # --- additions ---------------------------------------------------------------------------
+
+    async def _new_identifier(self, kind: ObjectKind, placement: int) -> ObjectId:
+        unique = (await Draw(1 << _UNIQUE_BITS)).to_bytes(_UNIQUE_BITS // 8, "big")
+        return object_id(kind, placement=placement, unique=unique)
+
+    async def _add(
+        self,
+        directory: ObjectId,
+        name: bytes,
+        child: ObjectId,
+        method: str,
+        arguments: Record,
+        who: Credentials,
+    ) -> Found:
+        """An update that gives `child` a name in the directory."""
+        outcome = await self._metadata.update((directory, child), method, arguments, who)
+        now_us = await Now()
+        parent, attributes = outcome.attributes
+        self._metadata.learn(directory, parent, now_us)
+        self._metadata.learn(child, attributes, now_us)
+        self._metadata.learn_entry(directory, name, Child(child, attributes.file_type), now_us)
+        return self._found(child, attributes)
+
+    async def make_node(
+        self,
+        directory: ObjectId,
+        name: bytes,
+        mode: int,
+        who: Credentials,
+        *,
+        umask: int = 0,
+        device: int = 0,
+        target: bytes = b"",
+    ) -> Found:
+        """A new regular file, fifo, socket, device or symlink.
+
+        Its identifier shares the directory's placement, so that both have one preferred quorum.
+        """
+        block_bytes = (await self._volume_record(who)).block_bytes
+        identifier = await self._new_identifier(ObjectKind.INODE, placement_of(directory))
+        arguments = Creation(name, mode, umask, device, target, block_bytes)
+        return await self._add(directory, name, identifier, CREATE, arguments, who)
+
+    async def make_symlink(
+        self, directory: ObjectId, name: bytes, target: bytes, who: Credentials
+    ) -> Found:
+        """A new symlink."""
+        if len(target) > limits.SYMLINK_BYTES:
+            raise FileSystemError(errno.ENAMETOOLONG)
+        found = await self.make_node(directory, name, stat.S_IFLNK | 0o777, who, target=target)
+        self._keep_target(found.identifier, target)
+        return found
+
+    async def make_directory(
+        self, directory: ObjectId, name: bytes, mode: int, who: Credentials, *, umask: int = 0
+    ) -> Found:
+        """A new directory. Directories are spread over the quorums."""
+        identifier = await self._new_identifier(ObjectKind.DIRECTORY, await Draw(256))
+        arguments = DirectoryCreation(name, mode & PERMISSION_BITS, umask)
+        return await self._add(directory, name, identifier, MAKE_DIRECTORY, arguments, who)
+
+    async def create(
+        self,
+        directory: ObjectId,
+        name: bytes,
+        mode: int,
+        who: Credentials,
+        *,
+        umask: int = 0,
+        flags: int = os.O_RDWR,
+    ) -> tuple[Found, OpenFile]:
+        """open(2) with O_CREAT: makes the file; without O_EXCL, opens it if it exists."""
+        for _ in range(ATTEMPTS):
+            try:
+                found = await self.make_node(
+                    directory, name, stat.S_IFREG | mode & PERMISSION_BITS, who, umask=umask
+                )
+            except FileSystemError as refusal:
+                if refusal.code != errno.EEXIST or flags & os.O_EXCL:
+                    raise
+            else:
+                return found, self._opened(found.identifier, found.attributes, flags, who)
+            try:
+                child = await self._lookup(directory, name, who)
+            except FileSystemError as refusal:
+                if refusal.code != errno.ENOENT:
+                    raise
+                continue  # removed meanwhile
+            file = await self.open(child.identifier, flags, who)
+            return await self._attributes_found(child.identifier, who), file
+        raise FileSystemError(errno.EAGAIN, _shown(name))
+
+    async def _attributes_found(self, identifier: ObjectId, who: Credentials) -> Found:
+        return self._found(identifier, await self._metadata.attributes(identifier, who))
+
+    async def link(
+        self, identifier: ObjectId, directory: ObjectId, name: bytes, who: Credentials
+    ) -> Found:
+        """One more name for an inode."""
+        if kind_of(identifier) != ObjectKind.INODE:
+            raise FileSystemError(errno.EPERM, "directories have one name")
+        return await self._add(directory, name, identifier, LINK, Name(name), who)
+
+    # --- removals ----------------------------------------------------------------------------
+
+    async def unlink(self, directory: ObjectId, name: bytes, who: Credentials) -> Found:
+        """Remove a name of an inode."""
+
+        async def attempt() -> Found:
+            child = await self._resolve(directory, name, who)
+            if kind_of(child.identifier) == ObjectKind.DIRECTORY:
+                await self._require_current(directory, name, child.identifier, who)
+                raise FileSystemError(errno.EISDIR, _shown(name))
+            return await self._remove(directory, name, child, UNLINK, who)
+
+        return await self._with_current_names(attempt, (directory, name))
+
+    async def remove_directory(self, directory: ObjectId, name: bytes, who: Credentials) -> Found:
+        """Remove an empty directory."""
+
+        async def attempt() -> Found:
+            child = await self._resolve(directory, name, who)
+            if kind_of(child.identifier) != ObjectKind.DIRECTORY:
+                await self._require_current(directory, name, child.identifier, who)
+                raise FileSystemError(errno.ENOTDIR, _shown(name))
+            return await self._remove(directory, name, child, REMOVE_DIRECTORY, who)
+
+        return await self._with_current_names(attempt, (directory, name))
+
+    async def _remove(
+        self, directory: ObjectId, name: bytes, child: Child, method: str, who: Credentials
+    ) -> Found:
+        outcome = await self._metadata.update(
+            (directory, child.identifier), method, Name(name), who
+        )
+        now_us = await Now()
+        parent, attributes = outcome.attributes
+        self._metadata.learn(directory, parent, now_us)
+        self._metadata.learn(child.identifier, attributes, now_us)
+        self._metadata.learn_entry(directory, name, None, now_us)
+        self._accesses.pop(child.identifier, None)
+        return self._found(child.identifier, attributes)
+
+    async def _require_current(
+        self, directory: ObjectId, name: bytes, known: ObjectId, who: Credentials
+    ) -> None:
+        """ESTALE if `name` does not stand for what was known; ENOENT if for nothing."""
+        if (await self._lookup(directory, name, who)).identifier != known:
+            raise FileSystemError(errno.ESTALE)
+
+    async def _with_current_names(
+        self,
+        attempt: Callable[[], Awaitable[_Result]],
+        *names: tuple[ObjectId, bytes],
+    ) -> _Result:
+        """The result of `attempt`, made again when what is known of `names` was outdated."""
+        for _ in range(ATTEMPTS - 1):
+            try:
+                return await attempt()
+            except FileSystemError as refusal:
+                if refusal.code not in (errno.ESTALE, errno.EAGAIN):
+                    raise
+                for name in names:
+                    self._metadata.forget_entry(*name)
+        return await attempt()
+
+    # --- rename ------------------------------------------------------------------------------
+
+    async def rename(
+        self,
+        source: ObjectId,
+        name: bytes,
+        target: ObjectId,
+        target_name: bytes,
+        who: Credentials,
+        *,
+        flags: int = 0,
+    ) -> None:
+        """Rename, with RENAME_NOREPLACE or RENAME_EXCHANGE."""
+        if flags not in (0, RENAME_NOREPLACE, RENAME_EXCHANGE):
+            raise FileSystemError(errno.EINVAL, "rename flags")
+
+        async def attempt() -> None:
+            child = await self._resolve(source, name, who)
+            replaced: Child | None = None
+            known = self._metadata.entry(target, target_name)
+            if known is not None:
+                replaced = known.child
+            else:
+                try:
+                    replaced = await self._lookup(target, target_name, who)
+                except FileSystemError as refusal:
+                    if refusal.code != errno.ENOENT:
+                        raise
+            roles = (
+                source,
+                target,
+                child.identifier,
+                (replaced or child).identifier,
+            )
+            moves = [child.identifier]
+            if replaced is not None and flags & RENAME_EXCHANGE:
+                moves.append(replaced.identifier)
+            if source != target and any(
+                kind_of(identifier) == ObjectKind.DIRECTORY for identifier in moves
+            ):
+                outcome = await self._relocate(roles, name, target_name, flags, who)
+            else:
+                arguments = Renaming(name, target_name, flags)
+                outcome = await self._metadata.update(roles, RENAME, arguments, who)
+            now_us = await Now()
+            for identifier, attributes in zip(roles, outcome.attributes, strict=True):
+                self._metadata.learn(identifier, attributes, now_us)
+            if replaced is not None and replaced.identifier == child.identifier:
+                return  # two names of one inode: both stay
+            self._metadata.learn_entry(target, target_name, child, now_us)
+            exchanged = replaced if flags & RENAME_EXCHANGE else None
+            self._metadata.learn_entry(source, name, exchanged, now_us)
+
+        await self._with_current_names(attempt, (source, name), (target, target_name))
+
+    async def _relocate(
+        self,
+        roles: tuple[ObjectId, ObjectId, ObjectId, ObjectId],
+        name: bytes,
+        target_name: bytes,
+        flags: int,
+        who: Credentials,
+    ) -> Outcome:
+        """Rename a directory into another one, unless it would then stand below itself."""
+        source, target, child, replaced = roles
+        volume: Volume = await self._metadata.query((self._volume,), DESCRIBE, NoArguments(), who)
+        if await self._is_above(child, target, who) or (
+            flags & RENAME_EXCHANGE and await self._is_above(replaced, source, who)
+        ):
+            await self._require_current(source, name, child, who)
+            raise FileSystemError(errno.EINVAL, "a directory cannot stand below itself")
+        arguments = Relocation(name, target_name, flags, volume.relocations)
+        outcome: Outcome = await self._metadata.update(
+            (*roles, self._volume), RELOCATE, arguments, who
+        )
+        return outcome
+
+    async def _is_above(self, directory: ObjectId, other: ObjectId, who: Credentials) -> bool:
+        """Whether `other` is `directory` or stands anywhere below it."""
+        if kind_of(directory) != ObjectKind.DIRECTORY:
+            return False
+        for _ in range(DEPTH):
+            if other in (directory, self.root):
+                return other == directory
+            other = (await self._metadata.latest(other, who)).parent
+        raise FileSystemError(errno.ELOOP, f"more than {DEPTH} nested directories")
+
+    # --- directories -------------------------------------------------------------------------
+
+    async def open_directory(self, identifier: ObjectId, who: Credentials) -> OpenDirectory:
+        """Begin to list a directory."""
+        if kind_of(identifier) != ObjectKind.DIRECTORY:
+            raise FileSystemError(errno.ENOTDIR)
+        return OpenDirectory(identifier, who)
+
+    async def read_directory(
+        self,
+        opened: OpenDirectory,
+        after: int,
+        *,
+        count: int = ENTRIES_TOGETHER,
+        with_attributes: bool = True,
+    ) -> tuple[DirectoryEntry, ...]:
+        """The next entries after the cookie `after` (0: from the beginning); none at the end.
+
+        Entries that were there from the beginning to the end appear exactly once, whatever happens
+        to others; entries that appeared since the beginning do not.
+        """
+        listed = await self._listed(opened, after, count)
+        attributes: tuple[Attributes | None, ...] = (None,) * len(listed)
+        if with_attributes:
+            attributes = await Together(
+                tuple(
+                    partial(self._attributes_if_there, entry.identifier, opened.who)
+                    for entry in listed
+                )
+            )
+        if not opened.is_access_noted:
+            opened.is_access_noted = True
+            await self._note_access(opened.identifier, opened.who)
+        return tuple(
+            DirectoryEntry(entry.name, entry.serial, entry.identifier, entry.file_type, of_entry)
+            for entry, of_entry in zip(listed, attributes, strict=True)
+        )
+
+    async def _listed(self, opened: OpenDirectory, after: int, count: int) -> tuple[Listed, ...]:
+        """Up to `count` entries after a cookie, from the page at hand or the next one."""
+        if after == 0:
+            opened.stop = 0
+        page = opened.page
+        if not after or page is None or not page.begins <= after < page.ends:
+            page = opened.page = await self._page(opened, after)
+            opened.stop = opened.stop or page.next_serial
+        entries = page.entries
+        first = bisect_right(entries, after, key=lambda entry: entry.serial)
+        last = bisect_left(entries, opened.stop, key=lambda entry: entry.serial)
+        return entries[first : min(last, first + count)]
+
+    async def _page(self, opened: OpenDirectory, after: int) -> _ListedPage:
+        """The part of the directory after a cookie."""
+        directory = opened.identifier
+        version = self._metadata.version(directory)
+        page: Page = await self._metadata.query(
+            (directory,), READ_DIRECTORY, Listing(after, PAGE_BYTES), opened.who
+        )
+        if self._metadata.version(directory) == version:
+            now_us = await Now()
+            for entry in page.entries:
+                child = Child(entry.identifier, entry.file_type)
+                self._metadata.learn_entry(directory, entry.name, child, now_us)
+        ends = _END_OF_DIRECTORY if page.complete else page.entries[-1].serial
+        return _ListedPage(after, ends, page.entries, page.next_serial)
+
+    async def _attributes_if_there(
+        self, identifier: ObjectId, who: Credentials
+    ) -> Attributes | None:
+        try:
+            return await self.attributes(identifier, who)
+        except FileSystemError:
+            return None
+
+    # --- files -------------------------------------------------------------------------------
+
+    async def open(self, identifier: ObjectId, flags: int, who: Credentials) -> OpenFile:
+        """Open a file, with the contents that the last mount to close it left."""
+        if kind_of(identifier) == ObjectKind.DIRECTORY:
+            raise FileSystemError(errno.EISDIR)
+        attributes = await self._metadata.latest(identifier, who)
+        file = self._opened(identifier, attributes, flags, who)
+        if flags & os.O_TRUNC:
+            await self._contents.truncate(file.contents, 0, who)
+        return file
+
+    def _opened(
+        self, identifier: ObjectId, attributes: Attributes, flags: int, who: Credentials
+    ) -> OpenFile:
+        return self._contents.open(identifier, attributes, who, append=bool(flags & os.O_APPEND))
+
+    async def read(self, file: OpenFile, offset: int, size: int) -> Buffer:
+        """Up to `size` bytes from `offset` on; fewer at the end of the file."""
+        if not file.is_access_noted:
+            file.is_access_noted = True
+            await self._note_access(file.identifier, file.who)
+        return await self._contents.read(file, offset, size)
+
+    def write(self, file: OpenFile, offset: int | None, data: bytes, *, now_ns: int) -> bool:
+        """Take `data` at `offset` (None: at the end); whether `write_behind` must be performed.
+
+        `data` must not change afterwards: it is not copied. Failures of earlier writes are raised
+        here, or at `flush`, once for each handle.
+        """
+        if self._options.read_only:
+            raise FileSystemError(errno.EROFS)
+        return self._contents.write(file, offset, data, now_ns=now_ns)
+
+    async def write_behind(self, file: OpenFile) -> None:
+        """Start to write unwritten blocks; waits as long as there are too many of them."""
+        await self._contents.write_behind(file)
+
+    async def flush(self, file: OpenFile) -> None:
+        """Make everything written durable, and visible to who opens the file after this."""
+        await self._contents.flush(file)
+
+    async def synchronize(self, file: OpenFile) -> None:
+        """fsync and fdatasync."""
+        await self._contents.synchronize(file)
+
+    async def release(self, file: OpenFile) -> None:
+        """The handle's end."""
+        await self._contents.release(file)
+
+    async def write_back(self, *, older_than_us: int) -> None:
+        """Save what has been unsaved for so long; to be performed every few seconds.
+
+        Failures are kept for the handles.
+        """
+        await self._contents.write_back(older_than_us=older_than_us)
+        await self._record_accesses(older_than_us=max(older_than_us, ACCESS_DELAY_US))
+
+    async def synchronize_all(self) -> None:
+        """Save everything."""
+        await self._contents.write_back(older_than_us=0)
+        await self._record_accesses(older_than_us=0)
+
+    # --- access times ------------------------------------------------------------------------
+
+    async def _note_access(self, identifier: ObjectId, who: Credentials) -> None:
+        """relatime: remember that the object was read, if that is worth recording."""
+        if self._options.read_only or not self._options.access_times:
+            return
+        attributes = self._metadata.known(identifier)
+        if attributes is None:
+            return
+        atime_ns = await Now() * NANOSECONDS_PER_MICROSECOND
+        if not is_access_due(self._seen_by_programs(identifier, attributes), atime_ns):
+            return
+        self._accesses[identifier] = (atime_ns, who)
+        self._accesses.move_to_end(identifier)
+        if len(self._accesses) > ACCESSES_PENDING:
+            self._accesses.popitem(last=False)
+        if self._options.strict:
+            await self._record_accesses(older_than_us=0)
+
+    async def _record_accesses(self, *, older_than_us: int) -> None:
+        """Tell the nodes of accesses; those that they will not hear of are forgotten."""
+        due_ns = (await Now() - older_than_us) * NANOSECONDS_PER_MICROSECOND
+        while self._accesses:
+            identifier, (atime_ns, who) = next(iter(self._accesses.items()))
+            if atime_ns > due_ns:
+                return
+            with suppress(FileSystemError, OperationFailed):
+                await self._change_object(identifier, ACCESSED, Access(atime_ns), who)
+            if self._accesses.get(identifier, (0, who))[0] == atime_ns:
+                del self._accesses[identifier]
+
+    # --- extended attributes -----------------------------------------------------------------
+
+    async def get_extended(self, identifier: ObjectId, name: bytes, who: Credentials) -> bytes:
+        """The value of an extended attribute."""
+        attributes = await self._metadata.attributes(identifier, who)
+        fault = fault_of_name(attributes, name, uid=who.uid, writing=False)
+        if fault:
+            raise FileSystemError(fault, _shown(name))
+        # The kernel asks for attributes that hardly any object has: most answers are known.
+        flag = {acls.ACCESS: ACCESS_ACL, acls.DEFAULT: DEFAULT_ACL}.get(name)
+        there = attributes.flags & flag if flag is not None else attributes.extended
+        if not there and not self._options.strict:
+            raise FileSystemError(errno.ENODATA, _shown(name))
+        answer = await self._metadata.query((identifier,), GET_EXTENDED, ExtendedName(name), who)
+        value: bytes = answer.value
+        return value
+
+    async def list_extended(self, identifier: ObjectId, who: Credentials) -> tuple[bytes, ...]:
+        """The names of the extended attributes."""
+        attributes = await self._metadata.attributes(identifier, who)
+        if not attributes.extended and not attributes.flags and not self._options.strict:
+            return ()
+        answer = await self._metadata.query((identifier,), LIST_EXTENDED, NoArguments(), who)
+        names: tuple[bytes, ...] = answer.names
+        return names
+
+    async def set_extended(
+        self,
+        identifier: ObjectId,
+        name: bytes,
+        value: bytes,
+        who: Credentials,
+        *,
+        flags: int = 0,
+    ) -> Attributes:
+        """Create or replace an extended attribute."""
+        if flags & ~3:
+            raise FileSystemError(errno.EINVAL, "xattr flags")
+        if len(value) > limits.XATTR_VALUE_BYTES:
+            raise FileSystemError(errno.E2BIG, _shown(name))
+        arguments = ExtendedSetting(name, value, flags)
+        return await self._change_object(identifier, SET_EXTENDED, arguments, who)
+
+    async def remove_extended(
+        self, identifier: ObjectId, name: bytes, who: Credentials
+    ) -> Attributes:
+        """Remove an extended attribute."""
+        return await self._change_object(identifier, REMOVE_EXTENDED, ExtendedName(name), who)
+
+
+def _shown(name: bytes) -> str:
+    """A name in an error message."""
+    return name.decode(errors="backslashreplace")

@@ -1,0 +1,39 @@
+"""How a mount wants its file system: consistency, caches, windows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from bftfs.limits import MIB, SECOND_US
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """`strict`: nothing is cached and nothing postponed; else close-to-open.
+
+    Windows are in bytes, so that a mount's memory does not depend on how many files are in use. The
+    memory that a byte in flight takes is about four bytes: the block, sealed, and its fragments.
+    """
+
+    strict: bool = False
+    read_only: bool = False
+    access_times: bool = True  # relatime, or none at all
+    attribute_timeout_us: int = 1 * SECOND_US
+    entry_timeout_us: int = 1 * SECOND_US
+    write_behind_bytes: int = 8 * MIB  # unwritten bytes from which on they are written behind
+    dirty_bytes: int = 32 * MIB  # unwritten bytes from which on a writer waits
+    batch_bytes: int = 2 * MIB  # blocks that are written together
+    batches_in_flight: int = 4  # of one file
+    read_ahead_bytes: int = 8 * MIB  # of one sequential reader
+    prefetch_bytes: int = 16 * MIB  # of all readers together, on their way
+    cache_bytes: int = 32 * MIB  # clean blocks
+
+    @property
+    def attributes_kept_us(self) -> int:
+        """For how long attributes are believed."""
+        return 0 if self.strict else self.attribute_timeout_us
+
+    @property
+    def entries_kept_us(self) -> int:
+        """For how long a name is believed to stand for what it stood for."""
+        return 0 if self.strict else self.entry_timeout_us

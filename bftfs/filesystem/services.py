@@ -1,0 +1,71 @@
+"""What the file system needs of the two protocols' clients: Q/U for metadata, PASIS for blocks.
+
+`QueryUpdateClient` and `ReadWriteClient` are these services; tests have others, in memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from bftfs.credentials import Credentials
+from bftfs.identifiers import BlockId, ObjectId
+from bftfs.query_update.object_type import Record
+
+
+class Answered(Protocol):
+    """What an operation on metadata gave."""
+
+    @property
+    def answer(self) -> Any:
+        """The method's answer, decoded."""
+
+
+class MetadataService(Protocol):
+    """Operations on replicated objects; a method's refusal is raised as a `FileSystemError`."""
+
+    async def query(
+        self,
+        objects: tuple[ObjectId, ...],
+        method: str,
+        arguments: Record,
+        credentials: Credentials,
+    ) -> Answered:
+        """Invoke a query."""
+
+    async def update(
+        self,
+        objects: tuple[ObjectId, ...],
+        method: str,
+        arguments: Record,
+        credentials: Credentials,
+    ) -> Answered:
+        """Invoke an update."""
+
+
+class BlockTime(Protocol):
+    """The timestamp of a block's version."""
+
+    @property
+    def time(self) -> int:
+        """Microseconds since the epoch."""
+
+
+class BlockVersion(Protocol):
+    """A version of a block."""
+
+    @property
+    def item(self) -> bytes | None:
+        """What was written; None if nothing ever was."""
+
+
+class BlockService(Protocol):
+    """Versioned blocks."""
+
+    async def write_many(
+        self, items: Sequence[tuple[BlockId, bytes]], credentials: Credentials
+    ) -> Sequence[BlockTime]:
+        """Make each item the newest version of its block; returns when all are durable."""
+
+    async def read(self, block: BlockId, credentials: Credentials) -> BlockVersion:
+        """The latest version of a block."""
