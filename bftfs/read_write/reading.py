@@ -70,6 +70,7 @@ class Reading:
         "_classification",
         "_cursor",
         "_fetching",
+        "_lapsed",
         "_late",
         "_listed",
         "_listing",
@@ -108,6 +109,7 @@ class Reading:
         self._fetching: set[NodeId] = set()  # nodes whose fragment of the candidate is on its way
         self._withheld: set[NodeId] = set()  # nodes that list the candidate and keep its fragment
         self._silent = set(silent)
+        self._lapsed = False  # whether patience has run out in this descent
 
     async def run(self) -> Version:
         """The latest complete version.
@@ -179,13 +181,16 @@ class Reading:
         wait = _Step.LISTEN if self._listing else _Step.HEAR_MORE
         if candidate is None:
             return wait
-        thresholds = self._session.thresholds
-        withheld = self._withheld
-        hosting = len(self._responses.hosts(candidate))
-        heard = self._responses.heard(candidate)
+        thresholds, responses = self._session.thresholds, self._responses
+        heard = responses.heard(candidate)
         # A node that lists a version and keeps its fragment is as good as silent.
-        hosting -= len(withheld)
-        classification = classify(thresholds, hosting=hosting, heard=len(heard) - len(withheld))
+        hosting = len(responses.hosts(candidate)) - len(self._withheld)
+        hearing = len(heard) - len(self._withheld)
+        classification = classify(thresholds, hosting=hosting, heard=hearing)
+        if classification is Classification.UNDECIDED and self._damaged_count():
+            hosting += len(responses.damaged_hosts(candidate))
+            hearing += len(responses.damaged_heard(candidate))
+            classification = classify(thresholds, hosting=hosting, heard=hearing)
         self._classification = classification
         if classification is Classification.COMPLETE:
             return _Step.USE
@@ -203,6 +208,17 @@ class Reading:
         if hosting and hopeful >= better:
             return wait
         return _Step.USE
+
+    def _damaged_count(self) -> bool:
+        """Whether what a node lists counts, although it sent a false fragment with it.
+
+        Such a response is discarded, and one more is awaited [PASIS §3.4.3.3]. But if more than b
+        nodes send such, or the others stay silent, then disks are damaged beyond the fault model,
+        and discarding these responses would let good fragments go to waste, for want of N - t valid
+        ones. To count them is safe, for what any N - t responses show may come from b liars anyway;
+        and as soon as N - t valid responses decide, they no longer count.
+        """
+        return len(self._responses.damaged) > self._session.thresholds.b or self._lapsed
 
     def _may_still_answer(self, heard: list[NodeId]) -> int:
         responses = self._responses
@@ -231,7 +247,8 @@ class Reading:
 
         Nodes that have been asked and were silent are asked once more only if `again`.
         """
-        responses, candidate = self._responses, self._candidate
+        responses = self._responses
+        candidate = responses.candidate(self._cursor)
         wanted = self._session.thresholds.m
         if candidate is not None:
             wanted -= len(responses.fragments(candidate)) + len(self._fetching)
@@ -248,7 +265,7 @@ class Reading:
                 wanted -= want_data
                 most = limits.HISTORY_IN_REPLY
                 await self._list(node, self._cursor, want_data=want_data, most=most)
-            elif candidate is not None and depth > candidate and node not in responses.collected:
+            elif (candidate is None or depth > candidate) and node not in responses.collected:
                 # [PASIS §3.5.1.2] Further rounds fetch only version histories.
                 await self._list(node, depth, want_data=False, most=limits.HISTORY_IN_REPLY)
             else:
@@ -272,7 +289,6 @@ class Reading:
                 node in hosts
                 and node not in self._fetching
                 and node not in self._withheld
-                and node not in responses.convicted
                 and not responses.has_fragment_of(node, candidate)
             ):
                 await self._fetch_from(node, candidate)
@@ -359,6 +375,7 @@ class Reading:
             required=self._session.thresholds.responses,
             subject=f"read of block {self._block.hex()}",
         )
+        self._lapsed = True
         now_us = await Now()
         for node in sorted(self._listing | self._fetching):
             self._session.standings.silent(node, now_us)
@@ -401,7 +418,7 @@ class Reading:
                 self._block,
                 candidate,
                 Encoded(generated, checksum, verifier),
-                hosts=frozenset(responses.hosts(candidate)),
+                hosts=frozenset(responses.hosts(candidate) + responses.damaged_hosts(candidate)),
             )
             if not await repair.run():
                 return None

@@ -38,11 +38,11 @@ class Responses:
         "_N",
         "_b",
         "_bound",
-        "_damaged",
         "_fragments",
         "_rotation",
         "collected",
         "convicted",
+        "damaged",
         "depth",
         "hosted",
     )
@@ -56,7 +56,7 @@ class Responses:
         self.depth: dict[NodeId, BlockTimestamp] = {}
         self.collected: set[NodeId] = set()  # nodes that have forgotten what was below their depth
         self.convicted: set[NodeId] = set()
-        self._damaged: dict[NodeId, ReadReply] = {}
+        self.damaged: dict[NodeId, ReadReply] = {}  # of nodes with a false fragment: the rest
         self._bound: dict[BlockTimestamp, CrossChecksum] = {}
         self._fragments: dict[BlockTimestamp, dict[int, Buffer]] = {}
 
@@ -82,7 +82,7 @@ class Responses:
         if verdict is not Verdict.VALID:
             self.convict(node)
             if verdict is Verdict.DAMAGED:
-                self._count_damaged(node, reply)
+                self.damaged[node] = reply
         elif lists:
             self._extend(node, reply, before)
         return verdict
@@ -162,19 +162,6 @@ class Responses:
         self.depth.pop(node, None)
         self.collected.discard(node)
 
-    def _count_damaged(self, node: NodeId, reply: ReadReply) -> None:
-        """A false fragment makes a response invalid, up to b of them; more are no lies.
-
-        Beyond b such nodes the fault model is left behind: their disks are damaged, and discarding
-        them would let good fragments go to waste, for want of N - t valid responses. What they
-        list then counts; their fragments still do not.
-        """
-        self._damaged[node] = reply
-        if len(self._damaged) > self._b:
-            for damaged, listing in self._damaged.items():
-                if damaged not in self.hosted:
-                    self._extend(damaged, listing, None)
-
     # --- judging -----------------------------------------------------------------------------
 
     def candidate(self, below: BlockTimestamp | None) -> BlockTimestamp | None:
@@ -195,6 +182,22 @@ class Responses:
     def heard(self, candidate: BlockTimestamp) -> list[NodeId]:
         """The nodes that have said whether they host `candidate`."""
         return [node for node, depth in self.depth.items() if depth <= candidate]
+
+    def damaged_hosts(self, candidate: BlockTimestamp) -> list[NodeId]:
+        """Nodes that list `candidate`, and have sent a false fragment."""
+        return [
+            node
+            for node, reply in self.damaged.items()
+            if any(version.timestamp == candidate for version in reply.versions)
+        ]
+
+    def damaged_heard(self, candidate: BlockTimestamp) -> list[NodeId]:
+        """Nodes that say whether they host `candidate`, and have sent a false fragment."""
+        return [
+            node
+            for node, reply in self.damaged.items()
+            if reply.below is Below.ORIGIN or reply.versions[-1].timestamp <= candidate
+        ]
 
     def verified(self, candidate: BlockTimestamp) -> bool:
         """Whether b + 1 nodes, hence a correct one, have verified it. [LazyVer §3.8.1]"""

@@ -169,20 +169,25 @@ def test_conviction_takes_back_what_the_node_had_said(responses: Responses) -> N
     assert responses.heard(at(7)) == [1]
 
 
-def test_damage_at_more_than_b_nodes_is_no_lie(responses: Responses) -> None:
-    """Their listings count then, their fragments do not."""
+def test_what_a_damaged_node_lists_is_kept_apart(responses: Responses) -> None:
     add(responses, 0, with_data(7), b"rotten", want_data=True)
-    assert responses.hosts(at(7)) == []
-    add(responses, 1, with_data(7), b"rotten", want_data=True)
-    assert responses.hosts(at(7)) == [0, 1]
+    assert responses.hosts(at(7)) == responses.heard(at(7)) == []
+    assert responses.damaged_hosts(at(7)) == [0]
+    assert responses.damaged_hosts(at(6)) == []
+    assert responses.damaged_heard(at(6)) == [0]
+    more = ReadReply((Listed(at(7), False),), Below.MORE, ENCODED.cross_checksum)
+    add(responses, 1, more, b"rotten", want_data=True)
+    assert responses.damaged_heard(at(6)) == [0]
+    assert responses.damaged_hosts(at(7)) == [0, 1]
     assert responses.fragments(at(7)) == {}
     assert responses.convicted == {0, 1}
 
 
-def test_lies_at_more_than_b_nodes_remain_lies(responses: Responses) -> None:
+def test_lies_are_no_damage(responses: Responses) -> None:
     for node in (0, 1, 2):
         add(responses, node, listing(3, 5))
     assert responses.candidate(None) is None
+    assert not responses.damaged
 
 
 def test_a_fetched_fragment_says_nothing_about_other_versions(responses: Responses) -> None:
