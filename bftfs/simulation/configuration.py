@@ -11,6 +11,7 @@ from random import Random
 from typing import TypeVar
 
 from bftfs.identifiers import NodeId
+from bftfs.simulation.byzantine.registry import BLOCK_CLIENTS, NODES
 from bftfs.simulation.deployment import Sizes
 from bftfs.simulation.network import NetworkFaults
 from bftfs.simulation.principals import DiskFaults
@@ -47,8 +48,8 @@ class Configuration:
     commit_us: tuple[int, int]
     clients: tuple[ClientPlan, ...]
     storm: StormFaults
-    byzantine_nodes: tuple[tuple[NodeId, str], ...] = ()
-    byzantine_clients: tuple[str, ...] = ()
+    byzantine_nodes: tuple[tuple[NodeId, tuple[str, ...]], ...] = ()
+    byzantine_clients: tuple[str, ...] = ()  # an adversary each
     down_in_calm: tuple[NodeId, ...] = ()
     down_in_audit: tuple[NodeId, ...] = ()
     blocks: BlockMix = BlockMix()
@@ -61,7 +62,11 @@ def draw(seed: int, *, operations: int, kind: str | None = None) -> Configuratio
     chosen = random.choice(KINDS)
     sizes = _draw_sizes(random)
     n, b, t = sizes.n, sizes.query_update.b, sizes.query_update.t
-    byzantine = random.sample(range(n), random.randint(0, b)) if random.random() < 0.7 else []
+    byzantine = random.sample(range(n), random.randint(0, b)) if random.random() < 0.8 else []
+    adversaries = tuple(
+        (NodeId(node), tuple(random.sample(sorted(NODES), random.choice((1, 1, 2, 4)))))
+        for node in sorted(byzantine)
+    )
     others = [NodeId(node) for node in range(n) if node not in byzantine]
     spare = t - len(byzantine)
     return Configuration(
@@ -73,6 +78,10 @@ def draw(seed: int, *, operations: int, kind: str | None = None) -> Configuratio
         commit_us=random.choice(((20, 200), (20, 2_000), (5_000, 20_000))),
         clients=_draw_clients(random),
         storm=_draw_storm(random),
+        byzantine_nodes=adversaries,
+        byzantine_clients=tuple(
+            random.choices(sorted(BLOCK_CLIENTS), k=random.choice((0, 0, 1, 1, 2, 4)))
+        ),
         storm_share=random.choice((0.3, 0.7, 1.0)),
         down_in_calm=tuple(sorted(random.sample(others, random.randint(0, spare)))),
         down_in_audit=tuple(sorted(random.sample(others, spare))),
@@ -87,9 +96,7 @@ def draw(seed: int, *, operations: int, kind: str | None = None) -> Configuratio
 
 def _draw_sizes(random: Random) -> Sizes:
     (t, b), extra = (
-        random.choices(
-            ((1, 1), (1, 0), (2, 1), (2, 2), (2, 0)), weights=(60, 15, 12, 8, 5)
-        )[0],
+        random.choices(((1, 1), (1, 0), (2, 1), (2, 2), (2, 0)), weights=(60, 15, 12, 8, 5))[0],
         random.choices((0, 1), weights=(85, 15))[0],
     )
     n = 3 * t + 2 * b + 1 + extra

@@ -105,9 +105,7 @@ class Deployment:
         blocks = ReadWriteServer(node, self.sizes.read_write, self.keys(node))
         return dict.fromkeys(ReadWriteRequest.__args__, blocks)
 
-    def client(
-        self, name: str, *, skew_us: int = 0, grant: Grant | None = None
-    ) -> SimulatedClient:
+    def client(self, name: str, *, skew_us: int = 0, grant: Grant | None = None) -> SimulatedClient:
         """A new client that all nodes know."""
         client = SimulatedClient(self.world, self.network, client_named(name), skew_us=skew_us)
         self._senders[client.endpoint] = Sender(Role.CLIENT, client.client, None, grant or Grant())

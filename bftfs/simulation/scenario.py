@@ -16,10 +16,13 @@ import hashlib
 import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from random import Random
 from typing import Any
 
 from bftfs.query_update.counter import counter_types
+from bftfs.simulation.byzantine.positions import ClientPosition, NodePosition
+from bftfs.simulation.byzantine.registry import BLOCK_CLIENTS, corrupted
 from bftfs.simulation.configuration import ClientPlan, Configuration
 from bftfs.simulation.deployment import Deployment
 from bftfs.simulation.network import Network, Traffic
@@ -120,6 +123,39 @@ class _Participant:
         self.begin()
 
 
+class _Intruder:
+    """A Byzantine client: it misbehaves until the storm ends."""
+
+    def __init__(self, simulation: _Simulation, name: str, adversary: str) -> None:
+        self._simulation = simulation
+        self._host = simulation.deployment.client(name)
+        self._adversary = BLOCK_CLIENTS[adversary](
+            ClientPosition(
+                name,
+                self._host.client,
+                simulation.configuration.sizes,
+                simulation.workload.random,
+                simulation.workload,
+                lambda: simulation.world.now_us,
+                simulation.allies,
+            )
+        )
+        self._pause_us = simulation.world.random.choice((500, 20_000, 500_000))
+        self._acts_left = simulation.configuration.operations // 2
+
+    def begin(self) -> None:
+        """Go to work."""
+        self._acts_left -= 1
+        if not self._simulation.calm and self._acts_left >= 0:
+            self._host.start(self._adversary.act(), self._again)
+
+    def _again(self, _result: Any, error: BaseException | None) -> None:
+        if error is not None:
+            raise error
+        world = self._simulation.world
+        world.after(world.between(0, 2 * self._pause_us), self.begin)
+
+
 class _Simulation:
     """The state of one run."""
 
@@ -143,6 +179,22 @@ class _Simulation:
         self.participants = [
             _Participant(self, f"client {number}", plan)
             for number, plan in enumerate(configuration.clients)
+        ]
+        self.allies = tuple(
+            NodePosition(
+                node,
+                self.deployment.servers(node),
+                self.deployment.keys(node),
+                configuration.sizes,
+                Random(f"adversary {configuration.seed} {node}"),
+            )
+            for node, _ in configuration.byzantine_nodes
+        )
+        for ally, (node, names) in zip(self.allies, configuration.byzantine_nodes, strict=True):
+            self.deployment.nodes[node].become(partial(corrupted, ally, names))
+        self.intruders = [
+            _Intruder(self, f"intruder {number} {name}", name)
+            for number, name in enumerate(configuration.byzantine_clients)
         ]
         self.issued = 0
         self.ended = 0
@@ -183,6 +235,8 @@ class _Simulation:
         self.storm.begin()
         for participant in self.participants:
             participant.begin()
+        for intruder in self.intruders:
+            intruder.begin()
         self.world.run(
             until=lambda: self.ended >= enough or self.world.now_us >= STORM_US,
             most_events=self._most_events(),

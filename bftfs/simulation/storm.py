@@ -92,9 +92,7 @@ class Storm:
     def _partition(self) -> None:
         world, network = self.deployment.world, self.deployment.network
         self.weather.partitions += 1
-        network.partition(
-            {endpoint: world.draw(2) for endpoint in self.deployment.endpoints}
-        )
+        network.partition({endpoint: world.draw(2) for endpoint in self.deployment.endpoints})
         world.after(world.between(*self.faults.cut_us), self._heal)
 
     def _sever(self) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from random import Random
 from typing import Any, Protocol
 
 from bftfs.conversation import Conversation
@@ -37,6 +38,8 @@ class Session(Protocol):
 
 class Workload(Protocol):
     """One kind of operations, on a few subjects that all clients contend for."""
+
+    random: Random
 
     def session(self, host: SimulatedClient, name: str) -> Session:
         """A client's session; a client that comes back after a crash starts a new one."""

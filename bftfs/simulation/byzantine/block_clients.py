@@ -1,0 +1,281 @@
+"""Clients that misuse blocks. [PASIS §3.4.2.3]
+
+They write what their grant allows them to write; nothing of it may make two readers see two things,
+hurt the other clients' versions, or keep them from making progress.
+"""
+
+from __future__ import annotations
+
+from bftfs import limits
+from bftfs.coding import cross_checksum
+from bftfs.coding.cross_checksum import CrossChecksum
+from bftfs.coding.erasure import Buffer, ErasureCode
+from bftfs.conversation import Now, Receive, Send
+from bftfs.crypto.digest import voucher_digest
+from bftfs.identifiers import BlockId, ClientId, NodeId
+from bftfs.read_write.messages import Voucher, WriteRequest
+from bftfs.read_write.placement import rotation_of
+from bftfs.read_write.timestamp import BlockTimestamp, encoded
+from bftfs.simulation.byzantine.positions import ClientPosition, mutated
+from bftfs.simulation.deployment import CREDENTIALS
+from bftfs.wire.codec import encode
+
+
+class _Hand:
+    """What all of these clients do: put fragments of their own making on nodes of their choice."""
+
+    def __init__(self, position: ClientPosition) -> None:
+        self.position = position
+        self.random = position.random
+        self.N = position.sizes.read_write.N
+        self.code = ErasureCode(position.sizes.read_write.m, self.N)
+
+    def block(self) -> BlockId:
+        """One of the blocks that everybody uses."""
+        block: BlockId = self.random.choice(self.position.workload.blocks)
+        return block
+
+    def item(self, block: BlockId) -> bytes:
+        """An item that may take place from now on."""
+        item: bytes = self.position.workload.attempted(
+            self.position.name, block, self.position.now()
+        )
+        return item
+
+    async def write(
+        self,
+        block: BlockId,
+        fragments: tuple[Buffer, ...],
+        *,
+        nodes: list[int],
+        time: int,
+        author: ClientId | None = None,
+        checksum: CrossChecksum | None = None,
+        vouchers: tuple[Voucher, ...] = (),
+    ) -> BlockTimestamp:
+        """WRITE to `nodes`, without a look at what they say."""
+        checksum = checksum or cross_checksum.make(fragments)
+        timestamp = BlockTimestamp(
+            time, author or self.position.client, cross_checksum.verifier(checksum)
+        )
+        request = WriteRequest(
+            block,
+            timestamp,
+            checksum,
+            CREDENTIALS.uid,
+            CREDENTIALS.gid,
+            CREDENTIALS.groups,
+            vouchers,
+        )
+        rotation = rotation_of(block, self.N)
+        for node in nodes:
+            await Send(NodeId(node), request, bytes(fragments[(node - rotation) % self.N]))
+        await Receive(1_000)
+        return timestamp
+
+    def some_nodes(self, count: int) -> list[int]:
+        """That many nodes."""
+        return self.random.sample(range(self.N), min(count, self.N))
+
+    def all_nodes(self) -> list[int]:
+        """All of them, in any order."""
+        return self.some_nodes(self.N)
+
+
+class PoisonousWriter:
+    """Writes fragments that are no encoding of one item, under a cross-checksum that lists them.
+
+    [PASIS §3.4.2.3] "To validate the cross checksum, all N data-fragments are required. […] If the
+    generated cross checksum does not match the verified cross checksum, then a Byzantine client
+    performed the write operation." Shown by linearizability: no mixture is ever read.
+    """
+
+    def __init__(self, position: ClientPosition) -> None:
+        self._hand = _Hand(position)
+
+    async def act(self) -> None:
+        """Random fragments, fragments of two items, or stripes that hold no item."""
+        hand = self._hand
+        random = hand.random
+        block, time = hand.block(), await Now()
+        match random.randrange(3):
+            case 0:
+                size = random.randint(5, 60)
+                fragments: tuple[Buffer, ...] = tuple(random.randbytes(size) for _ in range(hand.N))
+            case 1:
+                length = random.randint(10, 99)
+                one = hand.code.encode(b"one: " + random.randbytes(length))
+                other = hand.code.encode(b"two: " + random.randbytes(length))
+                fragments = tuple(random.choice(pair) for pair in zip(one, other, strict=True))
+                stripes = dict(enumerate(fragments[: hand.code.m]))
+                if tuple(map(bytes, hand.code.regenerate(stripes))) == tuple(map(bytes, fragments)):
+                    return  # by chance an encoding after all
+            case _:
+                stripes = {index: random.randbytes(20) for index in range(hand.code.m)}
+                fragments = hand.code.regenerate(stripes)
+        await hand.write(block, fragments, nodes=hand.all_nodes(), time=time)
+
+
+class PartialWriter:
+    """Writes a good item to some nodes only, and stops.
+
+    [PASIS §3.4.3.3] what is repairable is repaired before it is returned, what is incomplete is passed
+    over. Shown by linearizability: once read, it stays.
+    """
+
+    def __init__(self, position: ClientPosition) -> None:
+        self._hand = _Hand(position)
+
+    async def act(self) -> None:
+        """One write to as many nodes as keep it undecided."""
+        hand = self._hand
+        block, time = hand.block(), await Now()
+        fragments = hand.code.encode(hand.item(block))
+        await hand.write(
+            block, fragments, nodes=hand.some_nodes(hand.random.randint(1, hand.N)), time=time
+        )
+
+
+class Stutterer:
+    """Writes fewer fragments than decode, over and over, so that readers go down a long way.
+
+    [PASIS §3.4.3.3] "version histories" in replies; protocols.md §3. Shown by progress.
+    """
+
+    def __init__(self, position: ClientPosition) -> None:
+        self._hand = _Hand(position)
+
+    async def act(self) -> None:
+        """A burst of partial writes to one block."""
+        hand = self._hand
+        block, time = hand.block(), await Now()
+        most = max(1, hand.position.sizes.read_write.repairable - 1)
+        for step in range(hand.random.randint(5, 25)):
+            fragments = hand.code.encode(hand.item(block))
+            nodes = hand.some_nodes(hand.random.randint(1, most))
+            await hand.write(block, fragments, nodes=nodes, time=time + step)
+
+
+class FalseFragmentWriter:
+    """Sends some nodes fragments that the cross-checksum does not list.
+
+    [PASIS §3.4.2.3] storage-node verification: "a Byzantine client cannot make a correct storage-node
+    appear Byzantine." Shown by linearizability, and by progress: what correct nodes host decodes.
+    """
+
+    def __init__(self, position: ClientPosition) -> None:
+        self._hand = _Hand(position)
+
+    async def act(self) -> None:
+        """A good item, whose fragments arrive spoilt at some nodes."""
+        hand = self._hand
+        random = hand.random
+        block, time = hand.block(), await Now()
+        fragments = hand.code.encode(hand.item(block))
+        checksum = cross_checksum.make(fragments)
+        good = set(hand.some_nodes(random.randint(0, hand.N)))
+        rotation = rotation_of(block, hand.N)
+        spoilt = tuple(
+            fragment if (index + rotation) % hand.N in good else random.randbytes(len(fragment))
+            for index, fragment in enumerate(fragments)
+        )
+        await hand.write(block, spoilt, nodes=hand.all_nodes(), time=time, checksum=checksum)
+
+
+class TwoFacedWriter:
+    """Writes two items at one time, each to some of the nodes.
+
+    [PASIS §3.4.2.3] "only a single set of data-fragments can be written at any logical time": equal
+    times with different verifiers are two writes in a fixed order. Shown by linearizability.
+    """
+
+    def __init__(self, position: ClientPosition) -> None:
+        self._hand = _Hand(position)
+
+    async def act(self) -> None:
+        """One item here, another one there."""
+        hand = self._hand
+        block, time = hand.block(), await Now()
+        nodes = hand.all_nodes()
+        half = hand.random.randint(0, hand.N)
+        overlap = hand.random.randint(0, 2)
+        for part in (nodes[: half + overlap], nodes[half:]):
+            await hand.write(block, hand.code.encode(hand.item(block)), nodes=part, time=time)
+
+
+class TimestampRacer:
+    """Takes times that lie ahead or in the past, at the edge of what is sane and beyond it.
+
+    [design §4] "no liar can push time away: every time a correct node holds is at most the bound
+    ahead." Shown by progress and linearizability.
+    """
+
+    def __init__(self, position: ClientPosition) -> None:
+        self._hand = _Hand(position)
+
+    async def act(self) -> None:
+        """One complete write with a time of the client's choice."""
+        hand = self._hand
+        block, now = hand.block(), await Now()
+        bound = limits.CLOCK_SKEW_US
+        leap = hand.random.choice(
+            (1_000, 1_000_000, bound // 100, 2 * bound, 1 << 59, -1_000, -bound)
+        )
+        await hand.write(
+            block, hand.code.encode(hand.item(block)), nodes=hand.all_nodes(), time=now + leap
+        )
+
+
+class Impersonator:
+    """Writes in another client's name, with vouchers from its allies and of its own making.
+
+    A version's timestamp names its author, and nodes take it from its author or with b + 1 vouchers.
+    Shown by linearizability: its items are nobody's, so that reading one is a violation.
+    """
+
+    def __init__(self, position: ClientPosition) -> None:
+        self._hand = _Hand(position)
+
+    async def act(self) -> None:
+        """A good item in a false name."""
+        hand = self._hand
+        random = hand.random
+        block, time = hand.block(), await Now()
+        fragments = hand.code.encode(b"in a false name: " + random.randbytes(20))
+        checksum = cross_checksum.make(fragments)
+        author = ClientId(random.randbytes(16))
+        timestamp = BlockTimestamp(time, author, cross_checksum.verifier(checksum))
+        digest = voucher_digest(block=block, timestamp=encoded(timestamp))
+        vouchers = [Voucher(ally.node, ally.keys.make(digest)) for ally in hand.position.allies]
+        vouchers += vouchers[:1] * 2
+        vouchers.append(Voucher(NodeId(random.randrange(hand.N)), random.randbytes(16 * hand.N)))
+        await hand.write(
+            block,
+            fragments,
+            nodes=hand.all_nodes(),
+            time=time,
+            author=author,
+            vouchers=tuple(vouchers),
+        )
+
+
+class GarbageClient:
+    """Sends bytes that are nearly a request.
+
+    [architecture §6] what does not decode to a declared message is dropped at the door. Shown by
+    progress, and by the absence of exceptions.
+    """
+
+    def __init__(self, position: ClientPosition) -> None:
+        self._hand = _Hand(position)
+
+    async def act(self) -> None:
+        """A spoilt write to every node."""
+        hand = self._hand
+        block, time = hand.block(), await Now()
+        fragments = hand.code.encode(b"garbage")
+        checksum = cross_checksum.make(fragments)
+        timestamp = BlockTimestamp(time, hand.position.client, cross_checksum.verifier(checksum))
+        request = encode(WriteRequest(block, timestamp, checksum, 0, 0, ()))
+        for node in hand.all_nodes():
+            await Send(NodeId(node), mutated(request, hand.random), bytes(fragments[0]))

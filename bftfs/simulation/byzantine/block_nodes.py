@@ -1,0 +1,220 @@
+"""Nodes that lie about blocks. [PASIS §3.4.2.2, §3.4.4]"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from bftfs import limits
+from bftfs.coding import cross_checksum
+from bftfs.coding.erasure import ErasureCode
+from bftfs.identifiers import CLIENT_ID_BYTES, BlockId, ClientId
+from bftfs.read_write.messages import (
+    Below,
+    Listed,
+    ReadReply,
+    ReadRequest,
+    TimeReply,
+    TimeRequest,
+    VouchReply,
+    VouchRequest,
+    WriteReply,
+    WriteRequest,
+)
+from bftfs.read_write.placement import fragment_index
+from bftfs.read_write.timestamp import BlockTimestamp, version_key
+from bftfs.simulation.byzantine.positions import NodePosition
+from bftfs.step import Ready, Sender
+from bftfs.storage import StorageView, Table, Write
+
+
+class BlockForger:
+    """Claims times and versions that were never written, with fragments that fit them.
+
+    [PASIS §3.4.4] (3.4) b + t < QC: "Byzantine storage-nodes can never fabricate write requests" that
+    are repairable. [design §4] writers take the (b+1)-th largest time. Shown by linearizability:
+    what is read was written.
+    """
+
+    def __init__(self, position: NodePosition) -> None:
+        self._position = position
+        self._forges = position.random.choice((0.2, 1.0))
+        thresholds = position.sizes.read_write
+        self._code = ErasureCode(thresholds.m, thresholds.N)
+        self._forged: dict[BlockId, tuple[BlockTimestamp, Any, Any]] = {}
+
+    def step(
+        self, view: StorageView, sender: Sender, message: Any, body: bytes | memoryview, now_us: int
+    ) -> Ready:
+        """A version of the node's own invention on top of what it hosts."""
+        ready = self._position.honest(view, sender, message, body, now_us)
+        if self._position.random.random() >= self._forges:
+            return ready
+        match message, ready.reply:
+            case TimeRequest(), TimeReply(times):
+                ready.reply = TimeReply(tuple(time + self._leap() for time in times))
+            case ReadRequest(), ReadReply():
+                self._forge(message, ready, now_us)
+            case VouchRequest(), _:
+                forged = self._forged.get(message.block)
+                if forged is not None and forged[0] == message.timestamp:
+                    digest = self._position.random.randbytes(32)
+                    ready.reply = VouchReply(self._position.keys.make(digest))
+            case _:
+                pass
+        return ready
+
+    def _leap(self) -> int:
+        return self._position.random.choice((1, 1_000, 200_000_000, limits.CLOCK_SKEW_US, 1 << 60))
+
+    def _forge(self, message: ReadRequest, ready: Ready, now_us: int) -> None:
+        random, block = self._position.random, message.block
+        forged = self._forged.get(block)
+        if forged is None or random.random() < 0.1:
+            item = b"forged by node %d: " % self._position.node + random.randbytes(
+                random.randrange(99)
+            )
+            fragments = self._code.encode(item)
+            checksum = cross_checksum.make(fragments)
+            time = now_us + random.choice((-1_000_000, 0, 1_000, limits.CLOCK_SKEW_US // 2))
+            author = ClientId(random.randbytes(CLIENT_ID_BYTES))
+            timestamp = BlockTimestamp(time, author, cross_checksum.verifier(checksum))
+            forged = self._forged[block] = (timestamp, checksum, fragments)
+        timestamp, checksum, fragments = forged
+        if message.before is not None and timestamp >= message.before:
+            return
+        honest: ReadReply = ready.reply
+        older = tuple(version for version in honest.versions if version.timestamp < timestamp)
+        verified = random.random() < 0.5
+        versions = (Listed(timestamp, verified), *older)[: message.history + 1]
+        below = honest.below if len(versions) == len(older) + 1 else Below.MORE
+        index = fragment_index(block, self._position.node, self._position.sizes.n)
+        if message.want_data:
+            ready.reply = ReadReply(versions, below, checksum)
+            ready.body = fragments[index]
+        else:
+            ready.reply = ReadReply(versions, below, cross_checksum.CrossChecksum(b""))
+
+
+class FragmentCorrupter:
+    """Sends fragments that are not what was written.
+
+    [PASIS §3.4.2.2] "Cross checksums enable read operations to detect data-fragments that have been
+    modified by storage-nodes." Shown by linearizability.
+    """
+
+    def __init__(self, position: NodePosition) -> None:
+        self._position = position
+        self._corrupts = position.random.choice((0.3, 1.0))
+
+    def step(
+        self, view: StorageView, sender: Sender, message: Any, body: bytes | memoryview, now_us: int
+    ) -> Ready:
+        """The right version with a wrong fragment."""
+        ready = self._position.honest(view, sender, message, body, now_us)
+        random = self._position.random
+        if isinstance(message, ReadRequest) and ready.body and random.random() < self._corrupts:
+            fragment = bytearray(ready.body)
+            fragment[random.randrange(len(fragment))] ^= 1 << random.randrange(8)
+            ready.body = bytes(fragment)[: random.choice((None, -1))]
+        return ready
+
+
+class ChecksumLiar:
+    """Sends cross-checksums that fit its own false fragment, or nothing at all.
+
+    [PASIS §3.4.2.3] "the hash of the cross checksum is placed in the low order bits of the logical
+    timestamp": a checksum that is not the version's own does not verify. Shown by linearizability.
+    """
+
+    def __init__(self, position: NodePosition) -> None:
+        self._position = position
+
+    def step(
+        self, view: StorageView, sender: Sender, message: Any, body: bytes | memoryview, now_us: int
+    ) -> Ready:
+        """The right version with a wrong cross-checksum."""
+        ready = self._position.honest(view, sender, message, body, now_us)
+        reply = ready.reply
+        if not isinstance(reply, ReadReply) or not reply.cross_checksum:
+            return ready
+        random, sizes = self._position.random, self._position.sizes
+        fragment = random.randbytes(len(ready.body))
+        fragments = [random.randbytes(len(fragment)) for _ in range(sizes.n)]
+        fragments[fragment_index(message.block, self._position.node, sizes.n)] = fragment
+        checksum = cross_checksum.make(fragments)
+        versions = reply.versions
+        if random.random() < 0.5:  # a timestamp that binds the false checksum, at the same time
+            first = versions[0].timestamp
+            bound = BlockTimestamp(first.time, first.client, cross_checksum.verifier(checksum))
+            versions = (Listed(bound, verified=True), *versions[1:])
+        ready.reply = ReadReply(versions, reply.below, checksum)
+        ready.body = fragment
+        return ready
+
+
+class Concealer:
+    """Hides versions that it hosts: the newest, all, or those that it says were collected.
+
+    [PASIS §3.4.4] (3.1), (3.3): a complete write is hosted by QC benign nodes, and N - t responses
+    include enough of them. Shown by linearizability and durability.
+    """
+
+    def __init__(self, position: NodePosition) -> None:
+        self._position = position
+
+    def step(
+        self, view: StorageView, sender: Sender, message: Any, body: bytes | memoryview, now_us: int
+    ) -> Ready:
+        """An older state of the block."""
+        ready = self._position.honest(view, sender, message, body, now_us)
+        random = self._position.random
+        match ready.reply:
+            case TimeReply(times):
+                ready.reply = TimeReply(tuple(random.choice((0, time // 2)) for time in times))
+            case ReadReply(versions) if versions and isinstance(message, ReadRequest):
+                choice = random.randrange(3)
+                empty = cross_checksum.CrossChecksum(b"")
+                if choice == 0:
+                    below = random.choice((Below.ORIGIN, Below.COLLECTED, Below.MORE))
+                    ready.reply, ready.body = ReadReply((), below, empty), b""
+                elif choice == 1:
+                    older = ReadRequest(
+                        message.block, versions[0].timestamp, message.want_data, message.history
+                    )
+                    return self._position.honest(view, sender, older, b"", now_us)
+            case VouchReply():
+                ready.reply = VouchReply(b"")
+            case _:
+                pass
+        return ready
+
+
+class Accomplice:
+    """Takes every write unseen, vouches for everything, and says that it has verified it all.
+
+    What a Byzantine client needs from a node in league with it. [LazyVer §3.8.1] "b + 1" nodes must
+    say so before a reader believes that a version was verified. Shown by linearizability: a
+    poisonous write is not read.
+    """
+
+    def __init__(self, position: NodePosition) -> None:
+        self._position = position
+
+    def step(
+        self, view: StorageView, sender: Sender, message: Any, body: bytes | memoryview, now_us: int
+    ) -> Ready:
+        """No questions asked."""
+        if isinstance(message, WriteRequest):
+            key = version_key(message.block, message.timestamp)
+            return Ready(
+                reply=WriteReply(),
+                writes=[
+                    Write(Table.BLOCK, key, b"\x01" + message.cross_checksum),
+                    Write(Table.FRAGMENT, key, bytes(body)),
+                ],
+            )
+        ready = self._position.honest(view, sender, message, body, now_us)
+        if isinstance(ready.reply, ReadReply):
+            versions = tuple(Listed(each.timestamp, verified=True) for each in ready.reply.versions)
+            ready.reply = ReadReply(versions, ready.reply.below, ready.reply.cross_checksum)
+        return ready

@@ -1,0 +1,246 @@
+"""Nodes that misbehave whatever the protocol: silent, slow, forgetful, two-faced, noisy."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import deque
+from typing import Any
+
+from bftfs.conversation import Conversation, Pause, Send
+from bftfs.identifiers import NodeId
+from bftfs.simulation.byzantine.positions import NodePosition, mutated
+from bftfs.step import Ready, Sender, Want
+from bftfs.storage import MemoryStorage, StorageView, Table, Write
+from bftfs.wire.codec import encode
+
+_LAST_KEY = b"\xff" * 512  # above every key of a store
+
+
+class Mute:
+    """Keeps silent: now and then, or always towards some.
+
+    [PASIS §3.4.3.2] "a client can wait for no more than N - t responses"; [Q/U §4.3.5] "If responses
+    from the preferred quorum are not received in a timely fashion, the client sends requests to
+    additional servers." Shown by progress.
+    """
+
+    def __init__(self, position: NodePosition) -> None:
+        self._position = position
+        self._silence = position.random.choice((0.2, 0.9, 1.0))
+        self._works = position.random.random() < 0.5  # does what it is asked, and keeps quiet
+
+    def step(
+        self, view: StorageView, sender: Sender, message: Any, body: bytes | memoryview, now_us: int
+    ) -> Ready:
+        """No answer, often."""
+        if self._position.random.random() >= self._silence:
+            return self._position.honest(view, sender, message, body, now_us)
+        if not self._works:
+            return Ready()
+        ready = self._position.honest(view, sender, message, body, now_us)
+        return Ready(writes=ready.writes)
+
+
+class Slow:
+    """Answers correctly, long after everybody has stopped waiting.
+
+    [Q/U §4.3.1] "no assumptions are made about the duration of message transmission delays". Shown by
+    progress, and by linearizability and serializability: a late answer is an answer to a request
+    that was made in another situation.
+    """
+
+    def __init__(self, position: NodePosition) -> None:
+        self._position = position
+        self._most_us = position.random.choice((20_000, 500_000, 5_000_000))
+        self._slept: deque[Any] = deque(maxlen=256)  # messages that have had their delay
+        self._number = 0
+
+    def step(
+        self, view: StorageView, sender: Sender, message: Any, body: bytes | memoryview, now_us: int
+    ) -> Ready:
+        """Want a pause first; the host steps the message again after it."""
+        if any(message is slept for slept in self._slept):
+            return self._position.honest(view, sender, message, body, now_us)
+        self._slept.append(message)
+        self._number += 1
+        delay_us = self._position.random.randrange(self._most_us)
+
+        async def pause() -> list[Write]:
+            await Pause(delay_us)
+            return []
+
+        key = b"slow" + self._number.to_bytes(8, "big")
+        return Ready(wants=(Want(key, lambda _view: pause()),))
+
+
+class Amnesiac:
+    """Acknowledges what it does not keep, so that it answers from an old state.
+
+    [PASIS §3.4.4] a complete write is hosted by QC benign nodes, whatever b others do; [Q/U §4.3.3]
+    (4.3) an established candidate is always seen. Shown by durability and serializability.
+    """
+
+    def __init__(self, position: NodePosition) -> None:
+        self._position = position
+        self._forgets = position.random.choice((0.3, 1.0))
+
+    def step(
+        self, view: StorageView, sender: Sender, message: Any, body: bytes | memoryview, now_us: int
+    ) -> Ready:
+        """The right answer, and nothing written."""
+        ready = self._position.honest(view, sender, message, body, now_us)
+        if ready.writes and self._position.random.random() < self._forgets:
+            ready.writes = []
+        return ready
+
+
+class Replayer:
+    """Answers with what it said earlier, to somebody else, about something else.
+
+    [Q/U §4.3.5] repeated requests and stale histories; [PASIS §3.4.2.3] "HASH(CC) against
+    LT.Verifier". Answers of an earlier time are true, which makes this the liar that is hardest to
+    convict. Shown by linearizability and serializability.
+    """
+
+    def __init__(self, position: NodePosition) -> None:
+        self._position = position
+        self._replays = position.random.choice((0.1, 0.7))
+        self._said: dict[type, deque[tuple[Any, bytes]]] = {}
+
+    def step(
+        self, view: StorageView, sender: Sender, message: Any, body: bytes | memoryview, now_us: int
+    ) -> Ready:
+        """An old answer in place of the new one."""
+        ready = self._position.honest(view, sender, message, body, now_us)
+        if ready.reply is None:
+            return ready
+        said = self._said.setdefault(type(message), deque(maxlen=64))
+        random = self._position.random
+        if said and random.random() < self._replays:
+            ready.reply, ready.body = random.choice(said)
+        else:
+            said.append((ready.reply, bytes(ready.body)))
+        return ready
+
+
+class Equivocator:
+    """Leads two lives: each half of the others sees a store of its own, which is consistent.
+
+    [Q/U §4.3.3] (4.4): established and potential candidates meet at a benign server, so that two
+    histories of one object cannot both come to be. [PASIS §3.4.4] (3.4) b liars fabricate nothing
+    that is repairable. Shown by serializability, candidates and linearizability.
+    """
+
+    def __init__(self, position: NodePosition) -> None:
+        self._position = position
+        self._salt = position.random.randbytes(8)
+        self._lives: dict[int, MemoryStorage] = {}
+
+    def step(
+        self, view: StorageView, sender: Sender, message: Any, body: bytes | memoryview, now_us: int
+    ) -> Ready:
+        """What a correct node would do that had met only this half of the others."""
+        digest = hashlib.blake2b(sender.client, key=self._salt, digest_size=1).digest()
+        life = self._lives.get(digest[0] & 1)
+        if life is None:
+            life = self._lives[digest[0] & 1] = copy_of(view)
+        ready = self._position.honest(life, sender, message, body, now_us)
+        life.apply(ready.writes)
+        ready.writes = []
+        ready.wants = tuple(_supplying(want, life) for want in ready.wants)
+        return ready
+
+
+class Garbler:
+    """Sends bytes that are nearly a message.
+
+    [architecture §6] whatever does not decode to a declared message is dropped at the door, and its
+    sender is as good as silent. Shown by progress.
+    """
+
+    def __init__(self, position: NodePosition) -> None:
+        self._position = position
+        self._garbles = position.random.choice((0.2, 1.0))
+
+    def step(
+        self, view: StorageView, sender: Sender, message: Any, body: bytes | memoryview, now_us: int
+    ) -> Ready:
+        """The right answer, spoilt."""
+        ready = self._position.honest(view, sender, message, body, now_us)
+        random = self._position.random
+        if ready.reply is not None and random.random() < self._garbles:
+            ready.reply = mutated(encode(ready.reply), random)
+        return ready
+
+
+class FloodingNode:
+    """Answers, and besides sends every other node what it was sent, again and again.
+
+    A request counts as its sender's, and a node is no client: what it repeats of others' requests
+    has no author's authority. Shown by serializability, linearizability and progress.
+    """
+
+    def __init__(self, position: NodePosition) -> None:
+        self._position = position
+        self._copies = position.random.choice((1, 5))
+        self._number = 0
+        self._flooded: deque[Any] = deque(maxlen=256)
+
+    def step(
+        self, view: StorageView, sender: Sender, message: Any, body: bytes | memoryview, now_us: int
+    ) -> Ready:
+        """First flood, then answer."""
+        if any(message is flooded for flooded in self._flooded) or sender.node is not None:
+            return self._position.honest(view, sender, message, body, now_us)
+        self._flooded.append(message)
+        self._number += 1
+        payload, copies = bytes(body), self._copies
+        nodes = [node for node in range(self._position.sizes.n) if node != self._position.node]
+
+        async def flood() -> list[Write]:
+            for node in nodes:
+                for _ in range(copies):
+                    await Send(NodeId(node), message, payload)
+            return []
+
+        key = b"flood" + self._number.to_bytes(8, "big")
+        return Ready(wants=(Want(key, lambda _view: flood()),))
+
+
+class InsaneClock:
+    """Is honest, but lives an hour in the future or in the past.
+
+    [design §4] "a correct node refuses anything whose Time is beyond its own clock plus a bound": one
+    that is beyond itself accepts what others refuse, or refuses what others accept, and counts as
+    faulty. Shown by progress and linearizability.
+    """
+
+    def __init__(self, position: NodePosition) -> None:
+        self._position = position
+        self._skew_us = position.random.choice((-1, 1)) * 3_600_000_000
+
+    def step(
+        self, view: StorageView, sender: Sender, message: Any, body: bytes | memoryview, now_us: int
+    ) -> Ready:
+        """What a correct node would do then."""
+        return self._position.honest(view, sender, message, body, now_us + self._skew_us)
+
+
+def copy_of(view: StorageView) -> MemoryStorage:
+    """A store of its own with what `view` shows."""
+    store = MemoryStorage()
+    for table in Table:
+        store.apply(Write(table, key, value) for key, value in view.scan(table, b"", _LAST_KEY))
+    return store
+
+
+def _supplying(want: Want, store: MemoryStorage) -> Want:
+    """`want`, with what it supplies going to `store` instead of the node's."""
+
+    async def fetch(view: StorageView) -> list[Write] | None:
+        conversation: Conversation[list[Write] | None] = want.fetch(store)
+        writes = await conversation
+        store.apply(writes or ())
+        return [] if writes is not None else None
+
+    return Want(want.key, fetch)

@@ -1,0 +1,58 @@
+"""All adversaries by name: what seeds draw from, and what a test-only node program is told to be."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from bftfs.simulation.byzantine import block_clients, block_nodes, nodes
+from bftfs.simulation.byzantine.positions import ClientAdversary, ClientPosition, NodePosition
+from bftfs.step import Ready, Sender, Server
+from bftfs.storage import StorageView
+
+NODES: Mapping[str, Callable[[NodePosition], Server]] = {
+    "mute": nodes.Mute,
+    "slow": nodes.Slow,
+    "amnesiac": nodes.Amnesiac,
+    "replayer": nodes.Replayer,
+    "equivocator": nodes.Equivocator,
+    "garbler": nodes.Garbler,
+    "flooding-node": nodes.FloodingNode,
+    "insane-clock": nodes.InsaneClock,
+    "block-forger": block_nodes.BlockForger,
+    "fragment-corrupter": block_nodes.FragmentCorrupter,
+    "checksum-liar": block_nodes.ChecksumLiar,
+    "concealer": block_nodes.Concealer,
+    "accomplice": block_nodes.Accomplice,
+}
+
+BLOCK_CLIENTS: Mapping[str, Callable[[ClientPosition], ClientAdversary]] = {
+    "poisonous-writer": block_clients.PoisonousWriter,
+    "partial-writer": block_clients.PartialWriter,
+    "stutterer": block_clients.Stutterer,
+    "false-fragment-writer": block_clients.FalseFragmentWriter,
+    "two-faced-writer": block_clients.TwoFacedWriter,
+    "timestamp-racer": block_clients.TimestampRacer,
+    "impersonator": block_clients.Impersonator,
+    "garbage-client": block_clients.GarbageClient,
+}
+
+
+class Chimera:
+    """Several adversaries in one node, of which each request meets one."""
+
+    def __init__(self, position: NodePosition, names: Sequence[str]) -> None:
+        self._random = position.random
+        self._heads = [NODES[name](position) for name in names]
+
+    def step(
+        self, view: StorageView, sender: Sender, message: Any, body: bytes | memoryview, now_us: int
+    ) -> Ready:
+        """What one of them does."""
+        return self._random.choice(self._heads).step(view, sender, message, body, now_us)
+
+
+def corrupted(position: NodePosition, names: Sequence[str]) -> Mapping[type, Server]:
+    """The node's servers, taken over by these adversaries."""
+    adversary = NODES[names[0]](position) if len(names) == 1 else Chimera(position, names)
+    return dict.fromkeys(position.servers, adversary)
