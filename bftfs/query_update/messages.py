@@ -1,4 +1,4 @@
-"""What clients and servers of Query/Update say to each other: requests 0x10-0x1f, replies 0x20-0x2f.
+"""What clients and servers of Query/Update say: requests 0x10-0x1f, replies 0x20-0x2f.
 
 Every reply to a client that concerns objects reports the server's replica history of each, with its
 authenticator: the objects of the request without repetition, in ascending order.
@@ -25,7 +25,9 @@ ArgumentsField: TypeAlias = Annotated[bytes, Meta(max_length=limits.OPERATION_BY
 GroupsField: TypeAlias = Annotated[tuple[UserField, ...], Meta(max_length=limits.GROUPS)]
 ErrnoField: TypeAlias = Annotated[int, Meta(ge=0, le=4095)]
 AnswerField: TypeAlias = Annotated[bytes, Meta(max_length=limits.ANSWER_BYTES)]
-NodesField: TypeAlias = Annotated[int, Meta(ge=0, lt=1 << 63)]  # a set of servers, as a bit mask
+NodesField: TypeAlias = Annotated[
+    int, Meta(ge=0, le=(1 << 63) - 1)
+]  # a set of servers, as a bit mask
 HistoriesField: TypeAlias = Annotated[tuple[HistoryField, ...], _SOME_OBJECTS]
 AuthenticatorsField: TypeAlias = Annotated[tuple[AuthenticatorField, ...], _SOME_OBJECTS]
 ConditionedField: TypeAlias = Annotated[bytes, Meta(max_length=limits.CONDITIONED_BYTES)]
@@ -51,7 +53,7 @@ class Operation(Value, frozen=True):
     uid: UserField
     gid: UserField
     groups: GroupsField
-    serial: Annotated[int, Meta(ge=0, lt=1 << 63)]
+    serial: Annotated[int, Meta(ge=0, le=(1 << 63) - 1)]
 
 
 class ConditionedKind(IntEnum):
