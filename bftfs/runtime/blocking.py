@@ -56,6 +56,7 @@ class BlockingNetwork:
             results[position] = result
 
         exhausted = False
+        self.links.turn()  # notice what has happened since the last time
         try:
             while not failures:
                 while not exhausted and len(results) - done < in_flight:

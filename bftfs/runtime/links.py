@@ -5,8 +5,8 @@ host waits until `fileno()` is readable or `next_deadline_us()` has come, and ca
 node's own loop and blocking tools host the same `Links`; one wake-up serves all that has arrived.
 
 Requests leave when the host calls `flush` (as `turn` does at its end), so that everything that is
-ready for one node goes out in one write. Delivery is not promised: what cannot be sent soon is
-dropped, and conversations ask again.
+ready for one node goes out in one write. Delivery is not promised. While a node cannot be reached,
+the latest few requests to it are kept until it can; conversations that need more ask again.
 
 Concurrency: one thread. Conversations run inside `turn` and inside `engine.start`.
 """
@@ -16,7 +16,7 @@ from __future__ import annotations
 import os
 import select
 import socket
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Self
@@ -33,8 +33,8 @@ from bftfs.wire.channel import NONCE_BYTES, ClientChannel
 from bftfs.wire.codec import encode
 
 OUTPUT_BYTES = 16 * MIB  # unsent requests to one node; more are dropped
-EARLY_REQUESTS = 256  # requests to a node whose connection is being made
-EARLY_BYTES = 4 * MIB
+EARLY_REQUESTS = 256  # requests that are kept for a node until it can be reached
+EARLY_BYTES = 16 * MIB
 GREETING_PATIENCE_US = 5 * SECOND_US  # for connecting and shaking hands
 BACKOFF_FIRST_US = 50_000
 BACKOFF_LAST_US = 2 * SECOND_US
@@ -74,7 +74,7 @@ class Link:
         self.queued = False  # whether it is in the list of links to be flushed
         self.interest = 0  # what epoll watches
         self.opened = False  # whether the channel is established: requests may go out
-        self.early: list[Request] = []  # waiting for that
+        self.early: deque[Request] = deque()  # waiting for that
         self.early_bytes = 0
         self.failures = 0  # since the channel was last established
         # When a dialled connection must be open; when a lost one may be dialled again.
@@ -220,20 +220,16 @@ class Links:
                 link.queued = True
                 self._unflushed.append(link)
             return
+        link.early.append((number, metadata, body))
+        link.early_bytes += len(metadata) + len(body)
+        while len(link.early) > EARLY_REQUESTS or link.early_bytes > EARLY_BYTES:
+            _, forgotten, payload = link.early.popleft()
+            link.early_bytes -= len(forgotten) + len(payload)
+            self.dropped += 1
         if link.socket is None and (
             link.deadline_us is None or link.deadline_us <= clock.monotonic_us()
         ):
             self._dial(link)
-        size = len(metadata) + len(body)
-        if (
-            link.socket is None
-            or len(link.early) >= EARLY_REQUESTS
-            or link.early_bytes + size > EARLY_BYTES
-        ):
-            self.dropped += 1
-            return
-        link.early.append((number, metadata, body))
-        link.early_bytes += size
 
     def _dial(self, link: Link) -> None:
         try:
@@ -273,9 +269,6 @@ class Links:
 
     def _back_off(self, link: Link, reason: str) -> None:
         self.lost[reason] += 1
-        self.dropped += len(link.early)
-        link.early.clear()
-        link.early_bytes = 0
         link.reason = reason
         pause = min(BACKOFF_FIRST_US << min(link.failures, 16), BACKOFF_LAST_US)
         link.failures += 1

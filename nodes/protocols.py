@@ -1,0 +1,23 @@
+"""The protocols that a storage node speaks, put together."""
+
+from __future__ import annotations
+
+from typing import get_args
+
+from bftfs.cluster import ClusterDescription
+from bftfs.crypto.keys import Identity
+from bftfs.envelope import REPLIES, REQUESTS
+from bftfs.identifiers import NodeId
+from bftfs.read_write.messages import Request as ReadWriteRequest
+from bftfs.read_write.server import ReadWriteServer
+from nodes.node import Protocols, Servers
+
+
+def honest_servers(description: ClusterDescription, identity: Identity, node: NodeId) -> Servers:
+    """The servers of a correct node, by the messages that they serve."""
+    keys = description.authenticator_keys(identity, node)
+    read_write = ReadWriteServer(node, description.read_write, keys)
+    return dict.fromkeys(get_args(ReadWriteRequest), read_write)
+
+
+HONEST = Protocols(honest_servers, REQUESTS.decode, REPLIES.decode)
