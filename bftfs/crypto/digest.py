@@ -30,6 +30,7 @@ _VERIFIER = _tagged(b"bftfs.verifier")
 _VOUCHER = _tagged(b"bftfs.voucher")
 _REPLICA_HISTORY = _tagged(b"bftfs.history")
 _OPERATION = _tagged(b"bftfs.operation")
+_DEDUCTION = _tagged(b"bftfs.deduction")
 _ANSWER = _tagged(b"bftfs.answer")
 _SYNC_PAGE = _tagged(b"bftfs.syncpage")
 _CLUSTER = _tagged(b"bftfs.cluster")
@@ -67,6 +68,13 @@ def operation_digest(encoded: bytes) -> Digest:
     """The part of a compact timestamp that stands for operation and history set. [Q/U §4.3.4]"""
     state = _OPERATION.copy()
     state.update(encoded)
+    return Digest(state.digest())
+
+
+def deduction_digest(*, timestamp: bytes, established: bool) -> Digest:
+    """What a server's authenticator covers when it says what became of a candidate. [Q/U §4.3.7]"""
+    state = _DEDUCTION.copy()
+    state.update(timestamp + (b"\1" if established else b"\0"))
     return Digest(state.digest())
 
 

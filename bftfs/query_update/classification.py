@@ -98,16 +98,11 @@ def classify(
 ) -> Classification:
     """Which operation `history_set` dictates, by the rules above."""
     hosted = history_set.hosted
-    if len(hosted) == 1 and not facts:  # the common case: all that were heard say the same
+    if len(hosted) == 1:  # the common case: a quorum says the same
         history, nodes = hosted[0]
-        if not is_barrier(history.latest) and quorums.is_repairable(nodes):
-            complete = quorums.is_quorum(nodes)
+        if quorums.is_quorum(nodes) and not is_barrier(history.latest):
             return Classification(
-                OperationType.METHOD if complete else OperationType.INLINE_METHOD,
-                history.latest_object,
-                nodes,
-                complete,
-                history.latest,
+                OperationType.METHOD, history.latest_object, nodes, True, history.latest
             )
     latest = history_set.latest
     everyone = (1 << quorums.n) - 1

@@ -1,0 +1,264 @@
+"""Object sync: how a server gets an object version that it lacks. [Q/U §4.3.5, Object syncing]
+
+The server asks servers that host the version, one for the whole and others for digests, and widens
+on silence or mismatch until so many agree that one of them is benign. Preferably it gets the chain
+of versions from one that it has; if that is long or unknown, the whole state, page by page.
+
+What was agreed on is true for ever, whatever has happened at the server meanwhile; so it is staged
+in a row of its own, and the request that wanted it moves the head when it is stepped again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import msgspec
+
+from bftfs import limits
+from bftfs.conversation import Now, Send
+from bftfs.crypto.digest import sync_page_digest
+from bftfs.errors import QuorumUnavailable
+from bftfs.identifiers import NodeId, ObjectId
+from bftfs.query_update.messages import SyncReply, SyncRequest
+from bftfs.query_update.replica import Link, Reach, Replica
+from bftfs.query_update.timestamp import ZERO, LogicalTimestamp
+from bftfs.quorum import Judgement, Nodes, Probing, QuorumSystem, ask
+from bftfs.storage import StorageView, Table, Write
+from bftfs.wire.codec import Value, encode
+
+_PATIENCE_TOTAL_US = 10 * limits.SECOND_US
+_CHAIN = b"c"
+_STATE = b"s"
+_BEYOND_KEYS = b"\xff" * (limits.STATE_KEY_BYTES + 1)
+
+
+class StatePage(Value, frozen=True):
+    """A run of an object's state in key order; `more` if it does not reach the end."""
+
+    pairs: tuple[tuple[bytes, bytes], ...]
+    more: bool
+
+
+_decode_links = msgspec.msgpack.Decoder(tuple[Link, ...]).decode
+_decode_page = msgspec.msgpack.Decoder(StatePage).decode
+
+
+# --- the server that hosts a version --------------------------------------------------------
+
+
+def serve(view: StorageView, request: SyncRequest) -> SyncReply:
+    """The page asked for. Every benign server that has the version gives the same."""
+    replica = Replica(view, request.object)
+    if request.known:
+        page = _chain_page(replica, request.version, request.known)
+    else:
+        page = _state_page(replica, request.version, request.after)
+    if page is None:
+        return SyncReply(False, b"")
+    return SyncReply(True, page if request.whole else sync_page_digest(page))
+
+
+def _chain_page(
+    replica: Replica, version: LogicalTimestamp, known: tuple[LogicalTimestamp, ...]
+) -> bytes | None:
+    """The versions from `version` down to one of `known`, or None if they are too many."""
+    links: list[Link] = []
+    size = 0
+    at = version
+    while at != ZERO and at not in known:
+        found = replica.version(at)
+        if found is None or found.gap or len(links) == limits.SYNC_LINKS:
+            return None
+        link = Link(
+            at,
+            found.parent,
+            found.objects,
+            found.copy,
+            found.delta,
+            found.operation,
+            found.answer,
+        )
+        size += len(encode(link))
+        if size > limits.SYNC_PAGE_BYTES:
+            return None
+        links.append(link)
+        at = found.parent
+    return encode(tuple(links))
+
+
+def _state_page(replica: Replica, version: LogicalTimestamp, after: bytes) -> bytes | None:
+    """The pairs of the state at `version` whose keys follow `after`."""
+    state = replica.state_at(version)
+    if state is None:
+        return None
+    pairs: list[tuple[bytes, bytes]] = []
+    size = 0
+    for key, value in state.scan(after + b"\0" if after else b"", _BEYOND_KEYS):
+        if size > limits.SYNC_PAGE_BYTES:
+            return encode(StatePage(tuple(pairs), True))
+        pairs.append((key, value))
+        size += len(key) + len(value) + 8
+    return encode(StatePage(tuple(pairs), False))
+
+
+# --- the server that lacks it ---------------------------------------------------------------
+
+
+def sync_key(identifier: ObjectId, version: LogicalTimestamp) -> bytes:
+    """Where what was fetched of a version is staged; also the key of the want."""
+    return b"sync" + identifier + version
+
+
+def known_versions(replica: Replica) -> tuple[LogicalTimestamp, ...]:
+    """Versions that a chain may end at: the latest ones on this server's own."""
+    own = [
+        candidate.timestamp
+        for candidate in reversed(replica.history.candidates)
+        if not candidate.barrier
+    ]
+    return (*own[: limits.SYNC_KNOWN - 2], replica.row.established, ZERO)
+
+
+async def fetch_version(
+    identifier: ObjectId,
+    version: LogicalTimestamp,
+    *,
+    known: tuple[LogicalTimestamp, ...],
+    hosts: Nodes,
+    me: NodeId,
+    quorums: QuorumSystem,
+) -> list[Write] | None:
+    """What is needed to build on `version`, staged; None if too few servers give the same."""
+    ring = tuple(NodeId((me + step) % quorums.n) for step in range(1, quorums.n))
+    order = tuple(sorted(ring, key=lambda node: not hosts >> node & 1))
+    key = sync_key(identifier, version)
+    asking = _Asking(order, quorums)
+    try:
+        chain = await asking.agree(SyncRequest(identifier, version, known, b"", True), resigns=True)
+        if chain is not None and _is_chain(chain, version, known):
+            return [Write(Table.REQUEST, key, _CHAIN + chain)]
+        writes: list[Write] = []
+        after = b""
+        while True:
+            page = await asking.agree(
+                SyncRequest(identifier, version, (), after, True), resigns=False
+            )
+            if page is None:
+                return None
+            decoded = _decode_page(page)
+            writes.append(Write(Table.REQUEST, key + len(writes).to_bytes(4, "big"), page))
+            if not decoded.more:
+                break
+            after = decoded.pairs[-1][0]
+        writes.append(Write(Table.REQUEST, key, _STATE + len(writes).to_bytes(4, "big")))
+        return writes
+    except (QuorumUnavailable, msgspec.MsgspecError, IndexError):
+        return None
+
+
+def _is_chain(
+    encoded: bytes, version: LogicalTimestamp, known: tuple[LogicalTimestamp, ...]
+) -> bool:
+    """Whether what was agreed on leads from `version` to a version that was known."""
+    at = version
+    for link in _decode_links(encoded):
+        if link.timestamp != at or link.parent >= at:
+            return False
+        at = link.parent
+    return at in known
+
+
+class _Asking:
+    """Asks servers for pages until a set of them that includes a benign one agrees."""
+
+    def __init__(self, order: tuple[NodeId, ...], quorums: QuorumSystem) -> None:
+        self._order = order
+        self._quorums = quorums
+        self._probing = Probing()
+        mask = 0
+        self._first = 0
+        while self._first < len(order) and not quorums.includes_benign(mask):
+            mask |= 1 << order[self._first]
+            self._first += 1
+
+    async def agree(self, request: SyncRequest, *, resigns: bool) -> bytes | None:
+        """The page; None if all have answered, or `resigns` and a benign one cannot give it."""
+        for_digest = msgspec.structs.replace(request, whole=False)
+        pages: dict[bytes, bytes] = {}
+        votes: dict[bytes, Nodes] = {}
+        wholes: set[NodeId] = set()
+        asked = answered = 0
+        lacking: Nodes = 0
+        agreed: bytes | None = None
+
+        def send(node: NodeId) -> Send:
+            nonlocal asked
+            asked += 1
+            whole = asked == 1 or asked > self._first
+            if whole:
+                wholes.add(node)
+            return Send(node, request if whole else for_digest)
+
+        def judge(node: NodeId, reply: object, _: object) -> Judgement:
+            nonlocal answered, lacking, agreed
+            answered += 1
+            if not isinstance(reply, SyncReply) or not reply.found:
+                lacking |= 1 << node
+                if resigns and self._quorums.includes_benign(lacking):
+                    return Judgement.ENOUGH
+            else:
+                digest = reply.page
+                if node in wholes:
+                    digest = sync_page_digest(reply.page)
+                    pages[digest] = reply.page
+                votes[digest] = votes.get(digest, 0) | 1 << node
+            for digest, nodes in votes.items():
+                if digest in pages and self._quorums.includes_benign(nodes):
+                    agreed = pages[digest]
+                    return Judgement.ENOUGH
+            if answered == len(self._order):
+                return Judgement.ENOUGH
+            return Judgement.MORE if answered >= asked else Judgement.PENDING
+
+        await ask(
+            request=send,
+            order=self._order,
+            first=self._first,
+            judge=judge,
+            probing=self._probing,
+            now_us=await Now(),
+            subject="object sync",
+            patience_total_us=_PATIENCE_TOTAL_US,
+        )
+        return agreed
+
+
+# --- using what was fetched -----------------------------------------------------------------
+
+
+def take_staged(replica: Replica, version: LogicalTimestamp) -> bool:
+    """Move the head to `version` with what object sync has staged; whether that was possible."""
+    key = sync_key(replica.object, version)
+    staged = replica.view.get(Table.REQUEST, key)
+    if staged is None:
+        return False
+    replica.writes.append(Write(Table.REQUEST, key, None))
+    if staged.startswith(_CHAIN):
+        replica.learn(_decode_links(staged[1:]))
+        if replica.reach(version) in {Reach.HERE, Reach.KNOWN}:
+            replica.move_to(version)
+            return True
+        return False
+    page_keys = [
+        key + number.to_bytes(4, "big") for number in range(int.from_bytes(staged[1:], "big"))
+    ]
+    replica.install(version, _pairs(replica.view, page_keys))
+    replica.writes += [Write(Table.REQUEST, page_key, None) for page_key in page_keys]
+    return True
+
+
+def _pairs(view: StorageView, page_keys: list[bytes]) -> Iterator[tuple[bytes, bytes]]:
+    for page_key in page_keys:
+        page = view.get(Table.REQUEST, page_key)
+        assert page is not None, "pages are staged together with their number"
+        yield from _decode_page(page).pairs

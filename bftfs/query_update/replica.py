@@ -1,0 +1,525 @@
+"""One server's copy of one object: replica history, versions, and the state at each of them.
+
+A version is its parent plus a delta, and nothing that an update does grows with the object or its
+history. [Q/U §4.2.1: versioning servers]
+
+Tables, with `number` the position of a version on the chain from ⟨0, 0⟩ to the head (local to this
+server; 8 bytes, big-endian):
+
+- OBJECT: object id -> `ObjectRow`.
+- VERSION: object id + timestamp -> `Version`; number 0 for versions that are known but not on the
+  head's chain.
+- STATE: object id + key -> number of the version that wrote it + value: the head's map.
+- PAST: object id + escaped key + number of the version that overwrote it -> the overwritten row.
+- REQUEST: timestamp -> the `Conditioned` of a candidate that may still need inline repair; and
+  what object sync has fetched, until it is used.
+
+**Invariants.** The head is the greatest object candidate of the replica history. The chain is only
+ever moved back to versions later than `established`. All changes of a step are in `writes`; the
+view that is read stays what it was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from enum import Enum
+
+import msgspec
+
+from bftfs import limits
+from bftfs.identifiers import ObjectId
+from bftfs.query_update.candidate import Candidate
+from bftfs.query_update.history import ReplicaHistory, parse_history
+from bftfs.query_update.messages import Operation, Verdict
+from bftfs.query_update.timestamp import ZERO, LogicalTimestamp
+from bftfs.storage import StorageView, Table, Write
+from bftfs.wire.codec import Value, encode
+
+_NUMBER_BYTES = 8
+_MISSING = object()
+
+Change = tuple[bytes, bytes | None]  # key and new value; None: the key is gone
+
+
+class ObjectRow(Value, frozen=True):
+    """What a server stores of an object beside its versions."""
+
+    number: int  # of the head
+    established: LogicalTimestamp  # the greatest version on the chain that is known established
+    floor: LogicalTimestamp  # below it, versions of the chain may be missing here
+    history: bytes
+    authenticator: bytes
+
+
+class Version(Value, frozen=True):
+    """A version of an object. The operation and its answer stand with the first of its objects."""
+
+    number: int  # on the head's chain; 0 if not on it
+    parent: LogicalTimestamp
+    objects: tuple[ObjectId, ...]
+    copy: bool
+    delta: tuple[Change, ...]
+    operation: Operation | None = None
+    answer: bytes = b""
+    gap: bool = False  # parent and delta are not the operation's: versions between are missing
+
+
+class Link(Value, frozen=True):
+    """A version as servers tell it each other: `Version` without what is local."""
+
+    timestamp: LogicalTimestamp
+    parent: LogicalTimestamp
+    objects: tuple[ObjectId, ...]
+    copy: bool
+    delta: tuple[Change, ...]
+    operation: Operation | None
+    answer: bytes
+
+
+INITIAL_ROW = ObjectRow(0, ZERO, ZERO, b"", b"")
+
+_decode_row = msgspec.msgpack.Decoder(ObjectRow).decode
+_decode_version = msgspec.msgpack.Decoder(Version).decode
+
+
+def _past_prefix(identifier: ObjectId, key: bytes) -> bytes:
+    """What the PAST keys of `key` begin with: order-preserving, and no prefix of another's."""
+    return identifier + key.replace(b"\0", b"\0\xff") + b"\0\0"
+
+
+def _stamp(number: int) -> bytes:
+    return number.to_bytes(_NUMBER_BYTES, "big")
+
+
+class Reach(Enum):
+    """Whether a server can build on a version of an object."""
+
+    HERE = "here"  # it is the head
+    KNOWN = "known"  # the head can be moved to it
+    MISSING = "missing"  # object sync has to bring it
+    BLOCKED = "blocked"  # it is not on top of what is established here
+
+
+class Workspace:
+    """The state at the version that an update builds on, and the changes it makes to it."""
+
+    __slots__ = ("_moved", "_prefix", "_rows", "_view", "delta", "object")
+
+    def __init__(self, view: StorageView, identifier: ObjectId) -> None:
+        self.object = identifier
+        self._view = view
+        self._prefix = bytes(identifier)
+        self._rows: dict[bytes, bytes | None] = {}  # rows as moved, and those read
+        self._moved: set[bytes] = set()  # keys whose rows are no longer what the view says
+        self.delta: dict[bytes, bytes | None] = {}
+
+    def get(self, key: bytes) -> bytes | None:
+        """The value at `key`, or None."""
+        value = self.delta.get(key, _MISSING)
+        if value is not _MISSING:
+            return value  # type: ignore[return-value]
+        row = self.row(key)
+        return None if row is None else row[_NUMBER_BYTES:]
+
+    def put(self, key: bytes, value: bytes) -> None:
+        """Make `value` the value at `key`."""
+        if (
+            not key
+            or len(key) > limits.STATE_KEY_BYTES
+            or key.count(0) > limits.STATE_KEY_BYTES // 2
+            or len(value) > limits.STATE_VALUE_BYTES
+        ):
+            raise ValueError("a key or value that a state cannot hold")
+        self.delta[key] = value
+        self._bound()
+
+    def delete(self, key: bytes) -> None:
+        """Remove `key`."""
+        self.delta[key] = None
+        self._bound()
+
+    def _bound(self) -> None:
+        if len(self.delta) > limits.DELTA_ENTRIES:
+            raise ValueError("an update changes too much of one object")
+
+    def scan(
+        self, start: bytes, stop: bytes, *, reverse: bool = False
+    ) -> Iterator[tuple[bytes, bytes]]:
+        """Pairs with start <= key < stop in key order, or in reverse key order. Lazy."""
+        changed: dict[bytes, bytes | None] = {}
+        for key in self._moved:
+            row = self._rows[key]
+            changed[key] = None if row is None else row[_NUMBER_BYTES:]
+        changed.update(self.delta)
+        if changed:
+            changed = {key: value for key, value in changed.items() if start <= key < stop}
+        stored = self._view.scan(
+            Table.STATE, self._prefix + start, self._prefix + stop, reverse=reverse
+        )
+        skip = len(self._prefix)
+        if not changed:
+            for key, row in stored:
+                yield key[skip:], row[_NUMBER_BYTES:]
+            return
+        ahead = sorted(changed, reverse=not reverse)  # the next one is the last
+        for full_key, row in stored:
+            key = full_key[skip:]
+            while ahead and (ahead[-1] > key if reverse else ahead[-1] < key):
+                pending = ahead.pop()
+                value = changed[pending]
+                if value is not None:
+                    yield pending, value
+            if ahead and ahead[-1] == key:
+                ahead.pop()
+                value = changed[key]
+                if value is not None:
+                    yield key, value
+            else:
+                yield key, row[_NUMBER_BYTES:]
+        while ahead:
+            pending = ahead.pop()
+            value = changed[pending]
+            if value is not None:
+                yield pending, value
+
+    # --- for the replica ------------------------------------------------------------------------
+
+    def row(self, key: bytes) -> bytes | None:
+        """The row at `key` in STATE, with the moves of this step applied."""
+        row = self._rows.get(key, _MISSING)
+        if row is _MISSING:
+            row = self._rows[key] = self._view.get(Table.STATE, self._prefix + key)
+        return row  # type: ignore[return-value]
+
+    def undo(self, number: int, changes: tuple[Change, ...]) -> list[Write]:
+        """Take back version `number`."""
+        writes = []
+        for key, _ in changes:
+            past_key = _past_prefix(self.object, key) + _stamp(number)
+            row = self._view.get(Table.PAST, past_key)
+            if row is not None:
+                writes.append(Write(Table.PAST, past_key, None))
+            writes.append(Write(Table.STATE, self._prefix + key, row))
+            self._rows[key] = row
+            self._moved.add(key)
+        return writes
+
+    def apply(self, number: int, changes: tuple[Change, ...]) -> list[Write]:
+        """Apply version `number` on top."""
+        writes = []
+        stamp = _stamp(number)
+        for key, value in changes:
+            row = self.row(key)
+            if row is not None:
+                writes.append(Write(Table.PAST, _past_prefix(self.object, key) + stamp, row))
+            row = None if value is None else stamp + value
+            writes.append(Write(Table.STATE, self._prefix + key, row))
+            self._rows[key] = row
+            self._moved.add(key)
+        return writes
+
+    def take_delta(self) -> tuple[Change, ...]:
+        """What the method changed, in key order, without what it left as it was."""
+        changes = []
+        for key in sorted(self.delta):
+            value = self.delta[key]
+            row = self.row(key)
+            if (None if row is None else row[_NUMBER_BYTES:]) != value:
+                changes.append((key, value))
+        self.delta = {}
+        return tuple(changes)
+
+
+class PastState:
+    """The state at version `number` of the head's chain, without walking the chain. Read-only."""
+
+    __slots__ = ("_number", "_view", "object")
+
+    def __init__(self, view: StorageView, identifier: ObjectId, number: int) -> None:
+        self.object = identifier
+        self._view = view
+        self._number = number
+
+    def get(self, key: bytes) -> bytes | None:
+        """The value at `key`, or None."""
+        row = self._view.get(Table.STATE, self.object + key)
+        if row is None or int.from_bytes(row[:_NUMBER_BYTES], "big") > self._number:
+            row = self._overwritten(key)
+        return None if row is None else row[_NUMBER_BYTES:]
+
+    def put(self, key: bytes, value: bytes) -> None:
+        """Queries do not change the past."""
+        raise ValueError("the past is read-only")
+
+    def delete(self, key: bytes) -> None:
+        """Queries do not change the past."""
+        raise ValueError("the past is read-only")
+
+    def scan(
+        self, start: bytes, stop: bytes, *, reverse: bool = False
+    ) -> Iterator[tuple[bytes, bytes]]:
+        """Pairs with start <= key < stop in key order, or in reverse key order. Lazy."""
+        prefix = len(self.object)
+        stored = (
+            key[prefix:]
+            for key in self._view.keys(
+                Table.STATE, self.object + start, self.object + stop, reverse=reverse
+            )
+        )
+        past = self._past_keys(start, stop, reverse=reverse)
+        one, other = next(stored, None), next(past, None)
+        while one is not None or other is not None:
+            if other is None or (one is not None and (one > other if reverse else one < other)):
+                assert one is not None
+                key = one
+            else:
+                key = other
+            if one == key:
+                one = next(stored, None)
+            if other == key:
+                other = next(past, None)
+            value = self.get(key)
+            if value is not None:
+                yield key, value
+
+    def _overwritten(self, key: bytes) -> bytes | None:
+        """The row of `key` that was overwritten first after this version, if it is as old."""
+        prefix = _past_prefix(self.object, key)
+        for _, row in self._view.scan(
+            Table.PAST, prefix + _stamp(self._number + 1), prefix + b"\xff" * (_NUMBER_BYTES + 1)
+        ):
+            return row if int.from_bytes(row[:_NUMBER_BYTES], "big") <= self._number else None
+        return None
+
+    def _past_keys(self, start: bytes, stop: bytes, *, reverse: bool) -> Iterator[bytes]:
+        """The keys in the range that have ever been overwritten, each once, by seeking."""
+        low = self.object + start.replace(b"\0", b"\0\xff")
+        high = self.object + stop.replace(b"\0", b"\0\xff")
+        skip = len(self.object)
+        while True:
+            found = next(self._view.keys(Table.PAST, low, high, reverse=reverse), None)
+            if found is None:
+                return
+            escaped = found[skip : -_NUMBER_BYTES - 2]
+            yield escaped.replace(b"\0\xff", b"\0")
+            if reverse:
+                high = self.object + escaped + b"\0\0"
+            else:
+                low = self.object + escaped + b"\0\1"
+
+
+class Replica:
+    """An object at one server, during one step."""
+
+    __slots__ = ("_versions", "history", "object", "row", "view", "workspace", "writes")
+
+    def __init__(self, view: StorageView, identifier: ObjectId) -> None:
+        self.view = view
+        self.object = identifier
+        stored = view.get(Table.OBJECT, identifier)
+        self.row: ObjectRow = INITIAL_ROW if stored is None else _decode_row(stored)
+        self.history: ReplicaHistory = parse_history(self.row.history)
+        self.writes: list[Write] = []
+        self.workspace = Workspace(view, identifier)
+        self._versions: dict[LogicalTimestamp, Version] = {}  # those that this step has stored
+
+    @property
+    def head(self) -> LogicalTimestamp:
+        """The latest object version here."""
+        return self.history.latest_object.timestamp
+
+    def version(self, timestamp: LogicalTimestamp) -> Version | None:
+        """The version at `timestamp`, if it is known here."""
+        version = self._versions.get(timestamp)
+        if version is not None:
+            return version
+        stored = self.view.get(Table.VERSION, self.object + timestamp)
+        return None if stored is None else _decode_version(stored)
+
+    def state_at(self, timestamp: LogicalTimestamp) -> Workspace | PastState | None:
+        """The state at a version of the head's chain, or None if it is not on it."""
+        if timestamp == self.head:
+            return self.workspace
+        if timestamp == ZERO:
+            return PastState(self.view, self.object, 0)
+        version = self.version(timestamp)
+        if version is None or not version.number:
+            return None
+        return PastState(self.view, self.object, version.number)
+
+    # --- what is in the chain ---------------------------------------------------------------------
+
+    def verdict(self, timestamp: LogicalTimestamp) -> Verdict:
+        """What the chain of the established version here tells of a candidate. [Q/U §4.3.7]"""
+        if timestamp > self.row.established:
+            return Verdict.UNKNOWN
+        return self._on_chain(timestamp)
+
+    def verdict_at(self, timestamp: LogicalTimestamp, version: LogicalTimestamp) -> Verdict:
+        """Whether a candidate is in the chain of `version`."""
+        if version == ZERO:
+            return Verdict.DEAD
+        known = self.version(version)
+        if known is None or not known.number:
+            return Verdict.UNKNOWN
+        return Verdict.DEAD if timestamp > version else self._on_chain(timestamp)
+
+    def _on_chain(self, timestamp: LogicalTimestamp) -> Verdict:
+        version = self.version(timestamp)
+        if version is not None and version.number:
+            return Verdict.ESTABLISHED
+        return Verdict.DEAD if timestamp > self.row.floor else Verdict.UNKNOWN
+
+    # --- moving the head --------------------------------------------------------------------------
+
+    def reach(self, target: LogicalTimestamp) -> Reach:
+        """Whether the head can be moved to `target`."""
+        if target == self.head:
+            return Reach.HERE
+        route = self._route(target)
+        return route if isinstance(route, Reach) else Reach.KNOWN
+
+    def move_to(self, target: LogicalTimestamp) -> None:
+        """Move the head to `target`, undoing and redoing versions.
+
+        Requires: `reach(target)` is HERE or KNOWN.
+        """
+        if target == self.head:
+            return
+        route = self._route(target)
+        assert not isinstance(route, Reach)
+        undone, redone = route
+        number = self.row.number
+        for timestamp, version in undone:
+            self.writes += self.workspace.undo(number, version.delta)
+            self._store_version(timestamp, msgspec.structs.replace(version, number=0))
+            number -= 1
+        for timestamp, version in redone:
+            number += 1
+            self.writes += self.workspace.apply(number, version.delta)
+            self._store_version(timestamp, msgspec.structs.replace(version, number=number))
+        self.row = msgspec.structs.replace(self.row, number=number)
+
+    def _route(
+        self, target: LogicalTimestamp
+    ) -> (
+        tuple[list[tuple[LogicalTimestamp, Version]], list[tuple[LogicalTimestamp, Version]]]
+        | Reach
+    ):
+        """The versions to undo and then those to redo on the way from the head to `target`."""
+        redone = []
+        meeting = target
+        while meeting != ZERO:
+            version = self.version(meeting)
+            if version is None:
+                return Reach.MISSING
+            if version.number:
+                break
+            redone.append((meeting, version))
+            meeting = version.parent
+        undone = []
+        if meeting < self.row.established:
+            return Reach.BLOCKED
+        at = self.head
+        while at != meeting:
+            version = self.version(at)
+            if version is None or at <= self.row.established:
+                return Reach.BLOCKED
+            undone.append((at, version))
+            at = version.parent
+        redone.reverse()
+        return undone, redone
+
+    def learn(self, links: tuple[Link, ...]) -> None:
+        """Store versions that object sync has brought, off the chain, unless they are known."""
+        for link in links:
+            if self.version(link.timestamp) is None:
+                self._store_version(
+                    link.timestamp,
+                    Version(
+                        0,
+                        link.parent,
+                        link.objects,
+                        link.copy,
+                        link.delta,
+                        link.operation,
+                        link.answer,
+                    ),
+                )
+
+    def install(self, target: LogicalTimestamp, state: Iterator[tuple[bytes, bytes]]) -> None:
+        """Move the head to `target`, whose whole `state` object sync has brought.
+
+        What lies between the established version here and `target` stays unknown: a gap.
+        """
+        number = self.row.number
+        at = self.head
+        while at > self.row.established:
+            version = self.version(at)
+            assert version is not None
+            self.writes += self.workspace.undo(number, version.delta)
+            self._store_version(at, msgspec.structs.replace(version, number=0))
+            number -= 1
+            at = version.parent
+        changes: list[Change] = []
+        before = self.workspace.scan(b"", b"\xff" * (limits.STATE_KEY_BYTES + 1))
+        old = next(before, None)
+        for key, value in state:
+            while old is not None and old[0] < key:
+                changes.append((old[0], None))
+                old = next(before, None)
+            if old is not None and old[0] == key:
+                if old[1] != value:
+                    changes.append((key, value))
+                old = next(before, None)
+            else:
+                changes.append((key, value))
+        while old is not None:
+            changes.append((old[0], None))
+            old = next(before, None)
+        delta = tuple(changes)
+        number += 1
+        self.writes += self.workspace.apply(number, delta)
+        self._store_version(target, Version(number, at, (), False, delta, gap=True))
+        self.row = msgspec.structs.replace(self.row, number=number, floor=target)
+
+    # --- accepting --------------------------------------------------------------------------------
+
+    def append(
+        self, candidate: Candidate, *, operation: Operation | None = None, answer: bytes = b""
+    ) -> None:
+        """Make the workspace's changes the version of `candidate`, on top of the head."""
+        delta = self.workspace.take_delta()
+        number = self.row.number + 1
+        self.writes += self.workspace.apply(number, delta)
+        self._store_version(
+            candidate.timestamp,
+            Version(
+                number,
+                candidate.conditioned_on,
+                candidate.objects,
+                candidate.copy,
+                delta,
+                operation,
+                answer,
+            ),
+        )
+        self.row = msgspec.structs.replace(self.row, number=number)
+
+    def report(
+        self, history: bytes, authenticator: bytes, *, established: LogicalTimestamp
+    ) -> None:
+        """Make `history` the replica history."""
+        self.row = ObjectRow(
+            self.row.number,
+            max(established, self.row.established),
+            self.row.floor,
+            history,
+            authenticator,
+        )
+        self.history = parse_history(history)
+        self.writes.append(Write(Table.OBJECT, self.object, encode(self.row)))
+
+    def _store_version(self, timestamp: LogicalTimestamp, version: Version) -> None:
+        self._versions[timestamp] = version
+        self.writes.append(Write(Table.VERSION, self.object + timestamp, encode(version)))

@@ -1,0 +1,870 @@
+"""The server of Query/Update: `s_request`, line by line. [Q/U §4.3.4, lines 1000-1118; §4.3.5]
+
+For a request that changes objects, in order: cull the history sets; set up the candidate; answer a
+repeated request as the first time; refuse what is not dictated by the history sets, or is not
+current; get the versions it builds on (object sync); invoke; accept for all objects, atomically;
+prune; answer.
+
+Unlike [Q/U §4.3.4, lines 1001-1004]: a request from which anything was culled is not carried out on
+what remains, but fails with the report. With the rest of the set the server would set up another
+timestamp than the other servers, which could not be established anyway; and a client knows the
+timestamp of each of its attempts, hence whether a failed one was finished by somebody else.
+
+A step is a function of the store, the message and the clock; what the server keeps in memory only
+limits the barriers and copies that one client may make.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable
+from functools import partial
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import msgspec
+
+from bftfs import limits
+from bftfs.crypto.authenticator import AuthenticatorKeys
+from bftfs.crypto.digest import (
+    answer_digest,
+    deduction_digest,
+    operation_digest,
+    replica_history_digest,
+)
+from bftfs.errors import MalformedMessage
+from bftfs.identifiers import ClientId, NodeId, ObjectId, kind_of
+from bftfs.query_update import object_sync
+from bftfs.query_update.candidate import INITIAL, Candidate
+from bftfs.query_update.classification import (
+    NO_FACTS,
+    OperationType,
+    classify,
+    shared_candidates,
+    sharing,
+)
+from bftfs.query_update.deduction import Evidence, Undecided
+from bftfs.query_update.history import (
+    CulledObjectHistorySet,
+    ObjectHistorySet,
+    cull,
+    history_of,
+    parse_set,
+)
+from bftfs.query_update.messages import (
+    Conditioned,
+    ConditionedKind,
+    DeduceReply,
+    DeduceRequest,
+    FetchReply,
+    FetchRequest,
+    InlineBarrier,
+    InlineUpdate,
+    Operation,
+    Query,
+    QueryReply,
+    Rejected,
+    Status,
+    SyncRequest,
+    Update,
+    UpdateReply,
+    Verdict,
+)
+from bftfs.query_update.object_type import Caller, Method, ObjectTypes, Refusal, encode_record
+from bftfs.query_update.replica import Reach, Replica
+from bftfs.query_update.timestamp import (
+    TIMESTAMP_BYTES,
+    ZERO,
+    LogicalTimestamp,
+    client_of,
+    is_barrier,
+    logical_timestamp,
+    time_of,
+)
+from bftfs.quorum import Nodes, QuorumSystem
+from bftfs.step import Ready, Role, Sender, Want
+from bftfs.storage import StorageView, Table, Write
+
+_decode_conditioned = msgspec.msgpack.Decoder(Conditioned).decode
+
+
+class _Reject(Exception):
+    """Control flow: no correct client with this grant sends such a request."""
+
+    def __init__(self, code: int, reason: str) -> None:
+        super().__init__(code, reason)
+        self.code = code
+        self.reason = reason
+
+
+class _Fail(Exception):
+    """Control flow: the request fails with a status and the replica histories."""
+
+    def __init__(self, status: Status, *, forged: Nodes = 0, insane: Nodes = 0) -> None:
+        super().__init__(status)
+        self.status = status
+        self.forged = forged
+        self.insane = insane
+
+
+class _Wanting(Exception):
+    """Control flow: the request waits for object sync."""
+
+    def __init__(self, want: Want) -> None:
+        super().__init__(want)
+        self.want = want
+
+
+class _Plan(NamedTuple):
+    """What a classified request does to one object."""
+
+    conditioned_on: (
+        Candidate  # the version to build on; of a copy, its timestamp is all that counts
+    )
+    current: LogicalTimestamp  # LTcurrent: nothing later may have been accepted
+    hosts: Nodes  # that have the version
+    complete: Candidate  # the greatest object candidate that the history set shows complete
+
+
+class QueryUpdateServer:
+    """One node's Query/Update server."""
+
+    def __init__(
+        self, node: NodeId, quorums: QuorumSystem, keys: AuthenticatorKeys, types: ObjectTypes
+    ) -> None:
+        self.node = node
+        self.quorums = quorums
+        self.types = types
+        self._keys = keys
+        self._repairs = _Allowance()
+        self.method_failures = 0  # methods that raised what is not a refusal: bugs of object types
+        self._handlers: dict[type, Callable[[StorageView, Sender, Any, int], Ready]] = {
+            Update: self._update,
+            Query: self._query,
+            InlineUpdate: self._inline_update,
+            InlineBarrier: self._inline_barrier,
+            FetchRequest: self._fetch,
+            DeduceRequest: self._deduce,
+            SyncRequest: self._sync,
+        }
+
+    def step(
+        self,
+        view: StorageView,
+        sender: Sender,
+        message: Any,
+        body: bytes | memoryview,
+        now_us: int,
+    ) -> Ready:
+        """Serve one message."""
+        try:
+            return self._handlers[type(message)](view, sender, message, now_us)
+        except _Reject as rejected:
+            return Ready(Rejected(rejected.code, rejected.reason))
+        except (MalformedMessage, msgspec.MsgspecError) as error:
+            return Ready(Rejected(errno.EINVAL, str(error)[:256]))
+        except _Wanting as wanting:
+            return Ready(wants=(wanting.want,))
+
+    # --- queries --------------------------------------------------------------------------------
+
+    def _query(self, view: StorageView, sender: Sender, message: Query, now_us: int) -> Ready:
+        """Answer optimistically, on the latest versions here. [Q/U §4.3.5]"""
+        self._require_client(sender)
+        names = message.objects
+        replicas = {
+            name: Replica(view, name) for name in (sorted(set(names)) if len(names) > 1 else names)
+        }
+        histories = tuple(replica.row.history for replica in replicas.values())
+        authenticators = tuple(replica.row.authenticator for replica in replicas.values())
+        verdict, voucher = Verdict.UNKNOWN, b""
+        if message.deduce:
+            candidate = next(iter(replicas.values())).history.latest_object
+            if candidate.objects:
+                verdict, voucher = self._vouch(view, candidate.timestamp, candidate.objects)
+        if not message.method:
+            return Ready(
+                QueryReply(histories, authenticators, False, 0, b"", True, verdict, voucher)
+            )
+        method = self.types.method(message.method)
+        if method is None or method.update:
+            raise _Reject(errno.EOPNOTSUPP, f"no query is called {message.method}")
+        self._require_fitting(method, names)
+        if not sender.grant.allows(message.uid):
+            raise _Reject(errno.EPERM, f"the grant does not cover uid {message.uid}")
+        arguments = self.types.decode_arguments(method, message.arguments)
+        versions: tuple[LogicalTimestamp, ...] = message.versions
+        states: dict[ObjectId, Any]
+        if not versions:
+            versions = tuple(replica.head for replica in replicas.values())
+            states = {name: replica.workspace for name, replica in replicas.items()}
+        else:
+            if len(versions) != len(replicas):
+                raise _Reject(errno.EINVAL, "as many versions as objects are needed")
+            states = {
+                name: replica.state_at(version)
+                for (name, replica), version in zip(replicas.items(), versions, strict=True)
+            }
+            if None in states.values():
+                return Ready(QueryReply(histories, authenticators, False, 0, b"", True))
+        caller = Caller(
+            sender.client,
+            message.uid,
+            message.gid,
+            message.groups,
+            max(time_of(version) for version in versions),
+        )
+        error, answer = self._invoke(
+            method, tuple(states[name] for name in names), arguments, caller
+        )
+        whole, answer = self._abridge(answer, message.whole_answer_from)
+        return Ready(
+            QueryReply(histories, authenticators, True, error, answer, whole, verdict, voucher)
+        )
+
+    # --- updates, copies and barriers -----------------------------------------------------------
+
+    def _update(self, view: StorageView, sender: Sender, message: Update, now_us: int) -> Ready:
+        """A direct request: everything in it is verified here."""
+        self._require_client(sender)
+        conditioned = _decode_conditioned(message.conditioned)
+        method = self._require_well_formed(conditioned)
+        operation = conditioned.operation
+        if operation is not None:
+            if not sender.grant.write:
+                raise _Reject(errno.EROFS, "the grant is for reading only")
+            if not sender.grant.allows(operation.uid):
+                raise _Reject(errno.EPERM, f"the grant does not cover uid {operation.uid}")
+        replicas = [Replica(view, history_set.object) for history_set in conditioned.sets]
+        try:
+            sets, evidence = self._cull(conditioned, message.authenticators, now_us)
+            timestamp = self._set_up(conditioned, message.conditioned, sets, sender.client, now_us)
+            repeated = self._repeated(replicas, timestamp, message.whole_answer_from)
+            if repeated is not None:
+                return repeated
+            if conditioned.facts:
+                self._require_vouched(conditioned, message)
+            plans = self._classify(conditioned, sets, evidence, timestamp)
+            self._require_current(replicas, plans)
+            if conditioned.kind is ConditionedKind.METHOD:
+                assert method is not None
+                return self._accept_method(
+                    replicas,
+                    plans,
+                    timestamp,
+                    method,
+                    conditioned,
+                    message.conditioned,
+                    message.whole_answer_from,
+                )
+            self._require_allowance(replicas, sender.client, now_us)
+            if conditioned.kind is ConditionedKind.COPY:
+                return self._accept_copy(replicas, plans, timestamp, message.conditioned)
+            return self._accept_barrier(replicas, plans, timestamp)
+        except _Fail as failure:
+            return _failed(replicas, failure)
+
+    def _inline_update(
+        self, view: StorageView, sender: Sender, message: InlineUpdate, now_us: int
+    ) -> Ready:
+        """Another client's (or an earlier) operation, finished in place. [Q/U §4.3.5]
+
+        That the author made it and was entitled to is vouched for by the servers that have accepted
+        it: a repairable set of authenticated histories has its candidate, which is recomputed here
+        from the original request, and so at least one benign server verified that request.
+        """
+        self._require_client(sender)
+        conditioned = _decode_conditioned(message.conditioned)
+        method = self._require_well_formed(conditioned)
+        if conditioned.kind is ConditionedKind.BARRIER:
+            raise _Reject(errno.EINVAL, "barriers are repaired by showing them")
+        replicas = [Replica(view, history_set.object) for history_set in conditioned.sets]
+        names = [replica.object for replica in replicas]
+        if message.evidence.object not in names:
+            raise _Reject(errno.EINVAL, "the evidence is about another object")
+        try:
+            evidence = self._cull_one(message.evidence, message.authenticators, now_us)
+            n = self.quorums.n
+            sets = [parse_set(each, n=n) for each in conditioned.sets]
+            others = [parse_set(each, n=n) for each in conditioned.evidence]
+            timestamp = self._set_up(conditioned, message.conditioned, sets, message.author, now_us)
+            repeated = self._repeated(replicas, timestamp, message.whole_answer_from)
+            if repeated is not None:
+                return repeated
+            plans = self._classify(conditioned, sets, others, timestamp)
+            candidate = Candidate(
+                timestamp,
+                plans[names.index(evidence.object)].conditioned_on.timestamp,
+                tuple(names) if len(names) > 1 else (),
+                conditioned.kind is ConditionedKind.COPY,
+            )
+            vouching = 0
+            for history, nodes in evidence.hosted:
+                if history.find(timestamp) == candidate:
+                    vouching |= nodes
+            if evidence.latest != timestamp or not self.quorums.is_repairable(vouching):
+                raise _Fail(Status.DIFFERENT)
+            lacking = self._lacking(replicas, plans, timestamp)
+            if len(lacking) < len(replicas):
+                return self._adopt(replicas, lacking, plans, timestamp, conditioned, vouching)
+            if conditioned.kind is ConditionedKind.COPY:
+                return self._accept_copy(replicas, plans, timestamp, message.conditioned)
+            assert method is not None
+            return self._accept_method(
+                replicas,
+                plans,
+                timestamp,
+                method,
+                conditioned,
+                message.conditioned,
+                message.whole_answer_from,
+            )
+        except _Fail as failure:
+            return _failed(replicas, failure)
+
+    def _inline_barrier(
+        self, view: StorageView, sender: Sender, message: InlineBarrier, now_us: int
+    ) -> Ready:
+        """A barrier that some server reports as its latest candidate, accepted as it is.
+
+        It needs no more evidence than that: barriers have no data associated with them, and are
+        safe to accept whoever made them. [Q/U §4.3.2, §4.3.5 Malevolent components]
+        """
+        self._require_client(sender)
+        replica = Replica(view, message.evidence.object)
+        try:
+            evidence = self._cull_one(message.evidence, message.authenticators, now_us)
+            timestamp = evidence.latest
+            if not is_barrier(timestamp):
+                raise _Fail(Status.DIFFERENT)
+            if replica.history.find(timestamp) is not None:
+                return self._accepted([replica])
+            if replica.history.latest > timestamp:
+                raise _Fail(Status.NOT_CURRENT)
+            candidate = next(
+                found
+                for history, _ in evidence.hosted
+                if (found := history.find(timestamp)) is not None
+            )
+            self._extend(replica, candidate, self._greatest_complete(evidence))
+            return self._accepted([replica])
+        except _Fail as failure:
+            return _failed([replica], failure)
+
+    # --- verification ---------------------------------------------------------------------------
+
+    def _require_client(self, sender: Sender) -> None:
+        if sender.role is not Role.CLIENT:
+            raise _Reject(errno.EPERM, "nodes do not perform operations")
+
+    def _require_fitting(self, method: Method, names: tuple[ObjectId, ...]) -> None:
+        """The objects are of the kinds that the method takes."""
+        if len(names) != len(method.kinds) or not all(
+            kind_of(name) in kinds for name, kinds in zip(names, method.kinds, strict=True)
+        ):
+            raise _Reject(errno.EINVAL, f"{method.name} does not take such objects")
+
+    def _require_well_formed(self, conditioned: Conditioned) -> Method | None:
+        """The parts of a request belong together; its method, if it has one."""
+        names = [history_set.object for history_set in conditioned.sets]
+        if len(names) > 1 and any(low >= high for low, high in pairwise(names)):
+            raise _Reject(errno.EINVAL, "the objects are out of order")
+        operation = conditioned.operation
+        if (operation is None) is (conditioned.kind is ConditionedKind.METHOD):
+            raise _Reject(errno.EINVAL, "only a method invocation has an operation")
+        if conditioned.kind is not ConditionedKind.COPY and conditioned.evidence:
+            raise _Reject(errno.EINVAL, "only a copy rests on evidence")
+        if conditioned.evidence and not {each.object for each in conditioned.evidence}.isdisjoint(
+            names
+        ):
+            raise _Reject(errno.EINVAL, "an object is its own evidence")
+        if operation is None:
+            return None
+        if sorted(set(operation.objects)) != names:
+            raise _Reject(errno.EINVAL, "an object lacks its history set")
+        method = self.types.method(operation.method)
+        if method is None or not method.update:
+            raise _Reject(errno.EOPNOTSUPP, f"no update is called {operation.method}")
+        self._require_fitting(method, operation.objects)
+        return method
+
+    def _cull(
+        self, conditioned: Conditioned, authenticators: tuple[bytes, ...], now_us: int
+    ) -> tuple[list[CulledObjectHistorySet], list[CulledObjectHistorySet]]:
+        """The history sets, none of which needed culling; else the request fails."""
+        history_sets: tuple[ObjectHistorySet, ...] = (*conditioned.sets, *conditioned.evidence)
+        if len(authenticators) != len(history_sets):
+            raise _Reject(errno.EINVAL, "a history set lacks its authenticators")
+        culled = []
+        forged = insane = 0
+        sane_us = now_us + limits.CLOCK_SKEW_US
+        for history_set, macs in zip(history_sets, authenticators, strict=True):
+            kept, bad, mad = cull(
+                history_set, macs, self._keys, n=self.quorums.n, latest_sane_us=sane_us
+            )
+            culled.append(kept)
+            forged |= bad
+            insane |= mad
+        if forged or insane:
+            raise _Fail(Status.CULLED, forged=forged, insane=insane)
+        split = len(conditioned.sets)
+        return culled[:split], culled[split:]
+
+    def _cull_one(
+        self, history_set: ObjectHistorySet, authenticators: bytes, now_us: int
+    ) -> CulledObjectHistorySet:
+        culled, forged, insane = cull(
+            history_set,
+            authenticators,
+            self._keys,
+            n=self.quorums.n,
+            latest_sane_us=now_us + limits.CLOCK_SKEW_US,
+        )
+        if forged or insane:
+            raise _Fail(Status.CULLED, forged=forged, insane=insane)
+        return culled
+
+    def _set_up(
+        self,
+        conditioned: Conditioned,
+        encoded: bytes,
+        sets: list[CulledObjectHistorySet],
+        author: ClientId,
+        now_us: int,
+    ) -> LogicalTimestamp:
+        """`s_setup`: the timestamp, one for all objects of the operation. [Q/U lines 1100-1118]"""
+        timestamp = timestamp_of(conditioned, encoded, sets, author)
+        if time_of(timestamp) > now_us + limits.CLOCK_SKEW_US:
+            raise _Fail(Status.INSANE_TIME)
+        return timestamp
+
+    def _require_vouched(self, conditioned: Conditioned, message: Update) -> None:
+        """Each fact is stated by servers that cannot all be lying."""
+        if len(message.vouchers) != len(conditioned.facts):
+            raise _Reject(errno.EINVAL, "a fact lacks its vouchers")
+        for fact, vouchers in zip(conditioned.facts, message.vouchers, strict=True):
+            digest = deduction_digest(timestamp=fact.timestamp, established=fact.established)
+            vouching = 0
+            for voucher in vouchers:
+                if self._keys.check(
+                    claimed_by=voucher.node, digest=digest, authenticator=voucher.authenticator
+                ):
+                    vouching |= 1 << voucher.node
+            if not self.quorums.includes_benign(vouching):
+                raise _Fail(Status.DIFFERENT)
+
+    def _classify(
+        self,
+        conditioned: Conditioned,
+        sets: list[CulledObjectHistorySet],
+        evidence: list[CulledObjectHistorySet],
+        timestamp: LogicalTimestamp,
+    ) -> list[_Plan]:
+        """What to do to each object, if the history sets dictate what is asked for."""
+        facts = (
+            {fact.timestamp: fact.established for fact in conditioned.facts}
+            if conditioned.facts
+            else NO_FACTS
+        )
+        found = [classify(history_set, self.quorums, facts) for history_set in sets]
+        if conditioned.kind is ConditionedKind.METHOD:
+            if any(each.type is not OperationType.METHOD for each in found):
+                raise _Fail(Status.DIFFERENT)
+            return [
+                _Plan(
+                    each.object_candidate,
+                    each.object_candidate.timestamp,
+                    each.nodes,
+                    each.object_candidate,
+                )
+                for each in found
+            ]
+        if conditioned.kind is ConditionedKind.BARRIER:
+            if all(each.type is OperationType.METHOD for each in found):
+                raise _Fail(Status.DIFFERENT)
+            return [
+                _Plan(
+                    each.object_candidate,
+                    timestamp,
+                    each.nodes,
+                    self._greatest_complete(history_set),
+                )
+                for each, history_set in zip(found, sets, strict=True)
+            ]
+        if any(each.type is not OperationType.COPY for each in found):
+            raise _Fail(Status.DIFFERENT)
+        settled = Evidence(
+            {history_set.object: history_set for history_set in sets},
+            {history_set.object: history_set for history_set in evidence},
+            self.quorums,
+            facts,
+        ).settle()
+        if isinstance(settled, Undecided):
+            raise _Fail(Status.DIFFERENT)
+        return [
+            _Plan(
+                Candidate(settled[history_set.object], ZERO),
+                each.latest,
+                sharing(history_set, settled[history_set.object]),
+                self._greatest_complete(history_set),
+            )
+            for each, history_set in zip(found, sets, strict=True)
+        ]
+
+    def _greatest_complete(self, history_set: CulledObjectHistorySet) -> Candidate:
+        for candidate, nodes in shared_candidates(history_set, self.quorums):
+            if self.quorums.is_quorum(nodes):
+                return candidate
+        return INITIAL
+
+    def _require_current(self, replicas: list[Replica], plans: list[_Plan]) -> None:
+        """Nothing later than the history sets' current has been accepted. [Q/U line 1007]"""
+        for replica, plan in zip(replicas, plans, strict=True):
+            if replica.history.latest > plan.current:
+                raise _Fail(Status.NOT_CURRENT)
+
+    def _require_allowance(self, replicas: list[Replica], client: ClientId, now_us: int) -> None:
+        """A client's unfinished work is bounded, per object and in time. [Q/U §4.3.5]"""
+        for replica in replicas:
+            candidates = replica.history.candidates
+            if len(candidates) >= limits.HISTORY_CANDIDATES:
+                own = sum(client_of(candidate.timestamp) == client for candidate in candidates)
+                if own >= limits.HISTORY_SHARE:
+                    raise _Fail(Status.TOO_MANY)
+        if not self._repairs.take(client, now_us):
+            raise _Fail(Status.TOO_MANY)
+
+    # --- acceptance -----------------------------------------------------------------------------
+
+    def _repeated(
+        self, replicas: list[Replica], timestamp: LogicalTimestamp, whole_answer_from: NodeId
+    ) -> Ready | None:
+        """The first time's answer, if the request has been accepted before. [Q/U line 1005]"""
+        for replica in replicas:
+            # What is older than the replica history may have been pruned from it.
+            if replica.history.latest < timestamp or (
+                replica.history.find(timestamp) is None
+                and replica.verdict(timestamp) is not Verdict.ESTABLISHED
+            ):
+                return None
+        if is_barrier(timestamp):
+            return self._accepted(replicas)
+        version = replicas[0].version(timestamp)
+        if version is None:
+            return None
+        whole, answer = self._abridge(version.answer, whole_answer_from)
+        return self._accepted(replicas, answer=answer, whole=whole)
+
+    def _obtain(self, replica: Replica, version: LogicalTimestamp, hosts: Nodes) -> None:
+        """Move the head to `version`, which object sync may have to bring. [Q/U lines 1011-1014]"""
+        reach = replica.reach(version)
+        if reach is Reach.HERE:
+            return
+        if reach is Reach.KNOWN:
+            replica.move_to(version)
+            return
+        if reach is Reach.BLOCKED or version < replica.row.established:
+            raise _Fail(Status.NOT_CURRENT)
+        if object_sync.take_staged(replica, version):
+            return
+        fetch = partial(
+            object_sync.fetch_version,
+            replica.object,
+            version,
+            known=object_sync.known_versions(replica),
+            hosts=hosts,
+            me=self.node,
+            quorums=self.quorums,
+        )
+        raise _Wanting(Want(object_sync.sync_key(replica.object, version), lambda _: fetch()))
+
+    def _accept_method(
+        self,
+        replicas: list[Replica],
+        plans: list[_Plan],
+        timestamp: LogicalTimestamp,
+        method: Method,
+        conditioned: Conditioned,
+        encoded: bytes,
+        whole_answer_from: NodeId,
+    ) -> Ready:
+        """Invoke the method; unless it refuses, accept. [Q/U lines 1017-1030]"""
+        operation = conditioned.operation
+        assert operation is not None
+        for replica, plan in zip(replicas, plans, strict=True):
+            self._obtain(replica, plan.conditioned_on.timestamp, plan.hosts)
+        caller = Caller(
+            client_of(timestamp),
+            operation.uid,
+            operation.gid,
+            operation.groups,
+            time_of(timestamp),
+        )
+        arguments = self.types.decode_arguments(method, operation.arguments)
+        if len(replicas) == 1:
+            states = (replicas[0].workspace,) * len(operation.objects)
+        else:
+            workspaces = {replica.object: replica.workspace for replica in replicas}
+            states = tuple(workspaces[name] for name in operation.objects)
+        error, answer = self._invoke(method, states, arguments, caller)
+        if error:
+            return Ready(
+                UpdateReply(
+                    Status.REFUSED,
+                    tuple(replica.row.history for replica in replicas),
+                    tuple(replica.row.authenticator for replica in replicas),
+                    error,
+                )
+            )
+        objects = operation.objects if len(replicas) > 1 else ()
+        if objects:
+            objects = tuple(replica.object for replica in replicas)
+        writes = [Write(Table.REQUEST, timestamp, encoded)]
+        first: Operation | None = operation
+        for replica, plan in zip(replicas, plans, strict=True):
+            base = plan.conditioned_on
+            candidate = Candidate(timestamp, base.timestamp, objects)
+            # What the request conditions on is established: what came before it is decided.
+            writes += [
+                Write(Table.REQUEST, old.timestamp, None)
+                for old in replica.history.candidates
+                if old.timestamp > replica.row.established and not old.barrier
+            ]
+            replica.append(candidate, operation=first, answer=answer if first is not None else b"")
+            # [Q/U §4.3.5, Compact replica histories]: pruned below the conditioned-on timestamp.
+            self._report(
+                replica,
+                candidate.encoded if base.timestamp == ZERO else base.encoded + candidate.encoded,
+                base.timestamp,
+            )
+            first = None
+        whole, answer = self._abridge(answer, whole_answer_from)
+        ready = self._accepted(replicas, answer=answer, whole=whole)
+        ready.writes += writes
+        return ready
+
+    def _accept_copy(
+        self,
+        replicas: list[Replica],
+        plans: list[_Plan],
+        timestamp: LogicalTimestamp,
+        encoded: bytes,
+    ) -> Ready:
+        """Copy the versions settled on forward in logical time. [Q/U lines 1113-1116]"""
+        for replica, plan in zip(replicas, plans, strict=True):
+            self._obtain(replica, plan.conditioned_on.timestamp, plan.hosts)
+        objects = tuple(replica.object for replica in replicas) if len(replicas) > 1 else ()
+        for replica, plan in zip(replicas, plans, strict=True):
+            candidate = Candidate(timestamp, plan.conditioned_on.timestamp, objects, True)
+            replica.append(candidate)
+            self._extend(replica, candidate, plan.complete)
+        ready = self._accepted(replicas)
+        ready.writes.append(Write(Table.REQUEST, timestamp, encoded))
+        return ready
+
+    def _accept_barrier(
+        self, replicas: list[Replica], plans: list[_Plan], timestamp: LogicalTimestamp
+    ) -> Ready:
+        """Accept a barrier at each object; it has no version. [Q/U §4.3.2, lines 1109-1112]"""
+        for replica, plan in zip(replicas, plans, strict=True):
+            candidate = Candidate(timestamp, plan.conditioned_on.timestamp)
+            self._extend(replica, candidate, plan.complete)
+        return self._accepted(replicas)
+
+    def _adopt(
+        self,
+        replicas: list[Replica],
+        lacking: list[Replica],
+        plans: list[_Plan],
+        timestamp: LogicalTimestamp,
+        conditioned: Conditioned,
+        hosts: Nodes,
+    ) -> Ready:
+        """Take over an operation that is already in the chain of its other objects here.
+
+        Its result is fetched: the versions it was invoked on may be long past at those objects.
+        """
+        objects = tuple(replica.object for replica in replicas)
+        copy = conditioned.kind is ConditionedKind.COPY
+        for replica, plan in zip(replicas, plans, strict=True):
+            if replica in lacking:
+                self._obtain(replica, timestamp, hosts)
+                candidate = Candidate(timestamp, plan.conditioned_on.timestamp, objects, copy)
+                self._extend(replica, candidate, plan.complete)
+        version = replicas[0].version(timestamp)
+        return self._accepted(replicas, answer=b"" if version is None else version.answer)
+
+    def _lacking(
+        self, replicas: list[Replica], plans: list[_Plan], timestamp: LogicalTimestamp
+    ) -> list[Replica]:
+        """The objects for which this server has not accepted the operation, and still may."""
+        lacking = []
+        for replica, plan in zip(replicas, plans, strict=True):
+            if replica.history.find(timestamp) is not None:
+                continue
+            if replica.history.latest > plan.current:
+                if replica.verdict(timestamp) is Verdict.ESTABLISHED:
+                    continue
+                raise _Fail(Status.NOT_CURRENT)
+            lacking.append(replica)
+        return lacking
+
+    def _extend(self, replica: Replica, candidate: Candidate, complete: Candidate) -> None:
+        """RH ∪ {candidate}, pruned below the greatest complete object candidate.
+
+        A barrier supersedes earlier ones: no history that holds it has them as its latest, so that
+        they play no part in any classification. The latest object version stays in any case.
+        """
+        head = replica.history.latest_object if candidate.barrier else None
+        kept = [
+            old
+            for old in replica.history.candidates
+            if (old.timestamp >= complete.timestamp or old is head)
+            and not (candidate.barrier and old.barrier)
+        ]
+        if len(kept) >= limits.HISTORY_CANDIDATES_MOST:
+            raise _Fail(Status.TOO_MANY)
+        established = ZERO if candidate.barrier else complete.timestamp
+        self._report(replica, history_of((*kept, candidate)), established)
+
+    def _report(self, replica: Replica, history: bytes, established: LogicalTimestamp) -> None:
+        digest = replica_history_digest(object=replica.object, encoded=history)
+        replica.report(history, self._keys.make(digest), established=established)
+
+    def _accepted(
+        self, replicas: list[Replica], *, answer: bytes = b"", whole: bool = True
+    ) -> Ready:
+        writes = []
+        for replica in replicas:
+            writes += replica.writes
+        return Ready(
+            UpdateReply(
+                Status.SUCCESS,
+                tuple(replica.row.history for replica in replicas),
+                tuple(replica.row.authenticator for replica in replicas),
+                0,
+                answer,
+                whole,
+            ),
+            writes=writes,
+        )
+
+    def _invoke(
+        self, method: Method, states: tuple[Any, ...], arguments: Any, caller: Caller
+    ) -> tuple[int, bytes]:
+        """The method's errno or 0, and its answer."""
+        try:
+            answer = encode_record(method.invoke(states, arguments, caller))
+        except Refusal as refusal:
+            return refusal.code or errno.EIO, b""
+        except Exception:
+            # A client must not be able to stop nodes by finding a bug in an object type: the same
+            # method fails alike everywhere, and nothing is changed.
+            self.method_failures += 1
+            return errno.EIO, b""
+        if len(answer) > limits.ANSWER_BYTES:
+            return errno.EOVERFLOW, b""
+        return 0, answer
+
+    def _abridge(self, answer: bytes, whole_answer_from: NodeId) -> tuple[bool, bytes]:
+        """Whether the answer is sent whole, and it or its digest."""
+        if len(answer) <= limits.ANSWER_INLINE_BYTES or whole_answer_from == self.node:
+            return True, answer
+        return False, answer_digest(answer)
+
+    # --- repair and object sync -----------------------------------------------------------------
+
+    def _fetch(
+        self, view: StorageView, sender: Sender, message: FetchRequest, now_us: int
+    ) -> Ready:
+        self._require_client(sender)
+        stored = view.get(Table.REQUEST, message.timestamp)
+        return Ready(FetchReply(b"" if stored is None else stored))
+
+    def _deduce(
+        self, view: StorageView, sender: Sender, message: DeduceRequest, now_us: int
+    ) -> Ready:
+        self._require_client(sender)
+        if not message.version:
+            return Ready(DeduceReply(*self._vouch(view, message.timestamp, message.objects)))
+        if len(message.version) != TIMESTAMP_BYTES:
+            raise _Reject(errno.EINVAL, "a version is a timestamp")
+        replica = Replica(view, message.objects[0])
+        verdict = replica.verdict_at(message.timestamp, LogicalTimestamp(message.version))
+        whole, answer = True, b""
+        if verdict is Verdict.ESTABLISHED:
+            first = replica.version(message.timestamp)
+            if first is not None and first.objects and first.objects[0] != replica.object:
+                first = Replica(view, first.objects[0]).version(message.timestamp)
+            if first is None:
+                verdict = Verdict.UNKNOWN
+            else:
+                whole, answer = self._abridge(first.answer, message.whole_answer_from)
+        return Ready(DeduceReply(verdict, b"", answer, whole))
+
+    def _vouch(
+        self, view: StorageView, timestamp: LogicalTimestamp, objects: tuple[ObjectId, ...]
+    ) -> tuple[Verdict, bytes]:
+        """What any of an operation's objects here tells of it, and an authenticator over that."""
+        for identifier in objects:
+            verdict = Replica(view, identifier).verdict(timestamp)
+            if verdict is not Verdict.UNKNOWN:
+                established = verdict is Verdict.ESTABLISHED
+                digest = deduction_digest(timestamp=timestamp, established=established)
+                return verdict, self._keys.make(digest)
+        return Verdict.UNKNOWN, b""
+
+    def _sync(self, view: StorageView, sender: Sender, message: SyncRequest, now_us: int) -> Ready:
+        if sender.role is not Role.NODE:
+            raise _Reject(errno.EPERM, "object sync is between nodes")
+        return Ready(object_sync.serve(view, message))
+
+
+def timestamp_of(
+    conditioned: Conditioned,
+    encoded: bytes,
+    sets: list[CulledObjectHistorySet],
+    author: ClientId,
+) -> LogicalTimestamp:
+    """The timestamp of the operation that `conditioned` (`encoded`) describes. [Q/U line 1102]"""
+    time_us = conditioned.clock
+    for history_set in sets:
+        time_us = max(time_us, time_of(history_set.latest) + 1)
+    return logical_timestamp(
+        time_us=time_us,
+        barrier=conditioned.kind is ConditionedKind.BARRIER,
+        client=author,
+        digest=operation_digest(encoded),
+    )
+
+
+def _failed(replicas: list[Replica], failure: _Fail) -> Ready:
+    return Ready(
+        UpdateReply(
+            failure.status,
+            tuple(replica.row.history for replica in replicas),
+            tuple(replica.row.authenticator for replica in replicas),
+            forged=failure.forged,
+            insane=failure.insane,
+        )
+    )
+
+
+class _Allowance:
+    """How many barriers and copies each client may still make: a bucket that fills with time."""
+
+    __slots__ = ("_buckets",)
+
+    def __init__(self) -> None:
+        self._buckets: dict[ClientId, tuple[int, int]] = {}  # tokens in µs of filling, since when
+
+    def take(self, client: ClientId, now_us: int) -> bool:
+        """Take one, if there is one."""
+        each_us = limits.SECOND_US // limits.REPAIRS_PER_SECOND
+        full_us = limits.REPAIRS_BURST * each_us
+        saved_us, since_us = self._buckets.get(client, (full_us, now_us))
+        saved_us = min(full_us, saved_us + max(0, now_us - since_us))
+        if saved_us < each_us:
+            return False
+        self._buckets[client] = (saved_us - each_us, now_us)
+        return True
