@@ -61,7 +61,11 @@ class Network:
             if waiting:
                 trio.lowlevel.reschedule(task)
 
-        await trio.lowlevel.checkpoint_if_cancelled()
+        try:
+            await trio.lowlevel.checkpoint_if_cancelled()
+        except BaseException:
+            conversation.close()
+            raise
         running = self._links.engine.start(conversation, outcome)
         self._started()
         if ended:

@@ -1,0 +1,298 @@
+"""Connections to nodes: what is kept for one that is down, what a lying one can do."""
+
+from __future__ import annotations
+
+import os
+import socket
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from bftfs import cluster
+from bftfs.cluster import ClientEntry, ClusterDescription
+from bftfs.conversation import Conversation, Receive, Send
+from bftfs.crypto.keys import Identity
+from bftfs.envelope import REPLIES, HealthRequest, Refused
+from bftfs.errors import InvalidAuthenticator
+from bftfs.identifiers import NodeId
+from bftfs.limits import MIB
+from bftfs.runtime import clock, links
+from bftfs.runtime.links import Links
+from bftfs.runtime.sockets import listen
+from bftfs.step import Sender
+from bftfs.wire.channel import ServerChannel
+from bftfs.wire.codec import encode
+from bftfs.wire.framing import Frame
+
+ZERO = NodeId(0)
+ME = Identity(os.urandom(32))
+REFUSAL = Refused(1, "no")
+
+
+class ScriptedNode:
+    """One node's end, of which the test moves every part."""
+
+    def __init__(self, description: ClusterDescription, identity: Identity) -> None:
+        self.listener = listen(description.member(ZERO).address)
+        self.description = description
+        self.identity = identity
+        self.accept()
+
+    def accept(self) -> None:
+        self.channel = ServerChannel[Sender](
+            identity=self.identity, node=ZERO, cluster=self.description, nonce=os.urandom(32)
+        )
+        self.connection: socket.socket | None = None
+
+    def turn(self) -> list[Frame]:
+        """Take in what has come; the requests in it."""
+        if self.connection is None:
+            try:
+                self.connection, _ = self.listener.accept()
+            except BlockingIOError:
+                return []
+            self.connection.setblocking(False)
+        try:
+            frames = self.channel.receive(self.connection.recv(1 << 20))
+        except BlockingIOError:
+            return []
+        self.connection.send(self.channel.pending_output())
+        return frames
+
+    def reply(self, number: int, message: object = REFUSAL) -> None:
+        assert self.connection is not None
+        for buffer in self.channel.seal_reply(number, encode(message)):
+            self.connection.send(buffer)
+
+    def hang_up(self) -> None:
+        assert self.connection is not None
+        self.connection.close()
+        self.accept()
+
+    def close(self) -> None:
+        if self.connection is not None:
+            self.connection.close()
+        self.listener.close()
+
+
+class World:
+    """A cluster of six nodes of which at most node 0 exists, and links to it."""
+
+    def __init__(self, path: Path, *, persistent: bool) -> None:
+        made = cluster.create(
+            [f"unix:{path}/{node}" for node in range(6)], t=1, b=1, draw=os.urandom
+        )
+        self.description = made.description.with_client(ClientEntry("me", ME.public_key))
+        self.identity = made.nodes[0]
+        self.links = Links(self.description, ME, decode=REPLIES.decode, persistent=persistent)
+        self.outcomes: list[object] = []
+
+    def node(self) -> ScriptedNode:
+        return ScriptedNode(self.description, self.identity)
+
+    def ask(self, *, body: bytes = b"") -> None:
+        async def conversation() -> Conversation[object]:
+            await Send(ZERO, HealthRequest(), body)
+            delivery = await Receive(patience_us=60_000_000)
+            return delivery and delivery.message
+
+        self.links.engine.start(
+            conversation(), lambda result, error: self.outcomes.append(error or result)
+        )
+        self.links.flush()
+
+
+@pytest.fixture
+def now(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
+    """The monotonic clock, for the test to set."""
+    time = [1_000_000]
+    monkeypatch.setattr(clock, "monotonic_us", lambda: time[0])
+    return time
+
+
+def meet(world: World, node: ScriptedNode) -> list[Frame]:
+    """Let both ends talk until neither has anything to say; the requests that came."""
+    requests: list[Frame] = []
+    for _ in range(20):
+        world.links.turn()
+        requests += node.turn()
+    return requests
+
+
+@pytest.fixture
+def world(tmp_path: Path, now: list[int]) -> Iterator[World]:
+    world = World(tmp_path, persistent=False)
+    yield world
+    world.links.close()
+
+
+def test_a_request_and_its_reply(world: World) -> None:
+    node = world.node()
+    world.ask()
+    (request,) = meet(world, node)
+    node.reply(request.number)
+    meet(world, node)
+    assert world.outcomes == [REFUSAL]
+    assert world.links.open == 1
+    assert world.links.unreachable() == ()
+    node.close()
+
+
+def test_requests_to_a_node_that_is_down_wait_for_it_within_bounds(
+    world: World, now: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(links, "EARLY_REQUESTS", 3)
+    for _ in range(5):
+        world.ask()
+    assert world.links.dropped == 2
+    assert world.links.unreachable() == ((ZERO, "No such file or directory"),)
+    node = world.node()
+    assert meet(world, node) == []  # backing off
+    now[0] += links.BACKOFF_LAST_US
+    world.ask()
+    assert [request.number for request in meet(world, node)] == [4, 5, 6]
+    node.close()
+
+
+def test_large_requests_to_a_node_that_is_down_cost_bounded_memory(world: World) -> None:
+    for _ in range(10):
+        world.ask(body=bytes(4 * MIB))
+    assert world.links.dropped == 7
+
+
+def test_requests_that_a_node_does_not_take_are_dropped_beyond_a_bound(world: World) -> None:
+    node = world.node()
+    world.ask()
+    meet(world, node)
+    for _ in range(20):
+        world.ask(body=bytes(4 * MIB))
+    assert 10 <= world.links.dropped < 20
+    node.close()
+
+
+def test_a_lost_connection_is_made_again_after_longer_and_longer_pauses(
+    tmp_path: Path, now: list[int]
+) -> None:
+    world = World(tmp_path, persistent=True)
+    pauses = []
+    for _ in range(12):
+        deadline = world.links.next_deadline_us()
+        assert deadline is not None
+        pauses.append(deadline - now[0])
+        # All six nodes are down; let each of them be tried.
+        now[0] += links.BACKOFF_LAST_US
+        world.links.expire()
+    assert pauses[0] <= links.BACKOFF_FIRST_US
+    assert pauses[-1] >= links.BACKOFF_LAST_US // 2
+    node = world.node()
+    now[0] += links.BACKOFF_LAST_US
+    world.links.expire()
+    world.ask()
+    (request,) = meet(world, node)
+    node.reply(request.number)
+    meet(world, node)
+    assert world.outcomes == [REFUSAL]
+    world.links.close()
+    node.close()
+
+
+def test_nothing_is_due_once_all_is_quiet(world: World) -> None:
+    node = world.node()
+    world.ask()
+    (request,) = meet(world, node)
+    assert world.links.next_deadline_us() is not None  # the conversation's patience
+    node.reply(request.number)
+    meet(world, node)
+    assert world.links.next_deadline_us() is None
+    node.close()
+
+
+def test_a_node_that_does_not_greet_is_given_up(world: World, now: list[int]) -> None:
+    silent = listen(world.description.member(ZERO).address)
+    world.ask()
+    world.links.turn()
+    assert world.links.next_deadline_us() == now[0] + links.GREETING_PATIENCE_US
+    now[0] += links.GREETING_PATIENCE_US
+    world.links.expire()
+    assert world.links.unreachable() == ((ZERO, "no answer to the greeting"),)
+    silent.close()
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        b"HTTP/1.1 400 Bad Request\r\n\r\n" + b" " * 64,
+        struct.pack("!4sBBHIQII", b"bft1", 2, 0, 0, 1, 0, 1 << 31, 0) + b"m" * 16,
+        struct.pack("!4sBBHIQII", b"bft1", 2, 0, 0, 1, 0, 32, 0) + b"m" * 48,
+        os.urandom(300),
+    ],
+)
+def test_garbage_from_a_node_costs_it_the_connection_and_nothing_else(
+    world: World, said: bytes
+) -> None:
+    node = world.node()
+    world.ask()
+    world.links.turn()
+    node.turn()
+    assert node.connection is not None
+    # A WELCOME has been sent; what follows it is checked as a reply.
+    node.connection.send(said)
+    for _ in range(3):
+        world.links.turn()
+    assert world.links.open == 0
+    assert world.links.lost.total() == 1
+    assert world.outcomes == []
+    node.close()
+
+
+def test_an_impostor_gets_no_request(world: World) -> None:
+    impostor = ScriptedNode(world.description, Identity(os.urandom(32)))
+    world.ask()
+    world.links.turn()
+    world.links.turn()
+    with pytest.raises(InvalidAuthenticator):
+        impostor.turn()
+    impostor.close()
+
+
+def test_a_reply_that_cannot_be_decoded_ends_the_connection(world: World) -> None:
+    node = world.node()
+    world.ask()
+    (request,) = meet(world, node)
+    assert node.connection is not None
+    for buffer in node.channel.seal_reply(request.number, b"\x91\x00"):
+        node.connection.send(buffer)
+    world.links.turn()
+    assert world.links.lost == {"MalformedMessage": 1}
+    node.close()
+
+
+def test_a_repeated_and_an_unasked_reply_are_counted_and_dropped(world: World) -> None:
+    node = world.node()
+    world.ask()
+    (request,) = meet(world, node)
+    node.reply(request.number + 1)
+    node.reply(request.number)
+    node.reply(request.number)
+    meet(world, node)
+    assert world.outcomes == [REFUSAL]
+    assert world.links.engine.unclaimed == 2
+    node.close()
+
+
+def test_a_node_that_hangs_up_is_noticed(world: World, now: list[int]) -> None:
+    node = world.node()
+    world.ask()
+    meet(world, node)
+    node.hang_up()
+    world.links.turn()
+    assert world.links.unreachable() == ((ZERO, "closed by the node"),)
+    now[0] += links.BACKOFF_LAST_US
+    world.ask()
+    (request,) = meet(world, node)
+    node.reply(request.number)
+    meet(world, node)
+    assert world.outcomes == [REFUSAL]
+    node.close()
