@@ -17,7 +17,7 @@ conversation may come at any time, and only queues its writes for the next batch
 from __future__ import annotations
 
 import errno
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
@@ -25,6 +25,7 @@ from typing import Any, NamedTuple, Protocol
 from bftfs import limits
 from bftfs.engine import Engine
 from bftfs.envelope import Refused
+from bftfs.identifiers import ClientId
 from bftfs.step import Sender, Server, Want
 from bftfs.storage import StorageView, Write
 
@@ -67,6 +68,7 @@ class Dispatcher:
         self._engine = engine
         self._waiting: dict[bytes, list[Parked]] = {}  # by the key of what they want
         self._supplied: deque[tuple[bytes, list[Write] | None]] = deque()
+        self._parked_of: Counter[ClientId] = Counter()
         self.parked = 0
         self.outbox: list[Outgoing] = []
         self.on_supply: Callable[[], None] = lambda: None  # tells the host that a batch is due
@@ -96,6 +98,8 @@ class Dispatcher:
             key, writes = self._supplied.popleft()
             waiting = self._waiting.pop(key, [])
             self.parked -= len(waiting)
+            for request in waiting:
+                self._parked_of[request.sender.client] -= 1
             if writes is None:
                 for request in waiting:
                     self._refuse(request, errno.EAGAIN, "peers did not supply what the node lacks")
@@ -120,7 +124,11 @@ class Dispatcher:
             self.outbox.append(Outgoing(request.origin, request.number, ready.reply, ready.body))
 
     def _park(self, batch: Batch, request: Parked, want: Want) -> None:
-        if self.parked >= limits.PARKED_REQUESTS:
+        client = request.sender.client
+        if (
+            self.parked >= limits.PARKED_REQUESTS
+            or self._parked_of[client] >= limits.PARKED_REQUESTS_OF_ONE
+        ):
             self._refuse(request, errno.EAGAIN, "too many requests wait for object sync")
             return
         if request.steps >= MOST_STEPS:
@@ -129,6 +137,7 @@ class Dispatcher:
         # The body may lie in a buffer that the host uses again for the next batch.
         request.body = bytes(request.body)
         self.parked += 1
+        self._parked_of[client] += 1
         waiting = self._waiting.get(want.key)
         if waiting is not None:
             waiting.append(request)

@@ -70,7 +70,8 @@ LINKS = 65_000
 # --- admission at a node --------------------------------------------------------------------
 REQUESTS_IN_FLIGHT = 512  # per client: parsed but unanswered requests at one node
 CONNECTIONS = 1024  # accepted connections at one node
-PARKED_REQUESTS = 256  # requests waiting for object sync at one node
+PARKED_REQUESTS = 256  # requests waiting for object sync at one node…
+PARKED_REQUESTS_OF_ONE = 64  # …and how many of them may be one principal's
 
 assert BLOCK_BYTES_MAX + 4 * KIB <= FRAME_BODY_BYTES
 assert ANSWER_BYTES < FRAME_METADATA_BYTES
