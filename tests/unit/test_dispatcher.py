@@ -1,0 +1,180 @@
+"""Requests that want something from peers are parked, share it, and are stepped again; in bounds."""
+
+from __future__ import annotations
+
+import errno
+from typing import Any
+
+import pytest
+
+from bftfs import limits
+from bftfs.conversation import Conversation, Receive, Send
+from bftfs.dispatcher import MOST_STEPS, Dispatcher
+from bftfs.engine import Engine
+from bftfs.envelope import Refused
+from bftfs.identifiers import ClientId, NodeId
+from bftfs.step import Ready, Role, Sender, Want
+from bftfs.storage import MemoryStorage, StorageView, Table, Write
+
+PEER = NodeId(3)
+
+
+class Lookup:
+    """Serves names from the store, and wants those that are not there from a peer."""
+
+    def __init__(self) -> None:
+        self.steps = 0
+        self.supplies = True
+
+    def step(
+        self, view: StorageView, sender: Sender, message: Any, body: Any, now_us: int
+    ) -> Ready:
+        self.steps += 1
+        value = view.get(Table.STATE, message)
+        if value is None:
+            return Ready(wants=(Want(message, lambda _: self.fetch(message)),))
+        return Ready(value, bytes(body), [Write(Table.PAST, message, value)])
+
+    async def fetch(self, name: bytes) -> Conversation[list[Write] | None]:
+        await Send(PEER, name)
+        delivery = await Receive(patience_us=100)
+        if delivery is None:
+            return None
+        return [Write(Table.STATE, name, delivery.message)] if self.supplies else []
+
+
+class Host:
+    """A dispatcher on a memory store, whose peers the test plays."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[int, bytes]] = []
+        self.clock = 0
+        self.engine = Engine(
+            send=lambda node, number, message, body: self.asked.append((number, message)),
+            now_us=lambda: 0,
+            monotonic_us=lambda: self.clock,
+            draw=lambda bound: 0,
+        )
+        self.server = Lookup()
+        self.dispatcher = Dispatcher(servers={bytes: self.server}, engine=self.engine)
+        self.store = MemoryStorage()
+        self.numbers = 0
+
+    def request(self, name: bytes, *, client: int = 0, body: Any = b"") -> None:
+        self.numbers += 1
+        self.dispatcher.handle(
+            self.store,
+            origin=client,
+            sender=Sender(Role.CLIENT, ClientId(bytes([client]) * 16)),
+            number=self.numbers,
+            message=name,
+            body=body,
+            now_us=0,
+        )
+
+    def replies(self) -> list[tuple[int, Any]]:
+        replies = [(answer.number, answer.message) for answer in self.dispatcher.outbox]
+        self.dispatcher.outbox.clear()
+        return replies
+
+    def resume(self) -> None:
+        self.dispatcher.resume(self.store, 0)
+
+
+@pytest.fixture
+def host() -> Host:
+    return Host()
+
+
+def test_a_request_that_can_be_served_is_answered_and_its_writes_show(host: Host) -> None:
+    host.store.apply([Write(Table.STATE, b"a", b"1")])
+    host.request(b"a")
+    assert host.replies() == [(1, b"1")]
+    assert host.store.get(Table.PAST, b"a") == b"1"
+    assert host.dispatcher.parked == 0
+
+
+def test_requests_that_want_the_same_share_it_and_are_stepped_again(host: Host) -> None:
+    for _ in range(3):
+        host.request(b"a")
+    assert host.replies() == []
+    assert host.asked == [(1, b"a")]
+    assert host.dispatcher.parked == 3
+    assert not host.dispatcher.has_supplies
+    host.engine.deliver(PEER, 1, b"supplied")
+    assert host.dispatcher.has_supplies
+    host.resume()
+    assert host.replies() == [(1, b"supplied"), (2, b"supplied"), (3, b"supplied")]
+    assert host.server.steps == 6
+    assert host.dispatcher.parked == 0
+    assert not host.dispatcher.has_supplies
+
+
+def test_the_body_of_a_parked_request_is_its_own(host: Host) -> None:
+    buffer = bytearray(b"body")
+    host.request(b"a", body=memoryview(buffer))
+    buffer[:] = b"gone"
+    host.engine.deliver(PEER, 1, b"supplied")
+    host.resume()
+    assert host.dispatcher.outbox[0].body == b"body"
+
+
+def test_what_no_peer_supplies_is_refused_and_can_be_asked_for_again(host: Host) -> None:
+    host.request(b"a")
+    host.clock = 100
+    host.engine.expire()
+    host.resume()
+    ((_, refusal),) = host.replies()
+    assert isinstance(refusal, Refused)
+    assert refusal.code == errno.EAGAIN
+    host.request(b"a")
+    assert len(host.asked) == 2
+
+
+def test_a_request_whose_wants_never_end_is_refused(host: Host) -> None:
+    host.server.supplies = False
+    host.request(b"a")
+    for number in range(1, MOST_STEPS + 2):
+        host.engine.deliver(PEER, number, b"useless")
+        host.resume()
+    ((_, refusal),) = host.replies()
+    assert isinstance(refusal, Refused)
+    assert host.server.steps == MOST_STEPS
+    assert host.dispatcher.parked == 0
+
+
+def test_one_principal_cannot_take_all_places(host: Host) -> None:
+    for number in range(limits.PARKED_REQUESTS_OF_ONE + 5):
+        host.request(b"%d" % number)
+    refused = host.replies()
+    assert len(refused) == 5
+    assert all(isinstance(message, Refused) for _, message in refused)
+    host.request(b"mine", client=1)
+    assert host.replies() == []
+    # Those that are served make room.
+    host.engine.deliver(PEER, 1, b"supplied")
+    host.resume()
+    assert len(host.replies()) == 1
+    host.request(b"another")
+    assert host.replies() == []
+
+
+def test_all_together_have_a_limited_number_of_places(host: Host) -> None:
+    for number in range(limits.PARKED_REQUESTS + 3):
+        host.request(b"%d" % number, client=number % 200)
+    assert host.dispatcher.parked == limits.PARKED_REQUESTS
+    assert len(host.replies()) == 3
+
+
+def test_what_nobody_serves_is_refused(host: Host) -> None:
+    host.dispatcher.handle(
+        host.store,
+        origin=0,
+        sender=Sender(Role.CLIENT, ClientId(bytes(16))),
+        number=9,
+        message="a string",
+        body=b"",
+        now_us=0,
+    )
+    ((number, refusal),) = host.replies()
+    assert (number, refusal.code) == (9, errno.EOPNOTSUPP)
