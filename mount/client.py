@@ -1,9 +1,15 @@
-"""The mount as a client of its cluster: keys, both protocols, and the file system over them."""
+"""The mount as a client of its cluster: keys, connections, both protocols, the file system."""
 
 from __future__ import annotations
 
-from bftfs.filesystem.operations import FileSystem
-from bftfs.query_update.client import QueryUpdateClient
+import errno
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+import trio
+from structlog.typing import FilteringBoundLogger
 
 from bftfs import cluster as description_files
 from bftfs.cluster import ClusterDescription
@@ -12,14 +18,93 @@ from bftfs.crypto.cipher import BlockCipher
 from bftfs.crypto.digest import client_id_of
 from bftfs.crypto.keys import Identity, read_identity, read_volume_key
 from bftfs.data_directory import DataDirectory
-from bftfs.errors import UsageError
+from bftfs.envelope import REPLIES
+from bftfs.errors import FileSystemError, OperationFailed, UsageError
 from bftfs.filesystem import object_types
+from bftfs.filesystem.operations import FileSystem
 from bftfs.filesystem.options import Options
 from bftfs.limits import SECOND_US
+from bftfs.query_update.client import QueryUpdateClient
 from bftfs.read_write.client import ReadWriteClient
+from bftfs.runtime.network import Network
+from mount.logs import open_log
 from mount.options import MountOptions
+from mount.session import Mount
 
-ROOT = Credentials(uid=0, gid=0)
+CONNECT_PATIENCE_S: Final = 20.0
+ROOT: Final = Credentials(uid=0, gid=0)
+
+
+def serve(
+    directory: DataDirectory,
+    mountpoint: Path,
+    options: MountOptions,
+    *,
+    ready: Callable[[], None],
+) -> None:
+    """Mount a cluster, call `ready`, and serve until somebody unmounts or stops the process."""
+
+    async def session(log: FilteringBoundLogger) -> None:
+        description, identity = credentials_of(directory, options)
+        async with Network(description, identity, decode=REPLIES.decode) as network:
+            files = file_system(directory, description, identity, options)
+            await _reach(directory, network, description, files, options)
+            mount = Mount(
+                network, files, options, log, source=str(directory.path), mountpoint=mountpoint
+            )
+            await mount.run(ready)
+
+    with open_log(directory.mount_log, mountpoint=str(mountpoint), process=os.getpid()) as log:
+        try:
+            trio.run(session, log)
+        except BaseExceptionGroup as group:
+            raise _alone(group) from None
+
+
+def _alone(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The one exception in nested groups, as nurseries make them; else the group."""
+    inner: BaseException = group
+    while isinstance(inner, BaseExceptionGroup) and len(inner.exceptions) == 1:
+        inner = inner.exceptions[0]
+    return inner
+
+
+async def _reach(
+    directory: DataDirectory,
+    network: Network,
+    description: ClusterDescription,
+    files: FileSystem,
+    options: MountOptions,
+) -> None:
+    """Make sure that the cluster answers, and that there is a file system on it."""
+    with trio.move_on_after(CONNECT_PATIENCE_S):
+        try:
+            await network.perform(_require_root_directory(files, options))
+        except OperationFailed as failure:
+            raise UsageError(f"{directory.path}: {failure}", exit_code=1) from None
+        return
+    silent = "; ".join(f"node {node}: {why}" for node, why in network.links.unreachable())
+    raise UsageError(
+        f"{directory.path}: the cluster does not answer: {network.links.open} of "
+        f"{description.n} nodes are connected ({silent or 'but too slow'}); "
+        f"start the others, and see `bftfs status --data {directory.path}`",
+        exit_code=1,
+    )
+
+
+async def _require_root_directory(files: FileSystem, options: MountOptions) -> None:
+    """The first mount of a cluster makes the file system."""
+    try:
+        await files.attributes(files.root, ROOT)
+    except FileSystemError as error:
+        if error.code != errno.ESTALE:
+            raise
+        if options.read_only:
+            raise UsageError(
+                "there is no file system on this cluster yet: mount it without ro, once",
+                exit_code=1,
+            ) from None
+        await files.format(ROOT)
 
 
 def credentials_of(

@@ -25,11 +25,12 @@ LAST_NUMBER = (1 << 63) - 1
 class Known:
     """An object that the kernel knows."""
 
-    __slots__ = ("identifier", "lookups")
+    __slots__ = ("identifier", "lookups", "size")
 
     def __init__(self, identifier: ObjectId, lookups: int) -> None:
         self.identifier = identifier
         self.lookups = lookups
+        self.size = 0  # that the kernel believes in
 
 
 class InodeTable:
@@ -65,12 +66,16 @@ class InodeTable:
             self._displaced[identifier] = number
         return number
 
-    def identifier(self, number: int) -> ObjectId:
-        """The object that the kernel means by `number`."""
+    def known(self, number: int) -> Known:
+        """What is known of the object that the kernel means by `number`."""
         known = self._by_number.get(number)
         if known is None:
             raise FileSystemError(errno.ESTALE, f"inode {number}")
-        return known.identifier
+        return known
+
+    def identifier(self, number: int) -> ObjectId:
+        """The object that the kernel means by `number`."""
+        return self.known(number).identifier
 
     def forget(self, number: int, lookups: int) -> ObjectId | None:
         """The kernel drops some of its lookups; the object, if those were the last."""

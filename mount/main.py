@@ -45,7 +45,7 @@ def _mount(data: Path, mountpoint: Path, options: MountOptions, *, foreground: b
     def work(ready: Callable[[], None]) -> int:
         # Imported here: without libfuse there is no pyfuse3, which takes a sentence to say.
         try:
-            from mount.session import serve
+            from mount.client import serve
         except ImportError as error:
             raise UsageError(
                 f"pyfuse3 cannot be used ({error}); install libfuse with "

@@ -17,20 +17,22 @@ import stat
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from functools import wraps
+from threading import Thread
 from typing import Any, Final, TypeVar
 
 import pyfuse3
 import trio
-from bftfs.filesystem.operations import FileSystem, Found, OpenDirectory, OpenFile, Statistics
 from msgspec import structs
 from pyfuse3 import EntryAttributes, FileInfo, FUSEError, RequestContext, SetattrFields
 from structlog.typing import FilteringBoundLogger
 
-from bftfs import limits
 from bftfs.conversation import Conversation
 from bftfs.credentials import Credentials
 from bftfs.errors import FileSystemError
 from bftfs.filesystem.attributes import NOW, Attributes, Changes
+from bftfs.filesystem.contents import OpenFile
+from bftfs.filesystem.dirty import Buffer
+from bftfs.filesystem.operations import FileSystem, Found, OpenDirectory, Statistics
 from mount.attributes import fill
 from mount.errnos import errno_of
 from mount.handles import Handles
@@ -44,7 +46,6 @@ Result = TypeVar("Result")
 # The kernel asks for it before every write(2). File capabilities are not stored: a client that was
 # taken over must not be able to hand out privileges on other machines.
 FILE_CAPABILITIES: Final = b"security.capability"
-RENAME_FLAGS: Final = pyfuse3.RENAME_NOREPLACE | pyfuse3.RENAME_EXCHANGE
 DIRECTORY_PAGE: Final = 64  # entries asked for at a time; the kernel's buffers hold 20 to 700
 NOW_WITHIN_NS: Final = 1_000_000_000
 
@@ -137,7 +138,6 @@ class Operations(pyfuse3.Operations):
                 mode,
                 self._who(ctx),
                 umask=ctx.umask,
-                exclusive=bool(flags & os.O_EXCL),
                 flags=flags,
             ),
             parent_inode,
@@ -205,8 +205,6 @@ class Operations(pyfuse3.Operations):
         flags: int,
         ctx: RequestContext,
     ) -> None:
-        if flags & ~RENAME_FLAGS:
-            raise FUSEError(errno.EINVAL)
         renaming = self._files.rename(
             self._inodes.identifier(parent_inode_old),
             name_old,
@@ -306,25 +304,45 @@ class Operations(pyfuse3.Operations):
         identifier = self._inodes.identifier(inode)
         opening = self._files.open(identifier, flags, self._who(ctx))
         opened = await self._perform("open", opening, inode, ctx)
+        if flags & os.O_TRUNC:
+            self._inodes.known(inode).size = 0
         if not opened.keep_cache:
             # Pages are dropped by the reply; a size that the kernel still believes in is not.
             pyfuse3.invalidate_inode(inode, attr_only=True)
         return self._opened(opened, inode, keep_cache=opened.keep_cache)
 
     @_answers
-    async def read(self, fh: int, off: int, size: int) -> bytes:
+    async def read(self, fh: int, off: int, size: int) -> Buffer:  # type: ignore[override]
+        # Any buffer will do, whatever pyfuse3 declares.
         handle = self._open.get(fh)
         reading = self._files.read(handle.opened, off, size)
-        # A memoryview will do as well, whatever pyfuse3 declares.
         return await self._requests.perform("read", reading, inode=handle.inode)
 
     @_answers
     async def write(self, fh: int, off: int, buf: bytes) -> int:
         handle = self._open.get(fh)
-        if self._files.write(handle.opened, off, buf, now_ns=time.time_ns()):
-            waiting = self._files.write_behind(handle.opened)
+        opened = handle.opened
+        known = self._inodes.known(handle.inode)
+        # The kernel appends at the end that it believes in; another mount may have moved it.
+        misplaced = opened.append and off == known.size != opened.contents.size
+        must_wait = self._files.write(
+            opened, None if misplaced else off, buf, now_ns=time.time_ns()
+        )
+        known.size = max(known.size, off + len(buf))
+        if misplaced:
+            self._disown_pages(handle.inode)
+        if must_wait:
+            waiting = self._files.write_behind(opened)
             await self._requests.perform("write", waiting, inode=handle.inode)
         return len(buf)
+
+    @staticmethod
+    def _disown_pages(inode: int) -> None:
+        """Have the kernel drop pages that it filled at the wrong place.
+
+        It waits for requests on those pages, which are answered by the thread that runs this.
+        """
+        Thread(target=pyfuse3.invalidate_inode, args=(inode,), daemon=True).start()
 
     @_answers
     async def flush(self, fh: int) -> None:
@@ -396,6 +414,7 @@ class Operations(pyfuse3.Operations):
         return self._callers.credentials(pid=ctx.pid, uid=ctx.uid, gid=ctx.gid)
 
     def _entry(self, number: int, attributes: Attributes) -> EntryAttributes:
+        self._inodes.known(number).size = attributes.size
         entry = EntryAttributes()
         fill(entry, number, attributes)
         entry.entry_timeout = self._options.cached_entries_s
@@ -446,10 +465,11 @@ def _now_if_near(moment: int | None, now: int) -> int | None:
 
 def _statvfs(statistics: Statistics) -> pyfuse3.StatvfsData:
     answer = pyfuse3.StatvfsData()
-    answer.f_bsize = answer.f_frsize = statistics.block_bytes
-    answer.f_blocks = statistics.blocks
-    answer.f_bfree = answer.f_bavail = statistics.free_blocks
-    answer.f_files = statistics.inodes
+    unit = statistics.block_bytes
+    answer.f_bsize = answer.f_frsize = unit
+    answer.f_blocks = statistics.capacity_bytes // unit
+    answer.f_bfree = answer.f_bavail = statistics.free_bytes // unit
+    answer.f_files = statistics.capacity_inodes
     answer.f_ffree = answer.f_favail = statistics.free_inodes
-    answer.f_namemax = limits.NAME_BYTES
+    answer.f_namemax = statistics.name_bytes
     return answer

@@ -1,4 +1,4 @@
-"""One mount from start to end: connect, mount, serve, write everything, unmount.
+"""One mount from start to end: mount, serve, unmount, write everything.
 
 The end comes in one of two ways. Somebody unmounts: the kernel has then written what it held, and
 the loop of pyfuse3 returns. Or the process is told to stop (Ctrl-C, SIGTERM): it unmounts itself,
@@ -18,116 +18,81 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Final
+from typing import Final, Protocol, TypeVar
 
 import pyfuse3
 import trio
-from bftfs.filesystem.operations import FileSystem
 from structlog.typing import FilteringBoundLogger
 
-from bftfs.cluster import ClusterDescription
-from bftfs.data_directory import DataDirectory
-from bftfs.envelope import REPLIES
-from bftfs.errors import BftfsError, OperationFailed, UsageError
-from bftfs.runtime.network import Network
+from bftfs.conversation import Conversation
+from bftfs.errors import BftfsError, UsageError
+from bftfs.filesystem.operations import FileSystem
 from mount import mountpoint as mountpoints
-from mount.client import ROOT, credentials_of, file_system
-from mount.logs import open_log
 from mount.operations import Operations
 from mount.options import MountOptions
-from mount.requests import Requests
+from mount.requests import Requests, Starter
 
 # Tasks that may wait for the cluster at once. Without a free one nothing is answered any more, not
 # even from memory; one costs little.
 WORKERS: Final = 512
 WORKERS_IDLE: Final = 8
 READ_AHEAD_KIB: Final = 4096  # eight requests of up to 1 MiB in flight; the kernel's default is 128
-CONNECT_PATIENCE_S: Final = 20.0
 WRITE_BACK_EVERY_S: Final = 1.0
 WRITE_BACK_OLDER_US: Final = 5_000_000
 GOODBYE_PATIENCE_S: Final = 45.0  # for what is unwritten at the end, if the cluster does not answer
 
-
-def serve(
-    directory: DataDirectory,
-    mountpoint: Path,
-    options: MountOptions,
-    *,
-    ready: Callable[[], None],
-) -> None:
-    """Mount, call `ready`, and serve until somebody unmounts or stops the process."""
-    with open_log(directory.mount_log, mountpoint=str(mountpoint), process=os.getpid()) as log:
-        session = _Session(directory, mountpoint, options, log)
-        try:
-            trio.run(session.run, ready)
-        except BaseExceptionGroup as group:
-            raise _alone(group) from None
+Result = TypeVar("Result")
 
 
-def _alone(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    """The one exception in nested groups, as nurseries make them; else the group."""
-    inner: BaseException = group
-    while isinstance(inner, BaseExceptionGroup) and len(inner.exceptions) == 1:
-        inner = inner.exceptions[0]
-    return inner
+class Host(Starter, Protocol):
+    """What is needed of `bftfs.runtime.network.Network`."""
+
+    async def perform(self, conversation: Conversation[Result]) -> Result:
+        """The result of `conversation`, or the exception that ended it."""
 
 
-class _Session:
+class Mount:
+    """A file system, mounted."""
+
     def __init__(
         self,
-        directory: DataDirectory,
-        mountpoint: Path,
+        network: Host,
+        files: FileSystem,
         options: MountOptions,
         log: FilteringBoundLogger,
+        *,
+        source: str,
+        mountpoint: Path,
     ) -> None:
-        self._directory = directory
-        self._mountpoint = mountpoint
+        self._network = network
+        self._files = files
         self._options = options
         self._log = log
+        self._source = source
+        self._mountpoint = mountpoint
+        self._requests = Requests(network, log)
+        self._operations = Operations(files, self._requests, options, log)
 
     async def run(self, ready: Callable[[], None]) -> None:
-        description, identity = credentials_of(self._directory, self._options)
-        async with Network(description, identity, decode=REPLIES.decode) as network:
-            files = file_system(self._directory, description, identity, self._options)
-            await self._reach(network, description, files)
-            requests = Requests(network, self._log)
-            operations = Operations(files, requests, self._options, self._log)
-            self._mount(operations)
-            try:
-                async with trio.open_nursery() as nursery:
-                    nursery.start_soon(self._announce, operations, requests, ready)
-                    nursery.start_soon(self._stop_on_signal, requests)
-                    nursery.start_soon(requests.watch)
-                    nursery.start_soon(self._write_back, network, files)
-                    await pyfuse3.main(min_tasks=WORKERS_IDLE, max_tasks=WORKERS)
-                    nursery.cancel_scope.cancel()
-            finally:
-                self._unmount()
-            await self._finish(network, files)
+        """Mount, call `ready`, serve until the end, and write everything."""
+        self._mount()
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._announce, ready)
+                nursery.start_soon(self._stop_on_signal)
+                nursery.start_soon(self._requests.watch)
+                nursery.start_soon(self._write_back)
+                await pyfuse3.main(min_tasks=WORKERS_IDLE, max_tasks=WORKERS)
+                nursery.cancel_scope.cancel()
+        finally:
+            self._unmount()
+        await self._finish()
 
     # --- the beginning -----------------------------------------------------------------------
 
-    async def _reach(
-        self, network: Network, description: ClusterDescription, files: FileSystem
-    ) -> None:
-        """Make sure that the cluster answers, and that there is a file system on it."""
-        with trio.move_on_after(CONNECT_PATIENCE_S):
-            try:
-                await network.perform(files.format(ROOT))
-            except OperationFailed as failure:
-                raise UsageError(f"{self._directory.path}: {failure}", exit_code=1) from None
-            return
-        silent = "; ".join(f"node {node}: {why}" for node, why in network.links.unreachable())
-        raise UsageError(
-            f"{self._directory.path}: the cluster does not answer: {network.links.open} of "
-            f"{description.n} nodes are connected ({silent or 'but too slow'}); "
-            f"start the others, and see `bftfs status --data {self._directory.path}`",
-            exit_code=1,
-        )
-
-    def _mount(self, operations: Operations) -> None:
+    def _mount(self) -> None:
         options = {
-            f"fsname={_escaped(str(self._directory.path))}",
+            f"fsname={_escaped(self._source)}",
             "subtype=bftfs",
             "default_permissions",
             *self._options.kernel,
@@ -138,7 +103,7 @@ class _Session:
             options.add("ro")
         with _errors_of_libfuse() as said:
             try:
-                pyfuse3.init(operations, str(self._mountpoint), options)
+                pyfuse3.init(self._operations, str(self._mountpoint), options)
             except RuntimeError as error:
                 reason = said() or str(error)
                 raise UsageError(
@@ -146,14 +111,12 @@ class _Session:
                 ) from None
         self._log.info("mounted", options=sorted(options))
 
-    async def _announce(
-        self, operations: Operations, requests: Requests, ready: Callable[[], None]
-    ) -> None:
-        """Once the kernel and we have agreed: tell everybody."""
-        await operations.greeted.wait()
+    async def _announce(self, ready: Callable[[], None]) -> None:
+        """Once the kernel and we have agreed: tell who waits for it."""
+        await self._operations.greeted.wait()
         mounted = mountpoints.mounted_at(self._mountpoint)
         if mounted is not None:
-            requests.device = mounted.device
+            self._requests.device = mounted.device
             self._raise_read_ahead(mounted.device)
         ready()
 
@@ -166,18 +129,20 @@ class _Session:
 
     # --- the middle --------------------------------------------------------------------------
 
-    async def _write_back(self, network: Network, files: FileSystem) -> None:
+    async def _write_back(self) -> None:
         """What nobody asks to be durable goes out after a few seconds all the same."""
         while True:
             await trio.sleep(WRITE_BACK_EVERY_S)
             try:
-                await network.perform(files.write_back(WRITE_BACK_OLDER_US))
+                await self._network.perform(
+                    self._files.write_back(older_than_us=WRITE_BACK_OLDER_US)
+                )
             except BftfsError as failure:
                 self._log.warning("writing behind failed", reason=str(failure))
 
     # --- the end -----------------------------------------------------------------------------
 
-    async def _stop_on_signal(self, requests: Requests) -> None:
+    async def _stop_on_signal(self) -> None:
         signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
         with trio.open_signal_receiver(*signals) as received:
             async for number in received:
@@ -188,7 +153,7 @@ class _Session:
         self._log.warning("in use: detached from the tree, and lost to those that use it")
         await trio.to_thread.run_sync(_push_mapped_pages, self._mountpoint)
         mountpoints.detach(self._mountpoint)
-        requests.abandon()
+        self._requests.abandon()
         pyfuse3.terminate()
 
     def _unmount(self) -> None:
@@ -198,10 +163,10 @@ class _Session:
             mountpoints.detach(self._mountpoint)
         pyfuse3.close(unmount=False)
 
-    async def _finish(self, network: Network, files: FileSystem) -> None:
+    async def _finish(self) -> None:
         """Write what is left."""
         with trio.move_on_after(GOODBYE_PATIENCE_S):
-            await network.perform(files.synchronize_all())
+            await self._network.perform(self._files.synchronize_all())
             self._log.info("unmounted")
             return
         self._log.error("data that was never synced or closed is lost: the cluster does not answer")
