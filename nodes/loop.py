@@ -469,7 +469,7 @@ class Loop:
             self._backlogged.append(connection)
 
     def _hold(self, connection: Connection) -> None:
-        """Count what the connection makes us keep; cut off the greediest if all of it is too much."""
+        """Count what the connection makes us keep; cut off the greediest if it is too much."""
         held = connection.channel.buffered + connection.backlog_bytes + connection.output.size
         self._held_bytes += held - connection.held_bytes
         connection.held_bytes = held

@@ -14,6 +14,7 @@ from bftfs.query_update.server import QueryUpdateServer
 from bftfs.quorum import ThresholdQuorums
 from bftfs.read_write.messages import Request as ReadWriteRequest
 from bftfs.read_write.server import ReadWriteServer
+from nodes.authority import InodeAuthority
 from nodes.node import Protocols, Servers
 
 
@@ -23,7 +24,7 @@ def honest_servers(description: ClusterDescription, identity: Identity, node: No
     query_update = QueryUpdateServer(
         node, ThresholdQuorums(description.query_update), keys, object_types()
     )
-    read_write = ReadWriteServer(node, description.read_write, keys)
+    read_write = ReadWriteServer(node, description.read_write, keys, authority=InodeAuthority())
     return {
         **dict.fromkeys(get_args(QueryUpdateRequest), query_update),
         **dict.fromkeys(get_args(ReadWriteRequest), read_write),

@@ -1,0 +1,27 @@
+"""Who may write the blocks of a file, as this node knows the file. [design G4]"""
+
+from __future__ import annotations
+
+import os
+
+from bftfs.credentials import Credentials
+from bftfs.filesystem.authorization import UNKNOWN_INODE, may_write_blocks
+from bftfs.identifiers import BlockId, inode_of
+from bftfs.query_update.replica import Replica
+from bftfs.read_write.messages import BlockRefused
+from bftfs.step import Sender
+from bftfs.storage import StorageView
+
+
+class InodeAuthority:
+    """Asks the node's own replica of the inode; a node that has none has no say."""
+
+    def may_write(
+        self, view: StorageView, sender: Sender, block: BlockId, credentials: Credentials
+    ) -> BlockRefused | None:
+        """None, or why not."""
+        inode = Replica(view, inode_of(block)).workspace
+        code = may_write_blocks(inode, credentials, sender.grant)
+        if code in (0, UNKNOWN_INODE):
+            return None
+        return BlockRefused(code, f"user {credentials.uid} may not write: {os.strerror(code)}")
