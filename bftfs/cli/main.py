@@ -1,38 +1,62 @@
 """The program `bftfs`: parser, exit codes, and the composition root that may import anything.
 
 A user's mistake ends in one message on standard error and exit code 2; an operation that failed in
-exit code 1; an interrupt in 130. None of them prints a traceback.
+exit code 1; an interrupt in 130. None of them prints a traceback. A command's module is imported
+when the command is used, so that each needs only what it uses, and starts quickly.
 """
 
 from __future__ import annotations
 
+import importlib
 import sys
 from collections.abc import Sequence
 
 import click
 
 import bftfs
-from bftfs.cli import cluster, local, mount, node, simulate, status
 from bftfs.errors import BftfsError, UsageError
 
+# Command -> the module below `bftfs.cli` that defines it, and what it is for.
+_COMMANDS = {
+    "up": ("local", "Start a local cluster (made if there is none) and mount it."),
+    "down": ("local", "Unmount a local cluster and stop its nodes. The data stays."),
+    "status": ("status", "How the nodes are."),
+    "mount": ("mount", "Mount a cluster whose nodes are running."),
+    "unmount": ("mount", "Unmount, with dirty data written."),
+    "cluster": ("cluster", "Make a cluster, and say who may use it."),
+    "node": ("node", "Storage nodes: one process, one directory each."),
+    "simulate": ("simulate", "Run the protocols in a simulated world full of faults."),
+}
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+
+class Commands(click.Group):
+    """The commands, imported as they are used."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """All names, in the order in which one needs them."""
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """The command itself."""
+        if cmd_name not in _COMMANDS:
+            return None
+        module = importlib.import_module(f"bftfs.cli.{_COMMANDS[cmd_name][0]}")
+        command: click.Command = getattr(module, cmd_name)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The list in `--help`, without importing anything."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, purpose) for name, (_, purpose) in _COMMANDS.items()])
+
+
+@click.command(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(bftfs.__version__, prog_name="bftfs")
 def program() -> None:
     """A Byzantine fault-tolerant file system that mounts like any other.
 
     Start with `bftfs up --data DIR --mount DIR`.
     """
-
-
-program.add_command(local.up)
-program.add_command(local.down)
-program.add_command(status.status)
-program.add_command(cluster.cluster)
-program.add_command(node.node)
-program.add_command(mount.mount)
-program.add_command(mount.unmount)
-program.add_command(simulate.simulate)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
