@@ -98,7 +98,7 @@ def apply_changes(subject: Subject, changes: Changes, caller: Caller) -> None:
 class Access(Record, frozen=True):
     """The object was read at this time."""
 
-    atime_ns: Annotated[int, Meta(ge=0, lt=1 << 63)]
+    atime_ns: Annotated[int, Meta(ge=0, le=(1 << 63) - 1)]
 
 
 def is_access_due(attributes: Attributes, atime_ns: int) -> bool:

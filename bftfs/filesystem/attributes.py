@@ -28,7 +28,7 @@ ACCESS_ACL: Final = 1  # flag: the object has an access ACL beyond its permissio
 DEFAULT_ACL: Final = 2  # flag: the directory has a default ACL
 
 # Nanoseconds since the epoch, from 1901 to 2242; NOW is taken out of the range.
-SetTimeField: TypeAlias = Annotated[int, Meta(ge=-(1 << 61), lt=1 << 63)]
+SetTimeField: TypeAlias = Annotated[int, Meta(ge=-(1 << 61), le=(1 << 63) - 1)]
 ModeField: TypeAlias = Annotated[int, Meta(ge=0, le=0o177777)]
 
 

@@ -53,13 +53,18 @@ Failure = FileSystemError | OperationFailed
 
 
 class _Loading:
-    """A block that is being read. `stale`: it was written or cut meanwhile."""
+    """A block that is being read. `stale`: it was written or cut meanwhile.
 
-    __slots__ = ("data", "done", "stale")
+    `revision` is that of the contents when the block had been read: who hears of it later must not
+    believe it if anything was written or cut since.
+    """
+
+    __slots__ = ("data", "done", "revision", "stale")
 
     def __init__(self) -> None:
         self.done = Event()
         self.data: Buffer | None = None
+        self.revision = -1
         self.stale = False
 
 
@@ -102,6 +107,7 @@ class Contents:
         self.failures = 0
         self.failure: Failure | None = None
         self.loading: dict[int, _Loading] = {}
+        self.revision = 0  # grows when blocks are pushed or cut
         self.turnstile = Turnstile()
 
     @property
@@ -324,6 +330,7 @@ class ContentStore:
 
     def _invalidate(self, contents: Contents, first: int) -> None:
         """Forget clean blocks from `first` on."""
+        contents.revision += 1
         self._cache.drop_from(contents.identifier, first)
         for number, loading in contents.loading.items():
             if number >= first:
@@ -381,7 +388,7 @@ class ContentStore:
                 await Wait(loading.done)
             else:
                 loading = await self._load(contents, number, who)
-            if loading.data is not None and not loading.stale:
+            if loading.data is not None and loading.revision == contents.revision:
                 return loading.data
 
     async def _load(self, contents: Contents, number: int, who: Credentials) -> _Loading:
@@ -392,6 +399,7 @@ class ContentStore:
             valid = contents.valid_bytes(number)
             loading.data = block if len(block) <= valid else memoryview(block)[:valid]
             if not loading.stale:
+                loading.revision = contents.revision
                 self._cache.put(contents.identifier, number, loading.data)
         finally:
             del contents.loading[number]
@@ -642,6 +650,7 @@ class ContentStore:
             extents[number] = dirty.extents()
             block = dirty.over(bases.get(number, b""))
             contents.pushing[number] = block
+            contents.revision += 1
             self._cache.drop(contents.identifier, number)
             self._dirty_bytes += len(block) - dirty.cost
             loading = contents.loading.get(number)

@@ -178,7 +178,7 @@ def lookup(states: States, arguments: Name, caller: Caller) -> Child:
 class Listing(Record, frozen=True):
     """Which part of a directory: entries with serials above `after`, in at most `volume` bytes."""
 
-    after: Annotated[int, Meta(ge=0, lt=1 << 63)]
+    after: Annotated[int, Meta(ge=0, le=(1 << 63) - 1)]
     volume: Annotated[int, Meta(ge=4096, le=limits.ANSWER_BYTES - 4096)]
 
 
@@ -278,6 +278,8 @@ def create(states: States, arguments: Creation, caller: Caller) -> Outcome:
     _require_room_for(directory, arguments.name, caller)
     form = stat.S_IFMT(arguments.mode)
     if form not in _INODE_FORMATS:
+        raise Refusal(errno.EINVAL)
+    if arguments.block_bytes & (arguments.block_bytes - 1):
         raise Refusal(errno.EINVAL)
     if form in (stat.S_IFCHR, stat.S_IFBLK) and caller.uid != ROOT:
         raise Refusal(errno.EPERM)

@@ -26,8 +26,8 @@ from bftfs.filesystem.permission import ROOT, WRITE, owns, without_set_id_bits
 from bftfs.query_update.object_type import Caller, MutableState, Record, Refusal
 from bftfs.wire.fields import TimeField
 
-SizeField: TypeAlias = Annotated[int, Meta(ge=0, lt=1 << 63)]
-IncarnationField: TypeAlias = Annotated[int, Meta(ge=0, lt=1 << 64)]
+SizeField: TypeAlias = Annotated[int, Meta(ge=0, le=(1 << 63) - 1)]
+IncarnationField: TypeAlias = Annotated[int, Meta(ge=0, le=(1 << 63) - 1)]
 
 
 def read_link(states: States, arguments: NoArguments, caller: Caller) -> bytes:

@@ -28,6 +28,10 @@ class Options:
     prefetch_bytes: int = 16 * MIB  # of all readers together, on their way
     cache_bytes: int = 32 * MIB  # clean blocks
 
+    def __post_init__(self) -> None:
+        if self.write_behind_bytes > self.dirty_bytes:
+            raise ValueError("a writer would wait before anything is written behind")
+
     @property
     def attributes_kept_us(self) -> int:
         """For how long attributes are believed."""
