@@ -167,6 +167,7 @@ async def ask(
     order: tuple[NodeId, ...],
     first: int,
     judge: Callable[[NodeId, Any, bytes | memoryview], Judgement],
+    suffices: Callable[[], bool],
     probing: Probing,
     now_us: int,
     subject: str,
@@ -175,7 +176,8 @@ async def ask(
 ) -> None:
     """Ask the `first` servers of `order`, further ones on silence, until `judge` has ENOUGH.
 
-    Requires: `judge` says ENOUGH at the latest when every server has answered.
+    Requires: `judge` says ENOUGH at the latest when every server has answered; `suffices()` tells,
+    when there is silence, whether the answers so far are all that one can wait for.
     Ensures: each server's first answer is judged, and no other; requests are repeated to the
     silent [Q/U §4.3.4, c_quorum_rpc]; QuorumUnavailable is raised once `patience_total_us` has
     passed in silence.
@@ -196,6 +198,8 @@ async def ask(
         delivery = await Receive(patience_us)
         if delivery is None:
             waited_us += patience_us
+            if suffices():
+                return
             if patience_total_us is not None and waited_us >= patience_total_us:
                 raise QuorumUnavailable(heard=len(heard), required=first, subject=subject)
             silent = [node for node in asked if node not in heard]

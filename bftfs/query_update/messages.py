@@ -12,19 +12,21 @@ from typing import Annotated, TypeAlias
 from msgspec import Meta
 
 from bftfs import limits
+from bftfs.query_update.conditioned import (
+    AnswerField,
+    ArgumentsField,
+    GroupsField,
+    MethodField,
+)
 from bftfs.query_update.history import AuthenticatorField, HistoryField, ObjectHistorySet
 from bftfs.query_update.timestamp import TimestampField
 from bftfs.wire.codec import Message, Value
-from bftfs.wire.fields import ClientField, NodeField, ObjectField, TimeField, UserField
+from bftfs.wire.fields import ClientField, NodeField, ObjectField, UserField
 
 _OBJECTS = Meta(min_length=1, max_length=limits.OBJECTS_PER_OPERATION)
 _SOME_OBJECTS = Meta(max_length=limits.OBJECTS_PER_OPERATION)
 
-MethodField: TypeAlias = Annotated[str, Meta(max_length=limits.METHOD_NAME_BYTES)]
-ArgumentsField: TypeAlias = Annotated[bytes, Meta(max_length=limits.OPERATION_BYTES)]
-GroupsField: TypeAlias = Annotated[tuple[UserField, ...], Meta(max_length=limits.GROUPS)]
 ErrnoField: TypeAlias = Annotated[int, Meta(ge=0, le=4095)]
-AnswerField: TypeAlias = Annotated[bytes, Meta(max_length=limits.ANSWER_BYTES)]
 NodesField: TypeAlias = Annotated[
     int, Meta(ge=0, le=(1 << 63) - 1)
 ]  # a set of servers, as a bit mask
@@ -38,53 +40,6 @@ SetAuthenticatorsField: TypeAlias = Annotated[
 
 
 # --- values ---------------------------------------------------------------------------------
-
-
-class Operation(Value, frozen=True):
-    """One invocation of an update method. [Q/U §4.3.4, line 102]
-
-    `objects` are in the order of the method's roles. `serial` is drawn by the client: two
-    invocations alike are two operations.
-    """
-
-    method: MethodField
-    objects: Annotated[tuple[ObjectField, ...], _OBJECTS]
-    arguments: ArgumentsField
-    uid: UserField
-    gid: UserField
-    groups: GroupsField
-    serial: Annotated[int, Meta(ge=0, le=(1 << 63) - 1)]
-
-
-class ConditionedKind(IntEnum):
-    """What an operation does, and with it which classification it requires."""
-
-    METHOD = 1
-    COPY = 2
-    BARRIER = 3
-
-
-class Fact(Value, frozen=True):
-    """What is known of a multi-object candidate by deduction: established, or dead. [Q/U §4.3.7]"""
-
-    timestamp: TimestampField
-    established: bool
-
-
-class Conditioned(Value, frozen=True):
-    """All that a timestamp stands for: what is to be done, and on what it is conditioned.
-
-    `sets` are the history sets of the objects that it changes, ascending. `evidence` are those of
-    other objects, and `facts` is what is known of candidates, that decide what a copy copies.
-    `LT.Time` is the larger of `clock` and one more than the latest time in `sets`.
-    """
-
-    kind: ConditionedKind
-    operation: Operation | None  # None unless kind is METHOD
-    clock: TimeField
-    sets: Annotated[tuple[ObjectHistorySet, ...], _OBJECTS]
-    evidence: Annotated[tuple[ObjectHistorySet, ...], _SOME_OBJECTS] = ()
-    facts: Annotated[tuple[Fact, ...], Meta(max_length=limits.FACTS)] = ()
 
 
 class Voucher(Value, frozen=True):

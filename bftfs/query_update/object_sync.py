@@ -225,6 +225,7 @@ class _Asking:
             order=self._order,
             first=self._first,
             judge=judge,
+            suffices=lambda: False,
             probing=self._probing,
             now_us=await Now(),
             subject="object sync",

@@ -29,8 +29,9 @@ import msgspec
 from bftfs import limits
 from bftfs.identifiers import ObjectId
 from bftfs.query_update.candidate import Candidate
+from bftfs.query_update.conditioned import Operation
 from bftfs.query_update.history import ReplicaHistory, parse_history
-from bftfs.query_update.messages import Operation, Verdict
+from bftfs.query_update.messages import Verdict
 from bftfs.query_update.timestamp import ZERO, LogicalTimestamp
 from bftfs.storage import StorageView, Table, Write
 from bftfs.wire.codec import Value, encode
@@ -311,13 +312,14 @@ class PastState:
 class Replica:
     """An object at one server, during one step."""
 
-    __slots__ = ("_versions", "history", "object", "row", "view", "workspace", "writes")
+    __slots__ = ("_versions", "history", "object", "row", "stored", "view", "workspace", "writes")
 
     def __init__(self, view: StorageView, identifier: ObjectId) -> None:
         self.view = view
         self.object = identifier
         stored = view.get(Table.OBJECT, identifier)
         self.row: ObjectRow = INITIAL_ROW if stored is None else _decode_row(stored)
+        self.stored = self.row  # as it was before this step
         self.history: ReplicaHistory = parse_history(self.row.history)
         self.writes: list[Write] = []
         self.workspace = Workspace(view, identifier)

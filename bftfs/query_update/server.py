@@ -29,7 +29,6 @@ from bftfs.crypto.authenticator import AuthenticatorKeys
 from bftfs.crypto.digest import (
     answer_digest,
     deduction_digest,
-    operation_digest,
     replica_history_digest,
 )
 from bftfs.errors import MalformedMessage
@@ -43,6 +42,13 @@ from bftfs.query_update.classification import (
     shared_candidates,
     sharing,
 )
+from bftfs.query_update.conditioned import (
+    Conditioned,
+    ConditionedKind,
+    Operation,
+    decode_conditioned,
+    timestamp_of,
+)
 from bftfs.query_update.deduction import Evidence, Undecided
 from bftfs.query_update.history import (
     CulledObjectHistorySet,
@@ -52,15 +58,12 @@ from bftfs.query_update.history import (
     parse_set,
 )
 from bftfs.query_update.messages import (
-    Conditioned,
-    ConditionedKind,
     DeduceReply,
     DeduceRequest,
     FetchReply,
     FetchRequest,
     InlineBarrier,
     InlineUpdate,
-    Operation,
     Query,
     QueryReply,
     Rejected,
@@ -78,14 +81,11 @@ from bftfs.query_update.timestamp import (
     LogicalTimestamp,
     client_of,
     is_barrier,
-    logical_timestamp,
     time_of,
 )
 from bftfs.quorum import Nodes, QuorumSystem
 from bftfs.step import Ready, Role, Sender, Want
 from bftfs.storage import StorageView, Table, Write
-
-_decode_conditioned = msgspec.msgpack.Decoder(Conditioned).decode
 
 
 class _Reject(Exception):
@@ -161,7 +161,7 @@ class QueryUpdateServer:
             return self._handlers[type(message)](view, sender, message, now_us)
         except _Reject as rejected:
             return Ready(Rejected(rejected.code, rejected.reason))
-        except (MalformedMessage, msgspec.MsgspecError) as error:
+        except (MalformedMessage, msgspec.MsgspecError, UnicodeDecodeError) as error:
             return Ready(Rejected(errno.EINVAL, str(error)[:256]))
         except _Wanting as wanting:
             return Ready(wants=(wanting.want,))
@@ -227,7 +227,7 @@ class QueryUpdateServer:
     def _update(self, view: StorageView, sender: Sender, message: Update, now_us: int) -> Ready:
         """A direct request: everything in it is verified here."""
         self._require_client(sender)
-        conditioned = _decode_conditioned(message.conditioned)
+        conditioned = decode_conditioned(message.conditioned)
         method = self._require_well_formed(conditioned)
         operation = conditioned.operation
         if operation is not None:
@@ -274,7 +274,7 @@ class QueryUpdateServer:
         from the original request, and so at least one benign server verified that request.
         """
         self._require_client(sender)
-        conditioned = _decode_conditioned(message.conditioned)
+        conditioned = decode_conditioned(message.conditioned)
         method = self._require_well_formed(conditioned)
         if conditioned.kind is ConditionedKind.BARRIER:
             raise _Reject(errno.EINVAL, "barriers are repaired by showing them")
@@ -611,8 +611,8 @@ class QueryUpdateServer:
             return Ready(
                 UpdateReply(
                     Status.REFUSED,
-                    tuple(replica.row.history for replica in replicas),
-                    tuple(replica.row.authenticator for replica in replicas),
+                    tuple(replica.stored.history for replica in replicas),
+                    tuple(replica.stored.authenticator for replica in replicas),
                     error,
                 )
             )
@@ -820,30 +820,12 @@ class QueryUpdateServer:
         return Ready(object_sync.serve(view, message))
 
 
-def timestamp_of(
-    conditioned: Conditioned,
-    encoded: bytes,
-    sets: list[CulledObjectHistorySet],
-    author: ClientId,
-) -> LogicalTimestamp:
-    """The timestamp of the operation that `conditioned` (`encoded`) describes. [Q/U line 1102]"""
-    time_us = conditioned.clock
-    for history_set in sets:
-        time_us = max(time_us, time_of(history_set.latest) + 1)
-    return logical_timestamp(
-        time_us=time_us,
-        barrier=conditioned.kind is ConditionedKind.BARRIER,
-        client=author,
-        digest=operation_digest(encoded),
-    )
-
-
 def _failed(replicas: list[Replica], failure: _Fail) -> Ready:
     return Ready(
         UpdateReply(
             failure.status,
-            tuple(replica.row.history for replica in replicas),
-            tuple(replica.row.authenticator for replica in replicas),
+            tuple(replica.stored.history for replica in replicas),
+            tuple(replica.stored.authenticator for replica in replicas),
             forged=failure.forged,
             insane=failure.insane,
         )

@@ -1,0 +1,528 @@
+"""The client of Query/Update: queries and updates of replicated objects. [Q/U §4.3.4, §4.3.5]
+
+A query goes to the preferred quorum and is answered on the latest versions there; if the replies
+show that these are the latest established ones, it is over in one round. An update is conditioned
+on the cached object history sets; if these are current, it is over in one round. Otherwise the
+client repairs what classification finds, and tries again.
+
+**Invariants.** An operation takes effect once: before an update is tried again, it is known that no
+earlier attempt is in the chain of the version that it is now conditioned on. Nothing that servers
+say is believed unless servers that cannot all be malevolent say it.
+
+**Concurrency.** One client serves any number of conversations on one engine. What it remembers is
+consistent between awaits. Updates of one object take turns; queries only if they find it in
+disorder while an update is under way.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from bftfs import limits
+from bftfs.conversation import Draw, Now
+from bftfs.credentials import Credentials
+from bftfs.errors import (
+    AdmissionRefused,
+    ContentionExhausted,
+    FileSystemError,
+    QuorumUnavailable,
+)
+from bftfs.identifiers import ClientId, NodeId, ObjectId
+from bftfs.query_update.classification import OperationType
+from bftfs.query_update.conditioned import (
+    Conditioned,
+    ConditionedKind,
+    Fact,
+    Operation,
+    timestamp_of,
+)
+from bftfs.query_update.history import parse_history
+from bftfs.query_update.messages import (
+    Query,
+    QueryReply,
+    Update,
+    UpdateReply,
+    Verdict,
+    Voucher,
+)
+from bftfs.query_update.object_type import Method, ObjectTypes, Record, encode_record
+from bftfs.query_update.observation import Observations, Observed
+from bftfs.query_update.repair import Repair, back_off
+from bftfs.query_update.rounds import Answer, Round, Rounds, UpdateRound, Votes
+from bftfs.query_update.suspicion import Suspicion
+from bftfs.query_update.timestamp import LogicalTimestamp, is_barrier, time_of
+from bftfs.query_update.turns import Turns
+from bftfs.quorum import Judgement, Nodes, QuorumSystem
+from bftfs.wire.codec import Message, encode
+
+_UNCERTAIN = 64  # how often to ask what became of an attempt that servers know nothing of
+_CLOCK_TROUBLE = 8  # attempts whose time the servers find insane, before giving up
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """A method's answer, and the version that an update made or a query read.
+
+    A query of several objects names the latest of the versions.
+    """
+
+    answer: Any
+    timestamp: LogicalTimestamp
+
+    @property
+    def time_us(self) -> int:
+        """The version's time."""
+        return time_of(self.timestamp)
+
+
+@dataclass(frozen=True, slots=True)
+class _Attempt:
+    """An update that some servers may have accepted, and too few are known to have."""
+
+    timestamp: LogicalTimestamp
+    conditioned_on: LogicalTimestamp  # of the first object
+
+
+class QueryUpdateClient:
+    """One client's access to replicated objects.
+
+    `patience_total_us` bounds the silence that a round bears before QuorumUnavailable is raised;
+    None waits for ever.
+    """
+
+    def __init__(
+        self,
+        client: ClientId,
+        quorums: QuorumSystem,
+        types: ObjectTypes,
+        *,
+        patience_total_us: int | None = None,
+        history_sets_cached: int = limits.HISTORY_SETS_CACHED,
+    ) -> None:
+        self.client = client
+        self.quorums = quorums
+        self.types = types
+        self.suspicion = Suspicion(quorums)
+        self.observations = Observations(quorums, self.suspicion, bound=history_sets_cached)
+        self.rounds = Rounds(
+            quorums, self.observations, self.suspicion, patience_total_us=patience_total_us
+        )
+        self.repairs = Repair(client, self.rounds)
+        self._turns = Turns()
+
+    async def query(
+        self,
+        objects: tuple[ObjectId, ...],
+        method: str,
+        arguments: Record,
+        credentials: Credentials,
+    ) -> Answered:
+        """Invoke a query. Raises FileSystemError if it refuses."""
+        found = self._method(method, update=False)
+        names = _distinct(objects)
+        encoded = encode_record(arguments)
+        turn = False
+        failures = 0
+        versions: tuple[LogicalTimestamp, ...] = ()
+        before: tuple[LogicalTimestamp, ...] = ()
+        try:
+            while True:
+                outcome = await self._query_round(
+                    objects, names, found, encoded, credentials, versions, again=failures > 0
+                )
+                if outcome.answer is not None and (
+                    not outcome.deduced or outcome.versions == before
+                ):
+                    return await self._answered(outcome, objects, found, encoded, credentials)
+                before = outcome.versions
+                failures += 1
+                if outcome.disorderly:
+                    versions = ()
+                    if not turn:
+                        # Perhaps it is only an update of our own that is under way.
+                        wait = self._turns.taken(names)
+                        await self._turns.take(names)
+                        turn = True
+                        if wait:
+                            continue
+                    await self.repairs.repair(outcome.disorderly)
+                else:
+                    versions = outcome.versions
+                if failures > 2:
+                    await back_off(failures)
+        finally:
+            if turn:
+                self._turns.leave(names)
+
+    async def update(
+        self,
+        objects: tuple[ObjectId, ...],
+        method: str,
+        arguments: Record,
+        credentials: Credentials,
+    ) -> Answered:
+        """Invoke an update. Raises FileSystemError if it refuses: then nothing has changed."""
+        found = self._method(method, update=True)
+        names = _distinct(objects)
+        operation = Operation(
+            method,
+            objects,
+            encode_record(arguments),
+            credentials.uid,
+            credentials.gid,
+            credentials.groups,
+            await Draw(1 << 62),
+        )
+        await self._turns.take(names)
+        try:
+            return await self._update(names, found, operation)
+        finally:
+            self._turns.leave(names)
+
+    def _method(self, name: str, *, update: bool) -> Method:
+        method = self.types.method(name)
+        if method is None or method.update is not update:
+            raise ValueError(f"no {'update' if update else 'query'} is called {name}")
+        return method
+
+    # --- queries --------------------------------------------------------------------------------
+
+    async def _query_round(
+        self,
+        objects: tuple[ObjectId, ...],
+        names: tuple[ObjectId, ...],
+        method: Method,
+        arguments: bytes,
+        credentials: Credentials,
+        versions: tuple[LogicalTimestamp, ...],
+        *,
+        again: bool,
+    ) -> _QueryRound:
+        rounds = self.rounds
+        now_us = await Now()
+        order, along = rounds.order(names, now_us)
+        outcome = _QueryRound(rounds, names, order, now_us, versions)
+        message = Query(
+            objects,
+            method.name,
+            arguments,
+            credentials.uid,
+            credentials.gid,
+            credentials.groups,
+            order[0],
+            again or bool(along) or not rounds.willing(order[-1]),
+            versions,
+        )
+        await rounds.run(message, order, outcome, now_us=now_us, subject=method.name, along=along)
+        return outcome
+
+    async def _answered(
+        self,
+        outcome: _QueryRound,
+        objects: tuple[ObjectId, ...],
+        method: Method,
+        arguments: bytes,
+        credentials: Credentials,
+    ) -> Answered:
+        """The answer agreed on, whole."""
+        answer, versions = outcome.answer, outcome.versions
+        assert answer is not None
+        if answer.error:
+            raise FileSystemError(answer.error, method.name)
+        content = outcome.votes.wholes.get((versions, answer))
+        if content is None:
+            voters = outcome.votes.by[(versions, answer)]
+            content = await self._whole(
+                answer,
+                voters,
+                outcome,
+                lambda node: Query(
+                    objects,
+                    method.name,
+                    arguments,
+                    credentials.uid,
+                    credentials.gid,
+                    credentials.groups,
+                    node,
+                    False,
+                    versions,
+                ),
+            )
+        return Answered(self.types.decode_answer(method, content), max(versions))
+
+    # --- updates --------------------------------------------------------------------------------
+
+    async def _update(
+        self, names: tuple[ObjectId, ...], method: Method, operation: Operation
+    ) -> Answered:
+        """c_increment: repair and retry until a candidate is established. [Q/U lines 300-307]"""
+        attempts: list[_Attempt] = []
+        failures = uncertain = troubled = 0
+        observations = self.observations
+        try:
+            while True:
+                observed = [observations.condition_on(name) for name in names]
+                if any(each.classification.type is not OperationType.METHOD for each in observed):
+                    await self.repairs.repair(names)
+                    continue
+                if attempts:
+                    effect = await self._effect(attempts, names, observed[0])
+                    if isinstance(effect, _Effect):
+                        return self._decoded(method, effect.answer, effect.timestamp)
+                    if not effect:
+                        uncertain += 1
+                        if uncertain > _UNCERTAIN:
+                            raise ContentionExhausted(attempts=uncertain, subject=method.name)
+                        await back_off(uncertain)
+                        await self.repairs.refresh(names)
+                        continue
+                outcome, timestamp, message = await self._attempt(
+                    names, method, operation, observed
+                )
+                if outcome.complete:
+                    content = await self._agreed(outcome, message)
+                    return self._decoded(method, content, timestamp)
+                if outcome.refusal:
+                    raise FileSystemError(outcome.refusal, method.name)
+                if outcome.possible:
+                    base = observed[0].classification.object_candidate.timestamp
+                    attempts.append(_Attempt(timestamp, base))
+                    self.repairs.own[timestamp] = message.conditioned
+                failures += 1
+                if self.quorums.includes_benign(outcome.insane):
+                    troubled += 1
+                    if troubled == _CLOCK_TROUBLE:
+                        raise AdmissionRefused(
+                            code=errno.ETIME,
+                            reason="the nodes find this client's clock too far ahead of theirs",
+                        )
+                if failures > 1 or outcome.insane or outcome.overdrawn:
+                    await back_off(failures)
+        finally:
+            for attempt in attempts:
+                self.repairs.own.pop(attempt.timestamp, None)
+
+    async def _attempt(
+        self,
+        names: tuple[ObjectId, ...],
+        method: Method,
+        operation: Operation,
+        observed: list[Observed],
+    ) -> tuple[UpdateRound, LogicalTimestamp, Update]:
+        """One round of the operation, conditioned on what was observed."""
+        rounds = self.rounds
+        now_us = await Now()
+        facts: tuple[Fact, ...] = ()
+        vouchers: tuple[tuple[Voucher, ...], ...] = ()
+        if any(not self.quorums.is_quorum(each.classification.nodes) for each in observed):
+            facts, vouchers = self.observations.relevant(
+                each.classification.object_candidate for each in observed
+            )
+        conditioned = Conditioned(
+            ConditionedKind.METHOD,
+            operation,
+            now_us,
+            tuple(each.history_set for each in observed),
+            (),
+            facts,
+        )
+        encoded = encode(conditioned)
+        timestamp = timestamp_of(
+            conditioned, encoded, (each.culled for each in observed), self.client
+        )
+        order, along = rounds.order(names, now_us)
+        message = Update(
+            encoded, tuple(each.authenticators for each in observed), vouchers, order[0]
+        )
+        outcome = UpdateRound(rounds, names, order, now_us)
+        await rounds.run(message, order, outcome, now_us=now_us, subject=method.name, along=along)
+        outcome.conclude()
+        return outcome, timestamp, message
+
+    async def _effect(
+        self, attempts: list[_Attempt], names: tuple[ObjectId, ...], observed: Observed
+    ) -> _Effect | bool:
+        """Whether an earlier attempt is in the chain of what the next one is conditioned on.
+
+        Drops the attempts that can never be. False: there are some of which nothing is known.
+        """
+        base = observed.classification.object_candidate
+        certain = True
+        for attempt in tuple(attempts):
+            if base.timestamp == attempt.conditioned_on:
+                continue  # nothing has happened since: if it completes, the next attempt cannot
+            if (
+                base.conditioned_on == attempt.conditioned_on
+                and base.timestamp != attempt.timestamp
+            ):
+                attempts.remove(attempt)  # another update of the same version was established
+                continue
+            verdict, answer = await self.repairs.chained(attempt.timestamp, names, base.timestamp)
+            if verdict is Verdict.ESTABLISHED:
+                return _Effect(attempt.timestamp, answer)
+            if verdict is Verdict.DEAD:
+                attempts.remove(attempt)
+            else:
+                certain = False
+        return certain
+
+    async def _agreed(self, outcome: UpdateRound, message: Update) -> bytes:
+        """The answer that those who accepted the update agree on, whole."""
+        answer = outcome.answers.agreed()
+        assert answer is not None, "a quorum includes enough servers to agree"
+        self.suspicion.convict(outcome.answers.dissenters(answer), outcome.now_us)
+        content = outcome.answers.wholes.get(answer)
+        if content is None:
+            content = await self._whole(
+                answer,
+                outcome.answers.by[answer],
+                outcome,
+                lambda node: msgspec.structs.replace(message, whole_answer_from=node),
+            )
+        return content
+
+    # --- answers --------------------------------------------------------------------------------
+
+    async def _whole(
+        self,
+        answer: Answer,
+        voters: Nodes,
+        outcome: Round,
+        request: Callable[[NodeId], Message],
+    ) -> bytes:
+        """The content of an answer of which only digests came: each voter is asked for it."""
+        order = tuple(node for node in outcome.order if voters >> node & 1)
+        asking = _WholeRound(self.rounds, answer, order, await Now())
+        await self.rounds.run(
+            request, order, asking, now_us=asking.now_us, subject="a large answer", first=1
+        )
+        if asking.content is None:
+            raise QuorumUnavailable(heard=0, required=1, subject="a large answer")
+        return asking.content
+
+    def _decoded(self, method: Method, content: bytes, timestamp: LogicalTimestamp) -> Answered:
+        return Answered(self.types.decode_answer(method, content), timestamp)
+
+
+@dataclass(frozen=True, slots=True)
+class _Effect:
+    """An earlier attempt took effect."""
+
+    timestamp: LogicalTimestamp
+    answer: bytes
+
+
+class _QueryRound(Round):
+    """A round of queries: answers by the versions they were made on."""
+
+    def __init__(
+        self,
+        rounds: Rounds,
+        names: tuple[ObjectId, ...],
+        order: tuple[NodeId, ...],
+        now_us: int,
+        wanted: tuple[LogicalTimestamp, ...],
+    ) -> None:
+        super().__init__(rounds, order, now_us)
+        self.names = names
+        self._wanted = wanted  # the versions that were asked for, if not the latest
+        self._first: tuple[bytes, ...] = ()  # histories of the first reply
+        self._heads: tuple[LogicalTimestamp, ...] = ()
+        self._plain = False  # whether these end with object versions
+        self._alike: Nodes = 0  # those that report the same histories
+        self.votes: Votes[tuple[tuple[LogicalTimestamp, ...], Answer]] = Votes(self.quorums)
+        self.answer: Answer | None = None
+        self.versions: tuple[LogicalTimestamp, ...] = ()  # the latest established ones
+        self.disorderly: tuple[ObjectId, ...] = ()  # objects that need repair first
+        self.deduced = False  # whether that they are established is only deduced
+
+    def weigh(self, node: NodeId, reply: Any) -> Judgement:
+        if not isinstance(reply, QueryReply):
+            return self.unserved(node, reply)
+        bit = 1 << node
+        if self.rounds.learn(self.names, node, reply, self.now_us):
+            histories = reply.histories
+            if not self._first:
+                self._first = histories
+                parsed = [parse_history(history) for history in histories]
+                self._heads = tuple(each.latest_object.timestamp for each in parsed)
+                self._plain = not any(is_barrier(each.latest) for each in parsed)
+            if histories == self._first:
+                heads = self._heads
+                self._alike |= bit
+            else:
+                heads = tuple(
+                    parse_history(history).latest_object.timestamp for history in histories
+                )
+            if reply.verdict is not Verdict.UNKNOWN:
+                self.rounds.observations.state(heads[0], node, reply.verdict, reply.voucher)
+            if reply.answered:
+                answer = Answer.given(error=reply.error, answer=reply.answer, whole=reply.whole)
+                key = (self._wanted or heads, answer)
+                alike = self.votes.add(node, key, reply.answer, whole=reply.whole)
+                if self._plain and self.quorums.is_quorum(alike & self._alike):
+                    # [Q/U §4.3.2]: all have the same latest candidate, so it is complete.
+                    self.answer, self.versions, self.disorderly = answer, key[0], ()
+                    return Judgement.ENOUGH
+        if not self.quorums.is_quorum(self.answered):
+            return Judgement.PENDING
+        return Judgement.ENOUGH if self._evaluate() else self.more()
+
+    def _evaluate(self) -> bool:
+        """Whether the replies of a quorum contain the answer. [Q/U §4.3.5, Optimistic query]
+
+        What is later than the latest candidate that is repairable or complete is incomplete: if
+        that one is complete, it is the latest established, whatever is going on.
+        """
+        observations = self.rounds.observations
+        versions = []
+        disorderly = []
+        self.deduced = False
+        for name in self.names:
+            found = observations.survey(name)
+            if not found.complete:
+                disorderly.append(name)
+            elif len(self.names) > 1 and not self.quorums.is_quorum(found.nodes):
+                # Several objects were read together only if each version is seen at a quorum; if
+                # not, a second round has to find the same.
+                self.deduced = True
+            versions.append(found.object_candidate.timestamp)
+        self.versions = tuple(versions)
+        self.disorderly = tuple(disorderly)
+        if disorderly:
+            return False
+        for (heads, answer), nodes in self.votes.by.items():
+            if heads == self.versions and self.quorums.includes_benign(nodes):
+                self.answer = answer
+                return True
+        return False
+
+
+class _WholeRound(Round):
+    """An answer of which the digest is known, from whoever gives it."""
+
+    def __init__(
+        self, rounds: Rounds, answer: Answer, order: tuple[NodeId, ...], now_us: int
+    ) -> None:
+        super().__init__(rounds, order, now_us)
+        self._answer = answer
+        self.content: bytes | None = None
+
+    def weigh(self, node: NodeId, reply: Any) -> Judgement:
+        if not isinstance(reply, QueryReply | UpdateReply):
+            return self.unserved(node, reply)
+        given = Answer.given(error=reply.error, answer=reply.answer, whole=reply.whole)
+        if reply.whole and given == self._answer:
+            self.content = reply.answer
+            return Judgement.ENOUGH
+        return self.more() if self.answered == self.asked else Judgement.PENDING
+
+
+def _distinct(objects: tuple[ObjectId, ...]) -> tuple[ObjectId, ...]:
+    """The objects without repetition, ascending."""
+    return objects if len(objects) == 1 else tuple(sorted(set(objects)))

@@ -1,0 +1,367 @@
+"""Repair: from whatever a client finds to an object version that can be conditioned on.
+
+[Q/U §4.3.4, c_repair, lines 500-507; §4.3.5, Inline repair; §4.3.7]
+
+Each step does what classification dictates and learns from the replies, which report the replica
+histories. A candidate of several objects is first classified by deduction; if that does not decide
+it, and it cannot be finished inline, barriers and a copy over all of its objects do.
+
+Barriers and copies carry no clock time of their own: their time is one more than the latest that
+was seen. One that was overtaken is then refused, instead of interrupting what others have finished.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from bftfs.conversation import Draw, Now, Pause
+from bftfs.errors import ContentionExhausted, MalformedMessage
+from bftfs.identifiers import ClientId, NodeId, ObjectId
+from bftfs.query_update.candidate import Candidate
+from bftfs.query_update.classification import OperationType, shared_candidates, sharing
+from bftfs.query_update.conditioned import (
+    Conditioned,
+    ConditionedKind,
+    decode_conditioned,
+    timestamp_of,
+)
+from bftfs.query_update.deduction import Evidence, Undecided
+from bftfs.query_update.history import CulledObjectHistorySet, parse_set
+from bftfs.query_update.messages import (
+    DeduceReply,
+    DeduceRequest,
+    FetchReply,
+    FetchRequest,
+    InlineBarrier,
+    InlineUpdate,
+    Query,
+    QueryReply,
+    Update,
+    Verdict,
+)
+from bftfs.query_update.observation import Observed
+from bftfs.query_update.rounds import Answer, Round, Rounds, Votes, update_round
+from bftfs.query_update.timestamp import LogicalTimestamp, client_of
+from bftfs.quorum import Judgement, Nodes
+from bftfs.wire.codec import encode
+
+BACKOFF_US = 1_000  # bound of the first random back-off; doubles with each
+BACKOFF_MAX_US = 256_000
+_INLINE_ATTEMPTS = 2  # at one candidate, before a barrier ends it
+_PATIENT_FAILURES = 4  # after these, suspicion is given up: it may be what stands in the way
+_MOST_STEPS = 1_000  # of one repair; far beyond what contention can cause with back-off
+
+
+async def back_off(failures: int) -> None:
+    """Random exponential back-off. [Q/U §4.3.5, Retry and backoff policies]"""
+    bound_us = min(BACKOFF_US << min(failures, 16), BACKOFF_MAX_US)
+    await Pause(1 + await Draw(bound_us))
+
+
+class Repair:
+    """One client's way of repairing objects."""
+
+    def __init__(self, client: ClientId, rounds: Rounds) -> None:
+        self._client = client
+        self._rounds = rounds
+        self._observations = rounds.observations
+        # What this client has under way, so that it need not fetch it from servers.
+        self.own: dict[LogicalTimestamp, bytes] = {}
+
+    async def repair(self, names: tuple[ObjectId, ...]) -> None:
+        """Let every object of `names` have a version that a method can be conditioned on."""
+        inline_attempts: dict[LogicalTimestamp, int] = {}
+        failures = 0
+        for _ in range(_MOST_STEPS):
+            disorderly = next((name for name in names if not self._orderly(name)), None)
+            if disorderly is None:
+                return
+            if await self._step(disorderly, inline_attempts):
+                continue
+            failures += 1
+            await back_off(failures)
+            if failures > _PATIENT_FAILURES:
+                self._rounds.suspicion.clear()
+            await self.refresh(names)
+        raise ContentionExhausted(attempts=_MOST_STEPS, subject=f"repair of {names[0].hex()}")
+
+    async def refresh(self, names: tuple[ObjectId, ...]) -> None:
+        """Ask a quorum for the replica histories of `names`, ascending."""
+        rounds = self._rounds
+        now_us = await Now()
+        order, along = rounds.order(names, now_us)
+        message = Query(names, "", b"", 0, 0, (), order[0], True)
+        outcome = _HistoriesRound(rounds, names, order, now_us)
+        await rounds.run(
+            message, order, outcome, now_us=now_us, subject="replica histories", along=along
+        )
+
+    # --- one step -------------------------------------------------------------------------------
+
+    def _observe(self, name: ObjectId) -> Observed:
+        return self._observations.observe(name)
+
+    def _orderly(self, name: ObjectId) -> bool:
+        return self._observe(name).classification.type is OperationType.METHOD
+
+    async def _step(self, name: ObjectId, inline_attempts: dict[LogicalTimestamp, int]) -> bool:
+        """Do what classification dictates; whether that had the effect it was to have."""
+        observed = self._observe(name)
+        kind = observed.classification.type
+        if kind is OperationType.COPY:
+            return await self._copy(name)
+        if kind is not OperationType.INLINE_METHOD:
+            return await self._bar(name)
+        candidate = observed.classification.object_candidate
+        if candidate.objects and await self._deduce(candidate) is not None:
+            return True
+        attempts = inline_attempts.get(candidate.timestamp, 0)
+        inline_attempts[candidate.timestamp] = attempts + 1
+        if attempts < _INLINE_ATTEMPTS:
+            finished = await self._inline(name, candidate)
+            if finished is not None:
+                return finished
+        return await self._barrier(name)
+
+    async def _bar(self, name: ObjectId) -> bool:
+        """A step towards a complete barrier at an object."""
+        observed = self._observe(name)
+        if observed.classification.type is not OperationType.INLINE_BARRIER:
+            return await self._barrier(name)
+        message = InlineBarrier(observed.history_set, observed.authenticators)
+        outcome = await update_round(self._rounds, message, (name,), subject="inline barrier")
+        return outcome.complete
+
+    async def _barrier(self, name: ObjectId) -> bool:
+        """Keep everything earlier from completing. [Q/U §4.3.2]"""
+        observed = self._observe(name)
+        conditioned = Conditioned(ConditionedKind.BARRIER, None, 0, (observed.history_set,))
+        message = Update(encode(conditioned), (observed.authenticators,), (), NodeId(0))
+        outcome = await update_round(self._rounds, message, (name,), subject="barrier")
+        return outcome.complete
+
+    async def _inline(self, name: ObjectId, candidate: Candidate) -> bool | None:
+        """Finish a repairable operation in place; None if nobody gives the original request."""
+        timestamp = candidate.timestamp
+        conditioned = self.own.get(timestamp) or await self._fetch(name, timestamp)
+        if conditioned is None:
+            return None
+        observed = self._observe(name)
+        message = InlineUpdate(
+            conditioned,
+            client_of(timestamp),
+            observed.history_set,
+            observed.authenticators,
+            NodeId(0),
+        )
+        names = candidate.objects or (name,)
+        outcome = await update_round(self._rounds, message, names, subject="inline repair")
+        return outcome.complete
+
+    async def _copy(self, name: ObjectId) -> bool:
+        """Copy what is to be copied; or a step towards knowing it. [Q/U §4.3.2, §4.3.7]"""
+        barred = {name: self._observe(name)}
+        others: dict[ObjectId, Observed] = {}
+        asked: set[LogicalTimestamp] = set()
+        while True:
+            settled = self._evidence(barred, others).settle()
+            if not isinstance(settled, Undecided):
+                break
+            candidate = settled.candidate
+            if candidate.timestamp not in asked:
+                asked.add(candidate.timestamp)
+                if await self._deduce(candidate) is not None:
+                    continue
+                await self.refresh(candidate.objects)
+                if self._observe(name).classification.type is not OperationType.COPY:
+                    return False
+                for other in candidate.objects:
+                    observed = self._observe(other)
+                    standing = observed.classification.type is OperationType.COPY
+                    (barred if standing else others)[other] = observed
+                    (others if standing else barred).pop(other, None)
+                continue
+            lacking = [other for other in settled.objects if other not in barred]
+            effects = [await self._bar(other) for other in lacking]
+            return bool(effects) and all(effects)
+        names = tuple(sorted(barred))
+        evidence = tuple(sorted(others))
+        everything = {**barred, **others}
+        facts, vouchers = self._observations.relevant(
+            shared.candidate
+            for observed in everything.values()
+            for shared in shared_candidates(observed.culled, self._rounds.quorums)
+        )
+        conditioned = Conditioned(
+            ConditionedKind.COPY,
+            None,
+            0,
+            tuple(barred[each].history_set for each in names),
+            tuple(others[each].history_set for each in evidence),
+            facts,
+        )
+        authenticators = tuple(everything[each].authenticators for each in (*names, *evidence))
+        message = Update(encode(conditioned), authenticators, vouchers, NodeId(0))
+        return (await update_round(self._rounds, message, names, subject="copy")).complete
+
+    def _evidence(
+        self, barred: dict[ObjectId, Observed], others: dict[ObjectId, Observed]
+    ) -> Evidence:
+        culled: list[dict[ObjectId, CulledObjectHistorySet]] = [
+            {name: observed.culled for name, observed in each.items()} for each in (barred, others)
+        ]
+        return Evidence(culled[0], culled[1], self._rounds.quorums, self._observations.facts)
+
+    # --- asking about candidates ----------------------------------------------------------------
+
+    async def _deduce(self, candidate: Candidate) -> bool | None:
+        """Whether servers know the candidate of several objects established or dead."""
+        facts = self._observations.facts
+        if candidate.timestamp not in facts:
+            rounds = self._rounds
+            now_us = await Now()
+            order, along = rounds.order(candidate.objects, now_us)
+            outcome = _DeduceRound(rounds, candidate.timestamp, order, now_us)
+            await rounds.run(
+                DeduceRequest(candidate.timestamp, candidate.objects),
+                order,
+                outcome,
+                now_us=now_us,
+                subject="deduction",
+                along=along,
+            )
+        return facts.get(candidate.timestamp)
+
+    async def chained(
+        self, timestamp: LogicalTimestamp, names: tuple[ObjectId, ...], version: LogicalTimestamp
+    ) -> tuple[Verdict, bytes]:
+        """Whether an operation is in the chain of a version of its first object; its answer."""
+        rounds = self._rounds
+        now_us = await Now()
+        order, along = rounds.order(names, now_us)
+        outcome = _ChainRound(rounds, order, now_us)
+
+        def request(node: NodeId) -> DeduceRequest:
+            return DeduceRequest(timestamp, names, version, node)
+
+        await rounds.run(
+            request, order, outcome, now_us=now_us, subject="chain of versions", along=along
+        )
+        return outcome.verdict, outcome.answer
+
+    async def _fetch(self, name: ObjectId, timestamp: LogicalTimestamp) -> bytes | None:
+        """The original request of a candidate; it proves itself."""
+        rounds = self._rounds
+        now_us = await Now()
+        hosts = sharing(self._observe(name).culled, timestamp)
+        order, _ = rounds.order((name,), now_us)
+        order = tuple(node for node in order if hosts >> node & 1)
+        if not order:
+            return None
+        outcome = _FetchRound(rounds, timestamp, order, now_us)
+        await rounds.run(
+            FetchRequest(timestamp),
+            order,
+            outcome,
+            now_us=now_us,
+            subject="original request",
+            first=min(2, len(order)),
+        )
+        return outcome.conditioned
+
+
+class _HistoriesRound(Round):
+    """Replica histories from a quorum."""
+
+    def __init__(
+        self, rounds: Rounds, names: tuple[ObjectId, ...], order: tuple[NodeId, ...], now_us: int
+    ) -> None:
+        super().__init__(rounds, order, now_us)
+        self.names = names
+
+    def weigh(self, node: NodeId, reply: Any) -> Judgement:
+        if not isinstance(reply, QueryReply):
+            return self.unserved(node, reply)
+        self.rounds.learn(self.names, node, reply, self.now_us)
+        enough = self.quorums.is_quorum(self.answered)
+        return Judgement.ENOUGH if enough else Judgement.PENDING
+
+
+class _DeduceRound(Round):
+    """What servers know of a candidate: as many statements as a quorum makes, to have enough."""
+
+    def __init__(
+        self, rounds: Rounds, timestamp: LogicalTimestamp, order: tuple[NodeId, ...], now_us: int
+    ) -> None:
+        super().__init__(rounds, order, now_us)
+        self._timestamp = timestamp
+
+    def weigh(self, node: NodeId, reply: Any) -> Judgement:
+        if not isinstance(reply, DeduceReply):
+            return self.unserved(node, reply)
+        observations = self.rounds.observations
+        observations.state(self._timestamp, node, reply.verdict, reply.voucher)
+        if not self.quorums.is_quorum(self.answered):
+            return Judgement.PENDING
+        return Judgement.ENOUGH if self._timestamp in observations.facts else self.more()
+
+
+class _ChainRound(Round):
+    """Whether an operation is in a chain, and with what answer."""
+
+    def __init__(self, rounds: Rounds, order: tuple[NodeId, ...], now_us: int) -> None:
+        super().__init__(rounds, order, now_us)
+        self._verdicts: Votes[Verdict] = Votes(self.quorums)
+        self._answers: Votes[Answer] = Votes(self.quorums)
+        self.verdict = Verdict.UNKNOWN
+        self.answer = b""
+
+    def weigh(self, node: NodeId, reply: Any) -> Judgement:
+        if not isinstance(reply, DeduceReply):
+            return self.unserved(node, reply)
+        if reply.verdict is Verdict.DEAD:
+            if self.quorums.includes_benign(self._verdicts.count(node, Verdict.DEAD)):
+                self.verdict = Verdict.DEAD
+                return Judgement.ENOUGH
+        elif reply.verdict is Verdict.ESTABLISHED:
+            answer = Answer.given(error=0, answer=reply.answer, whole=reply.whole)
+            self._answers.add(node, answer, reply.answer, whole=reply.whole)
+            agreed = self._answers.agreed()
+            if agreed is not None and agreed in self._answers.wholes:
+                self.verdict = Verdict.ESTABLISHED
+                self.answer = self._answers.wholes[agreed]
+                return Judgement.ENOUGH
+        return self.more() if self.answered == self.asked else Judgement.PENDING
+
+
+class _FetchRound(Round):
+    """The original request, from whoever has it."""
+
+    def __init__(
+        self, rounds: Rounds, timestamp: LogicalTimestamp, order: tuple[NodeId, ...], now_us: int
+    ) -> None:
+        super().__init__(rounds, order, now_us)
+        self._timestamp = timestamp
+        self.conditioned: bytes | None = None
+
+    def weigh(self, node: NodeId, reply: Any) -> Judgement:
+        if not isinstance(reply, FetchReply):
+            return self.unserved(node, reply)
+        if self._is_original(reply.conditioned):
+            self.conditioned = reply.conditioned
+            return Judgement.ENOUGH
+        return self.more() if self.answered == self.asked else Judgement.PENDING
+
+    def suffices(self) -> bool:
+        hosts: Nodes = sum(1 << node for node in self.order)
+        return self.asked == hosts
+
+    def _is_original(self, encoded: bytes) -> bool:
+        """Whether the timestamp stands for this very request."""
+        try:
+            conditioned = decode_conditioned(encoded)
+            sets = [parse_set(each, n=self.quorums.n) for each in conditioned.sets]
+        except MalformedMessage:
+            return False
+        author = client_of(self._timestamp)
+        return timestamp_of(conditioned, encoded, sets, author) == self._timestamp

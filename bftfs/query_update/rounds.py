@@ -1,0 +1,325 @@
+"""One round of requests to the servers, and what the replies amount to. [Q/U §4.3.4, c_quorum_rpc]
+
+A round judges each reply as it comes. It never believes a single server: an answer counts when
+servers give it that cannot all be malevolent, a rejection likewise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from typing import Any, Generic, NamedTuple, TypeVar
+
+from bftfs import limits
+from bftfs.conversation import Now, Send
+from bftfs.crypto.digest import answer_digest
+from bftfs.errors import AdmissionRefused
+from bftfs.identifiers import NodeId, ObjectId, placement_of
+from bftfs.query_update.messages import QueryReply, Rejected, Status, UpdateReply
+from bftfs.query_update.observation import Observations
+from bftfs.query_update.suspicion import Suspicion
+from bftfs.quorum import Judgement, Nodes, Probing, QuorumSystem, ask
+from bftfs.wire.codec import Message
+
+
+class Answer(NamedTuple):
+    """An answer as servers give it: comparable, whether it came whole or as its digest."""
+
+    error: int
+    large: bool
+    content: bytes  # of a large answer, the digest
+
+    @classmethod
+    def given(cls, *, error: int, answer: bytes, whole: bool) -> Answer:
+        """The answer in a reply."""
+        if not whole:
+            return cls(error, True, answer)
+        if len(answer) > limits.ANSWER_INLINE_BYTES:
+            return cls(error, True, answer_digest(answer))
+        return cls(error, False, answer)
+
+
+Choice = TypeVar("Choice", bound=Hashable)
+
+
+class Votes(Generic[Choice]):
+    """Answers, or whatever servers can differ in, and who gave them."""
+
+    __slots__ = ("_quorums", "by", "wholes")
+
+    def __init__(self, quorums: QuorumSystem) -> None:
+        self._quorums = quorums
+        self.by: dict[Choice, Nodes] = {}
+        self.wholes: dict[Choice, bytes] = {}
+
+    def add(self, node: NodeId, answer: Choice, content: bytes, *, whole: bool) -> Nodes:
+        """Count a vote; all who voted alike so far."""
+        if whole:
+            self.wholes[answer] = content
+        return self.count(node, answer)
+
+    def count(self, node: NodeId, choice: Choice) -> Nodes:
+        """Count a vote for anything; all who voted alike so far."""
+        nodes = self.by[choice] = self.by.get(choice, 0) | 1 << node
+        return nodes
+
+    def agreed(self) -> Choice | None:
+        """The answer that servers give that cannot all be malevolent."""
+        for answer, nodes in self.by.items():
+            if self._quorums.includes_benign(nodes):
+                return answer
+        return None
+
+    def dissenters(self, answer: Choice) -> Nodes:
+        """Those who gave another one."""
+        nodes = 0
+        for other, voters in self.by.items():
+            if other != answer:
+                nodes |= voters
+        return nodes
+
+
+class Rounds:
+    """How a client asks: in which order, how long, and what it remembers of the replies."""
+
+    __slots__ = ("observations", "patience_total_us", "probing", "quorums", "suspicion")
+
+    def __init__(
+        self,
+        quorums: QuorumSystem,
+        observations: Observations,
+        suspicion: Suspicion,
+        *,
+        patience_total_us: int | None,
+    ) -> None:
+        self.quorums = quorums
+        self.observations = observations
+        self.suspicion = suspicion
+        self.probing = Probing()
+        self.patience_total_us = patience_total_us
+
+    def order(
+        self, names: tuple[ObjectId, ...], now_us: int
+    ) -> tuple[tuple[NodeId, ...], tuple[NodeId, ...]]:
+        """Whom to ask, in order; and whom to ask along. The highest object's quorum comes first.
+
+        [Q/U §4.3.5, Quorum access strategy and probing; §4.3.7]
+        """
+        order, along = self.probing.order(self.quorums.preference(placement_of(names[-1])), now_us)
+        suspicion = self.suspicion
+        if suspicion.shunned:
+            suspicion.forget(now_us)
+            order = tuple(sorted(order, key=suspicion.shuns))
+        return order, along
+
+    def willing(self, node: NodeId) -> bool:
+        """Whether one may hope for a prompt and useful answer from `node`."""
+        return not (self.probing.avoids(node) or self.suspicion.shuns(node))
+
+    def learn(
+        self,
+        names: tuple[ObjectId, ...],
+        node: NodeId,
+        reply: QueryReply | UpdateReply,
+        now_us: int,
+    ) -> bool:
+        """Remember the reported histories; false if the reply is not what was asked for."""
+        histories, authenticators = reply.histories, reply.authenticators
+        if len(histories) != len(names) or len(authenticators) != len(names):
+            self.suspicion.convict(1 << node, now_us)
+            return False
+        learn = self.observations.learn
+        for name, history, authenticator in zip(names, histories, authenticators, strict=True):
+            if not learn(name, node, history, authenticator):
+                self.suspicion.convict(1 << node, now_us)
+                return False
+        return True
+
+    async def run(
+        self,
+        message: Message | Callable[[NodeId], Message],
+        order: tuple[NodeId, ...],
+        judge: Round,
+        *,
+        now_us: int,
+        subject: str,
+        along: tuple[NodeId, ...] = (),
+        first: int | None = None,
+    ) -> None:
+        """Send `message` to a quorum, and to others as `judge` or silence require."""
+        asked = 0
+
+        def request(node: NodeId) -> Send:
+            nonlocal asked
+            asked |= 1 << node
+            judge.asked = asked
+            return Send(node, message if isinstance(message, Message) else message(node))
+
+        await ask(
+            request=request,
+            order=order,
+            first=self.quorums.first_quorum(order) if first is None else first,
+            judge=judge.judge,
+            suffices=judge.suffices,
+            probing=self.probing,
+            now_us=now_us,
+            subject=subject,
+            along=along,
+            patience_total_us=self.patience_total_us,
+        )
+        if judge.rejection is not None:
+            raise judge.rejection
+
+
+class Round:
+    """What all rounds share: who answered, who refuses to serve, and when to ask one more."""
+
+    def __init__(self, rounds: Rounds, order: tuple[NodeId, ...], now_us: int) -> None:
+        self.rounds = rounds
+        self.quorums = rounds.quorums
+        self.order = order
+        self.now_us = now_us
+        self.asked: Nodes = 0
+        self.answered: Nodes = 0
+        self._rejections: dict[tuple[int, str], Nodes] = {}
+        self.rejection: AdmissionRefused | None = None
+
+    def judge(self, node: NodeId, reply: Any, _: bytes | memoryview) -> Judgement:
+        """What a reply means for the round."""
+        self.answered |= 1 << node
+        return self.weigh(node, reply)
+
+    def weigh(self, node: NodeId, reply: Any) -> Judgement:
+        """Like `judge`, in each kind of round."""
+        raise NotImplementedError
+
+    def suffices(self) -> bool:
+        """Whether, when nothing more is heard, a round may end."""
+        return self.quorums.is_quorum(self.answered)
+
+    def unserved(self, node: NodeId, reply: Any) -> Judgement:
+        """The server does not serve the request: if it is not alone, nobody will."""
+        if isinstance(reply, Rejected):
+            key = (reply.code, reply.reason)
+            nodes = self._rejections[key] = self._rejections.get(key, 0) | 1 << node
+            if self.quorums.includes_benign(nodes):
+                self.rejection = AdmissionRefused(code=reply.code, reason=reply.reason)
+                return Judgement.ENOUGH
+            return self.more()
+        self.answered &= ~(1 << node)  # its host is busy, or lacks what peers must supply
+        return Judgement.AGAIN
+
+    def more(self) -> Judgement:
+        """Ask one server more, if there is one from which an answer may be expected."""
+        for node in self.order:
+            if not self.asked >> node & 1:
+                return Judgement.MORE if self.rounds.willing(node) else self.rest()
+        return self.rest()
+
+    def rest(self) -> Judgement:
+        """Wait for those from which an answer may be expected; if there are none, it is enough."""
+        if not self.quorums.is_quorum(self.answered):
+            return Judgement.ENOUGH if self.answered == self.asked else Judgement.PENDING
+        waiting = self.asked & ~self.answered
+        for node in self.order:
+            if waiting >> node & 1 and self.rounds.willing(node):
+                return Judgement.PENDING
+        return Judgement.ENOUGH
+
+
+class UpdateRound(Round):
+    """A round of updates, barriers or copies: which servers have accepted it."""
+
+    def __init__(
+        self, rounds: Rounds, names: tuple[ObjectId, ...], order: tuple[NodeId, ...], now_us: int
+    ) -> None:
+        super().__init__(rounds, order, now_us)
+        self.names = names
+        self.accepted: Nodes = 0
+        self.failed: Nodes = 0
+        self.refused: dict[int, Nodes] = {}
+        self.insane: Nodes = 0
+        self.overdrawn: Nodes = 0
+        self.answers: Votes[Answer] = Votes(self.quorums)
+        self.refusal = 0
+
+    @property
+    def possible(self) -> Nodes:
+        """The servers that may have accepted it."""
+        ruled_out = self.failed
+        for nodes in self.refused.values():
+            ruled_out |= nodes
+        return self.asked & ~ruled_out
+
+    @property
+    def complete(self) -> bool:
+        """Whether a quorum has accepted it: it is established."""
+        return self.quorums.is_quorum(self.accepted)
+
+    def weigh(self, node: NodeId, reply: Any) -> Judgement:
+        if not isinstance(reply, UpdateReply):
+            return self.unserved(node, reply)
+        rounds = self.rounds
+        bit = 1 << node
+        if not rounds.learn(self.names, node, reply, self.now_us):
+            self.failed |= bit
+            return self._undecided()
+        status = reply.status
+        if status is Status.SUCCESS:
+            self.accepted |= bit
+            rounds.suspicion.accepted(node)
+            answer = Answer.given(error=0, answer=reply.answer, whole=reply.whole)
+            self.answers.add(node, answer, reply.answer, whole=reply.whole)
+            return Judgement.ENOUGH if self.complete else self._undecided()
+        if status is Status.REFUSED:
+            nodes = self.refused[reply.error] = self.refused.get(reply.error, 0) | bit
+            if reply.error and self.quorums.is_quorum(nodes):
+                self.refusal = reply.error
+                return Judgement.ENOUGH
+            return self._undecided()
+        self.failed |= bit
+        if status is Status.CULLED:
+            rounds.suspicion.accuse(node, reply.forged, self.now_us)
+            if reply.insane:
+                self.insane |= bit
+        elif status is Status.INSANE_TIME:
+            self.insane |= bit
+        elif status is Status.TOO_MANY:
+            self.overdrawn |= bit
+        return self._undecided()
+
+    def _undecided(self) -> Judgement:
+        """Once all that were asked have answered: can a quorum still accept, or refuse, it?"""
+        if self.answered != self.asked:
+            return self.rest()
+        unasked = (1 << self.quorums.n) - 1 & ~self.asked
+        if any(
+            nodes and self.quorums.is_quorum(nodes | unasked)
+            for nodes in (self.accepted, *self.refused.values())
+        ):
+            return self.more()
+        return self.rest()
+
+    def conclude(self) -> None:
+        """Remember who stood aside while everybody else agreed."""
+        if self.complete:
+            for node in self.order:
+                if self.failed >> node & 1:
+                    self.rounds.suspicion.diverged(node, self.now_us)
+
+
+async def update_round(
+    rounds: Rounds,
+    message: Message,
+    names: tuple[ObjectId, ...],
+    *,
+    subject: str,
+    now_us: int | None = None,
+) -> UpdateRound:
+    """Send one update, barrier or copy to a quorum for `names`, ascending."""
+    if now_us is None:
+        now_us = await Now()
+    order, along = rounds.order(names, now_us)
+    outcome = UpdateRound(rounds, names, order, now_us)
+    await rounds.run(message, order, outcome, now_us=now_us, subject=subject, along=along)
+    outcome.conclude()
+    return outcome
