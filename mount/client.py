@@ -25,6 +25,7 @@ from bftfs.filesystem.operations import FileSystem
 from bftfs.filesystem.options import Options
 from bftfs.limits import SECOND_US
 from bftfs.query_update.client import QueryUpdateClient
+from bftfs.quorum import ThresholdQuorums
 from bftfs.read_write.client import ReadWriteClient
 from bftfs.runtime.network import Network
 from mount.logs import open_log
@@ -140,7 +141,10 @@ def file_system(
     patience_us = None if options.patience_s is None else round(options.patience_s * SECOND_US)
     return FileSystem(
         QueryUpdateClient(
-            client, description.query_update, object_types(), patience_total_us=patience_us
+            client,
+            ThresholdQuorums(description.query_update),
+            object_types(),
+            patience_total_us=patience_us,
         ),
         ReadWriteClient(client, description.read_write, patience_total_us=patience_us),
         BlockCipher(read_volume_key(directory.volume_key)),
