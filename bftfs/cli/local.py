@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import socket
 import subprocess
@@ -14,7 +15,14 @@ from rich.console import Console
 from bftfs import cluster as description_files
 from bftfs.cli.cluster import create_cluster, smallest_cluster
 from bftfs.cli.mount import mount_cluster, mounts_of, unmount_path
-from bftfs.cli.processes import is_running, last_words, pid_in, start_detached, stop
+from bftfs.cli.processes import (
+    is_running,
+    last_words,
+    pid_in,
+    require_writable,
+    start_detached,
+    stop,
+)
 from bftfs.cluster import ClusterDescription, Durability, UnixAddress, parse_address
 from bftfs.data_directory import DataDirectory
 from bftfs.errors import UsageError
@@ -81,6 +89,8 @@ def up(
     if mountpoint is None:
         return
     mountpoint = mountpoint.absolute()
+    if not os.path.lexists(mountpoint):
+        require_writable(mountpoint, purpose="the mount")
     if mount_cluster(directory, mountpoint, options=options):
         console.print(f"Mounted at {mountpoint}")
     else:

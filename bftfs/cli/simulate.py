@@ -7,17 +7,19 @@ import secrets
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import asdict
 from itertools import count
 from pathlib import Path
 
 import click
+import msgspec
 
 import bftfs
+from bftfs.errors import ImpossibleThresholds, UsageError
 from bftfs.simulation.campaign import Tally, campaign
-from bftfs.simulation.configuration import KINDS
-from bftfs.simulation.scenario import Report
+from bftfs.simulation.configuration import KINDS, from_json, to_json
+from bftfs.simulation.scenario import Report, run
 
 DEFAULT_COUNT = 100
 DEFAULT_OPERATIONS = 200
@@ -47,6 +49,17 @@ DEFAULT_OPERATIONS = 200
     help="Seeds at a time, each on a processor of its own.",
 )
 @click.option("--until-stopped", is_flag=True, help="Go on until Ctrl-C.")
+@click.option(
+    "--save",
+    "saved_in",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Where to keep the configurations of seeds that failed.",
+)
+@click.option(
+    "--replay",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="Run the configuration in this file, instead of a seed's.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per seed.")
 def simulate(
     seed: int | None,
@@ -55,6 +68,8 @@ def simulate(
     kind: str | None,
     parallel: int,
     until_stopped: bool,
+    saved_in: Path | None,
+    replay: Path | None,
     as_json: bool,
 ) -> int:
     """Run clusters in a simulated world, and look for violations of what is promised.
@@ -69,10 +84,16 @@ def simulate(
     seeds: Iterator[int] = count(first) if until_stopped else iter(range(first, first + number))
     tally = Tally()
     progress = _Progress(tally, quiet=as_json)
-    reports = campaign(seeds, operations=operations, kind=kind, parallel=parallel)
+    reports = (
+        campaign(seeds, operations=operations, kind=kind, parallel=parallel)
+        if replay is None
+        else _replay(replay)
+    )
     try:
         for report in reports:
             tally.add(report)
+            if saved_in is not None and not report.passed:
+                _save(report, saved_in)
             if as_json:
                 click.echo(json.dumps(_as_json(report)))
             elif not report.passed:
@@ -88,6 +109,21 @@ def simulate(
     if not as_json:
         click.echo(_summary(tally, progress.seconds))
     return 1 if tally.failed_seeds else 0
+
+
+def _replay(path: Path) -> Generator[Report, None, None]:
+    try:
+        configuration = from_json(path.read_bytes())
+    except (msgspec.MsgspecError, ImpossibleThresholds) as error:
+        raise UsageError(f"{path}: not the configuration of a simulation: {error}") from error
+    yield run(configuration)
+
+
+def _save(report: Report, directory: Path) -> None:
+    configuration = report.configuration
+    directory.mkdir(parents=True, exist_ok=True)
+    name = f"{configuration.kind}-{configuration.seed}-{configuration.operations}.json"
+    (directory / name).write_bytes(to_json(configuration) + b"\n")
 
 
 class _Progress:
