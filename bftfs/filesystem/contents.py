@@ -408,7 +408,7 @@ class ContentStore:
 
     async def _fetch(self, block: BlockId, who: Credentials) -> bytes:
         """The plaintext of a data-item; empty if it was never written."""
-        item = (await self._blocks.read(block, who)).item
+        item = (await self._blocks.read(block)).item
         if item is None:
             return b""
         cipher = self._cipher

@@ -67,5 +67,5 @@ class BlockService(Protocol):
     ) -> Sequence[BlockTime]:
         """Make each item the newest version of its block; returns when all are durable."""
 
-    async def read(self, block: BlockId, credentials: Credentials) -> BlockVersion:
+    async def read(self, block: BlockId) -> BlockVersion:
         """The latest version of a block."""

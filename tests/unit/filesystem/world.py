@@ -203,8 +203,7 @@ class Blocks:
         finally:
             self.in_flight -= sum(len(item) for _, item in items)
 
-    async def read(self, block: BlockId, credentials: Credentials) -> Item:
-        del credentials
+    async def read(self, block: BlockId) -> Item:
         self.reads.append(block)
         if latency := self.latency():
             await Pause(latency)

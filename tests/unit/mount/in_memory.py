@@ -157,7 +157,7 @@ class Blocks:
             self.items[block] = bytes(item)
         return [Time(0)] * len(items)
 
-    async def read(self, block: BlockId, credentials: Credentials) -> Version:
+    async def read(self, block: BlockId) -> Version:
         return Version(self.items.get(block))
 
 
