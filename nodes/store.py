@@ -4,7 +4,8 @@ The only module that imports lmdb. Equal to `MemoryStorage` by a stateful proper
 
 Invariants: a batch is applied whole or not at all, and once `Batch.commit` has returned under
 `sync` durability it is on stable storage; a store is open in at most one process; nothing is ever
-written to a store of another format, cluster or node.
+written to a store of another format, cluster or node. A crash of the machine leaves the last synced
+snapshot (under `sync` durability: the last commit); see `nodes.checkpoint` for how.
 
 Concurrency: a store belongs to one thread. One batch is open at a time.
 """
@@ -28,6 +29,7 @@ from bftfs.errors import BftfsError, UsageError
 from bftfs.identifiers import NodeId
 from bftfs.limits import MIB
 from bftfs.storage import Table, Write
+from nodes.checkpoint import Checkpoint, boot_id
 from nodes.residence import MappedFile
 
 FORMAT = 1
@@ -40,6 +42,8 @@ ROWS_PER_LOOK = 16  # rows that a `CommittedView` reads in one transaction
 _FORMAT_KEY = b"format"
 _OWNER_KEY = b"owner"
 _DATA_FILE = "data.mdb"
+_CHECKPOINT_FILE = "checkpoint"
+_HEAD_PAGES = 2  # that say where LMDB's two latest snapshots begin
 _OUT_OF_SPACE = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
 
 
@@ -239,6 +243,8 @@ class Store:
         self._mapped = MappedFile(path / _DATA_FILE)
         self._data = os.open(path / _DATA_FILE, os.O_RDWR | os.O_CLOEXEC)
         self._data_bytes = os.fstat(self._data).st_size
+        self._checkpoint: Checkpoint | None = None  # under interval durability
+        self._synced: lmdb.Transaction[bytes] | None = None  # reads the last synced snapshot
 
     @classmethod
     def open(
@@ -265,7 +271,7 @@ class Store:
         store = cls(path, environment, lock, durability, capacity_bytes)
         try:
             store._check(owner=_owner(cluster, node))
-            store._make_room()
+            store._prepare()
         except BaseException:
             store._release()
             raise
@@ -287,13 +293,9 @@ class Store:
 
     def sync(self) -> None:
         """Bring everything that is committed to stable storage."""
-        if not self.unsynced:
-            return
-        try:
-            self._environment.sync(True)
-        except lmdb.Error as error:
-            raise self.failure(error, 0) from error
-        self.unsynced = False
+        if self.unsynced:
+            self._sync()
+            self._hold_synced()
 
     def close(self) -> None:
         """Sync and close. Another process may open the store from now on."""
@@ -309,6 +311,8 @@ class Store:
 
     def _release(self) -> None:
         self._environment.close()
+        if self._checkpoint is not None:
+            self._checkpoint.close()
         self._mapped.close()
         os.close(self._data)
         os.close(self._lock)
@@ -349,6 +353,38 @@ class Store:
     def _headroom_bytes(self) -> int:
         return min(HEADROOM_BYTES, self._map_bytes // 4)
 
+    def _prepare(self) -> None:
+        """Make the store ready for the first batch."""
+        path = self.path / _CHECKPOINT_FILE
+        if self.durability is Durability.INTERVAL:
+            try:
+                self._checkpoint = Checkpoint(path)
+            except OSError as error:
+                raise UsageError(f"{path}: cannot be made ({error.strerror})") from None
+        self._sync()
+        self._hold_synced()
+        if self._checkpoint is None:
+            path.unlink(missing_ok=True)  # what it kept is superseded by every commit
+        self._make_room()
+
+    def _sync(self) -> None:
+        try:
+            self._environment.sync(True)
+            if self._checkpoint is not None:
+                self._checkpoint.save(os.pread(self._data, _HEAD_PAGES * self._page_bytes, 0))
+        except lmdb.Error as error:
+            raise self.failure(error, 0) from error
+        except OSError as error:
+            raise StoreFailed(self.path, f"it cannot be synced ({error})") from error
+        self.unsynced = False
+
+    def _hold_synced(self) -> None:
+        """From now on read the snapshot that was just synced, and no longer the one before."""
+        if self._checkpoint is not None:
+            before, self._synced = self._synced, self._environment.begin()
+            if before is not None:
+                before.abort()
+
     def _make_room(self) -> None:
         """See to it that the next batch finds room, in the map and in the file.
 
@@ -371,7 +407,13 @@ class Store:
         if self._map_bytes >= self._limit_bytes:
             raise StoreFull(self.path, f"the store has reached its {self._limit_bytes} bytes")
         self._map_bytes = min(2 * self._map_bytes, self._limit_bytes)
+        # A map must not move under a transaction.
+        if self._synced is not None:
+            self._sync()
+            self._synced.abort()
+            self._synced = None
         self._environment.set_mapsize(self._map_bytes)
+        self._hold_synced()
         self._mapped.moved()
 
     def _check(self, *, owner: bytes) -> None:
@@ -484,6 +526,7 @@ def _open_environment(path: Path, durability: Durability, map_bytes: int) -> lmd
         raise UsageError(f"{data}: cannot be opened ({error.strerror})") from None
     if not size:
         raise _unusable(path, f"{_DATA_FILE} is empty")
+    _restore_head(path)
     try:
         return _environment(path, durability, map_bytes)
     except (lmdb.InvalidError, lmdb.VersionMismatchError, lmdb.CorruptedError) as error:
@@ -501,6 +544,22 @@ def _environment(path: Path, durability: Durability, map_bytes: int) -> lmdb.Env
         readahead=False,
         mode=0o600,
     )
+
+
+def _restore_head(path: Path) -> None:
+    """Go back to the last synced snapshot, if the page cache with later ones is gone."""
+    if not (path / _CHECKPOINT_FILE).exists():
+        return
+    checkpoint = Checkpoint(path / _CHECKPOINT_FILE)
+    head = checkpoint.newest()
+    checkpoint.close()
+    if head is not None and head.boot != boot_id():
+        data = os.open(path / _DATA_FILE, os.O_RDWR | os.O_CLOEXEC)
+        try:
+            os.pwrite(data, head.content, 0)
+            os.fsync(data)
+        finally:
+            os.close(data)
 
 
 def _sync_directory(path: Path) -> None:
