@@ -48,13 +48,14 @@ HISTORY_IN_REPLY = 16  # versions that a read reply lists beside the newest
 HISTORY_AT_FIRST = 2  # of these, how many a reader asks for before it sees a reason to want more
 BLOCKS_PER_TIME_REQUEST = 256  # blocks whose times one request asks for
 VALIDATED_VERSIONS = 32_768  # versions that a client remembers as validated: 4 GiB of blocks
+LISTINGS_AT_ONCE = 8  # that a reader takes from one node before it turns to the others again
 READ_PATIENCE_US = 50_000  # silence after which a reader asks further nodes
 WRITE_PATIENCE_US = 250_000  # silence after which a write is sent again; a commit may be slow
 PATIENCE_MOST_US = 2 * SECOND_US
 AVOID_SILENT_US = 5 * SECOND_US  # how long readers ask a silent node last
 AVOID_FAULTY_US = 60 * SECOND_US  # the same for one that sent a false fragment
 TIMES_PER_WRITE = 3  # timestamps that a writer tries before it believes that its clock is wrong
-FILE_BYTES = 1 << 40  # a file ends at 1 TiB
+FILE_BYTES = 1 << 44  # a file ends at 16 TiB
 LAYOUT_RANGES = 128  # incarnation ranges of one file; truncation merges beyond that
 
 # --- names ----------------------------------------------------------------------------------
