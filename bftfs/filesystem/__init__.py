@@ -2,8 +2,8 @@
 
 The replicated side, run by the nodes: `directory`, `inode`, `attribute_methods`,
 `extended_attributes`, `volume` and `mkfs` are methods on objects' states; `registry` lists them,
-and `object_types()` gives them to the Q/U server and client. `authorization` says who may read and
-write blocks.
+and `object_types()` gives them to the Q/U server and client. `authorization` says who may write
+blocks.
 
 The client side, run by the mount and the command line: `operations.FileSystem`. Its conversations
 (`async def` over effects) are performed by a driver; `write` and a few others are plain calls.

@@ -1,10 +1,10 @@
-"""Who may read and write the blocks of a file: what a storage node asks before it serves a request.
+"""Who may write the blocks of a file: what a storage node asks before it accepts one.
 
 A node knows an inode by its replica of it. It may have missed the creation: then it cannot tell,
-and serves the request. That is safe, because the correct nodes that do know are enough to keep a write
-that is not permitted from ever being complete; and it is needed, because a node that refuses what
-is permitted counts as faulty. For the same reason a node that is behind brings its replica up to
-date before it refuses.
+and accepts it. That is safe, because the correct nodes that do know are enough to keep a
+write that is not permitted from ever being complete; and it is needed, because a node that refuses
+what is permitted counts as faulty. For the same reason a node that is behind brings its replica up
+to date before it refuses.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 import errno
 from typing import Final
 
-from bftfs.filesystem.acl import EXECUTE, READ, WRITE
+from bftfs.filesystem.acl import WRITE
 from bftfs.filesystem.objects import ATTRIBUTES_KEY, Subject
 from bftfs.filesystem.permission import Principal, owns
 from bftfs.query_update.object_type import MutableState
@@ -30,24 +30,9 @@ def may_write_blocks(inode: MutableState, who: Principal, grant: Grant) -> int:
         return errno.EPERM
     if not grant.write:
         return errno.EROFS
-    return _permitted(inode, who, (WRITE,))
-
-
-def may_read_blocks(inode: MutableState, who: Principal, grant: Grant) -> int:
-    """The same for reading.
-
-    Who may execute a file must read it, and who may write one must read the blocks that he writes a
-    part of: it is the client that keeps the bytes from users who may not see them.
-    """
-    if not grant.allows(who.uid):
-        return errno.EPERM
-    return _permitted(inode, who, (READ, WRITE, EXECUTE))
-
-
-def _permitted(inode: MutableState, who: Principal, sufficient: tuple[int, ...]) -> int:
     if inode.get(ATTRIBUTES_KEY) is None:
         return UNKNOWN_INODE
     subject = Subject.existing(inode)
-    if owns(who, subject.attributes) or any(subject.permits(who, want) for want in sufficient):
+    if owns(who, subject.attributes) or subject.permits(who, WRITE):
         return 0
     return errno.EACCES

@@ -5,9 +5,8 @@ object never goes back to an older version, whatever order answers come in. A ca
 attribute that has expired is still a good guess: an update that builds on it is checked by its
 method, which refuses with ESTALE if the guess was wrong.
 
-Concurrency: updates of one object take turns, in the order of their object ids, so that the
-conversations of one mount do not contend with each other and have to back off [Q/U §4.3.6]. Caches
-are touched between awaits only.
+Concurrency: caches are touched between awaits only. Updates of one object take turns in the
+service, so that the conversations of one mount do not contend with each other.
 """
 
 from __future__ import annotations
@@ -24,7 +23,6 @@ from bftfs.filesystem.directory import Child
 from bftfs.filesystem.objects import NoArguments
 from bftfs.filesystem.registry import GET_ATTRIBUTES
 from bftfs.filesystem.services import MetadataService
-from bftfs.filesystem.turnstile import Turnstile
 from bftfs.identifiers import ObjectId
 from bftfs.query_update.object_type import Record
 
@@ -44,16 +42,6 @@ class KnownEntry(NamedTuple):
     expires_us: int
 
 
-class _Turn:
-    """A turnstile and how many conversations hold it or want to."""
-
-    __slots__ = ("turnstile", "users")
-
-    def __init__(self) -> None:
-        self.turnstile = Turnstile()
-        self.users = 0
-
-
 class Metadata:
     """Queries and updates of objects, with what is known of them."""
 
@@ -71,7 +59,6 @@ class Metadata:
         self._entry_timeout_us = entry_timeout_us
         self._attributes: OrderedDict[ObjectId, _KnownAttributes] = OrderedDict()
         self._entries: OrderedDict[tuple[ObjectId, bytes], KnownEntry] = OrderedDict()
-        self._turns: dict[ObjectId, _Turn] = {}
 
     # --- operations --------------------------------------------------------------------------
 
@@ -87,23 +74,7 @@ class Metadata:
         """The answer of an update."""
         if self._read_only:
             raise FileSystemError(errno.EROFS)
-        ordered = sorted(set(objects))
-        turns = [self._turns.setdefault(identifier, _Turn()) for identifier in ordered]
-        for turn in turns:
-            turn.users += 1
-        held = 0
-        try:
-            for turn in turns:
-                await turn.turnstile.enter()
-                held += 1
-            return (await self._service.update(objects, method, arguments, who)).answer
-        finally:
-            for position, turn in enumerate(turns):
-                turn.users -= 1
-                if position < held:
-                    turn.turnstile.leave()
-                if not turn.users:
-                    del self._turns[ordered[position]]
+        return (await self._service.update(objects, method, arguments, who)).answer
 
     # --- attributes --------------------------------------------------------------------------
 

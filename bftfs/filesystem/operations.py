@@ -246,6 +246,15 @@ class FileSystem:
 
     async def _lookup(self, directory: ObjectId, name: bytes, who: Credentials) -> Child:
         """What a quorum says that `name` stands for."""
+        child = await self._lookup_if_there(directory, name, who)
+        if child is None:
+            raise FileSystemError(errno.ENOENT, _shown(name))
+        return child
+
+    async def _lookup_if_there(
+        self, directory: ObjectId, name: bytes, who: Credentials
+    ) -> Child | None:
+        """What a quorum says that `name` stands for, if anything."""
         child: Child | None = None
         version = self._metadata.version(directory)
         try:
@@ -255,8 +264,6 @@ class FileSystem:
                 raise
         if self._metadata.version(directory) == version:
             self._metadata.learn_entry(directory, name, child, await Now())
-        if child is None:
-            raise FileSystemError(errno.ENOENT, _shown(name))
         return child
 
     async def _resolve(self, directory: ObjectId, name: bytes, who: Credentials) -> Child:
@@ -558,16 +565,11 @@ class FileSystem:
 
         async def attempt() -> None:
             child = await self._resolve(source, name, who)
-            replaced: Child | None = None
             known = self._metadata.entry(target, target_name)
             if known is not None:
                 replaced = known.child
             else:
-                try:
-                    replaced = await self._lookup(target, target_name, who)
-                except FileSystemError as refusal:
-                    if refusal.code != errno.ENOENT:
-                        raise
+                replaced = await self._lookup_if_there(target, target_name, who)
             roles = (
                 source,
                 target,
@@ -610,6 +612,11 @@ class FileSystem:
             flags & RENAME_EXCHANGE and await self._is_above(replaced, source, who)
         ):
             await self._require_current(source, name, child, who)
+            there = await self._lookup_if_there(target, target_name, who)
+            if there is None and flags & RENAME_EXCHANGE:
+                raise FileSystemError(errno.ENOENT, _shown(target_name))
+            if there is not None and flags & RENAME_NOREPLACE:
+                raise FileSystemError(errno.EEXIST, _shown(target_name))
             raise FileSystemError(errno.EINVAL, "a directory cannot stand below itself")
         arguments = Relocation(name, target_name, flags, volume.relocations)
         outcome: Outcome = await self._metadata.update(
@@ -624,7 +631,10 @@ class FileSystem:
         for _ in range(DEPTH):
             if other in (directory, self.root):
                 return other == directory
-            other = (await self._metadata.latest(other, who)).parent
+            attributes = await self._metadata.latest(other, who)
+            if not attributes.links:
+                return False  # it was removed, which the update will find
+            other = attributes.parent
         raise FileSystemError(errno.ELOOP, f"more than {DEPTH} nested directories")
 
     # --- directories -------------------------------------------------------------------------

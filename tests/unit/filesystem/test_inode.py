@@ -76,7 +76,7 @@ def test_a_writer_under_an_old_layout_must_look_again(tree: Tree) -> None:
     assert write(tree, file, 10, newest=5).attributes.size == 10
 
 
-def test_files_end_at_a_tebibyte(tree: Tree) -> None:
+def test_files_end_somewhere(tree: Tree) -> None:
     file = file_of(tree)
     assert write(tree, file, limits.FILE_BYTES).attributes.size == limits.FILE_BYTES
     refused(errno.EFBIG, lambda: write(tree, file, limits.FILE_BYTES + 1))

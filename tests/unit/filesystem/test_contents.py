@@ -1,0 +1,669 @@
+"""File contents in one mount: order, failures, windows, caches; and what others do meanwhile."""
+
+from __future__ import annotations
+
+import errno
+import os
+from contextlib import suppress
+from typing import Any
+
+import pytest
+
+from bftfs import limits
+from bftfs.errors import AdmissionRefused, FileSystemError, QuorumUnavailable
+from bftfs.filesystem import contents as contents_module
+from bftfs.filesystem import registry
+from bftfs.filesystem.attributes import Changes
+from bftfs.filesystem.contents import OpenFile
+from bftfs.filesystem.operations import FileSystem
+from bftfs.identifiers import ObjectId, block_number_of, inode_of
+from tests.unit.filesystem.world import ALICE, BOB, ROOT, ROOT_ID, START_US, World
+
+BLOCK = 4096
+MIB = 1 << 20
+
+
+@pytest.fixture
+def world() -> World:
+    return World()
+
+
+def create(world: World, mount: FileSystem, name: bytes = b"file", mode: int = 0o644) -> OpenFile:
+    _, file = world.run(mount.create(ROOT_ID, name, mode, ALICE))
+    return file
+
+
+def write(world: World, mount: FileSystem, file: OpenFile, offset: int | None, data: bytes) -> None:
+    if mount.write(file, offset, data, now_ns=world.host.clock_us * 1000):
+        world.run(mount.write_behind(file))
+
+
+def read_elsewhere(world: World, identifier: ObjectId, who: Any = ALICE) -> bytes:
+    mount = world.mount()
+    file = world.run(mount.open(identifier, os.O_RDONLY, who))
+    return bytes(world.run(mount.read(file, 0, 1 << 30)))
+
+
+def refused(code: int, world: World, conversation: Any) -> None:
+    with pytest.raises(FileSystemError) as refusal:
+        world.run(conversation)
+    assert errno.errorcode[refusal.value.code] == errno.errorcode[code]
+
+
+# --- order and cost --------------------------------------------------------------------------
+
+
+def test_a_small_file_costs_one_create_one_block_and_one_update(world: World) -> None:
+    mount = world.mount()
+    file = create(world, mount)
+    world.objects.calls.clear()
+    write(world, mount, file, 0, b"hello")
+    world.run(mount.change_attributes(file.identifier, Changes(mtime_ns=5), ALICE))
+    world.run(mount.change_attributes(file.identifier, Changes(mode=0o600), ALICE))
+    world.run(mount.flush(file))
+    world.run(mount.release(file))
+    assert world.objects.calls == {registry.WRITE: 1}
+    assert len(world.blocks.writes) == 1
+    assert world.blocks.reads == []
+    attributes = world.run(world.mount().attributes(file.identifier, ALICE))
+    assert (attributes.size, attributes.mtime_ns, attributes.mode & 0o7777) == (5, 5, 0o600)
+
+
+def test_a_clean_file_costs_nothing_to_close(world: World) -> None:
+    mount = world.mount()
+    file = create(world, mount)
+    world.objects.calls.clear()
+    world.run(mount.flush(file))
+    world.run(mount.synchronize(file))
+    world.run(mount.release(file))
+    assert not world.objects.calls
+
+
+def test_blocks_are_written_before_the_update_that_covers_them(world: World) -> None:
+    mount = world.mount()
+    file = create(world, mount)
+    written_at_update: list[int] = []
+    world.objects.before = lambda method, _: (
+        written_at_update.append(len(world.blocks.writes)) if method == registry.WRITE else None
+    )
+    world.blocks.latency = lambda: 100
+    write(world, mount, file, 0, bytes(5 * BLOCK))
+    world.run(mount.flush(file))
+    assert written_at_update == [5]
+
+
+def test_whole_blocks_are_written_without_being_read(world: World) -> None:
+    mount = world.mount(cache_bytes=0)
+    file = create(world, mount)
+    write(world, mount, file, 0, b"a" * (2 * BLOCK))
+    world.run(mount.flush(file))
+    write(world, mount, file, BLOCK, b"b" * BLOCK)
+    world.run(mount.flush(file))
+    assert world.blocks.reads == []
+    write(world, mount, file, 10, b"c")
+    world.run(mount.flush(file))
+    assert len(world.blocks.reads) == 1
+    assert read_elsewhere(world, file.identifier) == (
+        b"a" * 10 + b"c" + b"a" * (BLOCK - 11) + b"b" * BLOCK
+    )
+
+
+def test_holes_store_nothing_and_read_as_zeros(world: World) -> None:
+    mount = world.mount()
+    file = create(world, mount)
+    write(world, mount, file, 1 << 39, b"far")
+    world.run(mount.flush(file))
+    assert [block_number_of(block) for block in world.blocks.writes] == [(1 << 39) // BLOCK]
+    reader = world.mount()
+    opened = world.run(reader.open(file.identifier, os.O_RDONLY, ALICE))
+    assert bytes(world.run(reader.read(opened, 12345, 100))) == bytes(100)
+    assert bytes(world.run(reader.read(opened, (1 << 39) - 2, 10))) == b"\0\0far"
+    assert bytes(world.run(reader.read(opened, (1 << 39) + 3, 10))) == b""
+
+
+def test_contents_at_the_nodes_are_sealed(world: World) -> None:
+    mount = world.mount()
+    file = create(world, mount)
+    write(world, mount, file, 0, b"secret" * 100)
+    world.run(mount.flush(file))
+    (item,) = world.blocks.items.values()
+    assert b"secret" not in item
+    (block,) = world.blocks.items
+    assert inode_of(block) == file.identifier
+    world.blocks.items[block] = item[:-1] + bytes([item[-1] ^ 1])
+    reader = world.mount()
+    opened = world.run(reader.open(file.identifier, os.O_RDONLY, ALICE))
+    refused(errno.EIO, world, reader.read(opened, 0, 10))
+
+
+def test_files_end_somewhere(world: World) -> None:
+    mount = world.mount()
+    file = create(world, mount)
+    last = limits.FILE_BYTES - 1
+    with pytest.raises(FileSystemError) as refusal:
+        mount.write(file, last, b"ab", now_ns=0)
+    assert refusal.value.code == errno.EFBIG
+    refused(errno.EFBIG, world, mount.truncate(file.identifier, last + 2, ALICE))
+    write(world, mount, file, last, b"a")
+    world.run(mount.flush(file))
+    assert world.run(world.mount().attributes(file.identifier, ALICE)).size == last + 1
+
+
+# --- failures --------------------------------------------------------------------------------
+
+
+def full() -> Exception:
+    return AdmissionRefused(code=errno.ENOSPC, reason="disk full")
+
+
+def test_each_handle_hears_of_a_failure_once(world: World) -> None:
+    mount = world.mount()
+    first = create(world, mount)
+    second = world.run(mount.open(first.identifier, os.O_RDWR, ALICE))
+    write(world, mount, first, 0, b"data")
+    world.blocks.refuse = full
+    with pytest.raises(AdmissionRefused):
+        world.run(mount.flush(first))
+    world.blocks.refuse = lambda: None
+    late = world.run(mount.open(first.identifier, os.O_RDWR, ALICE))
+    world.run(mount.flush(late))  # writes it: nothing is lost
+    world.run(mount.flush(first))
+    with pytest.raises(AdmissionRefused):
+        world.run(mount.flush(second))
+    world.run(mount.flush(second))
+    assert read_elsewhere(world, first.identifier) == b"data"
+
+
+def test_what_failed_is_tried_again_with_what_was_written_since(world: World) -> None:
+    mount = world.mount()
+    file = create(world, mount)
+    write(world, mount, file, 0, b"aaaaaa")
+    world.blocks.refuse = lambda: QuorumUnavailable(heard=1, required=5, subject="block")
+    with pytest.raises(QuorumUnavailable):
+        world.run(mount.synchronize(file))
+    assert bytes(world.run(mount.read(file, 0, 10))) == b"aaaaaa"
+    write(world, mount, file, 2, b"bb")
+    world.blocks.refuse = lambda: None
+    world.run(mount.synchronize(file))
+    assert read_elsewhere(world, file.identifier) == b"aabbaa"
+
+
+def test_a_failure_in_the_background_reaches_the_next_write(world: World) -> None:
+    mount = world.mount(write_behind_bytes=2 * BLOCK, dirty_bytes=8 * BLOCK)
+    file = create(world, mount)
+    world.blocks.refuse = full
+    for number in range(3):
+        mount.write(file, number * BLOCK, bytes(BLOCK), now_ns=0)
+    world.host.start(mount.write_behind(file))
+    world.host.settle()
+    with pytest.raises(AdmissionRefused):
+        mount.write(file, 0, b"x", now_ns=0)
+    world.run(mount.write_back(older_than_us=0))
+    with pytest.raises(AdmissionRefused):
+        world.run(mount.flush(file))
+
+
+def test_unwritten_bytes_are_bounded_even_if_failures_are_ignored(world: World) -> None:
+    mount = world.mount(write_behind_bytes=2 * BLOCK, dirty_bytes=8 * BLOCK)
+    file = create(world, mount)
+    world.blocks.refuse = full
+    for number in range(100):
+        with suppress(FileSystemError, AdmissionRefused):
+            write(world, mount, file, number * BLOCK, bytes(BLOCK))
+        assert mount._contents._dirty_bytes <= 17 * (BLOCK + 160)
+
+
+def test_what_cannot_be_written_is_dropped_with_the_last_handle(world: World) -> None:
+    mount = world.mount()
+    file = create(world, mount)
+    write(world, mount, file, 0, b"lost")
+    world.blocks.refuse = full
+    with pytest.raises(AdmissionRefused):
+        world.run(mount.release(file))
+    world.blocks.refuse = lambda: None
+    again = world.run(mount.open(file.identifier, os.O_RDWR, ALICE))
+    assert bytes(world.run(mount.read(again, 0, 10))) == b""
+    assert mount._contents._dirty_bytes == 0
+    world.run(mount.flush(again))
+
+
+def test_one_failing_block_leaves_the_others_of_its_file_consistent(world: World) -> None:
+    mount = world.mount(batch_bytes=1, batches_in_flight=3)
+    file = create(world, mount)
+    data = os.urandom(10 * BLOCK)
+    write(world, mount, file, 0, data)
+    world.blocks.latency = lambda: world.host.random.choice((1, 10, 100))
+    countdown = [4]
+
+    def fourth() -> Exception | None:
+        countdown[0] -= 1
+        return full() if countdown[0] == 0 else None
+
+    world.blocks.refuse = fourth
+    with pytest.raises(AdmissionRefused):
+        world.run(mount.flush(file))
+    assert bytes(world.run(mount.read(file, 0, 1 << 20))) == data
+    world.run(mount.flush(file))
+    assert read_elsewhere(world, file.identifier) == data
+    assert mount._contents._dirty_bytes == 0
+
+
+# --- windows ---------------------------------------------------------------------------------
+
+
+def test_a_long_write_stays_within_its_windows() -> None:
+    world = World(block_bytes=128 * 1024)
+    world.blocks.latency = lambda: 500
+    mount = world.mount(
+        write_behind_bytes=2 * MIB, dirty_bytes=4 * MIB, batch_bytes=MIB, batches_in_flight=2
+    )
+    file = create(world, mount)
+    piece = bytes(range(256)) * 512
+    for number in range(256):
+        write(world, mount, file, number * len(piece), piece)
+        assert mount._contents._dirty_bytes <= 4 * MIB + 2 * len(piece)
+    assert world.blocks.most_in_flight <= 2 * MIB + 16 * 64
+    assert len(world.blocks.writes) > 128  # it did not wait for the end
+    world.run(mount.flush(file))
+    assert sorted(map(block_number_of, world.blocks.items)) == list(range(256))
+    assert len(world.blocks.writes) == 256  # each block once
+    assert read_elsewhere(world, file.identifier) == piece * 256
+
+
+def test_small_sequential_writes_do_not_write_blocks_over_and_over() -> None:
+    world = World(block_bytes=64 * 1024)
+    mount = world.mount(write_behind_bytes=256 * 1024, dirty_bytes=512 * 1024, cache_bytes=0)
+    file = create(world, mount)
+    for number in range(1024):
+        write(world, mount, file, number * 1000, b"x" * 1000)
+        world.host.step()
+    world.run(mount.flush(file))
+    assert len(world.blocks.writes) == len(set(world.blocks.writes)) == -(-1024 * 1000 // 65536)
+    assert world.blocks.reads == []
+
+
+def test_a_file_that_is_written_for_long_is_covered_in_between(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(contents_module, "UNCOVERED_BLOCKS", 8)
+    mount = world.mount(write_behind_bytes=4 * BLOCK, dirty_bytes=8 * BLOCK)
+    file = create(world, mount)
+    for number in range(64):
+        write(world, mount, file, number * BLOCK, bytes(BLOCK))
+        world.host.settle()
+        assert len(file.contents.uncovered) <= 16
+    assert world.objects.calls[registry.WRITE] >= 4
+
+
+def test_a_sequential_reader_finds_blocks_on_their_way() -> None:
+    world = World()
+    mount = world.mount()
+    file = create(world, mount)
+    data = os.urandom(64 * BLOCK)
+    write(world, mount, file, 0, data)
+    world.run(mount.flush(file))
+    world.blocks.reads.clear()
+    world.blocks.latency = lambda: 1_000
+    reader = world.mount(read_ahead_bytes=16 * BLOCK)
+    opened = world.run(reader.open(file.identifier, os.O_RDONLY, ALICE))
+    begin = world.host.clock_us
+    for number in range(64):
+        found = world.run(reader.read(opened, number * BLOCK, BLOCK))
+        assert bytes(found) == data[number * BLOCK : (number + 1) * BLOCK]
+    assert world.host.clock_us - begin < 64 * 2_000 // 4
+    assert sorted(map(block_number_of, world.blocks.reads)) == list(range(64))  # each once
+
+
+def test_a_random_reader_reads_what_he_asks_for() -> None:
+    world = World()
+    mount = world.mount()
+    file = create(world, mount)
+    write(world, mount, file, 0, bytes(64 * BLOCK))
+    world.run(mount.flush(file))
+    world.blocks.reads.clear()
+    reader = world.mount()
+    opened = world.run(reader.open(file.identifier, os.O_RDONLY, ALICE))
+    for number in (40, 3, 57, 22):
+        world.run(reader.read(opened, number * BLOCK + 7, 100))
+    assert sorted(map(block_number_of, world.blocks.reads)) == [3, 22, 40, 57]
+
+
+def test_conversations_that_want_one_block_share_one_read(world: World) -> None:
+    mount = world.mount()
+    file = create(world, mount)
+    write(world, mount, file, 0, b"shared")
+    world.run(mount.flush(file))
+    world.blocks.reads.clear()
+    world.blocks.latency = lambda: 50
+    reader = world.mount()
+    opened = world.run(reader.open(file.identifier, os.O_RDONLY, ALICE))
+    outcomes = [world.host.start(reader.read(opened, 0, 6)) for _ in range(5)]
+    world.host.settle()
+    assert [bytes(outcome[0]) for outcome in outcomes] == [b"shared"] * 5
+    assert len(world.blocks.reads) == 1
+
+
+# --- close-to-open ---------------------------------------------------------------------------
+
+
+def test_an_open_sees_what_was_closed_before(world: World) -> None:
+    one, other = world.mount(), world.mount()
+    file = create(world, one)
+    write(world, one, file, 0, b"first")
+    world.run(one.release(file))
+    opened = world.run(other.open(file.identifier, os.O_RDONLY, ALICE))
+    assert bytes(world.run(other.read(opened, 0, 100))) == b"first"
+    file = world.run(one.open(file.identifier, os.O_RDWR, ALICE))
+    write(world, one, file, 0, b"second")
+    world.run(one.flush(file))
+    opened = world.run(other.open(file.identifier, os.O_RDONLY, ALICE))
+    assert not opened.keep_cache
+    assert bytes(world.run(other.read(opened, 0, 100))) == b"second"
+
+
+def test_unchanged_files_are_read_from_the_cache_when_opened_again(world: World) -> None:
+    mount = world.mount()
+    file = create(world, mount)
+    write(world, mount, file, 0, b"cached")
+    world.run(mount.release(file))
+    opened = world.run(mount.open(file.identifier, os.O_RDONLY, ALICE))
+    assert opened.keep_cache
+    assert bytes(world.run(mount.read(opened, 0, 100))) == b"cached"
+    assert world.blocks.reads == []
+    world.run(world.mount().change_attributes(file.identifier, Changes(mode=0o600), ALICE))
+    assert world.run(mount.open(file.identifier, os.O_RDONLY, ALICE)).keep_cache
+
+
+def test_a_close_never_shrinks_a_file_that_another_mount_extended(world: World) -> None:
+    one, other = world.mount(), world.mount()
+    first = create(world, one)
+    second = world.run(other.open(first.identifier, os.O_RDWR, ALICE))
+    write(world, one, first, 0, b"1" * 10)
+    write(world, other, second, 0, b"2" * (3 * BLOCK))
+    world.run(other.flush(second))
+    world.run(one.flush(first))
+    assert world.run(one.attributes(first.identifier, ALICE)).size == 3 * BLOCK
+    assert read_elsewhere(world, first.identifier)[BLOCK:] == b"2" * (2 * BLOCK)
+
+
+def test_writes_of_different_blocks_from_two_mounts_are_both_kept(world: World) -> None:
+    one, other = world.mount(), world.mount()
+    first = create(world, one)
+    second = world.run(other.open(first.identifier, os.O_RDWR, ALICE))
+    write(world, one, first, 0, b"1" * BLOCK)
+    write(world, other, second, BLOCK, b"2" * BLOCK)
+    world.run(one.flush(first))
+    world.run(other.flush(second))
+    assert read_elsewhere(world, first.identifier) == b"1" * BLOCK + b"2" * BLOCK
+    world.run(one.attributes(first.identifier, ALICE))
+    world.pass_time(5_000_000)
+    world.run(one.attributes(first.identifier, ALICE))
+    assert bytes(world.run(one.read(first, BLOCK, 5))) == b"22222"
+
+
+def test_strict_mounts_see_each_write_at_once(world: World) -> None:
+    one, other = world.mount(strict=True), world.mount(strict=True)
+    first = create(world, one)
+    second = world.run(other.open(first.identifier, os.O_RDWR, ALICE))
+    for number in range(5):
+        write(world, one, first, number * 3, b"%03d" % number)
+        assert bytes(world.run(other.read(second, number * 3, 10))) == b"%03d" % number
+        write(world, other, second, number * 3, b"abc")
+        assert bytes(world.run(one.read(first, number * 3, 10))) == b"abc"
+
+
+# --- truncation, and other mounts ------------------------------------------------------------
+
+
+def stored(world: World, mount: FileSystem, size: int) -> OpenFile:
+    """A file of that size, saved and opened."""
+    file = create(world, mount)
+    write(world, mount, file, 0, b"o" * size)
+    world.run(mount.flush(file))
+    return file
+
+
+def test_cut_bytes_never_come_back(world: World) -> None:
+    mount = world.mount()
+    file = stored(world, mount, 5 * BLOCK)
+    world.run(mount.truncate(file.identifier, BLOCK + 10, ALICE))
+    world.run(mount.truncate(file.identifier, 5 * BLOCK, ALICE))
+    expected = (b"o" * (BLOCK + 10)).ljust(5 * BLOCK, b"\0")
+    assert bytes(world.run(mount.read(file, 0, 1 << 20))) == expected
+    assert read_elsewhere(world, file.identifier) == expected
+
+
+def test_truncation_costs_the_same_at_any_length(world: World) -> None:
+    mount = world.mount()
+    file = stored(world, mount, 200 * BLOCK)
+    world.blocks.writes.clear()
+    world.objects.calls.clear()
+    world.run(mount.truncate(file.identifier, 0, ALICE))
+    assert world.objects.calls == {registry.TRUNCATE: 1}
+    assert world.blocks.writes == []
+
+
+def test_writes_that_a_truncation_overtakes_are_written_again_and_nothing_else(
+    world: World,
+) -> None:
+    """Blocks were on the nodes, not covered, when another mount cut the file to nothing."""
+    one, other = world.mount(), world.mount()
+    file = stored(world, one, 4 * BLOCK)
+    write(world, one, file, 10, b"new")  # inside of an old block
+    write(world, one, file, 2 * BLOCK, b"n" * BLOCK)  # a whole one
+
+    def cut(method: str, _: Any) -> None:
+        if method == registry.WRITE:
+            world.objects.before = lambda *_: None
+            run_now(world, other.truncate(file.identifier, 0, ALICE))
+
+    world.objects.before = cut
+    world.run(one.flush(file))
+    # In this order: cut to nothing, then the writes. No old byte is left.
+    expected = bytes(10) + b"new" + bytes(2 * BLOCK - 13) + b"n" * BLOCK
+    assert read_elsewhere(world, file.identifier) == expected
+    assert bytes(world.run(one.read(file, 0, 1 << 20))) == expected
+
+
+def run_now(world: World, conversation: Any) -> None:
+    """Run a conversation of another mount from within one of this one."""
+    outcome = world.host.start(conversation)
+    if not outcome:
+        raise AssertionError("it had to wait")
+    if isinstance(outcome[0], BaseException):
+        raise outcome[0]
+
+
+def test_a_cut_inside_a_block_keeps_what_another_mount_saves_meanwhile(world: World) -> None:
+    one, other = world.mount(), world.mount()
+    file = stored(world, one, BLOCK)
+    elsewhere = world.run(other.open(file.identifier, os.O_RDWR, ALICE))
+    write(world, other, elsewhere, 5, b"kept")
+
+    def save(method: str, _: Any) -> None:
+        if method == registry.TRUNCATE:
+            world.objects.before = lambda *_: None
+            run_now(world, other.flush(elsewhere))
+
+    world.objects.before = save
+    world.run(one.truncate(file.identifier, 100, ALICE))
+    assert read_elsewhere(world, file.identifier) == b"o" * 5 + b"kept" + b"o" * 91
+
+
+def test_two_truncations_at_the_same_time_do_not_mix(world: World) -> None:
+    one, other = world.mount(), world.mount()
+    file = stored(world, one, BLOCK)
+
+    def cut(method: str, _: Any) -> None:
+        if method == registry.TRUNCATE:
+            world.objects.before = lambda *_: None
+            run_now(world, other.truncate(file.identifier, 50, ALICE))
+
+    world.objects.before = cut
+    world.run(one.truncate(file.identifier, 100, ALICE))
+    assert read_elsewhere(world, file.identifier) == b"o" * 50 + bytes(50)
+
+
+def test_truncation_waits_for_blocks_on_their_way(world: World) -> None:
+    mount = world.mount()
+    file = create(world, mount)
+    world.blocks.latency = lambda: 1_000
+    write(world, mount, file, 0, b"w" * (4 * BLOCK))
+    flushing = world.host.start(mount.flush(file))
+    world.run(mount.truncate(file.identifier, 3, ALICE))
+    world.host.settle()
+    assert flushing == [None]
+    assert read_elsewhere(world, file.identifier) == b"www"
+
+
+def test_ranges_are_merged_when_there_are_too_many(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mount = world.mount()
+    monkeypatch.setattr("bftfs.limits.LAYOUT_RANGES", 8)
+    file = create(world, mount)
+    expected = b""
+    for _ in range(40):
+        data = os.urandom(2 * BLOCK)
+        write(world, mount, file, None, data)
+        world.run(mount.flush(file))
+        expected += data
+        world.run(mount.truncate(file.identifier, len(expected) - 50, ALICE))
+        expected = expected[:-50]
+        assert len(file.contents.layout.ranges) <= 8
+    assert read_elsewhere(world, file.identifier) == expected
+    assert world.objects.calls[registry.MERGE] > 0
+
+
+# --- attributes that wait with unsaved bytes -------------------------------------------------
+
+
+def test_folded_changes_show_at_once_and_are_refused_at_once(world: World) -> None:
+    mount = world.mount()
+    file = create(world, mount)
+    write(world, mount, file, 0, b"x")
+    world.objects.calls.clear()
+    attributes = world.run(
+        mount.change_attributes(file.identifier, Changes(mode=0o4711, atime_ns=7), ALICE)
+    )
+    assert (attributes.mode & 0o7777, attributes.atime_ns, attributes.size) == (0o4711, 7, 1)
+    refused(errno.EPERM, world, mount.change_attributes(file.identifier, Changes(uid=5), ALICE))
+    assert not world.objects.calls
+    refused(errno.EPERM, world, mount.change_attributes(file.identifier, Changes(mode=0), BOB))
+    world.run(mount.flush(file))
+    assert world.run(world.mount().attributes(file.identifier, ALICE)).mode & 0o7777 == 0o4711
+
+
+def test_a_write_after_utimens_sets_the_time_again_and_takes_privileges(world: World) -> None:
+    mount = world.mount()
+    file = create(world, mount)
+    write(world, mount, file, 0, b"x")
+    changes = Changes(mode=0o6755, mtime_ns=7)
+    world.run(mount.change_attributes(file.identifier, changes, ALICE))
+    world.pass_time(1_000)
+    write(world, mount, file, 1, b"y")
+    world.run(mount.flush(file))
+    attributes = world.run(world.mount().attributes(file.identifier, ALICE))
+    assert attributes.mode & 0o7777 == 0o755
+    assert attributes.mtime_ns == (START_US + 1_000) * 1_000
+
+
+def test_folded_changes_survive_a_cover_that_is_not_the_last(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(contents_module, "UNCOVERED_BLOCKS", 1)
+    mount = world.mount(write_behind_bytes=2 * BLOCK, dirty_bytes=4 * BLOCK)
+    file = create(world, mount)
+    write(world, mount, file, 0, b"x")
+    world.run(mount.change_attributes(file.identifier, Changes(mtime_ns=7), ALICE))
+    for number in range(8):
+        mount.write(file, number * BLOCK, bytes(BLOCK), now_ns=8)
+        world.run(mount.change_attributes(file.identifier, Changes(mtime_ns=7), ALICE))
+        world.run(mount.write_behind(file))
+        world.host.settle()
+    world.run(mount.flush(file))
+    assert world.run(world.mount().attributes(file.identifier, ALICE)).mtime_ns == 7
+
+
+def test_bytes_are_saved_even_if_folded_changes_are_no_longer_permitted(world: World) -> None:
+    mount = world.mount()
+    file = create(world, mount, mode=0o666)
+    write(world, mount, file, 0, b"saved")
+    world.run(mount.change_attributes(file.identifier, Changes(mode=0o600), ALICE))
+    world.run(world.mount().change_attributes(file.identifier, Changes(uid=BOB.uid), ROOT))
+    refused(errno.EPERM, world, mount.flush(file))
+    assert read_elsewhere(world, file.identifier) == b"saved"
+
+
+def test_attributes_show_what_is_not_saved_yet(world: World) -> None:
+    mount = world.mount()
+    file = create(world, mount)
+    mount.write(file, 10, b"abc", now_ns=START_US * 1_000 + 5)
+    attributes = world.run(mount.attributes(file.identifier, ALICE))
+    assert (attributes.size, attributes.mtime_ns) == (13, START_US * 1_000 + 5)
+    assert world.run(world.mount().attributes(file.identifier, ALICE)).size == 0
+
+
+# --- unlinked files, writing back ------------------------------------------------------------
+
+
+def test_an_unlinked_file_stays_usable_and_is_not_written_for_nobody(world: World) -> None:
+    mount = world.mount()
+    file = create(world, mount)
+    world.run(mount.unlink(ROOT_ID, b"file", ALICE))
+    write(world, mount, file, 0, b"temporary")
+    world.run(mount.flush(file))
+    assert bytes(world.run(mount.read(file, 0, 100))) == b"temporary"
+    world.run(mount.truncate(file.identifier, 4, ALICE))
+    assert bytes(world.run(mount.read(file, 0, 100))) == b"temp"
+    world.blocks.writes.clear()
+    write(world, mount, file, 4, b"er")
+    world.run(mount.release(file))
+    assert world.blocks.writes == []
+    assert mount._contents._dirty_bytes == 0
+
+
+def test_an_unlinked_file_is_written_when_somebody_asks_for_it(world: World) -> None:
+    mount = world.mount()
+    file = create(world, mount)
+    elsewhere = world.mount()
+    opened = world.run(elsewhere.open(file.identifier, os.O_RDONLY, ALICE))
+    world.run(mount.unlink(ROOT_ID, b"file", ALICE))
+    write(world, mount, file, 0, b"shared")
+    world.run(mount.synchronize(file))
+    world.run(elsewhere._metadata.latest(file.identifier, ALICE))
+    assert bytes(world.run(elsewhere.read(opened, 0, 100))) == b"shared"
+
+
+def test_what_is_old_enough_is_written_back(world: World) -> None:
+    mount = world.mount()
+    old, young = create(world, mount, b"old"), create(world, mount, b"young")
+    write(world, mount, old, 0, b"old")
+    world.pass_time(5_000_000)
+    write(world, mount, young, 0, b"young")
+    world.run(mount.write_back(older_than_us=5_000_000))
+    assert read_elsewhere(world, old.identifier) == b"old"
+    assert read_elsewhere(world, young.identifier) == b""
+    world.run(mount.synchronize_all())
+    assert read_elsewhere(world, young.identifier) == b"young"
+
+
+def test_appending_goes_to_the_end_as_this_mount_knows_it(world: World) -> None:
+    mount = world.mount()
+    file = create(world, mount)
+    for _ in range(3):
+        write(world, mount, file, None, b"line\n")
+    assert bytes(world.run(mount.read(file, 0, 100))) == b"line\n" * 3
+
+
+def test_read_only_mounts_write_nothing(world: World) -> None:
+    file = stored(world, world.mount(), 10)
+    mount = world.mount(read_only=True)
+    opened = world.run(mount.open(file.identifier, os.O_RDONLY, ALICE))
+    assert bytes(world.run(mount.read(opened, 0, 100))) == b"o" * 10
+    with pytest.raises(FileSystemError) as refusal:
+        mount.write(opened, 0, b"x", now_ns=0)
+    assert refusal.value.code == errno.EROFS
+    refused(errno.EROFS, world, mount.truncate(file.identifier, 0, ALICE))
+    refused(errno.EROFS, world, mount.unlink(ROOT_ID, b"file", ALICE))
+    world.run(mount.synchronize_all())
