@@ -161,6 +161,7 @@ def test_nodes_and_client_on_machines_of_their_own(
         shutil.copy2(office / name, laptop / name)
     _wait_for_nodes(machines, laptop)
     mountpoint = playground / "several-machines"
+    mountpoint.mkdir()
     machines.run(
         machines.client, "mount", "--data", laptop, mountpoint, "-o", "client=alice,allow_other"
     )
