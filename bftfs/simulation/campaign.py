@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass, field
 
@@ -18,7 +18,7 @@ def simulate(seed: int, operations: int, kind: str | None) -> Report:
 
 def campaign(
     seeds: Iterator[int], *, operations: int, kind: str | None = None, parallel: int = 1
-) -> Iterator[Report]:
+) -> Generator[Report, None, None]:
     """The reports of all seeds, as they come in; closing it stops the work."""
     if parallel == 1:
         for seed in seeds:

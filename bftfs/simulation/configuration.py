@@ -6,21 +6,24 @@ node that crashes all the time never shows what it does under contention.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from random import Random
 from typing import TypeVar
 
+import msgspec
+
 from bftfs.identifiers import NodeId
-from bftfs.simulation.byzantine.registry import BLOCK_CLIENTS, NODES
+from bftfs.simulation.byzantine.registry import CLIENTS, NODES
 from bftfs.simulation.deployment import Sizes
 from bftfs.simulation.network import NetworkFaults
 from bftfs.simulation.principals import DiskFaults
 from bftfs.simulation.storm import StormFaults
 from bftfs.simulation.workloads.blocks import BlockMix
+from bftfs.simulation.workloads.objects import ObjectMix
 from bftfs.simulation.world import SECOND_US
 from bftfs.thresholds import QueryUpdateThresholds, ReadWriteThresholds
 
-KINDS = ("blocks",)
+KINDS = ("blocks", "objects")
 
 Drawn = TypeVar("Drawn")
 
@@ -52,14 +55,26 @@ class Configuration:
     byzantine_clients: tuple[str, ...] = ()  # an adversary each
     down_in_calm: tuple[NodeId, ...] = ()
     down_in_audit: tuple[NodeId, ...] = ()
-    blocks: BlockMix = BlockMix()
+    blocks: BlockMix = field(default_factory=BlockMix)
+    objects: ObjectMix = field(default_factory=ObjectMix)
     storm_share: float = 1.0  # of the operations: when so many have ended, the storm ends
+
+
+def to_json(configuration: Configuration) -> bytes:
+    """`configuration` as a file that survives changes of how seeds are drawn."""
+    return msgspec.json.format(msgspec.json.encode(configuration))
+
+
+def from_json(encoded: bytes) -> Configuration:
+    """What `to_json` was given. Raises msgspec.MsgspecError if `encoded` is something else."""
+    return msgspec.json.decode(encoded, type=Configuration)
 
 
 def draw(seed: int, *, operations: int, kind: str | None = None) -> Configuration:
     """The configuration of `seed`."""
     random = Random(f"configuration {seed}")
-    chosen = random.choice(KINDS)
+    drawn_kind = random.choice(KINDS)
+    kind = kind or drawn_kind
     sizes = _draw_sizes(random)
     n, b, t = sizes.n, sizes.query_update.b, sizes.query_update.t
     byzantine = random.sample(range(n), random.randint(0, b)) if random.random() < 0.8 else []
@@ -71,7 +86,7 @@ def draw(seed: int, *, operations: int, kind: str | None = None) -> Configuratio
     spare = t - len(byzantine)
     return Configuration(
         seed=seed,
-        kind=kind or chosen,
+        kind=kind,
         operations=operations,
         sizes=sizes,
         node_skews_us=_draw_node_skews(random, n),
@@ -79,9 +94,7 @@ def draw(seed: int, *, operations: int, kind: str | None = None) -> Configuratio
         clients=_draw_clients(random),
         storm=_draw_storm(random),
         byzantine_nodes=adversaries,
-        byzantine_clients=tuple(
-            random.choices(sorted(BLOCK_CLIENTS), k=random.choice((0, 0, 1, 1, 2, 4)))
-        ),
+        byzantine_clients=_draw_intruders(random, kind),
         storm_share=random.choice((0.3, 0.7, 1.0)),
         down_in_calm=tuple(sorted(random.sample(others, random.randint(0, spare)))),
         down_in_audit=tuple(sorted(random.sample(others, spare))),
@@ -91,7 +104,20 @@ def draw(seed: int, *, operations: int, kind: str | None = None) -> Configuratio
             past_reads=random.choice((0.0, 0.2)),
             many=random.choice((0.0, 0.2)),
         ),
+        objects=ObjectMix(
+            counters=random.randint(1, 3),
+            accounts=random.choice((0, 2, 3, 5)),
+            updates=random.choice((0.2, 0.5, 0.9)),
+            ledger=random.choice((0.2, 0.7, 1.0)),
+            several=random.choice((0.1, 0.7, 1.0)),
+        ),
     )
+
+
+def _draw_intruders(random: Random, kind: str) -> tuple[str, ...]:
+    count = random.choice((0, 0, 1, 1, 2, 4))
+    names = sorted(CLIENTS[kind])
+    return tuple(random.choices(names, k=count)) if names else ()
 
 
 def _draw_sizes(random: Random) -> Sizes:

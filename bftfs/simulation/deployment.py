@@ -5,17 +5,22 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
+from typing import get_args
 
 from bftfs.credentials import Credentials
 from bftfs.crypto.authenticator import AuthenticatorKeys
 from bftfs.identifiers import CLIENT_ID_BYTES, ClientId, NodeId
+from bftfs.query_update.messages import Request as QueryUpdateRequest
 from bftfs.query_update.object_type import ObjectTypes
+from bftfs.query_update.server import QueryUpdateServer
+from bftfs.quorum import ThresholdQuorums
 from bftfs.read_write.messages import Request as ReadWriteRequest
 from bftfs.read_write.server import ReadWriteServer
 from bftfs.simulation.network import Endpoint, Network
 from bftfs.simulation.principals import Servers, SimulatedClient, SimulatedNode, node_endpoint
 from bftfs.simulation.world import World
-from bftfs.step import Grant, Role, Sender
+from bftfs.step import Grant, Role, Sender, Server
 from bftfs.storage import Write
 from bftfs.thresholds import QueryUpdateThresholds, ReadWriteThresholds
 
@@ -77,7 +82,7 @@ class Deployment:
                 world,
                 network,
                 NodeId(node),
-                servers=lambda node=NodeId(node): self.servers(node),
+                servers=partial(self.servers, NodeId(node)),
                 senders=self._senders,
                 skew_us=skews_us[node] if skews_us else 0,
                 commit_us=commit_us,
@@ -102,8 +107,13 @@ class Deployment:
 
     def servers(self, node: NodeId) -> Servers:
         """The servers of a correct node, by request, with nothing in memory."""
-        blocks = ReadWriteServer(node, self.sizes.read_write, self.keys(node))
-        return dict.fromkeys(ReadWriteRequest.__args__, blocks)
+        keys = self.keys(node)
+        objects = QueryUpdateServer(
+            node, ThresholdQuorums(self.sizes.query_update), keys, self.types
+        )
+        blocks = ReadWriteServer(node, self.sizes.read_write, keys)
+        servers: dict[type, Server] = dict.fromkeys(get_args(QueryUpdateRequest), objects)
+        return servers | dict.fromkeys(get_args(ReadWriteRequest), blocks)
 
     def client(self, name: str, *, skew_us: int = 0, grant: Grant | None = None) -> SimulatedClient:
         """A new client that all nodes know."""

@@ -22,7 +22,7 @@ from typing import Any
 
 from bftfs.query_update.counter import counter_types
 from bftfs.simulation.byzantine.positions import ClientPosition, NodePosition
-from bftfs.simulation.byzantine.registry import BLOCK_CLIENTS, corrupted
+from bftfs.simulation.byzantine.registry import CLIENTS, corrupted
 from bftfs.simulation.configuration import ClientPlan, Configuration
 from bftfs.simulation.deployment import Deployment
 from bftfs.simulation.network import Network, Traffic
@@ -30,10 +30,13 @@ from bftfs.simulation.principals import SimulatedClient
 from bftfs.simulation.storm import Storm, Weather
 from bftfs.simulation.workloads import Session, Task, Workload
 from bftfs.simulation.workloads.blocks import BlockWorkload
+from bftfs.simulation.workloads.ledger import ledger_types
+from bftfs.simulation.workloads.objects import ObjectWorkload
 from bftfs.simulation.world import SECOND_US, World
 
 STORM_US = 120 * SECOND_US  # a storm ends then at the latest
 CALM_US = 600 * SECOND_US  # so long after it all operations must have ended
+TYPES = counter_types() | ledger_types()
 EVENTS_PER_OPERATION = 20_000  # more is a livelock
 
 
@@ -66,6 +69,17 @@ def run(configuration: Configuration) -> Report:
     except Exception:  # whatever it is, it replays with the seed
         simulation.findings.append("the simulation broke off: " + traceback.format_exc())
     return simulation.report()
+
+
+def _workload(configuration: Configuration) -> Workload:
+    random = Random(f"workload {configuration.seed}")
+    match configuration.kind:
+        case "blocks":
+            return BlockWorkload(random, configuration.sizes, configuration.blocks)
+        case "objects":
+            return ObjectWorkload(random, configuration.sizes, TYPES, configuration.objects)
+        case unknown:
+            raise ValueError(f"no workload is called {unknown}")
 
 
 class _Participant:
@@ -129,7 +143,7 @@ class _Intruder:
     def __init__(self, simulation: _Simulation, name: str, adversary: str) -> None:
         self._simulation = simulation
         self._host = simulation.deployment.client(name)
-        self._adversary = BLOCK_CLIENTS[adversary](
+        self._adversary = CLIENTS[simulation.configuration.kind][adversary](
             ClientPosition(
                 name,
                 self._host.client,
@@ -164,14 +178,12 @@ class _Simulation:
         self.findings: list[str] = []
         self.world = World(configuration.seed)
         self.network = Network(self.world, configuration.storm.network)
-        self.workload: Workload = BlockWorkload(
-            Random(f"workload {configuration.seed}"), configuration.sizes, configuration.blocks
-        )
+        self.workload = _workload(configuration)
         self.deployment = Deployment(
             self.world,
             self.network,
             configuration.sizes,
-            types=counter_types(),
+            types=TYPES,
             skews_us=configuration.node_skews_us,
             commit_us=configuration.commit_us,
         )
@@ -253,7 +265,7 @@ class _Simulation:
         for participant in self.participants:
             for task in participant.pending.values():
                 self.findings.append(
-                    f"progress: {participant.name} still waits for {task} "
+                    f"progress: {participant.name} still waits for {task.name} "
                     f"{(self.world.now_us - deadline_us + CALM_US) // SECOND_US} s after the storm"
                 )
 
@@ -263,9 +275,10 @@ class _Simulation:
         tasks = self.workload.session(host, "auditor").audit()
         deadline_us = self.world.now_us + CALM_US
         over = False
+        task: Task | None = None
 
         def go_on(error: BaseException | None) -> None:
-            nonlocal over
+            nonlocal over, task
             if error is not None:
                 self.findings.append(f"durability: the auditor got no result: {error!r}")
             task = next(tasks, None)
@@ -281,7 +294,8 @@ class _Simulation:
             most_events=self._most_events(),
         )
         if not over:
-            self.findings.append("durability: the auditor still waits")
+            assert task is not None
+            self.findings.append(f"durability: the auditor still waits for {task.name}")
 
     def _most_events(self) -> int:
         return EVENTS_PER_OPERATION * max(100, self.configuration.operations)

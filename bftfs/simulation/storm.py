@@ -1,8 +1,8 @@
 """The storm: everything benign that goes wrong for a while, drawn from the world.
 
 Messages are lost, repeated and delayed; partitions come and heal; nodes crash at random moments and
-around commits, and come back with their disks. When the storm ends the network is good again and all
-nodes are up, except those that are to stay down. Byzantine nodes are not its business.
+around commits, and come back with their disks. When the storm ends the network is good again and
+all nodes are up, except those that are to stay down. Byzantine nodes are not its business.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from bftfs.simulation.principals import DiskFaults
 class StormFaults:
     """How badly it storms. Times are mean intervals in microseconds; 0: never."""
 
-    network: NetworkFaults = NetworkFaults()
-    disk: DiskFaults = DiskFaults()
+    network: NetworkFaults = field(default_factory=NetworkFaults)
+    disk: DiskFaults = field(default_factory=DiskFaults)
     crash_every_us: int = 0
     down_us: tuple[int, int] = (1_000, 3_000_000)
     partition_every_us: int = 0

@@ -119,8 +119,8 @@ class PoisonousWriter:
 class PartialWriter:
     """Writes a good item to some nodes only, and stops.
 
-    [PASIS §3.4.3.3] what is repairable is repaired before it is returned, what is incomplete is passed
-    over. Shown by linearizability: once read, it stays.
+    [PASIS §3.4.3.3] what is repairable is repaired before it is returned, what is incomplete is
+    passed over. Shown by linearizability: once read, it stays.
     """
 
     def __init__(self, position: ClientPosition) -> None:
@@ -159,8 +159,9 @@ class Stutterer:
 class FalseFragmentWriter:
     """Sends some nodes fragments that the cross-checksum does not list.
 
-    [PASIS §3.4.2.3] storage-node verification: "a Byzantine client cannot make a correct storage-node
-    appear Byzantine." Shown by linearizability, and by progress: what correct nodes host decodes.
+    [PASIS §3.4.2.3] storage-node verification: "a Byzantine client cannot make a correct
+    storage-node appear Byzantine." Shown by linearizability, and by progress: what correct nodes
+    host decodes.
     """
 
     def __init__(self, position: ClientPosition) -> None:
@@ -229,8 +230,8 @@ class TimestampRacer:
 class Impersonator:
     """Writes in another client's name, with vouchers from its allies and of its own making.
 
-    A version's timestamp names its author, and nodes take it from its author or with b + 1 vouchers.
-    Shown by linearizability: its items are nobody's, so that reading one is a violation.
+    A version's timestamp names its author, and nodes take it from its author or with b + 1
+    vouchers. Shown by linearizability: its items are nobody's, so that reading one is a violation.
     """
 
     def __init__(self, position: ClientPosition) -> None:

@@ -30,9 +30,9 @@ from bftfs.storage import StorageView, Table, Write
 class BlockForger:
     """Claims times and versions that were never written, with fragments that fit them.
 
-    [PASIS §3.4.4] (3.4) b + t < QC: "Byzantine storage-nodes can never fabricate write requests" that
-    are repairable. [design §4] writers take the (b+1)-th largest time. Shown by linearizability:
-    what is read was written.
+    [PASIS §3.4.4] (3.4) b + t < QC: "Byzantine storage-nodes can never fabricate write requests"
+    that are repairable. [design §4] writers take the (b+1)-th largest time. Shown by
+    linearizability: what is read was written.
     """
 
     def __init__(self, position: NodePosition) -> None:
@@ -90,7 +90,7 @@ class BlockForger:
         index = fragment_index(block, self._position.node, self._position.sizes.n)
         if message.want_data:
             ready.reply = ReadReply(versions, below, checksum)
-            ready.body = fragments[index]
+            ready.body = bytes(fragments[index])
         else:
             ready.reply = ReadReply(versions, below, cross_checksum.CrossChecksum(b""))
 

@@ -19,9 +19,9 @@ _LAST_KEY = b"\xff" * 512  # above every key of a store
 class Mute:
     """Keeps silent: now and then, or always towards some.
 
-    [PASIS §3.4.3.2] "a client can wait for no more than N - t responses"; [Q/U §4.3.5] "If responses
-    from the preferred quorum are not received in a timely fashion, the client sends requests to
-    additional servers." Shown by progress.
+    [PASIS §3.4.3.2] "a client can wait for no more than N - t responses"; [Q/U §4.3.5] "If
+    responses from the preferred quorum are not received in a timely fashion, the client sends
+    requests to additional servers." Shown by progress.
     """
 
     def __init__(self, position: NodePosition) -> None:
@@ -44,8 +44,8 @@ class Mute:
 class Slow:
     """Answers correctly, long after everybody has stopped waiting.
 
-    [Q/U §4.3.1] "no assumptions are made about the duration of message transmission delays". Shown by
-    progress, and by linearizability and serializability: a late answer is an answer to a request
+    [Q/U §4.3.1] "no assumptions are made about the duration of message transmission delays". Shown
+    by progress, and by linearizability and serializability: a late answer is an answer to a request
     that was made in another situation.
     """
 
@@ -210,9 +210,9 @@ class FloodingNode:
 class InsaneClock:
     """Is honest, but lives an hour in the future or in the past.
 
-    [design §4] "a correct node refuses anything whose Time is beyond its own clock plus a bound": one
-    that is beyond itself accepts what others refuse, or refuses what others accept, and counts as
-    faulty. Shown by progress and linearizability.
+    [design §4] "a correct node refuses anything whose Time is beyond its own clock plus a bound":
+    one that is beyond itself accepts what others refuse, or refuses what others accept, and counts
+    as faulty. Shown by progress and linearizability.
     """
 
     def __init__(self, position: NodePosition) -> None:

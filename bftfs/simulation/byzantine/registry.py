@@ -1,4 +1,4 @@
-"""All adversaries by name: what seeds draw from, and what a test-only node program is told to be."""
+"""All adversaries by name: what seeds draw from, and what a test-only program is told to be."""
 
 from __future__ import annotations
 
@@ -26,7 +26,9 @@ NODES: Mapping[str, Callable[[NodePosition], Server]] = {
     "accomplice": block_nodes.Accomplice,
 }
 
-BLOCK_CLIENTS: Mapping[str, Callable[[ClientPosition], ClientAdversary]] = {
+_Clients = Mapping[str, Callable[[ClientPosition], ClientAdversary]]
+
+_BLOCK_CLIENTS: _Clients = {
     "poisonous-writer": block_clients.PoisonousWriter,
     "partial-writer": block_clients.PartialWriter,
     "stutterer": block_clients.Stutterer,
@@ -36,6 +38,9 @@ BLOCK_CLIENTS: Mapping[str, Callable[[ClientPosition], ClientAdversary]] = {
     "impersonator": block_clients.Impersonator,
     "garbage-client": block_clients.GarbageClient,
 }
+
+# What each kind of workload can be attacked with.
+CLIENTS: Mapping[str, _Clients] = {"blocks": _BLOCK_CLIENTS, "objects": {}}
 
 
 class Chimera:

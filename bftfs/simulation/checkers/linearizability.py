@@ -16,6 +16,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
+from itertools import pairwise
 from math import inf
 
 
@@ -61,11 +62,11 @@ def check_register(operations: Iterable[RegisterOperation], *, name: str = "") -
         readers = reads.pop(value, [])
         if not readers and write.responded == inf:
             continue  # never ended and never seen: it may not have taken place
-        for read in readers:
-            if read.responded < write.invoked:
-                findings.append(
-                    f"{name}: {read} ended before the write of its value began: {write}"
-                )
+        findings += [
+            f"{name}: {read} ended before the write of its value began: {write}"
+            for read in readers
+            if read.responded < write.invoked
+        ]
         zones.append(
             _Zone(
                 value,
@@ -77,11 +78,11 @@ def check_register(operations: Iterable[RegisterOperation], *, name: str = "") -
         findings.append(f"{name}: {value!r} was read by {readers[0]} and never written")
 
     forward = sorted((zone for zone in zones if zone.forward), key=lambda zone: zone.first_response)
-    for earlier, later in zip(forward, forward[1:], strict=False):
+    for earlier, later in pairwise(forward):
         if later.first_response < earlier.last_invocation:
             findings.append(
-                f"{name}: {earlier.value!r} was the value until {earlier.last_invocation} at least, "
-                f"but {later.value!r} was so at {later.first_response} already"
+                f"{name}: {earlier.value!r} was the value until {earlier.last_invocation} at "
+                f"least, but {later.value!r} was so at {later.first_response} already"
             )
     starts = [zone.first_response for zone in forward]
     for zone in zones:

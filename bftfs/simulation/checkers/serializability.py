@@ -1,7 +1,8 @@
 """Strict serializability of operations on Q/U objects, from the versions that they report.
 
-Every operation tells which version of each object it made or read: its logical timestamp. That fixes
-the order of versions, so a serial order exists exactly if the graph of these edges has no cycle:
+Every operation tells which version of each object it made or read: its logical timestamp. That
+fixes the order of versions, so a serial order exists exactly if the graph of these edges has no
+cycle:
 
 - version order: an update follows the operation that made the version before, and every operation
   that read the version before;
@@ -9,7 +10,8 @@ the order of versions, so a serial order exists exactly if the graph of these ed
 - real time: an operation precedes all that were invoked after it had ended.
 
 The operations are then replayed in a serial order on a model, and every answer must be the model's.
-Updates that never ended took place if somebody saw their version, and may have otherwise.
+An update that never ended may have taken place. If it is known from elsewhere that it did, and
+which versions it made, it takes part; otherwise the versions that it may have made are gaps.
 """
 
 from __future__ import annotations
@@ -26,8 +28,8 @@ class ObjectOperation:
     """One operation as its client saw it.
 
     `versions` names, per object, the version that was made (update) or read (query); versions of
-    one object compare in their order, and the initial one is the least. `responded` is infinite, and
-    `versions` empty, for an operation that never ended.
+    one object compare in their order, and the initial one is the least. `responded` is infinite for
+    an operation that never ended; its `versions` are empty unless it is known to have taken place.
     """
 
     client: str
@@ -57,10 +59,10 @@ def check_operations(
 
     The model is stateful and is called in a serial order.
     """
-    ended = [operation for operation in operations if operation.responded < inf]
-    nodes = [_Node(operation) for operation in ended]
-    findings = _order_versions(ended, nodes)
-    _order_real_time(ended, nodes)
+    placed = [each for each in operations if each.responded < inf or each.versions]
+    nodes = [_Node(operation) for operation in placed]
+    findings = _order_versions(placed, nodes)
+    _order_real_time(placed, nodes)
     serial = _topological(nodes)
     if len(serial) < len(nodes):
         stuck = [
@@ -77,7 +79,7 @@ def check_operations(
             if operation is None:
                 continue
             expected = model(operation)
-            if expected != operation.answer:
+            if operation.responded < inf and expected != operation.answer:
                 findings.append(f"{_describe(operation)}: the answer should have been {expected!r}")
     return findings
 
@@ -94,18 +96,18 @@ def _edge(nodes: list[_Node], source: int, target: int) -> None:
     nodes[target].predecessors += 1
 
 
-def _order_versions(ended: list[ObjectOperation], nodes: list[_Node]) -> list[str]:
+def _order_versions(placed: list[ObjectOperation], nodes: list[_Node]) -> list[str]:
     findings: list[str] = []
     makers: dict[Hashable, dict[Any, int]] = {}
     readers: dict[Hashable, dict[Any, list[int]]] = {}
-    for position, operation in enumerate(ended):
+    for position, operation in enumerate(placed):
         for subject, version in operation.versions.items():
             if operation.update:
                 previous = makers.setdefault(subject, {}).setdefault(version, position)
                 if previous != position:
                     findings.append(
                         f"two updates made version {version!r} of {subject!r}: "
-                        f"{_describe(ended[previous])} and {_describe(operation)}"
+                        f"{_describe(placed[previous])} and {_describe(operation)}"
                     )
             else:
                 readers.setdefault(subject, {}).setdefault(version, []).append(position)
@@ -141,27 +143,28 @@ def _order_versions(ended: list[ObjectOperation], nodes: list[_Node]) -> list[st
     return findings
 
 
-def _order_real_time(ended: list[ObjectOperation], nodes: list[_Node]) -> None:
+def _order_real_time(placed: list[ObjectOperation], nodes: list[_Node]) -> None:
     """Edges from each operation to those invoked after it ended, through a chain of instants.
 
     Operations lead to the instant of their response, instants lead to the next one, and the last
     instant strictly before an invocation leads to that operation: O(n) edges instead of O(n^2).
     """
-    instants = sorted({operation.responded for operation in ended})
+    instants = sorted({each.responded for each in placed if each.responded < inf})
     first = len(nodes)
     for offset in range(len(instants)):
         nodes.append(_Node(None))
         if offset:
             _edge(nodes, first + offset - 1, first + offset)
     place = {instant: first + offset for offset, instant in enumerate(instants)}
-    order = sorted(range(len(ended)), key=lambda position: ended[position].invoked)
+    order = sorted(range(len(placed)), key=lambda position: placed[position].invoked)
     latest = -1
     for position in order:
-        while latest + 1 < len(instants) and instants[latest + 1] < ended[position].invoked:
+        while latest + 1 < len(instants) and instants[latest + 1] < placed[position].invoked:
             latest += 1
         if latest >= 0:
             _edge(nodes, first + latest, position)
-        _edge(nodes, position, place[ended[position].responded])
+        if placed[position].responded < inf:
+            _edge(nodes, position, place[placed[position].responded])
 
 
 def _topological(nodes: list[_Node]) -> list[int]:

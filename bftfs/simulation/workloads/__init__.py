@@ -19,15 +19,17 @@ from bftfs.simulation.principals import SimulatedClient
 class Task:
     """One operation, not yet begun."""
 
+    name: str
     conversation: Callable[[], Conversation[Any]]
     began: Callable[[float], None]
     ended: Callable[[Any, float], None]
-    # Takes an error that the conversation may end with, if it is part of what the operation is about.
+    # Takes an error that the conversation may end with, if it is part of what the operation is
+    # about.
     failed: Callable[[BaseException, float], bool] = lambda _error, _at: False
 
 
 class Session(Protocol):
-    """A client's part in a workload, from its start to its crash: it holds the protocols' clients."""
+    """A client's part in a workload, from its start to its crash: it holds protocol clients."""
 
     def next_task(self) -> Task:
         """An operation drawn at random."""

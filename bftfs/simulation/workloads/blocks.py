@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from math import inf
 from random import Random
 from typing import Any
 
+from bftfs.conversation import Conversation
 from bftfs.errors import VersionUnrecoverable
 from bftfs.identifiers import BlockId, ObjectKind, block_id, object_id
 from bftfs.read_write.client import ReadWriteClient
@@ -152,11 +153,12 @@ class BlockSession:
             for number, (_, label) in zip(numbers, items, strict=True)
         ]
         blocks = [workload.blocks[number] for number in numbers]
-        if len(numbers) == 1:
-            conversation = partial(self._client.write, blocks[0], items[0][0], CREDENTIALS)
-        else:
-            pairs = [(block, item) for block, (item, _) in zip(blocks, items, strict=True)]
-            conversation = partial(self._client.write_many, pairs, CREDENTIALS)
+        pairs = [(block, item) for block, (item, _) in zip(blocks, items, strict=True)]
+        conversation: Callable[[], Conversation[Any]] = (
+            partial(self._client.write, *pairs[0], CREDENTIALS)
+            if len(pairs) == 1
+            else partial(self._client.write_many, pairs, CREDENTIALS)
+        )
 
         def ended(result: Any, at: float) -> None:
             timestamps = result if isinstance(result, tuple) else (result,)
@@ -164,13 +166,13 @@ class BlockSession:
                 entry.responded = at
                 workload.acknowledged.append((entry.block, timestamp, str(entry.value)))
 
-        return Task(conversation, partial(self._began, entries), ended)
+        return Task(f"write {numbers}", conversation, partial(self._began, entries), ended)
 
     def _read(self, numbers: Sequence[int]) -> Task:
         workload = self._workload
         entries = [_Entry(self._name, "read", number, None) for number in numbers]
         blocks = [workload.blocks[number] for number in numbers]
-        conversation = (
+        conversation: Callable[[], Conversation[Any]] = (
             partial(self._client.read, blocks[0])
             if len(numbers) == 1
             else partial(self._client.read_many, blocks)
@@ -182,7 +184,7 @@ class BlockSession:
                 entry.value = workload.label(version.item)
                 entry.responded = at
 
-        return Task(conversation, partial(self._began, entries), ended)
+        return Task(f"read {numbers}", conversation, partial(self._began, entries), ended)
 
     def _read_past(self, number: int, timestamp: BlockTimestamp, label: str) -> Task:
         """A read of an acknowledged version, which must be there for ever."""
@@ -205,7 +207,7 @@ class BlockSession:
         conversation = partial(
             self._client.read, workload.blocks[number], before=successor_of(timestamp)
         )
-        return Task(conversation, lambda _at: None, ended, failed)
+        return Task(f"read of {label}", conversation, lambda _at: None, ended, failed)
 
     def _began(self, entries: Sequence[_Entry], at: float) -> None:
         for entry in entries:

@@ -1,0 +1,336 @@
+"""Counters and accounts: updates and queries of one and of several replicated objects.
+
+Versions are known without asking the protocol for them: a counter that is only ever incremented by
+one *is* its version, and an account counts the entries of its journal.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Hashable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from math import inf
+from random import Random
+from typing import Any
+
+from bftfs.errors import FileSystemError
+from bftfs.identifiers import ObjectId, ObjectKind
+from bftfs.query_update.client import QueryUpdateClient
+from bftfs.query_update.counter import Fetch, Increment
+from bftfs.query_update.object_type import ObjectTypes
+from bftfs.quorum import ThresholdQuorums
+from bftfs.simulation.checkers.serializability import ObjectOperation, check_operations
+from bftfs.simulation.deployment import CREDENTIALS, Sizes
+from bftfs.simulation.principals import SimulatedClient
+from bftfs.simulation.workloads import Task
+from bftfs.simulation.workloads.ledger import (
+    ACCOUNT,
+    FIRST_CHAIN,
+    MOST_MONEY,
+    Account,
+    Accounts,
+    Audit,
+    Deposit,
+    Journal,
+    Transfer,
+    next_chain,
+)
+
+FIRST_DEPOSIT = 1_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectMix:
+    """What objects there are, and how they are used."""
+
+    counters: int = 2
+    accounts: int = 3
+    updates: float = 0.5  # the share of operations that update
+    ledger: float = 0.6  # the share of operations on accounts, rather than counters
+    several: float = 0.6  # the share of operations on accounts that are on more than one
+
+
+@dataclass(slots=True)
+class _Entry:
+    """One operation as its client saw it."""
+
+    client: str
+    method: str
+    objects: tuple[int, ...]  # positions among the workload's objects
+    arguments: Any
+    update: bool
+    invoked: float = inf
+    responded: float = inf
+    answer: Any = None
+    error: int = 0
+
+
+@dataclass(slots=True)
+class _Model:
+    """The objects as they would be if operations took place one after the other."""
+
+    accounts: dict[int, Account] = field(default_factory=dict)
+
+    def __call__(self, operation: ObjectOperation) -> Any:
+        """The answer that `operation` must have been given."""
+        entry: _Entry = operation.arguments
+        match entry.arguments:
+            case Increment() | Fetch():
+                return operation.answer  # which is its version: their order is all that counts
+            case Deposit(label, amount):
+                self._enter(entry.objects[0], label, amount)
+            case Transfer(label, amount):
+                for position, number in enumerate(entry.objects):
+                    last = position == len(entry.objects) - 1
+                    change = -amount if position == 0 else amount if last else 0
+                    self._enter(number, label, change)
+            case _:
+                pass
+        return Accounts(tuple(self._stand(number) for number in entry.objects))
+
+    def _stand(self, number: int) -> Account:
+        return self.accounts.get(number, Account(0, 0, FIRST_CHAIN))
+
+    def _enter(self, number: int, label: bytes, change: int) -> None:
+        stand = self._stand(number)
+        self.accounts[number] = Account(
+            stand.balance + change, stand.count + 1, next_chain(stand.chain, label)
+        )
+
+
+class ObjectWorkload:
+    """Clients that use counters and accounts."""
+
+    def __init__(self, random: Random, sizes: Sizes, types: ObjectTypes, mix: ObjectMix) -> None:
+        self.random = random
+        self.sizes = sizes
+        self.types = types
+        self.mix = mix
+        kinds = [ObjectKind.COUNTER] * mix.counters + [ACCOUNT] * mix.accounts
+        self.objects: tuple[ObjectId, ...] = tuple(
+            ObjectId(bytes((kind, random.randrange(256))) + random.randbytes(14)) for kind in kinds
+        )
+        self.counters = range(mix.counters)
+        self.accounts = range(mix.counters, len(kinds))
+        self.history: list[_Entry] = []
+        self.journals: dict[int, tuple[bytes, ...]] = {}  # as the auditor has found them
+        self.last_counts: dict[int, int] = {}
+        self._labels: dict[bytes, _Entry] = {}
+        self._findings: list[str] = []
+
+    @property
+    def operations(self) -> int:
+        """How many operations were begun."""
+        return len(self.history)
+
+    def session(self, host: SimulatedClient, name: str) -> ObjectSession:
+        """A client's session."""
+        return ObjectSession(self, host, name)
+
+    def new_label(self) -> bytes:
+        """A label that no update has had."""
+        return b"%x" % len(self._labels)
+
+    def issue(self, entry: _Entry) -> None:
+        """Take down that an operation may take place, under its label if it has one."""
+        if isinstance(entry.arguments, Deposit | Transfer):
+            self._labels[entry.arguments.label] = entry
+
+    def draw(self, name: str) -> _Entry:
+        """An operation."""
+        random, mix = self.random, self.mix
+        update = random.random() < mix.updates
+        if self.counters and (not self.accounts or random.random() >= mix.ledger):
+            number = random.choice(self.counters)
+            if update:
+                return _Entry(name, "counter.increment", (number,), Increment(1), True)
+            return _Entry(name, "counter.fetch", (number,), Fetch(), False)
+        most = min(3, len(self.accounts))
+        several = most > 1 and random.random() < mix.several
+        numbers = tuple(random.sample(self.accounts, random.randint(2, most) if several else 1))
+        if not update:
+            return _Entry(name, f"ledger.audit{len(numbers)}", numbers, Audit(), False)
+        label = self.new_label()
+        if several:
+            amount = random.choice((1, 1, random.randint(1, 100), 400_000, 2 * MOST_MONEY))
+            return _Entry(
+                name, f"ledger.transfer{len(numbers)}", numbers, Transfer(label, amount), True
+            )
+        amount = random.choice((1, FIRST_DEPOSIT))
+        return _Entry(name, "ledger.deposit", numbers, Deposit(label, amount), True)
+
+    # --- judging -----------------------------------------------------------------------------
+
+    def findings(self) -> list[str]:
+        """Violations of strict serializability, and of taking place at most once."""
+        found = list(self._findings)
+        positions = self._check_journals(found)
+        self._check_counters(found)
+        operations = []
+        for entry in self.history:
+            versions = self._versions(entry, positions)
+            if entry.invoked < inf and not entry.error:
+                operations.append(
+                    ObjectOperation(
+                        entry.client,
+                        entry.method,
+                        entry.update,
+                        versions,
+                        entry.answer,
+                        entry.invoked,
+                        entry.responded,
+                        entry,
+                    )
+                )
+        # Without the journals it is not known which of the updates that never ended took place.
+        return found + check_operations(operations, model=_Model() if self.journals else None)
+
+    def _versions(
+        self, entry: _Entry, positions: dict[bytes, dict[Hashable, int]]
+    ) -> Mapping[Hashable, int]:
+        if entry.responded < inf:
+            if entry.error:
+                return {}
+            if entry.objects[0] in self.counters:
+                return {entry.objects[0]: entry.answer}
+            stands = zip(entry.objects, entry.answer.accounts, strict=True)
+            return {number: stand.count for number, stand in stands}
+        if entry.update and isinstance(entry.arguments, Deposit | Transfer):
+            return positions.get(entry.arguments.label, {})
+        return {}
+
+    def _check_journals(self, found: list[str]) -> dict[bytes, dict[Hashable, int]]:
+        """Where each label stands in which journal; findings if that is not as it should be."""
+        positions: dict[bytes, dict[Hashable, int]] = {}
+        chains: dict[tuple[int, int], bytes] = {}
+        for number, labels in self.journals.items():
+            chain = FIRST_CHAIN
+            for position, label in enumerate(labels, start=1):
+                chain = next_chain(chain, label)
+                chains[number, position] = chain
+                if positions.setdefault(label, {}).setdefault(number, position) != position:
+                    found.append(f"update {label!r} took place twice at account {number}")
+        for label, places in positions.items():
+            entry = self._labels.get(label)
+            if entry is None:
+                found.append(f"update {label!r} took place and was never made")
+            elif places.keys() != set(entry.objects):
+                found.append(f"{entry} took place at {list(places)} only")
+            elif entry.error:
+                found.append(f"{entry} was refused, and took place")
+        for entry in self.history:
+            if entry.responded == inf or entry.error or not isinstance(entry.answer, Accounts):
+                continue
+            if entry.update and self.journals and entry.arguments.label not in positions:
+                found.append(f"{entry} was acknowledged, and is lost")
+            for number, stand in zip(entry.objects, entry.answer.accounts, strict=True):
+                if not stand.count:
+                    continue
+                known = chains.setdefault((number, stand.count), stand.chain)
+                if known != stand.chain:
+                    found.append(f"{entry} was answered from another past of account {number}")
+        return positions
+
+    def _check_counters(self, found: list[str]) -> None:
+        """A counter counts all increments that ended, and at most those that did not."""
+        for number, count in self.last_counts.items():
+            increments = [
+                entry for entry in self.history if entry.update and entry.objects == (number,)
+            ]
+            ended = sum(entry.responded < inf for entry in increments)
+            if not ended <= count <= len(increments):
+                found.append(
+                    f"counter {number} stands at {count} after {ended} increments that ended and "
+                    f"{len(increments) - ended} that did not"
+                )
+
+    def digested(self) -> Iterable[str]:
+        """The history, line by line."""
+        return map(repr, self.history)
+
+
+class ObjectSession:
+    """One client, from its start to its crash."""
+
+    def __init__(self, workload: ObjectWorkload, host: SimulatedClient, name: str) -> None:
+        self._workload = workload
+        self._name = name
+        quorums = ThresholdQuorums(workload.sizes.query_update)
+        self._client = QueryUpdateClient(host.client, quorums, workload.types)
+
+    def next_task(self) -> Task:
+        """One operation."""
+        return self._task(self._workload.draw(self._name))
+
+    def audit(self) -> Iterator[Task]:
+        """See all that has happened; then an update of every object, by a client alone."""
+        workload = self._workload
+        for number in workload.counters:
+            entry = _Entry(self._name, "counter.increment", (number,), Increment(1), True)
+            yield self._task(entry)
+        for number in workload.accounts:
+            deposit = Deposit(workload.new_label(), 1)
+            yield self._task(_Entry(self._name, "ledger.deposit", (number,), deposit, True))
+        if len(workload.accounts) > 1:
+            pair = tuple(workload.accounts)[:2]
+            transfer = Transfer(workload.new_label(), 1)
+            yield self._task(_Entry(self._name, "ledger.transfer2", pair, transfer, True))
+        for number in workload.counters:
+            yield self._last_count(number)
+        for number in workload.accounts:
+            yield self._journal(number)
+
+    def _task(self, entry: _Entry) -> Task:
+        workload = self._workload
+        workload.issue(entry)
+        objects = tuple(workload.objects[number] for number in entry.objects)
+        perform = self._client.update if entry.update else self._client.query
+
+        def began(at: float) -> None:
+            entry.invoked = at
+            workload.history.append(entry)
+
+        def ended(result: Any, at: float) -> None:
+            answer = result.answer
+            entry.answer = answer if isinstance(answer, Accounts) else answer.value
+            entry.responded = at
+
+        def failed(error: BaseException, at: float) -> bool:
+            """An update may be refused, as part of what is agreed."""
+            if not isinstance(error, FileSystemError) or not isinstance(entry.arguments, Transfer):
+                return False
+            entry.error = error.code
+            entry.responded = at
+            return error.code == errno.EDQUOT
+
+        conversation = partial(perform, objects, entry.method, entry.arguments, CREDENTIALS)
+        name = f"{entry.method} {entry.objects} {entry.arguments}"
+        return Task(name, conversation, began, ended, failed)
+
+    def _last_count(self, number: int) -> Task:
+        task = self._task(_Entry(self._name, "counter.fetch", (number,), Fetch(), False))
+        take_down = task.ended
+
+        def ended(result: Any, at: float) -> None:
+            take_down(result, at)
+            self._workload.last_counts[number] = result.answer.value
+
+        task.ended = ended
+        return task
+
+    def _journal(self, number: int) -> Task:
+        workload = self._workload
+
+        def ended(result: Any, _at: float) -> None:
+            journal: Journal = result.answer
+            workload.journals[number] = journal.labels
+
+        conversation = partial(
+            self._client.query,
+            (workload.objects[number],),
+            "ledger.journal",
+            Audit(),
+            CREDENTIALS,
+        )
+        return Task(f"journal of {number}", conversation, lambda _at: None, ended)

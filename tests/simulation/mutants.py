@@ -1,0 +1,65 @@
+"""What must-fail runs need: configurations to attack, thresholds that nobody validated, a hunt."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
+
+from bftfs.identifiers import NodeId
+from bftfs.simulation.configuration import ClientPlan, Configuration
+from bftfs.simulation.deployment import Sizes
+from bftfs.simulation.network import NetworkFaults
+from bftfs.simulation.scenario import Report, run
+from bftfs.simulation.storm import StormFaults
+
+Value = TypeVar("Value")
+
+ENOUGH = Sizes.smallest(t=1, b=1)
+
+
+def unchecked(kind: type[Value], **fields: Any) -> Value:
+    """A value of `kind` whose validation did not take place."""
+    value = object.__new__(kind)
+    for name, content in fields.items():
+        object.__setattr__(value, name, content)
+    return value
+
+
+def attacked(
+    seed: int,
+    *,
+    kind: str,
+    sizes: Sizes = ENOUGH,
+    node: str | None = None,
+    client: str | None = None,
+    operations: int = 150,
+    network: NetworkFaults | None = None,
+    **more: Any,
+) -> Configuration:
+    """Clients in each other's way on a bad network, one Byzantine node, two Byzantine clients."""
+    return Configuration(
+        seed=seed,
+        kind=kind,
+        operations=operations,
+        sizes=sizes,
+        node_skews_us=(),
+        commit_us=(20, 200),
+        clients=(ClientPlan(width=2), ClientPlan(width=2)),
+        storm=StormFaults(
+            network=network or NetworkFaults(loss=0.02, delay_us=(50, 2_000), straggling=0.05)
+        ),
+        byzantine_nodes=((NodeId(seed % sizes.n), (node,)),) if node else (),
+        byzantine_clients=(client, client) if client else (),
+        **more,
+    )
+
+
+def hunt(
+    configurations: Iterable[Configuration], wanted: Callable[[str], bool] = lambda _: True
+) -> Report | None:
+    """The first report with a finding that is wanted."""
+    for configuration in configurations:
+        report = run(configuration)
+        if any(wanted(finding) for finding in report.findings):
+            return report
+    return None

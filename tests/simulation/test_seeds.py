@@ -1,0 +1,72 @@
+"""A bounded number of seeds, and those that once failed."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from bftfs.simulation.campaign import Tally, campaign
+from bftfs.simulation.configuration import KINDS, draw, from_json, to_json
+from bftfs.simulation.scenario import run
+
+PROJECT = Path(__file__).parents[2]
+SAVED = sorted((Path(__file__).parent / "seeds").glob("*.json"))
+OPERATIONS = 200
+
+
+@pytest.mark.parametrize("path", SAVED, ids=lambda path: path.stem)
+def test_a_configuration_that_once_failed(path: Path) -> None:
+    report = run(from_json(path.read_bytes()))
+    assert report.passed, "\n".join(report.findings)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_seeds(kind: str) -> None:
+    tally = Tally()
+    parallel = min(2, os.cpu_count() or 1)
+    for report in campaign(iter(range(250)), operations=OPERATIONS, kind=kind, parallel=parallel):
+        tally.add(report)
+        replay = f"bftfs simulate --seed {report.configuration.seed} --kind {kind}"
+        assert report.passed, "\n".join((replay, *report.findings))
+    assert tally.operations >= 40_000
+    # The storms were storms.
+    assert min(tally.lost, tally.duplicated, tally.cut, tally.partitions) > 100
+    assert min(tally.node_crashes, tally.client_crashes) > 100
+    assert min(tally.byzantine_nodes, tally.byzantine_clients) > 50
+
+
+_DIGEST = """
+from bftfs.simulation.configuration import draw
+from bftfs.simulation.scenario import run
+for kind in {kinds!r}:
+    for seed in (1, 2, 3):
+        print(run(draw(seed, operations=60, kind=kind)).digest)
+"""
+
+
+def test_a_seed_replays_in_another_process_whatever_its_hash_seed() -> None:
+    def digests(hash_seed: str) -> list[str]:
+        environment = {**os.environ, "PYTHONHASHSEED": hash_seed, "PYTHONPATH": str(PROJECT)}
+        finished = subprocess.run(
+            [sys.executable, "-c", _DIGEST.format(kinds=KINDS)],
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        return finished.stdout.split()
+
+    first = digests("1")
+    assert len(set(first)) == len(first)
+    assert digests("2") == first
+
+
+def test_a_configuration_survives_being_written_down() -> None:
+    for seed in range(50):
+        configuration = draw(seed, operations=10)
+        assert from_json(to_json(configuration)) == configuration
