@@ -1,0 +1,518 @@
+"""The file system as its users see it: caches, guesses that were wrong, listings, access times."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from bftfs.errors import FileSystemError
+from bftfs.filesystem import registry
+from bftfs.filesystem.attributes import Changes, inode_number
+from bftfs.filesystem.directory import RENAME_EXCHANGE
+from bftfs.filesystem.operations import FileSystem
+from bftfs.identifiers import ObjectId, placement_of
+from tests.unit.filesystem.test_acl import acl
+from tests.unit.filesystem.test_contents import create, refused, write
+from tests.unit.filesystem.world import ALICE, BOB, CAROL, ROOT, ROOT_ID, START_US, World
+
+HOUR_US = 3_600_000_000
+
+
+@pytest.fixture
+def world() -> World:
+    return World()
+
+
+def make(world: World, mount: FileSystem, name: bytes, directory: ObjectId = ROOT_ID) -> ObjectId:
+    form = stat.S_IFIFO | 0o644
+    return world.run(mount.make_node(directory, name, form, ALICE)).identifier
+
+
+def mkdir(world: World, mount: FileSystem, name: bytes, directory: ObjectId = ROOT_ID) -> ObjectId:
+    return world.run(mount.make_directory(directory, name, 0o755, ALICE)).identifier
+
+
+def once_before(world: World, method: str, interfere: Callable[[], Any]) -> None:
+    """Let another mount do something right before the next invocation of `method`."""
+
+    def before(invoked: str, _: tuple[ObjectId, ...]) -> None:
+        if invoked == method:
+            world.objects.before = lambda *_: None
+            outcome = world.host.start(interfere())
+            assert outcome, "it had to wait"
+            assert not isinstance(outcome[0], BaseException), outcome[0]
+
+    world.objects.before = before
+
+
+# --- names -----------------------------------------------------------------------------------
+
+
+def test_names_and_attributes_are_believed_for_a_while(world: World) -> None:
+    mount = world.mount(attribute_timeout_us=1_000_000, entry_timeout_us=2_000_000)
+    file = make(world, world.mount(), b"file")
+    assert world.run(mount.lookup(ROOT_ID, b"file", ALICE)).identifier == file
+    world.objects.calls.clear()
+    world.pass_time(999_999)
+    world.run(mount.lookup(ROOT_ID, b"file", ALICE))
+    world.run(mount.attributes(file, ALICE))
+    assert not world.objects.calls
+    world.pass_time(1)
+    world.run(mount.lookup(ROOT_ID, b"file", ALICE))
+    assert world.objects.calls == {registry.GET_ATTRIBUTES: 1}
+    world.pass_time(1_000_000)
+    world.run(mount.lookup(ROOT_ID, b"file", ALICE))
+    assert world.objects.calls == {registry.GET_ATTRIBUTES: 2, registry.LOOKUP: 1}
+
+
+def test_that_a_name_is_free_is_believed_as_well(world: World) -> None:
+    mount = world.mount(entry_timeout_us=1_000_000)
+    refused(errno.ENOENT, world, mount.lookup(ROOT_ID, b"x", ALICE))
+    world.objects.calls.clear()
+    refused(errno.ENOENT, world, mount.lookup(ROOT_ID, b"x", ALICE))
+    assert not world.objects.calls
+    make(world, world.mount(), b"x")
+    world.pass_time(1_000_000)
+    world.run(mount.lookup(ROOT_ID, b"x", ALICE))
+
+
+def test_strict_mounts_believe_nothing(world: World) -> None:
+    mount = world.mount(strict=True)
+    file = make(world, mount, b"file")
+    world.objects.calls.clear()
+    world.run(mount.lookup(ROOT_ID, b"file", ALICE))
+    world.run(mount.attributes(file, ALICE))
+    assert world.objects.calls == {registry.LOOKUP: 1, registry.GET_ATTRIBUTES: 2}
+
+
+def test_own_changes_are_known_without_asking(world: World) -> None:
+    mount = world.mount()
+    file = make(world, mount, b"a")
+    directory = mkdir(world, mount, b"d")
+    world.run(mount.link(file, directory, b"b", ALICE))
+    world.run(mount.rename(ROOT_ID, b"a", directory, b"c", ALICE))
+    world.objects.calls.clear()
+    assert world.run(mount.lookup(directory, b"b", ALICE)).attributes.links == 2
+    assert world.run(mount.lookup(directory, b"c", ALICE)).identifier == file
+    refused(errno.ENOENT, world, mount.lookup(ROOT_ID, b"a", ALICE))
+    assert world.run(mount.attributes(ROOT_ID, ALICE)).links == 3
+    assert not world.objects.calls
+    world.run(mount.unlink(directory, b"b", ALICE))
+    world.run(mount.unlink(directory, b"c", ALICE))
+    assert world.run(mount.remove_directory(ROOT_ID, b"d", ALICE)).attributes.links == 0
+    assert set(world.objects.calls) == {registry.UNLINK, registry.REMOVE_DIRECTORY}
+
+
+def test_a_lookup_that_an_own_change_overtakes_is_not_remembered(world: World) -> None:
+    mount = world.mount()
+    world.run(mount.attributes(ROOT_ID, ALICE))
+    world.objects.latency = lambda: 100
+    looking = world.host.start(mount.lookup(ROOT_ID, b"x", ALICE))
+    world.host.step()  # the nodes have answered: there is no such name
+    world.objects.latency = lambda: 0
+    file = make(world, mount, b"x")
+    world.host.settle()
+    assert isinstance(looking[0], FileSystemError)
+    assert world.run(mount.lookup(ROOT_ID, b"x", ALICE)).identifier == file
+
+
+def test_attributes_never_go_back(world: World) -> None:
+    mount = world.mount()
+    file = make(world, mount, b"x")
+    world.pass_time(HOUR_US)
+    world.objects.latency = lambda: 100
+    asking = world.host.start(mount.attributes(file, ALICE))
+    world.host.step()  # the nodes have answered
+    world.objects.latency = lambda: 0
+    world.run(mount.change_attributes(file, Changes(mode=0o600), ALICE))
+    world.host.settle()
+    assert asking[0].mode & 0o777 == 0o600
+    assert world.run(mount.attributes(file, ALICE)).mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize("operation", ["unlink", "rename", "rename onto", "exchange"])
+def test_a_guess_that_was_wrong_does_no_harm(world: World, operation: str) -> None:
+    mount, other = world.mount(entry_timeout_us=HOUR_US), world.mount()
+    make(world, mount, b"a")
+    kept = make(world, mount, b"b")
+    world.run(other.unlink(ROOT_ID, b"a", ALICE))
+    replacement = make(world, other, b"a")
+    if operation == "unlink":
+        gone = world.run(mount.unlink(ROOT_ID, b"a", ALICE))
+        assert gone.identifier == replacement
+        world.pass_time(HOUR_US)
+        refused(errno.ENOENT, world, other.lookup(ROOT_ID, b"a", ALICE))
+        return
+    if operation == "rename":
+        world.run(mount.rename(ROOT_ID, b"a", ROOT_ID, b"c", ALICE))
+        assert world.run(other.lookup(ROOT_ID, b"c", ALICE)).identifier == replacement
+    elif operation == "rename onto":
+        world.run(mount.rename(ROOT_ID, b"b", ROOT_ID, b"a", ALICE))
+        world.pass_time(HOUR_US)
+        assert world.run(other.attributes(replacement, ALICE)).links == 0
+        assert world.run(other.lookup(ROOT_ID, b"a", ALICE)).identifier == kept
+    else:
+        world.run(mount.rename(ROOT_ID, b"b", ROOT_ID, b"a", ALICE, flags=RENAME_EXCHANGE))
+        world.pass_time(HOUR_US)
+        assert world.run(other.lookup(ROOT_ID, b"a", ALICE)).identifier == kept
+        assert world.run(other.lookup(ROOT_ID, b"b", ALICE)).identifier == replacement
+
+
+def test_a_directory_that_became_a_file_meanwhile(world: World) -> None:
+    mount, other = world.mount(entry_timeout_us=HOUR_US), world.mount()
+    mkdir(world, mount, b"x")
+    world.run(other.remove_directory(ROOT_ID, b"x", ALICE))
+    make(world, other, b"x")
+    refused(errno.ENOTDIR, world, mount.remove_directory(ROOT_ID, b"x", ALICE))
+    mkdir(world, mount, b"y")
+    world.run(other.remove_directory(ROOT_ID, b"y", ALICE))
+    make(world, other, b"y")
+    world.run(mount.unlink(ROOT_ID, b"y", ALICE))
+
+
+def test_a_loop_is_not_made_by_two_renames_at_once(world: World) -> None:
+    one, other = world.mount(), world.mount()
+    a, b = mkdir(world, one, b"a"), mkdir(world, one, b"b")
+    once_before(world, registry.RELOCATE, lambda: other.rename(ROOT_ID, b"b", a, b"b", ALICE))
+    refused(errno.EINVAL, world, one.rename(ROOT_ID, b"a", b, b"a", ALICE))
+    assert world.run(other.parent(b, ALICE)).identifier == a
+    assert world.run(other.parent(a, ALICE)).identifier == ROOT_ID
+
+
+def test_a_directory_does_not_move_below_itself(world: World) -> None:
+    mount = world.mount()
+    top = mkdir(world, mount, b"top")
+    middle = mkdir(world, mount, b"middle", top)
+    bottom = mkdir(world, mount, b"bottom", middle)
+    refused(errno.EINVAL, world, mount.rename(ROOT_ID, b"top", bottom, b"x", ALICE))
+    refused(
+        errno.EINVAL,
+        world,
+        mount.rename(middle, b"bottom", ROOT_ID, b"top", ALICE, flags=RENAME_EXCHANGE),
+    )
+    world.run(mount.rename(middle, b"bottom", ROOT_ID, b"bottom", ALICE))
+    world.run(mount.rename(ROOT_ID, b"top", bottom, b"top", ALICE))
+    assert world.run(mount.parent(top, ALICE)).identifier == bottom
+
+
+def test_flags_of_rename(world: World) -> None:
+    mount = world.mount()
+    make(world, mount, b"a")
+    for flags in (3, 4, 8):
+        refused(errno.EINVAL, world, mount.rename(ROOT_ID, b"a", ROOT_ID, b"b", ALICE, flags=flags))
+
+
+def test_inodes_share_the_placement_of_their_directory(world: World) -> None:
+    mount = world.mount()
+    directories = [mkdir(world, mount, b"%d" % number) for number in range(20)]
+    assert len({placement_of(directory) for directory in directories}) > 10
+    for directory in directories:
+        assert placement_of(make(world, mount, b"x", directory)) == placement_of(directory)
+    numbers = {inode_number(directory) for directory in directories}
+    assert len(numbers) == 20
+    assert all(0 < number < 1 << 63 for number in numbers)
+
+
+# --- create ----------------------------------------------------------------------------------
+
+
+def test_create_opens_what_is_there_unless_told_not_to(world: World) -> None:
+    one, other = world.mount(), world.mount()
+    file = create(world, one)
+    write(world, one, file, 0, b"there")
+    world.run(one.flush(file))
+    refused(errno.EEXIST, world, other.create(ROOT_ID, b"file", 0o644, ALICE, flags=os.O_EXCL))
+    found, opened = world.run(other.create(ROOT_ID, b"file", 0o600, ALICE))
+    assert found.identifier == opened.identifier == file.identifier
+    assert found.attributes.mode & 0o777 == 0o644
+    assert bytes(world.run(other.read(opened, 0, 10))) == b"there"
+    _, opened = world.run(
+        other.create(ROOT_ID, b"file", 0o600, ALICE, flags=os.O_RDWR | os.O_TRUNC)
+    )
+    assert bytes(world.run(other.read(opened, 0, 10))) == b""
+
+
+def test_create_makes_what_somebody_removed_in_that_moment(world: World) -> None:
+    one, other = world.mount(), world.mount()
+    first = create(world, one).identifier
+    once_before(world, registry.LOOKUP, lambda: one.unlink(ROOT_ID, b"file", ALICE))
+    found, _ = world.run(other.create(ROOT_ID, b"file", 0o644, ALICE))
+    assert found.identifier != first
+
+
+def test_only_files_are_opened(world: World) -> None:
+    mount = world.mount()
+    refused(errno.EISDIR, world, mount.open(ROOT_ID, os.O_RDONLY, ALICE))
+    refused(errno.EISDIR, world, mount.truncate(ROOT_ID, 0, ALICE))
+    refused(errno.EINVAL, world, mount.open(make(world, mount, b"fifo"), os.O_RDONLY, ALICE))
+    refused(errno.ENOTDIR, world, mount.open_directory(make(world, mount, b"x"), ALICE))
+    refused(errno.EPERM, world, mount.link(mkdir(world, mount, b"d"), ROOT_ID, b"l", ALICE))
+
+
+# --- listings --------------------------------------------------------------------------------
+
+
+def listing(
+    world: World,
+    mount: FileSystem,
+    *,
+    count: int = 10,
+    between: Callable[[int], Any] = lambda position: None,
+    directory: ObjectId = ROOT_ID,
+) -> list[bytes]:
+    opened = world.run(mount.open_directory(directory, ALICE))
+    names: list[bytes] = []
+    after = 0
+    while entries := world.run(mount.read_directory(opened, after, count=count)):
+        names += [entry.name for entry in entries]
+        after = entries[-1].cookie
+        between(len(names))
+    return names
+
+
+@pytest.mark.parametrize("page_bytes", [4096, 1 << 17])
+def test_what_stays_is_listed_exactly_once_whatever_else_changes(
+    world: World, monkeypatch: pytest.MonkeyPatch, page_bytes: int
+) -> None:
+    monkeypatch.setattr("bftfs.filesystem.operations.PAGE_BYTES", page_bytes)
+    mount, other = world.mount(), world.mount()
+    staying = [b"stay %03d" % number for number in range(150)]
+    going = [b"go %03d" % number for number in range(150)]
+    for stay, go in zip(staying, going, strict=True):
+        make(world, mount, stay)
+        make(world, mount, go)
+
+    def change(position: int) -> None:
+        make(world, other, b"new %d" % position)
+        world.run(other.unlink(ROOT_ID, going.pop(0), ALICE))
+        world.run(other.unlink(ROOT_ID, going.pop(), ALICE))
+        # Something else takes the place of a name that stays.
+        world.run(other.rename(ROOT_ID, going.pop(), ROOT_ID, staying[position % 150], ALICE))
+
+    names = listing(world, mount, between=change)
+    assert len(names) == len(set(names))
+    assert [name for name in names if name.startswith(b"stay")] == staying
+    assert not [name for name in names if name.startswith(b"new")]
+
+
+def test_a_program_that_renames_what_it_lists_comes_to_an_end(world: World) -> None:
+    mount = world.mount()
+    for number in range(50):
+        make(world, mount, b"%d" % number)
+    names: list[bytes] = []
+    opened = world.run(mount.open_directory(ROOT_ID, ALICE))
+    after = 0
+    while entries := world.run(mount.read_directory(opened, after, count=1)):
+        (entry,) = entries
+        names.append(entry.name)
+        assert len(names) <= 50
+        world.run(mount.rename(ROOT_ID, entry.name, ROOT_ID, entry.name + b"'", ALICE))
+        make(world, mount, b"%s new" % entry.name)
+        after = entry.cookie
+    assert sorted(names) == sorted(b"%d" % number for number in range(50))
+
+
+def test_a_listing_from_the_beginning_shows_what_is_new(world: World) -> None:
+    mount = world.mount()
+    make(world, mount, b"a")
+    opened = world.run(mount.open_directory(ROOT_ID, ALICE))
+    assert len(world.run(mount.read_directory(opened, 0))) == 1
+    make(world, mount, b"b")
+    (entry,) = world.run(mount.read_directory(opened, 0, count=1))
+    assert [e.name for e in world.run(mount.read_directory(opened, entry.cookie))] == [b"b"]
+    assert [e.name for e in world.run(mount.read_directory(opened, 0))] == [b"a", b"b"]
+
+
+def test_a_listing_goes_on_after_any_cookie(world: World) -> None:
+    """telldir and seekdir, and a kernel whose buffer was too small for all that it was given."""
+    mount = world.mount()
+    names = [b"%03d" % number for number in range(30)]
+    for name in names:
+        make(world, mount, name)
+    opened = world.run(mount.open_directory(ROOT_ID, ALICE))
+    cookies = [0, *(entry.cookie for entry in world.run(mount.read_directory(opened, 0)))]
+    for position in (29, 3, 30, 0, 17):
+        found = world.run(mount.read_directory(opened, cookies[position]))
+        assert [entry.name for entry in found] == names[position:]
+    assert world.run(mount.read_directory(opened, 1 << 62)) == ()
+
+
+def test_listing_brings_attributes_and_names_into_the_caches(world: World) -> None:
+    maker, mount = world.mount(), world.mount()
+    for number in range(10):
+        make(world, maker, b"%d" % number)
+    opened = world.run(mount.open_directory(ROOT_ID, ALICE))
+    entries = world.run(mount.read_directory(opened, 0))
+    assert world.objects.calls[registry.READ_DIRECTORY] == 1
+    assert world.objects.calls[registry.GET_ATTRIBUTES] == 10
+    world.objects.calls.clear()
+    for entry in entries:
+        assert world.run(mount.lookup(ROOT_ID, entry.name, ALICE)).attributes == entry.attributes
+    assert not world.objects.calls
+    plain = world.run(mount.read_directory(opened, 0, with_attributes=False))
+    assert all(entry.attributes is None for entry in plain)
+    assert [entry.file_type for entry in plain] == [stat.S_IFIFO >> 12] * 10
+
+
+def test_an_entry_that_is_gone_is_listed_without_attributes(world: World) -> None:
+    mount = world.mount()
+    make(world, mount, b"x")
+    opened = world.run(mount.open_directory(ROOT_ID, ALICE))
+    world.pass_time(HOUR_US)
+    world.objects.before = lambda method, _: fail_if(method == registry.GET_ATTRIBUTES)
+    (entry,) = world.run(mount.read_directory(opened, 0))
+    assert entry.attributes is None
+
+
+def fail_if(condition: bool) -> None:
+    if condition:
+        raise FileSystemError(errno.ESTALE)
+
+
+def test_who_may_not_read_a_directory_does_not_list_it(world: World) -> None:
+    mount = world.mount()
+    directory = mkdir(world, mount, b"d")
+    world.run(mount.change_attributes(directory, Changes(mode=0o711), ALICE))
+    opened = world.run(mount.open_directory(directory, BOB))
+    refused(errno.EACCES, world, mount.read_directory(opened, 0))
+
+
+# --- attributes, symlinks, extended attributes -----------------------------------------------
+
+
+def test_symlink_targets_are_asked_for_once(world: World) -> None:
+    mount, other = world.mount(), world.mount()
+    link = world.run(mount.make_symlink(ROOT_ID, b"l", b"/some/where", ALICE)).identifier
+    assert world.run(mount.read_link(link, ALICE)) == b"/some/where"
+    assert world.run(other.read_link(link, ALICE)) == b"/some/where"
+    assert world.run(other.read_link(link, ALICE)) == b"/some/where"
+    assert world.objects.calls[registry.READ_LINK] == 1
+    refused(errno.ENAMETOOLONG, world, mount.make_symlink(ROOT_ID, b"m", b"x" * 4096, ALICE))
+
+
+def test_attributes_that_nobody_set_are_not_asked_for(world: World) -> None:
+    mount = world.mount()
+    file = create(world, mount).identifier
+    world.objects.calls.clear()
+    for name in (b"user.x", b"security.capability", b"system.posix_acl_access"):
+        refused(errno.ENODATA, world, mount.get_extended(file, name, ALICE))
+    refused(errno.EOPNOTSUPP, world, mount.get_extended(file, b"unheard.of", ALICE))
+    assert world.run(mount.list_extended(file, ALICE)) == ()
+    assert not world.objects.calls
+    world.run(mount.set_extended(file, b"user.x", b"1", ALICE))
+    assert world.run(mount.get_extended(file, b"user.x", ALICE)) == b"1"
+    assert world.run(mount.list_extended(file, ALICE)) == (b"user.x",)
+    refused(errno.EINVAL, world, mount.set_extended(file, b"user.x", b"", ALICE, flags=4))
+    refused(errno.E2BIG, world, mount.set_extended(file, b"user.x", bytes(70_000), ALICE))
+    world.run(mount.remove_extended(file, b"user.x", ALICE))
+    refused(errno.ENODATA, world, mount.get_extended(file, b"user.x", ALICE))
+
+
+def test_access(world: World) -> None:
+    mount = world.mount()
+    file = create(world, mount, mode=0o640).identifier
+    world.run(mount.access(file, os.R_OK | os.W_OK, ALICE))
+    refused(errno.EACCES, world, mount.access(file, os.X_OK, ALICE))
+    refused(errno.EACCES, world, mount.access(file, os.R_OK, BOB))
+    listed = acl("u::rw-,u:1001:r--,g::---,m::r--,o::---").encode()
+    world.run(mount.set_extended(file, b"system.posix_acl_access", listed, ALICE))
+    world.run(mount.access(file, os.R_OK, BOB))
+    refused(errno.EACCES, world, mount.access(file, os.R_OK, CAROL))
+
+
+def test_statistics_and_formatting_again(world: World) -> None:
+    mount = world.mount()
+    world.run(mount.format(BOB, block_bytes=1 << 20))
+    statistics = world.run(mount.statistics(ALICE))
+    assert statistics.block_bytes == 4096
+    assert statistics.free_bytes == statistics.capacity_bytes > 1 << 40
+    assert statistics.name_bytes == 255
+
+
+# --- access times ----------------------------------------------------------------------------
+
+
+def atime_us(world: World, mount: FileSystem, identifier: ObjectId) -> int:
+    return world.run(mount.attributes(identifier, ALICE)).atime_ns // 1_000
+
+
+def test_access_times_show_at_once_and_are_recorded_later(world: World) -> None:
+    mount = world.mount()
+    file = create(world, mount)
+    write(world, mount, file, 0, b"x")
+    world.run(mount.release(file))
+    world.pass_time(5_000_000)
+    opened = world.run(mount.open(file.identifier, os.O_RDONLY, ALICE))
+    world.run(mount.read(opened, 0, 1))
+    read_at = world.host.clock_us
+    assert atime_us(world, mount, file.identifier) == read_at
+    assert atime_us(world, world.mount(), file.identifier) < read_at
+    world.run(mount.write_back(older_than_us=5_000_000))
+    assert world.objects.calls[registry.ACCESSED] == 0
+    world.pass_time(30_000_000)
+    world.run(mount.write_back(older_than_us=5_000_000))
+    assert atime_us(world, world.mount(), file.identifier) == read_at
+    # Read again, nothing changed since: not worth recording.
+    opened = world.run(mount.open(file.identifier, os.O_RDONLY, ALICE))
+    world.run(mount.read(opened, 0, 1))
+    world.run(mount.synchronize_all())
+    assert world.objects.calls[registry.ACCESSED] == 1
+
+
+def test_listing_a_directory_is_an_access(world: World) -> None:
+    mount = world.mount()
+    directory = mkdir(world, mount, b"d")
+    make(world, mount, b"x", directory)
+    world.pass_time(1_000_000)
+    listing(world, mount, directory=directory)
+    world.run(mount.synchronize_all())
+    assert atime_us(world, world.mount(), directory) == START_US + 1_000_000
+
+
+@pytest.mark.parametrize("options", [{"access_times": False}, {"read_only": True}])
+def test_mounts_that_record_no_accesses(world: World, options: dict[str, bool]) -> None:
+    file = create(world, world.mount()).identifier
+    world.pass_time(1_000_000)
+    mount = world.mount(**options)
+    opened = world.run(mount.open(file, os.O_RDONLY, ALICE))
+    world.run(mount.read(opened, 0, 1))
+    world.run(mount.synchronize_all())
+    assert world.objects.calls[registry.ACCESSED] == 0
+
+
+def test_setting_the_access_time_is_the_last_word(world: World) -> None:
+    mount = world.mount()
+    file = create(world, mount)
+    world.pass_time(1_000_000)
+    world.run(mount.read(file, 0, 1))
+    world.run(mount.change_attributes(file.identifier, Changes(atime_ns=7_000), ALICE))
+    assert atime_us(world, mount, file.identifier) == 7
+    world.run(mount.synchronize_all())
+    assert atime_us(world, world.mount(), file.identifier) == 7
+
+
+def test_strict_mounts_record_accesses_at_once(world: World) -> None:
+    mount = world.mount(strict=True)
+    file = create(world, mount)
+    world.pass_time(1_000_000)
+    world.run(mount.read(file, 0, 1))
+    assert atime_us(world, world.mount(), file.identifier) == START_US + 1_000_000
+
+
+def test_permissions_are_the_methods_business(world: World) -> None:
+    """The client adds no right of its own: it asks with its user's credentials."""
+    mount = world.mount()
+    directory = mkdir(world, mount, b"d")
+    for conversation in (
+        mount.make_node(directory, b"x", stat.S_IFREG | 0o644, BOB),
+        mount.make_directory(directory, b"x", 0o755, BOB),
+        mount.make_symlink(directory, b"x", b"t", BOB),
+        mount.create(directory, b"x", 0o644, BOB),
+    ):
+        refused(errno.EACCES, world, conversation)
+    world.run(mount.make_node(directory, b"x", stat.S_IFREG | 0o644, ROOT))
