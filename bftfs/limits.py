@@ -48,6 +48,7 @@ HISTORY_IN_REPLY = 16  # versions that a read reply lists beside the newest
 HISTORY_AT_FIRST = 2  # of these, how many a reader asks for before it sees a reason to want more
 BLOCKS_PER_TIME_REQUEST = 256  # blocks whose times one request asks for
 VALIDATED_VERSIONS = 32_768  # versions that a client remembers as validated: 4 GiB of blocks
+LATE_REQUESTS = 512  # unanswered requests of one operation whose late answers still count
 LISTINGS_AT_ONCE = 8  # that a reader takes from one node before it turns to the others again
 READ_PATIENCE_US = 50_000  # silence after which a reader asks further nodes
 WRITE_PATIENCE_US = 250_000  # silence after which a write is sent again; a commit may be slow

@@ -16,7 +16,7 @@ from typing import Any, Generic, NamedTuple, Protocol, TypeVar, runtime_checkabl
 from bftfs.conversation import Now, Receive, Send
 from bftfs.errors import AdmissionRefused, QuorumUnavailable
 from bftfs.identifiers import NodeId
-from bftfs.limits import PATIENCE_MOST_US
+from bftfs.limits import LATE_REQUESTS, PATIENCE_MOST_US
 from bftfs.read_write.standing import Patience, Standings
 from bftfs.thresholds import ReadWriteThresholds
 
@@ -183,6 +183,8 @@ class Gathering(Generic[Usable]):
         self._silence.lapse(
             heard=len(answers), required=self._thresholds.responses, subject=self._subject
         )
+        for number in list(self._numbers)[:-LATE_REQUESTS]:
+            del self._numbers[number]
         now_us = await Now()
         for number in range(len(self._requests)):
             node = NodeId(number)

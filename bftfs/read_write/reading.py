@@ -101,7 +101,7 @@ class Reading:
         self._refusals = Refusals(self._session.thresholds)
         self._asked: dict[int, _Asked] = {}
         self._late: set[int] = set()  # requests whose nodes have been taken for silent
-        self._listed: set[NodeId] = set()  # nodes that have been asked for a listing
+        self._listed: dict[NodeId, int] = {}  # how many listings a node has been asked for
         self._cursor = self._before  # candidates at or above it are classified as incomplete
         self._candidate: BlockTimestamp | None = None
         self._classification = Classification.UNDECIDED
@@ -226,6 +226,7 @@ class Reading:
             1
             for node in self._nodes
             if node not in heard
+            and self._listed.get(node, 0) <= 1  # a liar's history can be as long as it likes
             and node not in self._silent
             and node not in responses.convicted
             and node not in responses.collected
@@ -239,7 +240,7 @@ class Reading:
         """Ask `node` for its versions below `before`."""
         request = ReadRequest(self._block, before, want_data, most)
         self._listing.add(node)
-        self._listed.add(node)
+        self._listed[node] = self._listed.get(node, 0) + 1
         self._asked[await Send(node, request)] = _Asked(node, before, want_data, None)
 
     async def _hear_more(self, *, again: bool) -> bool:
@@ -265,8 +266,13 @@ class Reading:
                 wanted -= want_data
                 most = limits.HISTORY_IN_REPLY
                 await self._list(node, self._cursor, want_data=want_data, most=most)
-            elif (candidate is None or depth > candidate) and node not in responses.collected:
-                # [PASIS §3.5.1.2] Further rounds fetch only version histories.
+            elif (
+                (candidate is None or depth > candidate)
+                and node not in responses.collected
+                and self._listed[node] < limits.LISTINGS_AT_ONCE * (1 + self._silence.lapses)
+            ):
+                # [PASIS §3.5.1.2] Further rounds fetch only version histories. A liar may go on
+                # listing for ever: it must not keep the read from turning to silent nodes again.
                 await self._list(node, depth, want_data=False, most=limits.HISTORY_IN_REPLY)
             else:
                 continue
@@ -297,7 +303,10 @@ class Reading:
                     return
         if self._fetching or self._listing:
             return
-        if not await self._hear_more(again=False) and not self._silent:
+        if await self._hear_more(again=False):
+            return
+        known = {*responses.heard(candidate), *responses.convicted} - self._withheld
+        if known.issuperset(self._nodes):
             raise VersionUnrecoverable(
                 f"block {self._block.hex()}: only {len(responses.fragments(candidate))} of the "
                 f"{self._session.thresholds.m} fragments needed are left of its version of "
@@ -385,6 +394,8 @@ class Reading:
         mute, self._withheld = self._withheld, self._withheld | self._fetching
         self._listing.clear()
         self._fetching.clear()
+        for number in list(self._asked)[: -limits.LATE_REQUESTS]:
+            del self._asked[number]
         again = self._silence.lapses > 1
         await self._hear_more(again=again)
         if again and self._candidate is not None:

@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 
 from bftfs import limits
-from bftfs.coding import cross_checksum
 from bftfs.coding.erasure import ErasureCode
 from bftfs.crypto.digest import fragment_digest, verifier_of
 from bftfs.errors import QuorumUnavailable
@@ -43,6 +42,7 @@ from tests.unit.read_write.harness import (
     Principal,
     World,
     mute,
+    poisoned,
 )
 
 ITEM = b"the data-item " * 500
@@ -70,10 +70,7 @@ def requests(principal: Principal, kind: type) -> list[tuple[int, Any]]:
 
 def poisonous(world: World, *, foreign: int = 5) -> Encoded:
     """Fragments that do not encode one item, with a cross-checksum that lists them."""
-    fragments = list(world.encoded(ITEM).fragments)
-    fragments[foreign] = world.encoded(NEWER).fragments[foreign]
-    checksum = cross_checksum.make(fragments)
-    return Encoded(tuple(fragments), checksum, verifier_of(checksum))
+    return poisoned(world.encoded(NEWER), foreign)
 
 
 # --- 3.4.2.1 Erasure codes -----------------------------------------------------------------------

@@ -14,7 +14,8 @@ from itertools import count
 from random import Random
 from typing import Any
 
-from bftfs.coding.erasure import Buffer
+from bftfs.coding import cross_checksum
+from bftfs.coding.erasure import Buffer, ErasureCode
 from bftfs.credentials import Credentials
 from bftfs.crypto.authenticator import AuthenticatorKeys
 from bftfs.engine import Engine
@@ -147,6 +148,14 @@ class Principal:
         return self.do(self.client.read(block, **bounds))
 
 
+def poisoned(encoded: Encoded, foreign: int) -> Encoded:
+    """A write that lists and carries a fragment which is not the item's."""
+    fragments = list(encoded.fragments)
+    fragments[foreign] = bytes(byte ^ 0x55 for byte in bytes(fragments[foreign]))
+    checksum = cross_checksum.make(fragments)
+    return Encoded(tuple(fragments), checksum, cross_checksum.verifier(checksum))
+
+
 class World:
     """Nodes 0 … N-1 and any number of clients."""
 
@@ -255,8 +264,6 @@ class World:
     # --- what Byzantine clients do -----------------------------------------------------------
 
     def encoded(self, item: bytes) -> Encoded:
-        from bftfs.coding.erasure import ErasureCode
-
         return encode(ErasureCode(self.thresholds.m, self.thresholds.N), item)
 
     def place(

@@ -433,6 +433,20 @@ def test_long_histories_of_partial_writes_are_descended() -> None:
     assert len(requests(alice, ReadRequest)) < 5 + 12 * 6
 
 
+def test_a_descent_goes_on_below_all_that_was_listed() -> None:
+    world = World()
+    alice, mallory = world.client("alice"), world.client("mallory")
+    complete = alice.write(ITEM)
+    world.settle()
+    for number in range(limits.HISTORY_AT_FIRST + 1):
+        for pair in ([0, 1], [2, 3], [4, 5]):
+            time_us = START_US + 10**6 + number
+            world.placed(mallory, b"%d %d" % (number, pair[0]), pair, time_us=time_us)
+    started = world.now_us
+    assert alice.read().timestamp == complete
+    assert world.now_us - started < limits.READ_PATIENCE_US
+
+
 def test_a_version_that_b_plus_one_nodes_have_verified_is_not_regenerated(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
