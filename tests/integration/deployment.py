@@ -65,8 +65,11 @@ class Deployment:
         """A node's files."""
         return self.directory.node(number)
 
-    def start(self, numbers: Sequence[int] | None = None) -> None:
-        """Start nodes, all by default, and wait until they listen."""
+    def start(self, numbers: Sequence[int] | None = None, *, program: Sequence[str] = ()) -> None:
+        """Start nodes, all by default, and wait until they listen.
+
+        `program` is a module and its first arguments, to be run instead of the usual one.
+        """
         chosen = self.nodes if numbers is None else numbers
         for number in chosen:
             with self.node(number).log.open("ab") as log:
@@ -74,7 +77,7 @@ class Deployment:
                     [
                         sys.executable,
                         "-m",
-                        self.module,
+                        *(program or (self.module,)),
                         "--data",
                         str(self.node(number).path),
                         "--cluster",
