@@ -22,7 +22,7 @@ from bftfs.thresholds import QueryUpdateThresholds
 Nodes: TypeAlias = int  # a set of servers: bit i stands for server i
 
 PATIENCE_US = 200_000  # silence after which further servers are asked, to begin with
-PATIENCE_MAX_US = 5_000_000  # …and the longest interval between retransmissions
+PATIENCE_MAX_US = 2_000_000  # …and the longest interval between retransmissions
 SILENCE_US = 1_000_000  # how long a server found silent is asked last, to begin with
 SILENCE_MAX_US = 30_000_000
 _ADAPTED_PATIENCE_MAX_US = 2_000_000

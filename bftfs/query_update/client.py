@@ -285,7 +285,7 @@ class QueryUpdateClient:
                     names, method, operation, observed
                 )
                 if outcome.complete:
-                    content = await self._agreed(outcome, message)
+                    content = await self._agreed(outcome, message, timestamp, names)
                     return self._decoded(method, content, timestamp)
                 if outcome.refusal:
                     raise FileSystemError(outcome.refusal, method.name)
@@ -371,20 +371,30 @@ class QueryUpdateClient:
                 certain = False
         return certain
 
-    async def _agreed(self, outcome: UpdateRound, message: Update) -> bytes:
+    async def _agreed(
+        self,
+        outcome: UpdateRound,
+        message: Update,
+        timestamp: LogicalTimestamp,
+        names: tuple[ObjectId, ...],
+    ) -> bytes:
         """The answer that those who accepted the update agree on, whole."""
         answer = outcome.answers.agreed()
-        assert answer is not None, "a quorum includes enough servers to agree"
+        if answer is None:  # too many have the version from object sync, without its answer
+            verdict, content = await self.repairs.chained(timestamp, names, timestamp)
+            if verdict is not Verdict.ESTABLISHED:
+                raise QuorumUnavailable(heard=0, required=1, subject="the answer to an update")
+            return content
         self.suspicion.convict(outcome.answers.dissenters(answer), outcome.now_us)
-        content = outcome.answers.wholes.get(answer)
-        if content is None:
-            content = await self._whole(
+        whole = outcome.answers.wholes.get(answer)
+        if whole is None:
+            whole = await self._whole(
                 answer,
                 outcome.answers.by[answer],
                 outcome,
                 lambda node: msgspec.structs.replace(message, whole_answer_from=node),
             )
-        return content
+        return whole
 
     # --- answers --------------------------------------------------------------------------------
 

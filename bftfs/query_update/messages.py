@@ -186,7 +186,7 @@ class UpdateReply(Message, frozen=True, tag=0x21):
     histories: HistoriesField
     authenticators: AuthenticatorsField
     error: ErrnoField = 0
-    answer: AnswerField = b""  # or its digest
+    answer: AnswerField = b""  # or its digest; nothing, and not whole, if it is not known
     whole: bool = True
     forged: NodesField = 0  # servers whose authenticator is invalid
     insane: NodesField = 0  # servers whose history shows an insane time
@@ -214,10 +214,18 @@ class DeduceReply(Message, frozen=True, tag=0x25):
     whole: bool = True
 
 
-class SyncReply(Message, frozen=True, tag=0x26):
-    """A page of object sync, or its digest; `found` is false if the server cannot give it."""
+class Found(IntEnum):
+    """What a server has of a version that is asked for in object sync."""
 
-    found: bool
+    NOTHING = 0
+    PAGE = 1
+    UNCHAINED = 2  # the version, but no chain from what is known: the state has to do
+
+
+class SyncReply(Message, frozen=True, tag=0x26):
+    """A page of object sync, or its digest."""
+
+    found: Found
     page: Annotated[bytes, Meta(max_length=2 * limits.SYNC_PAGE_BYTES)]
 
 

@@ -19,7 +19,7 @@ from bftfs.conversation import Now, Send
 from bftfs.crypto.digest import sync_page_digest
 from bftfs.errors import QuorumUnavailable
 from bftfs.identifiers import NodeId, ObjectId
-from bftfs.query_update.messages import SyncReply, SyncRequest
+from bftfs.query_update.messages import Found, SyncReply, SyncRequest
 from bftfs.query_update.replica import Link, Reach, Replica
 from bftfs.query_update.timestamp import ZERO, LogicalTimestamp
 from bftfs.quorum import Judgement, Nodes, Probing, QuorumSystem, ask
@@ -54,8 +54,9 @@ def serve(view: StorageView, request: SyncRequest) -> SyncReply:
     else:
         page = _state_page(replica, request.version, request.after)
     if page is None:
-        return SyncReply(False, b"")
-    return SyncReply(True, page if request.whole else sync_page_digest(page))
+        unchained = bool(request.known) and replica.state_at(request.version) is not None
+        return SyncReply(Found.UNCHAINED if unchained else Found.NOTHING, b"")
+    return SyncReply(Found.PAGE, page if request.whole else sync_page_digest(page))
 
 
 def _chain_page(
@@ -134,15 +135,13 @@ async def fetch_version(
     key = sync_key(identifier, version)
     asking = _Asking(order, quorums)
     try:
-        chain = await asking.agree(SyncRequest(identifier, version, known, b"", True), resigns=True)
+        chain = await asking.agree(SyncRequest(identifier, version, known, b"", True))
         if chain is not None and _is_chain(chain, version, known):
             return [Write(Table.REQUEST, key, _CHAIN + chain)]
         writes: list[Write] = []
         after = b""
         while True:
-            page = await asking.agree(
-                SyncRequest(identifier, version, (), after, True), resigns=False
-            )
+            page = await asking.agree(SyncRequest(identifier, version, (), after, True))
             if page is None:
                 return None
             decoded = _decode_page(page)
@@ -181,14 +180,14 @@ class _Asking:
             mask |= 1 << order[self._first]
             self._first += 1
 
-    async def agree(self, request: SyncRequest, *, resigns: bool) -> bytes | None:
-        """The page; None if all have answered, or `resigns` and a benign one cannot give it."""
+    async def agree(self, request: SyncRequest) -> bytes | None:
+        """The page; None if all have answered, or a benign one has the version, but no chain."""
         for_digest = msgspec.structs.replace(request, whole=False)
         pages: dict[bytes, bytes] = {}
         votes: dict[bytes, Nodes] = {}
         wholes: set[NodeId] = set()
         asked = answered = 0
-        lacking: Nodes = 0
+        unchained: Nodes = 0
         agreed: bytes | None = None
 
         def send(node: NodeId) -> Send:
@@ -200,11 +199,13 @@ class _Asking:
             return Send(node, request if whole else for_digest)
 
         def judge(node: NodeId, reply: object, _: object) -> Judgement:
-            nonlocal answered, lacking, agreed
+            nonlocal answered, unchained, agreed
             answered += 1
-            if not isinstance(reply, SyncReply) or not reply.found:
-                lacking |= 1 << node
-                if resigns and self._quorums.includes_benign(lacking):
+            if not isinstance(reply, SyncReply) or reply.found is Found.NOTHING:
+                pass
+            elif reply.found is Found.UNCHAINED:
+                unchained |= 1 << node
+                if self._quorums.includes_benign(unchained):
                     return Judgement.ENOUGH
             else:
                 digest = reply.page

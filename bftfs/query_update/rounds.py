@@ -267,8 +267,9 @@ class UpdateRound(Round):
         if status is Status.SUCCESS:
             self.accepted |= bit
             rounds.suspicion.accepted(node)
-            answer = Answer.given(error=0, answer=reply.answer, whole=reply.whole)
-            self.answers.add(node, answer, reply.answer, whole=reply.whole)
+            if reply.whole or reply.answer:
+                answer = Answer.given(error=0, answer=reply.answer, whole=reply.whole)
+                self.answers.add(node, answer, reply.answer, whole=reply.whole)
             return Judgement.ENOUGH if self.complete else self._undecided()
         if status is Status.REFUSED:
             nodes = self.refused[reply.error] = self.refused.get(reply.error, 0) | bit

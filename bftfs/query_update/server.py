@@ -306,7 +306,15 @@ class QueryUpdateServer:
                 raise _Fail(Status.DIFFERENT)
             lacking = self._lacking(replicas, plans, timestamp)
             if len(lacking) < len(replicas):
-                return self._adopt(replicas, lacking, plans, timestamp, conditioned, vouching)
+                return self._adopt(
+                    replicas,
+                    lacking,
+                    plans,
+                    timestamp,
+                    conditioned,
+                    vouching,
+                    message.whole_answer_from,
+                )
             if conditioned.kind is ConditionedKind.COPY:
                 return self._accept_copy(replicas, plans, timestamp, message.conditioned)
             assert method is not None
@@ -547,13 +555,7 @@ class QueryUpdateServer:
                 and replica.verdict(timestamp) is not Verdict.ESTABLISHED
             ):
                 return None
-        if is_barrier(timestamp):
-            return self._accepted(replicas)
-        version = replicas[0].version(timestamp)
-        if version is None:
-            return None
-        whole, answer = self._abridge(version.answer, whole_answer_from)
-        return self._accepted(replicas, answer=answer, whole=whole)
+        return self._accepted_before(replicas, timestamp, whole_answer_from)
 
     def _obtain(self, replica: Replica, version: LogicalTimestamp, hosts: Nodes) -> None:
         """Move the head to `version`, which object sync may have to bring. [Q/U lines 1011-1014]"""
@@ -679,6 +681,7 @@ class QueryUpdateServer:
         timestamp: LogicalTimestamp,
         conditioned: Conditioned,
         hosts: Nodes,
+        whole_answer_from: NodeId,
     ) -> Ready:
         """Take over an operation that is already in the chain of its other objects here.
 
@@ -691,8 +694,7 @@ class QueryUpdateServer:
                 self._obtain(replica, timestamp, hosts)
                 candidate = Candidate(timestamp, plan.conditioned_on.timestamp, objects, copy)
                 self._extend(replica, candidate, plan.complete)
-        version = replicas[0].version(timestamp)
-        return self._accepted(replicas, answer=b"" if version is None else version.answer)
+        return self._accepted_before(replicas, timestamp, whole_answer_from)
 
     def _lacking(
         self, replicas: list[Replica], plans: list[_Plan], timestamp: LogicalTimestamp
@@ -749,6 +751,19 @@ class QueryUpdateServer:
             writes=writes,
         )
 
+    def _accepted_before(
+        self, replicas: list[Replica], timestamp: LogicalTimestamp, whole_answer_from: NodeId
+    ) -> Ready:
+        """Success with the answer that is stored with the version of the first object.
+
+        Object sync may have brought the state without the answer: then none is given.
+        """
+        version = replicas[0].version(timestamp)
+        if version is None or version.operation is None:
+            return self._accepted(replicas, whole=False)
+        whole, answer = self._abridge(version.answer, whole_answer_from)
+        return self._accepted(replicas, answer=answer, whole=whole)
+
     def _invoke(
         self, method: Method, states: tuple[Any, ...], arguments: Any, caller: Caller
     ) -> tuple[int, bytes]:
@@ -796,8 +811,8 @@ class QueryUpdateServer:
             first = replica.version(message.timestamp)
             if first is not None and first.objects and first.objects[0] != replica.object:
                 first = Replica(view, first.objects[0]).version(message.timestamp)
-            if first is None:
-                verdict = Verdict.UNKNOWN
+            if first is None or first.operation is None:
+                verdict = Verdict.UNKNOWN  # what is asked for is the answer
             else:
                 whole, answer = self._abridge(first.answer, message.whole_answer_from)
         return Ready(DeduceReply(verdict, b"", answer, whole))
