@@ -89,8 +89,12 @@ def up(
     if mountpoint is None:
         return
     mountpoint = mountpoint.absolute()
-    if not os.path.lexists(mountpoint):
+    try:
+        os.lstat(mountpoint)
+    except FileNotFoundError:
         require_writable(mountpoint, purpose="the mount")
+    except OSError:
+        pass  # a mount whose process was killed, which mounting clears away
     if mount_cluster(directory, mountpoint, options=options):
         console.print(f"Mounted at {mountpoint}")
     else:
