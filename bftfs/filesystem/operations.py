@@ -437,8 +437,13 @@ class FileSystem:
     async def make_directory(
         self, directory: ObjectId, name: bytes, mode: int, who: Credentials, *, umask: int = 0
     ) -> Found:
-        """A new directory. Directories are spread over the quorums."""
-        identifier = await self._new_identifier(ObjectKind.DIRECTORY, await Draw(256))
+        """A new directory.
+
+        What stands next to the root is spread over the quorums, and what stands deeper stays with
+        it: an update of two directories with different quorums costs object syncs.
+        """
+        placement = await Draw(256) if directory == self.root else placement_of(directory)
+        identifier = await self._new_identifier(ObjectKind.DIRECTORY, placement)
         arguments = DirectoryCreation(name, mode & PERMISSION_BITS, umask)
         return await self._add(directory, name, identifier, MAKE_DIRECTORY, arguments, who)
 

@@ -207,12 +207,13 @@ def test_flags_of_rename(world: World) -> None:
         refused(errno.EINVAL, world, mount.rename(ROOT_ID, b"a", ROOT_ID, b"b", ALICE, flags=flags))
 
 
-def test_inodes_share_the_placement_of_their_directory(world: World) -> None:
+def test_what_stands_next_to_the_root_is_spread_and_the_rest_stays_with_it(world: World) -> None:
     mount = world.mount()
     directories = [mkdir(world, mount, b"%d" % number) for number in range(20)]
     assert len({placement_of(directory) for directory in directories}) > 10
     for directory in directories:
         assert placement_of(make(world, mount, b"x", directory)) == placement_of(directory)
+        assert placement_of(mkdir(world, mount, b"d", directory)) == placement_of(directory)
     numbers = {inode_number(directory) for directory in directories}
     assert len(numbers) == 20
     assert all(0 < number < 1 << 63 for number in numbers)
