@@ -19,6 +19,7 @@ from bftfs.credentials import Credentials
 from bftfs.errors import AdmissionRefused
 from bftfs.identifiers import BlockId, ClientId
 from bftfs.read_write.reading import Reading, Version
+from bftfs.read_write.repair import Repair
 from bftfs.read_write.session import Session
 from bftfs.read_write.timestamp import BlockTimestamp, beginning_of
 from bftfs.read_write.writing import Encoded, TimeRound, encode, write_at
@@ -108,7 +109,12 @@ class ReadWriteClient:
             except AdmissionRefused as refused:
                 if refused.code != errno.ETIME or not tries_left:
                     raise
-            # The write was held up for so long that its time has passed: it needs a new one.
+            # The write was held up for so long that its time has passed. Some nodes may host it all
+            # the same, and readers have seen it: then it must be finished at this timestamp, as
+            # its value may not appear twice. Otherwise it takes a new one.
+            repair = Repair(session, block, timestamp, encoded, hosts=frozenset())
+            if await repair.run():
+                break
             time_round = TimeRound(session, (block,), silence)
             await time_round.send()
             (time,) = await time_round.times()

@@ -164,19 +164,19 @@ class ReadWriteServer:
         key = version_key(block, timestamp)
         if view.get(Table.BLOCK, key) is not None:
             return Ready(reply=_WRITTEN, writes=self._restored(view, key, message, fragment))
-        vouched = False
-        if sender.client == timestamp.client and sender.role is Role.CLIENT:
+        authored = sender.client == timestamp.client and sender.role is Role.CLIENT
+        repairs = bool(message.vouchers) or not authored
+        if repairs:
+            refusal = self._not_vouched(message) or _too_far_ahead(timestamp.time, now_us)
+        else:
             refusal = self._authority.may_write(
                 view, sender, block, Credentials(message.uid, message.gid, message.groups)
             ) or _insane(timestamp.time, now_us)
-        else:
-            refusal = self._not_vouched(message) or _too_far_ahead(timestamp.time, now_us)
-            vouched = True
         if refusal is not None:
             return Ready(reply=refusal)
         writes = self._quota.charge(view, timestamp.client, block, len(fragment) + len(checksum))
         if isinstance(writes, BlockRefused):
-            if not vouched:
+            if not repairs:
                 return Ready(reply=writes)
             writes = []  # the version exists elsewhere already; refusing it would block readers
         writes.append(Write(Table.BLOCK, key, _UNVERIFIED + checksum))

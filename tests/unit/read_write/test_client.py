@@ -140,6 +140,26 @@ def test_a_write_without_total_patience_waits_until_the_nodes_are_back() -> None
     assert alice.read().item == ITEM
 
 
+def test_a_write_that_was_held_up_for_too_long_is_finished_where_it_has_been_seen() -> None:
+    """Its value must not appear twice: before and after another client's write."""
+    world = World()
+    alice, bob = world.client("alice"), world.client("bob")
+    for number in (3, 4, 5):
+        world.nodes[number].behaviour = lambda _node, _sender, message, honest: (
+            None if isinstance(message, WriteRequest) else honest()
+        )
+    outcome = alice.start(alice.client.write(BLOCK, ITEM, USER))
+    while world.now_us < 301 * limits.SECOND_US:
+        world._next_event()
+    (first,) = {message.timestamp for _, message in requests(alice, WriteRequest)}
+    for node in world.nodes:
+        node.behaviour = lambda _node, _sender, _message, honest: honest()
+    assert bob.write(b"in between").time > first.time
+    world.run(outcome)
+    assert outcome.result == first
+    assert bob.read().item == b"in between"
+
+
 def test_a_refusal_by_more_than_t_nodes_is_final_and_gives_the_reason() -> None:
     world = World()
     alice = world.client()

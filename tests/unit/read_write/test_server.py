@@ -309,6 +309,19 @@ def test_a_repair_may_be_of_any_age_but_not_of_the_future(world: World, alice: P
     assert reply == WriteReply()
 
 
+def test_an_author_repairs_like_anyone_else(world: World, alice: Principal) -> None:
+    """Its own partial write may be old, and its permission gone."""
+    timestamp = world.placed(alice, ITEM, [0, 1])
+    message, fragment = request(world, alice, vouchers=vouchers(world, timestamp, [0, 1]))
+    sender = Sender(Role.CLIENT, alice.id, None, Grant(write=False))
+    reply, _ = world.nodes[NODE].step(sender, message, fragment, START_US + 10**14)
+    assert reply == WriteReply()
+    few, fragment = request(world, alice, vouchers=vouchers(world, timestamp, [0]))
+    assert refused(world.nodes[NODE + 1], alice.sender, few, fragment) == errno.EBADMSG
+    fragment = bytes(world.encoded(ITEM).fragments[NODE + 1])
+    assert refused(world.nodes[NODE + 1], alice.sender, few, fragment) == errno.EPERM
+
+
 def test_a_vouched_repair_is_bound_like_any_write(world: World, alice: Principal) -> None:
     timestamp = world.placed(alice, ITEM, [0, 1])
     message, fragment = request(world, alice, vouchers=vouchers(world, timestamp, [0, 1]))
