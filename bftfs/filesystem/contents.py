@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import errno
 from collections import OrderedDict, deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import partial
 from itertools import islice
 from typing import Final
@@ -43,6 +43,7 @@ from bftfs.filesystem.registry import MERGE, TRUNCATE, WRITE
 from bftfs.filesystem.services import BlockService
 from bftfs.filesystem.turnstile import Turnstile
 from bftfs.identifiers import BlockId, ObjectId, block_id
+from bftfs.query_update.object_type import Record
 
 ATTEMPTS: Final = 32  # at an update that other mounts' truncations keep overtaking
 UNCOVERED_BLOCKS: Final = 4_096  # blocks written of one file before they are covered in between
@@ -96,6 +97,7 @@ class Contents:
         self.uncovered: dict[int, _Uncovered] = {}
         self.end = 0  # of the bytes written and not covered
         self.pushed_end = 0  # of those among them that the nodes hold
+        self.pushed_us = 0  # the latest time of a block that was pushed
         self.mtime_ns = 0  # of the last write
         self.ctime_ns = 0  # of the last write or change of attributes
         self.dirty_since_us = 0
@@ -663,7 +665,7 @@ class ContentStore:
                 )
                 for number in numbers
             ]
-            await self._blocks.write_many(items, who)
+            await self._write_blocks(contents, items, who)
         except BaseException:
             for number in numbers:
                 self._restore(contents, number, extents[number])
@@ -727,7 +729,7 @@ class ContentStore:
             is_all = not contents.dirty
             arguments = inode.Writing(end, contents.layout.newest, contents.mtime_ns, changes)
             try:
-                answer = await self._metadata.update((contents.identifier,), WRITE, arguments, who)
+                await self._update(contents, WRITE, arguments, who)
             except FileSystemError as refusal:
                 if refusal.code == errno.EAGAIN:
                     await self._write_again(contents, who)
@@ -739,7 +741,6 @@ class ContentStore:
                 else:
                     raise
                 continue
-            await self._learn(contents, answer)
             contents.uncovered.clear()
             contents.pushed_end = 0
             if contents.end <= end:
@@ -751,7 +752,23 @@ class ContentStore:
             return
         raise FileSystemError(errno.EAGAIN, "other mounts keep truncating the file")
 
-    async def _learn(self, contents: Contents, answer: inode.Contents) -> None:
+    async def _write_blocks(
+        self, contents: Contents, items: Sequence[tuple[BlockId, bytes]], who: Credentials
+    ) -> None:
+        """Make blocks durable, and remember until when they are."""
+        times = await self._blocks.write_many(items, who)
+        contents.pushed_us = max(contents.pushed_us, *(written.time for written in times))
+
+    async def _update(
+        self, contents: Contents, method: str, arguments: Record, who: Credentials
+    ) -> None:
+        """Update the inode, at a time not before that of the blocks that were written for it.
+
+        A version of a file is its blocks as of the version's time. [design §4]
+        """
+        answer: inode.Contents = await self._metadata.update(
+            (contents.identifier,), method, arguments, who, not_before_us=contents.pushed_us
+        )
         attributes = answer.attributes
         self._metadata.learn(contents.identifier, attributes, await Now())
         self._adopt(contents, attributes, ours_after=answer.before)
@@ -831,13 +848,11 @@ class ContentStore:
                         block_id(contents.identifier, incarnation=incarnation, number=number),
                         part(block, 0, min(boundary, len(block))),
                     )
-                    await self._blocks.write_many((item,), who)
+                    await self._write_blocks(contents, (item,), who)
         writes = contents.writes
-        answer = await self._metadata.update(
-            (contents.identifier,), TRUNCATE, inode.Truncation(size, incarnation, version), who
-        )
+        arguments = inode.Truncation(size, incarnation, version)
+        await self._update(contents, TRUNCATE, arguments, who)
         self._invalidate(contents, number)
-        await self._learn(contents, answer)
         if contents.writes == writes and not contents.dirty:
             contents.end = 0
             contents.saved_writes = writes
@@ -858,14 +873,9 @@ class ContentStore:
                     target = block_id(contents.identifier, incarnation=incarnation, number=number)
                     items.append(await self._sealed(target, block))
             if items:
-                await self._blocks.write_many(items, who)
-        answer = await self._metadata.update(
-            (contents.identifier,),
-            MERGE,
-            inode.Merging(first, stop, incarnation, version),
-            who,
-        )
-        await self._learn(contents, answer)
+                await self._write_blocks(contents, items, who)
+        arguments = inode.Merging(first, stop, incarnation, version)
+        await self._update(contents, MERGE, arguments, who)
 
 
 def _changes_after_write(changes: Changes, who: Credentials) -> Changes:

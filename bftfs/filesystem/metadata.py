@@ -69,12 +69,21 @@ class Metadata:
         return (await self._service.query(objects, method, arguments, who)).answer
 
     async def update(
-        self, objects: tuple[ObjectId, ...], method: str, arguments: Record, who: Credentials
+        self,
+        objects: tuple[ObjectId, ...],
+        method: str,
+        arguments: Record,
+        who: Credentials,
+        *,
+        not_before_us: int = 0,
     ) -> Any:
         """The answer of an update."""
         if self._read_only:
             raise FileSystemError(errno.EROFS)
-        return (await self._service.update(objects, method, arguments, who)).answer
+        answered = await self._service.update(
+            objects, method, arguments, who, not_before_us=not_before_us
+        )
+        return answered.answer
 
     # --- attributes --------------------------------------------------------------------------
 

@@ -39,8 +39,10 @@ class MetadataService(Protocol):
         method: str,
         arguments: Record,
         credentials: Credentials,
+        *,
+        not_before_us: int = 0,
     ) -> Answered:
-        """Invoke an update."""
+        """Invoke an update, which makes versions with a time of `not_before_us` or later."""
 
 
 class BlockTime(Protocol):

@@ -165,8 +165,13 @@ class QueryUpdateClient:
         method: str,
         arguments: Record,
         credentials: Credentials,
+        *,
+        not_before_us: int = 0,
     ) -> Answered:
-        """Invoke an update. Raises FileSystemError if it refuses: then nothing has changed."""
+        """Invoke an update. Raises FileSystemError if it refuses: then nothing has changed.
+
+        The version's time is `not_before_us` or later: that of what it is to be consistent with.
+        """
         found = self._method(method, update=True)
         names = _distinct(objects)
         operation = Operation(
@@ -180,7 +185,7 @@ class QueryUpdateClient:
         )
         await self._turns.take(names)
         try:
-            return await self._update(names, found, operation)
+            return await self._update(names, found, operation, not_before_us)
         finally:
             self._turns.leave(names)
 
@@ -258,7 +263,11 @@ class QueryUpdateClient:
     # --- updates --------------------------------------------------------------------------------
 
     async def _update(
-        self, names: tuple[ObjectId, ...], method: Method, operation: Operation
+        self,
+        names: tuple[ObjectId, ...],
+        method: Method,
+        operation: Operation,
+        not_before_us: int,
     ) -> Answered:
         """c_increment: repair and retry until a candidate is established. [Q/U lines 300-307]"""
         attempts: list[_Attempt] = []
@@ -282,7 +291,7 @@ class QueryUpdateClient:
                         await self.repairs.refresh(names)
                         continue
                 outcome, timestamp, message = await self._attempt(
-                    names, method, operation, observed
+                    names, method, operation, observed, not_before_us
                 )
                 if outcome.complete:
                     content = await self._agreed(outcome, message, timestamp, names)
@@ -313,6 +322,7 @@ class QueryUpdateClient:
         method: Method,
         operation: Operation,
         observed: list[Observed],
+        not_before_us: int,
     ) -> tuple[UpdateRound, LogicalTimestamp, Update]:
         """One round of the operation, conditioned on what was observed."""
         rounds = self.rounds
@@ -326,7 +336,7 @@ class QueryUpdateClient:
         conditioned = Conditioned(
             ConditionedKind.METHOD,
             operation,
-            now_us,
+            max(now_us, not_before_us),
             tuple(each.history_set for each in observed),
             (),
             facts,

@@ -92,6 +92,23 @@ def test_blocks_are_written_before_the_update_that_covers_them(world: World) -> 
     assert written_at_update == [5]
 
 
+@pytest.mark.parametrize("operation", ["write", "truncate"])
+def test_a_version_is_not_older_than_its_blocks(world: World, operation: str) -> None:
+    """A file as of a time is its blocks as of that time, whoever's clock was ahead. [design §4]"""
+    mount = world.mount()
+    file = create(world, mount)
+    write(world, mount, file, 0, bytes(BLOCK))
+    world.run(mount.flush(file))
+    world.blocks.skew_us = 7_000_000
+    if operation == "write":
+        write(world, mount, file, 0, b"x")
+        world.run(mount.flush(file))
+    else:
+        world.run(mount.truncate(file.identifier, 10, ALICE))
+    version = world.run(mount.attributes(file.identifier, ALICE)).contents
+    assert version >= world.host.clock_us + 7_000_000
+
+
 def test_whole_blocks_are_written_without_being_read(world: World) -> None:
     mount = world.mount(cache_bytes=0)
     file = create(world, mount)

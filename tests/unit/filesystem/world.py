@@ -100,7 +100,12 @@ class Objects:
         self.before: Callable[[str, tuple[ObjectId, ...]], None] = lambda method, objects: None
 
     def perform(
-        self, method_name: str, objects: tuple[ObjectId, ...], arguments: Record, who: Any
+        self,
+        method_name: str,
+        objects: tuple[ObjectId, ...],
+        arguments: Record,
+        who: Any,
+        not_before_us: int = 0,
     ) -> Any:
         """The answer of a method; `Refusal` if it refuses."""
         method = self._types.method(method_name)
@@ -116,7 +121,7 @@ class Objects:
         }
         time_us = self._last_us
         if method.update:
-            time_us = max(self._clock(), self._last_us + 1)
+            time_us = max(self._clock(), self._last_us + 1, not_before_us)
         caller = Caller(ClientId(bytes(16)), who.uid, who.gid, who.groups, time_us)
         answer = method.invoke(
             tuple(states[identifier] for identifier in objects),
@@ -140,23 +145,41 @@ class Objects:
         assert len(encoded_answer) <= limits.ANSWER_BYTES
         return self._types.decode_answer(method, encoded_answer)
 
-    async def _invoke(
+    async def query(
         self, objects: tuple[ObjectId, ...], method: str, arguments: Record, who: Credentials
+    ) -> Answer:
+        return await self._invoke(objects, method, arguments, who, 0)
+
+    async def update(
+        self,
+        objects: tuple[ObjectId, ...],
+        method: str,
+        arguments: Record,
+        who: Credentials,
+        *,
+        not_before_us: int = 0,
+    ) -> Answer:
+        return await self._invoke(objects, method, arguments, who, not_before_us)
+
+    async def _invoke(
+        self,
+        objects: tuple[ObjectId, ...],
+        method: str,
+        arguments: Record,
+        who: Credentials,
+        not_before_us: int,
     ) -> Answer:
         self.calls[method] += 1
         if latency := self.latency():
             await Pause(latency)
         self.before(method, objects)
         try:
-            answer = self.perform(method, objects, arguments, who)
+            answer = self.perform(method, objects, arguments, who, not_before_us)
         except Refusal as refusal:
             raise FileSystemError(refusal.code) from None
         if latency := self.latency():
             await Pause(latency)
         return Answer(answer)
-
-    query = _invoke
-    update = _invoke
 
 
 @dataclass(frozen=True)
@@ -178,6 +201,7 @@ class Blocks:
         self.writes: list[BlockId] = []
         self.latency: Callable[[], int] = lambda: 0
         self.refuse: Callable[[], Exception | None] = lambda: None
+        self.skew_us = 0  # how far the writers' clocks were ahead
         self.in_flight = 0
         self.most_in_flight = 0
 
@@ -199,7 +223,7 @@ class Blocks:
                 self.writes.append(block)
             if latency := self.latency():
                 await Pause(latency)
-            return [BlockTime(await Now()) for _ in items]
+            return [BlockTime(await Now() + self.skew_us) for _ in items]
         finally:
             self.in_flight -= sum(len(item) for _, item in items)
 
