@@ -5,7 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from bftfs.simulation.byzantine import block_clients, block_nodes, nodes
+from bftfs.simulation.byzantine import (
+    block_clients,
+    block_nodes,
+    nodes,
+    object_clients,
+    object_nodes,
+)
 from bftfs.simulation.byzantine.positions import ClientAdversary, ClientPosition, NodePosition
 from bftfs.step import Ready, Sender, Server
 from bftfs.storage import StorageView
@@ -24,6 +30,10 @@ NODES: Mapping[str, Callable[[NodePosition], Server]] = {
     "checksum-liar": block_nodes.ChecksumLiar,
     "concealer": block_nodes.Concealer,
     "accomplice": block_nodes.Accomplice,
+    "history-forger": object_nodes.HistoryForger,
+    "selective-authenticator": object_nodes.SelectiveAuthenticator,
+    "wrong-answers": object_nodes.WrongAnswers,
+    "sync-liar": object_nodes.SyncLiar,
 }
 
 _Clients = Mapping[str, Callable[[ClientPosition], ClientAdversary]]
@@ -39,8 +49,21 @@ _BLOCK_CLIENTS: _Clients = {
     "garbage-client": block_clients.GarbageClient,
 }
 
+_OBJECT_CLIENTS: _Clients = {
+    "partial-updater": object_clients.PartialUpdater,
+    "two-faced-updater": object_clients.TwoFacedUpdater,
+    "stale-conditioner": object_clients.StaleConditioner,
+    "cherry-picker": object_clients.CherryPicker,
+    "barrier-spammer": object_clients.BarrierSpammer,
+    "half-multi-object": object_clients.HalfMultiObject,
+    "fabricator": object_clients.Fabricator,
+    "false-repairer": object_clients.FalseRepairer,
+    "future-updater": object_clients.FutureUpdater,
+    "garbled-updater": object_clients.GarbledUpdater,
+}
+
 # What each kind of workload can be attacked with.
-CLIENTS: Mapping[str, _Clients] = {"blocks": _BLOCK_CLIENTS, "objects": {}}
+CLIENTS: Mapping[str, _Clients] = {"blocks": _BLOCK_CLIENTS, "objects": _OBJECT_CLIENTS}
 
 
 class Chimera:

@@ -49,6 +49,8 @@ class _Node:
     predecessors: int = 0
 
 
+_CYCLE_STARTS = 200  # from how many operations a shortest cycle is looked for
+
 Model = Callable[[ObjectOperation], Any]
 
 
@@ -65,12 +67,10 @@ def check_operations(
     _order_real_time(placed, nodes)
     serial = _topological(nodes)
     if len(serial) < len(nodes):
-        stuck = [
-            node.operation for node in nodes if node.predecessors > 0 and node.operation is not None
-        ]
         findings.append(
-            f"no serial order: a cycle among {len(stuck)} operations, such as "
-            + "; ".join(_describe(operation) for operation in stuck[:4])
+            "no serial order: "
+            + " -> ".join(_describe(operation) for operation in _shortest_cycle(nodes))
+            + " -> the first again"
         )
         return findings
     if model is not None:
@@ -165,6 +165,39 @@ def _order_real_time(placed: list[ObjectOperation], nodes: list[_Node]) -> None:
             _edge(nodes, first + latest, position)
         if placed[position].responded < inf:
             _edge(nodes, position, place[placed[position].responded])
+
+
+def _shortest_cycle(nodes: list[_Node]) -> list[ObjectOperation]:
+    """The operations of a shortest cycle through one of the nodes that are on any.
+
+    Requires: `_topological` has left the nodes on cycles, and those behind them, with predecessors.
+    """
+    best: list[int] = []
+    stuck = [position for position, node in enumerate(nodes) if node.predecessors > 0]
+    for start in stuck[:_CYCLE_STARTS]:
+        came_from = {start: start}
+        fresh = [start]
+        while fresh and start not in nodes[fresh[-1]].successors:
+            position = fresh.pop(0)
+            for target in nodes[position].successors:
+                if target == start:
+                    fresh = [position]
+                    break
+                if target not in came_from:
+                    came_from[target] = position
+                    fresh.append(target)
+            else:
+                continue
+            break
+        if not fresh:
+            continue
+        cycle = [fresh[-1]]
+        while cycle[-1] != start:
+            cycle.append(came_from[cycle[-1]])
+        if not best or len(cycle) < len(best):
+            best = cycle
+    found = [nodes[position].operation for position in reversed(best)]
+    return [operation for operation in found if operation is not None]
 
 
 def _topological(nodes: list[_Node]) -> list[int]:

@@ -18,7 +18,7 @@ from bftfs.errors import FileSystemError
 from bftfs.identifiers import ObjectId, ObjectKind
 from bftfs.query_update.client import QueryUpdateClient
 from bftfs.query_update.counter import Fetch, Increment
-from bftfs.query_update.object_type import ObjectTypes
+from bftfs.query_update.object_type import ObjectTypes, Record
 from bftfs.quorum import ThresholdQuorums
 from bftfs.simulation.checkers.serializability import ObjectOperation, check_operations
 from bftfs.simulation.deployment import CREDENTIALS, Sizes
@@ -74,20 +74,20 @@ class _Model:
 
     def __call__(self, operation: ObjectOperation) -> Any:
         """The answer that `operation` must have been given."""
-        entry: _Entry = operation.arguments
-        match entry.arguments:
+        objects, arguments = operation.arguments
+        match arguments:
             case Increment() | Fetch():
                 return operation.answer  # which is its version: their order is all that counts
             case Deposit(label, amount):
-                self._enter(entry.objects[0], label, amount)
+                self._enter(objects[0], label, amount)
             case Transfer(label, amount):
-                for position, number in enumerate(entry.objects):
-                    last = position == len(entry.objects) - 1
+                for position, number in enumerate(objects):
+                    last = position == len(objects) - 1
                     change = -amount if position == 0 else amount if last else 0
                     self._enter(number, label, change)
             case _:
                 pass
-        return Accounts(tuple(self._stand(number) for number in entry.objects))
+        return Accounts(tuple(self._stand(number) for number in objects))
 
     def _stand(self, number: int) -> Account:
         return self.accounts.get(number, Account(0, 0, FIRST_CHAIN))
@@ -137,10 +137,19 @@ class ObjectWorkload:
         if isinstance(entry.arguments, Deposit | Transfer):
             self._labels[entry.arguments.label] = entry
 
-    def draw(self, name: str) -> _Entry:
-        """An operation."""
+    def attempted(self, name: str, at: float) -> tuple[str, tuple[ObjectId, ...], Record]:
+        """An update that a Byzantine client may make from now on: it may take place, once."""
+        entry = self.draw(name, updates=1.0)
+        self.issue(entry)
+        entry.invoked = at
+        self.history.append(entry)
+        objects = tuple(self.objects[number] for number in entry.objects)
+        return entry.method, objects, entry.arguments
+
+    def draw(self, name: str, *, updates: float) -> _Entry:
+        """An operation, which is an update with this probability."""
         random, mix = self.random, self.mix
-        update = random.random() < mix.updates
+        update = random.random() < updates
         if self.counters and (not self.accounts or random.random() >= mix.ledger):
             number = random.choice(self.counters)
             if update:
@@ -180,7 +189,7 @@ class ObjectWorkload:
                         entry.answer,
                         entry.invoked,
                         entry.responded,
-                        entry,
+                        (entry.objects, entry.arguments),
                     )
                 )
         # Without the journals it is not known which of the updates that never ended took place.
@@ -261,7 +270,7 @@ class ObjectSession:
 
     def next_task(self) -> Task:
         """One operation."""
-        return self._task(self._workload.draw(self._name))
+        return self._task(self._workload.draw(self._name, updates=self._workload.mix.updates))
 
     def audit(self) -> Iterator[Task]:
         """See all that has happened; then an update of every object, by a client alone."""

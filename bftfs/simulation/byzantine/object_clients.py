@@ -1,0 +1,488 @@
+"""Clients that misuse replicated objects. [Q/U §4.3.5 Malevolent components]
+
+They may invoke every method that their grant allows, so that each operation of theirs may take
+place, once. What they must not be able to do is to split it, to undo an established version, to
+make servers build on different ones, or to keep the others from making progress once they stop.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from bftfs import limits
+from bftfs.conversation import Delivery, Draw, Now, Receive, Send
+from bftfs.crypto.authenticator import MAC_BYTES
+from bftfs.crypto.digest import deduction_digest, replica_history_digest
+from bftfs.errors import MalformedMessage
+from bftfs.identifiers import ClientId, NodeId, ObjectId
+from bftfs.query_update.candidate import INITIAL, Candidate
+from bftfs.query_update.conditioned import (
+    Conditioned,
+    ConditionedKind,
+    Fact,
+    Operation,
+    timestamp_of,
+)
+from bftfs.query_update.history import (
+    Known,
+    ObjectHistorySet,
+    assemble,
+    history_of,
+    parse_history,
+    parse_set,
+)
+from bftfs.query_update.messages import (
+    InlineBarrier,
+    InlineUpdate,
+    Query,
+    QueryReply,
+    Update,
+    UpdateReply,
+    Voucher,
+)
+from bftfs.query_update.object_type import encode_record
+from bftfs.query_update.timestamp import ZERO, logical_timestamp
+from bftfs.simulation.byzantine.positions import ClientPosition, mutated
+from bftfs.simulation.deployment import CREDENTIALS
+from bftfs.wire.codec import encode
+
+_LISTEN_US = 10_000
+
+Sets = tuple[tuple[ObjectHistorySet, ...], tuple[bytes, ...]]  # with their authenticators
+
+
+class _Hand:
+    """What all of these clients do: collect histories, and send what they like to anyone."""
+
+    def __init__(self, position: ClientPosition) -> None:
+        self.position = position
+        self.random = position.random
+        self.n = position.sizes.n
+        # All that servers have ever said: the latest is what a correct client would use.
+        self.said: dict[ObjectId, dict[NodeId, list[Known]]] = {}
+
+    def operation(self, serial: int) -> Operation:
+        """An update that may take place from now on."""
+        method, objects, arguments = self.position.workload.attempted(
+            self.position.name, self.position.now()
+        )
+        return Operation(
+            method,
+            objects,
+            encode_record(arguments),
+            CREDENTIALS.uid,
+            CREDENTIALS.gid,
+            CREDENTIALS.groups,
+            serial,
+        )
+
+    async def observe(self, objects: Sequence[ObjectId]) -> None:
+        """Ask all servers for their histories, and listen for a while."""
+        names = tuple(sorted(set(objects)))
+        query = Query(
+            names,
+            "",
+            b"",
+            CREDENTIALS.uid,
+            CREDENTIALS.gid,
+            CREDENTIALS.groups,
+            NodeId(0),
+        )
+        for node in range(self.n):
+            await Send(NodeId(node), query)
+        await self.listen(names)
+
+    async def listen(self, names: Sequence[ObjectId]) -> None:
+        """Take down what servers say of their histories of `names`."""
+        for _ in range(2 * self.n):
+            delivery = await Receive(_LISTEN_US)
+            if delivery is None:
+                return
+            self._take_down(names, delivery)
+
+    def _take_down(self, names: Sequence[ObjectId], delivery: Delivery) -> None:
+        reply = delivery.message
+        if not isinstance(reply, QueryReply | UpdateReply) or len(reply.histories) != len(names):
+            return
+        for name, history, authenticator in zip(
+            names, reply.histories, reply.authenticators, strict=False
+        ):
+            try:
+                parse_history(history)
+            except MalformedMessage:
+                continue
+            known = Known(history, authenticator)
+            said = self.said.setdefault(name, {}).setdefault(delivery.node, [])
+            if not said or said[-1] != known:
+                said.append(known)
+
+    def latest(self, name: ObjectId) -> dict[NodeId, Known]:
+        """What a correct client would know."""
+        return {node: said[-1] for node, said in self.said.get(name, {}).items()}
+
+    def sets(self, known: Mapping[ObjectId, Mapping[NodeId, Known]]) -> Sets:
+        """History sets of these objects, ascending, and their authenticators."""
+        assembled = [assemble(name, known[name]) for name in sorted(known)]
+        return tuple(each[0] for each in assembled), tuple(each[1] for each in assembled)
+
+    async def update(
+        self,
+        nodes: Iterable[int],
+        sets: Sets,
+        *,
+        kind: ConditionedKind = ConditionedKind.METHOD,
+        operation: Operation | None = None,
+        clock: int | None = None,
+        facts: tuple[Fact, ...] = (),
+        vouchers: tuple[tuple[Voucher, ...], ...] = (),
+    ) -> Conditioned:
+        """Send a request to `nodes`, and listen."""
+        history_sets, authenticators = sets
+        now_us = await Now()
+        conditioned = Conditioned(
+            kind, operation, now_us if clock is None else clock, history_sets, (), facts
+        )
+        request = Update(encode(conditioned), authenticators, vouchers, NodeId(0))
+        for node in nodes:
+            await Send(NodeId(node), request)
+        await self.listen([each.object for each in history_sets])
+        return conditioned
+
+    async def fresh(self) -> tuple[Operation, Sets]:
+        """An operation, and the history sets that a correct client would condition it on."""
+        operation = self.operation(await Draw(1 << 62))
+        await self.observe(operation.objects)
+        return operation, self.sets({name: self.latest(name) for name in operation.objects})
+
+    def some_nodes(self) -> list[int]:
+        """Some of them, in any order."""
+        return self.random.sample(range(self.n), self.random.randint(1, self.n))
+
+    def all_nodes(self) -> list[int]:
+        """All of them, in any order."""
+        return self.random.sample(range(self.n), self.n)
+
+    def an_object(self) -> ObjectId:
+        """One of the objects that everybody uses."""
+        identifier: ObjectId = self.random.choice(self.position.workload.objects)
+        return identifier
+
+
+class PartialUpdater:
+    """Sends a good update to some servers only, and stops.
+
+    [Q/U §4.3.3] what is potential is repaired or superseded, and "established candidates are
+    classified as repairable or complete". Shown by serializability: it takes place once or never,
+    at all of its objects alike.
+    """
+
+    def __init__(self, position: ClientPosition) -> None:
+        self._hand = _Hand(position)
+
+    async def act(self) -> None:
+        """One update."""
+        hand = self._hand
+        operation, sets = await hand.fresh()
+        await hand.update(hand.some_nodes(), sets, operation=operation)
+
+
+class TwoFacedUpdater:
+    """Conditions two operations on the same version, and shows each to some of the servers.
+
+    [Q/U §4.3.5] "Only one update of a specific object version can complete successfully", since the
+    operation is tied to the timestamp. Shown by serializability and candidates.
+    """
+
+    def __init__(self, position: ClientPosition) -> None:
+        self._hand = _Hand(position)
+
+    async def act(self) -> None:
+        """One operation here, another one there, at one time."""
+        hand = self._hand
+        one, sets = await hand.fresh()
+        other = hand.operation(await Draw(1 << 62))
+        if set(other.objects) != set(one.objects):
+            await hand.observe(other.objects)
+        others = hand.sets({name: hand.latest(name) for name in other.objects})
+        clock = await Now()
+        nodes = hand.all_nodes()
+        half = hand.random.randint(0, hand.n)
+        overlap = hand.random.randint(0, 2)
+        await hand.update(nodes[: half + overlap], sets, operation=one, clock=clock)
+        await hand.update(nodes[half:], others, operation=other, clock=clock)
+
+
+class StaleConditioner:
+    """Conditions on histories that were true once.
+
+    [Q/U §4.3.4] line 1007: a server accepts nothing that is not conditioned on the latest it has
+    accepted. Shown by serializability.
+    """
+
+    def __init__(self, position: ClientPosition) -> None:
+        self._hand = _Hand(position)
+
+    async def act(self) -> None:
+        """An update on histories from anywhere in the past, or none at all."""
+        hand = self._hand
+        random = hand.random
+        operation, _ = await hand.fresh()
+        known = {
+            name: {
+                node: said[random.randrange(len(said))]
+                for node, said in hand.said.get(name, {}).items()
+                if random.random() < 0.9
+            }
+            for name in operation.objects
+        }
+        if random.random() < 0.2:
+            known = dict.fromkeys(operation.objects, {})
+        await hand.update(hand.all_nodes(), hand.sets(known), operation=operation)
+
+
+class CherryPicker:
+    """Leaves histories out, so that what is established looks as if it were not, and repairs that.
+
+    [Q/U §4.3.3] (4.3): "some repairable set of an established candidate is contained in every other
+    quorum", whichever histories a client chooses to show. Shown by serializability and candidates.
+    """
+
+    def __init__(self, position: ClientPosition) -> None:
+        self._hand = _Hand(position)
+
+    async def act(self) -> None:
+        """A barrier, a copy or a method on some of the histories, fresh ones and old ones."""
+        hand = self._hand
+        random = hand.random
+        operation = hand.operation(await Draw(1 << 62))
+        await hand.observe(operation.objects)
+        for _ in range(random.randint(1, 4)):
+            known = {
+                name: {
+                    node: said[-1] if random.random() < 0.8 else random.choice(said)
+                    for node, said in hand.said.get(name, {}).items()
+                    if random.random() < random.choice((0.3, 0.7, 1.0))
+                }
+                for name in random.sample(
+                    sorted(set(operation.objects)), random.randint(1, len(set(operation.objects)))
+                )
+            }
+            kind = random.choice(tuple(ConditionedKind))
+            if kind is ConditionedKind.METHOD:
+                known = {name: known.get(name, hand.latest(name)) for name in operation.objects}
+            await hand.update(
+                hand.some_nodes(),
+                hand.sets(known),
+                kind=kind,
+                operation=operation if kind is ConditionedKind.METHOD else None,
+            )
+
+
+class BarrierSpammer:
+    """Makes barriers all the time, and never copies what is behind them.
+
+    [Q/U §4.3.5] "back-off and unfinished work are limited at the server per client": beyond its
+    allowance, a server refuses. Shown by progress and serializability.
+    """
+
+    def __init__(self, position: ClientPosition) -> None:
+        self._hand = _Hand(position)
+
+    async def act(self) -> None:
+        """A burst of barriers at one object, showing too little to see that there is no need."""
+        hand = self._hand
+        random, name = hand.random, hand.an_object()
+        for _ in range(random.randint(1, 8)):
+            await hand.observe((name,))
+            latest = sorted(hand.latest(name).items())
+            few = dict(random.sample(latest, min(len(latest), random.randint(1, 2))))
+            await hand.update(
+                hand.some_nodes(), hand.sets({name: few}), kind=ConditionedKind.BARRIER
+            )
+            sets, authenticators = hand.sets({name: hand.latest(name)})
+            if random.random() < 0.5:
+                for node in hand.some_nodes():
+                    await Send(NodeId(node), InlineBarrier(sets[0], authenticators[0]))
+
+
+class HalfMultiObject:
+    """Begins an operation on several objects, and goes on with one of them as if it were not there.
+
+    [Q/U §4.3.7] "either all of the objects in the multi-OHS are classified as repairable, some are
+    classified complete (implying that all are complete), or some are classified incomplete". Shown
+    by serializability: its label is in all of its objects' journals, or in none.
+    """
+
+    def __init__(self, position: ClientPosition) -> None:
+        self._hand = _Hand(position)
+
+    async def act(self) -> None:
+        """A transfer to some servers, then a barrier, a copy or a deposit at one account."""
+        hand = self._hand
+        random = hand.random
+        operation, sets = await hand.fresh()
+        await hand.update(hand.some_nodes(), sets, operation=operation)
+        name = random.choice(operation.objects)
+        for _ in range(random.randint(1, 3)):
+            await hand.observe((name,))
+            kind = random.choice((ConditionedKind.BARRIER, ConditionedKind.COPY))
+            known = hand.latest(name)
+            if random.random() < 0.5:
+                known = {node: each for node, each in known.items() if random.random() < 0.7}
+            await hand.update(hand.some_nodes(), hand.sets({name: known}), kind=kind)
+
+
+class Fabricator:
+    """Invents histories in which everybody stands behind a barrier and nothing was ever done.
+
+    [Q/U §4.3.2] "Authenticators […] prevent malevolent clients and servers from fabricating replica
+    histories for benign servers": they are culled. Shown by serializability; without culling, a
+    copy of the initial version would undo everything.
+    """
+
+    def __init__(self, position: ClientPosition) -> None:
+        self._hand = _Hand(position)
+
+    async def act(self) -> None:
+        """A copy, or an update, that rests on a forged barrier or an established version."""
+        hand = self._hand
+        random, name = hand.random, hand.an_object()
+        operation = hand.operation(await Draw(1 << 62))
+        now_us = await Now()
+        barrier = Candidate(
+            logical_timestamp(
+                time_us=now_us + random.choice((0, 1_000_000)),
+                barrier=True,
+                client=hand.position.client,
+                digest=random.randbytes(32),
+            ),
+            ZERO,
+        )
+        await hand.observe(operation.objects)
+        forged = history_of((barrier,))
+        known = {NodeId(node): self._forge(NodeId(node), name, forged) for node in range(hand.n)}
+        await hand.update(hand.all_nodes(), hand.sets({name: known}), kind=ConditionedKind.COPY)
+        # A candidate that servers have accepted, shown as if all of them had.
+        subject = operation.objects[0]
+        histories = [each.history for each in hand.latest(subject).values()]
+        chosen = random.choice(histories) if histories else b""
+        shown = hand.latest(subject) | {
+            NodeId(node): self._forge(NodeId(node), subject, chosen)
+            for node in range(hand.n)
+            if chosen and random.random() < 0.8
+        }
+        others = {other: hand.latest(other) for other in operation.objects if other != subject}
+        await hand.update(
+            hand.all_nodes(), hand.sets({subject: shown, **others}), operation=operation
+        )
+
+    def _forge(self, node: NodeId, name: ObjectId, history: bytes) -> Known:
+        """`history` as if `node` had reported it; for an ally, that is as good as true."""
+        for ally in self._hand.position.allies:
+            if ally.node == node:
+                digest = replica_history_digest(object=name, encoded=history)
+                return Known(history, ally.keys.make(digest))
+        return Known(history, self._hand.random.randbytes(MAC_BYTES * self._hand.n))
+
+
+class FalseRepairer:
+    """Repairs inline what was never begun, in another's name, and copies on false statements.
+
+    [Q/U §4.3.5] an inline repair needs a repairable set of histories with the candidate; [§4.3.7] a
+    statement of deduction needs b + 1 servers. Shown by serializability: it speaks in the names of
+    clients that do not exist.
+    """
+
+    def __init__(self, position: ClientPosition) -> None:
+        self._hand = _Hand(position)
+
+    async def act(self) -> None:
+        """An inline repair in a false name; or a copy that leaves an established version behind."""
+        hand = self._hand
+        random = hand.random
+        operation, (sets, authenticators) = await hand.fresh()
+        nodes = hand.all_nodes()
+        if random.random() < 0.5:
+            author = ClientId(random.randbytes(16))
+            conditioned = Conditioned(ConditionedKind.METHOD, operation, await Now(), sets, (), ())
+            encoded = encode(conditioned)
+            culled = [parse_set(each, n=hand.n) for each in sets]
+            timestamp = timestamp_of(conditioned, encoded, culled, author)
+            base = max((each.latest for each in culled[:1]), default=ZERO)
+            forged = history_of((Candidate(timestamp, base),))
+            name = sets[0].object
+            known = dict(hand.latest(name))
+            for ally in hand.position.allies:
+                digest = replica_history_digest(object=name, encoded=forged)
+                known[ally.node] = Known(forged, ally.keys.make(digest))
+            evidence, macs, _ = assemble(name, known)
+            request = InlineUpdate(encoded, author, evidence, macs, NodeId(0))
+            for node in nodes:
+                await Send(NodeId(node), request)
+            await hand.listen([each.object for each in sets])
+            return
+        name = random.choice(operation.objects)
+        latest = [parse_history(each.history) for each in hand.latest(name).values()]
+        target = max((each.latest_object for each in latest), key=_time, default=INITIAL)
+        fact = Fact(target.timestamp, random.random() < 0.5)
+        digest = deduction_digest(timestamp=fact.timestamp, established=fact.established)
+        vouchers = tuple(
+            Voucher(ally.node, ally.keys.make(digest)) for ally in hand.position.allies
+        )
+        kind = random.choice((ConditionedKind.BARRIER, ConditionedKind.COPY))
+        await hand.update(
+            nodes,
+            hand.sets({name: hand.latest(name)}),
+            kind=kind,
+            facts=(fact,),
+            vouchers=(vouchers + vouchers[:1],),
+        )
+
+
+class FutureUpdater:
+    """Makes its updates at times ahead of everybody's clock, within what is sane and beyond.
+
+    [design §4] "LT.Time = max(latest_time(OHS) + 1, operation's clock)", and nobody accepts what is
+    beyond its clock and the bound. Shown by progress and serializability.
+    """
+
+    def __init__(self, position: ClientPosition) -> None:
+        self._hand = _Hand(position)
+
+    async def act(self) -> None:
+        """One complete update at a time of the client's choice."""
+        hand = self._hand
+        operation, sets = await hand.fresh()
+        bound = limits.CLOCK_SKEW_US
+        leap = hand.random.choice((1_000, 1_000_000, bound // 100, 2 * bound, 1 << 59, -bound))
+        clock = await Now() + leap
+        await hand.update(hand.all_nodes(), sets, operation=operation, clock=clock)
+
+
+class GarbledUpdater:
+    """Sends bytes that are nearly a request, or a request that is nearly well-formed.
+
+    [architecture §6] what does not decode to a declared message is dropped at the door; what
+    decodes and makes no sense is rejected. Shown by the absence of exceptions.
+    """
+
+    def __init__(self, position: ClientPosition) -> None:
+        self._hand = _Hand(position)
+
+    async def act(self) -> None:
+        """A spoilt update to every server."""
+        hand = self._hand
+        random = hand.random
+        operation, (sets, authenticators) = await hand.fresh()
+        encoded = encode(Conditioned(ConditionedKind.METHOD, operation, await Now(), sets))
+        for node in hand.all_nodes():
+            inner = encoded if random.random() < 0.5 else mutated(encoded, random)
+            request = Update(inner, authenticators, (), NodeId(0))
+            if inner is encoded:
+                await Send(NodeId(node), mutated(encode(request), random))
+            else:
+                await Send(NodeId(node), request)
+
+
+def _time(candidate: Candidate) -> bytes:
+    return candidate.timestamp

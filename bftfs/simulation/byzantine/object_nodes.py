@@ -1,0 +1,256 @@
+"""Nodes that lie about replicated objects. [Q/U §4.3.3, §4.3.5 Malevolent components]"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+from bftfs import limits
+from bftfs.crypto.authenticator import MAC_BYTES
+from bftfs.crypto.digest import deduction_digest, replica_history_digest, sync_page_digest
+from bftfs.errors import MalformedMessage
+from bftfs.identifiers import ClientId, ObjectId
+from bftfs.query_update.candidate import Candidate
+from bftfs.query_update.conditioned import decode_conditioned
+from bftfs.query_update.history import history_of, parse_history
+from bftfs.query_update.messages import (
+    DeduceReply,
+    DeduceRequest,
+    FetchReply,
+    Found,
+    InlineBarrier,
+    InlineUpdate,
+    Query,
+    QueryReply,
+    Status,
+    SyncReply,
+    SyncRequest,
+    Update,
+    UpdateReply,
+    Verdict,
+)
+from bftfs.query_update.timestamp import logical_timestamp, time_of
+from bftfs.simulation.byzantine.positions import NodePosition, mutated
+from bftfs.step import Ready, Sender
+from bftfs.storage import StorageView
+
+
+class HistoryForger:
+    """Reports candidates that it never accepted, barriers too, or leaves out what it did accept.
+
+    [Q/U §4.3.5] "malevolent servers cannot forge a potential or established candidate: any forged
+    candidate is classifiable as incomplete"; "any barrier candidate not classified as complete is
+    inline repaired. This bounds the number of barriers". Shown by serializability and progress.
+    """
+
+    def __init__(self, position: NodePosition) -> None:
+        self._position = position
+        self._forges = position.random.choice((0.1, 0.5, 1.0))
+        self._forged: dict[ObjectId, bytes] = {}  # lies that are told consistently
+
+    def step(
+        self, view: StorageView, sender: Sender, message: Any, body: bytes | memoryview, now_us: int
+    ) -> Ready:
+        """A history of the node's own invention, with its own authenticator."""
+        ready = self._position.honest(view, sender, message, body, now_us)
+        random = self._position.random
+        if not isinstance(ready.reply, QueryReply | UpdateReply) or random.random() >= self._forges:
+            return ready
+        histories = [
+            self._forge(name, history, now_us)
+            for name, history in zip(_objects_of(message), ready.reply.histories, strict=True)
+        ]
+        ready.reply = _reporting(self._position, ready.reply, _objects_of(message), histories)
+        return ready
+
+    def _forge(self, name: ObjectId, history: bytes, now_us: int) -> bytes:
+        random = self._position.random
+        if name in self._forged and random.random() < 0.5:
+            return self._forged[name]
+        honest = parse_history(history)
+        candidates = list(honest.candidates)
+        choice = random.randrange(4)
+        if choice == 0:
+            del candidates[random.randrange(len(candidates) + 1) :]
+        else:
+            latest_us = time_of(honest.latest)
+            time_us = random.choice(
+                (latest_us + 1, latest_us + 1, max(latest_us, now_us) + 1_000, now_us + 100_000_000)
+            )
+            if choice == 1:
+                time_us = random.choice((now_us + 2 * limits.CLOCK_SKEW_US, 1 << 62))
+            barrier = random.random() < 0.5
+            timestamp = logical_timestamp(
+                time_us=time_us,
+                barrier=barrier,
+                client=ClientId(random.randbytes(16)),
+                digest=random.randbytes(32),
+            )
+            candidates.append(Candidate(timestamp, honest.latest_object.timestamp))
+        forged = self._forged[name] = history_of(candidates)
+        return forged
+
+
+class SelectiveAuthenticator:
+    """Makes authenticators that are valid for some servers and invalid for others.
+
+    [Q/U §4.3.5] "If a malevolent server corrupts more than b HMACs in its authenticator, then a
+    client can conclude […] that the server is malevolent"; fewer, and it "is sufficient for the
+    client to solicit more responses from additional servers and make progress." Shown by progress.
+    """
+
+    def __init__(self, position: NodePosition) -> None:
+        self._position = position
+        n = position.sizes.n
+        self._spoilt = position.random.sample(range(n), position.random.randint(1, n))
+
+    def step(
+        self, view: StorageView, sender: Sender, message: Any, body: bytes | memoryview, now_us: int
+    ) -> Ready:
+        """The right answer, with an authenticator that not everybody can verify."""
+        ready = self._position.honest(view, sender, message, body, now_us)
+        if isinstance(ready.reply, QueryReply | UpdateReply):
+            authenticators = tuple(map(self._spoil, ready.reply.authenticators))
+            ready.reply = msgspec.structs.replace(ready.reply, authenticators=authenticators)
+        return ready
+
+    def _spoil(self, authenticator: bytes) -> bytes:
+        spoilt = bytearray(authenticator)
+        for server in self._spoilt:
+            if len(spoilt) >= MAC_BYTES * (server + 1):
+                spoilt[MAC_BYTES * server] ^= 1
+        return bytes(spoilt)
+
+
+class WrongAnswers:
+    """Gives answers, errors and statuses that are not the method's, and claims to have accepted.
+
+    [Q/U §4.3.2] q equal successes finish an update, and b + 1 equal answers include a correct one.
+    Shown by serializability, whose model knows every answer.
+    """
+
+    def __init__(self, position: NodePosition) -> None:
+        self._position = position
+        self._lies = position.random.choice((0.2, 1.0))
+
+    def step(
+        self, view: StorageView, sender: Sender, message: Any, body: bytes | memoryview, now_us: int
+    ) -> Ready:
+        """Another answer than the right one."""
+        ready = self._position.honest(view, sender, message, body, now_us)
+        random = self._position.random
+        if random.random() >= self._lies:
+            return ready
+        match ready.reply:
+            case QueryReply(error=error, answer=answer, whole=whole):
+                ready.reply = msgspec.structs.replace(
+                    ready.reply,
+                    answered=True,
+                    error=random.choice((error, 2, 122)),
+                    answer=mutated(answer, random),
+                    whole=random.choice((whole, True, False)),
+                )
+            case UpdateReply(status=status, answer=answer, whole=whole):
+                ready.reply = msgspec.structs.replace(
+                    ready.reply,
+                    status=random.choice((status, *Status)),
+                    error=random.choice((0, 2, 122)),
+                    answer=random.choice((answer, mutated(answer, random))),
+                    whole=random.choice((whole, True, False)),
+                    forged=random.randrange(1 << self._position.sizes.n),
+                    insane=random.choice((0, random.randrange(1 << self._position.sizes.n))),
+                )
+            case _:
+                pass
+        return ready
+
+
+class SyncLiar:
+    """Lies to nodes that lack a version, and to clients that ask what became of an operation.
+
+    [Q/U §4.3.2] "Responses from at least b + 1 host-servers are required for the sync-server to
+    validate that the data it receives is correct." Statements used in deduction need as many. Shown
+    by serializability.
+    """
+
+    def __init__(self, position: NodePosition) -> None:
+        self._position = position
+
+    def step(
+        self, view: StorageView, sender: Sender, message: Any, body: bytes | memoryview, now_us: int
+    ) -> Ready:
+        """Another past than the real one."""
+        ready = self._position.honest(view, sender, message, body, now_us)
+        random = self._position.random
+        match message, ready.reply:
+            case SyncRequest(whole=whole), SyncReply(found=Found.PAGE, page=page):
+                false = _another_page(page) if whole else sync_page_digest(random.randbytes(8))
+                ready.reply = SyncReply(Found.PAGE, false)
+            case SyncRequest(), SyncReply():
+                ready.reply = SyncReply(random.choice(tuple(Found)), random.randbytes(32))
+            case DeduceRequest(), DeduceReply(answer=answer, whole=whole):
+                verdict = random.choice((Verdict.ESTABLISHED, Verdict.DEAD))
+                voucher = self._voucher(message.timestamp, verdict)
+                ready.reply = DeduceReply(verdict, voucher, mutated(answer, random), whole)
+            case Query(), QueryReply(histories=histories) if histories:
+                verdict = random.choice((Verdict.ESTABLISHED, Verdict.DEAD))
+                timestamp = parse_history(histories[0]).latest_object.timestamp
+                ready.reply = msgspec.structs.replace(
+                    ready.reply, verdict=verdict, voucher=self._voucher(timestamp, verdict)
+                )
+            case _, FetchReply(conditioned=conditioned):
+                ready.reply = FetchReply(mutated(conditioned, random))
+            case _:
+                pass
+        return ready
+
+    def _voucher(self, timestamp: Any, verdict: Verdict) -> bytes:
+        digest = deduction_digest(timestamp=timestamp, established=verdict is Verdict.ESTABLISHED)
+        return self._position.keys.make(digest)
+
+
+def _another_page(page: bytes) -> bytes:
+    """A page of object sync with other values in it, as well-formed as the right one."""
+    return msgspec.msgpack.encode(_changed(msgspec.msgpack.decode(page)))
+
+
+def _changed(value: Any) -> Any:
+    """`value` with the last byte of each short byte string in it changed, but for keys."""
+    if isinstance(value, list):
+        pair = len(value) == 2 and isinstance(value[0], bytes)
+        return [
+            each if pair and position == 0 else _changed(each)
+            for position, each in enumerate(value)
+        ]
+    if isinstance(value, bytes) and 0 < len(value) <= 12:
+        return value[:-1] + bytes((value[-1] ^ 1,))
+    return value
+
+
+def _objects_of(message: Any) -> Sequence[ObjectId]:
+    """The objects whose histories a reply to `message` reports."""
+    match message:
+        case Query(objects=objects):
+            return sorted(set(objects))
+        case Update(conditioned=encoded) | InlineUpdate(conditioned=encoded):
+            try:
+                return [each.object for each in decode_conditioned(encoded).sets]
+            except MalformedMessage:
+                return ()
+        case InlineBarrier(evidence=evidence):
+            return (evidence.object,)
+        case _:
+            return ()
+
+
+def _reporting(
+    position: NodePosition, reply: Any, names: Sequence[ObjectId], histories: Sequence[bytes]
+) -> Any:
+    """`reply` with these histories, authenticated by the node."""
+    authenticators = tuple(
+        position.keys.make(replica_history_digest(object=name, encoded=history))
+        for name, history in zip(names, histories, strict=True)
+    )
+    return msgspec.structs.replace(reply, histories=tuple(histories), authenticators=authenticators)
