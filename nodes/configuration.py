@@ -1,9 +1,10 @@
 """What a node's administrator may set in `node.toml`, next to the node's key; all is optional.
 
-durability = "interval"                # default: what the cluster description says
-capacity_bytes = 200_000_000_000       # the store's share of the disk; default: all of it
-metrics = "tcp:127.0.0.1:9100"         # or "unix:/path", or "off"; default: metrics.socket here
-log_level = "debug"                    # or "info" (default), "warning", "error"
+durability = "interval"            # default: what the cluster description says
+capacity_bytes = 200_000_000_000   # the store's share of the disk; default: all of it
+client_bytes = 50_000_000_000      # for the block versions of one client; default: no limit
+metrics = "tcp:127.0.0.1:9100"     # or "unix:/path", or "off"; default: metrics.socket here
+log_level = "debug"                # or "info" (default), "warning", "error"
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from bftfs.cluster import Durability, parse_address
 from bftfs.errors import UsageError
 from bftfs.limits import MIB
 
-CAPACITY_BYTES_MIN = 16 * MIB
+SIZE_BYTES_MIN = 16 * MIB
 LOG_LEVELS = ("debug", "info", "warning", "error")
 
 _OFF = "off"
@@ -29,6 +30,7 @@ class NodeConfiguration:
 
     durability: Durability
     capacity_bytes: int | None
+    client_bytes: int | None
     metrics: str | None  # an address
     log_level: str
 
@@ -50,7 +52,7 @@ class NodeConfiguration:
     def _from(
         cls, settings: dict[str, Any], *, durability: Durability, metrics: str
     ) -> NodeConfiguration:
-        known = ("durability", "capacity_bytes", "metrics", "log_level")
+        known = ("durability", "capacity_bytes", "client_bytes", "metrics", "log_level")
         for name in settings:
             if name not in known:
                 raise UsageError(
@@ -59,11 +61,12 @@ class NodeConfiguration:
         chosen = settings.get("durability", durability.value)
         if chosen not in [one.value for one in Durability]:
             raise UsageError(f'durability = {chosen!r}; write "sync" or "interval"')
-        capacity = settings.get("capacity_bytes")
-        if capacity is not None and (type(capacity) is not int or capacity < CAPACITY_BYTES_MIN):
-            raise UsageError(
-                f"capacity_bytes = {capacity!r}; write a whole number, {CAPACITY_BYTES_MIN} or more"
-            )
+        sizes = [settings.get(name) for name in ("capacity_bytes", "client_bytes")]
+        for name, size in zip(("capacity_bytes", "client_bytes"), sizes, strict=True):
+            if size is not None and (type(size) is not int or size < SIZE_BYTES_MIN):
+                raise UsageError(
+                    f"{name} = {size!r}; write a whole number, {SIZE_BYTES_MIN} or more"
+                )
         address = settings.get("metrics", metrics)
         if not isinstance(address, str):
             raise UsageError(f'metrics = {address!r}; write an address or "off", in quotes')
@@ -74,7 +77,8 @@ class NodeConfiguration:
             raise UsageError(f"log_level = {level!r}; write one of {', '.join(LOG_LEVELS)}")
         return cls(
             durability=Durability(chosen),
-            capacity_bytes=capacity,
+            capacity_bytes=sizes[0],
+            client_bytes=sizes[1],
             metrics=None if address == _OFF else address,
             log_level=level,
         )

@@ -98,6 +98,7 @@ class Loop:
         self._held_bytes = 0
         self._sync_us: int | None = None  # when the store has to be synced
         self._full_until_us = 0  # when writes are tried again on a full disk
+        self._accepting = True
         self._stopping = False
         self._wakeup, self._waker = socket.socketpair()
         self._wakeup.setblocking(False)
@@ -199,8 +200,13 @@ class Loop:
         for _ in range(ACCEPTS_PER_TURN):
             try:
                 accepted, _ = self._listener.accept()
+            except (BlockingIOError, ConnectionAbortedError):
+                return
             except OSError:
-                return  # nobody is there, or is there no more
+                # No descriptor is left: those who wait are accepted when a connection is closed.
+                self._epoll.modify(self._listener.fileno(), 0)
+                self._accepting = False
+                return
             self._tally.accepted += 1
             if len(self._connections) >= CONNECTIONS:
                 accepted.close()
@@ -289,6 +295,9 @@ class Loop:
         connection.socket = None
         connection.backlog.clear()
         self._held_bytes -= connection.held_bytes
+        if not self._accepting:
+            self._epoll.modify(self._listener.fileno(), _IN)
+            self._accepting = True
 
     # --- through -----------------------------------------------------------------------------
 

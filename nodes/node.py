@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import resource
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -20,8 +21,9 @@ from bftfs.dispatcher import Dispatcher
 from bftfs.envelope import HealthRequest
 from bftfs.errors import UsageError
 from bftfs.identifiers import NodeId
+from bftfs.limits import CONNECTIONS
 from bftfs.runtime.links import Links
-from bftfs.runtime.sockets import listen
+from bftfs.runtime.sockets import forget, listen
 from bftfs.step import Sender, Server
 from bftfs.wire.channel import ServerChannel
 from nodes import log
@@ -32,6 +34,8 @@ from nodes.loop import Loop
 from nodes.metrics import Exposition, Tally
 from nodes.store import Store
 
+DESCRIPTORS_BESIDE_CONNECTIONS = 256  # store, peers, metrics
+
 Servers = Mapping[type, Server]
 
 
@@ -39,7 +43,8 @@ Servers = Mapping[type, Server]
 class Protocols:
     """What a node speaks. Tests put other servers in the place of the honest ones."""
 
-    servers: Callable[[ClusterDescription, Identity, NodeId], Servers]  # by message class
+    # By message class.
+    servers: Callable[[ClusterDescription, Identity, NodeId, NodeConfiguration], Servers]
     decode_request: Callable[[bytes], Any]
     decode_reply: Callable[[bytes], Any]
 
@@ -59,6 +64,7 @@ def run(directory: NodeDirectory, description_file: Path, protocols: Protocols) 
     )
     log.configure(configuration.log_level, node=node)
     logger = structlog.get_logger()
+    _allow_descriptors()
     with contextlib.ExitStack() as stack:
         store = Store.open(
             directory.store,
@@ -81,15 +87,19 @@ def run(directory: NodeDirectory, description_file: Path, protocols: Protocols) 
 
         servers = {
             kind: Guard(server, switch, report)
-            for kind, server in protocols.servers(description, identity, node).items()
+            for kind, server in protocols.servers(
+                description, identity, node, configuration
+            ).items()
         }
         directory.pid.write_text(f"{os.getpid()}\n")
         stack.callback(directory.pid.unlink, missing_ok=True)
         if configuration.metrics is not None:
             exposition = Exposition(listen(configuration.metrics), tally, health.reply)
+            stack.callback(forget, configuration.metrics)
             stack.callback(exposition.close)
         address = description.member(node).address
         listener = stack.enter_context(listen(address))
+        stack.callback(forget, address)
         loop = Loop(
             listener=listener,
             new_channel=lambda nonce: ServerChannel[Sender](
@@ -125,6 +135,16 @@ def _number_of(
             "give the node the directory that was made with this cluster"
         )
     return sender.node
+
+
+def _allow_descriptors() -> None:
+    """As many connections as the limits name, if the system lets us."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = CONNECTIONS + DESCRIPTORS_BESIDE_CONNECTIONS
+    if hard != resource.RLIM_INFINITY:
+        wanted = min(wanted, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def refuse_optimised_python() -> None:

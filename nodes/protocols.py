@@ -15,16 +15,29 @@ from bftfs.quorum import ThresholdQuorums
 from bftfs.read_write.messages import Request as ReadWriteRequest
 from bftfs.read_write.server import ReadWriteServer
 from nodes.authority import InodeAuthority
+from nodes.configuration import NodeConfiguration
 from nodes.node import Protocols, Servers
+from nodes.quota import ClientQuota
 
 
-def honest_servers(description: ClusterDescription, identity: Identity, node: NodeId) -> Servers:
+def honest_servers(
+    description: ClusterDescription,
+    identity: Identity,
+    node: NodeId,
+    configuration: NodeConfiguration,
+) -> Servers:
     """The servers of a correct node, by the messages that they serve."""
     keys = description.authenticator_keys(identity, node)
     query_update = QueryUpdateServer(
         node, ThresholdQuorums(description.query_update), keys, object_types()
     )
-    read_write = ReadWriteServer(node, description.read_write, keys, authority=InodeAuthority())
+    read_write = ReadWriteServer(
+        node,
+        description.read_write,
+        keys,
+        authority=InodeAuthority(),
+        quota=ClientQuota(configuration.client_bytes),
+    )
     return {
         **dict.fromkeys(get_args(QueryUpdateRequest), query_update),
         **dict.fromkeys(get_args(ReadWriteRequest), read_write),

@@ -19,6 +19,7 @@ from bftfs.simulation.byzantine.positions import NodePosition
 from bftfs.simulation.byzantine.registry import NODES, corrupted
 from bftfs.simulation.deployment import Sizes
 from nodes.__main__ import main
+from nodes.configuration import NodeConfiguration
 from nodes.node import Protocols, Servers
 from nodes.protocols import HONEST, honest_servers
 
@@ -26,10 +27,15 @@ from nodes.protocols import HONEST, honest_servers
 def lying(adversaries: Sequence[str]) -> Protocols:
     """The protocols as a node speaks them that these adversaries have taken over."""
 
-    def servers(description: ClusterDescription, identity: Identity, node: NodeId) -> Servers:
+    def servers(
+        description: ClusterDescription,
+        identity: Identity,
+        node: NodeId,
+        configuration: NodeConfiguration,
+    ) -> Servers:
         position = NodePosition(
             node,
-            honest_servers(description, identity, node),
+            honest_servers(description, identity, node, configuration),
             description.authenticator_keys(identity, node),
             Sizes(description.query_update, description.read_write),
             Random(node),

@@ -56,6 +56,16 @@ def listen(address: str) -> socket.socket:
     return listener
 
 
+def forget(address: str) -> None:
+    """Remove the file of a Unix socket that is no longer listened at."""
+    match parse_address(address):
+        case UnixAddress(path):
+            with contextlib.suppress(OSError):
+                os.unlink(path)
+        case TcpAddress():
+            pass
+
+
 def dial(address: str) -> socket.socket:
     """A socket that is connected to `address`, or about to be. Raises OSError."""
     match parse_address(address):

@@ -6,6 +6,7 @@ import errno
 import http.client
 import json
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -103,6 +104,7 @@ def test_sigterm_ends_the_node_cleanly_and_it_starts_again(
     assert counting.node(0).pid.read_text() == f"{counting.processes[0].pid}\n"
     assert counting.stop(0) == 0
     assert not counting.node(0).pid.exists()
+    assert not counting.node(0).socket.exists()
     log = [json.loads(line) for line in counting.node(0).log.read_text().splitlines()]
     assert [entry["event"] for entry in log] == ["ready", "stopped"]
     assert log[0]["node"] == 0
@@ -322,6 +324,31 @@ def test_connections_that_say_nothing_give_way(
     assert isinstance(connect(counting).perform(ask(ZERO, Fetch(b"c")))[0], Counted)
     assert silent[0].is_cut_off()
     assert closed(counting, "too many strangers") >= 10
+
+
+def test_a_node_without_free_descriptors_waits_for_one(
+    counting: Deployment, peer: Callable[..., RawPeer], connect: Connect
+) -> None:
+    network = connect(counting)
+    network.perform(ask(ZERO, Fetch(b"c")))
+    process = counting.processes[0].pid
+    in_use = len(os.listdir(f"/proc/{process}/fd"))
+    resource.prlimit(process, resource.RLIMIT_NOFILE, (in_use + 3, in_use + 3))
+    silent = [peer() for _ in range(8)]
+    network.perform(ask(ZERO, Fetch(b"c")))
+    used = cpu_ticks(process)
+    time.sleep(0.5)
+    assert cpu_ticks(process) - used <= 5  # hundredths of a second: it does not spin
+    for each in silent:
+        each.socket.close()
+    one_more = peer()
+    one_more.greet()
+    assert network.perform(ask(ZERO, Fetch(b"c")))[0] == Counted(0)
+
+
+def cpu_ticks(process: int) -> int:
+    fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    return int(fields[11]) + int(fields[12])
 
 
 def test_a_peer_that_takes_no_answers_is_not_served_further_and_costs_bounded_memory(
