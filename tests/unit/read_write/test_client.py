@@ -8,21 +8,24 @@ from typing import Any
 import pytest
 
 from bftfs import limits
+from bftfs.coding import cross_checksum
+from bftfs.coding.erasure import ErasureCode
 from bftfs.errors import AdmissionRefused, QuorumUnavailable, VersionUnrecoverable
 from bftfs.identifiers import NodeId, block_id
 from bftfs.read_write.messages import (
     Below,
     BlockRefused,
+    Listed,
     ReadReply,
     ReadRequest,
     TimeRequest,
     VouchRequest,
     WriteRequest,
 )
-from bftfs.read_write.reading import NEVER_WRITTEN
+from bftfs.read_write.reading import NEVER_WRITTEN, Reading
 from bftfs.read_write.server import VERIFIED
 from bftfs.read_write.timestamp import BlockTimestamp, version_key
-from bftfs.read_write.writing import least_safe_time
+from bftfs.read_write.writing import Encoded, least_safe_time
 from bftfs.step import Sender
 from bftfs.storage import Table, Write
 from bftfs.thresholds import ReadWriteThresholds
@@ -599,3 +602,121 @@ def test_timestamps_name_their_author() -> None:
     assert bob.read().timestamp.client == alice.id
     assert bob.write(b"mine").client == bob.id
     assert isinstance(alice.read().timestamp, BlockTimestamp)
+
+
+def test_a_host_that_goes_silent_does_not_stop_a_repair() -> None:
+    world = World()
+    alice, bob = world.client("alice"), world.client("bob")
+    timestamp = world.placed(alice, ITEM, [0, 1, 2])
+    world.nodes[1].behaviour = lambda _node, _sender, message, honest: (
+        None if isinstance(message, VouchRequest) else honest()
+    )
+    assert bob.read().timestamp == timestamp
+
+
+def test_a_repair_that_more_than_t_nodes_refuse_fails_the_read_with_their_reason() -> None:
+    world = World()
+    alice, bob = world.client("alice"), world.client("bob")
+    world.placed(alice, ITEM, [0, 1, 2])
+
+    def full(
+        _node: Node, _sender: Sender, message: Any, honest: Honest
+    ) -> Answer | tuple[BlockRefused, bytes]:
+        if isinstance(message, WriteRequest):
+            return BlockRefused(errno.ENOSPC, "the disk is full"), b""
+        return honest()
+
+    for number in (4, 5):
+        world.nodes[number].behaviour = full
+    with pytest.raises(AdmissionRefused, match="disk is full"):
+        bob.read()
+
+
+def test_nonsense_counts_against_its_node() -> None:
+    world = World()
+    alice, bob = world.client("alice"), world.client("bob")
+    world.nodes[2].behaviour = adversaries.answer_nonsense
+    alice.write(ITEM)
+    world.settle()
+    assert bob.read().item == ITEM
+    assert (alice.client.faults[2], bob.client.faults[2]) == (1, 1)
+
+
+def test_a_read_overtaken_by_collection_retries_although_a_node_is_down() -> None:
+    world = World()
+    alice, bob = world.client("alice"), world.client("bob")
+    newest = world.placed(alice, b"newest", range(6), time_us=START_US + 1)
+    world.nodes[5].behaviour = mute
+    asked = 0
+
+    def first_partial_then_collected(
+        _node: Node, _sender: Sender, message: Any, honest: Honest
+    ) -> Answer | None:
+        """Lists a version that is nowhere else; asked for older ones, it has none any more."""
+        nonlocal asked
+        if not isinstance(message, ReadRequest):
+            return honest()
+        asked += 1
+        if message.before is None and asked == 1:
+            partial = BlockTimestamp(START_US + 9, alice.id, newest.verifier)
+            return ReadReply((Listed(partial, False),), Below.COLLECTED, b""), b""
+        return honest()
+
+    world.nodes[4].behaviour = first_partial_then_collected
+    assert bob.read().timestamp == newest
+    assert asked == 2
+
+
+def test_an_encoding_of_no_item_is_poisonous_to_readers() -> None:
+    world = World()
+    alice, mallory, bob = (world.client(name) for name in ("alice", "mallory", "bob"))
+    alice.write(ITEM)
+    world.settle()
+    world.now_us += 1
+    code = ErasureCode(world.thresholds.m, world.thresholds.N)
+    fragments = code.regenerate(dict.fromkeys(range(3), b"\xff" * 10))
+    checksum = cross_checksum.make(fragments)
+    no_item = Encoded(fragments, checksum, cross_checksum.verifier(checksum))
+    world.place(mallory, no_item, range(6))
+    assert bob.read().item == ITEM
+
+
+def test_a_fragment_that_was_withheld_is_asked_for_again() -> None:
+    """Node 0 answers the third time; its fragment of an older version is needed."""
+    world = World(ReadWriteThresholds.smallest(t=1, b=0))
+    alice, bob = world.client("alice"), world.client("bob")
+    code_m = world.thresholds.m
+    assert code_m == 1
+    timestamp = world.placed(alice, ITEM, [1, 2], time_us=START_US)
+    refusals = {1: 3, 2: 3}
+
+    def slow_with_data(node: Node, _sender: Sender, message: Any, honest: Honest) -> Answer | None:
+        if isinstance(message, ReadRequest) and message.want_data:
+            refusals[node.number] -= 1
+            return honest() if refusals[node.number] < 0 else None
+        return honest()
+
+    for number in refusals:
+        world.nodes[number].behaviour = slow_with_data
+    assert bob.read().timestamp == timestamp
+
+
+def test_an_operation_remembers_a_bounded_number_of_requests(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(limits, "LATE_REQUESTS", 12)
+    monkeypatch.setattr("bftfs.read_write.gathering.LATE_REQUESTS", 12)
+    world = World()
+    alice = world.client()
+    for node in world.nodes[1:]:
+        node.behaviour = mute
+    reading = Reading(alice.client._session, BLOCK, None)
+    read = alice.start(reading.run())
+    write = alice.start(alice.client.write(BLOCK, ITEM, USER))
+    while world.now_us < 120 * limits.SECOND_US:
+        world._next_event()
+        assert len(reading._asked) <= 12 + 6
+    for node in world.nodes:
+        node.behaviour = lambda _node, _sender, _message, honest: honest()
+    world.run(read, write)
+    assert read.error is write.error is None
