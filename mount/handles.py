@@ -20,11 +20,12 @@ Opened = TypeVar("Opened")
 class Handle(Generic[Opened]):
     """Something that a process has opened."""
 
-    __slots__ = ("inode", "opened")
+    __slots__ = ("inode", "opened", "opener")
 
-    def __init__(self, opened: Opened, *, inode: int) -> None:
+    def __init__(self, opened: Opened, *, inode: int, opener: int) -> None:
         self.opened = opened
         self.inode = inode  # the kernel's number
+        self.opener = opener  # a thread; others may use the handle, too
 
 
 class Handles(Generic[Opened]):
@@ -34,10 +35,10 @@ class Handles(Generic[Opened]):
         self._numbers = count(1)
         self._open: dict[int, Handle[Opened]] = {}
 
-    def add(self, opened: Opened, *, inode: int) -> int:
+    def add(self, opened: Opened, *, inode: int, opener: int) -> int:
         """The number of a new handle."""
         number = next(self._numbers)
-        self._open[number] = Handle(opened, inode=inode)
+        self._open[number] = Handle(opened, inode=inode, opener=opener)
         return number
 
     def get(self, number: int) -> Handle[Opened]:

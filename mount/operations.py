@@ -35,11 +35,11 @@ from bftfs.filesystem.dirty import Buffer
 from bftfs.filesystem.operations import FileSystem, Found, OpenDirectory, Statistics
 from mount.attributes import fill
 from mount.errnos import errno_of
-from mount.handles import Handles
+from mount.handles import Handle, Handles
 from mount.inode_table import InodeTable
 from mount.options import MountOptions
 from mount.processes import Callers
-from mount.requests import NOBODY, Requests
+from mount.requests import Request, Requests
 
 Result = TypeVar("Result")
 
@@ -144,7 +144,7 @@ class Operations(pyfuse3.Operations):
             ctx,
         )
         entry = self._remembered(found)
-        return self._opened(opened, entry.st_ino, keep_cache=True), entry
+        return self._opened(opened, entry.st_ino, ctx, keep_cache=True), entry
 
     @_answers
     async def mknod(
@@ -309,14 +309,14 @@ class Operations(pyfuse3.Operations):
         if not opened.keep_cache:
             # Pages are dropped by the reply; a size that the kernel still believes in is not.
             pyfuse3.invalidate_inode(inode, attr_only=True)
-        return self._opened(opened, inode, keep_cache=opened.keep_cache)
+        return self._opened(opened, inode, ctx, keep_cache=opened.keep_cache)
 
     @_answers
     async def read(self, fh: int, off: int, size: int) -> Buffer:  # type: ignore[override]
         # Any buffer will do, whatever pyfuse3 declares.
         handle = self._open.get(fh)
         reading = self._files.read(handle.opened, off, size)
-        return await self._requests.perform("read", reading, inode=handle.inode)
+        return await self._perform_on(handle, "read", reading)
 
     @_answers
     async def write(self, fh: int, off: int, buf: bytes) -> int:
@@ -333,7 +333,7 @@ class Operations(pyfuse3.Operations):
             self._disown_pages(handle.inode)
         if must_wait:
             waiting = self._files.write_behind(opened)
-            await self._requests.perform("write", waiting, inode=handle.inode)
+            await self._perform_on(handle, "write", waiting)
         return len(buf)
 
     @staticmethod
@@ -348,20 +348,20 @@ class Operations(pyfuse3.Operations):
     async def flush(self, fh: int) -> None:
         handle = self._open.get(fh)
         flushing = self._files.flush(handle.opened)
-        await self._requests.perform("flush", flushing, inode=handle.inode)
+        await self._perform_on(handle, "flush", flushing)
 
     @_answers
     async def fsync(self, fh: int, datasync: bool) -> None:
         del datasync
         handle = self._open.get(fh)
         synchronizing = self._files.synchronize(handle.opened)
-        await self._requests.perform("fsync", synchronizing, inode=handle.inode)
+        await self._perform_on(handle, "fsync", synchronizing)
 
     @_answers
     async def release(self, fh: int) -> None:
         handle = self._open.remove(fh)
         releasing = self._files.release(handle.opened)
-        await self._requests.perform("release", releasing, inode=handle.inode, pid=NOBODY)
+        await self._requests.perform(Request("release", handle.inode), releasing)
 
     # --- directories -------------------------------------------------------------------------
 
@@ -369,7 +369,7 @@ class Operations(pyfuse3.Operations):
     async def opendir(self, inode: int, ctx: RequestContext) -> int:
         opening = self._files.open_directory(self._inodes.identifier(inode), self._who(ctx))
         opened = await self._perform("opendir", opening, inode, ctx)
-        return self._listed.add(opened, inode=inode)
+        return self._listed.add(opened, inode=inode, opener=ctx.pid)
 
     @_answers
     async def readdir(self, fh: int, start_id: int, token: pyfuse3.ReaddirToken) -> None:
@@ -377,7 +377,7 @@ class Operations(pyfuse3.Operations):
         after = start_id
         while True:
             reading = self._files.read_directory(handle.opened, after, count=DIRECTORY_PAGE)
-            page = await self._requests.perform("readdir", reading, inode=handle.inode)
+            page = await self._perform_on(handle, "readdir", reading)
             if not page:
                 return
             for listed in page:
@@ -408,7 +408,13 @@ class Operations(pyfuse3.Operations):
     async def _perform(
         self, request: str, conversation: Conversation[Result], inode: int, ctx: RequestContext
     ) -> Result:
-        return await self._requests.perform(request, conversation, inode=inode, pid=ctx.pid)
+        return await self._requests.perform(Request(request, inode, ctx.pid), conversation)
+
+    async def _perform_on(
+        self, handle: Handle[Any], request: str, conversation: Conversation[Result]
+    ) -> Result:
+        asked = Request(request, handle.inode, opener=handle.opener)
+        return await self._requests.perform(asked, conversation)
 
     def _who(self, ctx: RequestContext) -> Credentials:
         return self._callers.credentials(pid=ctx.pid, uid=ctx.uid, gid=ctx.gid)
@@ -441,9 +447,11 @@ class Operations(pyfuse3.Operations):
         entry.st_size = -1
         return entry
 
-    def _opened(self, opened: OpenFile, inode: int, *, keep_cache: bool) -> FileInfo:
+    def _opened(
+        self, opened: OpenFile, inode: int, ctx: RequestContext, *, keep_cache: bool
+    ) -> FileInfo:
         return FileInfo(
-            fh=self._open.add(opened, inode=inode),
+            fh=self._open.add(opened, inode=inode, opener=ctx.pid),
             direct_io=self._options.strict,
             keep_cache=keep_cache,
         )

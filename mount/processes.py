@@ -12,11 +12,13 @@ import os
 import signal
 import time
 from collections import OrderedDict
+from pathlib import Path
 from typing import Final
 
 from bftfs import limits
 from bftfs.credentials import Credentials
 
+PROC = Path("/proc")
 GROUPS_REMEMBERED: Final = 256  # processes
 GROUPS_VALID_NS: Final = 1_000_000_000  # a process that changes its groups is noticed after this
 
@@ -27,6 +29,7 @@ _ENDING: Final = sum(
     for number in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGKILL, signal.SIGTERM)
 )
 _KILL: Final = 1 << (signal.SIGKILL - 1)
+_EXITING: Final = 0x4  # [linux/sched.h] PF_EXITING
 
 
 class Callers:
@@ -57,19 +60,42 @@ def groups_of(pid: int) -> tuple[int, ...]:
 
 
 def wants_to_end(pid: int) -> bool:
-    """Whether a signal that would end the thread waits for its system call to return."""
+    """Whether the thread would end, or at least run a handler, if its system call returned.
+
+    A thread with a signal to take that nevertheless waits for us does so uninterruptibly. One that
+    exits, and waits for us to close its files, takes no signals any more.
+    """
+    state, is_exiting = _state(pid)
+    if is_exiting:
+        return state in ("S", "D")
+    if state != "D":
+        return False
     status = _status(pid)
     pending = _mask(status, "SigPnd") | _mask(status, "ShdPnd")
     kept_away = _mask(status, "SigBlk") | _mask(status, "SigIgn")
     return bool(pending & (_ENDING & ~kept_away | _KILL))
 
 
+def _state(pid: int) -> tuple[str, bool]:
+    """The letter of a thread's state, and whether it exits."""
+    for line in _lines(f"{pid}/stat") if pid else ():
+        fields = line.rpartition(")")[2].split()
+        return fields[0], bool(int(fields[6]) & _EXITING)
+    return "", False
+
+
+def process_of(thread: int) -> int | None:
+    """The process that a thread belongs to; None if there is no such thread."""
+    process = _status(thread).get("Tgid")
+    return None if process is None else int(process)
+
+
 def ending() -> tuple[int, ...]:
-    """The processes of which a thread wants to end. Costs a walk through /proc."""
+    """The processes of which a thread wants to end. Takes a walk through /proc."""
     return tuple(
         process
-        for process in _numbers("/proc")
-        if any(wants_to_end(thread) for thread in _numbers(f"/proc/{process}/task"))
+        for process in _numbers("")
+        if any(wants_to_end(thread) for thread in _numbers(f"{process}/task"))
     )
 
 
@@ -78,34 +104,34 @@ def uses(pid: int, inode: int, device: str) -> bool:
 
     Asked of /proc alone: a look at the file itself would be a request to ourselves.
     """
-    descriptors = _numbers(f"/proc/{pid}/fdinfo")
+    descriptors = _numbers(f"{pid}/fdinfo")
     if not descriptors:
         return True  # it exits: what it closes is no longer listed
     mounts = _mounts_of(device)
     for descriptor in descriptors:
-        facts = _facts(f"/proc/{pid}/fdinfo/{descriptor}")
+        facts = _facts(f"{pid}/fdinfo/{descriptor}")
         if facts.get("ino") == str(inode) and facts.get("mnt_id") in mounts:
             return True
     major, minor = map(int, device.split(":"))
     mapped = f" {major:02x}:{minor:02x} {inode} "
-    return any(mapped in line for line in _lines(f"/proc/{pid}/maps"))
+    return any(mapped in line for line in _lines(f"{pid}/maps"))
 
 
 def _mounts_of(device: str) -> frozenset[str]:
     """The ids of the mounts of a device."""
-    fields = (line.split(" ", 3) for line in _lines("/proc/self/mountinfo"))
+    fields = (line.split(" ", 3) for line in _lines("self/mountinfo"))
     return frozenset(mount for mount, _, where, _ in fields if where == device)
 
 
 def _numbers(directory: str) -> list[int]:
     try:
-        return [int(name) for name in os.listdir(directory) if name.isdigit()]
+        return [int(name) for name in os.listdir(PROC / directory) if name.isdigit()]
     except OSError:
         return []
 
 
 def _status(pid: int) -> dict[str, str]:
-    return _facts(f"/proc/{pid}/status") if pid else {}
+    return _facts(f"{pid}/status") if pid else {}
 
 
 def _facts(path: str) -> dict[str, str]:
@@ -118,8 +144,7 @@ def _facts(path: str) -> dict[str, str]:
 def _lines(path: str) -> list[str]:
     """The lines of a file of /proc; none if what it tells of is gone."""
     try:
-        with open(path, encoding="utf-8", errors="surrogateescape") as file:
-            return file.read().split("\n")[:-1]
+        return (PROC / path).read_text(errors="surrogateescape").split("\n")[:-1]
     except OSError:
         return []
 

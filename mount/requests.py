@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any, Final, Protocol, TypeVar
 
 import trio
@@ -27,10 +28,6 @@ PATIENT_S: Final = 1.0  # nothing is asked of /proc for a request younger than t
 SLOW_S: Final = 10.0  # a request that takes longer is worth a line in the log
 SLOW_AGAIN_S: Final = 60.0
 
-# In place of a thread that asks.
-ANYBODY: Final = 0  # one that uses the inode; the kernel does not say which
-NOBODY: Final = -1  # the kernel itself: nothing is gained by interrupting
-
 Result = TypeVar("Result")
 
 
@@ -41,17 +38,24 @@ class Starter(Protocol):
         """Run `conversation` without waiting for it; `outcome(result, error)` when it ends."""
 
 
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What the kernel asks, and for whom."""
+
+    name: str
+    inode: int
+    thread: int | None = None  # that asks
+    opener: int | None = None  # of the handle, where the kernel does not tell who asks
+    # Without either it is the kernel itself, and nothing is gained by interrupting.
+
+
 class Pending:
     """A request that waits."""
 
-    __slots__ = ("abandon", "inode", "name", "pid", "report_at", "reported", "since")
+    __slots__ = ("abandon", "report_at", "reported", "request", "since")
 
-    def __init__(
-        self, name: str, *, inode: int, pid: int, abandon: Callable[[BaseException], None]
-    ) -> None:
-        self.name = name
-        self.inode = inode
-        self.pid = pid
+    def __init__(self, request: Request, *, abandon: Callable[[BaseException], None]) -> None:
+        self.request = request
         self.since = trio.current_time()
         self.report_at = self.since + SLOW_S
         self.reported = False
@@ -67,10 +71,8 @@ class Requests:
         self._log = log
         self._waiting: set[Pending] = set()
 
-    async def perform(
-        self, name: str, conversation: Conversation[Result], *, inode: int, pid: int = ANYBODY
-    ) -> Result:
-        """The result of `conversation`; EINTR if thread `pid`, which asks, has a signal to take."""
+    async def perform(self, request: Request, conversation: Conversation[Result]) -> Result:
+        """The result of `conversation`; EINTR if who asks has a signal to take."""
         task: trio.lowlevel.Task | None = None
         ended: list[tuple[Any, BaseException | None]] = []
 
@@ -92,7 +94,7 @@ class Requests:
                 running.cancel()
                 return trio.lowlevel.Abort.SUCCEEDED
 
-            pending = Pending(name, inode=inode, pid=pid, abandon=interrupt)
+            pending = Pending(request, abandon=interrupt)
             self._waiting.add(pending)
             task = trio.lowlevel.current_task()
             try:
@@ -112,7 +114,7 @@ class Requests:
     def abandon(self) -> None:
         """End all requests that wait: nobody will hear the answers."""
         for pending in tuple(self._waiting):
-            pending.abandon(FileSystemError(errno.EINTR, pending.name))
+            pending.abandon(FileSystemError(errno.EINTR, pending.request.name))
 
     async def watch(self) -> None:
         """Tell of requests that take long, and abandon those whose process shall end."""
@@ -120,14 +122,13 @@ class Requests:
             await trio.sleep(LOOK_EVERY_S)
             now = trio.current_time()
             patient = tuple(self._older_than(now - PATIENT_S))
-            # Requests on handles do not tell who asks: whoever uses the file may be it.
-            anonymous = any(pending.pid == ANYBODY for pending in patient)
+            anonymous = any(pending.request.opener is not None for pending in patient)
             ending = processes.ending() if anonymous else ()
             for pending in patient:
-                if self._shall_end(pending, ending):
+                if self._shall_end(pending.request, ending):
                     self._report("request interrupted", pending)
                     pending.reported = False
-                    pending.abandon(FileSystemError(errno.EINTR, pending.name))
+                    pending.abandon(FileSystemError(errno.EINTR, pending.request.name))
                 elif now > pending.report_at:
                     pending.report_at = now + SLOW_AGAIN_S
                     pending.reported = True
@@ -136,18 +137,27 @@ class Requests:
     def _older_than(self, moment: float) -> Iterator[Pending]:
         return (pending for pending in self._waiting if pending.since < moment)
 
-    def _shall_end(self, pending: Pending, ending: tuple[int, ...]) -> bool:
-        if pending.pid == NOBODY:
+    def _shall_end(self, request: Request, ending: tuple[int, ...]) -> bool:
+        """Whether who asks wants to end; `ending` are all processes that do."""
+        if request.thread is not None:
+            return processes.wants_to_end(request.thread)
+        if request.opener is None or not ending:
             return False
-        if pending.pid != ANYBODY:
-            return processes.wants_to_end(pending.pid)
-        return any(processes.uses(pid, pending.inode, self.device) for pid in ending)
+        # Who closes a file does not have it open any more, but is mostly who has opened it. If
+        # that thread is gone, it may be anybody.
+        opener = processes.process_of(request.opener)
+        return any(
+            opener in (pid, None) or processes.uses(pid, request.inode, self.device)
+            for pid in ending
+        )
 
     def _report(self, event: str, pending: Pending) -> None:
+        request = pending.request
         self._log.warning(
             event,
-            request=pending.name,
-            inode=pending.inode,
-            pid=pending.pid,
+            request=request.name,
+            inode=request.inode,
+            thread=request.thread,
+            opener=request.opener,
             seconds=round(trio.current_time() - pending.since, 1),
         )

@@ -2,9 +2,10 @@
 
     python -m tests.unit.mount.in_memory DIRECTORY LOG OPTIONS
 
-The file system and its methods are the real ones; there are no replicas, fragments or network. Two
-extended attributes command what a test needs to happen: to set `user.stall` takes until it is
-removed, and to set `user.foreign` has another mount rewrite the file with the value.
+The file system and its methods are the real ones; there are no replicas, fragments or network. Some
+extended attributes command what a test needs to happen: setting `user.stall` takes until it is
+removed, `user.freeze` makes all writes of blocks wait until it is removed, and setting
+`user.foreign` has another mount rewrite the file with the value.
 """
 
 from __future__ import annotations
@@ -43,6 +44,7 @@ ROOT_DIRECTORY = object_id(ObjectKind.DIRECTORY, placement=0, unique=bytes(14))
 SOURCE = "in, memory"
 VOLUME = object_id(ObjectKind.VOLUME, placement=0, unique=bytes(14))
 STALL = b"user.stall"
+FREEZE = b"user.freeze"
 FOREIGN = b"user.foreign"
 
 
@@ -82,6 +84,8 @@ class Metadata:
         self.objects: dict[ObjectId, SortedDict] = {}
         self.time_us = 0
         self.stalled = Event()
+        self.frozen = False
+        self.thawed = Event()
         self.other_mount: FileSystem | None = None
 
     async def query(
@@ -90,18 +94,29 @@ class Metadata:
         return self._invoke(objects, method, arguments, who)
 
     async def update(
-        self, objects: tuple[ObjectId, ...], method: str, arguments: Record, who: Credentials
+        self,
+        objects: tuple[ObjectId, ...],
+        method: str,
+        arguments: Record,
+        who: Credentials,
+        *,
+        not_before_us: int = 0,
     ) -> Answered:
         match arguments:
             case ExtendedSetting(name=name) if name == STALL:
                 await Wait(self.stalled)
             case ExtendedName(name=name) if name == STALL:
                 self.stalled.announce()
+            case ExtendedSetting(name=name) if name == FREEZE:
+                self.frozen = True
+            case ExtendedName(name=name) if name == FREEZE:
+                self.frozen = False
+                self.thawed.announce()
             case ExtendedSetting(name=name, value=value) if name == FOREIGN:
                 await self._rewrite(objects[0], value, who)
                 method, arguments = GET_ATTRIBUTES, NoArguments()
                 return Answered(Attributes((self._invoke(objects, method, arguments, who).answer,)))
-        self.time_us = max(self.time_us + 1, clock.now_us())
+        self.time_us = max(self.time_us + 1, not_before_us, clock.now_us())
         return self._invoke(objects, method, arguments, who)
 
     async def _rewrite(self, identifier: ObjectId, value: bytes, who: Credentials) -> None:
@@ -147,12 +162,15 @@ class Time:
 class Blocks:
     """The latest version of each block."""
 
-    def __init__(self) -> None:
+    def __init__(self, metadata: Metadata) -> None:
         self.items: dict[BlockId, bytes] = {}
+        self.metadata = metadata
 
     async def write_many(
         self, items: Sequence[tuple[BlockId, bytes]], credentials: Credentials
     ) -> Sequence[Time]:
+        while self.metadata.frozen:
+            await Wait(self.metadata.thawed)
         for block, item in items:
             self.items[block] = bytes(item)
         return [Time(0)] * len(items)
@@ -194,7 +212,8 @@ class Host:
 def main(mountpoint: str, log_path: str, words: str) -> None:
     """Mount, say `ready`, serve."""
     options = parse(words)
-    metadata, blocks = Metadata(), Blocks()
+    metadata = Metadata()
+    blocks = Blocks(metadata)
 
     def view(options: Options) -> FileSystem:
         root, volume = ROOT_DIRECTORY, VOLUME

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from mount.mountpoint import detach, mounted_at
-from tests.unit.mount.in_memory import FOREIGN, SOURCE, STALL
+from tests.unit.mount.in_memory import FOREIGN, FREEZE, SOURCE, STALL
 
 PROJECT = Path(__file__).resolve().parents[3]
 
@@ -165,6 +165,27 @@ def test_a_program_with_a_handler_gets_to_run_it(tmp_path: Path):
         process.send_signal(signal.SIGINT)
         output, _ = process.communicate(timeout=10)
         assert int(output) == errno.EINTR
+
+
+WRITER = """
+import os, sys
+descriptor = os.open(sys.argv[1], os.O_CREAT | os.O_WRONLY)
+os.write(descriptor, b"data")
+os.close(descriptor)
+"""
+
+
+def test_a_killed_process_ends_while_it_closes(tmp_path: Path):
+    """It is beyond signals then. What it has written is saved later."""
+    with mounted(tmp_path) as mount:
+        (mount.path / "other").touch()
+        os.setxattr(mount.path / "other", FREEZE, b"")
+        process = subprocess.Popen([sys.executable, "-c", WRITER, mount.path / "file"])
+        eventually(lambda: waits(process))
+        process.kill()
+        assert process.wait(10) == -signal.SIGKILL
+        os.removexattr(mount.path / "other", FREEZE)
+        assert (mount.path / "file").read_bytes() == b"data"
 
 
 def test_a_waiting_process_does_not_keep_the_mount_from_ending(tmp_path: Path):

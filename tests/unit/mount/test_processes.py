@@ -2,107 +2,158 @@
 
 import os
 import signal
-import subprocess
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from mount import processes
 
-STOPPED_CHILD = """
-import os, signal, sys
-{setup}
-print("ready", flush=True)
-sys.stdin.read()
-"""
+EXITING = 0x0040010C  # flags of a process in exit(2)
+RUNNING = 0x00400100
+PID = 42
 
 
-@contextmanager
-def child(setup: str = "") -> Iterator[subprocess.Popen[str]]:
-    """A process that waits; stopped, it keeps the signals that it is sent."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", STOPPED_CHILD.format(setup=setup)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
+@pytest.fixture
+def proc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A /proc of our own."""
+    monkeypatch.setattr(processes, "PROC", tmp_path)
+    (tmp_path / "self").mkdir()
+    (tmp_path / "self" / "mountinfo").write_text(
+        "40 22 0:40 / /mnt/files rw - fuse.bftfs /srv rw\n22 1 8:1 / / rw - ext4 /dev/sda1 rw\n"
     )
-    assert process.stdout is not None
-    assert process.stdout.readline() == "ready\n"
-    process.send_signal(signal.SIGSTOP)
-    os.waitpid(process.pid, os.WUNTRACED)
-    try:
-        yield process
-    finally:
-        process.kill()
-        process.wait()
+    return tmp_path
 
 
-def test_a_process_that_got_no_signal_does_not_want_to_end():
-    with child() as process:
-        assert not processes.wants_to_end(process.pid)
+def mask(*numbers: signal.Signals) -> str:
+    return f"{sum(1 << (number - 1) for number in numbers):016x}"
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_a_process_with_a_signal_to_take_wants_to_end(number: signal.Signals):
-    with child() as process:
-        process.send_signal(number)
-        assert processes.wants_to_end(process.pid)
-        assert process.pid in processes.ending()
+def a_thread(
+    proc: Path,
+    *,
+    pid: int = PID,
+    process: int = PID,
+    state: str = "D",
+    flags: int = RUNNING,
+    thread_pending: str = "0",
+    pending: str = "0",
+    blocked: str = "0",
+    ignored: str = "0",
+) -> None:
+    """A thread as the kernel describes it; its name is chosen to confuse."""
+    directory = proc / str(pid)
+    directory.mkdir()
+    (directory / "stat").write_text(f"{pid} (a) D (b) {state} 1 42 42 0 -1 {flags} 0 0\n")
+    (directory / "status").write_text(
+        f"Name:\ta) D (b\nTgid:\t{process}\nState:\t{state} (whatever)\nGroups:\t30 4 1000 \n"
+        f"SigPnd:\t{thread_pending}\nShdPnd:\t{pending}\nSigBlk:\t{blocked}\n"
+        f"SigIgn:\t{ignored}\nSigCgt:\t{mask(signal.SIGINT)}\n"
+    )
+    (proc / str(process) / "task" / str(pid)).mkdir(parents=True)
 
 
-def test_a_process_with_a_handler_wants_to_run_it():
-    with child("signal.signal(signal.SIGINT, lambda *_: None)") as process:
-        process.send_signal(signal.SIGINT)
-        assert processes.wants_to_end(process.pid)
+ENDING = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGKILL]
 
 
-@pytest.mark.parametrize(
-    "setup",
-    [
-        "signal.signal(signal.SIGINT, signal.SIG_IGN)",
-        "signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])",
-    ],
-)
-def test_a_process_that_keeps_a_signal_away_goes_on(setup: str):
-    with child(setup) as process:
-        process.send_signal(signal.SIGINT)
-        assert not processes.wants_to_end(process.pid)
+@pytest.mark.parametrize("number", ENDING)
+def test_a_thread_that_waits_with_a_signal_to_take_wants_to_end(proc: Path, number: signal.Signals):
+    a_thread(proc, pending=mask(number))
+    a_thread(proc, pid=43, thread_pending=mask(number))
+    a_thread(proc, pid=44)
+    assert [processes.wants_to_end(pid) for pid in (42, 43, 44)] == [True, True, False]
 
 
-def test_a_signal_for_other_purposes_ends_nobody():
-    with child("signal.signal(signal.SIGUSR1, lambda *_: None)") as process:
-        process.send_signal(signal.SIGUSR1)
-        assert not processes.wants_to_end(process.pid)
+def test_signals_for_other_purposes_end_nobody(proc: Path):
+    a_thread(proc, pending=mask(signal.SIGUSR1, signal.SIGCHLD, signal.SIGALRM))
+    assert not processes.wants_to_end(PID)
 
 
-def test_a_process_that_is_gone_or_not_to_be_seen_wants_nothing():
-    gone = subprocess.Popen(["true"])
-    gone.wait()
-    assert not processes.wants_to_end(gone.pid)
+def test_a_signal_that_is_kept_away_ends_nobody(proc: Path):
+    a_thread(proc, pending=mask(signal.SIGINT), ignored=mask(signal.SIGINT))
+    a_thread(proc, pid=43, pending=mask(signal.SIGTERM), blocked=mask(signal.SIGTERM))
+    assert not processes.wants_to_end(42)
+    assert not processes.wants_to_end(43)
+
+
+@pytest.mark.parametrize("state", ["R", "S", "T", "Z", "X"])
+def test_only_who_waits_uninterruptibly_is_kept_from_taking_its_signal(proc: Path, state: str):
+    """A zombie, for one, has the signal pending by which it ended."""
+    a_thread(proc, state=state, pending=mask(signal.SIGKILL))
+    assert not processes.wants_to_end(PID)
+
+
+@pytest.mark.parametrize(("state", "wants"), [("S", True), ("D", True), ("R", False), ("Z", False)])
+def test_who_exits_and_waits_wants_to_end(proc: Path, state: str, wants: bool):
+    """The files of a killed process are closed after it has taken the signal."""
+    a_thread(proc, state=state, flags=EXITING)
+    assert processes.wants_to_end(PID) == wants
+
+
+def test_a_process_that_is_gone_or_not_to_be_seen_wants_nothing(proc: Path):
+    assert not processes.wants_to_end(PID)
     assert not processes.wants_to_end(0)
-    assert processes.groups_of(gone.pid) == ()
+    assert processes.groups_of(PID) == ()
     assert processes.groups_of(0) == ()
 
 
-def test_who_uses_a_file_is_seen_by_its_descriptors_and_mappings(tmp_path: Path):
-    path = tmp_path / "file"
-    path.write_bytes(b"x" * 4096)
-    status = path.stat()
-    device = f"{os.major(status.st_dev)}:{os.minor(status.st_dev)}"
-    opening = f"file = open({str(path)!r}, 'rb')"
-    mapping = f"{opening}; import mmap; m = mmap.mmap(file.fileno(), 0, prot=1); file.close()"
-    for setup in (opening, mapping):
-        with child(setup) as process:
-            assert processes.uses(process.pid, status.st_ino, device)
-            assert not processes.uses(process.pid, status.st_ino + 1, device)
-            assert not processes.uses(process.pid, status.st_ino, "0:0")
+def test_a_thread_belongs_to_a_process(proc: Path):
+    a_thread(proc, pid=43, process=42)
+    assert processes.process_of(43) == 42
+    assert processes.process_of(44) is None
 
 
-def test_groups_are_those_of_the_process():
+def test_a_process_ends_when_one_of_its_threads_does(proc: Path):
+    a_thread(proc, pid=42)
+    a_thread(proc, pid=43, process=42, pending=mask(signal.SIGKILL))
+    a_thread(proc, pid=50)
+    assert processes.ending() == (42,)
+
+
+class TestUses:
+    @pytest.fixture
+    def process(self, proc: Path) -> Path:
+        a_thread(proc)
+        (proc / "42" / "fdinfo").mkdir()
+        (proc / "42" / "maps").write_text(
+            "7f00-7f01 r--s 00000000 00:28 4711        /mnt/files/b\n"
+        )
+        (proc / "42" / "fdinfo" / "3").write_text("pos:\t0\nmnt_id:\t40\nino:\t815\n")
+        (proc / "42" / "fdinfo" / "4").write_text("pos:\t0\nmnt_id:\t22\nino:\t816\n")
+        return proc / "42"
+
+    @pytest.mark.parametrize(
+        ("inode", "device", "used"),
+        [
+            (815, "0:40", True),
+            (816, "0:40", False),  # that number, but on another file system
+            (816, "8:1", True),
+            (4711, "0:40", True),  # mapped
+            (4711, "8:1", False),
+            (471, "0:40", False),
+        ],
+    )
+    def test_open_or_mapped(self, process: Path, inode: int, device: str, used: bool):
+        assert processes.uses(PID, inode, device) == used
+
+    def test_who_exits_may_be_closing_anything(self, process: Path):
+        for descriptor in (process / "fdinfo").iterdir():
+            descriptor.unlink()
+        assert processes.uses(PID, 1, "0:40")
+
+
+def test_groups_are_read_in_order(proc: Path):
+    a_thread(proc)
+    assert processes.groups_of(PID) == (4, 30, 1000)
+
+
+def test_the_real_proc_is_understood():
     assert processes.groups_of(os.getpid()) == tuple(sorted(os.getgroups()))
+    assert not processes.wants_to_end(os.getpid())
+    assert os.getpid() not in processes.ending()
+    with Path(__file__).open("rb") as file:
+        status = os.fstat(file.fileno())
+        device = f"{os.major(status.st_dev)}:{os.minor(status.st_dev)}"
+        assert processes.uses(os.getpid(), status.st_ino, device)
 
 
 def test_credentials_are_remembered_for_a_moment(monkeypatch: pytest.MonkeyPatch):

@@ -12,7 +12,7 @@ from bftfs.conversation import Event, Wait
 from bftfs.engine import Engine, Outcome, Running
 from bftfs.errors import FileSystemError
 from mount import processes, requests
-from mount.requests import ANYBODY, NOBODY, Requests
+from mount.requests import Request, Requests
 
 
 class Log:
@@ -80,6 +80,7 @@ def ending(monkeypatch: pytest.MonkeyPatch) -> set[int]:
     wanting: set[int] = set()
     monkeypatch.setattr(processes, "wants_to_end", lambda pid: pid in wanting)
     monkeypatch.setattr(processes, "ending", lambda: tuple(wanting))
+    monkeypatch.setattr(processes, "process_of", {9: 900, 10: 1000}.get)
     monkeypatch.setattr(
         processes, "uses", lambda pid, inode, device: (pid, inode, device) == (7, 42, "0:99")
     )
@@ -94,9 +95,9 @@ async def after(seconds: float, action: Callable[[], object]) -> None:
 def test_an_answer_that_is_there_costs_no_turn_of_the_scheduler():
     async def test(subject: Requests, _: Log) -> None:
         with trio.testing.assert_no_checkpoints():
-            assert await subject.perform("read", answer(5), inode=1) == 5
+            assert await subject.perform(Request("read", 1), answer(5)) == 5
             with pytest.raises(FileSystemError) as caught:
-                await subject.perform("read", refuse(errno.EIO), inode=1)
+                await subject.perform(Request("read", 1), refuse(errno.EIO))
             assert caught.value.code == errno.EIO
 
     run(test)
@@ -107,7 +108,7 @@ def test_a_request_waits_for_its_answer():
         event = Event()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(after, 5, event.announce)
-            assert await subject.perform("read", wait(event), inode=1, pid=7) == "waited"
+            assert await subject.perform(Request("read", 1, 7), wait(event)) == "waited"
         assert trio.current_time() == pytest.approx(5, abs=0.1)
 
     assert run(test, watch=False) == []
@@ -119,7 +120,7 @@ def test_a_process_that_shall_end_gets_eintr(ending: set[int]):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(after, 3, lambda: ending.add(7))
             with pytest.raises(FileSystemError) as caught:
-                await subject.perform("create", wait(Event(), cleaned), inode=1, pid=7)
+                await subject.perform(Request("create", 1, 7), wait(Event(), cleaned))
         assert caught.value.code == errno.EINTR
         assert trio.current_time() < 3 + 2 * requests.LOOK_EVERY_S
         assert cleaned == ["cleaned"]
@@ -135,7 +136,7 @@ def test_others_go_on_waiting(ending: set[int]):
         event = Event()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(after, 5, event.announce)
-            assert await subject.perform("create", wait(event), inode=1, pid=7) == "waited"
+            assert await subject.perform(Request("create", 1, 7), wait(event)) == "waited"
 
     assert run(test) == []
 
@@ -146,7 +147,7 @@ def test_a_young_request_is_left_alone(ending: set[int]):
         event = Event()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(after, requests.PATIENT_S / 2, event.announce)
-            assert await subject.perform("create", wait(event), inode=1, pid=7) == "waited"
+            assert await subject.perform(Request("create", 1, 7), wait(event)) == "waited"
 
     assert run(test) == []
 
@@ -159,14 +160,33 @@ def test_of_a_handle_whoever_uses_the_file_may_interrupt(ending: set[int]):
             nursery.start_soon(after, 10, event.announce)
 
             async def other_file() -> None:
-                waiting = subject.perform("read", wait(event), inode=43, pid=ANYBODY)
+                waiting = subject.perform(Request("read", 43, opener=9), wait(event))
                 assert await waiting == "waited"
 
             nursery.start_soon(other_file)
             with pytest.raises(FileSystemError) as caught:
-                await subject.perform("read", wait(Event()), inode=42, pid=ANYBODY)
+                await subject.perform(Request("read", 42, opener=9), wait(Event()))
             assert caught.value.code == errno.EINTR
             assert trio.current_time() < 5
+
+    run(test)
+
+
+def test_of_a_handle_its_opener_may_interrupt_even_after_closing_it(ending: set[int]):
+    async def test(subject: Requests, _: Log) -> None:
+        ending.add(1000)
+        event = Event()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(after, 10, event.announce)
+
+            async def opened_by_another() -> None:
+                assert await subject.perform(Request("flush", 1, opener=9), wait(event)) == "waited"
+
+            nursery.start_soon(opened_by_another)
+            for opener in (10, 11):  # thread 11 is gone
+                with pytest.raises(FileSystemError) as caught:
+                    await subject.perform(Request("flush", 1, opener=opener), wait(Event()))
+                assert caught.value.code == errno.EINTR
 
     run(test)
 
@@ -177,7 +197,7 @@ def test_the_kernel_itself_is_not_interrupted(ending: set[int]):
         event = Event()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(after, 5, event.announce)
-            assert await subject.perform("release", wait(event), inode=42, pid=NOBODY) == "waited"
+            assert await subject.perform(Request("release", 42), wait(event)) == "waited"
 
     assert run(test) == []
 
@@ -187,7 +207,7 @@ def test_the_log_tells_of_slow_requests_now_and_then_and_when_they_end():
         event = Event()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(after, 100, event.announce)
-            await subject.perform("fsync", wait(event), inode=42, pid=NOBODY)
+            await subject.perform(Request("fsync", 42), wait(event))
 
     events = run(test)
     assert [event for event, _ in events] == ["slow request", "slow request", "slow request ended"]
@@ -201,7 +221,7 @@ def test_at_the_end_all_that_wait_are_let_go():
 
         async def one() -> None:
             with pytest.raises(FileSystemError) as caught:
-                await subject.perform("read", wait(Event()), inode=1)
+                await subject.perform(Request("read", 1), wait(Event()))
             codes.append(caught.value.code)
 
         async with trio.open_nursery() as nursery:
@@ -225,7 +245,7 @@ def test_an_answer_and_an_interrupt_in_the_same_moment_end_a_request_once():
                 subject.abandon()
 
             nursery.start_soon(after, 1, both)
-            assert await subject.perform("read", wait(event), inode=1) == "waited"
+            assert await subject.perform(Request("read", 1), wait(event)) == "waited"
 
     run(test)
 
@@ -234,7 +254,7 @@ def test_a_cancelled_task_abandons_its_conversation():
     async def test(subject: Requests, _: Log) -> None:
         cleaned: list[str] = []
         with trio.move_on_after(1):
-            await subject.perform("read", wait(Event(), cleaned), inode=1)
+            await subject.perform(Request("read", 1), wait(Event(), cleaned))
         assert cleaned == ["cleaned"]
 
     run(test)
