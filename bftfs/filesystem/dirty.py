@@ -127,6 +127,17 @@ class DirtyBlock:
         return result
 
 
+def united(one: tuple[Extent, ...], other: tuple[Extent, ...]) -> tuple[Extent, ...]:
+    """The extents that either covers."""
+    result: list[Extent] = []
+    for start, stop in sorted((*one, *other)):
+        if result and start <= result[-1][1]:
+            result[-1] = (result[-1][0], max(result[-1][1], stop))
+        else:
+            result.append((start, stop))
+    return tuple(result)
+
+
 def fill(target: bytearray, at: int, data: Buffer, start: int, stop: int) -> None:
     """Copy into `target`, which stands for [start, stop), what of it `data` at `at` holds."""
     begin = max(at, start)

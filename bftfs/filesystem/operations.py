@@ -14,24 +14,21 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from bisect import bisect_left, bisect_right
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from typing import Final, NamedTuple, TypeVar
-
-import msgspec
+from typing import Final, TypeVar
 
 from bftfs import limits
 from bftfs.conversation import Draw, Now, Together
 from bftfs.credentials import Credentials
 from bftfs.crypto.cipher import BlockCipher
-from bftfs.errors import FileSystemError, OperationFailed
+from bftfs.errors import FileSystemError
 from bftfs.filesystem import acl as acls
+from bftfs.filesystem.access_times import AccessTimes
 from bftfs.filesystem.acl import AccessControlList
-from bftfs.filesystem.attribute_methods import Access, apply_changes, is_access_due
+from bftfs.filesystem.attribute_methods import apply_changes
 from bftfs.filesystem.attributes import (
     ACCESS_ACL,
     DEFAULT_ACL,
@@ -39,17 +36,15 @@ from bftfs.filesystem.attributes import (
     Attributes,
     Changes,
 )
-from bftfs.filesystem.contents import Contents, ContentStore, OpenFile
+from bftfs.filesystem.content_store import ContentStore
+from bftfs.filesystem.contents import Contents, OpenFile
 from bftfs.filesystem.directory import (
     RENAME_EXCHANGE,
     RENAME_NOREPLACE,
     Child,
     Creation,
     DirectoryCreation,
-    Listed,
-    Listing,
     Name,
-    Page,
     Relocation,
     Renaming,
 )
@@ -59,9 +54,9 @@ from bftfs.filesystem.extended_attributes import (
     ExtendedSetting,
     fault_of_name,
 )
+from bftfs.filesystem.listing import DirectoryEntry, OpenDirectory
 from bftfs.filesystem.metadata import Metadata
 from bftfs.filesystem.objects import (
-    NANOSECONDS_PER_MICROSECOND,
     NoArguments,
     NoState,
     Outcome,
@@ -70,7 +65,6 @@ from bftfs.filesystem.objects import (
 from bftfs.filesystem.options import Options
 from bftfs.filesystem.permission import permits
 from bftfs.filesystem.registry import (
-    ACCESSED,
     CHANGE_ATTRIBUTES,
     CREATE,
     DESCRIBE,
@@ -80,7 +74,6 @@ from bftfs.filesystem.registry import (
     LIST_EXTENDED,
     LOOKUP,
     MAKE_DIRECTORY,
-    READ_DIRECTORY,
     READ_LINK,
     RELOCATE,
     REMOVE_DIRECTORY,
@@ -96,14 +89,11 @@ from bftfs.query_update.object_type import Caller, Record, Refusal
 
 ATTEMPTS: Final = 16  # at an operation whose objects other mounts keep changing
 DEPTH: Final = 4_096  # of nested directories
-PAGE_BYTES: Final = 128 * limits.KIB  # of a directory listing
 ENTRIES_TOGETHER: Final = 64  # whose attributes are asked for at the same time
-ACCESSES_PENDING: Final = 4_096  # access times that wait to be recorded
-ACCESS_DELAY_US: Final = 30 * limits.SECOND_US  # for how long they do
+ACCESS_DELAY_US: Final = 30 * limits.SECOND_US  # for how long access times wait to be recorded
 VOLUME_KEPT_US: Final = 10 * limits.SECOND_US
 
 _UNIQUE_BITS = 8 * 14
-_END_OF_DIRECTORY = 1 << 63
 _Result = TypeVar("_Result")
 
 
@@ -116,17 +106,6 @@ class Found:
 
 
 @dataclass(frozen=True, slots=True)
-class DirectoryEntry:
-    """One entry of a listing. `attributes` is None if they were not asked for, or it is gone."""
-
-    name: bytes
-    cookie: int
-    identifier: ObjectId
-    file_type: int
-    attributes: Attributes | None
-
-
-@dataclass(frozen=True, slots=True)
 class Statistics:
     """What statfs tells."""
 
@@ -136,28 +115,6 @@ class Statistics:
     capacity_inodes: int
     free_inodes: int
     name_bytes: int = limits.NAME_BYTES
-
-
-class _ListedPage(NamedTuple):
-    """Entries that answer for cookies in [begins, ends)."""
-
-    begins: int
-    ends: int
-    entries: tuple[Listed, ...]
-    next_serial: int
-
-
-class OpenDirectory:
-    """A listing in progress."""
-
-    __slots__ = ("identifier", "is_access_noted", "page", "stop", "who")
-
-    def __init__(self, identifier: ObjectId, who: Credentials) -> None:
-        self.identifier = identifier
-        self.who = who
-        self.stop = 0  # entries that appeared since the listing began are left out
-        self.page: _ListedPage | None = None
-        self.is_access_noted = False
 
 
 class FileSystem:
@@ -184,7 +141,7 @@ class FileSystem:
         )
         self._contents = ContentStore(self._metadata, blocks, cipher, self._options)
         self._targets: OrderedDict[ObjectId, bytes] = OrderedDict()  # of symlinks
-        self._accesses: OrderedDict[ObjectId, tuple[int, Credentials]] = OrderedDict()
+        self._accesses = AccessTimes(self._metadata)
         self._described: tuple[Volume, int] | None = None
 
     # --- the volume --------------------------------------------------------------------------
@@ -290,10 +247,7 @@ class FileSystem:
         contents = self._contents.known(identifier)
         if contents is not None:
             attributes = contents.seen_by_programs(attributes)
-        access = self._accesses.get(identifier)
-        if access is not None and access[0] > attributes.atime_ns:
-            attributes = msgspec.structs.replace(attributes, atime_ns=access[0])
-        return attributes
+        return self._accesses.seen_by_programs(identifier, attributes)
 
     async def attributes(self, identifier: ObjectId, who: Credentials) -> Attributes:
         """The attributes, at most as old as the mount allows."""
@@ -307,7 +261,7 @@ class FileSystem:
         if contents is not None and await self._fold(contents, changes, who):
             return await self.attributes(identifier, who)
         if changes.atime_ns is not None:
-            self._accesses.pop(identifier, None)
+            self._accesses.forget(identifier)
         return await self._change_object(identifier, CHANGE_ATTRIBUTES, changes, who)
 
     async def _fold(self, contents: Contents, changes: Changes, who: Credentials) -> bool:
@@ -526,7 +480,7 @@ class FileSystem:
         self._metadata.learn(directory, parent, now_us)
         self._metadata.learn(child.identifier, attributes, now_us)
         self._metadata.learn_entry(directory, name, None, now_us)
-        self._accesses.pop(child.identifier, None)
+        self._accesses.forget(child.identifier)
         return self._found(child.identifier, attributes)
 
     async def _require_current(
@@ -663,7 +617,7 @@ class FileSystem:
         Entries that were there from the beginning to the end appear exactly once, whatever happens
         to others; entries that appeared since the beginning do not.
         """
-        listed = await self._listed(opened, after, count)
+        listed = await opened.entries(self._metadata, after, count)
         attributes: tuple[Attributes | None, ...] = (None,) * len(listed)
         if with_attributes:
             attributes = await Together(
@@ -679,34 +633,6 @@ class FileSystem:
             DirectoryEntry(entry.name, entry.serial, entry.identifier, entry.file_type, of_entry)
             for entry, of_entry in zip(listed, attributes, strict=True)
         )
-
-    async def _listed(self, opened: OpenDirectory, after: int, count: int) -> tuple[Listed, ...]:
-        """Up to `count` entries after a cookie, from the page at hand or the next one."""
-        if after == 0:
-            opened.stop = 0
-        page = opened.page
-        if not after or page is None or not page.begins <= after < page.ends:
-            page = opened.page = await self._page(opened, after)
-            opened.stop = opened.stop or page.next_serial
-        entries = page.entries
-        first = bisect_right(entries, after, key=lambda entry: entry.serial)
-        last = bisect_left(entries, opened.stop, key=lambda entry: entry.serial)
-        return entries[first : min(last, first + count)]
-
-    async def _page(self, opened: OpenDirectory, after: int) -> _ListedPage:
-        """The part of the directory after a cookie."""
-        directory = opened.identifier
-        version = self._metadata.version(directory)
-        page: Page = await self._metadata.query(
-            (directory,), READ_DIRECTORY, Listing(after, PAGE_BYTES), opened.who
-        )
-        if self._metadata.version(directory) == version:
-            now_us = await Now()
-            for entry in page.entries:
-                child = Child(entry.identifier, entry.file_type)
-                self._metadata.learn_entry(directory, entry.name, child, now_us)
-        ends = _END_OF_DIRECTORY if page.complete else page.entries[-1].serial
-        return _ListedPage(after, ends, page.entries, page.next_serial)
 
     async def _attributes_if_there(
         self, identifier: ObjectId, who: Credentials
@@ -772,43 +698,26 @@ class FileSystem:
         Failures are kept for the handles.
         """
         await self._contents.write_back(older_than_us=older_than_us)
-        await self._record_accesses(older_than_us=max(older_than_us, ACCESS_DELAY_US))
+        await self._accesses.record(older_than_us=max(older_than_us, ACCESS_DELAY_US))
 
     async def synchronize_all(self) -> None:
         """Save everything."""
         await self._contents.write_back(older_than_us=0)
-        await self._record_accesses(older_than_us=0)
+        await self._accesses.record(older_than_us=0)
 
     # --- access times ------------------------------------------------------------------------
 
     async def _note_access(self, identifier: ObjectId, who: Credentials) -> None:
-        """relatime: remember that the object was read, if that is worth recording."""
+        """The object is read, for the first time through a handle."""
         if self._options.read_only or not self._options.access_times:
             return
         attributes = self._metadata.known(identifier)
         if attributes is None:
             return
-        atime_ns = await Now() * NANOSECONDS_PER_MICROSECOND
-        if not is_access_due(self._seen_by_programs(identifier, attributes), atime_ns):
-            return
-        self._accesses[identifier] = (atime_ns, who)
-        self._accesses.move_to_end(identifier)
-        if len(self._accesses) > ACCESSES_PENDING:
-            self._accesses.popitem(last=False)
+        seen = self._seen_by_programs(identifier, attributes)
+        await self._accesses.note(identifier, seen, who)
         if self._options.strict:
-            await self._record_accesses(older_than_us=0)
-
-    async def _record_accesses(self, *, older_than_us: int) -> None:
-        """Tell the nodes of accesses; those that they will not hear of are forgotten."""
-        due_ns = (await Now() - older_than_us) * NANOSECONDS_PER_MICROSECOND
-        while self._accesses:
-            identifier, (atime_ns, who) = next(iter(self._accesses.items()))
-            if atime_ns > due_ns:
-                return
-            with suppress(FileSystemError, OperationFailed):
-                await self._change_object(identifier, ACCESSED, Access(atime_ns), who)
-            if self._accesses.get(identifier, (0, who))[0] == atime_ns:
-                del self._accesses[identifier]
+            await self._accesses.record(older_than_us=0)
 
     # --- extended attributes -----------------------------------------------------------------
 

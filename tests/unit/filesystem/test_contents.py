@@ -11,8 +11,7 @@ import pytest
 
 from bftfs import limits
 from bftfs.errors import AdmissionRefused, FileSystemError, QuorumUnavailable
-from bftfs.filesystem import contents as contents_module
-from bftfs.filesystem import registry
+from bftfs.filesystem import content_store, registry
 from bftfs.filesystem.attributes import Changes
 from bftfs.filesystem.contents import OpenFile
 from bftfs.filesystem.operations import FileSystem
@@ -302,7 +301,7 @@ def test_small_sequential_writes_do_not_write_blocks_over_and_over() -> None:
 def test_a_file_that_is_written_for_long_is_covered_in_between(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(contents_module, "UNCOVERED_BLOCKS", 8)
+    monkeypatch.setattr(content_store, "UNCOVERED_BLOCKS", 8)
     mount = world.mount(write_behind_bytes=4 * BLOCK, dirty_bytes=8 * BLOCK)
     file = create(world, mount)
     for number in range(64):
@@ -588,7 +587,7 @@ def test_a_write_after_utimens_sets_the_time_again_and_takes_privileges(world: W
 def test_folded_changes_survive_a_cover_that_is_not_the_last(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(contents_module, "UNCOVERED_BLOCKS", 1)
+    monkeypatch.setattr(content_store, "UNCOVERED_BLOCKS", 1)
     mount = world.mount(write_behind_bytes=2 * BLOCK, dirty_bytes=4 * BLOCK)
     file = create(world, mount)
     write(world, mount, file, 0, b"x")

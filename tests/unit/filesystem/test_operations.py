@@ -280,7 +280,7 @@ def listing(
 def test_what_stays_is_listed_exactly_once_whatever_else_changes(
     world: World, monkeypatch: pytest.MonkeyPatch, page_bytes: int
 ) -> None:
-    monkeypatch.setattr("bftfs.filesystem.operations.PAGE_BYTES", page_bytes)
+    monkeypatch.setattr("bftfs.filesystem.listing.PAGE_BYTES", page_bytes)
     mount, other = world.mount(), world.mount()
     staying = [b"stay %03d" % number for number in range(150)]
     going = [b"go %03d" % number for number in range(150)]

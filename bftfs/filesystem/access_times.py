@@ -1,0 +1,67 @@
+"""Access times by relatime: noted when something is read, shown at once, told to the nodes later.
+
+Accesses that wait are lost with the mount; nothing else that the nodes should know waits like this.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from contextlib import suppress
+from typing import Final
+
+import msgspec
+
+from bftfs.conversation import Now
+from bftfs.credentials import Credentials
+from bftfs.errors import FileSystemError, OperationFailed
+from bftfs.filesystem.attribute_methods import Access, is_access_due
+from bftfs.filesystem.attributes import Attributes
+from bftfs.filesystem.metadata import Metadata
+from bftfs.filesystem.objects import NANOSECONDS_PER_MICROSECOND
+from bftfs.filesystem.registry import ACCESSED
+from bftfs.identifiers import ObjectId
+
+PENDING: Final = 4_096  # accesses that wait; beyond that, the oldest is forgotten
+
+
+class AccessTimes:
+    """The accesses that the nodes have not been told of."""
+
+    def __init__(self, metadata: Metadata) -> None:
+        self._metadata = metadata
+        self._pending: OrderedDict[ObjectId, tuple[int, Credentials]] = OrderedDict()  # by time
+
+    def seen_by_programs(self, identifier: ObjectId, attributes: Attributes) -> Attributes:
+        """`attributes` with the access, if there was one."""
+        pending = self._pending.get(identifier)
+        if pending is None or pending[0] <= attributes.atime_ns:
+            return attributes
+        return msgspec.structs.replace(attributes, atime_ns=pending[0])
+
+    async def note(self, identifier: ObjectId, seen: Attributes, who: Credentials) -> None:
+        """The object, which looked like `seen`, is read: remember it if that is worth recording."""
+        atime_ns = await Now() * NANOSECONDS_PER_MICROSECOND
+        if is_access_due(seen, atime_ns):
+            self._pending[identifier] = (atime_ns, who)
+            self._pending.move_to_end(identifier)
+            if len(self._pending) > PENDING:
+                self._pending.popitem(last=False)
+
+    def forget(self, identifier: ObjectId) -> None:
+        """The access time was set, or the object is gone."""
+        self._pending.pop(identifier, None)
+
+    async def record(self, *, older_than_us: int) -> None:
+        """Tell the nodes of accesses that long ago; what they will not hear of is forgotten."""
+        due_ns = (await Now() - older_than_us) * NANOSECONDS_PER_MICROSECOND
+        while self._pending:
+            identifier, (atime_ns, who) = next(iter(self._pending.items()))
+            if atime_ns > due_ns:
+                return
+            with suppress(FileSystemError, OperationFailed):
+                outcome = await self._metadata.update(
+                    (identifier,), ACCESSED, Access(atime_ns), who
+                )
+                self._metadata.learn(identifier, outcome.attributes[0], await Now())
+            if self._pending.get(identifier, (0, who))[0] == atime_ns:
+                del self._pending[identifier]

@@ -1,0 +1,84 @@
+"""Listing a directory, page by page, entry by entry.
+
+Entries that are there from the beginning of a listing to its end appear exactly once, whatever
+happens to others; entries that appeared since its beginning are left out, so that it ends.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right
+from dataclasses import dataclass
+from typing import Final, NamedTuple
+
+from bftfs import limits
+from bftfs.conversation import Now
+from bftfs.credentials import Credentials
+from bftfs.filesystem.attributes import Attributes
+from bftfs.filesystem.directory import Child, Listed, Listing, Page
+from bftfs.filesystem.metadata import Metadata
+from bftfs.filesystem.registry import READ_DIRECTORY
+from bftfs.identifiers import ObjectId
+
+PAGE_BYTES: Final = 128 * limits.KIB  # of a directory, in one answer
+
+_END_OF_DIRECTORY = 1 << 63
+
+
+@dataclass(frozen=True, slots=True)
+class DirectoryEntry:
+    """One entry of a listing. `attributes` is None if they were not asked for, or it is gone."""
+
+    name: bytes
+    cookie: int
+    identifier: ObjectId
+    file_type: int
+    attributes: Attributes | None
+
+
+class _Part(NamedTuple):
+    """Entries that answer for cookies in [begins, ends)."""
+
+    begins: int
+    ends: int
+    entries: tuple[Listed, ...]
+
+
+class OpenDirectory:
+    """A listing in progress."""
+
+    __slots__ = ("_part", "_stop", "identifier", "is_access_noted", "who")
+
+    def __init__(self, identifier: ObjectId, who: Credentials) -> None:
+        self.identifier = identifier
+        self.who = who
+        self.is_access_noted = False
+        self._part: _Part | None = None
+        self._stop = 0  # the serial of the first entry that appeared since the listing began
+
+    async def entries(self, metadata: Metadata, after: int, count: int) -> tuple[Listed, ...]:
+        """Up to `count` entries after a cookie; a cookie of 0 begins anew."""
+        part = self._part
+        if not after or part is None or not part.begins <= after < part.ends:
+            page = await self._page(metadata, after)
+            ends = _END_OF_DIRECTORY if page.complete else page.entries[-1].serial
+            part = self._part = _Part(after, ends, page.entries)
+            if not after or not self._stop:
+                self._stop = page.next_serial
+        entries = part.entries
+        first = bisect_right(entries, after, key=lambda entry: entry.serial)
+        last = bisect_left(entries, self._stop, key=lambda entry: entry.serial)
+        return entries[first : min(last, first + count)]
+
+    async def _page(self, metadata: Metadata, after: int) -> Page:
+        """The part of the directory after a cookie. Its names are remembered."""
+        directory = self.identifier
+        version = metadata.version(directory)
+        page: Page = await metadata.query(
+            (directory,), READ_DIRECTORY, Listing(after, PAGE_BYTES), self.who
+        )
+        if metadata.version(directory) == version:
+            now_us = await Now()
+            for entry in page.entries:
+                child = Child(entry.identifier, entry.file_type)
+                metadata.learn_entry(directory, entry.name, child, now_us)
+        return page
