@@ -32,7 +32,8 @@ from bftfs.errors import FileSystemError
 from bftfs.filesystem.attributes import NOW, Attributes, Changes
 from bftfs.filesystem.contents import OpenFile
 from bftfs.filesystem.dirty import Buffer
-from bftfs.filesystem.operations import FileSystem, Found, OpenDirectory, Statistics
+from bftfs.filesystem.listing import OpenDirectory
+from bftfs.filesystem.operations import FileSystem, Found, Statistics
 from mount.attributes import fill
 from mount.errnos import errno_of
 from mount.handles import Handle, Handles
