@@ -1,11 +1,10 @@
-"""Names of directory entries, and paths made of them. Any bytes but "/" and NUL make a name."""
+"""Names of directory entries: any bytes but "/" and NUL make one."""
 
 from __future__ import annotations
 
 import errno
 
 from bftfs import limits
-from bftfs.errors import FileSystemError
 
 
 def fault_of(name: bytes) -> int:
@@ -22,16 +21,3 @@ def fault_of(name: bytes) -> int:
 def is_dots(name: bytes) -> bool:
     """Whether `name` is "." or "..", which every directory has and none stores."""
     return name in (b".", b"..")
-
-
-def components(path: bytes) -> tuple[bytes, ...]:
-    """The names along a path, from the root; empty for the root itself. "." is skipped.
-
-    Raises FileSystemError for what no path can contain.
-    """
-    names = tuple(name for name in path.split(b"/") if name not in (b"", b"."))
-    for name in names:
-        fault = fault_of(name)
-        if fault:
-            raise FileSystemError(fault, path.decode(errors="backslashreplace"))
-    return names
