@@ -14,29 +14,32 @@ from __future__ import annotations
 
 import hashlib
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from random import Random
 from typing import Any
 
+from bftfs.identifiers import NodeId
 from bftfs.query_update.counter import counter_types
 from bftfs.simulation.byzantine.positions import ClientPosition, NodePosition
 from bftfs.simulation.byzantine.registry import CLIENTS, corrupted
+from bftfs.simulation.checkers.candidates import CandidateRecord
 from bftfs.simulation.configuration import ClientPlan, Configuration
 from bftfs.simulation.deployment import Deployment
 from bftfs.simulation.network import Network, Traffic
 from bftfs.simulation.principals import SimulatedClient
 from bftfs.simulation.storm import Storm, Weather
-from bftfs.simulation.workloads import Session, Task, Workload
+from bftfs.simulation.workloads import Evidence, Session, Task, Workload
 from bftfs.simulation.workloads.blocks import BlockWorkload
 from bftfs.simulation.workloads.ledger import ledger_types
 from bftfs.simulation.workloads.objects import ObjectWorkload
 from bftfs.simulation.world import SECOND_US, World
+from bftfs.storage import Write
 
+TYPES = counter_types() | ledger_types()
 STORM_US = 120 * SECOND_US  # a storm ends then at the latest
 CALM_US = 600 * SECOND_US  # so long after it all operations must have ended
-TYPES = counter_types() | ledger_types()
 EVENTS_PER_OPERATION = 20_000  # more is a livelock
 
 
@@ -176,6 +179,11 @@ class _Simulation:
     def __init__(self, configuration: Configuration) -> None:
         self.configuration = configuration
         self.findings: list[str] = []
+        byzantine = [node for node, _ in configuration.byzantine_nodes]
+        self._correct = [
+            NodeId(node) for node in range(configuration.sizes.n) if node not in byzantine
+        ]
+        self._record = CandidateRecord()
         self.world = World(configuration.seed)
         self.network = Network(self.world, configuration.storm.network)
         self.workload = _workload(configuration)
@@ -186,6 +194,7 @@ class _Simulation:
             types=TYPES,
             skews_us=configuration.node_skews_us,
             commit_us=configuration.commit_us,
+            on_commit=self._committed,
         )
         self.storm = Storm(self.deployment, configuration.storm)
         self.participants = [
@@ -241,6 +250,17 @@ class _Simulation:
         if not self.findings:
             self._audit()
         self.findings += self.workload.findings()
+        self.findings += self.workload.findings_on_disks(
+            Evidence(
+                {node: self.deployment.nodes[node].disk for node in self._correct},
+                self._record,
+                len(self.configuration.byzantine_nodes),
+            )
+        )
+
+    def _committed(self, node: NodeId, writes: Iterable[Write]) -> None:
+        if node in self._correct:
+            self._record.take_down(node, writes)
 
     def _weather_the_storm(self) -> None:
         enough = int(self.configuration.storm_share * self.configuration.operations)

@@ -236,7 +236,7 @@ class StaleConditioner:
             for name in operation.objects
         }
         if random.random() < 0.2:
-            known = dict.fromkeys(operation.objects, {})
+            known = {name: {} for name in operation.objects}
         await hand.update(hand.all_nodes(), hand.sets(known), operation=operation)
 
 
@@ -400,7 +400,7 @@ class FalseRepairer:
         """An inline repair in a false name; or a copy that leaves an established version behind."""
         hand = self._hand
         random = hand.random
-        operation, (sets, authenticators) = await hand.fresh()
+        operation, (sets, _) = await hand.fresh()
         nodes = hand.all_nodes()
         if random.random() < 0.5:
             author = ClientId(random.randbytes(16))

@@ -6,13 +6,16 @@ history in the end. It knows no faults: those are the storm's and the adversarie
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from random import Random
 from typing import Any, Protocol
 
 from bftfs.conversation import Conversation
+from bftfs.identifiers import NodeId
+from bftfs.simulation.checkers.candidates import CandidateRecord
 from bftfs.simulation.principals import SimulatedClient
+from bftfs.storage import StorageView
 
 
 @dataclass(slots=True)
@@ -26,6 +29,15 @@ class Task:
     # Takes an error that the conversation may end with, if it is part of what the operation is
     # about.
     failed: Callable[[BaseException, float], bool] = lambda _error, _at: False
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """What correct nodes have."""
+
+    disks: Mapping[NodeId, StorageView]
+    candidates: CandidateRecord
+    byzantine: int  # how many nodes are not correct
 
 
 class Session(Protocol):
@@ -48,6 +60,9 @@ class Workload(Protocol):
 
     def findings(self) -> list[str]:
         """What is wrong with the history."""
+
+    def findings_on_disks(self, evidence: Evidence) -> list[str]:
+        """What is wrong with what correct nodes have accepted and kept, given the history."""
 
     def digested(self) -> Iterable[str]:
         """The history in a form that is the same in every process."""

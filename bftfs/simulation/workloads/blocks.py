@@ -15,10 +15,11 @@ from bftfs.identifiers import BlockId, ObjectKind, block_id, object_id
 from bftfs.read_write.client import ReadWriteClient
 from bftfs.read_write.reading import Version
 from bftfs.read_write.timestamp import BlockTimestamp, successor_of
+from bftfs.simulation.checkers.durability import check_bound, check_hosted
 from bftfs.simulation.checkers.linearizability import RegisterOperation, check_register
 from bftfs.simulation.deployment import CREDENTIALS, Sizes
 from bftfs.simulation.principals import SimulatedClient
-from bftfs.simulation.workloads import Task
+from bftfs.simulation.workloads import Evidence, Task
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +110,15 @@ class BlockWorkload:
                 name=f"block {number}",
             )
         return found
+
+    def findings_on_disks(self, evidence: Evidence) -> list[str]:
+        """Acknowledged writes are hosted, and hosted versions are what was written."""
+        thresholds = self.sizes.read_write
+        return check_bound(evidence.disks, N=thresholds.N) + check_hosted(
+            evidence.disks,
+            ((self.blocks[number], timestamp) for number, timestamp, _ in self.acknowledged),
+            needed=thresholds.responses - evidence.byzantine,
+        )
 
     def digested(self) -> Iterable[str]:
         """The history, line by line."""

@@ -19,11 +19,13 @@ from bftfs.identifiers import ObjectId, ObjectKind
 from bftfs.query_update.client import QueryUpdateClient
 from bftfs.query_update.counter import Fetch, Increment
 from bftfs.query_update.object_type import ObjectTypes, Record
+from bftfs.query_update.timestamp import ZERO, LogicalTimestamp
 from bftfs.quorum import ThresholdQuorums
+from bftfs.simulation.checkers.candidates import check_chain
 from bftfs.simulation.checkers.serializability import ObjectOperation, check_operations
 from bftfs.simulation.deployment import CREDENTIALS, Sizes
 from bftfs.simulation.principals import SimulatedClient
-from bftfs.simulation.workloads import Task
+from bftfs.simulation.workloads import Evidence, Task
 from bftfs.simulation.workloads.ledger import (
     ACCOUNT,
     FIRST_CHAIN,
@@ -64,6 +66,7 @@ class _Entry:
     responded: float = inf
     answer: Any = None
     error: int = 0
+    timestamp: LogicalTimestamp = ZERO  # of the version, once it is known
 
 
 @dataclass(slots=True)
@@ -254,6 +257,22 @@ class ObjectWorkload:
                     f"{len(increments) - ended} that did not"
                 )
 
+    def findings_on_disks(self, evidence: Evidence) -> list[str]:
+        """Every acknowledged update is on its objects' chains, and each has one chain."""
+        found = list(evidence.candidates.findings)
+        for number, identifier in enumerate(self.objects):
+            found += check_chain(
+                evidence.candidates.accepted.get(identifier, {}),
+                established=self.sizes.query_update.q - evidence.byzantine,
+                acknowledged=(
+                    entry.timestamp
+                    for entry in self.history
+                    if entry.update and number in entry.objects and entry.timestamp != ZERO
+                ),
+                name=f"object {number}",
+            )
+        return found
+
     def digested(self) -> Iterable[str]:
         """The history, line by line."""
         return map(repr, self.history)
@@ -303,6 +322,7 @@ class ObjectSession:
         def ended(result: Any, at: float) -> None:
             answer = result.answer
             entry.answer = answer if isinstance(answer, Accounts) else answer.value
+            entry.timestamp = result.timestamp
             entry.responded = at
 
         def failed(error: BaseException, at: float) -> bool:

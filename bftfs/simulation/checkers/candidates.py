@@ -1,0 +1,107 @@
+"""What correct nodes have accepted of objects: one chain, and one content per timestamp.
+
+[Q/U §4.3.8] "Every established object version is in the conditioned-on chain and the chain goes
+back to the initial candidate." [§4.3.2] nobody can "force object versions at different benign
+servers with the same timestamp to differ". The record is taken at the commits of correct nodes,
+because histories are pruned; so it knows every candidate that was ever accepted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+import msgspec
+
+from bftfs.identifiers import NodeId, ObjectId
+from bftfs.query_update.candidate import Candidate
+from bftfs.query_update.history import parse_history
+from bftfs.query_update.replica import ObjectRow, Version
+from bftfs.query_update.timestamp import TIMESTAMP_BYTES, ZERO, LogicalTimestamp, time_of
+from bftfs.storage import Table, Write
+
+_decode_row = msgspec.msgpack.Decoder(ObjectRow).decode
+_decode_version = msgspec.msgpack.Decoder(Version).decode
+
+
+@dataclass(slots=True)
+class CandidateRecord:
+    """Which correct nodes have accepted which candidates, by object."""
+
+    accepted: dict[ObjectId, dict[Candidate, set[NodeId]]] = field(default_factory=dict)
+    contents: dict[tuple[ObjectId, LogicalTimestamp], Version] = field(default_factory=dict)
+    findings: list[str] = field(default_factory=list)
+
+    def take_down(self, node: NodeId, writes: Iterable[Write]) -> None:
+        """What `node` commits."""
+        for table, key, value in writes:
+            if value is None:
+                continue
+            if table is Table.OBJECT:
+                accepted = self.accepted.setdefault(ObjectId(key), {})
+                for candidate in parse_history(_decode_row(value).history).candidates:
+                    accepted.setdefault(candidate, set()).add(node)
+            elif table is Table.VERSION:
+                self._take_down_version(node, key, _decode_version(value))
+
+    def _take_down_version(self, node: NodeId, key: bytes, version: Version) -> None:
+        if version.gap:
+            return  # the state was brought without the versions that lead to it
+        identifier = ObjectId(key[:-TIMESTAMP_BYTES])
+        timestamp = LogicalTimestamp(key[-TIMESTAMP_BYTES:])
+        known = self.contents.setdefault((identifier, timestamp), version)
+        if (known.parent, known.objects, known.copy, known.delta, known.answer) != (
+            version.parent,
+            version.objects,
+            version.copy,
+            version.delta,
+            version.answer,
+        ):
+            self.findings.append(
+                f"node {node} has another version of {identifier.hex()} at {time_of(timestamp)} "
+                f"than a node before it: {version} and {known}"
+            )
+
+
+def check_chain(
+    accepted: Mapping[Candidate, set[NodeId]],
+    *,
+    established: int,
+    acknowledged: Iterable[LogicalTimestamp] = (),
+    name: str = "",
+) -> list[str]:
+    """Findings against one object's candidates.
+
+    `established` is how many correct nodes make a candidate established, with whatever the others
+    say. All that are established, and all that were `acknowledged`, must lie on one chain.
+    """
+    findings: list[str] = []
+    links: dict[LogicalTimestamp, LogicalTimestamp] = {}
+    for candidate in accepted:
+        if candidate.barrier:
+            continue
+        known = links.setdefault(candidate.timestamp, candidate.conditioned_on)
+        if known != candidate.conditioned_on:
+            findings.append(f"{name}: two candidates at {time_of(candidate.timestamp)}")
+    certain = sorted(
+        candidate.timestamp
+        for candidate, nodes in accepted.items()
+        if len(nodes) >= established and not candidate.barrier
+    )
+    chain = [certain[-1]] if certain else [ZERO]
+    while chain[-1] != ZERO and chain[-1] in links:
+        chain.append(links[chain[-1]])
+    if chain[-1] != ZERO:
+        findings.append(f"{name}: the chain breaks off at {time_of(chain[-1])}")
+    on_chain = frozenset(chain)
+    findings += [
+        f"{name}: the candidate at {time_of(timestamp)} was established, and is not on the chain"
+        for timestamp in certain
+        if timestamp not in on_chain
+    ]
+    findings += [
+        f"{name}: the update at {time_of(timestamp)} was acknowledged, and is not on the chain"
+        for timestamp in acknowledged
+        if timestamp not in on_chain
+    ]
+    return findings
