@@ -125,7 +125,7 @@ class Loop:
         others: dict[int, Callable[[], object]] = {
             self._listener.fileno(): self._accept,
             self._links.fileno(): self._links.turn,
-            self._wakeup.fileno(): lambda: self._wakeup.recv(64),
+            self._wakeup.fileno(): self._woken,
         }
         while not self._stopping:
             deadline_us = self._next_deadline_us()
@@ -189,7 +189,23 @@ class Loop:
             self._close(oldest, "said nothing")
         if self._sync_us is not None and self._sync_us <= now:
             self._sync_us = None
-            self._store.sync()
+            self._store.start_sync(self._wake)
+
+    def _wake(self) -> None:
+        """End the wait for events; may be called from another thread."""
+        self._waker.send(b"\0")
+
+    def _woken(self) -> None:
+        self._wakeup.recv(64)
+        if self._store.syncing:
+            self._store.finish_sync()
+            self._arrange_sync()
+
+    def _arrange_sync(self) -> None:
+        """See to it that what was committed without a sync gets one."""
+        store = self._store
+        if store.unsynced and self._sync_us is None and not store.syncing:
+            self._sync_us = clock.monotonic_us() + SYNC_EVERY_US
 
     def _stop(self, _number: int, _frame: object) -> None:
         self._stopping = True
@@ -339,8 +355,7 @@ class Loop:
             ]
             first = False
         self._answer(len(outbox))
-        if self._store.unsynced and self._sync_us is None:
-            self._sync_us = clock.monotonic_us() + SYNC_EVERY_US
+        self._arrange_sync()
         self._links.flush()
 
     def _step_backlogs(self, batch: Batch, arrivals: list[Arrival]) -> int:

@@ -7,7 +7,8 @@ Invariants: a batch is applied whole or not at all, and once `Batch.commit` has 
 written to a store of another format, cluster or node. A crash of the machine leaves the last synced
 snapshot (under `sync` durability: the last commit); see `nodes.checkpoint` for how.
 
-Concurrency: a store belongs to one thread. One batch is open at a time.
+Concurrency: a store belongs to one thread. One batch is open at a time. Under interval durability a
+thread of the store's own waits for the disk; it touches nothing else.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ import errno
 import fcntl
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+import threading
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
@@ -245,6 +247,7 @@ class Store:
         self._data_bytes = os.fstat(self._data).st_size
         self._checkpoint: Checkpoint | None = None  # under interval durability
         self._synced: lmdb.Transaction[bytes] | None = None  # reads the last synced snapshot
+        self._syncing: _Syncing | None = None
 
     @classmethod
     def open(
@@ -293,14 +296,48 @@ class Store:
 
     def sync(self) -> None:
         """Bring everything that is committed to stable storage."""
+        self.finish_sync()
         if self.unsynced:
-            self._sync()
-            self._hold_synced()
+            self.start_sync(lambda: None)
+            self.finish_sync()
+
+    def start_sync(self, done: Callable[[], None]) -> None:
+        """Begin to bring what is committed now to stable storage; `done` is called in a thread.
+
+        Requires: no batch is open, and no sync has been started that was not finished.
+        """
+        assert self._syncing is None
+        assert self._checkpoint is not None
+        head = os.pread(self._data, _HEAD_PAGES * self._page_bytes, 0)
+        snapshot = self._environment.begin()
+        self.unsynced = False
+        self._syncing = _Syncing(self._environment, self._checkpoint, head, snapshot, done)
+        self._syncing.start()
+
+    def finish_sync(self) -> None:
+        """Wait for the sync that was started last, if there is one."""
+        syncing, self._syncing = self._syncing, None
+        if syncing is None:
+            return
+        syncing.join()
+        if syncing.error is not None:
+            raise StoreFailed(self.path, f"it cannot be synced ({syncing.error})")
+        # From now on the pages of this snapshot must not be overwritten, those of the last one may.
+        if self._synced is not None:
+            self._synced.abort()
+        self._synced = syncing.snapshot
+
+    @property
+    def syncing(self) -> bool:
+        """Whether a sync has been started and not been finished."""
+        return self._syncing is not None
 
     def close(self) -> None:
         """Sync and close. Another process may open the store from now on."""
         try:
             self.sync()
+            if self._synced is not None:
+                self._synced.abort()
         finally:
             self._release()
 
@@ -361,29 +398,16 @@ class Store:
                 self._checkpoint = Checkpoint(path)
             except OSError as error:
                 raise UsageError(f"{path}: cannot be made ({error.strerror})") from None
-        self._sync()
-        self._hold_synced()
         if self._checkpoint is None:
+            try:
+                self._environment.sync(True)
+            except lmdb.Error as error:
+                raise self.failure(error, 0) from error
             path.unlink(missing_ok=True)  # what it kept is superseded by every commit
+        else:
+            self.unsynced = True  # by whoever had the store before
+            self.sync()
         self._make_room()
-
-    def _sync(self) -> None:
-        try:
-            self._environment.sync(True)
-            if self._checkpoint is not None:
-                self._checkpoint.save(os.pread(self._data, _HEAD_PAGES * self._page_bytes, 0))
-        except lmdb.Error as error:
-            raise self.failure(error, 0) from error
-        except OSError as error:
-            raise StoreFailed(self.path, f"it cannot be synced ({error})") from error
-        self.unsynced = False
-
-    def _hold_synced(self) -> None:
-        """From now on read the snapshot that was just synced, and no longer the one before."""
-        if self._checkpoint is not None:
-            before, self._synced = self._synced, self._environment.begin()
-            if before is not None:
-                before.abort()
 
     def _make_room(self) -> None:
         """See to it that the next batch finds room, in the map and in the file.
@@ -407,13 +431,12 @@ class Store:
         if self._map_bytes >= self._limit_bytes:
             raise StoreFull(self.path, f"the store has reached its {self._limit_bytes} bytes")
         self._map_bytes = min(2 * self._map_bytes, self._limit_bytes)
-        # A map must not move under a transaction.
+        self.sync()
         if self._synced is not None:
-            self._sync()
-            self._synced.abort()
-            self._synced = None
+            self._synced.abort()  # a map must not move under a transaction
         self._environment.set_mapsize(self._map_bytes)
-        self._hold_synced()
+        if self._synced is not None:
+            self._synced = self._environment.begin()
         self._mapped.moved()
 
     def _check(self, *, owner: bytes) -> None:
@@ -445,6 +468,35 @@ class Store:
                 f"{self.path}: this store belongs to {_text(found)}, not to {_text(owner)}; "
                 "give the node its own directory back"
             )
+
+
+class _Syncing(threading.Thread):
+    """A sync in progress."""
+
+    def __init__(
+        self,
+        environment: lmdb.Environment,
+        checkpoint: Checkpoint,
+        head: bytes,
+        snapshot: lmdb.Transaction[bytes],
+        done: Callable[[], None],
+    ) -> None:
+        super().__init__(name="sync", daemon=True)
+        self.snapshot = snapshot  # what is synced at least
+        self.error: Exception | None = None
+        self._environment = environment
+        self._checkpoint = checkpoint
+        self._head = head
+        self._done = done
+
+    def run(self) -> None:
+        """Wait for the disk."""
+        try:
+            self._environment.sync(True)
+            self._checkpoint.save(self._head)
+        except (lmdb.Error, OSError) as error:
+            self.error = error
+        self._done()
 
 
 def _text(value: bytes | None) -> str:

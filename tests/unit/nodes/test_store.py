@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from bftfs.identifiers import NodeId
 from bftfs.limits import KIB, MIB
 from bftfs.storage import Table, Write
 from nodes import residence
+from nodes.checkpoint import Checkpoint
 from nodes.store import MapOutgrown, Store, StoreFailed, StoreFull
 
 CLUSTER = bytes(range(16))
@@ -285,6 +287,35 @@ def test_under_interval_durability_a_sync_is_due_after_a_commit(tmp_path: Path) 
     assert store.unsynced
     store.sync()
     assert not store.unsynced
+    store.close()
+
+
+def test_what_is_committed_while_a_sync_runs_wants_the_next_one(tmp_path: Path) -> None:
+    store = opened(tmp_path, durability=Durability.INTERVAL)
+    put(store, b"k", b"v")
+    done = threading.Event()
+    store.start_sync(done.set)
+    assert store.syncing
+    put(store, b"k", b"w")
+    assert done.wait(10)
+    store.finish_sync()
+    assert not store.syncing
+    assert store.unsynced
+    store.close()
+
+
+def test_a_sync_that_fails_stops_the_node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = opened(tmp_path, durability=Durability.INTERVAL)
+    put(store, b"k", b"v")
+
+    def fail(*_: object) -> None:
+        raise OSError(errno.EIO, "the disk is gone")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoint, "save", fail)
+        store.start_sync(lambda: None)
+        with pytest.raises(StoreFailed, match=r"cannot be synced.*the disk is gone"):
+            store.finish_sync()
     store.close()
 
 
