@@ -154,7 +154,7 @@ def test_a_process_that_waits_can_be_ended(tmp_path: Path, number: signal.Signal
         process.send_signal(number)
         assert process.wait(10) == -number
         (event,) = [each for each in mount.events() if each["event"] == "request interrupted"]
-        assert event["pid"] == process.pid
+        assert event["thread"] == process.pid
         (mount.path / "file").write_bytes(b"still usable")
 
 
