@@ -19,6 +19,7 @@ from functools import partial
 from itertools import count
 from typing import Any
 
+from bftfs import limits
 from bftfs.conversation import (
     Compute,
     Conversation,
@@ -153,6 +154,13 @@ class Engine:
             self._owner.pop(number, None)
         running.requests.clear()
 
+    def _forget_oldest(self, running: Running) -> None:
+        """Give up on the older half: who waits out an outage asks again and again."""
+        half = len(running.requests) // 2
+        for number in running.requests[:half]:
+            self._owner.pop(number, None)
+        del running.requests[:half]
+
     # -----------------------------------------------------------------------------------------
 
     def _set_timer(self, running: Running, duration_us: int) -> None:
@@ -208,6 +216,8 @@ class Engine:
                 number = next(self._numbers)
                 self._owner[number] = (running, effect.node)
                 running.requests.append(number)
+                if len(running.requests) > limits.UNANSWERED_REQUESTS:
+                    self._forget_oldest(running)
                 self._send(effect.node, number, effect.message, effect.body)
                 answer = number
             elif kind is Receive:

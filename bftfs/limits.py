@@ -17,6 +17,8 @@ FRAME_METADATA_BYTES = 4 * MIB  # encoded message; object sync pages and readdir
 FRAME_BODY_BYTES = 8 * MIB  # raw payload behind it: one fragment of the largest block
 FRAMES_BUFFERED_BYTES = 64 * MIB  # unsent bytes on one connection before its peer is cut off
 
+UNANSWERED_REQUESTS = 1024  # of one conversation, whose answers it would still take
+
 # --- Q/U ------------------------------------------------------------------------------------
 NODES = 64  # n in any configuration; keeps an object history set within one frame
 HISTORY_CANDIDATES = 64  # candidates in one replica history; beyond, each client has its share

@@ -15,8 +15,8 @@ from bftfs.read_write.server import ReadWriteServer
 from bftfs.read_write.validation import item_of
 from bftfs.read_write.writing import write_at
 from bftfs.thresholds import ReadWriteThresholds
-from tests.properties.test_read_write_byzantine import Campaign
 from tests.unit.read_write import adversaries
+from tests.unit.read_write.campaign import Campaign
 from tests.unit.read_write.harness import BLOCK, DEFAULT, START_US, World, mute, poisoned
 
 ITEM, NEWER = b"an item" * 30, b"another" * 30

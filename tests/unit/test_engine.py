@@ -83,6 +83,25 @@ def test_late_repeated_and_unasked_replies_are_dropped_and_counted(host: Host) -
     assert host.engine.unclaimed == 2
 
 
+def test_a_conversation_remembers_a_bounded_number_of_requests(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bftfs.limits.UNANSWERED_REQUESTS", 10)
+
+    async def insist() -> int:
+        for _ in range(100):
+            await Send(NodeId(0), "?")
+        return (await Receive(100)).request_number  # type: ignore[union-attr]
+
+    running = host.start(insist())
+    assert len(running.requests) <= 11
+    assert len(host.engine._owner) == len(running.requests)
+    host.answer(0, "too late")
+    assert host.engine.unclaimed == 1
+    host.answer(99, "in time")
+    assert host.outcomes == [(100, None)]
+
+
 def test_a_node_cannot_answer_in_the_name_of_another(host: Host) -> None:
     host.start(ask(3))
     host.engine.deliver(NodeId(4), 1, "a lie")
