@@ -408,7 +408,8 @@ class FalseRepairer:
             encoded = encode(conditioned)
             culled = [parse_set(each, n=hand.n) for each in sets]
             timestamp = timestamp_of(conditioned, encoded, culled, author)
-            base = max((each.latest for each in culled[:1]), default=ZERO)
+            hosted = culled[0].hosted
+            base = max((each.history.latest_object.timestamp for each in hosted), default=ZERO)
             forged = history_of((Candidate(timestamp, base),))
             name = sets[0].object
             known = dict(hand.latest(name))

@@ -1,0 +1,138 @@
+"""With one server too few, or one rule of Query/Update removed, the checkers find a violation.
+
+Each rule is removed by a substitute that is injected here; the product has no option for it. The
+same attacks on the whole protocol find nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from bftfs.crypto.authenticator import AuthenticatorKeys
+from bftfs.query_update import object_sync, observation, server
+from bftfs.query_update.classification import Classification, OperationType, classify
+from bftfs.query_update.history import CulledObjectHistorySet, ObjectHistorySet, parse_set
+from bftfs.quorum import Nodes, QuorumSystem, ThresholdQuorums
+from bftfs.simulation.configuration import Configuration
+from bftfs.simulation.deployment import Sizes
+from bftfs.simulation.network import NetworkFaults
+from bftfs.simulation.workloads.objects import ObjectMix
+from bftfs.thresholds import QueryUpdateThresholds, ReadWriteThresholds
+from tests.simulation.mutants import ENOUGH, attacked, hunt, unchecked
+
+SEEDS = range(12)
+
+# n = 3t + 2b with everything else as it would be: q = n - t, r = 2q - b - n.
+ONE_TOO_FEW = Sizes(
+    unchecked(QueryUpdateThresholds, n=5, t=1, b=1, q=4, r=2),
+    ReadWriteThresholds.smallest(t=1, b=1),
+)
+
+CONTENDED = ObjectMix(counters=1, accounts=0, updates=0.9, ledger=0.0, several=0.0)
+LEDGER = ObjectMix(counters=1, accounts=2, updates=0.6, ledger=0.8, several=0.5)
+
+
+def attacks(
+    *,
+    sizes: Sizes = ENOUGH,
+    node: str | None = None,
+    client: str | None = None,
+    mix: ObjectMix = LEDGER,
+    network: NetworkFaults | None = None,
+    seeds: range = SEEDS,
+) -> Iterator[Configuration]:
+    for seed in seeds:
+        yield attacked(
+            seed,
+            kind="objects",
+            sizes=sizes,
+            node=node,
+            client=client,
+            objects=mix,
+            network=network,
+        )
+
+
+def not_serializable(finding: str) -> bool:
+    return any(
+        sign in finding
+        for sign in (
+            "no serial order",
+            "should have been",
+            "is lost",
+            "not on the chain",
+            "another past",
+            "two updates made",
+            "another version",
+        )
+    )
+
+
+def test_one_server_too_few() -> None:
+    """(4.4): an established and a potential candidate would no longer meet at a benign server."""
+    slow = NetworkFaults(loss=0.05, delay_us=(50, 20_000), straggling=0.05)
+    wild = attacks(sizes=ONE_TOO_FEW, node="equivocator", mix=CONTENDED, network=slow)
+    assert hunt(wild, not_serializable)
+    assert hunt(attacks(node="equivocator", mix=CONTENDED, network=slow)) is None
+
+
+def test_no_culling(monkeypatch: pytest.MonkeyPatch) -> None:
+    """[Q/U §4.3.4] lines 1001-1002: without them, a client undoes what was established."""
+    assert hunt(attacks(client="fabricator")) is None
+
+    def believe(
+        history_set: ObjectHistorySet,
+        _authenticators: bytes,
+        _keys: AuthenticatorKeys,
+        *,
+        n: int,
+        latest_sane_us: int,
+    ) -> tuple[CulledObjectHistorySet, Nodes, Nodes]:
+        return parse_set(history_set, n=n), 0, 0
+
+    monkeypatch.setattr(server, "cull", believe)
+    assert hunt(attacks(client="fabricator"), not_serializable)
+
+
+def test_no_barriers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """[Q/U §4.3.2] without barriers, a copy overtakes an operation that is still completing."""
+    assert hunt(attacks(mix=CONTENDED)) is None
+
+    def without_barriers(*arguments: Any) -> Classification:
+        found = classify(*arguments)
+        if found.type in {OperationType.BARRIER, OperationType.INLINE_BARRIER}:
+            return found._replace(type=OperationType.COPY)
+        return found
+
+    monkeypatch.setattr(observation, "classify", without_barriers)
+    monkeypatch.setattr(server, "classify", without_barriers)
+    assert hunt(attacks(mix=CONTENDED), not_serializable)
+
+
+class _Trusting:
+    """A quorum system that believes every single server."""
+
+    def __init__(self, quorums: QuorumSystem) -> None:
+        self._quorums = quorums
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._quorums, name)
+
+    def includes_benign(self, nodes: Nodes) -> bool:
+        return nodes != 0
+
+
+def test_no_second_opinion_in_object_sync(monkeypatch: pytest.MonkeyPatch) -> None:
+    """[Q/U §4.3.2] b + 1: else one liar gives a server another past."""
+    lossy = NetworkFaults(loss=0.1, delay_us=(50, 2_000), straggling=0.05)
+    assert hunt(attacks(node="sync-liar", network=lossy)) is None
+    begin: Callable[..., None] = object_sync._Asking.__init__
+
+    def credulous(asking: Any, order: Any, quorums: ThresholdQuorums) -> None:
+        begin(asking, order, _Trusting(quorums))
+
+    monkeypatch.setattr(object_sync._Asking, "__init__", credulous)
+    assert hunt(attacks(node="sync-liar", network=lossy), not_serializable)
