@@ -10,7 +10,7 @@ Concurrency: a gathering belongs to one conversation.
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 from bftfs.conversation import Now, Receive, Send
@@ -77,12 +77,13 @@ class Refusals:
 class Silence:
     """The silence of one operation: how long the next one lasts, and when there were too many."""
 
-    __slots__ = ("_left_us", "_policy", "_step_us", "lapses")
+    __slots__ = ("_late", "_left_us", "_policy", "_step_us", "lapses")
 
     def __init__(self, policy: Patience, total_us: int | None) -> None:
         self._policy = policy
         self._step_us = policy.us
         self._left_us = total_us
+        self._late: set[int] = set()
         self.lapses = 0
 
     @property
@@ -92,14 +93,24 @@ class Silence:
             return self._step_us
         return min(self._step_us, self._left_us)
 
-    def lapse(self, *, heard: int, required: int, subject: str) -> None:
-        """Patience has run out once more. Raises QuorumUnavailable if that was the last time."""
+    def lapse(self, unanswered: Iterable[int], *, heard: int, required: int, subject: str) -> None:
+        """Patience has run out once more, with these requests unanswered.
+
+        Raises QuorumUnavailable if that was the last time.
+        """
         if self._left_us is not None:
             self._left_us -= self.patience_us
             if self._left_us <= 0:
                 raise QuorumUnavailable(heard=heard, required=required, subject=subject)
         self.lapses += 1
+        self._late = set(unanswered)
         self._step_us = min(2 * self._step_us, PATIENCE_MOST_US)
+
+    def answered(self, number: int) -> None:
+        """This request was answered, perhaps after it had been taken for lost."""
+        if number in self._late:
+            self._late.clear()
+            self._policy.was_too_short()
 
     def ended(self) -> None:
         """The operation is over."""
@@ -162,8 +173,11 @@ class Gathering(Generic[Usable]):
                 await self._lapse(answers)
                 continue
             node = numbers.pop(delivery.request_number, None)
-            if node is None or node in answers:
-                continue  # of an earlier round of this conversation, or to a repeated request
+            if node is None:
+                continue  # of an earlier round of this conversation
+            silence.answered(delivery.request_number)
+            if node in answers:
+                continue  # to a repeated request
             answer = self._judge(delivery.message)
             if answer is not None:
                 self._refusals.withdraw(node)
@@ -181,7 +195,10 @@ class Gathering(Generic[Usable]):
     async def _lapse(self, answers: dict[NodeId, Usable]) -> None:
         """Send the request again to the nodes that have not given a usable answer."""
         self._silence.lapse(
-            heard=len(answers), required=self._thresholds.responses, subject=self._subject
+            self._numbers,
+            heard=len(answers),
+            required=self._thresholds.responses,
+            subject=self._subject,
         )
         for number in list(self._numbers)[:-LATE_REQUESTS]:
             del self._numbers[number]

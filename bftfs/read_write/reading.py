@@ -71,7 +71,6 @@ class Reading:
         "_cursor",
         "_fetching",
         "_lapsed",
-        "_late",
         "_listed",
         "_listing",
         "_nodes",
@@ -100,7 +99,6 @@ class Reading:
         self._responses = Responses(self._session.thresholds, self._rotation)
         self._refusals = Refusals(self._session.thresholds)
         self._asked: dict[int, _Asked] = {}
-        self._late: set[int] = set()  # requests whose nodes have been taken for silent
         self._listed: dict[NodeId, int] = {}  # how many listings a node has been asked for
         self._cursor = self._before  # candidates at or above it are classified as incomplete
         self._candidate: BlockTimestamp | None = None
@@ -331,7 +329,10 @@ class Reading:
         if asked is None:
             return True  # the answer to the repair of a candidate that was given up
         node = asked.node
-        self._note_presence(node, delivery.request_number)
+        self._silent.discard(node)
+        self._silence.answered(delivery.request_number)
+        if self._session.standings.marked:
+            self._session.standings.heard(node)
         if asked.fetches is None:
             self._listing.discard(node)
         elif asked.fetches == self._candidate:
@@ -347,14 +348,6 @@ class Reading:
             self._responses.convict(node)
             await self._blame(node)
         return True
-
-    def _note_presence(self, node: NodeId, number: int) -> None:
-        self._silent.discard(node)
-        if number in self._late:
-            self._late.clear()
-            self._session.read_patience.was_too_short()
-        if self._session.standings.marked:
-            self._session.standings.heard(node)
 
     async def _take(self, asked: _Asked, reply: ReadReply, delivery: Delivery) -> None:
         node, wanted = asked.node, asked.fetches
@@ -380,6 +373,7 @@ class Reading:
         """Patience has run out: widen, and from the second silence on ask the silent again."""
         responses = self._responses
         self._silence.lapse(
+            self._asked,
             heard=len(responses.depth),
             required=self._session.thresholds.responses,
             subject=f"read of block {self._block.hex()}",
@@ -390,7 +384,6 @@ class Reading:
             self._session.standings.silent(node, now_us)
         self._silent.update(node for node in self._nodes if node not in responses.depth)
         self._silent.update(self._listing)
-        self._late.update(self._asked)
         mute, self._withheld = self._withheld, self._withheld | self._fetching
         self._listing.clear()
         self._fetching.clear()

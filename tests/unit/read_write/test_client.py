@@ -355,6 +355,16 @@ def test_patience_adapts_to_a_slow_network() -> None:
     assert len(alice.sent) == 5
 
 
+def test_writes_are_not_sent_again_on_a_slow_network() -> None:
+    world = World(delay_us=(700_000, 800_000))
+    alice = world.client()
+    for _ in range(3):
+        alice.write(ITEM)
+    alice.sent.clear()
+    alice.write(ITEM)
+    assert len(alice.sent) == 12
+
+
 def test_a_false_fragment_is_counted_against_its_node_and_worked_around() -> None:
     world = World()
     alice, bob = world.client("alice"), world.client("bob")
