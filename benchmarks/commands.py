@@ -7,13 +7,33 @@ import click
 
 from benchmarks import report, result
 from benchmarks.build import require_tools
+from benchmarks.deployment import System
 from benchmarks.errors import BenchmarkError
-from benchmarks.options import Commands, Common, Size, common_options, measure
+from benchmarks.options import (
+    Commands,
+    Common,
+    NodeCommon,
+    Size,
+    common_options,
+    measure,
+    measure_nodes,
+    node_options,
+)
 from benchmarks.result import Parameter
-from benchmarks.scenarios import andrew, files, stream
+from benchmarks.scenarios import (
+    andrew,
+    blocks,
+    counter,
+    directory,
+    files,
+    metadata,
+    profile,
+    stream,
+)
 from benchmarks.session import Session
 from benchmarks.source_tree import unpacked
 from benchmarks.workspace import Target
+from bftfs.cluster import Durability
 
 
 @click.group(cls=Commands)
@@ -104,6 +124,173 @@ def stream_command(common: Common, size: int, random_writes: int) -> None:
         stream.PHASES,
         {"repeat": common.repeat, "size": size, "random_writes": random_writes},
         lambda session, targets: stream.run(session, targets, wanted),
+    )
+
+
+@main.command("counter")
+@node_options(repeat=3)
+@click.option(
+    "--faults",
+    metavar="T[,B]",
+    multiple=True,
+    default=("0", "1", "2", "3", "4", "5"),
+    show_default=True,
+    help="Faults to tolerate, B of them lies (by default all); on the fewest nodes; repeatable.",
+)
+@click.option(
+    "--in-flight",
+    type=click.IntRange(1, 1024),
+    multiple=True,
+    default=(1, 16, 32),
+    show_default=True,
+    help="Operations at the same time, each on a counter of its own; repeatable.",
+)
+@click.option("--operations", type=click.IntRange(1, 10_000_000), default=2000, show_default=True)
+def counter_command(
+    common: NodeCommon, faults: tuple[str, ...], in_flight: tuple[int, ...], operations: int
+) -> None:
+    """Increment and fetch Query/Update counters."""
+    wanted = counter.Parameters(
+        common.repeat,
+        tuple(map(System.parse, faults)),
+        in_flight,
+        operations,
+        common.durability,
+    )
+    measure_nodes(
+        "counter",
+        common,
+        {"faults": " ".join(faults), "in_flight": list(in_flight), "operations": operations},
+        lambda session, target: counter.run(session, target, common.below, wanted),
+    )
+
+
+@main.command("metadata")
+@node_options(repeat=5)
+@click.option("--operations", type=click.IntRange(1, 100_000), default=300, show_default=True)
+def metadata_command(common: NodeCommon, operations: int) -> None:
+    """Time metadata operations one by one, beside the figures of the source's Table 4.3."""
+    wanted = metadata.Parameters(common.repeat, operations, common.durability)
+    measure_nodes(
+        "metadata",
+        common,
+        {"faults": "1", "operations": operations},
+        lambda session, target: metadata.run(session, target, common.below, wanted),
+        against=metadata.SOURCE,
+    )
+
+
+@main.command("blocks")
+@node_options(repeat=3)
+@click.option(
+    "--faults",
+    metavar="T[,B]",
+    multiple=True,
+    default=("1", "2", "3", "4"),
+    show_default=True,
+    help="Faults to tolerate, B of them lies (by default all); on the fewest nodes; repeatable.",
+)
+@click.option(
+    "--size",
+    "sizes",
+    type=Size(),
+    multiple=True,
+    default=("16KiB", "128KiB"),
+    show_default=True,
+    help="Of a block; repeatable.",
+)
+@click.option(
+    "--in-flight",
+    type=click.IntRange(1, 1024),
+    multiple=True,
+    default=(1,),
+    show_default=True,
+    help="Blocks at the same time; repeatable.",
+)
+@click.option("--operations", type=click.IntRange(1, 1_000_000), default=300, show_default=True)
+def blocks_command(
+    common: NodeCommon,
+    faults: tuple[str, ...],
+    sizes: tuple[int, ...],
+    in_flight: tuple[int, ...],
+    operations: int,
+) -> None:
+    """Write and read blocks with PASIS read/write."""
+    wanted = blocks.Parameters(
+        common.repeat,
+        tuple(map(System.parse, faults)),
+        sizes,
+        in_flight,
+        operations,
+        common.durability,
+    )
+    measure_nodes(
+        "blocks",
+        common,
+        {
+            "faults": " ".join(faults),
+            "sizes": list(sizes),
+            "in_flight": list(in_flight),
+            "operations": operations,
+        },
+        lambda session, target: blocks.run(session, target, common.below, wanted),
+    )
+
+
+@main.command("directory")
+@node_options(repeat=5)
+@click.option(
+    "--entries",
+    type=click.IntRange(0, 10_000_000),
+    multiple=True,
+    default=(100, 100_000),
+    show_default=True,
+    help="In a directory before anything is measured; repeatable.",
+)
+@click.option("--creates", type=click.IntRange(1, 1_000_000), default=300, show_default=True)
+def directory_command(common: NodeCommon, entries: tuple[int, ...], creates: int) -> None:
+    """Create files in a small and in a large directory."""
+    wanted = directory.Parameters(common.repeat, entries, creates, common.durability)
+    measure_nodes(
+        "directory",
+        common,
+        {"faults": "1", "entries": list(entries), "creates": creates},
+        lambda session, target: directory.run(session, target, common.below, wanted),
+    )
+
+
+@main.command("profile")
+@node_options(repeat=3, durability=Durability.INTERVAL)
+@click.option(
+    "--workload",
+    "workloads",
+    type=click.Choice(profile.WORKLOADS),
+    multiple=True,
+    default=profile.WORKLOADS,
+    show_default=True,
+    help="What to profile; repeatable.",
+)
+@click.option("--in-flight", type=click.IntRange(1, 256), default=8, show_default=True)
+@click.option("--operations", type=click.IntRange(1, 100_000), default=1000, show_default=True)
+@click.option("--size", type=Size(), default="64KiB", show_default=True, help="Of a block.")
+def profile_command(
+    common: NodeCommon, workloads: tuple[str, ...], in_flight: int, operations: int, size: int
+) -> None:
+    """Say where the CPU time of a create and of a block goes, in the client and in one node."""
+    wanted = profile.Parameters(
+        common.repeat, workloads, in_flight, operations, size, common.durability
+    )
+    measure_nodes(
+        "profile",
+        common,
+        {
+            "faults": "1",
+            "workloads": " ".join(workloads),
+            "in_flight": in_flight,
+            "operations": operations,
+            "size": size,
+        },
+        lambda session, target: profile.run(session, target, common.below, wanted),
     )
 
 

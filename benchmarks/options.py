@@ -4,10 +4,11 @@ import functools
 import re
 import shlex
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ParamSpec
+from typing import TypeAlias
 
 import click
 from rich.console import Console
@@ -16,12 +17,13 @@ from benchmarks import report, result
 from benchmarks.disturbance import Disturbance
 from benchmarks.errors import BenchmarkError
 from benchmarks.machine import FileSystem
-from benchmarks.processes import WatchedProcess
+from benchmarks.processes import WatchedProcess, processes_of
 from benchmarks.result import Parameter, Result, Setting, TargetDescription
 from benchmarks.session import Session
 from benchmarks.workspace import Target, targets
+from bftfs.cluster import Durability
 
-Rest = ParamSpec("Rest")
+Decorator: TypeAlias = Callable[[Callable[..., None]], Callable[..., None]]
 
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
@@ -51,16 +53,71 @@ class Common:
     against: Path | None
     repeat: int
     json: Path | None
-    watched: tuple[str, ...]
+    watched: tuple[WatchedProcess, ...]
     disturbances: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class NodeCommon:
+    """The options of every scenario that starts nodes of its own."""
+
+    repeat: int
+    json: Path | None
+    durability: Durability
+    below: Path | None  # where the nodes' temporary directory is made; None: where others are
 
 
 _DIRECTORY = click.Path(exists=True, file_okay=False, writable=True, path_type=Path)
 
 
-def common_options(
-    repeat: int,
-) -> Callable[[Callable[..., None]], Callable[..., None]]:
+def _both(repeat: int) -> tuple[Decorator, ...]:
+    """The options of every scenario."""
+    return (
+        click.option("--repeat", type=click.IntRange(1, 1000), default=repeat, show_default=True),
+        click.option(
+            "--json",
+            metavar="FILE",
+            type=click.Path(dir_okay=False, path_type=Path),
+            help="Write every sample there.",
+        ),
+    )
+
+
+def node_options(repeat: int, durability: Durability = Durability.SYNC) -> Decorator:
+    """The options of `NodeCommon`, given to the command as its first argument."""
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        @functools.wraps(command)
+        def with_common(
+            *, repeat: int, json: Path | None, durability: str, below: Path | None, **own: object
+        ) -> None:
+            command(NodeCommon(repeat, json, Durability(durability), below), **own)
+
+        options: tuple[Decorator, ...] = (
+            *_both(repeat),
+            click.option(
+                "--durability",
+                type=click.Choice([kind.value for kind in Durability]),
+                default=durability.value,
+                show_default=True,
+                help="sync: on stable storage before the reply; interval: synced every second.",
+            ),
+            click.option(
+                "--below",
+                metavar="DIR",
+                type=_DIRECTORY,
+                help="Where the nodes' directory is made (by default where temporary files are).",
+            ),
+        )
+        decorated: Callable[..., None] = with_common
+        for option in reversed(options):
+            decorated = option(decorated)
+        return decorated
+
+    return decorate
+
+
+def common_options(repeat: int) -> Decorator:
     """The options of `Common`, given to the command as its first argument."""
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
@@ -72,12 +129,16 @@ def common_options(
             repeat: int,
             json: Path | None,
             pid: tuple[str, ...],
+            cluster: Path | None,
             during: tuple[str, ...],
             **own: object,
         ) -> None:
-            command(Common(directory, against, repeat, json, pid, during), **own)
+            watched = tuple(WatchedProcess.parse(text) for text in pid)
+            if cluster is not None:
+                watched += processes_of(cluster)
+            command(Common(directory, against, repeat, json, watched, during), **own)
 
-        options = (
+        options: tuple[Decorator, ...] = (
             click.argument("directory", metavar="DIR", type=_DIRECTORY),
             click.option(
                 "--against",
@@ -85,20 +146,18 @@ def common_options(
                 type=_DIRECTORY,
                 help="Run there too, in turn with DIR, and print ratios.",
             ),
-            click.option(
-                "--repeat", type=click.IntRange(1, 1000), default=repeat, show_default=True
-            ),
-            click.option(
-                "--json",
-                metavar="FILE",
-                type=click.Path(dir_okay=False, path_type=Path),
-                help="Write every sample there.",
-            ),
+            *_both(repeat),
             click.option(
                 "--pid",
                 metavar="NAME=PID",
                 multiple=True,
                 help="Record memory and CPU time of this process for each phase; repeatable.",
+            ),
+            click.option(
+                "--cluster",
+                metavar="DATA",
+                type=click.Path(exists=True, file_okay=False, path_type=Path),
+                help="Record those of the nodes and mounts of the local cluster in DATA.",
             ),
             click.option(
                 "--during",
@@ -123,25 +182,66 @@ def measure(
     parameters: dict[str, Parameter],
     run: Callable[[Session, tuple[Target, ...]], None],
 ) -> None:
-    """Run a scenario; print and write its result; exit with 1 if anything failed."""
-    progress = Console(stderr=True)
-
-    def announce(text: str) -> None:
-        progress.print(text, markup=False, highlight=False, style="dim")
-
+    """Run a scenario in directories; print and write its result; exit with 1 if anything failed."""
     session = Session(
-        watched=[WatchedProcess.parse(text) for text in common.watched],
+        watched=common.watched,
         disturbances=[Disturbance.parse(text, phases) for text in common.disturbances],
-        announce=announce,
+        announce=_announce,
     )
-    if common.json is not None:
-        result.require_writable(common.json)
-    setting = Setting.now()
     measured = targets(common.directory, common.against)
     descriptions = [
         TargetDescription(target.name, FileSystem.of(target.directory)) for target in measured
     ]
-    run(session, measured)
+    _measure(
+        scenario, session, common.json, parameters, descriptions, lambda: run(session, measured)
+    )
+
+
+def measure_nodes(
+    scenario: str,
+    common: NodeCommon,
+    parameters: dict[str, Parameter],
+    run: Callable[[Session, str], None],
+    *,
+    against: str | None = None,
+) -> None:
+    """Run a scenario on nodes of its own, as `measure` does; `against` names known figures."""
+    session = Session(announce=_announce)
+    target = f"nodes ({common.durability.value})"
+    place = FileSystem.of(common.below or Path(tempfile.gettempdir()))
+    descriptions = [TargetDescription(target, place)]
+    if against is not None:
+        descriptions.append(TargetDescription(against, None))
+    known: dict[str, Parameter] = {
+        "repeat": common.repeat,
+        "durability": common.durability.value,
+    }
+    _measure(
+        scenario,
+        session,
+        common.json,
+        known | parameters,
+        descriptions,
+        lambda: run(session, target),
+    )
+
+
+def _announce(text: str) -> None:
+    Console(stderr=True).print(text, markup=False, highlight=False, style="dim")
+
+
+def _measure(
+    scenario: str,
+    session: Session,
+    json: Path | None,
+    parameters: dict[str, Parameter],
+    descriptions: Sequence[TargetDescription],
+    run: Callable[[], None],
+) -> None:
+    if json is not None:
+        result.require_writable(json)
+    setting = Setting.now()
+    run()
     finish(
         Result.of(
             session,
@@ -151,7 +251,7 @@ def measure(
             parameters=parameters,
             targets=descriptions,
         ),
-        common.json,
+        json,
     )
 
 

@@ -1,11 +1,15 @@
 """Memory and CPU time of processes under observation, from /proc."""
 
+import itertools
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.errors import BenchmarkError
+from bftfs.cli.mount import mount_processes
+from bftfs.cli.processes import pid_in
+from bftfs.data_directory import DataDirectory
 
 _TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
 _MEMORY_FIELDS = ("VmRSS", "RssAnon", "RssFile", "VmHWM")
@@ -49,6 +53,24 @@ class WatchedProcess:
         if stat is None:
             raise BenchmarkError(f"--pid {text}: there is no process {number}")
         return cls(name, int(number), stat.start_ticks)
+
+
+def processes_of(data: Path) -> tuple[WatchedProcess, ...]:
+    """The nodes and the mounts of the local cluster in the directory `data`."""
+    directory = DataDirectory(data.absolute())
+    found = []
+    for number in itertools.count():
+        node = directory.node(number)
+        if not node.path.is_dir():
+            break
+        pid = pid_in(node.pid)
+        if pid is not None:
+            found.append(WatchedProcess.parse(f"node{number}={pid}"))
+    mounts = sorted(mount_processes(directory))
+    found += [WatchedProcess.parse(f"mount{i}={mount.pid}") for i, mount in enumerate(mounts)]
+    if not found:
+        raise BenchmarkError(f"--cluster {data}: no node and no mount of a cluster there runs")
+    return tuple(found)
 
 
 @dataclass(frozen=True, slots=True)

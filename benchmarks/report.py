@@ -6,7 +6,7 @@ from dataclasses import replace
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.measurement import Measure, Spread
+from benchmarks.measurement import Measure, Sample, Spread
 from benchmarks.processes import ProcessUse
 from benchmarks.result import Result, TargetDescription, summary
 
@@ -23,6 +23,10 @@ def show(result: Result, console: Console) -> None:
     """Print everything that a reader of one result wants to see first."""
     _describe(result, console)
     console.print(_figures(result))
+    if any(sample.latencies for sample in result.samples):
+        console.print(_latencies(result))
+    if any(sample.details for sample in result.samples):
+        console.print(_details(result))
     if any(sample.processes for sample in result.samples):
         console.print(_processes(result))
     for run in result.disturbances:
@@ -100,6 +104,50 @@ def _figures(result: Result) -> Table:
             cells.append(_ratio(row.ratio))
         table.add_row(*cells)
     return table
+
+
+def _latencies(result: Result) -> Table:
+    table = Table(title="single operations, µs: medians of the rounds")
+    for heading in ("target", "phase", "of"):
+        table.add_column(heading)
+    for heading in ("median", "90 %", "99 %", "longest"):
+        table.add_column(heading, justify="right")
+    for key, samples in _grouped(result.samples).items():
+        latencies = [sample.latencies for sample in samples if sample.latencies]
+        if latencies:
+            ranks = zip(*((r.median, r.p90, r.p99, r.maximum) for r in latencies), strict=True)
+            table.add_row(*key, *(f"{Spread.of(rank).median:,.0f}" for rank in ranks))
+    return table
+
+
+def _details(result: Result) -> Table:
+    table = Table(title="details: medians of the rounds")
+    for heading in ("target", "phase", "of", "what was found"):
+        table.add_column(heading)
+    for key, samples in _grouped(result.samples).items():
+        names = dict.fromkeys(name for sample in samples for name in sample.details)
+        found = (
+            f"{name} {_detail([s.details[name] for s in samples if name in s.details])}"
+            for name in names
+        )
+        if names:
+            table.add_row(*key, ", ".join(found))
+    return table
+
+
+def _grouped(samples: Sequence[Sample]) -> dict[tuple[str, str, str], list[Sample]]:
+    """By target, phase and variant."""
+    groups: dict[tuple[str, str, str], list[Sample]] = {}
+    for sample in samples:
+        groups.setdefault((sample.target, sample.phase, sample.variant), []).append(sample)
+    return groups
+
+
+def _detail(values: Sequence[float | str]) -> str:
+    numbers = [value for value in values if not isinstance(value, str)]
+    if numbers:
+        return f"{Spread.of(numbers).median:.5g}"
+    return " ".join(dict.fromkeys(str(value) for value in values))
 
 
 def _processes(result: Result) -> Table:

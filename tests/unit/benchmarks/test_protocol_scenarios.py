@@ -1,0 +1,100 @@
+"""Every scenario that starts nodes of its own runs, at size one."""
+
+import pstats
+from collections.abc import Callable
+from pathlib import Path
+
+import click.testing
+import pytest
+
+from benchmarks import result
+from benchmarks.deployment import System
+from benchmarks.errors import BenchmarkError
+from benchmarks.measurement import Sample
+from benchmarks.scenarios import metadata, profile
+
+Benchmark = Callable[..., click.testing.Result]
+
+
+@pytest.fixture
+def samples(benchmark: Benchmark, tmp_path: Path) -> Callable[..., tuple[Sample, ...]]:
+    """Runs a scenario once, with its nodes' data in a short path; its samples."""
+
+    def run(*arguments: str) -> tuple[Sample, ...]:
+        written = tmp_path / "result.json"
+        done = benchmark(*arguments, "--repeat", "1", "--json", written)
+        assert done.exit_code == 0, done.output
+        found = result.read(written)
+        assert found.failures == ()
+        return found.samples
+
+    return run
+
+
+def test_counter(samples: Callable[..., tuple[Sample, ...]]) -> None:
+    found = samples("counter", "--faults", "0", "--faults", "1,0", "--in-flight", "2",
+                    "--operations", "3")  # fmt: skip
+    assert [(sample.phase, sample.variant) for sample in found] == [
+        (phase, variant)
+        for variant in ("t=0 b=0 n=1, 2 in flight", "t=1 b=0 n=4, 2 in flight")
+        for phase in ("update", "query")
+    ]
+    for sample in found:
+        assert sample.latencies is not None
+        assert sample.details["largest_node_mib"] > 1
+
+
+def test_metadata(samples: Callable[..., tuple[Sample, ...]]) -> None:
+    found = samples("metadata", "--operations", "1")
+    measured = [sample.phase for sample in found if sample.target != metadata.SOURCE]
+    cited = {sample.phase: sample.value for sample in found if sample.target == metadata.SOURCE}
+    assert measured == list(cited)
+    assert len(measured) == 9
+    assert cited["rename"] == pytest.approx(780)
+
+
+def test_blocks(samples: Callable[..., tuple[Sample, ...]]) -> None:
+    found = samples("blocks", "--faults", "1", "--size", "4096", "--operations", "1")
+    assert [sample.phase for sample in found] == ["write", "read"]
+    assert found[0].variant == "t=1 b=1 N=6 QC=4 m=3, 4 KiB, 1 in flight"
+    assert found[0].details["encode_us"] > 0
+
+
+def test_directory(samples: Callable[..., tuple[Sample, ...]]) -> None:
+    found = samples("directory", "--entries", "0", "--entries", "2", "--creates", "1")
+    assert [(sample.phase, sample.variant) for sample in found] == [
+        ("fill", "2 entries"),
+        ("create", "0 entries"),
+        ("create", "2 entries"),
+    ]
+
+
+def test_profile(samples: Callable[..., tuple[Sample, ...]]) -> None:
+    found = samples("profile", "--workload", "create", "--operations", "2", "--in-flight", "2")
+    processes = {sample.variant.rpartition(": ")[2] for sample in found[1:]}
+    assert processes == {"client", "node"}
+    assert {"Query/Update", "LMDB", "file system methods"} <= {sample.phase for sample in found}
+
+
+def test_a_builtin_function_is_counted_with_its_caller() -> None:
+    inside = ("/x/bftfs/query_update/client.py", 1, "update")
+    profiled = pstats.Stats()
+    profiled.stats = {  # type: ignore[attr-defined]
+        inside: (1, 1, 2.0, 3.0, {}),
+        ("~", 0, "<built-in method builtins.len>"): (1, 1, 1.0, 1.0, {inside: (1, 1, 1.0, 1.0)}),
+        ("~", 0, "<method 'poll' of 'select.epoll' objects>"): (1, 1, 9.0, 9.0, {}),
+    }
+    assert profile.kinds_of(profiled) == {"Query/Update": 3.0}
+
+
+@pytest.mark.parametrize(
+    ("text", "system"), [("0", System(0, 0)), ("2", System(2, 2)), ("2,1", System(2, 1))]
+)
+def test_faults(text: str, system: System) -> None:
+    assert System.parse(text) == system
+
+
+@pytest.mark.parametrize("text", ["", "b", "1,2", "1,", "-1"])
+def test_faults_that_cannot_be_meant_are_refused(text: str) -> None:
+    with pytest.raises(BenchmarkError, match="--faults"):
+        System.parse(text)
