@@ -21,8 +21,9 @@ from bftfs.dispatcher import Dispatcher
 from bftfs.envelope import HealthRequest
 from bftfs.errors import UsageError
 from bftfs.identifiers import NodeId
-from bftfs.limits import CONNECTIONS
+from bftfs.limits import CONNECTIONS, MIB
 from bftfs.runtime.links import Links
+from bftfs.runtime.memory import keep_freed_memory
 from bftfs.runtime.sockets import forget, listen
 from bftfs.step import Sender, Server
 from bftfs.wire.channel import ServerChannel
@@ -34,6 +35,7 @@ from nodes.loop import Loop
 from nodes.metrics import Exposition, Tally
 from nodes.store import Store
 
+FREED_BYTES_KEPT = 16 * MIB  # a batch of blocks
 DESCRIPTORS_BESIDE_CONNECTIONS = 256  # store, peers, metrics
 
 Servers = Mapping[type, Server]
@@ -65,6 +67,7 @@ def run(directory: NodeDirectory, description_file: Path, protocols: Protocols) 
     log.configure(configuration.log_level, node=node)
     logger = structlog.get_logger()
     _allow_descriptors()
+    keep_freed_memory(FREED_BYTES_KEPT)
     with contextlib.ExitStack() as stack:
         store = Store.open(
             directory.store,

@@ -134,6 +134,22 @@ def test_concurrent_requests_share_commits_and_reads_need_none(
     assert metric(counting, 'bftfs_requests_total{message="Fetch"}') == 1002
 
 
+def test_a_node_tells_how_it_is_over_http(counting: Deployment, connect: Connect) -> None:
+    counting.start([0])
+    connect(counting).perform(ask(ZERO, Increment(b"c", 1)))
+    status, text = page(counting, "/health")
+    assert status == 200
+    health = json.loads(text)
+    assert (health["healthy"], health["reasons"]) == (True, [])
+    assert health["pid"] == counting.processes[0].pid
+    assert health["memory_bytes"] < 200 * MIB
+    _, text = page(counting, "/metrics")
+    assert 'bftfs_requests_total{message="Increment"} 1.0' in text
+    assert metric(counting, "bftfs_healthy") == 1
+    assert metric(counting, "bftfs_store_bytes") > 0
+    assert page(counting, "/etc/passwd")[0] == 404
+
+
 # --- peers -----------------------------------------------------------------------------------
 
 

@@ -1,0 +1,78 @@
+"""A server as its node offers it: outlives its bugs, stops at its contradictions, obeys the disk."""
+
+from __future__ import annotations
+
+import errno
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bftfs.envelope import Refused
+from bftfs.identifiers import ClientId
+from bftfs.step import Ready, Role, Sender
+from bftfs.storage import MemoryStorage, Table, Write
+from nodes.guard import Guard, WriteSwitch
+from nodes.store import MapOutgrown, StoreFailed, StoreFull
+
+SENDER = Sender(Role.CLIENT, ClientId(bytes(16)))
+
+
+class Scripted:
+    """Does in each step what the message is."""
+
+    def step(self, view: Any, sender: Any, message: Any, body: Any, now_us: int) -> Ready:
+        if isinstance(message, Exception):
+            raise message
+        return message
+
+
+def guarded() -> tuple[Guard, WriteSwitch, list[tuple[Any, Exception]]]:
+    switch = WriteSwitch()
+    reported: list[tuple[Any, Exception]] = []
+    guard = Guard(Scripted(), switch, lambda message, error: reported.append((message, error)))
+    return guard, switch, reported
+
+
+def step(guard: Guard, message: Any) -> Ready:
+    return guard.step(MemoryStorage(), SENDER, message, b"", 0)
+
+
+def test_a_bug_costs_one_request_and_is_reported() -> None:
+    guard, _, reported = guarded()
+    bug = KeyError("what is not there")
+    refusal = step(guard, bug).reply
+    assert isinstance(refusal, Refused)
+    assert refusal.code == errno.EIO
+    assert reported == [(bug, bug)]
+    answer = Ready("fine")
+    assert step(guard, answer) is answer
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        AssertionError("impossible"),
+        StoreFailed(Path("store"), "gone"),
+        StoreFull(Path("store"), "full"),
+        MapOutgrown(),
+    ],
+)
+def test_what_concerns_the_node_reaches_it(error: Exception) -> None:
+    guard, _, reported = guarded()
+    with pytest.raises(type(error)):
+        step(guard, error)
+    assert reported == []
+
+
+def test_while_writes_are_refused_reads_are_served() -> None:
+    guard, switch, _ = guarded()
+    reading = Ready("value")
+    writing = Ready("done", writes=[Write(Table.STATE, b"k", b"v")])
+    switch.refuse(errno.ENOSPC, "the disk is full")
+    assert step(guard, reading) is reading
+    refused = step(guard, writing)
+    assert refused.reply == Refused(errno.ENOSPC, "the disk is full")
+    assert refused.writes == []
+    switch.serve()
+    assert step(guard, writing) is writing
