@@ -1,4 +1,4 @@
-"""A server as its node offers it: outlives its bugs, stops at its contradictions, obeys the disk."""
+"""A server as its node offers it: outlives bugs, stops at contradictions, obeys the disk."""
 
 from __future__ import annotations
 
