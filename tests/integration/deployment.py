@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import socket
@@ -13,7 +12,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bftfs import cluster
-from bftfs.cluster import ClientEntry, ClusterDescription, Durability
+from bftfs.cluster import (
+    ClientEntry,
+    ClusterDescription,
+    Durability,
+    UnixAddress,
+    parse_address,
+)
 from bftfs.crypto.keys import Identity, write_identity
 from bftfs.data_directory import DataDirectory, NodeDirectory
 
@@ -32,12 +37,13 @@ class Deployment:
         nodes: int = 6,
         clients: int = 2,
         durability: Durability = Durability.SYNC,
+        addresses: Sequence[str] = (),
     ) -> None:
         self.module = module
         self.directory = DataDirectory(path)
         self.clients = [Identity(os.urandom(32)) for _ in range(clients)]
         made = cluster.create(
-            [f"unix:{self.directory.node(number).socket}" for number in range(nodes)],
+            addresses or [f"unix:{self.directory.node(number).socket}" for number in range(nodes)],
             t=1,
             b=1,
             draw=os.urandom,
@@ -94,14 +100,24 @@ class Deployment:
     def _await(self, number: int) -> None:
         deadline = time.monotonic() + START_PATIENCE_S
         while True:
-            with socket.socket(socket.AF_UNIX) as probe, contextlib.suppress(OSError):
-                probe.connect(str(self.node(number).socket))
+            if self._listens(self.description.members[number].address):
                 return
             if self.processes[number].poll() is not None or time.monotonic() > deadline:
                 raise AssertionError(
                     f"node {number} did not start:\n{self.node(number).log.read_text()}"
                 )
             time.sleep(0.01)
+
+    @staticmethod
+    def _listens(address: str) -> bool:
+        where = parse_address(address)
+        local = isinstance(where, UnixAddress)
+        with socket.socket(socket.AF_UNIX if local else socket.AF_INET) as probe:
+            try:
+                probe.connect(where.path if local else (where.host, where.port))
+            except OSError:
+                return False
+        return True
 
     def kill(self, number: int) -> None:
         """kill -9."""

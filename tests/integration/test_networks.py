@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import socket
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -77,6 +80,34 @@ def test_large_bodies_travel_whole_in_both_directions(
         return bytes(body)
 
     assert network.perform_many(map(there_and_back, range(5)), in_flight=5) == bodies
+
+
+def test_nodes_can_be_reached_over_tcp(tmp_path: Path) -> None:
+    with contextlib.ExitStack() as stack:
+        ports = []
+        for _ in range(6):
+            free = stack.enter_context(socket.socket())
+            free.bind(("127.0.0.1", 0))
+            ports.append(free.getsockname()[1])
+    deployment = Deployment(
+        tmp_path / "cluster",
+        module="tests.integration.counting_node",
+        addresses=[f"tcp:127.0.0.1:{port}" for port in ports],
+    )
+    body = os.urandom(3 * MIB)
+    try:
+        deployment.start()
+        with BlockingNetwork(
+            deployment.description, deployment.clients[0], decode=REPLIES.decode
+        ) as network:
+            assert network.perform(ask_all(6, Increment(b"c", 1), 6, body)) == 6
+            reply, kept = network.perform(ask(NodeId(5), Fetch(b"c", True)))
+            assert (reply, bytes(kept)) == (Counted(1), body)
+            deployment.kill(5)
+            deployment.start([5])
+            assert network.perform(ask(NodeId(5), Fetch(b"c")))[0] == Counted(1)
+    finally:
+        deployment.close()
 
 
 # --- blocking --------------------------------------------------------------------------------
