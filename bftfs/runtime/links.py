@@ -38,6 +38,7 @@ EARLY_BYTES = 16 * MIB
 GREETING_PATIENCE_US = 5 * SECOND_US  # for connecting and shaking hands
 BACKOFF_FIRST_US = 50_000
 BACKOFF_LAST_US = 2 * SECOND_US
+ATTEMPTS = 4  # to make a connection that is not persistent, before what waits for it is dropped
 EVENTS_PER_TURN = 64
 
 _IN = select.EPOLLIN
@@ -123,7 +124,7 @@ class Links:
         deadline = self.engine.next_deadline_us()
         for link in self._links:
             if link.deadline_us is not None and (deadline is None or link.deadline_us < deadline):
-                if link.socket is None and not self._persistent:
+                if link.socket is None and not (self._persistent or link.early):
                     continue  # it is dialled when there is something to send
                 deadline = link.deadline_us
         return deadline
@@ -151,7 +152,7 @@ class Links:
                 continue
             if link.socket is not None:
                 self._lose(link, "no answer to the greeting")
-            elif self._persistent:
+            elif self._persistent or link.early:
                 self._dial(link)
         self.engine.expire()
         self.flush()
@@ -272,6 +273,10 @@ class Links:
         link.reason = reason
         pause = min(BACKOFF_FIRST_US << min(link.failures, 16), BACKOFF_LAST_US)
         link.failures += 1
+        if not self._persistent and link.failures > ATTEMPTS:
+            self.dropped += len(link.early)
+            link.early.clear()
+            link.early_bytes = 0
         # Half of it is drawn, so that many clients do not come back at the same moment.
         link.deadline_us = clock.monotonic_us() + pause // 2 + clock.draw(pause // 2)
 

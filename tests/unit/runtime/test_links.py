@@ -150,10 +150,24 @@ def test_requests_to_a_node_that_is_down_wait_for_it_within_bounds(
     assert world.links.unreachable() == ((ZERO, "No such file or directory"),)
     node = world.node()
     assert meet(world, node) == []  # backing off
-    now[0] += links.BACKOFF_LAST_US
-    world.ask()
-    assert [request.number for request in meet(world, node)] == [4, 5, 6]
+    now[0] += links.BACKOFF_FIRST_US
+    world.links.expire()
+    assert [request.number for request in meet(world, node)] == [3, 4, 5]
     node.close()
+
+
+def test_a_node_that_stays_down_is_not_dialled_for_ever(world: World, now: list[int]) -> None:
+    world.ask()
+    for _ in range(links.ATTEMPTS):
+        assert world.links.dropped == 0
+        now[0] += links.BACKOFF_LAST_US
+        world.links.expire()
+    assert world.links.dropped == 1
+    assert world.links.lost.total() == links.ATTEMPTS + 1
+    now[0] += 60_000_000
+    world.links.expire()  # the conversation has lost its patience
+    assert world.outcomes == [None]
+    assert world.links.next_deadline_us() is None
 
 
 def test_large_requests_to_a_node_that_is_down_cost_bounded_memory(world: World) -> None:
