@@ -19,11 +19,12 @@ from bftfs.simulation.network import NetworkFaults
 from bftfs.simulation.principals import DiskFaults
 from bftfs.simulation.storm import StormFaults
 from bftfs.simulation.workloads.blocks import BlockMix
+from bftfs.simulation.workloads.files import FileMix
 from bftfs.simulation.workloads.objects import ObjectMix
 from bftfs.simulation.world import SECOND_US
 from bftfs.thresholds import QueryUpdateThresholds, ReadWriteThresholds
 
-KINDS = ("blocks", "objects")
+KINDS = ("blocks", "objects", "files")
 
 Drawn = TypeVar("Drawn")
 
@@ -57,6 +58,7 @@ class Configuration:
     down_in_audit: tuple[NodeId, ...] = ()
     blocks: BlockMix = field(default_factory=BlockMix)
     objects: ObjectMix = field(default_factory=ObjectMix)
+    files: FileMix = field(default_factory=FileMix)
     storm_share: float = 1.0  # of the operations: when so many have ended, the storm ends
 
 
@@ -110,6 +112,12 @@ def draw(seed: int, *, operations: int, kind: str | None = None) -> Configuratio
             updates=random.choice((0.2, 0.5, 0.9)),
             ledger=random.choice((0.2, 0.7, 1.0)),
             several=random.choice((0.1, 0.7, 1.0)),
+        ),
+        files=FileMix(
+            names=random.choice((2, 4, 8)),
+            contents=random.choice((0.0, 0.3, 0.8)),
+            directories=random.choice((0.1, 0.5)),
+            private=random.choice((0.0, 0.3)),
         ),
     )
 

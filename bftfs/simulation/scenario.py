@@ -20,6 +20,7 @@ from functools import partial
 from random import Random
 from typing import Any
 
+from bftfs.filesystem.registry import file_system_types
 from bftfs.identifiers import NodeId
 from bftfs.query_update.counter import counter_types
 from bftfs.simulation.byzantine.positions import ClientPosition, NodePosition
@@ -27,17 +28,18 @@ from bftfs.simulation.byzantine.registry import CLIENTS, corrupted
 from bftfs.simulation.checkers.candidates import CandidateRecord
 from bftfs.simulation.configuration import ClientPlan, Configuration
 from bftfs.simulation.deployment import Deployment
-from bftfs.simulation.network import Network, Traffic
+from bftfs.simulation.network import Network, NetworkFaults, Traffic
 from bftfs.simulation.principals import SimulatedClient
 from bftfs.simulation.storm import Storm, Weather
 from bftfs.simulation.workloads import Evidence, Session, Task, Workload
 from bftfs.simulation.workloads.blocks import BlockWorkload
+from bftfs.simulation.workloads.files import FileWorkload
 from bftfs.simulation.workloads.ledger import ledger_types
 from bftfs.simulation.workloads.objects import ObjectWorkload
 from bftfs.simulation.world import SECOND_US, World
 from bftfs.storage import Write
 
-TYPES = counter_types() | ledger_types()
+TYPES = counter_types() | ledger_types() | file_system_types()
 STORM_US = 120 * SECOND_US  # a storm ends then at the latest
 CALM_US = 600 * SECOND_US  # so long after it all operations must have ended
 EVENTS_PER_OPERATION = 20_000  # more is a livelock
@@ -81,6 +83,8 @@ def _workload(configuration: Configuration) -> Workload:
             return BlockWorkload(random, configuration.sizes, configuration.blocks)
         case "objects":
             return ObjectWorkload(random, configuration.sizes, TYPES, configuration.objects)
+        case "files":
+            return FileWorkload(random, configuration.sizes, TYPES, configuration.files)
         case unknown:
             raise ValueError(f"no workload is called {unknown}")
 
@@ -185,7 +189,7 @@ class _Simulation:
         ]
         self._record = CandidateRecord()
         self.world = World(configuration.seed)
-        self.network = Network(self.world, configuration.storm.network)
+        self.network = Network(self.world, NetworkFaults())
         self.workload = _workload(configuration)
         self.deployment = Deployment(
             self.world,
@@ -245,6 +249,7 @@ class _Simulation:
 
     def run(self) -> None:
         """The whole run."""
+        self._prepare()
         self._weather_the_storm()
         self._enjoy_the_calm()
         if not self.findings:
@@ -261,6 +266,10 @@ class _Simulation:
     def _committed(self, node: NodeId, writes: Iterable[Write]) -> None:
         if node in self._correct:
             self._record.take_down(node, writes)
+
+    def _prepare(self) -> None:
+        host = self.deployment.client("administrator")
+        self._perform(host, self.workload.session(host, "administrator").prepare())
 
     def _weather_the_storm(self) -> None:
         enough = int(self.configuration.storm_share * self.configuration.operations)
@@ -292,7 +301,10 @@ class _Simulation:
     def _audit(self) -> None:
         self.storm.only_down(self.configuration.down_in_audit)
         host = self.deployment.client("auditor")
-        tasks = self.workload.session(host, "auditor").audit()
+        self._perform(host, self.workload.session(host, "auditor").audit())
+
+    def _perform(self, host: SimulatedClient, tasks: Iterator[Task]) -> None:
+        """One task after the other, in good weather, by a client alone."""
         deadline_us = self.world.now_us + CALM_US
         over = False
         task: Task | None = None
@@ -300,7 +312,8 @@ class _Simulation:
         def go_on(error: BaseException | None) -> None:
             nonlocal over, task
             if error is not None:
-                self.findings.append(f"durability: the auditor got no result: {error!r}")
+                assert task is not None
+                self.findings.append(f"durability: no result of {task.name}: {error!r}")
             task = next(tasks, None)
             if task is None:
                 over = True
@@ -315,7 +328,7 @@ class _Simulation:
         )
         if not over:
             assert task is not None
-            self.findings.append(f"durability: the auditor still waits for {task.name}")
+            self.findings.append(f"durability: still waiting for {task.name}")
 
     def _most_events(self) -> int:
         return EVENTS_PER_OPERATION * max(100, self.configuration.operations)

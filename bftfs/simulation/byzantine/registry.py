@@ -63,7 +63,11 @@ _OBJECT_CLIENTS: _Clients = {
 }
 
 # What each kind of workload can be attacked with.
-CLIENTS: Mapping[str, _Clients] = {"blocks": _BLOCK_CLIENTS, "objects": _OBJECT_CLIENTS}
+CLIENTS: Mapping[str, _Clients] = {
+    "blocks": _BLOCK_CLIENTS,
+    "objects": _OBJECT_CLIENTS,
+    "files": _OBJECT_CLIENTS,
+}
 
 
 class Chimera:

@@ -43,6 +43,9 @@ class Evidence:
 class Session(Protocol):
     """A client's part in a workload, from its start to its crash: it holds protocol clients."""
 
+    def prepare(self) -> Iterator[Task]:
+        """What must be done before the storm."""
+
     def next_task(self) -> Task:
         """An operation drawn at random."""
 

@@ -287,6 +287,10 @@ class ObjectSession:
         quorums = ThresholdQuorums(workload.sizes.query_update)
         self._client = QueryUpdateClient(host.client, quorums, workload.types)
 
+    def prepare(self) -> Iterator[Task]:
+        """Nothing: what was never written is there from the start."""
+        yield from ()
+
     def next_task(self) -> Task:
         """One operation."""
         return self._task(self._workload.draw(self._name, updates=self._workload.mix.updates))

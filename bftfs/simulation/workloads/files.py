@@ -1,0 +1,429 @@
+"""Names and files in one small tree that all clients change; in the end it must be a tree.
+
+Clients use the file system as a mount does, without caches (`strict`). Contents are single blocks
+that are read and overwritten whole, so that each file's contents are a register.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from random import Random
+from typing import Any
+
+from bftfs import limits
+from bftfs.conversation import Conversation
+from bftfs.errors import FileSystemError
+from bftfs.filesystem import registry
+from bftfs.filesystem.attributes import Attributes, Changes
+from bftfs.filesystem.directory import Creation, DirectoryCreation, Name, Renaming
+from bftfs.filesystem.operations import FileSystem
+from bftfs.filesystem.options import Options
+from bftfs.identifiers import ObjectId, ObjectKind, kind_of, object_id
+from bftfs.query_update.client import QueryUpdateClient
+from bftfs.query_update.object_type import ObjectTypes, Record
+from bftfs.quorum import ThresholdQuorums
+from bftfs.read_write.client import ReadWriteClient
+from bftfs.simulation.checkers.candidates import check_chain
+from bftfs.simulation.checkers.durability import check_bound
+from bftfs.simulation.checkers.linearizability import RegisterOperation, check_register
+from bftfs.simulation.checkers.tree import Node, check_tree
+from bftfs.simulation.deployment import CREDENTIALS, Sizes
+from bftfs.simulation.principals import SimulatedClient
+from bftfs.simulation.workloads import Evidence, Task
+from bftfs.simulation.world import START_US
+
+CONTENT_BYTES = 48
+
+
+@dataclass(frozen=True, slots=True)
+class FileMix:
+    """How names and contents are used."""
+
+    names: int = 4  # that everybody contends for, in each directory
+    contents: float = 0.3  # the share of operations on contents
+    directories: float = 0.4  # the share of operations on names that are about directories
+    private: float = 0.2  # the share of creations under names that nobody else uses
+
+
+@dataclass(slots=True)
+class _Private:
+    """A name that one client uses once: created, and perhaps removed."""
+
+    name: bytes
+    created: bool = False  # as acknowledged
+    removing: bool = False  # as begun
+    removed: bool = False  # as acknowledged
+
+
+class FileWorkload:
+    """Clients that change one tree."""
+
+    def __init__(self, random: Random, sizes: Sizes, types: ObjectTypes, mix: FileMix) -> None:
+        self.random = random
+        self.sizes = sizes
+        self.types = types
+        self.mix = mix
+        self.root = self._identifier(ObjectKind.DIRECTORY)
+        self.volume = self._identifier(ObjectKind.VOLUME)
+        self.names = [b"%d" % number for number in range(mix.names)]
+        self.private: list[_Private] = []
+        self.known: dict[ObjectId, None] = {self.root: None}  # every object heard of, in order
+        self.contents: dict[ObjectId, list[RegisterOperation]] = {}
+        self.tree: dict[ObjectId, Node] | None = None  # as the auditor has found it
+        self.done: list[str] = []  # operations that ended, for the digest
+        self.begun = 0
+        self._items = 0
+
+    def _identifier(self, kind: ObjectKind) -> ObjectId:
+        return object_id(
+            kind, placement=self.random.randrange(256), unique=self.random.randbytes(14)
+        )
+
+    @property
+    def operations(self) -> int:
+        """How many operations were begun."""
+        return self.begun
+
+    @property
+    def objects(self) -> list[ObjectId]:
+        """The objects that there may be."""
+        return list(self.known)
+
+    def session(self, host: SimulatedClient, name: str) -> FileSession:
+        """A client's session."""
+        return FileSession(self, host, name)
+
+    def new_content(self, name: str) -> bytes:
+        """Contents that no file has had."""
+        self._items += 1
+        return f"{name}#{self._items}".encode().ljust(CONTENT_BYTES, b".")
+
+    def attempted(self, name: str, at: float) -> tuple[str, tuple[ObjectId, ...], Record]:
+        """An update that a Byzantine client may make: any method, with objects as they come.
+
+        Not `relocate`: that a directory does not move below itself is for its client to see to.
+        """
+        del name, at
+        random = self.random
+        known = list(self.known)
+        directories = [each for each in known if kind_of(each) == ObjectKind.DIRECTORY]
+        inodes = [each for each in known if kind_of(each) == ObjectKind.INODE] or [
+            self._identifier(ObjectKind.INODE)
+        ]
+        directory, other = random.choice(directories), random.choice(directories)
+        inode, title = random.choice(inodes), random.choice(self.names)
+        match random.randrange(7):
+            case 0:
+                fresh = random.choice((inode, self._identifier(ObjectKind.INODE)))
+                self.known[fresh] = None
+                creation = Creation(title, stat.S_IFREG | 0o600, 0, 0, b"", limits.BLOCK_BYTES_MIN)
+                return registry.CREATE, (directory, fresh), creation
+            case 1:
+                fresh = random.choice((other, self._identifier(ObjectKind.DIRECTORY)))
+                self.known[fresh] = None
+                return (
+                    registry.MAKE_DIRECTORY,
+                    (directory, fresh),
+                    DirectoryCreation(title, 0o700, 0),
+                )
+            case 2:
+                return registry.LINK, (directory, inode), Name(title)
+            case 3:
+                return registry.UNLINK, (directory, inode), Name(title)
+            case 4:
+                return registry.REMOVE_DIRECTORY, (directory, other), Name(title)
+            case 5:
+                return registry.CHANGE_ATTRIBUTES, (inode,), Changes(mode=random.randrange(0o1000))
+            case _:
+                target = random.choice(self.names)
+                child = random.choice((inode, other))
+                replaced = random.choice((child, inode, other))
+                roles = (directory, random.choice((directory, other)), child, replaced)
+                return registry.RENAME, roles, Renaming(title, target, random.choice((0, 0, 1, 2)))
+
+    # --- judging -----------------------------------------------------------------------------
+
+    def findings(self) -> list[str]:
+        """What is wrong with the tree, with private names, and with contents."""
+        found: list[str] = []
+        for identifier, operations in self.contents.items():
+            found += check_register(operations, name=f"file {identifier.hex()[-6:]}")
+        if self.tree is None:
+            return found
+        found += check_tree(self.tree, root=self.root)
+        there = self.tree[self.root].entries if self.root in self.tree else {}
+        for private in self.private:
+            if private.created and not private.removing and private.name not in there:
+                found.append(f"{private.name!r} was created, and is lost")
+            if private.removed and private.name in there:
+                found.append(f"{private.name!r} was removed, and is there")
+        return found
+
+    def findings_on_disks(self, evidence: Evidence) -> list[str]:
+        """Each object has one chain, and hosted blocks are what was written."""
+        found = list(evidence.candidates.findings)
+        found += check_bound(evidence.disks, N=self.sizes.read_write.N)
+        for identifier, accepted in evidence.candidates.accepted.items():
+            found += check_chain(
+                accepted,
+                established=self.sizes.query_update.q - evidence.byzantine,
+                name=f"object {identifier.hex()[:8]}",
+            )
+        return found
+
+    def digested(self) -> Iterable[str]:
+        """What was done, line by line."""
+        return self.done
+
+
+@dataclass(slots=True)
+class FileSession:
+    """One client, from its start to its crash."""
+
+    workload: FileWorkload
+    host: SimulatedClient
+    name: str
+    _system: FileSystem = field(init=False)
+
+    def __post_init__(self) -> None:
+        workload, client = self.workload, self.host.client
+        self._system = FileSystem(
+            QueryUpdateClient(
+                client, ThresholdQuorums(workload.sizes.query_update), workload.types
+            ),
+            ReadWriteClient(client, workload.sizes.read_write),
+            None,
+            root=workload.root,
+            volume=workload.volume,
+            options=Options(strict=True, access_times=False),
+        )
+
+    def prepare(self) -> Iterator[Task]:
+        """Make the file system."""
+        yield self._task(
+            "format",
+            partial(self._system.format, CREDENTIALS, block_bytes=limits.BLOCK_BYTES_MIN),
+        )
+
+    def next_task(self) -> Task:
+        """An operation on names or contents."""
+        random, mix = self.workload.random, self.workload.mix
+        if random.random() < mix.contents:
+            return random.choice((self._read, self._write))()
+        if random.random() < mix.private:
+            return self._private()
+        return self._on_names()
+
+    def audit(self) -> Iterator[Task]:
+        """Walk the tree; then make and remove something in the root, by a client alone."""
+        root, system, name = self.workload.root, self._system, b"audited"
+        yield self._task("mkdir", partial(system.make_directory, root, name, 0o700, CREDENTIALS))
+        yield self._task("rmdir", partial(system.remove_directory, root, name, CREDENTIALS))
+        yield self._task("walk", self._walk, self._take_down_tree)
+
+    # --- operations --------------------------------------------------------------------------
+
+    def _task(
+        self,
+        name: str,
+        conversation: Callable[[], Conversation[Any]],
+        ended: Callable[[Any, float], None] = lambda _result, _at: None,
+        began: Callable[[float], None] = lambda _at: None,
+    ) -> Task:
+        workload = self.workload
+
+        def begin(at: float) -> None:
+            workload.begun += 1
+            began(at)
+
+        def end(result: Any, at: float) -> None:
+            workload.done.append(f"{self.name} {name} {at}")
+            ended(result, at)
+
+        def fail(error: BaseException, at: float) -> bool:
+            workload.done.append(f"{self.name} {name} {at} {error!r}")
+            return isinstance(error, FileSystemError)
+
+        return Task(name, conversation, begin, end, fail)
+
+    def _on_names(self) -> Task:
+        random, mix = self.workload.random, self.workload.mix
+        one, other = random.choice(self.workload.names), random.choice(self.workload.names)
+        about_directories = random.random() < mix.directories
+        kinds: tuple[Callable[..., Conversation[Any]], ...] = (
+            (self._make_directory, self._remove_directory, self._rename)
+            if about_directories
+            else (self._create, self._create, self._link, self._unlink, self._rename)
+        )
+        operation = random.choice(kinds)
+        places = [self._path(), self._path()]
+        conversation = partial(operation, *places, one, other)
+        return self._task(f"{operation.__name__} {places} {one!r} {other!r}", conversation)
+
+    def _path(self) -> tuple[bytes, ...]:
+        """Where: the root, or a directory that may be there."""
+        random = self.workload.random
+        return tuple(random.choices(self.workload.names, k=random.choice((0, 0, 0, 1, 1, 2))))
+
+    async def _resolve(self, path: tuple[bytes, ...]) -> ObjectId:
+        identifier = self.workload.root
+        for name in path:
+            identifier = (await self._system.lookup(identifier, name, CREDENTIALS)).identifier
+            self.workload.known[identifier] = None
+            if kind_of(identifier) != ObjectKind.DIRECTORY:
+                raise FileSystemError(errno.ENOTDIR)  # as a kernel would
+        return identifier
+
+    async def _create(
+        self, place: tuple[bytes, ...], _: tuple[bytes, ...], name: bytes, __: bytes
+    ) -> None:
+        directory = await self._resolve(place)
+        mode = stat.S_IFREG | 0o600
+        found = await self._system.make_node(directory, name, mode, CREDENTIALS)
+        self.workload.known[found.identifier] = None
+
+    async def _make_directory(
+        self, place: tuple[bytes, ...], _: tuple[bytes, ...], name: bytes, __: bytes
+    ) -> None:
+        directory = await self._resolve(place)
+        found = await self._system.make_directory(directory, name, 0o700, CREDENTIALS)
+        self.workload.known[found.identifier] = None
+
+    async def _link(
+        self, place: tuple[bytes, ...], other: tuple[bytes, ...], name: bytes, title: bytes
+    ) -> None:
+        found = await self._system.lookup(await self._resolve(place), name, CREDENTIALS)
+        await self._system.link(found.identifier, await self._resolve(other), title, CREDENTIALS)
+
+    async def _unlink(
+        self, place: tuple[bytes, ...], _: tuple[bytes, ...], name: bytes, __: bytes
+    ) -> None:
+        await self._system.unlink(await self._resolve(place), name, CREDENTIALS)
+
+    async def _remove_directory(
+        self, place: tuple[bytes, ...], _: tuple[bytes, ...], name: bytes, __: bytes
+    ) -> None:
+        await self._system.remove_directory(await self._resolve(place), name, CREDENTIALS)
+
+    async def _rename(
+        self, place: tuple[bytes, ...], other: tuple[bytes, ...], name: bytes, title: bytes
+    ) -> None:
+        source, target = await self._resolve(place), await self._resolve(other)
+        flags = self.workload.random.choice((0, 0, 0, 1, 2))
+        await self._system.rename(source, name, target, title, CREDENTIALS, flags=flags)
+
+    def _private(self) -> Task:
+        """Create a name that nobody else uses, or remove one."""
+        workload, system = self.workload, self._system
+        random = workload.random
+        mine = [each for each in workload.private if each.created and not each.removing]
+        if mine and random.random() < 0.4:
+            private = random.choice(mine)
+
+            def removing(_at: float) -> None:
+                private.removing = True
+
+            def removed(_result: Any, _at: float) -> None:
+                private.removed = True
+
+            unlink = partial(system.unlink, workload.root, private.name, CREDENTIALS)
+            return self._task(f"unlink {private.name!r}", unlink, removed, removing)
+        private = _Private(b"private %d" % len(workload.private))
+        workload.private.append(private)
+
+        def created(_result: Any, _at: float) -> None:
+            private.created = True
+
+        mode = stat.S_IFREG | 0o600
+        make = partial(system.make_node, workload.root, private.name, mode, CREDENTIALS)
+        return self._task(f"create {private.name!r}", make, created)
+
+    def _write(self) -> Task:
+        """Overwrite a file's contents."""
+        workload = self.workload
+        place, name = self._path(), workload.random.choice(workload.names)
+        content = workload.new_content(self.name)
+        operation: list[RegisterOperation] = []
+
+        async def write() -> None:
+            system = self._system
+            found = await system.lookup(await self._resolve(place), name, CREDENTIALS)
+            file = await system.open(found.identifier, os.O_RDWR, CREDENTIALS)
+            operations = workload.contents.setdefault(found.identifier, [])
+            begun = RegisterOperation(self.name, "write", content, self.host.world.now_us)
+            operation.append(begun)
+            operations.append(begun)
+            now_ns = (START_US + self.host.world.now_us) * 1_000
+            if system.write(file, 0, content, now_ns=now_ns):
+                await system.write_behind(file)
+            await system.synchronize(file)
+            await system.release(file)
+            operations[operations.index(begun)] = RegisterOperation(
+                self.name, "write", content, begun.invoked, self.host.world.now_us
+            )
+
+        return self._task(f"write {place} {name!r}", write)
+
+    def _read(self) -> Task:
+        """Read a file's contents."""
+        workload = self.workload
+        place, name = self._path(), workload.random.choice(workload.names)
+
+        async def read() -> None:
+            system = self._system
+            found = await system.lookup(await self._resolve(place), name, CREDENTIALS)
+            invoked = self.host.world.now_us
+            file = await system.open(found.identifier, os.O_RDONLY, CREDENTIALS)
+            content = bytes(await system.read(file, 0, CONTENT_BYTES))
+            await system.release(file)
+            workload.contents.setdefault(found.identifier, []).append(
+                RegisterOperation(
+                    self.name, "read", content or None, invoked, self.host.world.now_us
+                )
+            )
+
+        return self._task(f"read {place} {name!r}", read)
+
+    # --- audit -------------------------------------------------------------------------------
+
+    async def _walk(self) -> dict[ObjectId, Node]:
+        """Every object that is reachable or was heard of."""
+        system = self._system
+        nodes: dict[ObjectId, Node] = {}
+        waiting = list(self.workload.known)
+        while waiting:
+            identifier = waiting.pop()
+            if identifier in nodes:
+                continue
+            try:
+                attributes = await system.attributes(identifier, CREDENTIALS)
+            except FileSystemError:
+                continue  # it was never created
+            node = nodes[identifier] = _node(attributes)
+            if not attributes.is_directory or not attributes.links:
+                continue
+            opened = await system.open_directory(identifier, CREDENTIALS)
+            after = 0
+            while entries := await system.read_directory(opened, after, with_attributes=False):
+                for entry in entries:
+                    node.entries[entry.name] = entry.identifier
+                    waiting.append(entry.identifier)
+                    after = entry.cookie
+        return nodes
+
+    def _take_down_tree(self, nodes: dict[ObjectId, Node], _at: float) -> None:
+        self.workload.tree = nodes
+
+
+def _node(attributes: Attributes) -> Node:
+    return Node(
+        is_directory=attributes.is_directory,
+        links=attributes.links,
+        parent=attributes.parent if attributes.is_directory else None,
+        counted=attributes.entries,
+    )
