@@ -44,6 +44,7 @@ class Attributes(Record, frozen=True):
     mtime_ns: int
     ctime_ns: int
     version: int
+    previous: int = 0  # the version before, on which the change of `version` was made
     contents: int = 0
     flags: int = 0
     device: int = 0

@@ -164,15 +164,21 @@ class Child(Record, frozen=True):
     file_type: int
 
 
-def lookup(states: States, arguments: Name, caller: Caller) -> Child:
-    """What `name` stands for in the directory."""
+class Sought(Record, frozen=True):
+    """What a name stands for, and the directory as it is then. `child` is None: for nothing."""
+
+    directory: Attributes
+    child: Child | None
+
+
+def lookup(states: States, arguments: Name, caller: Caller) -> Sought:
+    """What `name` stands for in the directory. That it stands for nothing is an answer too."""
     (directory,) = loaded(*states)
     directory.require(caller, EXECUTE)
     _require_name(arguments.name, dots=errno.EINVAL)
     entry = find(directory, arguments.name)
-    if entry is None:
-        raise Refusal(errno.ENOENT)
-    return Child(entry.child, entry.file_type)
+    child = None if entry is None else Child(entry.child, entry.file_type)
+    return Sought(directory.attributes, child)
 
 
 class Listing(Record, frozen=True):
@@ -192,11 +198,11 @@ class Listed(Record, frozen=True):
 
 
 class Page(Record, frozen=True):
-    """Part of a listing. Entries from `next_serial` on are younger than this answer."""
+    """Part of a listing, and the directory as it is then."""
 
     entries: tuple[Listed, ...]
     complete: bool
-    next_serial: int
+    directory: Attributes
 
 
 def read_directory(states: States, arguments: Listing, caller: Caller) -> Page:
@@ -215,7 +221,7 @@ def read_directory(states: States, arguments: Listing, caller: Caller) -> Page:
             break
         child = ObjectId(bytes(value[:16]))
         entries.append(Listed(_serial_from(key[1:]), name, child, value[16]))
-    return Page(tuple(entries), complete, directory.attributes.next_serial)
+    return Page(tuple(entries), complete, directory.attributes)
 
 
 # --- additions -------------------------------------------------------------------------------

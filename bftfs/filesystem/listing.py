@@ -11,12 +11,10 @@ from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 from bftfs import limits
-from bftfs.conversation import Now
 from bftfs.credentials import Credentials
 from bftfs.filesystem.attributes import Attributes
-from bftfs.filesystem.directory import Child, Listed, Listing, Page
+from bftfs.filesystem.directory import Listed
 from bftfs.filesystem.metadata import Metadata
-from bftfs.filesystem.registry import READ_DIRECTORY
 from bftfs.identifiers import ObjectId
 
 PAGE_BYTES: Final = 128 * limits.KIB  # of a directory, in one answer
@@ -59,26 +57,12 @@ class OpenDirectory:
         """Up to `count` entries after a cookie; a cookie of 0 begins anew."""
         part = self._part
         if not after or part is None or not part.begins <= after < part.ends:
-            page = await self._page(metadata, after)
+            page = await metadata.listed(self.identifier, after, PAGE_BYTES, self.who)
             ends = _END_OF_DIRECTORY if page.complete else page.entries[-1].serial
             part = self._part = _Part(after, ends, page.entries)
             if not after or not self._stop:
-                self._stop = page.next_serial
+                self._stop = page.directory.next_serial
         entries = part.entries
         first = bisect_right(entries, after, key=lambda entry: entry.serial)
         last = bisect_left(entries, self._stop, key=lambda entry: entry.serial)
         return entries[first : min(last, first + count)]
-
-    async def _page(self, metadata: Metadata, after: int) -> Page:
-        """The part of the directory after a cookie. Its names are remembered."""
-        directory = self.identifier
-        version = metadata.version(directory)
-        page: Page = await metadata.query(
-            (directory,), READ_DIRECTORY, Listing(after, PAGE_BYTES), self.who
-        )
-        if metadata.version(directory) == version:
-            now_us = await Now()
-            for entry in page.entries:
-                child = Child(entry.identifier, entry.file_type)
-                metadata.learn_entry(directory, entry.name, child, now_us)
-        return page

@@ -1,8 +1,8 @@
-"""The client's side of metadata: operations on objects, their cached attributes and entries.
+"""The client's side of metadata: operations on objects, their cached attributes and names.
 
 Attributes come with every answer, and are kept for as long as the mount allows. What is known of an
-object never goes back to an older version, whatever order answers come in. A cached entry or
-attribute that has expired is still a good guess: an update that builds on it is checked by its
+object never goes back to an older version, whatever order answers come in. What a name stood for
+is a good guess when it is no longer to be believed: an update that builds on it is checked by its
 method, which refuses with ESTALE if the guess was wrong.
 
 Concurrency: caches are touched between awaits only. Updates of one object take turns in the
@@ -13,32 +13,26 @@ from __future__ import annotations
 
 import errno
 from collections import OrderedDict
+from collections.abc import Iterable
 from typing import Any, Final, NamedTuple
 
 from bftfs.conversation import Now
 from bftfs.credentials import Credentials
 from bftfs.errors import FileSystemError
 from bftfs.filesystem.attributes import Attributes
-from bftfs.filesystem.directory import Child
+from bftfs.filesystem.directory import Child, Listing, Name, Page, Sought
+from bftfs.filesystem.known_names import Changed, KnownName, KnownNames
 from bftfs.filesystem.objects import NoArguments
-from bftfs.filesystem.registry import GET_ATTRIBUTES
+from bftfs.filesystem.registry import GET_ATTRIBUTES, LOOKUP, READ_DIRECTORY
 from bftfs.filesystem.services import MetadataService
 from bftfs.identifiers import ObjectId
 from bftfs.query_update.object_type import Record
 
 ATTRIBUTES_CACHED: Final = 32_768  # about 1 KiB each
-ENTRIES_CACHED: Final = 65_536
 
 
 class _KnownAttributes(NamedTuple):
     attributes: Attributes
-    expires_us: int
-
-
-class KnownEntry(NamedTuple):
-    """What a name stood for when last heard of; `child` is None if there was no such name."""
-
-    child: Child | None
     expires_us: int
 
 
@@ -56,9 +50,8 @@ class Metadata:
         self._service = service
         self._read_only = read_only
         self._attribute_timeout_us = attribute_timeout_us
-        self._entry_timeout_us = entry_timeout_us
         self._attributes: OrderedDict[ObjectId, _KnownAttributes] = OrderedDict()
-        self._entries: OrderedDict[tuple[ObjectId, bytes], KnownEntry] = OrderedDict()
+        self._names = KnownNames(entry_timeout_us)
 
     # --- operations --------------------------------------------------------------------------
 
@@ -92,13 +85,12 @@ class Metadata:
         entry = self._attributes.get(identifier)
         return None if entry is None else entry.attributes
 
-    def version(self, identifier: ObjectId) -> int:
-        """Of the newest attributes heard of; every update that this mount makes changes it."""
-        entry = self._attributes.get(identifier)
-        return 0 if entry is None else entry.attributes.version
-
     def learn(self, identifier: ObjectId, attributes: Attributes, now_us: int) -> Attributes:
         """Take note of attributes that an answer gave; the newest that are known."""
+        self._names.saw(identifier, attributes)
+        return self._keep(identifier, attributes, now_us)
+
+    def _keep(self, identifier: ObjectId, attributes: Attributes, now_us: int) -> Attributes:
         entry = self._attributes.get(identifier)
         if entry is not None and entry.attributes.version > attributes.version:
             return entry.attributes
@@ -122,21 +114,47 @@ class Metadata:
         attributes = await self.query((identifier,), GET_ATTRIBUTES, NoArguments(), who)
         return self.learn(identifier, attributes, await Now())
 
-    # --- entries -----------------------------------------------------------------------------
+    # --- names -------------------------------------------------------------------------------
 
-    def entry(self, directory: ObjectId, name: bytes) -> KnownEntry | None:
+    async def sought(self, directory: ObjectId, name: bytes, who: Credentials) -> Child | None:
+        """What a quorum says that the name stands for, if anything."""
+        found: Sought = await self.query((directory,), LOOKUP, Name(name), who)
+        now_us = await Now()
+        self.learn(directory, found.directory, now_us)
+        self._names.found(directory, found.directory, name, found.child, now_us)
+        return found.child
+
+    def believed(self, directory: ObjectId, name: bytes, now_us: int) -> KnownName | None:
+        """What the name stands for, if it need not be asked."""
+        known = self._attributes.get(directory)
+        version = known.attributes.version if known and known.expires_us > now_us else 0
+        return self._names.believed(directory, name, now_us, fresh_version=version)
+
+    def guess(self, directory: ObjectId, name: bytes) -> KnownName | None:
         """What the name stood for when last heard of."""
-        return self._entries.get((directory, name))
+        return self._names.guess(directory, name)
 
-    def learn_entry(
-        self, directory: ObjectId, name: bytes, child: Child | None, now_us: int
+    async def listed(self, directory: ObjectId, after: int, volume: int, who: Credentials) -> Page:
+        """The entries of the directory after a cookie."""
+        page: Page = await self.query((directory,), READ_DIRECTORY, Listing(after, volume), who)
+        now_us = await Now()
+        self.learn(directory, page.directory, now_us)
+        is_whole = page.complete and not after
+        self._names.listed(directory, page.directory, page.entries, now_us, is_whole=is_whole)
+        return page
+
+    def made(self, directory: ObjectId, attributes: Attributes, now_us: int) -> None:
+        """This mount has made the directory."""
+        self._names.made(directory, attributes)
+        self._keep(directory, attributes, now_us)
+
+    def changed(
+        self, directory: ObjectId, attributes: Attributes, changes: Iterable[Changed], now_us: int
     ) -> None:
-        """Take note of what a name stands for."""
-        self._entries[directory, name] = KnownEntry(child, now_us + self._entry_timeout_us)
-        self._entries.move_to_end((directory, name))
-        if len(self._entries) > ENTRIES_CACHED:
-            self._entries.popitem(last=False)
+        """This mount has changed the directory: its attributes, and what these names stand for."""
+        self._names.changed(directory, attributes, changes, now_us)
+        self._keep(directory, attributes, now_us)
 
-    def forget_entry(self, directory: ObjectId, name: bytes) -> None:
+    def forget(self, directory: ObjectId, name: bytes) -> None:
         """The name turned out to stand for something else."""
-        self._entries.pop((directory, name), None)
+        self._names.forget(directory, name)

@@ -83,7 +83,8 @@ class Subject:
     def conclude(self, caller: Caller) -> Attributes:
         """Store the attributes if they have changed; what they are now."""
         if self.attributes is not self._loaded:
-            self.change(version=caller.time_us)
+            before = 0 if self._loaded is None else self._loaded.version
+            self.change(version=caller.time_us, previous=before)
             self._loaded = self.attributes
             self.state.put(ATTRIBUTES_KEY, encode_attributes(self.attributes))
         return self.attributes

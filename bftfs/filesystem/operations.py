@@ -54,6 +54,7 @@ from bftfs.filesystem.extended_attributes import (
     ExtendedSetting,
     fault_of_name,
 )
+from bftfs.filesystem.known_names import Changed
 from bftfs.filesystem.listing import DirectoryEntry, OpenDirectory
 from bftfs.filesystem.metadata import Metadata
 from bftfs.filesystem.objects import (
@@ -72,7 +73,6 @@ from bftfs.filesystem.registry import (
     GET_EXTENDED,
     LINK,
     LIST_EXTENDED,
-    LOOKUP,
     MAKE_DIRECTORY,
     READ_LINK,
     RELOCATE,
@@ -180,54 +180,38 @@ class FileSystem:
 
     async def lookup(self, directory: ObjectId, name: bytes, who: Credentials) -> Found:
         """What `name` stands for in the directory."""
-        known = self._metadata.entry(directory, name)
-        if known is not None and known.expires_us > await Now():
-            if known.child is None:
-                raise FileSystemError(errno.ENOENT, _shown(name))
-            identifier = known.child.identifier
-            return self._found(identifier, await self._metadata.attributes(identifier, who))
-        if known is not None and known.child is not None:
-            # Probably it still stands for that: ask for both at once.
-            guess = known.child.identifier
-            child, attributes = await Together(
-                (
-                    partial(self._lookup, directory, name, who),
-                    partial(self._metadata.latest, guess, who),
-                )
-            )
-            if child.identifier == guess:
-                return self._found(guess, attributes)
-        else:
+        known = self._metadata.believed(directory, name, await Now())
+        guess = known or self._metadata.guess(directory, name)
+        if known is not None and known.child is None:
+            raise FileSystemError(errno.ENOENT, _shown(name))
+        if guess is None or guess.child is None:
             child = await self._lookup(directory, name, who)
-        return self._found(child.identifier, await self._metadata.latest(child.identifier, who))
+            return await self._found_at(child.identifier, who)
+        if known is not None:
+            return await self._found_at(guess.child.identifier, who)
+        # Probably it still stands for that: ask for both at once.
+        child, found = await Together(
+            (
+                partial(self._lookup, directory, name, who),
+                partial(self._found_at, guess.child.identifier, who),
+            )
+        )
+        if child.identifier == found.identifier:
+            return Found(found.identifier, found.attributes)
+        return await self._found_at(child.identifier, who)
 
     async def _lookup(self, directory: ObjectId, name: bytes, who: Credentials) -> Child:
         """What a quorum says that `name` stands for."""
-        child = await self._lookup_if_there(directory, name, who)
+        child = await self._metadata.sought(directory, name, who)
         if child is None:
             raise FileSystemError(errno.ENOENT, _shown(name))
         return child
 
-    async def _lookup_if_there(
-        self, directory: ObjectId, name: bytes, who: Credentials
-    ) -> Child | None:
-        """What a quorum says that `name` stands for, if anything."""
-        child: Child | None = None
-        version = self._metadata.version(directory)
-        try:
-            child = await self._metadata.query((directory,), LOOKUP, Name(name), who)
-        except FileSystemError as refusal:
-            if refusal.code != errno.ENOENT:
-                raise
-        if self._metadata.version(directory) == version:
-            self._metadata.learn_entry(directory, name, child, await Now())
-        return child
-
     async def _resolve(self, directory: ObjectId, name: bytes, who: Credentials) -> Child:
         """What `name` stands for, as far as is known: to be checked by the update that uses it."""
-        known = self._metadata.entry(directory, name)
-        if known is not None and known.child is not None:
-            return known.child
+        guess = self._metadata.guess(directory, name)
+        if guess is not None and guess.child is not None:
+            return guess.child
         return await self._lookup(directory, name, who)
 
     async def parent(self, directory: ObjectId, who: Credentials) -> Found:
@@ -235,6 +219,9 @@ class FileSystem:
         identifier = (await self._metadata.attributes(directory, who)).parent
         if not identifier:
             raise FileSystemError(errno.ENOTDIR)
+        return await self._found_at(identifier, who)
+
+    async def _found_at(self, identifier: ObjectId, who: Credentials) -> Found:
         return self._found(identifier, await self._metadata.attributes(identifier, who))
 
     def _found(self, identifier: ObjectId, attributes: Attributes) -> Found:
@@ -297,7 +284,10 @@ class FileSystem:
         """An update of one object; its attributes after it."""
         outcome = await self._metadata.update((identifier,), method, arguments, who)
         (attributes,) = outcome.attributes
-        self._metadata.learn(identifier, attributes, await Now())
+        if kind_of(identifier) == ObjectKind.DIRECTORY:
+            self._metadata.changed(identifier, attributes, (), await Now())
+        else:
+            self._metadata.learn(identifier, attributes, await Now())
         return self._seen_by_programs(identifier, attributes)
 
     async def truncate(self, identifier: ObjectId, size: int, who: Credentials) -> Attributes:
@@ -353,9 +343,12 @@ class FileSystem:
         outcome = await self._metadata.update((directory, child), method, arguments, who)
         now_us = await Now()
         parent, attributes = outcome.attributes
-        self._metadata.learn(directory, parent, now_us)
-        self._metadata.learn(child, attributes, now_us)
-        self._metadata.learn_entry(directory, name, Child(child, attributes.file_type), now_us)
+        change = (name, Child(child, attributes.file_type))
+        self._metadata.changed(directory, parent, (change,), now_us)
+        if method == MAKE_DIRECTORY:
+            self._metadata.made(child, attributes, now_us)
+        else:
+            self._metadata.learn(child, attributes, now_us)
         return self._found(child, attributes)
 
     async def make_node(
@@ -429,11 +422,8 @@ class FileSystem:
                     raise
                 continue  # removed meanwhile
             file = await self.open(child.identifier, flags, who)
-            return await self._attributes_found(child.identifier, who), file
+            return await self._found_at(child.identifier, who), file
         raise FileSystemError(errno.EAGAIN, _shown(name))
-
-    async def _attributes_found(self, identifier: ObjectId, who: Credentials) -> Found:
-        return self._found(identifier, await self._metadata.attributes(identifier, who))
 
     async def link(
         self, identifier: ObjectId, directory: ObjectId, name: bytes, who: Credentials
@@ -477,9 +467,8 @@ class FileSystem:
         )
         now_us = await Now()
         parent, attributes = outcome.attributes
-        self._metadata.learn(directory, parent, now_us)
+        self._metadata.changed(directory, parent, ((name, None),), now_us)
         self._metadata.learn(child.identifier, attributes, now_us)
-        self._metadata.learn_entry(directory, name, None, now_us)
         self._accesses.forget(child.identifier)
         return self._found(child.identifier, attributes)
 
@@ -503,7 +492,7 @@ class FileSystem:
                 if refusal.code not in (errno.ESTALE, errno.EAGAIN):
                     raise
                 for name in names:
-                    self._metadata.forget_entry(*name)
+                    self._metadata.forget(*name)
         return await attempt()
 
     # --- rename ------------------------------------------------------------------------------
@@ -524,11 +513,11 @@ class FileSystem:
 
         async def attempt() -> None:
             child = await self._resolve(source, name, who)
-            known = self._metadata.entry(target, target_name)
-            if known is not None:
-                replaced = known.child
+            guess = self._metadata.guess(target, target_name)
+            if guess is not None:
+                replaced = guess.child
             else:
-                replaced = await self._lookup_if_there(target, target_name, who)
+                replaced = await self._metadata.sought(target, target_name, who)
             roles = (
                 source,
                 target,
@@ -546,13 +535,15 @@ class FileSystem:
                 arguments = Renaming(name, target_name, flags)
                 outcome = await self._metadata.update(roles, RENAME, arguments, who)
             now_us = await Now()
-            for identifier, attributes in zip(roles, outcome.attributes, strict=True):
-                self._metadata.learn(identifier, attributes, now_us)
-            if replaced is not None and replaced.identifier == child.identifier:
-                return  # two names of one inode: both stay
-            self._metadata.learn_entry(target, target_name, child, now_us)
-            exchanged = replaced if flags & RENAME_EXCHANGE else None
-            self._metadata.learn_entry(source, name, exchanged, now_us)
+            changes: tuple[tuple[ObjectId, Changed], ...] = ()
+            if replaced is None or replaced.identifier != child.identifier:
+                exchanged = replaced if flags & RENAME_EXCHANGE else None
+                changes = ((source, (name, exchanged)), (target, (target_name, child)))
+            for role, attributes in zip(roles[:2], outcome.attributes, strict=False):
+                its = [change for directory, change in changes if directory == role]
+                self._metadata.changed(role, attributes, its, now_us)
+            for role, attributes in zip(roles[2:], outcome.attributes[2:], strict=True):
+                self._metadata.learn(role, attributes, now_us)
 
         await self._with_current_names(attempt, (source, name), (target, target_name))
 
@@ -571,7 +562,7 @@ class FileSystem:
             flags & RENAME_EXCHANGE and await self._is_above(replaced, source, who)
         ):
             await self._require_current(source, name, child, who)
-            there = await self._lookup_if_there(target, target_name, who)
+            there = await self._metadata.sought(target, target_name, who)
             if there is None and flags & RENAME_EXCHANGE:
                 raise FileSystemError(errno.ENOENT, _shown(target_name))
             if there is not None and flags & RENAME_NOREPLACE:

@@ -70,7 +70,7 @@ def _update(
 _RENAME_ROLES = (_DIRECTORY, _DIRECTORY, _EITHER, _EITHER)
 
 _METHODS = (
-    _query(LOOKUP, directory.lookup, _DIRECTORY, directory.Name, directory.Child),
+    _query(LOOKUP, directory.lookup, _DIRECTORY, directory.Name, directory.Sought),
     _query(READ_DIRECTORY, directory.read_directory, _DIRECTORY, directory.Listing, directory.Page),
     _update(CREATE, directory.create, (_DIRECTORY, _INODE), directory.Creation, Outcome),
     _update(

@@ -1,7 +1,8 @@
 """The namespace against nested dictionaries: any operations, from two mounts, with any delays.
 
-One mount caches nothing. The other believes nothing for longer than an instant either, but goes by
-what it remembers where it can find out that it was wrong: which must not show.
+Either there are two mounts: one caches nothing; the other believes nothing for longer than an
+instant, but goes by what it remembers where it can find out that it was wrong. Or there is one that
+believes everything for an hour. Neither must show.
 """
 
 from __future__ import annotations
@@ -46,13 +47,19 @@ class Namespace(RuleBasedStateMachine):
     directories = Bundle("directories")
     inodes = Bundle("inodes")
 
-    @initialize(target=directories, seed=st.integers(0, 1 << 32))
-    def begin(self, seed: int) -> Model:
+    @initialize(target=directories, seed=st.integers(0, 1 << 32), is_alone=st.booleans())
+    def begin(self, seed: int, is_alone: bool) -> Model:
         self.world = World(seed=seed)
-        self.mounts = [
-            self.world.mount(strict=True),
-            self.world.mount(attribute_timeout_us=0, entry_timeout_us=0),
-        ]
+        self.observer = self.world.mount(strict=True)
+        if is_alone:
+            # Names are believed for as long as the directory is, not for themselves.
+            alone = self.world.mount(attribute_timeout_us=3_600_000_000, entry_timeout_us=0)
+            self.mounts = [alone, alone]
+        else:
+            self.mounts = [
+                self.world.mount(strict=True),
+                self.world.mount(attribute_timeout_us=0, entry_timeout_us=0),
+            ]
         random = self.world.host.random
         self.world.objects.latency = lambda: random.choice((0, 3, 10))
         self.root = Model({})
@@ -167,7 +174,7 @@ class Namespace(RuleBasedStateMachine):
         flags: int,
     ) -> None:
         expected = self._refusal_of_rename(source, name, into, new_name, flags)
-        before = self.world.run(self.mounts[0].attributes(source.identifier, ROOT)).version
+        before = self.world.run(self.observer.attributes(source.identifier, ROOT)).version
         self._attempt(
             expected,
             self._fs(which).rename(
@@ -175,7 +182,7 @@ class Namespace(RuleBasedStateMachine):
             ),
         )
         if expected:
-            after = self.world.run(self.mounts[0].attributes(source.identifier, ROOT)).version
+            after = self.world.run(self.observer.attributes(source.identifier, ROOT)).version
             assert after == before
             return
         assert source.entries is not None
@@ -266,7 +273,7 @@ class Namespace(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         for model in getattr(self, "objects", []):
-            attributes = self.world.run(self.mounts[0].attributes(model.identifier, ROOT))
+            attributes = self.world.run(self.observer.attributes(model.identifier, ROOT))
             if model.entries is None:
                 assert attributes.links == model.links
                 continue

@@ -84,7 +84,11 @@ class Tree:
         return child
 
     def lookup(self, directory: ObjectId, name: bytes, who: Any = ROOT) -> Child:
-        return self.objects.perform(registry.LOOKUP, (directory,), Name(name), who)
+        sought = self.objects.perform(registry.LOOKUP, (directory,), Name(name), who)
+        assert sought.directory == self.get(directory)
+        if sought.child is None:
+            raise Refusal(errno.ENOENT)
+        return sought.child
 
     def get(self, identifier: ObjectId) -> Attributes:
         return self.objects.perform(registry.GET_ATTRIBUTES, (identifier,), NoArguments(), ROOT)
@@ -872,7 +876,7 @@ def test_pages_go_on_where_the_last_one_ended(tree: Tree) -> None:
         after = page.entries[-1].serial
     assert listed == names
     assert pages > 10
-    assert page.next_serial == after + len(page.entries) + 1
+    assert page.directory.next_serial == after + len(page.entries) + 1
 
 
 def test_serials_sort_as_numbers_do(tree: Tree) -> None:

@@ -81,6 +81,54 @@ def test_that_a_name_is_free_is_believed_as_well(world: World) -> None:
     world.run(mount.lookup(ROOT_ID, b"x", ALICE))
 
 
+def test_a_mount_knows_the_names_in_a_directory_that_only_it_changes(world: World) -> None:
+    """Making a tree costs one update for each thing in it, and no question."""
+    mount = world.mount(entry_timeout_us=0)
+    directory = mkdir(world, mount, b"d")
+    world.objects.calls.clear()
+    for number in range(10):
+        refused(errno.ENOENT, world, mount.lookup(directory, b"%d" % number, ALICE))
+        make(world, mount, b"%d" % number, directory)
+        world.run(mount.lookup(directory, b"%d" % number, ALICE))
+        if number % 3 == 0:
+            world.run(mount.unlink(directory, b"%d" % number, ALICE))
+            refused(errno.ENOENT, world, mount.lookup(directory, b"%d" % number, ALICE))
+        world.run(mount.change_attributes(directory, Changes(mode=0o700 + number), ALICE))
+    assert not {registry.LOOKUP, registry.GET_ATTRIBUTES} & set(world.objects.calls)
+
+
+def test_what_another_mount_changes_ends_that_knowledge(world: World) -> None:
+    mount, other = world.mount(entry_timeout_us=0), world.mount()
+    directory = mkdir(world, mount, b"d")
+    make(world, other, b"theirs", directory)
+    make(world, mount, b"mine", directory)  # shows that somebody else was there
+    world.run(mount.lookup(directory, b"theirs", ALICE))
+    refused(errno.ENOENT, world, mount.lookup(directory, b"x", ALICE))
+    assert world.objects.calls[registry.LOOKUP] == 2
+
+
+def test_that_knowledge_ends_with_the_attributes_of_the_directory(world: World) -> None:
+    mount, other = world.mount(attribute_timeout_us=1_000_000), world.mount()
+    directory = mkdir(world, mount, b"d")
+    make(world, other, b"theirs", directory)
+    refused(errno.ENOENT, world, mount.lookup(directory, b"theirs", ALICE))
+    world.pass_time(1_000_000)
+    world.run(mount.lookup(directory, b"theirs", ALICE))
+
+
+def test_one_question_about_a_directory_answers_for_all_its_names(world: World) -> None:
+    mount, other = world.mount(entry_timeout_us=0), world.mount()
+    for number in range(10):
+        make(world, other, b"%d" % number)
+    listing(world, mount)
+    world.pass_time(1_000_000)  # the attributes have expired, too
+    world.objects.calls.clear()
+    for number in range(10):
+        world.run(mount.lookup(ROOT_ID, b"%d" % number, ALICE))
+    refused(errno.ENOENT, world, mount.lookup(ROOT_ID, b"x", ALICE))
+    assert world.objects.calls == {registry.LOOKUP: 1, registry.GET_ATTRIBUTES: 10}
+
+
 def test_strict_mounts_believe_nothing(world: World) -> None:
     mount = world.mount(strict=True)
     file = make(world, mount, b"file")

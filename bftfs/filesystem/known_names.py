@@ -1,0 +1,185 @@
+"""What a mount knows of the names in directories, and from when on it is known to hold.
+
+A name is believed to stand for what it stood for as long as the mount allows. Beyond that, it is
+believed as long as the directory's attributes are fresh and show that nobody but this mount has
+changed the directory since the name was heard of: versions of a directory name the version before,
+so that a mount can tell whether its own changes are the only ones. In the same way, a mount that
+knows all names of a directory, because it made it or listed it, knows that any other name is free.
+
+Invariants: of a directory whose `version` is known, a name heard of at a version in
+[since, version] still stands for the same; `names`, if not None, are all that there are.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterable
+from typing import Final, NamedTuple, TypeAlias
+
+from bftfs.filesystem.attributes import Attributes
+from bftfs.filesystem.directory import Child, Listed
+from bftfs.identifiers import ObjectId
+
+ENTRIES: Final = 65_536  # names that are remembered with what they stand for
+DIRECTORIES: Final = 4_096  # directories that are remembered
+NAMES: Final = 65_536  # names of all directories that are known as a whole
+
+Changed: TypeAlias = tuple[bytes, Child | None]  # what a name stands for from now on
+
+
+class KnownName(NamedTuple):
+    """What a name stood for when last heard of; `child` is None if there was no such name."""
+
+    child: Child | None
+    version: int  # of the directory
+    expires_us: int
+
+
+class _Directory:
+    """What is known of a directory as a whole."""
+
+    __slots__ = ("names", "since", "version")
+
+    def __init__(self, version: int, names: set[bytes] | None) -> None:
+        self.version = version
+        self.since = version
+        self.names = names
+
+
+_FREE = KnownName(None, 0, 0)
+
+
+class KnownNames:
+    """The names that a mount has heard of."""
+
+    def __init__(self, timeout_us: int) -> None:
+        self._timeout_us = timeout_us
+        self._entries: OrderedDict[tuple[ObjectId, bytes], KnownName] = OrderedDict()
+        self._directories: OrderedDict[ObjectId, _Directory] = OrderedDict()
+        self._names = 0  # in the sets of all directories
+
+    # --- asking ------------------------------------------------------------------------------
+
+    def guess(self, directory: ObjectId, name: bytes) -> KnownName | None:
+        """What the name stood for when last heard of, however long ago."""
+        return self._entries.get((directory, name))
+
+    def believed(
+        self, directory: ObjectId, name: bytes, now_us: int, *, fresh_version: int
+    ) -> KnownName | None:
+        """What the name stands for, if that need not be asked.
+
+        `fresh_version` is the version of the directory if its attributes are fresh, else 0.
+        """
+        entry = self._entries.get((directory, name))
+        if entry is not None and entry.expires_us > now_us:
+            return entry
+        known = self._directories.get(directory)
+        if known is None or known.version != fresh_version:
+            return None
+        if entry is not None and entry.version >= known.since:
+            return entry
+        if known.names is not None and name not in known.names:
+            return _FREE
+        return None
+
+    # --- learning ----------------------------------------------------------------------------
+
+    def saw(self, directory: ObjectId, attributes: Attributes) -> None:
+        """Somebody may have changed the directory, if this is a new version of it."""
+        known = self._directories.get(directory)
+        if known is not None and known.version < attributes.version:
+            self._know(directory, _Directory(attributes.version, None))
+
+    def found(
+        self, directory: ObjectId, at: Attributes, name: bytes, child: Child | None, now_us: int
+    ) -> None:
+        """The name stands for that in the directory, as it is at these attributes."""
+        if self._is_current(directory, at.version):
+            self._remember(directory, name, child, at.version, now_us)
+
+    def listed(
+        self,
+        directory: ObjectId,
+        at: Attributes,
+        entries: Iterable[Listed],
+        now_us: int,
+        *,
+        is_whole: bool,
+    ) -> None:
+        """These names are in the directory; `is_whole`: and no others."""
+        if not self._is_current(directory, at.version):
+            return
+        names = set()
+        for entry in entries:
+            child = Child(entry.identifier, entry.file_type)
+            self._remember(directory, entry.name, child, at.version, now_us)
+            names.add(entry.name)
+        if is_whole:
+            known = self._directories[directory]
+            self._know(directory, _Directory(at.version, names), since=known.since)
+
+    def made(self, directory: ObjectId, at: Attributes) -> None:
+        """This mount has made the directory: it is empty."""
+        self._know(directory, _Directory(at.version, set()))
+
+    def changed(
+        self, directory: ObjectId, at: Attributes, changes: Iterable[Changed], now_us: int
+    ) -> None:
+        """This mount has changed the directory: its attributes, and what these names stand for."""
+        known = self._directories.get(directory)
+        if known is not None and known.version > at.version:
+            for name, _ in changes:  # somebody has changed the directory again
+                self.forget(directory, name)
+            return
+        if known is None or known.version not in (at.previous, at.version):
+            known = _Directory(at.version, None)
+            self._know(directory, known)
+        known.version = at.version
+        for name, child in changes:
+            self._remember(directory, name, child, at.version, now_us)
+            if known.names is not None:
+                self._names -= len(known.names)
+                (known.names.discard if child is None else known.names.add)(name)
+                self._names += len(known.names)
+        self._drop_surplus()
+
+    def forget(self, directory: ObjectId, name: bytes) -> None:
+        """The name turned out to stand for something else."""
+        self._entries.pop((directory, name), None)
+        self._forget_directory(directory)
+
+    # -----------------------------------------------------------------------------------------
+
+    def _is_current(self, directory: ObjectId, version: int) -> bool:
+        """Whether an answer at this version tells something new. It was perhaps overtaken."""
+        known = self._directories.get(directory)
+        if known is None or known.version < version:
+            self._know(directory, _Directory(version, None))
+            return True
+        return known.version == version
+
+    def _know(self, directory: ObjectId, known: _Directory, *, since: int | None = None) -> None:
+        if since is not None:
+            known.since = since
+        self._forget_directory(directory)
+        self._directories[directory] = known
+        self._names += len(known.names or ())
+        self._drop_surplus()
+
+    def _forget_directory(self, directory: ObjectId) -> None:
+        known = self._directories.pop(directory, None)
+        if known is not None:
+            self._names -= len(known.names or ())
+
+    def _remember(
+        self, directory: ObjectId, name: bytes, child: Child | None, version: int, now_us: int
+    ) -> None:
+        self._entries[directory, name] = KnownName(child, version, now_us + self._timeout_us)
+        self._entries.move_to_end((directory, name))
+        if len(self._entries) > ENTRIES:
+            self._entries.popitem(last=False)
+
+    def _drop_surplus(self) -> None:
+        while len(self._directories) > DIRECTORIES or self._names > NAMES:
+            self._forget_directory(next(iter(self._directories)))
