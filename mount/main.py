@@ -16,7 +16,7 @@ import click
 from bftfs.data_directory import DataDirectory
 from bftfs.errors import BftfsError, UsageError
 from mount.background import run_in_background
-from mount.mountpoint import prepare, require_fuse
+from mount.mountpoint import prepare, require_fuse, resolved
 from mount.options import MountOptions, parse
 
 _CONTEXT = {"help_option_names": ["-h", "--help"]}
@@ -24,7 +24,7 @@ _CONTEXT = {"help_option_names": ["-h", "--help"]}
 
 @click.command(context_settings=_CONTEXT)
 @click.option("--data", type=click.Path(path_type=Path), required=True, help="The cluster's files.")
-@click.argument("mountpoint", type=click.Path(path_type=Path))
+@click.argument("mountpoint", type=Path)  # click.Path would stat it, which may wait for ever
 @click.option("-o", "options", default="", help="Mount options, separated by commas.")
 @click.option("--foreground", "-f", is_flag=True, help="Stay in the foreground.")
 @click.option("--sloppy", is_flag=True, help="Ignore unknown mount options.")
@@ -38,7 +38,7 @@ def mount_command(
 def _mount(data: Path, mountpoint: Path, options: MountOptions, *, foreground: bool) -> int:
     directory = DataDirectory.existing(data.absolute())
     require_fuse(allow_other=options.allow_other)
-    mountpoint = Path(os.path.realpath(mountpoint))
+    mountpoint = resolved(mountpoint)
     if prepare(mountpoint):
         print(f"{mountpoint}: removed a mount whose process had died", file=sys.stderr)
 
@@ -64,7 +64,7 @@ def _mount(data: Path, mountpoint: Path, options: MountOptions, *, foreground: b
 
 @click.command(context_settings=_CONTEXT)
 @click.argument("source", type=click.Path(path_type=Path))
-@click.argument("mountpoint", type=click.Path(path_type=Path))
+@click.argument("mountpoint", type=Path)  # click.Path would stat it, which may wait for ever
 @click.option("-o", "options", default="", help="Mount options, separated by commas.")
 @click.option("-s", "sloppy", is_flag=True, help="Ignore unknown options.")
 @click.option("-f", "fake", is_flag=True, help="Check everything, but do not mount.")

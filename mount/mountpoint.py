@@ -55,6 +55,15 @@ def mounted_at(path: Path) -> Mounted | None:
     return next((mounted for mounted in reversed(mounts()) if mounted.path == path), None)
 
 
+def resolved(path: Path) -> Path:
+    """`path` as the table of mounts has it, without a look at what may be mounted there.
+
+    That would be a request to its file system, and might wait for ever.
+    """
+    inside = Path(os.path.realpath(path.absolute().parent)) / path.name
+    return inside if mounted_at(inside) is not None else Path(os.path.realpath(inside))
+
+
 def _unescaped(text: str) -> str:
     """The kernel writes white space and backslashes in octal."""
     for code, character in (("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")):

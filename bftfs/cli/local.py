@@ -36,7 +36,7 @@ START_PATIENCE_S = 30.0
 @click.option(
     "--mount",
     "mountpoint",
-    type=click.Path(path_type=Path),
+    type=Path,  # click.Path would stat it, which waits for a cluster that is not started yet
     help="Where to mount it (made if missing).",
 )
 @click.option("--nodes", type=click.IntRange(1), default=None, help="Default: 3t + 2b + 1.")

@@ -27,7 +27,7 @@ class MountProcess(NamedTuple):
 
 @click.command()
 @click.option("--data", type=click.Path(path_type=Path), required=True, help="The cluster's files.")
-@click.argument("mountpoint", type=click.Path(path_type=Path))
+@click.argument("mountpoint", type=Path)
 @click.option("-o", "options", default="", help="Mount options, separated by commas.")
 @click.option("--foreground", "-f", is_flag=True, help="Stay in the foreground.")
 def mount(data: Path, mountpoint: Path, options: str, foreground: bool) -> None:
@@ -46,7 +46,7 @@ def mount(data: Path, mountpoint: Path, options: str, foreground: bool) -> None:
 
 
 @click.command()
-@click.argument("mountpoint", type=click.Path(path_type=Path))
+@click.argument("mountpoint", type=Path)
 def unmount(mountpoint: Path) -> None:
     """Unmount, with dirty data written. (`umount` and `fusermount3 -u` do as well.)"""
     mountpoint = mountpoint.absolute()

@@ -37,6 +37,27 @@ def test_of_several_mounts_on_one_directory_the_last_is_seen():
     assert found.source == "/srv/other"
 
 
+def test_a_path_is_resolved(tmp_path: Path):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "other").symlink_to("real")
+    (tmp_path / "real" / "files").symlink_to("/usr")
+    assert mountpoint.resolved(tmp_path / "other" / "new") == tmp_path / "real" / "new"
+    assert mountpoint.resolved(tmp_path / "other" / "files") == Path("/usr")
+
+
+def test_a_mountpoint_is_resolved_without_a_look_at_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / "other").symlink_to(".")
+    mounted = tmp_path / "files"
+    monkeypatch.setattr(mountpoint, "_table", lambda: f"4 2 0:40 / {mounted} rw - fuse.bftfs /s rw")
+    looked: list[object] = []
+    usual = os.lstat
+    monkeypatch.setattr(os, "lstat", lambda path: (looked.append(str(path)), usual(path))[1])
+    assert mountpoint.resolved(tmp_path / "other" / "files") == mounted
+    assert str(mounted) not in looked
+
+
 def test_an_empty_directory_will_do(tmp_path: Path):
     assert not prepare(tmp_path)
 
