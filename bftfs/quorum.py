@@ -97,12 +97,12 @@ class Probing:
     survives a crash, and the load of a crashed server is dispersed. [Q/U §4.3.5]
     """
 
-    __slots__ = ("_avoided_until", "_last_interval", "_mean_us")
+    __slots__ = ("_avoided_until", "_last_interval", "mean_us")
 
     def __init__(self) -> None:
         self._avoided_until: dict[NodeId, int] = {}
         self._last_interval: dict[NodeId, int] = {}
-        self._mean_us = 0
+        self.mean_us = 0  # how long rounds take
 
     def order(
         self, preference: tuple[NodeId, ...], now_us: int
@@ -144,12 +144,12 @@ class Probing:
     def took(self, elapsed_us: int) -> None:
         """A round took this long; patience adapts to it."""
         if elapsed_us >= 0:
-            self._mean_us += (elapsed_us - self._mean_us) >> 3
+            self.mean_us += (elapsed_us - self.mean_us) >> 3
 
     @property
     def patience_us(self) -> int:
         """How much silence is too much."""
-        return min(max(PATIENCE_US, 8 * self._mean_us), _ADAPTED_PATIENCE_MAX_US)
+        return min(max(PATIENCE_US, 8 * self.mean_us), _ADAPTED_PATIENCE_MAX_US)
 
 
 class Judgement(Enum):

@@ -52,10 +52,10 @@ from bftfs.query_update.messages import (
 )
 from bftfs.query_update.object_type import Method, ObjectTypes, Record, encode_record
 from bftfs.query_update.observation import Observations, Observed
-from bftfs.query_update.repair import Repair, back_off
+from bftfs.query_update.repair import BackOff, Repair
 from bftfs.query_update.rounds import Answer, Round, Rounds, UpdateRound, Votes
 from bftfs.query_update.suspicion import Suspicion
-from bftfs.query_update.timestamp import LogicalTimestamp, is_barrier, time_of
+from bftfs.query_update.timestamp import ZERO, LogicalTimestamp, is_barrier, time_of
 from bftfs.query_update.turns import Turns
 from bftfs.quorum import Judgement, Nodes, QuorumSystem
 from bftfs.wire.codec import Message, encode
@@ -126,6 +126,7 @@ class QueryUpdateClient:
         found = self._method(method, update=False)
         names = _distinct(objects)
         encoded = encode_record(arguments)
+        back_off = BackOff(self.rounds.probing)
         turn = False
         failures = 0
         versions: tuple[LogicalTimestamp, ...] = ()
@@ -150,11 +151,13 @@ class QueryUpdateClient:
                         turn = True
                         if wait:
                             continue
-                    await self.repairs.repair(outcome.disorderly)
+                    for name in outcome.disorderly:
+                        self.observations.keep(name, outcome.answered)
+                    await self.repairs.repair(outcome.disorderly, back_off)
                 else:
-                    versions = outcome.versions
+                    versions = () if outcome.unknown else outcome.versions
                 if failures > 2:
-                    await back_off(failures)
+                    await back_off.pause()
         finally:
             if turn:
                 self._turns.leave(names)
@@ -272,12 +275,13 @@ class QueryUpdateClient:
         """c_increment: repair and retry until a candidate is established. [Q/U lines 300-307]"""
         attempts: list[_Attempt] = []
         failures = uncertain = troubled = 0
+        back_off = BackOff(self.rounds.probing)
         observations = self.observations
         try:
             while True:
                 observed = [observations.condition_on(name) for name in names]
                 if any(each.classification.type is not OperationType.METHOD for each in observed):
-                    await self.repairs.repair(names)
+                    await self.repairs.repair(names, back_off)
                     continue
                 if attempts:
                     effect = await self._effect(attempts, names, observed[0])
@@ -287,7 +291,7 @@ class QueryUpdateClient:
                         uncertain += 1
                         if uncertain > _UNCERTAIN:
                             raise ContentionExhausted(attempts=uncertain, subject=method.name)
-                        await back_off(uncertain)
+                        await back_off.pause()
                         await self.repairs.refresh(names)
                         continue
                 outcome, timestamp, message = await self._attempt(
@@ -311,7 +315,7 @@ class QueryUpdateClient:
                             reason="the nodes find this client's clock too far ahead of theirs",
                         )
                 if failures > 1 or outcome.insane or outcome.overdrawn:
-                    await back_off(failures)
+                    await back_off.pause()
         finally:
             for attempt in attempts:
                 self.repairs.own.pop(attempt.timestamp, None)
@@ -459,7 +463,8 @@ class _QueryRound(Round):
         self.answer: Answer | None = None
         self.versions: tuple[LogicalTimestamp, ...] = ()  # the latest established ones
         self.disorderly: tuple[ObjectId, ...] = ()  # objects that need repair first
-        self.deduced = False  # whether that they are established is only deduced
+        self.unknown = False  # whether the histories of some object tell nothing: ask again
+        self.deduced = False  # whether they may not all have been the latest at one moment
 
     def weigh(self, node: NodeId, reply: Any) -> Judgement:
         if not isinstance(reply, QueryReply):
@@ -502,19 +507,26 @@ class _QueryRound(Round):
         observations = self.rounds.observations
         versions = []
         disorderly = []
-        self.deduced = False
+        self.unknown = False
         for name in self.names:
-            found = observations.survey(name)
-            if not found.complete:
+            found = observations.survey(name, self.answered)
+            timestamp = found.object_candidate.timestamp
+            if timestamp == ZERO and not observations.is_initial(name, self.answered):
+                self.unknown = True
+            elif not found.complete:
                 disorderly.append(name)
-            elif len(self.names) > 1 and not self.quorums.is_quorum(found.nodes):
-                # Several objects were read together only if each version is seen at a quorum; if
-                # not, a second round has to find the same.
-                self.deduced = True
-            versions.append(found.object_candidate.timestamp)
+            versions.append(timestamp)
         self.versions = tuple(versions)
         self.disorderly = tuple(disorderly)
-        if disorderly:
+        # Several objects were read together only if a quorum has exactly these versions: two such
+        # reads share a server, at which versions only grow. If not, a second round, whose replies
+        # were all asked for after the first was over, has to find the same.
+        exactly = 0
+        for (heads, _), nodes in self.votes.by.items():
+            if heads == self.versions:
+                exactly |= nodes
+        self.deduced = len(self.names) > 1 and not self.quorums.is_quorum(exactly)
+        if disorderly or self.unknown:
             return False
         for (heads, answer), nodes in self.votes.by.items():
             if heads == self.versions and self.quorums.includes_benign(nodes):

@@ -27,7 +27,7 @@ from bftfs.query_update.history import (
 )
 from bftfs.query_update.messages import Verdict, Voucher
 from bftfs.query_update.suspicion import Suspicion
-from bftfs.query_update.timestamp import LogicalTimestamp
+from bftfs.query_update.timestamp import ZERO, LogicalTimestamp
 from bftfs.quorum import Nodes, QuorumSystem
 
 _DEDUCTIONS = 4096  # candidates of which a client remembers what became of them
@@ -108,6 +108,12 @@ class Observations:
         """Start afresh with an object."""
         self._entries.pop(identifier, None)
 
+    def keep(self, identifier: ObjectId, nodes: Nodes) -> None:
+        """Forget what other servers than `nodes` reported: repair what can be seen now."""
+        entry = self._entry(identifier)
+        entry.known = {node: each for node, each in entry.known.items() if nodes >> node & 1}
+        entry.observed = entry.conditioned_on = None
+
     def observe(self, identifier: ObjectId) -> Observed:
         """All that is known of an object, except from servers that are shunned."""
         entry = self._current(identifier)
@@ -141,14 +147,35 @@ class Observations:
         entry.conditioned_on = observed
         return observed
 
-    def survey(self, identifier: ObjectId) -> Classification:
-        """The classification of all that is known, from servers that are shunned as well.
+    def survey(self, identifier: ObjectId, nodes: Nodes) -> Classification:
+        """The classification of what `nodes` report, shunned or not: a liar does no harm there.
 
-        Queries need a quorum of fresh histories, and a liar's do no harm there.
+        A query may rest only on a quorum of histories that were asked for after it was invoked.
+        Older ones, from servers that did not answer it, could make an older candidate complete
+        while the established one is pruned from the histories of servers that are ahead.
         """
-        if not self._suspicion.shunned:
+        known = self._entry(identifier).known
+        if not self._suspicion.shunned and all(nodes >> node & 1 for node in known):
             return self.observe(identifier).classification
-        return self._assemble(identifier, self._entry(identifier).known).classification
+        fresh = {node: each for node, each in known.items() if nodes >> node & 1}
+        return self._assemble(identifier, fresh).classification
+
+    def is_initial(self, identifier: ObjectId, nodes: Nodes) -> bool:
+        """Whether a quorum of `nodes` still reports ⟨0, 0⟩, so that no update is established.
+
+        Pruning removes it like any other candidate: a server that has built on a later version no
+        longer does. Histories that were reported at different times, and are pruned differently,
+        may have no candidate in common; then nothing is known. [Q/U §4.3.4, lines 900 and 1202]
+        """
+        known = self._entry(identifier).known
+        hosts = 0
+        for node, each in known.items():
+            if nodes >> node & 1 and all(
+                candidate.conditioned_on == ZERO
+                for candidate in parse_history(each.history).candidates
+            ):
+                hosts |= 1 << node
+        return self._quorums.is_quorum(hosts)
 
     # --- deduction ------------------------------------------------------------------------------
 

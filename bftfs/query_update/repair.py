@@ -42,20 +42,35 @@ from bftfs.query_update.messages import (
 from bftfs.query_update.observation import Observed
 from bftfs.query_update.rounds import Answer, Round, Rounds, Votes, update_round
 from bftfs.query_update.timestamp import LogicalTimestamp, client_of
-from bftfs.quorum import Judgement, Nodes
+from bftfs.quorum import Judgement, Nodes, Probing
 from bftfs.wire.codec import encode
 
-BACKOFF_US = 1_000  # bound of the first random back-off; doubles with each
-BACKOFF_MAX_US = 256_000
+BACK_OFF_US = 1_000  # bound of the first random back-off; doubles with each
+BACK_OFF_MOST_US = 256_000  # …up to this, or so many rounds if rounds take long
+_BACK_OFF_ROUNDS = 16
 _INLINE_ATTEMPTS = 2  # at one candidate, before a barrier ends it
 _PATIENT_FAILURES = 4  # after these, suspicion is given up: it may be what stands in the way
 _MOST_STEPS = 1_000  # of one repair; far beyond what contention can cause with back-off
 
 
-async def back_off(failures: int) -> None:
-    """Random exponential back-off. [Q/U §4.3.5, Retry and backoff policies]"""
-    bound_us = min(BACKOFF_US << min(failures, 16), BACKOFF_MAX_US)
-    await Pause(1 + await Draw(bound_us))
+class BackOff:
+    """The random exponential back-off of one operation. [Q/U §4.3.5, Retry and backoff policies]
+
+    Whoever else is at work must be able to finish in the pause: it grows beyond what rounds take.
+    """
+
+    __slots__ = ("_probing", "failures")
+
+    def __init__(self, probing: Probing) -> None:
+        self._probing = probing
+        self.failures = 0
+
+    async def pause(self) -> None:
+        """Let others go on, for longer each time."""
+        most_us = max(BACK_OFF_MOST_US, _BACK_OFF_ROUNDS * self._probing.mean_us)
+        bound_us = min(BACK_OFF_US << min(self.failures, 32), most_us)
+        self.failures += 1
+        await Pause(1 + await Draw(bound_us))
 
 
 class Repair:
@@ -68,7 +83,7 @@ class Repair:
         # What this client has under way, so that it need not fetch it from servers.
         self.own: dict[LogicalTimestamp, bytes] = {}
 
-    async def repair(self, names: tuple[ObjectId, ...]) -> None:
+    async def repair(self, names: tuple[ObjectId, ...], back_off: BackOff) -> None:
         """Let every object of `names` have a version that a method can be conditioned on."""
         inline_attempts: dict[LogicalTimestamp, int] = {}
         failures = 0
@@ -79,7 +94,7 @@ class Repair:
             if await self._step(disorderly, inline_attempts):
                 continue
             failures += 1
-            await back_off(failures)
+            await back_off.pause()
             if failures > _PATIENT_FAILURES:
                 self._rounds.suspicion.clear()
             await self.refresh(names)

@@ -21,6 +21,9 @@ from bftfs.quorum import Judgement, Nodes, Probing, QuorumSystem, ask
 from bftfs.wire.codec import Message
 
 
+_SILENCES = 3  # that a round bears for the sake of the last servers it needs
+
+
 class Answer(NamedTuple):
     """An answer as servers give it: comparable, whether it came whole or as its digest."""
 
@@ -221,9 +224,14 @@ class Round:
             return Judgement.ENOUGH if self.answered == self.asked else Judgement.PENDING
         waiting = self.asked & ~self.answered
         for node in self.order:
-            if waiting >> node & 1 and self.rounds.willing(node):
+            if waiting >> node & 1 and (self.hopes or self.rounds.willing(node)):
                 return Judgement.PENDING
         return Judgement.ENOUGH
+
+    @property
+    def hopes(self) -> bool:
+        """Whether it is worth while to wait even for those that were silent so far."""
+        return False
 
 
 class UpdateRound(Round):
@@ -241,6 +249,7 @@ class UpdateRound(Round):
         self.overdrawn: Nodes = 0
         self.answers: Votes[Answer] = Votes(self.quorums)
         self.refusal = 0
+        self._silences = 0
 
     @property
     def possible(self) -> Nodes:
@@ -288,6 +297,16 @@ class UpdateRound(Round):
             self.overdrawn |= bit
         return self._undecided()
 
+    @property
+    def hopes(self) -> bool:
+        """If all that were not heard accepted it, it would be complete."""
+        waiting = self.asked & ~self.answered
+        return self._silences < _SILENCES and self.quorums.is_quorum(self.accepted | waiting)
+
+    def suffices(self) -> bool:
+        self._silences += 1
+        return self.quorums.is_quorum(self.answered) and not self.hopes
+
     def _undecided(self) -> Judgement:
         """Once all that were asked have answered: can a quorum still accept, or refuse, it?"""
         if self.answered != self.asked:
@@ -301,8 +320,10 @@ class UpdateRound(Round):
         return self.rest()
 
     def conclude(self) -> None:
-        """Remember who stood aside while everybody else agreed."""
-        if self.complete:
+        """Remember who stood aside while others agreed."""
+        if self.quorums.is_repairable(self.accepted) and not self.quorums.includes_benign(
+            self.failed
+        ):
             for node in self.order:
                 if self.failed >> node & 1:
                     self.rounds.suspicion.diverged(node, self.now_us)

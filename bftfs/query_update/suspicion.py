@@ -19,7 +19,7 @@ from bftfs.limits import SECOND_US
 from bftfs.quorum import Nodes, QuorumSystem
 
 MEMORY_US = 300 * SECOND_US  # after this long without news, everybody gets another chance
-DIVERGENCES = 8  # in a row, before a server is shunned for them
+DIVERGENCES = 4  # in a row, before a server is shunned for them
 
 
 class Suspicion:
