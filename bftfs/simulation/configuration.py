@@ -75,13 +75,14 @@ def from_json(encoded: bytes) -> Configuration:
 def draw(seed: int, *, operations: int, kind: str | None = None) -> Configuration:
     """The configuration of `seed`."""
     random = Random(f"configuration {seed}")
-    drawn_kind = random.choice(KINDS)
-    kind = kind or drawn_kind
+    # Drawn apart, so that another kind or adversary leaves the rest of a seed as it was.
+    kind = kind or Random(f"kind {seed}").choice(KINDS)
+    intrigue = Random(f"adversaries {seed}")
     sizes = _draw_sizes(random)
     n, b, t = sizes.n, sizes.query_update.b, sizes.query_update.t
     byzantine = random.sample(range(n), random.randint(0, b)) if random.random() < 0.8 else []
     adversaries = tuple(
-        (NodeId(node), tuple(random.sample(sorted(NODES), random.choice((1, 1, 2, 4)))))
+        (NodeId(node), tuple(intrigue.sample(sorted(NODES), intrigue.choice((1, 1, 2, 4)))))
         for node in sorted(byzantine)
     )
     others = [NodeId(node) for node in range(n) if node not in byzantine]
@@ -96,7 +97,7 @@ def draw(seed: int, *, operations: int, kind: str | None = None) -> Configuratio
         clients=_draw_clients(random),
         storm=_draw_storm(random),
         byzantine_nodes=adversaries,
-        byzantine_clients=_draw_intruders(random, kind),
+        byzantine_clients=_draw_intruders(intrigue, kind),
         storm_share=random.choice((0.3, 0.7, 1.0)),
         down_in_calm=tuple(sorted(random.sample(others, random.randint(0, spare)))),
         down_in_audit=tuple(sorted(random.sample(others, spare))),

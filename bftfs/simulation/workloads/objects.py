@@ -54,7 +54,7 @@ class ObjectMix:
 
 
 @dataclass(slots=True)
-class _Entry:
+class ObjectEntry:
     """One operation as its client saw it."""
 
     client: str
@@ -116,10 +116,10 @@ class ObjectWorkload:
         )
         self.counters = range(mix.counters)
         self.accounts = range(mix.counters, len(kinds))
-        self.history: list[_Entry] = []
+        self.history: list[ObjectEntry] = []
         self.journals: dict[int, tuple[bytes, ...]] = {}  # as the auditor has found them
         self.last_counts: dict[int, int] = {}
-        self._labels: dict[bytes, _Entry] = {}
+        self._labels: dict[bytes, ObjectEntry] = {}
         self._findings: list[str] = []
 
     @property
@@ -135,7 +135,7 @@ class ObjectWorkload:
         """A label that no update has had."""
         return b"%x" % len(self._labels)
 
-    def issue(self, entry: _Entry) -> None:
+    def issue(self, entry: ObjectEntry) -> None:
         """Take down that an operation may take place, under its label if it has one."""
         if isinstance(entry.arguments, Deposit | Transfer):
             self._labels[entry.arguments.label] = entry
@@ -149,28 +149,28 @@ class ObjectWorkload:
         objects = tuple(self.objects[number] for number in entry.objects)
         return entry.method, objects, entry.arguments
 
-    def draw(self, name: str, *, updates: float) -> _Entry:
+    def draw(self, name: str, *, updates: float) -> ObjectEntry:
         """An operation, which is an update with this probability."""
         random, mix = self.random, self.mix
         update = random.random() < updates
         if self.counters and (not self.accounts or random.random() >= mix.ledger):
             number = random.choice(self.counters)
             if update:
-                return _Entry(name, "counter.increment", (number,), Increment(1), True)
-            return _Entry(name, "counter.fetch", (number,), Fetch(), False)
+                return ObjectEntry(name, "counter.increment", (number,), Increment(1), True)
+            return ObjectEntry(name, "counter.fetch", (number,), Fetch(), False)
         most = min(3, len(self.accounts))
         several = most > 1 and random.random() < mix.several
         numbers = tuple(random.sample(self.accounts, random.randint(2, most) if several else 1))
         if not update:
-            return _Entry(name, f"ledger.audit{len(numbers)}", numbers, Audit(), False)
+            return ObjectEntry(name, f"ledger.audit{len(numbers)}", numbers, Audit(), False)
         label = self.new_label()
         if several:
             amount = random.choice((1, 1, random.randint(1, 100), 400_000, 2 * MOST_MONEY))
-            return _Entry(
+            return ObjectEntry(
                 name, f"ledger.transfer{len(numbers)}", numbers, Transfer(label, amount), True
             )
         amount = random.choice((1, FIRST_DEPOSIT))
-        return _Entry(name, "ledger.deposit", numbers, Deposit(label, amount), True)
+        return ObjectEntry(name, "ledger.deposit", numbers, Deposit(label, amount), True)
 
     # --- judging -----------------------------------------------------------------------------
 
@@ -199,7 +199,7 @@ class ObjectWorkload:
         return found + check_operations(operations, model=_Model() if self.journals else None)
 
     def _versions(
-        self, entry: _Entry, positions: dict[bytes, dict[Hashable, int]]
+        self, entry: ObjectEntry, positions: dict[bytes, dict[Hashable, int]]
     ) -> Mapping[Hashable, int]:
         if entry.responded < inf:
             if entry.error:
@@ -299,21 +299,21 @@ class ObjectSession:
         """See all that has happened; then an update of every object, by a client alone."""
         workload = self._workload
         for number in workload.counters:
-            entry = _Entry(self._name, "counter.increment", (number,), Increment(1), True)
+            entry = ObjectEntry(self._name, "counter.increment", (number,), Increment(1), True)
             yield self._task(entry)
         for number in workload.accounts:
             deposit = Deposit(workload.new_label(), 1)
-            yield self._task(_Entry(self._name, "ledger.deposit", (number,), deposit, True))
+            yield self._task(ObjectEntry(self._name, "ledger.deposit", (number,), deposit, True))
         if len(workload.accounts) > 1:
             pair = tuple(workload.accounts)[:2]
             transfer = Transfer(workload.new_label(), 1)
-            yield self._task(_Entry(self._name, "ledger.transfer2", pair, transfer, True))
+            yield self._task(ObjectEntry(self._name, "ledger.transfer2", pair, transfer, True))
         for number in workload.counters:
             yield self._last_count(number)
         for number in workload.accounts:
             yield self._journal(number)
 
-    def _task(self, entry: _Entry) -> Task:
+    def _task(self, entry: ObjectEntry) -> Task:
         workload = self._workload
         workload.issue(entry)
         objects = tuple(workload.objects[number] for number in entry.objects)
@@ -342,7 +342,7 @@ class ObjectSession:
         return Task(name, conversation, began, ended, failed)
 
     def _last_count(self, number: int) -> Task:
-        task = self._task(_Entry(self._name, "counter.fetch", (number,), Fetch(), False))
+        task = self._task(ObjectEntry(self._name, "counter.fetch", (number,), Fetch(), False))
         take_down = task.ended
 
         def ended(result: Any, at: float) -> None:

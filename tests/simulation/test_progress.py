@@ -1,0 +1,39 @@
+"""Progress and durability are found to be lacking where they cannot be had."""
+
+from __future__ import annotations
+
+import pytest
+
+from bftfs.identifiers import NodeId
+from bftfs.simulation.configuration import KINDS
+from bftfs.simulation.scenario import run
+from tests.simulation.mutants import attacked
+
+TOO_MANY = (NodeId(1), NodeId(4))  # where t = 1
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_operations_do_not_end_with_more_than_t_nodes_down(kind: str) -> None:
+    report = run(attacked(1, kind=kind, operations=40, storm_share=0.5, down_in_calm=TOO_MANY))
+    assert any(finding.startswith("progress:") for finding in report.findings)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_was_acknowledged_cannot_be_seen_with_more_than_t_nodes_down(kind: str) -> None:
+    report = run(attacked(1, kind=kind, operations=40, down_in_audit=TOO_MANY))
+    assert any(finding.startswith("durability:") for finding in report.findings)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_both_can_be_had_with_t_nodes_down(kind: str) -> None:
+    report = run(
+        attacked(
+            1,
+            kind=kind,
+            operations=40,
+            storm_share=0.5,
+            down_in_calm=TOO_MANY[:1],
+            down_in_audit=TOO_MANY[1:],
+        )
+    )
+    assert report.passed, report.findings
