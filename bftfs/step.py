@@ -53,8 +53,8 @@ class Sender:
 class Want:
     """Something that must come from peers first; requests that want the same `key` share it.
 
-    `fetch(view)` is the conversation; it may read the view before its first `await` only. Its result
-    is the writes that supply what was wanted, or None where the peers could not (the parked request
+    `fetch(view)` is the conversation; it may read the view before its first `await` only. It gives
+    the writes that supply what was wanted, or None where the peers could not (the parked request
     is then refused).
     """
 

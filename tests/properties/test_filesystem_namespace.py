@@ -53,12 +53,15 @@ class Namespace(RuleBasedStateMachine):
         self.observer = self.world.mount(strict=True)
         if is_alone:
             # Names are believed for as long as the directory is, not for themselves.
-            alone = self.world.mount(attribute_timeout_us=3_600_000_000, entry_timeout_us=0)
+            hour_us = 3_600_000_000
+            alone = self.world.mount(
+                attribute_timeout_us=hour_us, entry_timeout_us=0, absence_timeout_us=hour_us
+            )
             self.mounts = [alone, alone]
         else:
             self.mounts = [
                 self.world.mount(strict=True),
-                self.world.mount(attribute_timeout_us=0, entry_timeout_us=0),
+                self.world.mount(attribute_timeout_us=0, entry_timeout_us=0, absence_timeout_us=0),
             ]
         random = self.world.host.random
         self.world.objects.latency = lambda: random.choice((0, 3, 10))

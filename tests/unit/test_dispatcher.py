@@ -1,4 +1,4 @@
-"""Requests that want something from peers are parked, share it, and are stepped again, in bounds."""
+"""Requests that want something from peers are parked, share it, and are stepped again."""
 
 from __future__ import annotations
 

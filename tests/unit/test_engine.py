@@ -105,7 +105,8 @@ def test_a_conversation_remembers_a_bounded_number_of_requests(
 def test_a_node_cannot_answer_in_the_name_of_another(host: Host) -> None:
     host.start(ask(3))
     host.engine.deliver(NodeId(4), 1, "a lie")
-    assert host.outcomes == [] and host.engine.unclaimed == 1
+    assert host.outcomes == []
+    assert host.engine.unclaimed == 1
     host.answer(0, "answer")
     assert host.outcomes == [("answer", None)]
 

@@ -1,7 +1,8 @@
 """Real clients and servers of Query/Update in one process, in virtual time, on one seed.
 
-Messages pass the real codec and the real dispatcher. Each takes a delay drawn from the seed; `route`
-may drop or delay any of them, and a node's `behaviour` may replace what the honest server does.
+Messages pass the real codec and the real dispatcher. Each takes a delay drawn from the seed;
+`route` may drop or delay any of them, and a node's `behaviour` may replace what the honest server
+does.
 """
 
 from __future__ import annotations
@@ -85,7 +86,8 @@ class Node:
         self.behaviour: Behaviour = honest
         self.skew_us = 0
         self.received: list[tuple[Sender, Any]] = []
-        self.sender = Sender(Role.NODE, client_named(f"node {number}"), self.number, Grant((), False))
+        name = client_named(f"node {number}")
+        self.sender = Sender(Role.NODE, name, self.number, Grant((), False))
         self.engine = cluster.engine(("node", self.number))
         behaving = _Behaving(self)
         self.dispatcher = Dispatcher(
@@ -149,9 +151,7 @@ class Client:
         self.clock_us: int | None = None  # a clock that stands still, if set
         self.sender = Sender(Role.CLIENT, client_named(name), None, grant)
         self.engine = cluster.engine(("client", name))
-        self.qu = QueryUpdateClient(
-            self.sender.client, cluster.quorums, cluster.types, **options
-        )
+        self.qu = QueryUpdateClient(self.sender.client, cluster.quorums, cluster.types, **options)
 
     def now_us(self) -> int:
         if self.clock_us is not None:
@@ -203,7 +203,8 @@ class Cluster:
     def keys(self, number: int) -> AuthenticatorKeys:
         def secret(other: int) -> bytes:
             pair = (min(number, other), max(number, other))
-            return self._secrets.setdefault(pair, hashlib.blake2b(repr(pair).encode()).digest()[:32])
+            secret = hashlib.blake2b(repr(pair).encode()).digest()[:32]
+            return self._secrets.setdefault(pair, secret)
 
         return AuthenticatorKeys(
             NodeId(number), tuple(secret(other) for other in range(self.quorums.n))
@@ -263,7 +264,9 @@ class Cluster:
         engine.deliver(NodeId(source[1]), number, message)
         self.arm(engine)
 
-    def run(self, until: Callable[[], bool] = lambda: False, *, within_us: int = 10_000_000) -> None:
+    def run(
+        self, until: Callable[[], bool] = lambda: False, *, within_us: int = 10_000_000
+    ) -> None:
         """Let things happen until `until()`, or until nothing is on the agenda if it is False."""
         limit = self.now_us + within_us
         while not until():
@@ -287,8 +290,10 @@ class Cluster:
         before = self.route
 
         def route(source: Endpoint, target: Endpoint, message: Any) -> int | None:
-            if target[0] == "node" and target[1] in nodes and (
-                client is None or source == ("client", client)
+            if (
+                target[0] == "node"
+                and target[1] in nodes
+                and (client is None or source == ("client", client))
             ):
                 return None
             return before(source, target, message)

@@ -1,7 +1,7 @@
 """An object type for tests: accounts, with transfers between them, and a log of who did what.
 
 Each account keeps its balance and, for every transfer, an entry under the operation's own name, so
-that a test can see from the state whether an operation took effect, how often, and at which objects.
+that a test can see from the state whether an operation took effect, how often, and where.
 """
 
 from __future__ import annotations
@@ -59,9 +59,7 @@ def _read(states: tuple[Any, ...], _: Read, __: Caller) -> Accounts:
     return Accounts(
         tuple(_balance(state) for state in states),
         tuple(
-            tuple(
-                f"{key[5:].decode()}x{value[0]}" for key, value in state.scan(b"entry", b"entrz")
-            )
+            tuple(f"{key[5:].decode()}x{value[0]}" for key, value in state.scan(b"entry", b"entrz"))
             for state in states
         ),
     )
