@@ -5,6 +5,7 @@ believed as long as the directory's attributes are fresh and show that nobody bu
 changed the directory since the name was heard of: versions of a directory name the version before,
 so that a mount can tell whether its own changes are the only ones. In the same way, a mount that
 knows all names of a directory, because it made it or listed it, knows that any other name is free.
+That there is no such name is believed for a shorter time than that there is.
 
 Invariants: of a directory whose `version` is known, a name heard of at a version in
 [since, version] still stands for the same; `names`, if not None, are all that there are.
@@ -32,7 +33,7 @@ class KnownName(NamedTuple):
 
     child: Child | None
     version: int  # of the directory
-    expires_us: int
+    heard_us: int
 
 
 class _Directory:
@@ -52,8 +53,9 @@ _FREE = KnownName(None, 0, 0)
 class KnownNames:
     """The names that a mount has heard of."""
 
-    def __init__(self, timeout_us: int) -> None:
+    def __init__(self, timeout_us: int, absence_timeout_us: int) -> None:
         self._timeout_us = timeout_us
+        self._absence_timeout_us = absence_timeout_us
         self._entries: OrderedDict[tuple[ObjectId, bytes], KnownName] = OrderedDict()
         self._directories: OrderedDict[ObjectId, _Directory] = OrderedDict()
         self._names = 0  # in the sets of all directories
@@ -65,21 +67,31 @@ class KnownNames:
         return self._entries.get((directory, name))
 
     def believed(
-        self, directory: ObjectId, name: bytes, now_us: int, *, fresh_version: int
+        self,
+        directory: ObjectId,
+        name: bytes,
+        now_us: int,
+        *,
+        version: int = 0,
+        heard_us: int = 0,
     ) -> KnownName | None:
         """What the name stands for, if that need not be asked.
 
-        `fresh_version` is the version of the directory if its attributes are fresh, else 0.
+        `version` is that of the directory, which was heard of at `heard_us`, if its attributes are
+        fresh.
         """
         entry = self._entries.get((directory, name))
-        if entry is not None and entry.expires_us > now_us:
-            return entry
+        if entry is not None:
+            kept_us = self._absence_timeout_us if entry.child is None else self._timeout_us
+            if now_us - entry.heard_us < kept_us:
+                return entry
         known = self._directories.get(directory)
-        if known is None or known.version != fresh_version:
+        if known is None or known.version != version:
             return None
+        is_absent_still = now_us - heard_us < self._absence_timeout_us
         if entry is not None and entry.version >= known.since:
-            return entry
-        if known.names is not None and name not in known.names:
+            return entry if entry.child is not None or is_absent_still else None
+        if known.names is not None and name not in known.names and is_absent_still:
             return _FREE
         return None
 
@@ -175,7 +187,7 @@ class KnownNames:
     def _remember(
         self, directory: ObjectId, name: bytes, child: Child | None, version: int, now_us: int
     ) -> None:
-        self._entries[directory, name] = KnownName(child, version, now_us + self._timeout_us)
+        self._entries[directory, name] = KnownName(child, version, now_us)
         self._entries.move_to_end((directory, name))
         if len(self._entries) > ENTRIES:
             self._entries.popitem(last=False)

@@ -33,7 +33,7 @@ ATTRIBUTES_CACHED: Final = 32_768  # about 1 KiB each
 
 class _KnownAttributes(NamedTuple):
     attributes: Attributes
-    expires_us: int
+    heard_us: int
 
 
 class Metadata:
@@ -45,13 +45,14 @@ class Metadata:
         *,
         attribute_timeout_us: int,
         entry_timeout_us: int,
+        absence_timeout_us: int,
         read_only: bool,
     ) -> None:
         self._service = service
         self._read_only = read_only
         self._attribute_timeout_us = attribute_timeout_us
         self._attributes: OrderedDict[ObjectId, _KnownAttributes] = OrderedDict()
-        self._names = KnownNames(entry_timeout_us)
+        self._names = KnownNames(entry_timeout_us, absence_timeout_us)
 
     # --- operations --------------------------------------------------------------------------
 
@@ -94,9 +95,7 @@ class Metadata:
         entry = self._attributes.get(identifier)
         if entry is not None and entry.attributes.version > attributes.version:
             return entry.attributes
-        self._attributes[identifier] = _KnownAttributes(
-            attributes, now_us + self._attribute_timeout_us
-        )
+        self._attributes[identifier] = _KnownAttributes(attributes, now_us)
         self._attributes.move_to_end(identifier)
         if len(self._attributes) > ATTRIBUTES_CACHED:
             self._attributes.popitem(last=False)
@@ -105,7 +104,7 @@ class Metadata:
     async def attributes(self, identifier: ObjectId, who: Credentials) -> Attributes:
         """The attributes, at most as old as the mount allows."""
         entry = self._attributes.get(identifier)
-        if entry is not None and entry.expires_us > await Now():
+        if entry is not None and await Now() - entry.heard_us < self._attribute_timeout_us:
             return entry.attributes
         return await self.latest(identifier, who)
 
@@ -127,8 +126,11 @@ class Metadata:
     def believed(self, directory: ObjectId, name: bytes, now_us: int) -> KnownName | None:
         """What the name stands for, if it need not be asked."""
         known = self._attributes.get(directory)
-        version = known.attributes.version if known and known.expires_us > now_us else 0
-        return self._names.believed(directory, name, now_us, fresh_version=version)
+        if known is None or now_us - known.heard_us >= self._attribute_timeout_us:
+            return self._names.believed(directory, name, now_us)
+        return self._names.believed(
+            directory, name, now_us, version=known.attributes.version, heard_us=known.heard_us
+        )
 
     def guess(self, directory: ObjectId, name: bytes) -> KnownName | None:
         """What the name stood for when last heard of."""

@@ -137,6 +137,7 @@ class FileSystem:
             metadata,
             attribute_timeout_us=self._options.attributes_kept_us,
             entry_timeout_us=self._options.entries_kept_us,
+            absence_timeout_us=self._options.absences_kept_us,
             read_only=self._options.read_only,
         )
         self._contents = ContentStore(self._metadata, blocks, cipher, self._options)

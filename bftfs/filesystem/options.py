@@ -20,6 +20,7 @@ class Options:
     access_times: bool = True  # relatime, or none at all
     attribute_timeout_us: int = 1 * SECOND_US
     entry_timeout_us: int = 1 * SECOND_US
+    absence_timeout_us: int = SECOND_US // 2  # how long it is believed that there is no such name
     write_behind_bytes: int = 8 * MIB  # unwritten bytes from which on they are written behind
     dirty_bytes: int = 32 * MIB  # unwritten bytes from which on a writer waits
     batch_bytes: int = 2 * MIB  # blocks that are written together
@@ -41,3 +42,8 @@ class Options:
     def entries_kept_us(self) -> int:
         """For how long a name is believed to stand for what it stood for."""
         return 0 if self.strict else self.entry_timeout_us
+
+    @property
+    def absences_kept_us(self) -> int:
+        """For how long a name is believed to stand for nothing."""
+        return 0 if self.strict else self.absence_timeout_us

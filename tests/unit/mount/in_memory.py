@@ -226,6 +226,7 @@ def main(mountpoint: str, log_path: str, words: str) -> None:
             read_only=options.read_only,
             attribute_timeout_us=round(options.cached_attributes_s * SECOND_US),
             entry_timeout_us=round(options.cached_entries_s * SECOND_US),
+            absence_timeout_us=round(options.cached_absence_s * SECOND_US),
         )
     )
 
