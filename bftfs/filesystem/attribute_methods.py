@@ -56,7 +56,10 @@ def apply_changes(subject: Subject, changes: Changes, caller: Caller) -> None:
     before = subject.attributes
     privileged = caller.uid == ROOT
     if changes.mode is not None and not owns(caller, before):
-        raise Refusal(errno.EPERM)
+        # Linux takes the set-id bits off a file before somebody else writes it, in his name.
+        if changes.mode & PERMISSION_BITS != without_set_id_bits(before.mode & PERMISSION_BITS):
+            raise Refusal(errno.EPERM)
+        subject.require(caller, WRITE)
     if not privileged:
         if changes.uid is not None and not caller.uid == before.uid == changes.uid:
             raise Refusal(errno.EPERM)

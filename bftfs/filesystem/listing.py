@@ -24,7 +24,7 @@ _END_OF_DIRECTORY = 1 << 63
 
 @dataclass(frozen=True, slots=True)
 class DirectoryEntry:
-    """One entry of a listing. `attributes` is None if they were not asked for, or it is gone."""
+    """One entry of a listing. `attributes` is None if the object is gone, or was not asked."""
 
     name: bytes
     cookie: int

@@ -86,6 +86,13 @@ class Metadata:
         entry = self._attributes.get(identifier)
         return None if entry is None else entry.attributes
 
+    def fresh(self, identifier: ObjectId, now_us: int) -> Attributes | None:
+        """The attributes, if they are known and not older than the mount allows."""
+        entry = self._attributes.get(identifier)
+        if entry is None or now_us - entry.heard_us >= self._attribute_timeout_us:
+            return None
+        return entry.attributes
+
     def learn(self, identifier: ObjectId, attributes: Attributes, now_us: int) -> Attributes:
         """Take note of attributes that an answer gave; the newest that are known."""
         self._names.saw(identifier, attributes)
@@ -103,10 +110,8 @@ class Metadata:
 
     async def attributes(self, identifier: ObjectId, who: Credentials) -> Attributes:
         """The attributes, at most as old as the mount allows."""
-        entry = self._attributes.get(identifier)
-        if entry is not None and await Now() - entry.heard_us < self._attribute_timeout_us:
-            return entry.attributes
-        return await self.latest(identifier, who)
+        attributes = self.fresh(identifier, await Now())
+        return await self.latest(identifier, who) if attributes is None else attributes
 
     async def latest(self, identifier: ObjectId, who: Credentials) -> Attributes:
         """The attributes as a quorum has them now."""

@@ -93,6 +93,7 @@ ENTRIES_TOGETHER: Final = 64  # whose attributes are asked for at the same time
 ACCESS_DELAY_US: Final = 30 * limits.SECOND_US  # for how long access times wait to be recorded
 VOLUME_KEPT_US: Final = 10 * limits.SECOND_US
 
+_WANTED = {os.O_RDONLY: os.R_OK, os.O_WRONLY: os.W_OK, os.O_RDWR: os.R_OK | os.W_OK}
 _UNIQUE_BITS = 8 * 14
 _Result = TypeVar("_Result")
 
@@ -422,6 +423,8 @@ class FileSystem:
                 if refusal.code != errno.ENOENT:
                     raise
                 continue  # removed meanwhile
+            # Whoever checks permissions before has seen that there is no such file.
+            await self.access(child.identifier, _WANTED[flags & os.O_ACCMODE], who)
             file = await self.open(child.identifier, flags, who)
             return await self._found_at(child.identifier, who), file
         raise FileSystemError(errno.EAGAIN, _shown(name))
@@ -606,17 +609,24 @@ class FileSystem:
     ) -> tuple[DirectoryEntry, ...]:
         """The next entries after the cookie `after` (0: from the beginning); none at the end.
 
+        Without `with_attributes` entries have attributes only where these need not be asked for.
+
         Entries that were there from the beginning to the end appear exactly once, whatever happens
         to others; entries that appeared since the beginning do not.
         """
         listed = await opened.entries(self._metadata, after, count)
-        attributes: tuple[Attributes | None, ...] = (None,) * len(listed)
+        attributes: tuple[Attributes | None, ...]
         if with_attributes:
             attributes = await Together(
                 tuple(
                     partial(self._attributes_if_there, entry.identifier, opened.who)
                     for entry in listed
                 )
+            )
+        else:
+            now_us = await Now()
+            attributes = tuple(
+                self._attributes_at_hand(entry.identifier, now_us) for entry in listed
             )
         if not opened.is_access_noted:
             opened.is_access_noted = True
@@ -625,6 +635,10 @@ class FileSystem:
             DirectoryEntry(entry.name, entry.serial, entry.identifier, entry.file_type, of_entry)
             for entry, of_entry in zip(listed, attributes, strict=True)
         )
+
+    def _attributes_at_hand(self, identifier: ObjectId, now_us: int) -> Attributes | None:
+        attributes = self._metadata.fresh(identifier, now_us)
+        return None if attributes is None else self._seen_by_programs(identifier, attributes)
 
     async def _attributes_if_there(
         self, identifier: ObjectId, who: Credentials
@@ -649,7 +663,9 @@ class FileSystem:
     def _opened(
         self, identifier: ObjectId, attributes: Attributes, flags: int, who: Credentials
     ) -> OpenFile:
-        return self._contents.open(identifier, attributes, who, append=bool(flags & os.O_APPEND))
+        file = self._contents.open(identifier, attributes, who, append=bool(flags & os.O_APPEND))
+        file.is_access_noted = bool(flags & os.O_NOATIME)
+        return file
 
     async def read(self, file: OpenFile, offset: int, size: int) -> Buffer:
         """Up to `size` bytes from `offset` on; fewer at the end of the file."""
