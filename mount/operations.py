@@ -377,7 +377,9 @@ class Operations(pyfuse3.Operations):
         handle = self._listed.get(fh)
         after = start_id
         while True:
-            reading = self._files.read_directory(handle.opened, after, count=DIRECTORY_PAGE)
+            reading = self._files.read_directory(
+                handle.opened, after, count=DIRECTORY_PAGE, with_attributes=False
+            )
             page = await self._perform_on(handle, "readdir", reading)
             if not page:
                 return
