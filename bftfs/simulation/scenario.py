@@ -68,7 +68,7 @@ class Report:
 
 def run(configuration: Configuration) -> Report:
     """Let it happen, and judge it."""
-    simulation = _Simulation(configuration)
+    simulation = Simulation(configuration)
     try:
         simulation.run()
     except Exception:  # whatever it is, it replays with the seed
@@ -92,7 +92,7 @@ def _workload(configuration: Configuration) -> Workload:
 class _Participant:
     """A correct client: it works on its share, and may crash and come back."""
 
-    def __init__(self, simulation: _Simulation, name: str, plan: ClientPlan) -> None:
+    def __init__(self, simulation: Simulation, name: str, plan: ClientPlan) -> None:
         self._simulation = simulation
         self._plan = plan
         self.name = name
@@ -147,7 +147,7 @@ class _Participant:
 class _Intruder:
     """A Byzantine client: it misbehaves until the storm ends."""
 
-    def __init__(self, simulation: _Simulation, name: str, adversary: str) -> None:
+    def __init__(self, simulation: Simulation, name: str, adversary: str) -> None:
         self._simulation = simulation
         self._host = simulation.deployment.client(name)
         self._adversary = CLIENTS[simulation.configuration.kind][adversary](
@@ -177,7 +177,7 @@ class _Intruder:
         world.after(world.between(0, 2 * self._pause_us), self.begin)
 
 
-class _Simulation:
+class Simulation:
     """The state of one run."""
 
     def __init__(self, configuration: Configuration) -> None:

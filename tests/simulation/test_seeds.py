@@ -16,6 +16,8 @@ from bftfs.simulation.scenario import run
 PROJECT = Path(__file__).parents[2]
 SAVED = sorted((Path(__file__).parent / "seeds").glob("*.json"))
 OPERATIONS = 200
+# 100,000 operations in all, more where they cost less.
+SEEDS = {"blocks": 250, "objects": 180, "files": 90}
 
 
 @pytest.mark.parametrize("path", SAVED, ids=lambda path: path.stem)
@@ -29,15 +31,17 @@ def test_a_configuration_that_once_failed(path: Path) -> None:
 def test_seeds(kind: str) -> None:
     tally = Tally()
     parallel = min(2, os.cpu_count() or 1)
-    for report in campaign(iter(range(250)), operations=OPERATIONS, kind=kind, parallel=parallel):
+    for report in campaign(
+        iter(range(SEEDS[kind])), operations=OPERATIONS, kind=kind, parallel=parallel
+    ):
         tally.add(report)
         replay = f"bftfs simulate --seed {report.configuration.seed} --kind {kind}"
         assert report.passed, "\n".join((replay, *report.findings))
-    assert tally.operations >= 40_000
+    assert tally.operations >= SEEDS[kind] * OPERATIONS
     # The storms were storms.
     assert min(tally.lost, tally.duplicated, tally.cut, tally.partitions) > 100
     assert min(tally.node_crashes, tally.client_crashes) > 100
-    assert min(tally.byzantine_nodes, tally.byzantine_clients) > 50
+    assert min(tally.byzantine_nodes, tally.byzantine_clients) > 25
 
 
 _DIGEST = """

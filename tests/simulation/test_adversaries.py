@@ -1,0 +1,54 @@
+"""Each adversary alone, against each kind of workload, is harmless; and it does reach its aims."""
+
+from __future__ import annotations
+
+import pytest
+
+from bftfs.simulation.byzantine.registry import CLIENTS, NODES
+from bftfs.simulation.configuration import KINDS
+from bftfs.simulation.scenario import Simulation, run
+from tests.simulation.mutants import attacked
+
+SEEDS = (1, 2)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("node", sorted(NODES))
+def test_a_byzantine_node_is_harmless(kind: str, node: str) -> None:
+    for seed in SEEDS:
+        report = run(attacked(seed, kind=kind, node=node, operations=60))
+        assert report.passed, "\n".join(report.findings)
+
+
+@pytest.mark.parametrize(
+    ("kind", "client"), [(kind, name) for kind in KINDS for name in sorted(CLIENTS[kind])]
+)
+def test_byzantine_clients_are_harmless(kind: str, client: str) -> None:
+    for seed in SEEDS:
+        report = run(attacked(seed, kind=kind, client=client, operations=60))
+        assert report.passed, "\n".join(report.findings)
+
+
+@pytest.mark.parametrize("client", ["partial-updater", "two-faced-updater", "half-multi-object"])
+def test_updates_of_byzantine_clients_take_place(client: str) -> None:
+    """They are operations like others, if anybody finishes them."""
+    simulation = Simulation(attacked(1, kind="objects", client=client, operations=150))
+    simulation.run()
+    assert simulation.findings == []
+    labels = {label for journal in simulation.workload.journals.values() for label in journal}
+    intruders = {
+        entry.client
+        for entry in simulation.workload.history
+        if entry.update and getattr(entry.arguments, "label", None) in labels
+    }
+    assert any(name.startswith("intruder") for name in intruders)
+
+
+def test_items_of_byzantine_clients_are_read() -> None:
+    simulation = Simulation(attacked(1, kind="blocks", client="partial-writer", operations=150))
+    simulation.run()
+    assert simulation.findings == []
+    assert any(
+        entry.kind == "read" and (entry.value or "").startswith("intruder")
+        for entry in simulation.workload.history
+    )
