@@ -404,9 +404,21 @@ def test_listing_brings_attributes_and_names_into_the_caches(world: World) -> No
     for entry in entries:
         assert world.run(mount.lookup(ROOT_ID, entry.name, ALICE)).attributes == entry.attributes
     assert not world.objects.calls
+    world.objects.calls.clear()
+    at_hand = world.run(mount.read_directory(opened, 0, with_attributes=False))
+    assert [entry.attributes for entry in at_hand] == [entry.attributes for entry in entries]
+    assert world.objects.calls == {registry.READ_DIRECTORY: 1}
+
+
+def test_listing_asks_for_no_attributes_that_are_not_wanted(world: World) -> None:
+    maker, mount = world.mount(), world.mount()
+    for number in range(10):
+        make(world, maker, b"%d" % number)
+    opened = world.run(mount.open_directory(ROOT_ID, ALICE))
     plain = world.run(mount.read_directory(opened, 0, with_attributes=False))
     assert all(entry.attributes is None for entry in plain)
     assert [entry.file_type for entry in plain] == [stat.S_IFIFO >> 12] * 10
+    assert not world.objects.calls[registry.GET_ATTRIBUTES]
 
 
 def test_an_entry_that_is_gone_is_listed_without_attributes(world: World) -> None:
