@@ -1,7 +1,8 @@
-"""Two mounts write and truncate one file at the same time: nothing saved is lost, nothing cut returns.
+"""Two mounts write and truncate one file at once: nothing saved is lost, nothing cut returns.
 
-Each mount writes blocks of its own, so that each byte has one last write. A truncation may come before
-or after the writes that are not saved while it runs; it comes after those that were saved before it.
+Each mount writes blocks of its own, so that each byte has one last write. A truncation may come
+before or after the writes that are not saved while it runs; it comes after those that were saved
+before it.
 """
 
 from __future__ import annotations
