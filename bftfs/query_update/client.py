@@ -513,7 +513,9 @@ class _QueryRound(Round):
             timestamp = found.object_candidate.timestamp
             if timestamp == ZERO and not observations.is_initial(name, self.answered):
                 self.unknown = True
-            elif not found.complete:
+            elif not (self.quorums.is_quorum(found.nodes) or found.type is OperationType.METHOD):
+                # Complete by deduction alone is enough only if nothing later is seen: while others
+                # succeed, a later established version may be pruned from all but a few histories.
                 disorderly.append(name)
             versions.append(timestamp)
         self.versions = tuple(versions)

@@ -49,7 +49,7 @@ BACK_OFF_US = 1_000  # bound of the first random back-off; doubles with each
 BACK_OFF_MOST_US = 256_000  # …up to this, or so many rounds if rounds take long
 _BACK_OFF_ROUNDS = 16
 _INLINE_ATTEMPTS = 2  # at one candidate, before a barrier ends it
-_PATIENT_FAILURES = 4  # after these, suspicion is given up: it may be what stands in the way
+_FAILURES_BORNE = 5  # after so many, suspicion is given up: it may be what stands in the way
 _MOST_STEPS = 1_000  # of one repair; far beyond what contention can cause with back-off
 
 
@@ -87,15 +87,25 @@ class Repair:
         """Let every object of `names` have a version that a method can be conditioned on."""
         inline_attempts: dict[LogicalTimestamp, int] = {}
         failures = 0
+        looked = False
         for _ in range(_MOST_STEPS):
             disorderly = next((name for name in names if not self._orderly(name)), None)
             if disorderly is None:
                 return
+            if (
+                self._observe(disorderly).classification.type is OperationType.BARRIER
+                and not looked
+            ):
+                # What was observed may be histories of different moments while others succeed:
+                # before stopping them, look again.
+                looked = True
+                await self.refresh(names)
+                continue
             if await self._step(disorderly, inline_attempts):
                 continue
             failures += 1
             await back_off.pause()
-            if failures > _PATIENT_FAILURES:
+            if failures % _FAILURES_BORNE == 0:
                 self._rounds.suspicion.clear()
             await self.refresh(names)
         raise ContentionExhausted(attempts=_MOST_STEPS, subject=f"repair of {names[0].hex()}")

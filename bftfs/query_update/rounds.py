@@ -20,7 +20,6 @@ from bftfs.query_update.suspicion import Suspicion
 from bftfs.quorum import Judgement, Nodes, Probing, QuorumSystem, ask
 from bftfs.wire.codec import Message
 
-
 _SILENCES = 3  # that a round bears for the sake of the last servers it needs
 
 
@@ -245,7 +244,7 @@ class UpdateRound(Round):
         self.accepted: Nodes = 0
         self.failed: Nodes = 0
         self.refused: dict[int, Nodes] = {}
-        self.insane: Nodes = 0
+        self.insane: Nodes = 0  # that found a time too far ahead
         self.overdrawn: Nodes = 0
         self.answers: Votes[Answer] = Votes(self.quorums)
         self.refusal = 0
@@ -288,7 +287,7 @@ class UpdateRound(Round):
             return self._undecided()
         self.failed |= bit
         if status is Status.CULLED:
-            rounds.suspicion.accuse(node, reply.forged, self.now_us)
+            rounds.suspicion.accuse(node, reply.forged | reply.insane, self.now_us)
             if reply.insane:
                 self.insane |= bit
         elif status is Status.INSANE_TIME:

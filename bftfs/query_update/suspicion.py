@@ -1,8 +1,9 @@
 """What a client concludes about servers that cannot all be correct. [Q/U §4.3.5, Malevolent]
 
 A server that reports another's authenticator as invalid quarrels with it: one of the two is
-malevolent, for correct servers never quarrel. A server accused by a set that includes a benign one
-has corrupted more than it can deny, and is convicted. Otherwise the client shuns as few servers as
+malevolent, for correct servers never quarrel (over an insane time they may, while it lies between
+their clocks). A server accused by a set that includes a benign one has corrupted more than it can
+deny, and is convicted. Otherwise the client shuns as few servers as
 explain all quarrels: it asks them last, and leaves their histories out of its history sets.
 
 It also shuns servers whose histories time and again show a candidate of their own, which only a
