@@ -62,6 +62,7 @@ class AccessTimes:
                 outcome = await self._metadata.update(
                     (identifier,), ACCESSED, Access(atime_ns), who
                 )
-                self._metadata.learn(identifier, outcome.attributes[0], await Now())
+                (attributes,) = outcome.attributes
+                self._metadata.changed_itself(identifier, attributes, await Now())
             if self._pending.get(identifier, (0, who))[0] == atime_ns:
                 del self._pending[identifier]

@@ -64,7 +64,12 @@ class KnownNames:
 
     def guess(self, directory: ObjectId, name: bytes) -> KnownName | None:
         """What the name stood for when last heard of, however long ago."""
-        return self._entries.get((directory, name))
+        entry = self._entries.get((directory, name))
+        if entry is None:
+            known = self._directories.get(directory)
+            if known is not None and known.names is not None and name not in known.names:
+                return _FREE
+        return entry
 
     def believed(
         self,

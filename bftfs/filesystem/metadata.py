@@ -25,7 +25,7 @@ from bftfs.filesystem.known_names import Changed, KnownName, KnownNames
 from bftfs.filesystem.objects import NoArguments
 from bftfs.filesystem.registry import GET_ATTRIBUTES, LOOKUP, READ_DIRECTORY
 from bftfs.filesystem.services import MetadataService
-from bftfs.identifiers import ObjectId
+from bftfs.identifiers import ObjectId, ObjectKind, kind_of
 from bftfs.query_update.object_type import Record
 
 ATTRIBUTES_CACHED: Final = 32_768  # about 1 KiB each
@@ -161,6 +161,12 @@ class Metadata:
         """This mount has changed the directory: its attributes, and what these names stand for."""
         self._names.changed(directory, attributes, changes, now_us)
         self._keep(directory, attributes, now_us)
+
+    def changed_itself(self, identifier: ObjectId, attributes: Attributes, now_us: int) -> None:
+        """This mount has changed the object's attributes; if it is a directory, no names in it."""
+        if kind_of(identifier) == ObjectKind.DIRECTORY:
+            self._names.changed(identifier, attributes, (), now_us)
+        self._keep(identifier, attributes, now_us)
 
     def forget(self, directory: ObjectId, name: bytes) -> None:
         """The name turned out to stand for something else."""

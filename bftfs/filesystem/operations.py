@@ -286,10 +286,7 @@ class FileSystem:
         """An update of one object; its attributes after it."""
         outcome = await self._metadata.update((identifier,), method, arguments, who)
         (attributes,) = outcome.attributes
-        if kind_of(identifier) == ObjectKind.DIRECTORY:
-            self._metadata.changed(identifier, attributes, (), await Now())
-        else:
-            self._metadata.learn(identifier, attributes, await Now())
+        self._metadata.changed_itself(identifier, attributes, await Now())
         return self._seen_by_programs(identifier, attributes)
 
     async def truncate(self, identifier: ObjectId, size: int, who: Credentials) -> Attributes:

@@ -93,6 +93,9 @@ def test_a_mount_knows_the_names_in_a_directory_that_only_it_changes(world: Worl
         if number % 3 == 0:
             world.run(mount.unlink(directory, b"%d" % number, ALICE))
             refused(errno.ENOENT, world, mount.lookup(directory, b"%d" % number, ALICE))
+        if number % 3 == 1:
+            new = b"%d'" % number
+            world.run(mount.rename(directory, b"%d" % number, directory, new, ALICE))
         world.run(mount.change_attributes(directory, Changes(mode=0o700 + number), ALICE))
     assert not {registry.LOOKUP, registry.GET_ATTRIBUTES} & set(world.objects.calls)
 
