@@ -13,6 +13,7 @@ from typing import TypeVar
 import msgspec
 
 from bftfs.identifiers import NodeId
+from bftfs.limits import CLOCK_SKEW_US
 from bftfs.simulation.byzantine.registry import CLIENTS, NODES
 from bftfs.simulation.deployment import Sizes
 from bftfs.simulation.network import NetworkFaults
@@ -79,6 +80,8 @@ def draw(seed: int, *, operations: int, kind: str | None = None) -> Configuratio
     kind = kind or Random(f"kind {seed}").choice(KINDS)
     intrigue = Random(f"adversaries {seed}")
     sizes = _draw_sizes(random)
+    # Rarely, cuts outlast what clocks may differ by, and so do the operations that wait for them.
+    long = random.random() < 0.04
     n, b, t = sizes.n, sizes.query_update.b, sizes.query_update.t
     byzantine = random.sample(range(n), random.randint(0, b)) if random.random() < 0.8 else []
     adversaries = tuple(
@@ -94,8 +97,8 @@ def draw(seed: int, *, operations: int, kind: str | None = None) -> Configuratio
         sizes=sizes,
         node_skews_us=_draw_node_skews(random, n),
         commit_us=random.choice(((20, 200), (20, 2_000), (5_000, 20_000))),
-        clients=_draw_clients(random),
-        storm=_draw_storm(random),
+        clients=_draw_clients(random, long=long),
+        storm=_draw_storm(random, n, long=long),
         byzantine_nodes=adversaries,
         byzantine_clients=_draw_intruders(intrigue, kind),
         storm_share=random.choice((0.3, 0.7, 1.0)),
@@ -149,11 +152,13 @@ def _draw_node_skews(random: Random, n: int) -> tuple[int, ...]:
     return tuple(random.randint(-most_us, most_us) for _ in range(n))
 
 
-def _draw_clients(random: Random) -> tuple[ClientPlan, ...]:
+def _draw_clients(random: Random, *, long: bool) -> tuple[ClientPlan, ...]:
     count = random.choices((1, 2, 3, 5), weights=(15, 35, 35, 15))[0]
     most_us = random.choice((0, 1_000, SECOND_US, 100 * SECOND_US))
     crash_every_us = random.choice((0, 0, SECOND_US // 2, 5 * SECOND_US))
     think_us = random.choice(((0, 0), (0, 2_000), (0, 200_000)))
+    if long:
+        think_us = (0, 20 * SECOND_US)
     insane = random.random() < 0.15
     return tuple(
         ClientPlan(
@@ -171,7 +176,9 @@ def _draw_clients(random: Random) -> tuple[ClientPlan, ...]:
     )
 
 
-def _draw_storm(random: Random) -> StormFaults:
+def _draw_storm(random: Random, n: int, *, long: bool) -> StormFaults:
+    far_us = random.choice((0, 0, 2_000, 100_000))
+    distances_us = tuple(random.randint(0, far_us) if far_us else 0 for _ in range(n))
     delay_us = random.choice(((50, 500), (50, 5_000), (1_000, 60_000), (10, 20)))
     return StormFaults(
         network=NetworkFaults(
@@ -185,8 +192,17 @@ def _draw_storm(random: Random) -> StormFaults:
             after_commit=_sometimes(random, 0.4, 0.001, 0.01),
         ),
         crash_every_us=_sometimes(random, 0.4, SECOND_US // 5, 2 * SECOND_US),
-        partition_every_us=_sometimes(random, 0.3, SECOND_US, 5 * SECOND_US),
-        sever_every_us=_sometimes(random, 0.3, SECOND_US // 2, 2 * SECOND_US),
+        partition_every_us=(
+            _sometimes(random, 0.5, CLOCK_SKEW_US)
+            if long
+            else _sometimes(random, 0.3, SECOND_US, 5 * SECOND_US)
+        ),
+        sever_every_us=(
+            CLOCK_SKEW_US // 3 if long else _sometimes(random, 0.3, SECOND_US // 2, 2 * SECOND_US)
+        ),
+        cut_us=(CLOCK_SKEW_US // 2, 2 * CLOCK_SKEW_US) if long else (1_000, 2_000_000),
+        distances_us=distances_us,
+        longest_us=6 * CLOCK_SKEW_US if long else 120 * SECOND_US,
     )
 
 

@@ -59,6 +59,7 @@ class Network:
         self.traffic = Traffic()
         self._receivers: dict[Endpoint, Receiver] = {}
         self._islands: dict[Endpoint, int] = {}  # endpoint -> the side of the partition it is on
+        self.distances_us: dict[Endpoint, int] = {}  # how much longer all its ways are
         self._severed: set[tuple[Endpoint, Endpoint]] = set()  # (source, target)
         self._encoded: tuple[Any, bytes] = (None, b"")  # the message sent last
 
@@ -96,6 +97,7 @@ class Network:
         metadata = message if type(message) is bytes else self._encode(message)
         payload = bytes(body)
         traffic, world, faults = self.traffic, self._world, self.faults
+        distances = self.distances_us
         traffic.sent += 1
         traffic.bytes += len(metadata) + len(payload)
         copies = 1
@@ -107,6 +109,8 @@ class Network:
                 traffic.lost += 1
                 continue
             delay_us = world.between(*faults.delay_us)
+            if distances:
+                delay_us += distances.get(source, 0) + distances.get(target, 0)
             if faults.straggling and world.chance(faults.straggling):
                 delay_us *= 100
             world.after(delay_us, self._arrive, source, target, kind, number, metadata, payload)

@@ -40,7 +40,6 @@ from bftfs.simulation.world import SECOND_US, World
 from bftfs.storage import Write
 
 TYPES = counter_types() | ledger_types() | file_system_types()
-STORM_US = 120 * SECOND_US  # a storm ends then at the latest
 CALM_US = 600 * SECOND_US  # so long after it all operations must have ended
 EVENTS_PER_OPERATION = 20_000  # more is a livelock
 
@@ -123,7 +122,8 @@ class _Participant:
         if error is not None and self._plan.sane:
             simulation.findings.append(f"progress: {self.name} got no result: {error!r}")
         world = simulation.world
-        world.after(world.between(*self._plan.think_us), self._next, life)
+        pause_us = 0 if simulation.calm else world.between(*self._plan.think_us)
+        world.after(pause_us, self._next, life)
 
     def _crash_later(self) -> None:
         if self._plan.crash_every_us:
@@ -273,13 +273,14 @@ class Simulation:
 
     def _weather_the_storm(self) -> None:
         enough = int(self.configuration.storm_share * self.configuration.operations)
+        longest_us = self.world.now_us + self.configuration.storm.longest_us
         self.storm.begin()
         for participant in self.participants:
             participant.begin()
         for intruder in self.intruders:
             intruder.begin()
         self.world.run(
-            until=lambda: self.ended >= enough or self.world.now_us >= STORM_US,
+            until=lambda: self.ended >= enough or self.world.now_us >= longest_us,
             most_events=self._most_events(),
         )
         self.calm = True

@@ -27,6 +27,8 @@ class StormFaults:
     partition_every_us: int = 0
     sever_every_us: int = 0  # a single way between two endpoints
     cut_us: tuple[int, int] = (1_000, 2_000_000)
+    distances_us: tuple[int, ...] = ()  # of the nodes: how much longer all their ways are
+    longest_us: int = 120_000_000  # it is over then at the latest
 
 
 @dataclass(slots=True)
@@ -50,6 +52,10 @@ class Storm:
         """Let it begin."""
         faults = self.faults
         self.deployment.network.faults = faults.network
+        self.deployment.network.distances_us = {
+            node.endpoint: distance_us
+            for node, distance_us in zip(self.deployment.nodes, faults.distances_us, strict=False)
+        }
         for node in self.deployment.nodes:
             node.faults = faults.disk
         self._every(faults.crash_every_us, self._crash)
@@ -60,6 +66,7 @@ class Storm:
         """Let it end: a good network, and every node up but `stay_down`."""
         self._over = True
         self.deployment.network.faults = NetworkFaults()
+        self.deployment.network.distances_us = {}
         self.deployment.network.heal()
         for node in self.deployment.nodes:
             node.faults = DiskFaults()
