@@ -32,7 +32,7 @@ class Health:
             pid=os.getpid(),
             uptime_us=clock.monotonic_us() - self._started_us,
             healthy=not reasons,
-            reasons=reasons,
+            reasons=(*reasons, *self._remarks()),
             store_bytes=self._store.used_bytes,
             requests=sum(self._tally.requests.values()),
             memory_bytes=resident_bytes(),
@@ -55,7 +55,12 @@ class Health:
             reasons.append(f"writes are refused: {self._switch.reason}")
         if self._tally.faults:
             reasons.append(f"{self._tally.faults} requests met a fault in the node; see its log")
-        reasons += [
-            f"node {node} cannot be reached: {why}" for node, why in self._links.unreachable()
-        ]
         return tuple(reason[:512] for reason in reasons)
+
+    def _remarks(self) -> tuple[str, ...]:
+        """What a healthy node may have to say: peers are dialled when they are needed, so that one
+        that was down then may be up again, and its failure is not this node's in any case."""
+        return tuple(
+            f"node {node} could not be reached: {why}"[:512]
+            for node, why in self._links.unreachable()
+        )

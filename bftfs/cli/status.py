@@ -98,7 +98,7 @@ def _print(report: dict[str, Any], *, down: int) -> None:
     console = Console(highlight=False)
     table = Table("node", "address", "pid", "state", "store", "memory", "requests", "up for")
     for node in report["nodes"]:
-        state = "ok" if node["healthy"] else "; ".join(node["reasons"])
+        state = "; ".join([*(["ok"] if node["healthy"] else []), *node["reasons"]])
         if node["up"]:
             table.add_row(
                 str(node["node"]),
