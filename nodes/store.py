@@ -1,11 +1,17 @@
-"""A node's disk: one LMDB environment, one named database per table of `bftfs.storage`.
+"""A node's disk: LMDB, one named database per table of `bftfs.storage`, and a journal before it.
 
 The only module that imports lmdb. Equal to `MemoryStorage` by a stateful property test.
 
-Invariants: a batch is applied whole or not at all, and once `Batch.commit` has returned under
-`sync` durability it is on stable storage; a store is open in at most one process; nothing is ever
-written to a store of another format, cluster or node. A crash of the machine leaves the last synced
-snapshot (under `sync` durability: the last commit); see `nodes.checkpoint` for how.
+A batch is applied to a write transaction that stays open over many batches, and is appended to the
+journal; under `sync` durability it then is on stable storage. From time to time, at a checkpoint,
+the transaction is committed. After a crash, LMDB holds the last checkpoint whole, and the journal
+what followed. A batch that is dropped after writes were applied takes the transaction with it; a
+new one is made of the last checkpoint and the journal.
+
+Invariants: a batch is applied whole or not at all; what `Batch.commit` has returned for survives a
+crash of the process, and under `sync` durability of the machine; a crash of the machine under
+`interval` durability leaves the batches up to some moment after the last sync. A store is open in
+at most one process; nothing is ever written to a store of another format, cluster or node.
 
 Concurrency: a store belongs to one thread. One batch is open at a time. Under interval durability a
 thread of the store's own waits for the disk; it touches nothing else.
@@ -13,13 +19,13 @@ thread of the store's own waits for the disk; it touches nothing else.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
 import shutil
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from itertools import islice
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -29,9 +35,9 @@ import lmdb
 from bftfs.cluster import Durability
 from bftfs.errors import BftfsError, UsageError
 from bftfs.identifiers import NodeId
-from bftfs.limits import MIB
+from bftfs.limits import KIB, MIB
 from bftfs.storage import Table, Write
-from nodes.checkpoint import Checkpoint, boot_id
+from nodes.journal import Journal, Row
 from nodes.residence import MappedFile
 
 FORMAT = 1
@@ -39,13 +45,19 @@ FORMAT = 1
 MAP_BYTES_INITIAL = 1024 * MIB  # address space, not disk: the file grows as its pages are used
 MAP_BYTES_MAX = 1 << 44
 HEADROOM_BYTES = 32 * MIB  # that a batch may add without the store making room in its midst
-ROWS_PER_LOOK = 16  # rows that a `CommittedView` reads in one transaction
+JOURNAL_BYTES = 16 * MIB  # after which a checkpoint is due…
+WRITES_PER_CHECKPOINT = 32_768  # …or after so many: until then their pages are kept in memory
+STRAIGHT_BYTES = 256 * KIB  # larger batches are not worth writing twice, if they must be synced
 
 _FORMAT_KEY = b"format"
 _OWNER_KEY = b"owner"
+_CHECKPOINT_KEY = b"checkpoint"  # sequence of the last batch that LMDB holds
 _DATA_FILE = "data.mdb"
-_CHECKPOINT_FILE = "checkpoint"
-_HEAD_PAGES = 2  # that say where LMDB's two latest snapshots begin
+_JOURNAL_FILE = "journal"
+# Between two lives of a journal. What an earlier life has left behind, and a crash of the machine
+# may have kept in part, can then never be taken for what follows in this one.
+_SEQUENCES_SKIPPED = 1 << 32
+_PAGE_BYTES_PER_WRITE = 8 * KIB  # by which a small write lets the file grow, at most
 _OUT_OF_SPACE = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
 
 
@@ -83,13 +95,15 @@ class Batch:
     Left without `commit`, nothing that was applied has happened.
     """
 
-    __slots__ = ("_databases", "_store", "_transaction", "bytes_moved", "writes")
+    __slots__ = ("_databases", "_rows", "_store", "_transaction", "bytes_moved", "volume", "writes")
 
     def __init__(self, store: Store, transaction: lmdb.Transaction[bytes]) -> None:
         self._store = store
         self._transaction = transaction
         self._databases = store.databases
+        self._rows: list[Row] = []
         self.writes = 0
+        self.volume = 0  # bytes of the values written
         self.bytes_moved = 0  # by values that fill pages of their own
 
     def get(self, table: Table, key: bytes) -> bytes | None:
@@ -133,34 +147,26 @@ class Batch:
 
     def apply(self, writes: Iterable[Write]) -> None:
         """Apply all of `writes`, in order; they show in what is read from now on."""
-        transaction = self._transaction
-        databases = self._databases
+        transaction, databases, rows = self._transaction, self._databases, self._rows
         try:
             for table, key, value in writes:
+                self.writes += 1
                 if value is None:
                     transaction.delete(key, db=databases[table])
                 else:
                     transaction.put(key, value, db=databases[table])
-                    self.bytes_moved += len(value)
-                self.writes += 1
+                    self.volume += len(value)
+                rows.append((int(table), key, value))
         except lmdb.MapFullError:
             raise MapOutgrown from None
         except lmdb.Error as error:
-            raise self._store.failure(error, self.bytes_moved) from error
+            raise self._store.failure(error, self.volume) from error
 
     def commit(self) -> None:
         """Make the batch durable, as the store's durability says."""
-        if not self.writes:
-            self._transaction.abort()
-            return
-        self._store.about_to_commit(self.bytes_moved)
-        try:
-            self._transaction.commit()
-        except lmdb.MapFullError:
-            raise MapOutgrown from None
-        except lmdb.Error as error:
-            raise self._store.failure(error, self.bytes_moved) from error
-        self._store.committed()
+        if self.writes:
+            self._store.commit(self._rows, self.volume)
+            self.writes = 0
 
     def __enter__(self) -> Self:
         return self
@@ -171,55 +177,9 @@ class Batch:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._transaction.abort()  # of no effect after a commit
-        self._store.left(self, outgrown=kind is MapOutgrown)
-
-
-class CommittedView:
-    """A `StorageView` of whatever is committed at the moment of each call.
-
-    For conversations that span many batches: it pins nothing between two calls.
-    """
-
-    __slots__ = ("_store",)
-
-    def __init__(self, store: Store) -> None:
-        self._store = store
-
-    def get(self, table: Table, key: bytes) -> bytes | None:
-        """The value at `key`, or None."""
-        with self._store.snapshot() as view:
-            return view.get(table, key)
-
-    def scan(
-        self, table: Table, start: bytes, stop: bytes, *, reverse: bool = False
-    ) -> Iterator[tuple[bytes, bytes]]:
-        """Pairs with start <= key < stop in key order, or in reverse key order."""
-        while True:
-            with self._store.snapshot() as view:
-                rows = list(islice(view.scan(table, start, stop, reverse=reverse), ROWS_PER_LOOK))
-            yield from rows
-            if len(rows) < ROWS_PER_LOOK:
-                return
-            if reverse:
-                stop = rows[-1][0]
-            else:
-                start = rows[-1][0] + b"\0"
-
-    def keys(
-        self, table: Table, start: bytes, stop: bytes, *, reverse: bool = False
-    ) -> Iterator[bytes]:
-        """Like `scan`, without the values."""
-        while True:
-            with self._store.snapshot() as view:
-                rows = list(islice(view.keys(table, start, stop, reverse=reverse), ROWS_PER_LOOK))
-            yield from rows
-            if len(rows) < ROWS_PER_LOOK:
-                return
-            if reverse:
-                stop = rows[-1]
-            else:
-                start = rows[-1] + b"\0"
+        if self.writes:
+            self._store.drop(outgrown=kind is MapOutgrown)
+        self._store.left(self.bytes_moved + self.volume)
 
 
 class Store:
@@ -245,9 +205,14 @@ class Store:
         self._mapped = MappedFile(path / _DATA_FILE)
         self._data = os.open(path / _DATA_FILE, os.O_RDWR | os.O_CLOEXEC)
         self._data_bytes = os.fstat(self._data).st_size
-        self._checkpoint: Checkpoint | None = None  # under interval durability
-        self._synced: lmdb.Transaction[bytes] | None = None  # reads the last synced snapshot
+        self._journal = Journal(path / _JOURNAL_FILE)
         self._syncing: _Syncing | None = None
+        self._transaction: lmdb.Transaction[bytes]
+        self._checkpointed = 0  # sequence of the last batch that LMDB holds
+        self._writes = 0  # since then
+        self._volume = 0
+        self._due_bytes, self._due_writes = JOURNAL_BYTES, WRITES_PER_CHECKPOINT
+        self._used_bytes = self.used_bytes  # at the last checkpoint
 
     @classmethod
     def open(
@@ -265,16 +230,19 @@ class Store:
         try:
             if not path.exists():
                 _create(path, owner=_owner(cluster, node))
-            environment = _open_environment(
-                path, durability, min(map_bytes, capacity_bytes or map_bytes)
-            )
+            environment = _open_environment(path, min(map_bytes, capacity_bytes or map_bytes))
         except BaseException:
             os.close(lock)
             raise
-        store = cls(path, environment, lock, durability, capacity_bytes)
+        try:
+            store = cls(path, environment, lock, durability, capacity_bytes)
+        except OSError as error:
+            environment.close()
+            os.close(lock)
+            raise UsageError(f"{path}: the store cannot be opened ({error.strerror})") from None
         try:
             store._check(owner=_owner(cluster, node))
-            store._prepare()
+            store._recover()
         except BaseException:
             store._release()
             raise
@@ -282,17 +250,7 @@ class Store:
 
     def batch(self) -> Batch:
         """A new batch. It costs nothing to have one in which nothing is written."""
-        try:
-            return Batch(self, self._environment.begin(write=True))
-        except lmdb.Error as error:
-            raise self.failure(error, 0) from error
-
-    def snapshot(self) -> Batch:
-        """A view of what is committed now; nothing can be applied to it."""
-        try:
-            return Batch(self, self._environment.begin())
-        except lmdb.Error as error:
-            raise self.failure(error, 0) from error
+        return Batch(self, self._transaction)
 
     def sync(self) -> None:
         """Bring everything that is committed to stable storage."""
@@ -304,28 +262,20 @@ class Store:
     def start_sync(self, done: Callable[[], None]) -> None:
         """Begin to bring what is committed now to stable storage; `done` is called in a thread.
 
-        Requires: no batch is open, and no sync has been started that was not finished.
+        Requires: no sync has been started that was not finished.
         """
         assert self._syncing is None
-        assert self._checkpoint is not None
-        head = os.pread(self._data, _HEAD_PAGES * self._page_bytes, 0)
-        snapshot = self._environment.begin()
         self.unsynced = False
-        self._syncing = _Syncing(self._environment, self._checkpoint, head, snapshot, done)
+        self._syncing = _Syncing(self._journal, done)
         self._syncing.start()
 
     def finish_sync(self) -> None:
         """Wait for the sync that was started last, if there is one."""
         syncing, self._syncing = self._syncing, None
-        if syncing is None:
-            return
-        syncing.join()
-        if syncing.error is not None:
-            raise StoreFailed(self.path, f"it cannot be synced ({syncing.error})")
-        # From now on the pages of this snapshot must not be overwritten, those of the last one may.
-        if self._synced is not None:
-            self._synced.abort()
-        self._synced = syncing.snapshot
+        if syncing is not None:
+            syncing.join()
+            if syncing.error is not None:
+                raise StoreFailed(self.path, f"it cannot be synced ({syncing.error})")
 
     @property
     def syncing(self) -> bool:
@@ -336,43 +286,75 @@ class Store:
         """Sync and close. Another process may open the store from now on."""
         try:
             self.sync()
-            if self._synced is not None:
-                self._synced.abort()
+            with contextlib.suppress(StoreFull):  # then the journal has it
+                self._checkpoint()
+            self._transaction.abort()
         finally:
             self._release()
 
     @property
     def used_bytes(self) -> int:
-        """What the store occupies on disk."""
+        """What the store occupies on disk, at the last checkpoint."""
         return (self._environment.info()["last_pgno"] + 1) * self._page_bytes
 
     def _release(self) -> None:
         self._environment.close()
-        if self._checkpoint is not None:
-            self._checkpoint.close()
+        self._journal.close()
         self._mapped.close()
         os.close(self._data)
         os.close(self._lock)
 
     # --- of Batch ----------------------------------------------------------------------------
 
-    def about_to_commit(self, bytes_moved: int) -> None:
-        """A batch that moved so many bytes is going to be committed."""
-        if bytes_moved > self._headroom_bytes // 2:
-            self._extend(self.used_bytes + 2 * bytes_moved + self._headroom_bytes)
-
-    def committed(self) -> None:
-        """A batch was committed."""
-        if self.durability is Durability.INTERVAL:
+    def commit(self, rows: list[Row], volume: int) -> None:
+        """Make a batch durable whose writes were applied to the transaction."""
+        self._writes += len(rows)
+        self._volume += volume
+        synced = self.durability is Durability.SYNC
+        if volume > (STRAIGHT_BYTES if synced else JOURNAL_BYTES // 2):
+            self._commit()
+            return
+        if self._journal.size > 2 * JOURNAL_BYTES:
+            raise StoreFull(self.path, "the disk is full")  # for checkpoints, for long
+        try:
+            self._journal.append(rows)
+        except OSError as error:
+            if error.errno in _OUT_OF_SPACE:
+                raise StoreFull(self.path, "the disk is full") from None
+            raise StoreFailed(self.path, f"the journal cannot be written ({error})") from error
+        if synced:
+            try:
+                self._journal.sync()
+            except OSError as error:
+                raise StoreFailed(self.path, f"it cannot be synced ({error})") from error
+        else:
             self.unsynced = True
 
-    def left(self, batch: Batch, *, outgrown: bool) -> None:
-        """A batch is over; no transaction is open."""
-        if outgrown:
-            self._grow()
-        elif batch.writes:
-            self._make_room()
-        self._mapped.touched(batch.bytes_moved)
+    def drop(self, *, outgrown: bool) -> None:
+        """Forget a batch whose writes were applied to the transaction."""
+        self._transaction.abort()
+        try:
+            if outgrown:
+                self._grow()
+        finally:
+            self._replay()
+
+    def left(self, bytes_moved: int) -> None:
+        """A batch is over."""
+        self._mapped.touched(bytes_moved)
+        if (
+            self._journal.size >= self._due_bytes
+            or self._writes >= self._due_writes
+            or self._map_bytes < min(self._used_bytes + self._needed_bytes, self._limit_bytes)
+        ):
+            try:
+                self._checkpoint()
+            except StoreFull:
+                # Nothing is lost: the journal has it, and grows. Not every batch need try again.
+                self._due_bytes = self._journal.size + JOURNAL_BYTES // 4
+                self._due_writes = self._writes + WRITES_PER_CHECKPOINT // 4
+
+    # -----------------------------------------------------------------------------------------
 
     def failure(self, error: lmdb.Error, size: int) -> BftfsError:
         """What an error of LMDB means to the node."""
@@ -382,44 +364,76 @@ class Store:
             return StoreFull(self.path, "the disk is full")
         return StoreFailed(self.path, f"the store cannot be used any more ({error})")
 
-    @property
-    def _limit_bytes(self) -> int:
-        return min(MAP_BYTES_MAX, self._capacity_bytes or MAP_BYTES_MAX)
+    def _recover(self) -> None:
+        """Begin where the last process has ended, in whatever way it did."""
+        self._replay()
+        self._journal.sequence += _SEQUENCES_SKIPPED
+        try:
+            self._checkpoint()
+        except StoreFull as full:
+            raise UsageError(f"{full}; make room before the node is started") from None
 
-    @property
-    def _headroom_bytes(self) -> int:
-        return min(HEADROOM_BYTES, self._map_bytes // 4)
-
-    def _prepare(self) -> None:
-        """Make the store ready for the first batch."""
-        path = self.path / _CHECKPOINT_FILE
-        if self.durability is Durability.INTERVAL:
+    def _replay(self) -> None:
+        """A transaction with all that was committed since the last checkpoint."""
+        while True:
+            self._transaction = self._environment.begin(write=True)
+            self._writes = self._volume = 0
             try:
-                self._checkpoint = Checkpoint(path)
-            except OSError as error:
-                raise UsageError(f"{path}: cannot be made ({error.strerror})") from None
-        if self._checkpoint is None:
+                for writes in self._journal.replay(self._checkpointed):
+                    for table, key, value in writes:
+                        if value is None:
+                            self._transaction.delete(key, db=self.databases[table])
+                        else:
+                            self._transaction.put(key, value, db=self.databases[table])
+                            self._volume += len(value)
+                    self._writes += len(writes)
+            except lmdb.MapFullError:
+                self._transaction.abort()
+                self._grow()
+            except (lmdb.Error, OSError) as error:
+                raise StoreFailed(self.path, f"the journal cannot be replayed ({error})") from error
+            else:
+                return
+
+    def _checkpoint(self) -> None:
+        """Bring the transaction to LMDB's file; if there is no room, go on as before and say so."""
+        while True:
             try:
-                self._environment.sync(True)
-            except lmdb.Error as error:
-                raise self.failure(error, 0) from error
-            path.unlink(missing_ok=True)  # what it kept is superseded by every commit
-        else:
-            self.unsynced = True  # by whoever had the store before
-            self.sync()
-        self._make_room()
+                self._commit()
+                return
+            except MapOutgrown:
+                try:
+                    self._grow()
+                finally:
+                    self._replay()
+            except StoreFull:
+                self._replay()
+                raise
 
-    def _make_room(self) -> None:
-        """See to it that the next batch finds room, in the map and in the file.
-
-        LMDB does not write the pages at the end of its file that are free. With the file longer
-        than all of them, a file that is too short has lost something.
-        """
-        used = self.used_bytes
-        if used + self._headroom_bytes > self._map_bytes < self._limit_bytes:
+    def _commit(self) -> None:
+        """Commit the transaction and begin another. After an exception there is none."""
+        sequence = self._journal.sequence
+        try:
+            # LMDB does not write the pages at the end of its file that are free. With the file
+            # longer than all of them, one that is too short has lost something.
+            self._extend(self._used_bytes + self._needed_bytes)
+            self._transaction.put(
+                _CHECKPOINT_KEY, sequence.to_bytes(8, "big"), db=self.databases[Table.META]
+            )
+            self._transaction.commit()
+        except lmdb.MapFullError:
+            raise MapOutgrown from None
+        except lmdb.Error as error:
+            raise self.failure(error, self._volume) from error
+        self._journal.clear()
+        self._checkpointed = sequence
+        self._writes = self._volume = 0
+        self._due_bytes, self._due_writes = JOURNAL_BYTES, WRITES_PER_CHECKPOINT
+        self._used_bytes = self.used_bytes
+        self.unsynced = False
+        while self._map_bytes < min(self._used_bytes + self._needed_bytes, self._limit_bytes):
             self._grow()
-        if used + self._headroom_bytes > self._data_bytes:
-            self._extend(used + 2 * self._headroom_bytes)
+        self._transaction = self._environment.begin(write=True)
 
     def _extend(self, size: int) -> None:
         """Make the file at least `size` long; what is added occupies nothing."""
@@ -428,16 +442,22 @@ class Store:
             self._data_bytes = size
 
     def _grow(self) -> None:
+        """Map more of the file. Requires: no transaction is open."""
         if self._map_bytes >= self._limit_bytes:
             raise StoreFull(self.path, f"the store has reached its {self._limit_bytes} bytes")
         self._map_bytes = min(2 * self._map_bytes, self._limit_bytes)
-        self.sync()
-        if self._synced is not None:
-            self._synced.abort()  # a map must not move under a transaction
         self._environment.set_mapsize(self._map_bytes)
-        if self._synced is not None:
-            self._synced = self._environment.begin()
         self._mapped.moved()
+
+    @property
+    def _limit_bytes(self) -> int:
+        return min(MAP_BYTES_MAX, self._capacity_bytes or MAP_BYTES_MAX)
+
+    @property
+    def _needed_bytes(self) -> int:
+        """By which the file may have grown at the next checkpoint, with another batch."""
+        headroom = min(HEADROOM_BYTES, self._map_bytes // 4)
+        return self._volume + self._writes * _PAGE_BYTES_PER_WRITE + headroom
 
     def _check(self, *, owner: bytes) -> None:
         """Refuse what is not a whole store of this node; then open the tables."""
@@ -451,9 +471,10 @@ class Store:
             self.databases = tuple(
                 self._environment.open_db(_name(table), create=False) for table in Table
             )
-            with self.snapshot() as view:
-                form = view.get(Table.META, _FORMAT_KEY)
-                found = view.get(Table.META, _OWNER_KEY)
+            with self._environment.begin(self.databases[Table.META]) as transaction:
+                form = transaction.get(_FORMAT_KEY)
+                found = transaction.get(_OWNER_KEY)
+                checkpoint = transaction.get(_CHECKPOINT_KEY)
         except lmdb.NotFoundError:
             raise _unusable(self.path, "it is no store of a bftfs node") from None
         except lmdb.Error as error:
@@ -468,33 +489,25 @@ class Store:
                 f"{self.path}: this store belongs to {_text(found)}, not to {_text(owner)}; "
                 "give the node its own directory back"
             )
+        if checkpoint is None:
+            raise _unusable(self.path, "it does not say what its journal follows")
+        self._checkpointed = int.from_bytes(checkpoint, "big")
 
 
 class _Syncing(threading.Thread):
     """A sync in progress."""
 
-    def __init__(
-        self,
-        environment: lmdb.Environment,
-        checkpoint: Checkpoint,
-        head: bytes,
-        snapshot: lmdb.Transaction[bytes],
-        done: Callable[[], None],
-    ) -> None:
+    def __init__(self, journal: Journal, done: Callable[[], None]) -> None:
         super().__init__(name="sync", daemon=True)
-        self.snapshot = snapshot  # what is synced at least
-        self.error: Exception | None = None
-        self._environment = environment
-        self._checkpoint = checkpoint
-        self._head = head
+        self.error: OSError | None = None
+        self._journal = journal
         self._done = done
 
     def run(self) -> None:
         """Wait for the disk."""
         try:
-            self._environment.sync(True)
-            self._checkpoint.save(self._head)
-        except (lmdb.Error, OSError) as error:
+            self._journal.sync()
+        except OSError as error:
             self.error = error
         self._done()
 
@@ -554,13 +567,15 @@ def _create(path: Path, *, owner: bytes) -> None:
     try:
         shutil.rmtree(new, ignore_errors=True)
         new.mkdir()
-        with _environment(new, Durability.SYNC, MAP_BYTES_INITIAL) as environment:
+        with _environment(new, MAP_BYTES_INITIAL) as environment:
             databases = [environment.open_db(_name(table)) for table in Table]
             with environment.begin(write=True) as transaction:
                 meta = databases[Table.META]
                 transaction.put(_FORMAT_KEY, b"%d" % FORMAT, db=meta)
                 transaction.put(_OWNER_KEY, owner, db=meta)
+                transaction.put(_CHECKPOINT_KEY, bytes(8), db=meta)
         os.truncate(new / _DATA_FILE, 2 * HEADROOM_BYTES)
+        (new / _JOURNAL_FILE).touch(mode=0o600)
         _sync_directory(new)
         new.rename(path)
         _sync_directory(path.parent)
@@ -568,50 +583,22 @@ def _create(path: Path, *, owner: bytes) -> None:
         raise UsageError(f"{path}: the store cannot be made ({error})") from error
 
 
-def _open_environment(path: Path, durability: Durability, map_bytes: int) -> lmdb.Environment:
-    data = path / _DATA_FILE
-    try:
-        size = data.stat().st_size
-    except FileNotFoundError:
-        raise _unusable(path, f"{_DATA_FILE} is missing") from None
-    except OSError as error:
-        raise UsageError(f"{data}: cannot be opened ({error.strerror})") from None
-    if not size:
+def _open_environment(path: Path, map_bytes: int) -> lmdb.Environment:
+    for name in (_DATA_FILE, _JOURNAL_FILE):
+        if not (path / name).is_file():
+            raise _unusable(path, f"{name} is missing")
+    if not (path / _DATA_FILE).stat().st_size:
         raise _unusable(path, f"{_DATA_FILE} is empty")
-    _restore_head(path)
     try:
-        return _environment(path, durability, map_bytes)
+        return _environment(path, map_bytes)
     except (lmdb.InvalidError, lmdb.VersionMismatchError, lmdb.CorruptedError) as error:
         raise _unusable(path, f"it is damaged ({error})") from error
     except lmdb.Error as error:
         raise UsageError(f"{path}: the store cannot be opened ({error})") from error
 
 
-def _environment(path: Path, durability: Durability, map_bytes: int) -> lmdb.Environment:
-    return lmdb.open(
-        str(path),
-        map_size=map_bytes,
-        max_dbs=len(Table),
-        sync=durability is Durability.SYNC,
-        readahead=False,
-        mode=0o600,
-    )
-
-
-def _restore_head(path: Path) -> None:
-    """Go back to the last synced snapshot, if the page cache with later ones is gone."""
-    if not (path / _CHECKPOINT_FILE).exists():
-        return
-    checkpoint = Checkpoint(path / _CHECKPOINT_FILE)
-    head = checkpoint.newest()
-    checkpoint.close()
-    if head is not None and head.boot != boot_id():
-        data = os.open(path / _DATA_FILE, os.O_RDWR | os.O_CLOEXEC)
-        try:
-            os.pwrite(data, head.content, 0)
-            os.fsync(data)
-        finally:
-            os.close(data)
+def _environment(path: Path, map_bytes: int) -> lmdb.Environment:
+    return lmdb.open(str(path), map_size=map_bytes, max_dbs=len(Table), readahead=False, mode=0o600)
 
 
 def _sync_directory(path: Path) -> None:

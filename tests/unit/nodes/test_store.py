@@ -20,7 +20,7 @@ from bftfs.identifiers import NodeId
 from bftfs.limits import KIB, MIB
 from bftfs.storage import Table, Write
 from nodes import residence
-from nodes.checkpoint import Checkpoint
+from nodes.journal import Journal
 from nodes.store import MapOutgrown, Store, StoreFailed, StoreFull
 
 CLUSTER = bytes(range(16))
@@ -37,7 +37,7 @@ def put(store: Store, key: bytes, value: bytes) -> None:
 
 
 def get(store: Store, key: bytes) -> bytes | None:
-    with store.snapshot() as view:
+    with store.batch() as view:
         return view.get(Table.STATE, key)
 
 
@@ -128,9 +128,17 @@ def test_an_emptied_and_a_missing_data_file_are_no_new_stores(tmp_path: Path) ->
         opened(tmp_path)
 
 
+def test_a_store_without_its_journal_has_lost_something(tmp_path: Path) -> None:
+    damage(tmp_path)
+    (tmp_path / "store" / "journal").unlink()
+    with pytest.raises(UsageError, match="journal is missing"):
+        opened(tmp_path)
+
+
 def test_somebody_elses_database_is_refused(tmp_path: Path) -> None:
     with lmdb.open(str(tmp_path / "store"), max_dbs=1) as environment:
         environment.open_db(b"something")
+    (tmp_path / "store" / "journal").touch()
     with pytest.raises(UsageError, match="no store of a bftfs node"):
         opened(tmp_path)
 
@@ -164,10 +172,10 @@ def test_a_map_that_is_outgrown_grows_and_the_batch_can_be_stepped_again(tmp_pat
                 batch.commit()
             break
         except MapOutgrown:
-            with store.snapshot() as view:
+            with store.batch() as view:
                 assert list(view.keys(Table.FRAGMENT, b"", b"\xff")) == []
     assert attempts > 1
-    with store.snapshot() as view:
+    with store.batch() as view:
         assert len(list(view.keys(Table.FRAGMENT, b"", b"\xff"))) == 4
     store.close()
 
@@ -271,7 +279,7 @@ def test_kill_minus_nine_loses_nothing_that_was_committed(
         acknowledged = 149 + len(writer.stdout.readlines())
         writer.wait()
         store = opened(tmp_path, durability=durability)
-        with store.snapshot() as view:
+        with store.batch() as view:
             last = int(view.get(Table.OBJECT, b"last") or b"-1")
             rows = dict(view.scan(Table.STATE, b"", b"\xff"))
         assert last >= acknowledged
@@ -312,7 +320,7 @@ def test_a_sync_that_fails_stops_the_node(tmp_path: Path, monkeypatch: pytest.Mo
         raise OSError(errno.EIO, "the disk is gone")
 
     with monkeypatch.context() as patch:
-        patch.setattr(Checkpoint, "save", fail)
+        patch.setattr(Journal, "sync", fail)
         store.start_sync(lambda: None)
         with pytest.raises(StoreFailed, match=r"cannot be synced.*the disk is gone"):
             store.finish_sync()
