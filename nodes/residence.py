@@ -15,7 +15,7 @@ from bftfs.limits import MIB
 
 RESIDENT_BYTES_MAX = 48 * MIB
 BYTES_PER_LOOK = 4 * MIB  # values read or written between two looks at what is resident
-CALLS_PER_LOOK = 256  # … or batches, since pages of small records become resident as well
+CALLS_PER_LOOK = 64  # … or batches, since pages of small records become resident as well
 
 _MADV_DONTNEED = 4
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
