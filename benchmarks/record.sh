@@ -1,0 +1,78 @@
+#!/bin/sh
+# Record every figure of docs/performance.md in benchmarks/results, on this machine.
+#
+#   benchmarks/record.sh DIR [NAME…]      with results named (andrew, counter, …), only those
+#
+# DIR is an empty directory on the disk to measure; a cluster and its mount live in it meanwhile.
+# About an hour on two idle cores. Run it as root, which may drop the kernel's caches.
+set -eu
+
+[ $# -ge 1 ] || { echo "usage: $0 DIR [NAME…]" >&2; exit 2; }
+work=$(realpath "$1")
+shift
+chosen=" ${*:-all} "
+cd "$(dirname "$0")/.."
+python=${PYTHON:-.venv/bin/python}
+results=benchmarks/results
+data=$work/data
+mount=$work/mount
+liar=
+mkdir -p "$work/local" "$mount"
+
+up() { "$python" -m bftfs up --data "$data" --mount "$mount" "$@" >&2; }
+down() { "$python" -m bftfs down --data "$data" --destroy >&2; }
+finish() {
+    [ -z "$liar" ] || kill "$liar" 2>/dev/null || true
+    [ ! -e "$data/cluster.toml" ] || down
+}
+trap finish EXIT
+trap 'exit 1' INT TERM
+
+# record NAME SCENARIO ARGUMENT…
+record() {
+    name=$1
+    shift
+    case $chosen in *" all "* | *" $name "*) ;; *) return 0 ;; esac
+    echo "--- $name" >&2
+    "$python" -m benchmarks "$@" --json "$results/$name.json"
+}
+
+# The protocols, on nodes of their own.
+for durability in sync interval; do
+    record "counter-$durability" counter --durability "$durability" --operations 1000
+    record "metadata-$durability" metadata --durability "$durability"
+    record "blocks-$durability" blocks --durability "$durability"
+done
+record directory directory --durability interval
+record profile profile
+
+# The mount, beside the local disk.
+for durability in sync interval; do
+    up --durability "$durability"
+    record "files-$durability" files "$mount" --against "$work/local" --cluster "$data"
+    record "stream-$durability" stream "$mount" --against "$work/local" --cluster "$data"
+    record "memory-$durability" stream "$mount" --size 4GiB --repeat 1 --random-writes 100 \
+        --cluster "$data"
+    record "andrew-$durability" andrew "$mount" --against "$work/local" --cluster "$data"
+    down
+done
+
+# Node 0 is killed in the middle of each round's copy, and is back when the next one begins.
+up
+record andrew-killed andrew "$mount" --against "$work/local" \
+    --during "directories:$python -m bftfs up --data $data" \
+    --during "copy@0.5:kill -9 \$(cat $data/nodes/0/pid)"
+# Node 0 lies: about objects, then about blocks.
+for adversary in history-forger wrong-answers fragment-corrupter; do
+    "$python" -m bftfs up --data "$data" >&2
+    kill "$(cat "$data/nodes/0/pid")"
+    while [ -e "$data/nodes/0/pid" ]; do sleep 0.1; done
+    "$python" -m tests.lying_node "$adversary" \
+        --data "$data/nodes/0" --cluster "$data/cluster.toml" >>"$data/nodes/0/log" 2>&1 &
+    liar=$!
+    while ! [ -e "$data/nodes/0/pid" ]; do sleep 0.1; done
+    record "andrew-$adversary" andrew "$mount" --against "$work/local"
+    kill "$liar"
+    wait "$liar" || true
+    liar=
+done
