@@ -355,6 +355,7 @@ class Loop:
             ]
             first = False
         self._answer(len(outbox))
+        self._store.maintain()
         self._arrange_sync()
         self._links.flush()
 

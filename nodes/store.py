@@ -179,7 +179,7 @@ class Batch:
     ) -> None:
         if self.writes:
             self._store.drop(outgrown=kind is MapOutgrown)
-        self._store.left(self.bytes_moved + self.volume)
+        self._store.touched(self.bytes_moved + self.volume)
 
 
 class Store:
@@ -250,7 +250,22 @@ class Store:
 
     def batch(self) -> Batch:
         """A new batch. It costs nothing to have one in which nothing is written."""
+        self.maintain()
         return Batch(self, self._transaction)
+
+    def maintain(self) -> None:
+        """Do what is due between batches: better at once after answering than before the next."""
+        if (
+            self._journal.size >= self._due_bytes
+            or self._writes >= self._due_writes
+            or self._map_bytes < min(self._used_bytes + self._needed_bytes, self._limit_bytes)
+        ):
+            try:
+                self._checkpoint()
+            except StoreFull:
+                # Nothing is lost: the journal has it, and grows. Not every batch need try again.
+                self._due_bytes = self._journal.size + JOURNAL_BYTES // 4
+                self._due_writes = self._writes + WRITES_PER_CHECKPOINT // 4
 
     def sync(self) -> None:
         """Bring everything that is committed to stable storage."""
@@ -339,20 +354,9 @@ class Store:
         finally:
             self._replay()
 
-    def left(self, bytes_moved: int) -> None:
-        """A batch is over."""
-        self._mapped.touched(bytes_moved)
-        if (
-            self._journal.size >= self._due_bytes
-            or self._writes >= self._due_writes
-            or self._map_bytes < min(self._used_bytes + self._needed_bytes, self._limit_bytes)
-        ):
-            try:
-                self._checkpoint()
-            except StoreFull:
-                # Nothing is lost: the journal has it, and grows. Not every batch need try again.
-                self._due_bytes = self._journal.size + JOURNAL_BYTES // 4
-                self._due_writes = self._writes + WRITES_PER_CHECKPOINT // 4
+    def touched(self, size: int) -> None:
+        """A batch has read and written values of so many bytes."""
+        self._mapped.touched(size)
 
     # -----------------------------------------------------------------------------------------
 
