@@ -1,11 +1,11 @@
 """Where a cluster's files lie: the layout of a data directory, and nothing else.
 
-    DIR/cluster.toml, cluster.toml.sig    the description, signed by the administrator
-    DIR/admin.key                         the administrator's identity (needed to change the above)
-    DIR/volume.key                        encrypts file contents; clients have it, nodes do not
-    DIR/clients/NAME.key                  one client's identity
-    DIR/nodes/I/                          all that node I needs, to be copied to its machine
-    DIR/mount.log                         what the mount processes log
+DIR/cluster.toml, cluster.toml.sig    the description, signed by the administrator
+DIR/admin.key                         the administrator's identity (needed to change the above)
+DIR/volume.key                        encrypts file contents; clients have it, nodes do not
+DIR/clients/NAME.key                  one client's identity
+DIR/nodes/I/                          all that node I needs, to be copied to its machine
+DIR/mount.log                         what the mount processes log
 """
 
 from __future__ import annotations
