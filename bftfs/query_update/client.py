@@ -61,6 +61,7 @@ from bftfs.quorum import Judgement, Nodes, QuorumSystem
 from bftfs.wire.codec import Message, encode
 
 _UNCERTAIN = 64  # how often to ask what became of an attempt that servers know nothing of
+_LENIENT = 4  # failures of a query, while others may just be at work, before it stops them
 _CLOCK_TROUBLE = 8  # attempts whose time the servers find insane, before giving up
 
 
@@ -153,7 +154,9 @@ class QueryUpdateClient:
                             continue
                     for name in outcome.disorderly:
                         self.observations.keep(name, outcome.answered)
-                    await self.repairs.repair(outcome.disorderly, back_off)
+                    await self.repairs.repair(
+                        outcome.disorderly, back_off, reading=failures < _LENIENT
+                    )
                 else:
                     versions = () if outcome.unknown else outcome.versions
                 if failures > 2:

@@ -83,13 +83,21 @@ class Repair:
         # What this client has under way, so that it need not fetch it from servers.
         self.own: dict[LogicalTimestamp, bytes] = {}
 
-    async def repair(self, names: tuple[ObjectId, ...], back_off: BackOff) -> None:
-        """Let every object of `names` have a version that a method can be conditioned on."""
+    async def repair(
+        self, names: tuple[ObjectId, ...], back_off: BackOff, *, reading: bool = False
+    ) -> None:
+        """Let every object of `names` have a version that a method can be conditioned on.
+
+        Who is `reading` may ask again as soon as a fresh look shows a complete version, whatever
+        incomplete ones are later: a single updater is then never stopped by readers.
+        [Q/U §4.3.5, Retry and backoff policies]
+        """
         inline_attempts: dict[LogicalTimestamp, int] = {}
         failures = 0
-        looked = False
+        looked = fresh = False
         for _ in range(_MOST_STEPS):
-            disorderly = next((name for name in names if not self._orderly(name)), None)
+            enough = self._readable if reading and fresh else self._orderly
+            disorderly = next((name for name in names if not enough(name)), None)
             if disorderly is None:
                 return
             if (
@@ -98,7 +106,7 @@ class Repair:
             ):
                 # What was observed may be histories of different moments while others succeed:
                 # before stopping them, look again.
-                looked = True
+                looked = fresh = True
                 await self.refresh(names)
                 continue
             if await self._step(disorderly, inline_attempts):
@@ -108,6 +116,7 @@ class Repair:
             if failures % _FAILURES_BORNE == 0:
                 self._rounds.suspicion.clear()
             await self.refresh(names)
+            fresh = True
         raise ContentionExhausted(attempts=_MOST_STEPS, subject=f"repair of {names[0].hex()}")
 
     async def refresh(self, names: tuple[ObjectId, ...]) -> None:
@@ -129,6 +138,10 @@ class Repair:
     def _orderly(self, name: ObjectId) -> bool:
         return self._observe(name).classification.type is OperationType.METHOD
 
+    def _readable(self, name: ObjectId) -> bool:
+        found = self._observe(name).classification
+        return self._orderly(name) or self._rounds.quorums.is_quorum(found.nodes)
+
     async def _step(self, name: ObjectId, inline_attempts: dict[LogicalTimestamp, int]) -> bool:
         """Do what classification dictates; whether that had the effect it was to have."""
         observed = self._observe(name)
@@ -143,9 +156,7 @@ class Repair:
         attempts = inline_attempts.get(candidate.timestamp, 0)
         inline_attempts[candidate.timestamp] = attempts + 1
         if attempts < _INLINE_ATTEMPTS:
-            finished = await self._inline(name, candidate)
-            if finished is not None:
-                return finished
+            return await self._inline(name, candidate)
         return await self._barrier(name)
 
     async def _bar(self, name: ObjectId) -> bool:
@@ -165,12 +176,16 @@ class Repair:
         outcome = await update_round(self._rounds, message, (name,), subject="barrier")
         return outcome.complete
 
-    async def _inline(self, name: ObjectId, candidate: Candidate) -> bool | None:
-        """Finish a repairable operation in place; None if nobody gives the original request."""
+    async def _inline(self, name: ObjectId, candidate: Candidate) -> bool:
+        """Finish a repairable operation in place.
+
+        If nobody gives the original request, it is probably established, and something has been
+        built on it: that calls for another look, and not yet for a barrier.
+        """
         timestamp = candidate.timestamp
         conditioned = self.own.get(timestamp) or await self._fetch(name, timestamp)
         if conditioned is None:
-            return None
+            return False
         observed = self._observe(name)
         message = InlineUpdate(
             conditioned,
