@@ -78,19 +78,22 @@ class _Directory:
             return
         variant = f"{self._entries} entries"
         place = Place(place.target, place.round, variant)
+        before = self._client.store_bytes()
         with self._session.phase(
             place, "fill", Measure.MICROSECONDS_PER_OPERATION, amount=self._entries
-        ):
+        ) as phase:
             while self._made < self._entries:
                 count = min(_ANNOUNCED, self._entries - self._made)
                 self._client.perform(self._creations(count))
                 self._session.announce(f"{self._made} of {self._entries} entries")
+            # Over a whole directory: a store grows by steps, and uses its free pages first.
+            grown = sum(self._client.store_bytes()) - sum(before)
+            phase.details["node_bytes_per_create"] = round(grown / len(before) / self._entries, 1)
 
     def measure(self, place: Place, creates: int) -> None:
         """Some more."""
         place = Place(place.target, place.round, f"{self._entries} entries")
         creations = self._creations(creates)
-        before = self._client.store_bytes()
         with self._deployment.operations(
             self._session,
             place,
@@ -100,8 +103,6 @@ class _Directory:
             asked=self._deployment.description.query_update.q,
         ) as phase:
             self._client.perform(creations, latencies_ns=phase.latencies_ns)
-        grown = [now - then for now, then in zip(self._client.store_bytes(), before, strict=True)]
-        phase.details["node_bytes_per_create"] = round(sum(grown) / len(grown) / creates, 1)
 
     def _creations(self, count: int) -> list[Callable[[], Conversation[Any]]]:
         namespace, directory = self._namespace, self._identifier
