@@ -23,16 +23,18 @@ from bftfs.errors import FileSystemError, OperationFailed, UsageError
 from bftfs.filesystem import object_types
 from bftfs.filesystem.operations import FileSystem
 from bftfs.filesystem.options import Options
-from bftfs.limits import SECOND_US
+from bftfs.limits import MIB, SECOND_US
 from bftfs.query_update.client import QueryUpdateClient
 from bftfs.quorum import ThresholdQuorums
 from bftfs.read_write.client import ReadWriteClient
+from bftfs.runtime.memory import keep_freed_memory
 from bftfs.runtime.network import Network
 from mount.logs import open_log
 from mount.options import MountOptions
 from mount.session import Mount
 
 CONNECT_PATIENCE_S: Final = 20.0
+FREED_BYTES_KEPT: Final = 64 * MIB  # blocks and their fragments come and go all the time
 ROOT: Final = Credentials(uid=0, gid=0)
 
 
@@ -55,6 +57,7 @@ def serve(
             )
             await mount.run(ready)
 
+    keep_freed_memory(FREED_BYTES_KEPT)
     with open_log(directory.mount_log, mountpoint=str(mountpoint), process=os.getpid()) as log:
         try:
             trio.run(session, log)
