@@ -176,7 +176,8 @@ class Reading:
 
     def _judge(self, candidate: BlockTimestamp | None) -> _Step:
         """Classify `candidate`, and say what follows."""
-        wait = _Step.LISTEN if self._listing else _Step.HEAR_MORE
+        # Who was silent and has been asked again is not waited for: others are asked meanwhile.
+        wait = _Step.LISTEN if self._listing - self._silent else _Step.HEAR_MORE
         if candidate is None:
             return wait
         thresholds, responses = self._session.thresholds, self._responses

@@ -10,6 +10,7 @@ no correct node sends is convicted, and counts no more.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from enum import Enum
 from itertools import pairwise
 
@@ -40,6 +41,7 @@ class Responses:
         "_bound",
         "_fragments",
         "_rotation",
+        "_shown",
         "collected",
         "convicted",
         "damaged",
@@ -57,6 +59,8 @@ class Responses:
         self.collected: set[NodeId] = set()  # nodes that have forgotten what was below their depth
         self.convicted: set[NodeId] = set()
         self.damaged: dict[NodeId, ReadReply] = {}  # of nodes with a false fragment: the rest
+        # Every version that was ever shown, ascending: a stuttering client may have left thousands.
+        self._shown: list[BlockTimestamp] = []
         self._bound: dict[BlockTimestamp, CrossChecksum] = {}
         self._fragments: dict[BlockTimestamp, dict[int, Buffer]] = {}
 
@@ -144,8 +148,10 @@ class Responses:
         hosted = self.hosted.setdefault(node, {})
         for version in reply.versions:
             hosted[version.timestamp] = version.verified
+            self._show(version.timestamp)
         if reply.below is Below.ORIGIN:
             hosted[ZERO] = False
+            self._show(ZERO)
             self.depth[node] = ZERO
             return
         if reply.versions:
@@ -154,6 +160,11 @@ class Responses:
             self.depth.setdefault(node, before)
         if reply.below is Below.COLLECTED:
             self.collected.add(node)
+
+    def _show(self, timestamp: BlockTimestamp) -> None:
+        position = bisect_left(self._shown, timestamp)
+        if position == len(self._shown) or self._shown[position] != timestamp:
+            self._shown.insert(position, timestamp)
 
     def convict(self, node: NodeId) -> None:
         """No correct node sends what `node` has sent: nothing that it says counts."""
@@ -166,14 +177,13 @@ class Responses:
 
     def candidate(self, below: BlockTimestamp | None) -> BlockTimestamp | None:
         """The greatest version strictly below `below` that a valid response shows."""
-        greatest = None
-        for hosted in self.hosted.values():
-            for timestamp in hosted:  # newest first, but for what a later reply has added
-                if (below is None or timestamp < below) and (
-                    greatest is None or timestamp > greatest
-                ):
-                    greatest = timestamp
-        return greatest
+        shown = self._shown
+        position = len(shown) if below is None else bisect_left(shown, below)
+        while position:
+            position -= 1
+            if self.hosts(shown[position]):
+                return shown[position]
+        return None
 
     def hosts(self, candidate: BlockTimestamp) -> list[NodeId]:
         """The nodes that host `candidate`: the candidate set."""

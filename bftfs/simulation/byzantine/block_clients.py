@@ -150,7 +150,7 @@ class Stutterer:
         hand = self._hand
         block, time = hand.block(), await Now()
         most = max(1, hand.position.sizes.read_write.repairable - 1)
-        for step in range(hand.random.randint(5, 25)):
+        for step in range(hand.random.randint(2, 8)):
             fragments = hand.code.encode(hand.item(block))
             nodes = hand.some_nodes(hand.random.randint(1, most))
             await hand.write(block, fragments, nodes=nodes, time=time + step)
@@ -274,7 +274,7 @@ class GarbageClient:
         """A spoilt write to every node."""
         hand = self._hand
         block, time = hand.block(), await Now()
-        fragments = hand.code.encode(b"garbage")
+        fragments = hand.code.encode(hand.item(block))
         checksum = cross_checksum.make(fragments)
         timestamp = BlockTimestamp(time, hand.position.client, cross_checksum.verifier(checksum))
         request = encode(WriteRequest(block, timestamp, checksum, 0, 0, ()))
