@@ -60,8 +60,8 @@ INITIAL = Candidate(ZERO, ZERO)  # ⟨0, 0⟩: complete at everyone from the sta
 def parse_candidates(encoded: bytes, *, limit: int) -> tuple[Candidate, ...]:
     """The candidates whose encodings `encoded` is the concatenation of. Raises MalformedMessage.
 
-    Ensures: they ascend strictly, condition on the past, and none is ⟨0, 0⟩, which goes without
-    saying; barriers list no objects and are no copies.
+    Ensures: they ascend strictly, condition on the past, and none is ⟨0, 0⟩; barriers list no
+    objects and are no copies.
     """
     candidates: list[Candidate] = []
     position = 0

@@ -16,7 +16,8 @@ greatest timestamp of all:
 
 A candidate is complete if a quorum shares it, repairable if a repairable set does, else incomplete.
 Object candidates are shared by servers that report all of the candidate alike; a barrier, which has
-no object version, is shared by those that report its timestamp. ⟨0, 0⟩ is complete.
+no object version, is shared by those that report its timestamp. ⟨0, 0⟩ is shared by the servers
+that have not pruned it, and by those that were not heard.
 
 What is known by deduction (§4.3.7) comes first: an established candidate is complete once it is
 repairable, and a dead one, which can never be established, is no object candidate.
@@ -30,7 +31,7 @@ from typing import NamedTuple, TypeAlias
 
 from bftfs.query_update.candidate import INITIAL, Candidate
 from bftfs.query_update.history import CulledObjectHistorySet
-from bftfs.query_update.timestamp import ZERO, LogicalTimestamp, is_barrier
+from bftfs.query_update.timestamp import LogicalTimestamp, is_barrier
 from bftfs.quorum import Nodes, QuorumSystem
 
 # What is known by deduction: established (True) or dead (False).
@@ -93,6 +94,15 @@ def sharing(history_set: CulledObjectHistorySet, timestamp: LogicalTimestamp) ->
     return nodes
 
 
+def initial_at(history_set: CulledObjectHistorySet, quorums: QuorumSystem) -> Nodes:
+    """The servers that still have ⟨0, 0⟩, as far as `history_set` shows. [Q/U line 200]"""
+    nodes = (1 << quorums.n) - 1
+    for history, hosts in history_set.hosted:
+        if not history.initial:
+            nodes &= ~hosts
+    return nodes
+
+
 def classify(
     history_set: CulledObjectHistorySet, quorums: QuorumSystem, facts: Facts = NO_FACTS
 ) -> Classification:
@@ -105,14 +115,13 @@ def classify(
                 OperationType.METHOD, history.latest_object, nodes, True, history.latest
             )
     latest = history_set.latest
-    everyone = (1 << quorums.n) - 1
-    found = Shared(INITIAL, everyone)
+    found = Shared(INITIAL, initial_at(history_set, quorums))
     for shared in shared_candidates(history_set, quorums):
         if facts.get(shared.candidate.timestamp) is not False:
             found = shared
             break
     timestamp = found.candidate.timestamp
-    complete = timestamp == ZERO or quorums.is_quorum(found.nodes) or facts.get(timestamp) is True
+    complete = quorums.is_quorum(found.nodes) or facts.get(timestamp) is True
     if is_barrier(latest):
         established = quorums.is_quorum(sharing(history_set, latest))
         kind = OperationType.COPY if established else OperationType.INLINE_BARRIER

@@ -514,9 +514,12 @@ class _QueryRound(Round):
         for name in self.names:
             found = observations.survey(name, self.answered)
             timestamp = found.object_candidate.timestamp
-            if timestamp == ZERO and not observations.is_initial(name, self.answered):
+            complete = self.quorums.is_quorum(found.nodes & self.answered)
+            if timestamp == ZERO and not complete:
+                # Histories that were reported at different moments, while others succeed, may have
+                # nothing in common.
                 self.unknown = True
-            elif not (self.quorums.is_quorum(found.nodes) or found.type is OperationType.METHOD):
+            elif not complete and found.type is not OperationType.METHOD:
                 # Complete by deduction alone is enough only if nothing later is seen: while others
                 # succeed, a later established version may be pruned from all but a few histories.
                 disorderly.append(name)

@@ -28,8 +28,14 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from bftfs.identifiers import ObjectId
-from bftfs.query_update.candidate import Candidate
-from bftfs.query_update.classification import Facts, Shared, shared_candidates, sharing
+from bftfs.query_update.candidate import INITIAL, Candidate
+from bftfs.query_update.classification import (
+    Facts,
+    Shared,
+    initial_at,
+    shared_candidates,
+    sharing,
+)
 from bftfs.query_update.history import CulledObjectHistorySet
 from bftfs.query_update.timestamp import ZERO, LogicalTimestamp
 from bftfs.quorum import Nodes, QuorumSystem
@@ -107,7 +113,9 @@ class Evidence:
             if not candidate.copy:
                 return candidate.conditioned_on  # established: a method is accepted on nothing else
             bound = candidate.conditioned_on
-        return ZERO
+        if self.quorums.is_repairable(initial_at(self.barred[identifier], self.quorums)):
+            return ZERO
+        return Undecided(INITIAL, (identifier,))
 
     def decide(self, candidate: Candidate, identifier: ObjectId) -> bool | Undecided | None:
         """Whether `candidate` of `identifier` is established (True) or dead (False).

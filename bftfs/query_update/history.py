@@ -1,9 +1,10 @@
 """Replica histories, object history sets, and their culling. [Q/U §4.3.4, lines 105-107; §4.3.5]
 
-A replica history is the ordered set of candidates that a server has accepted for an object; ⟨0, 0⟩
-goes without saying, so that the initial history is empty. It travels, is stored and is
-authenticated as one encoded value, and servers that report the same history share it in an object
-history set: in the common case all of a quorum does.
+A replica history is the ordered set of candidates that a server has accepted for an object. It
+travels, is stored and is authenticated as one encoded value: nothing for the initial history; else
+one byte that tells whether ⟨0, 0⟩ is still in it or has been pruned, and the other candidates.
+Servers that report the same history share it in an object history set: in the common case all of a
+quorum does.
 
 **Invariant.** `classify` and `settle` take a `CulledObjectHistorySet` only. A server gets one from
 `cull`, which has checked its own entry of every authenticator; a client, which can check none, from
@@ -31,6 +32,7 @@ from bftfs.wire.codec import Value
 from bftfs.wire.fields import ObjectField
 
 _HISTORY_BYTES = limits.HISTORY_CANDIDATES_MOST * (FIXED_BYTES + 16 * limits.OBJECTS_PER_OPERATION)
+_FLAGS = (b"\0", b"\1")
 AUTHENTICATOR_BYTES = limits.NODES * MAC_BYTES
 
 HistoryField: TypeAlias = Annotated[bytes, Meta(max_length=_HISTORY_BYTES)]
@@ -42,6 +44,7 @@ class ReplicaHistory:
     """One server's candidates for one object, ascending; parsed once per distinct encoding."""
 
     encoded: bytes
+    initial: bool  # whether ⟨0, 0⟩ is in it
     candidates: tuple[Candidate, ...]
     latest: LogicalTimestamp  # of any candidate
     latest_object: Candidate  # the greatest that is no barrier: the server's latest object version
@@ -54,7 +57,7 @@ class ReplicaHistory:
         return None
 
 
-INITIAL_HISTORY = ReplicaHistory(b"", (), ZERO, INITIAL)
+INITIAL_HISTORY = ReplicaHistory(b"", True, (), ZERO, INITIAL)
 
 
 @lru_cache(maxsize=8192)
@@ -62,16 +65,19 @@ def parse_history(encoded: bytes) -> ReplicaHistory:
     """The replica history that `encoded` is. Raises MalformedMessage."""
     if not encoded:
         return INITIAL_HISTORY
-    candidates = parse_candidates(encoded, limit=limits.HISTORY_CANDIDATES_MOST)
-    for candidate in reversed(candidates):
-        if not candidate.barrier:
-            return ReplicaHistory(encoded, candidates, candidates[-1].timestamp, candidate)
-    return ReplicaHistory(encoded, candidates, candidates[-1].timestamp, INITIAL)
+    flag = encoded[0]
+    candidates = parse_candidates(encoded[1:], limit=limits.HISTORY_CANDIDATES_MOST)
+    if flag > 1 or not candidates:
+        raise MalformedMessage("what is no replica history")
+    latest_object = next(
+        (candidate for candidate in reversed(candidates) if not candidate.barrier), INITIAL
+    )
+    return ReplicaHistory(encoded, flag == 1, candidates, candidates[-1].timestamp, latest_object)
 
 
-def history_of(candidates: Iterable[Candidate]) -> bytes:
-    """The encoding of the history with these candidates, given in ascending order."""
-    return b"".join(candidate.encoded for candidate in candidates)
+def history_of(candidates: Iterable[Candidate], *, initial: bool) -> bytes:
+    """The encoding of the history with these candidates, ascending, and ⟨0, 0⟩ if `initial`."""
+    return _FLAGS[initial] + b"".join(candidate.encoded for candidate in candidates)
 
 
 class HistoryGroup(Value, frozen=True):

@@ -27,7 +27,7 @@ from bftfs.query_update.history import (
 )
 from bftfs.query_update.messages import Verdict, Voucher
 from bftfs.query_update.suspicion import Suspicion
-from bftfs.query_update.timestamp import ZERO, LogicalTimestamp
+from bftfs.query_update.timestamp import LogicalTimestamp
 from bftfs.quorum import Nodes, QuorumSystem
 
 _DEDUCTIONS = 4096  # candidates of which a client remembers what became of them
@@ -159,23 +159,6 @@ class Observations:
             return self.observe(identifier).classification
         fresh = {node: each for node, each in known.items() if nodes >> node & 1}
         return self._assemble(identifier, fresh).classification
-
-    def is_initial(self, identifier: ObjectId, nodes: Nodes) -> bool:
-        """Whether a quorum of `nodes` still reports ⟨0, 0⟩, so that no update is established.
-
-        Pruning removes it like any other candidate: a server that has built on a later version no
-        longer does. Histories that were reported at different times, and are pruned differently,
-        may have no candidate in common; then nothing is known. [Q/U §4.3.4, lines 900 and 1202]
-        """
-        known = self._entry(identifier).known
-        hosts = 0
-        for node, each in known.items():
-            if nodes >> node & 1 and all(
-                candidate.conditioned_on == ZERO
-                for candidate in parse_history(each.history).candidates
-            ):
-                hosts |= 1 << node
-        return self._quorums.is_quorum(hosts)
 
     # --- deduction ------------------------------------------------------------------------------
 

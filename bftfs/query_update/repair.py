@@ -17,7 +17,7 @@ from typing import Any
 from bftfs.conversation import Draw, Now, Pause
 from bftfs.errors import ContentionExhausted, MalformedMessage
 from bftfs.identifiers import ClientId, NodeId, ObjectId
-from bftfs.query_update.candidate import Candidate
+from bftfs.query_update.candidate import INITIAL, Candidate
 from bftfs.query_update.classification import OperationType, shared_candidates, sharing
 from bftfs.query_update.conditioned import (
     Conditioned,
@@ -49,7 +49,7 @@ BACK_OFF_US = 1_000  # bound of the first random back-off; doubles with each
 BACK_OFF_MOST_US = 256_000  # …up to this, or so many rounds if rounds take long
 _BACK_OFF_ROUNDS = 16
 _INLINE_ATTEMPTS = 2  # at one candidate, before a barrier ends it
-_FAILURES_BORNE = 5  # after so many, suspicion is given up: it may be what stands in the way
+_FAILURES_BORNE = 8  # after so many, suspicion is given up: it may be what stands in the way
 _MOST_STEPS = 1_000  # of one repair; far beyond what contention can cause with back-off
 
 
@@ -129,6 +129,13 @@ class Repair:
         await rounds.run(
             message, order, outcome, now_us=now_us, subject="replica histories", along=along
         )
+        for name in names:
+            culled = self._observe(name).culled
+            alone = sharing(culled, culled.latest)
+            if alone and not rounds.quorums.includes_benign(alone):
+                for node in order:
+                    if alone >> node & 1:
+                        rounds.suspicion.diverged(node, now_us)
 
     # --- one step -------------------------------------------------------------------------------
 
@@ -208,6 +215,8 @@ class Repair:
             if not isinstance(settled, Undecided):
                 break
             candidate = settled.candidate
+            if candidate is INITIAL:
+                return False  # the histories of different moments have nothing in common
             if candidate.timestamp not in asked:
                 asked.add(candidate.timestamp)
                 if await self._deduce(candidate) is not None:

@@ -636,7 +636,9 @@ class QueryUpdateServer:
             # [Q/U §4.3.5, Compact replica histories]: pruned below the conditioned-on timestamp.
             self._report(
                 replica,
-                candidate.encoded if base.timestamp == ZERO else base.encoded + candidate.encoded,
+                history_of((candidate,), initial=True)
+                if base.timestamp == ZERO
+                else history_of((base, candidate), initial=False),
                 base.timestamp,
             )
             first = None
@@ -727,7 +729,8 @@ class QueryUpdateServer:
         if len(kept) >= limits.HISTORY_CANDIDATES_MOST:
             raise _Fail(Status.TOO_MANY)
         established = ZERO if candidate.barrier else complete.timestamp
-        self._report(replica, history_of((*kept, candidate)), established)
+        initial = replica.history.initial and complete.timestamp == ZERO
+        self._report(replica, history_of((*kept, candidate), initial=initial), established)
 
     def _report(self, replica: Replica, history: bytes, established: LogicalTimestamp) -> None:
         digest = replica_history_digest(object=replica.object, encoded=history)

@@ -80,7 +80,7 @@ def forger(
             ),
             parsed.latest_object.timestamp,
         )
-        return history + forged.encoded
+        return (history or b"\1") + forged.encoded
 
     def behave(step: Step, view: Any, sender: Sender, message: Any, now_us: int) -> Ready:
         ready = step(view, sender, message, b"", now_us)
