@@ -359,7 +359,7 @@ class Fabricator:
             ZERO,
         )
         await hand.observe(operation.objects)
-        forged = history_of((barrier,))
+        forged = history_of((barrier,), initial=True)
         known = {NodeId(node): self._forge(NodeId(node), name, forged) for node in range(hand.n)}
         await hand.update(hand.all_nodes(), hand.sets({name: known}), kind=ConditionedKind.COPY)
         # A candidate that servers have accepted, shown as if all of them had.
@@ -410,7 +410,7 @@ class FalseRepairer:
             timestamp = timestamp_of(conditioned, encoded, culled, author)
             hosted = culled[0].hosted
             base = max((each.history.latest_object.timestamp for each in hosted), default=ZERO)
-            forged = history_of((Candidate(timestamp, base),))
+            forged = history_of((Candidate(timestamp, base),), initial=random.random() < 0.5)
             name = sets[0].object
             known = dict(hand.latest(name))
             for ally in hand.position.allies:

@@ -89,7 +89,9 @@ class HistoryForger:
                 digest=random.randbytes(32),
             )
             candidates.append(Candidate(timestamp, honest.latest_object.timestamp))
-        forged = self._forged[name] = history_of(candidates)
+        initial = random.choice((honest.initial, True, False))
+        forged = history_of(candidates, initial=initial) if candidates else b""
+        self._forged[name] = forged
         return forged
 
 

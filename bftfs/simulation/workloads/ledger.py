@@ -25,6 +25,7 @@ from bftfs.query_update.object_type import (
 ACCOUNT = 0x61  # the kind of an account, which no product object has
 CHAIN_BYTES = 8
 FIRST_CHAIN = bytes(CHAIN_BYTES)
+CREDIT = 1_000  # what every account may be overdrawn by
 MOST_MONEY = 1 << 40  # nobody ever has so much
 
 _BALANCE, _COUNT, _CHAIN, _ENTRY = b"balance", b"count", b"chain", b"entry "
@@ -98,7 +99,7 @@ def _deposit(states: tuple[MutableState], arguments: Deposit, _: Caller) -> Acco
 
 
 def _transfer(states: tuple[MutableState, ...], arguments: Transfer, _: Caller) -> Accounts:
-    if _stand(states[0]).balance < arguments.amount:
+    if _stand(states[0]).balance + CREDIT < arguments.amount:
         raise Refusal(errno.EDQUOT)
     for position, state in enumerate(states):
         change = 0

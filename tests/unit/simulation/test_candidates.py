@@ -67,7 +67,7 @@ def test_a_chain_that_leads_nowhere_is_found() -> None:
 
 
 def _row(*candidates: Candidate) -> bytes:
-    return encode(ObjectRow(1, ZERO, ZERO, history_of(candidates), b""))
+    return encode(ObjectRow(1, ZERO, ZERO, history_of(candidates, initial=True), b""))
 
 
 def test_the_record_remembers_what_histories_have_pruned() -> None:
