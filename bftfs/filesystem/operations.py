@@ -57,6 +57,7 @@ from bftfs.filesystem.extended_attributes import (
 from bftfs.filesystem.known_names import Changed
 from bftfs.filesystem.listing import DirectoryEntry, OpenDirectory
 from bftfs.filesystem.metadata import Metadata
+from bftfs.filesystem.names import fault_of
 from bftfs.filesystem.objects import (
     NoArguments,
     NoState,
@@ -182,6 +183,8 @@ class FileSystem:
 
     async def lookup(self, directory: ObjectId, name: bytes, who: Credentials) -> Found:
         """What `name` stands for in the directory."""
+        if fault := fault_of(name):  # nothing stands for it, but that is not what is wrong with it
+            raise FileSystemError(fault, _shown(name))
         known = self._metadata.believed(directory, name, await Now())
         guess = known or self._metadata.guess(directory, name)
         if known is not None and known.child is None:

@@ -81,6 +81,14 @@ def test_that_a_name_is_free_is_believed_as_well(world: World) -> None:
     world.run(mount.lookup(ROOT_ID, b"x", ALICE))
 
 
+def test_a_name_that_cannot_be_is_refused_for_what_it_is(world: World) -> None:
+    """Also where it is known that nothing in the directory is called so."""
+    mount = world.mount(entry_timeout_us=0)
+    directory = mkdir(world, mount, b"d")
+    refused(errno.ENAMETOOLONG, world, mount.lookup(directory, b"x" * 256, ALICE))
+    refused(errno.ENOENT, world, mount.lookup(directory, b"x" * 255, ALICE))
+
+
 def test_a_mount_knows_the_names_in_a_directory_that_only_it_changes(world: World) -> None:
     """Making a tree costs one update for each thing in it, and no question."""
     mount = world.mount(entry_timeout_us=0)
