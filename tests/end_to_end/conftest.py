@@ -22,7 +22,7 @@ from tests.end_to_end.watchdog import Watchdog
 
 HERE = Path(__file__).parent
 OTHER_DIRECTORY = os.environ.get("BFTFS_TEST_DIRECTORY")
-TEST_TIMEOUT_S = 60
+TEST_TIMEOUT_S = 150
 
 _directory_numbers = itertools.count(1)
 
