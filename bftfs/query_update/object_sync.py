@@ -30,6 +30,7 @@ _PATIENCE_TOTAL_US = 10 * limits.SECOND_US
 _CHAIN = b"c"
 _STATE = b"s"
 _BEYOND_KEYS = b"\xff" * (limits.STATE_KEY_BYTES + 1)
+_BEYOND_VERSIONS = b"\xff" * (len(ZERO) + 5)
 
 
 class StatePage(Value, frozen=True):
@@ -244,7 +245,12 @@ def take_staged(replica: Replica, version: LogicalTimestamp) -> bool:
     staged = replica.view.get(Table.REQUEST, key)
     if staged is None:
         return False
-    replica.writes.append(Write(Table.REQUEST, key, None))
+    first = sync_key(replica.object, ZERO)
+    # What was staged for this object and never used goes with it.
+    replica.writes += [
+        Write(Table.REQUEST, old, None)
+        for old in replica.view.keys(Table.REQUEST, first, first[: -len(ZERO)] + _BEYOND_VERSIONS)
+    ]
     if staged.startswith(_CHAIN):
         replica.learn(_decode_links(staged[1:]))
         if replica.reach(version) in {Reach.HERE, Reach.KNOWN}:
@@ -255,7 +261,6 @@ def take_staged(replica: Replica, version: LogicalTimestamp) -> bool:
         key + number.to_bytes(4, "big") for number in range(int.from_bytes(staged[1:], "big"))
     ]
     replica.install(version, _pairs(replica.view, page_keys))
-    replica.writes += [Write(Table.REQUEST, page_key, None) for page_key in page_keys]
     return True
 
 

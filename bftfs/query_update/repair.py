@@ -113,7 +113,7 @@ class Repair:
                 continue
             failures += 1
             await back_off.pause()
-            if failures % _FAILURES_BORNE == 0:
+            if failures % _FAILURES_BORNE == 0 or not self._rounds.quorum_willing():
                 self._rounds.suspicion.clear()
             await self.refresh(names)
             fresh = True

@@ -117,6 +117,11 @@ class Rounds:
         """Whether one may hope for a prompt and useful answer from `node`."""
         return not (self.probing.avoids(node) or self.suspicion.shuns(node))
 
+    def quorum_willing(self) -> bool:
+        """Whether those that are neither silent nor shunned make a quorum."""
+        willing = sum(1 << node for node in range(self.quorums.n) if self.willing(NodeId(node)))
+        return self.quorums.is_quorum(willing)
+
     def learn(
         self,
         names: tuple[ObjectId, ...],
