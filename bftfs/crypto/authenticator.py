@@ -52,6 +52,24 @@ class AuthenticatorKeys:
         state.update(digest)
         return hmac.compare_digest(state.digest(), authenticator[self._mine])
 
+    def refuted(self, *, makers: bytes, digest: bytes, authenticators: bytes) -> int:
+        """Which of the servers `makers` did not make theirs of `authenticators`: a bit mask.
+
+        Requires: `authenticators` are the makers' over `digest`, concatenated; makers are servers.
+        """
+        position, end = self._mine.start, self._mine.stop
+        width = MAC_BYTES * len(self._from)
+        states = self._from
+        refuted = 0
+        for maker in makers:
+            state = states[maker].copy()
+            state.update(digest)
+            if not hmac.compare_digest(state.digest(), authenticators[position:end]):
+                refuted |= 1 << maker
+            position += width
+            end += width
+        return refuted
+
 
 def _state(key: bytes, *, maker: int) -> hashlib.blake2b:
     """A keyed state that has taken in the maker's number; copying it spares both."""

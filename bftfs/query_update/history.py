@@ -15,7 +15,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Annotated, NamedTuple, TypeAlias
 
 from msgspec import Meta
@@ -60,9 +59,27 @@ class ReplicaHistory:
 INITIAL_HISTORY = ReplicaHistory(b"", True, (), ZERO, INITIAL)
 
 
-@lru_cache(maxsize=8192)
+_PARSED_MOST = 8192
+_parsed: dict[bytes, ReplicaHistory] = {}
+
+
 def parse_history(encoded: bytes) -> ReplicaHistory:
     """The replica history that `encoded` is. Raises MalformedMessage."""
+    parsed = _parsed.get(encoded)
+    if parsed is None:
+        parsed = _remember(_parse(encoded))
+    return parsed
+
+
+def _remember(history: ReplicaHistory) -> ReplicaHistory:
+    """Keep a parsed history: what one reply reports, the next request conditions on."""
+    if len(_parsed) >= _PARSED_MOST:
+        _parsed.clear()
+    _parsed[history.encoded] = history
+    return history
+
+
+def _parse(encoded: bytes) -> ReplicaHistory:
     if not encoded:
         return INITIAL_HISTORY
     flag = encoded[0]
@@ -77,7 +94,20 @@ def parse_history(encoded: bytes) -> ReplicaHistory:
 
 def history_of(candidates: Iterable[Candidate], *, initial: bool) -> bytes:
     """The encoding of the history with these candidates, ascending, and ⟨0, 0⟩ if `initial`."""
-    return _FLAGS[initial] + b"".join(candidate.encoded for candidate in candidates)
+    return _FLAGS[initial] + b"".join([candidate.encoded for candidate in candidates])
+
+
+def built_on(base: Candidate, candidate: Candidate) -> bytes:
+    """The encoding of the history of a server that has accepted a method on top of `base`.
+
+    [Q/U §4.3.5, Compact replica histories]: pruned below the conditioned-on timestamp; in the
+    common case a history contains two candidates.
+    """
+    initial = base.timestamp == ZERO
+    candidates = (candidate,) if initial else (base, candidate)
+    encoded = history_of(candidates, initial=initial)
+    _remember(ReplicaHistory(encoded, initial, candidates, candidate.timestamp, candidate))
+    return encoded
 
 
 class HistoryGroup(Value, frozen=True):
@@ -214,17 +244,15 @@ def cull(
     position = 0
     forged = insane = 0
     for group, each in zip(history_set.groups, parsed.hosted, strict=True):
-        digest = replica_history_digest(object=history_set.object, encoded=group.history)
         if time_of(each.history.latest) > latest_sane_us:
             insane |= each.nodes
-        for node in group.nodes:
-            if not keys.check(
-                claimed_by=node,
-                digest=digest,
-                authenticator=authenticators[position : position + width],
-            ):
-                forged |= 1 << node
-            position += width
+        end = position + width * len(group.nodes)
+        forged |= keys.refuted(
+            makers=group.nodes,
+            digest=replica_history_digest(object=history_set.object, encoded=group.history),
+            authenticators=authenticators[position:end],
+        )
+        position = end
     culled = forged | insane
     if culled:
         parsed = CulledObjectHistorySet(

@@ -53,6 +53,7 @@ from bftfs.query_update.deduction import Evidence, Undecided
 from bftfs.query_update.history import (
     CulledObjectHistorySet,
     ObjectHistorySet,
+    built_on,
     cull,
     history_of,
     parse_set,
@@ -633,14 +634,7 @@ class QueryUpdateServer:
                 if old.timestamp > replica.row.established and not old.barrier
             ]
             replica.append(candidate, operation=first, answer=answer if first is not None else b"")
-            # [Q/U §4.3.5, Compact replica histories]: pruned below the conditioned-on timestamp.
-            self._report(
-                replica,
-                history_of((candidate,), initial=True)
-                if base.timestamp == ZERO
-                else history_of((base, candidate), initial=False),
-                base.timestamp,
-            )
+            self._report(replica, built_on(base, candidate), base.timestamp)
             first = None
         whole, answer = self._abridge(answer, whole_answer_from)
         ready = self._accepted(replicas, answer=answer, whole=whole)
