@@ -463,6 +463,7 @@ class _QueryRound(Round):
         self._plain = False  # whether these end with object versions
         self._alike: Nodes = 0  # those that report the same histories
         self.votes: Votes[tuple[tuple[LogicalTimestamp, ...], Answer]] = Votes(self.quorums)
+        self._reported: dict[tuple[LogicalTimestamp, ...], Nodes] = {}  # who has these as latest
         self.answer: Answer | None = None
         self.versions: tuple[LogicalTimestamp, ...] = ()  # the latest established ones
         self.disorderly: tuple[ObjectId, ...] = ()  # objects that need repair first
@@ -493,8 +494,15 @@ class _QueryRound(Round):
                 answer = Answer.given(error=reply.error, answer=reply.answer, whole=reply.whole)
                 key = (self._wanted or heads, answer)
                 alike = self.votes.add(node, key, reply.answer, whole=reply.whole)
-                if self._plain and self.quorums.is_quorum(alike & self._alike):
-                    # [Q/U §4.3.2]: all have the same latest candidate, so it is complete.
+                self._reported[heads] = self._reported.get(heads, 0) | bit
+                if (
+                    self._plain
+                    and self.quorums.is_quorum(alike & self._alike)
+                    and (len(self.names) == 1 or key[0] == heads)
+                ):
+                    # [Q/U §4.3.2]: all have the same latest candidate, so it is complete. (What
+                    # was asked for of one object was the latest when it was asked for. Of several
+                    # it must be the latest still, or they were not read together.)
                     self.answer, self.versions, self.disorderly = answer, key[0], ()
                     return Judgement.ENOUGH
         if not self.quorums.is_quorum(self.answered):
@@ -529,10 +537,7 @@ class _QueryRound(Round):
         # Several objects were read together only if a quorum has exactly these versions: two such
         # reads share a server, at which versions only grow. If not, a second round, whose replies
         # were all asked for after the first was over, has to find the same.
-        exactly = 0
-        for (heads, _), nodes in self.votes.by.items():
-            if heads == self.versions:
-                exactly |= nodes
+        exactly = self._reported.get(self.versions, 0)
         self.deduced = len(self.names) > 1 and not self.quorums.is_quorum(exactly)
         if disorderly or self.unknown:
             return False
