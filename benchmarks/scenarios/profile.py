@@ -1,10 +1,10 @@
 """Where does the time of a create and of a block write go, in the client and in a node?
 
 Each workload runs twice on real nodes.  The first run tells what an operation costs the client and
-one node; the second, with both under a profiler, in what shares.  A row is a share of that cost: a
-profiler slows small functions down more than large ones, and counts it as part of a system call if
-another process gets the processor meanwhile: the shares are less exact than the sum.  `details` has
-how much of the sum is spent in the kernel.
+one node, in the kernel and outside; the second, with both under a profiler, in what shares the
+latter goes to which kind of work.  A profiler slows small functions down more than large ones, and
+cannot tell work from waiting for the processor: the shares are less exact than the sums.  Calls of
+sockets are left to the kernel's row, since the process that they wake often takes over there.
 
 Nodes run with `interval` durability unless told otherwise: waiting for a disk is not CPU time, and
 a profiler of calls cannot tell the two apart.
@@ -40,13 +40,16 @@ _PROFILED_NODE = 0
 Operations = Sequence[Callable[[], Conversation[Any]]]
 _Function = tuple[str, int, str]  # as `pstats` names one: file, line, name
 
-_WAITING = "waiting"
+_KERNEL = "in the kernel"
+_UNCOUNTED = "uncounted"
 # A function is of the first kind whose pattern is found in `FILE:NAME`.  Python's own functions
 # that no pattern knows are counted with those who call them.
 _KINDS = (
-    (_WAITING, r"'poll' of 'select|'acquire' of '_thread|fdatasync|'sync' of 'Environment"),
-    ("system calls: send", r"'send(msg)?' of '_socket"),
-    ("system calls: receive", r"'recv(_into)?' of '_socket"),
+    (
+        _UNCOUNTED,
+        r"'poll' of 'select|'acquire' of '_thread|f(data)?sync|'sync' of 'Env"
+        r"|'(send|sendmsg|recv|recv_into)' of '_socket",
+    ),
     ("LMDB", r" of '(Transaction|Environment|Cursor)'"),
     ("encoding (msgspec)", r"msgspec"),
     ("erasure code (zfec)", r"of '_fec\."),
@@ -84,13 +87,23 @@ def run(session: Session, target: str, below: Path | None, parameters: Parameter
             place = Place(target, number, f"{workload}, {parameters.in_flight} in flight")
             with suppress(PhaseError):
                 costs = _costs(session, place, below, workload, parameters)
-                _shares(session, place, below, workload, parameters, costs)
+                profiles = _profiles(below, workload, parameters)
+                for process, cost in costs.items():
+                    _add_shares(session, place, process, cost, profiles[process])
+
+
+@dataclass(frozen=True, slots=True)
+class _Cost:
+    """CPU time of an operation in one process, in µs."""
+
+    all_us: float
+    system_us: float
 
 
 def _costs(
     session: Session, place: Place, below: Path | None, workload: str, parameters: Parameters
-) -> dict[str, float]:
-    """µs of CPU time per operation, in the client and in one node."""
+) -> dict[str, _Cost]:
+    """What an operation costs the client and one node."""
     with (
         deployed(_SYSTEM, parameters.durability, below=below) as deployment,
         client_of(deployment) as client,
@@ -108,19 +121,15 @@ def _costs(
                 prepared, in_flight=parameters.in_flight, latencies_ns=phase.latencies_ns
             )
         return {
-            "client": float(phase.details["client_cpu_us"]),
-            "node": float(phase.details["server_cpu_us"]),
+            process: _Cost(
+                float(phase.details[f"{name}_cpu_us"]), float(phase.details[f"{name}_system_us"])
+            )
+            for process, name in (("client", "client"), ("node", "server"))
         }
 
 
-def _shares(
-    session: Session,
-    place: Place,
-    below: Path | None,
-    workload: str,
-    parameters: Parameters,
-    costs: dict[str, float],
-) -> None:
+def _profiles(below: Path | None, workload: str, parameters: Parameters) -> dict[str, pstats.Stats]:
+    """Of the client and of one node."""
     with tempfile.TemporaryDirectory(prefix="profile-") as scratch:
         of_node = Path(scratch) / "node"
         program = ("-m", "benchmarks.profiled_node", str(of_node))
@@ -133,23 +142,28 @@ def _shares(
         ):
             prepared = _prepared(client, workload, parameters)
             of_client.runcall(client.perform, prepared, in_flight=parameters.in_flight)
-        profiles = {"client": pstats.Stats(of_client), "node": pstats.Stats(str(of_node))}
-    for process, profile in profiles.items():
-        by_kind = kinds_of(profile)
-        total = sum(by_kind.values()) or 1.0
-        for kind, seconds in by_kind.most_common():
-            session.samples.append(
-                Sample(
-                    target=place.target,
-                    variant=f"{place.variant}: {process}",
-                    phase=kind,
-                    round=place.round,
-                    measure=Measure.MICROSECONDS_PER_OPERATION,
-                    seconds=seconds / total * costs[process] / 1e6,
-                    amount=1,
-                    started_s=session.samples[-1].started_s,
-                )
+        return {"client": pstats.Stats(of_client), "node": pstats.Stats(str(of_node))}
+
+
+def _add_shares(
+    session: Session, place: Place, process: str, cost: _Cost, profile: pstats.Stats
+) -> None:
+    by_kind = kinds_of(profile)
+    per_second = (cost.all_us - cost.system_us) / max(sum(by_kind.values()), 1e-9)
+    rows = [(kind, seconds * per_second) for kind, seconds in by_kind.most_common()]
+    for kind, share_us in [(_KERNEL, cost.system_us), *rows]:
+        session.samples.append(
+            Sample(
+                target=place.target,
+                variant=f"{place.variant}: {process}",
+                phase=kind,
+                round=place.round,
+                measure=Measure.MICROSECONDS_PER_OPERATION,
+                seconds=share_us / 1e6,
+                amount=1,
+                started_s=session.samples[-1].started_s,
             )
+        )
 
 
 def _prepared(client: Client, workload: str, parameters: Parameters) -> Operations:
@@ -174,7 +188,7 @@ def _prepared(client: Client, workload: str, parameters: Parameters) -> Operatio
 
 
 def kinds_of(profile: pstats.Stats) -> Counter[str]:
-    """Seconds by kind, without waiting."""
+    """Seconds by kind, without waiting and without calls of sockets."""
     found: Counter[str] = Counter()
     entries: dict[_Function, Any] = profile.stats  # type: ignore[attr-defined]
     for function, (_, _, own_s, _, callers) in entries.items():
@@ -185,7 +199,7 @@ def kinds_of(profile: pstats.Stats) -> Counter[str]:
             found[_OTHER] += own_s
         for caller, (_, _, part_s, _) in callers.items() if kind is None else ():
             found[_kind(caller) or _OTHER] += part_s
-    del found[_WAITING]
+    del found[_UNCOUNTED]
     return found
 
 
