@@ -1,0 +1,180 @@
+"""What a copy copies, and what decides candidates of several objects. [Q/U §4.3.7]"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from bftfs.identifiers import ObjectId
+from bftfs.query_update.candidate import INITIAL, Candidate
+from bftfs.query_update.deduction import Evidence, Undecided
+from bftfs.query_update.timestamp import ZERO
+from bftfs.quorum import ThresholdQuorums
+from bftfs.thresholds import QueryUpdateThresholds
+
+from tests.unit.query_update.building import A, B, at, barrier, copy, history, method, seen
+
+QUORUMS = ThresholdQuorums(QueryUpdateThresholds.smallest(t=1, b=1))  # n=6, q=5, r=3
+
+
+def behind(*groups: tuple[int, tuple[Candidate, ...]], bar: int = 9, initial: bool = True) -> Any:
+    """Histories of five servers, each ending with the barrier at `bar`."""
+    return [
+        history(*candidates, barrier(bar), initial=initial)
+        for count, candidates in groups
+        for _ in range(count)
+    ]
+
+
+def evidence(
+    barred: dict[ObjectId, list[bytes]],
+    others: dict[ObjectId, list[bytes]] | None = None,
+    facts: dict[bytes, bool] | None = None,
+) -> Evidence:
+    return Evidence(
+        {name: seen(name, *histories) for name, histories in barred.items()},
+        {name: seen(name, *histories) for name, histories in (others or {}).items()},
+        QUORUMS,
+        facts or {},  # type: ignore[arg-type]
+    )
+
+
+def test_of_one_object_the_latest_that_is_repairable_is_copied() -> None:
+    assert evidence({A: behind((2, (method(1), method(2, 1))), (3, (method(1),)))}).settle() == {
+        A: at(1)
+    }
+    assert evidence({A: behind((3, (method(1), method(2, 1))), (2, (method(1),)))}).settle() == {
+        A: at(2)
+    }
+    assert evidence({A: behind((2, (method(1),)), (3, ()))}).settle() == {A: ZERO}
+
+
+def test_histories_of_different_moments_decide_nothing() -> None:
+    histories = [
+        history(method(time), method(time + 1, time), barrier(20), initial=False)
+        for time in (1, 3, 5, 7, 9)
+    ]
+    assert evidence({A: histories}).settle() == Undecided(INITIAL, (A,))
+
+
+M = method(2, 1, A, B)
+BELOW = method(1)
+
+
+def test_what_is_at_all_of_its_objects_is_copied_at_all() -> None:
+    both = behind((3, (BELOW, M)), (2, (BELOW,)))
+    assert evidence({A: both, B: both}).settle() == {A: at(2), B: at(2)}
+
+
+def test_an_object_that_was_not_looked_at_leaves_it_undecided() -> None:
+    both = behind((3, (BELOW, M)), (2, (BELOW,)))
+    assert evidence({A: both}).settle() == Undecided(M, (B,))
+
+
+def test_an_object_without_a_barrier_leaves_it_undecided() -> None:
+    open_b = [history(BELOW, M)] * 3 + [history(BELOW)] * 2
+    found = evidence({A: behind((3, (BELOW, M)), (2, (BELOW,)))}, {B: open_b}).settle()
+    assert found == Undecided(M, (B,))
+
+
+def test_complete_at_one_object_is_established_at_all() -> None:
+    complete = [history(BELOW, M)] * 5
+    found = evidence({A: behind((3, (BELOW, M)), (2, (BELOW,)))}, {B: complete}).settle()
+    assert found == {A: at(2)}
+
+
+def test_incomplete_below_a_barrier_is_dead_everywhere() -> None:
+    found = evidence(
+        {
+            A: behind((3, (BELOW, M)), (2, (BELOW,))),
+            B: behind((2, (BELOW, M)), (3, (BELOW,))),
+        }
+    ).settle()
+    assert found == {A: at(1), B: at(1)}
+
+
+def test_a_barrier_older_than_the_candidate_does_not_decide() -> None:
+    late = method(12, 1, A, B)
+    found = evidence(
+        {
+            A: behind((3, (BELOW, late)), (2, (BELOW,)), bar=20),
+            B: behind((5, (BELOW,)), bar=9),  # histories from before the candidate was made
+        }
+    ).settle()
+    assert found == Undecided(late, (B,))
+
+
+def test_established_if_a_method_was_built_on_it_elsewhere() -> None:
+    onward = [history(M, method(3, 2))] * 3 + [history(BELOW)] * 2
+    found = evidence({A: behind((3, (BELOW, M)), (2, (BELOW,)))}, {B: onward}).settle()
+    assert found == {A: at(2)}
+
+
+def test_dead_if_something_later_elsewhere_was_not_built_on_it() -> None:
+    past = [history(BELOW, copy(3, 1))] * 3 + [history(BELOW, M)] * 2
+    found = evidence({A: behind((3, (BELOW, M)), (2, (BELOW,)))}, {B: past}).settle()
+    assert found == {A: at(1)}
+
+
+def test_what_r_minus_one_servers_say_decides_nothing() -> None:
+    past = [history(BELOW, copy(3, 1))] * 2 + [history(BELOW, M)] * 3
+    found = evidence({A: behind((3, (BELOW, M)), (2, (BELOW,)))}, {B: past}).settle()
+    assert found == Undecided(M, (B,))
+
+
+def test_chains_are_followed_as_far_as_the_histories_reach() -> None:
+    chain = [history(M, method(3, 2), method(4, 3))] * 3 + [history(BELOW)] * 2
+    assert evidence({A: behind((3, (BELOW, M)), (2, (BELOW,)))}, {B: chain}).settle() == {A: at(2)}
+    pruned = [history(method(5, 4), method(6, 5))] * 3 + [history(BELOW)] * 2
+    found = evidence({A: behind((3, (BELOW, M)), (2, (BELOW,)))}, {B: pruned}).settle()
+    assert found == Undecided(M, ())
+
+
+@pytest.mark.parametrize(("established", "copied"), [(True, 2), (False, 1)])
+def test_statements_of_servers_decide(established: bool, copied: int) -> None:
+    both = behind((3, (BELOW, M)), (2, (BELOW,)))
+    found = evidence({A: both}, facts={at(2): established}).settle()
+    assert found == {A: at(copied)}
+
+
+def test_a_copy_over_both_objects_that_only_one_shows_is_dead() -> None:
+    again = copy(4, 2, A, B)
+    found = evidence(
+        {
+            A: behind((5, (BELOW, M))),
+            B: behind((3, (BELOW, M, again)), (2, (BELOW, M))),
+        }
+    ).settle()
+    assert found == {A: at(2), B: at(2)}
+
+
+def test_a_copy_that_left_an_object_out_knew_the_candidate_established() -> None:
+    alone = copy(4, 2)
+    found = evidence(
+        {A: behind((3, (BELOW, M)), (2, (BELOW,)))},
+        {B: [history(BELOW, M, alone)] * 3 + [history(BELOW, M)] * 2},
+    ).settle()
+    assert found == {A: at(2)}
+
+
+def test_below_a_dead_method_is_what_it_was_conditioned_on() -> None:
+    # ⟨3,2⟩ of one object is repairable too, but a later potential candidate was not built on it.
+    other = method(3, 1)
+    dead = method(4, 1, A, B)
+    found = evidence(
+        {A: behind((3, (BELOW, other, dead)), (2, (BELOW,)))}, facts={at(4): False}
+    ).settle()
+    assert found == {A: at(1)}
+
+
+def test_a_copy_is_settled_over_objects_that_agree_or_not_at_all() -> None:
+    # B is settled at something else although M is at both: nothing must be copied in parts.
+    later = method(3, 2)
+    found = evidence(
+        {
+            A: behind((3, (BELOW, M)), (2, (BELOW,))),
+            B: behind((3, (M, later)), (2, (BELOW,)), initial=False),
+        }
+    ).settle()
+    assert found == {A: at(2), B: at(3)}  # M is established: a method was built on it
