@@ -98,7 +98,9 @@ def simulate(
                 click.echo(json.dumps(_as_json(report)))
             elif not report.passed:
                 progress.clear()
-                click.echo(_failure(report, operations=operations, kind=kind))
+                chosen = f" --kind {kind}" if kind else ""
+                again = f"--seed {report.configuration.seed} --operations {operations}{chosen}"
+                click.echo(_failure(report, f"--replay {replay}" if replay else again))
             progress.show()
     except KeyboardInterrupt:
         progress.clear()
@@ -106,8 +108,7 @@ def simulate(
     finally:
         reports.close()
     progress.clear()
-    if not as_json:
-        click.echo(_summary(tally, progress.seconds))
+    click.echo(_summary(tally, progress.seconds), err=as_json)
     return 1 if tally.failed_seeds else 0
 
 
@@ -156,10 +157,9 @@ class _Progress:
             click.echo(f"\r{'':78}\r", nl=False, err=True)
 
 
-def _failure(report: Report, *, operations: int, kind: str | None) -> str:
+def _failure(report: Report, again: str) -> str:
     configuration = report.configuration
     sizes = configuration.sizes.query_update
-    chosen = f" --kind {kind}" if kind else ""
     byzantine = ", ".join(
         [f"node {node} is {'/'.join(names)}" for node, names in configuration.byzantine_nodes]
         + [f"a client is {name}" for name in configuration.byzantine_clients]
@@ -169,7 +169,7 @@ def _failure(report: Report, *, operations: int, kind: str | None) -> str:
         f"Seed {configuration.seed} failed at commit {_commit()} "
         f"({configuration.kind}, n={sizes.n} t={sizes.t} b={sizes.b}"
         f"{', ' + byzantine if byzantine else ''}):\n{findings}\n"
-        f"  Replay: bftfs simulate --seed {configuration.seed} --operations {operations}{chosen}"
+        f"  Replay: bftfs simulate {again}"
     )
 
 
