@@ -24,7 +24,7 @@ from bftfs.filesystem.registry import file_system_types
 from bftfs.identifiers import NodeId
 from bftfs.query_update.counter import counter_types
 from bftfs.simulation.byzantine.positions import ClientPosition, NodePosition
-from bftfs.simulation.byzantine.registry import CLIENTS, corrupted
+from bftfs.simulation.byzantine.registry import CLIENTS, GRANTS, corrupted
 from bftfs.simulation.checkers.candidates import CandidateRecord
 from bftfs.simulation.configuration import ClientPlan, Configuration
 from bftfs.simulation.deployment import Deployment
@@ -37,6 +37,7 @@ from bftfs.simulation.workloads.files import FileWorkload
 from bftfs.simulation.workloads.ledger import ledger_types
 from bftfs.simulation.workloads.objects import ObjectWorkload
 from bftfs.simulation.world import SECOND_US, World
+from bftfs.step import Grant
 from bftfs.storage import Write
 
 TYPES = counter_types() | ledger_types() | file_system_types()
@@ -149,7 +150,9 @@ class _Intruder:
 
     def __init__(self, simulation: Simulation, name: str, adversary: str) -> None:
         self._simulation = simulation
-        self._host = simulation.deployment.client(name)
+        grants = GRANTS.get(adversary, (Grant(),))
+        grant = simulation.world.random.choice(grants)
+        self._host = simulation.deployment.client(name, grant=grant)
         self._adversary = CLIENTS[simulation.configuration.kind][adversary](
             ClientPosition(
                 name,

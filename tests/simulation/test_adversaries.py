@@ -52,3 +52,16 @@ def test_items_of_byzantine_clients_are_read() -> None:
         entry.kind == "read" and (entry.value or "").startswith("intruder")
         for entry in simulation.workload.history
     )
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_forbidden_is_found_where_grants_are_not_checked(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bftfs.simulation.scenario.GRANTS", {})
+    report = run(attacked(1, kind=kind, client="trespasser", operations=60))
+    assert any(
+        sign in finding
+        for finding in report.findings
+        for sign in ("never written", "was never made", "without the right")
+    )

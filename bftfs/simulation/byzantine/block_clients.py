@@ -260,6 +260,23 @@ class Impersonator:
         )
 
 
+class Trespasser:
+    """Writes as a user whom its grant does not cover, or without the right to write at all.
+
+    [design §3] "A grant says which uids a client may act as (or all), whether it may write". Shown
+    by linearizability: its items are nobody's, so that reading one is a violation.
+    """
+
+    def __init__(self, position: ClientPosition) -> None:
+        self._hand = _Hand(position)
+
+    async def act(self) -> None:
+        """A good write that is not allowed."""
+        hand = self._hand
+        fragments = hand.code.encode(hand.position.workload.forbidden())
+        await hand.write(hand.block(), fragments, nodes=hand.all_nodes(), time=await Now())
+
+
 class GarbageClient:
     """Sends bytes that are nearly a request.
 

@@ -40,7 +40,7 @@ from bftfs.query_update.messages import (
     UpdateReply,
     Voucher,
 )
-from bftfs.query_update.object_type import encode_record
+from bftfs.query_update.object_type import Record, encode_record
 from bftfs.query_update.timestamp import ZERO, logical_timestamp
 from bftfs.simulation.byzantine.positions import ClientPosition, mutated
 from bftfs.simulation.deployment import CREDENTIALS
@@ -63,9 +63,14 @@ class _Hand:
 
     def operation(self, serial: int) -> Operation:
         """An update that may take place from now on."""
-        method, objects, arguments = self.position.workload.attempted(
-            self.position.name, self.position.now()
-        )
+        attempted = self.position.workload.attempted(self.position.name, self.position.now())
+        return self.wrapped(attempted, serial)
+
+    def wrapped(
+        self, invocation: tuple[str, tuple[ObjectId, ...], Record], serial: int
+    ) -> Operation:
+        """The invocation of a method, on behalf of the user that all clients act for."""
+        method, objects, arguments = invocation
         return Operation(
             method,
             objects,
@@ -458,6 +463,35 @@ class FutureUpdater:
         leap = hand.random.choice((1_000, 1_000_000, bound // 100, 2 * bound, 1 << 59, -bound))
         clock = await Now() + leap
         await hand.update(hand.all_nodes(), sets, operation=operation, clock=clock)
+
+
+class Trespasser:
+    """Updates as a user whom its grant does not cover, or without the right to write at all.
+
+    [design §3] "A grant says which uids a client may act as (or all), whether it may write". Shown
+    by the journals and names that its updates must not appear in.
+    """
+
+    def __init__(self, position: ClientPosition) -> None:
+        self._hand = _Hand(position)
+
+    async def act(self) -> None:
+        """A good update that is not allowed, and its inline repair."""
+        hand = self._hand
+        forbidden = hand.position.workload.forbidden()
+        if forbidden is None:
+            await Receive(_LISTEN_US)
+            return
+        operation = hand.wrapped(forbidden, await Draw(1 << 62))
+        await hand.observe(operation.objects)
+        sets, macs = hand.sets({name: hand.latest(name) for name in operation.objects})
+        conditioned = await hand.update(hand.all_nodes(), (sets, macs), operation=operation)
+        request = InlineUpdate(
+            encode(conditioned), hand.position.client, sets[0], macs[0], NodeId(0)
+        )
+        for node in hand.all_nodes():
+            await Send(NodeId(node), request)
+        await hand.listen([each.object for each in sets])
 
 
 class GarbledUpdater:

@@ -13,7 +13,8 @@ from bftfs.simulation.byzantine import (
     object_nodes,
 )
 from bftfs.simulation.byzantine.positions import ClientAdversary, ClientPosition, NodePosition
-from bftfs.step import Ready, Sender, Server
+from bftfs.simulation.deployment import CREDENTIALS
+from bftfs.step import Grant, Ready, Sender, Server
 from bftfs.storage import StorageView
 
 NODES: Mapping[str, Callable[[NodePosition], Server]] = {
@@ -47,6 +48,7 @@ _BLOCK_CLIENTS: _Clients = {
     "timestamp-racer": block_clients.TimestampRacer,
     "impersonator": block_clients.Impersonator,
     "garbage-client": block_clients.GarbageClient,
+    "trespasser": block_clients.Trespasser,
 }
 
 _OBJECT_CLIENTS: _Clients = {
@@ -60,6 +62,7 @@ _OBJECT_CLIENTS: _Clients = {
     "false-repairer": object_clients.FalseRepairer,
     "future-updater": object_clients.FutureUpdater,
     "garbled-updater": object_clients.GarbledUpdater,
+    "trespasser": object_clients.Trespasser,
 }
 
 # What each kind of workload can be attacked with.
@@ -67,6 +70,11 @@ CLIENTS: Mapping[str, _Clients] = {
     "blocks": _BLOCK_CLIENTS,
     "objects": _OBJECT_CLIENTS,
     "files": _OBJECT_CLIENTS,
+}
+
+# What an adversary may do, if it is less than everything.
+GRANTS: Mapping[str, tuple[Grant, ...]] = {
+    "trespasser": (Grant(write=False), Grant(uids=(CREDENTIALS.uid + 1,)))
 }
 
 

@@ -91,6 +91,10 @@ class BlockWorkload:
         self.history.append(_Entry(name, "write", self.blocks.index(block), label, now))
         return item
 
+    def forbidden(self) -> bytes:
+        """An item that must never be read."""
+        return b"forbidden" + self.random.randbytes(8)
+
     def wrong(self, finding: str) -> None:
         """Take down a finding that was made in passing."""
         self._findings.append(finding)

@@ -38,6 +38,7 @@ from bftfs.simulation.workloads import Evidence, Task
 from bftfs.simulation.world import START_US
 
 CONTENT_BYTES = 48
+FORBIDDEN = b"forbidden"  # a name that only clients without the right to it create
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +147,12 @@ class FileWorkload:
                 roles = (directory, random.choice((directory, other)), child, replaced)
                 return registry.RENAME, roles, Renaming(title, target, random.choice((0, 0, 1, 2)))
 
+    def forbidden(self) -> tuple[str, tuple[ObjectId, ...], Record]:
+        """An update that must never take place."""
+        fresh = self._identifier(ObjectKind.INODE)
+        creation = Creation(FORBIDDEN, stat.S_IFREG | 0o600, 0, 0, b"", limits.BLOCK_BYTES_MIN)
+        return registry.CREATE, (self.root, fresh), creation
+
     # --- judging -----------------------------------------------------------------------------
 
     def findings(self) -> list[str]:
@@ -157,6 +164,8 @@ class FileWorkload:
             return found
         found += check_tree(self.tree, root=self.root)
         there = self.tree[self.root].entries if self.root in self.tree else {}
+        if FORBIDDEN in there:
+            found.append(f"{FORBIDDEN!r} was created by a client without the right to")
         for private in self.private:
             if private.created and not private.removing and private.name not in there:
                 found.append(f"{private.name!r} was created, and is lost")

@@ -149,6 +149,13 @@ class ObjectWorkload:
         objects = tuple(self.objects[number] for number in entry.objects)
         return entry.method, objects, entry.arguments
 
+    def forbidden(self) -> tuple[str, tuple[ObjectId, ...], Record] | None:
+        """An update that must never take place, if there is one whose effect would be seen."""
+        if not self.accounts:
+            return None
+        account = self.objects[self.random.choice(self.accounts)]
+        return "ledger.deposit", (account,), Deposit(b"forbidden", 1)
+
     def draw(self, name: str, *, updates: float) -> ObjectEntry:
         """An operation, which is an update with this probability."""
         random, mix = self.random, self.mix

@@ -16,7 +16,6 @@ from bftfs.query_update.timestamp import (
     logical_timestamp,
     time_of,
 )
-
 from tests.unit.query_update.building import A, B, C, at, barrier, copy, method
 
 
@@ -73,7 +72,7 @@ def test_all_of_a_candidate_is_its_identity() -> None:
     others = [method(2, 1), copy(2, 1, A, B), method(2, 0, A, B), method(2, 1, A, C)]
     assert len({*same}) == 1
     assert len({*same, *others}) == 5
-    assert INITIAL == Candidate(ZERO, ZERO)
+    assert Candidate(ZERO, ZERO) == INITIAL
     assert INITIAL != 0
 
 

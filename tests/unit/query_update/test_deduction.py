@@ -12,7 +12,6 @@ from bftfs.query_update.deduction import Evidence, Undecided
 from bftfs.query_update.timestamp import ZERO
 from bftfs.quorum import ThresholdQuorums
 from bftfs.thresholds import QueryUpdateThresholds
-
 from tests.unit.query_update.building import A, B, at, barrier, copy, history, method, seen
 
 QUORUMS = ThresholdQuorums(QueryUpdateThresholds.smallest(t=1, b=1))  # n=6, q=5, r=3

@@ -18,7 +18,6 @@ from bftfs.query_update.history import (
     parse_set,
 )
 from bftfs.query_update.timestamp import ZERO
-
 from tests.unit.query_update.building import (
     A,
     B,

@@ -17,7 +17,6 @@ from bftfs.query_update.replica import Link, Reach, Replica, Workspace
 from bftfs.query_update.timestamp import ZERO, LogicalTimestamp
 from bftfs.storage import MemoryStorage, Table, Write
 from bftfs.wire.codec import encode
-
 from tests.unit.query_update.building import A, B, at
 
 KEYS = [b"a", b"a\0", b"a\0\xff", b"ab", b"b" * 9, b"c"]

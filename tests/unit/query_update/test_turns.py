@@ -8,7 +8,6 @@ from bftfs.conversation import Event, Wait
 from bftfs.engine import Engine, Running
 from bftfs.identifiers import ObjectId
 from bftfs.query_update.turns import Turns
-
 from tests.unit.query_update.building import A, B, C
 
 
