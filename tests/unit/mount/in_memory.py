@@ -10,6 +10,7 @@ removed, `user.freeze` makes all writes of blocks wait until it is removed, and 
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import time
@@ -44,6 +45,7 @@ ROOT_DIRECTORY = object_id(ObjectKind.DIRECTORY, placement=0, unique=bytes(14))
 SOURCE = "in, memory"
 VOLUME = object_id(ObjectKind.VOLUME, placement=0, unique=bytes(14))
 STALL = b"user.stall"
+STALLED = "stalled"  # what the log says then
 FREEZE = b"user.freeze"
 FOREIGN = b"user.foreign"
 
@@ -104,6 +106,7 @@ class Metadata:
     ) -> Answered:
         match arguments:
             case ExtendedSetting(name=name) if name == STALL:
+                logging.getLogger(__name__).warning(STALLED)
                 await Wait(self.stalled)
             case ExtendedName(name=name) if name == STALL:
                 self.stalled.announce()

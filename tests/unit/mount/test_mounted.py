@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from mount.mountpoint import detach, mounted_at
-from tests.unit.mount.in_memory import FOREIGN, FREEZE, SOURCE, STALL
+from tests.unit.mount.in_memory import FOREIGN, FREEZE, SOURCE, STALL, STALLED
 
 PROJECT = Path(__file__).resolve().parents[3]
 
@@ -142,7 +142,7 @@ except OSError as error:
     print(error.errno, flush=True)
 """
     process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE)
-    eventually(lambda: waits(process))
+    eventually(lambda: STALLED in mount.log.read_text())
     return process
 
 
@@ -171,6 +171,7 @@ WRITER = """
 import os, sys
 descriptor = os.open(sys.argv[1], os.O_CREAT | os.O_WRONLY)
 os.write(descriptor, b"data")
+print("closing", flush=True)
 os.close(descriptor)
 """
 
@@ -180,8 +181,12 @@ def test_a_killed_process_ends_while_it_closes(tmp_path: Path):
     with mounted(tmp_path) as mount:
         (mount.path / "other").touch()
         os.setxattr(mount.path / "other", FREEZE, b"")
-        process = subprocess.Popen([sys.executable, "-c", WRITER, mount.path / "file"])
-        eventually(lambda: waits(process))
+        process = subprocess.Popen(
+            [sys.executable, "-c", WRITER, mount.path / "file"], stdout=subprocess.PIPE
+        )
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"closing\n"
+        eventually(lambda: waits(process))  # not for its earlier requests
         process.kill()
         assert process.wait(10) == -signal.SIGKILL
         os.removexattr(mount.path / "other", FREEZE)
