@@ -6,7 +6,9 @@ checkpoint; after a crash they are applied again.
 
     record   digest (16 bytes) of the rest, sequence (8), length (4), the batch
 
-Records begin at multiples of 512 bytes. Each has the sequence of its predecessor plus one, by which
+Records begin at multiples of 512 bytes. The file is longer than they are: zeros are written ahead of
+them, since a flush of blocks that the file has already need not wait for the file system's own
+journal. Each has the sequence of its predecessor plus one, by which
 what was left by an earlier pass over the file is told from what belongs to this one.
 
 **Invariants.** What `replay` gives is what was appended up to the last sync, and perhaps more, but
@@ -24,11 +26,13 @@ from typing import Any, TypeAlias
 import msgspec
 from blake3 import blake3
 
+from bftfs.limits import MIB
 from bftfs.storage import Table, Write
 
 _HEADER = Struct("!16sQI")
 _DIGEST_BYTES = 16
 _ALIGNMENT = 512
+_AHEAD_BYTES = MIB  # of zeros, each time that the file has to grow
 
 # A write, as it is encoded: the table's number, key, value.
 Row: TypeAlias = tuple[int, bytes, bytes | memoryview | None]
@@ -43,6 +47,7 @@ class Journal:
     def __init__(self, path: Path) -> None:
         self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         self.size = 0  # bytes in use
+        self._room = os.fstat(self._file).st_size  # bytes that the file has
         self.sequence = 0  # of the last record
 
     def replay(self, after: int) -> Iterator[list[Write]]:
@@ -68,6 +73,9 @@ class Journal:
         batch = _encode(rows)
         rest = _HEADER.pack(b"", self.sequence + 1, len(batch))[_DIGEST_BYTES:]
         record: list[Any] = [_digest_of(rest, batch), rest, batch]
+        end = self.size + _HEADER.size + len(batch)
+        if end > self._room:
+            self._room += os.pwrite(self._file, bytes(end - self._room + _AHEAD_BYTES), self._room)
         written = os.pwritev(self._file, record, self.size)
         if written < _HEADER.size + len(batch):
             # A short write is how a full disk begins; writing the rest tells for certain.
