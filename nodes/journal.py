@@ -6,10 +6,10 @@ checkpoint; after a crash they are applied again.
 
     record   digest (16 bytes) of the rest, sequence (8), length (4), the batch
 
-Records begin at multiples of 512 bytes. The file is longer than they are: zeros are written ahead of
-them, since a flush of blocks that the file has already need not wait for the file system's own
-journal. Each has the sequence of its predecessor plus one, by which
-what was left by an earlier pass over the file is told from what belongs to this one.
+Records begin at multiples of 512 bytes. Each has the sequence of its predecessor plus one, by which
+what was left by an earlier pass over the file is told from what belongs to this one. The file is
+longer than they are: zeros are written ahead of them, since a flush of blocks that the file has
+already need not wait for the file system's own journal.
 
 **Invariants.** What `replay` gives is what was appended up to the last sync, and perhaps more, but
 never less and never with a gap.
