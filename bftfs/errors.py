@@ -101,6 +101,20 @@ class VersionUnrecoverable(OperationFailed):
         return f"{self.subject}: too few correct fragments could be read"
 
 
+class UnreadableAnswer(OperationFailed):
+    """Nodes that cannot all be lying agree on an answer that is none to this client."""
+
+    def __init__(self, method: str) -> None:
+        super().__init__(method)
+        self.method = method
+
+    def __str__(self) -> str:
+        return (
+            f"{self.method}: the nodes agree on an answer that this client cannot read; "
+            "theirs is probably another version of bftfs: install the same on both sides"
+        )
+
+
 class AdmissionRefused(OperationFailed):
     """The nodes refuse the request for now: a limit, a full disk, or a missing right."""
 

@@ -17,6 +17,7 @@ from typing import Any, Protocol
 
 import msgspec
 
+from bftfs.errors import UnreadableAnswer
 from bftfs.identifiers import ClientId, ObjectId
 
 
@@ -127,9 +128,12 @@ class ObjectTypes:
         return self._decoders[method.name].decode(encoded)
 
     def decode_answer(self, method: Method, encoded: bytes) -> Any:
-        """The method's answer; raises `msgspec.DecodeError` if it is none."""
+        """The method's answer, on which servers agree; raises UnreadableAnswer if it is none."""
         decoder = self._answers.get(method.name)
-        return encoded if decoder is None else decoder.decode(encoded)
+        try:
+            return encoded if decoder is None else decoder.decode(encoded)
+        except msgspec.DecodeError:
+            raise UnreadableAnswer(method.name) from None
 
 
 _ENCODER = msgspec.msgpack.Encoder()
