@@ -48,6 +48,7 @@ from nodes.admission import (
 )
 from nodes.connection import Connection
 from nodes.guard import WriteSwitch
+from nodes.membership import LiveMembership
 from nodes.metrics import Tally
 from nodes.store import Batch, MapOutgrown, Store, StoreFull
 
@@ -56,6 +57,7 @@ EVENTS_PER_TURN = 256
 ACCEPTS_PER_TURN = 64
 SYNC_EVERY_US = SECOND_US  # under interval durability
 FULL_DISK_RETRY_US = SECOND_US
+MEMBERSHIP_EVERY_US = SECOND_US
 
 _IN = select.EPOLLIN
 _OUT = select.EPOLLOUT
@@ -74,6 +76,7 @@ class Loop:
         *,
         listener: socket.socket,
         new_channel: Callable[[bytes], ServerChannel[Sender]],
+        membership: LiveMembership,
         decode: Callable[[bytes], Any],
         dispatcher: Dispatcher,
         store: Store,
@@ -83,6 +86,8 @@ class Loop:
     ) -> None:
         self._listener = listener
         self._new_channel = new_channel
+        self._membership = membership
+        self._membership_us = 0  # when it is looked at again, if there is something to serve
         self._decode = decode
         self._dispatcher = dispatcher
         self._store = store
@@ -113,10 +118,12 @@ class Loop:
         return len(self._connections)
 
     def stop_on_signals(self) -> None:
-        """Let SIGTERM and SIGINT end `run` after the batch in progress."""
+        """Let SIGTERM and SIGINT end `run` after the batch in progress; SIGHUP, a look at who may
+        connect."""
         signal.set_wakeup_fd(self._waker.fileno(), warn_on_full_buffer=False)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._stop)
+        signal.signal(signal.SIGHUP, self._reconsider)
 
     def run(self) -> None:
         """Serve until a signal ends it."""
@@ -197,6 +204,7 @@ class Loop:
 
     def _woken(self) -> None:
         self._wakeup.recv(64)
+        self._dismiss()
         if self._store.syncing:
             self._store.finish_sync()
             self._arrange_sync()
@@ -209,6 +217,9 @@ class Loop:
 
     def _stop(self, _number: int, _frame: object) -> None:
         self._stopping = True
+
+    def _reconsider(self, _number: int, _frame: object) -> None:
+        self._membership_us = 0
 
     # --- in ----------------------------------------------------------------------------------
 
@@ -293,6 +304,17 @@ class Loop:
             connection.output.add([connection.channel.pending_output()])
             self._write(connection)
 
+    def _dismiss(self) -> None:
+        """Close the connections of clients that may not connect any more, or with other rights."""
+        now = clock.monotonic_us()
+        if now < self._membership_us:
+            return
+        self._membership_us = now + MEMBERSHIP_EVERY_US
+        self._membership.refresh()
+        for connection in tuple(self._connections.values()):
+            if connection.sender is not None and not self._membership.admits(connection.sender):
+                self._close(connection, "no longer admitted")
+
     def _offend(self, connection: Connection, fault: PeerFault) -> None:
         # Nobody is held to account for what others can send in his name.
         if connection.account is not None and connection.channel.peer is not None:
@@ -320,6 +342,7 @@ class Loop:
     def _serve(self) -> None:
         """Step what has arrived, commit, answer."""
         self._tally.batches += 1
+        self._dismiss()
         dispatcher, switch = self._dispatcher, self._switch
         outbox = dispatcher.outbox
         if switch.code and clock.monotonic_us() >= self._full_until_us:

@@ -32,6 +32,7 @@ from nodes.configuration import NodeConfiguration
 from nodes.guard import Guard, WriteSwitch
 from nodes.health import Health
 from nodes.loop import Loop
+from nodes.membership import LiveMembership
 from nodes.metrics import Exposition, Tally
 from nodes.store import Store
 
@@ -103,11 +104,13 @@ def run(directory: NodeDirectory, description_file: Path, protocols: Protocols) 
         address = description.member(node).address
         listener = stack.enter_context(listen(address))
         stack.callback(forget, address)
+        membership = LiveMembership(description_file, description)
         loop = Loop(
             listener=listener,
             new_channel=lambda nonce: ServerChannel[Sender](
-                identity=identity, node=node, cluster=description, nonce=nonce
+                identity=identity, node=node, cluster=membership, nonce=nonce
             ),
+            membership=membership,
             decode=protocols.decode_request,
             dispatcher=Dispatcher(servers={**servers, HealthRequest: health}, engine=links.engine),
             store=store,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import tempfile
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bftfs import cluster as description_files
-from bftfs.cli.processes import require_writable
+from bftfs.cli.processes import require_writable, running_nodes
 from bftfs.cluster import ClientEntry, ClusterDescription, Durability
 from bftfs.crypto.keys import (
     VOLUME_KEY_BYTES,
@@ -182,22 +183,41 @@ def add_client(data: Path, name: str, uids: tuple[int, ...], read_only: bool) ->
     grant = Grant(uids=uids or None, write=not read_only)
     description = _with_new_client(directory, description, name, grant)
     description_files.store(directory.description, description, administrator)
+    _tell_nodes(directory, description)
     click.echo(f"Client {name}: key in {directory.client_key(name)}")
     click.echo("Give the client that file, cluster.toml, cluster.toml.sig and volume.key.")
-    click.echo("Nodes on other machines need the new cluster.toml and cluster.toml.sig as well.")
+    _remind_of_others(description)
 
 
-@cluster.command("remove-client")
+@cluster.command("revoke-client")
 @data_option
 @click.argument("name")
-def remove_client(data: Path, name: str) -> None:
-    """Take NAME's right to connect away."""
+def revoke_client(data: Path, name: str) -> None:
+    """Take NAME's right to connect away, at once."""
     directory = DataDirectory.existing(data.absolute())
     description = description_files.load(directory.description).without_client(name)
     description_files.store(
         directory.description, description, read_identity(directory.administrator_key)
     )
-    click.echo(f"Client {name} may not connect any more.")
+    told = _tell_nodes(directory, description)
+    click.echo(f"Client {name} may not connect any more; {told} running nodes have cut it off.")
+    _remind_of_others(description)
+
+
+def _tell_nodes(directory: DataDirectory, description: ClusterDescription) -> int:
+    """Have the nodes that run here look at the description; how many there are."""
+    running = running_nodes(directory, description)
+    for pid in running.values():
+        os.kill(pid, signal.SIGHUP)
+    return len(running)
+
+
+def _remind_of_others(description: ClusterDescription) -> None:
+    if not all(member.address.startswith("unix:") for member in description.members):
+        click.echo(
+            "Copy cluster.toml and cluster.toml.sig to the nodes on other machines as well: they "
+            "notice at the next request."
+        )
 
 
 @cluster.command()

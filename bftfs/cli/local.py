@@ -16,10 +16,10 @@ from bftfs import cluster as description_files
 from bftfs.cli.cluster import create_cluster, smallest_cluster
 from bftfs.cli.mount import mount_cluster, mounts_of, unmount_path
 from bftfs.cli.processes import (
-    is_running,
+    NODE_MODULE,
     last_words,
-    pid_in,
     require_writable,
+    running_nodes,
     start_detached,
     stop,
 )
@@ -27,7 +27,6 @@ from bftfs.cluster import ClusterDescription, Durability, UnixAddress, parse_add
 from bftfs.data_directory import DataDirectory
 from bftfs.errors import UsageError
 
-NODE_MODULE = "nodes"
 START_PATIENCE_S = 30.0
 
 
@@ -127,11 +126,11 @@ def _refuse_other_sizes(
 def start_nodes(directory: DataDirectory, description: ClusterDescription) -> int:
     """Start the nodes that do not run, and wait until all of them listen; how many were started."""
     processes: dict[int, subprocess.Popen[bytes]] = {}
+    running = running_nodes(directory, description)
     for member in description.members:
-        node = directory.node(member.node)
-        pid = pid_in(node.pid)
-        if pid is not None and is_running(pid, module=NODE_MODULE, directory=node.path):
+        if member.node in running:
             continue
+        node = directory.node(member.node)
         processes[member.node] = start_detached(
             NODE_MODULE,
             ["--data", str(node.path), "--cluster", str(directory.description)],
@@ -181,19 +180,15 @@ def down(data: Path, destroy: bool) -> None:
     for mountpoint in mounts_of(directory):
         unmount_path(directory, mountpoint)
         click.echo(f"Unmounted {mountpoint}")
-    stopped = 0
-    for member in description.members:
-        node = directory.node(member.node)
-        pid = pid_in(node.pid)
-        if pid is None or not is_running(pid, module=NODE_MODULE, directory=node.path):
-            continue
+    running = running_nodes(directory, description)
+    for number, pid in running.items():
+        node = directory.node(number)
         if not stop(pid, module=NODE_MODULE, directory=node.path):
             raise UsageError(
-                f"node {member.node} (process {pid}) does not stop; see its log {node.log}",
+                f"node {number} (process {pid}) does not stop; see its log {node.log}",
                 exit_code=1,
             )
-        stopped += 1
-    click.echo(f"Stopped {stopped} nodes; the data is in {directory.path}")
+    click.echo(f"Stopped {len(running)} nodes; the data is in {directory.path}")
     if destroy:
         shutil.rmtree(directory.path)
         click.echo(f"Deleted {directory.path}")

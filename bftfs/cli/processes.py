@@ -13,7 +13,12 @@ import sys
 import time
 from pathlib import Path
 
+from bftfs.cluster import ClusterDescription
+from bftfs.data_directory import DataDirectory
 from bftfs.errors import UsageError
+from bftfs.identifiers import NodeId
+
+NODE_MODULE = "nodes"
 
 
 def is_running(pid: int, *, module: str, directory: Path) -> bool:
@@ -32,6 +37,17 @@ def pid_in(file: Path) -> int | None:
         return int(file.read_text().split()[0])
     except (OSError, ValueError, IndexError):
         return None
+
+
+def running_nodes(directory: DataDirectory, description: ClusterDescription) -> dict[NodeId, int]:
+    """The process ids of the cluster's nodes that run on this machine."""
+    found = {}
+    for member in description.members:
+        node = directory.node(member.node)
+        pid = pid_in(node.pid)
+        if pid is not None and is_running(pid, module=NODE_MODULE, directory=node.path):
+            found[member.node] = pid
+    return found
 
 
 def start_detached(module: str, arguments: list[str], *, log: Path) -> subprocess.Popen[bytes]:

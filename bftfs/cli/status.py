@@ -12,7 +12,7 @@ from rich.table import Table
 
 from bftfs import cluster as description_files
 from bftfs.cli.mount import mount_processes
-from bftfs.cli.processes import is_running, pid_in
+from bftfs.cli.processes import running_nodes
 from bftfs.cluster import ClusterDescription
 from bftfs.conversation import Receive, Send
 from bftfs.crypto.keys import read_identity
@@ -62,16 +62,13 @@ def node_states(
         replies = network.perform_many(
             (_ask(member.node) for member in description.members), in_flight=description.n
         )
+    running = running_nodes(directory, description)
     states = []
     for member, reply in zip(description.members, replies, strict=True):
-        node = directory.node(member.node)
-        local = pid_in(node.pid)
-        if local is not None and not is_running(local, module="nodes", directory=node.path):
-            local = None
         state: dict[str, Any] = {
             "node": member.node,
             "address": member.address,
-            "pid": local if reply is None else reply.pid,
+            "pid": running.get(member.node) if reply is None else reply.pid,
             "up": reply is not None,
             "healthy": reply is not None and reply.healthy,
             "reasons": ["does not answer"] if reply is None else list(reply.reasons),

@@ -125,6 +125,21 @@ def test_options(cluster: Cluster, playground: Path) -> None:
     assert_contents(cluster.mountpoint / "file", b"data")
 
 
+def test_clients_come_and_go_while_all_runs(cluster: Cluster, playground: Path) -> None:
+    before = cluster.nodes()
+    bftfs("cluster", "add-client", "guest", "--data", cluster.data)
+    with cluster.mount(playground / "guest", "client=guest,soft,timeout=2") as mountpoint:
+        (mountpoint / "file").write_bytes(b"a guest's")
+        assert_contents(cluster.mountpoint / "file", b"a guest's")
+        said = bftfs("cluster", "revoke-client", "guest", "--data", cluster.data)
+        assert "6 running nodes have cut it off" in said
+        with fails_with(errno.ETIMEDOUT):
+            (mountpoint / "other").touch()
+    assert_contents(cluster.mountpoint / "file", b"a guest's")
+    assert not (cluster.mountpoint / "other").exists()
+    assert cluster.nodes() == before
+
+
 def test_unknown_option_is_refused_in_words(cluster: Cluster, playground: Path) -> None:
     with (
         pytest.raises(CommandFailed) as refused,

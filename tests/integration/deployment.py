@@ -54,13 +54,19 @@ class Deployment:
             self.description = self.description.with_client(
                 ClientEntry(f"client{number}", identity.public_key)
             )
+        self.administrator = made.administrator
         path.mkdir(exist_ok=True)
-        cluster.store(self.directory.description, self.description, made.administrator)
+        self.describe(self.description)
         for number, identity in enumerate(made.nodes):
             self.node(number).path.mkdir(parents=True)
             write_identity(self.node(number).key, identity)
         self.identities = made.nodes
         self.processes: dict[int, subprocess.Popen[bytes]] = {}
+
+    def describe(self, description: ClusterDescription) -> None:
+        """Sign another description of the cluster."""
+        self.description = description
+        cluster.store(self.directory.description, description, self.administrator)
 
     @property
     def nodes(self) -> range:

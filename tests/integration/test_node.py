@@ -13,17 +13,20 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from bftfs.cluster import ClientEntry
 from bftfs.conversation import Conversation, Pause, Receive, Send
 from bftfs.crypto.keys import Identity
 from bftfs.envelope import HealthReply, HealthRequest, Refused
 from bftfs.identifiers import NodeId
 from bftfs.limits import KIB, MIB
 from bftfs.runtime.blocking import BlockingNetwork
+from bftfs.step import Grant
 from bftfs.wire.channel import ClientChannel
 from bftfs.wire.codec import encode
 from bftfs.wire.framing import HEADER, MAGIC
@@ -301,6 +304,76 @@ def test_an_unknown_key_is_refused(counting: Deployment, peer: Callable[..., Raw
     stranger.socket.sendall(stranger.channel.opening())
     assert stranger.is_cut_off()
     stranger.socket.close()
+
+
+def test_a_running_node_admits_a_new_client(
+    counting: Deployment, peer: Callable[..., RawPeer]
+) -> None:
+    peer().greet()
+    identity = Identity(os.urandom(32))
+    counting.describe(
+        counting.description.with_client(ClientEntry("late", identity.public_key, Grant()))
+    )
+    newcomer = RawPeer(counting, identity)
+    newcomer.greet()
+    newcomer.socket.sendall(newcomer.sealed(Fetch(b"c")))
+    assert newcomer.socket.recv(4096)
+    newcomer.socket.close()
+
+
+@pytest.mark.parametrize("grant", [None, Grant(write=False)])
+def test_a_running_node_cuts_off_a_client_whose_right_was_taken(
+    counting: Deployment, peer: Callable[..., RawPeer], grant: Grant | None
+) -> None:
+    taken, kept = peer(0), peer(1)
+    taken.greet()
+    kept.greet()
+    description = counting.description.without_client("client0")
+    if grant is not None:
+        entry = ClientEntry("client0", counting.clients[0].public_key, grant)
+        description = description.with_client(entry)
+    counting.describe(description)
+    counting.processes[0].send_signal(signal.SIGHUP)
+    assert taken.is_cut_off()
+    assert closed(counting, "no longer admitted") == 1
+    kept.socket.sendall(kept.sealed(Fetch(b"c")))
+    assert kept.socket.recv(4096)
+    again = peer(0)
+    again.socket.sendall(again.channel.opening())
+    if grant is None:
+        assert again.is_cut_off()
+    else:
+        assert again.socket.recv(4096)
+
+
+def test_only_the_administrator_changes_who_may_connect_to_a_running_node(
+    counting: Deployment, peer: Callable[..., RawPeer]
+) -> None:
+    peer().greet()
+    identity, usurper = Identity(os.urandom(32)), Identity(os.urandom(32))
+    honest, signed_by = counting.description, counting.administrator
+    forged = replace(
+        honest.with_client(ClientEntry("forged", identity.public_key)),
+        administrator=usurper.public_key,
+    )
+    counting.administrator = usurper
+    counting.describe(forged)
+    stranger = RawPeer(counting, identity)
+    stranger.socket.sendall(stranger.channel.opening())
+    assert stranger.is_cut_off()
+
+    # The nodes, too, are what they were.
+    counting.administrator = signed_by
+    counting.describe(
+        replace(honest.with_client(ClientEntry("new", identity.public_key)), view=honest.view + 1)
+    )
+    stranger = RawPeer(counting, identity)
+    stranger.socket.sendall(stranger.channel.opening())
+    assert stranger.is_cut_off()
+    log = counting.node(0).log.read_text()
+    assert "names another administrator" in log
+    assert "more than its clients has changed" in log
+    peer(1).greet()
 
 
 def test_a_principal_that_keeps_breaking_the_rules_has_to_wait_and_others_do_not(
