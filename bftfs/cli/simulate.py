@@ -7,7 +7,7 @@ import secrets
 import subprocess
 import sys
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Generator
 from dataclasses import asdict
 from itertools import count
 from pathlib import Path
@@ -17,9 +17,11 @@ import msgspec
 
 import bftfs
 from bftfs.errors import ImpossibleThresholds, UsageError
-from bftfs.simulation.campaign import Tally, campaign
-from bftfs.simulation.configuration import KINDS, from_json, to_json
-from bftfs.simulation.scenario import Report, run
+from bftfs.simulation.campaign import Outcome, Plan, Result, Tally, campaign, examine
+from bftfs.simulation.configuration import KINDS, Configuration, from_json, to_json
+from bftfs.simulation.record import Heading, Record, summary
+from bftfs.simulation.scenario import Report
+from bftfs.simulation.shrinking import MOST_RUNS
 
 DEFAULT_COUNT = 100
 DEFAULT_OPERATIONS = 200
@@ -30,7 +32,7 @@ DEFAULT_OPERATIONS = 200
 @click.option(
     "--count",
     "number",
-    type=click.IntRange(min=1),
+    type=click.IntRange(min=0),
     help=f"How many seeds. [default: {DEFAULT_COUNT}, or 1 with --seed]",
 )
 @click.option(
@@ -50,10 +52,38 @@ DEFAULT_OPERATIONS = 200
 )
 @click.option("--until-stopped", is_flag=True, help="Go on until Ctrl-C.")
 @click.option(
+    "--until-operations",
+    "enough",
+    type=click.IntRange(min=1),
+    help="Go on until so many operations were simulated, those in the record included.",
+)
+@click.option(
     "--save",
     "saved_in",
     type=click.Path(path_type=Path, file_okay=False),
+    default=Path("failed-seeds"),
+    show_default=True,
     help="Where to keep the configurations of seeds that failed.",
+)
+@click.option(
+    "--shrink",
+    "most_runs",
+    type=click.IntRange(min=0),
+    default=MOST_RUNS,
+    show_default=True,
+    help="How many runs to spend on making a failing configuration smaller.",
+)
+@click.option(
+    "--record",
+    "recorded_in",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Append each seed's result to this file; seeds that are in it are not run again.",
+)
+@click.option(
+    "--summary",
+    "summed_up_in",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Write a page about all seeds, those in the record included, to this file.",
 )
 @click.option(
     "--replay",
@@ -68,7 +98,11 @@ def simulate(
     kind: str | None,
     parallel: int,
     until_stopped: bool,
-    saved_in: Path | None,
+    enough: int | None,
+    saved_in: Path,
+    most_runs: int,
+    recorded_in: Path | None,
+    summed_up_in: Path | None,
     replay: Path | None,
     as_json: bool,
 ) -> int:
@@ -76,55 +110,86 @@ def simulate(
 
     The real servers and clients meet message loss, crashes, partitions and Byzantine nodes and
     clients, all drawn from a seed; checkers judge what the clients saw and what the disks hold. The
-    same seed gives the same run: the command that replays a failure is printed with it.
+    same seed gives the same run: the command that replays a failure is printed with it. A seed that
+    fails is made smaller, as long as it goes on failing in the same way.
     """
     first = secrets.randbelow(1 << 31) if seed is None else seed
     if number is None:
         number = DEFAULT_COUNT if seed is None else 1
-    seeds: Iterator[int] = count(first) if until_stopped else iter(range(first, first + number))
-    tally = Tally()
+    plan = Plan(operations, kind, most_runs)
+    heading = Heading(_commit(), operations, kind)
+    record = Record(recorded_in, heading) if recorded_in is not None else None
+    tally = record.tally if record is not None else Tally()
+    known = frozenset(record.seeds) if record is not None else frozenset()
+    endless = until_stopped or enough is not None
+    seeds = (
+        each
+        for each in (count(first) if endless else iter(range(first, first + number)))
+        if each not in known
+    )
     progress = _Progress(tally, quiet=as_json)
-    reports = (
-        campaign(seeds, operations=operations, kind=kind, parallel=parallel)
-        if replay is None
-        else _replay(replay)
+    outcomes = (
+        campaign(seeds, plan, parallel=parallel) if replay is None else _replay(replay, most_runs)
     )
     try:
-        for report in reports:
-            tally.add(report)
-            if saved_in is not None and not report.passed:
-                _save(report, saved_in)
+        while enough is None or tally.operations.total() < enough:
+            outcome = next(outcomes, None)
+            if outcome is None:
+                break
+            report = outcome.report
+            result = Result.of(report)
+            if record is not None:
+                record.add(result)
+            else:
+                tally.add(result)
             if as_json:
                 click.echo(json.dumps(_as_json(report)))
-            elif not report.passed:
-                progress.clear()
-                chosen = f" --kind {kind}" if kind else ""
-                again = f"--seed {report.configuration.seed} --operations {operations}{chosen}"
-                click.echo(_failure(report, f"--replay {replay}" if replay else again))
+            if not report.passed:
+                saved = _save(outcome, saved_in)
+                if not as_json:
+                    progress.clear()
+                    chosen = f" --kind {kind}" if kind else ""
+                    again = f"--seed {report.configuration.seed} --operations {operations}{chosen}"
+                    again = f"--replay {replay}" if replay else again
+                    click.echo(_failure(outcome, again, saved))
             progress.show()
     except KeyboardInterrupt:
         progress.clear()
         click.echo("Stopped.", err=True)
     finally:
-        reports.close()
+        outcomes.close()
+        if record is not None:
+            record.close()
     progress.clear()
-    click.echo(_summary(tally, progress.seconds), err=as_json)
-    return 1 if tally.failed_seeds else 0
+    click.echo(_summary(tally, progress), err=as_json)
+    if summed_up_in is not None:
+        command = f"bftfs simulate --operations {operations}" + (f" --kind {kind}" if kind else "")
+        summed_up_in.write_text(summary(tally, heading=heading, command=command))
+    return 1 if tally.failed else 0
 
 
-def _replay(path: Path) -> Generator[Report, None, None]:
+def _replay(path: Path, most_runs: int) -> Generator[Outcome, None, None]:
     try:
         configuration = from_json(path.read_bytes())
     except (msgspec.MsgspecError, ImpossibleThresholds) as error:
         raise UsageError(f"{path}: not the configuration of a simulation: {error}") from error
-    yield run(configuration)
+    yield examine(configuration, most_runs=most_runs)
 
 
-def _save(report: Report, directory: Path) -> None:
-    configuration = report.configuration
-    directory.mkdir(parents=True, exist_ok=True)
-    name = f"{configuration.kind}-{configuration.seed}-{configuration.operations}.json"
-    (directory / name).write_bytes(to_json(configuration) + b"\n")
+def _save(outcome: Outcome, directory: Path) -> Path:
+    """Keep what failed: the configuration as it was drawn and, beside it, the smallest one."""
+    configuration = outcome.report.configuration
+    name = f"{configuration.kind}-{configuration.seed}-{configuration.operations}"
+    path = _keep(configuration, directory / f"{name}.json")
+    if outcome.smallest is not None:
+        path = _keep(outcome.smallest.configuration, directory / f"{name}-small.json")
+    return path
+
+
+def _keep(configuration: Configuration, path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(to_json(configuration) + b"\n")
+    return path
 
 
 class _Progress:
@@ -134,20 +199,25 @@ class _Progress:
         self._tally = tally
         self._shown = sys.stderr.isatty() and not quiet
         self._began = time.monotonic()
+        self._before = tally.operations.total()  # in the record already
 
     @property
     def seconds(self) -> float:
         """Since the beginning."""
         return time.monotonic() - self._began
 
+    @property
+    def rate(self) -> float:
+        """Operations per second, since the beginning."""
+        return (self._tally.operations.total() - self._before) / max(self.seconds, 0.001)
+
     def show(self) -> None:
         """Say how far it is."""
         if self._shown:
             tally = self._tally
             line = (
-                f"{tally.seeds} seeds, {tally.operations} operations "
-                f"({tally.operations / self.seconds:.0f}/s), "
-                f"{len(tally.failed_seeds)} failed"
+                f"{tally.seeds.total()} seeds, {tally.operations.total()} operations "
+                f"({self.rate:.0f}/s), {len(tally.failed)} failed"
             )
             click.echo(f"\r{line:<78}", nl=False, err=True)
 
@@ -157,35 +227,47 @@ class _Progress:
             click.echo(f"\r{'':78}\r", nl=False, err=True)
 
 
-def _failure(report: Report, again: str) -> str:
-    configuration = report.configuration
+def _failure(outcome: Outcome, again: str, saved: Path) -> str:
+    report, smallest = outcome.report, outcome.smallest
+    lines = [
+        f"Seed {report.configuration.seed} failed at commit {_commit()} "
+        f"({_described(report.configuration)}):",
+        *(f"  - {finding}" for finding in report.findings),
+        f"  Replay: bftfs simulate {again}",
+    ]
+    if smallest is not None:
+        lines += [
+            f"  Made smaller ({_described(smallest.configuration)}):",
+            *(f"  - {finding}" for finding in smallest.findings),
+            f"  Replay: bftfs simulate --replay {saved}",
+        ]
+    return "\n".join(lines)
+
+
+def _described(configuration: Configuration) -> str:
     sizes = configuration.sizes.query_update
-    byzantine = ", ".join(
-        [f"node {node} is {'/'.join(names)}" for node, names in configuration.byzantine_nodes]
-        + [f"a client is {name}" for name in configuration.byzantine_clients]
-    )
-    findings = "\n".join(f"  - {finding}" for finding in report.findings)
-    return (
-        f"Seed {configuration.seed} failed at commit {_commit()} "
-        f"({configuration.kind}, n={sizes.n} t={sizes.t} b={sizes.b}"
-        f"{', ' + byzantine if byzantine else ''}):\n{findings}\n"
-        f"  Replay: bftfs simulate {again}"
-    )
-
-
-def _summary(tally: Tally, seconds: float) -> str:
-    failed = ""
-    if tally.failed_seeds:
-        failed = f"\nFAILED: {len(tally.failed_seeds)} seeds: " + " ".join(
-            map(str, tally.failed_seeds)
+    kept = configuration.operations if configuration.kept is None else len(configuration.kept)
+    byzantine = [
+        f"node {node} is {'/'.join(names)}" for node, names in configuration.byzantine_nodes
+    ] + [f"a client is {name}" for name in configuration.byzantine_clients]
+    return ", ".join(
+        (
+            configuration.kind,
+            f"n={sizes.n} t={sizes.t} b={sizes.b}",
+            f"{kept} operations of {len(configuration.clients)} clients",
+            *byzantine,
         )
+    )
+
+
+def _summary(tally: Tally, progress: _Progress) -> str:
+    failed = " No violation found."
+    if tally.failed:
+        failed = f"\nFAILED: {len(tally.failed)} seeds: " + " ".join(map(str, tally.failed))
+    happened = ", ".join(f"{number} {what}" for what, number in tally.counts.items())
     return (
-        f"{tally.seeds} seeds in {seconds:.1f} s: {tally.operations} operations "
-        f"({tally.operations / max(seconds, 0.001):.0f}/s), {tally.events} events, "
-        f"{tally.messages} messages ({tally.lost} lost, {tally.duplicated} repeated, "
-        f"{tally.cut} cut off), {tally.node_crashes} node and {tally.client_crashes} client "
-        f"crashes, {tally.partitions} partitions, {tally.byzantine_nodes} Byzantine nodes and "
-        f"{tally.byzantine_clients} clients.{failed or ' No violation found.'}"
+        f"{tally.seeds.total()} seeds in {progress.seconds:.1f} s: {tally.operations.total()} "
+        f"operations ({progress.rate:.0f}/s): {happened}.{failed}"
     )
 
 

@@ -3,32 +3,67 @@
 from __future__ import annotations
 
 import signal
+from collections import Counter
 from collections.abc import Generator, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass, field
 
-from bftfs.simulation.configuration import draw
+import msgspec
+
+from bftfs.simulation.configuration import Configuration, draw
 from bftfs.simulation.scenario import Report, run
+from bftfs.simulation.shrinking import MOST_RUNS, shrink, sort_of
 
 
-def simulate(seed: int, operations: int, kind: str | None) -> Report:
-    """The report of one seed."""
-    return run(draw(seed, operations=operations, kind=kind))
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """The report of one configuration and, if it failed, of the smallest that fails alike."""
+
+    report: Report
+    smallest: Report | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What to do with every seed."""
+
+    operations: int
+    kind: str | None = None
+    most_runs: int = MOST_RUNS  # to make a failing configuration smaller
+
+    def simulate(self, seed: int) -> Outcome:
+        """What becomes of one seed."""
+        return examine(
+            draw(seed, operations=self.operations, kind=self.kind), most_runs=self.most_runs
+        )
+
+
+def examine(configuration: Configuration, *, most_runs: int = MOST_RUNS) -> Outcome:
+    """Run a configuration; if it fails, run smaller ones too."""
+    report = run(configuration)
+    if report.passed or not most_runs:
+        return Outcome(report)
+    sorts = frozenset(map(sort_of, report.findings))
+
+    def fails_alike(smaller: Configuration) -> bool:
+        return not sorts.isdisjoint(map(sort_of, run(smaller).findings))
+
+    return Outcome(report, run(shrink(configuration, fails=fails_alike, most_runs=most_runs)))
 
 
 def campaign(
-    seeds: Iterator[int], *, operations: int, kind: str | None = None, parallel: int = 1
-) -> Generator[Report, None, None]:
-    """The reports of all seeds, as they come in; closing it stops the work."""
+    seeds: Iterator[int], plan: Plan, *, parallel: int = 1
+) -> Generator[Outcome, None, None]:
+    """What becomes of all seeds, as it comes in; closing it stops the work."""
     if parallel == 1:
         for seed in seeds:
-            yield simulate(seed, operations, kind)
+            yield plan.simulate(seed)
         return
     executor = ProcessPoolExecutor(parallel, initializer=_leave_interrupts_to_the_parent)
     try:
-        running: set[Future[Report]] = set()
+        running: set[Future[Outcome]] = set()
         for seed in seeds:
-            running.add(executor.submit(simulate, seed, operations, kind))
+            running.add(executor.submit(plan.simulate, seed))
             if len(running) >= 2 * parallel:
                 done, running = wait(running, return_when=FIRST_COMPLETED)
                 yield from sorted((future.result() for future in done), key=_seed_of)
@@ -39,45 +74,89 @@ def campaign(
         executor.shutdown(cancel_futures=True)
 
 
-def _seed_of(report: Report) -> int:
-    return report.configuration.seed
+def _seed_of(outcome: Outcome) -> int:
+    return outcome.report.configuration.seed
 
 
 def _leave_interrupts_to_the_parent() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
+class Result(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What is kept of one seed's report."""
+
+    seed: int
+    kind: str
+    size: str
+    operations: int
+    counts: dict[str, int]  # of what happened
+    adversaries: tuple[str, ...]
+    findings: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, report: Report) -> Result:
+        """The essence of `report`."""
+        configuration, traffic = report.configuration, report.traffic
+        sizes = configuration.sizes.query_update
+        happened = (
+            report.events,
+            traffic.sent,
+            traffic.lost,
+            traffic.duplicated,
+            traffic.cut,
+            report.weather.partitions,
+            report.weather.severed,
+            report.node_crashes,
+            report.client_crashes,
+            len(configuration.byzantine_nodes),
+            len(configuration.byzantine_clients),
+            report.virtual_us // 1_000_000,
+        )
+        return cls(
+            configuration.seed,
+            configuration.kind,
+            f"n={sizes.n}, t={sizes.t}, b={sizes.b}",
+            report.operations,
+            {what: number for what, number in zip(COUNTED, happened, strict=True) if number},
+            tuple(f"node {name}" for _, names in configuration.byzantine_nodes for name in names)
+            + tuple(f"client {name}" for name in configuration.byzantine_clients),
+            report.findings,
+        )
+
+
+COUNTED = (
+    "events",
+    "messages",
+    "messages lost",
+    "messages repeated",
+    "messages cut off",
+    "partitions",
+    "ways severed",
+    "crashes of nodes",
+    "crashes of clients",
+    "Byzantine nodes",
+    "Byzantine clients",
+    "virtual seconds",
+)
+
+
 @dataclass(slots=True)
 class Tally:
-    """Sums over reports."""
+    """Sums over results."""
 
-    seeds: int = 0
-    operations: int = 0
-    events: int = 0
-    messages: int = 0
-    lost: int = 0
-    duplicated: int = 0
-    cut: int = 0
-    node_crashes: int = 0
-    client_crashes: int = 0
-    partitions: int = 0
-    byzantine_nodes: int = 0
-    byzantine_clients: int = 0
-    failed_seeds: list[int] = field(default_factory=list)
+    seeds: Counter[str] = field(default_factory=Counter)  # by kind of workload
+    operations: Counter[str] = field(default_factory=Counter)
+    counts: Counter[str] = field(default_factory=Counter)
+    sizes: Counter[str] = field(default_factory=Counter)  # seeds, by size of the cluster
+    adversaries: Counter[str] = field(default_factory=Counter)  # how often each took part
+    failed: dict[int, tuple[str, ...]] = field(default_factory=dict)  # what was found, by seed
 
-    def add(self, report: Report) -> None:
-        """Count `report`."""
-        self.seeds += 1
-        self.operations += report.operations
-        self.events += report.events
-        self.messages += report.traffic.sent
-        self.lost += report.traffic.lost
-        self.duplicated += report.traffic.duplicated
-        self.cut += report.traffic.cut
-        self.node_crashes += report.node_crashes
-        self.client_crashes += report.client_crashes
-        self.partitions += report.weather.partitions + report.weather.severed
-        self.byzantine_nodes += len(report.configuration.byzantine_nodes)
-        self.byzantine_clients += len(report.configuration.byzantine_clients)
-        if not report.passed:
-            self.failed_seeds.append(report.configuration.seed)
+    def add(self, result: Result) -> None:
+        """Count `result`."""
+        self.seeds[result.kind] += 1
+        self.operations[result.kind] += result.operations
+        self.sizes[result.size] += 1
+        self.counts.update(result.counts)
+        self.adversaries.update(result.adversaries)
+        if result.findings:
+            self.failed[result.seed] = result.findings

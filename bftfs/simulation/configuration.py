@@ -61,6 +61,8 @@ class Configuration:
     objects: ObjectMix = field(default_factory=ObjectMix)
     files: FileMix = field(default_factory=FileMix)
     storm_share: float = 1.0  # of the operations: when so many have ended, the storm ends
+    # The numbers of the operations that take place, if not all: what shrinking has left.
+    kept: tuple[int, ...] | None = None
 
 
 def to_json(configuration: Configuration) -> bytes:

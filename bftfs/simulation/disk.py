@@ -20,12 +20,16 @@ class Disk(MemoryStorage):
         self.commits = 0
 
     def apply(self, writes: Iterable[Write]) -> None:
+        tables, applied, overwritten = self._tables, self._applied, self._overwritten
         for write in writes:
-            self._applied.append(write)
-            self._overwritten.append(
-                Write(write.table, write.key, self.get(write.table, write.key))
-            )
-            super().apply((write,))
+            table, key, value = write
+            rows = tables[table]
+            applied.append(write)
+            overwritten.append(Write(table, key, rows.get(key)))
+            if value is None:
+                rows.pop(key, None)
+            else:
+                rows[key] = value if type(value) is bytes else bytes(value)
 
     def uncommitted(self) -> tuple[Write, ...]:
         """What was applied since the last commit, in order."""

@@ -78,8 +78,8 @@ class Host:
 
     def arm(self) -> None:
         """See to it that the engine is woken at its next deadline."""
-        deadline_us = self.engine.next_deadline_us()
-        if deadline_us is None or (self._armed_us is not None and self._armed_us <= deadline_us):
+        deadline_us, armed_us = self.engine.next_deadline_us(), self._armed_us
+        if deadline_us is None or (armed_us is not None and armed_us <= deadline_us):
             return
         self._armed_us = deadline_us
         self.world.after(max(0, deadline_us - self.world.now_us), self._tick, self.engine)

@@ -113,6 +113,10 @@ class _Participant:
         if life == self._life and simulation.take_share():
             number = simulation.issued
             task = self._session.next_task()
+            if not simulation.keeps(number):  # drawn all the same: the others stay what they were
+                simulation.ended += 1
+                simulation.world.after(0, self._next, life)
+                return
             self.pending[number] = task
             simulation.start(self._host, task, lambda error: self._ended(life, number, error))
 
@@ -224,6 +228,8 @@ class Simulation:
             _Intruder(self, f"intruder {number} {name}", name)
             for number, name in enumerate(configuration.byzantine_clients)
         ]
+        kept = configuration.kept
+        self._kept = None if kept is None else frozenset(kept)
         self.issued = 0
         self.ended = 0
         self.calm = False
@@ -234,6 +240,10 @@ class Simulation:
             return False
         self.issued += 1
         return True
+
+    def keeps(self, number: int) -> bool:
+        """Whether operation `number` takes place: unless shrinking has dropped it."""
+        return self._kept is None or number in self._kept
 
     def start(self, host: SimulatedClient, task: Task, ended: Any) -> None:
         """Begin `task` at `host`; `ended(error)` is called unless the host crashes first."""

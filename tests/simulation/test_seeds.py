@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from bftfs.simulation.campaign import Tally, campaign
+from bftfs.simulation.campaign import COUNTED, Plan, Result, Tally, campaign
 from bftfs.simulation.configuration import KINDS, draw, from_json, to_json
 from bftfs.simulation.scenario import run
 
@@ -34,15 +34,16 @@ def test_seeds(kind: str, part: int) -> None:
     tally = Tally()
     seeds = range(part, SEEDS[kind], PARTS)
     parallel = min(2, os.cpu_count() or 1)
-    for report in campaign(iter(seeds), operations=OPERATIONS, kind=kind, parallel=parallel):
-        tally.add(report)
+    plan = Plan(OPERATIONS, kind, most_runs=0)
+    for outcome in campaign(iter(seeds), plan, parallel=parallel):
+        report = outcome.report
+        tally.add(Result.of(report))
         replay = f"bftfs simulate --seed {report.configuration.seed} --kind {kind}"
         assert report.passed, "\n".join((replay, *report.findings))
-    assert tally.operations >= len(seeds) * OPERATIONS
+    assert tally.operations.total() >= len(seeds) * OPERATIONS
     # The storms were storms.
-    assert min(tally.lost, tally.duplicated, tally.cut, tally.partitions) > 100
-    assert min(tally.node_crashes, tally.client_crashes) > 100
-    assert min(tally.byzantine_nodes, tally.byzantine_clients) > 5
+    assert all(tally.counts[what] > 50 for what in COUNTED if not what.startswith("Byzantine"))
+    assert min(tally.counts["Byzantine nodes"], tally.counts["Byzantine clients"]) > 5
 
 
 _DIGEST = """

@@ -50,7 +50,7 @@ def test_seeds_that_pass_are_summed_up() -> None:
 def test_a_failure_is_told_with_its_findings_and_the_command_that_replays_it(
     failing: Path,
 ) -> None:
-    result = run("--replay", str(failing))
+    result = run("--replay", str(failing), "--save", str(failing.parent / "found"))
     assert result.return_value == 1
     assert "Seed 7 failed at commit" in result.output
     assert "  - progress: client 0 still waits for" in result.output
@@ -64,8 +64,62 @@ def test_a_failing_configuration_is_saved(failing: Path, tmp_path: Path) -> None
     assert from_json(saved.read_bytes()) == from_json(failing.read_bytes())
 
 
+def test_a_failing_configuration_is_made_smaller(failing: Path, tmp_path: Path) -> None:
+    result = run("--replay", str(failing), "--save", str(tmp_path / "found"))
+    smallest = tmp_path / "found" / "blocks-7-20-small.json"
+    assert f"Replay: bftfs simulate --replay {smallest}" in result.output
+    small = from_json(smallest.read_bytes())
+    assert small.down_in_calm == (NodeId(0), NodeId(1))  # what it takes
+    assert small.kept is not None
+    assert len(small.kept) == 1
+    again = run("--replay", str(smallest), "--shrink", "0", "--save", str(tmp_path / "again"))
+    assert again.return_value == 1
+
+
+def test_a_record_is_taken_up_again_and_summed_up(tmp_path: Path) -> None:
+    record, page = tmp_path / "record", tmp_path / "page.md"
+    common = ("--seed", "5", "--operations", "20", "--record", str(record))
+    assert run(*common, "--count", "3").return_value == 0
+    whole = record.read_bytes()
+    record.write_bytes(whole[:-7])  # the machine stopped while the last line was written
+    result = run(*common, "--count", "4", "--summary", str(page))
+    assert result.return_value == 0
+    assert "4 seeds in" in result.output
+    assert record.read_bytes().startswith(whole)
+    assert sorted(
+        json.loads(line).get("seed") for line in record.read_bytes().splitlines()[1:]
+    ) == [
+        5,
+        6,
+        7,
+        8,
+    ]
+    text = page.read_text()
+    assert "Violations found: 0." in text
+    assert " in 4 runs" in text
+    run(*common, "--count", "0", "--summary", str(tmp_path / "again.md"))
+    assert (tmp_path / "again.md").read_text() == text
+
+
+def test_the_record_of_another_campaign_is_refused(tmp_path: Path) -> None:
+    record = tmp_path / "record"
+    run("--seed", "5", "--operations", "20", "--count", "1", "--record", str(record))
+    result = run("--seed", "5", "--operations", "30", "--count", "1", "--record", str(record))
+    assert isinstance(result.exception, UsageError)
+    assert "another campaign" in str(result.exception)
+
+
+def test_it_goes_on_until_enough_operations_were_simulated(tmp_path: Path) -> None:
+    record = tmp_path / "record"
+    common = ("--seed", "5", "--operations", "20", "--record", str(record))
+    run(*common, "--until-operations", "50")
+    seeds = len(record.read_bytes().splitlines()) - 1
+    run(*common, "--until-operations", "50")
+    assert len(record.read_bytes().splitlines()) - 1 == seeds
+
+
 def test_each_seed_is_one_json_object(failing: Path) -> None:
-    result = run("--replay", str(failing), "--json")
+    result = run("--replay", str(failing), "--json", "--save", str(failing.parent / "found"))
     (line,) = result.stdout.splitlines()
     report = json.loads(line)
     assert report["passed"] is False
