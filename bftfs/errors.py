@@ -115,6 +115,18 @@ class UnreadableAnswer(OperationFailed):
         )
 
 
+class PastUnknown(OperationFailed):
+    """Too few nodes remember an object as it was at a time of the past."""
+
+    def __init__(self, *, subject: str, at_us: int) -> None:
+        super().__init__(subject, at_us)
+        self.subject = subject
+        self.at_us = at_us
+
+    def __str__(self) -> str:
+        return f"{self.subject}: too few nodes remember what it was at that time"
+
+
 class AdmissionRefused(OperationFailed):
     """The nodes refuse the request for now: a limit, a full disk, or a missing right."""
 

@@ -40,6 +40,8 @@ STATE_VALUE_BYTES = 64 * KIB + 256
 ANSWER_INLINE_BYTES = 512  # smaller answers come whole from every server, larger as digests
 ANSWER_BYTES = 1 * MIB  # one page of a directory
 SYNC_PAGE_BYTES = 1 * MIB  # one page of an object's state in object sync
+VERSIONS_IN_REPLY = 256  # that one page of an object's past lists
+PAST_SEARCHED = 1024  # versions that one request may pass over in search of one of the past
 GROUPS = 64  # supplementary groups carried with an operation
 
 # --- PASIS ----------------------------------------------------------------------------------

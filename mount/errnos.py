@@ -9,6 +9,7 @@ from bftfs.errors import (
     ContentionExhausted,
     FileSystemError,
     OperationFailed,
+    PastUnknown,
     QuorumUnavailable,
     VersionUnrecoverable,
 )
@@ -20,6 +21,7 @@ TABLE: tuple[tuple[type[Exception], int | None], ...] = (
     (QuorumUnavailable, errno.ETIMEDOUT),  # only a `soft` mount gives up
     (ContentionExhausted, errno.ETIMEDOUT),
     (VersionUnrecoverable, errno.EIO),
+    (PastUnknown, errno.EIO),
     (OperationFailed, errno.EIO),
 )
 

@@ -315,7 +315,7 @@ class QueryUpdateClient:
                     if troubled == _CLOCK_TROUBLE:
                         raise AdmissionRefused(
                             code=errno.ETIME,
-                            reason="the nodes find this client's clock too far ahead of theirs",
+                            reason="the nodes find this client's clock too far from theirs",
                         )
                 if failures > 1 or outcome.insane or outcome.overdrawn:
                     await back_off.pause()

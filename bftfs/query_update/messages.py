@@ -17,11 +17,12 @@ from bftfs.query_update.conditioned import (
     ArgumentsField,
     GroupsField,
     MethodField,
+    Operation,
 )
 from bftfs.query_update.history import AuthenticatorField, HistoryField, ObjectHistorySet
 from bftfs.query_update.timestamp import TimestampField
 from bftfs.wire.codec import Message, Value
-from bftfs.wire.fields import ClientField, NodeField, ObjectField, UserField
+from bftfs.wire.fields import ClientField, NodeField, ObjectField, TimeField, UserField
 
 _OBJECTS = Meta(min_length=1, max_length=limits.OBJECTS_PER_OPERATION)
 _SOME_OBJECTS = Meta(max_length=limits.OBJECTS_PER_OPERATION)
@@ -32,6 +33,7 @@ NodesField: TypeAlias = Annotated[
 ]  # a set of servers, as a bit mask
 HistoriesField: TypeAlias = Annotated[tuple[HistoryField, ...], _SOME_OBJECTS]
 AuthenticatorsField: TypeAlias = Annotated[tuple[AuthenticatorField, ...], _SOME_OBJECTS]
+PrefixField: TypeAlias = Annotated[bytes, Meta(min_length=1, max_length=limits.STATE_KEY_BYTES)]
 ConditionedField: TypeAlias = Annotated[bytes, Meta(max_length=limits.CONDITIONED_BYTES)]
 SetAuthenticatorsField: TypeAlias = Annotated[
     tuple[Annotated[bytes, Meta(max_length=limits.FRAME_METADATA_BYTES)], ...],
@@ -140,6 +142,37 @@ class SyncRequest(Message, frozen=True, tag=0x16):
     whole: bool
 
 
+class PastQuery(Message, frozen=True, tag=0x17):
+    """Invoke a query on the newest version of one object whose time is `at_us` or earlier.
+
+    Of the chain that leads to the server's latest version. `below` is where an earlier search
+    stopped; everything if it is empty.
+    """
+
+    object: ObjectField
+    at_us: TimeField
+    below: Annotated[bytes, Meta(max_length=57)]
+    method: MethodField
+    arguments: ArgumentsField
+    uid: UserField
+    gid: UserField
+    groups: GroupsField
+    whole_answer_from: NodeField
+
+
+class VersionsRequest(Message, frozen=True, tag=0x18):
+    """The versions of an object from `newest` down, the newest first: one page of at most `most`.
+
+    With what each did to the keys that begin with one of `prefixes`.
+    """
+
+    object: ObjectField
+    newest: TimestampField
+    most: Annotated[int, Meta(ge=1, le=limits.VERSIONS_IN_REPLY)]
+    prefixes: Annotated[tuple[PrefixField, ...], Meta(max_length=4)]
+    whole_answer_from: NodeField
+
+
 # --- replies --------------------------------------------------------------------------------
 
 
@@ -229,7 +262,65 @@ class SyncReply(Message, frozen=True, tag=0x26):
     page: Annotated[bytes, Meta(max_length=2 * limits.SYNC_PAGE_BYTES)]
 
 
+class Looked(IntEnum):
+    """What a search of a server's past came to."""
+
+    UNKNOWN = 0  # the server lacks that part of the object's past
+    FOUND = 1
+    FURTHER = 2  # there is more to search: ask again, with `version` as the bound
+
+
+class PastReply(Message, frozen=True, tag=0x27):
+    """The answer on the newest version that is old enough, and the server's replica history."""
+
+    histories: HistoriesField
+    authenticators: AuthenticatorsField
+    looked: Looked
+    version: TimestampField
+    error: ErrnoField = 0
+    answer: AnswerField = b""  # or its digest
+    whole: bool = True
+
+
+class PastVersion(Value, frozen=True):
+    """One version of an object, as servers tell it clients.
+
+    `operation` is None for a copy, which changes nothing.
+    """
+
+    timestamp: TimestampField
+    parent: TimestampField
+    objects: Annotated[tuple[ObjectField, ...], _SOME_OBJECTS]
+    operation: Operation | None
+    changes: tuple[tuple[bytes, bytes | None], ...]
+
+
+class VersionsReply(Message, frozen=True, tag=0x28):
+    """A page of versions: an encoded tuple of `PastVersion`, or its digest."""
+
+    found: bool
+    page: Annotated[bytes, Meta(max_length=limits.ANSWER_BYTES)] = b""
+    whole: bool = True
+
+
 Request: TypeAlias = (
-    Query | Update | InlineUpdate | InlineBarrier | FetchRequest | DeduceRequest | SyncRequest
+    Query
+    | Update
+    | InlineUpdate
+    | InlineBarrier
+    | FetchRequest
+    | DeduceRequest
+    | SyncRequest
+    | PastQuery
+    | VersionsRequest
 )
-Reply: TypeAlias = QueryReply | UpdateReply | Rejected | FetchReply | DeduceReply | SyncReply
+Reply: TypeAlias = (
+    QueryReply
+    | UpdateReply
+    | Rejected
+    | FetchReply
+    | DeduceReply
+    | SyncReply
+    | PastReply
+    | VersionsReply
+)

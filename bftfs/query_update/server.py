@@ -33,7 +33,7 @@ from bftfs.crypto.digest import (
 )
 from bftfs.errors import MalformedMessage
 from bftfs.identifiers import ClientId, NodeId, ObjectId, kind_of
-from bftfs.query_update import object_sync
+from bftfs.query_update import object_sync, past
 from bftfs.query_update.candidate import INITIAL, Candidate
 from bftfs.query_update.classification import (
     NO_FACTS,
@@ -65,6 +65,9 @@ from bftfs.query_update.messages import (
     FetchRequest,
     InlineBarrier,
     InlineUpdate,
+    Looked,
+    PastQuery,
+    PastReply,
     Query,
     QueryReply,
     Rejected,
@@ -73,6 +76,8 @@ from bftfs.query_update.messages import (
     Update,
     UpdateReply,
     Verdict,
+    VersionsReply,
+    VersionsRequest,
 )
 from bftfs.query_update.object_type import Caller, Method, ObjectTypes, Refusal, encode_record
 from bftfs.query_update.replica import Reach, Replica
@@ -147,6 +152,8 @@ class QueryUpdateServer:
             FetchRequest: self._fetch,
             DeduceRequest: self._deduce,
             SyncRequest: self._sync,
+            PastQuery: self._query_past,
+            VersionsRequest: self._versions,
         }
 
     def step(
@@ -223,6 +230,42 @@ class QueryUpdateServer:
             QueryReply(histories, authenticators, True, error, answer, whole, verdict, voucher)
         )
 
+    # --- the past ---------------------------------------------------------------------------------
+
+    def _query_past(
+        self, view: StorageView, sender: Sender, message: PastQuery, now_us: int
+    ) -> Ready:
+        """Answer on the newest version here that is old enough."""
+        self._require_client(sender)
+        method = self.types.method(message.method)
+        if method is None or method.update:
+            raise _Reject(errno.EOPNOTSUPP, f"no query is called {message.method}")
+        self._require_fitting(method, (message.object,))
+        if not sender.grant.allows(message.uid):
+            raise _Reject(errno.EPERM, f"the grant does not cover uid {message.uid}")
+        replica = Replica(view, message.object)
+        histories, authenticators = (replica.row.history,), (replica.row.authenticator,)
+        looked, version = past.newest_at(replica, message.at_us, message.below)
+        state = replica.state_at(version) if looked is Looked.FOUND else None
+        if state is None:
+            return Ready(PastReply(histories, authenticators, looked, version))
+        caller = Caller(sender.client, message.uid, message.gid, message.groups, time_of(version))
+        arguments = self.types.decode_arguments(method, message.arguments)
+        error, answer = self._invoke(method, (state,), arguments, caller)
+        whole, answer = self._abridge(answer, message.whole_answer_from)
+        return Ready(PastReply(histories, authenticators, looked, version, error, answer, whole))
+
+    def _versions(
+        self, view: StorageView, sender: Sender, message: VersionsRequest, now_us: int
+    ) -> Ready:
+        """List versions of an object."""
+        self._require_client(sender)
+        page = past.versions_page(view, message)
+        if page is None:
+            return Ready(VersionsReply(False))
+        whole, page = self._abridge(page, message.whole_answer_from)
+        return Ready(VersionsReply(True, page, whole))
+
     # --- updates, copies and barriers -----------------------------------------------------------
 
     def _update(self, view: StorageView, sender: Sender, message: Update, now_us: int) -> Ready:
@@ -243,6 +286,13 @@ class QueryUpdateServer:
             repeated = self._repeated(replicas, timestamp, message.whole_answer_from)
             if repeated is not None:
                 return repeated
+            if (
+                conditioned.kind is ConditionedKind.METHOD
+                and time_of(timestamp) < now_us - limits.CLOCK_SKEW_US
+            ):
+                # Or a client could make versions of yesterday: what was at a time of the past, and
+                # has been read, would change. (A repair may finish what was begun at its time.)
+                raise _Fail(Status.INSANE_TIME)
             if conditioned.facts:
                 self._require_vouched(conditioned, message)
             plans = self._classify(conditioned, sets, evidence, timestamp)

@@ -90,6 +90,7 @@ from tests.unit.query_update.harness import (
 )
 from tests.unit.query_update.ledger import Accounts, Read, Transfer, ledger_types
 
+EARLIER_US = START_US - limits.CLOCK_SKEW_US // 2  # the clock of requests made by hand
 METHOD, COPY, BARRIER = ConditionedKind.METHOD, ConditionedKind.COPY, ConditionedKind.BARRIER
 A, B, C = (counter_id(number) for number in range(3))
 EVERYONE = tuple(range(SMALLEST.n))
@@ -179,7 +180,7 @@ def request(
     kind: ConditionedKind = METHOD,
     invocation: Operation | None = None,
     *,
-    clock: int = 0,
+    clock: int | None = None,
     evidence: tuple[Sight, ...] = (),
     whole_answer_from: int = 0,
 ) -> Request:
@@ -191,7 +192,7 @@ def request(
     conditioned = Conditioned(
         kind,
         invocation,
-        clock,
+        clock if clock is not None else EARLIER_US if kind is METHOD else 0,
         tuple(each.history_set for each in sights),
         tuple(each.history_set for each in evidence),
     )
@@ -1760,7 +1761,10 @@ def test_a_clients_unfinished_work_at_an_object_is_bounded(
     candidates = [
         Candidate(
             logical_timestamp(
-                time_us=2 + time_us, barrier=False, client=each.sender.client, digest=bytes(32)
+                time_us=START_US + time_us,
+                barrier=False,
+                client=each.sender.client,
+                digest=bytes(32),
             ),
             ZERO,
         )

@@ -1,0 +1,323 @@
+"""Reading the past of replicated objects: the state at a time, and the versions down from one.
+
+An answer about the past needs the same evidence as one about the present. Established versions of
+an object form one chain. A quorum's replica histories show the latest established version E, as for
+any query; servers that have E on their chain tell which version of it was the newest at the time
+asked for, and the answer on it, and are believed when they cannot all be malevolent: one of them is
+benign, and the chain below E is the same at all benign servers that know it.
+
+Nothing more can become established at a time of the past. A candidate later than E that is old
+enough to count, and that so many servers show, or may have without showing it, that somebody could
+find it repairable, is decided by repair before there is an answer. Others stay incomplete, because
+correct servers accept no method whose time lies behind their clock by more than
+`limits.CLOCK_SKEW_US`. So what is read at a
+time further back than that is the same whoever reads it, and whenever; and what several objects are
+read to be at one time is one state, because an operation has one timestamp at all of its objects
+and the order of timestamps is a serial order of all operations. [Q/U §4.3.7]
+
+**Concurrency.** As `client`: consistent between awaits.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Final
+
+import msgspec
+
+from bftfs.conversation import Now
+from bftfs.credentials import Credentials
+from bftfs.errors import FileSystemError, MalformedMessage, PastUnknown
+from bftfs.identifiers import NodeId, ObjectId
+from bftfs.query_update.classification import OperationType
+from bftfs.query_update.client import QueryUpdateClient
+from bftfs.query_update.history import ReplicaHistory, parse_history
+from bftfs.query_update.messages import (
+    Looked,
+    PastQuery,
+    PastReply,
+    PastVersion,
+    VersionsReply,
+    VersionsRequest,
+)
+from bftfs.query_update.object_type import Record, encode_record
+from bftfs.query_update.repair import BackOff
+from bftfs.query_update.rounds import Answer, Round, Rounds, Votes
+from bftfs.query_update.timestamp import (
+    TIMESTAMP_BYTES,
+    ZERO,
+    LogicalTimestamp,
+    time_of,
+)
+from bftfs.quorum import Judgement, Nodes
+
+_LENIENT: Final = 4  # failures, while others may just be at work, before they are stopped
+_ATTEMPTS: Final = 64  # at agreement, with repair and back-off in between
+
+_decode_page = msgspec.msgpack.Decoder(tuple[PastVersion, ...]).decode
+
+
+@dataclass(frozen=True, slots=True)
+class PastAnswer:
+    """A query's answer on a version of the past. ZERO: the object's initial version."""
+
+    answer: Any
+    timestamp: LogicalTimestamp
+
+    @property
+    def time_us(self) -> int:
+        """The version's time."""
+        return time_of(self.timestamp)
+
+
+class PastReader:
+    """A client's access to the past of replicated objects."""
+
+    def __init__(self, client: QueryUpdateClient) -> None:
+        self._client = client
+        self._rounds = client.rounds
+
+    async def query(
+        self,
+        identifier: ObjectId,
+        method: str,
+        arguments: Record,
+        credentials: Credentials,
+        *,
+        at_us: int,
+    ) -> PastAnswer:
+        """Invoke a query on the newest established version whose time is `at_us` or earlier.
+
+        Raises FileSystemError if it refuses, PastUnknown if too few servers remember that time.
+        """
+        encoded = encode_record(arguments)
+        back_off = BackOff(self._rounds.probing)
+        cursors: dict[NodeId, LogicalTimestamp] = {}
+        whole_from: NodeId | None = None
+        for failures in range(_ATTEMPTS):
+            now_us = await Now()
+            order, along = self._rounds.order((identifier,), now_us)
+            outcome = _PastRound(self._rounds, identifier, order, now_us, at_us, cursors)
+            chosen = order[0] if whole_from is None else whole_from
+
+            def request(node: NodeId, chosen: NodeId = chosen) -> PastQuery:
+                return PastQuery(
+                    identifier,
+                    at_us,
+                    cursors.get(node, b""),
+                    method,
+                    encoded,
+                    credentials.uid,
+                    credentials.gid,
+                    credentials.groups,
+                    chosen,
+                )
+
+            await self._rounds.run(
+                request, order, outcome, now_us=now_us, subject=method, along=along
+            )
+            if outcome.found is not None:
+                version, answer = outcome.found
+                if answer.error:
+                    raise FileSystemError(answer.error, method)
+                content = outcome.votes.wholes.get(outcome.found)
+                if content is not None:
+                    found = self._client.types.method(method)
+                    assert found is not None, "servers have invoked it"
+                    return PastAnswer(self._client.types.decode_answer(found, content), version)
+                voters = outcome.votes.by[outcome.found]
+                willing = [node for node in order if voters >> node & 1 and node != whole_from]
+                whole_from = willing[0] if willing else None
+                continue
+            if outcome.is_forgotten:
+                raise PastUnknown(subject=identifier.hex(), at_us=at_us)
+            if outcome.is_disorderly and failures >= 1:
+                self._client.observations.keep(identifier, outcome.answered)
+                await self._client.repairs.repair(
+                    (identifier,),
+                    back_off,
+                    reading=failures < _LENIENT and not outcome.is_pending,
+                )
+            if failures > 1 or outcome.is_pending:
+                await back_off.pause()
+        raise PastUnknown(subject=identifier.hex(), at_us=at_us)
+
+    async def latest(self, identifier: ObjectId) -> LogicalTimestamp:
+        """The latest established version of an object."""
+        back_off = BackOff(self._rounds.probing)
+        await self._client.repairs.refresh((identifier,))
+        await self._client.repairs.repair((identifier,), back_off)
+        observed = self._client.observations.condition_on(identifier)
+        return observed.classification.object_candidate.timestamp
+
+    async def versions(
+        self,
+        identifier: ObjectId,
+        *,
+        newest: LogicalTimestamp,
+        most: int,
+        prefixes: tuple[bytes, ...],
+    ) -> tuple[PastVersion, ...]:
+        """One page of the established versions from `newest` down, the newest first.
+
+        Requires: `newest` is established. Go on with the last one's parent, unless that is ZERO.
+        """
+        whole_from: NodeId | None = None
+        for _ in range(_ATTEMPTS):
+            now_us = await Now()
+            order, along = self._rounds.order((identifier,), now_us)
+            chosen = order[0] if whole_from is None else whole_from
+            outcome = _VersionsRound(self._rounds, order, now_us)
+            await self._rounds.run(
+                VersionsRequest(identifier, newest, most, prefixes, chosen),
+                order,
+                outcome,
+                now_us=now_us,
+                subject="versions",
+                along=along,
+            )
+            if outcome.page is None:
+                raise PastUnknown(subject=identifier.hex(), at_us=time_of(newest))
+            content = outcome.votes.wholes.get(outcome.page)
+            if content is not None:
+                return _decode_page(content)
+            voters = outcome.votes.by[outcome.page]
+            willing = [node for node in order if voters >> node & 1 and node != whole_from]
+            whole_from = willing[0] if willing else None
+        raise PastUnknown(subject=identifier.hex(), at_us=time_of(newest))
+
+
+class _Seen(dict[NodeId, tuple[ReplicaHistory, PastReply]]):
+    """What each server has said in a round."""
+
+
+class _PastRound(Round):
+    """A round of queries of the past."""
+
+    def __init__(
+        self,
+        rounds: Rounds,
+        identifier: ObjectId,
+        order: tuple[NodeId, ...],
+        now_us: int,
+        at_us: int,
+        cursors: dict[NodeId, LogicalTimestamp],
+    ) -> None:
+        super().__init__(rounds, order, now_us)
+        self._identifier = identifier
+        self._at_us = at_us
+        self._cursors = cursors
+        self._seen = _Seen()
+        self.votes: Votes[tuple[LogicalTimestamp, Answer]] = Votes(self.quorums)
+        self.found: tuple[LogicalTimestamp, Answer] | None = None
+        self.is_disorderly = False  # the object needs repair before it has a past
+        self.is_pending = False  # a candidate that would count is undecided
+        self.is_forgotten = False  # all have answered, and too few remember
+
+    def weigh(self, node: NodeId, reply: Any) -> Judgement:
+        if not isinstance(reply, PastReply):
+            return self.unserved(node, reply)
+        if reply.looked is Looked.FURTHER:
+            before = self._cursors.get(node)
+            if before is None or reply.version < before:
+                self._cursors[node] = reply.version
+                self.answered &= ~(1 << node)
+                return Judgement.AGAIN
+            self.rounds.suspicion.convict(1 << node, self.now_us)
+        elif self._learned(node, reply):
+            self._seen[node] = (parse_history(reply.histories[0]), reply)
+        if not self.quorums.is_quorum(self.answered):
+            return Judgement.PENDING
+        return Judgement.ENOUGH if self._evaluate() else self.more()
+
+    def _learned(self, node: NodeId, reply: PastReply) -> bool:
+        """Remember the reported history; false if the reply is not what was asked for."""
+        if len(reply.histories) == 1 and len(reply.authenticators) == 1:
+            try:
+                parse_history(reply.histories[0])
+            except MalformedMessage:
+                pass
+            else:
+                self.rounds.observations.learn(
+                    self._identifier, node, reply.histories[0], reply.authenticators[0]
+                )
+                return len(reply.version) == TIMESTAMP_BYTES
+        self.rounds.suspicion.convict(1 << node, self.now_us)
+        return False
+
+    def _evaluate(self) -> bool:
+        """Whether the replies of a quorum contain the answer, or show that there is none yet."""
+        quorums, observations = self.quorums, self.rounds.observations
+        survey = observations.survey(self._identifier, self.answered)
+        established = survey.object_candidate.timestamp
+        complete = quorums.is_quorum(survey.nodes & self.answered)
+        self.is_disorderly = not complete and (
+            established == ZERO or survey.type is not OperationType.METHOD
+        )
+        self.is_pending = self._has_pending(established)
+        if self.is_pending:
+            self.is_disorderly = True
+        if self.is_disorderly:
+            return False
+        self.votes = Votes(quorums)
+        for node, (history, reply) in self._seen.items():
+            has = history.initial if established == ZERO else history.find(established) is not None
+            if has and reply.looked is Looked.FOUND and reply.version <= established:
+                answer = Answer.given(error=reply.error, answer=reply.answer, whole=reply.whole)
+                self.votes.add(node, (reply.version, answer), reply.answer, whole=reply.whole)
+        self.found = self.votes.agreed()
+        if self.found is None:
+            everyone: Nodes = (1 << quorums.n) - 1
+            self.is_forgotten = self.answered == everyone
+        return self.found is not None
+
+    def _has_pending(self, established: LogicalTimestamp) -> bool:
+        """Whether a later candidate that is old enough to count may be, or become, repairable."""
+        showing: dict[LogicalTimestamp, Nodes] = {}
+        for node, (history, _) in self._seen.items():
+            if history.latest <= established:
+                continue
+            for candidate in history.candidates:
+                timestamp = candidate.timestamp
+                if (
+                    established < timestamp
+                    and time_of(timestamp) <= self._at_us
+                    and not candidate.barrier
+                    and self.rounds.observations.facts.get(timestamp) is not False
+                ):
+                    showing[timestamp] = showing.get(timestamp, 0) | 1 << node
+        quorums = self.quorums
+        for nodes in showing.values():
+            hiding: Nodes = 0  # as many of those that do not show it as may all be malevolent
+            for node in self._seen:
+                more = hiding | 1 << node
+                if not nodes >> node & 1 and not quorums.includes_benign(more):
+                    hiding = more
+            unheard = (1 << quorums.n) - 1
+            for node in self._seen:
+                unheard &= ~(1 << node)
+            if quorums.is_repairable(nodes | hiding | unheard):
+                return True
+        return False
+
+
+class _VersionsRound(Round):
+    """A page of versions that servers agree on."""
+
+    def __init__(self, rounds: Rounds, order: tuple[NodeId, ...], now_us: int) -> None:
+        super().__init__(rounds, order, now_us)
+        self.votes: Votes[Answer] = Votes(self.quorums)
+        self.page: Answer | None = None
+
+    def weigh(self, node: NodeId, reply: Any) -> Judgement:
+        if not isinstance(reply, VersionsReply):
+            return self.unserved(node, reply)
+        if reply.found:
+            answer = Answer.given(error=0, answer=reply.page, whole=reply.whole)
+            self.votes.add(node, answer, reply.page, whole=reply.whole)
+            self.page = self.votes.agreed()
+            if self.page is not None and self.page in self.votes.wholes:
+                return Judgement.ENOUGH
+        if not self.quorums.is_quorum(self.answered):
+            return Judgement.PENDING
+        return Judgement.ENOUGH if self.page is not None else self.more()

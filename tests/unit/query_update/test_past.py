@@ -1,0 +1,403 @@
+"""Reading the past of an object: what servers tell of it, and what a client believes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import pytest
+
+from bftfs import limits
+from bftfs.errors import AdmissionRefused, PastUnknown
+from bftfs.query_update import past
+from bftfs.query_update.candidate import Candidate
+from bftfs.query_update.counter import Fetch, Increment
+from bftfs.query_update.history import parse_history
+from bftfs.query_update.messages import (
+    Looked,
+    PastQuery,
+    PastReply,
+    PastVersion,
+    QueryReply,
+    Rejected,
+    Update,
+    UpdateReply,
+    VersionsReply,
+)
+from bftfs.query_update.past_reading import PastReader
+from bftfs.query_update.replica import Version
+from bftfs.query_update.timestamp import (
+    ZERO,
+    LogicalTimestamp,
+    client_of,
+    logical_timestamp,
+    time_of,
+)
+from bftfs.step import Ready, Sender
+from bftfs.storage import Table, Write
+from bftfs.wire.codec import encode
+from tests.unit.query_update import adversaries
+from tests.unit.query_update.harness import (
+    SMALLEST,
+    START_US,
+    USER,
+    Client,
+    Cluster,
+    counter_id,
+)
+from tests.unit.query_update.ledger import Accounts, Read, Transfer, ledger_types
+
+A, B = counter_id(0), counter_id(1)
+EVERYONE = tuple(range(SMALLEST.n))
+SECOND_US = 1_000_000
+
+
+@pytest.fixture
+def cluster() -> Cluster:
+    return Cluster()
+
+
+@pytest.fixture
+def alice(cluster: Cluster) -> Client:
+    return cluster.client("alice")
+
+
+def pass_time(cluster: Cluster, duration_us: int) -> None:
+    """Let so much time pass, with what happens in it."""
+    passed: list[bool] = []
+    cluster.after(duration_us, lambda: passed.append(True))
+    cluster.run(lambda: bool(passed), within_us=duration_us)
+
+
+def increment(client: Client, *, by: int = 1) -> int:
+    """Count, a second later than before; the version's time."""
+    pass_time(client.cluster, SECOND_US)
+    answered = client.run(client.qu.update((A,), "counter.increment", Increment(by), USER))
+    return int(answered.time_us)
+
+
+def value_at(client: Client, at_us: int) -> int:
+    reader = PastReader(client.qu)
+    answered = client.run(reader.query(A, "counter.fetch", Fetch(), USER, at_us=at_us))
+    assert answered.time_us <= at_us
+    return int(answered.answer.value)
+
+
+def assert_past_is(client: Client, times: list[int]) -> None:
+    """After the first increment the counter was 1, after the second 2 …, and 0 before."""
+    assert value_at(client, times[0] - 1) == 0
+    for count, time in enumerate(times, 1):
+        assert value_at(client, time) == count
+        if count < len(times):
+            assert value_at(client, times[count] - 1) == count
+    assert value_at(client, times[-1] + limits.SECOND_US // 2) == len(times)
+
+
+def test_the_state_at_a_time_is_that_of_the_newest_version_up_to_then(alice: Client) -> None:
+    assert_past_is(alice, [increment(alice) for _ in range(8)])
+
+
+def test_an_answer_takes_one_round_of_a_quorum(cluster: Cluster, alice: Client) -> None:
+    times = [increment(alice) for _ in range(3)]
+    cluster.settle()
+    cluster.sent.clear()
+    value_at(alice, times[0])
+    requests = [message for _, _, message in cluster.sent if isinstance(message, PastQuery)]
+    assert len(requests) == SMALLEST.q
+
+
+def test_a_client_that_never_saw_the_object_reads_its_past(cluster: Cluster, alice: Client) -> None:
+    times = [increment(alice) for _ in range(4)]
+    assert_past_is(cluster.client("bob"), times)
+
+
+def test_with_a_silent_node(cluster: Cluster, alice: Client) -> None:
+    times = [increment(alice) for _ in range(4)]
+    cluster.mute(2)
+    assert_past_is(alice, times)
+
+
+# --- lying nodes ------------------------------------------------------------------------------
+
+
+def rewriting(step: Any, view: Any, sender: Sender, message: Any, now_us: int) -> Ready:
+    """Tells another past: other versions, other answers, other lists."""
+    ready: Ready = step(view, sender, message, b"", now_us)
+    reply = ready.reply
+    if isinstance(reply, PastReply):
+        ready.reply = msgspec.structs.replace(
+            reply, version=ZERO, answer=b"\x91\x2a", looked=Looked.FOUND
+        )
+    elif isinstance(reply, VersionsReply):
+        ready.reply = VersionsReply(True, encode(()))
+    return ready
+
+
+def searching_for_ever(step: Any, view: Any, sender: Sender, message: Any, now_us: int) -> Ready:
+    """Says each time that there is more to search."""
+    ready: Ready = step(view, sender, message, b"", now_us)
+    if isinstance(ready.reply, PastReply):
+        ready.reply = msgspec.structs.replace(ready.reply, looked=Looked.FURTHER)
+    return ready
+
+
+@pytest.mark.parametrize("liar", EVERYONE)
+@pytest.mark.parametrize("lie", [rewriting, searching_for_ever, adversaries.amnesiac()])
+def test_a_liar_changes_nothing_in_the_past(
+    cluster: Cluster, alice: Client, liar: int, lie: Any
+) -> None:
+    cluster.nodes[liar].behaviour = lie
+    assert_past_is(alice, [increment(alice) for _ in range(3)])
+
+
+@pytest.mark.parametrize("liar", EVERYONE)
+def test_candidates_forged_for_a_time_of_the_past_do_not_keep_it_from_being_read(
+    cluster: Cluster, alice: Client, liar: int
+) -> None:
+    times = [increment(alice) for _ in range(3)]
+    keys = cluster.nodes[liar].keys
+    made = [0]
+
+    def forged(history: bytes) -> bytes:
+        made[0] += 1
+        latest = parse_history(history).latest_object.timestamp
+        timestamp = logical_timestamp(
+            time_us=time_of(latest) + made[0],
+            barrier=False,
+            client=alice.sender.client,
+            digest=made[0].to_bytes(32, "big"),
+        )
+        return (history or b"\1") + Candidate(timestamp, latest).encoded
+
+    def behave(step: Any, view: Any, sender: Sender, message: Any, now_us: int) -> Ready:
+        ready: Ready = step(view, sender, message, b"", now_us)
+        if isinstance(ready.reply, PastReply | QueryReply):
+            ready.reply = adversaries.replace_histories(ready.reply, keys, [A], forged)
+        return ready
+
+    cluster.nodes[liar].behaviour = behave
+    assert value_at(alice, times[-1] + SECOND_US // 2) == 3
+    assert value_at(alice, times[0]) == 1
+
+
+def test_more_liars_than_b_change_the_past(cluster: Cluster, alice: Client) -> None:
+    """Must fail: the evidence that is asked for is no more than what is needed."""
+    times = [increment(alice) for _ in range(3)]
+    for liar in (0, 1):
+        cluster.nodes[liar].behaviour = rewriting
+    values = {value_at(alice, times[1]) for _ in range(3)}
+    assert values != {2}
+
+
+# --- what is not established ------------------------------------------------------------------
+
+
+def accepted_by(cluster: Cluster, client: Client, *nodes: int) -> Any:
+    """An update that reaches these nodes only."""
+    before = cluster.route
+
+    def route(source: Any, target: Any, message: Any) -> int | None:
+        if isinstance(message, Update) and source[1] == client.name and target[1] not in nodes:
+            return None
+        if isinstance(message, UpdateReply) and target[1] == client.name:
+            return None
+        return before(source, target, message)
+
+    cluster.route = route
+    outcome = client.start(client.qu.update((A,), "counter.increment", Increment(100), USER))
+    pass_time(cluster, 2_000)
+    cluster.running.clear()
+    cluster.route = before
+    return outcome
+
+
+@pytest.mark.parametrize("hosts", [(0,), (0, 1), (0, 1, 2), (0, 1, 2, 3), (0, 1, 2, 3, 4)])
+def test_what_was_read_of_the_past_stays(hosts: tuple[int, ...]) -> None:
+    """An update that was begun and not finished is decided before it is read past."""
+    cluster = Cluster()
+    alice, mallory, bob = (cluster.client(name) for name in ("alice", "mallory", "bob"))
+    times = [increment(alice) for _ in range(2)]
+    pass_time(cluster, SECOND_US)
+    begun_us = START_US + cluster.now_us
+    accepted_by(cluster, mallory, *hosts)
+    at_us = begun_us + SECOND_US // 2
+    pass_time(cluster, 2 * limits.CLOCK_SKEW_US)
+    cluster.block(client="mallory", nodes=EVERYONE)
+    first = value_at(bob, at_us)
+    assert first in (2, 102)
+    cluster.heal()
+    increment(alice, by=1000)
+    for reader in (alice, bob, cluster.client("carol")):
+        assert value_at(reader, at_us) == first
+        assert value_at(reader, times[0]) == 1
+
+
+def test_nobody_makes_versions_of_yesterday(cluster: Cluster, alice: Client) -> None:
+    """A version's time is not behind the servers' clocks, or the past would change."""
+    increment(alice)
+    pass_time(cluster, 3 * limits.CLOCK_SKEW_US)
+    alice.skew_us = -2 * limits.CLOCK_SKEW_US
+    with pytest.raises(AdmissionRefused, match="clock"):
+        alice.run(alice.qu.update((A,), "counter.increment", Increment(), USER))
+    alice.skew_us = 0
+    increment(alice)
+
+
+def test_a_late_repetition_is_answered_as_the_first_time(cluster: Cluster, alice: Client) -> None:
+    """A reply that was lost for longer than the skew: the operation is not made twice."""
+    increment(alice)
+    lost = [True]
+    before = cluster.route
+
+    def route(source: Any, target: Any, message: Any) -> int | None:
+        if lost[0] and isinstance(message, UpdateReply):
+            return None
+        return before(source, target, message)
+
+    cluster.route = route
+    outcome = alice.start(alice.qu.update((A,), "counter.increment", Increment(), USER))
+    pass_time(cluster, 10_000)
+    pass_time(cluster, 2 * limits.CLOCK_SKEW_US)
+    lost[0] = False
+    cluster.run(lambda: outcome.done, within_us=60 * SECOND_US)
+    assert outcome.value().answer.value == 2
+
+
+# --- gaps, and versions left behind -----------------------------------------------------------
+
+
+def test_a_server_that_was_brought_up_to_date_says_nothing_of_what_it_missed(
+    cluster: Cluster, alice: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "SYNC_LINKS", 2)
+    times = [increment(alice) for _ in range(2)]
+    cluster.settle()
+    before = cluster.route
+    cluster.mute(0)
+    times += [increment(alice) for _ in range(6)]
+    cluster.route = before
+    cluster.mute(5)
+    alice.qu.rounds.probing.answered(cluster.nodes[0].number)
+    times += [increment(alice) for _ in range(2)]
+    cluster.settle()
+    replica = cluster.nodes[0].replica(A)
+    assert replica.row.floor != ZERO, "object sync has brought the state alone"
+    looked = {past.newest_at(replica, time, b"")[0] for time in times[2:7]}
+    assert looked == {Looked.UNKNOWN}
+    assert past.newest_at(replica, times[0] - 1, b"")[0] is Looked.FOUND
+    assert past.newest_at(replica, times[-1], b"")[0] is Looked.FOUND
+    assert_past_is(alice, times)
+
+
+def test_when_too_few_remember_that_is_said(cluster: Cluster, alice: Client) -> None:
+    times = [increment(alice) for _ in range(3)]
+    cluster.settle()
+    for node in cluster.nodes:
+        replica = node.replica(A)
+        version = replica.version(replica.head)
+        if version is None:
+            continue  # it was not in the quorum
+        row = msgspec.structs.replace(replica.row, floor=replica.head)
+        gap = msgspec.structs.replace(version, gap=True)
+        node.storage.apply(
+            [
+                Write(Table.VERSION, A + replica.head, encode(gap)),
+                Write(Table.OBJECT, A, encode(row)),
+            ]
+        )
+    with pytest.raises(PastUnknown):
+        value_at(alice, times[1])
+
+
+def test_a_search_is_bounded_and_goes_on(
+    cluster: Cluster, alice: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Versions that were accepted and left behind do not hide what is below them."""
+    monkeypatch.setattr(limits, "PAST_SEARCHED", 3)
+    times = [increment(alice) for _ in range(2)]
+    cluster.settle()
+    for node in cluster.nodes:
+        replica = node.replica(A)
+        head = replica.head
+        for number in range(10):
+            dead = LogicalTimestamp(
+                (times[0] + 10 + number).to_bytes(8, "big") + head[8:-1] + bytes((number,))
+            )
+            node.storage.apply(
+                [Write(Table.VERSION, A + dead, encode(Version(0, head, (), False, ())))]
+            )
+    looked, cursor = past.newest_at(cluster.nodes[0].replica(A), times[1] - 1, b"")
+    assert looked is Looked.FURTHER
+    assert time_of(cursor) < times[1] - 1
+    assert_past_is(alice, times)
+
+
+# --- lists of versions ------------------------------------------------------------------------
+
+
+def all_versions(client: Client, *, most: int = 3) -> list[PastVersion]:
+    async def collect() -> list[PastVersion]:
+        reader = PastReader(client.qu)
+        at = await reader.latest(A)
+        found: list[PastVersion] = []
+        while at != ZERO:
+            page = await reader.versions(A, newest=at, most=most, prefixes=(b"v",))
+            found += page
+            at = page[-1].parent
+        return found
+
+    versions: list[PastVersion] = client.run(collect())
+    return versions
+
+
+@pytest.mark.parametrize("liar", [None, *EVERYONE])
+def test_the_list_of_versions_is_what_happened(
+    cluster: Cluster, alice: Client, liar: int | None
+) -> None:
+    bob = cluster.client("bob")
+    if liar is not None:
+        cluster.nodes[liar].behaviour = rewriting
+    times = [increment(client) for client in (alice, bob, alice, bob, alice, alice, bob)]
+    found = all_versions(cluster.client("carol"))
+    assert [time_of(version.timestamp) for version in found] == times[::-1]
+    authors = [client_of(version.timestamp) for version in reversed(found)]
+    assert authors[:2] == [alice.sender.client, bob.sender.client]
+    for count, version in enumerate(reversed(found), 1):
+        assert version.operation is not None
+        assert version.operation.method == "counter.increment"
+        assert version.changes == ((b"value", count.to_bytes(8, "big")),)
+
+
+# --- several objects --------------------------------------------------------------------------
+
+
+def test_objects_read_at_one_time_show_one_state() -> None:
+    """An operation on several objects is at a time at all of them, or at none."""
+    cluster = Cluster(types=ledger_types())
+    alice, bob = cluster.client("alice"), cluster.client("bob")
+    times = []
+    for number in range(12):
+        pass_time(cluster, SECOND_US)
+        client = alice if number % 2 else bob
+        transfer = Transfer(f"t{number}", number + 1)
+        times.append(client.run(client.qu.update((A, B), "transfer.2", transfer, USER)).time_us)
+    carol = cluster.client("carol")
+    reader = PastReader(carol.qu)
+
+    def balance(name: Any, at_us: int) -> int:
+        answered = carol.run(reader.query(name, "read.1", Read(), USER, at_us=at_us))
+        accounts: Accounts = answered.answer
+        return accounts.balances[0]
+
+    for count, time in enumerate(times):
+        for at_us, done in ((time - 1, count), (time, count + 1)):
+            moved = done * (done + 1) // 2
+            assert (balance(A, at_us), balance(B, at_us)) == (-moved, moved)
+
+
+def test_nodes_do_not_ask_as_clients_do(cluster: Cluster, alice: Client) -> None:
+    increment(alice)
+    node = cluster.nodes[0]
+    request = PastQuery(A, START_US, b"", "counter.fetch", b"\x90", 1, 1, (), node.number)
+    refused = node.server.step(node.storage, cluster.nodes[1].sender, request, b"", node.now_us())
+    assert isinstance(refused.reply, Rejected)
