@@ -17,6 +17,7 @@ never less and never with a gap.
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -51,7 +52,10 @@ class Journal:
         self.sequence = 0  # of the last record
 
     def replay(self, after: int) -> Iterator[list[Write]]:
-        """The batches that followed the one with sequence `after`; then it is ready to append."""
+        """The batches that followed the one with sequence `after`; then it is ready to append.
+
+        Raises OSError (EBADMSG) at a record that is whole, and yet none that a node has written.
+        """
         self.size = 0
         self.sequence = after
         end = os.fstat(self._file).st_size
@@ -65,8 +69,12 @@ class Journal:
             batch = os.pread(self._file, length, self.size + _HEADER.size)
             if _digest_of(header[_DIGEST_BYTES:], batch) != digest:
                 return
+            try:
+                writes = [Write(Table(table), key, value) for table, key, value in _decode(batch)]
+            except ValueError as error:  # a superclass of msgspec's errors
+                raise OSError(errno.EBADMSG, "a record that holds no batch") from error
             self._advance(len(batch))
-            yield [Write(Table(table), key, value) for table, key, value in _decode(batch)]
+            yield writes
 
     def append(self, rows: Sequence[Row]) -> None:
         """Add a batch. It survives a crash of the process, and after `sync` one of the machine."""

@@ -15,6 +15,7 @@ from bftfs.cluster import Durability
 from bftfs.identifiers import NodeId
 from bftfs.limits import KIB, MIB
 from bftfs.storage import MemoryStorage, Table, Write
+from nodes import journal as journals
 from nodes import store as stores
 from nodes.journal import Journal
 from nodes.store import Store
@@ -88,6 +89,15 @@ def test_a_record_that_is_cut_short_or_changed_ends_the_replay(tmp_path: Path) -
     for at in range(40):
         path.write_bytes(whole[: 512 + at] + bytes([whole[512 + at] ^ 1]) + whole[513 + at :])
         assert values_in(path) == values[:1]
+
+
+def test_a_whole_record_that_holds_no_batch_is_damage(tmp_path: Path) -> None:
+    path = tmp_path / "journal"
+    for batch in (b"\xc1", b"\x91\x93\x63\xc4\x01k\xc0"):  # no MessagePack; no such table
+        record = journals._HEADER.pack(b"", 1, len(batch))[16:] + batch
+        path.write_bytes(journals._digest_of(record, b"") + record)
+        with pytest.raises(OSError, match="holds no batch"):
+            replayed(path)
 
 
 def test_what_an_earlier_pass_has_left_is_not_replayed(tmp_path: Path) -> None:

@@ -1,0 +1,74 @@
+"""What an input makes the product do: the edges of its lines that are taken, and how many lines.
+
+A pure-Python tracer. It is what the tests use, without any fuzzing engine; and the number of lines
+is the measure of work, which is the same in every run, unlike time.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import CodeType, FrameType
+from typing import Any
+
+PROJECT = Path(__file__).resolve().parents[2]
+PACKAGES = ("bftfs", "nodes", "mount")
+_ROOTS = tuple(f"{PROJECT / package}/" for package in PACKAGES)
+
+_numbers: dict[CodeType, int] = {}  # code objects of the product, and 0 for all others
+
+
+class WorkExceeded(BaseException):
+    """An input makes the product do more than its target allows.
+
+    Not an `Exception`: the product handles those, as the bugs of a method.
+    """
+
+
+class Tracer:
+    """Traces what runs inside `with`; stops it once it has taken more than `most_work` lines."""
+
+    def __init__(self, *, most_work: int) -> None:
+        self.edges: set[int] = set()
+        self.work = 0
+        self._most = most_work
+        self._before: Any = None
+
+    def __enter__(self) -> Tracer:
+        self._before = sys.gettrace()
+        sys.settrace(self._enter)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        sys.settrace(self._before)
+
+    def _enter(self, frame: FrameType, event: str, _: Any) -> Callable[..., Any] | None:
+        code = frame.f_code
+        number = _numbers.get(code)
+        if number is None:
+            number = len(_numbers) + 1 if code.co_filename.startswith(_ROOTS) else 0
+            _numbers[code] = number
+        if not number:
+            return None
+        self._count()
+        edges, count = self.edges, self._count
+        base = number << 40
+        last = 0
+
+        def trace(frame: FrameType, event: str, _: Any) -> Callable[..., Any]:
+            nonlocal last
+            if event == "line":
+                line = frame.f_lineno
+                edges.add(base | last << 20 | line)
+                last = line
+                count()
+            return trace
+
+        return trace
+
+    def _count(self) -> None:
+        self.work += 1
+        if self.work > self._most:
+            sys.settrace(self._before)
+            raise WorkExceeded(f"more than {self._most} lines of the product")
