@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 
 from bftfs.credentials import Credentials
+from bftfs.errors import UnreadableAnswer
 from bftfs.filesystem import names as entry_names
 from bftfs.filesystem import object_types
 from bftfs.filesystem.acl import AccessControlList
@@ -196,7 +197,7 @@ TARGETS = (
     Target(
         "arguments",
         arguments,
-        (msgspec.MsgspecError,),
+        (msgspec.MsgspecError, UnreadableAnswer),
         seeds=_argument_seeds,
         most_bytes=1 * KIB,
         explains=True,
