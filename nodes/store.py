@@ -46,7 +46,7 @@ MAP_BYTES_INITIAL = 1024 * MIB  # address space, not disk: the file grows as its
 MAP_BYTES_MAX = 1 << 44
 HEADROOM_BYTES = 32 * MIB  # that a batch may add without the store making room in its midst
 JOURNAL_BYTES = 8 * MIB  # after which a checkpoint is due…
-WRITES_PER_CHECKPOINT = 16_384  # …or after so many: until then their pages are kept in memory
+WRITES_PER_CHECKPOINT = 8_192  # …or after so many: until then their pages are kept in memory
 STRAIGHT_BYTES = 256 * KIB  # larger batches are not worth writing twice, if they must be synced
 
 _FORMAT_KEY = b"format"
