@@ -141,12 +141,16 @@ class AdmissionRefused(OperationFailed):
 
 
 class FileSystemError(BftfsError):
-    """A POSIX answer: the errno that Linux users know, and what it is about."""
+    """A POSIX answer: the errno that Linux users know, and what it is about.
 
-    def __init__(self, code: int, subject: str = "") -> None:
+    `versions` are those that a method refused on, one of each object in the order of their ids.
+    """
+
+    def __init__(self, code: int, subject: str = "", *, versions: tuple[bytes, ...] = ()) -> None:
         super().__init__(code, subject)
         self.code = code
         self.subject = subject
+        self.versions = versions
 
     def __str__(self) -> str:
         name = errno.errorcode.get(self.code, str(self.code))

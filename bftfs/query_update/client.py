@@ -244,7 +244,7 @@ class QueryUpdateClient:
         answer, versions = outcome.answer, outcome.versions
         assert answer is not None
         if answer.error:
-            raise FileSystemError(answer.error, method.name)
+            raise FileSystemError(answer.error, method.name, versions=versions)
         content = outcome.votes.wholes.get((versions, answer))
         if content is None:
             voters = outcome.votes.by[(versions, answer)]
@@ -304,7 +304,10 @@ class QueryUpdateClient:
                     content = await self._agreed(outcome, message, timestamp, names)
                     return self._decoded(method, content, timestamp)
                 if outcome.refusal:
-                    raise FileSystemError(outcome.refusal, method.name)
+                    versions = tuple(
+                        each.classification.object_candidate.timestamp for each in observed
+                    )
+                    raise FileSystemError(outcome.refusal, method.name, versions=versions)
                 if outcome.possible:
                     base = observed[0].classification.object_candidate.timestamp
                     attempts.append(_Attempt(timestamp, base))

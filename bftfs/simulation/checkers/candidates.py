@@ -75,24 +75,18 @@ def check_chain(
     `established` is how many correct nodes make a candidate established, with whatever the others
     say. All that are established, and all that were `acknowledged`, must lie on one chain.
     """
-    findings: list[str] = []
     links: dict[LogicalTimestamp, LogicalTimestamp] = {}
-    for candidate in accepted:
-        if candidate.barrier:
-            continue
-        known = links.setdefault(candidate.timestamp, candidate.conditioned_on)
-        if known != candidate.conditioned_on:
-            findings.append(f"{name}: two candidates at {time_of(candidate.timestamp)}")
-    certain = sorted(
-        candidate.timestamp
-        for candidate, nodes in accepted.items()
-        if len(nodes) >= established and not candidate.barrier
-    )
-    chain = [certain[-1]] if certain else [ZERO]
-    while chain[-1] != ZERO and chain[-1] in links:
-        chain.append(links[chain[-1]])
-    if chain[-1] != ZERO:
-        findings.append(f"{name}: the chain breaks off at {time_of(chain[-1])}")
+    findings = [
+        f"{name}: two candidates at {time_of(candidate.timestamp)}"
+        for candidate in accepted
+        if not candidate.barrier
+        and links.setdefault(candidate.timestamp, candidate.conditioned_on)
+        != candidate.conditioned_on
+    ]
+    certain = _established(accepted, established)
+    chain = chain_of(accepted, established=established)
+    if chain[0] != ZERO:
+        findings.append(f"{name}: the chain breaks off at {time_of(chain[0])}")
     on_chain = frozenset(chain)
     findings += [
         f"{name}: the candidate at {time_of(timestamp)} was established, and is not on the chain"
@@ -105,3 +99,30 @@ def check_chain(
         if timestamp not in on_chain
     ]
     return findings
+
+
+def chain_of(
+    accepted: Mapping[Candidate, set[NodeId]], *, established: int
+) -> list[LogicalTimestamp]:
+    """The versions that the latest established candidate builds on, and it, from the first on."""
+    links = {
+        candidate.timestamp: candidate.conditioned_on
+        for candidate in accepted
+        if not candidate.barrier
+    }
+    certain = _established(accepted, established)
+    chain = [certain[-1]] if certain else [ZERO]
+    while chain[-1] != ZERO and chain[-1] in links:
+        chain.append(links[chain[-1]])
+    chain.reverse()
+    return chain
+
+
+def _established(
+    accepted: Mapping[Candidate, set[NodeId]], established: int
+) -> list[LogicalTimestamp]:
+    return sorted(
+        candidate.timestamp
+        for candidate, nodes in accepted.items()
+        if len(nodes) >= established and not candidate.barrier
+    )

@@ -60,12 +60,13 @@ class BlockWorkload:
         # Every version whose write was acknowledged: what later reads of the past must find.
         self.acknowledged: list[tuple[int, BlockTimestamp, str]] = []
         self._labels: dict[bytes, str] = {}  # of every item that somebody set out to write
+        self.past_reads = 0
         self._findings: list[str] = []
 
     @property
     def operations(self) -> int:
-        """How many operations were begun."""
-        return len(self.history)
+        """How many operations were begun, on one block each."""
+        return len(self.history) + self.past_reads
 
     def session(self, host: SimulatedClient, name: str) -> BlockSession:
         """A client's session."""
@@ -222,10 +223,13 @@ class BlockSession:
                 return True
             return False
 
+        def began(_at: float) -> None:
+            workload.past_reads += 1
+
         conversation = partial(
             self._client.read, workload.blocks[number], before=successor_of(timestamp)
         )
-        return Task(f"read of {label}", conversation, lambda _at: None, ended, failed)
+        return Task(f"read of {label}", conversation, began, ended, failed)
 
     def _began(self, entries: Sequence[_Entry], at: float) -> None:
         for entry in entries:

@@ -17,20 +17,23 @@ from typing import Any
 
 from bftfs import limits
 from bftfs.conversation import Conversation
+from bftfs.credentials import Credentials
 from bftfs.errors import FileSystemError
 from bftfs.filesystem import registry
 from bftfs.filesystem.attributes import Attributes, Changes
 from bftfs.filesystem.directory import Creation, DirectoryCreation, Name, Renaming
 from bftfs.filesystem.operations import FileSystem
 from bftfs.filesystem.options import Options
-from bftfs.identifiers import ObjectId, ObjectKind, kind_of, object_id
-from bftfs.query_update.client import QueryUpdateClient
+from bftfs.identifiers import ClientId, ObjectId, ObjectKind, kind_of, object_id
+from bftfs.query_update.client import Answered, QueryUpdateClient
 from bftfs.query_update.object_type import ObjectTypes, Record
+from bftfs.query_update.timestamp import LogicalTimestamp
 from bftfs.quorum import ThresholdQuorums
 from bftfs.read_write.client import ReadWriteClient
 from bftfs.simulation.checkers.candidates import check_chain
 from bftfs.simulation.checkers.durability import check_bound
 from bftfs.simulation.checkers.linearizability import RegisterOperation, check_register
+from bftfs.simulation.checkers.namespace import Call, check_namespace
 from bftfs.simulation.checkers.tree import Node, check_tree
 from bftfs.simulation.deployment import CREDENTIALS, Sizes
 from bftfs.simulation.principals import SimulatedClient
@@ -75,9 +78,10 @@ class FileWorkload:
         self.private: list[_Private] = []
         self.known: dict[ObjectId, None] = {self.root: None}  # every object heard of, in order
         self.contents: dict[ObjectId, list[RegisterOperation]] = {}
+        self.calls: list[Call] = []  # on the namespace, by correct clients
+        self.correct: dict[ClientId, None] = {}
         self.tree: dict[ObjectId, Node] | None = None  # as the auditor has found it
         self.done: list[str] = []  # operations that ended, for the digest
-        self.begun = 0
         self._items = 0
 
     def _identifier(self, kind: ObjectKind) -> ObjectId:
@@ -87,8 +91,8 @@ class FileWorkload:
 
     @property
     def operations(self) -> int:
-        """How many operations were begun."""
-        return self.begun
+        """How many calls were begun: on the namespace, and of contents."""
+        return len(self.calls) + sum(map(len, self.contents.values()))
 
     @property
     def objects(self) -> list[ObjectId]:
@@ -177,17 +181,87 @@ class FileWorkload:
         """Each object has one chain, and hosted blocks are what was written."""
         found = list(evidence.candidates.findings)
         found += check_bound(evidence.disks, N=self.sizes.read_write.N)
+        established = self.sizes.query_update.q - evidence.byzantine
         for identifier, accepted in evidence.candidates.accepted.items():
             found += check_chain(
-                accepted,
-                established=self.sizes.query_update.q - evidence.byzantine,
-                name=f"object {identifier.hex()[:8]}",
+                accepted, established=established, name=f"object {identifier.hex()[:8]}"
             )
-        return found
+        return found + check_namespace(
+            self.calls,
+            evidence.candidates,
+            established=established,
+            types=self.types,
+            correct=self.correct,
+        )
 
     def digested(self) -> Iterable[str]:
         """What was done, line by line."""
         return self.done
+
+
+class _Witness:
+    """A client's access to metadata, which takes down every call and what became of it."""
+
+    def __init__(self, workload: FileWorkload, host: SimulatedClient, name: str) -> None:
+        self._workload = workload
+        self._host = host
+        self._name = name
+        quorums = ThresholdQuorums(workload.sizes.query_update)
+        self._client = QueryUpdateClient(host.client, quorums, workload.types)
+        workload.correct[host.client] = None
+
+    async def query(
+        self,
+        objects: tuple[ObjectId, ...],
+        method: str,
+        arguments: Record,
+        credentials: Credentials,
+    ) -> Answered:
+        """Invoke a query."""
+        call = self._begun(method, objects, arguments, update=False)
+        return await self._witnessed(
+            call, self._client.query(objects, method, arguments, credentials)
+        )
+
+    async def update(
+        self,
+        objects: tuple[ObjectId, ...],
+        method: str,
+        arguments: Record,
+        credentials: Credentials,
+        *,
+        not_before_us: int = 0,
+    ) -> Answered:
+        """Invoke an update."""
+        call = self._begun(method, objects, arguments, update=True)
+        return await self._witnessed(
+            call,
+            self._client.update(
+                objects, method, arguments, credentials, not_before_us=not_before_us
+            ),
+        )
+
+    def _begun(
+        self, method: str, objects: tuple[ObjectId, ...], arguments: Record, *, update: bool
+    ) -> Call:
+        host = self._host
+        now_us = host.world.now_us
+        call = Call(host.client, self._name, method, update, objects, arguments, now_us)
+        self._workload.calls.append(call)
+        return call
+
+    async def _witnessed(self, call: Call, conversation: Conversation[Answered]) -> Answered:
+        try:
+            answered = await conversation
+        except FileSystemError as refusal:
+            call.refusal = refusal.code
+            call.versions = tuple(map(LogicalTimestamp, refusal.versions))
+            call.responded = self._host.world.now_us
+            raise
+        call.answer = answered.answer
+        call.versions = (answered.timestamp,) * len(set(call.objects))
+        call.responded = self._host.world.now_us
+        return answered
 
 
 @dataclass(slots=True)
@@ -202,9 +276,7 @@ class FileSession:
     def __post_init__(self) -> None:
         workload, client = self.workload, self.host.client
         self._system = FileSystem(
-            QueryUpdateClient(
-                client, ThresholdQuorums(workload.sizes.query_update), workload.types
-            ),
+            _Witness(workload, self.host, self.name),
             ReadWriteClient(client, workload.sizes.read_write),
             None,
             root=workload.root,
@@ -246,10 +318,6 @@ class FileSession:
     ) -> Task:
         workload = self.workload
 
-        def begin(at: float) -> None:
-            workload.begun += 1
-            began(at)
-
         def end(result: Any, at: float) -> None:
             workload.done.append(f"{self.name} {name} {at}")
             ended(result, at)
@@ -258,7 +326,7 @@ class FileSession:
             workload.done.append(f"{self.name} {name} {at} {error!r}")
             return isinstance(error, FileSystemError)
 
-        return Task(name, conversation, begin, end, fail)
+        return Task(name, conversation, began, end, fail)
 
     def _on_names(self) -> Task:
         random, mix = self.workload.random, self.workload.mix

@@ -1,0 +1,456 @@
+"""Strict serializability of the namespace, against a reference model.
+
+What clients asked of directories, inodes and the volume, with the answers that they were given,
+must be what a file system would say that does one thing after the other, in an order that respects
+real time. The order comes from the versions: each answer names those that it read or made, and
+these must lie on the objects' chains of established candidates. Chains are evidence, and are not
+believed blindly: what they hold must have been asked for by those who are named as its authors,
+once; with real time, there must be no cycle; and every answer, refusals included, must be that of
+the model, which is replayed in that order and counts links and entries from the tree itself.
+
+The model is POSIX' semantics and the few words that this file system adds (ESTALE for an object
+that does not exist or is not what a name stands for, the volume's relocation epoch). Permissions
+are not its subject: all correct clients act for one user, who owns everything.
+"""
+
+from __future__ import annotations
+
+import errno
+import stat
+from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from math import inf
+from typing import Any
+
+from bftfs.filesystem import registry
+from bftfs.filesystem.attributes import Attributes
+from bftfs.filesystem.directory import (
+    RENAME_EXCHANGE,
+    RENAME_NOREPLACE,
+    Page,
+    Relocation,
+    Renaming,
+    Sought,
+)
+from bftfs.filesystem.objects import Outcome
+from bftfs.filesystem.volume import Volume
+from bftfs.identifiers import ClientId, ObjectId, ObjectKind, kind_of
+from bftfs.query_update.candidate import Candidate
+from bftfs.query_update.conditioned import Operation
+from bftfs.query_update.object_type import ObjectTypes, Record, encode_record
+from bftfs.query_update.timestamp import ZERO, LogicalTimestamp, client_of, time_of
+from bftfs.simulation.checkers.candidates import CandidateRecord, chain_of
+from bftfs.simulation.checkers.serializability import ObjectOperation, check_operations
+
+
+@dataclass(slots=True)
+class Call:
+    """One operation on the namespace, as its client saw it."""
+
+    client: ClientId
+    name: str  # of the client
+    method: str
+    update: bool
+    objects: tuple[ObjectId, ...]
+    arguments: Record
+    invoked: float
+    responded: float = inf
+    answer: Any = None
+    refusal: int = 0
+    versions: tuple[
+        LogicalTimestamp, ...
+    ] = ()  # of the distinct objects, in the order of their ids
+
+    @property
+    def ended(self) -> bool:
+        """Whether it had an answer, or was refused."""
+        return self.responded < inf
+
+    @property
+    def asked(self) -> tuple[ClientId, str, tuple[ObjectId, ...], bytes]:
+        """Who asked for what."""
+        return self.client, self.method, self.objects, encode_record(self.arguments)
+
+
+def check_namespace(
+    calls: Sequence[Call],
+    record: CandidateRecord,
+    *,
+    established: int,
+    types: ObjectTypes,
+    correct: Collection[ClientId],
+) -> list[str]:
+    """Findings against `calls`, which are all that clients in `correct` have made."""
+    chains = _Chains(record.accepted, established)
+    findings: list[str] = []
+    taken = _operations_on(chains, record, findings)
+    placed: list[ObjectOperation] = []
+    pending: dict[Hashable, list[Call]] = {}
+    acknowledged: set[LogicalTimestamp] = set()
+    for call in calls:
+        if not call.ended:
+            if call.update:
+                pending.setdefault(call.asked, []).append(call)
+            continue
+        versions = chains.places(call, findings)
+        made = call.update and not call.refusal
+        if made and call.versions:
+            timestamp = call.versions[0]
+            acknowledged.add(timestamp)
+            operation = taken.get(timestamp)
+            if operation is not None and _asked(timestamp, operation) != call.asked:
+                findings.append(f"namespace: {_shown(call)} is another operation on the disks")
+        placed.append(
+            ObjectOperation(
+                call.name,
+                call.method,
+                made,
+                versions,
+                call,
+                call.invoked,
+                call.responded,
+                (call.objects, call.arguments),
+            )
+        )
+    for timestamp, operation in taken.items():
+        if timestamp in acknowledged:
+            continue
+        author = client_of(timestamp)
+        invoked = 0.0
+        if author in correct:
+            waiting = pending.get(_asked(timestamp, operation))
+            if not waiting:
+                findings.append(
+                    f"namespace: {operation.method} at {time_of(timestamp)} took place, and its "
+                    "client did not ask for it, or was told that it did not"
+                )
+                continue
+            invoked = waiting.pop(0).invoked
+        placed.append(
+            ObjectOperation(
+                "another",
+                operation.method,
+                True,
+                chains.places_of(timestamp, operation.objects),
+                None,
+                invoked,
+                inf,
+                (operation.objects, _arguments(types, operation)),
+            )
+        )
+    if findings:
+        return findings
+    return [f"namespace: {finding}" for finding in check_operations(placed, model=NamespaceModel())]
+
+
+class _Chains:
+    """The established versions of every object, and their places; a copy is what it copies."""
+
+    def __init__(
+        self, accepted: Mapping[ObjectId, Mapping[Candidate, set[Any]]], established: int
+    ) -> None:
+        self.versions: dict[ObjectId, list[LogicalTimestamp]] = {}  # made by operations
+        self._places: dict[ObjectId, dict[LogicalTimestamp, int]] = {}
+        for identifier, candidates in accepted.items():
+            copies = {each.timestamp for each in candidates if each.copy}
+            chain = chain_of(dict(candidates), established=established)
+            places = self._places[identifier] = {}
+            made = self.versions[identifier] = []
+            for timestamp in chain:
+                if timestamp != ZERO and timestamp not in copies:
+                    made.append(timestamp)
+                places[timestamp] = len(made)
+
+    def places(self, call: Call, findings: list[str]) -> dict[Hashable, int]:
+        """Where the versions that `call` names stand on their chains."""
+        found: dict[Hashable, int] = {}
+        for identifier, timestamp in zip(sorted(set(call.objects)), call.versions, strict=False):
+            place = self._places.get(identifier, {ZERO: 0}).get(timestamp)
+            if place is None:
+                findings.append(
+                    f"namespace: {_shown(call)} names a version of {_short(identifier)} at "
+                    f"{time_of(timestamp)} that is not on its chain"
+                )
+            else:
+                found[identifier] = place
+        return found
+
+    def places_of(
+        self, timestamp: LogicalTimestamp, objects: Iterable[ObjectId]
+    ) -> dict[Hashable, int]:
+        """Where the versions that one update made stand."""
+        return {each: self._places[each][timestamp] for each in dict.fromkeys(objects)}
+
+
+def _operations_on(
+    chains: _Chains, record: CandidateRecord, findings: list[str]
+) -> dict[LogicalTimestamp, Operation]:
+    """The operations that took place; findings if one did so in part, or twice."""
+    found: dict[LogicalTimestamp, Operation] = {}
+    serials: dict[tuple[ClientId, int], LogicalTimestamp] = {}
+    for identifier, made in chains.versions.items():
+        for timestamp in made:
+            version = record.contents.get((identifier, timestamp))
+            if version is None:
+                findings.append(f"namespace: nobody has the version at {time_of(timestamp)}")
+                continue
+            first = record.contents.get((min(version.objects or (identifier,)), timestamp))
+            operation = None if first is None else first.operation
+            if operation is None:
+                findings.append(f"namespace: nobody has the operation at {time_of(timestamp)}")
+                continue
+            if any(timestamp not in chains.versions.get(other, ()) for other in operation.objects):
+                findings.append(
+                    f"namespace: {operation.method} at {time_of(timestamp)} took place at some of "
+                    "its objects"
+                )
+                continue
+            found[timestamp] = operation
+            known = serials.setdefault((client_of(timestamp), operation.serial), timestamp)
+            if known != timestamp:
+                findings.append(
+                    f"namespace: {operation.method} took place at {time_of(known)} and at "
+                    f"{time_of(timestamp)}"
+                )
+    return found
+
+
+def _asked(
+    timestamp: LogicalTimestamp, operation: Operation
+) -> tuple[ClientId, str, tuple[ObjectId, ...], bytes]:
+    return client_of(timestamp), operation.method, operation.objects, operation.arguments
+
+
+def _arguments(types: ObjectTypes, operation: Operation) -> Any:
+    method = types.method(operation.method)
+    assert method is not None, "correct nodes have executed it"
+    return types.decode_arguments(method, operation.arguments)
+
+
+def _shown(call: Call) -> str:
+    objects = " ".join(map(_short, call.objects))
+    return f"{call.name} {call.method} {objects} {call.arguments} [{call.invoked}]"
+
+
+def _short(identifier: ObjectId | None) -> str:
+    return "nothing" if identifier is None else identifier.hex()[-6:]
+
+
+# --- the model -------------------------------------------------------------------------------
+
+
+class _Refused(Exception):
+    """The model refuses, and nothing has changed."""
+
+    def __init__(self, code: int) -> None:
+        super().__init__(code)
+        self.code = code
+
+
+@dataclass(slots=True)
+class _Object:
+    """A directory or an inode."""
+
+    directory: bool
+    parent: ObjectId | None = None  # of a directory that is in use
+    entries: dict[bytes, ObjectId] = field(default_factory=dict)
+    names: int = 0  # how many entries stand for it
+
+
+@dataclass(slots=True)
+class NamespaceModel:
+    """A file system's names, done one thing after the other."""
+
+    objects: dict[ObjectId, _Object] = field(default_factory=dict)
+    root: ObjectId | None = None
+    relocations: int = 0
+
+    def __call__(self, operation: ObjectOperation) -> Any:
+        """The operation's own answer, if the model gives the same; else what it should be."""
+        objects, arguments = operation.arguments
+        try:
+            self._do(operation.name, objects, arguments)
+            refusal = 0
+        except _Refused as refused:
+            refusal = refused.code
+        call: Call | None = operation.answer
+        if call is None:
+            return None  # nobody was told
+        if call.refusal != refusal:
+            if call.refusal and not _is_modelled(call.method):
+                return call
+            return f"errno {refusal}"
+        wrong = "" if refusal else self._compare(call)
+        return wrong or call
+
+    def _do(self, method: str, objects: Sequence[ObjectId], arguments: Any) -> None:
+        match method:
+            case registry.FORMAT:
+                if self.root is None:
+                    self.root = objects[1]
+                    self.objects[self.root] = _Object(True, parent=self.root)
+            case registry.CREATE:
+                self._add(objects[0], arguments.name, objects[1], _Object(False))
+            case registry.MAKE_DIRECTORY:
+                self._add(objects[0], arguments.name, objects[1], _Object(True, objects[0]))
+            case registry.LINK:
+                self._link(objects[0], arguments.name, objects[1])
+            case registry.UNLINK | registry.REMOVE_DIRECTORY:
+                self._remove(objects[0], arguments.name, objects[1])
+            case registry.RENAME | registry.RELOCATE:
+                self._rename(objects, arguments)
+            case registry.DESCRIBE:
+                if self.root is None:
+                    raise _Refused(errno.ESTALE)
+            case _:
+                for each in objects:
+                    self._existing(each)
+
+    def _existing(self, identifier: ObjectId) -> _Object:
+        found = self.objects.get(identifier)
+        if found is None:
+            raise _Refused(errno.ESTALE)
+        return found
+
+    def _require_room(self, directory: _Object, name: bytes) -> None:
+        if name in directory.entries:
+            raise _Refused(errno.EEXIST)
+        if not self._stands(directory):
+            raise _Refused(errno.ENOENT)
+
+    def _stands(self, each: _Object) -> bool:
+        return each.names > 0 or (self.root is not None and self.objects[self.root] is each)
+
+    def _add(self, directory: ObjectId, name: bytes, child: ObjectId, made: _Object) -> None:
+        parent = self._existing(directory)
+        self._require_room(parent, name)
+        if child in self.objects:
+            raise _Refused(errno.ESTALE)
+        self.objects[child] = made
+        self._enter(parent, name, child)
+
+    def _link(self, directory: ObjectId, name: bytes, child: ObjectId) -> None:
+        parent, inode = self._existing(directory), self._existing(child)
+        self._require_room(parent, name)
+        if not inode.names:
+            raise _Refused(errno.ENOENT)
+        self._enter(parent, name, child)
+
+    def _remove(self, directory: ObjectId, name: bytes, child: ObjectId) -> None:
+        parent, removed = self._existing(directory), self._existing(child)
+        if name not in parent.entries:
+            raise _Refused(errno.ENOENT)
+        if parent.entries[name] != child:
+            raise _Refused(errno.ESTALE)
+        if removed.entries:
+            raise _Refused(errno.ENOTEMPTY)
+        self._leave(parent, name)
+
+    def _enter(self, directory: _Object, name: bytes, child: ObjectId) -> None:
+        directory.entries[name] = child
+        self.objects[child].names += 1
+
+    def _leave(self, directory: _Object, name: bytes) -> ObjectId:
+        child = directory.entries.pop(name)
+        self.objects[child].names -= 1
+        return child
+
+    def _rename(self, objects: Sequence[ObjectId], arguments: Renaming | Relocation) -> None:
+        source_id, target_id, child_id, replaced_id = objects[:4]
+        source, target, child, replaced = map(self._existing, objects[:4])
+        exchange = bool(arguments.flags & RENAME_EXCHANGE)
+        crosses = source_id != target_id
+        epoch = arguments.epoch if isinstance(arguments, Relocation) else None
+        if epoch is None and crosses and (child.directory or (exchange and replaced.directory)):
+            raise _Refused(errno.EXDEV)
+        if exchange and arguments.flags & RENAME_NOREPLACE:
+            raise _Refused(errno.EINVAL)
+        moved = source.entries.get(arguments.name)
+        found = target.entries.get(arguments.target_name)
+        if moved is None or (found is None and exchange):
+            raise _Refused(errno.ENOENT)
+        if found is not None and arguments.flags & RENAME_NOREPLACE:
+            raise _Refused(errno.EEXIST)
+        if moved != child_id or replaced_id != (child_id if found is None else found):
+            raise _Refused(errno.ESTALE)
+        if child_id == target_id:
+            raise _Refused(errno.EINVAL)
+        if replaced_id == source_id:
+            raise _Refused(errno.EINVAL if exchange else errno.ENOTEMPTY)
+        if found != moved:
+            if not self._stands(target):
+                raise _Refused(errno.ENOENT)
+            if found is not None and not exchange:
+                if child.directory != replaced.directory:
+                    raise _Refused(errno.ENOTDIR if child.directory else errno.EISDIR)
+                if replaced.entries:
+                    raise _Refused(errno.ENOTEMPTY)
+        if epoch is not None:
+            if epoch != self.relocations:
+                raise _Refused(errno.EAGAIN)
+            self.relocations += 1
+        if found == moved:
+            return
+        self._leave(source, arguments.name)
+        if found is not None:
+            self._leave(target, arguments.target_name)
+        self._enter(target, arguments.target_name, moved)
+        child.parent = target_id if child.directory else None
+        if exchange:
+            self._enter(source, arguments.name, replaced_id)
+            replaced.parent = source_id if replaced.directory else None
+
+    # --- answers -----------------------------------------------------------------------------
+
+    def _compare(self, call: Call) -> str:
+        """What is wrong with the answer to `call`, given the state after it."""
+        objects, answer = call.objects, call.answer
+        match answer:
+            case Sought(directory, child):
+                wrong = self._differs(objects[0], directory)
+                there = self.objects[objects[0]].entries.get(call.arguments.name)  # type: ignore[attr-defined]
+                if (None if child is None else child.identifier) != there:
+                    wrong = f"{call.arguments} stands for {_short(there)}"
+                return wrong
+            case Attributes():
+                return self._differs(objects[0], answer)
+            case Outcome(attributes):
+                return "".join(map(self._differs, objects, attributes))
+            case Page(entries, complete, directory):
+                wrong = self._differs(objects[0], directory)
+                listed = {each.name: each.identifier for each in entries}
+                whole = complete and not call.arguments.after  # type: ignore[attr-defined]
+                if whole and (
+                    listed != self.objects[objects[0]].entries or len(listed) < len(entries)
+                ):
+                    wrong = f"the entries are {self.objects[objects[0]].entries}"
+                return wrong
+            case Volume(relocations=relocations):
+                return "" if relocations == self.relocations else f"{self.relocations} relocations"
+            case _:
+                return ""
+
+    def _differs(self, identifier: ObjectId, attributes: Attributes) -> str:
+        """What is wrong with the attributes of one object."""
+        known = self.objects[identifier]
+        links = known.names
+        if known.directory:
+            below = sum(self.objects[child].directory for child in known.entries.values())
+            links = 2 + below if self._stands(known) else 0
+        found = (attributes.links, attributes.entries, attributes.is_directory)
+        right = (links, len(known.entries), known.directory)
+        if found != right:
+            return f"{_short(identifier)} has (links, entries, is directory) {right}"
+        if known.directory and links and attributes.parent != known.parent:
+            return f"{_short(identifier)} stands in {_short(known.parent)}"
+        if stat.S_ISDIR(attributes.mode) != (kind_of(identifier) == ObjectKind.DIRECTORY):
+            return f"{_short(identifier)} has a mode that is not its kind's"
+        return ""
+
+
+# Methods whose refusals are about what the model does not know: permissions, a file's layout.
+_UNMODELLED = (registry.WRITE, registry.TRUNCATE, registry.MERGE, registry.CHANGE_ATTRIBUTES)
+
+
+def _is_modelled(method: str) -> bool:
+    return method not in _UNMODELLED
