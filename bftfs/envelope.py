@@ -14,6 +14,8 @@ from bftfs.query_update import messages as query_update
 from bftfs.read_write import messages as read_write
 from bftfs.wire.codec import Decoder, Message
 
+_BYTES_MOST = (1 << 62) - 1
+
 
 class Refused(Message, frozen=True, tag=0x50):
     """The node does not serve the request: `code` is an errno, `reason` is for people."""
@@ -33,7 +35,8 @@ class HealthReply(Message, frozen=True, tag=0x52):
     uptime_us: int
     healthy: bool
     reasons: tuple[Annotated[str, Meta(max_length=512)], ...]  # why it is degraded, if it is
-    store_bytes: int
+    store_bytes: Annotated[int, Meta(ge=0, le=_BYTES_MOST)]
+    free_bytes: Annotated[int, Meta(ge=0, le=_BYTES_MOST)]  # that the store can still grow by
     requests: int
     memory_bytes: int
 

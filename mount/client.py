@@ -29,6 +29,7 @@ from bftfs.quorum import ThresholdQuorums
 from bftfs.read_write.client import ReadWriteClient
 from bftfs.runtime.memory import keep_freed_memory
 from bftfs.runtime.network import Network
+from bftfs.space import ClusterSpace
 from mount.logs import open_log
 from mount.options import MountOptions
 from mount.session import Mount
@@ -150,6 +151,7 @@ def file_system(
             patience_total_us=patience_us,
         ),
         ReadWriteClient(client, description.read_write, patience_total_us=patience_us),
+        ClusterSpace(description.read_write, patience_total_us=patience_us),
         BlockCipher(read_volume_key(directory.volume_key)),
         root=description.root,
         volume=description.volume,

@@ -34,6 +34,7 @@ class Health:
             healthy=not reasons,
             reasons=(*reasons, *self._remarks()),
             store_bytes=self._store.used_bytes,
+            free_bytes=self._store.free_bytes,
             requests=sum(self._tally.requests.values()),
             memory_bytes=resident_bytes(),
         )

@@ -312,6 +312,12 @@ class Store:
         """What the store occupies on disk, at the last checkpoint."""
         return (self._environment.info()["last_pgno"] + 1) * self._page_bytes
 
+    @property
+    def free_bytes(self) -> int:
+        """What it can still grow by: the disk's free space, or its capacity if that is less."""
+        disk = os.statvfs(self.path)
+        return max(0, min(disk.f_bavail * disk.f_frsize, self._limit_bytes - self.used_bytes))
+
     def _release(self) -> None:
         self._environment.close()
         self._journal.close()

@@ -83,7 +83,7 @@ from bftfs.filesystem.registry import (
     SET_EXTENDED,
     UNLINK,
 )
-from bftfs.filesystem.services import BlockService, MetadataService
+from bftfs.filesystem.services import BlockService, MetadataService, Room, SpaceService
 from bftfs.filesystem.volume import Format, Volume
 from bftfs.identifiers import ClientId, ObjectId, ObjectKind, kind_of, object_id, placement_of
 from bftfs.query_update.object_type import Caller, Record, Refusal
@@ -93,6 +93,7 @@ DEPTH: Final = 4_096  # of nested directories
 ENTRIES_TOGETHER: Final = 64  # whose attributes are asked for at the same time
 ACCESS_DELAY_US: Final = 30 * limits.SECOND_US  # for how long access times wait to be recorded
 VOLUME_KEPT_US: Final = 10 * limits.SECOND_US
+ROOM_KEPT_US: Final = limits.SECOND_US
 
 _WANTED = {os.O_RDONLY: os.R_OK, os.O_WRONLY: os.W_OK, os.O_RDWR: os.R_OK | os.W_OK}
 _UNIQUE_BITS = 8 * 14
@@ -126,6 +127,7 @@ class FileSystem:
         self,
         metadata: MetadataService,
         blocks: BlockService,
+        space: SpaceService,
         cipher: BlockCipher | None,
         *,
         root: ObjectId,
@@ -146,6 +148,8 @@ class FileSystem:
         self._targets: OrderedDict[ObjectId, bytes] = OrderedDict()  # of symlinks
         self._accesses = AccessTimes(self._metadata)
         self._described: tuple[Volume, int] | None = None
+        self._space = space
+        self._room: tuple[Room, int] | None = None
 
     # --- the volume --------------------------------------------------------------------------
 
@@ -162,12 +166,16 @@ class FileSystem:
         )
 
     async def statistics(self, who: Credentials) -> Statistics:
-        """How large the file system may become. What is used is not counted yet."""
+        """How full the nodes are; how many inodes there may be is nominal."""
         volume = await self._volume_record(who)
+        now_us = await Now()
+        if self._room is None or self._room[1] <= now_us:
+            self._room = (await self._space.space(), now_us + ROOM_KEPT_US)
+        room, _ = self._room
         return Statistics(
             block_bytes=volume.block_bytes,
-            capacity_bytes=volume.capacity_bytes,
-            free_bytes=volume.capacity_bytes,
+            capacity_bytes=room.used_bytes + room.free_bytes,
+            free_bytes=room.free_bytes,
             capacity_inodes=volume.capacity_inodes,
             free_inodes=volume.capacity_inodes,
         )

@@ -1,6 +1,7 @@
 """What the file system needs of the two protocols' clients: Q/U for metadata, PASIS for blocks.
 
-`QueryUpdateClient` and `ReadWriteClient` are these services; tests have others, in memory.
+`QueryUpdateClient`, `ReadWriteClient` and `ClusterSpace` are these services; tests have others, in
+memory.
 """
 
 from __future__ import annotations
@@ -43,6 +44,25 @@ class MetadataService(Protocol):
         not_before_us: int = 0,
     ) -> Answered:
         """Invoke an update, which makes versions with a time of `not_before_us` or later."""
+
+
+class Room(Protocol):
+    """What there is room for, in bytes of contents."""
+
+    @property
+    def used_bytes(self) -> int:
+        """Taken, with all of the history."""
+
+    @property
+    def free_bytes(self) -> int:
+        """To be had."""
+
+
+class SpaceService(Protocol):
+    """Where all of it is kept."""
+
+    async def space(self) -> Room:
+        """How much that is at present."""
 
 
 class BlockTime(Protocol):

@@ -31,7 +31,6 @@ class Volume(Record, frozen=True):
     block_bytes: int  # of new files
     created_us: int
     relocations: int = 0  # the epoch
-    capacity_bytes: int = limits.FILE_BYTES
     capacity_inodes: int = 1 << 32
 
 

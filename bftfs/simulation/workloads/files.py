@@ -39,6 +39,7 @@ from bftfs.simulation.deployment import CREDENTIALS, Sizes
 from bftfs.simulation.principals import SimulatedClient
 from bftfs.simulation.workloads import Evidence, Task
 from bftfs.simulation.world import START_US
+from bftfs.space import ClusterSpace
 
 CONTENT_BYTES = 48
 FORBIDDEN = b"forbidden"  # a name that only clients without the right to it create
@@ -278,6 +279,7 @@ class FileSession:
         self._system = FileSystem(
             _Witness(workload, self.host, self.name),
             ReadWriteClient(client, workload.sizes.read_write),
+            ClusterSpace(workload.sizes.read_write),
             None,
             root=workload.root,
             volume=workload.volume,

@@ -503,8 +503,13 @@ def test_statistics_and_formatting_again(world: World) -> None:
     world.run(mount.format(BOB, block_bytes=1 << 20))
     statistics = world.run(mount.statistics(ALICE))
     assert statistics.block_bytes == 4096
-    assert statistics.free_bytes == statistics.capacity_bytes > 1 << 40
+    assert (statistics.capacity_bytes, statistics.free_bytes) == (8 << 40, 5 << 40)
     assert statistics.name_bytes == 255
+    world.run(mount.statistics(BOB))
+    assert world.rooms.asked == 1
+    world.pass_time(1_000_000)
+    world.run(mount.statistics(BOB))
+    assert world.rooms.asked == 2
 
 
 # --- access times ----------------------------------------------------------------------------

@@ -29,6 +29,7 @@ from bftfs.filesystem.registry import FORMAT
 from bftfs.filesystem.volume import Format
 from bftfs.identifiers import BlockId, ClientId, ObjectId, ObjectKind, kind_of, object_id
 from bftfs.query_update.object_type import Caller, Record, Refusal, encode_record
+from bftfs.space import Space
 
 Result = TypeVar("Result")
 
@@ -285,6 +286,17 @@ class Host:
         return outcome[0]
 
 
+class Rooms:
+    """Nodes with some room."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+
+    async def space(self) -> Space:
+        self.asked += 1
+        return Space(used_bytes=3 << 40, free_bytes=5 << 40)
+
+
 class World:
     """A formatted file system, in which several mounts can be made."""
 
@@ -292,12 +304,14 @@ class World:
         self.host = Host(seed)
         self.objects = Objects(lambda: self.host.clock_us)
         self.blocks = Blocks()
+        self.rooms = Rooms()
         self.objects.perform(FORMAT, (VOLUME_ID, ROOT_ID), Format(block_bytes, 0o1777), ROOT)
 
     def mount(self, **options: Any) -> FileSystem:
         return FileSystem(
             self.objects,
             self.blocks,
+            self.rooms,
             BlockCipher(bytes(range(32))),
             root=ROOT_ID,
             volume=VOLUME_ID,

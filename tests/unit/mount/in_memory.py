@@ -37,6 +37,7 @@ from bftfs.identifiers import BlockId, ClientId, ObjectId, ObjectKind, object_id
 from bftfs.limits import SECOND_US
 from bftfs.query_update.object_type import Caller, Record, Refusal, encode_record
 from bftfs.runtime import clock
+from bftfs.space import Space
 from mount.logs import open_log
 from mount.options import parse
 from mount.session import Mount
@@ -169,6 +170,9 @@ class Blocks:
         self.items: dict[BlockId, bytes] = {}
         self.metadata = metadata
 
+    async def space(self) -> Space:
+        return Space(0, 1 << 40)
+
     async def write_many(
         self, items: Sequence[tuple[BlockId, bytes]], credentials: Credentials
     ) -> Sequence[Time]:
@@ -220,7 +224,7 @@ def main(mountpoint: str, log_path: str, words: str) -> None:
 
     def view(options: Options) -> FileSystem:
         root, volume = ROOT_DIRECTORY, VOLUME
-        return FileSystem(metadata, blocks, None, root=root, volume=volume, options=options)
+        return FileSystem(metadata, blocks, blocks, None, root=root, volume=volume, options=options)
 
     other_mount = metadata.other_mount = view(Options())
     files = view(

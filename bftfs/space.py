@@ -1,0 +1,66 @@
+"""How much more a cluster can hold, as its nodes tell it.
+
+Each node holds 1/m of every block. What counts is not what a single node says: up to b of them lie,
+and the others may be full without harm. The figure is for people; a node that is full refuses
+writes itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+from bftfs.conversation import Now, Send
+from bftfs.envelope import HealthReply, HealthRequest
+from bftfs.identifiers import NodeId
+from bftfs.quorum import Judgement, Probing, ask
+from bftfs.thresholds import ReadWriteThresholds
+
+
+class Space(NamedTuple):
+    """Bytes of contents."""
+
+    used_bytes: int  # with all of their history
+    free_bytes: int
+
+
+class ClusterSpace:
+    """Asks the nodes."""
+
+    def __init__(
+        self, thresholds: ReadWriteThresholds, *, patience_total_us: int | None = None
+    ) -> None:
+        self._thresholds = thresholds
+        self._patience_total_us = patience_total_us
+        self._probing = Probing()
+
+    async def space(self) -> Space:
+        """As N - t nodes have it. Raises QuorumUnavailable after `patience_total_us` of silence."""
+        thresholds = self._thresholds
+        replies: list[HealthReply] = []
+
+        def judge(_: NodeId, reply: Any, __: object) -> Judgement:
+            if not isinstance(reply, HealthReply):
+                return Judgement.AGAIN
+            replies.append(reply)
+            return Judgement.PENDING if len(replies) < thresholds.responses else Judgement.ENOUGH
+
+        await ask(
+            request=lambda node: Send(node, HealthRequest()),
+            order=tuple(NodeId(node) for node in range(thresholds.N)),
+            first=thresholds.N,
+            judge=judge,
+            suffices=lambda: False,
+            probing=self._probing,
+            now_us=await Now(),
+            subject="room on the nodes",
+            patience_total_us=self._patience_total_us,
+        )
+        return Space(
+            thresholds.m * self._believable(reply.store_bytes for reply in replies),
+            thresholds.m * self._believable(reply.free_bytes for reply in replies),
+        )
+
+    def _believable(self, claimed: Iterable[int]) -> int:
+        """The (b + 1)-th smallest: no less than a correct node says, and no more than another."""
+        return sorted(claimed)[self._thresholds.b]

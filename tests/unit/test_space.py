@@ -1,0 +1,72 @@
+"""What there is room for, as nodes tell it of which some lie."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Any
+
+import pytest
+
+from bftfs.conversation import Delivery, Now, Receive, Send
+from bftfs.envelope import HealthReply, Refused
+from bftfs.errors import QuorumUnavailable
+from bftfs.space import ClusterSpace, Space
+from bftfs.thresholds import ReadWriteThresholds
+
+SIZES = ReadWriteThresholds.for_nodes(6, t=1, b=1)  # m = 3
+
+
+def told(accounts: dict[int, tuple[int, int] | Refused]) -> Space:
+    """What the client makes of (used, free) of the nodes that answer."""
+    conversation = ClusterSpace(SIZES, patience_total_us=10_000_000).space()
+    arriving: deque[Delivery] = deque()
+    answer: Any = None
+    number = 0
+    try:
+        while True:
+            match conversation.send(answer):
+                case Now():
+                    answer = 0
+                case Send(node=node):
+                    answer = number = number + 1
+                    account = accounts.get(node)
+                    if isinstance(account, tuple):
+                        reply = HealthReply(1, 1, True, (), *account, 0, 0)
+                        arriving.append(Delivery(node, number, reply, b""))
+                    elif account is not None and number < 20:
+                        arriving.append(Delivery(node, number, account, b""))
+                case Receive():
+                    answer = arriving.popleft() if arriving else None
+                case other:
+                    raise AssertionError(other)
+    except StopIteration as ended:
+        found: Space = ended.value
+        return found
+
+
+def test_a_node_holds_a_part_of_each_block() -> None:
+    assert told(dict.fromkeys(range(6), (10, 20))) == Space(30, 60)
+
+
+@pytest.mark.parametrize("lie", [(0, 0), (1 << 62, 1 << 62), (0, 1 << 62), (1 << 62, 0)])
+@pytest.mark.parametrize("liar", range(6))
+def test_one_liar_does_not_move_it_beyond_what_correct_nodes_say(
+    lie: tuple[int, int], liar: int
+) -> None:
+    accounts: dict[int, Any] = {node: (10 + node, 20 + node) for node in range(6)}
+    accounts[liar] = lie
+    used, free = told(accounts)
+    assert 30 <= used <= 45
+    assert 60 <= free <= 75
+
+
+def test_one_node_that_is_silent_or_busy_or_full_does_not_matter() -> None:
+    accounts: dict[int, Any] = dict.fromkeys(range(1, 6), (10, 20))
+    assert told(accounts) == Space(30, 60)
+    assert told({0: Refused(11, "busy"), **accounts}) == Space(30, 60)
+    assert told({0: (10, 0), **accounts}) == Space(30, 60)
+
+
+def test_too_few_are_no_answer() -> None:
+    with pytest.raises(QuorumUnavailable, match="room on the nodes"):
+        told(dict.fromkeys(range(4), (10, 20)))
