@@ -3,8 +3,8 @@
 A node knows an inode by its replica of it. It may have missed the creation: then it cannot tell,
 and accepts it. That is safe, because the correct nodes that do know are enough to keep a
 write that is not permitted from ever being complete; and it is needed, because a node that refuses
-what is permitted counts as faulty. For the same reason a node that is behind brings its replica up
-to date before it refuses.
+what is permitted counts as faulty. So does a node that is behind and refuses what was permitted
+since: at most t nodes are behind, but while one is, another one that fails is one too many.
 """
 
 from __future__ import annotations
