@@ -21,10 +21,13 @@ from bftfs.data_directory import DataDirectory
 from bftfs.envelope import REPLIES
 from bftfs.errors import FileSystemError, OperationFailed, UsageError
 from bftfs.filesystem import object_types
+from bftfs.filesystem.history import History
+from bftfs.filesystem.moments import parse_moment
 from bftfs.filesystem.operations import FileSystem
 from bftfs.filesystem.options import Options
 from bftfs.limits import MIB, SECOND_US
 from bftfs.query_update.client import QueryUpdateClient
+from bftfs.query_update.past_reading import PastReader
 from bftfs.quorum import ThresholdQuorums
 from bftfs.read_write.client import ReadWriteClient
 from bftfs.runtime.memory import keep_freed_memory
@@ -51,10 +54,18 @@ def serve(
     async def session(log: FilteringBoundLogger) -> None:
         description, identity = credentials_of(directory, options)
         async with Network(description, identity, decode=REPLIES.decode) as network:
-            files = file_system(directory, description, identity, options)
+            files, history = file_system(directory, description, identity, options)
             await _reach(directory, network, description, files, options)
+            if options.at is not None:
+                files = await network.perform(_past(history, options.at))
             mount = Mount(
-                network, files, options, log, source=str(directory.path), mountpoint=mountpoint
+                network,
+                files,
+                history if options.at is None else None,
+                options,
+                log,
+                source=str(directory.path),
+                mountpoint=mountpoint,
             )
             await mount.run(ready)
 
@@ -134,25 +145,49 @@ def credentials_of(
     return description, identity
 
 
+async def _past(history: History, at: str) -> FileSystem:
+    """The file system as it was at a time, or as a snapshot shows it."""
+    time_us = parse_moment(at)
+    if time_us is None:
+        snapshots = await history.snapshots(ROOT)
+        time_us = next((each.time_us for each in snapshots if each.name == at.encode()), None)
+    if time_us is None:
+        raise UsageError(
+            f"mount option at={at}: neither a time, such as 2026-11-21T10:02, nor a snapshot; "
+            "`bftfs snapshot list` shows these"
+        )
+    try:
+        await history.found_at(history.present.root, time_us, ROOT)
+    except FileSystemError:
+        raise UsageError(
+            f"mount option at={at}: the file system did not exist then, or that time is yet to come"
+        ) from None
+    return history.at(time_us)
+
+
 def file_system(
     directory: DataDirectory,
     description: ClusterDescription,
     identity: Identity,
     options: MountOptions,
-) -> FileSystem:
-    """The file system of a cluster, as its client `identity` sees it."""
+) -> tuple[FileSystem, History]:
+    """The file system of a cluster, as its client `identity` sees it, and its history."""
     client = client_id_of(public_key=identity.public_key)
     patience_us = None if options.patience_s is None else round(options.patience_s * SECOND_US)
-    return FileSystem(
-        QueryUpdateClient(
-            client,
-            ThresholdQuorums(description.query_update),
-            object_types(),
-            patience_total_us=patience_us,
-        ),
-        ReadWriteClient(client, description.read_write, patience_total_us=patience_us),
-        ClusterSpace(description.read_write, patience_total_us=patience_us),
-        BlockCipher(read_volume_key(directory.volume_key)),
+    objects = QueryUpdateClient(
+        client,
+        ThresholdQuorums(description.query_update),
+        object_types(),
+        patience_total_us=patience_us,
+    )
+    blocks = ReadWriteClient(client, description.read_write, patience_total_us=patience_us)
+    space = ClusterSpace(description.read_write, patience_total_us=patience_us)
+    cipher = BlockCipher(read_volume_key(directory.volume_key))
+    files = FileSystem(
+        objects,
+        blocks,
+        space,
+        cipher,
         root=description.root,
         volume=description.volume,
         options=Options(
@@ -163,3 +198,14 @@ def file_system(
             absence_timeout_us=round(options.cached_absence_s * SECOND_US),
         ),
     )
+    history = History(
+        files,
+        objects,
+        PastReader(objects),
+        blocks,
+        space,
+        cipher,
+        volume=description.volume,
+        asking_as=ROOT,
+    )
+    return files, history

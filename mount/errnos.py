@@ -11,6 +11,7 @@ from bftfs.errors import (
     OperationFailed,
     PastUnknown,
     QuorumUnavailable,
+    UnreadableAnswer,
     VersionUnrecoverable,
 )
 
@@ -22,6 +23,7 @@ TABLE: tuple[tuple[type[Exception], int | None], ...] = (
     (ContentionExhausted, errno.ETIMEDOUT),
     (VersionUnrecoverable, errno.EIO),
     (PastUnknown, errno.EIO),
+    (UnreadableAnswer, errno.EIO),
     (OperationFailed, errno.EIO),
 )
 

@@ -2,7 +2,8 @@
 
 An object's number is derived from its id, so that `st_ino` is the same in every mount and after
 every restart, and all names of a hard-linked file share it. Two objects may collide in 63 bits;
-the later one then gets the next free number for as long as both are known.
+the later one then gets the next free number for as long as both are known. What is in `.history`
+has longer identifiers, and numbers from 2^63 on.
 
 Invariants: the root is number 1 and never forgotten. An entry exists exactly while its lookup count
 is positive: the kernel may name its number at any time until it has forgotten all of them.
@@ -13,13 +14,16 @@ Concurrency: one thread; no method awaits.
 from __future__ import annotations
 
 import errno
+from hashlib import blake2b
 
 from bftfs.errors import FileSystemError
 from bftfs.filesystem.attributes import inode_number
-from bftfs.identifiers import ObjectId
+from bftfs.identifiers import OBJECT_ID_BYTES, ObjectId
 
 ROOT_NUMBER = 1
 LAST_NUMBER = (1 << 63) - 1
+_FIRST_OF_THE_PAST = LAST_NUMBER + 1
+_LAST_OF_THE_PAST = (1 << 64) - 1
 
 
 class Known:
@@ -52,7 +56,7 @@ class InodeTable:
             known = self._by_number.get(number)
             if known is None or known.identifier == identifier:
                 return number
-            number = number + 1 if number < LAST_NUMBER else ROOT_NUMBER + 1
+            number = _next(number)
 
     def remember(self, identifier: ObjectId) -> int:
         """The number of an object that the kernel is about to learn of, once more."""
@@ -95,4 +99,14 @@ class InodeTable:
 
 def _own_number(identifier: ObjectId) -> int:
     """The number of an object that collides with no other; the root's is not given away."""
+    if len(identifier) > OBJECT_ID_BYTES:
+        digest = blake2b(identifier, digest_size=8).digest()
+        return _FIRST_OF_THE_PAST | int.from_bytes(digest, "big")
     return max(inode_number(identifier), ROOT_NUMBER + 1)
+
+
+def _next(number: int) -> int:
+    """The next number to try, among those of the present or of the past."""
+    if number == LAST_NUMBER:
+        return ROOT_NUMBER + 1
+    return _FIRST_OF_THE_PAST if number == _LAST_OF_THE_PAST else number + 1

@@ -18,7 +18,7 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from functools import wraps
 from threading import Thread
-from typing import Any, Final, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 
 import pyfuse3
 import trio
@@ -32,12 +32,16 @@ from bftfs.errors import FileSystemError
 from bftfs.filesystem.attributes import NOW, Attributes, Changes
 from bftfs.filesystem.contents import OpenFile
 from bftfs.filesystem.dirty import Buffer
+from bftfs.filesystem.history import History
 from bftfs.filesystem.listing import OpenDirectory
 from bftfs.filesystem.operations import FileSystem, Found, Statistics
+from bftfs.identifiers import ObjectId
 from mount.attributes import fill
 from mount.errnos import errno_of
 from mount.handles import Handle, Handles
-from mount.inode_table import InodeTable
+from mount.history import NAME as HISTORY
+from mount.history import Entrance, OpenMoments, Place, Places
+from mount.inode_table import LAST_NUMBER, InodeTable
 from mount.options import MountOptions
 from mount.processes import Callers
 from mount.requests import Request, Requests
@@ -68,6 +72,29 @@ def _answers(handler: Handler) -> Handler:
     return answer  # type: ignore[return-value]
 
 
+class _Present(NamedTuple):
+    """An object of the present."""
+
+    files: FileSystem
+    identifier: ObjectId
+    suffix: bytes = b""
+
+
+class _OpenFile(NamedTuple):
+    """An open file, and the file system that it is part of: the present, or a past."""
+
+    files: FileSystem
+    file: OpenFile
+
+
+class _Listing(NamedTuple):
+    """A listing in progress, of a directory or of `.history`."""
+
+    files: FileSystem | None
+    opened: OpenDirectory | OpenMoments
+    suffix: bytes
+
+
 class Operations(pyfuse3.Operations):
     """The request handlers."""
 
@@ -78,18 +105,20 @@ class Operations(pyfuse3.Operations):
     def __init__(
         self,
         files: FileSystem,
+        history: History | None,
         requests: Requests,
         options: MountOptions,
         log: FilteringBoundLogger,
     ) -> None:
         super().__init__()
         self._files = files
+        self._places = None if history is None else Places(history)
         self._requests = requests
         self._options = options
         self._log = log
         self._inodes = InodeTable(files.root)
-        self._open: Handles[OpenFile] = Handles()
-        self._listed: Handles[OpenDirectory] = Handles()
+        self._open: Handles[_OpenFile] = Handles()
+        self._listed: Handles[_Listing] = Handles()
         self._callers = Callers()
         self.greeted = trio.Event()
 
@@ -113,11 +142,13 @@ class Operations(pyfuse3.Operations):
 
     @_answers
     async def lookup(self, parent_inode: int, name: bytes, ctx: RequestContext) -> EntryAttributes:
-        directory = self._inodes.identifier(parent_inode)
+        place = self._place(parent_inode)
+        if name == HISTORY and self._places is not None and parent_inode <= LAST_NUMBER:
+            looking = self._places.enter(place.identifier, self._who(ctx))
+        else:
+            looking = place.files.lookup(place.identifier, name, self._who(ctx))
         try:
-            found = await self._perform(
-                "lookup", self._files.lookup(directory, name, self._who(ctx)), parent_inode, ctx
-            )
+            found = await self._perform("lookup", looking, parent_inode, ctx)
         except FileSystemError as error:
             if error.code != errno.ENOENT or not self._options.negative_timeout_s:
                 raise
@@ -125,7 +156,7 @@ class Operations(pyfuse3.Operations):
             nothing.st_ino = 0
             nothing.entry_timeout = self._options.cached_absence_s
             return nothing
-        return self._remembered(found)
+        return self._remembered(found, place.suffix)
 
     @_answers
     async def create(
@@ -134,7 +165,7 @@ class Operations(pyfuse3.Operations):
         found, opened = await self._perform(
             "create",
             self._files.create(
-                self._inodes.identifier(parent_inode),
+                self._changeable(parent_inode, name),
                 name,
                 mode,
                 self._who(ctx),
@@ -145,13 +176,13 @@ class Operations(pyfuse3.Operations):
             ctx,
         )
         entry = self._remembered(found)
-        return self._opened(opened, entry.st_ino, ctx, keep_cache=True), entry
+        return self._opened(self._files, opened, entry.st_ino, ctx, keep_cache=True), entry
 
     @_answers
     async def mknod(
         self, parent_inode: int, name: bytes, mode: int, rdev: int, ctx: RequestContext
     ) -> EntryAttributes:
-        directory = self._inodes.identifier(parent_inode)
+        directory = self._changeable(parent_inode, name)
         making = self._files.make_node(
             directory, name, mode, self._who(ctx), umask=ctx.umask, device=rdev
         )
@@ -161,7 +192,7 @@ class Operations(pyfuse3.Operations):
     async def mkdir(
         self, parent_inode: int, name: bytes, mode: int, ctx: RequestContext
     ) -> EntryAttributes:
-        directory = self._inodes.identifier(parent_inode)
+        directory = self._changeable(parent_inode, name)
         making = self._files.make_directory(
             directory, name, stat.S_IMODE(mode), self._who(ctx), umask=ctx.umask
         )
@@ -171,7 +202,7 @@ class Operations(pyfuse3.Operations):
     async def symlink(
         self, parent_inode: int, name: bytes, target: bytes, ctx: RequestContext
     ) -> EntryAttributes:
-        directory = self._inodes.identifier(parent_inode)
+        directory = self._changeable(parent_inode, name)
         making = self._files.make_symlink(directory, name, target, self._who(ctx))
         return self._remembered(await self._perform("symlink", making, parent_inode, ctx))
 
@@ -179,20 +210,20 @@ class Operations(pyfuse3.Operations):
     async def link(
         self, inode: int, new_parent_inode: int, new_name: bytes, ctx: RequestContext
     ) -> EntryAttributes:
-        identifier = self._inodes.identifier(inode)
-        directory = self._inodes.identifier(new_parent_inode)
+        identifier = self._changeable(inode)
+        directory = self._changeable(new_parent_inode, new_name)
         linking = self._files.link(identifier, directory, new_name, self._who(ctx))
         return self._remembered(await self._perform("link", linking, new_parent_inode, ctx))
 
     @_answers
     async def unlink(self, parent_inode: int, name: bytes, ctx: RequestContext) -> None:
-        directory = self._inodes.identifier(parent_inode)
+        directory = self._changeable(parent_inode, name)
         removing = self._files.unlink(directory, name, self._who(ctx))
         await self._perform("unlink", removing, parent_inode, ctx)
 
     @_answers
     async def rmdir(self, parent_inode: int, name: bytes, ctx: RequestContext) -> None:
-        directory = self._inodes.identifier(parent_inode)
+        directory = self._changeable(parent_inode, name)
         removing = self._files.remove_directory(directory, name, self._who(ctx))
         await self._perform("rmdir", removing, parent_inode, ctx)
 
@@ -207,9 +238,9 @@ class Operations(pyfuse3.Operations):
         ctx: RequestContext,
     ) -> None:
         renaming = self._files.rename(
-            self._inodes.identifier(parent_inode_old),
+            self._changeable(parent_inode_old, name_old),
             name_old,
-            self._inodes.identifier(parent_inode_new),
+            self._changeable(parent_inode_new, name_new),
             name_new,
             self._who(ctx),
             flags=flags,
@@ -224,8 +255,8 @@ class Operations(pyfuse3.Operations):
 
     @_answers
     async def getattr(self, inode: int, ctx: RequestContext) -> EntryAttributes:
-        identifier = self._inodes.identifier(inode)
-        asking = self._files.attributes(identifier, self._who(ctx))
+        place = self._place(inode)
+        asking = place.files.attributes(place.identifier, self._who(ctx))
         return self._entry(inode, await self._perform("getattr", asking, inode, ctx))
 
     @_answers
@@ -238,7 +269,7 @@ class Operations(pyfuse3.Operations):
         ctx: RequestContext,
     ) -> EntryAttributes:
         del fh
-        identifier = self._inodes.identifier(inode)
+        identifier = self._changeable(inode)
         who = self._who(ctx)
         changes = Changes(
             mode=stat.S_IMODE(attr.st_mode) if fields.update_mode else None,
@@ -267,34 +298,35 @@ class Operations(pyfuse3.Operations):
 
     @_answers
     async def readlink(self, inode: int, ctx: RequestContext) -> bytes:
-        reading = self._files.read_link(self._inodes.identifier(inode), self._who(ctx))
+        place = self._place(inode)
+        reading = place.files.read_link(place.identifier, self._who(ctx))
         return await self._perform("readlink", reading, inode, ctx)
 
     @_answers
     async def getxattr(self, inode: int, name: bytes, ctx: RequestContext) -> bytes:
         if name == FILE_CAPABILITIES:
             raise FUSEError(errno.ENODATA)
-        identifier = self._inodes.identifier(inode)
-        asking = self._files.get_extended(identifier, name, self._who(ctx))
+        place = self._place(inode)
+        asking = place.files.get_extended(place.identifier, name, self._who(ctx))
         return await self._perform("getxattr", asking, inode, ctx)
 
     @_answers
     async def setxattr(self, inode: int, name: bytes, value: bytes, ctx: RequestContext) -> None:
         if name == FILE_CAPABILITIES:
             raise FUSEError(errno.EOPNOTSUPP)
-        identifier = self._inodes.identifier(inode)
+        identifier = self._changeable(inode)
         setting = self._files.set_extended(identifier, name, value, self._who(ctx))
         await self._perform("setxattr", setting, inode, ctx)
 
     @_answers
     async def listxattr(self, inode: int, ctx: RequestContext) -> Sequence[bytes]:
-        identifier = self._inodes.identifier(inode)
-        asking = self._files.list_extended(identifier, self._who(ctx))
+        place = self._place(inode)
+        asking = place.files.list_extended(place.identifier, self._who(ctx))
         return await self._perform("listxattr", asking, inode, ctx)
 
     @_answers
     async def removexattr(self, inode: int, name: bytes, ctx: RequestContext) -> None:
-        identifier = self._inodes.identifier(inode)
+        identifier = self._changeable(inode)
         removing = self._files.remove_extended(identifier, name, self._who(ctx))
         await self._perform("removexattr", removing, inode, ctx)
 
@@ -302,38 +334,38 @@ class Operations(pyfuse3.Operations):
 
     @_answers
     async def open(self, inode: int, flags: int, ctx: RequestContext) -> FileInfo:
-        identifier = self._inodes.identifier(inode)
-        opening = self._files.open(identifier, flags, self._who(ctx))
+        place = self._place(inode)
+        opening = place.files.open(place.identifier, flags, self._who(ctx))
         opened = await self._perform("open", opening, inode, ctx)
         if flags & os.O_TRUNC:
             self._inodes.known(inode).size = 0
         if not opened.keep_cache:
             # Pages are dropped by the reply; a size that the kernel still believes in is not.
             pyfuse3.invalidate_inode(inode, attr_only=True)
-        return self._opened(opened, inode, ctx, keep_cache=opened.keep_cache)
+        files = self._files if isinstance(place.files, Entrance) else place.files
+        return self._opened(files, opened, inode, ctx, keep_cache=opened.keep_cache)
 
     @_answers
     async def read(self, fh: int, off: int, size: int) -> Buffer:  # type: ignore[override]
         # Any buffer will do, whatever pyfuse3 declares.
         handle = self._open.get(fh)
-        reading = self._files.read(handle.opened, off, size)
+        files, opened = handle.opened
+        reading = files.read(opened, off, size)
         return await self._perform_on(handle, "read", reading)
 
     @_answers
     async def write(self, fh: int, off: int, buf: bytes) -> int:
         handle = self._open.get(fh)
-        opened = handle.opened
+        files, opened = handle.opened
         known = self._inodes.known(handle.inode)
         # The kernel appends at the end that it believes in; another mount may have moved it.
         misplaced = opened.append and off == known.size != opened.contents.size
-        must_wait = self._files.write(
-            opened, None if misplaced else off, buf, now_ns=time.time_ns()
-        )
+        must_wait = files.write(opened, None if misplaced else off, buf, now_ns=time.time_ns())
         known.size = max(known.size, off + len(buf))
         if misplaced:
             self._disown_pages(handle.inode)
         if must_wait:
-            waiting = self._files.write_behind(opened)
+            waiting = files.write_behind(opened)
             await self._perform_on(handle, "write", waiting)
         return len(buf)
 
@@ -348,43 +380,59 @@ class Operations(pyfuse3.Operations):
     @_answers
     async def flush(self, fh: int) -> None:
         handle = self._open.get(fh)
-        flushing = self._files.flush(handle.opened)
+        files, opened = handle.opened
+        flushing = files.flush(opened)
         await self._perform_on(handle, "flush", flushing)
 
     @_answers
     async def fsync(self, fh: int, datasync: bool) -> None:
         del datasync
         handle = self._open.get(fh)
-        synchronizing = self._files.synchronize(handle.opened)
+        files, opened = handle.opened
+        synchronizing = files.synchronize(opened)
         await self._perform_on(handle, "fsync", synchronizing)
 
     @_answers
     async def release(self, fh: int) -> None:
         handle = self._open.remove(fh)
-        releasing = self._files.release(handle.opened)
+        files, opened = handle.opened
+        releasing = files.release(opened)
         await self._requests.perform(Request("release", handle.inode), releasing)
 
     # --- directories -------------------------------------------------------------------------
 
     @_answers
     async def opendir(self, inode: int, ctx: RequestContext) -> int:
-        opening = self._files.open_directory(self._inodes.identifier(inode), self._who(ctx))
-        opened = await self._perform("opendir", opening, inode, ctx)
-        return self._listed.add(opened, inode=inode, opener=ctx.pid)
+        place = self._place(inode)
+        who = self._who(ctx)
+        if isinstance(place.files, Entrance):
+            gathering = place.files.entries(place.identifier, who)
+            moments = await self._perform("opendir", gathering, inode, ctx)
+            listing = _Listing(None, moments, b"")
+        else:
+            opening = place.files.open_directory(place.identifier, who)
+            opened = await self._perform("opendir", opening, inode, ctx)
+            listing = _Listing(place.files, opened, place.suffix)
+        return self._listed.add(listing, inode=inode, opener=ctx.pid)
 
     @_answers
     async def readdir(self, fh: int, start_id: int, token: pyfuse3.ReaddirToken) -> None:
         handle = self._listed.get(fh)
+        files, opened, suffix = handle.opened
         after = start_id
         while True:
-            reading = self._files.read_directory(
-                handle.opened, after, count=DIRECTORY_PAGE, with_attributes=False
-            )
-            page = await self._perform_on(handle, "readdir", reading)
+            if isinstance(opened, OpenMoments):
+                page = opened.entries[after : after + DIRECTORY_PAGE]
+            else:
+                assert files is not None, "a directory is part of a file system"
+                reading = files.read_directory(
+                    opened, after, count=DIRECTORY_PAGE, with_attributes=False
+                )
+                page = await self._perform_on(handle, "readdir", reading)
             if not page:
                 return
             for listed in page:
-                number = self._inodes.remember(listed.identifier)
+                number = self._inodes.remember(ObjectId(listed.identifier + suffix))
                 entry = self._listed_entry(number, listed.file_type, listed.attributes)
                 if not pyfuse3.readdir_reply(token, listed.name, entry, listed.cookie):
                     self._inodes.forget(number, 1)
@@ -430,9 +478,24 @@ class Operations(pyfuse3.Operations):
         entry.attr_timeout = self._options.cached_attributes_s
         return entry
 
-    def _remembered(self, found: Found) -> EntryAttributes:
+    def _remembered(self, found: Found, suffix: bytes = b"") -> EntryAttributes:
         """The reply that makes an object known to the kernel, once more."""
-        return self._entry(self._inodes.remember(found.identifier), found.attributes)
+        number = self._inodes.remember(ObjectId(found.identifier + suffix))
+        return self._entry(number, found.attributes)
+
+    def _place(self, number: int) -> Place | _Present:
+        """Where the kernel's inode stands: now, or in the past."""
+        identifier = self._inodes.identifier(number)
+        if number <= LAST_NUMBER:
+            return _Present(self._files, identifier)
+        assert self._places is not None, "only its inodes have such numbers"
+        return self._places.find(identifier)
+
+    def _changeable(self, number: int, name: bytes = b"") -> ObjectId:
+        """The object, if it may be changed: the past may not, nor may the way into it."""
+        if number > LAST_NUMBER or (name == HISTORY and self._places is not None):
+            raise FileSystemError(errno.EROFS)
+        return self._inodes.identifier(number)
 
     def _listed_entry(
         self, number: int, file_type: int, attributes: Attributes | None
@@ -451,10 +514,16 @@ class Operations(pyfuse3.Operations):
         return entry
 
     def _opened(
-        self, opened: OpenFile, inode: int, ctx: RequestContext, *, keep_cache: bool
+        self,
+        files: FileSystem,
+        opened: OpenFile,
+        inode: int,
+        ctx: RequestContext,
+        *,
+        keep_cache: bool,
     ) -> FileInfo:
         return FileInfo(
-            fh=self._open.add(opened, inode=inode, opener=ctx.pid),
+            fh=self._open.add(_OpenFile(files, opened), inode=inode, opener=ctx.pid),
             direct_io=self._options.strict,
             keep_cache=keep_cache,
         )

@@ -26,6 +26,7 @@ class MountOptions:
     read_only: bool = False
     patience_s: float | None = None  # how long an operation may take (soft); None: for ever (hard)
     client: str = DEFAULT_CLIENT
+    at: str | None = None  # a time or a snapshot: mount the past
     entry_timeout_s: float = 5.0
     attr_timeout_s: float = 5.0
     negative_timeout_s: float = 1.0
@@ -73,7 +74,7 @@ _FOR_OTHERS = frozenset(
 _FOR_OTHERS_PREFIXES = ("x-", "X-", "comment=", "uhelper=", "helper=", "user=")
 _OWN = (
     *(kind.value for kind in Consistency),
-    "ro", "hard", "soft", "timeout=SECONDS", "allow_other", "client=NAME",
+    "ro", "hard", "soft", "timeout=SECONDS", "allow_other", "client=NAME", "at=TIME",
     "entry_timeout=SECONDS", "attr_timeout=SECONDS", "negative_timeout=SECONDS",
 )  # fmt: skip
 
@@ -101,6 +102,8 @@ def parse(text: str, *, sloppy: bool = False) -> MountOptions:
             options = replace(options, allow_other=True)
         elif name == "client" and equals:
             options = replace(options, client=_client_name(value))
+        elif name == "at" and equals:
+            options = replace(options, at=value, read_only=True)
         elif name == "entry_timeout" and equals:
             options = replace(options, entry_timeout_s=_seconds(name, value))
         elif name == "attr_timeout" and equals:

@@ -26,6 +26,7 @@ from structlog.typing import FilteringBoundLogger
 
 from bftfs.conversation import Conversation
 from bftfs.errors import BftfsError, UsageError
+from bftfs.filesystem.history import History
 from bftfs.filesystem.operations import FileSystem
 from mount import mountpoint as mountpoints
 from mount.operations import Operations
@@ -58,6 +59,7 @@ class Mount:
         self,
         network: Host,
         files: FileSystem,
+        history: History | None,
         options: MountOptions,
         log: FilteringBoundLogger,
         *,
@@ -71,7 +73,7 @@ class Mount:
         self._source = source
         self._mountpoint = mountpoint
         self._requests = Requests(network, log)
-        self._operations = Operations(files, self._requests, options, log)
+        self._operations = Operations(files, history, self._requests, options, log)
 
     async def run(self, ready: Callable[[], None]) -> None:
         """Mount, call `ready`, serve until the end, and write everything."""

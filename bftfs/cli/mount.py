@@ -30,7 +30,8 @@ class MountProcess(NamedTuple):
 @click.argument("mountpoint", type=Path)
 @click.option("-o", "options", default="", help="Mount options, separated by commas.")
 @click.option("--foreground", "-f", is_flag=True, help="Stay in the foreground.")
-def mount(data: Path, mountpoint: Path, options: str, foreground: bool) -> None:
+@click.option("--at", default=None, help="A time (2026-11-21T10:02) or a snapshot: as it was then.")
+def mount(data: Path, mountpoint: Path, options: str, foreground: bool, at: str | None) -> None:
     """Mount a cluster whose nodes are running.
 
     Options are close-to-open (the default) or strict, ro, hard (the default) or soft, allow_other,
@@ -38,6 +39,10 @@ def mount(data: Path, mountpoint: Path, options: str, foreground: bool) -> None:
     """
     directory = DataDirectory.existing(data.absolute())
     mountpoint = mountpoint.absolute()
+    if at is not None:
+        if "," in at:
+            raise UsageError(f"--at {at}: neither a time nor the name of a snapshot")
+        options = f"{options},at={at}" if options else f"at={at}"
     command = _command(directory, mountpoint, options)
     if foreground:
         os.execv(command[0], [*command, "--foreground"])

@@ -44,6 +44,13 @@ def get_attributes(states: States, arguments: NoArguments, caller: Caller) -> At
     return Subject.existing(states[0]).attributes
 
 
+def permit_history(states: States, arguments: NoArguments, caller: Caller) -> bytes:
+    """Refuse who may not read the object: he may not see either what it was before."""
+    del arguments
+    Subject.existing(states[0]).require(caller, READ)
+    return b""
+
+
 def change_attributes(states: States, arguments: Changes, caller: Caller) -> Outcome:
     """chmod, chown and utimens in one."""
     subject = Subject.existing(states[0])

@@ -98,9 +98,17 @@ class Entry(NamedTuple):
 def find(directory: Subject, name: bytes) -> Entry | None:
     """The entry called `name`."""
     value = directory.state.get(_ENTRY + name)
-    if value is None:
-        return None
+    return None if value is None else entry_in(value)
+
+
+def entry_in(value: bytes) -> Entry:
+    """The entry that is stored as `value`."""
     return Entry(ObjectId(value[:16]), value[16], _serial_from(value[_CHILD_BYTES:]))
+
+
+def name_in(key: bytes) -> bytes:
+    """The name of the entry that is stored at `key`."""
+    return key[len(_ENTRY) :]
 
 
 def _serial_key(serial: int) -> bytes:

@@ -133,8 +133,11 @@ class FileSystem:
         root: ObjectId,
         volume: ObjectId,
         options: Options | None = None,
+        present: FileSystem | None = None,
     ) -> None:
+        """With `present`, this is a past of that file system: what it permits now counts, too."""
         self.root = root
+        self._present = present
         self._volume = volume
         self._options = options or Options()
         self._metadata = Metadata(
@@ -193,6 +196,8 @@ class FileSystem:
         """What `name` stands for in the directory."""
         if fault := fault_of(name):  # nothing stands for it, but that is not what is wrong with it
             raise FileSystemError(fault, _shown(name))
+        if self._present is not None:
+            await self._present.access(directory, os.X_OK, who)
         known = self._metadata.believed(directory, name, await Now())
         guess = known or self._metadata.guess(directory, name)
         if known is not None and known.child is None:
@@ -605,6 +610,8 @@ class FileSystem:
         """Begin to list a directory."""
         if kind_of(identifier) != ObjectKind.DIRECTORY:
             raise FileSystemError(errno.ENOTDIR)
+        if self._present is not None:
+            await self._present.access(identifier, os.R_OK, who)
         return OpenDirectory(identifier, who)
 
     async def read_directory(
@@ -662,6 +669,11 @@ class FileSystem:
         """Open a file, with the contents that the last mount to close it left."""
         if kind_of(identifier) == ObjectKind.DIRECTORY:
             raise FileSystemError(errno.EISDIR)
+        if self._options.read_only and flags & (os.O_WRONLY | os.O_RDWR | os.O_TRUNC):
+            raise FileSystemError(errno.EROFS)
+        if self._present is not None:
+            await self.access(identifier, os.R_OK, who)
+            await self._present.access(identifier, os.R_OK, who)
         attributes = await self._metadata.latest(identifier, who)
         file = self._opened(identifier, attributes, flags, who)
         if flags & os.O_TRUNC:
@@ -739,6 +751,8 @@ class FileSystem:
 
     async def get_extended(self, identifier: ObjectId, name: bytes, who: Credentials) -> bytes:
         """The value of an extended attribute."""
+        if self._present is not None and name.startswith(b"user."):
+            await self._present.access(identifier, os.R_OK, who)
         attributes = await self._metadata.attributes(identifier, who)
         fault = fault_of_name(attributes, name, uid=who.uid, writing=False)
         if fault:

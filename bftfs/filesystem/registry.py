@@ -11,12 +11,14 @@ from bftfs.filesystem import (
     extended_attributes,
     inode,
     mkfs,
+    snapshots,
     volume,
 )
 from bftfs.filesystem.attributes import Attributes, Changes
 from bftfs.filesystem.objects import NoArguments, Outcome
 from bftfs.identifiers import ObjectKind
 from bftfs.query_update.object_type import Method, ObjectTypes, Record
+from bftfs.query_update.past import GUARD
 
 _VOLUME: Final = frozenset({ObjectKind.VOLUME})
 _DIRECTORY: Final = frozenset({ObjectKind.DIRECTORY})
@@ -37,6 +39,7 @@ WRITE: Final = "inode.write"
 TRUNCATE: Final = "inode.truncate"
 MERGE: Final = "inode.merge"
 GET_ATTRIBUTES: Final = "attributes.get"
+PERMIT_HISTORY: Final = GUARD
 CHANGE_ATTRIBUTES: Final = "attributes.change"
 ACCESSED: Final = "attributes.accessed"
 GET_EXTENDED: Final = "extended.get"
@@ -45,6 +48,9 @@ SET_EXTENDED: Final = "extended.set"
 REMOVE_EXTENDED: Final = "extended.remove"
 FORMAT: Final = "volume.format"
 DESCRIBE: Final = "volume.describe"
+LIST_SNAPSHOTS: Final = "volume.list_snapshots"
+CREATE_SNAPSHOT: Final = "volume.create_snapshot"
+DELETE_SNAPSHOT: Final = "volume.delete_snapshot"
 
 
 def _query(
@@ -96,6 +102,7 @@ _METHODS = (
     _update(TRUNCATE, inode.truncate, (_INODE,), inode.Truncation, inode.Contents),
     _update(MERGE, inode.merge, (_INODE,), inode.Merging, inode.Contents),
     _query(GET_ATTRIBUTES, attribute_methods.get_attributes, _EITHER, NoArguments, Attributes),
+    _query(PERMIT_HISTORY, attribute_methods.permit_history, _EITHER, NoArguments, None),
     _update(CHANGE_ATTRIBUTES, attribute_methods.change_attributes, (_EITHER,), Changes, Outcome),
     _update(ACCESSED, attribute_methods.accessed, (_EITHER,), attribute_methods.Access, Outcome),
     _query(
@@ -128,6 +135,21 @@ _METHODS = (
     ),
     _update(FORMAT, mkfs.format_volume, (_VOLUME, _DIRECTORY), volume.Format, volume.Volume),
     _query(DESCRIBE, volume.describe, _VOLUME, NoArguments, volume.Volume),
+    _query(LIST_SNAPSHOTS, snapshots.list_snapshots, _VOLUME, NoArguments, snapshots.Snapshots),
+    _update(
+        CREATE_SNAPSHOT,
+        snapshots.create_snapshot,
+        (_VOLUME,),
+        snapshots.SnapshotCreation,
+        snapshots.Snapshot,
+    ),
+    _update(
+        DELETE_SNAPSHOT,
+        snapshots.delete_snapshot,
+        (_VOLUME,),
+        snapshots.SnapshotName,
+        snapshots.Snapshot,
+    ),
 )
 
 

@@ -11,7 +11,9 @@ from typing import Any, Protocol
 
 from bftfs.credentials import Credentials
 from bftfs.identifiers import BlockId, ObjectId
+from bftfs.query_update.messages import PastVersion
 from bftfs.query_update.object_type import Record
+from bftfs.query_update.timestamp import LogicalTimestamp
 
 
 class Answered(Protocol):
@@ -91,3 +93,39 @@ class BlockService(Protocol):
 
     async def read(self, block: BlockId) -> BlockVersion:
         """The latest version of a block."""
+
+
+class PastService(Protocol):
+    """The past of replicated objects."""
+
+    async def query(
+        self,
+        identifier: ObjectId,
+        method: str,
+        arguments: Record,
+        credentials: Credentials,
+        *,
+        at_us: int,
+    ) -> Answered:
+        """Invoke a query on an object as it was at a time."""
+
+    async def latest(self, identifier: ObjectId) -> LogicalTimestamp:
+        """The latest established version of an object."""
+
+    async def versions(
+        self,
+        identifier: ObjectId,
+        *,
+        newest: LogicalTimestamp,
+        most: int,
+        prefixes: tuple[bytes, ...],
+        credentials: Credentials,
+    ) -> tuple[PastVersion, ...]:
+        """One page of the versions from `newest` down, with their changes to some keys."""
+
+
+class PastBlockService(Protocol):
+    """The past of blocks."""
+
+    async def read(self, block: BlockId, *, at_time_us: int | None = None) -> BlockVersion:
+        """The latest version of a block with a time of `at_time_us` or earlier."""

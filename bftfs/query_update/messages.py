@@ -163,11 +163,15 @@ class PastQuery(Message, frozen=True, tag=0x17):
 class VersionsRequest(Message, frozen=True, tag=0x18):
     """The versions of an object from `newest` down, the newest first: one page of at most `most`.
 
-    With what each did to the keys that begin with one of `prefixes`.
+    With what each did to the keys that begin with one of `prefixes`; if the object permits it to
+    who asks, as it is now.
     """
 
     object: ObjectField
     newest: TimestampField
+    uid: UserField
+    gid: UserField
+    groups: GroupsField
     most: Annotated[int, Meta(ge=1, le=limits.VERSIONS_IN_REPLY)]
     prefixes: Annotated[tuple[PrefixField, ...], Meta(max_length=4)]
     whole_answer_from: NodeField
@@ -299,6 +303,7 @@ class VersionsReply(Message, frozen=True, tag=0x28):
     """A page of versions: an encoded tuple of `PastVersion`, or its digest."""
 
     found: bool
+    error: ErrnoField = 0
     page: Annotated[bytes, Meta(max_length=limits.ANSWER_BYTES)] = b""
     whole: bool = True
 

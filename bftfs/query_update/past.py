@@ -19,6 +19,8 @@ from bftfs.query_update.timestamp import TIMESTAMP_BYTES, ZERO, LogicalTimestamp
 from bftfs.storage import StorageView, Table
 from bftfs.wire.codec import encode
 
+GUARD = "history.permit"  # the query without arguments that refuses who may not list versions
+
 _TIME_BYTES = 8
 _PAGE_BYTES = limits.ANSWER_BYTES // 2
 _BEYOND = b"\xff" * (TIMESTAMP_BYTES + 1)
@@ -72,12 +74,11 @@ def _is_gap_above(replica: Replica, timestamp: LogicalTimestamp) -> bool:
     return True
 
 
-def versions_page(view: StorageView, request: VersionsRequest) -> bytes | None:
+def versions_page(view: StorageView, replica: Replica, request: VersionsRequest) -> bytes | None:
     """The versions from `request.newest` down; None if the server does not know them all.
 
     Every benign server that knows them gives the same.
     """
-    replica = Replica(view, request.object)
     at = request.newest
     found: list[PastVersion] = []
     size = 0

@@ -157,10 +157,12 @@ class PastReader:
         newest: LogicalTimestamp,
         most: int,
         prefixes: tuple[bytes, ...],
+        credentials: Credentials,
     ) -> tuple[PastVersion, ...]:
         """One page of the established versions from `newest` down, the newest first.
 
         Requires: `newest` is established. Go on with the last one's parent, unless that is ZERO.
+        Raises FileSystemError if the object does not permit it now.
         """
         whole_from: NodeId | None = None
         for _ in range(_ATTEMPTS):
@@ -169,7 +171,16 @@ class PastReader:
             chosen = order[0] if whole_from is None else whole_from
             outcome = _VersionsRound(self._rounds, order, now_us)
             await self._rounds.run(
-                VersionsRequest(identifier, newest, most, prefixes, chosen),
+                VersionsRequest(
+                    identifier,
+                    newest,
+                    credentials.uid,
+                    credentials.gid,
+                    credentials.groups,
+                    most,
+                    prefixes,
+                    chosen,
+                ),
                 order,
                 outcome,
                 now_us=now_us,
@@ -178,6 +189,8 @@ class PastReader:
             )
             if outcome.page is None:
                 raise PastUnknown(subject=identifier.hex(), at_us=time_of(newest))
+            if outcome.page.error:
+                raise FileSystemError(outcome.page.error, "versions")
             content = outcome.votes.wholes.get(outcome.page)
             if content is not None:
                 return _decode_page(content)
@@ -313,7 +326,7 @@ class _VersionsRound(Round):
         if not isinstance(reply, VersionsReply):
             return self.unserved(node, reply)
         if reply.found:
-            answer = Answer.given(error=0, answer=reply.page, whole=reply.whole)
+            answer = Answer.given(error=reply.error, answer=reply.page, whole=reply.whole)
             self.votes.add(node, answer, reply.page, whole=reply.whole)
             self.page = self.votes.agreed()
             if self.page is not None and self.page in self.votes.wholes:

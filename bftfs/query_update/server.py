@@ -258,13 +258,25 @@ class QueryUpdateServer:
     def _versions(
         self, view: StorageView, sender: Sender, message: VersionsRequest, now_us: int
     ) -> Ready:
-        """List versions of an object."""
+        """List versions of an object, if its guard permits it."""
         self._require_client(sender)
-        page = past.versions_page(view, message)
+        if not sender.grant.allows(message.uid):
+            raise _Reject(errno.EPERM, f"the grant does not cover uid {message.uid}")
+        replica = Replica(view, message.object)
+        guard = self.types.method(past.GUARD)
+        if guard is not None and kind_of(message.object) in guard.kinds[0]:
+            caller = Caller(
+                sender.client, message.uid, message.gid, message.groups, time_of(replica.head)
+            )
+            arguments = guard.arguments()
+            error, _ = self._invoke(guard, (replica.workspace,), arguments, caller)
+            if error:
+                return Ready(VersionsReply(True, error))
+        page = past.versions_page(view, replica, message)
         if page is None:
             return Ready(VersionsReply(False))
         whole, page = self._abridge(page, message.whole_answer_from)
-        return Ready(VersionsReply(True, page, whole))
+        return Ready(VersionsReply(True, 0, page, whole))
 
     # --- updates, copies and barriers -----------------------------------------------------------
 

@@ -241,7 +241,9 @@ def main(mountpoint: str, log_path: str, words: str) -> None:
         host = Host()
         await host.perform(other_mount.format(Credentials(uid=0, gid=0)))
         with open_log(Path(log_path)) as log:
-            mount = Mount(host, files, options, log, source=SOURCE, mountpoint=Path(mountpoint))
+            mount = Mount(
+                host, files, None, options, log, source=SOURCE, mountpoint=Path(mountpoint)
+            )
             await mount.run(lambda: print("ready", flush=True))
 
     trio.run(session)

@@ -129,7 +129,7 @@ def rewriting(step: Any, view: Any, sender: Sender, message: Any, now_us: int) -
             reply, version=ZERO, answer=b"\x91\x2a", looked=Looked.FOUND
         )
     elif isinstance(reply, VersionsReply):
-        ready.reply = VersionsReply(True, encode(()))
+        ready.reply = VersionsReply(True, 0, encode(()))
     return ready
 
 
@@ -341,7 +341,9 @@ def all_versions(client: Client, *, most: int = 3) -> list[PastVersion]:
         at = await reader.latest(A)
         found: list[PastVersion] = []
         while at != ZERO:
-            page = await reader.versions(A, newest=at, most=most, prefixes=(b"v",))
+            page = await reader.versions(
+                A, newest=at, most=most, prefixes=(b"v",), credentials=USER
+            )
             found += page
             at = page[-1].parent
         return found

@@ -1,0 +1,226 @@
+"""The history of a file system: its pasts, its snapshots, and what was done to its objects when.
+
+Times are what every version carries: microseconds of the clock of whoever made it, later than the
+version before. Versions that nobody made, but repair (copies), are not shown.
+
+Concurrency: caches are touched between awaits only.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections import OrderedDict
+from dataclasses import dataclass
+from functools import partial
+from typing import Final
+
+from bftfs import limits
+from bftfs.conversation import Now, Together
+from bftfs.credentials import Credentials
+from bftfs.crypto.cipher import BlockCipher
+from bftfs.errors import FileSystemError
+from bftfs.filesystem.attributes import Attributes, decode_attributes
+from bftfs.filesystem.directory import Entry, entry_in, name_in
+from bftfs.filesystem.objects import ATTRIBUTES_KEY, NoArguments
+from bftfs.filesystem.operations import FileSystem, Found
+from bftfs.filesystem.past import past_file_system
+from bftfs.filesystem.registry import CREATE_SNAPSHOT, DELETE_SNAPSHOT, LIST_SNAPSHOTS
+from bftfs.filesystem.services import (
+    MetadataService,
+    PastBlockService,
+    PastService,
+    SpaceService,
+)
+from bftfs.filesystem.snapshots import Snapshot, SnapshotCreation, SnapshotName
+from bftfs.identifiers import ClientId, ObjectId
+from bftfs.query_update.conditioned import Operation
+from bftfs.query_update.messages import PastVersion
+from bftfs.query_update.timestamp import ZERO, LogicalTimestamp, client_of, time_of
+
+VIEWS: Final = 16  # pasts that are kept ready
+OBJECTS_SEARCHED: Final = 1024  # below a directory, for its moments
+VERSIONS_SEARCHED: Final = 1024  # of one object, for the moments of a directory above it
+_TOGETHER: Final = 32  # objects that are asked about at the same time
+
+ENTRY_PREFIX: Final = b"e"
+CHANGES_SHOWN: Final = (ATTRIBUTES_KEY, ENTRY_PREFIX)
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """A version of an object: when, by whom, by what operation, and what it left."""
+
+    timestamp: LogicalTimestamp
+    parent: LogicalTimestamp
+    objects: tuple[ObjectId, ...]  # that the operation changed together
+    operation: Operation
+    attributes: Attributes | None  # after it, if it changed any
+    entries: tuple[tuple[bytes, Entry | None], ...]  # of a directory: names that it changed
+
+    @property
+    def time_us(self) -> int:
+        """When."""
+        return time_of(self.timestamp)
+
+    @property
+    def client(self) -> ClientId:
+        """Whose key made it: authenticated by the servers that accepted it."""
+        return client_of(self.timestamp)
+
+
+class History:
+    """The past of one file system."""
+
+    def __init__(
+        self,
+        present: FileSystem,
+        objects: MetadataService,
+        past: PastService,
+        blocks: PastBlockService,
+        space: SpaceService,
+        cipher: BlockCipher | None,
+        *,
+        volume: ObjectId,
+        asking_as: Credentials,
+    ) -> None:
+        self.present = present
+        self._objects = objects
+        self._past = past
+        self._blocks = blocks
+        self._space = space
+        self._cipher = cipher
+        self._volume = volume
+        self._asking_as = asking_as
+        self._views: OrderedDict[int, FileSystem] = OrderedDict()
+
+    def at(self, time_us: int) -> FileSystem:
+        """The file system as it was at a time."""
+        view = self._views.get(time_us)
+        if view is None:
+            view = self._views[time_us] = past_file_system(
+                self.present,
+                self._past,
+                self._blocks,
+                self._space,
+                self._cipher,
+                volume=self._volume,
+                at_us=time_us,
+                asking_as=self._asking_as,
+            )
+            if len(self._views) > VIEWS:
+                self._views.popitem(last=False)
+        else:
+            self._views.move_to_end(time_us)
+        return view
+
+    async def found_at(self, identifier: ObjectId, time_us: int, who: Credentials) -> Found:
+        """An object as it was at a time; ENOENT if it was not there, or the time is to come."""
+        if time_us > await Now():
+            raise FileSystemError(errno.ENOENT, "that time is yet to come")
+        try:
+            attributes = await self.at(time_us).attributes(identifier, who)
+        except FileSystemError as refusal:
+            if refusal.code == errno.ESTALE:
+                raise FileSystemError(errno.ENOENT, "it was not there yet") from None
+            raise
+        return Found(identifier, attributes)
+
+    # --- snapshots ---------------------------------------------------------------------------
+
+    async def snapshots(self, who: Credentials) -> tuple[Snapshot, ...]:
+        """All snapshots, by name."""
+        answered = await self._objects.query((self._volume,), LIST_SNAPSHOTS, NoArguments(), who)
+        found: tuple[Snapshot, ...] = answered.answer.snapshots
+        return found
+
+    async def create_snapshot(self, name: bytes, who: Credentials, *, time_us: int = 0) -> Snapshot:
+        """Give a time a name; by default this moment."""
+        arguments = SnapshotCreation(name, time_us)
+        answered = await self._objects.update((self._volume,), CREATE_SNAPSHOT, arguments, who)
+        made: Snapshot = answered.answer
+        return made
+
+    async def delete_snapshot(self, name: bytes, who: Credentials) -> Snapshot:
+        """Take a name away."""
+        arguments = SnapshotName(name)
+        answered = await self._objects.update((self._volume,), DELETE_SNAPSHOT, arguments, who)
+        gone: Snapshot = answered.answer
+        return gone
+
+    # --- versions ----------------------------------------------------------------------------
+
+    async def changes(
+        self, identifier: ObjectId, who: Credentials, *, since_us: int = 0, most: int = 1 << 30
+    ) -> list[Change]:
+        """What was done to an object, the latest first."""
+        found: list[Change] = []
+        at = await self._past.latest(identifier)
+        while at != ZERO and len(found) < most:
+            page = await self._past.versions(
+                identifier,
+                newest=at,
+                most=min(limits.VERSIONS_IN_REPLY, most),
+                prefixes=CHANGES_SHOWN,
+                credentials=who,
+            )
+            for version in page:
+                if time_of(version.timestamp) < since_us:
+                    return found
+                if version.operation is not None:
+                    found.append(_change(version, version.operation))
+            at = page[-1].parent
+        return found
+
+    async def moments(self, directory: ObjectId, who: Credentials) -> list[int]:
+        """Times at which something in or below a directory changed, the latest first.
+
+        What is below is what is or was named in it, as far as `who` may read it, and as far as the
+        bounds on this search reach: the latest changes of each object, and the objects next to the
+        directory first.
+        """
+        times: set[int] = set()
+        seen = {directory}
+        level = [directory]
+        while level:
+            below: list[ObjectId] = []
+            for position in range(0, len(level), _TOGETHER):
+                batch = level[position : position + _TOGETHER]
+                listed = await Together(
+                    tuple(partial(self._changes_if_permitted, each, who) for each in batch)
+                )
+                for changes in listed:
+                    times.update(change.time_us for change in changes)
+                    below += (
+                        entry.child
+                        for change in changes
+                        for _, entry in change.entries
+                        if entry is not None
+                    )
+            room = OBJECTS_SEARCHED - len(seen)
+            level = [child for child in dict.fromkeys(below) if child not in seen][:room]
+            seen.update(level)
+        return sorted(times, reverse=True)
+
+    async def _changes_if_permitted(self, identifier: ObjectId, who: Credentials) -> list[Change]:
+        try:
+            return await self.changes(identifier, who, most=VERSIONS_SEARCHED)
+        except FileSystemError:
+            return []
+
+
+def _change(version: PastVersion, operation: Operation) -> Change:
+    attributes: Attributes | None = None
+    entries: list[tuple[bytes, Entry | None]] = []
+    for key, value in version.changes:
+        if key == ATTRIBUTES_KEY:
+            attributes = None if value is None else decode_attributes(value)
+        else:
+            entries.append((name_in(key), None if value is None else entry_in(value)))
+    return Change(
+        version.timestamp,
+        version.parent,
+        version.objects,
+        operation,
+        attributes,
+        tuple(entries),
+    )

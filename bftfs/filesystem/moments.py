@@ -1,0 +1,75 @@
+"""Times as `.history` has them: ISO 8601 at any precision, to and from microseconds.
+
+`2026`, `2026-11`, `2026-11-21`, `2026-11-21T10`, `…T10:02`, `…T10:02:03`, `…T10:02:03.123456` stand
+for the first instant of that year, month … microsecond. With `Z` or `+01:00` behind it a time of
+day says where it holds; without, it is local time.
+"""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, datetime, timedelta, timezone
+from typing import Final
+
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND: Final = timedelta(microseconds=1)
+_ISO: Final = re.compile(
+    r"(\d{4})(?:-(\d\d)(?:-(\d\d)(?:[T ](\d\d)(?::(\d\d)(?::(\d\d)(?:[.,](\d{1,9}))?)?)?"
+    r"(Z|[+-]\d\d(?::?\d\d)?)?)?)?)?",
+    re.ASCII,
+)
+
+
+def looks_like_a_moment(name: bytes) -> bool:
+    """Whether `name` has the form of a time, a possible one or not."""
+    try:
+        return _ISO.fullmatch(name.decode("ascii")) is not None
+    except UnicodeDecodeError:
+        return False
+
+
+def parse_moment(text: str) -> int | None:
+    """The time that `text` stands for, in microseconds since the epoch; None if it is none."""
+    match = _ISO.fullmatch(text)
+    if match is None:
+        return None
+    year, month, day, hour, minute, second, fraction, zone = match.groups()
+    try:
+        moment = datetime(
+            int(year),
+            int(month or 1),
+            int(day or 1),
+            int(hour or 0),
+            int(minute or 0),
+            int(second or 0),
+            int((fraction or "0")[:6].ljust(6, "0")),
+            tzinfo=None if zone is None else _zone(zone),
+        )
+        return microseconds(moment)
+    except (ValueError, OverflowError):
+        return None
+
+
+def _zone(text: str) -> timezone:
+    if text == "Z":
+        return UTC
+    digits = text[1:].replace(":", "")
+    offset = timedelta(hours=int(digits[:2]), minutes=int(digits[2:] or 0))
+    return timezone(-offset if text[0] == "-" else offset)
+
+
+def microseconds(moment: datetime) -> int:
+    """Microseconds since the epoch; a moment without a zone is local time."""
+    if moment.tzinfo is None:
+        moment = moment.astimezone()
+    return (moment - _EPOCH) // _MICROSECOND
+
+
+def local(time_us: int) -> datetime:
+    """The moment in local time, with its offset."""
+    return (_EPOCH + time_us * _MICROSECOND).astimezone()
+
+
+def format_moment(time_us: int) -> str:
+    """The moment in full, in local time and unambiguous: what `parse_moment` gives back."""
+    return local(time_us).isoformat(timespec="microseconds")

@@ -1,0 +1,148 @@
+"""A file system as it was at a time: the same code as for the present, on services of the past.
+
+All objects are read as of one time, which is one state of the namespace [design §4]. A file's bytes
+are its blocks as of the time of the inode update that last covered some: so that size and blocks
+belong together, and what somebody had written and not yet covered is not seen.
+
+What was read of a past is kept: it does not change. (Of the last few minutes it may, by operations
+of clients whose clocks are behind; a view keeps what it has seen first.)
+
+Concurrency: caches are touched between awaits only.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections import OrderedDict
+from typing import Final
+
+from bftfs.credentials import Credentials
+from bftfs.crypto.cipher import BlockCipher
+from bftfs.errors import FileSystemError
+from bftfs.filesystem.objects import NoArguments
+from bftfs.filesystem.operations import FileSystem
+from bftfs.filesystem.options import Options
+from bftfs.filesystem.registry import GET_ATTRIBUTES
+from bftfs.filesystem.services import (
+    Answered,
+    BlockTime,
+    BlockVersion,
+    PastBlockService,
+    PastService,
+    SpaceService,
+)
+from bftfs.identifiers import BlockId, ObjectId, inode_of
+from bftfs.limits import MIB
+from bftfs.query_update.object_type import Record
+
+_KEPT_US: Final = 1 << 62  # for ever
+_REMEMBERED: Final = 16_384  # objects whose attributes a view remembers
+_CACHE_BYTES: Final = 8 * MIB  # of clean blocks, in one view
+
+
+class PastMetadata:
+    """Queries of replicated objects as of a time. A `MetadataService` that refuses updates."""
+
+    def __init__(self, service: PastService, at_us: int) -> None:
+        self._service = service
+        self._at_us = at_us
+        self._attributes: OrderedDict[ObjectId, Answered] = OrderedDict()
+
+    async def query(
+        self,
+        objects: tuple[ObjectId, ...],
+        method: str,
+        arguments: Record,
+        credentials: Credentials,
+    ) -> Answered:
+        """Invoke a query of one object."""
+        (identifier,) = objects
+        if method != GET_ATTRIBUTES:
+            return await self._service.query(
+                identifier, method, arguments, credentials, at_us=self._at_us
+            )
+        found = self._attributes.get(identifier)
+        if found is None:
+            found = await self._service.query(
+                identifier, method, arguments, credentials, at_us=self._at_us
+            )
+            self._attributes[identifier] = found
+            if len(self._attributes) > _REMEMBERED:
+                self._attributes.popitem(last=False)
+        return found
+
+    async def update(
+        self,
+        objects: tuple[ObjectId, ...],
+        method: str,
+        arguments: Record,
+        credentials: Credentials,
+        *,
+        not_before_us: int = 0,
+    ) -> Answered:
+        """The past does not change."""
+        del objects, method, arguments, credentials, not_before_us
+        raise FileSystemError(errno.EROFS)
+
+    async def covered_us(self, inode: ObjectId, credentials: Credentials) -> int:
+        """When a file's contents became what they were then."""
+        found = await self.query((inode,), GET_ATTRIBUTES, NoArguments(), credentials)
+        time_us: int = found.answer.contents
+        return time_us
+
+
+class PastBlocks:
+    """Blocks as of their inode's version at a time. A `BlockService` that takes no writes."""
+
+    def __init__(
+        self, service: PastBlockService, metadata: PastMetadata, credentials: Credentials
+    ) -> None:
+        self._service = service
+        self._metadata = metadata
+        self._credentials = credentials
+
+    async def write_many(self, items: object, credentials: Credentials) -> tuple[BlockTime, ...]:
+        """The past does not change."""
+        del items, credentials
+        raise FileSystemError(errno.EROFS)
+
+    async def read(self, block: BlockId) -> BlockVersion:
+        """The version of a block that belongs to the file's contents then."""
+        time_us = await self._metadata.covered_us(inode_of(block), self._credentials)
+        return await self._service.read(block, at_time_us=time_us)
+
+
+def past_file_system(
+    present: FileSystem,
+    objects: PastService,
+    blocks: PastBlockService,
+    space: SpaceService,
+    cipher: BlockCipher | None,
+    *,
+    volume: ObjectId,
+    at_us: int,
+    asking_as: Credentials,
+) -> FileSystem:
+    """`present` as it was at a time; read-only. What it permits now counts as well as then.
+
+    `asking_as` is somebody whom the client's grant covers: attributes that any user may know are
+    asked for in his name, where no request of a program is at hand.
+    """
+    metadata = PastMetadata(objects, at_us)
+    return FileSystem(
+        metadata,
+        PastBlocks(blocks, metadata, asking_as),
+        space,
+        cipher,
+        root=present.root,
+        volume=volume,
+        options=Options(
+            read_only=True,
+            access_times=False,
+            attribute_timeout_us=_KEPT_US,
+            entry_timeout_us=_KEPT_US,
+            absence_timeout_us=_KEPT_US,
+            cache_bytes=_CACHE_BYTES,
+        ),
+        present=present,
+    )

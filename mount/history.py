@@ -1,0 +1,160 @@
+"""`.history` in every directory: not listed, but there.
+
+`.history/TIME/…` is the directory as it was at any time, in ISO form at any precision;
+`.history/SNAPSHOT/…` as a snapshot shows it. A listing of `.history` offers the snapshots and the
+moments at which something in or below the directory changed. Everything there is read-only.
+
+The kernel knows what is there by numbers of their own (`inode_table`), behind which stand longer
+identifiers than an object's: the object's, and the time; or for `.history` itself the directory's
+and one more byte.
+
+Concurrency: one thread; what is cached is touched between awaits only.
+"""
+
+from __future__ import annotations
+
+import errno
+import stat
+from typing import Final, NamedTuple
+
+from msgspec import structs
+
+from bftfs.credentials import Credentials
+from bftfs.errors import FileSystemError
+from bftfs.filesystem.attributes import Attributes
+from bftfs.filesystem.contents import OpenFile
+from bftfs.filesystem.history import History
+from bftfs.filesystem.listing import DirectoryEntry
+from bftfs.filesystem.moments import format_moment, parse_moment
+from bftfs.filesystem.operations import FileSystem, Found
+from bftfs.identifiers import OBJECT_ID_BYTES, ObjectId
+
+NAME: Final = b".history"
+
+_TIME_BYTES: Final = 8
+_ENTRANCE: Final = b"\0"
+MOMENTS: Final = 256  # that a listing offers
+_DIRECTORY_TYPE: Final = stat.S_IFDIR >> 12
+_WRITE_BITS: Final = 0o222
+
+
+class OpenMoments(NamedTuple):
+    """A listing of `.history` in progress."""
+
+    identifier: ObjectId
+    who: Credentials
+    entries: tuple[DirectoryEntry, ...]
+
+
+class Entrance:
+    """`.history` of a directory, as a part of a file system."""
+
+    def __init__(self, history: History) -> None:
+        self._history = history
+
+    async def lookup(self, directory: ObjectId, name: bytes, who: Credentials) -> Found:
+        """The directory at the time that `name` says; ENOENT if it says none."""
+        history = self._history
+        await history.present.access(directory, _SEARCH, who)
+        time_us = parse_moment(name.decode(errors="replace"))
+        if time_us is None:
+            time_us = await self._time_of_snapshot(name, who)
+        if time_us < 0:
+            raise FileSystemError(errno.ENOENT)
+        found = await history.found_at(directory, time_us, who)
+        return Found(key_of(directory, time_us), found.attributes)
+
+    async def _time_of_snapshot(self, name: bytes, who: Credentials) -> int:
+        for snapshot in await self._history.snapshots(who):
+            if snapshot.name == name:
+                return snapshot.time_us
+        raise FileSystemError(errno.ENOENT)
+
+    async def attributes(self, identifier: ObjectId, who: Credentials) -> Attributes:
+        """Those of the directory, but for what allows changes."""
+        attributes = await self._history.present.attributes(identifier, who)
+        return structs.replace(
+            attributes, mode=attributes.mode & ~_WRITE_BITS, links=2, flags=0, extended=0
+        )
+
+    async def entries(self, identifier: ObjectId, who: Credentials) -> OpenMoments:
+        """Snapshots, and moments at which something changed: names that lead somewhere."""
+        moments = await self._history.moments(identifier, who)
+        listed = [(format_moment(time_us).encode(), time_us) for time_us in moments[:MOMENTS]]
+        listed += [
+            (snapshot.name, snapshot.time_us)
+            for snapshot in await self._history.snapshots(who)
+            if moments and snapshot.time_us >= moments[-1]
+        ]
+        return OpenMoments(
+            identifier,
+            who,
+            tuple(
+                DirectoryEntry(name, cookie, key_of(identifier, time_us), _DIRECTORY_TYPE, None)
+                for cookie, (name, time_us) in enumerate(sorted(listed), 1)
+            ),
+        )
+
+    async def read_link(self, identifier: ObjectId, who: Credentials) -> bytes:
+        """It is a directory."""
+        del identifier, who
+        raise FileSystemError(errno.EINVAL)
+
+    async def open(self, identifier: ObjectId, flags: int, who: Credentials) -> OpenFile:
+        """It is a directory."""
+        del identifier, flags, who
+        raise FileSystemError(errno.EISDIR)
+
+    async def get_extended(self, identifier: ObjectId, name: bytes, who: Credentials) -> bytes:
+        """It has none."""
+        del identifier, name, who
+        raise FileSystemError(errno.ENODATA)
+
+    async def list_extended(self, identifier: ObjectId, who: Credentials) -> tuple[bytes, ...]:
+        """It has none."""
+        del identifier, who
+        return ()
+
+
+_SEARCH: Final = 1  # X_OK
+
+
+def key_of(identifier: ObjectId, time_us: int) -> ObjectId:
+    """What stands for an object at a time, where the mount tells objects apart."""
+    return ObjectId(identifier + time_us.to_bytes(_TIME_BYTES, "big"))
+
+
+def entrance_to(directory: ObjectId) -> ObjectId:
+    """What stands for `.history` of a directory."""
+    return ObjectId(directory + _ENTRANCE)
+
+
+class Place(NamedTuple):
+    """Where an inode of the kernel's stands: in which file system, as which object.
+
+    What is found in it has identifiers that go on with `suffix`.
+    """
+
+    files: FileSystem | Entrance
+    identifier: ObjectId
+    suffix: bytes
+
+
+class Places:
+    """Finds the place that a longer identifier stands for."""
+
+    def __init__(self, history: History) -> None:
+        self._history = history
+        self._entrance = Entrance(history)
+
+    def find(self, key: ObjectId) -> Place:
+        """The place."""
+        identifier, suffix = ObjectId(key[:OBJECT_ID_BYTES]), key[OBJECT_ID_BYTES:]
+        if suffix == _ENTRANCE:
+            return Place(self._entrance, identifier, b"")
+        return Place(self._history.at(int.from_bytes(suffix, "big")), identifier, suffix)
+
+    async def enter(self, directory: ObjectId, who: Credentials) -> Found:
+        """`.history` of a directory."""
+        attributes = await self._entrance.attributes(directory, who)
+        return Found(entrance_to(directory), attributes)
