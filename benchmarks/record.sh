@@ -28,11 +28,16 @@ finish() {
 trap finish EXIT
 trap 'exit 1' INT TERM
 
+# wanted NAME: whether it is to be recorded
+wanted() {
+    case $chosen in *" all "* | *" $1 "*) ;; *) return 1 ;; esac
+}
+
 # record NAME SCENARIO ARGUMENT…
 record() {
     name=$1
     shift
-    case $chosen in *" all "* | *" $name "*) ;; *) return 0 ;; esac
+    wanted "$name" || return 0
     echo "--- $name" >&2
     "$python" -m benchmarks "$@" --json "$results/$name.json"
 }
@@ -64,6 +69,7 @@ record andrew-killed andrew "$mount" --against "$work/local" \
     --during "copy@0.5:kill -9 \$(cat $data/nodes/0/pid)"
 # Node 0 lies: about objects, then about blocks.
 for adversary in history-forger wrong-answers fragment-corrupter; do
+    wanted "andrew-$adversary" || continue
     "$python" -m bftfs up --data "$data" >&2
     kill "$(cat "$data/nodes/0/pid")"
     while [ -e "$data/nodes/0/pid" ]; do sleep 0.1; done
