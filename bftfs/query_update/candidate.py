@@ -21,6 +21,7 @@ from bftfs.query_update.timestamp import TIMESTAMP_BYTES, ZERO, LogicalTimestamp
 _COPY = 0x80
 _FLAG_AT = 2 * TIMESTAMP_BYTES
 FIXED_BYTES = _FLAG_AT + 1
+_BEYOND_TIME = 0x80  # times have 63 bits: one more than any of them is a time of 64
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -60,8 +61,8 @@ INITIAL = Candidate(ZERO, ZERO)  # ⟨0, 0⟩: complete at everyone from the sta
 def parse_candidates(encoded: bytes, *, limit: int) -> tuple[Candidate, ...]:
     """The candidates whose encodings `encoded` is the concatenation of. Raises MalformedMessage.
 
-    Ensures: they ascend strictly, condition on the past, and none is ⟨0, 0⟩; barriers list no
-    objects and are no copies.
+    Ensures: they ascend strictly, condition on the past, and none is ⟨0, 0⟩; there is a time after
+    each; barriers list no objects and are no copies.
     """
     candidates: list[Candidate] = []
     position = 0
@@ -80,6 +81,8 @@ def parse_candidates(encoded: bytes, *, limit: int) -> tuple[Candidate, ...]:
         conditioned_on = LogicalTimestamp(encoded[position + TIMESTAMP_BYTES : flag_at])
         if timestamp <= before or conditioned_on >= timestamp:
             raise MalformedMessage("candidates are out of order")
+        if timestamp[0] & _BEYOND_TIME:
+            raise MalformedMessage("a candidate is beyond all times")
         objects = tuple(
             ObjectId(encoded[start : start + OBJECT_ID_BYTES])
             for start in range(position + FIXED_BYTES, end, OBJECT_ID_BYTES)

@@ -13,8 +13,10 @@ quorum does.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Annotated, NamedTuple, TypeAlias
 
 from msgspec import Meta
@@ -32,6 +34,9 @@ from bftfs.wire.fields import ObjectField
 
 _HISTORY_BYTES = limits.HISTORY_CANDIDATES_MOST * (FIXED_BYTES + 16 * limits.OBJECTS_PER_OPERATION)
 _FLAGS = (b"\0", b"\1")
+_FEW = 8  # candidates, among which nothing is faster than to look at each
+_KEPT_BYTES = 512  # of a parsed history, besides its encoding
+_timestamp_of = attrgetter("timestamp")
 AUTHENTICATOR_BYTES = limits.NODES * MAC_BYTES
 
 HistoryField: TypeAlias = Annotated[bytes, Meta(max_length=_HISTORY_BYTES)]
@@ -50,7 +55,12 @@ class ReplicaHistory:
 
     def find(self, timestamp: LogicalTimestamp) -> Candidate | None:
         """The candidate at `timestamp`, if the server has accepted it (and not pruned it)."""
-        for candidate in reversed(self.candidates):
+        candidates = self.candidates
+        if len(candidates) > _FEW:
+            at = bisect_left(candidates, timestamp, key=_timestamp_of)
+            found = at < len(candidates) and candidates[at].timestamp == timestamp
+            return candidates[at] if found else None
+        for candidate in reversed(candidates):
             if candidate.timestamp == timestamp:
                 return candidate
         return None
@@ -59,24 +69,34 @@ class ReplicaHistory:
 INITIAL_HISTORY = ReplicaHistory(b"", True, (), ZERO, INITIAL)
 
 
-_PARSED_MOST = 8192
-_parsed: dict[bytes, ReplicaHistory] = {}
+class _Parsed(dict[bytes, ReplicaHistory]):
+    """Histories by their encodings: what one reply reports, the next request conditions on.
+
+    Bounded by volume: anybody may send histories, and they may be as long as frames permit.
+    """
+
+    volume = 0
+
+    def remember(self, history: ReplicaHistory) -> ReplicaHistory:
+        """Keep a parsed history."""
+        size = len(history.encoded) + _KEPT_BYTES
+        if self.volume + size > limits.HISTORIES_PARSED_BYTES:
+            self.clear()
+            self.volume = 0
+        self.volume += size
+        self[history.encoded] = history
+        return history
+
+
+_parsed = _Parsed()
 
 
 def parse_history(encoded: bytes) -> ReplicaHistory:
     """The replica history that `encoded` is. Raises MalformedMessage."""
     parsed = _parsed.get(encoded)
     if parsed is None:
-        parsed = _remember(_parse(encoded))
+        parsed = _parsed.remember(_parse(encoded))
     return parsed
-
-
-def _remember(history: ReplicaHistory) -> ReplicaHistory:
-    """Keep a parsed history: what one reply reports, the next request conditions on."""
-    if len(_parsed) >= _PARSED_MOST:
-        _parsed.clear()
-    _parsed[history.encoded] = history
-    return history
 
 
 def _parse(encoded: bytes) -> ReplicaHistory:
@@ -106,7 +126,7 @@ def built_on(base: Candidate, candidate: Candidate) -> bytes:
     initial = base.timestamp == ZERO
     candidates = (candidate,) if initial else (base, candidate)
     encoded = history_of(candidates, initial=initial)
-    _remember(ReplicaHistory(encoded, initial, candidates, candidate.timestamp, candidate))
+    _parsed.remember(ReplicaHistory(encoded, initial, candidates, candidate.timestamp, candidate))
     return encoded
 
 

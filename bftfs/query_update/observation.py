@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from bftfs import limits
+from bftfs.crypto.authenticator import MAC_BYTES
 from bftfs.errors import MalformedMessage
 from bftfs.identifiers import NodeId, ObjectId
 from bftfs.query_update.candidate import Candidate
@@ -60,6 +61,10 @@ class _Statements:
     vouchers: dict[Verdict, dict[NodeId, bytes]] = field(default_factory=dict)
 
 
+def _volume_of(known: Known) -> int:
+    return len(known.history) + len(known.authenticator)
+
+
 class Observations:
     """A client's memory of the objects that it uses."""
 
@@ -69,10 +74,13 @@ class Observations:
         suspicion: Suspicion,
         *,
         bound: int = limits.HISTORY_SETS_CACHED,
+        bound_bytes: int = limits.HISTORY_SETS_CACHED_BYTES,
     ) -> None:
         self._quorums = quorums
         self._suspicion = suspicion
         self._bound = bound
+        self._bound_bytes = bound_bytes
+        self.volume = 0  # bytes of all histories and authenticators
         self._entries: OrderedDict[ObjectId, _Entry] = OrderedDict()
         self._statements: OrderedDict[LogicalTimestamp, _Statements] = OrderedDict()
         self.facts: dict[LogicalTimestamp, bool] = {}
@@ -85,13 +93,17 @@ class Observations:
     def learn(
         self, identifier: ObjectId, node: NodeId, history: bytes, authenticator: bytes
     ) -> bool:
-        """Remember that `node` reports `history`; false if that is no replica history.
+        """Remember that `node` reports `history`; false if it does not, as a correct node would.
 
-        What is older than what the node reported before was overtaken on its way.
+        What is older than what the node reported before was overtaken on its way. Whether the
+        authenticator is valid only servers can tell; but with one of another length than all have,
+        they could not even tell where the next one begins, and would reject the whole request.
         """
         try:
             parsed = parse_history(history)
         except MalformedMessage:
+            return False
+        if history and len(authenticator) != MAC_BYTES * self._quorums.n:
             return False
         entry = self._entry(identifier)
         known = entry.known.get(node)
@@ -100,18 +112,28 @@ class Observations:
                 return True
             if parsed.latest < parse_history(known.history).latest:
                 return True
-        entry.known[node] = Known(parsed.encoded, authenticator)
+        if known is not None:
+            self.volume -= _volume_of(known)
+        learned = entry.known[node] = Known(parsed.encoded, authenticator)
+        self.volume += _volume_of(learned)
         entry.observed = entry.conditioned_on = None
+        while self.volume > self._bound_bytes and len(self._entries) > 1:
+            self._forget_oldest()
         return True
 
     def forget(self, identifier: ObjectId) -> None:
         """Start afresh with an object."""
-        self._entries.pop(identifier, None)
+        entry = self._entries.pop(identifier, None)
+        if entry is not None:
+            self.volume -= sum(map(_volume_of, entry.known.values()))
 
     def keep(self, identifier: ObjectId, nodes: Nodes) -> None:
         """Forget what other servers than `nodes` reported: repair what can be seen now."""
         entry = self._entry(identifier)
-        entry.known = {node: each for node, each in entry.known.items() if nodes >> node & 1}
+        before = entry.known
+        entry.known = {node: each for node, each in before.items() if nodes >> node & 1}
+        self.volume -= sum(map(_volume_of, before.values()))
+        self.volume += sum(map(_volume_of, entry.known.values()))
         entry.observed = entry.conditioned_on = None
 
     def observe(self, identifier: ObjectId) -> Observed:
@@ -210,10 +232,13 @@ class Observations:
         if entry is None:
             entry = self._entries[identifier] = _Entry()
             if len(self._entries) > self._bound:
-                self._entries.popitem(last=False)
+                self._forget_oldest()
         else:
             self._entries.move_to_end(identifier)
         return entry
+
+    def _forget_oldest(self) -> None:
+        self.forget(next(iter(self._entries)))
 
     def _current(self, identifier: ObjectId) -> _Entry:
         """The entry, with nothing cached that rests on outdated facts or suspicions."""

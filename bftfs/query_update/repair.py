@@ -109,12 +109,18 @@ class Repair:
                 looked = fresh = True
                 await self.refresh(names)
                 continue
+            suspicion = self._rounds.suspicion
+            shunned = suspicion.shunned
             if await self._step(disorderly, inline_attempts):
                 continue
             failures += 1
             await back_off.pause()
-            if failures % _FAILURES_BORNE == 0 or not self._rounds.quorum_willing():
-                self._rounds.suspicion.clear()
+            # A suspicion that this very step has raised is given its chance first: those that are
+            # left may be slow, and have been silent for no worse reason.
+            if failures % _FAILURES_BORNE == 0 or (
+                suspicion.shunned == shunned and not self._rounds.quorum_willing()
+            ):
+                suspicion.clear()
             await self.refresh(names)
             fresh = True
         raise ContentionExhausted(attempts=_MOST_STEPS, subject=f"repair of {names[0].hex()}")

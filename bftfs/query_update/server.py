@@ -354,6 +354,12 @@ class QueryUpdateServer:
             repeated = self._repeated(replicas, timestamp, message.whole_answer_from)
             if repeated is not None:
                 return repeated
+            # Nothing of the request is worth any work before servers vouch for it: its own history
+            # sets are not authenticated, and may be as long as one likes.
+            if evidence.latest != timestamp or not self.quorums.is_repairable(
+                sharing(evidence, timestamp)
+            ):
+                raise _Fail(Status.DIFFERENT)
             plans = self._classify(conditioned, sets, others, timestamp)
             candidate = Candidate(
                 timestamp,
@@ -365,7 +371,7 @@ class QueryUpdateServer:
             for history, nodes in evidence.hosted:
                 if history.find(timestamp) == candidate:
                     vouching |= nodes
-            if evidence.latest != timestamp or not self.quorums.is_repairable(vouching):
+            if not self.quorums.is_repairable(vouching):
                 raise _Fail(Status.DIFFERENT)
             lacking = self._lacking(replicas, plans, timestamp)
             if len(lacking) < len(replicas):

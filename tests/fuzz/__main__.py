@@ -25,7 +25,7 @@ from random import Random
 from tests.fuzz.corpus import directory_of, inputs_of, keep, minimal
 from tests.fuzz.mutation import Campaign
 from tests.fuzz.target import Finding, Target, judge
-from tests.fuzz.tracing import PACKAGES, PROJECT
+from tests.fuzz.tracing import NOT_TRACED, PACKAGES, PROJECT
 
 _FOUND = PROJECT / "tests" / "fuzz" / "found"
 _INPUT_SECONDS = 20  # for one input, with a tracer or an engine in its way
@@ -188,7 +188,7 @@ def _engine(arguments: argparse.Namespace) -> int:
     """The engine's process: instrument the product, then never return."""
     import atheris
 
-    with atheris.instrument_imports(include=list(PACKAGES)):
+    with atheris.instrument_imports(include=list(PACKAGES), exclude=list(NOT_TRACED)):
         from tests.fuzz.targets import all_targets
 
         target = all_targets()[arguments.target]

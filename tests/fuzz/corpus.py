@@ -39,7 +39,9 @@ def minimal(target: Target, inputs: Iterable[bytes]) -> tuple[list[bytes], list[
     edges: set[int] = set()
     for data in sorted(set(inputs), key=lambda data: (len(data), data)):
         try:
-            outcome = judge(target, data)
+            outcome = judge(target, data, measure_memory=False)
+            if outcome.edges - edges:
+                judge(target, data)
         except Finding as finding:
             found.append(finding)
             continue

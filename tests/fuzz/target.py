@@ -92,23 +92,17 @@ def _feature_of(refusal: BaseException) -> int:
 def judge(target: Target, data: bytes, *, measure_memory: bool = True) -> Outcome:
     """What `data` does to the target. Raises Finding if that breaks the oracle."""
     tracer = Tracer(most_work=target.most_work(data))
-    memory = 0
-    if measure_memory:
-        tracemalloc.start()
     try:
         with tracer:
             refusal = run(target, data)
-        if measure_memory:
-            memory = tracemalloc.get_traced_memory()[1]
+        # A pass of its own, and the second one: it is known to end, and a tracer allocates as well.
+        memory = _peak_bytes(target, data) if measure_memory else 0
     except WorkExceeded as exceeded:
         raise Finding(target, data, str(exceeded)) from exceeded
     except MemoryError as error:
         raise Finding(target, data, "memory is exhausted") from error
     except Exception as error:
         raise Finding(target, data, f"{type(error).__name__}: {error}") from error
-    finally:
-        if measure_memory:
-            tracemalloc.stop()
     if memory > target.most_memory(data):
         raise Finding(
             target, data, f"{memory} bytes of memory where {target.most_memory(data)} are allowed"
@@ -116,3 +110,13 @@ def judge(target: Target, data: bytes, *, measure_memory: bool = True) -> Outcom
     if refusal is not None and target.explains:
         tracer.edges.add(_feature_of(refusal))
     return Outcome(frozenset(tracer.edges), tracer.work, memory)
+
+
+def _peak_bytes(target: Target, data: bytes) -> int:
+    """The most memory that is in use at once for `data`."""
+    tracemalloc.start()
+    try:
+        run(target, data)
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()

@@ -6,7 +6,7 @@ histories and the like are taken from a `Pool` of those that a real run has seen
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
@@ -18,6 +18,9 @@ _MOST_LONG = 300
 _MOST_ITEMS = 4
 _LENGTHS_KEPT = 48  # values of one length that a pool keeps
 _INTS = (0, 1, 2, 3, 5, 0x7F, 0xFF, 1000, 4095, (1 << 32) - 1, (1 << 62) - 1, (1 << 63) - 1)
+
+# Fields that hold encoded structure, and how to change that instead of its bytes.
+NESTED: dict[str, Callable[[Choices, Any, Pool], Any]] = {}
 
 _infos: dict[Any, Any] = {}
 
@@ -162,7 +165,11 @@ def _mutate(choices: Choices, value: Any, info: Any, pool: Pool) -> Any:
             return value
         field = choices.pick(info.fields)
         before = getattr(value, field.name)
-        after = _mutate(choices, before, field.type, pool)
+        nested = NESTED.get(field.name) if isinstance(before, bytes | tuple) else None
+        if nested is not None and before and not choices.flag(8):
+            after: Any = nested(choices, before, pool)
+        else:
+            after = _mutate(choices, before, field.type, pool)
         return msgspec.structs.replace(value, **{field.name: after})
     if isinstance(info, inspect.VarTupleType):
         items = list(value)

@@ -6,7 +6,7 @@ from importlib import import_module
 
 from tests.fuzz.target import Target
 
-_MODULES = ("wire", "objects", "filesystem", "storage", "files")
+_MODULES = ("wire", "objects", "filesystem", "storage", "files", "servers", "clients")
 
 
 def all_targets() -> dict[str, Target]:

@@ -1,0 +1,276 @@
+"""A small cluster in virtual time for step harnesses: real servers, clients, dispatchers and codec.
+
+Each input has a cluster of its own, as it is after the same beginning: a formatted volume, with a
+directory and a file of an honest user. Nothing is drawn but from the input.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import msgspec
+
+from bftfs.conversation import Conversation
+from bftfs.credentials import Credentials
+from bftfs.crypto.authenticator import AuthenticatorKeys
+from bftfs.crypto.digest import replica_history_digest
+from bftfs.errors import MalformedMessage
+from bftfs.filesystem import object_types
+from bftfs.filesystem.directory import Creation, DirectoryCreation
+from bftfs.filesystem.registry import CREATE, FORMAT, MAKE_DIRECTORY
+from bftfs.filesystem.volume import Format
+from bftfs.identifiers import BlockId, NodeId, ObjectId, ObjectKind, block_id, object_id
+from bftfs.query_update.candidate import Candidate
+from bftfs.query_update.client import QueryUpdateClient
+from bftfs.query_update.conditioned import Conditioned, decode_conditioned
+from bftfs.query_update.history import (
+    HistoryGroup,
+    ObjectHistorySet,
+    history_of,
+    parse_history,
+)
+from bftfs.query_update.replica import Replica
+from bftfs.query_update.timestamp import ZERO, logical_timestamp, time_of
+from bftfs.quorum import ThresholdQuorums
+from bftfs.read_write.client import ReadWriteClient
+from bftfs.simulation.deployment import Deployment, Sizes
+from bftfs.simulation.network import Endpoint, Kind, Network, NetworkFaults
+from bftfs.simulation.principals import SimulatedClient, SimulatedNode
+from bftfs.simulation.world import World
+from bftfs.step import Grant
+from bftfs.storage import MemoryStorage
+from bftfs.wire.codec import encode
+from tests.fuzz.choices import Choices
+from tests.fuzz.values import NESTED, Pool, mutate, mutate_octets
+
+SIZES = Sizes.smallest(t=1, b=1)
+TYPES = object_types()
+ROOT_USER = Credentials(0, 0)
+OWNER = Credentials(1000, 1000)
+
+VOLUME = object_id(ObjectKind.VOLUME, placement=0, unique=bytes(14))
+ROOT = object_id(ObjectKind.DIRECTORY, placement=0, unique=bytes(14))
+DIRECTORY = object_id(ObjectKind.DIRECTORY, placement=2, unique=b"d" * 14)
+FILE = object_id(ObjectKind.INODE, placement=0, unique=b"f" * 14)
+FRESH = tuple(
+    object_id(ObjectKind.INODE, placement=number, unique=bytes([number]) * 14)
+    for number in range(1, 5)
+)
+OBJECTS = (ROOT, DIRECTORY, FILE, VOLUME, *FRESH)
+BLOCKS = tuple(block_id(FILE, incarnation=0, number=number) for number in range(3))
+
+_MOST_EVENTS = 6_000
+_GOES_ON = 400
+
+
+class Stuck(AssertionError):
+    """An operation of a correct client that does not end."""
+
+
+class _Recording(Network):
+    """A network that remembers what was said."""
+
+    def __init__(self, world: World) -> None:
+        super().__init__(world, NetworkFaults(delay_us=(100, 100)))
+        self.requests: list[tuple[Any, bytes]] = []
+        self.replies: list[tuple[Any, bytes]] = []
+
+    def send(
+        self,
+        source: Endpoint,
+        target: Endpoint,
+        kind: Kind,
+        number: int,
+        message: Any,
+        body: bytes | memoryview = b"",
+    ) -> None:
+        said = self.requests if kind is Kind.REQUEST else self.replies
+        if isinstance(message, msgspec.Struct) and len(said) < 256:
+            said.append((message, bytes(body)))
+        super().send(source, target, kind, number, message, body)
+
+
+@dataclass
+class Principal:
+    """A client with everything that a mount has of the two protocols."""
+
+    host: SimulatedClient
+    objects: QueryUpdateClient
+    blocks: ReadWriteClient
+
+
+class FuzzCluster:
+    """The cluster of one input."""
+
+    def __init__(self, disks: tuple[MemoryStorage, ...] = ()) -> None:
+        self.world = World(1)
+        self.network = _Recording(self.world)
+        self.deployment = Deployment(
+            self.world, self.network, SIZES, types=TYPES, commit_us=(20, 20)
+        )
+        for node, disk in zip(self.nodes, disks, strict=False):
+            node.disk._tables = disk.snapshot()._tables
+        self.pool = Pool()
+        for value in (*OBJECTS, *BLOCKS, *(_method.encode() for _method in _METHOD_NAMES)):
+            self.pool.add(value)
+
+    @property
+    def nodes(self) -> tuple[SimulatedNode, ...]:
+        return self.deployment.nodes
+
+    def principal(self, name: str, *, grant: Grant | None = None) -> Principal:
+        """A new client."""
+        host = self.deployment.client(name, grant=grant)
+        quorums = ThresholdQuorums(SIZES.query_update)
+        return Principal(
+            host,
+            QueryUpdateClient(host.client, quorums, TYPES),
+            ReadWriteClient(host.client, SIZES.read_write),
+        )
+
+    def start(self, client: Principal, conversation: Conversation[Any]) -> list[Any]:
+        """Begin a conversation; its result, or what it raises, appears in the list."""
+        outcome: list[Any] = []
+        client.host.start(
+            conversation, lambda result, error: outcome.append(result if error is None else error)
+        )
+        return outcome
+
+    def finish(self, outcome: list[Any]) -> Any:
+        """Let the conversation end."""
+        ended = self.world.run(until=lambda: bool(outcome), most_events=_MOST_EVENTS)
+        if not ended:
+            raise Stuck(f"a correct client's operation has not ended after {_MOST_EVENTS} events")
+        if isinstance(outcome[0], BaseException):
+            raise outcome[0]
+        return outcome[0]
+
+    def run(self, client: Principal, conversation: Conversation[Any]) -> Any:
+        """The result of a conversation."""
+        return self.finish(self.start(client, conversation))
+
+    def go_on(self, most_events: int = _GOES_ON) -> None:
+        """Let things happen for a while."""
+        self.world.run(until=lambda: False, most_events=most_events)
+
+    def row(self, node: int, name: ObjectId) -> tuple[bytes, bytes]:
+        """What a node's disk says of an object: replica history and authenticator."""
+        row = Replica(self.nodes[node].disk, name).row
+        return row.history, row.authenticator
+
+    def keys(self, node: int) -> AuthenticatorKeys:
+        """A node's keys; a harness uses those of the Byzantine one."""
+        return self.deployment.keys(NodeId(node))
+
+    def history_set(
+        self, choices: Choices, name: ObjectId, *, forged_by: int
+    ) -> tuple[ObjectHistorySet, bytes]:
+        """What a client may show of an object: true histories, and those that one node forges."""
+        known: dict[bytes, list[int]] = {}
+        authenticators: dict[int, bytes] = {}
+        for node in range(SIZES.n):
+            history, authenticator = self.row(node, name)
+            if node == forged_by and choices.flag():
+                history = mutate_history(choices, history, self.pool)
+                authenticator = self.keys(node).make(
+                    replica_history_digest(object=name, encoded=history)
+                )
+            if history and not choices.flag(8):
+                known.setdefault(history, []).append(node)
+                authenticators[node] = authenticator
+        groups = tuple(HistoryGroup(history, bytes(nodes)) for history, nodes in known.items())
+        macs = b"".join(authenticators[node] for nodes in known.values() for node in nodes)
+        return ObjectHistorySet(name, groups), macs
+
+    def check_servers(self) -> None:
+        """No method has failed for another reason than a refusal."""
+        for node in self.nodes:
+            for server in set(node.dispatcher._servers.values()):
+                assert not getattr(server, "method_failures", 0), "a method has a bug"
+
+
+_METHOD_NAMES = tuple(TYPES._methods)
+
+
+@cache
+def beginning() -> tuple[MemoryStorage, ...]:
+    """The disks after the same few operations of an honest user."""
+    cluster = FuzzCluster()
+    client = cluster.principal("beginning")
+    update = client.objects.update
+    cluster.run(client, update((VOLUME, ROOT), FORMAT, Format(4096, 0o755), ROOT_USER))
+    cluster.run(
+        client,
+        update((ROOT, DIRECTORY), MAKE_DIRECTORY, DirectoryCreation(b"d", 0o755, 0), ROOT_USER),
+    )
+    creation = Creation(b"f", 0o100644, 0, 0, b"", 4096)
+    cluster.run(client, update((ROOT, FILE), CREATE, creation, ROOT_USER))
+    cluster.run(client, client.blocks.write(BLOCKS[0], b"first", ROOT_USER))
+    return tuple(node.disk.snapshot() for node in cluster.nodes)
+
+
+def begun() -> FuzzCluster:
+    """A cluster that has begun."""
+    return FuzzCluster(beginning())
+
+
+# --- structure inside of byte strings -------------------------------------------------------
+
+
+def mutate_history(choices: Choices, encoded: bytes, pool: Pool) -> bytes:
+    """Nearly the same replica history; mostly one that can be parsed."""
+    try:
+        history = parse_history(encoded)
+    except MalformedMessage:
+        return mutate_octets(choices, encoded, False, pool)
+    candidates = list(history.candidates)
+    how = choices.number(8)
+    if how == 0:
+        return mutate_octets(choices, encoded, False, pool)
+    if how == 1 and candidates:
+        del candidates[choices.number(len(candidates))]
+    elif how == 2:
+        return b""
+    else:
+        latest = time_of(history.latest)
+        time_us = choices.pick((latest + 1, latest + 10**6, (1 << 64) - 1, 1, latest))
+        barrier = choices.flag()
+        timestamp = logical_timestamp(
+            time_us=time_us,
+            barrier=barrier,
+            client=choices.pick(pool.of_length(16) or (bytes(16),)),  # type: ignore[arg-type]
+            digest=choices.octets(2) * 16,
+        )
+        base = choices.pick([ZERO, *(each.timestamp for each in candidates if not each.barrier)])
+        objects = () if barrier or choices.flag() else tuple(sorted(OBJECTS))[: choices.number(5)]
+        candidates.append(Candidate(timestamp, base, objects, not barrier and choices.flag(4)))
+        if not choices.flag(8):
+            candidates.sort(key=lambda each: each.timestamp)
+    if not candidates:
+        return b""
+    return history_of(candidates, initial=history.initial ^ choices.flag(8))
+
+
+def _mutate_conditioned(choices: Choices, encoded: bytes, pool: Pool) -> bytes:
+    try:
+        return encode(mutate(choices, decode_conditioned(encoded), Conditioned, pool))
+    except MalformedMessage:
+        return mutate_octets(choices, encoded, False, pool)
+
+
+def _mutate_histories(
+    choices: Choices, histories: tuple[bytes, ...], pool: Pool
+) -> tuple[bytes, ...]:
+    changed = list(histories)
+    at = choices.number(len(changed))
+    changed[at] = mutate_history(choices, changed[at], pool)
+    return tuple(changed)
+
+
+NESTED["conditioned"] = _mutate_conditioned
+NESTED["history"] = mutate_history
+NESTED["histories"] = _mutate_histories
+
+__all__ = ["BLOCKS", "OBJECTS", "BlockId", "FuzzCluster", "Principal", "begun"]
