@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import errno
 from collections import Counter, deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -26,7 +26,7 @@ from bftfs import limits
 from bftfs.engine import Engine
 from bftfs.envelope import Refused
 from bftfs.identifiers import ClientId
-from bftfs.step import Sender, Server, Want
+from bftfs.step import Background, Role, Sender, Server, Task, Want
 from bftfs.storage import StorageView, Write
 
 MOST_STEPS = 8  # of one request: the first and those after something wanted has come
@@ -61,9 +61,18 @@ class Outgoing(NamedTuple):
 
 
 class Dispatcher:
-    """Serves requests with the protocols' servers, on whatever store and network its host has."""
+    """Serves requests with the protocols' servers, on whatever store and network its host has.
 
-    def __init__(self, *, servers: Mapping[type, Server], engine: Engine) -> None:
+    The host of `background` work, which begins at once and runs on the same engine.
+    """
+
+    def __init__(
+        self,
+        *,
+        servers: Mapping[type, Server],
+        engine: Engine,
+        background: Iterable[Background] = (),
+    ) -> None:
         self._servers = servers  # by message class
         self._engine = engine
         self._waiting: dict[bytes, list[Parked]] = {}  # by the key of what they want
@@ -72,11 +81,20 @@ class Dispatcher:
         self.parked = 0
         self.outbox: list[Outgoing] = []
         self.on_supply: Callable[[], None] = lambda: None  # tells the host that a batch is due
+        self.foreground_us = 0  # when a client asked for something last
+        self._tasks: deque[Task] = deque()
+        for each in background:
+            engine.start(each.run(self), _raise_failure)
 
     @property
     def has_supplies(self) -> bool:
         """Whether the next batch has something to do besides new requests."""
-        return bool(self._supplied)
+        return bool(self._supplied or self._tasks)
+
+    def arrange(self, task: Task) -> None:
+        """Step `task`, of the host's own, in the next batch."""
+        self._tasks.append(task)
+        self.on_supply()
 
     def handle(
         self,
@@ -90,10 +108,17 @@ class Dispatcher:
         now_us: int,
     ) -> None:
         """Step one request; its reply is in `outbox`, or will be in a later batch's."""
+        if sender.role is Role.CLIENT:
+            self.foreground_us = now_us
         self._step(batch, Parked(origin, sender, number, message, body), now_us)
 
     def resume(self, batch: Batch, now_us: int) -> None:
-        """Apply what has been supplied since the last batch and step what waited for it."""
+        """Apply what has been supplied since the last batch and step what waited for it.
+
+        Tasks come first: what a supply rests on may be one of them.
+        """
+        for _ in range(len(self._tasks)):
+            batch.apply(self._tasks.popleft()(batch, now_us))
         for _ in range(len(self._supplied)):
             key, writes = self._supplied.popleft()
             waiting = self._waiting.pop(key, [])
@@ -115,11 +140,11 @@ class Dispatcher:
             return
         request.steps += 1
         ready = server.step(batch, request.sender, request.message, request.body, now_us)
+        if ready.writes:
+            batch.apply(ready.writes)
         if ready.wants:
             self._park(batch, request, ready.wants[0])
             return
-        if ready.writes:
-            batch.apply(ready.writes)
         if ready.reply is not None:  # a correct server always replies
             self.outbox.append(Outgoing(request.origin, request.number, ready.reply, ready.body))
 
@@ -152,3 +177,9 @@ class Dispatcher:
 
     def _refuse(self, request: Parked, code: int, reason: str) -> None:
         self.outbox.append(Outgoing(request.origin, request.number, Refused(code, reason), b""))
+
+
+def _raise_failure(_: None, error: BaseException | None) -> None:
+    """Background work handles its peers' failures: what escapes from it is a programming error."""
+    if error is not None:
+        raise error

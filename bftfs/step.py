@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from bftfs.conversation import Conversation
 from bftfs.identifiers import ClientId, NodeId
@@ -66,13 +66,36 @@ class Want:
 class Ready:
     """The outcome of one step: commit `writes`, then send `reply` and `body`; or wait for `wants`.
 
-    With `wants` there is no reply and nothing to write.
+    With `wants` there is no reply; what is written with them is committed at once.
     """
 
     reply: Any = None
     body: bytes | memoryview = b""
     writes: list[Write] = field(default_factory=list)
     wants: tuple[Want, ...] = ()
+
+
+Task = Callable[[StorageView, int], list[Write]]  # the view, the time, and what is to be written
+
+
+class Host(Protocol):
+    """What a node offers to its background work."""
+
+    foreground_us: int  # when a client asked for something last
+
+    def arrange(self, task: Task) -> None:
+        """Have `task` stepped in the next batch, where its writes are applied.
+
+        It may be lost with its batch, if the disk is full: nothing may depend on it but progress.
+        """
+
+
+@runtime_checkable
+class Background(Protocol):
+    """Work that a node does of its own accord."""
+
+    def run(self, host: Host) -> Conversation[None]:
+        """Do it, for as long as the node lives."""
 
 
 class Server(Protocol):

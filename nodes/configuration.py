@@ -5,6 +5,10 @@ capacity_bytes = 200_000_000_000   # the store's share of the disk; default: all
 client_bytes = 50_000_000_000      # for the block versions of one client; default: no limit
 metrics = "tcp:127.0.0.1:9100"     # or "unix:/path", or "off"; default: metrics.socket here
 log_level = "debug"                # or "info" (default), "warning", "error"
+verification = "lazy"              # or "lazy+cooperative" (default), "read-time", "write-time"
+possible_versions = 100_000        # unverified versions before writers have to wait…
+client_possible_versions = 20_000  # …of one client…
+block_possible_versions = 100      # …and of one client and block
 """
 
 from __future__ import annotations
@@ -16,12 +20,26 @@ from typing import Any
 
 from bftfs.cluster import Durability, parse_address
 from bftfs.errors import UsageError
-from bftfs.limits import MIB
+from bftfs.limits import (
+    MIB,
+    POSSIBLE_VERSIONS,
+    POSSIBLE_VERSIONS_OF_BLOCK,
+    POSSIBLE_VERSIONS_OF_CLIENT,
+)
+from bftfs.read_write.lazy_verifier import VerificationSettings
+from bftfs.read_write.verification import Policy
 
 SIZE_BYTES_MIN = 16 * MIB
 LOG_LEVELS = ("debug", "info", "warning", "error")
 
+POSSIBLE_VERSIONS_MOST = 1_000_000  # each costs a node some 300 bytes of memory
+
 _OFF = "off"
+_POSSIBLE = {
+    "possible_versions": POSSIBLE_VERSIONS,
+    "client_possible_versions": POSSIBLE_VERSIONS_OF_CLIENT,
+    "block_possible_versions": POSSIBLE_VERSIONS_OF_BLOCK,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +51,7 @@ class NodeConfiguration:
     client_bytes: int | None
     metrics: str | None  # an address
     log_level: str
+    verification: VerificationSettings
 
     @classmethod
     def load(cls, path: Path, *, durability: Durability, metrics: str) -> NodeConfiguration:
@@ -52,7 +71,15 @@ class NodeConfiguration:
     def _from(
         cls, settings: dict[str, Any], *, durability: Durability, metrics: str
     ) -> NodeConfiguration:
-        known = ("durability", "capacity_bytes", "client_bytes", "metrics", "log_level")
+        known = (
+            "durability",
+            "capacity_bytes",
+            "client_bytes",
+            "metrics",
+            "log_level",
+            "verification",
+            *_POSSIBLE,
+        )
         for name in settings:
             if name not in known:
                 raise UsageError(
@@ -81,4 +108,20 @@ class NodeConfiguration:
             client_bytes=sizes[1],
             metrics=None if address == _OFF else address,
             log_level=level,
+            verification=_verification(settings),
         )
+
+
+def _verification(settings: dict[str, Any]) -> VerificationSettings:
+    policies = [one.value for one in Policy]
+    policy = settings.get("verification", Policy.COOPERATIVE.value)
+    if policy not in policies:
+        raise UsageError(f"verification = {policy!r}; write one of {', '.join(policies)}")
+    chosen = {name: settings.get(name, default) for name, default in _POSSIBLE.items()}
+    for name, most in chosen.items():
+        if type(most) is not int or not 1 <= most <= POSSIBLE_VERSIONS_MOST:
+            raise UsageError(
+                f"{name} = {most!r}; write a whole number from 1 to {POSSIBLE_VERSIONS_MOST}"
+            )
+    node, client, block = chosen.values()
+    return VerificationSettings(Policy(policy), node, client, block)

@@ -11,11 +11,11 @@ import json
 import socket
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from socketserver import BaseServer
-from typing import Any
+from typing import Any, NamedTuple
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -25,6 +25,14 @@ from prometheus_client.registry import Collector
 from bftfs.envelope import HealthReply
 
 ASKING_PATIENCE_S = 5.0  # for whoever asks, since there is one thread for all of them
+
+
+class Gauge(NamedTuple):
+    """One number that background work tells of itself."""
+
+    name: str
+    text: str
+    value: float
 
 
 class Tally:
@@ -45,9 +53,15 @@ class Tally:
 class NodeCollector(Collector):
     """Makes metrics of a node's tally and health, when asked."""
 
-    def __init__(self, tally: Tally, health: Callable[[], HealthReply]) -> None:
+    def __init__(
+        self,
+        tally: Tally,
+        health: Callable[[], HealthReply],
+        gauges: Callable[[], Iterable[Gauge]],
+    ) -> None:
         self._tally = tally
         self._health = health
+        self._gauges = gauges
 
     def collect(self) -> Iterator[Metric]:
         """All metrics of the node."""
@@ -89,6 +103,8 @@ class NodeCollector(Collector):
             ("bftfs_healthy", "1 if nothing is degraded.", health.healthy),
         ):
             yield GaugeMetricFamily(name, text, value=value)
+        for gauge in self._gauges():
+            yield GaugeMetricFamily(gauge.name, gauge.text, value=gauge.value)
 
 
 def _by(name: str, text: str, label: str, counts: dict[str, int]) -> Metric:
@@ -102,13 +118,17 @@ class Exposition:
     """Serves `/metrics` and `/health` over HTTP, one who asks after the other."""
 
     def __init__(
-        self, listener: socket.socket, tally: Tally, health: Callable[[], HealthReply]
+        self,
+        listener: socket.socket,
+        tally: Tally,
+        health: Callable[[], HealthReply],
+        gauges: Callable[[], Iterable[Gauge]] = tuple,
     ) -> None:
         listener.setblocking(True)
         self._listener = listener
         self._health = health
         self._registry = CollectorRegistry(auto_describe=False)
-        self._registry.register(NodeCollector(tally, health))
+        self._registry.register(NodeCollector(tally, health, gauges))
         threading.Thread(target=self._serve, name="metrics", daemon=True).start()
 
     def _serve(self) -> None:

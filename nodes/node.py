@@ -25,7 +25,7 @@ from bftfs.limits import CONNECTIONS, MIB
 from bftfs.runtime.links import Links
 from bftfs.runtime.memory import keep_freed_memory
 from bftfs.runtime.sockets import forget, listen
-from bftfs.step import Sender, Server
+from bftfs.step import Background, Sender, Server
 from bftfs.wire.channel import ServerChannel
 from nodes import log
 from nodes.configuration import NodeConfiguration
@@ -33,7 +33,7 @@ from nodes.guard import Guard, WriteSwitch
 from nodes.health import Health
 from nodes.loop import Loop
 from nodes.membership import LiveMembership
-from nodes.metrics import Exposition, Tally
+from nodes.metrics import Exposition, Gauge, Tally
 from nodes.store import Store
 
 FREED_BYTES_KEPT = 16 * MIB  # a batch of blocks
@@ -43,11 +43,19 @@ Servers = Mapping[type, Server]
 
 
 @dataclass(frozen=True, slots=True)
+class Services:
+    """What a node does: serve messages, by class, and work of its own."""
+
+    servers: Servers
+    background: tuple[Background, ...] = ()
+    gauges: Callable[[], tuple[Gauge, ...]] = tuple  # what the background work tells of itself
+
+
+@dataclass(frozen=True, slots=True)
 class Protocols:
     """What a node speaks. Tests put other servers in the place of the honest ones."""
 
-    # By message class.
-    servers: Callable[[ClusterDescription, Identity, NodeId, NodeConfiguration], Servers]
+    services: Callable[[ClusterDescription, Identity, NodeId, NodeConfiguration], Services]
     decode_request: Callable[[bytes], Any]
     decode_reply: Callable[[bytes], Any]
 
@@ -89,16 +97,14 @@ def run(directory: NodeDirectory, description_file: Path, protocols: Protocols) 
             tally.faults += 1
             logger.error("request failed", message=type(message).__name__, exc_info=error)
 
-        servers = {
-            kind: Guard(server, switch, report)
-            for kind, server in protocols.servers(
-                description, identity, node, configuration
-            ).items()
-        }
+        services = protocols.services(description, identity, node, configuration)
+        servers = {kind: Guard(server, switch, report) for kind, server in services.servers.items()}
         directory.pid.write_text(f"{os.getpid()}\n")
         stack.callback(directory.pid.unlink, missing_ok=True)
         if configuration.metrics is not None:
-            exposition = Exposition(listen(configuration.metrics), tally, health.reply)
+            exposition = Exposition(
+                listen(configuration.metrics), tally, health.reply, services.gauges
+            )
             stack.callback(forget, configuration.metrics)
             stack.callback(exposition.close)
         address = description.member(node).address
@@ -112,7 +118,11 @@ def run(directory: NodeDirectory, description_file: Path, protocols: Protocols) 
             ),
             membership=membership,
             decode=protocols.decode_request,
-            dispatcher=Dispatcher(servers={**servers, HealthRequest: health}, engine=links.engine),
+            dispatcher=Dispatcher(
+                servers={**servers, HealthRequest: health},
+                engine=links.engine,
+                background=services.background,
+            ),
             store=store,
             links=links,
             switch=switch,

@@ -20,29 +20,30 @@ from bftfs.simulation.byzantine.registry import NODES, corrupted
 from bftfs.simulation.deployment import Sizes
 from nodes.__main__ import main
 from nodes.configuration import NodeConfiguration
-from nodes.node import Protocols, Servers
-from nodes.protocols import HONEST, honest_servers
+from nodes.node import Protocols, Services
+from nodes.protocols import HONEST, honest_services
 
 
 def lying(adversaries: Sequence[str]) -> Protocols:
     """The protocols as a node speaks them that these adversaries have taken over."""
 
-    def servers(
+    def services(
         description: ClusterDescription,
         identity: Identity,
         node: NodeId,
         configuration: NodeConfiguration,
-    ) -> Servers:
+    ) -> Services:
+        honest = honest_services(description, identity, node, configuration)
         position = NodePosition(
             node,
-            honest_servers(description, identity, node, configuration),
+            honest.servers,
             description.authenticator_keys(identity, node),
             Sizes(description.query_update, description.read_write),
             Random(node),
         )
-        return corrupted(position, adversaries)
+        return Services(corrupted(position, adversaries), honest.background)
 
-    return replace(HONEST, servers=servers)
+    return replace(HONEST, services=services)
 
 
 if __name__ == "__main__":

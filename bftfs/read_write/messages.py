@@ -118,6 +118,20 @@ class VouchReply(Message, frozen=True, tag=0x43):
     authenticator: AuthenticatorField
 
 
+class Notice(Message, frozen=True, tag=0x34):
+    """From node to node, and not answered: what its verification of a block has found.
+
+    `verified` is the latest complete valid version, the initial one if there is none; `poisonous`
+    are later versions that failed validation. [LazyVer §3.8.2]
+    """
+
+    block: BlockField
+    verified: BlockTimestamp
+    poisonous: Annotated[
+        tuple[BlockTimestamp, ...], Meta(max_length=limits.POISONOUS_IN_NOTICE)
+    ] = ()
+
+
 class BlockRefused(Message, frozen=True, tag=0x4F):
     """The node will not serve the request; `code` is an errno, `reason` says why."""
 
@@ -125,5 +139,5 @@ class BlockRefused(Message, frozen=True, tag=0x4F):
     reason: Annotated[str, Meta(max_length=256)]
 
 
-Request: TypeAlias = TimeRequest | WriteRequest | ReadRequest | VouchRequest
+Request: TypeAlias = TimeRequest | WriteRequest | ReadRequest | VouchRequest | Notice
 Reply: TypeAlias = TimeReply | WriteReply | ReadReply | VouchReply | BlockRefused

@@ -59,8 +59,24 @@ class _Step(Enum):
     USE = "use the candidate"
 
 
+class Examination:
+    """What a verifying node takes down as it reads. [LazyVer §3.8.1]"""
+
+    __slots__ = ("encoded", "node", "poisonous", "unfinished")
+
+    def __init__(self, node: NodeId) -> None:
+        self.node = node  # it asks itself before it asks others
+        self.poisonous: list[BlockTimestamp] = []
+        self.unfinished: list[BlockTimestamp] = []  # valid, and neither complete nor incomplete
+        self.encoded: Encoded | None = None  # the latest complete valid version
+
+
 class Reading:
-    """One read. `before` bounds the versions that count."""
+    """One read. `before` bounds the versions that count.
+
+    With an `examination` it is a node's verification: every candidate is validated, whoever may
+    have done so before, and none is repaired.
+    """
 
     __slots__ = (
         "_asked",
@@ -69,6 +85,7 @@ class Reading:
         "_candidate",
         "_classification",
         "_cursor",
+        "_examination",
         "_fetching",
         "_lapsed",
         "_listed",
@@ -83,8 +100,15 @@ class Reading:
         "_withheld",
     )
 
-    def __init__(self, session: Session, block: BlockId, before: BlockTimestamp | None) -> None:
+    def __init__(
+        self,
+        session: Session,
+        block: BlockId,
+        before: BlockTimestamp | None,
+        examination: Examination | None = None,
+    ) -> None:
         self._session = session
+        self._examination = examination
         self._block = block
         self._before = before
         self._rotation = rotation_of(block, session.thresholds.N)
@@ -96,6 +120,11 @@ class Reading:
         nodes = self._session.by_fragment[self._rotation]
         # Stripes first, but those that were silent or faulty lately last.
         self._nodes = tuple(sorted(nodes, key=silent.__contains__)) if silent else nodes
+        if self._examination is not None:
+            m = self._session.thresholds.m
+            self._nodes = tuple(
+                dict.fromkeys((*self._nodes[:m], self._examination.node, *self._nodes))
+            )
         self._responses = Responses(self._session.thresholds, self._rotation)
         self._refusals = Refusals(self._session.thresholds)
         self._asked: dict[int, _Asked] = {}
@@ -403,6 +432,8 @@ class Reading:
         session, responses = self._session, self._responses
         fragments = responses.fragments(candidate)
         verifier = candidate.verifier
+        if self._examination is not None:
+            return await self._examine(candidate, self._examination)
         trusted = verifier in session.validated or responses.verified(candidate)
         if trusted and self._classification is Classification.COMPLETE:
             item = item_of(session.code, fragments)
@@ -428,3 +459,25 @@ class Reading:
             if not await repair.run():
                 return None
         return Version(candidate, item)
+
+    async def _examine(self, candidate: BlockTimestamp, examination: Examination) -> Version | None:
+        """Validate `candidate`; None if it is not the latest complete valid version.
+
+        [LazyVer §3.8.3] A node that verifies need not repair: it reads prior versions until it
+        finds a complete one. What fails validation is poisonous whoever hosts it.
+        """
+        session, responses = self._session, self._responses
+        fragments, checksum = responses.fragments(candidate), responses.cross_checksum(candidate)
+        generated: tuple[Buffer, ...] | None = await Compute(
+            lambda: regenerate(session.code, checksum, fragments)
+        )
+        if generated is None or (
+            item_of(session.code, dict(enumerate(generated[: session.thresholds.m]))) is None
+        ):
+            examination.poisonous.append(candidate)
+            return None
+        if self._classification is Classification.REPAIRABLE:
+            examination.unfinished.append(candidate)
+            return None
+        examination.encoded = Encoded(generated, checksum, candidate.verifier)
+        return Version(candidate, None)

@@ -40,18 +40,16 @@ from bftfs.read_write.messages import (
 from bftfs.read_write.placement import fragment_index
 from bftfs.read_write.timestamp import (
     TIMESTAMP_BYTES,
+    BlockTimestamp,
     encoded,
     time_of,
     timestamp_of,
     version_key,
 )
-from bftfs.step import Ready, Role, Sender
+from bftfs.read_write.verification import UNVERIFIED_FLAGS, VERIFIED
+from bftfs.step import Ready, Role, Sender, Want
 from bftfs.storage import StorageView, Table, Write
 from bftfs.thresholds import ReadWriteThresholds
-
-# A version's row in Table.BLOCK: flags (1 byte), then the cross-checksum.
-VERIFIED = 0x01  # flag: this node has verified the version [LazyVer §3.8.1]
-_UNVERIFIED = b"\x00"
 
 # Above every version key of a block: no version has the timestamp whose inverse this is.
 _END = b"\xff" * TIMESTAMP_BYTES
@@ -76,6 +74,18 @@ class Quota(Protocol):
         self, view: StorageView, client: ClientId, block: BlockId, volume: int
     ) -> BlockRefused | list[Write]:
         """The writes that account for a new version of `volume` bytes, or why it is refused."""
+
+
+class Watch(Protocol):
+    """Who keeps an eye on unverified versions: the node's verifier. [LazyVer §3.8]"""
+
+    def before_write(
+        self, block: BlockId, client: ClientId, now_us: int
+    ) -> Want | BlockRefused | None:
+        """What `client` has to wait for before a new version of `block` is taken, or why not."""
+
+    def written(self, block: BlockId, timestamp: BlockTimestamp, now_us: int) -> Want | None:
+        """A version is hosted from now on; what has to be waited for before that is said."""
 
 
 class GrantAuthority:
@@ -105,7 +115,7 @@ class NoQuota:
 class ReadWriteServer:
     """Serves PASIS requests for node `node`. Stateless: all that it knows is in the store."""
 
-    __slots__ = ("_authority", "_keys", "_node", "_quota", "_serve", "_thresholds")
+    __slots__ = ("_authority", "_keys", "_node", "_quota", "_serve", "_thresholds", "_watch")
 
     def __init__(
         self,
@@ -115,12 +125,14 @@ class ReadWriteServer:
         *,
         authority: Authority | None = None,
         quota: Quota | None = None,
+        watch: Watch | None = None,
     ) -> None:
         self._node = node
         self._thresholds = thresholds
         self._keys = keys
         self._authority = authority or GrantAuthority()
         self._quota = quota or NoQuota()
+        self._watch = watch
         self._serve: dict[type, Callable[..., Ready]] = {
             TimeRequest: self._time,
             WriteRequest: self._write,
@@ -174,13 +186,24 @@ class ReadWriteServer:
             ) or _insane(timestamp.time, now_us)
         if refusal is not None:
             return Ready(reply=refusal)
+        watch = self._watch
+        if watch is not None and not repairs:
+            wait = watch.before_write(block, timestamp.client, now_us)
+            if wait is not None:
+                if isinstance(wait, BlockRefused):
+                    return Ready(reply=wait)
+                return Ready(wants=(wait,))
         writes = self._quota.charge(view, timestamp.client, block, len(fragment) + len(checksum))
         if isinstance(writes, BlockRefused):
             if not repairs:
                 return Ready(reply=writes)
             writes = []  # the version exists elsewhere already; refusing it would block readers
-        writes.append(Write(Table.BLOCK, key, _UNVERIFIED + checksum))
+        writes.append(Write(Table.BLOCK, key, UNVERIFIED_FLAGS + checksum))
         writes.append(Write(Table.FRAGMENT, key, fragment))
+        if watch is not None:
+            want = watch.written(block, timestamp, now_us)
+            if want is not None:
+                return Ready(writes=writes, wants=(want,))
         return Ready(reply=_WRITTEN, writes=writes)
 
     def _not_bound(
@@ -212,7 +235,7 @@ class ReadWriteServer:
         if stored is not None and cross_checksum.matches(message.cross_checksum, index, stored):
             return []
         return [
-            Write(Table.BLOCK, key, _UNVERIFIED + message.cross_checksum),
+            Write(Table.BLOCK, key, UNVERIFIED_FLAGS + message.cross_checksum),
             Write(Table.FRAGMENT, key, fragment),
         ]
 

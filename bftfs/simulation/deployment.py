@@ -15,6 +15,8 @@ from bftfs.query_update.messages import Request as QueryUpdateRequest
 from bftfs.query_update.object_type import ObjectTypes
 from bftfs.query_update.server import QueryUpdateServer
 from bftfs.quorum import ThresholdQuorums
+from bftfs.read_write.lazy_verifier import LazyVerifier, VerificationSettings
+from bftfs.read_write.messages import Notice
 from bftfs.read_write.messages import Request as ReadWriteRequest
 from bftfs.read_write.server import ReadWriteServer
 from bftfs.simulation.network import Endpoint, Network
@@ -61,7 +63,10 @@ class Deployment:
         skews_us: tuple[int, ...] = (),
         commit_us: tuple[int, int] = (20, 200),
         on_commit: OnCommit | None = None,
+        verification: VerificationSettings | None = None,
     ) -> None:
+        """Without `verification` settings, nodes leave it to readers and have no verifier."""
+        self.verification = verification
         self.world = world
         self.network = network
         self.sizes = sizes
@@ -111,9 +116,15 @@ class Deployment:
         objects = QueryUpdateServer(
             node, ThresholdQuorums(self.sizes.query_update), keys, self.types
         )
-        blocks = ReadWriteServer(node, self.sizes.read_write, keys)
         servers: dict[type, Server] = dict.fromkeys(get_args(QueryUpdateRequest), objects)
-        return servers | dict.fromkeys(get_args(ReadWriteRequest), blocks)
+        if self.verification is None:
+            blocks = ReadWriteServer(node, self.sizes.read_write, keys)
+            return servers | dict.fromkeys(get_args(ReadWriteRequest), blocks)
+        verifier = LazyVerifier(
+            node, self.sizes.read_write, client_named(f"node {node}"), self.verification
+        )
+        blocks = ReadWriteServer(node, self.sizes.read_write, keys, watch=verifier)
+        return servers | dict.fromkeys(get_args(ReadWriteRequest), blocks) | {Notice: verifier}
 
     def client(self, name: str, *, skew_us: int = 0, grant: Grant | None = None) -> SimulatedClient:
         """A new client that all nodes know."""

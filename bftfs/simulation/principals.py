@@ -21,7 +21,7 @@ from bftfs.identifiers import ClientId, NodeId
 from bftfs.simulation.disk import Disk
 from bftfs.simulation.network import Endpoint, Kind, Network
 from bftfs.simulation.world import START_US, World
-from bftfs.step import Sender, Server
+from bftfs.step import Background, Sender, Server
 from bftfs.storage import Write
 
 Servers = Mapping[type, Server]
@@ -139,10 +139,22 @@ class SimulatedNode(Host):
         self._armed_us = None
         self._inbox.clear()
         self._batch_due = False
-        self.dispatcher = Dispatcher(servers=self._servers(), engine=self.engine)
+        servers = self._servers()
+        self.dispatcher = Dispatcher(
+            servers=servers,
+            engine=self.engine,
+            background=(
+                server
+                for server in dict.fromkeys(servers.values())
+                if isinstance(server, Background)
+            ),
+        )
         self.dispatcher.on_supply = self._due
+        if self.dispatcher.has_supplies:
+            self._due()
         self.network.attach(self.endpoint, self._receive)
         self.up = True
+        self.arm()
 
     def crash(self, *, down_us: int | None) -> None:
         """Stop at once, losing all but what is committed; come back after `down_us`, or never."""

@@ -5,7 +5,6 @@ Stands in for the real protocols where a test is about the node and not about th
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Annotated, Any
 
 from msgspec import Meta
@@ -13,10 +12,10 @@ from msgspec import Meta
 from bftfs.conversation import Conversation, Receive, Send
 from bftfs.envelope import HealthReply, HealthRequest, Refused
 from bftfs.identifiers import NodeId
-from bftfs.step import Ready, Sender, Server, Want
+from bftfs.step import Ready, Sender, Want
 from bftfs.storage import StorageView, Table, Write
 from bftfs.wire.codec import Decoder, Message
-from nodes.node import Protocols
+from nodes.node import Protocols, Services
 
 NameField = Annotated[bytes, Meta(min_length=1, max_length=64)]
 
@@ -98,13 +97,13 @@ async def adopt(counter: bytes, peer: NodeId) -> Conversation[list[Write] | None
     return [Write(Table.STATE, counter, delivery.message.value.to_bytes(8, "big"))]
 
 
-def servers(*_: Any) -> Mapping[type, Server]:
-    """The servers of a node that only counts."""
+def services(*_: Any) -> Services:
+    """What a node does that only counts."""
     server = CountingServer()
-    return {Increment: server, Fetch: server, Adopt: server}
+    return Services({Increment: server, Fetch: server, Adopt: server})
 
 
-PROTOCOLS = Protocols(servers, REQUESTS.decode, REPLIES.decode)
+PROTOCOLS = Protocols(services, REQUESTS.decode, REPLIES.decode)
 
 
 async def ask(node: NodeId, message: Request, body: bytes = b"") -> Conversation[Any]:

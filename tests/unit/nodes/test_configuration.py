@@ -8,6 +8,8 @@ import pytest
 
 from bftfs.cluster import Durability
 from bftfs.errors import UsageError
+from bftfs.read_write.lazy_verifier import VerificationSettings
+from bftfs.read_write.verification import Policy
 from nodes.configuration import NodeConfiguration
 
 DEFAULTS = NodeConfiguration(
@@ -16,6 +18,7 @@ DEFAULTS = NodeConfiguration(
     client_bytes=None,
     metrics="unix:/node/metrics.socket",
     log_level="info",
+    verification=VerificationSettings(),
 )
 
 
@@ -42,6 +45,10 @@ def test_what_is_set_counts(tmp_path: Path) -> None:
         client_bytes = 50_000_000
         metrics = "tcp:127.0.0.1:9100"
         log_level = "debug"
+        verification = "write-time"
+        possible_versions = 1000
+        client_possible_versions = 100
+        block_possible_versions = 10
         """,
     )
     assert configuration == NodeConfiguration(
@@ -50,6 +57,7 @@ def test_what_is_set_counts(tmp_path: Path) -> None:
         client_bytes=50_000_000,
         metrics="tcp:127.0.0.1:9100",
         log_level="debug",
+        verification=VerificationSettings(Policy.WRITE_TIME, 1000, 100, 10),
     )
     assert load(tmp_path, 'metrics = "off"').metrics is None
 

@@ -1,0 +1,212 @@
+"""The possible versions of a node: those that it hosts and has not verified. [LazyVer §3.8.3, §3.9]
+
+A version leaves the backlog when it, or a later one of its block, is verified; when it is found
+poisonous; or when it is abandoned: so old that no node takes it from its author any more, and not
+complete all the same.
+
+The table of high yield [LazyVer §3.9] is kept by number of versions: of the blocks that are ripe,
+the one with most versions is verified first, since one verification settles all of them. Among
+equals the one that was written last goes first: it is likely to be in cache still.
+
+**Concurrency.** One thread. It lives in memory: after a restart it is filled from the store.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterable
+
+from bftfs.identifiers import BlockId, ClientId
+from bftfs.read_write.timestamp import BlockTimestamp
+
+
+class _Pending:
+    """A block with possible versions."""
+
+    __slots__ = ("due_us", "failures", "queued", "rank", "retry_us", "versions")
+
+    def __init__(self) -> None:
+        self.versions: dict[BlockTimestamp, None] = {}
+        self.due_us = 0  # when it may be verified in idle time
+        self.retry_us = 0  # before that, verification on demand is in vain
+        self.failures = 0  # verifications that settled nothing
+        self.queued = False  # whether it is in the heap
+        self.rank = 0  # the number of versions under which it is listed as ripe; 0: not ripe
+
+
+class Backlog:
+    """Possible versions by block, by client, and by client and block."""
+
+    __slots__ = ("_blocks", "_clients", "_heap", "_ripe", "_totals", "total")
+
+    def __init__(self) -> None:
+        self.total = 0
+        self._blocks: dict[BlockId, _Pending] = {}
+        self._clients: dict[ClientId, dict[BlockId, int]] = {}
+        self._totals: dict[ClientId, int] = {}
+        self._heap: list[tuple[int, BlockId]] = []  # blocks that are not ripe, by when they are
+        self._ripe: dict[int, dict[BlockId, None]] = {}  # by number of versions
+
+    def __contains__(self, block: BlockId) -> bool:
+        return block in self._blocks
+
+    def add(self, block: BlockId, timestamp: BlockTimestamp, due_us: int) -> None:
+        """A version is hosted from now on. Adding it twice changes nothing."""
+        pending = self._blocks.get(block)
+        if pending is None:
+            pending = self._blocks[block] = _Pending()
+        elif timestamp in pending.versions:
+            return
+        pending.versions[timestamp] = None
+        client = timestamp.client
+        blocks = self._clients.setdefault(client, {})
+        blocks[block] = blocks.get(block, 0) + 1
+        self._totals[client] = self._totals.get(client, 0) + 1
+        self.total += 1
+        pending.failures = 0
+        pending.retry_us = 0
+        self._postpone(block, pending, due_us)
+
+    def of_client(self, client: ClientId) -> int:
+        """How many possible versions are of `client`."""
+        return self._totals.get(client, 0)
+
+    def of_client_and_block(self, client: ClientId, block: BlockId) -> int:
+        """How many possible versions of `block` are of `client`."""
+        blocks = self._clients.get(client)
+        return 0 if blocks is None else blocks.get(block, 0)
+
+    @property
+    def clients(self) -> int:
+        """How many clients have possible versions here."""
+        return len(self._clients)
+
+    @property
+    def blocks(self) -> int:
+        """How many blocks have possible versions here."""
+        return len(self._blocks)
+
+    def versions(self, block: BlockId) -> tuple[BlockTimestamp, ...]:
+        """The possible versions of `block`."""
+        pending = self._blocks.get(block)
+        return () if pending is None else tuple(pending.versions)
+
+    # --- settling ----------------------------------------------------------------------------
+
+    def settle(self, block: BlockId, versions: Iterable[BlockTimestamp]) -> int:
+        """`versions` are possible no more; how many of them were."""
+        pending = self._blocks.get(block)
+        if pending is None:
+            return 0
+        settled = 0
+        for timestamp in versions:
+            if timestamp not in pending.versions:
+                continue
+            del pending.versions[timestamp]
+            settled += 1
+            client = timestamp.client
+            blocks = self._clients[client]
+            blocks[block] -= 1
+            self._totals[client] -= 1
+            if not blocks[block]:
+                del blocks[block]
+                if not blocks:
+                    del self._clients[client], self._totals[client]
+        self.total -= settled
+        if settled:
+            self._unlist(block, pending)
+            if not pending.versions:
+                del self._blocks[block]
+            elif not pending.queued:
+                self._postpone(block, pending, pending.due_us)
+        return settled
+
+    def failed(self, block: BlockId, retry_us: int) -> None:
+        """A verification has settled nothing: the next one has time until `retry_us`."""
+        pending = self._blocks.get(block)
+        if pending is not None:
+            pending.failures += 1
+            pending.retry_us = retry_us
+            self._postpone(block, pending, retry_us)
+
+    def postpone(self, block: BlockId, due_us: int) -> None:
+        """`block` is being verified: it is not ripe again before `due_us`."""
+        pending = self._blocks.get(block)
+        if pending is not None:
+            self._postpone(block, pending, due_us)
+
+    def failures(self, block: BlockId) -> int:
+        """How many verifications in a row have settled nothing."""
+        pending = self._blocks.get(block)
+        return 0 if pending is None else pending.failures
+
+    def hasten(self, block: BlockId, due_us: int) -> None:
+        """Verification of `block` is due earlier than was thought."""
+        pending = self._blocks.get(block)
+        if pending is not None and not pending.rank and due_us < pending.due_us:
+            pending.due_us = due_us
+            pending.queued = True
+            heapq.heappush(self._heap, (due_us, block))
+
+    # --- choosing ----------------------------------------------------------------------------
+
+    def ripe(self, now_us: int, most: int) -> list[BlockId]:
+        """The blocks of the highest yield that may be verified now, at most so many."""
+        self._ripen(now_us)
+        chosen: list[BlockId] = []
+        for rank in sorted(self._ripe, reverse=True):
+            for block in reversed(self._ripe[rank]):
+                if len(chosen) == most:
+                    return chosen
+                chosen.append(block)
+        return chosen
+
+    @property
+    def next_due_us(self) -> int | None:
+        """When `ripe` may give something again that it does not give now; None: when it is told."""
+        return self._heap[0][0] if self._heap else None
+
+    def greatest(self, client: ClientId | None, now_us: int, most: int) -> list[BlockId]:
+        """The blocks with most versions of `client` (None: of anybody) that are worth a try."""
+        blocks = self._blocks
+        counted = (
+            ((len(pending.versions), block) for block, pending in blocks.items())
+            if client is None
+            else ((count, block) for block, count in self._clients.get(client, {}).items())
+        )
+        worthwhile = (
+            (count, block) for count, block in counted if blocks[block].retry_us <= now_us
+        )
+        return [block for _, block in heapq.nlargest(most, worthwhile)]
+
+    # -----------------------------------------------------------------------------------------
+
+    def _postpone(self, block: BlockId, pending: _Pending, due_us: int) -> None:
+        if pending.rank:
+            self._unlist(block, pending)
+        pending.due_us = due_us
+        if not pending.queued:
+            pending.queued = True
+            heapq.heappush(self._heap, (due_us, block))
+
+    def _ripen(self, now_us: int) -> None:
+        heap = self._heap
+        while heap and heap[0][0] <= now_us:
+            _, block = heapq.heappop(heap)
+            pending = self._blocks.get(block)
+            if pending is None or pending.rank:
+                continue
+            if pending.due_us > now_us:
+                heapq.heappush(heap, (pending.due_us, block))
+                continue
+            pending.queued = False
+            pending.rank = len(pending.versions)
+            self._ripe.setdefault(pending.rank, {})[block] = None
+
+    def _unlist(self, block: BlockId, pending: _Pending) -> None:
+        if pending.rank:
+            listed = self._ripe[pending.rank]
+            del listed[block]
+            if not listed:
+                del self._ripe[pending.rank]
+            pending.rank = 0

@@ -1,0 +1,388 @@
+"""Lazy verification at one node: when, of which blocks, and with whom. [LazyVer §3.8, §3.9]
+
+Verification is a background task. It begins when no client has asked anything for a while, with the
+blocks that have most versions, and leaves those alone that were written just now. When the possible
+versions of a client, of a client and block, or of the node reach a limit, the writes of that client
+wait for verification on demand: so what a faulty client can leave behind is bounded.
+
+**Cooperation.** Nodes k, k + 1, …, k + b (mod N) are responsible for a block; k is the rotation of
+its fragments, which is its number, shifted from file to file. They verify and notify the others;
+b + 1 equal notices convince a node, as one of them is from a correct one. If b + 1 notices differ,
+the (b + 1)-st of their versions, in descending order, is not later than what some correct node has
+verified: what is older is possible no more. Silence, lies and disagreement cost a node its own
+verification.
+
+**Invariants.** A flag is set only for what this node has validated, or b + 1 nodes say they have. A
+node keeps notices only of blocks that are in its backlog, one of each node.
+
+**Concurrency.** One thread. What a conversation has found is noted in a step of its own, which the
+host runs with its next batch.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+from bftfs import limits
+from bftfs.conversation import Event, Now, Pause, Send, Together, Wait
+from bftfs.identifiers import BLOCK_ID_BYTES, BlockId, ClientId, NodeId
+from bftfs.read_write.backlog import Backlog
+from bftfs.read_write.messages import BlockRefused, Notice
+from bftfs.read_write.placement import fragment_index, rotation_of
+from bftfs.read_write.session import Session
+from bftfs.read_write.timestamp import (
+    TIMESTAMP_BYTES,
+    ZERO,
+    BlockTimestamp,
+    timestamp_of,
+    version_key,
+)
+from bftfs.read_write.verification import VERIFIED, Findings, Own, Policy, settled, verify
+from bftfs.step import Host, Ready, Role, Sender, Want
+from bftfs.storage import StorageView, Table, Write
+from bftfs.thresholds import ReadWriteThresholds
+
+_BEYOND = b"\xff" * (BLOCK_ID_BYTES + TIMESTAMP_BYTES + 1)
+_ROWS_PER_LOOK = 2_000  # of the store, in one step, when possible versions are looked for
+_TIRED_MOST_US = 100_000  # between two looks for idle time
+
+
+@dataclass(frozen=True, slots=True)
+class VerificationSettings:
+    """The policy, and how many possible versions there may be."""
+
+    policy: Policy = Policy.COOPERATIVE
+    node: int = limits.POSSIBLE_VERSIONS
+    client: int = limits.POSSIBLE_VERSIONS_OF_CLIENT
+    block: int = limits.POSSIBLE_VERSIONS_OF_BLOCK
+
+
+@dataclass(slots=True)
+class VerificationTally:
+    """What the verifier has done; each number only grows."""
+
+    verified: int = 0  # blocks, by this node
+    convinced: int = 0  # blocks, by notices
+    settled: int = 0  # versions that were possible and are no more
+    poisonous: int = 0  # versions discarded
+    failed: int = 0  # verifications that settled nothing
+    notices: int = 0  # sent
+    demands: int = 0  # times that a client's writes had to wait
+    demanded: dict[ClientId, int] = field(default_factory=dict)  # the same, by client
+
+
+class LazyVerifier:
+    """The lazy verification of one node; also the server of `Notice`."""
+
+    def __init__(
+        self,
+        node: NodeId,
+        thresholds: ReadWriteThresholds,
+        client: ClientId,
+        settings: VerificationSettings,
+    ) -> None:
+        """`client` is the node's own id: it reads from its peers like a client."""
+        self.backlog = Backlog()
+        self.tally = VerificationTally()
+        self.settings = settings
+        self.on_lack: Callable[[BlockId], None] = lambda _block: None
+        self._node = node
+        self._thresholds = thresholds
+        self._session = Session(client, thresholds, patience_total_us=limits.VERIFY_PATIENCE_US)
+        self._lazy = settings.policy in {Policy.LAZY, Policy.COOPERATIVE}
+        self._cooperative = settings.policy is Policy.COOPERATIVE
+        self._notices: dict[BlockId, dict[NodeId, Notice]] = {}
+        self._host: Host | None = None
+        self._event = Event()
+        self._asleep = False
+        self._under_way: set[BlockId] = set()
+        self._looked_until = b""  # the store is known up to here; b"\xff": all of it
+        self._least = min(settings.node, settings.client, settings.block)
+
+    # --- of the server -----------------------------------------------------------------------
+
+    def before_write(
+        self, block: BlockId, client: ClientId, now_us: int
+    ) -> Want | BlockRefused | None:
+        """What `client` has to wait for before a new version of `block` is taken. [§3.8.3]"""
+        if not self._lazy:
+            return None
+        backlog, settings = self.backlog, self.settings
+        if backlog.total < self._least:
+            return None
+        if backlog.of_client_and_block(client, block) >= settings.block:
+            key, chosen = b"verify block" + client + block, [block]
+            if block not in backlog.greatest(client, now_us, settings.client):
+                chosen = []
+        elif backlog.of_client(client) >= settings.client:
+            key = b"verify client" + client
+            chosen = backlog.greatest(client, now_us, limits.VERIFY_ON_DEMAND)
+        elif backlog.total >= settings.node and (
+            backlog.of_client(client) * backlog.clients >= settings.node
+        ):
+            # Those wait that have more than their share: who fills the node hurts himself only.
+            key = b"verify client" + client
+            chosen = backlog.greatest(client, now_us, limits.VERIFY_ON_DEMAND)
+        else:
+            return None
+        self.tally.demands += 1
+        self.tally.demanded[client] = self.tally.demanded.get(client, 0) + 1
+        if not chosen:
+            return BlockRefused(
+                errno.EAGAIN, "too many of this client's versions are neither complete nor verified"
+            )
+        return Want(key, lambda _view: self._demand(tuple(chosen)))
+
+    def written(self, block: BlockId, timestamp: BlockTimestamp, now_us: int) -> Want | None:
+        """A version is hosted from now on; what the author has to wait for. [§3.10.2]"""
+        if self._lazy:
+            self.backlog.add(block, timestamp, now_us + self._delay_us(block))
+            if self._asleep:
+                self._asleep = False
+                self._event.announce()
+        elif self.settings.policy is Policy.WRITE_TIME:
+            return Want(
+                b"verify write" + block + timestamp.verifier,
+                lambda _view: self._at_once(block, timestamp),
+            )
+        return None
+
+    def _delay_us(self, block: BlockId) -> int:
+        """How long a block rests after a write, at this node."""
+        if not self._cooperative:
+            return limits.VERIFY_FRESH_US
+        N = self._thresholds.N
+        distance = (self._node - rotation_of(block, N)) % N
+        delay = limits.VERIFY_FRESH_US + distance * limits.VERIFY_STAGGER_US
+        return delay if distance <= self._thresholds.b else delay + limits.VERIFY_ALONE_US
+
+    # --- notices -----------------------------------------------------------------------------
+
+    def step(
+        self, view: StorageView, sender: Sender, message: Notice, body: Any, now_us: int
+    ) -> Ready:
+        """Take in a notice. [§3.8.2]"""
+        if sender.role is not Role.NODE or sender.node is None:
+            return Ready(BlockRefused(errno.EPERM, "notices are between nodes"))
+        block = message.block
+        if not self._cooperative or sender.node == self._node or block not in self.backlog:
+            return Ready()
+        notices = self._notices.setdefault(block, {})
+        notices[sender.node] = message
+        if len(notices) <= self._thresholds.b:
+            return Ready()
+        return Ready(writes=self._weigh(view, block, tuple(notices.values()), now_us))
+
+    def _weigh(
+        self, view: StorageView, block: BlockId, notices: tuple[Notice, ...], now_us: int
+    ) -> list[Write]:
+        """What b + 1 or more notices of `block` show."""
+        b = self._thresholds.b
+        verdicts = sorted((notice.verified for notice in notices), reverse=True)
+        verified = next((one for one in verdicts if one != ZERO and verdicts.count(one) > b), None)
+        called = [timestamp for notice in notices for timestamp in set(notice.poisonous)]
+        poisonous = {timestamp for timestamp in called if called.count(timestamp) > b}
+        if verified is not None:
+            self.tally.convinced += 1
+            return self._note(view, block, verified, poisonous, own=None, now_us=now_us)
+        # [§3.8.3] At least one of the b + 1 greatest is a correct node's.
+        behind = verdicts[b]
+        obsolete = [one for one in self.backlog.versions(block) if one < behind]
+        self.tally.settled += self.backlog.settle(block, [*obsolete, *poisonous])
+        self.backlog.hasten(block, now_us)
+        return settled(
+            view, block, verified=None, poisonous=poisonous, own=None, index=self._index(block)
+        )
+
+    async def _notify(self, findings: Findings) -> None:
+        notice = Notice(
+            findings.block,
+            findings.verified,
+            findings.poisonous[: limits.POISONOUS_IN_NOTICE],
+        )
+        # [§3.8.2] No notice is owed to a node that has sent one.
+        known = self._notices.get(findings.block, {})
+        for number in range(self._thresholds.N):
+            node = NodeId(number)
+            if node != self._node and node not in known:
+                self.tally.notices += 1
+                await Send(node, notice)
+
+    # --- noting ------------------------------------------------------------------------------
+
+    def _note(
+        self,
+        view: StorageView,
+        block: BlockId,
+        verified: BlockTimestamp,
+        poisonous: set[BlockTimestamp],
+        *,
+        own: Own | None,
+        now_us: int,
+    ) -> list[Write]:
+        """Take note of a verdict, in the backlog and in the store."""
+        backlog = self.backlog
+        versions = backlog.versions(block)
+        done = [
+            one
+            for one in versions
+            if one <= verified or one in poisonous or one.time < now_us - limits.ABANDONED_US
+        ]
+        count = backlog.settle(block, done)
+        self.tally.settled += count
+        if block in backlog:
+            if not count:
+                self.tally.failed += 1
+            wait_us = limits.VERIFY_RETRY_US << min(backlog.failures(block), 16)
+            backlog.failed(block, now_us + min(wait_us, limits.VERIFY_RETRY_MOST_US))
+        else:
+            self._notices.pop(block, None)
+        writes = settled(
+            view,
+            block,
+            verified=None if verified == ZERO else verified,
+            poisonous=poisonous,
+            own=own,
+            index=self._index(block),
+        )
+        self.tally.poisonous += sum(
+            write.table is Table.BLOCK and write.value is None for write in writes
+        )
+        if (
+            own is None
+            and verified != ZERO
+            and (view.get(Table.BLOCK, version_key(block, verified)) is None)
+        ):
+            self.on_lack(block)
+        return writes
+
+    def _index(self, block: BlockId) -> int:
+        return fragment_index(block, self._node, self._thresholds.N)
+
+    # --- verifying ---------------------------------------------------------------------------
+
+    async def _verify(self, block: BlockId) -> Findings | None:
+        """Verify one block, tell the others, and have it noted; what was found."""
+        if block in self._under_way:
+            return None
+        self._under_way.add(block)
+        try:
+            findings = await verify(self._session, block, self._node)
+        finally:
+            self._under_way.discard(block)
+        assert self._host is not None
+        if findings is None:
+            self._host.arrange(partial(self._note_silence, block))
+            return None
+        self.tally.verified += 1
+        # What was found is noted in the next batch; until then the block is not taken up again.
+        self.backlog.postpone(block, await Now() + limits.VERIFY_RETRY_US)
+        if self._cooperative:
+            await self._notify(findings)
+        self._host.arrange(
+            lambda view, now_us: self._note(
+                view,
+                block,
+                findings.verified,
+                set(findings.poisonous),
+                own=findings.own,
+                now_us=now_us,
+            )
+        )
+        return findings
+
+    def _note_silence(self, block: BlockId, _view: StorageView, now_us: int) -> list[Write]:
+        self.tally.failed += 1
+        wait_us = limits.VERIFY_RETRY_US << min(self.backlog.failures(block), 16)
+        self.backlog.failed(block, now_us + min(wait_us, limits.VERIFY_RETRY_MOST_US))
+        return []
+
+    async def _demand(self, blocks: tuple[BlockId, ...]) -> list[Write] | None:
+        """Verify on demand; what was found is noted before those who wait go on."""
+        for at in range(0, len(blocks), limits.VERIFY_AT_ONCE):
+            await Together(
+                tuple(
+                    partial(self._verify, block)
+                    for block in blocks[at : at + limits.VERIFY_AT_ONCE]
+                )
+            )
+        return []
+
+    async def _at_once(self, block: BlockId, timestamp: BlockTimestamp) -> list[Write] | None:
+        """Verify a write before it is answered: the others may have yet to take it. [§3.10.2]"""
+        pause_us = 500
+        for _ in range(12):
+            findings = await self._verify(block)
+            if findings is not None and (
+                findings.verified >= timestamp or timestamp in findings.poisonous
+            ):
+                return []
+            await Pause(pause_us)
+            pause_us *= 2
+        return None
+
+    # --- idle time ---------------------------------------------------------------------------
+
+    async def run(self, host: Host) -> None:
+        """Verify in idle time, for as long as the node lives."""
+        self._host = host
+        if not self._lazy:
+            return
+        tired_us = 0
+        while True:
+            if not self.backlog.total and self._looked_until == _BEYOND:
+                self._asleep = True
+                await Wait(self._event)
+            idle_us = await Now() - host.foreground_us
+            if 0 <= idle_us < limits.VERIFY_IDLE_US:
+                await Pause(max(limits.VERIFY_IDLE_US - idle_us, tired_us))
+                tired_us = min(2 * tired_us + 1_000, _TIRED_MOST_US)
+                continue
+            tired_us = 0
+            now_us = await Now()
+            blocks = [
+                block
+                for block in self.backlog.ripe(now_us, limits.VERIFY_AT_ONCE)
+                if block not in self._under_way
+            ]
+            if blocks:
+                await Together(tuple(partial(self._verify, block) for block in blocks))
+                continue
+            if self._looked_until != _BEYOND and self.backlog.total < self.settings.node // 2:
+                host.arrange(self._look)
+                await Pause(limits.VERIFY_IDLE_US)
+                continue
+            due_us = self.backlog.next_due_us
+            wait_us = limits.VERIFY_IDLE_US if due_us is None else due_us - now_us
+            await Pause(min(max(wait_us, limits.VERIFY_IDLE_US), limits.VERIFY_FRESH_US))
+
+    def _look(self, view: StorageView, now_us: int) -> list[Write]:
+        """Look for possible versions in the store, from an earlier life: some rows at a time.
+
+        A block's versions are in descending order: what follows a verified one is behind it.
+        """
+        start = self._looked_until
+        rows = 0
+        at = b""
+        while rows < _ROWS_PER_LOOK:
+            skip = False
+            for key, row in view.scan(Table.BLOCK, start, _BEYOND):
+                at = key
+                rows += 1
+                block = BlockId(key[:BLOCK_ID_BYTES])
+                if row[0] & VERIFIED:
+                    start, skip = block + b"\xff" * (TIMESTAMP_BYTES + 1), True
+                    break
+                timestamp = timestamp_of(key)
+                if timestamp.time >= now_us - limits.ABANDONED_US or block not in self.backlog:
+                    self.backlog.add(block, timestamp, now_us + self._delay_us(block))
+                if rows == _ROWS_PER_LOOK:
+                    break
+            if not skip:
+                break
+        self._looked_until = at + b"\0" if rows == _ROWS_PER_LOOK else _BEYOND
+        return []

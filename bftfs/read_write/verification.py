@@ -1,0 +1,112 @@
+"""One verification of one block by a storage-node, and what it changes there. [LazyVer §3.8.1]
+
+A node verifies as a client reads: it finds the latest complete version and validates its timestamp;
+what fails is poisonous and is discarded, and the version before it is looked at. Conversations find
+out; `settled` turns what they found into writes, in a later step and on the store of that moment.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from enum import Enum
+
+from bftfs.coding import cross_checksum
+from bftfs.coding.cross_checksum import CrossChecksum
+from bftfs.errors import OperationFailed
+from bftfs.identifiers import BlockId, NodeId
+from bftfs.read_write.placement import fragment_index
+from bftfs.read_write.reading import Examination, Reading
+from bftfs.read_write.session import Session
+from bftfs.read_write.timestamp import BlockTimestamp, version_key
+from bftfs.storage import StorageView, Table, Write
+
+# A version's row in Table.BLOCK: flags (1 byte), then the cross-checksum.
+VERIFIED = 0x01  # flag: this node has verified the version [LazyVer §3.8.1]
+VERIFIED_FLAGS = b"\x01"
+UNVERIFIED_FLAGS = b"\x00"
+
+
+class Policy(Enum):
+    """When the versions of blocks are verified. [LazyVer §3.10.2]"""
+
+    WRITE_TIME = "write-time"  # by every node, before it answers the write
+    READ_TIME = "read-time"  # by readers only
+    LAZY = "lazy"  # by every node, in idle time or when a limit is reached
+    COOPERATIVE = "lazy+cooperative"  # by b + 1 nodes, which notify the others
+
+
+@dataclass(frozen=True, slots=True)
+class Own:
+    """A node's own part of a version."""
+
+    cross_checksum: CrossChecksum
+    fragment: bytes | memoryview
+
+
+@dataclass(frozen=True, slots=True)
+class Findings:
+    """What one verification of `block` has found."""
+
+    block: BlockId
+    verified: BlockTimestamp  # the latest complete valid version; ZERO if there is none
+    poisonous: tuple[BlockTimestamp, ...]
+    own: Own | None  # of `verified`, for a node that lacks it
+
+
+async def verify(session: Session, block: BlockId, node: NodeId) -> Findings | None:
+    """Verify `block` for `node`; None if its peers do not let it."""
+    examination = Examination(node)
+    try:
+        version = await Reading(session, block, None, examination).run()
+    except OperationFailed:
+        return None
+    encoded, own = examination.encoded, None
+    if encoded is not None:
+        index = fragment_index(block, node, session.thresholds.N)
+        own = Own(encoded.cross_checksum, memoryview(encoded.fragments[index]))
+    return Findings(block, version.timestamp, tuple(examination.poisonous), own)
+
+
+def settled(
+    view: StorageView,
+    block: BlockId,
+    *,
+    verified: BlockTimestamp | None,
+    poisonous: Collection[BlockTimestamp],
+    own: Own | None,
+    index: int,
+) -> list[Write]:
+    """The writes by which a node takes note: flag what is verified, discard what is poisonous.
+
+    With its `own` part of the verified version, a node that lacks it or whose disk has damaged it
+    has it from now on.
+    """
+    writes: list[Write] = []
+    for timestamp in poisonous:
+        writes += discarded(view, block, timestamp)
+    if verified is None:
+        return writes
+    key = version_key(block, verified)
+    row = view.get(Table.BLOCK, key)
+    if row is None:
+        if own is not None:
+            writes.append(Write(Table.BLOCK, key, VERIFIED_FLAGS + own.cross_checksum))
+            writes.append(Write(Table.FRAGMENT, key, own.fragment))
+        return writes
+    if not row[0] & VERIFIED:
+        writes.append(Write(Table.BLOCK, key, bytes((row[0] | VERIFIED,)) + row[1:]))
+    if own is not None:
+        stored = view.get(Table.FRAGMENT, key)
+        if stored is None or not cross_checksum.matches(own.cross_checksum, index, stored):
+            writes.append(Write(Table.BLOCK, key, VERIFIED_FLAGS + own.cross_checksum))
+            writes.append(Write(Table.FRAGMENT, key, own.fragment))
+    return writes
+
+
+def discarded(view: StorageView, block: BlockId, timestamp: BlockTimestamp) -> list[Write]:
+    """The writes that remove a poisonous version: no reader takes it for one. [LazyVer §3.8.1]"""
+    key = version_key(block, timestamp)
+    if view.get(Table.BLOCK, key) is None:
+        return []
+    return [Write(Table.BLOCK, key, None), Write(Table.FRAGMENT, key, None)]

@@ -1,0 +1,175 @@
+"""A simulated cluster whose nodes verify, for tests of lazy verification and healing."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+from bftfs.credentials import Credentials
+from bftfs.filesystem import object_types
+from bftfs.identifiers import BlockId, NodeId, ObjectKind, block_id, object_id
+from bftfs.read_write.client import ReadWriteClient
+from bftfs.read_write.lazy_verifier import LazyVerifier, VerificationSettings
+from bftfs.read_write.messages import Notice, ReadReply, ReadRequest, WriteRequest
+from bftfs.read_write.placement import rotation_of
+from bftfs.read_write.timestamp import BlockTimestamp, version_key
+from bftfs.read_write.verification import VERIFIED
+from bftfs.read_write.writing import Encoded, encode
+from bftfs.simulation.deployment import Deployment, Sizes
+from bftfs.simulation.network import Kind, Network, NetworkFaults
+from bftfs.simulation.principals import SimulatedClient, node_endpoint
+from bftfs.simulation.world import START_US, World
+from bftfs.storage import Table
+from bftfs.thresholds import QueryUpdateThresholds, ReadWriteThresholds
+
+USER = Credentials(uid=1000, gid=1000)
+FILE = object_id(ObjectKind.INODE, placement=0, unique=bytes(14))
+SECOND_US = 1_000_000
+
+
+def block(number: int) -> BlockId:
+    """Its responsible nodes are `number` and the b next."""
+    return block_id(FILE, incarnation=0, number=number)
+
+
+class CountingNetwork(Network):
+    """Counts messages between different nodes, by kind."""
+
+    def __init__(self, world: World) -> None:
+        super().__init__(world, NetworkFaults())
+        self.between_nodes: Counter[type] = Counter()
+        self.within_nodes: Counter[type] = Counter()
+
+    def send(
+        self, source: Any, target: Any, kind: Kind, number: int, message: Any, body: Any = b""
+    ) -> None:
+        if source[0] == target[0] == "node":
+            counter = self.within_nodes if source == target else self.between_nodes
+            counter[type(message)] += 1
+        super().send(source, target, kind, number, message, body)
+
+
+class Cluster:
+    """Nodes that verify, and clients."""
+
+    def __init__(
+        self,
+        settings: VerificationSettings | None = None,
+        *,
+        sizes: Sizes | None = None,
+        seed: int = 1,
+    ) -> None:
+        self.world = World(seed)
+        self.network = CountingNetwork(self.world)
+        self.sizes = sizes or Sizes.smallest(t=1, b=1)
+        self.deployment = Deployment(
+            self.world,
+            self.network,
+            self.sizes,
+            types=object_types(),
+            verification=settings or VerificationSettings(),
+        )
+        self.nodes = self.deployment.nodes
+
+    def client(self, name: str = "alice") -> Client:
+        return Client(self, self.deployment.client(name))
+
+    def verifier(self, node: int) -> LazyVerifier:
+        verifier = self.nodes[node].dispatcher._servers[Notice]
+        assert isinstance(verifier, LazyVerifier)
+        return verifier
+
+    def run_for(self, us: int) -> None:
+        end = self.world.now_us + us
+        self.world.after(us, lambda: None)
+        assert self.world.run(until=lambda: self.world.now_us >= end, most_events=2_000_000)
+
+    def run_until(self, condition: Callable[[], bool]) -> None:
+        assert self.world.run(until=condition, most_events=2_000_000)
+
+    @property
+    def now_us(self) -> int:
+        return START_US + self.world.now_us
+
+    def row(self, node: int, name: BlockId, timestamp: BlockTimestamp) -> bytes | None:
+        return self.nodes[node].disk.get(Table.BLOCK, version_key(name, timestamp))
+
+    def hosting(self, name: BlockId, timestamp: BlockTimestamp) -> list[int]:
+        return [node for node in range(self.sizes.n) if self.row(node, name, timestamp) is not None]
+
+    def verified(self, name: BlockId, timestamp: BlockTimestamp) -> list[int]:
+        return [
+            node
+            for node in self.hosting(name, timestamp)
+            if (self.row(node, name, timestamp) or b"\0")[0] & VERIFIED
+        ]
+
+    def pieces(self, item: bytes) -> Encoded:
+        from bftfs.coding.erasure import ErasureCode
+
+        thresholds = self.sizes.read_write
+        return encode(ErasureCode(thresholds.m, thresholds.N), item)
+
+    def place(
+        self, author: Client, name: BlockId, pieces: Encoded, nodes: list[int] | range
+    ) -> BlockTimestamp:
+        """A write that reaches `nodes` only, without a client that would finish it."""
+        timestamp = BlockTimestamp(self.now_us, author.host.client, pieces.verifier)
+        request = WriteRequest(
+            name, timestamp, pieces.cross_checksum, USER.uid, USER.gid, USER.groups
+        )
+        N = self.sizes.read_write.N
+        for node in nodes:
+            fragment = bytes(pieces.fragments[(node - rotation_of(name, N)) % N])
+            self.network.send(
+                author.host.endpoint,
+                node_endpoint(NodeId(node)),
+                Kind.REQUEST,
+                0,
+                request,
+                fragment,
+            )
+        self.run_for(10_000)
+        return timestamp
+
+
+class Client:
+    """A client of blocks."""
+
+    def __init__(self, cluster: Cluster, host: SimulatedClient) -> None:
+        self.cluster = cluster
+        self.host = host
+        self.blocks = ReadWriteClient(host.client, cluster.sizes.read_write)
+
+    def do(self, conversation: Any) -> Any:
+        ended: list[tuple[Any, BaseException | None]] = []
+        self.host.start(conversation, lambda result, error: ended.append((result, error)))
+        self.cluster.run_until(lambda: bool(ended))
+        result, error = ended[0]
+        if error is not None:
+            raise error
+        return result
+
+    def write(self, name: BlockId, item: bytes) -> BlockTimestamp:
+        timestamp: BlockTimestamp = self.do(self.blocks.write(name, item, USER))
+        return timestamp
+
+    def read(self, name: BlockId) -> bytes | None:
+        item: bytes | None = self.do(self.blocks.read(name)).item
+        return item
+
+
+def minimal(b: int) -> Sizes:
+    """The source's minimal system, N = 4b + 1 and m = b + 1, for blocks."""
+    query_update = QueryUpdateThresholds.smallest(t=0, b=0)
+    read_write = ReadWriteThresholds.smallest(t=b, b=b)
+    return Sizes(
+        QueryUpdateThresholds(n=read_write.N, t=0, b=0, q=read_write.N, r=read_write.N)
+        if query_update.n != read_write.N
+        else query_update,
+        read_write,
+    )
+
+
+READ_MESSAGES = (ReadRequest, ReadReply)
