@@ -49,6 +49,7 @@ from bftfs.thresholds import ReadWriteThresholds
 _BEYOND = b"\xff" * (BLOCK_ID_BYTES + TIMESTAMP_BYTES + 1)
 _ROWS_PER_LOOK = 2_000  # of the store, in one step, when possible versions are looked for
 _TIRED_MOST_US = 100_000  # between two looks for idle time
+_DELAYED_MOST = 6  # times that it gives way to others on a busy machine, for each block
 
 
 @dataclass(frozen=True, slots=True)
@@ -333,24 +334,35 @@ class LazyVerifier:
         if not self._lazy:
             return
         tired_us = 0
+        at_once = 1
+        delayed = 0
         while True:
             if not self.backlog.total and self._looked_until == _BEYOND:
                 self._asleep = True
                 await Wait(self._event)
-            idle_us = await Now() - host.foreground_us
-            if 0 <= idle_us < limits.VERIFY_IDLE_US:
-                await Pause(max(limits.VERIFY_IDLE_US - idle_us, tired_us))
+            before_us = await Now()
+            idle_us = before_us - host.foreground_us
+            if 0 <= idle_us < limits.VERIFY_IDLE_US or 0 < delayed < _DELAYED_MOST:
+                wait_us = max(limits.VERIFY_IDLE_US - max(idle_us, 0), tired_us)
+                await Pause(wait_us)
+                # A node that is woken late shares a processor with somebody who needs it more.
+                late_us = await Now() - before_us - wait_us
+                delayed = delayed + 1 if late_us > limits.VERIFY_LATE_US else 0
                 tired_us = min(2 * tired_us + 1_000, _TIRED_MOST_US)
+                at_once = 1  # what looked like idle time may have been a gap
                 continue
             tired_us = 0
+            if delayed:
+                delayed, at_once = 1, 1
             now_us = await Now()
             blocks = [
                 block
-                for block in self.backlog.ripe(now_us, limits.VERIFY_AT_ONCE)
+                for block in self.backlog.ripe(now_us, at_once)
                 if block not in self._under_way
             ]
             if blocks:
                 await Together(tuple(partial(self._verify, block) for block in blocks))
+                at_once = min(2 * at_once, limits.VERIFY_AT_ONCE)
                 continue
             if self._looked_until != _BEYOND and self.backlog.total < self.settings.node // 2:
                 host.arrange(self._look)
@@ -359,6 +371,7 @@ class LazyVerifier:
             due_us = self.backlog.next_due_us
             wait_us = limits.VERIFY_IDLE_US if due_us is None else due_us - now_us
             await Pause(min(max(wait_us, limits.VERIFY_IDLE_US), limits.VERIFY_FRESH_US))
+            at_once = 1
 
     def _look(self, view: StorageView, now_us: int) -> list[Write]:
         """Look for possible versions in the store, from an earlier life: some rows at a time.

@@ -48,7 +48,7 @@ def test_a_block_is_verified_in_idle_time(settings: VerificationSettings) -> Non
     cluster = Cluster(settings)
     timestamp = cluster.client().write(block(0), b"item")
     assert cluster.verified(block(0), timestamp) == []
-    cluster.run_for(2 * SECOND_US)
+    cluster.run_for(3 * SECOND_US)
     assert cluster.verified(block(0), timestamp) == everyone(cluster)
     assert all(cluster.verifier(node).backlog.total == 0 for node in everyone(cluster))
 
@@ -62,7 +62,7 @@ def test_nobody_verifies_while_clients_keep_nodes_busy() -> None:
         client.read(block(1))  # leaves node 0 alone, and the next one others
         client.read(block(3))
     assert cluster.verified(block(0), timestamp) == []
-    cluster.run_for(SECOND_US)
+    cluster.run_for(3 * SECOND_US)
     assert cluster.verified(block(0), timestamp) == everyone(cluster)
 
 
@@ -74,7 +74,7 @@ def test_a_fresh_write_rests_before_it_is_verified() -> None:
         timestamp = client.write(block(0), b"item %d" % number)
         cluster.run_for(limits.VERIFY_FRESH_US // 2)
     assert cluster.verified(block(0), timestamp) == []
-    cluster.run_for(SECOND_US)
+    cluster.run_for(3 * SECOND_US)
     assert cluster.verified(block(0), timestamp) == everyone(cluster)
     # One verification has settled all five versions.
     assert [cluster.verifier(node).tally.verified for node in everyone(cluster)] == [1] * 6
@@ -104,7 +104,7 @@ def test_poisonous_versions_are_discarded() -> None:
     good = client.write(block(0), b"good")
     bad = cluster.place(client, block(0), poisoned(cluster, b"bad"), range(6))
     assert cluster.hosting(block(0), bad) == everyone(cluster)
-    cluster.run_for(2 * SECOND_US)
+    cluster.run_for(3 * SECOND_US)
     assert cluster.hosting(block(0), bad) == []
     assert cluster.verified(block(0), good) == everyone(cluster)
     assert client.read(block(0)) == b"good"
@@ -116,7 +116,7 @@ def test_incomplete_versions_are_passed_over_and_stay() -> None:
     good = client.write(block(0), b"good")
     cluster.run_for(10_000)
     partial = cluster.place(client, block(0), cluster.pieces(b"partial"), [0, 1])
-    cluster.run_for(2 * SECOND_US)
+    cluster.run_for(3 * SECOND_US)
     assert cluster.verified(block(0), good) == everyone(cluster)
     assert cluster.hosting(block(0), partial) == [0, 1]
     assert cluster.verified(block(0), partial) == []
@@ -140,14 +140,14 @@ def test_a_node_that_lacks_the_version_gets_its_part_of_it() -> None:
     timestamp = cluster.place(client, block(0), cluster.pieces(b"item"), range(1, 6))
     older = cluster.place(client, block(0), cluster.pieces(b"only here"), [0])
     assert older > timestamp
-    cluster.run_for(2 * SECOND_US)
+    cluster.run_for(3 * SECOND_US)
     assert 0 in cluster.verified(block(0), timestamp)
 
 
 def test_readers_take_flags_of_b_plus_one_nodes_and_regenerate_nothing() -> None:
     cluster = Cluster()
     cluster.client("writer").write(block(0), b"item")
-    cluster.run_for(2 * SECOND_US)
+    cluster.run_for(3 * SECOND_US)
     reader = cluster.client("reader")
     assert reader.read(block(0)) == b"item"
     assert len(reader.blocks._session.validated) == 0
@@ -224,7 +224,7 @@ def test_blocks_of_the_highest_yield_are_verified_first() -> None:
         for _ in range(versions):
             client.write(block(number), b"item")
     backlog = cluster.verifier(0).backlog
-    ripe_us = cluster.now_us + SECOND_US
+    ripe_us = cluster.now_us + 2 * SECOND_US
     assert backlog.ripe(ripe_us, 2) == [block(1), block(2)]
     assert backlog.greatest(client.host.client, ripe_us, 1) == [block(1)]
 
@@ -235,7 +235,7 @@ def test_among_equals_the_block_written_last_is_verified_first() -> None:
     client = cluster.client()
     for number in (2, 0, 1):
         client.write(block(number), b"item")
-    ripe = cluster.verifier(0).backlog.ripe(cluster.now_us + SECOND_US, 3)
+    ripe = cluster.verifier(0).backlog.ripe(cluster.now_us + 2 * SECOND_US, 3)
     assert ripe == [block(1), block(0), block(2)]
 
 
@@ -243,7 +243,7 @@ def test_possible_versions_are_found_again_after_a_restart() -> None:
     cluster = Cluster(LAZY)
     client = cluster.client()
     old = client.write(block(0), b"old")
-    cluster.run_for(2 * SECOND_US)
+    cluster.run_for(3 * SECOND_US)
     stamps = [client.write(block(number), b"item") for number in (0, 1)]
     for node in cluster.nodes:
         node.crash(down_us=1000)
@@ -265,7 +265,7 @@ def test_b_plus_one_responsible_nodes_verify_and_convince_the_others() -> None:
     cluster = Cluster()
     client = cluster.client()
     stamps = [client.write(block(number), b"item") for number in range(6)]
-    cluster.run_for(2 * SECOND_US)
+    cluster.run_for(3 * SECOND_US)
     for number, stamp in enumerate(stamps):
         assert cluster.verified(block(number), stamp) == everyone(cluster)
     # Each node was responsible for two of six blocks, and was convinced of the others.
@@ -283,7 +283,7 @@ def test_messages_for_one_verified_version(b: int, alone: int, together: int) ->
     def counted(settings: VerificationSettings) -> tuple[int, int, int]:
         cluster = Cluster(settings, sizes=minimal(b))
         timestamp = cluster.client().write(block(0), b"item")
-        cluster.run_for(2 * SECOND_US)
+        cluster.run_for(3 * SECOND_US)
         assert len(cluster.verified(block(0), timestamp)) == cluster.sizes.n
         between, within = cluster.network.between_nodes, cluster.network.within_nodes
         reads = sum(between[kind] for kind in READ_MESSAGES)
@@ -306,7 +306,7 @@ def test_others_verify_if_the_responsible_are_silent() -> None:
     client = cluster.client()
     cluster.nodes[0].crash(down_us=None)
     timestamp = client.write(block(0), b"item")
-    cluster.run_for(2 * SECOND_US)
+    cluster.run_for(3 * SECOND_US)
     assert cluster.verified(block(0), timestamp) == [1]
     cluster.run_for(2 * limits.VERIFY_ALONE_US)
     assert cluster.verified(block(0), timestamp) == [1, 2, 3, 4, 5]
@@ -371,7 +371,7 @@ def test_of_notices_that_differ_the_b_plus_first_settles_what_is_older() -> None
     cluster.run_for(limits.VERIFY_FRESH_US // 4)
     verifier = cluster.verifier(3)
     assert set(verifier.backlog.versions(block(0))) <= set(stamps[2:])
-    cluster.run_for(SECOND_US)
+    cluster.run_for(3 * SECOND_US)
     assert 3 in cluster.verified(block(0), stamps[3])
     assert verifier.tally.verified == 1 or verifier.tally.convinced == 1
 
