@@ -6,7 +6,17 @@ from importlib import import_module
 
 from tests.fuzz.target import Target
 
-_MODULES = ("wire", "objects", "filesystem", "storage", "files", "servers", "clients")
+_MODULES = (
+    "wire",
+    "objects",
+    "filesystem",
+    "storage",
+    "files",
+    "servers",
+    "clients",
+    "nodes",
+    "mounts",
+)
 
 
 def all_targets() -> dict[str, Target]:
