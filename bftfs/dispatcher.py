@@ -96,6 +96,11 @@ class Dispatcher:
         self._tasks.append(task)
         self.on_supply()
 
+    @property
+    def most_parked_of_one(self) -> int:
+        """How many requests of one principal wait for object sync, at most."""
+        return max(self._parked_of.values(), default=0)
+
     def handle(
         self,
         batch: Batch,

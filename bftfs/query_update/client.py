@@ -41,7 +41,7 @@ from bftfs.query_update.conditioned import (
     Operation,
     timestamp_of,
 )
-from bftfs.query_update.history import parse_history
+from bftfs.query_update.history import Known, parse_history
 from bftfs.query_update.messages import (
     Query,
     QueryReply,
@@ -314,6 +314,12 @@ class QueryUpdateClient:
                     self.repairs.own[timestamp] = message.conditioned
                 failures += 1
                 if self.quorums.includes_benign(outcome.insane):
+                    if time_of(timestamp) > await Now():
+                        # It is not this client's clock: somebody has pushed the objects' time as
+                        # far ahead as the fastest clocks bear, and the others must catch up.
+                        await back_off.pause_for_clocks()
+                        await self.repairs.refresh(names)
+                        continue
                     troubled += 1
                     if troubled == _CLOCK_TROUBLE:
                         raise AdmissionRefused(
@@ -460,6 +466,7 @@ class _QueryRound(Round):
     ) -> None:
         super().__init__(rounds, order, now_us)
         self.names = names
+        self._replies: dict[NodeId, QueryReply] = {}  # those whose histories can be parsed
         self._wanted = wanted  # the versions that were asked for, if not the latest
         self._first: tuple[bytes, ...] = ()  # histories of the first reply
         self._heads: tuple[LogicalTimestamp, ...] = ()
@@ -479,6 +486,7 @@ class _QueryRound(Round):
         bit = 1 << node
         if self.rounds.learn(self.names, node, reply, self.now_us):
             histories = reply.histories
+            self._replies[node] = reply
             if not self._first:
                 self._first = histories
                 parsed = [parse_history(history) for history in histories]
@@ -519,13 +527,18 @@ class _QueryRound(Round):
         that one is complete, it is the latest established, whatever is going on.
         """
         observations = self.rounds.observations
+        heard = sum(1 << node for node in self._replies)
         versions = []
         disorderly = []
         self.unknown = False
-        for name in self.names:
-            found = observations.survey(name, self.answered)
+        for position, name in enumerate(self.names):
+            reported = {
+                node: Known(reply.histories[position], reply.authenticators[position])
+                for node, reply in self._replies.items()
+            }
+            found = observations.survey(name, reported)
             timestamp = found.object_candidate.timestamp
-            complete = self.quorums.is_quorum(found.nodes & self.answered)
+            complete = self.quorums.is_quorum(found.nodes & heard)
             if timestamp == ZERO and not complete:
                 # Histories that were reported at different moments, while others succeed, may have
                 # nothing in common.

@@ -8,7 +8,7 @@ Bounded: the least recently used are forgotten, which costs a round trip when th
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -169,18 +169,18 @@ class Observations:
         entry.conditioned_on = observed
         return observed
 
-    def survey(self, identifier: ObjectId, nodes: Nodes) -> Classification:
-        """The classification of what `nodes` report, shunned or not: a liar does no harm there.
+    def survey(self, identifier: ObjectId, reported: Mapping[NodeId, Known]) -> Classification:
+        """The classification of what was `reported`, shunned or not: a liar does no harm there.
 
         A query may rest only on a quorum of histories that were asked for after it was invoked.
         Older ones, from servers that did not answer it, could make an older candidate complete
-        while the established one is pruned from the histories of servers that are ahead.
+        while the established one is pruned from the histories of servers that are ahead. And it
+        must rest on all of them: of what is remembered here, another conversation of the client may
+        have forgotten some, and a server whose history is missing would count for ⟨0, 0⟩.
         """
-        known = self._entry(identifier).known
-        if not self._suspicion.shunned and all(nodes >> node & 1 for node in known):
+        if not self._suspicion.shunned and reported == self._entry(identifier).known:
             return self.observe(identifier).classification
-        fresh = {node: each for node, each in known.items() if nodes >> node & 1}
-        return self._assemble(identifier, fresh).classification
+        return self._assemble(identifier, reported).classification
 
     # --- deduction ------------------------------------------------------------------------------
 
@@ -251,7 +251,7 @@ class Observations:
             entry.observed = entry.conditioned_on = None
         return entry
 
-    def _assemble(self, identifier: ObjectId, known: dict[NodeId, Known]) -> Observed:
+    def _assemble(self, identifier: ObjectId, known: Mapping[NodeId, Known]) -> Observed:
         history_set, authenticators, culled = assemble(identifier, known)
         return Observed(
             history_set, authenticators, culled, classify(culled, self._quorums, self.facts)

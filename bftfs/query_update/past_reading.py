@@ -31,7 +31,7 @@ from bftfs.errors import FileSystemError, MalformedMessage, PastUnknown
 from bftfs.identifiers import NodeId, ObjectId
 from bftfs.query_update.classification import OperationType
 from bftfs.query_update.client import QueryUpdateClient
-from bftfs.query_update.history import ReplicaHistory, parse_history
+from bftfs.query_update.history import Known, ReplicaHistory, parse_history
 from bftfs.query_update.messages import (
     Looked,
     PastQuery,
@@ -261,9 +261,13 @@ class _PastRound(Round):
     def _evaluate(self) -> bool:
         """Whether the replies of a quorum contain the answer, or show that there is none yet."""
         quorums, observations = self.quorums, self.rounds.observations
-        survey = observations.survey(self._identifier, self.answered)
+        reported = {
+            node: Known(reply.histories[0], reply.authenticators[0])
+            for node, (_, reply) in self._seen.items()
+        }
+        survey = observations.survey(self._identifier, reported)
         established = survey.object_candidate.timestamp
-        complete = quorums.is_quorum(survey.nodes & self.answered)
+        complete = quorums.is_quorum(survey.nodes & sum(1 << node for node in reported))
         self.is_disorderly = not complete and (
             established == ZERO or survey.type is not OperationType.METHOD
         )

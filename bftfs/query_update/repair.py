@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from bftfs import limits
 from bftfs.conversation import Draw, Now, Pause
 from bftfs.errors import ContentionExhausted, MalformedMessage
 from bftfs.identifiers import ClientId, NodeId, ObjectId
@@ -41,7 +42,7 @@ from bftfs.query_update.messages import (
 )
 from bftfs.query_update.observation import Observed
 from bftfs.query_update.rounds import Answer, Round, Rounds, Votes, update_round
-from bftfs.query_update.timestamp import LogicalTimestamp, client_of
+from bftfs.query_update.timestamp import LogicalTimestamp, client_of, time_of
 from bftfs.quorum import Judgement, Nodes, Probing
 from bftfs.wire.codec import encode
 
@@ -59,11 +60,12 @@ class BackOff:
     Whoever else is at work must be able to finish in the pause: it grows beyond what rounds take.
     """
 
-    __slots__ = ("_probing", "failures")
+    __slots__ = ("_clocks_us", "_probing", "failures")
 
     def __init__(self, probing: Probing) -> None:
         self._probing = probing
         self.failures = 0
+        self._clocks_us = limits.CLOCKS_PATIENCE_US
 
     async def pause(self) -> None:
         """Let others go on, for longer each time."""
@@ -71,6 +73,12 @@ class BackOff:
         bound_us = min(BACK_OFF_US << min(self.failures, 32), most_us)
         self.failures += 1
         await Pause(1 + await Draw(bound_us))
+
+    async def pause_for_clocks(self) -> None:
+        """Let servers' clocks come to where a time is no longer too far ahead."""
+        pause_us = self._clocks_us
+        self._clocks_us = min(2 * pause_us, limits.CLOCKS_PATIENCE_MOST_US)
+        await Pause(pause_us)
 
 
 class Repair:
@@ -114,7 +122,11 @@ class Repair:
             if await self._step(disorderly, inline_attempts):
                 continue
             failures += 1
-            await back_off.pause()
+            ahead_us = time_of(self._observe(disorderly).culled.latest) - await Now()
+            if ahead_us > limits.CLOCK_SKEW_US // 2:
+                await back_off.pause_for_clocks()
+            else:
+                await back_off.pause()
             # A suspicion that this very step has raised is given its chance first: those that are
             # left may be slow, and have been silent for no worse reason.
             if failures % _FAILURES_BORNE == 0 or (

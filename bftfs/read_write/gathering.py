@@ -55,8 +55,10 @@ class Refusals:
     def add(self, node: NodeId, refusal: Refusal) -> None:
         """Raises AdmissionRefused if more than t nodes refuse: the others are fewer than N - t.
 
-        More than t are more than b, so a correct node is among them. EAGAIN is no verdict: the
-        node asks for patience, and the request is sent again like one that met with silence.
+        More than b of them must say why alike, so that a correct node does: a liar's reason must
+        not be given for a refusal that will pass, as that of a clock that is behind. Until then,
+        the request is sent again like one that met with silence. EAGAIN is no verdict either: the
+        node asks for patience.
         """
         if refusal.code == errno.EAGAIN:
             return
@@ -67,6 +69,8 @@ class Refusals:
         for one in self._by_node.values():
             by_code.setdefault(one.code, []).append(one)
         most = max(by_code.values(), key=len)
+        if len(most) <= self._thresholds.b:
+            return
         raise AdmissionRefused(code=most[0].code, reason=most[0].reason, nodes=len(most))
 
     def withdraw(self, node: NodeId) -> None:

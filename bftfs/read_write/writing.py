@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from bftfs import limits
 from bftfs.coding import cross_checksum
 from bftfs.coding.cross_checksum import CrossChecksum
 from bftfs.coding.erasure import Buffer, ErasureCode
-from bftfs.conversation import Now
+from bftfs.conversation import Now, Pause
 from bftfs.credentials import Credentials
 from bftfs.crypto.digest import Digest
+from bftfs.errors import AdmissionRefused
 from bftfs.identifiers import BlockId
 from bftfs.read_write.gathering import Addressed, Gathering, Silence
 from bftfs.read_write.messages import TimeReply, TimeRequest, Voucher, WriteReply, WriteRequest
@@ -90,6 +93,10 @@ async def write_at(
 
     The others have been sent theirs as well; they finish in the background. Raises AdmissionRefused
     if more than t nodes refuse, QuorumUnavailable if total patience runs out.
+
+    A time ahead of this client's clock is not of its making: somebody has pushed the block's time
+    as far ahead as the fastest clocks bear, and those that are behind refuse until they have caught
+    up. That delays the write, and must not fail it. [design §4]
     """
     N = session.thresholds.N
     request = WriteRequest(
@@ -110,11 +117,23 @@ async def write_at(
     def judge(reply: Any) -> bool | None:
         return isinstance(reply, WriteReply) or None
 
-    gathering: Gathering[bool] = session.gathering(
-        requests, judge, silence=silence, subject=_named((block,))
-    )
-    await gathering.send()
-    await gathering.answers()
+    waited_us, pause_us = 0, limits.CLOCKS_PATIENCE_US
+    while True:
+        gathering: Gathering[bool] = session.gathering(
+            requests, judge, silence=silence, subject=_named((block,))
+        )
+        await gathering.send()
+        try:
+            await gathering.answers()
+        except AdmissionRefused as refused:
+            ahead = timestamp.time > await Now()
+            if refused.code != errno.ETIME or not ahead or waited_us > limits.CLOCKS_AGREE_US:
+                raise
+        else:
+            return
+        await Pause(pause_us)
+        waited_us += pause_us
+        pause_us = min(2 * pause_us, limits.CLOCKS_PATIENCE_MOST_US)
 
 
 def _named(blocks: Sequence[BlockId]) -> str:

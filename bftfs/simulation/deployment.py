@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import get_args
@@ -28,7 +28,7 @@ from bftfs.thresholds import QueryUpdateThresholds, ReadWriteThresholds
 
 CREDENTIALS = Credentials(uid=1000, gid=1000)
 
-OnCommit = Callable[[NodeId, Iterable[Write]], None]
+OnCommit = Callable[[NodeId, Sequence[Write]], None]
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ that the mount uses.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -113,7 +113,7 @@ class SimulatedNode(Host):
         senders: Mapping[Endpoint, Sender],
         skew_us: int = 0,
         commit_us: tuple[int, int] = (20, 200),
-        on_commit: Callable[[NodeId, Iterable[Write]], None] | None = None,
+        on_commit: Callable[[NodeId, Sequence[Write]], None] | None = None,
     ) -> None:
         super().__init__(world, network, node_endpoint(node), skew_us)
         self.node = node

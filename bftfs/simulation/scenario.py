@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import traceback
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from random import Random
@@ -25,6 +25,7 @@ from bftfs.identifiers import NodeId
 from bftfs.query_update.counter import counter_types
 from bftfs.simulation.byzantine.positions import ClientPosition, NodePosition
 from bftfs.simulation.byzantine.registry import CLIENTS, GRANTS, corrupted
+from bftfs.simulation.checkers.bounds import BoundsRecord
 from bftfs.simulation.checkers.candidates import CandidateRecord
 from bftfs.simulation.configuration import ClientPlan, Configuration
 from bftfs.simulation.deployment import Deployment
@@ -195,6 +196,7 @@ class Simulation:
             NodeId(node) for node in range(configuration.sizes.n) if node not in byzantine
         ]
         self._record = CandidateRecord()
+        self._bounds = BoundsRecord()
         self.world = World(configuration.seed)
         self.network = Network(self.world, NetworkFaults())
         self.workload = _workload(configuration)
@@ -267,6 +269,7 @@ class Simulation:
         self._enjoy_the_calm()
         if not self.findings:
             self._audit()
+        self.findings += self._bounds.findings
         self.findings += self.workload.findings()
         self.findings += self.workload.findings_on_disks(
             Evidence(
@@ -276,9 +279,13 @@ class Simulation:
             )
         )
 
-    def _committed(self, node: NodeId, writes: Iterable[Write]) -> None:
+    def _committed(self, node: NodeId, writes: Sequence[Write]) -> None:
         if node in self._correct:
-            self._record.take_down(node, writes)
+            host = self.deployment.nodes[node]
+            clock_us, dispatcher = host.wall_clock_us(), host.dispatcher
+            self._bounds.accepted(node, clock_us, self._record.take_down(node, writes))
+            self._bounds.hosted(node, clock_us, writes)
+            self._bounds.parked(node, dispatcher.parked, dispatcher.most_parked_of_one)
 
     def _prepare(self) -> None:
         host = self.deployment.client("administrator")

@@ -148,8 +148,8 @@ def _simplifications() -> Iterator[Changes]:
     yield lambda _: {"down_in_audit": ()}
     yield lambda _: {"node_skews_us": ()}
     yield lambda _: {"commit_us": (20, 200)}
-    yield lambda now: {"sizes": Sizes.smallest(t=1, b=1)} | _node_skews(now, 6)
-    yield lambda now: {"sizes": Sizes.smallest(t=1, b=0)} | _node_skews(now, 4)
+    for sizes in (Sizes.smallest(t=1, b=1), Sizes.smallest(t=1, b=0)):
+        yield _fewer_nodes(sizes)
     yield lambda now: {"blocks": replace(now.blocks, blocks=1, many=0.0, past_reads=0.0)}
     yield lambda now: {"objects": replace(now.objects, accounts=0, counters=1)}
     yield lambda now: {"objects": replace(now.objects, accounts=2, counters=0)}
@@ -175,8 +175,13 @@ def _in_network(name: str, value: Any) -> Changes:
     }
 
 
-def _node_skews(now: Configuration, nodes: int) -> dict[str, Any]:
-    return {"node_skews_us": now.node_skews_us[:nodes]}
+def _fewer_nodes(sizes: Sizes) -> Changes:
+    def fewer(now: Configuration) -> dict[str, Any]:
+        if sizes.n >= now.sizes.n:
+            return {}
+        return {"sizes": sizes, "node_skews_us": now.node_skews_us[: sizes.n]}
+
+    return fewer
 
 
 def _changed(now: Configuration, changes: dict[str, Any]) -> Configuration | None:

@@ -220,7 +220,18 @@ class TimestampRacer:
         block, now = hand.block(), await Now()
         bound = limits.CLOCK_SKEW_US
         leap = hand.random.choice(
-            (1_000, 1_000_000, bound // 100, 2 * bound, 1 << 59, -1_000, -bound)
+            (
+                1_000,
+                1_000_000,
+                bound // 100,
+                bound - 1_000_000,
+                bound - 1_000,
+                bound + 1_000,
+                2 * bound,
+                1 << 59,
+                -1_000,
+                -bound,
+            )
         )
         await hand.write(
             block, hand.code.encode(hand.item(block)), nodes=hand.all_nodes(), time=now + leap

@@ -64,7 +64,10 @@ class BlockForger:
         return ready
 
     def _leap(self) -> int:
-        return self._position.random.choice((1, 1_000, 200_000_000, limits.CLOCK_SKEW_US, 1 << 60))
+        bound = limits.CLOCK_SKEW_US
+        return self._position.random.choice(
+            (1, 1_000, 200_000_000, bound - 1_000_000, bound, bound + 1_000_000, 1 << 60)
+        )
 
     def _forge(self, message: ReadRequest, ready: Ready, now_us: int) -> None:
         random, block = self._position.random, message.block
@@ -216,5 +219,31 @@ class Accomplice:
         ready = self._position.honest(view, sender, message, body, now_us)
         if isinstance(ready.reply, ReadReply):
             versions = tuple(Listed(each.timestamp, verified=True) for each in ready.reply.versions)
+            ready.reply = ReadReply(versions, ready.reply.below, ready.reply.cross_checksum)
+        return ready
+
+
+class FalseVerifier:
+    """Says that it has verified what it has not, poisonous versions too, and of others that not.
+
+    [LazyVer §3.8.1] a reader spares itself the work if "b + 1" nodes have verified a version, hence
+    a correct one. Shown by linearizability: a poisonous write is not read.
+    """
+
+    def __init__(self, position: NodePosition) -> None:
+        self._position = position
+        self._claims = position.random.choice((0.5, 1.0))
+
+    def step(
+        self, view: StorageView, sender: Sender, message: Any, body: bytes | memoryview, now_us: int
+    ) -> Ready:
+        """The right versions, with false flags."""
+        ready = self._position.honest(view, sender, message, body, now_us)
+        if isinstance(ready.reply, ReadReply):
+            random = self._position.random
+            versions = tuple(
+                Listed(each.timestamp, verified=random.random() < self._claims)
+                for each in ready.reply.versions
+            )
             ready.reply = ReadReply(versions, ready.reply.below, ready.reply.cross_checksum)
         return ready

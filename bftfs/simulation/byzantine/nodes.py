@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 from collections import deque
+from collections.abc import Iterator
 from typing import Any
 
 from bftfs.conversation import Conversation, Pause, Send
+from bftfs.envelope import Refused
 from bftfs.identifiers import NodeId
 from bftfs.simulation.byzantine.positions import NodePosition, mutated
 from bftfs.step import Ready, Sender, Want
@@ -224,6 +227,98 @@ class InsaneClock:
     ) -> Ready:
         """What a correct node would do then."""
         return self._position.honest(view, sender, message, body, now_us + self._skew_us)
+
+
+class FullDisk:
+    """Has no room: reads are answered, and whatever would have to be written is refused.
+
+    [design §9] a full disk is one of the t faults: "ENOSPC end to end", and never a write that
+    vanishes. It need not be consistent: room comes and goes. Shown by progress and durability.
+    """
+
+    def __init__(self, position: NodePosition) -> None:
+        self._position = position
+        self._refuses = position.random.choice((0.3, 1.0))
+
+    def step(
+        self, view: StorageView, sender: Sender, message: Any, body: bytes | memoryview, now_us: int
+    ) -> Ready:
+        """What a correct node would do, if it takes no room."""
+        ready = self._position.honest(view, sender, message, body, now_us)
+        if ready.writes and self._position.random.random() < self._refuses:
+            return Ready(Refused(errno.ENOSPC, "the disk is full"))
+        return ready
+
+
+class BrokenDisk:
+    """Serves from a disk that has lost rows, changed others, and takes only parts of batches.
+
+    [design §9] "A store that was damaged is detected, quarantined and rebuilt"; until then, or if
+    nobody notices, the node is one of the b: authenticators, cross-checksums and quorums do not
+    depend on it. Shown by durability, linearizability and serializability.
+    """
+
+    def __init__(self, position: NodePosition) -> None:
+        self._position = position
+        self._salt = position.random.randbytes(8)
+        self._damage = position.random.choice((8, 60))  # of 256 rows: so many lost, as many changed
+        self._tears = position.random.choice((0.0, 0.3))
+
+    def step(
+        self, view: StorageView, sender: Sender, message: Any, body: bytes | memoryview, now_us: int
+    ) -> Ready:
+        """What a correct node would do with such a disk, or nothing if it cannot make sense of it.
+
+        Servers trust their own disk, so that what breaks here is a node that has stopped.
+        """
+        try:
+            ready = self._position.honest(
+                _Damaged(view, self._salt, self._damage), sender, message, body, now_us
+            )
+        except Exception:
+            return Ready()
+        random = self._position.random
+        if ready.writes and random.random() < self._tears:
+            ready.writes = ready.writes[: random.randrange(len(ready.writes))]
+        return ready
+
+
+class _Damaged:
+    """A view some of whose rows are gone or changed, always the same ones."""
+
+    def __init__(self, view: StorageView, salt: bytes, damage: int) -> None:
+        self._view = view
+        self._salt = salt
+        self._damage = damage
+
+    def _read(self, table: Table, key: bytes, value: bytes) -> bytes | None:
+        fate = hashlib.blake2b(key, key=self._salt, salt=bytes((table,)), digest_size=2).digest()
+        if fate[0] < self._damage:
+            return None
+        if fate[0] < 2 * self._damage and value:
+            position = fate[1] % len(value)
+            return value[:position] + bytes((value[position] ^ 0x10,)) + value[position + 1 :]
+        return value
+
+    def get(self, table: Table, key: bytes) -> bytes | None:
+        """The value, as the disk gives it back."""
+        value = self._view.get(table, key)
+        return None if value is None else self._read(table, key, value)
+
+    def scan(
+        self, table: Table, start: bytes, stop: bytes, *, reverse: bool = False
+    ) -> Iterator[tuple[bytes, bytes]]:
+        """The rows that are left."""
+        for key, value in self._view.scan(table, start, stop, reverse=reverse):
+            found = self._read(table, key, value)
+            if found is not None:
+                yield key, found
+
+    def keys(
+        self, table: Table, start: bytes, stop: bytes, *, reverse: bool = False
+    ) -> Iterator[bytes]:
+        """The keys of the rows that are left."""
+        return (key for key, _ in self.scan(table, start, stop, reverse=reverse))
 
 
 def copy_of(view: StorageView) -> MemoryStorage:

@@ -310,6 +310,30 @@ class BarrierSpammer:
                     await Send(NodeId(node), InlineBarrier(sets[0], authenticators[0]))
 
 
+class ImpatientUpdater:
+    """Never backs off: update upon update, and a barrier and a copy wherever it is in the way.
+
+    [Q/U §4.3.5] "clients […] use a back-off policy": those that do not slow the others down while
+    they are at it, within what servers allow to one client. Shown by progress when it stops, and
+    serializability.
+    """
+
+    def __init__(self, position: ClientPosition) -> None:
+        self._hand = _Hand(position)
+
+    async def act(self) -> None:
+        """A burst at one operation's objects."""
+        hand = self._hand
+        operation, sets = await hand.fresh()
+        for _ in range(hand.random.randint(2, 8)):
+            await hand.update(hand.all_nodes(), sets, operation=operation)
+            latest = hand.sets({name: hand.latest(name) for name in operation.objects})
+            for kind in (ConditionedKind.BARRIER, ConditionedKind.COPY):
+                await hand.update(hand.all_nodes(), latest, kind=kind)
+                latest = hand.sets({name: hand.latest(name) for name in operation.objects})
+            operation, sets = await hand.fresh()
+
+
 class HalfMultiObject:
     """Begins an operation on several objects, and goes on with one of them as if it were not there.
 
@@ -460,7 +484,19 @@ class FutureUpdater:
         hand = self._hand
         operation, sets = await hand.fresh()
         bound = limits.CLOCK_SKEW_US
-        leap = hand.random.choice((1_000, 1_000_000, bound // 100, 2 * bound, 1 << 59, -bound))
+        leap = hand.random.choice(
+            (
+                1_000,
+                1_000_000,
+                bound // 100,
+                bound - 1_000_000,
+                bound - 1_000,
+                bound + 1_000,
+                2 * bound,
+                1 << 59,
+                -bound,
+            )
+        )
         clock = await Now() + leap
         await hand.update(hand.all_nodes(), sets, operation=operation, clock=clock)
 

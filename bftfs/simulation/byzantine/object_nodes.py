@@ -80,7 +80,10 @@ class HistoryForger:
                 (latest_us + 1, latest_us + 1, max(latest_us, now_us) + 1_000, now_us + 100_000_000)
             )
             if choice == 1:
-                time_us = random.choice((now_us + 2 * limits.CLOCK_SKEW_US, 1 << 62))
+                bound = limits.CLOCK_SKEW_US
+                time_us = now_us + random.choice(
+                    (bound - 1_000_000, bound - 1_000, bound + 1_000, 2 * bound, 1 << 61)
+                )
             barrier = random.random() < 0.5
             timestamp = logical_timestamp(
                 time_us=time_us,

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import msgspec
 
@@ -24,6 +25,14 @@ _decode_row = msgspec.msgpack.Decoder(ObjectRow).decode
 _decode_version = msgspec.msgpack.Decoder(Version).decode
 
 
+class Acceptance(NamedTuple):
+    """A candidate that a node has accepted, in the history that it then had."""
+
+    object: ObjectId
+    candidate: Candidate
+    history: tuple[Candidate, ...]
+
+
 @dataclass(slots=True)
 class CandidateRecord:
     """Which correct nodes have accepted which candidates, by object."""
@@ -32,17 +41,24 @@ class CandidateRecord:
     contents: dict[tuple[ObjectId, LogicalTimestamp], Version] = field(default_factory=dict)
     findings: list[str] = field(default_factory=list)
 
-    def take_down(self, node: NodeId, writes: Iterable[Write]) -> None:
-        """What `node` commits."""
+    def take_down(self, node: NodeId, writes: Iterable[Write]) -> list[Acceptance]:
+        """What `node` commits; the candidates that it has accepted with that."""
+        fresh: list[Acceptance] = []
         for table, key, value in writes:
             if value is None:
                 continue
             if table is Table.OBJECT:
-                accepted = self.accepted.setdefault(ObjectId(key), {})
-                for candidate in parse_history(_decode_row(value).history).candidates:
-                    accepted.setdefault(candidate, set()).add(node)
+                identifier = ObjectId(key)
+                accepted = self.accepted.setdefault(identifier, {})
+                candidates = parse_history(_decode_row(value).history).candidates
+                for candidate in candidates:
+                    nodes = accepted.setdefault(candidate, set())
+                    if node not in nodes:
+                        nodes.add(node)
+                        fresh.append(Acceptance(identifier, candidate, candidates))
             elif table is Table.VERSION:
                 self._take_down_version(node, key, _decode_version(value))
+        return fresh
 
     def _take_down_version(self, node: NodeId, key: bytes, version: Version) -> None:
         if version.gap:

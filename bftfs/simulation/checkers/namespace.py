@@ -43,7 +43,7 @@ from bftfs.simulation.checkers.candidates import CandidateRecord, chain_of
 from bftfs.simulation.checkers.serializability import ObjectOperation, check_operations
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, repr=False)
 class Call:
     """One operation on the namespace, as its client saw it."""
 
@@ -60,6 +60,9 @@ class Call:
     versions: tuple[
         LogicalTimestamp, ...
     ] = ()  # of the distinct objects, in the order of their ids
+
+    def __repr__(self) -> str:
+        return f"errno {self.refusal}" if self.refusal else f"{self.answer}"
 
     @property
     def ended(self) -> bool:

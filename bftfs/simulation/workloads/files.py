@@ -30,7 +30,8 @@ from bftfs.query_update.object_type import ObjectTypes, Record
 from bftfs.query_update.timestamp import LogicalTimestamp
 from bftfs.quorum import ThresholdQuorums
 from bftfs.read_write.client import ReadWriteClient
-from bftfs.simulation.checkers.candidates import check_chain
+from bftfs.simulation.checkers.candidates import chain_of, check_chain
+from bftfs.simulation.checkers.convergence import check_convergence
 from bftfs.simulation.checkers.durability import check_bound
 from bftfs.simulation.checkers.linearizability import RegisterOperation, check_register
 from bftfs.simulation.checkers.namespace import Call, check_namespace
@@ -187,6 +188,12 @@ class FileWorkload:
             found += check_chain(
                 accepted, established=established, name=f"object {identifier.hex()[:8]}"
             )
+        # The auditor has updated the root, when nobody else did anything any more.
+        settled = {}
+        if self.tree is not None:
+            root = evidence.candidates.accepted[self.root]
+            settled[self.root] = chain_of(root, established=established)[-1]
+        found += check_convergence(evidence.disks, settled=settled, needed=established)
         return found + check_namespace(
             self.calls,
             evidence.candidates,

@@ -21,7 +21,8 @@ from bftfs.query_update.counter import Fetch, Increment
 from bftfs.query_update.object_type import ObjectTypes, Record
 from bftfs.query_update.timestamp import ZERO, LogicalTimestamp
 from bftfs.quorum import ThresholdQuorums
-from bftfs.simulation.checkers.candidates import check_chain
+from bftfs.simulation.checkers.candidates import chain_of, check_chain
+from bftfs.simulation.checkers.convergence import check_convergence
 from bftfs.simulation.checkers.serializability import ObjectOperation, check_operations
 from bftfs.simulation.deployment import CREDENTIALS, Sizes
 from bftfs.simulation.principals import SimulatedClient
@@ -119,6 +120,7 @@ class ObjectWorkload:
         self.history: list[ObjectEntry] = []
         self.journals: dict[int, tuple[bytes, ...]] = {}  # as the auditor has found them
         self.last_counts: dict[int, int] = {}
+        self.audited = False
         self._labels: dict[bytes, ObjectEntry] = {}
         self._findings: list[str] = []
 
@@ -267,10 +269,12 @@ class ObjectWorkload:
     def findings_on_disks(self, evidence: Evidence) -> list[str]:
         """Every acknowledged update is on its objects' chains, and each has one chain."""
         found = list(evidence.candidates.findings)
+        established = self.sizes.query_update.q - evidence.byzantine
+        accepted = evidence.candidates.accepted
         for number, identifier in enumerate(self.objects):
             found += check_chain(
-                evidence.candidates.accepted.get(identifier, {}),
-                established=self.sizes.query_update.q - evidence.byzantine,
+                accepted.get(identifier, {}),
+                established=established,
                 acknowledged=(
                     entry.timestamp
                     for entry in self.history
@@ -278,7 +282,13 @@ class ObjectWorkload:
                 ),
                 name=f"object {number}",
             )
-        return found
+        # The auditor has updated every object, when nobody else did anything any more.
+        settled = {
+            identifier: chain_of(accepted[identifier], established=established)[-1]
+            for identifier in self.objects
+            if self.audited and identifier in accepted
+        }
+        return found + check_convergence(evidence.disks, settled=settled, needed=established)
 
     def digested(self) -> Iterable[str]:
         """The history, line by line."""
@@ -319,6 +329,7 @@ class ObjectSession:
             yield self._last_count(number)
         for number in workload.accounts:
             yield self._journal(number)
+        workload.audited = True
 
     def _task(self, entry: ObjectEntry) -> Task:
         workload = self._workload

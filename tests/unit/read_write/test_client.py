@@ -18,6 +18,7 @@ from bftfs.read_write.messages import (
     Listed,
     ReadReply,
     ReadRequest,
+    TimeReply,
     TimeRequest,
     VouchRequest,
     WriteRequest,
@@ -178,6 +179,51 @@ def test_a_refusal_by_t_nodes_is_worked_around() -> None:
     alice = world.client()
     world.nodes[0].behaviour = adversaries.refuse_everything
     alice.write(ITEM)
+    assert alice.read().item == ITEM
+
+
+def test_a_liars_reason_is_not_given_for_a_refusal_that_passes() -> None:
+    """Another node's clock is behind for now; one full disk must not make that final."""
+    world = World()
+    alice = world.client()
+    behind = 3
+
+    def late(_node: Node, _sender: Sender, message: Any, honest: Honest) -> Answer | None:
+        nonlocal behind
+        if not isinstance(message, WriteRequest) or not behind:
+            return honest()
+        behind -= 1
+        return BlockRefused(errno.ETIME, "ahead of this node"), b""
+
+    world.nodes[0].behaviour = adversaries.refuse_everything
+    world.nodes[1].behaviour = late
+    alice.write(ITEM)
+    assert behind == 0
+    assert alice.read().item == ITEM
+
+
+def test_a_time_that_others_have_pushed_ahead_delays_a_write_and_does_not_fail_it() -> None:
+    """[design §4] "This can only delay": the nodes whose clocks are behind catch up."""
+    world = World()
+    alice = world.client()
+    ahead_us = START_US + limits.CLOCK_SKEW_US + 3 * limits.SECOND_US
+    refused = []
+
+    def fast(_node: Node, _sender: Sender, message: Any, honest: Honest) -> Answer:
+        return (TimeReply((ahead_us,)), b"") if isinstance(message, TimeRequest) else honest()
+
+    def note(_node: Node, _sender: Sender, message: Any, honest: Honest) -> Answer:
+        answer = honest()
+        if isinstance(answer[0], BlockRefused):
+            refused.append(answer[0].code)
+        return answer
+
+    for node in (0, 1, 3):
+        world.nodes[node].behaviour = fast
+    world.nodes[2].behaviour = note
+    timestamp = alice.write(ITEM)
+    assert timestamp.time == ahead_us + 1
+    assert set(refused) == {errno.ETIME}
     assert alice.read().item == ITEM
 
 

@@ -1,0 +1,86 @@
+"""What correct nodes accept beyond a bound is found."""
+
+from __future__ import annotations
+
+from bftfs import limits
+from bftfs.identifiers import BlockId, ClientId, NodeId, ObjectId, ObjectKind
+from bftfs.query_update.candidate import Candidate
+from bftfs.query_update.timestamp import ZERO, logical_timestamp
+from bftfs.read_write.timestamp import BlockTimestamp, version_key
+from bftfs.simulation.checkers.bounds import BoundsRecord
+from bftfs.simulation.checkers.candidates import Acceptance
+from bftfs.simulation.deployment import client_named
+from bftfs.storage import Table, Write
+
+NODE = NodeId(0)
+OBJECT = ObjectId(bytes((ObjectKind.COUNTER,)) + bytes(15))
+NOW_US = 10**15
+CLIENT = client_named("a client")
+
+
+def barrier(number: int, *, client: ClientId = CLIENT, ahead_us: int = 0) -> Candidate:
+    return Candidate(
+        logical_timestamp(
+            time_us=NOW_US + ahead_us,
+            barrier=True,
+            client=client,
+            digest=number.to_bytes(32, "big"),
+        ),
+        ZERO,
+    )
+
+
+def accept(
+    record: BoundsRecord, *candidates: Candidate, history: int = 1, now_us: int = NOW_US
+) -> None:
+    record.accepted(
+        NODE,
+        now_us,
+        [Acceptance(OBJECT, candidate, (candidate,) * history) for candidate in candidates],
+    )
+
+
+def test_times_up_to_the_bound_are_fine_and_no_others() -> None:
+    record = BoundsRecord()
+    accept(record, barrier(0, ahead_us=limits.CLOCK_SKEW_US))
+    assert record.findings == []
+    accept(record, barrier(1, ahead_us=limits.CLOCK_SKEW_US + 1))
+    assert "ahead of its clock" in record.findings[0]
+
+
+def test_versions_of_blocks_are_not_of_the_future() -> None:
+    record = BoundsRecord()
+    for ahead_us in (limits.CLOCK_SKEW_US, limits.CLOCK_SKEW_US + 1):
+        timestamp = BlockTimestamp(NOW_US + ahead_us, CLIENT, bytes(32))  # type: ignore[arg-type]
+        key = version_key(BlockId(bytes(32)), timestamp)
+        record.hosted(NODE, NOW_US, [Write(Table.BLOCK, key, b"\0")])
+    assert len(record.findings) == 1
+
+
+def test_repairs_beyond_a_clients_allowance() -> None:
+    record = BoundsRecord()
+    burst = [barrier(number) for number in range(limits.REPAIRS_BURST)]
+    accept(record, *burst)
+    others = [barrier(number, client=client_named("another")) for number in range(50)]
+    accept(record, *others)
+    later = [barrier(1_000 + number) for number in range(limits.REPAIRS_PER_SECOND)]
+    accept(record, *later, now_us=NOW_US + limits.SECOND_US)
+    assert record.findings == []
+    accept(record, *(barrier(9_000 + number) for number in range(5)), now_us=NOW_US)
+    assert "repairs too many of one client" in record.findings[0]
+
+
+def test_one_clients_share_of_a_long_history() -> None:
+    record = BoundsRecord()
+    accept(record, barrier(0), history=limits.HISTORY_CANDIDATES)
+    assert record.findings == []
+    accept(record, barrier(1), history=limits.HISTORY_CANDIDATES + 1)
+    assert "candidates of one client" in record.findings[0]
+
+
+def test_more_requests_wait_than_there_are_places() -> None:
+    record = BoundsRecord()
+    record.parked(NODE, limits.PARKED_REQUESTS, limits.PARKED_REQUESTS_OF_ONE)
+    assert record.findings == []
+    record.parked(NODE, limits.PARKED_REQUESTS_OF_ONE + 1, limits.PARKED_REQUESTS_OF_ONE + 1)
+    assert "of one principal" in record.findings[0]
