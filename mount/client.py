@@ -11,35 +11,23 @@ from typing import Final
 import trio
 from structlog.typing import FilteringBoundLogger
 
-from bftfs import cluster as description_files
 from bftfs.cluster import ClusterDescription
-from bftfs.credentials import Credentials
-from bftfs.crypto.cipher import BlockCipher
-from bftfs.crypto.digest import client_id_of
-from bftfs.crypto.keys import Identity, read_identity, read_volume_key
 from bftfs.data_directory import DataDirectory
 from bftfs.envelope import REPLIES
 from bftfs.errors import FileSystemError, OperationFailed, UsageError
-from bftfs.filesystem import object_types
 from bftfs.filesystem.history import History
 from bftfs.filesystem.moments import parse_moment
 from bftfs.filesystem.operations import FileSystem
-from bftfs.filesystem.options import Options
-from bftfs.limits import MIB, SECOND_US
-from bftfs.query_update.client import QueryUpdateClient
-from bftfs.query_update.past_reading import PastReader
-from bftfs.quorum import ThresholdQuorums
-from bftfs.read_write.client import ReadWriteClient
+from bftfs.limits import MIB
 from bftfs.runtime.memory import keep_freed_memory
 from bftfs.runtime.network import Network
-from bftfs.space import ClusterSpace
+from mount.access import ROOT, credentials_of, file_system
 from mount.logs import open_log
 from mount.options import MountOptions
 from mount.session import Mount
 
 CONNECT_PATIENCE_S: Final = 20.0
 FREED_BYTES_KEPT: Final = 64 * MIB  # blocks and their fragments come and go all the time
-ROOT: Final = Credentials(uid=0, gid=0)
 
 
 def serve(
@@ -123,28 +111,6 @@ async def _require_root_directory(files: FileSystem, options: MountOptions) -> N
         await files.format(ROOT)
 
 
-def credentials_of(
-    directory: DataDirectory, options: MountOptions
-) -> tuple[ClusterDescription, Identity]:
-    """The verified description of the cluster, and who the mount is in it."""
-    description = description_files.load(directory.description)
-    key = directory.client_key(options.client)
-    if not key.exists():
-        names = sorted(path.stem for path in key.parent.glob("*.key"))
-        raise UsageError(
-            f"{key}: there is no key of a client named {options.client}; "
-            + (f"with client=NAME one can mount as {', '.join(names)}" if names else "")
-            + f"; `bftfs cluster add-client --data {directory.path} {options.client}` makes one"
-        )
-    identity = read_identity(key)
-    if description.client(client_id_of(public_key=identity.public_key)) is None:
-        raise UsageError(
-            f"{key}: the cluster does not know this key (any more); have its administrator run "
-            f"`bftfs cluster add-client {options.client}`, and get cluster.toml again"
-        )
-    return description, identity
-
-
 async def _past(history: History, at: str) -> FileSystem:
     """The file system as it was at a time, or as a snapshot shows it."""
     time_us = parse_moment(at)
@@ -163,49 +129,3 @@ async def _past(history: History, at: str) -> FileSystem:
             f"mount option at={at}: the file system did not exist then, or that time is yet to come"
         ) from None
     return history.at(time_us)
-
-
-def file_system(
-    directory: DataDirectory,
-    description: ClusterDescription,
-    identity: Identity,
-    options: MountOptions,
-) -> tuple[FileSystem, History]:
-    """The file system of a cluster, as its client `identity` sees it, and its history."""
-    client = client_id_of(public_key=identity.public_key)
-    patience_us = None if options.patience_s is None else round(options.patience_s * SECOND_US)
-    objects = QueryUpdateClient(
-        client,
-        ThresholdQuorums(description.query_update),
-        object_types(),
-        patience_total_us=patience_us,
-    )
-    blocks = ReadWriteClient(client, description.read_write, patience_total_us=patience_us)
-    space = ClusterSpace(description.read_write, patience_total_us=patience_us)
-    cipher = BlockCipher(read_volume_key(directory.volume_key))
-    files = FileSystem(
-        objects,
-        blocks,
-        space,
-        cipher,
-        root=description.root,
-        volume=description.volume,
-        options=Options(
-            strict=options.strict,
-            read_only=options.read_only,
-            attribute_timeout_us=round(options.cached_attributes_s * SECOND_US),
-            entry_timeout_us=round(options.cached_entries_s * SECOND_US),
-            absence_timeout_us=round(options.cached_absence_s * SECOND_US),
-        ),
-    )
-    history = History(
-        files,
-        objects,
-        PastReader(objects),
-        blocks,
-        space,
-        cipher,
-        volume=description.volume,
-        asking_as=ROOT,
-    )
-    return files, history

@@ -11,8 +11,11 @@ from typing import NamedTuple
 
 import click
 
+from bftfs.cli.times import parse_time
 from bftfs.data_directory import DataDirectory
 from bftfs.errors import UsageError
+from bftfs.filesystem.moments import format_moment
+from bftfs.runtime import clock
 from mount.mountpoint import FILE_SYSTEM_TYPE, mounts
 
 UNMOUNT_PATIENCE_S = 60.0  # dirty data is written first
@@ -23,6 +26,7 @@ class MountProcess(NamedTuple):
 
     pid: int
     mountpoint: Path
+    options: str
 
 
 @click.command()
@@ -30,7 +34,7 @@ class MountProcess(NamedTuple):
 @click.argument("mountpoint", type=Path)
 @click.option("-o", "options", default="", help="Mount options, separated by commas.")
 @click.option("--foreground", "-f", is_flag=True, help="Stay in the foreground.")
-@click.option("--at", default=None, help="A time (2026-11-21T10:02) or a snapshot: as it was then.")
+@click.option("--at", default=None, help="A time or a snapshot: as it was then.")
 def mount(data: Path, mountpoint: Path, options: str, foreground: bool, at: str | None) -> None:
     """Mount a cluster whose nodes are running.
 
@@ -40,6 +44,8 @@ def mount(data: Path, mountpoint: Path, options: str, foreground: bool, at: str 
     directory = DataDirectory.existing(data.absolute())
     mountpoint = mountpoint.absolute()
     if at is not None:
+        time_us = parse_time(at, now_us=clock.now_us())
+        at = at if time_us is None else format_moment(time_us)
         if "," in at:
             raise UsageError(f"--at {at}: neither a time nor the name of a snapshot")
         options = f"{options},at={at}" if options else f"at={at}"
@@ -119,8 +125,9 @@ def mount_processes(directory: DataDirectory) -> list[MountProcess]:
             continue  # it has just ended
         for at in range(len(words) - len(marker)):
             if words[at : at + len(marker)] == marker:
-                mountpoint = Path(os.fsdecode(words[at + len(marker)]))
-                found.append(MountProcess(int(entry.name), mountpoint))
+                mountpoint, *rest = map(os.fsdecode, words[at + len(marker) :])
+                options = rest[rest.index("-o") + 1] if "-o" in rest[:-1] else ""
+                found.append(MountProcess(int(entry.name), Path(mountpoint), options))
                 break
     return found
 

@@ -1,0 +1,332 @@
+"""What the commands about history share: a path in a mount, at a time, as a client sees it.
+
+`PATH@TIME` names what stood at a path at a time, or as a snapshot shows it; `PATH` alone what
+stands there now. The commands ask the nodes themselves, with the key that the mount was made with
+and as the user who runs them, so that permissions of then and of now both count, as in `.history`.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TypeVar
+
+import click
+
+from bftfs.cli.mount import mount_processes
+from bftfs.cli.times import parse_time
+from bftfs.cluster import ClusterDescription
+from bftfs.conversation import Conversation, Together
+from bftfs.credentials import Credentials
+from bftfs.data_directory import DataDirectory
+from bftfs.envelope import REPLIES
+from bftfs.errors import FileSystemError, UsageError
+from bftfs.filesystem.attributes import Attributes
+from bftfs.filesystem.history import Change, History
+from bftfs.filesystem.moments import format_moment, parse_moment
+from bftfs.filesystem.operations import FileSystem
+from bftfs.identifiers import ClientId, ObjectId, ObjectKind, kind_of
+from bftfs.runtime import clock
+from bftfs.runtime.blocking import BlockingNetwork
+from mount.access import credentials_of, file_system
+from mount.mountpoint import FILE_SYSTEM_TYPE, Mounted, mounts
+from mount.options import MountOptions, parse
+
+Result = TypeVar("Result")
+
+PATIENCE_S = 30.0
+_PIECE_BYTES = 4 << 20
+_TOGETHER = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Located:
+    """Something in the file system at a time (None: now), and the path that it was asked for by."""
+
+    path: Path  # in the mount, as it was given
+    shown: str  # with its time
+    identifier: ObjectId
+    attributes: Attributes
+    time_us: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """One object of a tree."""
+
+    identifier: ObjectId
+    attributes: Attributes
+
+
+class Session:
+    """A client's sight of the file system that a path is in."""
+
+    def __init__(
+        self,
+        mounted: Mounted,
+        directory: DataDirectory,
+        description: ClusterDescription,
+        network: BlockingNetwork,
+        files: FileSystem,
+        history: History,
+    ) -> None:
+        self.mounted = mounted
+        self.directory = directory
+        self.description = description
+        self.network = network
+        self.files = files
+        self.history = history
+        self.who = Credentials(os.geteuid(), os.getegid(), tuple(os.getgroups()[:64]))
+        self.now_us = clock.now_us()
+
+    def perform(self, conversation: Conversation[Result]) -> Result:
+        """The result of a conversation with the nodes."""
+        return self.network.perform(conversation)
+
+    def at(self, time_us: int | None) -> FileSystem:
+        """The file system at a time; None: now."""
+        return self.files if time_us is None else self.history.at(time_us)
+
+    # --- times and clients -------------------------------------------------------------------
+
+    def time(self, text: str) -> int:
+        """The time that `text` says, or the snapshot of that name stands for."""
+        time_us = parse_moment(text)
+        if time_us is None:  # a snapshot may be called like a day of the week
+            named = self.perform(self.history.snapshots(self.who))
+            encoded = os.fsencode(text)
+            time_us = next((each.time_us for each in named if each.name == encoded), None)
+        if time_us is None:
+            time_us = parse_time(text, now_us=self.now_us)
+        if time_us is None:
+            raise UsageError(
+                f"{text!r} is neither a time (2026-11-21T10:02, '10 minutes ago', "
+                "'yesterday 14:00') nor a snapshot (`bftfs snapshot list` shows these)"
+            )
+        if time_us > self.now_us:
+            raise UsageError(f"{text}: that time is yet to come")
+        return time_us
+
+    def client_name(self, client: ClientId) -> str:
+        """What the cluster calls the client; its id, if it was removed."""
+        entry = self.description.client(client)
+        return client.hex()[:12] if entry is None else entry.name
+
+    # --- paths -------------------------------------------------------------------------------
+
+    def locate(self, given: str) -> Located:
+        """What `PATH` or `PATH@TIME` names."""
+        path_text, at, time_text = given.rpartition("@")
+        if not at or not path_text or (parse_time(time_text, now_us=self.now_us) is None
+                                       and os.path.lexists(given)):  # fmt: skip
+            path_text, time_us = given, None
+        else:
+            time_us = self.time(time_text)
+        path = absolute(path_text)
+        return self.locate_at(path, time_us)
+
+    def locate_at(self, path: Path, time_us: int | None) -> Located:
+        """What stood at a path at a time (None: stands there now)."""
+        shown = str(path) if time_us is None else f"{path}@{format_moment(time_us)}"
+        files = self.at(time_us)
+        try:
+            identifier = files.root
+            for name in self.names(path):
+                identifier = self.perform(
+                    files.lookup(identifier, os.fsencode(name), self.who)
+                ).identifier
+            attributes = self.perform(files.attributes(identifier, self.who))
+        except FileSystemError as refusal:
+            raise UsageError(_why_not(shown, refusal.code), exit_code=1) from None
+        return Located(path, shown, identifier, attributes, time_us)
+
+    def names(self, path: Path) -> tuple[str, ...]:
+        """The names that lead from the root of the mount to `path`."""
+        names = path.relative_to(self.mounted.path).parts
+        if ".history" in names:
+            raise UsageError(f"{path}: name the time as PATH@TIME instead of by .history")
+        return names
+
+    def find(self, path: Path) -> tuple[ObjectId, int | None]:
+        """What stands at a path, or stood there last; and, in that case, when it went away."""
+        identifier, gone_us = self.files.root, None
+        for name in self.names(path):
+            encoded = os.fsencode(name)
+            if gone_us is None:
+                try:
+                    identifier = self.perform(
+                        self.files.lookup(identifier, encoded, self.who)
+                    ).identifier
+                    continue
+                except FileSystemError as refusal:
+                    if refusal.code != errno.ENOENT:
+                        raise UsageError(_why_not(str(path), refusal.code), exit_code=1) from None
+            last = last_removal(self.changes(identifier), encoded)
+            if last is None:
+                raise UsageError(
+                    f"{path}: nothing was ever called so; `bftfs log {path.parent}` shows what was",
+                    exit_code=1,
+                )
+            identifier, removed_us = last
+            gone_us = removed_us if gone_us is None else min(gone_us, removed_us)
+        return identifier, gone_us
+
+    # --- contents ----------------------------------------------------------------------------
+
+    def changes(self, identifier: ObjectId, *, since_us: int = 0) -> list[Change]:
+        """What was done to an object, the latest first."""
+        try:
+            return self.perform(self.history.changes(identifier, self.who, since_us=since_us))
+        except FileSystemError as refusal:
+            raise UsageError(_why_not("its history", refusal.code), exit_code=1) from None
+
+    def pieces(self, identifier: ObjectId, time_us: int | None) -> Iterator[bytes]:
+        """The contents of a file."""
+        files = self.at(time_us)
+        opened = self.perform(files.open(identifier, os.O_RDONLY, self.who))
+        try:
+            offset = 0
+            while piece := bytes(self.perform(files.read(opened, offset, _PIECE_BYTES))):
+                yield piece
+                offset += len(piece)
+        finally:
+            self.perform(files.release(opened))
+
+    def contents(self, identifier: ObjectId, time_us: int | None) -> bytes:
+        """The contents of a file, as a whole."""
+        return b"".join(self.pieces(identifier, time_us))
+
+    def link_target(self, identifier: ObjectId, time_us: int | None) -> bytes:
+        """Where a symlink leads."""
+        return self.perform(self.at(time_us).read_link(identifier, self.who))
+
+    def extended(self, identifier: ObjectId, time_us: int | None) -> dict[bytes, bytes]:
+        """Extended attributes, ACLs among them."""
+        files = self.at(time_us)
+        names = self.perform(files.list_extended(identifier, self.who))
+        return {
+            name: self.perform(files.get_extended(identifier, name, self.who)) for name in names
+        }
+
+    def tree(self, located: Located) -> dict[str, Node]:
+        """All that is below a directory, by relative path; and itself, by the empty one."""
+        found = {"": Node(located.identifier, located.attributes)}
+        level = [("", located.identifier)]
+        while level:
+            below: list[tuple[str, ObjectId]] = []
+            for position in range(0, len(level), _TOGETHER):
+                batch = level[position : position + _TOGETHER]
+                listed = self.perform(self._list_together(batch, located.time_us))
+                for path, nodes in listed:
+                    for name, node in nodes:
+                        full = f"{path}{os.fsdecode(name)}"
+                        found[full] = node
+                        if kind_of(node.identifier) == ObjectKind.DIRECTORY:
+                            below.append((full + "/", node.identifier))
+            level = below
+        return found
+
+    async def _list_together(
+        self, batch: list[tuple[str, ObjectId]], time_us: int | None
+    ) -> list[tuple[str, list[tuple[bytes, Node]]]]:
+        listed = await Together(
+            tuple(partial(self._list, identifier, time_us) for _, identifier in batch)
+        )
+        return [(path, nodes) for (path, _), nodes in zip(batch, listed, strict=True)]
+
+    async def _list(self, identifier: ObjectId, time_us: int | None) -> list[tuple[bytes, Node]]:
+        files = self.at(time_us)
+        opened = await files.open_directory(identifier, self.who)
+        found: list[tuple[bytes, Node]] = []
+        after = 0
+        while page := await files.read_directory(opened, after):
+            found += [
+                (entry.name, Node(entry.identifier, entry.attributes))
+                for entry in page
+                if entry.attributes is not None
+            ]
+            after = page[-1].cookie
+        return found
+
+
+def absolute(text: str) -> Path:
+    """The absolute path of what `text` names, without following what it ends with."""
+    return Path(os.path.abspath(text))
+
+
+def last_removal(changes: list[Change], name: bytes) -> tuple[ObjectId, int] | None:
+    """What `name` in a directory stood for last, and when that ended."""
+    gone_us = None
+    for change in changes:
+        for changed, entry in change.entries:
+            if changed == name:
+                if entry is not None:
+                    return entry.child, clock.now_us() if gone_us is None else gone_us
+                gone_us = change.time_us
+    return None
+
+
+@contextmanager
+def session_at(given: str) -> Iterator[Session]:
+    """A session with the cluster that is mounted where `PATH` or `PATH@TIME` is."""
+    mounted = _mount_of(absolute(given)) or _mount_of(absolute(given.rpartition("@")[0] or given))
+    if mounted is None:
+        raise UsageError(
+            f"{given}: not in a mount of bftfs; `bftfs mount` or `bftfs up` makes one, and "
+            "/proc/mounts lists those of this machine"
+        )
+    directory = DataDirectory.existing(Path(mounted.source))
+    options = next(
+        (
+            parse(process.options, sloppy=True)
+            for process in mount_processes(directory)
+            if process.mountpoint == mounted.path
+        ),
+        MountOptions(),
+    )
+    options = MountOptions(client=options.client, patience_s=PATIENCE_S)
+    try:
+        description, identity = credentials_of(directory, options)
+    except PermissionError as error:
+        raise UsageError(f"{error.filename}: cannot be read: it takes the mount's key") from None
+    with BlockingNetwork(description, identity, decode=REPLIES.decode) as network:
+        files, history = file_system(directory, description, identity, options)
+        yield Session(mounted, directory, description, network, files, history)
+
+
+def _mount_of(path: Path) -> Mounted | None:
+    """The mount of bftfs that `path` is in, if it is in one."""
+    above = (path, *path.parents)
+    best: Mounted | None = None
+    for mounted in mounts():
+        if mounted.path in above and (
+            best is None or len(mounted.path.parts) >= len(best.path.parts)
+        ):
+            best = mounted
+    return best if best is not None and best.kind == FILE_SYSTEM_TYPE else None
+
+
+def _why_not(shown: str, code: int) -> str:
+    match code:
+        case errno.ENOENT | errno.ESTALE:
+            return f"{shown}: there is (or was) no such file; `bftfs log` shows when there was"
+        case _:
+            return f"{shown}: {os.strerror(code)}"
+
+
+def file_kind(attributes: Attributes) -> str:
+    """What an object is, in a word."""
+    return {
+        stat.S_IFREG: "file",
+        stat.S_IFDIR: "directory",
+        stat.S_IFLNK: "symlink",
+    }.get(stat.S_IFMT(attributes.mode), "special file")
+
+
+path_argument = click.argument("path", type=str, metavar="PATH")

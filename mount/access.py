@@ -1,0 +1,93 @@
+"""What a client needs of a cluster: its keys, both protocols, the file system and its history."""
+
+from __future__ import annotations
+
+from bftfs import cluster as description_files
+from bftfs.cluster import ClusterDescription
+from bftfs.credentials import Credentials
+from bftfs.crypto.cipher import BlockCipher
+from bftfs.crypto.digest import client_id_of
+from bftfs.crypto.keys import Identity, read_identity, read_volume_key
+from bftfs.data_directory import DataDirectory
+from bftfs.errors import UsageError
+from bftfs.filesystem import object_types
+from bftfs.filesystem.history import History
+from bftfs.filesystem.operations import FileSystem
+from bftfs.filesystem.options import Options
+from bftfs.limits import SECOND_US
+from bftfs.query_update.client import QueryUpdateClient
+from bftfs.query_update.past_reading import PastReader
+from bftfs.quorum import ThresholdQuorums
+from bftfs.read_write.client import ReadWriteClient
+from bftfs.space import ClusterSpace
+from mount.options import MountOptions
+
+ROOT = Credentials(uid=0, gid=0)
+
+
+def credentials_of(
+    directory: DataDirectory, options: MountOptions
+) -> tuple[ClusterDescription, Identity]:
+    """The verified description of the cluster, and who the mount is in it."""
+    description = description_files.load(directory.description)
+    key = directory.client_key(options.client)
+    if not key.exists():
+        names = sorted(path.stem for path in key.parent.glob("*.key"))
+        raise UsageError(
+            f"{key}: there is no key of a client named {options.client}; "
+            + (f"with client=NAME one can mount as {', '.join(names)}" if names else "")
+            + f"; `bftfs cluster add-client --data {directory.path} {options.client}` makes one"
+        )
+    identity = read_identity(key)
+    if description.client(client_id_of(public_key=identity.public_key)) is None:
+        raise UsageError(
+            f"{key}: the cluster does not know this key (any more); have its administrator run "
+            f"`bftfs cluster add-client {options.client}`, and get cluster.toml again"
+        )
+    return description, identity
+
+
+def file_system(
+    directory: DataDirectory,
+    description: ClusterDescription,
+    identity: Identity,
+    options: MountOptions,
+) -> tuple[FileSystem, History]:
+    """The file system of a cluster, as its client `identity` sees it, and its history."""
+    client = client_id_of(public_key=identity.public_key)
+    patience_us = None if options.patience_s is None else round(options.patience_s * SECOND_US)
+    objects = QueryUpdateClient(
+        client,
+        ThresholdQuorums(description.query_update),
+        object_types(),
+        patience_total_us=patience_us,
+    )
+    blocks = ReadWriteClient(client, description.read_write, patience_total_us=patience_us)
+    space = ClusterSpace(description.read_write, patience_total_us=patience_us)
+    cipher = BlockCipher(read_volume_key(directory.volume_key))
+    files = FileSystem(
+        objects,
+        blocks,
+        space,
+        cipher,
+        root=description.root,
+        volume=description.volume,
+        options=Options(
+            strict=options.strict,
+            read_only=options.read_only,
+            attribute_timeout_us=round(options.cached_attributes_s * SECOND_US),
+            entry_timeout_us=round(options.cached_entries_s * SECOND_US),
+            absence_timeout_us=round(options.cached_absence_s * SECOND_US),
+        ),
+    )
+    history = History(
+        files,
+        objects,
+        PastReader(objects),
+        blocks,
+        space,
+        cipher,
+        volume=description.volume,
+        asking_as=ROOT,
+    )
+    return files, history

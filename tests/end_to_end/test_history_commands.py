@@ -1,0 +1,216 @@
+"""`bftfs log`, `cat`, `diff`, `annotate`, `restore`, `undelete` and `snapshot`, on a real mount."""
+
+import json
+import os
+import random
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.end_to_end.cluster import Cluster, bftfs
+from tests.end_to_end.expectations import BLOCK, payload
+from tests.end_to_end.test_history import HISTORY, change_something, now, snapshot_of
+
+
+def fails(*words: str | Path) -> str:
+    """Run `bftfs`, which must fail with one clear message; the message."""
+    finished = subprocess.run(
+        [sys.executable, "-m", "bftfs", *map(str, words)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert finished.returncode in (1, 2), finished.stdout
+    assert finished.stderr.startswith("bftfs: ")
+    assert finished.stderr.count("\n") == 1, finished.stderr
+    return finished.stderr
+
+
+def operations(path: Path) -> list[str]:
+    """What the log says was done, the first first."""
+    return [row["operation"] for row in reversed(json.loads(bftfs("log", "--json", path)))]
+
+
+def test_the_log_of_a_file_goes_across_renames(directory: Path, cluster: Cluster) -> None:
+    (directory / "old").write_text("one")
+    (directory / "sub").mkdir()
+    (directory / "old").chmod(0o600)
+    os.rename(directory / "old", directory / "sub" / "new")
+    (directory / "sub" / "new").write_text("three")
+    log = json.loads(bftfs("log", "--json", directory / "sub" / "new"))
+    assert [row["operation"] for row in reversed(log)] == [
+        "create old",
+        "write",
+        "change mode 600",
+        "rename old to new",
+        "truncate to 0",
+        "write",
+    ]
+    assert [row["size"] for row in reversed(log)] == [0, 3, 3, 3, 0, 5]
+    assert {row["client"] for row in log} == {"local"}
+    assert {row["uid"] for row in log} == {0}
+    times = [row["time"] for row in log]
+    assert times == sorted(set(times), reverse=True)
+    assert operations(directory)[-3:] == ["create old", "mkdir sub", "rename old to new"]
+    assert "rename old to new" in bftfs("log", directory / "sub" / "new")
+
+
+def test_what_is_gone_has_a_log_and_can_be_brought_back(directory: Path, cluster: Cluster) -> None:
+    tree = directory / "tree"
+    (tree / "a" / "b").mkdir(parents=True)
+    (tree / "a" / "file").write_bytes(payload(BLOCK + 9, 1))
+    (tree / "a" / "b" / "deep").write_text("deep")
+    os.symlink("file", tree / "a" / "link")
+    os.setxattr(tree / "a" / "file", "user.k", b"v")
+    (tree / "a" / "file").chmod(0o640)
+    time.sleep(0.01)
+    before = snapshot_of(directory)
+    subprocess.run(["rm", "-r", tree], check=True)
+    assert operations(tree / "a" / "file")[-1] == "unlink file"
+    assert str(tree) in bftfs("undelete", "--list", directory)
+    bftfs("undelete", tree)
+    after = snapshot_of(directory)
+    assert {path: seen[:4] + seen[5:] for path, seen in after.items()} == {
+        path: seen[:4] + seen[5:] for path, seen in before.items()
+    }
+    assert "it is there" in fails("undelete", tree)
+    assert "nothing was ever called so" in fails("undelete", directory / "never")
+
+
+def test_cat_prints_what_was_byte_for_byte(directory: Path, cluster: Cluster) -> None:
+    file = directory / "file@home"
+    data = payload(2 * BLOCK + 3, 4)
+    file.write_bytes(data)
+    moment = now()
+    file.write_bytes(b"new")
+    command = [sys.executable, "-m", "bftfs", "cat"]
+    for given, expected in ((f"{file}@{moment}", data), (str(file), b"new")):
+        assert subprocess.run([*command, given], capture_output=True, check=True).stdout == expected
+    assert "no such file" in fails("cat", f"{file}@2021-01-01")
+    assert "yet to come" in fails("cat", f"{file}@2999-01-01")
+    assert "nor a snapshot" in fails("cat", f"{directory}/other@home")
+    assert "not a regular file" in fails("cat", f"{directory}@{moment}")
+    assert "not in a mount" in fails("cat", "/etc/passwd@now")
+
+
+def test_diff_tells_what_was_added_removed_modified_and_renamed(
+    directory: Path, cluster: Cluster
+) -> None:
+    for name in ("same", "edited", "removed", "moved", "mode"):
+        (directory / name).write_text(f"{name}\nline\n")
+    (directory / "binary").write_bytes(b"\0\1")
+    moment = now()
+    assert bftfs("diff", f"{directory}@{moment}") == ""
+    (directory / "edited").write_text("edited\nother\n")
+    (directory / "removed").unlink()
+    (directory / "added").write_text("new\n")
+    (directory / "sub").mkdir()
+    os.rename(directory / "moved", directory / "sub" / "moved")
+    (directory / "mode").chmod(0o600)
+    (directory / "binary").write_bytes(b"\0\2")
+    found = json.loads(bftfs("diff", "--json", f"{directory}@{moment}", allowed=(1,)))
+    assert {(each["status"], each["path"], each.get("from")) for each in found} == {
+        ("added", "added", None),
+        ("modified", "binary", None),
+        ("modified", "edited", None),
+        ("modified", "mode", None),
+        ("removed", "removed", None),
+        ("added", "sub", None),
+        ("renamed", "sub/moved", "moved"),
+    }
+    shown = bftfs("diff", f"{directory}@{moment}", allowed=(1,))
+    assert "-line\n+other\n" in shown
+    assert "mode 0644 -> 0600" in shown
+    assert "binary files" in shown
+    one = bftfs("diff", f"{directory}/edited@{moment}", f"@{now()}", allowed=(1,))
+    assert one.endswith("@@ -1,2 +1,2 @@\n edited\n-line\n+other\n")
+
+
+def test_annotate_says_who_brought_each_line(directory: Path, cluster: Cluster) -> None:
+    file = directory / "text"
+    texts = ("a\nb\nc\n", "a\nB\nc\n", "a\nB\nc\nd\n")
+    for text in texts:
+        file.write_text(text)
+    rows = json.loads(bftfs("annotate", "--json", file))
+    log = json.loads(bftfs("log", "--json", file))
+    writes = [row["time"] for row in reversed(log) if row["operation"] == "write"]
+    assert [row["text"] for row in rows] == ["a\n", "B\n", "c\n", "d\n"]
+    assert [row["time"] for row in rows] == [writes[0], writes[1], writes[0], writes[2]]
+    (directory / "binary").write_bytes(b"\0")
+    assert "not text" in fails("annotate", directory / "binary")
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_a_tree_is_restored_to_any_time_and_back(
+    directory: Path, cluster: Cluster, seed: int
+) -> None:
+    draw = random.Random(100 + seed)
+    tree = directory / "tree"
+    tree.mkdir()
+    states = []
+    for number in range(24):
+        change_something(tree, draw, number)
+        if number % 8 == 7:
+            states.append((now(), comparable(tree)))
+    for moment, expected in (*states, *reversed(states)):
+        undo = bftfs("restore", "--delete", f"{tree}@{moment}")
+        assert comparable(tree) == expected
+        assert "bftfs restore" in undo or "nothing had to be changed" in undo
+
+
+def comparable(tree: Path) -> dict[str, tuple[object, ...]]:
+    """A tree without the times and link counts of directories, which restoring them changes."""
+    return {
+        path: seen if path not in directories_of(tree) else (*seen[:4], *seen[7:])
+        for path, seen in snapshot_of(tree).items()
+    }
+
+
+def directories_of(tree: Path) -> set[str]:
+    return {str(path.relative_to(tree)) for path in tree.rglob("*") if path.is_dir()}
+
+
+def test_restore_writes_in_place_and_is_history_itself(directory: Path, cluster: Cluster) -> None:
+    file = directory / "file"
+    file.write_text("first")
+    inode = file.stat().st_ino
+    moment = now()
+    file.write_text("second, and longer")
+    later = now()
+    (directory / "newer").write_text("stays")
+    bftfs("restore", f"{file}@{moment}")
+    assert file.read_text() == "first"
+    assert file.stat().st_ino == inode
+    bftfs("restore", f"{file}@{later}")
+    assert file.read_text() == "second, and longer"
+    bftfs("restore", f"{directory}@{moment}")
+    assert (directory / "newer").read_text() == "stays"
+    bftfs("restore", f"{directory}@{moment}", "--to", directory / "copy")
+    assert (directory / "copy" / "file").read_text() == "first"
+    assert not (directory / "copy" / "newer").exists()
+    assert "say which time" in fails("restore", file)
+
+
+def test_snapshots_are_names_for_times(directory: Path, cluster: Cluster) -> None:
+    (directory / "file").write_text("one\n")
+    name = f"before-{directory.name}"
+    bftfs("snapshot", "create", directory, name)
+    moment = now()
+    (directory / "file").write_text("two\n")
+    assert (directory / HISTORY / name / "file").read_text() == "one\n"
+    assert name in os.listdir(directory / HISTORY)
+    assert name in bftfs("snapshot", "list", directory)
+    assert "-one\n+two\n" in bftfs("snapshot", "diff", directory, name, allowed=(1,))
+    assert bftfs("cat", f"{directory}/file@{name}") == "one\n"
+    bftfs("snapshot", "create", directory, f"{name}-again", "--at", moment)
+    assert bftfs("cat", f"{directory}/file@{name}-again") == "one\n"
+    assert "there is a snapshot of that name" in fails("snapshot", "create", directory, name)
+    assert "looks like a time" in fails("snapshot", "create", directory, "2026-11-21")
+    for each in (name, f"{name}-again"):
+        bftfs("snapshot", "delete", directory, each)
+    assert name not in bftfs("snapshot", "list", directory)
+    assert "no such snapshot" in fails("snapshot", "delete", directory, name)
