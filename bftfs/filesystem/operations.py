@@ -355,7 +355,12 @@ class FileSystem:
         who: Credentials,
     ) -> Found:
         """An update that gives `child` a name in the directory."""
-        outcome = await self._metadata.update((directory, child), method, arguments, who)
+        try:
+            outcome = await self._metadata.update((directory, child), method, arguments, who)
+        except FileSystemError as refusal:
+            if refusal.code == errno.EEXIST:  # whatever was believed: not that the name is free
+                self._metadata.forget(directory, name)
+            raise
         now_us = await Now()
         parent, attributes = outcome.attributes
         change = (name, Child(child, attributes.file_type))
@@ -506,10 +511,11 @@ class FileSystem:
             try:
                 return await attempt()
             except FileSystemError as refusal:
+                if refusal.code in (errno.ESTALE, errno.EAGAIN, errno.ENOENT, errno.EEXIST):
+                    for name in names:
+                        self._metadata.forget(*name)
                 if refusal.code not in (errno.ESTALE, errno.EAGAIN):
                     raise
-                for name in names:
-                    self._metadata.forget(*name)
         return await attempt()
 
     # --- rename ------------------------------------------------------------------------------

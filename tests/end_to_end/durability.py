@@ -51,8 +51,17 @@ class Writer:
 
     def stop(self) -> None:
         """End it after its present operation."""
-        self._journal.with_suffix(".stop").touch()
+        self.tell_to_stop()
         self._process.join()
+
+    def tell_to_stop(self) -> None:
+        """Let it end after its present operation."""
+        self._journal.with_suffix(".stop").touch()
+
+    def join(self, patience_s: float) -> bool:
+        """Wait for its end; whether it has come."""
+        self._process.join(patience_s)
+        return not self._process.is_alive()
 
     def wait_for_failure(self) -> None:
         """Until the file system, which is gone, has failed it."""

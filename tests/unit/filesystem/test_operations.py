@@ -81,6 +81,18 @@ def test_that_a_name_is_free_is_believed_as_well(world: World) -> None:
     world.run(mount.lookup(ROOT_ID, b"x", ALICE))
 
 
+def test_a_refusal_ends_the_belief_that_it_contradicts(world: World) -> None:
+    """A program that is told of a file with `mkdir`, and does not find it, is told nonsense."""
+    mount, other = world.mount(absence_timeout_us=300_000), world.mount()
+    refused(errno.ENOENT, world, mount.lookup(ROOT_ID, b"d", ALICE))
+    mkdir(world, other, b"d")
+    refused(errno.EEXIST, world, mount.make_directory(ROOT_ID, b"d", 0o755, ALICE))
+    world.run(mount.lookup(ROOT_ID, b"d", ALICE))
+    world.run(other.remove_directory(ROOT_ID, b"d", ALICE))
+    refused(errno.ENOENT, world, mount.remove_directory(ROOT_ID, b"d", ALICE))
+    refused(errno.ENOENT, world, mount.lookup(ROOT_ID, b"d", ALICE))
+
+
 def test_a_name_that_cannot_be_is_refused_for_what_it_is(world: World) -> None:
     """Also where it is known that nothing in the directory is called so."""
     mount = world.mount(entry_timeout_us=0)
