@@ -50,6 +50,7 @@ class Journal:
         self.size = 0  # bytes in use
         self._room = os.fstat(self._file).st_size  # bytes that the file has
         self.sequence = 0  # of the last record
+        self.key: bytes | None = None  # of the digests of all records, 32 bytes; a secret
 
     def replay(self, after: int) -> Iterator[list[Write]]:
         """The batches that followed the one with sequence `after`; then it is ready to append.
@@ -67,7 +68,7 @@ class Journal:
             if sequence != self.sequence + 1 or self.size + _HEADER.size + length > end:
                 return
             batch = os.pread(self._file, length, self.size + _HEADER.size)
-            if _digest_of(header[_DIGEST_BYTES:], batch) != digest:
+            if self._digest(header[_DIGEST_BYTES:], batch) != digest:
                 return
             try:
                 writes = [Write(Table(table), key, value) for table, key, value in _decode(batch)]
@@ -76,11 +77,36 @@ class Journal:
             self._advance(len(batch))
             yield writes
 
+    def breaks_off(self) -> bool:
+        """Whether, after `replay`, there are records further on: of what was lost, or is damaged.
+
+        Requires: a key. Without it clients could write what looks like such records.
+        """
+        assert self.key is not None
+        rest = os.pread(self._file, max(0, self._room - self.size), self.size)
+        most = self.sequence + len(rest) // _ALIGNMENT
+        for start in range(_ALIGNMENT, len(rest) - _HEADER.size, _ALIGNMENT):
+            digest, sequence, length = _HEADER.unpack_from(rest, start)
+            batch = start + _HEADER.size
+            if (
+                self.sequence < sequence <= most
+                and batch + length <= len(rest)
+                and self._digest(rest[start + _DIGEST_BYTES : batch], rest[batch : batch + length])
+                == digest
+            ):
+                return True
+        return False
+
+    @property
+    def room(self) -> int:
+        """How long the file is."""
+        return self._room
+
     def append(self, rows: Sequence[Row]) -> None:
         """Add a batch. It survives a crash of the process, and after `sync` one of the machine."""
         batch = _encode(rows)
         rest = _HEADER.pack(b"", self.sequence + 1, len(batch))[_DIGEST_BYTES:]
-        record: list[Any] = [_digest_of(rest, batch), rest, batch]
+        record: list[Any] = [self._digest(rest, batch), rest, batch]
         end = self.size + _HEADER.size + len(batch)
         if end > self._room:
             self._room += os.pwrite(self._file, bytes(end - self._room + _AHEAD_BYTES), self._room)
@@ -108,6 +134,12 @@ class Journal:
         self.sequence += 1
         self.size += -(-(_HEADER.size + length) // _ALIGNMENT) * _ALIGNMENT
 
+    def _digest(self, rest: bytes, batch: bytes) -> bytes:
+        return _digest_of(rest, batch, self.key)
 
-def _digest_of(rest: bytes, batch: bytes) -> bytes:
-    return blake3(rest + batch).digest(_DIGEST_BYTES)
+
+def _digest_of(rest: bytes, batch: bytes, key: bytes | None = None) -> bytes:
+    record = rest + batch
+    # The first stores had no key.
+    digest = blake3(record) if key is None else blake3(record, key=key)
+    return digest.digest(_DIGEST_BYTES)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import logging
 import sys
 
@@ -9,9 +10,16 @@ import structlog
 
 from bftfs.identifiers import NodeId
 
+_STANDARD_ERROR = 2
+
 
 def configure(level: str, *, node: NodeId) -> None:
-    """Log from now on, at `level` and above, as node `node`."""
+    """Log from now on, at `level` and above, as node `node`.
+
+    Also how the process ends if a signal ends it: a file that somebody cuts short while it is
+    mapped into memory ends it by SIGBUS.
+    """
+    faulthandler.enable(_STANDARD_ERROR)
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,

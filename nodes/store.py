@@ -52,8 +52,13 @@ STRAIGHT_BYTES = 256 * KIB  # larger batches are not worth writing twice, if the
 _FORMAT_KEY = b"format"
 _OWNER_KEY = b"owner"
 _CHECKPOINT_KEY = b"checkpoint"  # sequence of the last batch that LMDB holds
+_JOURNAL_ROOM_KEY = b"journal"  # how long its file was, by then on stable storage
+_JOURNAL_SECRET_KEY = b"journal key"  # of the digests in it, drawn anew in each life
+_JOURNAL_KEY_BYTES = 32
 _DATA_FILE = "data.mdb"
 _JOURNAL_FILE = "journal"
+_DAMAGED_FILE = "damaged"  # says why this store must not be used any more
+_DAMAGE = (lmdb.CorruptedError, lmdb.PageNotFoundError, lmdb.InvalidError)
 # Between two lives of a journal. What an earlier life has left behind, and a crash of the machine
 # may have kept in part, can then never be taken for what follows in this one.
 _SEQUENCES_SKIPPED = 1 << 32
@@ -108,7 +113,10 @@ class Batch:
 
     def get(self, table: Table, key: bytes) -> bytes | None:
         """The value at `key`, or None."""
-        value = self._transaction.get(key, None, self._databases[table])
+        try:
+            value = self._transaction.get(key, None, self._databases[table])
+        except lmdb.Error as error:
+            raise self._store.failure(error, 0) from error
         if value is not None and len(value) > 2048:
             self.bytes_moved += len(value)
         return value
@@ -117,33 +125,39 @@ class Batch:
         self, table: Table, start: bytes, stop: bytes, *, reverse: bool = False
     ) -> Iterator[tuple[bytes, bytes]]:
         """Pairs with start <= key < stop in key order, or in reverse key order."""
-        cursor = self._transaction.cursor(self._databases[table])
-        if not _position(cursor, start, stop, reverse=reverse):
-            return
-        advance = cursor.prev if reverse else cursor.next
-        while True:
-            key = cursor.key()
-            if key < start if reverse else key >= stop:
+        try:
+            cursor = self._transaction.cursor(self._databases[table])
+            if not _position(cursor, start, stop, reverse=reverse):
                 return
-            yield key, cursor.value()
-            if not advance():
-                return
+            advance = cursor.prev if reverse else cursor.next
+            while True:
+                key = cursor.key()
+                if key < start if reverse else key >= stop:
+                    return
+                yield key, cursor.value()
+                if not advance():
+                    return
+        except lmdb.Error as error:
+            raise self._store.failure(error, 0) from error
 
     def keys(
         self, table: Table, start: bytes, stop: bytes, *, reverse: bool = False
     ) -> Iterator[bytes]:
         """Like `scan`, without touching the values."""
-        cursor = self._transaction.cursor(self._databases[table])
-        if not _position(cursor, start, stop, reverse=reverse):
-            return
-        advance = cursor.prev if reverse else cursor.next
-        while True:
-            key = cursor.key()
-            if key < start if reverse else key >= stop:
+        try:
+            cursor = self._transaction.cursor(self._databases[table])
+            if not _position(cursor, start, stop, reverse=reverse):
                 return
-            yield key
-            if not advance():
-                return
+            advance = cursor.prev if reverse else cursor.next
+            while True:
+                key = cursor.key()
+                if key < start if reverse else key >= stop:
+                    return
+                yield key
+                if not advance():
+                    return
+        except lmdb.Error as error:
+            raise self._store.failure(error, 0) from error
 
     def apply(self, writes: Iterable[Write]) -> None:
         """Apply all of `writes`, in order; they show in what is read from now on."""
@@ -196,6 +210,7 @@ class Store:
         self.path = path
         self.durability = durability
         self.databases: tuple[lmdb._Database, ...] = ()
+        self._failed = False  # whether damage was found
         self.unsynced = False  # whether something committed is not on stable storage yet
         self._environment = environment
         self._lock = lock
@@ -300,6 +315,8 @@ class Store:
     def close(self) -> None:
         """Sync and close. Another process may open the store from now on."""
         try:
+            if self._failed:
+                return  # nothing that was not committed can be saved
             self.sync()
             with contextlib.suppress(StoreFull):  # then the journal has it
                 self._checkpoint()
@@ -368,15 +385,32 @@ class Store:
 
     def failure(self, error: lmdb.Error, size: int) -> BftfsError:
         """What an error of LMDB means to the node."""
+        if isinstance(error, _DAMAGE):
+            return self._damaged(f"it is damaged ({error})")
         # LMDB reports a short write, which is how a full disk shows, as EIO.
         code = getattr(error, "code", errno.EIO)
         if code in _OUT_OF_SPACE or (code == errno.EIO and _disk_is_full(self.path, size + MIB)):
             return StoreFull(self.path, "the disk is full")
         return StoreFailed(self.path, f"the store cannot be used any more ({error})")
 
+    def _damaged(self, reason: str) -> StoreFailed:
+        """The store has to be replaced, and says so whenever somebody tries to open it.
+
+        Otherwise the node, started again, would serve until it meets the damage again; and so on.
+        """
+        self._failed = True
+        with contextlib.suppress(OSError):
+            (self.path / _DAMAGED_FILE).write_text(reason)
+        return StoreFailed(self.path, _advice(reason))
+
     def _recover(self) -> None:
         """Begin where the last process has ended, in whatever way it did."""
         self._replay()
+        journal = self._journal
+        # Under sync durability a batch is appended once the one before it is on stable storage.
+        if self.durability is Durability.SYNC and journal.key is not None and journal.breaks_off():
+            raise self._damaged("batches in the midst of its journal are lost")
+        journal.key = os.urandom(_JOURNAL_KEY_BYTES)
         self._journal.sequence += _SEQUENCES_SKIPPED
         try:
             self._checkpoint()
@@ -400,8 +434,10 @@ class Store:
             except lmdb.MapFullError:
                 self._transaction.abort()
                 self._grow()
-            except (lmdb.Error, OSError) as error:
-                raise StoreFailed(self.path, f"the journal cannot be replayed ({error})") from error
+            except lmdb.Error as error:
+                raise self.failure(error, self._volume) from error
+            except OSError as error:
+                raise StoreFailed(self.path, f"the journal cannot be read ({error})") from error
             else:
                 return
 
@@ -427,9 +463,12 @@ class Store:
             # LMDB does not write the pages at the end of its file that are free. With the file
             # longer than all of them, one that is too short has lost something.
             self._extend(self._used_bytes + self._needed_bytes)
-            self._transaction.put(
-                _CHECKPOINT_KEY, sequence.to_bytes(8, "big"), db=self.databases[Table.META]
-            )
+            meta = self.databases[Table.META]
+            self._transaction.put(_CHECKPOINT_KEY, sequence.to_bytes(8, "big"), db=meta)
+            room = self._journal.room if self.durability is Durability.SYNC else 0
+            self._transaction.put(_JOURNAL_ROOM_KEY, room.to_bytes(8, "big"), db=meta)
+            assert self._journal.key is not None
+            self._transaction.put(_JOURNAL_SECRET_KEY, self._journal.key, db=meta)
             self._transaction.commit()
         except lmdb.MapFullError:
             raise MapOutgrown from None
@@ -485,6 +524,8 @@ class Store:
                 form = transaction.get(_FORMAT_KEY)
                 found = transaction.get(_OWNER_KEY)
                 checkpoint = transaction.get(_CHECKPOINT_KEY)
+                self._journal.key = transaction.get(_JOURNAL_SECRET_KEY)
+                room = int.from_bytes(transaction.get(_JOURNAL_ROOM_KEY, b""), "big")
         except lmdb.NotFoundError:
             raise _unusable(self.path, "it is no store of a bftfs node") from None
         except lmdb.Error as error:
@@ -501,6 +542,11 @@ class Store:
             )
         if checkpoint is None:
             raise _unusable(self.path, "it does not say what its journal follows")
+        if self._journal.room < room:
+            raise _unusable(
+                self.path,
+                f"its journal is cut short: {self._journal.room} bytes of {room} are left",
+            )
         self._checkpointed = int.from_bytes(checkpoint, "big")
 
 
@@ -535,8 +581,12 @@ def _owner(cluster: bytes, node: NodeId) -> bytes:
 
 
 def _unusable(path: Path, reason: str) -> UsageError:
-    return UsageError(
-        f"{path}: the store cannot be used: {reason}; move this directory away and start the node "
+    return UsageError(f"{path}: {_advice(reason)}")
+
+
+def _advice(reason: str) -> str:
+    return (
+        f"the store cannot be used: {reason}; move this directory away and start the node "
         "again: it rejoins the cluster with an empty store (until it has caught up it counts as "
         "one of the failed nodes that the cluster masks)"
     )
@@ -594,6 +644,8 @@ def _create(path: Path, *, owner: bytes) -> None:
 
 
 def _open_environment(path: Path, map_bytes: int) -> lmdb.Environment:
+    with contextlib.suppress(FileNotFoundError):
+        raise _unusable(path, (path / _DAMAGED_FILE).read_text(errors="replace"))
     for name in (_DATA_FILE, _JOURNAL_FILE):
         if not (path / name).is_file():
             raise _unusable(path, f"{name} is missing")

@@ -12,16 +12,17 @@ from rich.table import Table
 
 from bftfs import cluster as description_files
 from bftfs.cli.mount import mount_processes
-from bftfs.cli.processes import running_nodes
+from bftfs.cli.processes import last_words, running_nodes
 from bftfs.cluster import ClusterDescription
 from bftfs.conversation import Receive, Send
 from bftfs.crypto.keys import read_identity
-from bftfs.data_directory import DEFAULT_CLIENT, DataDirectory
+from bftfs.data_directory import DEFAULT_CLIENT, DataDirectory, NodeDirectory
 from bftfs.envelope import REPLIES, HealthReply, HealthRequest
 from bftfs.identifiers import NodeId
 from bftfs.runtime.blocking import BlockingNetwork
 
 PATIENCE_US = 2_000_000
+_NODES_SENTENCE = "node: "  # with which `python -m nodes` says why it ends
 
 
 @click.command()
@@ -71,7 +72,9 @@ def node_states(
             "pid": running.get(member.node) if reply is None else reply.pid,
             "up": reply is not None,
             "healthy": reply is not None and reply.healthy,
-            "reasons": ["does not answer"] if reply is None else list(reply.reasons),
+            "reasons": (
+                _silence(directory.node(member.node)) if reply is None else list(reply.reasons)
+            ),
         }
         if reply is not None:
             state |= {
@@ -82,6 +85,12 @@ def node_states(
             }
         states.append(state)
     return states
+
+
+def _silence(node: NodeDirectory) -> list[str]:
+    """Why a node does not answer: the sentence with which a local one has ended, if it has."""
+    words = last_words(node.log, lines=1)
+    return ["does not answer", *([words] if words.startswith(_NODES_SENTENCE) else [])]
 
 
 async def _ask(node: NodeId) -> HealthReply | None:

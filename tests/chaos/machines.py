@@ -26,7 +26,7 @@ from tests.end_to_end.watchdog import PROJECT, mounts_below
 
 PORT = 7411
 START_PATIENCE_S = 40.0
-DISK_BYTES = 1 << 30
+DISK_BYTES = 1 << 29
 _RESTART_EVERY_S = 1.0
 
 
@@ -52,7 +52,7 @@ class Ending:
 class NodeMachine:
     """One node: its network, its disk, its clock, its process."""
 
-    def __init__(self, number: int, network: Network, data: Path, clock: Clock, log: Path) -> None:
+    def __init__(self, number: int, network: Network, data: Path, clock: Clock) -> None:
         self.number = number
         self.directory = NodeDirectory(data / "nodes" / str(number))
         self.clock = clock
@@ -60,7 +60,7 @@ class NodeMachine:
         self.lies: tuple[str, ...] = ()  # of the adversaries that take it over at its next start
         self._network = network
         self._description = data / "cluster.toml"
-        self._log = log
+        self._log = self.directory.log  # where `bftfs up` has it: on the disk that fills
         self._process: subprocess.Popen[bytes] | None = None
         self._born_at = 0  # where its present life begins in the log
         self._restart_at = 0.0
@@ -107,6 +107,11 @@ class NodeMachine:
     def ready(self) -> bool:
         """Whether its process lives and serves."""
         return self.running and '"event": "ready"' in self.log
+
+    @property
+    def refuses(self) -> bool:
+        """Whether it refused to start with the store that it found."""
+        return not self.running and "store cannot be used" in self.log
 
     def settle(self) -> bool:
         """Wait until its present process serves or has ended; whether it serves."""
@@ -247,7 +252,6 @@ class Machines:
                 self.network,
                 self.data,
                 Clock(library, root / f"clock-{number}"),
-                root / f"node-{number}.log",
             )
             for number in range(nodes)
         ]
@@ -308,6 +312,8 @@ class Machines:
             mount.kill()
         for node in self.nodes:
             node.kill()
+            if node.directory.log.exists():
+                shutil.copy(node.directory.log, self.root / f"node-{node.number}.log")
         for point in mounts_below(self.root):
             with contextlib.suppress(OSError):
                 linux.unmount(point, linux.MNT_FORCE | linux.UMOUNT_NOFOLLOW | linux.MNT_DETACH)

@@ -11,7 +11,7 @@ from pathlib import Path
 from random import Random
 
 from tests.chaos import clock
-from tests.chaos.faults import KILLED_MOUNT, KINDS, Fault
+from tests.chaos.faults import KILLED_MOUNT, KINDS, Fault, FullDisk
 from tests.chaos.history import Event, read_history
 from tests.chaos.judge import judge, judge_tree
 from tests.chaos.machines import START_PATIENCE_S, Machines, MountMachine, NodeMachine
@@ -30,6 +30,7 @@ from tests.end_to_end.durability import Writer
 MOUNTS = (True, True, False, False)  # strict?
 ENDING_PATIENCE_S = 60.0  # for every operation to end, once nothing is disturbed any more
 _TICK_S = 0.05
+_FULL = "the disk is full; make room before the node is started"
 
 
 @dataclass(slots=True)
@@ -87,6 +88,8 @@ class Run:
         self._lost_writers: list[Writer] = []  # whose mounts were killed
         self._killed: set[str] = set()  # the workers whose mounts were killed
         self._suspects: set[int] = set()  # nodes that a Byzantine fault has hit
+        self._filled: set[int] = set()  # nodes whose disks were full for a while
+        self._status_was_asked = False
         self._generation = 0
         self._started = time.monotonic()
 
@@ -144,14 +147,25 @@ class Run:
             faults.append(fault)
         self._pause(turn.hold_s)
         for fault in faults:
+            if fault.node.refuses and not self._status_was_asked:
+                self._check_status(fault.node)
             fault.heal()
             self._say(f"{self._now()} node {fault.node.number} healed")
         for fault in faults:
             if fault.node.number not in self._suspects:
                 self._wait_for(fault.node)
 
+    def _check_status(self, node: NodeMachine) -> None:
+        """`bftfs status` says which node is out, and why."""
+        self._status_was_asked = True
+        state = self._machines.status()["nodes"][node.number]
+        if state["up"] or not any("store cannot be used" in reason for reason in state["reasons"]):
+            self.report.findings.append(f"`bftfs status` does not say what is wrong: {state}")
+
     def _fault(self, injection: Injection) -> Fault:
         kind = KINDS[injection.kind]
+        if kind is FullDisk:
+            self._filled.add(injection.victim)
         if kind.byzantine:
             self._suspects.add(injection.victim)
         return kind(self._machines, self._machines.nodes[injection.victim], Random(injection.seed))
@@ -273,7 +287,8 @@ class Run:
             for ending in node.endings:
                 report.nodes_out.append(str(ending))
                 if node.number not in self._suspects:
-                    report.findings.append(f"{ending}\n{ending.log[-3000:]}")
+                    if _FULL not in ending.last_words or node.number not in self._filled:
+                        report.findings.append(f"{ending}\n{ending.log[-3000:]}")
                 elif ending.code < 0 or "Traceback" in ending.log:
                     report.findings.append(
                         f"ended without a reason: {ending}\n{ending.log[-3000:]}"

@@ -32,21 +32,26 @@ def check_regular(operations: Iterable[RegisterOperation], *, name: str = "") ->
     # Of the writes that ended before a moment, the one that began last has overwritten most.
     ended = sorted((w for w in writes.values() if w.responded < inf), key=lambda w: w.responded)
     responses = [write.responded for write in ended]
-    latest = list(accumulate(ended, lambda a, b: a if a.invoked >= b.invoked else b))
+    latest: list[RegisterOperation] = list(accumulate(ended, _later))
     findings: list[str] = []
     for read in everything:
         if read.kind != "read" or read.responded == inf:
             continue
-        write = writes.get(read.value)
-        if write is None:
+        written = writes.get(read.value)
+        if written is None:
             findings.append(f"{name}: {read.value!r} was read by {read} and never written")
-        elif read.responded < write.invoked:
-            findings.append(f"{name}: {read} ended before the write of its value began: {write}")
+        elif read.responded < written.invoked:
+            findings.append(f"{name}: {read} ended before the write of its value began: {written}")
         else:
             before = bisect_left(responses, read.invoked)
-            if before and latest[before - 1].invoked > write.responded:
+            if before and latest[before - 1].invoked > written.responded:
                 findings.append(
                     f"{name}: {read} gave a value that {latest[before - 1]} had overwritten "
-                    f"before: {write}"
+                    f"before: {written}"
                 )
     return findings
+
+
+def _later(one: RegisterOperation, other: RegisterOperation) -> RegisterOperation:
+    """Which of them began later."""
+    return one if one.invoked >= other.invoked else other

@@ -100,6 +100,31 @@ def test_a_whole_record_that_holds_no_batch_is_damage(tmp_path: Path) -> None:
             replayed(path)
 
 
+@pytest.mark.parametrize("forged", [False, True])
+def test_records_after_a_gap_are_noticed_unless_they_are_forged(
+    tmp_path: Path, forged: bool
+) -> None:
+    """A client knows all of a record but its key, and could else keep nodes from starting."""
+    secret, guess = b"s" * 32, b"g" * 32
+    path, image = tmp_path / "journal", tmp_path / "image"
+    for file, key in ((path, secret), (image, guess if forged else secret)):
+        journal = Journal(file)
+        journal.key = key
+        for value in (b"1", b"2", b"3"):
+            journal.append([(int(Table.STATE), b"k", value)])
+        journal.close()
+    records = path.read_bytes()
+    path.write_bytes(records[:512] + bytes(512) + image.read_bytes()[1024:])
+    journal = Journal(path)
+    journal.key = secret
+    assert len(list(journal.replay(0))) == 1
+    assert journal.breaks_off() is not forged
+    path.write_bytes(records)
+    assert len(list(journal.replay(0))) == 3
+    assert not journal.breaks_off()
+    journal.close()
+
+
 def test_what_an_earlier_pass_has_left_is_not_replayed(tmp_path: Path) -> None:
     path = tmp_path / "journal"
     journal = written(path, [b"%d" % number for number in range(10)])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -132,6 +133,50 @@ def test_a_store_without_its_journal_has_lost_something(tmp_path: Path) -> None:
     damage(tmp_path)
     (tmp_path / "store" / "journal").unlink()
     with pytest.raises(UsageError, match="journal is missing"):
+        opened(tmp_path)
+
+
+def test_damage_that_is_met_while_reading_ends_the_use_of_the_store(tmp_path: Path) -> None:
+    """Or the node would start again and serve until it meets it again, and again."""
+    data = damage(tmp_path)
+    pages = data.read_bytes()
+    with data.open("r+b") as file:
+        for start in range(0, len(pages), 4096):
+            page = pages[start : start + 4096]
+            if page[10:12] == b"\x02\0" and b"151" in page:  # a leaf, with this key
+                file.seek(start)
+                file.write(bytes(4096))
+    store = opened(tmp_path)
+    with pytest.raises(StoreFailed, match=r"is damaged.*move this directory away"):
+        list(store.batch().scan(Table.STATE, b"", b"\xff"))
+    store.close()
+    with pytest.raises(UsageError, match=r"is damaged.*move this directory away"):
+        opened(tmp_path)
+    shutil.rmtree(tmp_path / "store")
+    opened(tmp_path).close()
+
+
+def test_a_batch_that_is_lost_in_the_midst_of_the_journal_is_missed(tmp_path: Path) -> None:
+    """It was acknowledged, as those after it: the node must not forget it in silence."""
+    store = opened(tmp_path)
+    for number in range(4):
+        put(store, b"%d" % number, b"v" * 300)
+    shutil.copytree(tmp_path / "store", tmp_path / "image" / "store")
+    store.close()
+    with (tmp_path / "image" / "store" / "journal").open("r+b") as journal:
+        journal.seek(512 + 100)
+        journal.write(b"!")
+    for _ in range(2):
+        with pytest.raises((StoreFailed, UsageError), match=r"journal are lost.*move this"):
+            opened(tmp_path / "image")
+
+
+def test_a_journal_that_was_cut_short_is_missed(tmp_path: Path) -> None:
+    store = opened(tmp_path)
+    put(store, b"k", b"v")
+    store.close()
+    os.truncate(tmp_path / "store" / "journal", 512)
+    with pytest.raises(UsageError, match=r"cut short.*move this directory away"):
         opened(tmp_path)
 
 
