@@ -14,6 +14,11 @@ from nodes.guard import WriteSwitch
 from nodes.metrics import Tally, resident_bytes
 from nodes.store import Store
 
+REPLACED = (
+    "its store began empty in the place of one that was lost: it has what was used since then, and "
+    "counts as one of the Byzantine nodes that the cluster tolerates"
+)
+
 
 class Health:
     """Answers `HealthRequest`; also what `/health` shows."""
@@ -61,7 +66,8 @@ class Health:
     def _remarks(self) -> tuple[str, ...]:
         """What a healthy node may have to say: peers are dialled when they are needed, so that one
         that was down then may be up again, and its failure is not this node's in any case."""
-        return tuple(
+        unreachable = (
             f"node {node} could not be reached: {why}"[:512]
             for node, why in self._links.unreachable()
         )
+        return (REPLACED, *unreachable) if self._store.replaces else tuple(unreachable)

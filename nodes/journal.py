@@ -104,6 +104,9 @@ class Journal:
 
     def append(self, rows: Sequence[Row]) -> None:
         """Add a batch. It survives a crash of the process, and after `sync` one of the machine."""
+        held = os.fstat(self._file)
+        if not held.st_nlink or held.st_size < self._room:
+            raise OSError(errno.ESTALE, "somebody has removed it, or cut it short")
         batch = _encode(rows)
         rest = _HEADER.pack(b"", self.sequence + 1, len(batch))[_DIGEST_BYTES:]
         record: list[Any] = [self._digest(rest, batch), rest, batch]

@@ -30,7 +30,7 @@ from bftfs.wire.channel import ServerChannel
 from nodes import log
 from nodes.configuration import NodeConfiguration
 from nodes.guard import Guard, WriteSwitch
-from nodes.health import Health
+from nodes.health import REPLACED, Health
 from nodes.loop import Loop
 from nodes.membership import LiveMembership
 from nodes.metrics import Exposition, Gauge, Tally
@@ -137,6 +137,8 @@ def run(directory: NodeDirectory, description_file: Path, protocols: Protocols) 
             durability=configuration.durability.value,
             store_bytes=store.used_bytes,
         )
+        if store.replaces:
+            logger.warning("replaced", reason=REPLACED)
         loop.run()
         logger.info("stopped", requests=sum(tally.requests.values()), commits=tally.commits)
 

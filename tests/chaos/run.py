@@ -30,6 +30,7 @@ from tests.end_to_end.durability import Writer
 MOUNTS = (True, True, False, False)  # strict?
 ENDING_PATIENCE_S = 60.0  # for every operation to end, once nothing is disturbed any more
 _TICK_S = 0.05
+_SIGNAL = "Fatal Python error"
 _FULL = "the disk is full; make room before the node is started"
 
 
@@ -289,7 +290,7 @@ class Run:
                 if node.number not in self._suspects:
                     if _FULL not in ending.last_words or node.number not in self._filled:
                         report.findings.append(f"{ending}\n{ending.log[-3000:]}")
-                elif ending.code < 0 or "Traceback" in ending.log:
+                elif "Traceback" in ending.log or (ending.code < 0 and _SIGNAL not in ending.log):
                     report.findings.append(
                         f"ended without a reason: {ending}\n{ending.log[-3000:]}"
                     )

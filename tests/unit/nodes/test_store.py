@@ -180,6 +180,48 @@ def test_a_journal_that_was_cut_short_is_missed(tmp_path: Path) -> None:
         opened(tmp_path)
 
 
+@pytest.mark.parametrize("how", ["removed", "cut"])
+def test_a_store_that_goes_while_it_is_open_is_used_no_more(tmp_path: Path, how: str) -> None:
+    """What a node acknowledges from then on would be lost at its next start."""
+    store = opened(tmp_path)
+    put(store, b"k", b"v")
+    if how == "removed":
+        shutil.rmtree(tmp_path / "store")
+    else:
+        os.truncate(tmp_path / "store" / "data.mdb", 4096)
+    with pytest.raises(StoreFailed, match="removed or cut short its file while it was in use"):
+        store.batch()
+    store.close()
+    if how == "removed":
+        again = opened(tmp_path)
+        assert again.replaces
+        again.close()
+        again = opened(tmp_path)
+        assert again.replaces  # for as long as it is in use
+        again.close()
+    else:
+        with pytest.raises(UsageError, match="move this directory away"):
+            opened(tmp_path)
+
+
+@pytest.mark.parametrize("how", ["removed", "cut"])
+def test_a_journal_that_goes_while_it_is_open_is_used_no_more(tmp_path: Path, how: str) -> None:
+    store = opened(tmp_path)
+    put(store, b"k", b"v")
+    if how == "removed":
+        (tmp_path / "store" / "journal").unlink()
+    else:
+        os.truncate(tmp_path / "store" / "journal", 0)
+    with pytest.raises(StoreFailed, match="removed it, or cut it short"):
+        put(store, b"l", b"v")
+
+
+def test_a_first_store_replaces_none(tmp_path: Path) -> None:
+    store = opened(tmp_path)
+    assert not store.replaces
+    store.close()
+
+
 def test_somebody_elses_database_is_refused(tmp_path: Path) -> None:
     with lmdb.open(str(tmp_path / "store"), max_dbs=1) as environment:
         environment.open_db(b"something")
