@@ -35,6 +35,7 @@ from bftfs.query_update.replica import Replica
 from bftfs.query_update.timestamp import ZERO, logical_timestamp, time_of
 from bftfs.quorum import ThresholdQuorums
 from bftfs.read_write.client import ReadWriteClient
+from bftfs.read_write.lazy_verifier import VerificationSettings
 from bftfs.simulation.deployment import Deployment, Sizes
 from bftfs.simulation.network import Endpoint, Kind, Network, NetworkFaults
 from bftfs.simulation.principals import SimulatedClient, SimulatedNode
@@ -104,14 +105,21 @@ class Principal:
 class FuzzCluster:
     """The cluster of one input."""
 
-    def __init__(self, disks: tuple[MemoryStorage, ...] = ()) -> None:
+    def __init__(self, disks: tuple[MemoryStorage, ...] = (), *, verifies: bool = False) -> None:
         self.world = World(1)
         self.network = _Recording(self.world)
         self.deployment = Deployment(
-            self.world, self.network, SIZES, types=TYPES, commit_us=(20, 20)
+            self.world,
+            self.network,
+            SIZES,
+            types=TYPES,
+            commit_us=(20, 20),
+            verification=VerificationSettings() if verifies else None,
         )
         for node, disk in zip(self.nodes, disks, strict=False):
             node.disk._tables = disk.snapshot()._tables
+            node.crash(down_us=None)
+            node.start()
         self.pool = Pool()
         for value in (*OBJECTS, *BLOCKS, *(_method.encode() for _method in _METHOD_NAMES)):
             self.pool.add(value)
@@ -211,9 +219,9 @@ def beginning() -> tuple[MemoryStorage, ...]:
     return tuple(node.disk.snapshot() for node in cluster.nodes)
 
 
-def begun() -> FuzzCluster:
-    """A cluster that has begun."""
-    return FuzzCluster(beginning())
+def begun(*, verifies: bool = False) -> FuzzCluster:
+    """A cluster that has begun, with or without the lazy verification of blocks."""
+    return FuzzCluster(beginning(), verifies=verifies)
 
 
 # --- structure inside of byte strings -------------------------------------------------------

@@ -125,8 +125,8 @@ def _objects_of(message: Any) -> list[ObjectId]:
     return [getattr(message, "object", ROOT)]
 
 
-def _with_liar(choices: Choices, union: Any) -> FuzzCluster:
-    cluster = begun()
+def _with_liar(choices: Choices, union: Any, *, verifies: bool = False) -> FuzzCluster:
+    cluster = begun(verifies=verifies)
     node = choices.number(SIZES.n)
     liar = _Liar(choices, cluster, node, union)
     cluster.nodes[node].become(liar.servers)
@@ -200,9 +200,10 @@ def _read_the_past(choices: Choices, cluster: FuzzCluster, client: Principal, ru
             run(reader.query(ROOT, LOOKUP, Name(b"f"), ROOT_USER, at_us=at_us))
         else:
             newest = run(reader.latest(DIRECTORY))
-            versions = cluster.run(
-                client, reader.versions(DIRECTORY, newest=newest, most=4, prefixes=())
+            listing = reader.versions(
+                DIRECTORY, newest=newest, most=4, prefixes=(), credentials=ROOT_USER
             )
+            versions = cluster.run(client, listing)
             assert versions[0].timestamp == newest
     except (PastUnknown, FileSystemError):
         return  # declared: nodes may not know so far back
@@ -229,9 +230,9 @@ def object_replies(data: bytes) -> None:
 
 
 def block_replies(data: bytes) -> None:
-    """A Byzantine node's answers to readers and writers of blocks."""
+    """A Byzantine node's answers to readers and writers of blocks, and to verifying nodes."""
     choices = Choices(data)
-    cluster = _with_liar(choices, BlockReply)
+    cluster = _with_liar(choices, BlockReply, verifies=True)
     clients = [cluster.principal("one"), cluster.principal("other")]
     written: list[bytes | None] = [b"first", None, None]
     for step in range(_MOST_STEPS):

@@ -31,7 +31,7 @@ from nodes.guard import Guard, WriteSwitch
 from nodes.loop import Loop
 from nodes.membership import LiveMembership
 from nodes.metrics import Exposition, Tally
-from nodes.protocols import honest_servers
+from nodes.protocols import honest_services
 from nodes.store import Store
 from tests.fuzz.choices import Choices
 from tests.fuzz.target import KIB, MIB, Target
@@ -108,10 +108,14 @@ def _node() -> Iterator[tuple[Loop, Path, Tally]]:
         def report(_: Any, error: Exception) -> None:
             faults.append(error)
 
-        configuration = NodeConfiguration(Durability.INTERVAL, None, None, None, "error")
+        configuration = NodeConfiguration.load(
+            directory / "node.toml", durability=Durability.INTERVAL, metrics="off"
+        )
         with Links(description, identities[0], decode=REPLIES.decode, persistent=False) as links:
-            servers = honest_servers(description, identities[0], NodeId(0), configuration)
-            guarded = {kind: Guard(server, switch, report) for kind, server in servers.items()}
+            services = honest_services(description, identities[0], NodeId(0), configuration)
+            guarded = {
+                kind: Guard(server, switch, report) for kind, server in services.servers.items()
+            }
             membership = LiveMembership(directory / "cluster.toml", description)
             health.loop = loop = Loop(
                 listener=listener,
@@ -121,7 +125,9 @@ def _node() -> Iterator[tuple[Loop, Path, Tally]]:
                 membership=membership,
                 decode=REQUESTS.decode,
                 dispatcher=Dispatcher(
-                    servers={**guarded, HealthRequest: health}, engine=links.engine
+                    servers={**guarded, HealthRequest: health},
+                    engine=links.engine,
+                    background=services.background,
                 ),
                 store=store,
                 links=links,
@@ -237,11 +243,11 @@ def _connection_seeds() -> Iterable[bytes]:
 # --- the status socket ----------------------------------------------------------------------
 
 
-class _OneAsks:
-    """A listener at which one peer asks, and then nobody ever."""
+class _Asking:
+    """A listener at which these peers ask, and then nobody ever."""
 
-    def __init__(self, peer: socket.socket) -> None:
-        self._peers = [peer]
+    def __init__(self, *peers: socket.socket) -> None:
+        self._peers = list(peers)
 
     def setblocking(self, _: bool) -> None:
         """As a socket has it."""
@@ -251,22 +257,12 @@ class _OneAsks:
             raise OSError("closed")
         return self._peers.pop(), ""
 
-    def close(self) -> None:
-        """As a socket has it."""
 
-
-class _Unserved(Exposition):
-    """An exposition that serves when it is told to, in this thread."""
-
-    def __init__(self, listener: Any) -> None:
-        from prometheus_client import CollectorRegistry
-
-        from nodes.metrics import NodeCollector
-
-        self._listener = listener
-        self._health = lambda: _HEALTHY
-        self._registry = CollectorRegistry(auto_describe=False)
-        self._registry.register(NodeCollector(Tally(), self._health))
+@cache
+def _exposition() -> Exposition:
+    """An exposition that serves when it is told to, in this thread: its own has ended."""
+    nobody: Any = _Asking()
+    return Exposition(nobody, Tally(), lambda: _HEALTHY, tuple)
 
 
 def status(data: bytes) -> None:
@@ -275,7 +271,9 @@ def status(data: bytes) -> None:
     try:
         theirs.sendall(data)
         theirs.shutdown(socket.SHUT_WR)
-        _Unserved(_OneAsks(ours))._serve()
+        exposition = _exposition()
+        exposition._listener = _Asking(ours)
+        exposition._serve()
         theirs.settimeout(1)
         with suppress(ConnectionResetError):
             theirs.recv(1 << 16)

@@ -29,8 +29,8 @@ from bftfs.query_update.messages import (
     Update,
 )
 from bftfs.query_update.messages import Request as ObjectRequest
+from bftfs.read_write.messages import Notice, Voucher, WriteRequest
 from bftfs.read_write.messages import Request as BlockRequest
-from bftfs.read_write.messages import Voucher, WriteRequest
 from bftfs.read_write.timestamp import encoded as encoded_timestamp
 from bftfs.simulation.network import Kind
 from bftfs.simulation.principals import node_endpoint
@@ -61,9 +61,9 @@ _BLOCK_REQUESTS = get_args(BlockRequest)
 
 
 def _send(cluster: FuzzCluster, attacker: Principal, node: int, message: Any, body: bytes) -> None:
-    # A peer asks for object sync; every other request is a client's.
+    # Object sync and notices are between nodes; every other request is a client's.
     source = attacker.host.endpoint
-    if isinstance(message, SyncRequest):
+    if isinstance(message, SyncRequest | Notice):
         source = node_endpoint(NodeId(_BYZANTINE))
     metadata = message if isinstance(message, bytes) else encode(message)
     cluster.network.send(source, node_endpoint(NodeId(node)), Kind.REQUEST, 1, metadata, body)
@@ -216,7 +216,7 @@ def _block_request(choices: Choices, cluster: FuzzCluster) -> tuple[Any, bytes]:
 def block_requests(data: bytes) -> None:
     """PASIS requests in any order: without the right to write, nothing changes; with it, blocks
     can still be read, and written by others."""
-    choices, cluster = Choices(data), begun()
+    choices, cluster = Choices(data), begun(verifies=True)
     writes = choices.flag()
     attacker = cluster.principal("attacker", grant=Grant(uids=(OWNER.uid,), write=writes))
     honest = cluster.principal("honest")
