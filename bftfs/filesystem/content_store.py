@@ -428,11 +428,12 @@ class ContentStore:
 
     async def write_back(self, *, older_than_us: int) -> None:
         """Save what has been unsaved for so long."""
-        due = await Now() - older_than_us
+        now_us = await Now()
         old = [
             contents
             for contents in self._unsaved.values()
-            if contents.links and contents.dirty_since_us <= due
+            # The clock may have been set back since.
+            if contents.links and not 0 <= now_us - contents.dirty_since_us < older_than_us
         ]
         for position in range(0, len(old), FLUSHES_TOGETHER):
             batch = old[position : position + FLUSHES_TOGETHER]

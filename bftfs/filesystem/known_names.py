@@ -166,6 +166,11 @@ class KnownNames:
         self._entries.pop((directory, name), None)
         self._forget_directory(directory)
 
+    def distrust(self) -> None:
+        """Nothing that was heard of so far is believed only for its being young."""
+        for place, entry in self._entries.items():
+            self._entries[place] = entry._replace(heard_us=0)
+
     # -----------------------------------------------------------------------------------------
 
     def _is_current(self, directory: ObjectId, version: int) -> bool:

@@ -53,6 +53,7 @@ class Metadata:
         self._attribute_timeout_us = attribute_timeout_us
         self._attributes: OrderedDict[ObjectId, _KnownAttributes] = OrderedDict()
         self._names = KnownNames(entry_timeout_us, absence_timeout_us)
+        self._latest_us = 0  # that the clock has shown
 
     # --- operations --------------------------------------------------------------------------
 
@@ -88,10 +89,19 @@ class Metadata:
 
     def fresh(self, identifier: ObjectId, now_us: int) -> Attributes | None:
         """The attributes, if they are known and not older than the mount allows."""
+        self._notice(now_us)
         entry = self._attributes.get(identifier)
         if entry is None or now_us - entry.heard_us >= self._attribute_timeout_us:
             return None
         return entry.attributes
+
+    def _notice(self, now_us: int) -> None:
+        """If the clock was set back, nobody can tell the age of what was heard of before."""
+        if now_us < self._latest_us:
+            for identifier, entry in self._attributes.items():
+                self._attributes[identifier] = entry._replace(heard_us=0)
+            self._names.distrust()
+        self._latest_us = now_us
 
     def learn(self, identifier: ObjectId, attributes: Attributes, now_us: int) -> Attributes:
         """Take note of attributes that an answer gave; the newest that are known."""
@@ -130,6 +140,7 @@ class Metadata:
 
     def believed(self, directory: ObjectId, name: bytes, now_us: int) -> KnownName | None:
         """What the name stands for, if it need not be asked."""
+        self._notice(now_us)
         known = self._attributes.get(directory)
         if known is None or now_us - known.heard_us >= self._attribute_timeout_us:
             return self._names.believed(directory, name, now_us)

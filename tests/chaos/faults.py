@@ -1,8 +1,8 @@
 """What can be done to a machine, and how it is undone: one class per kind of fault.
 
-A fault of the benign class leaves the node a correct one that is late: it crashes, stops, cannot be
-reached, is slow, has a wrong clock or a full disk. One of the Byzantine class takes from the node
-what it had promised to keep, or makes it lie.
+A node's fault of the benign class leaves it a correct node that is late: it crashes, stops, cannot
+be reached, is slow, has a wrong clock or a full disk. One of the Byzantine class takes from the
+node what it had promised to keep, or makes it lie.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from random import Random
 from typing import ClassVar
 
 from tests.chaos.clock import STEPS_BEYOND_BOUND_US, STEPS_WITHIN_BOUND_US
-from tests.chaos.machines import Machines, NodeMachine
+from tests.chaos.machines import Machines, MountMachine, NodeMachine
 from tests.chaos.wire import CUT, FREE, Way
 
 _PAGE_BYTES = 4096
@@ -230,6 +230,10 @@ class _Damage(Fault):
             self.node.start()
             self.node.settle()
 
+    def _how_many(self, pages: list[int]) -> int:
+        """A single one, some, or so many that the node cannot but meet them."""
+        return min(len(pages), self.choice.choice((1, 16, len(pages) // 4, len(pages))))
+
     def _file(self, store: Path) -> Path:
         return store / self.choice.choices(("data.mdb", "journal"), weights=(3, 1))[0]
 
@@ -268,7 +272,7 @@ class FlippedBytes(_Damage):
     def damage(self, store: Path) -> str:
         file = self._file(store)
         pages = _data_pages(file)
-        chosen = self.choice.sample(pages, min(len(pages), self.choice.choice((1, 8, 64, 512))))
+        chosen = self.choice.sample(pages, self._how_many(pages))
 
         def flip(page: bytes) -> bytes:
             at = self.choice.randrange(max(1, len(page)))
@@ -288,7 +292,7 @@ class ZeroedPages(_Damage):
     def damage(self, store: Path) -> str:
         file = self._file(store)
         pages = _data_pages(file)
-        chosen = self.choice.sample(pages, min(len(pages), self.choice.choice((1, 4, 32, 256))))
+        chosen = self.choice.sample(pages, self._how_many(pages))
         _overwrite(file, chosen, lambda page: bytes(len(page)))
         return f"{len(chosen)} pages zeroed in {file.name}"
 
@@ -390,5 +394,71 @@ KINDS: dict[str, type[Fault]] = {
     "rolled-back": RolledBack,
     "lies": Lies,
 }
-KILLED_MOUNT = "killed-mount"  # of a client, whom nothing tolerates or masks
-EVERYTHING = (*KINDS, KILLED_MOUNT)
+
+
+class MountFault(ABC):
+    """One fault of one mount: nobody masks it, and nobody else notices it."""
+
+    def __init__(self, machines: Machines, mount: MountMachine, choice: Random) -> None:
+        self.machines = machines
+        self.mount = mount
+        self.choice = choice
+
+    @abstractmethod
+    def inject(self) -> str:
+        """Do it; what exactly was done."""
+
+    @abstractmethod
+    def heal(self) -> None:
+        """Undo it."""
+
+
+class StoppedMount(MountFault):
+    """SIGSTOP in the midst of whatever it is doing; then it goes on."""
+
+    def inject(self) -> str:
+        self.mount.signal(signal.SIGSTOP)
+        return "stopped"
+
+    def heal(self) -> None:
+        self.mount.signal(signal.SIGCONT)
+
+
+class CutMount(MountFault):
+    """It reaches no node any more."""
+
+    def inject(self) -> str:
+        self._set(CUT)
+        return "cut off"
+
+    def heal(self) -> None:
+        self._set(FREE)
+
+    def _set(self, way: Way) -> None:
+        for other in self.machines.network.others(self.mount.machine):
+            self.machines.network.change(other, self.mount.machine, way)
+            self.machines.network.change(self.mount.machine, other, way)
+
+
+class MountClock(MountFault):
+    """The client's wall clock is set, by no more than the bound that all correct clocks keep."""
+
+    def inject(self) -> str:
+        step = self.choice.choice(STEPS_WITHIN_BOUND_US)
+        self.mount.clock.step(step)
+        return f"its clock set {step // 1_000_000} s"
+
+    def heal(self) -> None:
+        self.mount.clock.step(0)
+
+
+MOUNT_KINDS: dict[str, type[MountFault]] = {
+    "stopped-mount": StoppedMount,
+    "cut-mount": CutMount,
+    "mount-clock": MountClock,
+}
+KILLED_MOUNT = "killed-mount"  # and its programs with it: the run replaces both
+OF_MOUNTS = (*MOUNT_KINDS, KILLED_MOUNT)
+EVERYTHING = (*KINDS, *OF_MOUNTS)
+BYZANTINE = tuple(name for name, kind in KINDS.items() if kind.byzantine)
+BENIGN = tuple(name for name in EVERYTHING if name not in BYZANTINE)

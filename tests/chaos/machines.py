@@ -161,8 +161,17 @@ class MountMachine:
     """One mount: its network, its mountpoint, its process."""
 
     def __init__(
-        self, machine: int, network: Network, data: Path, root: Path, *, name: str, strict: bool
+        self,
+        machine: int,
+        network: Network,
+        data: Path,
+        root: Path,
+        clock: Clock,
+        *,
+        name: str,
+        strict: bool,
     ) -> None:
+        self.clock = clock
         self.machine = machine
         self.name = name
         self.strict = strict
@@ -188,6 +197,7 @@ class MountMachine:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
+                env={**os.environ, **self.clock.environment},
                 start_new_session=True,
             )
         deadline = time.monotonic() + START_PATIENCE_S
@@ -195,6 +205,11 @@ class MountMachine:
             if self._process.poll() is not None or time.monotonic() > deadline:
                 raise AssertionError(f"{self.name} does not mount: {self._log.read_text()}")
             time.sleep(0.02)
+
+    def signal(self, number: int) -> None:
+        """Send its process a signal."""
+        if self._process is not None and self._process.poll() is None:
+            self._process.send_signal(number)
 
     def kill(self) -> None:
         """kill -9; what uses the mount gets errors from then on."""
@@ -240,6 +255,7 @@ class Machines:
         self.root = root
         self.data = root / "data"
         self.t, self.b = t, b
+        self._library = library
         nodes = 3 * t + 2 * b + 1
         self.network = Network(
             f"chaos{os.getpid() % 100_000}-{next(self._numbers)}-",
@@ -262,7 +278,10 @@ class Machines:
         self.auditor = self._mount(nodes + len(mounts), "auditor", strict=True)
 
     def _mount(self, machine: int, name: str, *, strict: bool) -> MountMachine:
-        return MountMachine(machine, self.network, self.data, self.root, name=name, strict=strict)
+        clock = Clock(self._library, self.root / f"clock-{name}")
+        return MountMachine(
+            machine, self.network, self.data, self.root, clock, name=name, strict=strict
+        )
 
     def start(self) -> None:
         """Connect the machines, make a cluster, start its nodes, and mount it."""

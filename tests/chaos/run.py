@@ -11,7 +11,15 @@ from pathlib import Path
 from random import Random
 
 from tests.chaos import clock
-from tests.chaos.faults import KILLED_MOUNT, KINDS, Fault, FullDisk
+from tests.chaos.faults import (
+    KILLED_MOUNT,
+    KINDS,
+    MOUNT_KINDS,
+    OF_MOUNTS,
+    Fault,
+    FullDisk,
+    MountFault,
+)
 from tests.chaos.history import Event, read_history
 from tests.chaos.judge import judge, judge_tree
 from tests.chaos.machines import START_PATIENCE_S, Machines, MountMachine, NodeMachine
@@ -45,7 +53,7 @@ class Report:
     acknowledged: int = 0  # by the writers' mounts
     verified_files: int = 0
     nodes_out: list[str] = field(default_factory=list)  # how nodes ended by themselves
-    longest_s: float = 0.0  # operation
+    longest_s: dict[str, float] = field(default_factory=dict)  # operation meanwhile, by fault
 
     def summary(self) -> str:
         """One paragraph."""
@@ -53,9 +61,26 @@ class Report:
         return (
             f"seed {self.seed}: {self.injected.total()} faults of {len(self.injected)} kinds, "
             f"{total} operations ({self.acknowledged} of them journalled writes, "
-            f"{self.verified_files} files verified), the longest {self.longest_s:.1f} s, "
-            f"{len(self.findings)} findings"
+            f"{self.verified_files} files verified), {len(self.findings)} findings"
         )
+
+    def table(self) -> str:
+        """How often each fault was injected, and the longest operation meanwhile."""
+        return "\n".join(
+            f"{kind:22} {count:4} {self.longest_s.get(kind, 0.0):7.1f} s"
+            for kind, count in sorted(self.injected.items())
+        )
+
+    def add(self, other: Report) -> None:
+        """Count what another run did as well."""
+        self.injected += other.injected
+        self.operations += other.operations
+        self.acknowledged += other.acknowledged
+        self.verified_files += other.verified_files
+        self.nodes_out += other.nodes_out
+        self.findings += other.findings
+        for kind, longest in other.longest_s.items():
+            self.longest_s[kind] = max(longest, self.longest_s.get(kind, 0.0))
 
 
 class Run:
@@ -89,6 +114,7 @@ class Run:
         self._lost_writers: list[Writer] = []  # whose mounts were killed
         self._killed: set[str] = set()  # the workers whose mounts were killed
         self._suspects: set[int] = set()  # nodes that a Byzantine fault has hit
+        self._disturbances: list[tuple[str, float, float]] = []  # kind, begin, end
         self._filled: set[int] = set()  # nodes whose disks were full for a while
         self._status_was_asked = False
         self._generation = 0
@@ -138,23 +164,33 @@ class Run:
 
     def _disturb(self, turn: Round) -> None:
         faults: list[Fault] = []
+        mount_faults: list[MountFault] = []
+        begun = time.monotonic()
         for injection in turn.injections:
             self.report.injected[injection.kind] += 1
             if injection.kind == KILLED_MOUNT:
                 self._kill_mount(self._machines.mounts[injection.victim])
-                continue
-            fault = self._fault(injection)
-            self._say(f"{self._now()} node {injection.victim} {fault.inject()}")
-            faults.append(fault)
+            elif injection.kind in OF_MOUNTS:
+                mount_fault = self._mount_fault(injection)
+                self._say(f"{self._now()} {mount_fault.mount.name} {mount_fault.inject()}")
+                mount_faults.append(mount_fault)
+            else:
+                fault = self._fault(injection)
+                self._say(f"{self._now()} node {injection.victim} {fault.inject()}")
+                faults.append(fault)
         self._pause(turn.hold_s)
         for fault in faults:
             if fault.node.refuses and not self._status_was_asked:
                 self._check_status(fault.node)
             fault.heal()
-            self._say(f"{self._now()} node {fault.node.number} healed")
+        for mount_fault in mount_faults:
+            mount_fault.heal()
         for fault in faults:
             if fault.node.number not in self._suspects:
                 self._wait_for(fault.node)
+        self._say(f"{self._now()} healed")
+        ended = time.monotonic()
+        self._disturbances += [(each.kind, begun, ended) for each in turn.injections]
 
     def _check_status(self, node: NodeMachine) -> None:
         """`bftfs status` says which node is out, and why."""
@@ -170,6 +206,10 @@ class Run:
         if kind.byzantine:
             self._suspects.add(injection.victim)
         return kind(self._machines, self._machines.nodes[injection.victim], Random(injection.seed))
+
+    def _mount_fault(self, injection: Injection) -> MountFault:
+        mount = self._machines.mounts[injection.victim]
+        return MOUNT_KINDS[injection.kind](self._machines, mount, Random(injection.seed))
 
     def _kill_mount(self, mount: MountMachine) -> None:
         """A client dies; its programs get errors, and others take their place."""
@@ -254,9 +294,16 @@ class Run:
             event for file in sorted(self._root.glob("*.journal")) for event in read_history(file)
         ]
         report.operations.update(event.name for event in events)
-        report.longest_s = max(
-            (e.responded - e.invoked for e in events if e.responded < inf), default=0.0
-        )
+        for kind, begun, ended in self._disturbances:
+            longest = max(
+                (
+                    event.responded - event.invoked
+                    for event in events
+                    if event.invoked < ended and begun < event.responded < inf
+                ),
+                default=0.0,
+            )
+            report.longest_s[kind] = max(longest, report.longest_s.get(kind, 0.0))
         report.findings += judge([*events, *audit], killed=self._killed)
         self._judge_nodes()
         for mount in (*machines.mounts, machines.auditor):

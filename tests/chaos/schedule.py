@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from random import Random
 
-from tests.chaos.faults import KILLED_MOUNT, KINDS
+from tests.chaos.faults import BENIGN, BYZANTINE, OF_MOUNTS
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,8 +70,8 @@ class _Drawing:
     def __init__(
         self, seed: int, kinds: Sequence[str], *, nodes: int, mounts: int, t: int, b: int
     ) -> None:
-        self.benign = [k for k in kinds if k == KILLED_MOUNT or not KINDS[k].byzantine]
-        self.byzantine = [k for k in kinds if k not in self.benign] if b else []
+        self.benign = [kind for kind in kinds if kind in BENIGN]
+        self.byzantine = [kind for kind in kinds if kind in BYZANTINE] if b else []
         self._choice = Random(seed)
         self._faulty = t
         self._nodes = range(nodes)
@@ -97,7 +97,7 @@ class _Drawing:
         return [self._injection(next(self._next_benign), victim) for victim in victims]
 
     def _injection(self, kind: str, victim: int) -> Injection:
-        target = self._choice.choice(self._mounts) if kind == KILLED_MOUNT else victim
+        target = self._choice.choice(self._mounts) if kind in OF_MOUNTS else victim
         return Injection(kind, target, self._choice.getrandbits(32))
 
     def _round(self, injections: Sequence[Injection]) -> Round:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.chaos.faults import EVERYTHING, KILLED_MOUNT, KINDS
+from tests.chaos.faults import BENIGN, BYZANTINE, EVERYTHING, OF_MOUNTS
 from tests.chaos.schedule import Round, draw_schedule, each_kind_once
 
 
@@ -20,7 +20,7 @@ def test_it_depends_on_the_seed_alone() -> None:
 def test_every_kind_comes_before_any_comes_again() -> None:
     kinds = [injection.kind for turn in draw(3) for injection in turn.injections]
     assert set(kinds) == set(EVERYTHING)
-    benign = [kind for kind in kinds if kind == KILLED_MOUNT or not KINDS[kind].byzantine]
+    benign = [kind for kind in kinds if kind in BENIGN]
     once = len(set(benign))
     assert len(set(benign[:once])) == once
 
@@ -41,8 +41,8 @@ def test_never_more_than_t_nodes_are_disturbed_and_b_have_forgotten(
 ) -> None:
     bad: set[int] = set()
     for turn in draw(seed, t=t, b=b):
-        nodes = [each for each in turn.injections if each.kind != KILLED_MOUNT]
+        nodes = [each for each in turn.injections if each.kind not in OF_MOUNTS]
         assert len({each.victim for each in nodes}) == len(nodes)
-        bad |= {each.victim for each in nodes if KINDS[each.kind].byzantine}
+        bad |= {each.victim for each in nodes if each.kind in BYZANTINE}
         assert len(bad) <= b
         assert len(bad | {each.victim for each in nodes}) <= t

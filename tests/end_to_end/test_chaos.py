@@ -7,16 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.chaos.faults import EVERYTHING, KILLED_MOUNT, KINDS
+from tests.chaos.faults import BENIGN, BYZANTINE
 from tests.chaos.network import NoNetworks
 from tests.chaos.run import Run
 from tests.end_to_end.expectations import program, unavailable
 from tests.end_to_end.watchdog import Watchdog
 
 pytestmark = [pytest.mark.timeout(240, func_only=True), pytest.mark.slow]
-
-BENIGN = tuple(kind for kind in EVERYTHING if kind == KILLED_MOUNT or not KINDS[kind].byzantine)
-BYZANTINE = tuple(kind for kind in EVERYTHING if kind not in BENIGN)
 
 
 @pytest.mark.parametrize(

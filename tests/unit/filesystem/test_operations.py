@@ -81,6 +81,22 @@ def test_that_a_name_is_free_is_believed_as_well(world: World) -> None:
     world.run(mount.lookup(ROOT_ID, b"x", ALICE))
 
 
+def test_a_clock_that_is_set_back_makes_nothing_young_again(world: World) -> None:
+    mount = world.mount(attribute_timeout_us=1_000_000, entry_timeout_us=1_000_000)
+    other = world.mount()
+    file = make(world, other, b"file")
+    world.run(mount.lookup(ROOT_ID, b"file", ALICE))
+    world.pass_time(-60_000_000)
+    world.run(other.rename(ROOT_ID, b"file", ROOT_ID, b"moved", ALICE))
+    refused(errno.ENOENT, world, mount.lookup(ROOT_ID, b"file", ALICE))
+    world.run(mount.attributes(file, ALICE))
+    world.objects.calls.clear()
+    world.pass_time(60_500_000)  # now the clock shows what it showed when that was heard of
+    refused(errno.ENOENT, world, mount.lookup(ROOT_ID, b"file", ALICE))
+    world.run(mount.attributes(file, ALICE))
+    assert world.objects.calls
+
+
 def test_a_refusal_ends_the_belief_that_it_contradicts(world: World) -> None:
     """A program that is told of a file with `mkdir`, and does not find it, is told nonsense."""
     mount, other = world.mount(absence_timeout_us=300_000), world.mount()
