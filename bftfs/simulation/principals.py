@@ -82,11 +82,13 @@ class Host:
         if deadline_us is None or (armed_us is not None and armed_us <= deadline_us):
             return
         self._armed_us = deadline_us
-        self.world.after(max(0, deadline_us - self.world.now_us), self._tick, self.engine)
+        self.world.after(
+            max(0, deadline_us - self.world.now_us), self._tick, self.engine, deadline_us
+        )
 
-    def _tick(self, engine: Engine) -> None:
-        if engine is not self.engine:
-            return  # of a former life
+    def _tick(self, engine: Engine, deadline_us: int) -> None:
+        if engine is not self.engine or deadline_us != self._armed_us:
+            return  # of a former life; or an earlier deadline came, after which it was armed anew
         self._armed_us = None
         engine.expire()
         self.arm()
