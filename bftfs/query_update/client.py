@@ -153,7 +153,7 @@ class QueryUpdateClient:
                         if wait:
                             continue
                     for name in outcome.disorderly:
-                        self.observations.keep(name, outcome.answered)
+                        self.observations.keep(name, outcome.reported[name])
                     await self.repairs.repair(
                         outcome.disorderly, back_off, reading=failures < _LENIENT
                     )
@@ -466,7 +466,8 @@ class _QueryRound(Round):
     ) -> None:
         super().__init__(rounds, order, now_us)
         self.names = names
-        self._replies: dict[NodeId, QueryReply] = {}  # those whose histories can be parsed
+        # What those report whose histories can be parsed, by object.
+        self.reported: dict[ObjectId, dict[NodeId, Known]] = {name: {} for name in names}
         self._wanted = wanted  # the versions that were asked for, if not the latest
         self._first: tuple[bytes, ...] = ()  # histories of the first reply
         self._heads: tuple[LogicalTimestamp, ...] = ()
@@ -486,7 +487,10 @@ class _QueryRound(Round):
         bit = 1 << node
         if self.rounds.learn(self.names, node, reply, self.now_us):
             histories = reply.histories
-            self._replies[node] = reply
+            for name, reported in zip(
+                self.names, map(Known, histories, reply.authenticators), strict=True
+            ):
+                self.reported[name][node] = self.rounds.observations.newest(name, node, reported)
             if not self._first:
                 self._first = histories
                 parsed = [parse_history(history) for history in histories]
@@ -527,16 +531,12 @@ class _QueryRound(Round):
         that one is complete, it is the latest established, whatever is going on.
         """
         observations = self.rounds.observations
-        heard = sum(1 << node for node in self._replies)
+        heard = sum(1 << node for node in self.reported[self.names[0]])
         versions = []
         disorderly = []
         self.unknown = False
-        for position, name in enumerate(self.names):
-            reported = {
-                node: Known(reply.histories[position], reply.authenticators[position])
-                for node, reply in self._replies.items()
-            }
-            found = observations.survey(name, reported)
+        for name in self.names:
+            found = observations.survey(name, self.reported[name])
             timestamp = found.object_candidate.timestamp
             complete = self.quorums.is_quorum(found.nodes & heard)
             if timestamp == ZERO and not complete:

@@ -121,17 +121,34 @@ class Observations:
             self._forget_oldest()
         return True
 
+    def newest(self, identifier: ObjectId, node: NodeId, reported: Known) -> Known:
+        """What `node` reports, unless it has reported more: the histories of servers only grow.
+
+        A liar that takes back what it has accepted, and accepts it again from whoever repairs it,
+        could keep a client busy for ever.
+        """
+        entry = self._entries.get(identifier)
+        known = None if entry is None else entry.known.get(node)
+        if known is None or known.history == reported.history:
+            return reported
+        taken_back = parse_history(reported.history).latest < parse_history(known.history).latest
+        return known if taken_back else reported
+
     def forget(self, identifier: ObjectId) -> None:
         """Start afresh with an object."""
         entry = self._entries.pop(identifier, None)
         if entry is not None:
             self.volume -= sum(map(_volume_of, entry.known.values()))
 
-    def keep(self, identifier: ObjectId, nodes: Nodes) -> None:
-        """Forget what other servers than `nodes` reported: repair what can be seen now."""
+    def keep(self, identifier: ObjectId, reported: Mapping[NodeId, Known]) -> None:
+        """Know what was `reported` in one round, and nothing else: repair what can be seen now.
+
+        The very same: if the repair saw order where the round has found disorder, neither of them
+        would ever end.
+        """
         entry = self._entry(identifier)
         before = entry.known
-        entry.known = {node: each for node, each in before.items() if nodes >> node & 1}
+        entry.known = dict(reported)
         self.volume -= sum(map(_volume_of, before.values()))
         self.volume += sum(map(_volume_of, entry.known.values()))
         entry.observed = entry.conditioned_on = None

@@ -27,7 +27,7 @@ import msgspec
 
 from bftfs.conversation import Now
 from bftfs.credentials import Credentials
-from bftfs.errors import FileSystemError, MalformedMessage, PastUnknown
+from bftfs.errors import FileSystemError, PastUnknown
 from bftfs.identifiers import NodeId, ObjectId
 from bftfs.query_update.classification import OperationType
 from bftfs.query_update.client import QueryUpdateClient
@@ -44,7 +44,6 @@ from bftfs.query_update.object_type import Record, encode_record
 from bftfs.query_update.repair import BackOff
 from bftfs.query_update.rounds import Answer, Round, Rounds, Votes
 from bftfs.query_update.timestamp import (
-    TIMESTAMP_BYTES,
     ZERO,
     LogicalTimestamp,
     time_of,
@@ -132,7 +131,7 @@ class PastReader:
             if outcome.is_forgotten:
                 raise PastUnknown(subject=identifier.hex(), at_us=at_us)
             if outcome.is_disorderly and failures >= 1:
-                self._client.observations.keep(identifier, outcome.answered)
+                self._client.observations.keep(identifier, outcome.reported)
                 await self._client.repairs.repair(
                     (identifier,),
                     back_off,
@@ -221,6 +220,7 @@ class _PastRound(Round):
         self._at_us = at_us
         self._cursors = cursors
         self._seen = _Seen()
+        self.reported: dict[NodeId, Known] = {}  # the replica histories of those that answered
         self.votes: Votes[tuple[LogicalTimestamp, Answer]] = Votes(self.quorums)
         self.found: tuple[LogicalTimestamp, Answer] | None = None
         self.is_disorderly = False  # the object needs repair before it has a past
@@ -239,32 +239,30 @@ class _PastRound(Round):
             self.rounds.suspicion.convict(1 << node, self.now_us)
         elif self._learned(node, reply):
             self._seen[node] = (parse_history(reply.histories[0]), reply)
+            self.reported[node] = self.rounds.observations.newest(
+                self._identifier, node, Known(reply.histories[0], reply.authenticators[0])
+            )
         if not self.quorums.is_quorum(self.answered):
             return Judgement.PENDING
         return Judgement.ENOUGH if self._evaluate() else self.more()
 
     def _learned(self, node: NodeId, reply: PastReply) -> bool:
         """Remember the reported history; false if the reply is not what was asked for."""
-        if len(reply.histories) == 1 and len(reply.authenticators) == 1:
-            try:
-                parse_history(reply.histories[0])
-            except MalformedMessage:
-                pass
-            else:
-                self.rounds.observations.learn(
-                    self._identifier, node, reply.histories[0], reply.authenticators[0]
-                )
-                return len(reply.version) == TIMESTAMP_BYTES
+        if (
+            len(reply.histories) == 1
+            and len(reply.authenticators) == 1
+            and self.rounds.observations.learn(
+                self._identifier, node, reply.histories[0], reply.authenticators[0]
+            )
+        ):
+            return True
         self.rounds.suspicion.convict(1 << node, self.now_us)
         return False
 
     def _evaluate(self) -> bool:
         """Whether the replies of a quorum contain the answer, or show that there is none yet."""
         quorums, observations = self.quorums, self.rounds.observations
-        reported = {
-            node: Known(reply.histories[0], reply.authenticators[0])
-            for node, (_, reply) in self._seen.items()
-        }
+        reported = self.reported
         survey = observations.survey(self._identifier, reported)
         established = survey.object_candidate.timestamp
         complete = quorums.is_quorum(survey.nodes & sum(1 << node for node in reported))

@@ -157,6 +157,29 @@ def test_a_liar_and_a_slow_server_together_do_not_keep_a_client_from_repairing()
     assert len(cluster.sent) < 300
 
 
+def test_a_server_that_takes_back_what_it_reported_does_not_keep_a_client_from_reading() -> None:
+    """What a query finds in disorder must be so for the repair as well, or neither ever ends."""
+    cluster = Cluster()
+    cluster.route = lambda source, target, message: 2_000 if ("node", 5) in (source, target) else 50
+    client = cluster.client("client")
+    increment = client.qu.update((counter_id(),), "counter.increment", Increment(1), USER)
+    assert client.run(increment).answer == Count(1)
+    past = cluster.nodes[1].storage.snapshot()
+    again = client.qu.update((counter_id(),), "counter.increment", Increment(1), USER)
+    assert client.run(again).answer == Count(2)
+
+    def forget(step: Any, view: Any, sender: Any, message: Any, now_us: int) -> Ready:
+        ready: Ready = step(past, sender, message, b"", now_us)
+        return ready
+
+    cluster.nodes[1].behaviour = forget
+    client.qu.rounds.probing.avoid(NodeId(5), client.now_us())
+    cluster.sent.clear()
+    query = client.qu.query((counter_id(),), "counter.fetch", Fetch(), USER)
+    assert client.run(query, within_us=3_000_000).answer == Count(2)
+    assert len(cluster.sent) < 300
+
+
 # --- work -----------------------------------------------------------------------------------
 
 
@@ -228,7 +251,7 @@ def test_a_clients_observations_are_bounded_by_their_volume() -> None:
         assert observations.volume <= 1_000_000
     assert 2 < len(observations) < 20
     kept = counter_id(19)
-    observations.keep(kept, 0)
+    observations.keep(kept, {})
     observations.forget(counter_id(18))
     for number in range(18):
         observations.forget(counter_id(number))
