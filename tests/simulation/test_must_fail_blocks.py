@@ -13,7 +13,9 @@ import pytest
 from bftfs.coding.cross_checksum import CrossChecksum
 from bftfs.coding.erasure import Buffer, ErasureCode
 from bftfs.read_write import reading
+from bftfs.read_write.responses import Responses
 from bftfs.read_write.server import ReadWriteServer
+from bftfs.read_write.timestamp import BlockTimestamp
 from bftfs.simulation.configuration import Configuration
 from bftfs.simulation.deployment import Sizes
 from bftfs.simulation.workloads.blocks import BlockMix
@@ -81,4 +83,19 @@ def test_no_verification_by_the_node(monkeypatch: pytest.MonkeyPatch) -> None:
     assert hunt(
         attacks(client="false-fragment-writer"),
         lambda finding: "VersionUnrecoverable" in finding or not_linearizable(finding),
+    )
+
+
+def test_no_second_opinion_on_verified_flags(monkeypatch: pytest.MonkeyPatch) -> None:
+    """[LazyVer §3.8.1] b + 1: else one liar spares readers the validation that they need."""
+
+    assert hunt(attacks(node="false-verifier", client="poisonous-writer")) is None
+
+    def credulous(responses: Responses, candidate: BlockTimestamp) -> bool:
+        return any(hosted.get(candidate) for hosted in responses.hosted.values())
+
+    monkeypatch.setattr(Responses, "verified", credulous)
+    assert hunt(
+        attacks(node="false-verifier", client="poisonous-writer"),
+        lambda finding: reads_what_nobody_wrote(finding) or not_linearizable(finding),
     )

@@ -241,8 +241,9 @@ class TimestampRacer:
 class Impersonator:
     """Writes in another client's name, with vouchers from its allies and of its own making.
 
-    A version's timestamp names its author, and nodes take it from its author or with b + 1
-    vouchers. Shown by linearizability: its items are nobody's, so that reading one is a violation.
+    [PASIS §3.4.4] (3.4) "Byzantine storage-nodes can never fabricate write requests": a version's
+    timestamp names its author, and nodes take it from him or with b + 1 vouchers. Shown by
+    linearizability: its items are nobody's, so that reading one is a violation.
     """
 
     def __init__(self, position: ClientPosition) -> None:

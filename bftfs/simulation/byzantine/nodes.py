@@ -179,8 +179,9 @@ class Garbler:
 class FloodingNode:
     """Answers, and besides sends every other node what it was sent, again and again.
 
-    A request counts as its sender's, and a node is no client: what it repeats of others' requests
-    has no author's authority. Shown by serializability, linearizability and progress.
+    [design §3] "Requests are bound to cluster, sender, receiver and request id: a replay is
+    harmless". What a node repeats of others' requests has no author's authority. Shown by
+    serializability, linearizability and progress.
     """
 
     def __init__(self, position: NodePosition) -> None:

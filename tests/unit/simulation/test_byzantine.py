@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from random import Random
 from typing import Any
 
@@ -14,7 +15,7 @@ from bftfs.query_update.history import parse_history
 from bftfs.query_update.messages import Query, QueryReply
 from bftfs.read_write.messages import ReadReply, ReadRequest, TimeReply, TimeRequest
 from bftfs.simulation.byzantine.positions import NodePosition, mutated
-from bftfs.simulation.byzantine.registry import NODES, corrupted
+from bftfs.simulation.byzantine.registry import CLIENTS, NODES, corrupted
 from bftfs.simulation.deployment import Deployment, Sizes
 from bftfs.simulation.network import Network, NetworkFaults
 from bftfs.simulation.scenario import TYPES
@@ -204,3 +205,15 @@ def test_mutated_bytes_differ_nearly_always_and_never_break() -> None:
     results = [mutated(original, random) for _ in range(200)]
     assert sum(result != original for result in results) > 190
     assert mutated(b"", random) is not None
+
+
+@pytest.mark.parametrize(
+    "adversary",
+    [*NODES.values(), *(each for clients in CLIENTS.values() for each in clients.values())],
+    ids=lambda adversary: adversary.__qualname__,
+)
+def test_every_adversary_names_its_promise_and_its_checker(adversary: type) -> None:
+    """What promises that it is harmless is cited, and what shows it is named."""
+    text = " ".join((adversary.__doc__ or "").split())
+    assert re.search(r"\[(Q/U|PASIS|LazyVer|design|architecture) ?§", text)
+    assert "Shown by" in text
