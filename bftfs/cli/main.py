@@ -30,6 +30,8 @@ _COMMANDS = {
     "restore": ("restore", "Bring back a file or tree as it was at a time."),
     "undelete": ("restore", "Bring back what was removed."),
     "snapshot": ("snapshot", "Names for times."),
+    "audit": ("undo", "What a client has changed, and what others built on it."),
+    "undo": ("undo", "Take back what a client has changed."),
     "cluster": ("cluster", "Make a cluster, and say who may use it."),
     "node": ("node", "Storage nodes: one process, one directory each."),
     "simulate": ("simulate", "Run the protocols in a simulated world full of faults."),

@@ -236,11 +236,12 @@ class Session:
         self, batch: list[tuple[str, ObjectId]], time_us: int | None
     ) -> list[tuple[str, list[tuple[bytes, Node]]]]:
         listed = await Together(
-            tuple(partial(self._list, identifier, time_us) for _, identifier in batch)
+            tuple(partial(self.listing, identifier, time_us) for _, identifier in batch)
         )
         return [(path, nodes) for (path, _), nodes in zip(batch, listed, strict=True)]
 
-    async def _list(self, identifier: ObjectId, time_us: int | None) -> list[tuple[bytes, Node]]:
+    async def listing(self, identifier: ObjectId, time_us: int | None) -> list[tuple[bytes, Node]]:
+        """What is in a directory."""
         files = self.at(time_us)
         opened = await files.open_directory(identifier, self.who)
         found: list[tuple[bytes, Node]] = []

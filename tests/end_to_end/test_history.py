@@ -210,6 +210,43 @@ def test_the_past_cannot_be_changed(
     assert snapshot_of(past) == before == snapshot_of(directory)
 
 
+def _overwrite_often(tree: Path) -> None:
+    for number in range(40):
+        (tree / "file").write_bytes(payload(100, number))
+
+
+def _rename_over(tree: Path) -> None:
+    (tree / "other").write_text("x")
+    os.rename(tree / "other", tree / "file")
+
+
+DESTRUCTION: dict[str, Callable[[Path], object]] = {
+    "deleting": lambda tree: shutil.rmtree(tree / "sub"),
+    "overwriting": lambda tree: (tree / "file").write_bytes(bytes(2 * BLOCK)),
+    "overwriting often": _overwrite_often,
+    "truncating": lambda tree: os.truncate(tree / "file", 0),
+    "renaming over": _rename_over,
+    "dating back": lambda tree: os.utime(tree / "file", ns=(0, 0)),
+    "removing attributes": lambda tree: os.removexattr(tree / "file", "user.key"),
+    "forbidding": lambda tree: (tree / "file").chmod(0),
+}
+
+
+@pytest.mark.parametrize("way", DESTRUCTION)
+def test_no_client_destroys_history(directory: Path, cluster: Cluster, way: str) -> None:
+    tree = directory / "tree"
+    (tree / "sub" / "deep").mkdir(parents=True)
+    (tree / "sub" / "deep" / "leaf").write_text("leaf")
+    (tree / "file").write_bytes(payload(2 * BLOCK, 7))
+    os.setxattr(tree / "file", "user.key", b"value")
+    moment = now()
+    before = snapshot_of(tree)
+    DESTRUCTION[way](tree)
+    assert snapshot_of(tree) != before
+    shutil.rmtree(tree)
+    assert snapshot_of(directory / HISTORY / moment / "tree") == before
+
+
 def test_permissions_of_then_and_of_now_both_count(directory: Path, cluster: Cluster) -> None:
     directory.chmod(0o755)
     opened_later, closed_later, always = (directory / name for name in ("a", "b", "c"))

@@ -1,0 +1,201 @@
+"""An intruder with a client's key: audited, undone, revoked; and everybody else's work is kept."""
+
+import json
+import os
+import random
+import shutil
+import stat
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.end_to_end.cluster import Cluster, bftfs
+from tests.end_to_end.expectations import BLOCK, payload
+from tests.end_to_end.test_history import HISTORY, now
+from tests.end_to_end.test_history_commands import fails
+
+FRESH = "attr_timeout=0,entry_timeout=0,negative_timeout=0"
+
+
+@pytest.fixture
+def intruder(
+    request: pytest.FixtureRequest, directory: Path, cluster: Cluster, playground: Path
+) -> Iterator[Path]:
+    """The test's directory, in the mount of a client called mallory."""
+    if not (cluster.data / "clients" / "mallory.key").exists():
+        bftfs("cluster", "add-client", "--data", cluster.data, "mallory")
+    with cluster.mount(playground / "mallory", f"client=mallory,{FRESH}") as mount:
+        yield mount / directory.relative_to(cluster.mountpoint)
+
+
+@pytest.fixture
+def honest(directory: Path, cluster: Cluster, playground: Path) -> Iterator[Path]:
+    """The test's directory, in a mount that caches nothing."""
+    with cluster.mount(playground / "honest", FRESH) as mount:
+        yield mount / directory.relative_to(cluster.mountpoint)
+
+
+def seen(tree: Path) -> dict[str, tuple[object, ...]]:
+    """A tree without times and link counts: names, kinds, modes, owners, contents."""
+    found: dict[str, tuple[object, ...]] = {}
+    for path in tree.rglob("*"):
+        status = path.lstat()
+        kind = stat.S_IFMT(status.st_mode)
+        contents: object = None
+        if stat.S_ISREG(status.st_mode):
+            contents = path.read_bytes()
+        elif stat.S_ISLNK(status.st_mode):
+            contents = os.readlink(path)
+        owner = (status.st_uid, status.st_gid)
+        found[str(path.relative_to(tree))] = (kind, stat.S_IMODE(status.st_mode), owner, contents)
+    return found
+
+
+def test_an_intruders_changes_are_found_and_taken_back(
+    directory: Path, honest: Path, intruder: Path
+) -> None:
+    (honest / "tree" / "sub").mkdir(parents=True)
+    (honest / "keep").mkdir()
+    for name, text in (
+        ("precious", "precious\n"),
+        ("shared", "1\n2\n3\n4\n5\n"),
+        ("moved", "secret\n"),
+        ("both", "same line\n"),
+        ("tree/sub/leaf", "leaf\n"),
+        ("keep/a", "first\n"),
+    ):
+        (honest / name).write_text(text)
+    (honest / "binary").write_bytes(payload(3 * BLOCK, 1))
+    before = seen(honest)
+    since = now()
+
+    (intruder / "precious").write_text("pwned")
+    shutil.rmtree(intruder / "tree")
+    os.rename(intruder / "moved", intruder / "keep" / "stolen")
+    (intruder / "virus").write_text("virus")
+    (intruder / "keep").chmod(0o777)
+    (intruder / "shared").write_text("EVIL\n1\n2\n3\n4\n5\n")
+    (intruder / "both").write_text("evil line\n")
+    with (intruder / "binary").open("r+b") as file:
+        file.write(bytes(1000))
+    (intruder / "keep" / "a").unlink()
+
+    (honest / "shared").write_text("EVIL\n1\n2\n3\n4\nfive\nsix\n")
+    (honest / "both").write_text("better evil line\n")
+    (honest / "new").write_text("honest")
+    (honest / "keep" / "a").write_text("second\n")
+
+    words = ("--client", "mallory", "--since", since)
+    audit = json.loads(bftfs("audit", directory, *words, "--json"))
+    assert {row["client"] for row in audit["changes"]} == {"mallory"}
+    paths = {row["path"].removeprefix(f"{directory}/") for row in audit["changes"]}
+    assert {
+        "precious",
+        "tree/sub/leaf",
+        "keep/stolen",
+        "virus",
+        "keep",
+        "shared",
+        "keep/a",
+    } <= paths
+    built = {row["path"].removeprefix(f"{directory}/") for row in audit["built_on"]}
+    assert {"shared", "both", "keep"} <= built
+    assert "new" not in built
+    assert not any(row["client"] == "mallory" for row in audit["built_on"])
+
+    damaged = seen(honest)
+    planned = bftfs("undo", directory, *words, "--dry-run", allowed=(1,))
+    assert "conflict: " in planned
+    assert seen(honest) == damaged, "a dry run changes nothing"
+
+    undone = bftfs("undo", directory, *words, allowed=(1,))
+    assert "2 conflicts" in undone, undone
+    mode = 0o644
+    text = lambda contents: (stat.S_IFREG, mode, (0, 0), contents)  # noqa: E731
+    assert seen(honest) == {
+        **before,
+        "shared": text(b"1\n2\n3\n4\nfive\nsix\n"),
+        "both": text(b"better evil line\n"),
+        "both.before-mallory": text(b"same line\n"),
+        "new": text(b"honest"),
+        "keep/a": text(b"second\n"),
+        "keep/a.before-mallory": text(b"first\n"),
+    }
+    assert (directory / HISTORY / since / "precious").read_text() == "precious\n"
+    log = json.loads(bftfs("log", "--json", directory / "precious"))
+    assert {row["client"] for row in log} == {"local", "mallory"}, "it stays in the log"
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_after_undo_the_tree_is_that_of_honest_work_alone(
+    directory: Path, honest: Path, intruder: Path, outside: Path, seed: int
+) -> None:
+    """Random work by both on things of their own, and of the intruder on others' things."""
+    draw = random.Random(seed)
+    model = outside / "model"
+    model.mkdir()
+    for tree in (honest, model):
+        for first in ("p", "q", "r"):
+            (tree / first).mkdir()
+            for second in range(4):
+                (tree / first / f"f{second}").write_bytes(payload(50 + 9 * second, second))
+    since = now()
+    spoilt: set[str] = set()
+    for number in range(30):
+        name = f"{draw.choice('pqr')}/f{draw.randrange(6)}"
+        is_honest = draw.random() < 0.5
+        if is_honest and name in spoilt:
+            continue
+        kind = draw.randrange(4)
+        if not is_honest:
+            spoilt.add(name)
+        for tree in (honest, model) if is_honest else (intruder,):
+            work_on(tree / name, kind, number, tree / f"{name[0]}/g{number}")
+    if spoilt and seed:
+        shutil.rmtree(intruder / "r")
+    bftfs("undo", directory, "--client", "mallory", "--since", since)
+    assert seen(honest) == seen(model)
+    again = bftfs("undo", directory, "--client", "mallory", "--since", since)
+    assert "0 taken back, 0 conflicts" in again
+    assert seen(honest) == seen(model)
+
+
+def work_on(path: Path, kind: int, number: int, other: Path) -> None:
+    try:
+        if kind == 0:
+            path.write_bytes(payload(200, number))
+        elif kind == 1:
+            path.unlink()
+        elif kind == 2:
+            path.chmod(0o600 if number % 2 else 0o640)
+        else:
+            os.rename(path, other)
+    except FileNotFoundError:
+        pass
+
+
+def test_a_client_that_is_revoked_is_stopped_at_once(
+    directory: Path, cluster: Cluster, playground: Path
+) -> None:
+    bftfs("cluster", "add-client", "--data", cluster.data, "eve")
+    options = f"client=eve,soft,timeout=2,{FRESH}"
+    with cluster.mount(playground / "eve", options) as mount:
+        there = mount / directory.relative_to(cluster.mountpoint)
+        (there / "before").write_text("x")
+        since = now()
+        bftfs("cluster", "revoke-client", "--data", cluster.data, "eve")
+        time.sleep(0.1)
+        with pytest.raises(OSError):  # noqa: PT011 - a soft mount's time runs out, somehow
+            (there / "after").write_text("x")
+        assert sorted(os.listdir(directory)) == ["before"]
+        audit = json.loads(
+            bftfs("audit", directory, "--client", "eve", "--since", "1 hour ago", "--json")
+        )
+        assert audit["changes"], "who was revoked can be audited"
+        subprocess.run(["umount", "-l", mount], check=False)
+    assert "no client is called so" in fails(
+        "audit", directory, "--client", "bob", "--since", since
+    )
