@@ -37,6 +37,11 @@ class NodeDirectory:
         return self.path / "store"
 
     @property
+    def recovery(self) -> Path:
+        """There once a store was lost; says when, and whether it is rebuilt."""
+        return self.path / "recovery"
+
+    @property
     def log(self) -> Path:
         return self.path / "log"
 

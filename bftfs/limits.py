@@ -80,6 +80,14 @@ VERIFY_RETRY_MOST_US = 300 * SECOND_US  # …up to this
 VERIFY_AT_ONCE = 8  # blocks
 VERIFY_ON_DEMAND = 64  # blocks that are verified before the writes of a client go on
 ABANDONED_US = 2 * CLOCK_SKEW_US  # no correct node takes a version of that age from its author
+KEYS_IN_INVENTORY = 1_024  # versions that one reply lists to a node that heals
+OBJECTS_IN_CATALOGUE = 512  # objects, likewise
+HEAL_EVERY_US = 600 * SECOND_US  # after which a node compares what it has with its peers again
+HEAL_AGAIN_US = 5 * SECOND_US  # after a pass in which something could not be brought
+HEAL_PATIENCE_US = 2 * SECOND_US  # for its peers, in one question
+HEAL_RATE_BYTES = 32 * MIB  # that a node rebuilds in a second…
+HEAL_AT_ONCE = 8  # …and so many versions or objects at a time, 1 while clients are busy
+SCRUB_EVERY_US = 7 * 24 * 3600 * SECOND_US  # after which everything stored is read and checked
 FILE_BYTES = 1 << 44  # a file ends at 16 TiB
 LAYOUT_RANGES = 128  # incarnation ranges of one file; truncation merges beyond that
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol
 
 from bftfs.conversation import Conversation
 from bftfs.identifiers import ClientId, NodeId
@@ -90,7 +90,6 @@ class Host(Protocol):
         """
 
 
-@runtime_checkable
 class Background(Protocol):
     """Work that a node does of its own accord."""
 

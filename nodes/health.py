@@ -6,6 +6,7 @@ import os
 from typing import Any
 
 from bftfs.envelope import HealthReply
+from bftfs.recovery import Recovery
 from bftfs.runtime import clock
 from bftfs.runtime.links import Links
 from bftfs.step import Ready, Sender
@@ -14,16 +15,25 @@ from nodes.guard import WriteSwitch
 from nodes.metrics import Tally, resident_bytes
 from nodes.store import Store
 
-REPLACED = (
-    "its store began empty in the place of one that was lost: it has what was used since then, and "
-    "counts as one of the Byzantine nodes that the cluster tolerates"
+REBUILDING = (
+    "its store was lost and is rebuilt from the other nodes: until then it counts as one of those "
+    "that the cluster tolerates"
 )
 
 
 class Health:
     """Answers `HealthRequest`; also what `/health` shows."""
 
-    def __init__(self, *, store: Store, links: Links, switch: WriteSwitch, tally: Tally) -> None:
+    def __init__(
+        self,
+        *,
+        store: Store,
+        links: Links,
+        switch: WriteSwitch,
+        tally: Tally,
+        recovery: Recovery,
+    ) -> None:
+        self._recovery = recovery
         self._store = store
         self._links = links
         self._switch = switch
@@ -70,4 +80,4 @@ class Health:
             f"node {node} could not be reached: {why}"[:512]
             for node, why in self._links.unreachable()
         )
-        return (REPLACED, *unreachable) if self._store.replaces else tuple(unreachable)
+        return (REBUILDING, *unreachable) if self._recovery.rebuilding else tuple(unreachable)

@@ -22,6 +22,7 @@ from bftfs.envelope import HealthRequest
 from bftfs.errors import UsageError
 from bftfs.identifiers import NodeId
 from bftfs.limits import CONNECTIONS, MIB
+from bftfs.recovery import Recovery
 from bftfs.runtime.links import Links
 from bftfs.runtime.memory import keep_freed_memory
 from bftfs.runtime.sockets import forget, listen
@@ -30,8 +31,9 @@ from bftfs.wire.channel import ServerChannel
 from nodes import log
 from nodes.configuration import NodeConfiguration
 from nodes.guard import Guard, WriteSwitch
-from nodes.health import REPLACED, Health
+from nodes.health import REBUILDING, Health
 from nodes.loop import Loop
+from nodes.lost_store import resumed
 from nodes.membership import LiveMembership
 from nodes.metrics import Exposition, Gauge, Tally
 from nodes.store import Store
@@ -55,7 +57,9 @@ class Services:
 class Protocols:
     """What a node speaks. Tests put other servers in the place of the honest ones."""
 
-    services: Callable[[ClusterDescription, Identity, NodeId, NodeConfiguration], Services]
+    services: Callable[
+        [ClusterDescription, Identity, NodeId, NodeConfiguration, Recovery], Services
+    ]
     decode_request: Callable[[bytes], Any]
     decode_reply: Callable[[bytes], Any]
 
@@ -77,6 +81,7 @@ def run(directory: NodeDirectory, description_file: Path, protocols: Protocols) 
     logger = structlog.get_logger()
     _allow_descriptors()
     keep_freed_memory(FREED_BYTES_KEPT)
+    recovery = resumed(directory)
     with contextlib.ExitStack() as stack:
         store = Store.open(
             directory.store,
@@ -91,13 +96,13 @@ def run(directory: NodeDirectory, description_file: Path, protocols: Protocols) 
         links = stack.enter_context(
             Links(description, identity, decode=protocols.decode_reply, persistent=False)
         )
-        health = Health(store=store, links=links, switch=switch, tally=tally)
+        health = Health(store=store, links=links, switch=switch, tally=tally, recovery=recovery)
 
         def report(message: Any, error: Exception) -> None:
             tally.faults += 1
             logger.error("request failed", message=type(message).__name__, exc_info=error)
 
-        services = protocols.services(description, identity, node, configuration)
+        services = protocols.services(description, identity, node, configuration, recovery)
         servers = {kind: Guard(server, switch, report) for kind, server in services.servers.items()}
         directory.pid.write_text(f"{os.getpid()}\n")
         stack.callback(directory.pid.unlink, missing_ok=True)
@@ -137,8 +142,8 @@ def run(directory: NodeDirectory, description_file: Path, protocols: Protocols) 
             durability=configuration.durability.value,
             store_bytes=store.used_bytes,
         )
-        if store.replaces:
-            logger.warning("replaced", reason=REPLACED)
+        if recovery.rebuilding:
+            logger.warning("rebuilding", reason=REBUILDING)
         loop.run()
         logger.info("stopped", requests=sum(tally.requests.values()), commits=tally.commits)
 

@@ -9,14 +9,17 @@ from bftfs.crypto.digest import client_id_of
 from bftfs.crypto.keys import Identity
 from bftfs.envelope import REPLIES, REQUESTS
 from bftfs.filesystem import object_types
+from bftfs.healing import HealingTally
 from bftfs.identifiers import NodeId
 from bftfs.query_update.messages import Request as QueryUpdateRequest
 from bftfs.query_update.server import QueryUpdateServer
 from bftfs.quorum import ThresholdQuorums
+from bftfs.read_write.healing import BlockHealer
 from bftfs.read_write.lazy_verifier import LazyVerifier
 from bftfs.read_write.messages import Notice
 from bftfs.read_write.messages import Request as ReadWriteRequest
 from bftfs.read_write.server import ReadWriteServer
+from bftfs.recovery import Recovery
 from nodes.authority import InodeAuthority
 from nodes.configuration import NodeConfiguration
 from nodes.metrics import Gauge
@@ -29,16 +32,26 @@ def honest_services(
     identity: Identity,
     node: NodeId,
     configuration: NodeConfiguration,
+    recovery: Recovery,
 ) -> Services:
     """What a correct node does."""
     keys = description.authenticator_keys(identity, node)
     query_update = QueryUpdateServer(
-        node, ThresholdQuorums(description.query_update), keys, object_types()
+        node,
+        ThresholdQuorums(description.query_update),
+        keys,
+        object_types(),
+        recovery=recovery,
+    )
+    quota = ClientQuota(configuration.client_bytes)
+    client = client_id_of(public_key=identity.public_key)
+    block_healer = BlockHealer(
+        node, description.read_write, client, recovery, charge=quota.charge_anyway
     )
     verifier = LazyVerifier(
         node,
         description.read_write,
-        client_id_of(public_key=identity.public_key),
+        client,
         configuration.verification,
     )
     read_write = ReadWriteServer(
@@ -46,8 +59,9 @@ def honest_services(
         description.read_write,
         keys,
         authority=InodeAuthority(),
-        quota=ClientQuota(configuration.client_bytes),
+        quota=quota,
         watch=verifier,
+        memory=block_healer if recovery.rebuilding else None,
     )
     return Services(
         {
@@ -55,8 +69,25 @@ def honest_services(
             **dict.fromkeys(get_args(ReadWriteRequest), read_write),
             Notice: verifier,
         },
-        (verifier,),
-        lambda: _gauges(verifier),
+        (verifier, query_update.healer, block_healer),
+        lambda: (
+            *_gauges(verifier),
+            *_healing_gauges("objects", query_update.healer.tally),
+            *_healing_gauges("blocks", block_healer.tally),
+            Gauge("bftfs_recovering", "1 while a lost store is rebuilt.", recovery.rebuilding),
+        ),
+    )
+
+
+def _healing_gauges(what: str, tally: HealingTally) -> tuple[Gauge, ...]:
+    return (
+        Gauge(f"bftfs_heal_{what}_passes", f"Passes over all {what}.", tally.passes),
+        Gauge(f"bftfs_heal_{what}_progress", "Of the pass under way.", tally.progress),
+        Gauge(f"bftfs_heal_{what}_compared", f"{what} compared with peers.", tally.compared),
+        Gauge(f"bftfs_heal_{what}_rebuilt", f"{what} rebuilt.", tally.rebuilt),
+        Gauge(f"bftfs_heal_{what}_bytes", "Bytes rebuilt.", tally.rebuilt_bytes),
+        Gauge(f"bftfs_heal_{what}_failed", f"{what} that could not be.", tally.failed),
+        Gauge(f"bftfs_heal_{what}_damaged", f"{what} found damaged here.", tally.damaged),
     )
 
 

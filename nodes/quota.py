@@ -23,10 +23,21 @@ class ClientQuota:
         self, view: StorageView, client: ClientId, block: BlockId, volume: int
     ) -> BlockRefused | list[Write]:
         """The writes that account for a new version of `volume` bytes, or why it is refused."""
-        stored = view.get(Table.ADMISSION, client)
-        used = volume + (0 if stored is None else int.from_bytes(stored, "big"))
+        used = volume + _used(view, client)
         if self._client_bytes is not None and used > self._client_bytes:
             return BlockRefused(
                 errno.EDQUOT, f"this client's versions may use {self._client_bytes} bytes of a node"
             )
         return [Write(Table.ADMISSION, client, used.to_bytes(8, "big"))]
+
+    def charge_anyway(
+        self, view: StorageView, client: ClientId, block: BlockId, volume: int
+    ) -> list[Write]:
+        """Account for a version that the cluster has accepted before, whatever it comes to."""
+        used = volume + _used(view, client)
+        return [Write(Table.ADMISSION, client, used.to_bytes(8, "big"))]
+
+
+def _used(view: StorageView, client: ClientId) -> int:
+    stored = view.get(Table.ADMISSION, client)
+    return 0 if stored is None else int.from_bytes(stored, "big")

@@ -53,7 +53,6 @@ _FORMAT_KEY = b"format"
 _OWNER_KEY = b"owner"
 _CHECKPOINT_KEY = b"checkpoint"  # sequence of the last batch that LMDB holds
 _JOURNAL_ROOM_KEY = b"journal"  # how long its file was, by then on stable storage
-_REPLACES_KEY = b"replaces"  # present if the node has had another store before
 _JOURNAL_SECRET_KEY = b"journal key"  # of the digests in it, drawn anew in each life
 _JOURNAL_KEY_BYTES = 32
 _DATA_FILE = "data.mdb"
@@ -211,7 +210,6 @@ class Store:
         self.path = path
         self.durability = durability
         self.databases: tuple[lmdb._Database, ...] = ()
-        self.replaces = False  # whether it began empty in the place of one that was lost
         self._failed = False  # whether damage was found
         self.unsynced = False  # whether something committed is not on stable storage yet
         self._environment = environment
@@ -243,11 +241,10 @@ class Store:
         map_bytes: int = MAP_BYTES_INITIAL,
     ) -> Store:
         """The store at `path`, made if there is none. A `UsageError` says why it cannot be used."""
-        had_one = _lock_file(path).exists()
         lock = _lock(path)
         try:
             if not path.exists():
-                _create(path, owner=_owner(cluster, node), replaces=had_one)
+                _create(path, owner=_owner(cluster, node))
             environment = _open_environment(path, min(map_bytes, capacity_bytes or map_bytes))
         except BaseException:
             os.close(lock)
@@ -532,7 +529,6 @@ class Store:
                 form = transaction.get(_FORMAT_KEY)
                 found = transaction.get(_OWNER_KEY)
                 checkpoint = transaction.get(_CHECKPOINT_KEY)
-                self.replaces = transaction.get(_REPLACES_KEY) is not None
                 self._journal.key = transaction.get(_JOURNAL_SECRET_KEY)
                 room = int.from_bytes(transaction.get(_JOURNAL_ROOM_KEY, b""), "big")
         except lmdb.NotFoundError:
@@ -610,8 +606,8 @@ def _position(cursor: lmdb.Cursor[bytes], start: bytes, stop: bytes, *, reverse:
     return cursor.prev() if cursor.set_range(stop) else cursor.last()
 
 
-def _lock_file(path: Path) -> Path:
-    """Stays when the store is moved away or lost."""
+def lock_file(path: Path) -> Path:
+    """Stays when the store at `path` is moved away or lost."""
     return path.with_name(path.name + ".lock")
 
 
@@ -619,7 +615,7 @@ def _lock(path: Path) -> int:
     """Hold the store's lock file, next to it, for as long as the process lives."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        lock = os.open(_lock_file(path), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC)
+        lock = os.open(lock_file(path), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC)
     except OSError as error:
         raise UsageError(f"{path}: the store cannot be opened ({error.strerror})") from None
     try:
@@ -635,7 +631,7 @@ def _lock(path: Path) -> int:
     return lock
 
 
-def _create(path: Path, *, owner: bytes, replaces: bool) -> None:
+def _create(path: Path, *, owner: bytes) -> None:
     """An empty store; it appears at `path` all at once, so that it is never there half made."""
     new = path.with_name(path.name + ".new")
     try:
@@ -648,8 +644,6 @@ def _create(path: Path, *, owner: bytes, replaces: bool) -> None:
                 transaction.put(_FORMAT_KEY, b"%d" % FORMAT, db=meta)
                 transaction.put(_OWNER_KEY, owner, db=meta)
                 transaction.put(_CHECKPOINT_KEY, bytes(8), db=meta)
-                if replaces:
-                    transaction.put(_REPLACES_KEY, b"", db=meta)
         os.truncate(new / _DATA_FILE, 2 * HEADROOM_BYTES)
         (new / _JOURNAL_FILE).touch(mode=0o600)
         _sync_directory(new)

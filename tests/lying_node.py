@@ -15,6 +15,7 @@ from random import Random
 from bftfs.cluster import ClusterDescription
 from bftfs.crypto.keys import Identity
 from bftfs.identifiers import NodeId
+from bftfs.recovery import Recovery
 from bftfs.simulation.byzantine.positions import NodePosition
 from bftfs.simulation.byzantine.registry import NODES, corrupted
 from bftfs.simulation.deployment import Sizes
@@ -32,8 +33,9 @@ def lying(adversaries: Sequence[str]) -> Protocols:
         identity: Identity,
         node: NodeId,
         configuration: NodeConfiguration,
+        recovery: Recovery,
     ) -> Services:
-        honest = honest_services(description, identity, node, configuration)
+        honest = honest_services(description, identity, node, configuration, recovery)
         position = NodePosition(
             node,
             honest.servers,

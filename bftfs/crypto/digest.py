@@ -10,6 +10,7 @@ fields before the one field of variable length, so that concatenation is unambig
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from typing import NewType
 
 from blake3 import blake3
@@ -33,6 +34,7 @@ _OPERATION = _tagged(b"bftfs.operation")
 _DEDUCTION = _tagged(b"bftfs.deduction")
 _ANSWER = _tagged(b"bftfs.answer")
 _SYNC_PAGE = _tagged(b"bftfs.syncpage")
+_INVENTORY = _tagged(b"bftfs.inventory")
 _CLUSTER = _tagged(b"bftfs.cluster")
 _CLIENT = _tagged(b"bftfs.client", CLIENT_ID_BYTES)
 _FRAGMENT_KEY = _tagged(b"bftfs.fragment").digest()
@@ -89,6 +91,13 @@ def sync_page_digest(encoded: bytes) -> Digest:
     """What a server sends in place of a page of object sync that another one sends whole."""
     state = _SYNC_PAGE.copy()
     state.update(encoded)
+    return Digest(state.digest())
+
+
+def inventory_digest(keys: Iterable[bytes]) -> Digest:
+    """The digest of the keys of versions that a node hosts, all of one length."""
+    state = _INVENTORY.copy()
+    state.update(b"".join(keys))
     return Digest(state.digest())
 
 

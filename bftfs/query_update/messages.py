@@ -12,6 +12,7 @@ from typing import Annotated, TypeAlias
 from msgspec import Meta
 
 from bftfs import limits
+from bftfs.identifiers import OBJECT_ID_BYTES
 from bftfs.query_update.conditioned import (
     AnswerField,
     ArgumentsField,
@@ -177,6 +178,18 @@ class VersionsRequest(Message, frozen=True, tag=0x18):
     whole_answer_from: NodeField
 
 
+class HistoryRequest(Message, frozen=True, tag=0x1A):
+    """From node to node: your replica history of an object, for healing."""
+
+    object: ObjectField
+
+
+class CatalogueRequest(Message, frozen=True, tag=0x1B):
+    """From node to node: which objects do you have, with ids after `after`?"""
+
+    after: Annotated[bytes, Meta(max_length=OBJECT_ID_BYTES)]
+
+
 # --- replies --------------------------------------------------------------------------------
 
 
@@ -308,6 +321,26 @@ class VersionsReply(Message, frozen=True, tag=0x28):
     whole: bool = True
 
 
+class HistoryReply(Message, frozen=True, tag=0x2A):
+    """The replica history; nothing for the initial one."""
+
+    history: HistoryField
+
+
+class Catalogued(Value, frozen=True):
+    """An object, and the latest timestamp in its replica history."""
+
+    object: ObjectField
+    latest: TimestampField
+
+
+class CatalogueReply(Message, frozen=True, tag=0x2B):
+    """Objects in the order of their ids, and whether there are more."""
+
+    objects: Annotated[tuple[Catalogued, ...], Meta(max_length=limits.OBJECTS_IN_CATALOGUE)]
+    more: bool
+
+
 Request: TypeAlias = (
     Query
     | Update
@@ -318,6 +351,8 @@ Request: TypeAlias = (
     | SyncRequest
     | PastQuery
     | VersionsRequest
+    | HistoryRequest
+    | CatalogueRequest
 )
 Reply: TypeAlias = (
     QueryReply
@@ -328,4 +363,6 @@ Reply: TypeAlias = (
     | SyncReply
     | PastReply
     | VersionsReply
+    | HistoryReply
+    | CatalogueReply
 )

@@ -30,7 +30,7 @@ from bftfs import limits
 from bftfs.identifiers import ObjectId
 from bftfs.query_update.candidate import Candidate
 from bftfs.query_update.conditioned import Operation
-from bftfs.query_update.history import ReplicaHistory, parse_history
+from bftfs.query_update.history import ReplicaHistory, latest_in, parse_history
 from bftfs.query_update.messages import Verdict
 from bftfs.query_update.timestamp import ZERO, LogicalTimestamp
 from bftfs.storage import StorageView, Table, Write
@@ -81,6 +81,11 @@ INITIAL_ROW = ObjectRow(0, ZERO, ZERO, b"", b"")
 
 _decode_row = msgspec.msgpack.Decoder(ObjectRow).decode
 _decode_version = msgspec.msgpack.Decoder(Version).decode
+
+
+def latest_of(stored: bytes) -> LogicalTimestamp:
+    """The latest timestamp in the replica history of an OBJECT row."""
+    return latest_in(_decode_row(stored).history)
 
 
 def _past_prefix(identifier: ObjectId, key: bytes) -> bytes:

@@ -50,6 +50,7 @@ from bftfs.query_update.conditioned import (
     timestamp_of,
 )
 from bftfs.query_update.deduction import Evidence, Undecided
+from bftfs.query_update.healing import ObjectHealer, catalogue
 from bftfs.query_update.history import (
     CulledObjectHistorySet,
     ObjectHistorySet,
@@ -59,10 +60,13 @@ from bftfs.query_update.history import (
     parse_set,
 )
 from bftfs.query_update.messages import (
+    CatalogueRequest,
     DeduceReply,
     DeduceRequest,
     FetchReply,
     FetchRequest,
+    HistoryReply,
+    HistoryRequest,
     InlineBarrier,
     InlineUpdate,
     Looked,
@@ -90,6 +94,7 @@ from bftfs.query_update.timestamp import (
     time_of,
 )
 from bftfs.quorum import Nodes, QuorumSystem
+from bftfs.recovery import Recovery
 from bftfs.step import Ready, Role, Sender, Want
 from bftfs.storage import StorageView, Table, Write
 
@@ -136,9 +141,17 @@ class QueryUpdateServer:
     """One node's Query/Update server."""
 
     def __init__(
-        self, node: NodeId, quorums: QuorumSystem, keys: AuthenticatorKeys, types: ObjectTypes
+        self,
+        node: NodeId,
+        quorums: QuorumSystem,
+        keys: AuthenticatorKeys,
+        types: ObjectTypes,
+        *,
+        recovery: Recovery | None = None,
     ) -> None:
         self.node = node
+        self.recovery = recovery or Recovery()
+        self.healer = ObjectHealer(node, quorums, self, self.recovery)
         self.quorums = quorums
         self.types = types
         self._keys = keys
@@ -154,6 +167,8 @@ class QueryUpdateServer:
             SyncRequest: self._sync,
             PastQuery: self._query_past,
             VersionsRequest: self._versions,
+            HistoryRequest: self._history,
+            CatalogueRequest: self._catalogue,
         }
 
     def step(
@@ -166,6 +181,10 @@ class QueryUpdateServer:
     ) -> Ready:
         """Serve one message."""
         try:
+            if self.recovery.rebuilding and sender.role is Role.CLIENT:
+                want = self.healer.wanted(_objects_of(message))
+                if want is not None:
+                    return Ready(wants=(want,))
             return self._handlers[type(message)](view, sender, message, now_us)
         except _Reject as rejected:
             return Ready(Rejected(rejected.code, rejected.reason))
@@ -309,6 +328,7 @@ class QueryUpdateServer:
                 self._require_vouched(conditioned, message)
             plans = self._classify(conditioned, sets, evidence, timestamp)
             self._require_current(replicas, plans)
+            self._require_memory(plans)
             if conditioned.kind is ConditionedKind.METHOD:
                 assert method is not None
                 return self._accept_method(
@@ -373,6 +393,7 @@ class QueryUpdateServer:
                     vouching |= nodes
             if not self.quorums.is_repairable(vouching):
                 raise _Fail(Status.DIFFERENT)
+            self._require_others(vouching)
             lacking = self._lacking(replicas, plans, timestamp)
             if len(lacking) < len(replicas):
                 return self._adopt(
@@ -418,6 +439,8 @@ class QueryUpdateServer:
                 return self._accepted([replica])
             if replica.history.latest > timestamp:
                 raise _Fail(Status.NOT_CURRENT)
+            if time_of(timestamp) <= self.recovery.floor_us:
+                self._require_others(sharing(evidence, timestamp))
             candidate = next(
                 found
                 for history, _ in evidence.hosted
@@ -598,6 +621,19 @@ class QueryUpdateServer:
         """Nothing later than the history sets' current has been accepted. [Q/U line 1007]"""
         for replica, plan in zip(replicas, plans, strict=True):
             if replica.history.latest > plan.current:
+                raise _Fail(Status.NOT_CURRENT)
+
+    def _require_memory(self, plans: list[_Plan]) -> None:
+        """Nothing that this server may have forgotten is later than what the request builds on.
+
+        Once it has lost its store, a server accepts only what is conditioned on something later, or
+        what a repairable set of others has accepted: see `healing`. An object that is only being
+        created goes by those that are changed together with it.
+        """
+        floor_us = self.recovery.floor_us
+        if floor_us:
+            times = [time_of(plan.current) for plan in plans]
+            if not any(times) or any(0 < time_us <= floor_us for time_us in times):
                 raise _Fail(Status.NOT_CURRENT)
 
     def _require_allowance(self, replicas: list[Replica], client: ClientId, now_us: int) -> None:
@@ -894,10 +930,71 @@ class QueryUpdateServer:
                 return verdict, self._keys.make(digest)
         return Verdict.UNKNOWN, b""
 
+    # --- healing ------------------------------------------------------------------------------
+
+    def _require_others(self, vouching: Nodes) -> None:
+        """What this server says it had accepted counts for nothing if it has forgotten it."""
+        if self.recovery.floor_us and not self.quorums.is_repairable(vouching & ~(1 << self.node)):
+            raise _Fail(Status.NOT_CURRENT)
+
+    def take_over(
+        self, view: StorageView, name: ObjectId, candidate: Candidate, *, established: bool
+    ) -> list[Write] | None:
+        """The writes that take `candidate` into the history; None if its version is missing.
+
+        Requires: the rule of `healing` allows it.
+        """
+        replica = Replica(view, name)
+        if replica.history.latest >= candidate.timestamp:
+            return []
+        reach = replica.reach(candidate.timestamp)
+        if reach is Reach.KNOWN:
+            replica.move_to(candidate.timestamp)
+        elif reach is not Reach.HERE and not (
+            reach is Reach.MISSING and object_sync.take_staged(replica, candidate.timestamp)
+        ):
+            return None
+        try:
+            self._extend(replica, candidate, candidate if established else INITIAL)
+        except _Fail:  # the history is as long as it may be
+            return None
+        return replica.writes
+
+    def _history(
+        self, view: StorageView, sender: Sender, message: HistoryRequest, now_us: int
+    ) -> Ready:
+        if sender.role is not Role.NODE:
+            raise _Reject(errno.EPERM, "healing is between nodes")
+        return Ready(HistoryReply(Replica(view, message.object).row.history))
+
+    def _catalogue(
+        self, view: StorageView, sender: Sender, message: CatalogueRequest, now_us: int
+    ) -> Ready:
+        if sender.role is not Role.NODE:
+            raise _Reject(errno.EPERM, "healing is between nodes")
+        return Ready(catalogue(view, message.after))
+
     def _sync(self, view: StorageView, sender: Sender, message: SyncRequest, now_us: int) -> Ready:
         if sender.role is not Role.NODE:
             raise _Reject(errno.EPERM, "object sync is between nodes")
         return Ready(object_sync.serve(view, message))
+
+
+def _objects_of(message: Any) -> tuple[ObjectId, ...]:
+    """The objects that a client's request is about."""
+    match message:
+        case Update() | InlineUpdate():
+            sets = decode_conditioned(message.conditioned).sets
+            return tuple(history_set.object for history_set in sets)
+        case InlineBarrier():
+            return (message.evidence.object,)
+        case FetchRequest():
+            return ()
+        case Query() | DeduceRequest():
+            return message.objects
+        case _:
+            named: ObjectId = message.object
+            return (named,)
 
 
 def _failed(replicas: list[Replica], failure: _Fail) -> Ready:

@@ -22,7 +22,6 @@ host runs with its next batch.
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -90,7 +89,6 @@ class LazyVerifier:
         self.backlog = Backlog()
         self.tally = VerificationTally()
         self.settings = settings
-        self.on_lack: Callable[[BlockId], None] = lambda _block: None
         self._node = node
         self._thresholds = thresholds
         self._session = Session(client, thresholds, patience_total_us=limits.VERIFY_PATIENCE_US)
@@ -258,7 +256,8 @@ class LazyVerifier:
             and verified != ZERO
             and (view.get(Table.BLOCK, version_key(block, verified)) is None)
         ):
-            self.on_lack(block)
+            # This node's own verification brings its part of the version.
+            backlog.add(block, verified, now_us)
         return writes
 
     def _index(self, block: BlockId) -> int:

@@ -15,15 +15,17 @@ from bftfs import limits
 from bftfs.coding.cross_checksum import CrossChecksum
 from bftfs.crypto.authenticator import MAC_BYTES
 from bftfs.crypto.digest import DIGEST_BYTES
-from bftfs.read_write.timestamp import BlockTimestamp
+from bftfs.identifiers import BLOCK_ID_BYTES
+from bftfs.read_write.timestamp import TIMESTAMP_BYTES, BlockTimestamp
 from bftfs.wire.codec import Message, Value
-from bftfs.wire.fields import BlockField, NodeField, TimeField, UserField
+from bftfs.wire.fields import BlockField, DigestField, NodeField, TimeField, UserField
 
 CrossChecksumField: TypeAlias = Annotated[
     CrossChecksum, Meta(max_length=DIGEST_BYTES * limits.NODES)
 ]
 AuthenticatorField: TypeAlias = Annotated[bytes, Meta(max_length=MAC_BYTES * limits.NODES)]
 GroupsField: TypeAlias = Annotated[tuple[UserField, ...], Meta(max_length=limits.GROUPS)]
+VersionKeyField: TypeAlias = Annotated[bytes, Meta(max_length=BLOCK_ID_BYTES + TIMESTAMP_BYTES + 1)]
 HistoryLengthField: TypeAlias = Annotated[int, Meta(ge=0, le=limits.HISTORY_IN_REPLY)]
 
 
@@ -132,6 +134,25 @@ class Notice(Message, frozen=True, tag=0x34):
     ] = ()
 
 
+class InventoryRequest(Message, frozen=True, tag=0x35):
+    """From node to node: which versions do you host, from `after` (excluded) to `until`?
+
+    By their keys in the store. The one who asks has those whose digest is `digest`.
+    """
+
+    after: VersionKeyField
+    until: VersionKeyField
+    digest: DigestField
+
+
+class InventoryReply(Message, frozen=True, tag=0x45):
+    """The keys, ascending, and whether there are more; or, with `same`, those that you have."""
+
+    keys: Annotated[tuple[VersionKeyField, ...], Meta(max_length=limits.KEYS_IN_INVENTORY)]
+    more: bool
+    same: bool = False
+
+
 class BlockRefused(Message, frozen=True, tag=0x4F):
     """The node will not serve the request; `code` is an errno, `reason` says why."""
 
@@ -139,5 +160,7 @@ class BlockRefused(Message, frozen=True, tag=0x4F):
     reason: Annotated[str, Meta(max_length=256)]
 
 
-Request: TypeAlias = TimeRequest | WriteRequest | ReadRequest | VouchRequest | Notice
-Reply: TypeAlias = TimeReply | WriteReply | ReadReply | VouchReply | BlockRefused
+Request: TypeAlias = (
+    TimeRequest | WriteRequest | ReadRequest | VouchRequest | Notice | InventoryRequest
+)
+Reply: TypeAlias = TimeReply | WriteReply | ReadReply | VouchReply | InventoryReply | BlockRefused

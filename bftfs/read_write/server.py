@@ -23,9 +23,11 @@ from bftfs.credentials import Credentials
 from bftfs.crypto.authenticator import AuthenticatorKeys
 from bftfs.crypto.digest import DIGEST_BYTES, verifier_of, voucher_digest
 from bftfs.identifiers import BlockId, ClientId, NodeId
+from bftfs.read_write.healing import inventory
 from bftfs.read_write.messages import (
     Below,
     BlockRefused,
+    InventoryRequest,
     Listed,
     ReadReply,
     ReadRequest,
@@ -56,6 +58,7 @@ _END = b"\xff" * TIMESTAMP_BYTES
 
 _WRITTEN = WriteReply()
 _NOT_HOSTED = VouchReply(b"")
+_FORGOTTEN = BlockRefused(errno.EAGAIN, "this node is rebuilding its store")
 
 
 class Authority(Protocol):
@@ -88,6 +91,13 @@ class Watch(Protocol):
         """A version is hosted from now on; what has to be waited for before that is said."""
 
 
+class Memory(Protocol):
+    """What a node that has lost its store knows again: its healer tells."""
+
+    def may_answer(self, block: BlockId) -> bool:
+        """Whether this node knows which versions of `block` it should host."""
+
+
 class GrantAuthority:
     """The authority of a node that knows nothing of files: what the client's grant says."""
 
@@ -115,7 +125,16 @@ class NoQuota:
 class ReadWriteServer:
     """Serves PASIS requests for node `node`. Stateless: all that it knows is in the store."""
 
-    __slots__ = ("_authority", "_keys", "_node", "_quota", "_serve", "_thresholds", "_watch")
+    __slots__ = (
+        "_authority",
+        "_keys",
+        "_memory",
+        "_node",
+        "_quota",
+        "_serve",
+        "_thresholds",
+        "_watch",
+    )
 
     def __init__(
         self,
@@ -126,6 +145,7 @@ class ReadWriteServer:
         authority: Authority | None = None,
         quota: Quota | None = None,
         watch: Watch | None = None,
+        memory: Memory | None = None,
     ) -> None:
         self._node = node
         self._thresholds = thresholds
@@ -133,11 +153,13 @@ class ReadWriteServer:
         self._authority = authority or GrantAuthority()
         self._quota = quota or NoQuota()
         self._watch = watch
+        self._memory = memory
         self._serve: dict[type, Callable[..., Ready]] = {
             TimeRequest: self._time,
             WriteRequest: self._write,
             ReadRequest: self._read,
             VouchRequest: self._vouch,
+            InventoryRequest: self._inventory,
         }
 
     def step(
@@ -149,7 +171,23 @@ class ReadWriteServer:
         now_us: int,
     ) -> Ready:
         """Serve one request. [PASIS §3.4.3.1]"""
+        if self._memory is not None and not self._remembers(message):
+            return Ready(reply=_FORGOTTEN)
         return self._serve[type(message)](view, sender, message, body, now_us)
+
+    def _remembers(self, message: Request) -> bool:
+        """Whether this node knows what it has to answer; a node that rebuilds its store may not.
+
+        To say that it hosts nothing would be a lie about what it has acknowledged. It takes writes.
+        """
+        assert self._memory is not None
+        match message:
+            case TimeRequest():
+                return all(map(self._memory.may_answer, message.blocks))
+            case ReadRequest() | VouchRequest():
+                return self._memory.may_answer(message.block)
+            case _:
+                return True
 
     # --- TIME_REQUEST ------------------------------------------------------------------------
 
@@ -276,6 +314,15 @@ class ReadWriteServer:
                 fragment = view.get(Table.FRAGMENT, key) or b""
             listed.append(Listed(timestamp_of(key), bool(row[0] & VERIFIED)))
         return Ready(reply=ReadReply(tuple(listed), below, CrossChecksum(checksum)), body=fragment)
+
+    # --- healing -----------------------------------------------------------------------------
+
+    def _inventory(
+        self, view: StorageView, sender: Sender, message: InventoryRequest, *_: Any
+    ) -> Ready:
+        if sender.role is not Role.NODE:
+            return Ready(reply=BlockRefused(errno.EPERM, "inventories are for nodes"))
+        return Ready(reply=inventory(view, message))
 
     # --- vouching ----------------------------------------------------------------------------
 

@@ -15,12 +15,20 @@ from bftfs.query_update.messages import Request as QueryUpdateRequest
 from bftfs.query_update.object_type import ObjectTypes
 from bftfs.query_update.server import QueryUpdateServer
 from bftfs.quorum import ThresholdQuorums
+from bftfs.read_write.healing import BlockHealer
 from bftfs.read_write.lazy_verifier import LazyVerifier, VerificationSettings
 from bftfs.read_write.messages import Notice
 from bftfs.read_write.messages import Request as ReadWriteRequest
 from bftfs.read_write.server import ReadWriteServer
+from bftfs.recovery import Recovery
 from bftfs.simulation.network import Endpoint, Network
-from bftfs.simulation.principals import Servers, SimulatedClient, SimulatedNode, node_endpoint
+from bftfs.simulation.principals import (
+    Servers,
+    Services,
+    SimulatedClient,
+    SimulatedNode,
+    node_endpoint,
+)
 from bftfs.simulation.world import World
 from bftfs.step import Grant, Role, Sender, Server
 from bftfs.storage import Write
@@ -65,8 +73,9 @@ class Deployment:
         on_commit: OnCommit | None = None,
         verification: VerificationSettings | None = None,
     ) -> None:
-        """Without `verification` settings, nodes leave it to readers and have no verifier."""
+        """Without `verification` settings, nodes neither verify nor heal of their own accord."""
         self.verification = verification
+        self.recoveries: dict[NodeId, Recovery] = {}  # of nodes that have lost their disk
         self.world = world
         self.network = network
         self.sizes = sizes
@@ -112,19 +121,21 @@ class Deployment:
 
     def servers(self, node: NodeId) -> Servers:
         """The servers of a correct node, by request, with nothing in memory."""
-        keys = self.keys(node)
+        keys, sizes = self.keys(node), self.sizes.read_write
+        recovery = self.recoveries.setdefault(node, Recovery())
         objects = QueryUpdateServer(
-            node, ThresholdQuorums(self.sizes.query_update), keys, self.types
+            node, ThresholdQuorums(self.sizes.query_update), keys, self.types, recovery=recovery
         )
         servers: dict[type, Server] = dict.fromkeys(get_args(QueryUpdateRequest), objects)
         if self.verification is None:
-            blocks = ReadWriteServer(node, self.sizes.read_write, keys)
+            blocks = ReadWriteServer(node, sizes, keys)
             return servers | dict.fromkeys(get_args(ReadWriteRequest), blocks)
-        verifier = LazyVerifier(
-            node, self.sizes.read_write, client_named(f"node {node}"), self.verification
-        )
-        blocks = ReadWriteServer(node, self.sizes.read_write, keys, watch=verifier)
-        return servers | dict.fromkeys(get_args(ReadWriteRequest), blocks) | {Notice: verifier}
+        name = client_named(f"node {node}")
+        verifier = LazyVerifier(node, sizes, name, self.verification)
+        healer = BlockHealer(node, sizes, name, recovery, charge=lambda *_: [])
+        blocks = ReadWriteServer(node, sizes, keys, watch=verifier, memory=healer)
+        servers |= dict.fromkeys(get_args(ReadWriteRequest), blocks) | {Notice: verifier}
+        return Services(servers, (verifier, objects.healer, healer))
 
     def client(self, name: str, *, skew_us: int = 0, grant: Grant | None = None) -> SimulatedClient:
         """A new client that all nodes know."""

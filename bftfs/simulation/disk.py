@@ -47,6 +47,12 @@ class Disk(MemoryStorage):
         self._applied.clear()
         self._overwritten.clear()
 
+    def wipe(self) -> None:
+        """Damage: everything is gone."""
+        self._tables = MemoryStorage()._tables
+        self._applied.clear()
+        self._overwritten.clear()
+
     def lose(self, table: Table, key: bytes) -> None:
         """Damage: one row is gone, as if it had never been written."""
         super().apply((Write(table, key, None),))

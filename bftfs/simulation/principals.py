@@ -27,6 +27,14 @@ from bftfs.storage import Write
 Servers = Mapping[type, Server]
 
 
+class Services(dict[type, Server]):
+    """The servers of a node that also has work of its own."""
+
+    def __init__(self, servers: Servers, background: tuple[Background, ...]) -> None:
+        super().__init__(servers)
+        self.background = background
+
+
 @dataclass(frozen=True, slots=True)
 class DiskFaults:
     """How often a node crashes around a commit, and for how long. Probabilities are per batch."""
@@ -145,11 +153,7 @@ class SimulatedNode(Host):
         self.dispatcher = Dispatcher(
             servers=servers,
             engine=self.engine,
-            background=(
-                server
-                for server in dict.fromkeys(servers.values())
-                if isinstance(server, Background)
-            ),
+            background=servers.background if isinstance(servers, Services) else (),
         )
         self.dispatcher.on_supply = self._due
         if self.dispatcher.has_supplies:

@@ -8,13 +8,11 @@ from typing import Any
 import pytest
 
 from bftfs import limits
-from bftfs.coding import cross_checksum
 from bftfs.identifiers import NodeId
 from bftfs.read_write.lazy_verifier import VerificationSettings
 from bftfs.read_write.messages import BlockRefused, Notice
 from bftfs.read_write.timestamp import ZERO, BlockTimestamp
 from bftfs.read_write.verification import Policy
-from bftfs.read_write.writing import Encoded
 from bftfs.simulation.network import Kind
 from bftfs.simulation.principals import node_endpoint
 from bftfs.step import Ready
@@ -28,15 +26,6 @@ from tests.unit.read_write.verifying import (
 )
 
 LAZY = VerificationSettings(Policy.LAZY)
-
-
-def poisoned(cluster: Cluster, item: bytes) -> Encoded:
-    """A write one of whose fragments is not the item's."""
-    pieces = cluster.pieces(item)
-    fragments = list(pieces.fragments)
-    fragments[-1] = bytes(byte ^ 0x55 for byte in bytes(fragments[-1]))
-    checksum = cross_checksum.make(fragments)
-    return Encoded(tuple(fragments), checksum, cross_checksum.verifier(checksum))
 
 
 def everyone(cluster: Cluster) -> list[int]:
@@ -86,7 +75,7 @@ def test_with_read_time_verification_nodes_verify_nothing() -> None:
     timestamp = cluster.client().write(block(0), b"item")
     cluster.run_for(20 * SECOND_US)
     assert cluster.verified(block(0), timestamp) == []
-    assert not cluster.network.between_nodes
+    assert not any(cluster.network.between_nodes[kind] for kind in (*READ_MESSAGES, Notice))
 
 
 def test_with_write_time_verification_a_write_is_verified_before_it_is_answered() -> None:
@@ -102,7 +91,7 @@ def test_poisonous_versions_are_discarded() -> None:
     cluster = Cluster(LAZY)
     client = cluster.client()
     good = client.write(block(0), b"good")
-    bad = cluster.place(client, block(0), poisoned(cluster, b"bad"), range(6))
+    bad = cluster.place(client, block(0), cluster.poisoned(b"bad"), range(6))
     assert cluster.hosting(block(0), bad) == everyone(cluster)
     cluster.run_for(3 * SECOND_US)
     assert cluster.hosting(block(0), bad) == []

@@ -6,6 +6,9 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
+from bftfs import limits
+from bftfs.coding import cross_checksum
+from bftfs.coding.erasure import ErasureCode
 from bftfs.credentials import Credentials
 from bftfs.filesystem import object_types
 from bftfs.identifiers import BlockId, NodeId, ObjectKind, block_id, object_id
@@ -16,6 +19,7 @@ from bftfs.read_write.placement import rotation_of
 from bftfs.read_write.timestamp import BlockTimestamp, version_key
 from bftfs.read_write.verification import VERIFIED
 from bftfs.read_write.writing import Encoded, encode
+from bftfs.recovery import Recovery
 from bftfs.simulation.deployment import Deployment, Sizes
 from bftfs.simulation.network import Kind, Network, NetworkFaults
 from bftfs.simulation.principals import SimulatedClient, node_endpoint
@@ -80,6 +84,15 @@ class Cluster:
         assert isinstance(verifier, LazyVerifier)
         return verifier
 
+    def lose_store(self, node: int) -> None:
+        """The node comes back at once, with an empty disk, and knows it."""
+        self.nodes[node].crash(down_us=None)
+        self.nodes[node].disk.wipe()
+        self.deployment.recoveries[NodeId(node)] = Recovery(
+            floor_us=self.now_us + limits.CLOCK_SKEW_US, rebuilding=True
+        )
+        self.nodes[node].start()
+
     def run_for(self, us: int) -> None:
         end = self.world.now_us + us
         self.world.after(us, lambda: None)
@@ -106,10 +119,16 @@ class Cluster:
         ]
 
     def pieces(self, item: bytes) -> Encoded:
-        from bftfs.coding.erasure import ErasureCode
-
         thresholds = self.sizes.read_write
         return encode(ErasureCode(thresholds.m, thresholds.N), item)
+
+    def poisoned(self, item: bytes) -> Encoded:
+        """A write one of whose fragments is not the item's."""
+        pieces = self.pieces(item)
+        fragments = list(pieces.fragments)
+        fragments[-1] = bytes(byte ^ 0x55 for byte in bytes(fragments[-1]))
+        checksum = cross_checksum.make(fragments)
+        return Encoded(tuple(fragments), checksum, cross_checksum.verifier(checksum))
 
     def place(
         self, author: Client, name: BlockId, pieces: Encoded, nodes: list[int] | range

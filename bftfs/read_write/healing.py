@@ -1,0 +1,348 @@
+"""How a node gets back every version that it should host. [design §7, G8]
+
+The node walks over all versions in the order of their keys, a page at a time. It asks its peers
+which versions they have; those that have the same as it say no more than that. What b + 1 of them
+list and it lacks, or has damaged, it rebuilds: it fetches m fragments, generates all N, checks them
+against the cross-checksum that the timestamp binds, and keeps its own.
+
+That is safe whatever the version's fate: b + 1 nodes, hence a correct one, have it from its author
+or from a repair, and one host more is what the arrival of a delayed write would have brought.
+
+**Invariants.** What is rebuilt is validated. The walk goes on where it stopped after a restart, and
+no b liars can hold it up: they are not waited for, and the b + 1 shortest listings do not bound it.
+
+**Concurrency.** One thread; one walk at a time. A page is looked at in a step of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from itertools import islice, pairwise
+from typing import NamedTuple
+
+from bftfs import limits
+from bftfs.coding import cross_checksum
+from bftfs.coding.cross_checksum import CrossChecksum
+from bftfs.conversation import Compute, Now, Pause, Receive, Send, Together
+from bftfs.crypto.digest import DIGEST_BYTES, inventory_digest, verifier_of
+from bftfs.healing import HealingTally, ask_all, look
+from bftfs.identifiers import BLOCK_ID_BYTES, BlockId, ClientId, NodeId
+from bftfs.read_write.messages import InventoryReply, InventoryRequest, ReadReply, ReadRequest
+from bftfs.read_write.placement import fragment_index, nodes_by_fragment, rotation_of
+from bftfs.read_write.responses import Responses, Verdict
+from bftfs.read_write.session import Session
+from bftfs.read_write.timestamp import (
+    TIMESTAMP_BYTES,
+    BlockTimestamp,
+    successor_of,
+    timestamp_of,
+)
+from bftfs.read_write.validation import item_of, regenerate
+from bftfs.read_write.verification import VERIFIED_FLAGS, Own
+from bftfs.recovery import BLOCKS, Recovery
+from bftfs.step import Host
+from bftfs.storage import StorageView, Table, Write
+from bftfs.thresholds import ReadWriteThresholds
+
+KEY_BYTES = BLOCK_ID_BYTES + TIMESTAMP_BYTES
+END = b"\xff" * (KEY_BYTES + 1)  # after all keys of versions
+
+_CURSOR = b"heal blocks"  # in Table.META: where the walk is, and whether it scrubs
+_SCRUBBED = b"scrubbed"  # in Table.META: when everything was read and checked last
+_KEYS_PER_PAGE = 512
+_KEYS_PER_SCRUB = 16  # each of which is read and hashed, in one step
+_SILENCES = 3
+
+
+# --- the node that is asked ---------------------------------------------------------------------
+
+
+def inventory(view: StorageView, request: InventoryRequest) -> InventoryReply:
+    """Which versions this node hosts in the range that is asked for."""
+    start, stop = request.after + b"\0", request.until + b"\0"
+    keys = tuple(islice(view.keys(Table.BLOCK, start, stop), limits.KEYS_IN_INVENTORY + 1))
+    more = len(keys) > limits.KEYS_IN_INVENTORY
+    if not more and inventory_digest(keys) == request.digest:
+        return InventoryReply((), more=False, same=True)
+    return InventoryReply(keys[: limits.KEYS_IN_INVENTORY], more)
+
+
+# --- one version --------------------------------------------------------------------------------
+
+
+POISONOUS = Own(CrossChecksum(b""), b"")  # what rebuilding a poisonous version gives
+
+
+async def rebuild(
+    session: Session, block: BlockId, timestamp: BlockTimestamp, hosts: Sequence[NodeId], me: NodeId
+) -> Own | None:
+    """This node's own part of a version that `hosts` say they have; None if it cannot be made."""
+    thresholds = session.thresholds
+    N, m = thresholds.N, thresholds.m
+    rotation = rotation_of(block, N)
+    rest = [node for node in nodes_by_fragment(N)[rotation] if node in hosts and node != me]
+    responses = Responses(thresholds, rotation)
+    request = ReadRequest(block, successor_of(timestamp), want_data=True, history=0)
+    asked: dict[int, NodeId] = {}
+
+    async def ask(count: int) -> None:
+        for node in rest[:count]:
+            asked[await Send(node, request)] = node
+        del rest[:count]
+
+    await ask(m)
+    silences = 0
+    while len(responses.fragments(timestamp)) < m:
+        delivery = await Receive(session.read_patience.us << silences)
+        if delivery is None:
+            silences += 1
+            if silences == _SILENCES:
+                return None
+            await ask(len(rest))
+            continue
+        node = asked.pop(delivery.request_number, None)
+        if node is None:
+            continue
+        message = delivery.message
+        useful = (
+            isinstance(message, ReadReply)
+            and responses.add(
+                node,
+                message,
+                delivery.body,
+                before=request.before,
+                want_data=True,
+                lists=False,
+            )
+            is Verdict.VALID
+            and responses.has_fragment_of(node, timestamp)
+        )
+        if not useful:
+            await ask(1)
+            if not asked:
+                return None
+    checksum, fragments = responses.cross_checksum(timestamp), responses.fragments(timestamp)
+    generated = await Compute(partial(regenerate, session.code, checksum, fragments))
+    if generated is None or item_of(session.code, dict(enumerate(generated[:m]))) is None:
+        return POISONOUS
+    return Own(checksum, memoryview(generated[fragment_index(block, me, N)]))
+
+
+def sound(row: bytes, fragment: bytes | None, timestamp: BlockTimestamp, index: int) -> bool:
+    """Whether what is stored of a version is what its timestamp binds."""
+    checksum = CrossChecksum(row[1:])
+    return (
+        fragment is not None
+        and len(checksum) % DIGEST_BYTES == 0
+        and verifier_of(checksum) == timestamp.verifier
+        and cross_checksum.matches(checksum, index, fragment)
+    )
+
+
+# --- all of them --------------------------------------------------------------------------------
+
+
+class _Page(NamedTuple):
+    """A run of the versions that this node has whole, and where the run ends."""
+
+    keys: tuple[bytes, ...]
+    until: bytes
+    damaged: tuple[bytes, ...]
+
+
+class BlockHealer:
+    """Rebuilds what one node lacks, in the background."""
+
+    def __init__(
+        self,
+        node: NodeId,
+        thresholds: ReadWriteThresholds,
+        client: ClientId,
+        recovery: Recovery,
+        *,
+        charge: Callable[[StorageView, ClientId, BlockId, int], list[Write]],
+    ) -> None:
+        """`charge` accounts for a version that is stored, to its author."""
+        self.tally = HealingTally()
+        self._node = node
+        self._thresholds = thresholds
+        self._session = Session(client, thresholds, patience_total_us=limits.VERIFY_PATIENCE_US)
+        self._recovery = recovery
+        self._charge = charge
+        self._peers = tuple(NodeId(peer) for peer in range(thresholds.N) if peer != node)
+        self._rebuilt_until = b"" if recovery.rebuilding else END
+
+    def may_answer(self, block: BlockId) -> bool:
+        """Whether the node knows which versions of `block` it should host."""
+        return block < self._rebuilt_until
+
+    async def run(self, host: Host) -> None:
+        """Heal at the start, and from time to time."""
+        while True:
+            complete = await self._walk(host)
+            self.tally.passes += 1
+            if complete:
+                self._recovery.rebuilt(BLOCKS)
+            # A pass that is complete missed at most what was under way; the next one finds it.
+            await Pause(limits.HEAL_EVERY_US if complete else limits.HEAL_AGAIN_US)
+
+    async def _walk(self, host: Host) -> bool:
+        """One pass over all versions; whether enough peers took part in all of it."""
+        cursor, scrubs = await look(host, partial(self._begin, now_us=await Now()))
+        self.tally.scrubbing = scrubs
+        complete = True
+        while cursor != END:
+            self.tally.progress = int.from_bytes(cursor[:16].ljust(16, b"\0"), "big") / (1 << 128)
+            page = await look(host, partial(self._page, after=cursor, scrubs=scrubs))
+            self.tally.damaged += len(page.damaged)
+            horizon, hosts = await self._compare(cursor, page)
+            if horizon is None:
+                return False  # the next pass begins here
+            lacking = sorted(hosts.keys() - set(page.keys))
+            self.tally.compared += len(page.keys)
+            complete &= await self._rebuild_all(host, lacking, hosts)
+            cursor = horizon
+            host.arrange(partial(self._advance, cursor, scrubs=scrubs))
+            self._rebuilt_until = max(self._rebuilt_until, cursor)
+        self.tally.progress = 1.0
+        self.tally.scrubbing = False
+        return complete
+
+    # --- the store, in steps -----------------------------------------------------------------
+
+    def _begin(self, view: StorageView, *, now_us: int) -> tuple[bytes, bool]:
+        """Where the walk begins or goes on, and whether it scrubs."""
+        stored = view.get(Table.META, _CURSOR)
+        if stored:
+            return stored[1:], stored[0] == 1
+        scrubbed = int.from_bytes(view.get(Table.META, _SCRUBBED) or b"", "big")
+        return b"", bool(scrubbed) and now_us - scrubbed >= limits.SCRUB_EVERY_US
+
+    def _advance(
+        self, cursor: bytes, view: StorageView, now_us: int, *, scrubs: bool
+    ) -> list[Write]:
+        if cursor != END:
+            return [Write(Table.META, _CURSOR, bytes((scrubs,)) + cursor)]
+        writes = [Write(Table.META, _CURSOR, None)]
+        if scrubs or view.get(Table.META, _SCRUBBED) is None:
+            writes.append(Write(Table.META, _SCRUBBED, now_us.to_bytes(8, "big")))
+        return writes
+
+    def _page(self, view: StorageView, *, after: bytes, scrubs: bool) -> _Page:
+        """The versions that follow `after`, those that are whole and those that are not."""
+        most = _KEYS_PER_SCRUB if scrubs else _KEYS_PER_PAGE
+        listed = tuple(islice(view.keys(Table.BLOCK, after + b"\0", END), most))
+        until = listed[-1] if len(listed) == most else END
+        if scrubs:
+            whole = frozenset(key for key in listed if self._is_sound(view, key))
+        else:
+            whole = frozenset(view.keys(Table.FRAGMENT, after + b"\0", until + b"\0"))
+        return _Page(
+            tuple(key for key in listed if key in whole),
+            until,
+            tuple(key for key in listed if key not in whole),
+        )
+
+    def _is_sound(self, view: StorageView, key: bytes) -> bool:
+        row = view.get(Table.BLOCK, key)
+        index = fragment_index(BlockId(key[:BLOCK_ID_BYTES]), self._node, self._thresholds.N)
+        return row is not None and sound(
+            row, view.get(Table.FRAGMENT, key), timestamp_of(key), index
+        )
+
+    def _store(self, key: bytes, own: Own, view: StorageView, _now_us: int) -> list[Write]:
+        """Keep what was rebuilt, unless it has come meanwhile."""
+        hosted = view.get(Table.BLOCK, key) is not None
+        if hosted and self._is_sound(view, key):
+            return []
+        block, author = BlockId(key[:BLOCK_ID_BYTES]), timestamp_of(key).client
+        volume = len(own.fragment) + len(own.cross_checksum)
+        self.tally.rebuilt += 1
+        self.tally.rebuilt_bytes += volume
+        return [
+            *([] if hosted else self._charge(view, author, block, volume)),
+            Write(Table.BLOCK, key, VERIFIED_FLAGS + own.cross_checksum),
+            Write(Table.FRAGMENT, key, own.fragment),
+        ]
+
+    # --- the peers ---------------------------------------------------------------------------
+
+    async def _compare(
+        self, after: bytes, page: _Page
+    ) -> tuple[bytes | None, dict[bytes, list[NodeId]]]:
+        """How far the peers' listings reach, and who lists what, if b + 1 do.
+
+        None if too few answer to know of all complete versions.
+        """
+        request = InventoryRequest(after, page.until, inventory_digest(page.keys))
+        replies = await ask_all(self._peers, request, partial(_is_listing, after, page.until))
+        b, t = self._thresholds.b, self._thresholds.t
+        # While it recovers, the node itself is one of the t.
+        away = max(t - 1, 0) if self._recovery.rebuilding else t
+        if len(replies) < len(self._peers) - away:
+            return None, {}
+        bounds: list[bytes] = []
+        hosts: dict[bytes, list[NodeId]] = {}
+        for node, reply in replies.items():
+            bounds.append(reply.keys[-1] if reply.more else page.until)
+            for key in page.keys if reply.same else reply.keys:
+                hosts.setdefault(key, []).append(node)
+        horizon = sorted(bounds)[b]
+        # Fewer hosts than these, and it is not complete: it was never acknowledged.
+        needed = self._thresholds.QC - 1 - (len(self._peers) - len(replies))
+        least = max(b + 1, min(needed, self._thresholds.m))
+        return horizon, {
+            key: nodes for key, nodes in hosts.items() if len(nodes) >= least and key <= horizon
+        }
+
+    async def _rebuild_all(
+        self, host: Host, keys: Sequence[bytes], hosts: dict[bytes, list[NodeId]]
+    ) -> bool:
+        """Rebuild versions, no faster than the rate allows; whether all could be."""
+        failed = 0
+        at = 0
+        while at < len(keys):
+            busy = 0 <= await Now() - host.foreground_us < limits.VERIFY_IDLE_US
+            chunk = keys[at : at + (1 if busy else limits.HEAL_AT_ONCE)]
+            at += len(chunk)
+            began_us = await Now()
+            made = await Together(
+                tuple(
+                    partial(
+                        rebuild,
+                        self._session,
+                        BlockId(key[:BLOCK_ID_BYTES]),
+                        timestamp_of(key),
+                        hosts[key],
+                        self._node,
+                    )
+                    for key in chunk
+                )
+            )
+            volume = 0
+            for key, own in zip(chunk, made, strict=True):
+                if own is None:
+                    failed += 1
+                if own is None or own is POISONOUS:  # which nobody needs
+                    continue
+                volume += self._thresholds.m * len(own.fragment)
+                host.arrange(partial(self._store, key, own))
+            took_us = await Now() - began_us
+            await Pause(max(1_000, volume * limits.SECOND_US // limits.HEAL_RATE_BYTES - took_us))
+        self.tally.failed += failed
+        return not failed
+
+
+def _is_listing(after: bytes, until: bytes, reply: object) -> InventoryReply | None:
+    """A reply that a correct node can give."""
+    if not isinstance(reply, InventoryReply) or (reply.more and not reply.keys):
+        return None
+    keys = reply.keys
+    if any(len(key) != KEY_BYTES for key in keys) or any(
+        low >= high for low, high in pairwise(keys)
+    ):
+        return None
+    if keys and not (after < keys[0] and keys[-1] <= until):
+        return None
+    return reply

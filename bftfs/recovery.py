@@ -1,0 +1,44 @@
+"""What a node has to remember once it has lost its store.
+
+A node that lost its store has forgotten what it accepted. Until it has asked the others about all
+of it, it must not act as if it had never accepted anything: that would be a lie, though not meant.
+And what it may have accepted, for ever so long ago, it may not contradict.
+`docs/protocols-query-update.md` has the rule and why it is safe.
+
+**Concurrency.** One thread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+OBJECTS = "objects"
+BLOCKS = "blocks"
+
+
+class Recovery:
+    """What one node has forgotten, and whether it is still rebuilding."""
+
+    def __init__(
+        self,
+        *,
+        floor_us: int = 0,
+        rebuilding: bool = False,
+        on_end: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Nothing that was forgotten is later than `floor_us`: the node refused insane times."""
+        self.floor_us = floor_us
+        self._on_end = on_end
+        self._remaining = {OBJECTS, BLOCKS} if rebuilding else set()
+
+    @property
+    def rebuilding(self) -> bool:
+        """Whether the node may lack something that it has had."""
+        return bool(self._remaining)
+
+    def rebuilt(self, what: str) -> None:
+        """All objects (or blocks) that others have are here."""
+        if self._remaining:
+            self._remaining.discard(what)
+            if not self._remaining:
+                self._on_end()

@@ -1,0 +1,58 @@
+"""Does this node have all that it ever stored? If not, it must know, across crashes."""
+
+from __future__ import annotations
+
+import os
+
+import structlog
+
+from bftfs.data_directory import NodeDirectory
+from bftfs.errors import UsageError
+from bftfs.limits import CLOCK_SKEW_US
+from bftfs.recovery import Recovery
+from bftfs.runtime import clock
+from nodes.store import lock_file
+
+_REBUILDING = "rebuilding"
+_REBUILT = "rebuilt"
+
+
+def resumed(directory: NodeDirectory) -> Recovery:
+    """What the node has to recover from. To be asked before its store is opened, which makes one.
+
+    A node that has had a store and has none has lost it. It notes that before there is a new one,
+    so that no crash can make it forget that it has forgotten.
+    """
+    if lock_file(directory.store).exists() and not directory.store.exists():
+        # It has accepted nothing that was insane then: the time of nothing is later than this.
+        _write(directory, clock.now_us() + CLOCK_SKEW_US, _REBUILDING)
+    try:
+        floor, state = directory.recovery.read_text().split()
+        floor_us, rebuilding = int(floor), state != _REBUILT
+    except FileNotFoundError:
+        return Recovery()
+    except (OSError, ValueError):
+        raise UsageError(
+            f"{directory.recovery}: it does not say what the node has forgotten; move the store "
+            "away and start the node again: it rebuilds its store"
+        ) from None
+
+    def end() -> None:
+        _write(directory, floor_us, _REBUILT)
+        structlog.get_logger().info("rebuilt")
+
+    return Recovery(floor_us=floor_us, rebuilding=rebuilding, on_end=end)
+
+
+def _write(directory: NodeDirectory, floor_us: int, state: str) -> None:
+    new = directory.recovery.with_suffix(".new")
+    with new.open("w") as file:
+        file.write(f"{floor_us} {state}\n")
+        file.flush()
+        os.fsync(file.fileno())
+    new.rename(directory.recovery)
+    descriptor = os.open(directory.path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,124 @@
+"""Real node processes that come back without their store, or without a part of it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from bftfs.identifiers import NodeId
+from bftfs.read_write.healing import END
+from bftfs.storage import Table, Write
+from nodes.store import Store
+from tests.integration.deployment import Deployment
+from tests.integration.test_node import metric
+from tests.integration.test_protocols import Client, items
+from tests.integration.test_verification import await_that
+
+
+@pytest.fixture
+def deployment(tmp_path: Path) -> Iterator[Deployment]:
+    deployment = Deployment(tmp_path / "cluster", module="nodes")
+    deployment.start()
+    yield deployment
+    deployment.close()
+
+
+def stored(deployment: Deployment, node: int) -> dict[bytes, bytes]:
+    """The fragments of a node that does not run."""
+    store = Store.open(
+        deployment.node(node).store,
+        cluster=deployment.description.cluster_id,
+        node=NodeId(node),
+    )
+    with store.batch() as batch:
+        found = {bytes(key): bytes(value) for key, value in batch.scan(Table.FRAGMENT, b"", END)}
+    store.close()
+    return found
+
+
+def used(deployment: Deployment) -> tuple[Client, dict[int, bytes]]:
+    client, written = Client(deployment), items(30)
+    client.write_all(written)
+    client.increment_all([0, 1, 2, 3, 4, 5] * 3)
+    return client, written
+
+
+def test_a_node_rebuilds_a_lost_store_without_a_command(deployment: Deployment) -> None:
+    client, written = used(deployment)
+    assert deployment.stop(2) == 0
+    before = stored(deployment, 2)
+    assert len(before) == 30
+    shutil.rmtree(deployment.node(2).store)
+    deployment.start([2])
+    client.increment_all([0, 1, 2])  # while it is in use
+    await_that(lambda: metric(deployment, "bftfs_recovering", 2) == 0)
+    assert deployment.node(2).recovery.read_text().split()[1] == "rebuilt"
+    deployment.kill(4)  # now it is needed for every quorum
+    reader = Client(deployment, 1)
+    assert reader.read_all(written) == written
+    assert reader.fetch_all(range(6)) == [4, 4, 4, 3, 3, 3]
+    assert reader.increment_all([0, 5]) == [5, 4]
+    reader.write_all({77: b"more"})
+    assert deployment.stop(2) == 0
+    after = stored(deployment, 2)
+    assert {key: after[key] for key in before} == before
+    events = [json.loads(line)["event"] for line in deployment.node(2).log.read_text().splitlines()]
+    assert "rebuilding" in events
+    assert "rebuilt" in events
+    client.network.close()
+    reader.network.close()
+
+
+def damage_fragments(store: Store) -> None:
+    with store.batch() as batch:
+        rows = list(batch.scan(Table.FRAGMENT, b"", END))[::2]
+        batch.apply([Write(Table.FRAGMENT, key, value[:-1] + b"?") for key, value in rows])
+        batch.apply([Write(Table.META, b"scrubbed", (1).to_bytes(8, "big"))])  # long ago
+        batch.commit()
+
+
+def lose_rows(store: Store) -> None:
+    with store.batch() as batch:
+        keys = list(batch.keys(Table.FRAGMENT, b"", END))
+        batch.apply([Write(Table.FRAGMENT, key, None) for key in keys[::3]])
+        batch.apply([Write(Table.BLOCK, key, None) for key in keys[1::3]])
+        batch.commit()
+
+
+@pytest.mark.parametrize("damage", [damage_fragments, lose_rows])
+def test_a_node_mends_a_store_of_which_a_part_is_lost(
+    deployment: Deployment, damage: Callable[[Store], None]
+) -> None:
+    client, _ = used(deployment)
+    assert deployment.stop(2) == 0
+    before = stored(deployment, 2)
+    store = Store.open(
+        deployment.node(2).store, cluster=deployment.description.cluster_id, node=NodeId(2)
+    )
+    damage(store)
+    store.close()
+    assert stored(deployment, 2) != before
+    deployment.start([2])
+    await_that(lambda: metric(deployment, "bftfs_heal_blocks_passes", 2) >= 1)
+    assert metric(deployment, "bftfs_heal_blocks_rebuilt", 2) >= 10
+    assert deployment.stop(2) == 0
+    assert stored(deployment, 2) == before
+    client.network.close()
+
+
+def test_a_node_that_was_down_gets_what_it_missed(deployment: Deployment) -> None:
+    client = Client(deployment)
+    deployment.kill(3)
+    written = items(20)
+    client.write_all(written)
+    client.increment_all([3, 4, 5])
+    deployment.start([3])
+    await_that(lambda: metric(deployment, "bftfs_heal_blocks_passes", 3) >= 1)
+    await_that(lambda: metric(deployment, "bftfs_heal_objects_rebuilt", 3) >= 3)
+    assert deployment.stop(3) == 0
+    assert len(stored(deployment, 3)) == 20
+    client.network.close()

@@ -1,0 +1,76 @@
+"""A node knows that it has lost its store, whatever happens in between."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from bftfs.data_directory import NodeDirectory
+from bftfs.errors import UsageError
+from bftfs.identifiers import NodeId
+from bftfs.limits import CLOCK_SKEW_US
+from bftfs.recovery import BLOCKS, OBJECTS
+from bftfs.runtime import clock
+from nodes.lost_store import resumed
+from nodes.store import Store
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> NodeDirectory:
+    return NodeDirectory(tmp_path)
+
+
+def use(directory: NodeDirectory) -> None:
+    Store.open(directory.store, cluster=b"c" * 16, node=NodeId(1)).close()
+
+
+def test_a_first_store_replaces_none(directory: NodeDirectory) -> None:
+    recovery = resumed(directory)
+    assert not recovery.rebuilding
+    assert recovery.floor_us == 0
+    use(directory)
+    assert not resumed(directory).rebuilding
+
+
+def test_a_lost_store_is_known_until_it_is_rebuilt_and_its_floor_for_ever(
+    directory: NodeDirectory,
+) -> None:
+    use(directory)
+    shutil.rmtree(directory.store)
+    before_us = clock.now_us()
+    recovery = resumed(directory)
+    assert recovery.rebuilding
+    assert recovery.floor_us >= before_us + CLOCK_SKEW_US
+    # A crash now, or after the new store has been made, makes it forget nothing.
+    assert resumed(directory).rebuilding
+    use(directory)
+    recovery = resumed(directory)
+    assert recovery.rebuilding
+    recovery.rebuilt(OBJECTS)
+    assert resumed(directory).rebuilding
+    recovery.rebuilt(BLOCKS)
+    assert not recovery.rebuilding
+    again = resumed(directory)
+    assert not again.rebuilding
+    assert again.floor_us == recovery.floor_us
+
+
+def test_a_store_that_is_lost_again_is_rebuilt_again(directory: NodeDirectory) -> None:
+    use(directory)
+    shutil.rmtree(directory.store)
+    first = resumed(directory)
+    first.rebuilt(OBJECTS)
+    first.rebuilt(BLOCKS)
+    use(directory)
+    shutil.rmtree(directory.store)
+    second = resumed(directory)
+    assert second.rebuilding
+    assert second.floor_us > first.floor_us
+
+
+def test_a_note_that_cannot_be_read_stops_the_node(directory: NodeDirectory) -> None:
+    directory.recovery.write_text("what?")
+    with pytest.raises(UsageError, match="move the store away and start the node again"):
+        resumed(directory)

@@ -1,0 +1,342 @@
+"""A node that lacks something gets it back, and says nothing false until it has."""
+
+from __future__ import annotations
+
+import errno
+from typing import Any
+
+import pytest
+
+from bftfs import limits
+from bftfs.filesystem import object_types
+from bftfs.identifiers import NodeId, ObjectId, ObjectKind, object_id
+from bftfs.query_update.client import QueryUpdateClient
+from bftfs.query_update.counter import Fetch, Increment
+from bftfs.query_update.messages import Status, UpdateReply
+from bftfs.query_update.replica import Replica
+from bftfs.quorum import ThresholdQuorums
+from bftfs.read_write.healing import END
+from bftfs.read_write.lazy_verifier import VerificationSettings
+from bftfs.read_write.messages import BlockRefused, InventoryReply, ReadReply, ReadRequest
+from bftfs.read_write.timestamp import version_key
+from bftfs.read_write.verification import Policy
+from bftfs.simulation.network import Kind
+from bftfs.storage import Table, Write
+from tests.unit.read_write.verifying import SECOND_US, USER, Client, Cluster, block
+
+EVERYONE = list(range(6))
+
+
+def counter(number: int) -> ObjectId:
+    return object_id(ObjectKind.COUNTER, placement=number, unique=b"%14d" % number)
+
+
+class Counting:
+    """A client of counters."""
+
+    def __init__(self, cluster: Cluster, name: str = "alice") -> None:
+        self.client = cluster.client(name)
+        self.objects = QueryUpdateClient(
+            self.client.host.client,
+            ThresholdQuorums(cluster.sizes.query_update),
+            object_types(),
+        )
+
+    def increment(self, number: int) -> int:
+        answered = self.client.do(
+            self.objects.update((counter(number),), "counter.increment", Increment(1), USER)
+        )
+        return int(answered.answer.value)
+
+    def fetch(self, number: int) -> int:
+        answered = self.client.do(
+            self.objects.query((counter(number),), "counter.fetch", Fetch(), USER)
+        )
+        return int(answered.answer.value)
+
+
+def fragments(cluster: Cluster, node: int) -> dict[bytes, bytes]:
+    disk = cluster.nodes[node].disk
+    return dict(disk.scan(Table.FRAGMENT, b"", END))
+
+
+def written(client: Client, count: int) -> dict[int, bytes]:
+    items = {number: b"item %d" % number for number in range(count)}
+    for number, item in items.items():
+        client.write(block(number), item)
+    return items
+
+
+# --- blocks ----------------------------------------------------------------------------------
+
+
+def test_a_lost_store_is_rebuilt_fragment_by_fragment() -> None:
+    cluster = Cluster()
+    client = cluster.client()
+    written(client, 40)
+    client.write(block(0), b"a later version: the earlier one is history, and kept as well")
+    cluster.run_for(5 * SECOND_US)
+    before = fragments(cluster, 2)
+    assert len(before) == 41
+    cluster.lose_store(2)
+    cluster.run_for(5 * SECOND_US)
+    assert fragments(cluster, 2) == before
+    assert not cluster.deployment.recoveries[NodeId(2)].rebuilding
+
+
+def test_what_a_node_missed_while_it_was_down_is_rebuilt() -> None:
+    cluster = Cluster()
+    client = cluster.client()
+    cluster.nodes[1].crash(down_us=None)
+    items = written(client, 20)
+    cluster.nodes[1].start()
+    cluster.run_for(3 * SECOND_US)
+    assert len(fragments(cluster, 1)) == 20
+    # It counts: with another node gone, every block can be read and is complete.
+    cluster.nodes[4].crash(down_us=None)
+    reader = cluster.client("reader")
+    assert {number: reader.read(block(number)) for number in items} == items
+
+
+def test_what_a_node_missed_while_it_was_cut_off_is_rebuilt_in_time() -> None:
+    cluster = Cluster()
+    client = cluster.client()
+    cluster.run_for(3 * SECOND_US)
+    cluster.network.partition({("node", NodeId(1)): 1})
+    timestamp = client.write(block(0), b"item")
+    cluster.run_for(SECOND_US // 2)
+    cluster.network.heal()
+    assert 1 not in cluster.hosting(block(0), timestamp)
+    cluster.run_for(limits.HEAL_EVERY_US + 5 * SECOND_US)
+    assert 1 in cluster.hosting(block(0), timestamp)
+
+
+def test_scrubbing_finds_what_the_disk_has_damaged() -> None:
+    cluster = Cluster()
+    client = cluster.client()
+    cluster.run_for(SECOND_US)
+    stamps = [client.write(block(number), b"item %d" % number) for number in range(30)]
+    cluster.run_for(5 * SECOND_US)
+    before = fragments(cluster, 3)
+    disk = cluster.nodes[3].disk
+    disk.rot(Table.FRAGMENT, version_key(block(7), stamps[7]), 3)
+    disk.rot(Table.BLOCK, version_key(block(8), stamps[8]), 40)
+    disk.lose(Table.FRAGMENT, version_key(block(9), stamps[9]))
+    disk.lose(Table.BLOCK, version_key(block(10), stamps[10]))
+    assert fragments(cluster, 3) != before
+    cluster.run_for(limits.HEAL_EVERY_US)  # a missing row is found without reading everything
+    assert version_key(block(9), stamps[9]) in fragments(cluster, 3)
+    assert cluster.row(3, block(10), stamps[10]) is not None
+    assert fragments(cluster, 3) != before
+    long_ago_us = cluster.now_us - limits.SCRUB_EVERY_US
+    disk.apply([Write(Table.META, b"scrubbed", long_ago_us.to_bytes(8, "big"))])
+    disk.commit()
+    cluster.run_for(limits.HEAL_EVERY_US + SECOND_US)
+    assert fragments(cluster, 3) == before
+    assert all(
+        cluster.row(3, block(number), stamp) == cluster.row(2, block(number), stamp)
+        for number, stamp in enumerate(stamps)
+    )
+
+
+def test_a_walk_goes_on_where_a_crash_has_stopped_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "KEYS_IN_INVENTORY", 16)
+    cluster = Cluster()
+    written(cluster.client(), 60)
+    cluster.run_for(5 * SECOND_US)
+    cluster.lose_store(2)
+    cluster.run_until(lambda: cluster.nodes[2].disk.get(Table.META, b"heal blocks") is not None)
+    assert 0 < len(fragments(cluster, 2)) < 60
+    cluster.nodes[2].crash(down_us=1000)
+    cluster.run_for(5 * SECOND_US)
+    assert len(fragments(cluster, 2)) == 60
+
+
+def test_a_poisonous_version_holds_nobody_up() -> None:
+    cluster = Cluster(VerificationSettings(Policy.READ_TIME))
+    client = cluster.client()
+    cluster.place(client, block(0), cluster.poisoned(b"bad"), range(6))
+    good = client.write(block(1), b"good")
+    cluster.lose_store(2)
+    cluster.run_for(10 * SECOND_US)
+    assert 2 in cluster.hosting(block(1), good)
+    assert not cluster.deployment.recoveries[NodeId(2)].rebuilding
+
+
+def test_a_node_that_rebuilds_its_store_does_not_say_that_it_hosts_nothing() -> None:
+    cluster = Cluster()
+    client = cluster.client()
+    client.write(block(0), b"item")
+    for node in (3, 4):  # then nobody can tell it all
+        cluster.nodes[node].crash(down_us=None)
+    cluster.lose_store(2)
+    cluster.run_for(3 * SECOND_US)
+    ready = (
+        cluster.nodes[2]
+        .dispatcher._servers[ReadRequest]
+        .step(
+            cluster.nodes[2].disk,
+            cluster.deployment._senders[client.host.endpoint],
+            ReadRequest(block(0), None, True, 0),
+            b"",
+            cluster.now_us,
+        )
+    )
+    assert isinstance(ready.reply, BlockRefused)
+    assert ready.reply.code == errno.EAGAIN
+    for node in (3, 4):
+        cluster.nodes[node].start()
+    cluster.run_for(limits.HEAL_AGAIN_US + 3 * SECOND_US)
+    ready = (
+        cluster.nodes[2]
+        .dispatcher._servers[ReadRequest]
+        .step(
+            cluster.nodes[2].disk,
+            cluster.deployment._senders[client.host.endpoint],
+            ReadRequest(block(0), None, True, 0),
+            b"",
+            cluster.now_us,
+        )
+    )
+    assert isinstance(ready.reply, ReadReply)
+    assert len(ready.reply.versions) == 1
+
+
+class _Inventing:
+    """Answers every inventory with a version that nobody has written, one at a time."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self._send = cluster.network.send
+        cluster.network.send = self.send  # type: ignore[method-assign]
+        self.invented = 0
+
+    def send(
+        self, source: Any, target: Any, kind: Kind, number: int, message: Any, body: Any = b""
+    ) -> None:
+        if source == ("node", 5) and isinstance(message, InventoryReply):
+            self.invented += 1
+            message = InventoryReply((b"\x01" * 88,), more=True)
+        self._send(source, target, kind, number, message, body)
+
+
+def test_b_liars_neither_invent_versions_nor_hold_the_walk_up() -> None:
+    cluster = Cluster()
+    liar = _Inventing(cluster)
+    written(cluster.client(), 30)
+    cluster.lose_store(2)
+    cluster.run_for(5 * SECOND_US)
+    assert liar.invented
+    assert len(fragments(cluster, 2)) == 30
+
+
+# --- objects ---------------------------------------------------------------------------------
+
+
+def history(cluster: Cluster, node: int, number: int) -> bytes:
+    return Replica(cluster.nodes[node].disk, counter(number)).row.history
+
+
+def test_a_server_that_lost_its_store_gets_its_objects_back() -> None:
+    cluster = Cluster()
+    counting = Counting(cluster)
+    for number in range(12):
+        for _ in range(1 + number % 3):
+            counting.increment(number)
+    cluster.lose_store(2)
+    cluster.run_for(5 * SECOND_US)
+    for number in range(12):
+        replica = Replica(cluster.nodes[2].disk, counter(number))
+        other = Replica(cluster.nodes[(number + 3) % 6].disk, counter(number))
+        if other.history.latest_object.timestamp == replica.head:
+            state = list(replica.workspace.scan(b"", b"\xff" * 9))
+            assert [value for _, value in state] == [
+                value for _, value in other.workspace.scan(b"", b"\xff" * 9)
+            ]
+    assert sum(bool(history(cluster, 2, number)) for number in range(12)) == 12
+    assert not cluster.deployment.recoveries[NodeId(2)].rebuilding
+
+
+def test_with_another_server_gone_a_rebuilt_one_makes_the_quorum() -> None:
+    cluster = Cluster()
+    counting = Counting(cluster)
+    assert [counting.increment(0) for _ in range(5)] == [1, 2, 3, 4, 5]
+    cluster.lose_store(2)
+    cluster.run_for(5 * SECOND_US)
+    cluster.nodes[0].crash(down_us=None)
+    other = Counting(cluster, "bob")
+    assert other.fetch(0) == 5
+    assert [other.increment(0) for _ in range(3)] == [6, 7, 8]
+    assert counting.increment(0) == 9
+    # It accepts by itself again what is conditioned on something later than it can have forgotten.
+    cluster.run_for(2 * limits.CLOCK_SKEW_US)
+    assert [other.increment(0) for _ in range(3)] == [10, 11, 12]
+
+
+def test_an_object_that_is_asked_for_is_healed_at_once() -> None:
+    cluster = Cluster()
+    counting = Counting(cluster)
+    counting.increment(2)  # server 2 is the first of its preferred quorum
+    cluster.lose_store(2)
+    assert Counting(cluster, "bob").fetch(2) == 1
+    assert history(cluster, 2, 2)
+
+
+def forgetful(cluster: Cluster, *, remembers: bool) -> Status:
+    """What server 2 says to an update of a version that it has forgotten an update of."""
+    counting, other = Counting(cluster), Counting(cluster, "bob")
+    counting.increment(2)
+    other.fetch(2)
+    # Alice's next update reaches server 2 only, which loses its store.
+    replies: list[UpdateReply] = []
+    send = cluster.network.send
+
+    def only_to_2(
+        source: Any, target: Any, kind: Kind, number: int, message: Any, body: Any = b""
+    ) -> None:
+        if source == counting.client.host.endpoint and target != ("node", 2):
+            return
+        if source == ("node", 2) and isinstance(message, UpdateReply):
+            replies.append(message)
+        send(source, target, kind, number, message, body)
+
+    cluster.network.send = only_to_2  # type: ignore[method-assign]
+    counting.client.host.start(
+        counting.objects.update((counter(2),), "counter.increment", Increment(1), USER),
+        lambda *_: None,
+    )
+    cluster.run_until(lambda: bool(replies))
+    assert replies.pop(0).status is Status.SUCCESS
+    counting.client.host.crash()
+    cluster.lose_store(2)
+    if not remembers:
+        cluster.nodes[2].crash(down_us=None)
+        cluster.deployment.recoveries.clear()
+        cluster.nodes[2].start()
+    cluster.run_for(5 * SECOND_US)
+    # Bob's update is conditioned on the version that Alice's was.
+    assert other.increment(2) == 2
+    return replies[0].status
+
+
+def test_a_server_does_not_contradict_what_it_may_have_forgotten() -> None:
+    """[Q/U §4.3.3] Alice may yet count its acceptance; to accept Bob's would contradict it."""
+    assert forgetful(Cluster(), remembers=True) is Status.NOT_CURRENT
+
+
+def test_must_fail_a_server_that_forgets_that_it_has_forgotten() -> None:
+    assert forgetful(Cluster(), remembers=False) is Status.SUCCESS
+
+
+@pytest.mark.parametrize("number", range(3))
+def test_clients_work_while_a_store_is_rebuilt(number: int) -> None:
+    cluster = Cluster(seed=number)
+    counting, client = Counting(cluster), cluster.client("bob")
+    for turn in range(20):
+        if turn == 8:
+            cluster.lose_store(number)
+        assert counting.increment(turn % 4) == turn // 4 + 1
+        client.write(block(turn % 4), b"%d" % turn)
+        assert client.read(block(turn % 4)) == b"%d" % turn
+    cluster.run_for(20 * SECOND_US)
+    assert len(fragments(cluster, number)) == 20
+    assert [counting.fetch(one) for one in range(4)] == [5] * 4
