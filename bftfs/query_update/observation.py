@@ -193,15 +193,11 @@ class Observations:
         Older ones, from servers that did not answer it, could make an older candidate complete
         while the established one is pruned from the histories of servers that are ahead. And it
         must rest on all of them: of what is remembered here, another conversation of the client may
-        have forgotten some, and a server whose history is missing would count for ⟨0, 0⟩. What a
-        server has said to another conversation that is later than its reply counts, as it does in
-        repair: else a server that takes back what it has accepted would keep both busy for ever.
+        have forgotten some, and a server whose history is missing would count for ⟨0, 0⟩.
         """
-        known = self._entry(identifier).known
-        if not self._suspicion.shunned and reported == known:
+        if not self._suspicion.shunned and reported == self._entry(identifier).known:
             return self.observe(identifier).classification
-        latest = {node: _later(known.get(node, each), each) for node, each in reported.items()}
-        return self._assemble(identifier, latest).classification
+        return self._assemble(identifier, reported).classification
 
     # --- deduction ------------------------------------------------------------------------------
 
@@ -277,10 +273,3 @@ class Observations:
         return Observed(
             history_set, authenticators, culled, classify(culled, self._quorums, self.facts)
         )
-
-
-def _later(one: Known, other: Known) -> Known:
-    """Of two histories of one server, the one that it has reported later, if it is honest."""
-    if one.history == other.history:
-        return other
-    return max(one, other, key=lambda each: parse_history(each.history).latest)

@@ -143,6 +143,31 @@ class Deployment:
         self._senders[client.endpoint] = Sender(Role.CLIENT, client.client, None, grant or Grant())
         return client
 
+    def twin_of_node(self, node: NodeId) -> SimulatedNode:
+        """Another instance of a node, with its keys and a disk of its own."""
+        endpoint = twin_endpoint(node_endpoint(node))
+        self._senders[endpoint] = self._senders[node_endpoint(node)]
+        return SimulatedNode(
+            self.world,
+            self.network,
+            node,
+            servers=partial(self.servers, node),
+            senders=self._senders,
+            commit_us=(20, 20),
+            endpoint=endpoint,
+        )
+
+    def twin_of_client(self, client: SimulatedClient) -> SimulatedClient:
+        """Another instance of a client, with its key and a memory of its own."""
+        endpoint = twin_endpoint(client.endpoint)
+        self._senders[endpoint] = self._senders[client.endpoint]
+        return SimulatedClient(self.world, self.network, client.client, endpoint=endpoint)
+
+
+def twin_endpoint(endpoint: Endpoint) -> Endpoint:
+    """Where the other instance of a principal is reached."""
+    return (*endpoint, "twin")  # type: ignore[misc]
+
 
 def client_named(name: str) -> ClientId:
     """The id that a simulated principal has instead of a public key's digest."""

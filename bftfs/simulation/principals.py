@@ -124,8 +124,9 @@ class SimulatedNode(Host):
         skew_us: int = 0,
         commit_us: tuple[int, int] = (20, 200),
         on_commit: Callable[[NodeId, Sequence[Write]], None] | None = None,
+        endpoint: Endpoint | None = None,
     ) -> None:
-        super().__init__(world, network, node_endpoint(node), skew_us)
+        super().__init__(world, network, endpoint or node_endpoint(node), skew_us)
         self.node = node
         self.disk = Disk()
         self.faults = DiskFaults()
@@ -248,9 +249,15 @@ class SimulatedClient(Host):
     """A client: an engine that runs conversations."""
 
     def __init__(
-        self, world: World, network: Network, client: ClientId, *, skew_us: int = 0
+        self,
+        world: World,
+        network: Network,
+        client: ClientId,
+        *,
+        skew_us: int = 0,
+        endpoint: Endpoint | None = None,
     ) -> None:
-        super().__init__(world, network, ("client", client), skew_us)
+        super().__init__(world, network, endpoint or ("client", client), skew_us)
         self.client = client
         self._running: dict[Running, None] = {}
         network.attach(self.endpoint, self._receive)
