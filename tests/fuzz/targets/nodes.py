@@ -16,22 +16,25 @@ from bftfs.cluster import ClusterDescription, Durability
 from bftfs.crypto.keys import Identity
 from bftfs.dispatcher import Dispatcher
 from bftfs.envelope import REPLIES, REQUESTS, HealthReply, HealthRequest, Request
+from bftfs.filesystem import object_types
 from bftfs.filesystem.directory import Name
 from bftfs.filesystem.registry import LOOKUP
 from bftfs.identifiers import NodeId
 from bftfs.query_update.messages import Query, QueryReply
 from bftfs.query_update.object_type import encode_record
+from bftfs.query_update.server import QueryUpdateServer
+from bftfs.quorum import ThresholdQuorums
+from bftfs.read_write.server import ReadWriteServer
 from bftfs.runtime.links import Links
 from bftfs.step import Ready, Sender
 from bftfs.wire.channel import ClientChannel, ServerChannel
 from bftfs.wire.codec import encode
 from bftfs.wire.framing import PREAMBLE_BYTES
-from nodes.configuration import NodeConfiguration
+from nodes.authority import InodeAuthority
 from nodes.guard import Guard, WriteSwitch
 from nodes.loop import Loop
 from nodes.membership import LiveMembership
 from nodes.metrics import Exposition, Tally
-from nodes.protocols import honest_services
 from nodes.store import Store
 from tests.fuzz.choices import Choices
 from tests.fuzz.target import KIB, MIB, Target
@@ -57,6 +60,17 @@ def _described() -> tuple[ClusterDescription, tuple[Identity, ...]]:
     for name, identity in (("client", _CLIENT), ("attacker", _ATTACKER)):
         description = description.with_client(cluster.ClientEntry(name, identity.public_key))
     return description, made.nodes
+
+
+def _servers() -> dict[type, Any]:
+    """What the node serves, without any work of its own."""
+    description, identities = _described()
+    keys = description.authenticator_keys(identities[0], NodeId(0))
+    objects = QueryUpdateServer(
+        NodeId(0), ThresholdQuorums(description.query_update), keys, object_types()
+    )
+    blocks = ReadWriteServer(NodeId(0), description.read_write, keys, authority=InodeAuthority())
+    return {**dict.fromkeys(objects._handlers, objects), **dict.fromkeys(blocks._serve, blocks)}
 
 
 class _Impatient:
@@ -108,14 +122,8 @@ def _node() -> Iterator[tuple[Loop, Path, Tally]]:
         def report(_: Any, error: Exception) -> None:
             faults.append(error)
 
-        configuration = NodeConfiguration.load(
-            directory / "node.toml", durability=Durability.INTERVAL, metrics="off"
-        )
         with Links(description, identities[0], decode=REPLIES.decode, persistent=False) as links:
-            services = honest_services(description, identities[0], NodeId(0), configuration)
-            guarded = {
-                kind: Guard(server, switch, report) for kind, server in services.servers.items()
-            }
+            guarded = {kind: Guard(server, switch, report) for kind, server in _servers().items()}
             membership = LiveMembership(directory / "cluster.toml", description)
             health.loop = loop = Loop(
                 listener=listener,
@@ -125,9 +133,7 @@ def _node() -> Iterator[tuple[Loop, Path, Tally]]:
                 membership=membership,
                 decode=REQUESTS.decode,
                 dispatcher=Dispatcher(
-                    servers={**guarded, HealthRequest: health},
-                    engine=links.engine,
-                    background=services.background,
+                    servers={**guarded, HealthRequest: health}, engine=links.engine
                 ),
                 store=store,
                 links=links,
