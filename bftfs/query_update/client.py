@@ -24,6 +24,7 @@ from typing import Any
 import msgspec
 
 from bftfs import limits
+from bftfs.clocks import is_pushed_ahead
 from bftfs.conversation import Draw, Now
 from bftfs.credentials import Credentials
 from bftfs.errors import (
@@ -314,9 +315,7 @@ class QueryUpdateClient:
                     self.repairs.own[timestamp] = message.conditioned
                 failures += 1
                 if self.quorums.includes_benign(outcome.insane):
-                    if time_of(timestamp) > await Now():
-                        # It is not this client's clock: somebody has pushed the objects' time as
-                        # far ahead as the fastest clocks bear, and the others must catch up.
+                    if is_pushed_ahead(time_of(timestamp), await Now()):
                         await back_off.pause_for_clocks()
                         await self.repairs.refresh(names)
                         continue

@@ -15,6 +15,7 @@ from __future__ import annotations
 from typing import Any
 
 from bftfs import limits
+from bftfs.clocks import is_pushed_ahead
 from bftfs.conversation import Draw, Now, Pause
 from bftfs.errors import ContentionExhausted, MalformedMessage
 from bftfs.identifiers import ClientId, NodeId, ObjectId
@@ -122,8 +123,8 @@ class Repair:
             if await self._step(disorderly, inline_attempts):
                 continue
             failures += 1
-            ahead_us = time_of(self._observe(disorderly).culled.latest) - await Now()
-            if ahead_us > limits.CLOCK_SKEW_US // 2:
+            latest = self._observe(disorderly).culled.latest
+            if is_pushed_ahead(time_of(latest), await Now()):
                 await back_off.pause_for_clocks()
             else:
                 await back_off.pause()

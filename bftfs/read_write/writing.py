@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from bftfs import limits
+from bftfs.clocks import is_pushed_ahead
 from bftfs.coding import cross_checksum
 from bftfs.coding.cross_checksum import CrossChecksum
 from bftfs.coding.erasure import Buffer, ErasureCode
@@ -126,8 +127,11 @@ async def write_at(
         try:
             await gathering.answers()
         except AdmissionRefused as refused:
-            ahead = timestamp.time > await Now()
-            if refused.code != errno.ETIME or not ahead or waited_us > limits.CLOCKS_AGREE_US:
+            if (
+                refused.code != errno.ETIME
+                or waited_us > limits.CLOCKS_AGREE_US
+                or not is_pushed_ahead(timestamp.time, await Now())
+            ):
                 raise
         else:
             return

@@ -14,6 +14,8 @@ import msgspec
 
 from bftfs.identifiers import NodeId
 from bftfs.limits import CLOCK_SKEW_US
+from bftfs.read_write.lazy_verifier import VerificationSettings
+from bftfs.read_write.verification import Policy
 from bftfs.simulation.byzantine.registry import CLIENTS, NODES
 from bftfs.simulation.deployment import Sizes
 from bftfs.simulation.network import NetworkFaults
@@ -60,6 +62,7 @@ class Configuration:
     blocks: BlockMix = field(default_factory=BlockMix)
     objects: ObjectMix = field(default_factory=ObjectMix)
     files: FileMix = field(default_factory=FileMix)
+    verification: VerificationSettings | None = None  # of blocks by nodes, in idle time
     storm_share: float = 1.0  # of the operations: when so many have ended, the storm ends
     # The numbers of the operations that take place, if not all: what shrinking has left.
     kept: tuple[int, ...] | None = None
@@ -125,7 +128,19 @@ def draw(seed: int, *, operations: int, kind: str | None = None) -> Configuratio
             directories=random.choice((0.1, 0.5)),
             private=random.choice((0.0, 0.3)),
         ),
+        verification=_draw_verification(Random(f"verification {seed}")),
     )
+
+
+def _draw_verification(random: Random) -> VerificationSettings | None:
+    """How nodes verify; often with limits that are soon reached."""
+    policy = random.choice((Policy.COOPERATIVE, Policy.LAZY, *Policy))
+    if random.random() < 0.6:
+        return None
+    if random.random() < 0.5:
+        return VerificationSettings(policy)
+    block = random.choice((1, 3))
+    return VerificationSettings(policy, node=16 * block, client=4 * block, block=block)
 
 
 def _draw_intruders(random: Random, kind: str) -> tuple[str, ...]:

@@ -197,6 +197,12 @@ class Simulation:
         ]
         self._record = CandidateRecord()
         self._bounds = BoundsRecord()
+        # By how much the fastest clock of a correct node is ahead.
+        self._fastest_us = (
+            max((configuration.node_skews_us[node] for node in self._correct), default=0)
+            if configuration.node_skews_us
+            else 0
+        )
         self.world = World(configuration.seed)
         self.network = Network(self.world, NetworkFaults())
         self.workload = _workload(configuration)
@@ -208,6 +214,7 @@ class Simulation:
             skews_us=configuration.node_skews_us,
             commit_us=configuration.commit_us,
             on_commit=self._committed,
+            verification=configuration.verification,
         )
         self.storm = Storm(self.deployment, configuration.storm)
         self.participants = [
@@ -284,7 +291,8 @@ class Simulation:
             host = self.deployment.nodes[node]
             clock_us, dispatcher = host.wall_clock_us(), host.dispatcher
             self._bounds.accepted(node, clock_us, self._record.take_down(node, writes))
-            self._bounds.hosted(node, clock_us, writes)
+            fastest_us = clock_us - host.skew_us + self._fastest_us
+            self._bounds.hosted(node, clock_us, writes, fastest_us=fastest_us)
             self._bounds.parked(node, dispatcher.parked, dispatcher.most_parked_of_one)
 
     def _prepare(self) -> None:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections import deque
 from typing import Any
 
 from bftfs import limits
 from bftfs.coding import cross_checksum
 from bftfs.coding.erasure import ErasureCode
-from bftfs.identifiers import CLIENT_ID_BYTES, BlockId, ClientId
+from bftfs.conversation import Send
+from bftfs.identifiers import CLIENT_ID_BYTES, BlockId, ClientId, NodeId
 from bftfs.read_write.messages import (
     Below,
     Listed,
+    Notice,
     ReadReply,
     ReadRequest,
     TimeReply,
@@ -21,9 +24,9 @@ from bftfs.read_write.messages import (
     WriteRequest,
 )
 from bftfs.read_write.placement import fragment_index
-from bftfs.read_write.timestamp import BlockTimestamp, version_key
+from bftfs.read_write.timestamp import ZERO, BlockTimestamp, version_key
 from bftfs.simulation.byzantine.positions import NodePosition
-from bftfs.step import Ready, Sender
+from bftfs.step import Ready, Sender, Want
 from bftfs.storage import StorageView, Table, Write
 
 
@@ -224,26 +227,49 @@ class Accomplice:
 
 
 class FalseVerifier:
-    """Says that it has verified what it has not, poisonous versions too, and of others that not.
+    """Says that it has verified what it has not, poisonous versions too, and good ones poisonous.
 
     [LazyVer §3.8.1] a reader spares itself the work if "b + 1" nodes have verified a version, hence
-    a correct one. Shown by linearizability: a poisonous write is not read.
+    a correct one; [§3.8.2] as many notices convince a node. Shown by linearizability and
+    durability: a poisonous write is not read, and a good one is not discarded.
     """
 
     def __init__(self, position: NodePosition) -> None:
         self._position = position
         self._claims = position.random.choice((0.5, 1.0))
+        self._told: deque[Any] = deque(maxlen=256)  # writes that notices were sent of
+        self._number = 0
 
     def step(
         self, view: StorageView, sender: Sender, message: Any, body: bytes | memoryview, now_us: int
     ) -> Ready:
-        """The right versions, with false flags."""
+        """The right versions, with false flags; and notices of what it has not looked at."""
+        random = self._position.random
+        if isinstance(message, WriteRequest) and not any(message is told for told in self._told):
+            self._told.append(message)
+            if random.random() < self._claims:
+                return self._tell(message)
         ready = self._position.honest(view, sender, message, body, now_us)
         if isinstance(ready.reply, ReadReply):
-            random = self._position.random
             versions = tuple(
                 Listed(each.timestamp, verified=random.random() < self._claims)
                 for each in ready.reply.versions
             )
             ready.reply = ReadReply(versions, ready.reply.below, ready.reply.cross_checksum)
         return ready
+
+    def _tell(self, message: WriteRequest) -> Ready:
+        """First send false notices of a write to everybody, then serve it."""
+        self._number += 1
+        block, timestamp = message.block, message.timestamp
+        notice = self._position.random.choice(
+            (Notice(block, timestamp), Notice(block, ZERO, (timestamp,)))
+        )
+        nodes = [node for node in range(self._position.sizes.n) if node != self._position.node]
+
+        async def tell() -> list[Write]:
+            for node in nodes:
+                await Send(NodeId(node), notice)
+            return []
+
+        return Ready(wants=(Want(b"tell" + self._number.to_bytes(8, "big"), lambda _: tell()),))

@@ -18,6 +18,7 @@ from bftfs import limits
 from bftfs.identifiers import ClientId, NodeId
 from bftfs.query_update.timestamp import client_of, time_of
 from bftfs.read_write.timestamp import timestamp_of
+from bftfs.read_write.verification import VERIFIED
 from bftfs.simulation.checkers.candidates import Acceptance
 from bftfs.storage import Table, Write
 
@@ -58,11 +59,18 @@ class BoundsRecord:
         for client, number in repairs.items():
             self._spend(node, client, number, clock_us)
 
-    def hosted(self, node: NodeId, clock_us: int, writes: Iterable[Write]) -> None:
-        """`node` hosts more versions of blocks."""
+    def hosted(
+        self, node: NodeId, clock_us: int, writes: Iterable[Write], *, fastest_us: int
+    ) -> None:
+        """`node` hosts more versions of blocks.
+
+        What it has verified is complete, so that correct nodes took it when it was written; it may
+        be ahead for this node, and must not be so for the one whose clock is the fastest.
+        """
         for table, key, value in writes:
             if table is Table.BLOCK and value is not None:
-                self._require_sane(node, clock_us, timestamp_of(key).time, key[:32])
+                clock = fastest_us if value[0] & VERIFIED else clock_us
+                self._require_sane(node, clock, timestamp_of(key).time, key[:32])
 
     def parked(self, node: NodeId, total: int, most_of_one: int) -> None:
         """So many requests wait for object sync at `node`."""

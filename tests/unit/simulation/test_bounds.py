@@ -7,6 +7,7 @@ from bftfs.identifiers import BlockId, ClientId, NodeId, ObjectId, ObjectKind
 from bftfs.query_update.candidate import Candidate
 from bftfs.query_update.timestamp import ZERO, logical_timestamp
 from bftfs.read_write.timestamp import BlockTimestamp, version_key
+from bftfs.read_write.verification import VERIFIED
 from bftfs.simulation.checkers.bounds import BoundsRecord
 from bftfs.simulation.checkers.candidates import Acceptance
 from bftfs.simulation.deployment import client_named
@@ -53,8 +54,13 @@ def test_versions_of_blocks_are_not_of_the_future() -> None:
     for ahead_us in (limits.CLOCK_SKEW_US, limits.CLOCK_SKEW_US + 1):
         timestamp = BlockTimestamp(NOW_US + ahead_us, CLIENT, bytes(32))  # type: ignore[arg-type]
         key = version_key(BlockId(bytes(32)), timestamp)
-        record.hosted(NODE, NOW_US, [Write(Table.BLOCK, key, b"\0")])
+        writes = [Write(Table.BLOCK, key, bytes((VERIFIED,)))]
+        record.hosted(NODE, NOW_US, writes, fastest_us=NOW_US + 1)
+        assert record.findings == []
+        record.hosted(NODE, NOW_US, [Write(Table.BLOCK, key, b"\0")], fastest_us=NOW_US + 1)
     assert len(record.findings) == 1
+    record.hosted(NODE, NOW_US, writes, fastest_us=NOW_US)
+    assert len(record.findings) == 2
 
 
 def test_repairs_beyond_a_clients_allowance() -> None:

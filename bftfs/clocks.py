@@ -1,0 +1,18 @@
+"""Whose clock is to blame for a time that nodes refuse. [design §4]
+
+A client whose own clock is wrong is told so. But somebody may have taken a time as far ahead as the
+fastest of the correct nodes bear; the others then refuse what comes after it until they have caught
+up, and that is no fault of the client that comes next: it waits.
+"""
+
+from __future__ import annotations
+
+from bftfs.limits import CLOCK_SKEW_US, CLOCKS_AGREE_US
+
+# Nodes refuse what is CLOCK_SKEW_US ahead of them; they may be ahead of the client by a part of it.
+_AHEAD_US = CLOCK_SKEW_US // 4
+
+
+def is_pushed_ahead(time_us: int, clock_us: int) -> bool:
+    """Whether others have brought it about that `time_us` is refused, for a client's clock."""
+    return _AHEAD_US < time_us - clock_us <= CLOCKS_AGREE_US
