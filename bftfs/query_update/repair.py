@@ -120,7 +120,13 @@ class Repair:
                 continue
             suspicion = self._rounds.suspicion
             shunned = suspicion.shunned
-            if await self._step(disorderly, inline_attempts):
+            before = self._observe(disorderly).classification
+            if (
+                await self._step(disorderly, inline_attempts)
+                # What one who is shunned accepts is not counted: if he is needed, a step that a
+                # quorum has accepted changes nothing, however often it is taken.
+                and self._observe(disorderly).classification != before
+            ):
                 continue
             failures += 1
             latest = self._observe(disorderly).culled.latest

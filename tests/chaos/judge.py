@@ -118,55 +118,55 @@ def names_model(state: Hashable, operation: ModelOperation) -> Iterable[State]:
             found = _at(state, operation.arguments[0])
             told = {None: {"error": "ENOENT"}, DIRECTORY: {"error": "EINVAL"}}.get(found, found)
             return [state] if operation.answer in (None, told) else []
-    outcome, after = _change(state, operation)
-    if operation.responded == inf or error == outcome:
-        return after
-    return [state] if error in ("EISDIR", "ENOTDIR") and operation.name == "rename" else []
+    return [
+        after
+        for refusal, after in _outcomes(state, operation)
+        if operation.responded == inf or refusal == error
+    ]
 
 
-def _change(state: State, operation: ModelOperation) -> tuple[str | None, list[State]]:
-    """The error, or None, and the states that it leads to."""
+Outcome: TypeAlias = tuple[str | None, State]  # an error, or None; and the state that follows
+
+
+def _outcomes(state: State, operation: ModelOperation) -> list[Outcome]:
     name = operation.arguments[0]
     found = _at(state, name)
     match operation.name:
         case "create" | "mkdir":
             if found is not None:
-                return "EEXIST", [state]
+                return [("EEXIST", state)]
             made = DIRECTORY if operation.name == "mkdir" else operation.arguments[1]
-            return None, [_with(state, {name: made})]
+            return [(None, _with(state, {name: made}))]
         case "unlink" | "rmdir":
             if found is None:
-                return "ENOENT", [state]
+                return [("ENOENT", state)]
             if (found == DIRECTORY) != (operation.name == "rmdir"):
-                return "ENOTDIR" if operation.name == "rmdir" else "EISDIR", [state]
-            return None, [_with(state, {name: None})]
-    return _rename(state, operation, name, operation.arguments[1])
+                return [("ENOTDIR" if operation.name == "rmdir" else "EISDIR", state)]
+            return [(None, _with(state, {name: None}))]
+    return _renamings(state, operation.name, name, operation.arguments[1])
 
 
-def _rename(
-    state: State, operation: ModelOperation, source: str, target: str
-) -> tuple[str | None, list[State]]:
+def _renamings(state: State, how: str, source: str, target: str) -> list[Outcome]:
     """A kernel looks up the source and then the target before it asks for the renaming; so a
     refusal may rest on either alone. And if it finds the same file behind both, as it can while
     somebody else renames it, it tells of success and does nothing. [rename(2)]
     """
     moved, there = _at(state, source), _at(state, target)
-    told = operation.answer.get("error") if isinstance(operation.answer, dict) else None
-    noreplace, exchange = operation.name == "rename-new", operation.name == "exchange"
-    if noreplace and there is not None and (moved is not None or told == "EEXIST"):
-        return "EEXIST", [state]
-    unmoved = [state] if there is not None and not noreplace else []
+    possible: list[Outcome] = []
+    if moved is None or (how == "exchange" and there is None):
+        possible.append(("ENOENT", state))
+    if how == "rename":
+        possible += [("EISDIR", state), ("ENOTDIR", state)]
+    if there is not None:
+        possible.append(("EEXIST", state) if how == "rename-new" else (None, state))
     if moved is None:
-        return ("ENOENT" if told or not unmoved else None), [state]
-    if exchange:
-        if there is None:
-            return "ENOENT", [state]
-        return None, [_with(state, {source: there, target: moved}), *unmoved]
-    if there == DIRECTORY and moved != DIRECTORY:
-        return "EISDIR", [state]
-    if moved == DIRECTORY and there not in (None, DIRECTORY):
-        return "ENOTDIR", [state]
-    return None, [_with(state, {source: None, target: moved}), *unmoved]
+        return possible
+    if how == "exchange":
+        exchanged = _with(state, {source: there, target: moved})
+        return possible if there is None else [*possible, (None, exchanged)]
+    fits = there is None or (how == "rename" and (there == DIRECTORY) == (moved == DIRECTORY))
+    after = _with(state, {source: None, target: moved})
+    return [*possible, (None, after)] if fits else possible
 
 
 def _at(state: State, name: str) -> str | None:

@@ -119,6 +119,18 @@ def test_a_planted_violation_is_found(history: list[Event]) -> None:
     assert judge(history, killed=())
 
 
+def test_a_kernel_may_find_one_file_behind_both_names() -> None:
+    """It looked `a` up before the exchange and `b` after it: nothing to do, it thought."""
+    history = [
+        at(0, "mkdir", "a"),
+        at(1, "create", "b", "1"),
+        at(2, "exchange", "a", "b", length=2),
+        at(2.1, "rename", "a", "b", length=2),
+        at(5, "list", answer=["a", "b"]),
+    ]
+    assert judge(history, killed=()) == []
+
+
 def test_back_and_forth_is_allowed_where_contents_are_cached() -> None:
     history = [
         block(0, "write", "x"),
