@@ -29,6 +29,7 @@ class Round:
 
 PAUSES_S = (0.5, 1.0, 2.0)
 HOLDS_S = (1.5, 2.5, 4.0, 7.0)
+_BRIEF_PAUSE_S, _BRIEF_HOLD_S = 0.3, 1.2
 _OVERHEAD_S = 1.0  # of a round, for restarts
 _SHARE_BENIGN = 0.6
 
@@ -61,7 +62,7 @@ def each_kind_once(
         *(draw.benign_round() for _ in range(-(-len(draw.benign) // t))),
         *(draw.byzantine_round() for _ in range(-(-len(draw.byzantine) // b) if b else 0)),
     ]
-    return tuple(replace(each, pause_s=min(PAUSES_S), hold_s=min(HOLDS_S)) for each in rounds)
+    return tuple(replace(each, pause_s=_BRIEF_PAUSE_S, hold_s=_BRIEF_HOLD_S) for each in rounds)
 
 
 class _Drawing:

@@ -30,7 +30,7 @@ def test_nobody_notices_and_nothing_is_lost(
         program(name)
     root = playground / f"chaos-{len(kinds)}"
     root.mkdir()
-    run = Run(root, seed=seed, seconds=None, kinds=kinds)
+    run = Run(root, seed=seed, seconds=None, kinds=kinds, mounts=(True, True, False))
     try:
         with watchdog.guard(200, "chaos"):
             report = run.perform()
