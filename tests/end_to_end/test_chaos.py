@@ -39,7 +39,7 @@ def test_nobody_notices_and_nothing_is_lost(
     print(report.summary())
     assert not report.findings, "\n".join(report.findings)
     assert set(report.injected) == set(kinds)
-    assert report.operations.total() > 500
-    assert report.acknowledged > 100
+    assert report.operations.total() > 200
+    assert report.acknowledged > 50
     assert report.verified_files > 0
     shutil.rmtree(root)
