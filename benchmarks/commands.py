@@ -26,6 +26,7 @@ from benchmarks.scenarios import (
     counter,
     directory,
     files,
+    history,
     metadata,
     profile,
     stream,
@@ -234,6 +235,34 @@ def blocks_command(
             "operations": operations,
         },
         lambda session, target: blocks.run(session, target, common.below, wanted),
+    )
+
+
+@main.command("history")
+@node_options(repeat=3)
+@click.option(
+    "--versions",
+    type=click.IntRange(2, 10_000_000),
+    default=10_000,
+    show_default=True,
+    help="Of each directory that is listed.",
+)
+@click.option(
+    "--blocks",
+    type=click.IntRange(1, 1_000_000),
+    default=8192,
+    show_default=True,
+    help="Of the file, of 128 KiB each: 8192 make 1 GiB.",
+)
+@click.option("--operations", type=click.IntRange(1, 100_000), default=100, show_default=True)
+def history_command(common: NodeCommon, versions: int, blocks: int, operations: int) -> None:
+    """List directories as they were, and overwrite blocks of a large file."""
+    wanted = history.Parameters(common.repeat, versions, blocks, operations, common.durability)
+    measure_nodes(
+        "history",
+        common,
+        {"faults": "1", "versions": versions, "blocks": blocks, "operations": operations},
+        lambda session, target: history.run(session, target, common.below, wanted),
     )
 
 

@@ -37,6 +37,7 @@ from bftfs.storage import StorageView, Table, Write
 from bftfs.wire.codec import Value, encode
 
 _NUMBER_BYTES = 8
+_ROWS_READ = 8  # of one key, before the others are passed over by seeking
 _MISSING = object()
 
 Change = tuple[bytes, bytes | None]  # key and new value; None: the key is gone
@@ -265,28 +266,63 @@ class PastState:
         self, start: bytes, stop: bytes, *, reverse: bool = False
     ) -> Iterator[tuple[bytes, bytes]]:
         """Pairs with start <= key < stop in key order, or in reverse key order. Lazy."""
-        prefix = len(self.object)
-        stored = (
-            key[prefix:]
-            for key in self._view.keys(
-                Table.STATE, self.object + start, self.object + stop, reverse=reverse
-            )
-        )
-        past = self._past_keys(start, stop, reverse=reverse)
-        one, other = next(stored, None), next(past, None)
-        while one is not None or other is not None:
-            if other is None or (one is not None and (one > other if reverse else one < other)):
-                assert one is not None
-                key = one
+        # At any version a key has one row at most, in one of the two tables.
+        kept = self._kept(start, stop, reverse=reverse)
+        past = self._past(start, stop, reverse=reverse)
+        one, other = next(kept, None), next(past, None)
+        while one is not None and other is not None:
+            if one[0] > other[0] if reverse else one[0] < other[0]:
+                yield one
+                one = next(kept, None)
             else:
-                key = other
-            if one == key:
-                one = next(stored, None)
-            if other == key:
+                yield other
                 other = next(past, None)
-            value = self.get(key)
-            if value is not None:
-                yield key, value
+        if one is not None:
+            yield one
+            yield from kept
+        if other is not None:
+            yield other
+            yield from past
+
+    def _kept(self, start: bytes, stop: bytes, *, reverse: bool) -> Iterator[tuple[bytes, bytes]]:
+        """The pairs that are in the head's state as they were at this version."""
+        skip = len(self.object)
+        stamp = _stamp(self._number)
+        for key, row in self._view.scan(
+            Table.STATE, self.object + start, self.object + stop, reverse=reverse
+        ):
+            if row[:_NUMBER_BYTES] <= stamp:
+                yield key[skip:], row[_NUMBER_BYTES:]
+
+    def _past(self, start: bytes, stop: bytes, *, reverse: bool) -> Iterator[tuple[bytes, bytes]]:
+        """The pairs that have been overwritten since; passes over a key's other rows by seeking."""
+        low = self.object + start.replace(b"\0", b"\0\xff")
+        high = self.object + stop.replace(b"\0", b"\0\xff")
+        skip = len(self.object)
+        stamp = _stamp(self._number)
+        while True:
+            key, rows = b"", 0
+            for stored, row in self._view.scan(Table.PAST, low, high, reverse=reverse):
+                escaped = stored[skip : -_NUMBER_BYTES - 2]
+                if row[:_NUMBER_BYTES] <= stamp < stored[-_NUMBER_BYTES:]:
+                    yield escaped.replace(b"\0\xff", b"\0"), row[_NUMBER_BYTES:]
+                rows = rows + 1 if escaped == key else 0
+                key = escaped
+                if rows == _ROWS_READ:
+                    break
+            else:
+                return
+            prefix = self.object + key + b"\0"
+            if reverse:
+                name = key.replace(b"\0\xff", b"\0")
+                then = self._overwritten(name) if row[:_NUMBER_BYTES] > stamp else None
+                if then is not None:
+                    yield name, then[_NUMBER_BYTES:]
+                high = prefix + b"\0"
+            elif stored[-_NUMBER_BYTES:] <= stamp:
+                low = prefix + b"\0" + _stamp(self._number + 1)
+            else:
+                low = prefix + b"\1"
 
     def _overwritten(self, key: bytes) -> bytes | None:
         """The row of `key` that was overwritten first after this version, if it is as old."""
@@ -296,22 +332,6 @@ class PastState:
         ):
             return row if int.from_bytes(row[:_NUMBER_BYTES], "big") <= self._number else None
         return None
-
-    def _past_keys(self, start: bytes, stop: bytes, *, reverse: bool) -> Iterator[bytes]:
-        """The keys in the range that have ever been overwritten, each once, by seeking."""
-        low = self.object + start.replace(b"\0", b"\0\xff")
-        high = self.object + stop.replace(b"\0", b"\0\xff")
-        skip = len(self.object)
-        while True:
-            found = next(self._view.keys(Table.PAST, low, high, reverse=reverse), None)
-            if found is None:
-                return
-            escaped = found[skip : -_NUMBER_BYTES - 2]
-            yield escaped.replace(b"\0\xff", b"\0")
-            if reverse:
-                high = self.object + escaped + b"\0\0"
-            else:
-                low = self.object + escaped + b"\0\1"
 
 
 class Replica:

@@ -69,6 +69,16 @@ def test_directory(samples: Callable[..., tuple[Sample, ...]]) -> None:
     ]
 
 
+def test_history(samples: Callable[..., tuple[Sample, ...]]) -> None:
+    found = samples("history", "--versions", "4", "--blocks", "1", "--operations", "1")
+    assert [sample.phase for sample in found] == [
+        *("fill", "list now", "list at the last version", "list in the middle") * 2,
+        *("write", "overwrite a block"),
+    ]
+    assert [sample.details.get("entries") for sample in found[1:4]] == [4, 4, 2]
+    assert [sample.details.get("entries") for sample in found[5:8]] == [2, 2, 1]
+
+
 def test_profile(samples: Callable[..., tuple[Sample, ...]]) -> None:
     found = samples("profile", "--workload", "create", "--operations", "2", "--in-flight", "2")
     processes = {sample.variant.rpartition(": ")[2] for sample in found[1:]}

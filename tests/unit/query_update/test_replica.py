@@ -254,3 +254,32 @@ def test_every_version_of_the_chain_can_be_read_wherever_the_head_moves(
             assert [past.get(key) for key in KEYS] == [expected.get(key) for key in KEYS]
     rows = [key for table in (Table.STATE, Table.PAST) for key in storage.keys(table, b"", END)]
     assert len(rows) <= sum(1 + len(delta) for _, delta in script) * 2
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_every_past_of_keys_that_are_overwritten_often(reverse: bool) -> None:
+    """Rows of one key that are passed over by seeking: before, at and after the version."""
+    storage = MemoryStorage()
+    states: list[State] = [{}]
+    before = ZERO
+    for number in range(1, 41):
+        changes: dict[bytes, bytes | None] = {KEYS[0]: b"%d" % number}
+        if number % 3 == 0:
+            changes[KEYS[1]] = None if number % 2 else b"x%d" % number
+        changes[KEYS[2] if number < 20 else KEYS[5]] = b"y%d" % number
+        accept(storage, at(number), before, changes)
+        before = at(number)
+        state = {**states[-1]}
+        for key, value in changes.items():
+            if value is None:
+                state.pop(key, None)
+            else:
+                state[key] = value
+        states.append(state)
+    replica = Replica(storage, A)
+    for number, state in enumerate(states):
+        past = replica.state_at(at(number) if number else ZERO)
+        assert past is not None
+        expected = sorted(state.items(), reverse=reverse)
+        assert list(past.scan(b"", END, reverse=reverse)) == expected
+        assert {key: past.get(key) for key in state} == state
