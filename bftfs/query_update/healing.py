@@ -43,7 +43,7 @@ from bftfs.query_update.messages import (
     HistoryRequest,
 )
 from bftfs.query_update.replica import Reach, Replica, latest_of
-from bftfs.query_update.timestamp import ZERO, LogicalTimestamp
+from bftfs.query_update.timestamp import ZERO, LogicalTimestamp, time_of
 from bftfs.quorum import Nodes, QuorumSystem
 from bftfs.recovery import OBJECTS, Recovery
 from bftfs.step import Host, Want
@@ -231,6 +231,10 @@ class ObjectHealer:
         settled = own.latest >= history_set.latest
         if settled or shared is None or own.latest >= shared.candidate.timestamp:
             return settled
+        if time_of(shared.candidate.timestamp) > await Now() + limits.CLOCK_SKEW_US:
+            return (
+                False  # what is ahead of this server's clock it takes from nobody yet [design §4]
+            )
         established = quorums.is_quorum(shared.nodes)
         latest = shared.candidate.timestamp == history_set.latest
         if not (established and latest) and not self._recovery.rebuilding:

@@ -36,6 +36,7 @@ from bftfs.read_write.timestamp import (
     TIMESTAMP_BYTES,
     BlockTimestamp,
     successor_of,
+    time_of,
     timestamp_of,
 )
 from bftfs.read_write.validation import item_of, regenerate
@@ -200,8 +201,12 @@ class BlockHealer:
             if horizon is None:
                 return False  # the next pass begins here
             lacking = sorted(hosts.keys() - set(page.keys))
+            # What is ahead of this node's clock it takes from nobody yet. [design §4]
+            latest_us = await Now() + limits.CLOCK_SKEW_US
+            sane = [key for key in lacking if time_of(key) <= latest_us]
+            complete &= len(sane) == len(lacking)
             self.tally.compared += len(page.keys)
-            complete &= await self._rebuild_all(host, lacking, hosts)
+            complete &= await self._rebuild_all(host, sane, hosts)
             cursor = horizon
             host.arrange(partial(self._advance, cursor, scrubs=scrubs))
             self._rebuilt_until = max(self._rebuilt_until, cursor)

@@ -240,6 +240,9 @@ class LazyVerifier:
             backlog.failed(block, now_us + min(wait_us, limits.VERIFY_RETRY_MOST_US))
         else:
             self._notices.pop(block, None)
+        ahead = verified.time > now_us + limits.CLOCK_SKEW_US  # of this node's clock [design §4]
+        if ahead:
+            own = None
         writes = settled(
             view,
             block,
@@ -253,8 +256,9 @@ class LazyVerifier:
         )
         if (
             own is None
+            and not ahead
             and verified != ZERO
-            and (view.get(Table.BLOCK, version_key(block, verified)) is None)
+            and view.get(Table.BLOCK, version_key(block, verified)) is None
         ):
             # This node's own verification brings its part of the version.
             backlog.add(block, verified, now_us)
