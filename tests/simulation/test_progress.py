@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from bftfs.identifiers import NodeId
+from bftfs.simulation import scenario
 from bftfs.simulation.configuration import KINDS
 from bftfs.simulation.scenario import run
 from tests.simulation.mutants import attacked
@@ -37,3 +38,17 @@ def test_both_can_be_had_with_t_nodes_down(kind: str) -> None:
         )
     )
     assert report.passed, report.findings
+
+
+def test_progress_that_takes_too_many_messages_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who asks again without patience gets there as well, at a price that is found."""
+    configuration = attacked(
+        1, kind="objects", operations=40, storm_share=0.5, down_in_calm=TOO_MANY[:1]
+    )
+    assert run(configuration).passed
+    monkeypatch.setattr("bftfs.quorum.PATIENCE_US", 1)
+    monkeypatch.setattr("bftfs.quorum.PATIENCE_MAX_US", 1)
+    monkeypatch.setattr(scenario, "MESSAGES_AFTER_STORM", 500)
+    monkeypatch.setattr(scenario, "MESSAGES_PER_OPERATION", 50)
+    report = run(configuration)
+    assert any("messages after the storm" in finding for finding in report.findings)
