@@ -10,6 +10,7 @@ DIR/mount.log                         what the mount processes log
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -63,6 +64,10 @@ class DataDirectory:
     """The files of a cluster, as its administrator or a local client sees them."""
 
     path: Path
+
+    def __post_init__(self) -> None:
+        # Processes are known by this path on their command lines: it has one form only.
+        object.__setattr__(self, "path", Path(os.path.normpath(self.path)))
 
     @classmethod
     def existing(cls, path: Path) -> DataDirectory:

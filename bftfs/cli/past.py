@@ -11,7 +11,7 @@ import errno
 import os
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -24,6 +24,8 @@ from bftfs.cli.times import parse_time
 from bftfs.cluster import ClusterDescription
 from bftfs.conversation import Conversation, Together
 from bftfs.credentials import Credentials
+from bftfs.crypto.digest import client_id_of
+from bftfs.crypto.keys import read_identity
 from bftfs.data_directory import DataDirectory
 from bftfs.envelope import REPLIES
 from bftfs.errors import FileSystemError, UsageError
@@ -84,6 +86,7 @@ class Session:
         self.history = history
         self.who = Credentials(os.geteuid(), os.getegid(), tuple(os.getgroups()[:64]))
         self.now_us = clock.now_us()
+        self._keys: dict[ClientId, str] | None = None  # of clients, by id
 
     def perform(self, conversation: Conversation[Result]) -> Result:
         """The result of a conversation with the nodes."""
@@ -114,9 +117,20 @@ class Session:
         return time_us
 
     def client_name(self, client: ClientId) -> str:
-        """What the cluster calls the client; its id, if it was removed."""
+        """What the cluster calls the client; of one that was revoked, what its key here is called.
+
+        If there is none, the beginning of its id.
+        """
         entry = self.description.client(client)
-        return client.hex()[:12] if entry is None else entry.name
+        if entry is not None:
+            return entry.name
+        if self._keys is None:
+            self._keys = {}
+            for key in self.directory.client_key("*").parent.glob("*.key"):
+                with suppress(OSError, UsageError):
+                    name = client_id_of(public_key=read_identity(key).public_key)
+                    self._keys[name] = key.stem
+        return self._keys.get(client, client.hex()[:12])
 
     # --- paths -------------------------------------------------------------------------------
 
