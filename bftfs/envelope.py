@@ -12,7 +12,7 @@ from msgspec import Meta
 
 from bftfs.query_update import messages as query_update
 from bftfs.read_write import messages as read_write
-from bftfs.wire.codec import Decoder, Message
+from bftfs.wire.codec import Decoder, Message, Value
 
 _BYTES_MOST = (1 << 62) - 1
 
@@ -28,6 +28,13 @@ class HealthRequest(Message, frozen=True, tag=0x51):
     """How is the node?"""
 
 
+class Figure(Value, frozen=True):
+    """One number that a node's background work tells of itself."""
+
+    name: Annotated[str, Meta(max_length=64)]
+    value: float
+
+
 class HealthReply(Message, frozen=True, tag=0x52):
     """The node's own account of itself."""
 
@@ -39,6 +46,8 @@ class HealthReply(Message, frozen=True, tag=0x52):
     free_bytes: Annotated[int, Meta(ge=0, le=_BYTES_MOST)]  # that the store can still grow by
     requests: int
     memory_bytes: int
+    # Of lazy verification and healing, by the names of the metrics.
+    background: Annotated[tuple[Figure, ...], Meta(max_length=64)] = ()
 
 
 Request: TypeAlias = query_update.Request | read_write.Request | HealthRequest

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Iterable
 from typing import Any
 
-from bftfs.envelope import HealthReply
+from bftfs.envelope import Figure, HealthReply
 from bftfs.recovery import Recovery
 from bftfs.runtime import clock
 from bftfs.runtime.links import Links
 from bftfs.step import Ready, Sender
 from bftfs.storage import StorageView
 from nodes.guard import WriteSwitch
-from nodes.metrics import Tally, resident_bytes
+from nodes.metrics import Gauge, Tally, resident_bytes
 from nodes.store import Store
 
 REBUILDING = (
@@ -32,7 +33,9 @@ class Health:
         switch: WriteSwitch,
         tally: Tally,
         recovery: Recovery,
+        gauges: Callable[[], Iterable[Gauge]],
     ) -> None:
+        self._gauges = gauges
         self._recovery = recovery
         self._store = store
         self._links = links
@@ -52,6 +55,7 @@ class Health:
             free_bytes=self._store.free_bytes,
             requests=sum(self._tally.requests.values()),
             memory_bytes=resident_bytes(),
+            background=tuple(Figure(gauge.name, float(gauge.value)) for gauge in self._gauges()),
         )
 
     def step(

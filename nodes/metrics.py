@@ -168,6 +168,7 @@ class Exposition:
         if path == "/health":
             health = self._health()
             facts = {name: getattr(health, name) for name in health.__struct_fields__}
+            facts["background"] = {figure.name: figure.value for figure in health.background}
             status = 200 if health.healthy else 503
             return status, "application/json", json.dumps(facts).encode() + b"\n"
         return 404, "text/plain", b"there are /metrics and /health\n"

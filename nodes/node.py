@@ -96,13 +96,20 @@ def run(directory: NodeDirectory, description_file: Path, protocols: Protocols) 
         links = stack.enter_context(
             Links(description, identity, decode=protocols.decode_reply, persistent=False)
         )
-        health = Health(store=store, links=links, switch=switch, tally=tally, recovery=recovery)
+        services = protocols.services(description, identity, node, configuration, recovery)
+        health = Health(
+            store=store,
+            links=links,
+            switch=switch,
+            tally=tally,
+            recovery=recovery,
+            gauges=services.gauges,
+        )
 
         def report(message: Any, error: Exception) -> None:
             tally.faults += 1
             logger.error("request failed", message=type(message).__name__, exc_info=error)
 
-        services = protocols.services(description, identity, node, configuration, recovery)
         servers = {kind: Guard(server, switch, report) for kind, server in services.servers.items()}
         directory.pid.write_text(f"{os.getpid()}\n")
         stack.callback(directory.pid.unlink, missing_ok=True)

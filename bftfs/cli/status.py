@@ -82,6 +82,7 @@ def node_states(
                 "store_bytes": reply.store_bytes,
                 "memory_bytes": reply.memory_bytes,
                 "requests": reply.requests,
+                "background": {figure.name: figure.value for figure in reply.background},
             }
         states.append(state)
     return states
@@ -100,11 +101,29 @@ async def _ask(node: NodeId) -> HealthReply | None:
     return message if isinstance(message, HealthReply) else None
 
 
+def _work(node: dict[str, Any]) -> list[str]:
+    """What the node is busy with in the background, for people."""
+    figures = node.get("background", {})
+    said = []
+    for what in ("objects", "blocks"):
+        progress = figures.get(f"bftfs_heal_{what}_progress", 1.0)
+        if progress < 1:
+            rebuilt = figures.get(f"bftfs_heal_{what}_rebuilt", 0)
+            said.append(f"heals: {progress:.0%} of {what} compared, {rebuilt:.0f} rebuilt")
+        if failed := figures.get(f"bftfs_heal_{what}_failed", 0):
+            said.append(f"{failed:.0f} times {what} could not be rebuilt")
+    if demands := figures.get("bftfs_verification_demands", 0):
+        said.append(f"{demands:.0f} writes waited for verification: their client was at a limit")
+    return said
+
+
 def _print(report: dict[str, Any], *, down: int) -> None:
     console = Console(highlight=False)
-    table = Table("node", "address", "pid", "state", "store", "memory", "requests", "up for")
+    table = Table(
+        "node", "address", "pid", "state", "store", "memory", "requests", "unverified", "up for"
+    )
     for node in report["nodes"]:
-        state = "; ".join([*(["ok"] if node["healthy"] else []), *node["reasons"]])
+        state = "; ".join([*(["ok"] if node["healthy"] else []), *node["reasons"], *_work(node)])
         if node["up"]:
             table.add_row(
                 str(node["node"]),
@@ -114,6 +133,7 @@ def _print(report: dict[str, Any], *, down: int) -> None:
                 f"{node['store_bytes'] / 2**20:.1f} MiB",
                 f"{node['memory_bytes'] / 2**20:.0f} MiB",
                 str(node["requests"]),
+                f"{node['background'].get('bftfs_possible_versions', 0):.0f}",
                 f"{node['uptime_s']:.0f} s",
             )
         else:

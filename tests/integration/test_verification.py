@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from bftfs.envelope import HealthRequest
+from bftfs.identifiers import NodeId
+from tests.integration.counting import ask
 from tests.integration.deployment import Deployment
-from tests.integration.test_node import metric
+from tests.integration.test_node import metric, page
 from tests.integration.test_protocols import Client, items
 
 PATIENCE_S = 60.0
@@ -49,6 +53,11 @@ def test_nodes_verify_what_was_written_and_readers_need_not(
     writer.write_all(written)
     await_that(lambda: total(deployment, "bftfs_possible_versions") == 0)
     assert total(deployment, "bftfs_settled_versions") == 6 * 24
+    reply, _ = writer.network.perform(ask(NodeId(0), HealthRequest()))
+    figures = {figure.name: figure.value for figure in reply.background}
+    assert (figures["bftfs_possible_versions"], figures["bftfs_settled_versions"]) == (0, 24)
+    _, health = page(deployment, "/health")
+    assert json.loads(health)["background"]["bftfs_settled_versions"] == 24
     if policy == "lazy":
         assert total(deployment, "bftfs_notices") == 0
     else:
