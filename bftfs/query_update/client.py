@@ -231,6 +231,7 @@ class QueryUpdateClient:
             versions,
         )
         await rounds.run(message, order, outcome, now_us=now_us, subject=method.name, along=along)
+        outcome.conclude()
         return outcome
 
     async def _answered(
@@ -479,6 +480,7 @@ class _QueryRound(Round):
         self.disorderly: tuple[ObjectId, ...] = ()  # objects that need repair first
         self.unknown = False  # whether the histories of some object tell nothing: ask again
         self.deduced = False  # whether they may not all have been the latest at one moment
+        self._hosting: Nodes = 0  # those that have the latest candidate of every object
 
     def weigh(self, node: NodeId, reply: Any) -> Judgement:
         if not isinstance(reply, QueryReply):
@@ -534,9 +536,11 @@ class _QueryRound(Round):
         versions = []
         disorderly = []
         self.unknown = False
+        self._hosting = heard
         for name in self.names:
             found = observations.survey(name, self.reported[name])
             timestamp = found.object_candidate.timestamp
+            self._hosting &= found.nodes
             complete = self.quorums.is_quorum(found.nodes & heard)
             if timestamp == ZERO and not complete:
                 # Histories that were reported at different moments, while others succeed, may have
@@ -561,6 +565,37 @@ class _QueryRound(Round):
                 self.answer = answer
                 return True
         return False
+
+    @property
+    def hopes(self) -> bool:
+        """If all that were not heard had the latest candidate, it would be complete.
+
+        A server that is late is no reason to repair what those who wrote it have finished.
+        """
+        return self.quorums.is_quorum(self._hosting | self.asked & ~self.answered)
+
+    def conclude(self) -> None:
+        """Remember who answers differently, or reports what nobody else has."""
+        if self.answer is None:
+            return
+        suspicion = self.rounds.suspicion
+        for (versions, answer), nodes in self.votes.by.items():
+            if versions == self.versions and answer != self.answer:
+                suspicion.convict(nodes, self.now_us)
+        if self.quorums.is_quorum(self._alike):
+            suspicion.conformed(self._alike)
+            apart = self.answered & ~self._alike
+            if not apart:
+                return
+        ahead = 0
+        for name, version in zip(self.names, self.versions, strict=True):
+            for node, known in self.reported[name].items():
+                if parse_history(known.history).latest > version:
+                    ahead |= 1 << node
+        if not self.quorums.includes_benign(ahead):
+            suspicion.diverged(ahead, self.now_us)
+        if not self.quorums.is_quorum(self._alike):
+            suspicion.conformed(self.answered & ~ahead)
 
 
 class _WholeRound(Round):

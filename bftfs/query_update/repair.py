@@ -52,6 +52,7 @@ BACK_OFF_MOST_US = 256_000  # …up to this, or so many rounds if rounds take lo
 _BACK_OFF_ROUNDS = 16
 _INLINE_ATTEMPTS = 2  # at one candidate, before a barrier ends it
 _FAILURES_BORNE = 8  # after so many, suspicion is given up: it may be what stands in the way
+_FAILURES_ALONE = 3  # …if those that are not suspect are not enough
 _MOST_STEPS = 1_000  # of one repair; far beyond what contention can cause with back-off
 
 
@@ -134,12 +135,11 @@ class Repair:
                 await back_off.pause_for_clocks()
             else:
                 await back_off.pause()
+            borne = _FAILURES_BORNE if self._rounds.quorum_willing() else _FAILURES_ALONE
             # A suspicion that this very step has raised is given its chance first: those that are
             # left may be slow, and have been silent for no worse reason.
-            if failures % _FAILURES_BORNE == 0 or (
-                suspicion.shunned == shunned and not self._rounds.quorum_willing()
-            ):
-                suspicion.clear()
+            if failures % borne == 0 and suspicion.shunned == shunned:
+                suspicion.relent()
             await self.refresh(names)
             fresh = True
         raise ContentionExhausted(attempts=_MOST_STEPS, subject=f"repair of {names[0].hex()}")
@@ -157,10 +157,8 @@ class Repair:
         for name in names:
             culled = self._observe(name).culled
             alone = sharing(culled, culled.latest)
-            if alone and not rounds.quorums.includes_benign(alone):
-                for node in order:
-                    if alone >> node & 1:
-                        rounds.suspicion.diverged(node, now_us)
+            if not rounds.quorums.includes_benign(alone):
+                rounds.suspicion.diverged(alone, now_us)
 
     # --- one step -------------------------------------------------------------------------------
 

@@ -6,7 +6,7 @@ servers give it that cannot all be malevolent, a rejection likewise.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from bftfs import limits
@@ -14,9 +14,11 @@ from bftfs.conversation import Now, Send
 from bftfs.crypto.digest import answer_digest
 from bftfs.errors import AdmissionRefused
 from bftfs.identifiers import NodeId, ObjectId, placement_of
+from bftfs.query_update.history import parse_history
 from bftfs.query_update.messages import QueryReply, Rejected, Status, UpdateReply
 from bftfs.query_update.observation import Observations
 from bftfs.query_update.suspicion import Suspicion
+from bftfs.query_update.timestamp import LogicalTimestamp
 from bftfs.quorum import Judgement, Nodes, Probing, QuorumSystem, ask
 from bftfs.wire.codec import Message
 
@@ -171,6 +173,7 @@ class Rounds:
             now_us=now_us,
             subject=subject,
             along=along,
+            hedge=judge.hedge,
             patience_total_us=self.patience_total_us,
         )
         if judge.rejection is not None:
@@ -187,6 +190,8 @@ class Round:
         self.now_us = now_us
         self.asked: Nodes = 0
         self.answered: Nodes = 0
+        self.overdue: Nodes = 0  # those that answer more slowly than usual, or not at all
+        self._silences = 0
         self._rejections: dict[tuple[int, str], Nodes] = {}
         self.rejection: AdmissionRefused | None = None
 
@@ -201,7 +206,8 @@ class Round:
 
     def suffices(self) -> bool:
         """Whether, when nothing more is heard, a round may end."""
-        return self.quorums.is_quorum(self.answered)
+        self._silences += 1
+        return self.quorums.is_quorum(self.answered) and not self._hopeful
 
     def unserved(self, node: NodeId, reply: Any) -> Judgement:
         """The server does not serve the request: if it is not alone, nobody will."""
@@ -228,13 +234,38 @@ class Round:
             return Judgement.ENOUGH if self.answered == self.asked else Judgement.PENDING
         waiting = self.asked & ~self.answered
         for node in self.order:
-            if waiting >> node & 1 and (self.hopes or self.rounds.willing(node)):
+            if waiting >> node & 1 and (
+                self._hopeful or (self.rounds.willing(node) and not self.overdue >> node & 1)
+            ):
                 return Judgement.PENDING
         return Judgement.ENOUGH
 
+    def hedge(self, silent: Sequence[NodeId]) -> Sequence[NodeId] | None:
+        """Whom to ask besides the silent; None if what was heard has to do."""
+        for node in silent:
+            self.overdue |= 1 << node
+        further = [
+            node for node in self.order if not self.asked >> node & 1 and self.rounds.willing(node)
+        ]
+        if not further and self.quorums.is_quorum(self.answered) and not self._hopeful:
+            return None
+        return further[: len(silent)]
+
+    @property
+    def _hopeful(self) -> bool:
+        """Whether it is worth while to wait for the silent: without them, nothing can succeed.
+
+        If a quorum of those that are not shunned has answered, repair can succeed at once.
+        """
+        return (
+            self._silences < _SILENCES
+            and self.hopes
+            and not self.quorums.is_quorum(self.answered & ~self.rounds.suspicion.shunned)
+        )
+
     @property
     def hopes(self) -> bool:
-        """Whether it is worth while to wait even for those that were silent so far."""
+        """Whether those that were silent so far could, together, bring what is sought."""
         return False
 
 
@@ -253,7 +284,7 @@ class UpdateRound(Round):
         self.overdrawn: Nodes = 0
         self.answers: Votes[Answer] = Votes(self.quorums)
         self.refusal = 0
-        self._silences = 0
+        self._reported: dict[tuple[bytes, ...], Nodes] = {}  # who, having accepted it, has these
 
     @property
     def possible(self) -> Nodes:
@@ -279,7 +310,8 @@ class UpdateRound(Round):
         status = reply.status
         if status is Status.SUCCESS:
             self.accepted |= bit
-            rounds.suspicion.accepted(node)
+            histories = reply.histories
+            self._reported[histories] = self._reported.get(histories, 0) | bit
             if reply.whole or reply.answer:
                 answer = Answer.given(error=0, answer=reply.answer, whole=reply.whole)
                 self.answers.add(node, answer, reply.answer, whole=reply.whole)
@@ -305,11 +337,7 @@ class UpdateRound(Round):
     def hopes(self) -> bool:
         """If all that were not heard accepted it, it would be complete."""
         waiting = self.asked & ~self.answered
-        return self._silences < _SILENCES and self.quorums.is_quorum(self.accepted | waiting)
-
-    def suffices(self) -> bool:
-        self._silences += 1
-        return self.quorums.is_quorum(self.answered) and not self.hopes
+        return self.quorums.is_quorum(self.accepted | waiting)
 
     def _undecided(self) -> Judgement:
         """Once all that were asked have answered: can a quorum still accept, or refuse, it?"""
@@ -324,13 +352,30 @@ class UpdateRound(Round):
         return self.rest()
 
     def conclude(self) -> None:
-        """Remember who stood aside while others agreed."""
-        if self.quorums.is_repairable(self.accepted) and not self.quorums.includes_benign(
-            self.failed
-        ):
-            for node in self.order:
-                if self.failed >> node & 1:
-                    self.rounds.suspicion.diverged(node, self.now_us)
+        """Remember who stood aside while others agreed, and who agreed for the sake of appearances.
+
+        To servers that accept it, an operation is the latest, whatever contention has left behind
+        it. One that reports something else as its latest has accepted it in vain: repair follows.
+        """
+        suspicion = self.rounds.suspicion
+        if not self.quorums.is_repairable(self.accepted):
+            return
+        if len(self._reported) == 1 and not self.failed:
+            suspicion.conformed(self.accepted)
+            return
+        latest: dict[tuple[LogicalTimestamp, ...], Nodes] = {}
+        for histories, nodes in self._reported.items():
+            key = tuple(parse_history(history).latest for history in histories)
+            latest[key] = latest.get(key, 0) | nodes
+        alike = max(latest.values(), key=int.bit_count)
+        suspicion.conformed(alike)
+        for apart in (self.failed, self.accepted & ~alike):
+            if not self.quorums.includes_benign(apart):
+                suspicion.diverged(apart, self.now_us)
+        for error, nodes in self.refused.items():
+            # The method, its arguments and the version are the same everywhere: so is its answer.
+            if error and self.quorums.includes_benign(alike):
+                suspicion.convict(nodes, self.now_us)
 
 
 async def update_round(

@@ -6,8 +6,9 @@ their clocks). A server accused by a set that includes a benign one has corrupte
 deny, and is convicted. Otherwise the client shuns as few servers as
 explain all quarrels: it asks them last, and leaves their histories out of its history sets.
 
-It also shuns servers whose histories time and again show a candidate of their own, which only a
-repair gets rid of, and that never accept anything meanwhile. At no time does it shun servers that
+It also shuns servers whose histories time and again show something of their own, which only a
+repair gets rid of. Under contention, correct servers do so now and then: it counts how often, and
+what they have in common with others counts in their favour. At no time does it shun servers that
 cannot all be malevolent.
 """
 
@@ -21,18 +22,29 @@ from bftfs.quorum import Nodes, QuorumSystem
 
 MEMORY_US = 300 * SECOND_US  # after this long without news, everybody gets another chance
 DIVERGENCES = 4  # in a row, before a server is shunned for them
+_CONFORMITIES = 4  # that make up for one divergence
+_SHUNNED = DIVERGENCES * _CONFORMITIES
 
 
 class Suspicion:
     """One client's memory of misbehaviour; bounded by the number of pairs of servers."""
 
-    __slots__ = ("_convicted", "_divergences", "_forget_us", "_quarrels", "_quorums", "shunned")
+    __slots__ = (
+        "_convicted",
+        "_divergences",
+        "_forget_us",
+        "_quarrels",
+        "_quorums",
+        "_watched",
+        "shunned",
+    )
 
     def __init__(self, quorums: QuorumSystem) -> None:
         self._quorums = quorums
         self._quarrels: set[tuple[NodeId, NodeId]] = set()  # accuser and accused
         self._convicted: Nodes = 0
         self._divergences = [0] * quorums.n
+        self._watched: Nodes = 0  # those with divergences
         self._forget_us = 0
         self.shunned: Nodes = 0
 
@@ -55,18 +67,29 @@ class Suspicion:
             self._convicted |= nodes
             self._conclude()
 
-    def diverged(self, node: NodeId, now_us: int) -> None:
-        """`node` refused for the sake of something that hardly anybody else has."""
-        self._divergences[node] += 1
-        if self._divergences[node] == DIVERGENCES:
-            self._forget_us = now_us + MEMORY_US
-            self._conclude()
+    def diverged(self, nodes: Nodes, now_us: int) -> None:
+        """Each of `nodes` reports something that hardly anybody else has."""
+        self._watched |= nodes
+        for node in range(self._quorums.n):
+            if nodes >> node & 1:
+                before = self._divergences[node]
+                self._divergences[node] = min(before + _CONFORMITIES, 2 * _SHUNNED)
+                if before < _SHUNNED <= before + _CONFORMITIES:
+                    self._forget_us = now_us + MEMORY_US
+                    self._conclude()
 
-    def accepted(self, node: NodeId) -> None:
-        """`node` accepted an operation."""
-        if self._divergences[node]:
-            self._divergences[node] = 0
-            self._conclude()
+    def conformed(self, nodes: Nodes) -> None:
+        """`nodes` report what others report."""
+        nodes &= self._watched
+        if not nodes:
+            return
+        for node in range(self._quorums.n):
+            if nodes >> node & 1:
+                self._divergences[node] -= 1
+                if not self._divergences[node]:
+                    self._watched &= ~(1 << node)
+                elif self._divergences[node] == _SHUNNED - 1:
+                    self._conclude()
 
     def forget(self, now_us: int) -> None:
         """Give everybody another chance, if it is time."""
@@ -75,10 +98,15 @@ class Suspicion:
 
     def clear(self) -> None:
         """Forget everything."""
-        self._quarrels.clear()
         self._convicted = 0
+        self.relent()
+
+    def relent(self) -> None:
+        """Forget what is no proof: it may be what stands in the way."""
+        self._quarrels.clear()
         self._divergences = [0] * self._quorums.n
-        self.shunned = 0
+        self._watched = 0
+        self._conclude()
 
     def _conclude(self) -> None:
         convicted = self._convicted
@@ -97,7 +125,7 @@ class Suspicion:
             }
         )
         for node, times in enumerate(self._divergences):
-            if times >= DIVERGENCES and not self._quorums.includes_benign(shunned | 1 << node):
+            if times >= _SHUNNED and not self._quorums.includes_benign(shunned | 1 << node):
                 shunned |= 1 << node
         self.shunned = 0 if self._quorums.includes_benign(shunned) else shunned
 

@@ -14,6 +14,8 @@ from bftfs.engine import Engine
 from bftfs.errors import QuorumUnavailable
 from bftfs.identifiers import NodeId
 from bftfs.quorum import (
+    BUSY_US,
+    HEDGE_US,
     PATIENCE_MAX_US,
     PATIENCE_US,
     SILENCE_US,
@@ -133,16 +135,18 @@ def conversation(
     judge: Callable[[NodeId, Any, Any], Judgement],
     probing: Probing | None = None,
     suffices: Callable[[], bool] = lambda: False,
+    order: tuple[NodeId, ...] = ORDER,
+    now_us: int = 0,
     **options: Any,
 ) -> Any:
     return ask(
         request=lambda node: Send(node, "request"),
-        order=ORDER,
+        order=order,
         first=5,
         judge=judge,
         suffices=suffices,
         probing=probing or Probing(),
-        now_us=0,
+        now_us=now_us,
         subject="the test",
         **options,
     )
@@ -169,9 +173,80 @@ def test_silence_widens_and_is_remembered() -> None:
     probing = Probing()
     network.run(conversation(counting(5, heard), probing))
     assert network.nodes() == [0, 1, 2, 3, 4, 5]
-    assert network.now == 100 + PATIENCE_US + 100
-    assert probing.avoids(NodeId(2))
+    assert network.now == 100 + HEDGE_US + 100
     assert sorted(heard) == [0, 1, 3, 4, 5]
+    # Once may have been an accident; time and again it is not waited for.
+    for _ in range(3):
+        network.outcome.clear()
+        network.run(conversation(counting(5, []), probing, now_us=network.now))
+    assert probing.avoids(NodeId(2))
+
+
+def test_who_is_silent_for_long_is_not_waited_for_again() -> None:
+    # Nobody is left who could be asked in its place.
+    network, probing = Network(lambda node, times: None if node == 2 else 100), Probing()
+    network.run(conversation(counting(6, []), probing), until=PATIENCE_US + 1_000)
+    assert probing.avoids(NodeId(2))
+
+
+def test_whom_nobody_hedges_with_is_asked_after_long_silence_only() -> None:
+    network, heard = Network(lambda node, times: None if node == 2 else 100), []
+    network.run(conversation(counting(5, heard), hedge=lambda silent: ()))
+    assert network.asked[-1] == (100 + PATIENCE_US, 5)
+
+
+def test_what_was_heard_may_do_when_the_others_are_overdue() -> None:
+    overdue: list[int] = []
+    network = Network(lambda node, times: None if node == 2 else 100)
+    network.run(conversation(counting(6, []), hedge=overdue.extend))
+    assert overdue == [2]
+    assert network.outcome == [(None, None)]
+    assert network.now == 100 + HEDGE_US
+
+
+def test_who_is_late_time_and_again_is_asked_last() -> None:
+    network, probing = Network(lambda node, times: 9_000 if node == 2 else 100), Probing()
+    took = []
+    for _ in range(10):
+        network.outcome.clear()
+        began = network.now
+        order, along = probing.order(ORDER, network.now)
+        assert not along
+        network.run(conversation(counting(5, []), probing, order=order, now_us=began))
+        took.append(network.now - began)
+    assert took == [9_000] * 4 + [100] * 6
+
+
+def test_who_answers_now_and_then_is_noticed_ever_more_rarely() -> None:
+    probing, now, waits = Probing(), 0, []
+    for _ in range(7):
+        probing.avoid(NodeId(0), now)
+        began = now
+        while not probing.order(ORDER, now)[1]:
+            now += SILENCE_US // 10
+        probing.answered(NodeId(0))  # …to what it was asked along
+        waits.append((now - began) // SILENCE_US)
+        now += 1
+    assert waits == [1, 2, 4, 8, 16, 30, 30]
+    now += 10 * 30 * SILENCE_US
+    probing.avoid(NodeId(0), now)
+    assert not probing.order(ORDER, now + SILENCE_US - 1)[1]
+    assert probing.order(ORDER, now + SILENCE_US)[1], "it was well for a long time"
+
+
+def test_who_is_busy_is_asked_again_soon_and_then_less_often() -> None:
+    def judge(node: NodeId, times: Any, _: Any) -> Judgement:
+        if node == 1:
+            return Judgement.AGAIN if times < 4 else Judgement.ENOUGH
+        return Judgement.PENDING
+
+    network = Network(lambda node, times: 100)
+    network.run(conversation(judge))
+    asked = [time for time, node in network.asked if node == 1]
+    gaps = [later - earlier for earlier, later in itertools.pairwise(asked)]
+    assert gaps[0] <= BUSY_US + 300
+    assert gaps == sorted(gaps)
+    assert asked[-1] < PATIENCE_US
 
 
 def test_nobody_is_blamed_if_nobody_answers() -> None:
@@ -209,7 +284,9 @@ def test_impatience_ends_in_an_error() -> None:
 
 def test_what_was_heard_may_suffice() -> None:
     network, heard = Network(lambda node, times: 100 if node < 4 else None), []
-    network.run(conversation(counting(5, heard), suffices=lambda: len(heard) == 4))
+    network.run(
+        conversation(counting(5, heard), suffices=lambda: len(heard) == 4, hedge=lambda silent: ())
+    )
     assert network.outcome == [(None, None)]
     assert network.nodes() == [0, 1, 2, 3, 4], "it ends instead of widening"
 

@@ -69,14 +69,49 @@ def test_a_proven_lie_convicts_at_once() -> None:
     assert subject.shunned == 0, "two cannot both be lying if b is one"
 
 
-def test_who_always_stands_apart_is_shunned_until_it_accepts() -> None:
+def test_who_always_stands_apart_is_shunned_until_it_conforms_for_long() -> None:
     subject = suspicion()
     for _ in range(DIVERGENCES - 1):
-        subject.diverged(NodeId(2), 0)
+        subject.diverged(0b100, 0)
     assert subject.shunned == 0
-    subject.diverged(NodeId(2), 0)
+    for _ in range(10):
+        subject.diverged(0b100, 0)
     assert subject.shunned == 0b100
-    subject.accepted(NodeId(2))
+    subject.conformed(0b111111)
+    assert subject.shunned == 0b100, "one agreement may be feigned"
+    for _ in range(100):
+        subject.conformed(0b111111)
+    assert subject.shunned == 0
+
+
+def test_who_lies_every_other_time_is_shunned() -> None:
+    subject = suspicion()
+    for _ in range(2 * DIVERGENCES):
+        subject.diverged(0b100, 0)
+        subject.conformed(0b111111)
+    assert subject.shunned == 0b100
+
+
+def test_who_is_ahead_of_others_now_and_then_is_not_shunned() -> None:
+    subject = suspicion()
+    for number in range(1000):
+        if number % 6 == 0:
+            subject.diverged(0b100, 0)
+        else:
+            subject.conformed(0b111111)
+        assert subject.shunned == 0
+
+
+def test_a_proof_outlasts_doubts_about_suspicions() -> None:
+    subject = suspicion()
+    subject.convict(0b1, 0)
+    subject.relent()
+    assert subject.shunned == 0b1
+    subject.clear()
+    for _ in range(DIVERGENCES):
+        subject.diverged(0b10, 0)
+    assert subject.shunned == 0b10
+    subject.relent()
     assert subject.shunned == 0
 
 
