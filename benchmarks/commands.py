@@ -26,6 +26,7 @@ from benchmarks.scenarios import (
     counter,
     directory,
     files,
+    fragility,
     history,
     metadata,
     profile,
@@ -320,6 +321,36 @@ def profile_command(
             "size": size,
         },
         lambda session, target: profile.run(session, target, common.below, wanted),
+    )
+
+
+@main.command("fragility")
+@node_options(repeat=3, durability=Durability.INTERVAL)
+@click.option(
+    "--seconds",
+    type=click.FloatRange(0.01, 3600),
+    default=2.0,
+    show_default=True,
+    help="Of each turn; there are two for each adversary, workload and round.",
+)
+@click.option(
+    "--adversary",
+    "adversaries",
+    metavar="NAME",
+    multiple=True,
+    default=fragility.ADVERSARIES,
+    help="A node or clients of this kind (by default each there is); repeatable.",
+)
+def fragility_command(common: NodeCommon, seconds: float, adversaries: tuple[str, ...]) -> None:
+    """Compare correct clients' work beside a Byzantine node, or clients, with fault-free work."""
+    fragility.attacks_of(adversaries)
+    wanted = fragility.Parameters(common.repeat, seconds, adversaries, common.durability)
+    measure_nodes(
+        fragility.NAME,
+        common,
+        {"faults": "1", "seconds": seconds, "adversaries": " ".join(adversaries)},
+        lambda session, target: fragility.run(session, target, common.below, wanted),
+        against=fragility.FAULT_FREE,
     )
 
 

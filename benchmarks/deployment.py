@@ -37,10 +37,11 @@ from bftfs.query_update.client import QueryUpdateClient
 from bftfs.quorum import ThresholdQuorums
 from bftfs.read_write.client import ReadWriteClient
 from bftfs.runtime.blocking import BlockingNetwork
+from bftfs.step import Grant
 
 ROOT = Credentials(uid=0, gid=0)
 
-_PROJECT = Path(__file__).resolve().parent.parent
+PROJECT = Path(__file__).resolve().parent.parent
 _START_PATIENCE_S = 60.0
 _STOP_PATIENCE_S = 30.0
 _SILENCE_US = 60_000_000  # after which an operation has failed
@@ -80,11 +81,23 @@ class System:
 class Deployment:
     """The nodes of one cluster, each a process."""
 
-    def __init__(self, path: Path, system: System, durability: Durability) -> None:
+    def __init__(
+        self,
+        path: Path,
+        system: System,
+        durability: Durability,
+        clients: Mapping[str, Grant] | None = None,
+    ) -> None:
         self.system = system
         self.directory = DataDirectory(path)
         self.description: ClusterDescription = create_cluster(
-            self.directory, None, nodes=system.n, t=system.t, b=system.b, durability=durability
+            self.directory,
+            None,
+            nodes=system.n,
+            t=system.t,
+            b=system.b,
+            durability=durability,
+            clients=clients,
         )
         self._processes: list[subprocess.Popen[bytes]] = []
 
@@ -103,7 +116,7 @@ class Deployment:
                         *programs.get(member.node, ("-m", "nodes")),
                         *("--data", str(node.path), "--cluster", str(self.directory.description)),
                     ],
-                    cwd=_PROJECT,
+                    cwd=PROJECT,
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=log,
@@ -175,11 +188,12 @@ def deployed(
     *,
     below: Path | None = None,
     programs: Mapping[int, Sequence[str]] | None = None,
+    clients: Mapping[str, Grant] | None = None,
 ) -> Iterator[Deployment]:
     """Nodes that run as long as the body does, with their data in a directory that then goes."""
     # A socket's path is short: the directory's name has to be.
     with tempfile.TemporaryDirectory(prefix="nodes-", dir=below) as directory:
-        deployment = Deployment(Path(directory), system, durability)
+        deployment = Deployment(Path(directory), system, durability, clients)
         try:
             deployment.start(programs or {})
             yield deployment

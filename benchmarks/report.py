@@ -9,6 +9,7 @@ from rich.table import Table
 from benchmarks.measurement import Measure, Sample, Spread
 from benchmarks.processes import ProcessUse
 from benchmarks.result import Result, TargetDescription, summary
+from benchmarks.scenarios import fragility
 
 _WIDTH_OF_A_FILE = 140
 
@@ -22,6 +23,10 @@ def console() -> Console:
 def show(result: Result, console: Console) -> None:
     """Print everything that a reader of one result wants to see first."""
     _describe(result, console)
+    if result.scenario == fragility.NAME:
+        console.print(_fragility(result))
+        _close(result, console)
+        return
     console.print(_figures(result))
     if any(sample.latencies for sample in result.samples):
         console.print(_latencies(result))
@@ -29,6 +34,11 @@ def show(result: Result, console: Console) -> None:
         console.print(_details(result))
     if any(sample.processes for sample in result.samples):
         console.print(_processes(result))
+    _close(result, console)
+
+
+def _close(result: Result, console: Console) -> None:
+    """What happened during the run, and what failed."""
     for run in result.disturbances:
         status = "did not end" if run.exit_status is None else f"exit status {run.exit_status}"
         console.print(
@@ -103,6 +113,36 @@ def _figures(result: Result) -> Table:
         if len(names) == 2:
             cells.append(_ratio(row.ratio))
         table.add_row(*cells)
+    return table
+
+
+def _fragility(result: Result) -> Table:
+    table = Table(
+        title="correct clients under attack, beside fault-free work in the same minute: medians"
+        " (smallest – largest)"
+    )
+    for heading in ("Byzantine", "workload"):
+        table.add_column(heading)
+    for heading in (
+        "throughput kept",
+        "median latency",
+        "99 %",
+        "longest",
+        "longest wait",
+        "falls short",
+    ):
+        table.add_column(heading, justify="right")
+    for line in fragility.lines(result.samples):
+        kept = line.throughput
+        spread = f" ({kept.minimum:.2f} – {kept.maximum:.2f})" if kept.count > 1 else ""
+        table.add_row(
+            line.variant,
+            line.workload,
+            f"{kept.median:.2f}{spread}",
+            *(f"{ratio:.2f}x" for ratio in (line.median, line.p99, line.longest)),
+            f"{line.stall_s:.2f} s",
+            f"of {line.aim:.2f}, {fragility.STALL_S:.0f} s" if line.falls_short else "",
+        )
     return table
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 import click
@@ -63,8 +64,12 @@ def create_cluster(
     t: int,
     b: int,
     durability: Durability,
+    clients: Mapping[str, Grant] | None = None,
 ) -> ClusterDescription:
-    """Make the files of a new cluster; `addresses` None means: all nodes on this machine."""
+    """Make the files of a new cluster; `addresses` None means: all nodes on this machine.
+
+    Without a choice of `clients` there is one, for the use of this machine, that may do everything.
+    """
     require_writable(directory.path, purpose="the cluster's files")
     if directory.description.exists():
         raise UsageError(
@@ -83,7 +88,9 @@ def create_cluster(
         node.path.mkdir(parents=True, exist_ok=True)
         node.path.chmod(0o700)
         write_identity(node.key, identity)
-    description = _with_new_client(directory, made.description, DEFAULT_CLIENT, Grant())
+    description = made.description
+    for name, grant in ({DEFAULT_CLIENT: Grant()} if clients is None else clients).items():
+        description = _with_new_client(directory, description, name, grant)
     description_files.store(directory.description, description, made.administrator)
     return description
 

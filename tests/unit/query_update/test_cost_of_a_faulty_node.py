@@ -28,7 +28,7 @@ LIAR = 0
 LATE = 3
 ROUND_US = 1_000
 OBJECTS = 12
-OPERATIONS = 200
+OPERATIONS = 120
 SIZES = Sizes(SMALLEST, ReadWriteThresholds(N=6, t=1, b=1, QC=4, m=3))
 # Block nodes are honest about objects.
 ADVERSARIES = [name for name in NODES if not NODES[name].__module__.endswith("block_nodes")]

@@ -1,0 +1,315 @@
+"""What does one Byzantine node, or do Byzantine clients, cost the correct clients?
+
+The same clients do the same work on two clusters, in turns of a few seconds: on one where everybody
+is correct, and on one that is attacked.  In the attacked one either node 0 is run by an adversary,
+or three of ten clients are; the others count.  In the correct one there are as many clients, and
+the three work as well.  Attackers run on this machine and take their share of its processors.
+"""
+
+import statistics
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from benchmarks.deployment import PROJECT, Deployment, System, deployed
+from benchmarks.errors import BenchmarkError, PhaseError, WorkloadError
+from benchmarks.measurement import Latencies, Measure, Sample, Spread
+from benchmarks.session import Place, Session
+from benchmarks.victim import BLOCKS, METADATA, WORKLOADS, Work
+from bftfs.cluster import Durability
+from bftfs.simulation.byzantine.registry import CLIENTS, GRANTS, NODES
+from bftfs.step import Grant
+
+NAME = "fragility"
+FAULT_FREE = "fault-free"
+SYSTEM = System(t=1, b=1)
+
+_VICTIMS = 7
+_OTHERS = 3  # clients that are Byzantine, or correct in the fault-free cluster
+_NODE_VICTIMS = 3  # clients when it is a node that is Byzantine
+_LIAR = 0
+_ATTACKERS: Mapping[str, Mapping[str, object]] = {
+    METADATA: CLIENTS["objects"],
+    BLOCKS: CLIENTS["blocks"],
+}
+
+ADVERSARIES = tuple(
+    dict.fromkeys((*NODES, *(name for kind in _ATTACKERS.values() for name in kind)))
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Parameters:
+    """Each turn takes so many seconds; `adversaries` are names of nodes and clients."""
+
+    repeat: int
+    seconds: float
+    adversaries: tuple[str, ...]
+    durability: Durability
+
+
+@dataclass(frozen=True, slots=True)
+class Attack:
+    """One adversary, in the place of a node or of clients."""
+
+    name: str
+    node: bool
+
+    @property
+    def workloads(self) -> tuple[str, ...]:
+        """What it attacks: a node everything, a client what it was made for."""
+        if self.node:
+            return WORKLOADS
+        return tuple(workload for workload in WORKLOADS if self.name in _ATTACKERS[workload])
+
+    @property
+    def variant(self) -> str:
+        """How it is called in tables."""
+        if self.node:
+            return f"node: {self.name}"
+        return f"{_OTHERS} of {_VICTIMS + _OTHERS} clients: {self.name}"
+
+
+def attacks_of(names: Sequence[str]) -> list[Attack]:
+    """The attacks of these adversaries. `BenchmarkError` names what is unknown."""
+    unknown = [name for name in names if name not in ADVERSARIES]
+    if unknown:
+        raise BenchmarkError(
+            f"--adversary {unknown[0]}: there is none of this name; there are"
+            f" {', '.join(ADVERSARIES)}"
+        )
+    attacks = [Attack(name, True) for name in names if name in NODES]
+    clients = [name for name in names if any(name in kind for kind in _ATTACKERS.values())]
+    return attacks + [Attack(name, False) for name in clients]
+
+
+def run(session: Session, target: str, below: Path | None, parameters: Parameters) -> None:
+    """Measure."""
+    attacks = attacks_of(parameters.adversaries)
+    names = [f"client{number}" for number in range(_VICTIMS + _OTHERS)]
+    with (
+        deployed(
+            SYSTEM, parameters.durability, below=below, clients=dict.fromkeys(names, Grant())
+        ) as deployment,
+        _working(_victims(deployment, names)) as correct,
+    ):
+        for attack in attacks:
+            with suppress(PhaseError):
+                _measure(session, target, below, parameters, attack, correct)
+
+
+def _measure(
+    session: Session,
+    target: str,
+    below: Path | None,
+    parameters: Parameters,
+    attack: Attack,
+    correct: "Sequence[_Worker]",
+) -> None:
+    """One adversary, in turns with the cluster in which everybody is correct."""
+    count = _NODE_VICTIMS if attack.node else _VICTIMS
+    names = [f"client{number}" for number in range(count)]
+    liars = [] if attack.node else [f"liar{number}" for number in range(_OTHERS)]
+    grants = GRANTS.get(attack.name, (Grant(),))
+    clients = dict.fromkeys(names, Grant()) | {
+        name: grants[number % len(grants)] for number, name in enumerate(liars)
+    }
+    programs = {_LIAR: ("-m", "tests.lying_node", attack.name)} if attack.node else {}
+    with (
+        deployed(
+            SYSTEM, parameters.durability, below=below, clients=clients, programs=programs
+        ) as deployment,
+        _working(_victims(deployment, names)) as victims,
+        _working(
+            [
+                _Worker(
+                    deployment, name, "tests.lying_client", attack.name, "--victims", str(count)
+                )
+                for name in liars
+            ]
+        ) as attackers,
+    ):
+        for number in range(parameters.repeat):
+            for workload in attack.workloads:
+                fault_free = correct[: count if attack.node else None]
+                sides = [(FAULT_FREE, fault_free), (target, [*victims, *attackers])]
+                for name, workers in sides if number % 2 == 0 else reversed(sides):
+                    place = Place(name, number, attack.variant)
+                    _turn(session, place, workload, workers, count, parameters.seconds)
+
+
+def _turn(
+    session: Session,
+    place: Place,
+    workload: str,
+    workers: "Sequence[_Worker]",
+    counted: int,
+    seconds: float,
+) -> None:
+    """Everybody works at the same time; the first `counted` are the correct clients."""
+    for worker in workers:
+        worker.begin(workload, seconds)
+    works = [worker.finish() for worker in workers][:counted]
+    latencies = [each for work in works for each in work.latencies_us]
+    failures: dict[str, int] = {}
+    for work in works:
+        for error, times in work.failures.items():
+            failures[error] = failures.get(error, 0) + times
+    done = len(latencies) - sum(failures.values())
+    if not done:
+        session.fail(place, workload, f"no operation of a correct client succeeded: {failures}")
+        raise PhaseError
+    # Each client's own rate, so that one that is stalled beyond the others does not count as idle.
+    rate = sum(
+        (len(work.latencies_us) - sum(work.failures.values())) / work.seconds for work in works
+    )
+    session.add(
+        Sample(
+            target=place.target,
+            variant=place.variant,
+            phase=workload,
+            round=place.round,
+            measure=Measure.OPERATIONS_PER_SECOND,
+            seconds=done / rate,
+            amount=done,
+            started_s=0,
+            latencies=Latencies.of([1000 * each for each in latencies]),
+            details={f"{error}s": times for error, times in failures.items()},
+        )
+    )
+
+
+# --- processes --------------------------------------------------------------------------------
+
+
+class _Worker:
+    """A client process that works when it is told to."""
+
+    def __init__(self, deployment: Deployment, client: str, program: str, *arguments: str) -> None:
+        self._log = (deployment.directory.path / f"{client}.log").open("w+b")
+        self._process = subprocess.Popen(
+            [
+                *(sys.executable, "-m", program, *arguments),
+                *("--data", str(deployment.directory.path), "--client", client),
+            ],
+            cwd=PROJECT,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._log,
+        )
+
+    def begin(self, workload: str, seconds: float) -> None:
+        """Work from now on."""
+        assert self._process.stdin is not None
+        with suppress(BrokenPipeError):  # `finish` says why
+            self._process.stdin.write(b"%s %g\n" % (workload.encode(), seconds))
+            self._process.stdin.flush()
+
+    def finish(self) -> Work:
+        """What came of it."""
+        return msgspec.json.decode(self._line(), type=Work)
+
+    def prepare(self) -> None:
+        """Let it make what it needs, and wait for that."""
+        self.begin("prepare", 0)
+        self._line()
+
+    def _line(self) -> bytes:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            self._log.seek(0)
+            complaint = self._log.read()[-2000:].decode(errors="replace")
+            raise WorkloadError(f"a client process has ended: {complaint}")
+        return line
+
+    def end(self) -> None:
+        """No more work."""
+        self._process.terminate()
+        self._process.wait()
+        for stream in (self._process.stdin, self._process.stdout, self._log):
+            if stream is not None:
+                with suppress(BrokenPipeError):
+                    stream.close()
+
+
+def _victims(deployment: Deployment, names: Sequence[str]) -> list[_Worker]:
+    return [
+        _Worker(deployment, name, "benchmarks.victim", "--number", str(number))
+        for number, name in enumerate(names)
+    ]
+
+
+@contextmanager
+def _working(workers: list[_Worker]) -> Iterator[list[_Worker]]:
+    """Workers that are ready, for the body. The first one makes the file system for the others."""
+    try:
+        for worker in workers:
+            worker.prepare()
+        yield workers
+    finally:
+        for worker in workers:
+            worker.end()
+
+
+# --- the table --------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One adversary and workload, in ratios to the fault-free turn right before or after."""
+
+    variant: str
+    workload: str
+    throughput: Spread
+    median: float
+    p99: float
+    longest: float
+    stall_s: float  # the longest single operation under attack, in all rounds
+    aim: float
+
+    @property
+    def falls_short(self) -> bool:
+        """Whether correct clients keep less than they should, or wait for long."""
+        return self.throughput.median < self.aim or self.stall_s > STALL_S
+
+
+STALL_S = 3.0  # "a few seconds"
+_AIM_NODE = 0.5
+_AIM_CLIENTS = 0.75
+
+
+def lines(samples: Sequence[Sample]) -> list[Line]:
+    """The table's lines, in the order in which they were measured."""
+    groups: dict[tuple[str, str], dict[int, dict[bool, Sample]]] = {}
+    for sample in samples:
+        rounds = groups.setdefault((sample.variant, sample.phase), {})
+        rounds.setdefault(sample.round, {})[sample.target == FAULT_FREE] = sample
+    found = []
+    for (variant, workload), rounds in groups.items():
+        pairs = [(turns[False], turns[True]) for turns in rounds.values() if len(turns) == 2]
+        tails = [
+            (attacked.latencies, fault_free.latencies)
+            for attacked, fault_free in pairs
+            if attacked.latencies is not None and fault_free.latencies is not None
+        ]
+        if not tails:
+            continue
+        found.append(
+            Line(
+                variant,
+                workload,
+                Spread.of(attacked.value / fault_free.value for attacked, fault_free in pairs),
+                statistics.median(one.median / other.median for one, other in tails),
+                statistics.median(one.p99 / other.p99 for one, other in tails),
+                statistics.median(one.maximum / other.maximum for one, other in tails),
+                max(one.maximum for one, _ in tails) / 1e6,
+                _AIM_NODE if variant.startswith("node:") else _AIM_CLIENTS,
+            )
+        )
+    return found
