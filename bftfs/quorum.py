@@ -314,7 +314,7 @@ async def ask(
         judgement = judge(node, delivery.message, delivery.body)
         if judgement is Judgement.ENOUGH:
             finished_us = await Now()
-            probing.took(finished_us - now_us)
+            probing.took(finished_us - now_us - waited_us)
             if half_us is None or finished_us - half_us <= probing.late_us:
                 probing.timely(node)
                 return

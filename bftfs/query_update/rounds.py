@@ -244,11 +244,13 @@ class Round:
         """Whom to ask besides the silent; None if what was heard has to do."""
         for node in silent:
             self.overdue |= 1 << node
-        further = [
-            node for node in self.order if not self.asked >> node & 1 and self.rounds.willing(node)
-        ]
-        if not further and self.quorums.is_quorum(self.answered) and not self._hopeful:
-            return None
+        rest = [node for node in self.order if not self.asked >> node & 1]
+        further = [node for node in rest if self.rounds.willing(node)]
+        if not further:
+            if not self.quorums.is_quorum(self.answered):
+                further = rest  # better those than nobody
+            elif not self._hopeful:
+                return None
         return further[: len(silent)]
 
     @property
