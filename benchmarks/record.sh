@@ -50,6 +50,7 @@ for durability in sync interval; do
 done
 record directory directory --durability interval
 record profile profile
+record fragility fragility --seconds 2
 
 # The mount, beside the local disk.
 for durability in sync interval; do
