@@ -22,6 +22,7 @@ from bftfs.simulation.configuration import KINDS, Configuration, from_json, to_j
 from bftfs.simulation.record import Heading, Record, summary
 from bftfs.simulation.scenario import Report
 from bftfs.simulation.shrinking import MOST_RUNS
+from bftfs.simulation.twins import SCENES, enumerate_schedules
 
 DEFAULT_COUNT = 100
 DEFAULT_OPERATIONS = 200
@@ -90,6 +91,12 @@ DEFAULT_OPERATIONS = 200
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
     help="Run the configuration in this file, instead of a seed's.",
 )
+@click.option(
+    "--twins",
+    "rounds",
+    type=click.IntRange(1, 4),
+    help="Instead: all schedules of so many rounds in which a node or a client has a twin.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per seed.")
 def simulate(
     seed: int | None,
@@ -104,6 +111,7 @@ def simulate(
     recorded_in: Path | None,
     summed_up_in: Path | None,
     replay: Path | None,
+    rounds: int | None,
     as_json: bool,
 ) -> int:
     """Run clusters in a simulated world, and look for violations of what is promised.
@@ -113,6 +121,8 @@ def simulate(
     same seed gives the same run: the command that replays a failure is printed with it. A seed that
     fails is made smaller, as long as it goes on failing in the same way.
     """
+    if rounds is not None:
+        return _twins(rounds)
     first = secrets.randbelow(1 << 31) if seed is None else seed
     if number is None:
         number = DEFAULT_COUNT if seed is None else 1
@@ -166,6 +176,21 @@ def simulate(
         command = f"bftfs simulate --operations {operations}" + (f" --kind {kind}" if kind else "")
         summed_up_in.write_text(summary(tally, heading=heading, command=command))
     return 1 if tally.failed else 0
+
+
+def _twins(rounds: int) -> int:
+    """Enumerate schedules with twins; the exit code."""
+    tried = violations = 0
+    for scene in SCENES:
+        for schedule, findings in enumerate_schedules(scene, rounds):
+            tried += 1
+            if findings:
+                violations += 1
+                click.echo(f"{scene}, {schedule}:")
+                for finding in findings:
+                    click.echo(f"  {finding}")
+    click.echo(f"{tried} schedules with twins: {violations or 'no'} violations found")
+    return 1 if violations else 0
 
 
 def _replay(path: Path, most_runs: int) -> Generator[Outcome, None, None]:

@@ -12,10 +12,12 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
+from bftfs.cli import simulate as simulate_module
 from bftfs.cli.simulate import simulate
 from bftfs.errors import UsageError
 from bftfs.identifiers import NodeId
 from bftfs.simulation.configuration import Configuration, from_json, to_json
+from bftfs.simulation.twins import Scene
 from tests.simulation.mutants import attacked
 
 PROJECT = Path(__file__).parents[3]
@@ -45,6 +47,21 @@ def test_seeds_that_pass_are_summed_up() -> None:
     assert result.return_value == 0
     assert "3 seeds in" in result.output
     assert "No violation found." in result.output
+
+
+def test_schedules_with_twins_are_enumerated() -> None:
+    result = run("--twins", "1")
+    assert result.return_value == 0
+    assert "36 schedules with twins: no violations" in result.output
+
+
+def test_a_violation_with_twins_is_told_with_its_schedule(monkeypatch: pytest.MonkeyPatch) -> None:
+    too_many = Scene("blocks", twinned_nodes=tuple(map(NodeId, (1, 2, 3, 4))))
+    monkeypatch.setattr(simulate_module, "SCENES", (too_many,))
+    result = run("--twins", "2")
+    assert result.return_value == 1
+    assert "twinned_nodes=(1, 2, 3, 4)" in result.output
+    assert "took place between" in result.output
 
 
 def test_a_failure_is_told_with_its_findings_and_the_command_that_replays_it(
