@@ -129,7 +129,8 @@ class Deployment:
         servers: dict[type, Server] = dict.fromkeys(get_args(QueryUpdateRequest), objects)
         if self.verification is None:
             blocks = ReadWriteServer(node, sizes, keys)
-            return servers | dict.fromkeys(get_args(ReadWriteRequest), blocks)
+            asked = (kind for kind in get_args(ReadWriteRequest) if kind is not Notice)
+            return servers | dict.fromkeys(asked, blocks)
         name = client_named(f"node {node}")
         verifier = LazyVerifier(node, sizes, name, self.verification)
         healer = BlockHealer(node, sizes, name, recovery, charge=lambda *_: [])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from bftfs.read_write.lazy_verifier import VerificationSettings
 from bftfs.simulation.byzantine.registry import CLIENTS, NODES
 from bftfs.simulation.configuration import KINDS
 from bftfs.simulation.scenario import Simulation, run
@@ -26,6 +27,24 @@ def test_a_byzantine_node_is_harmless(kind: str, node: str) -> None:
 def test_byzantine_clients_are_harmless(kind: str, client: str) -> None:
     for seed in SEEDS:
         report = run(attacked(seed, kind=kind, client=client, operations=60))
+        assert report.passed, "\n".join(report.findings)
+
+
+@pytest.mark.parametrize("client", ["poisonous-writer", "stutterer"])
+def test_nodes_that_verify_are_not_deceived(client: str) -> None:
+    """[LazyVer §3.8] with limits that are soon reached, and false notices."""
+    verification = VerificationSettings(node=16, client=4, block=2)
+    for seed in SEEDS:
+        report = run(
+            attacked(
+                seed,
+                kind="blocks",
+                node="false-verifier",
+                client=client,
+                operations=60,
+                verification=verification,
+            )
+        )
         assert report.passed, "\n".join(report.findings)
 
 
