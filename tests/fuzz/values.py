@@ -94,6 +94,17 @@ def _generate(choices: Choices, info: Any, pool: Pool) -> Any:
             return choices.flag()
         case inspect.NoneType():
             return None
+        case inspect.FloatType():
+            return choices.pick((0.0, 1.5, -1.0, 1e300))
+        case inspect.DictType():
+            return {
+                _generate(choices, info.key_type, pool): _generate(choices, info.value_type, pool)
+                for _ in range(choices.number(_MOST_ITEMS))
+            }
+        case inspect.ListType():
+            return [
+                _generate(choices, info.item_type, pool) for _ in range(choices.number(_MOST_ITEMS))
+            ]
         case inspect.EnumType():
             return choices.pick(list(info.cls))
         case inspect.IntType():
