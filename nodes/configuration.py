@@ -32,7 +32,7 @@ from bftfs.read_write.verification import Policy
 SIZE_BYTES_MIN = 16 * MIB
 LOG_LEVELS = ("debug", "info", "warning", "error")
 
-POSSIBLE_VERSIONS_MOST = 1_000_000  # each costs a node some 300 bytes of memory
+POSSIBLE_VERSIONS_MOST = 1_000_000  # each costs a node some 700 bytes of memory
 
 _OFF = "off"
 _POSSIBLE = {
