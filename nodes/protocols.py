@@ -69,7 +69,8 @@ def honest_services(
             **dict.fromkeys(get_args(ReadWriteRequest), read_write),
             Notice: verifier,
         },
-        (verifier, query_update.healer, block_healer),
+        # A node without peers has nobody to heal from.
+        (verifier, query_update.healer, block_healer) if description.n > 1 else (verifier,),
         lambda: (
             *_gauges(verifier),
             *_healing_gauges("objects", query_update.healer.tally),
