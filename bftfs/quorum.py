@@ -182,7 +182,11 @@ class Probing:
             self._lateness[node] -= 1
 
     def took(self, elapsed_us: int) -> None:
-        """A round took this long; patience adapts to it."""
+        """A round took this long, all waits included; patience and back-off adapt to it.
+
+        Who backs off for less than others take, because what they waited for was not counted,
+        collides with them again and again.
+        """
         if elapsed_us >= 0:
             self.mean_us += (elapsed_us - self.mean_us) >> 3
 
@@ -314,7 +318,7 @@ async def ask(
         judgement = judge(node, delivery.message, delivery.body)
         if judgement is Judgement.ENOUGH:
             finished_us = await Now()
-            probing.took(finished_us - now_us - waited_us)
+            probing.took(finished_us - now_us)
             if half_us is None or finished_us - half_us <= probing.late_us:
                 probing.timely(node)
                 return
