@@ -1,11 +1,18 @@
-"""What must-fail runs need: configurations to attack, thresholds that nobody validated, a hunt."""
+"""What must-fail runs need: configurations to attack, rules removed, a hunt for findings."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
+import pytest
+
+from bftfs.crypto.authenticator import AuthenticatorKeys
 from bftfs.identifiers import NodeId
+from bftfs.query_update import observation, server
+from bftfs.query_update.classification import Classification, OperationType, classify
+from bftfs.query_update.history import CulledObjectHistorySet, ObjectHistorySet, parse_set
+from bftfs.quorum import Nodes
 from bftfs.simulation.configuration import ClientPlan, Configuration
 from bftfs.simulation.deployment import Sizes
 from bftfs.simulation.network import NetworkFaults
@@ -23,6 +30,35 @@ def unchecked(kind: type[Value], **fields: Any) -> Value:
     for name, content in fields.items():
         object.__setattr__(value, name, content)
     return value
+
+
+def remove_culling(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Servers believe whatever histories a client shows them."""
+
+    def believe(
+        history_set: ObjectHistorySet,
+        _authenticators: bytes,
+        _keys: AuthenticatorKeys,
+        *,
+        n: int,
+        latest_sane_us: int,
+    ) -> tuple[CulledObjectHistorySet, Nodes, Nodes]:
+        return parse_set(history_set, n=n), 0, 0
+
+    monkeypatch.setattr(server, "cull", believe)
+
+
+def remove_barriers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Copies are made without keeping what is earlier from completing."""
+
+    def without_barriers(*arguments: Any) -> Classification:
+        found = classify(*arguments)
+        if found.type in {OperationType.BARRIER, OperationType.INLINE_BARRIER}:
+            return found._replace(type=OperationType.COPY)
+        return found
+
+    monkeypatch.setattr(observation, "classify", without_barriers)
+    monkeypatch.setattr(server, "classify", without_barriers)
 
 
 def attacked(

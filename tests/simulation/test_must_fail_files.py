@@ -10,15 +10,10 @@ from typing import Any
 
 import pytest
 
-from bftfs.crypto.authenticator import AuthenticatorKeys
 from bftfs.filesystem import directory
-from bftfs.query_update import observation, server
-from bftfs.query_update.classification import Classification, OperationType, classify
-from bftfs.query_update.history import CulledObjectHistorySet, ObjectHistorySet, parse_set
-from bftfs.quorum import Nodes
 from bftfs.simulation.configuration import Configuration
 from bftfs.simulation.workloads.files import FileMix
-from tests.simulation.mutants import attacked, hunt
+from tests.simulation.mutants import attacked, hunt, remove_barriers, remove_culling
 
 SEEDS = range(8)
 NAMES = FileMix(names=2, contents=0.0, directories=0.4, private=0.0)
@@ -44,30 +39,12 @@ def about_the_namespace(finding: str) -> bool:
 
 def test_no_culling(monkeypatch: pytest.MonkeyPatch) -> None:
     assert hunt(attacks(client="fabricator")) is None
-
-    def believe(
-        history_set: ObjectHistorySet,
-        _authenticators: bytes,
-        _keys: AuthenticatorKeys,
-        *,
-        n: int,
-        latest_sane_us: int,
-    ) -> tuple[CulledObjectHistorySet, Nodes, Nodes]:
-        return parse_set(history_set, n=n), 0, 0
-
-    monkeypatch.setattr(server, "cull", believe)
+    remove_culling(monkeypatch)
     assert hunt(attacks(client="fabricator"), about_the_namespace)
 
 
 def test_no_barriers(monkeypatch: pytest.MonkeyPatch) -> None:
-    def without_barriers(*arguments: Any) -> Classification:
-        found = classify(*arguments)
-        if found.type in {OperationType.BARRIER, OperationType.INLINE_BARRIER}:
-            return found._replace(type=OperationType.COPY)
-        return found
-
-    monkeypatch.setattr(observation, "classify", without_barriers)
-    monkeypatch.setattr(server, "classify", without_barriers)
+    remove_barriers(monkeypatch)
     assert hunt(attacks(), about_the_namespace)
 
 

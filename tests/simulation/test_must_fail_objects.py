@@ -11,17 +11,21 @@ from typing import Any
 
 import pytest
 
-from bftfs.crypto.authenticator import AuthenticatorKeys
-from bftfs.query_update import object_sync, observation, server
-from bftfs.query_update.classification import Classification, OperationType, classify
-from bftfs.query_update.history import CulledObjectHistorySet, ObjectHistorySet, parse_set
+from bftfs.query_update import object_sync
 from bftfs.quorum import Nodes, QuorumSystem, ThresholdQuorums
 from bftfs.simulation.configuration import Configuration
 from bftfs.simulation.deployment import Sizes
 from bftfs.simulation.network import NetworkFaults
 from bftfs.simulation.workloads.objects import ObjectMix
 from bftfs.thresholds import QueryUpdateThresholds, ReadWriteThresholds
-from tests.simulation.mutants import ENOUGH, attacked, hunt, unchecked
+from tests.simulation.mutants import (
+    ENOUGH,
+    attacked,
+    hunt,
+    remove_barriers,
+    remove_culling,
+    unchecked,
+)
 
 SEEDS = range(12)
 
@@ -82,33 +86,14 @@ def test_one_server_too_few() -> None:
 def test_no_culling(monkeypatch: pytest.MonkeyPatch) -> None:
     """[Q/U §4.3.4] lines 1001-1002: without them, a client undoes what was established."""
     assert hunt(attacks(client="fabricator")) is None
-
-    def believe(
-        history_set: ObjectHistorySet,
-        _authenticators: bytes,
-        _keys: AuthenticatorKeys,
-        *,
-        n: int,
-        latest_sane_us: int,
-    ) -> tuple[CulledObjectHistorySet, Nodes, Nodes]:
-        return parse_set(history_set, n=n), 0, 0
-
-    monkeypatch.setattr(server, "cull", believe)
+    remove_culling(monkeypatch)
     assert hunt(attacks(client="fabricator"), not_serializable)
 
 
 def test_no_barriers(monkeypatch: pytest.MonkeyPatch) -> None:
     """[Q/U §4.3.2] without barriers, a copy overtakes an operation that is still completing."""
     assert hunt(attacks(mix=CONTENDED)) is None
-
-    def without_barriers(*arguments: Any) -> Classification:
-        found = classify(*arguments)
-        if found.type in {OperationType.BARRIER, OperationType.INLINE_BARRIER}:
-            return found._replace(type=OperationType.COPY)
-        return found
-
-    monkeypatch.setattr(observation, "classify", without_barriers)
-    monkeypatch.setattr(server, "classify", without_barriers)
+    remove_barriers(monkeypatch)
     assert hunt(attacks(mix=CONTENDED), not_serializable)
 
 
