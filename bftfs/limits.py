@@ -79,6 +79,7 @@ VERIFY_RETRY_US = SECOND_US  # after a verification that settled nothing, doubli
 VERIFY_RETRY_MOST_US = 300 * SECOND_US  # …up to this
 VERIFY_AT_ONCE = 8  # blocks
 VERIFY_ON_DEMAND = 64  # blocks that are verified before the writes of a client go on
+VERIFY_EXCUSED_US = SECOND_US  # beyond the limits, a client adds one version in this time
 ABANDONED_US = 2 * CLOCK_SKEW_US  # no correct node takes a version of that age from its author
 KEYS_IN_INVENTORY = 1_024  # versions that one reply lists to a node that heals
 OBJECTS_IN_CATALOGUE = 512  # objects, likewise

@@ -37,13 +37,14 @@ class _Pending:
 class Backlog:
     """Possible versions by block, by client, and by client and block."""
 
-    __slots__ = ("_blocks", "_clients", "_heap", "_ripe", "_totals", "total")
+    __slots__ = ("_blocks", "_clients", "_excused_us", "_heap", "_ripe", "_totals", "total")
 
     def __init__(self) -> None:
         self.total = 0
         self._blocks: dict[BlockId, _Pending] = {}
         self._clients: dict[ClientId, dict[BlockId, int]] = {}
         self._totals: dict[ClientId, int] = {}
+        self._excused_us: dict[ClientId, int] = {}
         self._heap: list[tuple[int, BlockId]] = []  # blocks that are not ripe, by when they are
         self._ripe: dict[int, dict[BlockId, None]] = {}  # by number of versions
 
@@ -75,6 +76,13 @@ class Backlog:
         """How many possible versions of `block` are of `client`."""
         blocks = self._clients.get(client)
         return 0 if blocks is None else blocks.get(block, 0)
+
+    def excuse(self, client: ClientId, now_us: int, every_us: int) -> bool:
+        """Whether `client`, which has possible versions, may add one more; once in `every_us`."""
+        if now_us - self._excused_us.get(client, now_us - every_us) < every_us:
+            return False
+        self._excused_us[client] = now_us
+        return True
 
     @property
     def clients(self) -> int:
@@ -112,6 +120,7 @@ class Backlog:
                 del blocks[block]
                 if not blocks:
                     del self._clients[client], self._totals[client]
+                    self._excused_us.pop(client, None)
         self.total -= settled
         if settled:
             self._unlist(block, pending)

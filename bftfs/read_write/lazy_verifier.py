@@ -131,6 +131,11 @@ class LazyVerifier:
         self.tally.demands += 1
         self.tally.demanded[client] = self.tally.demanded.get(client, 0) + 1
         if not chosen:
+            # A client that has left one partial write after the other behind, say because its
+            # machine crashes, could otherwise not write before they are abandoned; its next
+            # complete write makes all of them obsolete.
+            if backlog.excuse(client, now_us, limits.VERIFY_EXCUSED_US):
+                return None
             return BlockRefused(
                 errno.EAGAIN, "too many of this client's versions are neither complete nor verified"
             )
