@@ -220,7 +220,7 @@ class Store:
         self._mapped = MappedFile(path / _DATA_FILE)
         self._data = os.open(path / _DATA_FILE, os.O_RDWR | os.O_CLOEXEC)
         self._data_bytes = os.fstat(self._data).st_size
-        self._journal = Journal(path / _JOURNAL_FILE)
+        self._journal = Journal(path / _JOURNAL_FILE, synced=durability is Durability.SYNC)
         self._syncing: _Syncing | None = None
         self._transaction: lmdb.Transaction[bytes]
         self._checkpointed = 0  # sequence of the last batch that LMDB holds

@@ -38,7 +38,7 @@ def journal(data: bytes) -> None:
             for at in range(choices.number(4))
         ]
         path.write_bytes(b"".join(records) + choices.rest())
-    opened = Journal(path)
+    opened = Journal(path, synced=False)
     try:
         batches: list[list[Write]] = []
         try:

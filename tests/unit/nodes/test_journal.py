@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 import shutil
@@ -31,7 +32,7 @@ batches = st.lists(st.lists(rows, max_size=5), max_size=12)
 
 
 def replayed(path: Path, after: int = 0) -> list[list[Write]]:
-    journal = Journal(path)
+    journal = Journal(path, synced=False)
     found = list(journal.replay(after))
     journal.close()
     return found
@@ -44,14 +45,14 @@ def as_writes(batch: list[tuple[int, bytes, bytes | None]]) -> list[Write]:
 # --- the file --------------------------------------------------------------------------------
 
 
-@given(batches)
+@given(batches, st.booleans())
 def test_what_is_appended_is_replayed(
-    appended: list[list[tuple[int, bytes, bytes | None]]],
+    appended: list[list[tuple[int, bytes, bytes | None]]], synced: bool
 ) -> None:
     path = Path("/dev/shm" if os.path.isdir("/dev/shm") else "/tmp") / f"journal-{os.getpid()}"
     path.unlink(missing_ok=True)
     try:
-        journal = Journal(path)
+        journal = Journal(path, synced=synced)
         assert list(journal.replay(7)) == []
         for batch in appended:
             journal.append(batch)
@@ -65,7 +66,7 @@ def test_what_is_appended_is_replayed(
 
 def written(path: Path, values: list[bytes], *, after: int = 0) -> Journal:
     """A journal with a batch for each value."""
-    journal = Journal(path)
+    journal = Journal(path, synced=True)
     list(journal.replay(after))
     for value in values:
         journal.append([(int(Table.STATE), b"k", value)])
@@ -108,14 +109,14 @@ def test_records_after_a_gap_are_noticed_unless_they_are_forged(
     secret, guess = b"s" * 32, b"g" * 32
     path, image = tmp_path / "journal", tmp_path / "image"
     for file, key in ((path, secret), (image, guess if forged else secret)):
-        journal = Journal(file)
+        journal = Journal(file, synced=True)
         journal.key = key
         for value in (b"1", b"2", b"3"):
             journal.append([(int(Table.STATE), b"k", value)])
         journal.close()
     records = path.read_bytes()
     path.write_bytes(records[:512] + bytes(512) + image.read_bytes()[1024:])
-    journal = Journal(path)
+    journal = Journal(path, synced=True)
     journal.key = secret
     assert len(list(journal.replay(0))) == 1
     assert journal.breaks_off() is not forged
@@ -138,7 +139,7 @@ def test_what_an_earlier_pass_has_left_is_not_replayed(tmp_path: Path) -> None:
 def test_appending_goes_on_after_a_replay(tmp_path: Path) -> None:
     path = tmp_path / "journal"
     written(path, [b"a", b"b"]).close()
-    journal = Journal(path)
+    journal = Journal(path, synced=True)
     assert len(list(journal.replay(0))) == 2
     journal.append([(int(Table.STATE), b"k", memoryview(b"c"))])
     journal.close()
@@ -354,3 +355,74 @@ def test_durability_can_be_changed_back_and_forth(tmp_path: Path) -> None:
             batch.commit()
         store._transaction.abort()  # what a process does not live to say
         store._release()
+
+
+# --- past the page cache ---------------------------------------------------------------------
+
+
+def straight(path: Path) -> Journal:
+    """A journal that writes past the page cache."""
+    journal = Journal(path, synced=True)
+    if journal._straight is None:
+        pytest.skip(f"the file system of {path} has no O_DIRECT")
+    return journal
+
+
+def test_what_went_past_the_page_cache_needs_no_sync(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    journal = straight(tmp_path / "journal")
+    journal.append([(int(Table.STATE), b"k", b"the file grows")])
+    synced = []
+    monkeypatch.setattr(journals.os, "fdatasync", synced.append)
+    for value in (b"a", b"b" * 511, b"c" * 5000):
+        journal.append([(int(Table.STATE), b"k", value)])
+        journal.sync()
+    assert not synced
+    assert len(values_in(tmp_path / "journal")) == 4
+
+
+def test_what_is_too_long_for_that_is_synced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    journal = straight(tmp_path / "journal")
+    values = [b"a", bytes(2 * MIB), b"c"]
+    syncs = []
+    for value in values:
+        journal.append([(int(Table.STATE), b"k", value)])
+        with monkeypatch.context() as patch:
+            patch.setattr(journals.os, "fdatasync", syncs.append)
+            journal.sync()
+    assert len(syncs) == 1
+    assert values_in(tmp_path / "journal") == values
+
+
+def test_larger_sectors_than_ours_are_not_written_to_directly(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    journal = straight(tmp_path / "journal")
+
+    def refused(*_: object) -> int:
+        raise OSError(errno.EINVAL, "not a multiple of the sector")
+
+    values = [b"a", b"b"]
+    for value in values:
+        with monkeypatch.context() as patch:
+            patch.setattr(journals._Straight, "write", refused)
+            journal.append([(int(Table.STATE), b"k", value)])
+        journal.sync()
+    assert journal._straight is None
+    assert values_in(tmp_path / "journal") == values
+
+
+def test_an_error_of_the_disk_is_no_reason_to_try_otherwise(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    journal = straight(tmp_path / "journal")
+
+    def broken(*_: object) -> int:
+        raise OSError(errno.EIO, "the disk is broken")
+
+    monkeypatch.setattr(journals._Straight, "write", broken)
+    with pytest.raises(OSError, match="broken"):
+        journal.append([(int(Table.STATE), b"k", b"v")])
