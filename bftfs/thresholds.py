@@ -96,6 +96,15 @@ class ReadWriteThresholds:
         """A client can wait for no more than N - t responses. [PASIS §3.4.3.2]"""
         return self.N - self.t
 
+    @property
+    def times(self) -> int:
+        """Of so many reports the (b + 1)-th largest is no less than the latest complete write's.
+
+        QC benign nodes have it, so N - QC may lack it, and b + 1 of the reports know it.
+        No more than `responses`, by (3.4).
+        """
+        return self.N - self.QC + self.b + 1
+
     @classmethod
     def smallest(cls, *, t: int, b: int) -> ReadWriteThresholds:
         """N = 2t+2b+1, QC = t+b+1, m = b+1: the minimal system."""

@@ -56,8 +56,7 @@ class ReadWriteClient:
         `patience_total_us` of silence.
         """
         session = self._session
-        silence = session.silence(session.write_patience)
-        time_round = TimeRound(session, (block,), silence)
+        time_round = TimeRound(session, (block,))
         await time_round.send()
         # The time is not needed before the fragments are made; meanwhile the nodes answer.
         encoded = await Compute(partial(encode, session.code, item))
@@ -76,8 +75,7 @@ class ReadWriteClient:
         written: list[BlockTimestamp] = []
         for at in range(0, len(items), limits.BLOCKS_PER_TIME_REQUEST):
             batch = items[at : at + limits.BLOCKS_PER_TIME_REQUEST]
-            silence = session.silence(session.write_patience)
-            time_round = TimeRound(session, [block for block, _ in batch], silence)
+            time_round = TimeRound(session, [block for block, _ in batch])
             await time_round.send()
             times = await time_round.times()
             writes = tuple(
@@ -115,7 +113,7 @@ class ReadWriteClient:
             repair = Repair(session, block, timestamp, encoded, hosts=frozenset())
             if await repair.run():
                 break
-            time_round = TimeRound(session, (block,), silence)
+            time_round = TimeRound(session, (block,))
             await time_round.send()
             (time,) = await time_round.times()
         session.validated.add(encoded.verifier)

@@ -1,7 +1,8 @@
-"""One request to every node, N - t usable answers: the rounds of TIME, WRITE and vouching.
+"""One request to all nodes, or to those needed, and usable answers: TIME, WRITE and vouching.
 
-[PASIS §3.4.3.2] In an asynchronous system a client can wait for no more than N - t answers. The
-requests to the others are sent all the same, and nobody waits for them. Every request here is
+[PASIS §3.4.3.2] In an asynchronous system a client can wait for no more than N - t answers. A WRITE
+is sent to the other nodes all the same, and nobody waits for them; other requests go to no more
+nodes than have to answer, and to further ones in place of those that do not. Every request here is
 idempotent: to nodes that stay silent it is sent again, for as long as the round lasts.
 
 Concurrency: a gathering belongs to one conversation.
@@ -123,17 +124,25 @@ class Silence:
 
 
 class Gathering(Generic[Usable]):
-    """`requests[i]` to node i, and what `judge` makes of the replies (None: not usable)."""
+    """`requests[i]` to node i, and what `judge` makes of the replies (None: not usable).
+
+    The first `first` nodes of `order` are asked at once, the others after a silence of `hedge_us`;
+    `required` answers are enough.
+    """
 
     __slots__ = (
+        "_asked",
+        "_first",
+        "_hedge_us",
         "_judge",
         "_numbers",
+        "_order",
         "_refusals",
         "_requests",
+        "_required",
         "_silence",
         "_standings",
         "_subject",
-        "_thresholds",
     )
 
     def __init__(
@@ -145,10 +154,18 @@ class Gathering(Generic[Usable]):
         standings: Standings,
         silence: Silence,
         subject: str,
+        order: Sequence[NodeId],
+        first: int,
+        hedge_us: int,
+        required: int,
     ) -> None:
         self._requests = requests
         self._judge = judge
-        self._thresholds = thresholds
+        self._order = order
+        self._first = first
+        self._hedge_us = hedge_us
+        self._required = required
+        self._asked = 0  # so many of `order`
         self._standings = standings
         self._silence = silence
         self._subject = subject
@@ -156,25 +173,29 @@ class Gathering(Generic[Usable]):
         self._refusals = Refusals(thresholds)
 
     async def send(self) -> None:
-        """Send the request to all nodes."""
-        for node in range(len(self._requests)):
-            await self._send(NodeId(node))
+        """Send the request to the first nodes."""
+        for _ in range(self._first):
+            await self._send_further()
 
     async def answers(self, awaited: frozenset[NodeId] = frozenset()) -> dict[NodeId, Usable]:
-        """The first N - t usable answers, and those of `awaited` unless they are silent.
+        """As many usable answers as required, and those of `awaited` unless they are silent.
 
         Raises AdmissionRefused if more than t nodes refuse, QuorumUnavailable if total patience
         runs out.
         """
-        required = self._thresholds.responses
+        required = self._required
         numbers, silence = self._numbers, self._silence
         answers: dict[NodeId, Usable] = {}
         while True:
-            delivery = await Receive(silence.patience_us)
+            all_asked = self._asked == len(self._order)
+            delivery = await Receive(silence.patience_us if all_asked else self._hedge_us)
             if delivery is None:
                 if len(answers) >= required:
                     return answers
-                await self._lapse(answers)
+                if all_asked:
+                    await self._lapse(answers)
+                else:
+                    await self._hedge(answers)
                 continue
             node = numbers.pop(delivery.request_number, None)
             if node is None:
@@ -191,27 +212,45 @@ class Gathering(Generic[Usable]):
                 if len(answers) >= required and awaited <= answers.keys():
                     silence.ended()
                     return answers
-            elif isinstance(delivery.message, Refusal):
+                continue
+            if isinstance(delivery.message, Refusal):
                 self._refusals.add(node, delivery.message)
             else:
                 self._standings.faulty(node, await Now())
+            await self._send_further()
 
     async def _lapse(self, answers: dict[NodeId, Usable]) -> None:
         """Send the request again to the nodes that have not given a usable answer."""
         self._silence.lapse(
             self._numbers,
             heard=len(answers),
-            required=self._thresholds.responses,
+            required=self._required,
             subject=self._subject,
         )
         for number in list(self._numbers)[:-LATE_REQUESTS]:
             del self._numbers[number]
+        for node in await self._find_silent(answers):
+            await self._send(node)
+
+    async def _hedge(self, answers: dict[NodeId, Usable]) -> None:
+        """Ask all others besides those that are silent."""
+        await self._find_silent(answers)
+        while self._asked < len(self._order):
+            await self._send_further()
+
+    async def _find_silent(self, answers: dict[NodeId, Usable]) -> list[NodeId]:
+        """The nodes that were asked and have not given a usable answer."""
+        silent = [node for node in self._order[: self._asked] if node not in answers]
         now_us = await Now()
-        for number in range(len(self._requests)):
-            node = NodeId(number)
-            if node not in answers:
-                self._standings.silent(node, now_us)
-                await self._send(node)
+        for node in silent:
+            self._standings.silent(node, now_us)
+        return silent
+
+    async def _send_further(self) -> None:
+        """Send the request to one node more, if there is one."""
+        if self._asked < len(self._order):
+            self._asked += 1
+            await self._send(self._order[self._asked - 1])
 
     async def _send(self, node: NodeId) -> None:
         request = self._requests[node]

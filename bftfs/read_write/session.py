@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from bftfs import limits
 from bftfs.coding.erasure import ErasureCode
-from bftfs.identifiers import ClientId
+from bftfs.identifiers import ClientId, NodeId
 from bftfs.read_write.gathering import Addressed, Gathering, Silence
 from bftfs.read_write.placement import nodes_by_fragment
 from bftfs.read_write.standing import Patience, Standings
@@ -60,13 +60,31 @@ class Session:
         *,
         silence: Silence,
         subject: str,
+        order: Sequence[NodeId] | None = None,
+        required: int | None = None,
     ) -> Gathering[Usable]:
-        """A round of requests to all nodes, of which N - t have to be answered."""
+        """A round of requests to all nodes, of which N - t have to be answered.
+
+        Or, if so many are `required`: to as many, the first in `order`, and to others in place of
+        those that are silent.
+        """
+        thresholds = self.thresholds
         return Gathering(
             requests,
             judge,
-            thresholds=self.thresholds,
+            thresholds=thresholds,
             standings=self.standings,
             silence=silence,
             subject=subject,
+            order=self.by_fragment[0] if order is None else order,
+            first=thresholds.N if required is None else required,
+            hedge_us=self.read_patience.us,
+            required=thresholds.responses if required is None else required,
         )
+
+    def preference(self, rotation: int, now_us: int) -> tuple[NodeId, ...]:
+        """All nodes, by the fragment they have of blocks so rotated; who is avoided comes last."""
+        nodes = self.by_fragment[rotation]
+        if not self.standings.marked:
+            return nodes
+        return tuple(sorted(nodes, key=self.standings.avoided(now_us).__contains__))

@@ -39,44 +39,57 @@ def encode(code: ErasureCode, item: Buffer) -> Encoded:
 
 
 class TimeRound:
-    """READ_TIMESTAMP for several blocks in one round. [PASIS Figure 3.1]"""
+    """READ_TIMESTAMP for several blocks in one round. [PASIS Figure 3.1]
 
-    __slots__ = ("_b", "_gathering")
+    Of the N - t reports that a client can wait for, N - QC + b + 1 are enough, and it asks for no
+    more.
+    """
 
-    def __init__(self, session: Session, blocks: Sequence[BlockId], silence: Silence) -> None:
-        self._b = session.thresholds.b
+    __slots__ = ("_blocks", "_gathering", "_session")
+
+    def __init__(self, session: Session, blocks: Sequence[BlockId]) -> None:
+        self._session = session
+        self._blocks = blocks
+        self._gathering: Gathering[tuple[int, ...]]
+
+    async def send(self) -> None:
+        """Ask as many nodes as have to answer."""
+        session, blocks = self._session, self._blocks
+        thresholds = session.thresholds
         request = Addressed(TimeRequest(tuple(blocks)))
 
         def judge(reply: Any) -> tuple[int, ...] | None:
             usable = isinstance(reply, TimeReply) and len(reply.times) == len(blocks)
             return reply.times if usable else None
 
-        self._gathering: Gathering[tuple[int, ...]] = session.gathering(
-            (request,) * session.thresholds.N, judge, silence=silence, subject=_named(blocks)
+        self._gathering = session.gathering(
+            (request,) * thresholds.N,
+            judge,
+            silence=session.silence(session.write_patience),
+            subject=_named(blocks),
+            order=session.preference(rotation_of(blocks[0], thresholds.N), await Now()),
+            required=thresholds.times,
         )
-
-    async def send(self) -> None:
-        """Ask all nodes."""
         await self._gathering.send()
 
     async def times(self) -> list[int]:
-        """For each block the time of a new write, from N - t reports.
+        """For each block the time of a new write, from enough reports.
 
         Unlike [PASIS Figure 3.1]: the (b + 1)-th largest report and not the largest, since b + 1
-        correct nodes among any N - t report at least the time of the latest complete write, and no
-        liar can then push time away. And at least the client's clock, so that versions can be found
-        by the time at which they were written. [design §4]
+        correct nodes among those that report know at least the time of the latest complete write,
+        and no liar can then push time away. And at least the client's clock, so that versions can
+        be found by the time at which they were written. [design §4]
         """
+        b = self._session.thresholds.b
         reports = list((await self._gathering.answers()).values())
         clock = await Now()
         return [
-            max(least_safe_time(reported, self._b) + 1, clock)
-            for reported in zip(*reports, strict=True)
+            max(least_safe_time(reported, b) + 1, clock) for reported in zip(*reports, strict=True)
         ]
 
 
 def least_safe_time(reported: Sequence[int], b: int) -> int:
-    """The (b + 1)-th largest of the times that N - t nodes report."""
+    """The (b + 1)-th largest of the times that enough nodes report."""
     return sorted(reported, reverse=True)[b]
 
 

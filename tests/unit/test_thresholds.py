@@ -149,3 +149,31 @@ def test_refusals_name_the_inequality_and_the_values() -> None:
     )
     with pytest.raises(ImpossibleThresholds, match="GF"):
         ReadWriteThresholds(N=257, t=1, b=1, QC=255, m=1)
+
+
+def _reports_suffice(thresholds: ReadWriteThresholds, reports: int) -> bool:
+    """Whether the (b + 1)-th largest of any so many is that of a complete write, or later."""
+    nodes = range(thresholds.N)
+    return all(
+        sum(node in hosts and node not in liars for node in reporting) > thresholds.b
+        for liars in combinations(nodes, thresholds.b)
+        # [PASIS §3.4.4] A write is complete once QC benign nodes host it.
+        for hosts in combinations([node for node in nodes if node not in liars], thresholds.QC)
+        for reporting in combinations(nodes, reports)
+    )
+
+
+@pytest.mark.parametrize(
+    "thresholds",
+    [
+        ReadWriteThresholds(N=6, t=1, b=1, QC=4, m=3),
+        ReadWriteThresholds.smallest(t=1, b=1),
+        ReadWriteThresholds.smallest(t=2, b=1),
+        ReadWriteThresholds(N=7, t=1, b=0, QC=4, m=3),
+    ],
+    ids=str,
+)
+def test_reports_of_the_time_are_as_many_as_are_needed(thresholds: ReadWriteThresholds) -> None:
+    assert thresholds.times <= thresholds.responses
+    assert _reports_suffice(thresholds, thresholds.times)
+    assert not _reports_suffice(thresholds, thresholds.times - 1)

@@ -62,9 +62,31 @@ def test_a_write_is_one_time_round_and_one_write_round() -> None:
     world = World()
     alice = world.client()
     alice.write(ITEM)
-    assert kinds(alice) == ["TimeRequest"] * 6 + ["WriteRequest"] * 6
+    assert kinds(alice) == ["TimeRequest"] * 4 + ["WriteRequest"] * 6
     world.settle()
-    assert sum(len(node.served) for node in world.nodes) == 12
+    assert sum(len(node.served) for node in world.nodes) == 10
+
+
+def test_who_does_not_tell_the_time_is_replaced_by_another_node() -> None:
+    world = World()
+    alice = world.client()
+    world.nodes[0].behaviour = adversaries.answer_nonsense
+    alice.write(ITEM)
+    assert kinds(alice) == ["TimeRequest"] * 5 + ["WriteRequest"] * 6
+    assert world.now_us < START_US + limits.READ_PATIENCE_US
+
+
+def test_for_who_is_silent_about_the_time_others_are_asked_soon() -> None:
+    world = World()
+    alice = world.client()
+    world.nodes[0].behaviour = mute
+    alice.write(ITEM)
+    assert kinds(alice) == ["TimeRequest"] * 6 + ["WriteRequest"] * 6
+    assert world.now_us < START_US + 2 * limits.READ_PATIENCE_US
+    alice.sent.clear()
+    alice.write(ITEM)
+    assert kinds(alice) == ["TimeRequest"] * 4 + ["WriteRequest"] * 6
+    assert [node for node, _ in requests(alice, TimeRequest)] == [1, 2, 3, 4]
 
 
 def test_a_write_uses_the_clock_unless_a_node_is_ahead_of_it() -> None:
@@ -128,7 +150,7 @@ def test_a_write_without_n_minus_t_nodes_gives_up_when_total_patience_ends() -> 
 
 def test_a_write_without_total_patience_waits_until_the_nodes_are_back() -> None:
     world = World()
-    for number in (1, 4):
+    for number in (1, 3, 4):
         world.nodes[number].behaviour = mute
     alice = world.client()
     outcome = alice.start(alice.client.write(BLOCK, ITEM, USER))
@@ -250,7 +272,7 @@ def test_a_client_with_a_wrong_clock_is_told_so(skew_s: int) -> None:
     with pytest.raises(AdmissionRefused, match="clock") as refusal:
         alice.write(ITEM)
     assert refusal.value.code == errno.ETIME
-    assert len(requests(alice, TimeRequest)) == 6 * limits.TIMES_PER_WRITE
+    assert len(requests(alice, TimeRequest)) == 4 * limits.TIMES_PER_WRITE
 
 
 def test_many_writes_share_one_time_round() -> None:
@@ -261,7 +283,7 @@ def test_many_writes_share_one_time_round() -> None:
         for number in range(300)
     ]
     timestamps = alice.do(alice.client.write_many(items, USER))
-    assert len(requests(alice, TimeRequest)) == 2 * 6
+    assert len(requests(alice, TimeRequest)) == 2 * 4
     assert len(requests(alice, WriteRequest)) == 300 * 6
     versions = alice.do(alice.client.read_many([block for block, _ in items]))
     assert [version.item for version in versions] == [item for _, item in items]
@@ -695,7 +717,8 @@ def test_nonsense_counts_against_its_node() -> None:
     alice.write(ITEM)
     world.settle()
     assert bob.read().item == ITEM
-    assert (alice.client.faults[2], bob.client.faults[2]) == (1, 1)
+    # A time, and that it hosts a write; and what it hosts.
+    assert (alice.client.faults[2], bob.client.faults[2]) == (2, 1)
 
 
 def test_a_read_overtaken_by_collection_retries_although_a_node_is_down() -> None:
