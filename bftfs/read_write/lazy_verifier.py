@@ -1,9 +1,10 @@
 """Lazy verification at one node: when, of which blocks, and with whom. [LazyVer §3.8, §3.9]
 
-Verification is a background task. It begins when no client has asked anything for a while, with the
-blocks that have most versions, and leaves those alone that were written just now. When the possible
-versions of a client, of a client and block, or of the node reach a limit, the writes of that client
-wait for verification on demand: so what a faulty client can leave behind is bounded.
+Verification is a background task. It begins when no client has asked anything for a while, neither
+this node nor its peers (see `idle_time`), with the blocks that have most versions, and leaves those
+alone that were written just now. When the possible versions of a client, of a client and block, or
+of the node reach a limit, the writes of that client wait for verification on demand: so what a
+faulty client can leave behind is bounded.
 
 **Cooperation.** Nodes k, k + 1, …, k + b (mod N) are responsible for a block; k is the rotation of
 its fragments, which is its number, shifted from file to file. They verify and notify the others;
@@ -30,6 +31,7 @@ from bftfs import limits
 from bftfs.conversation import Event, Now, Pause, Send, Together, Wait
 from bftfs.identifiers import BLOCK_ID_BYTES, BlockId, ClientId, NodeId
 from bftfs.read_write.backlog import Backlog
+from bftfs.read_write.idle_time import IdleTime, claimed_ms
 from bftfs.read_write.messages import BlockRefused, Notice
 from bftfs.read_write.placement import fragment_index, rotation_of
 from bftfs.read_write.session import Session
@@ -99,6 +101,7 @@ class LazyVerifier:
         self._event = Event()
         self._asleep = False
         self._under_way: set[BlockId] = set()
+        self._idle = IdleTime(thresholds.b)
         self._looked_until = b""  # the store is known up to here; b"\xff": all of it
         self._least = min(settings.node, settings.client, settings.block)
 
@@ -154,6 +157,10 @@ class LazyVerifier:
                 lambda _view: self._at_once(block, timestamp),
             )
         return None
+
+    def idle_ms(self, now_us: int) -> int:
+        """What this node tells its peers when they verify."""
+        return 0 if self._host is None else claimed_ms(self._host.foreground_us, now_us)
 
     def _delay_us(self, block: BlockId) -> int:
         """How long a block rests after a write, at this node."""
@@ -288,8 +295,11 @@ class LazyVerifier:
             self._host.arrange(partial(self._note_silence, block))
             return None
         self.tally.verified += 1
+        now_us = await Now()
+        for node, idle_ms in findings.idle_ms.items():
+            self._idle.heard(node, idle_ms, now_us)
         # What was found is noted in the next batch; until then the block is not taken up again.
-        self.backlog.postpone(block, await Now() + limits.VERIFY_RETRY_US)
+        self.backlog.postpone(block, now_us + limits.VERIFY_RETRY_US)
         if self._cooperative:
             await self._notify(findings)
         self._host.arrange(
@@ -341,6 +351,7 @@ class LazyVerifier:
         self._host = host
         if not self._lazy:
             return
+        idle = self._idle
         tired_us = 0
         at_once = 1
         delayed = 0
@@ -349,9 +360,9 @@ class LazyVerifier:
                 self._asleep = True
                 await Wait(self._event)
             before_us = await Now()
-            idle_us = before_us - host.foreground_us
-            if 0 <= idle_us < limits.VERIFY_IDLE_US or 0 < delayed < _DELAYED_MOST:
-                wait_us = max(limits.VERIFY_IDLE_US - max(idle_us, 0), tired_us)
+            idle_us = before_us - idle.foreground_us(host.foreground_us)
+            if 0 <= idle_us < idle.required_us or 0 < delayed < _DELAYED_MOST:
+                wait_us = max(idle.required_us - max(idle_us, 0), tired_us)
                 await Pause(wait_us)
                 # A node that is woken late shares a processor with somebody who needs it more.
                 late_us = await Now() - before_us - wait_us
@@ -369,8 +380,10 @@ class LazyVerifier:
                 if block not in self._under_way
             ]
             if blocks:
+                idle.begin()
                 await Together(tuple(partial(self._verify, block) for block in blocks))
-                at_once = min(2 * at_once, limits.VERIFY_AT_ONCE)
+                undisturbed = idle.end(now_us, host.foreground_us)
+                at_once = min(2 * at_once, limits.VERIFY_AT_ONCE) if undisturbed else 1
                 continue
             if self._looked_until != _BEYOND and self.backlog.total < self.settings.node // 2:
                 host.arrange(self._look)

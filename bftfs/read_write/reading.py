@@ -62,10 +62,11 @@ class _Step(Enum):
 class Examination:
     """What a verifying node takes down as it reads. [LazyVer §3.8.1]"""
 
-    __slots__ = ("encoded", "node", "poisonous", "unfinished")
+    __slots__ = ("encoded", "idle_ms", "node", "poisonous", "unfinished")
 
     def __init__(self, node: NodeId) -> None:
         self.node = node  # it asks itself before it asks others
+        self.idle_ms: dict[NodeId, int] = {}  # for how long clients have left each node alone
         self.poisonous: list[BlockTimestamp] = []
         self.unfinished: list[BlockTimestamp] = []  # valid, and neither complete nor incomplete
         self.encoded: Encoded | None = None  # the latest complete valid version
@@ -381,6 +382,8 @@ class Reading:
 
     async def _take(self, asked: _Asked, reply: ReadReply, delivery: Delivery) -> None:
         node, wanted = asked.node, asked.fetches
+        if self._examination is not None:
+            self._examination.idle_ms[node] = reply.idle_ms
         verdict = self._responses.add(
             node,
             reply,

@@ -90,6 +90,9 @@ class Watch(Protocol):
     def written(self, block: BlockId, timestamp: BlockTimestamp, now_us: int) -> Want | None:
         """A version is hosted from now on; what has to be waited for before that is said."""
 
+    def idle_ms(self, now_us: int) -> int:
+        """For how long no client has asked this node for anything: what its peers are told."""
+
 
 class Memory(Protocol):
     """What a node that has lost its store knows again: its healer tells."""
@@ -300,7 +303,14 @@ class ReadWriteServer:
 
     # --- READ_LATEST, READ_PREV --------------------------------------------------------------
 
-    def _read(self, view: StorageView, _sender: Any, message: ReadRequest, *_: Any) -> Ready:
+    def _read(
+        self,
+        view: StorageView,
+        sender: Sender,
+        message: ReadRequest,
+        _body: bytes | memoryview,
+        now_us: int,
+    ) -> Ready:
         block, before = message.block, message.before
         start = block if before is None else version_key(block, before) + b"\x00"
         listed: list[Listed] = []
@@ -313,7 +323,11 @@ class ReadWriteServer:
                 checksum = row[1:]
                 fragment = view.get(Table.FRAGMENT, key) or b""
             listed.append(Listed(timestamp_of(key), bool(row[0] & VERIFIED)))
-        return Ready(reply=ReadReply(tuple(listed), below, CrossChecksum(checksum)), body=fragment)
+        idle_ms = 0
+        if sender.role is Role.NODE and self._watch is not None:
+            idle_ms = self._watch.idle_ms(now_us)
+        reply = ReadReply(tuple(listed), below, CrossChecksum(checksum), idle_ms)
+        return Ready(reply=reply, body=fragment)
 
     # --- healing -----------------------------------------------------------------------------
 

@@ -7,7 +7,7 @@ out; `settled` turns what they found into writes, in a later step and on the sto
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from enum import Enum
 
@@ -52,6 +52,7 @@ class Findings:
     verified: BlockTimestamp  # the latest complete valid version; ZERO if there is none
     poisonous: tuple[BlockTimestamp, ...]
     own: Own | None  # of `verified`, for a node that lacks it
+    idle_ms: Mapping[NodeId, int]  # for how long clients have left each node alone, as it claims
 
 
 async def verify(session: Session, block: BlockId, node: NodeId) -> Findings | None:
@@ -65,7 +66,8 @@ async def verify(session: Session, block: BlockId, node: NodeId) -> Findings | N
     if encoded is not None:
         index = fragment_index(block, node, session.thresholds.N)
         own = Own(encoded.cross_checksum, memoryview(encoded.fragments[index]))
-    return Findings(block, version.timestamp, tuple(examination.poisonous), own)
+    poisonous = tuple(examination.poisonous)
+    return Findings(block, version.timestamp, poisonous, own, examination.idle_ms)
 
 
 def settled(
