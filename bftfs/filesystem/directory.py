@@ -62,16 +62,15 @@ from bftfs.filesystem.permission import (
 from bftfs.filesystem.volume import conclude_relocation
 from bftfs.identifiers import ObjectId
 from bftfs.query_update.object_type import Caller, Record, Refusal
+from bftfs.query_update.sequence import FIRST_SERIAL, key_of, serial_at, serial_from, serial_key
 from bftfs.wire.fields import ObjectField
 
-FIRST_SERIAL: Final = 3  # 0 begins a listing; 1 and 2 are left to "." and ".."
 RENAME_NOREPLACE: Final = 1
 RENAME_EXCHANGE: Final = 2
 
 SYMLINK_TARGET_KEY = b"t"
 
 _ENTRY = b"e"
-_SERIAL = b"s"
 _CHILD_BYTES = 17  # id and file type
 _ENTRY_OVERHEAD_BYTES = 48  # of one entry in an answer, beside its name
 
@@ -103,7 +102,7 @@ def find(directory: Subject, name: bytes) -> Entry | None:
 
 def entry_in(value: bytes) -> Entry:
     """The entry that is stored as `value`."""
-    return Entry(ObjectId(value[:16]), value[16], _serial_from(value[_CHILD_BYTES:]))
+    return Entry(ObjectId(value[:16]), value[16], serial_from(value[_CHILD_BYTES:]))
 
 
 def name_in(key: bytes) -> bytes:
@@ -111,25 +110,10 @@ def name_in(key: bytes) -> bytes:
     return key[len(_ENTRY) :]
 
 
-def _serial_key(serial: int) -> bytes:
-    """`serial` as a key that sorts as it does: its length, then seven bits to a byte, none zero."""
-    length = max(1, -(-serial.bit_length() // 7))
-    digits = (serial >> 7 * place & 0x7F | 0x80 for place in reversed(range(length)))
-    return bytes((length, *digits))
-
-
-def _serial_from(encoded: bytes) -> int:
-    serial = 0
-    for digit in encoded[1:]:
-        serial = serial << 7 | digit & 0x7F
-    return serial
-
-
 def _put(directory: Subject, name: bytes, entry: Entry) -> None:
     child = entry.child + bytes((entry.file_type,))
-    serial = _serial_key(entry.serial)
-    directory.state.put(_ENTRY + name, child + serial)
-    directory.state.put(_SERIAL + serial, child + name)
+    directory.state.put(_ENTRY + name, child + serial_key(entry.serial))
+    directory.state.put(key_of(entry.serial), child + name)
 
 
 def _insert(directory: Subject, name: bytes, child: ObjectId, file_type: int) -> None:
@@ -141,7 +125,7 @@ def _insert(directory: Subject, name: bytes, child: ObjectId, file_type: int) ->
 
 def _erase(directory: Subject, name: bytes, entry: Entry) -> None:
     directory.state.delete(_ENTRY + name)
-    directory.state.delete(_SERIAL + _serial_key(entry.serial))
+    directory.state.delete(key_of(entry.serial))
     directory.change(entries=directory.attributes.entries - 1)
 
 
@@ -217,18 +201,19 @@ def read_directory(states: States, arguments: Listing, caller: Caller) -> Page:
     """The entries after a cookie, in the order in which they appeared."""
     (directory,) = loaded(*states)
     directory.require(caller, READ)
-    start = _SERIAL + _serial_key(arguments.after + 1)
+    # A directory of the past had no serials from `next_serial` on: they need not be looked through.
+    start, stop = key_of(arguments.after + 1), key_of(directory.attributes.next_serial)
     entries: list[Listed] = []
     room = arguments.volume
     complete = True
-    for key, value in directory.state.scan(start, bytes((_SERIAL[0] + 1,))):
+    for key, value in directory.state.scan(start, stop):
         name = bytes(value[_CHILD_BYTES:])
         room -= len(name) + _ENTRY_OVERHEAD_BYTES
         if room < 0:
             complete = False
             break
         child = ObjectId(bytes(value[:16]))
-        entries.append(Listed(_serial_from(key[1:]), name, child, value[16]))
+        entries.append(Listed(serial_at(key), name, child, value[16]))
     return Page(tuple(entries), complete, directory.attributes)
 
 

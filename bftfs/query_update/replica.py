@@ -10,7 +10,9 @@ server; 8 bytes, big-endian):
 - VERSION: object id + timestamp -> `Version`; number 0 for versions that are known but not on the
   head's chain.
 - STATE: object id + key -> number of the version that wrote it + value: the head's map.
-- PAST: object id + escaped key + number of the version that overwrote it -> the overwritten row.
+- PAST: object id + escaped key + number of the version that overwrote it -> the overwritten row;
+  and object id + two zero bytes + serial + number of a version that removed a serial behind it ->
+  the serial up to which, from that one on, all had gone then (`sequence`).
 - REQUEST: timestamp -> the `Conditioned` of a candidate that may still need inline repair; and
   what object sync has fetched, until it is used.
 
@@ -32,6 +34,16 @@ from bftfs.query_update.candidate import Candidate
 from bftfs.query_update.conditioned import Operation
 from bftfs.query_update.history import ReplicaHistory, latest_in, parse_history
 from bftfs.query_update.messages import Verdict
+from bftfs.query_update.sequence import (
+    BEYOND_SEQUENCE,
+    FIRST_SERIAL,
+    SEQUENCE,
+    is_in_sequence,
+    key_of,
+    serial_at,
+    serial_from,
+    serial_key,
+)
 from bftfs.query_update.timestamp import ZERO, LogicalTimestamp
 from bftfs.storage import StorageView, Table, Write
 from bftfs.wire.codec import Value, encode
@@ -91,7 +103,16 @@ def latest_of(stored: bytes) -> LogicalTimestamp:
 
 def _past_prefix(identifier: ObjectId, key: bytes) -> bytes:
     """What the PAST keys of `key` begin with: order-preserving, and no prefix of another's."""
-    return identifier + key.replace(b"\0", b"\0\xff") + b"\0\0"
+    return identifier + _escaped(key) + b"\0\0"
+
+
+def _escaped(key: bytes) -> bytes:
+    return key.replace(b"\0", b"\0\xff")
+
+
+def _gap_prefix(identifier: ObjectId, serial: int) -> bytes:
+    """What the PAST keys of gaps from `serial` on begin with; no key of a state is empty."""
+    return identifier + b"\0\0" + serial_key(serial)
 
 
 def _stamp(number: int) -> bytes:
@@ -110,7 +131,7 @@ class Reach(Enum):
 class Workspace:
     """The state at the version that an update builds on, and the changes it makes to it."""
 
-    __slots__ = ("_moved", "_prefix", "_rows", "_view", "delta", "object")
+    __slots__ = ("_moved", "_prefix", "_rewound", "_rows", "_view", "delta", "object")
 
     def __init__(self, view: StorageView, identifier: ObjectId) -> None:
         self.object = identifier
@@ -118,6 +139,7 @@ class Workspace:
         self._prefix = bytes(identifier)
         self._rows: dict[bytes, bytes | None] = {}  # rows as moved, and those read
         self._moved: set[bytes] = set()  # keys whose rows are no longer what the view says
+        self._rewound = False  # whether versions were taken back in this step
         self.delta: dict[bytes, bytes | None] = {}
 
     def get(self, key: bytes) -> bytes | None:
@@ -200,7 +222,8 @@ class Workspace:
 
     def undo(self, number: int, changes: tuple[Change, ...]) -> list[Write]:
         """Take back version `number`."""
-        writes = []
+        self._rewound = True
+        writes = [Write(Table.PAST, gap, None) for gap in self._gaps(number, changes)]
         for key, _ in changes:
             past_key = _past_prefix(self.object, key) + _stamp(number)
             row = self._view.get(Table.PAST, past_key)
@@ -223,7 +246,36 @@ class Workspace:
             writes.append(Write(Table.STATE, self._prefix + key, row))
             self._rows[key] = row
             self._moved.add(key)
+        writes += (Write(Table.PAST, gap, end) for gap, end in self._gaps(number, changes).items())
         return writes
+
+    def _gaps(self, number: int, changes: tuple[Change, ...]) -> dict[bytes, bytes]:
+        """Rows of PAST for the gaps that version `number`, the head, has made in a sequence."""
+        if len(changes) > limits.DELTA_ENTRIES:
+            return {}  # a state that object sync has brought: without its gaps it is only slower
+        found = {}
+        for key, value in changes:
+            if value is None and is_in_sequence(key):
+                start = FIRST_SERIAL
+                for before, _ in self.scan(SEQUENCE, key, reverse=True):
+                    start = serial_at(before) + 1
+                    break
+                for after, _ in self.scan(key, BEYOND_SEQUENCE):
+                    end = serial_at(after)
+                    break
+                else:
+                    end = self._newest_gone(serial_at(key)) + 1
+                found[_gap_prefix(self.object, start) + _stamp(number)] = serial_key(end)
+        return found
+
+    def _newest_gone(self, serial: int) -> int:
+        """The greatest serial that has gone, as far as it is known: at least `serial`."""
+        if self._rewound:  # some of the rows in the view are no longer true
+            return serial
+        low, high = self._prefix + SEQUENCE, self._prefix + BEYOND_SEQUENCE
+        for past_key in self._view.keys(Table.PAST, low, high, reverse=True):
+            return max(serial, serial_at(past_key[len(self._prefix) : -_NUMBER_BYTES - 2]))
+        return serial
 
     def take_delta(self) -> tuple[Change, ...]:
         """What the method changed, in key order, without what it left as it was."""
@@ -295,17 +347,30 @@ class PastState:
                 yield key[skip:], row[_NUMBER_BYTES:]
 
     def _past(self, start: bytes, stop: bytes, *, reverse: bool) -> Iterator[tuple[bytes, bytes]]:
-        """The pairs that have been overwritten since; passes over a key's other rows by seeking."""
-        low = self.object + start.replace(b"\0", b"\0\xff")
-        high = self.object + stop.replace(b"\0", b"\0\xff")
+        """The pairs that have been overwritten since.
+
+        Passes over a key's other rows, and over what was gone from a sequence, by seeking.
+        """
+        low, high = self.object + _escaped(start), self.object + _escaped(stop)
         skip = len(self.object)
         stamp = _stamp(self._number)
+        in_sequence = is_in_sequence(start) and not reverse
+        below = serial_at(start) - 1 if in_sequence else -1  # where a listing goes on, it was there
         while True:
-            key, rows = b"", 0
+            key, rows, patience, end = b"", 0, 0, -1
             for stored, row in self._view.scan(Table.PAST, low, high, reverse=reverse):
                 escaped = stored[skip : -_NUMBER_BYTES - 2]
                 if row[:_NUMBER_BYTES] <= stamp < stored[-_NUMBER_BYTES:]:
                     yield escaped.replace(b"\0\xff", b"\0"), row[_NUMBER_BYTES:]
+                    if in_sequence:
+                        below, patience = serial_at(escaped), 0
+                elif in_sequence and stored[-_NUMBER_BYTES:] <= stamp:
+                    if not patience:
+                        end = self._end_of_gap(escaped, below)
+                        if end > 0:
+                            break
+                        patience = _ROWS_READ
+                    patience -= 1
                 rows = rows + 1 if escaped == key else 0
                 key = escaped
                 if rows == _ROWS_READ:
@@ -313,7 +378,9 @@ class PastState:
             else:
                 return
             prefix = self.object + key + b"\0"
-            if reverse:
+            if end > 0:
+                low = self.object + key_of(end)
+            elif reverse:
                 name = key.replace(b"\0\xff", b"\0")
                 then = self._overwritten(name) if row[:_NUMBER_BYTES] > stamp else None
                 if then is not None:
@@ -323,6 +390,24 @@ class PastState:
                 low = prefix + b"\0" + _stamp(self._number + 1)
             else:
                 low = prefix + b"\1"
+
+    def _end_of_gap(self, key: bytes, below: int) -> int:
+        """The end of the gap in a sequence that `key` lies in at this version; -1 if not noted.
+
+        `below` is a serial that was alive before it, if one is known that has gone since.
+        """
+        for alive in self._view.keys(
+            Table.STATE, self.object + SEQUENCE, self.object + key, reverse=True
+        ):
+            below = max(below, serial_at(alive[len(self.object) :]))
+            break
+        prefix = _gap_prefix(self.object, max(below + 1, FIRST_SERIAL))
+        for _, noted in self._view.scan(
+            Table.PAST, prefix, prefix + _stamp(self._number + 1), reverse=True
+        ):
+            end = serial_from(noted)
+            return end if end > serial_at(key) else -1
+        return -1
 
     def _overwritten(self, key: bytes) -> bytes | None:
         """The row of `key` that was overwritten first after this version, if it is as old."""
