@@ -1,4 +1,4 @@
-"""What the healing of blocks and of objects share: looking at the store, asking all peers."""
+"""What healing and scrubbing share: looking at the store, asking all peers, sparing clients."""
 
 from __future__ import annotations
 
@@ -17,16 +17,14 @@ Seen = TypeVar("Seen")
 
 @dataclass(slots=True)
 class HealingTally:
-    """What healing has done; each number but the last two only grows."""
+    """What healing has done; each number but the last only grows."""
 
     passes: int = 0
     compared: int = 0  # versions (or objects) that were looked at
     rebuilt: int = 0
     rebuilt_bytes: int = 0
-    damaged: int = 0  # found by scrubbing
     failed: int = 0  # that should be here and could not be made
     progress: float = 1.0  # of the pass under way: how much of the key space it has seen
-    scrubbing: bool = False
 
 
 async def look(host: Host, function: Callable[[StorageView], Seen]) -> Seen:
@@ -49,6 +47,11 @@ async def step(host: Host, function: Callable[[StorageView], tuple[Seen, list[Wr
     while not seen:
         await Wait(event)
     return seen[0]
+
+
+async def clients_are_busy(host: Host) -> bool:
+    """Whether a client has asked for something just now."""
+    return 0 <= await Now() - host.foreground_us < limits.VERIFY_IDLE_US
 
 
 async def ask_all(

@@ -12,6 +12,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from bftfs import limits
+
 OBJECTS = "objects"
 BLOCKS = "blocks"
 
@@ -24,10 +26,15 @@ class Recovery:
         *,
         floor_us: int = 0,
         rebuilding: bool = False,
+        on_loss: Callable[[int], None] = lambda _floor_us: None,
         on_end: Callable[[], None] = lambda: None,
     ) -> None:
-        """Nothing that was forgotten is later than `floor_us`: the node refused insane times."""
+        """Nothing that was forgotten is later than `floor_us`: the node refused insane times.
+
+        `on_loss` makes a new floor, and that the node is rebuilding, survive any crash.
+        """
         self.floor_us = floor_us
+        self._on_loss = on_loss
         self._on_end = on_end
         self._remaining = {OBJECTS, BLOCKS} if rebuilding else set()
 
@@ -35,6 +42,12 @@ class Recovery:
     def rebuilding(self) -> bool:
         """Whether the node may lack something that it has had."""
         return bool(self._remaining)
+
+    def forget(self, what: str, now_us: int) -> None:
+        """Some of the objects (or blocks) turn out to be lost, and what was accepted of them."""
+        self.floor_us = max(self.floor_us, now_us + limits.CLOCK_SKEW_US)
+        self._on_loss(self.floor_us)
+        self._remaining.add(what)
 
     def rebuilt(self, what: str) -> None:
         """All objects (or blocks) that others have are here."""

@@ -54,6 +54,9 @@ class StorageView(Protocol):
     ) -> Iterator[bytes]:
         """Like `scan`, without touching the values."""
 
+    def count(self, table: Table) -> int:
+        """How many rows the table has; perhaps roughly. Costs nothing."""
+
 
 class MemoryStorage:
     """The store as a specification: sorted dictionaries. Used by the simulator and by tests."""
@@ -77,6 +80,9 @@ class MemoryStorage:
     ) -> Iterator[bytes]:
         rows = self._tables[table]
         return iter(rows.irange(start, stop, inclusive=(True, False), reverse=reverse))
+
+    def count(self, table: Table) -> int:
+        return len(self._tables[table])
 
     def apply(self, writes: Iterable[Write]) -> None:
         """Apply all of `writes`, in order."""

@@ -30,18 +30,27 @@ def resumed(directory: NodeDirectory) -> Recovery:
         floor, state = directory.recovery.read_text().split()
         floor_us, rebuilding = int(floor), state != _REBUILT
     except FileNotFoundError:
-        return Recovery()
+        return _recovery(directory, 0, rebuilding=False)
     except (OSError, ValueError):
         raise UsageError(
             f"{directory.recovery}: it does not say what the node has forgotten; move the store "
             "away and start the node again: it rebuilds its store"
         ) from None
 
+    return _recovery(directory, floor_us, rebuilding=rebuilding)
+
+
+def _recovery(directory: NodeDirectory, floor_us: int, *, rebuilding: bool) -> Recovery:
+    def lose(floor_us: int) -> None:
+        _write(directory, floor_us, _REBUILDING)
+        structlog.get_logger().warning("rebuilding", reason="a part of its store is damaged")
+
     def end() -> None:
-        _write(directory, floor_us, _REBUILT)
+        _write(directory, recovery.floor_us, _REBUILT)
         structlog.get_logger().info("rebuilt")
 
-    return Recovery(floor_us=floor_us, rebuilding=rebuilding, on_end=end)
+    recovery = Recovery(floor_us=floor_us, rebuilding=rebuilding, on_loss=lose, on_end=end)
+    return recovery
 
 
 def _write(directory: NodeDirectory, floor_us: int, state: str) -> None:

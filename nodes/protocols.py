@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import get_args
 
+import structlog
+
 from bftfs.cluster import ClusterDescription
 from bftfs.crypto.digest import client_id_of
 from bftfs.crypto.keys import Identity
@@ -12,14 +14,18 @@ from bftfs.filesystem import object_types
 from bftfs.healing import HealingTally
 from bftfs.identifiers import NodeId
 from bftfs.query_update.messages import Request as QueryUpdateRequest
+from bftfs.query_update.scrubbing import HistoryScrubber, RequestScrubber, VersionScrubber
 from bftfs.query_update.server import QueryUpdateServer
 from bftfs.quorum import ThresholdQuorums
 from bftfs.read_write.healing import BlockHealer
 from bftfs.read_write.lazy_verifier import LazyVerifier
 from bftfs.read_write.messages import Notice
 from bftfs.read_write.messages import Request as ReadWriteRequest
+from bftfs.read_write.scrubbing import BlockScrubber
 from bftfs.read_write.server import ReadWriteServer
 from bftfs.recovery import Recovery
+from bftfs.scrubbing import Scrubber, ScrubTally
+from bftfs.steering import healing_steering
 from nodes.authority import InodeAuthority
 from nodes.configuration import NodeConfiguration
 from nodes.metrics import Gauge
@@ -36,17 +42,29 @@ def honest_services(
 ) -> Services:
     """What a correct node does."""
     keys = description.authenticator_keys(identity, node)
+    quorums = ThresholdQuorums(description.query_update)
+    healing = healing_steering()
     query_update = QueryUpdateServer(
-        node,
-        ThresholdQuorums(description.query_update),
-        keys,
-        object_types(),
-        recovery=recovery,
+        node, quorums, keys, object_types(), recovery=recovery, healing=healing
     )
     quota = ClientQuota(configuration.client_bytes)
     client = client_id_of(public_key=identity.public_key)
     block_healer = BlockHealer(
-        node, description.read_write, client, recovery, charge=quota.charge_anyway
+        node,
+        description.read_write,
+        client,
+        recovery,
+        charge=quota.charge_anyway,
+        steering=healing,
+    )
+    scrubber = Scrubber(
+        (
+            BlockScrubber(node, description.n, healing.hurry),
+            VersionScrubber(node, quorums, query_update.healer),
+            HistoryScrubber(query_update, query_update.healer),
+            RequestScrubber(query_update),
+        ),
+        report=_report,
     )
     verifier = LazyVerifier(
         node,
@@ -70,11 +88,14 @@ def honest_services(
             Notice: verifier,
         },
         # A node without peers has nobody to heal from.
-        (verifier, query_update.healer, block_healer) if description.n > 1 else (verifier,),
+        (verifier, query_update.healer, block_healer, scrubber)
+        if description.n > 1
+        else (verifier,),
         lambda: (
             *_gauges(verifier),
             *_healing_gauges("objects", query_update.healer.tally),
             *_healing_gauges("blocks", block_healer.tally),
+            *_scrubbing_gauges(scrubber.tally),
             Gauge("bftfs_recovering", "1 while a lost store is rebuilt.", recovery.rebuilding),
         ),
     )
@@ -88,8 +109,22 @@ def _healing_gauges(what: str, tally: HealingTally) -> tuple[Gauge, ...]:
         Gauge(f"bftfs_heal_{what}_rebuilt", f"{what} rebuilt.", tally.rebuilt),
         Gauge(f"bftfs_heal_{what}_bytes", "Bytes rebuilt.", tally.rebuilt_bytes),
         Gauge(f"bftfs_heal_{what}_failed", f"{what} that could not be.", tally.failed),
-        Gauge(f"bftfs_heal_{what}_damaged", f"{what} found damaged here.", tally.damaged),
     )
+
+
+def _scrubbing_gauges(tally: ScrubTally) -> tuple[Gauge, ...]:
+    return (
+        Gauge("bftfs_scrub_passes", "Passes over all that is stored.", tally.passes),
+        Gauge("bftfs_scrub_progress", "Of the pass under way; 1: none is.", tally.progress),
+        Gauge("bftfs_scrub_rows", "Rows that were read and checked.", tally.checked_rows),
+        Gauge("bftfs_scrub_bytes", "Bytes that were read and checked.", tally.checked_bytes),
+        Gauge("bftfs_scrub_damaged", "Rows that were found damaged.", tally.found_damaged),
+        Gauge("bftfs_scrubbed_seconds", "When all was checked last.", tally.ended_us / 1e6),
+    )
+
+
+def _report(table: str, damaged: int) -> None:
+    structlog.get_logger().warning("damaged", table=table, rows=damaged)
 
 
 def _gauges(verifier: LazyVerifier) -> tuple[Gauge, ...]:

@@ -159,6 +159,14 @@ class Batch:
         except lmdb.Error as error:
             raise self._store.failure(error, 0) from error
 
+    def count(self, table: Table) -> int:
+        """How many rows the table has."""
+        try:
+            entries: int = self._transaction.stat(self._databases[table])["entries"]
+        except lmdb.Error as error:
+            raise self._store.failure(error, 0) from error
+        return entries
+
     def apply(self, writes: Iterable[Write]) -> None:
         """Apply all of `writes`, in order; they show in what is read from now on."""
         transaction, databases, rows = self._transaction, self._databases, self._rows

@@ -34,6 +34,7 @@ _OPERATION = _tagged(b"bftfs.operation")
 _DEDUCTION = _tagged(b"bftfs.deduction")
 _ANSWER = _tagged(b"bftfs.answer")
 _SYNC_PAGE = _tagged(b"bftfs.syncpage")
+_LINK = _tagged(b"bftfs.link")
 _INVENTORY = _tagged(b"bftfs.inventory")
 _CLUSTER = _tagged(b"bftfs.cluster")
 _CLIENT = _tagged(b"bftfs.client", CLIENT_ID_BYTES)
@@ -91,6 +92,13 @@ def sync_page_digest(encoded: bytes) -> Digest:
     """What a server sends in place of a page of object sync that another one sends whole."""
     state = _SYNC_PAGE.copy()
     state.update(encoded)
+    return Digest(state.digest())
+
+
+def link_digest(*, object: ObjectId, encoded: bytes) -> Digest:  # noqa: A002
+    """What a server tells another of a version of an object, so that both can compare theirs."""
+    state = _LINK.copy()
+    state.update(object + encoded)
     return Digest(state.digest())
 
 

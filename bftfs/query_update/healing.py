@@ -16,21 +16,29 @@ where nothing later is reported, and
 
 `bftfs.query_update.server` holds a recovering server to the second half of that.
 
+**Damaged objects.** Scrubbing marks them. One whose replica history is whole is made anew from what
+the peers have of the version that it stands at. Of one whose replica history is damaged, or whose
+version nobody else has, the server has forgotten what it accepted: the object is dropped, and the
+server recovers as if it had lost its store. Objects of which it has the latest state only, because
+object sync brought no more, are marked too, and made anew with their past once that can be had.
+
 **Concurrency.** One thread. A walk and a request may heal one object: the later changes nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from itertools import islice, pairwise
 from typing import NamedTuple, Protocol
 
+import msgspec
+
 from bftfs import limits
 from bftfs.conversation import Now, Pause, Together
 from bftfs.errors import MalformedMessage
-from bftfs.healing import HealingTally, ask_all, look, step
-from bftfs.identifiers import OBJECT_ID_BYTES, NodeId, ObjectId
+from bftfs.healing import HealingTally, ask_all, clients_are_busy, look, step
+from bftfs.identifiers import OBJECT_ID_BYTES, NodeId, ObjectId, ObjectKind
 from bftfs.query_update import object_sync
 from bftfs.query_update.candidate import Candidate
 from bftfs.query_update.classification import shared_candidates
@@ -42,15 +50,29 @@ from bftfs.query_update.messages import (
     HistoryReply,
     HistoryRequest,
 )
-from bftfs.query_update.replica import Reach, Replica, latest_of
+from bftfs.query_update.rebuilding import Past, fetch_past, made_anew
+from bftfs.query_update.replica import (
+    INITIAL_ROW,
+    ObjectRow,
+    Reach,
+    Replica,
+    latest_of,
+    rows_of,
+    stored_row,
+)
 from bftfs.query_update.timestamp import ZERO, LogicalTimestamp, time_of
 from bftfs.quorum import Nodes, QuorumSystem
 from bftfs.recovery import OBJECTS, Recovery
+from bftfs.steering import Steering, healing_steering
 from bftfs.step import Host, Want
 from bftfs.storage import StorageView, Table, Write
+from bftfs.wire.codec import encode
 
 _END = b"\xff" * (OBJECT_ID_BYTES + 1)  # after all ids
 _CURSOR = b"heal objects"  # in Table.META: where the walk is
+_MARK = b"mend"  # in Table.META, before an object's id: what is to be done about it
+_DAMAGED = b"d"
+_SHALLOW = b"s"  # it lacks its past
 _TRIES = 3  # at an object that is being updated meanwhile
 _TRY_AGAIN_US = 50_000
 
@@ -62,6 +84,9 @@ class TakesOver(Protocol):
         self, view: StorageView, name: ObjectId, candidate: Candidate, *, established: bool
     ) -> list[Write] | None:
         """The writes that take `candidate` into the history; None if its version is missing."""
+
+    def has_made(self, name: ObjectId, row: ObjectRow) -> bool:
+        """Whether the replica history in `row` is this server's: its authenticator tells."""
 
 
 # --- the server that is asked -------------------------------------------------------------------
@@ -96,8 +121,14 @@ class ObjectHealer:
     """Brings what one server lacks, in the background; of an object that is asked for, at once."""
 
     def __init__(
-        self, node: NodeId, quorums: QuorumSystem, server: TakesOver, recovery: Recovery
+        self,
+        node: NodeId,
+        quorums: QuorumSystem,
+        server: TakesOver,
+        recovery: Recovery,
+        steering: Steering | None = None,
     ) -> None:
+        self.steering = steering or healing_steering()
         self.tally = HealingTally()
         self._node = node
         self._quorums = quorums
@@ -107,12 +138,22 @@ class ObjectHealer:
         self._host: Host | None = None
         self._asked_for: set[ObjectId] = set()  # objects beyond the walk that were healed
         self._walked = b"" if recovery.rebuilding else _END
+        self._marked: dict[ObjectId, bytes] = {}  # what is to be mended
+        self._damaged = 0  # how many of these say something that may be false
+        self._losses = 0  # how often something turned out to be forgotten
+
+    @property
+    def doubtful(self) -> bool:
+        """Whether this server may say something false of objects, unless it heals them first."""
+        return self._recovery.rebuilding or self._damaged > 0
 
     # --- on demand ---------------------------------------------------------------------------
 
     def wanted(self, names: Sequence[ObjectId]) -> Want | None:
         """What a request for these objects has to wait for, if this server may have forgotten."""
         for name in names:
+            if self._marked.get(name) == _DAMAGED:
+                return Want(b"mend" + name, lambda _view, name=name: self._mend_on_demand(name))  # type: ignore[misc]
             if name >= self._walked and name not in self._asked_for:
                 return Want(b"heal" + name, lambda _view, name=name: self._on_demand(name))  # type: ignore[misc]
         return None
@@ -123,24 +164,34 @@ class ObjectHealer:
         self._asked_for.add(name)
         return []
 
+    async def _mend_on_demand(self, name: ObjectId) -> list[Write] | None:
+        return [] if self._host is not None and await self._mend(self._host, name) else None
+
     # --- the walk ----------------------------------------------------------------------------
 
     async def run(self, host: Host) -> None:
         """Heal at the start, and from time to time."""
         self._host = host
+        self._note(await look(host, _marks))
+        steering = self.steering
+        await steering.begin(host)
         while True:
-            complete = await self._walk(host)
+            starts = steering.starts
+            complete = await self._mend_all(host)
+            complete &= await self._walk(host)
             self.tally.passes += 1
             if complete:
                 self._recovery.rebuilt(OBJECTS)
-            await Pause(limits.HEAL_EVERY_US if complete else limits.HEAL_AGAIN_US)
+            complete &= await self._mend_all(host)
+            await steering.rest(limits.HEAL_EVERY_US if complete else limits.HEAL_AGAIN_US, starts)
 
     async def _walk(self, host: Host) -> bool:
         """One pass over all objects; whether all that others have is here."""
         cursor = await look(host, lambda view: view.get(Table.META, _CURSOR) or b"")
-        complete = True
+        complete, losses = True, self._losses
         while cursor != _END:
-            self.tally.progress = int.from_bytes(cursor[:8].ljust(8, b"\0"), "big") / (1 << 64)
+            await self.steering.permission()
+            self.tally.progress = _fraction(cursor)
             replies = await ask_all(
                 self._peers, CatalogueRequest(cursor), partial(_is_catalogue, cursor)
             )
@@ -150,6 +201,8 @@ class ObjectHealer:
             horizon, lacking, listed = await self._compare(host, cursor, replies)
             self.tally.compared += listed
             complete &= await self._heal_all(host, lacking)
+            if losses != self._losses:
+                return False  # the next pass begins anew
             cursor = horizon
             self._walked = max(self._walked, cursor)
             place = None if cursor == _END else cursor
@@ -195,7 +248,8 @@ class ObjectHealer:
         complete = True
         at = 0
         while at < len(names):
-            busy = 0 <= await Now() - host.foreground_us < limits.VERIFY_IDLE_US
+            await self.steering.permission()
+            busy = await clients_are_busy(host)
             chunk = names[at : at + (1 if busy else limits.HEAL_AT_ONCE)]
             at += len(chunk)
             complete &= all(
@@ -273,7 +327,126 @@ class ObjectHealer:
 
         taken = await step(host, take)
         self.tally.rebuilt += taken
+        if taken and await look(host, lambda view: Replica(view, name).row.floor) > ZERO:
+            self.mark(host, {name: _SHALLOW})
         return taken
+
+    # --- objects of which something is lost --------------------------------------------------
+
+    def mark_damaged(self, host: Host, names: Iterable[ObjectId]) -> None:
+        """These have rows that are damaged, or lost: they are mended, at once if asked for."""
+        self.mark(host, dict.fromkeys(names, _DAMAGED))
+        self.steering.hurry()
+
+    def mark(self, host: Host, marks: dict[ObjectId, bytes]) -> None:
+        """Remember, across restarts, to mend these."""
+        self._note({**self._marked, **marks})
+        writes = [Write(Table.META, _MARK + name, mark) for name, mark in marks.items()]
+        host.arrange(lambda _view, _now_us: writes)
+
+    def _note(self, marks: dict[ObjectId, bytes]) -> None:
+        self._marked = marks
+        self._damaged = sum(mark == _DAMAGED for mark in marks.values())
+
+    def _unmark(self, host: Host, name: ObjectId) -> None:
+        self._note({other: mark for other, mark in self._marked.items() if other != name})
+        host.arrange(lambda _view, _now_us: [Write(Table.META, _MARK + name, None)])
+
+    async def _mend_all(self, host: Host) -> bool:
+        complete = True
+        for name in sorted(self._marked):
+            await self.steering.permission()
+            if name in self._marked:  # nobody has asked for it meanwhile
+                complete &= await self._mend(host, name)
+        return complete
+
+    async def _mend(self, host: Host, name: ObjectId) -> bool:
+        """Make a marked object anew; whether there is nothing left to be done about it."""
+        row = await look(host, partial(_row, name))
+        head = ZERO if row is None else _head(row)
+        past = None
+        if head is not None and head != ZERO and self._server.has_made(name, row or INITIAL_ROW):
+            past = await fetch_past(name, head, me=self._node, quorums=self._quorums)
+            if past is not None:
+                return await self._replace(host, name, past)
+        if self._marked.get(name) != _DAMAGED:
+            self._unmark(host, name)
+            return True
+        replies = await ask_all(self._peers, HistoryRequest(name), _is_history)
+        if not self._quorums.is_quorum(sum(1 << node for node in replies)):
+            return False  # some day there are enough
+        # Nobody else can be asked for the version, or what was accepted is not known any more.
+        self._recovery.forget(OBJECTS, await Now())
+        self._losses += 1
+        self._walked = b""
+        self._asked_for.clear()
+
+        def drop(view: StorageView, _now_us: int) -> list[Write]:
+            rows = [Write(table, key, None) for table, key in rows_of(view, name)]
+            return [
+                *rows,
+                Write(Table.OBJECT, name, None),
+                Write(Table.META, _CURSOR, None),
+            ]
+
+        host.arrange(drop)
+        self._unmark(host, name)
+        return True
+
+    async def _replace(self, host: Host, name: ObjectId, past: Past) -> bool:
+        """Replace an object's rows with those that `past` makes, unless it has moved on."""
+        newest = past.links[0].timestamp if past.links else past.base
+
+        def replace(view: StorageView) -> tuple[bool, list[Write]]:
+            row = _row(name, view)
+            if row is None or _head(row) != newest:
+                return False, []
+            if self._marked.get(name) != _DAMAGED and past.base >= row.floor:
+                return True, []  # the peers know no more of its past than this server
+            writes = made_anew(view, row, name, past)
+            return writes is not None, writes or []
+
+        replaced = await step(host, replace)
+        if replaced:
+            self._unmark(host, name)
+            self.tally.rebuilt += 1
+            self.tally.rebuilt_bytes += sum(len(encode(link)) for link in past.links)
+        return replaced
+
+
+def _marks(view: StorageView) -> dict[ObjectId, bytes]:
+    end = _MARK + b"\xff" * (OBJECT_ID_BYTES + 1)
+    return {
+        ObjectId(key[len(_MARK) :]): mark
+        for key, mark in view.scan(Table.META, _MARK, end)
+        if len(key) == len(_MARK) + OBJECT_ID_BYTES
+    }
+
+
+def _row(name: ObjectId, view: StorageView) -> ObjectRow | None:
+    """The object's row; None if there is none that can be read."""
+    stored = view.get(Table.OBJECT, name)
+    try:
+        return None if stored is None else stored_row(stored)
+    except msgspec.MsgspecError:
+        return None
+
+
+def _head(row: ObjectRow) -> LogicalTimestamp | None:
+    """The version at which the server stands; None if its history cannot be read."""
+    try:
+        return parse_history(row.history).latest_object.timestamp
+    except MalformedMessage:
+        return None
+
+
+def _fraction(cursor: bytes) -> float:
+    """Roughly how much of all ids is below: the first byte is the kind, the second a placement."""
+    if not cursor:
+        return 0.0
+    kinds = max(ObjectKind)
+    within = int.from_bytes(cursor[1:9].ljust(8, b"\0"), "big") / (1 << 64)
+    return min((min(cursor[0], kinds) - 1 + within) / kinds, 1.0) if cursor[0] else 0.0
 
 
 def _own(name: ObjectId, candidate: Candidate | None, view: StorageView) -> _Own:

@@ -12,6 +12,7 @@ from typing import Annotated, TypeAlias
 from msgspec import Meta
 
 from bftfs import limits
+from bftfs.crypto.digest import DIGEST_BYTES
 from bftfs.identifiers import OBJECT_ID_BYTES
 from bftfs.query_update.conditioned import (
     AnswerField,
@@ -21,7 +22,7 @@ from bftfs.query_update.conditioned import (
     Operation,
 )
 from bftfs.query_update.history import AuthenticatorField, HistoryField, ObjectHistorySet
-from bftfs.query_update.timestamp import TimestampField
+from bftfs.query_update.timestamp import TIMESTAMP_BYTES, TimestampField
 from bftfs.wire.codec import Message, Value
 from bftfs.wire.fields import ClientField, NodeField, ObjectField, TimeField, UserField
 
@@ -190,6 +191,23 @@ class CatalogueRequest(Message, frozen=True, tag=0x1B):
     after: Annotated[bytes, Meta(max_length=OBJECT_ID_BYTES)]
 
 
+class AttestRequest(Message, frozen=True, tag=0x1E):
+    """From node to node: what do you have of these versions (object and timestamp)?"""
+
+    versions: Annotated[
+        tuple[Annotated[bytes, Meta(max_length=OBJECT_ID_BYTES + TIMESTAMP_BYTES)], ...],
+        Meta(min_length=1, max_length=limits.VERSIONS_ATTESTED),
+    ]
+
+
+class ChainRequest(Message, frozen=True, tag=0x1F):
+    """From node to node: a page of the chain of versions from `version` down, or its digest."""
+
+    object: ObjectField
+    version: TimestampField
+    whole: bool
+
+
 # --- replies --------------------------------------------------------------------------------
 
 
@@ -341,6 +359,15 @@ class CatalogueReply(Message, frozen=True, tag=0x2B):
     more: bool
 
 
+class AttestReply(Message, frozen=True, tag=0x2E):
+    """The digest of each version, in order; nothing for one that the server does not know."""
+
+    digests: Annotated[
+        tuple[Annotated[bytes, Meta(max_length=DIGEST_BYTES)], ...],
+        Meta(max_length=limits.VERSIONS_ATTESTED),
+    ]
+
+
 Request: TypeAlias = (
     Query
     | Update
@@ -353,6 +380,8 @@ Request: TypeAlias = (
     | VersionsRequest
     | HistoryRequest
     | CatalogueRequest
+    | AttestRequest
+    | ChainRequest
 )
 Reply: TypeAlias = (
     QueryReply
@@ -365,4 +394,5 @@ Reply: TypeAlias = (
     | VersionsReply
     | HistoryReply
     | CatalogueReply
+    | AttestReply
 )

@@ -10,7 +10,7 @@ in a row of its own, and the request that wanted it moves the head when it is st
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import msgspec
 
@@ -19,8 +19,8 @@ from bftfs.conversation import Now, Send
 from bftfs.crypto.digest import sync_page_digest
 from bftfs.errors import QuorumUnavailable
 from bftfs.identifiers import NodeId, ObjectId
-from bftfs.query_update.messages import Found, SyncReply, SyncRequest
-from bftfs.query_update.replica import Link, Reach, Replica
+from bftfs.query_update.messages import ChainRequest, Found, SyncReply, SyncRequest
+from bftfs.query_update.replica import Link, Reach, Replica, link_of
 from bftfs.query_update.timestamp import ZERO, LogicalTimestamp
 from bftfs.quorum import Judgement, Nodes, Probing, QuorumSystem, ask
 from bftfs.storage import StorageView, Table, Write
@@ -71,15 +71,7 @@ def _chain_page(
         found = replica.version(at)
         if found is None or found.gap or len(links) == limits.SYNC_LINKS:
             return None
-        link = Link(
-            at,
-            found.parent,
-            found.objects,
-            found.copy,
-            found.delta,
-            found.operation,
-            found.answer,
-        )
+        link = link_of(at, found)
         size += len(encode(link))
         if size > limits.SYNC_PAGE_BYTES:
             return None
@@ -134,26 +126,46 @@ async def fetch_version(
     ring = tuple(NodeId((me + step) % quorums.n) for step in range(1, quorums.n))
     order = tuple(sorted(ring, key=lambda node: not hosts >> node & 1))
     key = sync_key(identifier, version)
-    asking = _Asking(order, quorums)
+    asking = Asking(order, quorums)
     try:
         chain = await asking.agree(SyncRequest(identifier, version, known, b"", True))
         if chain is not None and _is_chain(chain, version, known):
             return [Write(Table.REQUEST, key, _CHAIN + chain)]
-        writes: list[Write] = []
-        after = b""
-        while True:
-            page = await asking.agree(SyncRequest(identifier, version, (), after, True))
-            if page is None:
-                return None
-            decoded = _decode_page(page)
-            writes.append(Write(Table.REQUEST, key + len(writes).to_bytes(4, "big"), page))
-            if not decoded.more:
-                break
-            after = decoded.pairs[-1][0]
-        writes.append(Write(Table.REQUEST, key, _STATE + len(writes).to_bytes(4, "big")))
-        return writes
+        pages = await state_pages(asking, identifier, version)
+        if pages is None:
+            return None
+        return [
+            *(
+                Write(Table.REQUEST, key + number.to_bytes(4, "big"), page)
+                for number, page in enumerate(pages)
+            ),
+            Write(Table.REQUEST, key, _STATE + len(pages).to_bytes(4, "big")),
+        ]
     except (QuorumUnavailable, msgspec.MsgspecError, IndexError):
         return None
+
+
+async def state_pages(
+    asking: Asking, identifier: ObjectId, version: LogicalTimestamp
+) -> list[bytes] | None:
+    """The whole state at `version`, in encoded pages; None if too few servers give the same."""
+    pages: list[bytes] = []
+    after = b""
+    while True:
+        page = await asking.agree(SyncRequest(identifier, version, (), after, True))
+        if page is None:
+            return None
+        decoded = _decode_page(page)
+        pages.append(page)
+        if not decoded.more:
+            return pages
+        after = decoded.pairs[-1][0]
+
+
+def pairs_in(pages: Iterable[bytes]) -> Iterator[tuple[bytes, bytes]]:
+    """What `state_pages` has given, pair by pair."""
+    for page in pages:
+        yield from _decode_page(page).pairs
 
 
 def _is_chain(
@@ -168,7 +180,7 @@ def _is_chain(
     return at in known
 
 
-class _Asking:
+class Asking:
     """Asks servers for pages until a set of them that includes a benign one agrees."""
 
     def __init__(self, order: tuple[NodeId, ...], quorums: QuorumSystem) -> None:
@@ -181,7 +193,7 @@ class _Asking:
             mask |= 1 << order[self._first]
             self._first += 1
 
-    async def agree(self, request: SyncRequest) -> bytes | None:
+    async def agree(self, request: SyncRequest | ChainRequest) -> bytes | None:
         """The page; None if all have answered, or a benign one has the version, but no chain."""
         for_digest = msgspec.structs.replace(request, whole=False)
         pages: dict[bytes, bytes] = {}
@@ -260,12 +272,12 @@ def take_staged(replica: Replica, version: LogicalTimestamp) -> bool:
     page_keys = [
         key + number.to_bytes(4, "big") for number in range(int.from_bytes(staged[1:], "big"))
     ]
-    replica.install(version, _pairs(replica.view, page_keys))
+    replica.install(version, pairs_in(_staged(replica.view, page_keys)))
     return True
 
 
-def _pairs(view: StorageView, page_keys: list[bytes]) -> Iterator[tuple[bytes, bytes]]:
+def _staged(view: StorageView, page_keys: list[bytes]) -> Iterator[bytes]:
     for page_key in page_keys:
         page = view.get(Table.REQUEST, page_key)
         assert page is not None, "pages are staged together with their number"
-        yield from _decode_page(page).pairs
+        yield page

@@ -101,6 +101,67 @@ def latest_of(stored: bytes) -> LogicalTimestamp:
     return latest_in(_decode_row(stored).history)
 
 
+def stored_row(stored: bytes) -> ObjectRow:
+    """An OBJECT row. Raises msgspec's errors if it is damaged."""
+    return _decode_row(stored)
+
+
+def stored_version(stored: bytes) -> Version:
+    """A VERSION row. Raises msgspec's errors if it is damaged."""
+    return _decode_version(stored)
+
+
+def link_of(timestamp: LogicalTimestamp, version: Version) -> Link:
+    """A version as servers tell it each other: the same at every benign one that has it."""
+    return Link(
+        timestamp,
+        version.parent,
+        version.objects,
+        version.copy,
+        version.delta,
+        version.operation,
+        version.answer,
+    )
+
+
+def is_as_written(view: StorageView, identifier: ObjectId, version: Version) -> bool:
+    """Whether the rows of state and past are what a version of the chain has made them.
+
+    Each of its changes is in the head's state, or was overwritten by a later version: then the one
+    that was first to do so has kept it.
+    """
+    stamp = _stamp(version.number)
+    for key, value in version.delta:
+        prefix = _past_prefix(identifier, key)
+        row = next(
+            (
+                row
+                for _, row in view.scan(
+                    Table.PAST,
+                    prefix + _stamp(version.number + 1),
+                    prefix + b"\xff" * (_NUMBER_BYTES + 1),
+                )
+            ),
+            None,
+        )
+        if row is None:
+            row = view.get(Table.STATE, identifier + key)
+        if value is None:
+            if row is not None and row[:_NUMBER_BYTES] <= stamp:
+                return False
+        elif row is None or row[:_NUMBER_BYTES] != stamp or row[_NUMBER_BYTES:] != value:
+            return False
+    return True
+
+
+def rows_of(view: StorageView, identifier: ObjectId) -> Iterator[tuple[Table, bytes]]:
+    """All rows of an object but its OBJECT row and the requests."""
+    stop = (int.from_bytes(identifier, "big") + 1).to_bytes(len(identifier) + 1, "big")[1:]
+    for table in (Table.VERSION, Table.STATE, Table.PAST):
+        for key in view.keys(table, identifier, stop):
+            yield table, key
+
+
 def _past_prefix(identifier: ObjectId, key: bytes) -> bytes:
     """What the PAST keys of `key` begin with: order-preserving, and no prefix of another's."""
     return identifier + _escaped(key) + b"\0\0"

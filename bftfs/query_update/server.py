@@ -60,7 +60,10 @@ from bftfs.query_update.history import (
     parse_set,
 )
 from bftfs.query_update.messages import (
+    AttestReply,
+    AttestRequest,
     CatalogueRequest,
+    ChainRequest,
     DeduceReply,
     DeduceRequest,
     FetchReply,
@@ -84,7 +87,9 @@ from bftfs.query_update.messages import (
     VersionsRequest,
 )
 from bftfs.query_update.object_type import Caller, Method, ObjectTypes, Refusal, encode_record
-from bftfs.query_update.replica import Reach, Replica
+from bftfs.query_update.rebuilding import chain_page
+from bftfs.query_update.replica import ObjectRow, Reach, Replica
+from bftfs.query_update.scrubbing import attested
 from bftfs.query_update.timestamp import (
     TIMESTAMP_BYTES,
     ZERO,
@@ -95,6 +100,7 @@ from bftfs.query_update.timestamp import (
 )
 from bftfs.quorum import Nodes, QuorumSystem
 from bftfs.recovery import Recovery
+from bftfs.steering import Steering
 from bftfs.step import Ready, Role, Sender, Want
 from bftfs.storage import StorageView, Table, Write
 
@@ -148,10 +154,11 @@ class QueryUpdateServer:
         types: ObjectTypes,
         *,
         recovery: Recovery | None = None,
+        healing: Steering | None = None,
     ) -> None:
         self.node = node
         self.recovery = recovery or Recovery()
-        self.healer = ObjectHealer(node, quorums, self, self.recovery)
+        self.healer = ObjectHealer(node, quorums, self, self.recovery, healing)
         self.quorums = quorums
         self.types = types
         self._keys = keys
@@ -169,6 +176,8 @@ class QueryUpdateServer:
             VersionsRequest: self._versions,
             HistoryRequest: self._history,
             CatalogueRequest: self._catalogue,
+            AttestRequest: self._attest,
+            ChainRequest: self._chain,
         }
 
     def step(
@@ -181,7 +190,7 @@ class QueryUpdateServer:
     ) -> Ready:
         """Serve one message."""
         try:
-            if self.recovery.rebuilding and sender.role is Role.CLIENT:
+            if self.healer.doubtful and sender.role is Role.CLIENT:
                 want = self.healer.wanted(_objects_of(message))
                 if want is not None:
                     return Ready(wants=(want,))
@@ -959,6 +968,35 @@ class QueryUpdateServer:
         except _Fail:  # the history is as long as it may be
             return None
         return replica.writes
+
+    def has_made(self, name: ObjectId, row: ObjectRow) -> bool:
+        """Whether the replica history in `row` is this server's: its authenticator tells."""
+        digest = replica_history_digest(object=name, encoded=row.history)
+        return row.authenticator == self._keys.make(digest)
+
+    def is_request(self, timestamp: bytes, stored: bytes) -> bool:
+        """Whether `stored` is what the candidate at `timestamp` was made from."""
+        try:
+            conditioned = decode_conditioned(stored)
+            sets = [parse_set(each, n=self.quorums.n) for each in conditioned.sets]
+        except MalformedMessage:
+            return False
+        author = client_of(LogicalTimestamp(timestamp))
+        return timestamp_of(conditioned, stored, sets, author) == timestamp
+
+    def _attest(
+        self, view: StorageView, sender: Sender, message: AttestRequest, now_us: int
+    ) -> Ready:
+        if sender.role is not Role.NODE:
+            raise _Reject(errno.EPERM, "scrubbing is between nodes")
+        return Ready(AttestReply(tuple(attested(view, each) for each in message.versions)))
+
+    def _chain(
+        self, view: StorageView, sender: Sender, message: ChainRequest, now_us: int
+    ) -> Ready:
+        if sender.role is not Role.NODE:
+            raise _Reject(errno.EPERM, "object sync is between nodes")
+        return Ready(chain_page(view, message))
 
     def _history(
         self, view: StorageView, sender: Sender, message: HistoryRequest, now_us: int

@@ -2,8 +2,9 @@
 
 The node walks over all versions in the order of their keys, a page at a time. It asks its peers
 which versions they have; those that have the same as it say no more than that. What b + 1 of them
-list and it lacks, or has damaged, it rebuilds: it fetches m fragments, generates all N, checks them
-against the cross-checksum that the timestamp binds, and keeps its own.
+list and it lacks, it rebuilds: it fetches m fragments, generates all N, checks them against the
+cross-checksum that the timestamp binds, and keeps its own. Of what its disk has damaged, scrubbing
+has dropped the fragments.
 
 That is safe whatever the version's fate: b + 1 nodes, hence a correct one, have it from its author
 or from a repair, and one host more is what the arrival of a delayed write would have brought.
@@ -24,9 +25,9 @@ from typing import NamedTuple
 from bftfs import limits
 from bftfs.coding import cross_checksum
 from bftfs.coding.cross_checksum import CrossChecksum
-from bftfs.conversation import Compute, Now, Pause, Receive, Send, Together
+from bftfs.conversation import Compute, Now, Receive, Send, Together
 from bftfs.crypto.digest import DIGEST_BYTES, inventory_digest, verifier_of
-from bftfs.healing import HealingTally, ask_all, look
+from bftfs.healing import HealingTally, ask_all, clients_are_busy, look
 from bftfs.identifiers import BLOCK_ID_BYTES, BlockId, ClientId, NodeId
 from bftfs.read_write.messages import InventoryReply, InventoryRequest, ReadReply, ReadRequest
 from bftfs.read_write.placement import fragment_index, nodes_by_fragment, rotation_of
@@ -42,6 +43,7 @@ from bftfs.read_write.timestamp import (
 from bftfs.read_write.validation import item_of, regenerate
 from bftfs.read_write.verification import VERIFIED_FLAGS, Own
 from bftfs.recovery import BLOCKS, Recovery
+from bftfs.steering import Steering, healing_steering
 from bftfs.step import Host
 from bftfs.storage import StorageView, Table, Write
 from bftfs.thresholds import ReadWriteThresholds
@@ -49,10 +51,8 @@ from bftfs.thresholds import ReadWriteThresholds
 KEY_BYTES = BLOCK_ID_BYTES + TIMESTAMP_BYTES
 END = b"\xff" * (KEY_BYTES + 1)  # after all keys of versions
 
-_CURSOR = b"heal blocks"  # in Table.META: where the walk is, and whether it scrubs
-_SCRUBBED = b"scrubbed"  # in Table.META: when everything was read and checked last
+_CURSOR = b"heal blocks"  # in Table.META: where the walk is
 _KEYS_PER_PAGE = 512
-_KEYS_PER_SCRUB = 16  # each of which is read and hashed, in one step
 _SILENCES = 3
 
 
@@ -149,7 +149,6 @@ class _Page(NamedTuple):
 
     keys: tuple[bytes, ...]
     until: bytes
-    damaged: tuple[bytes, ...]
 
 
 class BlockHealer:
@@ -163,8 +162,10 @@ class BlockHealer:
         recovery: Recovery,
         *,
         charge: Callable[[StorageView, ClientId, BlockId, int], list[Write]],
+        steering: Steering | None = None,
     ) -> None:
         """`charge` accounts for a version that is stored, to its author."""
+        self.steering = steering or healing_steering()
         self.tally = HealingTally()
         self._node = node
         self._thresholds = thresholds
@@ -180,23 +181,26 @@ class BlockHealer:
 
     async def run(self, host: Host) -> None:
         """Heal at the start, and from time to time."""
+        steering = self.steering
+        await steering.begin(host)
         while True:
+            starts = steering.starts
             complete = await self._walk(host)
             self.tally.passes += 1
             if complete:
                 self._recovery.rebuilt(BLOCKS)
             # A pass that is complete missed at most what was under way; the next one finds it.
-            await Pause(limits.HEAL_EVERY_US if complete else limits.HEAL_AGAIN_US)
+            await steering.rest(limits.HEAL_EVERY_US if complete else limits.HEAL_AGAIN_US, starts)
 
     async def _walk(self, host: Host) -> bool:
         """One pass over all versions; whether enough peers took part in all of it."""
-        cursor, scrubs = await look(host, partial(self._begin, now_us=await Now()))
-        self.tally.scrubbing = scrubs
+        cursor = await look(host, lambda view: view.get(Table.META, _CURSOR) or b"")
         complete = True
         while cursor != END:
-            self.tally.progress = int.from_bytes(cursor[:16].ljust(16, b"\0"), "big") / (1 << 128)
-            page = await look(host, partial(self._page, after=cursor, scrubs=scrubs))
-            self.tally.damaged += len(page.damaged)
+            await self.steering.permission()
+            # The first two bytes of a block's id are alike in many: kind and placement.
+            self.tally.progress = int.from_bytes(cursor[1:17].ljust(16, b"\0"), "big") / (1 << 128)
+            page = await look(host, partial(self._page, after=cursor))
             horizon, hosts = await self._compare(cursor, page)
             if horizon is None:
                 return False  # the next pass begins here
@@ -208,46 +212,22 @@ class BlockHealer:
             self.tally.compared += len(page.keys)
             complete &= await self._rebuild_all(host, sane, hosts)
             cursor = horizon
-            host.arrange(partial(self._advance, cursor, scrubs=scrubs))
+            host.arrange(partial(self._advance, cursor))
             self._rebuilt_until = max(self._rebuilt_until, cursor)
         self.tally.progress = 1.0
-        self.tally.scrubbing = False
         return complete
 
     # --- the store, in steps -----------------------------------------------------------------
 
-    def _begin(self, view: StorageView, *, now_us: int) -> tuple[bytes, bool]:
-        """Where the walk begins or goes on, and whether it scrubs."""
-        stored = view.get(Table.META, _CURSOR)
-        if stored:
-            return stored[1:], stored[0] == 1
-        scrubbed = int.from_bytes(view.get(Table.META, _SCRUBBED) or b"", "big")
-        return b"", bool(scrubbed) and now_us - scrubbed >= limits.SCRUB_EVERY_US
+    def _advance(self, cursor: bytes, _view: StorageView, _now_us: int) -> list[Write]:
+        return [Write(Table.META, _CURSOR, None if cursor == END else cursor)]
 
-    def _advance(
-        self, cursor: bytes, view: StorageView, now_us: int, *, scrubs: bool
-    ) -> list[Write]:
-        if cursor != END:
-            return [Write(Table.META, _CURSOR, bytes((scrubs,)) + cursor)]
-        writes = [Write(Table.META, _CURSOR, None)]
-        if scrubs or view.get(Table.META, _SCRUBBED) is None:
-            writes.append(Write(Table.META, _SCRUBBED, now_us.to_bytes(8, "big")))
-        return writes
-
-    def _page(self, view: StorageView, *, after: bytes, scrubs: bool) -> _Page:
-        """The versions that follow `after`, those that are whole and those that are not."""
-        most = _KEYS_PER_SCRUB if scrubs else _KEYS_PER_PAGE
-        listed = tuple(islice(view.keys(Table.BLOCK, after + b"\0", END), most))
-        until = listed[-1] if len(listed) == most else END
-        if scrubs:
-            whole = frozenset(key for key in listed if self._is_sound(view, key))
-        else:
-            whole = frozenset(view.keys(Table.FRAGMENT, after + b"\0", until + b"\0"))
-        return _Page(
-            tuple(key for key in listed if key in whole),
-            until,
-            tuple(key for key in listed if key not in whole),
-        )
+    def _page(self, view: StorageView, *, after: bytes) -> _Page:
+        """The versions that follow `after`, those that are whole."""
+        listed = tuple(islice(view.keys(Table.BLOCK, after + b"\0", END), _KEYS_PER_PAGE))
+        until = listed[-1] if len(listed) == _KEYS_PER_PAGE else END
+        whole = frozenset(view.keys(Table.FRAGMENT, after + b"\0", until + b"\0"))
+        return _Page(tuple(key for key in listed if key in whole), until)
 
     def _is_sound(self, view: StorageView, key: bytes) -> bool:
         row = view.get(Table.BLOCK, key)
@@ -308,7 +288,8 @@ class BlockHealer:
         failed = 0
         at = 0
         while at < len(keys):
-            busy = 0 <= await Now() - host.foreground_us < limits.VERIFY_IDLE_US
+            await self.steering.permission()
+            busy = await clients_are_busy(host)
             chunk = keys[at : at + (1 if busy else limits.HEAL_AT_ONCE)]
             at += len(chunk)
             began_us = await Now()
@@ -333,8 +314,7 @@ class BlockHealer:
                     continue
                 volume += self._thresholds.m * len(own.fragment)
                 host.arrange(partial(self._store, key, own))
-            took_us = await Now() - began_us
-            await Pause(max(1_000, volume * limits.SECOND_US // limits.HEAL_RATE_BYTES - took_us))
+            await self.steering.spend(volume, began_us)
         self.tally.failed += failed
         return not failed
 

@@ -13,14 +13,17 @@ from bftfs.crypto.authenticator import AuthenticatorKeys
 from bftfs.identifiers import CLIENT_ID_BYTES, ClientId, NodeId
 from bftfs.query_update.messages import Request as QueryUpdateRequest
 from bftfs.query_update.object_type import ObjectTypes
+from bftfs.query_update.scrubbing import HistoryScrubber, RequestScrubber, VersionScrubber
 from bftfs.query_update.server import QueryUpdateServer
 from bftfs.quorum import ThresholdQuorums
 from bftfs.read_write.healing import BlockHealer
 from bftfs.read_write.lazy_verifier import LazyVerifier, VerificationSettings
 from bftfs.read_write.messages import Notice
 from bftfs.read_write.messages import Request as ReadWriteRequest
+from bftfs.read_write.scrubbing import BlockScrubber
 from bftfs.read_write.server import ReadWriteServer
 from bftfs.recovery import Recovery
+from bftfs.scrubbing import Scrubber
 from bftfs.simulation.network import Endpoint, Network
 from bftfs.simulation.principals import (
     Servers,
@@ -76,6 +79,7 @@ class Deployment:
         """Without `verification` settings, nodes neither verify nor heal of their own accord."""
         self.verification = verification
         self.recoveries: dict[NodeId, Recovery] = {}  # of nodes that have lost their disk
+        self.scrubbers: dict[NodeId, Scrubber] = {}  # of nodes that verify and heal
         self.world = world
         self.network = network
         self.sizes = sizes
@@ -136,7 +140,16 @@ class Deployment:
         healer = BlockHealer(node, sizes, name, recovery, charge=lambda *_: [])
         blocks = ReadWriteServer(node, sizes, keys, watch=verifier, memory=healer)
         servers |= dict.fromkeys(get_args(ReadWriteRequest), blocks) | {Notice: verifier}
-        return Services(servers, (verifier, objects.healer, healer))
+        quorums = ThresholdQuorums(self.sizes.query_update)
+        scrubber = self.scrubbers[node] = Scrubber(
+            (
+                BlockScrubber(node, sizes.N, healer.steering.hurry),
+                VersionScrubber(node, quorums, objects.healer),
+                HistoryScrubber(objects, objects.healer),
+                RequestScrubber(objects),
+            )
+        )
+        return Services(servers, (verifier, objects.healer, healer, scrubber))
 
     def client(self, name: str, *, skew_us: int = 0, grant: Grant | None = None) -> SimulatedClient:
         """A new client that all nodes know."""

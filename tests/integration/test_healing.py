@@ -27,15 +27,15 @@ def deployment(tmp_path: Path) -> Iterator[Deployment]:
     deployment.close()
 
 
-def stored(deployment: Deployment, node: int) -> dict[bytes, bytes]:
-    """The fragments of a node that does not run."""
+def stored(deployment: Deployment, node: int, table: Table = Table.FRAGMENT) -> dict[bytes, bytes]:
+    """The fragments (or other rows) of a node that does not run."""
     store = Store.open(
         deployment.node(node).store,
         cluster=deployment.description.cluster_id,
         node=NodeId(node),
     )
     with store.batch() as batch:
-        found = {bytes(key): bytes(value) for key, value in batch.scan(Table.FRAGMENT, b"", END)}
+        found = {bytes(key): bytes(value) for key, value in batch.scan(table, b"", END)}
     store.close()
     return found
 
@@ -73,11 +73,14 @@ def test_a_node_rebuilds_a_lost_store_without_a_command(deployment: Deployment) 
     reader.network.close()
 
 
-def damage_fragments(store: Store) -> None:
+def damage_rows(store: Store) -> None:
+    """Of fragments, and of objects' states; all was checked long ago."""
     with store.batch() as batch:
         rows = list(batch.scan(Table.FRAGMENT, b"", END))[::2]
         batch.apply([Write(Table.FRAGMENT, key, value[:-1] + b"?") for key, value in rows])
-        batch.apply([Write(Table.META, b"scrubbed", (1).to_bytes(8, "big"))])  # long ago
+        rows = list(batch.scan(Table.STATE, b"", END))[::2]
+        batch.apply([Write(Table.STATE, key, value[:-1] + b"?") for key, value in rows])
+        batch.apply([Write(Table.META, b"scrubbed", (1).to_bytes(8, "big"))])
         batch.commit()
 
 
@@ -89,24 +92,29 @@ def lose_rows(store: Store) -> None:
         batch.commit()
 
 
-@pytest.mark.parametrize("damage", [damage_fragments, lose_rows])
+@pytest.mark.parametrize(("damage", "rebuilt"), [(damage_rows, 15), (lose_rows, 20)])
 def test_a_node_mends_a_store_of_which_a_part_is_lost(
-    deployment: Deployment, damage: Callable[[Store], None]
+    deployment: Deployment, damage: Callable[[Store], None], rebuilt: int
 ) -> None:
     client, _ = used(deployment)
     assert deployment.stop(2) == 0
-    before = stored(deployment, 2)
+    before = stored(deployment, 2), stored(deployment, 2, Table.STATE)
     store = Store.open(
         deployment.node(2).store, cluster=deployment.description.cluster_id, node=NodeId(2)
     )
     damage(store)
     store.close()
-    assert stored(deployment, 2) != before
+    assert stored(deployment, 2) != before[0]
     deployment.start([2])
-    await_that(lambda: metric(deployment, "bftfs_heal_blocks_passes", 2) >= 1)
-    assert metric(deployment, "bftfs_heal_blocks_rebuilt", 2) >= 10
+    await_that(lambda: metric(deployment, "bftfs_heal_blocks_rebuilt", 2) >= rebuilt)
+    if damage is damage_rows:
+        await_that(lambda: metric(deployment, "bftfs_scrub_passes", 2) == 1)
+        assert metric(deployment, "bftfs_scrub_damaged", 2) >= rebuilt + 2
+        await_that(lambda: metric(deployment, "bftfs_heal_objects_rebuilt", 2) >= 2)
     assert deployment.stop(2) == 0
-    assert stored(deployment, 2) == before
+    after = stored(deployment, 2), stored(deployment, 2, Table.STATE)
+    assert after[0] == before[0]
+    assert {key: after[1][key] for key in before[1]} == before[1]  # and those that it had missed
     client.network.close()
 
 

@@ -21,7 +21,7 @@ from bftfs.read_write.messages import BlockRefused, InventoryReply, ReadReply, R
 from bftfs.read_write.timestamp import version_key
 from bftfs.read_write.verification import Policy
 from bftfs.simulation.network import Kind
-from bftfs.storage import Table, Write
+from bftfs.storage import Table
 from tests.unit.read_write.verifying import SECOND_US, USER, Client, Cluster, block
 
 EVERYONE = list(range(6))
@@ -128,10 +128,8 @@ def test_scrubbing_finds_what_the_disk_has_damaged() -> None:
     assert version_key(block(9), stamps[9]) in fragments(cluster, 3)
     assert cluster.row(3, block(10), stamps[10]) is not None
     assert fragments(cluster, 3) != before
-    long_ago_us = cluster.now_us - limits.SCRUB_EVERY_US
-    disk.apply([Write(Table.META, b"scrubbed", long_ago_us.to_bytes(8, "big"))])
-    disk.commit()
-    cluster.run_for(limits.HEAL_EVERY_US + SECOND_US)
+    cluster.deployment.scrubbers[NodeId(3)].steering.start()
+    cluster.run_for(3 * SECOND_US)
     assert fragments(cluster, 3) == before
     assert all(
         cluster.row(3, block(number), stamp) == cluster.row(2, block(number), stamp)

@@ -321,6 +321,10 @@ class _Damaged:
         """The keys of the rows that are left."""
         return (key for key, _ in self.scan(table, start, stop, reverse=reverse))
 
+    def count(self, table: Table) -> int:
+        """How many rows there were."""
+        return self._view.count(table)
+
 
 def copy_of(view: StorageView) -> MemoryStorage:
     """A store of its own with what `view` shows."""

@@ -1,0 +1,321 @@
+"""Are the rows that a server stores of objects still what it has written?
+
+- A replica history is what the server's own authenticator covers. [Q/U §4.3.4]
+- A request that is kept for repair gives the timestamp under which it is kept. [Q/U §4.3.5]
+- The changes that a version has made are in the state, or in the past where a later one has
+  overwritten them: each value is stored twice.
+- The rest of a version (operation, answer, parent) nothing here vouches for. But all benign servers
+  that have a version have the same: the server asks a peer for the digests of a page of versions,
+  and where these differ from its own, all peers. A digest that equals its own shows that nothing is
+  damaged (who does not have the damage cannot tell its digest); one that b + 1 peers give, and that
+  differs, shows that it is.
+
+What is damaged is marked; `healing` makes it anew. A request that is damaged is dropped: other
+servers have it.
+
+**Concurrency.** One thread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from itertools import islice
+from typing import NamedTuple, Protocol
+
+import msgspec
+
+from bftfs import limits
+from bftfs.crypto.digest import DIGEST_BYTES, link_digest
+from bftfs.errors import MalformedMessage
+from bftfs.healing import ask_all, look, step
+from bftfs.identifiers import OBJECT_ID_BYTES, NodeId, ObjectId
+from bftfs.query_update.history import parse_history
+from bftfs.query_update.messages import AttestReply, AttestRequest
+from bftfs.query_update.replica import (
+    ObjectRow,
+    Version,
+    is_as_written,
+    link_of,
+    stored_row,
+    stored_version,
+)
+from bftfs.query_update.timestamp import TIMESTAMP_BYTES, ZERO, LogicalTimestamp
+from bftfs.quorum import Nodes, QuorumSystem
+from bftfs.scrubbing import Page
+from bftfs.step import Host
+from bftfs.storage import StorageView, Table, Write
+from bftfs.wire.codec import encode
+
+_END = b"\xff" * (OBJECT_ID_BYTES + TIMESTAMP_BYTES + 1)  # after all keys of each of the tables
+_KEY_BYTES = OBJECT_ID_BYTES + TIMESTAMP_BYTES
+_ROWS_PER_PAGE = limits.VERSIONS_ATTESTED // 2  # each of which may name its parent as well
+_BYTES_PER_PAGE = limits.SYNC_PAGE_BYTES
+
+
+class Scrubbed(Protocol):
+    """The server whose rows are checked."""
+
+    def has_made(self, name: ObjectId, row: ObjectRow) -> bool:
+        """Whether the replica history in `row` is this server's: its authenticator tells."""
+
+    def is_request(self, timestamp: bytes, stored: bytes) -> bool:
+        """Whether `stored` is what the candidate at `timestamp` was made from."""
+
+
+class Marks(Protocol):
+    """The healer, which mends what is marked."""
+
+    def mark_damaged(self, host: Host, names: set[ObjectId]) -> None:
+        """These have rows that are damaged, or lost."""
+
+
+def attested(view: StorageView, key: bytes) -> bytes:
+    """The digest of a version, as servers tell it each other; nothing if it is not known here."""
+    stored = view.get(Table.VERSION, key) if len(key) == _KEY_BYTES else None
+    if stored is None:
+        return b""
+    try:
+        version = stored_version(stored)
+    except msgspec.MsgspecError:
+        return b""
+    return b"" if version.gap else _digest(key, version)
+
+
+def _digest(key: bytes, version: Version) -> bytes:
+    timestamp = LogicalTimestamp(key[OBJECT_ID_BYTES:])
+    return link_digest(
+        object=ObjectId(key[:OBJECT_ID_BYTES]), encoded=encode(link_of(timestamp, version))
+    )
+
+
+def _page_of(
+    view: StorageView, table: Table, after: bytes
+) -> tuple[list[tuple[bytes, bytes]], int]:
+    """The rows that follow `after`, up to a bound of their number and volume; and their volume."""
+    rows: list[tuple[bytes, bytes]] = []
+    volume = 0
+    for key, row in islice(view.scan(table, after + b"\0", _END), _ROWS_PER_PAGE):
+        rows.append((bytes(key), row))
+        volume += len(key) + len(row)
+        if volume > _BYTES_PER_PAGE:
+            break
+    return rows, volume
+
+
+def _until(rows: list[tuple[bytes, bytes]], volume: int) -> bytes:
+    full = len(rows) == _ROWS_PER_PAGE or volume > _BYTES_PER_PAGE
+    return rows[-1][0] if full else b""
+
+
+# --- versions -----------------------------------------------------------------------------------
+
+
+class _Checked(NamedTuple):
+    """What a page of versions says of itself."""
+
+    rows: int
+    volume: int
+    until: bytes
+    damaged: set[ObjectId]
+    digests: dict[bytes, bytes]  # by key; nothing for a parent that is missing
+
+
+class VersionScrubber:
+    """Checks versions, and with them state and past."""
+
+    table = Table.VERSION
+
+    def __init__(self, node: NodeId, quorums: QuorumSystem, marks: Marks) -> None:
+        self._quorums = quorums
+        self._marks = marks
+        # The first is asked first: the one that has answered last.
+        self._peers = [NodeId((node + step) % quorums.n) for step in range(1, quorums.n)]
+
+    async def scrub(self, host: Host, after: bytes) -> Page | None:
+        """Check the versions that follow `after`."""
+        checked = await look(host, partial(_check_versions, after=after))
+        damaged = checked.damaged
+        if checked.digests and self._peers:
+            refuted = await self._refuted(checked.digests)
+            if refuted is None:
+                return None
+            # What has changed or gone meanwhile, by clients' requests, is no damage.
+            still = await look(host, partial(_digests_of, tuple(refuted)))
+            damaged |= {
+                ObjectId(key[:OBJECT_ID_BYTES])
+                for key in refuted
+                if still[key] == checked.digests[key]
+            }
+        if damaged:
+            self._marks.mark_damaged(host, damaged)
+        return Page(checked.until, checked.rows, checked.volume, len(damaged))
+
+    async def _refuted(self, digests: dict[bytes, bytes]) -> list[bytes] | None:
+        """The versions that are not as here at peers of which one is benign."""
+        unconfirmed = await self._unconfirmed_by_one(digests)
+        if not unconfirmed:
+            return unconfirmed
+        # Of parents there may be as many as of versions.
+        request = AttestRequest(tuple(unconfirmed[: limits.VERSIONS_ATTESTED]))
+        replies = await ask_all(self._peers, request, partial(_is_attestation, len(unconfirmed)))
+        if not self._quorums.includes_benign(sum(1 << node for node in replies)):
+            return None
+        refuted = []
+        for at, key in enumerate(unconfirmed):
+            votes: dict[bytes, Nodes] = {}
+            for node, reply in replies.items():
+                digest = reply.digests[at]
+                votes[digest] = votes.get(digest, 0) | 1 << node
+            own = digests[key]
+            if (not own or own not in votes) and any(
+                digest and digest != own and self._quorums.includes_benign(nodes)
+                for digest, nodes in votes.items()
+            ):
+                refuted.append(key)
+        return refuted
+
+    async def _unconfirmed_by_one(self, digests: dict[bytes, bytes]) -> list[bytes] | None:
+        """Those that the first peer that answers does not have as they are here."""
+        keys = list(digests)
+        request = AttestRequest(tuple(keys))
+        for _ in self._peers:
+            peer = self._peers[0]
+            replies = await ask_all((peer,), request, partial(_is_attestation, len(keys)))
+            if peer in replies:
+                given = replies[peer].digests
+                return [
+                    key
+                    for key, digest in zip(keys, given, strict=True)
+                    if digest != digests[key] or not digest
+                ]
+            self._peers.append(self._peers.pop(0))
+        return None
+
+
+def _check_versions(view: StorageView, *, after: bytes) -> _Checked:
+    rows, volume = _page_of(view, Table.VERSION, after)
+    damaged: set[ObjectId] = set()
+    digests: dict[bytes, bytes] = {}
+    versions: dict[bytes, Version] = {}
+    lacking: set[ObjectId] = set()
+    for key, row in rows:
+        name = ObjectId(key[:OBJECT_ID_BYTES])
+        try:
+            version = versions[key] = stored_version(row)
+        except msgspec.MsgspecError:
+            damaged.add(name)
+            continue
+        if version.number and not is_as_written(view, name, version):
+            damaged.add(name)
+        if name not in lacking and view.get(Table.OBJECT, name) is None:
+            lacking.add(name)
+        if not version.gap:
+            digests[key] = _digest(key, version)
+        _check_parent(view, name, version, versions, damaged, digests)
+    return _Checked(len(rows), volume, _until(rows, volume), damaged | lacking, digests)
+
+
+def _check_parent(
+    view: StorageView,
+    name: ObjectId,
+    version: Version,
+    versions: dict[bytes, Version],
+    damaged: set[ObjectId],
+    digests: dict[bytes, bytes],
+) -> None:
+    """A version of the chain follows its parent; if that is missing, peers say if it should."""
+    if not version.number or version.gap or version.parent == ZERO:
+        return
+    key = name + version.parent
+    parent = versions.get(key)
+    if parent is None:
+        stored = view.get(Table.VERSION, key)
+        if stored is None:
+            digests[key] = b""
+            return
+        try:
+            parent = stored_version(stored)
+        except msgspec.MsgspecError:
+            damaged.add(name)
+            return
+    if parent.number != version.number - 1:
+        damaged.add(name)
+
+
+def _digests_of(keys: tuple[bytes, ...], view: StorageView) -> dict[bytes, bytes]:
+    return {key: attested(view, key) for key in keys}
+
+
+def _is_attestation(length: int, reply: object) -> AttestReply | None:
+    """A reply that a correct server can give."""
+    if not isinstance(reply, AttestReply) or len(reply.digests) != length:
+        return None
+    right = all(len(digest) in {0, DIGEST_BYTES} for digest in reply.digests)
+    return reply if right else None
+
+
+# --- replica histories --------------------------------------------------------------------------
+
+
+class HistoryScrubber:
+    """Checks replica histories, and that the version they end with is there."""
+
+    table = Table.OBJECT
+
+    def __init__(self, server: Scrubbed, marks: Marks) -> None:
+        self._server = server
+        self._marks = marks
+
+    async def scrub(self, host: Host, after: bytes) -> Page | None:
+        """Check the objects that follow `after`."""
+        page, damaged = await look(host, partial(self._check, after=after))
+        if damaged:
+            self._marks.mark_damaged(host, damaged)
+        return page
+
+    def _check(self, view: StorageView, *, after: bytes) -> tuple[Page, set[ObjectId]]:
+        rows, volume = _page_of(view, Table.OBJECT, after)
+        damaged = {
+            ObjectId(key) for key, row in rows if not self._is_sound(view, ObjectId(key), row)
+        }
+        return Page(_until(rows, volume), len(rows), volume, len(damaged)), damaged
+
+    def _is_sound(self, view: StorageView, name: ObjectId, stored: bytes) -> bool:
+        try:
+            row = stored_row(stored)
+            head = parse_history(row.history).latest_object.timestamp
+            if not self._server.has_made(name, row):
+                return False
+            if head == ZERO:
+                return row.number == 0
+            version = view.get(Table.VERSION, name + head)
+            return version is not None and stored_version(version).number == row.number
+        except (msgspec.MsgspecError, MalformedMessage):
+            return False
+
+
+# --- requests that are kept for repair ----------------------------------------------------------
+
+
+class RequestScrubber:
+    """Checks requests. (What object sync has staged is looked at when it is used.)"""
+
+    table = Table.REQUEST
+
+    def __init__(self, server: Scrubbed) -> None:
+        self._server = server
+
+    async def scrub(self, host: Host, after: bytes) -> Page | None:
+        """Check the requests that follow `after`, and drop those that are damaged."""
+        return await step(host, partial(self._check, after=after))
+
+    def _check(self, view: StorageView, *, after: bytes) -> tuple[Page, list[Write]]:
+        rows, volume = _page_of(view, Table.REQUEST, after)
+        dropped = list(self._dropped(rows))
+        return Page(_until(rows, volume), len(rows), volume, len(dropped)), dropped
+
+    def _dropped(self, rows: list[tuple[bytes, bytes]]) -> Iterator[Write]:
+        for key, stored in rows:
+            if len(key) == TIMESTAMP_BYTES and not self._server.is_request(key, stored):
+                yield Write(Table.REQUEST, key, None)
