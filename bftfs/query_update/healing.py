@@ -50,7 +50,7 @@ from bftfs.query_update.messages import (
     HistoryReply,
     HistoryRequest,
 )
-from bftfs.query_update.rebuilding import Past, fetch_past, made_anew
+from bftfs.query_update.rebuilding import Past, fetch_past, remade, replacement
 from bftfs.query_update.replica import (
     INITIAL_ROW,
     ObjectRow,
@@ -396,6 +396,9 @@ class ObjectHealer:
     async def _replace(self, host: Host, name: ObjectId, past: Past) -> bool:
         """Replace an object's rows with those that `past` makes, unless it has moved on."""
         newest = past.links[0].timestamp if past.links else past.base
+        made = await remade(name, past)
+        if made is None:
+            return False
 
         def replace(view: StorageView) -> tuple[bool, list[Write]]:
             row = _row(name, view)
@@ -403,8 +406,7 @@ class ObjectHealer:
                 return False, []
             if self._marked.get(name) != _DAMAGED and past.base >= row.floor:
                 return True, []  # the peers know no more of its past than this server
-            writes = made_anew(view, row, name, past)
-            return writes is not None, writes or []
+            return True, replacement(view, row, name, past, made)
 
         replaced = await step(host, replace)
         if replaced:

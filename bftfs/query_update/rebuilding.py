@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import msgspec
 
 from bftfs import limits
+from bftfs.conversation import Pause
 from bftfs.crypto.digest import sync_page_digest
 from bftfs.errors import QuorumUnavailable
 from bftfs.identifiers import NodeId, ObjectId
@@ -32,11 +33,14 @@ from bftfs.query_update.replica import (
     Replica,
     link_of,
     rows_of,
+    stored_row,
 )
 from bftfs.query_update.timestamp import ZERO, LogicalTimestamp
 from bftfs.quorum import QuorumSystem
-from bftfs.storage import MemoryStorage, StorageView, Write
+from bftfs.storage import MemoryStorage, StorageView, Table, Write
 from bftfs.wire.codec import encode
+
+_LINKS_AT_A_TIME = 64
 
 _decode_links = msgspec.msgpack.Decoder(tuple[Link, ...]).decode
 
@@ -121,23 +125,50 @@ def _leading_down_from(version: LogicalTimestamp, page: bytes) -> tuple[Link, ..
     return links or None
 
 
-def made_anew(view: StorageView, row: ObjectRow, name: ObjectId, past: Past) -> list[Write] | None:
-    """The writes that replace all rows of an object; None if `past` does not lead to where it is.
-
-    Requires: `row` is sound.
-    """
-    fresh = Replica(MemoryStorage(), name)
+async def remade(name: ObjectId, past: Past) -> MemoryStorage | None:
+    """All rows of an object as `past` makes them, version by version; None if it does not fit."""
+    store = MemoryStorage()
     if past.base != ZERO:
-        fresh.install(past.base, object_sync.pairs_in(past.state))
-        start = history_of((Candidate(past.base, ZERO),), initial=False)
-        fresh.report(start, b"", established=ZERO)
-    fresh.learn(past.links)
-    target = past.links[0].timestamp if past.links else past.base
-    if fresh.reach(target) not in {Reach.HERE, Reach.KNOWN}:
-        return None
-    fresh.move_to(target)
+        replica = Replica(store, name)
+        replica.install(past.base, object_sync.pairs_in(past.state))
+        _stand_at(store, replica, past.base)
+    for count, link in enumerate(reversed(past.links), 1):
+        replica = Replica(store, name)
+        replica.learn((link,))
+        if replica.reach(link.timestamp) is not Reach.KNOWN:
+            return None
+        replica.move_to(link.timestamp)
+        _stand_at(store, replica, link.timestamp)
+        if not count % _LINKS_AT_A_TIME:
+            await Pause(1_000)  # others have their turn
+    return store
+
+
+def _stand_at(store: MemoryStorage, replica: Replica, version: LogicalTimestamp) -> None:
+    history = history_of((Candidate(version, ZERO),), initial=False)
+    replica.report(history, b"", established=ZERO)
+    store.apply(replica.writes)
+
+
+def replacement(
+    view: StorageView, row: ObjectRow, name: ObjectId, past: Past, made: StorageView
+) -> list[Write]:
+    """The writes that put the rows in `made` in the place of those that there are.
+
+    Requires: `row` is sound, and `past` leads to the version that it stands at.
+    """
+    stored = made.get(Table.OBJECT, name)
+    assert stored is not None, "every version has left one"
     # What is known to be established is none but what this server has known before.
     known = {past.base, *(link.timestamp for link in past.links)}
-    established = row.established if row.established in known else ZERO
-    fresh.report(row.history, row.authenticator, established=established)
-    return [*(Write(table, key, None) for table, key in rows_of(view, name)), *fresh.writes]
+    kept = msgspec.structs.replace(
+        stored_row(stored),
+        established=row.established if row.established in known else ZERO,
+        history=row.history,
+        authenticator=row.authenticator,
+    )
+    return [
+        *(Write(table, key, None) for table, key in rows_of(view, name)),
+        *(Write(table, key, made.get(table, key)) for table, key in rows_of(made, name)),
+        Write(Table.OBJECT, name, encode(kept)),
+    ]

@@ -114,10 +114,10 @@ def test_no_second_opinion_in_object_sync(monkeypatch: pytest.MonkeyPatch) -> No
     """[Q/U §4.3.2] b + 1: else one liar gives a server another past."""
     lossy = NetworkFaults(loss=0.1, delay_us=(50, 2_000), straggling=0.05)
     assert hunt(attacks(node="sync-liar", network=lossy)) is None
-    begin: Callable[..., None] = object_sync._Asking.__init__
+    begin: Callable[..., None] = object_sync.Asking.__init__
 
     def credulous(asking: Any, order: Any, quorums: ThresholdQuorums) -> None:
         begin(asking, order, _Trusting(quorums))
 
-    monkeypatch.setattr(object_sync._Asking, "__init__", credulous)
+    monkeypatch.setattr(object_sync.Asking, "__init__", credulous)
     assert hunt(attacks(node="sync-liar", network=lossy), not_serializable)
