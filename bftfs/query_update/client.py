@@ -316,7 +316,10 @@ class QueryUpdateClient:
                     self.repairs.own[timestamp] = message.conditioned
                 failures += 1
                 if self.quorums.includes_benign(outcome.insane):
-                    if is_pushed_ahead(time_of(timestamp), await Now()):
+                    now_us = await Now()
+                    if is_pushed_ahead(time_of(timestamp), now_us) or any(
+                        each.is_pushed_ahead(now_us) for each in observed
+                    ):
                         await back_off.pause_for_clocks()
                         await self.repairs.refresh(names)
                         continue

@@ -269,14 +269,14 @@ def take_staged(replica: Replica, version: LogicalTimestamp) -> bool:
             replica.move_to(version)
             return True
         return False
-    page_keys = [
+    page_keys = (
         key + number.to_bytes(4, "big") for number in range(int.from_bytes(staged[1:], "big"))
-    ]
+    )
     replica.install(version, pairs_in(_staged(replica.view, page_keys)))
     return True
 
 
-def _staged(view: StorageView, page_keys: list[bytes]) -> Iterator[bytes]:
+def _staged(view: StorageView, page_keys: Iterable[bytes]) -> Iterator[bytes]:
     for page_key in page_keys:
         page = view.get(Table.REQUEST, page_key)
         assert page is not None, "pages are staged together with their number"

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from bftfs import limits
+from bftfs.clocks import is_pushed_ahead
 from bftfs.crypto.authenticator import MAC_BYTES
 from bftfs.errors import MalformedMessage
 from bftfs.identifiers import NodeId, ObjectId
@@ -28,7 +29,7 @@ from bftfs.query_update.history import (
 )
 from bftfs.query_update.messages import Verdict, Voucher
 from bftfs.query_update.suspicion import Suspicion
-from bftfs.query_update.timestamp import LogicalTimestamp
+from bftfs.query_update.timestamp import LogicalTimestamp, time_of
 from bftfs.quorum import Nodes, QuorumSystem
 
 _DEDUCTIONS = 4096  # candidates of which a client remembers what became of them
@@ -41,6 +42,12 @@ class Observed(NamedTuple):
     authenticators: bytes
     culled: CulledObjectHistorySet
     classification: Classification
+
+    def is_pushed_ahead(self, now_us: int) -> bool:
+        """Whether the latest candidate of some server is of a time that others may not bear yet."""
+        return any(
+            is_pushed_ahead(time_of(history.latest), now_us) for history, _ in self.culled.hosted
+        )
 
 
 @dataclass(slots=True)

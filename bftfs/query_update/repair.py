@@ -15,7 +15,6 @@ from __future__ import annotations
 from typing import Any
 
 from bftfs import limits
-from bftfs.clocks import is_pushed_ahead
 from bftfs.conversation import Draw, Now, Pause
 from bftfs.errors import ContentionExhausted, MalformedMessage
 from bftfs.identifiers import ClientId, NodeId, ObjectId
@@ -43,7 +42,7 @@ from bftfs.query_update.messages import (
 )
 from bftfs.query_update.observation import Observed
 from bftfs.query_update.rounds import Answer, Round, Rounds, Votes, update_round
-from bftfs.query_update.timestamp import LogicalTimestamp, client_of, time_of
+from bftfs.query_update.timestamp import LogicalTimestamp, client_of
 from bftfs.quorum import Judgement, Nodes, Probing
 from bftfs.wire.codec import encode
 
@@ -130,8 +129,7 @@ class Repair:
             ):
                 continue
             failures += 1
-            latest = self._observe(disorderly).culled.latest
-            if is_pushed_ahead(time_of(latest), await Now()):
+            if self._observe(disorderly).is_pushed_ahead(await Now()):
                 await back_off.pause_for_clocks()
             else:
                 await back_off.pause()

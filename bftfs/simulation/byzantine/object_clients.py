@@ -281,6 +281,8 @@ class CherryPicker:
                 kind=kind,
                 operation=operation if kind is ConditionedKind.METHOD else None,
             )
+            if kind is ConditionedKind.METHOD:
+                return  # another one would be another update, under the same label
 
 
 class BarrierSpammer:
