@@ -55,7 +55,8 @@ record fragility fragility --seconds 2
 # The mount, beside the local disk.
 for durability in sync interval; do
     up --durability "$durability"
-    record "files-$durability" files "$mount" --threads 4 --against "$work/local" --cluster "$data"
+    record "files-$durability" files "$mount" --against "$work/local" --cluster "$data"
+    record "files-four-$durability" files "$mount" --count 1000 --threads 4 --cluster "$data"
     record "stream-$durability" stream "$mount" --against "$work/local" --cluster "$data"
     record "memory-$durability" stream "$mount" --size 4GiB --repeat 1 --random-writes 100 \
         --cluster "$data"
