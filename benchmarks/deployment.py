@@ -18,6 +18,8 @@ from pathlib import Path
 from time import perf_counter_ns
 from typing import Any, TypeVar
 
+import lmdb
+
 from benchmarks.errors import BenchmarkError, WorkloadError
 from benchmarks.measurement import Measure
 from benchmarks.processes import ProcessWatch, WatchedProcess
@@ -38,6 +40,7 @@ from bftfs.quorum import ThresholdQuorums
 from bftfs.read_write.client import ReadWriteClient
 from bftfs.runtime.blocking import BlockingNetwork
 from bftfs.step import Grant
+from bftfs.storage import Table
 
 ROOT = Credentials(uid=0, gid=0)
 
@@ -100,6 +103,7 @@ class Deployment:
             clients=clients,
         )
         self._processes: list[subprocess.Popen[bytes]] = []
+        self._programs: Mapping[int, Sequence[str]] = {}
 
     def start(self, programs: Mapping[int, Sequence[str]]) -> None:
         """Start all nodes, and wait until they listen.
@@ -107,6 +111,7 @@ class Deployment:
         `programs` names those that are not run by `python -m nodes`: what stands behind `python`
         and before the options.
         """
+        self._programs = programs
         for member in self.description.members:
             node = self.directory.node(member.node)
             with node.log.open("ab") as log:
@@ -149,6 +154,20 @@ class Deployment:
                 process.kill()
                 process.wait()
         self._processes.clear()
+
+    def stored_bytes(self) -> int:
+        """What all nodes together have stored, to a page.
+
+        They are stopped for it, which brings everything from their journals to their stores, and
+        started again: clients have to connect anew.
+        """
+        self.stop()
+        stored = sum(
+            _occupied_bytes(self.directory.node(member.node).store)
+            for member in self.description.members
+        )
+        self.start(self._programs)
+        return stored
 
     @property
     def pids(self) -> list[int]:
@@ -252,6 +271,20 @@ def client_of(deployment: Deployment) -> Iterator[Client]:
         yield client
     finally:
         client.close()
+
+
+def _occupied_bytes(store: Path) -> int:
+    """The pages of a store's tables; those that LMDB keeps for later are none."""
+    with lmdb.open(str(store), max_dbs=len(Table), readonly=True, lock=False) as environment:
+        with environment.begin() as transaction:
+            names = [bytes(key) for key, _ in transaction.cursor()]
+        databases = [environment.open_db(name, create=False) for name in names]
+        with environment.begin() as transaction:
+            found = [transaction.stat(database) for database in databases]
+    return sum(
+        (each["branch_pages"] + each["leaf_pages"] + each["overflow_pages"]) * each["psize"]
+        for each in found
+    )
 
 
 async def _timed(operation: Callable[[], Any], latencies_ns: list[int]) -> Any:

@@ -49,6 +49,7 @@ for durability in sync interval; do
     record "blocks-$durability" blocks --durability "$durability"
 done
 record directory directory --durability interval
+record history history --durability interval
 record profile profile
 record fragility fragility --seconds 2
 

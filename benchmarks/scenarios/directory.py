@@ -1,7 +1,8 @@
 """Does a create cost more in a large directory than in a small one?
 
 Directories are filled and measured by the Q/U client, one create after the other, as in `metadata`;
-rounds change between the sizes, so that what disturbs the machine disturbs both.
+rounds change between the sizes, so that what disturbs the machine disturbs both. In the end, what
+some more creates store in each is counted in pages of the nodes' tables.
 """
 
 from collections.abc import Callable
@@ -14,7 +15,7 @@ from benchmarks.deployment import Client, Deployment, System, client_of, deploye
 from benchmarks.errors import PhaseError
 from benchmarks.measurement import Measure
 from benchmarks.scenarios.metadata import Namespace
-from benchmarks.session import Place, Session
+from benchmarks.session import Phase, Place, Session
 from bftfs.cluster import Durability
 from bftfs.conversation import Conversation
 
@@ -50,6 +51,14 @@ def run(session: Session, target: str, below: Path | None, parameters: Parameter
         for number in range(parameters.repeat):
             for directory in directories:
                 directory.measure(Place(target, number), parameters.creates)
+        stored = deployment.stored_bytes()
+        for directory in directories:
+            client.store_bytes()  # connects anew
+            phase = directory.measure(
+                Place(target, 0), parameters.creates, "create and count bytes"
+            )
+            before, stored = stored, deployment.stored_bytes()
+            phase.details["stored_bytes"] = round((stored - before) / parameters.creates)
 
 
 class _Directory:
@@ -90,19 +99,20 @@ class _Directory:
             grown = sum(self._client.store_bytes()) - sum(before)
             phase.details["node_bytes_per_create"] = round(grown / len(before) / self._entries, 1)
 
-    def measure(self, place: Place, creates: int) -> None:
+    def measure(self, place: Place, creates: int, name: str = "create") -> Phase:
         """Some more."""
         place = Place(place.target, place.round, f"{self._entries} entries")
         creations = self._creations(creates)
         with self._deployment.operations(
             self._session,
             place,
-            "create",
+            name,
             Measure.MICROSECONDS_PER_OPERATION,
             count=creates,
             asked=self._deployment.description.query_update.q,
         ) as phase:
             self._client.perform(creations, latencies_ns=phase.latencies_ns)
+        return phase
 
     def _creations(self, count: int) -> list[Callable[[], Conversation[Any]]]:
         namespace, directory = self._namespace, self._identifier

@@ -2,13 +2,14 @@
 
 import pstats
 from collections.abc import Callable
+from itertools import count
 from pathlib import Path
 
 import click.testing
 import pytest
 
 from benchmarks import result
-from benchmarks.deployment import System
+from benchmarks.deployment import Deployment, System
 from benchmarks.errors import BenchmarkError
 from benchmarks.measurement import Sample
 from benchmarks.scenarios import metadata, profile
@@ -61,22 +62,34 @@ def test_blocks(samples: Callable[..., tuple[Sample, ...]]) -> None:
 
 
 def test_directory(samples: Callable[..., tuple[Sample, ...]]) -> None:
-    found = samples("directory", "--entries", "0", "--entries", "2", "--creates", "1")
+    found = samples("directory", "--entries", "0", "--entries", "2", "--creates", "8")
     assert [(sample.phase, sample.variant) for sample in found] == [
         ("fill", "2 entries"),
         ("create", "0 entries"),
         ("create", "2 entries"),
+        ("create and count bytes", "0 entries"),
+        ("create and count bytes", "2 entries"),
     ]
+    assert all(1_000 < float(each.details["stored_bytes"]) < 100_000 for each in found[-2:])
 
 
-def test_history(samples: Callable[..., tuple[Sample, ...]]) -> None:
-    found = samples("history", "--versions", "4", "--blocks", "1", "--operations", "1")
+def test_history(
+    samples: Callable[..., tuple[Sample, ...]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stored = count(0, 1_000_000)
+    monkeypatch.setattr(Deployment, "stored_bytes", lambda _: next(stored))
+    found = samples("history", "--versions", "4", "--blocks", "16", "--operations", "4")
     assert [sample.phase for sample in found] == [
         *("fill", "list now", "list at the last version", "list in the middle") * 2,
-        *("write", "overwrite a block"),
+        *("write", "create", "create beside a listing of now"),
+        *("create beside a listing of the past", "overwrite a block", "change the mode"),
     ]
     assert [sample.details.get("entries") for sample in found[1:4]] == [4, 4, 2]
     assert [sample.details.get("entries") for sample in found[5:8]] == [2, 2, 1]
+    assert all("times_now" in sample.details for sample in (*found[2:4], *found[6:8]))
+    assert [sample.amount for sample in found[9:12]] == [4, 4, 4]
+    assert [each.details.get("stored_bytes") for each in (found[0], *found[-2:])] == [250_000] * 3
+    assert found[-2].details["copy_bytes"] == 16 * float(found[-2].details["fragments_bytes"])
 
 
 def test_profile(samples: Callable[..., tuple[Sample, ...]]) -> None:
