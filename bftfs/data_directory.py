@@ -58,6 +58,11 @@ class NodeDirectory:
     def metrics(self) -> Path:
         return self.path / "metrics.socket"
 
+    @property
+    def control(self) -> Path:
+        """Where the node's owner steers its background work."""
+        return self.path / "control.socket"
+
 
 @dataclass(frozen=True, slots=True)
 class DataDirectory:

@@ -17,7 +17,7 @@ Seen = TypeVar("Seen")
 
 @dataclass(slots=True)
 class HealingTally:
-    """What healing has done; each number but the last only grows."""
+    """What healing has done since the node was started, and how far the pass under way is."""
 
     passes: int = 0
     compared: int = 0  # versions (or objects) that were looked at
@@ -25,6 +25,28 @@ class HealingTally:
     rebuilt_bytes: int = 0
     failed: int = 0  # that should be here and could not be made
     progress: float = 1.0  # of the pass under way: how much of the key space it has seen
+    began_us: int = 0  # the pass under way, or the last one…
+    began_at: float = 0.0  # …which goes on where another had been stopped
+    ended_us: int = 0  # the last one; 0: none since the start
+
+    def begin(self, now_us: int, progress: float) -> None:
+        """A pass begins, or goes on."""
+        self.began_us, self.began_at, self.progress = now_us, progress, progress
+
+    def end(self, now_us: int) -> None:
+        """A pass is over."""
+        self.passes += 1
+        self.progress = 1.0
+        self.ended_us = now_us
+
+    def remaining_us(self, now_us: int) -> int | None:
+        """Until the pass under way is over, if it goes on as it did; None if nobody can tell."""
+        if self.progress >= 1.0:
+            return 0
+        done = self.progress - self.began_at
+        if done <= 0:
+            return None
+        return round((now_us - self.began_us) * (1.0 - self.progress) / done)
 
 
 async def look(host: Host, function: Callable[[StorageView], Seen]) -> Seen:

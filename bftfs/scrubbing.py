@@ -25,6 +25,7 @@ from bftfs.wire.codec import Value, encode
 
 _SCRUBBED = b"scrubbed"  # in Table.META: when everything was read and checked last
 _PLACE = b"scrub"  # in Table.META: where the pass under way is
+_ROW_BYTES = 512  # of one, before any was read
 _AGAIN_US = limits.HEAL_AGAIN_US  # after a page for which too few peers were there
 
 
@@ -55,6 +56,8 @@ class _Place(Value, frozen=True):
     rows: int = 0
     volume: int = 0
     damaged: int = 0
+    part_rows: int = 0
+    part_volume: int = 0
 
 
 @dataclass(slots=True)
@@ -66,8 +69,8 @@ class ScrubTally:
     began_us: int = 0  # the pass under way, or the last one
     ended_us: int = 0  # the last one, also of an earlier life of the node; 0: never
     rows: int = 0  # in that pass…
-    rows_in_all: int = 0
     bytes: int = 0
+    bytes_to_come: int = 0  # an estimate
     damaged: int = 0
     checked_rows: int = 0  # …and since the node was started
     checked_bytes: int = 0
@@ -78,7 +81,14 @@ class ScrubTally:
         """Of the pass under way; 1 if there is none."""
         if not self.under_way:
             return 1.0
-        return min(self.rows / self.rows_in_all, 1.0) if self.rows_in_all else 0.0
+        in_all = self.bytes + self.bytes_to_come
+        return self.bytes / in_all if in_all else 0.0
+
+    def remaining_us(self, rate_bytes: float) -> int | None:
+        """Until the pass under way is over, at this rate; None if it does not go on."""
+        if not self.under_way:
+            return 0
+        return round(self.bytes_to_come * limits.SECOND_US / rate_bytes) if rate_bytes else None
 
 
 _decode_place = msgspec.msgpack.Decoder(_Place).decode
@@ -95,6 +105,7 @@ class Scrubber:
         self.tally = ScrubTally()
         self._parts = tuple(parts)
         self._report = report
+        self._counts: list[int] = [0] * len(self._parts)
 
     async def run(self, host: Host) -> None:
         """Scrub when it is due, or when people say so."""
@@ -104,8 +115,8 @@ class Scrubber:
         if not tally.ended_us:  # what is new needs no scrubbing
             tally.ended_us = await Now()
             host.arrange(_scrubbed_at(tally.ended_us))
+        starts = 0  # that this conversation has heeded
         while True:
-            starts = steering.starts
             stored = await look(host, lambda view: view.get(Table.META, _PLACE))
             if stored:
                 place = _decode_place(stored)
@@ -115,15 +126,13 @@ class Scrubber:
                 if steering.starts == starts and await Now() < due_us:
                     continue
                 place = _Place(await Now())
-            tally.rows_in_all = await look(host, self._count)
+            starts = steering.starts
             await self._pass(host, place)
-
-    def _count(self, view: StorageView) -> int:
-        return sum(view.count(part.table) for part in self._parts)
 
     async def _pass(self, host: Host, place: _Place) -> None:
         """Everything from `place` on."""
         self.tally.under_way = True
+        self._counts = await look(host, self._count)
         while place.part < len(self._parts):
             self._tell(place)
             await self.steering.permission()
@@ -141,6 +150,8 @@ class Scrubber:
                 rows=place.rows + page.rows,
                 volume=place.volume + page.volume,
                 damaged=place.damaged + page.damaged,
+                part_rows=place.part_rows + page.rows if page.until else 0,
+                part_volume=place.part_volume + page.volume if page.until else 0,
             )
             self._count_page(part, page)
             host.arrange(_at(place))
@@ -163,6 +174,18 @@ class Scrubber:
         tally = self.tally
         tally.began_us, tally.rows, tally.bytes = place.began_us, place.rows, place.volume
         tally.damaged = place.damaged
+        tally.bytes_to_come = self._to_come(place)
+
+    def _to_come(self, place: _Place) -> int:
+        """About how many bytes are still to be read, going by the rows that were."""
+        if place.part >= len(self._parts):
+            return 0
+        rows = max(self._counts[place.part] - place.part_rows, 0)
+        of_one = place.part_volume / place.part_rows if place.part_rows else _ROW_BYTES
+        return round(rows * of_one) + sum(self._counts[place.part + 1 :]) * _ROW_BYTES
+
+    def _count(self, view: StorageView) -> list[int]:
+        return [view.count(part.table) for part in self._parts]
 
     async def _yield(self, host: Host) -> None:
         """Wait for clients to be idle, but not for ever."""

@@ -21,9 +21,10 @@ import select
 import signal
 import socket
 import time
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable
-from typing import Any
+from concurrent.futures import Future
+from typing import Any, TypeVar
 
 from bftfs.dispatcher import Dispatcher, Outgoing
 from bftfs.envelope import Refused
@@ -65,6 +66,8 @@ _GONE = select.EPOLLHUP | select.EPOLLERR
 
 _ASK_AGAIN = Refused(errno.EAGAIN, "the node could not store what its peers supplied")
 
+Called = TypeVar("Called")
+
 Arrival = tuple[Connection, Sender, int, Any, bytes | memoryview]
 
 
@@ -105,6 +108,7 @@ class Loop:
         self._full_until_us = 0  # when writes are tried again on a full disk
         self._accepting = True
         self._stopping = False
+        self._calls: deque[Callable[[], None]] = deque()  # of other threads
         self._wakeup, self._waker = socket.socketpair()
         self._wakeup.setblocking(False)
         self._waker.setblocking(False)
@@ -116,6 +120,23 @@ class Loop:
     def connections(self) -> int:
         """How many connections are open."""
         return len(self._connections)
+
+    def call(self, function: Callable[[], Called], patience_s: float) -> Called:
+        """What `function` gives in the loop's thread, between two batches; from another thread.
+
+        Raises TimeoutError if the loop does not come to it.
+        """
+        future: Future[Called] = Future()
+
+        def answer() -> None:
+            try:
+                future.set_result(function())
+            except Exception as error:
+                future.set_exception(error)
+
+        self._calls.append(answer)
+        self._wake()
+        return future.result(patience_s)
 
     def stop_on_signals(self) -> None:
         """Let SIGTERM and SIGINT end `run` after the batch in progress; SIGHUP, a look at who may
@@ -204,6 +225,8 @@ class Loop:
 
     def _woken(self) -> None:
         self._wakeup.recv(64)
+        while self._calls:
+            self._calls.popleft()()
         self._dismiss()
         if self._store.syncing:
             self._store.finish_sync()

@@ -30,6 +30,7 @@ from bftfs.step import Background, Sender, Server
 from bftfs.wire.channel import ServerChannel
 from nodes import log
 from nodes.configuration import NodeConfiguration
+from nodes.control import Control, Work
 from nodes.guard import Guard, WriteSwitch
 from nodes.health import REBUILDING, Health
 from nodes.loop import Loop
@@ -51,6 +52,7 @@ class Services:
     servers: Servers
     background: tuple[Background, ...] = ()
     gauges: Callable[[], tuple[Gauge, ...]] = tuple  # what the background work tells of itself
+    works: tuple[Work, ...] = ()  # of it, what people may steer
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +121,8 @@ def run(directory: NodeDirectory, description_file: Path, protocols: Protocols) 
             )
             stack.callback(forget, configuration.metrics)
             stack.callback(exposition.close)
+        control = Control(directory.control, services.works)
+        stack.callback(control.close)
         address = description.member(node).address
         listener = stack.enter_context(listen(address))
         stack.callback(forget, address)
@@ -141,6 +145,7 @@ def run(directory: NodeDirectory, description_file: Path, protocols: Protocols) 
             tally=tally,
         )
         stack.callback(loop.close)
+        control.serve(loop.call)
         loop.stop_on_signals()
         logger.info(
             "ready",

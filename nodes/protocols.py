@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import get_args
 
 import structlog
@@ -13,6 +14,7 @@ from bftfs.envelope import REPLIES, REQUESTS
 from bftfs.filesystem import object_types
 from bftfs.healing import HealingTally
 from bftfs.identifiers import NodeId
+from bftfs.query_update.healing import ObjectHealer
 from bftfs.query_update.messages import Request as QueryUpdateRequest
 from bftfs.query_update.scrubbing import HistoryScrubber, RequestScrubber, VersionScrubber
 from bftfs.query_update.server import QueryUpdateServer
@@ -28,6 +30,7 @@ from bftfs.scrubbing import Scrubber, ScrubTally
 from bftfs.steering import healing_steering
 from nodes.authority import InodeAuthority
 from nodes.configuration import NodeConfiguration
+from nodes.control import Standing, Work
 from nodes.metrics import Gauge
 from nodes.node import Protocols, Services
 from nodes.quota import ClientQuota
@@ -98,6 +101,47 @@ def honest_services(
             *_scrubbing_gauges(scrubber.tally),
             Gauge("bftfs_recovering", "1 while a lost store is rebuilt.", recovery.rebuilding),
         ),
+        (
+            Work(healing, partial(_healing_state, query_update.healer, block_healer)),
+            Work(scrubber.steering, partial(_scrubbing_state, scrubber)),
+        ),
+    )
+
+
+def _healing_state(objects: ObjectHealer, blocks: BlockHealer, now_us: int) -> Standing:
+    tallies = objects.tally, blocks.tally
+    remaining = [tally.remaining_us(now_us) for tally in tallies]
+    return Standing(
+        under_way=any(tally.progress < 1.0 for tally in tallies),
+        progress=sum(tally.progress for tally in tallies) / len(tallies),
+        remaining_us=None if None in remaining else max(each or 0 for each in remaining),
+        ended_us=min(tally.ended_us for tally in tallies),
+        figures={
+            "passes": min(tally.passes for tally in tallies),
+            "objects rebuilt": objects.tally.rebuilt,
+            "blocks rebuilt": blocks.tally.rebuilt,
+            "bytes rebuilt": blocks.tally.rebuilt_bytes,
+            "failed": sum(tally.failed for tally in tallies),
+            "damaged objects": objects.damaged,
+        },
+    )
+
+
+def _scrubbing_state(scrubber: Scrubber, now_us: int) -> Standing:
+    tally = scrubber.tally
+    rate = min(scrubber.steering.measured_rate(now_us), scrubber.steering.rate_bytes)
+    return Standing(
+        under_way=tally.under_way,
+        progress=tally.progress,
+        remaining_us=tally.remaining_us(rate),
+        ended_us=tally.ended_us,
+        figures={
+            "passes": tally.passes,
+            "rows checked": tally.rows,
+            "bytes checked": tally.bytes,
+            "bytes to come": tally.bytes_to_come if tally.under_way else 0,
+            "damaged": tally.damaged,
+        },
     )
 
 

@@ -21,6 +21,8 @@ _COMMANDS = {
     "up": ("local", "Start a local cluster (made if there is none) and mount it."),
     "down": ("local", "Unmount a local cluster and stop its nodes. The data stays."),
     "status": ("status", "How the nodes are."),
+    "heal": ("upkeep", "Nodes get back what they lack: hurry them, or spare them."),
+    "scrub": ("upkeep", "Nodes read and check what they store."),
     "mount": ("mount", "Mount a cluster whose nodes are running."),
     "unmount": ("mount", "Unmount, with dirty data written."),
     "log": ("history", "Every version of a file or directory."),

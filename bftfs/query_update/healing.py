@@ -143,6 +143,11 @@ class ObjectHealer:
         self._losses = 0  # how often something turned out to be forgotten
 
     @property
+    def damaged(self) -> int:
+        """How many objects are known to be damaged here, and not mended yet."""
+        return self._damaged
+
+    @property
     def doubtful(self) -> bool:
         """Whether this server may say something false of objects, unless it heals them first."""
         return self._recovery.rebuilding or self._damaged > 0
@@ -179,7 +184,7 @@ class ObjectHealer:
             starts = steering.starts
             complete = await self._mend_all(host)
             complete &= await self._walk(host)
-            self.tally.passes += 1
+            self.tally.end(await Now())
             if complete:
                 self._recovery.rebuilt(OBJECTS)
             complete &= await self._mend_all(host)
@@ -189,6 +194,7 @@ class ObjectHealer:
         """One pass over all objects; whether all that others have is here."""
         cursor = await look(host, lambda view: view.get(Table.META, _CURSOR) or b"")
         complete, losses = True, self._losses
+        self.tally.begin(await Now(), _fraction(cursor))
         while cursor != _END:
             await self.steering.permission()
             self.tally.progress = _fraction(cursor)
@@ -208,7 +214,6 @@ class ObjectHealer:
             place = None if cursor == _END else cursor
             host.arrange(lambda _v, _n, place=place: [Write(Table.META, _CURSOR, place)])  # type: ignore[misc]
         self._asked_for.clear()
-        self.tally.progress = 1.0
         return complete
 
     async def _compare(

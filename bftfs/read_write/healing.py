@@ -186,7 +186,7 @@ class BlockHealer:
         while True:
             starts = steering.starts
             complete = await self._walk(host)
-            self.tally.passes += 1
+            self.tally.end(await Now())
             if complete:
                 self._recovery.rebuilt(BLOCKS)
             # A pass that is complete missed at most what was under way; the next one finds it.
@@ -196,10 +196,10 @@ class BlockHealer:
         """One pass over all versions; whether enough peers took part in all of it."""
         cursor = await look(host, lambda view: view.get(Table.META, _CURSOR) or b"")
         complete = True
+        self.tally.begin(await Now(), _fraction(cursor))
         while cursor != END:
             await self.steering.permission()
-            # The first two bytes of a block's id are alike in many: kind and placement.
-            self.tally.progress = int.from_bytes(cursor[1:17].ljust(16, b"\0"), "big") / (1 << 128)
+            self.tally.progress = _fraction(cursor)
             page = await look(host, partial(self._page, after=cursor))
             horizon, hosts = await self._compare(cursor, page)
             if horizon is None:
@@ -214,7 +214,6 @@ class BlockHealer:
             cursor = horizon
             host.arrange(partial(self._advance, cursor))
             self._rebuilt_until = max(self._rebuilt_until, cursor)
-        self.tally.progress = 1.0
         return complete
 
     # --- the store, in steps -----------------------------------------------------------------
@@ -317,6 +316,11 @@ class BlockHealer:
             await self.steering.spend(volume, began_us)
         self.tally.failed += failed
         return not failed
+
+
+def _fraction(cursor: bytes) -> float:
+    """Roughly how much of all ids is below: the first byte is the same in all."""
+    return int.from_bytes(cursor[1:9].ljust(8, b"\0"), "big") / (1 << 64)
 
 
 def _is_listing(after: bytes, until: bytes, reply: object) -> InventoryReply | None:

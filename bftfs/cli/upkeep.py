@@ -1,0 +1,280 @@
+"""`bftfs heal` and `bftfs scrub`: the background work of a cluster's nodes on this machine."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+import msgspec
+from rich.box import SIMPLE
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+
+from bftfs import cluster as description_files
+from bftfs.data_directory import DataDirectory
+from bftfs.errors import UsageError
+from bftfs.limits import KIB, MIB
+from nodes.control import Command, ControlFailed, Verb, WorkStatus, steer
+
+_WATCH_S = 0.5
+_RATE = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([kmg]?)i?b?(?:/s)?", re.IGNORECASE)
+_UNITS = {"": 1, "k": KIB, "m": MIB, "g": KIB * MIB}
+_BAR_WIDTH = 24
+
+
+class _Rate(click.ParamType):  # type: ignore[type-arg]
+    """Bytes per second, as people write them: 512k, 8MiB, 1.5M/s."""
+
+    name = "RATE"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        found = _RATE.fullmatch(str(value).strip())
+        if found is None:
+            self.fail(f"{value!r} is no rate: write bytes per second, as 512k or 8MiB", param, ctx)
+        return round(float(found[1]) * _UNITS[found[2].lower()])
+
+
+_data = click.option(
+    "--data", type=click.Path(path_type=Path), required=True, help="The cluster's files."
+)
+_node = click.option("--node", type=int, help="Of this node only; else of all on this machine.")
+_json = click.option("--json", "as_json", is_flag=True, help="For programs.")
+
+Report = dict[int, WorkStatus | str]  # by node; a sentence, if it cannot be steered
+
+
+def _group(work: str, purpose: str, does: str) -> click.Group:
+    """The commands for one kind of work."""
+
+    @click.group(name=work, help=purpose)
+    def group() -> None:
+        pass
+
+    def command(
+        verb: Verb, text: str, *options: Callable[[Callable[..., int]], Callable[..., int]]
+    ) -> Callable[[Callable[..., int]], click.Command]:
+        def made(function: Callable[..., int]) -> click.Command:
+            option: Any
+            for option in reversed((_data, _node, _json, *options)):
+                function = option(function)
+            named = click.command(verb, help=text)(function)
+            group.add_command(named)
+            return named
+
+        return made
+
+    @command(
+        "start",
+        f"{does} now; go on, if it is paused.",
+        click.option("--wait", is_flag=True, help="Until it is done, with progress."),
+    )
+    def start(data: Path, node: int | None, *, as_json: bool, wait: bool) -> int:
+        directory = DataDirectory.existing(data.absolute())
+        report = _steer_all(directory, node, Command(work, "start"))
+        if wait:
+            report = _watch(directory, node, work, quiet=as_json, since=report)
+        return _tell(report, as_json=as_json)
+
+    @command("pause", "Stop, until it is resumed or started; also if the node is restarted.")
+    def pause(data: Path, node: int | None, *, as_json: bool) -> int:
+        directory = DataDirectory.existing(data.absolute())
+        return _tell(_steer_all(directory, node, Command(work, "pause")), as_json=as_json)
+
+    @command("resume", "Go on where it was paused.")
+    def resume(data: Path, node: int | None, *, as_json: bool) -> int:
+        directory = DataDirectory.existing(data.absolute())
+        return _tell(_steer_all(directory, node, Command(work, "resume")), as_json=as_json)
+
+    @command(
+        "throttle",
+        "Handle no more than RATE bytes per second at each node, from now on (512k, 8MiB).",
+        click.argument("rate", type=_Rate()),
+    )
+    def throttle(data: Path, node: int | None, *, as_json: bool, rate: int) -> int:
+        directory = DataDirectory.existing(data.absolute())
+        report = _steer_all(directory, node, Command(work, "throttle", rate))
+        return _tell(report, as_json=as_json)
+
+    @command(
+        "status",
+        "How far it is, how fast, and how long it will take.",
+        click.option("--watch", is_flag=True, help="Show the progress until it is done."),
+    )
+    def status(data: Path, node: int | None, *, as_json: bool, watch: bool) -> int:
+        directory = DataDirectory.existing(data.absolute())
+        if watch:
+            report = _watch(directory, node, work, quiet=as_json, since=None)
+        else:
+            report = _steer_all(directory, node, Command(work, "status"))
+        return _tell(report, as_json=as_json)
+
+    return group
+
+
+heal = _group(
+    "heal",
+    "Nodes get back what they lack. They do so by themselves; this is to hurry, or to spare them.",
+    "Compare everything with the other nodes",
+)
+scrub = _group(
+    "scrub",
+    "Nodes read and check what they store, and heal what is damaged; by themselves, once a week.",
+    "Read and check everything",
+)
+
+
+# --- asking the nodes -------------------------------------------------------------------------
+
+
+def _steer_all(directory: DataDirectory, node: int | None, command: Command) -> Report:
+    """What each node says. A UsageError if none of them is here."""
+    report: Report = {}
+    for number in _numbers(directory, node):
+        try:
+            report[number] = steer(directory.node(number).control, command)
+        except ControlFailed as failure:
+            report[number] = str(failure)
+    return report
+
+
+def _numbers(directory: DataDirectory, node: int | None) -> list[int]:
+    """The nodes that are meant."""
+    description = description_files.load(directory.description)
+    if node is not None and not 0 <= node < description.n:
+        raise UsageError(f"there is no node {node}: the cluster has nodes 0 to {description.n - 1}")
+    chosen = range(description.n) if node is None else [node]
+    here = [number for number in chosen if directory.node(number).path.is_dir()]
+    if not here:
+        which = "no node" if node is None else f"node {node}"
+        raise UsageError(
+            f"{directory.path}: {which} {'has its' if node is not None else 'has'} files here; "
+            "run this where the node runs"
+        )
+    return here
+
+
+def _watch(
+    directory: DataDirectory, node: int | None, work: str, *, quiet: bool, since: Report | None
+) -> Report:
+    """Show how the work goes on until no node is at it; what they say then.
+
+    Nodes that stand as `since` says have yet to begin.
+    """
+    console = Console(stderr=True, quiet=quiet)
+    columns = (
+        TextColumn("node {task.description}"),
+        BarColumn(_BAR_WIDTH),
+        TextColumn("{task.percentage:>3.0f} %"),
+        TextColumn("{task.fields[said]}"),
+    )
+    with Progress(*columns, console=console) as shown:
+        tasks: dict[int, TaskID] = {}
+        while True:
+            report = _steer_all(directory, node, Command(work, "status"))
+            report |= {at: said for at, said in (since or {}).items() if isinstance(said, str)}
+            for number, said in report.items():
+                if number not in tasks:
+                    tasks[number] = shown.add_task(str(number), total=1.0, said="")
+                if isinstance(said, WorkStatus):
+                    words = f"{said.state}  {_pace(said)}"
+                    shown.update(tasks[number], completed=said.progress, said=words)
+                else:
+                    shown.update(tasks[number], said=said)
+            if not any(
+                isinstance(said, WorkStatus) and said.state == "running" for said in report.values()
+            ):
+                return report
+            time.sleep(_WATCH_S)
+
+
+def _goes_on(said: WorkStatus | str, since: WorkStatus | str | None) -> bool:
+    if isinstance(said, str) or said.state == "paused":
+        return False
+    if isinstance(since, WorkStatus):
+        return said.figures["passes"] == since.figures["passes"]
+    return said.state == "running"
+
+
+# --- telling people ---------------------------------------------------------------------------
+
+
+def _tell(report: Report, *, as_json: bool) -> int:
+    """Print the report; exit code 1 if a node could not be steered."""
+    silent = {number: said for number, said in report.items() if isinstance(said, str)}
+    if as_json:
+        told = [
+            {"node": number, "error": said}
+            if isinstance(said, str)
+            else {"node": number, **msgspec.to_builtins(said)}
+            for number, said in report.items()
+        ]
+        click.echo(json.dumps(told, indent=2))
+    else:
+        _print(report)
+        for number, why in silent.items():
+            print(f"bftfs: node {number} {why}", file=sys.stderr)
+        if silent:
+            print("bftfs: `bftfs up` starts local nodes that are down", file=sys.stderr)
+    return 1 if silent else 0
+
+
+def _print(report: Report) -> None:
+    table = Table("node", "state", "progress", "pace", "last complete", "done", box=SIMPLE)
+    for number, said in report.items():
+        if isinstance(said, str):
+            continue
+        progress = Table.grid(padding=(0, 1))
+        bar = ProgressBar(total=1.0, completed=said.progress, width=_BAR_WIDTH // 2)
+        progress.add_row(bar, f"{said.progress:.0%}")
+        limit = f"{_volume(said.limit_bytes_per_second)}/s"
+        table.add_row(
+            str(number),
+            said.state,
+            progress,
+            f"at most {limit}" if said.state != "running" else f"{_pace(said)}, of {limit}",
+            _moment(said.ended_s),
+            ", ".join(_figure(name, value) for name, value in said.figures.items() if value),
+        )
+    if table.row_count:
+        Console(highlight=False).print(table)
+
+
+def _pace(said: WorkStatus) -> str:
+    if said.state != "running":
+        return ""
+    remaining = "" if said.remaining_s is None else f", {_duration(said.remaining_s)} left"
+    return f"{_volume(said.bytes_per_second)}/s{remaining}"
+
+
+def _figure(name: str, value: int) -> str:
+    if name.startswith("bytes "):
+        return f"{_volume(value)} {name.removeprefix('bytes ')}"
+    return f"{value} {name}"
+
+
+def _volume(size: float) -> str:
+    if size < KIB:
+        return f"{size:.0f} B"
+    return f"{size / MIB:.1f} MiB" if size >= MIB else f"{size / KIB:.1f} KiB"
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes:02} min"
+    return f"{minutes} min {rest:02} s" if minutes else f"{rest} s"
+
+
+def _moment(since_epoch_s: float | None) -> str:
+    if since_epoch_s is None:
+        return "not since the start"
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(since_epoch_s))

@@ -1,0 +1,233 @@
+"""How a node's owner steers its background work: one question and one answer on a Unix socket.
+
+The socket is in the node's own directory. Only the user that the node runs as (or root) may
+connect: the file's mode says so, and the kernel tells who has connected. Nothing here can be
+reached over the network, and clients of the cluster have no message for it.
+
+Concurrency: a thread that sleeps until somebody connects; what it does to the node it has the
+node's loop do.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import struct
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Protocol, TypeAlias, TypeVar
+
+import msgspec
+
+from bftfs.errors import BftfsError
+from bftfs.limits import SECOND_US
+from bftfs.runtime import clock
+from bftfs.runtime.sockets import forget, listen
+from bftfs.steering import RATE_BYTES_LEAST, Steering
+
+PATIENCE_S = 5.0
+_LINE_BYTES = 4096
+_CREDENTIALS = struct.Struct("3i")  # pid, uid, gid
+
+Called = TypeVar("Called")
+
+Verb: TypeAlias = Literal["start", "pause", "resume", "throttle", "status"]
+
+
+class Command(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What is to be done about one kind of work."""
+
+    work: str
+    verb: Verb
+    rate_bytes: int | None = None  # to throttle to
+
+
+class WorkStatus(msgspec.Struct, frozen=True):
+    """How one kind of work stands at one node."""
+
+    work: str
+    state: Literal["running", "paused", "idle"]
+    progress: float  # of the pass under way; 1 if there is none
+    bytes_per_second: float
+    limit_bytes_per_second: int
+    remaining_s: float | None  # None: nobody can tell
+    ended_s: float | None  # when the last complete pass ended, since the epoch
+    figures: dict[str, int]
+
+
+class Answer(msgspec.Struct, frozen=True):
+    """What the node says: how the work stands now, or why not."""
+
+    error: str = ""
+    status: WorkStatus | None = None
+
+
+class ControlFailed(BftfsError):
+    """The node cannot be steered, and why."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return self.reason
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """What the work itself says of how it stands."""
+
+    under_way: bool
+    progress: float
+    remaining_us: int | None
+    ended_us: int  # 0: never
+    figures: dict[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """One kind of background work that may be steered."""
+
+    steering: Steering
+    standing: Callable[[int], Standing]  # now
+
+
+class CallInLoop(Protocol):
+    """Runs a function in the node's loop, and gives its result."""
+
+    def __call__(self, function: Callable[[], Called], patience_s: float) -> Called:
+        """Raises TimeoutError if the loop does not come to it."""
+
+
+# --- the node -----------------------------------------------------------------------------------
+
+
+class Control:
+    """Listens for the node's owner."""
+
+    def __init__(self, path: Path, works: tuple[Work, ...]) -> None:
+        self._address = f"unix:{path.absolute()}"
+        self._works = {work.steering.name: work for work in works}
+        self._call: CallInLoop
+        mask = os.umask(0o177)  # nobody else may connect, from the first moment on
+        try:
+            self._listener = listen(self._address)
+        finally:
+            os.umask(mask)
+        self._listener.setblocking(True)
+
+    def serve(self, call: CallInLoop) -> None:
+        """Answer from now on, in a thread; who has connected before has waited."""
+        self._call = call
+        threading.Thread(target=self._serve, name="control", daemon=True).start()
+
+    def close(self) -> None:
+        """Stop listening."""
+        self._listener.close()
+        forget(self._address)
+
+    def _serve(self) -> None:
+        while True:
+            try:
+                asking, _ = self._listener.accept()
+            except OSError:
+                return  # closed
+            with asking, contextlib.suppress(OSError):  # whoever asked has gone
+                asking.settimeout(PATIENCE_S)
+                asking.sendall(msgspec.json.encode(self._answer(asking)) + b"\n")
+
+    def _answer(self, asking: socket.socket) -> Answer:
+        credentials = asking.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+        _, uid, _ = _CREDENTIALS.unpack(credentials)
+        if uid not in {0, os.geteuid()}:
+            return Answer("only the user that the node runs as may steer it")
+        try:
+            command = msgspec.json.decode(_line(asking), type=Command)
+        except msgspec.MsgspecError as error:
+            return Answer(f"what is no command: {error}")
+        try:
+            return self._call(lambda: self.perform(command), PATIENCE_S)
+        except TimeoutError:
+            return Answer("the node is too busy to answer")
+
+    def perform(self, command: Command) -> Answer:
+        """Do what is asked for. In the loop's thread."""
+        work = self._works.get(command.work)
+        if work is None:
+            known = " and ".join(sorted(self._works)) or "nothing"
+            return Answer(f"this node has no work called {command.work!r}: there is {known}")
+        steering = work.steering
+        match command.verb:
+            case "start":
+                steering.start()
+            case "pause":
+                steering.pause()
+            case "resume":
+                steering.resume()
+            case "throttle":
+                rate = command.rate_bytes
+                if rate is None or not RATE_BYTES_LEAST <= rate < 1 << 62:
+                    return Answer(f"a rate is at least {RATE_BYTES_LEAST} bytes per second")
+                steering.throttle(rate)
+            case "status":
+                pass
+        return Answer(status=status_of(work))
+
+
+def status_of(work: Work) -> WorkStatus:
+    """How the work stands now."""
+    now_us = clock.now_us()
+    steering, standing = work.steering, work.standing(now_us)
+    remaining = standing.remaining_us
+    return WorkStatus(
+        steering.name,
+        "paused" if steering.paused else "running" if standing.under_way else "idle",
+        standing.progress,
+        steering.measured_rate(now_us) if standing.under_way and not steering.paused else 0.0,
+        steering.rate_bytes,
+        None if steering.paused or remaining is None else remaining / SECOND_US,
+        standing.ended_us / SECOND_US or None,
+        standing.figures,
+    )
+
+
+def _line(asking: socket.socket) -> bytes:
+    received = b""
+    while not received.endswith(b"\n") and len(received) <= _LINE_BYTES:
+        more = asking.recv(_LINE_BYTES)
+        if not more:
+            break
+        received += more
+    return received
+
+
+# --- its owner ----------------------------------------------------------------------------------
+
+
+def steer(path: Path, command: Command) -> WorkStatus:
+    """Have the node whose control socket is at `path` do something. Raises ControlFailed."""
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.settimeout(2 * PATIENCE_S)
+        try:
+            connection.connect(str(path))
+            connection.sendall(msgspec.json.encode(command) + b"\n")
+            answer = msgspec.json.decode(_whole(connection), type=Answer)
+        except (FileNotFoundError, ConnectionRefusedError):
+            raise ControlFailed("does not run on this machine") from None
+        except PermissionError:
+            raise ControlFailed("belongs to another user: only its owner may steer it") from None
+        except (OSError, msgspec.MsgspecError) as error:
+            raise ControlFailed(f"cannot be steered ({error})") from None
+    if answer.status is None:
+        raise ControlFailed(answer.error)
+    return answer.status
+
+
+def _whole(connection: socket.socket) -> bytes:
+    received = b""
+    while more := connection.recv(65536):
+        received += more
+    return received
