@@ -18,6 +18,7 @@ from bftfs.query_update.healing import ObjectHealer
 from bftfs.query_update.messages import Request as QueryUpdateRequest
 from bftfs.query_update.scrubbing import HistoryScrubber, RequestScrubber, VersionScrubber
 from bftfs.query_update.server import QueryUpdateServer
+from bftfs.query_update.unfinished import Finisher, Unfinished
 from bftfs.quorum import ThresholdQuorums
 from bftfs.read_write.healing import BlockHealer
 from bftfs.read_write.lazy_verifier import LazyVerifier
@@ -52,6 +53,7 @@ def honest_services(
     )
     quota = ClientQuota(configuration.client_bytes)
     client = client_id_of(public_key=identity.public_key)
+    finisher = Finisher(node, client, quorums, query_update.unfinished, query_update.healer)
     block_healer = BlockHealer(
         node,
         description.read_write,
@@ -91,11 +93,12 @@ def honest_services(
             Notice: verifier,
         },
         # A node without peers has nobody to heal from.
-        (verifier, query_update.healer, block_healer, scrubber)
+        (verifier, finisher, query_update.healer, block_healer, scrubber)
         if description.n > 1
-        else (verifier,),
+        else (verifier, finisher),
         lambda: (
             *_gauges(verifier),
+            *_unfinished_gauges(query_update.unfinished),
             *_healing_gauges("objects", query_update.healer.tally),
             *_healing_gauges("blocks", block_healer.tally),
             *_scrubbing_gauges(scrubber.tally),
@@ -169,6 +172,17 @@ def _scrubbing_gauges(tally: ScrubTally) -> tuple[Gauge, ...]:
 
 def _report(table: str, damaged: int) -> None:
     structlog.get_logger().warning("damaged", table=table, rows=damaged)
+
+
+def _unfinished_gauges(unfinished: Unfinished) -> tuple[Gauge, ...]:
+    tally = unfinished.tally
+    return (
+        Gauge("bftfs_possible_objects", "Objects not known to be finished.", unfinished.total),
+        Gauge("bftfs_settled_objects", "Objects found finished.", tally.settled),
+        Gauge("bftfs_repaired_objects", "Objects repaired by this node.", tally.repaired),
+        Gauge("bftfs_repairs_failed", "Repairs that came to nothing.", tally.failed),
+        Gauge("bftfs_repair_demands", "Updates that had to wait for it.", tally.demands),
+    )
 
 
 def _gauges(verifier: LazyVerifier) -> tuple[Gauge, ...]:

@@ -27,7 +27,7 @@ object sync brought no more, are marked too, and made anew with their past once 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from itertools import islice, pairwise
 from typing import NamedTuple, Protocol
@@ -142,6 +142,9 @@ class ObjectHealer:
         self._damaged = 0  # how many of these say something that may be false
         self._losses = 0  # how often something turned out to be forgotten
 
+        # Told of objects whose latest candidate here is not the quorum's.
+        self.on_difference: Callable[[ObjectId, LogicalTimestamp], None] | None = None
+
     @property
     def damaged(self) -> int:
         """How many objects are known to be damaged here, and not mended yet."""
@@ -171,6 +174,10 @@ class ObjectHealer:
 
     async def _mend_on_demand(self, name: ObjectId) -> list[Write] | None:
         return [] if self._host is not None and await self._mend(self._host, name) else None
+
+    async def catch_up(self, host: Host, name: ObjectId) -> bool:
+        """Get what others have established later than what is here; whether that was all."""
+        return bool(await self._heal(host, name))
 
     # --- the walk ----------------------------------------------------------------------------
 
@@ -236,15 +243,27 @@ class ObjectHealer:
             for at in range(len(bounds))
             if self._quorums.includes_benign((1 << at + 1) - 1) or at == len(bounds) - 1
         )
-        horizon = bounds[at]
-        names = sorted(name for name in latest if name <= horizon)
-        own = await look(host, partial(_latest_of_all, names))
+        here = await look(host, partial(catalogue, after=after))
+        horizon = min(bounds[at], here.objects[-1].object if here.more else _END)
+        names = sorted(
+            name for name in {*latest, *(entry.object for entry in here.objects)} if name <= horizon
+        )
+        own = await look(host, partial(latest_of_all, names))
         lacking = []
         for name in names:
             reported: Nodes = 0
-            for timestamp, node in latest[name]:
+            alike: Nodes = 1 << self._node
+            for timestamp, node in latest.get(name, ()):
                 if timestamp > own[name]:
                     reported |= 1 << node
+                elif timestamp == own[name]:
+                    alike |= 1 << node
+            if (
+                self.on_difference is not None
+                and own[name] != ZERO
+                and not self._quorums.is_quorum(alike)
+            ):
+                self.on_difference(name, own[name])
             if self._quorums.includes_benign(reported) or (reported and self._recovery.rebuilding):
                 lacking.append(name)
         return horizon, lacking, len(names)
@@ -462,9 +481,8 @@ def _own(name: ObjectId, candidate: Candidate | None, view: StorageView) -> _Own
     return _Own(replica.history.latest, reach, object_sync.known_versions(replica))
 
 
-def _latest_of_all(
-    names: Sequence[ObjectId], view: StorageView
-) -> dict[ObjectId, LogicalTimestamp]:
+def latest_of_all(names: Sequence[ObjectId], view: StorageView) -> dict[ObjectId, LogicalTimestamp]:
+    """The latest timestamp of each object here; the initial one of what is not here."""
     rows = ((name, view.get(Table.OBJECT, name)) for name in names)
     return {name: ZERO if row is None else latest_of(row) for name, row in rows}
 

@@ -219,6 +219,14 @@ class Verdict(IntEnum):
     DEAD = 2
 
 
+class LatestRequest(Message, frozen=True, tag=0x1C):
+    """From node to node: what is the latest timestamp in your replica history of each object?"""
+
+    objects: Annotated[
+        tuple[ObjectField, ...], Meta(min_length=1, max_length=limits.OBJECTS_COMPARED)
+    ]
+
+
 class QueryReply(Message, frozen=True, tag=0x20):
     """The answer on the server's latest versions (or those asked for); `error` is an errno or 0.
 
@@ -368,6 +376,12 @@ class AttestReply(Message, frozen=True, tag=0x2E):
     ]
 
 
+class LatestReply(Message, frozen=True, tag=0x2C):
+    """The timestamps, in the order of the objects; the initial one of those not known."""
+
+    latest: Annotated[tuple[TimestampField, ...], Meta(max_length=limits.OBJECTS_COMPARED)]
+
+
 Request: TypeAlias = (
     Query
     | Update
@@ -382,6 +396,7 @@ Request: TypeAlias = (
     | CatalogueRequest
     | AttestRequest
     | ChainRequest
+    | LatestRequest
 )
 Reply: TypeAlias = (
     QueryReply
@@ -395,4 +410,5 @@ Reply: TypeAlias = (
     | HistoryReply
     | CatalogueReply
     | AttestReply
+    | LatestReply
 )

@@ -33,7 +33,7 @@ from bftfs.crypto.digest import (
 )
 from bftfs.errors import MalformedMessage
 from bftfs.identifiers import ClientId, NodeId, ObjectId, kind_of
-from bftfs.query_update import object_sync, past
+from bftfs.query_update import object_sync, past, unfinished
 from bftfs.query_update.candidate import INITIAL, Candidate
 from bftfs.query_update.classification import (
     NO_FACTS,
@@ -72,6 +72,7 @@ from bftfs.query_update.messages import (
     HistoryRequest,
     InlineBarrier,
     InlineUpdate,
+    LatestRequest,
     Looked,
     PastQuery,
     PastReply,
@@ -103,6 +104,11 @@ from bftfs.recovery import Recovery
 from bftfs.steering import Steering
 from bftfs.step import Ready, Role, Sender, Want
 from bftfs.storage import StorageView, Table, Write
+
+# All else is what clients ask for, and nodes that repair like clients.
+_BETWEEN_NODES = frozenset(
+    (HistoryRequest, CatalogueRequest, LatestRequest, SyncRequest, AttestRequest, ChainRequest)
+)
 
 
 class _Reject(Exception):
@@ -163,6 +169,7 @@ class QueryUpdateServer:
         self.types = types
         self._keys = keys
         self._repairs = _Allowance()
+        self.unfinished = unfinished.Unfinished()
         self.method_failures = 0  # methods that raised what is not a refusal: bugs of object types
         self._handlers: dict[type, Callable[[StorageView, Sender, Any, int], Ready]] = {
             Update: self._update,
@@ -178,6 +185,7 @@ class QueryUpdateServer:
             CatalogueRequest: self._catalogue,
             AttestRequest: self._attest,
             ChainRequest: self._chain,
+            LatestRequest: self._latest,
         }
 
     def step(
@@ -190,7 +198,7 @@ class QueryUpdateServer:
     ) -> Ready:
         """Serve one message."""
         try:
-            if self.healer.doubtful and sender.role is Role.CLIENT:
+            if self.healer.doubtful and type(message) not in _BETWEEN_NODES:
                 want = self.healer.wanted(_objects_of(message))
                 if want is not None:
                     return Ready(wants=(want,))
@@ -206,7 +214,6 @@ class QueryUpdateServer:
 
     def _query(self, view: StorageView, sender: Sender, message: Query, now_us: int) -> Ready:
         """Answer optimistically, on the latest versions here. [Q/U §4.3.5]"""
-        self._require_client(sender)
         names = message.objects
         replicas = {
             name: Replica(view, name) for name in (sorted(set(names)) if len(names) > 1 else names)
@@ -222,6 +229,7 @@ class QueryUpdateServer:
             return Ready(
                 QueryReply(histories, authenticators, False, 0, b"", True, verdict, voucher)
             )
+        self._require_client(sender)
         method = self.types.method(message.method)
         if method is None or method.update:
             raise _Reject(errno.EOPNOTSUPP, f"no query is called {message.method}")
@@ -310,11 +318,11 @@ class QueryUpdateServer:
 
     def _update(self, view: StorageView, sender: Sender, message: Update, now_us: int) -> Ready:
         """A direct request: everything in it is verified here."""
-        self._require_client(sender)
         conditioned = decode_conditioned(message.conditioned)
         method = self._require_well_formed(conditioned)
         operation = conditioned.operation
         if operation is not None:
+            self._require_client(sender)
             if not sender.grant.write:
                 raise _Reject(errno.EROFS, "the grant is for reading only")
             if not sender.grant.allows(operation.uid):
@@ -340,6 +348,7 @@ class QueryUpdateServer:
             self._require_memory(plans)
             if conditioned.kind is ConditionedKind.METHOD:
                 assert method is not None
+                self._require_settled(sender.client, now_us)
                 return self._accept_method(
                     replicas,
                     plans,
@@ -365,7 +374,6 @@ class QueryUpdateServer:
         it: a repairable set of authenticated histories has its candidate, which is recomputed here
         from the original request, and so at least one benign server verified that request.
         """
-        self._require_client(sender)
         conditioned = decode_conditioned(message.conditioned)
         method = self._require_well_formed(conditioned)
         if conditioned.kind is ConditionedKind.BARRIER:
@@ -437,7 +445,6 @@ class QueryUpdateServer:
         It needs no more evidence than that: barriers have no data associated with them, and are
         safe to accept whoever made them. [Q/U §4.3.2, §4.3.5 Malevolent components]
         """
-        self._require_client(sender)
         replica = Replica(view, message.evidence.object)
         try:
             evidence = self._cull_one(message.evidence, message.authenticators, now_us)
@@ -656,6 +663,14 @@ class QueryUpdateServer:
         if not self._repairs.take(client, now_us):
             raise _Fail(Status.TOO_MANY)
 
+    def _require_settled(self, client: ClientId, now_us: int) -> None:
+        """A client's unfinished work is bounded over all objects as well: see `unfinished`."""
+        wait = self.unfinished.before_update(client, now_us)
+        if isinstance(wait, Want):
+            raise _Wanting(wait)
+        if not wait:
+            raise _Fail(Status.TOO_MANY)
+
     # --- acceptance -----------------------------------------------------------------------------
 
     def _repeated(
@@ -848,7 +863,9 @@ class QueryUpdateServer:
     ) -> Ready:
         writes = []
         for replica in replicas:
-            writes += replica.writes
+            if replica.writes:
+                writes += replica.writes
+                self.unfinished.accepted(replica.object, replica.history.latest)
         return Ready(
             UpdateReply(
                 Status.SUCCESS,
@@ -902,14 +919,12 @@ class QueryUpdateServer:
     def _fetch(
         self, view: StorageView, sender: Sender, message: FetchRequest, now_us: int
     ) -> Ready:
-        self._require_client(sender)
         stored = view.get(Table.REQUEST, message.timestamp)
         return Ready(FetchReply(b"" if stored is None else stored))
 
     def _deduce(
         self, view: StorageView, sender: Sender, message: DeduceRequest, now_us: int
     ) -> Ready:
-        self._require_client(sender)
         if not message.version:
             return Ready(DeduceReply(*self._vouch(view, message.timestamp, message.objects)))
         if len(message.version) != TIMESTAMP_BYTES:
@@ -1011,6 +1026,13 @@ class QueryUpdateServer:
         if sender.role is not Role.NODE:
             raise _Reject(errno.EPERM, "healing is between nodes")
         return Ready(catalogue(view, message.after))
+
+    def _latest(
+        self, view: StorageView, sender: Sender, message: LatestRequest, now_us: int
+    ) -> Ready:
+        if sender.role is not Role.NODE:
+            raise _Reject(errno.EPERM, "comparing is between nodes")
+        return Ready(unfinished.latest(view, message))
 
     def _sync(self, view: StorageView, sender: Sender, message: SyncRequest, now_us: int) -> Ready:
         if sender.role is not Role.NODE:

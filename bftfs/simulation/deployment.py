@@ -15,6 +15,7 @@ from bftfs.query_update.messages import Request as QueryUpdateRequest
 from bftfs.query_update.object_type import ObjectTypes
 from bftfs.query_update.scrubbing import HistoryScrubber, RequestScrubber, VersionScrubber
 from bftfs.query_update.server import QueryUpdateServer
+from bftfs.query_update.unfinished import Finisher
 from bftfs.quorum import ThresholdQuorums
 from bftfs.read_write.healing import BlockHealer
 from bftfs.read_write.lazy_verifier import LazyVerifier, VerificationSettings
@@ -127,9 +128,8 @@ class Deployment:
         """The servers of a correct node, by request, with nothing in memory."""
         keys, sizes = self.keys(node), self.sizes.read_write
         recovery = self.recoveries.setdefault(node, Recovery())
-        objects = QueryUpdateServer(
-            node, ThresholdQuorums(self.sizes.query_update), keys, self.types, recovery=recovery
-        )
+        quorums = ThresholdQuorums(self.sizes.query_update)
+        objects = QueryUpdateServer(node, quorums, keys, self.types, recovery=recovery)
         servers: dict[type, Server] = dict.fromkeys(get_args(QueryUpdateRequest), objects)
         if self.verification is None:
             blocks = ReadWriteServer(node, sizes, keys)
@@ -140,7 +140,7 @@ class Deployment:
         healer = BlockHealer(node, sizes, name, recovery, charge=lambda *_: [])
         blocks = ReadWriteServer(node, sizes, keys, watch=verifier, memory=healer)
         servers |= dict.fromkeys(get_args(ReadWriteRequest), blocks) | {Notice: verifier}
-        quorums = ThresholdQuorums(self.sizes.query_update)
+        finisher = Finisher(node, name, quorums, objects.unfinished, objects.healer)
         scrubber = self.scrubbers[node] = Scrubber(
             (
                 BlockScrubber(node, sizes.N, healer.steering.hurry),
@@ -149,7 +149,7 @@ class Deployment:
                 RequestScrubber(objects),
             )
         )
-        return Services(servers, (verifier, objects.healer, healer, scrubber))
+        return Services(servers, (verifier, finisher, objects.healer, healer, scrubber))
 
     def client(self, name: str, *, skew_us: int = 0, grant: Grant | None = None) -> SimulatedClient:
         """A new client that all nodes know."""

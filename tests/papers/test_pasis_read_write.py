@@ -317,7 +317,7 @@ def test_each_node_is_counted_once(world: World) -> None:
         world.nodes[number].behaviour = mute
     with pytest.raises(QuorumUnavailable, match="only 4 of the 5"):
         alice.write(ITEM)
-    assert len(requests(alice, TimeRequest)) > DEFAULT.N
+    assert len(requests(alice, WriteRequest)) > DEFAULT.N
 
 
 def test_a_repeated_write_is_idempotent(world: World, alice: Principal) -> None:

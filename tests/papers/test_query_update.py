@@ -1623,22 +1623,25 @@ def test_readers_can_repair_what_writers_left(cluster: Cluster, alice: Client) -
 def test_nodes_perform_no_operations_and_clients_no_object_sync(
     cluster: Cluster, alice: Client
 ) -> None:
-    """Object data goes to servers that need it, not around the methods to clients."""
+    """Object data goes to servers that need it, not around the methods to clients. Nodes may repair
+    what clients left unfinished, which needs no right to write: see `unfinished`."""
     made = accept(cluster, alice)
     seen = sight(cluster)
     node, peer = cluster.nodes[:2]
     evidence = inline(made, seen)
-    for message in (
-        made.message,
-        evidence,
-        InlineBarrier(seen.history_set, seen.authenticators),
-        Query((A,), "counter.fetch", b"\x90", 0, 0, (), NodeId(0)),
-        FetchRequest(made.timestamp),
-        DeduceRequest(made.timestamp, (A,)),
-    ):
+    for message in (made.message, Query((A,), "counter.fetch", b"\x90", 0, 0, (), NodeId(0))):
         reply = node.server.step(node.storage, peer.sender, message, b"", START_US).reply
         assert isinstance(reply, Rejected)
         assert reply.code == errno.EPERM
+    for allowed in (
+        evidence,
+        InlineBarrier(seen.history_set, seen.authenticators),
+        Query((A,), "", b"", 0, 0, (), NodeId(0)),
+        FetchRequest(made.timestamp),
+        DeduceRequest(made.timestamp, (A,)),
+    ):
+        reply = node.server.step(node.storage, peer.sender, allowed, b"", START_US).reply
+        assert not isinstance(reply, Rejected)
     sync = SyncRequest(A, made.timestamp, (ZERO,), b"", True)
     assert step(node, alice, sync).reply.code == errno.EPERM
 

@@ -27,6 +27,7 @@ from bftfs.query_update.messages import Request
 from bftfs.query_update.object_type import ObjectTypes
 from bftfs.query_update.replica import Replica
 from bftfs.query_update.server import QueryUpdateServer
+from bftfs.query_update.unfinished import Finisher
 from bftfs.quorum import ThresholdQuorums
 from bftfs.step import Grant, Ready, Role, Sender
 from bftfs.storage import MemoryStorage
@@ -90,8 +91,13 @@ class Node:
         self.sender = Sender(Role.NODE, name, self.number, Grant((), False))
         self.engine = cluster.engine(("node", self.number))
         behaving = _Behaving(self)
+        finisher = Finisher(
+            self.number, name, cluster.quorums, self.server.unfinished, self.server.healer
+        )
         self.dispatcher = Dispatcher(
-            servers=dict.fromkeys(Request.__args__, behaving), engine=self.engine
+            servers=dict.fromkeys(Request.__args__, behaving),
+            engine=self.engine,
+            background=(finisher,) if cluster.background else (),
         )
         self.dispatcher.on_supply = lambda: cluster.after(1, self.resume)
 
@@ -186,7 +192,10 @@ class Cluster:
         types: ObjectTypes | None = None,
         seed: int = 0,
         quorums: Any = None,
+        background: bool = False,
     ) -> None:
+        """With `background`, servers finish what clients leave behind."""
+        self.background = background
         self.random = Random(seed)
         self.quorums = quorums or ThresholdQuorums(thresholds)
         self.types = types or counter_types()

@@ -1,0 +1,312 @@
+"""Work that clients may have left unfinished, found and finished in the background. [Q/U §4.3.5]
+
+A client that stops in the middle leaves candidates behind that too few servers have accepted.
+Whoever uses the object next repairs it; until then the update is neither here nor there, it may
+hide in the history of a single server, and it costs the next client the repair. So every server
+keeps in mind what it has accepted and does not know to be complete. When clients leave it alone it
+asks its peers for the latest timestamps of many objects at once: what a quorum shares is complete.
+What is not is repaired as any client would do it, by the server under its own id: finished inline,
+or barred and copied. It may do no more than that: a node's grant covers no operation.
+
+The work of one client is bounded: beyond `limits.POSSIBLE_OBJECTS_OF_CLIENT` objects of which it is
+not known whether its update is complete, an update waits until the oldest of them are settled.
+
+**Invariants.** What was accepted within a second is not repaired: its client is at work. Servers do
+it one after the other, the one first that is first in the object's preferred quorum, and those that
+come later find it done.
+
+**Concurrency.** One thread. It lives in memory: after a restart, the walk of `healing` finds the
+objects on which servers differ. If there are too many, those accepted first are left to it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+
+from bftfs import limits
+from bftfs.conversation import Conversation, Event, Now, Pause, Together, Wait
+from bftfs.errors import OperationFailed
+from bftfs.healing import ask_all, look
+from bftfs.identifiers import ClientId, NodeId, ObjectId, placement_of
+from bftfs.query_update.classification import OperationType
+from bftfs.query_update.healing import ObjectHealer, latest_of_all
+from bftfs.query_update.messages import LatestReply, LatestRequest
+from bftfs.query_update.observation import Observations
+from bftfs.query_update.repair import BackOff, Repair
+from bftfs.query_update.replica import Replica
+from bftfs.query_update.rounds import Rounds
+from bftfs.query_update.suspicion import Suspicion
+from bftfs.query_update.timestamp import LogicalTimestamp, client_of, is_barrier
+from bftfs.quorum import Nodes, QuorumSystem
+from bftfs.step import Host, Want
+from bftfs.storage import StorageView, Write
+
+_REST_TICKS = 2  # ticks of a second each that an object is left alone: one to two seconds
+_REPAIRS_AT_ONCE = 4
+_TIRED_MOST_US = 100_000  # between two looks for idle time
+_OBSERVED = 256  # objects that a server remembers of its own repairs
+
+
+@dataclass(slots=True)
+class UnfinishedTally:
+    """What has been done about unfinished work; each number only grows."""
+
+    settled: int = 0  # objects whose latest candidate was complete, or superseded
+    repaired: int = 0  # objects repaired
+    failed: int = 0  # repairs that came to nothing, for now
+    demands: int = 0  # updates that had to wait
+
+
+@dataclass(slots=True)
+class _Entry:
+    """An object whose latest candidate here is not known to be complete."""
+
+    timestamp: LogicalTimestamp
+    tick: int  # when it was accepted
+    failures: int = 0
+    retry_us: int = 0
+
+
+class Unfinished:
+    """The objects of one server whose latest candidates may be incomplete, by client."""
+
+    def __init__(self) -> None:
+        self.tally = UnfinishedTally()
+        self.total = 0
+        self.tick = 0
+        # What settles objects on demand: set by the finisher when it runs.
+        self.demand: Callable[[ClientId], Conversation[list[Write] | None]] | None = None
+        self.arrived = Event()
+        self._of: dict[ClientId, dict[ObjectId, _Entry]] = {}  # each in the order of acceptance
+        self._client: dict[ObjectId, ClientId] = {}
+
+    def accepted(self, name: ObjectId, timestamp: LogicalTimestamp) -> None:
+        """The server has accepted a candidate for `name`, which is its latest now."""
+        self.settle(name)
+        client = client_of(timestamp)
+        entries = self._of.get(client)
+        if entries is None:
+            entries = self._of[client] = {}
+        entries[name] = _Entry(timestamp, self.tick)
+        self._client[name] = client
+        self.total += 1
+        if self.total == 1:
+            self.arrived.announce()
+        elif self.total > limits.POSSIBLE_OBJECTS:
+            self.settle(next(iter(self._client)))
+
+    def settle(self, name: ObjectId) -> None:
+        """Nothing is left to do about `name`."""
+        client = self._client.pop(name, None)
+        if client is not None:
+            entries = self._of[client]
+            del entries[name]
+            if not entries:
+                del self._of[client]
+            self.total -= 1
+
+    def of_client(self, client: ClientId) -> int:
+        """How many objects are in question because of `client`."""
+        entries = self._of.get(client)
+        return 0 if entries is None else len(entries)
+
+    def entry(self, name: ObjectId) -> _Entry | None:
+        """What is known of `name`, if it is in question."""
+        client = self._client.get(name)
+        return None if client is None else self._of[client][name]
+
+    def rested(self, entry: _Entry) -> bool:
+        """Whether its client has had the time to finish it."""
+        return entry.tick <= self.tick - _REST_TICKS
+
+    def due(self, now_us: int, most: int) -> list[ObjectId]:
+        """Objects that have rested, at most so many."""
+        chosen: list[ObjectId] = []
+        for entries in self._of.values():
+            for name, entry in entries.items():
+                if not self.rested(entry):
+                    break
+                if entry.retry_us <= now_us:
+                    chosen.append(name)
+                    if len(chosen) == most:
+                        return chosen
+        return chosen
+
+    def oldest(self, client: ClientId, now_us: int, most: int) -> list[ObjectId]:
+        """The objects of `client` that are worth a look, those accepted first."""
+        entries = self._of.get(client, {})
+        worthwhile = (name for name, entry in entries.items() if entry.retry_us <= now_us)
+        return list(islice(worthwhile, most))
+
+    def before_update(self, client: ClientId, now_us: int) -> Want | bool:
+        """What an update of `client` has to wait for; else whether it may be accepted."""
+        if self.demand is None or self.of_client(client) < limits.POSSIBLE_OBJECTS_OF_CLIENT:
+            return True
+        self.tally.demands += 1
+        if not self.oldest(client, now_us, 1):
+            return False
+        demand = self.demand
+        return Want(b"finish" + client, lambda _view: demand(client))
+
+
+class Finisher:
+    """Settles what is in question at one server, in idle time or on demand."""
+
+    def __init__(
+        self,
+        node: NodeId,
+        client: ClientId,
+        quorums: QuorumSystem,
+        unfinished: Unfinished,
+        healer: ObjectHealer,
+    ) -> None:
+        """`client` is the node's own id: it repairs like a client."""
+        self._node = node
+        self._quorums = quorums
+        self._unfinished = unfinished
+        self._healer = healer
+        self._peers = tuple(NodeId(peer) for peer in range(quorums.n) if peer != node)
+        suspicion = Suspicion(quorums)
+        self._observations = Observations(quorums, suspicion, bound=_OBSERVED)
+        self._rounds = Rounds(
+            quorums,
+            self._observations,
+            suspicion,
+            patience_total_us=limits.VERIFY_PATIENCE_US,
+        )
+        self._repairs = Repair(client, self._rounds)
+        self._under_way: set[ObjectId] = set()
+        self._host: Host | None = None
+
+    async def run(self, host: Host) -> None:
+        """Settle what is in question, for as long as the node lives."""
+        self._host = host
+        unfinished = self._unfinished
+        unfinished.demand = self._on_demand
+        self._healer.on_difference = unfinished.accepted
+        tick_us = tired_us = 0
+        while True:
+            if not unfinished.total:
+                await Wait(unfinished.arrived)
+                tick_us = await Now()
+            now_us = await Now()
+            if not 0 <= now_us - tick_us < limits.UNFINISHED_REST_US:
+                unfinished.tick += 1
+                tick_us = now_us
+            if 0 <= now_us - host.foreground_us < limits.VERIFY_IDLE_US:
+                tired_us = min(2 * tired_us + limits.VERIFY_IDLE_US, _TIRED_MOST_US)
+                await Pause(tired_us)
+                continue
+            tired_us = 0
+            names = unfinished.due(now_us, limits.OBJECTS_COMPARED)
+            if names:
+                await self._settle(host, names)
+            else:
+                await Pause(limits.UNFINISHED_REST_US // 2)
+
+    async def _on_demand(self, client: ClientId) -> list[Write] | None:
+        """Settle the oldest of what `client` may have left unfinished."""
+        names = self._unfinished.oldest(client, await Now(), limits.OBJECTS_COMPARED)
+        if self._host is not None and names:
+            await self._settle(self._host, names)
+        return []
+
+    async def _settle(self, host: Host, chosen: Iterable[ObjectId]) -> None:
+        """Compare with the peers; repair what no quorum shares."""
+        unfinished, quorums = self._unfinished, self._quorums
+        names = [name for name in chosen if name not in self._under_way]
+        self._under_way.update(names)
+        try:
+            request = LatestRequest(tuple(names))
+            replies = await ask_all(self._peers, request, partial(_is_latest, len(names)))
+            own = await look(host, partial(latest_of_all, names))
+            heard = sum(1 << node for node in replies) | 1 << self._node
+            now_us = await Now()
+            disorderly = []
+            for at, name in enumerate(names):
+                entry = unfinished.entry(name)
+                if entry is None:
+                    continue
+                latest = own[name]
+                if latest != entry.timestamp:
+                    # Something later is in question now; or what was accepted has been lost with
+                    # the batch in which it was to be stored.
+                    unfinished.settle(name)
+                    if latest > entry.timestamp:
+                        unfinished.accepted(name, latest)
+                    continue
+                alike: Nodes = 1 << self._node
+                later: Nodes = 0
+                for node, reply in replies.items():
+                    alike |= (reply.latest[at] == latest) << node
+                    later |= (reply.latest[at] > latest) << node
+                if quorums.is_quorum(alike) and not is_barrier(latest):
+                    unfinished.settle(name)
+                    unfinished.tally.settled += 1
+                elif quorums.includes_benign(later):
+                    # What is here is superseded, and those who have accepted what is later see to
+                    # that. This server gets it from them if it can, and else when it heals.
+                    await self._healer.catch_up(host, name)
+                    unfinished.settle(name)
+                    unfinished.tally.settled += 1
+                elif not quorums.is_quorum(heard):
+                    self._failed(entry, now_us)
+                elif not unfinished.rested(entry):
+                    entry.retry_us = now_us + limits.UNFINISHED_REST_US
+                else:
+                    disorderly.append((name, entry))
+            for at in range(0, len(disorderly), _REPAIRS_AT_ONCE):
+                await Together(
+                    tuple(
+                        partial(self._repair, host, name, entry)
+                        for name, entry in disorderly[at : at + _REPAIRS_AT_ONCE]
+                    )
+                )
+        finally:
+            self._under_way.difference_update(names)
+
+    async def _repair(self, host: Host, name: ObjectId, entry: _Entry) -> None:
+        """Repair one object, unless it is another server's turn first."""
+        now_us = await Now()
+        distance = (self._node - placement_of(name)) % self._quorums.n
+        if distance and not entry.retry_us:
+            entry.retry_us = now_us + distance * limits.UNFINISHED_STAGGER_US
+            return
+        # What is here counts, whether or not this server is in the quorum that is asked.
+        row = (await look(host, lambda view: Replica(view, name))).row
+        observations = self._observations
+        observations.forget(name)
+        observations.learn(name, self._node, row.history, row.authenticator)
+        try:
+            await self._repairs.refresh((name,))
+            found = observations.observe(name).classification.type
+            await self._repairs.repair((name,), BackOff(self._rounds.probing))
+        except OperationFailed:
+            self._failed(entry, await Now())
+            return
+        # Now a quorum shares what is latest, which is what was here or later than that.
+        unfinished = self._unfinished
+        unfinished.tally.repaired += found is not OperationType.METHOD
+        if unfinished.entry(name) is entry:
+            await self._healer.catch_up(host, name)
+            unfinished.settle(name)
+            unfinished.tally.settled += 1
+
+    def _failed(self, entry: _Entry, now_us: int) -> None:
+        self._unfinished.tally.failed += 1
+        wait_us = limits.VERIFY_RETRY_US << min(entry.failures, 16)
+        entry.failures += 1
+        entry.retry_us = now_us + min(wait_us, limits.VERIFY_RETRY_MOST_US)
+
+
+def latest(view: StorageView, message: LatestRequest) -> LatestReply:
+    """The latest timestamps that a server has, as its peers ask for them."""
+    own = latest_of_all(message.objects, view)
+    return LatestReply(tuple(own[name] for name in message.objects))
+
+
+def _is_latest(count: int, reply: object) -> LatestReply | None:
+    return reply if isinstance(reply, LatestReply) and len(reply.latest) == count else None

@@ -1,0 +1,314 @@
+"""What clients leave unfinished servers finish or fence, with nobody asking; and it is bounded."""
+
+from __future__ import annotations
+
+from random import Random
+from typing import Any
+
+import pytest
+
+from bftfs import limits
+from bftfs.identifiers import ClientId, NodeId, ObjectId
+from bftfs.query_update.conditioned import Conditioned, ConditionedKind, Operation
+from bftfs.query_update.counter import Count, Increment
+from bftfs.query_update.history import ObjectHistorySet
+from bftfs.query_update.messages import (
+    LatestReply,
+    LatestRequest,
+    Query,
+    Rejected,
+    Status,
+    Update,
+    UpdateReply,
+)
+from bftfs.query_update.object_type import encode_record
+from bftfs.query_update.replica import Replica
+from bftfs.query_update.timestamp import ZERO, is_barrier
+from bftfs.query_update.unfinished import Unfinished
+from bftfs.simulation.network import Kind
+from bftfs.simulation.principals import node_endpoint
+from bftfs.step import Ready
+from bftfs.wire.codec import encode
+from tests.unit.query_update.harness import START_US, USER, Client, Cluster, counter_id
+from tests.unit.query_update.ledger import Read, Transfer, ledger_types
+from tests.unit.read_write.verifying import Cluster as Deployed
+
+SECOND_US = limits.SECOND_US
+BOUND_US = 10 * SECOND_US  # in which all is clean, if all nodes can be reached
+NAMES = tuple(counter_id(number, placement=number) for number in range(3))
+
+
+def latest(cluster: Cluster, name: ObjectId, faulty: frozenset[int]) -> list[bytes]:
+    return [
+        node.replica(name).history.latest for node in cluster.nodes if node.number not in faulty
+    ]
+
+
+def clean(cluster: Cluster, name: ObjectId, faulty: frozenset[int] = frozenset()) -> bool:
+    """The latest candidate of any correct node is an object version at as many as a quorum needs;
+    whatever the others have is older than that."""
+    found = latest(cluster, name, faulty)
+    last = max(found)
+    enough = cluster.quorums.q - len(faulty)
+    return found.count(last) >= enough and not is_barrier(last)  # type: ignore[arg-type]
+
+
+def crash_after(
+    cluster: Cluster, client: Client, requests: int, names: tuple[ObjectId, ...]
+) -> None:
+    """An update by `client`, which dies when so many requests of it have left."""
+    left = requests
+    route = cluster.route
+
+    def dying(source: Any, target: Any, message: Any) -> int | None:
+        nonlocal left
+        if source == ("client", client.name):
+            left -= 1
+            if left < 0:
+                return None
+        return route(source, target, message)
+
+    cluster.route = dying
+    client.start(client.qu.update(names, f"transfer.{len(names)}", Transfer(client.name), USER))
+    rest(cluster, 5_000)
+    cluster.running[-1].cancel()
+    cluster.route = route
+
+
+def rest(cluster: Cluster, us: int = BOUND_US) -> None:
+    """Let time pass, in which no client does anything."""
+    end_us = cluster.now_us + us
+    cluster.after(us, lambda: None)
+    cluster.run(lambda: cluster.now_us >= end_us, within_us=us + SECOND_US)
+
+
+def scenario(seed: int, *, background: bool = True, down: int | None = None) -> Cluster:
+    """Clients that crash in the middle of updates of one to three objects, at every point."""
+    cluster = Cluster(types=ledger_types(), seed=seed, background=background)
+    random = Random(seed)
+    setter = cluster.client("setter")
+    for name in NAMES:
+        setter.run(setter.qu.update((name,), "transfer.1", Transfer("first", 0), USER))
+    if down is not None:
+        cluster.mute(down)
+    for number in range(6):
+        names = tuple(random.sample(NAMES, 1 + random.randrange(3)))
+        crash_after(cluster, cluster.client(f"crash{number}"), random.randrange(1, 8), names)
+    return cluster
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_what_crashed_clients_left_behind_becomes_clean_without_a_request(seed: int) -> None:
+    cluster = scenario(seed)
+    rest(cluster)
+    assert all(clean(cluster, name) for name in NAMES)
+    assert all(node.server.unfinished.total == 0 for node in cluster.nodes)
+    # Whole updates only: what was taken from one account is in the others.
+    reader = cluster.client("reader")
+    read = reader.run(reader.qu.query(NAMES, "read.3", Read(), USER)).answer
+    assert sum(read.balances) == 0
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_with_a_node_down_the_others_become_clean(seed: int) -> None:
+    cluster = scenario(seed, down=seed)
+    rest(cluster, 2 * BOUND_US)
+    assert all(clean(cluster, name, frozenset({seed})) for name in NAMES)
+
+
+def test_must_fail_without_background_repair() -> None:
+    """The tests above can fail: nobody else finishes what nobody asks for."""
+    seeds = range(12)
+    left = [seed for seed in seeds if _dirty(scenario(seed, background=False))]
+    assert len(left) >= 4
+
+
+def _dirty(cluster: Cluster) -> bool:
+    rest(cluster)
+    return not all(clean(cluster, name) for name in NAMES)
+
+
+def test_a_candidate_at_one_server_outside_the_preferred_quorum_is_fenced() -> None:
+    cluster = Cluster(background=True)
+    name = counter_id()
+    client = cluster.client("client")
+    client.run(client.qu.update((name,), "counter.increment", Increment(1), USER))
+    before = cluster.route
+    cluster.block(client="client", nodes=(0, 1, 2, 3, 4))
+    client.qu.rounds.probing.avoid(NodeId(0), client.now_us())  # so that the last one is asked
+    client.start(client.qu.update((name,), "counter.increment", Increment(1), USER))
+    cluster.run(lambda: cluster.nodes[5].replica(name).history.latest != ZERO)
+    cluster.running[-1].cancel()
+    cluster.route = before
+    assert not clean(cluster, name)
+    rest(cluster)
+    assert clean(cluster, name)
+    assert cluster.nodes[5].server.unfinished.tally.repaired == 1
+    assert latest(cluster, name, frozenset())[5] == max(latest(cluster, name, frozenset()))
+
+
+def test_a_client_that_is_at_work_is_left_alone() -> None:
+    """Updates one after the other, and nobody interferes: no barrier, no copy, no repair."""
+    cluster = Cluster(background=True)
+    client = cluster.client("client")
+    for number in range(200):
+        update = client.qu.update((counter_id(),), "counter.increment", Increment(1), USER)
+        assert client.run(update).answer == Count(number + 1)
+        rest(cluster, 20_000)
+    rest(cluster)
+    assert sum(node.server.unfinished.tally.repaired for node in cluster.nodes) == 0
+    assert sum(node.server.unfinished.tally.settled for node in cluster.nodes) >= 5
+
+
+def test_what_is_complete_costs_one_comparison_of_many_objects() -> None:
+    cluster = Cluster(background=True)
+    client = cluster.client("client")
+    for number in range(100):
+        name = counter_id(number)
+        client.run(client.qu.update((name,), "counter.increment", Increment(1), USER))
+    cluster.sent.clear()
+    rest(cluster)
+    between = [message for source, _, message in cluster.sent if source[0] == "node"]
+    assert len([message for message in between if isinstance(message, LatestRequest)]) == 5 * 5
+    assert len(between) == 2 * 5 * 5
+    assert all(node.server.unfinished.total == 0 for node in cluster.nodes)
+
+
+def test_a_liar_that_reports_anything_stops_nothing() -> None:
+    def lie(step: Any, view: Any, sender: Any, message: Any, now_us: int) -> Ready:
+        ready: Ready = step(view, sender, message, b"", now_us)
+        if isinstance(ready.reply, LatestReply):
+            later = b"\x7f" + bytes(len(ZERO) - 1)
+            ready.reply = LatestReply((later,) * len(ready.reply.latest))  # type: ignore[arg-type]
+        return ready
+
+    cluster = Cluster(background=True)
+    cluster.nodes[1].behaviour = lie
+    client = cluster.client("client")
+    for number in range(20):
+        name = counter_id(number)
+        client.run(client.qu.update((name,), "counter.increment", Increment(1), USER))
+    rest(cluster, 3 * BOUND_US)
+    correct = [node for node in cluster.nodes if node.number != 1]
+    assert all(node.server.unfinished.total == 0 for node in correct)
+    assert all(clean(cluster, counter_id(number)) for number in range(20))
+    assert sum(node.server.unfinished.tally.repaired for node in correct) == 0
+
+
+# --- bounds -----------------------------------------------------------------------------------
+
+
+def partial_update(cluster: Cluster, client: Client, name: ObjectId) -> Any:
+    """An update of a new object that reaches server 0 only; what that one replies."""
+    operation = Operation(
+        "counter.increment", (name,), encode_record(Increment(1)), USER.uid, USER.gid, (), 7
+    )
+    conditioned = Conditioned(
+        ConditionedKind.METHOD, operation, client.now_us(), (ObjectHistorySet(name),)
+    )
+    message = Update(encode(conditioned), (b"",), (), NodeId(0))
+    node = cluster.nodes[0]
+    ready = node.server.step(node.storage, client.sender, message, b"", node.now_us())
+    node.storage.apply(ready.writes)
+    return ready
+
+
+def test_unfinished_work_of_a_client_is_bounded_and_others_do_not_notice(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(limits, "POSSIBLE_OBJECTS_OF_CLIENT", 8)
+    cluster = Cluster(background=True)
+    attacker, honest = cluster.client("attacker"), cluster.client("honest")
+    for number in range(8):
+        reply = partial_update(cluster, attacker, counter_id(number)).reply
+        assert isinstance(reply, UpdateReply)
+        assert reply.status is Status.SUCCESS
+    waits = partial_update(cluster, attacker, counter_id(8))
+    assert waits.wants
+    assert waits.reply is None
+    unfinished = cluster.nodes[0].server.unfinished
+    assert unfinished.of_client(attacker.sender.client) == 8
+    # What is fresh is not repaired; but it was looked at, and is not worth another look.
+    cluster.nodes[0].engine.start(waits.wants[0].fetch(cluster.nodes[0].storage), lambda *_: None)
+    cluster.nodes[0].send()
+    rest(cluster, 100_000)
+    refused = partial_update(cluster, attacker, counter_id(8)).reply
+    assert refused.status is Status.TOO_MANY
+    # An honest client goes on: its oldest updates are found complete.
+    for number in range(100, 150):
+        name = counter_id(number)
+        update = honest.qu.update((name,), "counter.increment", Increment(1), USER)
+        assert honest.run(update).answer == Count(1)
+        assert unfinished.of_client(honest.sender.client) <= 8
+    # And so does the other one, when its work has been fenced.
+    rest(cluster)
+    assert unfinished.total == 0
+    assert partial_update(cluster, attacker, counter_id(8)).reply.status is Status.SUCCESS
+
+
+def test_what_a_server_keeps_in_mind_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "POSSIBLE_OBJECTS", 10)
+    unfinished = Unfinished()
+    for number in range(30):
+        client = ClientId(bytes([number % 3]) * 16)
+        timestamp = START_US.to_bytes(8, "big") + b"\0" + client + bytes(32)
+        unfinished.accepted(counter_id(number), timestamp)  # type: ignore[arg-type]
+    assert unfinished.total == 10
+    assert unfinished.entry(counter_id(19)) is None
+    assert unfinished.entry(counter_id(20)) is not None
+    assert sum(unfinished.of_client(ClientId(bytes([each]) * 16)) for each in range(3)) == 10
+
+
+def test_a_node_may_repair_and_nothing_else() -> None:
+    cluster = Cluster()
+    client = cluster.client("client")
+    name = counter_id()
+    client.run(client.qu.update((name,), "counter.increment", Increment(1), USER))
+    node, sender = cluster.nodes[0], cluster.nodes[1].sender
+
+    def reply(message: Any) -> Any:
+        return node.server.step(node.storage, sender, message, b"", node.now_us()).reply
+
+    assert not isinstance(reply(Query((name,), "", b"", 0, 0, (), NodeId(0), True)), Rejected)
+    asks = Query((name,), "counter.fetch", b"\x90", 0, 0, (), NodeId(0), True)
+    assert isinstance(reply(asks), Rejected)
+    operation = Operation(
+        "counter.increment", (name,), encode_record(Increment(1)), USER.uid, USER.gid, (), 7
+    )
+    observed = client.qu.observations.observe(name)
+    conditioned = Conditioned(
+        ConditionedKind.METHOD, operation, node.now_us(), (observed.history_set,)
+    )
+    update = Update(encode(conditioned), (observed.authenticators,), (), NodeId(0))
+    assert isinstance(reply(update), Rejected)
+    ready = node.server.step(node.storage, client.sender, update, b"", node.now_us())
+    assert ready.reply.status is Status.SUCCESS  # the same, from a client
+    asked = LatestRequest((name,))
+    latest = reply(asked)
+    assert isinstance(latest, LatestReply)
+    assert isinstance(
+        node.server.step(node.storage, client.sender, asked, b"", node.now_us()).reply, Rejected
+    )
+
+
+# --- after a restart --------------------------------------------------------------------------
+
+
+def test_a_restarted_node_finds_again_what_it_had_in_mind() -> None:
+    cluster = Deployed()
+    client = cluster.client("client")
+    name = counter_id()
+    operation = Operation(
+        "counter.increment", (name,), encode_record(Increment(1)), USER.uid, USER.gid, (), 7
+    )
+    conditioned = Conditioned(
+        ConditionedKind.METHOD, operation, cluster.now_us, (ObjectHistorySet(name),)
+    )
+    message = Update(encode(conditioned), (b"",), (), NodeId(0))
+    cluster.network.send(client.host.endpoint, node_endpoint(NodeId(3)), Kind.REQUEST, 0, message)
+    cluster.run_for(100_000)
+    cluster.nodes[3].crash(down_us=1_000)
+    cluster.run_for(BOUND_US)
+    found = [Replica(node.disk, name).history.latest for node in cluster.nodes]
+    assert found.count(max(found)) >= cluster.sizes.query_update.q
+    assert not is_barrier(max(found))
