@@ -11,6 +11,7 @@ from bftfs.simulation.byzantine import (
     nodes,
     object_clients,
     object_nodes,
+    past_nodes,
 )
 from bftfs.simulation.byzantine.positions import ClientAdversary, ClientPosition, NodePosition
 from bftfs.simulation.deployment import CREDENTIALS
@@ -38,6 +39,7 @@ NODES: Mapping[str, Callable[[NodePosition], Server]] = {
     "selective-authenticator": object_nodes.SelectiveAuthenticator,
     "wrong-answers": object_nodes.WrongAnswers,
     "sync-liar": object_nodes.SyncLiar,
+    "past-liar": past_nodes.PastLiar,
 }
 
 _Clients = Mapping[str, Callable[[ClientPosition], ClientAdversary]]

@@ -138,12 +138,28 @@ def check_namespace(
                 None,
                 invoked,
                 inf,
-                (operation.objects, _arguments(types, operation)),
+                (operation.objects, arguments_of(types, operation)),
             )
         )
     if findings:
         return findings
     return [f"namespace: {finding}" for finding in check_operations(placed, model=NamespaceModel())]
+
+
+@dataclass(frozen=True, slots=True)
+class Established:
+    """What took place, according to the chains of correct nodes."""
+
+    operations: Mapping[LogicalTimestamp, Operation]
+    versions: Mapping[ObjectId, Sequence[LogicalTimestamp]]  # of each object, the oldest first
+
+
+def established_operations(
+    record: CandidateRecord, established: int, findings: list[str]
+) -> Established:
+    """What took place; findings if something did so in part, or twice."""
+    chains = _Chains(record.accepted, established)
+    return Established(_operations_on(chains, record, findings), chains.versions)
 
 
 class _Chains:
@@ -224,7 +240,8 @@ def _asked(
     return client_of(timestamp), operation.method, operation.objects, operation.arguments
 
 
-def _arguments(types: ObjectTypes, operation: Operation) -> Any:
+def arguments_of(types: ObjectTypes, operation: Operation) -> Any:
+    """What an operation that took place was asked with."""
     method = types.method(operation.method)
     assert method is not None, "correct nodes have executed it"
     return types.decode_arguments(method, operation.arguments)
@@ -270,12 +287,7 @@ class NamespaceModel:
 
     def __call__(self, operation: ObjectOperation) -> Any:
         """The operation's own answer, if the model gives the same; else what it should be."""
-        objects, arguments = operation.arguments
-        try:
-            self._do(operation.name, objects, arguments)
-            refusal = 0
-        except _Refused as refused:
-            refusal = refused.code
+        refusal = self.apply(operation.name, *operation.arguments)
         call: Call | None = operation.answer
         if call is None:
             return None  # nobody was told
@@ -285,6 +297,29 @@ class NamespaceModel:
             return f"errno {refusal}"
         wrong = "" if refusal else self._compare(call)
         return wrong or call
+
+    def apply(self, method: str, objects: Sequence[ObjectId], arguments: Any) -> int:
+        """Do it; the errno if it is refused."""
+        try:
+            self._do(method, objects, arguments)
+        except _Refused as refused:
+            return refused.code
+        return 0
+
+    def reachable(self) -> set[ObjectId]:
+        """All that the root leads to."""
+        reached: set[ObjectId] = set()
+        waiting = [] if self.root is None else [self.root]
+        while waiting:
+            identifier = waiting.pop()
+            if identifier not in reached:
+                reached.add(identifier)
+                waiting += self.objects[identifier].entries.values()
+        return reached
+
+    def entries(self, identifier: ObjectId) -> dict[bytes, ObjectId]:
+        """What stands in a directory."""
+        return self.objects[identifier].entries
 
     def _do(self, method: str, objects: Sequence[ObjectId], arguments: Any) -> None:
         match method:
@@ -410,17 +445,17 @@ class NamespaceModel:
         objects, answer = call.objects, call.answer
         match answer:
             case Sought(directory, child):
-                wrong = self._differs(objects[0], directory)
+                wrong = self.differs(objects[0], directory)
                 there = self.objects[objects[0]].entries.get(call.arguments.name)  # type: ignore[attr-defined]
                 if (None if child is None else child.identifier) != there:
                     wrong = f"{call.arguments} stands for {_short(there)}"
                 return wrong
             case Attributes():
-                return self._differs(objects[0], answer)
+                return self.differs(objects[0], answer)
             case Outcome(attributes):
-                return "".join(map(self._differs, objects, attributes))
+                return "".join(map(self.differs, objects, attributes))
             case Page(entries, complete, directory):
-                wrong = self._differs(objects[0], directory)
+                wrong = self.differs(objects[0], directory)
                 listed = {each.name: each.identifier for each in entries}
                 whole = complete and not call.arguments.after  # type: ignore[attr-defined]
                 if whole and (
@@ -433,7 +468,7 @@ class NamespaceModel:
             case _:
                 return ""
 
-    def _differs(self, identifier: ObjectId, attributes: Attributes) -> str:
+    def differs(self, identifier: ObjectId, attributes: Attributes) -> str:
         """What is wrong with the attributes of one object."""
         known = self.objects[identifier]
         links = known.names

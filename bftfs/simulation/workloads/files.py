@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from random import Random
@@ -24,10 +24,22 @@ from bftfs.filesystem.attributes import Attributes, Changes
 from bftfs.filesystem.directory import Creation, DirectoryCreation, Name, Renaming
 from bftfs.filesystem.operations import FileSystem
 from bftfs.filesystem.options import Options
-from bftfs.identifiers import ClientId, ObjectId, ObjectKind, kind_of, object_id
+from bftfs.filesystem.past import past_file_system
+from bftfs.filesystem.services import BlockTime, BlockVersion
+from bftfs.identifiers import (
+    BlockId,
+    ClientId,
+    ObjectId,
+    ObjectKind,
+    inode_of,
+    kind_of,
+    object_id,
+)
 from bftfs.query_update.client import Answered, QueryUpdateClient
+from bftfs.query_update.messages import PastVersion
 from bftfs.query_update.object_type import ObjectTypes, Record
-from bftfs.query_update.timestamp import LogicalTimestamp
+from bftfs.query_update.past_reading import PastReader
+from bftfs.query_update.timestamp import LogicalTimestamp, time_of
 from bftfs.quorum import ThresholdQuorums
 from bftfs.read_write.client import ReadWriteClient
 from bftfs.simulation.checkers.candidates import chain_of, check_chain
@@ -35,14 +47,17 @@ from bftfs.simulation.checkers.convergence import check_convergence
 from bftfs.simulation.checkers.durability import check_bound
 from bftfs.simulation.checkers.linearizability import RegisterOperation, check_register
 from bftfs.simulation.checkers.namespace import Call, check_namespace
+from bftfs.simulation.checkers.past import Contents, PastTree, check_past
 from bftfs.simulation.checkers.tree import Node, check_tree
 from bftfs.simulation.deployment import CREDENTIALS, Sizes
 from bftfs.simulation.principals import SimulatedClient
 from bftfs.simulation.workloads import Evidence, Task
+from bftfs.simulation.workloads.past import CONTENT_BYTES, tree_of, versions_of
 from bftfs.simulation.world import START_US
 from bftfs.space import ClusterSpace
 
-CONTENT_BYTES = 48
+PASTS = 4  # times at which the auditor looks at the tree as it was, and one more
+LISTED = 12  # objects whose versions it lists
 FORBIDDEN = b"forbidden"  # a name that only clients without the right to it create
 
 
@@ -83,6 +98,9 @@ class FileWorkload:
         self.calls: list[Call] = []  # on the namespace, by correct clients
         self.correct: dict[ClientId, None] = {}
         self.tree: dict[ObjectId, Node] | None = None  # as the auditor has found it
+        self.pasts: list[PastTree] = []  # likewise, as of times
+        self.listed: dict[ObjectId, tuple[PastVersion, ...]] = {}  # versions of objects, likewise
+        self.blocks: dict[ObjectId, Contents] = {}  # what correct clients wrote in files
         self.done: list[str] = []  # operations that ended, for the digest
         self._items = 0
 
@@ -194,6 +212,14 @@ class FileWorkload:
             root = evidence.candidates.accepted[self.root]
             settled[self.root] = chain_of(root, established=established)[-1]
         found += check_convergence(evidence.disks, settled=settled, needed=established)
+        found += check_past(
+            self.pasts,
+            self.listed,
+            evidence.candidates,
+            established=established,
+            types=self.types,
+            contents=self.blocks,
+        )
         return found + check_namespace(
             self.calls,
             evidence.candidates,
@@ -201,6 +227,22 @@ class FileWorkload:
             types=self.types,
             correct=self.correct,
         )
+
+    def past_times(self) -> list[int]:
+        """Times to look at: when something changed, just before, and any others."""
+        changed = {
+            time_of(version)
+            for call in self.calls
+            if call.update and not call.refusal
+            for version in call.versions[:1]
+        }
+        if not changed:
+            return []
+        chosen = self.random.sample(sorted(changed), min(PASTS, len(changed)))
+        return [
+            *(time_us - self.random.choice((0, 0, 1)) for time_us in chosen),
+            self.random.randint(min(changed), max(changed)),
+        ]
 
     def digested(self) -> Iterable[str]:
         """What was done, line by line."""
@@ -216,6 +258,7 @@ class _Witness:
         self._name = name
         quorums = ThresholdQuorums(workload.sizes.query_update)
         self._client = QueryUpdateClient(host.client, quorums, workload.types)
+        self.past = PastReader(self._client)
         workload.correct[host.client] = None
 
     async def query(
@@ -272,6 +315,33 @@ class _Witness:
         return answered
 
 
+class _Scribe:
+    """A client's access to blocks, which takes down what was written, and what became of it."""
+
+    def __init__(self, workload: FileWorkload, client: ReadWriteClient) -> None:
+        self._workload = workload
+        self._client = client
+
+    async def write_many(
+        self, items: Sequence[tuple[BlockId, bytes]], credentials: Credentials
+    ) -> Sequence[BlockTime]:
+        """Write blocks."""
+        for block, item in items:
+            self._contents(block).attempted.add(bytes(item))
+        times = await self._client.write_many(items, credentials)
+        for (block, item), made in zip(items, times, strict=True):
+            self._contents(block).attempted.discard(bytes(item))
+            self._contents(block).acknowledged[made.time] = bytes(item)
+        return times
+
+    async def read(self, block: BlockId) -> BlockVersion:
+        """Read a block."""
+        return await self._client.read(block)
+
+    def _contents(self, block: BlockId) -> Contents:
+        return self._workload.blocks.setdefault(inode_of(block), Contents())
+
+
 @dataclass(slots=True)
 class FileSession:
     """One client, from its start to its crash."""
@@ -279,13 +349,17 @@ class FileSession:
     workload: FileWorkload
     host: SimulatedClient
     name: str
+    _objects: _Witness = field(init=False)
+    _blocks: ReadWriteClient = field(init=False)
     _system: FileSystem = field(init=False)
 
     def __post_init__(self) -> None:
         workload, client = self.workload, self.host.client
+        self._objects = _Witness(workload, self.host, self.name)
+        self._blocks = ReadWriteClient(client, workload.sizes.read_write)
         self._system = FileSystem(
-            _Witness(workload, self.host, self.name),
-            ReadWriteClient(client, workload.sizes.read_write),
+            self._objects,
+            _Scribe(workload, self._blocks),
             ClusterSpace(workload.sizes.read_write),
             None,
             root=workload.root,
@@ -310,11 +384,17 @@ class FileSession:
         return self._on_names()
 
     def audit(self) -> Iterator[Task]:
-        """Walk the tree; then make and remove something in the root, by a client alone."""
+        """Make and remove something in the root, by a client alone; walk the tree, now and then."""
         root, system, name = self.workload.root, self._system, b"audited"
         yield self._task("mkdir", partial(system.make_directory, root, name, 0o700, CREDENTIALS))
         yield self._task("rmdir", partial(system.remove_directory, root, name, CREDENTIALS))
         yield self._task("walk", self._walk, self._take_down_tree)
+        for time_us in self.workload.past_times():
+            walk = partial(self._walk_past, time_us)
+            yield self._task(f"walk at {time_us}", walk, self._take_down_past)
+        for identifier in list(self.workload.known)[:LISTED]:
+            list_versions = partial(self._list_versions, identifier)
+            yield self._task(f"log {identifier.hex()}", list_versions)
 
     # --- operations --------------------------------------------------------------------------
 
@@ -501,6 +581,26 @@ class FileSession:
                     waiting.append(entry.identifier)
                     after = entry.cookie
         return nodes
+
+    async def _walk_past(self, time_us: int) -> PastTree:
+        """Everything that the root led to at a time."""
+        view = past_file_system(
+            self._system,
+            self._objects.past,
+            self._blocks,
+            ClusterSpace(self.workload.sizes.read_write),
+            None,
+            volume=self.workload.volume,
+            at_us=time_us,
+            asking_as=CREDENTIALS,
+        )
+        return PastTree(time_us, await tree_of(view, self.workload.root))
+
+    def _take_down_past(self, tree: PastTree, _at: float) -> None:
+        self.workload.pasts.append(tree)
+
+    async def _list_versions(self, identifier: ObjectId) -> None:
+        self.workload.listed[identifier] = await versions_of(self._objects.past, identifier)
 
     def _take_down_tree(self, nodes: dict[ObjectId, Node], _at: float) -> None:
         self.workload.tree = nodes

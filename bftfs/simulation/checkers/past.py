@@ -1,0 +1,161 @@
+"""The past that clients were shown, against a model that keeps every state.
+
+What took place is known from the chains of established versions at correct nodes, and is replayed
+in the order of times: the state after all that has a time up to T is the model's tree at T. What a
+client has read of T must be that tree: one state of the namespace, each directory with the entries,
+each object with the counts of then, each file with contents that were the newest when they were
+covered. The versions that a client was listed must be those of the chain, with the clients that
+made them and what they asked for. [design §8: a consistent cut]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from operator import attrgetter
+
+from bftfs.filesystem import registry
+from bftfs.filesystem.attributes import Attributes
+from bftfs.filesystem.history import CHANGES_SHOWN
+from bftfs.identifiers import ObjectId
+from bftfs.query_update.messages import PastVersion
+from bftfs.query_update.object_type import ObjectTypes
+from bftfs.query_update.timestamp import time_of
+from bftfs.simulation.checkers.candidates import CandidateRecord
+from bftfs.simulation.checkers.namespace import (
+    Established,
+    NamespaceModel,
+    arguments_of,
+    established_operations,
+)
+
+
+@dataclass(slots=True)
+class Seen:
+    """An object as it was shown as of a time."""
+
+    attributes: Attributes
+    entries: dict[bytes, ObjectId] = field(default_factory=dict)
+    content: bytes | None = None  # of a file
+
+
+@dataclass(slots=True)
+class PastTree:
+    """What was shown of a time: all that the root led to then; nothing if it was not there."""
+
+    time_us: int
+    objects: dict[ObjectId, Seen]
+
+
+@dataclass(slots=True)
+class Contents:
+    """What was ever written as a file's one block."""
+
+    acknowledged: dict[int, bytes] = field(default_factory=dict)  # by the version's time
+    attempted: set[bytes] = field(default_factory=set)  # without an acknowledgement
+
+    def possible(self, covered_us: int) -> set[bytes]:
+        """What may be the newest complete version as of a time."""
+        older = [time_us for time_us in self.acknowledged if time_us <= covered_us]
+        newest = {self.acknowledged[max(older)]} if older else {b""}
+        return self.attempted | newest
+
+
+def check_past(
+    trees: Sequence[PastTree],
+    listed: Mapping[ObjectId, Sequence[PastVersion]],
+    record: CandidateRecord,
+    *,
+    established: int,
+    types: ObjectTypes,
+    contents: Mapping[ObjectId, Contents],
+) -> list[str]:
+    """Findings against what was shown of the past."""
+    findings: list[str] = []
+    taken = established_operations(record, established, findings)
+    model = NamespaceModel()
+    waiting = sorted(taken.operations, reverse=True)
+    covered: set[ObjectId] = set()
+    for tree in sorted(trees, key=attrgetter("time_us")):
+        while waiting and time_of(waiting[-1]) <= tree.time_us:
+            timestamp = waiting.pop()
+            operation = taken.operations[timestamp]
+            arguments = arguments_of(types, operation)
+            refusal = model.apply(operation.method, operation.objects, arguments)
+            if refusal:
+                findings.append(
+                    f"past: {operation.method} at {time_of(timestamp)} could not take place after "
+                    f"all that is older: errno {refusal}"
+                )
+            if operation.method == registry.WRITE:
+                covered.add(operation.objects[0])
+        findings += _check_tree(tree, model, contents, covered)
+    for identifier, versions in listed.items():
+        findings += _check_versions(identifier, versions, taken, record)
+    return findings
+
+
+def _check_tree(
+    tree: PastTree,
+    model: NamespaceModel,
+    contents: Mapping[ObjectId, Contents],
+    covered: set[ObjectId],
+) -> list[str]:
+    right = model.reachable()
+    where = f"past: at {tree.time_us}"
+    if set(tree.objects) != right:
+        return [f"{where} there were {_names(right)}, and {_names(tree.objects)} were shown"]
+    findings = []
+    for identifier, seen in tree.objects.items():
+        entries = model.entries(identifier)
+        if seen.entries != entries:
+            findings.append(
+                f"{where} {_name(identifier)} had {entries}, and {seen.entries} were shown"
+            )
+        wrong = model.differs(identifier, seen.attributes)
+        if wrong:
+            findings.append(f"{where} {wrong}, and {seen.attributes} was shown")
+        if seen.content is None:
+            continue
+        known = contents.get(identifier, Contents())
+        possible = known.possible(seen.attributes.contents) if identifier in covered else {b""}
+        if seen.content not in possible:
+            findings.append(
+                f"{where} {_name(identifier)} had one of {sorted(possible)}, and {seen.content!r} "
+                "was shown"
+            )
+    return findings
+
+
+def _check_versions(
+    identifier: ObjectId,
+    versions: Sequence[PastVersion],
+    taken: Established,
+    record: CandidateRecord,
+) -> list[str]:
+    """Whether the versions of one object, the newest first, are those that were made."""
+    shown = [each for each in reversed(versions) if each.operation is not None]
+    made = list(taken.versions.get(identifier, ()))
+    where = f"past: {_name(identifier)}"
+    if [each.timestamp for each in shown] != made:
+        times = [time_of(each.timestamp) for each in shown]
+        return [f"{where} has the versions {list(map(time_of, made))}, and {times} were listed"]
+    findings = []
+    for each in shown:
+        at = f"{where} was changed at {time_of(each.timestamp)}"
+        operation = taken.operations.get(each.timestamp)
+        if each.operation != operation:
+            findings.append(f"{at} by {operation}, and {each.operation} was listed")
+        delta = record.contents[identifier, each.timestamp].delta
+        changes = tuple(change for change in delta if change[0].startswith(CHANGES_SHOWN))
+        if each.changes != changes:
+            findings.append(f"{at}: {changes}, and {each.changes} were listed")
+    return findings
+
+
+def _name(identifier: ObjectId) -> str:
+    return identifier.hex()[-6:]
+
+
+def _names(objects: Iterable[ObjectId]) -> list[str]:
+    return sorted(map(_name, objects))

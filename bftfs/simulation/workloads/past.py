@@ -1,0 +1,62 @@
+"""How an auditor reads what was: the whole tree as of a time, and all versions of an object."""
+
+from __future__ import annotations
+
+import os
+from typing import Final
+
+from bftfs.errors import FileSystemError
+from bftfs.filesystem.history import CHANGES_SHOWN
+from bftfs.filesystem.operations import FileSystem
+from bftfs.identifiers import ObjectId
+from bftfs.query_update.messages import PastVersion
+from bftfs.query_update.past_reading import PastReader
+from bftfs.query_update.timestamp import ZERO
+from bftfs.simulation.checkers.past import Seen
+from bftfs.simulation.deployment import CREDENTIALS
+
+CONTENT_BYTES: Final = 48  # of every file
+_PAGE: Final = 7  # versions; so few that there are several pages
+
+
+async def tree_of(view: FileSystem, root: ObjectId) -> dict[ObjectId, Seen]:
+    """Everything that the root leads to; nothing if it is not there."""
+    found: dict[ObjectId, Seen] = {}
+    waiting = [root]
+    while waiting:
+        identifier = waiting.pop()
+        if identifier in found:
+            continue
+        try:
+            attributes = await view.attributes(identifier, CREDENTIALS)
+        except FileSystemError:
+            if identifier == root:
+                return found
+            raise
+        seen = found[identifier] = Seen(attributes)
+        if attributes.is_directory:
+            opened = await view.open_directory(identifier, CREDENTIALS)
+            after = 0
+            while entries := await view.read_directory(opened, after, with_attributes=False):
+                for entry in entries:
+                    seen.entries[entry.name] = entry.identifier
+                    after = entry.cookie
+            waiting += seen.entries.values()
+        else:
+            file = await view.open(identifier, os.O_RDONLY, CREDENTIALS)
+            seen.content = bytes(await view.read(file, 0, CONTENT_BYTES))
+            await view.release(file)
+    return found
+
+
+async def versions_of(past: PastReader, identifier: ObjectId) -> tuple[PastVersion, ...]:
+    """All versions of an object, the newest first."""
+    found: list[PastVersion] = []
+    at = await past.latest(identifier)
+    while at != ZERO:
+        page = await past.versions(
+            identifier, newest=at, most=_PAGE, prefixes=CHANGES_SHOWN, credentials=CREDENTIALS
+        )
+        found += page
+        at = page[-1].parent
+    return tuple(found)
