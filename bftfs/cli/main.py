@@ -23,6 +23,7 @@ _COMMANDS = {
     "status": ("status", "How the nodes are."),
     "heal": ("upkeep", "Nodes get back what they lack: hurry them, or spare them."),
     "scrub": ("upkeep", "Nodes read and check what they store."),
+    "inspect": ("inspect", "What stands behind a path, and how many more faults it survives."),
     "mount": ("mount", "Mount a cluster whose nodes are running."),
     "unmount": ("mount", "Unmount, with dirty data written."),
     "log": ("history", "Every version of a file or directory."),

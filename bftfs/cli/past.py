@@ -75,9 +75,11 @@ class Session:
         directory: DataDirectory,
         description: ClusterDescription,
         network: BlockingNetwork,
+        client: ClientId,
         files: FileSystem,
         history: History,
     ) -> None:
+        self.client = client  # in whose name the nodes are asked
         self.mounted = mounted
         self.directory = directory
         self.description = description
@@ -305,14 +307,30 @@ def session_at(given: str) -> Iterator[Session]:
         ),
         MountOptions(),
     )
-    options = MountOptions(client=options.client, patience_s=PATIENCE_S)
+    with _session(mounted, directory, options.client) as session:
+        yield session
+
+
+@contextmanager
+def session_of(data: Path, *, client: str) -> Iterator[Session]:
+    """A session with the cluster in a data directory: paths begin at the root of its files."""
+    directory = DataDirectory.existing(data.absolute())
+    whole = Mounted(Path("/"), "", FILE_SYSTEM_TYPE, str(directory.path))
+    with _session(whole, directory, client) as session:
+        yield session
+
+
+@contextmanager
+def _session(mounted: Mounted, directory: DataDirectory, name: str) -> Iterator[Session]:
+    options = MountOptions(client=name, patience_s=PATIENCE_S)
     try:
         description, identity = credentials_of(directory, options)
     except PermissionError as error:
         raise UsageError(f"{error.filename}: cannot be read: it takes the mount's key") from None
     with BlockingNetwork(description, identity, decode=REPLIES.decode) as network:
         files, history = file_system(directory, description, identity, options)
-        yield Session(mounted, directory, description, network, files, history)
+        client = client_id_of(public_key=identity.public_key)
+        yield Session(mounted, directory, description, network, client, files, history)
 
 
 def _mount_of(path: Path) -> Mounted | None:

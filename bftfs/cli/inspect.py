@@ -1,0 +1,322 @@
+"""`bftfs inspect`: what stands behind a path, and how many more faults it survives.
+
+All nodes are asked. What counts is what this client has checked: fragments against the version that
+they belong to, and whether nodes answer alike. What is only a node's word is called its claim.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.box import SIMPLE
+from rich.console import Console
+from rich.table import Table
+
+from bftfs.cli.past import Located, Session, file_kind, session_at, session_of
+from bftfs.conversation import Receive, Send
+from bftfs.data_directory import DEFAULT_CLIENT
+from bftfs.envelope import HealthReply, HealthRequest
+from bftfs.errors import UsageError
+from bftfs.filesystem.moments import format_moment
+from bftfs.filesystem.objects import NoArguments
+from bftfs.filesystem.registry import GET_ATTRIBUTES
+from bftfs.identifiers import NodeId
+from bftfs.inspection import Witnesses
+from bftfs.limits import SECOND_US
+from bftfs.query_update import inspection as object_inspection
+from bftfs.query_update.inspection import Copy, ObjectReport
+from bftfs.query_update.timestamp import ZERO, time_of
+from bftfs.read_write import inspection as block_inspection
+from bftfs.read_write.inspection import BlockReport, Fragment
+from bftfs.read_write.session import Session as BlockSession
+
+_WIDTH = 200  # of what is not shown on a terminal
+_BLOCKS = 256  # that are shown unless others are asked for
+_IN_FLIGHT = 8
+_PATIENCE_US = 3 * SECOND_US
+_SCRUBBED = "bftfs_scrubbed_seconds"
+
+_MARKS = {
+    Fragment.GOOD: "ok",
+    Fragment.FALSE: "FALSE",
+    Fragment.LACKING: "lacks",
+    Fragment.SILENT: "silent",
+    Fragment.REFUSED: "refuses",
+}
+
+
+@click.command()
+@click.argument("path")
+@click.option(
+    "--data",
+    type=click.Path(path_type=Path),
+    default=None,
+    help="The cluster's files: then PATH begins at the root of what is mounted, and no mount is "
+    "needed.",
+)
+@click.option("--client", default=DEFAULT_CLIENT, show_default=True, help="With --data: whose key.")
+@click.option("--blocks", default=None, metavar="FIRST-LAST", help="Of a large file: only these.")
+@click.option("--json", "as_json", is_flag=True, help="For programs.")
+def inspect(path: str, data: Path | None, client: str, blocks: str | None, as_json: bool) -> int:
+    """What stands behind PATH: its objects and blocks, where, and how many faults they survive.
+
+    What programs have written and not closed or synced is not seen. Exit code 1 if something cannot
+    be read now.
+    """
+    opened = session_at(path) if data is None else session_of(data, client=client)
+    with opened as session:
+        if data is not None and not path.startswith("/"):
+            raise UsageError(f"{path}: with --data, a path begins with /, the root of all files")
+        report = _inspected(session, path, _range(blocks))
+    if as_json:
+        click.echo(json.dumps(report, indent=2))
+    else:
+        _print(report)
+    everything = [*report["objects"], *report["blocks"]]
+    return 1 if any(each["survives"] < 0 for each in everything) else 0
+
+
+def _range(text: str | None) -> tuple[int, int] | None:
+    if text is None:
+        return None
+    first, _, last = text.partition("-")
+    if not first.isdecimal() or (last and not last.isdecimal()):
+        raise UsageError(f"--blocks {text}: write the numbers of blocks, as 0-99 or 7")
+    return int(first), int(last or first)
+
+
+# --- asking -------------------------------------------------------------------------------------
+
+
+def _inspected(session: Session, given: str, chosen: tuple[int, int] | None) -> dict[str, Any]:
+    """The report, as programs get it."""
+    located = session.locate(given)
+    if located.time_us is not None:
+        raise UsageError(f"{given}: inspect shows what is stored now; leave out the time")
+    description = session.description
+    thresholds = description.read_write
+    steps, witnesses = list(_steps(session, located)), Witnesses()
+    objects = session.network.perform_many(
+        (
+            object_inspection.inspect(
+                witnesses,
+                identifier,
+                description.query_update,
+                GET_ATTRIBUTES,
+                NoArguments(),
+                session.who,
+            )
+            for _, identifier in steps
+        ),
+        in_flight=_IN_FLIGHT,
+    )
+    numbers, count, block_bytes = range(0), 0, 0
+    layout = located.attributes.layout
+    found: list[BlockReport] = []
+    if layout is not None:
+        block_bytes = layout.block_bytes
+        count = -(-located.attributes.size // block_bytes)
+        first, last = chosen or (0, min(count, _BLOCKS) - 1)
+        numbers = range(first, min(last + 1, count))
+        blocks = BlockSession(session.client, thresholds, patience_total_us=_PATIENCE_US)
+        found = session.network.perform_many(
+            (
+                block_inspection.inspect(
+                    witnesses, blocks, layout.block(located.identifier, number)
+                )
+                for number in numbers
+            ),
+            in_flight=_IN_FLIGHT,
+        )
+    return {
+        "path": located.shown,
+        "kind": file_kind(located.attributes),
+        "size": located.attributes.size,
+        "n": description.n,
+        "t": description.t,
+        "b": description.b,
+        "fragments": thresholds.N,
+        "needed": thresholds.m,
+        "block_bytes": block_bytes,
+        "blocks_in_all": count,
+        "inspected": format_moment(session.now_us),
+        "objects": [
+            _object(name, report) for (name, _), report in zip(steps, objects, strict=True)
+        ],
+        "blocks": [
+            _block(session, number, report) for number, report in zip(numbers, found, strict=True)
+        ],
+        "scrubbed_claims": _scrubs(session),
+    }
+
+
+def _steps(session: Session, located: Located) -> Iterator[tuple[str, Any]]:
+    """The objects that lead to a path, and its own."""
+    identifier = session.files.root
+    yield "/", identifier
+    for name in session.names(located.path):
+        found = session.perform(session.files.lookup(identifier, os.fsencode(name), session.who))
+        identifier = found.identifier
+        yield name, identifier
+
+
+def _scrubs(session: Session) -> dict[str, str | None]:
+    """When each node says that it read and checked everything last."""
+    replies = session.network.perform_many(
+        (_health(NodeId(node)) for node in range(session.description.n)),
+        in_flight=session.description.n,
+    )
+    scrubbed: dict[str, str | None] = {}
+    for node, reply in enumerate(replies):
+        figures = {} if reply is None else {each.name: each.value for each in reply.background}
+        since = figures.get(_SCRUBBED)
+        scrubbed[str(node)] = format_moment(round(since * SECOND_US)) if since else None
+    return scrubbed
+
+
+async def _health(node: NodeId) -> HealthReply | None:
+    await Send(node, HealthRequest())
+    delivery = await Receive(_PATIENCE_US)
+    message = None if delivery is None else delivery.message
+    return message if isinstance(message, HealthReply) else None
+
+
+def _object(name: str, report: ObjectReport) -> dict[str, Any]:
+    return {
+        "name": name,
+        "object": report.object.hex(),
+        "version": None if report.version == ZERO else format_moment(time_of(report.version)),
+        "complete": report.complete,
+        "survives": report.survives,
+        "reasons": list(report.reasons),
+        "nodes": [
+            {
+                "node": hosting.node,
+                "has": hosting.copy.value,
+                "claims": None if not hosting.claims else format_moment(time_of(hosting.claims)),
+            }
+            for hosting in report.hostings
+        ],
+    }
+
+
+def _block(session: Session, number: int, report: BlockReport) -> dict[str, Any]:
+    version = report.version
+    return {
+        "number": number,
+        "block": report.block.hex(),
+        "hole": version is None,
+        "version": None if version is None else format_moment(version.time),
+        "written_by": None if version is None else session.client_name(version.client),
+        "classification": report.classification.value,
+        "survives": report.survives,
+        "reasons": list(report.reasons),
+        "passed_over": [
+            {
+                "version": format_moment(each.version.time),
+                "written_by": session.client_name(each.version.client),
+                "hosts": each.hosts,
+                "poisonous": each.poisonous,
+            }
+            for each in report.passed_over
+        ],
+        "nodes": [
+            {
+                "node": holding.node,
+                "fragment": holding.index,
+                "has": holding.fragment.value,
+                "claims_verified": holding.claims_verified,
+            }
+            for holding in report.holdings
+        ],
+    }
+
+
+# --- telling people -----------------------------------------------------------------------------
+
+
+def _print(report: dict[str, Any]) -> None:
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = _WIDTH
+    console.print(f"{report['path']}: {report['kind']}, {report['size']} bytes")
+    nodes = [f"node {node}" for node in range(report["n"])]
+    table = Table("object", "version", *nodes, "survives", box=SIMPLE)
+    for row in report["objects"]:
+        table.add_row(
+            row["name"],
+            _moment(row["version"]) or "(initial)",
+            *("ok" if each["has"] == Copy.LATEST.value else each["has"] for each in row["nodes"]),
+            _survives(row["survives"]),
+        )
+    console.print(table)
+    console.print("survives: so many more nodes may fail, and it can still be used")
+    if report["blocks"]:
+        table = Table("block", "version", "written by", *nodes, "survives", box=SIMPLE)
+        for row in report["blocks"]:
+            table.add_row(
+                str(row["number"]),
+                "hole" if row["hole"] else _moment(row["version"]),
+                row["written_by"] or "",
+                *map(_cell, row["nodes"]) if not row["hole"] else [""] * report["n"],
+                _survives(row["survives"]),
+            )
+        console.print(table)
+        console.print(
+            f"A block is read from any {report['needed']} of {report['fragments']} fragments; in "
+            "the table, the fragment of each node. Fragments marked ok have been checked by this "
+            f"client at {_moment(report['inspected'])}; v: the node claims to have verified it."
+        )
+    shown, count = len(report["blocks"]), report["blocks_in_all"]
+    if shown < count:
+        console.print(f"{shown} of {count} blocks are shown; --blocks FIRST-LAST shows others")
+    for line in (*_reasons(report), *_passed_over(report)):
+        console.print(line)
+    claims = report["scrubbed_claims"].items()
+    said = ", ".join(f"node {node} {_moment(at)}" for node, at in claims if at is not None)
+    console.print(f"stores scrubbed last (or made), as the nodes claim: {said or 'never'}")
+
+
+def _moment(text: str | None) -> str:
+    return "" if text is None else text[:19].replace("T", " ")
+
+
+def _cell(node: dict[str, Any]) -> str:
+    mark = _MARKS[Fragment(node["has"])]
+    return f"{node['fragment']} {mark}{' v' if node['claims_verified'] else ''}"
+
+
+def _survives(more: int) -> str:
+    return "unusable" if more < 0 else str(more)
+
+
+def _passed_over(report: dict[str, Any]) -> Iterator[str]:
+    """Later versions that readers do not take."""
+    for row in report["blocks"]:
+        for each in row["passed_over"]:
+            what = "is poisonous" if each["poisonous"] else f"is at {each['hosts']} nodes only"
+            yield (
+                f"block {row['number']}: readers pass over the version that {each['written_by']} "
+                f"wrote at {_moment(each['version'])}: it {what}"
+            )
+
+
+def _reasons(report: dict[str, Any]) -> Iterator[str]:
+    """Why something is degraded, each reason once, and where it holds."""
+    where: dict[str, list[str]] = {}
+    for row in report["objects"]:
+        for reason in row["reasons"]:
+            where.setdefault(reason, []).append(f"object {row['name']}")
+    for row in report["blocks"]:
+        for reason in row["reasons"]:
+            where.setdefault(reason, []).append(f"block {row['number']}")
+    if not where:
+        yield "nothing is degraded: every node has its part"
+    for reason, places in where.items():
+        some = ", ".join(places[:4]) + (f" and {len(places) - 4} more" if len(places) > 4 else "")
+        yield f"degraded: {reason} ({some})"

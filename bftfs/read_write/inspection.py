@@ -1,0 +1,236 @@
+"""What all nodes together can show of one block: who has which fragment, and what that is worth.
+
+Evidence comes from the fragments themselves: all N nodes are asked, and each fragment is checked
+against the cross-checksum that the version's timestamp binds; the version counts as valid once all
+N fragments, generated from m of them, match it. [PASIS §3.4.2.3] What a node only says (that it has
+verified a version) is kept apart, as its claim.
+
+**Concurrency.** As any client procedure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from enum import Enum
+from functools import partial
+
+from bftfs import limits
+from bftfs.conversation import Compute
+from bftfs.identifiers import BlockId, NodeId
+from bftfs.inspection import Witnesses
+from bftfs.read_write.classification import Classification, classify
+from bftfs.read_write.messages import ReadReply, ReadRequest
+from bftfs.read_write.placement import fragment_index, rotation_of
+from bftfs.read_write.responses import Responses
+from bftfs.read_write.session import Session
+from bftfs.read_write.timestamp import ZERO, BlockTimestamp, successor_of
+from bftfs.read_write.validation import item_of, regenerate
+
+
+class Fragment(Enum):
+    """What a node has of a version."""
+
+    GOOD = "good"  # the fragment came, and is the one that the version binds
+    FALSE = "false"  # something else came
+    LACKING = "lacking"  # the node says that it does not host the version
+    SILENT = "silent"
+    REFUSED = "refused"
+
+
+@dataclass(frozen=True, slots=True)
+class Holding:
+    """One node's part of a block's latest version."""
+
+    node: NodeId
+    index: int  # of the fragment that belongs there
+    fragment: Fragment
+    claims_verified: bool  # the node's own word
+
+
+@dataclass(frozen=True, slots=True)
+class PassedOver:
+    """A version that readers do not take: it is not complete, or poisonous, or beyond repair."""
+
+    version: BlockTimestamp
+    hosts: int
+    poisonous: bool
+
+
+@dataclass(frozen=True, slots=True)
+class BlockReport:
+    """One block, as all nodes together show it."""
+
+    block: BlockId
+    # What a reader gets: generated from m fragments just now, and compared with the cross-checksum
+    # (unless too few are at hand). None: a hole.
+    version: BlockTimestamp | None
+    classification: Classification
+    holdings: tuple[Holding, ...]
+    survives: int  # more nodes may fail, and it can still be read; below 0: it cannot now
+    reasons: tuple[str, ...]  # why it survives less than it might
+    passed_over: tuple[PassedOver, ...] = ()  # later ones, newest first
+
+    @property
+    def degraded(self) -> bool:
+        """Whether some node lacks its part."""
+        return bool(self.reasons)
+
+
+async def inspect(witnesses: Witnesses, session: Session, block: BlockId) -> BlockReport:
+    """What can be shown of `block` now."""
+    thresholds = session.thresholds
+    responses = Responses(thresholds, rotation_of(block, thresholds.N))
+    everyone = tuple(NodeId(node) for node in range(thresholds.N))
+    request = ReadRequest(block, None, want_data=True, history=limits.HISTORY_IN_REPLY)
+    refused = await _ask(witnesses, responses, everyone, request, lists=True)
+    silent = set(everyone) - refused - responses.depth.keys() - responses.convicted
+    below: BlockTimestamp | None = None
+    passed_over: list[PassedOver] = []
+    while True:
+        version = responses.candidate(below)
+        if version is None or version == ZERO:
+            report = _unwritten(block, thresholds.N, thresholds.t, silent, refused)
+            break
+        hosts = responses.hosts(version)
+        found = classify(
+            thresholds,
+            hosting=len(hosts) + len(responses.damaged_hosts(version)),
+            heard=len(responses.heard(version)) + len(responses.damaged_heard(version)),
+        )
+        further = [node for node in hosts if not responses.has_fragment_of(node, version)]
+        request = ReadRequest(block, successor_of(version), want_data=True, history=0)
+        await _ask(witnesses, responses, further, request, lists=False)
+        valid = await _is_valid(session, responses, version)
+        poisonous = not valid and len(responses.fragments(version)) >= thresholds.m
+        if found is not Classification.INCOMPLETE and not poisonous:
+            holdings = tuple(
+                _holding(responses, node, version, block, thresholds.N, silent, refused)
+                for node in everyone
+            )
+            report = _judged(session, block, version, found, holdings)
+            break
+        passed_over.append(PassedOver(version, len(hosts), poisonous=poisonous))
+        below = version
+    return replace(report, passed_over=tuple(passed_over))
+
+
+async def _ask(
+    witnesses: Witnesses,
+    responses: Responses,
+    nodes: Iterable[NodeId],
+    request: ReadRequest,
+    *,
+    lists: bool,
+) -> set[NodeId]:
+    """Take the replies of all `nodes` that give one in time; those that refused."""
+    refused: set[NodeId] = set()
+    for node, delivery in (await witnesses.ask(dict.fromkeys(nodes, request))).items():
+        if isinstance(delivery.message, ReadReply):
+            responses.add(
+                node,
+                delivery.message,
+                delivery.body,
+                before=request.before,
+                want_data=True,
+                lists=lists,
+            )
+        else:
+            refused.add(node)
+    return refused
+
+
+async def _is_valid(session: Session, responses: Responses, version: BlockTimestamp) -> bool:
+    """Whether m fragments generate all that the version binds. [PASIS §3.4.2.3]"""
+    fragments = responses.fragments(version)
+    if len(fragments) < session.thresholds.m:
+        return False
+    checksum = responses.cross_checksum(version)
+    generated = await Compute(partial(regenerate, session.code, checksum, fragments))
+    first = session.thresholds.m
+    return generated is not None and (
+        item_of(session.code, dict(enumerate(generated[:first]))) is not None
+    )
+
+
+# --- judging ------------------------------------------------------------------------------------
+
+
+def _holding(
+    responses: Responses,
+    node: NodeId,
+    version: BlockTimestamp,
+    block: BlockId,
+    n: int,
+    silent: set[NodeId],
+    refused: set[NodeId],
+) -> Holding:
+    claims = bool(responses.hosted.get(node, {}).get(version))
+    if node in silent:
+        fragment = Fragment.SILENT
+    elif node in refused:
+        fragment = Fragment.REFUSED
+    elif node in responses.convicted:
+        fragment = Fragment.FALSE
+    elif responses.has_fragment_of(node, version):
+        fragment = Fragment.GOOD
+    else:
+        fragment = Fragment.LACKING
+    return Holding(node, fragment_index(block, node, n), fragment, claims)
+
+
+_WHY = {
+    Fragment.FALSE: "sent a fragment that is not the version's: its disk is damaged, or it lies",
+    Fragment.LACKING: "does not host this version (yet): it has to heal",
+    Fragment.SILENT: "does not answer",
+    Fragment.REFUSED: "refuses to answer: it rebuilds its store, or lacks the message",
+}
+
+
+def _judged(
+    session: Session,
+    block: BlockId,
+    version: BlockTimestamp,
+    found: Classification,
+    holdings: tuple[Holding, ...],
+) -> BlockReport:
+    thresholds = session.thresholds
+    good = sum(holding.fragment is Fragment.GOOD for holding in holdings)
+    failed = sum(
+        holding.fragment in {Fragment.SILENT, Fragment.FALSE, Fragment.REFUSED}
+        for holding in holdings
+    )
+    # A reader hears N - t nodes, and takes what QC - t of them host. [PASIS §3.4.4]
+    survives = min(thresholds.t - failed, good - thresholds.repairable)
+    reasons = tuple(
+        f"node {holding.node} {_WHY[holding.fragment]}"
+        for holding in holdings
+        if holding.fragment is not Fragment.GOOD
+    )
+    return BlockReport(block, version, found, holdings, survives, reasons)
+
+
+def _unwritten(
+    block: BlockId, n: int, t: int, silent: set[NodeId], refused: set[NodeId]
+) -> BlockReport:
+    """A block that no node hosts: a hole, unless too few have said so."""
+    away = silent | refused
+    reasons = tuple(
+        f"node {node} {_WHY[Fragment.SILENT if node in silent else Fragment.REFUSED]}"
+        for node in sorted(away)
+    )
+    found = Classification.COMPLETE if len(away) <= t else Classification.UNDECIDED
+    holdings = tuple(
+        Holding(
+            NodeId(node),
+            fragment_index(block, NodeId(node), n),
+            Fragment.SILENT
+            if node in silent
+            else Fragment.REFUSED
+            if node in refused
+            else Fragment.LACKING,
+            claims_verified=False,
+        )
+        for node in range(n)
+    )
+    return BlockReport(block, None, found, holdings, t - len(away), reasons)
