@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from benchmarks import report, result
+from benchmarks import plot, report, result
 from benchmarks.build import require_tools
 from benchmarks.deployment import System
 from benchmarks.errors import BenchmarkError
@@ -31,11 +31,14 @@ from benchmarks.scenarios import (
     metadata,
     profile,
     stream,
+    verification,
 )
 from benchmarks.session import Session
 from benchmarks.source_tree import unpacked
 from benchmarks.workspace import Target
 from bftfs.cluster import Durability
+
+_CHARTS = {verification.NAME: verification.charts}
 
 
 @click.group(cls=Commands)
@@ -352,6 +355,105 @@ def fragility_command(common: NodeCommon, seconds: float, adversaries: tuple[str
         lambda session, target: fragility.run(session, target, common.below, wanted),
         against=fragility.FAULT_FREE,
     )
+
+
+@main.command("verification")
+@node_options(repeat=1, durability=Durability.INTERVAL)
+@click.option(
+    "--faults",
+    metavar="T[,B]",
+    multiple=True,
+    default=("1", "2", "3", "4", "5"),
+    show_default=True,
+    help="Faults to tolerate, B of them lies (by default all); on the fewest nodes; repeatable.",
+)
+@click.option(
+    "--policy",
+    "policies",
+    type=click.Choice(verification.POLICIES),
+    multiple=True,
+    default=verification.POLICIES,
+    show_default=True,
+    help="When versions are verified; repeatable.",
+)
+@click.option(
+    "--operations",
+    type=click.IntRange(0, 100_000),
+    default=16,
+    show_default=True,
+    help="Writes, and reads, with think time; 0: none.",
+)
+@click.option(
+    "--think-ms",
+    type=click.IntRange(0, 60_000),
+    default=50,
+    show_default=True,
+    help="After each of them.",
+)
+@click.option(
+    "--pool",
+    "pools",
+    type=click.IntRange(1, 1_000_000),
+    multiple=True,
+    default=(64, 256, 1024, 4096),
+    show_default=True,
+    help="Unverified versions at a node before writers wait; repeatable.",
+)
+@click.option(
+    "--seconds",
+    type=click.FloatRange(0, 3600),
+    default=5.0,
+    show_default=True,
+    help="Of writing without think time, with each policy and pool; 0: none.",
+)
+def verification_command(
+    common: NodeCommon,
+    faults: tuple[str, ...],
+    policies: tuple[str, ...],
+    operations: int,
+    think_ms: int,
+    pools: tuple[int, ...],
+    seconds: float,
+) -> None:
+    """Compare policies of verification: latencies with think time, throughput without."""
+    wanted = verification.Parameters(
+        common.repeat,
+        tuple(map(System.parse, faults)),
+        policies,
+        operations,
+        think_ms,
+        pools,
+        seconds,
+        common.durability,
+    )
+    measure_nodes(
+        verification.NAME,
+        common,
+        {
+            "faults": " ".join(faults),
+            "policies": " ".join(policies),
+            "operations": operations,
+            "think_ms": think_ms,
+            "pools": list(pools),
+            "seconds": seconds,
+        },
+        lambda session, target: verification.run(session, target, common.below, wanted),
+    )
+
+
+@main.command("plot")
+@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.argument("picture", metavar="SVG", type=click.Path(dir_okay=False, path_type=Path))
+def plot_command(file: Path, picture: Path) -> None:
+    """Draw the charts of a result in JSON."""
+    shown = result.read(file)
+    if shown.scenario not in _CHARTS:
+        raise BenchmarkError(
+            f"{file} is of the scenario {shown.scenario}, which has no charts; those that have"
+            f" are {', '.join(_CHARTS)}"
+        )
+    result.require_writable(picture)
+    picture.write_text(plot.svg(_CHARTS[shown.scenario](shown.samples)))
 
 
 @main.command("show")

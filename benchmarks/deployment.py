@@ -90,7 +90,9 @@ class Deployment:
         system: System,
         durability: Durability,
         clients: Mapping[str, Grant] | None = None,
+        configuration: str = "",
     ) -> None:
+        """`configuration` is the text of every node's `node.toml`."""
         self.system = system
         self.directory = DataDirectory(path)
         self.description: ClusterDescription = create_cluster(
@@ -102,6 +104,8 @@ class Deployment:
             durability=durability,
             clients=clients,
         )
+        for member in self.description.members:
+            self.directory.node(member.node).configuration.write_text(configuration)
         self._processes: list[subprocess.Popen[bytes]] = []
         self._programs: Mapping[int, Sequence[str]] = {}
 
@@ -208,11 +212,12 @@ def deployed(
     below: Path | None = None,
     programs: Mapping[int, Sequence[str]] | None = None,
     clients: Mapping[str, Grant] | None = None,
+    configuration: str = "",
 ) -> Iterator[Deployment]:
     """Nodes that run as long as the body does, with their data in a directory that then goes."""
     # A socket's path is short: the directory's name has to be.
     with tempfile.TemporaryDirectory(prefix="nodes-", dir=below) as directory:
-        deployment = Deployment(Path(directory), system, durability, clients)
+        deployment = Deployment(Path(directory), system, durability, clients, configuration)
         try:
             deployment.start(programs or {})
             yield deployment

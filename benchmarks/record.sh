@@ -52,6 +52,12 @@ record directory directory --durability interval
 record history history --durability interval
 record profile profile
 record fragility fragility --seconds 2
+record verification-latency verification --seconds 0
+record verification-throughput verification --operations 0
+for figure in latency throughput; do
+    ! wanted "verification-$figure" || "$python" -m benchmarks plot \
+        "$results/verification-$figure.json" "$results/verification-$figure.svg"
+done
 
 # The mount, beside the local disk.
 for durability in sync interval; do

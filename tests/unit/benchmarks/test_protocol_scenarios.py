@@ -121,3 +121,18 @@ def test_faults(text: str, system: System) -> None:
 def test_faults_that_cannot_be_meant_are_refused(text: str) -> None:
     with pytest.raises(BenchmarkError, match="--faults"):
         System.parse(text)
+
+
+def test_verification(samples: Callable[..., tuple[Sample, ...]]) -> None:
+    found = samples(
+        *("verification", "--faults", "1", "--policy", "lazy+cooperative", "--operations", "2"),
+        *("--think-ms", "0", "--pool", "4", "--seconds", "0.2"),
+    )
+    assert [(sample.phase, sample.variant) for sample in found] == [
+        ("write", "t=1 b=1 n=6, lazy+cooperative"),
+        ("read", "t=1 b=1 n=6, lazy+cooperative"),
+        ("overwrite", "lazy+cooperative, pool 4"),
+    ]
+    # Two nodes ask four others each, and notify five; the second owes the first no notice.
+    assert found[0].details["messages_per_version"] == pytest.approx(2 * 2 * 4 + 2 * 5 - 1)
+    assert found[2].details["writes_that_waited"] > 0
