@@ -43,6 +43,7 @@ from bftfs.identifiers import (
     kind_of,
     object_id,
 )
+from bftfs.retention import format_duration, parse_duration
 from bftfs.step import Grant, Role, Sender
 from bftfs.thresholds import QueryUpdateThresholds, ReadWriteThresholds
 
@@ -160,6 +161,7 @@ class ClusterDescription:
     root: ObjectId
     durability: Durability = Durability.SYNC
     block_bytes: int = limits.BLOCK_BYTES_DEFAULT
+    window_us: int = limits.DETECTION_WINDOW_US  # history younger than that stays [design §8]
 
     def __post_init__(self) -> None:
         _validate(self)
@@ -277,6 +279,11 @@ def _validate(description: ClusterDescription) -> None:
             raise UsageError(f"the public key of {owner} is not one; copy the key again")
     for entry in description.clients:
         _validate_client(entry)
+    seconds, rest = divmod(description.window_us, limits.SECOND_US)
+    if rest or not 0 <= seconds <= limits.DETECTION_WINDOW_MOST_US // limits.SECOND_US:
+        raise UsageError(
+            "the detection window is a number of whole seconds, at most a hundred years"
+        )
     size = description.block_bytes
     if size & (size - 1) or not limits.BLOCK_BYTES_MIN <= size <= limits.BLOCK_BYTES_MAX:
         raise UsageError(
@@ -334,6 +341,7 @@ def create(
     draw: Callable[[int], bytes],
     durability: Durability = Durability.SYNC,
     block_bytes: int = limits.BLOCK_BYTES_DEFAULT,
+    window_us: int = limits.DETECTION_WINDOW_US,
 ) -> NewCluster:
     """A new cluster with a node at each address; `draw(count)` gives `count` unguessable bytes."""
     administrator = Identity.generate(draw(32))
@@ -353,6 +361,7 @@ def create(
         root=object_id(ObjectKind.DIRECTORY, placement=0, unique=draw(OBJECT_ID_BYTES - 2)),
         durability=durability,
         block_bytes=block_bytes,
+        window_us=window_us,
     )
     return NewCluster(description, administrator, nodes)
 
@@ -474,6 +483,7 @@ def encode(description: ClusterDescription) -> bytes:
         "administrator": description.administrator.hex(),
         "durability": description.durability.value,
         "block_bytes": description.block_bytes,
+        "detection_window": format_duration(description.window_us),
         "volume": description.volume.hex(),
         "root": description.root.hex(),
         "members": [
@@ -530,6 +540,7 @@ def _description(table: _Table) -> ClusterDescription:
         administrator=table.public_key("administrator"),
         durability=table.choice("durability", Durability),
         block_bytes=table.integer("block_bytes", low=0),
+        window_us=table.duration("detection_window", limits.DETECTION_WINDOW_US),
         volume=table.object_id("volume", ObjectKind.VOLUME),
         root=table.object_id("root", ObjectKind.DIRECTORY),
         members=tuple(map(_member, table.tables("members"))),
@@ -579,6 +590,14 @@ class _Table:
     def text(self, name: str) -> str:
         value: str = self._take(name, str, 'text in quotes, "…"')
         return value
+
+    def duration(self, name: str, default_us: int) -> int:
+        if name not in self._values:
+            return default_us
+        try:
+            return parse_duration(self.text(name))
+        except UsageError as error:
+            raise self._wrong(name, error.message) from None
 
     def flag(self, name: str) -> bool:
         value: bool = self._take(name, bool, "true or false")

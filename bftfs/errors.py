@@ -127,6 +127,13 @@ class PastUnknown(OperationFailed):
         return f"{self.subject}: too few nodes remember what it was at that time"
 
 
+class NoLongerKept(PastUnknown):
+    """What an object was at a time of the past has been collected, as retention allows."""
+
+    def __str__(self) -> str:
+        return f"{self.subject}: what it was at that time is no longer kept"
+
+
 class AdmissionRefused(OperationFailed):
     """The nodes refuse the request for now: a limit, a full disk, or a missing right."""
 

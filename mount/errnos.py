@@ -8,6 +8,7 @@ from bftfs.errors import (
     AdmissionRefused,
     ContentionExhausted,
     FileSystemError,
+    NoLongerKept,
     OperationFailed,
     PastUnknown,
     QuorumUnavailable,
@@ -22,6 +23,7 @@ TABLE: tuple[tuple[type[Exception], int | None], ...] = (
     (QuorumUnavailable, errno.ETIMEDOUT),  # only a `soft` mount gives up
     (ContentionExhausted, errno.ETIMEDOUT),
     (VersionUnrecoverable, errno.EIO),
+    (NoLongerKept, errno.ENODATA),
     (PastUnknown, errno.EIO),
     (UnreadableAnswer, errno.EIO),
     (OperationFailed, errno.EIO),

@@ -2,6 +2,7 @@
 
 durability = "interval"            # default: what the cluster description says
 capacity_bytes = 200_000_000_000   # the store's share of the disk; default: all of it
+pool_bytes = 150_000_000_000       # for versions, current and past; default: nine tenths of that
 client_bytes = 50_000_000_000      # for the block versions of one client; default: no limit
 metrics = "tcp:127.0.0.1:9100"     # or "unix:/path", or "off"; default: metrics.socket here
 log_level = "debug"                # or "info" (default), "warning", "error"
@@ -30,6 +31,7 @@ from bftfs.read_write.lazy_verifier import VerificationSettings
 from bftfs.read_write.verification import Policy
 
 SIZE_BYTES_MIN = 16 * MIB
+_SIZES = ("capacity_bytes", "pool_bytes", "client_bytes")
 LOG_LEVELS = ("debug", "info", "warning", "error")
 
 POSSIBLE_VERSIONS_MOST = 1_000_000  # each costs a node some 700 bytes of memory
@@ -48,6 +50,7 @@ class NodeConfiguration:
 
     durability: Durability
     capacity_bytes: int | None
+    pool_bytes: int | None
     client_bytes: int | None
     metrics: str | None  # an address
     log_level: str
@@ -73,8 +76,7 @@ class NodeConfiguration:
     ) -> NodeConfiguration:
         known = (
             "durability",
-            "capacity_bytes",
-            "client_bytes",
+            *_SIZES,
             "metrics",
             "log_level",
             "verification",
@@ -88,8 +90,8 @@ class NodeConfiguration:
         chosen = settings.get("durability", durability.value)
         if chosen not in [one.value for one in Durability]:
             raise UsageError(f'durability = {chosen!r}; write "sync" or "interval"')
-        sizes = [settings.get(name) for name in ("capacity_bytes", "client_bytes")]
-        for name, size in zip(("capacity_bytes", "client_bytes"), sizes, strict=True):
+        sizes = [settings.get(name) for name in _SIZES]
+        for name, size in zip(_SIZES, sizes, strict=True):
             if size is not None and (type(size) is not int or size < SIZE_BYTES_MIN):
                 raise UsageError(
                     f"{name} = {size!r}; write a whole number, {SIZE_BYTES_MIN} or more"
@@ -105,7 +107,8 @@ class NodeConfiguration:
         return cls(
             durability=Durability(chosen),
             capacity_bytes=sizes[0],
-            client_bytes=sizes[1],
+            pool_bytes=sizes[1],
+            client_bytes=sizes[2],
             metrics=None if address == _OFF else address,
             log_level=level,
             verification=_verification(settings),

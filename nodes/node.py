@@ -53,6 +53,7 @@ class Services:
     background: tuple[Background, ...] = ()
     gauges: Callable[[], tuple[Gauge, ...]] = tuple  # what the background work tells of itself
     works: tuple[Work, ...] = ()  # of it, what people may steer
+    attach: Callable[[Store], None] = lambda _store: None  # told where everything is stored
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +100,7 @@ def run(directory: NodeDirectory, description_file: Path, protocols: Protocols) 
             Links(description, identity, decode=protocols.decode_reply, persistent=False)
         )
         services = protocols.services(description, identity, node, configuration, recovery)
+        services.attach(store)
         health = Health(
             store=store,
             links=links,

@@ -7,11 +7,13 @@ from typing import get_args
 
 import structlog
 
+from bftfs import limits
 from bftfs.cluster import ClusterDescription
 from bftfs.crypto.digest import client_id_of
 from bftfs.crypto.keys import Identity
 from bftfs.envelope import REPLIES, REQUESTS
 from bftfs.filesystem import object_types
+from bftfs.filesystem.collection import CollectedPast, CollectionTally, Collector
 from bftfs.healing import HealingTally
 from bftfs.identifiers import NodeId
 from bftfs.query_update.healing import ObjectHealer
@@ -34,6 +36,7 @@ from nodes.configuration import NodeConfiguration
 from nodes.control import Standing, Work
 from nodes.metrics import Gauge
 from nodes.node import Protocols, Services
+from nodes.pool import HistoryPool
 from nodes.quota import ClientQuota
 
 
@@ -51,15 +54,18 @@ def honest_services(
     query_update = QueryUpdateServer(
         node, quorums, keys, object_types(), recovery=recovery, healing=healing
     )
-    quota = ClientQuota(configuration.client_bytes)
+    pool = HistoryPool(configuration.pool_bytes)
+    quota = ClientQuota(configuration.client_bytes, pool)
     client = client_id_of(public_key=identity.public_key)
     finisher = Finisher(node, client, quorums, query_update.unfinished, query_update.healer)
+    past = CollectedPast()
     block_healer = BlockHealer(
         node,
         description.read_write,
         client,
         recovery,
         charge=quota.charge_anyway,
+        wants=past.wants,
         steering=healing,
     )
     scrubber = Scrubber(
@@ -70,6 +76,16 @@ def honest_services(
             RequestScrubber(query_update),
         ),
         report=_report,
+    )
+    collector = Collector(
+        node,
+        quorums,
+        description.volume,
+        # A client may date a version back by as much as clocks may differ: so nothing that has
+        # been the truth within the window counts as superseded before it.
+        window_us=description.window_us + limits.CLOCK_SKEW_US,
+        pool=pool,
+        release=quota.release,
     )
     verifier = LazyVerifier(
         node,
@@ -85,6 +101,7 @@ def honest_services(
         quota=quota,
         watch=verifier,
         memory=block_healer if recovery.rebuilding else None,
+        past=past,
     )
     return Services(
         {
@@ -93,12 +110,13 @@ def honest_services(
             Notice: verifier,
         },
         # A node without peers has nobody to heal from.
-        (verifier, finisher, query_update.healer, block_healer, scrubber)
+        (verifier, finisher, query_update.healer, block_healer, scrubber, collector)
         if description.n > 1
-        else (verifier, finisher),
+        else (verifier, finisher, collector),
         lambda: (
             *_gauges(verifier),
             *_unfinished_gauges(query_update.unfinished),
+            *_collection_gauges(collector.tally, pool),
             *_healing_gauges("objects", query_update.healer.tally),
             *_healing_gauges("blocks", block_healer.tally),
             *_scrubbing_gauges(scrubber.tally),
@@ -108,6 +126,7 @@ def honest_services(
             Work(healing, partial(_healing_state, query_update.healer, block_healer)),
             Work(scrubber.steering, partial(_scrubbing_state, scrubber)),
         ),
+        pool.attach,
     )
 
 
@@ -145,6 +164,19 @@ def _scrubbing_state(scrubber: Scrubber, now_us: int) -> Standing:
             "bytes to come": tally.bytes_to_come if tally.under_way else 0,
             "damaged": tally.damaged,
         },
+    )
+
+
+def _collection_gauges(tally: CollectionTally, pool: HistoryPool) -> tuple[Gauge, ...]:
+    return (
+        Gauge("bftfs_pool_bytes", "Of the history pool that is taken.", pool.live_bytes),
+        Gauge("bftfs_pool_limit_bytes", "Of the history pool.", pool.limit_bytes),
+        Gauge("bftfs_collect_passes", "Passes over all objects.", tally.passes),
+        Gauge("bftfs_collect_pressed", "Of these, for want of room.", tally.pressed),
+        Gauge("bftfs_collect_progress", "Of the pass under way.", tally.progress),
+        Gauge("bftfs_collected_objects", "Versions of objects let go.", tally.object_versions),
+        Gauge("bftfs_collected_blocks", "Versions of blocks let go.", tally.block_versions),
+        Gauge("bftfs_collected_bytes", "Bytes of these.", tally.block_bytes),
     )
 
 

@@ -1,23 +1,34 @@
-"""What each client's versions use of a node, and the most that they may. [design §9, G7]
+"""What each client's versions use of a node, and the most that they may. [design §8, §9, G7]
 
-The account is a row per client, written in the batch that stores the version. Versions are kept,
-so it only grows.
+The account is a row per client, written in the batch that stores the version, and lowered in the
+one that collects it. While the history pool is short, those clients are slowed and then refused
+whose versions use more than the average client's: who fills the pool hurts himself first, and the
+others have the rest of it.
 """
 
 from __future__ import annotations
 
 import errno
+from collections import Counter
+from collections.abc import Mapping
 
-from bftfs.identifiers import BlockId, ClientId
+from bftfs.identifiers import CLIENT_ID_BYTES, BlockId, ClientId
 from bftfs.read_write.messages import BlockRefused
 from bftfs.storage import StorageView, Table, Write
+from nodes.pool import SLOW, TIGHT, HistoryPool
+
+_BEYOND = b"\xff" * (CLIENT_ID_BYTES + 1)
+_TURNS_MOST = 16  # of which a slowed client has one, just before it is refused
 
 
 class ClientQuota:
-    """Accounts for the versions of every client; refuses those beyond `client_bytes`, if given."""
+    """Accounts for the versions of every client; refuses what there is no room for."""
 
-    def __init__(self, client_bytes: int | None) -> None:
+    def __init__(self, client_bytes: int | None, pool: HistoryPool | None = None) -> None:
+        """At most `client_bytes` of one client, if given, and all together what the pool takes."""
         self._client_bytes = client_bytes
+        self._pool = pool
+        self._turns: Counter[ClientId] = Counter()  # of clients that are slowed
 
     def charge(
         self, view: StorageView, client: ClientId, block: BlockId, volume: int
@@ -28,7 +39,41 @@ class ClientQuota:
             return BlockRefused(
                 errno.EDQUOT, f"this client's versions may use {self._client_bytes} bytes of a node"
             )
+        if self._pool is not None:
+            share = self._pool.charged()
+            if share >= SLOW:
+                refusal = self._short(view, client, used, share)
+                if refusal is not None:
+                    return refusal
         return [Write(Table.ADMISSION, client, used.to_bytes(8, "big"))]
+
+    def _short(
+        self, view: StorageView, client: ClientId, used: int, share: float
+    ) -> BlockRefused | None:
+        """Why a version is refused while the pool is short; None if it is not."""
+        if share >= 1:
+            return BlockRefused(
+                errno.ENOSPC,
+                "the node's history pool is full, and all in it is younger than the detection "
+                "window or pinned by snapshots",
+            )
+        accounts = [
+            int.from_bytes(row, "big") for _, row in view.scan(Table.ADMISSION, b"", _BEYOND)
+        ]
+        if used * max(len(accounts), 1) < sum(accounts):
+            return None  # others have more
+        if share >= TIGHT:
+            return BlockRefused(
+                errno.EDQUOT,
+                f"the node's history pool is {share:.0%} full, and this client's versions use "
+                "more of it than the average client's",
+            )
+        self._turns[client] += 1
+        turns = 2 + int((_TURNS_MOST - 2) * (share - SLOW) / (TIGHT - SLOW))
+        if self._turns[client] % turns:
+            # The writer takes it for silence, and sends it again after a while.
+            return BlockRefused(errno.EAGAIN, "slowed: the node's history pool is nearly full")
+        return None
 
     def charge_anyway(
         self, view: StorageView, client: ClientId, block: BlockId, volume: int
@@ -36,6 +81,17 @@ class ClientQuota:
         """Account for a version that the cluster has accepted before, whatever it comes to."""
         used = volume + _used(view, client)
         return [Write(Table.ADMISSION, client, used.to_bytes(8, "big"))]
+
+    def release(self, view: StorageView, freed: Mapping[ClientId, int]) -> list[Write]:
+        """Give back what collected versions of these clients used."""
+        return [
+            Write(
+                Table.ADMISSION,
+                client,
+                max(_used(view, client) - volume, 0).to_bytes(8, "big"),
+            )
+            for client, volume in freed.items()
+        ]
 
 
 def _used(view: StorageView, client: ClientId) -> int:

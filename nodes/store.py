@@ -236,6 +236,7 @@ class Store:
         self._volume = 0
         self._due_bytes, self._due_writes = JOURNAL_BYTES, WRITES_PER_CHECKPOINT
         self._used_bytes = self.used_bytes  # at the last checkpoint
+        self._live_bytes = self._used_bytes  # when last measured
 
     @classmethod
     def open(
@@ -344,9 +345,23 @@ class Store:
 
     @property
     def free_bytes(self) -> int:
-        """What it can still grow by: the disk's free space, or its capacity if that is less."""
+        """What it can still hold: by growing, as far as disk and capacity allow, and in its file.
+
+        Any thread may ask.
+        """
         disk = os.fstatvfs(self._data)
-        return max(0, min(disk.f_bavail * disk.f_frsize, self._limit_bytes - self.used_bytes))
+        used = self.used_bytes
+        growth = max(0, min(disk.f_bavail * disk.f_frsize, self._limit_bytes - used))
+        return growth + max(0, used - self._live_bytes)
+
+    def measured_bytes(self) -> int:
+        """What the tables occupy now: the rest of the file is used again before it grows."""
+        pages = 0
+        for database in self.databases:
+            counts = self._transaction.stat(database)
+            pages += counts["branch_pages"] + counts["leaf_pages"] + counts["overflow_pages"]
+        self._live_bytes = pages * self._page_bytes
+        return self._live_bytes
 
     def _release(self) -> None:
         self._environment.close()

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bftfs import cluster as description_files
+from bftfs import limits
 from bftfs.cli.processes import require_writable, running_nodes
 from bftfs.cluster import ClientEntry, ClusterDescription, Durability
 from bftfs.crypto.keys import (
@@ -24,6 +25,7 @@ from bftfs.crypto.keys import (
 )
 from bftfs.data_directory import DEFAULT_CLIENT, DataDirectory
 from bftfs.errors import UsageError
+from bftfs.retention import format_duration, parse_duration
 from bftfs.step import Grant
 
 data_option = click.option(
@@ -65,6 +67,7 @@ def create_cluster(
     b: int,
     durability: Durability,
     clients: Mapping[str, Grant] | None = None,
+    window_us: int = limits.DETECTION_WINDOW_US,
 ) -> ClusterDescription:
     """Make the files of a new cluster; `addresses` None means: all nodes on this machine.
 
@@ -80,7 +83,9 @@ def create_cluster(
     _clear_unfinished(directory)
     if addresses is None:
         addresses = local_addresses(directory, nodes, unique=os.urandom(4).hex())
-    made = description_files.create(addresses, t=t, b=b, draw=os.urandom, durability=durability)
+    made = description_files.create(
+        addresses, t=t, b=b, draw=os.urandom, durability=durability, window_us=window_us
+    )
     write_identity(directory.administrator_key, made.administrator)
     write_volume_key(directory.volume_key, os.urandom(VOLUME_KEY_BYTES))
     for number, identity in enumerate(made.nodes):
@@ -136,8 +141,19 @@ def _with_new_client(
     show_default=True,
     help="sync: on stable storage before the reply; interval: synced every second.",
 )
+@click.option(
+    "--window",
+    default=format_duration(limits.DETECTION_WINDOW_US),
+    show_default=True,
+    help="The detection window: nobody can destroy history that is younger.",
+)
 def init(
-    data: Path, addresses: tuple[str, ...], byzantine: int, faulty: int | None, durability: str
+    data: Path,
+    addresses: tuple[str, ...],
+    byzantine: int,
+    faulty: int | None,
+    durability: str,
+    window: str,
 ) -> None:
     """Make keys and the signed description of a cluster over several machines.
 
@@ -159,6 +175,7 @@ def init(
         t=t,
         b=byzantine,
         durability=Durability(durability),
+        window_us=parse_duration(window),
     )
     console = Console(highlight=False)
     console.print(f"Cluster of {description.n} nodes described in {directory.description}")

@@ -163,6 +163,8 @@ class History:
                 prefixes=CHANGES_SHOWN,
                 credentials=who,
             )
+            if not page:
+                return found  # what came before is no longer kept
             for version in page:
                 if time_of(version.timestamp) < since_us:
                     return found

@@ -3,8 +3,9 @@
 A method loads the objects that it was given, checks everything, changes what it must, and
 concludes. It refuses by raising `Refusal` at any point: what it had changed is then discarded.
 
-Map keys of an object's state: b"a" attributes, b"A" access ACL, b"D" default ACL, b"x" + name an
-extended attribute, and those that `directory` and `inode` name.
+Map keys of an object's state: b"a" attributes, b"A" access ACL, b"D" default ACL, b"r" what is
+kept of its past (a `retention.Policy` in words), b"x" + name an extended attribute, and those that
+`directory` and `inode` name.
 
 Queries get states that they could change like updates do; what a query changes is never kept.
 """
@@ -32,6 +33,7 @@ from bftfs.query_update.object_type import Caller, MutableState, Record, Refusal
 ATTRIBUTES_KEY = b"a"
 ACCESS_ACL_KEY = b"A"
 DEFAULT_ACL_KEY = b"D"
+RETENTION_KEY = b"r"
 
 NANOSECONDS_PER_MICROSECOND = 1_000
 

@@ -20,7 +20,7 @@ from bftfs.filesystem.names import fault_of, is_dots
 from bftfs.filesystem.objects import NoArguments, States
 from bftfs.filesystem.permission import ROOT
 from bftfs.filesystem.volume import is_formatted
-from bftfs.query_update.object_type import Caller, Record, Refusal
+from bftfs.query_update.object_type import Caller, Record, Refusal, State
 from bftfs.wire.fields import TimeField
 
 SNAPSHOTS: Final = 1024  # of one volume: a list of all of them is one answer
@@ -65,6 +65,11 @@ def _all(states: States) -> tuple[Snapshot, ...]:
     if not is_formatted(states[0]):
         raise Refusal(errno.ESTALE)
     return tuple(_decode(value) for _, value in states[0].scan(_KEY, b"o"))
+
+
+def times_of_snapshots(volume: State) -> tuple[int, ...]:
+    """The times of all snapshots, for those who must not forget what they show."""
+    return tuple(_decode(value).time_us for _, value in volume.scan(_KEY, b"o"))
 
 
 def list_snapshots(states: States, arguments: NoArguments, caller: Caller) -> Snapshots:

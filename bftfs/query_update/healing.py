@@ -351,7 +351,7 @@ class ObjectHealer:
 
         taken = await step(host, take)
         self.tally.rebuilt += taken
-        if taken and await look(host, lambda view: Replica(view, name).row.floor) > ZERO:
+        if taken and await look(host, lambda view: Replica(view, name).is_shallow):
             self.mark(host, {name: _SHALLOW})
         return taken
 

@@ -311,6 +311,7 @@ class Looked(IntEnum):
     UNKNOWN = 0  # the server lacks that part of the object's past
     FOUND = 1
     FURTHER = 2  # there is more to search: ask again, with `version` as the bound
+    COLLECTED = 3  # the server has had it, and does not keep it any longer
 
 
 class PastReply(Message, frozen=True, tag=0x27):

@@ -12,7 +12,11 @@ from __future__ import annotations
 
 from itertools import islice
 
+import msgspec
+
 from bftfs import limits
+from bftfs.identifiers import ObjectId
+from bftfs.query_update.conditioned import Operation
 from bftfs.query_update.messages import Looked, PastVersion, VersionsRequest
 from bftfs.query_update.replica import Replica, Version
 from bftfs.query_update.timestamp import TIMESTAMP_BYTES, ZERO, LogicalTimestamp, time_of
@@ -24,6 +28,8 @@ GUARD = "history.permit"  # the query without arguments that refuses who may not
 _TIME_BYTES = 8
 _PAGE_BYTES = limits.ANSWER_BYTES // 2
 _BEYOND = b"\xff" * (TIMESTAMP_BYTES + 1)
+
+_decode_operation = msgspec.msgpack.Decoder(Operation).decode
 
 
 def first_after(at_us: int) -> LogicalTimestamp:
@@ -57,34 +63,48 @@ def newest_at(replica: Replica, at_us: int, below: bytes) -> tuple[Looked, Logic
             break
         if passed == limits.PAST_SEARCHED:  # accepted, and then left behind: all of them
             return Looked.FURTHER, timestamp
-    if found < replica.row.floor and _is_gap_above(replica, found):
+    if found >= replica.row.floor:
+        return Looked.FOUND, found
+    above = _above(replica, found)
+    if above is None or above.gap:
         return Looked.UNKNOWN, ZERO
+    if above.parent != found:
+        # Versions between the two were collected. What is left says until when it was the latest.
+        left = replica.version(found)
+        if left is None or at_us >= left.until_us:
+            return Looked.COLLECTED, ZERO
     return Looked.FOUND, found
 
 
-def _is_gap_above(replica: Replica, timestamp: LogicalTimestamp) -> bool:
-    """Whether versions that followed the one at `timestamp` are, or may be, missing here."""
+def _above(replica: Replica, timestamp: LogicalTimestamp) -> Version | None:
+    """The version here that follows the one at `timestamp` on the head's chain."""
     prefix = replica.object
     keys = replica.view.keys(Table.VERSION, prefix + timestamp + b"\0", prefix + _BEYOND)
     for key in islice(keys, limits.PAST_SEARCHED):
         version = replica.version(LogicalTimestamp(key[len(prefix) :]))
         assert version is not None, "its key is stored"
         if version.number:
-            return version.gap
-    return True
+            return version
+    return None
 
 
 def versions_page(view: StorageView, replica: Replica, request: VersionsRequest) -> bytes | None:
     """The versions from `request.newest` down; None if the server does not know them all.
 
-    Every benign server that knows them gives the same.
+    Every benign server that knows them gives the same. Those that were collected are left out, and
+    all before them: the page may be empty.
     """
     at = request.newest
     found: list[PastVersion] = []
     size = 0
     while at != ZERO and len(found) < request.most and size < _PAGE_BYTES:
         version = replica.version(at)
-        if version is None or not version.number or version.gap:
+        if version is None:
+            above = _above(replica, at)
+            if above is None or above.gap or above.parent != at:
+                return None
+            break
+        if not version.number or version.gap:
             return None
         listed = _listed(view, replica, at, version, request.prefixes)
         if listed is None:
@@ -98,6 +118,22 @@ def versions_page(view: StorageView, replica: Replica, request: VersionsRequest)
     return page if len(page) <= limits.ANSWER_BYTES else None
 
 
+def operation_key(timestamp: LogicalTimestamp) -> bytes:
+    """Where, in Table.META, an operation is kept whose first object's version was collected."""
+    return b"operation" + timestamp
+
+
+def _operation_of(
+    view: StorageView, objects: tuple[ObjectId, ...], timestamp: LogicalTimestamp
+) -> Operation | None:
+    """The operation on several objects that made their versions at `timestamp`."""
+    first = Replica(view, objects[0]).version(timestamp)
+    if first is not None:
+        return first.operation
+    kept = view.get(Table.META, operation_key(timestamp))
+    return None if kept is None else _decode_operation(kept)
+
+
 def _listed(
     view: StorageView,
     replica: Replica,
@@ -107,11 +143,9 @@ def _listed(
 ) -> PastVersion | None:
     operation = version.operation
     if operation is None and not version.copy:
-        if not version.objects or version.objects[0] == replica.object:
+        if version.objects:
+            operation = _operation_of(view, version.objects, timestamp)
+        if operation is None:
             return None
-        first = Replica(view, version.objects[0]).version(timestamp)
-        if first is None or first.operation is None:
-            return None
-        operation = first.operation
     changes = tuple(change for change in version.delta if change[0].startswith(prefixes))
     return PastVersion(timestamp, version.parent, version.objects, operation, changes)

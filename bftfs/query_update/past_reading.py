@@ -27,7 +27,7 @@ import msgspec
 
 from bftfs.conversation import Now
 from bftfs.credentials import Credentials
-from bftfs.errors import FileSystemError, PastUnknown
+from bftfs.errors import FileSystemError, NoLongerKept, PastUnknown
 from bftfs.identifiers import NodeId, ObjectId
 from bftfs.query_update.classification import OperationType
 from bftfs.query_update.client import QueryUpdateClient
@@ -87,7 +87,8 @@ class PastReader:
     ) -> PastAnswer:
         """Invoke a query on the newest established version whose time is `at_us` or earlier.
 
-        Raises FileSystemError if it refuses, PastUnknown if too few servers remember that time.
+        Raises FileSystemError if it refuses, PastUnknown if too few servers remember that time,
+        NoLongerKept if a benign one says that it had to forget it.
         """
         encoded = encode_record(arguments)
         back_off = BackOff(self._rounds.probing)
@@ -128,6 +129,8 @@ class PastReader:
                 willing = [node for node in order if voters >> node & 1 and node != whole_from]
                 whole_from = willing[0] if willing else None
                 continue
+            if outcome.is_collected:
+                raise NoLongerKept(subject=identifier.hex(), at_us=at_us)
             if outcome.is_forgotten:
                 raise PastUnknown(subject=identifier.hex(), at_us=at_us)
             if outcome.is_disorderly and failures >= 1:
@@ -161,6 +164,7 @@ class PastReader:
         """One page of the established versions from `newest` down, the newest first.
 
         Requires: `newest` is established. Go on with the last one's parent, unless that is ZERO.
+        The page is empty if what is asked for is no longer kept.
         Raises FileSystemError if the object does not permit it now.
         """
         whole_from: NodeId | None = None
@@ -226,6 +230,7 @@ class _PastRound(Round):
         self.is_disorderly = False  # the object needs repair before it has a past
         self.is_pending = False  # a candidate that would count is undecided
         self.is_forgotten = False  # all have answered, and too few remember
+        self.is_collected = False  # too few remember, and some of them need not any longer
 
     def weigh(self, node: NodeId, reply: Any) -> Judgement:
         if not isinstance(reply, PastReply):
@@ -284,7 +289,13 @@ class _PastRound(Round):
         if self.found is None:
             everyone: Nodes = (1 << quorums.n) - 1
             self.is_forgotten = self.answered == everyone
-        return self.found is not None
+            collected = sum(
+                1 << node
+                for node, (_, reply) in self._seen.items()
+                if reply.looked is Looked.COLLECTED
+            )
+            self.is_collected = quorums.includes_benign(collected)
+        return self.found is not None or self.is_collected
 
     def _has_pending(self, established: LogicalTimestamp) -> bool:
         """Whether a later candidate that is old enough to count may be, or become, repairable."""

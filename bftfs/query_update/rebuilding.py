@@ -166,6 +166,7 @@ def replacement(
         established=row.established if row.established in known else ZERO,
         history=row.history,
         authenticator=row.authenticator,
+        collected_us=row.collected_us,
     )
     return [
         *(Write(table, key, None) for table, key in rows_of(view, name)),

@@ -44,7 +44,7 @@ from bftfs.query_update.sequence import (
     serial_from,
     serial_key,
 )
-from bftfs.query_update.timestamp import ZERO, LogicalTimestamp
+from bftfs.query_update.timestamp import ZERO, LogicalTimestamp, time_of
 from bftfs.storage import StorageView, Table, Write
 from bftfs.wire.codec import Value, encode
 
@@ -63,6 +63,7 @@ class ObjectRow(Value, frozen=True):
     floor: LogicalTimestamp  # below it, versions of the chain may be missing here
     history: bytes
     authenticator: bytes
+    collected_us: int = 0  # what no moment from here on shows may be gone [design §8]
 
 
 class Version(Value, frozen=True):
@@ -76,6 +77,7 @@ class Version(Value, frozen=True):
     operation: Operation | None = None
     answer: bytes = b""
     gap: bool = False  # parent and delta are not the operation's: versions between are missing
+    until_us: int = 0  # time of the version that followed it, if that was collected
 
 
 class Link(Value, frozen=True):
@@ -94,6 +96,12 @@ INITIAL_ROW = ObjectRow(0, ZERO, ZERO, b"", b"")
 
 _decode_row = msgspec.msgpack.Decoder(ObjectRow).decode
 _decode_version = msgspec.msgpack.Decoder(Version).decode
+
+
+def established_of(stored: bytes) -> tuple[LogicalTimestamp, LogicalTimestamp]:
+    """The latest timestamp in the history of an OBJECT row, and the one known established."""
+    row = _decode_row(stored)
+    return latest_in(row.history), row.established
 
 
 def latest_of(stored: bytes) -> LogicalTimestamp:
@@ -132,7 +140,7 @@ def is_as_written(view: StorageView, identifier: ObjectId, version: Version) -> 
     """
     stamp = _stamp(version.number)
     for key, value in version.delta:
-        prefix = _past_prefix(identifier, key)
+        prefix = past_prefix(identifier, key)
         row = next(
             (
                 row
@@ -162,7 +170,7 @@ def rows_of(view: StorageView, identifier: ObjectId) -> Iterator[tuple[Table, by
             yield table, key
 
 
-def _past_prefix(identifier: ObjectId, key: bytes) -> bytes:
+def past_prefix(identifier: ObjectId, key: bytes) -> bytes:
     """What the PAST keys of `key` begin with: order-preserving, and no prefix of another's."""
     return identifier + _escaped(key) + b"\0\0"
 
@@ -286,7 +294,7 @@ class Workspace:
         self._rewound = True
         writes = [Write(Table.PAST, gap, None) for gap in self._gaps(number, changes)]
         for key, _ in changes:
-            past_key = _past_prefix(self.object, key) + _stamp(number)
+            past_key = past_prefix(self.object, key) + _stamp(number)
             row = self._view.get(Table.PAST, past_key)
             if row is not None:
                 writes.append(Write(Table.PAST, past_key, None))
@@ -302,7 +310,7 @@ class Workspace:
         for key, value in changes:
             row = self.row(key)
             if row is not None:
-                writes.append(Write(Table.PAST, _past_prefix(self.object, key) + stamp, row))
+                writes.append(Write(Table.PAST, past_prefix(self.object, key) + stamp, row))
             row = None if value is None else stamp + value
             writes.append(Write(Table.STATE, self._prefix + key, row))
             self._rows[key] = row
@@ -472,7 +480,7 @@ class PastState:
 
     def _overwritten(self, key: bytes) -> bytes | None:
         """The row of `key` that was overwritten first after this version, if it is as old."""
-        prefix = _past_prefix(self.object, key)
+        prefix = past_prefix(self.object, key)
         for _, row in self._view.scan(
             Table.PAST, prefix + _stamp(self._number + 1), prefix + b"\xff" * (_NUMBER_BYTES + 1)
         ):
@@ -500,6 +508,15 @@ class Replica:
     def head(self) -> LogicalTimestamp:
         """The latest object version here."""
         return self.history.latest_object.timestamp
+
+    @property
+    def is_shallow(self) -> bool:
+        """Whether versions of the chain are missing here that were not collected."""
+        return self.row.floor > ZERO and not self.has_collected(self.row.floor)
+
+    def has_collected(self, timestamp: LogicalTimestamp) -> bool:
+        """Whether the version at `timestamp`, if it is missing, may have been collected."""
+        return time_of(timestamp) <= self.row.collected_us
 
     def version(self, timestamp: LogicalTimestamp) -> Version | None:
         """The version at `timestamp`, if it is known here."""
@@ -683,12 +700,11 @@ class Replica:
         self, history: bytes, authenticator: bytes, *, established: LogicalTimestamp
     ) -> None:
         """Make `history` the replica history."""
-        self.row = ObjectRow(
-            self.row.number,
-            max(established, self.row.established),
-            self.row.floor,
-            history,
-            authenticator,
+        self.row = msgspec.structs.replace(
+            self.row,
+            established=max(established, self.row.established),
+            history=history,
+            authenticator=authenticator,
         )
         self.history = parse_history(history)
         self.writes.append(Write(Table.OBJECT, self.object, encode(self.row)))

@@ -34,6 +34,7 @@ from bftfs.query_update.history import parse_history
 from bftfs.query_update.messages import AttestReply, AttestRequest
 from bftfs.query_update.replica import (
     ObjectRow,
+    Replica,
     Version,
     is_as_written,
     link_of,
@@ -224,7 +225,10 @@ def _check_parent(
     damaged: set[ObjectId],
     digests: dict[bytes, bytes],
 ) -> None:
-    """A version of the chain follows its parent; if that is missing, peers say if it should."""
+    """A version of the chain follows its parent; if that is missing, peers say if it should.
+
+    Unless it may have been collected here: peers may have it longer.
+    """
     if not version.number or version.gap or version.parent == ZERO:
         return
     key = name + version.parent
@@ -232,7 +236,8 @@ def _check_parent(
     if parent is None:
         stored = view.get(Table.VERSION, key)
         if stored is None:
-            digests[key] = b""
+            if not Replica(view, name).has_collected(version.parent):
+                digests[key] = b""
             return
         try:
             parent = stored_version(stored)

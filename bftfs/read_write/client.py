@@ -132,7 +132,7 @@ class ReadWriteClient:
 
         With `before`, the latest of those strictly below it; with `at_time_us`, the latest of those
         with time <= it. Raises QuorumUnavailable after `patience_total_us` of silence, and
-        VersionUnrecoverable if too few fragments are left, or versions that old are collected.
+        VersionUnrecoverable if too few fragments are left, or NoLongerKept.
         """
         bounds = [bound for bound in (before, _bound(at_time_us)) if bound is not None]
         return await Reading(self._session, block, min(bounds, default=None)).run()

@@ -162,9 +162,12 @@ class BlockHealer:
         recovery: Recovery,
         *,
         charge: Callable[[StorageView, ClientId, BlockId, int], list[Write]],
+        wants: Callable[[StorageView, bytes], bool] = lambda _view, _key: True,
         steering: Steering | None = None,
     ) -> None:
-        """`charge` accounts for a version that is stored, to its author."""
+        """`charge` accounts for a version that is stored, to its author; `wants` says whether one
+        that is missing is missed: what was collected here is not, though peers may have it still.
+        """
         self.steering = steering or healing_steering()
         self.tally = HealingTally()
         self._node = node
@@ -172,6 +175,7 @@ class BlockHealer:
         self._session = Session(client, thresholds, patience_total_us=limits.VERIFY_PATIENCE_US)
         self._recovery = recovery
         self._charge = charge
+        self._wants = wants
         self._peers = tuple(NodeId(peer) for peer in range(thresholds.N) if peer != node)
         self._rebuilt_until = b"" if recovery.rebuilding else END
 
@@ -209,6 +213,8 @@ class BlockHealer:
             latest_us = await Now() + limits.CLOCK_SKEW_US
             sane = [key for key in lacking if time_of(key) <= latest_us]
             complete &= len(sane) == len(lacking)
+            if sane:
+                sane = await look(host, partial(self._missed, sane))
             self.tally.compared += len(page.keys)
             complete &= await self._rebuild_all(host, sane, hosts)
             cursor = horizon
@@ -227,6 +233,9 @@ class BlockHealer:
         until = listed[-1] if len(listed) == _KEYS_PER_PAGE else END
         whole = frozenset(view.keys(Table.FRAGMENT, after + b"\0", until + b"\0"))
         return _Page(tuple(key for key in listed if key in whole), until)
+
+    def _missed(self, keys: Sequence[bytes], view: StorageView) -> list[bytes]:
+        return [key for key in keys if self._wants(view, key)]
 
     def _is_sound(self, view: StorageView, key: bytes) -> bool:
         row = view.get(Table.BLOCK, key)

@@ -17,7 +17,7 @@ from typing import NamedTuple
 from bftfs import limits
 from bftfs.coding.erasure import Buffer
 from bftfs.conversation import Compute, Delivery, Now, Receive, Send
-from bftfs.errors import VersionUnrecoverable
+from bftfs.errors import NoLongerKept, VersionUnrecoverable
 from bftfs.identifiers import BlockId, NodeId
 from bftfs.read_write.classification import Classification, classify
 from bftfs.read_write.gathering import Refusal, Refusals
@@ -167,7 +167,7 @@ class Reading:
             )
         while True:
             heard = await self._listen()
-            if not heard and self._responses.collected and self._before is None:
+            if not heard and self._before is None and self._responses.forgetful(self._candidate):
                 return None
             if self._listing and len(self._responses.depth) < thresholds.first_asked:
                 continue
@@ -194,13 +194,11 @@ class Reading:
             if (
                 step is _Step.HEAR_MORE
                 and not await self._hear_more(again=False)
-                and len(self._responses.collected) > thresholds.b
+                and self._responses.forgetful(candidate) > thresholds.b
             ):
                 if self._before is None:
                     return None
-                raise VersionUnrecoverable(
-                    f"block {self._block.hex()}: versions that old have been collected"
-                )
+                raise NoLongerKept(subject=f"block {self._block.hex()}", at_us=self._before.time)
 
     # --- judging -----------------------------------------------------------------------------
 

@@ -193,6 +193,14 @@ class Responses:
         """The nodes that have said whether they host `candidate`."""
         return [node for node, depth in self.depth.items() if depth <= candidate]
 
+    def forgetful(self, candidate: BlockTimestamp | None) -> int:
+        """How many nodes have collected what they may have hosted at or below `candidate`."""
+        forgetful = 0
+        for node in self.collected:
+            depth = self.depth.get(node)
+            forgetful += candidate is None or depth is None or depth > candidate
+        return forgetful
+
     def damaged_hosts(self, candidate: BlockTimestamp) -> list[NodeId]:
         """Nodes that list `candidate`, and have sent a false fragment."""
         return [

@@ -1,7 +1,8 @@
 """One node's part in PASIS read/write: host versions, and say which. [PASIS §3.4.3.1]
 
-A node keeps every version that it accepts: nothing here overwrites or deletes one. Keys of a
-block's versions begin with the block and order newest first, so that every request touches a
+A node keeps every version that it accepts until retention lets it go: nothing here overwrites or
+deletes one, and where one is gone, no reader is told that it never was. Keys of a block's versions
+begin with the block and order newest first, so that every request touches a
 constant number of rows at one place of each table.
 
 **Invariants.** A version is hosted only if its fragment is the one that its timestamp binds, so a
@@ -43,12 +44,13 @@ from bftfs.read_write.placement import fragment_index
 from bftfs.read_write.timestamp import (
     TIMESTAMP_BYTES,
     BlockTimestamp,
+    beginning_of,
     encoded,
     time_of,
     timestamp_of,
     version_key,
 )
-from bftfs.read_write.verification import UNVERIFIED_FLAGS, VERIFIED
+from bftfs.read_write.verification import COLLECTED_BELOW, UNVERIFIED_FLAGS, VERIFIED
 from bftfs.step import Ready, Role, Sender, Want
 from bftfs.storage import StorageView, Table, Write
 from bftfs.thresholds import ReadWriteThresholds
@@ -58,6 +60,8 @@ _END = b"\xff" * TIMESTAMP_BYTES
 
 _WRITTEN = WriteReply()
 _NOT_HOSTED = VouchReply(b"")
+_COLLECTED = ReadReply((), Below.COLLECTED, CrossChecksum(b""))
+_GONE = BlockRefused(errno.ESTALE, "the file was deleted, and its contents are no longer kept")
 _FORGOTTEN = BlockRefused(errno.EAGAIN, "this node is rebuilding its store")
 
 
@@ -101,6 +105,19 @@ class Memory(Protocol):
         """Whether this node knows which versions of `block` it should host."""
 
 
+class Past(Protocol):
+    """What this node still has of the past, and what it needs no more: its collector tells."""
+
+    def knows(self, view: StorageView, block: BlockId, at_us: int) -> bool:
+        """Whether all versions are here that `block` may have shown at that time."""
+
+    def is_gone(self, view: StorageView, block: BlockId) -> bool:
+        """Whether the file is deleted, and its contents were collected."""
+
+    def wants(self, view: StorageView, key: bytes) -> bool:
+        """Whether the version with this key would be kept."""
+
+
 class GrantAuthority:
     """The authority of a node that knows nothing of files: what the client's grant says."""
 
@@ -133,6 +150,7 @@ class ReadWriteServer:
         "_keys",
         "_memory",
         "_node",
+        "_past",
         "_quota",
         "_serve",
         "_thresholds",
@@ -149,6 +167,7 @@ class ReadWriteServer:
         quota: Quota | None = None,
         watch: Watch | None = None,
         memory: Memory | None = None,
+        past: Past | None = None,
     ) -> None:
         self._node = node
         self._thresholds = thresholds
@@ -157,6 +176,7 @@ class ReadWriteServer:
         self._quota = quota or NoQuota()
         self._watch = watch
         self._memory = memory
+        self._past = past
         self._serve: dict[type, Callable[..., Ready]] = {
             TimeRequest: self._time,
             WriteRequest: self._write,
@@ -227,6 +247,10 @@ class ReadWriteServer:
             ) or _insane(timestamp.time, now_us)
         if refusal is not None:
             return Ready(reply=refusal)
+        if repairs and self._past is not None and not self._past.wants(view, key):
+            # What a repair has to bring about is that no later reader misses the version; this node
+            # tells readers that it has collected it, and counts for none of them.
+            return Ready(reply=_WRITTEN)
         watch = self._watch
         if watch is not None and not repairs:
             wait = watch.before_write(block, timestamp.client, now_us)
@@ -312,6 +336,8 @@ class ReadWriteServer:
         now_us: int,
     ) -> Ready:
         block, before = message.block, message.before
+        if before is not None and self._may_lack(view, block, before):
+            return Ready(reply=_COLLECTED)
         start = block if before is None else version_key(block, before) + b"\x00"
         listed: list[Listed] = []
         below, checksum, fragment = Below.ORIGIN, b"", b""
@@ -323,11 +349,30 @@ class ReadWriteServer:
                 checksum = row[1:]
                 fragment = view.get(Table.FRAGMENT, key) or b""
             listed.append(Listed(timestamp_of(key), bool(row[0] & VERIFIED)))
+            if row[0] & COLLECTED_BELOW:
+                below = Below.COLLECTED
+                break
+        if not listed and self._past is not None and self._past.is_gone(view, block):
+            return Ready(reply=_COLLECTED if before is not None else _GONE)
         idle_ms = 0
         if sender.role is Role.NODE and self._watch is not None:
             idle_ms = self._watch.idle_ms(now_us)
         reply = ReadReply(tuple(listed), below, CrossChecksum(checksum), idle_ms)
         return Ready(reply=reply, body=fragment)
+
+    def _may_lack(self, view: StorageView, block: BlockId, before: BlockTimestamp) -> bool:
+        """Whether the latest version below `before` may have been collected here."""
+        if self._past is None:
+            return False
+        start = version_key(block, before)
+        above = next(view.scan(Table.BLOCK, block, start + b"\0", reverse=True), None)
+        if above is not None and not above[1][0] & COLLECTED_BELOW:
+            return False
+        at_us = before.time - (before == beginning_of(before.time))
+        below = next(iter(view.keys(Table.BLOCK, start + b"\0", block + _END)), None)
+        if below is not None and time_of(below) == at_us:
+            return False
+        return not self._past.knows(view, block, at_us)
 
     # --- healing -----------------------------------------------------------------------------
 

@@ -23,6 +23,7 @@ from bftfs.storage import StorageView, Table, Write
 
 # A version's row in Table.BLOCK: flags (1 byte), then the cross-checksum.
 VERIFIED = 0x01  # flag: this node has verified the version [LazyVer §3.8.1]
+COLLECTED_BELOW = 0x02  # flag: versions that came right before it were collected here
 VERIFIED_FLAGS = b"\x01"
 UNVERIFIED_FLAGS = b"\x00"
 
@@ -101,7 +102,8 @@ def settled(
     if own is not None:
         stored = view.get(Table.FRAGMENT, key)
         if stored is None or not cross_checksum.matches(own.cross_checksum, index, stored):
-            writes.append(Write(Table.BLOCK, key, VERIFIED_FLAGS + own.cross_checksum))
+            flags = bytes((row[0] | VERIFIED,))
+            writes.append(Write(Table.BLOCK, key, flags + own.cross_checksum))
             writes.append(Write(Table.FRAGMENT, key, own.fragment))
     return writes
 

@@ -10,13 +10,14 @@ from typing import get_args
 
 from bftfs.credentials import Credentials
 from bftfs.crypto.authenticator import AuthenticatorKeys
+from bftfs.filesystem.collection import CollectedPast, Collector
 from bftfs.identifiers import CLIENT_ID_BYTES, ClientId, NodeId
 from bftfs.query_update.messages import Request as QueryUpdateRequest
 from bftfs.query_update.object_type import ObjectTypes
 from bftfs.query_update.scrubbing import HistoryScrubber, RequestScrubber, VersionScrubber
 from bftfs.query_update.server import QueryUpdateServer
 from bftfs.query_update.unfinished import Finisher
-from bftfs.quorum import ThresholdQuorums
+from bftfs.quorum import QuorumSystem, ThresholdQuorums
 from bftfs.read_write.healing import BlockHealer
 from bftfs.read_write.lazy_verifier import LazyVerifier, VerificationSettings
 from bftfs.read_write.messages import Notice
@@ -40,6 +41,7 @@ from bftfs.thresholds import QueryUpdateThresholds, ReadWriteThresholds
 
 CREDENTIALS = Credentials(uid=1000, gid=1000)
 
+Collecting = Callable[[NodeId, QuorumSystem], Collector]
 OnCommit = Callable[[NodeId, Sequence[Write]], None]
 
 
@@ -76,8 +78,13 @@ class Deployment:
         commit_us: tuple[int, int] = (20, 200),
         on_commit: OnCommit | None = None,
         verification: VerificationSettings | None = None,
+        collecting: Collecting | None = None,
     ) -> None:
-        """Without `verification` settings, nodes neither verify nor heal of their own accord."""
+        """Without `verification` settings, nodes neither verify nor heal of their own accord.
+
+        With them, `collecting` makes the collector of a node, if nodes are to collect.
+        """
+        self._collecting = collecting
         self.verification = verification
         self.recoveries: dict[NodeId, Recovery] = {}  # of nodes that have lost their disk
         self.scrubbers: dict[NodeId, Scrubber] = {}  # of nodes that verify and heal
@@ -137,8 +144,9 @@ class Deployment:
             return servers | dict.fromkeys(asked, blocks)
         name = client_named(f"node {node}")
         verifier = LazyVerifier(node, sizes, name, self.verification)
-        healer = BlockHealer(node, sizes, name, recovery, charge=lambda *_: [])
-        blocks = ReadWriteServer(node, sizes, keys, watch=verifier, memory=healer)
+        past = CollectedPast()
+        healer = BlockHealer(node, sizes, name, recovery, charge=lambda *_: [], wants=past.wants)
+        blocks = ReadWriteServer(node, sizes, keys, watch=verifier, memory=healer, past=past)
         servers |= dict.fromkeys(get_args(ReadWriteRequest), blocks) | {Notice: verifier}
         finisher = Finisher(node, name, quorums, objects.unfinished, objects.healer)
         scrubber = self.scrubbers[node] = Scrubber(
@@ -149,7 +157,11 @@ class Deployment:
                 RequestScrubber(objects),
             )
         )
-        return Services(servers, (verifier, finisher, objects.healer, healer, scrubber))
+        collecting = self._collecting
+        collectors = () if collecting is None else (collecting(node, objects.quorums),)
+        return Services(
+            servers, (verifier, finisher, objects.healer, healer, scrubber, *collectors)
+        )
 
     def client(self, name: str, *, skew_us: int = 0, grant: Grant | None = None) -> SimulatedClient:
         """A new client that all nodes know."""

@@ -144,7 +144,10 @@ def rot_history(disk: Disk) -> None:
 
 
 def rot_authenticator(disk: Disk) -> None:
-    disk.rot(Table.OBJECT, counter(NODE), -1)
+    stored = disk.get(Table.OBJECT, counter(NODE))
+    assert stored is not None
+    replica = Replica(disk, counter(NODE))
+    disk.rot(Table.OBJECT, counter(NODE), stored.index(replica.row.authenticator) + 70)
 
 
 def rot_row(disk: Disk) -> None:

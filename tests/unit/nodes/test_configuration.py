@@ -15,6 +15,7 @@ from nodes.configuration import NodeConfiguration
 DEFAULTS = NodeConfiguration(
     durability=Durability.SYNC,
     capacity_bytes=None,
+    pool_bytes=None,
     client_bytes=None,
     metrics="unix:/node/metrics.socket",
     log_level="info",
@@ -42,6 +43,7 @@ def test_what_is_set_counts(tmp_path: Path) -> None:
         """
         durability = "interval"
         capacity_bytes = 100_000_000
+        pool_bytes = 80_000_000
         client_bytes = 50_000_000
         metrics = "tcp:127.0.0.1:9100"
         log_level = "debug"
@@ -54,6 +56,7 @@ def test_what_is_set_counts(tmp_path: Path) -> None:
     assert configuration == NodeConfiguration(
         durability=Durability.INTERVAL,
         capacity_bytes=100_000_000,
+        pool_bytes=80_000_000,
         client_bytes=50_000_000,
         metrics="tcp:127.0.0.1:9100",
         log_level="debug",

@@ -427,3 +427,27 @@ def test_reading_much_does_not_fill_the_memory(
         most = max(most, mapped_bytes())
     assert most < limit + residence.BYTES_PER_LOOK + 4 * MIB
     store.close()
+
+
+# --- freed space -----------------------------------------------------------------------------
+
+
+def test_space_that_was_freed_is_used_again(tmp_path: Path) -> None:
+    store = opened(tmp_path, capacity_bytes=64 * MIB)
+    for life in range(6):  # in all, three times what the store can hold
+        for number in range(256):
+            with store.batch() as batch:
+                key = b"%d %d" % (life, number)
+                batch.apply([Write(Table.FRAGMENT, key, os.urandom(128 * KIB))])
+                batch.commit()
+        full, free = store.measured_bytes(), store.free_bytes
+        assert 32 * MIB <= full < 40 * MIB
+        with store.batch() as batch:
+            batch.apply(
+                [Write(Table.FRAGMENT, b"%d %d" % (life, each), None) for each in range(256)]
+            )
+            batch.commit()
+        assert store.measured_bytes() < MIB
+        assert store.free_bytes >= free + 24 * MIB
+    assert store.used_bytes < 64 * MIB
+    store.close()

@@ -1,0 +1,506 @@
+"""Garbage collection at a node: which of the past it lets go, and when. [design §7, §8]
+
+A node decides alone, by its own replicas. That an object's version was superseded, that a file was
+cut or deleted, that a snapshot was taken: the evidence is the object's own history here, as far as
+it is known established. A block's version is superseded by one that this node has verified.
+[LazyVer §3.8] Peers are asked for one thing only: whether the head of an object is established;
+that takes a quorum. So no b liars make a node forget anything, and what a node does not know, it
+keeps.
+
+Retention speaks of moments. What an object was at a moment that stays, stays; and of a file that
+is read as it was at one of its versions, the blocks are those of the time when that version's
+contents were covered (`filesystem.past`). So a version of a block stays if a version of its inode
+that stays shows it: size and blocks belong together also when others are thinned out.
+
+A policy or a snapshot counts both as it was when the window began and as it is: to take one away,
+or to ask for less, changes nothing before the window has passed, within which people see it.
+
+**Invariants.** `collected_us` of an object is committed before or with the first version that goes
+for it. What was collected is never told to have been nothing.
+
+**Concurrency.** One thread; one pass at a time. It looks at some rows in each step, and gives way
+to clients between steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+from typing import NamedTuple, Protocol
+
+import msgspec
+
+from bftfs import limits
+from bftfs.conversation import Event, Now, Pause, Spawn, Wait
+from bftfs.errors import UsageError
+from bftfs.filesystem.attributes import decode_attributes
+from bftfs.filesystem.layout import Layout
+from bftfs.filesystem.objects import ATTRIBUTES_KEY, RETENTION_KEY
+from bftfs.filesystem.snapshots import times_of_snapshots
+from bftfs.filesystem.volume import record_of
+from bftfs.healing import ask_all, look, step
+from bftfs.identifiers import (
+    BLOCK_ID_BYTES,
+    OBJECT_ID_BYTES,
+    BlockId,
+    ClientId,
+    NodeId,
+    ObjectId,
+    ObjectKind,
+    block_number_of,
+    inode_of,
+    kind_of,
+)
+from bftfs.query_update import past
+from bftfs.query_update.collection import ObjectWalk, establish, settled_everywhere
+from bftfs.query_update.messages import CatalogueReply, CatalogueRequest, Looked
+from bftfs.query_update.object_type import Refusal
+from bftfs.query_update.replica import Replica, established_of, past_prefix
+from bftfs.query_update.timestamp import ZERO, LogicalTimestamp, time_of
+from bftfs.quorum import QuorumSystem
+from bftfs.read_write.timestamp import TIMESTAMP_BYTES
+from bftfs.read_write.timestamp import time_of as block_time_of
+from bftfs.read_write.timestamp import timestamp_of as block_timestamp_of
+from bftfs.read_write.verification import COLLECTED_BELOW, VERIFIED
+from bftfs.retention import KEEP_ALL, Keeps, Policy, Retention, parse_policy
+from bftfs.step import Host
+from bftfs.storage import StorageView, Table, Write
+from bftfs.wire.codec import encode
+
+_NUMBER_BYTES = 8
+_AFTER_OBJECTS = b"\xff" * (OBJECT_ID_BYTES + 1)
+_AFTER_BLOCKS = b"\xff" * (BLOCK_ID_BYTES + TIMESTAMP_BYTES)
+_HALVINGS = 6  # of the past that is collected under pressure, before all of it goes
+
+Release = Callable[[StorageView, Mapping[ClientId, int]], list[Write]]
+
+
+@dataclass(slots=True)
+class CollectionTally:
+    """What collection has done; each number but the last two only grows."""
+
+    passes: int = 0
+    object_versions: int = 0  # that were let go
+    block_versions: int = 0
+    block_bytes: int = 0
+    pressed: int = 0  # passes for want of room
+    progress: float = 1.0  # of the pass under way
+    pressure_us: int = 0  # what no moment from here on shows goes for want of room; 0: nothing
+
+
+class Pool(Protocol):
+    """The room that a node has for its history."""
+
+    @property
+    def shortage(self) -> Event:
+        """Announced when it gets short, perhaps more than once."""
+
+    def is_short(self) -> bool:
+        """Whether so much is taken that what retention does not need has to go."""
+
+
+# --- what a file's versions show ----------------------------------------------------------------
+
+
+class Shown(NamedTuple):
+    """What the versions of one inode that stay show of its blocks."""
+
+    alive: Layout | None  # at the beginning of the window; None: it was deleted by then
+    from_us: int  # when its contents were covered that the window begins with
+    moments: tuple[tuple[int, Layout], ...]  # when those before were, and their layouts
+
+    def keeps(self, block: BlockId) -> Keeps:
+        """What has to stay of one block."""
+        incarnation, number = int.from_bytes(block[16:24], "big"), block_number_of(block)
+        alive = self.alive
+        lives = alive is not None and (
+            alive.incarnation(number) == incarnation or incarnation > alive.newest
+        )
+        times = [
+            time_us for time_us, layout in self.moments if layout.incarnation(number) == incarnation
+        ]
+
+        def keeps(since_us: int, until_us: int | None) -> bool:
+            if lives and (until_us is None or until_us > self.from_us):
+                return True
+            return any(
+                since_us <= time_us and (until_us is None or time_us < until_us)
+                for time_us in times
+            )
+
+        return keeps
+
+
+def shown_by(replica: Replica, horizon_us: int) -> Shown | None:
+    """What the versions of a regular file show that were collected up to `horizon_us`.
+
+    None if the node does not know enough of it: then everything stays.
+    """
+    looked, version = past.newest_at(replica, horizon_us, b"")
+    if looked is not Looked.FOUND or version == ZERO or version > replica.row.established:
+        return None
+    state = replica.state_at(version)
+    encoded = None if state is None else state.get(ATTRIBUTES_KEY)
+    if encoded is None:
+        return None
+    attributes = decode_attributes(encoded)
+    if attributes.layout is None:
+        return None
+    moments: dict[tuple[int, Layout], None] = {}
+    prefix = past_prefix(replica.object, ATTRIBUTES_KEY)
+    rows = replica.view.scan(Table.PAST, prefix, prefix + b"\xff" * (_NUMBER_BYTES + 1))
+    for _, row in islice(rows, limits.MOMENTS_SHOWN + 1):
+        before = decode_attributes(row[_NUMBER_BYTES:])
+        if before.version < attributes.version and before.layout is not None and before.links:
+            moments[before.contents, before.layout] = None
+    if len(moments) > limits.MOMENTS_SHOWN:
+        return None
+    deleted = not attributes.links and version == replica.head
+    return Shown(
+        None if deleted else attributes.layout, attributes.contents, tuple(sorted(moments))
+    )
+
+
+class CollectedPast:
+    """What a node still has of the past of files, for its block server and for its healer."""
+
+    def knows(self, view: StorageView, block: BlockId, at_us: int) -> bool:
+        """Whether all versions are here that `block` may have shown at that time."""
+        replica = Replica(view, inode_of(block))
+        collected_us = replica.row.collected_us
+        if not collected_us or at_us >= collected_us:
+            return True
+        shown = shown_by(replica, collected_us)
+        if shown is None:
+            return False
+        # The version that covered them may be gone, where a later one that stays has them still.
+        return (shown.alive is not None and at_us >= shown.from_us) or any(
+            at_us == time_us for time_us, _ in shown.moments
+        )
+
+    def is_gone(self, view: StorageView, block: BlockId) -> bool:
+        """Whether the file is deleted, and its contents were collected."""
+        replica = Replica(view, inode_of(block))
+        if not replica.row.collected_us:
+            return False
+        shown = shown_by(replica, replica.row.collected_us)
+        return shown is not None and shown.alive is None
+
+    def wants(self, view: StorageView, key: bytes) -> bool:
+        """Whether the version of a block with this key would be kept."""
+        block = BlockId(key[:BLOCK_ID_BYTES])
+        replica = Replica(view, inode_of(block))
+        collected_us = replica.row.collected_us
+        time_us = block_time_of(key)
+        if not collected_us:
+            return True
+        shown = shown_by(replica, collected_us)
+        if shown is None:
+            return True
+        until_us = None
+        for newer, row in view.scan(Table.BLOCK, block, key, reverse=True):
+            if row[0] & VERIFIED:
+                until_us = block_time_of(newer)
+                break
+        return shown.keeps(block)(time_us, until_us)
+
+
+# --- the walk over one file's blocks ------------------------------------------------------------
+
+
+class BlockWalk:
+    """One pass over the versions of the blocks of one inode, some of them in each step."""
+
+    def __init__(self, inode: ObjectId, shown: Shown, *, horizon_us: int) -> None:
+        self.done = False
+        self.removed = 0
+        self.removed_bytes = 0
+        self._inode = inode
+        self._shown = shown
+        self._horizon_us = horizon_us
+        self._cursor = bytes(inode)
+        self._end = inode + _AFTER_BLOCKS
+        self._block = b""
+        self._keeps: Keeps = lambda *_: True
+        self._until_us: int | None = None
+        self._above = b""  # the key of the version before, if it stays and is of the same block
+
+    def step(self, view: StorageView, release: Release) -> list[Write]:
+        """Look at some versions, newest first; the writes that let go of what may go."""
+        writes: list[Write] = []
+        if Replica(view, self._inode).row.collected_us < self._horizon_us:
+            self.done = True  # what must be known of this walk was lost with its batch
+            return writes
+        freed: dict[ClientId, int] = {}
+        marked: set[bytes] = set()
+        rows = tuple(islice(view.scan(Table.BLOCK, self._cursor, self._end), limits.COLLECT_ROWS))
+        for key, row in rows:
+            if key[:BLOCK_ID_BYTES] != self._block:
+                self._block = key[:BLOCK_ID_BYTES]
+                self._keeps = self._shown.keeps(BlockId(self._block))
+                self._until_us, self._above = None, b""
+            if self._keeps(block_time_of(key), self._until_us):
+                self._above = key
+            else:
+                fragment = view.get(Table.FRAGMENT, key) or b""
+                size = len(fragment) + len(row) - 1
+                author = block_timestamp_of(key).client
+                freed[author] = freed.get(author, 0) + size
+                self.removed += 1
+                self.removed_bytes += size
+                writes += (Write(Table.BLOCK, key, None), Write(Table.FRAGMENT, key, None))
+                if self._above:
+                    marked.add(self._above)
+            if row[0] & VERIFIED:
+                self._until_us = block_time_of(key)
+        for key in marked:
+            row_above = view.get(Table.BLOCK, key)
+            if row_above is not None and not row_above[0] & COLLECTED_BELOW:
+                flags = bytes((row_above[0] | COLLECTED_BELOW,))
+                writes.append(Write(Table.BLOCK, key, flags + row_above[1:]))
+        if len(rows) < limits.COLLECT_ROWS:
+            self.done = True
+        else:
+            self._cursor = rows[-1][0] + b"\0"
+        return writes + (release(view, freed) if freed else [])
+
+
+# --- all of it ----------------------------------------------------------------------------------
+
+
+class _Facts(NamedTuple):
+    """What the volume says."""
+
+    snapshots_us: tuple[int, ...]
+    created_us: int
+
+
+class _Listed(NamedTuple):
+    """An object that something may go of."""
+
+    object: ObjectId
+    latest: LogicalTimestamp
+    established: LogicalTimestamp
+
+
+class Collector:
+    """The garbage collection of one node."""
+
+    def __init__(
+        self,
+        node: NodeId,
+        quorums: QuorumSystem,
+        volume: ObjectId,
+        *,
+        window_us: int,
+        pool: Pool,
+        release: Release,
+    ) -> None:
+        """`release` gives back to clients what their versions used.
+
+        Requires: `window_us` is as long as the detection window by the clock of any correct node,
+        whatever time a client may have given its versions.
+        """
+        self.tally = CollectionTally()
+        self._node = node
+        self._quorums = quorums
+        self._volume = volume
+        self._window_us = window_us
+        self._pool = pool
+        self._release = release
+        self._peers = tuple(NodeId(peer) for peer in range(quorums.n) if peer != node)
+        self._halvings = 0  # passes under the present pressure
+        self._is_passing = False
+
+    async def run(self, host: Host) -> None:
+        """Collect from time to time, and whenever room is short."""
+        await Spawn(partial(self._relieve, host))
+        while True:
+            if not self._pool.is_short():
+                await self._pass(host, short=False)
+            await Pause(limits.COLLECT_EVERY_US)
+
+    async def _relieve(self, host: Host) -> None:
+        """Collect for as long as room is short, less often where there is nothing to be had."""
+        while True:
+            self._halvings = 0
+            pause_us = limits.COLLECT_PRESSED_US
+            while self._pool.is_short():
+                before = self.tally.object_versions + self.tally.block_versions
+                await self._pass(host, short=True)
+                found = self.tally.object_versions + self.tally.block_versions > before
+                if found or self._halvings <= _HALVINGS:
+                    pause_us = limits.COLLECT_PRESSED_US
+                else:
+                    pause_us = min(2 * pause_us, limits.COLLECT_EVERY_US)
+                await Pause(pause_us)
+            await Wait(self._pool.shortage)
+
+    # --- one pass ----------------------------------------------------------------------------
+
+    async def _pass(self, host: Host, *, short: bool) -> None:
+        if self._is_passing:
+            return
+        self._is_passing = True
+        try:
+            await self._pass_over_all(host, short=short)
+        finally:
+            self._is_passing = False
+
+    async def _pass_over_all(self, host: Host, *, short: bool) -> None:
+        now_us = await Now()
+        horizon_us = now_us - self._window_us
+        facts = await look(host, partial(self._facts, horizon_us=horizon_us))
+        if facts is None or horizon_us <= 0:
+            return  # it does not know of snapshots: nothing may go
+        pressure_us = 0
+        if short:
+            # The oldest first: the pass takes the first half of the past, the next one of the rest.
+            left_us = max(horizon_us - facts.created_us, 0)
+            left_us >>= self._halvings + 1
+            pressure_us = horizon_us - (left_us if self._halvings < _HALVINGS else 0)
+            self._halvings += 1
+            self.tally.pressed += 1
+        self.tally.pressure_us = pressure_us
+        cursor = b""
+        while cursor != _AFTER_OBJECTS:
+            self.tally.progress = int.from_bytes(cursor[:8].ljust(8, b"\0"), "big") / (1 << 64)
+            listed, until = await look(
+                host, partial(self._page, after=cursor, horizon_us=horizon_us, short=short)
+            )
+            await self._settle(host, cursor, listed, horizon_us)
+            for each in listed:
+                retention = Retention(now_us, self._window_us, (), facts.snapshots_us, pressure_us)
+                await self._collect(host, each.object, retention)
+            cursor = until
+            await self._give_way(host)
+        self.tally.progress = 1.0
+        self.tally.passes += 1
+
+    def _facts(self, view: StorageView, *, horizon_us: int) -> _Facts | None:
+        """The snapshots of now, and those of when the window began."""
+        replica = Replica(view, self._volume)
+        try:
+            created_us = record_of(replica.workspace).created_us
+        except Refusal:
+            return None
+        times = set(times_of_snapshots(replica.workspace))
+        looked, version = past.newest_at(replica, horizon_us, b"")
+        state = replica.state_at(version) if looked is Looked.FOUND else None
+        if state is not None:
+            times.update(times_of_snapshots(state))
+        return _Facts(tuple(sorted(times)), created_us)
+
+    def _page(
+        self, view: StorageView, *, after: bytes, horizon_us: int, short: bool
+    ) -> tuple[list[_Listed], bytes]:
+        """Some objects that follow `after`, of which something may go; and where the page ends."""
+        rows = tuple(
+            islice(view.scan(Table.OBJECT, after + b"\0", _AFTER_OBJECTS), limits.COLLECT_OBJECTS)
+        )
+        until = bytes(rows[-1][0]) if len(rows) == limits.COLLECT_OBJECTS else _AFTER_OBJECTS
+        listed = []
+        for key, row in rows:
+            name = ObjectId(bytes(key))
+            if short or any(
+                not policy.is_keep_all for policy in self._policies(Replica(view, name), horizon_us)
+            ):
+                latest, established = established_of(row)
+                listed.append(_Listed(name, latest, established))
+        return listed, until
+
+    def _policies(self, replica: Replica, horizon_us: int) -> tuple[Policy, ...]:
+        """What the object asks for, and what it asked for when the window began."""
+        found = [replica.workspace.get(RETENTION_KEY)]
+        if found[0] is not None:
+            looked, version = past.newest_at(replica, horizon_us, b"")
+            state = replica.state_at(version) if looked is Looked.FOUND else None
+            found.append(None if state is None else state.get(RETENTION_KEY))
+        return tuple(map(_policy, found))
+
+    async def _settle(
+        self, host: Host, after: bytes, listed: list[_Listed], horizon_us: int
+    ) -> None:
+        """Find out which heads are established, that nothing has been built on yet."""
+        open_ones = [
+            each
+            for each in listed
+            if each.established < each.latest and time_of(each.latest) <= horizon_us
+        ]
+        if not open_ones:
+            return
+        replies = await ask_all(self._peers, CatalogueRequest(after), _is_catalogue)
+        for each in open_ones:
+            if settled_everywhere(each.object, each.latest, replies, self._node, self._quorums):
+                host.arrange(_establishing(each))
+
+    async def _collect(self, host: Host, name: ObjectId, retention: Retention) -> None:
+        """Let go of what may go of one object, and of its blocks."""
+        policies = await look(
+            host, lambda view: self._policies(Replica(view, name), retention.horizon_us)
+        )
+        retention = Retention(
+            retention.now_us,
+            retention.window_us,
+            policies,
+            retention.snapshots_us,
+            retention.pressure_us,
+        )
+        if not await step(host, partial(_begin, name, retention.horizon_us)):
+            return
+        walk = ObjectWalk(name, retention.keeps, horizon_us=retention.horizon_us)
+        while not walk.done:
+            await step(host, lambda view: (None, walk.step(view)))
+            await self._give_way(host)
+        self.tally.object_versions += walk.removed
+        if kind_of(name) != ObjectKind.INODE:
+            return
+        shown = await look(host, lambda view: shown_by(Replica(view, name), retention.horizon_us))
+        if shown is None:
+            return
+        blocks = BlockWalk(name, shown, horizon_us=retention.horizon_us)
+        while not blocks.done:
+            await step(host, lambda view: (None, blocks.step(view, self._release)))
+            await self._give_way(host)
+        self.tally.block_versions += blocks.removed
+        self.tally.block_bytes += blocks.removed_bytes
+
+    async def _give_way(self, host: Host) -> None:
+        """Pause; longer while clients are at work, but not for ever."""
+        for _ in range(limits.COLLECT_DELAYED_MOST):
+            if not 0 <= await Now() - host.foreground_us < limits.VERIFY_IDLE_US:
+                break
+            await Pause(limits.VERIFY_IDLE_US)
+        await Pause(limits.COLLECT_PAUSE_US)
+
+
+def _begin(name: ObjectId, horizon_us: int, view: StorageView) -> tuple[bool, list[Write]]:
+    """Say up to when versions may be missing, before the first one is; whether any may."""
+    replica = Replica(view, name)
+    looked, version = past.newest_at(replica, horizon_us, b"")
+    if looked is not Looked.FOUND or version == ZERO or version > replica.row.established:
+        return False, []  # it did not exist by then, or what it was is not known
+    if replica.row.collected_us >= horizon_us:
+        return True, []
+    row = msgspec.structs.replace(replica.row, collected_us=horizon_us)
+    return True, [Write(Table.OBJECT, name, encode(row))]
+
+
+def _establishing(listed: _Listed) -> Callable[[StorageView, int], list[Write]]:
+    return lambda view, _now_us: establish(view, listed.object, listed.latest)
+
+
+def _policy(stored: bytes | None) -> Policy:
+    """The policy that is stored with an object; what cannot be read keeps everything."""
+    if stored is None:
+        return KEEP_ALL
+    try:
+        return parse_policy(stored.decode("ascii"))
+    except (UsageError, UnicodeDecodeError):
+        return KEEP_ALL
+
+
+def _is_catalogue(reply: object) -> CatalogueReply | None:
+    return reply if isinstance(reply, CatalogueReply) else None

@@ -1,0 +1,191 @@
+"""How a server lets go of an object's past. [design §7, §8]
+
+A version of the head's chain may go once an established version has superseded it and retention
+does not need it. With it go its operation and answer, and what no version that stays can see of the
+object's map. What stays says what is missing: the version before a gap, until when it was the
+latest; and the object, below which version there are gaps.
+
+**Invariants.** Nothing later than what is known established is touched, and no replica history is:
+what could still be undone, repaired or asked for again by its client stays. A version on the way
+between two that stay is removed whole or not at all.
+
+**Concurrency.** One walk through an object takes several steps; what it holds in between is about
+the chain below the established version, which does not change.
+"""
+
+from __future__ import annotations
+
+from itertools import islice
+
+import msgspec
+
+from bftfs import limits
+from bftfs.identifiers import NodeId, ObjectId
+from bftfs.query_update import past
+from bftfs.query_update.messages import CatalogueReply
+from bftfs.query_update.replica import Replica, Version, past_prefix
+from bftfs.query_update.timestamp import TIMESTAMP_BYTES, ZERO, LogicalTimestamp, time_of
+from bftfs.quorum import Nodes, QuorumSystem
+from bftfs.retention import Keeps
+from bftfs.storage import StorageView, Table, Write
+from bftfs.wire.codec import encode
+
+_NUMBER_BYTES = 8
+_BEYOND = b"\xff" * (TIMESTAMP_BYTES + 1)
+
+
+def settled_everywhere(
+    name: ObjectId,
+    latest: LogicalTimestamp,
+    replies: dict[NodeId, CatalogueReply],
+    me: NodeId,
+    quorums: QuorumSystem,
+) -> bool:
+    """Whether the `latest` candidate here is the latest at a whole quorum, and so established."""
+    nodes: Nodes = 1 << me
+    for node, reply in replies.items():
+        if any(each.object == name and each.latest == latest for each in reply.objects):
+            nodes |= 1 << node
+    return quorums.is_quorum(nodes)
+
+
+def establish(view: StorageView, name: ObjectId, latest: LogicalTimestamp) -> list[Write]:
+    """Take note that the head is established, if `latest` still is the head."""
+    replica = Replica(view, name)
+    if replica.history.latest != latest or replica.head != latest:
+        return []
+    row = msgspec.structs.replace(replica.row, established=latest)
+    return [Write(Table.OBJECT, name, encode(row))]
+
+
+class ObjectWalk:
+    """One pass over the versions of one object, some of them in each step."""
+
+    def __init__(self, name: ObjectId, keeps: Keeps, *, horizon_us: int) -> None:
+        """`horizon_us` is the first moment that `keeps` holds everything of.
+
+        Requires: the object's row says so.
+        """
+        self.object = name
+        self.done = False
+        self.removed = 0
+        self._keeps = keeps
+        self._horizon_us = horizon_us
+        self._cursor = ZERO
+        self._held: tuple[LogicalTimestamp, Version] | None = None  # its fate is the next one's
+        self._kept: LogicalTimestamp = ZERO  # the latest version that stays, before the one held
+        self._kept_number = 0
+        self._dead: list[LogicalTimestamp] = []  # versions off the chain, since then
+
+    def step(self, view: StorageView) -> list[Write]:
+        """Look at some versions; the writes that let go of what may go."""
+        replica = Replica(view, self.object)
+        writes: list[Write] = []
+        if replica.row.collected_us < self._horizon_us:
+            self.done = True  # what must be known of this walk was lost with its batch
+            return writes
+        floor = replica.row.floor
+        prefix = self.object
+        keys = islice(
+            view.keys(Table.VERSION, prefix + self._cursor + b"\0", prefix + _BEYOND),
+            limits.COLLECT_ROWS,
+        )
+        seen = 0
+        for key in tuple(keys):
+            seen += 1
+            timestamp = LogicalTimestamp(key[len(prefix) :])
+            if timestamp > replica.row.established:
+                self.done = True
+                break
+            version = replica.version(timestamp)
+            assert version is not None, "its key is stored"
+            self._cursor = timestamp
+            if not version.number:
+                self._dead.append(timestamp)
+                continue
+            gone, changed = self._decide(view, replica, timestamp)
+            writes += changed
+            if gone:
+                floor = max(floor, timestamp)
+            self._held = (timestamp, version)
+            writes += self._bury()
+            if time_of(timestamp) > self._horizon_us:
+                self.done = True
+                break
+        else:
+            self.done = seen < limits.COLLECT_ROWS
+        if self.done and self._held is not None and self._held[1].parent != self._kept:
+            writes += self._forget_unseen(view, self._held[1])
+        if floor != replica.row.floor:
+            row = msgspec.structs.replace(replica.row, floor=floor)
+            writes.append(Write(Table.OBJECT, self.object, encode(row)))
+        return writes
+
+    def _decide(
+        self, view: StorageView, replica: Replica, successor: LogicalTimestamp
+    ) -> tuple[bool, list[Write]]:
+        """What becomes of the version held, which `successor` supersedes; whether it goes."""
+        if self._held is None:
+            return False, []
+        timestamp, version = self._held
+        writes: list[Write] = []
+        if version.parent != self._kept:
+            writes += self._forget_unseen(view, version)
+        if self._keeps(time_of(timestamp), time_of(successor)):
+            self._kept, self._kept_number = timestamp, version.number
+            return False, writes
+        self.removed += 1
+        writes += self._hand_on(view, timestamp, version)
+        writes.append(Write(Table.VERSION, self.object + timestamp, None))
+        if self._kept == version.parent and self._kept != ZERO:
+            before = replica.version(self._kept)
+            if before is not None and not before.until_us:
+                before = msgspec.structs.replace(before, until_us=time_of(timestamp))
+                writes.append(Write(Table.VERSION, self.object + self._kept, encode(before)))
+        return True, writes
+
+    def _forget_unseen(self, view: StorageView, version: Version) -> list[Write]:
+        """What a version overwrote that was written after the last version that stays."""
+        writes = []
+        for key, _ in version.delta:
+            past = past_prefix(self.object, key) + version.number.to_bytes(_NUMBER_BYTES, "big")
+            row = view.get(Table.PAST, past)
+            if row is not None and int.from_bytes(row[:_NUMBER_BYTES], "big") > self._kept_number:
+                writes.append(Write(Table.PAST, past, None))
+        return writes
+
+    def _hand_on(
+        self, view: StorageView, timestamp: LogicalTimestamp, version: Version
+    ) -> list[Write]:
+        """What becomes of the operation, which stands with the first of its objects.
+
+        As long as another of them has the version, it is kept apart: who asks what was done to that
+        one is told.
+        """
+        if not version.objects:
+            return []
+        others = [
+            other
+            for other in version.objects
+            if other != self.object and view.get(Table.VERSION, other + timestamp) is not None
+        ]
+        key = past.operation_key(timestamp)
+        if not others:
+            return [Write(Table.META, key, None)]
+        if version.operation is None:
+            return []
+        return [Write(Table.META, key, encode(version.operation))]
+
+    def _bury(self) -> list[Write]:
+        """Versions that were left behind: a later one is established, and old."""
+        if self._held is None or time_of(self._held[0]) > self._horizon_us:
+            return []
+        dead, self._dead = self._dead, []
+        return [
+            write
+            for timestamp in dead
+            for write in (
+                Write(Table.VERSION, self.object + timestamp, None),
+                Write(Table.REQUEST, timestamp, None),
+            )
+        ]

@@ -1,0 +1,261 @@
+"""Garbage collection races readers and writers; whatever has to be kept is read as it was.
+
+Clients change one small tree while every node collects all that it may, under constant pressure.
+A model takes down each state of the tree with the time from which it was the truth. Now and then
+moments are read back: those within the window and those of snapshots must be as the model has them;
+older ones must be so, or be said to be no longer kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine
+from random import Random
+from typing import Any
+
+import pytest
+
+from bftfs import limits
+from bftfs.conversation import Event
+from bftfs.errors import NoLongerKept
+from bftfs.filesystem.collection import Collector
+from bftfs.filesystem.history import History
+from bftfs.filesystem.operations import FileSystem
+from bftfs.filesystem.options import Options
+from bftfs.filesystem.registry import file_system_types
+from bftfs.identifiers import NodeId, ObjectId, ObjectKind, object_id
+from bftfs.query_update.client import QueryUpdateClient
+from bftfs.query_update.past_reading import PastReader
+from bftfs.quorum import QuorumSystem, ThresholdQuorums
+from bftfs.read_write.client import ReadWriteClient
+from bftfs.read_write.lazy_verifier import VerificationSettings
+from bftfs.simulation.deployment import CREDENTIALS, Deployment, Sizes
+from bftfs.simulation.network import Network, NetworkFaults
+from bftfs.simulation.world import SECOND_US, START_US, World
+from bftfs.space import ClusterSpace
+from bftfs.storage import Table
+
+SIZES = Sizes.smallest(t=1, b=1)
+WINDOW_US = 40 * SECOND_US
+BLOCK = limits.BLOCK_BYTES_MIN
+VOLUME = object_id(ObjectKind.VOLUME, placement=0, unique=b"v" * 14)
+ROOT = object_id(ObjectKind.DIRECTORY, placement=0, unique=b"r" * 14)
+
+Tree = dict[bytes, bytes]  # name: contents
+
+
+class AlwaysShort:
+    """A pool that is never large enough."""
+
+    def __init__(self) -> None:
+        self.shortage = Event()
+
+    def is_short(self) -> bool:
+        return True
+
+
+def collector_with(window_us: int) -> Callable[[NodeId, QuorumSystem], Collector]:
+    return lambda node, quorums: Collector(
+        node,
+        quorums,
+        VOLUME,
+        window_us=window_us,
+        pool=AlwaysShort(),
+        release=lambda _view, _freed: [],
+    )
+
+
+class Simulation:
+    """Six nodes, clients, and a model of what they did."""
+
+    def __init__(self, seed: int, *, window_us: int = WINDOW_US) -> None:
+        self.random = Random(seed)
+        self.world = World(seed)
+        self.network = Network(self.world, NetworkFaults(loss=0.01, duplication=0.01))
+        self.deployment = Deployment(
+            self.world,
+            self.network,
+            SIZES,
+            types=file_system_types(),
+            verification=VerificationSettings(),
+            collecting=collector_with(window_us),
+        )
+        self.systems: list[FileSystem] = []
+        self.hosts = [self.deployment.client(f"client {number}") for number in range(3)]
+        for host in self.hosts:
+            self.systems.append(
+                FileSystem(
+                    self._objects(host.client),
+                    ReadWriteClient(host.client, SIZES.read_write),
+                    ClusterSpace(SIZES.read_write),
+                    None,
+                    root=ROOT,
+                    volume=VOLUME,
+                    options=Options(strict=True, access_times=False),
+                )
+            )
+        self.tree: Tree = {}
+        self.states: list[tuple[int, Tree]] = []  # since when, and what
+        self.begun: list[int] = []  # when changes began
+        self.snapshots: dict[int, Tree] = {}
+
+    def _objects(self, client: Any) -> QueryUpdateClient:
+        return QueryUpdateClient(client, ThresholdQuorums(SIZES.query_update), file_system_types())
+
+    @property
+    def now_us(self) -> int:
+        return START_US + self.world.now_us
+
+    def run(self, conversation: Coroutine[Any, Any, Any], *, client: int = 0) -> Any:
+        ended: list[tuple[Any, BaseException | None]] = []
+        self.hosts[client].start(conversation, lambda result, error: ended.append((result, error)))
+        assert self.world.run(until=lambda: bool(ended), most_events=2_000_000), "it never ends"
+        result, error = ended[0]
+        if error is not None:
+            raise error
+        return result
+
+    def pass_time(self, duration_us: int) -> None:
+        until_us = self.world.now_us + duration_us
+        self.world.after(duration_us, lambda: None)
+        self.world.run(until=lambda: self.world.now_us >= until_us, most_events=10_000_000)
+
+    def history(self, client: int = 0) -> History:
+        host = self.hosts[client]
+        return History(
+            self.systems[client],
+            self._objects(host.client),
+            PastReader(self._objects(host.client)),
+            ReadWriteClient(host.client, SIZES.read_write),
+            ClusterSpace(SIZES.read_write),
+            None,
+            volume=VOLUME,
+            asking_as=CREDENTIALS,
+        )
+
+    # --- changes -------------------------------------------------------------------------------
+
+    async def _change(self, system: FileSystem, kind: str, name: bytes, contents: bytes) -> None:
+        if kind == "remove":
+            await system.unlink(ROOT, name, CREDENTIALS)
+            return
+        if kind == "create":
+            _, file = await system.create(ROOT, name, 0o600, CREDENTIALS)
+        else:
+            found = await system.lookup(ROOT, name, CREDENTIALS)
+            if kind == "truncate":
+                await system.truncate(found.identifier, len(contents), CREDENTIALS)
+                return
+            if kind == "rename":
+                await system.rename(ROOT, name, ROOT, contents, CREDENTIALS)
+                return
+            file = await system.open(found.identifier, 2, CREDENTIALS)
+        system.write(file, 0, contents, now_ns=self.now_us * 1000)
+        await system.flush(file)
+        await system.release(file)
+
+    def change(self) -> None:
+        """Something happens to the tree, and the model takes it down."""
+        random, tree = self.random, dict(self.tree)
+        name = random.choice((b"a", b"b", b"c"))
+        client = random.randrange(len(self.systems))
+        if name not in tree:
+            kind = "create"
+        else:
+            kind = random.choice(("write", "write", "truncate", "remove", "rename"))
+        contents = random.randbytes(random.choice((5, BLOCK + 7, 2 * BLOCK + 11)))
+        if kind == "truncate":
+            contents = tree[name][: random.randrange(len(tree[name]) + 1)]
+        if kind == "rename":
+            contents = random.choice((b"a", b"b", b"c"))
+            if contents == name:
+                return
+            tree[contents] = tree.pop(name)
+        elif kind == "remove":
+            del tree[name]
+        elif kind == "write":
+            tree[name] = contents + tree[name][len(contents) :]
+        else:
+            tree[name] = contents
+        self.begun.append(self.now_us)
+        self.run(self._change(self.systems[client], kind, name, contents), client=client)
+        # Times of versions are microseconds of this very clock: what follows is later.
+        self.pass_time(1_000)
+        self.tree = tree
+        self.states.append((self.now_us, tree))
+        self.pass_time(1_000)
+
+    def take_snapshot(self) -> None:
+        name = b"s%d" % len(self.snapshots)
+        made = self.run(self.history().create_snapshot(name, CREDENTIALS))
+        self.snapshots[made.time_us] = self.tree
+        self.pass_time(1_000)
+
+    # --- reading back ---------------------------------------------------------------------------
+
+    async def _read_tree(self, system: FileSystem) -> Tree:
+        directory = await system.open_directory(ROOT, CREDENTIALS)
+        found: Tree = {}
+        for listed in await system.read_directory(directory, 0):
+            identifier: ObjectId = listed.identifier
+            file = await system.open(identifier, 0, CREDENTIALS)
+            found[listed.name] = bytes(await system.read(file, 0, 1 << 20))
+            await system.release(file)
+        return found
+
+    def tree_at(self, at_us: int) -> Tree | None:
+        """The tree at a moment, as a client that has never seen it reads it; None: not kept."""
+        view = self.history().at(at_us)
+        try:
+            return dict(self.run(self._read_tree(view)))
+        except NoLongerKept:
+            return None
+
+    def read_back(self, *, moments: int) -> list[str]:
+        """What is wrong with what is kept."""
+        wrong = []
+        for since_us, tree in self.random.sample(self.states, min(moments, len(self.states))):
+            until_us = min((each for each in self.begun if each > since_us), default=self.now_us)
+            found = self.tree_at(since_us)
+            horizon_us = self.now_us - WINDOW_US
+            if found is None and until_us > horizon_us:
+                wrong.append(f"{since_us - START_US} is within the window, and gone")
+            elif found is not None and found != tree:
+                wrong.append(f"{since_us - START_US} is not as it was")
+        for at_us, tree in self.snapshots.items():
+            if self.tree_at(at_us) != tree:
+                wrong.append(f"the snapshot of {at_us - START_US} is not as it was")
+        if self.run(self._read_tree(self.systems[0])) != self.tree:
+            wrong.append("the present is not as it was left")
+        return wrong
+
+    def versions(self) -> int:
+        """How many versions of blocks the first node has."""
+        return sum(1 for _ in self.deployment.nodes[0].disk.keys(Table.BLOCK, b"", b"\xff" * 200))
+
+
+def run(seed: int, *, window_us: int = WINDOW_US) -> tuple[Simulation, list[str]]:
+    simulation = Simulation(seed, window_us=window_us)
+    simulation.run(simulation.systems[0].format(CREDENTIALS, block_bytes=BLOCK))
+    wrong: list[str] = []
+    for number in range(30):
+        simulation.change()
+        simulation.pass_time(simulation.random.randrange(5 * SECOND_US))
+        if number in {7, 19}:
+            simulation.take_snapshot()
+        if number % 10 == 9:
+            wrong += simulation.read_back(moments=5)
+    simulation.pass_time(2 * WINDOW_US)
+    wrong += simulation.read_back(moments=10)
+    return simulation, wrong
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_what_has_to_be_kept_is(seed: int) -> None:
+    simulation, wrong = run(seed)
+    assert not wrong, wrong
+    assert None in [simulation.tree_at(since_us) for since_us, _ in simulation.states[:-5]]
+
+
+def test_a_collector_that_ignores_the_window_is_found_out() -> None:
+    _, wrong = run(0, window_us=0)
+    assert any("within the window" in each for each in wrong)

@@ -1,0 +1,114 @@
+"""A history pool that gets short: who is slowed, who is refused, and who is not."""
+
+from __future__ import annotations
+
+import errno
+from collections import Counter
+
+import pytest
+
+from bftfs.identifiers import BlockId, ClientId
+from bftfs.read_write.messages import BlockRefused
+from bftfs.storage import MemoryStorage
+from nodes.pool import SHORT, SLOW, TIGHT, HistoryPool
+from nodes.quota import ClientQuota
+
+ALICE, BOB, CAROL = (ClientId(name * 16) for name in (b"a", b"b", b"c"))
+BLOCK = BlockId(bytes(32))
+LIMIT = 1_000_000
+
+
+class Disk:
+    """What a pool asks of the store."""
+
+    def __init__(self) -> None:
+        self.taken = 0
+        self.free_bytes = LIMIT
+
+    def measured_bytes(self) -> int:
+        return self.taken
+
+
+class Node:
+    """A quota, its pool, and the store under them."""
+
+    def __init__(self, budget_bytes: int | None = LIMIT) -> None:
+        self.disk = Disk()
+        self.pool = HistoryPool(budget_bytes)
+        self.pool.attach(self.disk)  # type: ignore[arg-type]
+        self.quota = ClientQuota(None, self.pool)
+        self.view = MemoryStorage()
+
+    def write(self, client: ClientId, volume: int) -> int:
+        """0, or the errno with which a version is refused."""
+        outcome = self.quota.charge(self.view, client, BLOCK, volume)
+        if isinstance(outcome, BlockRefused):
+            return outcome.code
+        self.view.apply(outcome)
+        self.disk.taken += volume
+        self.pool.measure()
+        return 0
+
+    def fill(self, client: ClientId, share: float) -> None:
+        """Let `client` take so much of the pool."""
+        outcome = self.quota.charge_anyway(self.view, client, BLOCK, int(share * LIMIT))
+        self.view.apply(outcome)
+        self.disk.taken += int(share * LIMIT)
+        self.pool.measure()
+
+
+def test_the_greediest_is_slowed_and_then_refused_and_the_others_work_on() -> None:
+    node = Node()
+    node.fill(BOB, 0.02)
+    node.fill(ALICE, SLOW - 0.02)
+    outcomes = Counter(node.write(ALICE, 1_000) for _ in range(400))
+    assert set(outcomes) == {0, errno.EAGAIN, errno.EDQUOT}
+    assert node.pool.share == pytest.approx(TIGHT, abs=0.01)
+    assert [node.write(BOB, 1_000) for _ in range(20)] == [0] * 20
+    assert node.write(CAROL, 1_000) == 0
+    assert node.write(ALICE, 1) == errno.EDQUOT
+
+
+def test_nobody_writes_to_a_full_pool_and_all_do_when_there_is_room_again() -> None:
+    node = Node()
+    node.fill(ALICE, 0.99)
+    while node.write(BOB, 1_000) == 0:
+        pass
+    assert node.write(BOB, 1_000) == errno.ENOSPC
+    assert node.write(ALICE, 1_000) == errno.ENOSPC
+    node.view.apply(node.quota.release(node.view, {ALICE: LIMIT // 2}))
+    node.disk.taken -= LIMIT // 2
+    node.pool.measure()
+    assert node.write(BOB, 1_000) == 0
+    assert node.write(ALICE, 1_000) == 0
+
+
+def test_what_is_given_back_is_not_counted_and_never_too_much() -> None:
+    node = Node()
+    node.fill(ALICE, 0.1)
+    node.view.apply(node.quota.release(node.view, {ALICE: LIMIT, BOB: 5}))
+    node.fill(BOB, 0.85)
+    node.fill(ALICE, 0.01)
+    assert node.write(ALICE, 1) == 0
+
+
+def test_shortage_is_announced_where_it_is_met() -> None:
+    node = Node()
+    announced = []
+    node.pool.shortage.attach(object(), lambda: announced.append(True))
+    for _ in range(200):
+        assert node.write(ALICE, 1_000) == 0
+    assert not announced
+    node.fill(ALICE, SHORT - 0.19)
+    for _ in range(70):
+        node.write(ALICE, 100)
+    assert announced
+    assert node.pool.is_short()
+
+
+def test_without_a_budget_it_is_most_of_what_there_is() -> None:
+    node = Node(None)
+    node.disk.taken, node.disk.free_bytes = 100_000, 900_000
+    node.pool.measure()
+    assert node.pool.limit_bytes == 900_000
+    assert not node.pool.is_short()
