@@ -16,6 +16,7 @@ from benchmarks.options import (
     Size,
     common_options,
     measure,
+    measure_cases,
     measure_nodes,
     node_options,
 )
@@ -27,6 +28,7 @@ from benchmarks.scenarios import (
     directory,
     files,
     fragility,
+    healing,
     history,
     metadata,
     profile,
@@ -38,7 +40,7 @@ from benchmarks.source_tree import unpacked
 from benchmarks.workspace import Target
 from bftfs.cluster import Durability
 
-_CHARTS = {verification.NAME: verification.charts}
+_CHARTS = {verification.NAME: verification.charts, healing.NAME: healing.charts}
 
 
 @click.group(cls=Commands)
@@ -439,6 +441,69 @@ def verification_command(
         },
         lambda session, target: verification.run(session, target, common.below, wanted),
     )
+
+
+@main.command("healing")
+@click.argument(
+    "directory",
+    metavar="DIR",
+    type=click.Path(exists=True, file_okay=False, writable=True, path_type=Path),
+)
+@click.option(
+    "--cluster",
+    "data",
+    metavar="DATA",
+    required=True,
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="The local cluster that is mounted there: its node 0 will lose its store.",
+)
+@click.option(
+    "--files",
+    "count",
+    type=click.IntRange(1, 10_000_000),
+    default=20_000,
+    show_default=True,
+    help="That are there when it does.",
+)
+@click.option(
+    "--size", type=Size(), default="1GiB", show_default=True, help="Of all of them together."
+)
+@click.option("--jobs", type=click.IntRange(1, 64), default=2, show_default=True, help="make -j.")
+@click.option(
+    "--source",
+    metavar="PATH",
+    type=click.Path(exists=True, path_type=Path),
+    help="A C source tree, or an archive of one, in place of the one that is downloaded.",
+)
+@click.option(
+    "--json",
+    metavar="FILE",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Write every sample there.",
+)
+def healing_command(
+    directory: Path,
+    data: Path,
+    count: int,
+    size: int,
+    jobs: int,
+    source: Path | None,
+    json: Path | None,
+) -> None:
+    """Let a node lose its store, and time its healing and, beside it, the Andrew benchmark."""
+    require_tools()
+    healing.node_of(data)
+    parameters: dict[str, Parameter] = {"files": count, "size": size, "jobs": jobs}
+    with tempfile.TemporaryDirectory(prefix="benchmark-source-") as scratch:
+        tree = unpacked(source, Path(scratch))
+
+        def run(session: Session) -> None:
+            wanted = healing.Parameters(count, size, jobs)
+            dimensions = healing.run(session, directory, data, tree, wanted)
+            parameters.update({f"andrew_{name}": value for name, value in dimensions.items()})
+
+        cases = (healing.HEALING, healing.WELL)
+        measure_cases(healing.NAME, directory, cases, json, parameters, run)
 
 
 @main.command("plot")

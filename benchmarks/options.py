@@ -226,6 +226,21 @@ def measure_nodes(
     )
 
 
+def measure_cases(
+    scenario: str,
+    directory: Path,
+    cases: Sequence[str],
+    json: Path | None,
+    parameters: dict[str, Parameter],
+    run: Callable[[Session], None],
+) -> None:
+    """Run a scenario in one directory, in several cases that are compared, as `measure` does."""
+    session = Session(announce=_announce)
+    place = FileSystem.of(directory)
+    descriptions = [TargetDescription(name, place) for name in cases]
+    _measure(scenario, session, json, parameters, descriptions, lambda: run(session))
+
+
 def _announce(text: str) -> None:
     Console(stderr=True).print(text, markup=False, highlight=False, style="dim")
 

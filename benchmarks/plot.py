@@ -8,6 +8,7 @@ from xml.sax.saxutils import escape
 _WIDTH, _HEIGHT = 460, 300
 _LEFT, _RIGHT, _TOP, _BOTTOM = 64, 20, 40, 84
 _TICKS = 5
+_POINTS = 10  # of a line, up to which each of them is marked
 # Told apart by those who do not see all colours, too: each line has its own marks.
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#555555")
 _MARKS = ("●", "■", "▲", "◆", "✚")
@@ -62,7 +63,7 @@ class _Drawing:
             y = self._y(value)
             parts.append(_line(_LEFT, y, right, y, "#dddddd"))
             parts.append(_text(_LEFT - 6, y + 4, f"{value:,.4g}", "end"))
-        parts += [_text(self._x(x), bottom + 16, f"{x:g}", "middle") for x in self._xs]
+        parts += [_text(self._x(x), bottom + 16, f"{x:.4g}", "middle") for x in self._labelled()]
         parts.append(_line(_LEFT, bottom, right, bottom, "black"))
         names = [*chart.lines, *chart.levels]
         for number, name in enumerate(names):
@@ -78,13 +79,20 @@ class _Drawing:
             parts.append(_text(x, y, f"{symbol} {name}", "start", f' fill="{colour}"'))
         return parts
 
+    def _labelled(self) -> Sequence[float]:
+        """Where the x axis has figures: at all values, or at a few places if there are many."""
+        if len(self._xs) <= _POINTS:
+            return self._xs
+        low, high = self._xs[0], self._xs[-1]
+        return [low + (high - low) * step / _TICKS for step in range(_TICKS + 1)]
+
     def _curve(self, line: Mapping[float, float], colour: str, mark: str) -> list[str]:
         points = [(self._x(x), self._y(y)) for x, y in sorted(line.items())]
         path = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
         fill = f' fill="{colour}"'
         return [
             f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="1.5"/>',
-            *(_text(x, y + 4, mark, "middle", fill) for x, y in points),
+            *(_text(x, y + 4, mark, "middle", fill) for x, y in points if len(points) <= _POINTS),
         ]
 
     def _x(self, x: float) -> float:

@@ -71,6 +71,14 @@ for durability in sync interval; do
     down
 done
 
+# Node 0 loses its store, of 1 GiB and 20,000 files, and Andrew runs beside its healing.
+if wanted healing; then
+    up --durability interval
+    record healing healing "$mount" --cluster "$data"
+    "$python" -m benchmarks plot "$results/healing.json" "$results/healing.svg"
+    down
+fi
+
 # Node 0 is killed in the middle of each round's copy, and is back when the next one begins.
 up
 record andrew-killed andrew "$mount" --against "$work/local" \
