@@ -58,6 +58,10 @@ class ProtocolViolation(PeerFault):
     """Well-formed, authentic, and impossible for a correct peer."""
 
 
+class NotAdmitted(PeerFault):
+    """A node, which has proven who it is, does not know our key."""
+
+
 class OperationFailed(BftfsError):
     """The caller gets no result."""
 

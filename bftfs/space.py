@@ -14,6 +14,7 @@ from bftfs.conversation import Now, Send
 from bftfs.envelope import HealthReply, HealthRequest
 from bftfs.identifiers import NodeId
 from bftfs.quorum import Judgement, Probing, ask
+from bftfs.read_write.gathering import Refusal, Refusals
 from bftfs.thresholds import ReadWriteThresholds
 
 
@@ -35,11 +36,18 @@ class ClusterSpace:
         self._probing = Probing()
 
     async def space(self) -> Space:
-        """As N - t nodes have it. Raises QuorumUnavailable after `patience_total_us` of silence."""
+        """As N - t nodes have it.
+
+        Raises QuorumUnavailable after `patience_total_us` of silence, AdmissionRefused if more than
+        t nodes refuse to tell.
+        """
         thresholds = self._thresholds
         replies: list[HealthReply] = []
+        refusals = Refusals(thresholds)
 
-        def judge(_: NodeId, reply: Any, __: object) -> Judgement:
+        def judge(node: NodeId, reply: Any, _: object) -> Judgement:
+            if isinstance(reply, Refusal):
+                refusals.add(node, reply)
             if not isinstance(reply, HealthReply):
                 return Judgement.AGAIN
             replies.append(reply)

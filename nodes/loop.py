@@ -15,6 +15,7 @@ on is closed for it.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import select
@@ -296,6 +297,8 @@ class Loop:
             try:
                 frames = channel.receive(bytes(scratch[:size]))
             except PeerFault as fault:
+                with contextlib.suppress(OSError):
+                    connection.socket.send(channel.pending_output())
                 self._offend(connection, fault)
                 return
             if connection.sender is None:

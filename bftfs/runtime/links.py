@@ -6,13 +6,16 @@ node's own loop and blocking tools host the same `Links`; one wake-up serves all
 
 Requests leave when the host calls `flush` (as `turn` does at its end), so that everything that is
 ready for one node goes out in one write. Delivery is not promised. While a node cannot be reached,
-the latest few requests to it are kept until it can; conversations that need more ask again.
+the latest few requests to it are kept until it can; conversations that need more ask again. If it
+says that it does not know our key, they are answered for it: a client that was revoked is told so,
+instead of waiting for nodes that will not listen.
 
 Concurrency: one thread. Conversations run inside `turn` and inside `engine.start`.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 import socket
@@ -24,9 +27,10 @@ from typing import Any, Self
 from bftfs.cluster import ClusterDescription, Member
 from bftfs.crypto.keys import Identity
 from bftfs.engine import Engine
-from bftfs.errors import PeerFault
+from bftfs.errors import NotAdmitted, PeerFault
 from bftfs.identifiers import NodeId
 from bftfs.limits import MIB, SECOND_US
+from bftfs.query_update.messages import Rejected
 from bftfs.runtime import clock
 from bftfs.runtime.sockets import RECEIVE_BYTES, Output, dial
 from bftfs.wire.channel import NONCE_BYTES, ClientChannel
@@ -40,6 +44,8 @@ BACKOFF_FIRST_US = 50_000
 BACKOFF_LAST_US = 2 * SECOND_US
 ATTEMPTS = 4  # to make a connection that is not persistent, before what waits for it is dropped
 EVENTS_PER_TURN = 64
+
+_NOT_ADMITTED = Rejected(errno.EACCES, "the cluster does not know this client's key (any more)")
 
 _IN = select.EPOLLIN
 _IN_OUT = select.EPOLLIN | select.EPOLLOUT
@@ -310,12 +316,24 @@ class Links:
             frames = link.channel.receive(bytes(self._scratch[:size]))
             replies = [(frame.number, decode(frame.metadata), frame.body) for frame in frames]
         except PeerFault as fault:
-            self._lose(link, type(fault).__name__)
+            if isinstance(fault, NotAdmitted):
+                self._lose(link, str(fault))
+                self._reject(link)
+            else:
+                self._lose(link, type(fault).__name__)
             return
         if not link.opened and link.channel.established:
             self._open(link)
         for number, message, body in replies:
             deliver(node, number, message, body)
+
+    def _reject(self, link: Link) -> None:
+        """Answer what waits for a node that does not admit us."""
+        waiting = tuple(link.early)
+        link.early.clear()
+        link.early_bytes = 0
+        for number, _, _ in waiting:
+            self.engine.deliver(link.member.node, number, _NOT_ADMITTED, b"")
 
     def _open(self, link: Link) -> None:
         """The node has proven who it is: send what has waited for that."""

@@ -1,14 +1,15 @@
 """An authenticated channel between a principal and a node: bytes in, frames out, no I/O.
 
     principal → node   HELLO    cluster id, the node meant, public key, nonce
-    node → principal   WELCOME  nonce
+    node → principal   WELCOME  nonce; or FAREWELL, if the cluster does not know the key
     principal → node   REQUEST …          node → principal   REPLY …
 
 Both ends hold a static key that the cluster description lists. Session keys, one per direction,
 derive from their pairwise secret and from everything that names the session: cluster, node, both
 public keys, both nonces. A MAC under them proves possession of the secret key *and* freshness:
 WELCOME proves the node, the first request proves the principal; until then nothing is delivered.
-HELLO itself carries a MAC under the static secret, so that a node spends nothing on strangers.
+HELLO itself carries a MAC under the static secret, so that a node spends no more on strangers than
+it takes to find that out; FAREWELL carries one for this HELLO, so that only the node can say it.
 
 A MAC covers the frame's position in its direction's stream, its header and its metadata. So frames
 cannot be dropped, repeated, reordered or moved to another session. Bodies are fragments and are
@@ -27,7 +28,7 @@ from typing import Generic, Protocol, TypeVar
 
 from bftfs import limits
 from bftfs.crypto.keys import PUBLIC_KEY_BYTES, Identity, pairwise_key
-from bftfs.errors import InvalidAuthenticator, ProtocolViolation
+from bftfs.errors import InvalidAuthenticator, NotAdmitted, ProtocolViolation
 from bftfs.identifiers import NodeId
 from bftfs.wire.framing import HEADER, MAC_BYTES, MAGIC, Frame, FrameKind, FrameParser
 
@@ -102,6 +103,12 @@ def _stream(
 
 def _seal_hello(pairwise: bytes, hello: bytes, responder: bytes, view: int) -> _Stream:
     return _stream(pairwise, hello, responder=responder, nonce=b"", view=view, tag=b"bftfs.hello")
+
+
+def _farewell(pairwise: bytes, hello: bytes, responder: bytes, view: int) -> _Stream:
+    return _stream(
+        pairwise, hello, responder=responder, nonce=b"", view=view, tag=b"bftfs.farewell"
+    )
 
 
 def _session(
@@ -183,6 +190,9 @@ class ClientChannel:
         return self._requests.seal(FrameKind.REQUEST, number, metadata, body)
 
     def _welcome(self, frame: Frame) -> None:
+        if frame.kind == FrameKind.FAREWELL:
+            _farewell(self._pairwise, self._hello, self._node_public_key, self._view).check(frame)
+            raise NotAdmitted("the node does not know this key")
         if frame.kind != FrameKind.WELCOME or len(frame.metadata) != NONCE_BYTES:
             raise ProtocolViolation(f"a frame of kind {frame.kind} where WELCOME is due")
         self._requests, replies = _session(
@@ -260,7 +270,7 @@ class ServerChannel(Generic[Principal]):
         return frames
 
     def pending_output(self) -> bytes:
-        """What the handshake wants sent, once."""
+        """What the handshake wants sent, once; perhaps even when it has failed."""
         output = b"".join(self._output)
         self._output.clear()
         return output
@@ -285,12 +295,14 @@ class ServerChannel(Generic[Principal]):
         if node != self._node:
             raise ProtocolViolation(f"HELLO to node {node}")
         self.claimed = membership.principal(public_key)
-        if self.claimed is None:
-            raise InvalidAuthenticator(f"HELLO with an unknown key, {public_key[:8].hex()}…")
         view = membership.view
         ours = self._identity.public_key
         pairwise = pairwise_key(self._identity, public_key, purpose="channel")
         _seal_hello(pairwise, frame.metadata, ours, view).check(frame)
+        if self.claimed is None:
+            farewell = _farewell(pairwise, frame.metadata, ours, view)
+            self._output += map(bytes, farewell.seal(FrameKind.FAREWELL, 0, b"", b""))
+            raise InvalidAuthenticator(f"HELLO with an unknown key, {public_key[:8].hex()}…")
         self._requests, self._replies = _session(
             pairwise, frame.metadata, responder=ours, nonce=self._nonce, view=view
         )

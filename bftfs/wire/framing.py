@@ -33,6 +33,10 @@ class FrameKind(IntEnum):
     WELCOME = 2
     REQUEST = 3
     REPLY = 4
+    FAREWELL = 5
+
+
+_KINDS = range(FrameKind.HELLO, FrameKind.FAREWELL + 1)
 
 
 class Frame(msgspec.Struct, frozen=True, gc=False):
@@ -91,7 +95,12 @@ class FrameParser:
             magic, kind, flags, reserved, epoch, number, metadata_length, body_length = (
                 HEADER.unpack_from(received, start)
             )
-            if magic != MAGIC or flags or reserved or not 1 <= kind <= 4:
+            if (
+                magic != MAGIC
+                or flags
+                or reserved
+                or not FrameKind.HELLO <= kind <= FrameKind.FAREWELL
+            ):
                 raise MalformedMessage("the header of a frame is not one")
             if metadata_length > self.metadata_limit or body_length > self.body_limit:
                 raise MalformedMessage(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections import deque
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 
 from bftfs.conversation import Delivery, Now, Receive, Send
 from bftfs.envelope import HealthReply, Refused
-from bftfs.errors import QuorumUnavailable
+from bftfs.errors import AdmissionRefused, QuorumUnavailable
 from bftfs.space import ClusterSpace, Space
 from bftfs.thresholds import ReadWriteThresholds
 
@@ -70,3 +71,11 @@ def test_one_node_that_is_silent_or_busy_or_full_does_not_matter() -> None:
 def test_too_few_are_no_answer() -> None:
     with pytest.raises(QuorumUnavailable, match="room on the nodes"):
         told(dict.fromkeys(range(4), (10, 20)))
+
+
+def test_who_is_not_admitted_is_told_so() -> None:
+    refused = Refused(errno.EACCES, "the cluster does not know this client's key")
+    accounts: dict[int, Any] = dict.fromkeys(range(6), (10, 20))
+    assert told({**accounts, 0: refused}) == Space(30, 60)  # one liar says so
+    with pytest.raises(AdmissionRefused, match="does not know"):
+        told({**accounts, 0: refused, 1: refused})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import struct
@@ -18,6 +19,7 @@ from bftfs.envelope import REPLIES, HealthRequest, Refused
 from bftfs.errors import InvalidAuthenticator
 from bftfs.identifiers import NodeId
 from bftfs.limits import MIB
+from bftfs.query_update.messages import Rejected
 from bftfs.runtime import clock, links
 from bftfs.runtime.links import Links
 from bftfs.runtime.sockets import listen
@@ -269,6 +271,27 @@ def test_an_impostor_gets_no_request(world: World) -> None:
     with pytest.raises(InvalidAuthenticator):
         impostor.turn()
     impostor.close()
+
+
+def test_a_client_that_the_node_does_not_know_is_told_so(world: World, now: list[int]) -> None:
+    node = ScriptedNode(world.description.without_client("me"), world.identity)
+    for _ in range(2):  # at every attempt
+        world.ask()
+        world.links.turn()
+        with pytest.raises(InvalidAuthenticator):
+            node.turn()
+        assert node.connection is not None
+        node.connection.send(node.channel.pending_output())
+        world.links.turn()
+        (answer,) = world.outcomes
+        assert isinstance(answer, Rejected)
+        assert answer.code == errno.EACCES
+        world.outcomes.clear()
+        node.hang_up()
+        now[0] += 1_000_000
+    ((_, reason),) = world.links.unreachable()
+    assert "does not know" in reason
+    node.close()
 
 
 def test_a_reply_that_cannot_be_decoded_ends_the_connection(world: World) -> None:

@@ -1,11 +1,18 @@
 """The channel: who is at the other end, and that nothing was altered, repeated or moved."""
 
 import contextlib
+from typing import Any
 
 import pytest
 
 from bftfs import limits
-from bftfs.errors import InvalidAuthenticator, MalformedMessage, PeerFault, ProtocolViolation
+from bftfs.errors import (
+    InvalidAuthenticator,
+    MalformedMessage,
+    NotAdmitted,
+    PeerFault,
+    ProtocolViolation,
+)
 from bftfs.wire.framing import HEADER, PREAMBLE_BYTES, FrameKind
 from tests.unit.wire.sessions import (
     CLIENT,
@@ -108,12 +115,33 @@ def test_a_node_may_ask_itself() -> None:
 # --- the handshake refused --------------------------------------------------------------------
 
 
-def test_an_unknown_key_is_refused() -> None:
-    server = server_end()
+def test_an_unknown_key_is_refused_and_told_so() -> None:
+    client, server = client_end(STRANGER), server_end()
     with pytest.raises(InvalidAuthenticator, match="unknown key"):
-        server.receive(client_end(STRANGER).opening())
-    assert server.pending_output() == b""
+        server.receive(client.opening())
     assert server.peer is None
+    with pytest.raises(NotAdmitted):
+        client.receive(server.pending_output())
+
+
+@pytest.mark.parametrize("changes", [{"nonce": b"N" * 32}, {"identity": CLIENT}])
+def test_nobody_else_can_say_farewell(changes: dict[str, Any]) -> None:
+    """It answers one HELLO: one that was recorded shuts nobody out."""
+    recorded, server = client_end(STRANGER), server_end()
+    with pytest.raises(InvalidAuthenticator):
+        server.receive(recorded.opening())
+    farewell = server.pending_output()
+    with pytest.raises(InvalidAuthenticator):
+        client_end(**{"identity": STRANGER, **changes}).receive(farewell)
+
+
+def test_who_does_not_hold_the_key_he_claims_is_told_nothing() -> None:
+    forged = bytearray(client_end(STRANGER).opening())
+    forged[-1] ^= 1  # of the nonce
+    server = server_end()
+    with pytest.raises(InvalidAuthenticator):
+        server.receive(bytes(forged))
+    assert server.pending_output() == b""
 
 
 @pytest.mark.parametrize(

@@ -87,7 +87,7 @@ def test_nothing_is_a_frame_of_nothing() -> None:
         {"magic": b"bft2"},
         {"magic": b"GET "},
         {"kind": 0},
-        {"kind": 5},
+        {"kind": 6},
         {"flags": 1},
         {"reserved": 1},
     ],
