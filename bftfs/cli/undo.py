@@ -24,12 +24,13 @@ from typing import Any
 
 import click
 
+from bftfs.cli.attribute_undo import Owed, everything, owed, settle
 from bftfs.cli.history import said
 from bftfs.cli.merging import carried_over
 from bftfs.cli.past import Session, session_at
 from bftfs.cli.trail import Name, Trail, client_called, follow
 from bftfs.errors import FileSystemError, OperationFailed
-from bftfs.filesystem.attributes import Attributes, Changes
+from bftfs.filesystem.attributes import Attributes
 from bftfs.filesystem.directory import RENAME_EXCHANGE, RENAME_NOREPLACE
 from bftfs.filesystem.history import Change
 from bftfs.filesystem.moments import format_moment
@@ -338,12 +339,17 @@ class Undoing:
             path = trail.paths.get(identifier, identifier.hex())
             if kind_of(identifier) == ObjectKind.INODE:
                 steps += self._contents_steps(identifier, path)
-            changes = self._attribute_changes(identifier)
-            if changes:
+        # After all that changes times by the way.
+        for identifier in trail.touched():
+            if trail.is_made_by_client(identifier) or identifier not in self._kept():
+                continue
+            debt = owed(self._session, trail, identifier)
+            if debt:
+                path = trail.paths.get(identifier, identifier.hex())
                 steps.append(
                     Step(
-                        f"give {path} its attributes back",
-                        partial(self._change_attributes, identifier, changes),
+                        f"give {path} its attributes back ({debt})",
+                        partial(settle, self._session, identifier, debt),
                     )
                 )
         return steps
@@ -371,12 +377,14 @@ class Undoing:
         places = self._trail.places[identifier]
         beside = self._beside(places[0])
         first = next(change for change in changes if self._trail.by_client(change))
+        past = self._session.history.at(first.time_us - 1)
         before = self._session.contents(identifier, first.time_us - 1)
+        attributes = everything(self._session, past, identifier)
         return [
             Step(
                 f"{path}: changed by {self._label}, and then by others in the same places; "
                 f"what it was before is {_shown(beside.name)}",
-                partial(self._write_new, beside, before, first.attributes),
+                partial(self._write_new, beside, before, attributes),
                 True,
             )
         ]
@@ -405,32 +413,6 @@ class Undoing:
                 honest = merged
             was = is_now
         return honest
-
-    def _attribute_changes(self, identifier: ObjectId) -> Changes:
-        """What has to be set so that mode and owner are as others left them."""
-        trail = self._trail
-        changes = [each for each in trail.changes[identifier] if each.attributes is not None]
-        first = next((at for at, each in enumerate(changes) if trail.by_client(each)), None)
-        if first is None:
-            return Changes()
-        past = self._session.history.at(changes[first].time_us - 1)
-        try:
-            was = self._session.perform(past.attributes(identifier, self._who))
-        except FileSystemError:
-            return Changes()
-        wanted = {"mode": stat.S_IMODE(was.mode), "uid": was.uid, "gid": was.gid}
-        before = dict(wanted)
-        for change in changes[first:]:
-            assert change.attributes is not None, "filtered above"
-            after = {
-                "mode": stat.S_IMODE(change.attributes.mode),
-                "uid": change.attributes.uid,
-                "gid": change.attributes.gid,
-            }
-            if not trail.by_client(change):
-                wanted |= {name: after[name] for name in after if after[name] != before[name]}
-            before = after
-        return Changes(**{name: wanted[name] for name in wanted if wanted[name] != before[name]})
 
     # --- what steps do -----------------------------------------------------------------------
 
@@ -474,7 +456,7 @@ class Undoing:
             ).identifier
             for child_name, child in self._entries_then(identifier, time_us).items():
                 self._copy_back(child, Name(made, child_name))
-            self._restore_attributes(made, attributes)
+            settle(session, made, everything(session, past, identifier))
         elif stat.S_ISLNK(attributes.mode):
             target = session.link_target(identifier, time_us)
             self._perform(files.make_symlink(name.directory, name.name, target, who))
@@ -482,7 +464,7 @@ class Undoing:
             honest = self._honest_contents(identifier)
             if honest is None:
                 honest = session.contents(identifier, time_us)
-            self._write_new(name, honest, attributes)
+            self._write_new(name, honest, everything(session, past, identifier))
         else:
             self._perform(
                 files.make_node(
@@ -509,15 +491,14 @@ class Undoing:
                         entries[name] = entry.child
         return entries
 
-    def _write_new(self, name: Name, contents: bytes, attributes: Attributes | None) -> None:
+    def _write_new(self, name: Name, contents: bytes, attributes: Owed) -> None:
         files, who = self._session.files, self._who
         flags = os.O_WRONLY | os.O_EXCL
         found, opened = self._perform(
             files.create(name.directory, name.name, stat.S_IFREG | 0o600, who, flags=flags)
         )
         self._fill(opened, contents)
-        if attributes is not None:
-            self._restore_attributes(found.identifier, attributes)
+        settle(self._session, found.identifier, attributes)
 
     def _rewrite(self, identifier: ObjectId, contents: bytes) -> None:
         files = self._session.files
@@ -534,21 +515,6 @@ class Undoing:
                     self._perform(files.write_behind(opened))
         finally:
             self._perform(files.release(opened))
-
-    def _restore_attributes(self, identifier: ObjectId, attributes: Attributes) -> None:
-        self._change_attributes(
-            identifier,
-            Changes(
-                stat.S_IMODE(attributes.mode),
-                attributes.uid,
-                attributes.gid,
-                attributes.atime_ns,
-                attributes.mtime_ns,
-            ),
-        )
-
-    def _change_attributes(self, identifier: ObjectId, changes: Changes) -> None:
-        self._perform(self._session.files.change_attributes(identifier, changes, self._who))
 
 
 def _shown(name: bytes) -> str:

@@ -6,6 +6,7 @@ import os
 import random
 import shutil
 import stat
+import struct
 import subprocess
 import time
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ from tests.end_to_end.expectations import BLOCK, fails_with, payload
 from tests.end_to_end.test_history import HISTORY, now
 from tests.end_to_end.test_history_commands import fails
 
+NOBODY = 0xFFFFFFFF  # the id of an ACL's entry that names nobody
 FRESH = "attr_timeout=0,entry_timeout=0,negative_timeout=0"
 
 
@@ -130,6 +132,65 @@ def test_an_intruders_changes_are_found_and_taken_back(
     assert {row["client"] for row in log} == {"local", "mallory"}, "it stays in the log"
 
 
+NAMED_USER = struct.pack(  # rw-, and r-- for uid 1234
+    "<I" + "HHI" * 5,
+    *(2, 0x01, 6, NOBODY, 0x02, 4, 1234, 0x04, 4, NOBODY, 0x10, 4, NOBODY, 0x20, 4, NOBODY),
+)
+
+
+def attributes_of(path: Path) -> tuple[object, ...]:
+    status = path.stat()
+    extended = {name: os.getxattr(path, name) for name in os.listxattr(path)}
+    return stat.S_IMODE(status.st_mode), status.st_uid, status.st_gid, status.st_mtime_ns, extended
+
+
+def test_attributes_are_given_back_and_those_of_others_stay(
+    directory: Path, honest: Path, intruder: Path
+) -> None:
+    file, other, below = honest / "file", honest / "other", honest / "below"
+    below.mkdir()
+    for path in (file, other, below / "gone"):
+        path.write_text("honest")
+        os.setxattr(path, "user.kept", b"kept")
+        os.setxattr(path, "user.changed", b"before")
+        os.utime(path, ns=(10**18, 10**18 + 7))
+    os.setxattr(file, "system.posix_acl_access", NAMED_USER)
+    os.setxattr(other, "user.removed", b"precious")
+    os.utime(below, ns=(10**18, 10**18 + 9))
+    expected = {path: attributes_of(path) for path in (file, other, below, below / "gone")}
+    since = now()
+
+    evil = intruder / "file"
+    os.setxattr(evil, "user.changed", b"evil")
+    os.setxattr(evil, "user.new", b"evil")
+    os.removexattr(evil, "system.posix_acl_access")
+    evil.chmod(0o777)
+    os.chown(evil, 1000, 1000)
+    os.utime(evil, (1, 1))
+    for name in ("user.removed", "user.kept"):
+        os.removexattr(intruder / "other", name)
+    (intruder / "other").write_text("evil")
+    (intruder / "below" / "gone").unlink()
+
+    os.setxattr(file, "user.honest", b"honest")
+    os.setxattr(other, "user.kept", b"by others")
+    expected[file][4]["user.honest"] = b"honest"  # type: ignore[index]
+    expected[other][4]["user.kept"] = b"by others"  # type: ignore[index]
+
+    words = ("--client", "mallory", "--since", since)
+    audit = json.loads(bftfs("audit", directory, *words, "--json"))
+    done = {row["operation"] for row in audit["changes"]}
+    assert {"set attribute user.new", "remove attribute user.removed"} <= done
+    assert {"remove attribute system.posix_acl_access", "change times"} <= done
+    built = {row["operation"] for row in audit["built_on"]}
+    assert built == {"set attribute user.honest", "set attribute user.kept"}
+    undone = bftfs("undo", directory, *words)
+    assert "owner, times, system.posix_acl_access, user.changed, user.new" in undone
+    assert {path: attributes_of(path) for path in expected} == expected
+    assert {path.read_text() for path in (file, other, below / "gone")} == {"honest"}
+    assert "0 taken back, 0 conflicts" in bftfs("undo", directory, *words)
+
+
 @pytest.mark.parametrize("seed", range(2))
 def test_after_undo_the_tree_is_that_of_honest_work_alone(
     directory: Path, honest: Path, intruder: Path, outside: Path, seed: int
@@ -150,7 +211,7 @@ def test_after_undo_the_tree_is_that_of_honest_work_alone(
         is_honest = draw.random() < 0.5
         if is_honest and name in spoilt:
             continue
-        kind = draw.randrange(4)
+        kind = draw.randrange(5)
         if not is_honest:
             spoilt.add(name)
         for tree in (honest, model) if is_honest else (intruder,):
@@ -159,9 +220,18 @@ def test_after_undo_the_tree_is_that_of_honest_work_alone(
         shutil.rmtree(intruder / "r")
     bftfs("undo", directory, "--client", "mallory", "--since", since)
     assert seen(honest) == seen(model)
+    assert extended(honest) == extended(model)
     again = bftfs("undo", directory, "--client", "mallory", "--since", since)
     assert "0 taken back, 0 conflicts" in again
     assert seen(honest) == seen(model)
+
+
+def extended(tree: Path) -> dict[str, dict[str, bytes]]:
+    """The extended attributes of everything in a tree."""
+    return {
+        str(path.relative_to(tree)): {name: os.getxattr(path, name) for name in os.listxattr(path)}
+        for path in tree.rglob("*")
+    }
 
 
 def work_on(path: Path, kind: int, number: int, other: Path) -> None:
@@ -172,6 +242,8 @@ def work_on(path: Path, kind: int, number: int, other: Path) -> None:
             path.unlink()
         elif kind == 2:
             path.chmod(0o600 if number % 2 else 0o640)
+        elif kind == 3:
+            os.setxattr(path, f"user.{number % 2}", str(number).encode())
         else:
             os.rename(path, other)
     except FileNotFoundError:
