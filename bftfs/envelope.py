@@ -47,7 +47,7 @@ class HealthReply(Message, frozen=True, tag=0x52):
     requests: int
     memory_bytes: int
     # Of lazy verification and healing, by the names of the metrics.
-    background: Annotated[tuple[Figure, ...], Meta(max_length=64)] = ()
+    background: Annotated[tuple[Figure, ...], Meta(max_length=128)] = ()
 
 
 Request: TypeAlias = query_update.Request | read_write.Request | HealthRequest

@@ -24,6 +24,7 @@ class HealingTally:
     rebuilt: int = 0
     rebuilt_bytes: int = 0
     failed: int = 0  # that should be here and could not be made
+    lacking: int = 0  # found lacking in the pass under way or the last one, and not rebuilt since
     progress: float = 1.0  # of the pass under way: how much of the key space it has seen
     began_us: int = 0  # the pass under way, or the last one…
     began_at: float = 0.0  # …which goes on where another had been stopped
@@ -32,6 +33,7 @@ class HealingTally:
     def begin(self, now_us: int, progress: float) -> None:
         """A pass begins, or goes on."""
         self.began_us, self.began_at, self.progress = now_us, progress, progress
+        self.lacking = 0
 
     def end(self, now_us: int) -> None:
         """A pass is over."""

@@ -98,6 +98,7 @@ class NodeCollector(Collector):
             yield CounterMetricFamily(name, text, value=value)
         for name, text, value in (
             ("bftfs_store_bytes", "Size of the store.", health.store_bytes),
+            ("bftfs_free_bytes", "That the store can still grow by.", health.free_bytes),
             ("bftfs_memory_bytes", "Resident memory of the process.", health.memory_bytes),
             ("bftfs_uptime_seconds", "Time since the start.", health.uptime_us / 1e6),
             ("bftfs_healthy", "1 if nothing is degraded.", health.healthy),

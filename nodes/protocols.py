@@ -114,11 +114,16 @@ def honest_services(
         if description.n > 1
         else (verifier, finisher, collector),
         lambda: (
+            Gauge("bftfs_members", "Nodes of the cluster.", description.n),
+            Gauge("bftfs_tolerated_faults", "Of which may fail.", description.t),
             *_gauges(verifier),
             *_unfinished_gauges(query_update.unfinished),
             *_collection_gauges(collector.tally, pool),
             *_healing_gauges("objects", query_update.healer.tally),
             *_healing_gauges("blocks", block_healer.tally),
+            Gauge("bftfs_damaged_objects", "Known damaged.", query_update.healer.damaged),
+            Gauge("bftfs_heal_paused", "1 while it is paused.", healing.paused),
+            Gauge("bftfs_scrub_paused", "1 while it is paused.", scrubber.steering.paused),
             *_scrubbing_gauges(scrubber.tally),
             Gauge("bftfs_recovering", "1 while a lost store is rebuilt.", recovery.rebuilding),
         ),
@@ -187,6 +192,7 @@ def _healing_gauges(what: str, tally: HealingTally) -> tuple[Gauge, ...]:
         Gauge(f"bftfs_heal_{what}_compared", f"{what} compared with peers.", tally.compared),
         Gauge(f"bftfs_heal_{what}_rebuilt", f"{what} rebuilt.", tally.rebuilt),
         Gauge(f"bftfs_heal_{what}_bytes", "Bytes rebuilt.", tally.rebuilt_bytes),
+        Gauge(f"bftfs_heal_{what}_lacking", f"{what} found lacking, still.", tally.lacking),
         Gauge(f"bftfs_heal_{what}_failed", f"{what} that could not be.", tally.failed),
     )
 
@@ -197,6 +203,7 @@ def _scrubbing_gauges(tally: ScrubTally) -> tuple[Gauge, ...]:
         Gauge("bftfs_scrub_progress", "Of the pass under way; 1: none is.", tally.progress),
         Gauge("bftfs_scrub_rows", "Rows that were read and checked.", tally.checked_rows),
         Gauge("bftfs_scrub_bytes", "Bytes that were read and checked.", tally.checked_bytes),
+        Gauge("bftfs_scrub_bytes_to_come", "In the pass under way.", tally.bytes_to_come),
         Gauge("bftfs_scrub_damaged", "Rows that were found damaged.", tally.found_damaged),
         Gauge("bftfs_scrubbed_seconds", "When all was checked last.", tally.ended_us / 1e6),
     )
@@ -221,6 +228,7 @@ def _gauges(verifier: LazyVerifier) -> tuple[Gauge, ...]:
     backlog, tally = verifier.backlog, verifier.tally
     return (
         Gauge("bftfs_possible_versions", "Versions of blocks not verified yet.", backlog.total),
+        Gauge("bftfs_possible_versions_limit", "From which writers wait.", verifier.settings.node),
         Gauge("bftfs_possible_blocks", "Blocks that have such versions.", backlog.blocks),
         Gauge("bftfs_verified_blocks", "Verifications of blocks by this node.", tally.verified),
         Gauge("bftfs_convinced_blocks", "Verifications taken from notices.", tally.convinced),

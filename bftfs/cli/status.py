@@ -23,6 +23,8 @@ from bftfs.runtime.blocking import BlockingNetwork
 
 PATIENCE_US = 2_000_000
 _POOL_WORTH_SAYING = 0.85  # of it being taken: the node collects, and soon slows writers
+_NEARLY = 0.8  # of a limit being reached
+_WRITES_REFUSED = "writes are refused"  # with which a node's health says so
 _NODES_SENTENCE = "node: "  # with which `python -m nodes` says why it ends
 
 
@@ -42,6 +44,11 @@ def status(data: Path, client: str, as_json: bool) -> int:
         "t": description.t,
         "b": description.b,
         "available": down <= description.t,
+        "quorums": quorums(description, nodes),
+        "degraded": degraded(nodes),
+        "unverified": unverified(nodes),
+        "pool": pool(nodes),
+        "writers": writers(nodes),
         "nodes": nodes,
         "mounts": [
             {"pid": process.pid, "mountpoint": str(process.mountpoint)}
@@ -81,12 +88,119 @@ def node_states(
             state |= {
                 "uptime_s": reply.uptime_us / 1e6,
                 "store_bytes": reply.store_bytes,
+                "free_bytes": reply.free_bytes,
                 "memory_bytes": reply.memory_bytes,
                 "requests": reply.requests,
                 "background": {figure.name: figure.value for figure in reply.background},
             }
         states.append(state)
     return states
+
+
+# --- of the whole cluster ---------------------------------------------------------------------
+
+
+def quorums(description: ClusterDescription, nodes: list[dict[str, Any]]) -> dict[str, Any]:
+    """How many nodes each protocol needs, how many there are, and how many more may fail.
+
+    A node that rebuilds a lost store is up, and counts as failed.
+    """
+    whole = sum(1 for node in nodes if node["up"] and not _figure(node, "bftfs_recovering"))
+    objects, blocks = description.query_update, description.read_write
+    return {
+        "whole": whole,
+        "objects": {
+            "n": objects.n,
+            "quorum": objects.q,
+            "repairable": objects.r,
+            "more_may_fail": whole - objects.q,
+        },
+        "blocks": {
+            "n": blocks.N,
+            "answers": blocks.responses,
+            "fragments_needed": blocks.m,
+            "more_may_fail": whole - blocks.responses,
+        },
+    }
+
+
+def degraded(nodes: list[dict[str, Any]]) -> dict[str, Any]:
+    """What nodes lack, as far as their last comparison with the others has shown."""
+    found: dict[str, Any] = {
+        what: sum(_whole(node, f"bftfs_heal_{what}_lacking") for node in nodes)
+        for what in ("objects", "blocks")
+    }
+    found["damaged_objects"] = sum(_whole(node, "bftfs_damaged_objects") for node in nodes)
+    found["rebuilding_nodes"] = [
+        node["node"] for node in nodes if _figure(node, "bftfs_recovering")
+    ]
+    found["absent_nodes"] = [node["node"] for node in nodes if not node["up"]]
+    return found
+
+
+def unverified(nodes: list[dict[str, Any]]) -> dict[str, int]:
+    """The backlogs: what is accepted and not verified, or not known to be finished, yet."""
+    return {
+        "block_versions": max(
+            (_whole(node, "bftfs_possible_versions") for node in nodes), default=0
+        ),
+        "objects": max((_whole(node, "bftfs_possible_objects") for node in nodes), default=0),
+    }
+
+
+def pool(nodes: list[dict[str, Any]]) -> dict[str, Any]:
+    """How full the nodes' room for versions is: the share of each, and the fullest."""
+    shares = {str(node["node"]): _share(node) for node in nodes if node["up"]}
+    return {"shares": shares, "fullest": max(shares.values(), default=0.0)}
+
+
+def _share(node: dict[str, Any]) -> float:
+    limit = _figure(node, "bftfs_pool_limit_bytes")
+    if limit:
+        return _figure(node, "bftfs_pool_bytes") / limit
+    room = node["store_bytes"] + node["free_bytes"]
+    return node["store_bytes"] / room if room else 1.0
+
+
+def writers(nodes: list[dict[str, Any]]) -> list[str]:
+    """What keeps writers from writing as fast as they might, or at all; the worst first."""
+    said = []
+    for node in nodes:
+        said += [
+            f"node {node['node']}: {reason}"
+            for reason in node["reasons"]
+            if reason.startswith(_WRITES_REFUSED)
+        ]
+    for node in nodes:
+        limit = _figure(node, "bftfs_possible_versions_limit")
+        share = _figure(node, "bftfs_possible_versions") / limit if limit else 0.0
+        if share >= _NEARLY:
+            said.append(
+                f"node {node['node']}: unverified versions are at {share:.0%} of their limit"
+            )
+        if node["up"] and _share(node) >= _POOL_WORTH_SAYING:
+            said.append(f"node {node['node']}: its room for versions is {_share(node):.0%} taken")
+    for name, why in (
+        ("bftfs_verification_demands", "writes have waited for verification"),
+        ("bftfs_repair_demands", "updates have waited for what their client left unfinished"),
+    ):
+        waited = sum(_whole(node, name) for node in nodes)
+        if waited:
+            said.append(f"{waited} {why}, at all nodes together, since they were started")
+    return said
+
+
+def _figure(node: dict[str, Any], name: str) -> float:
+    """One of the figures that a node tells of itself; 0 if it does not."""
+    value: float = node.get("background", {}).get(name, 0.0)
+    return value
+
+
+def _whole(node: dict[str, Any], name: str) -> int:
+    return round(_figure(node, name))
+
+
+# --- of one node ------------------------------------------------------------------------------
 
 
 def _silence(node: NodeDirectory) -> list[str]:
@@ -122,6 +236,39 @@ def _work(node: dict[str, Any]) -> list[str]:
     return said
 
 
+def _summary(report: dict[str, Any]) -> list[str]:
+    """The numbers of the whole cluster, in sentences."""
+    objects, blocks = report["quorums"]["objects"], report["quorums"]["blocks"]
+    whole = report["quorums"]["whole"]
+    lines = [
+        f"quorums: {whole} of {objects['n']} nodes are up and whole; objects need "
+        f"{objects['quorum']} ({_more(objects)}), blocks {blocks['answers']} ({_more(blocks)})"
+    ]
+    lack = report["degraded"]
+    if any(lack.values()):
+        parts = [f"{lack[what]} {what} that some node lacks" for what in ("objects", "blocks")]
+        parts.append(f"{lack['damaged_objects']} damaged objects")
+        for name, why in (("absent_nodes", "away"), ("rebuilding_nodes", "rebuilding")):
+            if lack[name]:
+                parts.append(f"what nodes {', '.join(map(str, lack[name]))} host ({why})")
+        lines.append(f"degraded: {'; '.join(part for part in parts if part[0] != '0')}")
+    else:
+        lines.append("degraded: nothing that nodes know of")
+    waiting = report["unverified"]
+    lines.append(
+        f"unverified: {waiting['block_versions']} versions of blocks, {waiting['objects']} objects"
+        " (at the node with most)"
+    )
+    lines.append(f"room: {report['pool']['fullest']:.1%} is taken at the fullest node")
+    lines += [f"writers: {limit}" for limit in report["writers"] or ["nothing limits them"]]
+    return lines
+
+
+def _more(protocol: dict[str, Any]) -> str:
+    more = protocol["more_may_fail"]
+    return f"{more} more may fail" if more >= 0 else f"{-more} too few"
+
+
 def _print(report: dict[str, Any], *, down: int) -> None:
     console = Console(highlight=False)
     table = Table(
@@ -154,5 +301,7 @@ def _print(report: dict[str, Any], *, down: int) -> None:
             f"{down} down, and only {tolerated} may be: operations wait until enough are back; "
             "`bftfs up` restarts local ones"
         )
+    for line in _summary(report):
+        console.print(line)
     for mounted in report["mounts"]:
         console.print(f"mounted at {mounted['mountpoint']} by process {mounted['pid']}")

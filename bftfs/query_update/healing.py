@@ -213,6 +213,7 @@ class ObjectHealer:
                 return False
             horizon, lacking, listed = await self._compare(host, cursor, replies)
             self.tally.compared += listed
+            self.tally.lacking += len(lacking)
             complete &= await self._heal_all(host, lacking)
             if losses != self._losses:
                 return False  # the next pass begins anew
@@ -285,6 +286,7 @@ class ObjectHealer:
     async def _heal_patiently(self, host: Host, name: ObjectId) -> bool:
         for _ in range(_TRIES):
             if await self._heal(host, name):
+                self.tally.lacking -= 1
                 return True
             await Pause(_TRY_AGAIN_US)
         self.tally.failed += 1

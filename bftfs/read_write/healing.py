@@ -216,6 +216,7 @@ class BlockHealer:
             if sane:
                 sane = await look(host, partial(self._missed, sane))
             self.tally.compared += len(page.keys)
+            self.tally.lacking += len(lacking)
             complete &= await self._rebuild_all(host, sane, hosts)
             cursor = horizon
             host.arrange(partial(self._advance, cursor))
@@ -318,6 +319,8 @@ class BlockHealer:
             for key, own in zip(chunk, made, strict=True):
                 if own is None:
                     failed += 1
+                else:
+                    self.tally.lacking -= 1
                 if own is None or own is POISONOUS:  # which nobody needs
                     continue
                 volume += self._thresholds.m * len(own.fragment)

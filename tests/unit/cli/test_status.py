@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from bftfs.cli.status import _work
+import os
+
+from bftfs import cluster
+from bftfs.cli.status import _work, degraded, pool, quorums, unverified, writers
+from bftfs.cluster import ClusterDescription
 
 
 def test_a_node_without_work_says_nothing() -> None:
@@ -22,4 +26,76 @@ def test_healing_what_could_not_be_healed_and_writers_that_wait() -> None:
         "2 times objects could not be rebuilt",
         "heals: 25% of blocks compared, 40 rebuilt",
         "7 writes waited for verification: their client was at a limit",
+    ]
+
+
+# --- the whole cluster -----------------------------------------------------------------------
+
+
+def node(number: int, *, up: bool = True, reasons: tuple[str, ...] = (), **figures: float) -> dict:  # type: ignore[type-arg]
+    state = {"node": number, "up": up, "reasons": list(reasons), "healthy": not reasons}
+    if up:
+        background = {f"bftfs_{name}": value for name, value in figures.items()}
+        state |= {"store_bytes": 30, "free_bytes": 70, "background": background}
+    return state
+
+
+def description() -> ClusterDescription:
+    addresses = [f"unix:/nowhere/{number}" for number in range(6)]
+    return cluster.create(addresses, t=1, b=1, draw=os.urandom).description
+
+
+def test_how_many_more_may_fail() -> None:
+    found = quorums(description(), [node(number) for number in range(6)])
+    assert found["objects"] == {"n": 6, "quorum": 5, "repairable": 3, "more_may_fail": 1}
+    assert found["blocks"] == {
+        "n": 6,
+        "answers": 5,
+        "fragments_needed": 3,
+        "more_may_fail": 1,
+    }
+    nodes = [node(0, up=False), node(1, recovering=1), *(node(number) for number in range(2, 6))]
+    found = quorums(description(), nodes)
+    assert found["whole"] == 4
+    assert found["objects"]["more_may_fail"] == found["blocks"]["more_may_fail"] == -1
+
+
+def test_what_is_degraded() -> None:
+    nodes = [
+        node(0, heal_objects_lacking=3, damaged_objects=1),
+        node(1, heal_blocks_lacking=5, recovering=1),
+        node(2, up=False),
+    ]
+    assert degraded(nodes) == {
+        "objects": 3,
+        "blocks": 5,
+        "damaged_objects": 1,
+        "rebuilding_nodes": [1],
+        "absent_nodes": [2],
+    }
+
+
+def test_the_backlog_is_that_of_the_node_with_most() -> None:
+    nodes = [node(0, possible_versions=4), node(1, possible_versions=9, possible_objects=2)]
+    assert unverified(nodes) == {"block_versions": 9, "objects": 2}
+
+
+def test_the_room_is_that_of_the_pool_or_else_of_the_disk() -> None:
+    nodes = [node(0), node(1, pool_bytes=90, pool_limit_bytes=100), node(2, up=False)]
+    assert pool(nodes) == {"shares": {"0": 0.3, "1": 0.9}, "fullest": 0.9}
+
+
+def test_what_limits_writers() -> None:
+    assert writers([node(0), node(1, up=False)]) == []
+    nodes = [
+        node(0, reasons=("writes are refused: the disk is full",)),
+        node(1, possible_versions=900, possible_versions_limit=1000, verification_demands=2),
+        node(2, possible_versions=10, possible_versions_limit=1000, verification_demands=3),
+        node(3, pool_bytes=88, pool_limit_bytes=100),
+    ]
+    assert writers(nodes) == [
+        "node 0: writes are refused: the disk is full",
+        "node 1: unverified versions are at 90% of their limit",
+        "node 3: its room for versions is 88% taken",
+        "5 writes have waited for verification, at all nodes together, since they were started",
     ]
