@@ -547,11 +547,18 @@ class FileSession:
             file = await system.open(found.identifier, os.O_RDONLY, CREDENTIALS)
             content = bytes(await system.read(file, 0, CONTENT_BYTES))
             await system.release(file)
-            workload.contents.setdefault(found.identifier, []).append(
-                RegisterOperation(
-                    self.name, "read", content or None, invoked, self.host.world.now_us
+            operations = workload.contents.setdefault(found.identifier, [])
+            # A mount shows its own programs what it has on its way to the nodes, whatever others
+            # have closed meanwhile: no register does.
+            if not any(
+                each.kind == "write" and each.client == self.name and each.responded >= invoked
+                for each in operations
+            ):
+                operations.append(
+                    RegisterOperation(
+                        self.name, "read", content or None, invoked, self.host.world.now_us
+                    )
                 )
-            )
 
         return self._task(f"read {place} {name!r}", read)
 
