@@ -46,6 +46,7 @@ _NAMED: Final = {
     "daily": _UNITS["d"],
     "weekly": _UNITS["w"],
 }
+_NOTHING: Final = "none"
 _DURATION: Final = re.compile(r"([0-9]{1,10}) ?(s|min|h|d|w|y)")
 TIERS: Final = 8  # of one policy
 POLICY_BYTES: Final = 128  # written out
@@ -81,7 +82,15 @@ class Policy:
         """Whether it lets nothing go."""
         return (0, None) in self.tiers
 
+    @property
+    def longest_us(self) -> int | None:
+        """The age up to which it keeps anything; None: it has no end."""
+        ages = [age_us for _, age_us in self.tiers]
+        return None if None in ages else max((age or 0 for age in ages), default=0)
+
     def __str__(self) -> str:
+        if not self.tiers:
+            return _NOTHING
         names = {every_us: name for name, every_us in _NAMED.items()}
         return ", ".join(
             names[every_us] + ("" if age_us is None else f" {format_duration(age_us)}")
@@ -104,15 +113,17 @@ def parse_duration(text: str) -> int:
 
 def format_duration(duration_us: int) -> str:
     """As `parse_duration` reads it, in the largest unit that divides it."""
-    for name in ("w", "d", "h", "min"):
+    for name in ("y", "w", "d", "h", "min"):
         if duration_us and duration_us % _UNITS[name] == 0:
             return f"{duration_us // _UNITS[name]}{name}"
     return f"{duration_us // _SECOND}s"
 
 
 def parse_policy(text: str) -> Policy:
-    """The policy in words such as `all 30d, hourly 60d, daily 1y, weekly`."""
+    """The policy in words such as `all 30d, hourly 60d, daily 1y, weekly`, or `none`."""
     tiers = []
+    if text.strip() in (_NOTHING, "0"):
+        return Policy(())
     for part in text.split(","):
         name, _, age = part.strip().partition(" ")
         if name not in _NAMED:

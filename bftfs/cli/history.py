@@ -32,6 +32,7 @@ from bftfs.filesystem.registry import (
     REMOVE_EXTENDED,
     RENAME,
     SET_EXTENDED,
+    SET_RETENTION,
     TRUNCATE,
     UNLINK,
     WRITE,
@@ -74,6 +75,7 @@ _SAID: dict[str, Callable[[Any], str]] = {
     SET_EXTENDED: lambda a: f"set attribute {_shown(a.name)}",
     REMOVE_EXTENDED: lambda a: f"remove attribute {_shown(a.name)}",
     ACCESSED: lambda _: "access",
+    SET_RETENTION: lambda arguments: f"set retention {arguments.policy}",
     FORMAT: lambda _: "make file system",
 }
 _TYPES = object_types()

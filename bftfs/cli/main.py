@@ -33,6 +33,7 @@ _COMMANDS = {
     "restore": ("restore", "Bring back a file or tree as it was at a time."),
     "undelete": ("restore", "Bring back what was removed."),
     "snapshot": ("snapshot", "Names for times."),
+    "retention": ("retention", "What is kept of the past behind the detection window."),
     "audit": ("undo", "What a client has changed, and what others built on it."),
     "undo": ("undo", "Take back what a client has changed."),
     "cluster": ("cluster", "Make a cluster, and say who may use it."),

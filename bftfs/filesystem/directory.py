@@ -59,6 +59,7 @@ from bftfs.filesystem.permission import (
     is_member,
     may_remove_from,
 )
+from bftfs.filesystem.retention_methods import inherit_retention
 from bftfs.filesystem.volume import conclude_relocation
 from bftfs.identifiers import ObjectId
 from bftfs.query_update.object_type import Caller, Record, Refusal
@@ -322,6 +323,7 @@ def create(states: States, arguments: Creation, caller: Caller) -> Outcome:
     if target:
         inode.state.put(SYMLINK_TARGET_KEY, target)
     inode.store_acl(ACCESS_ACL, ACCESS_ACL_KEY, acl)
+    inherit_retention(directory, inode)
     _insert(directory, arguments.name, inode.identifier, form >> 12)
     _modified(directory, caller)
     return concluded(caller, directory, inode)
@@ -366,6 +368,7 @@ def make_directory(states: States, arguments: DirectoryCreation, caller: Caller)
     )
     child.store_acl(ACCESS_ACL, ACCESS_ACL_KEY, acl)
     child.store_acl(DEFAULT_ACL, DEFAULT_ACL_KEY, default)
+    inherit_retention(directory, child)
     _insert(directory, arguments.name, child.identifier, _DIRECTORY_TYPE)
     directory.change(links=directory.attributes.links + 1)
     _modified(directory, caller)

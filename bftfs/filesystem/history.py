@@ -24,7 +24,14 @@ from bftfs.filesystem.directory import Entry, entry_in, name_in
 from bftfs.filesystem.objects import ATTRIBUTES_KEY, NoArguments
 from bftfs.filesystem.operations import FileSystem, Found
 from bftfs.filesystem.past import past_file_system
-from bftfs.filesystem.registry import CREATE_SNAPSHOT, DELETE_SNAPSHOT, LIST_SNAPSHOTS
+from bftfs.filesystem.registry import (
+    CREATE_SNAPSHOT,
+    DELETE_SNAPSHOT,
+    GET_RETENTION,
+    LIST_SNAPSHOTS,
+    SET_RETENTION,
+)
+from bftfs.filesystem.retention_methods import PolicySetting
 from bftfs.filesystem.services import (
     MetadataService,
     PastBlockService,
@@ -36,6 +43,7 @@ from bftfs.identifiers import ClientId, ObjectId
 from bftfs.query_update.conditioned import Operation
 from bftfs.query_update.messages import PastVersion
 from bftfs.query_update.timestamp import ZERO, LogicalTimestamp, client_of, time_of
+from bftfs.retention import Policy, parse_policy
 
 VIEWS: Final = 16  # pasts that are kept ready
 OBJECTS_SEARCHED: Final = 1024  # below a directory, for its moments
@@ -146,6 +154,18 @@ class History:
         answered = await self._objects.update((self._volume,), DELETE_SNAPSHOT, arguments, who)
         gone: Snapshot = answered.answer
         return gone
+
+    # --- retention ---------------------------------------------------------------------------
+
+    async def retention(self, identifier: ObjectId, who: Credentials) -> Policy:
+        """What is kept of an object's past behind the detection window."""
+        answered = await self._objects.query((identifier,), GET_RETENTION, NoArguments(), who)
+        return parse_policy(answered.answer.policy)
+
+    async def set_retention(self, identifier: ObjectId, policy: Policy, who: Credentials) -> None:
+        """Ask for another policy."""
+        arguments = PolicySetting(str(policy))
+        await self._objects.update((identifier,), SET_RETENTION, arguments, who)
 
     # --- versions ----------------------------------------------------------------------------
 

@@ -11,6 +11,7 @@ from bftfs.filesystem import (
     extended_attributes,
     inode,
     mkfs,
+    retention_methods,
     snapshots,
     volume,
 )
@@ -46,6 +47,8 @@ GET_EXTENDED: Final = "extended.get"
 LIST_EXTENDED: Final = "extended.list"
 SET_EXTENDED: Final = "extended.set"
 REMOVE_EXTENDED: Final = "extended.remove"
+GET_RETENTION: Final = "retention.get"
+SET_RETENTION: Final = "retention.set"
 FORMAT: Final = "volume.format"
 DESCRIBE: Final = "volume.describe"
 LIST_SNAPSHOTS: Final = "volume.list_snapshots"
@@ -131,6 +134,20 @@ _METHODS = (
         extended_attributes.remove_extended,
         (_EITHER,),
         extended_attributes.ExtendedName,
+        Outcome,
+    ),
+    _query(
+        GET_RETENTION,
+        retention_methods.get_retention,
+        _EITHER,
+        NoArguments,
+        retention_methods.PolicySetting,
+    ),
+    _update(
+        SET_RETENTION,
+        retention_methods.set_retention,
+        (_EITHER,),
+        retention_methods.PolicySetting,
         Outcome,
     ),
     _update(FORMAT, mkfs.format_volume, (_VOLUME, _DIRECTORY), volume.Format, volume.Volume),

@@ -214,3 +214,25 @@ def test_snapshots_are_names_for_times(directory: Path, cluster: Cluster) -> Non
         bftfs("snapshot", "delete", directory, each)
     assert name not in bftfs("snapshot", "list", directory)
     assert "no such snapshot" in fails("snapshot", "delete", directory, name)
+
+
+def test_retention_is_inherited_and_never_less_than_the_window(
+    directory: Path, cluster: Cluster
+) -> None:
+    tree = directory / "tree"
+    (tree / "sub").mkdir(parents=True)
+    (tree / "sub" / "file").write_text("one")
+    assert f"{tree}: all\n" in bftfs("retention", "show", tree)
+    said = bftfs("retention", "set", tree, "0")
+    assert f"{tree}: none (3 objects)" in said
+    assert "the detection window is 2w, and nobody can ask for less" in said
+    (tree / "sub" / "new").write_text("two")
+    for path in (tree, tree / "sub" / "file", tree / "sub" / "new"):
+        shown = json.loads(bftfs("retention", "show", "--json", path))
+        assert shown == {"path": str(path), "policy": "none", "window": "2w"}
+    assert f"{directory}: all\n" in bftfs("retention", "show", directory)
+    said = bftfs("retention", "set", "--only", tree, "all 30d, daily 1y")
+    assert said == f"{tree}: all 30d, daily 1y (1 objects)\n"
+    assert operations(tree)[-1] == "set retention all 30d, daily 1y"
+    assert "a policy is made of" in fails("retention", "set", tree, "sometimes")
+    assert "the past cannot be changed" in fails("retention", "set", f"{tree}@{now()}", "none")

@@ -22,12 +22,13 @@ from bftfs.filesystem.history import History
 from bftfs.filesystem.operations import FileSystem
 from bftfs.filesystem.options import Options
 from bftfs.filesystem.registry import file_system_types
-from bftfs.identifiers import NodeId, ObjectId, ObjectKind, object_id
+from bftfs.identifiers import NodeId, ObjectId, ObjectKind, block_id, object_id
 from bftfs.query_update.client import QueryUpdateClient
 from bftfs.query_update.past_reading import PastReader
 from bftfs.quorum import QuorumSystem, ThresholdQuorums
 from bftfs.read_write.client import ReadWriteClient
 from bftfs.read_write.lazy_verifier import VerificationSettings
+from bftfs.retention import Policy
 from bftfs.simulation.deployment import CREDENTIALS, Deployment, Sizes
 from bftfs.simulation.network import Network, NetworkFaults
 from bftfs.simulation.world import SECOND_US, START_US, World
@@ -43,23 +44,32 @@ ROOT = object_id(ObjectKind.DIRECTORY, placement=0, unique=b"r" * 14)
 Tree = dict[bytes, bytes]  # name: contents
 
 
-class AlwaysShort:
-    """A pool that is never large enough."""
+@pytest.fixture(autouse=True)
+def restless(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nodes look for what may go all the time."""
+    monkeypatch.setattr(limits, "COLLECT_EVERY_US", 5 * SECOND_US)
 
-    def __init__(self) -> None:
+
+class Pool:
+    """A pool that is never large enough, or always."""
+
+    def __init__(self, *, short: bool) -> None:
         self.shortage = Event()
+        self._short = short
 
     def is_short(self) -> bool:
-        return True
+        return self._short
 
 
-def collector_with(window_us: int) -> Callable[[NodeId, QuorumSystem], Collector]:
+def collector_with(
+    window_us: int, *, short: bool = True
+) -> Callable[[NodeId, QuorumSystem], Collector]:
     return lambda node, quorums: Collector(
         node,
         quorums,
         VOLUME,
         window_us=window_us,
-        pool=AlwaysShort(),
+        pool=Pool(short=short),
         release=lambda _view, _freed: [],
     )
 
@@ -67,7 +77,7 @@ def collector_with(window_us: int) -> Callable[[NodeId, QuorumSystem], Collector
 class Simulation:
     """Six nodes, clients, and a model of what they did."""
 
-    def __init__(self, seed: int, *, window_us: int = WINDOW_US) -> None:
+    def __init__(self, seed: int, *, window_us: int = WINDOW_US, short: bool = True) -> None:
         self.random = Random(seed)
         self.world = World(seed)
         self.network = Network(self.world, NetworkFaults(loss=0.01, duplication=0.01))
@@ -77,7 +87,7 @@ class Simulation:
             SIZES,
             types=file_system_types(),
             verification=VerificationSettings(),
-            collecting=collector_with(window_us),
+            collecting=collector_with(window_us, short=short),
         )
         self.systems: list[FileSystem] = []
         self.hosts = [self.deployment.client(f"client {number}") for number in range(3)]
@@ -184,6 +194,18 @@ class Simulation:
         self.states.append((self.now_us, tree))
         self.pass_time(1_000)
 
+    def make(self, name: bytes, contents: bytes) -> None:
+        self.run(self._change(self.systems[0], "create", name, contents))
+
+    def attack(self, kind: str, name: bytes, contents: bytes = b"") -> None:
+        change = self._change(self.systems[ATTACKER], kind, name, contents)
+        self.run(change, client=ATTACKER)
+
+    def identifier(self, name: bytes) -> ObjectId:
+        found = self.run(self.systems[0].lookup(ROOT, name, CREDENTIALS))
+        identifier: ObjectId = found.identifier
+        return identifier
+
     def take_snapshot(self) -> None:
         name = b"s%d" % len(self.snapshots)
         made = self.run(self.history().create_snapshot(name, CREDENTIALS))
@@ -259,3 +281,113 @@ def test_what_has_to_be_kept_is(seed: int) -> None:
 def test_a_collector_that_ignores_the_window_is_found_out() -> None:
     _, wrong = run(0, window_us=0)
     assert any("within the window" in each for each in wrong)
+
+
+# --- attacks -----------------------------------------------------------------------------------
+
+OLD = b"as it was" * 300  # of the file that is attacked
+ATTACKER = 1
+BY_THE_CLOCK_US = WINDOW_US + limits.CLOCK_SKEW_US  # what nodes keep, as clocks may differ
+
+
+def attacked(*, window_us: int = WINDOW_US, short: bool = True) -> Simulation:
+    """A file that has been there for long, and a client that is about to attack it."""
+    simulation = Simulation(7, window_us=window_us, short=short)
+    simulation.run(simulation.systems[0].format(CREDENTIALS, block_bytes=BLOCK))
+    simulation.make(b"a", OLD)
+    simulation.make(b"b", b"another")
+    simulation.pass_time(400 * SECOND_US)
+    return simulation
+
+
+def overwrite(simulation: Simulation) -> None:
+    simulation.attack("write", b"a", b"garbage" * 300)
+
+
+def many_times(simulation: Simulation) -> None:
+    for number in range(40):
+        simulation.attack("write", b"a", b"%d" % number * 2_000)
+
+
+def dated(skew_us: int) -> Callable[[Simulation], None]:
+    def attack(simulation: Simulation) -> None:
+        simulation.hosts[ATTACKER].skew_us = skew_us
+        overwrite(simulation)
+
+    return attack
+
+
+def asking_for_nothing(simulation: Simulation) -> None:
+    history = simulation.history(ATTACKER)
+    for name in (b"a", None):
+        identifier = ROOT if name is None else simulation.identifier(name)
+        conversation = history.set_retention(identifier, Policy(()), CREDENTIALS)
+        simulation.run(conversation, client=ATTACKER)
+    overwrite(simulation)
+
+
+def without_covering(simulation: Simulation) -> None:
+    """Blocks are overwritten, and the inode is never told."""
+    block = block_id(simulation.identifier(b"a"), incarnation=0, number=0)
+    client = ReadWriteClient(simulation.hosts[ATTACKER].client, SIZES.read_write)
+    simulation.run(client.write(block, b"garbage" * 300, CREDENTIALS), client=ATTACKER)
+
+
+WAYS: dict[str, Callable[[Simulation], None]] = {
+    "deleting": lambda simulation: simulation.attack("remove", b"a"),
+    "overwriting": overwrite,
+    "truncating": lambda simulation: simulation.attack("truncate", b"a", b""),
+    "renaming over": lambda simulation: simulation.attack("rename", b"b", b"a"),
+    "filling the pool": many_times,
+    "asking for retention 0": asking_for_nothing,
+    "a clock that is behind": dated(-290 * SECOND_US),
+    "a clock that is ahead": dated(290 * SECOND_US),
+    "without covering": without_covering,
+}
+
+
+def survives(simulation: Simulation, way: str) -> tuple[bool, bool]:
+    """Whether the file is kept until the window has passed; and whether long after that."""
+    moment_us = simulation.now_us
+    if "behind" in way:  # what is younger than clocks may differ by can still be added to
+        moment_us -= limits.CLOCK_SKEW_US
+    simulation.pass_time(SECOND_US)
+    WAYS[way](simulation)
+    simulation.pass_time(WINDOW_US - 5 * SECOND_US)
+    within = simulation.tree_at(moment_us) == {b"a": OLD, b"b": b"another"}
+    simulation.pass_time(3 * limits.CLOCK_SKEW_US)
+    after = simulation.tree_at(moment_us)
+    assert after in (None, {b"a": OLD, b"b": b"another"})
+    return within, after is not None
+
+
+@pytest.mark.parametrize("way", sorted(set(WAYS) - {"without covering"}))
+def test_no_client_destroys_what_the_window_keeps(way: str) -> None:
+    """And under this pressure, nothing else is kept."""
+    assert survives(attacked(window_us=BY_THE_CLOCK_US), way) == (True, False)
+
+
+def test_what_the_inode_still_shows_is_kept_whatever_is_written_to_its_blocks() -> None:
+    assert survives(attacked(), "without covering") == (True, True)
+
+
+def test_a_policy_counts_without_pressure_and_only_behind_the_window() -> None:
+    assert survives(attacked(short=False), "overwriting") == (True, True)
+    assert survives(attacked(short=False), "asking for retention 0") == (True, False)
+    simulation = attacked(short=False)
+    for each in (b"a", b"b", None):
+        identifier = ROOT if each is None else simulation.identifier(each)
+        simulation.run(simulation.history().set_retention(identifier, Policy(()), CREDENTIALS))
+    simulation.pass_time(2 * WINDOW_US)  # now it is older than the window
+    assert survives(simulation, "overwriting") == (True, False)
+    simulation.make(b"c", b"new")  # and new files inherit it
+    history = simulation.history()
+    conversation = history.retention(simulation.identifier(b"c"), CREDENTIALS)
+    assert simulation.run(conversation) == Policy(())
+
+
+@pytest.mark.parametrize("way", ["deleting", "a clock that is behind"])
+def test_a_window_that_is_too_short_is_found_out(way: str) -> None:
+    """Must fail: without any window; and without what clocks may differ by."""
+    window_us = 0 if way == "deleting" else WINDOW_US
+    assert survives(attacked(window_us=window_us), way)[0] is False
