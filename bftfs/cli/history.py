@@ -13,7 +13,7 @@ from typing import Any
 
 import click
 
-from bftfs.cli.past import Located, Node, Session, absolute, session_at
+from bftfs.cli.past import Located, Node, Session, absolute, file_kind, session_at
 from bftfs.errors import FileSystemError, UsageError
 from bftfs.filesystem import object_types
 from bftfs.filesystem.attributes import Attributes
@@ -105,6 +105,12 @@ def log(path: str, since: str | None, count: int | None, everything: bool, as_js
     Renames do not interrupt it; of a path that is gone, what stood there last is shown.
     """
     with session_at(path) as session:
+        plain, at, time_text = path.rpartition("@")
+        if at and not os.path.lexists(path) and session.is_time(time_text):
+            raise UsageError(
+                f"{path}: all versions are listed, not those of a time; ask for {plain}, and leave "
+                "out what is older with --since"
+            )
         identifier, gone_us = session.find(absolute(path))
         since_us = 0 if since is None else session.time(since)
         changes = [
@@ -202,6 +208,13 @@ def diff(old: str, new: str | None, brief: bool, as_json: bool) -> int:
             after = session.locate_at(before.path, session.time(new[1:]))
         else:
             after = session.locate(new)
+        kinds = [file_kind(each.attributes) for each in (before, after)]
+        if kinds[0] != kinds[1] and before.path != after.path:
+            raise UsageError(
+                f"{before.shown} is a {kinds[0]} and {after.shown} a {kinds[1]}: "
+                "name two of a kind",
+                exit_code=2,
+            )
         differences = differences_between(session, before, after)
         if as_json:
             click.echo(json.dumps([_json_of(each) for each in differences], indent=2))

@@ -31,7 +31,7 @@ from bftfs.envelope import REPLIES
 from bftfs.errors import FileSystemError, UsageError
 from bftfs.filesystem.attributes import Attributes
 from bftfs.filesystem.history import Change, History
-from bftfs.filesystem.moments import format_moment, parse_moment
+from bftfs.filesystem.moments import format_moment
 from bftfs.filesystem.operations import FileSystem
 from bftfs.identifiers import ClientId, ObjectId, ObjectKind, kind_of
 from bftfs.runtime import clock
@@ -102,13 +102,12 @@ class Session:
 
     def time(self, text: str) -> int:
         """The time that `text` says, or the snapshot of that name stands for."""
-        time_us = parse_moment(text)
-        if time_us is None:  # a snapshot may be called like a day of the week
+        # Times first: what "yesterday" is does not depend on what somebody called a snapshot.
+        time_us = parse_time(text, now_us=self.now_us)
+        if time_us is None:
             named = self.perform(self.history.snapshots(self.who))
             encoded = os.fsencode(text)
             time_us = next((each.time_us for each in named if each.name == encoded), None)
-        if time_us is None:
-            time_us = parse_time(text, now_us=self.now_us)
         if time_us is None:
             raise UsageError(
                 f"{text!r} is neither a time (2026-11-21T10:02, '10 minutes ago', "
@@ -117,6 +116,13 @@ class Session:
         if time_us > self.now_us:
             raise UsageError(f"{text}: that time is yet to come")
         return time_us
+
+    def is_time(self, text: str) -> bool:
+        """Whether `text` says a time, or the name of a snapshot."""
+        if parse_time(text, now_us=self.now_us) is not None:
+            return True
+        named = self.perform(self.history.snapshots(self.who))
+        return any(each.name == os.fsencode(text) for each in named)
 
     def client_name(self, client: ClientId) -> str:
         """What the cluster calls the client; of one that was revoked, what its key here is called.
@@ -159,8 +165,22 @@ class Session:
                 ).identifier
             attributes = self.perform(files.attributes(identifier, self.who))
         except FileSystemError as refusal:
+            if time_us is not None:
+                self.require_root(shown, time_us)
             raise UsageError(_why_not(shown, refusal.code), exit_code=1) from None
         return Located(path, shown, identifier, attributes, time_us)
+
+    def require_root(self, shown: str, time_us: int) -> None:
+        """Refuse a time at which there was no file system."""
+        files = self.history.at(time_us)
+        try:
+            self.perform(files.attributes(files.root, self.who))
+        except FileSystemError as refusal:
+            if refusal.code in (errno.ENOENT, errno.ESTALE):
+                raise UsageError(
+                    f"{shown}: the file system did not exist yet", exit_code=1
+                ) from None
+            raise
 
     def names(self, path: Path) -> tuple[str, ...]:
         """The names that lead from the root of the mount to `path`."""
@@ -172,7 +192,9 @@ class Session:
     def find(self, path: Path) -> tuple[ObjectId, int | None]:
         """What stands at a path, or stood there last; and, in that case, when it went away."""
         identifier, gone_us = self.files.root, None
+        so_far = self.mounted.path
         for name in self.names(path):
+            so_far /= name
             encoded = os.fsencode(name)
             if gone_us is None:
                 try:
@@ -186,7 +208,8 @@ class Session:
             last = last_removal(self.changes(identifier), encoded)
             if last is None:
                 raise UsageError(
-                    f"{path}: nothing was ever called so; `bftfs log {path.parent}` shows what was",
+                    f"{so_far}: nothing was ever called so; `bftfs log {so_far.parent}` shows "
+                    "what was",
                     exit_code=1,
                 )
             identifier, removed_us = last

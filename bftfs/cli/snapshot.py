@@ -11,6 +11,7 @@ import click
 
 from bftfs.cli.history import diff
 from bftfs.cli.past import Session, session_at
+from bftfs.cli.times import parse_time
 from bftfs.errors import FileSystemError, UsageError
 from bftfs.filesystem.moments import format_moment
 
@@ -27,8 +28,12 @@ def snapshot() -> None:
 def create(mountpoint: str, name: str, at: str | None) -> None:
     """Give a time a name. What is closed or synced by then belongs to it."""
     with session_at(mountpoint) as session:
+        if not name or "/" in name or parse_time(name, now_us=session.now_us) is not None:
+            raise UsageError(_why_not(name, errno.EINVAL))
         _push(session)
         time_us = 0 if at is None else session.time(at)
+        if at is not None:
+            session.require_root(f"{name}: {at}", time_us)
         try:
             made = session.perform(
                 session.history.create_snapshot(os.fsencode(name), session.who, time_us=time_us)
@@ -50,7 +55,7 @@ def _push(session: Session) -> None:
 
 
 @snapshot.command(name="list")
-@click.argument("mountpoint", metavar="MOUNT")
+@click.argument("mountpoint", metavar="[MOUNT]", default=".")
 @click.option("--json", "as_json", is_flag=True, help="For programs.")
 def list_(mountpoint: str, as_json: bool) -> None:
     """All snapshots, the oldest first."""
@@ -104,7 +109,10 @@ def _why_not(name: str, code: int) -> str:
         case errno.ENOENT:
             return f"{name}: there is no such snapshot; `bftfs snapshot list` shows all"
         case errno.EINVAL:
-            return f"{name}: not a name for a snapshot: it looks like a time, or begins with a dot"
+            return (
+                f"{name!r}: not a name for a snapshot: it is empty, looks like a time, begins with "
+                "a dot, or has a slash"
+            )
         case errno.EPERM:
             return f"{name}: only its author, or root, may delete it"
         case errno.EDQUOT:

@@ -90,7 +90,8 @@ def test_cat_prints_what_was_byte_for_byte(directory: Path, cluster: Cluster) ->
     command = [sys.executable, "-m", "bftfs", "cat"]
     for given, expected in ((f"{file}@{moment}", data), (str(file), b"new")):
         assert subprocess.run([*command, given], capture_output=True, check=True).stdout == expected
-    assert "no such file" in fails("cat", f"{file}@2021-01-01")
+    assert "did not exist yet" in fails("cat", f"{file}@2021-01-01")
+    assert "no such file" in fails("cat", f"{file}s@{moment}")
     assert "yet to come" in fails("cat", f"{file}@2999-01-01")
     assert "nor a snapshot" in fails("cat", f"{directory}/other@home")
     assert "not a regular file" in fails("cat", f"{directory}@{moment}")
@@ -236,3 +237,49 @@ def test_retention_is_inherited_and_never_less_than_the_window(
     assert operations(tree)[-1] == "set retention all 30d, daily 1y"
     assert "a policy is made of" in fails("retention", "set", tree, "sometimes")
     assert "the past cannot be changed" in fails("retention", "set", f"{tree}@{now()}", "none")
+
+
+def test_mistakes_get_clear_answers(directory: Path, cluster: Cluster) -> None:
+    file, sub = directory / "naïve ☃.txt", directory / "sub"
+    file.write_text("ü\n")
+    (directory / "empty").touch()
+    sub.mkdir()
+    moment = now()
+    assert bftfs("cat", f"{file}@{moment}") == "ü\n"
+    assert bftfs("cat", f"{directory}/empty@{moment}") == ""
+    assert bftfs("annotate", directory / "empty") == ""
+    said = fails("log", sub / "never" / "below")
+    assert f"{sub}/never: nothing was ever called so" in said
+    assert f"`bftfs log {sub}`" in said
+    assert "all versions are listed" in fails("log", f"{file}@yesterday")
+    assert "did not exist yet" in fails("cat", f"{file}@1999-01-01")
+    assert "did not exist yet" in fails("restore", f"{directory}@1999-01-01")
+    assert "no such file" in fails("diff", f"{sub}/never@{moment}")
+    assert "is a directory and" in fails("diff", sub, file)
+    assert "did not exist yet" in fails("snapshot", "create", directory, "a", "--at", "1999-01-01")
+    for name in ("", "a/b", ".hidden", "now", "yesterday", "1 hour ago", "2026"):
+        assert "not a name for a snapshot" in fails("snapshot", "create", directory, name)
+
+
+def test_what_a_time_is_does_not_depend_on_the_names_of_snapshots(
+    directory: Path, cluster: Cluster
+) -> None:
+    """Who has stolen a key could call a snapshot `yesterday`, to be audited from then on only."""
+    file = directory / "file"
+    file.write_text("one")
+    moment = now()
+    file.write_text("two")
+    code = (
+        "import sys\n"
+        "from bftfs.cli.past import session_at\n"
+        "with session_at(sys.argv[1]) as session:\n"
+        "    time_us = session.time(sys.argv[2])\n"
+        "    make = session.history.create_snapshot(b'now', session.who, time_us=time_us)\n"
+        "    session.perform(make)\n"
+    )
+    subprocess.run([sys.executable, "-c", code, str(directory), moment], check=True)
+    try:
+        assert bftfs("cat", f"{file}@now") == "two"
+        assert (directory / HISTORY / "now" / "file").read_text() == "one"
+    finally:
+        bftfs("snapshot", "delete", directory, "now")
