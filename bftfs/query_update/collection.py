@@ -23,7 +23,8 @@ from bftfs import limits
 from bftfs.identifiers import NodeId, ObjectId
 from bftfs.query_update import past
 from bftfs.query_update.messages import CatalogueReply
-from bftfs.query_update.replica import Replica, Version, past_prefix
+from bftfs.query_update.replica import Replica, Version, gaps_forgotten, past_prefix
+from bftfs.query_update.sequence import is_in_sequence
 from bftfs.query_update.timestamp import TIMESTAMP_BYTES, ZERO, LogicalTimestamp, time_of
 from bftfs.quorum import Nodes, QuorumSystem
 from bftfs.retention import Keeps
@@ -145,13 +146,18 @@ class ObjectWalk:
         return True, writes
 
     def _forget_unseen(self, view: StorageView, version: Version) -> list[Write]:
-        """What a version overwrote that was written after the last version that stays."""
+        """What a version overwrote that was written after the last version that stays.
+
+        With what was gone from a sequence goes the note of the gap that it left.
+        """
         writes = []
-        for key, _ in version.delta:
+        for key, value in version.delta:
             past = past_prefix(self.object, key) + version.number.to_bytes(_NUMBER_BYTES, "big")
             row = view.get(Table.PAST, past)
             if row is not None and int.from_bytes(row[:_NUMBER_BYTES], "big") > self._kept_number:
                 writes.append(Write(Table.PAST, past, None))
+                if value is None and is_in_sequence(key):
+                    writes += gaps_forgotten(self.object, version)
         return writes
 
     def _hand_on(

@@ -78,6 +78,7 @@ class Version(Value, frozen=True):
     answer: bytes = b""
     gap: bool = False  # parent and delta are not the operation's: versions between are missing
     until_us: int = 0  # time of the version that followed it, if that was collected
+    gaps: tuple[int, ...] = ()  # where those begin that it has left in a sequence here
 
 
 class Link(Value, frozen=True):
@@ -184,6 +185,18 @@ def _gap_prefix(identifier: ObjectId, serial: int) -> bytes:
     return identifier + b"\0\0" + serial_key(serial)
 
 
+def _gap_key(identifier: ObjectId, serial: int, number: int) -> bytes:
+    return _gap_prefix(identifier, serial) + _stamp(number)
+
+
+def gaps_forgotten(identifier: ObjectId, version: Version) -> list[Write]:
+    """The writes that remove what a version has noted of gaps."""
+    return [
+        Write(Table.PAST, _gap_key(identifier, start, version.number), None)
+        for start in version.gaps
+    ]
+
+
 def _stamp(number: int) -> bytes:
     return number.to_bytes(_NUMBER_BYTES, "big")
 
@@ -200,7 +213,7 @@ class Reach(Enum):
 class Workspace:
     """The state at the version that an update builds on, and the changes it makes to it."""
 
-    __slots__ = ("_moved", "_prefix", "_rewound", "_rows", "_view", "delta", "object")
+    __slots__ = ("_moved", "_prefix", "_rewound", "_rows", "_view", "delta", "gaps", "object")
 
     def __init__(self, view: StorageView, identifier: ObjectId) -> None:
         self.object = identifier
@@ -209,6 +222,7 @@ class Workspace:
         self._rows: dict[bytes, bytes | None] = {}  # rows as moved, and those read
         self._moved: set[bytes] = set()  # keys whose rows are no longer what the view says
         self._rewound = False  # whether versions were taken back in this step
+        self.gaps: tuple[int, ...] = ()  # beginnings of those that the last version applied left
         self.delta: dict[bytes, bytes | None] = {}
 
     def get(self, key: bytes) -> bytes | None:
@@ -289,11 +303,12 @@ class Workspace:
             row = self._rows[key] = self._view.get(Table.STATE, self._prefix + key)
         return row  # type: ignore[return-value]
 
-    def undo(self, number: int, changes: tuple[Change, ...]) -> list[Write]:
-        """Take back version `number`."""
+    def undo(self, version: Version) -> list[Write]:
+        """Take back the version of the head."""
+        number = version.number
         self._rewound = True
-        writes = [Write(Table.PAST, gap, None) for gap in self._gaps(number, changes)]
-        for key, _ in changes:
+        writes = gaps_forgotten(self.object, version)
+        for key, _ in version.delta:
             past_key = past_prefix(self.object, key) + _stamp(number)
             row = self._view.get(Table.PAST, past_key)
             if row is not None:
@@ -315,14 +330,19 @@ class Workspace:
             writes.append(Write(Table.STATE, self._prefix + key, row))
             self._rows[key] = row
             self._moved.add(key)
-        writes += (Write(Table.PAST, gap, end) for gap, end in self._gaps(number, changes).items())
+        gaps = self._gaps(changes)
+        self.gaps = tuple(gaps)
+        writes += (
+            Write(Table.PAST, _gap_key(self.object, start, number), serial_key(end))
+            for start, end in gaps.items()
+        )
         return writes
 
-    def _gaps(self, number: int, changes: tuple[Change, ...]) -> dict[bytes, bytes]:
-        """Rows of PAST for the gaps that version `number`, the head, has made in a sequence."""
+    def _gaps(self, changes: tuple[Change, ...]) -> dict[int, int]:
+        """Beginnings and ends of the gaps that the head has left in a sequence."""
+        found: dict[int, int] = {}
         if len(changes) > limits.DELTA_ENTRIES:
-            return {}  # a state that object sync has brought: without its gaps it is only slower
-        found = {}
+            return found  # a state that object sync has brought: without its gaps it is only slower
         for key, value in changes:
             if value is None and is_in_sequence(key):
                 start = FIRST_SERIAL
@@ -334,7 +354,7 @@ class Workspace:
                     break
                 else:
                     end = self._newest_gone(serial_at(key)) + 1
-                found[_gap_prefix(self.object, start) + _stamp(number)] = serial_key(end)
+                found[start] = end
         return found
 
     def _newest_gone(self, serial: int) -> int:
@@ -581,13 +601,14 @@ class Replica:
         undone, redone = route
         number = self.row.number
         for timestamp, version in undone:
-            self.writes += self.workspace.undo(number, version.delta)
-            self._store_version(timestamp, msgspec.structs.replace(version, number=0))
+            self.writes += self.workspace.undo(version)
+            self._store_version(timestamp, msgspec.structs.replace(version, number=0, gaps=()))
             number -= 1
         for timestamp, version in redone:
             number += 1
             self.writes += self.workspace.apply(number, version.delta)
-            self._store_version(timestamp, msgspec.structs.replace(version, number=number))
+            placed = msgspec.structs.replace(version, number=number, gaps=self.workspace.gaps)
+            self._store_version(timestamp, placed)
         self.row = msgspec.structs.replace(self.row, number=number)
 
     def _route(
@@ -647,8 +668,8 @@ class Replica:
         while at > self.row.established:
             version = self.version(at)
             assert version is not None
-            self.writes += self.workspace.undo(number, version.delta)
-            self._store_version(at, msgspec.structs.replace(version, number=0))
+            self.writes += self.workspace.undo(version)
+            self._store_version(at, msgspec.structs.replace(version, number=0, gaps=()))
             number -= 1
             at = version.parent
         changes: list[Change] = []
@@ -670,7 +691,9 @@ class Replica:
         delta = tuple(changes)
         number += 1
         self.writes += self.workspace.apply(number, delta)
-        self._store_version(target, Version(number, at, (), False, delta, gap=True))
+        self._store_version(
+            target, Version(number, at, (), False, delta, gap=True, gaps=self.workspace.gaps)
+        )
         self.row = msgspec.structs.replace(self.row, number=number, floor=target)
 
     # --- accepting --------------------------------------------------------------------------------
@@ -692,6 +715,7 @@ class Replica:
                 delta,
                 operation,
                 answer,
+                gaps=self.workspace.gaps,
             ),
         )
         self.row = msgspec.structs.replace(self.row, number=number)

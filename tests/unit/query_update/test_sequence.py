@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bftfs.query_update import replica
 from bftfs.query_update.candidate import Candidate
+from bftfs.query_update.collection import ObjectWalk
 from bftfs.query_update.history import history_of
 from bftfs.query_update.replica import Replica, Workspace
 from bftfs.query_update.sequence import (
@@ -21,7 +23,8 @@ from bftfs.query_update.sequence import (
     serial_key,
 )
 from bftfs.query_update.timestamp import ZERO, LogicalTimestamp
-from bftfs.storage import MemoryStorage, Table
+from bftfs.storage import MemoryStorage, Table, Write
+from bftfs.wire.codec import encode
 from tests.unit.query_update.building import A, at
 
 State = dict[int, bytes]
@@ -59,22 +62,22 @@ def accept(
 
     If it is to be `forgotten`, what was before it stays in no replica history.
     """
-    replica = Replica(storage, A)
-    replica.move_to(on)
+    copy = Replica(storage, A)
+    copy.move_to(on)
     for serial, value in changes.items():
         if value is None:
-            replica.workspace.delete(key_of(serial))
+            copy.workspace.delete(key_of(serial))
         else:
-            replica.workspace.put(key_of(serial), value)
+            copy.workspace.put(key_of(serial), value)
     candidate = Candidate(timestamp, on)
-    replica.append(candidate)
-    before = () if forgotten else replica.history.candidates
-    replica.report(
+    copy.append(candidate)
+    before = () if forgotten else copy.history.candidates
+    copy.report(
         history_of((*before, candidate), initial=not forgotten),
         b"",
         established=on if forgotten else ZERO,
     )
-    storage.apply(replica.writes)
+    storage.apply(copy.writes)
 
 
 def listed(storage: MemoryStorage, version: LogicalTimestamp, stop: int, *, after: int) -> State:
@@ -161,14 +164,7 @@ def test_the_gaps_of_a_version_that_was_left_behind_are_forgotten() -> None:
 
 def test_gaps_that_stayed_would_be_found(monkeypatch: pytest.MonkeyPatch) -> None:
     """Must fail: the model tells."""
-    undo = Workspace.undo
-
-    def forgetful(space: Workspace, number: int, changes: Any) -> Any:
-        with monkeypatch.context() as patch:
-            patch.setattr(Workspace, "_gaps", lambda *_: {})
-            return undo(space, number, changes)
-
-    monkeypatch.setattr(Workspace, "undo", forgetful)
+    monkeypatch.setattr(replica, "gaps_forgotten", lambda *_: [])
     with pytest.raises(AssertionError):
         run(LEFT_BEHIND)
 
@@ -221,3 +217,29 @@ def test_what_appears_costs_no_row_more() -> None:
     accept(storage, at(3), at(2), {4: None})
     assert len(list(storage.keys(Table.PAST, b"", b"\xff" * 99))) == 3  # what went, and its gap
     assert key_of(1 << 62) < BEYOND_SEQUENCE
+
+
+def test_what_is_collected_leaves_no_notes_and_the_rest_is_read_as_before() -> None:
+    storage, states = churned(300, kept_every=16)
+    kept = {200, 201, 202, 290, 299, 300}
+    notes = (bytes(A) + b"\0\0", bytes(A) + b"\0\0\xff")
+    before = len(list(storage.keys(Table.PAST, *notes)))
+    walk = ObjectWalk(
+        A,
+        lambda time_us, until_us: any(time_us <= each < until_us for each in kept),
+        horizon_us=290,
+    )
+    row = msgspec.structs.replace(Replica(storage, A).row, collected_us=290)
+    storage.apply([Write(Table.OBJECT, A, encode(row))])
+    while not walk.done:
+        storage.apply(walk.step(storage))
+    assert walk.removed > 250
+    for time in sorted(kept):
+        state, following = states[time]
+        for after in (0, *state):
+            expected = {serial: state[serial] for serial in state if serial > after}
+            assert listed(storage, at(time), following, after=after) == expected
+    after = len(list(storage.keys(Table.PAST, *notes)))
+    rows = len(list(storage.keys(Table.PAST, b"", b"\xff" * 99))) - after
+    assert before > 100
+    assert after <= rows
