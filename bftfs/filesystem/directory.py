@@ -198,6 +198,20 @@ class Page(Record, frozen=True):
     directory: Attributes
 
 
+def permit_lookup(states: States, arguments: Name, caller: Caller) -> bytes:
+    """Refuses who may not look for names in the directory."""
+    del arguments
+    Subject.existing(states[0]).require(caller, EXECUTE)
+    return b""
+
+
+def permit_listing(states: States, arguments: Listing, caller: Caller) -> bytes:
+    """Refuses who may not list the directory."""
+    del arguments
+    Subject.existing(states[0]).require(caller, READ)
+    return b""
+
+
 def read_directory(states: States, arguments: Listing, caller: Caller) -> Page:
     """The entries after a cookie, in the order in which they appeared."""
     (directory,) = loaded(*states)

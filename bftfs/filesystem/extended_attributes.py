@@ -121,6 +121,13 @@ def get_extended(states: States, arguments: ExtendedName, caller: Caller) -> Ext
     return ExtendedValue(bytes(value))
 
 
+def permit_extended(states: States, arguments: ExtendedName, caller: Caller) -> bytes:
+    """Refuses who may not read the attribute of this name."""
+    if arguments.name.startswith(_USER):
+        Subject.existing(states[0]).require(caller, READ)
+    return b""
+
+
 def list_extended(states: States, arguments: NoArguments, caller: Caller) -> ExtendedNames:
     """The names of all extended attributes that the caller may know of."""
     del arguments

@@ -62,8 +62,9 @@ def _query(
     kinds: frozenset[ObjectKind],
     arguments: type[Record],
     answer: type[Record] | None,
+    permit: Callable[..., bytes] | None = None,
 ) -> Method:
-    return Method(name, False, (kinds,), arguments, invoke, answer)
+    return Method(name, False, (kinds,), arguments, invoke, answer, permit)
 
 
 def _update(
@@ -79,8 +80,22 @@ def _update(
 _RENAME_ROLES = (_DIRECTORY, _DIRECTORY, _EITHER, _EITHER)
 
 _METHODS = (
-    _query(LOOKUP, directory.lookup, _DIRECTORY, directory.Name, directory.Sought),
-    _query(READ_DIRECTORY, directory.read_directory, _DIRECTORY, directory.Listing, directory.Page),
+    _query(
+        LOOKUP,
+        directory.lookup,
+        _DIRECTORY,
+        directory.Name,
+        directory.Sought,
+        directory.permit_lookup,
+    ),
+    _query(
+        READ_DIRECTORY,
+        directory.read_directory,
+        _DIRECTORY,
+        directory.Listing,
+        directory.Page,
+        directory.permit_listing,
+    ),
     _update(CREATE, directory.create, (_DIRECTORY, _INODE), directory.Creation, Outcome),
     _update(
         MAKE_DIRECTORY,
@@ -114,6 +129,7 @@ _METHODS = (
         _EITHER,
         extended_attributes.ExtendedName,
         extended_attributes.ExtendedValue,
+        extended_attributes.permit_extended,
     ),
     _query(
         LIST_EXTENDED,

@@ -90,6 +90,9 @@ class Method:
     the object may be of. One object may play two roles: its one state is then passed twice.
     `invoke(states, arguments, caller)` returns the answer: bytes, or a value of type `answer`.
     An update's states are `MutableState`s.
+
+    A query of the past answers on a state of then. If it has a `permit`, that is given the states
+    of now, and refuses who may not ask any more; its answer does not count.
     """
 
     name: str
@@ -98,6 +101,7 @@ class Method:
     arguments: type[Record]
     invoke: Callable[[tuple[Any, ...], Any, Caller], Record | bytes]
     answer: type[Record] | None = None  # None: the answer is bytes
+    permit: Callable[[tuple[Any, ...], Any, Caller], bytes] | None = None
 
 
 class ObjectTypes:

@@ -87,7 +87,14 @@ from bftfs.query_update.messages import (
     VersionsReply,
     VersionsRequest,
 )
-from bftfs.query_update.object_type import Caller, Method, ObjectTypes, Refusal, encode_record
+from bftfs.query_update.object_type import (
+    Caller,
+    Method,
+    ObjectTypes,
+    Record,
+    Refusal,
+    encode_record,
+)
 from bftfs.query_update.rebuilding import chain_page
 from bftfs.query_update.replica import ObjectRow, Reach, Replica
 from bftfs.query_update.scrubbing import attested
@@ -259,7 +266,7 @@ class QueryUpdateServer:
             max(time_of(version) for version in versions),
         )
         error, answer = self._invoke(
-            method, tuple(states[name] for name in names), arguments, caller
+            method.invoke, tuple(states[name] for name in names), arguments, caller
         )
         whole, answer = self._abridge(answer, message.whole_answer_from)
         return Ready(
@@ -287,7 +294,11 @@ class QueryUpdateServer:
             return Ready(PastReply(histories, authenticators, looked, version))
         caller = Caller(sender.client, message.uid, message.gid, message.groups, time_of(version))
         arguments = self.types.decode_arguments(method, message.arguments)
-        error, answer = self._invoke(method, (state,), arguments, caller)
+        error, answer = 0, b""
+        if method.permit is not None:  # what is forbidden now is not told of the past either
+            error, _ = self._invoke(method.permit, (replica.workspace,), arguments, caller)
+        if not error:
+            error, answer = self._invoke(method.invoke, (state,), arguments, caller)
         whole, answer = self._abridge(answer, message.whole_answer_from)
         return Ready(PastReply(histories, authenticators, looked, version, error, answer, whole))
 
@@ -305,7 +316,7 @@ class QueryUpdateServer:
                 sender.client, message.uid, message.gid, message.groups, time_of(replica.head)
             )
             arguments = guard.arguments()
-            error, _ = self._invoke(guard, (replica.workspace,), arguments, caller)
+            error, _ = self._invoke(guard.invoke, (replica.workspace,), arguments, caller)
             if error:
                 return Ready(VersionsReply(True, error))
         page = past.versions_page(view, replica, message)
@@ -737,7 +748,7 @@ class QueryUpdateServer:
         else:
             workspaces = {replica.object: replica.workspace for replica in replicas}
             states = tuple(workspaces[name] for name in operation.objects)
-        error, answer = self._invoke(method, states, arguments, caller)
+        error, answer = self._invoke(method.invoke, states, arguments, caller)
         if error:
             return Ready(
                 UpdateReply(
@@ -892,11 +903,15 @@ class QueryUpdateServer:
         return self._accepted(replicas, answer=answer, whole=whole)
 
     def _invoke(
-        self, method: Method, states: tuple[Any, ...], arguments: Any, caller: Caller
+        self,
+        method: Callable[[tuple[Any, ...], Any, Caller], Record | bytes],
+        states: tuple[Any, ...],
+        arguments: Any,
+        caller: Caller,
     ) -> tuple[int, bytes]:
         """The method's errno or 0, and its answer."""
         try:
-            answer = encode_record(method.invoke(states, arguments, caller))
+            answer = encode_record(method(states, arguments, caller))
         except Refusal as refusal:
             return refusal.code or errno.EIO, b""
         except Exception:

@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import errno
+import stat
+from dataclasses import replace
 from typing import Any
 
 import msgspec
 import pytest
 
 from bftfs import limits
-from bftfs.errors import AdmissionRefused, PastUnknown
+from bftfs.credentials import Credentials
+from bftfs.errors import AdmissionRefused, FileSystemError, PastUnknown
+from bftfs.filesystem import registry
+from bftfs.filesystem.attributes import Changes
+from bftfs.filesystem.directory import Creation, Listing, Name
+from bftfs.filesystem.extended_attributes import ExtendedName, ExtendedSetting
+from bftfs.filesystem.registry import file_system_types
+from bftfs.filesystem.volume import Format
+from bftfs.identifiers import ObjectId, ObjectKind, object_id
 from bftfs.query_update import past
 from bftfs.query_update.candidate import Candidate
 from bftfs.query_update.counter import Fetch, Increment
@@ -403,3 +414,62 @@ def test_nodes_do_not_ask_as_clients_do(cluster: Cluster, alice: Client) -> None
     request = PastQuery(A, START_US, b"", "counter.fetch", b"\x90", 1, 1, (), node.number)
     refused = node.server.step(node.storage, cluster.nodes[1].sender, request, b"", node.now_us())
     assert isinstance(refused.reply, Rejected)
+
+
+# --- what is forbidden now --------------------------------------------------------------------
+
+
+def file_system(cluster: Cluster) -> tuple[Client, ObjectId]:
+    """A client, and the root directory of a file system in which there is a file."""
+    root = object_id(ObjectKind.DIRECTORY, placement=0, unique=b"root".ljust(14))
+    volume = object_id(ObjectKind.VOLUME, placement=0, unique=b"volume".ljust(14))
+    file = object_id(ObjectKind.INODE, placement=0, unique=b"file".ljust(14))
+    client = cluster.client("alice")
+    form = Format(limits.BLOCK_BYTES_DEFAULT, 0o755)
+    client.run(client.qu.update((volume, root), registry.FORMAT, form, SUPERUSER))
+    creation = Creation(b"file", stat.S_IFREG | 0o644, 0, 0, b"", limits.BLOCK_BYTES_DEFAULT)
+    client.run(client.qu.update((root, file), registry.CREATE, creation, SUPERUSER))
+    note = ExtendedSetting(b"user.note", b"was", 0)
+    client.run(client.qu.update((root,), registry.SET_EXTENDED, note, SUPERUSER))
+    return client, root
+
+
+SUPERUSER = Credentials(0, 0)
+ASKED: list[tuple[str, Any]] = [
+    (registry.LOOKUP, Name(b"file")),
+    (registry.READ_DIRECTORY, Listing(0, 4096)),
+    (registry.GET_EXTENDED, ExtendedName(b"user.note")),
+]
+
+
+@pytest.mark.parametrize(("method", "arguments"), ASKED)
+@pytest.mark.parametrize("is_checked", [True, False])
+def test_nodes_tell_nobody_of_the_past_what_is_forbidden_to_him_now(
+    method: str, arguments: Any, is_checked: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever program asks. Must fail: without the check of now, it is told."""
+    cluster = Cluster(types=file_system_types())
+    if not is_checked:
+        for each in ASKED:
+            known = cluster.types.method(each[0])
+            assert known is not None
+            monkeypatch.setitem(cluster.types._methods, each[0], replace(known, permit=None))
+    client, root = file_system(cluster)
+    pass_time(cluster, SECOND_US)
+    at_us = time_of(client.run(PastReader(client.qu).latest(root)))
+    pass_time(cluster, SECOND_US)
+    reader = PastReader(client.qu)
+
+    def ask(who: Credentials) -> Any:
+        return client.run(reader.query(root, method, arguments, who, at_us=at_us)).answer
+
+    assert ask(USER) == ask(SUPERUSER)
+    change = Changes(mode=0o700)
+    client.run(client.qu.update((root,), registry.CHANGE_ATTRIBUTES, change, SUPERUSER))
+    assert ask(SUPERUSER)
+    if not is_checked:
+        assert ask(USER)
+        return
+    with pytest.raises(FileSystemError) as refused:
+        ask(USER)
+    assert refused.value.code == errno.EACCES
