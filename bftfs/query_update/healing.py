@@ -295,7 +295,13 @@ class ObjectHealer:
     # --- one object --------------------------------------------------------------------------
 
     async def _heal(self, host: Host, name: ObjectId) -> bool | None:
-        """Whether this server's history is as late as any other's now; None: too few answer."""
+        """Whether this server lacks nothing of the object now; None: too few answer.
+
+        Nothing later than its history is reported then. While it recovers, it is enough that
+        nothing later is at a repairable set of those who have answered: what is established, at a
+        quorum, is at one, since 2q - n - b >= r. [(4.4)] Or a liar could keep it from ever being
+        rebuilt, with a candidate that nobody else has.
+        """
         quorums = self._quorums
         replies = await ask_all(self._peers, HistoryRequest(name), _is_history)
         if not quorums.is_quorum(sum(1 << node for node in replies)):
@@ -308,21 +314,21 @@ class ObjectHealer:
         )
         shared = next(iter(shared_candidates(history_set, quorums)), None)
         own = await look(host, partial(_own, name, shared.candidate if shared else None))
-        settled = own.latest >= history_set.latest
-        if settled or shared is None or own.latest >= shared.candidate.timestamp:
-            return settled
+        recovering = self._recovery.rebuilding
+        if shared is None or own.latest >= shared.candidate.timestamp:
+            return recovering or own.latest >= history_set.latest
         if time_of(shared.candidate.timestamp) > await Now() + limits.CLOCK_SKEW_US:
             return (
                 False  # what is ahead of this server's clock it takes from nobody yet [design §4]
             )
         established = quorums.is_quorum(shared.nodes)
         latest = shared.candidate.timestamp == history_set.latest
-        if not (established and latest) and not self._recovery.rebuilding:
+        if not (established and latest) and not recovering:
             return False
         taken = await self._take_over(
             host, name, shared.candidate, shared.nodes, own, established=established
         )
-        return taken and latest
+        return taken and (latest or recovering)
 
     async def _take_over(
         self,

@@ -6,7 +6,7 @@ node that crashes all the time never shows what it does under contention.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from random import Random
 from typing import TypeVar
 
@@ -95,7 +95,12 @@ def draw(seed: int, *, operations: int, kind: str | None = None) -> Configuratio
     )
     others = [NodeId(node) for node in range(n) if node not in byzantine]
     spare = t - len(byzantine)
-    return Configuration(
+    verification = _draw_verification(Random(f"verification {seed}"))
+    losses = Random(f"losses {seed}")
+    losers: tuple[NodeId, ...] = ()
+    if verification is not None and spare and not long and losses.random() < 0.5:
+        losers = tuple(sorted(losses.sample(others, losses.randint(1, spare))))
+    drawn = Configuration(
         seed=seed,
         kind=kind,
         operations=operations,
@@ -128,8 +133,26 @@ def draw(seed: int, *, operations: int, kind: str | None = None) -> Configuratio
             directories=random.choice((0.1, 0.5)),
             private=random.choice((0.0, 0.3)),
         ),
-        verification=_draw_verification(Random(f"verification {seed}")),
+        verification=verification,
     )
+    return _with_losses(drawn, losers, losses, others) if losers else drawn
+
+
+def _with_losses(
+    drawn: Configuration, losers: tuple[NodeId, ...], random: Random, others: list[NodeId]
+) -> Configuration:
+    """Some nodes lose their disks in the storm, and are all that fail until they are healed.
+
+    In the audit others are down in their place: what they have rebuilt is needed.
+    """
+    storm = replace(
+        drawn.storm,
+        lose_every_us=random.choice((SECOND_US, 10 * SECOND_US, 60 * SECOND_US)),
+        losers=losers,
+    )
+    whole = [node for node in others if node not in losers]
+    down = random.sample(whole, min(len(drawn.down_in_audit), len(whole)))
+    return replace(drawn, storm=storm, down_in_calm=(), down_in_audit=tuple(sorted(down)))
 
 
 def _draw_verification(random: Random) -> VerificationSettings | None:

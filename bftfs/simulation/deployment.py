@@ -8,10 +8,12 @@ from dataclasses import dataclass
 from functools import partial
 from typing import get_args
 
+from bftfs import limits
 from bftfs.credentials import Credentials
 from bftfs.crypto.authenticator import AuthenticatorKeys
 from bftfs.filesystem.collection import CollectedPast, Collector
 from bftfs.identifiers import CLIENT_ID_BYTES, ClientId, NodeId
+from bftfs.query_update.healing import ObjectHealer
 from bftfs.query_update.messages import Request as QueryUpdateRequest
 from bftfs.query_update.object_type import ObjectTypes
 from bftfs.query_update.scrubbing import HistoryScrubber, RequestScrubber, VersionScrubber
@@ -87,7 +89,9 @@ class Deployment:
         self._collecting = collecting
         self.verification = verification
         self.recoveries: dict[NodeId, Recovery] = {}  # of nodes that have lost their disk
-        self.scrubbers: dict[NodeId, Scrubber] = {}  # of nodes that verify and heal
+        # Of nodes that verify and heal:
+        self.scrubbers: dict[NodeId, Scrubber] = {}
+        self.healers: dict[NodeId, tuple[ObjectHealer, BlockHealer]] = {}
         self.world = world
         self.network = network
         self.sizes = sizes
@@ -149,6 +153,7 @@ class Deployment:
         blocks = ReadWriteServer(node, sizes, keys, watch=verifier, memory=healer, past=past)
         servers |= dict.fromkeys(get_args(ReadWriteRequest), blocks) | {Notice: verifier}
         finisher = Finisher(node, name, quorums, objects.unfinished, objects.healer)
+        self.healers[node] = objects.healer, healer
         scrubber = self.scrubbers[node] = Scrubber(
             (
                 BlockScrubber(node, sizes.N, healer.steering.hurry),
@@ -162,6 +167,16 @@ class Deployment:
         return Services(
             servers, (verifier, finisher, objects.healer, healer, scrubber, *collectors)
         )
+
+    def lose_disk(self, number: NodeId) -> None:
+        """A node comes back at once with an empty disk, and knows it. [nodes/lost_store.py]"""
+        node = self.nodes[number]
+        node.crash(down_us=None)
+        node.disk.wipe()
+        self.recoveries[number] = Recovery(
+            floor_us=node.wall_clock_us() + limits.CLOCK_SKEW_US, rebuilding=True
+        )
+        node.start()
 
     def client(self, name: str, *, skew_us: int = 0, grant: Grant | None = None) -> SimulatedClient:
         """A new client that all nodes know."""

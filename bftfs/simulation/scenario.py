@@ -3,7 +3,8 @@
 A run has three parts:
 
 1. the storm: clients work while messages, nodes and adversaries misbehave;
-2. the calm: benign faults stop, Byzantine nodes go on, and every correct operation must end;
+2. the calm: benign faults stop, Byzantine nodes go on, every correct operation must end, and nodes
+   that have lost their disks must have healed;
 3. the audit: other nodes are down, up to t with the Byzantine ones, and a new client must find all
    that was ever acknowledged.
 
@@ -27,6 +28,7 @@ from bftfs.simulation.byzantine.positions import ClientPosition, NodePosition
 from bftfs.simulation.byzantine.registry import CLIENTS, GRANTS, corrupted
 from bftfs.simulation.checkers.bounds import BoundsRecord
 from bftfs.simulation.checkers.candidates import CandidateRecord
+from bftfs.simulation.checkers.redundancy import check_redundancy
 from bftfs.simulation.configuration import ClientPlan, Configuration
 from bftfs.simulation.deployment import Deployment
 from bftfs.simulation.network import Network, NetworkFaults, Traffic
@@ -278,6 +280,7 @@ class Simulation:
         self._prepare()
         self._weather_the_storm()
         self._enjoy_the_calm()
+        self._await_healing()
         if not self.findings:
             self._audit()
         self.findings += self._bounds.findings
@@ -335,6 +338,43 @@ class Simulation:
                 self.findings.append(
                     f"progress: {participant.name} still waits for {task.name} "
                     f"{(self.world.now_us - deadline_us + CALM_US) // SECOND_US} s after the storm"
+                )
+
+    def _await_healing(self) -> None:
+        """Nodes that have lost their disks must have rebuilt all that they host."""
+        losers = self.configuration.storm.losers
+        healers = [each for node in losers for each in self.deployment.healers[node]]
+        passes = [each.tally.passes for each in healers]
+        for healer in healers:
+            healer.steering.hurry()
+        recoveries = [self.deployment.recoveries[node] for node in losers]
+        deadline_us = self.world.now_us + CALM_US
+
+        def healed() -> bool:
+            # The pass that was under way may have missed what came in behind it.
+            return not any(each.rebuilding for each in recoveries) and all(
+                healer.tally.passes > before + 1
+                for healer, before in zip(healers, passes, strict=True)
+            )
+
+        self.world.run(
+            until=lambda: healed() or self.world.now_us >= deadline_us,
+            most_events=self._most_events(),
+        )
+        settled_us = self.world.now_us + SECOND_US  # what was rebuilt last is stored by then
+        self.world.after(SECOND_US, lambda: None)
+        self.world.run(
+            until=lambda: self.world.now_us >= settled_us, most_events=self._most_events()
+        )
+        for node, recovery in zip(losers, recoveries, strict=True):
+            if recovery.rebuilding:
+                self.findings.append(f"healing: node {node} still rebuilds its store")
+            else:
+                self.findings += check_redundancy(
+                    node,
+                    {other: self.deployment.nodes[other].disk for other in self._correct},
+                    objects=self.configuration.sizes.query_update,
+                    blocks=self.configuration.sizes.read_write,
                 )
 
     def _audit(self) -> None:

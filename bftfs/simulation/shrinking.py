@@ -135,6 +135,7 @@ def _simplifications() -> Iterator[Changes]:
         ("crash_every_us", 0),
         ("partition_every_us", 0),
         ("sever_every_us", 0),
+        ("lose_every_us", 0),
         ("distances_us", ()),
     ):
         yield _in_storm(name, value)

@@ -1,7 +1,8 @@
 """The storm: everything benign that goes wrong for a while, drawn from the world.
 
 Messages are lost, repeated and delayed; partitions come and heal; nodes crash at random moments and
-around commits, and come back with their disks. When the storm ends the network is good again and
+around commits, and come back with their disks; but a few lose them, and have to heal. When the
+storm ends the network is good again and
 all nodes are up, except those that are to stay down. Byzantine nodes are not its business.
 """
 
@@ -27,6 +28,8 @@ class StormFaults:
     partition_every_us: int = 0
     sever_every_us: int = 0  # a single way between two endpoints
     cut_us: tuple[int, int] = (1_000, 2_000_000)
+    lose_every_us: int = 0  # the disk of one of the losers, all of whom count as faulty
+    losers: tuple[NodeId, ...] = ()
     distances_us: tuple[int, ...] = ()  # of the nodes: how much longer all their ways are
     longest_us: int = 120_000_000  # it is over then at the latest
 
@@ -37,6 +40,7 @@ class Weather:
 
     partitions: int = 0
     severed: int = 0
+    lost_disks: int = 0
 
 
 @dataclass(slots=True)
@@ -61,6 +65,8 @@ class Storm:
         self._every(faults.crash_every_us, self._crash)
         self._every(faults.partition_every_us, self._partition)
         self._every(faults.sever_every_us, self._sever)
+        if faults.losers:
+            self._every(faults.lose_every_us, self._lose)
 
     def end(self, *, stay_down: Iterable[NodeId] = ()) -> None:
         """Let it end: a good network, and every node up but `stay_down`."""
@@ -109,6 +115,10 @@ class Storm:
             world.random.choice(endpoints), world.random.choice(endpoints)
         )
         world.after(world.between(*self.faults.cut_us), self._heal)
+
+    def _lose(self) -> None:
+        self.weather.lost_disks += 1
+        self.deployment.lose_disk(self.deployment.world.random.choice(self.faults.losers))
 
     def _heal(self) -> None:
         self.deployment.network.heal()

@@ -9,11 +9,20 @@ import pytest
 
 from bftfs import limits
 from bftfs.filesystem import object_types
-from bftfs.identifiers import NodeId, ObjectId, ObjectKind, object_id
+from bftfs.identifiers import ClientId, NodeId, ObjectId, ObjectKind, object_id
+from bftfs.query_update.candidate import Candidate
 from bftfs.query_update.client import QueryUpdateClient
 from bftfs.query_update.counter import Fetch, Increment
-from bftfs.query_update.messages import Status, UpdateReply
+from bftfs.query_update.history import history_of
+from bftfs.query_update.messages import (
+    Catalogued,
+    CatalogueReply,
+    HistoryReply,
+    Status,
+    UpdateReply,
+)
 from bftfs.query_update.replica import Replica
+from bftfs.query_update.timestamp import ZERO, logical_timestamp
 from bftfs.quorum import ThresholdQuorums
 from bftfs.read_write.healing import END
 from bftfs.read_write.lazy_verifier import VerificationSettings
@@ -252,6 +261,48 @@ def test_a_server_that_lost_its_store_gets_its_objects_back() -> None:
             ]
     assert sum(bool(history(cluster, 2, number)) for number in range(12)) == 12
     assert not cluster.deployment.recoveries[NodeId(2)].rebuilding
+
+
+class _AheadOfAll:
+    """Reports, of every object, a candidate that no other server has, later than all others."""
+
+    def __init__(self, cluster: Cluster, liar: int) -> None:
+        self._cluster = cluster
+        self._send = cluster.network.send
+        self._liar = liar
+        cluster.network.send = self.send  # type: ignore[method-assign]
+        self.lies = 0
+
+    def send(
+        self, source: Any, target: Any, kind: Kind, number: int, message: Any, body: Any = b""
+    ) -> None:
+        if source == ("node", self._liar):
+            later = logical_timestamp(
+                time_us=self._cluster.now_us,
+                barrier=False,
+                client=ClientId(b"?" * 16),
+                digest=b"?" * 32,
+            )
+            if isinstance(message, HistoryReply):
+                self.lies += 1
+                message = HistoryReply(history_of((Candidate(later, ZERO),), initial=True))
+            if isinstance(message, CatalogueReply):
+                objects = tuple(Catalogued(each.object, later) for each in message.objects)
+                message = CatalogueReply(objects, message.more)
+        self._send(source, target, kind, number, message, body)
+
+
+def test_b_liars_do_not_keep_a_lost_store_from_being_rebuilt() -> None:
+    cluster = Cluster()
+    counting = Counting(cluster)
+    for number in range(6):
+        counting.increment(number)
+    liar = _AheadOfAll(cluster, 5)
+    cluster.lose_store(2)
+    cluster.run_for(10 * SECOND_US)
+    assert liar.lies
+    assert not cluster.deployment.recoveries[NodeId(2)].rebuilding
+    assert all(history(cluster, 2, number) for number in range(6))
 
 
 def test_with_another_server_gone_a_rebuilt_one_makes_the_quorum() -> None:

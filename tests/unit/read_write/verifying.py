@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
-from bftfs import limits
 from bftfs.coding import cross_checksum
 from bftfs.coding.erasure import ErasureCode
 from bftfs.credentials import Credentials
@@ -19,7 +18,6 @@ from bftfs.read_write.placement import rotation_of
 from bftfs.read_write.timestamp import BlockTimestamp, version_key
 from bftfs.read_write.verification import VERIFIED
 from bftfs.read_write.writing import Encoded, encode
-from bftfs.recovery import Recovery
 from bftfs.simulation.deployment import Deployment, Sizes
 from bftfs.simulation.network import Kind, Network, NetworkFaults
 from bftfs.simulation.principals import SimulatedClient, node_endpoint
@@ -86,12 +84,7 @@ class Cluster:
 
     def lose_store(self, node: int) -> None:
         """The node comes back at once, with an empty disk, and knows it."""
-        self.nodes[node].crash(down_us=None)
-        self.nodes[node].disk.wipe()
-        self.deployment.recoveries[NodeId(node)] = Recovery(
-            floor_us=self.now_us + limits.CLOCK_SKEW_US, rebuilding=True
-        )
-        self.nodes[node].start()
+        self.deployment.lose_disk(NodeId(node))
 
     def run_for(self, us: int) -> None:
         end = self.world.now_us + us

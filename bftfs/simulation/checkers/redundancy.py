@@ -1,0 +1,84 @@
+"""A node that has lost its disk and has healed hosts what the others do. [design §1 G8]
+
+Taken once every operation has ended and the node has compared itself with its peers since: every
+version of a block that is complete at the others, and no poison, is at it, with a fragment that its
+timestamp binds; and it stands at every version of an object that a quorum of others stands at.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+
+from bftfs.coding.cross_checksum import CrossChecksum
+from bftfs.coding.erasure import ErasureCode
+from bftfs.identifiers import BLOCK_ID_BYTES, BlockId, NodeId, ObjectId
+from bftfs.query_update.replica import Replica
+from bftfs.query_update.timestamp import LogicalTimestamp, time_of
+from bftfs.read_write.healing import sound
+from bftfs.read_write.placement import fragment_index
+from bftfs.read_write.timestamp import timestamp_of
+from bftfs.read_write.validation import item_of, regenerate
+from bftfs.storage import StorageView, Table
+from bftfs.thresholds import QueryUpdateThresholds, ReadWriteThresholds
+
+_BEYOND = b"\xff" * 400
+
+
+def check_redundancy(
+    healed: NodeId,
+    disks: Mapping[NodeId, StorageView],
+    *,
+    objects: QueryUpdateThresholds,
+    blocks: ReadWriteThresholds,
+) -> list[str]:
+    """Findings against the disk of node `healed`, beside those of the other correct nodes."""
+    own = disks[healed]
+    others = {node: disk for node, disk in disks.items() if node != healed}
+    hosts = Counter(key for disk in others.values() for key in disk.keys(Table.BLOCK, b"", _BEYOND))
+    findings = []
+    for key, count in hosts.items():
+        if count < blocks.QC or _is_hosted(own, healed, key, blocks.N):
+            continue
+        if not _is_poison(others, key, blocks):
+            findings.append(
+                f"redundancy: node {healed} lacks version {timestamp_of(key).time} of block "
+                f"{key[:BLOCK_ID_BYTES].hex()[-6:]}, which {count} others host"
+            )
+    names = {
+        ObjectId(key) for disk in others.values() for key in disk.keys(Table.OBJECT, b"", _BEYOND)
+    }
+    for name in sorted(names):
+        heads: Counter[LogicalTimestamp] = Counter(
+            Replica(disk, name).head for disk in others.values()
+        )
+        for head, count in heads.items():
+            if count >= objects.q and Replica(own, name).head < head:
+                findings.append(
+                    f"redundancy: node {healed} stands before version {time_of(head)} of object "
+                    f"{name.hex()[-6:]}, at which {count} others stand"
+                )
+    return findings
+
+
+def _is_hosted(disk: StorageView, node: NodeId, key: bytes, n: int) -> bool:
+    row = disk.get(Table.BLOCK, key)
+    index = fragment_index(BlockId(key[:BLOCK_ID_BYTES]), node, n)
+    return row is not None and sound(row, disk.get(Table.FRAGMENT, key), timestamp_of(key), index)
+
+
+def _is_poison(
+    disks: Mapping[NodeId, StorageView], key: bytes, thresholds: ReadWriteThresholds
+) -> bool:
+    """Whether the fragments of a version are of no one value. [PASIS §3.4.2.3]"""
+    block = BlockId(key[:BLOCK_ID_BYTES])
+    checksum, fragments = b"", {}
+    for node, disk in disks.items():
+        if _is_hosted(disk, node, key, thresholds.N):
+            checksum = (disk.get(Table.BLOCK, key) or b"")[1:]
+            fragments[fragment_index(block, node, thresholds.N)] = disk.get(Table.FRAGMENT, key)
+    code = ErasureCode(thresholds.m, thresholds.N)
+    whole = {int(index): fragment or b"" for index, fragment in fragments.items()}
+    generated = regenerate(code, CrossChecksum(checksum), whole)
+    first = thresholds.m
+    return generated is None or item_of(code, dict(enumerate(generated[:first]))) is None

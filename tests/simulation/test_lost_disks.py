@@ -1,0 +1,81 @@
+"""A node loses its disk in the storm, again and again, and heals; the checkers look on.
+
+It is all that fails for long; in the audit another node is down, so that what it has rebuilt is
+needed. With a part of healing removed, the same checkers find what is lost.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from bftfs.identifiers import NodeId
+from bftfs.query_update.healing import ObjectHealer
+from bftfs.read_write.healing import BlockHealer
+from bftfs.read_write.lazy_verifier import VerificationSettings
+from bftfs.read_write.verification import Policy
+from bftfs.recovery import Recovery
+from bftfs.simulation.configuration import KINDS, ClientPlan, Configuration
+from bftfs.simulation.network import NetworkFaults
+from bftfs.simulation.scenario import run
+from bftfs.simulation.storm import StormFaults
+from bftfs.simulation.world import SECOND_US
+from tests.simulation.mutants import ENOUGH, hunt
+
+
+def losing(kind: str, seeds: range, **more: Any) -> Iterator[Configuration]:
+    """Node 2 loses its disk; nodes crash now and then, and messages get lost."""
+    for seed in seeds:
+        yield Configuration(
+            seed=seed,
+            kind=kind,
+            operations=100,
+            sizes=ENOUGH,
+            node_skews_us=(),
+            commit_us=(20, 200),
+            clients=(ClientPlan(width=2, think_us=(0, 200_000)), ClientPlan(think_us=(0, 200_000))),
+            storm=StormFaults(
+                network=NetworkFaults(loss=0.02, delay_us=(50, 2_000), straggling=0.02),
+                crash_every_us=2 * SECOND_US,
+                lose_every_us=SECOND_US,
+                losers=(NodeId(2),),
+            ),
+            # Nobody else brings what is lost: neither verification nor, mostly, readers.
+            verification=VerificationSettings(Policy.READ_TIME),
+            down_in_audit=(NodeId(4),),
+            **more,
+        )
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_was_acknowledged_survives_lost_disks(kind: str) -> None:
+    for configuration in losing(kind, range(4)):
+        report = run(configuration)
+        assert report.passed, "\n".join(report.findings)
+        assert report.weather.lost_disks >= 2
+
+
+@pytest.mark.parametrize(
+    ("kind", "healer", "part"),
+    [
+        ("blocks", BlockHealer, "_rebuild_all"),
+        ("objects", ObjectHealer, "_heal_all"),
+    ],
+)
+def test_must_fail_without_healing_a_node_lacks_what_it_had(
+    monkeypatch: pytest.MonkeyPatch, kind: str, healer: type, part: str
+) -> None:
+    async def nothing(*_: object) -> bool:
+        return True
+
+    monkeypatch.setattr(healer, part, nothing)
+    assert hunt(losing(kind, range(6)), lambda finding: finding.startswith("redundancy"))
+
+
+def test_must_fail_a_node_that_never_ends_to_rebuild_is_found(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(Recovery, "rebuilt", lambda *_: None)
+    assert hunt(losing("blocks", range(2)), lambda finding: "still rebuilds" in finding)
