@@ -42,6 +42,7 @@ from bftfs.query_update.conditioned import (
     Operation,
     timestamp_of,
 )
+from bftfs.query_update.contention import BackOff, Streaks
 from bftfs.query_update.history import Known, parse_history
 from bftfs.query_update.messages import (
     Query,
@@ -53,7 +54,7 @@ from bftfs.query_update.messages import (
 )
 from bftfs.query_update.object_type import Method, ObjectTypes, Record, encode_record
 from bftfs.query_update.observation import Observations, Observed
-from bftfs.query_update.repair import BackOff, Repair
+from bftfs.query_update.repair import Repair
 from bftfs.query_update.rounds import Answer, Round, Rounds, UpdateRound, Votes
 from bftfs.query_update.suspicion import Suspicion
 from bftfs.query_update.timestamp import ZERO, LogicalTimestamp, is_barrier, time_of
@@ -116,6 +117,7 @@ class QueryUpdateClient:
         )
         self.repairs = Repair(client, self.rounds)
         self._turns = Turns()
+        self._streaks = Streaks(self.rounds.probing)
 
     async def query(
         self,
@@ -192,6 +194,7 @@ class QueryUpdateClient:
         )
         await self._turns.take(names)
         try:
+            await self._streaks.step_back(names)
             return await self._update(names, found, operation, not_before_us)
         finally:
             self._turns.leave(names)
@@ -279,7 +282,8 @@ class QueryUpdateClient:
     ) -> Answered:
         """c_increment: repair and retry until a candidate is established. [Q/U lines 300-307]"""
         attempts: list[_Attempt] = []
-        failures = uncertain = troubled = 0
+        uncertain = troubled = 0
+        fresh = False  # whether it is conditioned on what was seen after the last pause
         back_off = BackOff(self.rounds.probing)
         observations = self.observations
         try:
@@ -303,6 +307,7 @@ class QueryUpdateClient:
                     names, method, operation, observed, not_before_us
                 )
                 if outcome.complete:
+                    await self._streaks.succeeded(names, outcome.contenders or 0)
                     content = await self._agreed(outcome, message, timestamp, names)
                     return self._decoded(method, content, timestamp)
                 if outcome.refusal:
@@ -314,7 +319,6 @@ class QueryUpdateClient:
                     base = observed[0].classification.object_candidate.timestamp
                     attempts.append(_Attempt(timestamp, base))
                     self.repairs.own[timestamp] = message.conditioned
-                failures += 1
                 if self.quorums.includes_benign(outcome.insane):
                     now_us = await Now()
                     if is_pushed_ahead(time_of(timestamp), now_us) or any(
@@ -329,8 +333,23 @@ class QueryUpdateClient:
                             code=errno.ETIME,
                             reason="the nodes find this client's clock too far from theirs",
                         )
-                if failures > 1 or outcome.insane or outcome.overdrawn:
+                self._streaks.interrupted(names)
+                back_off.ahead = outcome.contenders
+                if outcome.insane or outcome.overdrawn:
                     await back_off.pause()
+                elif all(map(self.repairs.is_orderly, names)):
+                    # Who was only late tries again at once, if nobody is ahead; and who has waited
+                    # was bound to be late.
+                    if fresh or outcome.contenders:
+                        await back_off.pause()
+                        fresh = False
+                    else:
+                        fresh = True
+                elif not self.quorums.is_repairable(outcome.accepted):
+                    # Of those that came at the same moment, who got further finishes.
+                    await back_off.pause()
+                    await self.repairs.refresh(names)
+                    fresh = True
         finally:
             for attempt in attempts:
                 self.repairs.own.pop(attempt.timestamp, None)

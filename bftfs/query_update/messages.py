@@ -255,6 +255,9 @@ class Status(IntEnum):
     INSANE_TIME = 6  # FAIL: the timestamp is too far in the future
 
 
+ContendersField = Annotated[int, Meta(ge=0, le=limits.CONTENDERS)]
+
+
 class UpdateReply(Message, frozen=True, tag=0x21):
     """What became of the request, and the replica histories of its objects now."""
 
@@ -266,6 +269,7 @@ class UpdateReply(Message, frozen=True, tag=0x21):
     whole: bool = True
     forged: NodesField = 0  # servers whose authenticator is invalid
     insane: NodesField = 0  # servers whose history shows an insane time
+    contenders: ContendersField = 0  # that stand in the line; if the request was too late, ahead
 
 
 class Rejected(Message, frozen=True, tag=0x22):

@@ -31,6 +31,7 @@ from bftfs.errors import FileSystemError, NoLongerKept, PastUnknown
 from bftfs.identifiers import NodeId, ObjectId
 from bftfs.query_update.classification import OperationType
 from bftfs.query_update.client import QueryUpdateClient
+from bftfs.query_update.contention import BackOff
 from bftfs.query_update.history import Known, ReplicaHistory, parse_history
 from bftfs.query_update.messages import (
     Looked,
@@ -41,7 +42,6 @@ from bftfs.query_update.messages import (
     VersionsRequest,
 )
 from bftfs.query_update.object_type import Record, encode_record
-from bftfs.query_update.repair import BackOff
 from bftfs.query_update.rounds import Answer, Round, Rounds, Votes
 from bftfs.query_update.timestamp import (
     ZERO,

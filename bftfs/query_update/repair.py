@@ -14,8 +14,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from bftfs import limits
-from bftfs.conversation import Draw, Now, Pause
+from bftfs.conversation import Now
 from bftfs.errors import ContentionExhausted, MalformedMessage
 from bftfs.identifiers import ClientId, NodeId, ObjectId
 from bftfs.query_update.candidate import INITIAL, Candidate
@@ -26,6 +25,7 @@ from bftfs.query_update.conditioned import (
     decode_conditioned,
     timestamp_of,
 )
+from bftfs.query_update.contention import BackOff
 from bftfs.query_update.deduction import Evidence, Undecided
 from bftfs.query_update.history import CulledObjectHistorySet, parse_set
 from bftfs.query_update.messages import (
@@ -43,43 +43,13 @@ from bftfs.query_update.messages import (
 from bftfs.query_update.observation import Observed
 from bftfs.query_update.rounds import Answer, Round, Rounds, Votes, update_round
 from bftfs.query_update.timestamp import LogicalTimestamp, client_of
-from bftfs.quorum import Judgement, Nodes, Probing
+from bftfs.quorum import Judgement, Nodes
 from bftfs.wire.codec import encode
 
-BACK_OFF_US = 1_000  # bound of the first random back-off; doubles with each
-BACK_OFF_MOST_US = 256_000  # …up to this, or so many rounds if rounds take long
-_BACK_OFF_ROUNDS = 16
 _INLINE_ATTEMPTS = 2  # at one candidate, before a barrier ends it
 _FAILURES_BORNE = 8  # after so many, suspicion is given up: it may be what stands in the way
 _FAILURES_ALONE = 3  # …if those that are not suspect are not enough
 _MOST_STEPS = 1_000  # of one repair; far beyond what contention can cause with back-off
-
-
-class BackOff:
-    """The random exponential back-off of one operation. [Q/U §4.3.5, Retry and backoff policies]
-
-    Whoever else is at work must be able to finish in the pause: it grows beyond what rounds take.
-    """
-
-    __slots__ = ("_clocks_us", "_probing", "failures")
-
-    def __init__(self, probing: Probing) -> None:
-        self._probing = probing
-        self.failures = 0
-        self._clocks_us = limits.CLOCKS_PATIENCE_US
-
-    async def pause(self) -> None:
-        """Let others go on, for longer each time."""
-        most_us = max(BACK_OFF_MOST_US, _BACK_OFF_ROUNDS * self._probing.mean_us)
-        bound_us = min(BACK_OFF_US << min(self.failures, 32), most_us)
-        self.failures += 1
-        await Pause(1 + await Draw(bound_us))
-
-    async def pause_for_clocks(self) -> None:
-        """Let servers' clocks come to where a time is no longer too far ahead."""
-        pause_us = self._clocks_us
-        self._clocks_us = min(2 * pause_us, limits.CLOCKS_PATIENCE_MOST_US)
-        await Pause(pause_us)
 
 
 class Repair:
@@ -105,7 +75,7 @@ class Repair:
         failures = 0
         looked = fresh = False
         for _ in range(_MOST_STEPS):
-            enough = self._readable if reading and fresh else self._orderly
+            enough = self._readable if reading and fresh else self.is_orderly
             disorderly = next((name for name in names if not enough(name)), None)
             if disorderly is None:
                 return
@@ -163,12 +133,13 @@ class Repair:
     def _observe(self, name: ObjectId) -> Observed:
         return self._observations.observe(name)
 
-    def _orderly(self, name: ObjectId) -> bool:
+    def is_orderly(self, name: ObjectId) -> bool:
+        """Whether a method can be conditioned on what is known of an object."""
         return self._observe(name).classification.type is OperationType.METHOD
 
     def _readable(self, name: ObjectId) -> bool:
         found = self._observe(name).classification
-        return self._orderly(name) or self._rounds.quorums.is_quorum(found.nodes)
+        return self.is_orderly(name) or self._rounds.quorums.is_quorum(found.nodes)
 
     async def _step(self, name: ObjectId, inline_attempts: dict[LogicalTimestamp, int]) -> bool:
         """Do what classification dictates; whether that had the effect it was to have."""

@@ -284,6 +284,7 @@ class UpdateRound(Round):
         self.refused: dict[int, Nodes] = {}
         self.insane: Nodes = 0  # that found a time too far ahead
         self.overdrawn: Nodes = 0
+        self._contenders: dict[int, Nodes] = {}  # who says how many there are
         self.answers: Votes[Answer] = Votes(self.quorums)
         self.refusal = 0
         self._reported: dict[tuple[bytes, ...], Nodes] = {}  # who, having accepted it, has these
@@ -295,6 +296,21 @@ class UpdateRound(Round):
         for nodes in self.refused.values():
             ruled_out |= nodes
         return self.asked & ~ruled_out
+
+    @property
+    def contenders(self) -> int | None:
+        """How many others stand in the line, or are ahead in it, by those who say the fewest.
+
+        Servers that cannot all be malevolent say that there are no more; None if too few say
+        anything. (Who comes at the same moment is late in another order at each server: more than
+        one may believe that it is next.)
+        """
+        nodes = 0
+        for number in sorted(self._contenders):
+            nodes |= self._contenders[number]
+            if self.quorums.includes_benign(nodes):
+                return number
+        return None
 
     @property
     def complete(self) -> bool:
@@ -310,6 +326,9 @@ class UpdateRound(Round):
             self.failed |= bit
             return self._undecided()
         status = reply.status
+        if status is Status.SUCCESS or status is Status.NOT_CURRENT:
+            number = reply.contenders
+            self._contenders[number] = self._contenders.get(number, 0) | bit
         if status is Status.SUCCESS:
             self.accepted |= bit
             histories = reply.histories

@@ -11,7 +11,7 @@ timestamp than the other servers, which could not be established anyway; and a c
 timestamp of each of its attempts, hence whether a failed one was finished by somebody else.
 
 A step is a function of the store, the message and the clock; what the server keeps in memory only
-limits the barriers and copies that one client may make.
+limits the barriers and copies that one client may make, and tells contending clients when to try.
 """
 
 from __future__ import annotations
@@ -49,6 +49,7 @@ from bftfs.query_update.conditioned import (
     decode_conditioned,
     timestamp_of,
 )
+from bftfs.query_update.contention import Lines
 from bftfs.query_update.deduction import Evidence, Undecided
 from bftfs.query_update.healing import ObjectHealer, catalogue
 from bftfs.query_update.history import (
@@ -130,11 +131,14 @@ class _Reject(Exception):
 class _Fail(Exception):
     """Control flow: the request fails with a status and the replica histories."""
 
-    def __init__(self, status: Status, *, forged: Nodes = 0, insane: Nodes = 0) -> None:
+    def __init__(
+        self, status: Status, *, forged: Nodes = 0, insane: Nodes = 0, contenders: int = 0
+    ) -> None:
         super().__init__(status)
         self.status = status
         self.forged = forged
         self.insane = insane
+        self.contenders = contenders
 
 
 class _Wanting(Exception):
@@ -177,6 +181,7 @@ class QueryUpdateServer:
         self._keys = keys
         self._repairs = _Allowance()
         self.unfinished = unfinished.Unfinished()
+        self._lines = Lines()
         self.method_failures = 0  # methods that raised what is not a refusal: bugs of object types
         self._handlers: dict[type, Callable[[StorageView, Sender, Any, int], Ready]] = {
             Update: self._update,
@@ -355,7 +360,12 @@ class QueryUpdateServer:
             if conditioned.facts:
                 self._require_vouched(conditioned, message)
             plans = self._classify(conditioned, sets, evidence, timestamp)
-            self._require_current(replicas, plans)
+            late = _late(replicas, plans)
+            if late:
+                ahead = 0
+                if conditioned.kind is ConditionedKind.METHOD:
+                    ahead = self._lines.join(late, sender.client, now_us)
+                raise _Fail(Status.NOT_CURRENT, contenders=ahead)
             self._require_memory(plans)
             if conditioned.kind is ConditionedKind.METHOD:
                 assert method is not None
@@ -368,6 +378,9 @@ class QueryUpdateServer:
                     conditioned,
                     message.conditioned,
                     message.whole_answer_from,
+                    self._lines.leave(
+                        [replica.object for replica in replicas], sender.client, now_us
+                    ),
                 )
             self._require_allowance(replicas, sender.client, now_us)
             if conditioned.kind is ConditionedKind.COPY:
@@ -644,12 +657,6 @@ class QueryUpdateServer:
                 return candidate
         return INITIAL
 
-    def _require_current(self, replicas: list[Replica], plans: list[_Plan]) -> None:
-        """Nothing later than the history sets' current has been accepted. [Q/U line 1007]"""
-        for replica, plan in zip(replicas, plans, strict=True):
-            if replica.history.latest > plan.current:
-                raise _Fail(Status.NOT_CURRENT)
-
     def _require_memory(self, plans: list[_Plan]) -> None:
         """Nothing that this server may have forgotten is later than what the request builds on.
 
@@ -729,6 +736,7 @@ class QueryUpdateServer:
         conditioned: Conditioned,
         encoded: bytes,
         whole_answer_from: NodeId,
+        contenders: int = 0,
     ) -> Ready:
         """Invoke the method; unless it refuses, accept. [Q/U lines 1017-1030]"""
         operation = conditioned.operation
@@ -776,7 +784,7 @@ class QueryUpdateServer:
             self._report(replica, built_on(base, candidate), base.timestamp)
             first = None
         whole, answer = self._abridge(answer, whole_answer_from)
-        ready = self._accepted(replicas, answer=answer, whole=whole)
+        ready = self._accepted(replicas, answer=answer, whole=whole, contenders=contenders)
         ready.writes += writes
         return ready
 
@@ -870,7 +878,12 @@ class QueryUpdateServer:
         replica.report(history, self._keys.make(digest), established=established)
 
     def _accepted(
-        self, replicas: list[Replica], *, answer: bytes = b"", whole: bool = True
+        self,
+        replicas: list[Replica],
+        *,
+        answer: bytes = b"",
+        whole: bool = True,
+        contenders: int = 0,
     ) -> Ready:
         writes = []
         for replica in replicas:
@@ -885,6 +898,7 @@ class QueryUpdateServer:
                 0,
                 answer,
                 whole,
+                contenders=contenders,
             ),
             writes=writes,
         )
@@ -1072,6 +1086,15 @@ def _objects_of(message: Any) -> tuple[ObjectId, ...]:
             return (named,)
 
 
+def _late(replicas: list[Replica], plans: list[_Plan]) -> list[ObjectId]:
+    """Where something later than the history sets' current has been accepted. [Q/U line 1007]"""
+    return [
+        replica.object
+        for replica, plan in zip(replicas, plans, strict=True)
+        if replica.history.latest > plan.current
+    ]
+
+
 def _failed(replicas: list[Replica], failure: _Fail) -> Ready:
     return Ready(
         UpdateReply(
@@ -1080,6 +1103,7 @@ def _failed(replicas: list[Replica], failure: _Fail) -> Ready:
             tuple(replica.stored.authenticator for replica in replicas),
             forged=failure.forged,
             insane=failure.insane,
+            contenders=failure.contenders,
         )
     )
 

@@ -32,10 +32,11 @@ from bftfs.errors import OperationFailed
 from bftfs.healing import ask_all, look
 from bftfs.identifiers import ClientId, NodeId, ObjectId, placement_of
 from bftfs.query_update.classification import OperationType
+from bftfs.query_update.contention import BackOff
 from bftfs.query_update.healing import ObjectHealer, latest_of_all
 from bftfs.query_update.messages import LatestReply, LatestRequest
 from bftfs.query_update.observation import Observations
-from bftfs.query_update.repair import BackOff, Repair
+from bftfs.query_update.repair import Repair
 from bftfs.query_update.replica import Replica
 from bftfs.query_update.rounds import Rounds
 from bftfs.query_update.suspicion import Suspicion

@@ -29,6 +29,7 @@ from bftfs.query_update.conditioned import (
     decode_conditioned,
     timestamp_of,
 )
+from bftfs.query_update.contention import BACK_OFF_US, BackOff
 from bftfs.query_update.counter import Count, Fetch, Increment
 from bftfs.query_update.history import (
     CulledObjectHistorySet,
@@ -62,7 +63,6 @@ from bftfs.query_update.object_type import (
     State,
     encode_record,
 )
-from bftfs.query_update.repair import BACK_OFF_US, BackOff
 from bftfs.query_update.timestamp import (
     TIMESTAMP_BYTES,
     ZERO,

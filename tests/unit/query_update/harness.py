@@ -205,6 +205,7 @@ class Cluster:
         self._secrets: dict[tuple[int, int], bytes] = {}
         self.route: Route = lambda source, target, message: self.random.randrange(50, 500)
         self.clients: dict[str, Client] = {}
+        self._armed: dict[Engine, int] = {}  # when each is woken next
         self.running: list[Any] = []
         self.sent: list[tuple[Endpoint, Endpoint, Any]] = []
         self.nodes = [Node(self, number, self.types) for number in range(self.quorums.n)]
@@ -242,11 +243,15 @@ class Cluster:
         heapq.heappush(self._agenda, (self.now_us + delay_us, next(self._sequence), action))
 
     def arm(self, engine: Engine) -> None:
-        deadline = engine.next_deadline_us()
-        if deadline is not None:
-            self.after(max(0, deadline - self.now_us), lambda: self._expire(engine))
+        deadline, armed = engine.next_deadline_us(), self._armed.get(engine)
+        if deadline is not None and (armed is None or deadline < armed):
+            self._armed[engine] = deadline
+            self.after(max(0, deadline - self.now_us), lambda: self._expire(engine, deadline))
 
-    def _expire(self, engine: Engine) -> None:
+    def _expire(self, engine: Engine, deadline: int) -> None:
+        if self._armed.get(engine) != deadline:
+            return  # an earlier deadline came, after which it was armed anew
+        del self._armed[engine]
         engine.expire()
         self.arm(engine)
 
