@@ -56,9 +56,13 @@ class HistoryPool:
         if self._charges >= _CHARGES_PER_LOOK:
             self._charges = 0
             self.measure()
-            if self.share >= SHORT:
-                self.shortage.announce()
         return self.share
+
+    def took(self, volume: int) -> None:
+        """So much was added since it was measured."""
+        self.live_bytes += volume
+        if self.share >= SHORT:
+            self.shortage.announce()
 
     def is_short(self) -> bool:
         """Whether so much is taken that what retention does not need has to go."""

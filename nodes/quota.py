@@ -18,7 +18,7 @@ from bftfs.storage import StorageView, Table, Write
 from nodes.pool import SLOW, TIGHT, HistoryPool
 
 _BEYOND = b"\xff" * (CLIENT_ID_BYTES + 1)
-_TURNS_MOST = 16  # of which a slowed client has one, just before it is refused
+_TURNS_MOST = 8  # of which a slowed client has one, just before it is refused
 
 
 class ClientQuota:
@@ -45,6 +45,7 @@ class ClientQuota:
                 refusal = self._short(view, client, used, share)
                 if refusal is not None:
                     return refusal
+            self._pool.took(volume)
         return [Write(Table.ADMISSION, client, used.to_bytes(8, "big"))]
 
     def _short(

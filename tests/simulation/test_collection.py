@@ -1,6 +1,7 @@
 """Garbage collection races readers and writers; whatever has to be kept is read as it was.
 
-Clients change one small tree while every node collects all that it may, under constant pressure.
+Clients change one small tree while every node collects all that it may, under constant pressure,
+and nodes crash and come back in the midst of it.
 A model takes down each state of the tree with the time from which it was the truth. Now and then
 moments are read back: those within the window and those of snapshots must be as the model has them;
 older ones must be so, or be said to be no longer kept.
@@ -206,6 +207,10 @@ class Simulation:
         identifier: ObjectId = found.identifier
         return identifier
 
+    def crash_a_node(self, *, down_us: int) -> None:
+        if all(node.up for node in self.deployment.nodes):
+            self.random.choice(self.deployment.nodes).crash(down_us=down_us)
+
     def take_snapshot(self) -> None:
         name = b"s%d" % len(self.snapshots)
         made = self.run(self.history().create_snapshot(name, CREDENTIALS))
@@ -262,6 +267,8 @@ def run(seed: int, *, window_us: int = WINDOW_US) -> tuple[Simulation, list[str]
     for number in range(30):
         simulation.change()
         simulation.pass_time(simulation.random.randrange(5 * SECOND_US))
+        if number % 3 == 2:  # one after the other, so that no more than t are down
+            simulation.crash_a_node(down_us=6 * SECOND_US)
         if number in {7, 19}:
             simulation.take_snapshot()
         if number % 10 == 9:
