@@ -119,3 +119,9 @@ def test_what_was_is_told_whoever_is_down_and_whoever_lies(
             moment, _, expected = draw.choice(states)
             bftfs("restore", "--delete", f"{tree}@{moment}")
             assert comparable(second / "tree") == expected
+            since = now()
+            for number in range(100, 108):
+                change_something(trees["alice"], draw, number)
+            assert comparable(second / "tree") != expected
+            bftfs("undo", tree, "--client", "alice", "--since", since)
+            assert comparable(second / "tree") == expected
