@@ -23,7 +23,7 @@ from bftfs import limits
 from bftfs.identifiers import NodeId, ObjectId
 from bftfs.query_update import past
 from bftfs.query_update.messages import CatalogueReply
-from bftfs.query_update.replica import Replica, Version, gaps_forgotten, past_prefix
+from bftfs.query_update.replica import Replica, Version, holes_forgotten, past_prefix
 from bftfs.query_update.sequence import is_in_sequence
 from bftfs.query_update.timestamp import TIMESTAMP_BYTES, ZERO, LogicalTimestamp, time_of
 from bftfs.quorum import Nodes, QuorumSystem
@@ -148,7 +148,7 @@ class ObjectWalk:
     def _forget_unseen(self, view: StorageView, version: Version) -> list[Write]:
         """What a version overwrote that was written after the last version that stays.
 
-        With what was gone from a sequence goes the note of the gap that it left.
+        With what was gone from a sequence goes the note of the hole that it left.
         """
         writes = []
         for key, value in version.delta:
@@ -157,7 +157,7 @@ class ObjectWalk:
             if row is not None and int.from_bytes(row[:_NUMBER_BYTES], "big") > self._kept_number:
                 writes.append(Write(Table.PAST, past, None))
                 if value is None and is_in_sequence(key):
-                    writes += gaps_forgotten(self.object, version)
+                    writes += holes_forgotten(self.object, version)
         return writes
 
     def _hand_on(

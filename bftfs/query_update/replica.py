@@ -78,7 +78,7 @@ class Version(Value, frozen=True):
     answer: bytes = b""
     gap: bool = False  # parent and delta are not the operation's: versions between are missing
     until_us: int = 0  # time of the version that followed it, if that was collected
-    gaps: tuple[int, ...] = ()  # where those begin that it has left in a sequence here
+    holes: tuple[int, ...] = ()  # where those begin that it has left in a sequence here
 
 
 class Link(Value, frozen=True):
@@ -180,20 +180,20 @@ def _escaped(key: bytes) -> bytes:
     return key.replace(b"\0", b"\0\xff")
 
 
-def _gap_prefix(identifier: ObjectId, serial: int) -> bytes:
-    """What the PAST keys of gaps from `serial` on begin with; no key of a state is empty."""
+def _hole_prefix(identifier: ObjectId, serial: int) -> bytes:
+    """What the PAST keys of holes from `serial` on begin with; no key of a state is empty."""
     return identifier + b"\0\0" + serial_key(serial)
 
 
-def _gap_key(identifier: ObjectId, serial: int, number: int) -> bytes:
-    return _gap_prefix(identifier, serial) + _stamp(number)
+def _hole_key(identifier: ObjectId, serial: int, number: int) -> bytes:
+    return _hole_prefix(identifier, serial) + _stamp(number)
 
 
-def gaps_forgotten(identifier: ObjectId, version: Version) -> list[Write]:
-    """The writes that remove what a version has noted of gaps."""
+def holes_forgotten(identifier: ObjectId, version: Version) -> list[Write]:
+    """The writes that remove what a version has noted of holes."""
     return [
-        Write(Table.PAST, _gap_key(identifier, start, version.number), None)
-        for start in version.gaps
+        Write(Table.PAST, _hole_key(identifier, start, version.number), None)
+        for start in version.holes
     ]
 
 
@@ -213,7 +213,7 @@ class Reach(Enum):
 class Workspace:
     """The state at the version that an update builds on, and the changes it makes to it."""
 
-    __slots__ = ("_moved", "_prefix", "_rewound", "_rows", "_view", "delta", "gaps", "object")
+    __slots__ = ("_moved", "_prefix", "_rewound", "_rows", "_view", "delta", "holes", "object")
 
     def __init__(self, view: StorageView, identifier: ObjectId) -> None:
         self.object = identifier
@@ -222,7 +222,7 @@ class Workspace:
         self._rows: dict[bytes, bytes | None] = {}  # rows as moved, and those read
         self._moved: set[bytes] = set()  # keys whose rows are no longer what the view says
         self._rewound = False  # whether versions were taken back in this step
-        self.gaps: tuple[int, ...] = ()  # beginnings of those that the last version applied left
+        self.holes: tuple[int, ...] = ()  # beginnings of those that the last version applied left
         self.delta: dict[bytes, bytes | None] = {}
 
     def get(self, key: bytes) -> bytes | None:
@@ -307,7 +307,7 @@ class Workspace:
         """Take back the version of the head."""
         number = version.number
         self._rewound = True
-        writes = gaps_forgotten(self.object, version)
+        writes = holes_forgotten(self.object, version)
         for key, _ in version.delta:
             past_key = past_prefix(self.object, key) + _stamp(number)
             row = self._view.get(Table.PAST, past_key)
@@ -330,19 +330,21 @@ class Workspace:
             writes.append(Write(Table.STATE, self._prefix + key, row))
             self._rows[key] = row
             self._moved.add(key)
-        gaps = self._gaps(changes)
-        self.gaps = tuple(gaps)
+        holes = self._holes(changes)
+        self.holes = tuple(holes)
         writes += (
-            Write(Table.PAST, _gap_key(self.object, start, number), serial_key(end))
-            for start, end in gaps.items()
+            Write(Table.PAST, _hole_key(self.object, start, number), serial_key(end))
+            for start, end in holes.items()
         )
         return writes
 
-    def _gaps(self, changes: tuple[Change, ...]) -> dict[int, int]:
-        """Beginnings and ends of the gaps that the head has left in a sequence."""
+    def _holes(self, changes: tuple[Change, ...]) -> dict[int, int]:
+        """Beginnings and ends of the holes that the head has left in a sequence."""
         found: dict[int, int] = {}
         if len(changes) > limits.DELTA_ENTRIES:
-            return found  # a state that object sync has brought: without its gaps it is only slower
+            return (
+                found  # a state that object sync has brought: without its holes it is only slower
+            )
         for key, value in changes:
             if value is None and is_in_sequence(key):
                 start = FIRST_SERIAL
@@ -455,7 +457,7 @@ class PastState:
                         below, patience = serial_at(escaped), 0
                 elif in_sequence and stored[-_NUMBER_BYTES:] <= stamp:
                     if not patience:
-                        end = self._end_of_gap(escaped, below)
+                        end = self._end_of_hole(escaped, below)
                         if end > 0:
                             break
                         patience = _ROWS_READ
@@ -480,8 +482,8 @@ class PastState:
             else:
                 low = prefix + b"\1"
 
-    def _end_of_gap(self, key: bytes, below: int) -> int:
-        """The end of the gap in a sequence that `key` lies in at this version; -1 if not noted.
+    def _end_of_hole(self, key: bytes, below: int) -> int:
+        """The end of the hole in a sequence that `key` lies in at this version; -1 if not noted.
 
         `below` is a serial that was alive before it, if one is known that has gone since.
         """
@@ -490,7 +492,7 @@ class PastState:
         ):
             below = max(below, serial_at(alive[len(self.object) :]))
             break
-        prefix = _gap_prefix(self.object, max(below + 1, FIRST_SERIAL))
+        prefix = _hole_prefix(self.object, max(below + 1, FIRST_SERIAL))
         for _, noted in self._view.scan(
             Table.PAST, prefix, prefix + _stamp(self._number + 1), reverse=True
         ):
@@ -602,12 +604,12 @@ class Replica:
         number = self.row.number
         for timestamp, version in undone:
             self.writes += self.workspace.undo(version)
-            self._store_version(timestamp, msgspec.structs.replace(version, number=0, gaps=()))
+            self._store_version(timestamp, msgspec.structs.replace(version, number=0, holes=()))
             number -= 1
         for timestamp, version in redone:
             number += 1
             self.writes += self.workspace.apply(number, version.delta)
-            placed = msgspec.structs.replace(version, number=number, gaps=self.workspace.gaps)
+            placed = msgspec.structs.replace(version, number=number, holes=self.workspace.holes)
             self._store_version(timestamp, placed)
         self.row = msgspec.structs.replace(self.row, number=number)
 
@@ -669,7 +671,7 @@ class Replica:
             version = self.version(at)
             assert version is not None
             self.writes += self.workspace.undo(version)
-            self._store_version(at, msgspec.structs.replace(version, number=0, gaps=()))
+            self._store_version(at, msgspec.structs.replace(version, number=0, holes=()))
             number -= 1
             at = version.parent
         changes: list[Change] = []
@@ -692,7 +694,7 @@ class Replica:
         number += 1
         self.writes += self.workspace.apply(number, delta)
         self._store_version(
-            target, Version(number, at, (), False, delta, gap=True, gaps=self.workspace.gaps)
+            target, Version(number, at, (), False, delta, gap=True, holes=self.workspace.holes)
         )
         self.row = msgspec.structs.replace(self.row, number=number, floor=target)
 
@@ -715,7 +717,7 @@ class Replica:
                 delta,
                 operation,
                 answer,
-                gaps=self.workspace.gaps,
+                holes=self.workspace.holes,
             ),
         )
         self.row = msgspec.structs.replace(self.row, number=number)

@@ -4,12 +4,12 @@ A state's keys `key_of(serial)` are such a list. A serial that appears is greate
 there before; it may be overwritten, and when its key is gone it never comes back.
 
 Whoever reads the list as it was at a version would pass over all that had gone by then. So servers
-note with each version that takes a serial away how far the gap reaches that this leaves: from
-behind the serial that was alive below it to the next one that was, or may still come. A gap never
-closes again, so the note holds at all later versions, and at the last version with a note of a gap
-with this beginning while the serial below is alive it is the whole gap. It costs a removal one
-small row, and what is added nothing. It is each server's own index: no part of the state, and of no
-answer. `replica` writes and reads it.
+note with each version that takes a serial away how far the hole reaches that this leaves: from
+behind the serial that was alive below it to the next one that was, or may still come. A hole never
+closes again, so what is noted holds at all later versions; and while the serial below is alive,
+the latest note that begins behind it tells the whole hole. A removal costs one small row more, and
+what is added nothing. The notes are each server's own index: no part of the state, and of no
+answer. `replica` writes and reads them.
 """
 
 from __future__ import annotations

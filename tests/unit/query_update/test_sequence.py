@@ -151,20 +151,20 @@ def test_the_past_of_a_list_equals_the_model(
 
 LEFT_BEHIND = [
     (0, 4, [], []),
-    (0, 0, [1], []),  # a gap…
+    (0, 0, [1], []),  # a hole…
     (0, 0, [1, 2], []),  # …that grows with a version…
     (1, 1, [], []),  # …which is taken back: what went with it is there at this one…
     (0, 0, [1, 2], []),  # …and goes later
 ]
 
 
-def test_the_gaps_of_a_version_that_was_left_behind_are_forgotten() -> None:
+def test_the_holes_of_a_version_that_was_left_behind_are_forgotten() -> None:
     run(LEFT_BEHIND)
 
 
-def test_gaps_that_stayed_would_be_found(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_holes_that_stayed_would_be_found(monkeypatch: pytest.MonkeyPatch) -> None:
     """Must fail: the model tells."""
-    monkeypatch.setattr(replica, "gaps_forgotten", lambda *_: [])
+    monkeypatch.setattr(replica, "holes_forgotten", lambda *_: [])
     with pytest.raises(AssertionError):
         run(LEFT_BEHIND)
 
@@ -200,7 +200,7 @@ def test_a_list_of_the_past_costs_what_was_in_it(kept_every: int) -> None:
 
 def test_without_notes_it_costs_what_has_ever_been_in_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """Must fail, or the bound above would say nothing."""
-    monkeypatch.setattr(Workspace, "_gaps", lambda *_: {})
+    monkeypatch.setattr(Workspace, "_holes", lambda *_: {})
     storage, states = churned(600, kept_every=10_000)
     state, following = states[599]
     storage.rows_read = 0
@@ -215,7 +215,7 @@ def test_what_appears_costs_no_row_more() -> None:
     past = list(storage.keys(Table.PAST, b"", b"\xff" * 99))
     assert len(past) == 1  # what was overwritten
     accept(storage, at(3), at(2), {4: None})
-    assert len(list(storage.keys(Table.PAST, b"", b"\xff" * 99))) == 3  # what went, and its gap
+    assert len(list(storage.keys(Table.PAST, b"", b"\xff" * 99))) == 3  # what went, and its hole
     assert key_of(1 << 62) < BEYOND_SEQUENCE
 
 
