@@ -153,9 +153,7 @@ class Backlog:
         """Verification of `block` is due earlier than was thought."""
         pending = self._blocks.get(block)
         if pending is not None and not pending.rank and due_us < pending.due_us:
-            pending.due_us = due_us
-            pending.queued = True
-            heapq.heappush(self._heap, (due_us, block))
+            self._postpone(block, pending, due_us)
 
     # --- choosing ----------------------------------------------------------------------------
 
@@ -193,8 +191,10 @@ class Backlog:
     def _postpone(self, block: BlockId, pending: _Pending, due_us: int) -> None:
         if pending.rank:
             self._unlist(block, pending)
+        # What is due later than an entry says is put back when that comes up; earlier, it is not.
+        queue = not pending.queued or due_us < pending.due_us
         pending.due_us = due_us
-        if not pending.queued:
+        if queue:
             pending.queued = True
             heapq.heappush(self._heap, (due_us, block))
 

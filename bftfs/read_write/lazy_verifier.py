@@ -215,11 +215,12 @@ class LazyVerifier:
             findings.verified,
             findings.poisonous[: limits.POISONOUS_IN_NOTICE],
         )
-        # [§3.8.2] No notice is owed to a node that has sent one.
+        # [§3.8.2] No notice is owed to a node that has sent one, of this version or a later one.
         known = self._notices.get(findings.block, {})
         for number in range(self._thresholds.N):
             node = NodeId(number)
-            if node != self._node and node not in known:
+            told = known.get(node)
+            if node != self._node and (told is None or told.verified < findings.verified):
                 self.tally.notices += 1
                 await Send(node, notice)
 

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import json
+import os
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from random import Random
 
 import pytest
 
 from bftfs.envelope import HealthRequest
-from bftfs.identifiers import NodeId
+from bftfs.identifiers import BlockId, NodeId
+from bftfs.simulation.byzantine.positions import ClientPosition
+from bftfs.simulation.byzantine.registry import CLIENTS
+from bftfs.simulation.deployment import Sizes
 from tests.integration.counting import ask
 from tests.integration.deployment import Deployment
 from tests.integration.test_node import metric, page
-from tests.integration.test_protocols import Client, items
+from tests.integration.test_protocols import Client, block, items
 
 PATIENCE_S = 60.0
 
@@ -112,3 +118,67 @@ def test_a_silent_responsible_node_costs_the_others_only_time(deployment: Deploy
     await_that(lambda: total(deployment, "bftfs_possible_versions") == 0)
     assert writer.read_all(written) == written
     writer.network.close()
+
+
+class Prey:
+    """What there is to attack, as the adversaries of the simulator are told."""
+
+    def __init__(self) -> None:
+        self.blocks = tuple(map(block, range(4)))
+        self.items: set[bytes] = set()
+
+    def attempted(self, name: str, block: BlockId, at: float) -> bytes:
+        item = os.urandom(100)
+        self.items.add(item)
+        return item
+
+
+def test_writers_that_attack_at_full_speed_hurt_themselves_only(deployment: Deployment) -> None:
+    """With limits that are soon reached, and a node that lies of what it has verified."""
+    configure(deployment, "client_possible_versions = 40\nblock_possible_versions = 10\n")
+    deployment.start(range(5))
+    deployment.start([5], program=("tests.lying_node", "false-verifier"))
+    honest, attacker = Client(deployment), Client(deployment, 1)
+    prey, over = Prey(), threading.Event()
+    position = ClientPosition(
+        "attacker",
+        attacker.blocks._session.client,
+        Sizes(deployment.description.query_update, deployment.description.read_write),
+        Random(1),
+        prey,
+        time.time,
+    )
+    adversaries = [
+        CLIENTS["blocks"][name](position)
+        for name in ("poisonous-writer", "partial-writer", "stutterer")
+    ]
+
+    def attack() -> None:
+        while not over.is_set():
+            for adversary in adversaries:
+                attacker.network.perform(adversary.act())
+
+    thread = threading.Thread(target=attack)
+    thread.start()
+    try:
+        for turn in range(25):
+            written = {number: b"%d of turn %d" % (number, turn) for number in range(4)}
+            honest.write_all(written)
+            for number, item in honest.read_all(written).items():
+                assert item == written[number] or item in prey.items
+            for node in range(5):
+                # Of both clients, and a version for each second that the attack may have lasted.
+                assert metric(deployment, "bftfs_possible_versions", node) <= 2 * 40 + 60
+        await_that(lambda: metric(deployment, "bftfs_verification_demands", 0) > 0)
+    finally:
+        over.set()
+        thread.join(PATIENCE_S)
+    assert not thread.is_alive()
+    after = dict.fromkeys(range(4), b"after")
+    honest.write_all(after)
+    await_that(
+        lambda: all(metric(deployment, "bftfs_possible_versions", node) == 0 for node in range(5))
+    )
+    assert Client(deployment).read_all(after) == after
+    honest.network.close()
+    attacker.network.close()

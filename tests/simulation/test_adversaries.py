@@ -30,7 +30,7 @@ def test_byzantine_clients_are_harmless(kind: str, client: str) -> None:
         assert report.passed, "\n".join(report.findings)
 
 
-@pytest.mark.parametrize("client", ["poisonous-writer", "stutterer"])
+@pytest.mark.parametrize("client", ["poisonous-writer", "partial-writer", "stutterer"])
 def test_nodes_that_verify_are_not_deceived(client: str) -> None:
     """[LazyVer §3.8] with limits that are soon reached, and false notices."""
     verification = VerificationSettings(node=16, client=4, block=2)

@@ -143,6 +143,18 @@ def test_readers_take_flags_of_b_plus_one_nodes_and_regenerate_nothing() -> None
     assert len(reader.blocks._session.validated) == 0
 
 
+def test_a_new_version_is_verified_soon_however_long_the_last_retry_was_put_off() -> None:
+    cluster = Cluster(LAZY)
+    client = cluster.client()
+    client.write(block(0), b"item")
+    cluster.place(client, block(0), cluster.pieces(b"partial"), [0, 1])
+    cluster.run_for(60 * SECOND_US)  # retries are half a minute apart by now
+    timestamp = client.write(block(0), b"new")
+    cluster.run_for(3 * SECOND_US)
+    assert cluster.verified(block(0), timestamp) == everyone(cluster)
+    assert cluster.verifier(0).backlog.total == 0
+
+
 # --- limits ----------------------------------------------------------------------------------
 
 
