@@ -1,12 +1,15 @@
 """What one principal may ask of a node, and what happens beyond that. [design §9]
 
 A principal over a limit is delayed (its connections are not read), then cut off; others do not
-notice. Requests of different connections take turns.
+notice. Requests of different principals take turns, however many connections each has: who has had
+its share of a turn, in requests or in time spent on them, waits until the others have had theirs.
 
 Concurrency: one thread, the node's loop.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterable
 
 from bftfs.identifiers import ClientId
 from bftfs.limits import KIB, MIB, SECOND_US
@@ -15,7 +18,8 @@ from bftfs.step import Sender
 CONNECTIONS_PER_PRINCIPAL = 16  # one per mount and tool that uses the same key
 STRANGERS = 64  # connections that have not said who they are; the oldest gives way
 GREETING_PATIENCE_US = 10 * SECOND_US  # for a stranger
-REQUESTS_PER_TURN = 128  # of one connection, before the others have their turn
+REQUESTS_PER_TURN = 128  # of one principal, before the others have their turn…
+TIME_PER_TURN_US = 4_000  # …which they have sooner if it takes so long to serve them
 RECEIVES_PER_TURN = 8  # reads from one connection, before the others have their turn
 UNSENT_BYTES = 1 * MIB  # answers that a connection does not take, beyond which it is not served
 HELD_BYTES = 64 * MIB  # of requests and answers over all connections; the greediest is cut off
@@ -27,12 +31,15 @@ OFFENCE_FORGIVEN_US = SECOND_US
 class Account:
     """What a node holds against one principal."""
 
-    __slots__ = ("_forgiven_us", "connections", "offences")
+    __slots__ = ("_forgiven_us", "connections", "offences", "spent_us", "stepped", "turn")
 
     def __init__(self) -> None:
         self.connections = 0
         self.offences = 0
         self._forgiven_us = 0
+        self.turn = 0  # to which the next two refer
+        self.stepped = 0  # requests
+        self.spent_us = 0  # on them
 
     def offend(self, now_us: int) -> None:
         """The principal has broken the rules of the channel."""
@@ -49,6 +56,31 @@ class Account:
         if forgiven > 0:
             self.offences = max(0, self.offences - forgiven)
             self._forgiven_us = now_us
+
+
+class Turn:
+    """One turn of the loop: what each principal has had of it."""
+
+    __slots__ = ("_alone", "_number")
+
+    def __init__(self, number: int, waiting: Iterable[Account]) -> None:
+        """Requires: each turn has another number."""
+        self._number = number
+        self._alone = len(set(map(id, waiting))) <= 1
+
+    def goes_on(self, account: Account) -> bool:
+        """Whether another request of the principal belongs to this turn."""
+        if account.turn != self._number:
+            account.turn = self._number
+            account.stepped = account.spent_us = 0
+        return account.stepped < REQUESTS_PER_TURN and (
+            self._alone or account.spent_us < TIME_PER_TURN_US
+        )
+
+    def charge(self, account: Account, spent_us: int) -> None:
+        """A request of the principal has been stepped."""
+        account.stepped += 1
+        account.spent_us += spent_us
 
 
 class Admission:

@@ -42,11 +42,11 @@ from nodes.admission import (
     GREETING_PATIENCE_US,
     HELD_BYTES,
     RECEIVES_PER_TURN,
-    REQUESTS_PER_TURN,
     STRANGERS,
     UNNOTICED_BYTES,
     UNSENT_BYTES,
     Admission,
+    Turn,
 )
 from nodes.connection import Connection
 from nodes.guard import WriteSwitch
@@ -409,7 +409,7 @@ class Loop:
         self._links.flush()
 
     def _step_backlogs(self, batch: Batch, arrivals: list[Arrival]) -> int:
-        """Step what is waiting, a fair share of each connection.
+        """Step what is waiting, a fair share of each principal.
 
         The result is how many of the answers in the outbox do not depend on a write.
         """
@@ -420,13 +420,20 @@ class Loop:
         volume = 0
         waiting = self._backlogged
         self._backlogged = []
+        turn = Turn(
+            self._tally.batches,
+            (each.account for each in waiting if each.account is not None),
+        )
+        monotonic_us = clock.monotonic_us
+        before_us = monotonic_us()
+        served: list[Connection] = []
         remaining = iter(waiting)
         for connection in remaining:
             connection.waiting = False
-            backlog, sender = connection.backlog, connection.sender
-            promised = connection.output.size
+            backlog, sender, account = connection.backlog, connection.sender, connection.account
+            promised, before = connection.output.size, len(backlog)
             try:
-                for _ in range(min(len(backlog), REQUESTS_PER_TURN)):
+                while backlog and account is not None and turn.goes_on(account):
                     frame = backlog.popleft()
                     message = decode(frame.metadata)
                     requests[type(message)] += 1
@@ -442,6 +449,9 @@ class Loop:
                         body=frame.body,
                         now_us=now_us,
                     )
+                    after_us = monotonic_us()
+                    turn.charge(account, after_us - before_us)
+                    before_us = after_us
                     volume += len(frame.body)
                     if len(outbox) == answers:
                         arrivals.pop()  # it is parked, and the dispatcher will resume it
@@ -457,15 +467,17 @@ class Loop:
                 self._offend(connection, fault)
             except (MapOutgrown, StoreFull):
                 self._queue(connection)
-                self._backlogged += remaining
+                self._backlogged += [*remaining, *served]
                 raise
             if not backlog:
                 connection.backlog_bytes = 0
             elif promised <= UNSENT_BYTES:
-                self._queue(connection)
+                connection.waiting = True
+                (served if len(backlog) < before else self._backlogged).append(connection)
             if volume > BATCH_BYTES:
                 break
-        self._backlogged += remaining
+        # Those that have had nothing come first in the next turn.
+        self._backlogged += [*remaining, *served]
         return early
 
     def _step_again(self, batch: Batch, arrivals: list[Arrival]) -> int:

@@ -1,0 +1,118 @@
+"""Principals take turns at a node, however many connections each has."""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from bftfs.dispatcher import Outgoing
+from bftfs.runtime import clock
+from nodes.admission import REQUESTS_PER_TURN, TIME_PER_TURN_US, Account, Turn
+from nodes.loop import Loop
+
+
+def test_a_principal_has_so_many_requests_in_a_turn() -> None:
+    greedy, modest = Account(), Account()
+    turn = Turn(1, [greedy, modest])
+    for _ in range(REQUESTS_PER_TURN):
+        assert turn.goes_on(greedy)
+        turn.charge(greedy, 0)
+    assert not turn.goes_on(greedy)
+    assert turn.goes_on(modest)
+    assert Turn(2, [greedy]).goes_on(greedy)
+
+
+def test_time_counts_while_others_wait() -> None:
+    greedy, modest = Account(), Account()
+    turn = Turn(1, [greedy, modest, greedy])
+    assert turn.goes_on(greedy)
+    turn.charge(greedy, TIME_PER_TURN_US)
+    assert not turn.goes_on(greedy)
+    assert turn.goes_on(modest)
+    alone = Turn(2, [greedy, greedy])
+    assert alone.goes_on(greedy)
+    alone.charge(greedy, TIME_PER_TURN_US)
+    assert alone.goes_on(greedy)
+
+
+class _Served:
+    """A loop of which nothing but the turns is real; requests take as long as they say."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now_us = 0
+        monkeypatch.setattr(clock, "monotonic_us", lambda: self.now_us)
+        self.log: list[Any] = []
+        outbox: list[Outgoing] = []
+        self.loop: Any = Loop.__new__(Loop)
+        self.loop._decode = lambda metadata: metadata
+        self.loop._dispatcher = SimpleNamespace(outbox=outbox, handle=self._handle)
+        self.loop._tally = SimpleNamespace(requests=Counter(), batches=0)
+        self.loop._backlogged = []
+
+    def _handle(self, _: Any, *, origin: Any, message: int, **others: Any) -> None:
+        self.now_us += message
+        self.log.append(origin)
+        self.loop._dispatcher.outbox.append(Outgoing(origin, 0, None, b""))
+
+    def connection(self, account: Account, requests: int, *, each_us: int = 0) -> Any:
+        frames = [SimpleNamespace(number=0, metadata=each_us, body=b"")] * requests
+        connection: Any = SimpleNamespace(
+            account=account,
+            sender=object(),
+            socket=object(),
+            waiting=True,
+            backlog=deque(frames),
+            backlog_bytes=0,
+            output=SimpleNamespace(size=0),
+        )
+        self.loop._backlogged.append(connection)
+        return connection
+
+    def turn(self) -> Counter[int]:
+        """How many requests of each connection are stepped in one turn."""
+        self.log.clear()
+        self.loop._dispatcher.outbox.clear()
+        self.loop._tally.batches += 1
+        self.loop._step_backlogs(SimpleNamespace(writes=[]), [])
+        return Counter(map(id, self.log))
+
+
+def test_many_connections_are_no_larger_share(monkeypatch: pytest.MonkeyPatch) -> None:
+    served = _Served(monkeypatch)
+    mallory, alice = Account(), Account()
+    flood = [served.connection(mallory, 1_000) for _ in range(16)]
+    victim = served.connection(alice, 10)
+    stepped = served.turn()
+    assert stepped[id(victim)] == 10
+    assert sum(stepped[id(each)] for each in flood) == REQUESTS_PER_TURN
+
+
+def test_expensive_requests_are_fewer(monkeypatch: pytest.MonkeyPatch) -> None:
+    served = _Served(monkeypatch)
+    costly = served.connection(Account(), 100, each_us=TIME_PER_TURN_US // 2)
+    victim = served.connection(Account(), 10, each_us=10)
+    stepped = served.turn()
+    assert stepped[id(costly)] == 2
+    assert stepped[id(victim)] == 10
+
+
+def test_connections_of_one_principal_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    served = _Served(monkeypatch)
+    account = Account()
+    first, second = (served.connection(account, 1_000) for _ in range(2))
+    assert served.turn() == {id(first): REQUESTS_PER_TURN}
+    assert served.turn() == {id(second): REQUESTS_PER_TURN}
+    assert served.turn() == {id(first): REQUESTS_PER_TURN}
+
+
+def test_nothing_is_left_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    served = _Served(monkeypatch)
+    connections = [served.connection(Account(), 300, each_us=100) for _ in range(5)]
+    total: Counter[int] = Counter()
+    for _ in range(100):
+        total += served.turn()
+    assert all(total[id(each)] == 300 for each in connections)
+    assert not any(each.waiting for each in connections)
