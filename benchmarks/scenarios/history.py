@@ -44,7 +44,7 @@ SYSTEM = System(t=1, b=1)
 
 _BLOCK_BYTES = limits.BLOCK_BYTES_DEFAULT
 _BATCH = 64
-_LISTINGS = 10  # in a round
+_LISTINGS = 20  # in a round
 _ENTRY_BYTES = 62  # of a directory's state: two keys and values with a name of eight bytes
 _INODE_COPY_BYTES = 4096  # a block of a disk, as where each version of an inode is a copy of it
 
