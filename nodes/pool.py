@@ -56,10 +56,11 @@ class HistoryPool:
         if self._charges >= _CHARGES_PER_LOOK:
             self._charges = 0
             self.measure()
+            self.took(0)
         return self.share
 
     def took(self, volume: int) -> None:
-        """So much was added since it was measured."""
+        """So much was added since it was measured; who waits for a shortage hears of it."""
         self.live_bytes += volume
         if self.share >= SHORT:
             self.shortage.announce()

@@ -18,6 +18,7 @@ from bftfs.healing import HealingTally
 from bftfs.identifiers import NodeId
 from bftfs.query_update.healing import ObjectHealer
 from bftfs.query_update.messages import Request as QueryUpdateRequest
+from bftfs.query_update.messages import Update
 from bftfs.query_update.scrubbing import HistoryScrubber, RequestScrubber, VersionScrubber
 from bftfs.query_update.server import QueryUpdateServer
 from bftfs.query_update.unfinished import Finisher, Unfinished
@@ -37,7 +38,7 @@ from nodes.control import Standing, Work
 from nodes.metrics import Gauge
 from nodes.node import Protocols, Services
 from nodes.pool import HistoryPool
-from nodes.quota import ClientQuota
+from nodes.quota import ClientQuota, MeteredObjects
 
 
 def honest_services(
@@ -106,6 +107,7 @@ def honest_services(
     return Services(
         {
             **dict.fromkeys(get_args(QueryUpdateRequest), query_update),
+            Update: MeteredObjects(query_update, quota),
             **dict.fromkeys(get_args(ReadWriteRequest), read_write),
             Notice: verifier,
         },

@@ -10,14 +10,19 @@ from __future__ import annotations
 
 import errno
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from bftfs.identifiers import CLIENT_ID_BYTES, BlockId, ClientId
+from bftfs.query_update.messages import Rejected
 from bftfs.read_write.messages import BlockRefused
+from bftfs.step import Ready, Sender, Server
 from bftfs.storage import StorageView, Table, Write
-from nodes.pool import SLOW, TIGHT, HistoryPool
+from nodes.pool import SHORT, SLOW, TIGHT, HistoryPool
 
 _BEYOND = b"\xff" * (CLIENT_ID_BYTES + 1)
+# The same words at all nodes: a client believes what more than b of them say alike.
+_GREEDY = "the nodes' history pools are full, and this client's versions use most of them"
 _TURNS_MOST = 8  # of which a slowed client has one, just before it is refused
 
 
@@ -29,6 +34,7 @@ class ClientQuota:
         self._client_bytes = client_bytes
         self._pool = pool
         self._turns: Counter[ClientId] = Counter()  # of clients that are slowed
+        self._metadata: Counter[ClientId] = Counter()  # bytes, since the pool is short
 
     def charge(
         self, view: StorageView, client: ClientId, block: BlockId, volume: int
@@ -58,23 +64,47 @@ class ClientQuota:
                 "the node's history pool is full, and all in it is younger than the detection "
                 "window or pinned by snapshots",
             )
-        accounts = [
-            int.from_bytes(row, "big") for _, row in view.scan(Table.ADMISSION, b"", _BEYOND)
-        ]
-        if used * max(len(accounts), 1) < sum(accounts):
-            return None  # others have more
+        if not self._is_greedy(view, client, used):
+            return None
         if share >= TIGHT:
-            return BlockRefused(
-                errno.EDQUOT,
-                f"the node's history pool is {share:.0%} full, and this client's versions use "
-                "more of it than the average client's",
-            )
+            return BlockRefused(errno.EDQUOT, _GREEDY)
         self._turns[client] += 1
         turns = 2 + int((_TURNS_MOST - 2) * (share - SLOW) / (TIGHT - SLOW))
         if self._turns[client] % turns:
             # The writer takes it for silence, and sends it again after a while.
             return BlockRefused(errno.EAGAIN, "slowed: the node's history pool is nearly full")
         return None
+
+    def _is_greedy(self, view: StorageView, client: ClientId, used: int) -> bool:
+        """Whether a client that uses so much uses as much as the average client, or more."""
+        accounts = Counter(
+            {
+                ClientId(name): int.from_bytes(row, "big")
+                for name, row in view.scan(Table.ADMISSION, b"", _BEYOND)
+            }
+        )
+        accounts.update(self._metadata)
+        return (used + self._metadata[client]) * max(len(accounts), 1) >= accounts.total()
+
+    def charge_metadata(
+        self, view: StorageView, client: ClientId, writes: Sequence[Write]
+    ) -> Rejected | None:
+        """Why an update of objects is refused; None if it is not.
+
+        Metadata are counted only while the pool is short, and not kept in accounts: an update of an
+        object costs nothing more for it while there is room.
+        """
+        assert self._pool is not None
+        share = self._pool.charged()
+        if share < SHORT:
+            self._metadata.clear()
+            return None
+        volume = sum(len(write.value) for write in writes if write.value is not None)
+        self._pool.took(volume)
+        self._metadata[client] += volume
+        if share < TIGHT or not self._is_greedy(view, client, _used(view, client)):
+            return None
+        return Rejected(errno.EDQUOT, _GREEDY)
 
     def charge_anyway(
         self, view: StorageView, client: ClientId, block: BlockId, volume: int
@@ -93,6 +123,33 @@ class ClientQuota:
             )
             for client, volume in freed.items()
         ]
+
+
+class MeteredObjects:
+    """The server of objects, for nodes whose pool may get short. [design §8]
+
+    Only new operations are refused: what repairs and finishes others' work is owed to them.
+    """
+
+    def __init__(self, server: Server, quota: ClientQuota) -> None:
+        self._server = server
+        self._quota = quota
+
+    def step(
+        self,
+        view: StorageView,
+        sender: Sender,
+        message: Any,
+        body: bytes | memoryview,
+        now_us: int,
+    ) -> Ready:
+        """Serve one `Update`."""
+        ready = self._server.step(view, sender, message, body, now_us)
+        if ready.writes and not ready.wants:
+            rejected = self._quota.charge_metadata(view, sender.client, ready.writes)
+            if rejected is not None:
+                return Ready(rejected)
+        return ready
 
 
 def _used(view: StorageView, client: ClientId) -> int:

@@ -9,7 +9,7 @@ import pytest
 
 from bftfs.identifiers import BlockId, ClientId
 from bftfs.read_write.messages import BlockRefused
-from bftfs.storage import MemoryStorage
+from bftfs.storage import MemoryStorage, Table, Write
 from nodes.pool import SHORT, SLOW, TIGHT, HistoryPool
 from nodes.quota import ClientQuota
 
@@ -47,6 +47,15 @@ class Node:
         self.view.apply(outcome)
         self.disk.taken += volume
         self.pool.measure()
+        return 0
+
+    def update(self, client: ClientId, volume: int) -> int:
+        """The same for metadata."""
+        writes = [Write(Table.VERSION, b"key", bytes(volume)), Write(Table.STATE, b"key", None)]
+        rejected = self.quota.charge_metadata(self.view, client, writes)
+        if rejected is not None:
+            return rejected.code
+        self.disk.taken += volume
         return 0
 
     def fill(self, client: ClientId, share: float) -> None:
@@ -104,6 +113,25 @@ def test_shortage_is_announced_where_it_is_met() -> None:
         node.write(ALICE, 100)
     assert announced
     assert node.pool.is_short()
+
+
+def test_who_fills_the_pool_with_metadata_is_refused_and_the_others_are_not() -> None:
+    node = Node()
+    node.fill(CAROL, 0.3)
+    node.fill(BOB, 0.01)
+    node.fill(ALICE, 0.55)
+    written = 0
+    while node.update(ALICE, 1_000) == 0:
+        written += 1
+        assert node.update(BOB, 10) == 0
+    assert 80 < written < 110
+    node.pool.measure()
+    assert TIGHT <= node.pool.share < 1
+    assert node.update(ALICE, 1) == errno.EDQUOT
+    assert [node.update(BOB, 100), node.update(CAROL, 1)] == [0, 0]
+    node.disk.taken = LIMIT // 2
+    node.pool.measure()
+    assert node.update(ALICE, 1_000) == 0
 
 
 def test_without_a_budget_it_is_most_of_what_there_is() -> None:
