@@ -63,14 +63,15 @@ class Pool:
 
 
 def collector_with(
-    window_us: int, *, short: bool = True
+    window_us: int, *, short: bool = True, roomy: frozenset[int] = frozenset()
 ) -> Callable[[NodeId, QuorumSystem], Collector]:
+    """Collectors of nodes with pools that are short, but for those of `roomy` nodes."""
     return lambda node, quorums: Collector(
         node,
         quorums,
         VOLUME,
         window_us=window_us,
-        pool=Pool(short=short),
+        pool=Pool(short=short and node not in roomy),
         release=lambda _view, _freed: [],
     )
 
@@ -78,7 +79,14 @@ def collector_with(
 class Simulation:
     """Six nodes, clients, and a model of what they did."""
 
-    def __init__(self, seed: int, *, window_us: int = WINDOW_US, short: bool = True) -> None:
+    def __init__(
+        self,
+        seed: int,
+        *,
+        window_us: int = WINDOW_US,
+        short: bool = True,
+        roomy: frozenset[int] = frozenset(),
+    ) -> None:
         self.random = Random(seed)
         self.world = World(seed)
         self.network = Network(self.world, NetworkFaults(loss=0.01, duplication=0.01))
@@ -88,7 +96,7 @@ class Simulation:
             SIZES,
             types=file_system_types(),
             verification=VerificationSettings(),
-            collecting=collector_with(window_us, short=short),
+            collecting=collector_with(window_us, short=short, roomy=roomy),
         )
         self.systems: list[FileSystem] = []
         self.hosts = [self.deployment.client(f"client {number}") for number in range(3)]
@@ -255,9 +263,13 @@ class Simulation:
             wrong.append("the present is not as it was left")
         return wrong
 
-    def versions(self) -> int:
-        """How many versions of blocks the first node has."""
-        return sum(1 for _ in self.deployment.nodes[0].disk.keys(Table.BLOCK, b"", b"\xff" * 200))
+    def rows(self, node: int) -> dict[Table, frozenset[bytes]]:
+        """The keys of the versions that a node has, of blocks and of objects."""
+        disk = self.deployment.nodes[node].disk
+        return {
+            table: frozenset(disk.keys(table, b"", b"\xff" * 200))
+            for table in (Table.BLOCK, Table.FRAGMENT, Table.VERSION)
+        }
 
 
 def run(seed: int, *, window_us: int = WINDOW_US) -> tuple[Simulation, list[str]]:
@@ -398,3 +410,31 @@ def test_a_window_that_is_too_short_is_found_out(way: str) -> None:
     """Must fail: without any window; and without what clocks may differ by."""
     window_us = 0 if way == "deleting" else WINDOW_US
     assert survives(attacked(window_us=window_us), way)[0] is False
+
+
+# --- healing -----------------------------------------------------------------------------------
+
+
+def test_healing_and_scrubbing_bring_nothing_back_that_was_collected(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Half of the nodes keep it, and could give it to the others."""
+    monkeypatch.setattr(limits, "SCRUB_EVERY_US", 60 * SECOND_US)
+    monkeypatch.setattr(limits, "HEAL_EVERY_US", 30 * SECOND_US)
+    simulation = Simulation(3, roomy=frozenset({3, 4, 5}))
+    simulation.run(simulation.systems[0].format(CREDENTIALS, block_bytes=BLOCK))
+    for _ in range(12):
+        simulation.change()
+        simulation.pass_time(SECOND_US)
+    simulation.pass_time(3 * WINDOW_US)
+    collected, kept = simulation.rows(0), simulation.rows(5)
+    assert len(collected[Table.VERSION]) < len(kept[Table.VERSION]) / 2
+    assert len(collected[Table.BLOCK]) < len(kept[Table.BLOCK])
+    for _ in range(400):  # often enough to see it before it is collected again
+        simulation.pass_time(SECOND_US // 2)
+        assert simulation.rows(0) == collected
+    assert simulation.rows(5) == kept
+    scrubber = simulation.deployment.scrubbers[NodeId(0)]
+    assert scrubber.tally.passes >= 2
+    assert not scrubber.tally.found_damaged
+    assert simulation.run(simulation._read_tree(simulation.systems[1])) == simulation.tree
