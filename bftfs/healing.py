@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from bftfs import limits
 from bftfs.conversation import Event, Now, Receive, Send, Wait
 from bftfs.identifiers import NodeId
 from bftfs.step import Host
-from bftfs.storage import StorageView, Write
+from bftfs.storage import StorageView, Table, Write
 
 Seen = TypeVar("Seen")
 
@@ -49,6 +49,26 @@ class HealingTally:
         if done <= 0:
             return None
         return round((now_us - self.began_us) * (1.0 - self.progress) / done)
+
+
+class Place(NamedTuple):
+    """Where a walk is, and whether it has left nothing behind that it should have brought.
+
+    It is stored: neither a crash nor silent peers may make a walk forget that it is incomplete.
+    """
+
+    cursor: bytes = b""
+    complete: bool = True
+
+    @classmethod
+    def stored_in(cls, view: StorageView, key: bytes) -> Place:
+        """Where the walk of that name goes on."""
+        row = view.get(Table.META, key)
+        return cls(row[1:], row[0] == 1) if row else cls()
+
+    def store(self, key: bytes) -> Write:
+        """What keeps it."""
+        return Write(Table.META, key, bytes((self.complete,)) + self.cursor)
 
 
 async def look(host: Host, function: Callable[[StorageView], Seen]) -> Seen:

@@ -5,7 +5,7 @@ how late their replica histories are; where b + 1 of them are later than its own
 the history, brings the version by object sync, and takes its candidate into its own history.
 
 **Rule.** [Q/U §4.3.3] A server takes over an object candidate that it was not asked to accept only
-where nothing later is reported, and
+where it has accepted nothing later itself, and
 
 - it is at a full quorum of other servers: then it is established for all of its objects, and
   nothing that conflicts with it can ever be repairable; or
@@ -37,7 +37,7 @@ import msgspec
 from bftfs import limits
 from bftfs.conversation import Now, Pause, Together
 from bftfs.errors import MalformedMessage
-from bftfs.healing import HealingTally, ask_all, clients_are_busy, look, step
+from bftfs.healing import HealingTally, Place, ask_all, clients_are_busy, look, step
 from bftfs.identifiers import OBJECT_ID_BYTES, NodeId, ObjectId, ObjectKind
 from bftfs.query_update import object_sync
 from bftfs.query_update.candidate import Candidate
@@ -199,8 +199,8 @@ class ObjectHealer:
 
     async def _walk(self, host: Host) -> bool:
         """One pass over all objects; whether all that others have is here."""
-        cursor = await look(host, lambda view: view.get(Table.META, _CURSOR) or b"")
-        complete, losses = True, self._losses
+        cursor, complete = await look(host, lambda view: Place.stored_in(view, _CURSOR))
+        losses = self._losses
         self.tally.begin(await Now(), _fraction(cursor))
         while cursor != _END:
             await self.steering.permission()
@@ -218,10 +218,12 @@ class ObjectHealer:
             if losses != self._losses:
                 return False  # the next pass begins anew
             cursor = horizon
-            self._walked = max(self._walked, cursor)
-            place = None if cursor == _END else cursor
-            host.arrange(lambda _v, _n, place=place: [Write(Table.META, _CURSOR, place)])  # type: ignore[misc]
-        self._asked_for.clear()
+            if complete:
+                self._walked = max(self._walked, cursor)
+            place = Place() if cursor == _END else Place(cursor, complete)
+            host.arrange(lambda _v, _n, place=place: [place.store(_CURSOR)])  # type: ignore[misc]
+        if complete:
+            self._asked_for.clear()
         return complete
 
     async def _compare(
@@ -322,13 +324,11 @@ class ObjectHealer:
                 False  # what is ahead of this server's clock it takes from nobody yet [design §4]
             )
         established = quorums.is_quorum(shared.nodes)
-        latest = shared.candidate.timestamp == history_set.latest
-        if not (established and latest) and not recovering:
+        if not established and not recovering:
             return False
-        taken = await self._take_over(
+        return await self._take_over(
             host, name, shared.candidate, shared.nodes, own, established=established
         )
-        return taken and (latest or recovering)
 
     async def _take_over(
         self,

@@ -27,7 +27,7 @@ from bftfs.coding import cross_checksum
 from bftfs.coding.cross_checksum import CrossChecksum
 from bftfs.conversation import Compute, Now, Receive, Send, Together
 from bftfs.crypto.digest import DIGEST_BYTES, inventory_digest, verifier_of
-from bftfs.healing import HealingTally, ask_all, clients_are_busy, look
+from bftfs.healing import HealingTally, Place, ask_all, clients_are_busy, look
 from bftfs.identifiers import BLOCK_ID_BYTES, BlockId, ClientId, NodeId
 from bftfs.read_write.messages import InventoryReply, InventoryRequest, ReadReply, ReadRequest
 from bftfs.read_write.placement import fragment_index, nodes_by_fragment, rotation_of
@@ -198,8 +198,7 @@ class BlockHealer:
 
     async def _walk(self, host: Host) -> bool:
         """One pass over all versions; whether enough peers took part in all of it."""
-        cursor = await look(host, lambda view: view.get(Table.META, _CURSOR) or b"")
-        complete = True
+        cursor, complete = await look(host, lambda view: Place.stored_in(view, _CURSOR))
         self.tally.begin(await Now(), _fraction(cursor))
         while cursor != END:
             await self.steering.permission()
@@ -219,14 +218,13 @@ class BlockHealer:
             self.tally.lacking += len(lacking)
             complete &= await self._rebuild_all(host, sane, hosts)
             cursor = horizon
-            host.arrange(partial(self._advance, cursor))
-            self._rebuilt_until = max(self._rebuilt_until, cursor)
+            place = Place() if cursor == END else Place(cursor, complete)
+            host.arrange(lambda _v, _n, place=place: [place.store(_CURSOR)])  # type: ignore[misc]
+            if complete:
+                self._rebuilt_until = max(self._rebuilt_until, cursor)
         return complete
 
     # --- the store, in steps -----------------------------------------------------------------
-
-    def _advance(self, cursor: bytes, _view: StorageView, _now_us: int) -> list[Write]:
-        return [Write(Table.META, _CURSOR, None if cursor == END else cursor)]
 
     def _page(self, view: StorageView, *, after: bytes) -> _Page:
         """The versions that follow `after`, those that are whole."""

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from random import Random
@@ -45,6 +45,7 @@ from bftfs.storage import Write
 
 TYPES = counter_types() | ledger_types() | file_system_types()
 CALM_US = 600 * SECOND_US  # so long after it all operations must have ended
+SETTLING_US = 10 * SECOND_US  # in which servers repair what nobody else will
 EVENTS_PER_OPERATION = 20_000  # more is a livelock
 # How many messages may be sent after the storm until every operation has ended: nearly always it
 # is a few dozen each, and some hundreds where clocks must catch up or much has to be repaired.
@@ -343,29 +344,25 @@ class Simulation:
     def _await_healing(self) -> None:
         """Nodes that have lost their disks must have rebuilt all that they host."""
         losers = self.configuration.storm.losers
-        healers = [each for node in losers for each in self.deployment.healers[node]]
-        passes = [each.tally.passes for each in healers]
-        for healer in healers:
-            healer.steering.hurry()
         recoveries = [self.deployment.recoveries[node] for node in losers]
-        deadline_us = self.world.now_us + CALM_US
-
-        def healed() -> bool:
-            # The pass that was under way may have missed what came in behind it.
-            return not any(each.rebuilding for each in recoveries) and all(
-                healer.tally.passes > before + 1
-                for healer, before in zip(healers, passes, strict=True)
-            )
-
-        self.world.run(
-            until=lambda: healed() or self.world.now_us >= deadline_us,
-            most_events=self._most_events(),
+        self._go_on(CALM_US, until=lambda: not any(each.rebuilding for each in recoveries))
+        # Servers finish what clients have left behind; who has heard nothing of that, heals again.
+        self._go_on(SETTLING_US)
+        again = [
+            (healer, healer.tally.passes, self.deployment.nodes[node].wall_clock_us())
+            for node in losers
+            for healer in self.deployment.healers[node]
+        ]
+        for healer, _, _ in again:
+            healer.steering.hurry()
+        self._go_on(
+            CALM_US,
+            until=lambda: all(
+                healer.tally.began_us >= since_us and healer.tally.passes > passes
+                for healer, passes, since_us in again
+            ),
         )
-        settled_us = self.world.now_us + SECOND_US  # what was rebuilt last is stored by then
-        self.world.after(SECOND_US, lambda: None)
-        self.world.run(
-            until=lambda: self.world.now_us >= settled_us, most_events=self._most_events()
-        )
+        self._go_on(SECOND_US)  # what was rebuilt last is stored by then
         for node, recovery in zip(losers, recoveries, strict=True):
             if recovery.rebuilding:
                 self.findings.append(f"healing: node {node} still rebuilds its store")
@@ -376,6 +373,15 @@ class Simulation:
                     objects=self.configuration.sizes.query_update,
                     blocks=self.configuration.sizes.read_write,
                 )
+
+    def _go_on(self, longest_us: int, *, until: Callable[[], bool] = lambda: False) -> None:
+        """Let time pass, until something is so."""
+        deadline_us = self.world.now_us + longest_us
+        self.world.after(longest_us, lambda: None)
+        self.world.run(
+            until=lambda: until() or self.world.now_us >= deadline_us,
+            most_events=self._most_events(),
+        )
 
     def _audit(self) -> None:
         self.storm.only_down(self.configuration.down_in_audit)

@@ -159,6 +159,36 @@ def test_a_walk_goes_on_where_a_crash_has_stopped_it(monkeypatch: pytest.MonkeyP
     assert len(fragments(cluster, 2)) == 60
 
 
+def test_a_walk_does_not_forget_in_a_crash_what_it_has_left_behind(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Or the node would say that it has all it ever had, and answer for what it lacks."""
+    monkeypatch.setattr(limits, "KEYS_IN_INVENTORY", 16)
+    cluster = Cluster()
+    written(cluster.client(), 60)
+    cluster.run_for(5 * SECOND_US)
+    send, held_up = cluster.network.send, True
+
+    def sends(
+        source: Any, target: Any, kind: Kind, number: int, message: Any, body: Any = b""
+    ) -> None:
+        asks = source == ("node", 2) and isinstance(message, ReadRequest)
+        if not (held_up and asks and message.block == block(0)):
+            send(source, target, kind, number, message, body)
+
+    cluster.network.send = sends  # type: ignore[method-assign]
+    cluster.lose_store(2)
+    cluster.run_until(lambda: len(fragments(cluster, 2)) > 30)
+    cluster.nodes[2].crash(down_us=1000)
+    cluster.run_for(3 * SECOND_US)
+    assert len(fragments(cluster, 2)) == 59
+    assert cluster.deployment.recoveries[NodeId(2)].rebuilding
+    held_up = False
+    cluster.run_for(2 * limits.HEAL_AGAIN_US)
+    assert len(fragments(cluster, 2)) == 60
+    assert not cluster.deployment.recoveries[NodeId(2)].rebuilding
+
+
 def test_a_poisonous_version_holds_nobody_up() -> None:
     cluster = Cluster(VerificationSettings(Policy.READ_TIME))
     client = cluster.client()

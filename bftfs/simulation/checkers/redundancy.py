@@ -2,7 +2,9 @@
 
 Taken once every operation has ended and the node has compared itself with its peers since: every
 version of a block that is complete at the others, and no poison, is at it, with a fragment that its
-timestamp binds; and it stands at every version of an object that a quorum of others stands at.
+timestamp binds; and it stands at every version of an object that a quorum of others stands at,
+unless it has accepted a barrier since: then it may accept nothing earlier, and the copy brings it
+the version. [Q/U §4.3.2]
 """
 
 from __future__ import annotations
@@ -53,7 +55,7 @@ def check_redundancy(
             Replica(disk, name).head for disk in others.values()
         )
         for head, count in heads.items():
-            if count >= objects.q and Replica(own, name).head < head:
+            if count >= objects.q and Replica(own, name).history.latest < head:
                 findings.append(
                     f"redundancy: node {healed} stands before version {time_of(head)} of object "
                     f"{name.hex()[-6:]}, at which {count} others stand"
