@@ -27,7 +27,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice
+from itertools import islice, pairwise
 from typing import NamedTuple, Protocol
 
 import msgspec
@@ -404,9 +404,11 @@ class Collector:
         listed = []
         for key, row in rows:
             name = ObjectId(bytes(key))
-            if short or any(
-                not policy.is_keep_all for policy in self._policies(Replica(view, name), horizon_us)
-            ):
+            replica = Replica(view, name)
+            if (
+                short
+                or any(not policy.is_keep_all for policy in self._policies(replica, horizon_us))
+            ) and _has_superseded(replica, horizon_us):
                 latest, established = established_of(row)
                 listed.append(_Listed(name, latest, established))
         return listed, until
@@ -486,6 +488,29 @@ def _begin(name: ObjectId, horizon_us: int, view: StorageView) -> tuple[bool, li
         return True, []
     row = msgspec.structs.replace(replica.row, collected_us=horizon_us)
     return True, [Write(Table.OBJECT, name, encode(row))]
+
+
+def _has_superseded(replica: Replica, horizon_us: int) -> bool:
+    """Whether anything of an object may have been superseded; most are passed over by this."""
+    view, name = replica.view, replica.object
+    versions = view.keys(Table.VERSION, name, name + b"\xff" * (len(ZERO) + 1))
+    second = next(islice(versions, 1, None), None)
+    if second is not None and time_of(LogicalTimestamp(second[len(name) :])) <= horizon_us:
+        return True
+    if kind_of(name) != ObjectKind.INODE:
+        return False
+    keys = tuple(
+        islice(view.keys(Table.BLOCK, name, name + _AFTER_BLOCKS), limits.COLLECT_BLOCKS + 1)
+    )
+    if len(keys) > limits.COLLECT_BLOCKS:
+        return True
+    if any(one[:BLOCK_ID_BYTES] == other[:BLOCK_ID_BYTES] for one, other in pairwise(keys)):
+        return True
+    encoded = replica.workspace.get(ATTRIBUTES_KEY)
+    if not keys or encoded is None:
+        return False
+    attributes = decode_attributes(encoded)
+    return not attributes.links or attributes.layout is None or len(attributes.layout.ranges) > 1
 
 
 def _establishing(listed: _Listed) -> Callable[[StorageView, int], list[Write]]:
