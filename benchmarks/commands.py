@@ -330,11 +330,11 @@ def profile_command(
 
 
 @main.command("fragility")
-@node_options(repeat=3, durability=Durability.INTERVAL)
+@node_options(repeat=5, durability=Durability.INTERVAL)
 @click.option(
     "--seconds",
     type=click.FloatRange(0.01, 3600),
-    default=2.0,
+    default=0.6,
     show_default=True,
     help="Of each turn; there are two for each adversary, workload and round.",
 )
@@ -344,7 +344,7 @@ def profile_command(
     metavar="NAME",
     multiple=True,
     default=fragility.ADVERSARIES,
-    help="A node or clients of this kind (by default each there is); repeatable.",
+    help="A node, one client or three of this kind (by default each there is); repeatable.",
 )
 def fragility_command(common: NodeCommon, seconds: float, adversaries: tuple[str, ...]) -> None:
     """Compare correct clients' work beside a Byzantine node, or clients, with fault-free work."""

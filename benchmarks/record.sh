@@ -51,7 +51,7 @@ done
 record directory directory --durability interval
 record history history --durability interval
 record profile profile
-record fragility fragility --seconds 2
+record fragility fragility
 record verification-latency verification --seconds 0
 record verification-throughput verification --operations 0
 for figure in latency throughput; do

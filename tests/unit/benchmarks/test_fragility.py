@@ -38,6 +38,8 @@ def test_ratios_are_to_the_fault_free_turn_of_the_same_round() -> None:
     [
         ("node: mute", 0.49, True),
         ("node: mute", 0.51, False),
+        ("1 of 4 clients: stutterer", 0.49, True),
+        ("1 of 4 clients: stutterer", 0.51, False),
         ("3 of 10 clients: stutterer", 0.74, True),
         ("3 of 10 clients: stutterer", 0.76, False),
     ],
@@ -52,6 +54,9 @@ def test_a_long_wait_falls_short() -> None:
 
 def test_attacks_are_found_by_name() -> None:
     assert fragility.attacks_of(["mute"])[0].workloads == ("metadata", "blocks")
-    assert fragility.attacks_of(["stutterer"])[0].workloads == ("blocks",)
+    alone, crowd = fragility.attacks_of(["stutterer"])
+    assert alone.workloads == crowd.workloads == ("blocks",)
+    assert alone.variant == "1 of 4 clients: stutterer"
+    assert crowd.variant == "3 of 10 clients: stutterer"
     with pytest.raises(BenchmarkError, match="nobody"):
         fragility.attacks_of(["nobody"])
