@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
+from bftfs.identifiers import NodeId
 from bftfs.read_write.lazy_verifier import VerificationSettings
 from bftfs.simulation.byzantine.registry import CLIENTS, NODES
 from bftfs.simulation.configuration import KINDS
@@ -46,6 +49,19 @@ def test_nodes_that_verify_are_not_deceived(client: str) -> None:
             )
         )
         assert report.passed, "\n".join(report.findings)
+
+
+@pytest.mark.parametrize("verifies", [False, True])
+@pytest.mark.parametrize("node", sorted(set(NODES) - {"false-verifier"}))
+def test_notices_are_no_surprise_to_other_adversaries(node: str, verifies: bool) -> None:
+    """Whoever else has taken a node over is sent notices, and sends them to who expects none."""
+    configuration = replace(
+        attacked(1, kind="blocks", operations=30),
+        byzantine_nodes=((NodeId(1), ("false-verifier", node)),),
+        verification=VerificationSettings(node=16, client=4, block=2) if verifies else None,
+    )
+    report = run(configuration)
+    assert report.passed, "\n".join(report.findings)
 
 
 @pytest.mark.parametrize("client", ["partial-updater", "two-faced-updater", "half-multi-object"])
