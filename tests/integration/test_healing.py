@@ -113,8 +113,10 @@ def test_a_node_mends_a_store_of_which_a_part_is_lost(
         await_that(lambda: metric(deployment, "bftfs_heal_objects_rebuilt", 2) >= 2)
     assert deployment.stop(2) == 0
     after = stored(deployment, 2), stored(deployment, 2, Table.STATE)
-    assert after[0] == before[0]
-    assert {key: after[1][key] for key in before[1]} == before[1]  # and those that it had missed
+    # Beside those that it had missed; and objects may have got later versions by the way.
+    assert {key: after[0].get(key) for key in before[0]} == before[0]
+    assert after[1].keys() >= before[1].keys()
+    assert not any(value.endswith(b"?") for value in after[1].values())
     client.network.close()
 
 
