@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_left
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
@@ -175,21 +175,3 @@ class Retention:
             policy.shows(since_us, until_us, now_us=self.now_us, from_us=self.pressure_us)
             for policy in self.policies
         )
-
-
-class Standing(NamedTuple):
-    """One version: its time, and whether it is established, or complete and verified."""
-
-    time_us: int
-    certain: bool
-
-
-def expendable(versions: Iterable[Standing], keeps: Keeps) -> tuple[bool, ...]:
-    """Which of an object's or block's versions may go; `versions` are given newest first."""
-    may_go = []
-    until_us: int | None = None
-    for time_us, certain in versions:
-        may_go.append(not keeps(time_us, until_us))
-        if certain:
-            until_us = time_us
-    return tuple(may_go)

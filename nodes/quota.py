@@ -104,7 +104,7 @@ class ClientQuota:
         self._metadata[client] += volume
         if share < TIGHT or not self._is_greedy(view, client, _used(view, client)):
             return None
-        return Rejected(errno.EDQUOT, _GREEDY)
+        return Rejected(errno.ENOSPC if share >= 1 else errno.EDQUOT, _GREEDY)
 
     def charge_anyway(
         self, view: StorageView, client: ClientId, block: BlockId, volume: int

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import pytest
 from hypothesis import given
@@ -13,9 +14,7 @@ from bftfs.retention import (
     KEEP_ALL,
     Policy,
     Retention,
-    Standing,
     Tier,
-    expendable,
     format_duration,
     parse_duration,
     parse_policy,
@@ -38,6 +37,14 @@ Retentions = st.builds(
     snapshots_us=st.lists(Times, max_size=3).map(lambda times: tuple(sorted(times))),
     pressure_us=st.integers(0, 80),
 )
+
+
+class Standing(NamedTuple):
+    """One version: its time, and whether it is established, or complete and verified."""
+
+    time_us: int
+    certain: bool
+
 
 Collector = Callable[[Sequence[Standing], Retention], tuple[bool, ...]]
 
@@ -75,7 +82,14 @@ def lost(versions: Sequence[Standing], retention: Retention, collector: Collecto
 
 
 def by_the_rule(versions: Sequence[Standing], retention: Retention) -> tuple[bool, ...]:
-    return expendable(versions, retention.keeps)
+    """What goes of `versions`, which are given newest first: as collectors walk over them."""
+    may_go = []
+    until_us: int | None = None
+    for time_us, certain in versions:
+        may_go.append(not retention.keeps(time_us, until_us))
+        if certain:
+            until_us = time_us
+    return tuple(may_go)
 
 
 def standings(drawn: list[tuple[int, bool]]) -> list[Standing]:
@@ -123,7 +137,7 @@ def by_their_own_age(versions: Sequence[Standing], retention: Retention) -> tupl
 def taking_the_uncertain_for_certain(
     versions: Sequence[Standing], retention: Retention
 ) -> tuple[bool, ...]:
-    return expendable((Standing(each.time_us, True) for each in versions), retention.keeps)
+    return by_the_rule([Standing(each.time_us, True) for each in versions], retention)
 
 
 @pytest.mark.parametrize(

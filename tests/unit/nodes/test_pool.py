@@ -92,6 +92,15 @@ def test_nobody_writes_to_a_full_pool_and_all_do_when_there_is_room_again() -> N
     assert node.write(ALICE, 1_000) == 0
 
 
+def test_a_full_pool_is_called_full_for_metadata_as_well() -> None:
+    node = Node()
+    node.fill(ALICE, 0.97)
+    assert node.update(ALICE, 100) == errno.EDQUOT
+    node.fill(ALICE, 0.04)
+    assert node.update(ALICE, 100) == errno.ENOSPC
+    assert node.update(BOB, 100) == 0
+
+
 def test_what_is_given_back_is_not_counted_and_never_too_much() -> None:
     node = Node()
     node.fill(ALICE, 0.1)
