@@ -81,7 +81,7 @@ fi
 
 # Node 0 is killed in the middle of each round's copy, and is back when the next one begins.
 up
-record andrew-killed andrew "$mount" --against "$work/local" \
+record andrew-killed andrew "$mount" --repeat 1 --against "$work/local" \
     --during "directories:$python -m bftfs up --data $data" \
     --during "copy@0.5:kill -9 \$(cat $data/nodes/0/pid)"
 # Node 0 lies: about objects, then about blocks.
@@ -94,7 +94,7 @@ for adversary in history-forger wrong-answers fragment-corrupter; do
         --data "$data/nodes/0" --cluster "$data/cluster.toml" >>"$data/nodes/0/log" 2>&1 &
     liar=$!
     while ! [ -e "$data/nodes/0/pid" ]; do sleep 0.1; done
-    record "andrew-$adversary" andrew "$mount" --against "$work/local"
+    record "andrew-$adversary" andrew "$mount" --repeat 1 --against "$work/local"
     kill "$liar"
     wait "$liar" || true
     liar=

@@ -84,6 +84,13 @@ def _state(pid: int) -> tuple[str, bool]:
     return "", False
 
 
+def _session(pid: int) -> str:
+    """The session of a process, which is that of its parent unless one of them began its own."""
+    for line in _lines(f"{pid}/stat"):
+        return line.rpartition(")")[2].split()[3]
+    return ""
+
+
 def process_of(thread: int) -> int | None:
     """The process that a thread belongs to; None if there is no such thread."""
     process = _status(thread).get("Tgid")
@@ -99,14 +106,17 @@ def ending() -> tuple[int, ...]:
     )
 
 
-def uses(pid: int, inode: int, device: str) -> bool:
-    """Whether a process has inode `inode` of `device` ("major:minor") open or mapped, or exits.
+def uses(pid: int, inode: int, device: str, *, opener: int) -> bool:
+    """Whether a process has inode `inode` of `device` ("major:minor") open or mapped.
+
+    What a process closes when it exits is no longer listed. It may have been this if it is of the
+    session of the process that has opened it; and not if it hangs on some other file system.
 
     Asked of /proc alone: a look at the file itself would be a request to ourselves.
     """
     descriptors = _numbers(f"{pid}/fdinfo")
     if not descriptors:
-        return True  # it exits: what it closes is no longer listed
+        return _session(pid) == _session(opener)
     mounts = _mounts_of(device)
     for descriptor in descriptors:
         facts = _facts(f"{pid}/fdinfo/{descriptor}")

@@ -146,8 +146,8 @@ class Requests:
         # Who closes a file does not have it open any more, but is mostly who has opened it. If
         # that thread is gone, it may be anybody.
         opener = processes.process_of(request.opener)
-        return any(
-            opener in (pid, None) or processes.uses(pid, request.inode, self.device)
+        return opener is None or any(
+            pid == opener or processes.uses(pid, request.inode, self.device, opener=opener)
             for pid in ending
         )
 

@@ -153,7 +153,11 @@ class Mount:
         if await trio.to_thread.run_sync(mountpoints.unmount, self._mountpoint):
             return  # the kernel closes the connection, and the loop ends
         self._log.warning("in use: detached from the tree, and lost to those that use it")
-        await trio.to_thread.run_sync(_push_mapped_pages, self._mountpoint)
+        with trio.move_on_after(GOODBYE_PATIENCE_S):
+            # It is a request to ourselves, and waits like any other if the cluster does not answer.
+            await trio.to_thread.run_sync(
+                _push_mapped_pages, self._mountpoint, abandon_on_cancel=True
+            )
         mountpoints.detach(self._mountpoint)
         self._requests.abandon()
         pyfuse3.terminate()

@@ -133,12 +133,16 @@ class TestUses:
         ],
     )
     def test_open_or_mapped(self, process: Path, inode: int, device: str, used: bool):
-        assert processes.uses(PID, inode, device) == used
+        assert processes.uses(PID, inode, device, opener=PID) == used
 
-    def test_who_exits_may_be_closing_anything(self, process: Path):
+    def test_who_exits_may_be_closing_anything_of_his_session(self, proc: Path, process: Path):
         for descriptor in (process / "fdinfo").iterdir():
             descriptor.unlink()
-        assert processes.uses(PID, 1, "0:40")
+        (process / "stat").write_text("42 (a) D (b) D 1 42 40 0 -1 4 0 0\n")
+        a_thread(proc, pid=43, process=43)
+        for session, used in ((40, True), (41, False)):
+            (proc / "43" / "stat").write_text(f"43 (a) D (b) S 1 43 {session} 0 -1 0 0 0\n")
+            assert processes.uses(PID, 1, "0:40", opener=43) == used
 
 
 def test_groups_are_read_in_order(proc: Path):
@@ -153,7 +157,7 @@ def test_the_real_proc_is_understood():
     with Path(__file__).open("rb") as file:
         status = os.fstat(file.fileno())
         device = f"{os.major(status.st_dev)}:{os.minor(status.st_dev)}"
-        assert processes.uses(os.getpid(), status.st_ino, device)
+        assert processes.uses(os.getpid(), status.st_ino, device, opener=1)
 
 
 def test_credentials_are_remembered_for_a_moment(monkeypatch: pytest.MonkeyPatch):

@@ -82,7 +82,9 @@ def ending(monkeypatch: pytest.MonkeyPatch) -> set[int]:
     monkeypatch.setattr(processes, "ending", lambda: tuple(wanting))
     monkeypatch.setattr(processes, "process_of", {9: 900, 10: 1000}.get)
     monkeypatch.setattr(
-        processes, "uses", lambda pid, inode, device: (pid, inode, device) == (7, 42, "0:99")
+        processes,
+        "uses",
+        lambda pid, inode, device, *, opener: (pid, inode, device) == (7, 42, "0:99"),
     )
     return wanting
 
