@@ -209,10 +209,15 @@ def _errors_of_libfuse() -> Iterator[Callable[[], str]]:
 
 
 def _push_mapped_pages(mountpoint: Path) -> None:
-    """Have the kernel write what programs changed in memory."""
+    """Have the kernel write what programs changed in memory.
+
+    Newer kernels only begin to write then, and do not wait; but what they have sent comes to us
+    before what is asked next.
+    """
     with suppress(OSError):
         descriptor = os.open(mountpoint, os.O_RDONLY | os.O_DIRECTORY)
         try:
             ctypes.CDLL(None).syncfs(descriptor)
+            os.fstatvfs(descriptor)
         finally:
             os.close(descriptor)

@@ -68,7 +68,7 @@ def lying(cluster: Cluster) -> Iterator[None]:
 @pytest.fixture
 def cluster(mounting: None, playground: Path, watchdog: Watchdog) -> Iterator[Cluster]:
     """One of this test's own, since its nodes are killed; with a client called alice."""
-    cluster = Cluster(playground / "past")
+    cluster = Cluster(playground / "past-and-faults")
     try:
         cluster.up()
         bftfs("cluster", "add-client", "--data", cluster.data, "alice")

@@ -43,7 +43,7 @@ def test_both_can_be_had_with_t_nodes_down(kind: str) -> None:
 def test_progress_that_takes_too_many_messages_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
     """Who asks again without patience gets there as well, at a price that is found."""
     configuration = attacked(
-        1, kind="objects", operations=40, storm_share=0.5, down_in_calm=TOO_MANY[:1]
+        4, kind="objects", operations=40, storm_share=0.5, down_in_calm=TOO_MANY[:1]
     )
     assert run(configuration).passed
     monkeypatch.setattr("bftfs.quorum.PATIENCE_US", 1)
