@@ -508,12 +508,11 @@ class _QueryRound(Round):
         if not isinstance(reply, QueryReply):
             return self.unserved(node, reply)
         bit = 1 << node
-        if self.rounds.learn(self.names, node, reply, self.now_us):
+        learned = self.rounds.learn(self.names, node, reply, self.now_us)
+        if learned is not None:
             histories = reply.histories
-            for name, reported in zip(
-                self.names, map(Known, histories, reply.authenticators), strict=True
-            ):
-                self.reported[name][node] = self.rounds.observations.newest(name, node, reported)
+            for name, known in zip(self.names, learned, strict=True):
+                self.reported[name][node] = known
             if not self._first:
                 self._first = histories
                 parsed = [parse_history(history) for history in histories]

@@ -99,47 +99,36 @@ class Observations:
 
     def learn(
         self, identifier: ObjectId, node: NodeId, history: bytes, authenticator: bytes
-    ) -> bool:
-        """Remember that `node` reports `history`; false if it does not, as a correct node would.
+    ) -> Known | None:
+        """Remember that `node` reports `history`; what is known of it then.
 
-        What is older than what the node reported before was overtaken on its way. Whether the
-        authenticator is valid only servers can tell; but with one of another length than all have,
-        they could not even tell where the next one begins, and would reject the whole request.
+        None if no correct node would report that. What is older than what the node reported before
+        was overtaken on its way, and does not count: the histories of servers only grow. A liar
+        that takes back what it has accepted, and accepts it again from whoever repairs it, could
+        keep a client busy for ever. Whether the authenticator is valid only servers can tell; but
+        with one of another length than all have, they could not even tell where the next one
+        begins, and would reject the whole request.
         """
         try:
             parsed = parse_history(history)
         except MalformedMessage:
-            return False
+            return None
         if history and len(authenticator) != MAC_BYTES * self._quorums.n:
-            return False
+            return None
         entry = self._entry(identifier)
         known = entry.known.get(node)
         if known is not None:
             if known.history == history and known.authenticator == authenticator:
-                return True
+                return known
             if parsed.latest < parse_history(known.history).latest:
-                return True
-        if known is not None:
+                return known
             self.volume -= _volume_of(known)
         learned = entry.known[node] = Known(parsed.encoded, authenticator)
         self.volume += _volume_of(learned)
         entry.observed = entry.conditioned_on = None
         while self.volume > self._bound_bytes and len(self._entries) > 1:
             self._forget_oldest()
-        return True
-
-    def newest(self, identifier: ObjectId, node: NodeId, reported: Known) -> Known:
-        """What `node` reports, unless it has reported more: the histories of servers only grow.
-
-        A liar that takes back what it has accepted, and accepts it again from whoever repairs it,
-        could keep a client busy for ever.
-        """
-        entry = self._entries.get(identifier)
-        known = None if entry is None else entry.known.get(node)
-        if known is None or known.history == reported.history:
-            return reported
-        taken_back = parse_history(reported.history).latest < parse_history(known.history).latest
-        return known if taken_back else reported
+        return learned
 
     def forget(self, identifier: ObjectId) -> None:
         """Start afresh with an object."""

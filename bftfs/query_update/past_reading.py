@@ -242,27 +242,14 @@ class _PastRound(Round):
                 self.answered &= ~(1 << node)
                 return Judgement.AGAIN
             self.rounds.suspicion.convict(1 << node, self.now_us)
-        elif self._learned(node, reply):
-            self._seen[node] = (parse_history(reply.histories[0]), reply)
-            self.reported[node] = self.rounds.observations.newest(
-                self._identifier, node, Known(reply.histories[0], reply.authenticators[0])
-            )
+        else:
+            learned = self.rounds.learn((self._identifier,), node, reply, self.now_us)
+            if learned is not None:
+                self._seen[node] = (parse_history(reply.histories[0]), reply)
+                (self.reported[node],) = learned
         if not self.quorums.is_quorum(self.answered):
             return Judgement.PENDING
         return Judgement.ENOUGH if self._evaluate() else self.more()
-
-    def _learned(self, node: NodeId, reply: PastReply) -> bool:
-        """Remember the reported history; false if the reply is not what was asked for."""
-        if (
-            len(reply.histories) == 1
-            and len(reply.authenticators) == 1
-            and self.rounds.observations.learn(
-                self._identifier, node, reply.histories[0], reply.authenticators[0]
-            )
-        ):
-            return True
-        self.rounds.suspicion.convict(1 << node, self.now_us)
-        return False
 
     def _evaluate(self) -> bool:
         """Whether the replies of a quorum contain the answer, or show that there is none yet."""

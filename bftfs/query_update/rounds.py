@@ -14,8 +14,8 @@ from bftfs.conversation import Now, Send
 from bftfs.crypto.digest import answer_digest
 from bftfs.errors import AdmissionRefused
 from bftfs.identifiers import NodeId, ObjectId, placement_of
-from bftfs.query_update.history import parse_history
-from bftfs.query_update.messages import QueryReply, Rejected, Status, UpdateReply
+from bftfs.query_update.history import Known, parse_history
+from bftfs.query_update.messages import PastReply, QueryReply, Rejected, Status, UpdateReply
 from bftfs.query_update.observation import Observations
 from bftfs.query_update.suspicion import Suspicion
 from bftfs.query_update.timestamp import LogicalTimestamp
@@ -128,20 +128,26 @@ class Rounds:
         self,
         names: tuple[ObjectId, ...],
         node: NodeId,
-        reply: QueryReply | UpdateReply,
+        reply: QueryReply | UpdateReply | PastReply,
         now_us: int,
-    ) -> bool:
-        """Remember the reported histories; false if the reply is not what was asked for."""
+    ) -> list[Known] | None:
+        """Remember the reported histories; what is known of each object at `node` then.
+
+        None if the reply is not what was asked for.
+        """
         histories, authenticators = reply.histories, reply.authenticators
         if len(histories) != len(names) or len(authenticators) != len(names):
             self.suspicion.convict(1 << node, now_us)
-            return False
+            return None
         learn = self.observations.learn
+        learned = []
         for name, history, authenticator in zip(names, histories, authenticators, strict=True):
-            if not learn(name, node, history, authenticator):
+            known = learn(name, node, history, authenticator)
+            if known is None:
                 self.suspicion.convict(1 << node, now_us)
-                return False
-        return True
+                return None
+            learned.append(known)
+        return learned
 
     async def run(
         self,
@@ -322,7 +328,7 @@ class UpdateRound(Round):
             return self.unserved(node, reply)
         rounds = self.rounds
         bit = 1 << node
-        if not rounds.learn(self.names, node, reply, self.now_us):
+        if rounds.learn(self.names, node, reply, self.now_us) is None:
             self.failed |= bit
             return self._undecided()
         status = reply.status
