@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import NamedTuple, TypeVar
 
 from bftfs import limits
-from bftfs.conversation import Event, Now, Receive, Send, Wait
+from bftfs.conversation import Event, Now, Pause, Receive, Send, Wait
 from bftfs.identifiers import NodeId
 from bftfs.step import Host
 from bftfs.storage import StorageView, Table, Write
@@ -96,6 +96,14 @@ async def step(host: Host, function: Callable[[StorageView], tuple[Seen, list[Wr
 async def clients_are_busy(host: Host) -> bool:
     """Whether a client has asked for something just now."""
     return 0 <= await Now() - host.foreground_us < limits.VERIFY_IDLE_US
+
+
+async def give_way(host: Host, most_us: int) -> None:
+    """Wait for clients to be idle, but no longer than that."""
+    waited_us = 0
+    while waited_us < most_us and await clients_are_busy(host):
+        await Pause(limits.VERIFY_IDLE_US)
+        waited_us += limits.VERIFY_IDLE_US
 
 
 async def ask_all(

@@ -17,7 +17,7 @@ import msgspec
 
 from bftfs import limits
 from bftfs.conversation import Now, Pause
-from bftfs.healing import clients_are_busy, look
+from bftfs.healing import give_way, look
 from bftfs.steering import Steering
 from bftfs.step import Host
 from bftfs.storage import StorageView, Table, Write
@@ -136,7 +136,7 @@ class Scrubber:
         while place.part < len(self._parts):
             self._tell(place)
             await self.steering.permission()
-            await self._yield(host)
+            await give_way(host, limits.SCRUB_YIELD_US)
             began_us = await Now()
             part = self._parts[place.part]
             page = await part.scrub(host, place.after)
@@ -186,13 +186,6 @@ class Scrubber:
 
     def _count(self, view: StorageView) -> list[int]:
         return [view.count(part.table) for part in self._parts]
-
-    async def _yield(self, host: Host) -> None:
-        """Wait for clients to be idle, but not for ever."""
-        waited = 0
-        while waited < limits.SCRUB_YIELD_US and await clients_are_busy(host):
-            await Pause(limits.VERIFY_IDLE_US)
-            waited += limits.VERIFY_IDLE_US
 
 
 def _scrubbed(view: StorageView) -> int:

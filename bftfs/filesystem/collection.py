@@ -40,7 +40,7 @@ from bftfs.filesystem.layout import Layout
 from bftfs.filesystem.objects import ATTRIBUTES_KEY, RETENTION_KEY
 from bftfs.filesystem.snapshots import times_of_snapshots
 from bftfs.filesystem.volume import record_of
-from bftfs.healing import ask_all, look, step
+from bftfs.healing import ask_all, give_way, look, step
 from bftfs.identifiers import (
     BLOCK_ID_BYTES,
     OBJECT_ID_BYTES,
@@ -471,10 +471,7 @@ class Collector:
 
     async def _give_way(self, host: Host) -> None:
         """Pause; longer while clients are at work, but not for ever."""
-        for _ in range(limits.COLLECT_DELAYED_MOST):
-            if not 0 <= await Now() - host.foreground_us < limits.VERIFY_IDLE_US:
-                break
-            await Pause(limits.VERIFY_IDLE_US)
+        await give_way(host, limits.COLLECT_YIELD_US)
         await Pause(limits.COLLECT_PAUSE_US)
 
 

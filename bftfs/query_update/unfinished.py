@@ -29,7 +29,7 @@ from itertools import islice
 from bftfs import limits
 from bftfs.conversation import Conversation, Event, Now, Pause, Together, Wait
 from bftfs.errors import OperationFailed
-from bftfs.healing import ask_all, look
+from bftfs.healing import ask_all, clients_are_busy, look
 from bftfs.identifiers import ClientId, NodeId, ObjectId, placement_of
 from bftfs.query_update.classification import OperationType
 from bftfs.query_update.contention import BackOff
@@ -197,7 +197,7 @@ class Finisher:
             if not 0 <= now_us - tick_us < limits.UNFINISHED_REST_US:
                 unfinished.tick += 1
                 tick_us = now_us
-            if 0 <= now_us - host.foreground_us < limits.VERIFY_IDLE_US:
+            if await clients_are_busy(host):
                 tired_us = min(2 * tired_us + limits.VERIFY_IDLE_US, _TIRED_MOST_US)
                 await Pause(tired_us)
                 continue
