@@ -180,6 +180,9 @@ def _escaped(key: bytes) -> bytes:
     return key.replace(b"\0", b"\0\xff")
 
 
+_FIRST_KEY = b"\0\1"  # escaped keys are greater: those of holes, which are no keys, are less
+
+
 def _hole_prefix(identifier: ObjectId, serial: int) -> bytes:
     """What the PAST keys of holes from `serial` on begin with; no key of a state is empty."""
     return identifier + b"\0\0" + serial_key(serial)
@@ -442,15 +445,16 @@ class PastState:
 
         Passes over a key's other rows, and over what was gone from a sequence, by seeking.
         """
-        low, high = self.object + _escaped(start), self.object + _escaped(stop)
+        low, high = self.object + max(_escaped(start), _FIRST_KEY), self.object + _escaped(stop)
         skip = len(self.object)
         stamp = _stamp(self._number)
-        in_sequence = is_in_sequence(start) and not reverse
-        below = serial_at(start) - 1 if in_sequence else -1  # where a listing goes on, it was there
+        lists = is_in_sequence(start) and not reverse
+        below = serial_at(start) - 1 if lists else -1  # where a listing goes on, it was there
         while True:
             key, rows, patience, end = b"", 0, 0, -1
             for stored, row in self._view.scan(Table.PAST, low, high, reverse=reverse):
                 escaped = stored[skip : -_NUMBER_BYTES - 2]
+                in_sequence = lists and is_in_sequence(escaped)
                 if row[:_NUMBER_BYTES] <= stamp < stored[-_NUMBER_BYTES:]:
                     yield escaped.replace(b"\0\xff", b"\0"), row[_NUMBER_BYTES:]
                     if in_sequence:

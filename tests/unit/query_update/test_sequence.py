@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import islice
 
 import msgspec
 import pytest
@@ -196,6 +197,34 @@ def test_a_list_of_the_past_costs_what_was_in_it(kept_every: int) -> None:
         storage.rows_read = 0
         assert listed(storage, at(time), following, after=0) == state
         assert storage.rows_read <= 6 * (len(state) + 2)
+
+
+@pytest.mark.parametrize("kept_every", [10_000, 16])
+def test_a_whole_state_of_the_past_is_read_besides_the_notes(kept_every: int) -> None:
+    """As object sync does, from the first key and from a page's last one; reading ends."""
+    storage, states = churned(600, kept_every=kept_every)
+    for time in range(601, 700):  # keys on either side of the list, and nothing in it
+        copy = Replica(storage, A)
+        copy.move_to(at(time - 1))
+        for key in (b"e%d" % (time - time % 2), b"x"):
+            copy.workspace.put(key, b"%d" % time)
+        candidate = Candidate(at(time), at(time - 1))
+        copy.append(candidate)
+        copy.report(history_of((candidate,), initial=False), b"", established=at(time - 1))
+        storage.apply(copy.writes)
+    for time in (450, 599, 600, 601, 650, 698):
+        rest: dict[bytes, bytes] = {}
+        for each in range(601, time + 1):
+            rest |= {b"e%d" % (each - each % 2): b"%d" % each, b"x": b"%d" % each}
+        state, following = states[min(time, 600)]
+        expected = {key_of(serial): value for serial, value in state.items()} | rest
+        past = Replica(storage, A).state_at(at(time))
+        assert past is not None
+        for start in (b"", b"\0", b"e", b"s", key_of(FIRST_SERIAL), key_of(following), b"t"):
+            found = list(islice(past.scan(start, b"\xff" * 99), 1000))
+            assert found == sorted(pair for pair in expected.items() if pair[0] >= start)
+            backwards = list(islice(past.scan(start, b"\xff" * 99, reverse=True), 1000))
+            assert backwards == found[::-1]
 
 
 def test_without_notes_it_costs_what_has_ever_been_in_it(monkeypatch: pytest.MonkeyPatch) -> None:
