@@ -70,10 +70,20 @@ class ContentStore:
         return self._contents.get(identifier)
 
     def open(
-        self, identifier: ObjectId, attributes: Attributes, who: Credentials, *, append: bool
+        self,
+        identifier: ObjectId,
+        attributes: Attributes,
+        who: Credentials,
+        *,
+        append: bool,
+        is_new: bool = False,
     ) -> OpenFile:
-        """A handle on the file whose latest attributes are given."""
+        """A handle on the file whose latest attributes are given.
+
+        `is_new`: this mount has just made it, and these are its first attributes.
+        """
         contents = self.contents_of(identifier, attributes)
+        contents.is_ours |= is_new and not self._options.strict
         contents.handles += 1
         keep_cache = contents.opened_version == contents.version and not self._options.strict
         contents.opened_version = contents.version
@@ -154,6 +164,7 @@ class ContentStore:
         if ours_after != contents.version:
             self._invalidate(contents, 0)
             contents.opened_version = -1
+            contents.is_ours, contents.is_overtaken = False, True
         elif contents.opened_version == contents.version:
             contents.opened_version = attributes.contents
         contents.version = attributes.contents
@@ -227,7 +238,7 @@ class ContentStore:
         """Read a block from the nodes into the cache."""
         loading = contents.loading[number] = Loading()
         try:
-            block = await self._fetch(contents.layout.block(contents.identifier, number), who)
+            block = await self._fetch(contents.layout.block(contents.identifier, number))
             valid = contents.valid_bytes(number)
             loading.data = block if len(block) <= valid else memoryview(block)[:valid]
             if not loading.stale:
@@ -238,9 +249,9 @@ class ContentStore:
             loading.done.announce()
         return loading
 
-    async def _fetch(self, block: BlockId, who: Credentials) -> bytes:
+    async def _fetch(self, block: BlockId, at_time_us: int | None = None) -> bytes:
         """The plaintext of a data-item; empty if it was never written."""
-        item = (await self._blocks.read(block)).item
+        item = (await self._blocks.read(block, at_time_us=at_time_us)).item
         if item is None:
             return b""
         cipher = self._cipher
@@ -442,10 +453,14 @@ class ContentStore:
     # --- pushing: the turnstile is held ------------------------------------------------------
 
     async def _push(self, contents: Contents, numbers: Iterable[int]) -> None:
-        """Write dirty blocks to the nodes.
+        """Write dirty blocks to the nodes, and again what others have overtaken.
 
         Ensures: what was dirty at the beginning is uncovered at the end.
         """
+        await self._write_again(contents)
+        await self._push_dirty(contents, numbers)
+
+    async def _push_dirty(self, contents: Contents, numbers: Iterable[int]) -> None:
         queue = deque(sorted(numbers))
         batch = max(1, self._options.batch_bytes // contents.layout.block_bytes)
         workers = min(self._options.batches_in_flight, -(-len(queue) // batch))
@@ -461,7 +476,7 @@ class ContentStore:
 
     async def _push_batch(self, contents: Contents, numbers: list[int]) -> None:
         """Write some dirty blocks. Those that fail are dirty again."""
-        who = contents.writer
+        who, layout = contents.writer, contents.layout
         assert who is not None, "a dirty block has a writer"
         incomplete = [number for number in numbers if not self._is_complete(contents, number)]
         bases: dict[int, Buffer] = {}
@@ -482,23 +497,24 @@ class ContentStore:
             loading = contents.loading.get(number)
             if loading is not None:
                 loading.stale = True
+        latest_us = contents.pushed_us if contents.is_ours else None
         try:
             items = [
                 await self._sealed(
-                    contents.layout.block(contents.identifier, number), contents.pushing[number]
+                    layout.block(contents.identifier, number), contents.pushing[number]
                 )
                 for number in numbers
             ]
-            await self._write_blocks(contents, items, who)
+            times = await self._write_blocks(contents, items, who, latest_us=latest_us)
         except BaseException:
             for number in numbers:
                 self._restore(contents, number, extents[number])
             raise
-        for number in numbers:
+        for number, time_us in zip(numbers, times, strict=True):
             block = contents.pushing.pop(number)
             self._dirty_bytes -= len(block)
             self._cache.put(contents.identifier, number, block)
-            contents.pushed(number, extents[number])
+            contents.pushed(number, extents[number], layout, 0 if latest_us is None else time_us)
         self._progress.announce()
 
     def _is_complete(self, contents: Contents, number: int) -> bool:
@@ -537,6 +553,7 @@ class ContentStore:
         for _ in range(ATTEMPTS):
             if not contents.is_unsaved:
                 return
+            await self._write_again(contents)
             who, changes, writes = contents.writer, contents.changes, contents.writes
             assert who is not None, "what is unsaved has a writer"
             # Bytes that were written since the blocks were pushed are covered another time.
@@ -547,7 +564,7 @@ class ContentStore:
                 await self._update(contents, WRITE, arguments, who)
             except FileSystemError as refusal:
                 if refusal.code == errno.EAGAIN:
-                    await self._write_again(contents, who)
+                    await self._refresh(contents, who)
                 elif changes and refusal.code in (errno.EPERM, errno.EACCES):
                     # Somebody else took the right to change attributes, not to write: without them
                     # the bytes can still be saved.
@@ -556,7 +573,10 @@ class ContentStore:
                 else:
                     raise
                 continue
+            if contents.overtaken():
+                continue  # as the update has told
             contents.uncovered.clear()
+            contents.is_overtaken = False
             contents.pushed_end = 0
             if contents.end <= end:
                 contents.end = 0
@@ -568,11 +588,18 @@ class ContentStore:
         raise FileSystemError(errno.EAGAIN, "other mounts keep truncating the file")
 
     async def _write_blocks(
-        self, contents: Contents, items: Sequence[tuple[BlockId, bytes]], who: Credentials
-    ) -> None:
-        """Make blocks durable, and remember until when they are."""
-        times = await self._blocks.write_many(items, who)
-        contents.pushed_us = max(contents.pushed_us, *(written.time for written in times))
+        self,
+        contents: Contents,
+        items: Sequence[tuple[BlockId, bytes]],
+        who: Credentials,
+        *,
+        latest_us: int | None = None,
+    ) -> list[int]:
+        """Make blocks durable, and remember until when they are. Their times."""
+        written = await self._blocks.write_many(items, who, latest_us=latest_us)
+        times = [version.time for version in written]
+        contents.pushed_us = max(contents.pushed_us, *times)
+        return times
 
     async def _update(
         self, contents: Contents, method: str, arguments: Record, who: Credentials
@@ -588,29 +615,24 @@ class ContentStore:
         self._metadata.learn(contents.identifier, attributes, await Now())
         self._adopt(contents, attributes, ours_after=answer.before)
 
-    async def _write_again(self, contents: Contents, who: Credentials) -> None:
-        """Another mount cut the file: what was written and not covered goes to new incarnations.
+    async def _write_again(self, contents: Contents) -> None:
+        """Write what others have overtaken, so that it comes after what they have changed.
 
-        Only the bytes that were written here go there. That orders these writes after the cut.
+        Only the bytes that were written here are, to the block as it is now.
         """
-        await self._refresh(contents, who)
-        stale = [
-            number
-            for number, block in contents.uncovered.items()
-            if block.incarnation != contents.layout.incarnation(number)
-        ]
+        overtaken = contents.overtaken()
         batch = max(1, self._options.batch_bytes // contents.layout.block_bytes)
-        for position in range(0, len(stale), batch):
-            numbers = stale[position : position + batch]
+        for position in range(0, len(overtaken), batch):
+            numbers = overtaken[position : position + batch]
             for number in numbers:
                 block = contents.uncovered[number]
                 written = await self._fetch(
                     block_id(contents.identifier, incarnation=block.incarnation, number=number),
-                    who,
+                    block.unasked_us or None,
                 )
                 del contents.uncovered[number]
                 self._redirty(contents, number, written, block.extents)
-            await self._push(contents, numbers)
+            await self._push_dirty(contents, numbers)
 
     # --- truncating --------------------------------------------------------------------------
 

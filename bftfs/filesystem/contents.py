@@ -43,13 +43,17 @@ class Loading:
 
 
 class Uncovered:
-    """A block that the nodes hold and no inode update covers yet."""
+    """A block that the nodes hold and no inode update covers yet.
 
-    __slots__ = ("extents", "incarnation")
+    `unasked_us` is the time that this mount's clock alone gave it; 0 if the nodes were asked.
+    """
 
-    def __init__(self, incarnation: int, extents: tuple[Extent, ...]) -> None:
+    __slots__ = ("extents", "incarnation", "unasked_us")
+
+    def __init__(self, incarnation: int, extents: tuple[Extent, ...], unasked_us: int) -> None:
         self.incarnation = incarnation
         self.extents = extents
+        self.unasked_us = unasked_us
 
 
 class Contents:
@@ -57,6 +61,8 @@ class Contents:
 
     def __init__(self, identifier: ObjectId, attributes: Attributes, layout: Layout) -> None:
         self.identifier = identifier
+        self.is_ours = False  # this mount made the file, and no other has changed its contents
+        self.is_overtaken = False  # others have changed them since something was pushed
         self.layout = layout
         self.covered = attributes.size  # the size that the nodes know
         self.version = attributes.contents
@@ -94,6 +100,21 @@ class Contents:
     def is_unsaved(self) -> bool:
         """Whether there is anything that an inode update has to cover."""
         return self.writes != self.saved_writes
+
+    def overtaken(self) -> list[int]:
+        """Uncovered blocks that are to be written again, since others have changed the contents.
+
+        A truncation has given them new incarnations; or another mount's write may have a later time
+        than the one that this mount's clock alone gave them.
+        """
+        if not self.is_overtaken:
+            return []
+        return [
+            number
+            for number, block in self.uncovered.items()
+            if block.incarnation != self.layout.incarnation(number)
+            or (block.unasked_us and not self.is_ours)
+        ]
 
     def valid_bytes(self, number: int) -> int:
         """How many bytes of the block, as the nodes hold it, belong to the file.
@@ -141,12 +162,16 @@ class Contents:
                 mode = without_set_id_bits(mode)
             self.changes = msgspec.structs.replace(self.changes, mtime_ns=None, mode=mode)
 
-    def pushed(self, number: int, extents: tuple[Extent, ...]) -> None:
+    def pushed(
+        self, number: int, extents: tuple[Extent, ...], layout: Layout, unasked_us: int
+    ) -> None:
         """Take note of a block that the nodes hold now, of which `extents` were written."""
         before = self.uncovered.get(number)
         if before is not None:
             extents = united(before.extents, extents)
-        self.uncovered[number] = Uncovered(self.layout.incarnation(number), extents)
+        self.uncovered[number] = Uncovered(layout.incarnation(number), extents, unasked_us)
+        if layout is not self.layout or (unasked_us and not self.is_ours):
+            self.is_overtaken = True
         self.pushed_end = max(self.pushed_end, number * self.layout.block_bytes + extents[-1][1])
 
     def fold(self, changes: Changes, after: Attributes) -> None:

@@ -434,7 +434,8 @@ class FileSystem:
                 if refusal.code != errno.EEXIST or flags & os.O_EXCL:
                     raise
             else:
-                return found, self._opened(found.identifier, found.attributes, flags, who)
+                file = self._opened(found.identifier, found.attributes, flags, who, is_new=True)
+                return found, file
             try:
                 child = await self._lookup(directory, name, who)
             except FileSystemError as refusal:
@@ -687,9 +688,17 @@ class FileSystem:
         return file
 
     def _opened(
-        self, identifier: ObjectId, attributes: Attributes, flags: int, who: Credentials
+        self,
+        identifier: ObjectId,
+        attributes: Attributes,
+        flags: int,
+        who: Credentials,
+        *,
+        is_new: bool = False,
     ) -> OpenFile:
-        file = self._contents.open(identifier, attributes, who, append=bool(flags & os.O_APPEND))
+        file = self._contents.open(
+            identifier, attributes, who, append=bool(flags & os.O_APPEND), is_new=is_new
+        )
         file.is_access_noted = bool(flags & os.O_NOATIME)
         return file
 

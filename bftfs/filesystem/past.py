@@ -101,13 +101,16 @@ class PastBlocks:
         self._metadata = metadata
         self._credentials = credentials
 
-    async def write_many(self, items: object, credentials: Credentials) -> tuple[BlockTime, ...]:
+    async def write_many(
+        self, items: object, credentials: Credentials, *, latest_us: int | None = None
+    ) -> tuple[BlockTime, ...]:
         """The past does not change."""
-        del items, credentials
+        del items, credentials, latest_us
         raise FileSystemError(errno.EROFS)
 
-    async def read(self, block: BlockId) -> BlockVersion:
+    async def read(self, block: BlockId, *, at_time_us: int | None = None) -> BlockVersion:
         """The version of a block that belongs to the file's contents then."""
+        assert at_time_us is None, "who reads the past does not write"
         time_us = await self._metadata.covered_us(inode_of(block), self._credentials)
         return await self._service.read(block, at_time_us=time_us)
 

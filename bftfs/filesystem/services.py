@@ -87,12 +87,20 @@ class BlockService(Protocol):
     """Versioned blocks."""
 
     async def write_many(
-        self, items: Sequence[tuple[BlockId, bytes]], credentials: Credentials
+        self,
+        items: Sequence[tuple[BlockId, bytes]],
+        credentials: Credentials,
+        *,
+        latest_us: int | None = None,
     ) -> Sequence[BlockTime]:
-        """Make each item the newest version of its block; returns when all are durable."""
+        """Make each item the newest version of its block; returns when all are durable.
 
-    async def read(self, block: BlockId) -> BlockVersion:
-        """The latest version of a block."""
+        With `latest_us`, the newest of those that have a time of `latest_us` or earlier, or of this
+        client's clock, and cheaper.
+        """
+
+    async def read(self, block: BlockId, *, at_time_us: int | None = None) -> BlockVersion:
+        """The latest version of a block, or of those with a time of `at_time_us` or earlier."""
 
 
 class PastService(Protocol):

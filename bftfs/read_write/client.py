@@ -14,7 +14,7 @@ from functools import partial
 
 from bftfs import limits
 from bftfs.coding.erasure import Buffer
-from bftfs.conversation import Compute, Together
+from bftfs.conversation import Compute, Now, Together
 from bftfs.credentials import Credentials
 from bftfs.errors import AdmissionRefused
 from bftfs.identifiers import BlockId, ClientId
@@ -64,20 +64,29 @@ class ReadWriteClient:
         return await self._write(block, encoded, time, credentials)
 
     async def write_many(
-        self, items: Sequence[tuple[BlockId, Buffer]], credentials: Credentials
+        self,
+        items: Sequence[tuple[BlockId, Buffer]],
+        credentials: Credentials,
+        *,
+        latest_us: int | None = None,
     ) -> tuple[BlockTimestamp, ...]:
         """`write` for different blocks at once; their timestamps, in order.
 
-        One round of TIME_REQUESTs serves them all. The first failure is raised; which of the other
-        writes have taken place is then unknown.
+        One round of TIME_REQUESTs serves them all. None is sent if the caller answers for it that
+        nobody has written these blocks at a time after `latest_us`: then this client's clock tells
+        a later one. Where he may be wrong, he finds out, and writes again. The first failure is
+        raised; which of the other writes have taken place is then unknown.
         """
         session = self._session
         written: list[BlockTimestamp] = []
         for at in range(0, len(items), limits.BLOCKS_PER_TIME_REQUEST):
             batch = items[at : at + limits.BLOCKS_PER_TIME_REQUEST]
-            time_round = TimeRound(session, [block for block, _ in batch])
-            await time_round.send()
-            times = await time_round.times()
+            if latest_us is None:
+                time_round = TimeRound(session, [block for block, _ in batch])
+                await time_round.send()
+                times = await time_round.times()
+            else:
+                times = [max(latest_us + 1, await Now())] * len(batch)
             writes = tuple(
                 partial(self._encode_and_write, block, item, time, credentials)
                 for (block, item), time in zip(batch, times, strict=True)

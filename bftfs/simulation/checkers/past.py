@@ -21,6 +21,7 @@ from bftfs.identifiers import ObjectId
 from bftfs.query_update.messages import PastVersion
 from bftfs.query_update.object_type import ObjectTypes
 from bftfs.query_update.timestamp import time_of
+from bftfs.read_write.timestamp import BlockTimestamp
 from bftfs.simulation.checkers.candidates import CandidateRecord
 from bftfs.simulation.checkers.namespace import (
     Established,
@@ -51,12 +52,12 @@ class PastTree:
 class Contents:
     """What was ever written as a file's one block."""
 
-    acknowledged: dict[int, bytes] = field(default_factory=dict)  # by the version's time
+    acknowledged: dict[BlockTimestamp, bytes] = field(default_factory=dict)
     attempted: set[bytes] = field(default_factory=set)  # without an acknowledgement
 
     def possible(self, covered_us: int) -> set[bytes]:
         """What may be the newest complete version as of a time."""
-        older = [time_us for time_us in self.acknowledged if time_us <= covered_us]
+        older = [version for version in self.acknowledged if version.time <= covered_us]
         newest = {self.acknowledged[max(older)]} if older else {b""}
         return self.attempted | newest
 

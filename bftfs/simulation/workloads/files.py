@@ -16,7 +16,7 @@ from random import Random
 from typing import Any
 
 from bftfs import limits
-from bftfs.conversation import Conversation
+from bftfs.conversation import Conversation, Pause
 from bftfs.credentials import Credentials
 from bftfs.errors import FileSystemError
 from bftfs.filesystem import registry
@@ -25,7 +25,7 @@ from bftfs.filesystem.directory import Creation, DirectoryCreation, Name, Renami
 from bftfs.filesystem.operations import FileSystem
 from bftfs.filesystem.options import Options
 from bftfs.filesystem.past import past_file_system
-from bftfs.filesystem.services import BlockTime, BlockVersion
+from bftfs.filesystem.services import BlockVersion
 from bftfs.identifiers import (
     BlockId,
     ClientId,
@@ -42,12 +42,14 @@ from bftfs.query_update.past_reading import PastReader
 from bftfs.query_update.timestamp import LogicalTimestamp, time_of
 from bftfs.quorum import ThresholdQuorums
 from bftfs.read_write.client import ReadWriteClient
+from bftfs.read_write.timestamp import BlockTimestamp
 from bftfs.simulation.checkers.candidates import chain_of, check_chain
 from bftfs.simulation.checkers.convergence import check_convergence
 from bftfs.simulation.checkers.durability import check_bound
 from bftfs.simulation.checkers.linearizability import RegisterOperation, check_register
 from bftfs.simulation.checkers.namespace import Call, check_namespace
 from bftfs.simulation.checkers.past import Contents, PastTree, check_past
+from bftfs.simulation.checkers.regularity import check_regular
 from bftfs.simulation.checkers.tree import Node, check_tree
 from bftfs.simulation.deployment import CREDENTIALS, Sizes
 from bftfs.simulation.principals import SimulatedClient
@@ -58,6 +60,7 @@ from bftfs.space import ClusterSpace
 
 PASTS = 4  # times at which the auditor looks at the tree as it was, and one more
 WALKS = 4  # of the tree, at most, until two of them agree
+PAUSE_US = 300_000  # between a file's creation and the first write to it, at most
 LISTED = 12  # objects whose versions it lists
 FORBIDDEN = b"forbidden"  # a name that only clients without the right to it create
 
@@ -70,6 +73,7 @@ class FileMix:
     contents: float = 0.3  # the share of operations on contents
     directories: float = 0.4  # the share of operations on names that are about directories
     private: float = 0.2  # the share of creations under names that nobody else uses
+    made: float = 0.0  # the share of operations that make a file, write it and close it
 
 
 @dataclass(slots=True)
@@ -96,6 +100,7 @@ class FileWorkload:
         self.private: list[_Private] = []
         self.known: dict[ObjectId, None] = {self.root: None}  # every object heard of, in order
         self.contents: dict[ObjectId, list[RegisterOperation]] = {}
+        self.made: set[ObjectId] = set()  # by mounts that show what they write when they close it
         self.calls: list[Call] = []  # on the namespace, by correct clients
         self.correct: dict[ClientId, None] = {}
         self.tree: dict[ObjectId, Node] | None = None  # as the auditor has found it
@@ -184,7 +189,8 @@ class FileWorkload:
         """What is wrong with the tree, with private names, and with contents."""
         found: list[str] = []
         for identifier, operations in self.contents.items():
-            found += check_register(operations, name=f"file {identifier.hex()[-6:]}")
+            check = check_regular if identifier in self.made else check_register
+            found += check(operations, name=f"file {identifier.hex()[-6:]}")
         if self.tree is None:
             return found
         found += check_tree(self.tree, root=self.root)
@@ -324,20 +330,24 @@ class _Scribe:
         self._client = client
 
     async def write_many(
-        self, items: Sequence[tuple[BlockId, bytes]], credentials: Credentials
-    ) -> Sequence[BlockTime]:
+        self,
+        items: Sequence[tuple[BlockId, bytes]],
+        credentials: Credentials,
+        *,
+        latest_us: int | None = None,
+    ) -> Sequence[BlockTimestamp]:
         """Write blocks."""
         for block, item in items:
             self._contents(block).attempted.add(bytes(item))
-        times = await self._client.write_many(items, credentials)
+        times = await self._client.write_many(items, credentials, latest_us=latest_us)
         for (block, item), made in zip(items, times, strict=True):
             self._contents(block).attempted.discard(bytes(item))
-            self._contents(block).acknowledged[made.time] = bytes(item)
+            self._contents(block).acknowledged[made] = bytes(item)
         return times
 
-    async def read(self, block: BlockId) -> BlockVersion:
+    async def read(self, block: BlockId, *, at_time_us: int | None = None) -> BlockVersion:
         """Read a block."""
-        return await self._client.read(block)
+        return await self._client.read(block, at_time_us=at_time_us)
 
     def _contents(self, block: BlockId) -> Contents:
         return self._workload.blocks.setdefault(inode_of(block), Contents())
@@ -353,19 +363,23 @@ class FileSession:
     _objects: _Witness = field(init=False)
     _blocks: ReadWriteClient = field(init=False)
     _system: FileSystem = field(init=False)
+    _closing: FileSystem = field(init=False)  # of a mount that is not strict
 
     def __post_init__(self) -> None:
         workload, client = self.workload, self.host.client
         self._objects = _Witness(workload, self.host, self.name)
         self._blocks = ReadWriteClient(client, workload.sizes.read_write)
-        self._system = FileSystem(
-            self._objects,
-            _Scribe(workload, self._blocks),
-            ClusterSpace(workload.sizes.read_write),
-            None,
-            root=workload.root,
-            volume=workload.volume,
-            options=Options(strict=True, access_times=False),
+        self._system, self._closing = (
+            FileSystem(
+                self._objects,
+                _Scribe(workload, self._blocks),
+                ClusterSpace(workload.sizes.read_write),
+                None,
+                root=workload.root,
+                volume=workload.volume,
+                options=Options(strict=strict, access_times=False),
+            )
+            for strict in (True, False)
         )
 
     def prepare(self) -> Iterator[Task]:
@@ -378,6 +392,8 @@ class FileSession:
     def next_task(self) -> Task:
         """An operation on names or contents."""
         random, mix = self.workload.random, self.workload.mix
+        if mix.made and random.random() < mix.made:
+            return self._make_file()
         if random.random() < mix.contents:
             return random.choice((self._read, self._write))()
         if random.random() < mix.private:
@@ -543,32 +559,62 @@ class FileSession:
 
         return self._task(f"write {place} {name!r}", write)
 
+    def _make_file(self) -> Task:
+        """Make a file, and write it a moment later, when others may have done so."""
+        workload = self.workload
+        place, name = self._path(), workload.random.choice(workload.names)
+        content, pause_us = workload.new_content(self.name), workload.random.randrange(PAUSE_US)
+
+        async def make() -> None:
+            closing = self._closing
+            directory = await self._resolve(place)
+            found, file = await closing.create(directory, name, 0o600, CREDENTIALS)
+            workload.known[found.identifier] = None
+            workload.made.add(found.identifier)
+            await Pause(pause_us)
+            operations = workload.contents.setdefault(found.identifier, [])
+            begun = RegisterOperation(self.name, "write", content, self.host.world.now_us)
+            operations.append(begun)
+            closing.write(file, 0, content, now_ns=(START_US + self.host.world.now_us) * 1_000)
+            await closing.synchronize(file)
+            await closing.release(file)
+            operations[operations.index(begun)] = RegisterOperation(
+                self.name, "write", content, begun.invoked, self.host.world.now_us
+            )
+            await Pause(1)
+            await self._look(found.identifier)
+
+        return self._task(f"make {place} {name!r}", make)
+
     def _read(self) -> Task:
         """Read a file's contents."""
         workload = self.workload
         place, name = self._path(), workload.random.choice(workload.names)
 
         async def read() -> None:
-            system = self._system
-            found = await system.lookup(await self._resolve(place), name, CREDENTIALS)
-            invoked = self.host.world.now_us
-            file = await system.open(found.identifier, os.O_RDONLY, CREDENTIALS)
-            content = bytes(await system.read(file, 0, CONTENT_BYTES))
-            await system.release(file)
-            operations = workload.contents.setdefault(found.identifier, [])
-            # A mount shows its own programs what it has on its way to the nodes, whatever others
-            # have closed meanwhile: no register does.
-            if not any(
-                each.kind == "write" and each.client == self.name and each.responded >= invoked
-                for each in operations
-            ):
-                operations.append(
-                    RegisterOperation(
-                        self.name, "read", content or None, invoked, self.host.world.now_us
-                    )
-                )
+            place_now = await self._resolve(place)
+            await self._look((await self._system.lookup(place_now, name, CREDENTIALS)).identifier)
 
         return self._task(f"read {place} {name!r}", read)
+
+    async def _look(self, identifier: ObjectId) -> None:
+        """Read a file's contents, and take them down."""
+        system, invoked = self._system, self.host.world.now_us
+        file = await system.open(identifier, os.O_RDONLY, CREDENTIALS)
+        content = bytes(await system.read(file, 0, CONTENT_BYTES))
+        await system.release(file)
+        operations = self.workload.contents.setdefault(identifier, [])
+        # A mount shows its own programs what it has on its way to the nodes, whatever others
+        # have closed meanwhile: no register does.
+        if not any(
+            each.kind == "write" and each.client == self.name and each.responded >= invoked
+            for each in operations
+        ):
+            operations.append(
+                RegisterOperation(
+                    self.name, "read", content or None, invoked, self.host.world.now_us
+                )
+            )
 
     # --- audit -------------------------------------------------------------------------------
 

@@ -11,7 +11,7 @@ import pytest
 
 from bftfs import limits
 from bftfs.errors import AdmissionRefused, FileSystemError, QuorumUnavailable
-from bftfs.filesystem import content_store, registry
+from bftfs.filesystem import content_store, contents, registry
 from bftfs.filesystem.attributes import Changes
 from bftfs.filesystem.contents import OpenFile
 from bftfs.filesystem.operations import FileSystem
@@ -683,3 +683,114 @@ def test_read_only_mounts_write_nothing(world: World) -> None:
     refused(errno.EROFS, world, mount.truncate(file.identifier, 0, ALICE))
     refused(errno.EROFS, world, mount.unlink(ROOT_ID, b"file", ALICE))
     world.run(mount.synchronize_all())
+
+
+# --- times that nobody was asked for ---------------------------------------------------------
+
+
+def save_elsewhere(
+    world: World, mount: FileSystem, identifier: ObjectId, data: bytes, *, ahead_us: int
+) -> None:
+    """Another mount, whose clock is ahead, writes to the beginning of a file, and closes it."""
+    elsewhere = world.run(mount.open(identifier, os.O_RDWR, ALICE))
+    world.blocks.skew_us = ahead_us
+    write(world, mount, elsewhere, 0, data)
+    world.run(mount.release(elsewhere))
+    world.blocks.skew_us = 0
+
+
+def test_a_mount_asks_nobody_for_the_time_of_what_it_alone_writes(world: World) -> None:
+    mount = world.mount()
+    file = create(world, mount)
+    for text in (b"one", b"another"):
+        write(world, mount, file, 0, text)
+        world.run(mount.synchronize(file))
+    world.host.clock_us -= 60_000_000  # set back: the later write stays later
+    write(world, mount, file, 0, b"the last")
+    world.run(mount.synchronize(file))
+    assert len(world.blocks.unasked) == len(world.blocks.writes) == 3
+    assert read_elsewhere(world, file.identifier) == b"the last"
+    again = world.run(world.mount().open(file.identifier, os.O_RDWR, ALICE))
+    assert not again.contents.is_ours
+
+
+def test_a_strict_mount_asks_always(world: World) -> None:
+    mount = world.mount(strict=True)
+    file = create(world, mount)
+    write(world, mount, file, 0, b"strict")
+    assert len(world.blocks.writes) == 1
+    assert not world.blocks.unasked
+
+
+@pytest.mark.parametrize("noticed", ["by the update", "when the file is opened again"])
+def test_a_write_that_was_dated_before_anothers_is_written_again(
+    world: World, noticed: str
+) -> None:
+    """The other mount closed the file before this one did, and its clock is ahead."""
+    one, other = world.mount(), world.mount()
+    file = create(world, one)
+    write(world, one, file, 2, b"mine")
+    save_elsewhere(world, other, file.identifier, b"others", ahead_us=1_000_000)
+    if noticed != "by the update":
+        world.run(one.open(file.identifier, os.O_RDONLY, ALICE))
+    world.run(one.flush(file))
+    assert len(world.blocks.writes) == 2 + len(world.blocks.unasked)  # theirs, and ours again
+    assert read_elsewhere(world, file.identifier) == b"otmine"
+    assert bytes(world.run(one.read(file, 0, 100))) == b"otmine"
+    # From now on it asks.
+    world.blocks.unasked.clear()
+    write(world, one, file, 0, b"more")
+    world.run(one.flush(file))
+    assert not world.blocks.unasked
+    assert read_elsewhere(world, file.identifier) == b"morene"
+
+
+def test_a_block_pushed_before_anothers_close_is_written_again_with_what_came_since(
+    world: World,
+) -> None:
+    """It was on the nodes, not covered, and more was written to it when that was noticed."""
+    one, other = world.mount(write_behind_bytes=BLOCK), world.mount()
+    file = create(world, one)
+    write(world, one, file, 0, b"a" * 2 * BLOCK)
+    world.host.settle()
+    assert file.contents.uncovered
+    save_elsewhere(world, other, file.identifier, b"b" * 2 * BLOCK, ahead_us=1_000_000)
+    world.run(one.open(file.identifier, os.O_RDONLY, ALICE))
+    write(world, one, file, 5, b"c")
+    world.run(one.flush(file))
+    expected = b"aaaaac" + b"a" * (2 * BLOCK - 6)
+    assert read_elsewhere(world, file.identifier) == expected
+    assert bytes(world.run(one.read(file, 0, 1 << 20))) == expected
+
+
+def test_without_looking_again_the_write_would_be_lost(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Must fail, or the two above would say nothing."""
+    monkeypatch.setattr(contents.Contents, "overtaken", lambda *_: [])
+    one, other = world.mount(), world.mount()
+    file = create(world, one)
+    write(world, one, file, 2, b"mine")
+    save_elsewhere(world, other, file.identifier, b"others", ahead_us=1_000_000)
+    world.run(one.flush(file))
+    assert read_elsewhere(world, file.identifier) == b"others"
+
+
+@pytest.mark.parametrize("when", ["after", "during"])
+def test_a_truncation_noticed_before_the_cover_loses_nothing(world: World, when: str) -> None:
+    """Another mount cuts the file while blocks go to the nodes; a lookup tells this one."""
+    one, other = world.mount(write_behind_bytes=BLOCK), world.mount()
+    file = stored(world, one, 2 * BLOCK)
+    if when == "during":
+        world.blocks.latency = lambda: 1_000
+    write(world, one, file, 0, b"n" * BLOCK)
+    write(world, one, file, BLOCK, b"m" * BLOCK)
+    if when == "after":
+        world.host.settle()
+        assert file.contents.uncovered
+    else:
+        assert file.contents.pushing
+    world.run(other.truncate(file.identifier, 0, ALICE))
+    world.run(one.open(file.identifier, os.O_RDONLY, ALICE))
+    world.run(one.flush(file))
+    assert read_elsewhere(world, file.identifier) == b"n" * BLOCK + b"m" * BLOCK

@@ -197,7 +197,9 @@ class Blocks:
     """A `BlockService` in memory."""
 
     def __init__(self) -> None:
-        self.items: dict[BlockId, bytes] = {}
+        self.items: dict[BlockId, bytes] = {}  # the newest versions
+        self.versions: dict[BlockId, dict[int, bytes]] = {}  # by their times
+        self.unasked: list[BlockId] = []  # written without asking what time it is
         self.reads: list[BlockId] = []
         self.writes: list[BlockId] = []
         self.latency: Callable[[], int] = lambda: 0
@@ -207,7 +209,11 @@ class Blocks:
         self.most_in_flight = 0
 
     async def write_many(
-        self, items: Sequence[tuple[BlockId, bytes]], credentials: Credentials
+        self,
+        items: Sequence[tuple[BlockId, bytes]],
+        credentials: Credentials,
+        *,
+        latest_us: int | None = None,
     ) -> list[BlockTime]:
         del credentials
         assert len({block for block, _ in items}) == len(items)
@@ -218,21 +224,32 @@ class Blocks:
                 await Pause(latency)
             if failure := self.refuse():
                 raise failure
+            times = []
             for block, item in items:
                 assert len(item) <= limits.BLOCK_BYTES_MAX + 64
-                self.items[block] = bytes(item)
+                versions = self.versions.setdefault(block, {})
+                known = latest_us if latest_us is not None else max(versions, default=0)
+                time = max(known + 1, await Now() + self.skew_us)
+                versions[time] = bytes(item)
+                self.items[block] = versions[max(versions)]
                 self.writes.append(block)
+                if latest_us is not None:
+                    self.unasked.append(block)
+                times.append(BlockTime(time))
             if latency := self.latency():
                 await Pause(latency)
-            return [BlockTime(await Now() + self.skew_us) for _ in items]
+            return times
         finally:
             self.in_flight -= sum(len(item) for _, item in items)
 
-    async def read(self, block: BlockId) -> Item:
+    async def read(self, block: BlockId, *, at_time_us: int | None = None) -> Item:
         self.reads.append(block)
         if latency := self.latency():
             await Pause(latency)
         item = Item(self.items.get(block))
+        if at_time_us is not None:
+            versions = self.versions.get(block, {})
+            item = Item(versions.get(max((t for t in versions if t <= at_time_us), default=0)))
         if latency := self.latency():
             await Pause(latency)
         return item

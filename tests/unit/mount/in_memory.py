@@ -174,7 +174,11 @@ class Blocks:
         return Space(0, 1 << 40)
 
     async def write_many(
-        self, items: Sequence[tuple[BlockId, bytes]], credentials: Credentials
+        self,
+        items: Sequence[tuple[BlockId, bytes]],
+        credentials: Credentials,
+        *,
+        latest_us: int | None = None,
     ) -> Sequence[Time]:
         while self.metadata.frozen:
             await Wait(self.metadata.thawed)
@@ -182,7 +186,7 @@ class Blocks:
             self.items[block] = bytes(item)
         return [Time(0)] * len(items)
 
-    async def read(self, block: BlockId) -> Version:
+    async def read(self, block: BlockId, *, at_time_us: int | None = None) -> Version:
         return Version(self.items.get(block))
 
 
