@@ -72,6 +72,7 @@ WRITE_PATIENCE_US = SECOND_US  # silence after which a write is sent again; a co
 PATIENCE_MOST_US = 4 * SECOND_US
 AVOID_SILENT_US = 5 * SECOND_US  # how long readers ask a silent node last
 AVOID_FAULTY_US = 60 * SECOND_US  # the same for one that sent a false fragment
+WATCH_FORGIVEN_US = 60 * SECOND_US  # in which the next silence is not forgiven at the next answer
 TIMES_PER_WRITE = 3  # timestamps that a writer tries before it believes that its clock is wrong
 POISONOUS_IN_NOTICE = 16  # versions that one notice calls poisonous
 POSSIBLE_VERSIONS = 98_304  # unverified versions at one node before writers wait, by default…

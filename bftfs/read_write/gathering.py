@@ -207,7 +207,7 @@ class Gathering(Generic[Usable]):
             if answer is not None:
                 self._refusals.withdraw(node)
                 if self._standings.marked:
-                    self._standings.heard(node)
+                    self._standings.heard(node, await Now())
                 answers[node] = answer
                 if len(answers) >= required and awaited <= answers.keys():
                     silence.ended()

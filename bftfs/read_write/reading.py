@@ -361,7 +361,7 @@ class Reading:
         self._silent.discard(node)
         self._silence.answered(delivery.request_number)
         if self._session.standings.marked:
-            self._session.standings.heard(node)
+            self._session.standings.heard(node, await Now())
         if asked.fetches is None:
             self._listing.discard(node)
         elif asked.fetches == self._candidate:

@@ -1,7 +1,9 @@
 """What a client remembers of the nodes' conduct: whom to ask last, and how long to wait.
 
 Nothing here touches safety: a node in bad standing is asked later, never believed less. Standing is
-forgiven after a while, so that a node that has come back gets its share again.
+forgiven after a while, so that a node that has come back gets its share again. Silence is forgiven
+at the next answer, but only once in a while: who answers now and then would have every other
+reader wait for him.
 """
 
 from __future__ import annotations
@@ -13,18 +15,20 @@ from bftfs.identifiers import NodeId
 class Standings:
     """Silence and proven faults of each node, as one client has seen them."""
 
-    __slots__ = ("_avoided_until_us", "_silent", "faults", "marked")
+    __slots__ = ("_avoided_until_us", "_silent", "_watched_until_us", "faults", "marked")
 
     def __init__(self, N: int) -> None:
         self._avoided_until_us = [0] * N
-        self._silent: set[NodeId] = set()
+        self._watched_until_us = [0] * N  # no silence before this is forgiven at the next answer
+        self._silent: set[NodeId] = set()  # whose next answer is enough
         self.faults = [0] * N  # replies that convict the node, so far
         self.marked = False  # whether any node is in bad standing
 
     def silent(self, node: NodeId, now_us: int) -> None:
         """`node` let a reader's patience run out."""
+        if now_us >= max(self._avoided_until_us[node], self._watched_until_us[node]):
+            self._silent.add(node)
         self._avoid(node, now_us + limits.AVOID_SILENT_US)
-        self._silent.add(node)
 
     def faulty(self, node: NodeId, now_us: int) -> None:
         """`node` sent what no correct node sends."""
@@ -32,11 +36,12 @@ class Standings:
         self._avoid(node, now_us + limits.AVOID_FAULTY_US)
         self._silent.discard(node)
 
-    def heard(self, node: NodeId) -> None:
-        """`node` has answered: if only silence was held against it, it is forgiven."""
+    def heard(self, node: NodeId, now_us: int) -> None:
+        """`node` has answered: if only a first silence was held against it, it is forgiven."""
         if node in self._silent:
             self._silent.remove(node)
             self._avoided_until_us[node] = 0
+            self._watched_until_us[node] = now_us + limits.WATCH_FORGIVEN_US
             self.marked = any(self._avoided_until_us)
 
     def avoided(self, now_us: int) -> frozenset[NodeId]:

@@ -20,11 +20,27 @@ def test_a_silent_node_is_avoided_for_a_while() -> None:
 def test_an_answer_ends_the_suspicion_of_silence() -> None:
     standings = Standings(6)
     standings.silent(NODE, 1_000)
-    standings.heard(OTHER)
+    standings.silent(NODE, 1_500)
+    standings.heard(OTHER, 2_000)
     assert standings.marked
-    standings.heard(NODE)
+    standings.heard(NODE, 2_000)
     assert not standings.marked
-    assert standings.avoided(1_000) == frozenset()
+    assert standings.avoided(2_000) == frozenset()
+
+
+def test_who_answers_now_and_then_is_forgiven_once_in_a_while() -> None:
+    standings = Standings(6)
+    standings.silent(NODE, 1_000)
+    standings.heard(NODE, 2_000)
+    standings.silent(NODE, 3_000)
+    standings.heard(NODE, 4_000)
+    assert standings.avoided(4_000) == {NODE}
+    assert standings.avoided(3_000 + limits.AVOID_SILENT_US) == frozenset()
+    # A minute without another silence, and its word counts again.
+    later_us = 2_000 + limits.WATCH_FORGIVEN_US
+    standings.silent(NODE, later_us)
+    standings.heard(NODE, later_us + 1)
+    assert standings.avoided(later_us + 1) == frozenset()
 
 
 def test_an_answer_does_not_excuse_a_false_fragment() -> None:
@@ -32,7 +48,8 @@ def test_an_answer_does_not_excuse_a_false_fragment() -> None:
     standings.faulty(NODE, 1_000)
     standings.silent(NODE, 2_000)
     standings.faulty(NODE, 2_000)
-    standings.heard(NODE)
+    standings.silent(NODE, 3_000)
+    standings.heard(NODE, 4_000)
     assert standings.avoided(2_000 + limits.AVOID_SILENT_US) == {NODE}
     assert standings.faults == [0, 0, 2, 0, 0, 0]
     assert standings.avoided(2_000 + limits.AVOID_FAULTY_US) == frozenset()
