@@ -19,7 +19,7 @@ from bftfs.filesystem.history import History
 from bftfs.filesystem.moments import parse_moment
 from bftfs.filesystem.operations import FileSystem
 from bftfs.limits import MIB
-from bftfs.runtime.memory import keep_freed_memory
+from bftfs.runtime.memory import collect_rarely, keep_freed_memory
 from bftfs.runtime.network import Network
 from mount.access import ROOT, credentials_of, file_system
 from mount.logs import open_log
@@ -58,6 +58,7 @@ def serve(
             await mount.run(ready)
 
     keep_freed_memory(FREED_BYTES_KEPT)
+    collect_rarely()
     with open_log(directory.mount_log, mountpoint=str(mountpoint), process=os.getpid()) as log:
         try:
             trio.run(session, log)

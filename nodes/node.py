@@ -24,7 +24,7 @@ from bftfs.identifiers import NodeId
 from bftfs.limits import CONNECTIONS, MIB
 from bftfs.recovery import Recovery
 from bftfs.runtime.links import Links
-from bftfs.runtime.memory import keep_freed_memory
+from bftfs.runtime.memory import collect_rarely, keep_freed_memory
 from bftfs.runtime.sockets import forget, listen
 from bftfs.step import Background, Sender, Server
 from bftfs.wire.channel import ServerChannel
@@ -158,6 +158,7 @@ def run(directory: NodeDirectory, description_file: Path, protocols: Protocols) 
         )
         if recovery.rebuilding:
             logger.warning("rebuilding", reason=REBUILDING)
+        collect_rarely()
         loop.run()
         logger.info("stopped", requests=sum(tally.requests.values()), commits=tally.commits)
 
