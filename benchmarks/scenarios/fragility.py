@@ -98,29 +98,17 @@ def attacks_of(names: Sequence[str]) -> list[Attack]:
 
 def run(session: Session, target: str, below: Path | None, parameters: Parameters) -> None:
     """Measure."""
-    attacks = attacks_of(parameters.adversaries)
-    names = [f"client{number}" for number in range(_VICTIMS + _CROWD)]
-    with (
-        deployed(
-            SYSTEM, parameters.durability, below=below, clients=dict.fromkeys(names, Grant())
-        ) as deployment,
-        _working(_victims(deployment, names)) as correct,
-    ):
-        for attack in attacks:
-            with suppress(PhaseError):
-                _measure(session, target, below, parameters, attack, correct)
+    for attack in attacks_of(parameters.adversaries):
+        with suppress(PhaseError):
+            _measure(session, target, below, parameters, attack)
 
 
 def _measure(
-    session: Session,
-    target: str,
-    below: Path | None,
-    parameters: Parameters,
-    attack: Attack,
-    correct: "Sequence[_Worker]",
+    session: Session, target: str, below: Path | None, parameters: Parameters, attack: Attack
 ) -> None:
-    """One adversary, in turns with the cluster in which everybody is correct."""
-    names = [f"client{number}" for number in range(attack.victims)]
+    """One adversary, in turns with a cluster of the same age in which everybody is correct."""
+    correct = [f"client{number}" for number in range(attack.victims + attack.liars)]
+    names = correct[: attack.victims]
     liars = [f"liar{number}" for number in range(attack.liars)]
     grants = GRANTS.get(attack.name, (Grant(),))
     clients = dict.fromkeys(names, Grant()) | {
@@ -130,6 +118,10 @@ def _measure(
     arguments = (attack.name, "--victims", str(attack.victims))
     with (
         deployed(
+            SYSTEM, parameters.durability, below=below, clients=dict.fromkeys(correct, Grant())
+        ) as faultless,
+        _working(_victims(faultless, correct)) as fault_free,
+        deployed(
             SYSTEM, parameters.durability, below=below, clients=clients, programs=programs
         ) as deployment,
         _working(_victims(deployment, names)) as victims,
@@ -137,7 +129,6 @@ def _measure(
             [_Worker(deployment, name, "tests.lying_client", *arguments) for name in liars]
         ) as attackers,
     ):
-        fault_free = correct[: attack.victims + attack.liars]
         sides = [(FAULT_FREE, fault_free), (target, [*victims, *attackers])]
         for number in range(parameters.repeat):
             for workload in attack.workloads:

@@ -75,6 +75,13 @@ def test_each_policy_is_a_line_and_what_has_no_pool_a_level() -> None:
     assert throughput.levels == {"write-time": 100, "free": 500}
 
 
+@pytest.mark.parametrize("phases", [{"write", "read"}, {"overwrite"}])
+def test_what_was_not_measured_is_not_drawn(phases: set[str]) -> None:
+    charts = verification.charts([one for one in measured() if one.phase in phases])
+    assert len(charts) == len(phases)
+    assert ElementTree.fromstring(plot.svg(charts)) is not None
+
+
 def test_every_figure_is_in_its_place_in_the_picture() -> None:
     chart = plot.Chart(
         "title <&>", "x", "y", {"one": {1: 0.0, 10: 50.0, 100: 100.0}}, {"level": 25.0}, True
