@@ -25,7 +25,7 @@ class Table(IntEnum):
     STATE = 3  # Q/U: object id + map key -> since-timestamp + value, of the head version
     PAST = 4  # Q/U: object id + map key + until-timestamp -> since-timestamp + value
     REQUEST = 5  # Q/U: object id + timestamp -> the request that made a candidate
-    BLOCK = 6  # PASIS: block id + inverted timestamp -> version header (cross-checksum, flags)
+    BLOCK = 6  # PASIS: block id + inverted timestamp -> version header (see version_row)
     FRAGMENT = 7  # PASIS: block id + inverted timestamp -> the fragment's bytes
     ADMISSION = 8  # per client: what its versions use
 

@@ -214,6 +214,8 @@ def _block(session: Session, number: int, report: BlockReport) -> dict[str, Any]
         "version": None if version is None else format_moment(version.time),
         "written_by": None if version is None else session.client_name(version.client),
         "classification": report.classification.value,
+        "verified": report.verified_since_us is not None,
+        "verified_since": _since(report.verified_since_us),
         "survives": report.survives,
         "reasons": list(report.reasons),
         "passed_over": [
@@ -231,10 +233,15 @@ def _block(session: Session, number: int, report: BlockReport) -> dict[str, Any]
                 "fragment": holding.index,
                 "has": holding.fragment.value,
                 "claims_verified": holding.claims_verified,
+                "claims_since": _since(holding.claims_since_us),
             }
             for holding in report.holdings
         ],
     }
+
+
+def _since(time_us: int | None) -> str | None:
+    return format_moment(time_us) if time_us else None
 
 
 # --- telling people -----------------------------------------------------------------------------
@@ -257,20 +264,25 @@ def _print(report: dict[str, Any]) -> None:
     console.print(table)
     console.print("survives: so many more nodes may fail, and it can still be used")
     if report["blocks"]:
-        table = Table("block", "version", "written by", *nodes, "survives", box=SIMPLE)
+        table = Table(
+            "block", "version", "written by", *nodes, "verified since", "survives", box=SIMPLE
+        )
         for row in report["blocks"]:
             table.add_row(
                 str(row["number"]),
                 "hole" if row["hole"] else _moment(row["version"]),
                 row["written_by"] or "",
                 *map(_cell, row["nodes"]) if not row["hole"] else [""] * report["n"],
+                _verified(row),
                 _survives(row["survives"]),
             )
         console.print(table)
         console.print(
             f"A block is read from any {report['needed']} of {report['fragments']} fragments; in "
             "the table, the fragment of each node. Fragments marked ok have been checked by this "
-            f"client at {_moment(report['inspected'])}; v: the node claims to have verified it."
+            f"client at {_moment(report['inspected'])}; v: the node claims to have verified it. "
+            f"Verified since: by then {report['b'] + 1} nodes had, by their word, and no more than "
+            f"{report['b']} can lie."
         )
     shown, count = len(report["blocks"]), report["blocks_in_all"]
     if shown < count:
@@ -289,6 +301,12 @@ def _moment(text: str | None) -> str:
 def _cell(node: dict[str, Any]) -> str:
     mark = _MARKS[Fragment(node["has"])]
     return f"{node['fragment']} {mark}{' v' if node['claims_verified'] else ''}"
+
+
+def _verified(row: dict[str, Any]) -> str:
+    if not row["verified"]:
+        return "" if row["hole"] else "not yet"
+    return _moment(row["verified_since"]) or "(not kept)"
 
 
 def _survives(more: int) -> str:

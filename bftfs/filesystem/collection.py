@@ -63,7 +63,12 @@ from bftfs.quorum import QuorumSystem
 from bftfs.read_write.timestamp import TIMESTAMP_BYTES
 from bftfs.read_write.timestamp import time_of as block_time_of
 from bftfs.read_write.timestamp import timestamp_of as block_timestamp_of
-from bftfs.read_write.verification import COLLECTED_BELOW, VERIFIED
+from bftfs.read_write.version_row import (
+    COLLECTED_BELOW,
+    VERIFIED,
+    checksum_of,
+    with_versions_collected_below,
+)
 from bftfs.retention import KEEP_ALL, Keeps, Policy, Retention, parse_policy
 from bftfs.step import Host
 from bftfs.storage import StorageView, Table, Write
@@ -245,7 +250,7 @@ class BlockWalk:
                 self._above = key
             else:
                 fragment = view.get(Table.FRAGMENT, key) or b""
-                size = len(fragment) + len(row) - 1
+                size = len(fragment) + len(checksum_of(row))
                 author = block_timestamp_of(key).client
                 freed[author] = freed.get(author, 0) + size
                 self.removed += 1
@@ -258,8 +263,7 @@ class BlockWalk:
         for key in marked:
             row_above = view.get(Table.BLOCK, key)
             if row_above is not None and not row_above[0] & COLLECTED_BELOW:
-                flags = bytes((row_above[0] | COLLECTED_BELOW,))
-                writes.append(Write(Table.BLOCK, key, flags + row_above[1:]))
+                writes.append(Write(Table.BLOCK, key, with_versions_collected_below(row_above)))
         if len(rows) < limits.COLLECT_ROWS:
             self.done = True
         else:

@@ -29,6 +29,7 @@ from bftfs.conversation import Compute, Now, Receive, Send, Together
 from bftfs.crypto.digest import DIGEST_BYTES, inventory_digest, verifier_of
 from bftfs.healing import HealingTally, Place, ask_all, clients_are_busy, look
 from bftfs.identifiers import BLOCK_ID_BYTES, BlockId, ClientId, NodeId
+from bftfs.read_write import version_row
 from bftfs.read_write.messages import InventoryReply, InventoryRequest, ReadReply, ReadRequest
 from bftfs.read_write.placement import fragment_index, nodes_by_fragment, rotation_of
 from bftfs.read_write.responses import Responses, Verdict
@@ -41,7 +42,7 @@ from bftfs.read_write.timestamp import (
     timestamp_of,
 )
 from bftfs.read_write.validation import item_of, regenerate
-from bftfs.read_write.verification import VERIFIED_FLAGS, Own
+from bftfs.read_write.verification import Own
 from bftfs.recovery import BLOCKS, Recovery
 from bftfs.steering import Steering, healing_steering
 from bftfs.step import Host
@@ -132,7 +133,7 @@ async def rebuild(
 
 def sound(row: bytes, fragment: bytes | None, timestamp: BlockTimestamp, index: int) -> bool:
     """Whether what is stored of a version is what its timestamp binds."""
-    checksum = CrossChecksum(row[1:])
+    checksum = version_row.checksum_of(row)
     return (
         fragment is not None
         and len(checksum) % DIGEST_BYTES == 0
@@ -243,9 +244,10 @@ class BlockHealer:
             row, view.get(Table.FRAGMENT, key), timestamp_of(key), index
         )
 
-    def _store(self, key: bytes, own: Own, view: StorageView, _now_us: int) -> list[Write]:
+    def _store(self, key: bytes, own: Own, view: StorageView, now_us: int) -> list[Write]:
         """Keep what was rebuilt, unless it has come meanwhile."""
-        hosted = view.get(Table.BLOCK, key) is not None
+        before = view.get(Table.BLOCK, key)
+        hosted = before is not None
         if hosted and self._is_sound(view, key):
             return []
         block, author = BlockId(key[:BLOCK_ID_BYTES]), timestamp_of(key).client
@@ -254,7 +256,11 @@ class BlockHealer:
         self.tally.rebuilt_bytes += volume
         return [
             *([] if hosted else self._charge(view, author, block, volume)),
-            Write(Table.BLOCK, key, VERIFIED_FLAGS + own.cross_checksum),
+            Write(
+                Table.BLOCK,
+                key,
+                version_row.verified(own.cross_checksum, now_us, before=before),
+            ),
             Write(Table.FRAGMENT, key, own.fragment),
         ]
 

@@ -3,7 +3,7 @@
 Evidence comes from the fragments themselves: all N nodes are asked, and each fragment is checked
 against the cross-checksum that the version's timestamp binds; the version counts as valid once all
 N fragments, generated from m of them, match it. [PASIS §3.4.2.3] What a node only says (that it has
-verified a version) is kept apart, as its claim.
+verified a version, and when) is kept apart, as its claim.
 
 **Concurrency.** As any client procedure.
 """
@@ -16,7 +16,7 @@ from enum import Enum
 from functools import partial
 
 from bftfs import limits
-from bftfs.conversation import Compute
+from bftfs.conversation import Compute, Now
 from bftfs.identifiers import BlockId, NodeId
 from bftfs.inspection import Witnesses
 from bftfs.read_write.classification import Classification, classify
@@ -45,7 +45,8 @@ class Holding:
     node: NodeId
     index: int  # of the fragment that belongs there
     fragment: Fragment
-    claims_verified: bool  # the node's own word
+    claims_verified: bool  # the node's own word…
+    claims_since_us: int = 0  # …and since when; 0: it does not say
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +71,7 @@ class BlockReport:
     survives: int  # more nodes may fail, and it can still be read; below 0: it cannot now
     reasons: tuple[str, ...]  # why it survives less than it might
     passed_over: tuple[PassedOver, ...] = ()  # later ones, newest first
+    verified_since_us: int | None = None  # by b + 1 claims, one of them true; 0: at a time unknown
 
     @property
     def degraded(self) -> bool:
@@ -104,8 +106,9 @@ async def inspect(witnesses: Witnesses, session: Session, block: BlockId) -> Blo
         valid = await _is_valid(session, responses, version)
         poisonous = not valid and len(responses.fragments(version)) >= thresholds.m
         if found is not Classification.INCOMPLETE and not poisonous:
+            now_us = await Now()
             holdings = tuple(
-                _holding(responses, node, version, block, thresholds.N, silent, refused)
+                _holding(responses, node, version, block, thresholds.N, silent, refused, now_us)
                 for node in everyone
             )
             report = _judged(session, block, version, found, holdings)
@@ -164,8 +167,12 @@ def _holding(
     n: int,
     silent: set[NodeId],
     refused: set[NodeId],
+    now_us: int,
 ) -> Holding:
     claims = bool(responses.hosted.get(node, {}).get(version))
+    since_us = responses.verified_us.get((node, version), 0) if claims else 0
+    if not version.time - limits.CLOCK_SKEW_US <= since_us <= now_us + limits.CLOCK_SKEW_US:
+        since_us = 0  # no correct node says that
     if node in silent:
         fragment = Fragment.SILENT
     elif node in refused:
@@ -176,7 +183,7 @@ def _holding(
         fragment = Fragment.GOOD
     else:
         fragment = Fragment.LACKING
-    return Holding(node, fragment_index(block, node, n), fragment, claims)
+    return Holding(node, fragment_index(block, node, n), fragment, claims, since_us)
 
 
 _WHY = {
@@ -207,7 +214,28 @@ def _judged(
         for holding in holdings
         if holding.fragment is not Fragment.GOOD
     )
-    return BlockReport(block, version, found, holdings, survives, reasons)
+    return BlockReport(
+        block,
+        version,
+        found,
+        holdings,
+        survives,
+        reasons,
+        verified_since_us=_verified_since_us(holdings, thresholds.b),
+    )
+
+
+def _verified_since_us(holdings: tuple[Holding, ...], b: int) -> int | None:
+    """When a correct node had verified the version, whichever b claims are lies.
+
+    The (b + 1)-st of the times that nodes claim: of those that claim it or an earlier one, one is
+    correct. None if no more than b claim at all, 0 if too few of them say when.
+    """
+    claims = [holding.claims_since_us for holding in holdings if holding.claims_verified]
+    if len(claims) <= b:
+        return None
+    dated = sorted(since_us for since_us in claims if since_us)
+    return dated[b] if len(dated) > b else 0
 
 
 def _unwritten(

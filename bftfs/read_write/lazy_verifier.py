@@ -42,7 +42,8 @@ from bftfs.read_write.timestamp import (
     timestamp_of,
     version_key,
 )
-from bftfs.read_write.verification import VERIFIED, Findings, Own, Policy, settled, verify
+from bftfs.read_write.verification import Findings, Own, Policy, settled, verify
+from bftfs.read_write.version_row import VERIFIED
 from bftfs.step import Host, Ready, Role, Sender, Want
 from bftfs.storage import StorageView, Table, Write
 from bftfs.thresholds import ReadWriteThresholds
@@ -206,7 +207,13 @@ class LazyVerifier:
         self.tally.settled += self.backlog.settle(block, [*obsolete, *poisonous])
         self.backlog.hasten(block, now_us)
         return settled(
-            view, block, verified=None, poisonous=poisonous, own=None, index=self._index(block)
+            view,
+            block,
+            verified=None,
+            poisonous=poisonous,
+            own=None,
+            index=self._index(block),
+            now_us=now_us,
         )
 
     async def _notify(self, findings: Findings) -> None:
@@ -263,6 +270,7 @@ class LazyVerifier:
             poisonous=poisonous,
             own=own,
             index=self._index(block),
+            now_us=now_us,
         )
         self.tally.poisonous += sum(
             write.table is Table.BLOCK and write.value is None for write in writes

@@ -101,13 +101,15 @@ class ReadReply(Message, frozen=True, tag=0x42):
     """READ_RESPONSE: the versions that the node hosts, newest first; the first one's fragment is
     the body and `cross_checksum` is its own, if data was wanted.
 
-    To a node it says as well for how long no client has asked this one for anything.
+    To a node it says as well for how long no client has asked this one for anything. With data it
+    says when this node has verified the first one; 0 if it has not, or does not know.
     """
 
     versions: Annotated[tuple[Listed, ...], Meta(max_length=limits.HISTORY_IN_REPLY + 1)]
     below: Below
     cross_checksum: CrossChecksumField
     idle_ms: Annotated[int, Meta(ge=0, le=limits.VERIFY_IDLE_MOST_US // 1_000)] = 0
+    verified_us: TimeField = 0
 
 
 class VouchRequest(Message, frozen=True, tag=0x33):

@@ -47,6 +47,7 @@ class Responses:
         "damaged",
         "depth",
         "hosted",
+        "verified_us",
     )
 
     def __init__(self, thresholds: ReadWriteThresholds, rotation: int) -> None:
@@ -59,6 +60,7 @@ class Responses:
         self.collected: set[NodeId] = set()  # nodes that have forgotten what was below their depth
         self.convicted: set[NodeId] = set()
         self.damaged: dict[NodeId, ReadReply] = {}  # of nodes with a false fragment: the rest
+        self.verified_us: dict[tuple[NodeId, BlockTimestamp], int] = {}  # since when, as they say
         # Every version that was ever shown, ascending: a stuttering client may have left thousands.
         self._shown: list[BlockTimestamp] = []
         self._bound: dict[BlockTimestamp, CrossChecksum] = {}
@@ -142,6 +144,8 @@ class Responses:
         if not cross_checksum.matches(checksum, index, fragment):
             return Verdict.DAMAGED
         self._fragments.setdefault(newest, {})[index] = fragment
+        if versions[0].verified and reply.verified_us:
+            self.verified_us[node, newest] = reply.verified_us
         return Verdict.VALID
 
     def _extend(self, node: NodeId, reply: ReadReply, before: BlockTimestamp | None) -> None:

@@ -24,6 +24,7 @@ from bftfs.credentials import Credentials
 from bftfs.crypto.authenticator import AuthenticatorKeys
 from bftfs.crypto.digest import DIGEST_BYTES, verifier_of, voucher_digest
 from bftfs.identifiers import BlockId, ClientId, NodeId
+from bftfs.read_write import version_row
 from bftfs.read_write.healing import inventory
 from bftfs.read_write.messages import (
     Below,
@@ -50,7 +51,7 @@ from bftfs.read_write.timestamp import (
     timestamp_of,
     version_key,
 )
-from bftfs.read_write.verification import COLLECTED_BELOW, UNVERIFIED_FLAGS, VERIFIED
+from bftfs.read_write.version_row import COLLECTED_BELOW, VERIFIED
 from bftfs.step import Ready, Role, Sender, Want
 from bftfs.storage import StorageView, Table, Write
 from bftfs.thresholds import ReadWriteThresholds
@@ -235,8 +236,10 @@ class ReadWriteServer:
         if (refusal := self._not_bound(block, message, fragment)) is not None:
             return Ready(reply=refusal)
         key = version_key(block, timestamp)
-        if view.get(Table.BLOCK, key) is not None:
-            return Ready(reply=_WRITTEN, writes=self._restored(view, key, message, fragment))
+        hosted = view.get(Table.BLOCK, key)
+        if hosted is not None:
+            writes = self._restored(view, key, hosted, message, fragment)
+            return Ready(reply=_WRITTEN, writes=writes)
         authored = sender.client == timestamp.client and sender.role is Role.CLIENT
         repairs = bool(message.vouchers) or not authored
         if repairs:
@@ -258,12 +261,13 @@ class ReadWriteServer:
                 if isinstance(wait, BlockRefused):
                     return Ready(reply=wait)
                 return Ready(wants=(wait,))
-        writes = self._quota.charge(view, timestamp.client, block, len(fragment) + len(checksum))
-        if isinstance(writes, BlockRefused):
+        charged = self._quota.charge(view, timestamp.client, block, len(fragment) + len(checksum))
+        if isinstance(charged, BlockRefused):
             if not repairs:
-                return Ready(reply=writes)
-            writes = []  # the version exists elsewhere already; refusing it would block readers
-        writes.append(Write(Table.BLOCK, key, UNVERIFIED_FLAGS + checksum))
+                return Ready(reply=charged)
+            charged = []  # the version exists elsewhere already; refusing it would block readers
+        writes = charged
+        writes.append(Write(Table.BLOCK, key, version_row.unverified(checksum)))
         writes.append(Write(Table.FRAGMENT, key, fragment))
         if watch is not None:
             want = watch.written(block, timestamp, now_us)
@@ -289,7 +293,12 @@ class ReadWriteServer:
         return None
 
     def _restored(
-        self, view: StorageView, key: bytes, message: WriteRequest, fragment: bytes | memoryview
+        self,
+        view: StorageView,
+        key: bytes,
+        hosted: bytes,
+        message: WriteRequest,
+        fragment: bytes | memoryview,
     ) -> list[Write]:
         """A version that is hosted already is left alone, unless the disk has damaged it.
 
@@ -300,7 +309,7 @@ class ReadWriteServer:
         if stored is not None and cross_checksum.matches(message.cross_checksum, index, stored):
             return []
         return [
-            Write(Table.BLOCK, key, UNVERIFIED_FLAGS + message.cross_checksum),
+            Write(Table.BLOCK, key, version_row.unverified(message.cross_checksum, before=hosted)),
             Write(Table.FRAGMENT, key, fragment),
         ]
 
@@ -340,13 +349,15 @@ class ReadWriteServer:
             return Ready(reply=_COLLECTED)
         start = block if before is None else version_key(block, before) + b"\x00"
         listed: list[Listed] = []
-        below, checksum, fragment = Below.ORIGIN, b"", b""
+        below, checksum, fragment = Below.ORIGIN, CrossChecksum(b""), b""
+        verified_us = 0
         for key, row in view.scan(Table.BLOCK, start, block + _END):
             if len(listed) > message.history:
                 below = Below.MORE
                 break
             if message.want_data and not listed:
-                checksum = row[1:]
+                checksum = version_row.checksum_of(row)
+                verified_us = version_row.verified_us(row)
                 fragment = view.get(Table.FRAGMENT, key) or b""
             listed.append(Listed(timestamp_of(key), bool(row[0] & VERIFIED)))
             if row[0] & COLLECTED_BELOW:
@@ -357,7 +368,7 @@ class ReadWriteServer:
         idle_ms = 0
         if sender.role is Role.NODE and self._watch is not None:
             idle_ms = self._watch.idle_ms(now_us)
-        reply = ReadReply(tuple(listed), below, CrossChecksum(checksum), idle_ms)
+        reply = ReadReply(tuple(listed), below, checksum, idle_ms, verified_us)
         return Ready(reply=reply, body=fragment)
 
     def _may_lack(self, view: StorageView, block: BlockId, before: BlockTimestamp) -> bool:

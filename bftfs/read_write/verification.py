@@ -15,17 +15,13 @@ from bftfs.coding import cross_checksum
 from bftfs.coding.cross_checksum import CrossChecksum
 from bftfs.errors import OperationFailed
 from bftfs.identifiers import BlockId, NodeId
+from bftfs.read_write import version_row
 from bftfs.read_write.placement import fragment_index
 from bftfs.read_write.reading import Examination, Reading
 from bftfs.read_write.session import Session
 from bftfs.read_write.timestamp import BlockTimestamp, version_key
+from bftfs.read_write.version_row import VERIFIED
 from bftfs.storage import StorageView, Table, Write
-
-# A version's row in Table.BLOCK: flags (1 byte), then the cross-checksum.
-VERIFIED = 0x01  # flag: this node has verified the version [LazyVer §3.8.1]
-COLLECTED_BELOW = 0x02  # flag: versions that came right before it were collected here
-VERIFIED_FLAGS = b"\x01"
-UNVERIFIED_FLAGS = b"\x00"
 
 
 class Policy(Enum):
@@ -79,11 +75,12 @@ def settled(
     poisonous: Collection[BlockTimestamp],
     own: Own | None,
     index: int,
+    now_us: int,
 ) -> list[Write]:
     """The writes by which a node takes note: flag what is verified, discard what is poisonous.
 
-    With its `own` part of the verified version, a node that lacks it or whose disk has damaged it
-    has it from now on.
+    A version that has been flagged keeps the time of that. With its `own` part of the verified
+    version, a node that lacks it or whose disk has damaged it has it from now on.
     """
     writes: list[Write] = []
     for timestamp in poisonous:
@@ -94,16 +91,17 @@ def settled(
     row = view.get(Table.BLOCK, key)
     if row is None:
         if own is not None:
-            writes.append(Write(Table.BLOCK, key, VERIFIED_FLAGS + own.cross_checksum))
+            writes.append(Write(Table.BLOCK, key, version_row.verified(own.cross_checksum, now_us)))
             writes.append(Write(Table.FRAGMENT, key, own.fragment))
         return writes
     if not row[0] & VERIFIED:
-        writes.append(Write(Table.BLOCK, key, bytes((row[0] | VERIFIED,)) + row[1:]))
+        dated = version_row.verified(version_row.checksum_of(row), now_us, before=row)
+        writes.append(Write(Table.BLOCK, key, dated))
     if own is not None:
         stored = view.get(Table.FRAGMENT, key)
         if stored is None or not cross_checksum.matches(own.cross_checksum, index, stored):
-            flags = bytes((row[0] | VERIFIED,))
-            writes.append(Write(Table.BLOCK, key, flags + own.cross_checksum))
+            dated = version_row.verified(own.cross_checksum, now_us, before=row)
+            writes.append(Write(Table.BLOCK, key, dated))
             writes.append(Write(Table.FRAGMENT, key, own.fragment))
     return writes
 

@@ -13,6 +13,7 @@ from bftfs.query_update.counter import Fetch
 from bftfs.query_update.inspection import Copy, ObjectReport
 from bftfs.query_update.inspection import inspect as inspect_object
 from bftfs.query_update.messages import QueryReply
+from bftfs.read_write import version_row
 from bftfs.read_write.inspection import BlockReport, Fragment
 from bftfs.read_write.inspection import inspect as inspect_block
 from bftfs.read_write.lazy_verifier import VerificationSettings
@@ -20,8 +21,9 @@ from bftfs.read_write.messages import Listed, ReadReply
 from bftfs.read_write.session import Session
 from bftfs.read_write.timestamp import version_key
 from bftfs.read_write.verification import Policy
-from bftfs.storage import Table
-from tests.unit.read_write.verifying import USER, Client, Cluster, block
+from bftfs.read_write.version_row import VERIFIED
+from bftfs.storage import Table, Write
+from tests.unit.read_write.verifying import SECOND_US, USER, Client, Cluster, block
 from tests.unit.test_healing import Counting, counter
 
 READ_TIME = VerificationSettings(Policy.READ_TIME)  # nothing happens in the background to blocks
@@ -111,6 +113,44 @@ def test_a_false_fragment_and_a_false_claim_are_told_from_true_ones() -> None:
     assert report.reasons == (
         "node 4 sent a fragment that is not the version's: its disk is damaged, or it lies",
     )
+
+
+def test_since_when_a_block_is_verified_is_what_no_b_liars_can_say() -> None:
+    cluster = Cluster(VerificationSettings())
+    client = cluster.client()
+    timestamp = client.write(block(0), b"item")
+    report = seen(client)
+    assert report.verified_since_us is None
+    cluster.run_for(3 * SECOND_US)
+    done_us = cluster.now_us
+    report = seen(client)
+    claims = sorted(holding.claims_since_us for holding in report.holdings)
+    assert timestamp.time < claims[0] <= claims[-1] <= done_us
+    assert report.verified_since_us == claims[1]
+    cluster.run_for(60 * SECOND_US)
+    assert seen(client).verified_since_us == claims[1]  # not verified again
+
+    # One liar claims what is too early, too late, or impossible: what is said stays true.
+    liar = report.holdings[0].node
+    honest = sorted(each.claims_since_us for each in report.holdings if each.node != liar)
+    for said, expected in (
+        (timestamp.time, honest[0]),
+        (cluster.now_us, honest[1]),
+        (1, honest[1]),
+        ((1 << 63) - 1, honest[1]),
+    ):
+        row = cluster.row(liar, block(0), timestamp)
+        assert row is not None
+        row = version_row.verified(version_row.checksum_of(row), said)
+        key = version_key(block(0), timestamp)
+        cluster.nodes[liar].disk.apply([Write(Table.BLOCK, key, row)])
+        assert seen(client).verified_since_us == expected
+    for node in range(5):  # as in stores of before
+        row = cluster.row(node, block(0), timestamp)
+        assert row is not None
+        row = bytes((VERIFIED,)) + version_row.checksum_of(row)
+        cluster.nodes[node].disk.apply([Write(Table.BLOCK, key, row)])
+    assert seen(client).verified_since_us == 0
 
 
 def test_incomplete_and_poisonous_versions_are_passed_over() -> None:

@@ -18,7 +18,7 @@ from bftfs import limits
 from bftfs.identifiers import ClientId, NodeId
 from bftfs.query_update.timestamp import client_of, time_of
 from bftfs.read_write.timestamp import timestamp_of
-from bftfs.read_write.verification import VERIFIED
+from bftfs.read_write.version_row import VERIFIED
 from bftfs.simulation.checkers.candidates import Acceptance
 from bftfs.storage import Table, Write
 

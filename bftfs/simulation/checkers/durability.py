@@ -10,10 +10,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from bftfs.coding import cross_checksum
-from bftfs.coding.cross_checksum import CrossChecksum
 from bftfs.identifiers import BlockId, NodeId
 from bftfs.read_write.placement import fragment_index
 from bftfs.read_write.timestamp import BlockTimestamp, timestamp_of, version_key
+from bftfs.read_write.version_row import checksum_of
 from bftfs.storage import StorageView, Table
 
 
@@ -42,7 +42,7 @@ def check_bound(disks: Mapping[NodeId, StorageView], *, N: int) -> list[str]:
     for node, disk in disks.items():
         for key, row in disk.scan(Table.BLOCK, b"", b"\xff" * 200):
             block, timestamp = BlockId(key[:32]), timestamp_of(key)
-            checksum = CrossChecksum(row[1:])
+            checksum = checksum_of(row)
             fragment = disk.get(Table.FRAGMENT, key) or b""
             if cross_checksum.verifier(
                 checksum

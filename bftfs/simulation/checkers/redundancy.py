@@ -21,6 +21,7 @@ from bftfs.read_write.healing import sound
 from bftfs.read_write.placement import fragment_index
 from bftfs.read_write.timestamp import timestamp_of
 from bftfs.read_write.validation import item_of, regenerate
+from bftfs.read_write.version_row import checksum_of
 from bftfs.storage import StorageView, Table
 from bftfs.thresholds import QueryUpdateThresholds, ReadWriteThresholds
 
@@ -74,13 +75,13 @@ def _is_poison(
 ) -> bool:
     """Whether the fragments of a version are of no one value. [PASIS §3.4.2.3]"""
     block = BlockId(key[:BLOCK_ID_BYTES])
-    checksum, fragments = b"", {}
+    checksum, fragments = CrossChecksum(b""), {}
     for node, disk in disks.items():
         if _is_hosted(disk, node, key, thresholds.N):
-            checksum = (disk.get(Table.BLOCK, key) or b"")[1:]
+            checksum = checksum_of(disk.get(Table.BLOCK, key) or b"\0")
             fragments[fragment_index(block, node, thresholds.N)] = disk.get(Table.FRAGMENT, key)
     code = ErasureCode(thresholds.m, thresholds.N)
     whole = {int(index): fragment or b"" for index, fragment in fragments.items()}
-    generated = regenerate(code, CrossChecksum(checksum), whole)
+    generated = regenerate(code, checksum, whole)
     first = thresholds.m
     return generated is None or item_of(code, dict(enumerate(generated[:first]))) is None

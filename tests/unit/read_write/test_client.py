@@ -29,8 +29,8 @@ from bftfs.read_write.messages import (
     WriteRequest,
 )
 from bftfs.read_write.reading import NEVER_WRITTEN, Reading
-from bftfs.read_write.server import VERIFIED
 from bftfs.read_write.timestamp import BlockTimestamp, version_key
+from bftfs.read_write.version_row import VERIFIED
 from bftfs.read_write.writing import Encoded, least_safe_time
 from bftfs.step import Sender
 from bftfs.storage import Table, Write

@@ -9,6 +9,7 @@ import pytest
 
 from bftfs import limits
 from bftfs.identifiers import BlockId, ClientId, NodeId, block_id
+from bftfs.read_write import version_row
 from bftfs.read_write.messages import (
     Below,
     BlockRefused,
@@ -23,8 +24,9 @@ from bftfs.read_write.messages import (
     WriteReply,
     WriteRequest,
 )
-from bftfs.read_write.server import VERIFIED, ReadWriteServer
+from bftfs.read_write.server import ReadWriteServer
 from bftfs.read_write.timestamp import BlockTimestamp, beginning_of, successor_of, version_key
+from bftfs.read_write.version_row import VERIFIED
 from bftfs.step import Grant, Role, Sender
 from bftfs.storage import StorageView, Table, Write
 from tests.unit.read_write.harness import (
@@ -421,6 +423,43 @@ def test_the_verified_flag_is_told(world: World, alice: Principal) -> None:
     assert row is not None
     node.storage.apply([Write(Table.BLOCK, key, bytes([VERIFIED]) + row[1:])])
     assert ask(node, alice, read())[0].versions == (Listed(timestamp, True),)
+    assert ask(node, alice, read(want_data=True))[0].verified_us == 0  # it does not know
+
+
+def test_since_when_it_is_verified_is_told_with_data(world: World, alice: Principal) -> None:
+    timestamp = world.placed(alice, ITEM, range(6))
+    node = world.nodes[NODE]
+    key = version_key(BLOCK, timestamp)
+    row = version_row.verified(world.encoded(ITEM).cross_checksum, START_US + 7)
+    node.storage.apply([Write(Table.BLOCK, key, row)])
+    reply, body = ask(node, alice, read(want_data=True))
+    assert reply.verified_us == START_US + 7
+    assert (reply.cross_checksum, body) == (
+        world.encoded(ITEM).cross_checksum,
+        world.encoded(ITEM).fragments[NODE],
+    )
+    assert ask(node, alice, read())[0].verified_us == 0
+
+
+def test_a_fragment_that_is_restored_is_unverified_and_the_gap_below_it_stays_known(
+    world: World, alice: Principal
+) -> None:
+    message, fragment = request(world, alice)
+    node = world.nodes[NODE]
+    node.step(alice.sender, message, fragment, START_US)
+    key = version_key(BLOCK, message.timestamp)
+    row = version_row.verified(message.cross_checksum, START_US)
+    node.storage.apply(
+        [
+            Write(Table.BLOCK, key, version_row.with_versions_collected_below(row)),
+            Write(Table.FRAGMENT, key, b"damaged"),
+        ]
+    )
+    node.step(alice.sender, message, fragment, START_US)
+    assert node.storage.get(Table.FRAGMENT, key) == fragment
+    reply, _ = ask(node, alice, read(history=3))
+    assert reply.versions == (Listed(message.timestamp, False),)
+    assert reply.below is Below.COLLECTED
 
 
 def test_late_writes_find_their_place_below_newer_ones(world: World, alice: Principal) -> None:

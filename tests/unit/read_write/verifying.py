@@ -16,7 +16,7 @@ from bftfs.read_write.lazy_verifier import LazyVerifier, VerificationSettings
 from bftfs.read_write.messages import Notice, ReadReply, ReadRequest, WriteRequest
 from bftfs.read_write.placement import rotation_of
 from bftfs.read_write.timestamp import BlockTimestamp, version_key
-from bftfs.read_write.verification import VERIFIED
+from bftfs.read_write.version_row import VERIFIED
 from bftfs.read_write.writing import Encoded, encode
 from bftfs.simulation.deployment import Deployment, Sizes
 from bftfs.simulation.network import Kind, Network, NetworkFaults

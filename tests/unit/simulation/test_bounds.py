@@ -7,7 +7,7 @@ from bftfs.identifiers import BlockId, ClientId, NodeId, ObjectId, ObjectKind
 from bftfs.query_update.candidate import Candidate
 from bftfs.query_update.timestamp import ZERO, logical_timestamp
 from bftfs.read_write.timestamp import BlockTimestamp, version_key
-from bftfs.read_write.verification import VERIFIED
+from bftfs.read_write.version_row import VERIFIED
 from bftfs.simulation.checkers.bounds import BoundsRecord
 from bftfs.simulation.checkers.candidates import Acceptance
 from bftfs.simulation.deployment import client_named

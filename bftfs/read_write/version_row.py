@@ -1,0 +1,52 @@
+"""A version's row in `Table.BLOCK`: what a node keeps of it besides the fragment.
+
+    flags (1 byte), cross-checksum (N digests), and with `DATED` the time of verification (8 bytes)
+
+That time is written with the flag that it belongs to, in the row that is rewritten for it anyway.
+Rows of stores that did not keep it are read like others; of these a node knows that it has verified
+them, and not since when.
+"""
+
+from __future__ import annotations
+
+from bftfs.coding.cross_checksum import CrossChecksum
+
+VERIFIED = 0x01  # flag: this node has verified the version [LazyVer §3.8.1]
+COLLECTED_BELOW = 0x02  # flag: versions that came right before it were collected here
+DATED = 0x04  # flag: the row ends with the time at which it was verified
+
+_TIME_BYTES = 8
+_LATEST_US = (1 << 63) - 1  # that a message can tell
+
+
+def unverified(checksum: CrossChecksum, *, before: bytes | None = None) -> bytes:
+    """The row of a version that this node takes from a writer; `before` is the one it replaces."""
+    return bytes((_lasting(before),)) + checksum
+
+
+def verified(checksum: CrossChecksum, now_us: int, *, before: bytes | None = None) -> bytes:
+    """The row of a version that this node has verified now; `before` is the one it replaces."""
+    stamp = min(max(now_us, 0), _LATEST_US).to_bytes(_TIME_BYTES, "big")
+    return bytes((_lasting(before) | VERIFIED | DATED,)) + checksum + stamp
+
+
+def with_versions_collected_below(row: bytes) -> bytes:
+    """The row, saying that versions right before it are gone."""
+    return bytes((row[0] | COLLECTED_BELOW,)) + row[1:]
+
+
+def checksum_of(row: bytes) -> CrossChecksum:
+    """The version's cross-checksum, as it was stored."""
+    return CrossChecksum(row[1:-_TIME_BYTES] if row[0] & DATED else row[1:])
+
+
+def verified_us(row: bytes) -> int:
+    """When this node verified the version; 0 if it has not, or does not know."""
+    if row[0] & VERIFIED and row[0] & DATED:
+        return min(int.from_bytes(row[-_TIME_BYTES:], "big"), _LATEST_US)
+    return 0
+
+
+def _lasting(before: bytes | None) -> int:
+    """The flags that outlive what is stored of a version: they speak of others."""
+    return before[0] & COLLECTED_BELOW if before else 0
