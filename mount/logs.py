@@ -11,13 +11,14 @@ import structlog
 from structlog.typing import FilteringBoundLogger
 
 from bftfs.errors import UsageError
+from bftfs.runtime.log_file import log_file
 
 
 @contextmanager
 def open_log(path: Path, **facts: object) -> Iterator[FilteringBoundLogger]:
     """A logger to `path` whose every line tells `facts`; libraries' warnings go there, too."""
     try:
-        file = path.open("a", encoding="utf-8")
+        file = path.open("ab", buffering=0)
     except OSError as error:
         raise UsageError(
             f"{path}: cannot be written ({error.strerror}); the mount process needs it for its log",
@@ -25,7 +26,7 @@ def open_log(path: Path, **facts: object) -> Iterator[FilteringBoundLogger]:
         ) from None
     with file:
         log: FilteringBoundLogger = structlog.wrap_logger(
-            structlog.WriteLogger(file),
+            structlog.WriteLogger(log_file(file.fileno())),
             processors=[
                 structlog.processors.add_log_level,
                 structlog.processors.TimeStamper(fmt="iso", utc=True),

@@ -18,18 +18,19 @@ class WriteSwitch:
     __slots__ = ("code", "reason")
 
     def __init__(self) -> None:
-        self.code = 0  # an errno; 0 while writes are served
-        self.reason = ""
+        self.code = 0  # an errno; 0 while writes are served, or tried
+        self.reason = ""  # why the last was refused, until there is room again
 
     def refuse(self, code: int, reason: str) -> None:
         """Refuse them from now on."""
         self.code = code
         self.reason = reason
 
-    def serve(self) -> None:
-        """Serve them again."""
+    def retry(self, *, has_room: bool) -> None:
+        """Try them again; what was in their way is forgotten if there is room."""
         self.code = 0
-        self.reason = ""
+        if has_room:
+            self.reason = ""
 
 
 class Guard:

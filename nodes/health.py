@@ -71,8 +71,9 @@ class Health:
 
     def _reasons(self) -> tuple[str, ...]:
         reasons = []
-        if self._switch.code:
-            reasons.append(f"writes are refused: {self._switch.reason}")
+        switch = self._switch
+        if switch.code or (switch.reason and not self._store.has_room):
+            reasons.append(f"writes are refused: {switch.reason}")
         if self._tally.faults:
             reasons.append(f"{self._tally.faults} requests met a fault in the node; see its log")
         return tuple(reason[:512] for reason in reasons)

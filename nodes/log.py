@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import faulthandler
 import logging
-import sys
 
 import structlog
 
 from bftfs.identifiers import NodeId
+from bftfs.runtime.log_file import log_file
 
 _STANDARD_ERROR = 2
 
@@ -31,7 +31,7 @@ def configure(level: str, *, node: NodeId) -> None:
         wrapper_class=structlog.make_filtering_bound_logger(
             logging.getLevelNamesMapping()[level.upper()]
         ),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        logger_factory=structlog.WriteLoggerFactory(log_file(_STANDARD_ERROR)),
         cache_logger_on_first_use=True,
     )
     structlog.contextvars.bind_contextvars(node=node)

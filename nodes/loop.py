@@ -371,8 +371,8 @@ class Loop:
         self._dismiss()
         dispatcher, switch = self._dispatcher, self._switch
         outbox = dispatcher.outbox
-        if switch.code and clock.monotonic_us() >= self._full_until_us:
-            switch.serve()
+        if switch.reason and clock.monotonic_us() >= self._full_until_us:
+            switch.retry(has_room=self._store.has_room)
         arrivals: list[Arrival] = []  # those stepped, each with its answer in the outbox
         resumed = 0  # answers ahead of theirs, to requests that were parked
         first = True

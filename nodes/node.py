@@ -115,7 +115,7 @@ def run(directory: NodeDirectory, description_file: Path, protocols: Protocols) 
             logger.error("request failed", message=type(message).__name__, exc_info=error)
 
         servers = {kind: Guard(server, switch, report) for kind, server in services.servers.items()}
-        directory.pid.write_text(f"{os.getpid()}\n")
+        _note_pid(directory.pid)
         stack.callback(directory.pid.unlink, missing_ok=True)
         if configuration.metrics is not None:
             exposition = Exposition(
@@ -161,6 +161,13 @@ def run(directory: NodeDirectory, description_file: Path, protocols: Protocols) 
         collect_rarely()
         loop.run()
         logger.info("stopped", requests=sum(tally.requests.values()), commits=tally.commits)
+
+
+def _note_pid(path: Path) -> None:
+    try:
+        path.write_text(f"{os.getpid()}\n")
+    except OSError as error:
+        raise UsageError(f"{path}: it cannot be written ({error.strerror})") from None
 
 
 def _number_of(

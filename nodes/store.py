@@ -47,6 +47,7 @@ MAP_BYTES_MAX = 1 << 44
 HEADROOM_BYTES = 32 * MIB  # that a batch may add without the store making room in its midst
 JOURNAL_BYTES = 8 * MIB  # after which a checkpoint is due…
 WRITES_PER_CHECKPOINT = 8_192  # …or after so many: until then their pages are kept in memory
+ROOM_BYTES = 512 * KIB  # with less, a store that has met its end is still full
 STRAIGHT_BYTES = 256 * KIB  # larger batches are not worth writing twice, if they must be synced
 
 _FORMAT_KEY = b"format"
@@ -353,6 +354,16 @@ class Store:
         used = self.used_bytes
         growth = max(0, min(disk.f_bavail * disk.f_frsize, self._limit_bytes - used))
         return growth + max(0, used - self._live_bytes)
+
+    @property
+    def has_room(self) -> bool:
+        """Whether there is any to speak of. A full disk takes some small batches, and no others.
+
+        Any thread may ask.
+        """
+        disk, used = os.fstatvfs(self._data), self.used_bytes
+        inside = max(0, self._limit_bytes - used) + max(0, used - self._live_bytes)
+        return min(disk.f_bavail * disk.f_frsize, inside) >= ROOM_BYTES
 
     def measured_bytes(self) -> int:
         """What the tables occupy now: the rest of the file is used again before it grows."""

@@ -6,6 +6,7 @@ servers give it that cannot all be malevolent, a rejection likewise.
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any, Generic, NamedTuple, TypeVar
 
@@ -200,6 +201,7 @@ class Round:
         self._silences = 0
         self._rejections: dict[tuple[int, str], Nodes] = {}
         self.rejection: AdmissionRefused | None = None
+        self._full: Nodes = 0  # those that have no room to store anything
 
     def judge(self, node: NodeId, reply: Any, _: bytes | memoryview) -> Judgement:
         """What a reply means for the round."""
@@ -222,6 +224,15 @@ class Round:
             nodes = self._rejections[key] = self._rejections.get(key, 0) | 1 << node
             if self.quorums.includes_benign(nodes):
                 self.rejection = AdmissionRefused(code=reply.code, reason=reply.reason)
+                return Judgement.ENOUGH
+            return self.more()
+        if getattr(reply, "code", 0) == errno.ENOSPC:
+            # Its disk is full, and stays so for now. Others may do; where they are too few, to wait
+            # would be to wait for somebody to make room.
+            self._full |= 1 << node
+            everyone = (1 << self.quorums.n) - 1
+            if not self.quorums.is_quorum(everyone & ~self._full):
+                self.rejection = AdmissionRefused(code=errno.ENOSPC, reason=reply.reason)
                 return Judgement.ENOUGH
             return self.more()
         self.answered &= ~(1 << node)  # its host is busy, or lacks what peers must supply

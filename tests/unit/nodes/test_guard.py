@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import errno
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from bftfs.envelope import Refused
 from bftfs.identifiers import ClientId
+from bftfs.recovery import Recovery
 from bftfs.step import Ready, Role, Sender
 from bftfs.storage import MemoryStorage, Table, Write
 from nodes.guard import Guard, WriteSwitch
+from nodes.health import Health
+from nodes.metrics import Tally
 from nodes.store import MapOutgrown, StoreFailed, StoreFull
 
 SENDER = Sender(Role.CLIENT, ClientId(bytes(16)))
@@ -74,5 +78,30 @@ def test_while_writes_are_refused_reads_are_served() -> None:
     refused = step(guard, writing)
     assert refused.reply == Refused(errno.ENOSPC, "the disk is full")
     assert refused.writes == []
-    switch.serve()
+    switch.retry(has_room=True)
     assert step(guard, writing) is writing
+
+
+def test_a_full_disk_is_told_of_until_there_is_room_also_while_nobody_writes() -> None:
+    store = SimpleNamespace(used_bytes=1, free_bytes=0, has_room=False)
+    links = SimpleNamespace(unreachable=tuple)
+    switch = WriteSwitch()
+    health = Health(
+        store=store,  # type: ignore[arg-type]
+        links=links,  # type: ignore[arg-type]
+        switch=switch,
+        tally=Tally(),
+        recovery=Recovery(),
+        gauges=tuple,
+    )
+    assert health.reply().healthy
+    switch.refuse(errno.ENOSPC, "the disk is full")
+    assert not health.reply().healthy
+    switch.retry(has_room=False)
+    assert not switch.code  # writes are tried
+    assert health.reply().reasons == ("writes are refused: the disk is full",)
+    store.has_room = True
+    assert health.reply().healthy
+    switch.retry(has_room=True)
+    store.has_room = False  # filled by somebody else, and no write was refused since
+    assert health.reply().healthy

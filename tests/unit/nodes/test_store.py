@@ -303,10 +303,12 @@ def test_a_full_disk_refuses_the_batch_and_loses_nothing(small_disk: Path) -> No
     except StoreFull as full:
         assert full.reason == "the disk is full"  # noqa: PT017 - the last write is to fail
     assert 0 < written < 100
+    assert not store.has_room
     for number in range(written):
         assert get(store, b"%04d" % number) == b"v" * 100 * KIB
     assert get(store, b"%04d" % written) is None
     (small_disk / "ballast").unlink()
+    assert store.has_room
     put(store, b"again", b"v" * 100 * KIB)
     assert get(store, b"again") == b"v" * 100 * KIB
     store.close()

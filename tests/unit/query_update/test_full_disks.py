@@ -1,0 +1,71 @@
+"""Servers whose disks are full: the others do without t of them, and more are not waited for."""
+
+from __future__ import annotations
+
+import errno
+from typing import Any
+
+import pytest
+
+from bftfs.envelope import Refused
+from bftfs.errors import AdmissionRefused
+from bftfs.query_update.counter import Fetch, Increment
+from bftfs.step import Ready, Sender
+from bftfs.thresholds import QueryUpdateThresholds
+from tests.unit.query_update.harness import SMALLEST, USER, Client, Cluster, counter_id, honest
+
+A = counter_id(1)
+LARGER = QueryUpdateThresholds(n=9, t=2, b=1, q=7, r=4)
+
+
+def full(step: Any, view: Any, sender: Sender, message: Any, now_us: int) -> Ready:
+    ready: Ready = step(view, sender, message, b"", now_us)
+    return Ready(Refused(errno.ENOSPC, "the disk is full")) if ready.writes else ready
+
+
+def increment(client: Client) -> Any:
+    return client.run(client.qu.update((A,), "counter.increment", Increment(), USER))
+
+
+def fetch(client: Client) -> Any:
+    return client.run(client.qu.query((A,), "counter.fetch", Fetch(), USER))
+
+
+@pytest.mark.parametrize("thresholds", [SMALLEST, LARGER])
+def test_more_full_disks_than_t_refuse_updates_at_once(thresholds: QueryUpdateThresholds) -> None:
+    cluster = Cluster(thresholds)
+    client, reader = cluster.client("X"), cluster.client("Y")
+    increment(client)
+    for node in range(thresholds.t):
+        cluster.nodes[node].behaviour = full
+        increment(client)
+    before = fetch(reader)
+    for node in range(thresholds.n):
+        cluster.nodes[node].behaviour = full
+    began = cluster.now_us
+    for _ in range(3):
+        with pytest.raises(AdmissionRefused) as refused:
+            increment(client)
+        assert refused.value.code == errno.ENOSPC
+        assert fetch(reader) == before
+    assert cluster.now_us - began < 1_000_000
+    for node in range(thresholds.n):
+        cluster.nodes[node].behaviour = honest
+    increment(client)
+    assert fetch(reader) == fetch(client) != before
+
+
+def test_what_some_have_taken_is_finished_once_the_others_have_room() -> None:
+    cluster = Cluster()
+    client, reader = cluster.client("X"), cluster.client("Y")
+    increment(client)
+    before = fetch(reader)
+    for node in range(SMALLEST.t + 1):
+        cluster.nodes[node].behaviour = full
+    began = cluster.now_us
+    with pytest.raises(AdmissionRefused):
+        increment(client)
+    assert cluster.now_us - began < 1_000_000
+    for node in range(SMALLEST.n):
+        cluster.nodes[node].behaviour = honest
+    assert fetch(reader) == fetch(client) != before
