@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
+from prometheus_client.parser import text_string_to_metric_families
 
 from bftfs.cli.main import program
 from bftfs.identifiers import NodeId
@@ -20,9 +21,10 @@ from bftfs.storage import Table, Write
 from nodes.control import Command, ControlFailed, steer
 from nodes.store import Store
 from tests.integration.deployment import Deployment
-from tests.integration.test_node import metric
+from tests.integration.test_node import metric, page
 from tests.integration.test_protocols import Client, items
 from tests.integration.test_verification import await_that
+from tests.unit.nodes.test_dashboard import DASHBOARD, misnamed
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +52,21 @@ def told(deployment: Deployment, *words: str) -> list[dict[str, Any]]:
     assert result.exception is None, result.output
     report: list[dict[str, Any]] = json.loads(result.stdout)
     return report
+
+
+def test_the_dashboard_shows_what_a_running_node_exposes(deployment: Deployment) -> None:
+    _, text = page(deployment, "/metrics")
+    exposed: dict[str, set[str]] = {}
+    for family in text_string_to_metric_families(text):
+        # A counter with labels has no samples before it has counted something.
+        name = f"{family.name}_total" if family.type == "counter" else family.name
+        exposed[name] = set().union(*(sample.labels for sample in family.samples))
+    assert exposed["bftfs_requests_total"] == {"message"}
+    assert exposed["bftfs_refused_total"] <= {"error"}
+    exposed["bftfs_refused_total"] = {"error"}
+    assert list(misnamed(DASHBOARD, exposed)) == []
+    del exposed["bftfs_pool_bytes"]
+    assert list(misnamed(DASHBOARD, exposed))  # must fail
 
 
 def test_a_scrub_of_all_nodes_from_the_command_line(deployment: Deployment) -> None:
