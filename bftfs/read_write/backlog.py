@@ -16,6 +16,7 @@ from __future__ import annotations
 import heapq
 from collections.abc import Iterable
 
+from bftfs import limits
 from bftfs.identifiers import BlockId, ClientId
 from bftfs.read_write.timestamp import BlockTimestamp
 
@@ -37,7 +38,16 @@ class _Pending:
 class Backlog:
     """Possible versions by block, by client, and by client and block."""
 
-    __slots__ = ("_blocks", "_clients", "_excused_us", "_heap", "_ripe", "_totals", "total")
+    __slots__ = (
+        "_blocks",
+        "_clients",
+        "_excused_us",
+        "_heap",
+        "_hopeless_until_us",
+        "_ripe",
+        "_totals",
+        "total",
+    )
 
     def __init__(self) -> None:
         self.total = 0
@@ -45,6 +55,7 @@ class Backlog:
         self._clients: dict[ClientId, dict[BlockId, int]] = {}
         self._totals: dict[ClientId, int] = {}
         self._excused_us: dict[ClientId, int] = {}
+        self._hopeless_until_us: dict[ClientId, int] = {}  # no block is worth a try before this
         self._heap: list[tuple[int, BlockId]] = []  # blocks that are not ripe, by when they are
         self._ripe: dict[int, dict[BlockId, None]] = {}  # by number of versions
 
@@ -66,6 +77,7 @@ class Backlog:
         self.total += 1
         pending.failures = 0
         pending.retry_us = 0
+        self._hopeless_until_us.pop(client, None)
         self._postpone(block, pending, due_us)
 
     def of_client(self, client: ClientId) -> int:
@@ -121,6 +133,7 @@ class Backlog:
                 if not blocks:
                     del self._clients[client], self._totals[client]
                     self._excused_us.pop(client, None)
+                    self._hopeless_until_us.pop(client, None)
         self.total -= settled
         if settled:
             self._unlist(block, pending)
@@ -173,16 +186,31 @@ class Backlog:
         """When `ripe` may give something again that it does not give now; None: when it is told."""
         return self._heap[0][0] if self._heap else None
 
-    def greatest(self, client: ClientId | None, now_us: int, most: int) -> list[BlockId]:
-        """The blocks with most versions of `client` (None: of anybody) that are worth a try."""
+    def is_worthwhile(self, block: BlockId, now_us: int) -> bool:
+        """Whether a verification of `block` may settle something."""
+        pending = self._blocks.get(block)
+        return pending is not None and pending.retry_us <= now_us
+
+    def has_worthwhile(self, client: ClientId, now_us: int) -> bool:
+        """Whether that is so for any block with versions of `client`."""
+        if now_us < self._hopeless_until_us.get(client, 0):
+            return False
+        earliest_us = now_us + limits.VERIFY_RETRY_US
+        for block in self._clients.get(client, ()):
+            retry_us = self._blocks[block].retry_us
+            if retry_us <= now_us:
+                return True
+            earliest_us = min(earliest_us, retry_us)
+        self._hopeless_until_us[client] = earliest_us
+        return False
+
+    def greatest(self, client: ClientId, now_us: int, most: int) -> list[BlockId]:
+        """The blocks with most versions of `client` that are worth a try."""
         blocks = self._blocks
-        counted = (
-            ((len(pending.versions), block) for block, pending in blocks.items())
-            if client is None
-            else ((count, block) for block, count in self._clients.get(client, {}).items())
-        )
         worthwhile = (
-            (count, block) for count, block in counted if blocks[block].retry_us <= now_us
+            (count, block)
+            for block, count in self._clients.get(client, {}).items()
+            if blocks[block].retry_us <= now_us
         )
         return [block for _, block in heapq.nlargest(most, worthwhile)]
 

@@ -23,6 +23,7 @@ host runs with its next batch.
 from __future__ import annotations
 
 import errno
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -118,23 +119,26 @@ class LazyVerifier:
         if backlog.total < self._least:
             return None
         if backlog.of_client_and_block(client, block) >= settings.block:
-            key, chosen = b"verify block" + client + block, [block]
-            if block not in backlog.greatest(client, now_us, settings.client):
-                chosen = []
-        elif backlog.of_client(client) >= settings.client:
-            key = b"verify client" + client
-            chosen = backlog.greatest(client, now_us, limits.VERIFY_ON_DEMAND)
-        elif backlog.total >= settings.node and (
-            backlog.of_client(client) * backlog.clients >= settings.node
-        ):
+            want = Want(
+                b"verify block" + client + block, lambda _view: self._demand(lambda: [block])
+            )
+            worthwhile = backlog.is_worthwhile(block, now_us)
+        elif backlog.of_client(client) >= settings.client or (
             # Those wait that have more than their share: who fills the node hurts himself only.
-            key = b"verify client" + client
-            chosen = backlog.greatest(client, now_us, limits.VERIFY_ON_DEMAND)
+            backlog.total >= settings.node
+            and backlog.of_client(client) * backlog.clients >= settings.node
+        ):
+            most = limits.VERIFY_ON_DEMAND
+            want = Want(
+                b"verify client" + client,
+                lambda _view: self._demand(lambda: backlog.greatest(client, now_us, most)),
+            )
+            worthwhile = backlog.has_worthwhile(client, now_us)
         else:
             return None
         self.tally.demands += 1
         self.tally.demanded[client] = self.tally.demanded.get(client, 0) + 1
-        if not chosen:
+        if not worthwhile:
             # A client that has left one partial write after the other behind, say because its
             # machine crashes, could otherwise not write before they are abandoned; its next
             # complete write makes all of them obsolete.
@@ -143,7 +147,7 @@ class LazyVerifier:
             return BlockRefused(
                 errno.EAGAIN, "too many of this client's versions are neither complete nor verified"
             )
-        return Want(key, lambda _view: self._demand(tuple(chosen)))
+        return want
 
     def written(self, block: BlockId, timestamp: BlockTimestamp, now_us: int) -> Want | None:
         """A version is hosted from now on; what the author has to wait for. [§3.10.2]"""
@@ -329,8 +333,12 @@ class LazyVerifier:
         self.backlog.failed(block, now_us + min(wait_us, limits.VERIFY_RETRY_MOST_US))
         return []
 
-    async def _demand(self, blocks: tuple[BlockId, ...]) -> list[Write] | None:
-        """Verify on demand; what was found is noted before those who wait go on."""
+    async def _demand(self, choose: Callable[[], list[BlockId]]) -> list[Write] | None:
+        """Verify on demand; what was found is noted before those who wait go on.
+
+        Many writes wait for one demand: what it is about is chosen once, when it begins.
+        """
+        blocks = choose()
         for at in range(0, len(blocks), limits.VERIFY_AT_ONCE):
             await Together(
                 tuple(

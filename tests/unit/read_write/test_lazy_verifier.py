@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from bftfs import limits
-from bftfs.identifiers import ClientId, NodeId
+from bftfs.crypto.digest import Digest
+from bftfs.identifiers import BlockId, ClientId, NodeId
 from bftfs.read_write.backlog import Backlog
 from bftfs.read_write.lazy_verifier import VerificationSettings
 from bftfs.read_write.messages import BlockRefused, Notice
@@ -20,6 +21,7 @@ from bftfs.step import Ready
 from tests.unit.read_write.verifying import (
     READ_MESSAGES,
     SECOND_US,
+    USER,
     Client,
     Cluster,
     block,
@@ -191,6 +193,43 @@ def test_who_fills_the_node_waits_and_others_do_not() -> None:
             modest.write(block(1000 + number), b"item")
     assert cluster.verifier(0).backlog.total <= 20 + 6
     assert cluster.verifier(0).tally.demanded.keys() == {greedy.host.client}
+
+
+def test_what_to_verify_is_chosen_once_for_all_writes_that_wait(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """At the limit there are tens of thousands of blocks to choose from."""
+    greatest = Backlog.greatest
+    chosen: list[ClientId] = []
+
+    def counted(backlog: Backlog, client: ClientId, *arguments: int) -> list[BlockId]:
+        chosen.append(client)
+        return greatest(backlog, client, *arguments)
+
+    monkeypatch.setattr(Backlog, "greatest", counted)
+    cluster = Cluster(VerificationSettings(Policy.LAZY, client=20))
+    client = cluster.client()
+    for start in (0, 20, 40):
+        items = [(block(number), b"item") for number in range(start, start + 20)]
+        client.do(client.blocks.write_many(items, USER))
+    waited = sum(cluster.verifier(node).tally.demands for node in range(6))
+    assert len(chosen) < waited / 4
+
+
+def test_where_no_block_is_worth_a_try_that_is_looked_for_once_a_second() -> None:
+    backlog = Backlog()
+    client = ClientId(bytes(16))
+    for number in range(3):
+        backlog.add(block(number), BlockTimestamp(1, client, Digest(bytes(32))), 0)
+        assert backlog.has_worthwhile(client, SECOND_US)
+        backlog.failed(block(number), 60 * SECOND_US)
+    assert not backlog.has_worthwhile(client, SECOND_US)
+    assert not backlog.has_worthwhile(client, 59 * SECOND_US)
+    assert backlog.has_worthwhile(client, 60 * SECOND_US)
+    backlog.failed(block(0), 90 * SECOND_US)
+    assert not backlog.is_worthwhile(block(0), 60 * SECOND_US)
+    backlog.add(block(0), BlockTimestamp(2, client, Digest(bytes(32))), 0)
+    assert backlog.is_worthwhile(block(0), 60 * SECOND_US)
 
 
 def test_a_stuttering_client_shuts_out_itself_only() -> None:
