@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from tests.end_to_end.cluster import Cluster, bftfs
-from tests.end_to_end.expectations import BLOCK, payload
+from tests.end_to_end.expectations import BLOCK, eventually, payload
 
 
 def inspected(*words: str | Path, code: int = 0) -> dict:  # type: ignore[type-arg]
@@ -30,6 +30,15 @@ def test_a_file_with_and_without_one_node(directory: Path, cluster: Cluster) -> 
     assert {node["has"] for node in blocks[0]["nodes"]} == {"good"}
     assert blocks[0]["written_by"] == "local"
     assert blocks[0]["survives"] == 1
+    eventually(
+        lambda: all(
+            node["claims_verified"]
+            for block in inspected(file, "--blocks", "0-1")["blocks"]
+            for node in block["nodes"]
+        ),
+        within_s=30,
+        what="the nodes verify what was written",
+    )
     victim = next(node for node in cluster.nodes() if node.number == 2)
     os.kill(victim.pid, signal.SIGKILL)
     try:
@@ -37,7 +46,13 @@ def test_a_file_with_and_without_one_node(directory: Path, cluster: Cluster) -> 
         report = inspected(inside, "--data", cluster.data, "--blocks", "0-1")
         assert [each["survives"] for each in report["blocks"]] == [0, 0]
         assert report["blocks"][0]["reasons"] == ["node 2 does not answer"]
+        # By now the nodes have verified it, and say since when.
+        for block in report["blocks"]:
+            assert block["version"] < block["verified_since"] < report["inspected"]
+            said = [node["claims_since"] for node in block["nodes"] if node["claims_since"]]
+            assert sorted(said)[1] == block["verified_since"]
         shown = bftfs("inspect", file)
+        assert "verified since" in shown
         assert "degraded: node 2 does not answer" in shown
         assert "5 silent" in shown or "2 silent" in shown
     finally:
