@@ -16,6 +16,7 @@ from bftfs.filesystem import object_types
 from bftfs.filesystem.collection import CollectedPast, CollectionTally, Collector
 from bftfs.healing import HealingTally
 from bftfs.identifiers import NodeId
+from bftfs.pool import HistoryPool
 from bftfs.query_update.healing import ObjectHealer
 from bftfs.query_update.messages import Request as QueryUpdateRequest
 from bftfs.query_update.messages import Update
@@ -23,6 +24,7 @@ from bftfs.query_update.scrubbing import HistoryScrubber, RequestScrubber, Versi
 from bftfs.query_update.server import QueryUpdateServer
 from bftfs.query_update.unfinished import Finisher, Unfinished
 from bftfs.quorum import ThresholdQuorums
+from bftfs.quota import ClientQuota, MeteredObjects
 from bftfs.read_write.healing import BlockHealer
 from bftfs.read_write.lazy_verifier import LazyVerifier
 from bftfs.read_write.messages import Notice
@@ -37,8 +39,6 @@ from nodes.configuration import NodeConfiguration
 from nodes.control import Standing, Work
 from nodes.metrics import Gauge
 from nodes.node import Protocols, Services
-from nodes.pool import HistoryPool
-from nodes.quota import ClientQuota, MeteredObjects
 
 
 def honest_services(

@@ -251,6 +251,11 @@ class Asking:
 # --- using what was fetched -----------------------------------------------------------------
 
 
+def is_staged(replica: Replica, version: LogicalTimestamp) -> bool:
+    """Whether object sync has brought what leads to `version`, and it was not used yet."""
+    return replica.view.get(Table.REQUEST, sync_key(replica.object, version)) is not None
+
+
 def take_staged(replica: Replica, version: LogicalTimestamp) -> bool:
     """Move the head to `version` with what object sync has staged; whether that was possible."""
     key = sync_key(replica.object, version)

@@ -172,7 +172,9 @@ class QueryUpdateServer:
         *,
         recovery: Recovery | None = None,
         healing: Steering | None = None,
+        possible_objects: int | None = None,
     ) -> None:
+        """`possible_objects` of one client may be unfinished, if not as many as usual."""
         self.node = node
         self.recovery = recovery or Recovery()
         self.healer = ObjectHealer(node, quorums, self, self.recovery, healing)
@@ -180,7 +182,7 @@ class QueryUpdateServer:
         self.types = types
         self._keys = keys
         self._repairs = _Allowance()
-        self.unfinished = unfinished.Unfinished()
+        self.unfinished = unfinished.Unfinished(possible_objects)
         self._lines = Lines()
         self.method_failures = 0  # methods that raised what is not a refusal: bugs of object types
         self._handlers: dict[type, Callable[[StorageView, Sender, Any, int], Ready]] = {
@@ -446,20 +448,69 @@ class QueryUpdateServer:
                     vouching,
                     message.whole_answer_from,
                 )
-            if conditioned.kind is ConditionedKind.COPY:
-                return self._accept_copy(replicas, plans, timestamp, message.conditioned)
-            assert method is not None
-            return self._accept_method(
-                replicas,
-                plans,
-                timestamp,
-                method,
-                conditioned,
-                message.conditioned,
-                message.whole_answer_from,
-            )
+            if all(object_sync.is_staged(replica, timestamp) for replica in replicas):
+                ready = self._adopt(
+                    replicas,
+                    lacking,
+                    plans,
+                    timestamp,
+                    conditioned,
+                    vouching,
+                    message.whole_answer_from,
+                )
+                ready.writes.append(Write(Table.REQUEST, timestamp, message.conditioned))
+                return ready
+            try:
+                if conditioned.kind is ConditionedKind.COPY:
+                    return self._accept_copy(replicas, plans, timestamp, message.conditioned)
+                assert method is not None
+                return self._accept_method(
+                    replicas,
+                    plans,
+                    timestamp,
+                    method,
+                    conditioned,
+                    message.conditioned,
+                    message.whole_answer_from,
+                )
+            except _Wanting as wanting:
+                raise _Wanting(
+                    self._or_result(wanting.want, replicas, timestamp, vouching)
+                ) from None
         except _Fail as failure:
             return _failed(replicas, failure)
+
+    def _or_result(
+        self, want: Want, replicas: list[Replica], timestamp: LogicalTimestamp, hosts: Nodes
+    ) -> Want:
+        """`want`, or else what the operation at `timestamp` has made of its objects.
+
+        Unlike [Q/U §4.3.5]: what it was invoked on may have been collected everywhere, where a
+        quorum had accepted it long ago of which a server is down by now. What b + 1 of those who
+        host the result say alike is what a benign one has made of it.
+        """
+        known = {replica.object: object_sync.known_versions(replica) for replica in replicas}
+
+        async def fetch(view: StorageView) -> list[Write] | None:
+            writes = await want.fetch(view)
+            if writes is not None:
+                return writes
+            staged: list[Write] = []
+            for name, versions in known.items():
+                result = await object_sync.fetch_version(
+                    name,
+                    timestamp,
+                    known=versions,
+                    hosts=hosts,
+                    me=self.node,
+                    quorums=self.quorums,
+                )
+                if result is None:
+                    return None
+                staged += result
+            return staged
+
+        return Want(want.key, fetch)
 
     def _inline_barrier(
         self, view: StorageView, sender: Sender, message: InlineBarrier, now_us: int
@@ -830,7 +881,7 @@ class QueryUpdateServer:
 
         Its result is fetched: the versions it was invoked on may be long past at those objects.
         """
-        objects = tuple(replica.object for replica in replicas)
+        objects = tuple(replica.object for replica in replicas) if len(replicas) > 1 else ()
         copy = conditioned.kind is ConditionedKind.COPY
         for replica, plan in zip(replicas, plans, strict=True):
             if replica in lacking:

@@ -74,7 +74,9 @@ class _Entry:
 class Unfinished:
     """The objects of one server whose latest candidates may be incomplete, by client."""
 
-    def __init__(self) -> None:
+    def __init__(self, most_of_client: int | None = None) -> None:
+        """So many objects may be in question because of one client, if not as many as usual."""
+        self._most_of_client = most_of_client or limits.POSSIBLE_OBJECTS_OF_CLIENT
         self.tally = UnfinishedTally()
         self.total = 0
         self.tick = 0
@@ -144,7 +146,7 @@ class Unfinished:
 
     def before_update(self, client: ClientId, now_us: int) -> Want | bool:
         """What an update of `client` has to wait for; else whether it may be accepted."""
-        if self.demand is None or self.of_client(client) < limits.POSSIBLE_OBJECTS_OF_CLIENT:
+        if self.demand is None or self.of_client(client) < self._most_of_client:
             return True
         self.tally.demands += 1
         if not self.oldest(client, now_us, 1):

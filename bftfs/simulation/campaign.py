@@ -112,6 +112,7 @@ class Result(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             len(configuration.byzantine_nodes),
             len(configuration.byzantine_clients),
             report.virtual_us // 1_000_000,
+            report.collected,
         )
         return cls(
             configuration.seed,
@@ -139,6 +140,7 @@ COUNTED = (
     "Byzantine nodes",
     "Byzantine clients",
     "virtual seconds",
+    "versions collected",
 )
 
 

@@ -17,6 +17,7 @@ from bftfs.limits import CLOCK_SKEW_US
 from bftfs.read_write.lazy_verifier import VerificationSettings
 from bftfs.read_write.verification import Policy
 from bftfs.simulation.byzantine.registry import CLIENTS, NODES
+from bftfs.simulation.collection import CollectionPlan
 from bftfs.simulation.deployment import Sizes
 from bftfs.simulation.network import NetworkFaults
 from bftfs.simulation.principals import DiskFaults
@@ -63,7 +64,10 @@ class Configuration:
     objects: ObjectMix = field(default_factory=ObjectMix)
     files: FileMix = field(default_factory=FileMix)
     verification: VerificationSettings | None = None  # of blocks by nodes, in idle time
+    collection: CollectionPlan | None = None  # of the past, by nodes that verify
+    possible_objects: int | None = None  # that one client may leave unfinished, if not the usual
     storm_share: float = 1.0  # of the operations: when so many have ended, the storm ends
+    client_bytes: int | None = None  # of a node, that the versions of one client may take
     # The numbers of the operations that take place, if not all: what shrinking has left.
     kept: tuple[int, ...] | None = None
 
@@ -135,7 +139,42 @@ def draw(seed: int, *, operations: int, kind: str | None = None) -> Configuratio
         ),
         verification=verification,
     )
-    return _with_losses(drawn, losers, losses, others) if losers else drawn
+    if losers:
+        drawn = _with_losses(drawn, losers, losses, others)
+    admission = Random(f"admission {seed}")
+    if verification is not None and admission.random() < 0.5:
+        drawn = replace(drawn, possible_objects=admission.choice((1, 2, 4)))
+    if kind == "blocks" and not losers and admission.random() < 0.1:
+        client_bytes = operations * admission.choice((20, 40, 100))
+        drawn = replace(drawn, client_bytes=client_bytes)
+    collecting = Random(f"collection {seed}")
+    if verification is not None and kind != "blocks" and not long and collecting.random() < 0.5:
+        drawn = _with_collection(drawn, collecting)
+    return drawn
+
+
+def _with_collection(drawn: Configuration, random: Random) -> Configuration:
+    """Nodes collect what is older than a few seconds, which therefore have to pass.
+
+    The window is longer by what clocks differ by, as that of real nodes is [design §8].
+    Blocks that belong to no file have no past that anybody could do without.
+    """
+    n = drawn.sizes.n
+    window_us = random.choice((10 * SECOND_US, 40 * SECOND_US))
+    window_us += max((0, *drawn.node_skews_us))
+    window_us += max((0, *(-client.skew_us for client in drawn.clients if client.sane)))
+    plan = CollectionPlan(
+        window_us,
+        roomy=tuple(map(NodeId, sorted(random.sample(range(n), random.choice((0, 0, 1, n // 2)))))),
+        rest_us=random.choice((0, window_us + 60 * SECOND_US)),
+    )
+    think_us = (0, random.choice((2, 5)) * SECOND_US)
+    return replace(
+        drawn,
+        collection=plan,
+        clients=tuple(replace(client, think_us=think_us) for client in drawn.clients),
+        files=replace(drawn.files, past=random.choice((0.0, 0.1)), contents=0.5),
+    )
 
 
 def _with_losses(

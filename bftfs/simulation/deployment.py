@@ -11,7 +11,7 @@ from typing import get_args
 from bftfs import limits
 from bftfs.credentials import Credentials
 from bftfs.crypto.authenticator import AuthenticatorKeys
-from bftfs.filesystem.collection import CollectedPast, Collector
+from bftfs.filesystem.collection import CollectedPast, Collector, Release
 from bftfs.identifiers import CLIENT_ID_BYTES, ClientId, NodeId
 from bftfs.query_update.healing import ObjectHealer
 from bftfs.query_update.messages import Request as QueryUpdateRequest
@@ -20,6 +20,7 @@ from bftfs.query_update.scrubbing import HistoryScrubber, RequestScrubber, Versi
 from bftfs.query_update.server import QueryUpdateServer
 from bftfs.query_update.unfinished import Finisher
 from bftfs.quorum import QuorumSystem, ThresholdQuorums
+from bftfs.quota import ClientQuota
 from bftfs.read_write.healing import BlockHealer
 from bftfs.read_write.lazy_verifier import LazyVerifier, VerificationSettings
 from bftfs.read_write.messages import Notice
@@ -43,7 +44,7 @@ from bftfs.thresholds import QueryUpdateThresholds, ReadWriteThresholds
 
 CREDENTIALS = Credentials(uid=1000, gid=1000)
 
-Collecting = Callable[[NodeId, QuorumSystem], Collector]
+Collecting = Callable[[NodeId, QuorumSystem, Release], Collector]
 OnCommit = Callable[[NodeId, Sequence[Write]], None]
 
 
@@ -81,12 +82,18 @@ class Deployment:
         on_commit: OnCommit | None = None,
         verification: VerificationSettings | None = None,
         collecting: Collecting | None = None,
+        possible_objects: int | None = None,
+        client_bytes: int | None = None,
     ) -> None:
         """Without `verification` settings, nodes neither verify nor heal of their own accord.
 
-        With them, `collecting` makes the collector of a node, if nodes are to collect.
+        With them, `collecting` makes the collector of a node, if nodes are to collect, and
+        `possible_objects` are all that one client may leave unfinished. The versions of blocks of
+        one client may take `client_bytes` of a node.
         """
         self._collecting = collecting
+        self._possible_objects = possible_objects
+        self._client_bytes = client_bytes
         self.verification = verification
         self.recoveries: dict[NodeId, Recovery] = {}  # of nodes that have lost their disk
         # Of nodes that verify and heal:
@@ -140,17 +147,35 @@ class Deployment:
         keys, sizes = self.keys(node), self.sizes.read_write
         recovery = self.recoveries.setdefault(node, Recovery())
         quorums = ThresholdQuorums(self.sizes.query_update)
-        objects = QueryUpdateServer(node, quorums, keys, self.types, recovery=recovery)
+        objects = QueryUpdateServer(
+            node,
+            quorums,
+            keys,
+            self.types,
+            recovery=recovery,
+            possible_objects=self._possible_objects,
+        )
         servers: dict[type, Server] = dict.fromkeys(get_args(QueryUpdateRequest), objects)
+        limit = self._client_bytes
+        quota = None if limit is None else ClientQuota(limit)
         if self.verification is None:
-            blocks = ReadWriteServer(node, sizes, keys)
+            blocks = ReadWriteServer(node, sizes, keys, quota=quota)
             asked = (kind for kind in get_args(ReadWriteRequest) if kind is not Notice)
             return servers | dict.fromkeys(asked, blocks)
         name = client_named(f"node {node}")
         verifier = LazyVerifier(node, sizes, name, self.verification)
         past = CollectedPast()
-        healer = BlockHealer(node, sizes, name, recovery, charge=lambda *_: [], wants=past.wants)
-        blocks = ReadWriteServer(node, sizes, keys, watch=verifier, memory=healer, past=past)
+        healer = BlockHealer(
+            node,
+            sizes,
+            name,
+            recovery,
+            charge=quota.charge_anyway if quota else lambda *_: [],
+            wants=past.wants,
+        )
+        blocks = ReadWriteServer(
+            node, sizes, keys, quota=quota, watch=verifier, memory=healer, past=past
+        )
         servers |= dict.fromkeys(get_args(ReadWriteRequest), blocks) | {Notice: verifier}
         finisher = Finisher(node, name, quorums, objects.unfinished, objects.healer)
         self.healers[node] = objects.healer, healer
@@ -163,7 +188,8 @@ class Deployment:
             )
         )
         collecting = self._collecting
-        collectors = () if collecting is None else (collecting(node, objects.quorums),)
+        release: Release = quota.release if quota else lambda _view, _freed: []
+        collectors = () if collecting is None else (collecting(node, objects.quorums, release),)
         return Services(
             servers, (verifier, finisher, objects.healer, healer, scrubber, *collectors)
         )

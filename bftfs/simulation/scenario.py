@@ -19,16 +19,24 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from random import Random
-from typing import Any
+from typing import Any, Protocol
 
+from bftfs import limits
 from bftfs.filesystem.registry import file_system_types
 from bftfs.identifiers import NodeId
 from bftfs.query_update.counter import counter_types
 from bftfs.simulation.byzantine.positions import ClientPosition, NodePosition
 from bftfs.simulation.byzantine.registry import CLIENTS, GRANTS, corrupted
+from bftfs.simulation.checkers.admission import (
+    PossibleVersionsRecord,
+    UnfinishedRecord,
+    VolumesRecord,
+)
 from bftfs.simulation.checkers.bounds import BoundsRecord
 from bftfs.simulation.checkers.candidates import CandidateRecord
 from bftfs.simulation.checkers.redundancy import check_redundancy
+from bftfs.simulation.checkers.retention import RetentionRecord
+from bftfs.simulation.collection import collecting
 from bftfs.simulation.configuration import ClientPlan, Configuration
 from bftfs.simulation.deployment import Deployment
 from bftfs.simulation.network import Network, NetworkFaults, Traffic
@@ -39,7 +47,7 @@ from bftfs.simulation.workloads.blocks import BlockWorkload
 from bftfs.simulation.workloads.files import FileWorkload
 from bftfs.simulation.workloads.ledger import ledger_types
 from bftfs.simulation.workloads.objects import ObjectWorkload
-from bftfs.simulation.world import SECOND_US, World
+from bftfs.simulation.world import SECOND_US, START_US, World
 from bftfs.step import Grant
 from bftfs.storage import Write
 
@@ -51,6 +59,7 @@ EVENTS_PER_OPERATION = 20_000  # more is a livelock
 # is a few dozen each, and some hundreds where clocks must catch up or much has to be repaired.
 MESSAGES_AFTER_STORM = 20_000
 MESSAGES_PER_OPERATION = 2_000
+HEALS_PER_WINDOW = 4  # where nodes collect; real ones heal every ten minutes, and keep for days
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +75,7 @@ class Report:
     node_crashes: int
     client_crashes: int
     virtual_us: int
+    collected: int  # versions of objects and blocks that correct nodes have let go of
     digest: str
 
     @property
@@ -88,13 +98,42 @@ def _workload(configuration: Configuration) -> Workload:
     random = Random(f"workload {configuration.seed}")
     match configuration.kind:
         case "blocks":
-            return BlockWorkload(random, configuration.sizes, configuration.blocks)
+            return BlockWorkload(
+                random,
+                configuration.sizes,
+                configuration.blocks,
+                client_bytes=configuration.client_bytes,
+            )
         case "objects":
-            return ObjectWorkload(random, configuration.sizes, TYPES, configuration.objects)
+            collected = configuration.collection is not None
+            return ObjectWorkload(
+                random, configuration.sizes, TYPES, configuration.objects, with_volume=collected
+            )
         case "files":
             return FileWorkload(random, configuration.sizes, TYPES, configuration.files)
         case unknown:
             raise ValueError(f"no workload is called {unknown}")
+
+
+def _admission_records(
+    configuration: Configuration, candidates: CandidateRecord
+) -> tuple[PossibleVersionsRecord | None, UnfinishedRecord | None]:
+    """What the limits of one client are judged by, where they are so small that he reaches them."""
+    verification, sizes = configuration.verification, configuration.sizes.query_update
+    versions: PossibleVersionsRecord | None = None
+    unfinished: UnfinishedRecord | None = None
+    believed = sizes.b + 1 - len(configuration.byzantine_nodes)
+    if verification is not None and verification.client < limits.POSSIBLE_VERSIONS_OF_CLIENT:
+        versions = PossibleVersionsRecord(verification, believed)
+    if verification is not None and configuration.possible_objects is not None:
+        unfinished = UnfinishedRecord(candidates, configuration.possible_objects, believed=believed)
+    return versions, unfinished
+
+
+class Finding(Protocol):
+    """A record that is judged while it is taken down."""
+
+    findings: list[str]
 
 
 class _Participant:
@@ -212,7 +251,24 @@ class Simulation:
         )
         self.world = World(configuration.seed)
         self.network = Network(self.world, NetworkFaults())
+        quota = configuration.client_bytes
+        believed = configuration.sizes.read_write.b + 1 - len(byzantine)
+        self.volumes = None if quota is None else VolumesRecord(quota, believed)
+        self.possible, self.unfinished = _admission_records(configuration, self._record)
         self.workload = _workload(configuration)
+        plan = configuration.collection
+        self.retention = (
+            None
+            if plan is None
+            else RetentionRecord(
+                self._record,
+                established=configuration.sizes.query_update.q - len(byzantine),
+                window_us=plan.window_us,
+                roomy=frozenset(plan.roomy),
+            )
+        )
+        if plan is not None:
+            self.workload.kept_since_us = self._kept_since_us
         self.deployment = Deployment(
             self.world,
             self.network,
@@ -222,6 +278,9 @@ class Simulation:
             commit_us=configuration.commit_us,
             on_commit=self._committed,
             verification=configuration.verification,
+            collecting=None if plan is None else collecting(plan, self.workload.volume),
+            possible_objects=configuration.possible_objects,
+            client_bytes=configuration.client_bytes,
         )
         self.storm = Storm(self.deployment, configuration.storm)
         self.participants = [
@@ -282,26 +341,53 @@ class Simulation:
         self._weather_the_storm()
         self._enjoy_the_calm()
         self._await_healing()
+        if self.configuration.collection is not None:
+            self._go_on(self.configuration.collection.rest_us)
         if not self.findings:
             self._audit()
         self.findings += self._bounds.findings
+        records: tuple[Finding | None, ...] = (
+            self.retention,
+            self.possible,
+            self.unfinished,
+            self.volumes,
+        )
+        for record in records:
+            if record is not None:
+                self.findings += record.findings
         self.findings += self.workload.findings()
         self.findings += self.workload.findings_on_disks(
             Evidence(
                 {node: self.deployment.nodes[node].disk for node in self._correct},
                 self._record,
                 len(self.configuration.byzantine_nodes),
+                self.retention,
             )
         )
+
+    def _kept_since_us(self) -> int:
+        """The first moment that all correct nodes have to keep, by the clocks of all of them."""
+        assert self.configuration.collection is not None
+        fastest_us = START_US + self.world.now_us + self._fastest_us
+        return fastest_us - self.configuration.collection.window_us
 
     def _committed(self, node: NodeId, writes: Sequence[Write]) -> None:
         if node in self._correct:
             host = self.deployment.nodes[node]
             clock_us, dispatcher = host.wall_clock_us(), host.dispatcher
-            self._bounds.accepted(node, clock_us, self._record.take_down(node, writes))
+            acceptances = self._record.take_down(node, writes)
+            self._bounds.accepted(node, clock_us, acceptances)
             fastest_us = clock_us - host.skew_us + self._fastest_us
             self._bounds.hosted(node, clock_us, writes, fastest_us=fastest_us)
             self._bounds.parked(node, dispatcher.parked, dispatcher.most_parked_of_one)
+            if self.retention is not None:
+                self.retention.committed(node, clock_us, writes)
+            if self.possible is not None:
+                self.possible.committed(node, clock_us, writes, lives=host.crashes + 1)
+            if self.volumes is not None:
+                self.volumes.committed(node, self.deployment.nodes[node].disk, writes)
+            if self.unfinished is not None:
+                self.unfinished.accepted(node, acceptances, lives=host.crashes + 1)
 
     def _prepare(self) -> None:
         host = self.deployment.client("administrator")
@@ -311,6 +397,8 @@ class Simulation:
         enough = int(self.configuration.storm_share * self.configuration.operations)
         longest_us = self.world.now_us + self.configuration.storm.longest_us
         self.storm.begin()
+        if self.configuration.collection is not None:
+            self._hurry_healing(self.configuration.collection.window_us)
         for participant in self.participants:
             participant.begin()
         for intruder in self.intruders:
@@ -372,7 +460,20 @@ class Simulation:
                     {other: self.deployment.nodes[other].disk for other in self._correct},
                     objects=self.configuration.sizes.query_update,
                     blocks=self.configuration.sizes.read_write,
+                    is_owed=partial(self._is_owed, self.deployment.nodes[node].wall_clock_us()),
                 )
+
+    def _hurry_healing(self, window_us: int) -> None:
+        """Nodes compare themselves with their peers much more often than the window is long."""
+        for healers in self.deployment.healers.values():
+            for healer in healers:
+                healer.steering.hurry()
+        self.world.after(window_us // HEALS_PER_WINDOW, self._hurry_healing, window_us)
+
+    def _is_owed(self, clock_us: int, key: bytes) -> bool:
+        """Whether a node with this clock has to host a version of a block that is complete."""
+        retention = self.retention
+        return retention is None or retention.is_owed(key, clock_us - retention.window_us)
 
     def _go_on(self, longest_us: int, *, until: Callable[[], bool] = lambda: False) -> None:
         """Let time pass, until something is so."""
@@ -432,6 +533,7 @@ class Simulation:
             node_crashes=sum(node.crashes for node in self.deployment.nodes),
             client_crashes=sum(participant.crashes for participant in self.participants),
             virtual_us=self.world.now_us,
+            collected=0 if self.retention is None else self.retention.collected,
             digest=self._digest(),
         )
 

@@ -148,7 +148,10 @@ def _simplifications() -> Iterator[Changes]:
     yield lambda _: {"down_in_calm": ()}
     yield lambda _: {"down_in_audit": ()}
     yield lambda _: {"node_skews_us": ()}
-    yield lambda _: {"verification": None}
+    yield lambda _: {"collection": None}
+    yield lambda _: {"possible_objects": None}
+    yield lambda _: {"client_bytes": None}
+    yield lambda _: {"verification": None, "collection": None, "possible_objects": None}
     yield lambda _: {"commit_us": (20, 200)}
     for sizes in (Sizes.smallest(t=1, b=1), Sizes.smallest(t=1, b=0)):
         yield _fewer_nodes(sizes)

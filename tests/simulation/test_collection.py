@@ -16,9 +16,7 @@ from typing import Any
 import pytest
 
 from bftfs import limits
-from bftfs.conversation import Event
 from bftfs.errors import NoLongerKept
-from bftfs.filesystem.collection import Collector
 from bftfs.filesystem.history import History
 from bftfs.filesystem.operations import FileSystem
 from bftfs.filesystem.options import Options
@@ -26,10 +24,11 @@ from bftfs.filesystem.registry import file_system_types
 from bftfs.identifiers import NodeId, ObjectId, ObjectKind, block_id, object_id
 from bftfs.query_update.client import QueryUpdateClient
 from bftfs.query_update.past_reading import PastReader
-from bftfs.quorum import QuorumSystem, ThresholdQuorums
+from bftfs.quorum import ThresholdQuorums
 from bftfs.read_write.client import ReadWriteClient
 from bftfs.read_write.lazy_verifier import VerificationSettings
 from bftfs.retention import Policy
+from bftfs.simulation.collection import CollectionPlan, collecting
 from bftfs.simulation.deployment import CREDENTIALS, Deployment, Sizes
 from bftfs.simulation.network import Network, NetworkFaults
 from bftfs.simulation.world import SECOND_US, START_US, World
@@ -51,31 +50,6 @@ def restless(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "COLLECT_EVERY_US", 5 * SECOND_US)
 
 
-class Pool:
-    """A pool that is never large enough, or always."""
-
-    def __init__(self, *, short: bool) -> None:
-        self.shortage = Event()
-        self._short = short
-
-    def is_short(self) -> bool:
-        return self._short
-
-
-def collector_with(
-    window_us: int, *, short: bool = True, roomy: frozenset[int] = frozenset()
-) -> Callable[[NodeId, QuorumSystem], Collector]:
-    """Collectors of nodes with pools that are short, but for those of `roomy` nodes."""
-    return lambda node, quorums: Collector(
-        node,
-        quorums,
-        VOLUME,
-        window_us=window_us,
-        pool=Pool(short=short and node not in roomy),
-        release=lambda _view, _freed: [],
-    )
-
-
 class Simulation:
     """Six nodes, clients, and a model of what they did."""
 
@@ -87,6 +61,7 @@ class Simulation:
         short: bool = True,
         roomy: frozenset[int] = frozenset(),
     ) -> None:
+        plan = CollectionPlan(window_us, tuple(map(NodeId, roomy if short else range(SIZES.n))))
         self.random = Random(seed)
         self.world = World(seed)
         self.network = Network(self.world, NetworkFaults(loss=0.01, duplication=0.01))
@@ -96,7 +71,7 @@ class Simulation:
             SIZES,
             types=file_system_types(),
             verification=VerificationSettings(),
-            collecting=collector_with(window_us, short=short, roomy=roomy),
+            collecting=collecting(plan, VOLUME),
         )
         self.systems: list[FileSystem] = []
         self.hosts = [self.deployment.client(f"client {number}") for number in range(3)]

@@ -45,7 +45,7 @@ def test_the_past_is_looked_at() -> None:
     ]
     assert len({str(tree) for tree in trees}) > 2
     assert any(seen.content for tree in workload.pasts for seen in tree.objects.values())
-    assert sum(map(len, workload.listed.values())) > 20
+    assert sum(len(listed.versions) for listed in workload.listed.values()) > 20
 
 
 # --- must fail ---------------------------------------------------------------------------------

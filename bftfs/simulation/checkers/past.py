@@ -49,6 +49,14 @@ class PastTree:
 
 
 @dataclass(slots=True)
+class Listed:
+    """The versions of an object that were listed, the newest first."""
+
+    versions: Sequence[PastVersion]
+    kept_since_us: int = 0  # what is older may be left out
+
+
+@dataclass(slots=True)
 class Contents:
     """What was ever written as a file's one block."""
 
@@ -64,7 +72,7 @@ class Contents:
 
 def check_past(
     trees: Sequence[PastTree],
-    listed: Mapping[ObjectId, Sequence[PastVersion]],
+    listed: Mapping[ObjectId, Listed],
     record: CandidateRecord,
     *,
     established: int,
@@ -91,8 +99,8 @@ def check_past(
             if operation.method == registry.WRITE:
                 covered.add(operation.objects[0])
         findings += _check_tree(tree, model, contents, covered)
-    for identifier, versions in listed.items():
-        findings += _check_versions(identifier, versions, taken, record)
+    for identifier, listing in listed.items():
+        findings += _check_versions(identifier, listing, taken, record)
     return findings
 
 
@@ -129,16 +137,19 @@ def _check_tree(
 
 
 def _check_versions(
-    identifier: ObjectId,
-    versions: Sequence[PastVersion],
-    taken: Established,
-    record: CandidateRecord,
+    identifier: ObjectId, listing: Listed, taken: Established, record: CandidateRecord
 ) -> list[str]:
-    """Whether the versions of one object, the newest first, are those that were made."""
-    shown = [each for each in reversed(versions) if each.operation is not None]
+    """Whether the versions of one object, the newest first, are those that were made.
+
+    Where nodes collect, the oldest may be left out, but for those that have to be kept.
+    """
+    shown = [each for each in reversed(listing.versions) if each.operation is not None]
     made = list(taken.versions.get(identifier, ()))
+    gone = made[: max(0, len(made) - len(shown))]
     where = f"past: {_name(identifier)}"
-    if [each.timestamp for each in shown] != made:
+    if [each.timestamp for each in shown] != made[len(gone) :] or any(
+        time_of(each) >= listing.kept_since_us for each in gone
+    ):
         times = [time_of(each.timestamp) for each in shown]
         return [f"{where} has the versions {list(map(time_of, made))}, and {times} were listed"]
     findings = []

@@ -10,7 +10,7 @@ the version. [Q/U §4.3.2]
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from bftfs.coding.cross_checksum import CrossChecksum
 from bftfs.coding.erasure import ErasureCode
@@ -34,8 +34,12 @@ def check_redundancy(
     *,
     objects: QueryUpdateThresholds,
     blocks: ReadWriteThresholds,
+    is_owed: Callable[[bytes], bool] = lambda _key: True,
 ) -> list[str]:
-    """Findings against the disk of node `healed`, beside those of the other correct nodes."""
+    """Findings against the disk of node `healed`, beside those of the other correct nodes.
+
+    `is_owed` says whether the version of a block with that key still has to be hosted.
+    """
     own = disks[healed]
     others = {node: disk for node, disk in disks.items() if node != healed}
     hosts = Counter(key for disk in others.values() for key in disk.keys(Table.BLOCK, b"", _BEYOND))
@@ -43,7 +47,7 @@ def check_redundancy(
     for key, count in hosts.items():
         if count < blocks.QC or _is_hosted(own, healed, key, blocks.N):
             continue
-        if not _is_poison(others, key, blocks):
+        if is_owed(key) and not _is_poison(others, key, blocks):
             findings.append(
                 f"redundancy: node {healed} lacks version {timestamp_of(key).time} of block "
                 f"{key[:BLOCK_ID_BYTES].hex()[-6:]}, which {count} others host"

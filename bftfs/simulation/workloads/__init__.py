@@ -12,8 +12,9 @@ from random import Random
 from typing import Any, Protocol
 
 from bftfs.conversation import Conversation
-from bftfs.identifiers import NodeId
+from bftfs.identifiers import NodeId, ObjectId
 from bftfs.simulation.checkers.candidates import CandidateRecord
+from bftfs.simulation.checkers.retention import RetentionRecord
 from bftfs.simulation.principals import SimulatedClient
 from bftfs.storage import StorageView
 
@@ -38,6 +39,7 @@ class Evidence:
     disks: Mapping[NodeId, StorageView]
     candidates: CandidateRecord
     byzantine: int  # how many nodes are not correct
+    retention: RetentionRecord | None = None  # where nodes collect
 
 
 class Session(Protocol):
@@ -57,6 +59,9 @@ class Workload(Protocol):
     """One kind of operations, on a few subjects that all clients contend for."""
 
     random: Random
+    volume: ObjectId  # whose snapshots nodes that collect go by
+    # Where nodes collect: the first moment that they must keep, as it is now.
+    kept_since_us: Callable[[], int] | None
 
     def session(self, host: SimulatedClient, name: str) -> Session:
         """A client's session; a client that comes back after a crash starts a new one."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -9,9 +11,12 @@ from math import inf
 from random import Random
 from typing import Any
 
+from bftfs.coding.erasure import ErasureCode
 from bftfs.conversation import Conversation
-from bftfs.errors import VersionUnrecoverable
+from bftfs.crypto.digest import DIGEST_BYTES
+from bftfs.errors import AdmissionRefused, VersionUnrecoverable
 from bftfs.identifiers import BlockId, ObjectKind, block_id, object_id
+from bftfs.limits import TIMES_PER_WRITE
 from bftfs.read_write.client import ReadWriteClient
 from bftfs.read_write.reading import Version
 from bftfs.read_write.timestamp import BlockTimestamp, successor_of
@@ -48,7 +53,13 @@ class _Entry:
 class BlockWorkload:
     """Clients that read and write blocks."""
 
-    def __init__(self, random: Random, sizes: Sizes, mix: BlockMix) -> None:
+    def __init__(
+        self, random: Random, sizes: Sizes, mix: BlockMix, *, client_bytes: int | None = None
+    ) -> None:
+        """`client_bytes` are all that a node has for one client, if given."""
+        self.client_bytes = client_bytes
+        self.written: Counter[str] = Counter()  # bytes of each client at a node, at the most
+        self.refused = 0  # writes, for want of quota
         self.random = random
         self.sizes = sizes
         self.mix = mix
@@ -56,6 +67,8 @@ class BlockWorkload:
         self.blocks: tuple[BlockId, ...] = tuple(
             block_id(inode, incarnation=0, number=number) for number in range(mix.blocks)
         )
+        self.volume = object_id(ObjectKind.VOLUME, placement=0, unique=bytes(14))  # there is none
+        self.kept_since_us: Callable[[], int] | None = None
         self.history: list[_Entry] = []
         # Every version whose write was acknowledged: what later reads of the past must find.
         self.acknowledged: list[tuple[int, BlockTimestamp, str]] = []
@@ -185,7 +198,27 @@ class BlockSession:
                 entry.responded = at
                 workload.acknowledged.append((entry.block, timestamp, str(entry.value)))
 
-        return Task(f"write {numbers}", conversation, partial(self._began, entries), ended)
+        least = TIMES_PER_WRITE * sum(self._volume(len(item)) for item, _ in items)
+
+        def failed(error: BaseException, _at: float) -> bool:
+            """Who has written so much may be refused more."""
+            limit = workload.client_bytes
+            if not isinstance(error, AdmissionRefused) or error.code != errno.EDQUOT:
+                return False
+            workload.refused += 1
+            return limit is not None and workload.written[self._name] > limit
+
+        def began(at: float) -> None:
+            workload.written[self._name] += least
+            self._began(entries, at)
+
+        return Task(f"write {numbers}", conversation, began, ended, failed)
+
+    def _volume(self, item_bytes: int) -> int:
+        """What a version of an item takes of a node."""
+        thresholds = self._workload.sizes.read_write
+        code = ErasureCode(thresholds.m, thresholds.N)
+        return code.fragment_bytes(item_bytes) + thresholds.N * DIGEST_BYTES
 
     def _read(self, numbers: Sequence[int]) -> Task:
         workload = self._workload

@@ -18,7 +18,7 @@ from typing import Any
 from bftfs import limits
 from bftfs.conversation import Conversation, Pause
 from bftfs.credentials import Credentials
-from bftfs.errors import FileSystemError
+from bftfs.errors import FileSystemError, PastUnknown
 from bftfs.filesystem import registry
 from bftfs.filesystem.attributes import Attributes, Changes
 from bftfs.filesystem.directory import Creation, DirectoryCreation, Name, Renaming
@@ -36,26 +36,25 @@ from bftfs.identifiers import (
     object_id,
 )
 from bftfs.query_update.client import Answered, QueryUpdateClient
-from bftfs.query_update.messages import PastVersion
 from bftfs.query_update.object_type import ObjectTypes, Record
 from bftfs.query_update.past_reading import PastReader
 from bftfs.query_update.timestamp import LogicalTimestamp, time_of
 from bftfs.quorum import ThresholdQuorums
 from bftfs.read_write.client import ReadWriteClient
-from bftfs.read_write.timestamp import BlockTimestamp
+from bftfs.read_write.timestamp import BlockTimestamp, version_key
 from bftfs.simulation.checkers.candidates import chain_of, check_chain
 from bftfs.simulation.checkers.convergence import check_convergence
 from bftfs.simulation.checkers.durability import check_bound
 from bftfs.simulation.checkers.linearizability import RegisterOperation, check_register
 from bftfs.simulation.checkers.namespace import Call, check_namespace
-from bftfs.simulation.checkers.past import Contents, PastTree, check_past
+from bftfs.simulation.checkers.past import Contents, Listed, PastTree, check_past
 from bftfs.simulation.checkers.regularity import check_regular
 from bftfs.simulation.checkers.tree import Node, check_tree
 from bftfs.simulation.deployment import CREDENTIALS, Sizes
 from bftfs.simulation.principals import SimulatedClient
 from bftfs.simulation.workloads import Evidence, Task
 from bftfs.simulation.workloads.past import CONTENT_BYTES, tree_of, versions_of
-from bftfs.simulation.world import START_US
+from bftfs.simulation.world import SECOND_US, START_US
 from bftfs.space import ClusterSpace
 
 PASTS = 4  # times at which the auditor looks at the tree as it was, and one more
@@ -74,6 +73,7 @@ class FileMix:
     directories: float = 0.4  # the share of operations on names that are about directories
     private: float = 0.2  # the share of creations under names that nobody else uses
     made: float = 0.0  # the share of operations that make a file, write it and close it
+    past: float = 0.0  # the share of operations that read the tree as it was
 
 
 @dataclass(slots=True)
@@ -105,8 +105,12 @@ class FileWorkload:
         self.correct: dict[ClientId, None] = {}
         self.tree: dict[ObjectId, Node] | None = None  # as the auditor has found it
         self.pasts: list[PastTree] = []  # likewise, as of times
-        self.listed: dict[ObjectId, tuple[PastVersion, ...]] = {}  # versions of objects, likewise
+        self.listed: dict[ObjectId, Listed] = {}  # versions of objects, likewise
+        self.kept_since_us: Callable[[], int] | None = None
+        self.no_longer_kept = 0  # times at which what was then had gone, as it may
+        self.past_reads = 0  # during the storm
         self.blocks: dict[ObjectId, Contents] = {}  # what correct clients wrote in files
+        self.acknowledged: list[bytes] = []  # the keys of these versions
         self.done: list[str] = []  # operations that ended, for the digest
         self._items = 0
 
@@ -118,7 +122,7 @@ class FileWorkload:
     @property
     def operations(self) -> int:
         """How many calls were begun: on the namespace, and of contents."""
-        return len(self.calls) + sum(map(len, self.contents.values()))
+        return len(self.calls) + sum(map(len, self.contents.values())) + self.past_reads
 
     @property
     def objects(self) -> list[ObjectId]:
@@ -208,6 +212,8 @@ class FileWorkload:
         """Each object has one chain, and hosted blocks are what was written."""
         found = list(evidence.candidates.findings)
         found += check_bound(evidence.disks, N=self.sizes.read_write.N)
+        if evidence.retention is not None:
+            found += evidence.retention.findings_on_blocks(self.acknowledged)
         established = self.sizes.query_update.q - evidence.byzantine
         for identifier, accepted in evidence.candidates.accepted.items():
             found += check_chain(
@@ -246,10 +252,13 @@ class FileWorkload:
         if not changed:
             return []
         chosen = self.random.sample(sorted(changed), min(PASTS, len(changed)))
-        return [
+        times = [
             *(time_us - self.random.choice((0, 0, 1)) for time_us in chosen),
             self.random.randint(min(changed), max(changed)),
         ]
+        if self.kept_since_us is not None:
+            times += (self.kept_since_us() + SECOND_US, max(changed))  # which have to be there
+        return times
 
     def digested(self) -> Iterable[str]:
         """What was done, line by line."""
@@ -343,6 +352,7 @@ class _Scribe:
         for (block, item), made in zip(items, times, strict=True):
             self._contents(block).attempted.discard(bytes(item))
             self._contents(block).acknowledged[made] = bytes(item)
+            self._workload.acknowledged.append(version_key(block, made))
         return times
 
     async def read(self, block: BlockId, *, at_time_us: int | None = None) -> BlockVersion:
@@ -394,6 +404,8 @@ class FileSession:
         random, mix = self.workload.random, self.workload.mix
         if mix.made and random.random() < mix.made:
             return self._make_file()
+        if mix.past and random.random() < mix.past:
+            return self._read_past()
         if random.random() < mix.contents:
             return random.choice((self._read, self._write))()
         if random.random() < mix.private:
@@ -643,8 +655,34 @@ class FileSession:
                     after = entry.cookie
         return nodes
 
-    async def _walk_past(self, time_us: int) -> PastTree:
-        """Everything that the root led to at a time."""
+    def _read_past(self) -> Task:
+        """Read the tree as it was a while ago, while it may be collected.
+
+        What somebody whose clock is behind does may still change what it was: it has to be there.
+        """
+        workload = self.workload
+        kept_since_us = workload.kept_since_us
+        now_us = START_US + self.host.world.now_us
+        oldest_us = now_us - SECOND_US if kept_since_us is None else 2 * kept_since_us() - now_us
+        time_us = workload.random.randint(min(oldest_us, now_us), now_us)
+
+        def began(_at: float) -> None:
+            workload.past_reads += 1
+
+        return self._task(f"tree of {time_us}", partial(self._walk_past, time_us), began=began)
+
+    async def _walk_past(self, time_us: int) -> PastTree | None:
+        """Everything that the root led to at a time; None if it has gone, as it may."""
+        try:
+            return await self._tree_at(time_us)
+        except PastUnknown:
+            kept_since_us = self.workload.kept_since_us
+            if kept_since_us is None or time_us >= kept_since_us():
+                raise
+            self.workload.no_longer_kept += 1
+            return None
+
+    async def _tree_at(self, time_us: int) -> PastTree:
         view = past_file_system(
             self._system,
             self._objects.past,
@@ -657,11 +695,15 @@ class FileSession:
         )
         return PastTree(time_us, await tree_of(view, self.workload.root))
 
-    def _take_down_past(self, tree: PastTree, _at: float) -> None:
-        self.workload.pasts.append(tree)
+    def _take_down_past(self, tree: PastTree | None, _at: float) -> None:
+        if tree is not None:
+            self.workload.pasts.append(tree)
 
     async def _list_versions(self, identifier: ObjectId) -> None:
-        self.workload.listed[identifier] = await versions_of(self._objects.past, identifier)
+        versions = await versions_of(self._objects.past, identifier)
+        kept_since_us = self.workload.kept_since_us
+        kept_us = 0 if kept_since_us is None else kept_since_us()
+        self.workload.listed[identifier] = Listed(versions, kept_us)
 
     def _take_down_tree(self, nodes: dict[ObjectId, Node], _at: float) -> None:
         self.workload.tree = nodes

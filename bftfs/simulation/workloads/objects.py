@@ -7,15 +7,18 @@ one *is* its version, and an account counts the entries of its journal.
 from __future__ import annotations
 
 import errno
-from collections.abc import Hashable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from math import inf
 from random import Random
 from typing import Any
 
+from bftfs import limits
 from bftfs.errors import FileSystemError
-from bftfs.identifiers import ObjectId, ObjectKind
+from bftfs.filesystem.registry import FORMAT
+from bftfs.filesystem.volume import Format
+from bftfs.identifiers import ObjectId, ObjectKind, object_id
 from bftfs.query_update.client import QueryUpdateClient
 from bftfs.query_update.counter import Fetch, Increment
 from bftfs.query_update.object_type import ObjectTypes, Record
@@ -106,7 +109,20 @@ class _Model:
 class ObjectWorkload:
     """Clients that use counters and accounts."""
 
-    def __init__(self, random: Random, sizes: Sizes, types: ObjectTypes, mix: ObjectMix) -> None:
+    def __init__(
+        self,
+        random: Random,
+        sizes: Sizes,
+        types: ObjectTypes,
+        mix: ObjectMix,
+        *,
+        with_volume: bool = False,
+    ) -> None:
+        """`with_volume`: one is formatted first, which nodes that collect go by."""
+        self.with_volume = with_volume
+        self.volume = object_id(ObjectKind.VOLUME, placement=0, unique=bytes(14))
+        self.root = object_id(ObjectKind.DIRECTORY, placement=0, unique=bytes(14))
+        self.kept_since_us: Callable[[], int] | None = None
         self.random = random
         self.sizes = sizes
         self.types = types
@@ -305,8 +321,13 @@ class ObjectSession:
         self._client = QueryUpdateClient(host.client, quorums, workload.types)
 
     def prepare(self) -> Iterator[Task]:
-        """Nothing: what was never written is there from the start."""
-        yield from ()
+        """A volume, if there is to be one: what was never written is there from the start."""
+        workload = self._workload
+        if workload.with_volume:
+            objects = (workload.volume, workload.root)
+            volume = Format(limits.BLOCK_BYTES_MIN, 0o700)
+            format_it = partial(self._client.update, objects, FORMAT, volume, CREDENTIALS)
+            yield Task("format", format_it, lambda _at: None, lambda _result, _at: None)
 
     def next_task(self) -> Task:
         """One operation."""

@@ -50,13 +50,15 @@ async def tree_of(view: FileSystem, root: ObjectId) -> dict[ObjectId, Seen]:
 
 
 async def versions_of(past: PastReader, identifier: ObjectId) -> tuple[PastVersion, ...]:
-    """All versions of an object, the newest first."""
+    """All versions of an object that are kept, the newest first."""
     found: list[PastVersion] = []
     at = await past.latest(identifier)
     while at != ZERO:
         page = await past.versions(
             identifier, newest=at, most=_PAGE, prefixes=CHANGES_SHOWN, credentials=CREDENTIALS
         )
+        if not page:
+            break  # what is older has been collected
         found += page
         at = page[-1].parent
     return tuple(found)

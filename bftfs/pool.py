@@ -8,8 +8,9 @@ before the file grows, and count as room.
 
 from __future__ import annotations
 
+from typing import Protocol
+
 from bftfs.conversation import Event
-from nodes.store import Store
 
 SHORT = 0.85  # of the pool: from here on, what retention does not need goes
 SLOW = 0.90  # from here on, the greediest writers are slowed…
@@ -18,19 +19,30 @@ _UNBUDGETED = 0.9  # of the disk, if the pool has no budget of its own
 _CHARGES_PER_LOOK = 64
 
 
+class Room(Protocol):
+    """Where the versions are stored."""
+
+    def measured_bytes(self) -> int:
+        """What all that is stored occupies now."""
+
+    @property
+    def free_bytes(self) -> int:
+        """What it can still hold."""
+
+
 class HistoryPool:
     """The room for a node's versions, current and past."""
 
     def __init__(self, budget_bytes: int | None) -> None:
         """Without a budget it is most of what the store may occupy."""
         self._budget_bytes = budget_bytes
-        self._store: Store | None = None
+        self._store: Room | None = None
         self._charges = 0
         self.shortage = Event()
         self.live_bytes = 0
         self.limit_bytes = budget_bytes or 0
 
-    def attach(self, store: Store) -> None:
+    def attach(self, store: Room) -> None:
         """The pool is in `store` from now on."""
         self._store = store
         self.measure()

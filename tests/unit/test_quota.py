@@ -5,9 +5,9 @@ from __future__ import annotations
 import errno
 
 from bftfs.identifiers import BlockId, ClientId
+from bftfs.quota import ClientQuota
 from bftfs.read_write.messages import BlockRefused
 from bftfs.storage import MemoryStorage
-from nodes.quota import ClientQuota
 
 ALICE, BOB = ClientId(b"a" * 16), ClientId(b"b" * 16)
 BLOCK = BlockId(bytes(32))

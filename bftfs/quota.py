@@ -14,11 +14,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from bftfs.identifiers import CLIENT_ID_BYTES, BlockId, ClientId
+from bftfs.pool import SHORT, SLOW, TIGHT, HistoryPool
 from bftfs.query_update.messages import Rejected
 from bftfs.read_write.messages import BlockRefused
 from bftfs.step import Ready, Sender, Server
 from bftfs.storage import StorageView, Table, Write
-from nodes.pool import SHORT, SLOW, TIGHT, HistoryPool
 
 _BEYOND = b"\xff" * (CLIENT_ID_BYTES + 1)
 # The same words at all nodes: a client believes what more than b of them say alike.

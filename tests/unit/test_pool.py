@@ -8,10 +8,10 @@ from collections import Counter
 import pytest
 
 from bftfs.identifiers import BlockId, ClientId
+from bftfs.pool import SHORT, SLOW, TIGHT, HistoryPool
+from bftfs.quota import ClientQuota
 from bftfs.read_write.messages import BlockRefused
 from bftfs.storage import MemoryStorage, Table, Write
-from nodes.pool import SHORT, SLOW, TIGHT, HistoryPool
-from nodes.quota import ClientQuota
 
 ALICE, BOB, CAROL = (ClientId(name * 16) for name in (b"a", b"b", b"c"))
 BLOCK = BlockId(bytes(32))

@@ -1,0 +1,206 @@
+"""What one client leaves unverified or unfinished at a correct node is bounded. [design §9, G7]
+
+Counted is what the client itself has brought about for certain: a version of a block for which too
+few vouched when this node took it, an update that too few had accepted, for anybody else to bring
+it here. Whatever a correct node has verified, or a quorum accepted, is settled, whether
+or not this node knows: so nothing here rests on what the nodes' own counters say.
+
+- [LazyVer §3.8.3] of one client, and of one client and block, a node takes only so many possible
+  versions, and beyond that, while they cannot be verified, one in `VERIFY_EXCUSED_US`;
+- [Q/U §4.3.5] of one client, a server takes updates of only so many objects that may be incomplete;
+- [design §9] the versions of one client take only so many bytes of a node.
+
+Servers keep the first two counters in memory: with every life of a node, a client has as much
+again.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from bftfs import limits
+from bftfs.identifiers import BLOCK_ID_BYTES, BlockId, ClientId, NodeId, ObjectId
+from bftfs.query_update.timestamp import LogicalTimestamp, client_of
+from bftfs.read_write.lazy_verifier import VerificationSettings
+from bftfs.read_write.timestamp import BlockTimestamp, timestamp_of
+from bftfs.read_write.verification import Policy
+from bftfs.read_write.version_row import VERIFIED, checksum_of
+from bftfs.simulation.checkers.candidates import Acceptance, CandidateRecord
+from bftfs.storage import StorageView, Table, Write
+
+_MOST_FINDINGS = 20  # of one run
+
+Possible = dict[BlockId, set[BlockTimestamp]]
+
+
+@dataclass(slots=True)
+class PossibleVersionsRecord:
+    """The possible versions that each client has left at each correct node."""
+
+    settings: VerificationSettings
+    believed: int  # correct nodes that, with the Byzantine ones, vouch for a version
+    findings: list[str] = field(default_factory=list)
+    most: int = 0  # possible versions of one client, at any node
+    _possible: dict[NodeId, dict[ClientId, Possible]] = field(
+        default_factory=lambda: defaultdict(lambda: defaultdict(dict))
+    )
+    _hosts: dict[bytes, set[NodeId]] = field(default_factory=lambda: defaultdict(set))
+    _verified: dict[BlockId, BlockTimestamp] = field(default_factory=dict)  # the greatest
+    _excused_us: dict[tuple[NodeId, ClientId], int] = field(default_factory=dict)
+
+    def committed(
+        self, node: NodeId, clock_us: int, writes: Iterable[Write], *, lives: int
+    ) -> None:
+        """What `node` commits in the last of so many lives."""
+        if self.settings.policy not in {Policy.LAZY, Policy.COOPERATIVE}:
+            return
+        for table, key, value in writes:
+            if table is not Table.BLOCK:
+                continue
+            block, timestamp = BlockId(bytes(key[:BLOCK_ID_BYTES])), timestamp_of(key)
+            if value is None:
+                self._possible[node][timestamp.client].get(block, set()).discard(timestamp)
+            elif value[0] & VERIFIED:
+                known = self._verified.get(block)
+                if known is None or known < timestamp:
+                    self._verified[block] = timestamp
+            elif len(self._hosts[bytes(key)] - {node}) < self.believed:
+                versions = self._possible[node][timestamp.client].setdefault(block, set())
+                if timestamp not in versions:
+                    versions.add(timestamp)
+                    self._judge(node, clock_us, timestamp.client, block, lives)
+            self._hosts[bytes(key)].add(node)
+
+    def _judge(
+        self, node: NodeId, clock_us: int, client: ClientId, block: BlockId, lives: int
+    ) -> None:
+        """`client` has one more possible version of `block`."""
+        total = self._settle(node, client, clock_us)
+        self.most = max(self.most, total)
+        of_block = len(self._possible[node][client].get(block, ()))
+        if total <= 1:
+            self._excused_us.pop((node, client), None)
+        if total <= self.settings.client * lives and of_block <= self.settings.block * lives:
+            return
+        excused_us = self._excused_us.get((node, client))
+        self._excused_us[node, client] = clock_us
+        if excused_us is not None and 0 <= clock_us - excused_us < limits.VERIFY_EXCUSED_US:
+            self._find(
+                f"node {node} has taken {total} possible versions of one client, {of_block} of one "
+                f"block, the last two of them {(clock_us - excused_us) // 1_000} ms apart"
+            )
+
+    def _settle(self, node: NodeId, client: ClientId, clock_us: int) -> int:
+        """Forget what is possible no more; how many versions of `client` still are."""
+        total = 0
+        possible = self._possible[node][client]
+        for block in list(possible):
+            verified = self._verified.get(block)
+            possible[block] = {
+                each
+                for each in possible[block]
+                if (verified is None or verified < each)
+                and each.time >= clock_us - limits.ABANDONED_US
+            }
+            total += len(possible[block])
+            if not possible[block]:
+                del possible[block]
+        return total
+
+    def _find(self, finding: str) -> None:
+        if len(self.findings) < _MOST_FINDINGS:
+            self.findings.append("bounds: " + finding)
+
+
+@dataclass(slots=True)
+class UnfinishedRecord:
+    """The objects that each client has left in question at each correct node."""
+
+    candidates: CandidateRecord
+    most_of_client: int
+    believed: int  # correct nodes that, with the Byzantine ones, make others take what they have
+    findings: list[str] = field(default_factory=list)
+    most: int = 0  # objects in question because of one client, at any node
+    _latest: dict[NodeId, dict[ObjectId, LogicalTimestamp]] = field(
+        default_factory=lambda: defaultdict(dict)
+    )
+    _greatest: dict[ObjectId, LogicalTimestamp] = field(default_factory=dict)
+
+    def accepted(self, node: NodeId, acceptances: Iterable[Acceptance], *, lives: int) -> None:
+        """`node` has accepted candidates in the last of so many lives."""
+        latest = self._latest[node]
+        updates: dict[LogicalTimestamp, set[ObjectId]] = {}
+        for identifier, candidate, history in acceptances:
+            if candidate.timestamp == history[-1].timestamp:
+                updates.setdefault(candidate.timestamp, set()).add(identifier)
+        for timestamp, objects in updates.items():
+            for identifier in objects:
+                latest[identifier] = timestamp
+                if self._greatest.get(identifier, b"") < timestamp:
+                    self._greatest[identifier] = timestamp
+            self._judge(node, timestamp, objects, lives)
+
+    def _judge(
+        self, node: NodeId, timestamp: LogicalTimestamp, objects: set[ObjectId], lives: int
+    ) -> None:
+        """`node` has accepted an update of `objects`."""
+        if not all(self._is_in_question(identifier, timestamp) for identifier in objects):
+            return
+        client = client_of(timestamp)
+        others = sum(
+            client_of(each) == client
+            and identifier not in objects
+            and self._is_in_question(identifier, each)
+            for identifier, each in self._latest[node].items()
+        )
+        self.most = max(self.most, others + len(objects))
+        if others >= self.most_of_client * lives and len(self.findings) < _MOST_FINDINGS:
+            self.findings.append(
+                f"bounds: node {node} has accepted an update of a client because of whom {others} "
+                "other objects were in question"
+            )
+
+    def _is_in_question(self, identifier: ObjectId, timestamp: LogicalTimestamp) -> bool:
+        if self._greatest[identifier] != timestamp:
+            return False
+        return all(
+            not (candidate.barrier or candidate.copy) and len(nodes) <= self.believed
+            for candidate, nodes in self.candidates.accepted[identifier].items()
+            if candidate.timestamp == timestamp
+        )
+
+
+@dataclass(slots=True)
+class VolumesRecord:
+    """What the versions that each client has written take of each correct node."""
+
+    client_bytes: int
+    believed: int  # correct nodes that, with the Byzantine ones, vouch for a version
+    findings: list[str] = field(default_factory=list)
+    most: int = 0  # bytes of one client, at any node
+    _hosts: dict[bytes, set[NodeId]] = field(default_factory=lambda: defaultdict(set))
+    _taken: dict[tuple[NodeId, ClientId], dict[bytes, int]] = field(
+        default_factory=lambda: defaultdict(dict)
+    )
+
+    def committed(self, node: NodeId, view: StorageView, writes: Iterable[Write]) -> None:
+        """What `node` commits, as it now is in `view`."""
+        for table, key, value in writes:
+            if table is not Table.BLOCK:
+                continue
+            client = timestamp_of(key).client
+            taken = self._taken[node, client]
+            if value is None:
+                taken.pop(bytes(key), None)
+            elif len(self._hosts[bytes(key)] - {node}) < self.believed:
+                fragment = view.get(Table.FRAGMENT, key) or b""
+                taken[bytes(key)] = len(fragment) + len(checksum_of(bytes(value)))
+                volume = sum(taken.values())
+                self.most = max(self.most, volume)
+                if volume > self.client_bytes and len(self.findings) < _MOST_FINDINGS:
+                    self.findings.append(
+                        f"bounds: the versions of one client take {volume} bytes of node {node}"
+                    )
+            self._hosts[bytes(key)].add(node)

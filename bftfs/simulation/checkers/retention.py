@@ -1,0 +1,169 @@
+"""What correct nodes let go of is what nobody may ask for any more. [design §8, G1, G5]
+
+The record is taken at the commits of correct nodes, and judged by the versions that were accepted
+and verified anywhere, not by what the node's collector has made of them:
+
+- an object's version goes only once an established one has superseded it, with a time that was
+  older than the window by the clock of that node;
+- an acknowledged version of a block goes only if no version of its inode that was the truth at a
+  moment of the window shows it: a newer one was verified that was covered by then, or the file was
+  deleted;
+- a node that is not short of room lets go of nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+
+from bftfs.filesystem.attributes import Attributes, decode_attributes
+from bftfs.filesystem.objects import ATTRIBUTES_KEY
+from bftfs.identifiers import (
+    BLOCK_ID_BYTES,
+    OBJECT_ID_BYTES,
+    BlockId,
+    NodeId,
+    ObjectId,
+    block_number_of,
+    inode_of,
+)
+from bftfs.query_update.timestamp import LogicalTimestamp, time_of
+from bftfs.read_write.timestamp import time_of as block_time_of
+from bftfs.read_write.version_row import VERIFIED
+from bftfs.simulation.checkers.candidates import CandidateRecord, chain_of
+from bftfs.storage import Table, Write
+
+_MOST_FINDINGS = 20  # of one run
+
+
+@dataclass(slots=True)
+class RetentionRecord:
+    """What correct nodes have let go of, against what they had to keep."""
+
+    candidates: CandidateRecord
+    established: int  # correct nodes that make a candidate established
+    window_us: int
+    roomy: frozenset[NodeId] = frozenset()
+    findings: list[str] = field(default_factory=list)
+    object_versions: int = 0  # that were let go, over all correct nodes
+    block_versions: int = 0  # likewise
+    # Versions of blocks that have gone: where, which, and the first moment of the window then.
+    _gone: list[tuple[NodeId, bytes, int]] = field(default_factory=list)
+    _verified: dict[BlockId, set[int]] = field(default_factory=dict)  # times, by block
+
+    @property
+    def collected(self) -> int:
+        """How many versions have gone, over all correct nodes."""
+        return self.object_versions + self.block_versions
+
+    def committed(self, node: NodeId, clock_us: int, writes: Iterable[Write]) -> None:
+        """What `node` commits, whose clock this is."""
+        horizon_us = clock_us - self.window_us
+        chains: dict[ObjectId, list[LogicalTimestamp]] = {}
+        # An object that is made anew with its past is removed and written again at once.
+        last = {(table, bytes(key)): value for table, key, value in writes}
+        for (table, key), value in last.items():
+            if table is Table.VERSION and value is None:
+                identifier = ObjectId(key[:OBJECT_ID_BYTES])
+                if identifier not in chains:
+                    chains[identifier] = self._chain(identifier)
+                self._let_go(node, identifier, key, chains[identifier], horizon_us)
+            elif table is Table.BLOCK:
+                if value is None:
+                    self.block_versions += 1
+                    self._gone.append((node, key, horizon_us))
+                elif value[0] & VERIFIED:
+                    block = BlockId(key[:BLOCK_ID_BYTES])
+                    self._verified.setdefault(block, set()).add(block_time_of(key))
+
+    def _let_go(
+        self,
+        node: NodeId,
+        identifier: ObjectId,
+        key: bytes,
+        chain: list[LogicalTimestamp],
+        horizon_us: int,
+    ) -> None:
+        self.object_versions += 1
+        version = LogicalTimestamp(key[OBJECT_ID_BYTES:])
+        superseding = next((each for each in chain if each > version), None)
+        if node in self.roomy:
+            self._find(f"node {node} has room, and let go of {_named(identifier, version)}")
+        elif superseding is None:
+            self._find(
+                f"node {node} let go of {_named(identifier, version)}, which nothing established "
+                "has superseded"
+            )
+        elif time_of(superseding) > horizon_us:
+            self._find(
+                f"node {node} let go of {_named(identifier, version)}, which was the truth until "
+                f"{(time_of(superseding) - horizon_us) // 1_000} ms after its window began"
+            )
+
+    def findings_on_blocks(self, acknowledged: Iterable[bytes]) -> list[str]:
+        """Findings against what has gone of the versions with these keys.
+
+        They were acknowledged to correct clients.
+        """
+        keys = frozenset(acknowledged)
+        found = []
+        for node, key, horizon_us in self._gone:
+            if key in keys and (node in self.roomy or self.is_owed(key, horizon_us)):
+                found.append(
+                    f"retention: node {node} let go of the version of {block_time_of(key)} of "
+                    f"block {key[:BLOCK_ID_BYTES].hex()[-6:]}, which is shown at or after "
+                    f"{horizon_us}"
+                )
+        return found[:_MOST_FINDINGS]
+
+    def is_owed(self, key: bytes, horizon_us: int) -> bool:
+        """Whether a reader may want this version of a block who asks for a moment from then on."""
+        block, time_us = BlockId(key[:BLOCK_ID_BYTES]), block_time_of(key)
+        later = [each for each in self._verified.get(block, ()) if each > time_us]
+        alive = False
+        for attributes in self._shown_from(inode_of(block), horizon_us):
+            alive = bool(attributes.links) and _is_of(attributes, block)
+            if (
+                alive
+                and time_us <= attributes.contents
+                and not any(each <= attributes.contents for each in later)
+            ):
+                return True
+        return alive and not later
+
+    def _shown_from(self, inode: ObjectId, horizon_us: int) -> Iterator[Attributes]:
+        """What an inode was at `horizon_us`, and all that it has been since."""
+        at_first: Attributes | None = None
+        for timestamp in self._chain(inode):
+            version = self.candidates.contents.get((inode, timestamp))
+            encoded = None if version is None else dict(version.delta).get(ATTRIBUTES_KEY)
+            if encoded is None:
+                continue
+            attributes = decode_attributes(encoded)
+            if time_of(timestamp) <= horizon_us:
+                at_first = attributes
+                continue
+            if at_first is not None:
+                yield at_first
+                at_first = None
+            yield attributes
+        if at_first is not None:
+            yield at_first
+
+    def _chain(self, identifier: ObjectId) -> list[LogicalTimestamp]:
+        accepted = self.candidates.accepted.get(identifier, {})
+        return chain_of(accepted, established=self.established)
+
+    def _find(self, finding: str) -> None:
+        if len(self.findings) < _MOST_FINDINGS:
+            self.findings.append("retention: " + finding)
+
+
+def _is_of(attributes: Attributes, block: BlockId) -> bool:
+    """Whether a file with these attributes has this block, and not one that it was before a cut."""
+    layout, incarnation = attributes.layout, int.from_bytes(block[16:24], "big")
+    return layout is not None and layout.incarnation(block_number_of(block)) == incarnation
+
+
+def _named(identifier: ObjectId, version: LogicalTimestamp) -> str:
+    return f"the version of {time_of(version)} of {identifier.hex()[-6:]}"

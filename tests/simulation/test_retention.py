@@ -1,0 +1,153 @@
+"""Nodes collect in the storm, with a window of seconds, and nothing is lost that must be there.
+
+With a collector that takes what it must keep, the checkers find what has gone.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from bftfs.filesystem.collection import Shown
+from bftfs.identifiers import NodeId
+from bftfs.read_write.lazy_verifier import VerificationSettings
+from bftfs.retention import Keeps, Retention
+from bftfs.simulation import scenario
+from bftfs.simulation.collection import CollectionPlan, ConstantPool, collecting
+from bftfs.simulation.configuration import ClientPlan, Configuration, draw
+from bftfs.simulation.scenario import Simulation, run
+from bftfs.simulation.storm import StormFaults
+from bftfs.simulation.workloads.files import FileMix, FileWorkload
+from bftfs.simulation.world import SECOND_US
+from tests.simulation.mutants import attacked, hunt
+
+WINDOW_US = 10 * SECOND_US
+ALL_SHORT = CollectionPlan(WINDOW_US)
+MIX = FileMix(names=2, contents=0.6, directories=0.2, private=0.0, past=0.1)
+CLIENTS = (ClientPlan(width=2, think_us=(0, 2 * SECOND_US)),) * 2
+
+
+def collected(
+    kind: str,
+    seeds: range = range(3),
+    *,
+    plan: CollectionPlan = ALL_SHORT,
+    loses: bool = False,
+    **more: Any,
+) -> Iterator[Configuration]:
+    """Clients take their time, so that in a short storm much becomes old."""
+    for seed in seeds:
+        configuration = attacked(
+            seed,
+            kind=kind,
+            operations=60,
+            verification=VerificationSettings(),
+            collection=plan,
+            files=MIX,
+            **more,
+        )
+        storm = StormFaults(network=configuration.storm.network, crash_every_us=5 * SECOND_US)
+        if loses:
+            storm = replace(storm, lose_every_us=10 * SECOND_US, losers=(NodeId(2),))
+        yield replace(configuration, clients=CLIENTS, storm=storm)
+
+
+def about_retention(finding: str) -> bool:
+    return finding.startswith("retention:")
+
+
+@pytest.mark.parametrize(
+    ("kind", "more"),
+    [
+        ("files", {"node": "past-liar", "client": "half-multi-object"}),
+        ("files", {"loses": True}),
+        ("objects", {"node": "sync-liar", "client": "partial-updater"}),
+        ("objects", {"loses": True}),
+    ],
+)
+def test_what_has_to_be_kept_is(kind: str, more: dict[str, Any]) -> None:
+    for configuration in collected(kind, **more):
+        report = run(configuration)
+        assert report.passed, "\n".join(report.findings)
+        assert report.collected > 20
+
+
+def test_readers_of_the_past_race_collection() -> None:
+    seen: Counter[str] = Counter()
+    for configuration in collected("files"):
+        simulation = Simulation(configuration)
+        simulation.run()
+        assert simulation.findings == []
+        workload, retention = simulation.workload, simulation.retention
+        assert isinstance(workload, FileWorkload)
+        assert retention is not None
+        seen["trees of the storm"] += workload.past_reads
+        seen["trees of the audit"] += len(workload.pasts)
+        seen["no longer kept"] += workload.no_longer_kept
+        seen["versions of objects"] += retention.object_versions
+        seen["versions of blocks"] += retention.block_versions
+    assert all(seen.values())
+
+
+def test_who_has_room_keeps_everything() -> None:
+    plan = CollectionPlan(WINDOW_US, roomy=tuple(map(NodeId, range(3))))
+    for configuration in collected("files", plan=plan):
+        assert run(configuration).passed
+
+
+def test_collection_is_drawn() -> None:
+    drawn = [draw(seed, operations=10) for seed in range(300)]
+    plans = [each.collection for each in drawn if each.collection is not None]
+    assert len(plans) > 20
+    assert {bool(plan.roomy) for plan in plans} == {True, False}
+    assert any(each.storm.losers for each in drawn if each.collection is not None)
+    assert any(each.byzantine_clients for each in drawn if each.collection is not None)
+
+
+# --- must fail -------------------------------------------------------------------------------
+
+
+def test_must_fail_a_collector_that_ignores_the_window(monkeypatch: pytest.MonkeyPatch) -> None:
+    def hasty(plan: CollectionPlan, volume: Any) -> Any:
+        return collecting(replace(plan, window_us=0), volume)
+
+    monkeypatch.setattr(scenario, "collecting", hasty)
+    for kind in ("files", "objects"):
+        assert hunt(collected(kind), about_retention)
+    # And readers miss what has gone.
+    assert hunt(collected("files"), lambda finding: "NoLongerKept" in finding)
+
+
+def test_must_fail_a_collector_that_takes_a_version_too_many(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It goes by when a version was made, not by when it was superseded."""
+    keeps = Retention.keeps
+    monkeypatch.setattr(
+        Retention, "keeps", lambda self, since_us, _: keeps(self, since_us, since_us)
+    )
+    assert hunt(collected("objects"), about_retention)
+
+
+def test_must_fail_a_collector_that_takes_a_block_too_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It takes blocks that are shown by the version which the window begins with."""
+    keeps_of = Shown.keeps
+
+    def too_few(self: Shown, block: Any) -> Keeps:
+        keeps: Callable[[int, int | None], bool] = keeps_of(self, block)
+        return lambda since_us, until_us: until_us is None and keeps(since_us, until_us)
+
+    monkeypatch.setattr(Shown, "keeps", too_few)
+    assert hunt(collected("files"), lambda finding: about_retention(finding) and "block" in finding)
+
+
+def test_must_fail_a_collector_that_takes_what_there_is_room_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(ConstantPool, "is_short", lambda _: True)
+    plan = CollectionPlan(WINDOW_US, roomy=(NodeId(1),))
+    assert hunt(collected("objects", plan=plan), lambda finding: "has room" in finding)
