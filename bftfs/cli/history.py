@@ -13,7 +13,7 @@ from typing import Any
 
 import click
 
-from bftfs.cli.past import Located, Node, Session, absolute, file_kind, session_at
+from bftfs.cli.past import Located, Session, absolute, file_kind, session_at
 from bftfs.errors import FileSystemError, UsageError
 from bftfs.filesystem import object_types
 from bftfs.filesystem.attributes import Attributes
@@ -37,6 +37,7 @@ from bftfs.filesystem.registry import (
     UNLINK,
     WRITE,
 )
+from bftfs.restoration.sight import Node
 
 TEXT_BYTES = 16 << 20  # a file larger than that is not compared line by line
 _CONTENT_METHODS = frozenset((WRITE, TRUNCATE, CREATE))
@@ -227,9 +228,7 @@ def diff(old: str, new: str | None, brief: bool, as_json: bool) -> int:
 def differences_between(session: Session, before: Located, after: Located) -> list[Difference]:
     """What differs between two files or trees, by path; renamed is what is the same object."""
     old, new = (
-        session.tree(each)
-        if each.attributes.is_directory
-        else {"": Node(each.identifier, each.attributes)}
+        session.tree(each) if each.attributes.is_directory else {"": each.node}
         for each in (before, after)
     )
     gone = {old[path].identifier: path for path in sorted(old.keys() - new.keys())}

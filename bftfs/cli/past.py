@@ -13,7 +13,6 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -22,7 +21,7 @@ import click
 from bftfs.cli.mount import mount_processes
 from bftfs.cli.times import parse_time
 from bftfs.cluster import ClusterDescription
-from bftfs.conversation import Conversation, Together
+from bftfs.conversation import Conversation
 from bftfs.credentials import Credentials
 from bftfs.crypto.digest import client_id_of
 from bftfs.crypto.keys import read_identity
@@ -33,7 +32,8 @@ from bftfs.filesystem.attributes import Attributes
 from bftfs.filesystem.history import Change, History
 from bftfs.filesystem.moments import format_moment
 from bftfs.filesystem.operations import FileSystem
-from bftfs.identifiers import ClientId, ObjectId, ObjectKind, kind_of
+from bftfs.identifiers import ClientId, ObjectId
+from bftfs.restoration.sight import Node, Sight
 from bftfs.runtime import clock
 from bftfs.runtime.blocking import BlockingNetwork
 from mount.access import credentials_of, file_system
@@ -43,8 +43,6 @@ from mount.options import MountOptions, parse
 Result = TypeVar("Result")
 
 PATIENCE_S = 30.0
-_PIECE_BYTES = 4 << 20
-_TOGETHER = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,13 +55,10 @@ class Located:
     attributes: Attributes
     time_us: int | None
 
-
-@dataclass(frozen=True, slots=True)
-class Node:
-    """One object of a tree."""
-
-    identifier: ObjectId
-    attributes: Attributes
+    @property
+    def node(self) -> Node:
+        """It, without the path."""
+        return Node(self.identifier, self.attributes)
 
 
 class Session:
@@ -88,6 +83,7 @@ class Session:
         self.history = history
         self.who = Credentials(os.geteuid(), os.getegid(), tuple(os.getgroups()[:64]))
         self.now_us = clock.now_us()
+        self.sight = Sight(files, history, self.who, self.now_us)
         self._keys: dict[ClientId, str] | None = None  # of clients, by id
 
     def perform(self, conversation: Conversation[Result]) -> Result:
@@ -96,7 +92,7 @@ class Session:
 
     def at(self, time_us: int | None) -> FileSystem:
         """The file system at a time; None: now."""
-        return self.files if time_us is None else self.history.at(time_us)
+        return self.sight.at(time_us)
 
     # --- times and clients -------------------------------------------------------------------
 
@@ -221,78 +217,30 @@ class Session:
     def changes(self, identifier: ObjectId, *, since_us: int = 0) -> list[Change]:
         """What was done to an object, the latest first."""
         try:
-            return self.perform(self.history.changes(identifier, self.who, since_us=since_us))
+            return self.perform(self.sight.changes(identifier, since_us=since_us))
         except FileSystemError as refusal:
             raise UsageError(_why_not("its history", refusal.code), exit_code=1) from None
 
     def pieces(self, identifier: ObjectId, time_us: int | None) -> Iterator[bytes]:
         """The contents of a file."""
-        files = self.at(time_us)
-        opened = self.perform(files.open(identifier, os.O_RDONLY, self.who))
+        reading = self.perform(self.sight.reading(identifier, time_us))
         try:
-            offset = 0
-            while piece := bytes(self.perform(files.read(opened, offset, _PIECE_BYTES))):
+            while piece := self.perform(reading.next()):
                 yield piece
-                offset += len(piece)
         finally:
-            self.perform(files.release(opened))
+            self.perform(reading.close())
 
     def contents(self, identifier: ObjectId, time_us: int | None) -> bytes:
         """The contents of a file, as a whole."""
-        return b"".join(self.pieces(identifier, time_us))
+        return self.perform(self.sight.contents(identifier, time_us))
 
     def link_target(self, identifier: ObjectId, time_us: int | None) -> bytes:
         """Where a symlink leads."""
-        return self.perform(self.at(time_us).read_link(identifier, self.who))
-
-    def extended(self, identifier: ObjectId, time_us: int | None) -> dict[bytes, bytes]:
-        """Extended attributes, ACLs among them."""
-        files = self.at(time_us)
-        names = self.perform(files.list_extended(identifier, self.who))
-        return {
-            name: self.perform(files.get_extended(identifier, name, self.who)) for name in names
-        }
+        return self.perform(self.sight.link_target(identifier, time_us))
 
     def tree(self, located: Located) -> dict[str, Node]:
         """All that is below a directory, by relative path; and itself, by the empty one."""
-        found = {"": Node(located.identifier, located.attributes)}
-        level = [("", located.identifier)]
-        while level:
-            below: list[tuple[str, ObjectId]] = []
-            for position in range(0, len(level), _TOGETHER):
-                batch = level[position : position + _TOGETHER]
-                listed = self.perform(self._list_together(batch, located.time_us))
-                for path, nodes in listed:
-                    for name, node in nodes:
-                        full = f"{path}{os.fsdecode(name)}"
-                        found[full] = node
-                        if kind_of(node.identifier) == ObjectKind.DIRECTORY:
-                            below.append((full + "/", node.identifier))
-            level = below
-        return found
-
-    async def _list_together(
-        self, batch: list[tuple[str, ObjectId]], time_us: int | None
-    ) -> list[tuple[str, list[tuple[bytes, Node]]]]:
-        listed = await Together(
-            tuple(partial(self.listing, identifier, time_us) for _, identifier in batch)
-        )
-        return [(path, nodes) for (path, _), nodes in zip(batch, listed, strict=True)]
-
-    async def listing(self, identifier: ObjectId, time_us: int | None) -> list[tuple[bytes, Node]]:
-        """What is in a directory."""
-        files = self.at(time_us)
-        opened = await files.open_directory(identifier, self.who)
-        found: list[tuple[bytes, Node]] = []
-        after = 0
-        while page := await files.read_directory(opened, after):
-            found += [
-                (entry.name, Node(entry.identifier, entry.attributes))
-                for entry in page
-                if entry.attributes is not None
-            ]
-            after = page[-1].cookie
-        return found
+        return self.perform(self.sight.tree(located.node, located.time_us))
 
 
 def absolute(text: str) -> Path:

@@ -11,16 +11,17 @@ import os
 import shutil
 import stat
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import click
 
-from bftfs.cli.past import Located, Node, Session, absolute, last_removal, session_at
+from bftfs.cli.past import Located, Session, absolute, last_removal, session_at
 from bftfs.errors import FileSystemError, UsageError
-from bftfs.filesystem.attributes import Attributes
 from bftfs.filesystem.moments import format_moment
-
-_UNTOUCHED = (b"system.posix_acl_access", b"system.posix_acl_default")
+from bftfs.restoration.restore import Counts, Restoring, Status
+from bftfs.restoration.sight import Reading
 
 
 @click.command()
@@ -123,211 +124,122 @@ def _list_removed(session: Session, path: Path) -> None:
         click.echo(f"{format_moment(gone_us)}  {path / shown}")
 
 
-class Counts:
-    """What a restore has changed."""
-
-    def __init__(self) -> None:
-        self.written = self.made = self.removed = self.changed = 0
-
-    def __bool__(self) -> bool:
-        return bool(self.written or self.made or self.removed or self.changed)
-
-    def __str__(self) -> str:
-        words = [
-            f"{count} {what}"
-            for count, what in (
-                (self.made, "made"),
-                (self.written, "rewritten"),
-                (self.changed, "with other attributes"),
-                (self.removed, "removed"),
-            )
-            if count
-        ]
-        return ", ".join(words) if words else "nothing had to be changed"
-
-
 def restore_tree(session: Session, located: Located, target: Path, *, delete: bool) -> Counts:
     """Make what is at `target` what was `located`."""
-    counts = Counts()
+    restoring = Restoring(session.sight, PathTarget(target), located.time_us)
     try:
-        if located.attributes.is_directory:
-            tree = session.tree(located)
-        else:
-            tree = {"": Node(located.identifier, located.attributes)}
-        links: dict[bytes, Path] = {}
-        directories = []
-        for relative in sorted(tree):
-            node = tree[relative]
-            path = target / relative if relative else target
-            if node.attributes.is_directory:
-                directories.append((path, node))
-            _restore_one(session, node, path, located.time_us, links, counts)
-        if delete and located.attributes.is_directory:
-            _remove_others(tree, target, counts)
-        for path, node in reversed(directories):  # what is made in them changes their times
-            _restore_attributes(session, node, path, located.time_us, counts, made=False)
+        session.perform(restoring.restore(located.node, delete=delete))
     except FileSystemError as refusal:
         raise UsageError(f"{located.shown}: {os.strerror(refusal.code)}", exit_code=1) from None
     except OSError as error:
         raise UsageError(
-            f"{error.filename or target}: {error.strerror}; what was restored so far: {counts}",
+            f"{error.filename or target}: {error.strerror}; "
+            f"what was restored so far: {restoring.counts}",
             exit_code=1,
         ) from None
-    return counts
+    return restoring.counts
 
 
-def _restore_one(
-    session: Session,
-    node: Node,
-    path: Path,
-    time_us: int | None,
-    links: dict[bytes, Path],
-    counts: Counts,
-) -> None:
-    attributes = node.attributes
-    form = stat.S_IFMT(attributes.mode)
-    there = _status(path)
-    first = links.get(node.identifier)
-    if first is not None:
-        if there is None or not os.path.samefile(first, path):
-            if there is not None:
-                _remove(path)
-            os.link(first, path)
-            counts.made += 1
-        return
-    if there is not None and stat.S_IFMT(there.st_mode) != form:
-        _remove(path)
-        counts.removed += 1
-        there = None
-    made = there is None
-    if form == stat.S_IFDIR:
-        if made:
-            path.mkdir()
-            counts.made += 1
-        return
-    if form == stat.S_IFREG:
-        _restore_contents(session, node, path, time_us, counts, made=made)
-    elif form == stat.S_IFLNK:
-        link_target = session.link_target(node.identifier, time_us)
-        if made or os.readlink(os.fsencode(path)) != link_target:
-            if not made:
-                _remove(path)
-            os.symlink(link_target, os.fsencode(path))
-            counts.made += 1
-    elif made:
-        os.mknod(path, attributes.mode, attributes.device)
-        counts.made += 1
-    if attributes.links > 1:
-        links[node.identifier] = path
-    _restore_attributes(session, node, path, time_us, counts, made=made)
+class PathTarget:
+    """A path on this machine, as any program writes to it; see `restoration.restore.Target`."""
 
+    def __init__(self, path: Path) -> None:
+        self._path = path
 
-def _restore_contents(
-    session: Session, node: Node, path: Path, time_us: int | None, counts: Counts, *, made: bool
-) -> None:
-    """Write a file in place, unless it has these contents."""
-    if not made and _has_contents(session, node, path, time_us):
-        return
-    flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW
-    descriptor = os.open(path, flags, 0o600)
-    with os.fdopen(descriptor, "wb") as file:
-        for piece in session.pieces(node.identifier, time_us):
-            file.write(piece)
-        file.truncate()
-    if made:
-        counts.made += 1
-    else:
-        counts.written += 1
+    def _at(self, path: str) -> Path:
+        return self._path / path if path else self._path
 
-
-def _has_contents(session: Session, node: Node, path: Path, time_us: int | None) -> bool:
-    if path.stat().st_size != node.attributes.size:
-        return False
-    with path.open("rb") as file:
-        return all(
-            file.read(len(piece)) == piece for piece in session.pieces(node.identifier, time_us)
+    async def status(self, path: str) -> Status | None:
+        """What is there."""
+        try:
+            found = self._at(path).lstat()
+        except FileNotFoundError:
+            return None
+        return Status(
+            (found.st_dev, found.st_ino),
+            found.st_mode,
+            found.st_uid,
+            found.st_gid,
+            found.st_size,
+            found.st_mtime_ns,
         )
 
+    async def names(self, path: str) -> list[str]:
+        """What is in a directory."""
+        return os.listdir(self._at(path))
 
-def _restore_attributes(
-    session: Session, node: Node, path: Path, time_us: int | None, counts: Counts, *, made: bool
-) -> None:
-    """Owner, mode, times and extended attributes, as far as who restores may set them."""
-    attributes = node.attributes
-    status = path.lstat()
-    is_link = stat.S_ISLNK(status.st_mode)
-    changed = False
-    if (status.st_uid, status.st_gid) != (attributes.uid, attributes.gid):
-        changed |= _if_permitted(
-            lambda: os.chown(path, attributes.uid, attributes.gid, follow_symlinks=False)
-        )
-    if not is_link:
-        changed |= _restore_extended(session, node, path, time_us)
-        mode = stat.S_IMODE(attributes.mode)
-        if stat.S_IMODE(path.lstat().st_mode) != mode:
-            path.chmod(mode)
-            changed = True
-    if path.lstat().st_mtime_ns != attributes.mtime_ns:
-        os.utime(path, ns=(attributes.atime_ns, attributes.mtime_ns), follow_symlinks=False)
-        changed = True
-    if changed and not made:
-        counts.changed += 1
+    async def remove(self, path: str) -> None:
+        """Remove it, with all that is in it."""
+        full = self._at(path)
+        if full.is_dir() and not full.is_symlink():
+            shutil.rmtree(full)
+        else:
+            full.unlink()
+
+    async def make_directory(self, path: str) -> None:
+        """Make a directory."""
+        self._at(path).mkdir()
+
+    async def make_node(self, path: str, mode: int, device: int) -> None:
+        """Make a special file."""
+        os.mknod(self._at(path), mode, device)
+
+    async def make_symlink(self, path: str, leads_to: bytes) -> None:
+        """Make a symlink."""
+        os.symlink(leads_to, os.fsencode(self._at(path)))
+
+    async def leads_to(self, path: str) -> bytes:
+        """Where a symlink leads."""
+        return os.readlink(os.fsencode(self._at(path)))
+
+    async def link(self, first: str, path: str) -> None:
+        """Give it another name."""
+        os.link(self._at(first), self._at(path))
+
+    async def holds(self, path: str, reading: Reading) -> bool:
+        """Whether the file holds what is read."""
+        with self._at(path).open("rb") as file:
+            while piece := await reading.next():
+                if file.read(len(piece)) != piece:
+                    return False
+        return True
+
+    async def write(self, path: str, reading: Reading) -> None:
+        """Write what is read to the file."""
+        flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW
+        with os.fdopen(os.open(self._at(path), flags, 0o600), "wb") as file:
+            while piece := await reading.next():
+                file.write(piece)
+            file.truncate()
+
+    async def change_owner(self, path: str, uid: int, gid: int) -> bool:
+        """Give it to somebody, if that is permitted."""
+        return _if_permitted(partial(os.chown, self._at(path), uid, gid, follow_symlinks=False))
+
+    async def change_mode(self, path: str, mode: int) -> None:
+        """Set its permission bits."""
+        self._at(path).chmod(mode)
+
+    async def change_times(self, path: str, *, atime_ns: int, mtime_ns: int) -> None:
+        """Set its times."""
+        os.utime(self._at(path), ns=(atime_ns, mtime_ns), follow_symlinks=False)
+
+    async def extended(self, path: str) -> dict[bytes, bytes]:
+        """Its extended attributes."""
+        full = self._at(path)
+        return {os.fsencode(name): os.getxattr(full, name) for name in os.listxattr(full)}
+
+    async def change_extended(self, path: str, name: bytes, value: bytes | None) -> bool:
+        """Set or remove an extended attribute, if that is permitted."""
+        if value is None:
+            return _if_permitted(partial(os.removexattr, self._at(path), name))
+        return _if_permitted(partial(os.setxattr, self._at(path), name, value))
 
 
-def _restore_extended(session: Session, node: Node, path: Path, time_us: int | None) -> bool:
-    wanted = _extended_then(session, node, time_us)
-    there = {
-        os.fsencode(name): os.getxattr(path, name)
-        for name in os.listxattr(path)
-        if os.fsencode(name) not in _UNTOUCHED or os.fsencode(name) in wanted
-    }
-    changed = False
-    for name, value in wanted.items():
-        if there.get(name) != value:
-            changed |= _if_permitted(lambda n=name, v=value: os.setxattr(path, n, v))
-    for name in there.keys() - wanted.keys():
-        changed |= _if_permitted(lambda n=name: os.removexattr(path, n))
-    return changed
-
-
-def _extended_then(session: Session, node: Node, time_us: int | None) -> dict[bytes, bytes]:
-    attributes: Attributes = node.attributes
-    if not attributes.extended and not attributes.flags:
-        return {}
-    return session.extended(node.identifier, time_us)
-
-
-def _if_permitted(action: object) -> bool:
+def _if_permitted(action: Callable[[], None]) -> bool:
     """Do it, if one may; whether it was done."""
-    assert callable(action)
     try:
         action()
     except PermissionError:
         return False
     return True
-
-
-def _remove_others(tree: dict[str, Node], target: Path, counts: Counts) -> None:
-    """Remove what was not there then."""
-    for parent, directories, files in os.walk(target):
-        relative = os.path.relpath(parent, target)
-        prefix = "" if relative == "." else f"{relative}/"
-        for name in (*files, *directories):
-            if f"{prefix}{name}" not in tree:
-                _remove(Path(parent) / name)
-                counts.removed += 1
-        directories[:] = [name for name in directories if f"{prefix}{name}" in tree]
-
-
-def _status(path: Path) -> os.stat_result | None:
-    try:
-        return path.lstat()
-    except FileNotFoundError:
-        return None
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink()

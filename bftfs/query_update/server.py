@@ -317,6 +317,9 @@ class QueryUpdateServer:
         if not sender.grant.allows(message.uid):
             raise _Reject(errno.EPERM, f"the grant does not cover uid {message.uid}")
         replica = Replica(view, message.object)
+        page = past.versions_page(view, replica, message)
+        if page is None:  # nor does a server that is behind know who may read
+            return Ready(VersionsReply(False))
         guard = self.types.method(past.GUARD)
         if guard is not None and kind_of(message.object) in guard.kinds[0]:
             caller = Caller(
@@ -326,9 +329,6 @@ class QueryUpdateServer:
             error, _ = self._invoke(guard.invoke, (replica.workspace,), arguments, caller)
             if error:
                 return Ready(VersionsReply(True, error))
-        page = past.versions_page(view, replica, message)
-        if page is None:
-            return Ready(VersionsReply(False))
         whole, page = self._abridge(page, message.whole_answer_from)
         return Ready(VersionsReply(True, 0, page, whole))
 

@@ -27,6 +27,8 @@ from bftfs.filesystem.attributes import Attributes
 from bftfs.filesystem.directory import (
     RENAME_EXCHANGE,
     RENAME_NOREPLACE,
+    Creation,
+    DirectoryCreation,
     Page,
     Relocation,
     Renaming,
@@ -272,6 +274,7 @@ class _Object:
     """A directory or an inode."""
 
     directory: bool
+    mode: int  # its permission bits
     parent: ObjectId | None = None  # of a directory that is in use
     entries: dict[bytes, ObjectId] = field(default_factory=dict)
     names: int = 0  # how many entries stand for it
@@ -326,17 +329,23 @@ class NamespaceModel:
             case registry.FORMAT:
                 if self.root is None:
                     self.root = objects[1]
-                    self.objects[self.root] = _Object(True, parent=self.root)
+                    self.objects[self.root] = _Object(True, arguments.mode, self.root)
             case registry.CREATE:
-                self._add(objects[0], arguments.name, objects[1], _Object(False))
+                made = _Object(False, _bits(arguments))
+                self._add(objects[0], arguments.name, objects[1], made)
             case registry.MAKE_DIRECTORY:
-                self._add(objects[0], arguments.name, objects[1], _Object(True, objects[0]))
+                made = _Object(True, _bits(arguments), objects[0])
+                self._add(objects[0], arguments.name, objects[1], made)
             case registry.LINK:
                 self._link(objects[0], arguments.name, objects[1])
             case registry.UNLINK | registry.REMOVE_DIRECTORY:
                 self._remove(objects[0], arguments.name, objects[1])
             case registry.RENAME | registry.RELOCATE:
                 self._rename(objects, arguments)
+            case registry.CHANGE_ATTRIBUTES:
+                changed = self._existing(objects[0])
+                if arguments.mode is not None:
+                    changed.mode = stat.S_IMODE(arguments.mode)
             case registry.DESCRIBE:
                 if self.root is None:
                     raise _Refused(errno.ESTALE)
@@ -481,13 +490,27 @@ class NamespaceModel:
             return f"{_short(identifier)} has (links, entries, is directory) {right}"
         if known.directory and links and attributes.parent != known.parent:
             return f"{_short(identifier)} stands in {_short(known.parent)}"
+        if stat.S_IMODE(attributes.mode) != known.mode:
+            return f"{_short(identifier)} has the mode {known.mode:o}"
         if stat.S_ISDIR(attributes.mode) != (kind_of(identifier) == ObjectKind.DIRECTORY):
             return f"{_short(identifier)} has a mode that is not its kind's"
         return ""
 
 
-# Methods whose refusals are about what the model does not know: permissions, a file's layout.
-_UNMODELLED = (registry.WRITE, registry.TRUNCATE, registry.MERGE, registry.CHANGE_ATTRIBUTES)
+def _bits(arguments: Creation | DirectoryCreation) -> int:
+    """The permission bits of something new; there are no ACLs that say otherwise."""
+    return stat.S_IMODE(arguments.mode) & ~arguments.umask
+
+
+# Methods whose refusals are about what the model does not know: permissions, a file's layout,
+# extended attributes.
+_UNMODELLED = (
+    registry.WRITE,
+    registry.TRUNCATE,
+    registry.MERGE,
+    registry.CHANGE_ATTRIBUTES,
+    registry.GET_EXTENDED,
+)
 
 
 def _is_modelled(method: str) -> bool:

@@ -16,12 +16,13 @@ from random import Random
 from typing import Any
 
 from bftfs import limits
-from bftfs.conversation import Conversation, Pause
+from bftfs.conversation import Conversation, Now, Pause
 from bftfs.credentials import Credentials
 from bftfs.errors import FileSystemError, PastUnknown
 from bftfs.filesystem import registry
 from bftfs.filesystem.attributes import Attributes, Changes
 from bftfs.filesystem.directory import Creation, DirectoryCreation, Name, Renaming
+from bftfs.filesystem.history import History
 from bftfs.filesystem.operations import FileSystem
 from bftfs.filesystem.options import Options
 from bftfs.filesystem.past import past_file_system
@@ -42,6 +43,8 @@ from bftfs.query_update.timestamp import LogicalTimestamp, time_of
 from bftfs.quorum import ThresholdQuorums
 from bftfs.read_write.client import ReadWriteClient
 from bftfs.read_write.timestamp import BlockTimestamp, version_key
+from bftfs.restoration.sight import Sight
+from bftfs.simulation.checkers.amends import Restored, Undone, check_restored, check_undone
 from bftfs.simulation.checkers.candidates import chain_of, check_chain
 from bftfs.simulation.checkers.convergence import check_convergence
 from bftfs.simulation.checkers.durability import check_bound
@@ -53,6 +56,7 @@ from bftfs.simulation.checkers.tree import Node, check_tree
 from bftfs.simulation.deployment import CREDENTIALS, Sizes
 from bftfs.simulation.principals import SimulatedClient
 from bftfs.simulation.workloads import Evidence, Task
+from bftfs.simulation.workloads.amends import ROOT, restore, undo
 from bftfs.simulation.workloads.past import CONTENT_BYTES, tree_of, versions_of
 from bftfs.simulation.world import SECOND_US, START_US
 from bftfs.space import ClusterSpace
@@ -61,6 +65,7 @@ PASTS = 4  # times at which the auditor looks at the tree as it was, and one mor
 WALKS = 4  # of the tree, at most, until two of them agree
 PAUSE_US = 300_000  # between a file's creation and the first write to it, at most
 LISTED = 12  # objects whose versions it lists
+INTRUSIONS = 8  # of a client's changes, at most, are taken back
 FORBIDDEN = b"forbidden"  # a name that only clients without the right to it create
 
 
@@ -74,6 +79,8 @@ class FileMix:
     private: float = 0.2  # the share of creations under names that nobody else uses
     made: float = 0.0  # the share of operations that make a file, write it and close it
     past: float = 0.0  # the share of operations that read the tree as it was
+    modes: float = 0.0  # the share of operations that change permissions
+    amends: bool = False  # whether the auditor undoes what a client did, and restores what was
 
 
 @dataclass(slots=True)
@@ -109,6 +116,8 @@ class FileWorkload:
         self.kept_since_us: Callable[[], int] | None = None
         self.no_longer_kept = 0  # times at which what was then had gone, as it may
         self.past_reads = 0  # during the storm
+        self.undone: Undone | None = None  # what the auditor took back
+        self.restored: Restored | None = None  # …and what it brought back
         self.blocks: dict[ObjectId, Contents] = {}  # what correct clients wrote in files
         self.acknowledged: list[bytes] = []  # the keys of these versions
         self.done: list[str] = []  # operations that ended, for the digest
@@ -233,6 +242,7 @@ class FileWorkload:
             types=self.types,
             contents=self.blocks,
         )
+        found += self._findings_in_amends(evidence, established)
         return found + check_namespace(
             self.calls,
             evidence.candidates,
@@ -259,6 +269,36 @@ class FileWorkload:
         if self.kept_since_us is not None:
             times += (self.kept_since_us() + SECOND_US, max(changed))  # which have to be there
         return times
+
+    def intrusion(self) -> tuple[ClientId, int] | None:
+        """A client, and a time since which it has changed a little."""
+        changed: dict[ClientId, list[int]] = {}
+        for call in self.calls:
+            if call.update and call.ended and not call.refusal and call.method != registry.FORMAT:
+                changed.setdefault(call.client, []).append(time_of(call.versions[0]))
+        changed.pop(self.calls[-1].client, None)  # the auditor
+        if not changed:
+            return None
+        client = self.random.choice(sorted(changed))
+        return client, self.random.choice(sorted(changed[client])[-INTRUSIONS:])
+
+    def _findings_in_amends(self, evidence: Evidence, established: int) -> list[str]:
+        found: list[str] = []
+        if self.undone is not None:
+            found += check_undone(
+                self.undone,
+                evidence.candidates,
+                established=established,
+                types=self.types,
+                contents=self.blocks,
+                auditor=self.calls[-1].client,
+                root=self.root,
+            )
+        if self.restored is not None:
+            time_us = self.restored.time_us
+            then = next(past for past in self.pasts if past.time_us == time_us)
+            found += check_restored(self.restored, then, root=self.root)
+        return found
 
     def digested(self) -> Iterable[str]:
         """What was done, line by line."""
@@ -406,6 +446,8 @@ class FileSession:
             return self._make_file()
         if mix.past and random.random() < mix.past:
             return self._read_past()
+        if mix.modes and random.random() < mix.modes:
+            return self._change_mode()
         if random.random() < mix.contents:
             return random.choice((self._read, self._write))()
         if random.random() < mix.private:
@@ -428,9 +470,33 @@ class FileSession:
         for time_us in self.workload.past_times():
             walk = partial(self._walk_past, time_us)
             yield self._task(f"walk at {time_us}", walk, self._take_down_past)
+        # What nodes have let go of is no model of anything.
+        if self.workload.mix.amends and self.workload.kept_since_us is None:
+            yield from self._make_amends()
         for identifier in list(self.workload.known)[:LISTED]:
             list_versions = partial(self._list_versions, identifier)
             yield self._task(f"log {identifier.hex()}", list_versions)
+
+    def _make_amends(self) -> Iterator[Task]:
+        """Take back what one client did since a time; restore the tree as it was at another."""
+        workload = self.workload
+        whose = workload.intrusion()
+        if whose is None:
+            return
+        client, since_us = whose
+        taking_back = partial(self._undo, client, since_us)
+        undoing = self._task(f"undo since {since_us}", taking_back, self._take_down_undone)
+        undoing.failed = _unexpected
+        yield undoing
+        pasts = [past for past in workload.pasts if past.objects]
+        if pasts:
+            past, delete = workload.random.choice(pasts), workload.random.random() < 0.7
+            restoring = partial(self._restore, past.time_us, delete=delete)
+            bringing_back = self._task(
+                f"restore {past.time_us}", restoring, self._take_down_restored
+            )
+            bringing_back.failed = _unexpected
+            yield bringing_back
 
     # --- operations --------------------------------------------------------------------------
 
@@ -518,6 +584,18 @@ class FileSession:
         source, target = await self._resolve(place), await self._resolve(other)
         flags = self.workload.random.choice((0, 0, 0, 1, 2))
         await self._system.rename(source, name, target, title, CREDENTIALS, flags=flags)
+
+    def _change_mode(self) -> Task:
+        """Give a file or directory other permissions, its owner's among them."""
+        random = self.workload.random
+        place, name = self._path(), random.choice(self.workload.names)
+        mode = 0o700 | random.choice((0, 0o40, 0o55))
+
+        async def change() -> None:
+            found = await self._system.lookup(await self._resolve(place), name, CREDENTIALS)
+            await self._system.change_attributes(found.identifier, Changes(mode=mode), CREDENTIALS)
+
+        return self._task(f"chmod {place} {name!r} {mode:o}", change)
 
     def _private(self) -> Task:
         """Create a name that nobody else uses, or remove one."""
@@ -693,11 +771,40 @@ class FileSession:
             at_us=time_us,
             asking_as=CREDENTIALS,
         )
-        return PastTree(time_us, await tree_of(view, self.workload.root))
+        return PastTree(time_us, await tree_of(view, self.workload.root, CREDENTIALS))
 
     def _take_down_past(self, tree: PastTree | None, _at: float) -> None:
         if tree is not None:
             self.workload.pasts.append(tree)
+
+    async def _sight(self) -> Sight:
+        """What the commands about history see."""
+        history = History(
+            self._system,
+            self._objects,
+            self._objects.past,
+            self._blocks,
+            ClusterSpace(self.workload.sizes.read_write),
+            None,
+            volume=self.workload.volume,
+            asking_as=ROOT,
+        )
+        # Clients whose clocks are ahead have made what is seen: not before that.
+        latest_us = max((past.time_us for past in self.workload.pasts), default=0)
+        await Pause(max(0, latest_us - await Now()) + 1)
+        return Sight(self._system, history, ROOT, await Now())
+
+    async def _undo(self, client: ClientId, since_us: int) -> Undone:
+        return await undo(await self._sight(), client, since_us)
+
+    def _take_down_undone(self, undone: Undone, _at: float) -> None:
+        self.workload.undone = undone
+
+    async def _restore(self, time_us: int, *, delete: bool) -> Restored:
+        return await restore(await self._sight(), time_us, delete=delete)
+
+    def _take_down_restored(self, restored: Restored, _at: float) -> None:
+        self.workload.restored = restored
 
     async def _list_versions(self, identifier: ObjectId) -> None:
         kept_since_us = self.workload.kept_since_us
@@ -712,6 +819,11 @@ class FileSession:
 
     def _take_down_tree(self, nodes: dict[ObjectId, Node], _at: float) -> None:
         self.workload.tree = nodes
+
+
+def _unexpected(_error: BaseException, _at: float) -> bool:
+    """No failure is part of what the operation is about."""
+    return False
 
 
 def _node(attributes: Attributes) -> Node:

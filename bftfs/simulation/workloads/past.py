@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from typing import Final
 
+from bftfs.credentials import Credentials
 from bftfs.errors import FileSystemError
 from bftfs.filesystem.history import CHANGES_SHOWN
 from bftfs.filesystem.operations import FileSystem
@@ -19,7 +20,7 @@ CONTENT_BYTES: Final = 48  # of every file
 _PAGE: Final = 7  # versions; so few that there are several pages
 
 
-async def tree_of(view: FileSystem, root: ObjectId) -> dict[ObjectId, Seen]:
+async def tree_of(view: FileSystem, root: ObjectId, who: Credentials) -> dict[ObjectId, Seen]:
     """Everything that the root leads to; nothing if it is not there."""
     found: dict[ObjectId, Seen] = {}
     waiting = [root]
@@ -28,14 +29,14 @@ async def tree_of(view: FileSystem, root: ObjectId) -> dict[ObjectId, Seen]:
         if identifier in found:
             continue
         try:
-            attributes = await view.attributes(identifier, CREDENTIALS)
+            attributes = await view.attributes(identifier, who)
         except FileSystemError:
             if identifier == root:
                 return found
             raise
         seen = found[identifier] = Seen(attributes)
         if attributes.is_directory:
-            opened = await view.open_directory(identifier, CREDENTIALS)
+            opened = await view.open_directory(identifier, who)
             after = 0
             while entries := await view.read_directory(opened, after, with_attributes=False):
                 for entry in entries:
@@ -43,7 +44,7 @@ async def tree_of(view: FileSystem, root: ObjectId) -> dict[ObjectId, Seen]:
                     after = entry.cookie
             waiting += seen.entries.values()
         else:
-            file = await view.open(identifier, os.O_RDONLY, CREDENTIALS)
+            file = await view.open(identifier, os.O_RDONLY, who)
             seen.content = bytes(await view.read(file, 0, CONTENT_BYTES))
             await view.release(file)
     return found

@@ -34,6 +34,7 @@ from bftfs.query_update.messages import (
     Update,
     UpdateReply,
     VersionsReply,
+    VersionsRequest,
 )
 from bftfs.query_update.past_reading import PastReader
 from bftfs.query_update.replica import Version
@@ -473,3 +474,13 @@ def test_nodes_tell_nobody_of_the_past_what_is_forbidden_to_him_now(
     with pytest.raises(FileSystemError) as refused:
         ask(USER)
     assert refused.value.code == errno.EACCES
+
+
+def test_a_server_that_is_behind_does_not_say_who_may_list_versions() -> None:
+    """It knows nothing of the object: neither of its versions, nor that it is not there."""
+    client, root = file_system(Cluster(types=file_system_types()))
+    newest = client.run(PastReader(client.qu).latest(root))
+    behind = Cluster(types=file_system_types()).nodes[0]
+    request = VersionsRequest(root, newest, 0, 0, (), 1, (), behind.number)
+    ready = behind.server.step(behind.storage, client.sender, request, b"", behind.now_us())
+    assert ready.reply == VersionsReply(False)

@@ -137,7 +137,7 @@ class History:
         return self.update(
             registry.CREATE,
             (ROOT, child),
-            Creation(name, stat.S_IFREG, 0, 0, b"", 4096),
+            Creation(name, stat.S_IFREG | 0o600, 0, 0, b"", 4096),
             directory_with(entries),
             file_with(1),
             **more,
@@ -166,7 +166,7 @@ class History:
 @pytest.fixture
 def history() -> History:
     made = History()
-    call = made.update(registry.FORMAT, (VOLUME, ROOT), Format(4096, 0o755))
+    call = made.update(registry.FORMAT, (VOLUME, ROOT), Format(4096, 0o700))
     call.answer = Volume(ROOT, 4096, 0)
     return made
 
@@ -208,6 +208,18 @@ def test_a_history_that_is_as_it_should_be(history: History) -> None:
 
 def found(history: History, words: str) -> bool:
     return any(words in finding for finding in history.findings())
+
+
+def test_permissions_that_nobody_gave(history: History) -> None:
+    history.update(
+        registry.MAKE_DIRECTORY,
+        (ROOT, directory(1)),
+        DirectoryCreation(b"d", 0o750, 0),
+        directory_with(1, links=3),
+        directory_with(0),
+    )
+    (finding,) = history.findings()
+    assert "has the mode 750" in finding
 
 
 def test_an_answer_that_is_not_the_models(history: History) -> None:

@@ -13,8 +13,6 @@ from typing import Any
 
 import msgspec
 
-from bftfs.cli.past import Session
-from bftfs.cli.trail import Trail
 from bftfs.errors import FileSystemError
 from bftfs.filesystem import acl, object_types
 from bftfs.filesystem.attributes import NO_CHANGES, Attributes, Changes
@@ -27,6 +25,8 @@ from bftfs.filesystem.registry import (
     SET_EXTENDED,
 )
 from bftfs.identifiers import ObjectId
+from bftfs.restoration.sight import Sight
+from bftfs.restoration.trail import Trail
 
 _FIELDS = {
     "mode": "mode",
@@ -55,29 +55,67 @@ class Owed:
         return ", ".join(dict.fromkeys(words))
 
 
-def owed(session: Session, trail: Trail, identifier: ObjectId) -> Owed:
+async def owed(sight: Sight, trail: Trail, identifier: ObjectId) -> Owed:
     """What has to be set so that the object's attributes are as others left them."""
     changes = [each for each in trail.changes[identifier] if each.attributes is not None]
     first = next((at for at, each in enumerate(changes) if _is_own(trail, each)), None)
     if first is None:
         return Owed()
-    past = session.history.at(changes[first].time_us - 1)
+    past = sight.history.at(changes[first].time_us - 1)
     try:
-        was: Attributes = session.perform(past.attributes(identifier, session.who))
+        was: Attributes = await past.attributes(identifier, sight.who)
     except FileSystemError:
         return Owed()  # it was not there before
-    extended = _extended(session, trail, identifier, past, changes[first:])
-    wanted = before = _values(was)
-    for change in changes[first:]:
-        assert change.attributes is not None, "filtered above"
-        after = _values(change.attributes)
-        if not _is_own(trail, change):
-            wanted = wanted | {name: after[name] for name in after if after[name] != before[name]}
-        before = after
-    different = {name: wanted[name] for name in wanted if wanted[name] != before[name]}
+    changed = await _extended(sight, trail, identifier, past, changes[first:])
+    extended = {
+        name: value
+        for name, value in changed.items()
+        if value != await _value(sight, sight.files, identifier, name)
+    }
+    wanted, now = _followed(trail, _values(was), changes[first:])
+    different = {name: wanted[name] for name in wanted if wanted[name] != now[name]}
     if acl.ACCESS in extended:
         different["mode"] = wanted["mode"]  # which setting an ACL changes
     return Owed(Changes(**different), extended)
+
+
+async def left(sight: Sight, trail: Trail, identifier: ObjectId) -> Owed:
+    """All attributes that others have left an object that is gone, for a new one in its place."""
+    changes = [each for each in trail.changes.get(identifier, ()) if each.attributes is not None]
+    first = next((at for at, each in enumerate(changes) if _is_own(trail, each)), len(changes))
+    time_us = sight.now_us if first == len(changes) else changes[first].time_us - 1
+    past = sight.history.at(time_us)
+    was = await everything(sight, past, identifier)
+    extended = await _extended(sight, trail, identifier, past, changes[first:])
+    attributes = await past.attributes(identifier, sight.who)
+    wanted, _ = _followed(trail, _values(attributes), changes[first:])
+    kept = was.extended | extended
+    return Owed(Changes(**wanted), {n: value for n, value in kept.items() if value is not None})
+
+
+def _followed(
+    trail: Trail, was: dict[str, int], changes: list[Change]
+) -> tuple[dict[str, int], dict[str, int]]:
+    """What others have made of attributes, and what they are; `was` is before the changes."""
+    wanted = before = was
+    for change in changes:
+        assert change.attributes is not None, "only such changes are asked about"
+        after = _values(change.attributes)
+        if not _is_own(trail, change):
+            asked = _asked(change)
+            wanted = wanted | {
+                name: after[name] for name in after if after[name] != before[name] or name in asked
+            }
+        before = after
+    return wanted, before
+
+
+def _asked(change: Change) -> set[str]:
+    """What a change sets, whether it was so already or not."""
+    if change.operation.method != CHANGE_ATTRIBUTES:
+        return set()
+    arguments = _arguments(change)
+    return {name for name in _FIELDS if getattr(arguments, name) is not None}
 
 
 def _is_own(trail: Trail, change: Change) -> bool:
@@ -90,14 +128,14 @@ def _values(attributes: Attributes) -> dict[str, int]:
     }
 
 
-def _extended(
-    session: Session,
+async def _extended(
+    sight: Sight,
     trail: Trail,
     identifier: ObjectId,
     past: FileSystem,
     changes: list[Change],
 ) -> dict[bytes, bytes | None]:
-    """Extended attributes and ACLs that are not as others left them."""
+    """Extended attributes and ACLs that were changed, as others left them."""
     wanted: dict[bytes, bytes | None] = {}
     for change in changes:
         arguments = _arguments(change)
@@ -109,15 +147,12 @@ def _extended(
                 names = (acl.ACCESS,)  # which a new mode changes, if there is one
         for name in names:
             if _is_own(trail, change):
-                wanted.setdefault(name, _value(session, past, identifier, name))
-            elif name in wanted:
-                at = session.history.at(change.time_us)
-                wanted[name] = _value(session, at, identifier, name)
-    return {
-        name: value
-        for name, value in wanted.items()
-        if value != _value(session, session.files, identifier, name)
-    }
+                if name not in wanted:
+                    wanted[name] = await _value(sight, past, identifier, name)
+            else:
+                at = sight.history.at(change.time_us)
+                wanted[name] = await _value(sight, at, identifier, name)
+    return wanted
 
 
 def _arguments(change: Change) -> Any:
@@ -126,32 +161,34 @@ def _arguments(change: Change) -> Any:
     return _TYPES.decode_arguments(method, change.operation.arguments)
 
 
-def _value(session: Session, files: FileSystem, identifier: ObjectId, name: bytes) -> bytes | None:
+async def _value(
+    sight: Sight, files: FileSystem, identifier: ObjectId, name: bytes
+) -> bytes | None:
     try:
-        value: bytes = session.perform(files.get_extended(identifier, name, session.who))
+        value: bytes = await files.get_extended(identifier, name, sight.who)
     except FileSystemError:
         return None
     return value
 
 
-def settle(session: Session, identifier: ObjectId, debt: Owed) -> None:
+async def settle(sight: Sight, identifier: ObjectId, debt: Owed) -> None:
     """Set what is owed: ACLs before the mode, and times last."""
-    files, who = session.files, session.who
+    files, who = sight.files, sight.who
     for name, value in debt.extended.items():
         if value is None:
-            session.perform(files.remove_extended(identifier, name, who))
+            await files.remove_extended(identifier, name, who)
         else:
-            session.perform(files.set_extended(identifier, name, value, who))
+            await files.set_extended(identifier, name, value, who)
     times = Changes(atime_ns=debt.changes.atime_ns, mtime_ns=debt.changes.mtime_ns)
     others = msgspec.structs.replace(debt.changes, atime_ns=None, mtime_ns=None)
     for changes in (others, times):
         if changes:
-            session.perform(files.change_attributes(identifier, changes, who))
+            await files.change_attributes(identifier, changes, who)
 
 
-def everything(session: Session, past: FileSystem, identifier: ObjectId) -> Owed:
+async def everything(sight: Sight, past: FileSystem, identifier: ObjectId) -> Owed:
     """All attributes that an object had, for a new one in its place."""
-    was: Attributes = session.perform(past.attributes(identifier, session.who))
-    names: tuple[bytes, ...] = session.perform(past.list_extended(identifier, session.who))
-    extended = {name: _value(session, past, identifier, name) for name in names}
+    was: Attributes = await past.attributes(identifier, sight.who)
+    names: tuple[bytes, ...] = await past.list_extended(identifier, sight.who)
+    extended = {name: await _value(sight, past, identifier, name) for name in names}
     return Owed(Changes(**_values(was)), {n: v for n, v in extended.items() if v is not None})

@@ -1,4 +1,4 @@
-"""bftfs.cli.merging"""
+"""bftfs.restoration.merging"""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bftfs.cli.merging import carried_over
+from bftfs.restoration.merging import carried_over
 
 
 @pytest.mark.parametrize(

@@ -9,19 +9,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import partial
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
-from bftfs.cli.past import Located, Session
 from bftfs.conversation import Together
-from bftfs.crypto.digest import client_id_of
-from bftfs.crypto.keys import read_identity
-from bftfs.errors import FileSystemError, UsageError
 from bftfs.filesystem.directory import Entry
 from bftfs.filesystem.history import Change
+from bftfs.filesystem.registry import CREATE, MAKE_DIRECTORY
 from bftfs.identifiers import ClientId, ObjectId, ObjectKind, kind_of
+from bftfs.restoration.sight import Sight
 
-_TOGETHER = 32
-_ID_DIGITS = 8
+_TOGETHER: Final = 32  # objects that are looked at at the same time
 
 
 class Name(NamedTuple):
@@ -56,8 +53,13 @@ class Trail:
 
     def is_made_by_client(self, identifier: ObjectId) -> bool:
         """Whether the client created the object, since then."""
-        changes = self.changes.get(identifier, [])
-        return any(change.parent == _NOTHING and self.by_client(change) for change in changes[:1])
+        # Not by the version's parent: a repair may have come before what created the object.
+        return any(
+            self.by_client(change)
+            and change.operation.method in (CREATE, MAKE_DIRECTORY)
+            and change.operation.objects[1] == identifier
+            for change in self.changes.get(identifier, ())[:1]
+        )
 
     def of_name(self, name: Name) -> list[tuple[Change, Entry | None]]:
         """What happened to a name."""
@@ -74,40 +76,22 @@ class Trail:
         return f"{self.paths.get(name.directory, '?')}/{shown}"
 
 
-_NOTHING = bytes(57)  # the initial version
+async def follow(
+    sight: Sight, root: ObjectId, *, path: str, client: ClientId, since_us: int
+) -> Trail:
+    """All changes since then, of anything below `root`, which stands at `path`, and by anybody.
 
-
-def client_called(session: Session, text: str) -> ClientId:
-    """The client of that name, known or revoked; or that whose id begins so."""
-    for entry in session.description.clients:
-        if entry.name == text:
-            return entry.client
-    key = session.directory.client_key(text)
-    if "/" not in text and key.exists():  # it was revoked, and its key is still here
-        return client_id_of(public_key=read_identity(key).public_key)
-    if len(text) >= _ID_DIGITS and all(digit in "0123456789abcdef" for digit in text):
-        whole = text.ljust(32, "0")
-        for entry in session.description.clients:
-            if entry.client.hex().startswith(text):
-                return entry.client
-        if len(text) == len(whole):
-            return ClientId(bytes.fromhex(text))
-    known = ", ".join(entry.name for entry in session.description.clients)
-    raise UsageError(
-        f"{text}: no client is called so; there are {known}. A client that was revoked is named by "
-        "its whole id (32 digits), which `bftfs log --json` shows"
-    )
-
-
-def follow(session: Session, root: Located, client: ClientId, since_us: int) -> Trail:
-    """All changes since then, of anything below `root` and by anybody."""
+    Raises FileSystemError if not everything may be looked at.
+    """
     trail = Trail(client, since_us)
-    trail.paths[root.identifier] = str(root.path)
-    waiting = [root.identifier]
+    trail.paths[root] = path
+    waiting = [root]
     seen = set(waiting)
     while waiting:
         batch, waiting = waiting[:_TOGETHER], waiting[_TOGETHER:]
-        visits = session.perform(_visit_together(session, batch, since_us))
+        visits: tuple[_Visit, ...] = await Together(
+            tuple(partial(_visit, sight, each, since_us) for each in batch)
+        )
         for identifier, (changes, listed) in zip(batch, visits, strict=True):
             if changes:
                 trail.changes[identifier] = changes[::-1]
@@ -129,48 +113,34 @@ def follow(session: Session, root: Located, client: ClientId, since_us: int) -> 
                     if other not in seen and kind_of(other) != ObjectKind.VOLUME:
                         seen.add(other)
                         waiting.append(other)
-    _name_what_is_gone(session, trail)
+    _name_what_is_gone(trail)
     return trail
 
 
 _Visit = tuple[list[Change], list[tuple[bytes, ObjectId, bool]]]
 
 
-async def _visit_together(
-    session: Session, batch: list[ObjectId], since_us: int
-) -> tuple[_Visit, ...]:
-    visits: tuple[_Visit, ...] = await Together(
-        tuple(partial(_visit, session, each, since_us) for each in batch)
-    )
-    return visits
-
-
-async def _visit(session: Session, identifier: ObjectId, since_us: int) -> _Visit:
+async def _visit(sight: Sight, identifier: ObjectId, since_us: int) -> _Visit:
     """What was done to an object since then, and what is in it now: name, child, whether to look.
 
     A file that has not changed since then need not be looked at.
     """
-    try:
-        changes = await session.history.changes(identifier, session.who, since_us=since_us)
-        listed: list[tuple[bytes, ObjectId, bool]] = []
-        if kind_of(identifier) == ObjectKind.DIRECTORY:
-            listed = [
-                (
-                    name,
-                    node.identifier,
-                    kind_of(node.identifier) == ObjectKind.DIRECTORY
-                    or node.attributes.version >= since_us,
-                )
-                for name, node in await session.listing(identifier, None)
-            ]
-    except FileSystemError as refusal:
-        raise UsageError(
-            f"not everything may be looked at ({refusal}): ask as root", exit_code=1
-        ) from None
+    changes = await sight.changes(identifier, since_us=since_us)
+    listed: list[tuple[bytes, ObjectId, bool]] = []
+    if kind_of(identifier) == ObjectKind.DIRECTORY:
+        listed = [
+            (
+                name,
+                node.identifier,
+                kind_of(node.identifier) == ObjectKind.DIRECTORY
+                or node.attributes.version >= since_us,
+            )
+            for name, node in await sight.listing(identifier, None)
+        ]
     return changes, listed
 
 
-def _name_what_is_gone(session: Session, trail: Trail) -> None:
+def _name_what_is_gone(trail: Trail) -> None:
     """Paths of what was removed: the names that it had before."""
     for identifier, changes in trail.changes.items():
         for change in changes:
@@ -180,3 +150,28 @@ def _name_what_is_gone(session: Session, trail: Trail) -> None:
                 gone = [each for each in change.objects if each not in trail.paths]
                 for each in gone:
                     trail.paths[each] = trail.path(Name(identifier, name))
+
+
+def audited(
+    trail: Trail,
+) -> tuple[list[tuple[ObjectId, Change]], list[tuple[ObjectId, Change]]]:
+    """The client's changes, each once; and what others did later to the same names and files."""
+    own: dict[bytes, tuple[ObjectId, Change]] = {}
+    built: dict[bytes, tuple[ObjectId, Change]] = {}
+    for identifier in trail.touched():
+        names: set[bytes] = set()
+        begun = False
+        for change in trail.changes[identifier]:
+            changed = {name for name, _ in change.entries}
+            if trail.by_client(change):
+                begun = True
+                names |= changed
+                # An operation on several objects is told of the one that says most: the file.
+                if change.timestamp not in own or kind_of(identifier) != ObjectKind.DIRECTORY:
+                    own[change.timestamp] = (identifier, change)
+            elif begun and (kind_of(identifier) != ObjectKind.DIRECTORY or changed & names):
+                built[change.timestamp] = (identifier, change)
+    return (
+        [own[timestamp] for timestamp in sorted(own)],
+        [built[timestamp] for timestamp in sorted(built)],
+    )

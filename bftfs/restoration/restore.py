@@ -1,0 +1,264 @@
+"""Making a tree what it was: what was is read from the nodes, and written to a target.
+
+A target is wherever one can write: a path on a machine, or the file system itself. What is there
+and is right already is left alone, so that restoring twice changes nothing; a file that is there is
+written in place, so that its history goes on. Owners and extended attributes are set as far as who
+restores may set them.
+"""
+
+from __future__ import annotations
+
+import errno
+import stat
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Final, Protocol, TypeVar
+
+from bftfs.errors import FileSystemError
+from bftfs.filesystem import acl
+from bftfs.identifiers import ObjectId
+from bftfs.restoration.sight import Node, Reading, Sight
+
+_Result = TypeVar("_Result")
+
+_ACLS: Final = (acl.ACCESS, acl.DEFAULT)
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """What a target says of what is at a path, links not followed."""
+
+    identity: object  # equal for two names of one file
+    mode: int
+    uid: int
+    gid: int
+    size: int
+    mtime_ns: int
+
+
+class Target(Protocol):
+    """Where a tree is restored to. Paths are relative to it; the empty one is the target itself."""
+
+    async def status(self, path: str) -> Status | None:
+        """What is there; None if nothing is."""
+
+    async def names(self, path: str) -> list[str]:
+        """What is in a directory."""
+
+    async def remove(self, path: str) -> None:
+        """Remove what is there, with all that is in it."""
+
+    async def make_directory(self, path: str) -> None:
+        """Make a directory, for nobody else yet."""
+
+    async def make_node(self, path: str, mode: int, device: int) -> None:
+        """Make a special file."""
+
+    async def make_symlink(self, path: str, leads_to: bytes) -> None:
+        """Make a symlink."""
+
+    async def leads_to(self, path: str) -> bytes:
+        """Where a symlink leads."""
+
+    async def link(self, first: str, path: str) -> None:
+        """Give what is at `first` another name."""
+
+    async def holds(self, path: str, reading: Reading) -> bool:
+        """Whether a file holds what is read, if it is as long."""
+
+    async def write(self, path: str, reading: Reading) -> None:
+        """Write what is read to a file, in place; it is made if it is not there."""
+
+    async def change_owner(self, path: str, uid: int, gid: int) -> bool:
+        """Give it to somebody; whether that was permitted."""
+
+    async def change_mode(self, path: str, mode: int) -> None:
+        """Set its permission bits."""
+
+    async def change_times(self, path: str, *, atime_ns: int, mtime_ns: int) -> None:
+        """Set its times."""
+
+    async def extended(self, path: str) -> dict[bytes, bytes]:
+        """Its extended attributes, ACLs among them."""
+
+    async def change_extended(self, path: str, name: bytes, value: bytes | None) -> bool:
+        """Set or remove (None) an extended attribute; whether that was permitted."""
+
+
+class Counts:
+    """What a restore has changed."""
+
+    def __init__(self) -> None:
+        self.written = self.made = self.removed = self.changed = 0
+
+    def __bool__(self) -> bool:
+        return bool(self.written or self.made or self.removed or self.changed)
+
+    def __str__(self) -> str:
+        words = [
+            f"{count} {what}"
+            for count, what in (
+                (self.made, "made"),
+                (self.written, "rewritten"),
+                (self.changed, "with other attributes"),
+                (self.removed, "removed"),
+            )
+            if count
+        ]
+        return ", ".join(words) if words else "nothing had to be changed"
+
+
+class Restoring:
+    """One tree, made what it was; `counts` is right at any moment, also if it breaks off."""
+
+    def __init__(self, sight: Sight, target: Target, time_us: int | None) -> None:
+        self._sight = sight
+        self._target = target
+        self._time_us = time_us
+        self._links: dict[ObjectId, str] = {}  # where a file that has several names was restored
+        self._used: dict[object, ObjectId] = {}  # what became of files that were there
+        self.counts = Counts()
+
+    async def restore(self, top: Node, *, delete: bool) -> None:
+        """Make the target what `top` was; with `delete`, also remove what was not in it."""
+        sight = self._sight
+        tree = {"": top}
+        if top.attributes.is_directory:
+            tree = await sight.tree(top, self._time_us)
+        for path in sorted(tree):
+            await self._restore(path, tree[path])
+        if delete and top.attributes.is_directory:
+            await self._remove_others("", tree)
+        for path in sorted(tree, reverse=True):  # what is made in directories changes their times
+            if tree[path].attributes.is_directory:
+                await self._restore_attributes(path, tree[path], made=False)
+
+    async def _restore(self, path: str, node: Node) -> None:
+        target, counts, attributes = self._target, self.counts, node.attributes
+        form = stat.S_IFMT(attributes.mode)
+        there = await target.status(path)
+        first = self._links.get(node.identifier)
+        if first is not None:
+            await self._restore_link(first, path, there)
+            return
+        if there is not None and (
+            stat.S_IFMT(there.mode) != form
+            # Two files of then may be one by now: what was restored to it stays.
+            or self._used.setdefault(there.identity, node.identifier) != node.identifier
+        ):
+            await target.remove(path)
+            counts.removed += 1
+            there = None
+        made = there is None
+        if form == stat.S_IFDIR:
+            if made:
+                await target.make_directory(path)
+                counts.made += 1
+            return
+        if form == stat.S_IFREG:
+            await self._restore_contents(path, node, there)
+        elif form == stat.S_IFLNK:
+            leads_to = await self._sight.link_target(node.identifier, self._time_us)
+            if made or await target.leads_to(path) != leads_to:
+                if not made:
+                    await target.remove(path)
+                await target.make_symlink(path, leads_to)
+                counts.made += 1
+        elif made:
+            await target.make_node(path, attributes.mode, attributes.device)
+            counts.made += 1
+        if attributes.links > 1:
+            self._links[node.identifier] = path
+        await self._restore_attributes(path, node, made=made)
+
+    async def _restore_link(self, first: str, path: str, there: Status | None) -> None:
+        target = self._target
+        found = await target.status(first)
+        assert found is not None, "it was restored before"
+        if there is not None and there.identity == found.identity:
+            return
+        if there is not None:
+            await target.remove(path)
+        await target.link(first, path)
+        self.counts.made += 1
+
+    async def _restore_contents(self, path: str, node: Node, there: Status | None) -> None:
+        """Write a file in place, unless it has these contents."""
+        if (
+            there is not None
+            and there.size == node.attributes.size
+            and await self._read(path, node, self._target.holds)
+        ):
+            return
+        await self._read(path, node, self._target.write)
+        if there is None:
+            self.counts.made += 1
+        else:
+            self.counts.written += 1
+
+    async def _read(
+        self, path: str, node: Node, use: Callable[[str, Reading], Awaitable[_Result]]
+    ) -> _Result:
+        reading = await self._sight.reading(node.identifier, self._time_us)
+        try:
+            return await use(path, reading)
+        finally:
+            await reading.close()
+
+    async def _restore_attributes(self, path: str, node: Node, *, made: bool) -> None:
+        """Owner, mode, times and extended attributes, as far as who restores may set them."""
+        target, attributes = self._target, node.attributes
+        status = await self._status(path)
+        is_link = stat.S_ISLNK(status.mode)
+        changed = False
+        if (status.uid, status.gid) != (attributes.uid, attributes.gid):
+            changed |= await target.change_owner(path, attributes.uid, attributes.gid)
+        if not is_link:
+            changed |= await self._restore_extended(path, node)
+            mode = stat.S_IMODE(attributes.mode)
+            if stat.S_IMODE((await self._status(path)).mode) != mode:
+                await target.change_mode(path, mode)
+                changed = True
+        if (await self._status(path)).mtime_ns != attributes.mtime_ns:
+            await target.change_times(
+                path, atime_ns=attributes.atime_ns, mtime_ns=attributes.mtime_ns
+            )
+            changed = True
+        if changed and not made:
+            self.counts.changed += 1
+
+    async def _status(self, path: str) -> Status:
+        found = await self._target.status(path)
+        if found is None:
+            raise FileSystemError(errno.ENOENT, "it was removed while it was restored")
+        return found
+
+    async def _restore_extended(self, path: str, node: Node) -> bool:
+        wanted = await self._extended_then(node)
+        there = {
+            name: value
+            for name, value in (await self._target.extended(path)).items()
+            if name not in _ACLS or name in wanted
+        }
+        changed = False
+        for name, value in wanted.items():
+            if there.get(name) != value:
+                changed |= await self._target.change_extended(path, name, value)
+        for name in there.keys() - wanted.keys():
+            changed |= await self._target.change_extended(path, name, None)
+        return changed
+
+    async def _extended_then(self, node: Node) -> dict[bytes, bytes]:
+        if not node.attributes.extended and not node.attributes.flags:
+            return {}
+        return await self._sight.extended(node.identifier, self._time_us)
+
+    async def _remove_others(self, path: str, tree: dict[str, Node]) -> None:
+        """Remove what was not there then."""
+        for name in await self._target.names(path):
+            full = f"{path}/{name}" if path else name
+            if full not in tree:
+                await self._target.remove(full)
+                self.counts.removed += 1
+            elif tree[full].attributes.is_directory:
+                await self._remove_others(full, tree)

@@ -1,0 +1,592 @@
+"""Taking back what a client has done, and keeping what everybody else has.
+
+For each name and each file that the client has changed, it is asked what would be there if only the
+others' changes had been made. Where that cannot be known, both versions are kept: what is there
+stays, and what was there before stands beside it, under the name with `.before-CLIENT` behind it.
+Undoing is history itself: the client's versions stay in the log.
+
+Concurrency: others may work meanwhile. Each step is one operation on the objects that it names, by
+the client of whoever undoes; a step whose premises have changed is refused.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from itertools import groupby
+from typing import Final
+
+from bftfs.conversation import Conversation, Now
+from bftfs.errors import FileSystemError
+from bftfs.filesystem.contents import OpenFile
+from bftfs.filesystem.directory import RENAME_EXCHANGE, RENAME_NOREPLACE
+from bftfs.filesystem.registry import CREATE, TRUNCATE, WRITE
+from bftfs.identifiers import ObjectId, ObjectKind, kind_of
+from bftfs.restoration.merging import carried_over
+from bftfs.restoration.owed import Owed, everything, left, owed, settle
+from bftfs.restoration.sight import PIECE_BYTES, Sight
+from bftfs.restoration.trail import Name, Trail
+
+_CONTENTS: Final = frozenset((CREATE, WRITE, TRUNCATE))
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """Something to be done; or, without `perform`, a conflict that somebody has to look at."""
+
+    what: str
+    perform: Callable[[], Conversation[object]] | None = None
+    conflict: bool = False
+    name: Name | None = None  # of a conflict: where it is
+
+
+class Undoing:
+    """The steps that take a client's changes back."""
+
+    def __init__(self, sight: Sight, trail: Trail, *, label: str) -> None:
+        self._sight = sight
+        self._trail = trail
+        self._label = label
+        self._who = sight.who
+        # Of names that the client changed: what they are to stand for, and what others put in the
+        # place of what it took.
+        self._wanted: dict[Name, ObjectId | None] = {}
+        self._taken: dict[Name, ObjectId] = {}
+        self._entries = dict(trail.entries)  # as they will be after the steps so far
+        self._remade: dict[ObjectId, ObjectId] = {}  # inodes that were gone
+
+    async def steps(self) -> list[Step]:
+        """What is to be done, in an order in which it can be done."""
+        trail = self._trail
+        names = [
+            Name(directory, name)
+            for directory in trail.touched()
+            if kind_of(directory) == ObjectKind.DIRECTORY and directory in self._kept()
+            for name in self._names_touched(directory)
+        ]
+        for name in names:
+            await self._judge(name)
+        conflicts: list[Step] = []
+        targets: dict[Name, ObjectId] = {}
+        for name in names:
+            wanted, there = self._wanted[name], trail.entries.get(name)
+            if there is not None and there != wanted and self._has_others_work(there):
+                conflicts.append(self._staying(name, wanted))
+                if wanted is not None:
+                    self._taken[name] = wanted
+            elif wanted is not None and there != wanted:
+                targets[name] = wanted
+        staying = {step.name for step in conflicts}
+        for name, taken in self._taken.items():
+            beside = self._beside(name)
+            if self._is_right(taken) or await self._is_back(taken, (name, beside)):
+                continue
+            targets[beside] = taken
+            if name not in staying:
+                conflicts.append(
+                    Step(
+                        f"{trail.path(name)}: removed by {self._label}, and since used by others; "
+                        f"what it was is {_shown(beside.name)}",
+                        conflict=True,
+                        name=name,
+                    )
+                )
+        moves, copies = self._placed(targets, conflicts)
+        brought: set[ObjectId] = set()
+        for identifier in copies.values():
+            brought |= await self._below(identifier)
+        links = self._unlinked(names, staying, brought, copies, conflicts)
+        removals = self._removed(names, staying, conflicts)
+        # What is linked to its old place when that is brought back, is removed from its new one
+        # after it.
+        late = any(identifier in brought for _, identifier in links)
+        early = {name: step for name, step in removals.items() if not late or name in copies}
+        return [
+            *moves,
+            *(() if late else links.values()),
+            *early.values(),
+            *(
+                Step(f"bring back {trail.path(name)}", partial(self._copy_back, identifier, name))
+                for name, identifier in copies.items()
+            ),
+            *(links.values() if late else ()),
+            *(step for name, step in removals.items() if name not in early),
+            *await self._changed_in_place(),
+            *conflicts,
+            *self._renamed_by_others(),
+        ]
+
+    # --- names -------------------------------------------------------------------------------
+
+    def _names_touched(self, directory: ObjectId) -> list[bytes]:
+        return sorted(
+            {
+                name
+                for change in self._trail.changes.get(directory, ())
+                if self._trail.by_client(change)
+                for name, _ in change.entries
+            }
+        )
+
+    async def _judge(self, name: Name) -> None:
+        """What the name would stand for if only others had changed it, and what they replaced."""
+        happened = self._trail.of_name(name)
+        first = next(at for at, each in enumerate(happened) if self._trail.by_client(each[0]))
+        past = self._sight.history.at(happened[first][0].time_us - 1)
+        wanted: ObjectId | None = None
+        with suppress(FileSystemError):  # it stood for nothing
+            wanted = (await past.lookup(name.directory, name.name, self._who)).identifier
+        taken = False
+        for change, entry in happened[first:]:
+            if self._trail.by_client(change):
+                taken = wanted is not None and (entry is None or entry.child != wanted)
+                continue
+            if taken and wanted is not None:
+                self._taken[name] = wanted
+            taken = False
+            wanted = None if entry is None else entry.child
+        self._wanted[name] = wanted
+        if wanted is not None and self._taken.get(name) == wanted:
+            del self._taken[name]
+
+    def _places(self, identifier: ObjectId) -> list[Name]:
+        """Where something will stand after the steps so far."""
+        return [
+            place
+            for place in self._trail.places.get(identifier, ())
+            if self._entries.get(place) == identifier
+        ] + [
+            place
+            for place, there in self._entries.items()
+            if there == identifier and self._trail.entries.get(place) != identifier
+        ]
+
+    def _is_right(self, identifier: ObjectId) -> bool:
+        """Whether something stands where it may stay."""
+        return any(
+            self._wanted.get(place, identifier) == identifier for place in self._places(identifier)
+        )
+
+    def _stands(self, identifier: ObjectId) -> Name:
+        """Where to look for something that is there after the steps so far."""
+        places = self._places(identifier) or self._trail.places[identifier]
+        right = (each for each in places if self._wanted.get(each, identifier) == identifier)
+        return next(right, places[0])
+
+    def _misplaced(self, identifier: ObjectId) -> Name | None:
+        """Where the client has put something that is wanted elsewhere."""
+        return next(
+            (
+                place
+                for place in self._places(identifier)
+                if self._wanted.get(place, identifier) != identifier
+            ),
+            None,
+        )
+
+    def _has_others_work(self, identifier: ObjectId) -> bool:
+        """Whether others have changed what the client made, or what it made in that."""
+        trail = self._trail
+        if not trail.is_made_by_client(identifier):
+            return False
+        return any(not trail.by_client(change) for change in trail.changes[identifier]) or any(
+            self._has_others_work(child)
+            for name, child in trail.entries.items()
+            if name.directory == identifier
+        )
+
+    def _beside(self, name: Name) -> Name:
+        return Name(name.directory, name.name + f".before-{self._label}".encode())
+
+    def _staying(self, name: Name, wanted: ObjectId | None) -> Step:
+        what = f"{self._trail.path(name)}: made by {self._label}, and others have worked in it: "
+        if wanted is None:
+            return Step(f"{what}it stays", conflict=True, name=name)
+        return Step(
+            f"{what}it stays; what was there before is {_shown(self._beside(name).name)}",
+            conflict=True,
+            name=name,
+        )
+
+    def _placed(
+        self, targets: dict[Name, ObjectId], conflicts: list[Step]
+    ) -> tuple[list[Step], dict[Name, ObjectId]]:
+        """Moves that give things their places back, and what has to be made anew for that."""
+        trail = self._trail
+        moves: list[Step] = []
+        copies: dict[Name, ObjectId] = {}
+        for target, identifier in targets.items():
+            if self._entries.get(target) == identifier:
+                continue  # it has come there in exchange
+            source = self._misplaced(identifier)
+            if source is not None:
+                there = self._entries.pop(target, None)
+                flags = RENAME_NOREPLACE if there is None else RENAME_EXCHANGE
+                moves.append(
+                    Step(
+                        f"move {trail.path(source)} back to {trail.path(target)}",
+                        partial(self._move, source, target, flags),
+                    )
+                )
+                self._entries[target] = identifier
+                if there is None:
+                    del self._entries[source]
+                else:
+                    self._entries[source] = there
+            elif kind_of(identifier) == ObjectKind.DIRECTORY and self._places(identifier):
+                conflicts.append(
+                    Step(
+                        f"{trail.path(target)}: moved by {self._label}, and then by others: it "
+                        f"stays {trail.paths[identifier]}",
+                        conflict=True,
+                        name=target,
+                    )
+                )
+            else:
+                copies[target] = identifier
+        return moves, copies
+
+    def _unlinked(
+        self,
+        names: list[Name],
+        staying: set[Name | None],
+        brought: set[ObjectId],
+        copies: dict[Name, ObjectId],
+        conflicts: list[Step],
+    ) -> dict[tuple[Name, ObjectId], Step]:
+        """Where the client has put what it has not made, and that has a place of its own."""
+        links: dict[tuple[Name, ObjectId], Step] = {}
+        for name in names:
+            there = self._entries.get(name)
+            if (
+                there is None
+                or there == self._wanted[name]
+                or name in staying
+                or self._trail.is_made_by_client(there)
+            ):
+                continue
+            if not self._is_right(there) and (there not in brought or name in copies):
+                what = (
+                    f"{self._trail.path(name)}: put there by {self._label}, and there is no other "
+                )
+                what += "place for it: it stays"
+                if name in copies:
+                    beside = self._beside(name)
+                    copies[beside] = copies.pop(name)
+                    what += f"; what was there before is {_shown(beside.name)}"
+                conflicts.append(Step(what, conflict=True, name=name))
+                continue
+            if kind_of(there) != ObjectKind.DIRECTORY:  # else it is moved when that is brought back
+                links[name, there] = self._removal(name, there)
+            del self._entries[name]
+        return links
+
+    def _removal(self, name: Name, there: ObjectId) -> Step:
+        what = f"what {self._label} put in place of " if self._wanted[name] else ""
+        return Step(f"remove {what}{self._trail.path(name)}", partial(self._remove, name, there))
+
+    def _removed(
+        self, names: list[Name], staying: set[Name | None], conflicts: list[Step]
+    ) -> dict[Name, Step]:
+        """What the client has made."""
+        removals: dict[Name, Step] = {}
+        for name in names:
+            there = self._entries.get(name)
+            if (
+                there is None
+                or there == self._wanted[name]
+                or name in staying
+                or not self._trail.is_made_by_client(there)
+            ):
+                continue
+            if self._is_clear(there):
+                removals[name] = self._removal(name, there)
+            else:
+                conflicts.append(self._staying(name, None))
+        whole = {self._entries[name] for name in removals}
+        return {name: step for name, step in removals.items() if not self._is_below(name, whole)}
+
+    def _is_below(self, name: Name, directories: set[ObjectId]) -> bool:
+        """Whether the name is in one of the directories, or in one that the client made in them."""
+        directory = name.directory
+        while directory not in directories:
+            place = next(iter(self._places(directory)), None)
+            if place is None or not self._trail.is_made_by_client(directory):
+                return False
+            directory = place.directory
+        return True
+
+    def _is_clear(self, identifier: ObjectId) -> bool:
+        """Whether nothing is in what the client made but what it made."""
+        return all(
+            self._trail.is_made_by_client(child) and self._is_clear(child)
+            for name, child in self._entries.items()
+            if name.directory == identifier
+        )
+
+    def _renamed_by_others(self) -> list[Step]:
+        """Conflicts about what the client made, where others have put it."""
+        trail = self._trail
+        return [
+            Step(
+                f"{trail.path(place)}: made by {self._label}, and named so by others: it stays",
+                conflict=True,
+                name=place,
+            )
+            for identifier in trail.touched()
+            if trail.is_made_by_client(identifier)
+            for place in trail.places.get(identifier, ())
+            if place not in self._wanted or self._wanted[place] == identifier
+        ]
+
+    async def _below(self, identifier: ObjectId) -> set[ObjectId]:
+        """What is brought back with something that is gone."""
+        found = {identifier}
+        if kind_of(identifier) == ObjectKind.DIRECTORY and not self._places(identifier):
+            entries = await self._entries_then(identifier, self._last_seen_us(identifier))
+            for child in entries.values():
+                if child not in found:
+                    found |= await self._below(child)
+        return found
+
+    async def _is_back(self, lost: ObjectId, names: tuple[Name, ...]) -> bool:
+        """Whether something that is gone was brought back before, under one of these names."""
+        if self._places(lost):
+            return False
+        for name in names:
+            there = self._trail.entries.get(name)
+            if there is None or self._trail.is_made_by_client(there):
+                continue
+            if await self._is_like(lost, there):
+                return True
+        return False
+
+    async def _is_like(self, lost: ObjectId, there: ObjectId) -> bool:
+        """Whether what is there now has all that was lost."""
+        if kind_of(there) != kind_of(lost):
+            return False
+        time_us = self._last_seen_us(lost)
+        if kind_of(lost) == ObjectKind.DIRECTORY:
+            return all(
+                Name(there, name) in self._trail.entries
+                for name in await self._entries_then(lost, time_us)
+            )
+        past = self._sight.history.at(time_us)
+        was = await past.attributes(lost, self._who)
+        if not was.is_regular:
+            return stat.S_ISLNK(was.mode)
+        return await self._contents_left(lost) == await self._sight.contents(there, None)
+
+    # --- contents and attributes -------------------------------------------------------------
+
+    async def _changed_in_place(self) -> list[Step]:
+        """What is to be done to files and directories that are where they belong."""
+        trail = self._trail
+        steps = []
+        for identifier in trail.touched():
+            if trail.is_made_by_client(identifier) or identifier not in self._kept():
+                continue
+            path = trail.paths.get(identifier, identifier.hex())
+            if kind_of(identifier) == ObjectKind.INODE:
+                steps += await self._contents_steps(identifier, path)
+        # After all that changes times by the way.
+        for identifier in trail.touched():
+            if trail.is_made_by_client(identifier) or identifier not in self._kept():
+                continue
+            debt = await owed(self._sight, trail, identifier)
+            if debt:
+                path = trail.paths.get(identifier, identifier.hex())
+                steps.append(
+                    Step(
+                        f"give {path} its attributes back ({debt})",
+                        partial(settle, self._sight, identifier, debt),
+                    )
+                )
+        return steps
+
+    def _kept(self) -> set[ObjectId]:
+        """What is there now, or is moved back."""
+        return set(self._trail.places) | {next(iter(self._trail.paths))}
+
+    async def _contents_steps(self, identifier: ObjectId, path: str) -> list[Step]:
+        changes = [
+            change
+            for change in self._trail.changes[identifier]
+            if change.operation.method in _CONTENTS
+        ]
+        if not any(map(self._trail.by_client, changes)):
+            return []
+        honest = await self._honest_contents(identifier)
+        if honest is not None:
+            if honest == await self._sight.contents(identifier, None):
+                return []
+            return [
+                Step(f"take back what was written to {path}",
+                     partial(self._rewrite, identifier, honest))
+            ]  # fmt: skip
+        place = self._stands(identifier)
+        beside = self._beside(place)
+        first = next(change for change in changes if self._trail.by_client(change))
+        past = self._sight.history.at(first.time_us - 1)
+        before = await self._sight.contents(identifier, first.time_us - 1)
+        attributes = await everything(self._sight, past, identifier)
+        there = self._trail.entries.get(beside)
+        if there is not None and await self._sight.contents(there, None) == before:
+            return []  # it was put there before
+        return [
+            Step(
+                f"{self._trail.path(place)}: changed by {self._label}, and then by others in the "
+                f"same places; "
+                f"what it was before is {_shown(beside.name)}",
+                partial(self._write_new, beside, before, attributes),
+                True,
+                place,
+            )
+        ]
+
+    async def _contents_left(self, identifier: ObjectId) -> bytes:
+        """The contents as others left them; as the last of them saw them, if that is unknown."""
+        honest = await self._honest_contents(identifier)
+        if honest is None:
+            last_us = max(
+                change.time_us
+                for change in self._trail.changes[identifier]
+                if change.operation.method in _CONTENTS and not self._trail.by_client(change)
+            )
+            honest = await self._sight.contents(identifier, last_us)
+        return honest
+
+    async def _honest_contents(self, identifier: ObjectId) -> bytes | None:
+        """The contents as others' changes alone would have left them; None if that is unknown."""
+        trail = self._trail
+        changes = [
+            change
+            for change in trail.changes.get(identifier, ())
+            if change.operation.method in _CONTENTS
+        ]
+        first = next((at for at, each in enumerate(changes) if trail.by_client(each)), None)
+        if first is None:
+            last = trail.changes[identifier][-1].time_us if identifier in trail.changes else None
+            return await self._sight.contents(identifier, last)
+        was = honest = await self._sight.contents(identifier, changes[first].time_us - 1)
+        # A program that rewrites a file makes several versions: what one client did in a row is one
+        # change.
+        for is_own, run in groupby(changes[first:], key=trail.by_client):
+            is_now = await self._sight.contents(identifier, list(run)[-1].time_us)
+            if not is_own:
+                merged = carried_over(before=was, after=is_now, onto=honest)
+                # Who writes what is there already has meant it; or has written it before the
+                # client covered it.
+                if merged is None or (is_now == was and is_now != honest):
+                    return None
+                honest = merged
+            was = is_now
+        return honest
+
+    # --- what steps do -----------------------------------------------------------------------
+
+    async def _move(self, source: Name, target: Name, flags: int) -> None:
+        await self._sight.files.rename(
+            source.directory, source.name, target.directory, target.name, self._who, flags=flags
+        )
+
+    async def _remove(self, name: Name, expected: ObjectId) -> None:
+        """Remove what the client put there, with all that is in it."""
+        files, who = self._sight.files, self._who
+        found = await files.lookup(name.directory, name.name, who)
+        if found.identifier != expected:
+            raise FileSystemError(errno.ESTALE, "it is something else by now")
+        if kind_of(expected) != ObjectKind.DIRECTORY:
+            await files.unlink(name.directory, name.name, who)
+            return
+        for child, node in await self._sight.listing(expected, None):
+            if not self._trail.is_made_by_client(node.identifier):
+                raise FileSystemError(errno.ENOTEMPTY, "there is something in it by now")
+            await self._remove(Name(expected, child), node.identifier)
+        await files.remove_directory(name.directory, name.name, who)
+
+    async def _copy_back(self, identifier: ObjectId, name: Name) -> None:
+        """Make anew what is gone, as others left it."""
+        files, who, sight, trail = self._sight.files, self._who, self._sight, self._trail
+        time_us = self._last_seen_us(identifier)
+        past = sight.history.at(time_us)
+        attributes = await past.attributes(identifier, who)
+        if not attributes.is_directory:
+            there = self._remade.get(identifier, identifier)
+            if there != identifier or identifier in trail.places:
+                await files.link(there, name.directory, name.name, who)
+                return
+        elif (source := self._misplaced(identifier)) is not None:
+            await self._move(source, name, RENAME_NOREPLACE)
+            return
+        if attributes.is_directory:
+            found = await files.make_directory(name.directory, name.name, 0o700, who)
+            made = found.identifier
+            entries = await self._entries_then(identifier, time_us)
+            for child_name, child in entries.items():
+                await self._copy_back(child, Name(made, child_name))
+            await settle(sight, made, await left(sight, trail, identifier))
+        elif stat.S_ISLNK(attributes.mode):
+            target = await sight.link_target(identifier, time_us)
+            found = await files.make_symlink(name.directory, name.name, target, who)
+            self._remade[identifier] = found.identifier
+        elif attributes.is_regular:
+            self._remade[identifier] = await self._write_new(
+                name, await self._contents_left(identifier), await left(sight, trail, identifier)
+            )
+        else:
+            mode, device = attributes.mode, attributes.device
+            found = await files.make_node(name.directory, name.name, mode, who, device=device)
+            self._remade[identifier] = found.identifier
+
+    def _last_seen_us(self, identifier: ObjectId) -> int:
+        """A time at which the thing was as it was before the client's first change of it."""
+        changes = self._trail.changes.get(identifier, ())
+        first = next((each for each in changes if self._trail.by_client(each)), None)
+        return self._sight.now_us if first is None else first.time_us - 1
+
+    async def _entries_then(self, directory: ObjectId, time_us: int) -> dict[bytes, ObjectId]:
+        """What a directory held, with what others did to it later."""
+        listed = await self._sight.listing(directory, time_us)
+        entries = {name: node.identifier for name, node in listed}
+        for change in self._trail.changes.get(directory, ()):
+            if change.time_us > time_us and not self._trail.by_client(change):
+                for name, entry in change.entries:
+                    if entry is None:
+                        entries.pop(name, None)
+                    else:
+                        entries[name] = entry.child
+        return entries
+
+    async def _write_new(self, name: Name, contents: bytes, attributes: Owed) -> ObjectId:
+        files, who = self._sight.files, self._who
+        flags = os.O_WRONLY | os.O_EXCL
+        mode = stat.S_IFREG | 0o600
+        found, opened = await files.create(name.directory, name.name, mode, who, flags=flags)
+        await self._fill(opened, contents)
+        await settle(self._sight, found.identifier, attributes)
+        return found.identifier
+
+    async def _rewrite(self, identifier: ObjectId, contents: bytes) -> None:
+        files = self._sight.files
+        opened = await files.open(identifier, os.O_WRONLY | os.O_TRUNC, self._who)
+        await self._fill(opened, contents)
+
+    async def _fill(self, opened: OpenFile, contents: bytes) -> None:
+        files = self._sight.files
+        try:
+            for offset in range(0, len(contents), PIECE_BYTES):
+                piece = contents[offset : offset + PIECE_BYTES]
+                if files.write(opened, offset, piece, now_ns=(await Now()) * 1000):
+                    await files.write_behind(opened)
+        finally:
+            await files.release(opened)
+
+
+def _shown(name: bytes) -> str:
+    return name.decode(errors="backslashreplace")

@@ -1,0 +1,312 @@
+"""What was brought back, against a model that keeps every state.
+
+A tree that was restored as of a time is what clients were shown of that time, which another checker
+compares with the model [`past`]: names, kinds, contents, modes, and which names are one file.
+
+After an undo the tree is what a model has that is given everybody's changes but the client's: each
+name stands for what the others alone would have left there, each file has their contents and mode.
+Where the tree is not that, the undo must have said so, and have kept both versions. And if all that
+others did since would have gone the same way without the client, there is nothing to be said except
+of contents. What an audit lists is what the client has changed.
+"""
+
+from __future__ import annotations
+
+import stat
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from bftfs.filesystem import registry
+from bftfs.filesystem.attributes import decode_attributes
+from bftfs.filesystem.objects import ATTRIBUTES_KEY
+from bftfs.identifiers import ClientId, ObjectId
+from bftfs.query_update.object_type import ObjectTypes
+from bftfs.query_update.timestamp import LogicalTimestamp, client_of, time_of
+from bftfs.restoration.undo import Step
+from bftfs.simulation.checkers.candidates import CandidateRecord
+from bftfs.simulation.checkers.namespace import NamespaceModel, arguments_of, established_operations
+from bftfs.simulation.checkers.past import Contents, PastTree, Seen
+
+Path = tuple[bytes, ...]
+
+
+@dataclass(slots=True)
+class Undone:
+    """What became of a client's changes since a time."""
+
+    client: ClientId
+    since_us: int
+    own: frozenset[LogicalTimestamp]  # what an audit said that it changed
+    before: dict[ObjectId, Seen]  # all that there was
+    label: str  # what is put beside something bears this name
+    steps: list[Step] = field(default_factory=list)
+    failed: list[str] = field(default_factory=list)  # steps that were not done, and why
+    again: list[Step] = field(default_factory=list)  # what a second run found to be done
+    after: dict[ObjectId, Seen] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class Restored:
+    """What became of a tree that was to be as of a time."""
+
+    time_us: int
+    delete: bool
+    left: str  # what a second run has changed; nothing, if all is well
+    after: dict[ObjectId, Seen]
+
+
+# --- restore ---------------------------------------------------------------------------------
+
+
+def check_restored(restored: Restored, then: PastTree, *, root: ObjectId) -> list[str]:
+    """Findings against a tree that was to be what was shown of a time."""
+    where = f"restore: as of {restored.time_us}"
+    wanted, found = _by_path(then.objects, root), _by_path(restored.after, root)
+    findings = [f"{where} {_shown(path)} is missing" for path in wanted if path not in found]
+    if restored.delete:
+        findings += [f"{where} {_shown(path)} was not there" for path in found.keys() - wanted]
+    if restored.left:
+        findings.append(f"{where} a second run changed something: {restored.left}")
+    for path, (_, right) in wanted.items():
+        if path in found:
+            wrong = _difference(found[path][1], right.attributes.mode, {right.content})
+            findings += [f"{where} {_shown(path)} {each}" for each in wrong]
+    common = [path for path in wanted if path in found]
+    if _shared(common, wanted) != _shared(common, found):
+        findings.append(f"{where} other names were one file than then")
+    return findings
+
+
+_Tree = dict[Path, tuple[ObjectId, Seen]]
+
+
+def _by_path(objects: Mapping[ObjectId, Seen], root: ObjectId) -> _Tree:
+    found: _Tree = {}
+    waiting: list[tuple[Path, ObjectId]] = [((), root)]
+    while waiting:
+        path, identifier = waiting.pop()
+        seen = objects[identifier]
+        found[path] = identifier, seen
+        waiting += [((*path, name), child) for name, child in seen.entries.items()]
+    return found
+
+
+def _shared(paths: Iterable[Path], tree: _Tree) -> set[frozenset[Path]]:
+    """Which paths are one file."""
+    groups: dict[ObjectId, set[Path]] = {}
+    for path in paths:
+        groups.setdefault(tree[path][0], set()).add(path)
+    return {frozenset(group) for group in groups.values()}
+
+
+def _difference(seen: Seen, mode: int, contents: set[bytes | None]) -> Iterator[str]:
+    if seen.attributes.mode != mode:
+        yield f"has the mode {seen.attributes.mode:o}, and not {mode:o}"
+    if seen.content is not None and seen.content not in contents:
+        yield f"has the contents {seen.content!r}, and not {contents}"
+
+
+def _shown(path: Path) -> str:
+    return "/" + b"/".join(path).decode(errors="backslashreplace")
+
+
+# --- undo ------------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class _Honest:
+    """The file system as all others would have left it; `whole` is what it was with the client."""
+
+    whole: NamespaceModel = field(default_factory=NamespaceModel)
+    alone: NamespaceModel = field(default_factory=NamespaceModel)
+    entries: dict[ObjectId, dict[bytes, ObjectId]] = field(default_factory=dict)
+    modes: dict[ObjectId, int] = field(default_factory=dict)
+    contents: dict[ObjectId, set[bytes]] = field(default_factory=dict)  # what may be there
+    before: dict[ObjectId, set[bytes]] = field(default_factory=dict)  # the client's first
+    taken: dict[tuple[ObjectId, bytes], set[ObjectId]] = field(default_factory=dict)  # by name
+    merged: set[ObjectId] = field(default_factory=set)  # files that others wrote after the client
+    independent: bool = True  # whether all would have gone the same way without the client
+
+
+def check_undone(
+    undone: Undone,
+    record: CandidateRecord,
+    *,
+    established: int,
+    types: ObjectTypes,
+    contents: Mapping[ObjectId, Contents],
+    auditor: ClientId,
+    root: ObjectId,
+) -> list[str]:
+    """Findings against what became of a client's changes; `auditor` is who took them back."""
+    findings: list[str] = []
+    honest = _Honest()
+    own: set[LogicalTimestamp] = set()
+    there: set[ObjectId] = set()  # since then
+    taken = established_operations(record, established, findings)
+    for timestamp in sorted(taken.operations):
+        author = client_of(timestamp)
+        if author == auditor:
+            continue
+        operation = taken.operations[timestamp]
+        is_own = author == undone.client and time_of(timestamp) >= undone.since_us
+        if time_of(timestamp) >= undone.since_us:
+            there = there or honest.whole.reachable()
+            if there & {*operation.objects}:  # else nobody can find it any more
+                there |= {*operation.objects}
+                own |= {timestamp} if is_own else set()
+        _replay(
+            honest,
+            operation.method,
+            operation.objects,
+            arguments_of(types, operation),
+            is_own=is_own,
+        )
+        if operation.method in (registry.WRITE, registry.TRUNCATE):
+            identifier = operation.objects[0]
+            changed = dict(record.contents[identifier, timestamp].delta)[ATTRIBUTES_KEY]
+            assert changed is not None, "nobody takes an object's attributes away"
+            covered_us = decode_attributes(changed).contents
+            known = contents.get(identifier, Contents())
+            _write(honest, identifier, known.possible(covered_us), is_own=is_own)
+    where = f"undo: since {undone.since_us}"
+    if undone.own != own:
+        findings.append(
+            f"{where} {len(own - undone.own)} changes were not listed, and "
+            f"{len(undone.own - own)} are not the client's"
+        )
+    findings += [f"{where} not done: {failure}" for failure in undone.failed]
+    findings += [f"{where} a second run: {step.what}" for step in undone.again if step.perform]
+    if honest.independent and any(
+        honest.alone.entries(each) != honest.entries[each] for each in honest.alone.reachable()
+    ):
+        findings.append(f"{where} the model contradicts itself")
+    comparison = _Comparison(undone, honest)
+    comparison.compare((), root, root, ())
+    findings += [f"{where} {finding}" for finding in comparison.findings]
+    return findings
+
+
+def _replay(
+    honest: _Honest, method: str, objects: Sequence[ObjectId], arguments: object, *, is_own: bool
+) -> None:
+    """One operation, with the client and without it."""
+    touched = [each for each in dict.fromkeys(objects) if each in honest.whole.objects]
+    before = {each: dict(honest.whole.entries(each)) for each in touched}
+    honest.whole.apply(method, objects, arguments)
+    for each in objects:
+        made = honest.whole.objects.get(each)
+        if made is not None and each not in before:
+            honest.entries[each] = {}
+            honest.modes[each] = made.mode
+            honest.contents[each] = {b""}
+    changes = [
+        (each, name, honest.whole.entries(each).get(name))
+        for each in dict.fromkeys(objects)
+        if each in honest.entries
+        for name in before.get(each, {}).keys() | honest.whole.entries(each).keys()
+        if before.get(each, {}).get(name) != honest.whole.entries(each).get(name)
+    ]
+    for each, name, child in changes:
+        left = honest.entries[each].get(name)
+        if is_own:
+            if left is not None:
+                honest.taken.setdefault((each, name), set()).add(left)
+        elif child is None:
+            honest.entries[each].pop(name, None)
+        else:
+            honest.entries[each][name] = child
+    if is_own:
+        return
+    if honest.alone.apply(method, objects, arguments):
+        honest.independent = False
+    if method == registry.CHANGE_ATTRIBUTES:
+        honest.modes[objects[0]] = honest.whole.objects[objects[0]].mode
+
+
+def _write(honest: _Honest, identifier: ObjectId, written: set[bytes], *, is_own: bool) -> None:
+    if is_own:
+        honest.before.setdefault(identifier, honest.contents[identifier])
+        return
+    if identifier in honest.before:
+        honest.merged.add(identifier)
+    honest.contents[identifier] = written
+
+
+class _Comparison:
+    """What there is after an undo beside what the others alone would have left."""
+
+    def __init__(self, undone: Undone, honest: _Honest) -> None:
+        self._undone = undone
+        self._honest = honest
+        self._suffix = f".before-{undone.label}".encode()
+        self._conflicts = {step.name for step in undone.steps if step.conflict}
+        self.findings: list[str] = []
+
+    def compare(
+        self, path: Path, wanted: ObjectId, there: ObjectId, above: tuple[ObjectId, ...]
+    ) -> None:
+        """Compare what stands at `path`, which is to be `wanted`, with all that is in it."""
+        seen = self._undone.after[there]
+        honest = self._honest
+        if honest.whole.objects[wanted].directory != seen.attributes.is_directory:
+            self.findings.append(f"{_shown(path)} is another kind of thing")
+            return
+        mode = stat.S_IFMT(seen.attributes.mode) | honest.modes[wanted]
+        contents: set[bytes | None] = {*honest.contents[wanted]}
+        if wanted in honest.merged and there in self._undone.before:
+            contents.add(self._undone.before[there].content)  # it stays: see below
+        self.findings += [f"{_shown(path)} {wrong}" for wrong in _difference(seen, mode, contents)]
+        entries = honest.entries[wanted]
+        for name in sorted(entries.keys() | seen.entries.keys()):
+            full, child = (*path, name), seen.entries.get(name)
+            reported = (there, name) in self._conflicts
+            if reported:
+                self._require_conflict(full, entries.get(name), child)
+            if name not in entries and name.endswith(self._suffix):
+                self._check_kept(full, wanted, (there, name[: -len(self._suffix)]), child)
+            elif name not in entries or child is None:
+                if not reported:
+                    self.findings.append(
+                        f"{_shown(full)} is {'lost' if child is None else 'too much'}"
+                    )
+            elif entries[name] not in (*above, wanted) and (not reported or child == entries[name]):
+                self.compare(full, entries[name], child, (*above, wanted))
+
+    def _require_conflict(
+        self, path: Path, wanted: ObjectId | None, there: ObjectId | None
+    ) -> None:
+        """Both have changed what a conflict is about, or there is none."""
+        honest = self._honest
+        if honest.independent and (wanted is None or wanted != there):
+            self.findings.append(f"{_shown(path)} is in conflict with nothing")
+        if honest.independent and wanted not in honest.merged:
+            self.findings.append(f"{_shown(path)} has contents in conflict with nothing")
+
+    def _check_kept(
+        self,
+        path: Path,
+        wanted: ObjectId,
+        name: tuple[ObjectId, bytes],
+        there: ObjectId | None,
+    ) -> None:
+        """What there was before stands beside what stays."""
+        honest = self._honest
+        if name not in self._conflicts or there is None:
+            self.findings.append(f"{_shown(path)} is nobody's")
+            return
+        seen = self._undone.after[there]
+        if seen.content is None:
+            return
+        base = name[1]
+        while base.endswith(self._suffix):
+            base = base[: -len(self._suffix)]
+        own = {honest.entries[wanted].get(base), *honest.taken.get((wanted, base), ())}
+        right = {
+            content
+            for each in own
+            if each is not None
+            for content in honest.contents[each] | honest.before.get(each, set())
+        }
+        if seen.content not in right:
+            self.findings.append(f"{_shown(path)} holds {seen.content!r}, and not {right}")

@@ -1,0 +1,109 @@
+"""What is undone and restored equals the model, whoever lies; else it would be found."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from bftfs.restoration.restore import Restoring
+from bftfs.restoration.sight import Sight
+from bftfs.restoration.trail import Trail
+from bftfs.restoration.undo import Step, Undoing
+from bftfs.simulation.configuration import Configuration
+from bftfs.simulation.scenario import Simulation, run
+from bftfs.simulation.workloads import amends
+from bftfs.simulation.workloads.files import FileMix
+from tests.simulation.mutants import attacked, hunt
+
+SEEDS = range(10)
+MIX = FileMix(contents=0.3, directories=0.3, private=0.1, modes=0.1, amends=True)
+
+
+def attacks(node: str | None = None, seeds: range = SEEDS) -> Iterator[Configuration]:
+    for seed in seeds:
+        yield attacked(seed, kind="files", node=node, files=MIX, operations=50)
+
+
+def about_undo(finding: str) -> bool:
+    return finding.startswith("undo:")
+
+
+def about_restore(finding: str) -> bool:
+    return finding.startswith("restore:")
+
+
+def test_what_is_brought_back_is_what_was_and_what_others_did() -> None:
+    done: list[str] = []
+    for configuration in attacks("past-liar"):
+        simulation = Simulation(configuration)
+        simulation.run()
+        assert not simulation.findings, (configuration.seed, *simulation.findings)
+        undone = simulation.workload.undone
+        assert undone is not None
+        assert simulation.workload.restored is not None
+        done += [step.what for step in undone.steps]
+    for sort in ("move", "remove", "bring back", "give", "made by", "removed by", "what was"):
+        assert any(sort in what for what in done), sort
+
+
+# --- must fail ---------------------------------------------------------------------------------
+
+
+def test_an_undo_that_leaves_something_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    steps = Undoing.steps
+
+    async def all_but_one(undoing: Undoing) -> list[Step]:
+        found = await steps(undoing)
+        return [step for step in found if not step.conflict][1:]
+
+    monkeypatch.setattr(Undoing, "steps", all_but_one)
+    assert hunt(attacks(), about_undo)
+
+
+def test_an_undo_that_takes_back_what_others_did(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Trail, "by_client", lambda *_: True)
+    assert hunt(attacks(), about_undo)
+
+
+def test_a_conflict_that_nobody_hears_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    steps = Undoing.steps
+
+    async def unsaid(undoing: Undoing) -> list[Step]:
+        return [step for step in await steps(undoing) if not step.conflict]
+
+    monkeypatch.setattr(Undoing, "steps", unsaid)
+    assert hunt(attacks(seeds=range(20)), about_undo)
+
+
+def test_an_audit_that_conceals_something(monkeypatch: pytest.MonkeyPatch) -> None:
+    audited = amends.audited
+
+    def concealing(trail: Trail) -> Any:
+        own, built = audited(trail)
+        return own[1:], built
+
+    monkeypatch.setattr(amends, "audited", concealing)
+    assert hunt(attacks(), about_undo)
+
+
+def test_a_restore_of_another_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Late(Restoring):
+        def __init__(self, sight: Sight, target: Any, time_us: int) -> None:
+            super().__init__(sight, target, time_us + 200_000)
+
+    monkeypatch.setattr(amends, "Restoring", Late)
+    assert hunt(attacks(), about_restore)
+
+
+def test_the_present_instead_of_the_past(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Sight, "at", lambda sight, _time_us: sight.files)
+    assert hunt(attacks(), about_restore)
+
+
+def test_liars_about_the_past_are_needed_for_nothing() -> None:
+    """The same seeds without a Byzantine node."""
+    for configuration in attacks(seeds=range(3)):
+        report = run(configuration)
+        assert report.passed, "\n".join(report.findings)

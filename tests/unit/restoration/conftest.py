@@ -1,0 +1,202 @@
+"""An honest user and an intruder in one small file system, in virtual time."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Coroutine
+from typing import Any
+
+import pytest
+
+from bftfs.conversation import Now
+from bftfs.filesystem.attributes import Changes
+from bftfs.filesystem.history import History
+from bftfs.filesystem.operations import FileSystem
+from bftfs.filesystem.options import Options
+from bftfs.filesystem.registry import file_system_types
+from bftfs.identifiers import ObjectId, ObjectKind, object_id
+from bftfs.query_update.client import QueryUpdateClient
+from bftfs.query_update.past_reading import PastReader
+from bftfs.quorum import ThresholdQuorums
+from bftfs.read_write.client import ReadWriteClient
+from bftfs.restoration.sight import Sight
+from bftfs.restoration.trail import follow
+from bftfs.restoration.undo import Step, Undoing
+from bftfs.simulation.deployment import CREDENTIALS, Deployment, Sizes
+from bftfs.simulation.network import Network, NetworkFaults
+from bftfs.simulation.world import World
+from bftfs.space import ClusterSpace
+
+SIZES = Sizes.smallest(t=1, b=1)
+VOLUME = object_id(ObjectKind.VOLUME, placement=0, unique=b"v" * 14)
+ROOT = object_id(ObjectKind.DIRECTORY, placement=0, unique=b"r" * 14)
+BLOCK = 4096
+
+
+class User:
+    """A client, and the calls that its programs make."""
+
+    def __init__(self, stage: Stage, name: str) -> None:
+        self.host = stage.deployment.client(name)
+        self.objects = QueryUpdateClient(
+            self.host.client, ThresholdQuorums(SIZES.query_update), file_system_types()
+        )
+        self.blocks = ReadWriteClient(self.host.client, SIZES.read_write)
+        self.space = ClusterSpace(SIZES.read_write)
+        self.files = FileSystem(
+            self.objects,
+            self.blocks,
+            self.space,
+            None,
+            root=ROOT,
+            volume=VOLUME,
+            options=Options(strict=True, access_times=False),
+        )
+        self._world = stage.world
+
+    def run(self, conversation: Coroutine[Any, Any, Any]) -> Any:
+        ended: list[tuple[Any, BaseException | None]] = []
+        self.host.start(conversation, lambda result, error: ended.append((result, error)))
+        assert self._world.run(until=lambda: bool(ended), most_events=2_000_000), "it never ends"
+        result, error = ended[0]
+        if error is not None:
+            raise error
+        return result
+
+    def find(self, path: str) -> ObjectId:
+        identifier = ROOT
+        for name in path.split("/") if path else ():
+            identifier = self.run(
+                self.files.lookup(identifier, name.encode(), CREDENTIALS)
+            ).identifier
+        return identifier
+
+    def _place(self, path: str) -> tuple[ObjectId, bytes]:
+        above, _, name = path.rpartition("/")
+        return self.find(above), name.encode()
+
+    def write(self, path: str, contents: str) -> None:
+        async def write(directory: ObjectId, name: bytes) -> None:
+            mode = stat.S_IFREG | 0o600
+            _, file = await self.files.create(
+                directory, name, mode, CREDENTIALS, flags=os.O_WRONLY | os.O_TRUNC
+            )
+            self.files.write(file, 0, contents.encode(), now_ns=await Now() * 1000)
+            await self.files.release(file)
+
+        self.run(write(*self._place(path)))
+
+    def mkdir(self, path: str) -> None:
+        self.run(self.files.make_directory(*self._place(path), 0o700, CREDENTIALS))
+
+    def link(self, path: str, other: str) -> None:
+        self.run(self.files.link(self.find(path), *self._place(other), CREDENTIALS))
+
+    def rm(self, path: str) -> None:
+        self.run(self.files.unlink(*self._place(path), CREDENTIALS))
+
+    def rmdir(self, path: str) -> None:
+        self.run(self.files.remove_directory(*self._place(path), CREDENTIALS))
+
+    def mv(self, path: str, other: str, flags: int = 0) -> None:
+        places = (*self._place(path), *self._place(other))
+        self.run(self.files.rename(*places, CREDENTIALS, flags=flags))
+
+    def chmod(self, path: str, mode: int) -> None:
+        self.run(self.files.change_attributes(self.find(path), Changes(mode=mode), CREDENTIALS))
+
+
+class Stage:
+    """A cluster with an honest user and an intruder."""
+
+    def __init__(self) -> None:
+        self.world = World(0)
+        network = Network(self.world, NetworkFaults())
+        self.deployment = Deployment(self.world, network, SIZES, types=file_system_types())
+        self.honest, self.intruder = User(self, "honest"), User(self, "intruder")
+        self.honest.run(self.honest.files.format(CREDENTIALS, block_bytes=BLOCK))
+        self._since_us = 0
+
+    def now_us(self) -> int:
+        """The honest user's clock."""
+
+        async def now() -> int:
+            return await Now()
+
+        time_us: int = self.honest.run(now())
+        return time_us
+
+    def begin(self) -> None:
+        """From now on the intruder's changes are to be taken back."""
+        self._since_us = self.now_us()
+
+    def sight(self) -> Sight:
+        """What the honest user sees."""
+        honest = self.honest
+        history = History(
+            honest.files,
+            honest.objects,
+            PastReader(honest.objects),
+            honest.blocks,
+            honest.space,
+            None,
+            volume=VOLUME,
+            asking_as=CREDENTIALS,
+        )
+        return Sight(honest.files, history, CREDENTIALS, self.now_us())
+
+    def steps(self) -> list[Step]:
+        """What is to be done against the intruder."""
+        sight = self.sight()
+        following = follow(
+            sight, ROOT, path="", client=self.intruder.host.client, since_us=self._since_us
+        )
+        trail = self.honest.run(following)
+        steps: list[Step] = self.honest.run(Undoing(sight, trail, label="K").steps())
+        return steps
+
+    def undo(self) -> list[str]:
+        """Take back what the intruder did; the conflicts."""
+        steps = self.steps()
+        for step in steps:
+            if step.perform is not None:
+                self.honest.run(step.perform())
+        again = self.steps()
+        assert not [step.what for step in again if step.perform is not None]
+        return [step.what for step in steps if step.conflict]
+
+    def tree(self) -> dict[str, str]:
+        """What there is: contents of files; nothing of directories."""
+        files = self.honest.files
+        found: dict[str, str] = {}
+        waiting = [("", ROOT)]
+        while waiting:
+            path, directory = waiting.pop()
+            opened = self.honest.run(files.open_directory(directory, CREDENTIALS))
+            for entry in self.honest.run(files.read_directory(opened, 0)):
+                full = f"{path}{entry.name.decode()}"
+                if entry.attributes.is_directory:
+                    found[full] = ""
+                    waiting.append((f"{full}/", entry.identifier))
+                    continue
+                file = self.honest.run(files.open(entry.identifier, os.O_RDONLY, CREDENTIALS))
+                found[full] = bytes(self.honest.run(files.read(file, 0, 100))).decode()
+                self.honest.run(files.release(file))
+        return found
+
+    def mode(self, path: str) -> int:
+        found = self.honest.run(self.honest.files.attributes(self.honest.find(path), CREDENTIALS))
+        return stat.S_IMODE(found.mode)
+
+
+@pytest.fixture
+def stage() -> Stage:
+    """A file `a`, a file `b`, and a file `d/c`."""
+    stage = Stage()
+    for name in ("a", "b"):
+        stage.honest.write(name, f"{name}\n")
+    stage.honest.mkdir("d")
+    stage.honest.write("d/c", "c\n")
+    stage.begin()
+    return stage

@@ -1,0 +1,65 @@
+"""bftfs.restoration.restore: a tree is made what it was, and nothing is touched that is right."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from bftfs.restoration.restore import Counts, Restoring
+from bftfs.restoration.sight import Node
+from bftfs.simulation.workloads.amends import FilesTarget
+
+BEFORE = {"a": "a\n", "b": "b\n", "d": "", "d/c": "c\n"}
+
+
+def restored(stage: Any, time_us: int, *, delete: bool = True) -> Counts:
+    sight, run = stage.sight(), stage.honest.run
+    root = sight.files.root
+    top = Node(root, run(sight.at(time_us).attributes(root, sight.who)))
+    restoring = Restoring(sight, FilesTarget(sight.files), time_us)
+    run(restoring.restore(top, delete=delete))
+    return restoring.counts
+
+
+def test_what_was_is_brought_back_once(stage: Any) -> None:
+    then_us, honest = stage.now_us() - 1, stage.honest
+    honest.chmod("a", 0o640)
+    honest.write("b", "other\n")
+    honest.rm("d/c")
+    honest.mkdir("d/c")
+    honest.write("new", "new\n")
+    kept_us = stage.now_us() - 1
+    counts = restored(stage, then_us)
+    assert str(counts) == "1 made, 1 rewritten, 4 with other attributes, 2 removed"
+    assert stage.tree() == BEFORE
+    assert stage.mode("a") == 0o600
+    assert not restored(stage, then_us)
+    assert restored(stage, kept_us)  # a restore is undone like anything else
+    assert stage.tree() == {**BEFORE, "b": "other\n", "d/c": "", "new": "new\n"}
+
+
+def test_what_came_later_stays_unless_it_is_asked_for(stage: Any) -> None:
+    then_us = stage.now_us() - 1
+    stage.honest.write("new", "new\n")
+    stage.honest.rm("a")
+    restored(stage, then_us, delete=False)
+    assert stage.tree() == {**BEFORE, "new": "new\n"}
+
+
+def test_two_files_that_are_one_by_now_are_two_again(stage: Any) -> None:
+    then_us, honest = stage.now_us() - 1, stage.honest
+    honest.rm("b")
+    honest.link("a", "b")
+    assert restored(stage, then_us)
+    assert stage.tree() == BEFORE
+    assert honest.find("a") != honest.find("b")
+
+
+def test_one_file_that_is_two_by_now_is_one_again(stage: Any) -> None:
+    honest = stage.honest
+    honest.link("a", "d/a")
+    then_us = stage.now_us() - 1
+    honest.rm("a")
+    honest.write("a", "other\n")
+    assert restored(stage, then_us)
+    assert stage.tree() == {**BEFORE, "d/a": "a\n"}
+    assert honest.find("a") == honest.find("d/a")

@@ -1,0 +1,173 @@
+"""bftfs.restoration.undo: one intruder and one honest client, who get into each other's way."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from bftfs.errors import FileSystemError
+from bftfs.filesystem.directory import RENAME_EXCHANGE
+
+BEFORE = {"a": "a\n", "b": "b\n", "d": "", "d/c": "c\n"}
+
+
+def exchange(_: Any, intruder: Any) -> None:
+    intruder.mv("a", "b", RENAME_EXCHANGE)
+
+
+def turn_round(_: Any, intruder: Any) -> None:
+    intruder.mv("a", "x")
+    intruder.mv("b", "a")
+    intruder.mv("d/c", "b")
+    intruder.mv("x", "d/c")
+
+
+def replace(_: Any, intruder: Any) -> None:
+    intruder.mv("a", "b")
+    intruder.write("a", "evil\n")
+
+
+def remove_a_tree(_: Any, intruder: Any) -> None:
+    intruder.rm("d/c")
+    intruder.rmdir("d")
+
+
+def take_out_and_remove(_: Any, intruder: Any) -> None:
+    intruder.mv("d/c", "x")
+    intruder.rmdir("d")
+
+
+def hide_in_a_tree(_: Any, intruder: Any) -> None:
+    intruder.mkdir("e")
+    intruder.mkdir("e/f")
+    intruder.write("e/f/g", "evil\n")
+    intruder.mv("a", "e/f/a")
+    intruder.mv("d", "e/d")
+
+
+def put_a_directory_in_place_of_a_file(_: Any, intruder: Any) -> None:
+    intruder.rm("a")
+    intruder.mkdir("a")
+    intruder.write("a/x", "evil\n")
+    intruder.mv("b", "a/b")
+
+
+@pytest.mark.parametrize(
+    "intrude",
+    [
+        exchange,
+        turn_round,
+        replace,
+        remove_a_tree,
+        take_out_and_remove,
+        hide_in_a_tree,
+        put_a_directory_in_place_of_a_file,
+    ],
+)
+def test_what_nobody_else_has_touched_is_as_before(
+    stage: Any, intrude: Callable[[Any, Any], None]
+) -> None:
+    intrude(stage.honest, stage.intruder)
+    assert stage.tree() != BEFORE
+    assert stage.undo() == []
+    assert stage.tree() == BEFORE
+
+
+def test_what_was_one_file_is_one_file_again(stage: Any) -> None:
+    stage.intruder.rm("a")  # before it, so that there is something else to do, too
+    stage.honest.link("b", "d/b")
+    stage.intruder.rm("b")
+    stage.intruder.rm("d/b")
+    assert stage.undo() == []
+    assert stage.tree() == {**BEFORE, "d/b": "b\n"}
+    assert stage.honest.find("b") == stage.honest.find("d/b")
+
+
+def test_a_link_to_what_others_write_goes(stage: Any) -> None:
+    stage.intruder.link("a", "x")
+    stage.honest.write("a", "new\n")
+    assert stage.undo() == []
+    assert stage.tree() == {**BEFORE, "a": "new\n"}
+
+
+def test_a_mode_that_both_have_set_stays(stage: Any) -> None:
+    for user in (stage.intruder, stage.honest):
+        user.chmod("a", 0o640)
+    stage.intruder.chmod("b", 0o604)
+    assert stage.undo() == []
+    assert (stage.mode("a"), stage.mode("b")) == (0o640, 0o600)
+
+
+def test_what_is_brought_back_has_what_others_made_of_it(stage: Any) -> None:
+    stage.intruder.chmod("a", 0o604)
+    stage.honest.chmod("a", 0o640)
+    stage.honest.write("a", "new\n")
+    stage.intruder.rm("a")
+    assert stage.undo() == []
+    assert stage.tree() == {**BEFORE, "a": "new\n"}
+    assert stage.mode("a") == 0o640
+
+
+# --- conflicts -----------------------------------------------------------------------------------
+
+
+def test_what_was_moved_away_stands_beside_what_others_put_there(stage: Any) -> None:
+    stage.intruder.mv("a", "x")
+    stage.honest.write("a", "new\n")
+    (conflict,) = stage.undo()
+    assert conflict.startswith("/a: removed by K")
+    assert stage.tree() == {**BEFORE, "a": "new\n", "a.before-K": "a\n"}
+
+
+def test_a_directory_that_was_moved_away_is_not_lost(stage: Any) -> None:
+    stage.intruder.mv("d", "x")
+    stage.honest.mkdir("d")
+    assert len(stage.undo()) == 1
+    before = {name: contents for name, contents in BEFORE.items() if not name.startswith("d")}
+    assert stage.tree() == {**before, "d": "", "d.before-K": "", "d.before-K/c": "c\n"}
+
+
+def test_what_others_wrote_into_what_the_intruder_put_there_stays(stage: Any) -> None:
+    stage.intruder.rm("a")
+    stage.intruder.write("a", "evil\n")
+    stage.honest.write("a", "evil, mended\n")
+    assert len(stage.undo()) == 1
+    assert stage.tree() == {**BEFORE, "a": "evil, mended\n", "a.before-K": "a\n"}
+
+
+def test_what_others_made_of_the_intruders_file_stays(stage: Any) -> None:
+    stage.intruder.write("x", "evil\n")
+    stage.honest.mv("x", "y")
+    (conflict,) = stage.undo()
+    assert conflict.startswith("/y: made by K")
+    assert stage.tree() == {**BEFORE, "y": "evil\n"}
+
+
+def test_a_directory_that_others_moved_on_stays_where_it_is(stage: Any) -> None:
+    stage.intruder.mv("d", "x")
+    stage.honest.mv("x", "y")
+    (conflict,) = stage.undo()
+    assert conflict.startswith("/d: moved by K")
+    assert stage.tree() == {"a": "a\n", "b": "b\n", "y": "", "y/c": "c\n"}
+
+
+def test_others_work_in_a_tree_of_the_intruder_keeps_it(stage: Any) -> None:
+    stage.intruder.mkdir("e")
+    stage.intruder.write("e/x", "evil\n")
+    stage.honest.write("e/y", "mine\n")
+    (conflict,) = stage.undo()
+    assert conflict.startswith("/e: made by K")
+    assert stage.tree() == {**BEFORE, "e": "", "e/y": "mine\n"}
+
+
+def test_a_step_whose_premise_has_changed_is_refused(stage: Any) -> None:
+    stage.intruder.mkdir("e")
+    (step,) = (step for step in stage.steps() if step.what.startswith("remove"))
+    stage.honest.write("e/y", "mine\n")
+    assert step.perform is not None
+    with pytest.raises(FileSystemError) as refused:
+        stage.honest.run(step.perform())
+    assert refused.value.code == errno.ENOTEMPTY
