@@ -444,15 +444,22 @@ class Store:
 
     def _recover(self) -> None:
         """Begin where the last process has ended, in whatever way it did."""
-        self._replay()
         journal = self._journal
-        # Under sync durability a batch is appended once the one before it is on stable storage.
-        if self.durability is Durability.SYNC and journal.key is not None and journal.breaks_off():
-            raise self._damaged("batches in the midst of its journal are lost")
-        journal.key = os.urandom(_JOURNAL_KEY_BYTES)
-        self._journal.sequence += _SEQUENCES_SKIPPED
+        key = journal.key  # of what there is: it is needed until that is in LMDB's file
         try:
-            self._checkpoint()
+            while True:
+                self._replay()
+                # Under sync durability a batch is appended once the last one is on stable storage.
+                if self.durability is Durability.SYNC and key is not None and journal.breaks_off():
+                    raise self._damaged("batches in the midst of its journal are lost")
+                journal.key = os.urandom(_JOURNAL_KEY_BYTES)
+                journal.sequence += _SEQUENCES_SKIPPED
+                try:
+                    self._commit()
+                    return
+                except MapOutgrown:
+                    journal.key = key
+                    self._grow()
         except StoreFull as full:
             raise UsageError(f"{full}; make room before the node is started") from None
 
@@ -510,8 +517,10 @@ class Store:
             self._transaction.put(_JOURNAL_SECRET_KEY, self._journal.key, db=meta)
             self._transaction.commit()
         except lmdb.MapFullError:
+            self._transaction.abort()  # it is open still if it was not the commit that failed
             raise MapOutgrown from None
         except lmdb.Error as error:
+            self._transaction.abort()
             raise self.failure(error, self._volume) from error
         self._journal.clear()
         self._checkpointed = sequence

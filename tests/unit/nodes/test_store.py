@@ -257,6 +257,54 @@ def test_a_map_that_is_outgrown_grows_and_the_batch_can_be_stepped_again(tmp_pat
     store.close()
 
 
+def test_a_map_that_the_checkpoint_itself_outgrows_grows(tmp_path: Path) -> None:
+    """What the store notes with a checkpoint may be what there is no room for."""
+    store = opened(tmp_path, durability=Durability.INTERVAL, map_bytes=128 * KIB)
+    long = bytes(30 * KIB)
+    nothing = [Write(Table.STATE, b"\0", None)] * 4
+    first, second = Write(Table.STATE, b"\0", long), Write(Table.STATE, b"\1", long)
+    past, empty = Write(Table.PAST, b"\0", long), Write(Table.FRAGMENT, b"\0", b"")
+    last = Write(Table.FRAGMENT, b"\0", long)
+    for writes in ([*nothing, first, second, past, empty], [first, past, last]):
+        while True:
+            try:
+                with store.batch() as batch:
+                    batch.apply(writes)
+                    batch.commit()
+                break
+            except MapOutgrown:
+                continue
+    with store.batch() as view:
+        for write in (first, second, past, last):
+            assert view.get(write.table, write.key) == long
+    store.close()
+
+
+def test_a_start_that_outgrows_the_map_loses_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The journal is read again then, with the secret with which it was written."""
+    store = opened(tmp_path)
+    put(store, b"k", b"v")
+    store._transaction.abort()  # what a process does not live to say
+    store._release()
+    commit = Store._commit
+    outgrown: list[Store] = []
+
+    def outgrows(store: Store) -> None:
+        if not outgrown:
+            outgrown.append(store)
+            store._transaction.abort()
+            raise MapOutgrown
+        commit(store)
+
+    monkeypatch.setattr(Store, "_commit", outgrows)
+    again = opened(tmp_path)
+    assert outgrown
+    assert get(again, b"k") == b"v"
+    again.close()
+
+
 def test_many_small_batches_never_outgrow_the_map(tmp_path: Path) -> None:
     store = opened(tmp_path, map_bytes=256 * KIB, durability=Durability.INTERVAL)
     for number in range(300):
