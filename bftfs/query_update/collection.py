@@ -166,7 +166,7 @@ class ObjectWalk:
         """What becomes of the operation, which stands with the first of its objects.
 
         As long as another of them has the version, it is kept apart: who asks what was done to that
-        one is told.
+        one is told. That there is something apart, be it nothing, says that it was established.
         """
         if not version.objects:
             return []
@@ -178,9 +178,9 @@ class ObjectWalk:
         key = past.operation_key(timestamp)
         if not others:
             return [Write(Table.META, key, None)]
-        if version.operation is None:
-            return []
-        return [Write(Table.META, key, encode(version.operation))]
+        if version.operation is not None:
+            return [Write(Table.META, key, encode(version.operation))]
+        return [] if view.get(Table.META, key) is not None else [Write(Table.META, key, b"")]
 
     def _bury(self) -> list[Write]:
         """Versions that were left behind: a later one is established, and old."""

@@ -119,8 +119,19 @@ def versions_page(view: StorageView, replica: Replica, request: VersionsRequest)
 
 
 def operation_key(timestamp: LogicalTimestamp) -> bytes:
-    """Where, in Table.META, an operation is kept whose first object's version was collected."""
+    """Where, in Table.META, an operation is kept whose first object's version was collected.
+
+    It is empty as long as only other objects' versions were.
+    """
     return b"operation" + timestamp
+
+
+def was_collected(view: StorageView, timestamp: LogicalTimestamp) -> bool:
+    """Whether this server has collected what an operation on several objects made of one of them.
+
+    Then it was established [Q/U §4.3.7]. Known as long as it has another object's version of it.
+    """
+    return view.get(Table.META, operation_key(timestamp)) is not None
 
 
 def _operation_of(
@@ -131,7 +142,7 @@ def _operation_of(
     if first is not None:
         return first.operation
     kept = view.get(Table.META, operation_key(timestamp))
-    return None if kept is None else _decode_operation(kept)
+    return _decode_operation(kept) if kept else None
 
 
 def _listed(

@@ -1032,6 +1032,9 @@ class QueryUpdateServer:
                 established = verdict is Verdict.ESTABLISHED
                 digest = deduction_digest(timestamp=timestamp, established=established)
                 return verdict, self._keys.make(digest)
+        if past.was_collected(view, timestamp):
+            digest = deduction_digest(timestamp=timestamp, established=True)
+            return Verdict.ESTABLISHED, self._keys.make(digest)
         return Verdict.UNKNOWN, b""
 
     # --- healing ------------------------------------------------------------------------------

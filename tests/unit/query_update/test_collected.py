@@ -5,28 +5,30 @@ from __future__ import annotations
 import msgspec
 import pytest
 
+from bftfs.identifiers import ObjectId
 from bftfs.query_update.collection import ObjectWalk, establish
 from bftfs.query_update.counter import Count, Increment
 from bftfs.query_update.timestamp import time_of
 from bftfs.storage import Table, Write
 from bftfs.wire.codec import encode
 from tests.unit.query_update.harness import USER, Client, Cluster, Node, counter_id
+from tests.unit.query_update.ledger import Transfer, ledger_types
 
 NAME = counter_id(0)
 
 
-def collect(node: Node) -> None:
+def collect(node: Node, name: ObjectId = NAME) -> None:
     """Let go of all that the head has superseded, as if that were long ago."""
     storage = node.storage
-    head = node.replica(NAME).head
-    storage.apply(establish(storage, NAME, head))
+    head = node.replica(name).head
+    storage.apply(establish(storage, name, head))
     horizon_us = time_of(head) + 1
-    row = msgspec.structs.replace(node.replica(NAME).row, collected_us=horizon_us)
-    storage.apply([Write(Table.OBJECT, NAME, encode(row))])
-    walk = ObjectWalk(NAME, lambda _since, until_us: until_us is None, horizon_us=horizon_us)
+    row = msgspec.structs.replace(node.replica(name).row, collected_us=horizon_us)
+    storage.apply([Write(Table.OBJECT, name, encode(row))])
+    walk = ObjectWalk(name, lambda _since, until_us: until_us is None, horizon_us=horizon_us)
     while not walk.done:
         storage.apply(walk.step(storage))
-    assert len(list(storage.keys(Table.VERSION, NAME, NAME + b"\xff" * 99))) == 1
+    assert len(list(storage.keys(Table.VERSION, name, name + b"\xff" * 99))) == 1
 
 
 @pytest.mark.parametrize("missed", [1, 4])
@@ -52,3 +54,27 @@ def test_an_update_is_finished_where_what_it_was_made_on_is_missing(missed: int)
     cluster.mute(0)
     assert increment(after) == Count(missed + 2)
     assert cluster.nodes[3].replica(NAME).head == cluster.nodes[1].replica(NAME).head
+
+
+@pytest.mark.parametrize("collected", [0, 1])
+def test_that_an_operation_was_established_is_known_after_one_object_let_go_of_it(
+    collected: int,
+) -> None:
+    """It is deduced for the other one [Q/U §4.3.7], which fewer than a quorum still have it of."""
+    cluster = Cluster(types=ledger_types())
+    names = (counter_id(0), counter_id(1))
+    before, after = cluster.client("X"), cluster.client("Y")
+    cluster.mute(3)
+    before.run(before.qu.update(names, "transfer.2", Transfer("both"), USER))
+    alone = (names[collected],)
+    for number in range(3):
+        before.run(before.qu.update(alone, "transfer.1", Transfer(f"alone {number}"), USER))
+    cluster.settle()
+    for node in cluster.nodes:
+        if node.number != 3:
+            collect(node, names[collected])
+    cluster.heal()
+    cluster.mute(0)
+    other = (names[1 - collected],)
+    accounts = after.run(after.qu.update(other, "transfer.1", Transfer("later"), USER)).answer
+    assert accounts.entries == (("bothx1", "laterx1"),)
