@@ -13,6 +13,9 @@ BFTFS := $(VENV)/bin/python -m bftfs
 PACKAGES := fuse3 libfuse3-dev pkg-config gcc python3-dev python3-venv
 TEST_PACKAGES := $(PACKAGES) git make rsync sqlite3 attr acl iproute2 procps tar libc6-dev vim-tiny
 
+# Tests that need no mount and share nothing: they run on two cores at once, the others alone.
+PURE_TESTS := tests/unit tests/papers tests/properties tests/simulation tests/fuzz
+
 .PHONY: up down status test check format clean packages test-packages help
 
 help:
@@ -33,7 +36,12 @@ status: $(VENV)/.installed
 	@$(BFTFS) status --data "$(DATA)"
 
 test: test-packages $(VENV)/.installed-test
+ifdef TESTS
 	$(VENV)/bin/python -m pytest $(TESTS)
+else
+	$(VENV)/bin/python -m pytest --numprocesses=2 --dist=worksteal $(PURE_TESTS)
+	$(VENV)/bin/python -m pytest $(addprefix --ignore=,$(PURE_TESTS))
+endif
 
 check: $(VENV)/.installed-test
 	$(VENV)/bin/ruff check .
