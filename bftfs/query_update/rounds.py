@@ -227,9 +227,11 @@ class Round:
                 return Judgement.ENOUGH
             return self.more()
         if getattr(reply, "code", 0) == errno.ENOSPC:
-            # Its disk is full, and stays so for now. Others may do; where they are too few, to wait
-            # would be to wait for somebody to make room.
+            # Its disk is full, and stays so for now. Others may do, and are waited for; where they
+            # are too few, to wait would be to wait for somebody to make room.
             self._full |= 1 << node
+            self.answered &= ~self._full
+            self.rounds.probing.avoid(node, self.now_us)
             everyone = (1 << self.quorums.n) - 1
             if not self.quorums.is_quorum(everyone & ~self._full):
                 self.rejection = AdmissionRefused(code=errno.ENOSPC, reason=reply.reason)
@@ -248,8 +250,9 @@ class Round:
     def rest(self) -> Judgement:
         """Wait for those from which an answer may be expected; if there are none, it is enough."""
         if not self.quorums.is_quorum(self.answered):
-            return Judgement.ENOUGH if self.answered == self.asked else Judgement.PENDING
-        waiting = self.asked & ~self.answered
+            heard = self.answered | self._full
+            return Judgement.ENOUGH if heard == self.asked else Judgement.PENDING
+        waiting = self.asked & ~self.answered & ~self._full
         for node in self.order:
             if waiting >> node & 1 and (
                 self._hopeful or (self.rounds.willing(node) and not self.overdue >> node & 1)

@@ -69,3 +69,25 @@ def test_what_some_have_taken_is_finished_once_the_others_have_room() -> None:
     for node in range(SMALLEST.n):
         cluster.nodes[node].behaviour = honest
     assert fetch(reader) == fetch(client) != before
+
+
+def test_who_takes_the_place_of_a_full_one_is_waited_for_and_it_is_asked_last_from_then_on() -> (
+    None
+):
+    """To end the round without him would leave something behind to be repaired, each time."""
+    cluster = Cluster()
+    client = cluster.client("X")
+
+    def asked() -> list[int]:
+        cluster.sent.clear()
+        increment(client)
+        return [target[1] for source, target, _ in cluster.sent if source[0] == "client"]
+
+    preferred = asked()
+    (spare,) = set(range(SMALLEST.n)).difference(preferred)
+    cluster.nodes[preferred[0]].behaviour = full
+    late = ("node", spare)
+    cluster.route = lambda source, target, _: 20_000 if late in (source, target) else 200
+    assert asked() == [*preferred, spare]
+    cluster.route = lambda *_: 200
+    assert sorted(asked()) == sorted([*preferred[1:], spare])
