@@ -153,7 +153,7 @@ def simulate(
             else:
                 tally.add(result)
             if as_json:
-                click.echo(json.dumps(_as_json(report)))
+                click.echo(json.dumps(_as_json(report), default=msgspec.to_builtins))
             if not report.passed:
                 saved = _save(outcome, saved_in)
                 if not as_json:

@@ -153,6 +153,14 @@ def test_a_file_that_is_no_configuration_is_a_users_mistake(tmp_path: Path) -> N
     assert str(path) in str(result.exception)
 
 
+def test_every_configuration_can_be_told_as_json() -> None:
+    result = run("--seed", "0", "--count", "12", "--operations", "3", "--json")
+    assert result.exit_code == 0, result.output
+    told = [json.loads(line) for line in result.stdout.splitlines() if line.startswith("{")]
+    policies = {each["configuration"]["verification"] is None for each in told}
+    assert (len(told), policies) == (12, {True, False})
+
+
 @pytest.mark.parametrize("parallel", ["1", "2"])
 def test_an_interrupt_stops_it_with_a_summary(parallel: str) -> None:
     command = ["-m", "bftfs", "simulate", "--seed", "0", "--until-stopped", "--json"]
