@@ -438,17 +438,8 @@ class QueryUpdateServer:
                 raise _Fail(Status.DIFFERENT)
             self._require_others(vouching)
             lacking = self._lacking(replicas, plans, timestamp)
-            if len(lacking) < len(replicas):
-                return self._adopt(
-                    replicas,
-                    lacking,
-                    plans,
-                    timestamp,
-                    conditioned,
-                    vouching,
-                    message.whole_answer_from,
-                )
-            if all(object_sync.is_staged(replica, timestamp) for replica in replicas):
+            has_some = len(lacking) < len(replicas)
+            if has_some or all(object_sync.is_staged(each, timestamp) for each in replicas):
                 ready = self._adopt(
                     replicas,
                     lacking,
@@ -458,7 +449,8 @@ class QueryUpdateServer:
                     vouching,
                     message.whole_answer_from,
                 )
-                ready.writes.append(Write(Table.REQUEST, timestamp, message.conditioned))
+                if not has_some:
+                    ready.writes.append(Write(Table.REQUEST, timestamp, message.conditioned))
                 return ready
             try:
                 if conditioned.kind is ConditionedKind.COPY:
