@@ -25,7 +25,9 @@ from typing import Any, NamedTuple, Protocol
 from bftfs import limits
 from bftfs.engine import Engine
 from bftfs.envelope import Refused
-from bftfs.identifiers import ClientId
+from bftfs.errors import DamagedRow
+from bftfs.healing import carry_on
+from bftfs.identifiers import ClientId, ObjectId
 from bftfs.step import Background, Role, Sender, Server, Task, Want
 from bftfs.storage import StorageView, Write
 
@@ -72,7 +74,9 @@ class Dispatcher:
         servers: Mapping[type, Server],
         engine: Engine,
         background: Iterable[Background] = (),
+        on_damage: Callable[[ObjectId], None] = lambda _object: None,
     ) -> None:
+        """`on_damage` is told of objects whose rows cannot be read."""
         self._servers = servers  # by message class
         self._engine = engine
         self._waiting: dict[bytes, list[Parked]] = {}  # by the key of what they want
@@ -83,8 +87,9 @@ class Dispatcher:
         self.on_supply: Callable[[], None] = lambda: None  # tells the host that a batch is due
         self.foreground_us = 0  # when a client asked for something last
         self._tasks: deque[Task] = deque()
+        self._on_damage = on_damage
         for each in background:
-            engine.start(each.run(self), _raise_failure)
+            engine.start(carry_on(self, each.run), _raise_failure)
 
     @property
     def has_supplies(self) -> bool:
@@ -95,6 +100,10 @@ class Dispatcher:
         """Step `task`, of the host's own, in the next batch."""
         self._tasks.append(task)
         self.on_supply()
+
+    def note_damage(self, damage: DamagedRow) -> None:
+        """Tell whoever has it mended."""
+        self._on_damage(ObjectId(damage.object))
 
     @property
     def most_parked_of_one(self) -> int:
@@ -123,7 +132,10 @@ class Dispatcher:
         Tasks come first: what a supply rests on may be one of them.
         """
         for _ in range(len(self._tasks)):
-            batch.apply(self._tasks.popleft()(batch, now_us))
+            try:
+                batch.apply(self._tasks.popleft()(batch, now_us))
+            except DamagedRow as damage:
+                self.note_damage(damage)
         for _ in range(len(self._supplied)):
             key, writes = self._supplied.popleft()
             waiting = self._waiting.pop(key, [])
@@ -144,7 +156,12 @@ class Dispatcher:
             self._refuse(request, errno.EOPNOTSUPP, "no such request")
             return
         request.steps += 1
-        ready = server.step(batch, request.sender, request.message, request.body, now_us)
+        try:
+            ready = server.step(batch, request.sender, request.message, request.body, now_us)
+        except DamagedRow as damage:
+            self.note_damage(damage)
+            self._refuse(request, errno.EAGAIN, str(damage)[:256])
+            return
         if ready.writes:
             batch.apply(ready.writes)
         if ready.wants:

@@ -31,6 +31,21 @@ class ImpossibleThresholds(BftfsError):
         return f"impossible configuration: {self.inequality} does not hold for {self.given}"
 
 
+class DamagedRow(BftfsError):
+    """A row of this node's own store cannot be read: its disk has damaged it.
+
+    `object` is the identifier of the one whose row it is.
+    """
+
+    def __init__(self, identifier: bytes, reason: str) -> None:
+        super().__init__(identifier, reason)
+        self.object = identifier
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"what the node has stored of it cannot be read ({self.reason}); it mends it"
+
+
 class PeerFault(BftfsError):
     """A peer sent something that a correct peer would not have sent."""
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import NamedTuple, TypeVar
 
 from bftfs import limits
-from bftfs.conversation import Event, Now, Pause, Receive, Send, Wait
+from bftfs.conversation import Conversation, Event, Now, Pause, Receive, Send, Wait
+from bftfs.errors import DamagedRow
 from bftfs.identifiers import NodeId
 from bftfs.step import Host
 from bftfs.storage import StorageView, Table, Write
@@ -77,20 +78,42 @@ async def look(host: Host, function: Callable[[StorageView], Seen]) -> Seen:
 
 
 async def step(host: Host, function: Callable[[StorageView], tuple[Seen, list[Write]]]) -> Seen:
-    """The first thing that `function` gives in a step of its own, which applies its writes."""
+    """The first thing that `function` gives in a step of its own, which applies its writes.
+
+    Raises `DamagedRow` if what it has to read cannot be read.
+    """
     seen: list[Seen] = []
+    damages: list[DamagedRow] = []
     event = Event()
 
     def task(view: StorageView, _now_us: int) -> list[Write]:
-        result, writes = function(view)
-        seen.append(result)
+        writes: list[Write] = []
+        try:
+            result, writes = function(view)
+            seen.append(result)
+        except DamagedRow as damage:
+            damages.append(damage)
         event.announce()
         return writes
 
     host.arrange(task)
-    while not seen:
+    while not seen and not damages:
         await Wait(event)
+    if damages:
+        raise damages[0]
     return seen[0]
+
+
+async def carry_on(host: Host, work: Callable[[Host], Conversation[None]]) -> None:
+    """Do the work; what a damaged row has stopped begins anew, when the row may be mended."""
+    while True:
+        try:
+            await work(host)
+        except DamagedRow as damage:
+            host.note_damage(damage)
+        else:
+            return
+        await Pause(limits.HEAL_AGAIN_US)
 
 
 async def clients_are_busy(host: Host) -> bool:

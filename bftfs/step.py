@@ -15,6 +15,7 @@ from enum import Enum
 from typing import Any, Protocol
 
 from bftfs.conversation import Conversation
+from bftfs.errors import DamagedRow
 from bftfs.identifiers import ClientId, NodeId
 from bftfs.storage import StorageView, Write
 
@@ -88,6 +89,9 @@ class Host(Protocol):
 
         It may be lost with its batch, if the disk is full: nothing may depend on it but progress.
         """
+
+    def note_damage(self, damage: DamagedRow) -> None:
+        """Have it mended."""
 
 
 class Background(Protocol):

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 
+import msgspec
+
 from bftfs.credentials import Credentials
+from bftfs.errors import DamagedRow
 from bftfs.filesystem.authorization import UNKNOWN_INODE, may_write_blocks
 from bftfs.identifiers import BlockId, inode_of
 from bftfs.query_update.replica import Replica
@@ -20,8 +23,11 @@ class InodeAuthority:
         self, view: StorageView, sender: Sender, block: BlockId, credentials: Credentials
     ) -> BlockRefused | None:
         """None, or why not."""
-        inode = Replica(view, inode_of(block)).workspace
-        code = may_write_blocks(inode, credentials, sender.grant)
+        name = inode_of(block)
+        try:
+            code = may_write_blocks(Replica(view, name).workspace, credentials, sender.grant)
+        except msgspec.MsgspecError as error:
+            raise DamagedRow(name, str(error)) from error
         if code in (0, UNKNOWN_INODE):
             return None
         return BlockRefused(code, f"user {credentials.uid} may not write: {os.strerror(code)}")

@@ -20,7 +20,7 @@ from bftfs.data_directory import NodeDirectory
 from bftfs.dispatcher import Dispatcher
 from bftfs.envelope import HealthRequest
 from bftfs.errors import UsageError
-from bftfs.identifiers import NodeId
+from bftfs.identifiers import NodeId, ObjectId
 from bftfs.limits import CONNECTIONS, MIB
 from bftfs.recovery import Recovery
 from bftfs.runtime.links import Links
@@ -53,6 +53,7 @@ class Services:
     background: tuple[Background, ...] = ()
     gauges: Callable[[], tuple[Gauge, ...]] = tuple  # what the background work tells of itself
     works: tuple[Work, ...] = ()  # of it, what people may steer
+    on_damage: Callable[[ObjectId], None] = lambda _object: None  # has its rows mended
     attach: Callable[[Store], None] = lambda _store: None  # told where everything is stored
 
 
@@ -140,6 +141,7 @@ def run(directory: NodeDirectory, description_file: Path, protocols: Protocols) 
                 servers={**servers, HealthRequest: health},
                 engine=links.engine,
                 background=services.background,
+                on_damage=services.on_damage,
             ),
             store=store,
             links=links,

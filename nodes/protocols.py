@@ -133,6 +133,7 @@ def honest_services(
             Work(healing, partial(_healing_state, query_update.healer, block_healer)),
             Work(scrubber.steering, partial(_scrubbing_state, scrubber)),
         ),
+        query_update.healer.note_damage,
         pool.attach,
     )
 

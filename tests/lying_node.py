@@ -43,7 +43,7 @@ def lying(adversaries: Sequence[str]) -> Protocols:
             Sizes(description.query_update, description.read_write),
             Random(node),
         )
-        return Services(corrupted(position, adversaries), honest.background)
+        return replace(honest, servers=corrupted(position, adversaries))
 
     return replace(HONEST, services=services)
 

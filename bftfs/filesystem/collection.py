@@ -34,13 +34,13 @@ import msgspec
 
 from bftfs import limits
 from bftfs.conversation import Event, Now, Pause, Spawn, Wait
-from bftfs.errors import UsageError
-from bftfs.filesystem.attributes import decode_attributes
+from bftfs.errors import DamagedRow, UsageError
+from bftfs.filesystem.attributes import Attributes, decode_attributes
 from bftfs.filesystem.layout import Layout
 from bftfs.filesystem.objects import ATTRIBUTES_KEY, RETENTION_KEY
 from bftfs.filesystem.snapshots import times_of_snapshots
 from bftfs.filesystem.volume import record_of
-from bftfs.healing import ask_all, give_way, look, step
+from bftfs.healing import ask_all, carry_on, give_way, look, step
 from bftfs.identifiers import (
     BLOCK_ID_BYTES,
     OBJECT_ID_BYTES,
@@ -57,7 +57,7 @@ from bftfs.query_update import past
 from bftfs.query_update.collection import ObjectWalk, establish, settled_everywhere
 from bftfs.query_update.messages import CatalogueReply, CatalogueRequest, Looked
 from bftfs.query_update.object_type import Refusal
-from bftfs.query_update.replica import Replica, established_of, past_prefix
+from bftfs.query_update.replica import Replica, past_prefix
 from bftfs.query_update.timestamp import ZERO, LogicalTimestamp, time_of
 from bftfs.quorum import QuorumSystem
 from bftfs.read_write.timestamp import TIMESTAMP_BYTES
@@ -150,14 +150,14 @@ def shown_by(replica: Replica, horizon_us: int) -> Shown | None:
     encoded = None if state is None else state.get(ATTRIBUTES_KEY)
     if encoded is None:
         return None
-    attributes = decode_attributes(encoded)
+    attributes = _attributes(replica, encoded)
     if attributes.layout is None:
         return None
     moments: dict[tuple[int, Layout], None] = {}
     prefix = past_prefix(replica.object, ATTRIBUTES_KEY)
     rows = replica.view.scan(Table.PAST, prefix, prefix + b"\xff" * (_NUMBER_BYTES + 1))
     for _, row in islice(rows, limits.MOMENTS_SHOWN + 1):
-        before = decode_attributes(row[_NUMBER_BYTES:])
+        before = _attributes(replica, row[_NUMBER_BYTES:])
         if before.version < attributes.version and before.layout is not None and before.links:
             moments[before.contents, before.layout] = None
     if len(moments) > limits.MOMENTS_SHOWN:
@@ -320,7 +320,7 @@ class Collector:
 
     async def run(self, host: Host) -> None:
         """Collect from time to time, and whenever room is short."""
-        await Spawn(partial(self._relieve, host))
+        await Spawn(partial(carry_on, host, self._relieve))
         while True:
             if not self._pool.is_short():
                 await self._pass(host, short=False)
@@ -386,35 +386,36 @@ class Collector:
     def _facts(self, view: StorageView, *, horizon_us: int) -> _Facts | None:
         """The snapshots of now, and those of when the window began."""
         replica = Replica(view, self._volume)
-        try:
-            created_us = record_of(replica.workspace).created_us
-        except Refusal:
-            return None
-        times = set(times_of_snapshots(replica.workspace))
         looked, version = past.newest_at(replica, horizon_us, b"")
         state = replica.state_at(version) if looked is Looked.FOUND else None
-        if state is not None:
-            times.update(times_of_snapshots(state))
+        try:
+            created_us = record_of(replica.workspace).created_us
+            times = set(times_of_snapshots(replica.workspace))
+            if state is not None:
+                times.update(times_of_snapshots(state))
+        except Refusal:
+            return None
+        except msgspec.MsgspecError as error:
+            raise DamagedRow(self._volume, str(error)) from error
         return _Facts(tuple(sorted(times)), created_us)
 
     def _page(
         self, view: StorageView, *, after: bytes, horizon_us: int, short: bool
     ) -> tuple[list[_Listed], bytes]:
         """Some objects that follow `after`, of which something may go; and where the page ends."""
-        rows = tuple(
-            islice(view.scan(Table.OBJECT, after + b"\0", _AFTER_OBJECTS), limits.COLLECT_OBJECTS)
+        keys = tuple(
+            islice(view.keys(Table.OBJECT, after + b"\0", _AFTER_OBJECTS), limits.COLLECT_OBJECTS)
         )
-        until = bytes(rows[-1][0]) if len(rows) == limits.COLLECT_OBJECTS else _AFTER_OBJECTS
+        until = bytes(keys[-1]) if len(keys) == limits.COLLECT_OBJECTS else _AFTER_OBJECTS
         listed = []
-        for key, row in rows:
+        for key in keys:
             name = ObjectId(bytes(key))
             replica = Replica(view, name)
             if (
                 short
                 or any(not policy.is_keep_all for policy in self._policies(replica, horizon_us))
             ) and _has_superseded(replica, horizon_us):
-                latest, established = established_of(row)
-                listed.append(_Listed(name, latest, established))
+                listed.append(_Listed(name, replica.history.latest, replica.row.established))
         return listed, until
 
     def _policies(self, replica: Replica, horizon_us: int) -> tuple[Policy, ...]:
@@ -510,8 +511,15 @@ def _has_superseded(replica: Replica, horizon_us: int) -> bool:
     encoded = replica.workspace.get(ATTRIBUTES_KEY)
     if not keys or encoded is None:
         return False
-    attributes = decode_attributes(encoded)
+    attributes = _attributes(replica, encoded)
     return not attributes.links or attributes.layout is None or len(attributes.layout.ranges) > 1
+
+
+def _attributes(replica: Replica, encoded: bytes) -> Attributes:
+    try:
+        return decode_attributes(encoded)
+    except msgspec.MsgspecError as error:
+        raise DamagedRow(replica.object, str(error)) from error
 
 
 def _establishing(listed: _Listed) -> Callable[[StorageView, int], list[Write]]:

@@ -99,7 +99,7 @@ def catalogue(view: StorageView, after: bytes) -> CatalogueReply:
     )
     return CatalogueReply(
         tuple(
-            Catalogued(ObjectId(name), latest_of(row))
+            Catalogued(ObjectId(name), latest_of(ObjectId(name), row))
             for name, row in rows[: limits.OBJECTS_IN_CATALOGUE]
         ),
         more=len(rows) > limits.OBJECTS_IN_CATALOGUE,
@@ -370,6 +370,11 @@ class ObjectHealer:
         self.mark(host, dict.fromkeys(names, _DAMAGED))
         self.steering.hurry()
 
+    def note_damage(self, name: ObjectId) -> None:
+        """Somebody has found a row of this object that cannot be read."""
+        if self._host is not None and self._marked.get(name) != _DAMAGED:
+            self.mark_damaged(self._host, (name,))
+
     def mark(self, host: Host, marks: dict[ObjectId, bytes]) -> None:
         """Remember, across restarts, to mend these."""
         self._note({**self._marked, **marks})
@@ -492,7 +497,7 @@ def _own(name: ObjectId, candidate: Candidate | None, view: StorageView) -> _Own
 def latest_of_all(names: Sequence[ObjectId], view: StorageView) -> dict[ObjectId, LogicalTimestamp]:
     """The latest timestamp of each object here; the initial one of what is not here."""
     rows = ((name, view.get(Table.OBJECT, name)) for name in names)
-    return {name: ZERO if row is None else latest_of(row) for name, row in rows}
+    return {name: ZERO if row is None else latest_of(name, row) for name, row in rows}
 
 
 def _is_catalogue(after: bytes, reply: object) -> CatalogueReply | None:

@@ -29,6 +29,7 @@ from enum import Enum
 import msgspec
 
 from bftfs import limits
+from bftfs.errors import DamagedRow, MalformedMessage
 from bftfs.identifiers import ObjectId
 from bftfs.query_update.candidate import Candidate
 from bftfs.query_update.conditioned import Operation
@@ -99,15 +100,12 @@ _decode_row = msgspec.msgpack.Decoder(ObjectRow).decode
 _decode_version = msgspec.msgpack.Decoder(Version).decode
 
 
-def established_of(stored: bytes) -> tuple[LogicalTimestamp, LogicalTimestamp]:
-    """The latest timestamp in the history of an OBJECT row, and the one known established."""
-    row = _decode_row(stored)
-    return latest_in(row.history), row.established
-
-
-def latest_of(stored: bytes) -> LogicalTimestamp:
-    """The latest timestamp in the replica history of an OBJECT row."""
-    return latest_in(_decode_row(stored).history)
+def latest_of(name: ObjectId, stored: bytes) -> LogicalTimestamp:
+    """The latest timestamp in the replica history of an object's row. Raises `DamagedRow`."""
+    try:
+        return latest_in(_decode_row(stored).history)
+    except (msgspec.MsgspecError, MalformedMessage) as error:
+        raise DamagedRow(name, str(error)) from error
 
 
 def stored_row(stored: bytes) -> ObjectRow:
@@ -515,7 +513,7 @@ class PastState:
 
 
 class Replica:
-    """An object at one server, during one step."""
+    """An object at one server, during one step. What cannot be read of it raises `DamagedRow`."""
 
     __slots__ = ("_versions", "history", "object", "row", "stored", "view", "workspace", "writes")
 
@@ -523,9 +521,12 @@ class Replica:
         self.view = view
         self.object = identifier
         stored = view.get(Table.OBJECT, identifier)
-        self.row: ObjectRow = INITIAL_ROW if stored is None else _decode_row(stored)
+        try:
+            self.row: ObjectRow = INITIAL_ROW if stored is None else _decode_row(stored)
+            self.history: ReplicaHistory = parse_history(self.row.history)
+        except (msgspec.MsgspecError, MalformedMessage) as error:
+            raise DamagedRow(identifier, str(error)) from error
         self.stored = self.row  # as it was before this step
-        self.history: ReplicaHistory = parse_history(self.row.history)
         self.writes: list[Write] = []
         self.workspace = Workspace(view, identifier)
         self._versions: dict[LogicalTimestamp, Version] = {}  # those that this step has stored
@@ -550,7 +551,10 @@ class Replica:
         if version is not None:
             return version
         stored = self.view.get(Table.VERSION, self.object + timestamp)
-        return None if stored is None else _decode_version(stored)
+        try:
+            return None if stored is None else _decode_version(stored)
+        except msgspec.MsgspecError as error:
+            raise DamagedRow(self.object, str(error)) from error
 
     def state_at(self, timestamp: LogicalTimestamp) -> Workspace | PastState | None:
         """The state at a version of the head's chain, or None if it is not on it."""

@@ -191,7 +191,9 @@ class Deployment:
         release: Release = quota.release if quota else lambda _view, _freed: []
         collectors = () if collecting is None else (collecting(node, objects.quorums, release),)
         return Services(
-            servers, (verifier, finisher, objects.healer, healer, scrubber, *collectors)
+            servers,
+            (verifier, finisher, objects.healer, healer, scrubber, *collectors),
+            objects.healer.note_damage,
         )
 
     def lose_disk(self, number: NodeId) -> None:

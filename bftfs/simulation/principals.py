@@ -17,7 +17,7 @@ from bftfs.dispatcher import Dispatcher
 from bftfs.engine import Engine, Outcome, Running
 from bftfs.envelope import REPLIES, REQUESTS
 from bftfs.errors import MalformedMessage
-from bftfs.identifiers import ClientId, NodeId
+from bftfs.identifiers import ClientId, NodeId, ObjectId
 from bftfs.simulation.disk import Disk
 from bftfs.simulation.network import Endpoint, Kind, Network
 from bftfs.simulation.world import START_US, World
@@ -30,9 +30,15 @@ Servers = Mapping[type, Server]
 class Services(dict[type, Server]):
     """The servers of a node that also has work of its own."""
 
-    def __init__(self, servers: Servers, background: tuple[Background, ...]) -> None:
+    def __init__(
+        self,
+        servers: Servers,
+        background: tuple[Background, ...],
+        on_damage: Callable[[ObjectId], None],
+    ) -> None:
         super().__init__(servers)
         self.background = background
+        self.on_damage = on_damage
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,10 +157,15 @@ class SimulatedNode(Host):
         self._inbox.clear()
         self._batch_due = False
         servers = self._servers()
-        self.dispatcher = Dispatcher(
-            servers=servers,
-            engine=self.engine,
-            background=servers.background if isinstance(servers, Services) else (),
+        self.dispatcher = (
+            Dispatcher(
+                servers=servers,
+                engine=self.engine,
+                background=servers.background,
+                on_damage=servers.on_damage,
+            )
+            if isinstance(servers, Services)
+            else Dispatcher(servers=servers, engine=self.engine)
         )
         self.dispatcher.on_supply = self._due
         if self.dispatcher.has_supplies:

@@ -24,6 +24,7 @@ from bftfs.filesystem.registry import file_system_types
 from bftfs.identifiers import NodeId, ObjectId, ObjectKind, block_id, object_id
 from bftfs.query_update.client import QueryUpdateClient
 from bftfs.query_update.past_reading import PastReader
+from bftfs.query_update.replica import stored_row, stored_version
 from bftfs.quorum import ThresholdQuorums
 from bftfs.read_write.client import ReadWriteClient
 from bftfs.read_write.lazy_verifier import VerificationSettings
@@ -275,6 +276,34 @@ def test_what_has_to_be_kept_is(seed: int) -> None:
 def test_a_collector_that_ignores_the_window_is_found_out() -> None:
     _, wrong = run(0, window_us=0)
     assert any("within the window" in each for each in wrong)
+
+
+@pytest.mark.parametrize("table", list(Table), ids=lambda table: table.name)
+def test_rows_that_rot_while_nodes_collect_stop_nobody_and_are_mended(table: Table) -> None:
+    """One node of them has them, as few as one disk may damage; it looks for what may go."""
+    simulation = Simulation(5)
+    simulation.run(simulation.systems[0].format(CREDENTIALS, block_bytes=BLOCK))
+    damaged = simulation.deployment.nodes[2]
+    for number in range(24):
+        simulation.change()
+        simulation.pass_time(simulation.random.randrange(5 * SECOND_US))
+        if number % 4 == 3:
+            keys = sorted(damaged.disk.keys(table, b"", b"\xff" * 200))
+            for key in simulation.random.sample(keys, min(3, len(keys))):
+                for position in range(24):
+                    damaged.disk.rot(table, key, position)
+    simulation.pass_time(WINDOW_US)
+    assert not simulation.read_back(moments=5)
+    scrubber = simulation.deployment.scrubbers[NodeId(2)]
+    scrubber.steering.start()
+    simulation.pass_time(60 * SECOND_US)
+    assert scrubber.tally.passes
+    healer, _ = simulation.deployment.healers[NodeId(2)]
+    assert not healer.damaged
+    for _, row in damaged.disk.scan(Table.OBJECT, b"", b"\xff" * 200):
+        assert stored_row(row)
+    for _, row in damaged.disk.scan(Table.VERSION, b"", b"\xff" * 200):
+        assert stored_version(row)
 
 
 # --- attacks -----------------------------------------------------------------------------------

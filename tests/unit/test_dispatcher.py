@@ -12,11 +12,14 @@ from bftfs.conversation import Conversation, Receive, Send
 from bftfs.dispatcher import MOST_STEPS, Dispatcher
 from bftfs.engine import Engine
 from bftfs.envelope import Refused
-from bftfs.identifiers import ClientId, NodeId
+from bftfs.errors import DamagedRow
+from bftfs.healing import look
+from bftfs.identifiers import ClientId, NodeId, ObjectId
 from bftfs.step import Ready, Role, Sender, Want
 from bftfs.storage import MemoryStorage, StorageView, Table, Write
 
 PEER = NodeId(3)
+NAME = ObjectId(bytes(32))
 
 
 class Lookup:
@@ -178,3 +181,71 @@ def test_what_nobody_serves_is_refused(host: Host) -> None:
     )
     ((number, refusal),) = host.replies()
     assert (number, refusal.code) == (9, errno.EOPNOTSUPP)
+
+
+# --- rows that the disk has damaged ----------------------------------------------------------
+
+
+class Rotten:
+    """Every row of it that is looked at is damaged."""
+
+    def step(self, *_: Any) -> Ready:
+        raise DamagedRow(NAME, "rotten")
+
+
+class Worker:
+    """Looks at one row again and again, which is damaged `rotten` times."""
+
+    def __init__(self, rotten: int) -> None:
+        self.rotten = rotten
+        self.looked = 0
+
+    def look(self, _view: StorageView) -> int:
+        self.looked += 1
+        if self.looked <= self.rotten:
+            raise DamagedRow(NAME, "rotten")
+        return self.looked
+
+    async def run(self, host: Any) -> Conversation[None]:
+        await look(host, self.look)
+
+
+def test_a_request_that_meets_a_damaged_row_is_refused_and_the_object_is_mended() -> None:
+    told: list[bytes] = []
+    host = Host()
+    host.dispatcher = Dispatcher(
+        servers={bytes: Rotten()}, engine=host.engine, on_damage=told.append
+    )
+    host.request(b"a")
+    ((_, refusal),) = host.replies()
+    assert isinstance(refusal, Refused)
+    assert refusal.code == errno.EAGAIN
+    assert "rotten" in refusal.reason
+    assert told == [NAME]
+
+
+def test_work_that_meets_a_damaged_row_begins_anew_when_it_may_be_mended() -> None:
+    told: list[bytes] = []
+    host, worker = Host(), Worker(rotten=2)
+    host.dispatcher = Dispatcher(
+        servers={}, engine=host.engine, background=(worker,), on_damage=told.append
+    )
+    for looked in (1, 2, 3):
+        host.resume()
+        assert worker.looked == looked
+        assert not host.dispatcher.has_supplies
+        host.clock += limits.HEAL_AGAIN_US
+        host.engine.expire()
+    assert told == [NAME, NAME]
+    assert not host.dispatcher.has_supplies  # it has come to its end
+
+
+def test_a_task_of_nobodys_that_meets_a_damaged_row_is_dropped() -> None:
+    told: list[bytes] = []
+    host = Host()
+    host.dispatcher = Dispatcher(servers={}, engine=host.engine, on_damage=told.append)
+    host.dispatcher.arrange(lambda *_: Rotten().step() and [])
+    host.dispatcher.arrange(lambda *_: [Write(Table.STATE, b"a", b"1")])
+    host.resume()
+    assert told == [NAME]
+    assert host.store.get(Table.STATE, b"a") == b"1"
