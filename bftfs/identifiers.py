@@ -58,6 +58,11 @@ def inode_of(block: BlockId) -> ObjectId:
     return ObjectId(block[:OBJECT_ID_BYTES])
 
 
+def incarnation_of(block: BlockId) -> int:
+    """The incarnation of the file's contents that the block belongs to."""
+    return int.from_bytes(block[16:24], "big")
+
+
 def block_number_of(block: BlockId) -> int:
     """The block's position in its file, in blocks."""
     return int.from_bytes(block[24:32], "big")

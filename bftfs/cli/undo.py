@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from operator import itemgetter
 from typing import Any, Final
 
 import click
@@ -37,21 +38,27 @@ def audit(path: str, client: str, since: str, as_json: bool) -> None:
         own, built = audited(trail)
         rows = {
             "client": client,
-            "changes": [_row(session, trail, identifier, change) for identifier, change in own],
+            "changes": sorted(
+                [
+                    *(_row(session, trail, identifier, change) for identifier, change in own),
+                    *_strays(session, trail, client),
+                ],
+                key=itemgetter("time"),
+            ),
             "built_on": [_row(session, trail, identifier, change) for identifier, change in built],
         }
     if as_json:
         click.echo(json.dumps(rows, indent=2))
         return
     for title, key in (
-        (f"{len(own)} changes by {client}", "changes"),
+        (f"{len(rows['changes'])} changes by {client}", "changes"),
         (f"{len(built)} later changes by others to the same things", "built_on"),
     ):
         click.echo(f"{title}{':' if rows[key] else '.'}")
         for row in rows[key]:
             assert isinstance(row, dict), "a list of rows"
             click.echo(
-                f"  {row['time']}  {row['client']:<12} uid {row['uid']:<5} "
+                f"  {row['time']}  {row['client']:<12} uid {_known(row['uid']):<5} "
                 f"{row['operation']:<28} {row['path']}"
             )
 
@@ -64,6 +71,32 @@ def _row(session: Session, trail: Trail, identifier: ObjectId, change: Change) -
         "operation": said(change),
         "path": trail.paths.get(identifier, identifier.hex()),
     }
+
+
+def _known(uid: int | None) -> str:
+    return "?" if uid is None else str(uid)
+
+
+def _strays(session: Session, trail: Trail, client: str) -> list[dict[str, Any]]:
+    """Blocks that the client wrote, and no update of its own covers."""
+    rows = []
+    for identifier, strays in trail.strays.items():
+        own = sorted((each for each in strays if each.is_own), key=lambda each: each.time_us)
+        for cover in dict.fromkeys(each.shown_by for each in own):
+            blocks = [each for each in own if each.shown_by is cover]
+            told = "no update has covered"
+            if cover is not None:
+                told = f"{session.client_name(cover.client)} covered"
+            rows.append(
+                {
+                    "time": format_moment(blocks[0].time_us),
+                    "client": client,
+                    "uid": None,
+                    "operation": f"write {len(blocks)} block{'s' * (len(blocks) > 1)} that {told}",
+                    "path": trail.paths.get(identifier, identifier.hex()),
+                }
+            )
+    return rows
 
 
 # --- undo -----------------------------------------------------------------------------------

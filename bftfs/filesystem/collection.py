@@ -50,6 +50,7 @@ from bftfs.identifiers import (
     ObjectId,
     ObjectKind,
     block_number_of,
+    incarnation_of,
     inode_of,
     kind_of,
 )
@@ -118,7 +119,7 @@ class Shown(NamedTuple):
 
     def keeps(self, block: BlockId) -> Keeps:
         """What has to stay of one block."""
-        incarnation, number = int.from_bytes(block[16:24], "big"), block_number_of(block)
+        incarnation, number = incarnation_of(block), block_number_of(block)
         alive = self.alive
         lives = alive is not None and (
             alive.incarnation(number) == incarnation or incarnation > alive.newest

@@ -41,6 +41,19 @@ IDLE_CONTENTS: Final = 4_096  # files that nobody has open, whose blocks may be 
 FLUSHES_TOGETHER: Final = 16  # files that are written back at the same time
 
 
+async def plaintext_of(cipher: BlockCipher | None, block: BlockId, item: bytes | None) -> bytes:
+    """What a data-item says; empty if it was never written."""
+    if item is None:
+        return b""
+    if cipher is None:
+        return item
+    try:
+        plaintext: bytes = await Compute(partial(cipher.open, block, item))
+    except PeerFault as fault:
+        raise FileSystemError(errno.EIO, str(fault)) from fault
+    return plaintext
+
+
 class ContentStore:
     """The contents of all files that are open, or were."""
 
@@ -252,16 +265,7 @@ class ContentStore:
     async def _fetch(self, block: BlockId, at_time_us: int | None = None) -> bytes:
         """The plaintext of a data-item; empty if it was never written."""
         item = (await self._blocks.read(block, at_time_us=at_time_us)).item
-        if item is None:
-            return b""
-        cipher = self._cipher
-        if cipher is None:
-            return item
-        try:
-            plaintext: bytes = await Compute(partial(cipher.open, block, item))
-        except PeerFault as fault:
-            raise FileSystemError(errno.EIO, str(fault)) from fault
-        return plaintext
+        return await plaintext_of(self._cipher, block, item)
 
     async def _read_ahead(self, file: OpenFile, offset: int, stop: int) -> None:
         """Start to read what a sequential reader will want."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import errno
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Final
@@ -20,6 +21,7 @@ from bftfs.credentials import Credentials
 from bftfs.crypto.cipher import BlockCipher
 from bftfs.errors import FileSystemError
 from bftfs.filesystem.attributes import Attributes, decode_attributes
+from bftfs.filesystem.content_store import plaintext_of
 from bftfs.filesystem.directory import Entry, entry_in, name_in
 from bftfs.filesystem.objects import ATTRIBUTES_KEY, NoArguments
 from bftfs.filesystem.operations import FileSystem, Found
@@ -33,13 +35,15 @@ from bftfs.filesystem.registry import (
 )
 from bftfs.filesystem.retention_methods import PolicySetting
 from bftfs.filesystem.services import (
+    Authored,
+    BlockTimestamp,
     MetadataService,
     PastBlockService,
     PastService,
     SpaceService,
 )
 from bftfs.filesystem.snapshots import Snapshot, SnapshotCreation, SnapshotName
-from bftfs.identifiers import ClientId, ObjectId
+from bftfs.identifiers import BlockId, ClientId, ObjectId
 from bftfs.query_update.conditioned import Operation
 from bftfs.query_update.messages import PastVersion
 from bftfs.query_update.timestamp import ZERO, LogicalTimestamp, client_of, time_of
@@ -166,6 +170,23 @@ class History:
         """Ask for another policy."""
         arguments = PolicySetting(str(policy))
         await self._objects.update((identifier,), SET_RETENTION, arguments, who)
+
+    # --- blocks ------------------------------------------------------------------------------
+
+    async def written(
+        self, files: Sequence[ObjectId], *, author: ClientId | None, since_us: int
+    ) -> Sequence[Authored]:
+        """What was written to the blocks of files since then, whether it was covered or not."""
+        return await self._blocks.versions_by(files, author=author, since_us=since_us)
+
+    async def block_stamp(self, block: BlockId, time_us: int | None) -> BlockTimestamp:
+        """Whose version a block was at a time, or is now, and since when."""
+        return (await self._blocks.read(block, at_time_us=time_us)).timestamp
+
+    async def block_at(self, block: BlockId, time_us: int) -> tuple[BlockTimestamp, bytes]:
+        """The same, and what it says."""
+        version = await self._blocks.read(block, at_time_us=time_us)
+        return version.timestamp, await plaintext_of(self._cipher, block, version.item)
 
     # --- versions ----------------------------------------------------------------------------
 

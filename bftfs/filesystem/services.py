@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 from bftfs.credentials import Credentials
-from bftfs.identifiers import BlockId, ObjectId
+from bftfs.identifiers import BlockId, ClientId, ObjectId
 from bftfs.query_update.messages import PastVersion
 from bftfs.query_update.object_type import Record
 from bftfs.query_update.timestamp import LogicalTimestamp
@@ -132,8 +132,45 @@ class PastService(Protocol):
         """One page of the versions from `newest` down, with their changes to some keys."""
 
 
+class BlockTimestamp(BlockTime, Protocol):
+    """The same, and whose version it is."""
+
+    @property
+    def client(self) -> ClientId:
+        """Whose key made it: authenticated by the nodes that accepted it."""
+
+
+class PastBlockVersion(BlockVersion, Protocol):
+    """A version of a block, and who made it when."""
+
+    @property
+    def timestamp(self) -> BlockTimestamp:
+        """Zero if nothing was ever written."""
+
+
+class Authored(Protocol):
+    """A version of a block, by name."""
+
+    @property
+    def block(self) -> BlockId:
+        """Which block."""
+
+    @property
+    def time_us(self) -> int:
+        """When."""
+
+    @property
+    def author(self) -> ClientId:
+        """Whose key made it."""
+
+
 class PastBlockService(Protocol):
     """The past of blocks."""
 
-    async def read(self, block: BlockId, *, at_time_us: int | None = None) -> BlockVersion:
+    async def read(self, block: BlockId, *, at_time_us: int | None = None) -> PastBlockVersion:
         """The latest version of a block with a time of `at_time_us` or earlier."""
+
+    async def versions_by(
+        self, inodes: Sequence[ObjectId], *, author: ClientId | None, since_us: int
+    ) -> Sequence[Authored]:
+        """Versions of blocks of these files that `author`, or anybody, wrote since then."""

@@ -17,7 +17,8 @@ from bftfs.coding.erasure import Buffer
 from bftfs.conversation import Compute, Now, Together
 from bftfs.credentials import Credentials
 from bftfs.errors import AdmissionRefused
-from bftfs.identifiers import BlockId, ClientId
+from bftfs.identifiers import BlockId, ClientId, ObjectId
+from bftfs.read_write.authorship import Authored, versions_by
 from bftfs.read_write.reading import Reading, Version
 from bftfs.read_write.repair import Repair
 from bftfs.read_write.session import Session
@@ -155,6 +156,17 @@ class ReadWriteClient:
         reads = tuple(Reading(session, block, bound).run for block in blocks)
         versions: tuple[Version, ...] = await Together(reads)
         return versions
+
+    # --- who wrote what ----------------------------------------------------------------------
+
+    async def versions_by(
+        self, inodes: Sequence[ObjectId], *, author: ClientId | None, since_us: int
+    ) -> Sequence[Authored]:
+        """Versions of blocks of these files that `author`, or anybody, wrote since then.
+
+        Whether readers are shown them is another matter. Raises as `read` does.
+        """
+        return await versions_by(self._session, inodes, author, since_us)
 
 
 def _bound(at_time_us: int | None) -> BlockTimestamp | None:

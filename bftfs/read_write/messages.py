@@ -18,7 +18,15 @@ from bftfs.crypto.digest import DIGEST_BYTES
 from bftfs.identifiers import BLOCK_ID_BYTES
 from bftfs.read_write.timestamp import TIMESTAMP_BYTES, BlockTimestamp
 from bftfs.wire.codec import Message, Value
-from bftfs.wire.fields import BlockField, DigestField, NodeField, TimeField, UserField
+from bftfs.wire.fields import (
+    BlockField,
+    ClientField,
+    DigestField,
+    NodeField,
+    ObjectField,
+    TimeField,
+    UserField,
+)
 
 CrossChecksumField: TypeAlias = Annotated[
     CrossChecksum, Meta(max_length=DIGEST_BYTES * limits.NODES)
@@ -158,6 +166,27 @@ class InventoryReply(Message, frozen=True, tag=0x45):
     same: bool = False
 
 
+class AuthoredRequest(Message, frozen=True, tag=0x36):
+    """Which versions of blocks of these inodes has `author`, or anybody, written since then?
+
+    By their keys in the store, after `after`: where an earlier reply ended; empty at first.
+    """
+
+    inodes: Annotated[
+        tuple[ObjectField, ...], Meta(min_length=1, max_length=limits.AUTHORED_INODES)
+    ]
+    author: ClientField | None
+    since_us: TimeField
+    after: VersionKeyField
+
+
+class AuthoredReply(Message, frozen=True, tag=0x46):
+    """All such keys up to `until`, ascending; where that is END, there are no more."""
+
+    keys: Annotated[tuple[VersionKeyField, ...], Meta(max_length=limits.AUTHORED_ROWS)]
+    until: VersionKeyField
+
+
 class BlockRefused(Message, frozen=True, tag=0x4F):
     """The node will not serve the request; `code` is an errno, `reason` says why."""
 
@@ -166,6 +195,14 @@ class BlockRefused(Message, frozen=True, tag=0x4F):
 
 
 Request: TypeAlias = (
-    TimeRequest | WriteRequest | ReadRequest | VouchRequest | Notice | InventoryRequest
+    TimeRequest
+    | WriteRequest
+    | ReadRequest
+    | VouchRequest
+    | Notice
+    | InventoryRequest
+    | AuthoredRequest
 )
-Reply: TypeAlias = TimeReply | WriteReply | ReadReply | VouchReply | InventoryReply | BlockRefused
+Reply: TypeAlias = (
+    TimeReply | WriteReply | ReadReply | VouchReply | InventoryReply | AuthoredReply | BlockRefused
+)

@@ -25,8 +25,10 @@ from bftfs.crypto.authenticator import AuthenticatorKeys
 from bftfs.crypto.digest import DIGEST_BYTES, verifier_of, voucher_digest
 from bftfs.identifiers import BlockId, ClientId, NodeId
 from bftfs.read_write import version_row
+from bftfs.read_write.authorship import authored, last_block
 from bftfs.read_write.healing import inventory
 from bftfs.read_write.messages import (
+    AuthoredRequest,
     Below,
     BlockRefused,
     InventoryRequest,
@@ -184,6 +186,7 @@ class ReadWriteServer:
             ReadRequest: self._read,
             VouchRequest: self._vouch,
             InventoryRequest: self._inventory,
+            AuthoredRequest: self._authored,
         }
 
     def step(
@@ -210,6 +213,8 @@ class ReadWriteServer:
                 return all(map(self._memory.may_answer, message.blocks))
             case ReadRequest() | VouchRequest():
                 return self._memory.may_answer(message.block)
+            case AuthoredRequest():
+                return self._memory.may_answer(last_block(max(message.inodes)))
             case _:
                 return True
 
@@ -393,6 +398,13 @@ class ReadWriteServer:
         if sender.role is not Role.NODE:
             return Ready(reply=BlockRefused(errno.EPERM, "inventories are for nodes"))
         return Ready(reply=inventory(view, message))
+
+    # --- who wrote what ----------------------------------------------------------------------
+
+    def _authored(
+        self, view: StorageView, _sender: Any, message: AuthoredRequest, *_: Any
+    ) -> Ready:
+        return Ready(reply=authored(view, message))
 
     # --- vouching ----------------------------------------------------------------------------
 

@@ -2,7 +2,8 @@
 
 Every version carries the client whose key made it, which the servers that accepted it have checked.
 The search visits every directory below, and every object that has changed since, or took part in an
-operation that changed one of these, whether it is still there or not.
+operation that changed one of these, whether it is still there or not. Of every file it asks whether
+the client has written to its blocks since: that shows in no version of the inode (see `strays`).
 """
 
 from __future__ import annotations
@@ -15,8 +16,9 @@ from bftfs.conversation import Together
 from bftfs.filesystem.directory import Entry
 from bftfs.filesystem.history import Change
 from bftfs.filesystem.registry import CREATE, MAKE_DIRECTORY
-from bftfs.identifiers import ClientId, ObjectId, ObjectKind, kind_of
+from bftfs.identifiers import ClientId, ObjectId, ObjectKind, inode_of, kind_of
 from bftfs.restoration.sight import Sight
+from bftfs.restoration.strays import Stray, strays_among
 
 _TOGETHER: Final = 32  # objects that are looked at at the same time
 
@@ -38,6 +40,7 @@ class Trail:
     entries: dict[Name, ObjectId] = field(default_factory=dict)  # as they are now
     places: dict[ObjectId, list[Name]] = field(default_factory=dict)  # …the other way round
     paths: dict[ObjectId, str] = field(default_factory=dict)  # where things are, or were last
+    strays: dict[ObjectId, list[Stray]] = field(default_factory=dict)  # by block
 
     def by_client(self, change: Change) -> bool:
         """Whether the client made it."""
@@ -48,8 +51,20 @@ class Trail:
         return [
             identifier
             for identifier, changes in self.changes.items()
-            if any(map(self.by_client, changes))
+            if any(map(self.by_client, changes)) or self.has_own_strays(identifier)
         ]
+
+    def has_own_strays(self, identifier: ObjectId) -> bool:
+        """Whether the client wrote to the file's blocks, and did not cover that."""
+        return any(stray.is_own for stray in self.strays.get(identifier, ()))
+
+    def strays_in(self, identifier: ObjectId, change: Change) -> list[Stray]:
+        """What a change of the file has brought to light that the other side had written."""
+        return [each for each in self.strays.get(identifier, ()) if each.shown_by is change]
+
+    def is_tainted(self, identifier: ObjectId, change: Change) -> bool:
+        """Whether the client's work is in a change: it made it, or wrote what that covers."""
+        return self.by_client(change) or bool(self.strays_in(identifier, change))
 
     def is_made_by_client(self, identifier: ObjectId) -> bool:
         """Whether the client created the object, since then."""
@@ -114,7 +129,23 @@ async def follow(
                         seen.add(other)
                         waiting.append(other)
     _name_what_is_gone(trail)
+    await _find_strays(trail, sight)
     return trail
+
+
+async def _find_strays(trail: Trail, sight: Sight) -> None:
+    """What was written to blocks, by whom, where it is not told by the inode's versions."""
+    client, since_us = trail.client, trail.since_us
+    files = {each for each in trail.places if kind_of(each) == ObjectKind.INODE}
+    files.update(each for each in trail.changes if kind_of(each) == ObjectKind.INODE)
+    own = await sight.history.written(sorted(files), author=client, since_us=since_us)
+    concerned = {inode_of(written.block) for written in own} | (files & set(trail.touched()))
+    everybodys = await sight.history.written(sorted(concerned), author=None, since_us=since_us)
+    trail.strays = await strays_among(
+        sight, everybodys, trail.changes, client=client, since_us=since_us
+    )
+    for identifier in trail.strays:
+        trail.changes.setdefault(identifier, [])
 
 
 _Visit = tuple[list[Change], list[tuple[bytes, ObjectId, bool]]]
@@ -161,7 +192,9 @@ def audited(
     for identifier in trail.touched():
         names: set[bytes] = set()
         begun = False
+        strays_us = [stray.time_us for stray in trail.strays.get(identifier, ()) if stray.is_own]
         for change in trail.changes[identifier]:
+            begun |= any(time_us < change.time_us for time_us in strays_us)
             changed = {name for name, _ in change.entries}
             if trail.by_client(change):
                 begun = True

@@ -25,11 +25,13 @@ from bftfs.conversation import Conversation, Now
 from bftfs.errors import FileSystemError
 from bftfs.filesystem.contents import OpenFile
 from bftfs.filesystem.directory import RENAME_EXCHANGE, RENAME_NOREPLACE
-from bftfs.filesystem.registry import CREATE, TRUNCATE, WRITE
+from bftfs.filesystem.history import Change
+from bftfs.filesystem.registry import CREATE, MERGE, TRUNCATE, WRITE
 from bftfs.identifiers import ObjectId, ObjectKind, kind_of
 from bftfs.restoration.merging import carried_over
 from bftfs.restoration.owed import Owed, everything, left, owed, settle
 from bftfs.restoration.sight import PIECE_BYTES, Sight
+from bftfs.restoration.strays import Stray, without
 from bftfs.restoration.trail import Name, Trail
 
 _CONTENTS: Final = frozenset((CREATE, WRITE, TRUNCATE))
@@ -43,6 +45,15 @@ class Step:
     perform: Callable[[], Conversation[object]] | None = None
     conflict: bool = False
     name: Name | None = None  # of a conflict: where it is
+
+
+@dataclass(frozen=True, slots=True)
+class _State:
+    """What one side has made of a file: as after a change, without what the other side wrote."""
+
+    is_own: bool
+    change: Change
+    strays: list[Stray]
 
 
 class Undoing:
@@ -414,31 +425,39 @@ class Undoing:
         return set(self._trail.places) | {next(iter(self._trail.paths))}
 
     async def _contents_steps(self, identifier: ObjectId, path: str) -> list[Step]:
-        changes = [
-            change
-            for change in self._trail.changes[identifier]
-            if change.operation.method in _CONTENTS
-        ]
-        if not any(map(self._trail.by_client, changes)):
+        trail = self._trail
+        changes = self._changes_of_contents(identifier)
+        first = next((each for each in changes if trail.is_tainted(identifier, each)), None)
+        # What waits for the next update to come to light stays behind when the file is rewritten.
+        lurking = any(stray.shown_by is None for stray in trail.strays.get(identifier, ()))
+        if first is None and not lurking:
             return []
         honest = await self._honest_contents(identifier)
         if honest is not None:
-            if honest == await self._sight.contents(identifier, None):
+            if honest == await self._sight.contents(identifier, None) and not lurking:
                 return []
             return [
                 Step(f"take back what was written to {path}",
                      partial(self._rewrite, identifier, honest))
             ]  # fmt: skip
+        assert first is not None, "what nobody has covered is in nobody's way"
+        steps = []
+        if lurking:
+            shown = await self._sight.contents(identifier, self._sight.now_us)
+            steps.append(
+                Step(f"take back what was written to {path}, and is not covered",
+                     partial(self._rewrite, identifier, shown))
+            )  # fmt: skip
         place = self._stands(identifier)
         beside = self._beside(place)
-        first = next(change for change in changes if self._trail.by_client(change))
         past = self._sight.history.at(first.time_us - 1)
         before = await self._sight.contents(identifier, first.time_us - 1)
         attributes = await everything(self._sight, past, identifier)
         there = self._trail.entries.get(beside)
         if there is not None and await self._sight.contents(there, None) == before:
-            return []  # it was put there before
+            return steps  # it was put there before
         return [
+            *steps,
             Step(
                 f"{self._trail.path(place)}: changed by {self._label}, and then by others in the "
                 f"same places; "
@@ -446,7 +465,17 @@ class Undoing:
                 partial(self._write_new, beside, before, attributes),
                 True,
                 place,
-            )
+            ),
+        ]
+
+    def _changes_of_contents(self, identifier: ObjectId) -> list[Change]:
+        """What changed the file's bytes. Who rearranges blocks changes none, unless he lies."""
+        trail = self._trail
+        return [
+            change
+            for change in trail.changes.get(identifier, ())
+            if change.operation.method in _CONTENTS
+            or (change.operation.method == MERGE and trail.is_tainted(identifier, change))
         ]
 
     async def _contents_left(self, identifier: ObjectId) -> bytes:
@@ -455,8 +484,8 @@ class Undoing:
         if honest is None:
             last_us = max(
                 change.time_us
-                for change in self._trail.changes[identifier]
-                if change.operation.method in _CONTENTS and not self._trail.by_client(change)
+                for change in self._changes_of_contents(identifier)
+                if not self._trail.by_client(change)
             )
             honest = await self._sight.contents(identifier, last_us)
         return honest
@@ -464,20 +493,25 @@ class Undoing:
     async def _honest_contents(self, identifier: ObjectId) -> bytes | None:
         """The contents as others' changes alone would have left them; None if that is unknown."""
         trail = self._trail
-        changes = [
-            change
-            for change in trail.changes.get(identifier, ())
-            if change.operation.method in _CONTENTS
-        ]
-        first = next((at for at, each in enumerate(changes) if trail.by_client(each)), None)
+        changes = self._changes_of_contents(identifier)
+        tainted = (at for at, each in enumerate(changes) if trail.is_tainted(identifier, each))
+        first = next(tainted, None)
         if first is None:
-            last = trail.changes[identifier][-1].time_us if identifier in trail.changes else None
-            return await self._sight.contents(identifier, last)
+            known = trail.changes.get(identifier)
+            return await self._sight.contents(
+                identifier, known[-1].time_us if known else self._sight.now_us
+            )
         was = honest = await self._sight.contents(identifier, changes[first].time_us - 1)
+        states: list[_State] = []
+        for change in changes[first:]:
+            strays, is_own = trail.strays_in(identifier, change), trail.by_client(change)
+            states.append(_State(is_own, change, strays))
+            if strays:
+                states.append(_State(not is_own, change, []))  # with what the other side wrote
         # A program that rewrites a file makes several versions: what one client did in a row is one
         # change.
-        for is_own, run in groupby(changes[first:], key=trail.by_client):
-            is_now = await self._sight.contents(identifier, list(run)[-1].time_us)
+        for is_own, run in groupby(states, key=lambda state: state.is_own):
+            is_now = await self._contents_after(identifier, list(run)[-1])
             if not is_own:
                 merged = carried_over(before=was, after=is_now, onto=honest)
                 # Who writes what is there already has meant it; or has written it before the
@@ -487,6 +521,19 @@ class Undoing:
                 honest = merged
             was = is_now
         return honest
+
+    async def _contents_after(self, identifier: ObjectId, state: _State) -> bytes:
+        contents = await self._sight.contents(identifier, state.change.time_us)
+        attributes = state.change.attributes
+        if not state.strays or attributes is None or attributes.layout is None:
+            return contents
+        return await without(
+            self._sight,
+            contents,
+            state.strays,
+            self._trail.client,
+            attributes.layout.block_bytes,
+        )
 
     # --- what steps do -----------------------------------------------------------------------
 
@@ -547,7 +594,8 @@ class Undoing:
     def _last_seen_us(self, identifier: ObjectId) -> int:
         """A time at which the thing was as it was before the client's first change of it."""
         changes = self._trail.changes.get(identifier, ())
-        first = next((each for each in changes if self._trail.by_client(each)), None)
+        tainted = (each for each in changes if self._trail.is_tainted(identifier, each))
+        first = next(tainted, None)
         return self._sight.now_us if first is None else first.time_us - 1
 
     async def _entries_then(self, directory: ObjectId, time_us: int) -> dict[bytes, ObjectId]:

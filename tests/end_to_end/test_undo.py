@@ -14,6 +14,10 @@ from pathlib import Path
 
 import pytest
 
+from bftfs.cli.past import session_at
+from bftfs.crypto.cipher import NONCE_BYTES, BlockCipher
+from bftfs.crypto.keys import read_volume_key
+from bftfs.read_write.client import ReadWriteClient
 from tests.end_to_end.cluster import Cluster, bftfs
 from tests.end_to_end.expectations import BLOCK, fails_with, payload
 from tests.end_to_end.test_history import HISTORY, now
@@ -248,6 +252,60 @@ def work_on(path: Path, kind: int, number: int, other: Path) -> None:
             os.rename(path, other)
     except FileNotFoundError:
         pass
+
+
+def scribble(path: Path, number: int, plaintext: bytes) -> None:
+    """Write to a block of a file with the key of its mount, and leave its inode alone."""
+    with session_at(str(path)) as session:
+        located = session.locate(str(path))
+        layout = located.attributes.layout
+        assert layout is not None
+        block = layout.block(located.identifier, number)
+        cipher = BlockCipher(read_volume_key(session.directory.volume_key))
+        item = cipher.seal(block, plaintext, nonce=os.urandom(NONCE_BYTES))
+        client = ReadWriteClient(session.client, session.description.read_write)
+        session.perform(client.write(block, item, session.who))
+
+
+def test_blocks_that_an_intruder_left_to_others_to_cover_are_found_and_taken_back(
+    directory: Path, honest: Path, intruder: Path
+) -> None:
+    contents = payload(2 * BLOCK, 1)
+    for name in ("waiting", "covered", "behind", "clean"):
+        (honest / name).write_bytes(contents)
+    since = now()
+    for name in ("waiting", "covered"):
+        scribble(intruder / name, 0, b"evil".ljust(BLOCK, b"!"))
+    scribble(intruder / "behind", 2, b"evil")
+    for name in ("covered", "clean"):
+        with (honest / name).open("r+b") as file:
+            file.seek(2 * BLOCK - 10)
+            file.write(b"0123456789")
+    evil = (directory / HISTORY / now() / "covered").read_bytes()
+    assert evil.startswith(b"evil!"), "the honest client has covered it"
+
+    words = ("--client", "mallory", "--since", since)
+    audit = json.loads(bftfs("audit", directory, *words, "--json"))
+    assert {
+        (Path(row["path"]).name, row["operation"], row["client"]) for row in audit["changes"]
+    } == {
+        ("waiting", "write 1 block that no update has covered", "mallory"),
+        ("behind", "write 1 block that no update has covered", "mallory"),
+        ("covered", "write 1 block that local covered", "mallory"),
+    }
+    assert [Path(row["path"]).name for row in audit["built_on"]] == ["covered"]
+    assert "no update has covered" in bftfs("audit", directory, *words)
+    assert "3 taken back, 0 conflicts" in bftfs("undo", directory, *words)
+    assert "0 taken back, 0 conflicts" in bftfs("undo", directory, *words)
+    honestly = contents[:-10] + b"0123456789"
+    with (honest / "behind").open("r+b") as file:
+        file.truncate(3 * BLOCK)
+    assert {name: (honest / name).read_bytes() for name in os.listdir(honest)} == {
+        "waiting": contents,
+        "behind": contents + bytes(BLOCK),
+        "covered": honestly,
+        "clean": honestly,
+    }
 
 
 def test_a_client_that_is_revoked_is_stopped_at_once(

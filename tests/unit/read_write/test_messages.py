@@ -8,6 +8,8 @@ import pytest
 from bftfs import limits
 from bftfs.errors import MalformedMessage
 from bftfs.read_write.messages import (
+    AuthoredReply,
+    AuthoredRequest,
     Below,
     BlockRefused,
     Listed,
@@ -33,6 +35,8 @@ REQUESTS: list[Any] = [
     ReadRequest(BLOCK, None, True, 0),
     ReadRequest(BLOCK, TIMESTAMP, False, 16),
     VouchRequest(BLOCK, TIMESTAMP),
+    AuthoredRequest((b"i" * 16,) * 256, b"c" * 16, 1, b""),
+    AuthoredRequest((b"i" * 16,), None, 0, b"k" * 89),
 ]
 REPLIES: list[Any] = [
     TimeReply((0, 2**63 - 1)),
@@ -40,6 +44,7 @@ REPLIES: list[Any] = [
     ReadReply((Listed(TIMESTAMP, True),) * 17, Below.MORE, b"x" * 192),
     ReadReply((), Below.ORIGIN, b""),
     VouchReply(b""),
+    AuthoredReply((b"k" * 88,) * 1_024, b"\xff" * 89),
     BlockRefused(13, "no"),
 ]
 
@@ -60,6 +65,8 @@ def test_tags_are_those_of_the_protocol_and_never_change() -> None:
         "WriteRequest": 0x31,
         "ReadRequest": 0x32,
         "VouchRequest": 0x33,
+        "AuthoredRequest": 0x36,
+        "AuthoredReply": 0x46,
         "TimeReply": 0x40,
         "WriteReply": 0x41,
         "ReadReply": 0x42,
@@ -73,6 +80,9 @@ def test_tags_are_those_of_the_protocol_and_never_change() -> None:
     [
         TimeRequest(()),
         TimeRequest((BLOCK,) * (limits.BLOCKS_PER_TIME_REQUEST + 1)),
+        AuthoredRequest((), None, 0, b""),
+        AuthoredRequest((b"i" * 16,) * 257, None, 0, b""),
+        AuthoredRequest((b"i" * 16,), b"c", 0, b""),
         TimeRequest((BLOCK[:-1],)),
         ReadRequest(BLOCK, None, True, limits.HISTORY_IN_REPLY + 1),
         ReadRequest(BLOCK, None, True, -1),

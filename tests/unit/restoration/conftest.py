@@ -10,18 +10,19 @@ from typing import Any
 import pytest
 
 from bftfs.conversation import Now
-from bftfs.filesystem.attributes import Changes
+from bftfs.filesystem.attributes import NO_CHANGES, Changes
 from bftfs.filesystem.history import History
+from bftfs.filesystem.inode import Writing
 from bftfs.filesystem.operations import FileSystem
 from bftfs.filesystem.options import Options
-from bftfs.filesystem.registry import file_system_types
+from bftfs.filesystem.registry import WRITE, file_system_types
 from bftfs.identifiers import ObjectId, ObjectKind, object_id
 from bftfs.query_update.client import QueryUpdateClient
 from bftfs.query_update.past_reading import PastReader
 from bftfs.quorum import ThresholdQuorums
 from bftfs.read_write.client import ReadWriteClient
 from bftfs.restoration.sight import Sight
-from bftfs.restoration.trail import follow
+from bftfs.restoration.trail import Trail, follow
 from bftfs.restoration.undo import Step, Undoing
 from bftfs.simulation.deployment import CREDENTIALS, Deployment, Sizes
 from bftfs.simulation.network import Network, NetworkFaults
@@ -87,6 +88,32 @@ class User:
 
         self.run(write(*self._place(path)))
 
+    def scribble(self, path: str, contents: str, *, number: int = 0, covered: bool = False) -> None:
+        """Write to a block of a file, and leave the update of the inode to others, or not."""
+        identifier = self.find(path)
+        found = self.run(self.files.attributes(identifier, CREDENTIALS))
+        block = found.layout.block(identifier, number)
+        self.run(self.blocks.write_many([(block, contents.encode())], CREDENTIALS))
+        if covered:
+            self.cover(path)
+
+    def cover(self, path: str, end: int = 0) -> None:
+        """Cover blocks of a file that anybody wrote."""
+        identifier = self.find(path)
+        found = self.run(self.files.attributes(identifier, CREDENTIALS))
+        arguments = Writing(end, found.layout.newest, found.mtime_ns, NO_CHANGES)
+        self.run(self.objects.update((identifier,), WRITE, arguments, CREDENTIALS))
+
+    def put(self, path: str, contents: str, offset: int) -> None:
+        """Write to a part of a file."""
+
+        async def put(identifier: ObjectId) -> None:
+            file = await self.files.open(identifier, os.O_RDWR, CREDENTIALS)
+            self.files.write(file, offset, contents.encode(), now_ns=await Now() * 1000)
+            await self.files.release(file)
+
+        self.run(put(self.find(path)))
+
     def mkdir(self, path: str) -> None:
         self.run(self.files.make_directory(*self._place(path), 0o700, CREDENTIALS))
 
@@ -146,13 +173,22 @@ class Stage:
         )
         return Sight(honest.files, history, CREDENTIALS, self.now_us())
 
+    def trail(self, sight: Sight | None = None) -> Trail:
+        """What the intruder did."""
+        following = follow(
+            sight or self.sight(),
+            ROOT,
+            path="",
+            client=self.intruder.host.client,
+            since_us=self._since_us,
+        )
+        trail: Trail = self.honest.run(following)
+        return trail
+
     def steps(self) -> list[Step]:
         """What is to be done against the intruder."""
         sight = self.sight()
-        following = follow(
-            sight, ROOT, path="", client=self.intruder.host.client, since_us=self._since_us
-        )
-        trail = self.honest.run(following)
+        trail = self.trail(sight)
         steps: list[Step] = self.honest.run(Undoing(sight, trail, label="K").steps())
         return steps
 
@@ -184,6 +220,11 @@ class Stage:
                 found[full] = bytes(self.honest.run(files.read(file, 0, 100))).decode()
                 self.honest.run(files.release(file))
         return found
+
+    def contents(self, path: str) -> str:
+        """All of a file."""
+        contents: bytes = self.honest.run(self.sight().contents(self.honest.find(path), None))
+        return contents.decode()
 
     def mode(self, path: str) -> int:
         found = self.honest.run(self.honest.files.attributes(self.honest.find(path), CREDENTIALS))

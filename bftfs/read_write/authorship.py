@@ -1,0 +1,131 @@
+"""Who has written which blocks of a file: the versions themselves, and not what readers are shown.
+
+Every version names its author, which the nodes that host it have checked [PASIS §3.4.2.3]. But what
+a client has written shows in no inode before an update covers it, and that may be another client's.
+So whoever looks for a client's traces asks the nodes which versions there are.
+
+**Completeness.** N - t nodes answer. They list versions in the order of their keys, and a page ends
+where all but b of them have come to: no liar's slowness holds the listing up. A complete version
+is hosted by QC benign nodes, and QC > b + t [PASIS (3.4)]: one of them is among those that have
+come so far. What liars add is for the asker to check: he reads what is listed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+from bftfs import limits
+from bftfs.identifiers import BLOCK_ID_BYTES, OBJECT_ID_BYTES, BlockId, ClientId, ObjectId
+from bftfs.read_write.gathering import Addressed
+from bftfs.read_write.messages import AuthoredReply, AuthoredRequest
+from bftfs.read_write.session import Session
+from bftfs.read_write.timestamp import TIMESTAMP_BYTES, time_of, timestamp_of
+from bftfs.storage import StorageView, Table
+
+_KEY_BYTES = BLOCK_ID_BYTES + TIMESTAMP_BYTES
+END = b"\xff" * (_KEY_BYTES + 1)  # after all keys of versions
+_AFTER_BLOCK = b"\xff" * (TIMESTAMP_BYTES + 1)
+
+
+def last_block(inode: ObjectId) -> BlockId:
+    """The greatest id that a block of a file can have."""
+    return BlockId(inode + b"\xff" * (BLOCK_ID_BYTES - OBJECT_ID_BYTES))
+
+
+class Authored(NamedTuple):
+    """A version of a block: when, and by whom."""
+
+    block: BlockId
+    time_us: int
+    author: ClientId
+
+
+# --- the node that is asked ---------------------------------------------------------------------
+
+
+def authored(view: StorageView, request: AuthoredRequest) -> AuthoredReply:
+    """Which versions this node hosts of those that are asked for, as far as one step goes."""
+    keys: list[bytes] = []
+    looked = 0
+    for inode in sorted(set(request.inodes)):
+        start, stop = max(inode, request.after + b"\0"), last_block(inode) + _AFTER_BLOCK
+        while start < stop:
+            for key in view.keys(Table.BLOCK, start, stop):
+                looked += 1
+                is_old = time_of(key) < request.since_us
+                if not is_old and request.author in (None, timestamp_of(key).client):
+                    keys.append(key)
+                if looked == limits.AUTHORED_ROWS:
+                    return AuthoredReply(tuple(keys), key)
+                if is_old:
+                    start = key[:BLOCK_ID_BYTES] + _AFTER_BLOCK  # what follows is older still
+                    break
+            else:
+                break
+    return AuthoredReply(tuple(keys), END)
+
+
+# --- the client that asks -----------------------------------------------------------------------
+
+
+async def versions_by(
+    session: Session, inodes: Sequence[ObjectId], author: ClientId | None, since_us: int
+) -> list[Authored]:
+    """What `author`, or anybody, has written to the blocks of these files since then."""
+    found: list[Authored] = []
+    for position in range(0, len(inodes), limits.AUTHORED_INODES):
+        batch = tuple(inodes[position : position + limits.AUTHORED_INODES])
+        after = b""
+        while after < END:
+            request = AuthoredRequest(batch, author, since_us, after)
+            keys, after = await _page(session, request)
+            found += (_authored(key) for key in keys)
+    return found
+
+
+def _authored(key: bytes) -> Authored:
+    timestamp = timestamp_of(key)
+    return Authored(BlockId(key[:BLOCK_ID_BYTES]), timestamp.time, timestamp.client)
+
+
+async def _page(session: Session, request: AuthoredRequest) -> tuple[list[bytes], bytes]:
+    """What enough nodes list, and up to where that is all."""
+    inodes = frozenset(request.inodes)
+
+    def judge(reply: Any) -> AuthoredReply | None:
+        usable = isinstance(reply, AuthoredReply) and _is_possible(reply, request, inodes)
+        return reply if usable else None
+
+    thresholds = session.thresholds
+    gathering = session.gathering(
+        (Addressed(request),) * thresholds.N,
+        judge,
+        silence=session.silence(session.read_patience),
+        subject="who wrote what",
+    )
+    await gathering.send()
+    replies = (await gathering.answers()).values()
+    until = sorted(reply.until for reply in replies)[thresholds.b]
+    keys = {key for reply in replies for key in reply.keys if key <= until}
+    return sorted(keys), until
+
+
+def _is_possible(
+    reply: AuthoredReply, request: AuthoredRequest, inodes: frozenset[ObjectId]
+) -> bool:
+    """Whether a correct node may have sent it."""
+    keys = reply.keys
+    return (
+        request.after < reply.until
+        and all(one < other for one, other in pairwise((request.after, *keys)))
+        and (not keys or keys[-1] <= reply.until)
+        and all(
+            len(key) == _KEY_BYTES
+            and key[:OBJECT_ID_BYTES] in inodes
+            and time_of(key) >= request.since_us
+            and request.author in (None, timestamp_of(key).client)
+            for key in keys
+        )
+    )

@@ -1,0 +1,109 @@
+"""bftfs.restoration.strays: an intruder who writes blocks, and leaves the inode to others."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from bftfs.restoration import strays as module
+from tests.unit.restoration.conftest import BLOCK
+
+BEFORE = {"a": "a\n", "b": "b\n", "d": "", "d/c": "c\n"}
+
+
+def test_what_nobody_has_covered_is_found_and_taken_back(stage: Any) -> None:
+    stage.intruder.scribble("a", "E\n")
+    (step,) = stage.steps()
+    assert step.what == "take back what was written to /a"
+    assert stage.undo() == []
+    stage.honest.cover("a")
+    assert stage.tree() == BEFORE
+
+
+def test_what_others_covered_is_the_authors(stage: Any) -> None:
+    stage.intruder.scribble("a", "E\n")
+    stage.honest.cover("a")
+    assert stage.tree() == {**BEFORE, "a": "E\n"}
+    assert stage.undo() == []
+    assert stage.tree() == BEFORE
+
+
+def test_what_others_wrote_with_it_stays(stage: Any) -> None:
+    stage.honest.put("a", "line\n" * 1000, 0)
+    stage.begin()
+    stage.intruder.scribble("a", "EVIL\n" + "line\n" * 818 + "l")
+    stage.honest.put("a", "last\n", 5000)
+    assert stage.contents("a") == ("EVIL\n" + "line\n" * 999 + "last\n")
+    assert stage.undo() == []
+    assert stage.contents("a") == "line\n" * 1000 + "last\n"
+
+
+def test_what_comes_to_light_when_the_file_grows_is_taken_back(stage: Any) -> None:
+    stage.intruder.scribble("a", "evil\n", number=1)
+    stage.honest.cover("a")
+    assert stage.tree() == BEFORE
+    stage.honest.put("a", "honest\n", 2 * BLOCK)
+    assert "evil" in stage.contents("a")
+    assert stage.undo() == []
+    assert stage.contents("a") == "a\n" + "\0" * (2 * BLOCK - 2) + "honest\n"
+
+
+def test_what_waits_behind_the_end_is_taken_back(stage: Any) -> None:
+    stage.intruder.scribble("a", "evil\n", number=1)
+    assert stage.undo() == []
+    stage.honest.put("a", "honest\n", 2 * BLOCK)
+    assert stage.contents("a") == "a\n" + "\0" * (2 * BLOCK - 2) + "honest\n"
+
+
+def test_what_the_client_covers_of_others_is_theirs(stage: Any) -> None:
+    stage.honest.put("a", "\0" * 3 * BLOCK, 0)
+    stage.begin()
+    stage.honest.scribble("a", "h" * BLOCK, number=1)
+    stage.intruder.scribble("a", "E" * BLOCK, covered=True)
+    stage.honest.scribble("a", "h" * BLOCK, number=2, covered=True)
+    assert stage.undo() == []
+    assert stage.contents("a") == "\0" * BLOCK + "h" * 2 * BLOCK
+
+
+def test_where_both_wrote_to_a_block_both_are_kept(stage: Any) -> None:
+    stage.intruder.scribble("a", "E\n")
+    stage.honest.cover("a")
+    stage.honest.put("a", "e\n", 0)
+    stage.intruder.scribble("a", "evil again\n")
+    (conflict,) = stage.undo()
+    assert conflict.startswith("/a: changed by K")
+    stage.honest.cover("a")
+    assert stage.tree() == {**BEFORE, "a": "e\n", "a.before-K": "a\n"}
+
+
+def test_an_audit_tells_it(stage: Any) -> None:
+    stage.intruder.scribble("a", "E\n")
+    stage.intruder.scribble("b", "E\n")
+    stage.honest.cover("b")
+    trail = stage.trail()
+    told = {
+        trail.paths[identifier]: [stray.shown_by and stray.shown_by.client for stray in strays]
+        for identifier, strays in trail.strays.items()
+    }
+    assert told == {"/a": [None], "/b": [stage.honest.host.client]}
+
+
+def test_who_wrote_only_what_it_covered_has_no_strays(stage: Any) -> None:
+    for user in (stage.intruder, stage.honest, stage.intruder):
+        user.write("a", f"{user.host.client.hex()}\n")
+    assert stage.trail().strays == {}
+
+
+def test_must_fail_where_blocks_are_their_coverers(
+    stage: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def none(*_: Any, **__: Any) -> dict[Any, Any]:
+        return {}
+
+    monkeypatch.setattr("bftfs.restoration.trail.strays_among", none)
+    assert module.strays_among is not none
+    stage.intruder.scribble("a", "E\n")
+    stage.honest.cover("a")
+    assert stage.undo() == []
+    assert stage.tree() != BEFORE
