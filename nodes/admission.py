@@ -19,7 +19,7 @@ CONNECTIONS_PER_PRINCIPAL = 16  # one per mount and tool that uses the same key
 STRANGERS = 64  # connections that have not said who they are; the oldest gives way
 GREETING_PATIENCE_US = 10 * SECOND_US  # for a stranger
 REQUESTS_PER_TURN = 128  # of one principal, before the others have their turn…
-TIME_PER_TURN_US = 4_000  # …which they have sooner if it takes so long to serve them
+TIME_PER_TURN_US = 4_000  # …or its share of this time, of which all that wait have the same
 RECEIVES_PER_TURN = 8  # reads from one connection, before the others have their turn
 UNSENT_BYTES = 1 * MIB  # answers that a connection does not take, beyond which it is not served
 HELD_BYTES = 64 * MIB  # of requests and answers over all connections; the greediest is cut off
@@ -61,12 +61,13 @@ class Account:
 class Turn:
     """One turn of the loop: what each principal has had of it."""
 
-    __slots__ = ("_alone", "_number")
+    __slots__ = ("_number", "_share_us")
 
     def __init__(self, number: int, waiting: Iterable[Account]) -> None:
         """Requires: each turn has another number."""
         self._number = number
-        self._alone = len(set(map(id, waiting))) <= 1
+        principals = len(set(map(id, waiting)))
+        self._share_us = TIME_PER_TURN_US // principals if principals > 1 else None
 
     def goes_on(self, account: Account) -> bool:
         """Whether another request of the principal belongs to this turn."""
@@ -74,7 +75,7 @@ class Turn:
             account.turn = self._number
             account.stepped = account.spent_us = 0
         return account.stepped < REQUESTS_PER_TURN and (
-            self._alone or account.spent_us < TIME_PER_TURN_US
+            self._share_us is None or account.spent_us < self._share_us
         )
 
     def charge(self, account: Account, spent_us: int) -> None:

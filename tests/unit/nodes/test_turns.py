@@ -92,11 +92,21 @@ def test_many_connections_are_no_larger_share(monkeypatch: pytest.MonkeyPatch) -
 
 def test_expensive_requests_are_fewer(monkeypatch: pytest.MonkeyPatch) -> None:
     served = _Served(monkeypatch)
-    costly = served.connection(Account(), 100, each_us=TIME_PER_TURN_US // 2)
+    costly = served.connection(Account(), 100, each_us=TIME_PER_TURN_US // 4)
     victim = served.connection(Account(), 10, each_us=10)
     stepped = served.turn()
     assert stepped[id(costly)] == 2
     assert stepped[id(victim)] == 10
+
+
+def test_all_that_wait_have_the_same_share_of_a_turns_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    served = _Served(monkeypatch)
+    costly = [served.connection(Account(), 100, each_us=200) for _ in range(4)]
+    victim = served.connection(Account(), 10, each_us=10)
+    stepped = served.turn()
+    assert [stepped[id(each)] for each in costly] == [4] * 4
+    assert stepped[id(victim)] == 10
+    assert served.now_us <= TIME_PER_TURN_US
 
 
 def test_connections_of_one_principal_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
