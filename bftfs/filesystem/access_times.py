@@ -51,10 +51,15 @@ class AccessTimes:
         """The access time was set, or the object is gone."""
         self._pending.pop(identifier, None)
 
-    async def record(self, *, older_than_us: int) -> None:
-        """Tell the nodes of accesses that long ago; what they will not hear of is forgotten."""
+    async def record(self, *, older_than_us: int, most: int = PENDING) -> None:
+        """Tell the nodes of accesses that long ago, the oldest first, and `most` of them.
+
+        What they will not hear of is forgotten.
+        """
         due_ns = (await Now() - older_than_us) * NANOSECONDS_PER_MICROSECOND
-        while self._pending:
+        for _ in range(min(most, len(self._pending))):
+            if not self._pending:
+                return
             identifier, (atime_ns, who) = next(iter(self._pending.items()))
             if atime_ns > due_ns:
                 return

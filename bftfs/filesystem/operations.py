@@ -92,6 +92,7 @@ ATTEMPTS: Final = 16  # at an operation whose objects other mounts keep changing
 DEPTH: Final = 4_096  # of nested directories
 ENTRIES_TOGETHER: Final = 64  # whose attributes are asked for at the same time
 ACCESS_DELAY_US: Final = 30 * limits.SECOND_US  # for how long access times wait to be recorded
+ACCESSES_AT_ONCE: Final = 32  # that are recorded every second or so: nobody waits for them
 VOLUME_KEPT_US: Final = 10 * limits.SECOND_US
 ROOM_KEPT_US: Final = limits.SECOND_US
 
@@ -741,7 +742,9 @@ class FileSystem:
         Failures are kept for the handles.
         """
         await self._contents.write_back(older_than_us=older_than_us)
-        await self._accesses.record(older_than_us=max(older_than_us, ACCESS_DELAY_US))
+        await self._accesses.record(
+            older_than_us=max(older_than_us, ACCESS_DELAY_US), most=ACCESSES_AT_ONCE
+        )
 
     async def synchronize_all(self) -> None:
         """Save everything."""

@@ -14,7 +14,7 @@ from bftfs.errors import FileSystemError
 from bftfs.filesystem import registry
 from bftfs.filesystem.attributes import Changes, inode_number
 from bftfs.filesystem.directory import RENAME_EXCHANGE
-from bftfs.filesystem.operations import FileSystem
+from bftfs.filesystem.operations import ACCESSES_AT_ONCE, FileSystem
 from bftfs.identifiers import ObjectId, placement_of
 from tests.unit.filesystem.test_acl import acl
 from tests.unit.filesystem.test_contents import create, refused, write
@@ -568,6 +568,22 @@ def test_access_times_show_at_once_and_are_recorded_later(world: World) -> None:
     world.run(mount.read(opened, 0, 1))
     world.run(mount.synchronize_all())
     assert world.objects.calls[registry.ACCESSED] == 1
+
+
+def test_many_access_times_are_recorded_a_few_at_a_time(world: World) -> None:
+    """Reading a large tree must not slow down what is done half a minute later."""
+    mount = world.mount()
+    for number in range(ACCESSES_AT_ONCE + 3):
+        file = create(world, mount, b"%d" % number)
+        write(world, mount, file, 0, b"x")
+        world.run(mount.release(file))
+        world.pass_time(1_000)
+        opened = world.run(mount.open(file.identifier, os.O_RDONLY, ALICE))
+        world.run(mount.read(opened, 0, 1))
+    world.pass_time(60_000_000)
+    for recorded in (ACCESSES_AT_ONCE, ACCESSES_AT_ONCE + 3, ACCESSES_AT_ONCE + 3):
+        world.run(mount.write_back(older_than_us=5_000_000))
+        assert world.objects.calls[registry.ACCESSED] == recorded
 
 
 def test_listing_a_directory_is_an_access(world: World) -> None:
