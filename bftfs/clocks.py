@@ -13,6 +13,14 @@ from bftfs.limits import CLOCK_SKEW_US, CLOCKS_AGREE_US
 _AHEAD_US = CLOCK_SKEW_US // 4
 
 
+def is_ahead(time_us: int, clock_us: int) -> bool:
+    """Whether a client with this clock may doubt that all correct nodes bear `time_us`.
+
+    What is not ahead they all do, if none is behind the client by the rest of CLOCK_SKEW_US.
+    """
+    return time_us - clock_us > _AHEAD_US
+
+
 def is_pushed_ahead(time_us: int, clock_us: int) -> bool:
     """Whether others have brought it about that `time_us` is refused, for a client's clock."""
-    return _AHEAD_US < time_us - clock_us <= CLOCKS_AGREE_US
+    return is_ahead(time_us, clock_us) and time_us - clock_us <= CLOCKS_AGREE_US

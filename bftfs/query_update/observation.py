@@ -2,6 +2,11 @@
 
 [Q/U §4.3.5, Cached object history set; §4.3.7]
 
+A time that is far ahead of the client's clock, and that nobody reports but servers who may all be
+liars, is left out. Whoever repaired what a liar invents would carry it to the correct servers with
+the fastest clocks, which bear it, and not to the slower ones: these have to catch up first, and by
+then the liar is ahead again. No operation would ever end. [design §4: no liar can push time away]
+
 Bounded: the least recently used are forgotten, which costs a round trip when they are needed again.
 """
 
@@ -13,7 +18,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from bftfs import limits
-from bftfs.clocks import is_pushed_ahead
+from bftfs.clocks import is_ahead, is_pushed_ahead
 from bftfs.crypto.authenticator import MAC_BYTES
 from bftfs.errors import MalformedMessage
 from bftfs.identifiers import NodeId, ObjectId
@@ -42,10 +47,12 @@ class Observed(NamedTuple):
     authenticators: bytes
     culled: CulledObjectHistorySet
     classification: Classification
+    left_out: Nodes = 0  # servers that are far ahead, and may all be liars
+    left_out_us: tuple[int, ...] = ()  # their latest times
 
     def is_pushed_ahead(self, now_us: int) -> bool:
         """Whether the latest candidate of some server is of a time that others may not bear yet."""
-        return any(
+        return any(is_pushed_ahead(time_us, now_us) for time_us in self.left_out_us) or any(
             is_pushed_ahead(time_of(history.latest), now_us) for history, _ in self.culled.hosted
         )
 
@@ -58,6 +65,8 @@ class _Entry:
     observed: Observed | None = None
     conditioned_on: Observed | None = None
     epoch: int = 0
+    ahead: bool = False  # whether some server has reported a time that was far ahead…
+    observed_us: int = 0  # …and when that was looked at
 
 
 @dataclass(slots=True)
@@ -70,6 +79,10 @@ class _Statements:
 
 def _volume_of(known: Known) -> int:
     return len(known.history) + len(known.authenticator)
+
+
+def _latest_us(known: Known) -> int:
+    return time_of(parse_history(known.history).latest)
 
 
 class Observations:
@@ -93,12 +106,18 @@ class Observations:
         self.facts: dict[LogicalTimestamp, bool] = {}
         self._epoch = 0
         self._shunned: Nodes = 0
+        self._clock_us = 0  # when something was reported last, by the client's clock
 
     def __len__(self) -> int:
         return len(self._entries)
 
     def learn(
-        self, identifier: ObjectId, node: NodeId, history: bytes, authenticator: bytes
+        self,
+        identifier: ObjectId,
+        node: NodeId,
+        history: bytes,
+        authenticator: bytes,
+        now_us: int,
     ) -> Known | None:
         """Remember that `node` reports `history`; what is known of it then.
 
@@ -116,6 +135,9 @@ class Observations:
         if history and len(authenticator) != MAC_BYTES * self._quorums.n:
             return None
         entry = self._entry(identifier)
+        self._clock_us = now_us
+        if is_ahead(time_of(parsed.latest), now_us):
+            entry.ahead = True
         known = entry.known.get(node)
         if known is not None:
             if known.history == history and known.authenticator == authenticator:
@@ -150,17 +172,51 @@ class Observations:
         entry.observed = entry.conditioned_on = None
 
     def observe(self, identifier: ObjectId) -> Observed:
-        """All that is known of an object, except from servers that are shunned."""
+        """All that is known of an object, except from servers that are shunned, or far ahead."""
         entry = self._current(identifier)
         observed = entry.observed
         if observed is None:
-            known = entry.known
+            known: Mapping[NodeId, Known] = entry.known
             if self._shunned:
                 known = {
                     node: each for node, each in known.items() if not self._shunned >> node & 1
                 }
-            observed = entry.observed = self._assemble(identifier, known)
+            left_out_us: tuple[int, ...] = ()
+            if entry.ahead:
+                times_us = {node: _latest_us(each) for node, each in known.items()}
+                entry.observed_us = self._clock_us
+                entry.ahead = any(is_ahead(each, self._clock_us) for each in times_us.values())
+                known = self._credible(known)
+                left_out_us = tuple(times_us[node] for node in times_us if node not in known)
+            observed = self._assemble(identifier, known)
+            if left_out_us:
+                left_out = sum(1 << node for node in times_us if node not in known)
+                observed = observed._replace(left_out=left_out, left_out_us=left_out_us)
+            entry.observed = observed
         return observed
+
+    def left_out(self, identifiers: Iterable[ObjectId]) -> Nodes:
+        """Servers whose histories of some of these objects are left out: better asked last."""
+        nodes: Nodes = 0
+        for identifier in identifiers:
+            entry = self._entries.get(identifier)
+            if entry is not None and entry.ahead:
+                nodes |= self.observe(identifier).left_out
+        return nodes
+
+    def _credible(self, known: Mapping[NodeId, Known]) -> Mapping[NodeId, Known]:
+        """`known` without servers that are far ahead, unless a benign one is as far as that."""
+        clock_us = self._clock_us
+        latest_us = {node: _latest_us(each) for node, each in known.items()}
+        apart: Nodes = 0
+        for node in sorted(latest_us, key=lambda each: latest_us[each], reverse=True):
+            if not is_ahead(latest_us[node], clock_us):
+                break
+            apart |= 1 << node
+            if self._quorums.includes_benign(apart):
+                most_us = latest_us[node]
+                return {each: known[each] for each in known if latest_us[each] <= most_us}
+        return {each: known[each] for each in known if not apart >> each & 1}
 
     def condition_on(self, identifier: ObjectId) -> Observed:
         """What to condition a method on: the histories that make its version complete, no more."""
@@ -190,8 +246,14 @@ class Observations:
         while the established one is pruned from the histories of servers that are ahead. And it
         must rest on all of them: of what is remembered here, another conversation of the client may
         have forgotten some, and a server whose history is missing would count for ⟨0, 0⟩.
+        (Those that are far ahead are not needed where the others are a quorum.)
         """
-        if not self._suspicion.shunned and reported == self._entry(identifier).known:
+        entry = self._entry(identifier)
+        if entry.ahead:
+            credible = self._credible(reported)
+            if self._quorums.is_quorum(sum(1 << node for node in credible)):
+                reported = credible
+        elif not self._suspicion.shunned and reported == entry.known:
             return self.observe(identifier).classification
         return self._assemble(identifier, reported).classification
 
@@ -259,7 +321,7 @@ class Observations:
             self._shunned = self._suspicion.shunned
             self._epoch += 1
         entry = self._entry(identifier)
-        if entry.epoch != self._epoch:
+        if entry.epoch != self._epoch or (entry.ahead and entry.observed_us != self._clock_us):
             entry.epoch = self._epoch
             entry.observed = entry.conditioned_on = None
         return entry

@@ -114,6 +114,9 @@ class Rounds:
         if suspicion.shunned:
             suspicion.forget(now_us)
             order = tuple(sorted(order, key=suspicion.shuns))
+        left_out = self.observations.left_out(names)
+        if left_out:  # what they accept is not counted
+            order = tuple(sorted(order, key=lambda node: left_out >> node & 1))
         return order, along
 
     def willing(self, node: NodeId) -> bool:
@@ -143,7 +146,7 @@ class Rounds:
         learn = self.observations.learn
         learned = []
         for name, history, authenticator in zip(names, histories, authenticators, strict=True):
-            known = learn(name, node, history, authenticator)
+            known = learn(name, node, history, authenticator, now_us)
             if known is None:
                 self.suspicion.convict(1 << node, now_us)
                 return None

@@ -368,7 +368,6 @@ class QueryUpdateServer:
                 if conditioned.kind is ConditionedKind.METHOD:
                     ahead = self._lines.join(late, sender.client, now_us)
                 raise _Fail(Status.NOT_CURRENT, contenders=ahead)
-            self._require_memory(plans)
             if conditioned.kind is ConditionedKind.METHOD:
                 assert method is not None
                 self._require_settled(sender.client, now_us)
@@ -383,7 +382,10 @@ class QueryUpdateServer:
                     self._lines.leave(
                         [replica.object for replica in replicas], sender.client, now_us
                     ),
+                    may_accept=self._remembers(plans),
                 )
+            if not self._remembers(plans):
+                raise _Fail(Status.NOT_CURRENT)
             self._require_allowance(replicas, sender.client, now_us)
             if conditioned.kind is ConditionedKind.COPY:
                 return self._accept_copy(replicas, plans, timestamp, message.conditioned)
@@ -700,18 +702,18 @@ class QueryUpdateServer:
                 return candidate
         return INITIAL
 
-    def _require_memory(self, plans: list[_Plan]) -> None:
-        """Nothing that this server may have forgotten is later than what the request builds on.
+    def _remembers(self, plans: list[_Plan]) -> bool:
+        """Whether nothing that this server may have forgotten is later than what is built on.
 
         Once it has lost its store, a server accepts only what is conditioned on something later, or
         what a repairable set of others has accepted: see `healing`. An object that is only being
         created goes by those that are changed together with it.
         """
         floor_us = self.recovery.floor_us
-        if floor_us:
-            times = [time_of(plan.current) for plan in plans]
-            if not any(times) or any(0 < time_us <= floor_us for time_us in times):
-                raise _Fail(Status.NOT_CURRENT)
+        if not floor_us:
+            return True
+        times = [time_of(plan.current) for plan in plans]
+        return any(times) and not any(0 < time_us <= floor_us for time_us in times)
 
     def _require_allowance(self, replicas: list[Replica], client: ClientId, now_us: int) -> None:
         """A client's unfinished work is bounded, per object and in time. [Q/U §4.3.5]"""
@@ -780,8 +782,15 @@ class QueryUpdateServer:
         encoded: bytes,
         whole_answer_from: NodeId,
         contenders: int = 0,
+        *,
+        may_accept: bool = True,
     ) -> Ready:
-        """Invoke the method; unless it refuses, accept. [Q/U lines 1017-1030]"""
+        """Invoke the method; unless it refuses, accept. [Q/U lines 1017-1030]
+
+        A refusal changes nothing, and what was established before it is seen by every quorum even
+        if t servers have forgotten it: 2q - n > t. So a server may refuse that must not accept; or
+        nobody could be told that a name is taken, once t others are silent.
+        """
         operation = conditioned.operation
         assert operation is not None
         for replica, plan in zip(replicas, plans, strict=True):
@@ -809,6 +818,8 @@ class QueryUpdateServer:
                     error,
                 )
             )
+        if not may_accept:
+            raise _Fail(Status.NOT_CURRENT)
         objects = operation.objects if len(replicas) > 1 else ()
         if objects:
             objects = tuple(replica.object for replica in replicas)

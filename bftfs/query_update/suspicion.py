@@ -35,12 +35,15 @@ class Suspicion:
         "_forget_us",
         "_quarrels",
         "_quorums",
+        "_trusted",
         "_watched",
         "shunned",
     )
 
-    def __init__(self, quorums: QuorumSystem) -> None:
+    def __init__(self, quorums: QuorumSystem, *, trusted: Nodes = 0) -> None:
+        """`trusted` are never suspect: a server that repairs what it has itself accepted alone."""
         self._quorums = quorums
+        self._trusted = trusted
         self._quarrels: set[tuple[NodeId, NodeId]] = set()  # accuser and accused
         self._convicted: Nodes = 0
         self._divergences = [0] * quorums.n
@@ -124,7 +127,10 @@ class Suspicion:
                 if not (convicted >> one | convicted >> other) & 1
             }
         )
+        shunned &= ~self._trusted
         for node, times in enumerate(self._divergences):
+            if self._trusted >> node & 1:
+                continue
             if times >= _SHUNNED and not self._quorums.includes_benign(shunned | 1 << node):
                 shunned |= 1 << node
         self.shunned = 0 if self._quorums.includes_benign(shunned) else shunned

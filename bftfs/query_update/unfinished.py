@@ -172,7 +172,7 @@ class Finisher:
         self._unfinished = unfinished
         self._healer = healer
         self._peers = tuple(NodeId(peer) for peer in range(quorums.n) if peer != node)
-        suspicion = Suspicion(quorums)
+        suspicion = Suspicion(quorums, trusted=1 << node)
         self._observations = Observations(quorums, suspicion, bound=_OBSERVED)
         self._rounds = Rounds(
             quorums,
@@ -282,12 +282,16 @@ class Finisher:
         row = (await look(host, lambda view: Replica(view, name))).row
         observations = self._observations
         observations.forget(name)
-        observations.learn(name, self._node, row.history, row.authenticator)
+        observations.learn(name, self._node, row.history, row.authenticator, now_us)
         try:
             await self._repairs.refresh((name,))
             found = observations.observe(name).classification.type
             await self._repairs.repair((name,), BackOff(self._rounds.probing))
         except OperationFailed:
+            self._failed(entry, await Now())
+            return
+        if observations.observe(name).classification.latest < entry.timestamp:
+            # The others agree, and what is here was left out: it is too far ahead for now.
             self._failed(entry, await Now())
             return
         # Now a quorum shares what is latest, which is what was here or later than that.

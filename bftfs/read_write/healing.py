@@ -30,7 +30,13 @@ from bftfs.crypto.digest import DIGEST_BYTES, inventory_digest, verifier_of
 from bftfs.healing import HealingTally, Place, ask_all, clients_are_busy, look
 from bftfs.identifiers import BLOCK_ID_BYTES, BlockId, ClientId, NodeId
 from bftfs.read_write import version_row
-from bftfs.read_write.messages import InventoryReply, InventoryRequest, ReadReply, ReadRequest
+from bftfs.read_write.messages import (
+    BlockRefused,
+    InventoryReply,
+    InventoryRequest,
+    ReadReply,
+    ReadRequest,
+)
 from bftfs.read_write.placement import fragment_index, nodes_by_fragment, rotation_of
 from bftfs.read_write.responses import Responses, Verdict
 from bftfs.read_write.session import Session
@@ -73,13 +79,19 @@ def inventory(view: StorageView, request: InventoryRequest) -> InventoryReply:
 # --- one version --------------------------------------------------------------------------------
 
 
-POISONOUS = Own(CrossChecksum(b""), b"")  # what rebuilding a poisonous version gives
+NEEDLESS = Own(CrossChecksum(b""), b"")  # what rebuilding gives that no reader will ever need
 
 
 async def rebuild(
     session: Session, block: BlockId, timestamp: BlockTimestamp, hosts: Sequence[NodeId], me: NodeId
 ) -> Own | None:
-    """This node's own part of a version that `hosts` say they have; None if it cannot be made."""
+    """This node's own part of a version that `hosts` say they have; None if it cannot be made.
+
+    NEEDLESS if it is poisonous, or if all hosts have answered and fewer than m have a fragment. Of
+    those that host a complete version, at least QC - t >= m neither lie nor rebuild their own store
+    [PASIS (3.5)]: it is incomplete then, and nodes that wait for one another's fragments of it
+    would wait for ever.
+    """
     thresholds = session.thresholds
     N, m = thresholds.N, thresholds.m
     rotation = rotation_of(block, N)
@@ -95,6 +107,7 @@ async def rebuild(
 
     await ask(m)
     silences = 0
+    unclear = False  # whether somebody has answered who may know more another time
     while len(responses.fragments(timestamp)) < m:
         delivery = await Receive(session.read_patience.us << silences)
         if delivery is None:
@@ -121,13 +134,14 @@ async def rebuild(
             and responses.has_fragment_of(node, timestamp)
         )
         if not useful:
+            unclear |= not isinstance(message, ReadReply | BlockRefused)
             await ask(1)
             if not asked:
-                return None
+                return None if unclear else NEEDLESS
     checksum, fragments = responses.cross_checksum(timestamp), responses.fragments(timestamp)
     generated = await Compute(partial(regenerate, session.code, checksum, fragments))
     if generated is None or item_of(session.code, dict(enumerate(generated[:m]))) is None:
-        return POISONOUS
+        return NEEDLESS
     return Own(checksum, memoryview(generated[fragment_index(block, me, N)]))
 
 
@@ -325,7 +339,7 @@ class BlockHealer:
                     failed += 1
                 else:
                     self.tally.lacking -= 1
-                if own is None or own is POISONOUS:  # which nobody needs
+                if own is None or own is NEEDLESS:
                     continue
                 volume += self._thresholds.m * len(own.fragment)
                 host.arrange(partial(self._store, key, own))

@@ -22,6 +22,7 @@ from random import Random
 from typing import Any, Protocol
 
 from bftfs import limits
+from bftfs.errors import ContentionExhausted
 from bftfs.filesystem.registry import file_system_types
 from bftfs.identifiers import NodeId
 from bftfs.query_update.counter import counter_types
@@ -165,13 +166,22 @@ class _Participant:
                 simulation.world.after(0, self._next, life)
                 return
             self.pending[number] = task
-            simulation.start(self._host, task, lambda error: self._ended(life, number, error))
+            began_us = self._host.wall_clock_us()
+            simulation.start(
+                self._host, task, lambda error: self._ended(life, number, began_us, error)
+            )
 
-    def _ended(self, life: int, number: int, error: BaseException | None) -> None:
+    def _ended(self, life: int, number: int, began_us: int, error: BaseException | None) -> None:
         simulation = self._simulation
         del self.pending[number]
         simulation.ended += 1
-        if error is not None and self._plan.sane:
+        if (
+            error is not None
+            and self._plan.sane
+            and not (
+                isinstance(error, ContentionExhausted) and simulation.may_be_forgotten(began_us)
+            )
+        ):
             simulation.findings.append(f"progress: {self.name} got no result: {error!r}")
         world = simulation.world
         pause_us = 0 if simulation.calm else world.between(*self._plan.think_us)
@@ -319,6 +329,15 @@ class Simulation:
     def keeps(self, number: int) -> bool:
         """Whether operation `number` takes place: unless shrinking has dropped it."""
         return self._kept is None or number in self._kept
+
+    def may_be_forgotten(self, since_us: int) -> bool:
+        """Whether nodes may have let go of what an operation did that began at that time.
+
+        Then nobody can tell its client what became of it, once others have changed the same object:
+        it took place once, or not at all. Real windows are days [design §8]; where they are seconds
+        as here, partitions hold operations up for longer.
+        """
+        return self.configuration.collection is not None and since_us < self._kept_since_us()
 
     def start(self, host: SimulatedClient, task: Task, ended: Any) -> None:
         """Begin `task` at `host`; `ended(error)` is called unless the host crashes first."""

@@ -199,10 +199,14 @@ def _changed(now: Configuration, changes: dict[str, Any]) -> Configuration | Non
         *(node for node, _ in changed.byzantine_nodes),
         *changed.down_in_calm,
         *changed.down_in_audit,
+        *changed.storm.losers,
     )
-    bound = changed.sizes.query_update.b
+    bound = changed.sizes.query_update
+    failing = len(changed.byzantine_nodes) + max(
+        len(changed.storm.losers), len(changed.down_in_calm), len(changed.down_in_audit)
+    )
     if any(node >= changed.sizes.n for node in named) or (
-        changes.get("sizes") and len(changed.byzantine_nodes) > bound
+        changes.get("sizes") and (len(changed.byzantine_nodes) > bound.b or failing > bound.t)
     ):
         return None
     return changed

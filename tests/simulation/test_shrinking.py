@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import pytest
 
@@ -11,7 +12,7 @@ from bftfs.coding.erasure import Buffer, ErasureCode
 from bftfs.identifiers import NodeId
 from bftfs.read_write import reading
 from bftfs.simulation.campaign import examine
-from bftfs.simulation.configuration import ClientPlan
+from bftfs.simulation.configuration import ClientPlan, Configuration, draw
 from bftfs.simulation.principals import DiskFaults
 from bftfs.simulation.shrinking import shrink, sort_of
 from bftfs.simulation.storm import StormFaults
@@ -78,6 +79,17 @@ def test_only_what_a_failure_needs_is_left() -> None:
     assert len(small.clients) == 1
     assert (small.byzantine_nodes, small.byzantine_clients, small.down_in_audit) == ((), (), ())
     assert runs < 300
+
+
+def test_no_smaller_cluster_has_more_failures_than_it_bears() -> None:
+    def fails(configuration: Configuration) -> bool:
+        sizes = configuration.sizes.query_update
+        assert sizes.t >= len(configuration.down_in_audit) == 2
+        return True
+
+    whole = draw(171, operations=1, kind="files")  # t = 2, b = 1
+    audited = replace(whole, storm=StormFaults(), byzantine_clients=())
+    shrink(audited, fails=lambda small: len(small.down_in_audit) == 2 and fails(small))
 
 
 def test_findings_are_of_one_sort_whatever_their_numbers() -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from bftfs import limits
+from bftfs.errors import FileSystemError
 from bftfs.filesystem import object_types
 from bftfs.identifiers import ClientId, NodeId, ObjectId, ObjectKind, object_id
 from bftfs.query_update.candidate import Candidate
@@ -52,9 +53,9 @@ class Counting:
             object_types(),
         )
 
-    def increment(self, number: int) -> int:
+    def increment(self, number: int, *, by: int = 1) -> int:
         answered = self.client.do(
-            self.objects.update((counter(number),), "counter.increment", Increment(1), USER)
+            self.objects.update((counter(number),), "counter.increment", Increment(by), USER)
         )
         return int(answered.answer.value)
 
@@ -406,6 +407,21 @@ def test_a_server_does_not_contradict_what_it_may_have_forgotten() -> None:
 
 def test_must_fail_a_server_that_forgets_that_it_has_forgotten() -> None:
     assert forgetful(Cluster(), remembers=False) is Status.SUCCESS
+
+
+def test_a_server_that_may_have_forgotten_something_still_refuses_what_a_method_refuses() -> None:
+    """With another server gone it makes the quorum that a refusal takes; nobody would be told."""
+    cluster = Cluster()
+    counting = Counting(cluster)
+    counting.increment(2)
+    cluster.lose_store(2)
+    cluster.run_for(20 * SECOND_US)
+    assert not cluster.deployment.recoveries[NodeId(2)].rebuilding
+    cluster.nodes[5].crash(down_us=None)
+    with pytest.raises(FileSystemError) as refused:
+        counting.increment(2, by=(1 << 63) - 1)
+    assert refused.value.code == errno.EOVERFLOW
+    assert counting.fetch(2) == 1
 
 
 @pytest.mark.parametrize("number", range(3))

@@ -11,7 +11,7 @@ or not this node knows: so nothing here rests on what the nodes' own counters sa
 - [design §9] the versions of one client take only so many bytes of a node.
 
 Servers keep the first two counters in memory: with every life of a node, a client has as much
-again.
+again. And an update that is let in may leave several objects in question at once.
 """
 
 from __future__ import annotations
@@ -123,6 +123,7 @@ class UnfinishedRecord:
     believed: int  # correct nodes that, with the Byzantine ones, make others take what they have
     findings: list[str] = field(default_factory=list)
     most: int = 0  # objects in question because of one client, at any node
+    _widest: int = 1  # objects of one update, so far
     _latest: dict[NodeId, dict[ObjectId, LogicalTimestamp]] = field(
         default_factory=lambda: defaultdict(dict)
     )
@@ -149,6 +150,9 @@ class UnfinishedRecord:
         if not all(self._is_in_question(identifier, timestamp) for identifier in objects):
             return
         client = client_of(timestamp)
+        self._widest = max(self._widest, len(objects))
+        # In each life the last update was let in with less than the limit, whatever its width.
+        allowed = self.most_of_client * lives + (self._widest - 1) * (lives - 1)
         others = sum(
             client_of(each) == client
             and identifier not in objects
@@ -156,7 +160,7 @@ class UnfinishedRecord:
             for identifier, each in self._latest[node].items()
         )
         self.most = max(self.most, others + len(objects))
-        if others >= self.most_of_client * lives and len(self.findings) < _MOST_FINDINGS:
+        if others >= allowed and len(self.findings) < _MOST_FINDINGS:
             self.findings.append(
                 f"bounds: node {node} has accepted an update of a client because of whom {others} "
                 "other objects were in question"

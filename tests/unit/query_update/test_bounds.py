@@ -247,7 +247,7 @@ def test_a_clients_observations_are_bounded_by_their_volume() -> None:
     macs = bytes(16 * quorums.n)
     for number in range(20):
         history = _long_history(number)
-        assert observations.learn(counter_id(number), NodeId(0), history, macs)
+        assert observations.learn(counter_id(number), NodeId(0), history, macs, 0)
         assert observations.volume <= 1_000_000
     assert 2 < len(observations) < 20
     kept = counter_id(19)

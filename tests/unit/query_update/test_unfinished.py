@@ -243,6 +243,11 @@ def test_unfinished_work_of_a_client_is_bounded_and_others_do_not_notice(
     # And so does the other one, when its work has been fenced.
     rest(cluster)
     assert unfinished.total == 0
+    for number in range(8):  # one server alone had all of it, and has not given up on itself
+        latest = [
+            Replica(node.storage, counter_id(number)).history.latest for node in cluster.nodes
+        ]
+        assert latest.count(latest[0]) >= 5
     assert partial_update(cluster, attacker, counter_id(8)).reply.status is Status.SUCCESS
 
 
