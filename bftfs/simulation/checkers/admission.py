@@ -10,8 +10,9 @@ or not this node knows: so nothing here rests on what the nodes' own counters sa
 - [Q/U §4.3.5] of one client, a server takes updates of only so many objects that may be incomplete;
 - [design §9] the versions of one client take only so many bytes of a node.
 
-Servers keep the first two counters in memory: with every life of a node, a client has as much
-again. And an update that is let in may leave several objects in question at once.
+Servers keep the first two counters in memory, and when they made an exception last: with every life
+of a node, a client has as much again. And an update that is let in may leave several objects in
+question at once.
 """
 
 from __future__ import annotations
@@ -48,7 +49,8 @@ class PossibleVersionsRecord:
     )
     _hosts: dict[bytes, set[NodeId]] = field(default_factory=lambda: defaultdict(set))
     _verified: dict[BlockId, BlockTimestamp] = field(default_factory=dict)  # the greatest
-    _excused_us: dict[tuple[NodeId, ClientId], int] = field(default_factory=dict)
+    # By node, client and life of the node: it keeps this in memory too.
+    _excused_us: dict[tuple[NodeId, ClientId, int], int] = field(default_factory=dict)
 
     def committed(
         self, node: NodeId, clock_us: int, writes: Iterable[Write], *, lives: int
@@ -81,11 +83,11 @@ class PossibleVersionsRecord:
         self.most = max(self.most, total)
         of_block = len(self._possible[node][client].get(block, ()))
         if total <= 1:
-            self._excused_us.pop((node, client), None)
+            self._excused_us.pop((node, client, lives), None)
         if total <= self.settings.client * lives and of_block <= self.settings.block * lives:
             return
-        excused_us = self._excused_us.get((node, client))
-        self._excused_us[node, client] = clock_us
+        excused_us = self._excused_us.get((node, client, lives))
+        self._excused_us[node, client, lives] = clock_us
         if excused_us is not None and 0 <= clock_us - excused_us < limits.VERIFY_EXCUSED_US:
             self._find(
                 f"node {node} has taken {total} possible versions of one client, {of_block} of one "
