@@ -137,7 +137,10 @@ class ContentStore:
         for block in contents.dirty.values():
             self._dirty_bytes -= block.cost
         contents.dirty.clear()
-        contents.uncovered.clear()
+        if contents.uncovered:  # nobody else has seen them, nor shall this mount
+            contents.uncovered.clear()
+            self._invalidate(contents, 0)
+            contents.opened_version = -1
         contents.end = contents.pushed_end = 0
         contents.changes = NO_CHANGES
         contents.saved_writes = contents.writes
@@ -251,7 +254,9 @@ class ContentStore:
         """Read a block from the nodes into the cache."""
         loading = contents.loading[number] = Loading()
         try:
-            block = await self._fetch(contents.layout.block(contents.identifier, number))
+            block = await self._shown(contents, number, loading, who)
+            if block is None:
+                return loading
             valid = contents.valid_bytes(number)
             loading.data = block if len(block) <= valid else memoryview(block)[:valid]
             if not loading.stale:
@@ -262,10 +267,24 @@ class ContentStore:
             loading.done.announce()
         return loading
 
-    async def _fetch(self, block: BlockId, at_time_us: int | None = None) -> bytes:
-        """The plaintext of a data-item; empty if it was never written."""
-        item = (await self._blocks.read(block, at_time_us=at_time_us)).item
-        return await plaintext_of(self._cipher, block, item)
+    async def _shown(
+        self, contents: Contents, number: int, loading: Loading, who: Credentials
+    ) -> bytes | None:
+        """What the nodes hold of a block and programs may see; None if it is on its way there.
+
+        The latest version is asked for, since it is nearly always the one that is covered.
+        """
+        block = contents.layout.block(contents.identifier, number)
+        version = await self._blocks.read(block)
+        if version.timestamp.time > contents.shown_us(number):
+            # Somebody has written to it, and has covered that since, or not yet, or never will.
+            await self._refresh(contents, who)
+            if number in contents.pushing:
+                return None
+            loading.stale = False  # whatever was written or cut: from here on it counts
+            block = contents.layout.block(contents.identifier, number)
+            version = await self._blocks.read(block, at_time_us=contents.shown_us(number))
+        return await plaintext_of(self._cipher, block, version.item)
 
     async def _read_ahead(self, file: OpenFile, offset: int, stop: int) -> None:
         """Start to read what a sequential reader will want."""
@@ -501,7 +520,7 @@ class ContentStore:
             loading = contents.loading.get(number)
             if loading is not None:
                 loading.stale = True
-        latest_us = contents.pushed_us if contents.is_ours else None
+        is_asking = not contents.is_ours
         try:
             items = [
                 await self._sealed(
@@ -509,7 +528,7 @@ class ContentStore:
                 )
                 for number in numbers
             ]
-            times = await self._write_blocks(contents, items, who, latest_us=latest_us)
+            times = await self._write_blocks(contents, items, who, is_asking=is_asking)
         except BaseException:
             for number in numbers:
                 self._restore(contents, number, extents[number])
@@ -518,7 +537,7 @@ class ContentStore:
             block = contents.pushing.pop(number)
             self._dirty_bytes -= len(block)
             self._cache.put(contents.identifier, number, block)
-            contents.pushed(number, extents[number], layout, 0 if latest_us is None else time_us)
+            contents.pushed(number, extents[number], layout, time_us, is_unasked=not is_asking)
         self._progress.announce()
 
     def _is_complete(self, contents: Contents, number: int) -> bool:
@@ -597,10 +616,14 @@ class ContentStore:
         items: Sequence[tuple[BlockId, bytes]],
         who: Credentials,
         *,
-        latest_us: int | None = None,
+        is_asking: bool = True,
     ) -> list[int]:
-        """Make blocks durable, and remember until when they are. Their times."""
-        written = await self._blocks.write_many(items, who, latest_us=latest_us)
+        """Make blocks durable, and remember until when they are. Their times.
+
+        They are later than what is covered already: nobody is to see them before the next update.
+        """
+        after_us = contents.version if is_asking else max(contents.version, contents.pushed_us)
+        written = await self._blocks.write_many(items, who, after_us=after_us, is_asking=is_asking)
         times = [version.time for version in written]
         contents.pushed_us = max(contents.pushed_us, *times)
         return times
@@ -630,10 +653,9 @@ class ContentStore:
             numbers = overtaken[position : position + batch]
             for number in numbers:
                 block = contents.uncovered[number]
-                written = await self._fetch(
-                    block_id(contents.identifier, incarnation=block.incarnation, number=number),
-                    block.unasked_us or None,
-                )
+                target = block_id(contents.identifier, incarnation=block.incarnation, number=number)
+                version = await self._blocks.read(target, at_time_us=block.time_us)
+                written = await plaintext_of(self._cipher, target, version.item)
                 del contents.uncovered[number]
                 self._redirty(contents, number, written, block.extents)
             await self._push_dirty(contents, numbers)

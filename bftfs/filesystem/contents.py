@@ -45,15 +45,18 @@ class Loading:
 class Uncovered:
     """A block that the nodes hold and no inode update covers yet.
 
-    `unasked_us` is the time that this mount's clock alone gave it; 0 if the nodes were asked.
+    `is_unasked`: its time is what this mount's clock alone gave it, and the nodes were not asked.
     """
 
-    __slots__ = ("extents", "incarnation", "unasked_us")
+    __slots__ = ("extents", "incarnation", "is_unasked", "time_us")
 
-    def __init__(self, incarnation: int, extents: tuple[Extent, ...], unasked_us: int) -> None:
+    def __init__(
+        self, incarnation: int, extents: tuple[Extent, ...], time_us: int, *, is_unasked: bool
+    ) -> None:
         self.incarnation = incarnation
         self.extents = extents
-        self.unasked_us = unasked_us
+        self.time_us = time_us
+        self.is_unasked = is_unasked
 
 
 class Contents:
@@ -113,8 +116,16 @@ class Contents:
             number
             for number, block in self.uncovered.items()
             if block.incarnation != self.layout.incarnation(number)
-            or (block.unasked_us and not self.is_ours)
+            or (block.is_unasked and not self.is_ours)
         ]
+
+    def shown_us(self, number: int) -> int:
+        """Up to which time versions of a block are shown to this mount's programs.
+
+        What no update of the inode covers belongs to no version of the file, unless it is ours.
+        """
+        uncovered = self.uncovered.get(number)
+        return self.version if uncovered is None else max(self.version, uncovered.time_us)
 
     def valid_bytes(self, number: int) -> int:
         """How many bytes of the block, as the nodes hold it, belong to the file.
@@ -163,14 +174,22 @@ class Contents:
             self.changes = msgspec.structs.replace(self.changes, mtime_ns=None, mode=mode)
 
     def pushed(
-        self, number: int, extents: tuple[Extent, ...], layout: Layout, unasked_us: int
+        self,
+        number: int,
+        extents: tuple[Extent, ...],
+        layout: Layout,
+        time_us: int,
+        *,
+        is_unasked: bool,
     ) -> None:
         """Take note of a block that the nodes hold now, of which `extents` were written."""
         before = self.uncovered.get(number)
         if before is not None:
             extents = united(before.extents, extents)
-        self.uncovered[number] = Uncovered(layout.incarnation(number), extents, unasked_us)
-        if layout is not self.layout or (unasked_us and not self.is_ours):
+        self.uncovered[number] = Uncovered(
+            layout.incarnation(number), extents, time_us, is_unasked=is_unasked
+        )
+        if layout is not self.layout or (is_unasked and not self.is_ours):
             self.is_overtaken = True
         self.pushed_end = max(self.pushed_end, number * self.layout.block_bytes + extents[-1][1])
 

@@ -102,10 +102,15 @@ class PastBlocks:
         self._credentials = credentials
 
     async def write_many(
-        self, items: object, credentials: Credentials, *, latest_us: int | None = None
+        self,
+        items: object,
+        credentials: Credentials,
+        *,
+        after_us: int = 0,
+        is_asking: bool = True,
     ) -> tuple[BlockTime, ...]:
         """The past does not change."""
-        del items, credentials, latest_us
+        del items, credentials, after_us, is_asking
         raise FileSystemError(errno.EROFS)
 
     async def read(self, block: BlockId, *, at_time_us: int | None = None) -> BlockVersion:

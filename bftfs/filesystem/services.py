@@ -82,6 +82,10 @@ class BlockVersion(Protocol):
     def item(self) -> bytes | None:
         """What was written; None if nothing ever was."""
 
+    @property
+    def timestamp(self) -> BlockTime:
+        """When; zero if nothing ever was."""
+
 
 class BlockService(Protocol):
     """Versioned blocks."""
@@ -91,12 +95,13 @@ class BlockService(Protocol):
         items: Sequence[tuple[BlockId, bytes]],
         credentials: Credentials,
         *,
-        latest_us: int | None = None,
+        after_us: int = 0,
+        is_asking: bool = True,
     ) -> Sequence[BlockTime]:
         """Make each item the newest version of its block; returns when all are durable.
 
-        With `latest_us`, the newest of those that have a time of `latest_us` or earlier, or of this
-        client's clock, and cheaper.
+        Their times are later than `after_us`. Without `is_asking`, each is the newest of those that
+        have a time of `after_us` or earlier, or of this client's clock, and cheaper.
         """
 
     async def read(self, block: BlockId, *, at_time_us: int | None = None) -> BlockVersion:

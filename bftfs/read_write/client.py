@@ -62,19 +62,20 @@ class ReadWriteClient:
         # The time is not needed before the fragments are made; meanwhile the nodes answer.
         encoded = await Compute(partial(encode, session.code, item))
         (time,) = await time_round.times()
-        return await self._write(block, encoded, time, credentials)
+        return await self._write(block, encoded, time, 0, credentials)
 
     async def write_many(
         self,
         items: Sequence[tuple[BlockId, Buffer]],
         credentials: Credentials,
         *,
-        latest_us: int | None = None,
+        after_us: int = 0,
+        is_asking: bool = True,
     ) -> tuple[BlockTimestamp, ...]:
-        """`write` for different blocks at once; their timestamps, in order.
+        """`write` for different blocks at once, later than `after_us`; their timestamps, in order.
 
         One round of TIME_REQUESTs serves them all. None is sent if the caller answers for it that
-        nobody has written these blocks at a time after `latest_us`: then this client's clock tells
+        nobody has written these blocks at a time after `after_us`: then this client's clock tells
         a later one. Where he may be wrong, he finds out, and writes again. The first failure is
         raised; which of the other writes have taken place is then unknown.
         """
@@ -82,27 +83,32 @@ class ReadWriteClient:
         written: list[BlockTimestamp] = []
         for at in range(0, len(items), limits.BLOCKS_PER_TIME_REQUEST):
             batch = items[at : at + limits.BLOCKS_PER_TIME_REQUEST]
-            if latest_us is None:
-                time_round = TimeRound(session, [block for block, _ in batch])
+            if is_asking:
+                time_round = TimeRound(session, [block for block, _ in batch], after_us=after_us)
                 await time_round.send()
                 times = await time_round.times()
             else:
-                times = [max(latest_us + 1, await Now())] * len(batch)
+                times = [max(after_us + 1, await Now())] * len(batch)
             writes = tuple(
-                partial(self._encode_and_write, block, item, time, credentials)
+                partial(self._encode_and_write, block, item, time, after_us, credentials)
                 for (block, item), time in zip(batch, times, strict=True)
             )
             written.extend(await Together(writes))
         return tuple(written)
 
     async def _encode_and_write(
-        self, block: BlockId, item: Buffer, time: int, credentials: Credentials
+        self, block: BlockId, item: Buffer, time: int, after_us: int, credentials: Credentials
     ) -> BlockTimestamp:
         encoded = await Compute(partial(encode, self._session.code, item))
-        return await self._write(block, encoded, time, credentials)
+        return await self._write(block, encoded, time, after_us, credentials)
 
     async def _write(
-        self, block: BlockId, encoded: Encoded, time: int, credentials: Credentials
+        self,
+        block: BlockId,
+        encoded: Encoded,
+        time: int,
+        after_us: int,
+        credentials: Credentials,
     ) -> BlockTimestamp:
         session = self._session
         silence = session.silence(session.write_patience)
@@ -123,7 +129,7 @@ class ReadWriteClient:
             repair = Repair(session, block, timestamp, encoded, hosts=frozenset())
             if await repair.run():
                 break
-            time_round = TimeRound(session, (block,))
+            time_round = TimeRound(session, (block,), after_us=after_us)
             await time_round.send()
             (time,) = await time_round.times()
         session.validated.add(encoded.verifier)

@@ -45,11 +45,12 @@ class TimeRound:
     more.
     """
 
-    __slots__ = ("_blocks", "_gathering", "_session")
+    __slots__ = ("_after_us", "_blocks", "_gathering", "_session")
 
-    def __init__(self, session: Session, blocks: Sequence[BlockId]) -> None:
+    def __init__(self, session: Session, blocks: Sequence[BlockId], *, after_us: int = 0) -> None:
         self._session = session
         self._blocks = blocks
+        self._after_us = after_us
         self._gathering: Gathering[tuple[int, ...]]
 
     async def send(self) -> None:
@@ -78,13 +79,13 @@ class TimeRound:
         Unlike [PASIS Figure 3.1]: the (b + 1)-th largest report and not the largest, since b + 1
         correct nodes among those that report know at least the time of the latest complete write,
         and no liar can then push time away. And at least the client's clock, so that versions can
-        be found by the time at which they were written. [design §4]
+        be found by the time at which they were written. [design §4] And later than `after_us`.
         """
         b = self._session.thresholds.b
         reports = list((await self._gathering.answers()).values())
-        clock = await Now()
+        least = max(await Now(), self._after_us + 1)
         return [
-            max(least_safe_time(reported, b) + 1, clock) for reported in zip(*reports, strict=True)
+            max(least_safe_time(reported, b) + 1, least) for reported in zip(*reports, strict=True)
         ]
 
 

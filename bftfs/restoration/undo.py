@@ -14,6 +14,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -231,10 +232,29 @@ class Undoing:
         trail = self._trail
         moves: list[Step] = []
         copies: dict[Name, ObjectId] = {}
-        for target, identifier in targets.items():
+        waiting = deque(targets.items())
+        put_off = 0  # in a row
+        while waiting:
+            target, identifier = waiting.popleft()
             if self._entries.get(target) == identifier:
                 continue  # it has come there in exchange
             source = self._misplaced(identifier)
+            if source is not None and self._is_in(target.directory, identifier):
+                if put_off < len(waiting):
+                    waiting.append((target, identifier))  # until that has been moved out of it
+                    put_off += 1
+                    continue
+                conflicts.append(
+                    Step(
+                        f"{trail.path(target)}: moved by {self._label}, and what it stood in was "
+                        f"moved into it by others: it stays {trail.paths[identifier]}",
+                        conflict=True,
+                        name=source,
+                    )
+                )
+                self._wanted[source] = identifier
+                continue
+            put_off = 0
             if source is not None:
                 there = self._entries.pop(target, None)
                 flags = RENAME_NOREPLACE if there is None else RENAME_EXCHANGE
@@ -261,6 +281,17 @@ class Undoing:
             else:
                 copies[target] = identifier
         return moves, copies
+
+    def _is_in(self, directory: ObjectId, other: ObjectId) -> bool:
+        """Whether a directory is another one, or somewhere below it, after the steps so far."""
+        passed: set[ObjectId] = set()
+        while directory != other and directory not in passed:
+            passed.add(directory)
+            place = next(iter(self._places(directory)), None)
+            if place is None:
+                return False
+            directory = place.directory
+        return directory == other
 
     def _unlinked(
         self,

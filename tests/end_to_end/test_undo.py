@@ -277,6 +277,8 @@ def test_blocks_that_an_intruder_left_to_others_to_cover_are_found_and_taken_bac
     for name in ("waiting", "covered"):
         scribble(intruder / name, 0, b"evil".ljust(BLOCK, b"!"))
     scribble(intruder / "behind", 2, b"evil")
+    for name in ("waiting", "covered"):
+        assert (honest / name).read_bytes() == contents, "what is not covered is shown to nobody"
     for name in ("covered", "clean"):
         with (honest / name).open("r+b") as file:
             file.seek(2 * BLOCK - 10)

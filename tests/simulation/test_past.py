@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from bftfs.filesystem.contents import Contents
 from bftfs.query_update import past, past_reading
 from bftfs.query_update.rounds import Votes
 from bftfs.query_update.timestamp import LogicalTimestamp, time_of
@@ -82,6 +83,7 @@ def test_contents_as_of_another_time_than_the_size(monkeypatch: pytest.MonkeyPat
     async def asked_for(self: Any, *_: Any) -> int:
         return int(self._at_us)
 
+    monkeypatch.setattr(Contents, "shown_us", lambda *_: 1 << 62)
     monkeypatch.setattr("bftfs.filesystem.past.PastMetadata.covered_us", asked_for)
     contents = FileMix(names=1, contents=0.9, directories=0.0, private=0.0)
     found = hunt(

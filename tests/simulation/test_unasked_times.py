@@ -36,7 +36,7 @@ def test_what_is_closed_is_read_whoever_writes_meanwhile(monkeypatch: pytest.Mon
 
     def counted(contents: Contents) -> list[int]:
         found = overtaken(contents)
-        written_again.extend(number for number in found if contents.uncovered[number].unasked_us)
+        written_again.extend(number for number in found if contents.uncovered[number].is_unasked)
         return found
 
     monkeypatch.setattr(Contents, "overtaken", counted)

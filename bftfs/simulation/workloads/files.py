@@ -383,12 +383,15 @@ class _Scribe:
         items: Sequence[tuple[BlockId, bytes]],
         credentials: Credentials,
         *,
-        latest_us: int | None = None,
+        after_us: int = 0,
+        is_asking: bool = True,
     ) -> Sequence[BlockTimestamp]:
         """Write blocks."""
         for block, item in items:
             self._contents(block).attempted.add(bytes(item))
-        times = await self._client.write_many(items, credentials, latest_us=latest_us)
+        times = await self._client.write_many(
+            items, credentials, after_us=after_us, is_asking=is_asking
+        )
         for (block, item), made in zip(items, times, strict=True):
             self._contents(block).attempted.discard(bytes(item))
             self._contents(block).acknowledged[made] = bytes(item)

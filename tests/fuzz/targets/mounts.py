@@ -50,7 +50,8 @@ def _attack(choices: Choices, world: World, pool: Pool) -> None:
         content = choices.octets(choices.number(64)) * choices.pick((1, 1, 128))
         if choices.flag():
             content = _CIPHER.seal(block, content, nonce=bytes(12))
-        world.blocks.items[block] = content
+        versions = world.blocks.versions.setdefault(block, {})
+        versions[max(versions, default=1)] = content  # where it is shown
         return
     method = _TYPES.method(choices.pick(_METHODS))
     assert method is not None

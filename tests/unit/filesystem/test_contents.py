@@ -142,11 +142,11 @@ def test_contents_at_the_nodes_are_sealed(world: World) -> None:
     file = create(world, mount)
     write(world, mount, file, 0, b"secret" * 100)
     world.run(mount.flush(file))
-    (item,) = world.blocks.items.values()
+    ((block, versions),) = world.blocks.versions.items()
+    ((time_us, item),) = versions.items()
     assert b"secret" not in item
-    (block,) = world.blocks.items
     assert inode_of(block) == file.identifier
-    world.blocks.items[block] = item[:-1] + bytes([item[-1] ^ 1])
+    versions[time_us] = item[:-1] + bytes([item[-1] ^ 1])
     reader = world.mount()
     opened = world.run(reader.open(file.identifier, os.O_RDONLY, ALICE))
     refused(errno.EIO, world, reader.read(opened, 0, 10))
@@ -281,7 +281,7 @@ def test_a_long_write_stays_within_its_windows() -> None:
     assert world.blocks.most_in_flight <= 2 * MIB + 16 * 64
     assert len(world.blocks.writes) > 128  # it did not wait for the end
     world.run(mount.flush(file))
-    assert sorted(map(block_number_of, world.blocks.items)) == list(range(256))
+    assert sorted(map(block_number_of, world.blocks.versions)) == list(range(256))
     assert len(world.blocks.writes) == 256  # each block once
     assert read_elsewhere(world, file.identifier) == piece * 256
 
@@ -426,6 +426,113 @@ def test_strict_mounts_see_each_write_at_once(world: World) -> None:
         assert bytes(world.run(other.read(second, number * 3, 10))) == b"%03d" % number
         write(world, other, second, number * 3, b"abc")
         assert bytes(world.run(one.read(first, number * 3, 10))) == b"abc"
+
+
+# --- what no update covers -------------------------------------------------------------------
+
+
+def pushed(world: World, data: bytes, identifier: ObjectId) -> tuple[FileSystem, OpenFile]:
+    """A mount that has written to the beginning of a file, and not covered it yet."""
+    mount = world.mount(write_behind_bytes=1)
+    file = world.run(mount.open(identifier, os.O_RDWR, ALICE))
+    write(world, mount, file, 0, data)
+    world.host.settle()
+    assert file.contents.uncovered
+    return mount, file
+
+
+def test_what_is_not_covered_is_shown_to_its_mount_alone(world: World) -> None:
+    old, new = b"o" * 2 * BLOCK, b"n" * 2 * BLOCK
+    file = stored(world, world.mount(), 2 * BLOCK)
+    other, theirs = pushed(world, new, file.identifier)
+    other._contents._cache.drop_from(file.identifier, 0)
+    assert bytes(world.run(other.read(theirs, 0, 1 << 20))) == new
+    assert read_elsewhere(world, file.identifier) == old
+    world.run(other.flush(theirs))
+    assert read_elsewhere(world, file.identifier) == new
+
+
+def test_what_is_not_covered_is_in_nothing_that_others_write(world: World) -> None:
+    file = stored(world, world.mount(), BLOCK)
+    pushed(world, b"evil" * (BLOCK // 4), file.identifier)
+    mount = world.mount()
+    opened = world.run(mount.open(file.identifier, os.O_RDWR, ALICE))
+    write(world, mount, opened, BLOCK, b"more")
+    write(world, mount, opened, 10, b"mine")
+    world.run(mount.flush(opened))
+    mine = b"o" * 10 + b"mine" + b"o" * (BLOCK - 14)
+    assert read_elsewhere(world, file.identifier) == mine + b"more"
+    pushed(world, b"evil" * (BLOCK // 4), file.identifier)
+    world.run(world.mount().truncate(file.identifier, 100, ALICE))
+    assert read_elsewhere(world, file.identifier) == mine[:100]
+
+
+def test_what_waits_to_be_covered_is_covered_by_anybodys_update(world: World) -> None:
+    file = stored(world, world.mount(), 2 * BLOCK)
+    pushed(world, b"n" * BLOCK, file.identifier)
+    mount = world.mount()
+    opened = world.run(mount.open(file.identifier, os.O_RDWR, ALICE))
+    write(world, mount, opened, BLOCK, b"m" * BLOCK)
+    world.run(mount.flush(opened))
+    assert read_elsewhere(world, file.identifier) == b"n" * BLOCK + b"m" * BLOCK
+
+
+def test_a_block_that_is_covered_is_read_once_and_asks_no_inode(world: World) -> None:
+    file = stored(world, world.mount(), 8 * BLOCK)
+    mount = world.mount()
+    opened = world.run(mount.open(file.identifier, os.O_RDONLY, ALICE))
+    world.objects.calls.clear()
+    world.blocks.reads.clear()
+    assert len(world.run(mount.read(opened, 0, 8 * BLOCK))) == 8 * BLOCK
+    assert len(world.blocks.reads) == 8
+    assert not world.objects.calls
+
+
+def test_a_block_that_is_covered_anew_is_shown_as_it_is_now(world: World) -> None:
+    mount, other = world.mount(), world.mount()
+    file = stored(world, mount, 2 * BLOCK)
+    reader = world.mount()
+    opened = world.run(reader.open(file.identifier, os.O_RDONLY, ALICE))
+    save_elsewhere(world, other, file.identifier, b"n" * BLOCK, ahead_us=0)
+    assert bytes(world.run(reader.read(opened, 0, 1 << 20))) == b"n" * BLOCK + b"o" * BLOCK
+
+
+def test_strict_mounts_write_parts_of_a_block_by_turns(world: World) -> None:
+    one, other = world.mount(strict=True), world.mount(strict=True)
+    first = create(world, one)
+    write(world, one, first, 0, b"." * BLOCK)
+    second = world.run(other.open(first.identifier, os.O_RDWR, ALICE))
+    for number in range(10):
+        mount, file = ((one, first), (other, second))[number % 2]
+        write(world, mount, file, number, b"%d" % number)
+    assert read_elsewhere(world, first.identifier) == b"0123456789" + b"." * (BLOCK - 10)
+
+
+def test_what_could_not_be_covered_is_shown_to_nobody(world: World) -> None:
+    file = stored(world, world.mount(), BLOCK)
+    mount = world.mount()
+    opened = world.run(mount.open(file.identifier, os.O_RDWR, ALICE))
+    write(world, mount, opened, 0, b"n" * BLOCK)
+
+    def interrupt(method: str, _objects: Any) -> None:
+        if method == registry.WRITE:
+            raise FileSystemError(errno.EDQUOT)
+
+    world.objects.before = interrupt
+    refused(errno.EDQUOT, world, mount.release(opened))
+    world.objects.before = lambda *_: None
+    again = world.run(mount.open(file.identifier, os.O_RDONLY, ALICE))
+    assert not again.keep_cache
+    assert bytes(world.run(mount.read(again, 0, 1 << 20))) == b"o" * BLOCK
+
+
+def test_must_fail_where_the_latest_version_is_shown(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(contents.Contents, "shown_us", lambda *_: 1 << 62)
+    file = stored(world, world.mount(), BLOCK)
+    pushed(world, b"n" * BLOCK, file.identifier)
+    assert read_elsewhere(world, file.identifier) != b"o" * BLOCK
 
 
 # --- truncation, and other mounts ------------------------------------------------------------

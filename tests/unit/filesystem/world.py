@@ -191,13 +191,13 @@ class BlockTime:
 @dataclass(frozen=True)
 class Item:
     item: bytes | None
+    timestamp: BlockTime
 
 
 class Blocks:
     """A `BlockService` in memory."""
 
     def __init__(self) -> None:
-        self.items: dict[BlockId, bytes] = {}  # the newest versions
         self.versions: dict[BlockId, dict[int, bytes]] = {}  # by their times
         self.unasked: list[BlockId] = []  # written without asking what time it is
         self.reads: list[BlockId] = []
@@ -213,7 +213,8 @@ class Blocks:
         items: Sequence[tuple[BlockId, bytes]],
         credentials: Credentials,
         *,
-        latest_us: int | None = None,
+        after_us: int = 0,
+        is_asking: bool = True,
     ) -> list[BlockTime]:
         del credentials
         assert len({block for block, _ in items}) == len(items)
@@ -228,12 +229,11 @@ class Blocks:
             for block, item in items:
                 assert len(item) <= limits.BLOCK_BYTES_MAX + 64
                 versions = self.versions.setdefault(block, {})
-                known = latest_us if latest_us is not None else max(versions, default=0)
-                time = max(known + 1, await Now() + self.skew_us)
+                known = max(versions, default=0) if is_asking else 0
+                time = max(known + 1, after_us + 1, await Now() + self.skew_us)
                 versions[time] = bytes(item)
-                self.items[block] = versions[max(versions)]
                 self.writes.append(block)
-                if latest_us is not None:
+                if not is_asking:
                     self.unasked.append(block)
                 times.append(BlockTime(time))
             if latency := self.latency():
@@ -246,10 +246,10 @@ class Blocks:
         self.reads.append(block)
         if latency := self.latency():
             await Pause(latency)
-        item = Item(self.items.get(block))
-        if at_time_us is not None:
-            versions = self.versions.get(block, {})
-            item = Item(versions.get(max((t for t in versions if t <= at_time_us), default=0)))
+        versions = self.versions.get(block, {})
+        times = (t for t in versions if at_time_us is None or t <= at_time_us)
+        time = max(times, default=0)
+        item = Item(versions.get(time), BlockTime(time))
         if latency := self.latency():
             await Pause(latency)
         return item

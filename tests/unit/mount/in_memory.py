@@ -154,13 +154,14 @@ class Metadata:
 
 
 @dataclass
-class Version:
-    item: bytes | None
+class Time:
+    time: int
 
 
 @dataclass
-class Time:
-    time: int
+class Version:
+    item: bytes | None
+    timestamp: Time
 
 
 class Blocks:
@@ -178,7 +179,8 @@ class Blocks:
         items: Sequence[tuple[BlockId, bytes]],
         credentials: Credentials,
         *,
-        latest_us: int | None = None,
+        after_us: int = 0,
+        is_asking: bool = True,
     ) -> Sequence[Time]:
         while self.metadata.frozen:
             await Wait(self.metadata.thawed)
@@ -187,7 +189,7 @@ class Blocks:
         return [Time(0)] * len(items)
 
     async def read(self, block: BlockId, *, at_time_us: int | None = None) -> Version:
-        return Version(self.items.get(block))
+        return Version(self.items.get(block), Time(0))
 
 
 class Host:

@@ -284,12 +284,23 @@ def test_writes_after_a_known_time_ask_for_none() -> None:
     """The clock tells a later one; if it does not, the next is taken."""
     alice = World().client()
     items = [(block_id(INODE, incarnation=0, number=number), ITEM) for number in range(3)]
-    first = alice.do(alice.client.write_many(items, USER, latest_us=0))
+    first = alice.do(alice.client.write_many(items, USER, is_asking=False))
     assert {written.time for written in first} == {START_US}
-    again = alice.do(alice.client.write_many(items, USER, latest_us=START_US + 9_000))
+    again = alice.do(
+        alice.client.write_many(items, USER, after_us=START_US + 9_000, is_asking=False)
+    )
     assert {written.time for written in again} == {START_US + 9_001}
     assert kinds(alice) == ["WriteRequest"] * 6 * 6
     assert alice.do(alice.client.read(items[0][0])).timestamp == again[0]
+
+
+def test_writes_are_later_than_their_caller_knows() -> None:
+    alice = World().client()
+    items = [(BLOCK, ITEM)]
+    (written,) = alice.do(alice.client.write_many(items, USER, after_us=START_US + 9_000))
+    assert written.time == START_US + 9_001
+    (again,) = alice.do(alice.client.write_many(items, USER, after_us=START_US))
+    assert again.time == written.time + 1
 
 
 def test_many_writes_share_one_time_round() -> None:

@@ -111,6 +111,36 @@ def test_what_is_brought_back_has_what_others_made_of_it(stage: Any) -> None:
     assert stage.mode("a") == 0o640
 
 
+def test_what_others_put_into_what_was_moved_goes_back_with_it(stage: Any) -> None:
+    stage.honest.mkdir("d/x")
+    stage.begin()
+    stage.intruder.mv("d/x", "x")
+    stage.honest.mv("a", "x/a")
+    stage.honest.write("x/new", "new\n")
+    assert stage.undo() == []
+    assert stage.tree() == {
+        "b": "b\n",
+        "d": "",
+        "d/c": "c\n",
+        "d/x": "",
+        "d/x/a": "a\n",
+        "d/x/new": "new\n",
+    }
+
+
+def test_directories_that_were_turned_inside_out_are_turned_back(stage: Any) -> None:
+    stage.honest.mkdir("d/x")
+    stage.honest.mkdir("d/x/y")
+    before = stage.tree()
+    stage.begin()
+    stage.intruder.mv("d/x", "x")
+    stage.intruder.mv("x/y", "y")
+    stage.intruder.mv("x", "y/x")
+    stage.intruder.mv("d", "y/x/d")
+    assert stage.undo() == []
+    assert stage.tree() == before
+
+
 # --- conflicts -----------------------------------------------------------------------------------
 
 
@@ -120,6 +150,16 @@ def test_what_was_moved_away_stands_beside_what_others_put_there(stage: Any) -> 
     (conflict,) = stage.undo()
     assert conflict.startswith("/a: removed by K")
     assert stage.tree() == {**BEFORE, "a": "new\n", "a.before-K": "a\n"}
+
+
+def test_what_others_put_into_what_was_moved_out_of_it_is_not_turned_round(stage: Any) -> None:
+    stage.honest.mkdir("d/x")
+    stage.begin()
+    stage.intruder.mv("d/x", "x")
+    stage.honest.mv("d", "x/d")
+    (conflict,) = stage.undo()
+    assert conflict.startswith("x/d/x: moved by K") or "/x: moved by K" in conflict
+    assert stage.tree() == {"a": "a\n", "b": "b\n", "x": "", "x/d": "", "x/d/c": "c\n"}
 
 
 def test_a_directory_that_was_moved_away_is_not_lost(stage: Any) -> None:
