@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from bftfs.restoration import strays as module
+from bftfs.simulation.deployment import CREDENTIALS
 from tests.unit.restoration.conftest import BLOCK
 
 BEFORE = {"a": "a\n", "b": "b\n", "d": "", "d/c": "c\n"}
@@ -27,6 +28,20 @@ def test_what_others_covered_is_the_authors(stage: Any) -> None:
     assert stage.tree() == {**BEFORE, "a": "E\n"}
     assert stage.undo() == []
     assert stage.tree() == BEFORE
+
+
+def test_what_was_dated_back_into_what_is_covered_is_found_and_taken_back(stage: Any) -> None:
+    stage.honest.put("a", "b\n", 0)
+    identifier = stage.honest.find("a")
+    found = stage.honest.run(stage.honest.files.attributes(identifier, CREDENTIALS))
+    block = found.layout.block(identifier, 0)
+    blocks = stage.intruder.blocks
+    stage.intruder.run(blocks._encode_and_write(block, b"E\n", found.contents, 0, CREDENTIALS))
+    assert stage.tree() == {**BEFORE, "a": "E\n"}
+    ((stray,),) = stage.trail().strays.values()
+    assert stray.shown_by.time_us == found.contents
+    assert stage.undo() == []
+    assert stage.tree() == {**BEFORE, "a": "b\n"}
 
 
 def test_what_others_wrote_with_it_stays(stage: Any) -> None:
