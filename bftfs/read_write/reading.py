@@ -421,6 +421,10 @@ class Reading:
         for number in list(self._asked)[: -limits.LATE_REQUESTS]:
             del self._asked[number]
         again = self._silence.lapses > 1
+        if again and self._before is not None:
+            # Who did not know its past any more may have been given it by its peers meanwhile; and
+            # if the silent stay silent, it makes the number.
+            responses.hear_anew(self._candidate)
         await self._hear_more(again=again)
         if again and self._candidate is not None:
             for node in sorted(mute):

@@ -205,6 +205,15 @@ class Responses:
             forgetful += candidate is None or depth is None or depth > candidate
         return forgetful
 
+    def hear_anew(self, candidate: BlockTimestamp | None) -> None:
+        """Let the `forgetful` say once more what they host."""
+        for node in tuple(self.collected):
+            depth = self.depth.get(node)
+            if candidate is None or depth is None or depth > candidate:
+                self.hosted.pop(node, None)
+                self.depth.pop(node, None)
+                self.collected.discard(node)
+
     def damaged_hosts(self, candidate: BlockTimestamp) -> list[NodeId]:
         """Nodes that list `candidate`, and have sent a false fragment."""
         return [

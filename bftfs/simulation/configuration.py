@@ -153,7 +153,20 @@ def draw(seed: int, *, operations: int, kind: str | None = None) -> Configuratio
     collecting = Random(f"collection {seed}")
     if verification is not None and kind != "blocks" and not long and collecting.random() < 0.5:
         drawn = _with_collection(drawn, collecting)
-    return drawn
+    return replace(drawn, files=_draw_rare_uses(drawn, Random(f"uses {seed}")))
+
+
+def _draw_rare_uses(drawn: Configuration, random: Random) -> FileMix:
+    """Now and then, mounts make files and write them, and the auditor undoes and restores.
+
+    Where nodes collect, what would have to be restored may be gone.
+    """
+    files = drawn.files
+    if random.random() < 0.1:
+        files = replace(files, made=0.1)
+    if random.random() < 0.1 and drawn.collection is None:
+        files = replace(files, amends=True, modes=0.1)
+    return files
 
 
 def _with_collection(drawn: Configuration, random: Random) -> Configuration:

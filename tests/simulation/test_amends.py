@@ -11,7 +11,7 @@ from bftfs.restoration.restore import Restoring
 from bftfs.restoration.sight import Sight
 from bftfs.restoration.trail import Trail
 from bftfs.restoration.undo import Step, Undoing
-from bftfs.simulation.configuration import Configuration
+from bftfs.simulation.configuration import Configuration, draw
 from bftfs.simulation.scenario import Simulation, run
 from bftfs.simulation.workloads import amends
 from bftfs.simulation.workloads.files import FileMix
@@ -46,6 +46,13 @@ def test_what_is_brought_back_is_what_was_and_what_others_did() -> None:
         done += [step.what for step in undone.steps]
     for sort in ("move", "remove", "bring back", "give", "made by", "removed by", "what was"):
         assert any(sort in what for what in done), sort
+
+
+def test_amends_are_drawn_where_nothing_is_collected() -> None:
+    drawn = [draw(seed, operations=10) for seed in range(300)]
+    amending = [each for each in drawn if each.files.amends]
+    assert len(amending) > 10
+    assert all(each.collection is None for each in amending)
 
 
 # --- must fail ---------------------------------------------------------------------------------
