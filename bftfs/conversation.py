@@ -14,6 +14,8 @@ from collections.abc import Callable, Coroutine, Generator
 from dataclasses import dataclass
 from typing import Any, Generic, TypeAlias, TypeVar
 
+import msgspec
+
 from bftfs.identifiers import NodeId
 
 Answer = TypeVar("Answer")
@@ -33,8 +35,8 @@ class Effect(Generic[Answer]):
 Conversation: TypeAlias = Coroutine[Effect[Any], Any, Result]
 
 
-@dataclass(frozen=True, slots=True)
-class Send(Effect[int]):
+# The effects of every round are structs, which are made several times as fast as dataclasses.
+class Send(Effect[int], msgspec.Struct, frozen=True, gc=False):
     """Hand a request to the network; the answer is the request's number. Delivery is not promised.
 
     `message` is a request of the closed union `bftfs.envelope.Request`; `body` is a raw payload
@@ -46,8 +48,7 @@ class Send(Effect[int]):
     body: bytes | memoryview = b""
 
 
-@dataclass(frozen=True, slots=True)
-class Delivery:
+class Delivery(msgspec.Struct, frozen=True, gc=False):
     """A reply to one of this conversation's requests, already authenticated and decoded."""
 
     node: NodeId
@@ -56,8 +57,7 @@ class Delivery:
     body: bytes | memoryview = b""
 
 
-@dataclass(frozen=True, slots=True)
-class Receive(Effect[Delivery | None]):
+class Receive(Effect[Delivery | None], msgspec.Struct, frozen=True, gc=False):
     """The next reply to this conversation; None after `patience_us` microseconds of silence."""
 
     patience_us: int
@@ -81,20 +81,17 @@ class Compute(Effect[Any]):
     function: Callable[[], Any]
 
 
-@dataclass(frozen=True, slots=True)
-class Pause(Effect[None]):
+class Pause(Effect[None], msgspec.Struct, frozen=True, gc=False):
     """Let `duration_us` microseconds pass (back-off)."""
 
     duration_us: int
 
 
-@dataclass(frozen=True, slots=True)
-class Now(Effect[int]):
+class Now(Effect[int], msgspec.Struct, frozen=True, gc=False):
     """The client's wall clock, in microseconds since the epoch."""
 
 
-@dataclass(frozen=True, slots=True)
-class Draw(Effect[int]):
+class Draw(Effect[int], msgspec.Struct, frozen=True, gc=False):
     """A random integer in [0, bound): serial numbers, back-off, identifiers."""
 
     bound: int

@@ -19,8 +19,9 @@ from __future__ import annotations
 import errno
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
+
+import msgspec
 
 from bftfs import limits
 from bftfs.engine import Engine
@@ -41,8 +42,7 @@ class Batch(StorageView, Protocol):
         """Apply `writes` in order."""
 
 
-@dataclass(slots=True)
-class Parked:
+class Parked(msgspec.Struct):
     """A request and how often it has been stepped."""
 
     origin: Any  # whatever the host needs to send the reply

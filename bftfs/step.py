@@ -10,9 +10,11 @@ so that no suspended state survives between messages and a crash loses nothing b
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import Enum
 from typing import Any, Protocol
+
+import msgspec
 
 from bftfs.conversation import Conversation
 from bftfs.errors import DamagedRow
@@ -63,8 +65,7 @@ class Want:
     fetch: Callable[[StorageView], Conversation[list[Write] | None]]
 
 
-@dataclass(slots=True)
-class Ready:
+class Ready(msgspec.Struct):
     """The outcome of one step: commit `writes`, then send `reply` and `body`; or wait for `wants`.
 
     With `wants` there is no reply; what is written with them is committed at once.
@@ -72,7 +73,7 @@ class Ready:
 
     reply: Any = None
     body: bytes | memoryview = b""
-    writes: list[Write] = field(default_factory=list)
+    writes: list[Write] = msgspec.field(default_factory=list)
     wants: tuple[Want, ...] = ()
 
 

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from operator import attrgetter
 from typing import Annotated, NamedTuple, TypeAlias
 
+import msgspec
 from msgspec import Meta
 
 from bftfs import limits
@@ -162,8 +163,7 @@ class Hosted(NamedTuple):
     nodes: Nodes
 
 
-@dataclass(frozen=True, slots=True)
-class CulledObjectHistorySet:
+class CulledObjectHistorySet(msgspec.Struct, frozen=True, gc=False):
     """Replica histories that may be believed to be what their servers reported."""
 
     object: ObjectId

@@ -59,8 +59,7 @@ class MutableState(State, Protocol):
         """Remove `key`; nothing happens if it is not there."""
 
 
-@dataclass(frozen=True, slots=True)
-class Caller:
+class Caller(msgspec.Struct, frozen=True, gc=False):
     """On whose behalf a method runs, and when.
 
     `time_us` is the time of the version that an update makes; for a query, that of the latest

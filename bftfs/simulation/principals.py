@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from bftfs.conversation import Conversation
@@ -25,6 +26,12 @@ from bftfs.step import Background, Sender, Server
 from bftfs.storage import Write
 
 Servers = Mapping[type, Server]
+
+# What goes to many nodes, or comes from all of them alike, is decoded once: a decoder is a function
+# of the bytes, and messages cannot be changed.
+_MESSAGES_KEPT = 4_096
+_decode_request = lru_cache(_MESSAGES_KEPT)(REQUESTS.decode)
+_decode_reply = lru_cache(_MESSAGES_KEPT)(REPLIES.decode)
 
 
 class Services(dict[type, Server]):
@@ -83,7 +90,7 @@ class Host:
 
     def _deliver_reply(self, source: Endpoint, number: int, metadata: bytes, body: bytes) -> None:
         try:
-            message = REPLIES.decode(metadata)
+            message = _decode_reply(metadata)
         except MalformedMessage:
             self.malformed += 1
             return
@@ -203,7 +210,7 @@ class SimulatedNode(Host):
             self._deliver_reply(source, number, metadata, body)
             return
         try:
-            message = REQUESTS.decode(metadata)
+            message = _decode_request(metadata)
         except MalformedMessage:
             self.malformed += 1
             return

@@ -394,11 +394,14 @@ class Simulation:
         if node in self._correct:
             host = self.deployment.nodes[node]
             clock_us, dispatcher = host.wall_clock_us(), host.dispatcher
+            if dispatcher.parked:
+                self._bounds.parked(node, dispatcher.parked, dispatcher.most_parked_of_one)
+            if not writes:  # most batches: what is judged below is what was written
+                return
             acceptances = self._record.take_down(node, writes)
             self._bounds.accepted(node, clock_us, acceptances)
             fastest_us = clock_us - host.skew_us + self._fastest_us
             self._bounds.hosted(node, clock_us, writes, fastest_us=fastest_us)
-            self._bounds.parked(node, dispatcher.parked, dispatcher.most_parked_of_one)
             if self.retention is not None:
                 self.retention.committed(node, clock_us, writes)
             if self.possible is not None:

@@ -36,12 +36,12 @@ class World:
 
     def run(self, *, until: Callable[[], bool], most_events: int) -> bool:
         """Let things happen until `until()`; False if the agenda or `most_events` ran out first."""
-        agenda = self._agenda
+        agenda, pop = self._agenda, heapq.heappop
         last = self.events + most_events
         while not until():
             if not agenda or self.events >= last:
                 return False
-            self.now_us, _, action, arguments = heapq.heappop(agenda)
+            self.now_us, _, action, arguments = pop(agenda)
             self.events += 1
             action(*arguments)
         return True

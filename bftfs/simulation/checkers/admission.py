@@ -23,6 +23,7 @@ from dataclasses import dataclass, field
 
 from bftfs import limits
 from bftfs.identifiers import BLOCK_ID_BYTES, BlockId, ClientId, NodeId, ObjectId
+from bftfs.query_update.candidate import Candidate
 from bftfs.query_update.timestamp import LogicalTimestamp, client_of
 from bftfs.read_write.lazy_verifier import VerificationSettings
 from bftfs.read_write.timestamp import BlockTimestamp, timestamp_of
@@ -129,18 +130,30 @@ class UnfinishedRecord:
     _latest: dict[NodeId, dict[ObjectId, LogicalTimestamp]] = field(
         default_factory=lambda: defaultdict(dict)
     )
+    # The objects in `_latest`, by the client whose update is the latest there.
+    _of_client: dict[tuple[NodeId, ClientId], dict[ObjectId, LogicalTimestamp]] = field(
+        default_factory=lambda: defaultdict(dict)
+    )
     _greatest: dict[ObjectId, LogicalTimestamp] = field(default_factory=dict)
+    _at: dict[tuple[ObjectId, LogicalTimestamp], set[Candidate]] = field(
+        default_factory=lambda: defaultdict(set)
+    )
 
     def accepted(self, node: NodeId, acceptances: Iterable[Acceptance], *, lives: int) -> None:
         """`node` has accepted candidates in the last of so many lives."""
         latest = self._latest[node]
         updates: dict[LogicalTimestamp, set[ObjectId]] = {}
         for identifier, candidate, history in acceptances:
+            self._at[identifier, candidate.timestamp].add(candidate)
             if candidate.timestamp == history[-1].timestamp:
                 updates.setdefault(candidate.timestamp, set()).add(identifier)
         for timestamp, objects in updates.items():
+            of_client = self._of_client[node, client_of(timestamp)]
             for identifier in objects:
-                latest[identifier] = timestamp
+                before = latest.get(identifier)
+                if before is not None:
+                    del self._of_client[node, client_of(before)][identifier]
+                latest[identifier] = of_client[identifier] = timestamp
                 if self._greatest.get(identifier, b"") < timestamp:
                     self._greatest[identifier] = timestamp
             self._judge(node, timestamp, objects, lives)
@@ -151,15 +164,12 @@ class UnfinishedRecord:
         """`node` has accepted an update of `objects`."""
         if not all(self._is_in_question(identifier, timestamp) for identifier in objects):
             return
-        client = client_of(timestamp)
         self._widest = max(self._widest, len(objects))
         # In each life the last update was let in with less than the limit, whatever its width.
         allowed = self.most_of_client * lives + (self._widest - 1) * (lives - 1)
         others = sum(
-            client_of(each) == client
-            and identifier not in objects
-            and self._is_in_question(identifier, each)
-            for identifier, each in self._latest[node].items()
+            identifier not in objects and self._is_in_question(identifier, each)
+            for identifier, each in self._of_client[node, client_of(timestamp)].items()
         )
         self.most = max(self.most, others + len(objects))
         if others >= allowed and len(self.findings) < _MOST_FINDINGS:
@@ -171,10 +181,10 @@ class UnfinishedRecord:
     def _is_in_question(self, identifier: ObjectId, timestamp: LogicalTimestamp) -> bool:
         if self._greatest[identifier] != timestamp:
             return False
+        accepted = self.candidates.accepted[identifier]
         return all(
-            not (candidate.barrier or candidate.copy) and len(nodes) <= self.believed
-            for candidate, nodes in self.candidates.accepted[identifier].items()
-            if candidate.timestamp == timestamp
+            not (candidate.barrier or candidate.copy) and len(accepted[candidate]) <= self.believed
+            for candidate in self._at[identifier, timestamp]
         )
 
 
