@@ -10,8 +10,9 @@ the objects' ids in ascending order.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from itertools import pairwise
+
+import msgspec
 
 from bftfs.errors import MalformedMessage
 from bftfs.identifiers import OBJECT_ID_BYTES, ObjectId
@@ -24,20 +25,19 @@ FIXED_BYTES = _FLAG_AT + 1
 _BEYOND_TIME = 0x80  # times have 63 bits: one more than any of them is a time of 64
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Candidate:
+class Candidate(msgspec.Struct, frozen=True, eq=False, gc=False):
     """An operation that a server accepted for an object. Equal if encoded equally."""
 
     timestamp: LogicalTimestamp
     conditioned_on: LogicalTimestamp
     objects: tuple[ObjectId, ...] = ()  # of a multi-object operation: all of them, ascending
     copy: bool = False
-    encoded: bytes = field(default=b"", repr=False)
+    encoded: bytes = b""
 
     def __post_init__(self) -> None:
         if not self.encoded:
             flag = len(self.objects) | (_COPY if self.copy else 0)
-            object.__setattr__(
+            msgspec.structs.force_setattr(
                 self,
                 "encoded",
                 self.timestamp + self.conditioned_on + bytes((flag,)) + b"".join(self.objects),

@@ -74,15 +74,14 @@ def shared_candidates(
     candidates: dict[bytes, Candidate] = {}
     for history, hosts in history_set.hosted:
         for candidate in history.candidates:
-            if not candidate.barrier:
+            if not is_barrier(candidate.timestamp):
                 encoded = candidate.encoded
                 candidates[encoded] = candidate
                 nodes[encoded] = nodes.get(encoded, 0) | hosts
-    return tuple(
-        Shared(candidates[encoded], nodes[encoded])
-        for encoded in sorted(candidates, reverse=True)
-        if quorums.is_repairable(nodes[encoded])
-    )
+    is_repairable = quorums.is_repairable
+    repairable = [encoded for encoded, hosts in nodes.items() if is_repairable(hosts)]
+    repairable.sort(reverse=True)
+    return tuple([Shared(candidates[encoded], nodes[encoded]) for encoded in repairable])
 
 
 def sharing(history_set: CulledObjectHistorySet, timestamp: LogicalTimestamp) -> Nodes:

@@ -244,7 +244,7 @@ def parse_set(history_set: ObjectHistorySet, *, n: int) -> CulledObjectHistorySe
         seen |= mask
         first_before = nodes[0]
         hosted.append(Hosted(parse_history(group.history), mask))
-    if len({each.history.encoded for each in hosted}) != len(hosted):
+    if len(hosted) > 1 and len({each.history.encoded for each in hosted}) != len(hosted):
         raise MalformedMessage("a history set lists one history twice")
     return CulledObjectHistorySet(history_set.object, tuple(hosted))
 

@@ -14,8 +14,7 @@ from bftfs.wire.codec import Value
 from bftfs.wire.fields import ClientField, DigestField, TimeField
 
 TIMESTAMP_BYTES = 8 + CLIENT_ID_BYTES + DIGEST_BYTES
-_ALL_ONES = (1 << 8 * TIMESTAMP_BYTES) - 1
-_ALL_TIME = (1 << 8 * 8) - 1
+_INVERTED = bytes(range(255, -1, -1))  # what each byte is when all its bits are inverted
 
 
 class BlockTimestamp(Value, frozen=True, order=True):
@@ -48,19 +47,17 @@ def encoded(timestamp: BlockTimestamp) -> bytes:
 
 def version_key(block: BlockId, timestamp: BlockTimestamp) -> bytes:
     """The key of a version in a node's store: the newest version of a block has the least key."""
-    inverted = _ALL_ONES - int.from_bytes(encoded(timestamp), "big")
-    return block + inverted.to_bytes(TIMESTAMP_BYTES, "big")
+    return block + encoded(timestamp).translate(_INVERTED)
 
 
 def timestamp_of(key: bytes) -> BlockTimestamp:
     """The timestamp in a `version_key`."""
-    number = _ALL_ONES - int.from_bytes(key[BLOCK_ID_BYTES:], "big")
-    return _decoded(number.to_bytes(TIMESTAMP_BYTES, "big"))
+    return _decoded(key[BLOCK_ID_BYTES:].translate(_INVERTED))
 
 
 def time_of(key: bytes) -> int:
     """The time in a `version_key`."""
-    return _ALL_TIME - int.from_bytes(key[BLOCK_ID_BYTES : BLOCK_ID_BYTES + 8], "big")
+    return int.from_bytes(key[BLOCK_ID_BYTES : BLOCK_ID_BYTES + 8].translate(_INVERTED), "big")
 
 
 def _decoded(number: bytes) -> BlockTimestamp:

@@ -426,8 +426,9 @@ class Simulation:
         for intruder in self.intruders:
             intruder.begin()
         self.world.run(
-            until=lambda: self.ended >= enough or self.world.now_us >= longest_us,
+            until=lambda: self.ended >= enough,
             most_events=self._most_events(),
+            deadline_us=longest_us,
         )
         self.calm = True
         self.storm.end(stay_down=self.configuration.down_in_calm)
@@ -436,8 +437,9 @@ class Simulation:
         operations, deadline_us = self.configuration.operations, self.world.now_us + CALM_US
         left, sent_before = operations - self.ended, self.network.traffic.sent
         self.world.run(
-            until=lambda: self.ended >= operations or self.world.now_us >= deadline_us,
+            until=lambda: self.ended >= operations,
             most_events=self._most_events(),
+            deadline_us=deadline_us,
         )
         sent = self.network.traffic.sent - sent_before
         if sent > MESSAGES_AFTER_STORM + MESSAGES_PER_OPERATION * left:
@@ -502,8 +504,9 @@ class Simulation:
         deadline_us = self.world.now_us + longest_us
         self.world.after(longest_us, lambda: None)
         self.world.run(
-            until=lambda: until() or self.world.now_us >= deadline_us,
+            until=until,
             most_events=self._most_events(),
+            deadline_us=deadline_us,
         )
 
     def _audit(self) -> None:
@@ -531,8 +534,9 @@ class Simulation:
 
         go_on(None)
         self.world.run(
-            until=lambda: over or self.world.now_us >= deadline_us,
+            until=lambda: over,
             most_events=self._most_events(),
+            deadline_us=deadline_us,
         )
         if not over:
             assert task is not None

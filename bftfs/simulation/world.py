@@ -8,6 +8,7 @@ in any process.
 from __future__ import annotations
 
 import heapq
+import sys
 from collections.abc import Callable
 from itertools import count
 from random import Random
@@ -34,11 +35,21 @@ class World:
             self._agenda, (self.now_us + delay_us, next(self._sequence), action, arguments)
         )
 
-    def run(self, *, until: Callable[[], bool], most_events: int) -> bool:
-        """Let things happen until `until()`; False if the agenda or `most_events` ran out first."""
+    def run(
+        self,
+        *,
+        until: Callable[[], bool],
+        most_events: int,
+        deadline_us: int | None = None,
+    ) -> bool:
+        """Let things happen until `until()`, or until `deadline_us`.
+
+        False if the agenda or `most_events` ran out first.
+        """
         agenda, pop = self._agenda, heapq.heappop
         last = self.events + most_events
-        while not until():
+        end_us = sys.maxsize if deadline_us is None else deadline_us
+        while self.now_us < end_us and not until():
             if not agenda or self.events >= last:
                 return False
             self.now_us, _, action, arguments = pop(agenda)

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from bftfs import limits
 from bftfs.identifiers import ClientId, NodeId
 from bftfs.query_update.timestamp import client_of, time_of
-from bftfs.read_write.timestamp import timestamp_of
+from bftfs.read_write.timestamp import time_of as block_time_of
 from bftfs.read_write.version_row import VERIFIED
 from bftfs.simulation.checkers.candidates import Acceptance
 from bftfs.storage import Table, Write
@@ -70,7 +70,7 @@ class BoundsRecord:
         for table, key, value in writes:
             if table is Table.BLOCK and value is not None:
                 clock = fastest_us if value[0] & VERIFIED else clock_us
-                self._require_sane(node, clock, timestamp_of(key).time, key[:32])
+                self._require_sane(node, clock, block_time_of(key), key[:32])
 
     def parked(self, node: NodeId, total: int, most_of_one: int) -> None:
         """So many requests wait for object sync at `node`."""

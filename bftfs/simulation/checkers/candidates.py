@@ -52,7 +52,9 @@ class CandidateRecord:
                 accepted = self.accepted.setdefault(identifier, {})
                 candidates = parse_history(_decode_row(value).history).candidates
                 for candidate in candidates:
-                    nodes = accepted.setdefault(candidate, set())
+                    nodes = accepted.get(candidate)
+                    if nodes is None:
+                        nodes = accepted[candidate] = set()
                     if node not in nodes:
                         nodes.add(node)
                         fresh.append(Acceptance(identifier, candidate, candidates))
