@@ -86,6 +86,7 @@ class Dispatcher:
         self.outbox: list[Outgoing] = []
         self.on_supply: Callable[[], None] = lambda: None  # tells the host that a batch is due
         self.foreground_us = 0  # when a client asked for something last
+        self.full = False  # whether the host's disk is
         self._tasks: deque[Task] = deque()
         self._on_damage = on_damage
         for each in background:

@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from bftfs.identifiers import CLIENT_ID_BYTES, BlockId, ClientId
+from bftfs.lending import Lending
 from bftfs.pool import SHORT, SLOW, TIGHT, HistoryPool
 from bftfs.query_update.messages import Rejected
 from bftfs.read_write.messages import BlockRefused
@@ -23,6 +24,7 @@ from bftfs.storage import StorageView, Table, Write
 _BEYOND = b"\xff" * (CLIENT_ID_BYTES + 1)
 # The same words at all nodes: a client believes what more than b of them say alike.
 _GREEDY = "the nodes' history pools are full, and this client's versions use most of them"
+_OVERDRAFT = 1 / 16  # of the pool, beyond it, for what is owed to others and for removals
 _TURNS_MOST = 8  # of which a slowed client has one, just before it is refused
 
 
@@ -35,6 +37,7 @@ class ClientQuota:
         self._pool = pool
         self._turns: Counter[ClientId] = Counter()  # of clients that are slowed
         self._metadata: Counter[ClientId] = Counter()  # bytes, since the pool is short
+        self._overdraft = Lending()
 
     def charge(
         self, view: StorageView, client: ClientId, block: BlockId, volume: int
@@ -87,9 +90,12 @@ class ClientQuota:
         return (used + self._metadata[client]) * max(len(accounts), 1) >= accounts.total()
 
     def charge_metadata(
-        self, view: StorageView, client: ClientId, writes: Sequence[Write]
+        self, view: StorageView, client: ClientId, writes: Sequence[Write], *, owed: bool = False
     ) -> Rejected | None:
         """Why an update of objects is refused; None if it is not.
+
+        What is `owed` is not before the client has had its share of an overdraft. (Who could not
+        remove anything would never have room again.)
 
         Metadata are counted only while the pool is short, and not kept in accounts: an update of an
         object costs nothing more for it while there is room.
@@ -98,11 +104,17 @@ class ClientQuota:
         share = self._pool.charged()
         if share < SHORT:
             self._metadata.clear()
+            self._overdraft.end()
             return None
         volume = sum(len(write.value) for write in writes if write.value is not None)
         self._pool.took(volume)
         self._metadata[client] += volume
         if share < TIGHT or not self._is_greedy(view, client, _used(view, client)):
+            return None
+        self._overdraft.left = int(
+            (1 + _OVERDRAFT) * self._pool.limit_bytes - self._pool.live_bytes
+        )
+        if owed and self._overdraft.lends(client, writes):
             return None
         return Rejected(errno.ENOSPC if share >= 1 else errno.EDQUOT, _GREEDY)
 
@@ -128,7 +140,8 @@ class ClientQuota:
 class MeteredObjects:
     """The server of objects, for nodes whose pool may get short. [design §8]
 
-    Only new operations are refused: what repairs and finishes others' work is owed to them.
+    New operations are refused: what repairs and finishes others' work is owed to them, within
+    bounds; and so are removals, from which room comes.
     """
 
     def __init__(self, server: Server, quota: ClientQuota) -> None:
@@ -146,7 +159,9 @@ class MeteredObjects:
         """Serve one `Update`."""
         ready = self._server.step(view, sender, message, body, now_us)
         if ready.writes and not ready.wants:
-            rejected = self._quota.charge_metadata(view, sender.client, ready.writes)
+            rejected = self._quota.charge_metadata(
+                view, sender.client, ready.writes, owed=ready.owed
+            )
             if rejected is not None:
                 return Ready(rejected)
         return ready

@@ -23,8 +23,10 @@ _SAMPLES = 16  # over which a rate is measured, of a second or more each
 class Steering:
     """How fast one kind of background work may go, and whether it may go at all."""
 
-    def __init__(self, name: str, *, rate_bytes: int) -> None:
+    def __init__(self, name: str, *, rate_bytes: int, stores: bool = False) -> None:
+        """`stores`: it adds to what is stored, and so waits while the disk is full."""
         self.name = name
+        self._stores = stores
         self.paused = False
         self.rate_bytes = rate_bytes
         self.starts = 0  # how often somebody has asked for a pass
@@ -79,10 +81,16 @@ class Steering:
                 self.rate_bytes = max(int.from_bytes(row[1:], "big"), RATE_BYTES_LEAST)
 
     async def permission(self) -> None:
-        """Wait for as long as the work is paused."""
-        while self.paused:
-            self._samples.clear()
-            await Wait(self._changed)
+        """Wait for as long as the work is paused, or has no room."""
+        while True:
+            if self.paused:
+                self._samples.clear()
+                await Wait(self._changed)
+            elif self._stores and self._host is not None and self._host.full:
+                self._samples.clear()
+                await Pause(limits.SECOND_US)
+            else:
+                return
 
     async def spend(self, volume: int, began_us: int) -> None:
         """`volume` bytes have been handled since `began_us`: wait until more may be."""
@@ -129,4 +137,4 @@ class Steering:
 
 def healing_steering() -> Steering:
     """How healing goes unless somebody says otherwise."""
-    return Steering("heal", rate_bytes=limits.HEAL_RATE_BYTES)
+    return Steering("heal", rate_bytes=limits.HEAL_RATE_BYTES, stores=True)

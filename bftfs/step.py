@@ -69,12 +69,17 @@ class Ready(msgspec.Struct):
     """The outcome of one step: commit `writes`, then send `reply` and `body`; or wait for `wants`.
 
     With `wants` there is no reply; what is written with them is committed at once.
+
+    `owed`: the writes repair or finish what others have accepted, or take something away. Readers
+    wait for the ones, and whoever wants room for the others: so they are served out of the reserve
+    that a node keeps when its disk is full.
     """
 
     reply: Any = None
     body: bytes | memoryview = b""
     writes: list[Write] = msgspec.field(default_factory=list)
     wants: tuple[Want, ...] = ()
+    owed: bool = False
 
 
 Task = Callable[[StorageView, int], list[Write]]  # the view, the time, and what is to be written
@@ -84,6 +89,7 @@ class Host(Protocol):
     """What a node offers to its background work."""
 
     foreground_us: int  # when a client asked for something last
+    full: bool  # whether nothing but a reserve is left of its disk, which is not for new rows
 
     def arrange(self, task: Task) -> None:
         """Have `task` stepped in the next batch, where its writes are applied.

@@ -7,34 +7,46 @@ from collections.abc import Callable
 from typing import Any
 
 from bftfs.envelope import Refused
+from bftfs.lending import Lending
 from bftfs.step import Ready, Sender, Server
 from bftfs.storage import StorageView
 from nodes.store import MapOutgrown, StoreFailed, StoreFull
 
 
 class WriteSwitch:
-    """Whether requests that write are refused, and why."""
+    """Whether requests that write are refused, and why; and what is left for those that are owed.
 
-    __slots__ = ("code", "reason")
+    Invariant: while none are refused, the store has more room than its reserve.
+    """
+
+    __slots__ = ("_reserve", "code", "reason")
 
     def __init__(self) -> None:
-        self.code = 0  # an errno; 0 while writes are served, or tried
-        self.reason = ""  # why the last was refused, until there is room again
+        self.code = 0  # an errno; 0 while writes are served
+        self.reason = ""  # why they are not
+        self._reserve = Lending()
 
-    def refuse(self, code: int, reason: str) -> None:
-        """Refuse them from now on."""
+    def refuse(self, code: int, reason: str, *, left: int) -> None:
+        """Refuse them from now on, but for what is owed: that has the `left` bytes of a reserve."""
         self.code = code
         self.reason = reason
+        self._reserve.left = left
 
-    def retry(self, *, has_room: bool) -> None:
-        """Try them again; what was in their way is forgotten if there is room."""
+    def serve(self) -> None:
+        """There is room again."""
         self.code = 0
-        if has_room:
-            self.reason = ""
+        self.reason = ""
+        self._reserve.end()
+
+    def admits(self, sender: Sender, ready: Ready) -> bool:
+        """Whether the writes of a step are to be done."""
+        return not self.code or (ready.owed and self._reserve.lends(sender.client, ready.writes))
 
 
 class Guard:
     """A server that refuses writes while the disk is full, and outlives its own bugs.
+
+    What it owes to others it goes on writing, out of the store's reserve.
 
     A step that raises has changed nothing, so that its request is refused and the node goes on.
     But an AssertionError says that the server itself is wrong: that, like a failing store, stops
@@ -66,6 +78,6 @@ class Guard:
         except Exception as error:
             self._report(message, error)
             return Ready(Refused(errno.EIO, "a fault in the node, which has logged it"))
-        if ready.writes and self._switch.code:
+        if ready.writes and not self._switch.admits(sender, ready):
             return Ready(Refused(self._switch.code, self._switch.reason))
         return ready

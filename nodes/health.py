@@ -72,7 +72,7 @@ class Health:
     def _reasons(self) -> tuple[str, ...]:
         reasons = []
         switch = self._switch
-        if switch.code or (switch.reason and not self._store.has_room):
+        if switch.code:
             reasons.append(f"writes are refused: {switch.reason}")
         if self._tally.faults:
             reasons.append(f"{self._tally.faults} requests met a fault in the node; see its log")

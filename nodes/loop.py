@@ -106,7 +106,7 @@ class Loop:
         self._unflushed: list[Connection] = []
         self._held_bytes = 0
         self._sync_us: int | None = None  # when the store has to be synced
-        self._full_until_us = 0  # when writes are tried again on a full disk
+        self._room_sought_us = 0  # when there may be room again on a full disk
         self._accepting = True
         self._stopping = False
         self._calls: deque[Callable[[], None]] = deque()  # of other threads
@@ -195,6 +195,8 @@ class Loop:
             oldest = next(iter(self._strangers)).deadline_us
             if deadline is None or oldest < deadline:
                 deadline = oldest
+        if self._switch.code and (deadline is None or self._room_sought_us < deadline):
+            deadline = self._room_sought_us
         return deadline
 
     def _timeout_s(self, deadline_us: int | None) -> float | None:
@@ -219,6 +221,25 @@ class Loop:
         if self._sync_us is not None and self._sync_us <= now:
             self._sync_us = None
             self._store.start_sync(self._wake)
+        if self._switch.code and self._room_sought_us <= now:
+            self._seek_room()
+
+    def _seek_room(self) -> None:
+        """Serve all writes if there is room again; else see what is left for those owed."""
+        self._room_sought_us = clock.monotonic_us() + FULL_DISK_RETRY_US
+        switch = self._switch
+        if self._store.has_room_again():
+            switch.serve()
+            self._dispatcher.full = False
+        else:
+            switch.refuse(switch.code, switch.reason, left=self._store.drawable_bytes)
+
+    def _refuse_writes(self, reason: str) -> None:
+        """A batch did not fit; if it drew on the reserve, what it needed is not there either."""
+        left = 0 if self._switch.code else self._store.drawable_bytes
+        self._switch.refuse(errno.ENOSPC, reason, left=left)
+        self._dispatcher.full = True
+        self._room_sought_us = clock.monotonic_us() + FULL_DISK_RETRY_US
 
     def _wake(self) -> None:
         """End the wait for events; may be called from another thread."""
@@ -369,10 +390,8 @@ class Loop:
         """Step what has arrived, commit, answer."""
         self._tally.batches += 1
         self._dismiss()
-        dispatcher, switch = self._dispatcher, self._switch
+        dispatcher = self._dispatcher
         outbox = dispatcher.outbox
-        if switch.reason and clock.monotonic_us() >= self._full_until_us:
-            switch.retry(has_room=self._store.has_room)
         arrivals: list[Arrival] = []  # those stepped, each with its answer in the outbox
         resumed = 0  # answers ahead of theirs, to requests that were parked
         first = True
@@ -395,8 +414,7 @@ class Loop:
             except MapOutgrown:
                 pass  # the store has made room
             except StoreFull as full:
-                switch.refuse(errno.ENOSPC, full.reason)
-                self._full_until_us = clock.monotonic_us() + FULL_DISK_RETRY_US
+                self._refuse_writes(full.reason)
             # Nothing of the batch has happened, and what peers supplied for it is lost.
             outbox[:] = [
                 Outgoing(answer.origin, answer.number, _ASK_AGAIN, b"")
@@ -504,7 +522,7 @@ class Loop:
 
     def _commit(self, batch: Batch) -> None:
         started = time.perf_counter()
-        batch.commit()
+        batch.commit(draw=bool(self._switch.code))
         self._tally.commit_s += time.perf_counter() - started
         self._tally.commits += 1
 

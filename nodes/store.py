@@ -8,6 +8,10 @@ the transaction is committed. After a crash, LMDB holds the last checkpoint whol
 what followed. A batch that is dropped after writes were applied takes the transaction with it; a
 new one is made of the last checkpoint and the journal.
 
+Behind the last page that LMDB uses, its file has a reserve: blocks that the disk has given already,
+which nobody else can take. Ordinary batches are refused before they touch it; those that `draw` on
+it succeed on a disk that others have filled to the last byte.
+
 Invariants: a batch is applied whole or not at all; what `Batch.commit` has returned for survives a
 crash of the process, and under `sync` durability of the machine; a crash of the machine under
 `interval` durability leaves the batches up to some moment after the last sync. A store is open in
@@ -47,7 +51,10 @@ MAP_BYTES_MAX = 1 << 44
 HEADROOM_BYTES = 32 * MIB  # that a batch may add without the store making room in its midst
 JOURNAL_BYTES = 8 * MIB  # after which a checkpoint is due…
 WRITES_PER_CHECKPOINT = 8_192  # …or after so many: until then their pages are kept in memory
-ROOM_BYTES = 512 * KIB  # with less, a store that has met its end is still full
+RESERVE_BYTES = 64 * MIB  # at most, of room that ordinary batches do not get…
+RESERVE_SHARE = 8  # …and at most such a part of the disk, and of what the store may occupy
+AHEAD_BYTES = 8 * MIB  # that is taken from the disk at once, at most
+ROOM_BYTES = 16 * MIB  # with less than that to spare, a store that was full is so still
 STRAIGHT_BYTES = 256 * KIB  # larger batches are not worth writing twice, if they must be synced
 
 _FORMAT_KEY = b"format"
@@ -93,6 +100,10 @@ class StoreFailed(BftfsError):
 
 class MapOutgrown(BftfsError):
     """The batch needs more address space than is mapped: leave it, and step it again."""
+
+
+class NotCheckpointed(MapOutgrown):
+    """Nor is it the map: how much room there is, is known after a checkpoint only."""
 
 
 class Batch:
@@ -185,10 +196,13 @@ class Batch:
         except lmdb.Error as error:
             raise self._store.failure(error, self.volume) from error
 
-    def commit(self) -> None:
-        """Make the batch durable, as the store's durability says."""
+    def commit(self, *, draw: bool = False) -> None:
+        """Make the batch durable, as the store's durability says; `draw` on the reserve for it.
+
+        Raises StoreFull if there is no room.
+        """
         if self.writes:
-            self._store.commit(self._rows, self.volume)
+            self._store.commit(self._rows, self.volume, draw=draw)
             self.writes = 0
 
     def __enter__(self) -> Self:
@@ -201,7 +215,7 @@ class Batch:
         traceback: TracebackType | None,
     ) -> None:
         if self.writes:
-            self._store.drop(outgrown=kind is MapOutgrown)
+            self._store.drop(outgrown=kind is MapOutgrown, checkpoint=kind is NotCheckpointed)
         self._store.touched(self.bytes_moved + self.volume)
 
 
@@ -238,6 +252,11 @@ class Store:
         self._due_bytes, self._due_writes = JOURNAL_BYTES, WRITES_PER_CHECKPOINT
         self._used_bytes = self.used_bytes  # at the last checkpoint
         self._live_bytes = self._used_bytes  # when last measured
+        self._taken_bytes = self._used_bytes  # of the file, from the disk, without a gap
+        self._crowded = False  # whether the last checkpoint failed for want of room
+        disk = os.fstatvfs(self._data)
+        whole = min(disk.f_blocks * disk.f_frsize, self._limit_bytes)
+        self.reserve_bytes = min(RESERVE_BYTES, whole // RESERVE_SHARE)
 
     @classmethod
     def open(
@@ -268,6 +287,7 @@ class Store:
         try:
             store._check(owner=_owner(cluster, node))
             store._recover()
+            store._has_room_for(0, 0)  # so that the reserve is there from the beginning
         except BaseException:
             store._release()
             raise
@@ -346,24 +366,76 @@ class Store:
 
     @property
     def free_bytes(self) -> int:
-        """What it can still hold: by growing, as far as disk and capacity allow, and in its file.
+        """What it can still hold, without its reserve: by growing, and in its file.
 
         Any thread may ask.
         """
         disk = os.fstatvfs(self._data)
-        used = self.used_bytes
-        growth = max(0, min(disk.f_bavail * disk.f_frsize, self._limit_bytes - used))
-        return growth + max(0, used - self._live_bytes)
+        return max(0, self._left(disk.f_bavail * disk.f_frsize) - self.reserve_bytes)
+
+    def has_room_again(self) -> bool:
+        """Whether there is any to speak of, now that there was none.
+
+        Requires: no batch is open.
+        """
+        if self._writes:
+            with contextlib.suppress(StoreFull):  # it is free or not, all the same
+                self._checkpoint()
+        self.measured_bytes()
+        return self.free_bytes >= min(ROOM_BYTES, self.reserve_bytes)
 
     @property
-    def has_room(self) -> bool:
-        """Whether there is any to speak of. A full disk takes some small batches, and no others.
+    def drawable_bytes(self) -> int:
+        """What batches that draw on the reserve still get, if the disk gives nothing more."""
+        return max(0, self._left(0))
 
-        Any thread may ask.
+    def _left(self, available: int) -> int:
+        """What can be added, reserve and all, if the disk still gives `available` bytes."""
+        used = self.used_bytes
+        growth = min(self._taken_bytes + available, self._limit_bytes) - used
+        inside = max(0, used - self._live_bytes)
+        return growth + inside - self._volume - self._writes * _PAGE_BYTES_PER_WRITE
+
+    def _has_room_for(self, rows: int, volume: int) -> bool:
+        """Whether so much may be added, beside what the next checkpoint will bring and the reserve.
+
+        All that is needed for it is taken from the disk.
         """
-        disk, used = os.fstatvfs(self._data), self.used_bytes
-        inside = max(0, self._limit_bytes - used) + max(0, used - self._live_bytes)
-        return min(disk.f_bavail * disk.f_frsize, inside) >= ROOM_BYTES
+        end = self._end_with(rows, volume)
+        if end <= self._taken_bytes or self._take(end):
+            return True
+        # The file cannot grow any more: what counts is what is free in it.
+        inside = self._used_bytes - self.measured_bytes()
+        return end - max(0, inside) <= self._taken_bytes
+
+    def _end_with(self, rows: int, volume: int) -> int:
+        """How long the file has to be for so much more, and the reserve behind it."""
+        growth = self._volume + volume + (self._writes + rows) * _PAGE_BYTES_PER_WRITE
+        return self._used_bytes + growth + self.reserve_bytes
+
+    def _why_full(self, rows: int, volume: int) -> str:
+        """Why there is no room for so much more."""
+        if self._end_with(rows, volume) > self._limit_bytes:
+            return f"the store has reached its {self._limit_bytes} bytes"
+        return "the disk is full"
+
+    def _take(self, end: int) -> bool:
+        """Have the disk give the file all its blocks up to `end`; False if it does not."""
+        if end > self._limit_bytes:
+            return False
+        begin = self._taken_bytes
+        ahead = min(AHEAD_BYTES, self.reserve_bytes)
+        for stop in (min(end + ahead, self._limit_bytes), end):
+            try:
+                os.posix_fallocate(self._data, begin, stop - begin)
+            except OSError as error:
+                if error.errno not in _OUT_OF_SPACE:
+                    raise StoreFailed(self.path, f"it cannot grow ({error})") from error
+            else:
+                self._taken_bytes = stop
+                self._data_bytes = max(self._data_bytes, stop)
+                return True
+        return False
 
     def measured_bytes(self) -> int:
         """What the tables occupy now: the rest of the file is used again before it grows."""
@@ -383,8 +455,12 @@ class Store:
 
     # --- of Batch ----------------------------------------------------------------------------
 
-    def commit(self, rows: list[Row], volume: int) -> None:
+    def commit(self, rows: list[Row], volume: int, *, draw: bool) -> None:
         """Make a batch durable whose writes were applied to the transaction."""
+        if not draw and not self._has_room_for(len(rows), volume):
+            if self._writes and not self._crowded:
+                raise NotCheckpointed  # they may have come to less than was reckoned with
+            raise StoreFull(self.path, self._why_full(len(rows), volume))
         self._writes += len(rows)
         self._volume += volume
         synced = self.durability is Durability.SYNC
@@ -396,9 +472,10 @@ class Store:
         try:
             self._journal.append(rows)
         except OSError as error:
-            if error.errno in _OUT_OF_SPACE:
-                raise StoreFull(self.path, "the disk is full") from None
-            raise StoreFailed(self.path, f"the journal cannot be written ({error})") from error
+            if error.errno not in _OUT_OF_SPACE:
+                raise StoreFailed(self.path, f"the journal cannot be written ({error})") from error
+            self._commit()  # to where there is room
+            return
         if synced:
             try:
                 self._journal.sync()
@@ -407,7 +484,7 @@ class Store:
         else:
             self.unsynced = True
 
-    def drop(self, *, outgrown: bool) -> None:
+    def drop(self, *, outgrown: bool, checkpoint: bool) -> None:
         """Forget a batch whose writes were applied to the transaction."""
         self._transaction.abort()
         try:
@@ -415,6 +492,11 @@ class Store:
                 self._grow()
         finally:
             self._replay()
+        if checkpoint:
+            try:
+                self._checkpoint()
+            except StoreFull:
+                self._crowded = True
 
     def touched(self, size: int) -> None:
         """A batch has read and written values of so many bytes."""
@@ -527,6 +609,8 @@ class Store:
         self._writes = self._volume = 0
         self._due_bytes, self._due_writes = JOURNAL_BYTES, WRITES_PER_CHECKPOINT
         self._used_bytes = self.used_bytes
+        self._taken_bytes = max(self._taken_bytes, self._used_bytes)
+        self._crowded = False
         self.unsynced = False
         while self._map_bytes < min(self._used_bytes + self._needed_bytes, self._limit_bytes):
             self._grow()

@@ -73,8 +73,10 @@ def _update(
     kinds: tuple[frozenset[ObjectKind], ...],
     arguments: type[Record],
     answer: type[Record],
+    *,
+    frees: bool = False,
 ) -> Method:
-    return Method(name, True, kinds, arguments, invoke, answer)
+    return Method(name, True, kinds, arguments, invoke, answer, frees=frees)
 
 
 _RENAME_ROLES = (_DIRECTORY, _DIRECTORY, _EITHER, _EITHER)
@@ -105,19 +107,20 @@ _METHODS = (
         Outcome,
     ),
     _update(LINK, directory.link, (_DIRECTORY, _INODE), directory.Name, Outcome),
-    _update(UNLINK, directory.unlink, (_DIRECTORY, _INODE), directory.Name, Outcome),
+    _update(UNLINK, directory.unlink, (_DIRECTORY, _INODE), directory.Name, Outcome, frees=True),
     _update(
         REMOVE_DIRECTORY,
         directory.remove_directory,
         (_DIRECTORY, _DIRECTORY),
         directory.Name,
         Outcome,
+        frees=True,
     ),
     _update(RENAME, directory.rename, _RENAME_ROLES, directory.Renaming, Outcome),
     _update(RELOCATE, directory.relocate, (*_RENAME_ROLES, _VOLUME), directory.Relocation, Outcome),
     _query(READ_LINK, inode.read_link, _INODE, NoArguments, None),
     _update(WRITE, inode.write, (_INODE,), inode.Writing, inode.Contents),
-    _update(TRUNCATE, inode.truncate, (_INODE,), inode.Truncation, inode.Contents),
+    _update(TRUNCATE, inode.truncate, (_INODE,), inode.Truncation, inode.Contents, frees=True),
     _update(MERGE, inode.merge, (_INODE,), inode.Merging, inode.Contents),
     _query(GET_ATTRIBUTES, attribute_methods.get_attributes, _EITHER, NoArguments, Attributes),
     _query(PERMIT_HISTORY, attribute_methods.permit_history, _EITHER, NoArguments, None),
@@ -151,6 +154,7 @@ _METHODS = (
         (_EITHER,),
         extended_attributes.ExtendedName,
         Outcome,
+        frees=True,
     ),
     _query(
         GET_RETENTION,
@@ -182,6 +186,7 @@ _METHODS = (
         (_VOLUME,),
         snapshots.SnapshotName,
         snapshots.Snapshot,
+        frees=True,
     ),
 )
 

@@ -90,6 +90,8 @@ class Method:
     `invoke(states, arguments, caller)` returns the answer: bytes, or a value of type `answer`.
     An update's states are `MutableState`s.
 
+    An update that `frees` takes something away, so that room comes back: full disks take it.
+
     A query of the past answers on a state of then. If it has a `permit`, that is given the states
     of now, and refuses who may not ask any more; its answer does not count.
     """
@@ -101,6 +103,7 @@ class Method:
     invoke: Callable[[tuple[Any, ...], Any, Caller], Record | bytes]
     answer: type[Record] | None = None  # None: the answer is bytes
     permit: Callable[[tuple[Any, ...], Any, Caller], bytes] | None = None
+    frees: bool = False
 
 
 class ObjectTypes:

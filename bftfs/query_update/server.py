@@ -371,7 +371,7 @@ class QueryUpdateServer:
             if conditioned.kind is ConditionedKind.METHOD:
                 assert method is not None
                 self._require_settled(sender.client, now_us)
-                return self._accept_method(
+                ready = self._accept_method(
                     replicas,
                     plans,
                     timestamp,
@@ -384,6 +384,8 @@ class QueryUpdateServer:
                     ),
                     may_accept=self._remembers(plans),
                 )
+                ready.owed = method.frees
+                return ready
             if not self._remembers(plans):
                 raise _Fail(Status.NOT_CURRENT)
             self._require_allowance(replicas, sender.client, now_us)
@@ -955,6 +957,8 @@ class QueryUpdateServer:
                 contenders=contenders,
             ),
             writes=writes,
+            # But for new operations: others have accepted it, or wait for what it puts in order.
+            owed=True,
         )
 
     def _accepted_before(

@@ -265,7 +265,9 @@ class LazyVerifier:
         else:
             self._notices.pop(block, None)
         ahead = verified.time > now_us + limits.CLOCK_SKEW_US  # of this node's clock [design §4]
-        if ahead:
+        # There is no room for this node's part of the version; healing brings it once there is.
+        full = self._host is not None and self._host.full
+        if ahead or full:
             own = None
         writes = settled(
             view,
@@ -282,6 +284,7 @@ class LazyVerifier:
         if (
             own is None
             and not ahead
+            and not full
             and verified != ZERO
             and view.get(Table.BLOCK, version_key(block, verified)) is None
         ):

@@ -244,7 +244,7 @@ class ReadWriteServer:
         hosted = view.get(Table.BLOCK, key)
         if hosted is not None:
             writes = self._restored(view, key, hosted, message, fragment)
-            return Ready(reply=_WRITTEN, writes=writes)
+            return Ready(reply=_WRITTEN, writes=writes, owed=True)
         authored = sender.client == timestamp.client and sender.role is Role.CLIENT
         repairs = bool(message.vouchers) or not authored
         if repairs:
@@ -277,8 +277,8 @@ class ReadWriteServer:
         if watch is not None:
             want = watch.written(block, timestamp, now_us)
             if want is not None:
-                return Ready(writes=writes, wants=(want,))
-        return Ready(reply=_WRITTEN, writes=writes)
+                return Ready(writes=writes, wants=(want,), owed=repairs)
+        return Ready(reply=_WRITTEN, writes=writes, owed=repairs)
 
     def _not_bound(
         self, block: BlockId, message: WriteRequest, fragment: bytes | memoryview

@@ -5,13 +5,16 @@ started again.
 """
 
 import errno
+import http.client
 import itertools
 import json
 import os
+import shutil
+import socket
+import stat
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +28,8 @@ from tests.end_to_end.expectations import assert_contents, eventually, payload
 from tests.end_to_end.watchdog import Watchdog, mounts_below
 
 NODES = 6
-DISK_BYTES = 10 * MIB
-LARGER_BYTES = 56 * MIB
+DISK_BYTES = 24 * MIB
+LARGER_BYTES = 64 * MIB
 FILE_BYTES = MIB
 PROMPTLY_S = 10.0  # far above what a refusal takes, and far below what hangs
 FULL = frozenset((errno.ENOSPC, errno.EDQUOT))
@@ -86,6 +89,16 @@ class SmallDisks(Cluster):
         disk = os.statvfs(self.directory.node(number).path)
         assert disk.f_bavail == 0
 
+    def is_full(self, number: int) -> bool:
+        """Whether a node says that its disk is full, at its metrics socket."""
+        connection = http.client.HTTPConnection("node")
+        connection.sock = socket.socket(socket.AF_UNIX)
+        connection.sock.connect(str(self.directory.node(number).metrics))
+        connection.request("GET", "/health")
+        said = connection.getresponse().read().decode()
+        connection.close()
+        return "the disk is full" in said
+
     def reasons(self) -> list[list[str]]:
         """What keeps each node from being healthy, by its own word."""
         # 1: nodes that cannot write are not counted upon.
@@ -144,7 +157,7 @@ def test_one_full_disk_is_nobodys_trouble(small: SmallDisks, guarded: None) -> N
     small.stuff(victim)
     (files / "directory").mkdir()
     # More than fits into the files that the node has already.
-    written = {f"directory/{number}": payload(FILE_BYTES, number) for number in range(8)}
+    written = {f"directory/{number}": payload(FILE_BYTES, number) for number in range(24)}
     for name, contents in written.items():
         store(files / name, contents)
     os.rename(files / "directory" / "0", files / "directory" / "moved")
@@ -162,81 +175,140 @@ def test_one_full_disk_is_nobodys_trouble(small: SmallDisks, guarded: None) -> N
     eventually(healthy, within_s=15, what="the node writes again")
 
 
+def everything(top: Path) -> Iterator[tuple[Path, os.stat_result]]:
+    """All names below `top` and what they are, listed as `ls -R` does."""
+    with os.scandir(top) as entries:
+        for entry in entries:
+            status = entry.stat(follow_symlinks=False)
+            yield Path(entry.path), status
+            if stat.S_ISDIR(status.st_mode):
+                yield from everything(Path(entry.path))
+
+
 def test_full_disks_refuse_writers_serve_readers_and_are_used_when_there_is_room(
     small: SmallDisks, guarded: None, playground: Path
 ) -> None:
     files = small.mountpoint
     pids = [node.pid for node in small.nodes()]
-    # Where an update was refused by some nodes only, readers may be refused until there is room.
-    kept = {f"kept/{number}": payload(FILE_BYTES, 500 + number) for number in range(4)}
-    acknowledged: dict[str, bytes] = dict(kept)
-    (files / "kept").mkdir()
-    for name, contents in kept.items():
-        store(files / name, contents)
     busy = files / "busy"
     (busy / "many").mkdir(parents=True)
-    (busy / "here").mkdir()
     numbers = itertools.count()
+    acknowledged: dict[str, bytes] = {}
 
-    def fill(size: int) -> None:
-        """Write files of this size until two of them are refused."""
-        failed = 0
-        while failed < 2:
-            number = next(numbers)
-            name, contents = f"busy/many/{number}", payload(size, number)
-            if refused(partial(store, files / name, contents)):
-                failed += 1
-            else:
-                acknowledged[name] = contents
-            assert number < 400, "the disks do not become full"
+    def write() -> None:
+        """Have all nodes that have room store something, whether enough of them do or not."""
+        number = next(numbers)
+        with (files / "filler").open("r+b", buffering=0) as file:
+            file.write(payload(FILE_BYTES, number))
+            os.fsync(file.fileno())
+        assert number < 400, "the disks do not become full"
 
-    def rename() -> None:
-        here, there = busy / "here", busy / "there"
-        os.rename(*((here, there) if here.exists() else (there, here)))
+    class Attempts:
+        """What changes contents, names and attributes, each of objects of its own."""
 
-    fill(FILE_BYTES)
-    assert len(acknowledged) > 4 + len(kept)
+        def __init__(self, name: str) -> None:
+            self.top = busy / name
+            self.top.mkdir()
+            for part in ("here", "made", "files"):
+                (self.top / part).mkdir()
+            for part in ("changed", "overwritten", "attributes"):
+                store(self.top / "files" / part, payload(KIB, 1))
+            acknowledged[f"busy/{name}/files/attributes"] = payload(KIB, 1)
+
+        def overwrite(self) -> None:
+            with (self.top / "files" / "overwritten").open("r+b", buffering=0) as file:
+                file.write(payload(KIB, 2))
+                os.fsync(file.fileno())
+
+        def append(self) -> None:
+            with (self.top / "files" / "changed").open("ab", buffering=0) as file:
+                file.write(payload(KIB, 2))
+                os.fsync(file.fileno())
+
+        def make(self) -> None:
+            (self.top / "made" / f"{next(numbers)}").mkdir()
+
+        def create(self) -> None:
+            store(self.top / "made" / f"{next(numbers)}", b"")
+
+        def rename(self) -> None:
+            here, there = self.top / "here", self.top / "there"
+            os.rename(*((here, there) if here.exists() else (there, here)))
+
+        def change(self) -> None:
+            os.chmod(self.top / "files" / "attributes", 0o600 + next(numbers) % 64)
+
+        @property
+        def all(self) -> tuple[Callable[[], None], ...]:
+            return self.overwrite, self.append, self.make, self.create, self.rename, self.change
+
+    attempts = [Attempts(f"half-{number}") for number in range(NODES)]
+    store(files / "filler", payload(FILE_BYTES, 0))
+    (files / "kept").mkdir()
+    for number in range(4):
+        name, contents = f"kept/{number}", payload(FILE_BYTES, 500 + number)
+        store(files / name, contents)
+        acknowledged[name] = contents
+
+    # The disks become full one after the other: of the updates that are refused then, five of six
+    # nodes have taken some, and one of them others.
     for number in range(NODES):
         small.stuff(number)
-    for size in (256 * KIB, 16 * KIB):  # what is left in the files that the nodes have already
-        fill(size)
+        while not small.is_full(number):  # what is left in the node's own files
+            refused(write)
+        refusals = [refused(attempt) for attempt in attempts[number].all]
+        assert number == 0 or errno.ENOSPC in refusals
 
-    # Nothing is written any more, neither contents nor names; whoever tries is told at once.
-    def make() -> None:
-        (busy / f"made-{next(numbers)}").mkdir()
-
-    attempts: list[Callable[[], Any]] = [
-        partial(store, busy / "many" / "0", b"overwritten"),
-        make,
-        rename,
-        lambda: os.chmod(busy / "many" / "2", 0o600 + next(numbers) % 64),
-    ]
-    for attempt in attempts:
-        eventually(lambda: refused(attempt) == errno.ENOSPC, within_s=20, what="it is refused")  # noqa: B023
+    # Nothing is added any more, neither contents nor names; whoever tries is told at once.
+    for each in attempts[0].all:
+        eventually(lambda: refused(each) == errno.ENOSPC, within_s=20, what="it is refused")  # noqa: B023
     assert sum(bool(reasons) for reasons in small.reasons()) > 1  # more than may fail
 
     # Something that nodes log, on these disks.
     bftfs("cluster", "add-client", "--data", small.data, "new", "--uid", "1000")
 
-    # What was acknowledged is read: by a mount that has seen none of it.
+    # Everything is listed and read: by a mount that has seen none of it, without a second attempt.
     with small.mount(playground / "reader", "strict") as reader:
-        # One attempt may find an update half done and be refused its repair; not all of them.
-        for name, contents in kept.items():
-            read = partial(assert_contents, reader / name, contents)
-            eventually(partial(taken, read), within_s=20, what=f"{name} is read")
+        began = time.monotonic()
+        seen = 0
+        for path, status in everything(reader):
+            seen += 1
+            if stat.S_ISREG(status.st_mode):
+                name = str(path.relative_to(reader))
+                if name in acknowledged:
+                    assert_contents(path, acknowledged.pop(name))
+                else:
+                    path.read_bytes()
+        assert seen > 4 * NODES
+        assert time.monotonic() - began < 6 * PROMPTLY_S
+        assert not acknowledged
+
+        # Whoever wants room removes something, wherever it is, and however it got there.
+        for number in range(NODES):
+            top = reader / "busy" / f"half-{number}"
+            os.truncate(top / "files" / "overwritten", 0)
+            assert (top / "files" / "overwritten").stat().st_size == 0
+            shutil.rmtree(top)
+        subprocess.run(["rm", str(reader / "kept" / "0")], check=True, timeout=60)
+        left = {"many"}
+        assert set(os.listdir(reader / "busy")) == left
+        eventually(lambda: set(os.listdir(busy)) == left, within_s=10, what="both see the same")
 
         # Room comes back: others remove what is theirs, and the disks grow.
         for number in range(NODES):
             small.ballast(number).unlink()
         small.resize(LARGER_BYTES)
-        for attempt in attempts:
-            eventually(partial(taken, attempt), within_s=20, what="it is taken again")
-        acknowledged["busy/many/0"] = b"overwritten"
+        eventually(
+            lambda: taken(lambda: Attempts(f"again-{next(numbers)}")),
+            within_s=20,
+            what="updates are taken again",
+        )
+        written = {}
         for number in range(6):
             name, contents = f"busy/many/more-{number}", payload(FILE_BYTES, 900 + number)
             store(files / name, contents)
-            acknowledged[name] = contents
-        for name, contents in acknowledged.items():
+            written[name] = contents
+        for name, contents in written.items():
             assert_contents(reader / name, contents)
     assert not any(small.reasons())
     assert [node.pid for node in small.nodes()] == pids

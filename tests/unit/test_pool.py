@@ -49,10 +49,10 @@ class Node:
         self.pool.measure()
         return 0
 
-    def update(self, client: ClientId, volume: int) -> int:
+    def update(self, client: ClientId, volume: int, *, owed: bool = False) -> int:
         """The same for metadata."""
         writes = [Write(Table.VERSION, b"key", bytes(volume)), Write(Table.STATE, b"key", None)]
-        rejected = self.quota.charge_metadata(self.view, client, writes)
+        rejected = self.quota.charge_metadata(self.view, client, writes, owed=owed)
         if rejected is not None:
             return rejected.code
         self.disk.taken += volume
@@ -99,6 +99,24 @@ def test_a_full_pool_is_called_full_for_metadata_as_well() -> None:
     node.fill(ALICE, 0.04)
     assert node.update(ALICE, 100) == errno.ENOSPC
     assert node.update(BOB, 100) == 0
+
+
+def test_the_greediest_removes_and_repairs_within_bounds() -> None:
+    """Who could remove nothing would never have room again."""
+    node = Node()
+    node.fill(ALICE, 0.97)
+    assert node.update(ALICE, 100) == errno.EDQUOT
+    removed = 0
+    while node.update(ALICE, 100, owed=True) == 0:
+        removed += 1
+    overdraft = (1 + 1 / 16 - 0.97) * LIMIT
+    assert overdraft / 5 < removed * 612 < overdraft / 2
+    assert node.pool.share < 1
+    assert node.update(ALICE, 100) == errno.EDQUOT
+    assert node.update(BOB, 100) == 0
+    node.disk.taken = 0
+    node.pool.measure()
+    assert node.update(ALICE, 100) == 0
 
 
 def test_what_is_given_back_is_not_counted_and_never_too_much() -> None:

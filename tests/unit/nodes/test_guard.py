@@ -73,17 +73,50 @@ def test_while_writes_are_refused_reads_are_served() -> None:
     guard, switch, _ = guarded()
     reading = Ready("value")
     writing = Ready("done", writes=[Write(Table.STATE, b"k", b"v")])
-    switch.refuse(errno.ENOSPC, "the disk is full")
+    switch.refuse(errno.ENOSPC, "the disk is full", left=1 << 20)
     assert step(guard, reading) is reading
     refused = step(guard, writing)
     assert refused.reply == Refused(errno.ENOSPC, "the disk is full")
     assert refused.writes == []
-    switch.retry(has_room=True)
+    switch.serve()
     assert step(guard, writing) is writing
 
 
-def test_a_full_disk_is_told_of_until_there_is_room_also_while_nobody_writes() -> None:
-    store = SimpleNamespace(used_bytes=1, free_bytes=0, has_room=False)
+def test_what_is_owed_is_written_while_there_is_a_reserve() -> None:
+    guard, switch, _ = guarded()
+    owed = Ready("done", writes=[Write(Table.STATE, b"k", b"v")], owed=True)
+    switch.refuse(errno.ENOSPC, "the disk is full", left=1 << 20)
+    assert step(guard, owed) is owed
+    switch.refuse(errno.ENOSPC, "the disk is full", left=0)
+    assert step(guard, owed).reply == Refused(errno.ENOSPC, "the disk is full")
+
+
+def test_nobody_gets_all_of_a_reserve_and_not_all_together() -> None:
+    guard, switch, _ = guarded()
+    owed = Ready("done", writes=[Write(Table.STATE, b"k", b"v" * 1000)], owed=True)
+    switch.refuse(errno.ENOSPC, "the disk is full", left=1 << 20)
+
+    def draws(client: int) -> int:
+        """How often it gets something, until it gets no more."""
+        sender = Sender(Role.CLIENT, ClientId(bytes((client,)) * 16))
+        times = 0
+        while guard.step(MemoryStorage(), sender, None, b"", 0) is owed:
+            times += 1
+            assert times < 10_000
+        return times
+
+    guard._step = lambda *_: owed  # type: ignore[assignment]
+    had = [draws(client) for client in range(8)]
+    assert had == sorted(had, reverse=True)
+    assert 200 < had[0] < 300  # of 834
+    assert all(had)
+    switch.serve()
+    switch.refuse(errno.ENOSPC, "the disk is full", left=1 << 20)
+    assert draws(0) == had[0]
+
+
+def test_a_full_disk_is_told_of_until_there_is_room() -> None:
+    store = SimpleNamespace(used_bytes=1, free_bytes=0)
     links = SimpleNamespace(unreachable=tuple)
     switch = WriteSwitch()
     health = Health(
@@ -95,13 +128,8 @@ def test_a_full_disk_is_told_of_until_there_is_room_also_while_nobody_writes() -
         gauges=tuple,
     )
     assert health.reply().healthy
-    switch.refuse(errno.ENOSPC, "the disk is full")
+    switch.refuse(errno.ENOSPC, "the disk is full", left=0)
     assert not health.reply().healthy
-    switch.retry(has_room=False)
-    assert not switch.code  # writes are tried
     assert health.reply().reasons == ("writes are refused: the disk is full",)
-    store.has_room = True
-    assert health.reply().healthy
-    switch.retry(has_room=True)
-    store.has_room = False  # filled by somebody else, and no write was refused since
+    switch.serve()
     assert health.reply().healthy

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import shutil
@@ -22,7 +23,13 @@ from bftfs.limits import KIB, MIB
 from bftfs.storage import Table, Write
 from nodes import residence
 from nodes.journal import Journal
-from nodes.store import MapOutgrown, Store, StoreFailed, StoreFull
+from nodes.store import (
+    MapOutgrown,
+    NotCheckpointed,
+    Store,
+    StoreFailed,
+    StoreFull,
+)
 
 CLUSTER = bytes(range(16))
 
@@ -31,10 +38,12 @@ def opened(path: Path, *, node: int = 0, **options: object) -> Store:
     return Store.open(path / "store", cluster=CLUSTER, node=NodeId(node), **options)  # type: ignore[arg-type]
 
 
-def put(store: Store, key: bytes, value: bytes) -> None:
-    with store.batch() as batch:
-        batch.apply([Write(Table.STATE, key, value)])
-        batch.commit()
+def put(store: Store, key: bytes, value: bytes, *, draw: bool = False) -> None:
+    while True:
+        with contextlib.suppress(NotCheckpointed), store.batch() as batch:
+            batch.apply([Write(Table.STATE, key, value)])
+            batch.commit(draw=draw)
+            return
 
 
 def get(store: Store, key: bytes) -> bytes | None:
@@ -351,15 +360,63 @@ def test_a_full_disk_refuses_the_batch_and_loses_nothing(small_disk: Path) -> No
     except StoreFull as full:
         assert full.reason == "the disk is full"  # noqa: PT017 - the last write is to fail
     assert 0 < written < 100
-    assert not store.has_room
+    assert not store.has_room_again()
     for number in range(written):
         assert get(store, b"%04d" % number) == b"v" * 100 * KIB
     assert get(store, b"%04d" % written) is None
     (small_disk / "ballast").unlink()
-    assert store.has_room
+    assert store.has_room_again()
     put(store, b"again", b"v" * 100 * KIB)
     assert get(store, b"again") == b"v" * 100 * KIB
     store.close()
+
+
+def test_what_draws_on_the_reserve_is_stored_on_a_disk_without_a_free_byte(
+    small_disk: Path,
+) -> None:
+    store = opened(small_disk)
+    put(store, b"k", b"v")
+    stuff(small_disk / "ballast")
+    for number in range(40):  # what was taken from the disk ahead
+        with contextlib.suppress(StoreFull):
+            put(store, b"%04d" % number, b"v" * 16 * KIB)
+    with pytest.raises(StoreFull, match="the disk is full"):
+        put(store, b"refused", b"v" * 16 * KIB)
+    assert store.free_bytes < 64 * KIB
+    drawable = store.drawable_bytes
+    assert store.reserve_bytes // 2 < drawable <= 2 * store.reserve_bytes
+    drawn = 0
+    while store.drawable_bytes > drawable // 2:
+        put(store, b"drawn %04d" % drawn, b"v" * KIB, draw=True)
+        drawn += 1
+    assert drawn >= drawable // (2 * 9 * KIB)
+    store.close()
+    store = opened(small_disk)  # on the full disk
+    for number in range(drawn):
+        assert get(store, b"drawn %04d" % number) == b"v" * KIB
+    (small_disk / "ballast").unlink()
+    assert store.has_room_again()
+    put(store, b"again", b"v" * 100 * KIB)
+    store.close()
+
+
+def test_the_reserve_is_there_after_a_restart_on_a_full_disk(small_disk: Path) -> None:
+    opened(small_disk).close()
+    stuff(small_disk / "ballast")
+    store = opened(small_disk)
+    for number in range(10):
+        put(store, b"%d" % number, b"v" * KIB, draw=True)
+    assert get(store, b"9") == b"v" * KIB
+    assert store.drawable_bytes > 0
+    store.close()
+
+
+def stuff(path: Path) -> None:
+    """Leave nothing on a disk."""
+    with path.open("ab", buffering=0) as file, contextlib.suppress(OSError):
+        while file.write(bytes(4 * KIB)) == 4 * KIB:
+            pass
+    assert not os.statvfs(path).f_bavail
 
 
 def test_an_error_of_the_disk_is_not_taken_for_a_full_one(store: Store) -> None:

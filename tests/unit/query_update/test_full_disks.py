@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 from typing import Any
 
@@ -21,6 +22,14 @@ LARGER = QueryUpdateThresholds(n=9, t=2, b=1, q=7, r=4)
 def full(step: Any, view: Any, sender: Sender, message: Any, now_us: int) -> Ready:
     ready: Ready = step(view, sender, message, b"", now_us)
     return Ready(Refused(errno.ENOSPC, "the disk is full")) if ready.writes else ready
+
+
+def reserved(step: Any, view: Any, sender: Sender, message: Any, now_us: int) -> Ready:
+    """Full but for a reserve: what the node owes to others it still stores."""
+    ready: Ready = step(view, sender, message, b"", now_us)
+    if ready.writes and not ready.owed:
+        return Ready(Refused(errno.ENOSPC, "the disk is full"))
+    return ready
 
 
 def increment(client: Client) -> Any:
@@ -69,6 +78,52 @@ def test_what_some_have_taken_is_finished_once_the_others_have_room() -> None:
     for node in range(SMALLEST.n):
         cluster.nodes[node].behaviour = honest
     assert fetch(reader) == fetch(client) != before
+
+
+@pytest.mark.parametrize("thresholds", [SMALLEST, LARGER])
+def test_readers_finish_or_fence_what_full_disks_left_half_done(
+    thresholds: QueryUpdateThresholds,
+) -> None:
+    """Whatever nodes have taken an update: once all disks are full, it is read at once."""
+    cluster = Cluster(thresholds)
+    client = cluster.client("X")
+    increment(client)
+    for first in range(thresholds.n):
+        for others in range(thresholds.t + 1, thresholds.n + 1):
+            before = fetch(client).answer.value
+            for node in range(thresholds.n):
+                early = (node - first) % thresholds.n < others
+                cluster.nodes[node].behaviour = reserved if early else honest
+            with contextlib.suppress(AdmissionRefused):  # unless it finishes what it has begun
+                increment(client)
+            for node in range(thresholds.n):
+                cluster.nodes[node].behaviour = reserved
+            reader = cluster.client(f"reader {first} {others}")
+            began = cluster.now_us
+            found = fetch(reader).answer.value
+            assert cluster.now_us - began < 2_000_000
+            assert found in (before, before + 1)
+            assert fetch(cluster.client(f"next {first} {others}")).answer.value == found
+            with pytest.raises(AdmissionRefused):
+                increment(reader)
+            for node in range(thresholds.n):
+                cluster.nodes[node].behaviour = honest
+            increment(client)
+
+
+def test_must_fail_without_a_reserve_readers_are_refused() -> None:
+    cluster = Cluster()
+    client = cluster.client("X")
+    increment(client)
+    for node in range(SMALLEST.t + 1):
+        cluster.nodes[node].behaviour = full
+    with pytest.raises(AdmissionRefused):
+        increment(client)
+    for node in range(SMALLEST.n):
+        cluster.nodes[node].behaviour = full
+    with pytest.raises(AdmissionRefused) as refused:
+        fetch(cluster.client("Y"))
+    assert refused.value.code == errno.ENOSPC
 
 
 def test_who_takes_the_place_of_a_full_one_is_waited_for_and_it_is_asked_last_from_then_on() -> (
