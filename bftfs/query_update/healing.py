@@ -50,7 +50,7 @@ from bftfs.query_update.messages import (
     HistoryReply,
     HistoryRequest,
 )
-from bftfs.query_update.rebuilding import Past, fetch_past, remade, replacement
+from bftfs.query_update.rebuilding import Past, fetch_past, has_beside, remade, replacement
 from bftfs.query_update.replica import (
     INITIAL_ROW,
     ObjectRow,
@@ -441,8 +441,10 @@ class ObjectHealer:
             row = _row(name, view)
             if row is None or _head(row) != newest:
                 return False, []
-            if self._marked.get(name) != _DAMAGED and past.base >= row.floor:
-                return True, []  # the peers know no more of its past than this server
+            if self._marked.get(name) != _DAMAGED and (
+                past.base >= row.floor or has_beside(view, name, past)
+            ):
+                return True, []  # the peers know no more of its past, or not all that is here
             return True, replacement(view, row, name, past, made)
 
         replaced = await step(host, replace)

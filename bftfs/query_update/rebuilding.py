@@ -34,8 +34,9 @@ from bftfs.query_update.replica import (
     link_of,
     rows_of,
     stored_row,
+    stored_version,
 )
-from bftfs.query_update.timestamp import ZERO, LogicalTimestamp
+from bftfs.query_update.timestamp import TIMESTAMP_BYTES, ZERO, LogicalTimestamp
 from bftfs.quorum import QuorumSystem
 from bftfs.storage import MemoryStorage, StorageView, Table, Write
 from bftfs.wire.codec import encode
@@ -148,6 +149,18 @@ def _stand_at(store: MemoryStorage, replica: Replica, version: LogicalTimestamp)
     history = history_of((Candidate(version, ZERO),), initial=False)
     replica.report(history, b"", established=ZERO)
     store.apply(replica.writes)
+
+
+def has_beside(view: StorageView, name: ObjectId, past: Past) -> bool:
+    """Whether this server has versions of the object's chain that are not in `past`.
+
+    Peers may have collected them, which this server has room for. [design §8]
+    """
+    known = {past.base, *(link.timestamp for link in past.links)}
+    return any(
+        key[len(name) :] not in known and stored_version(row).number
+        for key, row in view.scan(Table.VERSION, name, name + b"\xff" * (TIMESTAMP_BYTES + 1))
+    )
 
 
 def replacement(

@@ -22,7 +22,8 @@ from bftfs.query_update.messages import (
     Status,
     UpdateReply,
 )
-from bftfs.query_update.replica import Replica
+from bftfs.query_update.rebuilding import Past, has_beside
+from bftfs.query_update.replica import Replica, link_of
 from bftfs.query_update.timestamp import ZERO, logical_timestamp
 from bftfs.quorum import ThresholdQuorums
 from bftfs.read_write.healing import END
@@ -454,3 +455,24 @@ def test_what_is_ahead_of_its_clock_a_node_takes_from_nobody() -> None:
     assert 1 not in cluster.hosting(block(0), timestamp)
     cluster.run_for(2 * limits.HEAL_AGAIN_US)
     assert 1 in cluster.hosting(block(0), timestamp)
+
+
+def test_a_past_that_lacks_versions_which_are_here_is_told_apart() -> None:
+    """[design §8] Peers that are short of room have collected what a node with room still has."""
+    cluster = Cluster()
+    counting = Counting(cluster)
+    for _ in range(4):
+        counting.increment(2)
+    cluster.run_for(limits.HEAL_EVERY_US + SECOND_US)
+    disk, name = cluster.nodes[2].disk, counter(2)
+    replica = Replica(disk, name)
+    links, at = [], replica.head
+    while at != ZERO:
+        version = replica.version(at)
+        assert version is not None
+        links.append(link_of(at, version))
+        at = version.parent
+    assert len(links) == 4
+    assert not has_beside(disk, name, Past(tuple(links), ZERO, ()))
+    assert not has_beside(disk, name, Past(tuple(links[:3]), links[3].timestamp, ()))
+    assert has_beside(disk, name, Past(tuple(links[:2]), links[2].timestamp, ()))

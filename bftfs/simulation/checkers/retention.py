@@ -3,8 +3,8 @@
 The record is taken at the commits of correct nodes, and judged by the versions that were accepted
 and verified anywhere, not by what the node's collector has made of them:
 
-- an object's version goes only once an established one has superseded it, with a time that was
-  older than the window by the clock of that node;
+- a version of an object that was the truth goes only once an established one has superseded it,
+  with a time that was older than the window by the clock of that node;
 - an acknowledged version of a block goes only if no version of its inode that was the truth at a
   moment of the window shows it: a newer one was verified that was covered by then, or the file was
   deleted;
@@ -87,6 +87,8 @@ class RetentionRecord:
         self.object_versions += 1
         version = LogicalTimestamp(key[OBJECT_ID_BYTES:])
         superseding = next((each for each in chain if each > version), None)
+        if superseding is not None and version not in chain:
+            return  # it never was the truth
         if node in self.roomy:
             self._find(f"node {node} has room, and let go of {_named(identifier, version)}")
         elif superseding is None:
