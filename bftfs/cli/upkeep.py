@@ -188,9 +188,8 @@ def _watch(
                     shown.update(tasks[number], completed=said.progress, said=words)
                 else:
                     shown.update(tasks[number], said=said)
-            if not any(
-                isinstance(said, WorkStatus) and said.state == "running" for said in report.values()
-            ):
+            before = since or {}
+            if not any(_goes_on(said, before.get(number)) for number, said in report.items()):
                 return report
             time.sleep(_WATCH_S)
 
@@ -198,9 +197,10 @@ def _watch(
 def _goes_on(said: WorkStatus | str, since: WorkStatus | str | None) -> bool:
     if isinstance(said, str) or said.state == "paused":
         return False
-    if isinstance(since, WorkStatus):
-        return said.figures["passes"] == since.figures["passes"]
-    return said.state == "running"
+    has_yet_to_begin = (
+        isinstance(since, WorkStatus) and said.figures["passes"] == since.figures["passes"]
+    )
+    return said.state == "running" or has_yet_to_begin
 
 
 # --- telling people ---------------------------------------------------------------------------
