@@ -14,7 +14,7 @@ from rich.console import Console
 
 from bftfs import cluster as description_files
 from bftfs.cli.cluster import create_cluster, smallest_cluster
-from bftfs.cli.mount import mount_cluster, mounts_of, unmount_path
+from bftfs.cli.mount import await_end_of_mounts, mount_cluster, mounts_of, unmount_path
 from bftfs.cli.processes import (
     NODE_MODULE,
     last_words,
@@ -180,6 +180,7 @@ def down(data: Path, destroy: bool) -> None:
     for mountpoint in mounts_of(directory):
         unmount_path(directory, mountpoint)
         click.echo(f"Unmounted {mountpoint}")
+    await_end_of_mounts(directory)
     running = running_nodes(directory, description)
     for number, pid in running.items():
         node = directory.node(number)

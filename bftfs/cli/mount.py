@@ -144,11 +144,24 @@ def unmount_path(directory: DataDirectory, mountpoint: Path) -> None:
             "end the programs that use it (`fuser -vm` lists them) and try again",
             exit_code=1,
         )
+    await_end_of_mounts(directory, mountpoint)
+
+
+def await_end_of_mounts(directory: DataDirectory, mountpoint: Path | None = None) -> None:
+    """Wait until no process is left that serves the `mountpoint`, or any of the cluster.
+
+    What is no longer mounted may still be writing: whoever detached it, or is unmounting it beside.
+    """
     deadline = time.monotonic() + UNMOUNT_PATIENCE_S
-    while any(process.mountpoint == mountpoint for process in mount_processes(directory)):
+    while writing := [
+        process
+        for process in mount_processes(directory)
+        if mountpoint is None or process.mountpoint == mountpoint
+    ]:
         if time.monotonic() > deadline:
             raise UsageError(
-                f"{mountpoint}: unmounted, but its process still writes; see {directory.mount_log}",
+                f"{writing[0].mountpoint}: unmounted, but its process {writing[0].pid} still "
+                f"writes; see {directory.mount_log}",
                 exit_code=1,
             )
         time.sleep(0.02)

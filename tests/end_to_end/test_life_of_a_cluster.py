@@ -94,6 +94,18 @@ def test_down_twice_is_harmless(cluster: Cluster) -> None:
     cluster.down()
 
 
+def test_down_waits_for_a_mount_that_somebody_has_detached(cluster: Cluster) -> None:
+    """Its process still has to write: nodes that stop under its hands would take that away."""
+    descriptor = os.open(cluster.mountpoint / "late", os.O_CREAT | os.O_RDWR)
+    os.write(descriptor, payload(3_000_000))
+    subprocess.run(["umount", "--lazy", cluster.mountpoint], check=True)
+    os.close(descriptor)
+    cluster.down()
+    assert not cluster.mount_pids()
+    cluster.up()
+    assert_contents(cluster.mountpoint / "late", payload(3_000_000))
+
+
 def test_busy_mount_is_refused_in_words(cluster: Cluster) -> None:
     (cluster.mountpoint / "busy").write_bytes(b"data")
     with opened(cluster.mountpoint / "busy", os.O_RDONLY) as descriptor:
