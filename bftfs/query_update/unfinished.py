@@ -220,7 +220,12 @@ class Finisher:
     async def _settle(self, host: Host, chosen: Iterable[ObjectId]) -> None:
         """Compare with the peers; repair what no quorum shares."""
         unfinished, quorums = self._unfinished, self._quorums
-        names = [name for name in chosen if name not in self._under_way]
+        entries = {
+            name: entry
+            for name in chosen
+            if name not in self._under_way and (entry := unfinished.entry(name)) is not None
+        }
+        names = list(entries)
         self._under_way.update(names)
         try:
             request = LatestRequest(tuple(names))
@@ -229,10 +234,9 @@ class Finisher:
             heard = sum(1 << node for node in replies) | 1 << self._node
             now_us = await Now()
             disorderly = []
-            for at, name in enumerate(names):
-                entry = unfinished.entry(name)
-                if entry is None:
-                    continue
+            for at, (name, entry) in enumerate(entries.items()):
+                if unfinished.entry(name) is not entry:
+                    continue  # something later has been accepted since: what was heard is older
                 latest = own[name]
                 if latest != entry.timestamp:
                     # Something later is in question now; or what was accepted has been lost with
@@ -252,9 +256,7 @@ class Finisher:
                 elif quorums.includes_benign(later):
                     # What is here is superseded, and those who have accepted what is later see to
                     # that. This server gets it from them if it can, and else when it heals.
-                    await self._healer.catch_up(host, name)
-                    unfinished.settle(name)
-                    unfinished.tally.settled += 1
+                    await self._catch_up(host, name, entry)
                 elif not quorums.is_quorum(heard):
                     self._failed(entry, now_us)
                 elif not unfinished.rested(entry):
@@ -273,6 +275,8 @@ class Finisher:
 
     async def _repair(self, host: Host, name: ObjectId, entry: _Entry) -> None:
         """Repair one object, unless it is another server's turn first."""
+        if self._unfinished.entry(name) is not entry:
+            return
         now_us = await Now()
         distance = (self._node - placement_of(name)) % self._quorums.n
         if distance and not entry.retry_us:
@@ -298,7 +302,16 @@ class Finisher:
         unfinished = self._unfinished
         unfinished.tally.repaired += found is not OperationType.METHOD
         if unfinished.entry(name) is entry:
-            await self._healer.catch_up(host, name)
+            await self._catch_up(host, name, entry)
+
+    async def _catch_up(self, host: Host, name: ObjectId, entry: _Entry) -> None:
+        """What a quorum shares supersedes `entry`, which is settled with that.
+
+        Of what is accepted meanwhile nobody has said that.
+        """
+        await self._healer.catch_up(host, name)
+        unfinished = self._unfinished
+        if unfinished.entry(name) is entry:
             unfinished.settle(name)
             unfinished.tally.settled += 1
 

@@ -8,9 +8,11 @@ from typing import Any
 import pytest
 
 from bftfs import limits
+from bftfs.conversation import Pause
 from bftfs.identifiers import ClientId, NodeId, ObjectId
 from bftfs.query_update.conditioned import Conditioned, ConditionedKind, Operation
 from bftfs.query_update.counter import Count, Increment
+from bftfs.query_update.healing import ObjectHealer
 from bftfs.query_update.history import ObjectHistorySet
 from bftfs.query_update.messages import (
     LatestReply,
@@ -27,7 +29,7 @@ from bftfs.query_update.timestamp import ZERO, is_barrier
 from bftfs.query_update.unfinished import Unfinished
 from bftfs.simulation.network import Kind
 from bftfs.simulation.principals import node_endpoint
-from bftfs.step import Ready
+from bftfs.step import Host, Ready
 from bftfs.wire.codec import encode
 from tests.unit.query_update.harness import START_US, USER, Client, Cluster, counter_id
 from tests.unit.query_update.ledger import Read, Transfer, ledger_types
@@ -249,6 +251,42 @@ def test_unfinished_work_of_a_client_is_bounded_and_others_do_not_notice(
         ]
         assert latest.count(latest[0]) >= 5
     assert partial_update(cluster, attacker, counter_id(8)).reply.status is Status.SUCCESS
+
+
+def test_what_is_accepted_while_an_object_is_settled_is_kept_in_mind(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Or a client could have more objects in question than the limit of one client."""
+    catch_up = ObjectHealer.catch_up
+    cluster = Cluster(background=True)
+    node = cluster.nodes[0]
+    stages: list[str] = []
+
+    async def linger(healer: ObjectHealer, host: Host, name: ObjectId) -> bool:
+        found = await catch_up(healer, host, name)
+        if healer is node.server.healer:
+            stages.append("superseded")
+            await Pause(BOUND_US)
+            stages.append("settled")
+        return found
+
+    monkeypatch.setattr(ObjectHealer, "catch_up", linger)
+    name, client = counter_id(), cluster.client("client")
+    partial_update(cluster, cluster.client("attacker"), name)
+    node.send()
+    rest(cluster, 10_000)
+    route = cluster.route
+    cluster.block(nodes=(0,))
+    client.run(client.qu.update((name,), "counter.increment", Increment(1), USER))
+    cluster.route = route
+    cluster.run(lambda: stages == ["superseded"])
+    client.qu.rounds.probing.avoid(NodeId(5), client.now_us())
+    client.run(client.qu.update((name,), "counter.increment", Increment(1), USER))
+    assert node.server.unfinished.of_client(client.sender.client) == 1
+    cluster.run(lambda: stages == ["superseded", "settled"], within_us=2 * BOUND_US)
+    assert node.server.unfinished.of_client(client.sender.client) == 1
+    rest(cluster)
+    assert node.server.unfinished.total == 0
 
 
 def test_what_a_server_keeps_in_mind_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
