@@ -34,6 +34,7 @@ from bftfs.filesystem.registry import MERGE, TRUNCATE, WRITE
 from bftfs.filesystem.services import BlockService
 from bftfs.identifiers import BlockId, ObjectId, block_id
 from bftfs.query_update.object_type import Record
+from bftfs.read_write.timestamp import BlockTimestamp
 
 ATTEMPTS: Final = 32  # at an update that other mounts' truncations keep overtaking
 UNCOVERED_BLOCKS: Final = 4_096  # blocks written of one file before they are covered in between
@@ -528,16 +529,16 @@ class ContentStore:
                 )
                 for number in numbers
             ]
-            times = await self._write_blocks(contents, items, who, is_asking=is_asking)
+            written = await self._write_blocks(contents, items, who, is_asking=is_asking)
         except BaseException:
             for number in numbers:
                 self._restore(contents, number, extents[number])
             raise
-        for number, time_us in zip(numbers, times, strict=True):
+        for number, timestamp in zip(numbers, written, strict=True):
             block = contents.pushing.pop(number)
             self._dirty_bytes -= len(block)
             self._cache.put(contents.identifier, number, block)
-            contents.pushed(number, extents[number], layout, time_us, is_unasked=not is_asking)
+            contents.pushed(number, extents[number], layout, timestamp, is_unasked=not is_asking)
         self._progress.announce()
 
     def _is_complete(self, contents: Contents, number: int) -> bool:
@@ -617,16 +618,15 @@ class ContentStore:
         who: Credentials,
         *,
         is_asking: bool = True,
-    ) -> list[int]:
-        """Make blocks durable, and remember until when they are. Their times.
+    ) -> Sequence[BlockTimestamp]:
+        """Make blocks durable, and remember until when they are. Their timestamps.
 
         They are later than what is covered already: nobody is to see them before the next update.
         """
         after_us = contents.version if is_asking else max(contents.version, contents.pushed_us)
         written = await self._blocks.write_many(items, who, after_us=after_us, is_asking=is_asking)
-        times = [version.time for version in written]
-        contents.pushed_us = max(contents.pushed_us, *times)
-        return times
+        contents.pushed_us = max(contents.pushed_us, *(timestamp.time for timestamp in written))
+        return written
 
     async def _update(
         self, contents: Contents, method: str, arguments: Record, who: Credentials
@@ -654,7 +654,8 @@ class ContentStore:
             for number in numbers:
                 block = contents.uncovered[number]
                 target = block_id(contents.identifier, incarnation=block.incarnation, number=number)
-                version = await self._blocks.read(target, at_time_us=block.time_us)
+                # Not as of its time: somebody else may have written at the same one.
+                version = await self._blocks.written(target, block.timestamp)
                 written = await plaintext_of(self._cipher, target, version.item)
                 del contents.uncovered[number]
                 self._redirty(contents, number, written, block.extents)

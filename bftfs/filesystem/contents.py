@@ -22,6 +22,7 @@ from bftfs.filesystem.objects import NANOSECONDS_PER_MICROSECOND
 from bftfs.filesystem.permission import ROOT, without_set_id_bits
 from bftfs.filesystem.turnstile import Turnstile
 from bftfs.identifiers import ObjectId
+from bftfs.read_write.timestamp import BlockTimestamp
 
 Failure = FileSystemError | OperationFailed
 
@@ -48,14 +49,19 @@ class Uncovered:
     `is_unasked`: its time is what this mount's clock alone gave it, and the nodes were not asked.
     """
 
-    __slots__ = ("extents", "incarnation", "is_unasked", "time_us")
+    __slots__ = ("extents", "incarnation", "is_unasked", "timestamp")
 
     def __init__(
-        self, incarnation: int, extents: tuple[Extent, ...], time_us: int, *, is_unasked: bool
+        self,
+        incarnation: int,
+        extents: tuple[Extent, ...],
+        timestamp: BlockTimestamp,
+        *,
+        is_unasked: bool,
     ) -> None:
         self.incarnation = incarnation
         self.extents = extents
-        self.time_us = time_us
+        self.timestamp = timestamp
         self.is_unasked = is_unasked
 
 
@@ -125,7 +131,7 @@ class Contents:
         What no update of the inode covers belongs to no version of the file, unless it is ours.
         """
         uncovered = self.uncovered.get(number)
-        return self.version if uncovered is None else max(self.version, uncovered.time_us)
+        return self.version if uncovered is None else max(self.version, uncovered.timestamp.time)
 
     def valid_bytes(self, number: int) -> int:
         """How many bytes of the block, as the nodes hold it, belong to the file.
@@ -178,7 +184,7 @@ class Contents:
         number: int,
         extents: tuple[Extent, ...],
         layout: Layout,
-        time_us: int,
+        timestamp: BlockTimestamp,
         *,
         is_unasked: bool,
     ) -> None:
@@ -187,7 +193,7 @@ class Contents:
         if before is not None:
             extents = united(before.extents, extents)
         self.uncovered[number] = Uncovered(
-            layout.incarnation(number), extents, time_us, is_unasked=is_unasked
+            layout.incarnation(number), extents, timestamp, is_unasked=is_unasked
         )
         if layout is not self.layout or (is_unasked and not self.is_ours):
             self.is_overtaken = True

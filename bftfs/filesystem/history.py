@@ -36,7 +36,6 @@ from bftfs.filesystem.registry import (
 from bftfs.filesystem.retention_methods import PolicySetting
 from bftfs.filesystem.services import (
     Authored,
-    BlockTimestamp,
     MetadataService,
     PastBlockService,
     PastService,
@@ -47,6 +46,7 @@ from bftfs.identifiers import BlockId, ClientId, ObjectId
 from bftfs.query_update.conditioned import Operation
 from bftfs.query_update.messages import PastVersion
 from bftfs.query_update.timestamp import ZERO, LogicalTimestamp, client_of, time_of
+from bftfs.read_write.timestamp import BlockTimestamp
 from bftfs.retention import Policy, parse_policy
 
 VIEWS: Final = 16  # pasts that are kept ready

@@ -25,7 +25,6 @@ from bftfs.filesystem.options import Options
 from bftfs.filesystem.registry import GET_ATTRIBUTES
 from bftfs.filesystem.services import (
     Answered,
-    BlockTime,
     BlockVersion,
     PastBlockService,
     PastService,
@@ -34,6 +33,7 @@ from bftfs.filesystem.services import (
 from bftfs.identifiers import BlockId, ObjectId, inode_of
 from bftfs.limits import MIB
 from bftfs.query_update.object_type import Record
+from bftfs.read_write.timestamp import BlockTimestamp
 
 _KEPT_US: Final = 1 << 62  # for ever
 _REMEMBERED: Final = 16_384  # objects whose attributes a view remembers
@@ -108,7 +108,7 @@ class PastBlocks:
         *,
         after_us: int = 0,
         is_asking: bool = True,
-    ) -> tuple[BlockTime, ...]:
+    ) -> tuple[BlockTimestamp, ...]:
         """The past does not change."""
         del items, credentials, after_us, is_asking
         raise FileSystemError(errno.EROFS)
@@ -118,6 +118,11 @@ class PastBlocks:
         assert at_time_us is None, "who reads the past does not write"
         time_us = await self._metadata.covered_us(inode_of(block), self._credentials)
         return await self._service.read(block, at_time_us=time_us)
+
+    async def written(self, block: BlockId, timestamp: BlockTimestamp) -> BlockVersion:
+        """Nothing is written to the past."""
+        del block, timestamp
+        raise FileSystemError(errno.EROFS)
 
 
 def past_file_system(

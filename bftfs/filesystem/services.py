@@ -14,6 +14,7 @@ from bftfs.identifiers import BlockId, ClientId, ObjectId
 from bftfs.query_update.messages import PastVersion
 from bftfs.query_update.object_type import Record
 from bftfs.query_update.timestamp import LogicalTimestamp
+from bftfs.read_write.timestamp import BlockTimestamp
 
 
 class Answered(Protocol):
@@ -67,14 +68,6 @@ class SpaceService(Protocol):
         """How much that is at present."""
 
 
-class BlockTime(Protocol):
-    """The timestamp of a block's version."""
-
-    @property
-    def time(self) -> int:
-        """Microseconds since the epoch."""
-
-
 class BlockVersion(Protocol):
     """A version of a block."""
 
@@ -83,7 +76,7 @@ class BlockVersion(Protocol):
         """What was written; None if nothing ever was."""
 
     @property
-    def timestamp(self) -> BlockTime:
+    def timestamp(self) -> BlockTimestamp:
         """When; zero if nothing ever was."""
 
 
@@ -97,7 +90,7 @@ class BlockService(Protocol):
         *,
         after_us: int = 0,
         is_asking: bool = True,
-    ) -> Sequence[BlockTime]:
+    ) -> Sequence[BlockTimestamp]:
         """Make each item the newest version of its block; returns when all are durable.
 
         Their times are later than `after_us`. Without `is_asking`, each is the newest of those that
@@ -106,6 +99,9 @@ class BlockService(Protocol):
 
     async def read(self, block: BlockId, *, at_time_us: int | None = None) -> BlockVersion:
         """The latest version of a block, or of those with a time of `at_time_us` or earlier."""
+
+    async def written(self, block: BlockId, timestamp: BlockTimestamp) -> BlockVersion:
+        """The version that `write_many` has given this timestamp."""
 
 
 class PastService(Protocol):
@@ -137,22 +133,6 @@ class PastService(Protocol):
         """One page of the versions from `newest` down, with their changes to some keys."""
 
 
-class BlockTimestamp(BlockTime, Protocol):
-    """The same, and whose version it is."""
-
-    @property
-    def client(self) -> ClientId:
-        """Whose key made it: authenticated by the nodes that accepted it."""
-
-
-class PastBlockVersion(BlockVersion, Protocol):
-    """A version of a block, and who made it when."""
-
-    @property
-    def timestamp(self) -> BlockTimestamp:
-        """Zero if nothing was ever written."""
-
-
 class Authored(Protocol):
     """A version of a block, by name."""
 
@@ -172,7 +152,7 @@ class Authored(Protocol):
 class PastBlockService(Protocol):
     """The past of blocks."""
 
-    async def read(self, block: BlockId, *, at_time_us: int | None = None) -> PastBlockVersion:
+    async def read(self, block: BlockId, *, at_time_us: int | None = None) -> BlockVersion:
         """The latest version of a block with a time of `at_time_us` or earlier."""
 
     async def versions_by(

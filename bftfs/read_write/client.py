@@ -22,7 +22,7 @@ from bftfs.read_write.authorship import Authored, versions_by
 from bftfs.read_write.reading import Reading, Version
 from bftfs.read_write.repair import Repair
 from bftfs.read_write.session import Session
-from bftfs.read_write.timestamp import BlockTimestamp, beginning_of
+from bftfs.read_write.timestamp import BlockTimestamp, beginning_of, successor_of
 from bftfs.read_write.writing import Encoded, TimeRound, encode, write_at
 from bftfs.thresholds import ReadWriteThresholds
 
@@ -152,6 +152,10 @@ class ReadWriteClient:
         """
         bounds = [bound for bound in (before, _bound(at_time_us)) if bound is not None]
         return await Reading(self._session, block, min(bounds, default=None)).run()
+
+    async def written(self, block: BlockId, timestamp: BlockTimestamp) -> Version:
+        """The version at `timestamp`, which is complete. Raises what `read` raises."""
+        return await self.read(block, before=successor_of(timestamp))
 
     async def read_many(
         self, blocks: Sequence[BlockId], *, at_time_us: int | None = None

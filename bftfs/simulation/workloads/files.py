@@ -402,6 +402,10 @@ class _Scribe:
         """Read a block."""
         return await self._client.read(block, at_time_us=at_time_us)
 
+    async def written(self, block: BlockId, timestamp: BlockTimestamp) -> BlockVersion:
+        """Read what was written."""
+        return await self._client.written(block, timestamp)
+
     def _contents(self, block: BlockId) -> Contents:
         return self._workload.blocks.setdefault(inode_of(block), Contents())
 

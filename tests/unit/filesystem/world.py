@@ -29,6 +29,7 @@ from bftfs.filesystem.registry import FORMAT
 from bftfs.filesystem.volume import Format
 from bftfs.identifiers import BlockId, ClientId, ObjectId, ObjectKind, kind_of, object_id
 from bftfs.query_update.object_type import Caller, Record, Refusal, encode_record
+from bftfs.read_write.timestamp import BlockTimestamp, beginning_of
 from bftfs.space import Space
 
 Result = TypeVar("Result")
@@ -184,14 +185,9 @@ class Objects:
 
 
 @dataclass(frozen=True)
-class BlockTime:
-    time: int
-
-
-@dataclass(frozen=True)
 class Item:
     item: bytes | None
-    timestamp: BlockTime
+    timestamp: BlockTimestamp
 
 
 class Blocks:
@@ -215,7 +211,7 @@ class Blocks:
         *,
         after_us: int = 0,
         is_asking: bool = True,
-    ) -> list[BlockTime]:
+    ) -> list[BlockTimestamp]:
         del credentials
         assert len({block for block, _ in items}) == len(items)
         self.in_flight += sum(len(item) for _, item in items)
@@ -235,7 +231,7 @@ class Blocks:
                 self.writes.append(block)
                 if not is_asking:
                     self.unasked.append(block)
-                times.append(BlockTime(time))
+                times.append(beginning_of(time))
             if latency := self.latency():
                 await Pause(latency)
             return times
@@ -249,10 +245,13 @@ class Blocks:
         versions = self.versions.get(block, {})
         times = (t for t in versions if at_time_us is None or t <= at_time_us)
         time = max(times, default=0)
-        item = Item(versions.get(time), BlockTime(time))
+        item = Item(versions.get(time), beginning_of(time))
         if latency := self.latency():
             await Pause(latency)
         return item
+
+    async def written(self, block: BlockId, timestamp: BlockTimestamp) -> Item:
+        return await self.read(block, at_time_us=timestamp.time)
 
 
 class Host:

@@ -36,6 +36,7 @@ from bftfs.filesystem.registry import GET_ATTRIBUTES
 from bftfs.identifiers import BlockId, ClientId, ObjectId, ObjectKind, object_id
 from bftfs.limits import SECOND_US
 from bftfs.query_update.object_type import Caller, Record, Refusal, encode_record
+from bftfs.read_write.timestamp import ZERO, BlockTimestamp
 from bftfs.runtime import clock
 from bftfs.space import Space
 from mount.logs import open_log
@@ -154,14 +155,9 @@ class Metadata:
 
 
 @dataclass
-class Time:
-    time: int
-
-
-@dataclass
 class Version:
     item: bytes | None
-    timestamp: Time
+    timestamp: BlockTimestamp
 
 
 class Blocks:
@@ -181,15 +177,18 @@ class Blocks:
         *,
         after_us: int = 0,
         is_asking: bool = True,
-    ) -> Sequence[Time]:
+    ) -> Sequence[BlockTimestamp]:
         while self.metadata.frozen:
             await Wait(self.metadata.thawed)
         for block, item in items:
             self.items[block] = bytes(item)
-        return [Time(0)] * len(items)
+        return [ZERO] * len(items)
 
     async def read(self, block: BlockId, *, at_time_us: int | None = None) -> Version:
-        return Version(self.items.get(block), Time(0))
+        return Version(self.items.get(block), ZERO)
+
+    async def written(self, block: BlockId, timestamp: BlockTimestamp) -> Version:
+        return await self.read(block)
 
 
 class Host:
