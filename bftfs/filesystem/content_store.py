@@ -184,6 +184,8 @@ class ContentStore:
             contents.is_ours, contents.is_overtaken = False, True
         elif contents.opened_version == contents.version:
             contents.opened_version = attributes.contents
+        if contents.hidden:
+            self._unveil(contents)
         contents.version = attributes.contents
         contents.layout = attributes.layout
         contents.covered = attributes.size
@@ -191,10 +193,22 @@ class ContentStore:
     def _invalidate(self, contents: Contents, first: int) -> None:
         """Forget clean blocks from `first` on."""
         contents.revision += 1
+        contents.hidden = {number for number in contents.hidden if number < first}
         self._cache.drop_from(contents.identifier, first)
         for number, loading in contents.loading.items():
             if number >= first:
                 loading.stale = True
+
+    def _unveil(self, contents: Contents) -> None:
+        """Forget blocks of which a later version was seen: our own update covers it as well."""
+        contents.revision += 1
+        contents.opened_version = -1
+        for number in contents.hidden:
+            self._cache.drop(contents.identifier, number)
+            loading = contents.loading.get(number)
+            if loading is not None:
+                loading.stale = True
+        contents.hidden.clear()
 
     async def _refresh(self, contents: Contents, who: Credentials) -> None:
         """Ask what the file looks like now."""
@@ -283,6 +297,10 @@ class ContentStore:
             if number in contents.pushing:
                 return None
             loading.stale = False  # whatever was written or cut: from here on it counts
+            if version.timestamp.time > contents.shown_us(number):
+                if len(contents.hidden) >= UNCOVERED_BLOCKS:
+                    self._unveil(contents)
+                contents.hidden.add(number)
             block = contents.layout.block(contents.identifier, number)
             version = await self._blocks.read(block, at_time_us=contents.shown_us(number))
         return await plaintext_of(self._cipher, block, version.item)

@@ -83,6 +83,7 @@ class Contents:
         self.dirty: dict[int, DirtyBlock] = {}
         self.pushing: dict[int, Buffer] = {}
         self.uncovered: dict[int, Uncovered] = {}
+        self.hidden: set[int] = set()  # blocks of which others have pushed what nothing covers yet
         self.end = 0  # of the bytes written and not covered
         self.pushed_end = 0  # of those among them that the nodes hold
         self.pushed_us = 0  # the latest time of a block that was pushed

@@ -15,7 +15,7 @@ from bftfs.filesystem import content_store, contents, registry
 from bftfs.filesystem.attributes import Changes
 from bftfs.filesystem.contents import OpenFile
 from bftfs.filesystem.operations import FileSystem
-from bftfs.identifiers import ObjectId, block_number_of, inode_of
+from bftfs.identifiers import BlockId, ObjectId, block_number_of, inode_of
 from tests.unit.filesystem.world import ALICE, BOB, ROOT, ROOT_ID, START_US, World
 
 BLOCK = 4096
@@ -475,6 +475,48 @@ def test_what_waits_to_be_covered_is_covered_by_anybodys_update(world: World) ->
     write(world, mount, opened, BLOCK, b"m" * BLOCK)
     world.run(mount.flush(opened))
     assert read_elsewhere(world, file.identifier) == b"n" * BLOCK + b"m" * BLOCK
+
+
+@pytest.mark.parametrize("most", [1, content_store.UNCOVERED_BLOCKS])
+def test_who_covers_what_waits_sees_it_like_all_others(
+    world: World, monkeypatch: pytest.MonkeyPatch, most: int
+) -> None:
+    file = stored(world, world.mount(), 4 * BLOCK)
+    pushed(world, b"n" * 2 * BLOCK, file.identifier)
+    monkeypatch.setattr(content_store, "UNCOVERED_BLOCKS", most)
+    mount = world.mount()
+    opened = world.run(mount.open(file.identifier, os.O_RDWR, ALICE))
+    assert bytes(world.run(mount.read(opened, 0, 1 << 20))) == b"o" * 4 * BLOCK
+    write(world, mount, opened, 3 * BLOCK, b"m")
+    world.run(mount.flush(opened))
+    everybody = b"n" * 2 * BLOCK + b"o" * BLOCK + b"m" + b"o" * (BLOCK - 1)
+    assert read_elsewhere(world, file.identifier) == everybody
+    again = world.run(mount.open(file.identifier, os.O_RDONLY, ALICE))
+    assert not again.keep_cache
+    assert bytes(world.run(mount.read(opened, 0, 1 << 20))) == everybody
+    assert world.run(mount.open(file.identifier, os.O_RDONLY, ALICE)).keep_cache
+
+
+def test_what_is_being_read_while_our_update_covers_it_is_read_again(world: World) -> None:
+    file = stored(world, world.mount(), 2 * BLOCK)
+    pushed(world, b"n" * BLOCK, file.identifier)
+    mount = world.mount()
+    opened = world.run(mount.open(file.identifier, os.O_RDWR, ALICE))
+    write(world, mount, opened, BLOCK, b"m" * BLOCK)
+    past = world.blocks.read
+    covered = False
+
+    async def slow(block: BlockId, *, at_time_us: int | None = None) -> Any:
+        nonlocal covered
+        version = await past(block, at_time_us=at_time_us)
+        if at_time_us is not None and not covered:
+            covered = True
+            await mount.flush(opened)
+        return version
+
+    world.blocks.read = slow  # type: ignore[method-assign]
+    assert bytes(world.run(mount.read(opened, 0, BLOCK))) == b"n" * BLOCK
+    assert bytes(world.run(mount.read(opened, 0, BLOCK))) == b"n" * BLOCK
 
 
 def test_a_block_that_is_covered_is_read_once_and_asks_no_inode(world: World) -> None:
