@@ -27,6 +27,11 @@ class Lending:
         self._had: Counter[ClientId] = Counter()
         self.left = 0  # bytes; measured anew by the owner, now and then
 
+    @property
+    def lent(self) -> int:
+        """What all have had."""
+        return self._had.total()
+
     def lends(self, client: ClientId, writes: Iterable[Write]) -> bool:
         """Whether `client` may have room for these; if so, it has had it."""
         volume = sum(

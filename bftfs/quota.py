@@ -24,7 +24,7 @@ from bftfs.storage import StorageView, Table, Write
 _BEYOND = b"\xff" * (CLIENT_ID_BYTES + 1)
 # The same words at all nodes: a client believes what more than b of them say alike.
 _GREEDY = "the nodes' history pools are full, and this client's versions use most of them"
-_OVERDRAFT = 1 / 16  # of the pool, beyond it, for what is owed to others and for removals
+_OVERDRAFT = 1 / 16  # of the pool, as long as it is short, for what is owed and for removals
 _TURNS_MOST = 8  # of which a slowed client has one, just before it is refused
 
 
@@ -111,9 +111,8 @@ class ClientQuota:
         self._metadata[client] += volume
         if share < TIGHT or not self._is_greedy(view, client, _used(view, client)):
             return None
-        self._overdraft.left = int(
-            (1 + _OVERDRAFT) * self._pool.limit_bytes - self._pool.live_bytes
-        )
+        # However full it is: a pool without a budget shrinks while others fill the disk.
+        self._overdraft.left = int(_OVERDRAFT * self._pool.limit_bytes) - self._overdraft.lent
         if owed and self._overdraft.lends(client, writes):
             return None
         return Rejected(errno.ENOSPC if share >= 1 else errno.EDQUOT, _GREEDY)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from bftfs.envelope import Refused
+from bftfs.errors import DamagedRow
 from bftfs.lending import Lending
 from bftfs.step import Ready, Sender, Server
 from bftfs.storage import StorageView
@@ -50,7 +51,7 @@ class Guard:
 
     A step that raises has changed nothing, so that its request is refused and the node goes on.
     But an AssertionError says that the server itself is wrong: that, like a failing store, stops
-    the node, which the cluster masks.
+    the node, which the cluster masks. What the disk has damaged is the dispatcher's business.
     """
 
     __slots__ = ("_report", "_step", "_switch")
@@ -73,7 +74,7 @@ class Guard:
         """Serve one message, or refuse it."""
         try:
             ready = self._step(view, sender, message, body, now_us)
-        except (AssertionError, StoreFailed, StoreFull, MapOutgrown):
+        except (AssertionError, DamagedRow, StoreFailed, StoreFull, MapOutgrown):
             raise
         except Exception as error:
             self._report(message, error)

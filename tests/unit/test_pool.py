@@ -109,7 +109,7 @@ def test_the_greediest_removes_and_repairs_within_bounds() -> None:
     removed = 0
     while node.update(ALICE, 100, owed=True) == 0:
         removed += 1
-    overdraft = (1 + 1 / 16 - 0.97) * LIMIT
+    overdraft = LIMIT / 16
     assert overdraft / 5 < removed * 612 < overdraft / 2
     assert node.pool.share < 1
     assert node.update(ALICE, 100) == errno.EDQUOT
@@ -117,6 +117,22 @@ def test_the_greediest_removes_and_repairs_within_bounds() -> None:
     node.disk.taken = 0
     node.pool.measure()
     assert node.update(ALICE, 100) == 0
+
+
+@pytest.mark.parametrize("budget_bytes", [None, LIMIT // 2])
+def test_removals_are_taken_however_far_beyond_its_pool_a_node_is(budget_bytes: int | None) -> None:
+    """Others have filled the disk, or the operator has asked for less."""
+    node = Node(budget_bytes)
+    node.disk.free_bytes = 0
+    node.fill(ALICE, 1)
+    assert node.pool.share > 1.1
+    assert node.update(ALICE, 100) == errno.ENOSPC
+    removed = 0
+    while node.update(ALICE, 100, owed=True) == 0:
+        removed += 1
+    overdraft = node.pool.limit_bytes / 16
+    assert overdraft / 5 < removed * 612 < overdraft / 2
+    assert node.write(BOB, 100) == errno.ENOSPC
 
 
 def test_what_is_given_back_is_not_counted_and_never_too_much() -> None:

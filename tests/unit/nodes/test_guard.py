@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from bftfs.envelope import Refused
-from bftfs.identifiers import ClientId
+from bftfs.errors import DamagedRow
+from bftfs.identifiers import ClientId, ObjectId
 from bftfs.recovery import Recovery
 from bftfs.step import Ready, Role, Sender
 from bftfs.storage import MemoryStorage, Table, Write
@@ -60,6 +61,7 @@ def test_a_bug_costs_one_request_and_is_reported() -> None:
         StoreFailed(Path("store"), "gone"),
         StoreFull(Path("store"), "full"),
         MapOutgrown(),
+        DamagedRow(ObjectId(bytes(16)), "rotten"),  # has it mended
     ],
 )
 def test_what_concerns_the_node_reaches_it(error: Exception) -> None:
