@@ -282,7 +282,7 @@ class QueryUpdateClient:
     ) -> Answered:
         """c_increment: repair and retry until a candidate is established. [Q/U lines 300-307]"""
         attempts: list[_Attempt] = []
-        uncertain = troubled = 0
+        uncertain = troubled = late = 0
         fresh = False  # whether it is conditioned on what was seen after the last pause
         back_off = BackOff(self.rounds.probing)
         observations = self.observations
@@ -303,6 +303,7 @@ class QueryUpdateClient:
                         await back_off.pause()
                         await self.repairs.refresh(names)
                         continue
+                shunned = self.suspicion.shunned
                 outcome, timestamp, message = await self._attempt(
                     names, method, operation, observed, not_before_us
                 )
@@ -339,7 +340,12 @@ class QueryUpdateClient:
                     await back_off.pause()
                 elif all(map(self.repairs.is_orderly, names)):
                     # Who was only late tries again at once, if nobody is ahead; and who has waited
-                    # was bound to be late.
+                    # was bound to be late. Who is late time and again may be so for a server that
+                    # is shunned, and has something later that nobody else has: if it is needed, it
+                    # has to be repaired.
+                    if shunned:
+                        late += 1
+                        self.rounds.came_to_nothing(late, shunned)
                     if fresh or outcome.contenders:
                         await back_off.pause()
                         fresh = False

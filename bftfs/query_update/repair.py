@@ -47,8 +47,6 @@ from bftfs.quorum import Judgement, Nodes
 from bftfs.wire.codec import encode
 
 _INLINE_ATTEMPTS = 2  # at one candidate, before a barrier ends it
-_FAILURES_BORNE = 8  # after so many, suspicion is given up: it may be what stands in the way
-_FAILURES_ALONE = 3  # …if those that are not suspect are not enough
 _MOST_STEPS = 1_000  # of one repair; far beyond what contention can cause with back-off
 
 
@@ -88,8 +86,7 @@ class Repair:
                 looked = fresh = True
                 await self.refresh(names)
                 continue
-            suspicion = self._rounds.suspicion
-            shunned = suspicion.shunned
+            shunned = self._rounds.suspicion.shunned
             before = self._observe(disorderly).classification
             if (
                 await self._step(disorderly, inline_attempts)
@@ -103,11 +100,7 @@ class Repair:
                 await back_off.pause_for_clocks()
             else:
                 await back_off.pause()
-            borne = _FAILURES_BORNE if self._rounds.quorum_willing() else _FAILURES_ALONE
-            # A suspicion that this very step has raised is given its chance first: those that are
-            # left may be slow, and have been silent for no worse reason.
-            if failures % borne == 0 and suspicion.shunned == shunned:
-                suspicion.relent()
+            self._rounds.came_to_nothing(failures, shunned)
             await self.refresh(names)
             fresh = True
         raise ContentionExhausted(attempts=_MOST_STEPS, subject=f"repair of {names[0].hex()}")

@@ -23,6 +23,8 @@ from bftfs.query_update.timestamp import LogicalTimestamp
 from bftfs.quorum import Judgement, Nodes, Probing, QuorumSystem, ask
 from bftfs.wire.codec import Message
 
+_FAILURES_BORNE = 8  # after so many, suspicion is given up: it may be what stands in the way
+_FAILURES_ALONE = 3  # …if those that are not suspect are not enough
 _SILENCES = 3  # that a round bears for the sake of the last servers it needs
 
 
@@ -127,6 +129,17 @@ class Rounds:
         """Whether those that are neither silent nor shunned make a quorum."""
         willing = sum(1 << node for node in range(self.quorums.n) if self.willing(NodeId(node)))
         return self.quorums.is_quorum(willing)
+
+    def came_to_nothing(self, failures: int, shunned: Nodes) -> None:
+        """So many attempts in a row have failed, the last one while `shunned` were shunned.
+
+        One of those may be needed: then all that has to be done is to take note of what he reports.
+        A suspicion that this very attempt has raised is given its chance first: those that are left
+        may be slow, and have been silent for no worse reason.
+        """
+        borne = _FAILURES_BORNE if self.quorum_willing() else _FAILURES_ALONE
+        if failures % borne == 0 and self.suspicion.shunned == shunned:
+            self.suspicion.relent()
 
     def learn(
         self,

@@ -6,14 +6,20 @@ was wrong for a while, and is not any more.
 
 from __future__ import annotations
 
+import errno
+
 import pytest
 
+from bftfs.errors import FileSystemError
+from bftfs.identifiers import NodeId
 from bftfs.limits import CLOCK_SKEW_US, SECOND_US
 from bftfs.query_update.counter import Count, Fetch, Increment
+from bftfs.query_update.suspicion import DIVERGENCES
 from tests.unit.query_update.harness import USER, Client, Cluster, counter_id
 
 COUNTERS = [counter_id(number, placement=number) for number in range(6)]
 ENOUGH_US = 3 * SECOND_US
+TOO_MUCH = (1 << 63) - 1
 MESSAGES_ENOUGH = 400  # of one operation; without progress there are thousands
 
 
@@ -46,3 +52,33 @@ def test_a_shunned_server_is_heard_when_a_silent_one_is_missing(seed: int) -> No
         assert increment(client, number) == Count(3)
         assert increment(other, number) == Count(4)
         assert len(cluster.sent) - before < 3 * MESSAGES_ENOUGH
+
+
+def test_what_a_shunned_server_alone_has_is_repaired_where_it_is_needed_to_refuse() -> None:
+    """An update is late at it, and nothing that the client counts shows why.
+
+    (Where the others accept, it finds out when it looks for what has become of the update.)
+    """
+    cluster = Cluster()
+    client, other = cluster.client("client"), cluster.client("other")
+    increment(other, 0)
+    client.qu.rounds.probing.avoid(NodeId(1), client.now_us())
+    increment(client, 0)  # what it has seen at server 4 it remembers
+    cluster.settle()
+    fetch(other, 0)
+    cluster.block(client="other", nodes=(0, 2, 3, 4, 5))
+    before = cluster.nodes[1].replica(COUNTERS[0]).history.latest
+    other.start(other.qu.update((COUNTERS[0],), "counter.increment", Increment(1), USER))
+    cluster.run(lambda: cluster.nodes[1].replica(COUNTERS[0]).history.latest > before)
+    cluster.running[-1].cancel()
+    cluster.heal()
+    cluster.mute(4)
+    for _ in range(DIVERGENCES):
+        client.qu.suspicion.diverged(1 << 1, client.now_us())
+    assert client.qu.suspicion.shuns(NodeId(1))
+    sent = len(cluster.sent)
+    update = client.qu.update((COUNTERS[0],), "counter.increment", Increment(TOO_MUCH), USER)
+    with pytest.raises(FileSystemError) as refused:
+        client.run(update, within_us=4 * ENOUGH_US)
+    assert refused.value.code == errno.EOVERFLOW
+    assert len(cluster.sent) - sent < MESSAGES_ENOUGH
