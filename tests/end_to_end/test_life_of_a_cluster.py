@@ -106,6 +106,18 @@ def test_down_waits_for_a_mount_that_somebody_has_detached(cluster: Cluster) -> 
     assert_contents(cluster.mountpoint / "late", payload(3_000_000))
 
 
+def test_down_ends_mounts_whose_nodes_are_all_gone(cluster: Cluster, playground: Path) -> None:
+    """Whoever only looks at such a mount waits for ever."""
+    other = playground / "forsaken"
+    other.mkdir()
+    bftfs("mount", "--data", cluster.data, "-o", "attr_timeout=0", other)
+    for node in cluster.nodes():
+        kill(node.pid)
+    cluster.down()
+    assert other not in mounts_below(other)
+    assert not cluster.mount_pids()
+
+
 def test_busy_mount_is_refused_in_words(cluster: Cluster) -> None:
     (cluster.mountpoint / "busy").write_bytes(b"data")
     with opened(cluster.mountpoint / "busy", os.O_RDONLY) as descriptor:
