@@ -218,6 +218,8 @@ class Reading:
             hosting += len(responses.damaged_hosts(candidate))
             hearing += len(responses.damaged_heard(candidate))
             classification = classify(thresholds, hosting=hosting, heard=hearing)
+        if classification is Classification.UNDECIDED and self._before is not None:
+            classification = self._without_memory(candidate, hosting, hearing)
         self._classification = classification
         if classification is Classification.COMPLETE:
             return _Step.USE
@@ -235,6 +237,27 @@ class Reading:
         if hosting and hopeful >= better:
             return wait
         return _Step.USE
+
+    def _without_memory(
+        self, candidate: BlockTimestamp, hosting: int, hearing: int
+    ) -> Classification:
+        """`candidate` as of the past, if the silent stay silent and others have collected it.
+
+        Up to b nodes that say so, and are asked in vain once more, count as heard: N - t - b others
+        meet every QC nodes by (3.4), so no newer complete version is overlooked. They may have
+        hosted the candidate or not; what it is has to be the same in both cases.
+        """
+        thresholds = self._session.thresholds
+        forgetful = self._responses.forgetful(candidate)
+        if not 0 < forgetful <= thresholds.b or self._silence.lapses <= 1:
+            return Classification.UNDECIDED
+        without, with_them = (
+            classify(thresholds, hosting=each, heard=hearing + forgetful)
+            for each in (hosting, hosting + forgetful)
+        )
+        incomplete = Classification.INCOMPLETE
+        same = (without is incomplete) is (with_them is incomplete)
+        return without if same else Classification.UNDECIDED
 
     def _damaged_count(self) -> bool:
         """Whether what a node lists counts, although it sent a false fragment with it.

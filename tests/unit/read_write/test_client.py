@@ -29,7 +29,7 @@ from bftfs.read_write.messages import (
     WriteRequest,
 )
 from bftfs.read_write.reading import NEVER_WRITTEN, Reading
-from bftfs.read_write.timestamp import BlockTimestamp, version_key
+from bftfs.read_write.timestamp import BlockTimestamp, successor_of, version_key
 from bftfs.read_write.version_row import VERIFIED
 from bftfs.read_write.writing import Encoded, least_safe_time
 from bftfs.step import Sender
@@ -644,6 +644,26 @@ def test_collected_history_is_said_to_be_so() -> None:
     with pytest.raises(NoLongerKept):
         alice.read(before=timestamp)
     assert alice.read().item == ITEM
+
+
+@pytest.mark.parametrize(("hosts", "item"), [((0, 1, 2), b"later"), ((0,), ITEM)])
+def test_a_read_of_the_past_ends_though_one_has_collected_it_and_one_is_silent(
+    hosts: tuple[int, ...], item: bytes
+) -> None:
+    """Whether or not it hosted the candidate makes no difference here."""
+    world = World()
+    alice, bob = world.client("alice"), world.client("bob")
+    world.placed(alice, ITEM, range(6), time_us=START_US + 1)
+    later = world.placed(alice, b"later", hosts, time_us=START_US + 2)
+
+    def collected(_node: Node, _sender: Sender, message: Any, honest: Honest) -> Answer:
+        if isinstance(message, ReadRequest):
+            return ReadReply((), Below.COLLECTED, b""), b""
+        return honest()
+
+    world.nodes[4].behaviour = collected
+    world.nodes[5].behaviour = mute
+    assert bob.read(before=successor_of(later)).item == item
 
 
 # --- repair --------------------------------------------------------------------------------------
