@@ -41,14 +41,17 @@ from bftfs.healing import HealingTally, Place, ask_all, clients_are_busy, look, 
 from bftfs.identifiers import OBJECT_ID_BYTES, NodeId, ObjectId, ObjectKind
 from bftfs.query_update import object_sync
 from bftfs.query_update.candidate import Candidate
-from bftfs.query_update.classification import shared_candidates
+from bftfs.query_update.classification import Shared, shared_candidates
 from bftfs.query_update.history import CulledObjectHistorySet, Hosted, parse_history
 from bftfs.query_update.messages import (
     Catalogued,
     CatalogueReply,
     CatalogueRequest,
+    DeduceReply,
+    DeduceRequest,
     HistoryReply,
     HistoryRequest,
+    Verdict,
 )
 from bftfs.query_update.rebuilding import Past, fetch_past, has_beside, remade, replacement
 from bftfs.query_update.replica import (
@@ -314,7 +317,7 @@ class ObjectHealer:
         history_set = CulledObjectHistorySet(
             name, tuple(Hosted(parse_history(each), nodes) for each, nodes in by_history.items())
         )
-        shared = next(iter(shared_candidates(history_set, quorums)), None)
+        shared = await self._latest_shared(history_set)
         own = await look(host, partial(_own, name, shared.candidate if shared else None))
         recovering = self._recovery.rebuilding
         if shared is None or own.latest >= shared.candidate.timestamp:
@@ -329,6 +332,28 @@ class ObjectHealer:
         return await self._take_over(
             host, name, shared.candidate, shared.nodes, own, established=established
         )
+
+    async def _latest_shared(self, history_set: CulledObjectHistorySet) -> Shared | None:
+        """The latest candidate at a repairable set, unless it is dead. [Q/U §4.3.7]
+
+        An operation on several objects may be at such a set at one of them, and dead by what has
+        been established at another. This server would be one more that has it, without ever having
+        accepted it: somebody could take it for complete.
+        """
+        for shared in shared_candidates(history_set, self._quorums):
+            candidate = shared.candidate
+            if (
+                len(candidate.objects) <= 1
+                or self._quorums.is_quorum(shared.nodes)
+                or not self._recovery.rebuilding  # then it takes over what is established only
+            ):
+                return shared
+            request = DeduceRequest(candidate.timestamp, candidate.objects)
+            replies = await ask_all(self._peers, request, _is_deduction)
+            dead = (node for node, reply in replies.items() if reply.verdict is Verdict.DEAD)
+            if not self._quorums.includes_benign(sum(1 << node for node in dead)):
+                return shared
+        return None
 
     async def _take_over(
         self,
@@ -508,6 +533,10 @@ def _is_catalogue(after: bytes, reply: object) -> CatalogueReply | None:
         return None
     names = [after, *(entry.object for entry in reply.objects)]
     return reply if all(low < high for low, high in pairwise(names)) else None
+
+
+def _is_deduction(reply: object) -> DeduceReply | None:
+    return reply if isinstance(reply, DeduceReply) else None
 
 
 def _is_history(reply: object) -> bytes | None:
