@@ -226,18 +226,10 @@ class Finisher:
             if name not in self._under_way and (entry := unfinished.entry(name)) is not None
         }
         names = list(entries)
-        if not names:  # all of them are being looked at, or were: soon it is known with what result
-            await Pause(limits.UNFINISHED_STAGGER_US)
-            return
         self._under_way.update(names)
         try:
             request = LatestRequest(tuple(names))
-            replies = await ask_all(
-                self._peers,
-                request,
-                partial(_is_latest, len(names)),
-                partial(self._all_complete, [entry.timestamp for entry in entries.values()]),
-            )
+            replies = await ask_all(self._peers, request, partial(_is_latest, len(names)))
             own = await look(host, partial(latest_of_all, names))
             heard = sum(1 << node for node in replies) | 1 << self._node
             now_us = await Now()
@@ -280,25 +272,6 @@ class Finisher:
                 )
         finally:
             self._under_way.difference_update(names)
-
-    def _all_complete(
-        self, accepted: list[LogicalTimestamp], replies: dict[NodeId, LatestReply]
-    ) -> bool:
-        """Whether a quorum shares everything: then nobody who is silent can change that.
-
-        The next update of a client may be waiting for it: with a node down, each of them would
-        wait for that node.
-        """
-        own = 1 << self._node
-        if not self._quorums.is_quorum(own | sum(1 << node for node in replies)):
-            return False
-        for at, timestamp in enumerate(accepted):
-            alike = own
-            for node, reply in replies.items():
-                alike |= (reply.latest[at] == timestamp) << node
-            if not self._quorums.is_quorum(alike):
-                return False
-        return True
 
     async def _repair(self, host: Host, name: ObjectId, entry: _Entry) -> None:
         """Repair one object, unless it is another server's turn first."""

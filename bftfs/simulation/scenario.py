@@ -53,10 +53,7 @@ from bftfs.step import Grant
 from bftfs.storage import Write
 
 TYPES = counter_types() | ledger_types() | file_system_types()
-CALM_US = 600 * SECOND_US  # so long after it all operations must have ended…
-# …and so much later for each that was left: where a client has more of them under way than it may
-# leave objects unfinished, servers take them in different orders, and refuse some for seconds.
-CALM_PER_OPERATION_US = SECOND_US
+CALM_US = 600 * SECOND_US  # so long after it all operations must have ended
 SETTLING_US = 10 * SECOND_US  # in which servers repair what nobody else will
 EVENTS_PER_OPERATION = 20_000  # more is a livelock
 # How many messages may be sent after the storm until every operation has ended: nearly always it
@@ -437,9 +434,8 @@ class Simulation:
         self.storm.end(stay_down=self.configuration.down_in_calm)
 
     def _enjoy_the_calm(self) -> None:
-        operations, began_us = self.configuration.operations, self.world.now_us
+        operations, deadline_us = self.configuration.operations, self.world.now_us + CALM_US
         left, sent_before = operations - self.ended, self.network.traffic.sent
-        deadline_us = began_us + CALM_US + CALM_PER_OPERATION_US * left
         self.world.run(
             until=lambda: self.ended >= operations,
             most_events=self._most_events(),
@@ -454,7 +450,7 @@ class Simulation:
             for task in participant.pending.values():
                 self.findings.append(
                     f"progress: {participant.name} still waits for {task.name} "
-                    f"{(self.world.now_us - began_us) // SECOND_US} s after the storm"
+                    f"{(self.world.now_us - deadline_us + CALM_US) // SECOND_US} s after the storm"
                 )
 
     def _await_healing(self) -> None:

@@ -253,42 +253,6 @@ def test_unfinished_work_of_a_client_is_bounded_and_others_do_not_notice(
     assert partial_update(cluster, attacker, counter_id(8)).reply.status is Status.SUCCESS
 
 
-@pytest.mark.parametrize("down", range(6))
-def test_with_a_node_down_no_update_at_the_limit_waits_for_it(
-    down: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """What all the others share is complete: to hear that from a quorum is enough."""
-    monkeypatch.setattr(limits, "POSSIBLE_OBJECTS_OF_CLIENT", 4)
-    cluster = Cluster(background=True)
-    cluster.mute(down)
-    client = cluster.client("client")
-    client.qu.rounds.probing.avoid(NodeId(down), client.now_us())
-    began_us = cluster.now_us
-    for number in range(40):
-        update = client.qu.update((counter_id(number),), "counter.increment", Increment(1), USER)
-        assert client.run(update).answer == Count(1)
-    assert sum(node.server.unfinished.tally.demands for node in cluster.nodes) > 36
-    assert cluster.now_us - began_us < limits.HEAL_PATIENCE_US
-
-
-def test_what_is_being_settled_peers_are_asked_about_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A request about no objects would be malformed."""
-    monkeypatch.setattr(limits, "POSSIBLE_OBJECTS_OF_CLIENT", 4)
-    cluster = Cluster(background=True)
-    attacker, node = cluster.client("attacker"), cluster.nodes[0]
-    for number in range(4):
-        partial_update(cluster, attacker, counter_id(number))
-    wanted = partial_update(cluster, attacker, counter_id(4)).wants[0]
-    ended: list[BaseException | None] = []
-    for _ in range(2):
-        node.engine.start(wanted.fetch(node.storage), lambda _, error: ended.append(error))
-    node.send()
-    rest(cluster, limits.UNFINISHED_STAGGER_US + 1_000)
-    assert ended == [None, None]
-    requests = [each for _, each in cluster.nodes[1].received if isinstance(each, LatestRequest)]
-    assert [len(request.objects) for request in requests] == [4]
-
-
 def test_what_is_accepted_while_an_object_is_settled_is_kept_in_mind(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
