@@ -57,7 +57,7 @@ class AccessTimes:
         What they will not hear of is forgotten.
         """
         due_ns = (await Now() - older_than_us) * NANOSECONDS_PER_MICROSECOND
-        for _ in range(min(most, len(self._pending))):
+        for _ in range(most):
             if not self._pending:
                 return
             identifier, (atime_ns, who) = next(iter(self._pending.items()))
