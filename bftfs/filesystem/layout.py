@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from typing import Final, NamedTuple
 
 from bftfs import limits
-from bftfs.identifiers import BlockId, ObjectId, block_id
+from bftfs.identifiers import BlockId, ObjectId, block_id, block_number_of, incarnation_of
 from bftfs.query_update.object_type import Record
 
 # Incarnations are drawn this far apart, so that two clients which truncate at the same moment do
@@ -45,6 +45,10 @@ class Layout(Record, frozen=True):
     def block(self, inode: ObjectId, number: int) -> BlockId:
         """The data-item that holds block `number` of `inode`."""
         return block_id(inode, incarnation=self.incarnation(number), number=number)
+
+    def has(self, block: BlockId) -> bool:
+        """Whether a file with this layout has the block, and not as it was before a cut."""
+        return self.incarnation(block_number_of(block)) == incarnation_of(block)
 
     def cut(self, first: int, incarnation: int) -> Layout:
         """This layout with a fresh incarnation for all blocks from `first` on."""

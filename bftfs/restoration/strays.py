@@ -22,9 +22,8 @@ from bftfs.conversation import Together
 from bftfs.errors import FileSystemError
 from bftfs.filesystem.attributes import Attributes
 from bftfs.filesystem.history import Change
-from bftfs.filesystem.layout import Layout
 from bftfs.filesystem.services import Authored
-from bftfs.identifiers import BlockId, ClientId, ObjectId, block_number_of, incarnation_of, inode_of
+from bftfs.identifiers import BlockId, ClientId, ObjectId, block_number_of, inode_of
 from bftfs.restoration.sight import Sight
 
 _TOGETHER: Final = 32  # blocks that are looked at at the same time
@@ -110,7 +109,7 @@ async def _strays_of_block(
     if (
         present is not None
         and present.layout is not None
-        and _is_of(present.layout, block)
+        and present.layout.has(block)
         and any(is_own and time_us > shown_us for time_us, is_own in versions)
     ):
         stamp = await sight.history.block_stamp(block, None)
@@ -119,16 +118,12 @@ async def _strays_of_block(
     return strays
 
 
-def _is_of(layout: Layout, block: BlockId) -> bool:
-    return layout.incarnation(block_number_of(block)) == incarnation_of(block)
-
-
 def _has(attributes: Attributes, block: BlockId) -> bool:
     """Whether a block is one of the file's."""
     layout = attributes.layout
     return (
         layout is not None
-        and _is_of(layout, block)
+        and layout.has(block)
         and block_number_of(block) * layout.block_bytes < attributes.size
     )
 

@@ -24,7 +24,6 @@ from bftfs.identifiers import (
     BlockId,
     NodeId,
     ObjectId,
-    block_number_of,
     inode_of,
 )
 from bftfs.query_update.timestamp import LogicalTimestamp, time_of
@@ -124,7 +123,8 @@ class RetentionRecord:
         later = [each for each in self._verified.get(block, ()) if each > time_us]
         alive = False
         for attributes in self._shown_from(inode_of(block), horizon_us):
-            alive = bool(attributes.links) and _is_of(attributes, block)
+            layout = attributes.layout
+            alive = attributes.links > 0 and layout is not None and layout.has(block)
             if (
                 alive
                 and time_us <= attributes.contents
@@ -159,12 +159,6 @@ class RetentionRecord:
     def _find(self, finding: str) -> None:
         if len(self.findings) < _MOST_FINDINGS:
             self.findings.append("retention: " + finding)
-
-
-def _is_of(attributes: Attributes, block: BlockId) -> bool:
-    """Whether a file with these attributes has this block, and not one that it was before a cut."""
-    layout, incarnation = attributes.layout, int.from_bytes(block[16:24], "big")
-    return layout is not None and layout.incarnation(block_number_of(block)) == incarnation
 
 
 def _named(identifier: ObjectId, version: LogicalTimestamp) -> str:
