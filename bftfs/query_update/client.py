@@ -328,6 +328,7 @@ class QueryUpdateClient:
                         await back_off.pause_for_clocks()
                         await self.repairs.refresh(names)
                         continue
+                    observations.doubt_clock(now_us)
                     troubled += 1
                     if troubled == _CLOCK_TROUBLE:
                         raise AdmissionRefused(

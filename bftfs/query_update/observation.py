@@ -6,6 +6,7 @@ A time that is far ahead of the client's clock, and that nobody reports but serv
 liars, is left out. Whoever repaired what a liar invents would carry it to the correct servers with
 the fastest clocks, which bear it, and not to the slower ones: these have to catch up first, and by
 then the liar is ahead again. No operation would ever end. [design §4: no liar can push time away]
+A client that has been told that its own clock is wrong does not judge by it.
 
 Bounded: the least recently used are forgotten, which costs a round trip when they are needed again.
 """
@@ -33,7 +34,7 @@ from bftfs.query_update.history import (
     parse_history,
 )
 from bftfs.query_update.messages import Verdict, Voucher
-from bftfs.query_update.suspicion import Suspicion
+from bftfs.query_update.suspicion import MEMORY_US, Suspicion
 from bftfs.query_update.timestamp import LogicalTimestamp, time_of
 from bftfs.quorum import Nodes, QuorumSystem
 
@@ -107,6 +108,7 @@ class Observations:
         self._epoch = 0
         self._shunned: Nodes = 0
         self._clock_us = 0  # when something was reported last, by the client's clock
+        self._judges_from_us = 0  # from when on times are judged by that clock
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -136,7 +138,7 @@ class Observations:
             return None
         entry = self._entry(identifier)
         self._clock_us = now_us
-        if is_ahead(time_of(parsed.latest), now_us):
+        if self._is_ahead(time_of(parsed.latest)):
             entry.ahead = True
         known = entry.known.get(node)
         if known is not None:
@@ -151,6 +153,17 @@ class Observations:
         while self.volume > self._bound_bytes and len(self._entries) > 1:
             self._forget_oldest()
         return learned
+
+    def doubt_clock(self, now_us: int) -> None:
+        """Servers that cannot all be malevolent find the client's clock wrong: nobody is ahead of it.
+
+        A correct server that alone has what somebody has left there may be needed.
+        """
+        self._judges_from_us = now_us + MEMORY_US
+        self._epoch += 1
+
+    def _is_ahead(self, time_us: int) -> bool:
+        return self._clock_us >= self._judges_from_us and is_ahead(time_us, self._clock_us)
 
     def forget(self, identifier: ObjectId) -> None:
         """Start afresh with an object."""
@@ -185,7 +198,7 @@ class Observations:
             if entry.ahead:
                 times_us = {node: _latest_us(each) for node, each in known.items()}
                 entry.observed_us = self._clock_us
-                entry.ahead = any(is_ahead(each, self._clock_us) for each in times_us.values())
+                entry.ahead = any(map(self._is_ahead, times_us.values()))
                 known = self._credible(known)
                 left_out_us = tuple(times_us[node] for node in times_us if node not in known)
             observed = self._assemble(identifier, known)
@@ -206,11 +219,10 @@ class Observations:
 
     def _credible(self, known: Mapping[NodeId, Known]) -> Mapping[NodeId, Known]:
         """`known` without servers that are far ahead, unless a benign one is as far as that."""
-        clock_us = self._clock_us
         latest_us = {node: _latest_us(each) for node, each in known.items()}
         apart: Nodes = 0
         for node in sorted(latest_us, key=lambda each: latest_us[each], reverse=True):
-            if not is_ahead(latest_us[node], clock_us):
+            if not self._is_ahead(latest_us[node]):
                 break
             apart |= 1 << node
             if self._quorums.includes_benign(apart):

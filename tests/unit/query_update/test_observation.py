@@ -6,7 +6,7 @@ from bftfs.identifiers import NodeId
 from bftfs.limits import CLOCK_SKEW_US, SECOND_US
 from bftfs.query_update.history import Known
 from bftfs.query_update.observation import Observations
-from bftfs.query_update.suspicion import Suspicion
+from bftfs.query_update.suspicion import MEMORY_US, Suspicion
 from bftfs.quorum import ThresholdQuorums
 from bftfs.thresholds import QueryUpdateThresholds
 from tests.unit.query_update.building import A, barrier, history, method
@@ -75,3 +75,16 @@ def test_what_is_left_out_counts_once_it_is_no_longer_far_ahead() -> None:
     observed = observations.observe(A)
     assert observed.classification.latest == barrier(far_us, 5).timestamp
     assert not observations.left_out([A])
+
+
+def test_nobody_is_ahead_of_a_clock_that_benign_servers_find_wrong() -> None:
+    """Its owner is told; until then, what one correct server alone has may be needed."""
+    honest, far_us = history(method(5)), 5 + 12 * CLOCK_SKEW_US
+    pushed = history(method(5), barrier(far_us, 5))
+    observations = observing(5, pushed, honest, honest, honest, honest, honest)
+    assert observations.observe(A).left_out == 0b000001
+    observations.doubt_clock(6)
+    observations.learn(A, NodeId(0), pushed, MACS, 6)
+    assert observations.observe(A).classification.latest == barrier(far_us, 5).timestamp
+    observations.learn(A, NodeId(0), pushed, MACS, 6 + MEMORY_US)  # it may have been set right
+    assert observations.observe(A).left_out == 0b000001
