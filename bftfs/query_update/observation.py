@@ -155,7 +155,7 @@ class Observations:
         return learned
 
     def doubt_clock(self, now_us: int) -> None:
-        """Servers that cannot all be malevolent find the client's clock wrong: nobody is ahead of it.
+        """Servers that cannot all be malevolent find the clock wrong: nobody is ahead of it.
 
         A correct server that alone has what somebody has left there may be needed.
         """
