@@ -5,9 +5,10 @@ compares with the model [`past`]: names, kinds, contents, modes, and which names
 
 After an undo the tree is what a model has that is given everybody's changes but the client's: each
 name stands for what the others alone would have left there, each file has their contents and mode.
-Where the tree is not that, the undo must have said so, and have kept both versions. And if all that
-others did since would have gone the same way without the client, there is nothing to be said except
-of contents. What an audit lists is what the client has changed.
+Where the tree is not that, the undo must have said so, and have kept both versions. What the client
+made, and others have made their own, is as it was. And if all that others did since would have gone
+the same way without the client, there is nothing to be said except of contents. What an audit lists
+is what the client has changed.
 """
 
 from __future__ import annotations
@@ -125,6 +126,7 @@ class _Honest:
     before: dict[ObjectId, set[bytes]] = field(default_factory=dict)  # the client's first
     taken: dict[tuple[ObjectId, bytes], set[ObjectId]] = field(default_factory=dict)  # by name
     merged: set[ObjectId] = field(default_factory=set)  # files that others wrote after the client
+    made: set[ObjectId] = field(default_factory=set)  # what the client has made
     independent: bool = True  # whether all would have gone the same way without the client
 
 
@@ -200,6 +202,8 @@ def _replay(
             honest.entries[each] = {}
             honest.modes[each] = made.mode
             honest.contents[each] = {b""}
+            if is_own:
+                honest.made.add(each)
     changes = [
         (each, name, honest.whole.entries(each).get(name))
         for each in dict.fromkeys(objects)
@@ -254,8 +258,13 @@ class _Comparison:
             return
         mode = stat.S_IFMT(seen.attributes.mode) | honest.modes[wanted]
         contents: set[bytes | None] = {*honest.contents[wanted]}
-        if wanted in honest.merged and there in self._undone.before:
-            contents.add(self._undone.before[there].content)  # it stays: see below
+        before = self._undone.before.get(there)
+        if before is not None and there in honest.made:
+            # What the client made stays, if others use it, and stays as it is: of what it was
+            # before the client nobody can speak.
+            mode, contents = before.attributes.mode, {before.content}
+        elif before is not None and wanted in honest.merged:
+            contents.add(before.content)  # it stays: see below
         self.findings += [f"{_shown(path)} {wrong}" for wrong in _difference(seen, mode, contents)]
         entries = honest.entries[wanted]
         for name in sorted(entries.keys() | seen.entries.keys()):
