@@ -370,7 +370,7 @@ class QueryUpdateServer:
                 raise _Fail(Status.NOT_CURRENT, contenders=ahead)
             if conditioned.kind is ConditionedKind.METHOD:
                 assert method is not None
-                self._require_settled(sender.client, now_us)
+                self._require_settled(replicas, plans, sender.client, now_us)
                 ready = self._accept_method(
                     replicas,
                     plans,
@@ -728,8 +728,18 @@ class QueryUpdateServer:
         if not self._repairs.take(client, now_us):
             raise _Fail(Status.TOO_MANY)
 
-    def _require_settled(self, client: ClientId, now_us: int) -> None:
-        """A client's unfinished work is bounded over all objects as well: see `unfinished`."""
+    def _require_settled(
+        self, replicas: list[Replica], plans: list[_Plan], client: ClientId, now_us: int
+    ) -> None:
+        """A client's unfinished work is bounded over all objects as well: see `unfinished`.
+
+        What is built on is at a quorum, as the history sets have shown: nobody has to be asked. Who
+        is ahead with this very update would not confirm it: if that is one, who may be a liar, all
+        others would refuse the update, and its client would have to bar and copy, for ever.
+        """
+        for replica, plan in zip(replicas, plans, strict=True):
+            if self.quorums.is_quorum(plan.hosts):
+                self.unfinished.settle(replica.object)
         wait = self.unfinished.before_update(client, now_us)
         if isinstance(wait, Want):
             raise _Wanting(wait)

@@ -253,6 +253,27 @@ def test_unfinished_work_of_a_client_is_bounded_and_others_do_not_notice(
     assert partial_update(cluster, attacker, counter_id(8)).reply.status is Status.SUCCESS
 
 
+def test_an_update_of_what_it_shows_complete_waits_for_nobody(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A server that is ahead with the update would not confirm what it builds on."""
+    monkeypatch.setattr(limits, "POSSIBLE_OBJECTS_OF_CLIENT", 1)
+    cluster = Cluster(background=True)
+    cluster.mute(5)
+    client = cluster.client("client")
+    client.qu.rounds.probing.avoid(NodeId(5), client.now_us())
+    for number in range(20):
+        update = client.qu.update((counter_id(),), "counter.increment", Increment(1), USER)
+        assert client.run(update).answer == Count(number + 1)
+    assert all(node.server.unfinished.tally.demands == 0 for node in cluster.nodes)
+    assert all(node.server.unfinished.total == 1 for node in cluster.nodes[:5])
+    kinds = {type(message) for source, _, message in cluster.sent if source[0] == "client"}
+    assert kinds == {Update}  # no barrier, no other look
+    # It says nothing of other objects.
+    reply = partial_update(cluster, client, counter_id(1))
+    assert reply.wants
+
+
 def test_what_is_accepted_while_an_object_is_settled_is_kept_in_mind(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
