@@ -130,9 +130,15 @@ async def give_way(host: Host, most_us: int) -> None:
 
 
 async def ask_all(
-    peers: Sequence[NodeId], request: object, judge: Callable[[object], Seen | None]
+    peers: Sequence[NodeId],
+    request: object,
+    judge: Callable[[object], Seen | None],
+    enough: Callable[[dict[NodeId, Seen]], bool] = lambda _: False,
 ) -> dict[NodeId, Seen]:
-    """The usable answers of all peers, waiting for the silent only so long."""
+    """The usable answers of all peers, waiting for the silent only so long.
+
+    Once there are `enough`, nobody is waited for.
+    """
     numbers = {await Send(peer, request): peer for peer in peers}
     answers: dict[NodeId, Seen] = {}
     deadline_us = await Now() + limits.HEAL_PATIENCE_US
@@ -145,4 +151,6 @@ async def ask_all(
             answer = judge(delivery.message)
             if answer is not None:
                 answers[peer] = answer
+                if enough(answers):
+                    break
     return answers

@@ -182,6 +182,7 @@ class Finisher:
         )
         self._repairs = Repair(client, self._rounds)
         self._under_way: set[ObjectId] = set()
+        self._silent: Nodes = 0  # peers that were waited for in vain, and have not answered since
         self._host: Host | None = None
 
     async def run(self, host: Host) -> None:
@@ -204,34 +205,49 @@ class Finisher:
                 await Pause(tired_us)
                 continue
             tired_us = 0
-            names = unfinished.due(now_us, limits.OBJECTS_COMPARED)
-            if names:
-                await self._settle(host, names)
+            entries = self._left_alone(unfinished.due(now_us, limits.OBJECTS_COMPARED))
+            if entries:
+                await self._settle(host, entries)
             else:
                 await Pause(limits.UNFINISHED_REST_US // 2)
 
     async def _on_demand(self, client: ClientId) -> list[Write] | None:
         """Settle the oldest of what `client` may have left unfinished."""
-        names = self._unfinished.oldest(client, await Now(), limits.OBJECTS_COMPARED)
-        if self._host is not None and names:
-            await self._settle(self._host, names)
+        oldest = self._unfinished.oldest(client, await Now(), limits.OBJECTS_COMPARED)
+        entries = self._left_alone(oldest)
+        if self._host is not None and entries:
+            await self._settle(self._host, entries)
+        elif oldest:
+            return None  # all of it is being looked at already: the update comes again
         return []
 
-    async def _settle(self, host: Host, chosen: Iterable[ObjectId]) -> None:
-        """Compare with the peers; repair what no quorum shares."""
-        unfinished, quorums = self._unfinished, self._quorums
-        entries = {
+    def _left_alone(self, names: Iterable[ObjectId]) -> dict[ObjectId, _Entry]:
+        """Of those in question, the ones that are not being settled."""
+        return {
             name: entry
-            for name in chosen
-            if name not in self._under_way and (entry := unfinished.entry(name)) is not None
+            for name in names
+            if name not in self._under_way and (entry := self._unfinished.entry(name)) is not None
         }
+
+    async def _settle(self, host: Host, entries: dict[ObjectId, _Entry]) -> None:
+        """Compare with the peers; repair what no quorum shares. Requires: they are left alone."""
+        unfinished, quorums = self._unfinished, self._quorums
         names = list(entries)
         self._under_way.update(names)
         try:
             request = LatestRequest(tuple(names))
-            replies = await ask_all(self._peers, request, partial(_is_latest, len(names)))
+            accepted = [entry.timestamp for entry in entries.values()]
+            replies = await ask_all(
+                self._peers,
+                request,
+                partial(_is_latest, len(names)),
+                partial(self._is_enough, accepted),
+            )
             own = await look(host, partial(latest_of_all, names))
             heard = sum(1 << node for node in replies) | 1 << self._node
+            self._silent &= ~heard
+            if not self._is_enough(accepted, replies):
+                self._silent = (1 << quorums.n) - 1 & ~heard
             now_us = await Now()
             disorderly = []
             for at, (name, entry) in enumerate(entries.items()):
@@ -245,10 +261,9 @@ class Finisher:
                     if latest > entry.timestamp:
                         unfinished.accepted(name, latest)
                     continue
-                alike: Nodes = 1 << self._node
+                alike = self._sharing(latest, at, replies)
                 later: Nodes = 0
                 for node, reply in replies.items():
-                    alike |= (reply.latest[at] == latest) << node
                     later |= (reply.latest[at] > latest) << node
                 if quorums.is_quorum(alike) and not is_barrier(latest):
                     unfinished.settle(name)
@@ -272,6 +287,34 @@ class Finisher:
                 )
         finally:
             self._under_way.difference_update(names)
+
+    def _is_enough(
+        self, accepted: list[LogicalTimestamp], replies: dict[NodeId, LatestReply]
+    ) -> bool:
+        """Whether nobody else is worth waiting for: an update of a client may wait for this.
+
+        So it is if a quorum shares everything; or if all have answered but those that were waited
+        for in vain before, and they are a quorum. Otherwise each such update would wait for a node
+        that is down.
+        """
+        quorums = self._quorums
+        heard = 1 << self._node | sum(1 << node for node in replies)
+        return quorums.is_quorum(heard) and (
+            heard | self._silent == (1 << quorums.n) - 1
+            or all(
+                quorums.is_quorum(self._sharing(latest, at, replies))
+                for at, latest in enumerate(accepted)
+            )
+        )
+
+    def _sharing(
+        self, latest: LogicalTimestamp, at: int, replies: dict[NodeId, LatestReply]
+    ) -> Nodes:
+        """This server, and those whose latest candidate of object `at` is this one as well."""
+        nodes: Nodes = 1 << self._node
+        for node, reply in replies.items():
+            nodes |= (reply.latest[at] == latest) << node
+        return nodes
 
     async def _repair(self, host: Host, name: ObjectId, entry: _Entry) -> None:
         """Repair one object, unless it is another server's turn first."""

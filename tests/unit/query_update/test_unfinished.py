@@ -274,6 +274,79 @@ def test_an_update_of_what_it_shows_complete_waits_for_nobody(
     assert reply.wants
 
 
+@pytest.mark.parametrize("down", range(6))
+def test_with_a_node_down_no_update_at_the_limit_waits_for_it(
+    down: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What all the others share is complete: to hear that from a quorum is enough."""
+    monkeypatch.setattr(limits, "POSSIBLE_OBJECTS_OF_CLIENT", 4)
+    cluster = Cluster(background=True)
+    cluster.mute(down)
+    client = cluster.client("client")
+    client.qu.rounds.probing.avoid(NodeId(down), client.now_us())
+    began_us = cluster.now_us
+    for number in range(40):
+        update = client.qu.update((counter_id(number),), "counter.increment", Increment(1), USER)
+        assert client.run(update).answer == Count(1)
+    assert sum(node.server.unfinished.tally.demands for node in cluster.nodes) > 36
+    assert cluster.now_us - began_us < limits.HEAL_PATIENCE_US
+
+
+def look_on_demand(cluster: Cluster, number: int) -> int:
+    """How long server 0 looks at what only it has, for the sake of the next update."""
+    attacker = cluster.client(f"attacker {number}")
+    partial_update(cluster, attacker, counter_id(number))
+    wanted = partial_update(cluster, attacker, counter_id(100)).wants[0]
+    ended: list[BaseException | None] = []
+    node, began_us = cluster.nodes[0], cluster.now_us
+    node.engine.start(wanted.fetch(node.storage), lambda _, error: ended.append(error))
+    node.send()
+    cluster.run(lambda: bool(ended))
+    assert ended == [None]
+    return cluster.now_us - began_us
+
+
+def test_who_was_waited_for_in_vain_is_waited_for_when_he_has_answered(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(limits, "POSSIBLE_OBJECTS_OF_CLIENT", 1)
+    cluster = Cluster(background=True)
+    route = cluster.route
+
+    def slow(us: int | None) -> None:
+        def delayed(source: Any, target: Any, message: Any) -> int | None:
+            return us if source == node_endpoint(NodeId(5)) else route(source, target, message)
+
+        cluster.route = delayed
+
+    waits = []
+    for number, delay_us in enumerate((None, None, 0, 300_000, 300_000)):
+        slow(delay_us)
+        waits.append(look_on_demand(cluster, number))
+    assert waits[0] >= limits.HEAL_PATIENCE_US  # somebody might say that it is complete
+    assert max(waits[1:3]) < 100_000
+    assert all(300_000 <= wait < limits.HEAL_PATIENCE_US for wait in waits[3:])
+
+
+def test_what_is_being_settled_peers_are_asked_about_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A request about no objects would be malformed; whoever waits comes again."""
+    monkeypatch.setattr(limits, "POSSIBLE_OBJECTS_OF_CLIENT", 4)
+    cluster = Cluster(background=True)
+    attacker, node = cluster.client("attacker"), cluster.nodes[0]
+    for number in range(4):
+        partial_update(cluster, attacker, counter_id(number))
+    wanted = partial_update(cluster, attacker, counter_id(4)).wants[0]
+    supplied: list[Any] = []
+    for _ in range(2):
+        node.engine.start(wanted.fetch(node.storage), lambda writes, _: supplied.append(writes))
+    assert supplied == [None]
+    node.send()
+    rest(cluster, limits.UNFINISHED_STAGGER_US)
+    assert supplied == [None, []]
+    requests = [each for _, each in cluster.nodes[1].received if isinstance(each, LatestRequest)]
+    assert [len(request.objects) for request in requests] == [4]
+
+
 def test_what_is_accepted_while_an_object_is_settled_is_kept_in_mind(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
