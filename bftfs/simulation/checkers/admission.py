@@ -50,8 +50,8 @@ class PossibleVersionsRecord:
     )
     _hosts: dict[bytes, set[NodeId]] = field(default_factory=lambda: defaultdict(set))
     _verified: dict[BlockId, BlockTimestamp] = field(default_factory=dict)  # the greatest
-    # By node, client and life of the node: it keeps this in memory too.
-    _excused_us: dict[tuple[NodeId, ClientId, int], int] = field(default_factory=dict)
+    _excused_us: dict[tuple[NodeId, ClientId], int] = field(default_factory=dict)
+    _life: dict[NodeId, int] = field(default_factory=dict)
 
     def committed(
         self, node: NodeId, clock_us: int, writes: Iterable[Write], *, lives: int
@@ -59,6 +59,10 @@ class PossibleVersionsRecord:
         """What `node` commits in the last of so many lives."""
         if self.settings.policy not in {Policy.LAZY, Policy.COOPERATIVE}:
             return
+        if self._life.get(node) != lives:  # what was taken and excused before, it does not know
+            self._life[node] = lives
+            self._possible.pop(node, None)
+            self._excused_us = {key: at for key, at in self._excused_us.items() if key[0] != node}
         for table, key, value in writes:
             if table is not Table.BLOCK:
                 continue
@@ -73,22 +77,20 @@ class PossibleVersionsRecord:
                 versions = self._possible[node][timestamp.client].setdefault(block, set())
                 if timestamp not in versions:
                     versions.add(timestamp)
-                    self._judge(node, clock_us, timestamp.client, block, lives)
+                    self._judge(node, clock_us, timestamp.client, block)
             self._hosts[bytes(key)].add(node)
 
-    def _judge(
-        self, node: NodeId, clock_us: int, client: ClientId, block: BlockId, lives: int
-    ) -> None:
+    def _judge(self, node: NodeId, clock_us: int, client: ClientId, block: BlockId) -> None:
         """`client` has one more possible version of `block`."""
         total = self._settle(node, client, clock_us)
         self.most = max(self.most, total)
         of_block = len(self._possible[node][client].get(block, ()))
         if total <= 1:
-            self._excused_us.pop((node, client, lives), None)
-        if total <= self.settings.client * lives and of_block <= self.settings.block * lives:
+            self._excused_us.pop((node, client), None)
+        if total <= self.settings.client and of_block <= self.settings.block:
             return
-        excused_us = self._excused_us.get((node, client, lives))
-        self._excused_us[node, client, lives] = clock_us
+        excused_us = self._excused_us.get((node, client))
+        self._excused_us[node, client] = clock_us
         if excused_us is not None and 0 <= clock_us - excused_us < limits.VERIFY_EXCUSED_US:
             self._find(
                 f"node {node} has taken {total} possible versions of one client, {of_block} of one "

@@ -74,7 +74,9 @@ def test_beyond_the_limit_a_node_takes_one_version_in_a_while_in_every_life() ->
     possible(record, 0, lives=1)
     possible(record, 100, lives=1)
     possible(record, 100 + while_ms, lives=1)
-    possible(record, 200 + while_ms, lives=2)  # the node has forgotten when it was
     assert not record.findings
+    possible(record, 200 + while_ms, lives=2)  # the node has forgotten all that
     possible(record, 300 + while_ms, lives=2)
+    assert not record.findings
+    possible(record, 400 + while_ms, lives=2)
     assert record.findings
