@@ -31,7 +31,8 @@ class Recovery:
     ) -> None:
         """Nothing that was forgotten is later than `floor_us`: the node refused insane times.
 
-        `on_loss` makes a new floor, and that the node is rebuilding, survive any crash.
+        `on_loss` makes a new floor, and that the node is rebuilding, survive any crash; `on_end`
+        that it has rebuilt all.
         """
         self.floor_us = floor_us
         self._on_loss = on_loss
@@ -50,8 +51,11 @@ class Recovery:
         self._remaining.add(what)
 
     def rebuilt(self, what: str) -> None:
-        """All objects (or blocks) that others have are here."""
-        if self._remaining:
-            self._remaining.discard(what)
-            if not self._remaining:
-                self._on_end()
+        """All objects (or blocks) that others have are here.
+
+        Who hears that nothing is being rebuilt (metrics are asked for in a thread of their own)
+        can rely on it: first it is made to survive a crash.
+        """
+        if self._remaining == {what}:
+            self._on_end()
+        self._remaining.discard(what)
