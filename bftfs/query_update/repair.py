@@ -190,8 +190,11 @@ class Repair:
         outcome = await update_round(self._rounds, message, names, subject="inline repair")
         return outcome.complete
 
-    async def _copy(self, name: ObjectId) -> bool:
-        """Copy what is to be copied; or a step towards knowing it. [Q/U §4.3.2, §4.3.7]"""
+    async def _copy(self, name: ObjectId, *, for_another: bool = False) -> bool:
+        """Copy what is to be copied; or a step towards knowing it. [Q/U §4.3.2, §4.3.7]
+
+        `for_another` object's sake that is done if there is nothing to be found out first.
+        """
         barred = {name: self._observe(name)}
         others: dict[ObjectId, Observed] = {}
         asked: set[LogicalTimestamp] = set()
@@ -217,6 +220,15 @@ class Repair:
                 continue
             lacking = [other for other in settled.objects if other not in barred]
             effects = [await self._bar(other) for other in lacking]
+            if not lacking and not for_another:
+                # At another object something later stands, of which servers do not know that it is
+                # established, let alone what is in its chain. A copy there shows it to them.
+                for other in candidate.objects:
+                    if other in barred:
+                        if other != name:
+                            effects.append(await self._copy(other, for_another=True))
+                    else:
+                        effects.append(await self._bar(other))
             return bool(effects) and all(effects)
         names = tuple(sorted(barred))
         evidence = tuple(sorted(others))

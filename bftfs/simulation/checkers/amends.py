@@ -170,7 +170,11 @@ def check_undone(
             assert changed is not None, "nobody takes an object's attributes away"
             covered_us = decode_attributes(changed).contents
             known = contents.get(identifier, Contents())
-            _write(honest, identifier, known.possible(covered_us), is_own=is_own)
+            # Blocks count for who wrote them, whoever covered them; if it is not known what others
+            # would have left without the client's, they count for who covered them.
+            others = known.without(undone.client, undone.since_us)
+            written = others.possible(covered_us) | known.possible(covered_us)
+            _write(honest, identifier, written, is_own=is_own)
     where = f"undo: since {undone.since_us}"
     if undone.own != own:
         findings.append(

@@ -10,6 +10,7 @@ made them and what they asked for. [design §8: a consistent cut]
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from operator import attrgetter
@@ -17,7 +18,7 @@ from operator import attrgetter
 from bftfs.filesystem import registry
 from bftfs.filesystem.attributes import Attributes
 from bftfs.filesystem.history import CHANGES_SHOWN
-from bftfs.identifiers import ObjectId
+from bftfs.identifiers import ClientId, ObjectId
 from bftfs.query_update.messages import PastVersion
 from bftfs.query_update.object_type import ObjectTypes
 from bftfs.query_update.timestamp import time_of
@@ -61,13 +62,32 @@ class Contents:
     """What was ever written as a file's one block."""
 
     acknowledged: dict[BlockTimestamp, bytes] = field(default_factory=dict)
-    attempted: set[bytes] = field(default_factory=set)  # without an acknowledgement
+    # How often without an acknowledgement: what is brought back is written again.
+    attempted: Counter[bytes] = field(default_factory=Counter)
+
+    def begins(self, content: bytes) -> None:
+        """Somebody writes this."""
+        self.attempted[content] += 1
+
+    def ends(self, content: bytes, version: BlockTimestamp) -> None:
+        """What somebody began to write is there."""
+        self.acknowledged[version] = content
+        self.attempted -= Counter((content,))  # and leaves no zero behind
 
     def possible(self, covered_us: int) -> set[bytes]:
         """What may be the newest complete version as of a time."""
         older = [version for version in self.acknowledged if version.time <= covered_us]
         newest = {self.acknowledged[max(older)]} if older else {b""}
-        return self.attempted | newest
+        return newest.union(self.attempted)
+
+    def without(self, client: ClientId, since_us: int) -> Contents:
+        """What others have written, and the client before a time."""
+        kept = {
+            version: content
+            for version, content in self.acknowledged.items()
+            if version.client != client or version.time < since_us
+        }
+        return Contents(kept, self.attempted)
 
 
 def check_past(

@@ -388,13 +388,12 @@ class _Scribe:
     ) -> Sequence[BlockTimestamp]:
         """Write blocks."""
         for block, item in items:
-            self._contents(block).attempted.add(bytes(item))
+            self._contents(block).begins(bytes(item))
         times = await self._client.write_many(
             items, credentials, after_us=after_us, is_asking=is_asking
         )
         for (block, item), made in zip(items, times, strict=True):
-            self._contents(block).attempted.discard(bytes(item))
-            self._contents(block).acknowledged[made] = bytes(item)
+            self._contents(block).ends(bytes(item), made)
             self._workload.acknowledged.append(version_key(block, made))
         return times
 
