@@ -56,7 +56,7 @@ from bftfs.query_update.object_type import Method, ObjectTypes, Record, encode_r
 from bftfs.query_update.observation import Observations, Observed
 from bftfs.query_update.repair import Repair
 from bftfs.query_update.rounds import Answer, Round, Rounds, UpdateRound, Votes
-from bftfs.query_update.suspicion import Suspicion
+from bftfs.query_update.suspicion import MEMORY_US, Suspicion
 from bftfs.query_update.timestamp import ZERO, LogicalTimestamp, is_barrier, time_of
 from bftfs.query_update.turns import Turns
 from bftfs.quorum import Judgement, Nodes, QuorumSystem
@@ -328,7 +328,7 @@ class QueryUpdateClient:
                         await back_off.pause_for_clocks()
                         await self.repairs.refresh(names)
                         continue
-                    observations.doubt_clock(now_us)
+                    observations.doubt_clock(now_us + MEMORY_US)
                     troubled += 1
                     if troubled == _CLOCK_TROUBLE:
                         raise AdmissionRefused(

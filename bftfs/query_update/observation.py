@@ -6,7 +6,8 @@ A time that is far ahead of the client's clock, and that nobody reports but serv
 liars, is left out. Whoever repaired what a liar invents would carry it to the correct servers with
 the fastest clocks, which bear it, and not to the slower ones: these have to catch up first, and by
 then the liar is ahead again. No operation would ever end. [design §4: no liar can push time away]
-A client that has been told that its own clock is wrong does not judge by it.
+A client that has been told that its own clock is wrong does not judge by it, nor one that finds no
+quorum without those whom it has left out.
 
 Bounded: the least recently used are forgotten, which costs a round trip when they are needed again.
 """
@@ -34,7 +35,7 @@ from bftfs.query_update.history import (
     parse_history,
 )
 from bftfs.query_update.messages import Verdict, Voucher
-from bftfs.query_update.suspicion import MEMORY_US, Suspicion
+from bftfs.query_update.suspicion import Suspicion
 from bftfs.query_update.timestamp import LogicalTimestamp, time_of
 from bftfs.quorum import Nodes, QuorumSystem
 
@@ -154,12 +155,12 @@ class Observations:
             self._forget_oldest()
         return learned
 
-    def doubt_clock(self, now_us: int) -> None:
-        """Servers that cannot all be malevolent find the clock wrong: nobody is ahead of it.
+    def doubt_clock(self, until_us: int) -> None:
+        """The client's clock seems to be wrong: nobody is ahead of it.
 
         A correct server that alone has what somebody has left there may be needed.
         """
-        self._judges_from_us = now_us + MEMORY_US
+        self._judges_from_us = max(self._judges_from_us, until_us)
         self._epoch += 1
 
     def _is_ahead(self, time_us: int) -> bool:

@@ -96,11 +96,12 @@ class Repair:
             ):
                 continue
             failures += 1
+            left_out = self._observe(disorderly).left_out
             if self._observe(disorderly).is_pushed_ahead(await Now()):
                 await back_off.pause_for_clocks()
             else:
                 await back_off.pause()
-            self._rounds.came_to_nothing(failures, shunned)
+            self._rounds.came_to_nothing(failures, shunned, left_out, await Now())
             await self.refresh(names)
             fresh = True
         raise ContentionExhausted(attempts=_MOST_STEPS, subject=f"repair of {names[0].hex()}")

@@ -25,6 +25,7 @@ from bftfs.wire.codec import Message
 
 _FAILURES_BORNE = 8  # after so many, suspicion is given up: it may be what stands in the way
 _FAILURES_ALONE = 3  # …if those that are not suspect are not enough
+_DOUBT_US = 2 * limits.SECOND_US  # of the own clock, where nobody has said that it is wrong
 _SILENCES = 3  # that a round bears for the sake of the last servers it needs
 
 
@@ -125,21 +126,27 @@ class Rounds:
         """Whether one may hope for a prompt and useful answer from `node`."""
         return not (self.probing.avoids(node) or self.suspicion.shuns(node))
 
-    def quorum_willing(self) -> bool:
-        """Whether those that are neither silent nor shunned make a quorum."""
+    def quorum_willing(self, *, without: Nodes = 0) -> bool:
+        """Whether those that are neither silent nor shunned make a quorum, also `without` these."""
         willing = sum(1 << node for node in range(self.quorums.n) if self.willing(NodeId(node)))
-        return self.quorums.is_quorum(willing)
+        return self.quorums.is_quorum(willing & ~without)
 
-    def came_to_nothing(self, failures: int, shunned: Nodes) -> None:
+    def came_to_nothing(
+        self, failures: int, shunned: Nodes, left_out: Nodes = 0, now_us: int = 0
+    ) -> None:
         """So many attempts in a row have failed, the last one while `shunned` were shunned.
 
         One of those may be needed: then all that has to be done is to take note of what he reports.
         A suspicion that this very attempt has raised is given its chance first: those that are left
-        may be slow, and have been silent for no worse reason.
+        may be slow, and have been silent for no worse reason. So it is with those that were
+        `left_out` for being far ahead, where the others are not enough.
         """
         borne = _FAILURES_BORNE if self.quorum_willing() else _FAILURES_ALONE
         if failures % borne == 0 and self.suspicion.shunned == shunned:
             self.suspicion.relent()
+        needed = left_out and not self.quorum_willing(without=left_out)
+        if needed and failures % _FAILURES_ALONE == 0:
+            self.observations.doubt_clock(now_us + _DOUBT_US)
 
     def learn(
         self,

@@ -83,7 +83,7 @@ def test_nobody_is_ahead_of_a_clock_that_benign_servers_find_wrong() -> None:
     pushed = history(method(5), barrier(far_us, 5))
     observations = observing(5, pushed, honest, honest, honest, honest, honest)
     assert observations.observe(A).left_out == 0b000001
-    observations.doubt_clock(6)
+    observations.doubt_clock(6 + MEMORY_US)
     observations.learn(A, NodeId(0), pushed, MACS, 6)
     assert observations.observe(A).classification.latest == barrier(far_us, 5).timestamp
     observations.learn(A, NodeId(0), pushed, MACS, 6 + MEMORY_US)  # it may have been set right
