@@ -18,6 +18,7 @@ from collections.abc import Callable, Sequence
 from enum import Enum
 from typing import Any, Protocol, TypeAlias
 
+from bftfs import limits
 from bftfs.conversation import Now, Receive, Send
 from bftfs.errors import QuorumUnavailable
 from bftfs.identifiers import NodeId
@@ -185,10 +186,10 @@ class Probing:
         """A round took this long, all waits included; patience and back-off adapt to it.
 
         Who backs off for less than others take, because what they waited for was not counted,
-        collides with them again and again.
+        collides with them again and again. (How long an outage was says nothing of that.)
         """
         if elapsed_us >= 0:
-            self.mean_us += (elapsed_us - self.mean_us) >> 3
+            self.mean_us += (min(elapsed_us, limits.COUNTED_US) - self.mean_us) >> 3
 
     def took_half(self, elapsed_us: int) -> None:
         """Half of the servers took this long; what is late is measured by it."""

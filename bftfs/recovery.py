@@ -40,6 +40,11 @@ class Recovery:
         self._remaining = {OBJECTS, BLOCKS} if rebuilding else set()
 
     @property
+    def counted_until_us(self) -> int:
+        """When the last client has given up the rounds in which it heard of what was forgotten."""
+        return self.floor_us - limits.CLOCK_SKEW_US + limits.FORGOTTEN_US
+
+    @property
     def rebuilding(self) -> bool:
         """Whether the node may lack something that it has had."""
         return bool(self._remaining)

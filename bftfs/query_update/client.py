@@ -553,6 +553,9 @@ class _QueryRound(Round):
             return Judgement.PENDING
         return Judgement.ENOUGH if self._evaluate() else self.more()
 
+    def expire(self) -> None:
+        self.answer, self.disorderly, self.unknown = None, (), True
+
     def _evaluate(self) -> bool:
         """Whether the replies of a quorum contain the answer. [Q/U §4.3.5, Optimistic query]
 

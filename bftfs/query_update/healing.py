@@ -13,6 +13,13 @@ where it has accepted nothing later itself, and
   other servers: then whatever this server has accepted and forgotten, nothing that conflicts with
   the candidate is established: q - 1 + r - (n - 1) > b (4.4), so that a benign server would have
   had to accept both. While it recovers it accepts nothing that does not meet the same condition.
+  An operation on several objects it takes over at all of them, as the latest, or at none, unless
+  b + 1 peers say that it is established.
+
+What it has accepted and forgotten may become established later, when others accept it: a client
+that has heard of it counts it. So clients count what they hear for `COUNTED_US` only, from the
+beginning of a round. For `FORGOTTEN_US` after the loss, the server asks its peers anew for each
+request, and its answer is as if it had accepted then what they have; only then does it walk.
 
 `bftfs.query_update.server` holds a recovering server to the second half of that.
 
@@ -29,7 +36,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from itertools import islice, pairwise
+from itertools import count, islice, pairwise
 from typing import NamedTuple, Protocol
 
 import msgspec
@@ -140,6 +147,8 @@ class ObjectHealer:
         self._peers = tuple(NodeId(peer) for peer in range(quorums.n) if peer != node)
         self._host: Host | None = None
         self._asked_for: set[ObjectId] = set()  # objects beyond the walk that were healed
+        self._looked_for: set[int] = set()  # requests whose objects were healed for their sake
+        self._looks = count()
         self._walked = b"" if recovery.rebuilding else _END
         self._marked: dict[ObjectId, bytes] = {}  # what is to be mended
         self._damaged = 0  # how many of these say something that may be false
@@ -160,11 +169,19 @@ class ObjectHealer:
 
     # --- on demand ---------------------------------------------------------------------------
 
-    def wanted(self, names: Sequence[ObjectId]) -> Want | None:
+    def wanted(self, names: Sequence[ObjectId], request: object, now_us: int) -> Want | None:
         """What a request for these objects has to wait for, if this server may have forgotten."""
         for name in names:
             if self._marked.get(name) == _DAMAGED:
                 return Want(b"mend" + name, lambda _view, name=name: self._mend_on_demand(name))  # type: ignore[misc]
+        if self._is_counted_on(now_us):
+            if id(request) in self._looked_for:
+                self._looked_for.discard(id(request))
+                return None
+            key = b"look" + next(self._looks).to_bytes(8, "big")
+            return Want(key, lambda _view: self._look_for(names, request)) if names else None
+        self._looked_for.clear()
+        for name in names:
             if name >= self._walked and name not in self._asked_for:
                 return Want(b"heal" + name, lambda _view, name=name: self._on_demand(name))  # type: ignore[misc]
         return None
@@ -173,6 +190,17 @@ class ObjectHealer:
         if self._host is None or await self._heal(self._host, name) is None:
             return None
         self._asked_for.add(name)
+        return []
+
+    def _is_counted_on(self, now_us: int) -> bool:
+        """Whether some client may still count what this server has accepted and forgotten."""
+        return self._recovery.rebuilding and now_us < self._recovery.counted_until_us
+
+    async def _look_for(self, names: Sequence[ObjectId], request: object) -> list[Write] | None:
+        for name in names:
+            if self._host is None or not await self._heal(self._host, name):
+                return None
+        self._looked_for.add(id(request))
         return []
 
     async def _mend_on_demand(self, name: ObjectId) -> list[Write] | None:
@@ -193,6 +221,8 @@ class ObjectHealer:
         while True:
             starts = steering.starts
             complete = await self._mend_all(host)
+            while self._is_counted_on(await Now()):
+                await Pause(limits.FORGOTTEN_US // 8)
             complete &= await self._walk(host)
             self.tally.end(await Now())
             if complete:
@@ -307,85 +337,106 @@ class ObjectHealer:
         quorum, is at one, since 2q - n - b >= r. [(4.4)] Or a liar could keep it from ever being
         rebuilt, with a candidate that nobody else has.
         """
-        quorums = self._quorums
+        history_set = await self._histories(name)
+        if history_set is None:
+            return None
+        recovering = self._recovery.rebuilding
+        own_latest = await look(host, lambda view: Replica(view, name).history.latest)
+        for shared in shared_candidates(history_set, self._quorums):
+            candidate = shared.candidate
+            if own_latest >= candidate.timestamp:
+                break
+            established = self._quorums.is_quorum(shared.nodes)
+            if recovering and not established and len(candidate.objects) > 1:
+                fate = await self._fate(candidate)
+                if fate is Verdict.DEAD:
+                    continue
+                if fate is Verdict.UNKNOWN:
+                    return await self._take_over_jointly(host, candidate)
+                established = True
+            if not established and not recovering:
+                return False
+            return await self._take_over(host, {name: shared}, established=established)
+        return recovering or own_latest >= history_set.latest
+
+    async def _histories(self, name: ObjectId) -> CulledObjectHistorySet | None:
+        """What the peers report of an object; None if they are no quorum."""
         replies = await ask_all(self._peers, HistoryRequest(name), _is_history)
-        if not quorums.is_quorum(sum(1 << node for node in replies)):
+        if not self._quorums.is_quorum(sum(1 << node for node in replies)):
             return None
         by_history: dict[bytes, Nodes] = {}
         for node, encoded in replies.items():
             by_history[encoded] = by_history.get(encoded, 0) | 1 << node
-        history_set = CulledObjectHistorySet(
+        return CulledObjectHistorySet(
             name, tuple(Hosted(parse_history(each), nodes) for each, nodes in by_history.items())
         )
-        shared = await self._latest_shared(history_set)
-        own = await look(host, partial(_own, name, shared.candidate if shared else None))
-        recovering = self._recovery.rebuilding
-        if shared is None or own.latest >= shared.candidate.timestamp:
-            return recovering or own.latest >= history_set.latest
-        if time_of(shared.candidate.timestamp) > await Now() + limits.CLOCK_SKEW_US:
-            return (
-                False  # what is ahead of this server's clock it takes from nobody yet [design §4]
-            )
-        established = quorums.is_quorum(shared.nodes)
-        if not established and not recovering:
-            return False
-        return await self._take_over(
-            host, name, shared.candidate, shared.nodes, own, established=established
-        )
 
-    async def _latest_shared(self, history_set: CulledObjectHistorySet) -> Shared | None:
-        """The latest candidate at a repairable set, unless it is dead. [Q/U §4.3.7]
+    async def _fate(self, candidate: Candidate) -> Verdict:
+        """What b + 1 peers know of an operation on several objects. [Q/U §4.3.7]"""
+        request = DeduceRequest(candidate.timestamp, candidate.objects)
+        replies = await ask_all(self._peers, request, _is_deduction)
+        for verdict in (Verdict.ESTABLISHED, Verdict.DEAD):
+            nodes = sum(1 << node for node, reply in replies.items() if reply.verdict is verdict)
+            if self._quorums.includes_benign(nodes):
+                return verdict
+        return Verdict.UNKNOWN
 
-        An operation on several objects may be at such a set at one of them, and dead by what has
-        been established at another. This server would be one more that has it, without ever having
-        accepted it: somebody could take it for complete.
+    async def _take_over_jointly(self, host: Host, candidate: Candidate) -> bool:
+        """Take over an operation at all of its objects, if all show it as the latest.
+
+        It may be at a repairable set at one of them, and dead by what stands at another. A server
+        accepts it at all of them or at none: to be one more that has it at one of them could make
+        it look complete.
         """
-        for shared in shared_candidates(history_set, self._quorums):
-            candidate = shared.candidate
-            if (
-                len(candidate.objects) <= 1
-                or self._quorums.is_quorum(shared.nodes)
-                or not self._recovery.rebuilding  # then it takes over what is established only
-            ):
-                return shared
-            request = DeduceRequest(candidate.timestamp, candidate.objects)
-            replies = await ask_all(self._peers, request, _is_deduction)
-            dead = (node for node, reply in replies.items() if reply.verdict is Verdict.DEAD)
-            if not self._quorums.includes_benign(sum(1 << node for node in dead)):
-                return shared
-        return None
+        found: dict[ObjectId, Shared] = {}
+        for name in candidate.objects:
+            history_set = await self._histories(name)
+            if history_set is None:
+                return False
+            latest = next(iter(shared_candidates(history_set, self._quorums)), None)
+            if latest is None or latest.candidate.timestamp != candidate.timestamp:
+                return False
+            found[name] = latest
+        return await self._take_over(host, found, established=False)
 
     async def _take_over(
-        self,
-        host: Host,
-        name: ObjectId,
-        candidate: Candidate,
-        nodes: Nodes,
-        own: _Own,
-        *,
-        established: bool,
+        self, host: Host, found: dict[ObjectId, Shared], *, established: bool
     ) -> bool:
-        if own.reach is Reach.MISSING:
-            staged = await object_sync.fetch_version(
-                name,
-                candidate.timestamp,
-                known=own.known,
-                hosts=nodes,
-                me=self._node,
-                quorums=self._quorums,
-            )
-            if staged is None:
-                return False
-            host.arrange(lambda _view, _now_us: staged)
+        """Take over candidates, which are of one operation, at all these objects or at none."""
+        for candidate, _ in found.values():
+            if time_of(candidate.timestamp) > await Now() + limits.CLOCK_SKEW_US:
+                return False  # what is ahead of its clock it takes from nobody yet [design §4]
+        for name, (candidate, nodes) in found.items():
+            own = await look(host, partial(_own, name, candidate))
+            if own.reach is Reach.MISSING and own.latest < candidate.timestamp:
+                staged = await object_sync.fetch_version(
+                    name,
+                    candidate.timestamp,
+                    known=own.known,
+                    hosts=nodes,
+                    me=self._node,
+                    quorums=self._quorums,
+                )
+                if staged is None:
+                    return False
+                host.arrange(lambda _view, _now_us, staged=staged: staged)  # type: ignore[misc]
 
         def take(view: StorageView) -> tuple[bool, list[Write]]:
-            writes = self._server.take_over(view, name, candidate, established=established)
-            return writes is not None, writes or []
+            writes: list[Write] = []
+            for name, (candidate, _) in found.items():
+                if len(found) > 1 and Replica(view, name).history.latest > candidate.timestamp:
+                    return False, []
+                written = self._server.take_over(view, name, candidate, established=established)
+                if written is None:
+                    return False, []
+                writes += written
+            return True, writes
 
         taken = await step(host, take)
-        self.tally.rebuilt += taken
-        if taken and await look(host, lambda view: Replica(view, name).is_shallow):
-            self.mark(host, {name: _SHALLOW})
+        self.tally.rebuilt += taken * len(found)
+        for name in found if taken else ():
+            if await look(host, lambda view, name=name: Replica(view, name).is_shallow):  # type: ignore[misc]
+                self.mark(host, {name: _SHALLOW})
         return taken
 
     # --- objects of which something is lost --------------------------------------------------
@@ -515,9 +566,9 @@ def _fraction(cursor: bytes) -> float:
     return min((min(cursor[0], kinds) - 1 + within) / kinds, 1.0) if cursor[0] else 0.0
 
 
-def _own(name: ObjectId, candidate: Candidate | None, view: StorageView) -> _Own:
+def _own(name: ObjectId, candidate: Candidate, view: StorageView) -> _Own:
     replica = Replica(view, name)
-    reach = Reach.HERE if candidate is None else replica.reach(candidate.timestamp)
+    reach = replica.reach(candidate.timestamp)
     return _Own(replica.history.latest, reach, object_sync.known_versions(replica))
 
 

@@ -208,6 +208,8 @@ class Rounds:
         )
         if judge.rejection is not None:
             raise judge.rejection
+        if not 0 <= await Now() - now_us <= limits.COUNTED_US:
+            judge.expire()
 
 
 class Round:
@@ -234,6 +236,13 @@ class Round:
     def weigh(self, node: NodeId, reply: Any) -> Judgement:
         """Like `judge`, in each kind of round."""
         raise NotImplementedError
+
+    def expire(self) -> None:
+        """It has lasted too long: of those heard first, some may have lost their store since.
+
+        What a server has accepted and forgotten counts only in rounds of before; when they are
+        over, it asks its peers what has become of it. `healing` has the rule.
+        """
 
     def suffices(self) -> bool:
         """Whether, when nothing more is heard, a round may end."""
@@ -330,6 +339,7 @@ class UpdateRound(Round):
         self._contenders: dict[int, Nodes] = {}  # who says how many there are
         self.answers: Votes[Answer] = Votes(self.quorums)
         self.refusal = 0
+        self._expired = False
         self._reported: dict[tuple[bytes, ...], Nodes] = {}  # who, having accepted it, has these
 
     @property
@@ -358,7 +368,10 @@ class UpdateRound(Round):
     @property
     def complete(self) -> bool:
         """Whether a quorum has accepted it: it is established."""
-        return self.quorums.is_quorum(self.accepted)
+        return self.quorums.is_quorum(self.accepted) and not self._expired
+
+    def expire(self) -> None:
+        self._expired = True
 
     def weigh(self, node: NodeId, reply: Any) -> Judgement:
         if not isinstance(reply, UpdateReply):

@@ -213,7 +213,7 @@ class QueryUpdateServer:
         """Serve one message."""
         try:
             if self.healer.doubtful and type(message) not in _BETWEEN_NODES:
-                want = self.healer.wanted(_objects_of(message))
+                want = self.healer.wanted(_objects_of(message), message, now_us)
                 if want is not None:
                     return Ready(wants=(want,))
             return self._handlers[type(message)](view, sender, message, now_us)

@@ -32,6 +32,7 @@ from bftfs.read_write.messages import BlockRefused, InventoryReply, ReadReply, R
 from bftfs.read_write.timestamp import version_key
 from bftfs.read_write.verification import Policy
 from bftfs.read_write.version_row import checksum_of
+from bftfs.simulation.deployment import Sizes
 from bftfs.simulation.network import Kind
 from bftfs.storage import Table
 from tests.unit.read_write.verifying import SECOND_US, USER, Client, Cluster, block
@@ -91,7 +92,7 @@ def test_a_lost_store_is_rebuilt_fragment_by_fragment() -> None:
     before = fragments(cluster, 2)
     assert len(before) == 41
     cluster.lose_store(2)
-    cluster.run_for(5 * SECOND_US)
+    cluster.run_for(10 * SECOND_US)
     assert fragments(cluster, 2) == before
     assert not cluster.deployment.recoveries[NodeId(2)].rebuilding
 
@@ -284,7 +285,7 @@ def test_a_server_that_lost_its_store_gets_its_objects_back() -> None:
         for _ in range(1 + number % 3):
             counting.increment(number)
     cluster.lose_store(2)
-    cluster.run_for(5 * SECOND_US)
+    cluster.run_for(10 * SECOND_US)
     for number in range(12):
         replica = Replica(cluster.nodes[2].disk, counter(number))
         other = Replica(cluster.nodes[(number + 3) % 6].disk, counter(number))
@@ -344,7 +345,7 @@ def test_with_another_server_gone_a_rebuilt_one_makes_the_quorum() -> None:
     counting = Counting(cluster)
     assert [counting.increment(0) for _ in range(5)] == [1, 2, 3, 4, 5]
     cluster.lose_store(2)
-    cluster.run_for(5 * SECOND_US)
+    cluster.run_for(10 * SECOND_US)
     cluster.nodes[0].crash(down_us=None)
     other = Counting(cluster, "bob")
     assert other.fetch(0) == 5
@@ -395,7 +396,7 @@ def forgetful(cluster: Cluster, *, remembers: bool) -> Status:
         cluster.nodes[2].crash(down_us=None)
         cluster.deployment.recoveries.clear()
         cluster.nodes[2].start()
-    cluster.run_for(5 * SECOND_US)
+    cluster.run_for(10 * SECOND_US)
     # Bob's update is conditioned on the version that Alice's was.
     assert other.increment(2) == 2
     return replies[0].status
@@ -423,6 +424,74 @@ def test_a_server_that_may_have_forgotten_something_still_refuses_what_a_method_
         counting.increment(2, by=(1 << 63) - 1)
     assert refused.value.code == errno.EOVERFLOW
     assert counting.fetch(2) == 1
+
+
+def forgotten_and_established(cluster: Cluster) -> tuple[int, int]:
+    """What Alice's update answers that server 2 has accepted and forgotten, and Bob reads then.
+
+    It has reached servers 2 and 3 when 2 loses its store; server 1 accepts it later, and server 0,
+    to which it never comes, is asked by Bob instead of 3.
+    """
+    alice, bob = Counting(cluster), Counting(cluster, "bob")
+    alice.increment(2)
+    bob.fetch(2)
+    accepted: list[Any] = []
+    reachable = {("node", NodeId(2)), ("node", NodeId(3))}
+    send = cluster.network.send
+
+    def some(
+        source: Any, target: Any, kind: Kind, number: int, message: Any, body: Any = b""
+    ) -> None:
+        if source == alice.client.host.endpoint and target not in reachable:
+            return
+        if source == bob.client.host.endpoint and target == ("node", NodeId(3)):
+            return
+        if isinstance(message, UpdateReply) and message.status is Status.SUCCESS:
+            accepted.append(source)
+        send(source, target, kind, number, message, body)
+
+    cluster.network.send = some  # type: ignore[method-assign]
+    answers: list[Any] = []
+    alice.client.host.start(
+        alice.objects.update((counter(2),), "counter.increment", Increment(1), USER),
+        lambda answered, error: answers.append(answered or error),
+    )
+    cluster.run_until(lambda: len(accepted) == 2)
+    cluster.lose_store(2)
+    cluster.run_for(SECOND_US)
+    reachable.add(("node", NodeId(1)))
+    cluster.run_until(lambda: bool(answers))
+    return answers[0].answer.value, bob.fetch(2)
+
+
+def test_what_is_established_with_a_forgotten_acceptance_is_read() -> None:
+    assert forgotten_and_established(Cluster(sizes=Sizes.smallest(t=1, b=0))) == (2, 2)
+
+
+def test_must_fail_a_server_that_believes_what_it_heard_before_clients_gave_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(limits, "FORGOTTEN_US", 0)
+    assert forgotten_and_established(Cluster(sizes=Sizes.smallest(t=1, b=0))) == (2, 1)
+
+
+def test_what_was_heard_too_long_ago_counts_for_nothing() -> None:
+    """An update is then found in the chain of versions; it takes place once."""
+    cluster = Cluster()
+    alice = Counting(cluster)
+    alice.increment(2)
+    for node in (3, 4):
+        cluster.nodes[node].crash(down_us=None)
+    answers: list[Any] = []
+    alice.client.host.start(
+        alice.objects.update((counter(2),), "counter.increment", Increment(1), USER),
+        lambda answered, error: answers.append(answered or error),
+    )
+    cluster.run_for(limits.COUNTED_US + SECOND_US)
+    assert not answers
+    cluster.nodes[3].start()
+    cluster.run_until(lambda: bool(answers))
+    assert answers[0].answer.value == alice.fetch(2) == 2
 
 
 @pytest.mark.parametrize("number", range(3))

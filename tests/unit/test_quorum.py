@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from bftfs import limits
 from bftfs.conversation import Send
 from bftfs.engine import Engine
 from bftfs.errors import QuorumUnavailable
@@ -72,6 +73,13 @@ def test_who_stays_silent_is_tried_less_and_less() -> None:
         now = later + 100 * SILENCE_US
     assert intervals[:4] == [1, 2, 4, 8]
     assert intervals[-1] == 30
+
+
+def test_an_outage_is_no_round() -> None:
+    """Or who was cut off for an hour would back off for as long from whoever is at work."""
+    probing = Probing()
+    probing.took(3_600 * limits.SECOND_US)
+    assert probing.mean_us <= limits.SECOND_US
 
 
 def test_patience_adapts_within_bounds() -> None:
