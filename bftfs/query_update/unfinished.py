@@ -183,6 +183,7 @@ class Finisher:
         self._repairs = Repair(client, self._rounds)
         self._under_way: set[ObjectId] = set()
         self._silent: Nodes = 0  # peers that were waited for in vain, and have not answered since
+        self._behind: dict[ObjectId, None] = {}  # where others have something later
         self._host: Host | None = None
 
     async def run(self, host: Host) -> None:
@@ -193,7 +194,7 @@ class Finisher:
         self._healer.on_difference = unfinished.accepted
         tick_us = tired_us = 0
         while True:
-            if not unfinished.total:
+            if not unfinished.total and not self._behind:
                 await Wait(unfinished.arrived)
                 tick_us = await Now()
             now_us = await Now()
@@ -208,7 +209,11 @@ class Finisher:
             entries = self._left_alone(unfinished.due(now_us, limits.OBJECTS_COMPARED))
             if entries:
                 await self._settle(host, entries)
-            else:
+            if self._behind:
+                name = next(iter(self._behind))
+                del self._behind[name]
+                await self._healer.catch_up(host, name)
+            elif not entries:
                 await Pause(limits.UNFINISHED_REST_US // 2)
 
     async def _on_demand(self, client: ClientId) -> list[Write] | None:
@@ -269,9 +274,7 @@ class Finisher:
                     unfinished.settle(name)
                     unfinished.tally.settled += 1
                 elif quorums.includes_benign(later):
-                    # What is here is superseded, and those who have accepted what is later see to
-                    # that. This server gets it from them if it can, and else when it heals.
-                    await self._catch_up(host, name, entry)
+                    self._superseded(name, entry)
                 elif not quorums.is_quorum(heard):
                     self._failed(entry, now_us)
                 elif not unfinished.rested(entry):
@@ -342,21 +345,24 @@ class Finisher:
             self._failed(entry, await Now())
             return
         # Now a quorum shares what is latest, which is what was here or later than that.
-        unfinished = self._unfinished
-        unfinished.tally.repaired += found is not OperationType.METHOD
-        if unfinished.entry(name) is entry:
-            await self._catch_up(host, name, entry)
+        self._unfinished.tally.repaired += found is not OperationType.METHOD
+        self._superseded(name, entry)
 
-    async def _catch_up(self, host: Host, name: ObjectId, entry: _Entry) -> None:
-        """What a quorum shares supersedes `entry`, which is settled with that.
+    def _superseded(self, name: ObjectId, entry: _Entry) -> None:
+        """What others share supersedes `entry`, which is settled with that.
 
-        Of what is accepted meanwhile nobody has said that.
+        Those who have accepted what is later see to that. This server gets it from them if it can,
+        and else when it heals; but in idle time, since an update may wait for this, and peers that
+        are down would be waited for. Of what is accepted meanwhile nobody has said that.
         """
-        await self._healer.catch_up(host, name)
         unfinished = self._unfinished
         if unfinished.entry(name) is entry:
             unfinished.settle(name)
             unfinished.tally.settled += 1
+            self._behind[name] = None
+            if len(self._behind) > limits.POSSIBLE_OBJECTS:
+                del self._behind[next(iter(self._behind))]
+            unfinished.arrived.announce()
 
     def _failed(self, entry: _Entry, now_us: int) -> None:
         self._unfinished.tally.failed += 1

@@ -347,6 +347,38 @@ def test_what_is_being_settled_peers_are_asked_about_once(monkeypatch: pytest.Mo
     assert [len(request.objects) for request in requests] == [4]
 
 
+def test_an_update_waits_for_nobody_who_is_silent_about_what_is_superseded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What the others have later makes room at once; this server gets it when it has time."""
+    monkeypatch.setattr(limits, "POSSIBLE_OBJECTS_OF_CLIENT", 4)
+    cluster = Cluster(background=True)
+    node, attacker, client = cluster.nodes[0], cluster.client("attacker"), cluster.client("client")
+    names, route = tuple(counter_id(number) for number in range(4)), cluster.route
+    for name in names:
+        partial_update(cluster, attacker, name)
+    rest(cluster, 10_000)
+    cluster.block(nodes=(0,))
+    for name in names:
+        client.run(client.qu.update((name,), "counter.increment", Increment(1), USER))
+    cluster.route = route
+    cluster.mute(5)
+    wanted = partial_update(cluster, attacker, counter_id(4)).wants[0]
+    ended: list[BaseException | None] = []
+    began_us = cluster.now_us
+    node.engine.start(wanted.fetch(node.storage), lambda _, error: ended.append(error))
+    node.send()
+    cluster.run(lambda: bool(ended))
+    assert ended == [None]
+    assert cluster.now_us - began_us <= limits.HEAL_PATIENCE_US + 10_000  # the first such wait
+    assert node.server.unfinished.of_client(attacker.sender.client) == 0
+    assert partial_update(cluster, attacker, counter_id(4)).reply.status is Status.SUCCESS
+    cluster.route = route
+    rest(cluster)
+    for name in names:
+        assert len(set(latest(cluster, name, frozenset()))) == 1
+
+
 def test_what_is_accepted_while_an_object_is_settled_is_kept_in_mind(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
