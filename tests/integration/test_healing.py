@@ -111,6 +111,7 @@ def test_a_node_mends_a_store_of_which_a_part_is_lost(
         await_that(lambda: metric(deployment, "bftfs_scrub_passes", 2) == 1)
         assert metric(deployment, "bftfs_scrub_damaged", 2) >= rebuilt + 2
         await_that(lambda: metric(deployment, "bftfs_heal_objects_rebuilt", 2) >= 2)
+        await_that(lambda: metric(deployment, "bftfs_damaged_objects", 2) == 0)
     assert deployment.stop(2) == 0
     after = stored(deployment, 2), stored(deployment, 2, Table.STATE)
     # Beside those that it had missed; and objects may have got later versions by the way.
