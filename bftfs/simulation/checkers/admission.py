@@ -77,14 +77,20 @@ class PossibleVersionsRecord:
                 versions = self._possible[node][timestamp.client].setdefault(block, set())
                 if timestamp not in versions:
                     versions.add(timestamp)
-                    self._judge(node, clock_us, timestamp.client, block)
+                    self._judge(node, clock_us, timestamp, block)
             self._hosts[bytes(key)].add(node)
 
-    def _judge(self, node: NodeId, clock_us: int, client: ClientId, block: BlockId) -> None:
-        """`client` has one more possible version of `block`."""
+    def _judge(
+        self, node: NodeId, clock_us: int, timestamp: BlockTimestamp, block: BlockId
+    ) -> None:
+        """There is one more version of `block`, of which it is not known whether it is complete."""
+        client = timestamp.client
         total = self._settle(node, client, clock_us)
         self.most = max(self.most, total)
-        of_block = len(self._possible[node][client].get(block, ()))
+        versions = self._possible[node][client].get(block, set())
+        of_block = len(versions)
+        if timestamp not in versions:
+            return  # a later one is verified: nobody has to know what has become of it
         if total <= 1:
             self._excused_us.pop((node, client), None)
         if total <= self.settings.client and of_block <= self.settings.block:
