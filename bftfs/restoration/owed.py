@@ -26,7 +26,7 @@ from bftfs.filesystem.registry import (
 )
 from bftfs.identifiers import ObjectId
 from bftfs.restoration.sight import Sight
-from bftfs.restoration.trail import Trail
+from bftfs.restoration.trail import Trail, begins
 
 _FIELDS = {
     "mode": "mode",
@@ -82,7 +82,9 @@ async def owed(sight: Sight, trail: Trail, identifier: ObjectId) -> Owed:
 async def left(sight: Sight, trail: Trail, identifier: ObjectId) -> Owed:
     """All attributes that others have left an object that is gone, for a new one in its place."""
     changes = [each for each in trail.changes.get(identifier, ()) if each.attributes is not None]
-    first = next((at for at, each in enumerate(changes) if _is_own(trail, each)), len(changes))
+    # What made it, be it the client, is no change: it was nothing before.
+    later = (at for at, each in enumerate(changes) if _is_own(trail, each) and not begins(each))
+    first = next(later, len(changes))
     time_us = sight.now_us if first == len(changes) else changes[first].time_us - 1
     past = sight.history.at(time_us)
     was = await everything(sight, past, identifier)

@@ -91,6 +91,11 @@ class Trail:
         return f"{self.paths.get(name.directory, '?')}/{shown}"
 
 
+def begins(change: Change) -> bool:
+    """Whether an object's history begins with this change: before it, there is nothing to see."""
+    return change.attributes is not None and not change.attributes.previous
+
+
 async def follow(
     sight: Sight, root: ObjectId, *, path: str, client: ClientId, since_us: int
 ) -> Trail:

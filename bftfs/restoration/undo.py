@@ -33,7 +33,7 @@ from bftfs.restoration.merging import carried_over
 from bftfs.restoration.owed import Owed, everything, left, owed, settle
 from bftfs.restoration.sight import PIECE_BYTES, Sight
 from bftfs.restoration.strays import Stray, without
-from bftfs.restoration.trail import Name, Trail
+from bftfs.restoration.trail import Name, Trail, begins
 
 _CONTENTS: Final = frozenset((CREATE, WRITE, TRUNCATE))
 
@@ -532,7 +532,9 @@ class Undoing:
             return await self._sight.contents(
                 identifier, known[-1].time_us if known else self._sight.now_us
             )
-        was = honest = await self._sight.contents(identifier, changes[first].time_us - 1)
+        was = honest = b""  # if the client has made it
+        if not begins(changes[first]):
+            was = honest = await self._sight.contents(identifier, changes[first].time_us - 1)
         states: list[_State] = []
         for change in changes[first:]:
             strays, is_own = trail.strays_in(identifier, change), trail.by_client(change)
@@ -625,7 +627,11 @@ class Undoing:
     def _last_seen_us(self, identifier: ObjectId) -> int:
         """A time at which the thing was as it was before the client's first change of it."""
         changes = self._trail.changes.get(identifier, ())
-        tainted = (each for each in changes if self._trail.is_tainted(identifier, each))
+        tainted = (
+            each
+            for each in changes
+            if self._trail.is_tainted(identifier, each) and not begins(each)
+        )
         first = next(tainted, None)
         return self._sight.now_us if first is None else first.time_us - 1
 
