@@ -623,8 +623,7 @@ class _QueryRound(Round):
             for node, known in self.reported[name].items():
                 if parse_history(known.history).latest > version:
                     ahead |= 1 << node
-        if not self.quorums.includes_benign(ahead):
-            suspicion.diverged(ahead, self.now_us)
+        self.rounds.diverged(ahead, self.now_us)
         if not self.quorums.is_quorum(self._alike):
             suspicion.conformed(self.answered & ~ahead)
 

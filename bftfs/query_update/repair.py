@@ -116,11 +116,14 @@ class Repair:
         await rounds.run(
             message, order, outcome, now_us=now_us, subject="replica histories", along=along
         )
+        alone: Nodes = 0
         for name in names:
             culled = self._observe(name).culled
-            alone = sharing(culled, culled.latest)
-            if not rounds.quorums.includes_benign(alone):
-                rounds.suspicion.diverged(alone, now_us)
+            latest = sharing(culled, culled.latest)
+            if not rounds.quorums.includes_benign(latest):
+                alone |= latest  # one operation may be the latest of several objects
+        for node in range(rounds.quorums.n):
+            rounds.diverged(alone & 1 << node, now_us)
 
     # --- one step -------------------------------------------------------------------------------
 

@@ -131,6 +131,14 @@ class Rounds:
         willing = sum(1 << node for node in range(self.quorums.n) if self.willing(NodeId(node)))
         return self.quorums.is_quorum(willing & ~without)
 
+    def diverged(self, nodes: Nodes, now_us: int) -> None:
+        """Each of `nodes` reports something that hardly anybody else has.
+
+        Without those who are needed, nothing succeeds: they are not shunned for that.
+        """
+        if nodes and not self.quorums.includes_benign(nodes) and self.quorum_willing(without=nodes):
+            self.suspicion.diverged(nodes, now_us)
+
     def came_to_nothing(
         self, failures: int, shunned: Nodes, left_out: Nodes = 0, now_us: int = 0
     ) -> None:
@@ -447,8 +455,7 @@ class UpdateRound(Round):
         alike = max(latest.values(), key=int.bit_count)
         suspicion.conformed(alike)
         for apart in (self.failed, self.accepted & ~alike):
-            if not self.quorums.includes_benign(apart):
-                suspicion.diverged(apart, self.now_us)
+            self.rounds.diverged(apart, self.now_us)
         for error, nodes in self.refused.items():
             # The method, its arguments and the version are the same everywhere: so is its answer.
             if error and self.quorums.includes_benign(alike):

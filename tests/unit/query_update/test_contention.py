@@ -127,7 +127,7 @@ def test_somebody_starves_where_nobody_steps_back(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(Streaks, "step_back", stay)
     monkeypatch.setattr(Lines, "join", lambda *_: 0)
     crowd = Crowd(CLIENTS, increment)
-    crowd.go_on_for(4 * limits.SECOND_US)
+    crowd.go_on_for(8 * limits.SECOND_US)
     assert crowd.longest_us > 2 * limits.SECOND_US
 
 
