@@ -13,6 +13,7 @@ The same configuration gives the same run in any process; `Report.digest` shows 
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -22,7 +23,7 @@ from random import Random
 from typing import Any, Protocol
 
 from bftfs import limits
-from bftfs.errors import ContentionExhausted
+from bftfs.errors import AdmissionRefused, ContentionExhausted
 from bftfs.filesystem.registry import file_system_types
 from bftfs.identifiers import NodeId
 from bftfs.query_update.counter import counter_types
@@ -93,6 +94,13 @@ def run(configuration: Configuration) -> Report:
     except Exception:  # whatever it is, it replays with the seed
         simulation.findings.append("the simulation broke off: " + traceback.format_exc())
     return simulation.report()
+
+
+def _forgets(error: BaseException) -> bool:
+    """Whether that is what comes of an operation on what nodes have let go of meanwhile."""
+    return isinstance(error, ContentionExhausted) or (
+        isinstance(error, AdmissionRefused) and error.code == errno.ESTALE
+    )
 
 
 def _workload(configuration: Configuration) -> Workload:
@@ -178,9 +186,7 @@ class _Participant:
         if (
             error is not None
             and self._plan.sane
-            and not (
-                isinstance(error, ContentionExhausted) and simulation.may_be_forgotten(began_us)
-            )
+            and not (_forgets(error) and simulation.may_be_forgotten(began_us))
         ):
             simulation.findings.append(f"progress: {self.name} got no result: {error!r}")
         world = simulation.world
@@ -334,8 +340,9 @@ class Simulation:
         """Whether nodes may have let go of what an operation did that began at that time.
 
         Then nobody can tell its client what became of it, once others have changed the same object:
-        it took place once, or not at all. Real windows are days [design §8]; where they are seconds
-        as here, partitions hold operations up for longer.
+        it took place once, or not at all. And a file that it reads may have been deleted. Real
+        windows are days [design §8]; where they are seconds as here, partitions hold operations up
+        for longer.
         """
         return self.configuration.collection is not None and since_us < self._kept_since_us()
 
