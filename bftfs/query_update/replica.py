@@ -677,7 +677,8 @@ class Replica:
         at = self.head
         while at > self.row.established:
             version = self.version(at)
-            assert version is not None
+            if version is None:
+                raise DamagedRow(self.object, "a version is missing")
             self.writes += self.workspace.undo(version)
             self._store_version(at, msgspec.structs.replace(version, number=0, holes=()))
             number -= 1

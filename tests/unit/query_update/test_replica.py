@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bftfs import limits
+from bftfs.errors import DamagedRow
 from bftfs.query_update.candidate import Candidate
 from bftfs.query_update.history import history_of
 from bftfs.query_update.messages import Verdict
@@ -197,6 +198,17 @@ def test_a_whole_state_replaces_what_is_not_established_and_leaves_a_gap() -> No
     assert after.verdict(at(5)) is Verdict.UNKNOWN
     assert after.state_at(at(2)) is None
     assert not list(storage.keys(Table.REQUEST, b"", b"\xff"))
+
+
+def test_a_version_that_the_disk_has_lost_is_damage_and_no_crash() -> None:
+    storage = MemoryStorage()
+    accept(storage, at(1), ZERO, {b"a": b"1"})
+    accept(storage, at(2), at(1), {b"a": b"2"}, established=at(1))
+    stage(storage, at(9), {b"b": b"1"})
+    storage.apply([Write(Table.VERSION, A + at(2), None)])
+    with pytest.raises(DamagedRow) as damage:
+        take_staged(Replica(storage, A), at(9))
+    assert damage.value.object == A
 
 
 # --- against a model ------------------------------------------------------------------------
