@@ -36,7 +36,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from itertools import count, islice, pairwise
+from itertools import islice, pairwise
 from typing import NamedTuple, Protocol
 
 import msgspec
@@ -148,7 +148,6 @@ class ObjectHealer:
         self._host: Host | None = None
         self._asked_for: set[ObjectId] = set()  # objects beyond the walk that were healed
         self._looked_for: set[int] = set()  # requests whose objects were healed for their sake
-        self._looks = count()
         self._walked = b"" if recovery.rebuilding else _END
         self._marked: dict[ObjectId, bytes] = {}  # what is to be mended
         self._damaged = 0  # how many of these say something that may be false
@@ -178,7 +177,7 @@ class ObjectHealer:
             if id(request) in self._looked_for:
                 self._looked_for.discard(id(request))
                 return None
-            key = b"look" + next(self._looks).to_bytes(8, "big")
+            key = b"look" + id(request).to_bytes(8, "big")  # of its own, while it is parked
             return Want(key, lambda _view: self._look_for(names, request)) if names else None
         self._looked_for.clear()
         for name in names:

@@ -252,9 +252,8 @@ class _PastRound(Round):
         return Judgement.ENOUGH if self._evaluate() else self.more()
 
     def expire(self) -> None:
-        self.found, self.is_collected, self.is_forgotten, self.is_disorderly = (None,) + 3 * (
-            False,
-        )
+        self.found = None
+        self.is_collected = self.is_forgotten = self.is_disorderly = False
 
     def _evaluate(self) -> bool:
         """Whether the replies of a quorum contain the answer, or show that there is none yet."""

@@ -228,11 +228,10 @@ class Repair:
                 # At another object something later stands, of which servers do not know that it is
                 # established, let alone what is in its chain. A copy there shows it to them.
                 for other in candidate.objects:
-                    if other in barred:
-                        if other != name:
-                            effects.append(await self._copy(other, for_another=True))
-                    else:
+                    if other not in barred:
                         effects.append(await self._bar(other))
+                    elif other != name:
+                        effects.append(await self._copy(other, for_another=True))
             return bool(effects) and all(effects)
         names = tuple(sorted(barred))
         evidence = tuple(sorted(others))

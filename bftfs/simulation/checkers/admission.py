@@ -88,9 +88,9 @@ class PossibleVersionsRecord:
         total = self._settle(node, client, clock_us)
         self.most = max(self.most, total)
         versions = self._possible[node][client].get(block, set())
-        of_block = len(versions)
         if timestamp not in versions:
             return  # a later one is verified: nobody has to know what has become of it
+        of_block = len(versions)
         if total <= 1:
             self._excused_us.pop((node, client), None)
         if total <= self.settings.client and of_block <= self.settings.block:
