@@ -172,13 +172,14 @@ def _draw_rare_uses(drawn: Configuration, random: Random) -> FileMix:
 def _with_collection(drawn: Configuration, random: Random) -> Configuration:
     """Nodes collect what is older than a few seconds, which therefore have to pass.
 
-    The window is longer by what clocks differ by, as that of real nodes is [design §8].
+    The window is longer by what clocks differ by, as that of real nodes is [design §8]: a client
+    whose clock is behind by more makes versions of the past, for as long as nodes take them.
     Blocks that belong to no file have no past that anybody could do without.
     """
     n = drawn.sizes.n
     window_us = random.choice((10 * SECOND_US, 40 * SECOND_US))
     window_us += max((0, *drawn.node_skews_us))
-    window_us += max((0, *(-client.skew_us for client in drawn.clients if client.sane)))
+    window_us += max((0, *(min(-client.skew_us, CLOCK_SKEW_US) for client in drawn.clients)))
     plan = CollectionPlan(
         window_us,
         roomy=tuple(map(NodeId, sorted(random.sample(range(n), random.choice((0, 0, 1, n // 2)))))),

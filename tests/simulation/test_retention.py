@@ -8,13 +8,17 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
 
 from bftfs.filesystem.collection import Shown
-from bftfs.identifiers import NodeId
+from bftfs.identifiers import BLOCK_ID_BYTES, BlockId, NodeId
+from bftfs.limits import CLOCK_SKEW_US
 from bftfs.read_write.lazy_verifier import VerificationSettings
+from bftfs.read_write.timestamp import beginning_of, time_of, version_key
+from bftfs.read_write.version_row import VERIFIED
 from bftfs.retention import Keeps, Retention
 from bftfs.simulation import scenario
 from bftfs.simulation.collection import CollectionPlan, ConstantPool, collecting
@@ -23,6 +27,7 @@ from bftfs.simulation.scenario import Simulation, run
 from bftfs.simulation.storm import StormFaults
 from bftfs.simulation.workloads.files import FileMix, FileWorkload
 from bftfs.simulation.world import SECOND_US
+from bftfs.storage import Table
 from tests.simulation.mutants import attacked, hunt
 
 WINDOW_US = 10 * SECOND_US
@@ -106,6 +111,31 @@ def test_collection_is_drawn() -> None:
     assert {bool(plan.roomy) for plan in plans} == {True, False}
     assert any(each.storm.losers for each in drawn if each.collection is not None)
     assert any(each.byzantine_clients for each in drawn if each.collection is not None)
+
+
+def test_windows_are_longer_by_what_clients_may_date_back() -> None:
+    """Their versions count for when they say; nodes take none that are older than the skew."""
+    behind = []
+    for drawn in map(partial(draw, operations=10), range(1_000)):
+        plan, skews_us = drawn.collection, [client.skew_us for client in drawn.clients]
+        if plan is not None and min(skews_us) < -CLOCK_SKEW_US:
+            behind.append(plan.window_us)
+    assert behind
+    assert min(behind) >= CLOCK_SKEW_US + WINDOW_US
+
+
+def test_of_two_versions_of_one_microsecond_the_older_is_superseded() -> None:
+    simulation = Simulation(next(collected("files")))
+    simulation.run()
+    retention = simulation.retention
+    assert retention is not None
+    disk = simulation.deployment.nodes[0].disk
+    rows = disk.scan(Table.BLOCK, b"", b"\xff")
+    keys = [key for key, row in rows if row[0] & VERIFIED and retention.is_owed(key, 0)]
+    assert keys
+    for key in keys:
+        least = beginning_of(time_of(key))
+        assert not retention.is_owed(version_key(BlockId(key[:BLOCK_ID_BYTES]), least), 0)
 
 
 # --- must fail -------------------------------------------------------------------------------

@@ -48,7 +48,7 @@ class RetentionRecord:
     block_versions: int = 0  # likewise
     # Versions of blocks that have gone: where, which, and the first moment of the window then.
     _gone: list[tuple[NodeId, bytes, int]] = field(default_factory=list)
-    _verified: dict[BlockId, set[int]] = field(default_factory=dict)  # times, by block
+    _verified: dict[BlockId, set[bytes]] = field(default_factory=dict)  # keys, by block
 
     @property
     def collected(self) -> int:
@@ -73,7 +73,7 @@ class RetentionRecord:
                     self._gone.append((node, key, horizon_us))
                 elif value[0] & VERIFIED:
                     block = BlockId(key[:BLOCK_ID_BYTES])
-                    self._verified.setdefault(block, set()).add(block_time_of(key))
+                    self._verified.setdefault(block, set()).add(key)
 
     def _let_go(
         self,
@@ -120,7 +120,8 @@ class RetentionRecord:
     def is_owed(self, key: bytes, horizon_us: int) -> bool:
         """Whether a reader may want this version of a block who asks for a moment from then on."""
         block, time_us = BlockId(key[:BLOCK_ID_BYTES]), block_time_of(key)
-        later = [each for each in self._verified.get(block, ()) if each > time_us]
+        # Of two versions of one microsecond, too, one is the newer: its key comes first.
+        newer = [block_time_of(each) for each in self._verified.get(block, ()) if each < key]
         alive = False
         for attributes in self._shown_from(inode_of(block), horizon_us):
             layout = attributes.layout
@@ -128,10 +129,10 @@ class RetentionRecord:
             if (
                 alive
                 and time_us <= attributes.contents
-                and not any(each <= attributes.contents for each in later)
+                and not any(each <= attributes.contents for each in newer)
             ):
                 return True
-        return alive and not later
+        return alive and not newer
 
     def _shown_from(self, inode: ObjectId, horizon_us: int) -> Iterator[Attributes]:
         """What an inode was at `horizon_us`, and all that it has been since."""
