@@ -337,7 +337,7 @@ class QueryUpdateClient:
                         )
                 self._streaks.interrupted(names)
                 back_off.ahead = outcome.contenders
-                if outcome.insane or outcome.overdrawn:
+                if self.quorums.includes_benign(outcome.insane | outcome.overdrawn):
                     await back_off.pause()
                 elif all(map(self.repairs.is_orderly, names)):
                     # Who was only late tries again at once, if nobody is ahead; and who has waited
