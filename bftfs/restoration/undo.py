@@ -112,7 +112,7 @@ class Undoing:
         brought: set[ObjectId] = set()
         for identifier in copies.values():
             brought |= await self._below(identifier)
-        links = self._unlinked(names, staying, brought, copies, conflicts)
+        links = await self._unlinked(names, staying, brought, copies, conflicts)
         removals = self._removed(names, staying, conflicts)
         # What is linked to its old place when that is brought back, is removed from its new one
         # after it.
@@ -293,7 +293,7 @@ class Undoing:
             directory = place.directory
         return directory == other
 
-    def _unlinked(
+    async def _unlinked(
         self,
         names: list[Name],
         staying: set[Name | None],
@@ -318,8 +318,9 @@ class Undoing:
                 )
                 what += "place for it: it stays"
                 if name in copies:
-                    beside = self._beside(name)
-                    copies[beside] = copies.pop(name)
+                    beside, lost = self._beside(name), copies.pop(name)
+                    if not await self._is_back(lost, (beside,)):
+                        copies[beside] = lost
                     what += f"; what was there before is {_shown(beside.name)}"
                 conflicts.append(Step(what, conflict=True, name=name))
                 continue
@@ -482,7 +483,11 @@ class Undoing:
         place = self._stands(identifier)
         beside = self._beside(place)
         past = self._sight.history.at(first.time_us - 1)
-        before = await self._sight.contents(identifier, first.time_us - 1)
+        if trail.by_client(first):
+            before = await self._sight.contents(identifier, first.time_us - 1)
+        else:  # others covered it with what they had written themselves
+            strays = trail.strays_in(identifier, first)
+            before = await self._contents_after(identifier, _State(False, first, strays))
         attributes = await everything(self._sight, past, identifier)
         there = self._trail.entries.get(beside)
         if there is not None and await self._sight.contents(there, None) == before:

@@ -194,6 +194,37 @@ def test_a_directory_that_others_moved_on_stays_where_it_is(stage: Any) -> None:
     assert stage.tree() == {"a": "a\n", "b": "b\n", "y": "", "y/c": "c\n"}
 
 
+def test_what_stays_in_the_place_of_something_is_not_asked_about_again(stage: Any) -> None:
+    stage.honest.mkdir("d/x")
+    stage.honest.mkdir("x")
+    stage.begin()
+    stage.intruder.mv("x", "d/x")
+    stage.honest.write("x", "first\n")
+    stage.intruder.rm("x")
+    stage.honest.write("x", "second\n")
+    conflicts = stage.undo()
+    assert any(each.startswith("/d/x: put there by K") for each in conflicts)
+    assert any(each.startswith("/x: removed by K") for each in conflicts)
+    assert stage.tree() == {
+        **BEFORE,
+        "d/x": "",
+        "d/x.before-K": "",
+        "x": "second\n",
+        "x.before-K": "first\n",
+    }
+
+
+def test_what_others_wrote_before_they_covered_the_intruders_stands_beside(stage: Any) -> None:
+    stage.honest.scribble("a", "honest\n")
+    stage.intruder.scribble("a", "evil\n")
+    stage.honest.cover("a", len("honest\n"))
+    stage.intruder.write("a", "evil\n")
+    stage.honest.write("a", "evil, mended\n")
+    (conflict,) = stage.undo()
+    assert conflict.startswith("/a: changed by K")
+    assert stage.tree() == {**BEFORE, "a": "evil, mended\n", "a.before-K": "honest\n"}
+
+
 def test_others_work_in_a_tree_of_the_intruder_keeps_it(stage: Any) -> None:
     stage.intruder.mkdir("e")
     stage.intruder.write("e/x", "evil\n")
