@@ -43,6 +43,7 @@ class Traffic:
     """What happened on the network so far."""
 
     sent: int = 0
+    requests: int = 0  # of those that were sent
     delivered: int = 0
     lost: int = 0
     duplicated: int = 0
@@ -104,6 +105,7 @@ class Network:
         random = world.random.random
         distances = self.distances_us
         traffic.sent += 1
+        traffic.requests += kind is Kind.REQUEST
         traffic.bytes += len(metadata) + len(payload)
         copies = 1
         if faults.duplication and random() < faults.duplication:

@@ -64,6 +64,7 @@ class Host:
         self.world = world
         self.network = network
         self.endpoint = endpoint
+        self.requests = 0  # that it has sent
         self.skew_us = skew_us
         self._armed_us: int | None = None
         self.malformed = 0
@@ -86,6 +87,7 @@ class Host:
     def _send_request(
         self, node: NodeId, number: int, message: Any, body: bytes | memoryview
     ) -> None:
+        self.requests += 1
         self.network.send(self.endpoint, node_endpoint(node), Kind.REQUEST, number, message, body)
 
     def _deliver_reply(self, source: Endpoint, number: int, metadata: bytes, body: bytes) -> None:

@@ -57,10 +57,12 @@ TYPES = counter_types() | ledger_types() | file_system_types()
 CALM_US = 600 * SECOND_US  # so long after it all operations must have ended
 SETTLING_US = 10 * SECOND_US  # in which servers repair what nobody else will
 EVENTS_PER_OPERATION = 20_000  # more is a livelock
-# How many messages may be sent after the storm until every operation has ended: nearly always it
-# is a few dozen each, and some hundreds where clocks must catch up or much has to be repaired.
-MESSAGES_AFTER_STORM = 20_000
-MESSAGES_PER_OPERATION = 2_000
+# How many requests clients may make after the storm until every operation has ended: nearly always
+# it is a few dozen each, and some hundreds where clocks must catch up or much has to be repaired.
+REQUESTS_AFTER_STORM = 10_000
+REQUESTS_PER_OPERATION = 1_000
+# Besides, nodes finish what clients have left unfinished in the storm: some hundreds for each.
+REQUESTS_OF_NODES = 50_000
 HEALS_PER_WINDOW = 4  # where nodes collect; real ones heal every ten minutes, and keep for days
 
 
@@ -442,23 +444,34 @@ class Simulation:
 
     def _enjoy_the_calm(self) -> None:
         operations, deadline_us = self.configuration.operations, self.world.now_us + CALM_US
-        left, sent_before = operations - self.ended, self.network.traffic.sent
+        left, by_nodes = operations - self.ended, self._requests_of_nodes()
+        requests = self.network.traffic.requests
         self.world.run(
             until=lambda: self.ended >= operations,
             most_events=self._most_events(),
             deadline_us=deadline_us,
         )
-        sent = self.network.traffic.sent - sent_before
-        if sent > MESSAGES_AFTER_STORM + MESSAGES_PER_OPERATION * left:
-            self.findings.append(
-                f"progress: {sent} messages after the storm, for {left} operations that were left"
-            )
+        by_nodes = self._requests_of_nodes() - by_nodes
+        by_clients = self.network.traffic.requests - requests - by_nodes
+        most = REQUESTS_AFTER_STORM + REQUESTS_PER_OPERATION * left
+        for made, whose, bound in (
+            (by_clients, "clients", most),
+            (by_nodes, "nodes", most + REQUESTS_OF_NODES),
+        ):
+            if made > bound:
+                self.findings.append(
+                    f"progress: {made} requests of {whose} after the storm, for {left} operations "
+                    "that were left"
+                )
         for participant in self.participants:
             for task in participant.pending.values():
                 self.findings.append(
                     f"progress: {participant.name} still waits for {task.name} "
                     f"{(self.world.now_us - deadline_us + CALM_US) // SECOND_US} s after the storm"
                 )
+
+    def _requests_of_nodes(self) -> int:
+        return sum(node.requests for node in self.deployment.nodes)
 
     def _await_healing(self) -> None:
         """Nodes that have lost their disks must have rebuilt all that they host."""

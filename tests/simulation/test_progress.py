@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from bftfs.identifiers import NodeId
+from bftfs.query_update.rounds import Rounds
 from bftfs.simulation import scenario
 from bftfs.simulation.configuration import KINDS
 from bftfs.simulation.scenario import run
@@ -40,15 +43,37 @@ def test_both_can_be_had_with_t_nodes_down(kind: str) -> None:
     assert report.passed, report.findings
 
 
-def test_progress_that_takes_too_many_messages_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Who asks again without patience gets there as well, at a price that is found."""
+def test_must_fail_clients_that_ask_for_everything_time_and_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """They get there as well, at a price that is found."""
     configuration = attacked(
         4, kind="objects", operations=40, storm_share=0.5, down_in_calm=TOO_MANY[:1]
     )
+    ask = Rounds.run
+
+    async def insist(self: Rounds, *arguments: Any, **more: Any) -> None:
+        for _ in range(10):
+            await ask(self, *arguments, **more)
+
+    monkeypatch.setattr(scenario, "REQUESTS_AFTER_STORM", 250)
+    monkeypatch.setattr(scenario, "REQUESTS_PER_OPERATION", 25)
+    assert run(configuration).passed
+    monkeypatch.setattr(Rounds, "run", insist)
+    report = run(configuration)
+    assert any("requests of clients after the storm" in finding for finding in report.findings)
+
+
+def test_must_fail_nodes_that_ask_without_patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One of them is down; the others wait for it, to finish what clients have left behind."""
+    configuration = attacked(
+        4, kind="objects", operations=40, storm_share=0.5, down_in_calm=TOO_MANY[:1]
+    )
+    monkeypatch.setattr(scenario, "REQUESTS_AFTER_STORM", 250)
+    monkeypatch.setattr(scenario, "REQUESTS_PER_OPERATION", 25)
+    monkeypatch.setattr(scenario, "REQUESTS_OF_NODES", 250)
     assert run(configuration).passed
     monkeypatch.setattr("bftfs.quorum.PATIENCE_US", 1)
     monkeypatch.setattr("bftfs.quorum.PATIENCE_MAX_US", 1)
-    monkeypatch.setattr(scenario, "MESSAGES_AFTER_STORM", 500)
-    monkeypatch.setattr(scenario, "MESSAGES_PER_OPERATION", 50)
     report = run(configuration)
-    assert any("messages after the storm" in finding for finding in report.findings)
+    assert any("requests of nodes after the storm" in finding for finding in report.findings)
