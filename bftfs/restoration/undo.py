@@ -19,7 +19,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from itertools import groupby
+from itertools import count, groupby
 from typing import Final
 
 from bftfs.conversation import Conversation, Now
@@ -70,36 +70,47 @@ class Undoing:
         self._wanted: dict[Name, ObjectId | None] = {}
         self._taken: dict[Name, ObjectId] = {}
         self._entries = dict(trail.entries)  # as they will be after the steps so far
+        self._names: list[Name] = []  # of which it is asked what they are to stand for
+        self._reserved: set[Name] = set()  # beside others
         self._remade: dict[ObjectId, ObjectId] = {}  # inodes that were gone
 
     async def steps(self) -> list[Step]:
         """What is to be done, in an order in which it can be done."""
         trail = self._trail
-        names = [
+        self._names = [
             Name(directory, name)
             for directory in trail.touched()
             if kind_of(directory) == ObjectKind.DIRECTORY and directory in self._kept()
             for name in self._names_touched(directory)
         ]
-        for name in names:
+        for name in self._names:
             await self._judge(name)
         conflicts: list[Step] = []
         targets: dict[Name, ObjectId] = {}
-        for name in names:
+        staying: set[Name] = set()
+        for name in self._names:
             wanted, there = self._wanted[name], trail.entries.get(name)
             if there is not None and there != wanted and self._has_others_work(there):
-                conflicts.append(self._staying(name, wanted))
-                if wanted is not None:
+                staying.add(name)
+                if wanted is None:
+                    conflicts.append(self._staying(name))
+                else:
                     self._taken[name] = wanted
             elif wanted is not None and there != wanted:
                 targets[name] = wanted
-        staying = {step.name for step in conflicts}
         for name, taken in self._taken.items():
-            beside = self._beside(name)
-            if self._is_right(taken) or await self._is_back(taken, (name, beside)):
+            if self._is_right(taken):
+                if name in staying:
+                    conflicts.append(self._staying(name))
                 continue
-            targets[beside] = taken
-            if name not in staying:
+            if await self._is_back(taken, name):
+                continue
+            beside, is_there = await self._beside(name, partial(self._stands_for, taken))
+            if not is_there:
+                targets[beside] = taken
+            if name in staying:
+                conflicts.append(self._staying(name, beside))
+            elif not is_there:
                 conflicts.append(
                     Step(
                         f"{trail.path(name)}: removed by {self._label}, and since used by others; "
@@ -108,12 +119,12 @@ class Undoing:
                         name=name,
                     )
                 )
-        moves, copies = self._placed(targets, conflicts)
+        moves, copies = await self._placed(targets, conflicts)
         brought: set[ObjectId] = set()
         for identifier in copies.values():
             brought |= await self._below(identifier)
-        links = await self._unlinked(names, staying, brought, copies, conflicts)
-        removals = self._removed(names, staying, conflicts)
+        links = await self._unlinked(staying, brought, copies, conflicts)
+        removals = self._removed(staying, conflicts)
         # What is linked to its old place when that is brought back, is removed from its new one
         # after it.
         late = any(identifier in brought for _, identifier in links)
@@ -212,20 +223,35 @@ class Undoing:
             if name.directory == identifier
         )
 
-    def _beside(self, name: Name) -> Name:
-        return Name(name.directory, name.name + f".before-{self._label}".encode())
+    async def _beside(
+        self, name: Name, is_it: Callable[[ObjectId], Conversation[bool]]
+    ) -> tuple[Name, bool]:
+        """Where something has its place beside a name; and whether it stands there already."""
+        for number in count(1):
+            suffix = f".before-{self._label}" + (f"-{number}" if number > 1 else "")
+            beside = Name(name.directory, name.name + suffix.encode())
+            if beside in self._reserved:
+                continue
+            there = self._entries.get(beside)
+            if there is None and self._wanted.get(beside) is None:
+                break
+            if (
+                there is not None
+                and self._wanted.get(beside, there) == there
+                and await is_it(there)
+            ):
+                break
+        self._reserved.add(beside)
+        return beside, there is not None
 
-    def _staying(self, name: Name, wanted: ObjectId | None) -> Step:
+    def _staying(self, name: Name, beside: Name | None = None) -> Step:
         what = f"{self._trail.path(name)}: made by {self._label}, and others have worked in it: "
-        if wanted is None:
-            return Step(f"{what}it stays", conflict=True, name=name)
-        return Step(
-            f"{what}it stays; what was there before is {_shown(self._beside(name).name)}",
-            conflict=True,
-            name=name,
-        )
+        what += "it stays"
+        if beside is not None:
+            what += f"; what was there before is {_shown(beside.name)}"
+        return Step(what, conflict=True, name=name)
 
-    def _placed(
+    async def _placed(
         self, targets: dict[Name, ObjectId], conflicts: list[Step]
     ) -> tuple[list[Step], dict[Name, ObjectId]]:
         """Moves that give things their places back, and what has to be made anew for that."""
@@ -254,6 +280,24 @@ class Undoing:
                 )
                 self._wanted[source] = identifier
                 continue
+            there = self._entries.get(target)
+            if source is not None and there is not None and self._is_in(source.directory, there):
+                if put_off < len(waiting):
+                    waiting.append((target, identifier))  # until that has been moved itself
+                    put_off += 1
+                    continue
+                aside, _ = await self._beside(target, _nothing)
+                moves.append(
+                    Step(
+                        f"move {trail.path(source)} out of {trail.path(target)}",
+                        partial(self._move, source, aside, RENAME_NOREPLACE),
+                    )
+                )
+                del self._entries[source]
+                self._entries[aside] = identifier
+                self._names.append(aside)  # where what is in its place comes in exchange
+                self._wanted[aside] = None
+                source = aside
             put_off = 0
             if source is not None:
                 there = self._entries.pop(target, None)
@@ -295,15 +339,14 @@ class Undoing:
 
     async def _unlinked(
         self,
-        names: list[Name],
-        staying: set[Name | None],
+        staying: set[Name],
         brought: set[ObjectId],
         copies: dict[Name, ObjectId],
         conflicts: list[Step],
     ) -> dict[tuple[Name, ObjectId], Step]:
         """Where the client has put what it has not made, and that has a place of its own."""
         links: dict[tuple[Name, ObjectId], Step] = {}
-        for name in names:
+        for name in self._names:
             there = self._entries.get(name)
             if (
                 there is None
@@ -318,8 +361,9 @@ class Undoing:
                 )
                 what += "place for it: it stays"
                 if name in copies:
-                    beside, lost = self._beside(name), copies.pop(name)
-                    if not await self._is_back(lost, (beside,)):
+                    lost = copies.pop(name)
+                    beside, is_there = await self._beside(name, partial(self._stands_for, lost))
+                    if not is_there:
                         copies[beside] = lost
                     what += f"; what was there before is {_shown(beside.name)}"
                 conflicts.append(Step(what, conflict=True, name=name))
@@ -333,12 +377,10 @@ class Undoing:
         what = f"what {self._label} put in place of " if self._wanted[name] else ""
         return Step(f"remove {what}{self._trail.path(name)}", partial(self._remove, name, there))
 
-    def _removed(
-        self, names: list[Name], staying: set[Name | None], conflicts: list[Step]
-    ) -> dict[Name, Step]:
+    def _removed(self, staying: set[Name], conflicts: list[Step]) -> dict[Name, Step]:
         """What the client has made."""
         removals: dict[Name, Step] = {}
-        for name in names:
+        for name in self._names:
             there = self._entries.get(name)
             if (
                 there is None
@@ -350,7 +392,7 @@ class Undoing:
             if self._is_clear(there):
                 removals[name] = self._removal(name, there)
             else:
-                conflicts.append(self._staying(name, None))
+                conflicts.append(self._staying(name))
         whole = {self._entries[name] for name in removals}
         return {name: step for name, step in removals.items() if not self._is_below(name, whole)}
 
@@ -397,17 +439,18 @@ class Undoing:
                     found |= await self._below(child)
         return found
 
-    async def _is_back(self, lost: ObjectId, names: tuple[Name, ...]) -> bool:
-        """Whether something that is gone was brought back before, under one of these names."""
-        if self._places(lost):
+    async def _is_back(self, lost: ObjectId, name: Name) -> bool:
+        """Whether something that is gone was brought back before, under its name."""
+        there = self._trail.entries.get(name)
+        if there is None or self._wanted.get(name, there) != there:
             return False
-        for name in names:
-            there = self._trail.entries.get(name)
-            if there is None or self._trail.is_made_by_client(there):
-                continue
-            if await self._is_like(lost, there):
-                return True
-        return False
+        return await self._stands_for(lost, there)
+
+    async def _stands_for(self, lost: ObjectId, there: ObjectId) -> bool:
+        """Whether what is there is what was brought back of something that is gone."""
+        if self._places(lost) or self._trail.is_made_by_client(there):
+            return False
+        return await self._is_like(lost, there)
 
     async def _is_like(self, lost: ObjectId, there: ObjectId) -> bool:
         """Whether what is there now has all that was lost."""
@@ -481,7 +524,6 @@ class Undoing:
                      partial(self._rewrite, identifier, shown))
             )  # fmt: skip
         place = self._stands(identifier)
-        beside = self._beside(place)
         past = self._sight.history.at(first.time_us - 1)
         if trail.by_client(first):
             before = await self._sight.contents(identifier, first.time_us - 1)
@@ -489,9 +531,9 @@ class Undoing:
             strays = trail.strays_in(identifier, first)
             before = await self._contents_after(identifier, _State(False, first, strays))
         attributes = await everything(self._sight, past, identifier)
-        there = self._trail.entries.get(beside)
-        if there is not None and await self._sight.contents(there, None) == before:
-            return steps  # it was put there before
+        beside, is_there = await self._beside(place, partial(self._holds, before))
+        if is_there:
+            return steps
         return [
             *steps,
             Step(
@@ -503,6 +545,13 @@ class Undoing:
                 place,
             ),
         ]
+
+    async def _holds(self, contents: bytes, there: ObjectId) -> bool:
+        """Whether what is there is a file with these contents."""
+        if kind_of(there) != ObjectKind.INODE:
+            return False
+        found = await self._sight.files.attributes(there, self._who)
+        return found.is_regular and await self._sight.contents(there, None) == contents
 
     def _changes_of_contents(self, identifier: ObjectId) -> list[Change]:
         """What changed the file's bytes. Who rearranges blocks changes none, unless he lies."""
@@ -676,6 +725,10 @@ class Undoing:
                     await files.write_behind(opened)
         finally:
             await files.release(opened)
+
+
+async def _nothing(_: ObjectId) -> bool:
+    return False
 
 
 def _shown(name: bytes) -> str:

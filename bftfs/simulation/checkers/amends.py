@@ -13,6 +13,7 @@ is what the client has changed.
 
 from __future__ import annotations
 
+import re
 import stat
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -123,7 +124,7 @@ class _Honest:
     entries: dict[ObjectId, dict[bytes, ObjectId]] = field(default_factory=dict)
     modes: dict[ObjectId, int] = field(default_factory=dict)
     contents: dict[ObjectId, set[bytes]] = field(default_factory=dict)  # what may be there
-    before: dict[ObjectId, set[bytes]] = field(default_factory=dict)  # the client's first
+    before: dict[ObjectId, set[bytes]] = field(default_factory=dict)  # the client's first came in
     taken: dict[tuple[ObjectId, bytes], set[ObjectId]] = field(default_factory=dict)  # by name
     merged: set[ObjectId] = field(default_factory=set)  # files that others wrote after the client
     made: set[ObjectId] = field(default_factory=set)  # what the client has made
@@ -173,8 +174,10 @@ def check_undone(
             # Blocks count for who wrote them, whoever covered them; if it is not known what others
             # would have left without the client's, they count for who covered them.
             others = known.without(undone.client, undone.since_us)
-            written = others.possible(covered_us) | known.possible(covered_us)
-            _write(honest, identifier, written, is_own=is_own)
+            left, shown = others.possible(covered_us), known.possible(covered_us)
+            if left != shown and not is_own:  # others have covered what the client wrote
+                honest.before.setdefault(identifier, left)
+            _write(honest, identifier, left | shown, is_own=is_own)
     where = f"undo: since {undone.since_us}"
     if undone.own != own:
         findings.append(
@@ -247,7 +250,8 @@ class _Comparison:
     def __init__(self, undone: Undone, honest: _Honest) -> None:
         self._undone = undone
         self._honest = honest
-        self._suffix = f".before-{undone.label}".encode()
+        self._beside = re.compile(rf"(\.before-{re.escape(undone.label)}(-\d+)?)+$".encode())
+        self._placed = {child for each in honest.entries.values() for child in each.values()}
         self._conflicts = {step.name for step in undone.steps if step.conflict}
         self.findings: list[str] = []
 
@@ -276,8 +280,8 @@ class _Comparison:
             reported = (there, name) in self._conflicts
             if reported:
                 self._require_conflict(full, entries.get(name), child)
-            if name not in entries and name.endswith(self._suffix):
-                self._check_kept(full, wanted, (there, name[: -len(self._suffix)]), child)
+            if name not in entries and self._beside.search(name):
+                self._check_kept(full, wanted, there, child)
             elif name not in entries or child is None:
                 if not reported:
                     self.findings.append(
@@ -291,29 +295,25 @@ class _Comparison:
     ) -> None:
         """Both have changed what a conflict is about, or there is none."""
         honest = self._honest
+        if wanted is None and there in honest.whole.objects.keys() - honest.made - self._placed:
+            return  # others removed it from where they had it; undo removes nothing of theirs
         if honest.independent and (wanted is None or wanted != there):
             self.findings.append(f"{_shown(path)} is in conflict with nothing")
         if honest.independent and wanted not in honest.merged:
             self.findings.append(f"{_shown(path)} has contents in conflict with nothing")
 
     def _check_kept(
-        self,
-        path: Path,
-        wanted: ObjectId,
-        name: tuple[ObjectId, bytes],
-        there: ObjectId | None,
+        self, path: Path, wanted: ObjectId, directory: ObjectId, there: ObjectId | None
     ) -> None:
         """What there was before stands beside what stays."""
         honest = self._honest
-        if name not in self._conflicts or there is None:
+        base = self._beside.sub(b"", path[-1])
+        if (directory, base) not in self._conflicts or there is None:
             self.findings.append(f"{_shown(path)} is nobody's")
             return
         seen = self._undone.after[there]
         if seen.content is None:
             return
-        base = name[1]
-        while base.endswith(self._suffix):
-            base = base[: -len(self._suffix)]
         own = {honest.entries[wanted].get(base), *honest.taken.get((wanted, base), ())}
         right = {
             content

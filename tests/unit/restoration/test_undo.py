@@ -55,9 +55,16 @@ def put_a_directory_in_place_of_a_file(_: Any, intruder: Any) -> None:
     intruder.mv("b", "a/b")
 
 
+def put_a_directory_in_place_of_what_it_contains(_: Any, intruder: Any) -> None:
+    intruder.mkdir("x")
+    intruder.mv("d", "x/d")
+    intruder.mv("x", "d")
+
+
 @pytest.mark.parametrize(
     "intrude",
     [
+        put_a_directory_in_place_of_what_it_contains,
         exchange,
         turn_round,
         replace,
@@ -137,6 +144,16 @@ def test_directories_that_were_turned_inside_out_are_turned_back(stage: Any) -> 
     stage.intruder.mv("x/y", "y")
     stage.intruder.mv("x", "y/x")
     stage.intruder.mv("d", "y/x/d")
+    assert stage.undo() == []
+    assert stage.tree() == before
+
+
+def test_a_directory_that_took_the_name_of_what_it_contains_gives_it_back(stage: Any) -> None:
+    stage.honest.mkdir("x")
+    before = stage.tree()
+    stage.begin()
+    stage.intruder.mv("d", "x/d")
+    stage.intruder.mv("x", "d")
     assert stage.undo() == []
     assert stage.tree() == before
 
@@ -223,6 +240,47 @@ def test_what_others_wrote_before_they_covered_the_intruders_stands_beside(stage
     (conflict,) = stage.undo()
     assert conflict.startswith("/a: changed by K")
     assert stage.tree() == {**BEFORE, "a": "evil, mended\n", "a.before-K": "honest\n"}
+
+
+def test_a_name_may_be_in_conflict_twice(stage: Any) -> None:
+    stage.intruder.rm("a")
+    stage.honest.write("x", "x\n")
+    stage.intruder.write("x", "evil\n")
+    stage.honest.write("x", "mended\n")
+    stage.honest.mv("x", "a")
+    assert len(stage.undo()) == 2
+    assert stage.tree() == {
+        **BEFORE,
+        "a": "mended\n",
+        "a.before-K": "a\n",
+        "a.before-K-2": "x\n",
+    }
+
+
+def test_what_stands_beside_a_name_already_is_not_overwritten(stage: Any) -> None:
+    stage.honest.write("a.before-K", "of an earlier undo\n")
+    stage.begin()
+    stage.intruder.rm("a")
+    stage.honest.write("a", "new\n")
+    assert len(stage.undo()) == 1
+    assert stage.tree() == {
+        **BEFORE,
+        "a": "new\n",
+        "a.before-K": "of an earlier undo\n",
+        "a.before-K-2": "a\n",
+    }
+
+
+def test_what_goes_away_again_is_not_what_was_brought_back(stage: Any) -> None:
+    stage.honest.write("x", "a\n")
+    stage.begin()
+    stage.intruder.rm("a")
+    stage.honest.write("a", "new\n")
+    stage.honest.rm("a")
+    stage.intruder.mv("x", "a")  # with the same contents
+    assert len(stage.undo()) == 1
+    others = {name: contents for name, contents in BEFORE.items() if name != "a"}
+    assert stage.tree() == {**others, "a.before-K": "a\n", "x": "a\n"}
 
 
 def test_others_work_in_a_tree_of_the_intruder_keeps_it(stage: Any) -> None:
