@@ -200,9 +200,9 @@ def _replay(
     honest: _Honest, method: str, objects: Sequence[ObjectId], arguments: object, *, is_own: bool
 ) -> None:
     """One operation, with the client and without it."""
-    touched = [each for each in dict.fromkeys(objects) if each in honest.whole.objects]
-    before = {each: dict(honest.whole.entries(each)) for each in touched}
+    before = _entries(honest.whole, objects)
     honest.whole.apply(method, objects, arguments)
+    changes = _changes(before, _entries(honest.whole, objects))
     for each in objects:
         made = honest.whole.objects.get(each)
         if made is not None and each not in before:
@@ -211,13 +211,6 @@ def _replay(
             honest.contents[each] = {b""}
             if is_own:
                 honest.made.add(each)
-    changes = [
-        (each, name, honest.whole.entries(each).get(name))
-        for each in dict.fromkeys(objects)
-        if each in honest.entries
-        for name in before.get(each, {}).keys() | honest.whole.entries(each).keys()
-        if before.get(each, {}).get(name) != honest.whole.entries(each).get(name)
-    ]
     for each, name, child in changes:
         left = honest.entries[each].get(name)
         if is_own:
@@ -229,10 +222,29 @@ def _replay(
             honest.entries[each][name] = child
     if is_own:
         return
-    if honest.alone.apply(method, objects, arguments):
+    before = _entries(honest.alone, objects)
+    refused = honest.alone.apply(method, objects, arguments)
+    if refused or _changes(before, _entries(honest.alone, objects)) != changes:
         honest.independent = False
     if method == registry.CHANGE_ATTRIBUTES:
         honest.modes[objects[0]] = honest.whole.objects[objects[0]].mode
+
+
+_Entries = dict[ObjectId, dict[bytes, ObjectId]]
+
+
+def _entries(model: NamespaceModel, objects: Sequence[ObjectId]) -> _Entries:
+    return {each: dict(model.entries(each)) for each in objects if each in model.objects}
+
+
+def _changes(before: _Entries, after: _Entries) -> set[tuple[ObjectId, bytes, ObjectId | None]]:
+    """Which names stand for something else, or for nothing."""
+    return {
+        (each, name, entries.get(name))
+        for each, entries in after.items()
+        for name in before.get(each, {}).keys() | entries.keys()
+        if before.get(each, {}).get(name) != entries.get(name)
+    }
 
 
 def _write(honest: _Honest, identifier: ObjectId, written: set[bytes], *, is_own: bool) -> None:
