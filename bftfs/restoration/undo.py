@@ -15,7 +15,7 @@ import errno
 import os
 import stat
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -224,25 +224,39 @@ class Undoing:
         )
 
     async def _beside(
-        self, name: Name, is_it: Callable[[ObjectId], Conversation[bool]]
+        self,
+        name: Name,
+        is_it: Callable[[ObjectId], Conversation[bool]],
+        *,
+        also: Sequence[Name] = (),
     ) -> tuple[Name, bool]:
-        """Where something has its place beside a name; and whether it stands there already."""
+        """Where something has its place beside a name; and whether it stands there already.
+
+        Or beside one of the other names that the same thing has `also`.
+        """
+        for each in (name, *also):
+            for beside in self._besides(each):
+                there = self._entries.get(beside)
+                if there is None:
+                    break
+                if self._wanted.get(beside, there) == there and await is_it(there):
+                    self._reserved.add(beside)
+                    return beside, True
+        beside = next(
+            each
+            for each in self._besides(name)
+            if self._entries.get(each) is None and self._wanted.get(each) is None
+        )
+        self._reserved.add(beside)
+        return beside, False
+
+    def _besides(self, name: Name) -> Iterator[Name]:
+        """The places beside a name that nothing is to come to yet."""
         for number in count(1):
             suffix = f".before-{self._label}" + (f"-{number}" if number > 1 else "")
             beside = Name(name.directory, name.name + suffix.encode())
-            if beside in self._reserved:
-                continue
-            there = self._entries.get(beside)
-            if there is None and self._wanted.get(beside) is None:
-                break
-            if (
-                there is not None
-                and self._wanted.get(beside, there) == there
-                and await is_it(there)
-            ):
-                break
-        self._reserved.add(beside)
-        return beside, there is not None
+            if beside not in self._reserved:
+                yield beside
 
     def _staying(self, name: Name, beside: Name | None = None) -> Step:
         what = f"{self._trail.path(name)}: made by {self._label}, and others have worked in it: "
@@ -531,7 +545,9 @@ class Undoing:
             strays = trail.strays_in(identifier, first)
             before = await self._contents_after(identifier, _State(False, first, strays))
         attributes = await everything(self._sight, past, identifier)
-        beside, is_there = await self._beside(place, partial(self._holds, before))
+        beside, is_there = await self._beside(
+            place, partial(self._holds, before), also=self._places(identifier)
+        )
         if is_there:
             return steps
         return [

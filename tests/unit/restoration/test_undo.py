@@ -257,6 +257,17 @@ def test_a_name_may_be_in_conflict_twice(stage: Any) -> None:
     }
 
 
+def test_of_a_file_with_two_names_what_it_was_stands_beside_one(stage: Any) -> None:
+    stage.honest.link("a", "d/a")
+    stage.begin()
+    stage.intruder.write("a", "evil\n")
+    stage.honest.write("a", "evil, mended\n")
+    stage.intruder.rm("a")
+    assert len(stage.undo()) == 1
+    mended = {"a": "evil, mended\n", "d/a": "evil, mended\n"}
+    assert stage.tree() == {**BEFORE, **mended, "d/a.before-K": "a\n"}
+
+
 def test_what_stands_beside_a_name_already_is_not_overwritten(stage: Any) -> None:
     stage.honest.write("a.before-K", "of an earlier undo\n")
     stage.begin()
