@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 
-import msgspec
-
 from bftfs.credentials import Credentials
 from bftfs.errors import DamagedRow
 from bftfs.filesystem.authorization import UNKNOWN_INODE, may_write_blocks
@@ -14,6 +12,7 @@ from bftfs.query_update.replica import Replica
 from bftfs.read_write.messages import BlockRefused
 from bftfs.step import Sender
 from bftfs.storage import StorageView
+from bftfs.wire.codec import UNREADABLE
 
 
 class InodeAuthority:
@@ -26,7 +25,7 @@ class InodeAuthority:
         name = inode_of(block)
         try:
             code = may_write_blocks(Replica(view, name).workspace, credentials, sender.grant)
-        except msgspec.MsgspecError as error:
+        except UNREADABLE as error:
             raise DamagedRow(name, str(error)) from error
         if code in (0, UNKNOWN_INODE):
             return None

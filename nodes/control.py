@@ -27,9 +27,11 @@ from bftfs.limits import SECOND_US
 from bftfs.runtime import clock
 from bftfs.runtime.sockets import forget, listen
 from bftfs.steering import RATE_BYTES_LEAST, Steering
+from bftfs.wire.codec import UNREADABLE
 
 PATIENCE_S = 5.0
 _LINE_BYTES = 4096
+_ANSWER_BYTES = 1 << 20
 _CREDENTIALS = struct.Struct("3i")  # pid, uid, gid
 
 Called = TypeVar("Called")
@@ -146,7 +148,7 @@ class Control:
             return Answer("only the user that the node runs as may steer it")
         try:
             command = msgspec.json.decode(_line(asking), type=Command)
-        except msgspec.MsgspecError as error:
+        except UNREADABLE as error:
             return Answer(f"what is no command: {error}")
         try:
             return self._call(lambda: self.perform(command), PATIENCE_S)
@@ -219,7 +221,7 @@ def steer(path: Path, command: Command) -> WorkStatus:
             raise ControlFailed("does not run on this machine") from None
         except PermissionError:
             raise ControlFailed("belongs to another user: only its owner may steer it") from None
-        except (OSError, msgspec.MsgspecError) as error:
+        except (OSError, *UNREADABLE) as error:
             raise ControlFailed(f"cannot be steered ({error})") from None
     if answer.status is None:
         raise ControlFailed(answer.error)
@@ -228,6 +230,6 @@ def steer(path: Path, command: Command) -> WorkStatus:
 
 def _whole(connection: socket.socket) -> bytes:
     received = b""
-    while more := connection.recv(65536):
+    while len(received) <= _ANSWER_BYTES and (more := connection.recv(65536)):
         received += more
     return received

@@ -23,6 +23,7 @@ from bftfs.simulation.record import Heading, Record, summary
 from bftfs.simulation.scenario import Report
 from bftfs.simulation.shrinking import MOST_RUNS
 from bftfs.simulation.twins import SCENES, enumerate_schedules
+from bftfs.wire.codec import UNREADABLE
 
 DEFAULT_COUNT = 100
 DEFAULT_OPERATIONS = 200
@@ -196,7 +197,7 @@ def _twins(rounds: int) -> int:
 def _replay(path: Path, most_runs: int) -> Generator[Outcome, None, None]:
     try:
         configuration = from_json(path.read_bytes())
-    except (msgspec.MsgspecError, ImpossibleThresholds) as error:
+    except (*UNREADABLE, ImpossibleThresholds) as error:
         raise UsageError(f"{path}: not the configuration of a simulation: {error}") from error
     yield examine(configuration, most_runs=most_runs)
 

@@ -33,13 +33,17 @@ _UNITS_US: Final = {
     "week": 604_800_000_000,
 }
 _DAYS: Final = ("monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday")
-_AMOUNT: Final = re.compile(r"(\d+(?:\.\d+)?|an?) ?([a-z]+)", re.ASCII)
+# In one way only: a name such as `a@aaa…` is tried as well, and may not take for ever.
+_AMOUNT: Final = re.compile(r"(\d+(?:\.\d+)?|an?\b) ?([a-z]+)", re.ASCII)
 _AGO: Final = re.compile(rf"(?:{_AMOUNT.pattern}(?:,| and)? ?)+ago", re.ASCII)
+_LONGEST: Final = 100  # characters, of which no number is too large to be computed with
 _CLOCK: Final = re.compile(r"(\d{1,2}):(\d\d)(?::(\d\d)(?:\.(\d{1,6}))?)?", re.ASCII)
 
 
 def parse_time(text: str, *, now_us: int) -> int | None:
     """The time that `text` says; None if it says none."""
+    if len(text) > _LONGEST:
+        return None
     words = " ".join(text.strip().lower().split())
     iso = parse_moment(text.strip())
     if iso is not None:

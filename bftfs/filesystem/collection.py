@@ -73,7 +73,7 @@ from bftfs.read_write.version_row import (
 from bftfs.retention import KEEP_ALL, Keeps, Policy, Retention, parse_policy
 from bftfs.step import Host
 from bftfs.storage import StorageView, Table, Write
-from bftfs.wire.codec import encode
+from bftfs.wire.codec import UNREADABLE, encode
 
 _NUMBER_BYTES = 8
 _AFTER_OBJECTS = b"\xff" * (OBJECT_ID_BYTES + 1)
@@ -396,7 +396,7 @@ class Collector:
                 times.update(times_of_snapshots(state))
         except Refusal:
             return None
-        except msgspec.MsgspecError as error:
+        except UNREADABLE as error:
             raise DamagedRow(self._volume, str(error)) from error
         return _Facts(tuple(sorted(times)), created_us)
 
@@ -519,7 +519,7 @@ def _has_superseded(replica: Replica, horizon_us: int) -> bool:
 def _attributes(replica: Replica, encoded: bytes) -> Attributes:
     try:
         return decode_attributes(encoded)
-    except msgspec.MsgspecError as error:
+    except UNREADABLE as error:
         raise DamagedRow(replica.object, str(error)) from error
 
 

@@ -39,8 +39,6 @@ from functools import partial
 from itertools import islice, pairwise
 from typing import NamedTuple, Protocol
 
-import msgspec
-
 from bftfs import limits
 from bftfs.conversation import Now, Pause, Together
 from bftfs.errors import MalformedMessage
@@ -76,7 +74,7 @@ from bftfs.recovery import OBJECTS, Recovery
 from bftfs.steering import Steering, healing_steering
 from bftfs.step import Host, Want
 from bftfs.storage import StorageView, Table, Write
-from bftfs.wire.codec import encode
+from bftfs.wire.codec import UNREADABLE, encode
 
 _END = b"\xff" * (OBJECT_ID_BYTES + 1)  # after all ids
 _CURSOR = b"heal objects"  # in Table.META: where the walk is
@@ -544,7 +542,7 @@ def _row(name: ObjectId, view: StorageView) -> ObjectRow | None:
     stored = view.get(Table.OBJECT, name)
     try:
         return None if stored is None else stored_row(stored)
-    except msgspec.MsgspecError:
+    except UNREADABLE:
         return None
 
 

@@ -24,7 +24,7 @@ from bftfs.query_update.replica import Link, Reach, Replica, link_of
 from bftfs.query_update.timestamp import ZERO, LogicalTimestamp
 from bftfs.quorum import Judgement, Nodes, Probing, QuorumSystem, ask
 from bftfs.storage import StorageView, Table, Write
-from bftfs.wire.codec import Value, encode
+from bftfs.wire.codec import UNREADABLE, Value, encode
 
 _PATIENCE_TOTAL_US = 10 * limits.SECOND_US
 _CHAIN = b"c"
@@ -141,7 +141,7 @@ async def fetch_version(
             ),
             Write(Table.REQUEST, key, _STATE + len(pages).to_bytes(4, "big")),
         ]
-    except (QuorumUnavailable, msgspec.MsgspecError, IndexError):
+    except (QuorumUnavailable, *UNREADABLE, IndexError):
         return None
 
 

@@ -15,13 +15,14 @@ from itertools import islice
 import msgspec
 
 from bftfs import limits
+from bftfs.errors import DamagedRow
 from bftfs.identifiers import ObjectId
 from bftfs.query_update.conditioned import Operation
 from bftfs.query_update.messages import Looked, PastVersion, VersionsRequest
 from bftfs.query_update.replica import Replica, Version
 from bftfs.query_update.timestamp import TIMESTAMP_BYTES, ZERO, LogicalTimestamp, time_of
 from bftfs.storage import StorageView, Table
-from bftfs.wire.codec import encode
+from bftfs.wire.codec import UNREADABLE, encode
 
 GUARD = "history.permit"  # the query without arguments that refuses who may not list versions
 
@@ -142,7 +143,10 @@ def _operation_of(
     if first is not None:
         return first.operation
     kept = view.get(Table.META, operation_key(timestamp))
-    return _decode_operation(kept) if kept else None
+    try:
+        return _decode_operation(kept) if kept else None
+    except UNREADABLE as error:
+        raise DamagedRow(objects[0], str(error)) from error
 
 
 def _listed(

@@ -39,7 +39,7 @@ from bftfs.query_update.replica import (
 from bftfs.query_update.timestamp import TIMESTAMP_BYTES, ZERO, LogicalTimestamp
 from bftfs.quorum import QuorumSystem
 from bftfs.storage import MemoryStorage, StorageView, Table, Write
-from bftfs.wire.codec import encode
+from bftfs.wire.codec import UNREADABLE, encode
 
 _LINKS_AT_A_TIME = 64
 
@@ -110,7 +110,7 @@ async def fetch_past(
             # Nobody has the version below: the oldest that there is begins it all.
             at = links.pop().timestamp
             state = await object_sync.state_pages(asking, name, at)
-    except (QuorumUnavailable, msgspec.MsgspecError, IndexError):
+    except (QuorumUnavailable, *UNREADABLE, IndexError):
         return None
     return None if state is None else Past(tuple(links), at, tuple(state))
 

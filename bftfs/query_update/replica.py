@@ -25,6 +25,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from enum import Enum
+from typing import Annotated, TypeAlias
 
 import msgspec
 
@@ -47,30 +48,31 @@ from bftfs.query_update.sequence import (
 )
 from bftfs.query_update.timestamp import ZERO, LogicalTimestamp, time_of
 from bftfs.storage import StorageView, Table, Write
-from bftfs.wire.codec import Value, encode
+from bftfs.wire.codec import UNREADABLE, Value, encode
 
 _NUMBER_BYTES = 8
 _ROWS_READ = 8  # of one key, before the others are passed over by seeking
 _MISSING = object()
 
 Change = tuple[bytes, bytes | None]  # key and new value; None: the key is gone
+_Natural: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
 
 
 class ObjectRow(Value, frozen=True):
     """What a server stores of an object beside its versions."""
 
-    number: int  # of the head
+    number: _Natural  # of the head
     established: LogicalTimestamp  # the greatest version on the chain that is known established
     floor: LogicalTimestamp  # below it, versions of the chain may be missing here
     history: bytes
     authenticator: bytes
-    collected_us: int = 0  # what no moment from here on shows may be gone [design §8]
+    collected_us: _Natural = 0  # what no moment from here on shows may be gone [design §8]
 
 
 class Version(Value, frozen=True):
     """A version of an object. The operation and its answer stand with the first of its objects."""
 
-    number: int  # on the head's chain; 0 if not on it
+    number: _Natural  # on the head's chain; 0 if not on it
     parent: LogicalTimestamp
     objects: tuple[ObjectId, ...]
     copy: bool
@@ -78,8 +80,8 @@ class Version(Value, frozen=True):
     operation: Operation | None = None
     answer: bytes = b""
     gap: bool = False  # parent and delta are not the operation's: versions between are missing
-    until_us: int = 0  # time of the version that followed it, if that was collected
-    holes: tuple[int, ...] = ()  # where those begin that it has left in a sequence here
+    until_us: _Natural = 0  # time of the version that followed it, if that was collected
+    holes: tuple[_Natural, ...] = ()  # where those begin that it has left in a sequence here
 
 
 class Link(Value, frozen=True):
@@ -104,7 +106,7 @@ def latest_of(name: ObjectId, stored: bytes) -> LogicalTimestamp:
     """The latest timestamp in the replica history of an object's row. Raises `DamagedRow`."""
     try:
         return latest_in(_decode_row(stored).history)
-    except (msgspec.MsgspecError, MalformedMessage) as error:
+    except (*UNREADABLE, MalformedMessage) as error:
         raise DamagedRow(name, str(error)) from error
 
 
@@ -524,7 +526,7 @@ class Replica:
         try:
             self.row: ObjectRow = INITIAL_ROW if stored is None else _decode_row(stored)
             self.history: ReplicaHistory = parse_history(self.row.history)
-        except (msgspec.MsgspecError, MalformedMessage) as error:
+        except (*UNREADABLE, MalformedMessage) as error:
             raise DamagedRow(identifier, str(error)) from error
         self.stored = self.row  # as it was before this step
         self.writes: list[Write] = []
@@ -553,7 +555,7 @@ class Replica:
         stored = self.view.get(Table.VERSION, self.object + timestamp)
         try:
             return None if stored is None else _decode_version(stored)
-        except msgspec.MsgspecError as error:
+        except UNREADABLE as error:
             raise DamagedRow(self.object, str(error)) from error
 
     def state_at(self, timestamp: LogicalTimestamp) -> Workspace | PastState | None:

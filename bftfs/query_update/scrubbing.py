@@ -23,8 +23,6 @@ from functools import partial
 from itertools import islice
 from typing import NamedTuple, Protocol
 
-import msgspec
-
 from bftfs import limits
 from bftfs.crypto.digest import DIGEST_BYTES, link_digest
 from bftfs.errors import MalformedMessage
@@ -46,7 +44,7 @@ from bftfs.quorum import Nodes, QuorumSystem
 from bftfs.scrubbing import Page
 from bftfs.step import Host
 from bftfs.storage import StorageView, Table, Write
-from bftfs.wire.codec import encode
+from bftfs.wire.codec import UNREADABLE, encode
 
 _END = b"\xff" * (OBJECT_ID_BYTES + TIMESTAMP_BYTES + 1)  # after all keys of each of the tables
 _KEY_BYTES = OBJECT_ID_BYTES + TIMESTAMP_BYTES
@@ -78,7 +76,7 @@ def attested(view: StorageView, key: bytes) -> bytes:
         return b""
     try:
         version = stored_version(stored)
-    except msgspec.MsgspecError:
+    except UNREADABLE:
         return b""
     return b"" if version.gap else _digest(key, version)
 
@@ -204,7 +202,7 @@ def _check_versions(view: StorageView, *, after: bytes) -> _Checked:
         name = ObjectId(key[:OBJECT_ID_BYTES])
         try:
             version = versions[key] = stored_version(row)
-        except msgspec.MsgspecError:
+        except UNREADABLE:
             damaged.add(name)
             continue
         if version.number and not is_as_written(view, name, version):
@@ -241,7 +239,7 @@ def _check_parent(
             return
         try:
             parent = stored_version(stored)
-        except msgspec.MsgspecError:
+        except UNREADABLE:
             damaged.add(name)
             return
     if parent.number != version.number - 1:
@@ -296,7 +294,7 @@ class HistoryScrubber:
                 return row.number == 0
             version = view.get(Table.VERSION, name + head)
             return version is not None and stored_version(version).number == row.number
-        except (msgspec.MsgspecError, MalformedMessage):
+        except (*UNREADABLE, MalformedMessage):
             return False
 
 

@@ -22,8 +22,6 @@ from functools import partial
 from itertools import pairwise
 from typing import Any, NamedTuple
 
-import msgspec
-
 from bftfs import limits
 from bftfs.crypto.authenticator import AuthenticatorKeys
 from bftfs.crypto.digest import (
@@ -112,6 +110,7 @@ from bftfs.recovery import Recovery
 from bftfs.steering import Steering
 from bftfs.step import Ready, Role, Sender, Want
 from bftfs.storage import StorageView, Table, Write
+from bftfs.wire.codec import UNREADABLE
 
 # All else is what clients ask for, and nodes that repair like clients.
 _BETWEEN_NODES = frozenset(
@@ -219,7 +218,7 @@ class QueryUpdateServer:
             return self._handlers[type(message)](view, sender, message, now_us)
         except _Reject as rejected:
             return Ready(Rejected(rejected.code, rejected.reason))
-        except (MalformedMessage, msgspec.MsgspecError, UnicodeDecodeError) as error:
+        except (MalformedMessage, *UNREADABLE) as error:
             return Ready(Rejected(errno.EINVAL, str(error)[:256]))
         except _Wanting as wanting:
             return Ready(wants=(wanting.want,))

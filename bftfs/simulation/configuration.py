@@ -78,7 +78,7 @@ def to_json(configuration: Configuration) -> bytes:
 
 
 def from_json(encoded: bytes) -> Configuration:
-    """What `to_json` was given. Raises msgspec.MsgspecError if `encoded` is something else."""
+    """What `to_json` was given. Raises one of `UNREADABLE` if `encoded` is something else."""
     return msgspec.json.decode(encoded, type=Configuration)
 
 

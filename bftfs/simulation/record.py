@@ -15,6 +15,7 @@ import msgspec
 
 from bftfs.errors import UsageError
 from bftfs.simulation.campaign import COUNTED, Result, Tally
+from bftfs.wire.codec import UNREADABLE
 
 
 class Heading(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -45,7 +46,7 @@ class Record:
             first = file.readline()
             try:
                 found = msgspec.json.decode(first, type=Heading)
-            except msgspec.MsgspecError as error:
+            except UNREADABLE as error:
                 raise UsageError(f"{path}: not the record of a campaign: {error}") from error
             if found != heading:
                 raise UsageError(
@@ -58,7 +59,7 @@ class Record:
                     break
                 try:
                     result = msgspec.json.decode(encoded, type=Result)
-                except msgspec.MsgspecError as error:
+                except UNREADABLE as error:
                     raise UsageError(f"{path}: a damaged line: {error}") from error
                 whole += len(encoded)
                 self.seeds.add(result.seed)

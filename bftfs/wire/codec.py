@@ -8,7 +8,7 @@ authenticated then has exactly one encoding.
 
 from __future__ import annotations
 
-from typing import Any, Generic, TypeVar
+from typing import Any, Final, Generic, TypeVar
 
 import msgspec
 
@@ -16,6 +16,9 @@ from bftfs import limits
 from bftfs.errors import MalformedMessage
 
 Decoded = TypeVar("Decoded")
+
+# What msgspec raises of what it cannot decode: of strings and of depth not its own errors.
+UNREADABLE: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
 _ENCODER = msgspec.msgpack.Encoder()
 
@@ -46,7 +49,7 @@ class Decoder(Generic[Decoded]):
             raise MalformedMessage(f"{len(encoded)} bytes where {self._limit} are the limit")
         try:
             message: Decoded = self._decode(encoded)
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        except UNREADABLE as error:
             raise MalformedMessage(str(error)) from None
         if encode(message) != encoded:
             raise MalformedMessage(f"a {type(message).__name__} that is not encoded canonically")

@@ -1,4 +1,4 @@
-"""Clients: what a Byzantine node may answer, to clients and to the other nodes.
+"""Clients: what a Byzantine node may answer, to clients, to auditors, and to nodes that heal.
 
 One of the nodes is not correct: it says, for each request, what the input chooses. It has its own
 keys, so that what it forges of itself is authentic. Every operation of the correct clients ends,
@@ -26,10 +26,16 @@ from bftfs.filesystem.registry import (
     REMOVE_DIRECTORY,
 )
 from bftfs.identifiers import NodeId, ObjectId
+from bftfs.inspection import Witnesses
+from bftfs.query_update.inspection import inspect as inspect_object
 from bftfs.query_update.messages import Query
 from bftfs.query_update.messages import Reply as ObjectReply
 from bftfs.query_update.past_reading import PastReader
+from bftfs.query_update.replica import Replica
+from bftfs.read_write.inspection import inspect as inspect_block
 from bftfs.read_write.messages import Reply as BlockReply
+from bftfs.read_write.session import Session
+from bftfs.simulation.checkers.redundancy import check_redundancy
 from bftfs.simulation.principals import node_endpoint
 from bftfs.step import Ready, Sender
 from tests.fuzz.choices import Choices
@@ -48,6 +54,7 @@ from tests.fuzz.target import MIB, Target
 from tests.fuzz.values import generate, mutate
 
 _MOST_STEPS = 8
+_HEALS = 20_000  # events
 _NEVER = None
 
 
@@ -257,6 +264,69 @@ def block_replies(data: bytes) -> None:
     assert [version.item for version in found] == written
 
 
+# --- healing --------------------------------------------------------------------------------
+
+
+def healing_replies(data: bytes) -> None:
+    """A Byzantine node's answers to one that has lost its disk: it heals, and holds what is so."""
+    choices = Choices(data)
+    cluster = begun(verifies=True)
+    deployment = cluster.deployment
+    liar = NodeId(choices.number(SIZES.n))
+    loser = NodeId((liar + 1 + choices.number(SIZES.n - 1)) % SIZES.n)
+    cluster.nodes[liar].become(_Liar(choices, cluster, liar, ObjectReply | BlockReply).servers)
+    client = cluster.principal("one")
+    creation = DirectoryCreation(b"a", 0o755, 0)
+    fresh = ObjectId(bytes((DIRECTORY[0], 3)) + b"h" * 14)
+    update = client.objects.update((DIRECTORY, fresh), MAKE_DIRECTORY, creation, ROOT_USER)
+    cluster.run(client, update)
+    cluster.run(client, client.blocks.write(BLOCKS[1], b"second", ROOT_USER))
+    deployment.lose_disk(loser)
+    recovery = deployment.recoveries[loser]
+    healed = cluster.world.run(until=lambda: not recovery.rebuilding, most_events=_HEALS)
+    assert healed, "a node that has lost its disk does not heal"
+    findings = check_redundancy(
+        loser,
+        {NodeId(node): cluster.nodes[node].disk for node in range(SIZES.n) if node != liar},
+        objects=SIZES.query_update,
+        blocks=SIZES.read_write,
+    )
+    assert not findings, findings
+    # With another node down in its place, and the liar lying on, all is there.
+    down = next(node for node in range(SIZES.n) if node not in (liar, loser))
+    cluster.nodes[down].crash(down_us=None)
+    late = cluster.principal("late")
+    for name in (b"a", b"b"):
+        found = cluster.run(late, late.objects.query((DIRECTORY,), LOOKUP, Name(name), ROOT_USER))
+        assert (found.answer.child is not None) == (name == b"a")
+    read = cluster.run(late, late.blocks.read_many(BLOCKS))
+    assert [version.item for version in read] == [b"first", b"second", None]
+
+
+# --- what people are shown ------------------------------------------------------------------
+
+
+def testimonies(data: bytes) -> None:
+    """A Byzantine node's answers to `bftfs inspect` and `audit`: what is so is shown."""
+    choices = Choices(data)
+    cluster = _with_liar(choices, ObjectReply | BlockReply)
+    client = cluster.principal("one")
+    witnesses = Witnesses()
+    objects = inspect_object(
+        witnesses, DIRECTORY, SIZES.query_update, GET_ATTRIBUTES, NoArguments(), ROOT_USER
+    )
+    report = cluster.run(client, objects)
+    assert report.version == Replica(cluster.nodes[0].disk, DIRECTORY).head
+    session = Session(client.host.client, SIZES.read_write, patience_total_us=None)
+    block = cluster.run(client, inspect_block(witnesses, session, BLOCKS[0]))
+    written = cluster.run(client, client.blocks.read(BLOCKS[0]))
+    assert block.version == written.timestamp
+    assert block.survives >= 0
+    listed = cluster.run(client, client.blocks.versions_by((FILE,), author=None, since_us=0))
+    # A liar may add to it: who asks reads what is listed.
+    assert (BLOCKS[0], written.timestamp.time) in [(each.block, each.time_us) for each in listed]
+
+
 def _seeds() -> Iterable[bytes]:
     yield bytes(12)
     for number in range(8):
@@ -276,6 +346,24 @@ TARGETS = (
     Target(
         "block-replies",
         block_replies,
+        seeds=_seeds,
+        work=500_000,
+        work_per_byte=2_000,
+        memory_bytes=32 * MIB,
+        most_bytes=600,
+    ),
+    Target(
+        "healing-replies",
+        healing_replies,
+        seeds=lambda: tuple(_seeds())[:3],  # each takes a while
+        work=2_000_000,
+        work_per_byte=4_000,
+        memory_bytes=32 * MIB,
+        most_bytes=600,
+    ),
+    Target(
+        "testimonies",
+        testimonies,
         seeds=_seeds,
         work=500_000,
         work_per_byte=2_000,

@@ -1,4 +1,4 @@
-"""What people and other programs write: descriptions, settings, keys, options, addresses."""
+"""What people and other programs write: descriptions, settings, keys, options, addresses, times."""
 
 from __future__ import annotations
 
@@ -8,9 +8,12 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from bftfs import cluster
+from bftfs.cli.times import parse_time
 from bftfs.cluster import Durability, parse_address
 from bftfs.crypto.keys import Identity, read_identity, read_volume_key
 from bftfs.errors import UsageError
+from bftfs.filesystem.moments import format_moment, looks_like_a_moment, parse_moment
+from bftfs.retention import parse_policy
 from mount import options
 from nodes.configuration import NodeConfiguration
 from tests.fuzz.choices import Choices
@@ -115,6 +118,33 @@ def _address_seeds() -> Iterable[bytes]:
     yield b"tcp:[::1]:9100"
 
 
+def times(data: bytes) -> None:
+    """A name in `.history`, a time after `@` and a policy say something, or nothing."""
+    text = _text(data)
+    moment = parse_moment(data.decode(errors="replace"))  # as the mount takes a name
+    if moment is not None:
+        assert looks_like_a_moment(data)
+        assert parse_time(text, now_us=_NOW_US) == moment
+    said = parse_time(text, now_us=_NOW_US)
+    if said is not None and 0 <= said <= _NOW_US:
+        assert parse_moment(format_moment(said)) == said
+    policy = parse_policy(text)
+    assert parse_policy(str(policy)) == policy
+
+
+_NOW_US = 1_795_255_323_000_000
+
+
+def _time_seeds() -> Iterable[bytes]:
+    yield b"2026-11-21T10:02:03.123456+01:00"
+    yield b"1 hour and 30 min ago"
+    yield b"last monday at 9:30"
+    yield b"@1700000000.5"
+    yield b"all 30d, hourly 60d, daily 1y, weekly"
+    yield b"@" + 400 * b"9"
+    yield b"a" * 90 + b"!"
+
+
 TARGETS = (
     Target(
         "descriptions",
@@ -139,4 +169,5 @@ TARGETS = (
         work_per_byte=200,
     ),
     Target("addresses", addresses, (UsageError,), seeds=_address_seeds, most_bytes=512),
+    Target("times", times, (UsageError,), seeds=_time_seeds, most_bytes=512),
 )

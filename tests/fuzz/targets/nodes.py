@@ -1,10 +1,11 @@
-"""A node's own doors: the loop with its connections and its store, and the status socket."""
+"""A node's own doors: the loop with its connections and its store, status and control sockets."""
 
 from __future__ import annotations
 
 import shutil
 import socket
 import tempfile
+import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
@@ -26,11 +27,13 @@ from bftfs.query_update.server import QueryUpdateServer
 from bftfs.quorum import ThresholdQuorums
 from bftfs.read_write.server import ReadWriteServer
 from bftfs.runtime.links import Links
+from bftfs.steering import Steering
 from bftfs.step import Ready, Sender
 from bftfs.wire.channel import ClientChannel, ServerChannel
 from bftfs.wire.codec import encode
 from bftfs.wire.framing import PREAMBLE_BYTES
 from nodes.authority import InodeAuthority
+from nodes.control import Command, Control, ControlFailed, Standing, Work, steer
 from nodes.guard import Guard, WriteSwitch
 from nodes.loop import Loop
 from nodes.membership import LiveMembership
@@ -263,6 +266,9 @@ class _Asking:
             raise OSError("closed")
         return self._peers.pop(), ""
 
+    def close(self) -> None:
+        """As a socket has it."""
+
 
 @cache
 def _exposition() -> Exposition:
@@ -294,6 +300,86 @@ def _status_seeds() -> Iterable[bytes]:
     yield b"GET /\r\n"
 
 
+# --- the control socket ---------------------------------------------------------------------
+
+
+class _Called:
+    """A node's loop that comes to everything at once."""
+
+    def __call__(self, function: Any, patience_s: float) -> Any:
+        return function()
+
+
+@contextmanager
+def _control() -> Iterator[Control]:
+    """A control socket without its thread, for work that does nothing."""
+    directory = Path(tempfile.mkdtemp(prefix="bftfs-fuzz-"))
+    standing = Standing(under_way=False, progress=1.0, remaining_us=None, ended_us=0, figures={})
+    steering = Steering("scrub", rate_bytes=1 << 20)
+    control = Control(directory / "control", (Work(steering, lambda _: standing),))
+    control._call = _Called()
+    try:
+        yield control
+    finally:
+        control.close()
+        shutil.rmtree(directory)
+
+
+def control(data: bytes) -> None:
+    """Whatever the node's owner sends is answered in one line."""
+    ours, theirs = socket.socketpair()
+    with _control() as door, ours, theirs:
+        theirs.sendall(data)
+        theirs.shutdown(socket.SHUT_WR)
+        door._listener.close()
+        asking: Any = _Asking(ours)
+        door._listener = asking
+        door._serve()
+        theirs.settimeout(1)
+        with suppress(ConnectionResetError):
+            assert theirs.recv(1 << 16).endswith(b"\n")
+
+
+def _control_seeds() -> Iterable[bytes]:
+    yield b'{"work": "scrub", "verb": "throttle", "rate_bytes": 1000000}\n'
+    yield b'{"work": "heal", "verb": "status"}\n'
+    yield b'{"work": "\xff", "verb": "status"}\n'
+    yield b"\n"
+
+
+def control_answers(data: bytes) -> None:
+    """Whatever answers at a node's control socket, its owner is told something."""
+    directory = Path(tempfile.mkdtemp(prefix="bftfs-fuzz-"))
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+
+    def answer() -> None:
+        connection, _ = listener.accept()
+        with connection, suppress(OSError):
+            connection.recv(1 << 16)
+            connection.sendall(data)
+
+    thread = threading.Thread(target=answer, daemon=True)
+    try:
+        listener.bind(str(directory / "control"))
+        listener.listen()
+        thread.start()
+        steer(directory / "control", Command("scrub", "status"))
+    finally:
+        thread.join()
+        listener.close()
+        shutil.rmtree(directory)
+
+
+def _answer_seeds() -> Iterable[bytes]:
+    yield b'{"error": "the node is too busy to answer", "status": null}\n'
+    yield b'{"error": "\xff", "status": null}\n'
+    yield (
+        b'{"error": "", "status": {"work": "scrub", "state": "idle", "progress": 1.0,'
+        b' "bytes_per_second": 0.0, "limit_bytes_per_second": 1, "remaining_s": null,'
+        b' "ended_s": null, "figures": {"rows": 7}}}\n'
+    )
+
+
 TARGETS = (
     Target(
         "connections",
@@ -310,5 +396,19 @@ TARGETS = (
         seeds=_status_seeds,
         memory_bytes=4 * MIB,
         most_bytes=4 * KIB,
+    ),
+    Target(
+        "control",
+        control,
+        seeds=_control_seeds,
+        memory_bytes=4 * MIB,
+        explains=True,
+    ),
+    Target(
+        "control-answers",
+        control_answers,
+        (ControlFailed,),
+        seeds=_answer_seeds,
+        memory_bytes=4 * MIB,
     ),
 )

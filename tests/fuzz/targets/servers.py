@@ -23,13 +23,18 @@ from bftfs.filesystem.registry import (
 from bftfs.identifiers import NodeId
 from bftfs.query_update.conditioned import Conditioned, ConditionedKind, Operation
 from bftfs.query_update.messages import (
+    AttestRequest,
+    CatalogueRequest,
+    ChainRequest,
+    HistoryRequest,
     InlineBarrier,
     InlineUpdate,
+    LatestRequest,
     SyncRequest,
     Update,
 )
 from bftfs.query_update.messages import Request as ObjectRequest
-from bftfs.read_write.messages import Notice, Voucher, WriteRequest
+from bftfs.read_write.messages import InventoryRequest, Notice, Voucher, WriteRequest
 from bftfs.read_write.messages import Request as BlockRequest
 from bftfs.read_write.timestamp import encoded as encoded_timestamp
 from bftfs.simulation.network import Kind
@@ -58,12 +63,22 @@ _BYZANTINE = 1  # the node whose keys the attacker has
 _MOST_STEPS = 12
 _OBJECT_REQUESTS = get_args(ObjectRequest)
 _BLOCK_REQUESTS = get_args(BlockRequest)
+_BETWEEN_NODES = (
+    SyncRequest
+    | HistoryRequest
+    | CatalogueRequest
+    | AttestRequest
+    | ChainRequest
+    | LatestRequest
+    | Notice
+    | InventoryRequest
+)
 
 
 def _send(cluster: FuzzCluster, attacker: Principal, node: int, message: Any, body: bytes) -> None:
-    # Object sync and notices are between nodes; every other request is a client's.
+    # Object sync, healing and notices are between nodes; every other request is a client's.
     source = attacker.host.endpoint
-    if isinstance(message, SyncRequest | Notice):
+    if isinstance(message, _BETWEEN_NODES):
         source = node_endpoint(NodeId(_BYZANTINE))
     metadata = message if isinstance(message, bytes) else encode(message)
     cluster.network.send(source, node_endpoint(NodeId(node)), Kind.REQUEST, 1, metadata, body)

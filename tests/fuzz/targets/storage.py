@@ -14,12 +14,16 @@ from blake3 import blake3
 from bftfs.coding import cross_checksum
 from bftfs.coding.erasure import ErasureCode
 from bftfs.crypto.cipher import BlockCipher
-from bftfs.errors import InvalidAuthenticator, MalformedMessage
-from bftfs.identifiers import ObjectKind, block_id, object_id
+from bftfs.errors import DamagedRow, InvalidAuthenticator, MalformedMessage
+from bftfs.identifiers import OBJECT_ID_BYTES, ObjectId, ObjectKind, block_id, object_id
+from bftfs.query_update.replica import Replica
+from bftfs.query_update.scrubbing import _check_versions, attested
+from bftfs.query_update.timestamp import LogicalTimestamp
 from bftfs.read_write.validation import item_of, regenerate
 from bftfs.storage import Table, Write
 from nodes.journal import Journal
 from tests.fuzz.choices import Choices
+from tests.fuzz.cluster import beginning
 from tests.fuzz.target import KIB, MIB, Target
 
 _SCRATCH = Path(tempfile.mkdtemp(prefix="bftfs-fuzz-"))
@@ -118,6 +122,35 @@ def sealed_blocks(data: bytes) -> None:
     assert cipher.open(block, bytes(spoiled)) == b"contents"
 
 
+def rows(data: bytes) -> None:
+    """A row of an object that the disk has changed is damage, to who reads it and to scrubbing."""
+    choices = Choices(data)
+    disk = choices.pick(beginning()).snapshot()
+    table = choices.pick((Table.OBJECT, Table.VERSION))
+    stored = list(disk.scan(table, b"", b"\xff" * 200))
+    key, row = choices.pick(stored)
+    spoiled = bytearray(row)
+    for _ in range(1 + choices.number(3)):
+        at = choices.number(len(spoiled) + 1)
+        how = choices.number(4)
+        if how == 0:
+            del spoiled[at : at + choices.number(9)]
+        elif how == 1:
+            spoiled[at:at] = choices.octets(choices.number(9))
+        elif at < len(spoiled):
+            spoiled[at] ^= 1 + choices.number(255)
+    disk.apply([Write(table, key, bytes(spoiled))])
+    versions = [key for key, _ in disk.scan(Table.VERSION, b"", b"\xff" * 200)]
+    _check_versions(disk, after=b"")
+    for version in versions:
+        attested(disk, version)
+    name = ObjectId(key[:OBJECT_ID_BYTES])
+    replica = Replica(disk, name)
+    for each in versions:
+        if each.startswith(name):
+            replica.version(LogicalTimestamp(each[OBJECT_ID_BYTES:]))
+
+
 TARGETS = (
     Target("journal", journal, seeds=_journal_seeds, memory_bytes=4 * MIB, most_bytes=8 * KIB),
     Target(
@@ -133,5 +166,14 @@ TARGETS = (
         (InvalidAuthenticator,),
         seeds=lambda: (bytes(80), bytes(range(90))),
         most_bytes=512,
+    ),
+    Target(
+        "rows",
+        rows,
+        (DamagedRow,),
+        seeds=lambda: (bytes(40), *(bytes((at, 1, at, 0)) + bytes(range(60)) for at in range(6))),
+        work=60_000,
+        memory_bytes=16 * MIB,
+        most_bytes=128,
     ),
 )

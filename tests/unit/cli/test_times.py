@@ -61,3 +61,9 @@ def test_what_says_no_time(text: str) -> None:
     assert parse_time(text, now_us=NOW_US) is None
     with pytest.raises(UsageError, match="is no time"):
         require_time(text, now_us=NOW_US)
+
+
+def test_a_name_that_is_no_time_is_none_at_once() -> None:
+    """What stands behind an `@` may be part of a name that somebody else has chosen."""
+    for text in ("@" + "9" * 400, "9" * 400 + " hours ago", "a" * 90 + "!", "1a " * 30 + "!"):
+        assert parse_time(text, now_us=NOW_US) is None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -11,10 +12,12 @@ from hypothesis import strategies as st
 from bftfs import limits
 from bftfs.errors import DamagedRow
 from bftfs.query_update.candidate import Candidate
+from bftfs.query_update.conditioned import Operation
 from bftfs.query_update.history import history_of
 from bftfs.query_update.messages import Verdict
 from bftfs.query_update.object_sync import StatePage, take_staged
-from bftfs.query_update.replica import Link, Reach, Replica, Workspace
+from bftfs.query_update.replica import Link, Reach, Replica, Version, Workspace
+from bftfs.query_update.scrubbing import attested
 from bftfs.query_update.timestamp import ZERO, LogicalTimestamp
 from bftfs.storage import MemoryStorage, Table, Write
 from bftfs.wire.codec import encode
@@ -295,3 +298,20 @@ def test_every_past_of_keys_that_are_overwritten_often(reverse: bool) -> None:
         expected = sorted(state.items(), reverse=reverse)
         assert list(past.scan(b"", END, reverse=reverse)) == expected
         assert {key: past.get(key) for key in state} == state
+
+
+def test_a_version_that_is_no_text_or_has_no_number_is_damage() -> None:
+    """[design §9] Damage as any other, to who reads it and to scrubbing, and no fault of both."""
+    key = A + at(1)
+    sound = Version(1, ZERO, (A,), False, (), Operation("method", (A,), b"", 0, 0, (), 1))
+    no_text = encode(sound).replace(b"method", b"m\xffthod")
+    no_number = encode(msgspec.structs.replace(sound, number=-1))
+    for row, is_sound in ((encode(sound), True), (no_text, False), (no_number, False)):
+        storage = MemoryStorage()
+        storage.apply([Write(Table.VERSION, key, row)])
+        assert bool(attested(storage, key)) == is_sound
+        if is_sound:
+            assert Replica(storage, A).version(at(1)) == sound
+        else:
+            with pytest.raises(DamagedRow):
+                Replica(storage, A).version(at(1))
