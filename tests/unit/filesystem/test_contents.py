@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from bftfs import limits
+from bftfs.crypto.cipher import BlockCipher
 from bftfs.errors import AdmissionRefused, FileSystemError, QuorumUnavailable
 from bftfs.filesystem import content_store, contents, registry
 from bftfs.filesystem.attributes import Changes
@@ -137,6 +138,12 @@ def test_holes_store_nothing_and_read_as_zeros(world: World) -> None:
     assert bytes(world.run(reader.read(opened, (1 << 39) + 3, 10))) == b""
 
 
+def items_with(world: World, text: bytes) -> int:
+    """How many of the items that nodes are given hold `text` in the open."""
+    items = [item for versions in world.blocks.versions.values() for item in versions.values()]
+    return sum(text in item for item in items)
+
+
 def test_contents_at_the_nodes_are_sealed(world: World) -> None:
     mount = world.mount()
     file = create(world, mount)
@@ -144,12 +151,23 @@ def test_contents_at_the_nodes_are_sealed(world: World) -> None:
     world.run(mount.flush(file))
     ((block, versions),) = world.blocks.versions.items()
     ((time_us, item),) = versions.items()
-    assert b"secret" not in item
+    assert items_with(world, b"secret") == 0
     assert inode_of(block) == file.identifier
     versions[time_us] = item[:-1] + bytes([item[-1] ^ 1])
     reader = world.mount()
     opened = world.run(reader.open(file.identifier, os.O_RDONLY, ALICE))
     refused(errno.EIO, world, reader.read(opened, 0, 10))
+
+
+def test_must_fail_contents_that_are_not_sealed_are_seen(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(BlockCipher, "seal", lambda _self, _block, plain, *, nonce: bytes(plain))
+    mount = world.mount()
+    file = create(world, mount)
+    write(world, mount, file, 0, b"secret" * 100)
+    world.run(mount.flush(file))
+    assert items_with(world, b"secret") == 1
 
 
 def test_files_end_somewhere(world: World) -> None:
