@@ -12,7 +12,7 @@ from bftfs.identifiers import NodeId
 from bftfs.query_update import observation, server
 from bftfs.query_update.classification import Classification, OperationType, classify
 from bftfs.query_update.history import CulledObjectHistorySet, ObjectHistorySet, parse_set
-from bftfs.quorum import Nodes
+from bftfs.quorum import Nodes, QuorumSystem
 from bftfs.simulation.configuration import ClientPlan, Configuration
 from bftfs.simulation.deployment import Sizes
 from bftfs.simulation.network import NetworkFaults
@@ -59,6 +59,19 @@ def remove_barriers(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(observation, "classify", without_barriers)
     monkeypatch.setattr(server, "classify", without_barriers)
+
+
+class Trusting:
+    """A quorum system that believes every single server."""
+
+    def __init__(self, quorums: QuorumSystem) -> None:
+        self._quorums = quorums
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._quorums, name)
+
+    def includes_benign(self, nodes: Nodes) -> bool:
+        return nodes != 0
 
 
 def attacked(

@@ -6,23 +6,27 @@ needed. With a part of healing removed, the same checkers find what is lost.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from bftfs.identifiers import NodeId
 from bftfs.query_update.healing import ObjectHealer
+from bftfs.query_update.object_sync import Asking
+from bftfs.quorum import ThresholdQuorums
 from bftfs.read_write.healing import BlockHealer
 from bftfs.read_write.lazy_verifier import VerificationSettings
 from bftfs.read_write.verification import Policy
 from bftfs.recovery import Recovery
 from bftfs.simulation.configuration import KINDS, ClientPlan, Configuration
+from bftfs.simulation.deployment import Sizes
 from bftfs.simulation.network import NetworkFaults
 from bftfs.simulation.scenario import run
 from bftfs.simulation.storm import StormFaults
 from bftfs.simulation.world import SECOND_US
-from tests.simulation.mutants import ENOUGH, hunt
+from tests.simulation.mutants import ENOUGH, Trusting, hunt
 
 
 def losing(kind: str, seeds: range, **more: Any) -> Iterator[Configuration]:
@@ -55,6 +59,45 @@ def test_what_was_acknowledged_survives_lost_disks(kind: str) -> None:
         report = run(configuration)
         assert report.passed, "\n".join(report.findings)
         assert report.weather.lost_disks >= 2
+
+
+def beside_liars(kind: str, seeds: range, *adversaries: str) -> Iterator[Configuration]:
+    """Where two nodes may fail, one of which lies: to those that heal, too."""
+    for configuration in losing(kind, seeds):
+        yield replace(
+            configuration,
+            sizes=Sizes.smallest(t=2, b=1),
+            byzantine_nodes=((NodeId(5), adversaries),),
+        )
+
+
+@pytest.mark.parametrize(
+    ("kind", "adversaries"),
+    [
+        ("blocks", ("concealer",)),
+        ("objects", ("sync-liar",)),
+        ("files", ("concealer", "sync-liar")),
+    ],
+)
+def test_liars_neither_hinder_healing_nor_make_it_false(
+    kind: str, adversaries: tuple[str, ...]
+) -> None:
+    for configuration in beside_liars(kind, range(2), *adversaries):
+        report = run(configuration)
+        assert report.passed, "\n".join(report.findings)
+        assert report.weather.lost_disks >= 2
+
+
+def test_must_fail_a_node_that_believes_one_peer_heals_to_what_is_false(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    begin: Callable[..., None] = Asking.__init__
+
+    def credulous(asking: Any, order: Any, quorums: ThresholdQuorums) -> None:
+        begin(asking, order, Trusting(quorums))
+
+    monkeypatch.setattr(Asking, "__init__", credulous)
+    assert hunt(beside_liars("objects", range(4), "sync-liar"))
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from bftfs.query_update import object_sync
-from bftfs.quorum import Nodes, QuorumSystem, ThresholdQuorums
+from bftfs.quorum import ThresholdQuorums
 from bftfs.simulation.configuration import Configuration
 from bftfs.simulation.deployment import Sizes
 from bftfs.simulation.network import NetworkFaults
@@ -20,6 +20,7 @@ from bftfs.simulation.workloads.objects import ObjectMix
 from bftfs.thresholds import QueryUpdateThresholds, ReadWriteThresholds
 from tests.simulation.mutants import (
     ENOUGH,
+    Trusting,
     attacked,
     hunt,
     remove_barriers,
@@ -97,19 +98,6 @@ def test_no_barriers(monkeypatch: pytest.MonkeyPatch) -> None:
     assert hunt(attacks(mix=CONTENDED), not_serializable)
 
 
-class _Trusting:
-    """A quorum system that believes every single server."""
-
-    def __init__(self, quorums: QuorumSystem) -> None:
-        self._quorums = quorums
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._quorums, name)
-
-    def includes_benign(self, nodes: Nodes) -> bool:
-        return nodes != 0
-
-
 def test_no_second_opinion_in_object_sync(monkeypatch: pytest.MonkeyPatch) -> None:
     """[Q/U §4.3.2] b + 1: else one liar gives a server another past."""
     lossy = NetworkFaults(loss=0.1, delay_us=(50, 2_000), straggling=0.05)
@@ -117,7 +105,7 @@ def test_no_second_opinion_in_object_sync(monkeypatch: pytest.MonkeyPatch) -> No
     begin: Callable[..., None] = object_sync.Asking.__init__
 
     def credulous(asking: Any, order: Any, quorums: ThresholdQuorums) -> None:
-        begin(asking, order, _Trusting(quorums))
+        begin(asking, order, Trusting(quorums))
 
     monkeypatch.setattr(object_sync.Asking, "__init__", credulous)
     assert hunt(attacks(node="sync-liar", network=lossy), not_serializable)

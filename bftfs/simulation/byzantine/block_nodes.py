@@ -11,7 +11,9 @@ from bftfs.coding.erasure import ErasureCode
 from bftfs.conversation import Send
 from bftfs.identifiers import CLIENT_ID_BYTES, BlockId, ClientId, NodeId
 from bftfs.read_write.messages import (
+    AuthoredReply,
     Below,
+    InventoryReply,
     Listed,
     Notice,
     ReadReply,
@@ -162,7 +164,8 @@ class Concealer:
     """Hides versions that it hosts: the newest, all, or those that it says were collected.
 
     [PASIS §3.4.4] (3.1), (3.3): a complete write is hosted by QC benign nodes, and N - t responses
-    include enough of them. Shown by linearizability and durability.
+    include enough of them, to readers, auditors and nodes that heal. Shown by linearizability,
+    durability, amends and redundancy.
     """
 
     def __init__(self, position: NodePosition) -> None:
@@ -190,6 +193,14 @@ class Concealer:
                     return self._position.honest(view, sender, older, b"", now_us)
             case VouchReply():
                 ready.reply = VouchReply(b"")
+            case InventoryReply(keys, more):
+                ready.reply = InventoryReply(
+                    tuple(key for key in keys if random.random() < 0.5), more, random.random() < 0.2
+                )
+            case AuthoredReply(keys, until):
+                ready.reply = AuthoredReply(
+                    tuple(key for key in keys if random.random() < 0.5), until
+                )
             case _:
                 pass
         return ready

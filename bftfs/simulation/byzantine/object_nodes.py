@@ -16,12 +16,18 @@ from bftfs.query_update.candidate import Candidate
 from bftfs.query_update.conditioned import decode_conditioned
 from bftfs.query_update.history import history_of, parse_history
 from bftfs.query_update.messages import (
+    AttestReply,
+    Catalogued,
+    CatalogueReply,
+    ChainRequest,
     DeduceReply,
     DeduceRequest,
     FetchReply,
     Found,
+    HistoryReply,
     InlineBarrier,
     InlineUpdate,
+    LatestReply,
     Query,
     QueryReply,
     Status,
@@ -31,7 +37,7 @@ from bftfs.query_update.messages import (
     UpdateReply,
     Verdict,
 )
-from bftfs.query_update.timestamp import logical_timestamp, time_of
+from bftfs.query_update.timestamp import ZERO, LogicalTimestamp, logical_timestamp, time_of
 from bftfs.simulation.byzantine.positions import NodePosition, mutated
 from bftfs.step import Ready, Sender
 from bftfs.storage import StorageView
@@ -176,8 +182,9 @@ class SyncLiar:
     """Lies to nodes that lack a version, and to clients that ask what became of an operation.
 
     [Q/U §4.3.2] "Responses from at least b + 1 host-servers are required for the sync-server to
-    validate that the data it receives is correct." Statements used in deduction need as many. Shown
-    by serializability.
+    validate that the data it receives is correct." Statements used in deduction need as many, and
+    so does what nodes that heal are told of each other's histories and versions. Shown by
+    serializability and redundancy.
     """
 
     def __init__(self, position: NodePosition) -> None:
@@ -190,10 +197,12 @@ class SyncLiar:
         ready = self._position.honest(view, sender, message, body, now_us)
         random = self._position.random
         match message, ready.reply:
-            case SyncRequest(whole=whole), SyncReply(found=Found.PAGE, page=page):
-                false = _another_page(page) if whole else sync_page_digest(random.randbytes(8))
+            case SyncRequest() | ChainRequest(), SyncReply(found=Found.PAGE, page=page):
+                false = (
+                    _another_page(page) if message.whole else sync_page_digest(random.randbytes(8))
+                )
                 ready.reply = SyncReply(Found.PAGE, false)
-            case SyncRequest(), SyncReply():
+            case SyncRequest() | ChainRequest(), SyncReply():
                 ready.reply = SyncReply(random.choice(tuple(Found)), random.randbytes(32))
             case DeduceRequest(), DeduceReply(answer=answer, whole=whole):
                 verdict = random.choice((Verdict.ESTABLISHED, Verdict.DEAD))
@@ -207,9 +216,57 @@ class SyncLiar:
                 )
             case _, FetchReply(conditioned=conditioned):
                 ready.reply = FetchReply(mutated(conditioned, random))
+            case _, HistoryReply(history=history):
+                ready.reply = HistoryReply(self._another_history(history))
+            case _, LatestReply(latest=latest):
+                ready.reply = LatestReply(tuple(map(self._another_time, latest)))
+            case _, AttestReply(digests=digests):
+                ready.reply = AttestReply(
+                    tuple(random.choice((each, b"", random.randbytes(32))) for each in digests)
+                )
+            case _, CatalogueReply(objects=objects, more=more):
+                ready.reply = CatalogueReply(self._another_catalogue(objects), more)
             case _:
                 pass
         return ready
+
+    def _another_time(self, timestamp: LogicalTimestamp) -> LogicalTimestamp:
+        """The same, none, or one that never was and is a little later."""
+        random = self._position.random
+        later = logical_timestamp(
+            time_us=time_of(timestamp) + random.randint(1, 1_000),
+            barrier=random.random() < 0.5,
+            client=ClientId(random.randbytes(16)),
+            digest=random.randbytes(32),
+        )
+        return random.choice((timestamp, ZERO, later))
+
+    def _another_history(self, history: bytes) -> bytes:
+        """A candidate less, or one more that was never made."""
+        honest = parse_history(history)
+        candidates = list(honest.candidates)
+        if candidates and self._position.random.random() < 0.5:
+            candidates.pop()
+        else:
+            later = self._another_time(honest.latest)
+            if later > honest.latest:
+                candidates.append(Candidate(later, honest.latest_object.timestamp))
+        return history_of(candidates, initial=honest.initial) if candidates else b""
+
+    def _another_catalogue(self, objects: Sequence[Catalogued]) -> tuple[Catalogued, ...]:
+        """Some left out, others at other versions, and one that nobody has."""
+        random = self._position.random
+        told = [
+            Catalogued(each.object, self._another_time(each.latest))
+            for each in objects
+            if random.random() < 0.8
+        ]
+        if told and random.random() < 0.5:
+            place = random.randrange(len(told))
+            name = ObjectId(told[place].object[:-4] + random.randbytes(4))
+            told.append(Catalogued(name, self._another_time(told[place].latest)))
+        unique = {each.object: each for each in told}
+        return tuple(unique[name] for name in sorted(unique))
 
     def _voucher(self, timestamp: Any, verdict: Verdict) -> bytes:
         digest = deduction_digest(timestamp=timestamp, established=verdict is Verdict.ESTABLISHED)
