@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from math import inf
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from tests.chaos.history import Event, Recorder, read_history
 from tests.chaos.judge import judge, judge_tree
+from tests.chaos.machines import Ending
+from tests.chaos.run import Report, Run
 
 ENOENT, EEXIST = {"error": "ENOENT"}, {"error": "EEXIST"}
 
@@ -183,3 +187,53 @@ def test_a_tree_with_a_name_that_cannot_be_seen_is_found(tmp_path: Path) -> None
     (tmp_path / "outside").hardlink_to(root / "f")
     (finding,) = judge_tree(root)
     assert "has 3 names" in finding
+
+
+def run_with(*endings: Ending, log: str = "", suspects: Collection[int] = ()) -> Run:
+    """A run that is over, with one node, which has logged this and ended so often."""
+    run = object.__new__(Run)
+    run.report = Report(seed=1)
+    node: Any = SimpleNamespace(number=2, endings=list(endings), whole_log=log)
+    run._machines = SimpleNamespace(nodes=[node])  # type: ignore[assignment]
+    run._suspects, run._filled = set(suspects), {2}
+    run._workers, run._writers = [], []
+    return run
+
+
+FULL = Ending(2, 1, "the disk is full; make room before the node is started")
+TRACEBACK = 'Traceback (most recent call last):\n  File "x"\nKeyError: 7'
+
+
+@pytest.mark.parametrize(
+    ("run", "found"),
+    [
+        (run_with(), None),
+        (run_with(FULL), None),
+        (run_with(Ending(2, 1, "no reason")), "ended by itself"),
+        (run_with(log='{"level": "error"}'), "met a fault"),
+        (run_with(log=TRACEBACK), "met a fault"),
+        (run_with(Ending(2, 1, "the store is damaged"), suspects={2}), None),
+        (run_with(Ending(2, 1, TRACEBACK), suspects={2}), "without a reason"),
+        (run_with(Ending(2, -11, "cut short"), suspects={2}), "without a reason"),
+    ],
+)
+def test_nodes_that_end_or_meet_faults_are_found(run: Run, found: str | None) -> None:
+    run._judge_nodes()
+    if found is None:
+        assert not run.report.findings
+    else:
+        assert any(found in finding for finding in run.report.findings)
+
+
+def test_an_operation_that_does_not_end_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = run_with()
+    monkeypatch.setattr(run._machines, "nodes", [])
+    monkeypatch.setattr(run, "_pause", lambda _seconds: None)
+
+    def worker(ends: bool) -> Any:
+        name = "ended" if ends else "hanging"
+        return SimpleNamespace(name=name, stop=lambda: None, join=lambda _patience: ends)
+
+    run._workers = [worker(True), worker(False)]
+    run._calm_down()
+    assert run.report.findings == ["hanging: its operation does not end"]
