@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import re
+import signal
 import tracemalloc
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from types import FrameType
 
 from tests.fuzz.tracing import Tracer, WorkExceeded
 
 KIB = 1024
 MIB = 1024 * KIB
+PROCESSOR_S = 60.0  # many times what any input takes on a busy machine, traced
 _SHOWN_BYTES = 64
 
 
@@ -24,7 +28,8 @@ class Target:
 
     `run(data)` feeds it. What it may raise is what the entry point declares; anything else that
     leaves it, an assertion of the harness included, is a finding. So is more work (lines of the
-    product) or memory than the limits, which grow with the input and with nothing else.
+    product) or memory than the limits, which grow with the input and with nothing else; and, for
+    what runs no lines, as a regular expression, more processor time than anything may ever take.
     """
 
     name: str
@@ -93,7 +98,7 @@ def judge(target: Target, data: bytes, *, measure_memory: bool = True) -> Outcom
     """What `data` does to the target. Raises Finding if that breaks the oracle."""
     tracer = Tracer(most_work=target.most_work(data))
     try:
-        with tracer:
+        with processor_time(PROCESSOR_S), tracer:
             refusal = run(target, data)
         # A pass of its own, and the second one: it is known to end, and a tracer allocates as well.
         memory = _peak_bytes(target, data) if measure_memory else 0
@@ -110,6 +115,22 @@ def judge(target: Target, data: bytes, *, measure_memory: bool = True) -> Outcom
     if refusal is not None and target.explains:
         tracer.edges.add(_feature_of(refusal))
     return Outcome(frozenset(tracer.edges), tracer.work, memory)
+
+
+@contextmanager
+def processor_time(most_s: float) -> Iterator[None]:
+    """Raises WorkExceeded where what is inside takes more, in C as well. In the main thread."""
+
+    def exceeded(_signal: int, _frame: FrameType | None) -> None:
+        raise WorkExceeded(f"more than {most_s:g} s of processor time")
+
+    before = signal.signal(signal.SIGPROF, exceeded)
+    signal.setitimer(signal.ITIMER_PROF, most_s)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.signal(signal.SIGPROF, before)
 
 
 def _peak_bytes(target: Target, data: bytes) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from random import Random
 
 import pytest
@@ -79,6 +80,19 @@ def test_a_handler_of_all_exceptions_does_not_hide_too_much_work() -> None:
 
     with pytest.raises(Finding, match="lines of the product"):
         judge(Target("forgiving", forgiving), b"")
+
+
+def test_a_regular_expression_that_tries_for_ever_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No line of the product runs meanwhile."""
+    monkeypatch.setattr("tests.fuzz.target.PROCESSOR_S", 0.2)
+    times = re.compile(r"(?:(\d+|an?) ?([a-z]+) ?)+ago")
+
+    def parse(data: bytes) -> None:
+        times.fullmatch(data.decode("ascii"))
+
+    assert judge(Target("times", parse), b"2 hours ago")
+    with pytest.raises(Finding, match="processor time"):
+        judge(Target("times", parse), b"a" * 80 + b"!")
 
 
 def test_declared_errors_and_nothing_else_are_no_finding() -> None:
