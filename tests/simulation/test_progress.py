@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,8 +10,9 @@ import pytest
 from bftfs.identifiers import NodeId
 from bftfs.query_update.rounds import Rounds
 from bftfs.simulation import scenario
-from bftfs.simulation.configuration import KINDS
-from bftfs.simulation.scenario import run
+from bftfs.simulation.configuration import KINDS, ClientPlan
+from bftfs.simulation.scenario import Simulation, run
+from bftfs.simulation.world import SECOND_US
 from tests.simulation.mutants import attacked
 
 TOO_MANY = (NodeId(1), NodeId(4))  # where t = 1
@@ -41,6 +43,19 @@ def test_both_can_be_had_with_t_nodes_down(kind: str) -> None:
         )
     )
     assert report.passed, report.findings
+
+
+def test_many_operations_may_take_longer_than_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A client whose clock is wrong is told so each time, and tries for some seconds before."""
+    monkeypatch.setattr(scenario, "CALM_US", SECOND_US)
+    configuration = replace(
+        attacked(1, kind="objects", operations=120, storm_share=0.2),
+        clients=(ClientPlan(skew_us=3_600 * SECOND_US, width=1, sane=False),),
+    )
+    simulation = Simulation(configuration)
+    simulation.run()
+    assert simulation.findings == []
+    assert simulation.world.now_us > 2 * scenario.CALM_US
 
 
 def test_must_fail_clients_that_ask_for_everything_time_and_again(
