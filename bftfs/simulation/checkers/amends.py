@@ -327,10 +327,11 @@ class _Comparison:
         if seen.content is None:
             return
         own = {honest.entries[wanted].get(base), *honest.taken.get((wanted, base), ())}
+        own.add(self._undone.after[directory].entries.get(base))  # what stays, as it was before
         right = {
             content
             for each in own
-            if each is not None
+            if each in honest.contents
             for content in honest.contents[each] | honest.before.get(each, set())
         }
         if seen.content not in right:
