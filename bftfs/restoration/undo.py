@@ -98,27 +98,7 @@ class Undoing:
                     self._taken[name] = wanted
             elif wanted is not None and there != wanted:
                 targets[name] = wanted
-        for name, taken in self._taken.items():
-            if self._is_right(taken):
-                if name in staying:
-                    conflicts.append(self._staying(name))
-                continue
-            if await self._is_back(taken, name):
-                continue
-            beside, is_there = await self._beside(name, partial(self._stands_for, taken))
-            if not is_there:
-                targets[beside] = taken
-            if name in staying:
-                conflicts.append(self._staying(name, beside))
-            elif not is_there:
-                conflicts.append(
-                    Step(
-                        f"{trail.path(name)}: removed by {self._label}, and since used by others; "
-                        f"what it was is {_shown(beside.name)}",
-                        conflict=True,
-                        name=name,
-                    )
-                )
+        await self._keep_taken(staying, targets, conflicts)
         moves, copies = await self._placed(targets, conflicts)
         brought: set[ObjectId] = set()
         for identifier in copies.values():
@@ -176,6 +156,27 @@ class Undoing:
         self._wanted[name] = wanted
         if wanted is not None and self._taken.get(name) == wanted:
             del self._taken[name]
+
+    async def _keep_taken(
+        self, staying: set[Name], targets: dict[Name, ObjectId], conflicts: list[Step]
+    ) -> None:
+        """Give what the client took, and others have replaced, a place beside what stays there."""
+        for name, taken in self._taken.items():
+            if self._is_right(taken):
+                if name in staying:
+                    conflicts.append(self._staying(name))
+                continue
+            if await self._is_back(taken, name):
+                continue
+            beside, is_there = await self._beside(name, partial(self._stands_for, taken))
+            if not is_there:
+                targets[beside] = taken
+            if name in staying:
+                conflicts.append(self._staying(name, beside))
+            elif not is_there:
+                what = f"{self._trail.path(name)}: removed by {self._label}, and since used by "
+                what += f"others; what it was is {_shown(beside.name)}"
+                conflicts.append(Step(what, conflict=True, name=name))
 
     def _places(self, identifier: ObjectId) -> list[Name]:
         """Where something will stand after the steps so far."""
