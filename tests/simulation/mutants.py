@@ -7,12 +7,17 @@ from typing import Any, TypeVar
 
 import pytest
 
+from bftfs.coding import cross_checksum
 from bftfs.crypto.authenticator import AuthenticatorKeys
+from bftfs.crypto.digest import DIGEST_BYTES
 from bftfs.identifiers import NodeId
-from bftfs.query_update import observation, server
+from bftfs.query_update import conditioned, observation, server
 from bftfs.query_update.classification import Classification, OperationType, classify
 from bftfs.query_update.history import CulledObjectHistorySet, ObjectHistorySet, parse_set
 from bftfs.quorum import Nodes, QuorumSystem
+from bftfs.read_write import healing as block_healing
+from bftfs.read_write import responses
+from bftfs.read_write import server as block_server
 from bftfs.simulation.configuration import ClientPlan, Configuration
 from bftfs.simulation.deployment import Sizes
 from bftfs.simulation.network import NetworkFaults
@@ -59,6 +64,21 @@ def remove_barriers(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(observation, "classify", without_barriers)
     monkeypatch.setattr(server, "classify", without_barriers)
+
+
+def remove_binding_to_operations(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Timestamps of objects have time and client, and nothing that stands for the operation."""
+    monkeypatch.setattr(conditioned, "operation_digest", _one_for_all)
+
+
+def remove_binding_to_values(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Timestamps of blocks have time and client, and nothing that stands for the value."""
+    for module in (cross_checksum, responses, block_server, block_healing):
+        monkeypatch.setattr(module, "verifier_of", _one_for_all)
+
+
+def _one_for_all(_encoded: bytes) -> bytes:
+    return bytes(DIGEST_BYTES)
 
 
 class Trusting:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import pytest
 
@@ -12,10 +12,12 @@ from bftfs.simulation.twins import (
     SCENES,
     Cut,
     Scene,
+    Schedule,
     enumerate_schedules,
     run,
     schedules,
 )
+from tests.simulation.mutants import remove_binding_to_operations, remove_binding_to_values
 
 ROUNDS = 2
 
@@ -54,11 +56,10 @@ def test_twins_lead_two_lives() -> None:
     assert differing
 
 
-def _first_violation(scene: Scene, signs: Iterable[str]) -> str | None:
-    for _, findings in enumerate_schedules(scene, ROUNDS):
-        for finding in findings:
-            if any(sign in finding for sign in signs):
-                return finding
+def _first_violation(scene: Scene, signs: Iterable[str]) -> Schedule | None:
+    for schedule, findings in enumerate_schedules(scene, ROUNDS):
+        if any(sign in finding for finding in findings for sign in signs):
+            return schedule
     return None
 
 
@@ -73,6 +74,34 @@ def test_more_twins_than_liars_are_borne_break_blocks() -> None:
     """(3.1): QC benign nodes no longer host what was acknowledged."""
     scene = Scene("blocks", twinned_nodes=tuple(map(NodeId, (1, 2, 3, 4))))
     assert _first_violation(scene, ("took place between",))
+
+
+@pytest.mark.parametrize(
+    ("kind", "remove_binding", "sign"),
+    [
+        ("objects", remove_binding_to_operations, "has another version"),
+        ("blocks", remove_binding_to_values, "was acknowledged, but what is there is"),
+    ],
+)
+def test_a_clients_twin_breaks_timestamps_that_bind_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+    kind: str,
+    remove_binding: Callable[[pytest.MonkeyPatch], None],
+    sign: str,
+) -> None:
+    """[Q/U §4.3.2; PASIS §3.4.2] Or what stands at one timestamp differs from node to node.
+
+    Two instances of one client do different things at one time. Clients with names of their own
+    have different timestamps all the same.
+    """
+    twinned = Scene(kind, twinned_client=True)
+    assert twinned in SCENES  # of which nothing is found in any schedule
+    with monkeypatch.context() as mutated:
+        remove_binding(mutated)
+        assert not any(findings for _, findings in enumerate_schedules(Scene(kind), ROUNDS))
+        schedule = _first_violation(twinned, (sign,))
+    assert schedule
+    assert not run(twinned, schedule)
 
 
 def test_a_schedule_replays() -> None:
