@@ -16,6 +16,7 @@ from bftfs.conversation import Conversation
 from bftfs.credentials import Credentials
 from bftfs.crypto.authenticator import AuthenticatorKeys
 from bftfs.crypto.digest import replica_history_digest
+from bftfs.envelope import HealthReply, HealthRequest
 from bftfs.errors import MalformedMessage
 from bftfs.filesystem import object_types
 from bftfs.filesystem.directory import Creation, DirectoryCreation
@@ -40,7 +41,7 @@ from bftfs.simulation.deployment import Deployment, Sizes
 from bftfs.simulation.network import Endpoint, Kind, Network, NetworkFaults
 from bftfs.simulation.principals import SimulatedClient, SimulatedNode
 from bftfs.simulation.world import World
-from bftfs.step import Grant
+from bftfs.step import Grant, Ready, Server
 from bftfs.storage import MemoryStorage
 from bftfs.wire.codec import encode
 from tests.fuzz.choices import Choices
@@ -61,6 +62,11 @@ FRESH = tuple(
 )
 OBJECTS = (ROOT, DIRECTORY, FILE, VOLUME, *FRESH)
 BLOCKS = tuple(block_id(FILE, incarnation=0, number=number) for number in range(3))
+
+# What each correct node tells of itself.
+ACCOUNT = HealthReply(
+    1, 1, True, (), store_bytes=10, free_bytes=1 << 40, requests=0, memory_bytes=0
+)
 
 _MOST_EVENTS = 6_000
 _GOES_ON = 400
@@ -93,6 +99,23 @@ class _Recording(Network):
         super().send(source, target, kind, number, message, body)
 
 
+class _Account:
+    """Answers `HealthRequest`, as a node process does."""
+
+    def step(self, *_: Any) -> Ready:
+        return Ready(ACCOUNT)
+
+
+class _Deployment(Deployment):
+    """Nodes that tell how they are as well."""
+
+    def servers(self, node: NodeId) -> dict[type, Server]:
+        servers = super().servers(node)
+        assert isinstance(servers, dict)
+        servers[HealthRequest] = _Account()
+        return servers
+
+
 @dataclass
 class Principal:
     """A client with everything that a mount has of the two protocols."""
@@ -108,7 +131,7 @@ class FuzzCluster:
     def __init__(self, disks: tuple[MemoryStorage, ...] = (), *, verifies: bool = False) -> None:
         self.world = World(1)
         self.network = _Recording(self.world)
-        self.deployment = Deployment(
+        self.deployment = _Deployment(
             self.world,
             self.network,
             SIZES,

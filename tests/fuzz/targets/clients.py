@@ -13,7 +13,7 @@ from typing import Any, get_args
 import msgspec
 
 from bftfs.crypto.digest import replica_history_digest
-from bftfs.envelope import Refused
+from bftfs.envelope import HealthReply, Refused
 from bftfs.errors import FileSystemError, PastUnknown
 from bftfs.filesystem.attributes import Changes
 from bftfs.filesystem.directory import DirectoryCreation, Name
@@ -37,9 +37,11 @@ from bftfs.read_write.messages import Reply as BlockReply
 from bftfs.read_write.session import Session
 from bftfs.simulation.checkers.redundancy import check_redundancy
 from bftfs.simulation.principals import node_endpoint
+from bftfs.space import ClusterSpace, Space
 from bftfs.step import Ready, Sender
 from tests.fuzz.choices import Choices
 from tests.fuzz.cluster import (
+    ACCOUNT,
     BLOCKS,
     DIRECTORY,
     FILE,
@@ -307,10 +309,13 @@ def healing_replies(data: bytes) -> None:
 
 
 def testimonies(data: bytes) -> None:
-    """A Byzantine node's answers to `bftfs inspect` and `audit`: what is so is shown."""
+    """A Byzantine node's answers to `statfs`, `bftfs inspect` and `audit`: what is so is shown."""
     choices = Choices(data)
-    cluster = _with_liar(choices, ObjectReply | BlockReply)
+    cluster = _with_liar(choices, ObjectReply | BlockReply | HealthReply)
     client = cluster.principal("one")
+    room = cluster.run(client, ClusterSpace(SIZES.read_write).space())
+    m = SIZES.read_write.m
+    assert room == Space(m * ACCOUNT.store_bytes, m * ACCOUNT.free_bytes)
     witnesses = Witnesses()
     objects = inspect_object(
         witnesses, DIRECTORY, SIZES.query_update, GET_ATTRIBUTES, NoArguments(), ROOT_USER
