@@ -27,6 +27,7 @@ from bftfs.errors import AdmissionRefused, ContentionExhausted
 from bftfs.filesystem.registry import file_system_types
 from bftfs.identifiers import NodeId
 from bftfs.query_update.counter import counter_types
+from bftfs.read_write.timestamp import time_of as block_time_of
 from bftfs.simulation.byzantine.positions import ClientPosition, NodePosition
 from bftfs.simulation.byzantine.registry import CLIENTS, GRANTS, corrupted
 from bftfs.simulation.checkers.admission import (
@@ -260,7 +261,9 @@ class Simulation:
             NodeId(node) for node in range(configuration.sizes.n) if node not in byzantine
         ]
         self._record = CandidateRecord()
-        self._bounds = BoundsRecord()
+        self._bounds = BoundsRecord(
+            configuration.sizes.query_update.r, len(configuration.byzantine_nodes)
+        )
         # By how much the fastest clock of a correct node is ahead.
         self._fastest_us = (
             max((configuration.node_skews_us[node] for node in self._correct), default=0)
@@ -488,8 +491,9 @@ class Simulation:
         self._go_on(CALM_US, until=lambda: not any(each.rebuilding for each in recoveries))
         # Servers finish what clients have left behind; who has heard nothing of that, heals again.
         self._go_on(SETTLING_US)
+        hurried_us = {node: self.deployment.nodes[node].wall_clock_us() for node in losers}
         again = [
-            (healer, healer.tally.passes, self.deployment.nodes[node].wall_clock_us())
+            (healer, healer.tally.passes, hurried_us[node])
             for node in losers
             for healer in self.deployment.healers[node]
         ]
@@ -512,7 +516,11 @@ class Simulation:
                     {other: self.deployment.nodes[other].disk for other in self._correct},
                     objects=self.configuration.sizes.query_update,
                     blocks=self.configuration.sizes.read_write,
-                    is_owed=partial(self._is_owed, self.deployment.nodes[node].wall_clock_us()),
+                    is_owed=partial(
+                        self._is_owed,
+                        latest_us=hurried_us[node] + limits.CLOCK_SKEW_US,
+                        clock_us=self.deployment.nodes[node].wall_clock_us(),
+                    ),
                 )
 
     def _hurry_healing(self, window_us: int) -> None:
@@ -522,10 +530,15 @@ class Simulation:
                 healer.steering.hurry()
         self.world.after(window_us // HEALS_PER_WINDOW, self._hurry_healing, window_us)
 
-    def _is_owed(self, clock_us: int, key: bytes) -> bool:
-        """Whether a node with this clock has to host a version of a block that is complete."""
+    def _is_owed(self, key: bytes, *, latest_us: int, clock_us: int) -> bool:
+        """Whether a node with this clock has to host a version of a block that is complete.
+
+        What is later than `latest_us` was too far ahead of it when it looked. [design §4]
+        """
         retention = self.retention
-        return retention is None or retention.is_owed(key, clock_us - retention.window_us)
+        return block_time_of(key) <= latest_us and (
+            retention is None or retention.is_owed(key, clock_us - retention.window_us)
+        )
 
     def _go_on(self, longest_us: int, *, until: Callable[[], bool] = lambda: False) -> None:
         """Let time pass, until something is so."""

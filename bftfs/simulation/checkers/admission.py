@@ -151,7 +151,7 @@ class UnfinishedRecord:
         """`node` has accepted candidates in the last of so many lives."""
         latest = self._latest[node]
         updates: dict[LogicalTimestamp, set[ObjectId]] = {}
-        for identifier, candidate, history in acceptances:
+        for identifier, candidate, history, _ in acceptances:
             self._at[identifier, candidate.timestamp].add(candidate)
             if candidate.timestamp == history[-1].timestamp:
                 updates.setdefault(candidate.timestamp, set()).add(identifier)

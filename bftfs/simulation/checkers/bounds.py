@@ -4,7 +4,8 @@ The record is taken at the commits of correct nodes. Bounds are those of `bftfs.
 
 - no time that a node accepts lies further ahead of its own clock than clocks may differ;
 - of the barriers and copies that one client makes, a node accepts so many at once and per second;
-- in a replica history that is long, no client has more than its share of unfinished work;
+- in a replica history that is long, no client has more than its share of unfinished work: it gets
+  none in but what others finish, for which servers have to vouch that have accepted it;
 - no more requests wait for object sync, in all and of one principal, than there are places.
 """
 
@@ -29,6 +30,8 @@ _MOST_FINDINGS = 20  # of one run; one is enough, and a broken bound breaks all 
 class BoundsRecord:
     """What correct nodes accept, against the bounds."""
 
+    repairable: int  # servers that vouch for what is finished
+    byzantine: int = 0  # servers that vouch for anything
     findings: list[str] = field(default_factory=list)
     # Per node and client: tokens left, and when that was so. Kept apart from the servers' own.
     _allowances: dict[tuple[NodeId, ClientId], tuple[float, int]] = field(default_factory=dict)
@@ -42,7 +45,7 @@ class BoundsRecord:
         """`node` has accepted candidates, each of an object and at the end of a history."""
         repairs: Counter[ClientId] = Counter()
         made = set()
-        for identifier, candidate, history in acceptances:
+        for identifier, candidate, history, elsewhere in acceptances:
             timestamp = candidate.timestamp
             self._require_sane(node, clock_us, time_of(timestamp), identifier)
             if not (candidate.barrier or candidate.copy):
@@ -52,7 +55,12 @@ class BoundsRecord:
                 made.add(timestamp)
                 repairs[client] += 1
             own = sum(client_of(each.timestamp) == client for each in history)
-            if len(history) > limits.HISTORY_CANDIDATES and own > limits.HISTORY_SHARE:
+            vouching = 1 if candidate.barrier else self.repairable  # any server shows a barrier
+            if (
+                len(history) > limits.HISTORY_CANDIDATES
+                and own > limits.HISTORY_SHARE
+                and elsewhere < vouching - self.byzantine
+            ):
                 self._find(
                     f"node {node} has {own} candidates of one client in a history of {len(history)}"
                 )

@@ -31,6 +31,7 @@ class Acceptance(NamedTuple):
     object: ObjectId
     candidate: Candidate
     history: tuple[Candidate, ...]
+    elsewhere: int = 0  # how many other correct nodes had accepted it before
 
 
 @dataclass(slots=True)
@@ -56,8 +57,8 @@ class CandidateRecord:
                     if nodes is None:
                         nodes = accepted[candidate] = set()
                     if node not in nodes:
+                        fresh.append(Acceptance(identifier, candidate, candidates, len(nodes)))
                         nodes.add(node)
-                        fresh.append(Acceptance(identifier, candidate, candidates))
             elif table is Table.VERSION:
                 self._take_down_version(node, key, _decode_version(value))
         return fresh

@@ -42,7 +42,7 @@ def accept(
 
 
 def test_times_up_to_the_bound_are_fine_and_no_others() -> None:
-    record = BoundsRecord()
+    record = BoundsRecord(repairable=3)
     accept(record, barrier(0, ahead_us=limits.CLOCK_SKEW_US))
     assert record.findings == []
     accept(record, barrier(1, ahead_us=limits.CLOCK_SKEW_US + 1))
@@ -50,7 +50,7 @@ def test_times_up_to_the_bound_are_fine_and_no_others() -> None:
 
 
 def test_versions_of_blocks_are_not_of_the_future() -> None:
-    record = BoundsRecord()
+    record = BoundsRecord(repairable=3)
     for ahead_us in (limits.CLOCK_SKEW_US, limits.CLOCK_SKEW_US + 1):
         timestamp = BlockTimestamp(NOW_US + ahead_us, CLIENT, bytes(32))  # type: ignore[arg-type]
         key = version_key(BlockId(bytes(32)), timestamp)
@@ -64,7 +64,7 @@ def test_versions_of_blocks_are_not_of_the_future() -> None:
 
 
 def test_repairs_beyond_a_clients_allowance() -> None:
-    record = BoundsRecord()
+    record = BoundsRecord(repairable=3)
     burst = [barrier(number) for number in range(limits.REPAIRS_BURST)]
     accept(record, *burst)
     others = [barrier(number, client=client_named("another")) for number in range(50)]
@@ -77,15 +77,30 @@ def test_repairs_beyond_a_clients_allowance() -> None:
 
 
 def test_one_clients_share_of_a_long_history() -> None:
-    record = BoundsRecord()
+    record = BoundsRecord(repairable=3)
     accept(record, barrier(0), history=limits.HISTORY_CANDIDATES)
     assert record.findings == []
     accept(record, barrier(1), history=limits.HISTORY_CANDIDATES + 1)
     assert "candidates of one client" in record.findings[0]
 
 
+def test_what_others_finish_counts_for_nobodys_share() -> None:
+    copy = Candidate(
+        logical_timestamp(time_us=NOW_US, barrier=False, client=CLIENT, digest=bytes(32)),
+        ZERO,
+        copy=True,
+    )
+    for byzantine, elsewhere in ((0, 3), (1, 2)):
+        record = BoundsRecord(repairable=3, byzantine=byzantine)
+        for vouching in (elsewhere, elsewhere - 1):
+            assert record.findings == []
+            long = (copy,) * (limits.HISTORY_CANDIDATES + 1)
+            record.accepted(NODE, NOW_US, [Acceptance(OBJECT, copy, long, vouching)])
+        assert "candidates of one client" in record.findings[0]
+
+
 def test_more_requests_wait_than_there_are_places() -> None:
-    record = BoundsRecord()
+    record = BoundsRecord(repairable=3)
     record.parked(NODE, limits.PARKED_REQUESTS, limits.PARKED_REQUESTS_OF_ONE)
     assert record.findings == []
     record.parked(NODE, limits.PARKED_REQUESTS_OF_ONE + 1, limits.PARKED_REQUESTS_OF_ONE + 1)
