@@ -109,6 +109,8 @@ async def rebuild(
     silences = 0
     unclear = False  # whether somebody has answered who may know more another time
     while len(responses.fragments(timestamp)) < m:
+        if not asked:
+            return None if unclear else NEEDLESS
         delivery = await Receive(session.read_patience.us << silences)
         if delivery is None:
             silences += 1
@@ -136,8 +138,6 @@ async def rebuild(
         if not useful:
             unclear |= not isinstance(message, ReadReply | BlockRefused)
             await ask(1)
-        if not asked and len(responses.fragments(timestamp)) < m:
-            return None if unclear else NEEDLESS
     checksum, fragments = responses.cross_checksum(timestamp), responses.fragments(timestamp)
     generated = await Compute(partial(regenerate, session.code, checksum, fragments))
     if generated is None or item_of(session.code, dict(enumerate(generated[:m]))) is None:

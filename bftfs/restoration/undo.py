@@ -315,7 +315,6 @@ class Undoing:
                 source = aside
             put_off = 0
             if source is not None:
-                there = self._entries.pop(target, None)
                 flags = RENAME_NOREPLACE if there is None else RENAME_EXCHANGE
                 moves.append(
                     Step(
