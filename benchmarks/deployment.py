@@ -24,6 +24,7 @@ from benchmarks.errors import BenchmarkError, WorkloadError
 from benchmarks.measurement import Measure
 from benchmarks.processes import ProcessWatch, WatchedProcess
 from benchmarks.session import Phase, Place, Session
+from bftfs.asking.quorum import ThresholdQuorums
 from bftfs.cli.cluster import create_cluster, smallest_cluster
 from bftfs.cluster import ClusterDescription, Durability, UnixAddress, parse_address
 from bftfs.conversation import Conversation, Receive, Send
@@ -36,10 +37,9 @@ from bftfs.errors import BftfsError
 from bftfs.filesystem import object_types
 from bftfs.identifiers import NodeId
 from bftfs.query_update.client import QueryUpdateClient
-from bftfs.quorum import ThresholdQuorums
 from bftfs.read_write.client import ReadWriteClient
 from bftfs.runtime.blocking import BlockingNetwork
-from bftfs.step import Grant
+from bftfs.server.step import Grant
 from bftfs.storage import Table
 
 ROOT = Credentials(uid=0, gid=0)

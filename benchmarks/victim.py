@@ -22,6 +22,7 @@ from typing import Any
 import msgspec
 
 from bftfs import limits
+from bftfs.asking.quorum import ThresholdQuorums
 from bftfs.cluster import ClusterDescription, load
 from bftfs.conversation import Conversation
 from bftfs.credentials import Credentials
@@ -45,7 +46,6 @@ from bftfs.identifiers import (
     placement_of,
 )
 from bftfs.query_update.client import QueryUpdateClient
-from bftfs.quorum import ThresholdQuorums
 from bftfs.read_write.client import ReadWriteClient
 from bftfs.runtime.blocking import BlockingNetwork
 

@@ -44,7 +44,7 @@ from bftfs.identifiers import (
     object_id,
 )
 from bftfs.retention import format_duration, parse_duration
-from bftfs.step import Grant, Role, Sender
+from bftfs.server.step import Grant, Role, Sender
 from bftfs.thresholds import QueryUpdateThresholds, ReadWriteThresholds
 
 FORMAT = 1

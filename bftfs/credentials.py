@@ -1,7 +1,7 @@
 """On whose behalf a client asks: the POSIX user and groups that permissions are checked for.
 
-A client claims credentials; whether it may is the grant's business (`bftfs.step.Grant`), and what
-they permit is that of whoever knows the object.
+A client claims credentials; whether it may is the grant's business (`bftfs.server.step.Grant`),
+and what they permit is that of whoever knows the object.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bftfs import cluster as description_files
+from bftfs.asking.quorum import ThresholdQuorums
 from bftfs.cluster import ClusterDescription
 from bftfs.credentials import Credentials
 from bftfs.crypto.cipher import BlockCipher
@@ -11,15 +12,14 @@ from bftfs.crypto.keys import Identity, read_identity, read_volume_key
 from bftfs.data_directory import DataDirectory
 from bftfs.errors import UsageError
 from bftfs.filesystem import object_types
+from bftfs.filesystem.capacity import ClusterCapacity
 from bftfs.filesystem.history import History
 from bftfs.filesystem.operations import FileSystem
 from bftfs.filesystem.options import Options
 from bftfs.limits import SECOND_US
 from bftfs.query_update.client import QueryUpdateClient
 from bftfs.query_update.past_reading import PastReader
-from bftfs.quorum import ThresholdQuorums
 from bftfs.read_write.client import ReadWriteClient
-from bftfs.space import ClusterSpace
 from mount.options import MountOptions
 
 ROOT = Credentials(uid=0, gid=0)
@@ -63,12 +63,12 @@ def file_system(
         patience_total_us=patience_us,
     )
     blocks = ReadWriteClient(client, description.read_write, patience_total_us=patience_us)
-    space = ClusterSpace(description.read_write, patience_total_us=patience_us)
+    capacity = ClusterCapacity(description.read_write, patience_total_us=patience_us)
     cipher = BlockCipher(read_volume_key(directory.volume_key))
     files = FileSystem(
         objects,
         blocks,
-        space,
+        capacity,
         cipher,
         root=description.root,
         volume=description.volume,
@@ -85,7 +85,7 @@ def file_system(
         objects,
         PastReader(objects),
         blocks,
-        space,
+        capacity,
         cipher,
         volume=description.volume,
         asking_as=ROOT,

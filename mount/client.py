@@ -16,8 +16,8 @@ from bftfs.data_directory import DataDirectory
 from bftfs.envelope import REPLIES
 from bftfs.errors import FileSystemError, OperationFailed, UsageError
 from bftfs.filesystem.history import History
-from bftfs.filesystem.moments import parse_moment
 from bftfs.filesystem.operations import FileSystem
+from bftfs.filesystem.time_names import parse_time_name
 from bftfs.limits import MIB
 from bftfs.runtime.memory import collect_rarely, keep_freed_memory
 from bftfs.runtime.network import Network
@@ -114,7 +114,7 @@ async def _require_root_directory(files: FileSystem, options: MountOptions) -> N
 
 async def _past(history: History, at: str) -> FileSystem:
     """The file system as it was at a time, or as a snapshot shows it."""
-    time_us = parse_moment(at)
+    time_us = parse_time_name(at)
     if time_us is None:
         snapshots = await history.snapshots(ROOT)
         time_us = next((each.time_us for each in snapshots if each.name == at.encode()), None)

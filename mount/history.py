@@ -25,8 +25,8 @@ from bftfs.filesystem.attributes import Attributes
 from bftfs.filesystem.contents import OpenFile
 from bftfs.filesystem.history import History
 from bftfs.filesystem.listing import DirectoryEntry
-from bftfs.filesystem.moments import format_moment, parse_moment
 from bftfs.filesystem.operations import FileSystem, Found
+from bftfs.filesystem.time_names import format_time_name, parse_time_name
 from bftfs.identifiers import OBJECT_ID_BYTES, ObjectId
 
 NAME: Final = b".history"
@@ -56,7 +56,7 @@ class Entrance:
         """The directory at the time that `name` says; ENOENT if it says none."""
         history = self._history
         await history.present.access(directory, _SEARCH, who)
-        time_us = parse_moment(name.decode(errors="replace"))
+        time_us = parse_time_name(name.decode(errors="replace"))
         if time_us is None:
             time_us = await self._time_of_snapshot(name, who)
         if time_us < 0:
@@ -80,7 +80,7 @@ class Entrance:
     async def entries(self, identifier: ObjectId, who: Credentials) -> OpenMoments:
         """Snapshots, and moments at which something changed: names that lead somewhere."""
         moments = await self._history.moments(identifier, who)
-        listed = [(format_moment(time_us).encode(), time_us) for time_us in moments[:MOMENTS]]
+        listed = [(format_time_name(time_us).encode(), time_us) for time_us in moments[:MOMENTS]]
         listed += [
             (snapshot.name, snapshot.time_us)
             for snapshot in await self._history.snapshots(who)

@@ -13,10 +13,10 @@ from collections.abc import Iterable
 
 from bftfs.identifiers import ClientId
 from bftfs.limits import KIB, MIB, SECOND_US
-from bftfs.step import Sender
+from bftfs.server.step import Sender
 
 CONNECTIONS_PER_PRINCIPAL = 16  # one per mount and tool that uses the same key
-STRANGERS = 64  # connections that have not said who they are; the oldest gives way
+UNAUTHENTICATED_MAX = 64  # connections that have not said who they are; the oldest gives way
 GREETING_PATIENCE_US = 10 * SECOND_US  # for a stranger
 REQUESTS_PER_TURN = 128  # of one principal, before the others have their turn…
 TIME_PER_TURN_US = 4_000  # …or its share of this time, of which all that wait have the same

@@ -10,7 +10,7 @@ from bftfs.filesystem.authorization import UNKNOWN_INODE, may_write_blocks
 from bftfs.identifiers import BlockId, inode_of
 from bftfs.query_update.replica import Replica
 from bftfs.read_write.messages import BlockRefused
-from bftfs.step import Sender
+from bftfs.server.step import Sender
 from bftfs.storage import StorageView
 from bftfs.wire.codec import UNREADABLE
 

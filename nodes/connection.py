@@ -7,7 +7,7 @@ import socket
 from collections import deque
 
 from bftfs.runtime.sockets import Output
-from bftfs.step import Sender
+from bftfs.server.step import Sender
 from bftfs.wire.channel import ServerChannel
 from bftfs.wire.framing import Frame
 from nodes.admission import Account

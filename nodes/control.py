@@ -26,7 +26,7 @@ from bftfs.errors import BftfsError
 from bftfs.limits import SECOND_US
 from bftfs.runtime import clock
 from bftfs.runtime.sockets import forget, listen
-from bftfs.steering import RATE_BYTES_LEAST, Steering
+from bftfs.server.throttle import RATE_BYTES_LEAST, Throttle
 from bftfs.wire.codec import UNREADABLE
 
 PATIENCE_S = 5.0
@@ -93,7 +93,7 @@ class Standing:
 class Work:
     """One kind of background work that may be steered."""
 
-    steering: Steering
+    throttle: Throttle
     standing: Callable[[int], Standing]  # now
 
 
@@ -112,7 +112,7 @@ class Control:
 
     def __init__(self, path: Path, works: tuple[Work, ...]) -> None:
         self._address = f"unix:{path.absolute()}"
-        self._works = {work.steering.name: work for work in works}
+        self._works = {work.throttle.name: work for work in works}
         self._call: CallInLoop
         mask = os.umask(0o177)  # nobody else may connect, from the first moment on
         try:
@@ -161,19 +161,19 @@ class Control:
         if work is None:
             known = " and ".join(sorted(self._works)) or "nothing"
             return Answer(f"this node has no work called {command.work!r}: there is {known}")
-        steering = work.steering
+        throttle = work.throttle
         match command.verb:
             case "start":
-                steering.start()
+                throttle.start()
             case "pause":
-                steering.pause()
+                throttle.pause()
             case "resume":
-                steering.resume()
+                throttle.resume()
             case "throttle":
                 rate = command.rate_bytes
                 if rate is None or not RATE_BYTES_LEAST <= rate < 1 << 62:
                     return Answer(f"a rate is at least {RATE_BYTES_LEAST} bytes per second")
-                steering.throttle(rate)
+                throttle.set_rate(rate)
             case "status":
                 pass
         return Answer(status=status_of(work))
@@ -182,15 +182,15 @@ class Control:
 def status_of(work: Work) -> WorkStatus:
     """How the work stands now."""
     now_us = clock.now_us()
-    steering, standing = work.steering, work.standing(now_us)
+    throttle, standing = work.throttle, work.standing(now_us)
     remaining = standing.remaining_us
     return WorkStatus(
-        steering.name,
-        "paused" if steering.paused else "running" if standing.under_way else "idle",
+        throttle.name,
+        "paused" if throttle.paused else "running" if standing.under_way else "idle",
         standing.progress,
-        steering.measured_rate(now_us) if standing.under_way and not steering.paused else 0.0,
-        steering.rate_bytes,
-        None if steering.paused or remaining is None else remaining / SECOND_US,
+        throttle.measured_rate(now_us) if standing.under_way and not throttle.paused else 0.0,
+        throttle.rate_bytes,
+        None if throttle.paused or remaining is None else remaining / SECOND_US,
         standing.ended_us / SECOND_US or None,
         standing.figures,
     )

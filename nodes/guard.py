@@ -8,13 +8,13 @@ from typing import Any
 
 from bftfs.envelope import Refused
 from bftfs.errors import DamagedRow
-from bftfs.lending import Lending
-from bftfs.step import Ready, Sender, Server
+from bftfs.server.reserve_shares import ReserveShares
+from bftfs.server.step import Ready, Sender, Server
 from bftfs.storage import StorageView
-from nodes.store import MapOutgrown, StoreFailed, StoreFull
+from nodes.store import MapFull, StoreFailed, StoreFull
 
 
-class WriteSwitch:
+class FullDiskGate:
     """Whether requests that write are refused, and why; and what is left for those that are owed.
 
     Invariant: while none are refused, the store has more room than its reserve.
@@ -25,7 +25,7 @@ class WriteSwitch:
     def __init__(self) -> None:
         self.code = 0  # an errno; 0 while writes are served
         self.reason = ""  # why they are not
-        self._reserve = Lending()
+        self._reserve = ReserveShares()
 
     def refuse(self, code: int, reason: str, *, left: int) -> None:
         """Refuse them from now on, but for what is owed: that has the `left` bytes of a reserve."""
@@ -41,7 +41,9 @@ class WriteSwitch:
 
     def admits(self, sender: Sender, ready: Ready) -> bool:
         """Whether the writes of a step are to be done."""
-        return not self.code or (ready.owed and self._reserve.lends(sender.client, ready.writes))
+        return not self.code or (
+            ready.uses_reserve and self._reserve.lends(sender.client, ready.writes)
+        )
 
 
 class Guard:
@@ -57,7 +59,7 @@ class Guard:
     __slots__ = ("_report", "_step", "_switch")
 
     def __init__(
-        self, server: Server, switch: WriteSwitch, report: Callable[[Any, Exception], None]
+        self, server: Server, switch: FullDiskGate, report: Callable[[Any, Exception], None]
     ) -> None:
         self._step = server.step
         self._switch = switch
@@ -74,7 +76,7 @@ class Guard:
         """Serve one message, or refuse it."""
         try:
             ready = self._step(view, sender, message, body, now_us)
-        except (AssertionError, DamagedRow, StoreFailed, StoreFull, MapOutgrown):
+        except (AssertionError, DamagedRow, StoreFailed, StoreFull, MapFull):
             raise
         except Exception as error:
             self._report(message, error)

@@ -7,12 +7,12 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from bftfs.envelope import Figure, HealthReply
-from bftfs.recovery import Recovery
 from bftfs.runtime import clock
 from bftfs.runtime.links import Links
-from bftfs.step import Ready, Sender
+from bftfs.server.recovery import Recovery
+from bftfs.server.step import Ready, Sender
 from bftfs.storage import StorageView
-from nodes.guard import WriteSwitch
+from nodes.guard import FullDiskGate
 from nodes.metrics import Gauge, Tally, resident_bytes
 from nodes.store import Store
 
@@ -30,7 +30,7 @@ class Health:
         *,
         store: Store,
         links: Links,
-        switch: WriteSwitch,
+        switch: FullDiskGate,
         tally: Tally,
         recovery: Recovery,
         gauges: Callable[[], Iterable[Gauge]],

@@ -54,7 +54,7 @@ class Journal:
     def __init__(self, path: Path, *, synced: bool) -> None:
         """`synced`: each batch is to be on stable storage before the next is appended."""
         self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        self._straight = _Straight.open(path) if synced else None
+        self._direct = DirectFile.open(path) if synced else None
         self._unsynced = False  # whether something went through the page cache since the last sync
         self.size = 0  # bytes in use
         self._room = os.fstat(self._file).st_size  # bytes that the file has
@@ -122,10 +122,10 @@ class Journal:
         end = self.size + _aligned(_HEADER.size + len(batch))
         if end > self._room:
             written = os.pwrite(self._file, bytes(end - self._room + _AHEAD_BYTES), self._room)
-            if self._straight is not None:
+            if self._direct is not None:
                 os.fdatasync(self._file)
             self._room += written
-        if self._straight is None or end > self._room or not self._append_straight(record):
+        if self._direct is None or end > self._room or not self._append_straight(record):
             self._append(record)
         self._advance(len(batch))
 
@@ -140,14 +140,14 @@ class Journal:
                 written += os.pwrite(self._file, whole[written:], self.size + written)
 
     def _append_straight(self, record: Sequence[bytes]) -> bool:
-        assert self._straight is not None
+        assert self._direct is not None
         try:
-            return self._straight.write(record, self.size)
+            return self._direct.write(record, self.size)
         except OSError as error:
             if error.errno != errno.EINVAL:
                 raise
-        self._straight.close()
-        self._straight = None
+        self._direct.close()
+        self._direct = None
         return False
 
     def sync(self) -> None:
@@ -162,8 +162,8 @@ class Journal:
 
     def close(self) -> None:
         """Close the file."""
-        if self._straight is not None:
-            self._straight.close()
+        if self._direct is not None:
+            self._direct.close()
         os.close(self._file)
 
     def _advance(self, length: int) -> None:
@@ -185,7 +185,7 @@ def _digest_of(rest: bytes, batch: bytes, key: bytes | None = None) -> bytes:
     return digest.digest(_DIGEST_BYTES)
 
 
-class _Straight:
+class DirectFile:
     """A file, written past the page cache: what was written is on stable storage at once."""
 
     def __init__(self, file: int) -> None:
@@ -193,7 +193,7 @@ class _Straight:
         self._stage = mmap.mmap(-1, _STAGE_BYTES)
 
     @classmethod
-    def open(cls, path: Path) -> _Straight | None:
+    def open(cls, path: Path) -> DirectFile | None:
         """None if the file system does not do that."""
         try:
             return cls(os.open(path, os.O_WRONLY | os.O_DIRECT | os.O_DSYNC | os.O_CLOEXEC))

@@ -27,14 +27,14 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
-from bftfs.dispatcher import Dispatcher, Outgoing
 from bftfs.envelope import Refused
 from bftfs.errors import PeerFault
 from bftfs.limits import CONNECTIONS, MIB, SECOND_US
 from bftfs.runtime import clock
 from bftfs.runtime.links import Links
 from bftfs.runtime.sockets import RECEIVE_BYTES, adjust
-from bftfs.step import Sender
+from bftfs.server.dispatcher import Dispatcher, Outgoing
+from bftfs.server.step import Sender
 from bftfs.wire.channel import NONCE_BYTES, ServerChannel
 from bftfs.wire.codec import encode
 from nodes.admission import (
@@ -42,17 +42,17 @@ from nodes.admission import (
     GREETING_PATIENCE_US,
     HELD_BYTES,
     RECEIVES_PER_TURN,
-    STRANGERS,
+    UNAUTHENTICATED_MAX,
     UNNOTICED_BYTES,
     UNSENT_BYTES,
     Admission,
     Turn,
 )
 from nodes.connection import Connection
-from nodes.guard import WriteSwitch
+from nodes.guard import FullDiskGate
 from nodes.membership import LiveMembership
 from nodes.metrics import Tally
-from nodes.store import Batch, MapOutgrown, Store, StoreFull
+from nodes.store import Batch, MapFull, Store, StoreFull
 
 BATCH_BYTES = 8 * MIB  # bodies of requests and replies in one batch
 EVENTS_PER_TURN = 256
@@ -85,7 +85,7 @@ class Loop:
         dispatcher: Dispatcher,
         store: Store,
         links: Links,
-        switch: WriteSwitch,
+        switch: FullDiskGate,
         tally: Tally,
     ) -> None:
         self._listener = listener
@@ -284,7 +284,7 @@ class Loop:
                 accepted.close()
                 self._tally.closed["too many connections"] += 1
                 continue
-            if len(self._strangers) >= STRANGERS:
+            if len(self._strangers) >= UNAUTHENTICATED_MAX:
                 self._close(next(iter(self._strangers)), "too many strangers")
             adjust(accepted)
             connection = Connection(
@@ -411,7 +411,7 @@ class Loop:
                             resumed = 0
                         self._commit(batch)
                 break
-            except MapOutgrown:
+            except MapFull:
                 pass  # the store has made room
             except StoreFull as full:
                 self._refuse_writes(full.reason)
@@ -483,7 +483,7 @@ class Loop:
                         break
             except PeerFault as fault:
                 self._offend(connection, fault)
-            except (MapOutgrown, StoreFull):
+            except (MapFull, StoreFull):
                 self._queue(connection)
                 self._backlogged += [*remaining, *served]
                 raise

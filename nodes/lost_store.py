@@ -9,8 +9,8 @@ import structlog
 from bftfs.data_directory import NodeDirectory
 from bftfs.errors import UsageError
 from bftfs.limits import CLOCK_SKEW_US
-from bftfs.recovery import Recovery
 from bftfs.runtime import clock
+from bftfs.server.recovery import Recovery
 from nodes.store import lock_file
 
 _REBUILDING = "rebuilding"

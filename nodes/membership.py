@@ -21,7 +21,7 @@ import structlog
 from bftfs import cluster
 from bftfs.cluster import ClusterDescription, signature_path
 from bftfs.errors import UsageError
-from bftfs.step import Sender
+from bftfs.server.step import Sender
 
 _Seen: TypeAlias = tuple[tuple[int, int, int], ...]  # of each file: inode, size, change time
 

@@ -17,21 +17,21 @@ from bftfs import cluster
 from bftfs.cluster import ClusterDescription
 from bftfs.crypto.keys import Identity, read_identity
 from bftfs.data_directory import NodeDirectory
-from bftfs.dispatcher import Dispatcher
 from bftfs.envelope import HealthRequest
 from bftfs.errors import UsageError
 from bftfs.identifiers import NodeId, ObjectId
 from bftfs.limits import CONNECTIONS, MIB
-from bftfs.recovery import Recovery
 from bftfs.runtime.links import Links
 from bftfs.runtime.memory import collect_rarely, keep_freed_memory
 from bftfs.runtime.sockets import forget, listen
-from bftfs.step import Background, Sender, Server
+from bftfs.server.dispatcher import Dispatcher
+from bftfs.server.recovery import Recovery
+from bftfs.server.step import Background, Sender, Server
 from bftfs.wire.channel import ServerChannel
 from nodes import log
 from nodes.configuration import NodeConfiguration
 from nodes.control import Control, Work
-from nodes.guard import Guard, WriteSwitch
+from nodes.guard import FullDiskGate, Guard
 from nodes.health import REBUILDING, Health
 from nodes.loop import Loop
 from nodes.lost_store import resumed
@@ -96,7 +96,7 @@ def run(directory: NodeDirectory, description_file: Path, protocols: Protocols) 
         )
         stack.callback(store.close)
         tally = Tally()
-        switch = WriteSwitch()
+        switch = FullDiskGate()
         links = stack.enter_context(
             Links(description, identity, decode=protocols.decode_reply, persistent=False)
         )

@@ -8,32 +8,32 @@ from typing import get_args
 import structlog
 
 from bftfs import limits
+from bftfs.asking.quorum import ThresholdQuorums
 from bftfs.cluster import ClusterDescription
 from bftfs.crypto.digest import client_id_of
 from bftfs.crypto.keys import Identity
 from bftfs.envelope import REPLIES, REQUESTS
 from bftfs.filesystem import object_types
 from bftfs.filesystem.collection import CollectedPast, CollectionTally, Collector
-from bftfs.healing import HealingTally
 from bftfs.identifiers import NodeId
-from bftfs.pool import HistoryPool
 from bftfs.query_update.healing import ObjectHealer
 from bftfs.query_update.messages import Request as QueryUpdateRequest
 from bftfs.query_update.messages import Update
 from bftfs.query_update.scrubbing import HistoryScrubber, RequestScrubber, VersionScrubber
 from bftfs.query_update.server import QueryUpdateServer
 from bftfs.query_update.unfinished import Finisher, Unfinished
-from bftfs.quorum import ThresholdQuorums
-from bftfs.quota import ClientQuota, MeteredObjects
 from bftfs.read_write.healing import BlockHealer
 from bftfs.read_write.lazy_verifier import LazyVerifier
 from bftfs.read_write.messages import Notice
 from bftfs.read_write.messages import Request as ReadWriteRequest
 from bftfs.read_write.scrubbing import BlockScrubber
 from bftfs.read_write.server import ReadWriteServer
-from bftfs.recovery import Recovery
-from bftfs.scrubbing import Scrubber, ScrubTally
-from bftfs.steering import healing_steering
+from bftfs.server.background import HealingTally
+from bftfs.server.history_pool import HistoryPool
+from bftfs.server.quota import ClientQuota, MeteredObjects
+from bftfs.server.recovery import Recovery
+from bftfs.server.scrubber import Scrubber, ScrubTally
+from bftfs.server.throttle import healing_throttle
 from nodes.authority import InodeAuthority
 from nodes.configuration import NodeConfiguration
 from nodes.control import Standing, Work
@@ -51,7 +51,7 @@ def honest_services(
     """What a correct node does."""
     keys = description.authenticator_keys(identity, node)
     quorums = ThresholdQuorums(description.query_update)
-    healing = healing_steering()
+    healing = healing_throttle()
     query_update = QueryUpdateServer(
         node, quorums, keys, object_types(), recovery=recovery, healing=healing
     )
@@ -67,7 +67,7 @@ def honest_services(
         recovery,
         charge=quota.charge_anyway,
         wants=past.wants,
-        steering=healing,
+        throttle=healing,
     )
     scrubber = Scrubber(
         (
@@ -125,13 +125,13 @@ def honest_services(
             *_healing_gauges("blocks", block_healer.tally),
             Gauge("bftfs_damaged_objects", "Known damaged.", query_update.healer.damaged),
             Gauge("bftfs_heal_paused", "1 while it is paused.", healing.paused),
-            Gauge("bftfs_scrub_paused", "1 while it is paused.", scrubber.steering.paused),
+            Gauge("bftfs_scrub_paused", "1 while it is paused.", scrubber.throttle.paused),
             *_scrubbing_gauges(scrubber.tally),
             Gauge("bftfs_recovering", "1 while a lost store is rebuilt.", recovery.rebuilding),
         ),
         (
             Work(healing, partial(_healing_state, query_update.healer, block_healer)),
-            Work(scrubber.steering, partial(_scrubbing_state, scrubber)),
+            Work(scrubber.throttle, partial(_scrubbing_state, scrubber)),
         ),
         query_update.healer.note_damage,
         pool.attach,
@@ -159,7 +159,7 @@ def _healing_state(objects: ObjectHealer, blocks: BlockHealer, now_us: int) -> S
 
 def _scrubbing_state(scrubber: Scrubber, now_us: int) -> Standing:
     tally = scrubber.tally
-    rate = min(scrubber.steering.measured_rate(now_us), scrubber.steering.rate_bytes)
+    rate = min(scrubber.throttle.measured_rate(now_us), scrubber.throttle.rate_bytes)
     return Standing(
         under_way=tally.under_way,
         progress=tally.progress,

@@ -42,7 +42,7 @@ from bftfs.identifiers import NodeId
 from bftfs.limits import KIB, MIB
 from bftfs.storage import Table, Write
 from nodes.journal import Journal, Row
-from nodes.residence import MappedFile
+from nodes.mapped_memory import MappedFile
 
 FORMAT = 1
 
@@ -98,11 +98,11 @@ class StoreFailed(BftfsError):
         return f"{self.path}: {self.reason}"
 
 
-class MapOutgrown(BftfsError):
+class MapFull(BftfsError):
     """The batch needs more address space than is mapped: leave it, and step it again."""
 
 
-class NotCheckpointed(MapOutgrown):
+class NeedsCheckpoint(MapFull):
     """Nor is it the map: how much room there is, is known after a checkpoint only."""
 
 
@@ -192,7 +192,7 @@ class Batch:
                     self.volume += len(value)
                 rows.append((int(table), key, value))
         except lmdb.MapFullError:
-            raise MapOutgrown from None
+            raise MapFull from None
         except lmdb.Error as error:
             raise self._store.failure(error, self.volume) from error
 
@@ -215,7 +215,7 @@ class Batch:
         traceback: TracebackType | None,
     ) -> None:
         if self.writes:
-            self._store.drop(outgrown=kind is MapOutgrown, checkpoint=kind is NotCheckpointed)
+            self._store.drop(outgrown=kind is MapFull, checkpoint=kind is NeedsCheckpoint)
         self._store.touched(self.bytes_moved + self.volume)
 
 
@@ -459,7 +459,7 @@ class Store:
         """Make a batch durable whose writes were applied to the transaction."""
         if not draw and not self._has_room_for(len(rows), volume):
             if self._writes and not self._crowded:
-                raise NotCheckpointed  # they may have come to less than was reckoned with
+                raise NeedsCheckpoint  # they may have come to less than was reckoned with
             raise StoreFull(self.path, self._why_full(len(rows), volume))
         self._writes += len(rows)
         self._volume += volume
@@ -539,7 +539,7 @@ class Store:
                 try:
                     self._commit()
                     return
-                except MapOutgrown:
+                except MapFull:
                     journal.key = key
                     self._grow()
         except StoreFull as full:
@@ -575,7 +575,7 @@ class Store:
             try:
                 self._commit()
                 return
-            except MapOutgrown:
+            except MapFull:
                 try:
                     self._grow()
                 finally:
@@ -600,7 +600,7 @@ class Store:
             self._transaction.commit()
         except lmdb.MapFullError:
             self._transaction.abort()  # it is open still if it was not the commit that failed
-            raise MapOutgrown from None
+            raise MapFull from None
         except lmdb.Error as error:
             self._transaction.abort()
             raise self.failure(error, self._volume) from error

@@ -15,7 +15,7 @@ from random import Random
 from bftfs.cluster import ClusterDescription
 from bftfs.crypto.keys import Identity
 from bftfs.identifiers import NodeId
-from bftfs.recovery import Recovery
+from bftfs.server.recovery import Recovery
 from bftfs.simulation.byzantine.positions import NodePosition
 from bftfs.simulation.byzantine.registry import NODES, corrupted
 from bftfs.simulation.deployment import Sizes

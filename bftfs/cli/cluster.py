@@ -26,7 +26,7 @@ from bftfs.crypto.keys import (
 from bftfs.data_directory import DEFAULT_CLIENT, DataDirectory
 from bftfs.errors import UsageError
 from bftfs.retention import format_duration, parse_duration
-from bftfs.step import Grant
+from bftfs.server.step import Grant
 
 data_option = click.option(
     "--data",

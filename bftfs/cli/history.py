@@ -18,7 +18,6 @@ from bftfs.errors import FileSystemError, UsageError
 from bftfs.filesystem import object_types
 from bftfs.filesystem.attributes import Attributes
 from bftfs.filesystem.history import Change
-from bftfs.filesystem.moments import format_moment
 from bftfs.filesystem.registry import (
     ACCESSED,
     CHANGE_ATTRIBUTES,
@@ -37,6 +36,7 @@ from bftfs.filesystem.registry import (
     UNLINK,
     WRITE,
 )
+from bftfs.filesystem.time_names import format_time_name
 from bftfs.restoration.sight import Node
 
 TEXT_BYTES = 16 << 20  # a file larger than that is not compared line by line
@@ -138,7 +138,7 @@ def _row(session: Session, change: Change) -> dict[str, Any]:
     attributes = change.attributes
     is_directory = attributes is not None and attributes.is_directory
     return {
-        "time": format_moment(change.time_us),
+        "time": format_time_name(change.time_us),
         "client": session.client_name(change.client),
         "uid": change.operation.uid,
         "operation": said(change),
@@ -349,7 +349,7 @@ def _joined(name: str, path: str) -> str:
 
 
 def _when(time_us: int | None) -> str:
-    return "now" if time_us is None else format_moment(time_us)
+    return "now" if time_us is None else format_time_name(time_us)
 
 
 def _text_of(session: Session, node: Node, time_us: int | None) -> str | None:
@@ -399,7 +399,7 @@ def annotate(path: str, count: int, as_json: bool) -> None:
         rows = [
             {
                 "line": number,
-                "time": format_moment(change.time_us),
+                "time": format_time_name(change.time_us),
                 "client": session.client_name(change.client),
                 "uid": change.operation.uid,
                 "text": line,

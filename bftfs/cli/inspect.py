@@ -17,16 +17,16 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
+from bftfs.asking.inspection import Witnesses
 from bftfs.cli.past import Located, Session, file_kind, session_at, session_of
 from bftfs.conversation import Receive, Send
 from bftfs.data_directory import DEFAULT_CLIENT
 from bftfs.envelope import HealthReply, HealthRequest
 from bftfs.errors import UsageError
-from bftfs.filesystem.moments import format_moment
 from bftfs.filesystem.objects import NoArguments
 from bftfs.filesystem.registry import GET_ATTRIBUTES
+from bftfs.filesystem.time_names import format_time_name
 from bftfs.identifiers import NodeId
-from bftfs.inspection import Witnesses
 from bftfs.limits import SECOND_US
 from bftfs.query_update import inspection as object_inspection
 from bftfs.query_update.inspection import Copy, ObjectReport
@@ -144,7 +144,7 @@ def _inspected(session: Session, given: str, chosen: tuple[int, int] | None) -> 
         "needed": thresholds.m,
         "block_bytes": block_bytes,
         "blocks_in_all": count,
-        "inspected": format_moment(session.now_us),
+        "inspected": format_time_name(session.now_us),
         "objects": [
             _object(name, report) for (name, _), report in zip(steps, objects, strict=True)
         ],
@@ -175,7 +175,7 @@ def _scrubs(session: Session) -> dict[str, str | None]:
     for node, reply in enumerate(replies):
         figures = {} if reply is None else {each.name: each.value for each in reply.background}
         since = figures.get(_SCRUBBED)
-        scrubbed[str(node)] = format_moment(round(since * SECOND_US)) if since else None
+        scrubbed[str(node)] = format_time_name(round(since * SECOND_US)) if since else None
     return scrubbed
 
 
@@ -190,7 +190,7 @@ def _object(name: str, report: ObjectReport) -> dict[str, Any]:
     return {
         "name": name,
         "object": report.object.hex(),
-        "version": None if report.version == ZERO else format_moment(time_of(report.version)),
+        "version": None if report.version == ZERO else format_time_name(time_of(report.version)),
         "complete": report.complete,
         "survives": report.survives,
         "reasons": list(report.reasons),
@@ -198,7 +198,7 @@ def _object(name: str, report: ObjectReport) -> dict[str, Any]:
             {
                 "node": hosting.node,
                 "has": hosting.copy.value,
-                "claims": None if not hosting.claims else format_moment(time_of(hosting.claims)),
+                "claims": None if not hosting.claims else format_time_name(time_of(hosting.claims)),
             }
             for hosting in report.hostings
         ],
@@ -211,7 +211,7 @@ def _block(session: Session, number: int, report: BlockReport) -> dict[str, Any]
         "number": number,
         "block": report.block.hex(),
         "hole": version is None,
-        "version": None if version is None else format_moment(version.time),
+        "version": None if version is None else format_time_name(version.time),
         "written_by": None if version is None else session.client_name(version.client),
         "classification": report.classification.value,
         "verified": report.verified_since_us is not None,
@@ -220,7 +220,7 @@ def _block(session: Session, number: int, report: BlockReport) -> dict[str, Any]
         "reasons": list(report.reasons),
         "passed_over": [
             {
-                "version": format_moment(each.version.time),
+                "version": format_time_name(each.version.time),
                 "written_by": session.client_name(each.version.client),
                 "hosts": each.hosts,
                 "poisonous": each.poisonous,
@@ -241,7 +241,7 @@ def _block(session: Session, number: int, report: BlockReport) -> dict[str, Any]
 
 
 def _since(time_us: int | None) -> str | None:
-    return format_moment(time_us) if time_us else None
+    return format_time_name(time_us) if time_us else None
 
 
 # --- telling people -----------------------------------------------------------------------------

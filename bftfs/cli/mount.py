@@ -14,7 +14,7 @@ import click
 from bftfs.cli.times import parse_time
 from bftfs.data_directory import DataDirectory
 from bftfs.errors import UsageError
-from bftfs.filesystem.moments import format_moment
+from bftfs.filesystem.time_names import format_time_name
 from bftfs.runtime import clock
 from mount.mountpoint import FILE_SYSTEM_TYPE, mounts
 
@@ -45,7 +45,7 @@ def mount(data: Path, mountpoint: Path, options: str, foreground: bool, at: str 
     mountpoint = mountpoint.absolute()
     if at is not None:
         time_us = parse_time(at, now_us=clock.now_us())
-        at = at if time_us is None else format_moment(time_us)
+        at = at if time_us is None else format_time_name(time_us)
         if "," in at:
             raise UsageError(f"--at {at}: neither a time nor the name of a snapshot")
         options = f"{options},at={at}" if options else f"at={at}"

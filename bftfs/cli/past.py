@@ -30,8 +30,8 @@ from bftfs.envelope import REPLIES
 from bftfs.errors import FileSystemError, UsageError
 from bftfs.filesystem.attributes import Attributes
 from bftfs.filesystem.history import Change, History
-from bftfs.filesystem.moments import format_moment
 from bftfs.filesystem.operations import FileSystem
+from bftfs.filesystem.time_names import format_time_name
 from bftfs.identifiers import ClientId, ObjectId
 from bftfs.restoration.sight import Node, Sight
 from bftfs.runtime import clock
@@ -151,7 +151,7 @@ class Session:
 
     def locate_at(self, path: Path, time_us: int | None) -> Located:
         """What stood at a path at a time (None: stands there now)."""
-        shown = str(path) if time_us is None else f"{path}@{format_moment(time_us)}"
+        shown = str(path) if time_us is None else f"{path}@{format_time_name(time_us)}"
         files = self.at(time_us)
         try:
             identifier = files.root

@@ -19,7 +19,7 @@ import click
 
 from bftfs.cli.past import Located, Session, absolute, last_removal, session_at
 from bftfs.errors import FileSystemError, UsageError
-from bftfs.filesystem.moments import format_moment
+from bftfs.filesystem.time_names import format_time_name
 from bftfs.restoration.restore import Counts, Restoring, Status
 from bftfs.restoration.sight import Reading
 
@@ -39,9 +39,9 @@ def restore(path: str, target: Path | None, delete: bool) -> None:
         if located.time_us is None:
             raise UsageError(f"{path}: say which time, as in {path}@yesterday; see `bftfs log`")
         destination = located.path if target is None else target.absolute()
-        before = format_moment(int(time.time() * 1e6))
+        before = format_time_name(int(time.time() * 1e6))
         counts = restore_tree(session, located, destination, delete=delete)
-    click.echo(f"{destination}: as of {format_moment(located.time_us)}: {counts}")
+    click.echo(f"{destination}: as of {format_time_name(located.time_us)}: {counts}")
     if target is None and counts:
         words = "restore --delete" if located.attributes.is_directory else "restore"
         click.echo(f"undo it with: bftfs {words} '{destination}@{before}'")
@@ -64,7 +64,9 @@ def undelete(path: str, target: Path | None, listing: bool) -> None:
         located = _last_seen(session, full, gone_us)
         destination = full if target is None else target.absolute()
         counts = restore_tree(session, located, destination, delete=False)
-    click.echo(f"{destination}: as it was when it was removed, {format_moment(gone_us)}: {counts}")
+    click.echo(
+        f"{destination}: as it was when it was removed, {format_time_name(gone_us)}: {counts}"
+    )
 
 
 def _last_seen(session: Session, path: Path, gone_us: int) -> Located:
@@ -121,7 +123,7 @@ def _list_removed(session: Session, path: Path) -> None:
         if last is not None:
             rows.append((last[1], os.fsdecode(name)))
     for gone_us, shown in sorted(rows, reverse=True):
-        click.echo(f"{format_moment(gone_us)}  {path / shown}")
+        click.echo(f"{format_time_name(gone_us)}  {path / shown}")
 
 
 def restore_tree(session: Session, located: Located, target: Path, *, delete: bool) -> Counts:

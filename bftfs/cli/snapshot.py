@@ -13,7 +13,7 @@ from bftfs.cli.history import diff
 from bftfs.cli.past import Session, session_at
 from bftfs.cli.times import parse_time
 from bftfs.errors import FileSystemError, UsageError
-from bftfs.filesystem.moments import format_moment
+from bftfs.filesystem.time_names import format_time_name
 
 
 @click.group()
@@ -40,7 +40,7 @@ def create(mountpoint: str, name: str, at: str | None) -> None:
             )
         except FileSystemError as refusal:
             raise UsageError(_why_not(name, refusal.code), exit_code=1) from None
-    click.echo(f"{name}: {format_moment(made.time_us)}")
+    click.echo(f"{name}: {format_time_name(made.time_us)}")
 
 
 def _push(session: Session) -> None:
@@ -64,9 +64,9 @@ def list_(mountpoint: str, as_json: bool) -> None:
     rows = [
         {
             "name": os.fsdecode(each.name),
-            "time": format_moment(each.time_us),
+            "time": format_time_name(each.time_us),
             "uid": each.uid,
-            "made": format_moment(each.made_us),
+            "made": format_time_name(each.made_us),
         }
         for each in sorted(found, key=lambda each: each.time_us)
     ]

@@ -12,7 +12,7 @@ from datetime import datetime, timedelta
 from typing import Final
 
 from bftfs.errors import UsageError
-from bftfs.filesystem.moments import local, microseconds, parse_moment
+from bftfs.filesystem.time_names import local, microseconds, parse_time_name
 
 _UNITS_US: Final = {
     "us": 1,
@@ -45,7 +45,7 @@ def parse_time(text: str, *, now_us: int) -> int | None:
     if len(text) > _LONGEST:
         return None
     words = " ".join(text.strip().lower().split())
-    iso = parse_moment(text.strip())
+    iso = parse_time_name(text.strip())
     if iso is not None:
         return iso
     if words == "now":

@@ -15,7 +15,7 @@ from bftfs.crypto.digest import client_id_of
 from bftfs.crypto.keys import read_identity
 from bftfs.errors import FileSystemError, OperationFailed, UsageError
 from bftfs.filesystem.history import Change
-from bftfs.filesystem.moments import format_moment
+from bftfs.filesystem.time_names import format_time_name
 from bftfs.identifiers import ClientId, ObjectId
 from bftfs.restoration.trail import Trail, audited, follow
 from bftfs.restoration.undo import Undoing
@@ -65,7 +65,7 @@ def audit(path: str, client: str, since: str, as_json: bool) -> None:
 
 def _row(session: Session, trail: Trail, identifier: ObjectId, change: Change) -> dict[str, Any]:
     return {
-        "time": format_moment(change.time_us),
+        "time": format_time_name(change.time_us),
         "client": session.client_name(change.client),
         "uid": change.operation.uid,
         "operation": said(change),
@@ -89,7 +89,7 @@ def _strays(session: Session, trail: Trail, client: str) -> list[dict[str, Any]]
                 told = f"{session.client_name(cover.client)} covered"
             rows.append(
                 {
-                    "time": format_moment(blocks[0].time_us),
+                    "time": format_time_name(blocks[0].time_us),
                     "client": client,
                     "uid": None,
                     "operation": f"write {len(blocks)} block{'s' * (len(blocks) > 1)} that {told}",
@@ -115,7 +115,7 @@ def undo(path: str, client: str, since: str, dry_run: bool) -> int:
     """
     with session_at(path) as session:
         trail = _follow(session, path, client, since)
-        before = format_moment(int(time.time() * 1e6))
+        before = format_time_name(int(time.time() * 1e6))
         steps = session.perform(Undoing(session.sight, trail, label=client).steps())
         failed = 0
         for step in steps:

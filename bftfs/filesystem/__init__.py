@@ -10,7 +10,7 @@ The client side, run by the mount and the command line: `operations.FileSystem`.
 Failures are `FileSystemError(errno)`, or `OperationFailed` where the cluster gave no answer.
 `who` is a `Credentials`; names, symlink targets and attribute values are bytes; times nanoseconds.
 
-    FileSystem(metadata, blocks, space, cipher, *, root, volume, options=Options())
+    FileSystem(metadata, blocks, capacity, cipher, *, root, volume, options=Options())
       .root                                                  ObjectId of the root directory
       await .format(who)                                     make the file system, if there is none
 

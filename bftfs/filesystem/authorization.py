@@ -16,7 +16,7 @@ from bftfs.filesystem.acl import WRITE
 from bftfs.filesystem.objects import ATTRIBUTES_KEY, Subject
 from bftfs.filesystem.permission import Principal, owns
 from bftfs.query_update.object_type import MutableState
-from bftfs.step import Grant
+from bftfs.server.step import Grant
 
 UNKNOWN_INODE: Final = -1  # this node has no say
 

@@ -33,6 +33,7 @@ from typing import NamedTuple, Protocol
 import msgspec
 
 from bftfs import limits
+from bftfs.asking.quorum import QuorumSystem
 from bftfs.conversation import Event, Now, Pause, Spawn, Wait
 from bftfs.errors import DamagedRow, UsageError
 from bftfs.filesystem.attributes import Attributes, decode_attributes
@@ -40,7 +41,6 @@ from bftfs.filesystem.layout import Layout
 from bftfs.filesystem.objects import ATTRIBUTES_KEY, RETENTION_KEY
 from bftfs.filesystem.snapshots import times_of_snapshots
 from bftfs.filesystem.volume import record_of
-from bftfs.healing import ask_all, carry_on, give_way, look, step
 from bftfs.identifiers import (
     BLOCK_ID_BYTES,
     OBJECT_ID_BYTES,
@@ -60,7 +60,6 @@ from bftfs.query_update.messages import CatalogueReply, CatalogueRequest, Looked
 from bftfs.query_update.object_type import Refusal
 from bftfs.query_update.replica import Replica, past_prefix
 from bftfs.query_update.timestamp import ZERO, LogicalTimestamp, time_of
-from bftfs.quorum import QuorumSystem
 from bftfs.read_write.timestamp import TIMESTAMP_BYTES
 from bftfs.read_write.timestamp import time_of as block_time_of
 from bftfs.read_write.timestamp import timestamp_of as block_timestamp_of
@@ -71,7 +70,8 @@ from bftfs.read_write.version_row import (
     with_versions_collected_below,
 )
 from bftfs.retention import KEEP_ALL, Keeps, Policy, Retention, parse_policy
-from bftfs.step import Host
+from bftfs.server.background import ask_all, carry_on, give_way, look, step
+from bftfs.server.step import Host
 from bftfs.storage import StorageView, Table, Write
 from bftfs.wire.codec import UNREADABLE, encode
 

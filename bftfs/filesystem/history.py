@@ -36,10 +36,10 @@ from bftfs.filesystem.registry import (
 from bftfs.filesystem.retention_methods import PolicySetting
 from bftfs.filesystem.services import (
     Authored,
+    CapacityService,
     MetadataService,
     PastBlockService,
     PastService,
-    SpaceService,
 )
 from bftfs.filesystem.snapshots import Snapshot, SnapshotCreation, SnapshotName
 from bftfs.identifiers import BlockId, ClientId, ObjectId
@@ -89,7 +89,7 @@ class History:
         objects: MetadataService,
         past: PastService,
         blocks: PastBlockService,
-        space: SpaceService,
+        capacity: CapacityService,
         cipher: BlockCipher | None,
         *,
         volume: ObjectId,
@@ -99,7 +99,7 @@ class History:
         self._objects = objects
         self._past = past
         self._blocks = blocks
-        self._space = space
+        self._capacity = capacity
         self._cipher = cipher
         self._volume = volume
         self._asking_as = asking_as
@@ -113,7 +113,7 @@ class History:
                 self.present,
                 self._past,
                 self._blocks,
-                self._space,
+                self._capacity,
                 self._cipher,
                 volume=self._volume,
                 at_us=time_us,

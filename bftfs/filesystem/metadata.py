@@ -21,7 +21,7 @@ from bftfs.credentials import Credentials
 from bftfs.errors import FileSystemError
 from bftfs.filesystem.attributes import Attributes
 from bftfs.filesystem.directory import Child, Listing, Name, Page, Sought
-from bftfs.filesystem.known_names import Changed, KnownName, KnownNames
+from bftfs.filesystem.name_cache import CachedName, Changed, NameCache
 from bftfs.filesystem.objects import NoArguments
 from bftfs.filesystem.registry import GET_ATTRIBUTES, LOOKUP, READ_DIRECTORY
 from bftfs.filesystem.services import MetadataService
@@ -52,7 +52,7 @@ class Metadata:
         self._read_only = read_only
         self._attribute_timeout_us = attribute_timeout_us
         self._attributes: OrderedDict[ObjectId, _KnownAttributes] = OrderedDict()
-        self._names = KnownNames(entry_timeout_us, absence_timeout_us)
+        self._names = NameCache(entry_timeout_us, absence_timeout_us)
         self._latest_us = 0  # that the clock has shown
 
     # --- operations --------------------------------------------------------------------------
@@ -138,7 +138,7 @@ class Metadata:
         self._names.found(directory, found.directory, name, found.child, now_us)
         return found.child
 
-    def believed(self, directory: ObjectId, name: bytes, now_us: int) -> KnownName | None:
+    def believed(self, directory: ObjectId, name: bytes, now_us: int) -> CachedName | None:
         """What the name stands for, if it need not be asked."""
         self._notice(now_us)
         known = self._attributes.get(directory)
@@ -148,7 +148,7 @@ class Metadata:
             directory, name, now_us, version=known.attributes.version, heard_us=known.heard_us
         )
 
-    def guess(self, directory: ObjectId, name: bytes) -> KnownName | None:
+    def guess(self, directory: ObjectId, name: bytes) -> CachedName | None:
         """What the name stood for when last heard of."""
         return self._names.guess(directory, name)
 

@@ -54,9 +54,9 @@ from bftfs.filesystem.extended_attributes import (
     ExtendedSetting,
     fault_of_name,
 )
-from bftfs.filesystem.known_names import Changed
 from bftfs.filesystem.listing import DirectoryEntry, OpenDirectory
 from bftfs.filesystem.metadata import Metadata
+from bftfs.filesystem.name_cache import Changed
 from bftfs.filesystem.names import fault_of
 from bftfs.filesystem.objects import (
     NoArguments,
@@ -83,7 +83,7 @@ from bftfs.filesystem.registry import (
     SET_EXTENDED,
     UNLINK,
 )
-from bftfs.filesystem.services import BlockService, MetadataService, Room, SpaceService
+from bftfs.filesystem.services import BlockService, CapacityService, MetadataService, Room
 from bftfs.filesystem.volume import Format, Volume
 from bftfs.identifiers import ClientId, ObjectId, ObjectKind, kind_of, object_id, placement_of
 from bftfs.query_update.object_type import Caller, Record, Refusal
@@ -128,7 +128,7 @@ class FileSystem:
         self,
         metadata: MetadataService,
         blocks: BlockService,
-        space: SpaceService,
+        capacity: CapacityService,
         cipher: BlockCipher | None,
         *,
         root: ObjectId,
@@ -152,7 +152,7 @@ class FileSystem:
         self._targets: OrderedDict[ObjectId, bytes] = OrderedDict()  # of symlinks
         self._accesses = AccessTimes(self._metadata)
         self._described: tuple[Volume, int] | None = None
-        self._space = space
+        self._capacity = capacity
         self._room: tuple[Room, int] | None = None
 
     # --- the volume --------------------------------------------------------------------------
@@ -174,7 +174,7 @@ class FileSystem:
         volume = await self._volume_record(who)
         now_us = await Now()
         if self._room is None or self._room[1] <= now_us:
-            self._room = (await self._space.space(), now_us + ROOM_KEPT_US)
+            self._room = (await self._capacity.capacity(), now_us + ROOM_KEPT_US)
         room, _ = self._room
         return Statistics(
             block_bytes=volume.block_bytes,

@@ -26,9 +26,9 @@ from bftfs.filesystem.registry import GET_ATTRIBUTES
 from bftfs.filesystem.services import (
     Answered,
     BlockVersion,
+    CapacityService,
     PastBlockService,
     PastService,
-    SpaceService,
 )
 from bftfs.identifiers import BlockId, ObjectId, inode_of
 from bftfs.limits import MIB
@@ -129,7 +129,7 @@ def past_file_system(
     present: FileSystem,
     objects: PastService,
     blocks: PastBlockService,
-    space: SpaceService,
+    capacity: CapacityService,
     cipher: BlockCipher | None,
     *,
     volume: ObjectId,
@@ -145,7 +145,7 @@ def past_file_system(
     return FileSystem(
         metadata,
         PastBlocks(blocks, metadata, asking_as),
-        space,
+        capacity,
         cipher,
         root=present.root,
         volume=volume,

@@ -1,7 +1,7 @@
 """What the file system needs of the two protocols' clients: Q/U for metadata, PASIS for blocks.
 
-`QueryUpdateClient`, `ReadWriteClient` and `ClusterSpace` are these services; tests have others, in
-memory.
+`QueryUpdateClient`, `ReadWriteClient` and `ClusterCapacity` are these services; tests have others,
+in memory.
 """
 
 from __future__ import annotations
@@ -61,10 +61,10 @@ class Room(Protocol):
         """To be had."""
 
 
-class SpaceService(Protocol):
+class CapacityService(Protocol):
     """Where all of it is kept."""
 
-    async def space(self) -> Room:
+    async def capacity(self) -> Room:
         """How much that is at present."""
 
 

@@ -15,10 +15,10 @@ import msgspec
 from msgspec import Meta
 
 from bftfs import limits
-from bftfs.filesystem.moments import looks_like_a_moment
 from bftfs.filesystem.names import fault_of, is_dots
 from bftfs.filesystem.objects import NoArguments, States
 from bftfs.filesystem.permission import ROOT
+from bftfs.filesystem.time_names import looks_like_a_time_name
 from bftfs.filesystem.volume import is_formatted
 from bftfs.query_update.object_type import Caller, Record, Refusal, State
 from bftfs.wire.fields import TimeField
@@ -84,7 +84,7 @@ def create_snapshot(states: States, arguments: SnapshotCreation, caller: Caller)
     if fault := fault_of(name):
         raise Refusal(fault)
     # In `.history` a name must not be taken for a time, nor for anything that is hidden.
-    if not name or is_dots(name) or name.startswith(b".") or looks_like_a_moment(name):
+    if not name or is_dots(name) or name.startswith(b".") or looks_like_a_time_name(name):
         raise Refusal(errno.EINVAL)
     if arguments.time_us > caller.time_us:
         raise Refusal(errno.ERANGE)

@@ -24,7 +24,8 @@ from typing import Any
 import msgspec
 
 from bftfs import limits
-from bftfs.clocks import is_pushed_ahead
+from bftfs.asking.quorum import Judgement, Nodes, QuorumSystem
+from bftfs.clock_skew import is_pushed_ahead
 from bftfs.conversation import Draw, Now
 from bftfs.credentials import Credentials
 from bftfs.errors import (
@@ -59,7 +60,6 @@ from bftfs.query_update.rounds import Answer, Round, Rounds, UpdateRound, Votes
 from bftfs.query_update.suspicion import MEMORY_US, Suspicion
 from bftfs.query_update.timestamp import ZERO, LogicalTimestamp, is_barrier, time_of
 from bftfs.query_update.turns import Turns
-from bftfs.quorum import Judgement, Nodes, QuorumSystem
 from bftfs.wire.codec import Message, encode
 
 _UNCERTAIN = 64  # how often to ask what became of an attempt that servers know nothing of
@@ -220,7 +220,7 @@ class QueryUpdateClient:
     ) -> _QueryRound:
         rounds = self.rounds
         now_us = await Now()
-        order, along = rounds.order(names, now_us)
+        order, probes = rounds.order(names, now_us)
         outcome = _QueryRound(rounds, names, order, now_us, versions)
         message = Query(
             objects,
@@ -230,10 +230,10 @@ class QueryUpdateClient:
             credentials.gid,
             credentials.groups,
             order[0],
-            again or bool(along) or not rounds.willing(order[-1]),
+            again or bool(probes) or not rounds.willing(order[-1]),
             versions,
         )
-        await rounds.run(message, order, outcome, now_us=now_us, subject=method.name, along=along)
+        await rounds.run(message, order, outcome, now_us=now_us, subject=method.name, probes=probes)
         outcome.conclude()
         return outcome
 
@@ -346,7 +346,7 @@ class QueryUpdateClient:
                     # has to be repaired.
                     if shunned:
                         late += 1
-                        self.rounds.came_to_nothing(late, shunned)
+                        self.rounds.relent(late, shunned)
                     if fresh or outcome.contenders:
                         await back_off.pause()
                         fresh = False
@@ -390,12 +390,12 @@ class QueryUpdateClient:
         timestamp = timestamp_of(
             conditioned, encoded, (each.culled for each in observed), self.client
         )
-        order, along = rounds.order(names, now_us)
+        order, probes = rounds.order(names, now_us)
         message = Update(
             encoded, tuple(each.authenticators for each in observed), vouchers, order[0]
         )
         outcome = UpdateRound(rounds, names, order, now_us)
-        await rounds.run(message, order, outcome, now_us=now_us, subject=method.name, along=along)
+        await rounds.run(message, order, outcome, now_us=now_us, subject=method.name, probes=probes)
         outcome.conclude()
         return outcome, timestamp, message
 

@@ -15,9 +15,9 @@ from __future__ import annotations
 from collections import OrderedDict
 
 from bftfs import limits
+from bftfs.asking.quorum import Probing
 from bftfs.conversation import Draw, Now, Pause
 from bftfs.identifiers import ClientId, ObjectId
-from bftfs.quorum import Probing
 
 BACK_OFF_US = 1_000  # bound of the first random back-off, or a round if that takes longer
 BACK_OFF_MOST_US = 256_000  # it doubles up to this, or so many rounds if rounds take long

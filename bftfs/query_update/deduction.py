@@ -27,6 +27,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TypeAlias
 
+from bftfs.asking.quorum import Nodes, QuorumSystem
 from bftfs.identifiers import ObjectId
 from bftfs.query_update.candidate import INITIAL, Candidate
 from bftfs.query_update.classification import (
@@ -38,7 +39,6 @@ from bftfs.query_update.classification import (
 )
 from bftfs.query_update.history import CulledObjectHistorySet
 from bftfs.query_update.timestamp import ZERO, LogicalTimestamp
-from bftfs.quorum import Nodes, QuorumSystem
 
 Settled: TypeAlias = dict[ObjectId, LogicalTimestamp]  # what each object's copy is conditioned on
 

@@ -40,9 +40,9 @@ from itertools import islice, pairwise
 from typing import NamedTuple, Protocol
 
 from bftfs import limits
+from bftfs.asking.quorum import Nodes, QuorumSystem
 from bftfs.conversation import Now, Pause, Together
 from bftfs.errors import MalformedMessage
-from bftfs.healing import HealingTally, Place, ask_all, clients_are_busy, look, step
 from bftfs.identifiers import OBJECT_ID_BYTES, NodeId, ObjectId, ObjectKind
 from bftfs.query_update import object_sync
 from bftfs.query_update.candidate import Candidate
@@ -69,10 +69,10 @@ from bftfs.query_update.replica import (
     stored_row,
 )
 from bftfs.query_update.timestamp import ZERO, LogicalTimestamp, time_of
-from bftfs.quorum import Nodes, QuorumSystem
-from bftfs.recovery import OBJECTS, Recovery
-from bftfs.steering import Steering, healing_steering
-from bftfs.step import Host, Want
+from bftfs.server.background import HealingTally, Place, ask_all, clients_are_busy, look, step
+from bftfs.server.recovery import OBJECTS, Recovery
+from bftfs.server.step import Host, Want
+from bftfs.server.throttle import Throttle, healing_throttle
 from bftfs.storage import StorageView, Table, Write
 from bftfs.wire.codec import UNREADABLE, encode
 
@@ -134,9 +134,9 @@ class ObjectHealer:
         quorums: QuorumSystem,
         server: TakesOver,
         recovery: Recovery,
-        steering: Steering | None = None,
+        throttle: Throttle | None = None,
     ) -> None:
-        self.steering = steering or healing_steering()
+        self.throttle = throttle or healing_throttle()
         self.tally = HealingTally()
         self._node = node
         self._quorums = quorums
@@ -213,10 +213,10 @@ class ObjectHealer:
         """Heal at the start, and from time to time."""
         self._host = host
         self._note(await look(host, _marks))
-        steering = self.steering
-        await steering.begin(host)
+        throttle = self.throttle
+        await throttle.begin(host)
         while True:
-            starts = steering.starts
+            starts = throttle.starts
             complete = await self._mend_all(host)
             while self._is_counted_on(await Now()):
                 await Pause(limits.FORGOTTEN_US // 8)
@@ -225,7 +225,7 @@ class ObjectHealer:
             if complete:
                 self._recovery.rebuilt(OBJECTS)
             complete &= await self._mend_all(host)
-            await steering.rest(limits.HEAL_EVERY_US if complete else limits.HEAL_AGAIN_US, starts)
+            await throttle.rest(limits.HEAL_EVERY_US if complete else limits.HEAL_AGAIN_US, starts)
 
     async def _walk(self, host: Host) -> bool:
         """One pass over all objects; whether all that others have is here."""
@@ -233,7 +233,7 @@ class ObjectHealer:
         losses = self._losses
         self.tally.begin(await Now(), _fraction(cursor))
         while cursor != _END:
-            await self.steering.permission()
+            await self.throttle.permission()
             self.tally.progress = _fraction(cursor)
             replies = await ask_all(
                 self._peers, CatalogueRequest(cursor), partial(_is_catalogue, cursor)
@@ -305,7 +305,7 @@ class ObjectHealer:
         complete = True
         at = 0
         while at < len(names):
-            await self.steering.permission()
+            await self.throttle.permission()
             busy = await clients_are_busy(host)
             chunk = names[at : at + (1 if busy else limits.HEAL_AT_ONCE)]
             at += len(chunk)
@@ -441,7 +441,7 @@ class ObjectHealer:
     def mark_damaged(self, host: Host, names: Iterable[ObjectId]) -> None:
         """These have rows that are damaged, or lost: they are mended, at once if asked for."""
         self.mark(host, dict.fromkeys(names, _DAMAGED))
-        self.steering.hurry()
+        self.throttle.hurry()
 
     def note_damage(self, name: ObjectId) -> None:
         """Somebody has found a row of this object that cannot be read."""
@@ -465,7 +465,7 @@ class ObjectHealer:
     async def _mend_all(self, host: Host) -> bool:
         complete = True
         for name in sorted(self._marked):
-            await self.steering.permission()
+            await self.throttle.permission()
             if name in self._marked:  # nobody has asked for it meanwhile
                 complete &= await self._mend(host, name)
         return complete

@@ -23,13 +23,13 @@ import msgspec
 from msgspec import Meta
 
 from bftfs import limits
+from bftfs.asking.quorum import Nodes
 from bftfs.crypto.authenticator import MAC_BYTES, AuthenticatorKeys
 from bftfs.crypto.digest import replica_history_digest
 from bftfs.errors import MalformedMessage
 from bftfs.identifiers import NodeId, ObjectId
 from bftfs.query_update.candidate import FIXED_BYTES, INITIAL, Candidate, parse_candidates
 from bftfs.query_update.timestamp import ZERO, LogicalTimestamp, time_of
-from bftfs.quorum import Nodes
 from bftfs.wire.codec import Value
 from bftfs.wire.fields import ObjectField
 

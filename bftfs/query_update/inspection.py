@@ -13,10 +13,11 @@ from collections import Counter
 from dataclasses import dataclass
 from enum import Enum
 
+from bftfs.asking.inspection import Witnesses
+from bftfs.asking.quorum import Nodes, ThresholdQuorums
 from bftfs.credentials import Credentials
 from bftfs.errors import MalformedMessage
 from bftfs.identifiers import NodeId, ObjectId
-from bftfs.inspection import Witnesses
 from bftfs.query_update.classification import classify
 from bftfs.query_update.history import (
     CulledObjectHistorySet,
@@ -27,7 +28,6 @@ from bftfs.query_update.history import (
 from bftfs.query_update.messages import Query, QueryReply
 from bftfs.query_update.object_type import Record, encode_record
 from bftfs.query_update.timestamp import ZERO, LogicalTimestamp
-from bftfs.quorum import Nodes, ThresholdQuorums
 from bftfs.thresholds import QueryUpdateThresholds
 
 

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator
 import msgspec
 
 from bftfs import limits
+from bftfs.asking.quorum import Judgement, Nodes, Probing, QuorumSystem, ask
 from bftfs.conversation import Now, Send
 from bftfs.crypto.digest import sync_page_digest
 from bftfs.errors import QuorumUnavailable
@@ -22,7 +23,6 @@ from bftfs.identifiers import NodeId, ObjectId
 from bftfs.query_update.messages import ChainRequest, Found, SyncReply, SyncRequest
 from bftfs.query_update.replica import Link, Reach, Replica, link_of
 from bftfs.query_update.timestamp import ZERO, LogicalTimestamp
-from bftfs.quorum import Judgement, Nodes, Probing, QuorumSystem, ask
 from bftfs.storage import StorageView, Table, Write
 from bftfs.wire.codec import UNREADABLE, Value, encode
 

@@ -20,7 +20,8 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from bftfs import limits
-from bftfs.clocks import is_ahead, is_pushed_ahead
+from bftfs.asking.quorum import Nodes, QuorumSystem
+from bftfs.clock_skew import is_ahead, is_pushed_ahead
 from bftfs.crypto.authenticator import MAC_BYTES
 from bftfs.errors import MalformedMessage
 from bftfs.identifiers import NodeId, ObjectId
@@ -37,7 +38,6 @@ from bftfs.query_update.history import (
 from bftfs.query_update.messages import Verdict, Voucher
 from bftfs.query_update.suspicion import Suspicion
 from bftfs.query_update.timestamp import LogicalTimestamp, time_of
-from bftfs.quorum import Nodes, QuorumSystem
 
 _DEDUCTIONS = 4096  # candidates of which a client remembers what became of them
 
@@ -49,12 +49,12 @@ class Observed(NamedTuple):
     authenticators: bytes
     culled: CulledObjectHistorySet
     classification: Classification
-    left_out: Nodes = 0  # servers that are far ahead, and may all be liars
-    left_out_us: tuple[int, ...] = ()  # their latest times
+    ahead_of_clock: Nodes = 0  # servers that are far ahead, and may all be liars
+    ahead_of_clock_us: tuple[int, ...] = ()  # their latest times
 
     def is_pushed_ahead(self, now_us: int) -> bool:
         """Whether the latest candidate of some server is of a time that others may not bear yet."""
-        return any(is_pushed_ahead(time_us, now_us) for time_us in self.left_out_us) or any(
+        return any(is_pushed_ahead(time_us, now_us) for time_us in self.ahead_of_clock_us) or any(
             is_pushed_ahead(time_of(history.latest), now_us) for history, _ in self.culled.hosted
         )
 
@@ -195,27 +195,29 @@ class Observations:
                 known = {
                     node: each for node, each in known.items() if not self._shunned >> node & 1
                 }
-            left_out_us: tuple[int, ...] = ()
+            ahead_of_clock_us: tuple[int, ...] = ()
             if entry.ahead:
                 times_us = {node: _latest_us(each) for node, each in known.items()}
                 entry.observed_us = self._clock_us
                 entry.ahead = any(map(self._is_ahead, times_us.values()))
                 known = self._credible(known)
-                left_out_us = tuple(times_us[node] for node in times_us if node not in known)
+                ahead_of_clock_us = tuple(times_us[node] for node in times_us if node not in known)
             observed = self._assemble(identifier, known)
-            if left_out_us:
-                left_out = sum(1 << node for node in times_us if node not in known)
-                observed = observed._replace(left_out=left_out, left_out_us=left_out_us)
+            if ahead_of_clock_us:
+                ahead_of_clock = sum(1 << node for node in times_us if node not in known)
+                observed = observed._replace(
+                    ahead_of_clock=ahead_of_clock, ahead_of_clock_us=ahead_of_clock_us
+                )
             entry.observed = observed
         return observed
 
-    def left_out(self, identifiers: Iterable[ObjectId]) -> Nodes:
+    def ahead_of_clock(self, identifiers: Iterable[ObjectId]) -> Nodes:
         """Servers whose histories of some of these objects are left out: better asked last."""
         nodes: Nodes = 0
         for identifier in identifiers:
             entry = self._entries.get(identifier)
             if entry is not None and entry.ahead:
-                nodes |= self.observe(identifier).left_out
+                nodes |= self.observe(identifier).ahead_of_clock
         return nodes
 
     def _credible(self, known: Mapping[NodeId, Known]) -> Mapping[NodeId, Known]:

@@ -25,6 +25,7 @@ from typing import Any, Final
 
 import msgspec
 
+from bftfs.asking.quorum import Judgement, Nodes
 from bftfs.conversation import Now
 from bftfs.credentials import Credentials
 from bftfs.errors import FileSystemError, NoLongerKept, PastUnknown
@@ -48,7 +49,6 @@ from bftfs.query_update.timestamp import (
     LogicalTimestamp,
     time_of,
 )
-from bftfs.quorum import Judgement, Nodes
 
 _LENIENT: Final = 4  # failures, while others may just be at work, before they are stopped
 _ATTEMPTS: Final = 64  # at agreement, with repair and back-off in between
@@ -96,7 +96,7 @@ class PastReader:
         whole_from: NodeId | None = None
         for failures in range(_ATTEMPTS):
             now_us = await Now()
-            order, along = self._rounds.order((identifier,), now_us)
+            order, probes = self._rounds.order((identifier,), now_us)
             outcome = _PastRound(self._rounds, identifier, order, now_us, at_us, cursors)
             chosen = order[0] if whole_from is None else whole_from
 
@@ -114,7 +114,7 @@ class PastReader:
                 )
 
             await self._rounds.run(
-                request, order, outcome, now_us=now_us, subject=method, along=along
+                request, order, outcome, now_us=now_us, subject=method, probes=probes
             )
             if outcome.found is not None:
                 version, answer = outcome.found
@@ -170,7 +170,7 @@ class PastReader:
         whole_from: NodeId | None = None
         for _ in range(_ATTEMPTS):
             now_us = await Now()
-            order, along = self._rounds.order((identifier,), now_us)
+            order, probes = self._rounds.order((identifier,), now_us)
             chosen = order[0] if whole_from is None else whole_from
             outcome = _VersionsRound(self._rounds, order, now_us)
             await self._rounds.run(
@@ -188,7 +188,7 @@ class PastReader:
                 outcome,
                 now_us=now_us,
                 subject="versions",
-                along=along,
+                probes=probes,
             )
             if outcome.page is None:
                 raise PastUnknown(subject=identifier.hex(), at_us=time_of(newest))

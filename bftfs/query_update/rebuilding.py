@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import msgspec
 
 from bftfs import limits
+from bftfs.asking.quorum import QuorumSystem
 from bftfs.conversation import Pause
 from bftfs.crypto.digest import sync_page_digest
 from bftfs.errors import QuorumUnavailable
@@ -37,7 +38,6 @@ from bftfs.query_update.replica import (
     stored_version,
 )
 from bftfs.query_update.timestamp import TIMESTAMP_BYTES, ZERO, LogicalTimestamp
-from bftfs.quorum import QuorumSystem
 from bftfs.storage import MemoryStorage, StorageView, Table, Write
 from bftfs.wire.codec import UNREADABLE, encode
 

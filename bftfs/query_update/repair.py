@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from bftfs.asking.quorum import Judgement, Nodes
 from bftfs.conversation import Now
 from bftfs.errors import ContentionExhausted, MalformedMessage
 from bftfs.identifiers import ClientId, NodeId, ObjectId
@@ -43,7 +44,6 @@ from bftfs.query_update.messages import (
 from bftfs.query_update.observation import Observed
 from bftfs.query_update.rounds import Answer, Round, Rounds, Votes, update_round
 from bftfs.query_update.timestamp import LogicalTimestamp, client_of
-from bftfs.quorum import Judgement, Nodes
 from bftfs.wire.codec import encode
 
 _INLINE_ATTEMPTS = 2  # at one candidate, before a barrier ends it
@@ -96,12 +96,12 @@ class Repair:
             ):
                 continue
             failures += 1
-            left_out = self._observe(disorderly).left_out
+            ahead_of_clock = self._observe(disorderly).ahead_of_clock
             if self._observe(disorderly).is_pushed_ahead(await Now()):
                 await back_off.pause_for_clocks()
             else:
                 await back_off.pause()
-            self._rounds.came_to_nothing(failures, shunned, left_out, await Now())
+            self._rounds.relent(failures, shunned, ahead_of_clock, await Now())
             await self.refresh(names)
             fresh = True
         raise ContentionExhausted(attempts=_MOST_STEPS, subject=f"repair of {names[0].hex()}")
@@ -110,11 +110,11 @@ class Repair:
         """Ask a quorum for the replica histories of `names`, ascending."""
         rounds = self._rounds
         now_us = await Now()
-        order, along = rounds.order(names, now_us)
+        order, probes = rounds.order(names, now_us)
         message = Query(names, "", b"", 0, 0, (), order[0], True)
         outcome = _HistoriesRound(rounds, names, order, now_us)
         await rounds.run(
-            message, order, outcome, now_us=now_us, subject="replica histories", along=along
+            message, order, outcome, now_us=now_us, subject="replica histories", probes=probes
         )
         alone: Nodes = 0
         for name in names:
@@ -269,7 +269,7 @@ class Repair:
         if candidate.timestamp not in facts:
             rounds = self._rounds
             now_us = await Now()
-            order, along = rounds.order(candidate.objects, now_us)
+            order, probes = rounds.order(candidate.objects, now_us)
             outcome = _DeduceRound(rounds, candidate.timestamp, order, now_us)
             await rounds.run(
                 DeduceRequest(candidate.timestamp, candidate.objects),
@@ -277,7 +277,7 @@ class Repair:
                 outcome,
                 now_us=now_us,
                 subject="deduction",
-                along=along,
+                probes=probes,
             )
         return facts.get(candidate.timestamp)
 
@@ -287,14 +287,14 @@ class Repair:
         """Whether an operation is in the chain of a version of its first object; its answer."""
         rounds = self._rounds
         now_us = await Now()
-        order, along = rounds.order(names, now_us)
+        order, probes = rounds.order(names, now_us)
         outcome = _ChainRound(rounds, order, now_us)
 
         def request(node: NodeId) -> DeduceRequest:
             return DeduceRequest(timestamp, names, version, node)
 
         await rounds.run(
-            request, order, outcome, now_us=now_us, subject="chain of versions", along=along
+            request, order, outcome, now_us=now_us, subject="chain of versions", probes=probes
         )
         return outcome.verdict, outcome.answer
 

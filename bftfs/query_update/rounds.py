@@ -11,6 +11,7 @@ from collections.abc import Callable, Hashable, Sequence
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from bftfs import limits
+from bftfs.asking.quorum import Judgement, Nodes, Probing, QuorumSystem, ask
 from bftfs.conversation import Now, Send
 from bftfs.crypto.digest import answer_digest
 from bftfs.errors import AdmissionRefused
@@ -20,7 +21,6 @@ from bftfs.query_update.messages import PastReply, QueryReply, Rejected, Status,
 from bftfs.query_update.observation import Observations
 from bftfs.query_update.suspicion import Suspicion
 from bftfs.query_update.timestamp import LogicalTimestamp
-from bftfs.quorum import Judgement, Nodes, Probing, QuorumSystem, ask
 from bftfs.wire.codec import Message
 
 _FAILURES_BORNE = 8  # after so many, suspicion is given up: it may be what stands in the way
@@ -112,15 +112,15 @@ class Rounds:
 
         [Q/U §4.3.5, Quorum access strategy and probing; §4.3.7]
         """
-        order, along = self.probing.order(self.quorums.preference(placement_of(names[-1])), now_us)
+        order, probes = self.probing.order(self.quorums.preference(placement_of(names[-1])), now_us)
         suspicion = self.suspicion
         if suspicion.shunned:
             suspicion.forget(now_us)
             order = tuple(sorted(order, key=suspicion.shuns))
-        left_out = self.observations.left_out(names)
-        if left_out:  # what they accept is not counted
-            order = tuple(sorted(order, key=lambda node: left_out >> node & 1))
-        return order, along
+        ahead_of_clock = self.observations.ahead_of_clock(names)
+        if ahead_of_clock:  # what they accept is not counted
+            order = tuple(sorted(order, key=lambda node: ahead_of_clock >> node & 1))
+        return order, probes
 
     def willing(self, node: NodeId) -> bool:
         """Whether one may hope for a prompt and useful answer from `node`."""
@@ -139,20 +139,20 @@ class Rounds:
         if nodes and not self.quorums.includes_benign(nodes) and self.quorum_willing(without=nodes):
             self.suspicion.diverged(nodes, now_us)
 
-    def came_to_nothing(
-        self, failures: int, shunned: Nodes, left_out: Nodes = 0, now_us: int = 0
+    def relent(
+        self, failures: int, shunned: Nodes, ahead_of_clock: Nodes = 0, now_us: int = 0
     ) -> None:
         """So many attempts in a row have failed, the last one while `shunned` were shunned.
 
         One of those may be needed: then all that has to be done is to take note of what he reports.
         A suspicion that this very attempt has raised is given its chance first: those that are left
         may be slow, and have been silent for no worse reason. So it is with those that were
-        `left_out` for being far ahead, where the others are not enough.
+        `ahead_of_clock` for being far ahead, where the others are not enough.
         """
         borne = _FAILURES_BORNE if self.quorum_willing() else _FAILURES_ALONE
         if failures % borne == 0 and self.suspicion.shunned == shunned:
             self.suspicion.relent()
-        needed = left_out and not self.quorum_willing(without=left_out)
+        needed = ahead_of_clock and not self.quorum_willing(without=ahead_of_clock)
         if needed and failures % _FAILURES_ALONE == 0:
             self.observations.doubt_clock(now_us + _DOUBT_US)
 
@@ -189,7 +189,7 @@ class Rounds:
         *,
         now_us: int,
         subject: str,
-        along: tuple[NodeId, ...] = (),
+        probes: tuple[NodeId, ...] = (),
         first: int | None = None,
     ) -> None:
         """Send `message` to a quorum, and to others as `judge` or silence require."""
@@ -210,7 +210,7 @@ class Rounds:
             probing=self.probing,
             now_us=now_us,
             subject=subject,
-            along=along,
+            probes=probes,
             hedge=judge.hedge,
             patience_total_us=self.patience_total_us,
         )
@@ -473,8 +473,8 @@ async def update_round(
     """Send one update, barrier or copy to a quorum for `names`, ascending."""
     if now_us is None:
         now_us = await Now()
-    order, along = rounds.order(names, now_us)
+    order, probes = rounds.order(names, now_us)
     outcome = UpdateRound(rounds, names, order, now_us)
-    await rounds.run(message, order, outcome, now_us=now_us, subject=subject, along=along)
+    await rounds.run(message, order, outcome, now_us=now_us, subject=subject, probes=probes)
     outcome.conclude()
     return outcome

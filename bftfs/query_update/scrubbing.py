@@ -24,9 +24,9 @@ from itertools import islice
 from typing import NamedTuple, Protocol
 
 from bftfs import limits
+from bftfs.asking.quorum import Nodes, QuorumSystem
 from bftfs.crypto.digest import DIGEST_BYTES, link_digest
 from bftfs.errors import MalformedMessage
-from bftfs.healing import ask_all, look, step
 from bftfs.identifiers import OBJECT_ID_BYTES, NodeId, ObjectId
 from bftfs.query_update.history import parse_history
 from bftfs.query_update.messages import AttestReply, AttestRequest
@@ -40,9 +40,9 @@ from bftfs.query_update.replica import (
     stored_version,
 )
 from bftfs.query_update.timestamp import TIMESTAMP_BYTES, ZERO, LogicalTimestamp
-from bftfs.quorum import Nodes, QuorumSystem
-from bftfs.scrubbing import Page
-from bftfs.step import Host
+from bftfs.server.background import ask_all, look, step
+from bftfs.server.scrubber import Page
+from bftfs.server.step import Host
 from bftfs.storage import StorageView, Table, Write
 from bftfs.wire.codec import UNREADABLE, encode
 

@@ -23,6 +23,7 @@ from itertools import pairwise
 from typing import Any, NamedTuple
 
 from bftfs import limits
+from bftfs.asking.quorum import Nodes, QuorumSystem
 from bftfs.crypto.authenticator import AuthenticatorKeys
 from bftfs.crypto.digest import (
     answer_digest,
@@ -105,10 +106,9 @@ from bftfs.query_update.timestamp import (
     is_barrier,
     time_of,
 )
-from bftfs.quorum import Nodes, QuorumSystem
-from bftfs.recovery import Recovery
-from bftfs.steering import Steering
-from bftfs.step import Ready, Role, Sender, Want
+from bftfs.server.recovery import Recovery
+from bftfs.server.step import Ready, Role, Sender, Want
+from bftfs.server.throttle import Throttle
 from bftfs.storage import StorageView, Table, Write
 from bftfs.wire.codec import UNREADABLE
 
@@ -170,7 +170,7 @@ class QueryUpdateServer:
         types: ObjectTypes,
         *,
         recovery: Recovery | None = None,
-        healing: Steering | None = None,
+        healing: Throttle | None = None,
         possible_objects: int | None = None,
     ) -> None:
         """`possible_objects` of one client may be unfinished, if not as many as usual."""
@@ -383,7 +383,7 @@ class QueryUpdateServer:
                     ),
                     may_accept=self._remembers(plans),
                 )
-                ready.owed = method.frees
+                ready.uses_reserve = method.frees
                 return ready
             if not self._remembers(plans):
                 raise _Fail(Status.NOT_CURRENT)
@@ -967,7 +967,7 @@ class QueryUpdateServer:
             ),
             writes=writes,
             # But for new operations: others have accepted it, or wait for what it puts in order.
-            owed=True,
+            uses_reserve=True,
         )
 
     def _accepted_before(

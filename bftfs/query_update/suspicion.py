@@ -16,9 +16,9 @@ from __future__ import annotations
 
 from itertools import combinations
 
+from bftfs.asking.quorum import Nodes, QuorumSystem
 from bftfs.identifiers import NodeId
 from bftfs.limits import SECOND_US
-from bftfs.quorum import Nodes, QuorumSystem
 
 MEMORY_US = 300 * SECOND_US  # after this long without news, everybody gets another chance
 DIVERGENCES = 4  # in a row, before a server is shunned for them

@@ -27,9 +27,9 @@ from functools import partial
 from itertools import islice
 
 from bftfs import limits
+from bftfs.asking.quorum import Nodes, QuorumSystem
 from bftfs.conversation import Conversation, Event, Now, Pause, Together, Wait
 from bftfs.errors import OperationFailed
-from bftfs.healing import ask_all, clients_are_busy, look
 from bftfs.identifiers import ClientId, NodeId, ObjectId, placement_of
 from bftfs.query_update.classification import OperationType
 from bftfs.query_update.contention import BackOff
@@ -41,8 +41,8 @@ from bftfs.query_update.replica import Replica
 from bftfs.query_update.rounds import Rounds
 from bftfs.query_update.suspicion import Suspicion
 from bftfs.query_update.timestamp import LogicalTimestamp, client_of, is_barrier
-from bftfs.quorum import Nodes, QuorumSystem
-from bftfs.step import Host, Want
+from bftfs.server.background import ask_all, clients_are_busy, look
+from bftfs.server.step import Host, Want
 from bftfs.storage import StorageView, Write
 
 _REST_TICKS = 2  # ticks of a second each that an object is left alone: one to two seconds

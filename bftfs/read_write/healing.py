@@ -27,7 +27,6 @@ from bftfs.coding import cross_checksum
 from bftfs.coding.cross_checksum import CrossChecksum
 from bftfs.conversation import Compute, Now, Receive, Send, Together
 from bftfs.crypto.digest import DIGEST_BYTES, inventory_digest, verifier_of
-from bftfs.healing import HealingTally, Place, ask_all, clients_are_busy, look
 from bftfs.identifiers import BLOCK_ID_BYTES, BlockId, ClientId, NodeId
 from bftfs.read_write import version_row
 from bftfs.read_write.messages import (
@@ -49,9 +48,10 @@ from bftfs.read_write.timestamp import (
 )
 from bftfs.read_write.validation import item_of, regenerate
 from bftfs.read_write.verification import Own
-from bftfs.recovery import BLOCKS, Recovery
-from bftfs.steering import Steering, healing_steering
-from bftfs.step import Host
+from bftfs.server.background import HealingTally, Place, ask_all, clients_are_busy, look
+from bftfs.server.recovery import BLOCKS, Recovery
+from bftfs.server.step import Host
+from bftfs.server.throttle import Throttle, healing_throttle
 from bftfs.storage import StorageView, Table, Write
 from bftfs.thresholds import ReadWriteThresholds
 
@@ -178,12 +178,12 @@ class BlockHealer:
         *,
         charge: Callable[[StorageView, ClientId, BlockId, int], list[Write]],
         wants: Callable[[StorageView, bytes], bool] = lambda _view, _key: True,
-        steering: Steering | None = None,
+        throttle: Throttle | None = None,
     ) -> None:
         """`charge` accounts for a version that is stored, to its author; `wants` says whether one
         that is missing is missed: what was collected here is not, though peers may have it still.
         """
-        self.steering = steering or healing_steering()
+        self.throttle = throttle or healing_throttle()
         self.tally = HealingTally()
         self._node = node
         self._thresholds = thresholds
@@ -200,23 +200,23 @@ class BlockHealer:
 
     async def run(self, host: Host) -> None:
         """Heal at the start, and from time to time."""
-        steering = self.steering
-        await steering.begin(host)
+        throttle = self.throttle
+        await throttle.begin(host)
         while True:
-            starts = steering.starts
+            starts = throttle.starts
             complete = await self._walk(host)
             self.tally.end(await Now())
             if complete:
                 self._recovery.rebuilt(BLOCKS)
             # A pass that is complete missed at most what was under way; the next one finds it.
-            await steering.rest(limits.HEAL_EVERY_US if complete else limits.HEAL_AGAIN_US, starts)
+            await throttle.rest(limits.HEAL_EVERY_US if complete else limits.HEAL_AGAIN_US, starts)
 
     async def _walk(self, host: Host) -> bool:
         """One pass over all versions; whether enough peers took part in all of it."""
         cursor, complete = await look(host, lambda view: Place.stored_in(view, _CURSOR))
         self.tally.begin(await Now(), _fraction(cursor))
         while cursor != END:
-            await self.steering.permission()
+            await self.throttle.permission()
             self.tally.progress = _fraction(cursor)
             page = await look(host, partial(self._page, after=cursor))
             horizon, hosts = await self._compare(cursor, page)
@@ -315,7 +315,7 @@ class BlockHealer:
         failed = 0
         at = 0
         while at < len(keys):
-            await self.steering.permission()
+            await self.throttle.permission()
             busy = await clients_are_busy(host)
             chunk = keys[at : at + (1 if busy else limits.HEAL_AT_ONCE)]
             at += len(chunk)
@@ -343,7 +343,7 @@ class BlockHealer:
                     continue
                 volume += self._thresholds.m * len(own.fragment)
                 host.arrange(partial(self._store, key, own))
-            await self.steering.spend(volume, began_us)
+            await self.throttle.spend(volume, began_us)
         self.tally.failed += failed
         return not failed
 

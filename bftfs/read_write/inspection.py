@@ -16,9 +16,9 @@ from enum import Enum
 from functools import partial
 
 from bftfs import limits
+from bftfs.asking.inspection import Witnesses
 from bftfs.conversation import Compute, Now
 from bftfs.identifiers import BlockId, NodeId
-from bftfs.inspection import Witnesses
 from bftfs.read_write.classification import Classification, classify
 from bftfs.read_write.messages import ReadReply, ReadRequest
 from bftfs.read_write.placement import fragment_index, rotation_of

@@ -45,7 +45,7 @@ from bftfs.read_write.timestamp import (
 )
 from bftfs.read_write.verification import Findings, Own, Policy, settled, verify
 from bftfs.read_write.version_row import VERIFIED
-from bftfs.step import Host, Ready, Role, Sender, Want
+from bftfs.server.step import Host, Ready, Role, Sender, Want
 from bftfs.storage import StorageView, Table, Write
 from bftfs.thresholds import ReadWriteThresholds
 

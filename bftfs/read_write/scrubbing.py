@@ -10,13 +10,13 @@ from collections.abc import Callable
 from functools import partial
 from itertools import islice
 
-from bftfs.healing import step
 from bftfs.identifiers import BLOCK_ID_BYTES, BlockId, NodeId
 from bftfs.read_write.healing import END, KEY_BYTES, sound
 from bftfs.read_write.placement import fragment_index
 from bftfs.read_write.timestamp import timestamp_of
-from bftfs.scrubbing import Page
-from bftfs.step import Host
+from bftfs.server.background import step
+from bftfs.server.scrubber import Page
+from bftfs.server.step import Host
 from bftfs.storage import StorageView, Table, Write
 
 _ROWS_PER_PAGE = 16  # each of which is read and hashed, in one step

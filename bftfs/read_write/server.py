@@ -54,7 +54,7 @@ from bftfs.read_write.timestamp import (
     version_key,
 )
 from bftfs.read_write.version_row import COLLECTED_BELOW, VERIFIED
-from bftfs.step import Ready, Role, Sender, Want
+from bftfs.server.step import Ready, Role, Sender, Want
 from bftfs.storage import StorageView, Table, Write
 from bftfs.thresholds import ReadWriteThresholds
 
@@ -244,7 +244,7 @@ class ReadWriteServer:
         hosted = view.get(Table.BLOCK, key)
         if hosted is not None:
             writes = self._restored(view, key, hosted, message, fragment)
-            return Ready(reply=_WRITTEN, writes=writes, owed=True)
+            return Ready(reply=_WRITTEN, writes=writes, uses_reserve=True)
         authored = sender.client == timestamp.client and sender.role is Role.CLIENT
         repairs = bool(message.vouchers) or not authored
         if repairs:
@@ -277,8 +277,8 @@ class ReadWriteServer:
         if watch is not None:
             want = watch.written(block, timestamp, now_us)
             if want is not None:
-                return Ready(writes=writes, wants=(want,), owed=repairs)
-        return Ready(reply=_WRITTEN, writes=writes, owed=repairs)
+                return Ready(writes=writes, wants=(want,), uses_reserve=repairs)
+        return Ready(reply=_WRITTEN, writes=writes, uses_reserve=repairs)
 
     def _not_bound(
         self, block: BlockId, message: WriteRequest, fragment: bytes | memoryview

@@ -11,10 +11,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from bftfs.asking.quorum import QuorumSystem
 from bftfs.conversation import Event
 from bftfs.filesystem.collection import Collector, Release
 from bftfs.identifiers import NodeId, ObjectId
-from bftfs.quorum import QuorumSystem
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,9 +19,9 @@ from bftfs.read_write.verification import Policy
 from bftfs.simulation.byzantine.registry import CLIENTS, NODES
 from bftfs.simulation.collection import CollectionPlan
 from bftfs.simulation.deployment import Sizes
+from bftfs.simulation.faults import StormFaults
 from bftfs.simulation.network import NetworkFaults
 from bftfs.simulation.principals import DiskFaults
-from bftfs.simulation.storm import StormFaults
 from bftfs.simulation.workloads.blocks import BlockMix
 from bftfs.simulation.workloads.files import FileMix
 from bftfs.simulation.workloads.objects import ObjectMix
@@ -165,7 +165,7 @@ def _draw_rare_uses(drawn: Configuration, random: Random) -> FileMix:
     if random.random() < 0.1:
         files = replace(files, made=0.1)
     if random.random() < 0.1 and drawn.collection is None:
-        files = replace(files, amends=True, modes=0.1)
+        files = replace(files, undo=True, modes=0.1)
     return files
 
 

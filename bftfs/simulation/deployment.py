@@ -9,6 +9,7 @@ from functools import partial
 from typing import get_args
 
 from bftfs import limits
+from bftfs.asking.quorum import QuorumSystem, ThresholdQuorums
 from bftfs.credentials import Credentials
 from bftfs.crypto.authenticator import AuthenticatorKeys
 from bftfs.filesystem.collection import CollectedPast, Collector, Release
@@ -19,16 +20,16 @@ from bftfs.query_update.object_type import ObjectTypes
 from bftfs.query_update.scrubbing import HistoryScrubber, RequestScrubber, VersionScrubber
 from bftfs.query_update.server import QueryUpdateServer
 from bftfs.query_update.unfinished import Finisher
-from bftfs.quorum import QuorumSystem, ThresholdQuorums
-from bftfs.quota import ClientQuota
 from bftfs.read_write.healing import BlockHealer
 from bftfs.read_write.lazy_verifier import LazyVerifier, VerificationSettings
 from bftfs.read_write.messages import Notice
 from bftfs.read_write.messages import Request as ReadWriteRequest
 from bftfs.read_write.scrubbing import BlockScrubber
 from bftfs.read_write.server import ReadWriteServer
-from bftfs.recovery import Recovery
-from bftfs.scrubbing import Scrubber
+from bftfs.server.quota import ClientQuota
+from bftfs.server.recovery import Recovery
+from bftfs.server.scrubber import Scrubber
+from bftfs.server.step import Grant, Role, Sender, Server
 from bftfs.simulation.network import Endpoint, Network
 from bftfs.simulation.principals import (
     Servers,
@@ -38,7 +39,6 @@ from bftfs.simulation.principals import (
     node_endpoint,
 )
 from bftfs.simulation.world import World
-from bftfs.step import Grant, Role, Sender, Server
 from bftfs.storage import Write
 from bftfs.thresholds import QueryUpdateThresholds, ReadWriteThresholds
 
@@ -181,7 +181,7 @@ class Deployment:
         self.healers[node] = objects.healer, healer
         scrubber = self.scrubbers[node] = Scrubber(
             (
-                BlockScrubber(node, sizes.N, healer.steering.hurry),
+                BlockScrubber(node, sizes.N, healer.throttle.hurry),
                 VersionScrubber(node, quorums, objects.healer),
                 HistoryScrubber(objects, objects.healer),
                 RequestScrubber(objects),

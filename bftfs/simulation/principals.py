@@ -14,15 +14,15 @@ from functools import lru_cache
 from typing import Any
 
 from bftfs.conversation import Conversation
-from bftfs.dispatcher import Dispatcher
 from bftfs.engine import Engine, Outcome, Running
 from bftfs.envelope import REPLIES, REQUESTS
 from bftfs.errors import MalformedMessage
 from bftfs.identifiers import ClientId, NodeId, ObjectId
+from bftfs.server.dispatcher import Dispatcher
+from bftfs.server.step import Background, Sender, Server
 from bftfs.simulation.disk import Disk
 from bftfs.simulation.network import Endpoint, Kind, Network
 from bftfs.simulation.world import START_US, World
-from bftfs.step import Background, Sender, Server
 from bftfs.storage import Write
 
 Servers = Mapping[type, Server]

@@ -28,6 +28,7 @@ from bftfs.filesystem.registry import file_system_types
 from bftfs.identifiers import NodeId
 from bftfs.query_update.counter import counter_types
 from bftfs.read_write.timestamp import time_of as block_time_of
+from bftfs.server.step import Grant
 from bftfs.simulation.byzantine.positions import ClientPosition, NodePosition
 from bftfs.simulation.byzantine.registry import CLIENTS, GRANTS, corrupted
 from bftfs.simulation.checkers.admission import (
@@ -42,16 +43,15 @@ from bftfs.simulation.checkers.retention import RetentionRecord
 from bftfs.simulation.collection import collecting
 from bftfs.simulation.configuration import ClientPlan, Configuration
 from bftfs.simulation.deployment import Deployment
+from bftfs.simulation.faults import Storm, Weather
 from bftfs.simulation.network import Network, NetworkFaults, Traffic
 from bftfs.simulation.principals import SimulatedClient
-from bftfs.simulation.storm import Storm, Weather
 from bftfs.simulation.workloads import Evidence, Session, Task, Workload
 from bftfs.simulation.workloads.blocks import BlockWorkload
 from bftfs.simulation.workloads.files import FileWorkload
 from bftfs.simulation.workloads.ledger import ledger_types
 from bftfs.simulation.workloads.objects import ObjectWorkload
 from bftfs.simulation.world import SECOND_US, START_US, World
-from bftfs.step import Grant
 from bftfs.storage import Write
 
 TYPES = counter_types() | ledger_types() | file_system_types()
@@ -498,7 +498,7 @@ class Simulation:
             for healer in self.deployment.healers[node]
         ]
         for healer, _, _ in again:
-            healer.steering.hurry()
+            healer.throttle.hurry()
         self._go_on(
             CALM_US,
             until=lambda: all(
@@ -527,7 +527,7 @@ class Simulation:
         """Nodes compare themselves with their peers much more often than the window is long."""
         for healers in self.deployment.healers.values():
             for healer in healers:
-                healer.steering.hurry()
+                healer.throttle.hurry()
         self.world.after(window_us // HEALS_PER_WINDOW, self._hurry_healing, window_us)
 
     def _is_owed(self, key: bytes, *, latest_us: int, clock_us: int) -> bool:

@@ -16,9 +16,9 @@ from typing import Any, TypeVar
 from bftfs.errors import ImpossibleThresholds
 from bftfs.simulation.configuration import ClientPlan, Configuration
 from bftfs.simulation.deployment import Sizes
+from bftfs.simulation.faults import StormFaults
 from bftfs.simulation.network import NetworkFaults
 from bftfs.simulation.principals import DiskFaults
-from bftfs.simulation.storm import StormFaults
 from bftfs.simulation.world import SECOND_US
 
 MOST_RUNS = 400

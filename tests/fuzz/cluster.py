@@ -12,6 +12,7 @@ from typing import Any
 
 import msgspec
 
+from bftfs.asking.quorum import ThresholdQuorums
 from bftfs.conversation import Conversation
 from bftfs.credentials import Credentials
 from bftfs.crypto.authenticator import AuthenticatorKeys
@@ -34,14 +35,13 @@ from bftfs.query_update.history import (
 )
 from bftfs.query_update.replica import Replica
 from bftfs.query_update.timestamp import ZERO, logical_timestamp, time_of
-from bftfs.quorum import ThresholdQuorums
 from bftfs.read_write.client import ReadWriteClient
 from bftfs.read_write.lazy_verifier import VerificationSettings
+from bftfs.server.step import Grant, Ready, Server
 from bftfs.simulation.deployment import Deployment, Sizes
 from bftfs.simulation.network import Endpoint, Kind, Network, NetworkFaults
 from bftfs.simulation.principals import SimulatedClient, SimulatedNode
 from bftfs.simulation.world import World
-from bftfs.step import Grant, Ready, Server
 from bftfs.storage import MemoryStorage
 from bftfs.wire.codec import encode
 from tests.fuzz.choices import Choices

@@ -12,7 +12,7 @@ from msgspec import Meta
 from bftfs.conversation import Conversation, Receive, Send
 from bftfs.envelope import HealthReply, HealthRequest, Refused
 from bftfs.identifiers import NodeId
-from bftfs.step import Ready, Sender, Want
+from bftfs.server.step import Ready, Sender, Want
 from bftfs.storage import StorageView, Table, Write
 from bftfs.wire.codec import Decoder, Message
 from nodes.node import Protocols, Services

@@ -32,8 +32,8 @@ from bftfs.filesystem.objects import NoArguments
 from bftfs.filesystem.volume import Format
 from bftfs.identifiers import BlockId, ObjectId
 from bftfs.query_update.object_type import Record
+from bftfs.server.step import Grant
 from bftfs.simulation.byzantine.registry import GRANTS
-from bftfs.step import Grant
 from tests.integration.deployment import PROJECT, Deployment
 from tests.integration.test_protocols import Client
 

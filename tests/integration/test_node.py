@@ -26,11 +26,11 @@ from bftfs.envelope import HealthReply, HealthRequest, Refused
 from bftfs.identifiers import NodeId
 from bftfs.limits import KIB, MIB
 from bftfs.runtime.blocking import BlockingNetwork
-from bftfs.step import Grant
+from bftfs.server.step import Grant
 from bftfs.wire.channel import ClientChannel
 from bftfs.wire.codec import encode
 from bftfs.wire.framing import HEADER, MAGIC
-from nodes.admission import CONNECTIONS_PER_PRINCIPAL, HELD_BYTES, OFFENCES, STRANGERS
+from nodes.admission import CONNECTIONS_PER_PRINCIPAL, HELD_BYTES, OFFENCES, UNAUTHENTICATED_MAX
 from tests.integration.counting import Adopt, Counted, Fetch, Increment, ask
 from tests.integration.deployment import PROJECT, Deployment
 
@@ -409,7 +409,7 @@ def test_one_principal_has_a_limited_number_of_connections(
 def test_connections_that_say_nothing_give_way(
     counting: Deployment, peer: Callable[..., RawPeer], connect: Connect
 ) -> None:
-    silent = [peer() for _ in range(STRANGERS + 10)]
+    silent = [peer() for _ in range(UNAUTHENTICATED_MAX + 10)]
     assert isinstance(connect(counting).perform(ask(ZERO, Fetch(b"c")))[0], Counted)
     assert silent[0].is_cut_off()
     assert closed(counting, "too many strangers") >= 10

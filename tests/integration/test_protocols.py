@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from bftfs.asking.quorum import ThresholdQuorums
 from bftfs.cluster import Durability
 from bftfs.conversation import Conversation
 from bftfs.credentials import Credentials
@@ -17,7 +18,6 @@ from bftfs.filesystem import object_types
 from bftfs.identifiers import BlockId, ObjectId, ObjectKind, block_id, object_id
 from bftfs.query_update.client import QueryUpdateClient
 from bftfs.query_update.counter import Fetch, Increment
-from bftfs.quorum import ThresholdQuorums
 from bftfs.read_write.client import ReadWriteClient
 from bftfs.runtime.blocking import BlockingNetwork
 from bftfs.simulation.byzantine.registry import NODES

@@ -28,7 +28,7 @@ from bftfs.read_write.messages import (
 from bftfs.read_write.reading import NEVER_WRITTEN
 from bftfs.read_write.timestamp import BlockTimestamp, successor_of
 from bftfs.read_write.writing import Encoded
-from bftfs.step import Sender
+from bftfs.server.step import Sender
 from bftfs.thresholds import ReadWriteThresholds
 from tests.unit.read_write import adversaries
 from tests.unit.read_write.harness import (

@@ -14,6 +14,7 @@ import msgspec
 import pytest
 
 from bftfs import limits
+from bftfs.asking.quorum import Probing, ThresholdQuorums
 from bftfs.conversation import Draw, Pause
 from bftfs.crypto.authenticator import MAC_BYTES
 from bftfs.crypto.digest import answer_digest, replica_history_digest
@@ -72,8 +73,7 @@ from bftfs.query_update.timestamp import (
     logical_timestamp,
     time_of,
 )
-from bftfs.quorum import Probing, ThresholdQuorums
-from bftfs.step import Grant, Ready
+from bftfs.server.step import Grant, Ready
 from bftfs.storage import Table
 from bftfs.thresholds import QueryUpdateThresholds
 from tests.unit.query_update import adversaries

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from bftfs import cluster
 from bftfs.crypto.keys import Identity
 from bftfs.errors import UsageError
-from bftfs.step import Grant
+from bftfs.server.step import Grant
 
 FUZZ = settings(max_examples=200, deadline=None, derandomize=True)
 

@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import pytest
 
+from bftfs.asking.quorum import Nodes, ThresholdQuorums
 from bftfs.identifiers import ClientId, ObjectId
 from bftfs.query_update.candidate import INITIAL, Candidate
 from bftfs.query_update.classification import (
@@ -26,7 +27,6 @@ from bftfs.query_update.classification import (
 )
 from bftfs.query_update.history import CulledObjectHistorySet, Hosted, history_of, parse_history
 from bftfs.query_update.timestamp import ZERO, LogicalTimestamp, is_barrier, logical_timestamp
-from bftfs.quorum import Nodes, ThresholdQuorums
 from bftfs.thresholds import QueryUpdateThresholds
 
 OBJECT = ObjectId(bytes(16))

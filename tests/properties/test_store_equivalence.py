@@ -15,7 +15,7 @@ from bftfs.identifiers import NodeId
 from bftfs.limits import KIB
 from bftfs.storage import MemoryStorage, StorageView, Table, Write
 from nodes import store as stores
-from nodes.store import MapOutgrown, Store
+from nodes.store import MapFull, Store
 
 CLUSTER = b"c" * 16
 
@@ -82,18 +82,18 @@ class StoreEquivalence(RuleBasedStateMachine):
         self.model.apply(written)
         try:
             self.batch.apply(written)
-        except MapOutgrown:
+        except MapFull:
             self.step_again()
 
     def step_again(self) -> None:
         """Leave the batch, and apply everything to one in a larger map."""
         while True:
-            self.end_batch(MapOutgrown)
+            self.end_batch(MapFull)
             self.batch = self.store.batch()
             assert everything(self.batch) == everything(self.committed)
             try:
                 self.batch.apply(self.applied)
-            except MapOutgrown:
+            except MapFull:
                 continue
             return
 
@@ -103,7 +103,7 @@ class StoreEquivalence(RuleBasedStateMachine):
             try:
                 self.batch.commit()
                 break
-            except MapOutgrown:
+            except MapFull:
                 self.step_again()
         self.end_batch()
         self.committed = self.model.snapshot()

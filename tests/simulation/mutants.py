@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 import pytest
 
+from bftfs.asking.quorum import Nodes, QuorumSystem
 from bftfs.coding import cross_checksum
 from bftfs.crypto.authenticator import AuthenticatorKeys
 from bftfs.crypto.digest import DIGEST_BYTES
@@ -14,15 +15,14 @@ from bftfs.identifiers import NodeId
 from bftfs.query_update import conditioned, observation, server
 from bftfs.query_update.classification import Classification, OperationType, classify
 from bftfs.query_update.history import CulledObjectHistorySet, ObjectHistorySet, parse_set
-from bftfs.quorum import Nodes, QuorumSystem
 from bftfs.read_write import healing as block_healing
 from bftfs.read_write import responses
 from bftfs.read_write import server as block_server
 from bftfs.simulation.configuration import ClientPlan, Configuration
 from bftfs.simulation.deployment import Sizes
+from bftfs.simulation.faults import StormFaults
 from bftfs.simulation.network import NetworkFaults
 from bftfs.simulation.scenario import Report, run
-from bftfs.simulation.storm import StormFaults
 
 Value = TypeVar("Value")
 

@@ -6,11 +6,11 @@ from collections.abc import Iterator
 
 import pytest
 
-from bftfs import quota
 from bftfs.identifiers import ClientId
 from bftfs.query_update.unfinished import Unfinished
-from bftfs.quota import ClientQuota
 from bftfs.read_write.lazy_verifier import LazyVerifier, VerificationSettings
+from bftfs.server import quota
+from bftfs.server.quota import ClientQuota
 from bftfs.simulation.configuration import Configuration, draw
 from bftfs.simulation.scenario import Simulation
 from bftfs.simulation.workloads.blocks import BlockWorkload

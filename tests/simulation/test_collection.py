@@ -16,7 +16,9 @@ from typing import Any
 import pytest
 
 from bftfs import limits
+from bftfs.asking.quorum import ThresholdQuorums
 from bftfs.errors import NoLongerKept
+from bftfs.filesystem.capacity import ClusterCapacity
 from bftfs.filesystem.history import History
 from bftfs.filesystem.operations import FileSystem
 from bftfs.filesystem.options import Options
@@ -25,7 +27,6 @@ from bftfs.identifiers import NodeId, ObjectId, ObjectKind, block_id, object_id
 from bftfs.query_update.client import QueryUpdateClient
 from bftfs.query_update.past_reading import PastReader
 from bftfs.query_update.replica import stored_row, stored_version
-from bftfs.quorum import ThresholdQuorums
 from bftfs.read_write.client import ReadWriteClient
 from bftfs.read_write.lazy_verifier import VerificationSettings
 from bftfs.retention import Policy
@@ -33,7 +34,6 @@ from bftfs.simulation.collection import CollectionPlan, collecting
 from bftfs.simulation.deployment import CREDENTIALS, Deployment, Sizes
 from bftfs.simulation.network import Network, NetworkFaults
 from bftfs.simulation.world import SECOND_US, START_US, World
-from bftfs.space import ClusterSpace
 from bftfs.storage import Table
 
 SIZES = Sizes.smallest(t=1, b=1)
@@ -81,7 +81,7 @@ class Simulation:
                 FileSystem(
                     self._objects(host.client),
                     ReadWriteClient(host.client, SIZES.read_write),
-                    ClusterSpace(SIZES.read_write),
+                    ClusterCapacity(SIZES.read_write),
                     None,
                     root=ROOT,
                     volume=VOLUME,
@@ -121,7 +121,7 @@ class Simulation:
             self._objects(host.client),
             PastReader(self._objects(host.client)),
             ReadWriteClient(host.client, SIZES.read_write),
-            ClusterSpace(SIZES.read_write),
+            ClusterCapacity(SIZES.read_write),
             None,
             volume=VOLUME,
             asking_as=CREDENTIALS,
@@ -295,7 +295,7 @@ def test_rows_that_rot_while_nodes_collect_stop_nobody_and_are_mended(table: Tab
     simulation.pass_time(WINDOW_US)
     assert not simulation.read_back(moments=5)
     scrubber = simulation.deployment.scrubbers[NodeId(2)]
-    scrubber.steering.start()
+    scrubber.throttle.start()
     simulation.pass_time(60 * SECOND_US)
     assert scrubber.tally.passes
     healer, _ = simulation.deployment.healers[NodeId(2)]

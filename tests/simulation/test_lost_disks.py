@@ -12,19 +12,19 @@ from typing import Any
 
 import pytest
 
+from bftfs.asking.quorum import ThresholdQuorums
 from bftfs.identifiers import NodeId
 from bftfs.query_update.healing import ObjectHealer
 from bftfs.query_update.object_sync import Asking
-from bftfs.quorum import ThresholdQuorums
 from bftfs.read_write.healing import BlockHealer
 from bftfs.read_write.lazy_verifier import VerificationSettings
 from bftfs.read_write.verification import Policy
-from bftfs.recovery import Recovery
+from bftfs.server.recovery import Recovery
 from bftfs.simulation.configuration import KINDS, ClientPlan, Configuration
 from bftfs.simulation.deployment import Sizes
+from bftfs.simulation.faults import StormFaults
 from bftfs.simulation.network import NetworkFaults
 from bftfs.simulation.scenario import run
-from bftfs.simulation.storm import StormFaults
 from bftfs.simulation.world import SECOND_US
 from tests.simulation.mutants import ENOUGH, Trusting, hunt
 

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
+from bftfs.asking.quorum import ThresholdQuorums
 from bftfs.query_update import object_sync
-from bftfs.quorum import ThresholdQuorums
 from bftfs.simulation.configuration import Configuration
 from bftfs.simulation.deployment import Sizes
 from bftfs.simulation.network import NetworkFaults

@@ -23,8 +23,8 @@ from bftfs.retention import Keeps, Retention
 from bftfs.simulation import scenario
 from bftfs.simulation.collection import CollectionPlan, ConstantPool, collecting
 from bftfs.simulation.configuration import ClientPlan, Configuration, draw
+from bftfs.simulation.faults import StormFaults
 from bftfs.simulation.scenario import Simulation, run
-from bftfs.simulation.storm import StormFaults
 from bftfs.simulation.workloads.files import FileMix, FileWorkload
 from bftfs.simulation.world import SECOND_US
 from bftfs.storage import Table

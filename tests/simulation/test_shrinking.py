@@ -13,9 +13,9 @@ from bftfs.identifiers import NodeId
 from bftfs.read_write import reading
 from bftfs.simulation.campaign import examine
 from bftfs.simulation.configuration import ClientPlan, Configuration, draw
+from bftfs.simulation.faults import StormFaults
 from bftfs.simulation.principals import DiskFaults
 from bftfs.simulation.shrinking import shrink, sort_of
-from bftfs.simulation.storm import StormFaults
 from bftfs.simulation.world import SECOND_US
 from tests.simulation.mutants import attacked
 

@@ -21,7 +21,7 @@ from bftfs.crypto.digest import client_id_of
 from bftfs.crypto.keys import Identity
 from bftfs.errors import UsageError
 from bftfs.identifiers import ClientId, NodeId, ObjectKind, kind_of
-from bftfs.step import Grant, Role, Sender
+from bftfs.server.step import Grant, Role, Sender
 from bftfs.thresholds import QueryUpdateThresholds, ReadWriteThresholds
 from bftfs.wire.channel import ClientChannel, ServerChannel
 

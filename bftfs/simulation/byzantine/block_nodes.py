@@ -27,8 +27,8 @@ from bftfs.read_write.messages import (
 )
 from bftfs.read_write.placement import fragment_index
 from bftfs.read_write.timestamp import ZERO, BlockTimestamp, version_key
+from bftfs.server.step import Ready, Sender, Want
 from bftfs.simulation.byzantine.positions import NodePosition
-from bftfs.step import Ready, Sender, Want
 from bftfs.storage import StorageView, Table, Write
 
 

@@ -11,8 +11,8 @@ from typing import Any
 from bftfs.conversation import Conversation, Pause, Send
 from bftfs.envelope import Refused
 from bftfs.identifiers import NodeId
+from bftfs.server.step import Ready, Sender, Want
 from bftfs.simulation.byzantine.positions import NodePosition, mutated
-from bftfs.step import Ready, Sender, Want
 from bftfs.storage import MemoryStorage, StorageView, Table, Write
 from bftfs.wire.codec import encode
 

@@ -38,8 +38,8 @@ from bftfs.query_update.messages import (
     Verdict,
 )
 from bftfs.query_update.timestamp import ZERO, LogicalTimestamp, logical_timestamp, time_of
+from bftfs.server.step import Ready, Sender
 from bftfs.simulation.byzantine.positions import NodePosition, mutated
-from bftfs.step import Ready, Sender
 from bftfs.storage import StorageView
 
 

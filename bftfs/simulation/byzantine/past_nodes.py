@@ -20,8 +20,8 @@ from bftfs.query_update.timestamp import (
     client_of,
     time_of,
 )
+from bftfs.server.step import Ready, Sender
 from bftfs.simulation.byzantine.positions import NodePosition, mutated
-from bftfs.step import Ready, Sender
 from bftfs.storage import StorageView
 from bftfs.wire.codec import encode
 

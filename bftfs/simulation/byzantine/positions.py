@@ -9,8 +9,8 @@ from typing import Any, Protocol
 
 from bftfs.crypto.authenticator import AuthenticatorKeys
 from bftfs.identifiers import ClientId, NodeId
+from bftfs.server.step import Ready, Sender, Server
 from bftfs.simulation.deployment import Sizes
-from bftfs.step import Ready, Sender, Server
 from bftfs.storage import StorageView
 
 

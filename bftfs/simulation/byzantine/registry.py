@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from bftfs.server.step import Grant, Ready, Sender, Server
 from bftfs.simulation.byzantine import (
     block_clients,
     block_nodes,
@@ -15,7 +16,6 @@ from bftfs.simulation.byzantine import (
 )
 from bftfs.simulation.byzantine.positions import ClientAdversary, ClientPosition, NodePosition
 from bftfs.simulation.deployment import CREDENTIALS
-from bftfs.step import Grant, Ready, Sender, Server
 from bftfs.storage import StorageView
 
 NODES: Mapping[str, Callable[[NodePosition], Server]] = {

@@ -16,11 +16,13 @@ from random import Random
 from typing import Any
 
 from bftfs import limits
+from bftfs.asking.quorum import ThresholdQuorums
 from bftfs.conversation import Conversation, Now, Pause
 from bftfs.credentials import Credentials
 from bftfs.errors import FileSystemError, PastUnknown
 from bftfs.filesystem import registry
 from bftfs.filesystem.attributes import Attributes, Changes
+from bftfs.filesystem.capacity import ClusterCapacity
 from bftfs.filesystem.directory import Creation, DirectoryCreation, Name, Renaming
 from bftfs.filesystem.history import History
 from bftfs.filesystem.operations import FileSystem
@@ -40,11 +42,9 @@ from bftfs.query_update.client import Answered, QueryUpdateClient
 from bftfs.query_update.object_type import ObjectTypes, Record
 from bftfs.query_update.past_reading import PastReader
 from bftfs.query_update.timestamp import LogicalTimestamp, time_of
-from bftfs.quorum import ThresholdQuorums
 from bftfs.read_write.client import ReadWriteClient
 from bftfs.read_write.timestamp import BlockTimestamp, version_key
 from bftfs.restoration.sight import Sight
-from bftfs.simulation.checkers.amends import Restored, Undone, check_restored, check_undone
 from bftfs.simulation.checkers.candidates import chain_of, check_chain
 from bftfs.simulation.checkers.convergence import check_convergence
 from bftfs.simulation.checkers.durability import check_bound
@@ -53,13 +53,13 @@ from bftfs.simulation.checkers.namespace import Call, check_namespace
 from bftfs.simulation.checkers.past import Contents, Listed, PastTree, check_past
 from bftfs.simulation.checkers.regularity import check_regular
 from bftfs.simulation.checkers.tree import Node, check_tree
+from bftfs.simulation.checkers.undo import Restored, Undone, check_restored, check_undone
 from bftfs.simulation.deployment import CREDENTIALS, Sizes
 from bftfs.simulation.principals import SimulatedClient
 from bftfs.simulation.workloads import Evidence, Task
-from bftfs.simulation.workloads.amends import ROOT, restore, undo
 from bftfs.simulation.workloads.past import CONTENT_BYTES, tree_of, versions_of
+from bftfs.simulation.workloads.undo import ROOT, restore, undo
 from bftfs.simulation.world import SECOND_US, START_US
-from bftfs.space import ClusterSpace
 
 PASTS = 4  # times at which the auditor looks at the tree as it was, and one more
 WALKS = 4  # of the tree, at most, until two of them agree
@@ -80,7 +80,7 @@ class FileMix:
     made: float = 0.0  # the share of operations that make a file, write it and close it
     past: float = 0.0  # the share of operations that read the tree as it was
     modes: float = 0.0  # the share of operations that change permissions
-    amends: bool = False  # whether the auditor undoes what a client did, and restores what was
+    undo: bool = False  # whether the auditor undoes what a client did, and restores what was
 
 
 @dataclass(slots=True)
@@ -242,7 +242,7 @@ class FileWorkload:
             types=self.types,
             contents=self.blocks,
         )
-        found += self._findings_in_amends(evidence, established)
+        found += self._findings_in_undo(evidence, established)
         return found + check_namespace(
             self.calls,
             evidence.candidates,
@@ -282,7 +282,7 @@ class FileWorkload:
         client = self.random.choice(sorted(changed))
         return client, self.random.choice(sorted(changed[client])[-INTRUSIONS:])
 
-    def _findings_in_amends(self, evidence: Evidence, established: int) -> list[str]:
+    def _findings_in_undo(self, evidence: Evidence, established: int) -> list[str]:
         found: list[str] = []
         if self.undone is not None:
             found += check_undone(
@@ -429,7 +429,7 @@ class FileSession:
             FileSystem(
                 self._objects,
                 _Scribe(workload, self._blocks),
-                ClusterSpace(workload.sizes.read_write),
+                ClusterCapacity(workload.sizes.read_write),
                 None,
                 root=workload.root,
                 volume=workload.volume,
@@ -477,13 +477,13 @@ class FileSession:
             walk = partial(self._walk_past, time_us)
             yield self._task(f"walk at {time_us}", walk, self._take_down_past)
         # What nodes have let go of is no model of anything.
-        if self.workload.mix.amends and self.workload.kept_since_us is None:
-            yield from self._make_amends()
+        if self.workload.mix.undo and self.workload.kept_since_us is None:
+            yield from self._undo_and_restore()
         for identifier in list(self.workload.known)[:LISTED]:
             list_versions = partial(self._list_versions, identifier)
             yield self._task(f"log {identifier.hex()}", list_versions)
 
-    def _make_amends(self) -> Iterator[Task]:
+    def _undo_and_restore(self) -> Iterator[Task]:
         """Take back what one client did since a time; restore the tree as it was at another."""
         workload = self.workload
         whose = workload.intrusion()
@@ -771,7 +771,7 @@ class FileSession:
             self._system,
             self._objects.past,
             self._blocks,
-            ClusterSpace(self.workload.sizes.read_write),
+            ClusterCapacity(self.workload.sizes.read_write),
             None,
             volume=self.workload.volume,
             at_us=time_us,
@@ -790,7 +790,7 @@ class FileSession:
             self._objects,
             self._objects.past,
             self._blocks,
-            ClusterSpace(self.workload.sizes.read_write),
+            ClusterCapacity(self.workload.sizes.read_write),
             None,
             volume=self.workload.volume,
             asking_as=ROOT,

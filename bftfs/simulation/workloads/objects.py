@@ -15,6 +15,7 @@ from random import Random
 from typing import Any
 
 from bftfs import limits
+from bftfs.asking.quorum import ThresholdQuorums
 from bftfs.errors import FileSystemError
 from bftfs.filesystem.registry import FORMAT
 from bftfs.filesystem.volume import Format
@@ -23,7 +24,6 @@ from bftfs.query_update.client import QueryUpdateClient
 from bftfs.query_update.counter import Fetch, Increment
 from bftfs.query_update.object_type import ObjectTypes, Record
 from bftfs.query_update.timestamp import ZERO, LogicalTimestamp
-from bftfs.quorum import ThresholdQuorums
 from bftfs.simulation.checkers.candidates import chain_of, check_chain
 from bftfs.simulation.checkers.convergence import check_convergence
 from bftfs.simulation.checkers.serializability import ObjectOperation, check_operations

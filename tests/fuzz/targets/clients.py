@@ -12,10 +12,12 @@ from typing import Any, get_args
 
 import msgspec
 
+from bftfs.asking.inspection import Witnesses
 from bftfs.crypto.digest import replica_history_digest
 from bftfs.envelope import HealthReply, Refused
 from bftfs.errors import FileSystemError, PastUnknown
 from bftfs.filesystem.attributes import Changes
+from bftfs.filesystem.capacity import Capacity, ClusterCapacity
 from bftfs.filesystem.directory import DirectoryCreation, Name
 from bftfs.filesystem.objects import NoArguments
 from bftfs.filesystem.registry import (
@@ -26,7 +28,6 @@ from bftfs.filesystem.registry import (
     REMOVE_DIRECTORY,
 )
 from bftfs.identifiers import NodeId, ObjectId
-from bftfs.inspection import Witnesses
 from bftfs.query_update.inspection import inspect as inspect_object
 from bftfs.query_update.messages import Query
 from bftfs.query_update.messages import Reply as ObjectReply
@@ -35,10 +36,9 @@ from bftfs.query_update.replica import Replica
 from bftfs.read_write.inspection import inspect as inspect_block
 from bftfs.read_write.messages import Reply as BlockReply
 from bftfs.read_write.session import Session
+from bftfs.server.step import Ready, Sender
 from bftfs.simulation.checkers.redundancy import check_redundancy
 from bftfs.simulation.principals import node_endpoint
-from bftfs.space import ClusterSpace, Space
-from bftfs.step import Ready, Sender
 from tests.fuzz.choices import Choices
 from tests.fuzz.cluster import (
     ACCOUNT,
@@ -313,9 +313,9 @@ def testimonies(data: bytes) -> None:
     choices = Choices(data)
     cluster = _with_liar(choices, ObjectReply | BlockReply | HealthReply)
     client = cluster.principal("one")
-    room = cluster.run(client, ClusterSpace(SIZES.read_write).space())
+    room = cluster.run(client, ClusterCapacity(SIZES.read_write).capacity())
     m = SIZES.read_write.m
-    assert room == Space(m * ACCOUNT.store_bytes, m * ACCOUNT.free_bytes)
+    assert room == Capacity(m * ACCOUNT.store_bytes, m * ACCOUNT.free_bytes)
     witnesses = Witnesses()
     objects = inspect_object(
         witnesses, DIRECTORY, SIZES.query_update, GET_ATTRIBUTES, NoArguments(), ROOT_USER

@@ -12,7 +12,7 @@ from bftfs.cli.times import parse_time
 from bftfs.cluster import Durability, parse_address
 from bftfs.crypto.keys import Identity, read_identity, read_volume_key
 from bftfs.errors import UsageError
-from bftfs.filesystem.moments import format_moment, looks_like_a_moment, parse_moment
+from bftfs.filesystem.time_names import format_time_name, looks_like_a_time_name, parse_time_name
 from bftfs.retention import parse_policy
 from mount import options
 from nodes.configuration import NodeConfiguration
@@ -121,13 +121,13 @@ def _address_seeds() -> Iterable[bytes]:
 def times(data: bytes) -> None:
     """A name in `.history`, a time after `@` and a policy say something, or nothing."""
     text = _text(data)
-    moment = parse_moment(data.decode(errors="replace"))  # as the mount takes a name
+    moment = parse_time_name(data.decode(errors="replace"))  # as the mount takes a name
     if moment is not None:
-        assert looks_like_a_moment(data)
+        assert looks_like_a_time_name(data)
         assert parse_time(text, now_us=_NOW_US) == moment
     said = parse_time(text, now_us=_NOW_US)
     if said is not None and 0 <= said <= _NOW_US:
-        assert parse_moment(format_moment(said)) == said
+        assert parse_time_name(format_time_name(said)) == said
     policy = parse_policy(text)
     assert parse_policy(str(policy)) == policy
 

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any, get_args
 
 from bftfs import cluster
+from bftfs.asking.quorum import ThresholdQuorums
 from bftfs.cluster import ClusterDescription, Durability
 from bftfs.crypto.keys import Identity
-from bftfs.dispatcher import Dispatcher
 from bftfs.envelope import REPLIES, REQUESTS, HealthReply, HealthRequest, Request
 from bftfs.filesystem import object_types
 from bftfs.filesystem.directory import Name
@@ -24,17 +24,17 @@ from bftfs.identifiers import NodeId
 from bftfs.query_update.messages import Query, QueryReply
 from bftfs.query_update.object_type import encode_record
 from bftfs.query_update.server import QueryUpdateServer
-from bftfs.quorum import ThresholdQuorums
 from bftfs.read_write.server import ReadWriteServer
 from bftfs.runtime.links import Links
-from bftfs.steering import Steering
-from bftfs.step import Ready, Sender
+from bftfs.server.dispatcher import Dispatcher
+from bftfs.server.step import Ready, Sender
+from bftfs.server.throttle import Throttle
 from bftfs.wire.channel import ClientChannel, ServerChannel
 from bftfs.wire.codec import encode
 from bftfs.wire.framing import PREAMBLE_BYTES
 from nodes.authority import InodeAuthority
 from nodes.control import Command, Control, ControlFailed, Standing, Work, steer
-from nodes.guard import Guard, WriteSwitch
+from nodes.guard import FullDiskGate, Guard
 from nodes.loop import Loop
 from nodes.membership import LiveMembership
 from nodes.metrics import Exposition, Tally
@@ -119,7 +119,7 @@ def _node() -> Iterator[tuple[Loop, Path, Tally]]:
             node=NodeId(0),
             durability=Durability.INTERVAL,
         )
-        tally, switch, health = Tally(), WriteSwitch(), _Health()
+        tally, switch, health = Tally(), FullDiskGate(), _Health()
         faults: list[Exception] = []
 
         def report(_: Any, error: Exception) -> None:
@@ -315,8 +315,8 @@ def _control() -> Iterator[Control]:
     """A control socket without its thread, for work that does nothing."""
     directory = Path(tempfile.mkdtemp(prefix="bftfs-fuzz-"))
     standing = Standing(under_way=False, progress=1.0, remaining_us=None, ended_us=0, figures={})
-    steering = Steering("scrub", rate_bytes=1 << 20)
-    control = Control(directory / "control", (Work(steering, lambda _: standing),))
+    throttle = Throttle("scrub", rate_bytes=1 << 20)
+    control = Control(directory / "control", (Work(throttle, lambda _: standing),))
     control._call = _Called()
     try:
         yield control

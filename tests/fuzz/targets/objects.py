@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from bftfs.asking.quorum import ThresholdQuorums
 from bftfs.crypto.authenticator import AuthenticatorKeys
 from bftfs.crypto.digest import replica_history_digest
 from bftfs.errors import MalformedMessage
@@ -20,7 +21,6 @@ from bftfs.query_update.history import (
     parse_set,
 )
 from bftfs.query_update.timestamp import ZERO, LogicalTimestamp, logical_timestamp
-from bftfs.quorum import ThresholdQuorums
 from bftfs.thresholds import QueryUpdateThresholds
 from tests.fuzz.choices import Choices
 from tests.fuzz.target import KIB, MIB, Target

@@ -12,7 +12,7 @@ from bftfs.filesystem import registry
 from bftfs.filesystem.authorization import UNKNOWN_INODE, may_write_blocks
 from bftfs.filesystem.extended_attributes import ExtendedSetting
 from bftfs.identifiers import ObjectId, ObjectKind
-from bftfs.step import Grant
+from bftfs.server.step import Grant
 from tests.unit.filesystem.test_acl import acl
 from tests.unit.filesystem.test_attribute_methods import file_of
 from tests.unit.filesystem.test_directory import Tree, tree

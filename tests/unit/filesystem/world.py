@@ -23,6 +23,7 @@ from bftfs.crypto.cipher import BlockCipher
 from bftfs.engine import Engine
 from bftfs.errors import FileSystemError
 from bftfs.filesystem import object_types
+from bftfs.filesystem.capacity import Capacity
 from bftfs.filesystem.operations import FileSystem
 from bftfs.filesystem.options import Options
 from bftfs.filesystem.registry import FORMAT
@@ -30,7 +31,6 @@ from bftfs.filesystem.volume import Format
 from bftfs.identifiers import BlockId, ClientId, ObjectId, ObjectKind, kind_of, object_id
 from bftfs.query_update.object_type import Caller, Record, Refusal, encode_record
 from bftfs.read_write.timestamp import BlockTimestamp, beginning_of
-from bftfs.space import Space
 
 Result = TypeVar("Result")
 
@@ -308,9 +308,9 @@ class Rooms:
     def __init__(self) -> None:
         self.asked = 0
 
-    async def space(self) -> Space:
+    async def capacity(self) -> Capacity:
         self.asked += 1
-        return Space(used_bytes=3 << 40, free_bytes=5 << 40)
+        return Capacity(used_bytes=3 << 40, free_bytes=5 << 40)
 
 
 class World:

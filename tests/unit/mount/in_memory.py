@@ -27,6 +27,7 @@ from bftfs.credentials import Credentials
 from bftfs.engine import Engine, Outcome, Running
 from bftfs.errors import FileSystemError
 from bftfs.filesystem import object_types
+from bftfs.filesystem.capacity import Capacity
 from bftfs.filesystem.extended_attributes import ExtendedName, ExtendedSetting
 from bftfs.filesystem.objects import NoArguments
 from bftfs.filesystem.objects import Outcome as Attributes
@@ -38,7 +39,6 @@ from bftfs.limits import SECOND_US
 from bftfs.query_update.object_type import Caller, Record, Refusal, encode_record
 from bftfs.read_write.timestamp import ZERO, BlockTimestamp
 from bftfs.runtime import clock
-from bftfs.space import Space
 from mount.logs import open_log
 from mount.options import parse
 from mount.session import Mount
@@ -167,8 +167,8 @@ class Blocks:
         self.items: dict[BlockId, bytes] = {}
         self.metadata = metadata
 
-    async def space(self) -> Space:
-        return Space(0, 1 << 40)
+    async def capacity(self) -> Capacity:
+        return Capacity(0, 1 << 40)
 
     async def write_many(
         self,

@@ -22,7 +22,7 @@ from bftfs.crypto.keys import Identity
 from bftfs.data_directory import NodeDirectory
 from bftfs.envelope import REPLIES, Figure, HealthReply
 from bftfs.identifiers import NodeId
-from bftfs.recovery import Recovery
+from bftfs.server.recovery import Recovery
 from bftfs.wire.codec import encode
 from nodes.configuration import NodeConfiguration
 from nodes.metrics import Gauge, NodeCollector, Tally

@@ -12,13 +12,13 @@ import pytest
 from bftfs.envelope import Refused
 from bftfs.errors import DamagedRow
 from bftfs.identifiers import ClientId, ObjectId
-from bftfs.recovery import Recovery
-from bftfs.step import Ready, Role, Sender
+from bftfs.server.recovery import Recovery
+from bftfs.server.step import Ready, Role, Sender
 from bftfs.storage import MemoryStorage, Table, Write
-from nodes.guard import Guard, WriteSwitch
+from nodes.guard import FullDiskGate, Guard
 from nodes.health import Health
 from nodes.metrics import Tally
-from nodes.store import MapOutgrown, StoreFailed, StoreFull
+from nodes.store import MapFull, StoreFailed, StoreFull
 
 SENDER = Sender(Role.CLIENT, ClientId(bytes(16)))
 
@@ -32,8 +32,8 @@ class Scripted:
         return message
 
 
-def guarded() -> tuple[Guard, WriteSwitch, list[tuple[Any, Exception]]]:
-    switch = WriteSwitch()
+def guarded() -> tuple[Guard, FullDiskGate, list[tuple[Any, Exception]]]:
+    switch = FullDiskGate()
     reported: list[tuple[Any, Exception]] = []
     guard = Guard(Scripted(), switch, lambda message, error: reported.append((message, error)))
     return guard, switch, reported
@@ -60,7 +60,7 @@ def test_a_bug_costs_one_request_and_is_reported() -> None:
         AssertionError("impossible"),
         StoreFailed(Path("store"), "gone"),
         StoreFull(Path("store"), "full"),
-        MapOutgrown(),
+        MapFull(),
         DamagedRow(ObjectId(bytes(16)), "rotten"),  # has it mended
     ],
 )
@@ -86,7 +86,7 @@ def test_while_writes_are_refused_reads_are_served() -> None:
 
 def test_what_is_owed_is_written_while_there_is_a_reserve() -> None:
     guard, switch, _ = guarded()
-    owed = Ready("done", writes=[Write(Table.STATE, b"k", b"v")], owed=True)
+    owed = Ready("done", writes=[Write(Table.STATE, b"k", b"v")], uses_reserve=True)
     switch.refuse(errno.ENOSPC, "the disk is full", left=1 << 20)
     assert step(guard, owed) is owed
     switch.refuse(errno.ENOSPC, "the disk is full", left=0)
@@ -95,7 +95,7 @@ def test_what_is_owed_is_written_while_there_is_a_reserve() -> None:
 
 def test_nobody_gets_all_of_a_reserve_and_not_all_together() -> None:
     guard, switch, _ = guarded()
-    owed = Ready("done", writes=[Write(Table.STATE, b"k", b"v" * 1000)], owed=True)
+    owed = Ready("done", writes=[Write(Table.STATE, b"k", b"v" * 1000)], uses_reserve=True)
     switch.refuse(errno.ENOSPC, "the disk is full", left=1 << 20)
 
     def draws(client: int) -> int:
@@ -120,7 +120,7 @@ def test_nobody_gets_all_of_a_reserve_and_not_all_together() -> None:
 def test_a_full_disk_is_told_of_until_there_is_room() -> None:
     store = SimpleNamespace(used_bytes=1, free_bytes=0)
     links = SimpleNamespace(unreachable=tuple)
-    switch = WriteSwitch()
+    switch = FullDiskGate()
     health = Health(
         store=store,  # type: ignore[arg-type]
         links=links,  # type: ignore[arg-type]

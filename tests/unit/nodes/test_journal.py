@@ -363,7 +363,7 @@ def test_durability_can_be_changed_back_and_forth(tmp_path: Path) -> None:
 def straight(path: Path) -> Journal:
     """A journal that writes past the page cache."""
     journal = Journal(path, synced=True)
-    if journal._straight is None:
+    if journal._direct is None:
         pytest.skip(f"the file system of {path} has no O_DIRECT")
     return journal
 
@@ -408,10 +408,10 @@ def test_larger_sectors_than_ours_are_not_written_to_directly(
     values = [b"a", b"b"]
     for value in values:
         with monkeypatch.context() as patch:
-            patch.setattr(journals._Straight, "write", refused)
+            patch.setattr(journals.DirectFile, "write", refused)
             journal.append([(int(Table.STATE), b"k", value)])
         journal.sync()
-    assert journal._straight is None
+    assert journal._direct is None
     assert values_in(tmp_path / "journal") == values
 
 
@@ -423,6 +423,6 @@ def test_an_error_of_the_disk_is_no_reason_to_try_otherwise(
     def broken(*_: object) -> int:
         raise OSError(errno.EIO, "the disk is broken")
 
-    monkeypatch.setattr(journals._Straight, "write", broken)
+    monkeypatch.setattr(journals.DirectFile, "write", broken)
     with pytest.raises(OSError, match="broken"):
         journal.append([(int(Table.STATE), b"k", b"v")])

@@ -11,8 +11,8 @@ from bftfs.data_directory import NodeDirectory
 from bftfs.errors import UsageError
 from bftfs.identifiers import NodeId
 from bftfs.limits import CLOCK_SKEW_US
-from bftfs.recovery import BLOCKS, OBJECTS
 from bftfs.runtime import clock
+from bftfs.server.recovery import BLOCKS, OBJECTS
 from nodes.lost_store import resumed
 from nodes.store import Store
 

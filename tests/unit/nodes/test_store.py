@@ -21,11 +21,11 @@ from bftfs.errors import UsageError
 from bftfs.identifiers import NodeId
 from bftfs.limits import KIB, MIB
 from bftfs.storage import Table, Write
-from nodes import residence
+from nodes import mapped_memory
 from nodes.journal import Journal
 from nodes.store import (
-    MapOutgrown,
-    NotCheckpointed,
+    MapFull,
+    NeedsCheckpoint,
     Store,
     StoreFailed,
     StoreFull,
@@ -40,7 +40,7 @@ def opened(path: Path, *, node: int = 0, **options: object) -> Store:
 
 def put(store: Store, key: bytes, value: bytes, *, draw: bool = False) -> None:
     while True:
-        with contextlib.suppress(NotCheckpointed), store.batch() as batch:
+        with contextlib.suppress(NeedsCheckpoint), store.batch() as batch:
             batch.apply([Write(Table.STATE, key, value)])
             batch.commit(draw=draw)
             return
@@ -257,7 +257,7 @@ def test_a_map_that_is_outgrown_grows_and_the_batch_can_be_stepped_again(tmp_pat
                 batch.apply(writes)
                 batch.commit()
             break
-        except MapOutgrown:
+        except MapFull:
             with store.batch() as view:
                 assert list(view.keys(Table.FRAGMENT, b"", b"\xff")) == []
     assert attempts > 1
@@ -281,7 +281,7 @@ def test_a_map_that_the_checkpoint_itself_outgrows_grows(tmp_path: Path) -> None
                     batch.apply(writes)
                     batch.commit()
                 break
-            except MapOutgrown:
+            except MapFull:
                 continue
     with store.batch() as view:
         for write in (first, second, past, last):
@@ -304,7 +304,7 @@ def test_a_start_that_outgrows_the_map_loses_nothing(
         if not outgrown:
             outgrown.append(store)
             store._transaction.abort()
-            raise MapOutgrown
+            raise MapFull
         commit(store)
 
     monkeypatch.setattr(Store, "_commit", outgrows)
@@ -524,7 +524,7 @@ def test_reading_much_does_not_fill_the_memory(
 ) -> None:
     before = mapped_bytes()
     limit = before + 8 * MIB
-    monkeypatch.setattr(residence, "RESIDENT_BYTES_MAX", limit)
+    monkeypatch.setattr(mapped_memory, "RESIDENT_BYTES_MAX", limit)
     store = opened(tmp_path, durability=Durability.INTERVAL)
     for number in range(64):
         put(store, b"%d" % number, os.urandom(MIB))
@@ -532,7 +532,7 @@ def test_reading_much_does_not_fill_the_memory(
     for number in range(64):
         assert len(get(store, b"%d" % number) or b"") == MIB
         most = max(most, mapped_bytes())
-    assert most < limit + residence.BYTES_PER_LOOK + 4 * MIB
+    assert most < limit + mapped_memory.BYTES_PER_LOOK + 4 * MIB
     store.close()
 
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from bftfs.dispatcher import Outgoing
 from bftfs.runtime import clock
+from bftfs.server.dispatcher import Outgoing
 from nodes.admission import REQUESTS_PER_TURN, TIME_PER_TURN_US, Account, Turn
 from nodes.loop import Loop
 

@@ -28,7 +28,7 @@ from bftfs.query_update.messages import (
     Verdict,
 )
 from bftfs.query_update.timestamp import client_of, logical_timestamp, time_of
-from bftfs.step import Ready, Sender
+from bftfs.server.step import Ready, Sender
 from bftfs.storage import MemoryStorage
 
 Step = Callable[..., Ready]

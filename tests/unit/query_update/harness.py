@@ -15,9 +15,9 @@ from itertools import count
 from random import Random
 from typing import Any
 
+from bftfs.asking.quorum import ThresholdQuorums
 from bftfs.credentials import Credentials
 from bftfs.crypto.authenticator import AuthenticatorKeys
-from bftfs.dispatcher import Dispatcher
 from bftfs.engine import Engine
 from bftfs.envelope import REPLIES, REQUESTS
 from bftfs.identifiers import ClientId, NodeId, ObjectId, ObjectKind, object_id
@@ -28,8 +28,8 @@ from bftfs.query_update.object_type import ObjectTypes
 from bftfs.query_update.replica import Replica
 from bftfs.query_update.server import QueryUpdateServer
 from bftfs.query_update.unfinished import Finisher
-from bftfs.quorum import ThresholdQuorums
-from bftfs.step import Grant, Ready, Role, Sender
+from bftfs.server.dispatcher import Dispatcher
+from bftfs.server.step import Grant, Ready, Role, Sender
 from bftfs.storage import MemoryStorage
 from bftfs.thresholds import QueryUpdateThresholds
 from bftfs.wire.codec import encode

@@ -8,6 +8,7 @@ import msgspec
 import pytest
 
 from bftfs import limits
+from bftfs.asking.quorum import ThresholdQuorums
 from bftfs.envelope import REQUESTS
 from bftfs.errors import MalformedMessage
 from bftfs.identifiers import ClientId, NodeId, ObjectId
@@ -20,8 +21,7 @@ from bftfs.query_update.messages import FetchReply, InlineUpdate, Status
 from bftfs.query_update.observation import Observations
 from bftfs.query_update.suspicion import Suspicion
 from bftfs.query_update.timestamp import ZERO, LogicalTimestamp, logical_timestamp
-from bftfs.quorum import ThresholdQuorums
-from bftfs.step import Ready
+from bftfs.server.step import Ready
 from bftfs.wire.codec import encode
 from tests.fuzz.tracing import Tracer
 from tests.unit.query_update.harness import (

@@ -12,14 +12,14 @@ from typing import Any
 
 import pytest
 
+from bftfs.asking.quorum import HEDGE_US, PATIENCE_US
 from bftfs.identifiers import NodeId
 from bftfs.query_update.counter import Fetch, Increment
 from bftfs.query_update.messages import Query, Request
-from bftfs.quorum import HEDGE_US, PATIENCE_US
+from bftfs.server.step import Ready, Sender, Server
 from bftfs.simulation.byzantine.positions import NodePosition
 from bftfs.simulation.byzantine.registry import NODES
 from bftfs.simulation.deployment import Sizes
-from bftfs.step import Ready, Sender, Server
 from bftfs.thresholds import ReadWriteThresholds
 from bftfs.wire.codec import Message
 from tests.unit.query_update.harness import SMALLEST, USER, Client, Cluster, Endpoint, counter_id

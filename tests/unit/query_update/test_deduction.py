@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
+from bftfs.asking.quorum import ThresholdQuorums
 from bftfs.identifiers import ObjectId
 from bftfs.query_update.candidate import INITIAL, Candidate
 from bftfs.query_update.deduction import Evidence, Undecided
 from bftfs.query_update.timestamp import ZERO
-from bftfs.quorum import ThresholdQuorums
 from bftfs.thresholds import QueryUpdateThresholds
 from tests.unit.query_update.building import A, B, at, barrier, copy, history, method, seen
 

@@ -11,7 +11,7 @@ import pytest
 from bftfs.envelope import Refused
 from bftfs.errors import AdmissionRefused
 from bftfs.query_update.counter import Fetch, Increment
-from bftfs.step import Ready, Sender
+from bftfs.server.step import Ready, Sender
 from bftfs.thresholds import QueryUpdateThresholds
 from tests.unit.query_update.harness import SMALLEST, USER, Client, Cluster, counter_id, honest
 
@@ -27,7 +27,7 @@ def full(step: Any, view: Any, sender: Sender, message: Any, now_us: int) -> Rea
 def reserved(step: Any, view: Any, sender: Sender, message: Any, now_us: int) -> Ready:
     """Full but for a reserve: what the node owes to others it still stores."""
     ready: Ready = step(view, sender, message, b"", now_us)
-    if ready.writes and not ready.owed:
+    if ready.writes and not ready.uses_reserve:
         return Ready(Refused(errno.ENOSPC, "the disk is full"))
     return ready
 

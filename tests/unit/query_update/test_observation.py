@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from bftfs.asking.quorum import ThresholdQuorums
 from bftfs.identifiers import NodeId
 from bftfs.limits import CLOCK_SKEW_US, SECOND_US
 from bftfs.query_update.history import Known
 from bftfs.query_update.observation import Observations
 from bftfs.query_update.suspicion import MEMORY_US, Suspicion
-from bftfs.quorum import ThresholdQuorums
 from bftfs.thresholds import QueryUpdateThresholds
 from tests.unit.query_update.building import A, barrier, history, method
 
@@ -48,7 +48,7 @@ def test_what_only_liars_may_have_is_left_out_if_it_is_far_ahead() -> None:
     observations = observing(5, forged, honest, honest, honest, honest, honest)
     observed = observations.observe(A)
     assert observed.classification.latest == method(5).timestamp
-    assert observed.left_out == observations.left_out([A]) == 0b000001
+    assert observed.ahead_of_clock == observations.ahead_of_clock([A]) == 0b000001
     assert observed.is_pushed_ahead(5), "it may yet be what one waits for"
     # A query rests on the others if they are a quorum, and else on all that it has.
     reported = dict(enumerate(Known(each, MACS) for each in [forged] + [honest] * 5))
@@ -63,18 +63,18 @@ def test_what_a_benign_server_has_is_not_left_out_and_nothing_beyond_it_counts()
     further = history(method(5), barrier(far_us + SECOND_US, 5))
     observed = observing(5, further, pushed, honest, honest, honest, honest).observe(A)
     assert observed.classification.latest == barrier(far_us, 5).timestamp
-    assert observed.left_out == 0b000001
+    assert observed.ahead_of_clock == 0b000001
 
 
 def test_what_is_left_out_counts_once_it_is_no_longer_far_ahead() -> None:
     honest, far_us = history(method(5)), 5 + CLOCK_SKEW_US // 2
     pushed = history(method(5), barrier(far_us, 5))
     observations = observing(5, pushed, honest, honest, honest, honest, honest)
-    assert observations.observe(A).left_out
+    assert observations.observe(A).ahead_of_clock
     observations.learn(A, NodeId(1), honest, MACS, far_us)
     observed = observations.observe(A)
     assert observed.classification.latest == barrier(far_us, 5).timestamp
-    assert not observations.left_out([A])
+    assert not observations.ahead_of_clock([A])
 
 
 def test_nobody_is_ahead_of_a_clock_that_benign_servers_find_wrong() -> None:
@@ -82,9 +82,9 @@ def test_nobody_is_ahead_of_a_clock_that_benign_servers_find_wrong() -> None:
     honest, far_us = history(method(5)), 5 + 12 * CLOCK_SKEW_US
     pushed = history(method(5), barrier(far_us, 5))
     observations = observing(5, pushed, honest, honest, honest, honest, honest)
-    assert observations.observe(A).left_out == 0b000001
+    assert observations.observe(A).ahead_of_clock == 0b000001
     observations.doubt_clock(6 + MEMORY_US)
     observations.learn(A, NodeId(0), pushed, MACS, 6)
     assert observations.observe(A).classification.latest == barrier(far_us, 5).timestamp
     observations.learn(A, NodeId(0), pushed, MACS, 6 + MEMORY_US)  # it may have been set right
-    assert observations.observe(A).left_out == 0b000001
+    assert observations.observe(A).ahead_of_clock == 0b000001

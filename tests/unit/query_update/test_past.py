@@ -45,7 +45,7 @@ from bftfs.query_update.timestamp import (
     logical_timestamp,
     time_of,
 )
-from bftfs.step import Ready, Sender
+from bftfs.server.step import Ready, Sender
 from bftfs.storage import Table, Write
 from bftfs.wire.codec import encode
 from tests.unit.query_update import adversaries

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from bftfs.asking.quorum import ThresholdQuorums
 from bftfs.identifiers import NodeId
 from bftfs.query_update.suspicion import DIVERGENCES, MEMORY_US, Suspicion
-from bftfs.quorum import ThresholdQuorums
 from bftfs.thresholds import QueryUpdateThresholds
 
 

@@ -27,9 +27,9 @@ from bftfs.query_update.object_type import encode_record
 from bftfs.query_update.replica import Replica
 from bftfs.query_update.timestamp import ZERO, is_barrier
 from bftfs.query_update.unfinished import Unfinished
+from bftfs.server.step import Host, Ready
 from bftfs.simulation.network import Kind
 from bftfs.simulation.principals import node_endpoint
-from bftfs.step import Host, Ready
 from bftfs.wire.codec import encode
 from tests.unit.query_update.harness import START_US, USER, Client, Cluster, counter_id
 from tests.unit.query_update.ledger import Read, Transfer, ledger_types

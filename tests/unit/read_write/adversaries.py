@@ -22,7 +22,7 @@ from bftfs.read_write.messages import (
     WriteRequest,
 )
 from bftfs.read_write.timestamp import BlockTimestamp
-from bftfs.step import Sender
+from bftfs.server.step import Sender
 from bftfs.storage import MemoryStorage
 from tests.unit.read_write.harness import Answer, Behaviour, Honest, Node, client_id
 

@@ -26,7 +26,7 @@ from bftfs.read_write.placement import rotation_of
 from bftfs.read_write.server import ReadWriteServer
 from bftfs.read_write.timestamp import BlockTimestamp, version_key
 from bftfs.read_write.writing import Encoded, encode
-from bftfs.step import Grant, Ready, Role, Sender
+from bftfs.server.step import Grant, Ready, Role, Sender
 from bftfs.storage import MemoryStorage, Table
 from bftfs.thresholds import ReadWriteThresholds
 from bftfs.wire.codec import Decoder

@@ -12,7 +12,7 @@ from bftfs.read_write import authorship
 from bftfs.read_write.authorship import END, Authored
 from bftfs.read_write.messages import AuthoredReply, AuthoredRequest
 from bftfs.read_write.timestamp import BlockTimestamp, version_key
-from bftfs.step import Sender
+from bftfs.server.step import Sender
 from tests.unit.read_write.harness import START_US, Answer, Honest, Node, Principal, World, mute
 
 FILES = tuple(

@@ -32,7 +32,7 @@ from bftfs.read_write.reading import NEVER_WRITTEN, Reading
 from bftfs.read_write.timestamp import BlockTimestamp, successor_of, version_key
 from bftfs.read_write.version_row import VERIFIED
 from bftfs.read_write.writing import Encoded, least_safe_time
-from bftfs.step import Sender
+from bftfs.server.step import Sender
 from bftfs.storage import Table, Write
 from bftfs.thresholds import ReadWriteThresholds
 from tests.unit.read_write import adversaries

@@ -15,9 +15,9 @@ from bftfs.read_write.lazy_verifier import VerificationSettings
 from bftfs.read_write.messages import BlockRefused, Notice
 from bftfs.read_write.timestamp import ZERO, BlockTimestamp
 from bftfs.read_write.verification import Policy
+from bftfs.server.step import Ready
 from bftfs.simulation.network import Kind
 from bftfs.simulation.principals import node_endpoint
-from bftfs.step import Ready
 from tests.unit.read_write.verifying import (
     READ_MESSAGES,
     SECOND_US,

@@ -27,7 +27,7 @@ from bftfs.read_write.messages import (
 from bftfs.read_write.server import ReadWriteServer
 from bftfs.read_write.timestamp import BlockTimestamp, beginning_of, successor_of, version_key
 from bftfs.read_write.version_row import VERIFIED
-from bftfs.step import Grant, Role, Sender
+from bftfs.server.step import Grant, Role, Sender
 from bftfs.storage import StorageView, Table, Write
 from tests.unit.read_write.harness import (
     BLOCK,

@@ -9,8 +9,10 @@ from typing import Any
 
 import pytest
 
+from bftfs.asking.quorum import ThresholdQuorums
 from bftfs.conversation import Now
 from bftfs.filesystem.attributes import NO_CHANGES, Changes
+from bftfs.filesystem.capacity import ClusterCapacity
 from bftfs.filesystem.history import History
 from bftfs.filesystem.inode import Writing
 from bftfs.filesystem.operations import FileSystem
@@ -19,7 +21,6 @@ from bftfs.filesystem.registry import WRITE, file_system_types
 from bftfs.identifiers import ObjectId, ObjectKind, object_id
 from bftfs.query_update.client import QueryUpdateClient
 from bftfs.query_update.past_reading import PastReader
-from bftfs.quorum import ThresholdQuorums
 from bftfs.read_write.client import ReadWriteClient
 from bftfs.restoration.sight import Sight
 from bftfs.restoration.trail import Trail, follow
@@ -27,7 +28,6 @@ from bftfs.restoration.undo import Step, Undoing
 from bftfs.simulation.deployment import CREDENTIALS, Deployment, Sizes
 from bftfs.simulation.network import Network, NetworkFaults
 from bftfs.simulation.world import World
-from bftfs.space import ClusterSpace
 
 SIZES = Sizes.smallest(t=1, b=1)
 VOLUME = object_id(ObjectKind.VOLUME, placement=0, unique=b"v" * 14)
@@ -44,11 +44,11 @@ class User:
             self.host.client, ThresholdQuorums(SIZES.query_update), file_system_types()
         )
         self.blocks = ReadWriteClient(self.host.client, SIZES.read_write)
-        self.space = ClusterSpace(SIZES.read_write)
+        self.capacity = ClusterCapacity(SIZES.read_write)
         self.files = FileSystem(
             self.objects,
             self.blocks,
-            self.space,
+            self.capacity,
             None,
             root=ROOT,
             volume=VOLUME,
@@ -166,7 +166,7 @@ class Stage:
             honest.objects,
             PastReader(honest.objects),
             honest.blocks,
-            honest.space,
+            honest.capacity,
             None,
             volume=VOLUME,
             asking_as=CREDENTIALS,

@@ -6,7 +6,7 @@ from typing import Any
 
 from bftfs.restoration.restore import Counts, Restoring
 from bftfs.restoration.sight import Node
-from bftfs.simulation.workloads.amends import FilesTarget
+from bftfs.simulation.workloads.undo import FilesTarget
 
 BEFORE = {"a": "a\n", "b": "b\n", "d": "", "d/c": "c\n"}
 

@@ -23,7 +23,7 @@ from bftfs.query_update.messages import Rejected
 from bftfs.runtime import clock, links
 from bftfs.runtime.links import Links
 from bftfs.runtime.sockets import listen
-from bftfs.step import Sender
+from bftfs.server.step import Sender
 from bftfs.wire.channel import ServerChannel
 from bftfs.wire.codec import encode
 from bftfs.wire.framing import Frame

@@ -14,13 +14,13 @@ from bftfs.identifiers import ClientId, NodeId, ObjectId
 from bftfs.query_update.history import parse_history
 from bftfs.query_update.messages import Query, QueryReply
 from bftfs.read_write.messages import ReadReply, ReadRequest, TimeReply, TimeRequest
+from bftfs.server.step import Ready, Role, Sender
 from bftfs.simulation.byzantine.positions import NodePosition, mutated
 from bftfs.simulation.byzantine.registry import CLIENTS, NODES, corrupted
 from bftfs.simulation.deployment import Deployment, Sizes
 from bftfs.simulation.network import Network, NetworkFaults
 from bftfs.simulation.scenario import TYPES
 from bftfs.simulation.world import START_US, World
-from bftfs.step import Ready, Role, Sender
 from bftfs.storage import MemoryStorage, Table, Write
 
 NODE = NodeId(2)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bftfs.recovery import BLOCKS, OBJECTS, Recovery
+from bftfs.server.recovery import BLOCKS, OBJECTS, Recovery
 
 
 def test_the_end_of_rebuilding_is_made_durable_before_anybody_hears_of_it() -> None:

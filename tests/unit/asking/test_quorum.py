@@ -10,11 +10,7 @@ from typing import Any
 import pytest
 
 from bftfs import limits
-from bftfs.conversation import Send
-from bftfs.engine import Engine
-from bftfs.errors import QuorumUnavailable
-from bftfs.identifiers import NodeId
-from bftfs.quorum import (
+from bftfs.asking.quorum import (
     BUSY_US,
     HEDGE_US,
     PATIENCE_MAX_US,
@@ -25,6 +21,10 @@ from bftfs.quorum import (
     ThresholdQuorums,
     ask,
 )
+from bftfs.conversation import Send
+from bftfs.engine import Engine
+from bftfs.errors import QuorumUnavailable
+from bftfs.identifiers import NodeId
 from bftfs.thresholds import QueryUpdateThresholds
 
 QUORUMS = ThresholdQuorums(QueryUpdateThresholds.smallest(t=1, b=1))
@@ -218,8 +218,8 @@ def test_who_is_late_time_and_again_is_asked_last() -> None:
     for _ in range(10):
         network.outcome.clear()
         began = network.now
-        order, along = probing.order(ORDER, network.now)
-        assert not along
+        order, probes = probing.order(ORDER, network.now)
+        assert not probes
         network.run(conversation(counting(5, []), probing, order=order, now_us=began))
         took.append(network.now - began)
     assert took == [9_000] * 4 + [100] * 6
@@ -331,6 +331,6 @@ def test_an_answer_that_counts_as_none_is_asked_for_again() -> None:
 
 def test_servers_to_be_asked_along_do_not_delay_the_others() -> None:
     network, heard = Network(lambda node, times: 100 if node != 5 else 50), []
-    network.run(conversation(counting(6, heard), along=(NodeId(5), NodeId(0))))
+    network.run(conversation(counting(6, heard), probes=(NodeId(5), NodeId(0))))
     assert sorted(network.nodes()) == [0, 1, 2, 3, 4, 5]
     assert heard[0] == 5

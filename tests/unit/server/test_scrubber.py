@@ -14,11 +14,11 @@ from bftfs.query_update.replica import Replica, stored_version
 from bftfs.query_update.scrubbing import HistoryScrubber, VersionScrubber
 from bftfs.query_update.timestamp import LogicalTimestamp
 from bftfs.read_write.timestamp import version_key
-from bftfs.scrubbing import ScrubTally
+from bftfs.server.scrubber import ScrubTally
 from bftfs.simulation.disk import Disk
 from bftfs.storage import Table, Write
 from tests.unit.read_write.verifying import SECOND_US, Cluster, block
-from tests.unit.test_healing import Counting, counter, fragments
+from tests.unit.server.test_healing import Counting, counter, fragments
 
 NODE = 2
 COUNTERS = 6
@@ -53,7 +53,7 @@ def keys(disk: Disk, table: Table, number: int = NODE) -> list[bytes]:
 def scrub(cluster: Cluster, node: int = NODE) -> ScrubTally:
     """Let a node scrub everything, and heal what it finds."""
     scrubber = cluster.deployment.scrubbers[NodeId(node)]
-    scrubber.steering.start()
+    scrubber.throttle.start()
     cluster.run_for(10 * SECOND_US)
     assert scrubber.tally.passes == 1
     return scrubber.tally
@@ -203,7 +203,7 @@ def test_a_damaged_object_is_mended_before_it_is_answered_for(cluster: Cluster) 
     node = cluster.nodes[NODE]
     healer = node.dispatcher._servers[AttestRequest].healer  # type: ignore[attr-defined]
     rot_state(node.disk)
-    healer.steering.pause()
+    healer.throttle.pause()
     scrub(cluster)
     assert healer.doubtful
     counting = Counting(cluster, "bob")
@@ -284,8 +284,8 @@ def test_a_pass_goes_on_where_a_crash_has_stopped_it(cluster: Cluster) -> None:
     node = cluster.nodes[NODE]
     before = fragments(cluster, NODE)
     scrubber = cluster.deployment.scrubbers[NodeId(NODE)]
-    scrubber.steering.throttle(4096)
-    scrubber.steering.start()
+    scrubber.throttle.set_rate(4096)
+    scrubber.throttle.start()
     cluster.run_until(lambda: scrubber.tally.rows >= 48)
     assert scrubber.tally.under_way
     assert 0 < scrubber.tally.progress < 1
@@ -294,8 +294,8 @@ def test_a_pass_goes_on_where_a_crash_has_stopped_it(cluster: Cluster) -> None:
     cluster.run_for(SECOND_US)
     again = cluster.deployment.scrubbers[NodeId(NODE)]
     assert again is not scrubber
-    assert again.steering.rate_bytes == 4096  # as it was told
-    again.steering.throttle(limits.SCRUB_RATE_BYTES)
+    assert again.throttle.rate_bytes == 4096  # as it was told
+    again.throttle.set_rate(limits.SCRUB_RATE_BYTES)
     cluster.run_until(lambda: again.tally.passes == 1)
     assert again.tally.checked_rows < again.tally.rows
     cluster.run_for(5 * SECOND_US)
@@ -304,16 +304,16 @@ def test_a_pass_goes_on_where_a_crash_has_stopped_it(cluster: Cluster) -> None:
 
 def test_a_paused_pass_reads_nothing_until_it_is_resumed(cluster: Cluster) -> None:
     scrubber = cluster.deployment.scrubbers[NodeId(NODE)]
-    scrubber.steering.start()
-    scrubber.steering.pause()
+    scrubber.throttle.start()
+    scrubber.throttle.pause()
     cluster.run_for(20 * SECOND_US)
     assert scrubber.tally.under_way
     assert scrubber.tally.checked_rows == 0
     cluster.nodes[NODE].crash(down_us=1_000)
     cluster.run_for(20 * SECOND_US)
     again = cluster.deployment.scrubbers[NodeId(NODE)]
-    assert again.steering.paused
-    again.steering.start()
+    assert again.throttle.paused
+    again.throttle.start()
     cluster.run_for(SECOND_US)
     assert again.tally.passes == 1
 
@@ -323,7 +323,7 @@ def test_scrubbing_waits_for_moments_in_which_clients_are_idle(cluster: Cluster)
     for number in range(64):
         client.write(block(number), b"item %d" % number)
     scrubber = cluster.deployment.scrubbers[NodeId(NODE)]
-    scrubber.steering.start()
+    scrubber.throttle.start()
     began_us = cluster.now_us
     while scrubber.tally.passes == 0:
         client.read(block(0))

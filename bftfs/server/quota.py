@@ -14,11 +14,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from bftfs.identifiers import CLIENT_ID_BYTES, BlockId, ClientId
-from bftfs.lending import Lending
-from bftfs.pool import SHORT, SLOW, TIGHT, HistoryPool
 from bftfs.query_update.messages import Rejected
 from bftfs.read_write.messages import BlockRefused
-from bftfs.step import Ready, Sender, Server
+from bftfs.server.history_pool import SHORT, SLOW, TIGHT, HistoryPool
+from bftfs.server.reserve_shares import ReserveShares
+from bftfs.server.step import Ready, Sender, Server
 from bftfs.storage import StorageView, Table, Write
 
 _BEYOND = b"\xff" * (CLIENT_ID_BYTES + 1)
@@ -37,7 +37,7 @@ class ClientQuota:
         self._pool = pool
         self._turns: Counter[ClientId] = Counter()  # of clients that are slowed
         self._metadata: Counter[ClientId] = Counter()  # bytes, since the pool is short
-        self._overdraft = Lending()
+        self._overdraft = ReserveShares()
 
     def charge(
         self, view: StorageView, client: ClientId, block: BlockId, volume: int
@@ -90,12 +90,17 @@ class ClientQuota:
         return (used + self._metadata[client]) * max(len(accounts), 1) >= accounts.total()
 
     def charge_metadata(
-        self, view: StorageView, client: ClientId, writes: Sequence[Write], *, owed: bool = False
+        self,
+        view: StorageView,
+        client: ClientId,
+        writes: Sequence[Write],
+        *,
+        uses_reserve: bool = False,
     ) -> Rejected | None:
         """Why an update of objects is refused; None if it is not.
 
-        What is `owed` is not before the client has had its share of an overdraft. (Who could not
-        remove anything would never have room again.)
+        What `uses_reserve` is not before the client has had its share of an overdraft. (Who could
+        not remove anything would never have room again.)
 
         Metadata are counted only while the pool is short, and not kept in accounts: an update of an
         object costs nothing more for it while there is room.
@@ -113,7 +118,7 @@ class ClientQuota:
             return None
         # However full it is: a pool without a budget shrinks while others fill the disk.
         self._overdraft.left = int(_OVERDRAFT * self._pool.limit_bytes) - self._overdraft.lent
-        if owed and self._overdraft.lends(client, writes):
+        if uses_reserve and self._overdraft.lends(client, writes):
             return None
         return Rejected(errno.ENOSPC if share >= 1 else errno.EDQUOT, _GREEDY)
 
@@ -159,7 +164,7 @@ class MeteredObjects:
         ready = self._server.step(view, sender, message, body, now_us)
         if ready.writes and not ready.wants:
             rejected = self._quota.charge_metadata(
-                view, sender.client, ready.writes, owed=ready.owed
+                view, sender.client, ready.writes, uses_reserve=ready.uses_reserve
             )
             if rejected is not None:
                 return Ready(rejected)

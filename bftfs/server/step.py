@@ -70,16 +70,16 @@ class Ready(msgspec.Struct):
 
     With `wants` there is no reply; what is written with them is committed at once.
 
-    `owed`: the writes repair or finish what others have accepted, or take something away. Readers
-    wait for the ones, and whoever wants room for the others: so they are served out of the reserve
-    that a node keeps when its disk is full.
+    `uses_reserve`: the writes repair or finish what others have accepted, or take something away.
+    Readers wait for the ones, and whoever wants room for the others: so they are served out of the
+    reserve that a node keeps when its disk is full.
     """
 
     reply: Any = None
     body: bytes | memoryview = b""
     writes: list[Write] = msgspec.field(default_factory=list)
     wants: tuple[Want, ...] = ()
-    owed: bool = False
+    uses_reserve: bool = False
 
 
 Task = Callable[[StorageView, int], list[Write]]  # the view, the time, and what is to be written

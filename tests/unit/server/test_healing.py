@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from bftfs import limits
+from bftfs.asking.quorum import ThresholdQuorums
 from bftfs.errors import FileSystemError
 from bftfs.filesystem import object_types
 from bftfs.identifiers import ClientId, NodeId, ObjectId, ObjectKind, object_id
@@ -25,7 +26,6 @@ from bftfs.query_update.messages import (
 from bftfs.query_update.rebuilding import Past, has_beside
 from bftfs.query_update.replica import Replica, link_of
 from bftfs.query_update.timestamp import ZERO, logical_timestamp
-from bftfs.quorum import ThresholdQuorums
 from bftfs.read_write.healing import END
 from bftfs.read_write.lazy_verifier import VerificationSettings
 from bftfs.read_write.messages import BlockRefused, InventoryReply, ReadReply, ReadRequest
@@ -141,7 +141,7 @@ def test_scrubbing_finds_what_the_disk_has_damaged() -> None:
     assert version_key(block(9), stamps[9]) in fragments(cluster, 3)
     assert cluster.row(3, block(10), stamps[10]) is not None
     assert fragments(cluster, 3) != before
-    cluster.deployment.scrubbers[NodeId(3)].steering.start()
+    cluster.deployment.scrubbers[NodeId(3)].throttle.start()
     cluster.run_for(3 * SECOND_US)
     assert fragments(cluster, 3) == before
     assert all(

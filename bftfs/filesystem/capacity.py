@@ -10,22 +10,22 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
+from bftfs.asking.quorum import Judgement, Probing, ask
 from bftfs.conversation import Now, Send
 from bftfs.envelope import HealthReply, HealthRequest
 from bftfs.identifiers import NodeId
-from bftfs.quorum import Judgement, Probing, ask
 from bftfs.read_write.gathering import Refusal, Refusals
 from bftfs.thresholds import ReadWriteThresholds
 
 
-class Space(NamedTuple):
+class Capacity(NamedTuple):
     """Bytes of contents."""
 
     used_bytes: int  # with all of their history
     free_bytes: int
 
 
-class ClusterSpace:
+class ClusterCapacity:
     """Asks the nodes."""
 
     def __init__(
@@ -35,7 +35,7 @@ class ClusterSpace:
         self._patience_total_us = patience_total_us
         self._probing = Probing()
 
-    async def space(self) -> Space:
+    async def capacity(self) -> Capacity:
         """As N - t nodes have it.
 
         Raises QuorumUnavailable after `patience_total_us` of silence, AdmissionRefused if more than
@@ -64,7 +64,7 @@ class ClusterSpace:
             subject="room on the nodes",
             patience_total_us=self._patience_total_us,
         )
-        return Space(
+        return Capacity(
             thresholds.m * self._believable(reply.store_bytes for reply in replies),
             thresholds.m * self._believable(reply.free_bytes for reply in replies),
         )

@@ -11,15 +11,15 @@ import pytest
 from bftfs.conversation import Delivery, Now, Receive, Send
 from bftfs.envelope import HealthReply, Refused
 from bftfs.errors import AdmissionRefused, QuorumUnavailable
-from bftfs.space import ClusterSpace, Space
+from bftfs.filesystem.capacity import Capacity, ClusterCapacity
 from bftfs.thresholds import ReadWriteThresholds
 
 SIZES = ReadWriteThresholds.for_nodes(6, t=1, b=1)  # m = 3
 
 
-def told(accounts: dict[int, tuple[int, int] | Refused]) -> Space:
+def told(accounts: dict[int, tuple[int, int] | Refused]) -> Capacity:
     """What the client makes of (used, free) of the nodes that answer."""
-    conversation = ClusterSpace(SIZES, patience_total_us=10_000_000).space()
+    conversation = ClusterCapacity(SIZES, patience_total_us=10_000_000).capacity()
     arriving: deque[Delivery] = deque()
     answer: Any = None
     number = 0
@@ -41,12 +41,12 @@ def told(accounts: dict[int, tuple[int, int] | Refused]) -> Space:
                 case other:
                     raise AssertionError(other)
     except StopIteration as ended:
-        found: Space = ended.value
+        found: Capacity = ended.value
         return found
 
 
 def test_a_node_holds_a_part_of_each_block() -> None:
-    assert told(dict.fromkeys(range(6), (10, 20))) == Space(30, 60)
+    assert told(dict.fromkeys(range(6), (10, 20))) == Capacity(30, 60)
 
 
 @pytest.mark.parametrize("lie", [(0, 0), (1 << 62, 1 << 62), (0, 1 << 62), (1 << 62, 0)])
@@ -63,9 +63,9 @@ def test_one_liar_does_not_move_it_beyond_what_correct_nodes_say(
 
 def test_one_node_that_is_silent_or_busy_or_full_does_not_matter() -> None:
     accounts: dict[int, Any] = dict.fromkeys(range(1, 6), (10, 20))
-    assert told(accounts) == Space(30, 60)
-    assert told({0: Refused(11, "busy"), **accounts}) == Space(30, 60)
-    assert told({0: (10, 0), **accounts}) == Space(30, 60)
+    assert told(accounts) == Capacity(30, 60)
+    assert told({0: Refused(11, "busy"), **accounts}) == Capacity(30, 60)
+    assert told({0: (10, 0), **accounts}) == Capacity(30, 60)
 
 
 def test_too_few_are_no_answer() -> None:
@@ -76,6 +76,6 @@ def test_too_few_are_no_answer() -> None:
 def test_who_is_not_admitted_is_told_so() -> None:
     refused = Refused(errno.EACCES, "the cluster does not know this client's key")
     accounts: dict[int, Any] = dict.fromkeys(range(6), (10, 20))
-    assert told({**accounts, 0: refused}) == Space(30, 60)  # one liar says so
+    assert told({**accounts, 0: refused}) == Capacity(30, 60)  # one liar says so
     with pytest.raises(AdmissionRefused, match="does not know"):
         told({**accounts, 0: refused, 1: refused})

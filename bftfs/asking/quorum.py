@@ -140,13 +140,13 @@ class Probing:
         avoided = self._avoided_until
         if not avoided:
             return preference, ()
-        along = tuple(node for node in preference if avoided.get(node, now_us + 1) <= now_us)
-        for node in along:
+        probes = tuple(node for node in preference if avoided.get(node, now_us + 1) <= now_us)
+        for node in probes:
             avoided[node] = now_us + self._last_interval[node]
         return (
             tuple(node for node in preference if node not in avoided)
             + tuple(node for node in preference if node in avoided),
-            along,
+            probes,
         )
 
     def avoids(self, node: NodeId) -> bool:
@@ -235,7 +235,7 @@ async def ask(
     probing: Probing,
     now_us: int,
     subject: str,
-    along: tuple[NodeId, ...] = (),
+    probes: tuple[NodeId, ...] = (),
     hedge: Hedge | None = None,
     patience_total_us: int | None = None,
 ) -> None:
@@ -254,7 +254,7 @@ async def ask(
     asked = order[:first]
     for node in asked:
         numbers[await request(node)] = node
-    for node in along:
+    for node in probes:
         if node not in asked:
             numbers[await request(node)] = node
             asked += (node,)

@@ -1,4 +1,4 @@
-"""bftfs.filesystem.moments"""
+"""bftfs.filesystem.time_names"""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bftfs.filesystem.moments import format_moment, looks_like_a_moment, parse_moment
+from bftfs.filesystem.time_names import format_time_name, looks_like_a_time_name, parse_time_name
 
 HOUR_US = 3_600_000_000
 MORNING_US = 1_795_255_323_000_000  # 2026-11-21T10:02:03Z
@@ -38,24 +38,24 @@ def zone(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Ite
     ],
 )
 def test_a_time_with_its_offset(zone: str, text: str, later_us: int) -> None:
-    assert parse_moment(text) == MORNING_US + later_us
+    assert parse_time_name(text) == MORNING_US + later_us
 
 
 def test_without_an_offset_it_is_local_time(
     zone: str,
 ) -> None:
     offset_us = {"UTC": 0, "Europe/Berlin": HOUR_US, "America/St_Johns": -7 * HOUR_US // 2}[zone]
-    assert parse_moment("2026-11-21T10:02:03") == MORNING_US - offset_us
+    assert parse_time_name("2026-11-21T10:02:03") == MORNING_US - offset_us
     midnight = MORNING_US - 10 * HOUR_US - 123_000_000 - offset_us
-    assert parse_moment("2026-11-21") == midnight
+    assert parse_time_name("2026-11-21") == midnight
     for short, full in (("2026", "2026-01-01T00"), ("2026-12", "2026-12-01T00:00")):
-        assert parse_moment(short) is not None
-        assert parse_moment(short) == parse_moment(full)
+        assert parse_time_name(short) is not None
+        assert parse_time_name(short) == parse_time_name(full)
 
 
 @given(st.integers(0, 4_000_000_000_000_000))
 def test_what_is_written_is_read_back(time_us: int) -> None:
-    assert parse_moment(format_moment(time_us)) == time_us
+    assert parse_time_name(format_time_name(time_us)) == time_us
 
 
 @pytest.mark.parametrize(
@@ -64,10 +64,10 @@ def test_what_is_written_is_read_back(time_us: int) -> None:
      "2026-11-21Z", "2026-11-21T", "0000", "२०२६", "2026-11-21T10:02:03 ", "before"],
 )  # fmt: skip
 def test_what_is_no_time(text: str) -> None:
-    assert parse_moment(text) is None
+    assert parse_time_name(text) is None
 
 
 def test_a_name_that_looks_like_a_time_is_taken_for_one_possible_or_not() -> None:
-    assert looks_like_a_moment(b"2026-13")
-    assert not looks_like_a_moment(b"before-2026")
-    assert not looks_like_a_moment(b"\xff")
+    assert looks_like_a_time_name(b"2026-13")
+    assert not looks_like_a_time_name(b"before-2026")
+    assert not looks_like_a_time_name(b"\xff")

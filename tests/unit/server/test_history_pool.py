@@ -8,9 +8,9 @@ from collections import Counter
 import pytest
 
 from bftfs.identifiers import BlockId, ClientId
-from bftfs.pool import SHORT, SLOW, TIGHT, HistoryPool
-from bftfs.quota import ClientQuota
 from bftfs.read_write.messages import BlockRefused
+from bftfs.server.history_pool import SHORT, SLOW, TIGHT, HistoryPool
+from bftfs.server.quota import ClientQuota
 from bftfs.storage import MemoryStorage, Table, Write
 
 ALICE, BOB, CAROL = (ClientId(name * 16) for name in (b"a", b"b", b"c"))
@@ -49,10 +49,10 @@ class Node:
         self.pool.measure()
         return 0
 
-    def update(self, client: ClientId, volume: int, *, owed: bool = False) -> int:
+    def update(self, client: ClientId, volume: int, *, uses_reserve: bool = False) -> int:
         """The same for metadata."""
         writes = [Write(Table.VERSION, b"key", bytes(volume)), Write(Table.STATE, b"key", None)]
-        rejected = self.quota.charge_metadata(self.view, client, writes, owed=owed)
+        rejected = self.quota.charge_metadata(self.view, client, writes, uses_reserve=uses_reserve)
         if rejected is not None:
             return rejected.code
         self.disk.taken += volume
@@ -107,7 +107,7 @@ def test_the_greediest_removes_and_repairs_within_bounds() -> None:
     node.fill(ALICE, 0.97)
     assert node.update(ALICE, 100) == errno.EDQUOT
     removed = 0
-    while node.update(ALICE, 100, owed=True) == 0:
+    while node.update(ALICE, 100, uses_reserve=True) == 0:
         removed += 1
     overdraft = LIMIT / 16
     assert overdraft / 5 < removed * 612 < overdraft / 2
@@ -128,7 +128,7 @@ def test_removals_are_taken_however_far_beyond_its_pool_a_node_is(budget_bytes: 
     assert node.pool.share > 1.1
     assert node.update(ALICE, 100) == errno.ENOSPC
     removed = 0
-    while node.update(ALICE, 100, owed=True) == 0:
+    while node.update(ALICE, 100, uses_reserve=True) == 0:
         removed += 1
     overdraft = node.pool.limit_bytes / 16
     assert overdraft / 5 < removed * 612 < overdraft / 2

@@ -18,7 +18,7 @@ _PARTS = 2  # of what is left, one of which a client may have had
 _ROW_BYTES = 256  # what a row takes beside its key and value, half empty pages included
 
 
-class Lending:
+class ReserveShares:
     """Who has had how much since it began."""
 
     __slots__ = ("_had", "left")

@@ -9,13 +9,13 @@ import pytest
 
 from bftfs import limits
 from bftfs.conversation import Conversation, Receive, Send
-from bftfs.dispatcher import MOST_STEPS, Dispatcher
 from bftfs.engine import Engine
 from bftfs.envelope import Refused
 from bftfs.errors import DamagedRow
-from bftfs.healing import look
 from bftfs.identifiers import ClientId, NodeId, ObjectId
-from bftfs.step import Ready, Role, Sender, Want
+from bftfs.server.background import look
+from bftfs.server.dispatcher import MOST_STEPS, Dispatcher
+from bftfs.server.step import Ready, Role, Sender, Want
 from bftfs.storage import MemoryStorage, StorageView, Table, Write
 
 PEER = NodeId(3)

@@ -20,7 +20,7 @@ _ISO: Final = re.compile(
 )
 
 
-def looks_like_a_moment(name: bytes) -> bool:
+def looks_like_a_time_name(name: bytes) -> bool:
     """Whether `name` has the form of a time, a possible one or not."""
     try:
         return _ISO.fullmatch(name.decode("ascii")) is not None
@@ -28,7 +28,7 @@ def looks_like_a_moment(name: bytes) -> bool:
         return False
 
 
-def parse_moment(text: str) -> int | None:
+def parse_time_name(text: str) -> int | None:
     """The time that `text` stands for, in microseconds since the epoch; None if it is none."""
     match = _ISO.fullmatch(text)
     if match is None:
@@ -70,6 +70,6 @@ def local(time_us: int) -> datetime:
     return (_EPOCH + time_us * _MICROSECOND).astimezone()
 
 
-def format_moment(time_us: int) -> str:
-    """The moment in full, in local time and unambiguous: what `parse_moment` gives back."""
+def format_time_name(time_us: int) -> str:
+    """The moment in full, in local time and unambiguous: what `parse_time_name` gives back."""
     return local(time_us).isoformat(timespec="microseconds")

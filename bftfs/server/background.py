@@ -10,7 +10,7 @@ from bftfs import limits
 from bftfs.conversation import Conversation, Event, Now, Pause, Receive, Send, Wait
 from bftfs.errors import DamagedRow
 from bftfs.identifiers import NodeId
-from bftfs.step import Host
+from bftfs.server.step import Host
 from bftfs.storage import StorageView, Table, Write
 
 Seen = TypeVar("Seen")

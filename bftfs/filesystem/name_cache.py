@@ -28,7 +28,7 @@ NAMES: Final = 65_536  # names of all directories that are known as a whole
 Changed: TypeAlias = tuple[bytes, Child | None]  # what a name stands for from now on
 
 
-class KnownName(NamedTuple):
+class CachedName(NamedTuple):
     """What a name stood for when last heard of; `child` is None if there was no such name."""
 
     child: Child | None
@@ -47,22 +47,22 @@ class _Directory:
         self.names = names
 
 
-_FREE = KnownName(None, 0, 0)
+_FREE = CachedName(None, 0, 0)
 
 
-class KnownNames:
+class NameCache:
     """The names that a mount has heard of."""
 
     def __init__(self, timeout_us: int, absence_timeout_us: int) -> None:
         self._timeout_us = timeout_us
         self._absence_timeout_us = absence_timeout_us
-        self._entries: OrderedDict[tuple[ObjectId, bytes], KnownName] = OrderedDict()
+        self._entries: OrderedDict[tuple[ObjectId, bytes], CachedName] = OrderedDict()
         self._directories: OrderedDict[ObjectId, _Directory] = OrderedDict()
         self._names = 0  # in the sets of all directories
 
     # --- asking ------------------------------------------------------------------------------
 
-    def guess(self, directory: ObjectId, name: bytes) -> KnownName | None:
+    def guess(self, directory: ObjectId, name: bytes) -> CachedName | None:
         """What the name stood for when last heard of, however long ago."""
         entry = self._entries.get((directory, name))
         if entry is None:
@@ -79,7 +79,7 @@ class KnownNames:
         *,
         version: int = 0,
         heard_us: int = 0,
-    ) -> KnownName | None:
+    ) -> CachedName | None:
         """What the name stands for, if that need not be asked.
 
         `version` is that of the directory, which was heard of at `heard_us`, if its attributes are
@@ -197,7 +197,7 @@ class KnownNames:
     def _remember(
         self, directory: ObjectId, name: bytes, child: Child | None, version: int, now_us: int
     ) -> None:
-        self._entries[directory, name] = KnownName(child, version, now_us)
+        self._entries[directory, name] = CachedName(child, version, now_us)
         self._entries.move_to_end((directory, name))
         if len(self._entries) > ENTRIES:
             self._entries.popitem(last=False)

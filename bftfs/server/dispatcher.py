@@ -27,9 +27,9 @@ from bftfs import limits
 from bftfs.engine import Engine
 from bftfs.envelope import Refused
 from bftfs.errors import DamagedRow
-from bftfs.healing import carry_on
 from bftfs.identifiers import ClientId, ObjectId
-from bftfs.step import Background, Role, Sender, Server, Task, Want
+from bftfs.server.background import carry_on
+from bftfs.server.step import Background, Role, Sender, Server, Task, Want
 from bftfs.storage import StorageView, Write
 
 MOST_STEPS = 8  # of one request: the first and those after something wanted has come

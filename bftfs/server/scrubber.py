@@ -17,9 +17,9 @@ import msgspec
 
 from bftfs import limits
 from bftfs.conversation import Now, Pause
-from bftfs.healing import give_way, look
-from bftfs.steering import Steering
-from bftfs.step import Host
+from bftfs.server.background import give_way, look
+from bftfs.server.step import Host
+from bftfs.server.throttle import Throttle
 from bftfs.storage import StorageView, Table, Write
 from bftfs.wire.codec import Value, encode
 
@@ -101,7 +101,7 @@ class Scrubber:
         self, parts: Sequence[Part], *, report: Callable[[str, int], None] = lambda *_: None
     ) -> None:
         """`report` hears of the table and the number of rows that were found damaged."""
-        self.steering = Steering("scrub", rate_bytes=limits.SCRUB_RATE_BYTES)
+        self.throttle = Throttle("scrub", rate_bytes=limits.SCRUB_RATE_BYTES)
         self.tally = ScrubTally()
         self._parts = tuple(parts)
         self._report = report
@@ -109,8 +109,8 @@ class Scrubber:
 
     async def run(self, host: Host) -> None:
         """Scrub when it is due, or when people say so."""
-        steering, tally = self.steering, self.tally
-        await steering.begin(host)
+        throttle, tally = self.throttle, self.tally
+        await throttle.begin(host)
         tally.ended_us = await look(host, _scrubbed)
         if not tally.ended_us:  # what is new needs no scrubbing
             tally.ended_us = await Now()
@@ -122,11 +122,11 @@ class Scrubber:
                 place = _decode_place(stored)
             else:
                 due_us = tally.ended_us + limits.SCRUB_EVERY_US
-                await steering.rest(max(due_us - await Now(), 0), starts)
-                if steering.starts == starts and await Now() < due_us:
+                await throttle.rest(max(due_us - await Now(), 0), starts)
+                if throttle.starts == starts and await Now() < due_us:
                     continue
                 place = _Place(await Now())
-            starts = steering.starts
+            starts = throttle.starts
             await self._pass(host, place)
 
     async def _pass(self, host: Host, place: _Place) -> None:
@@ -135,7 +135,7 @@ class Scrubber:
         self._counts = await look(host, self._count)
         while place.part < len(self._parts):
             self._tell(place)
-            await self.steering.permission()
+            await self.throttle.permission()
             await give_way(host, limits.SCRUB_YIELD_US)
             began_us = await Now()
             part = self._parts[place.part]
@@ -155,7 +155,7 @@ class Scrubber:
             )
             self._count_page(part, page)
             host.arrange(_at(place))
-            await self.steering.spend(page.volume, began_us)
+            await self.throttle.spend(page.volume, began_us)
         self._tell(place)
         self.tally.under_way = False
         self.tally.passes += 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from bftfs.clocks import is_pushed_ahead
+from bftfs.clock_skew import is_pushed_ahead
 from bftfs.limits import CLOCK_SKEW_US, SECOND_US
 
 HOUR_US = 3_600 * SECOND_US

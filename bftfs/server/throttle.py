@@ -2,7 +2,7 @@
 
 What they have said is kept in the store: a node that is started again goes on as it was told.
 
-**Concurrency.** One thread. Several conversations may go by one steering.
+**Concurrency.** One thread. Several conversations may go by one throttle.
 """
 
 from __future__ import annotations
@@ -12,15 +12,15 @@ from functools import partial
 
 from bftfs import limits
 from bftfs.conversation import Event, Now, Pause, Spawn, Wait
-from bftfs.healing import look
-from bftfs.step import Host
+from bftfs.server.background import look
+from bftfs.server.step import Host
 from bftfs.storage import StorageView, Table, Write
 
 RATE_BYTES_LEAST = 1024
 _SAMPLES = 16  # over which a rate is measured, of a second or more each
 
 
-class Steering:
+class Throttle:
     """How fast one kind of background work may go, and whether it may go at all."""
 
     def __init__(self, name: str, *, rate_bytes: int, stores: bool = False) -> None:
@@ -57,7 +57,7 @@ class Steering:
         self.paused = False
         self._keep()
 
-    def throttle(self, rate_bytes: int) -> None:
+    def set_rate(self, rate_bytes: int) -> None:
         """Handle no more than so many bytes in a second."""
         self.rate_bytes = max(rate_bytes, RATE_BYTES_LEAST)
         self._keep()
@@ -132,9 +132,9 @@ class Steering:
 
     @property
     def _key(self) -> bytes:
-        return b"steering " + self.name.encode()
+        return b"steering " + self.name.encode()  # as stores have it
 
 
-def healing_steering() -> Steering:
+def healing_throttle() -> Throttle:
     """How healing goes unless somebody says otherwise."""
-    return Steering("heal", rate_bytes=limits.HEAL_RATE_BYTES, stores=True)
+    return Throttle("heal", rate_bytes=limits.HEAL_RATE_BYTES, stores=True)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import errno
 
 from bftfs.identifiers import BlockId, ClientId
-from bftfs.quota import ClientQuota
 from bftfs.read_write.messages import BlockRefused
+from bftfs.server.quota import ClientQuota
 from bftfs.storage import MemoryStorage
 
 ALICE, BOB = ClientId(b"a" * 16), ClientId(b"b" * 16)

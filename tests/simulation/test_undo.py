@@ -13,12 +13,12 @@ from bftfs.restoration.trail import Trail
 from bftfs.restoration.undo import Step, Undoing
 from bftfs.simulation.configuration import Configuration, draw
 from bftfs.simulation.scenario import Simulation, run
-from bftfs.simulation.workloads import amends
+from bftfs.simulation.workloads import undo
 from bftfs.simulation.workloads.files import FileMix
 from tests.simulation.mutants import attacked, hunt
 
 SEEDS = range(10)
-MIX = FileMix(contents=0.3, directories=0.3, private=0.1, modes=0.1, amends=True)
+MIX = FileMix(contents=0.3, directories=0.3, private=0.1, modes=0.1, undo=True)
 
 
 def attacks(node: str | None = None, seeds: range = SEEDS) -> Iterator[Configuration]:
@@ -50,7 +50,7 @@ def test_what_is_brought_back_is_what_was_and_what_others_did() -> None:
 
 def test_amends_are_drawn_where_nothing_is_collected() -> None:
     drawn = [draw(seed, operations=10) for seed in range(300)]
-    amending = [each for each in drawn if each.files.amends]
+    amending = [each for each in drawn if each.files.undo]
     assert len(amending) > 10
     assert all(each.collection is None for each in amending)
 
@@ -85,13 +85,13 @@ def test_a_conflict_that_nobody_hears_of(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_an_audit_that_conceals_something(monkeypatch: pytest.MonkeyPatch) -> None:
-    audited = amends.audited
+    audited = undo.audited
 
     def concealing(trail: Trail) -> Any:
         own, built = audited(trail)
         return own[1:], built
 
-    monkeypatch.setattr(amends, "audited", concealing)
+    monkeypatch.setattr(undo, "audited", concealing)
     assert hunt(attacks(), about_undo)
 
 
@@ -100,7 +100,7 @@ def test_a_restore_of_another_time(monkeypatch: pytest.MonkeyPatch) -> None:
         def __init__(self, sight: Sight, target: Any, time_us: int) -> None:
             super().__init__(sight, target, time_us + 200_000)
 
-    monkeypatch.setattr(amends, "Restoring", Late)
+    monkeypatch.setattr(undo, "Restoring", Late)
     assert hunt(attacks(), about_restore)
 
 

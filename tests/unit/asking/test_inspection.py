@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from bftfs.asking.inspection import Witnesses
 from bftfs.identifiers import NodeId
-from bftfs.inspection import Witnesses
 from bftfs.query_update.counter import Fetch
 from bftfs.query_update.inspection import Copy, ObjectReport
 from bftfs.query_update.inspection import inspect as inspect_object
@@ -24,7 +24,7 @@ from bftfs.read_write.verification import Policy
 from bftfs.read_write.version_row import VERIFIED
 from bftfs.storage import Table, Write
 from tests.unit.read_write.verifying import SECOND_US, USER, Client, Cluster, block
-from tests.unit.test_healing import Counting, counter
+from tests.unit.server.test_healing import Counting, counter
 
 READ_TIME = VerificationSettings(Policy.READ_TIME)  # nothing happens in the background to blocks
 

@@ -20,7 +20,7 @@ from bftfs.restoration.restore import Restoring, Status
 from bftfs.restoration.sight import Node, Reading, Sight
 from bftfs.restoration.trail import audited, follow
 from bftfs.restoration.undo import Undoing
-from bftfs.simulation.checkers.amends import Restored, Undone
+from bftfs.simulation.checkers.undo import Restored, Undone
 from bftfs.simulation.workloads.past import tree_of
 
 LABEL: Final = "intruder"

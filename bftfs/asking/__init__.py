@@ -1,0 +1,1 @@
+"""How clients and nodes ask a set of nodes: whom, in which order, and how many."""

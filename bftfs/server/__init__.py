@@ -1,0 +1,1 @@
+"""What only nodes run: the server step, background work, and room on the disk."""
