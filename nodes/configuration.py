@@ -27,8 +27,8 @@ from bftfs.limits import (
     POSSIBLE_VERSIONS_OF_BLOCK,
     POSSIBLE_VERSIONS_OF_CLIENT,
 )
-from bftfs.read_write.lazy_verifier import VerificationSettings
-from bftfs.read_write.verification import Policy
+from bftfs.server.block_examination import Policy
+from bftfs.server.block_verification import VerificationSettings
 
 SIZE_BYTES_MIN = 16 * MIB
 _SIZES = ("capacity_bytes", "pool_bytes", "client_bytes")

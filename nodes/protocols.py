@@ -22,13 +22,13 @@ from bftfs.query_update.messages import Update
 from bftfs.query_update.scrubbing import HistoryScrubber, RequestScrubber, VersionScrubber
 from bftfs.query_update.server import QueryUpdateServer
 from bftfs.query_update.unfinished import Finisher, Unfinished
-from bftfs.read_write.healing import BlockHealer
-from bftfs.read_write.lazy_verifier import LazyVerifier
 from bftfs.read_write.messages import Notice
 from bftfs.read_write.messages import Request as ReadWriteRequest
-from bftfs.read_write.scrubbing import BlockScrubber
 from bftfs.read_write.server import ReadWriteServer
 from bftfs.server.background import HealingTally
+from bftfs.server.block_healing import BlockHealer
+from bftfs.server.block_scrubbing import BlockScrubber
+from bftfs.server.block_verification import LazyVerifier
 from bftfs.server.history_pool import HistoryPool
 from bftfs.server.quota import ClientQuota, MeteredObjects
 from bftfs.server.recovery import Recovery

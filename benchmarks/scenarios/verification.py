@@ -33,7 +33,7 @@ from bftfs.conversation import Conversation
 from bftfs.identifiers import BlockId
 from bftfs.read_write.reading import Version
 from bftfs.read_write.timestamp import BlockTimestamp
-from bftfs.read_write.verification import Policy
+from bftfs.server.block_examination import Policy
 from nodes.configuration import POSSIBLE_VERSIONS_MOST
 
 POLICIES = tuple(policy.value for policy in Policy)

@@ -21,11 +21,15 @@ from bftfs.identifiers import BLOCK_ID_BYTES, OBJECT_ID_BYTES, BlockId, ClientId
 from bftfs.read_write.gathering import Addressed
 from bftfs.read_write.messages import AuthoredReply, AuthoredRequest
 from bftfs.read_write.session import Session
-from bftfs.read_write.timestamp import TIMESTAMP_BYTES, time_of, timestamp_of
+from bftfs.read_write.timestamp import (
+    TIMESTAMP_BYTES,
+    VERSION_KEY_BYTES,
+    VERSIONS_END,
+    time_of,
+    timestamp_of,
+)
 from bftfs.storage import StorageView, Table
 
-_KEY_BYTES = BLOCK_ID_BYTES + TIMESTAMP_BYTES
-END = b"\xff" * (_KEY_BYTES + 1)  # after all keys of versions
 _AFTER_BLOCK = b"\xff" * (TIMESTAMP_BYTES + 1)
 
 
@@ -64,7 +68,7 @@ def authored(view: StorageView, request: AuthoredRequest) -> AuthoredReply:
                     break
             else:
                 break
-    return AuthoredReply(tuple(keys), END)
+    return AuthoredReply(tuple(keys), VERSIONS_END)
 
 
 # --- the client that asks -----------------------------------------------------------------------
@@ -78,7 +82,7 @@ async def versions_by(
     for position in range(0, len(inodes), limits.AUTHORED_INODES):
         batch = tuple(inodes[position : position + limits.AUTHORED_INODES])
         after = b""
-        while after < END:
+        while after < VERSIONS_END:
             request = AuthoredRequest(batch, author, since_us, after)
             keys, after = await _page(session, request)
             found += (_authored(key) for key in keys)
@@ -122,7 +126,7 @@ def _is_possible(
         and all(one < other for one, other in pairwise((request.after, *keys)))
         and (not keys or keys[-1] <= reply.until)
         and all(
-            len(key) == _KEY_BYTES
+            len(key) == VERSION_KEY_BYTES
             and key[:OBJECT_ID_BYTES] in inodes
             and time_of(key) >= request.since_us
             and request.author in (None, timestamp_of(key).client)

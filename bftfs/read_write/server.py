@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable
+from itertools import islice
 from typing import Any, Protocol
 
 from bftfs import limits
@@ -22,15 +23,15 @@ from bftfs.coding import cross_checksum
 from bftfs.coding.cross_checksum import CrossChecksum
 from bftfs.credentials import Credentials
 from bftfs.crypto.authenticator import AuthenticatorKeys
-from bftfs.crypto.digest import DIGEST_BYTES, verifier_of, voucher_digest
+from bftfs.crypto.digest import DIGEST_BYTES, inventory_digest, verifier_of, voucher_digest
 from bftfs.identifiers import BlockId, ClientId, NodeId
 from bftfs.read_write import version_row
 from bftfs.read_write.authorship import authored, last_block
-from bftfs.read_write.healing import inventory
 from bftfs.read_write.messages import (
     AuthoredRequest,
     Below,
     BlockRefused,
+    InventoryReply,
     InventoryRequest,
     Listed,
     ReadReply,
@@ -390,14 +391,19 @@ class ReadWriteServer:
             return False
         return not self._past.knows(view, block, at_us)
 
-    # --- healing -----------------------------------------------------------------------------
+    # --- healing: which versions this node hosts, for a peer that compares ---------------------
 
     def _inventory(
         self, view: StorageView, sender: Sender, message: InventoryRequest, *_: Any
     ) -> Ready:
         if sender.role is not Role.NODE:
             return Ready(reply=BlockRefused(errno.EPERM, "inventories are for nodes"))
-        return Ready(reply=inventory(view, message))
+        listed = view.keys(Table.BLOCK, message.after + b"\0", message.until + b"\0")
+        keys = tuple(islice(listed, limits.KEYS_IN_INVENTORY + 1))
+        more = len(keys) > limits.KEYS_IN_INVENTORY
+        if not more and inventory_digest(keys) == message.digest:
+            return Ready(reply=InventoryReply((), more=False, same=True))
+        return Ready(reply=InventoryReply(keys[: limits.KEYS_IN_INVENTORY], more))
 
     # --- who wrote what ----------------------------------------------------------------------
 

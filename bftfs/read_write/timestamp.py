@@ -14,6 +14,8 @@ from bftfs.wire.codec import Value
 from bftfs.wire.fields import ClientField, DigestField, TimeField
 
 TIMESTAMP_BYTES = 8 + CLIENT_ID_BYTES + DIGEST_BYTES
+VERSION_KEY_BYTES = BLOCK_ID_BYTES + TIMESTAMP_BYTES
+VERSIONS_END = b"\xff" * (VERSION_KEY_BYTES + 1)  # greater than every `version_key`
 _INVERTED = bytes(range(255, -1, -1))  # what each byte is when all its bits are inverted
 
 

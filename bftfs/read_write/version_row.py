@@ -9,7 +9,10 @@ them, and not since when.
 
 from __future__ import annotations
 
+from bftfs.coding import cross_checksum
 from bftfs.coding.cross_checksum import CrossChecksum
+from bftfs.crypto.digest import DIGEST_BYTES, verifier_of
+from bftfs.read_write.timestamp import BlockTimestamp
 
 VERIFIED = 0x01  # flag: this node has verified the version [LazyVer §3.8.1]
 COLLECTED_BELOW = 0x02  # flag: versions that came right before it were collected here
@@ -45,6 +48,20 @@ def verified_us(row: bytes) -> int:
     if row[0] & VERIFIED and row[0] & DATED:
         return min(int.from_bytes(row[-_TIME_BYTES:], "big"), _LATEST_US)
     return 0
+
+
+def is_sound(row: bytes, fragment: bytes | None, timestamp: BlockTimestamp, index: int) -> bool:
+    """True if the row and the fragment are what the version's timestamp binds.
+
+    `index` is the one of the fragment that belongs to this node.
+    """
+    checksum = checksum_of(row)
+    return (
+        fragment is not None
+        and len(checksum) % DIGEST_BYTES == 0
+        and verifier_of(checksum) == timestamp.verifier
+        and cross_checksum.matches(checksum, index, fragment)
+    )
 
 
 def _lasting(before: bytes | None) -> int:

@@ -14,8 +14,8 @@ import msgspec
 
 from bftfs.identifiers import NodeId
 from bftfs.limits import CLOCK_SKEW_US
-from bftfs.read_write.lazy_verifier import VerificationSettings
-from bftfs.read_write.verification import Policy
+from bftfs.server.block_examination import Policy
+from bftfs.server.block_verification import VerificationSettings
 from bftfs.simulation.byzantine.registry import CLIENTS, NODES
 from bftfs.simulation.collection import CollectionPlan
 from bftfs.simulation.deployment import Sizes

@@ -20,12 +20,12 @@ from bftfs.query_update.object_type import ObjectTypes
 from bftfs.query_update.scrubbing import HistoryScrubber, RequestScrubber, VersionScrubber
 from bftfs.query_update.server import QueryUpdateServer
 from bftfs.query_update.unfinished import Finisher
-from bftfs.read_write.healing import BlockHealer
-from bftfs.read_write.lazy_verifier import LazyVerifier, VerificationSettings
 from bftfs.read_write.messages import Notice
 from bftfs.read_write.messages import Request as ReadWriteRequest
-from bftfs.read_write.scrubbing import BlockScrubber
 from bftfs.read_write.server import ReadWriteServer
+from bftfs.server.block_healing import BlockHealer
+from bftfs.server.block_scrubbing import BlockScrubber
+from bftfs.server.block_verification import LazyVerifier, VerificationSettings
 from bftfs.server.quota import ClientQuota
 from bftfs.server.recovery import Recovery
 from bftfs.server.scrubber import Scrubber

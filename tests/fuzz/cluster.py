@@ -36,7 +36,7 @@ from bftfs.query_update.history import (
 from bftfs.query_update.replica import Replica
 from bftfs.query_update.timestamp import ZERO, logical_timestamp, time_of
 from bftfs.read_write.client import ReadWriteClient
-from bftfs.read_write.lazy_verifier import VerificationSettings
+from bftfs.server.block_verification import VerificationSettings
 from bftfs.server.step import Grant, Ready, Server
 from bftfs.simulation.deployment import Deployment, Sizes
 from bftfs.simulation.network import Endpoint, Kind, Network, NetworkFaults

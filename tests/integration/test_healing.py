@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from bftfs.identifiers import NodeId
-from bftfs.read_write.healing import END
+from bftfs.read_write.timestamp import VERSIONS_END
 from bftfs.storage import Table, Write
 from nodes.store import Store
 from tests.integration.deployment import Deployment
@@ -35,7 +35,7 @@ def stored(deployment: Deployment, node: int, table: Table = Table.FRAGMENT) -> 
         node=NodeId(node),
     )
     with store.batch() as batch:
-        found = {bytes(key): bytes(value) for key, value in batch.scan(table, b"", END)}
+        found = {bytes(key): bytes(value) for key, value in batch.scan(table, b"", VERSIONS_END)}
     store.close()
     return found
 
@@ -76,9 +76,9 @@ def test_a_node_rebuilds_a_lost_store_without_a_command(deployment: Deployment) 
 def damage_rows(store: Store) -> None:
     """Of fragments, and of objects' states; all was checked long ago."""
     with store.batch() as batch:
-        rows = list(batch.scan(Table.FRAGMENT, b"", END))[::2]
+        rows = list(batch.scan(Table.FRAGMENT, b"", VERSIONS_END))[::2]
         batch.apply([Write(Table.FRAGMENT, key, value[:-1] + b"?") for key, value in rows])
-        rows = list(batch.scan(Table.STATE, b"", END))[::2]
+        rows = list(batch.scan(Table.STATE, b"", VERSIONS_END))[::2]
         batch.apply([Write(Table.STATE, key, value[:-1] + b"?") for key, value in rows])
         batch.apply([Write(Table.META, b"scrubbed", (1).to_bytes(8, "big"))])
         batch.commit()
@@ -86,7 +86,7 @@ def damage_rows(store: Store) -> None:
 
 def lose_rows(store: Store) -> None:
     with store.batch() as batch:
-        keys = list(batch.keys(Table.FRAGMENT, b"", END))
+        keys = list(batch.keys(Table.FRAGMENT, b"", VERSIONS_END))
         batch.apply([Write(Table.FRAGMENT, key, None) for key in keys[::3]])
         batch.apply([Write(Table.BLOCK, key, None) for key in keys[1::3]])
         batch.commit()

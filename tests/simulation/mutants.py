@@ -15,9 +15,9 @@ from bftfs.identifiers import NodeId
 from bftfs.query_update import conditioned, observation, server
 from bftfs.query_update.classification import Classification, OperationType, classify
 from bftfs.query_update.history import CulledObjectHistorySet, ObjectHistorySet, parse_set
-from bftfs.read_write import healing as block_healing
 from bftfs.read_write import responses
 from bftfs.read_write import server as block_server
+from bftfs.server import block_healing
 from bftfs.simulation.configuration import ClientPlan, Configuration
 from bftfs.simulation.deployment import Sizes
 from bftfs.simulation.faults import StormFaults

@@ -8,8 +8,8 @@ import pytest
 
 from bftfs.identifiers import ClientId
 from bftfs.query_update.unfinished import Unfinished
-from bftfs.read_write.lazy_verifier import LazyVerifier, VerificationSettings
 from bftfs.server import quota
+from bftfs.server.block_verification import LazyVerifier, VerificationSettings
 from bftfs.server.quota import ClientQuota
 from bftfs.simulation.configuration import Configuration, draw
 from bftfs.simulation.scenario import Simulation

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from bftfs.identifiers import NodeId
-from bftfs.read_write.lazy_verifier import VerificationSettings
+from bftfs.server.block_verification import VerificationSettings
 from bftfs.simulation.byzantine.registry import CLIENTS, NODES
 from bftfs.simulation.configuration import KINDS
 from bftfs.simulation.scenario import Simulation, run

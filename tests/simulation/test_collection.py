@@ -28,8 +28,8 @@ from bftfs.query_update.client import QueryUpdateClient
 from bftfs.query_update.past_reading import PastReader
 from bftfs.query_update.replica import stored_row, stored_version
 from bftfs.read_write.client import ReadWriteClient
-from bftfs.read_write.lazy_verifier import VerificationSettings
 from bftfs.retention import Policy
+from bftfs.server.block_verification import VerificationSettings
 from bftfs.simulation.collection import CollectionPlan, collecting
 from bftfs.simulation.deployment import CREDENTIALS, Deployment, Sizes
 from bftfs.simulation.network import Network, NetworkFaults

@@ -16,9 +16,9 @@ from bftfs.asking.quorum import ThresholdQuorums
 from bftfs.identifiers import NodeId
 from bftfs.query_update.healing import ObjectHealer
 from bftfs.query_update.object_sync import Asking
-from bftfs.read_write.healing import BlockHealer
-from bftfs.read_write.lazy_verifier import VerificationSettings
-from bftfs.read_write.verification import Policy
+from bftfs.server.block_examination import Policy
+from bftfs.server.block_healing import BlockHealer
+from bftfs.server.block_verification import VerificationSettings
 from bftfs.server.recovery import Recovery
 from bftfs.simulation.configuration import KINDS, ClientPlan, Configuration
 from bftfs.simulation.deployment import Sizes

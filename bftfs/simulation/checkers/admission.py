@@ -25,10 +25,10 @@ from bftfs import limits
 from bftfs.identifiers import BLOCK_ID_BYTES, BlockId, ClientId, NodeId, ObjectId
 from bftfs.query_update.candidate import Candidate
 from bftfs.query_update.timestamp import LogicalTimestamp, client_of
-from bftfs.read_write.lazy_verifier import VerificationSettings
 from bftfs.read_write.timestamp import BlockTimestamp, timestamp_of
-from bftfs.read_write.verification import Policy
 from bftfs.read_write.version_row import VERIFIED, checksum_of
+from bftfs.server.block_examination import Policy
+from bftfs.server.block_verification import VerificationSettings
 from bftfs.simulation.checkers.candidates import Acceptance, CandidateRecord
 from bftfs.storage import StorageView, Table, Write
 

@@ -17,11 +17,10 @@ from bftfs.coding.erasure import ErasureCode
 from bftfs.identifiers import BLOCK_ID_BYTES, BlockId, NodeId, ObjectId
 from bftfs.query_update.replica import Replica
 from bftfs.query_update.timestamp import LogicalTimestamp, time_of
-from bftfs.read_write.healing import sound
 from bftfs.read_write.placement import fragment_index
 from bftfs.read_write.timestamp import timestamp_of
 from bftfs.read_write.validation import item_of, regenerate
-from bftfs.read_write.version_row import checksum_of
+from bftfs.read_write.version_row import checksum_of, is_sound
 from bftfs.storage import StorageView, Table
 from bftfs.thresholds import QueryUpdateThresholds, ReadWriteThresholds
 
@@ -71,7 +70,9 @@ def check_redundancy(
 def _is_hosted(disk: StorageView, node: NodeId, key: bytes, n: int) -> bool:
     row = disk.get(Table.BLOCK, key)
     index = fragment_index(BlockId(key[:BLOCK_ID_BYTES]), node, n)
-    return row is not None and sound(row, disk.get(Table.FRAGMENT, key), timestamp_of(key), index)
+    return row is not None and is_sound(
+        row, disk.get(Table.FRAGMENT, key), timestamp_of(key), index
+    )
 
 
 def _is_poison(

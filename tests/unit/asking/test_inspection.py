@@ -16,15 +16,15 @@ from bftfs.query_update.messages import QueryReply
 from bftfs.read_write import version_row
 from bftfs.read_write.inspection import BlockReport, Fragment
 from bftfs.read_write.inspection import inspect as inspect_block
-from bftfs.read_write.lazy_verifier import VerificationSettings
 from bftfs.read_write.messages import Listed, ReadReply
 from bftfs.read_write.session import Session
 from bftfs.read_write.timestamp import version_key
-from bftfs.read_write.verification import Policy
 from bftfs.read_write.version_row import VERIFIED
+from bftfs.server.block_examination import Policy
+from bftfs.server.block_verification import VerificationSettings
 from bftfs.storage import Table, Write
-from tests.unit.read_write.verifying import SECOND_US, USER, Client, Cluster, block
 from tests.unit.server.test_healing import Counting, counter
+from tests.unit.server.verifying import SECOND_US, USER, Client, Cluster, block
 
 READ_TIME = VerificationSettings(Policy.READ_TIME)  # nothing happens in the background to blocks
 

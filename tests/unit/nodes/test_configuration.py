@@ -8,8 +8,8 @@ import pytest
 
 from bftfs.cluster import Durability
 from bftfs.errors import UsageError
-from bftfs.read_write.lazy_verifier import VerificationSettings
-from bftfs.read_write.verification import Policy
+from bftfs.server.block_examination import Policy
+from bftfs.server.block_verification import VerificationSettings
 from nodes.configuration import NodeConfiguration
 
 DEFAULTS = NodeConfiguration(

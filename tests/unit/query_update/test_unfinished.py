@@ -33,7 +33,7 @@ from bftfs.simulation.principals import node_endpoint
 from bftfs.wire.codec import encode
 from tests.unit.query_update.harness import START_US, USER, Client, Cluster, counter_id
 from tests.unit.query_update.ledger import Read, Transfer, ledger_types
-from tests.unit.read_write.verifying import Cluster as Deployed
+from tests.unit.server.verifying import Cluster as Deployed
 
 SECOND_US = limits.SECOND_US
 BOUND_US = 10 * SECOND_US  # in which all is clean, if all nodes can be reached

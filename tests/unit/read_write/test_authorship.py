@@ -9,9 +9,9 @@ import pytest
 from bftfs import limits
 from bftfs.identifiers import BlockId, ObjectId, ObjectKind, block_id, object_id
 from bftfs.read_write import authorship
-from bftfs.read_write.authorship import END, Authored
+from bftfs.read_write.authorship import Authored
 from bftfs.read_write.messages import AuthoredReply, AuthoredRequest
-from bftfs.read_write.timestamp import BlockTimestamp, version_key
+from bftfs.read_write.timestamp import VERSIONS_END, BlockTimestamp, version_key
 from bftfs.server.step import Sender
 from tests.unit.read_write.harness import START_US, Answer, Honest, Node, Principal, World, mute
 
@@ -51,7 +51,7 @@ def listed(
 def hide(_node: Node, _sender: Sender, message: Any, honest: Honest) -> Answer:
     """Says that nobody has written anything."""
     if isinstance(message, AuthoredRequest):
-        return AuthoredReply((), END), b""
+        return AuthoredReply((), VERSIONS_END), b""
     return honest()
 
 
@@ -70,7 +70,7 @@ def invent(_node: Node, _sender: Sender, message: Any, honest: Honest) -> Answer
             block_id(other, incarnation=0, number=0),
             BlockTimestamp(START_US, message.author or b"c" * 16, b"v" * 32),
         )
-        return AuthoredReply((key,), END), b""
+        return AuthoredReply((key,), VERSIONS_END), b""
     return honest()
 
 
@@ -143,4 +143,4 @@ def test_a_node_looks_at_a_bounded_number_of_versions(
     assert len(reply.keys) == 4
     assert reply.until == reply.keys[-1]
     old = AuthoredRequest((FILES[0],), None, START_US + 10**9, b"")
-    assert authorship.authored(world.nodes[0].storage, old) == AuthoredReply((), END)
+    assert authorship.authored(world.nodes[0].storage, old) == AuthoredReply((), VERSIONS_END)

@@ -26,16 +26,15 @@ from bftfs.query_update.messages import (
 from bftfs.query_update.rebuilding import Past, has_beside
 from bftfs.query_update.replica import Replica, link_of
 from bftfs.query_update.timestamp import ZERO, logical_timestamp
-from bftfs.read_write.healing import END
-from bftfs.read_write.lazy_verifier import VerificationSettings
 from bftfs.read_write.messages import BlockRefused, InventoryReply, ReadReply, ReadRequest
-from bftfs.read_write.timestamp import version_key
-from bftfs.read_write.verification import Policy
+from bftfs.read_write.timestamp import VERSIONS_END, version_key
 from bftfs.read_write.version_row import checksum_of
+from bftfs.server.block_examination import Policy
+from bftfs.server.block_verification import VerificationSettings
 from bftfs.simulation.deployment import Sizes
 from bftfs.simulation.network import Kind
 from bftfs.storage import Table
-from tests.unit.read_write.verifying import SECOND_US, USER, Client, Cluster, block
+from tests.unit.server.verifying import SECOND_US, USER, Client, Cluster, block
 
 EVERYONE = list(range(6))
 
@@ -70,7 +69,7 @@ class Counting:
 
 def fragments(cluster: Cluster, node: int) -> dict[bytes, bytes]:
     disk = cluster.nodes[node].disk
-    return dict(disk.scan(Table.FRAGMENT, b"", END))
+    return dict(disk.scan(Table.FRAGMENT, b"", VERSIONS_END))
 
 
 def written(client: Client, count: int) -> dict[int, bytes]:

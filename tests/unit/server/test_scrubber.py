@@ -17,8 +17,8 @@ from bftfs.read_write.timestamp import version_key
 from bftfs.server.scrubber import ScrubTally
 from bftfs.simulation.disk import Disk
 from bftfs.storage import Table, Write
-from tests.unit.read_write.verifying import SECOND_US, Cluster, block
 from tests.unit.server.test_healing import Counting, counter, fragments
+from tests.unit.server.verifying import SECOND_US, Cluster, block
 
 NODE = 2
 COUNTERS = 6

@@ -8,9 +8,9 @@ from bftfs import limits
 from bftfs.identifiers import BlockId, ClientId, NodeId, ObjectId
 from bftfs.query_update.candidate import Candidate
 from bftfs.query_update.timestamp import ZERO
-from bftfs.read_write.lazy_verifier import VerificationSettings
 from bftfs.read_write.timestamp import BlockTimestamp, version_key
 from bftfs.read_write.version_row import unverified
+from bftfs.server.block_verification import VerificationSettings
 from bftfs.simulation.checkers.admission import PossibleVersionsRecord, UnfinishedRecord
 from bftfs.simulation.checkers.candidates import Acceptance, CandidateRecord
 from bftfs.simulation.world import START_US

@@ -23,10 +23,9 @@ from itertools import islice, pairwise
 from typing import NamedTuple
 
 from bftfs import limits
-from bftfs.coding import cross_checksum
 from bftfs.coding.cross_checksum import CrossChecksum
 from bftfs.conversation import Compute, Now, Receive, Send, Together
-from bftfs.crypto.digest import DIGEST_BYTES, inventory_digest, verifier_of
+from bftfs.crypto.digest import inventory_digest
 from bftfs.identifiers import BLOCK_ID_BYTES, BlockId, ClientId, NodeId
 from bftfs.read_write import version_row
 from bftfs.read_write.messages import (
@@ -40,40 +39,25 @@ from bftfs.read_write.placement import fragment_index, nodes_by_fragment, rotati
 from bftfs.read_write.responses import Responses, Verdict
 from bftfs.read_write.session import Session
 from bftfs.read_write.timestamp import (
-    TIMESTAMP_BYTES,
+    VERSION_KEY_BYTES,
+    VERSIONS_END,
     BlockTimestamp,
     successor_of,
     time_of,
     timestamp_of,
 )
 from bftfs.read_write.validation import item_of, regenerate
-from bftfs.read_write.verification import Own
 from bftfs.server.background import HealingTally, Place, ask_all, clients_are_busy, look
+from bftfs.server.block_examination import Own
 from bftfs.server.recovery import BLOCKS, Recovery
 from bftfs.server.step import Host
 from bftfs.server.throttle import Throttle, healing_throttle
 from bftfs.storage import StorageView, Table, Write
 from bftfs.thresholds import ReadWriteThresholds
 
-KEY_BYTES = BLOCK_ID_BYTES + TIMESTAMP_BYTES
-END = b"\xff" * (KEY_BYTES + 1)  # after all keys of versions
-
 _CURSOR = b"heal blocks"  # in Table.META: where the walk is
 _KEYS_PER_PAGE = 512
 _SILENCES = 3
-
-
-# --- the node that is asked ---------------------------------------------------------------------
-
-
-def inventory(view: StorageView, request: InventoryRequest) -> InventoryReply:
-    """Which versions this node hosts in the range that is asked for."""
-    start, stop = request.after + b"\0", request.until + b"\0"
-    keys = tuple(islice(view.keys(Table.BLOCK, start, stop), limits.KEYS_IN_INVENTORY + 1))
-    more = len(keys) > limits.KEYS_IN_INVENTORY
-    if not more and inventory_digest(keys) == request.digest:
-        return InventoryReply((), more=False, same=True)
-    return InventoryReply(keys[: limits.KEYS_IN_INVENTORY], more)
 
 
 # --- one version --------------------------------------------------------------------------------
@@ -145,17 +129,6 @@ async def rebuild(
     return Own(checksum, memoryview(generated[fragment_index(block, me, N)]))
 
 
-def sound(row: bytes, fragment: bytes | None, timestamp: BlockTimestamp, index: int) -> bool:
-    """Whether what is stored of a version is what its timestamp binds."""
-    checksum = version_row.checksum_of(row)
-    return (
-        fragment is not None
-        and len(checksum) % DIGEST_BYTES == 0
-        and verifier_of(checksum) == timestamp.verifier
-        and cross_checksum.matches(checksum, index, fragment)
-    )
-
-
 # --- all of them --------------------------------------------------------------------------------
 
 
@@ -192,7 +165,7 @@ class BlockHealer:
         self._charge = charge
         self._wants = wants
         self._peers = tuple(NodeId(peer) for peer in range(thresholds.N) if peer != node)
-        self._rebuilt_until = b"" if recovery.rebuilding else END
+        self._rebuilt_until = b"" if recovery.rebuilding else VERSIONS_END
 
     def may_answer(self, block: BlockId) -> bool:
         """Whether the node knows which versions of `block` it should host."""
@@ -215,7 +188,7 @@ class BlockHealer:
         """One pass over all versions; whether enough peers took part in all of it."""
         cursor, complete = await look(host, lambda view: Place.stored_in(view, _CURSOR))
         self.tally.begin(await Now(), _fraction(cursor))
-        while cursor != END:
+        while cursor != VERSIONS_END:
             await self.throttle.permission()
             self.tally.progress = _fraction(cursor)
             page = await look(host, partial(self._page, after=cursor))
@@ -233,7 +206,7 @@ class BlockHealer:
             self.tally.lacking += len(lacking)
             complete &= await self._rebuild_all(host, sane, hosts)
             cursor = horizon
-            place = Place() if cursor == END else Place(cursor, complete)
+            place = Place() if cursor == VERSIONS_END else Place(cursor, complete)
             host.arrange(lambda _v, _n, place=place: [place.store(_CURSOR)])  # type: ignore[misc]
             if complete:
                 self._rebuilt_until = max(self._rebuilt_until, cursor)
@@ -243,8 +216,8 @@ class BlockHealer:
 
     def _page(self, view: StorageView, *, after: bytes) -> _Page:
         """The versions that follow `after`, those that are whole."""
-        listed = tuple(islice(view.keys(Table.BLOCK, after + b"\0", END), _KEYS_PER_PAGE))
-        until = listed[-1] if len(listed) == _KEYS_PER_PAGE else END
+        listed = tuple(islice(view.keys(Table.BLOCK, after + b"\0", VERSIONS_END), _KEYS_PER_PAGE))
+        until = listed[-1] if len(listed) == _KEYS_PER_PAGE else VERSIONS_END
         whole = frozenset(view.keys(Table.FRAGMENT, after + b"\0", until + b"\0"))
         return _Page(tuple(key for key in listed if key in whole), until)
 
@@ -254,7 +227,7 @@ class BlockHealer:
     def _is_sound(self, view: StorageView, key: bytes) -> bool:
         row = view.get(Table.BLOCK, key)
         index = fragment_index(BlockId(key[:BLOCK_ID_BYTES]), self._node, self._thresholds.N)
-        return row is not None and sound(
+        return row is not None and version_row.is_sound(
             row, view.get(Table.FRAGMENT, key), timestamp_of(key), index
         )
 
@@ -358,7 +331,7 @@ def _is_listing(after: bytes, until: bytes, reply: object) -> InventoryReply | N
     if not isinstance(reply, InventoryReply) or (reply.more and not reply.keys):
         return None
     keys = reply.keys
-    if any(len(key) != KEY_BYTES for key in keys) or any(
+    if any(len(key) != VERSION_KEY_BYTES for key in keys) or any(
         low >= high for low, high in pairwise(keys)
     ):
         return None

@@ -10,15 +10,15 @@ import pytest
 from bftfs import limits
 from bftfs.crypto.digest import Digest
 from bftfs.identifiers import BlockId, ClientId, NodeId
-from bftfs.read_write.backlog import Backlog
-from bftfs.read_write.lazy_verifier import VerificationSettings
 from bftfs.read_write.messages import BlockRefused, Notice
 from bftfs.read_write.timestamp import ZERO, BlockTimestamp
-from bftfs.read_write.verification import Policy
+from bftfs.server.backlog import Backlog
+from bftfs.server.block_examination import Policy
+from bftfs.server.block_verification import VerificationSettings
 from bftfs.server.step import Ready
 from bftfs.simulation.network import Kind
 from bftfs.simulation.principals import node_endpoint
-from tests.unit.read_write.verifying import (
+from tests.unit.server.verifying import (
     READ_MESSAGES,
     SECOND_US,
     USER,

@@ -31,25 +31,25 @@ from typing import Any
 from bftfs import limits
 from bftfs.conversation import Event, Now, Pause, Send, Together, Wait
 from bftfs.identifiers import BLOCK_ID_BYTES, BlockId, ClientId, NodeId
-from bftfs.read_write.backlog import Backlog
-from bftfs.read_write.idle_time import IdleTime, claimed_ms
 from bftfs.read_write.messages import BlockRefused, Notice
 from bftfs.read_write.placement import fragment_index, rotation_of
 from bftfs.read_write.session import Session
 from bftfs.read_write.timestamp import (
     TIMESTAMP_BYTES,
+    VERSIONS_END,
     ZERO,
     BlockTimestamp,
     timestamp_of,
     version_key,
 )
-from bftfs.read_write.verification import Findings, Own, Policy, settled, verify
 from bftfs.read_write.version_row import VERIFIED
+from bftfs.server.backlog import Backlog
+from bftfs.server.block_examination import Findings, Own, Policy, settled, verify
+from bftfs.server.idle_time import IdleTime, claimed_ms
 from bftfs.server.step import Host, Ready, Role, Sender, Want
 from bftfs.storage import StorageView, Table, Write
 from bftfs.thresholds import ReadWriteThresholds
 
-_BEYOND = b"\xff" * (BLOCK_ID_BYTES + TIMESTAMP_BYTES + 1)
 _ROWS_PER_LOOK = 2_000  # of the store, in one step, when possible versions are looked for
 _TIRED_MOST_US = 100_000  # between two looks for idle time
 _DELAYED_MOST = 6  # times that it gives way to others on a busy machine, for each block
@@ -376,7 +376,7 @@ class LazyVerifier:
         at_once = 1
         delayed = 0
         while True:
-            if not self.backlog.total and self._looked_until == _BEYOND:
+            if not self.backlog.total and self._looked_until == VERSIONS_END:
                 self._asleep = True
                 await Wait(self._event)
             before_us = await Now()
@@ -405,7 +405,7 @@ class LazyVerifier:
                 undisturbed = idle.end(now_us, host.foreground_us)
                 at_once = min(2 * at_once, limits.VERIFY_AT_ONCE) if undisturbed else 1
                 continue
-            if self._looked_until != _BEYOND and self.backlog.total < self.settings.node // 2:
+            if self._looked_until != VERSIONS_END and self.backlog.total < self.settings.node // 2:
                 host.arrange(self._look)
                 await Pause(limits.VERIFY_IDLE_US)
                 continue
@@ -424,7 +424,7 @@ class LazyVerifier:
         at = b""
         while rows < _ROWS_PER_LOOK:
             skip = False
-            for key, row in view.scan(Table.BLOCK, start, _BEYOND):
+            for key, row in view.scan(Table.BLOCK, start, VERSIONS_END):
                 at = key
                 rows += 1
                 block = BlockId(key[:BLOCK_ID_BYTES])
@@ -438,5 +438,5 @@ class LazyVerifier:
                     break
             if not skip:
                 break
-        self._looked_until = at + b"\0" if rows == _ROWS_PER_LOOK else _BEYOND
+        self._looked_until = at + b"\0" if rows == _ROWS_PER_LOOK else VERSIONS_END
         return []

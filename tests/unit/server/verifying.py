@@ -12,12 +12,12 @@ from bftfs.credentials import Credentials
 from bftfs.filesystem import object_types
 from bftfs.identifiers import BlockId, NodeId, ObjectKind, block_id, object_id
 from bftfs.read_write.client import ReadWriteClient
-from bftfs.read_write.lazy_verifier import LazyVerifier, VerificationSettings
 from bftfs.read_write.messages import Notice, ReadReply, ReadRequest, WriteRequest
 from bftfs.read_write.placement import rotation_of
 from bftfs.read_write.timestamp import BlockTimestamp, version_key
 from bftfs.read_write.version_row import VERIFIED
 from bftfs.read_write.writing import Encoded, encode
+from bftfs.server.block_verification import LazyVerifier, VerificationSettings
 from bftfs.simulation.deployment import Deployment, Sizes
 from bftfs.simulation.network import Kind, Network, NetworkFaults
 from bftfs.simulation.principals import SimulatedClient, node_endpoint

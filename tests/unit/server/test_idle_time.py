@@ -6,13 +6,13 @@ import pytest
 
 from bftfs import limits
 from bftfs.identifiers import NodeId
-from bftfs.read_write.idle_time import IdleTime, claimed_ms
-from bftfs.read_write.lazy_verifier import LazyVerifier, VerificationSettings
 from bftfs.read_write.messages import ReadRequest, TimeRequest
-from bftfs.read_write.verification import Policy
+from bftfs.server.block_examination import Policy
+from bftfs.server.block_verification import LazyVerifier, VerificationSettings
+from bftfs.server.idle_time import IdleTime, claimed_ms
 from bftfs.simulation.network import Kind, NetworkFaults
 from bftfs.simulation.principals import node_endpoint
-from tests.unit.read_write.verifying import SECOND_US, Client, Cluster, block
+from tests.unit.server.verifying import SECOND_US, Client, Cluster, block
 
 NOW_US = 1_700_000_000 * SECOND_US
 IDLE_US, MOST_US = limits.VERIFY_IDLE_US, limits.VERIFY_IDLE_MOST_US

@@ -11,9 +11,9 @@ from functools import partial
 from itertools import islice
 
 from bftfs.identifiers import BLOCK_ID_BYTES, BlockId, NodeId
-from bftfs.read_write.healing import END, KEY_BYTES, sound
+from bftfs.read_write import version_row
 from bftfs.read_write.placement import fragment_index
-from bftfs.read_write.timestamp import timestamp_of
+from bftfs.read_write.timestamp import VERSION_KEY_BYTES, VERSIONS_END, timestamp_of
 from bftfs.server.background import step
 from bftfs.server.scrubber import Page
 from bftfs.server.step import Host
@@ -43,15 +43,15 @@ class BlockScrubber:
     def _page(self, view: StorageView, *, after: bytes) -> tuple[Page, list[Write]]:
         volume = 0
         dropped: list[Write] = []
-        rows = list(islice(view.scan(Table.BLOCK, after + b"\0", END), _ROWS_PER_PAGE))
+        rows = list(islice(view.scan(Table.BLOCK, after + b"\0", VERSIONS_END), _ROWS_PER_PAGE))
         for key, row in rows:
             fragment = view.get(Table.FRAGMENT, key)
             volume += len(row) + len(fragment or b"")
-            if len(key) != KEY_BYTES:  # no version of anything
+            if len(key) != VERSION_KEY_BYTES:  # no version of anything
                 dropped.append(Write(Table.BLOCK, key, None))
                 continue
             index = fragment_index(BlockId(key[:BLOCK_ID_BYTES]), self._node, self._n)
-            if not sound(row, fragment, timestamp_of(key), index):
+            if not version_row.is_sound(row, fragment, timestamp_of(key), index):
                 dropped.append(Write(Table.FRAGMENT, key, None))
         until = rows[-1][0] if len(rows) == _ROWS_PER_PAGE else b""
         return Page(until, len(rows), volume, len(dropped)), dropped

@@ -15,15 +15,15 @@ import pytest
 
 from bftfs import limits
 from bftfs.identifiers import BlockId, NodeId
-from bftfs.read_write.lazy_verifier import VerificationSettings
 from bftfs.read_write.messages import Notice
 from bftfs.read_write.timestamp import ZERO
-from bftfs.read_write.verification import Policy
+from bftfs.server.block_examination import Policy
+from bftfs.server.block_verification import VerificationSettings
 from bftfs.simulation.byzantine.positions import ClientPosition, NodePosition
 from bftfs.simulation.byzantine.registry import CLIENTS, NODES
 from bftfs.simulation.network import Kind
 from bftfs.simulation.principals import node_endpoint
-from tests.unit.read_write.verifying import SECOND_US, Client, Cluster, block
+from tests.unit.server.verifying import SECOND_US, Client, Cluster, block
 
 BLOCKS = tuple(block(number) for number in range(4))
 LIAR = 5
