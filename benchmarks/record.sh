@@ -28,18 +28,19 @@ finish() {
 trap finish EXIT
 trap 'exit 1' INT TERM
 
-# wanted NAME: whether it is to be recorded
+# wanted NAME: true if it is to be recorded
 wanted() {
     case $chosen in *" all "* | *" $1 "*) ;; *) return 1 ;; esac
 }
 
-# record NAME SCENARIO ARGUMENT…
+# record NAME SCENARIO ARGUMENT…: the result goes to $results/NAME.json, with DIR for this DIR.
 record() {
     name=$1
     shift
     wanted "$name" || return 0
     echo "--- $name" >&2
     "$python" -m benchmarks "$@" --json "$results/$name.json"
+    sed -i "s|$work|DIR|g" "$results/$name.json"
 }
 
 # The protocols, on nodes of their own.

@@ -1,4 +1,6 @@
-"""Every bound in the system, each with its reason; relations between them are asserted at import.
+"""Bounds on what others may send, store and make us do, each with its reason.
+
+Relations between them are asserted at import. Constants that matter to one module stand there.
 
 Sizes are in bytes and times in microseconds unless the name says otherwise.
 """
