@@ -13,7 +13,7 @@ from bftfs.data_directory import DataDirectory
 from bftfs.errors import UsageError
 from bftfs.filesystem import object_types
 from bftfs.filesystem.capacity import ClusterCapacity
-from bftfs.filesystem.history import History
+from bftfs.filesystem.file_history import History
 from bftfs.filesystem.operations import FileSystem
 from bftfs.filesystem.options import Options
 from bftfs.limits import SECOND_US

@@ -10,7 +10,7 @@ from bftfs.filesystem.attributes import Attributes
 SECTOR_BYTES: Final = 512  # the unit of st_blocks, whatever the file system
 
 
-class Entry(Protocol):
+class StatFields(Protocol):
     """What is needed of `pyfuse3.EntryAttributes`."""
 
     st_ino: int
@@ -27,7 +27,7 @@ class Entry(Protocol):
     st_ctime_ns: int
 
 
-def fill(entry: Entry, number: int, attributes: Attributes) -> None:
+def fill(entry: StatFields, number: int, attributes: Attributes) -> None:
     """Let `entry` describe the object that the kernel knows as `number`.
 
     `st_blksize` is what C's stdio and Python's files take as the size of their buffers: with that

@@ -26,7 +26,7 @@ _FIRST_OF_THE_PAST = LAST_NUMBER + 1
 _LAST_OF_THE_PAST = (1 << 64) - 1
 
 
-class Known:
+class KernelInode:
     """An object that the kernel knows."""
 
     __slots__ = ("identifier", "lookups", "size")
@@ -42,7 +42,7 @@ class InodeTable:
 
     def __init__(self, root: ObjectId) -> None:
         self._root = root
-        self._by_number: dict[int, Known] = {ROOT_NUMBER: Known(root, 1)}
+        self._by_number: dict[int, KernelInode] = {ROOT_NUMBER: KernelInode(root, 1)}
         self._displaced: dict[ObjectId, int] = {}  # known under another number than its own
 
     def number(self, identifier: ObjectId) -> int:
@@ -65,12 +65,12 @@ class InodeTable:
         if known is not None:
             known.lookups += 1
             return number
-        self._by_number[number] = Known(identifier, 1)
+        self._by_number[number] = KernelInode(identifier, 1)
         if number != _own_number(identifier):
             self._displaced[identifier] = number
         return number
 
-    def known(self, number: int) -> Known:
+    def known(self, number: int) -> KernelInode:
         """What is known of the object that the kernel means by `number`."""
         known = self._by_number.get(number)
         if known is None:

@@ -15,7 +15,7 @@ import click
 
 from bftfs.data_directory import DataDirectory
 from bftfs.errors import BftfsError, UsageError
-from mount.background import run_in_background
+from mount.daemon import run_in_background
 from mount.mountpoint import prepare, require_fuse, resolved
 from mount.options import MountOptions, parse
 
@@ -45,7 +45,7 @@ def _mount(data: Path, mountpoint: Path, options: MountOptions, *, foreground: b
     def work(ready: Callable[[], None]) -> int:
         # Imported here: without libfuse there is no pyfuse3, which takes a sentence to say.
         try:
-            from mount.client import serve
+            from mount.serve import serve
         except ImportError as error:
             raise UsageError(
                 f"pyfuse3 cannot be used ({error}); install libfuse with "

@@ -32,15 +32,15 @@ from bftfs.errors import FileSystemError
 from bftfs.filesystem.attributes import NOW, Attributes, Changes
 from bftfs.filesystem.contents import OpenFile
 from bftfs.filesystem.dirty import Buffer
-from bftfs.filesystem.history import History
+from bftfs.filesystem.file_history import History
 from bftfs.filesystem.listing import OpenDirectory
-from bftfs.filesystem.operations import FileSystem, Found, Statistics
+from bftfs.filesystem.operations import FileSystem, FoundObject, Statistics
 from bftfs.identifiers import ObjectId
 from mount.attributes import fill
 from mount.errnos import errno_of
 from mount.handles import Handle, Handles
-from mount.history import NAME as HISTORY
-from mount.history import Entrance, OpenMoments, Place, Places
+from mount.history_directory import NAME as HISTORY
+from mount.history_directory import Entrance, ObjectInView, OpenMoments, Places
 from mount.inode_table import LAST_NUMBER, InodeTable
 from mount.options import MountOptions
 from mount.processes import Callers
@@ -80,14 +80,14 @@ class _Present(NamedTuple):
     suffix: bytes = b""
 
 
-class _OpenFile(NamedTuple):
+class _FileHandle(NamedTuple):
     """An open file, and the file system that it is part of: the present, or a past."""
 
     files: FileSystem
     file: OpenFile
 
 
-class _Listing(NamedTuple):
+class _OpenListing(NamedTuple):
     """A listing in progress, of a directory or of `.history`."""
 
     files: FileSystem | None
@@ -117,8 +117,8 @@ class Operations(pyfuse3.Operations):
         self._options = options
         self._log = log
         self._inodes = InodeTable(files.root)
-        self._open: Handles[_OpenFile] = Handles()
-        self._listed: Handles[_Listing] = Handles()
+        self._open: Handles[_FileHandle] = Handles()
+        self._listed: Handles[_OpenListing] = Handles()
         self._callers = Callers()
         self.greeted = trio.Event()
 
@@ -408,11 +408,11 @@ class Operations(pyfuse3.Operations):
         if isinstance(place.files, Entrance):
             gathering = place.files.entries(place.identifier, who)
             moments = await self._perform("opendir", gathering, inode, ctx)
-            listing = _Listing(None, moments, b"")
+            listing = _OpenListing(None, moments, b"")
         else:
             opening = place.files.open_directory(place.identifier, who)
             opened = await self._perform("opendir", opening, inode, ctx)
-            listing = _Listing(place.files, opened, place.suffix)
+            listing = _OpenListing(place.files, opened, place.suffix)
         return self._listed.add(listing, inode=inode, opener=ctx.pid)
 
     @_answers
@@ -478,12 +478,12 @@ class Operations(pyfuse3.Operations):
         entry.attr_timeout = self._options.cached_attributes_s
         return entry
 
-    def _remembered(self, found: Found, suffix: bytes = b"") -> EntryAttributes:
+    def _remembered(self, found: FoundObject, suffix: bytes = b"") -> EntryAttributes:
         """The reply that makes an object known to the kernel, once more."""
         number = self._inodes.remember(ObjectId(found.identifier + suffix))
         return self._entry(number, found.attributes)
 
-    def _place(self, number: int) -> Place | _Present:
+    def _place(self, number: int) -> ObjectInView | _Present:
         """Where the kernel's inode stands: now, or in the past."""
         identifier = self._inodes.identifier(number)
         if number <= LAST_NUMBER:
@@ -523,7 +523,7 @@ class Operations(pyfuse3.Operations):
         keep_cache: bool,
     ) -> FileInfo:
         return FileInfo(
-            fh=self._open.add(_OpenFile(files, opened), inode=inode, opener=ctx.pid),
+            fh=self._open.add(_FileHandle(files, opened), inode=inode, opener=ctx.pid),
             direct_io=self._options.strict,
             keep_cache=keep_cache,
         )

@@ -49,7 +49,7 @@ class Request:
     # Without either it is the kernel itself, and nothing is gained by interrupting.
 
 
-class Pending:
+class WaitingRequest:
     """A request that waits."""
 
     __slots__ = ("abandon", "report_at", "reported", "request", "since")
@@ -69,7 +69,7 @@ class Requests:
         self.device = ""  # of the mount, "major:minor"
         self._network = network
         self._log = log
-        self._waiting: set[Pending] = set()
+        self._waiting: set[WaitingRequest] = set()
 
     async def perform(self, request: Request, conversation: Conversation[Result]) -> Result:
         """The result of `conversation`; EINTR if who asks has a signal to take."""
@@ -94,7 +94,7 @@ class Requests:
                 running.cancel()
                 return trio.lowlevel.Abort.SUCCEEDED
 
-            pending = Pending(request, abandon=interrupt)
+            pending = WaitingRequest(request, abandon=interrupt)
             self._waiting.add(pending)
             task = trio.lowlevel.current_task()
             try:
@@ -134,7 +134,7 @@ class Requests:
                     pending.reported = True
                     self._report("slow request", pending)
 
-    def _older_than(self, moment: float) -> Iterator[Pending]:
+    def _older_than(self, moment: float) -> Iterator[WaitingRequest]:
         return (pending for pending in self._waiting if pending.since < moment)
 
     def _shall_end(self, request: Request, ending: tuple[int, ...]) -> bool:
@@ -151,7 +151,7 @@ class Requests:
             for pid in ending
         )
 
-    def _report(self, event: str, pending: Pending) -> None:
+    def _report(self, event: str, pending: WaitingRequest) -> None:
         request = pending.request
         self._log.warning(
             event,

@@ -26,7 +26,7 @@ from structlog.typing import FilteringBoundLogger
 
 from bftfs.conversation import Conversation
 from bftfs.errors import BftfsError, UsageError
-from bftfs.filesystem.history import History
+from bftfs.filesystem.file_history import History
 from bftfs.filesystem.operations import FileSystem
 from mount import mountpoint as mountpoints
 from mount.operations import Operations
@@ -45,7 +45,7 @@ GOODBYE_PATIENCE_S: Final = 45.0  # for what is unwritten at the end, if the clu
 Result = TypeVar("Result")
 
 
-class Host(Starter, Protocol):
+class Performer(Starter, Protocol):
     """What is needed of `bftfs.runtime.network.Network`."""
 
     async def perform(self, conversation: Conversation[Result]) -> Result:
@@ -57,7 +57,7 @@ class Mount:
 
     def __init__(
         self,
-        network: Host,
+        network: Performer,
         files: FileSystem,
         history: History | None,
         options: MountOptions,

@@ -14,7 +14,6 @@ from bftfs.crypto.digest import client_id_of
 from bftfs.crypto.keys import Identity
 from bftfs.envelope import REPLIES, REQUESTS
 from bftfs.filesystem import object_types
-from bftfs.filesystem.collection import CollectedPast, CollectionTally, Collector
 from bftfs.identifiers import NodeId
 from bftfs.query_update.healing import ObjectHealer
 from bftfs.query_update.messages import Request as QueryUpdateRequest
@@ -29,6 +28,7 @@ from bftfs.server.background import HealingTally
 from bftfs.server.block_healing import BlockHealer
 from bftfs.server.block_scrubbing import BlockScrubber
 from bftfs.server.block_verification import LazyVerifier
+from bftfs.server.file_collection import CollectedPast, CollectionTally, Collector
 from bftfs.server.history_pool import HistoryPool
 from bftfs.server.quota import ClientQuota, MeteredObjects
 from bftfs.server.recovery import Recovery

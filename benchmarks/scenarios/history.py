@@ -33,7 +33,7 @@ from bftfs.cluster import Durability
 from bftfs.conversation import Conversation
 from bftfs.filesystem import registry
 from bftfs.filesystem.attributes import NO_CHANGES, Changes
-from bftfs.filesystem.directory import Listing, Name, Page
+from bftfs.filesystem.directory import DirectoryPage, Listing, Name
 from bftfs.filesystem.inode import Writing
 from bftfs.filesystem.listing import PAGE_BYTES
 from bftfs.identifiers import ObjectId, block_id
@@ -230,7 +230,7 @@ class _History:
         after = entries = 0
         while True:
             arguments = Listing(after, PAGE_BYTES)
-            page: Page
+            page: DirectoryPage
             if at_us is None:
                 objects = self._client.objects
                 method = registry.READ_DIRECTORY

@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bftfs.asking.inspection import Witnesses
-from bftfs.cli.past import Located, Session, file_kind, session_at, session_of
+from bftfs.cli.command_session import CommandSession, Located, file_kind, session_at, session_of
 from bftfs.conversation import Receive, Send
 from bftfs.data_directory import DEFAULT_CLIENT
 from bftfs.envelope import HealthReply, HealthRequest
@@ -93,7 +93,9 @@ def _range(text: str | None) -> tuple[int, int] | None:
 # --- asking -------------------------------------------------------------------------------------
 
 
-def _inspected(session: Session, given: str, chosen: tuple[int, int] | None) -> dict[str, Any]:
+def _inspected(
+    session: CommandSession, given: str, chosen: tuple[int, int] | None
+) -> dict[str, Any]:
     """The report, as programs get it."""
     located = session.locate(given)
     if located.time_us is not None:
@@ -155,7 +157,7 @@ def _inspected(session: Session, given: str, chosen: tuple[int, int] | None) -> 
     }
 
 
-def _steps(session: Session, located: Located) -> Iterator[tuple[str, Any]]:
+def _steps(session: CommandSession, located: Located) -> Iterator[tuple[str, Any]]:
     """The objects that lead to a path, and its own."""
     identifier = session.files.root
     yield "/", identifier
@@ -165,7 +167,7 @@ def _steps(session: Session, located: Located) -> Iterator[tuple[str, Any]]:
         yield name, identifier
 
 
-def _scrubs(session: Session) -> dict[str, str | None]:
+def _scrubs(session: CommandSession) -> dict[str, str | None]:
     """When each node says that it read and checked everything last."""
     replies = session.network.perform_many(
         (_health(NodeId(node)) for node in range(session.description.n)),
@@ -205,7 +207,7 @@ def _object(name: str, report: ObjectReport) -> dict[str, Any]:
     }
 
 
-def _block(session: Session, number: int, report: BlockReport) -> dict[str, Any]:
+def _block(session: CommandSession, number: int, report: BlockReport) -> dict[str, Any]:
     version = report.version
     return {
         "number": number,

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import click
 
-from bftfs.cli.past import Located, Session, absolute, last_removal, session_at
+from bftfs.cli.command_session import CommandSession, Located, absolute, last_removal, session_at
 from bftfs.errors import FileSystemError, UsageError
 from bftfs.filesystem.time_names import format_time_name
 from bftfs.restoration.restore import Counts, Restoring, Status
@@ -69,7 +69,7 @@ def undelete(path: str, target: Path | None, listing: bool) -> None:
     )
 
 
-def _last_seen(session: Session, path: Path, gone_us: int) -> Located:
+def _last_seen(session: CommandSession, path: Path, gone_us: int) -> Located:
     """What stood at a path just before it was removed.
 
     A tree is removed from the leaves up, one name at a time. What is brought back is the tree as it
@@ -86,7 +86,7 @@ def _last_seen(session: Session, path: Path, gone_us: int) -> Located:
 _PAUSE_US = 5_000_000
 
 
-def _removal_began(session: Session, located: Located, gone_us: int) -> int:
+def _removal_began(session: CommandSession, located: Located, gone_us: int) -> int:
     removals = [gone_us]
     waiting = [located.identifier]
     seen = set(waiting)
@@ -107,7 +107,7 @@ def _removal_began(session: Session, located: Located, gone_us: int) -> int:
     return begun_us
 
 
-def _list_removed(session: Session, path: Path) -> None:
+def _list_removed(session: CommandSession, path: Path) -> None:
     identifier, _ = session.find(path)
     changes = session.changes(identifier)
     there: set[bytes] = set()
@@ -126,7 +126,9 @@ def _list_removed(session: Session, path: Path) -> None:
         click.echo(f"{format_time_name(gone_us)}  {path / shown}")
 
 
-def restore_tree(session: Session, located: Located, target: Path, *, delete: bool) -> Counts:
+def restore_tree(
+    session: CommandSession, located: Located, target: Path, *, delete: bool
+) -> Counts:
     """Make what is at `target` what was `located`."""
     restoring = Restoring(session.sight, PathTarget(target), located.time_us)
     try:

@@ -9,7 +9,7 @@ from functools import partial
 
 import click
 
-from bftfs.cli.past import Session, path_argument, session_at
+from bftfs.cli.command_session import CommandSession, path_argument, session_at
 from bftfs.conversation import Together
 from bftfs.errors import FileSystemError, UsageError
 from bftfs.identifiers import ObjectId
@@ -73,7 +73,7 @@ def set_(path: str, policy: str, only: bool) -> None:
         raise UsageError(f"{refused} objects are not yours, and stay as they were", exit_code=1)
 
 
-def _apply(session: Session, objects: list[ObjectId], policy: Policy) -> int:
+def _apply(session: CommandSession, objects: list[ObjectId], policy: Policy) -> int:
     """Give all of `objects` the policy; how many of them refuse."""
     refused = 0
 

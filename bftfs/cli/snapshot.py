@@ -9,8 +9,8 @@ from pathlib import Path
 
 import click
 
-from bftfs.cli.history import diff
-from bftfs.cli.past import Session, session_at
+from bftfs.cli.command_session import CommandSession, session_at
+from bftfs.cli.diff import diff
 from bftfs.cli.times import parse_time
 from bftfs.errors import FileSystemError, UsageError
 from bftfs.filesystem.time_names import format_time_name
@@ -43,7 +43,7 @@ def create(mountpoint: str, name: str, at: str | None) -> None:
     click.echo(f"{name}: {format_time_name(made.time_us)}")
 
 
-def _push(session: Session) -> None:
+def _push(session: CommandSession) -> None:
     """Have the mount save what its programs have written."""
     descriptor = os.open(session.mounted.path, os.O_RDONLY | os.O_DIRECTORY)
     try:

@@ -9,12 +9,12 @@ from typing import Any, Final
 
 import click
 
-from bftfs.cli.history import said
-from bftfs.cli.past import Session, session_at
+from bftfs.cli.command_session import CommandSession, session_at
+from bftfs.cli.versions import said
 from bftfs.crypto.digest import client_id_of
 from bftfs.crypto.keys import read_identity
 from bftfs.errors import FileSystemError, OperationFailed, UsageError
-from bftfs.filesystem.history import Change
+from bftfs.filesystem.file_history import Change
 from bftfs.filesystem.time_names import format_time_name
 from bftfs.identifiers import ClientId, ObjectId
 from bftfs.restoration.trail import Trail, audited, follow
@@ -63,7 +63,9 @@ def audit(path: str, client: str, since: str, as_json: bool) -> None:
             )
 
 
-def _row(session: Session, trail: Trail, identifier: ObjectId, change: Change) -> dict[str, Any]:
+def _row(
+    session: CommandSession, trail: Trail, identifier: ObjectId, change: Change
+) -> dict[str, Any]:
     return {
         "time": format_time_name(change.time_us),
         "client": session.client_name(change.client),
@@ -77,7 +79,7 @@ def _known(uid: int | None) -> str:
     return "?" if uid is None else str(uid)
 
 
-def _strays(session: Session, trail: Trail, client: str) -> list[dict[str, Any]]:
+def _strays(session: CommandSession, trail: Trail, client: str) -> list[dict[str, Any]]:
     """Blocks that the client wrote, and no update of its own covers."""
     rows = []
     for identifier, strays in trail.strays.items():
@@ -141,7 +143,7 @@ def undo(path: str, client: str, since: str, dry_run: bool) -> int:
 # --- whose changes --------------------------------------------------------------------------
 
 
-def _follow(session: Session, path: str, client: str, since: str) -> Trail:
+def _follow(session: CommandSession, path: str, client: str, since: str) -> Trail:
     root = session.locate(path)
     whose, since_us = _client_called(session, client), session.time(since)
     following = follow(
@@ -155,7 +157,7 @@ def _follow(session: Session, path: str, client: str, since: str) -> Trail:
         ) from None
 
 
-def _client_called(session: Session, text: str) -> ClientId:
+def _client_called(session: CommandSession, text: str) -> ClientId:
     """The client of that name, known or revoked; or that whose id begins so."""
     for entry in session.description.clients:
         if entry.name == text:

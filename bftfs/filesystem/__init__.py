@@ -14,8 +14,8 @@ Failures are `FileSystemError(errno)`, or `OperationFailed` where the cluster ga
       .root                                                  ObjectId of the root directory
       await .format(who)                                     make the file system, if there is none
 
-      await .lookup(directory, name, who)                    -> Found(identifier, attributes)
-      await .parent(directory, who)                          -> Found   ("..")
+      await .lookup(directory, name, who)                    -> FoundObject(identifier, attributes)
+      await .parent(directory, who)                          -> FoundObject   ("..")
       await .attributes(identifier, who)                     -> Attributes
       await .change_attributes(identifier, changes, who)     -> Attributes  (chmod, chown, utimens)
       await .truncate(identifier, size, who)                 -> Attributes
@@ -23,13 +23,13 @@ Failures are `FileSystemError(errno)`, or `OperationFailed` where the cluster ga
       await .read_link(identifier, who)                      -> bytes
 
       await .create(directory, name, mode, who, umask=0, flags=O_RDWR)   (O_EXCL is obeyed)
-                                                             -> (Found, OpenFile)
-      await .make_node(directory, name, mode, who, umask=0, device=0)  -> Found  (files too)
-      await .make_symlink(directory, name, target, who)      -> Found
-      await .make_directory(directory, name, mode, who, umask=0)       -> Found
-      await .link(identifier, directory, name, who)          -> Found
-      await .unlink(directory, name, who)                    -> Found, as it is after it
-      await .remove_directory(directory, name, who)          -> Found, as it is after it
+                                                             -> (FoundObject, OpenFile)
+      await .make_node(directory, name, mode, who, umask=0, device=0)  -> FoundObject  (files too)
+      await .make_symlink(directory, name, target, who)      -> FoundObject
+      await .make_directory(directory, name, mode, who, umask=0)       -> FoundObject
+      await .link(identifier, directory, name, who)          -> FoundObject
+      await .unlink(directory, name, who)                    -> FoundObject, as it is after it
+      await .remove_directory(directory, name, who)          -> FoundObject, as it is after it
       await .rename(directory, name, target, target_name, who, flags=0)
 
       await .open(identifier, flags, who)                    -> OpenFile(.identifier, .keep_cache)

@@ -39,7 +39,7 @@ _NAMED = (Tag.USER, Tag.GROUP)
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class AclEntry:
     """One line of a list: whom it is about, and the rwx bits that it grants."""
 
     tag: Tag
@@ -51,7 +51,7 @@ class Entry:
 class AccessControlList:
     """A valid list."""
 
-    entries: tuple[Entry, ...]
+    entries: tuple[AclEntry, ...]
 
     def __post_init__(self) -> None:
         tags = [entry.tag for entry in self.entries]
@@ -80,7 +80,7 @@ class AccessControlList:
             raise ValueError(f"an access control list has at most {limits.ACL_ENTRIES} entries")
         return cls(
             tuple(
-                Entry(
+                AclEntry(
                     Tag(tag),
                     permissions,
                     identity if tag in _NAMED else _NOBODY_IN_PARTICULAR,
@@ -146,7 +146,7 @@ class AccessControlList:
         bits = self._class_bits(mode)
         return AccessControlList(
             tuple(
-                Entry(entry.tag, bits.get(entry.tag, entry.permissions), entry.identity)
+                AclEntry(entry.tag, bits.get(entry.tag, entry.permissions), entry.identity)
                 for entry in self.entries
             )
         )
@@ -159,7 +159,7 @@ class AccessControlList:
         bits = self._class_bits(mode)
         return AccessControlList(
             tuple(
-                Entry(entry.tag, entry.permissions & bits.get(entry.tag, 0o7), entry.identity)
+                AclEntry(entry.tag, entry.permissions & bits.get(entry.tag, 0o7), entry.identity)
                 for entry in self.entries
             )
         )

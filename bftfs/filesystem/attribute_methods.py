@@ -17,8 +17,8 @@ from bftfs.filesystem.attributes import (
 )
 from bftfs.filesystem.objects import (
     ACCESS_ACL_KEY,
+    AttributesAfter,
     NoArguments,
-    Outcome,
     States,
     Subject,
     concluded,
@@ -51,7 +51,7 @@ def permit_history(states: States, arguments: NoArguments, caller: Caller) -> by
     return b""
 
 
-def change_attributes(states: States, arguments: Changes, caller: Caller) -> Outcome:
+def change_attributes(states: States, arguments: Changes, caller: Caller) -> AttributesAfter:
     """chmod, chown and utimens in one."""
     subject = Subject.existing(states[0])
     apply_changes(subject, arguments, caller)
@@ -122,7 +122,7 @@ def is_access_due(attributes: Attributes, atime_ns: int) -> bool:
     )
 
 
-def accessed(states: States, arguments: Access, caller: Caller) -> Outcome:
+def accessed(states: States, arguments: Access, caller: Caller) -> AttributesAfter:
     """Record an access, if one is due; whoever may read may say that he did."""
     subject = Subject.existing(states[0])
     if not subject.permits(caller, READ) and not subject.permits(caller, EXECUTE):

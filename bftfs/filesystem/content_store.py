@@ -653,7 +653,7 @@ class ContentStore:
 
         A version of a file is its blocks as of the version's time. [design §4]
         """
-        answer: inode.Contents = await self._metadata.update(
+        answer: inode.ContentsChanged = await self._metadata.update(
             (contents.identifier,), method, arguments, who, not_before_us=contents.pushed_us
         )
         attributes = answer.attributes

@@ -44,7 +44,7 @@ from bftfs.filesystem.names import fault_of, is_dots
 from bftfs.filesystem.objects import (
     ACCESS_ACL_KEY,
     DEFAULT_ACL_KEY,
-    Outcome,
+    AttributesAfter,
     States,
     Subject,
     concluded,
@@ -87,7 +87,7 @@ _INODE_FORMATS = (
 )
 
 
-class Entry(NamedTuple):
+class StoredEntry(NamedTuple):
     """What a name in a directory stands for."""
 
     child: ObjectId
@@ -95,15 +95,15 @@ class Entry(NamedTuple):
     serial: int
 
 
-def find(directory: Subject, name: bytes) -> Entry | None:
+def find(directory: Subject, name: bytes) -> StoredEntry | None:
     """The entry called `name`."""
     value = directory.state.get(_ENTRY + name)
     return None if value is None else entry_in(value)
 
 
-def entry_in(value: bytes) -> Entry:
+def entry_in(value: bytes) -> StoredEntry:
     """The entry that is stored as `value`."""
-    return Entry(ObjectId(value[:16]), value[16], serial_from(value[_CHILD_BYTES:]))
+    return StoredEntry(ObjectId(value[:16]), value[16], serial_from(value[_CHILD_BYTES:]))
 
 
 def name_in(key: bytes) -> bytes:
@@ -111,7 +111,7 @@ def name_in(key: bytes) -> bytes:
     return key[len(_ENTRY) :]
 
 
-def _put(directory: Subject, name: bytes, entry: Entry) -> None:
+def _put(directory: Subject, name: bytes, entry: StoredEntry) -> None:
     child = entry.child + bytes((entry.file_type,))
     directory.state.put(_ENTRY + name, child + serial_key(entry.serial))
     directory.state.put(key_of(entry.serial), child + name)
@@ -120,11 +120,11 @@ def _put(directory: Subject, name: bytes, entry: Entry) -> None:
 def _insert(directory: Subject, name: bytes, child: ObjectId, file_type: int) -> None:
     """A new entry at the end of the listing."""
     serial = directory.attributes.next_serial
-    _put(directory, name, Entry(child, file_type, serial))
+    _put(directory, name, StoredEntry(child, file_type, serial))
     directory.change(entries=directory.attributes.entries + 1, next_serial=serial + 1)
 
 
-def _erase(directory: Subject, name: bytes, entry: Entry) -> None:
+def _erase(directory: Subject, name: bytes, entry: StoredEntry) -> None:
     directory.state.delete(_ENTRY + name)
     directory.state.delete(key_of(entry.serial))
     directory.change(entries=directory.attributes.entries - 1)
@@ -181,7 +181,7 @@ class Listing(Record, frozen=True):
     volume: Annotated[int, Meta(ge=4096, le=limits.ANSWER_BYTES - 4096)]
 
 
-class Listed(Record, frozen=True):
+class ListedEntry(Record, frozen=True):
     """One entry of a listing; its serial is the cookie to go on after it."""
 
     serial: int
@@ -190,10 +190,10 @@ class Listed(Record, frozen=True):
     file_type: int
 
 
-class Page(Record, frozen=True):
+class DirectoryPage(Record, frozen=True):
     """Part of a listing, and the directory as it is then."""
 
-    entries: tuple[Listed, ...]
+    entries: tuple[ListedEntry, ...]
     complete: bool
     directory: Attributes
 
@@ -212,13 +212,13 @@ def permit_listing(states: States, arguments: Listing, caller: Caller) -> bytes:
     return b""
 
 
-def read_directory(states: States, arguments: Listing, caller: Caller) -> Page:
+def read_directory(states: States, arguments: Listing, caller: Caller) -> DirectoryPage:
     """The entries after a cookie, in the order in which they appeared."""
     (directory,) = loaded(*states)
     directory.require(caller, READ)
     # A directory of the past had no serials from `next_serial` on: they need not be looked through.
     start, stop = key_of(arguments.after + 1), key_of(directory.attributes.next_serial)
-    entries: list[Listed] = []
+    entries: list[ListedEntry] = []
     room = arguments.volume
     complete = True
     for key, value in directory.state.scan(start, stop):
@@ -228,8 +228,8 @@ def read_directory(states: States, arguments: Listing, caller: Caller) -> Page:
             complete = False
             break
         child = ObjectId(bytes(value[:16]))
-        entries.append(Listed(serial_at(key), name, child, value[16]))
-    return Page(tuple(entries), complete, directory.attributes)
+        entries.append(ListedEntry(serial_at(key), name, child, value[16]))
+    return DirectoryPage(tuple(entries), complete, directory.attributes)
 
 
 # --- additions -------------------------------------------------------------------------------
@@ -286,7 +286,7 @@ def _inherited(
     return mode, None if access.is_minimal else access, default
 
 
-def create(states: States, arguments: Creation, caller: Caller) -> Outcome:
+def create(states: States, arguments: Creation, caller: Caller) -> AttributesAfter:
     """A new name for a new file, symlink, fifo, socket or device. Roles: directory, inode."""
     directory = Subject.existing(states[0])
     _require_room_for(directory, arguments.name, caller)
@@ -362,7 +362,7 @@ def new_directory(caller: Caller, *, mode: int, gid: int, parent: ObjectId) -> A
     )
 
 
-def make_directory(states: States, arguments: DirectoryCreation, caller: Caller) -> Outcome:
+def make_directory(states: States, arguments: DirectoryCreation, caller: Caller) -> AttributesAfter:
     """A new name for a new directory. Roles: directory, child."""
     directory = Subject.existing(states[0])
     _require_room_for(directory, arguments.name, caller)
@@ -389,7 +389,7 @@ def make_directory(states: States, arguments: DirectoryCreation, caller: Caller)
     return concluded(caller, directory, child)
 
 
-def link(states: States, arguments: Name, caller: Caller) -> Outcome:
+def link(states: States, arguments: Name, caller: Caller) -> AttributesAfter:
     """One more name for an inode. Roles: directory, inode."""
     directory, inode = loaded(*states)
     _require_room_for(directory, arguments.name, caller)
@@ -406,7 +406,7 @@ def link(states: States, arguments: Name, caller: Caller) -> Outcome:
 # --- removals --------------------------------------------------------------------------------
 
 
-def _removable(directory: Subject, name: bytes, child: Subject, caller: Caller) -> Entry:
+def _removable(directory: Subject, name: bytes, child: Subject, caller: Caller) -> StoredEntry:
     """The entry `name`, which the caller may remove; it must stand for `child`.
 
     ESTALE tells the client that the name stands for something else than it knew.
@@ -422,7 +422,7 @@ def _removable(directory: Subject, name: bytes, child: Subject, caller: Caller) 
     return entry
 
 
-def unlink(states: States, arguments: Name, caller: Caller) -> Outcome:
+def unlink(states: States, arguments: Name, caller: Caller) -> AttributesAfter:
     """One name less for an inode. Roles: directory, inode.
 
     An inode without names keeps its state: it is history, and perhaps open somewhere.
@@ -437,7 +437,7 @@ def unlink(states: States, arguments: Name, caller: Caller) -> Outcome:
     return concluded(caller, directory, inode)
 
 
-def remove_directory(states: States, arguments: Name, caller: Caller) -> Outcome:
+def remove_directory(states: States, arguments: Name, caller: Caller) -> AttributesAfter:
     """Remove an empty directory. Roles: directory, child."""
     directory, child = loaded(*states)
     directory.require(caller, EXECUTE)
@@ -476,7 +476,7 @@ class Relocation(Record, frozen=True):
     epoch: Annotated[int, Meta(ge=0)]
 
 
-def rename(states: States, arguments: Renaming, caller: Caller) -> Outcome:
+def rename(states: States, arguments: Renaming, caller: Caller) -> AttributesAfter:
     """Rename within a directory, or something that is no directory.
 
     Roles: source directory, target directory, what is renamed, and what it replaces or is exchanged
@@ -494,7 +494,7 @@ def rename(states: States, arguments: Renaming, caller: Caller) -> Outcome:
     return concluded(caller, *subjects)
 
 
-def relocate(states: States, arguments: Relocation, caller: Caller) -> Outcome:
+def relocate(states: States, arguments: Relocation, caller: Caller) -> AttributesAfter:
     """Rename a directory into another directory. Roles: those of `rename`, then the volume."""
     subjects = loaded(*states[:4])
     source, target, child, replaced = subjects

@@ -20,8 +20,8 @@ from bftfs.filesystem.attributes import ACCESS_ACL, DEFAULT_ACL, Attributes
 from bftfs.filesystem.objects import (
     ACCESS_ACL_KEY,
     DEFAULT_ACL_KEY,
+    AttributesAfter,
     NoArguments,
-    Outcome,
     States,
     Subject,
     concluded,
@@ -140,7 +140,7 @@ def list_extended(states: States, arguments: NoArguments, caller: Caller) -> Ext
     return ExtendedNames(tuple(names))
 
 
-def set_extended(states: States, arguments: ExtendedSetting, caller: Caller) -> Outcome:
+def set_extended(states: States, arguments: ExtendedSetting, caller: Caller) -> AttributesAfter:
     """Create or replace an extended attribute."""
     name, value = arguments.name, arguments.value
     subject = _subject_for(states[0], name, caller, writing=True)
@@ -166,7 +166,7 @@ def set_extended(states: States, arguments: ExtendedSetting, caller: Caller) -> 
     return concluded(caller, subject)
 
 
-def remove_extended(states: States, arguments: ExtendedName, caller: Caller) -> Outcome:
+def remove_extended(states: States, arguments: ExtendedName, caller: Caller) -> AttributesAfter:
     """Remove an extended attribute."""
     name = arguments.name
     subject = _subject_for(states[0], name, caller, writing=True)

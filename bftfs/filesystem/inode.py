@@ -73,7 +73,7 @@ class Merging(Record, frozen=True):
     contents: TimeField
 
 
-class Contents(Record, frozen=True):
+class ContentsChanged(Record, frozen=True):
     """The attributes after a change of a file's contents, and the version of those before it."""
 
     attributes: Attributes
@@ -106,11 +106,11 @@ def _contents_changed(subject: Subject, caller: Caller, mtime_ns: int) -> None:
     subject.change(mode=mode, mtime_ns=mtime_ns, ctime_ns=time_ns(caller), contents=caller.time_us)
 
 
-def _conclusion(subject: Subject, before: int, caller: Caller) -> Contents:
-    return Contents(subject.conclude(caller), before)
+def _conclusion(subject: Subject, before: int, caller: Caller) -> ContentsChanged:
+    return ContentsChanged(subject.conclude(caller), before)
 
 
-def write(states: States, arguments: Writing, caller: Caller) -> Contents:
+def write(states: States, arguments: Writing, caller: Caller) -> ContentsChanged:
     """Cover blocks that were written. The size never shrinks: others may have extended it."""
     subject, layout = _writable(states[0], caller)
     before = subject.attributes.contents
@@ -126,7 +126,7 @@ def write(states: States, arguments: Writing, caller: Caller) -> Contents:
     return _conclusion(subject, before, caller)
 
 
-def truncate(states: States, arguments: Truncation, caller: Caller) -> Contents:
+def truncate(states: States, arguments: Truncation, caller: Caller) -> ContentsChanged:
     """Set the size; bytes that are cut off never come back."""
     subject, layout = _writable(states[0], caller)
     before = subject.attributes.contents
@@ -147,7 +147,7 @@ def truncate(states: States, arguments: Truncation, caller: Caller) -> Contents:
     return _conclusion(subject, before, caller)
 
 
-def merge(states: States, arguments: Merging, caller: Caller) -> Contents:
+def merge(states: States, arguments: Merging, caller: Caller) -> ContentsChanged:
     """Make one range of several, whose blocks were written again."""
     subject, layout = _writable(states[0], caller)
     before = subject.attributes.contents

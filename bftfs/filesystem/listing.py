@@ -13,7 +13,7 @@ from typing import Final, NamedTuple
 from bftfs import limits
 from bftfs.credentials import Credentials
 from bftfs.filesystem.attributes import Attributes
-from bftfs.filesystem.directory import Listed
+from bftfs.filesystem.directory import ListedEntry
 from bftfs.filesystem.metadata import Metadata
 from bftfs.identifiers import ObjectId
 
@@ -33,12 +33,12 @@ class DirectoryEntry:
     attributes: Attributes | None
 
 
-class _Part(NamedTuple):
+class _CachedPage(NamedTuple):
     """Entries that answer for cookies in [begins, ends)."""
 
     begins: int
     ends: int
-    entries: tuple[Listed, ...]
+    entries: tuple[ListedEntry, ...]
 
 
 class OpenDirectory:
@@ -50,16 +50,16 @@ class OpenDirectory:
         self.identifier = identifier
         self.who = who
         self.is_access_noted = False
-        self._part: _Part | None = None
+        self._part: _CachedPage | None = None
         self._stop = 0  # the serial of the first entry that appeared since the listing began
 
-    async def entries(self, metadata: Metadata, after: int, count: int) -> tuple[Listed, ...]:
+    async def entries(self, metadata: Metadata, after: int, count: int) -> tuple[ListedEntry, ...]:
         """Up to `count` entries after a cookie; a cookie of 0 begins anew."""
         part = self._part
         if not after or part is None or not part.begins <= after < part.ends:
             page = await metadata.listed(self.identifier, after, PAGE_BYTES, self.who)
             ends = _END_OF_DIRECTORY if page.complete else page.entries[-1].serial
-            part = self._part = _Part(after, ends, page.entries)
+            part = self._part = _CachedPage(after, ends, page.entries)
             if not after or not self._stop:
                 self._stop = page.directory.next_serial
         entries = part.entries

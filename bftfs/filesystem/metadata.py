@@ -20,7 +20,7 @@ from bftfs.conversation import Now
 from bftfs.credentials import Credentials
 from bftfs.errors import FileSystemError
 from bftfs.filesystem.attributes import Attributes
-from bftfs.filesystem.directory import Child, Listing, Name, Page, Sought
+from bftfs.filesystem.directory import Child, DirectoryPage, Listing, Name, Sought
 from bftfs.filesystem.name_cache import CachedName, Changed, NameCache
 from bftfs.filesystem.objects import NoArguments
 from bftfs.filesystem.registry import GET_ATTRIBUTES, LOOKUP, READ_DIRECTORY
@@ -152,9 +152,13 @@ class Metadata:
         """What the name stood for when last heard of."""
         return self._names.guess(directory, name)
 
-    async def listed(self, directory: ObjectId, after: int, volume: int, who: Credentials) -> Page:
+    async def listed(
+        self, directory: ObjectId, after: int, volume: int, who: Credentials
+    ) -> DirectoryPage:
         """The entries of the directory after a cookie."""
-        page: Page = await self.query((directory,), READ_DIRECTORY, Listing(after, volume), who)
+        page: DirectoryPage = await self.query(
+            (directory,), READ_DIRECTORY, Listing(after, volume), who
+        )
         now_us = await Now()
         self.learn(directory, page.directory, now_us)
         is_whole = page.complete and not after

@@ -18,7 +18,7 @@ from collections.abc import Iterable
 from typing import Final, NamedTuple, TypeAlias
 
 from bftfs.filesystem.attributes import Attributes
-from bftfs.filesystem.directory import Child, Listed
+from bftfs.filesystem.directory import Child, ListedEntry
 from bftfs.identifiers import ObjectId
 
 ENTRIES: Final = 65_536  # names that are remembered with what they stand for
@@ -119,7 +119,7 @@ class NameCache:
         self,
         directory: ObjectId,
         at: Attributes,
-        entries: Iterable[Listed],
+        entries: Iterable[ListedEntry],
         now_us: int,
         *,
         is_whole: bool,

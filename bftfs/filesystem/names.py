@@ -21,3 +21,8 @@ def fault_of(name: bytes) -> int:
 def is_dots(name: bytes) -> bool:
     """Whether `name` is "." or "..", which every directory has and none stores."""
     return name in (b".", b"..")
+
+
+def shown(name: bytes) -> str:
+    """A name for people: in messages and listings."""
+    return name.decode(errors="backslashreplace")

@@ -40,7 +40,7 @@ NANOSECONDS_PER_MICROSECOND = 1_000
 States: TypeAlias = tuple[MutableState, ...]
 
 
-class Outcome(Record, frozen=True):
+class AttributesAfter(Record, frozen=True):
     """The attributes of a method's objects after it, in the order of its roles."""
 
     attributes: tuple[Attributes, ...]
@@ -163,9 +163,9 @@ def loaded(*states: MutableState) -> tuple[Subject, ...]:
     return tuple(subjects)
 
 
-def concluded(caller: Caller, *subjects: Subject) -> Outcome:
+def concluded(caller: Caller, *subjects: Subject) -> AttributesAfter:
     """The end of a method that changed `subjects`."""
-    return Outcome(tuple(subject.conclude(caller) for subject in subjects))
+    return AttributesAfter(tuple(subject.conclude(caller) for subject in subjects))
 
 
 def time_ns(caller: Caller) -> int:

@@ -36,6 +36,7 @@ from bftfs.filesystem.attributes import (
     Attributes,
     Changes,
 )
+from bftfs.filesystem.capacity import Capacity
 from bftfs.filesystem.content_store import ContentStore
 from bftfs.filesystem.contents import Contents, OpenFile
 from bftfs.filesystem.directory import (
@@ -57,11 +58,11 @@ from bftfs.filesystem.extended_attributes import (
 from bftfs.filesystem.listing import DirectoryEntry, OpenDirectory
 from bftfs.filesystem.metadata import Metadata
 from bftfs.filesystem.name_cache import Changed
-from bftfs.filesystem.names import fault_of
+from bftfs.filesystem.names import fault_of, shown
 from bftfs.filesystem.objects import (
+    AttributesAfter,
     NoArguments,
     NoState,
-    Outcome,
     Subject,
 )
 from bftfs.filesystem.options import Options
@@ -83,7 +84,7 @@ from bftfs.filesystem.registry import (
     SET_EXTENDED,
     UNLINK,
 )
-from bftfs.filesystem.services import BlockService, CapacityService, MetadataService, Room
+from bftfs.filesystem.services import BlockService, CapacityService, MetadataService
 from bftfs.filesystem.volume import Format, Volume
 from bftfs.identifiers import ClientId, ObjectId, ObjectKind, kind_of, object_id, placement_of
 from bftfs.query_update.object_type import Caller, Record, Refusal
@@ -102,7 +103,7 @@ _Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class FoundObject:
     """An object and its attributes."""
 
     identifier: ObjectId
@@ -153,7 +154,7 @@ class FileSystem:
         self._accesses = AccessTimes(self._metadata)
         self._described: tuple[Volume, int] | None = None
         self._capacity = capacity
-        self._room: tuple[Room, int] | None = None
+        self._room: tuple[Capacity, int] | None = None
 
     # --- the volume --------------------------------------------------------------------------
 
@@ -193,16 +194,16 @@ class FileSystem:
 
     # --- names -------------------------------------------------------------------------------
 
-    async def lookup(self, directory: ObjectId, name: bytes, who: Credentials) -> Found:
+    async def lookup(self, directory: ObjectId, name: bytes, who: Credentials) -> FoundObject:
         """What `name` stands for in the directory."""
         if fault := fault_of(name):  # nothing stands for it, but that is not what is wrong with it
-            raise FileSystemError(fault, _shown(name))
+            raise FileSystemError(fault, shown(name))
         if self._present is not None:
             await self._present.access(directory, os.X_OK, who)
         known = self._metadata.believed(directory, name, await Now())
         guess = known or self._metadata.guess(directory, name)
         if known is not None and known.child is None:
-            raise FileSystemError(errno.ENOENT, _shown(name))
+            raise FileSystemError(errno.ENOENT, shown(name))
         if guess is None or guess.child is None:
             child = await self._lookup(directory, name, who)
             return await self._found_at(child.identifier, who)
@@ -216,14 +217,14 @@ class FileSystem:
             )
         )
         if child.identifier == found.identifier:
-            return Found(found.identifier, found.attributes)
+            return FoundObject(found.identifier, found.attributes)
         return await self._found_at(child.identifier, who)
 
     async def _lookup(self, directory: ObjectId, name: bytes, who: Credentials) -> Child:
         """What a quorum says that `name` stands for."""
         child = await self._metadata.sought(directory, name, who)
         if child is None:
-            raise FileSystemError(errno.ENOENT, _shown(name))
+            raise FileSystemError(errno.ENOENT, shown(name))
         return child
 
     async def _resolve(self, directory: ObjectId, name: bytes, who: Credentials) -> Child:
@@ -233,18 +234,18 @@ class FileSystem:
             return guess.child
         return await self._lookup(directory, name, who)
 
-    async def parent(self, directory: ObjectId, who: Credentials) -> Found:
+    async def parent(self, directory: ObjectId, who: Credentials) -> FoundObject:
         """The directory that the directory stands in; the root stands in itself."""
         identifier = (await self._metadata.attributes(directory, who)).parent
         if not identifier:
             raise FileSystemError(errno.ENOTDIR)
         return await self._found_at(identifier, who)
 
-    async def _found_at(self, identifier: ObjectId, who: Credentials) -> Found:
+    async def _found_at(self, identifier: ObjectId, who: Credentials) -> FoundObject:
         return self._found(identifier, await self._metadata.attributes(identifier, who))
 
-    def _found(self, identifier: ObjectId, attributes: Attributes) -> Found:
-        return Found(identifier, self._seen_by_programs(identifier, attributes))
+    def _found(self, identifier: ObjectId, attributes: Attributes) -> FoundObject:
+        return FoundObject(identifier, self._seen_by_programs(identifier, attributes))
 
     # --- attributes --------------------------------------------------------------------------
 
@@ -354,7 +355,7 @@ class FileSystem:
         method: str,
         arguments: Record,
         who: Credentials,
-    ) -> Found:
+    ) -> FoundObject:
         """An update that gives `child` a name in the directory."""
         try:
             outcome = await self._metadata.update((directory, child), method, arguments, who)
@@ -382,7 +383,7 @@ class FileSystem:
         umask: int = 0,
         device: int = 0,
         target: bytes = b"",
-    ) -> Found:
+    ) -> FoundObject:
         """A new regular file, fifo, socket, device or symlink.
 
         Its identifier shares the directory's placement, so that both have one preferred quorum.
@@ -394,7 +395,7 @@ class FileSystem:
 
     async def make_symlink(
         self, directory: ObjectId, name: bytes, target: bytes, who: Credentials
-    ) -> Found:
+    ) -> FoundObject:
         """A new symlink."""
         if len(target) > limits.SYMLINK_BYTES:
             raise FileSystemError(errno.ENAMETOOLONG)
@@ -404,7 +405,7 @@ class FileSystem:
 
     async def make_directory(
         self, directory: ObjectId, name: bytes, mode: int, who: Credentials, *, umask: int = 0
-    ) -> Found:
+    ) -> FoundObject:
         """A new directory.
 
         What stands next to the root is spread over the quorums, and what stands deeper stays with
@@ -424,7 +425,7 @@ class FileSystem:
         *,
         umask: int = 0,
         flags: int = os.O_RDWR,
-    ) -> tuple[Found, OpenFile]:
+    ) -> tuple[FoundObject, OpenFile]:
         """open(2) with O_CREAT: makes the file; without O_EXCL, opens it if it exists."""
         for _ in range(ATTEMPTS):
             try:
@@ -447,11 +448,11 @@ class FileSystem:
             await self.access(child.identifier, _WANTED[flags & os.O_ACCMODE], who)
             file = await self.open(child.identifier, flags, who)
             return await self._found_at(child.identifier, who), file
-        raise FileSystemError(errno.EAGAIN, _shown(name))
+        raise FileSystemError(errno.EAGAIN, shown(name))
 
     async def link(
         self, identifier: ObjectId, directory: ObjectId, name: bytes, who: Credentials
-    ) -> Found:
+    ) -> FoundObject:
         """One more name for an inode."""
         if kind_of(identifier) != ObjectKind.INODE:
             raise FileSystemError(errno.EPERM, "directories have one name")
@@ -459,33 +460,35 @@ class FileSystem:
 
     # --- removals ----------------------------------------------------------------------------
 
-    async def unlink(self, directory: ObjectId, name: bytes, who: Credentials) -> Found:
+    async def unlink(self, directory: ObjectId, name: bytes, who: Credentials) -> FoundObject:
         """Remove a name of an inode."""
 
-        async def attempt() -> Found:
+        async def attempt() -> FoundObject:
             child = await self._resolve(directory, name, who)
             if kind_of(child.identifier) == ObjectKind.DIRECTORY:
                 await self._require_current(directory, name, child.identifier, who)
-                raise FileSystemError(errno.EISDIR, _shown(name))
+                raise FileSystemError(errno.EISDIR, shown(name))
             return await self._remove(directory, name, child, UNLINK, who)
 
         return await self._with_current_names(attempt, (directory, name))
 
-    async def remove_directory(self, directory: ObjectId, name: bytes, who: Credentials) -> Found:
+    async def remove_directory(
+        self, directory: ObjectId, name: bytes, who: Credentials
+    ) -> FoundObject:
         """Remove an empty directory."""
 
-        async def attempt() -> Found:
+        async def attempt() -> FoundObject:
             child = await self._resolve(directory, name, who)
             if kind_of(child.identifier) != ObjectKind.DIRECTORY:
                 await self._require_current(directory, name, child.identifier, who)
-                raise FileSystemError(errno.ENOTDIR, _shown(name))
+                raise FileSystemError(errno.ENOTDIR, shown(name))
             return await self._remove(directory, name, child, REMOVE_DIRECTORY, who)
 
         return await self._with_current_names(attempt, (directory, name))
 
     async def _remove(
         self, directory: ObjectId, name: bytes, child: Child, method: str, who: Credentials
-    ) -> Found:
+    ) -> FoundObject:
         outcome = await self._metadata.update(
             (directory, child.identifier), method, Name(name), who
         )
@@ -579,7 +582,7 @@ class FileSystem:
         target_name: bytes,
         flags: int,
         who: Credentials,
-    ) -> Outcome:
+    ) -> AttributesAfter:
         """Rename a directory into another one, unless it would then stand below itself."""
         source, target, child, replaced = roles
         volume: Volume = await self._metadata.query((self._volume,), DESCRIBE, NoArguments(), who)
@@ -589,12 +592,12 @@ class FileSystem:
             await self._require_current(source, name, child, who)
             there = await self._metadata.sought(target, target_name, who)
             if there is None and flags & RENAME_EXCHANGE:
-                raise FileSystemError(errno.ENOENT, _shown(target_name))
+                raise FileSystemError(errno.ENOENT, shown(target_name))
             if there is not None and flags & RENAME_NOREPLACE:
-                raise FileSystemError(errno.EEXIST, _shown(target_name))
+                raise FileSystemError(errno.EEXIST, shown(target_name))
             raise FileSystemError(errno.EINVAL, "a directory cannot stand below itself")
         arguments = Relocation(name, target_name, flags, volume.relocations)
-        outcome: Outcome = await self._metadata.update(
+        outcome: AttributesAfter = await self._metadata.update(
             (*roles, self._volume), RELOCATE, arguments, who
         )
         return outcome
@@ -774,12 +777,12 @@ class FileSystem:
         attributes = await self._metadata.attributes(identifier, who)
         fault = fault_of_name(attributes, name, uid=who.uid, writing=False)
         if fault:
-            raise FileSystemError(fault, _shown(name))
+            raise FileSystemError(fault, shown(name))
         # The kernel asks for attributes that hardly any object has: most answers are known.
         flag = {acls.ACCESS: ACCESS_ACL, acls.DEFAULT: DEFAULT_ACL}.get(name)
         there = attributes.flags & flag if flag is not None else attributes.extended
         if not there and not self._options.strict:
-            raise FileSystemError(errno.ENODATA, _shown(name))
+            raise FileSystemError(errno.ENODATA, shown(name))
         answer = await self._metadata.query((identifier,), GET_EXTENDED, ExtendedName(name), who)
         value: bytes = answer.value
         return value
@@ -806,7 +809,7 @@ class FileSystem:
         if flags & ~3:
             raise FileSystemError(errno.EINVAL, "xattr flags")
         if len(value) > limits.XATTR_VALUE_BYTES:
-            raise FileSystemError(errno.E2BIG, _shown(name))
+            raise FileSystemError(errno.E2BIG, shown(name))
         arguments = ExtendedSetting(name, value, flags)
         return await self._change_object(identifier, SET_EXTENDED, arguments, who)
 
@@ -815,8 +818,3 @@ class FileSystem:
     ) -> Attributes:
         """Remove an extended attribute."""
         return await self._change_object(identifier, REMOVE_EXTENDED, ExtendedName(name), who)
-
-
-def _shown(name: bytes) -> str:
-    """A name in an error message."""
-    return name.decode(errors="backslashreplace")

@@ -16,7 +16,7 @@ from bftfs.filesystem import (
     volume,
 )
 from bftfs.filesystem.attributes import Attributes, Changes
-from bftfs.filesystem.objects import NoArguments, Outcome
+from bftfs.filesystem.objects import AttributesAfter, NoArguments
 from bftfs.identifiers import ObjectKind
 from bftfs.query_update.object_type import Method, ObjectTypes, Record
 from bftfs.query_update.past import GUARD
@@ -95,37 +95,51 @@ _METHODS = (
         directory.read_directory,
         _DIRECTORY,
         directory.Listing,
-        directory.Page,
+        directory.DirectoryPage,
         directory.permit_listing,
     ),
-    _update(CREATE, directory.create, (_DIRECTORY, _INODE), directory.Creation, Outcome),
+    _update(CREATE, directory.create, (_DIRECTORY, _INODE), directory.Creation, AttributesAfter),
     _update(
         MAKE_DIRECTORY,
         directory.make_directory,
         (_DIRECTORY, _DIRECTORY),
         directory.DirectoryCreation,
-        Outcome,
+        AttributesAfter,
     ),
-    _update(LINK, directory.link, (_DIRECTORY, _INODE), directory.Name, Outcome),
-    _update(UNLINK, directory.unlink, (_DIRECTORY, _INODE), directory.Name, Outcome, frees=True),
+    _update(LINK, directory.link, (_DIRECTORY, _INODE), directory.Name, AttributesAfter),
+    _update(
+        UNLINK, directory.unlink, (_DIRECTORY, _INODE), directory.Name, AttributesAfter, frees=True
+    ),
     _update(
         REMOVE_DIRECTORY,
         directory.remove_directory,
         (_DIRECTORY, _DIRECTORY),
         directory.Name,
-        Outcome,
+        AttributesAfter,
         frees=True,
     ),
-    _update(RENAME, directory.rename, _RENAME_ROLES, directory.Renaming, Outcome),
-    _update(RELOCATE, directory.relocate, (*_RENAME_ROLES, _VOLUME), directory.Relocation, Outcome),
+    _update(RENAME, directory.rename, _RENAME_ROLES, directory.Renaming, AttributesAfter),
+    _update(
+        RELOCATE,
+        directory.relocate,
+        (*_RENAME_ROLES, _VOLUME),
+        directory.Relocation,
+        AttributesAfter,
+    ),
     _query(READ_LINK, inode.read_link, _INODE, NoArguments, None),
-    _update(WRITE, inode.write, (_INODE,), inode.Writing, inode.Contents),
-    _update(TRUNCATE, inode.truncate, (_INODE,), inode.Truncation, inode.Contents, frees=True),
-    _update(MERGE, inode.merge, (_INODE,), inode.Merging, inode.Contents),
+    _update(WRITE, inode.write, (_INODE,), inode.Writing, inode.ContentsChanged),
+    _update(
+        TRUNCATE, inode.truncate, (_INODE,), inode.Truncation, inode.ContentsChanged, frees=True
+    ),
+    _update(MERGE, inode.merge, (_INODE,), inode.Merging, inode.ContentsChanged),
     _query(GET_ATTRIBUTES, attribute_methods.get_attributes, _EITHER, NoArguments, Attributes),
     _query(PERMIT_HISTORY, attribute_methods.permit_history, _EITHER, NoArguments, None),
-    _update(CHANGE_ATTRIBUTES, attribute_methods.change_attributes, (_EITHER,), Changes, Outcome),
-    _update(ACCESSED, attribute_methods.accessed, (_EITHER,), attribute_methods.Access, Outcome),
+    _update(
+        CHANGE_ATTRIBUTES, attribute_methods.change_attributes, (_EITHER,), Changes, AttributesAfter
+    ),
+    _update(
+        ACCESSED, attribute_methods.accessed, (_EITHER,), attribute_methods.Access, AttributesAfter
+    ),
     _query(
         GET_EXTENDED,
         extended_attributes.get_extended,
@@ -146,14 +160,14 @@ _METHODS = (
         extended_attributes.set_extended,
         (_EITHER,),
         extended_attributes.ExtendedSetting,
-        Outcome,
+        AttributesAfter,
     ),
     _update(
         REMOVE_EXTENDED,
         extended_attributes.remove_extended,
         (_EITHER,),
         extended_attributes.ExtendedName,
-        Outcome,
+        AttributesAfter,
         frees=True,
     ),
     _query(
@@ -168,7 +182,7 @@ _METHODS = (
         retention_methods.set_retention,
         (_EITHER,),
         retention_methods.PolicySetting,
-        Outcome,
+        AttributesAfter,
     ),
     _update(FORMAT, mkfs.format_volume, (_VOLUME, _DIRECTORY), volume.Format, volume.Volume),
     _query(DESCRIBE, volume.describe, _VOLUME, NoArguments, volume.Volume),

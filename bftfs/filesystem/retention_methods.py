@@ -15,8 +15,8 @@ from msgspec import Meta
 from bftfs.errors import UsageError
 from bftfs.filesystem.objects import (
     RETENTION_KEY,
+    AttributesAfter,
     NoArguments,
-    Outcome,
     States,
     Subject,
     concluded,
@@ -40,7 +40,7 @@ def get_retention(states: States, arguments: NoArguments, caller: Caller) -> Pol
     return PolicySetting(str(KEEP_ALL) if stored is None else stored.decode("ascii"))
 
 
-def set_retention(states: States, arguments: PolicySetting, caller: Caller) -> Outcome:
+def set_retention(states: States, arguments: PolicySetting, caller: Caller) -> AttributesAfter:
     """Give the object another policy, if it is the caller's own."""
     subject = Subject.existing(states[0])
     if not owns(caller, subject.attributes):

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 from bftfs.credentials import Credentials
+from bftfs.filesystem.capacity import Capacity
 from bftfs.identifiers import BlockId, ClientId, ObjectId
 from bftfs.query_update.messages import PastVersion
 from bftfs.query_update.object_type import Record
@@ -17,7 +18,7 @@ from bftfs.query_update.timestamp import LogicalTimestamp
 from bftfs.read_write.timestamp import BlockTimestamp
 
 
-class Answered(Protocol):
+class MethodAnswer(Protocol):
     """What an operation on metadata gave."""
 
     @property
@@ -34,7 +35,7 @@ class MetadataService(Protocol):
         method: str,
         arguments: Record,
         credentials: Credentials,
-    ) -> Answered:
+    ) -> MethodAnswer:
         """Invoke a query."""
 
     async def update(
@@ -45,27 +46,15 @@ class MetadataService(Protocol):
         credentials: Credentials,
         *,
         not_before_us: int = 0,
-    ) -> Answered:
+    ) -> MethodAnswer:
         """Invoke an update, which makes versions with a time of `not_before_us` or later."""
 
 
-class Room(Protocol):
-    """What there is room for, in bytes of contents."""
-
-    @property
-    def used_bytes(self) -> int:
-        """Taken, with all of the history."""
-
-    @property
-    def free_bytes(self) -> int:
-        """To be had."""
-
-
 class CapacityService(Protocol):
-    """Where all of it is kept."""
+    """The room for contents on the nodes."""
 
-    async def capacity(self) -> Room:
-        """How much that is at present."""
+    async def capacity(self) -> Capacity:
+        """How much is used and free at present."""
 
 
 class BlockVersion(Protocol):
@@ -115,7 +104,7 @@ class PastService(Protocol):
         credentials: Credentials,
         *,
         at_us: int,
-    ) -> Answered:
+    ) -> MethodAnswer:
         """Invoke a query on an object as it was at a time."""
 
     async def latest(self, identifier: ObjectId) -> LogicalTimestamp:
@@ -133,7 +122,7 @@ class PastService(Protocol):
         """One page of the versions from `newest` down, with their changes to some keys."""
 
 
-class Authored(Protocol):
+class BlockAuthorship(Protocol):
     """A version of a block, by name."""
 
     @property
@@ -157,5 +146,5 @@ class PastBlockService(Protocol):
 
     async def versions_by(
         self, inodes: Sequence[ObjectId], *, author: ClientId | None, since_us: int
-    ) -> Sequence[Authored]:
+    ) -> Sequence[BlockAuthorship]:
         """Versions of blocks of these files that `author`, or anybody, wrote since then."""

@@ -16,7 +16,7 @@ import msgspec
 from bftfs.errors import FileSystemError
 from bftfs.filesystem import acl, object_types
 from bftfs.filesystem.attributes import NO_CHANGES, Attributes, Changes
-from bftfs.filesystem.history import Change
+from bftfs.filesystem.file_history import Change
 from bftfs.filesystem.operations import FileSystem
 from bftfs.filesystem.registry import (
     ACCESSED,

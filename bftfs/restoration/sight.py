@@ -11,7 +11,7 @@ from bftfs.conversation import Together
 from bftfs.credentials import Credentials
 from bftfs.filesystem.attributes import Attributes
 from bftfs.filesystem.contents import OpenFile
-from bftfs.filesystem.history import Change, History
+from bftfs.filesystem.file_history import Change, History
 from bftfs.filesystem.operations import FileSystem
 from bftfs.identifiers import ObjectId, ObjectKind, kind_of
 

@@ -21,8 +21,8 @@ from typing import Final
 from bftfs.conversation import Together
 from bftfs.errors import FileSystemError
 from bftfs.filesystem.attributes import Attributes
-from bftfs.filesystem.history import Change
-from bftfs.filesystem.services import Authored
+from bftfs.filesystem.file_history import Change
+from bftfs.filesystem.services import BlockAuthorship
 from bftfs.identifiers import BlockId, ClientId, ObjectId, block_number_of, inode_of
 from bftfs.restoration.sight import Sight
 
@@ -42,7 +42,7 @@ class Stray:
 
 async def strays_among(
     sight: Sight,
-    written: Sequence[Authored],
+    written: Sequence[BlockAuthorship],
     changes: dict[ObjectId, list[Change]],
     *,
     client: ClientId,
@@ -80,7 +80,7 @@ async def strays_among(
     return dict(found)
 
 
-def _place(written: Authored) -> tuple[BlockId, int]:
+def _place(written: BlockAuthorship) -> tuple[BlockId, int]:
     return written.block, written.time_us
 
 

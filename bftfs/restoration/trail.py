@@ -13,8 +13,8 @@ from functools import partial
 from typing import Final, NamedTuple
 
 from bftfs.conversation import Together
-from bftfs.filesystem.directory import Entry
-from bftfs.filesystem.history import Change
+from bftfs.filesystem.directory import StoredEntry
+from bftfs.filesystem.file_history import Change
 from bftfs.filesystem.registry import CREATE, MAKE_DIRECTORY
 from bftfs.identifiers import ClientId, ObjectId, ObjectKind, inode_of, kind_of
 from bftfs.restoration.sight import Sight
@@ -76,7 +76,7 @@ class Trail:
             for change in self.changes.get(identifier, ())[:1]
         )
 
-    def of_name(self, name: Name) -> list[tuple[Change, Entry | None]]:
+    def of_name(self, name: Name) -> list[tuple[Change, StoredEntry | None]]:
         """What happened to a name."""
         return [
             (change, entry)

@@ -26,7 +26,7 @@ from bftfs.conversation import Conversation, Now
 from bftfs.errors import FileSystemError
 from bftfs.filesystem.contents import OpenFile
 from bftfs.filesystem.directory import RENAME_EXCHANGE, RENAME_NOREPLACE
-from bftfs.filesystem.history import Change
+from bftfs.filesystem.file_history import Change
 from bftfs.filesystem.registry import CREATE, MERGE, TRUNCATE, WRITE
 from bftfs.identifiers import ObjectId, ObjectKind, kind_of
 from bftfs.restoration.merging import carried_over

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 from bftfs.asking.quorum import QuorumSystem
 from bftfs.conversation import Event
-from bftfs.filesystem.collection import Collector, Release
 from bftfs.identifiers import NodeId, ObjectId
+from bftfs.server.file_collection import Collector, Release
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,6 @@ from bftfs import limits
 from bftfs.asking.quorum import QuorumSystem, ThresholdQuorums
 from bftfs.credentials import Credentials
 from bftfs.crypto.authenticator import AuthenticatorKeys
-from bftfs.filesystem.collection import CollectedPast, Collector, Release
 from bftfs.identifiers import CLIENT_ID_BYTES, ClientId, NodeId
 from bftfs.query_update.healing import ObjectHealer
 from bftfs.query_update.messages import Request as QueryUpdateRequest
@@ -26,6 +25,7 @@ from bftfs.read_write.server import ReadWriteServer
 from bftfs.server.block_healing import BlockHealer
 from bftfs.server.block_scrubbing import BlockScrubber
 from bftfs.server.block_verification import LazyVerifier, VerificationSettings
+from bftfs.server.file_collection import CollectedPast, Collector, Release
 from bftfs.server.quota import ClientQuota
 from bftfs.server.recovery import Recovery
 from bftfs.server.scrubber import Scrubber

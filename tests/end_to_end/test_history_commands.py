@@ -271,7 +271,7 @@ def test_what_a_time_is_does_not_depend_on_the_names_of_snapshots(
     file.write_text("two")
     code = (
         "import sys\n"
-        "from bftfs.cli.past import session_at\n"
+        "from bftfs.cli.command_session import session_at\n"
         "with session_at(sys.argv[1]) as session:\n"
         "    time_us = session.time(sys.argv[2])\n"
         "    make = session.history.create_snapshot(b'now', session.who, time_us=time_us)\n"

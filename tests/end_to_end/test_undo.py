@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from bftfs.cli.past import session_at
+from bftfs.cli.command_session import session_at
 from bftfs.crypto.cipher import NONCE_BYTES, BlockCipher
 from bftfs.crypto.keys import read_volume_key
 from bftfs.read_write.client import ReadWriteClient

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from bftfs.filesystem.collection import Collector
+from bftfs.server.file_collection import Collector
 from nodes import protocols
 from nodes.__main__ import main
 

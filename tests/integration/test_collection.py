@@ -14,7 +14,7 @@ from bftfs.credentials import Credentials
 from bftfs.crypto.keys import write_volume_key
 from bftfs.envelope import REPLIES
 from bftfs.errors import AdmissionRefused, NoLongerKept, QuorumUnavailable
-from bftfs.filesystem.history import History
+from bftfs.filesystem.file_history import History
 from bftfs.filesystem.operations import FileSystem
 from bftfs.limits import CLOCK_SKEW_US, MIB, SECOND_US
 from bftfs.runtime import clock

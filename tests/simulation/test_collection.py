@@ -19,7 +19,7 @@ from bftfs import limits
 from bftfs.asking.quorum import ThresholdQuorums
 from bftfs.errors import NoLongerKept
 from bftfs.filesystem.capacity import ClusterCapacity
-from bftfs.filesystem.history import History
+from bftfs.filesystem.file_history import History
 from bftfs.filesystem.operations import FileSystem
 from bftfs.filesystem.options import Options
 from bftfs.filesystem.registry import file_system_types

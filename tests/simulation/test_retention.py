@@ -13,13 +13,13 @@ from typing import Any
 
 import pytest
 
-from bftfs.filesystem.collection import Shown
 from bftfs.identifiers import BLOCK_ID_BYTES, BlockId, NodeId
 from bftfs.limits import CLOCK_SKEW_US
 from bftfs.read_write.timestamp import beginning_of, time_of, version_key
 from bftfs.read_write.version_row import VERIFIED
 from bftfs.retention import Keeps, Retention
 from bftfs.server.block_verification import VerificationSettings
+from bftfs.server.file_collection import Shown
 from bftfs.simulation import scenario
 from bftfs.simulation.collection import CollectionPlan, ConstantPool, collecting
 from bftfs.simulation.configuration import ClientPlan, Configuration, draw

@@ -29,12 +29,12 @@ from bftfs.filesystem.directory import (
     RENAME_NOREPLACE,
     Creation,
     DirectoryCreation,
-    Page,
+    DirectoryPage,
     Relocation,
     Renaming,
     Sought,
 )
-from bftfs.filesystem.objects import Outcome
+from bftfs.filesystem.objects import AttributesAfter
 from bftfs.filesystem.volume import Volume
 from bftfs.identifiers import ClientId, ObjectId, ObjectKind, kind_of
 from bftfs.query_update.candidate import Candidate
@@ -461,9 +461,9 @@ class NamespaceModel:
                 return wrong
             case Attributes():
                 return self.differs(objects[0], answer)
-            case Outcome(attributes):
+            case AttributesAfter(attributes):
                 return "".join(map(self.differs, objects, attributes))
-            case Page(entries, complete, directory):
+            case DirectoryPage(entries, complete, directory):
                 wrong = self.differs(objects[0], directory)
                 listed = {each.name: each.identifier for each in entries}
                 whole = complete and not call.arguments.after  # type: ignore[attr-defined]

@@ -17,7 +17,7 @@ from operator import attrgetter
 
 from bftfs.filesystem import registry
 from bftfs.filesystem.attributes import Attributes
-from bftfs.filesystem.history import CHANGES_SHOWN
+from bftfs.filesystem.file_history import CHANGES_SHOWN
 from bftfs.identifiers import ClientId, ObjectId
 from bftfs.query_update.messages import PastVersion
 from bftfs.query_update.object_type import ObjectTypes

@@ -24,10 +24,10 @@ from bftfs.filesystem import registry
 from bftfs.filesystem.attributes import Attributes, Changes
 from bftfs.filesystem.capacity import ClusterCapacity
 from bftfs.filesystem.directory import Creation, DirectoryCreation, Name, Renaming
-from bftfs.filesystem.history import History
+from bftfs.filesystem.file_history import History
 from bftfs.filesystem.operations import FileSystem
 from bftfs.filesystem.options import Options
-from bftfs.filesystem.past import past_file_system
+from bftfs.filesystem.past_file_system import past_file_system
 from bftfs.filesystem.services import BlockVersion
 from bftfs.identifiers import (
     BlockId,

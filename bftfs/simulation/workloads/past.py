@@ -7,7 +7,7 @@ from typing import Final
 
 from bftfs.credentials import Credentials
 from bftfs.errors import FileSystemError
-from bftfs.filesystem.history import CHANGES_SHOWN
+from bftfs.filesystem.file_history import CHANGES_SHOWN
 from bftfs.filesystem.operations import FileSystem
 from bftfs.identifiers import ObjectId
 from bftfs.query_update.messages import PastVersion

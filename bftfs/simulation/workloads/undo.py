@@ -14,7 +14,7 @@ from bftfs.conversation import Now
 from bftfs.credentials import Credentials
 from bftfs.errors import FileSystemError, OperationFailed
 from bftfs.filesystem.attributes import Changes
-from bftfs.filesystem.operations import FileSystem, Found
+from bftfs.filesystem.operations import FileSystem, FoundObject
 from bftfs.identifiers import ClientId, ObjectId
 from bftfs.restoration.restore import Restoring, Status
 from bftfs.restoration.sight import Node, Reading, Sight
@@ -154,7 +154,7 @@ class FilesTarget:
         files = self._files
         directory, name = await self._place(path)
         mode = stat.S_IFREG | 0o600
-        found: Found
+        found: FoundObject
         found, file = await files.create(directory, name, mode, ROOT, flags=os.O_WRONLY)
         try:
             offset = 0

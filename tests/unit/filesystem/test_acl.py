@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from bftfs.filesystem.acl import AccessControlList, Entry, Tag
+from bftfs.filesystem.acl import AccessControlList, AclEntry, Tag
 
 OWNER, GROUP_OWNER = 10, 20
 
@@ -25,7 +25,7 @@ def acl(text: str) -> AccessControlList:
         permissions = sum(bit for bit, letter in zip((4, 2, 1), bits, strict=True) if letter != "-")
         tag = tags[kind, bool(identity)]
         entries.append(
-            Entry(tag, permissions, int(identity)) if identity else Entry(tag, permissions)
+            AclEntry(tag, permissions, int(identity)) if identity else AclEntry(tag, permissions)
         )
     return AccessControlList(tuple(entries))
 

@@ -20,9 +20,9 @@ from bftfs.filesystem.directory import (
     Child,
     Creation,
     DirectoryCreation,
+    DirectoryPage,
     Listing,
     Name,
-    Page,
     Relocation,
     Renaming,
 )
@@ -154,7 +154,7 @@ class Tree:
         return volume.relocations
 
     def names(self, directory: ObjectId) -> list[bytes]:
-        page: Page = self.objects.perform(
+        page: DirectoryPage = self.objects.perform(
             registry.READ_DIRECTORY, (directory,), Listing(0, 1 << 19), ROOT
         )
         assert page.complete

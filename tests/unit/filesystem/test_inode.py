@@ -29,7 +29,7 @@ def write(
     newest: int | None = None,
     mtime_ns: int = START_NS,
     changes: Changes = NO_CHANGES,
-) -> inode.Contents:
+) -> inode.ContentsChanged:
     if newest is None:
         newest = layout_of(tree, file).newest
     arguments = inode.Writing(end, newest, mtime_ns, changes)
@@ -38,7 +38,7 @@ def write(
 
 def truncate(
     tree: Tree, file: ObjectId, size: int, incarnation: int, contents: int = 0, who: Any = ALICE
-) -> inode.Contents:
+) -> inode.ContentsChanged:
     arguments = inode.Truncation(size, incarnation, contents)
     return tree.objects.perform(registry.TRUNCATE, (file,), arguments, who)
 
@@ -204,7 +204,7 @@ def test_ranges_are_limited(tree: Tree) -> None:
 
 def merge(
     tree: Tree, file: ObjectId, first: int, stop: int, incarnation: int, contents: int | None = None
-) -> inode.Contents:
+) -> inode.ContentsChanged:
     if contents is None:
         contents = tree.get(file).contents
     arguments = inode.Merging(first, stop, incarnation, contents)

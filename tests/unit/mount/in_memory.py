@@ -29,8 +29,7 @@ from bftfs.errors import FileSystemError
 from bftfs.filesystem import object_types
 from bftfs.filesystem.capacity import Capacity
 from bftfs.filesystem.extended_attributes import ExtendedName, ExtendedSetting
-from bftfs.filesystem.objects import NoArguments
-from bftfs.filesystem.objects import Outcome as Attributes
+from bftfs.filesystem.objects import AttributesAfter, NoArguments
 from bftfs.filesystem.operations import FileSystem
 from bftfs.filesystem.options import Options
 from bftfs.filesystem.registry import GET_ATTRIBUTES
@@ -120,7 +119,9 @@ class Metadata:
             case ExtendedSetting(name=name, value=value) if name == FOREIGN:
                 await self._rewrite(objects[0], value, who)
                 method, arguments = GET_ATTRIBUTES, NoArguments()
-                return Answered(Attributes((self._invoke(objects, method, arguments, who).answer,)))
+                return Answered(
+                    AttributesAfter((self._invoke(objects, method, arguments, who).answer,))
+                )
         self.time_us = max(self.time_us + 1, not_before_us, clock.now_us())
         return self._invoke(objects, method, arguments, who)
 

@@ -13,7 +13,7 @@ from bftfs.asking.quorum import ThresholdQuorums
 from bftfs.conversation import Now
 from bftfs.filesystem.attributes import NO_CHANGES, Changes
 from bftfs.filesystem.capacity import ClusterCapacity
-from bftfs.filesystem.history import History
+from bftfs.filesystem.file_history import History
 from bftfs.filesystem.inode import Writing
 from bftfs.filesystem.operations import FileSystem
 from bftfs.filesystem.options import Options

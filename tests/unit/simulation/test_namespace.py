@@ -22,7 +22,7 @@ from bftfs.filesystem.directory import (
     Renaming,
     Sought,
 )
-from bftfs.filesystem.objects import NoArguments, Outcome
+from bftfs.filesystem.objects import AttributesAfter, NoArguments
 from bftfs.filesystem.registry import file_system_types
 from bftfs.filesystem.volume import Format, Volume
 from bftfs.identifiers import NodeId, ObjectId, ObjectKind, object_id
@@ -96,7 +96,7 @@ class History:
         call = Call(CLIENT, "a client", method, True, tuple(objects), arguments, invoked=self.now)
         if ended:
             call.responded = self.now + 5
-            call.answer = Outcome(answer)
+            call.answer = AttributesAfter(answer)
             call.versions = (timestamp,) * len(names)
         if asked:
             self.calls.append(call)

@@ -22,10 +22,10 @@ from bftfs.crypto.cipher import BlockCipher
 from bftfs.errors import FileSystemError
 from bftfs.filesystem.attributes import Attributes, decode_attributes
 from bftfs.filesystem.content_store import plaintext_of
-from bftfs.filesystem.directory import Entry, entry_in, name_in
+from bftfs.filesystem.directory import StoredEntry, entry_in, name_in
 from bftfs.filesystem.objects import ATTRIBUTES_KEY, NoArguments
-from bftfs.filesystem.operations import FileSystem, Found
-from bftfs.filesystem.past import past_file_system
+from bftfs.filesystem.operations import FileSystem, FoundObject
+from bftfs.filesystem.past_file_system import past_file_system
 from bftfs.filesystem.registry import (
     CREATE_SNAPSHOT,
     DELETE_SNAPSHOT,
@@ -35,7 +35,7 @@ from bftfs.filesystem.registry import (
 )
 from bftfs.filesystem.retention_methods import PolicySetting
 from bftfs.filesystem.services import (
-    Authored,
+    BlockAuthorship,
     CapacityService,
     MetadataService,
     PastBlockService,
@@ -67,7 +67,7 @@ class Change:
     objects: tuple[ObjectId, ...]  # that the operation changed together
     operation: Operation
     attributes: Attributes | None  # after it, if it changed any
-    entries: tuple[tuple[bytes, Entry | None], ...]  # of a directory: names that it changed
+    entries: tuple[tuple[bytes, StoredEntry | None], ...]  # of a directory: names that it changed
 
     @property
     def time_us(self) -> int:
@@ -125,7 +125,7 @@ class History:
             self._views.move_to_end(time_us)
         return view
 
-    async def found_at(self, identifier: ObjectId, time_us: int, who: Credentials) -> Found:
+    async def found_at(self, identifier: ObjectId, time_us: int, who: Credentials) -> FoundObject:
         """An object as it was at a time; ENOENT if it was not there, or the time is to come."""
         if time_us > await Now():
             raise FileSystemError(errno.ENOENT, "that time is yet to come")
@@ -135,7 +135,7 @@ class History:
             if refusal.code == errno.ESTALE:
                 raise FileSystemError(errno.ENOENT, "it was not there yet") from None
             raise
-        return Found(identifier, attributes)
+        return FoundObject(identifier, attributes)
 
     # --- snapshots ---------------------------------------------------------------------------
 
@@ -175,7 +175,7 @@ class History:
 
     async def written(
         self, files: Sequence[ObjectId], *, author: ClientId | None, since_us: int
-    ) -> Sequence[Authored]:
+    ) -> Sequence[BlockAuthorship]:
         """What was written to the blocks of files since then, whether it was covered or not."""
         return await self._blocks.versions_by(files, author=author, since_us=since_us)
 
@@ -253,7 +253,7 @@ class History:
 
 def _change(version: PastVersion, operation: Operation) -> Change:
     attributes: Attributes | None = None
-    entries: list[tuple[bytes, Entry | None]] = []
+    entries: list[tuple[bytes, StoredEntry | None]] = []
     for key, value in version.changes:
         if key == ATTRIBUTES_KEY:
             attributes = None if value is None else decode_attributes(value)

@@ -15,7 +15,7 @@ from bftfs.cluster import ClusterDescription
 from bftfs.data_directory import DataDirectory
 from bftfs.envelope import REPLIES
 from bftfs.errors import FileSystemError, OperationFailed, UsageError
-from bftfs.filesystem.history import History
+from bftfs.filesystem.file_history import History
 from bftfs.filesystem.operations import FileSystem
 from bftfs.filesystem.time_names import parse_time_name
 from bftfs.limits import MIB

@@ -23,9 +23,9 @@ from bftfs.credentials import Credentials
 from bftfs.errors import FileSystemError
 from bftfs.filesystem.attributes import Attributes
 from bftfs.filesystem.contents import OpenFile
-from bftfs.filesystem.history import History
+from bftfs.filesystem.file_history import History
 from bftfs.filesystem.listing import DirectoryEntry
-from bftfs.filesystem.operations import FileSystem, Found
+from bftfs.filesystem.operations import FileSystem, FoundObject
 from bftfs.filesystem.time_names import format_time_name, parse_time_name
 from bftfs.identifiers import OBJECT_ID_BYTES, ObjectId
 
@@ -52,7 +52,7 @@ class Entrance:
     def __init__(self, history: History) -> None:
         self._history = history
 
-    async def lookup(self, directory: ObjectId, name: bytes, who: Credentials) -> Found:
+    async def lookup(self, directory: ObjectId, name: bytes, who: Credentials) -> FoundObject:
         """The directory at the time that `name` says; ENOENT if it says none."""
         history = self._history
         await history.present.access(directory, _SEARCH, who)
@@ -62,7 +62,7 @@ class Entrance:
         if time_us < 0:
             raise FileSystemError(errno.ENOENT)
         found = await history.found_at(directory, time_us, who)
-        return Found(key_of(directory, time_us), found.attributes)
+        return FoundObject(key_of(directory, time_us), found.attributes)
 
     async def _time_of_snapshot(self, name: bytes, who: Credentials) -> int:
         for snapshot in await self._history.snapshots(who):
@@ -129,7 +129,7 @@ def entrance_to(directory: ObjectId) -> ObjectId:
     return ObjectId(directory + _ENTRANCE)
 
 
-class Place(NamedTuple):
+class ObjectInView(NamedTuple):
     """Where an inode of the kernel's stands: in which file system, as which object.
 
     What is found in it has identifiers that go on with `suffix`.
@@ -147,14 +147,14 @@ class Places:
         self._history = history
         self._entrance = Entrance(history)
 
-    def find(self, key: ObjectId) -> Place:
+    def find(self, key: ObjectId) -> ObjectInView:
         """The place."""
         identifier, suffix = ObjectId(key[:OBJECT_ID_BYTES]), key[OBJECT_ID_BYTES:]
         if suffix == _ENTRANCE:
-            return Place(self._entrance, identifier, b"")
-        return Place(self._history.at(int.from_bytes(suffix, "big")), identifier, suffix)
+            return ObjectInView(self._entrance, identifier, b"")
+        return ObjectInView(self._history.at(int.from_bytes(suffix, "big")), identifier, suffix)
 
-    async def enter(self, directory: ObjectId, who: Credentials) -> Found:
+    async def enter(self, directory: ObjectId, who: Credentials) -> FoundObject:
         """`.history` of a directory."""
         attributes = await self._entrance.attributes(directory, who)
-        return Found(entrance_to(directory), attributes)
+        return FoundObject(entrance_to(directory), attributes)

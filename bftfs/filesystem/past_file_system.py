@@ -24,9 +24,9 @@ from bftfs.filesystem.operations import FileSystem
 from bftfs.filesystem.options import Options
 from bftfs.filesystem.registry import GET_ATTRIBUTES
 from bftfs.filesystem.services import (
-    Answered,
     BlockVersion,
     CapacityService,
+    MethodAnswer,
     PastBlockService,
     PastService,
 )
@@ -46,7 +46,7 @@ class PastMetadata:
     def __init__(self, service: PastService, at_us: int) -> None:
         self._service = service
         self._at_us = at_us
-        self._attributes: OrderedDict[ObjectId, Answered] = OrderedDict()
+        self._attributes: OrderedDict[ObjectId, MethodAnswer] = OrderedDict()
 
     async def query(
         self,
@@ -54,7 +54,7 @@ class PastMetadata:
         method: str,
         arguments: Record,
         credentials: Credentials,
-    ) -> Answered:
+    ) -> MethodAnswer:
         """Invoke a query of one object."""
         (identifier,) = objects
         if method != GET_ATTRIBUTES:
@@ -79,7 +79,7 @@ class PastMetadata:
         credentials: Credentials,
         *,
         not_before_us: int = 0,
-    ) -> Answered:
+    ) -> MethodAnswer:
         """The past does not change."""
         del objects, method, arguments, credentials, not_before_us
         raise FileSystemError(errno.EROFS)

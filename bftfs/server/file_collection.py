@@ -282,7 +282,7 @@ class _Facts(NamedTuple):
     created_us: int
 
 
-class _Listed(NamedTuple):
+class _Collectable(NamedTuple):
     """An object that something may go of."""
 
     object: ObjectId
@@ -402,7 +402,7 @@ class Collector:
 
     def _page(
         self, view: StorageView, *, after: bytes, horizon_us: int, short: bool
-    ) -> tuple[list[_Listed], bytes]:
+    ) -> tuple[list[_Collectable], bytes]:
         """Some objects that follow `after`, of which something may go; and where the page ends."""
         keys = tuple(
             islice(view.keys(Table.OBJECT, after + b"\0", _AFTER_OBJECTS), limits.COLLECT_OBJECTS)
@@ -416,7 +416,7 @@ class Collector:
                 short
                 or any(not policy.is_keep_all for policy in self._policies(replica, horizon_us))
             ) and _has_superseded(replica, horizon_us):
-                listed.append(_Listed(name, replica.history.latest, replica.row.established))
+                listed.append(_Collectable(name, replica.history.latest, replica.row.established))
         return listed, until
 
     def _policies(self, replica: Replica, horizon_us: int) -> tuple[Policy, ...]:
@@ -429,7 +429,7 @@ class Collector:
         return tuple(map(_policy, found))
 
     async def _settle(
-        self, host: Host, after: bytes, listed: list[_Listed], horizon_us: int
+        self, host: Host, after: bytes, listed: list[_Collectable], horizon_us: int
     ) -> None:
         """Find out which heads are established, that nothing has been built on yet."""
         open_ones = [
@@ -523,7 +523,7 @@ def _attributes(replica: Replica, encoded: bytes) -> Attributes:
         raise DamagedRow(replica.object, str(error)) from error
 
 
-def _establishing(listed: _Listed) -> Callable[[StorageView, int], list[Write]]:
+def _establishing(listed: _Collectable) -> Callable[[StorageView, int], list[Write]]:
     return lambda view, _now_us: establish(view, listed.object, listed.latest)
 
 

@@ -29,7 +29,8 @@ from bftfs.data_directory import DataDirectory
 from bftfs.envelope import REPLIES
 from bftfs.errors import FileSystemError, UsageError
 from bftfs.filesystem.attributes import Attributes
-from bftfs.filesystem.history import Change, History
+from bftfs.filesystem.file_history import Change, History
+from bftfs.filesystem.names import shown
 from bftfs.filesystem.operations import FileSystem
 from bftfs.filesystem.time_names import format_time_name
 from bftfs.identifiers import ClientId, ObjectId
@@ -43,6 +44,7 @@ from mount.options import MountOptions, parse
 Result = TypeVar("Result")
 
 PATIENCE_S = 30.0
+TEXT_BYTES = 16 << 20  # of a file that is compared line by line
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +63,7 @@ class Located:
         return Node(self.identifier, self.attributes)
 
 
-class Session:
+class CommandSession:
     """A client's sight of the file system that a path is in."""
 
     def __init__(
@@ -238,6 +240,19 @@ class Session:
         """Where a symlink leads."""
         return self.perform(self.sight.link_target(identifier, time_us))
 
+    def text(self, node: Node, time_us: int | None) -> str | None:
+        """A file's contents as text; None if it is no text, or too large to be compared by line."""
+        attributes = node.attributes
+        if stat.S_ISLNK(attributes.mode):
+            return f"symlink to {shown(self.link_target(node.identifier, time_us))}\n"
+        if not attributes.is_regular or attributes.size > TEXT_BYTES:
+            return None
+        contents = self.contents(node.identifier, time_us)
+        try:
+            return None if b"\0" in contents else contents.decode()
+        except UnicodeDecodeError:
+            return None
+
     def tree(self, located: Located) -> dict[str, Node]:
         """All that is below a directory, by relative path; and itself, by the empty one."""
         return self.perform(self.sight.tree(located.node, located.time_us))
@@ -261,7 +276,7 @@ def last_removal(changes: list[Change], name: bytes) -> tuple[ObjectId, int] | N
 
 
 @contextmanager
-def session_at(given: str) -> Iterator[Session]:
+def session_at(given: str) -> Iterator[CommandSession]:
     """A session with the cluster that is mounted where `PATH` or `PATH@TIME` is."""
     mounted = _mount_of(absolute(given)) or _mount_of(absolute(given.rpartition("@")[0] or given))
     if mounted is None:
@@ -283,7 +298,7 @@ def session_at(given: str) -> Iterator[Session]:
 
 
 @contextmanager
-def session_of(data: Path, *, client: str) -> Iterator[Session]:
+def session_of(data: Path, *, client: str) -> Iterator[CommandSession]:
     """A session with the cluster in a data directory: paths begin at the root of its files."""
     directory = DataDirectory.existing(data.absolute())
     whole = Mounted(Path("/"), "", FILE_SYSTEM_TYPE, str(directory.path))
@@ -292,7 +307,7 @@ def session_of(data: Path, *, client: str) -> Iterator[Session]:
 
 
 @contextmanager
-def _session(mounted: Mounted, directory: DataDirectory, name: str) -> Iterator[Session]:
+def _session(mounted: Mounted, directory: DataDirectory, name: str) -> Iterator[CommandSession]:
     options = MountOptions(client=name, patience_s=PATIENCE_S)
     try:
         description, identity = credentials_of(directory, options)
@@ -301,7 +316,7 @@ def _session(mounted: Mounted, directory: DataDirectory, name: str) -> Iterator[
     with BlockingNetwork(description, identity, decode=REPLIES.decode) as network:
         files, history = file_system(directory, description, identity, options)
         client = client_id_of(public_key=identity.public_key)
-        yield Session(mounted, directory, description, network, client, files, history)
+        yield CommandSession(mounted, directory, description, network, client, files, history)
 
 
 def _mount_of(path: Path) -> Mounted | None:
