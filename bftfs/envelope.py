@@ -17,13 +17,6 @@ from bftfs.wire.codec import Decoder, Message, Value
 _BYTES_MOST = (1 << 62) - 1
 
 
-class Refused(Message, frozen=True, tag=0x50):
-    """The node does not serve the request: `code` is an errno, `reason` is for people."""
-
-    code: Annotated[int, Meta(ge=1, le=4095)]
-    reason: Annotated[str, Meta(max_length=512)]
-
-
 class HealthRequest(Message, frozen=True, tag=0x51):
     """How is the node?"""
 
@@ -51,7 +44,7 @@ class HealthReply(Message, frozen=True, tag=0x52):
 
 
 Request: TypeAlias = query_update.Request | read_write.Request | HealthRequest
-Reply: TypeAlias = query_update.Reply | read_write.Reply | Refused | HealthReply
+Reply: TypeAlias = query_update.Reply | read_write.Reply | HealthReply
 
 REQUESTS: Decoder[Request] = Decoder(Request)
 REPLIES: Decoder[Reply] = Decoder(Reply)

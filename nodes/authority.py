@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 
+from bftfs.asking.refusal import Refused
 from bftfs.credentials import Credentials
 from bftfs.errors import DamagedRow
 from bftfs.filesystem.authorization import UNKNOWN_INODE, may_write_blocks
 from bftfs.identifiers import BlockId, inode_of
 from bftfs.query_update.replica import Replica
-from bftfs.read_write.messages import BlockRefused
 from bftfs.server.step import Sender
 from bftfs.storage import StorageView
 from bftfs.wire.codec import UNREADABLE
@@ -20,7 +20,7 @@ class InodeAuthority:
 
     def may_write(
         self, view: StorageView, sender: Sender, block: BlockId, credentials: Credentials
-    ) -> BlockRefused | None:
+    ) -> Refused | None:
         """None, or why not."""
         name = inode_of(block)
         try:
@@ -29,4 +29,4 @@ class InodeAuthority:
             raise DamagedRow(name, str(error)) from error
         if code in (0, UNKNOWN_INODE):
             return None
-        return BlockRefused(code, f"user {credentials.uid} may not write: {os.strerror(code)}")
+        return Refused(code, f"user {credentials.uid} may not write: {os.strerror(code)}")

@@ -6,7 +6,7 @@ import errno
 from collections.abc import Callable
 from typing import Any
 
-from bftfs.envelope import Refused
+from bftfs.asking.refusal import Refused
 from bftfs.errors import DamagedRow
 from bftfs.server.reserve_shares import ReserveShares
 from bftfs.server.step import Ready, Sender, Server

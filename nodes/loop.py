@@ -27,7 +27,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
-from bftfs.envelope import Refused
+from bftfs.asking.refusal import Refused
 from bftfs.errors import PeerFault
 from bftfs.limits import CONNECTIONS, MIB, SECOND_US
 from bftfs.runtime import clock

@@ -11,10 +11,11 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from bftfs.asking.quorum import Judgement, Probing, ask
+from bftfs.asking.refusal import Refused
 from bftfs.conversation import Now, Send
 from bftfs.envelope import HealthReply, HealthRequest
 from bftfs.identifiers import NodeId
-from bftfs.read_write.gathering import Refusal, Refusals
+from bftfs.read_write.gathering import Refusals
 from bftfs.thresholds import ReadWriteThresholds
 
 
@@ -46,7 +47,7 @@ class ClusterCapacity:
         refusals = Refusals(thresholds)
 
         def judge(node: NodeId, reply: Any, _: object) -> Judgement:
-            if isinstance(reply, Refusal):
+            if isinstance(reply, Refused):
                 refusals.add(node, reply)
             if not isinstance(reply, HealthReply):
                 return Judgement.AGAIN

@@ -12,6 +12,7 @@ from typing import Annotated, TypeAlias
 from msgspec import Meta
 
 from bftfs import limits
+from bftfs.asking.refusal import Refused
 from bftfs.crypto.digest import DIGEST_BYTES
 from bftfs.identifiers import OBJECT_ID_BYTES
 from bftfs.query_update.conditioned import (
@@ -272,13 +273,6 @@ class UpdateReply(Message, frozen=True, tag=0x21):
     contenders: ContendersField = 0  # that stand in the line; if the request was too late, ahead
 
 
-class Rejected(Message, frozen=True, tag=0x22):
-    """The request is not one that a correct client with this grant would send; nothing was done."""
-
-    code: ErrnoField
-    reason: Annotated[str, Meta(max_length=256)]
-
-
 class FetchReply(Message, frozen=True, tag=0x24):
     """The stored `Conditioned`; empty if the server has it no longer, or never had."""
 
@@ -406,7 +400,6 @@ Request: TypeAlias = (
 Reply: TypeAlias = (
     QueryReply
     | UpdateReply
-    | Rejected
     | FetchReply
     | DeduceReply
     | SyncReply
@@ -416,4 +409,5 @@ Reply: TypeAlias = (
     | CatalogueReply
     | AttestReply
     | LatestReply
+    | Refused
 )

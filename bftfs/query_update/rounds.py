@@ -12,12 +12,13 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 from bftfs import limits
 from bftfs.asking.quorum import Judgement, Nodes, Probing, QuorumSystem, ask
+from bftfs.asking.refusal import Refused
 from bftfs.conversation import Now, Send
 from bftfs.crypto.digest import answer_digest
 from bftfs.errors import AdmissionRefused
 from bftfs.identifiers import NodeId, ObjectId, placement_of
 from bftfs.query_update.history import Known, parse_history
-from bftfs.query_update.messages import PastReply, QueryReply, Rejected, Status, UpdateReply
+from bftfs.query_update.messages import PastReply, QueryReply, Status, UpdateReply
 from bftfs.query_update.observation import Observations
 from bftfs.query_update.suspicion import Suspicion
 from bftfs.query_update.timestamp import LogicalTimestamp
@@ -259,14 +260,7 @@ class Round:
 
     def unserved(self, node: NodeId, reply: Any) -> Judgement:
         """The server does not serve the request: if it is not alone, nobody will."""
-        if isinstance(reply, Rejected):
-            key = (reply.code, reply.reason)
-            nodes = self._rejections[key] = self._rejections.get(key, 0) | 1 << node
-            if self.quorums.includes_benign(nodes):
-                self.rejection = AdmissionRefused(code=reply.code, reason=reply.reason)
-                return Judgement.ENOUGH
-            return self.more()
-        if getattr(reply, "code", 0) == errno.ENOSPC:
+        if isinstance(reply, Refused) and reply.code == errno.ENOSPC:
             # Its disk is full, and stays so for now. Others may do, and are waited for; where they
             # are too few, to wait would be to wait for somebody to make room.
             self._full |= 1 << node
@@ -275,6 +269,13 @@ class Round:
             everyone = (1 << self.quorums.n) - 1
             if not self.quorums.is_quorum(everyone & ~self._full):
                 self.rejection = AdmissionRefused(code=errno.ENOSPC, reason=reply.reason)
+                return Judgement.ENOUGH
+            return self.more()
+        if isinstance(reply, Refused) and not reply.may_pass:
+            key = (reply.code, reply.reason)
+            nodes = self._rejections[key] = self._rejections.get(key, 0) | 1 << node
+            if self.quorums.includes_benign(nodes):
+                self.rejection = AdmissionRefused(code=reply.code, reason=reply.reason)
                 return Judgement.ENOUGH
             return self.more()
         self.answered &= ~(1 << node)  # its host is busy, or lacks what peers must supply

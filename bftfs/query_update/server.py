@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 
 from bftfs import limits
 from bftfs.asking.quorum import Nodes, QuorumSystem
+from bftfs.asking.refusal import Refused
 from bftfs.crypto.authenticator import AuthenticatorKeys
 from bftfs.crypto.digest import (
     answer_digest,
@@ -78,7 +79,6 @@ from bftfs.query_update.messages import (
     PastReply,
     Query,
     QueryReply,
-    Rejected,
     Status,
     SyncRequest,
     Update,
@@ -217,9 +217,9 @@ class QueryUpdateServer:
                     return Ready(wants=(want,))
             return self._handlers[type(message)](view, sender, message, now_us)
         except _Reject as rejected:
-            return Ready(Rejected(rejected.code, rejected.reason))
+            return Ready(Refused(rejected.code, rejected.reason))
         except (MalformedMessage, *UNREADABLE) as error:
-            return Ready(Rejected(errno.EINVAL, str(error)[:256]))
+            return Ready(Refused(errno.EINVAL, str(error)[:256]))
         except _Wanting as wanting:
             return Ready(wants=(wanting.want,))
 

@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Generic, NamedTuple, Protocol, TypeVar, runtime_checkable
+from typing import Any, Generic, NamedTuple, TypeVar
 
+from bftfs.asking.refusal import Refused
 from bftfs.conversation import Now, Receive, Send
 from bftfs.errors import AdmissionRefused, QuorumUnavailable
 from bftfs.identifiers import NodeId
@@ -22,19 +23,6 @@ from bftfs.read_write.standing import Patience, Standings
 from bftfs.thresholds import ReadWriteThresholds
 
 Usable = TypeVar("Usable")
-
-
-@runtime_checkable
-class Refusal(Protocol):
-    """A node's reply that it will not serve a request, whichever part of the node it comes from."""
-
-    @property
-    def code(self) -> int:
-        """An errno."""
-
-    @property
-    def reason(self) -> str:
-        """For people."""
 
 
 class Addressed(NamedTuple):
@@ -50,23 +38,23 @@ class Refusals:
     __slots__ = ("_by_node", "_thresholds")
 
     def __init__(self, thresholds: ReadWriteThresholds) -> None:
-        self._by_node: dict[NodeId, Refusal] = {}
+        self._by_node: dict[NodeId, Refused] = {}
         self._thresholds = thresholds
 
-    def add(self, node: NodeId, refusal: Refusal) -> None:
+    def add(self, node: NodeId, refusal: Refused) -> None:
         """Raises AdmissionRefused if more than t nodes refuse: the others are fewer than N - t.
 
         More than b of them must say why alike, so that a correct node does: a liar's reason must
         not be given for a refusal that will pass, as that of a clock that is behind. Until then,
-        the request is sent again like one that met with silence. EAGAIN is no verdict either: the
-        node asks for patience.
+        the request is sent again like one that met with silence. EAGAIN and
+        ENODATA are no verdicts either: the node asks for patience.
         """
-        if refusal.code == errno.EAGAIN:
+        if refusal.code in {errno.EAGAIN, errno.ENODATA}:
             return
         self._by_node[node] = refusal
         if len(self._by_node) <= self._thresholds.t:
             return
-        by_code: dict[int, list[Refusal]] = {}
+        by_code: dict[int, list[Refused]] = {}
         for one in self._by_node.values():
             by_code.setdefault(one.code, []).append(one)
         most = max(by_code.values(), key=len)
@@ -213,7 +201,7 @@ class Gathering(Generic[Usable]):
                     silence.ended()
                     return answers
                 continue
-            if isinstance(delivery.message, Refusal):
+            if isinstance(delivery.message, Refused):
                 self._refusals.add(node, delivery.message)
             else:
                 self._standings.faulty(node, await Now())

@@ -12,6 +12,7 @@ from typing import Annotated, TypeAlias
 from msgspec import Meta
 
 from bftfs import limits
+from bftfs.asking.refusal import Refused
 from bftfs.coding.cross_checksum import CrossChecksum
 from bftfs.crypto.authenticator import MAC_BYTES
 from bftfs.crypto.digest import DIGEST_BYTES
@@ -187,13 +188,6 @@ class AuthoredReply(Message, frozen=True, tag=0x46):
     until: VersionKeyField
 
 
-class BlockRefused(Message, frozen=True, tag=0x4F):
-    """The node will not serve the request; `code` is an errno, `reason` says why."""
-
-    code: Annotated[int, Meta(ge=1, lt=4096)]
-    reason: Annotated[str, Meta(max_length=256)]
-
-
 Request: TypeAlias = (
     TimeRequest
     | WriteRequest
@@ -204,5 +198,5 @@ Request: TypeAlias = (
     | AuthoredRequest
 )
 Reply: TypeAlias = (
-    TimeReply | WriteReply | ReadReply | VouchReply | InventoryReply | AuthoredReply | BlockRefused
+    TimeReply | WriteReply | ReadReply | VouchReply | InventoryReply | AuthoredReply | Refused
 )

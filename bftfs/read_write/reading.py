@@ -15,12 +15,13 @@ from enum import Enum
 from typing import NamedTuple
 
 from bftfs import limits
+from bftfs.asking.refusal import Refused
 from bftfs.coding.erasure import Buffer
 from bftfs.conversation import Compute, Delivery, Now, Receive, Send
 from bftfs.errors import NoLongerKept, VersionUnrecoverable
 from bftfs.identifiers import BlockId, NodeId
 from bftfs.read_write.classification import Classification, classify
-from bftfs.read_write.gathering import Refusal, Refusals
+from bftfs.read_write.gathering import Refusals
 from bftfs.read_write.messages import Below, ReadReply, ReadRequest
 from bftfs.read_write.placement import rotation_of
 from bftfs.read_write.repair import Repair
@@ -393,7 +394,7 @@ class Reading:
         message = delivery.message
         if isinstance(message, ReadReply):
             await self._take(asked, message, delivery)
-        elif isinstance(message, Refusal):
+        elif isinstance(message, Refused):
             self._silent.add(node)
             self._refusals.add(node, message)
         else:

@@ -19,6 +19,7 @@ from itertools import islice
 from typing import Any, Protocol
 
 from bftfs import limits
+from bftfs.asking.refusal import Refused
 from bftfs.coding import cross_checksum
 from bftfs.coding.cross_checksum import CrossChecksum
 from bftfs.credentials import Credentials
@@ -30,7 +31,6 @@ from bftfs.read_write.authorship import authored, last_block
 from bftfs.read_write.messages import (
     AuthoredRequest,
     Below,
-    BlockRefused,
     InventoryReply,
     InventoryRequest,
     Listed,
@@ -65,8 +65,8 @@ _END = b"\xff" * TIMESTAMP_BYTES
 _WRITTEN = WriteReply()
 _NOT_HOSTED = VouchReply(b"")
 _COLLECTED = ReadReply((), Below.COLLECTED, CrossChecksum(b""))
-_GONE = BlockRefused(errno.ESTALE, "the file was deleted, and its contents are no longer kept")
-_FORGOTTEN = BlockRefused(errno.EAGAIN, "this node is rebuilding its store")
+_GONE = Refused(errno.ESTALE, "the file was deleted, and its contents are no longer kept")
+_FORGOTTEN = Refused(errno.ENODATA, "this node is rebuilding its store")
 
 
 class Authority(Protocol):
@@ -74,7 +74,7 @@ class Authority(Protocol):
 
     def may_write(
         self, view: StorageView, sender: Sender, block: BlockId, credentials: Credentials
-    ) -> BlockRefused | None:
+    ) -> Refused | None:
         """None, or why not. `view` is the one in which the write is about to be stored."""
 
 
@@ -83,16 +83,14 @@ class Quota(Protocol):
 
     def charge(
         self, view: StorageView, client: ClientId, block: BlockId, volume: int
-    ) -> BlockRefused | list[Write]:
+    ) -> Refused | list[Write]:
         """The writes that account for a new version of `volume` bytes, or why it is refused."""
 
 
 class Watch(Protocol):
     """Who keeps an eye on unverified versions: the node's verifier. [LazyVer §3.8]"""
 
-    def before_write(
-        self, block: BlockId, client: ClientId, now_us: int
-    ) -> Want | BlockRefused | None:
+    def before_write(self, block: BlockId, client: ClientId, now_us: int) -> Want | Refused | None:
         """What `client` has to wait for before a new version of `block` is taken, or why not."""
 
     def written(self, block: BlockId, timestamp: BlockTimestamp, now_us: int) -> Want | None:
@@ -127,12 +125,12 @@ class GrantAuthority:
 
     def may_write(
         self, view: StorageView, sender: Sender, block: BlockId, credentials: Credentials
-    ) -> BlockRefused | None:
+    ) -> Refused | None:
         """Every block is open to a client that may write as this user."""
         if not sender.grant.write:
-            return BlockRefused(errno.EROFS, "this client's grant does not include writing")
+            return Refused(errno.EROFS, "this client's grant does not include writing")
         if not sender.grant.allows(credentials.uid):
-            return BlockRefused(errno.EPERM, f"this client may not act as uid {credentials.uid}")
+            return Refused(errno.EPERM, f"this client may not act as uid {credentials.uid}")
         return None
 
 
@@ -141,7 +139,7 @@ class NoQuota:
 
     def charge(
         self, view: StorageView, client: ClientId, block: BlockId, volume: int
-    ) -> BlockRefused | list[Write]:
+    ) -> Refused | list[Write]:
         """Nothing is counted."""
         return []
 
@@ -264,11 +262,11 @@ class ReadWriteServer:
         if watch is not None and not repairs:
             wait = watch.before_write(block, timestamp.client, now_us)
             if wait is not None:
-                if isinstance(wait, BlockRefused):
+                if isinstance(wait, Refused):
                     return Ready(reply=wait)
                 return Ready(wants=(wait,))
         charged = self._quota.charge(view, timestamp.client, block, len(fragment) + len(checksum))
-        if isinstance(charged, BlockRefused):
+        if isinstance(charged, Refused):
             if not repairs:
                 return Ready(reply=charged)
             charged = []  # the version exists elsewhere already; refusing it would block readers
@@ -283,7 +281,7 @@ class ReadWriteServer:
 
     def _not_bound(
         self, block: BlockId, message: WriteRequest, fragment: bytes | memoryview
-    ) -> BlockRefused | None:
+    ) -> Refused | None:
         """Storage-node verification of a write. [PASIS §3.4.2.3]
 
         The fragment against its hash in the cross-checksum, and the cross-checksum against the
@@ -291,11 +289,11 @@ class ReadWriteServer:
         """
         checksum, N = message.cross_checksum, self._thresholds.N
         if len(checksum) != N * DIGEST_BYTES:
-            return BlockRefused(errno.EBADMSG, f"a cross-checksum that is not one of {N} fragments")
+            return Refused(errno.EBADMSG, f"a cross-checksum that is not one of {N} fragments")
         if verifier_of(checksum) != message.timestamp.verifier:
-            return BlockRefused(errno.EBADMSG, "the timestamp does not bind the cross-checksum")
+            return Refused(errno.EBADMSG, "the timestamp does not bind the cross-checksum")
         if not cross_checksum.matches(checksum, fragment_index(block, self._node, N), fragment):
-            return BlockRefused(errno.EBADMSG, "the cross-checksum does not list the fragment")
+            return Refused(errno.EBADMSG, "the cross-checksum does not list the fragment")
         return None
 
     def _restored(
@@ -319,7 +317,7 @@ class ReadWriteServer:
             Write(Table.FRAGMENT, key, fragment),
         ]
 
-    def _not_vouched(self, message: WriteRequest) -> BlockRefused | None:
+    def _not_vouched(self, message: WriteRequest) -> Refused | None:
         """A repair is taken if b + 1 nodes, hence a correct one, host the version already.
 
         That correct node has checked the author's authority. And if the version is complete, any
@@ -336,7 +334,7 @@ class ReadWriteServer:
         }
         if len(vouching) > self._thresholds.b:
             return None
-        return BlockRefused(
+        return Refused(
             errno.EPERM, "only its author may write a version for which no b + 1 nodes vouch"
         )
 
@@ -397,7 +395,7 @@ class ReadWriteServer:
         self, view: StorageView, sender: Sender, message: InventoryRequest, *_: Any
     ) -> Ready:
         if sender.role is not Role.NODE:
-            return Ready(reply=BlockRefused(errno.EPERM, "inventories are for nodes"))
+            return Ready(reply=Refused(errno.EPERM, "inventories are for nodes"))
         listed = view.keys(Table.BLOCK, message.after + b"\0", message.until + b"\0")
         keys = tuple(islice(listed, limits.KEYS_IN_INVENTORY + 1))
         more = len(keys) > limits.KEYS_IN_INVENTORY
@@ -424,17 +422,17 @@ def _voucher_digest(block: BlockId, message: WriteRequest | VouchRequest) -> byt
     return voucher_digest(block=block, timestamp=encoded(message.timestamp))
 
 
-def _too_far_ahead(time_us: int, now_us: int) -> BlockRefused | None:
+def _too_far_ahead(time_us: int, now_us: int) -> Refused | None:
     """No liar can push time away: a time beyond clock and skew is malformed. [design §4]"""
     if time_us > now_us + limits.CLOCK_SKEW_US:
         ahead = (time_us - now_us) // limits.SECOND_US
-        return BlockRefused(
+        return Refused(
             errno.ETIME, f"the time is {ahead} s ahead of this node: check the client's clock"
         )
     return None
 
 
-def _insane(time_us: int, now_us: int) -> BlockRefused | None:
+def _insane(time_us: int, now_us: int) -> Refused | None:
     """An author's time must be near the node's clock, on either side.
 
     Versions are found by their time. A client that could place a new one in the past would change
@@ -443,7 +441,7 @@ def _insane(time_us: int, now_us: int) -> BlockRefused | None:
     """
     if time_us < now_us - limits.CLOCK_SKEW_US:
         behind = (now_us - time_us) // limits.SECOND_US
-        return BlockRefused(
+        return Refused(
             errno.ETIME, f"the time is {behind} s behind this node: check the client's clock"
         )
     return _too_far_ahead(time_us, now_us)

@@ -24,13 +24,13 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Self
 
+from bftfs.asking.refusal import Refused
 from bftfs.cluster import ClusterDescription, Member
 from bftfs.crypto.keys import Identity
 from bftfs.engine import Engine
 from bftfs.errors import NotAdmitted, PeerFault
 from bftfs.identifiers import NodeId
 from bftfs.limits import MIB, SECOND_US
-from bftfs.query_update.messages import Rejected
 from bftfs.runtime import clock
 from bftfs.runtime.sockets import RECEIVE_BYTES, Output, dial
 from bftfs.wire.channel import NONCE_BYTES, ClientChannel
@@ -45,7 +45,7 @@ BACKOFF_LAST_US = 2 * SECOND_US
 ATTEMPTS = 4  # to make a connection that is not persistent, before what waits for it is dropped
 EVENTS_PER_TURN = 64
 
-_NOT_ADMITTED = Rejected(errno.EACCES, "the cluster does not know this client's key (any more)")
+_NOT_ADMITTED = Refused(errno.EACCES, "the cluster does not know this client's key (any more)")
 
 _IN = select.EPOLLIN
 _IN_OUT = select.EPOLLIN | select.EPOLLOUT

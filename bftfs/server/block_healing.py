@@ -23,13 +23,13 @@ from itertools import islice, pairwise
 from typing import NamedTuple
 
 from bftfs import limits
+from bftfs.asking.refusal import Refused
 from bftfs.coding.cross_checksum import CrossChecksum
 from bftfs.conversation import Compute, Now, Receive, Send, Together
 from bftfs.crypto.digest import inventory_digest
 from bftfs.identifiers import BLOCK_ID_BYTES, BlockId, ClientId, NodeId
 from bftfs.read_write import version_row
 from bftfs.read_write.messages import (
-    BlockRefused,
     InventoryReply,
     InventoryRequest,
     ReadReply,
@@ -120,7 +120,9 @@ async def rebuild(
             and responses.has_fragment_of(node, timestamp)
         )
         if not useful:
-            unclear |= not isinstance(message, ReadReply | BlockRefused)
+            unclear |= not isinstance(message, ReadReply) and not (
+                isinstance(message, Refused) and not message.may_pass
+            )
             await ask(1)
     checksum, fragments = responses.cross_checksum(timestamp), responses.fragments(timestamp)
     generated = await Compute(partial(regenerate, session.code, checksum, fragments))

@@ -29,9 +29,10 @@ from functools import partial
 from typing import Any
 
 from bftfs import limits
+from bftfs.asking.refusal import Refused
 from bftfs.conversation import Event, Now, Pause, Send, Together, Wait
 from bftfs.identifiers import BLOCK_ID_BYTES, BlockId, ClientId, NodeId
-from bftfs.read_write.messages import BlockRefused, Notice
+from bftfs.read_write.messages import Notice
 from bftfs.read_write.placement import fragment_index, rotation_of
 from bftfs.read_write.session import Session
 from bftfs.read_write.timestamp import (
@@ -109,9 +110,7 @@ class LazyVerifier:
 
     # --- of the server -----------------------------------------------------------------------
 
-    def before_write(
-        self, block: BlockId, client: ClientId, now_us: int
-    ) -> Want | BlockRefused | None:
+    def before_write(self, block: BlockId, client: ClientId, now_us: int) -> Want | Refused | None:
         """What `client` has to wait for before a new version of `block` is taken. [§3.8.3]"""
         if not self._lazy:
             return None
@@ -144,7 +143,7 @@ class LazyVerifier:
             # complete write makes all of them obsolete.
             if backlog.excuse(client, now_us, limits.VERIFY_EXCUSED_US):
                 return None
-            return BlockRefused(
+            return Refused(
                 errno.EAGAIN, "too many of this client's versions are neither complete nor verified"
             )
         return want
@@ -183,7 +182,7 @@ class LazyVerifier:
     ) -> Ready:
         """Take in a notice. [§3.8.2]"""
         if sender.role is not Role.NODE or sender.node is None:
-            return Ready(BlockRefused(errno.EPERM, "notices are between nodes"))
+            return Ready(Refused(errno.EPERM, "notices are between nodes"))
         block = message.block
         if not self._cooperative or sender.node == self._node or block not in self.backlog:
             return Ready()

@@ -24,8 +24,8 @@ from typing import Any, NamedTuple, Protocol
 import msgspec
 
 from bftfs import limits
+from bftfs.asking.refusal import Refused
 from bftfs.engine import Engine
-from bftfs.envelope import Refused
 from bftfs.errors import DamagedRow
 from bftfs.identifiers import ClientId, ObjectId
 from bftfs.server.background import carry_on

@@ -13,9 +13,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from bftfs.asking.refusal import Refused
 from bftfs.identifiers import CLIENT_ID_BYTES, BlockId, ClientId
-from bftfs.query_update.messages import Rejected
-from bftfs.read_write.messages import BlockRefused
 from bftfs.server.history_pool import SHORT, SLOW, TIGHT, HistoryPool
 from bftfs.server.reserve_shares import ReserveShares
 from bftfs.server.step import Ready, Sender, Server
@@ -41,11 +40,11 @@ class ClientQuota:
 
     def charge(
         self, view: StorageView, client: ClientId, block: BlockId, volume: int
-    ) -> BlockRefused | list[Write]:
+    ) -> Refused | list[Write]:
         """The writes that account for a new version of `volume` bytes, or why it is refused."""
         used = volume + _used(view, client)
         if self._client_bytes is not None and used > self._client_bytes:
-            return BlockRefused(
+            return Refused(
                 errno.EDQUOT, f"this client's versions may use {self._client_bytes} bytes of a node"
             )
         if self._pool is not None:
@@ -59,10 +58,10 @@ class ClientQuota:
 
     def _short(
         self, view: StorageView, client: ClientId, used: int, share: float
-    ) -> BlockRefused | None:
+    ) -> Refused | None:
         """Why a version is refused while the pool is short; None if it is not."""
         if share >= 1:
-            return BlockRefused(
+            return Refused(
                 errno.ENOSPC,
                 "the node's history pool is full, and all in it is younger than the detection "
                 "window or pinned by snapshots",
@@ -70,12 +69,12 @@ class ClientQuota:
         if not self._is_greedy(view, client, used):
             return None
         if share >= TIGHT:
-            return BlockRefused(errno.EDQUOT, _GREEDY)
+            return Refused(errno.EDQUOT, _GREEDY)
         self._turns[client] += 1
         turns = 2 + int((_TURNS_MOST - 2) * (share - SLOW) / (TIGHT - SLOW))
         if self._turns[client] % turns:
             # The writer takes it for silence, and sends it again after a while.
-            return BlockRefused(errno.EAGAIN, "slowed: the node's history pool is nearly full")
+            return Refused(errno.EAGAIN, "slowed: the node's history pool is nearly full")
         return None
 
     def _is_greedy(self, view: StorageView, client: ClientId, used: int) -> bool:
@@ -96,7 +95,7 @@ class ClientQuota:
         writes: Sequence[Write],
         *,
         uses_reserve: bool = False,
-    ) -> Rejected | None:
+    ) -> Refused | None:
         """Why an update of objects is refused; None if it is not.
 
         What `uses_reserve` is not before the client has had its share of an overdraft. (Who could
@@ -120,7 +119,7 @@ class ClientQuota:
         self._overdraft.left = int(_OVERDRAFT * self._pool.limit_bytes) - self._overdraft.lent
         if uses_reserve and self._overdraft.lends(client, writes):
             return None
-        return Rejected(errno.ENOSPC if share >= 1 else errno.EDQUOT, _GREEDY)
+        return Refused(errno.ENOSPC if share >= 1 else errno.EDQUOT, _GREEDY)
 
     def charge_anyway(
         self, view: StorageView, client: ClientId, block: BlockId, volume: int

@@ -9,8 +9,9 @@ from typing import Annotated, Any
 
 from msgspec import Meta
 
+from bftfs.asking.refusal import Refused
 from bftfs.conversation import Conversation, Receive, Send
-from bftfs.envelope import HealthReply, HealthRequest, Refused
+from bftfs.envelope import HealthReply, HealthRequest
 from bftfs.identifiers import NodeId
 from bftfs.server.step import Ready, Sender, Want
 from bftfs.storage import StorageView, Table, Write

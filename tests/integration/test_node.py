@@ -19,10 +19,11 @@ from typing import Any
 
 import pytest
 
+from bftfs.asking.refusal import Refused
 from bftfs.cluster import ClientEntry
 from bftfs.conversation import Conversation, Pause, Receive, Send
 from bftfs.crypto.keys import Identity
-from bftfs.envelope import HealthReply, HealthRequest, Refused
+from bftfs.envelope import HealthReply, HealthRequest
 from bftfs.identifiers import NodeId
 from bftfs.limits import KIB, MIB
 from bftfs.runtime.blocking import BlockingNetwork

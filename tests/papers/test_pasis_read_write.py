@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 
 from bftfs import limits
+from bftfs.asking.refusal import Refused
 from bftfs.coding.erasure import ErasureCode
 from bftfs.crypto.digest import fragment_digest, verifier_of
 from bftfs.errors import QuorumUnavailable
 from bftfs.read_write.messages import (
     Below,
-    BlockRefused,
     ReadReply,
     ReadRequest,
     TimeReply,
@@ -158,7 +158,7 @@ def test_a_node_verifies_its_fragment_against_the_cross_checksum(
     encoded = world.encoded(ITEM)
     wrong = Encoded(world.encoded(NEWER).fragments, encoded.cross_checksum, encoded.verifier)
     timestamp, replies = world.place(alice, wrong, [node])
-    assert isinstance(replies[0], BlockRefused)
+    assert isinstance(replies[0], Refused)
     assert not world.nodes[node].hosts(timestamp)
 
 
@@ -170,7 +170,7 @@ def test_a_node_verifies_the_cross_checksum_against_the_timestamp(
     encoded = world.encoded(ITEM)
     wrong = encoded._replace(verifier=world.encoded(NEWER).verifier)
     timestamp, replies = world.place(alice, wrong, [node])
-    assert isinstance(replies[0], BlockRefused)
+    assert isinstance(replies[0], Refused)
     assert not world.nodes[node].hosts(timestamp)
 
 
@@ -656,7 +656,7 @@ def test_insane_times_are_refused_by_correct_nodes(order: tuple[str, ...]) -> No
         shift = 301 * limits.SECOND_US * (1 if which == "late" else -1)
         time_us = START_US + world.now_us + shift
         _, replies = world.place(mallory, world.encoded(NEWER), range(6), time_us=time_us)
-        assert all(isinstance(reply, BlockRefused) for reply in replies)
+        assert all(isinstance(reply, Refused) for reply in replies)
     assert alice.read().item == ITEM
     assert alice.write(NEWER).time <= START_US + world.now_us
 

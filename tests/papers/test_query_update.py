@@ -15,6 +15,7 @@ import pytest
 
 from bftfs import limits
 from bftfs.asking.quorum import Probing, ThresholdQuorums
+from bftfs.asking.refusal import Refused
 from bftfs.conversation import Draw, Pause
 from bftfs.crypto.authenticator import MAC_BYTES
 from bftfs.crypto.digest import answer_digest, replica_history_digest
@@ -48,7 +49,6 @@ from bftfs.query_update.messages import (
     InlineUpdate,
     Query,
     QueryReply,
-    Rejected,
     Status,
     SyncReply,
     SyncRequest,
@@ -1598,7 +1598,7 @@ def test_grants_are_enforced_by_each_server(cluster: Cluster, bob: Client) -> No
     for client, code in ((reader, errno.EROFS), (other, errno.EPERM)):
         for node in cluster.nodes:
             reply = step(node, client, request(client, seen).message).reply
-            assert isinstance(reply, Rejected)
+            assert isinstance(reply, Refused)
             assert reply.code == code
         with pytest.raises(AdmissionRefused) as refusal:
             increment(client)
@@ -1631,7 +1631,7 @@ def test_nodes_perform_no_operations_and_clients_no_object_sync(
     evidence = inline(made, seen)
     for message in (made.message, Query((A,), "counter.fetch", b"\x90", 0, 0, (), NodeId(0))):
         reply = node.server.step(node.storage, peer.sender, message, b"", START_US).reply
-        assert isinstance(reply, Rejected)
+        assert isinstance(reply, Refused)
         assert reply.code == errno.EPERM
     for allowed in (
         evidence,
@@ -1641,7 +1641,7 @@ def test_nodes_perform_no_operations_and_clients_no_object_sync(
         DeduceRequest(made.timestamp, (A,)),
     ):
         reply = node.server.step(node.storage, peer.sender, allowed, b"", START_US).reply
-        assert not isinstance(reply, Rejected)
+        assert not isinstance(reply, Refused)
     sync = SyncRequest(A, made.timestamp, (ZERO,), b"", True)
     assert step(node, alice, sync).reply.code == errno.EPERM
 
@@ -1868,7 +1868,7 @@ def test_locks_are_taken_in_object_id_order(cluster: Cluster, alice: Client) -> 
         reply = step(
             cluster.nodes[0], alice, request(alice, wrong, METHOD, transfer()).message
         ).reply
-        assert isinstance(reply, Rejected)
+        assert isinstance(reply, Refused)
         assert reply.code == errno.EINVAL
 
 

@@ -8,8 +8,8 @@ from collections import deque
 from collections.abc import Iterator
 from typing import Any
 
+from bftfs.asking.refusal import Refused
 from bftfs.conversation import Conversation, Pause, Send
-from bftfs.envelope import Refused
 from bftfs.identifiers import NodeId
 from bftfs.server.step import Ready, Sender, Want
 from bftfs.simulation.byzantine.positions import NodePosition, mutated

@@ -13,8 +13,9 @@ from typing import Any, get_args
 import msgspec
 
 from bftfs.asking.inspection import Witnesses
+from bftfs.asking.refusal import Refused
 from bftfs.crypto.digest import replica_history_digest
-from bftfs.envelope import HealthReply, Refused
+from bftfs.envelope import HealthReply
 from bftfs.errors import FileSystemError, PastUnknown
 from bftfs.filesystem.attributes import Changes
 from bftfs.filesystem.capacity import Capacity, ClusterCapacity

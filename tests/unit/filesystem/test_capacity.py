@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
+from bftfs.asking.refusal import Refused
 from bftfs.conversation import Delivery, Now, Receive, Send
-from bftfs.envelope import HealthReply, Refused
+from bftfs.envelope import HealthReply
 from bftfs.errors import AdmissionRefused, QuorumUnavailable
 from bftfs.filesystem.capacity import Capacity, ClusterCapacity
 from bftfs.thresholds import ReadWriteThresholds

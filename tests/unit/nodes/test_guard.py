@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from bftfs.envelope import Refused
+from bftfs.asking.refusal import Refused
 from bftfs.errors import DamagedRow
 from bftfs.identifiers import ClientId, ObjectId
 from bftfs.server.recovery import Recovery

@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 
+from bftfs.asking.refusal import Refused
 from bftfs.crypto.authenticator import AuthenticatorKeys
 from bftfs.crypto.digest import deduction_digest, replica_history_digest
 from bftfs.query_update.candidate import Candidate
@@ -21,7 +22,6 @@ from bftfs.query_update.messages import (
     FetchReply,
     Query,
     QueryReply,
-    Rejected,
     Status,
     SyncReply,
     UpdateReply,
@@ -150,7 +150,7 @@ def amnesiac() -> Any:
 
     def behave(step: Step, view: Any, sender: Sender, message: Any, now_us: int) -> Ready:
         ready = step(MemoryStorage(), sender, message, b"", now_us)
-        return Ready(ready.reply if not ready.wants else Rejected(5, "nothing here"))
+        return Ready(ready.reply if not ready.wants else Refused(22, "nothing here"))
 
     return behave
 
@@ -207,7 +207,7 @@ def rejecter() -> Any:
     """Rejects everything."""
 
     def behave(step: Step, view: Any, sender: Sender, message: Any, now_us: int) -> Ready:
-        return Ready(Rejected(1, "no"))
+        return Ready(Refused(1, "no"))
 
     return behave
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from bftfs.envelope import Refused
+from bftfs.asking.refusal import Refused
 from bftfs.errors import AdmissionRefused
 from bftfs.query_update.counter import Fetch, Increment
 from bftfs.server.step import Ready, Sender

@@ -11,6 +11,7 @@ import msgspec
 import pytest
 
 from bftfs import limits
+from bftfs.asking.refusal import Refused
 from bftfs.credentials import Credentials
 from bftfs.errors import AdmissionRefused, FileSystemError, PastUnknown
 from bftfs.filesystem import registry
@@ -30,7 +31,6 @@ from bftfs.query_update.messages import (
     PastReply,
     PastVersion,
     QueryReply,
-    Rejected,
     Update,
     UpdateReply,
     VersionsReply,
@@ -414,7 +414,7 @@ def test_nodes_do_not_ask_as_clients_do(cluster: Cluster, alice: Client) -> None
     node = cluster.nodes[0]
     request = PastQuery(A, START_US, b"", "counter.fetch", b"\x90", 1, 1, (), node.number)
     refused = node.server.step(node.storage, cluster.nodes[1].sender, request, b"", node.now_us())
-    assert isinstance(refused.reply, Rejected)
+    assert isinstance(refused.reply, Refused)
 
 
 # --- what is forbidden now --------------------------------------------------------------------

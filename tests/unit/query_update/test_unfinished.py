@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from bftfs import limits
+from bftfs.asking.refusal import Refused
 from bftfs.conversation import Pause
 from bftfs.identifiers import ClientId, NodeId, ObjectId
 from bftfs.query_update.conditioned import Conditioned, ConditionedKind, Operation
@@ -18,7 +19,6 @@ from bftfs.query_update.messages import (
     LatestReply,
     LatestRequest,
     Query,
-    Rejected,
     Status,
     Update,
     UpdateReply,
@@ -438,9 +438,9 @@ def test_a_node_may_repair_and_nothing_else() -> None:
     def reply(message: Any) -> Any:
         return node.server.step(node.storage, sender, message, b"", node.now_us()).reply
 
-    assert not isinstance(reply(Query((name,), "", b"", 0, 0, (), NodeId(0), True)), Rejected)
+    assert not isinstance(reply(Query((name,), "", b"", 0, 0, (), NodeId(0), True)), Refused)
     asks = Query((name,), "counter.fetch", b"\x90", 0, 0, (), NodeId(0), True)
-    assert isinstance(reply(asks), Rejected)
+    assert isinstance(reply(asks), Refused)
     operation = Operation(
         "counter.increment", (name,), encode_record(Increment(1)), USER.uid, USER.gid, (), 7
     )
@@ -449,14 +449,14 @@ def test_a_node_may_repair_and_nothing_else() -> None:
         ConditionedKind.METHOD, operation, node.now_us(), (observed.history_set,)
     )
     update = Update(encode(conditioned), (observed.authenticators,), (), NodeId(0))
-    assert isinstance(reply(update), Rejected)
+    assert isinstance(reply(update), Refused)
     ready = node.server.step(node.storage, client.sender, update, b"", node.now_us())
     assert ready.reply.status is Status.SUCCESS  # the same, from a client
     asked = LatestRequest((name,))
     latest = reply(asked)
     assert isinstance(latest, LatestReply)
     assert isinstance(
-        node.server.step(node.storage, client.sender, asked, b"", node.now_us()).reply, Rejected
+        node.server.step(node.storage, client.sender, asked, b"", node.now_us()).reply, Refused
     )
 
 

@@ -7,10 +7,10 @@ from typing import Any
 
 import msgspec
 
+from bftfs.asking.refusal import Refused
 from bftfs.crypto.digest import Digest
 from bftfs.read_write.messages import (
     Below,
-    BlockRefused,
     Listed,
     ReadReply,
     ReadRequest,
@@ -109,7 +109,7 @@ def claim_collection(_node: Node, _sender: Sender, message: Any, honest: Honest)
 
 
 def refuse_everything(_node: Node, _sender: Sender, _message: Any, _honest: Honest) -> Answer:
-    return BlockRefused(28, "no space, it says"), b""
+    return Refused(28, "no space, it says"), b""
 
 
 def answer_nonsense(_node: Node, _sender: Sender, message: Any, honest: Honest) -> Answer:

@@ -14,6 +14,7 @@ from itertools import count
 from random import Random
 from typing import Any
 
+from bftfs.asking.refusal import Refused
 from bftfs.coding import cross_checksum
 from bftfs.coding.erasure import Buffer, ErasureCode
 from bftfs.credentials import Credentials
@@ -21,7 +22,7 @@ from bftfs.crypto.authenticator import AuthenticatorKeys
 from bftfs.engine import Engine
 from bftfs.identifiers import BlockId, ClientId, NodeId, ObjectId, ObjectKind, block_id, object_id
 from bftfs.read_write.client import ReadWriteClient
-from bftfs.read_write.messages import BlockRefused, Reply, Request, WriteRequest
+from bftfs.read_write.messages import Reply, Request, WriteRequest
 from bftfs.read_write.placement import rotation_of
 from bftfs.read_write.server import ReadWriteServer
 from bftfs.read_write.timestamp import BlockTimestamp, version_key
@@ -304,5 +305,5 @@ class World:
         timestamp, replies = self.place(
             author, self.encoded(item), nodes, time_us=time_us, block=block
         )
-        assert not any(isinstance(reply, BlockRefused) for reply in replies), replies
+        assert not any(isinstance(reply, Refused) for reply in replies), replies
         return timestamp

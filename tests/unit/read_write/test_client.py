@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from bftfs import limits
+from bftfs.asking.refusal import Refused
 from bftfs.coding import cross_checksum
 from bftfs.coding.erasure import ErasureCode
 from bftfs.errors import (
@@ -19,7 +20,6 @@ from bftfs.errors import (
 from bftfs.identifiers import NodeId, block_id
 from bftfs.read_write.messages import (
     Below,
-    BlockRefused,
     Listed,
     ReadReply,
     ReadRequest,
@@ -220,7 +220,7 @@ def test_a_liars_reason_is_not_given_for_a_refusal_that_passes() -> None:
         if not isinstance(message, WriteRequest) or not behind:
             return honest()
         behind -= 1
-        return BlockRefused(errno.ETIME, "ahead of this node"), b""
+        return Refused(errno.ETIME, "ahead of this node"), b""
 
     world.nodes[0].behaviour = adversaries.refuse_everything
     world.nodes[1].behaviour = late
@@ -241,7 +241,7 @@ def test_a_time_that_others_have_pushed_ahead_delays_a_write_and_does_not_fail_i
 
     def note(_node: Node, _sender: Sender, message: Any, honest: Honest) -> Answer:
         answer = honest()
-        if isinstance(answer[0], BlockRefused):
+        if isinstance(answer[0], Refused):
             refused.append(answer[0].code)
         return answer
 
@@ -261,7 +261,7 @@ def test_eagain_is_no_verdict() -> None:
 
     def overloaded(node: Node, _sender: Sender, _message: Any, honest: Honest) -> Answer | None:
         busy[node.number] -= 1
-        return honest() if busy[node.number] < 0 else (BlockRefused(errno.EAGAIN, "busy"), b"")
+        return honest() if busy[node.number] < 0 else (Refused(errno.EAGAIN, "busy"), b"")
 
     for node in world.nodes:
         node.behaviour = overloaded
@@ -747,9 +747,9 @@ def test_a_repair_that_more_than_t_nodes_refuse_fails_the_read_with_their_reason
 
     def full(
         _node: Node, _sender: Sender, message: Any, honest: Honest
-    ) -> Answer | tuple[BlockRefused, bytes]:
+    ) -> Answer | tuple[Refused, bytes]:
         if isinstance(message, WriteRequest):
-            return BlockRefused(errno.ENOSPC, "the disk is full"), b""
+            return Refused(errno.ENOSPC, "the disk is full"), b""
         return honest()
 
     for number in (4, 5):

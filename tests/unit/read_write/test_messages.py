@@ -6,12 +6,12 @@ import msgspec
 import pytest
 
 from bftfs import limits
+from bftfs.asking.refusal import Refused
 from bftfs.errors import MalformedMessage
 from bftfs.read_write.messages import (
     AuthoredReply,
     AuthoredRequest,
     Below,
-    BlockRefused,
     Listed,
     ReadReply,
     ReadRequest,
@@ -45,7 +45,7 @@ REPLIES: list[Any] = [
     ReadReply((), Below.ORIGIN, b""),
     VouchReply(b""),
     AuthoredReply((b"k" * 88,) * 1_024, b"\xff" * 89),
-    BlockRefused(13, "no"),
+    Refused(13, "no"),
 ]
 
 
@@ -71,7 +71,7 @@ def test_tags_are_those_of_the_protocol_and_never_change() -> None:
         "WriteReply": 0x41,
         "ReadReply": 0x42,
         "VouchReply": 0x43,
-        "BlockRefused": 0x4F,
+        "Refused": 0x50,
     }
 
 
@@ -107,8 +107,8 @@ def test_what_exceeds_a_limit_is_no_reply() -> None:
     for message in (
         TimeReply((2**63,)),
         ReadReply((Listed(TIMESTAMP, True),) * (limits.HISTORY_IN_REPLY + 2), Below.MORE, b""),
-        BlockRefused(0, ""),
-        BlockRefused(1, "x" * 257),
+        Refused(0, ""),
+        Refused(1, "x" * 513),
     ):
         with pytest.raises(MalformedMessage):
             REPLY.decode(encode(message))

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 
 from bftfs import limits
+from bftfs.asking.refusal import Refused
 from bftfs.identifiers import BlockId, ClientId, NodeId, block_id
 from bftfs.read_write import version_row
 from bftfs.read_write.messages import (
     Below,
-    BlockRefused,
     Listed,
     ReadReply,
     ReadRequest,
@@ -71,7 +71,7 @@ def request(
 def refused(node: Node, sender: Sender, message: Any, body: bytes = b"") -> int:
     before = node.storage.snapshot()
     reply, _ = node.step(sender, message, body, START_US)
-    assert isinstance(reply, BlockRefused), reply
+    assert isinstance(reply, Refused), reply
     for table in Table:
         assert list(node.storage.scan(table, b"", b"\xff" * 99)) == list(
             before.scan(table, b"", b"\xff" * 99)
@@ -199,11 +199,11 @@ class OwnersOnly:
 
     def may_write(
         self, view: StorageView, sender: Sender, block: BlockId, credentials: Any
-    ) -> BlockRefused | None:
+    ) -> Refused | None:
         owner = view.get(Table.STATE, block[:16] + b"owner")
         if owner == credentials.uid.to_bytes(4, "big"):
             return None
-        return BlockRefused(errno.EACCES, "not the owner")
+        return Refused(errno.EACCES, "not the owner")
 
 
 def test_authority_sees_the_inode_in_the_view_of_the_write() -> None:
@@ -225,10 +225,10 @@ class Purse:
 
     def charge(
         self, view: StorageView, client: ClientId, block: BlockId, volume: int
-    ) -> BlockRefused | list[Write]:
+    ) -> Refused | list[Write]:
         used = int.from_bytes(view.get(Table.ADMISSION, client) or b"", "big") + volume
         if used > self.most:
-            return BlockRefused(errno.EDQUOT, "history quota exceeded")
+            return Refused(errno.EDQUOT, "history quota exceeded")
         return [Write(Table.ADMISSION, client, used.to_bytes(8, "big"))]
 
 
@@ -304,7 +304,7 @@ def test_a_repair_may_be_of_any_age_but_not_of_the_future(world: World, alice: P
     bob = world.client("bob")
     slow = START_US - limits.CLOCK_SKEW_US - 1
     reply, _ = world.nodes[NODE].step(bob.sender, message, fragment, slow)
-    assert isinstance(reply, BlockRefused)
+    assert isinstance(reply, Refused)
     assert reply.code == errno.ETIME
     years_later = START_US + 10**14
     reply, _ = world.nodes[NODE].step(bob.sender, message, fragment, years_later)

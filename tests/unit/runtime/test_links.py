@@ -12,14 +12,14 @@ from pathlib import Path
 import pytest
 
 from bftfs import cluster
+from bftfs.asking.refusal import Refused
 from bftfs.cluster import ClientEntry, ClusterDescription
 from bftfs.conversation import Conversation, Receive, Send
 from bftfs.crypto.keys import Identity
-from bftfs.envelope import REPLIES, HealthRequest, Refused
+from bftfs.envelope import REPLIES, HealthRequest
 from bftfs.errors import InvalidAuthenticator
 from bftfs.identifiers import NodeId
 from bftfs.limits import MIB
-from bftfs.query_update.messages import Rejected
 from bftfs.runtime import clock, links
 from bftfs.runtime.links import Links
 from bftfs.runtime.sockets import listen
@@ -284,7 +284,7 @@ def test_a_client_that_the_node_does_not_know_is_told_so(world: World, now: list
         node.connection.send(node.channel.pending_output())
         world.links.turn()
         (answer,) = world.outcomes
-        assert isinstance(answer, Rejected)
+        assert isinstance(answer, Refused)
         assert answer.code == errno.EACCES
         world.outcomes.clear()
         node.hang_up()

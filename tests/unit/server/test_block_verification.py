@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 
 from bftfs import limits
+from bftfs.asking.refusal import Refused
 from bftfs.crypto.digest import Digest
 from bftfs.identifiers import BlockId, ClientId, NodeId
-from bftfs.read_write.messages import BlockRefused, Notice
+from bftfs.read_write.messages import Notice
 from bftfs.read_write.timestamp import ZERO, BlockTimestamp
 from bftfs.server.backlog import Backlog
 from bftfs.server.block_examination import Policy
@@ -255,7 +256,7 @@ def test_a_client_whose_versions_cannot_be_verified_is_told_to_wait() -> None:
     verifier.backlog.failed(block(0), cluster.now_us + SECOND_US)
     assert verifier.before_write(block(0), client.host.client, cluster.now_us) is None
     refused = verifier.before_write(block(0), client.host.client, cluster.now_us)
-    assert isinstance(refused, BlockRefused)
+    assert isinstance(refused, Refused)
     assert refused.code == errno.EAGAIN
 
 
@@ -459,4 +460,4 @@ def test_notices_of_clients_and_of_unknown_blocks_leave_nothing_behind() -> None
         cluster.now_us,
     )
     assert isinstance(ready, Ready)
-    assert isinstance(ready.reply, BlockRefused)
+    assert isinstance(ready.reply, Refused)

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from bftfs import limits
+from bftfs.asking.refusal import Refused
 from bftfs.conversation import Conversation, Receive, Send
 from bftfs.engine import Engine
-from bftfs.envelope import Refused
 from bftfs.errors import DamagedRow
 from bftfs.identifiers import ClientId, NodeId, ObjectId
 from bftfs.server.background import look

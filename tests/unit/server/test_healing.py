@@ -9,6 +9,7 @@ import pytest
 
 from bftfs import limits
 from bftfs.asking.quorum import ThresholdQuorums
+from bftfs.asking.refusal import Refused
 from bftfs.errors import FileSystemError
 from bftfs.filesystem import object_types
 from bftfs.identifiers import ClientId, NodeId, ObjectId, ObjectKind, object_id
@@ -26,7 +27,7 @@ from bftfs.query_update.messages import (
 from bftfs.query_update.rebuilding import Past, has_beside
 from bftfs.query_update.replica import Replica, link_of
 from bftfs.query_update.timestamp import ZERO, logical_timestamp
-from bftfs.read_write.messages import BlockRefused, InventoryReply, ReadReply, ReadRequest
+from bftfs.read_write.messages import InventoryReply, ReadReply, ReadRequest
 from bftfs.read_write.timestamp import VERSIONS_END, version_key
 from bftfs.read_write.version_row import checksum_of
 from bftfs.server.block_examination import Policy
@@ -223,8 +224,8 @@ def test_a_node_that_rebuilds_its_store_does_not_say_that_it_hosts_nothing() -> 
             cluster.now_us,
         )
     )
-    assert isinstance(ready.reply, BlockRefused)
-    assert ready.reply.code == errno.EAGAIN
+    assert isinstance(ready.reply, Refused)
+    assert ready.reply.code == errno.ENODATA
     for node in (3, 4):
         cluster.nodes[node].start()
     cluster.run_for(limits.HEAL_AGAIN_US + 3 * SECOND_US)

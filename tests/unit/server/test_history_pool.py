@@ -7,8 +7,8 @@ from collections import Counter
 
 import pytest
 
+from bftfs.asking.refusal import Refused
 from bftfs.identifiers import BlockId, ClientId
-from bftfs.read_write.messages import BlockRefused
 from bftfs.server.history_pool import SHORT, SLOW, TIGHT, HistoryPool
 from bftfs.server.quota import ClientQuota
 from bftfs.storage import MemoryStorage, Table, Write
@@ -42,7 +42,7 @@ class Node:
     def write(self, client: ClientId, volume: int) -> int:
         """0, or the errno with which a version is refused."""
         outcome = self.quota.charge(self.view, client, BLOCK, volume)
-        if isinstance(outcome, BlockRefused):
+        if isinstance(outcome, Refused):
             return outcome.code
         self.view.apply(outcome)
         self.disk.taken += volume

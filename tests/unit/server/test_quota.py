@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import errno
 
+from bftfs.asking.refusal import Refused
 from bftfs.identifiers import BlockId, ClientId
-from bftfs.read_write.messages import BlockRefused
 from bftfs.server.quota import ClientQuota
 from bftfs.storage import MemoryStorage
 
@@ -16,7 +16,7 @@ BLOCK = BlockId(bytes(32))
 def charge(quota: ClientQuota, store: MemoryStorage, client: ClientId, volume: int) -> int:
     """0, or the errno with which the version was refused."""
     outcome = quota.charge(store, client, BLOCK, volume)
-    if isinstance(outcome, BlockRefused):
+    if isinstance(outcome, Refused):
         return outcome.code
     store.apply(outcome)
     return 0
@@ -34,7 +34,7 @@ def test_each_client_has_its_own_account() -> None:
 def test_a_version_that_is_not_stored_is_not_counted() -> None:
     quota, store = ClientQuota(100), MemoryStorage()
     for _ in range(10):
-        assert not isinstance(quota.charge(store, ALICE, BLOCK, 60), BlockRefused)
+        assert not isinstance(quota.charge(store, ALICE, BLOCK, 60), Refused)
     assert charge(quota, store, ALICE, 100) == 0
 
 
