@@ -62,14 +62,17 @@ class Mount:
         product, sizes = cluster.product, cluster.sizes
         self.cluster = cluster
         self.host = cluster.deployment.client(name)
-        quorums = product.ThresholdQuorums(sizes.query_update)
-        objects, blocks = product.QueryUpdateClient, product.ReadWriteClient
-        shared: dict[str, Any] = {}
-        if "peers" in signature(blocks).parameters:  # what both know of the nodes
-            shared["peers"] = product.Peers(quorums)
+        parts = {
+            "client": self.host.client,
+            "quorums": product.ThresholdQuorums(sizes.query_update),
+            "thresholds": sizes.read_write,
+            "types": cluster.types,
+        }
+        kinds = product.QueryUpdateClient, product.ReadWriteClient
+        if any("peers" in signature(kind).parameters for kind in kinds):
+            parts["peers"] = product.Peers(parts["quorums"])  # what both know of the nodes
         self.files = product.FileSystem(
-            objects(self.host.client, quorums, cluster.types, **shared),
-            blocks(self.host.client, sizes.read_write, **shared),
+            *(_made(kind, parts) for kind in kinds),
             None,  # nobody asks how much space there is
             None,  # contents are not encrypted
             root=cluster.root,
@@ -118,6 +121,12 @@ class Mount:
     def read(self, opened: Any) -> bytes:
         """Read what `write` wrote."""
         return bytes(self.run(self.files.read(opened, 0, FILE_BYTES)))
+
+
+def _made(kind: Any, parts: dict[str, Any]) -> Any:
+    """An instance, made of those parts that the constructor of this tree takes."""
+    wanted = signature(kind).parameters
+    return kind(**{name: part for name, part in parts.items() if name in wanted})
 
 
 def _request(frame: FrameType) -> str | None:
