@@ -1,9 +1,9 @@
-"""How nodes of a simulated cluster let go of the past: who is short of room, and the window.
+"""How the nodes of a simulated cluster collect the past: which are short of room, and the window.
 
 A real window is days, and longer by what clocks may differ by [design §8]. Here it is seconds, so
-that in one storm nearly everything becomes old; and it is given in the times of versions, whatever
-the clocks of those who made them: what a version superseded whose time lies within the window of
-the node stays.
+that within one run nearly everything becomes old. It is compared with the times of versions,
+whatever the clocks of their authors: a version stays if its successor's time lies within the
+window of the node.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class CollectionPlan:
 
     window_us: int
     roomy: tuple[NodeId, ...] = ()  # nodes that are never short of room, and keep everything
-    rest_us: int = 0  # between calm and audit: whether what is old is gone by then
+    rest_us: int = 0  # between quiet phase and audit, for what is old to go
 
 
 class ConstantPool:
@@ -34,7 +34,7 @@ class ConstantPool:
         self._short = short
 
     def is_short(self) -> bool:
-        """Whether what retention does not need has to go."""
+        """True if versions that no rule keeps have to go."""
         return self._short
 
 

@@ -19,7 +19,7 @@ from bftfs.server.block_verification import VerificationSettings
 from bftfs.simulation.byzantine.registry import CLIENTS, NODES
 from bftfs.simulation.collection import CollectionPlan
 from bftfs.simulation.deployment import Sizes
-from bftfs.simulation.faults import StormFaults
+from bftfs.simulation.faults import FaultPlan
 from bftfs.simulation.network import NetworkFaults
 from bftfs.simulation.principals import DiskFaults
 from bftfs.simulation.workloads.blocks import BlockMix
@@ -55,10 +55,10 @@ class Configuration:
     node_skews_us: tuple[int, ...]
     commit_us: tuple[int, int]
     clients: tuple[ClientPlan, ...]
-    storm: StormFaults
+    faults: FaultPlan
     byzantine_nodes: tuple[tuple[NodeId, tuple[str, ...]], ...] = ()
     byzantine_clients: tuple[str, ...] = ()  # an adversary each
-    down_in_calm: tuple[NodeId, ...] = ()
+    down_when_quiet: tuple[NodeId, ...] = ()
     down_in_audit: tuple[NodeId, ...] = ()
     blocks: BlockMix = field(default_factory=BlockMix)
     objects: ObjectMix = field(default_factory=ObjectMix)
@@ -66,7 +66,7 @@ class Configuration:
     verification: VerificationSettings | None = None  # of blocks by nodes, in idle time
     collection: CollectionPlan | None = None  # of the past, by nodes that verify
     possible_objects: int | None = None  # that one client may leave unfinished, if not the usual
-    storm_share: float = 1.0  # of the operations: when so many have ended, the storm ends
+    faulty_share: float = 1.0  # of the operations: when so many have ended, faults stop
     client_bytes: int | None = None  # of a node, that the versions of one client may take
     # The numbers of the operations that take place, if not all: what shrinking has left.
     kept: tuple[int, ...] | None = None
@@ -112,11 +112,11 @@ def draw(seed: int, *, operations: int, kind: str | None = None) -> Configuratio
         node_skews_us=_draw_node_skews(random, n),
         commit_us=random.choice(((20, 200), (20, 2_000), (5_000, 20_000))),
         clients=_draw_clients(random, long=long),
-        storm=_draw_storm(random, n, long=long),
+        faults=_draw_faults(random, n, long=long),
         byzantine_nodes=adversaries,
         byzantine_clients=_draw_intruders(intrigue, kind),
-        storm_share=random.choice((0.3, 0.7, 1.0)),
-        down_in_calm=tuple(sorted(random.sample(others, random.randint(0, spare)))),
+        faulty_share=random.choice((0.3, 0.7, 1.0)),
+        down_when_quiet=tuple(sorted(random.sample(others, random.randint(0, spare)))),
         down_in_audit=tuple(sorted(random.sample(others, spare))),
         blocks=BlockMix(
             blocks=random.randint(1, 4),
@@ -145,11 +145,11 @@ def draw(seed: int, *, operations: int, kind: str | None = None) -> Configuratio
     if verification is not None and admission.random() < 0.5:
         drawn = replace(drawn, possible_objects=admission.choice((1, 2, 4)))
     if kind == "blocks" and not losers and not byzantine and admission.random() < 0.1:
-        # Nodes do not count alike what a client has written: they may have missed different writes.
-        # Where t are silent and another one refuses, a write waits for the silent, and rightly so:
-        # one refusal may be a liar's. So that every write ends, all nodes answer in the calm.
+        # Nodes count a client's bytes differently, since each may have missed other writes. Where t
+        # are silent and another one refuses, a write rightly waits for the silent ones: one refusal
+        # may be a liar's. All nodes answer in the quiet phase, so that every write ends.
         client_bytes = operations * admission.choice((20, 40, 100))
-        drawn = replace(drawn, client_bytes=client_bytes, down_in_calm=())
+        drawn = replace(drawn, client_bytes=client_bytes, down_when_quiet=())
     collecting = Random(f"collection {seed}")
     if verification is not None and kind != "blocks" and not long and collecting.random() < 0.5:
         drawn = _with_collection(drawn, collecting)
@@ -197,18 +197,18 @@ def _with_collection(drawn: Configuration, random: Random) -> Configuration:
 def _with_losses(
     drawn: Configuration, losers: tuple[NodeId, ...], random: Random, others: list[NodeId]
 ) -> Configuration:
-    """Some nodes lose their disks in the storm, and are all that fail until they are healed.
+    """Some nodes lose their disks in the faulty phase; no other one fails until they are healed.
 
     In the audit others are down in their place: what they have rebuilt is needed.
     """
-    storm = replace(
-        drawn.storm,
+    faults = replace(
+        drawn.faults,
         lose_every_us=random.choice((SECOND_US, 10 * SECOND_US, 60 * SECOND_US)),
         losers=losers,
     )
     whole = [node for node in others if node not in losers]
     down = random.sample(whole, min(len(drawn.down_in_audit), len(whole)))
-    return replace(drawn, storm=storm, down_in_calm=(), down_in_audit=tuple(sorted(down)))
+    return replace(drawn, faults=faults, down_when_quiet=(), down_in_audit=tuple(sorted(down)))
 
 
 def _draw_verification(random: Random) -> VerificationSettings | None:
@@ -272,11 +272,11 @@ def _draw_clients(random: Random, *, long: bool) -> tuple[ClientPlan, ...]:
     )
 
 
-def _draw_storm(random: Random, n: int, *, long: bool) -> StormFaults:
+def _draw_faults(random: Random, n: int, *, long: bool) -> FaultPlan:
     far_us = random.choice((0, 0, 2_000, 100_000))
     distances_us = tuple(random.randint(0, far_us) if far_us else 0 for _ in range(n))
     delay_us = random.choice(((50, 500), (50, 5_000), (1_000, 60_000), (10, 20)))
-    return StormFaults(
+    return FaultPlan(
         network=NetworkFaults(
             loss=_sometimes(random, 0.5, 0.001, 0.02, 0.2),
             duplication=_sometimes(random, 0.4, 0.01, 0.2),

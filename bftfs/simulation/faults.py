@@ -1,9 +1,9 @@
-"""The storm: everything benign that goes wrong for a while, drawn from the world.
+"""The faults that are not Byzantine: what goes wrong in the faulty phase, drawn from the world.
 
 Messages are lost, repeated and delayed; partitions come and heal; nodes crash at random moments and
-around commits, and come back with their disks; but a few lose them, and have to heal. When the
-storm ends the network is good again and
-all nodes are up, except those that are to stay down. Byzantine nodes are not its business.
+around commits, and come back with their disks; a few lose their disks and have to heal. Afterwards
+the network is good and all nodes are up, except those that are to stay down. Byzantine nodes and
+clients are in `byzantine`.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from bftfs.simulation.principals import DiskFaults
 
 
 @dataclass(frozen=True, slots=True)
-class StormFaults:
-    """How badly it storms. Times are mean intervals in microseconds; 0: never."""
+class FaultPlan:
+    """Which faults happen, and how often. Times are mean intervals in microseconds; 0: never."""
 
     network: NetworkFaults = field(default_factory=NetworkFaults)
     disk: DiskFaults = field(default_factory=DiskFaults)
@@ -31,12 +31,12 @@ class StormFaults:
     lose_every_us: int = 0  # the disk of one of the losers, all of whom count as faulty
     losers: tuple[NodeId, ...] = ()
     distances_us: tuple[int, ...] = ()  # of the nodes: how much longer all their ways are
-    longest_us: int = 120_000_000  # it is over then at the latest
+    longest_us: int = 120_000_000  # the faulty phase ends then at the latest
 
 
 @dataclass(slots=True)
-class Weather:
-    """What the storm has done so far."""
+class FaultCounts:
+    """How many faults there have been so far."""
 
     partitions: int = 0
     severed: int = 0
@@ -44,32 +44,32 @@ class Weather:
 
 
 @dataclass(slots=True)
-class Storm:
-    """One storm over one deployment."""
+class FaultInjector:
+    """Makes the faults of one plan happen to one deployment."""
 
     deployment: Deployment
-    faults: StormFaults
-    weather: Weather = field(default_factory=Weather)
+    plan: FaultPlan
+    counts: FaultCounts = field(default_factory=FaultCounts)
     _over: bool = False
 
     def begin(self) -> None:
-        """Let it begin."""
-        faults = self.faults
-        self.deployment.network.faults = faults.network
+        """Start the faults."""
+        plan = self.plan
+        self.deployment.network.faults = plan.network
         self.deployment.network.distances_us = {
             node.endpoint: distance_us
-            for node, distance_us in zip(self.deployment.nodes, faults.distances_us, strict=False)
+            for node, distance_us in zip(self.deployment.nodes, plan.distances_us, strict=False)
         }
         for node in self.deployment.nodes:
-            node.faults = faults.disk
-        self._every(faults.crash_every_us, self._crash)
-        self._every(faults.partition_every_us, self._partition)
-        self._every(faults.sever_every_us, self._sever)
-        if faults.losers:
-            self._every(faults.lose_every_us, self._lose)
+            node.faults = plan.disk
+        self._every(plan.crash_every_us, self._crash)
+        self._every(plan.partition_every_us, self._partition)
+        self._every(plan.sever_every_us, self._sever)
+        if plan.losers:
+            self._every(plan.lose_every_us, self._lose)
 
     def end(self, *, stay_down: Iterable[NodeId] = ()) -> None:
-        """Let it end: a good network, and every node up but `stay_down`."""
+        """Stop them: a good network, and every node up but `stay_down`."""
         self._over = True
         self.deployment.network.faults = NetworkFaults()
         self.deployment.network.distances_us = {}
@@ -100,25 +100,25 @@ class Storm:
     def _crash(self) -> None:
         world = self.deployment.world
         node = world.random.choice(self.deployment.nodes)
-        node.crash(down_us=world.between(*self.faults.down_us))
+        node.crash(down_us=world.between(*self.plan.down_us))
 
     def _partition(self) -> None:
         world, network = self.deployment.world, self.deployment.network
-        self.weather.partitions += 1
+        self.counts.partitions += 1
         network.partition({endpoint: world.draw(2) for endpoint in self.deployment.endpoints})
-        world.after(world.between(*self.faults.cut_us), self._heal)
+        world.after(world.between(*self.plan.cut_us), self._heal)
 
     def _sever(self) -> None:
         world, endpoints = self.deployment.world, self.deployment.endpoints
-        self.weather.severed += 1
+        self.counts.severed += 1
         self.deployment.network.sever(
             world.random.choice(endpoints), world.random.choice(endpoints)
         )
-        world.after(world.between(*self.faults.cut_us), self._heal)
+        world.after(world.between(*self.plan.cut_us), self._heal)
 
     def _lose(self) -> None:
-        self.weather.lost_disks += 1
-        self.deployment.lose_disk(self.deployment.world.random.choice(self.faults.losers))
+        self.counts.lost_disks += 1
+        self.deployment.lose_disk(self.deployment.world.random.choice(self.plan.losers))
 
     def _heal(self) -> None:
         self.deployment.network.heal()

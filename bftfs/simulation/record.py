@@ -119,7 +119,7 @@ page is written by `bftfs simulate --summary`.
 
 ## Adversaries
 
-How often each took part; Byzantine nodes go on when the storm is over.
+How often each took part; Byzantine nodes go on in the quiet phase.
 
 {_table(("adversary", "how often"), sorted(tally.adversaries.items()))}
 

@@ -1,10 +1,10 @@
-"""One simulation: let a configuration happen, and judge what happened.
+"""One simulation: run a configuration, and judge what happened.
 
-A run has three parts:
+A run has three phases:
 
-1. the storm: clients work while messages, nodes and adversaries misbehave;
-2. the calm: benign faults stop, Byzantine nodes go on, every correct operation must end, and nodes
-   that have lost their disks must have healed;
+1. the faulty phase: clients work while messages, nodes and adversaries misbehave;
+2. the quiet phase: benign faults stop, Byzantine nodes go on, every operation of a correct client
+   must end, and nodes that have lost their disks must heal;
 3. the audit: other nodes are down, up to t with the Byzantine ones, and a new client must find all
    that was ever acknowledged.
 
@@ -43,7 +43,7 @@ from bftfs.simulation.checkers.retention import RetentionRecord
 from bftfs.simulation.collection import collecting
 from bftfs.simulation.configuration import ClientPlan, Configuration
 from bftfs.simulation.deployment import Deployment
-from bftfs.simulation.faults import Storm, Weather
+from bftfs.simulation.faults import FaultCounts, FaultInjector
 from bftfs.simulation.network import Network, NetworkFaults, Traffic
 from bftfs.simulation.principals import SimulatedClient
 from bftfs.simulation.workloads import Evidence, Session, Task, Workload
@@ -55,14 +55,14 @@ from bftfs.simulation.world import SECOND_US, START_US, World
 from bftfs.storage import Write
 
 TYPES = counter_types() | ledger_types() | file_system_types()
-CALM_US = 600 * SECOND_US  # after the storm, no operation may take longer
-SETTLING_US = 10 * SECOND_US  # in which servers repair what nobody else will
+QUIET_US = 600 * SECOND_US  # no operation may take longer in the quiet phase
+SETTLING_US = 10 * SECOND_US  # in which servers finish incomplete updates
 EVENTS_PER_OPERATION = 20_000  # more is a livelock
-# How many requests clients may make after the storm until every operation has ended: nearly always
-# it is a few dozen each, and some hundreds where clocks must catch up or much has to be repaired.
-REQUESTS_AFTER_STORM = 10_000
+# How many requests clients may make in the quiet phase until every operation has ended: nearly
+# always it is a few dozen each, and some hundreds where clocks must catch up or much is repaired.
+REQUESTS_WHEN_QUIET = 10_000
 REQUESTS_PER_OPERATION = 1_000
-# Besides, nodes finish what clients have left unfinished in the storm: some hundreds for each.
+# Besides, nodes finish the updates that clients left incomplete: some hundreds of requests each.
 REQUESTS_OF_NODES = 50_000
 HEALS_PER_WINDOW = 4  # where nodes collect; real ones heal every ten minutes, and keep for days
 
@@ -76,7 +76,7 @@ class Report:
     operations: int
     events: int
     traffic: Traffic
-    weather: Weather
+    fault_counts: FaultCounts
     node_crashes: int
     client_crashes: int
     virtual_us: int
@@ -148,7 +148,7 @@ class Finding(Protocol):
     findings: list[str]
 
 
-class _Participant:
+class _CorrectClient:
     """A correct client: it works on its share, and may crash and come back."""
 
     def __init__(self, simulation: Simulation, name: str, plan: ClientPlan) -> None:
@@ -193,7 +193,7 @@ class _Participant:
         ):
             simulation.findings.append(f"progress: {self.name} got no result: {error!r}")
         world = simulation.world
-        pause_us = 0 if simulation.calm else world.between(*self._plan.think_us)
+        pause_us = 0 if simulation.quiet else world.between(*self._plan.think_us)
         world.after(pause_us, self._next, life)
 
     def _crash_later(self) -> None:
@@ -204,7 +204,7 @@ class _Participant:
     def _crash(self) -> None:
         """Crash in mid-operation, and start anew with the same identity and no memory."""
         simulation = self._simulation
-        if simulation.calm:
+        if simulation.quiet:
             return
         self.crashes += 1
         self._life += 1
@@ -215,8 +215,8 @@ class _Participant:
         self.begin()
 
 
-class _Intruder:
-    """A Byzantine client: it misbehaves until the storm ends."""
+class _ByzantineClient:
+    """A Byzantine client: it misbehaves until the quiet phase."""
 
     def __init__(self, simulation: Simulation, name: str, adversary: str) -> None:
         self._simulation = simulation
@@ -240,7 +240,7 @@ class _Intruder:
     def begin(self) -> None:
         """Go to work."""
         self._acts_left -= 1
-        if not self._simulation.calm and self._acts_left >= 0:
+        if not self._simulation.quiet and self._acts_left >= 0:
             self._host.start(self._adversary.act(), self._again)
 
     def _again(self, _result: Any, error: BaseException | None) -> None:
@@ -303,9 +303,9 @@ class Simulation:
             possible_objects=configuration.possible_objects,
             client_bytes=configuration.client_bytes,
         )
-        self.storm = Storm(self.deployment, configuration.storm)
+        self.faults = FaultInjector(self.deployment, configuration.faults)
         self.participants = [
-            _Participant(self, f"client {number}", plan)
+            _CorrectClient(self, f"client {number}", plan)
             for number, plan in enumerate(configuration.clients)
         ]
         self.allies = tuple(
@@ -321,14 +321,14 @@ class Simulation:
         for ally, (node, names) in zip(self.allies, configuration.byzantine_nodes, strict=True):
             self.deployment.nodes[node].become(partial(corrupted, ally, names))
         self.intruders = [
-            _Intruder(self, f"intruder {number} {name}", name)
+            _ByzantineClient(self, f"intruder {number} {name}", name)
             for number, name in enumerate(configuration.byzantine_clients)
         ]
         kept = configuration.kept
         self._kept = None if kept is None else frozenset(kept)
         self.issued = 0
         self.ended = 0
-        self.calm = False
+        self.quiet = False
 
     def take_share(self) -> bool:
         """Whether there is another operation to do, which the caller then begins."""
@@ -369,8 +369,8 @@ class Simulation:
     def run(self) -> None:
         """The whole run."""
         self._prepare()
-        self._weather_the_storm()
-        self._enjoy_the_calm()
+        self._run_faulty_phase()
+        self._run_quiet_phase()
         self._await_healing()
         if self.configuration.collection is not None:
             self._go_on(self.configuration.collection.rest_us)
@@ -427,10 +427,10 @@ class Simulation:
         host = self.deployment.client("administrator")
         self._perform(host, self.workload.session(host, "administrator").prepare())
 
-    def _weather_the_storm(self) -> None:
-        enough = int(self.configuration.storm_share * self.configuration.operations)
-        longest_us = self.world.now_us + self.configuration.storm.longest_us
-        self.storm.begin()
+    def _run_faulty_phase(self) -> None:
+        enough = int(self.configuration.faulty_share * self.configuration.operations)
+        longest_us = self.world.now_us + self.configuration.faults.longest_us
+        self.faults.begin()
         if self.configuration.collection is not None:
             self._hurry_healing(self.configuration.collection.window_us)
         for participant in self.participants:
@@ -442,10 +442,10 @@ class Simulation:
             most_events=self._most_events(),
             deadline_us=longest_us,
         )
-        self.calm = True
-        self.storm.end(stay_down=self.configuration.down_in_calm)
+        self.quiet = True
+        self.faults.end(stay_down=self.configuration.down_when_quiet)
 
-    def _enjoy_the_calm(self) -> None:
+    def _run_quiet_phase(self) -> None:
         operations, began_us = self.configuration.operations, self.world.now_us
         left, by_nodes = operations - self.ended, self._requests_of_nodes()
         requests = self.network.traffic.requests
@@ -455,7 +455,7 @@ class Simulation:
                 (since_us for each in self.participants for _, since_us in each.pending.values()),
                 default=began_us,
             )
-            deadline_us = max(began_us, begun_us) + CALM_US
+            deadline_us = max(began_us, begun_us) + QUIET_US
             goes_on = self.world.now_us < deadline_us and self.world.run(
                 until=lambda: self.ended >= operations,
                 most_events=self._most_events(),
@@ -463,22 +463,22 @@ class Simulation:
             )
         by_nodes = self._requests_of_nodes() - by_nodes
         by_clients = self.network.traffic.requests - requests - by_nodes
-        most = REQUESTS_AFTER_STORM + REQUESTS_PER_OPERATION * left
+        most = REQUESTS_WHEN_QUIET + REQUESTS_PER_OPERATION * left
         for made, whose, bound in (
             (by_clients, "clients", most),
             (by_nodes, "nodes", most + REQUESTS_OF_NODES),
         ):
             if made > bound:
                 self.findings.append(
-                    f"progress: {made} requests of {whose} after the storm, for {left} operations "
-                    "that were left"
+                    f"progress: {made} requests of {whose} in the quiet phase, "
+                    f"for {left} operations that were left"
                 )
         for participant in self.participants:
             for task, since_us in participant.pending.values():
                 waited_us = self.world.now_us - max(since_us, began_us)
                 self.findings.append(
                     f"progress: {participant.name} still waits for {task.name} after "
-                    f"{waited_us // SECOND_US} s without a storm"
+                    f"{waited_us // SECOND_US} s without faults"
                 )
 
     def _requests_of_nodes(self) -> int:
@@ -486,9 +486,9 @@ class Simulation:
 
     def _await_healing(self) -> None:
         """Nodes that have lost their disks must have rebuilt all that they host."""
-        losers = self.configuration.storm.losers
+        losers = self.configuration.faults.losers
         recoveries = [self.deployment.recoveries[node] for node in losers]
-        self._go_on(CALM_US, until=lambda: not any(each.rebuilding for each in recoveries))
+        self._go_on(QUIET_US, until=lambda: not any(each.rebuilding for each in recoveries))
         # Servers finish what clients have left behind; who has heard nothing of that, heals again.
         self._go_on(SETTLING_US)
         hurried_us = {node: self.deployment.nodes[node].wall_clock_us() for node in losers}
@@ -500,7 +500,7 @@ class Simulation:
         for healer, _, _ in again:
             healer.throttle.hurry()
         self._go_on(
-            CALM_US,
+            QUIET_US,
             until=lambda: all(
                 healer.tally.began_us >= since_us and healer.tally.passes > passes
                 for healer, passes, since_us in again
@@ -551,13 +551,13 @@ class Simulation:
         )
 
     def _audit(self) -> None:
-        self.storm.only_down(self.configuration.down_in_audit)
+        self.faults.only_down(self.configuration.down_in_audit)
         host = self.deployment.client("auditor")
         self._perform(host, self.workload.session(host, "auditor").audit())
 
     def _perform(self, host: SimulatedClient, tasks: Iterator[Task]) -> None:
-        """One task after the other, in good weather, by a client alone."""
-        deadline_us = self.world.now_us + CALM_US
+        """One task after the other, without faults, by a client alone."""
+        deadline_us = self.world.now_us + QUIET_US
         over = False
         task: Task | None = None
 
@@ -596,7 +596,7 @@ class Simulation:
             operations=self.workload.operations,
             events=self.world.events,
             traffic=self.network.traffic,
-            weather=self.storm.weather,
+            fault_counts=self.faults.counts,
             node_crashes=sum(node.crashes for node in self.deployment.nodes),
             client_crashes=sum(participant.crashes for participant in self.participants),
             virtual_us=self.world.now_us,

@@ -1,9 +1,9 @@
 """Make a configuration that fails smaller, while it goes on failing in the same way.
 
-Delta debugging (after Zeller and Hildebrandt), on what a configuration is made of: faults and
-adversaries are switched off, clients and single operations dropped, the storm and the cluster made
-smaller. A run is deterministic, so that one run tells whether what is left still fails. What
-remains is what the violation needs.
+Delta debugging (after Zeller and Hildebrandt) on a configuration: switch faults and adversaries
+off, drop clients and single operations, make the faulty phase shorter and the cluster smaller. A
+run is deterministic, so one run tells if what is left still fails. What remains is what the
+violation needs.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 from bftfs.errors import ImpossibleThresholds
 from bftfs.simulation.configuration import ClientPlan, Configuration
 from bftfs.simulation.deployment import Sizes
-from bftfs.simulation.faults import StormFaults
+from bftfs.simulation.faults import FaultPlan
 from bftfs.simulation.network import NetworkFaults
 from bftfs.simulation.principals import DiskFaults
 from bftfs.simulation.world import SECOND_US
@@ -128,8 +128,8 @@ Changes = Callable[[Configuration], dict[str, Any]]
 
 def _simplifications() -> Iterator[Changes]:
     """What to make of a configuration, the greatest simplification first."""
-    yield lambda _: {"storm": StormFaults()}
-    yield lambda now: {"storm": replace(now.storm, network=NetworkFaults())}
+    yield lambda _: {"faults": FaultPlan()}
+    yield lambda now: {"faults": replace(now.faults, network=NetworkFaults())}
     for name, value in (
         ("disk", DiskFaults()),
         ("crash_every_us", 0),
@@ -138,14 +138,14 @@ def _simplifications() -> Iterator[Changes]:
         ("lose_every_us", 0),
         ("distances_us", ()),
     ):
-        yield _in_storm(name, value)
+        yield _in_faults(name, value)
     for name, harmless in (("loss", 0.0), ("duplication", 0.0), ("straggling", 0.0)):
         yield _in_network(name, harmless)
     yield _in_network("delay_us", NetworkFaults().delay_us)
     for divisor in (8, 2):
-        yield _shorter_storm(divisor)
-    yield lambda _: {"storm_share": 1.0}
-    yield lambda _: {"down_in_calm": ()}
+        yield _shorter_faults(divisor)
+    yield lambda _: {"faulty_share": 1.0}
+    yield lambda _: {"down_when_quiet": ()}
     yield lambda _: {"down_in_audit": ()}
     yield lambda _: {"node_skews_us": ()}
     yield lambda _: {"collection": None}
@@ -162,21 +162,21 @@ def _simplifications() -> Iterator[Changes]:
     yield lambda now: {"files": replace(now.files, contents=0.0)}
 
 
-def _in_storm(name: str, value: Any) -> Changes:
-    return lambda now: {"storm": replace(now.storm, **{name: value})}
+def _in_faults(name: str, value: Any) -> Changes:
+    return lambda now: {"faults": replace(now.faults, **{name: value})}
 
 
-def _shorter_storm(divisor: int) -> Changes:
+def _shorter_faults(divisor: int) -> Changes:
     def shorter(now: Configuration) -> dict[str, Any]:
-        longest_us = max(SECOND_US, now.storm.longest_us // divisor)
-        return {"storm": replace(now.storm, longest_us=longest_us)}
+        longest_us = max(SECOND_US, now.faults.longest_us // divisor)
+        return {"faults": replace(now.faults, longest_us=longest_us)}
 
     return shorter
 
 
 def _in_network(name: str, value: Any) -> Changes:
     return lambda now: {
-        "storm": replace(now.storm, network=replace(now.storm.network, **{name: value}))
+        "faults": replace(now.faults, network=replace(now.faults.network, **{name: value}))
     }
 
 
@@ -197,13 +197,13 @@ def _changed(now: Configuration, changes: dict[str, Any]) -> Configuration | Non
         return None
     named = (
         *(node for node, _ in changed.byzantine_nodes),
-        *changed.down_in_calm,
+        *changed.down_when_quiet,
         *changed.down_in_audit,
-        *changed.storm.losers,
+        *changed.faults.losers,
     )
     bound = changed.sizes.query_update
     failing = len(changed.byzantine_nodes) + max(
-        len(changed.storm.losers), len(changed.down_in_calm), len(changed.down_in_audit)
+        len(changed.faults.losers), len(changed.down_when_quiet), len(changed.down_in_audit)
     )
     if any(node >= changed.sizes.n for node in named) or (
         changes.get("sizes") and (len(changed.byzantine_nodes) > bound.b or failing > bound.t)

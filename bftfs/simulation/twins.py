@@ -40,7 +40,7 @@ KINDS = ("objects", "blocks")
 CLIENTS = 2
 ROUND_US = 900  # four exchanges: what is cut short is left behind half done
 DELAY_US = (100, 100)
-CALM_US = 300 * SECOND_US
+QUIET_US = 300 * SECOND_US
 MOST_EVENTS = 60_000
 
 _SIZES = Sizes.smallest(t=1, b=1)
@@ -214,7 +214,7 @@ class _Run:
         host.start(task.conversation(), outcome)
 
     def _wait(self) -> None:
-        deadline_us = self.world.now_us + CALM_US
+        deadline_us = self.world.now_us + QUIET_US
         self.world.run(
             until=lambda: not self.waiting or self.world.now_us >= deadline_us,
             most_events=MOST_EVENTS,

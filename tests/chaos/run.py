@@ -1,4 +1,4 @@
-"""One run: a cluster, mounts, workers, faults; then calm, and judgement."""
+"""One run: a cluster, mounts, workers, faults; then a quiet phase, and judgement."""
 
 from __future__ import annotations
 
@@ -143,7 +143,7 @@ class Run:
             self._machines.tear_down()
         return self.report
 
-    # --- the storm ---------------------------------------------------------------------------
+    # --- the faulty phase --------------------------------------------------------------------
 
     def _employ(self, mount: MountMachine) -> None:
         """Workers for a mount that has none."""
@@ -250,7 +250,7 @@ class Run:
     def _now(self) -> str:
         return f"{time.monotonic() - self._started:7.2f} s"
 
-    # --- calm --------------------------------------------------------------------------------
+    # --- the quiet phase ---------------------------------------------------------------------
 
     def _calm_down(self) -> None:
         """Nothing is disturbed any more, but for nodes that are Byzantine: all operations end."""

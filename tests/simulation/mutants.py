@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
 import pytest
 
 from bftfs.asking.quorum import Nodes, QuorumSystem
-from bftfs.coding import cross_checksum
 from bftfs.crypto.authenticator import AuthenticatorKeys
 from bftfs.crypto.digest import DIGEST_BYTES
 from bftfs.identifiers import NodeId
 from bftfs.query_update import conditioned, observation, server
 from bftfs.query_update.classification import Classification, OperationType, classify
 from bftfs.query_update.history import CulledObjectHistorySet, ObjectHistorySet, parse_set
-from bftfs.read_write import responses
-from bftfs.read_write import server as block_server
-from bftfs.server import block_healing
 from bftfs.simulation.configuration import ClientPlan, Configuration
 from bftfs.simulation.deployment import Sizes
-from bftfs.simulation.faults import StormFaults
+from bftfs.simulation.faults import FaultPlan
 from bftfs.simulation.network import NetworkFaults
 from bftfs.simulation.scenario import Report, run
 
@@ -73,8 +70,9 @@ def remove_binding_to_operations(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def remove_binding_to_values(monkeypatch: pytest.MonkeyPatch) -> None:
     """Timestamps of blocks have time and client, and nothing that stands for the value."""
-    for module in (cross_checksum, responses, block_server, block_healing):
-        monkeypatch.setattr(module, "verifier_of", _one_for_all)
+    for name, module in sorted(sys.modules.items()):
+        if name.startswith("bftfs.") and hasattr(module, "verifier_of"):
+            monkeypatch.setattr(module, "verifier_of", _one_for_all)
 
 
 def _one_for_all(_encoded: bytes) -> bytes:
@@ -114,7 +112,7 @@ def attacked(
         node_skews_us=(),
         commit_us=(20, 200),
         clients=(ClientPlan(width=2), ClientPlan(width=2)),
-        storm=StormFaults(
+        faults=FaultPlan(
             network=network or NetworkFaults(loss=0.02, delay_us=(50, 2_000), straggling=0.05)
         ),
         byzantine_nodes=((NodeId(seed % sizes.n), (node,)),) if node else (),

@@ -1,4 +1,4 @@
-"""A node loses its disk in the storm, again and again, and heals; the checkers look on.
+"""A node loses its disk again and again, and heals; the checkers look on.
 
 It is all that fails for long; in the audit another node is down, so that what it has rebuilt is
 needed. With a part of healing removed, the same checkers find what is lost.
@@ -22,7 +22,7 @@ from bftfs.server.block_verification import VerificationSettings
 from bftfs.server.recovery import Recovery
 from bftfs.simulation.configuration import KINDS, ClientPlan, Configuration
 from bftfs.simulation.deployment import Sizes
-from bftfs.simulation.faults import StormFaults
+from bftfs.simulation.faults import FaultPlan
 from bftfs.simulation.network import NetworkFaults
 from bftfs.simulation.scenario import run
 from bftfs.simulation.world import SECOND_US
@@ -40,7 +40,7 @@ def losing(kind: str, seeds: range, **more: Any) -> Iterator[Configuration]:
             node_skews_us=(),
             commit_us=(20, 200),
             clients=(ClientPlan(width=2, think_us=(0, 200_000)), ClientPlan(think_us=(0, 200_000))),
-            storm=StormFaults(
+            faults=FaultPlan(
                 network=NetworkFaults(loss=0.02, delay_us=(50, 2_000), straggling=0.02),
                 crash_every_us=2 * SECOND_US,
                 lose_every_us=SECOND_US,
@@ -58,7 +58,7 @@ def test_what_was_acknowledged_survives_lost_disks(kind: str) -> None:
     for configuration in losing(kind, range(4)):
         report = run(configuration)
         assert report.passed, "\n".join(report.findings)
-        assert report.weather.lost_disks >= 2
+        assert report.fault_counts.lost_disks >= 2
 
 
 def beside_liars(kind: str, seeds: range, *adversaries: str) -> Iterator[Configuration]:
@@ -85,7 +85,7 @@ def test_liars_neither_hinder_healing_nor_make_it_false(
     for configuration in beside_liars(kind, range(2), *adversaries):
         report = run(configuration)
         assert report.passed, "\n".join(report.findings)
-        assert report.weather.lost_disks >= 2
+        assert report.fault_counts.lost_disks >= 2
 
 
 def test_must_fail_a_node_that_believes_one_peer_heals_to_what_is_false(

@@ -20,7 +20,7 @@ TOO_MANY = (NodeId(1), NodeId(4))  # where t = 1
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_operations_do_not_end_with_more_than_t_nodes_down(kind: str) -> None:
-    report = run(attacked(1, kind=kind, operations=40, storm_share=0.5, down_in_calm=TOO_MANY))
+    report = run(attacked(1, kind=kind, operations=40, faulty_share=0.5, down_when_quiet=TOO_MANY))
     assert any(finding.startswith("progress:") for finding in report.findings)
 
 
@@ -37,8 +37,8 @@ def test_both_can_be_had_with_t_nodes_down(kind: str) -> None:
             1,
             kind=kind,
             operations=40,
-            storm_share=0.5,
-            down_in_calm=TOO_MANY[:1],
+            faulty_share=0.5,
+            down_when_quiet=TOO_MANY[:1],
             down_in_audit=TOO_MANY[1:],
         )
     )
@@ -47,15 +47,15 @@ def test_both_can_be_had_with_t_nodes_down(kind: str) -> None:
 
 def test_many_operations_may_take_longer_than_one(monkeypatch: pytest.MonkeyPatch) -> None:
     """A client whose clock is wrong is told so each time, and tries for some seconds before."""
-    monkeypatch.setattr(scenario, "CALM_US", SECOND_US)
+    monkeypatch.setattr(scenario, "QUIET_US", SECOND_US)
     configuration = replace(
-        attacked(1, kind="objects", operations=120, storm_share=0.2),
+        attacked(1, kind="objects", operations=120, faulty_share=0.2),
         clients=(ClientPlan(skew_us=3_600 * SECOND_US, width=1, sane=False),),
     )
     simulation = Simulation(configuration)
     simulation.run()
     assert simulation.findings == []
-    assert simulation.world.now_us > 2 * scenario.CALM_US
+    assert simulation.world.now_us > 2 * scenario.QUIET_US
 
 
 def test_must_fail_clients_that_ask_for_everything_time_and_again(
@@ -63,7 +63,7 @@ def test_must_fail_clients_that_ask_for_everything_time_and_again(
 ) -> None:
     """They get there as well, at a price that is found."""
     configuration = attacked(
-        4, kind="objects", operations=40, storm_share=0.5, down_in_calm=TOO_MANY[:1]
+        4, kind="objects", operations=40, faulty_share=0.5, down_when_quiet=TOO_MANY[:1]
     )
     ask = Rounds.run
 
@@ -71,24 +71,24 @@ def test_must_fail_clients_that_ask_for_everything_time_and_again(
         for _ in range(10):
             await ask(self, *arguments, **more)
 
-    monkeypatch.setattr(scenario, "REQUESTS_AFTER_STORM", 250)
+    monkeypatch.setattr(scenario, "REQUESTS_WHEN_QUIET", 250)
     monkeypatch.setattr(scenario, "REQUESTS_PER_OPERATION", 25)
     assert run(configuration).passed
     monkeypatch.setattr(Rounds, "run", insist)
     report = run(configuration)
-    assert any("requests of clients after the storm" in finding for finding in report.findings)
+    assert any("requests of clients in the quiet phase" in finding for finding in report.findings)
 
 
 def test_must_fail_nodes_that_ask_without_patience(monkeypatch: pytest.MonkeyPatch) -> None:
     """One of them is down; the others wait for it, to finish what clients have left behind."""
     configuration = attacked(
-        4, kind="objects", operations=40, storm_share=0.5, down_in_calm=TOO_MANY[:1]
+        4, kind="objects", operations=40, faulty_share=0.5, down_when_quiet=TOO_MANY[:1]
     )
-    monkeypatch.setattr(scenario, "REQUESTS_AFTER_STORM", 250)
+    monkeypatch.setattr(scenario, "REQUESTS_WHEN_QUIET", 250)
     monkeypatch.setattr(scenario, "REQUESTS_PER_OPERATION", 25)
     monkeypatch.setattr(scenario, "REQUESTS_OF_NODES", 250)
     assert run(configuration).passed
     monkeypatch.setattr("bftfs.asking.quorum.PATIENCE_US", 1)
     monkeypatch.setattr("bftfs.asking.quorum.PATIENCE_MAX_US", 1)
     report = run(configuration)
-    assert any("requests of nodes after the storm" in finding for finding in report.findings)
+    assert any("requests of nodes in the quiet phase" in finding for finding in report.findings)

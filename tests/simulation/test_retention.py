@@ -1,4 +1,4 @@
-"""Nodes collect in the storm, with a window of seconds, and nothing is lost that must be there.
+"""Nodes collect among faults, with a window of seconds, and nothing that must be there is lost.
 
 With a collector that takes what it must keep, the checkers find what has gone.
 """
@@ -23,7 +23,7 @@ from bftfs.server.file_collection import Shown
 from bftfs.simulation import scenario
 from bftfs.simulation.collection import CollectionPlan, ConstantPool, collecting
 from bftfs.simulation.configuration import ClientPlan, Configuration, draw
-from bftfs.simulation.faults import StormFaults
+from bftfs.simulation.faults import FaultPlan
 from bftfs.simulation.scenario import Simulation, run
 from bftfs.simulation.workloads.files import FileMix, FileWorkload
 from bftfs.simulation.world import SECOND_US
@@ -44,7 +44,7 @@ def collected(
     loses: bool = False,
     **more: Any,
 ) -> Iterator[Configuration]:
-    """Clients take their time, so that in a short storm much becomes old."""
+    """Clients take their time, so that in a short run much becomes old."""
     for seed in seeds:
         configuration = attacked(
             seed,
@@ -55,10 +55,10 @@ def collected(
             files=MIX,
             **more,
         )
-        storm = StormFaults(network=configuration.storm.network, crash_every_us=5 * SECOND_US)
+        faults = FaultPlan(network=configuration.faults.network, crash_every_us=5 * SECOND_US)
         if loses:
-            storm = replace(storm, lose_every_us=10 * SECOND_US, losers=(NodeId(2),))
-        yield replace(configuration, clients=CLIENTS, storm=storm)
+            faults = replace(faults, lose_every_us=10 * SECOND_US, losers=(NodeId(2),))
+        yield replace(configuration, clients=CLIENTS, faults=faults)
 
 
 def about_retention(finding: str) -> bool:
@@ -90,7 +90,7 @@ def test_readers_of_the_past_race_collection() -> None:
         workload, retention = simulation.workload, simulation.retention
         assert isinstance(workload, FileWorkload)
         assert retention is not None
-        seen["trees of the storm"] += workload.past_reads
+        seen["trees in the faulty phase"] += workload.past_reads
         seen["trees of the audit"] += len(workload.pasts)
         seen["no longer kept"] += workload.no_longer_kept
         seen["versions of objects"] += retention.object_versions
@@ -109,7 +109,7 @@ def test_collection_is_drawn() -> None:
     plans = [each.collection for each in drawn if each.collection is not None]
     assert len(plans) > 20
     assert {bool(plan.roomy) for plan in plans} == {True, False}
-    assert any(each.storm.losers for each in drawn if each.collection is not None)
+    assert any(each.faults.losers for each in drawn if each.collection is not None)
     assert any(each.byzantine_clients for each in drawn if each.collection is not None)
 
 

@@ -42,7 +42,7 @@ def test_seeds(kind: str, part: int) -> None:
         replay = f"bftfs simulate --seed {report.configuration.seed} --kind {kind}"
         assert report.passed, "\n".join((replay, *report.findings))
     assert tally.operations.total() >= SIMULATED[kind] // PARTS
-    # The storms were storms.
+    # Faults did happen.
     rare = {"disks lost", "Byzantine nodes", "Byzantine clients"}
     absent = {"versions collected"} if kind == "blocks" else set()
     expected = set(COUNTED) - absent

@@ -13,7 +13,7 @@ from bftfs.identifiers import NodeId
 from bftfs.read_write import reading
 from bftfs.simulation.campaign import examine
 from bftfs.simulation.configuration import ClientPlan, Configuration, draw
-from bftfs.simulation.faults import StormFaults
+from bftfs.simulation.faults import FaultPlan
 from bftfs.simulation.principals import DiskFaults
 from bftfs.simulation.shrinking import shrink, sort_of
 from bftfs.simulation.world import SECOND_US
@@ -39,7 +39,7 @@ def test_a_planted_bug_is_shown_by_a_handful_of_operations(monkeypatch: pytest.M
     assert not outcome.smallest.passed
     assert small.byzantine_clients == ("poisonous-writer",)
     assert small.byzantine_nodes == ()
-    assert small.storm.network == StormFaults().network
+    assert small.faults.network == FaultPlan().network
     assert small.kept is not None
     assert len(small.kept) <= 3
 
@@ -51,7 +51,7 @@ def test_only_what_a_failure_needs_is_left() -> None:
         **{
             **{name: getattr(whole, name) for name in whole.__slots__},
             "clients": (ClientPlan(width=2), ClientPlan(width=4, skew_us=9), ClientPlan()),
-            "storm": StormFaults(
+            "faults": FaultPlan(
                 disk=DiskFaults(before_commit=0.1), crash_every_us=5, sever_every_us=7
             ),
             "down_in_audit": (NodeId(3),),
@@ -65,7 +65,7 @@ def test_only_what_a_failure_needs_is_left() -> None:
         assert isinstance(configuration, type(whole))
         kept = configuration.kept or range(1, configuration.operations + 1)
         return (
-            configuration.storm.crash_every_us == 5
+            configuration.faults.crash_every_us == 5
             and any(plan.width > 1 for plan in configuration.clients)
             and {17, 23} <= set(kept)
             and configuration.operations >= 23
@@ -75,7 +75,7 @@ def test_only_what_a_failure_needs_is_left() -> None:
     assert fails(small)
     assert small.kept == (17, 23)
     assert small.operations == 23
-    assert small.storm == StormFaults(crash_every_us=5, longest_us=SECOND_US)
+    assert small.faults == FaultPlan(crash_every_us=5, longest_us=SECOND_US)
     assert len(small.clients) == 1
     assert (small.byzantine_nodes, small.byzantine_clients, small.down_in_audit) == ((), (), ())
     assert runs < 300
@@ -88,7 +88,7 @@ def test_no_smaller_cluster_has_more_failures_than_it_bears() -> None:
         return True
 
     whole = draw(171, operations=1, kind="files")  # t = 2, b = 1
-    audited = replace(whole, storm=StormFaults(), byzantine_clients=())
+    audited = replace(whole, faults=FaultPlan(), byzantine_clients=())
     shrink(audited, fails=lambda small: len(small.down_in_audit) == 2 and fails(small))
 
 

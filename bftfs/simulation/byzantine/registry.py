@@ -84,7 +84,7 @@ GRANTS: Mapping[str, tuple[Grant, ...]] = {
 }
 
 
-class Chimera:
+class SeveralAdversaries:
     """Several adversaries in one node, of which each request meets one."""
 
     def __init__(self, position: NodePosition, names: Sequence[str]) -> None:
@@ -100,5 +100,6 @@ class Chimera:
 
 def corrupted(position: NodePosition, names: Sequence[str]) -> Mapping[type, Server]:
     """The node's servers, taken over by these adversaries."""
-    adversary = NODES[names[0]](position) if len(names) == 1 else Chimera(position, names)
+    several = len(names) > 1
+    adversary = SeveralAdversaries(position, names) if several else NODES[names[0]](position)
     return dict.fromkeys(position.servers, adversary)

@@ -1,7 +1,7 @@
 """What correct clients do in a simulation, and how it is judged: one module per kind of operation.
 
-A workload invents operations, takes down when each began and ended and what it gave, and checks the
-history in the end. It knows no faults: those are the storm's and the adversaries' business.
+A workload draws operations, records when each began and ended and what it returned, and checks this
+history at the end. It knows nothing of faults and adversaries.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Session(Protocol):
     """A client's part in a workload, from its start to its crash: it holds protocol clients."""
 
     def prepare(self) -> Iterator[Task]:
-        """What must be done before the storm."""
+        """Operations that come before everything else, without faults."""
 
     def next_task(self) -> Task:
         """An operation drawn at random."""

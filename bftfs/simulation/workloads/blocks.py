@@ -172,7 +172,7 @@ class BlockSession:
         yield self._read(list(range(len(self._workload.blocks))))
         for acknowledged in self._workload.acknowledged:
             yield self._read_past(*acknowledged)
-        # An isolated client makes progress, whatever the storm has left behind.
+        # An isolated client makes progress, whatever faults and adversaries have left behind.
         for number in range(len(self._workload.blocks)):
             yield self._write([number])
             yield self._read([number])

@@ -115,7 +115,7 @@ class FileWorkload:
         self.listed: dict[ObjectId, Listed] = {}  # versions of objects, likewise
         self.kept_since_us: Callable[[], int] | None = None
         self.no_longer_kept = 0  # times at which what was then had gone, as it may
-        self.past_reads = 0  # during the storm
+        self.past_reads = 0  # before the audit
         self.undone: Undone | None = None  # what the auditor took back
         self.restored: Restored | None = None  # …and what it brought back
         self.blocks: dict[ObjectId, Contents] = {}  # what correct clients wrote in files
@@ -305,7 +305,7 @@ class FileWorkload:
         return self.done
 
 
-class _Witness:
+class _RecordedMetadata:
     """A client's access to metadata, which takes down every call and what became of it."""
 
     def __init__(self, workload: FileWorkload, host: SimulatedClient, name: str) -> None:
@@ -371,7 +371,7 @@ class _Witness:
         return answered
 
 
-class _Scribe:
+class _RecordedBlocks:
     """A client's access to blocks, which takes down what was written, and what became of it."""
 
     def __init__(self, workload: FileWorkload, client: ReadWriteClient) -> None:
@@ -416,19 +416,19 @@ class FileSession:
     workload: FileWorkload
     host: SimulatedClient
     name: str
-    _objects: _Witness = field(init=False)
+    _objects: _RecordedMetadata = field(init=False)
     _blocks: ReadWriteClient = field(init=False)
     _system: FileSystem = field(init=False)
     _closing: FileSystem = field(init=False)  # of a mount that is not strict
 
     def __post_init__(self) -> None:
         workload, client = self.workload, self.host.client
-        self._objects = _Witness(workload, self.host, self.name)
+        self._objects = _RecordedMetadata(workload, self.host, self.name)
         self._blocks = ReadWriteClient(client, workload.sizes.read_write)
         self._system, self._closing = (
             FileSystem(
                 self._objects,
-                _Scribe(workload, self._blocks),
+                _RecordedBlocks(workload, self._blocks),
                 ClusterCapacity(workload.sizes.read_write),
                 None,
                 root=workload.root,

@@ -34,8 +34,8 @@ def failing(tmp_path: Path) -> Path:
         7,
         kind="blocks",
         operations=20,
-        storm_share=0.5,
-        down_in_calm=(NodeId(0), NodeId(1)),
+        faulty_share=0.5,
+        down_when_quiet=(NodeId(0), NodeId(1)),
     )
     path = tmp_path / "failing.json"
     path.write_bytes(to_json(configuration))
@@ -86,7 +86,7 @@ def test_a_failing_configuration_is_made_smaller(failing: Path, tmp_path: Path) 
     smallest = tmp_path / "found" / "blocks-7-20-small.json"
     assert f"Replay: bftfs simulate --replay {smallest}" in result.output
     small = from_json(smallest.read_bytes())
-    assert small.down_in_calm == (NodeId(0), NodeId(1))  # what it takes
+    assert small.down_when_quiet == (NodeId(0), NodeId(1))  # what it takes
     assert small.kept is not None
     assert len(small.kept) == 1
     again = run("--replay", str(smallest), "--shrink", "0", "--save", str(tmp_path / "again"))
