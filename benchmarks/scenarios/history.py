@@ -37,8 +37,8 @@ from bftfs.filesystem.directory import DirectoryPage, Listing, Name
 from bftfs.filesystem.inode import Writing
 from bftfs.filesystem.listing import PAGE_BYTES
 from bftfs.identifiers import ObjectId, block_id
+from bftfs.query_update.history import time_of
 from bftfs.query_update.past_reading import PastReader
-from bftfs.query_update.timestamp import time_of
 
 SYSTEM = System(t=1, b=1)
 

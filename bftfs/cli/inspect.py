@@ -29,8 +29,8 @@ from bftfs.filesystem.time_names import format_time_name
 from bftfs.identifiers import NodeId
 from bftfs.limits import SECOND_US
 from bftfs.query_update import inspection as object_inspection
+from bftfs.query_update.history import ZERO, time_of
 from bftfs.query_update.inspection import Copy, ObjectReport
-from bftfs.query_update.timestamp import ZERO, time_of
 from bftfs.read_write import inspection as block_inspection
 from bftfs.read_write.inspection import BlockReport, Fragment
 from bftfs.read_write.session import Session as BlockSession

@@ -62,8 +62,16 @@ from bftfs.filesystem.permission import (
 from bftfs.filesystem.retention_methods import inherit_retention
 from bftfs.filesystem.volume import conclude_relocation
 from bftfs.identifiers import ObjectId
-from bftfs.query_update.object_type import Caller, Record, Refusal
-from bftfs.query_update.sequence import FIRST_SERIAL, key_of, serial_at, serial_from, serial_key
+from bftfs.query_update.object_type import (
+    FIRST_SERIAL,
+    Caller,
+    Record,
+    Refusal,
+    key_of,
+    serial_at,
+    serial_from,
+    serial_key,
+)
 from bftfs.wire.fields import ObjectField
 
 RENAME_NOREPLACE: Final = 1

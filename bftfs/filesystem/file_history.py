@@ -43,9 +43,8 @@ from bftfs.filesystem.services import (
 )
 from bftfs.filesystem.snapshots import Snapshot, SnapshotCreation, SnapshotName
 from bftfs.identifiers import BlockId, ClientId, ObjectId
-from bftfs.query_update.conditioned import Operation
+from bftfs.query_update.history import ZERO, LogicalTimestamp, Operation, client_of, time_of
 from bftfs.query_update.messages import PastVersion
-from bftfs.query_update.timestamp import ZERO, LogicalTimestamp, client_of, time_of
 from bftfs.read_write.timestamp import BlockTimestamp
 from bftfs.retention import Policy, parse_policy
 

@@ -12,9 +12,9 @@ from typing import Any, Protocol
 from bftfs.credentials import Credentials
 from bftfs.filesystem.capacity import Capacity
 from bftfs.identifiers import BlockId, ClientId, ObjectId
+from bftfs.query_update.history import LogicalTimestamp
 from bftfs.query_update.messages import PastVersion
 from bftfs.query_update.object_type import Record
-from bftfs.query_update.timestamp import LogicalTimestamp
 from bftfs.read_write.timestamp import BlockTimestamp
 
 

@@ -30,9 +30,13 @@ from enum import Enum
 from typing import NamedTuple, TypeAlias
 
 from bftfs.asking.quorum import Nodes, QuorumSystem
-from bftfs.query_update.candidate import INITIAL, Candidate
-from bftfs.query_update.history import CulledObjectHistorySet
-from bftfs.query_update.timestamp import LogicalTimestamp, is_barrier
+from bftfs.query_update.history import (
+    INITIAL,
+    Candidate,
+    CulledObjectHistorySet,
+    LogicalTimestamp,
+    is_barrier,
+)
 
 # What is known by deduction: established (True) or dead (False).
 Facts: TypeAlias = Mapping[LogicalTimestamp, bool]

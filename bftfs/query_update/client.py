@@ -36,15 +36,20 @@ from bftfs.errors import (
 )
 from bftfs.identifiers import ClientId, NodeId, ObjectId
 from bftfs.query_update.classification import OperationType
-from bftfs.query_update.conditioned import (
+from bftfs.query_update.contention import BackOff, Streaks
+from bftfs.query_update.history import (
+    ZERO,
     Conditioned,
     ConditionedKind,
     Fact,
+    Known,
+    LogicalTimestamp,
     Operation,
+    is_barrier,
+    parse_history,
+    time_of,
     timestamp_of,
 )
-from bftfs.query_update.contention import BackOff, Streaks
-from bftfs.query_update.history import Known, parse_history
 from bftfs.query_update.messages import (
     Query,
     QueryReply,
@@ -58,7 +63,6 @@ from bftfs.query_update.observation import Observations, Observed
 from bftfs.query_update.repair import Repair
 from bftfs.query_update.rounds import Answer, Round, Rounds, UpdateRound, Votes
 from bftfs.query_update.suspicion import MEMORY_US, Suspicion
-from bftfs.query_update.timestamp import ZERO, LogicalTimestamp, is_barrier, time_of
 from bftfs.query_update.turns import Turns
 from bftfs.wire.codec import Message, encode
 

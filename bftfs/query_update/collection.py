@@ -23,10 +23,10 @@ from bftfs import limits
 from bftfs.asking.quorum import Nodes, QuorumSystem
 from bftfs.identifiers import NodeId, ObjectId
 from bftfs.query_update import past
+from bftfs.query_update.history import TIMESTAMP_BYTES, ZERO, LogicalTimestamp, time_of
 from bftfs.query_update.messages import CatalogueReply
+from bftfs.query_update.object_type import is_in_sequence
 from bftfs.query_update.replica import Replica, Version, holes_forgotten, past_prefix
-from bftfs.query_update.sequence import is_in_sequence
-from bftfs.query_update.timestamp import TIMESTAMP_BYTES, ZERO, LogicalTimestamp, time_of
 from bftfs.retention import Keeps
 from bftfs.storage import StorageView, Table, Write
 from bftfs.wire.codec import encode

@@ -29,7 +29,6 @@ from typing import TypeAlias
 
 from bftfs.asking.quorum import Nodes, QuorumSystem
 from bftfs.identifiers import ObjectId
-from bftfs.query_update.candidate import INITIAL, Candidate
 from bftfs.query_update.classification import (
     Facts,
     Shared,
@@ -37,8 +36,13 @@ from bftfs.query_update.classification import (
     shared_candidates,
     sharing,
 )
-from bftfs.query_update.history import CulledObjectHistorySet
-from bftfs.query_update.timestamp import ZERO, LogicalTimestamp
+from bftfs.query_update.history import (
+    INITIAL,
+    ZERO,
+    Candidate,
+    CulledObjectHistorySet,
+    LogicalTimestamp,
+)
 
 Settled: TypeAlias = dict[ObjectId, LogicalTimestamp]  # what each object's copy is conditioned on
 

@@ -45,9 +45,16 @@ from bftfs.conversation import Now, Pause, Together
 from bftfs.errors import MalformedMessage
 from bftfs.identifiers import OBJECT_ID_BYTES, NodeId, ObjectId, ObjectKind
 from bftfs.query_update import object_sync
-from bftfs.query_update.candidate import Candidate
 from bftfs.query_update.classification import Shared, shared_candidates
-from bftfs.query_update.history import CulledObjectHistorySet, Hosted, parse_history
+from bftfs.query_update.history import (
+    ZERO,
+    Candidate,
+    CulledObjectHistorySet,
+    Hosted,
+    LogicalTimestamp,
+    parse_history,
+    time_of,
+)
 from bftfs.query_update.messages import (
     Catalogued,
     CatalogueReply,
@@ -68,7 +75,6 @@ from bftfs.query_update.replica import (
     rows_of,
     stored_row,
 )
-from bftfs.query_update.timestamp import ZERO, LogicalTimestamp, time_of
 from bftfs.server.background import HealingTally, Place, ask_all, clients_are_busy, look, step
 from bftfs.server.recovery import OBJECTS, Recovery
 from bftfs.server.step import Host, Want

@@ -1,10 +1,24 @@
-"""Replica histories, object history sets, and their culling. [Q/U §4.3.4, lines 105-107; §4.3.5]
+"""The structures of the pseudo-code: timestamps, candidates, histories, and what is conditioned.
 
-A replica history is the ordered set of candidates that a server has accepted for an object. It
-travels, is stored and is authenticated as one encoded value: nothing for the initial history; else
-one byte that tells whether ⟨0, 0⟩ is still in it or has been pruned, and the other candidates.
-Servers that report the same history share it in an object history set: in the common case all of a
-quorum does.
+[Q/U §4.3.4, lines 100-107; §4.3.5, §4.3.7] In the order in which they are built from each other:
+
+- A *logical timestamp* orders the versions of an object. `LT = <Time, BarrierFlag, ClientID,
+  Operation, OHS>`, compared in that order. A compact timestamp has one digest in place of operation
+  and object history set. It is kept as 57 bytes, each field big-endian at its place, so that
+  comparing, hashing, storing and sending it cost nothing. Time is in microseconds and follows
+  wall-clock time: the larger of the client's clock and one more than the latest time in the object
+  history set.
+- A *candidate* is what a server says it has accepted: ⟨LT, LT_conditioned-on⟩ and, beyond the
+  single-object pseudo-code, the objects of the operation that made it (none if it touched one
+  object only), and whether it is a copy. All of it is the candidate's identity: servers share a
+  candidate only if they agree on all of it.
+- A *replica history* is the ordered set of candidates that one server has accepted for an object.
+  It travels, is stored and is authenticated as one encoded value: nothing for the initial history;
+  else one byte that tells whether ⟨0, 0⟩ is still in it or has been pruned, and the candidates.
+- An *object history set* is what a client has heard of an object: replica histories by server.
+  Servers that report the same history share it: in the common case all of a quorum does.
+- *Conditioned* is all that a timestamp stands for: an operation, and the history sets on which it
+  is conditioned.
 
 **Invariant.** `classify` and `settle` take a `CulledObjectHistorySet` only. A server gets one from
 `cull`, which has checked its own entry of every authenticator; a client, which can check none, from
@@ -16,8 +30,10 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from enum import IntEnum
+from itertools import pairwise
 from operator import attrgetter
-from typing import Annotated, NamedTuple, TypeAlias
+from typing import Annotated, NamedTuple, NewType, TypeAlias
 
 import msgspec
 from msgspec import Meta
@@ -25,13 +41,140 @@ from msgspec import Meta
 from bftfs import limits
 from bftfs.asking.quorum import Nodes
 from bftfs.crypto.authenticator import MAC_BYTES, AuthenticatorKeys
-from bftfs.crypto.digest import replica_history_digest
+from bftfs.crypto.digest import DIGEST_BYTES, operation_digest, replica_history_digest
 from bftfs.errors import MalformedMessage
-from bftfs.identifiers import NodeId, ObjectId
-from bftfs.query_update.candidate import FIXED_BYTES, INITIAL, Candidate, parse_candidates
-from bftfs.query_update.timestamp import ZERO, LogicalTimestamp, time_of
-from bftfs.wire.codec import Value
-from bftfs.wire.fields import ObjectField
+from bftfs.identifiers import CLIENT_ID_BYTES, OBJECT_ID_BYTES, ClientId, NodeId, ObjectId
+from bftfs.wire.codec import Decoder, Value
+from bftfs.wire.fields import ObjectField, TimeField, UserField
+
+# --- timestamps -----------------------------------------------------------------------------------
+
+LogicalTimestamp = NewType("LogicalTimestamp", bytes)
+
+_TIME_BYTES = 8
+_CLIENT_AT = _TIME_BYTES + 1
+_DIGEST_AT = _CLIENT_AT + CLIENT_ID_BYTES
+TIMESTAMP_BYTES = _DIGEST_AT + DIGEST_BYTES
+
+ZERO = LogicalTimestamp(bytes(TIMESTAMP_BYTES))  # the initial version, which everyone hosts
+
+TimestampField: TypeAlias = Annotated[
+    LogicalTimestamp, Meta(min_length=TIMESTAMP_BYTES, max_length=TIMESTAMP_BYTES)
+]
+
+_FLAG = {False: b"\0", True: b"\1"}
+
+
+def logical_timestamp(
+    *, time_us: int, barrier: bool, client: ClientId, digest: bytes
+) -> LogicalTimestamp:
+    """The timestamp with these fields."""
+    return LogicalTimestamp(time_us.to_bytes(_TIME_BYTES, "big") + _FLAG[barrier] + client + digest)
+
+
+def time_of(timestamp: LogicalTimestamp) -> int:
+    """`LT.Time`, in microseconds since the epoch."""
+    return int.from_bytes(timestamp[:_TIME_BYTES], "big")
+
+
+def is_barrier(timestamp: LogicalTimestamp) -> bool:
+    """`LT.BarrierFlag`."""
+    return timestamp[_TIME_BYTES] != 0
+
+
+def client_of(timestamp: LogicalTimestamp) -> ClientId:
+    """`LT.ClientID`: who made the operation."""
+    return ClientId(timestamp[_CLIENT_AT:_DIGEST_AT])
+
+
+def digest_of(timestamp: LogicalTimestamp) -> bytes:
+    """What stands for `LT.Operation` and `LT.OHS`."""
+    return timestamp[_DIGEST_AT:]
+
+
+# --- candidates -----------------------------------------------------------------------------------
+
+_COPY = 0x80
+_FLAG_AT = 2 * TIMESTAMP_BYTES
+FIXED_BYTES = _FLAG_AT + 1
+_BEYOND_TIME = 0x80  # times have 63 bits: one more than any of them is a time of 64
+
+
+class Candidate(msgspec.Struct, frozen=True, eq=False, gc=False):
+    """An operation that a server accepted for an object. Equal if encoded equally."""
+
+    timestamp: LogicalTimestamp
+    conditioned_on: LogicalTimestamp
+    objects: tuple[ObjectId, ...] = ()  # of a multi-object operation: all of them, ascending
+    copy: bool = False
+    encoded: bytes = b""
+
+    def __post_init__(self) -> None:
+        if not self.encoded:
+            flag = len(self.objects) | (_COPY if self.copy else 0)
+            msgspec.structs.force_setattr(
+                self,
+                "encoded",
+                self.timestamp + self.conditioned_on + bytes((flag,)) + b"".join(self.objects),
+            )
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Candidate) and self.encoded == other.encoded
+
+    def __hash__(self) -> int:
+        return hash(self.encoded)
+
+    @property
+    def barrier(self) -> bool:
+        """Whether it is a barrier, which has no object version."""
+        return is_barrier(self.timestamp)
+
+
+INITIAL = Candidate(ZERO, ZERO)  # ⟨0, 0⟩: complete at everyone from the start
+
+
+def parse_candidates(encoded: bytes, *, limit: int) -> tuple[Candidate, ...]:
+    """The candidates whose encodings `encoded` is the concatenation of. Raises MalformedMessage.
+
+    Ensures: they ascend strictly, condition on the past, and none is ⟨0, 0⟩; there is a time after
+    each; barriers list no objects and are no copies.
+    """
+    candidates: list[Candidate] = []
+    position = 0
+    before = ZERO
+    size = len(encoded)
+    while position < size:
+        flag_at = position + _FLAG_AT
+        if flag_at >= size or len(candidates) == limit:
+            raise MalformedMessage("a replica history is cut short or too long")
+        flag = encoded[flag_at]
+        count = flag & ~_COPY
+        end = position + FIXED_BYTES + count * OBJECT_ID_BYTES
+        if end > size or count == 1 or count > limits.OBJECTS_PER_OPERATION:
+            raise MalformedMessage("a candidate lists an impossible number of objects")
+        timestamp = LogicalTimestamp(encoded[position : position + TIMESTAMP_BYTES])
+        conditioned_on = LogicalTimestamp(encoded[position + TIMESTAMP_BYTES : flag_at])
+        if timestamp <= before or conditioned_on >= timestamp:
+            raise MalformedMessage("candidates are out of order")
+        if timestamp[0] & _BEYOND_TIME:
+            raise MalformedMessage("a candidate is beyond all times")
+        objects = tuple(
+            ObjectId(encoded[start : start + OBJECT_ID_BYTES])
+            for start in range(position + FIXED_BYTES, end, OBJECT_ID_BYTES)
+        )
+        if any(low >= high for low, high in pairwise(objects)):
+            raise MalformedMessage("a candidate's objects are out of order")
+        if is_barrier(conditioned_on) or (flag and is_barrier(timestamp)):
+            raise MalformedMessage("a barrier is conditioned on, copied, or lists objects")
+        candidates.append(
+            Candidate(timestamp, conditioned_on, objects, flag >= _COPY, encoded[position:end])
+        )
+        before = timestamp
+        position = end
+    return tuple(candidates)
+
+
+# --- replica histories ----------------------------------------------------------------------------
 
 _HISTORY_BYTES = limits.HISTORY_CANDIDATES_MOST * (FIXED_BYTES + 16 * limits.OBJECTS_PER_OPERATION)
 _FLAGS = (b"\0", b"\1")
@@ -135,6 +278,9 @@ def built_on(base: Candidate, candidate: Candidate) -> bytes:
     encoded = history_of(candidates, initial=initial)
     _parsed.remember(ReplicaHistory(encoded, initial, candidates, candidate.timestamp, candidate))
     return encoded
+
+
+# --- object history sets --------------------------------------------------------------------------
 
 
 class HistoryGroup(Value, frozen=True):
@@ -290,3 +436,87 @@ def cull(
             ),
         )
     return parsed, forged, insane
+
+
+# --- what a timestamp stands for ------------------------------------------------------------------
+
+_OBJECTS = Meta(min_length=1, max_length=limits.OBJECTS_PER_OPERATION)
+_SOME_OBJECTS = Meta(max_length=limits.OBJECTS_PER_OPERATION)
+
+MethodField: TypeAlias = Annotated[str, Meta(max_length=limits.METHOD_NAME_BYTES)]
+ArgumentsField: TypeAlias = Annotated[bytes, Meta(max_length=limits.OPERATION_BYTES)]
+GroupsField: TypeAlias = Annotated[tuple[UserField, ...], Meta(max_length=limits.GROUPS)]
+AnswerField: TypeAlias = Annotated[bytes, Meta(max_length=limits.ANSWER_BYTES)]
+
+
+class Operation(Value, frozen=True):
+    """One invocation of an update method. [Q/U §4.3.4, line 102]
+
+    `objects` are in the order of the method's roles. `serial` is drawn by the client: two
+    invocations alike are two operations.
+    """
+
+    method: MethodField
+    objects: Annotated[tuple[ObjectField, ...], _OBJECTS]
+    arguments: ArgumentsField
+    uid: UserField
+    gid: UserField
+    groups: GroupsField
+    serial: Annotated[int, Meta(ge=0, le=(1 << 63) - 1)]
+
+
+class ConditionedKind(IntEnum):
+    """What an operation does, and with it which classification it requires."""
+
+    METHOD = 1
+    COPY = 2
+    BARRIER = 3
+
+
+class Fact(Value, frozen=True):
+    """What is known of a multi-object candidate by deduction: established, or dead. [Q/U §4.3.7]"""
+
+    timestamp: TimestampField
+    established: bool
+
+
+class Conditioned(Value, frozen=True):
+    """All that a timestamp stands for: what is to be done, and on what it is conditioned.
+
+    `sets` are the history sets of the objects that it changes, ascending. `evidence` are those of
+    other objects, and `facts` is what is known of candidates, that decide what a copy copies.
+    `LT.Time` is the larger of `clock` and one more than the latest time in `sets`.
+    """
+
+    kind: ConditionedKind
+    operation: Operation | None  # None unless kind is METHOD
+    clock: TimeField
+    sets: Annotated[tuple[ObjectHistorySet, ...], _OBJECTS]
+    evidence: Annotated[tuple[ObjectHistorySet, ...], _SOME_OBJECTS] = ()
+    facts: Annotated[tuple[Fact, ...], Meta(max_length=limits.FACTS)] = ()
+
+
+_DECODER: Decoder[Conditioned] = Decoder(Conditioned, limit=limits.CONDITIONED_BYTES)
+decode_conditioned = _DECODER.decode
+
+
+def timestamp_of(
+    conditioned: Conditioned,
+    encoded: bytes,
+    sets: Iterable[CulledObjectHistorySet],
+    author: ClientId,
+) -> LogicalTimestamp:
+    """The timestamp of what `conditioned`, encoded as `encoded`, describes; one for all objects.
+
+    `sets` is what its `sets` say. A deterministic function of operation and object history sets, so
+    that all servers that receive the same set up the same candidate. [Q/U line 1102]
+    """
+    time_us = conditioned.clock
+    for history_set in sets:
+        time_us = max(time_us, time_of(history_set.latest) + 1)
+    return logical_timestamp(
+        time_us=time_us,
+        barrier=conditioned.kind is ConditionedKind.BARRIER,
+        client=author,
+        digest=operation_digest(encoded),
+    )

@@ -20,14 +20,15 @@ from bftfs.errors import MalformedMessage
 from bftfs.identifiers import NodeId, ObjectId
 from bftfs.query_update.classification import classify
 from bftfs.query_update.history import (
+    ZERO,
     CulledObjectHistorySet,
     Hosted,
+    LogicalTimestamp,
     ReplicaHistory,
     parse_history,
 )
 from bftfs.query_update.messages import Query, QueryReply
 from bftfs.query_update.object_type import Record, encode_record
-from bftfs.query_update.timestamp import ZERO, LogicalTimestamp
 from bftfs.thresholds import QueryUpdateThresholds
 
 

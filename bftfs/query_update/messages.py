@@ -15,15 +15,18 @@ from bftfs import limits
 from bftfs.asking.refusal import Refused
 from bftfs.crypto.digest import DIGEST_BYTES
 from bftfs.identifiers import OBJECT_ID_BYTES
-from bftfs.query_update.conditioned import (
+from bftfs.query_update.history import (
+    TIMESTAMP_BYTES,
     AnswerField,
     ArgumentsField,
+    AuthenticatorField,
     GroupsField,
+    HistoryField,
     MethodField,
+    ObjectHistorySet,
     Operation,
+    TimestampField,
 )
-from bftfs.query_update.history import AuthenticatorField, HistoryField, ObjectHistorySet
-from bftfs.query_update.timestamp import TIMESTAMP_BYTES, TimestampField
 from bftfs.wire.codec import Message, Value
 from bftfs.wire.fields import ClientField, NodeField, ObjectField, TimeField, UserField
 

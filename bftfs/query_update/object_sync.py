@@ -20,9 +20,9 @@ from bftfs.conversation import Now, Send
 from bftfs.crypto.digest import sync_page_digest
 from bftfs.errors import QuorumUnavailable
 from bftfs.identifiers import NodeId, ObjectId
+from bftfs.query_update.history import ZERO, LogicalTimestamp
 from bftfs.query_update.messages import ChainRequest, Found, SyncReply, SyncRequest
 from bftfs.query_update.replica import Link, Reach, Replica, link_of
-from bftfs.query_update.timestamp import ZERO, LogicalTimestamp
 from bftfs.storage import StorageView, Table, Write
 from bftfs.wire.codec import UNREADABLE, Value, encode
 

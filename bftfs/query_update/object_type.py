@@ -5,6 +5,9 @@ timestamps. [Q/U §4.3.2] Objects expose an operations-based interface of determ
 a narrow interface is what limits a faulty client. A method is given the states of all the objects
 that the operation names together, so that it can check across them.
 
+Object types may keep lists, below, in their states: servers read the past of these at the cost of
+what was in them then.
+
 Invariants: a method reads nothing but its states, its arguments and its caller, and gives the same
 answer everywhere. A method that raises `Refusal` has changed nothing.
 """
@@ -13,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 import msgspec
 
@@ -148,3 +151,51 @@ _ENCODER = msgspec.msgpack.Encoder()
 def encode_record(record: Record | bytes) -> bytes:
     """The encoding of arguments or of an answer; bytes stand for themselves."""
     return record if isinstance(record, bytes) else _ENCODER.encode(record)
+
+
+# --- lists in a state -------------------------------------------------------------------------
+#
+# A state's keys `key_of(serial)` are a list. A serial that is added is greater than all that were
+# there before; its value may be overwritten, and when its key is removed it never comes back.
+#
+# A server that reads the list as it was at an old version would have to pass over everything that
+# had been removed by then. So it notes, with each version that removes a serial, how far the hole
+# reaches that this leaves: from behind the serial that was there below it, up to the next one that
+# was there or may still come. A hole never closes, so a note holds at all later versions; and while
+# the serial below is there, the latest note that begins behind it tells the whole hole. A removal
+# costs one small row more, an addition nothing. The notes are each server's own index: no part of
+# the state, and of no answer. `replica` writes them, `past_state` reads them.
+
+SEQUENCE: Final = b"s"
+BEYOND_SEQUENCE: Final = b"t"
+FIRST_SERIAL: Final = 3  # 0 begins a listing; 1 and 2 are left to "." and ".."
+
+
+def serial_key(serial: int) -> bytes:
+    """`serial` as a key that sorts as it does: its length, then seven bits to a byte, none zero."""
+    length = max(1, -(-serial.bit_length() // 7))
+    digits = (serial >> 7 * place & 0x7F | 0x80 for place in reversed(range(length)))
+    return bytes((length, *digits))
+
+
+def serial_from(encoded: bytes) -> int:
+    """The serial that is encoded as `encoded`."""
+    serial = 0
+    for digit in encoded[1:]:
+        serial = serial << 7 | digit & 0x7F
+    return serial
+
+
+def key_of(serial: int) -> bytes:
+    """The key of a serial in the state."""
+    return SEQUENCE + serial_key(serial)
+
+
+def serial_at(key: bytes) -> int:
+    """The serial whose key this is."""
+    return serial_from(key[len(SEQUENCE) :])
+
+
+def is_in_sequence(key: bytes) -> bool:
+    """Whether this is the key of a serial."""
+    return key.startswith(SEQUENCE)

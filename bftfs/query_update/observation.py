@@ -25,19 +25,20 @@ from bftfs.clock_skew import is_ahead, is_pushed_ahead
 from bftfs.crypto.authenticator import MAC_BYTES
 from bftfs.errors import MalformedMessage
 from bftfs.identifiers import NodeId, ObjectId
-from bftfs.query_update.candidate import Candidate
 from bftfs.query_update.classification import Classification, OperationType, classify
-from bftfs.query_update.conditioned import Fact
 from bftfs.query_update.history import (
+    Candidate,
     CulledObjectHistorySet,
+    Fact,
     Known,
+    LogicalTimestamp,
     ObjectHistorySet,
     assemble,
     parse_history,
+    time_of,
 )
 from bftfs.query_update.messages import Verdict, Voucher
 from bftfs.query_update.suspicion import Suspicion
-from bftfs.query_update.timestamp import LogicalTimestamp, time_of
 
 _DEDUCTIONS = 4096  # candidates of which a client remembers what became of them
 

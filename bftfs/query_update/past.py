@@ -17,10 +17,9 @@ import msgspec
 from bftfs import limits
 from bftfs.errors import DamagedRow
 from bftfs.identifiers import ObjectId
-from bftfs.query_update.conditioned import Operation
+from bftfs.query_update.history import TIMESTAMP_BYTES, ZERO, LogicalTimestamp, Operation, time_of
 from bftfs.query_update.messages import Looked, PastVersion, VersionsRequest
 from bftfs.query_update.replica import Replica, Version
-from bftfs.query_update.timestamp import TIMESTAMP_BYTES, ZERO, LogicalTimestamp, time_of
 from bftfs.storage import StorageView, Table
 from bftfs.wire.codec import UNREADABLE, encode
 

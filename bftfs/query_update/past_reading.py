@@ -33,7 +33,14 @@ from bftfs.identifiers import NodeId, ObjectId
 from bftfs.query_update.classification import OperationType
 from bftfs.query_update.client import QueryUpdateClient
 from bftfs.query_update.contention import BackOff
-from bftfs.query_update.history import Known, ReplicaHistory, parse_history
+from bftfs.query_update.history import (
+    ZERO,
+    Known,
+    LogicalTimestamp,
+    ReplicaHistory,
+    parse_history,
+    time_of,
+)
 from bftfs.query_update.messages import (
     Looked,
     PastQuery,
@@ -44,11 +51,6 @@ from bftfs.query_update.messages import (
 )
 from bftfs.query_update.object_type import Record, encode_record
 from bftfs.query_update.rounds import Answer, Round, Rounds, Votes
-from bftfs.query_update.timestamp import (
-    ZERO,
-    LogicalTimestamp,
-    time_of,
-)
 
 _LENIENT: Final = 4  # failures, while others may just be at work, before they are stopped
 _ATTEMPTS: Final = 64  # at agreement, with repair and back-off in between

@@ -23,8 +23,13 @@ from bftfs.crypto.digest import sync_page_digest
 from bftfs.errors import QuorumUnavailable
 from bftfs.identifiers import NodeId, ObjectId
 from bftfs.query_update import object_sync
-from bftfs.query_update.candidate import Candidate
-from bftfs.query_update.history import history_of
+from bftfs.query_update.history import (
+    TIMESTAMP_BYTES,
+    ZERO,
+    Candidate,
+    LogicalTimestamp,
+    history_of,
+)
 from bftfs.query_update.messages import ChainRequest, Found, SyncReply
 from bftfs.query_update.object_sync import Asking
 from bftfs.query_update.replica import (
@@ -37,7 +42,6 @@ from bftfs.query_update.replica import (
     stored_row,
     stored_version,
 )
-from bftfs.query_update.timestamp import TIMESTAMP_BYTES, ZERO, LogicalTimestamp
 from bftfs.storage import MemoryStorage, StorageView, Table, Write
 from bftfs.wire.codec import UNREADABLE, encode
 

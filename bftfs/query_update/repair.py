@@ -18,17 +18,21 @@ from bftfs.asking.quorum import Judgement, Nodes
 from bftfs.conversation import Now
 from bftfs.errors import ContentionExhausted, MalformedMessage
 from bftfs.identifiers import ClientId, NodeId, ObjectId
-from bftfs.query_update.candidate import INITIAL, Candidate
 from bftfs.query_update.classification import OperationType, shared_candidates, sharing
-from bftfs.query_update.conditioned import (
-    Conditioned,
-    ConditionedKind,
-    decode_conditioned,
-    timestamp_of,
-)
 from bftfs.query_update.contention import BackOff
 from bftfs.query_update.deduction import Evidence, Undecided
-from bftfs.query_update.history import CulledObjectHistorySet, parse_set
+from bftfs.query_update.history import (
+    INITIAL,
+    Candidate,
+    Conditioned,
+    ConditionedKind,
+    CulledObjectHistorySet,
+    LogicalTimestamp,
+    client_of,
+    decode_conditioned,
+    parse_set,
+    timestamp_of,
+)
 from bftfs.query_update.messages import (
     DeduceReply,
     DeduceRequest,
@@ -43,7 +47,6 @@ from bftfs.query_update.messages import (
 )
 from bftfs.query_update.observation import Observed
 from bftfs.query_update.rounds import Answer, Round, Rounds, Votes, update_round
-from bftfs.query_update.timestamp import LogicalTimestamp, client_of
 from bftfs.wire.codec import encode
 
 _INLINE_ATTEMPTS = 2  # at one candidate, before a barrier ends it

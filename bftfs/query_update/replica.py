@@ -32,11 +32,18 @@ import msgspec
 from bftfs import limits
 from bftfs.errors import DamagedRow, MalformedMessage
 from bftfs.identifiers import ObjectId
-from bftfs.query_update.candidate import Candidate
-from bftfs.query_update.conditioned import Operation
-from bftfs.query_update.history import ReplicaHistory, latest_in, parse_history
+from bftfs.query_update.history import (
+    ZERO,
+    Candidate,
+    LogicalTimestamp,
+    Operation,
+    ReplicaHistory,
+    latest_in,
+    parse_history,
+    time_of,
+)
 from bftfs.query_update.messages import Verdict
-from bftfs.query_update.sequence import (
+from bftfs.query_update.object_type import (
     BEYOND_SEQUENCE,
     FIRST_SERIAL,
     SEQUENCE,
@@ -46,7 +53,6 @@ from bftfs.query_update.sequence import (
     serial_from,
     serial_key,
 )
-from bftfs.query_update.timestamp import ZERO, LogicalTimestamp, time_of
 from bftfs.storage import StorageView, Table, Write
 from bftfs.wire.codec import UNREADABLE, Value, encode
 

@@ -17,11 +17,10 @@ from bftfs.conversation import Now, Send
 from bftfs.crypto.digest import answer_digest
 from bftfs.errors import AdmissionRefused
 from bftfs.identifiers import NodeId, ObjectId, placement_of
-from bftfs.query_update.history import Known, parse_history
+from bftfs.query_update.history import Known, LogicalTimestamp, parse_history
 from bftfs.query_update.messages import PastReply, QueryReply, Status, UpdateReply
 from bftfs.query_update.observation import Observations
 from bftfs.query_update.suspicion import Suspicion
-from bftfs.query_update.timestamp import LogicalTimestamp
 from bftfs.wire.codec import Message
 
 _FAILURES_BORNE = 8  # after so many, suspicion is given up: it may be what stands in the way

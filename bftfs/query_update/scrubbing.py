@@ -28,7 +28,7 @@ from bftfs.asking.quorum import Nodes, QuorumSystem
 from bftfs.crypto.digest import DIGEST_BYTES, link_digest
 from bftfs.errors import MalformedMessage
 from bftfs.identifiers import OBJECT_ID_BYTES, NodeId, ObjectId
-from bftfs.query_update.history import parse_history
+from bftfs.query_update.history import TIMESTAMP_BYTES, ZERO, LogicalTimestamp, parse_history
 from bftfs.query_update.messages import AttestReply, AttestRequest
 from bftfs.query_update.replica import (
     ObjectRow,
@@ -39,7 +39,6 @@ from bftfs.query_update.replica import (
     stored_row,
     stored_version,
 )
-from bftfs.query_update.timestamp import TIMESTAMP_BYTES, ZERO, LogicalTimestamp
 from bftfs.server.background import ask_all, look, step
 from bftfs.server.scrubber import Page
 from bftfs.server.step import Host

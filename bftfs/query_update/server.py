@@ -34,7 +34,6 @@ from bftfs.crypto.digest import (
 from bftfs.errors import MalformedMessage
 from bftfs.identifiers import ClientId, NodeId, ObjectId, kind_of
 from bftfs.query_update import object_sync, past, unfinished
-from bftfs.query_update.candidate import INITIAL, Candidate
 from bftfs.query_update.classification import (
     NO_FACTS,
     OperationType,
@@ -42,23 +41,29 @@ from bftfs.query_update.classification import (
     shared_candidates,
     sharing,
 )
-from bftfs.query_update.conditioned import (
-    Conditioned,
-    ConditionedKind,
-    Operation,
-    decode_conditioned,
-    timestamp_of,
-)
 from bftfs.query_update.contention import Lines
 from bftfs.query_update.deduction import Evidence, Undecided
 from bftfs.query_update.healing import ObjectHealer, catalogue
 from bftfs.query_update.history import (
+    INITIAL,
+    TIMESTAMP_BYTES,
+    ZERO,
+    Candidate,
+    Conditioned,
+    ConditionedKind,
     CulledObjectHistorySet,
+    LogicalTimestamp,
     ObjectHistorySet,
+    Operation,
     built_on,
+    client_of,
     cull,
+    decode_conditioned,
     history_of,
+    is_barrier,
     parse_set,
+    time_of,
+    timestamp_of,
 )
 from bftfs.query_update.messages import (
     AttestReply,
@@ -98,14 +103,6 @@ from bftfs.query_update.object_type import (
 from bftfs.query_update.rebuilding import chain_page
 from bftfs.query_update.replica import ObjectRow, Reach, Replica
 from bftfs.query_update.scrubbing import attested
-from bftfs.query_update.timestamp import (
-    TIMESTAMP_BYTES,
-    ZERO,
-    LogicalTimestamp,
-    client_of,
-    is_barrier,
-    time_of,
-)
 from bftfs.server.recovery import Recovery
 from bftfs.server.step import Ready, Role, Sender, Want
 from bftfs.server.throttle import Throttle

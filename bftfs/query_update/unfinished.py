@@ -34,13 +34,13 @@ from bftfs.identifiers import ClientId, NodeId, ObjectId, placement_of
 from bftfs.query_update.classification import OperationType
 from bftfs.query_update.contention import BackOff
 from bftfs.query_update.healing import ObjectHealer, latest_of_all
+from bftfs.query_update.history import LogicalTimestamp, client_of, is_barrier
 from bftfs.query_update.messages import LatestReply, LatestRequest
 from bftfs.query_update.observation import Observations
 from bftfs.query_update.repair import Repair
 from bftfs.query_update.replica import Replica
 from bftfs.query_update.rounds import Rounds
 from bftfs.query_update.suspicion import Suspicion
-from bftfs.query_update.timestamp import LogicalTimestamp, client_of, is_barrier
 from bftfs.server.background import ask_all, clients_are_busy, look
 from bftfs.server.step import Host, Want
 from bftfs.storage import StorageView, Write

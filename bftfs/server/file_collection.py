@@ -56,10 +56,10 @@ from bftfs.identifiers import (
 )
 from bftfs.query_update import past
 from bftfs.query_update.collection import ObjectWalk, establish, settled_everywhere
+from bftfs.query_update.history import ZERO, LogicalTimestamp, time_of
 from bftfs.query_update.messages import CatalogueReply, CatalogueRequest, Looked
 from bftfs.query_update.object_type import Refusal
 from bftfs.query_update.replica import Replica, past_prefix
-from bftfs.query_update.timestamp import ZERO, LogicalTimestamp, time_of
 from bftfs.read_write.timestamp import TIMESTAMP_BYTES
 from bftfs.read_write.timestamp import time_of as block_time_of
 from bftfs.read_write.timestamp import timestamp_of as block_timestamp_of

@@ -24,17 +24,20 @@ from bftfs.filesystem.directory import Creation, DirectoryCreation
 from bftfs.filesystem.registry import CREATE, FORMAT, MAKE_DIRECTORY
 from bftfs.filesystem.volume import Format
 from bftfs.identifiers import BlockId, NodeId, ObjectId, ObjectKind, block_id, object_id
-from bftfs.query_update.candidate import Candidate
 from bftfs.query_update.client import QueryUpdateClient
-from bftfs.query_update.conditioned import Conditioned, decode_conditioned
 from bftfs.query_update.history import (
+    ZERO,
+    Candidate,
+    Conditioned,
     HistoryGroup,
     ObjectHistorySet,
+    decode_conditioned,
     history_of,
+    logical_timestamp,
     parse_history,
+    time_of,
 )
 from bftfs.query_update.replica import Replica
-from bftfs.query_update.timestamp import ZERO, logical_timestamp, time_of
 from bftfs.read_write.client import ReadWriteClient
 from bftfs.server.block_verification import VerificationSettings
 from bftfs.server.step import Grant, Ready, Server

@@ -22,24 +22,30 @@ from bftfs.crypto.digest import answer_digest, replica_history_digest
 from bftfs.engine import Running
 from bftfs.errors import AdmissionRefused, FileSystemError, QuorumUnavailable
 from bftfs.identifiers import NodeId, ObjectId, ObjectKind
-from bftfs.query_update.candidate import INITIAL, Candidate
 from bftfs.query_update.classification import Classification, OperationType, classify, sharing
-from bftfs.query_update.conditioned import (
-    Conditioned,
-    ConditionedKind,
-    Operation,
-    decode_conditioned,
-    timestamp_of,
-)
 from bftfs.query_update.contention import BACK_OFF_US, BackOff
 from bftfs.query_update.counter import Count, Fetch, Increment
 from bftfs.query_update.history import (
+    INITIAL,
+    TIMESTAMP_BYTES,
+    ZERO,
+    Candidate,
+    Conditioned,
+    ConditionedKind,
     CulledObjectHistorySet,
     Hosted,
     Known,
+    LogicalTimestamp,
     ObjectHistorySet,
+    Operation,
     assemble,
+    client_of,
+    decode_conditioned,
+    is_barrier,
+    logical_timestamp,
     parse_history,
+    time_of,
+    timestamp_of,
 )
 from bftfs.query_update.messages import (
     DeduceRequest,
@@ -63,15 +69,6 @@ from bftfs.query_update.object_type import (
     Record,
     State,
     encode_record,
-)
-from bftfs.query_update.timestamp import (
-    TIMESTAMP_BYTES,
-    ZERO,
-    LogicalTimestamp,
-    client_of,
-    is_barrier,
-    logical_timestamp,
-    time_of,
 )
 from bftfs.server.step import Grant, Ready
 from bftfs.storage import Table

@@ -17,7 +17,6 @@ import pytest
 
 from bftfs.asking.quorum import Nodes, ThresholdQuorums
 from bftfs.identifiers import ClientId, ObjectId
-from bftfs.query_update.candidate import INITIAL, Candidate
 from bftfs.query_update.classification import (
     Classification,
     Facts,
@@ -25,8 +24,18 @@ from bftfs.query_update.classification import (
     classify,
     shared_candidates,
 )
-from bftfs.query_update.history import CulledObjectHistorySet, Hosted, history_of, parse_history
-from bftfs.query_update.timestamp import ZERO, LogicalTimestamp, is_barrier, logical_timestamp
+from bftfs.query_update.history import (
+    INITIAL,
+    ZERO,
+    Candidate,
+    CulledObjectHistorySet,
+    Hosted,
+    LogicalTimestamp,
+    history_of,
+    is_barrier,
+    logical_timestamp,
+    parse_history,
+)
 from bftfs.thresholds import QueryUpdateThresholds
 
 OBJECT = ObjectId(bytes(16))

@@ -12,7 +12,7 @@ from bftfs.asking.quorum import Nodes, QuorumSystem
 from bftfs.crypto.authenticator import AuthenticatorKeys
 from bftfs.crypto.digest import DIGEST_BYTES
 from bftfs.identifiers import NodeId
-from bftfs.query_update import conditioned, observation, server
+from bftfs.query_update import history, observation, server
 from bftfs.query_update.classification import Classification, OperationType, classify
 from bftfs.query_update.history import CulledObjectHistorySet, ObjectHistorySet, parse_set
 from bftfs.simulation.configuration import ClientPlan, Configuration
@@ -65,7 +65,7 @@ def remove_barriers(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def remove_binding_to_operations(monkeypatch: pytest.MonkeyPatch) -> None:
     """Timestamps of objects have time and client, and nothing that stands for the operation."""
-    monkeypatch.setattr(conditioned, "operation_digest", _one_for_all)
+    monkeypatch.setattr(history, "operation_digest", _one_for_all)
 
 
 def remove_binding_to_values(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,21 +15,22 @@ from bftfs.crypto.authenticator import MAC_BYTES
 from bftfs.crypto.digest import deduction_digest, replica_history_digest
 from bftfs.errors import MalformedMessage
 from bftfs.identifiers import ClientId, NodeId, ObjectId
-from bftfs.query_update.candidate import INITIAL, Candidate
-from bftfs.query_update.conditioned import (
+from bftfs.query_update.history import (
+    INITIAL,
+    ZERO,
+    Candidate,
     Conditioned,
     ConditionedKind,
     Fact,
-    Operation,
-    timestamp_of,
-)
-from bftfs.query_update.history import (
     Known,
     ObjectHistorySet,
+    Operation,
     assemble,
     history_of,
+    logical_timestamp,
     parse_history,
     parse_set,
+    timestamp_of,
 )
 from bftfs.query_update.messages import (
     InlineBarrier,
@@ -41,7 +42,6 @@ from bftfs.query_update.messages import (
     Voucher,
 )
 from bftfs.query_update.object_type import Record, encode_record
-from bftfs.query_update.timestamp import ZERO, logical_timestamp
 from bftfs.simulation.byzantine.positions import ClientPosition, mutated
 from bftfs.simulation.deployment import CREDENTIALS
 from bftfs.wire.codec import encode

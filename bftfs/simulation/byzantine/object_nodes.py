@@ -12,9 +12,16 @@ from bftfs.crypto.authenticator import MAC_BYTES
 from bftfs.crypto.digest import deduction_digest, replica_history_digest, sync_page_digest
 from bftfs.errors import MalformedMessage
 from bftfs.identifiers import ClientId, ObjectId
-from bftfs.query_update.candidate import Candidate
-from bftfs.query_update.conditioned import decode_conditioned
-from bftfs.query_update.history import history_of, parse_history
+from bftfs.query_update.history import (
+    ZERO,
+    Candidate,
+    LogicalTimestamp,
+    decode_conditioned,
+    history_of,
+    logical_timestamp,
+    parse_history,
+    time_of,
+)
 from bftfs.query_update.messages import (
     AttestReply,
     Catalogued,
@@ -37,7 +44,6 @@ from bftfs.query_update.messages import (
     UpdateReply,
     Verdict,
 )
-from bftfs.query_update.timestamp import ZERO, LogicalTimestamp, logical_timestamp, time_of
 from bftfs.server.step import Ready, Sender
 from bftfs.simulation.byzantine.positions import NodePosition, mutated
 from bftfs.storage import StorageView

@@ -7,6 +7,11 @@ from typing import Any
 import msgspec
 
 from bftfs.identifiers import ClientId
+from bftfs.query_update.history import (
+    LogicalTimestamp,
+    client_of,
+    time_of,
+)
 from bftfs.query_update.messages import (
     Looked,
     PastQuery,
@@ -14,11 +19,6 @@ from bftfs.query_update.messages import (
     PastVersion,
     VersionsReply,
     VersionsRequest,
-)
-from bftfs.query_update.timestamp import (
-    LogicalTimestamp,
-    client_of,
-    time_of,
 )
 from bftfs.server.step import Ready, Sender
 from bftfs.simulation.byzantine.positions import NodePosition, mutated

@@ -23,8 +23,7 @@ from dataclasses import dataclass, field
 
 from bftfs import limits
 from bftfs.identifiers import BLOCK_ID_BYTES, BlockId, ClientId, NodeId, ObjectId
-from bftfs.query_update.candidate import Candidate
-from bftfs.query_update.timestamp import LogicalTimestamp, client_of
+from bftfs.query_update.history import Candidate, LogicalTimestamp, client_of
 from bftfs.read_write.timestamp import BlockTimestamp, timestamp_of
 from bftfs.read_write.version_row import VERIFIED, checksum_of
 from bftfs.server.block_examination import Policy

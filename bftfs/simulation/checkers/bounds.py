@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 
 from bftfs import limits
 from bftfs.identifiers import ClientId, NodeId
-from bftfs.query_update.timestamp import client_of, time_of
+from bftfs.query_update.history import client_of, time_of
 from bftfs.read_write.timestamp import time_of as block_time_of
 from bftfs.read_write.version_row import VERIFIED
 from bftfs.simulation.checkers.candidates import Acceptance

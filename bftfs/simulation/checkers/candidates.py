@@ -15,10 +15,15 @@ from typing import NamedTuple
 import msgspec
 
 from bftfs.identifiers import NodeId, ObjectId
-from bftfs.query_update.candidate import Candidate
-from bftfs.query_update.history import parse_history
+from bftfs.query_update.history import (
+    TIMESTAMP_BYTES,
+    ZERO,
+    Candidate,
+    LogicalTimestamp,
+    parse_history,
+    time_of,
+)
 from bftfs.query_update.replica import ObjectRow, Version
-from bftfs.query_update.timestamp import TIMESTAMP_BYTES, ZERO, LogicalTimestamp, time_of
 from bftfs.storage import Table, Write
 
 _decode_row = msgspec.msgpack.Decoder(ObjectRow).decode

@@ -12,8 +12,8 @@ from collections import Counter
 from collections.abc import Mapping
 
 from bftfs.identifiers import NodeId, ObjectId
+from bftfs.query_update.history import LogicalTimestamp, time_of
 from bftfs.query_update.replica import Replica
-from bftfs.query_update.timestamp import LogicalTimestamp, time_of
 from bftfs.storage import StorageView, Table
 
 _NUMBER_BYTES = 8

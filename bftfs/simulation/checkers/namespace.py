@@ -37,10 +37,15 @@ from bftfs.filesystem.directory import (
 from bftfs.filesystem.objects import AttributesAfter
 from bftfs.filesystem.volume import Volume
 from bftfs.identifiers import ClientId, ObjectId, ObjectKind, kind_of
-from bftfs.query_update.candidate import Candidate
-from bftfs.query_update.conditioned import Operation
+from bftfs.query_update.history import (
+    ZERO,
+    Candidate,
+    LogicalTimestamp,
+    Operation,
+    client_of,
+    time_of,
+)
 from bftfs.query_update.object_type import ObjectTypes, Record, encode_record
-from bftfs.query_update.timestamp import ZERO, LogicalTimestamp, client_of, time_of
 from bftfs.simulation.checkers.candidates import CandidateRecord, chain_of
 from bftfs.simulation.checkers.serializability import ObjectOperation, check_operations
 

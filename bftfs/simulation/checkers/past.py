@@ -19,9 +19,9 @@ from bftfs.filesystem import registry
 from bftfs.filesystem.attributes import Attributes
 from bftfs.filesystem.file_history import CHANGES_SHOWN
 from bftfs.identifiers import ClientId, ObjectId
+from bftfs.query_update.history import time_of
 from bftfs.query_update.messages import PastVersion
 from bftfs.query_update.object_type import ObjectTypes
-from bftfs.query_update.timestamp import time_of
 from bftfs.read_write.timestamp import BlockTimestamp
 from bftfs.simulation.checkers.candidates import CandidateRecord
 from bftfs.simulation.checkers.namespace import (

@@ -15,8 +15,8 @@ from collections.abc import Callable, Mapping
 from bftfs.coding.cross_checksum import CrossChecksum
 from bftfs.coding.erasure import ErasureCode
 from bftfs.identifiers import BLOCK_ID_BYTES, BlockId, NodeId, ObjectId
+from bftfs.query_update.history import LogicalTimestamp, time_of
 from bftfs.query_update.replica import Replica
-from bftfs.query_update.timestamp import LogicalTimestamp, time_of
 from bftfs.read_write.placement import fragment_index
 from bftfs.read_write.timestamp import timestamp_of
 from bftfs.read_write.validation import item_of, regenerate

@@ -26,7 +26,7 @@ from bftfs.identifiers import (
     ObjectId,
     inode_of,
 )
-from bftfs.query_update.timestamp import LogicalTimestamp, time_of
+from bftfs.query_update.history import LogicalTimestamp, time_of
 from bftfs.read_write.timestamp import time_of as block_time_of
 from bftfs.read_write.version_row import VERIFIED
 from bftfs.simulation.checkers.candidates import CandidateRecord, chain_of

@@ -22,8 +22,8 @@ from bftfs.filesystem import registry
 from bftfs.filesystem.attributes import decode_attributes
 from bftfs.filesystem.objects import ATTRIBUTES_KEY
 from bftfs.identifiers import ClientId, ObjectId
+from bftfs.query_update.history import LogicalTimestamp, client_of, time_of
 from bftfs.query_update.object_type import ObjectTypes
-from bftfs.query_update.timestamp import LogicalTimestamp, client_of, time_of
 from bftfs.restoration.undo import Step
 from bftfs.simulation.checkers.candidates import CandidateRecord
 from bftfs.simulation.checkers.namespace import NamespaceModel, arguments_of, established_operations

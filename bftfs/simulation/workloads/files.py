@@ -39,9 +39,9 @@ from bftfs.identifiers import (
     object_id,
 )
 from bftfs.query_update.client import Answered, QueryUpdateClient
+from bftfs.query_update.history import LogicalTimestamp, time_of
 from bftfs.query_update.object_type import ObjectTypes, Record
 from bftfs.query_update.past_reading import PastReader
-from bftfs.query_update.timestamp import LogicalTimestamp, time_of
 from bftfs.read_write.client import ReadWriteClient
 from bftfs.read_write.timestamp import BlockTimestamp, version_key
 from bftfs.restoration.sight import Sight

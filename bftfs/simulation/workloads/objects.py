@@ -22,8 +22,8 @@ from bftfs.filesystem.volume import Format
 from bftfs.identifiers import ObjectId, ObjectKind, object_id
 from bftfs.query_update.client import QueryUpdateClient
 from bftfs.query_update.counter import Fetch, Increment
+from bftfs.query_update.history import ZERO, LogicalTimestamp
 from bftfs.query_update.object_type import ObjectTypes, Record
-from bftfs.query_update.timestamp import ZERO, LogicalTimestamp
 from bftfs.simulation.checkers.candidates import chain_of, check_chain
 from bftfs.simulation.checkers.convergence import check_convergence
 from bftfs.simulation.checkers.serializability import ObjectOperation, check_operations

@@ -10,9 +10,9 @@ from bftfs.errors import FileSystemError
 from bftfs.filesystem.file_history import CHANGES_SHOWN
 from bftfs.filesystem.operations import FileSystem
 from bftfs.identifiers import ObjectId
+from bftfs.query_update.history import ZERO
 from bftfs.query_update.messages import PastVersion
 from bftfs.query_update.past_reading import PastReader
-from bftfs.query_update.timestamp import ZERO
 from bftfs.simulation.checkers.past import Seen
 from bftfs.simulation.deployment import CREDENTIALS
 

@@ -124,7 +124,7 @@ class _Liar:
 
 
 def _objects_of(message: Any) -> list[ObjectId]:
-    from bftfs.query_update.conditioned import decode_conditioned
+    from bftfs.query_update.history import decode_conditioned
 
     if isinstance(message, Query):
         return sorted(set(message.objects))

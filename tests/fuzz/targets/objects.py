@@ -9,18 +9,20 @@ from bftfs.crypto.authenticator import AuthenticatorKeys
 from bftfs.crypto.digest import replica_history_digest
 from bftfs.errors import MalformedMessage
 from bftfs.identifiers import NodeId, ObjectId, ObjectKind, object_id
-from bftfs.query_update.candidate import Candidate
 from bftfs.query_update.classification import classify
 from bftfs.query_update.deduction import Evidence, Undecided
 from bftfs.query_update.history import (
+    ZERO,
+    Candidate,
     HistoryGroup,
+    LogicalTimestamp,
     ObjectHistorySet,
     cull,
     history_of,
+    logical_timestamp,
     parse_history,
     parse_set,
 )
-from bftfs.query_update.timestamp import ZERO, LogicalTimestamp, logical_timestamp
 from bftfs.thresholds import QueryUpdateThresholds
 from tests.fuzz.choices import Choices
 from tests.fuzz.target import KIB, MIB, Target

@@ -21,7 +21,7 @@ from bftfs.filesystem.registry import (
     MAKE_DIRECTORY,
 )
 from bftfs.identifiers import NodeId
-from bftfs.query_update.conditioned import Conditioned, ConditionedKind, Operation
+from bftfs.query_update.history import Conditioned, ConditionedKind, Operation
 from bftfs.query_update.messages import (
     AttestRequest,
     CatalogueRequest,
@@ -113,7 +113,7 @@ def _composed(choices: Choices, cluster: FuzzCluster, attacker: Principal) -> An
             if type(message) is Update
         ]
         if said and choices.flag():
-            from bftfs.query_update.conditioned import decode_conditioned
+            from bftfs.query_update.history import decode_conditioned
 
             operation = decode_conditioned(choices.pick(said)).operation or operation
     clock = choices.pick((0, cluster.nodes[0].wall_clock_us(), (1 << 63) - 1))

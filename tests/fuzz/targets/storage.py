@@ -16,9 +16,9 @@ from bftfs.coding.erasure import ErasureCode
 from bftfs.crypto.cipher import BlockCipher
 from bftfs.errors import DamagedRow, InvalidAuthenticator, MalformedMessage
 from bftfs.identifiers import OBJECT_ID_BYTES, ObjectId, ObjectKind, block_id, object_id
+from bftfs.query_update.history import LogicalTimestamp
 from bftfs.query_update.replica import Replica
 from bftfs.query_update.scrubbing import _check_versions, attested
-from bftfs.query_update.timestamp import LogicalTimestamp
 from bftfs.read_write.validation import item_of, regenerate
 from bftfs.storage import Table, Write
 from nodes.journal import Journal

@@ -9,7 +9,7 @@ from bftfs.crypto.keys import Identity
 from bftfs.envelope import REPLIES, REQUESTS, Reply, Request
 from bftfs.errors import MalformedMessage, PeerFault
 from bftfs.identifiers import NodeId
-from bftfs.query_update.conditioned import decode_conditioned
+from bftfs.query_update.history import decode_conditioned
 from bftfs.wire.channel import ClientChannel, ServerChannel
 from bftfs.wire.codec import Decoder, encode
 from bftfs.wire.framing import HEADER, MAC_BYTES, MAGIC, FrameParser
@@ -199,7 +199,7 @@ def conditioned(data: bytes) -> None:
 
 
 def _conditioned_seeds() -> Iterable[bytes]:
-    from bftfs.query_update.conditioned import Conditioned
+    from bftfs.query_update.history import Conditioned
 
     pool = Pool()
     for number in range(16):

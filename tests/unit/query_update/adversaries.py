@@ -14,8 +14,13 @@ import msgspec
 from bftfs.asking.refusal import Refused
 from bftfs.crypto.authenticator import AuthenticatorKeys
 from bftfs.crypto.digest import deduction_digest, replica_history_digest
-from bftfs.query_update.candidate import Candidate
-from bftfs.query_update.history import parse_history
+from bftfs.query_update.history import (
+    Candidate,
+    client_of,
+    logical_timestamp,
+    parse_history,
+    time_of,
+)
 from bftfs.query_update.messages import (
     DeduceReply,
     DeduceRequest,
@@ -27,7 +32,6 @@ from bftfs.query_update.messages import (
     UpdateReply,
     Verdict,
 )
-from bftfs.query_update.timestamp import client_of, logical_timestamp, time_of
 from bftfs.server.step import Ready, Sender
 from bftfs.storage import MemoryStorage
 
@@ -36,7 +40,7 @@ Step = Callable[..., Ready]
 
 def names_of(message: Any) -> list[bytes]:
     """The objects that a reply to `message` reports on, ascending."""
-    from bftfs.query_update.conditioned import decode_conditioned
+    from bftfs.query_update.history import decode_conditioned
 
     if isinstance(message, Query):
         return sorted(set(message.objects))

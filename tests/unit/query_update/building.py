@@ -5,15 +5,17 @@ from __future__ import annotations
 from bftfs.crypto.authenticator import AuthenticatorKeys
 from bftfs.crypto.digest import replica_history_digest
 from bftfs.identifiers import ClientId, NodeId, ObjectId
-from bftfs.query_update.candidate import Candidate
 from bftfs.query_update.history import (
+    ZERO,
+    Candidate,
     CulledObjectHistorySet,
     Known,
+    LogicalTimestamp,
     assemble,
     history_of,
+    logical_timestamp,
     parse_history,
 )
-from bftfs.query_update.timestamp import ZERO, LogicalTimestamp, logical_timestamp
 
 A = ObjectId(b"\x01" * 16)
 B = ObjectId(b"\x02" * 16)

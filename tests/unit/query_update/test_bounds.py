@@ -13,14 +13,22 @@ from bftfs.envelope import REQUESTS
 from bftfs.errors import MalformedMessage
 from bftfs.identifiers import ClientId, NodeId, ObjectId
 from bftfs.query_update import history as histories
-from bftfs.query_update.candidate import Candidate
-from bftfs.query_update.conditioned import Conditioned, ConditionedKind
 from bftfs.query_update.counter import Count, Fetch, Increment
-from bftfs.query_update.history import HistoryGroup, ObjectHistorySet, history_of, parse_history
+from bftfs.query_update.history import (
+    ZERO,
+    Candidate,
+    Conditioned,
+    ConditionedKind,
+    HistoryGroup,
+    LogicalTimestamp,
+    ObjectHistorySet,
+    history_of,
+    logical_timestamp,
+    parse_history,
+)
 from bftfs.query_update.messages import FetchReply, InlineUpdate, Status
 from bftfs.query_update.observation import Observations
 from bftfs.query_update.suspicion import Suspicion
-from bftfs.query_update.timestamp import ZERO, LogicalTimestamp, logical_timestamp
 from bftfs.server.step import Ready
 from bftfs.wire.codec import encode
 from tests.fuzz.tracing import Tracer

@@ -6,14 +6,16 @@ import pytest
 
 from bftfs.errors import MalformedMessage
 from bftfs.identifiers import ClientId
-from bftfs.query_update.candidate import INITIAL, Candidate, parse_candidates
-from bftfs.query_update.timestamp import (
+from bftfs.query_update.history import (
+    INITIAL,
     TIMESTAMP_BYTES,
     ZERO,
+    Candidate,
     client_of,
     digest_of,
     is_barrier,
     logical_timestamp,
+    parse_candidates,
     time_of,
 )
 from tests.unit.query_update.building import A, B, C, at, barrier, copy, method

@@ -6,8 +6,9 @@ import pytest
 
 from bftfs.errors import MalformedMessage
 from bftfs.identifiers import NodeId
-from bftfs.query_update.candidate import INITIAL
 from bftfs.query_update.history import (
+    INITIAL,
+    ZERO,
     HistoryGroup,
     Known,
     ObjectHistorySet,
@@ -17,7 +18,6 @@ from bftfs.query_update.history import (
     parse_history,
     parse_set,
 )
-from bftfs.query_update.timestamp import ZERO
 from tests.unit.query_update.building import (
     A,
     B,

@@ -22,9 +22,16 @@ from bftfs.filesystem.registry import file_system_types
 from bftfs.filesystem.volume import Format
 from bftfs.identifiers import ObjectId, ObjectKind, object_id
 from bftfs.query_update import past
-from bftfs.query_update.candidate import Candidate
 from bftfs.query_update.counter import Fetch, Increment
-from bftfs.query_update.history import parse_history
+from bftfs.query_update.history import (
+    ZERO,
+    Candidate,
+    LogicalTimestamp,
+    client_of,
+    logical_timestamp,
+    parse_history,
+    time_of,
+)
 from bftfs.query_update.messages import (
     Looked,
     PastQuery,
@@ -38,13 +45,6 @@ from bftfs.query_update.messages import (
 )
 from bftfs.query_update.past_reading import PastReader
 from bftfs.query_update.replica import Version
-from bftfs.query_update.timestamp import (
-    ZERO,
-    LogicalTimestamp,
-    client_of,
-    logical_timestamp,
-    time_of,
-)
 from bftfs.server.step import Ready, Sender
 from bftfs.storage import Table, Write
 from bftfs.wire.codec import encode

@@ -11,14 +11,11 @@ from hypothesis import strategies as st
 
 from bftfs import limits
 from bftfs.errors import DamagedRow
-from bftfs.query_update.candidate import Candidate
-from bftfs.query_update.conditioned import Operation
-from bftfs.query_update.history import history_of
+from bftfs.query_update.history import ZERO, Candidate, LogicalTimestamp, Operation, history_of
 from bftfs.query_update.messages import Verdict
 from bftfs.query_update.object_sync import StatePage, take_staged
 from bftfs.query_update.replica import Link, Reach, Replica, Version, Workspace
 from bftfs.query_update.scrubbing import attested
-from bftfs.query_update.timestamp import ZERO, LogicalTimestamp
 from bftfs.storage import MemoryStorage, Table, Write
 from bftfs.wire.codec import encode
 from tests.unit.query_update.building import A, B, at

@@ -11,11 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bftfs.query_update import replica
-from bftfs.query_update.candidate import Candidate
 from bftfs.query_update.collection import ObjectWalk
-from bftfs.query_update.history import history_of
-from bftfs.query_update.replica import Replica, Workspace
-from bftfs.query_update.sequence import (
+from bftfs.query_update.history import ZERO, Candidate, LogicalTimestamp, history_of
+from bftfs.query_update.object_type import (
     BEYOND_SEQUENCE,
     FIRST_SERIAL,
     key_of,
@@ -23,7 +21,7 @@ from bftfs.query_update.sequence import (
     serial_from,
     serial_key,
 )
-from bftfs.query_update.timestamp import ZERO, LogicalTimestamp
+from bftfs.query_update.replica import Replica, Workspace
 from bftfs.storage import MemoryStorage, Table, Write
 from bftfs.wire.codec import encode
 from tests.unit.query_update.building import A, at

@@ -11,10 +11,16 @@ from bftfs import limits
 from bftfs.asking.refusal import Refused
 from bftfs.conversation import Pause
 from bftfs.identifiers import ClientId, NodeId, ObjectId
-from bftfs.query_update.conditioned import Conditioned, ConditionedKind, Operation
 from bftfs.query_update.counter import Count, Increment
 from bftfs.query_update.healing import ObjectHealer
-from bftfs.query_update.history import ObjectHistorySet
+from bftfs.query_update.history import (
+    ZERO,
+    Conditioned,
+    ConditionedKind,
+    ObjectHistorySet,
+    Operation,
+    is_barrier,
+)
 from bftfs.query_update.messages import (
     LatestReply,
     LatestRequest,
@@ -25,7 +31,6 @@ from bftfs.query_update.messages import (
 )
 from bftfs.query_update.object_type import encode_record
 from bftfs.query_update.replica import Replica
-from bftfs.query_update.timestamp import ZERO, is_barrier
 from bftfs.query_update.unfinished import Unfinished
 from bftfs.server.step import Host, Ready
 from bftfs.simulation.network import Kind

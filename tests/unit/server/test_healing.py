@@ -13,10 +13,9 @@ from bftfs.asking.refusal import Refused
 from bftfs.errors import FileSystemError
 from bftfs.filesystem import object_types
 from bftfs.identifiers import ClientId, NodeId, ObjectId, ObjectKind, object_id
-from bftfs.query_update.candidate import Candidate
 from bftfs.query_update.client import QueryUpdateClient
 from bftfs.query_update.counter import Fetch, Increment
-from bftfs.query_update.history import history_of
+from bftfs.query_update.history import ZERO, Candidate, history_of, logical_timestamp
 from bftfs.query_update.messages import (
     Catalogued,
     CatalogueReply,
@@ -26,7 +25,6 @@ from bftfs.query_update.messages import (
 )
 from bftfs.query_update.rebuilding import Past, has_beside
 from bftfs.query_update.replica import Replica, link_of
-from bftfs.query_update.timestamp import ZERO, logical_timestamp
 from bftfs.read_write.messages import InventoryReply, ReadReply, ReadRequest
 from bftfs.read_write.timestamp import VERSIONS_END, version_key
 from bftfs.read_write.version_row import checksum_of

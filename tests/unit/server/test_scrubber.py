@@ -9,10 +9,10 @@ import pytest
 from bftfs import limits
 from bftfs.identifiers import NodeId
 from bftfs.query_update import scrubbing
+from bftfs.query_update.history import LogicalTimestamp
 from bftfs.query_update.messages import AttestReply, AttestRequest
 from bftfs.query_update.replica import Replica, stored_version
 from bftfs.query_update.scrubbing import HistoryScrubber, VersionScrubber
-from bftfs.query_update.timestamp import LogicalTimestamp
 from bftfs.read_write.timestamp import version_key
 from bftfs.server.scrubber import ScrubTally
 from bftfs.simulation.disk import Disk

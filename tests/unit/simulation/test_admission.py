@@ -6,8 +6,7 @@ from itertools import count
 
 from bftfs import limits
 from bftfs.identifiers import BlockId, ClientId, NodeId, ObjectId
-from bftfs.query_update.candidate import Candidate
-from bftfs.query_update.timestamp import ZERO
+from bftfs.query_update.history import ZERO, Candidate
 from bftfs.read_write.timestamp import BlockTimestamp, version_key
 from bftfs.read_write.version_row import unverified
 from bftfs.server.block_verification import VerificationSettings

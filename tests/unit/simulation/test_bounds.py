@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from bftfs import limits
 from bftfs.identifiers import BlockId, ClientId, NodeId, ObjectId, ObjectKind
-from bftfs.query_update.candidate import Candidate
-from bftfs.query_update.timestamp import ZERO, logical_timestamp
+from bftfs.query_update.history import ZERO, Candidate, logical_timestamp
 from bftfs.read_write.timestamp import BlockTimestamp, version_key
 from bftfs.read_write.version_row import VERIFIED
 from bftfs.simulation.checkers.bounds import BoundsRecord

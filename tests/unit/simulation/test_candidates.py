@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from bftfs.identifiers import ClientId, NodeId, ObjectId
-from bftfs.query_update.candidate import Candidate
-from bftfs.query_update.history import history_of
+from bftfs.query_update.history import (
+    ZERO,
+    Candidate,
+    LogicalTimestamp,
+    history_of,
+    logical_timestamp,
+)
 from bftfs.query_update.replica import ObjectRow, Version
-from bftfs.query_update.timestamp import ZERO, LogicalTimestamp, logical_timestamp
 from bftfs.simulation.checkers.candidates import CandidateRecord, check_chain
 from bftfs.storage import Table, Write
 from bftfs.wire.codec import encode

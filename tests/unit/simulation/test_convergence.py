@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from bftfs.identifiers import NodeId, ObjectId, ObjectKind
-from bftfs.query_update.candidate import Candidate
-from bftfs.query_update.history import history_of
+from bftfs.query_update.history import (
+    ZERO,
+    Candidate,
+    LogicalTimestamp,
+    history_of,
+    logical_timestamp,
+)
 from bftfs.query_update.replica import INITIAL_ROW, ObjectRow
-from bftfs.query_update.timestamp import ZERO, LogicalTimestamp, logical_timestamp
 from bftfs.simulation.checkers.convergence import check_convergence
 from bftfs.simulation.deployment import client_named
 from bftfs.storage import MemoryStorage, Table, Write

@@ -26,11 +26,15 @@ from bftfs.filesystem.objects import AttributesAfter, NoArguments
 from bftfs.filesystem.registry import file_system_types
 from bftfs.filesystem.volume import Format, Volume
 from bftfs.identifiers import NodeId, ObjectId, ObjectKind, object_id
-from bftfs.query_update.candidate import Candidate
-from bftfs.query_update.conditioned import Operation
+from bftfs.query_update.history import (
+    ZERO,
+    Candidate,
+    LogicalTimestamp,
+    Operation,
+    logical_timestamp,
+)
 from bftfs.query_update.object_type import Record, encode_record
 from bftfs.query_update.replica import Version
-from bftfs.query_update.timestamp import ZERO, LogicalTimestamp, logical_timestamp
 from bftfs.simulation.checkers.candidates import CandidateRecord
 from bftfs.simulation.checkers.namespace import Call, check_namespace
 from bftfs.simulation.deployment import client_named
