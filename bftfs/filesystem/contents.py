@@ -1,21 +1,42 @@
 """What one mount knows of a file's contents: unwritten, on their way, not covered yet, failed.
 
-One `Contents` is shared by all handles of an inode. At any moment a byte of the file is, in this
-order, what the dirty block says, what is on its way, what the block cache says, what the nodes say.
+One `Contents` is shared by all handles of a file. A byte of the file is in the first of these
+places that has it:
 
-What was written and is not covered yet by an update of the inode is remembered with its extents,
-so that after a truncation by another mount it can be written again without bringing back anything
-else.
+    dirty       written by a program here, and not handed to the nodes yet
+    pushing     on its way to the nodes
+    uncovered   at the nodes, but no update of the inode covers it yet: only this mount shows it
+    covered     at the nodes, and part of the file for all mounts
+
+`BlockCache` keeps copies of the last two.
+
+Blocks that this mount alone writes get their times from its clock, without asking the nodes
+(docs/decisions/0011-unasked-times.md). Whether that is still good is the file's `Sharing`:
+
+    created by this mount ──► EXCLUSIVE ─────┐
+                                             │ another mount changed the contents
+    opened by this mount ───► SHARED ────────┤
+                                ▲            ▼
+                                └─covered─ OVERTAKEN
+
+In OVERTAKEN, blocks pushed before the other mount's change may have times before it, or belong to
+an incarnation that it cut off. They are written again before they are covered: only the extents
+that programs here wrote, so that nothing else comes back. After that the file is SHARED.
+(tests/unit/filesystem/test_contents.py, from
+`test_a_mount_asks_nobody_for_the_time_of_what_it_alone_writes` on.)
 """
 
 from __future__ import annotations
 
+from enum import Enum
+from typing import Final
+
 import msgspec
 
-from bftfs.conversation import Event
 from bftfs.credentials import Credentials
 from bftfs.errors import FileSystemError, OperationFailed
 from bftfs.filesystem.attributes import NO_CHANGES, PERMISSION_BITS, Attributes, Changes
+from bftfs.filesystem.block_cache import BlockCache
 from bftfs.filesystem.dirty import Buffer, DirtyBlock, Extent, united
 from bftfs.filesystem.layout import Layout
 from bftfs.filesystem.objects import NANOSECONDS_PER_MICROSECOND
@@ -24,27 +45,29 @@ from bftfs.filesystem.turnstile import Turnstile
 from bftfs.identifiers import ObjectId
 from bftfs.read_write.timestamp import BlockTimestamp
 
+UNCOVERED_BLOCKS: Final = 4_096  # of one file: pushed here and not covered, or seen of others
+
 Failure = FileSystemError | OperationFailed
 
 
-class Loading:
-    """A block that is being read. `stale`: it was written or cut meanwhile.
+class Sharing(Enum):
+    """Who changes a file's contents; see the head of this module."""
 
-    `revision` is that of the contents when the block had been read: who hears of it later must not
-    believe it if anything was written or cut since.
-    """
+    EXCLUSIVE = 0
+    SHARED = 1
+    OVERTAKEN = 2
 
-    __slots__ = ("data", "done", "revision", "stale")
+    def changed_elsewhere(self) -> Sharing:
+        """Another mount has changed the contents, or may have since a block was pushed."""
+        return Sharing.OVERTAKEN
 
-    def __init__(self) -> None:
-        self.done = Event()
-        self.data: Buffer | None = None
-        self.revision = -1
-        self.stale = False
+    def covered(self) -> Sharing:
+        """All that was pushed is covered."""
+        return Sharing.EXCLUSIVE if self is Sharing.EXCLUSIVE else Sharing.SHARED
 
 
 class Uncovered:
-    """A block that the nodes hold and no inode update covers yet.
+    """A block that the nodes hold and no update of the inode covers yet.
 
     `is_unasked`: its time is what this mount's clock alone gave it, and the nodes were not asked.
     """
@@ -68,22 +91,21 @@ class Uncovered:
 class Contents:
     """One file's contents, for all its handles."""
 
-    def __init__(self, identifier: ObjectId, attributes: Attributes, layout: Layout) -> None:
+    def __init__(
+        self, identifier: ObjectId, attributes: Attributes, layout: Layout, cache: BlockCache
+    ) -> None:
         self.identifier = identifier
-        self.is_ours = False  # this mount made the file, and no other has changed its contents
-        self.is_overtaken = False  # others have changed them since something was pushed
+        self.attributes = attributes  # the newest that the nodes told
         self.layout = layout
-        self.covered = attributes.size  # the size that the nodes know
-        self.version = attributes.contents
-        self.seen = attributes.version  # the newest attributes taken note of
-        self.links = attributes.links
-        self.opened_version = 0  # `version` when last opened: what the kernel may have cached
+        self.sharing = Sharing.SHARED
+        self.is_kernel_current = False  # what the kernel may have cached is of this version
         self.handles = 0
+        self._cache = cache
 
         self.dirty: dict[int, DirtyBlock] = {}
         self.pushing: dict[int, Buffer] = {}
         self.uncovered: dict[int, Uncovered] = {}
-        self.hidden: set[int] = set()  # blocks of which others have pushed what nothing covers yet
+        self._uncovered_elsewhere: set[int] = set()  # blocks that others pushed and nothing covers
         self.end = 0  # of the bytes written and not covered
         self.pushed_end = 0  # of those among them that the nodes hold
         self.pushed_us = 0  # the latest time of a block that was pushed
@@ -97,19 +119,66 @@ class Contents:
 
         self.failures = 0
         self.failure: Failure | None = None
-        self.loading: dict[int, Loading] = {}
-        self.revision = 0  # grows when blocks are pushed or cut
         self.turnstile = Turnstile()
+
+    @property
+    def version(self) -> int:
+        """The version of the contents that the nodes told of last: its time, in microseconds."""
+        return self.attributes.contents
 
     @property
     def size(self) -> int:
         """The size as this mount's programs see it."""
-        return max(self.covered, self.end)
+        return max(self.attributes.size, self.end)
 
     @property
     def is_unsaved(self) -> bool:
-        """Whether there is anything that an inode update has to cover."""
+        """True if there is anything that an update of the inode has to cover."""
         return self.writes != self.saved_writes
+
+    # --- what other mounts change --------------------------------------------------------------
+
+    def adopt(self, attributes: Attributes, *, ours_after: int = -1) -> None:
+        """Take note of `attributes`; cached blocks stay valid if only this mount changed the file.
+
+        `ours_after`: `attributes` are the answer to an update of this mount, which found that
+        version of the contents.
+        """
+        layout = attributes.layout
+        if attributes.version <= self.attributes.version or layout is None:
+            return
+        before, self.attributes = self.version, attributes
+        if attributes.contents == before:
+            return
+        self.layout = layout
+        if ours_after == before:
+            self._drop_uncovered_elsewhere()  # our update has covered them as well
+        else:
+            self.drop_blocks(0)
+            self.is_kernel_current = False
+            self.sharing = self.sharing.changed_elsewhere()
+
+    def drop_blocks(self, first: int) -> None:
+        """Forget clean blocks from `first` on."""
+        self._uncovered_elsewhere = {each for each in self._uncovered_elsewhere if each < first}
+        self._cache.drop_from(self.identifier, first)
+
+    def saw_uncovered_elsewhere(self, number: int) -> None:
+        """Nodes hold a later version of the block than may be shown, by another mount.
+
+        It is shown once anybody's update covers it: also an update of this mount's own, so that the
+        block may not stay in the cache beyond that.
+        """
+        if len(self._uncovered_elsewhere) >= UNCOVERED_BLOCKS:
+            self._drop_uncovered_elsewhere()
+        self._uncovered_elsewhere.add(number)
+
+    def _drop_uncovered_elsewhere(self) -> None:
+        if self._uncovered_elsewhere:
+            self.is_kernel_current = False
+            for number in self._uncovered_elsewhere:
+                self._cache.drop(self.identifier, number)
+            self._uncovered_elsewhere.clear()
 
     def overtaken(self) -> list[int]:
         """Uncovered blocks that are to be written again, since others have changed the contents.
@@ -117,32 +186,31 @@ class Contents:
         A truncation has given them new incarnations; or another mount's write may have a later time
         than the one that this mount's clock alone gave them.
         """
-        if not self.is_overtaken:
+        if self.sharing is not Sharing.OVERTAKEN:
             return []
         return [
             number
             for number, block in self.uncovered.items()
-            if block.incarnation != self.layout.incarnation(number)
-            or (block.is_unasked and not self.is_ours)
+            if block.is_unasked or block.incarnation != self.layout.incarnation(number)
         ]
 
     def shown_us(self, number: int) -> int:
-        """Up to which time versions of a block are shown to this mount's programs.
+        """The time up to which versions of a block are shown to this mount's programs.
 
-        What no update of the inode covers belongs to no version of the file, unless it is ours.
+        What no update of the inode covers is not part of the file, unless this mount wrote it.
         """
         uncovered = self.uncovered.get(number)
         return self.version if uncovered is None else max(self.version, uncovered.timestamp.time)
 
     def valid_bytes(self, number: int) -> int:
-        """How many bytes of the block, as the nodes hold it, belong to the file.
+        """The number of bytes of the block, as the nodes hold it, that belong to the file.
 
-        A block may be longer: whoever wrote it failed before he covered it.
+        A block may be longer, if its writer failed before it covered the block.
         """
         block_bytes = self.layout.block_bytes
         if number in self.uncovered:
             return block_bytes
-        return max(0, min(block_bytes, self.covered - number * block_bytes))
+        return max(0, min(block_bytes, self.attributes.size - number * block_bytes))
 
     def seen_by_programs(self, attributes: Attributes) -> Attributes:
         """`attributes` with what is not covered yet."""
@@ -196,14 +264,14 @@ class Contents:
         self.uncovered[number] = Uncovered(
             layout.incarnation(number), extents, timestamp, is_unasked=is_unasked
         )
-        if layout is not self.layout or (is_unasked and not self.is_ours):
-            self.is_overtaken = True
+        if layout is not self.layout or (is_unasked and self.sharing is not Sharing.EXCLUSIVE):
+            self.sharing = self.sharing.changed_elsewhere()
         self.pushed_end = max(self.pushed_end, number * self.layout.block_bytes + extents[-1][1])
 
     def fold(self, changes: Changes, after: Attributes) -> None:
         """Leave `changes`, which lead to the attributes `after`, to the next cover.
 
-        What it will be asked to set are absolute values, so that it may be asked more than once.
+        It sets absolute values, so that it may be repeated.
         """
         folded = self.changes
         owner_changes = changes.uid is not None or changes.gid is not None
@@ -219,13 +287,13 @@ class Contents:
         self.writes += 1
 
     def fail(self, failure: Failure) -> None:
-        """Every handle is to hear of `failure` once."""
+        """Let every handle report `failure` once."""
         self.failures += 1
         self.failure = failure
 
 
 class OpenFile:
-    """A handle."""
+    """An open file: one handle."""
 
     __slots__ = (
         "ahead",
@@ -248,7 +316,7 @@ class OpenFile:
         self.keep_cache = keep_cache  # nobody changed the file since this mount last opened it
         self.failures_seen = contents.failures
         self.expected = 0  # where a sequential reader reads next
-        self.window = 0  # how far ahead of him is read
+        self.window = 0  # how far ahead of it is read
         self.ahead = 0  # up to where that has been done
         self.is_access_noted = False
 

@@ -21,7 +21,6 @@ from bftfs.credentials import Credentials
 from bftfs.crypto.cipher import BlockCipher
 from bftfs.errors import FileSystemError
 from bftfs.filesystem.attributes import Attributes, decode_attributes
-from bftfs.filesystem.content_store import plaintext_of
 from bftfs.filesystem.directory import StoredEntry, entry_in, name_in
 from bftfs.filesystem.objects import ATTRIBUTES_KEY, NoArguments
 from bftfs.filesystem.operations import FileSystem, FoundObject
@@ -34,6 +33,7 @@ from bftfs.filesystem.registry import (
     SET_RETENTION,
 )
 from bftfs.filesystem.retention_methods import PolicySetting
+from bftfs.filesystem.sealing import plaintext_of
 from bftfs.filesystem.services import (
     BlockAuthorship,
     CapacityService,

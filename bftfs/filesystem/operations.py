@@ -281,7 +281,7 @@ class FileSystem:
         if (
             self._options.strict
             or not contents.is_unsaved
-            or not contents.links
+            or not contents.attributes.links
             or contents.writer != who
             or attributes is None
             or attributes.flags & ACCESS_ACL

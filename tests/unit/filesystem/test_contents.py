@@ -12,9 +12,9 @@ import pytest
 from bftfs import limits
 from bftfs.crypto.cipher import BlockCipher
 from bftfs.errors import AdmissionRefused, FileSystemError, QuorumUnavailable
-from bftfs.filesystem import content_store, contents, registry
+from bftfs.filesystem import contents, registry
 from bftfs.filesystem.attributes import Changes
-from bftfs.filesystem.contents import OpenFile
+from bftfs.filesystem.contents import OpenFile, Sharing
 from bftfs.filesystem.operations import FileSystem
 from bftfs.identifiers import BlockId, ObjectId, block_number_of, inode_of
 from tests.unit.filesystem.world import ALICE, BOB, ROOT, ROOT_ID, START_US, World
@@ -244,7 +244,7 @@ def test_unwritten_bytes_are_bounded_even_if_failures_are_ignored(world: World) 
     for number in range(100):
         with suppress(FileSystemError, AdmissionRefused):
             write(world, mount, file, number * BLOCK, bytes(BLOCK))
-        assert mount._contents._dirty_bytes <= 17 * (BLOCK + 160)
+        assert mount._contents._writer.dirty_bytes <= 17 * (BLOCK + 160)
 
 
 def test_what_cannot_be_written_is_dropped_with_the_last_handle(world: World) -> None:
@@ -257,7 +257,7 @@ def test_what_cannot_be_written_is_dropped_with_the_last_handle(world: World) ->
     world.blocks.refuse = lambda: None
     again = world.run(mount.open(file.identifier, os.O_RDWR, ALICE))
     assert bytes(world.run(mount.read(again, 0, 10))) == b""
-    assert mount._contents._dirty_bytes == 0
+    assert mount._contents._writer.dirty_bytes == 0
     world.run(mount.flush(again))
 
 
@@ -279,7 +279,7 @@ def test_one_failing_block_leaves_the_others_of_its_file_consistent(world: World
     assert bytes(world.run(mount.read(file, 0, 1 << 20))) == data
     world.run(mount.flush(file))
     assert read_elsewhere(world, file.identifier) == data
-    assert mount._contents._dirty_bytes == 0
+    assert mount._contents._writer.dirty_bytes == 0
 
 
 # --- windows ---------------------------------------------------------------------------------
@@ -295,7 +295,7 @@ def test_a_long_write_stays_within_its_windows() -> None:
     piece = bytes(range(256)) * 512
     for number in range(256):
         write(world, mount, file, number * len(piece), piece)
-        assert mount._contents._dirty_bytes <= 4 * MIB + 2 * len(piece)
+        assert mount._contents._writer.dirty_bytes <= 4 * MIB + 2 * len(piece)
     assert world.blocks.most_in_flight <= 2 * MIB + 16 * 64
     assert len(world.blocks.writes) > 128  # it did not wait for the end
     world.run(mount.flush(file))
@@ -319,7 +319,7 @@ def test_small_sequential_writes_do_not_write_blocks_over_and_over() -> None:
 def test_a_file_that_is_written_for_long_is_covered_in_between(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(content_store, "UNCOVERED_BLOCKS", 8)
+    monkeypatch.setattr(contents, "UNCOVERED_BLOCKS", 8)
     mount = world.mount(write_behind_bytes=4 * BLOCK, dirty_bytes=8 * BLOCK)
     file = create(world, mount)
     for number in range(64):
@@ -495,13 +495,13 @@ def test_what_waits_to_be_covered_is_covered_by_anybodys_update(world: World) ->
     assert read_elsewhere(world, file.identifier) == b"n" * BLOCK + b"m" * BLOCK
 
 
-@pytest.mark.parametrize("most", [1, content_store.UNCOVERED_BLOCKS])
+@pytest.mark.parametrize("most", [1, contents.UNCOVERED_BLOCKS])
 def test_who_covers_what_waits_sees_it_like_all_others(
     world: World, monkeypatch: pytest.MonkeyPatch, most: int
 ) -> None:
     file = stored(world, world.mount(), 4 * BLOCK)
     pushed(world, b"n" * 2 * BLOCK, file.identifier)
-    monkeypatch.setattr(content_store, "UNCOVERED_BLOCKS", most)
+    monkeypatch.setattr(contents, "UNCOVERED_BLOCKS", most)
     mount = world.mount()
     opened = world.run(mount.open(file.identifier, os.O_RDWR, ALICE))
     assert bytes(world.run(mount.read(opened, 0, 1 << 20))) == b"o" * 4 * BLOCK
@@ -754,7 +754,7 @@ def test_a_write_after_utimens_sets_the_time_again_and_takes_privileges(world: W
 def test_folded_changes_survive_a_cover_that_is_not_the_last(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(content_store, "UNCOVERED_BLOCKS", 1)
+    monkeypatch.setattr(contents, "UNCOVERED_BLOCKS", 1)
     mount = world.mount(write_behind_bytes=2 * BLOCK, dirty_bytes=4 * BLOCK)
     file = create(world, mount)
     write(world, mount, file, 0, b"x")
@@ -776,6 +776,22 @@ def test_bytes_are_saved_even_if_folded_changes_are_no_longer_permitted(world: W
     world.run(world.mount().change_attributes(file.identifier, Changes(uid=BOB.uid), ROOT))
     refused(errno.EPERM, world, mount.flush(file))
     assert read_elsewhere(world, file.identifier) == b"saved"
+
+
+def test_changes_folded_during_a_truncation_are_saved(world: World) -> None:
+    mount = world.mount()
+    file = create(world, mount)
+    write(world, mount, file, 0, b"saved")
+
+    def change(method: str, _: Any) -> None:
+        if method == registry.WRITE:
+            world.objects.before = lambda *_: None
+            run_now(world, mount.change_attributes(file.identifier, Changes(mode=0o600), ALICE))
+
+    world.objects.before = change
+    world.run(mount.truncate(file.identifier, 3, ALICE))
+    world.run(mount.flush(file))
+    assert world.run(world.mount().attributes(file.identifier, ALICE)).mode & 0o7777 == 0o600
 
 
 def test_attributes_show_what_is_not_saved_yet(world: World) -> None:
@@ -803,7 +819,7 @@ def test_an_unlinked_file_stays_usable_and_is_not_written_for_nobody(world: Worl
     write(world, mount, file, 4, b"er")
     world.run(mount.release(file))
     assert world.blocks.writes == []
-    assert mount._contents._dirty_bytes == 0
+    assert mount._contents._writer.dirty_bytes == 0
 
 
 def test_an_unlinked_file_is_written_when_somebody_asks_for_it(world: World) -> None:
@@ -878,7 +894,7 @@ def test_a_mount_asks_nobody_for_the_time_of_what_it_alone_writes(world: World) 
     assert len(world.blocks.unasked) == len(world.blocks.writes) == 3
     assert read_elsewhere(world, file.identifier) == b"the last"
     again = world.run(world.mount().open(file.identifier, os.O_RDWR, ALICE))
-    assert not again.contents.is_ours
+    assert again.contents.sharing is Sharing.SHARED
 
 
 def test_a_strict_mount_asks_always(world: World) -> None:

@@ -1,0 +1,183 @@
+"""Reading a file's bytes: from memory, from the nodes, and ahead of sequential readers.
+
+A version of a file is its blocks as of the time of the inode update that last changed the contents
+[design §4]: size and blocks belong together, and what somebody wrote and has not covered is not
+seen. Nearly always the latest version of a block is the covered one, so that is asked for first. If
+its time is later than the inode's, the inode is asked for once more; if the version still is not
+covered, the block is read as of the inode's time. This mount's own uncovered blocks are shown to
+its programs. (tests/unit/filesystem/test_contents.py, from
+`test_what_is_not_covered_is_shown_to_its_mount_alone` on.)
+
+Concurrency: everything is touched between awaits only, and checked again after each.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+from bftfs.conversation import Spawn, Together, Wait
+from bftfs.credentials import Credentials
+from bftfs.crypto.cipher import BlockCipher
+from bftfs.errors import FileSystemError, OperationFailed
+from bftfs.filesystem.block_cache import BlockCache, Load
+from bftfs.filesystem.contents import Contents, OpenFile
+from bftfs.filesystem.dirty import Buffer, part
+from bftfs.filesystem.layout import spans
+from bftfs.filesystem.metadata import Metadata
+from bftfs.filesystem.options import Options
+from bftfs.filesystem.sealing import plaintext_of
+from bftfs.filesystem.services import BlockService
+
+
+class BlockReader:
+    """Reads the blocks of files, as this mount's programs see them."""
+
+    def __init__(
+        self,
+        metadata: Metadata,
+        blocks: BlockService,
+        cipher: BlockCipher | None,
+        options: Options,
+        cache: BlockCache,
+    ) -> None:
+        self._metadata = metadata
+        self._blocks = blocks
+        self._cipher = cipher
+        self._options = options
+        self._cache = cache
+        self._prefetching_bytes = 0
+
+    async def read(self, file: OpenFile, offset: int, size: int) -> Buffer:
+        """Up to `size` bytes from `offset` on; fewer at the end of the file."""
+        contents = file.contents
+        if self._options.strict:
+            await self.refresh(contents, file.who)
+        else:
+            self.notice(contents)
+        stop = min(offset + size, contents.size)
+        if stop <= offset:
+            return b""
+        if not self._options.strict:
+            await self._read_ahead(file, offset, stop)
+        wanted = tuple(spans(offset, stop - offset, contents.layout.block_bytes))
+        if len(wanted) == 1:
+            return await self._span(contents, *wanted[0], file.who)
+        pieces = await Together(
+            tuple(partial(self._span, contents, *span, file.who) for span in wanted)
+        )
+        return b"".join(pieces)
+
+    def notice(self, contents: Contents) -> None:
+        """Take note of the newest attributes that the mount has heard of."""
+        attributes = self._metadata.known(contents.identifier)
+        if attributes is not None:
+            contents.adopt(attributes)
+
+    async def refresh(self, contents: Contents, who: Credentials) -> None:
+        """Ask the nodes for the file's attributes."""
+        contents.adopt(await self._metadata.latest(contents.identifier, who))
+
+    async def _span(
+        self, contents: Contents, number: int, start: int, stop: int, who: Credentials
+    ) -> Buffer:
+        """Bytes [start, stop) of a block, as programs see it."""
+        dirty = contents.dirty.get(number)
+        if dirty is not None and dirty.covers(start, stop):
+            return dirty.read(b"", start, stop)
+        block = await self.block(contents, number, who)
+        dirty = contents.dirty.get(number)  # perhaps another one by now
+        return part(block, start, stop) if dirty is None else dirty.read(block, start, stop)
+
+    async def block(self, contents: Contents, number: int, who: Credentials) -> Buffer:
+        """A block without what is dirty of it; perhaps shorter than a whole one."""
+        cache, inode = self._cache, contents.identifier
+        while True:
+            block = contents.pushing.get(number)
+            if block is None:
+                block = cache.get(inode, number)
+            if block is not None:
+                return block
+            if not contents.valid_bytes(number):
+                return b""
+            load = cache.load(inode, number)
+            if load is not None:
+                await Wait(load.done)
+            else:
+                load = await self._load(contents, number, who)
+            block = cache.result(load)
+            if block is not None:
+                return block
+
+    async def _load(self, contents: Contents, number: int, who: Credentials) -> Load:
+        """Read a block from the nodes into the cache."""
+        load = self._cache.begin(contents.identifier, number)
+        block: Buffer | None = None
+        try:
+            block = await self._shown(contents, number, load, who)
+            if block is not None and len(block) > contents.valid_bytes(number):
+                block = memoryview(block)[: contents.valid_bytes(number)]
+        finally:
+            self._cache.finish(contents.identifier, number, load, block)
+        return load
+
+    async def _shown(
+        self, contents: Contents, number: int, load: Load, who: Credentials
+    ) -> bytes | None:
+        """The version of a block that programs may see; None if it is on its way to the nodes."""
+        block = contents.layout.block(contents.identifier, number)
+        version = await self._blocks.read(block)
+        if version.timestamp.time > contents.shown_us(number):
+            # Another mount has written it, and has covered that since, or not yet, or never will.
+            await self.refresh(contents, who)
+            if number in contents.pushing:
+                return None
+            load.restart()
+            if version.timestamp.time > contents.shown_us(number):
+                contents.saw_uncovered_elsewhere(number)
+            block = contents.layout.block(contents.identifier, number)
+            version = await self._blocks.read(block, at_time_us=contents.shown_us(number))
+        return await plaintext_of(self._cipher, block, version.item)
+
+    # --- reading ahead -----------------------------------------------------------------------
+
+    async def _read_ahead(self, file: OpenFile, offset: int, stop: int) -> None:
+        """Start to read what a sequential reader will want."""
+        block_bytes = file.contents.layout.block_bytes
+        # The kernel reads ahead itself, and its requests may overtake each other a little.
+        if file.expected - file.window <= offset <= file.expected + file.window:
+            if offset:
+                window = max(2 * file.window, 2 * block_bytes)
+                file.window = min(window, self._options.read_ahead_bytes)
+            file.expected = max(file.expected, stop)
+            file.ahead = max(file.ahead, stop)
+        else:
+            file.window = 0
+            file.expected = file.ahead = stop
+        if file.ahead - stop > file.window // 2:
+            return
+        end = min(stop + file.window, file.contents.attributes.size)
+        first = -(-file.ahead // block_bytes)
+        for number in range(first, -(-end // block_bytes)):
+            if self._prefetching_bytes >= self._options.prefetch_bytes:
+                return
+            file.ahead = (number + 1) * block_bytes
+            if self._is_absent(file.contents, number):
+                self._prefetching_bytes += block_bytes
+                await Spawn(partial(self._prefetch, file.contents, number, file.who))
+
+    def _is_absent(self, contents: Contents, number: int) -> bool:
+        """True if the block is neither in memory nor on its way there."""
+        return (
+            number not in contents.pushing
+            and self._cache.load(contents.identifier, number) is None
+            and self._cache.get(contents.identifier, number) is None
+        )
+
+    async def _prefetch(self, contents: Contents, number: int, who: Credentials) -> None:
+        try:
+            if self._is_absent(contents, number) and contents.valid_bytes(number):
+                await self._load(contents, number, who)
+        except (FileSystemError, OperationFailed):
+            pass  # a reader of the block will meet the failure itself
+        finally:
+            self._prefetching_bytes -= contents.layout.block_bytes

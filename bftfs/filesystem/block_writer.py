@@ -1,0 +1,368 @@
+"""Writing a file's bytes: dirty blocks are pushed to the nodes, then an inode update covers them.
+
+The rules [design §6]:
+
+1. A block is written before the inode update that covers it, and is later than what is covered
+   already: nobody else sees it before that update. The update's time is not before that of any
+   block that was pushed, so that this version of the file has them.
+2. The update names the newest incarnation that blocks were written under, and its answer the
+   version of the contents that it found. If another mount has cut the file or changed it in
+   between, what it has overtaken is written again and covered once more (`Sharing`, in
+   `contents`). Only then is the write saved.
+3. A truncation gives all blocks from the cut on a fresh incarnation, under which nothing was ever
+   written. A cut inside a block writes the shortened block under it first.
+4. A block that cannot be written is dirty again, beneath what was written since. What is dirty, or
+   on its way, is bounded in bytes.
+
+(tests/unit/filesystem/test_contents.py, for example
+`test_blocks_are_written_before_the_update_that_covers_them`,
+`test_a_truncation_noticed_before_the_cover_loses_nothing` and
+`test_what_failed_is_tried_again_with_what_was_written_since`.)
+
+Concurrency: who calls `push`, `cover` or `cut` holds the file's lock, so that no block is on its
+way twice and covers are in order. Reads and `take` go on meanwhile.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections import OrderedDict, deque
+from collections.abc import Iterable, Sequence
+from functools import partial
+from typing import Final
+
+from bftfs.conversation import Draw, Event, Now, Together
+from bftfs.credentials import Credentials
+from bftfs.crypto.cipher import BlockCipher
+from bftfs.errors import FileSystemError
+from bftfs.filesystem import inode
+from bftfs.filesystem.attributes import NO_CHANGES
+from bftfs.filesystem.block_cache import BlockCache
+from bftfs.filesystem.block_reader import BlockReader
+from bftfs.filesystem.contents import Contents, Sharing
+from bftfs.filesystem.dirty import Buffer, DirtyBlock, Extent, part
+from bftfs.filesystem.layout import INCARNATION_GAP, spans
+from bftfs.filesystem.metadata import Metadata
+from bftfs.filesystem.options import Options
+from bftfs.filesystem.registry import MERGE, TRUNCATE, WRITE
+from bftfs.filesystem.sealing import plaintext_of, sealed
+from bftfs.filesystem.services import BlockService
+from bftfs.identifiers import BlockId, ObjectId, block_id
+from bftfs.query_update.object_type import Record
+from bftfs.read_write.timestamp import BlockTimestamp
+
+ATTEMPTS: Final = 32  # at an update that other mounts' truncations keep overtaking
+
+
+class BlockWriter:
+    """Takes what programs write, and brings it to the nodes."""
+
+    def __init__(
+        self,
+        metadata: Metadata,
+        blocks: BlockService,
+        cipher: BlockCipher | None,
+        options: Options,
+        cache: BlockCache,
+        reader: BlockReader,
+    ) -> None:
+        self.unsaved: OrderedDict[ObjectId, Contents] = OrderedDict()  # by when they became so
+        self.dirty_bytes = 0  # dirty, or on their way
+        self.progress = Event()  # fewer bytes are dirty
+        self._metadata = metadata
+        self._blocks = blocks
+        self._cipher = cipher
+        self._options = options
+        self._cache = cache
+        self._reader = reader
+
+    def take(self, contents: Contents, offset: int, data: bytes) -> None:
+        """Make `data` dirty; it must not change afterwards, since it is not copied."""
+        block_bytes = contents.layout.block_bytes
+        number, start = divmod(offset, block_bytes)
+        if start + len(data) <= block_bytes:
+            self.dirty_bytes += self._dirty_block(contents, number).write(start, data)
+        else:
+            view = memoryview(data)
+            for span in spans(offset, len(data), block_bytes):
+                length = span.stop - span.start
+                block = self._dirty_block(contents, span.number)
+                self.dirty_bytes += block.write(span.start, view[:length])
+                view = view[length:]
+        self.unsaved.setdefault(contents.identifier, contents)
+
+    @staticmethod
+    def _dirty_block(contents: Contents, number: int) -> DirtyBlock:
+        block = contents.dirty.get(number)
+        if block is None:
+            block = contents.dirty[number] = DirtyBlock()
+        return block
+
+    def discard(self, contents: Contents) -> None:
+        """Forget all that is unsaved of a file that nobody has open."""
+        for block in contents.dirty.values():
+            self.dirty_bytes -= block.cost
+        contents.dirty.clear()
+        if contents.uncovered:  # nobody else has seen them, nor shall this mount
+            contents.uncovered.clear()
+            contents.drop_blocks(0)
+            contents.is_kernel_current = False
+        contents.end = contents.pushed_end = 0
+        self._saved(contents, contents.writes)
+        self.progress.announce()
+
+    def _saved(self, contents: Contents, writes: int) -> None:
+        """Take note that the first `writes` writes to the file need no further update."""
+        contents.saved_writes = writes
+        contents.changes = NO_CHANGES
+        self.unsaved.pop(contents.identifier, None)
+
+    # --- pushing -----------------------------------------------------------------------------
+
+    async def push(self, contents: Contents, numbers: Iterable[int]) -> None:
+        """Write dirty blocks to the nodes, and again what others have overtaken.
+
+        Ensures: what was dirty at the beginning is uncovered at the end.
+        """
+        await self._write_again(contents)
+        await self._push_dirty(contents, numbers)
+
+    async def _push_dirty(self, contents: Contents, numbers: Iterable[int]) -> None:
+        queue = deque(sorted(numbers))
+        batch = max(1, self._options.batch_bytes // contents.layout.block_bytes)
+        workers = min(self._options.batches_in_flight, -(-len(queue) // batch))
+        if workers == 1:
+            await self._push_batches(contents, queue, batch)
+        elif workers:
+            await Together((partial(self._push_batches, contents, queue, batch),) * workers)
+
+    async def _push_batches(self, contents: Contents, queue: deque[int], batch: int) -> None:
+        while queue:
+            numbers = [queue.popleft() for _ in range(min(batch, len(queue)))]
+            await self._push_batch(contents, numbers)
+
+    async def _push_batch(self, contents: Contents, numbers: list[int]) -> None:
+        """Write some dirty blocks. Those that fail are dirty again."""
+        who, layout = contents.writer, contents.layout
+        assert who is not None, "a dirty block has a writer"
+        bases = await self._bases(contents, numbers, who)
+        extents: dict[int, tuple[Extent, ...]] = {}
+        for number in numbers:
+            dirty = contents.dirty.pop(number)
+            extents[number] = dirty.extents()
+            block = contents.pushing[number] = dirty.over(bases.get(number, b""))
+            self.dirty_bytes += len(block) - dirty.cost
+            self._cache.drop(contents.identifier, number)
+        is_asking = contents.sharing is not Sharing.EXCLUSIVE
+        try:
+            items = [
+                await sealed(
+                    self._cipher,
+                    layout.block(contents.identifier, number),
+                    contents.pushing[number],
+                )
+                for number in numbers
+            ]
+            written = await self._write_blocks(contents, items, who, is_asking=is_asking)
+        except BaseException:
+            for number in numbers:
+                block = contents.pushing.pop(number)
+                self.dirty_bytes -= len(block)
+                self._redirty(contents, number, block, extents[number])
+            raise
+        for number, timestamp in zip(numbers, written, strict=True):
+            block = contents.pushing.pop(number)
+            self.dirty_bytes -= len(block)
+            self._cache.put(contents.identifier, number, block)
+            contents.pushed(number, extents[number], layout, timestamp, is_unasked=not is_asking)
+        self.progress.announce()
+
+    async def _bases(
+        self, contents: Contents, numbers: list[int], who: Credentials
+    ) -> dict[int, Buffer]:
+        """What the nodes hold of those blocks that were written in part."""
+        incomplete = [
+            number
+            for number in numbers
+            if not contents.dirty[number].covers(0, contents.valid_bytes(number))
+        ]
+        if not incomplete:
+            return {}
+        blocks = await Together(
+            tuple(partial(self._reader.block, contents, number, who) for number in incomplete)
+        )
+        return dict(zip(incomplete, blocks, strict=True))
+
+    def _redirty(
+        self, contents: Contents, number: int, block: Buffer, extents: tuple[Extent, ...]
+    ) -> None:
+        """Make extents of a block dirty again, beneath what was written since."""
+        newer = contents.dirty.get(number)
+        dirty = contents.dirty[number] = DirtyBlock()
+        for start, stop in extents:
+            self.dirty_bytes += dirty.write(start, part(block, start, stop))
+        if newer is not None:
+            self.dirty_bytes -= newer.cost
+            for start, stop in newer.extents():
+                self.dirty_bytes += dirty.write(start, newer.read(b"", start, stop))
+
+    async def _write_blocks(
+        self,
+        contents: Contents,
+        items: Sequence[tuple[BlockId, bytes]],
+        who: Credentials,
+        *,
+        is_asking: bool = True,
+    ) -> Sequence[BlockTimestamp]:
+        """Make blocks durable, later than what is covered. Their timestamps."""
+        after_us = contents.version if is_asking else max(contents.version, contents.pushed_us)
+        written = await self._blocks.write_many(items, who, after_us=after_us, is_asking=is_asking)
+        contents.pushed_us = max(contents.pushed_us, *(timestamp.time for timestamp in written))
+        return written
+
+    async def _write_again(self, contents: Contents) -> None:
+        """Write what others have overtaken, so that it comes after what they have changed.
+
+        The bytes that were written here, and only these, are written to the block as it is now.
+        """
+        overtaken = contents.overtaken()
+        batch = max(1, self._options.batch_bytes // contents.layout.block_bytes)
+        for position in range(0, len(overtaken), batch):
+            numbers = overtaken[position : position + batch]
+            for number in numbers:
+                block = contents.uncovered[number]
+                target = block_id(contents.identifier, incarnation=block.incarnation, number=number)
+                # By its timestamp: another mount may have written at the same time.
+                version = await self._blocks.written(target, block.timestamp)
+                written = await plaintext_of(self._cipher, target, version.item)
+                del contents.uncovered[number]
+                self._redirty(contents, number, written, block.extents)
+            await self._push_dirty(contents, numbers)
+
+    # --- covering ----------------------------------------------------------------------------
+
+    async def cover(self, contents: Contents) -> None:
+        """Update the inode, so that it covers all blocks that were written."""
+        for _ in range(ATTEMPTS):
+            if not contents.is_unsaved or await self._cover(contents):
+                return
+        raise FileSystemError(errno.EAGAIN, "other mounts keep truncating the file")
+
+    async def _cover(self, contents: Contents) -> bool:
+        """One attempt; False if another one is needed."""
+        await self._write_again(contents)
+        who, changes, writes = contents.writer, contents.changes, contents.writes
+        assert who is not None, "what is unsaved has a writer"
+        # Bytes that were written since the blocks were pushed are covered another time.
+        end = contents.pushed_end
+        is_all = not contents.dirty
+        arguments = inode.Writing(end, contents.layout.newest, contents.mtime_ns, changes)
+        try:
+            await self._update(contents, WRITE, arguments, who)
+        except FileSystemError as refusal:
+            if refusal.code == errno.EAGAIN:
+                await self._reader.refresh(contents, who)
+            elif changes and refusal.code in (errno.EPERM, errno.EACCES):
+                # The user has lost the right to change attributes, not to write: without these
+                # changes the bytes can still be saved.
+                contents.changes = NO_CHANGES
+                contents.fail(refusal)
+            else:
+                raise
+            return False
+        if contents.overtaken():
+            return False  # the answer has told of another mount's change
+        contents.uncovered.clear()
+        contents.sharing = contents.sharing.covered()
+        contents.pushed_end = 0
+        if contents.end <= end:
+            contents.end = 0
+        if is_all and contents.writes == writes:
+            self._saved(contents, writes)
+        return True
+
+    async def _update(
+        self, contents: Contents, method: str, arguments: Record, who: Credentials
+    ) -> None:
+        """Update the inode, at a time not before that of the blocks that were written for it."""
+        answer: inode.ContentsChanged = await self._metadata.update(
+            (contents.identifier,), method, arguments, who, not_before_us=contents.pushed_us
+        )
+        self._metadata.learn(contents.identifier, answer.attributes, await Now())
+        contents.adopt(answer.attributes, ours_after=answer.before)
+
+    # --- truncating --------------------------------------------------------------------------
+
+    async def truncate(self, contents: Contents, size: int, who: Credentials) -> None:
+        """Set the size; takes effect at once, for all mounts."""
+        self._cut_dirty(contents, size)
+        if contents.dirty or contents.uncovered or contents.changes:
+            await self.push(contents, contents.dirty)
+            await self.cover(contents)
+        for _ in range(ATTEMPTS):
+            try:
+                await self._truncate(contents, size, who)
+            except FileSystemError as refusal:
+                if refusal.code != errno.EAGAIN:
+                    raise
+                await self._reader.refresh(contents, who)
+            else:
+                return
+        raise FileSystemError(errno.EAGAIN, "other mounts keep changing the file")
+
+    def _cut_dirty(self, contents: Contents, size: int) -> None:
+        """Forget dirty bytes from `size` on; those on the nodes remain to be cut there."""
+        block_bytes = contents.layout.block_bytes
+        for number in [n for n in contents.dirty if (n + 1) * block_bytes > size]:
+            block = contents.dirty[number]
+            self.dirty_bytes += block.cut(max(0, size - number * block_bytes))
+            if not block.stop:
+                self.dirty_bytes -= block.cost
+                del contents.dirty[number]
+        contents.end = max(contents.pushed_end, min(contents.end, size))
+        self.progress.announce()
+
+    async def _truncate(self, contents: Contents, size: int, who: Credentials) -> None:
+        """One attempt. Requires: nothing is uncovered."""
+        version, incarnation, layout = 0, 0, contents.layout
+        number, boundary = divmod(size, layout.block_bytes)
+        if size < contents.attributes.size:
+            if not layout.has_room_to_cut(number):
+                await self._merge(contents, who)
+                layout = contents.layout
+            incarnation = layout.newest + 1 + await Draw(INCARNATION_GAP)
+            if boundary:
+                version = contents.version
+                block = await self._reader.block(contents, number, who)
+                if len(block):
+                    target = block_id(contents.identifier, incarnation=incarnation, number=number)
+                    shortened = part(block, 0, min(boundary, len(block)))
+                    item = await sealed(self._cipher, target, shortened)
+                    await self._write_blocks(contents, (item,), who)
+        writes = contents.writes
+        arguments = inode.Truncation(size, incarnation, version)
+        await self._update(contents, TRUNCATE, arguments, who)
+        contents.drop_blocks(number)
+        if contents.writes == writes and not contents.dirty:
+            contents.end = 0
+            if not contents.changes:
+                self._saved(contents, writes)
+
+    async def _merge(self, contents: Contents, who: Credentials) -> None:
+        """Make room in the layout: give the blocks of two ranges one incarnation."""
+        layout = contents.layout
+        version = contents.version
+        first, stop = layout.cheapest_merge(contents.attributes.size)
+        incarnation = layout.newest + 1 + await Draw(INCARNATION_GAP)
+        batch = max(1, self._options.batch_bytes // layout.block_bytes)
+        for position in range(first, stop, batch):
+            items = []
+            for number in range(position, min(position + batch, stop)):
+                block = await self._reader.block(contents, number, who)
+                if len(block):
+                    target = block_id(contents.identifier, incarnation=incarnation, number=number)
+                    items.append(await sealed(self._cipher, target, block))
+            if items:
+                await self._write_blocks(contents, items, who)
+        arguments = inode.Merging(first, stop, incarnation, version)
+        await self._update(contents, MERGE, arguments, who)
