@@ -33,6 +33,7 @@ from bftfs.crypto.keys import (
     pairwise_key,
     verify_signature,
 )
+from bftfs.durable_files import replace_file
 from bftfs.errors import ImpossibleThresholds, UsageError
 from bftfs.identifiers import (
     OBJECT_ID_BYTES,
@@ -423,8 +424,8 @@ def store(path: Path, description: ClusterDescription, administrator: Identity) 
                 for line in signatures.read_bytes().split()
                 if _is_signed(replaced, line, administrator.public_key)
             )
-        _replace(signatures, b"\n".join(lines[:_SIGNATURES]) + b"\n")
-        _replace(path, encoded)
+        replace_file(signatures, b"\n".join(lines[:_SIGNATURES]) + b"\n")
+        replace_file(path, encoded)
     except OSError as error:
         raise UsageError(
             f"cannot write {path}: {error.strerror}; check that its directory exists and is yours"
@@ -444,20 +445,6 @@ def _read(path: Path, what: str, next_step: str) -> bytes:
         raise UsageError(
             f"cannot read the {what} {path}: {error.strerror}; check the path and its permissions"
         ) from error
-
-
-def _replace(path: Path, contents: bytes) -> None:
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.new")
-    with unfinished.open("wb") as file:
-        file.write(contents)
-        file.flush()
-        os.fsync(file.fileno())
-    unfinished.replace(path)
-    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
 
 
 def _from_hex(text: bytes) -> bytes:

@@ -11,7 +11,7 @@ from bftfs.errors import DamagedRow
 from bftfs.server.reserve_shares import ReserveShares
 from bftfs.server.step import Ready, Sender, Server
 from bftfs.storage import StorageView
-from nodes.store import MapFull, StoreFailed, StoreFull
+from nodes.store_errors import MapFull, StoreFailed, StoreFull
 
 
 class FullDiskGate:

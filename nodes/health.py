@@ -12,9 +12,9 @@ from bftfs.runtime.links import Links
 from bftfs.server.recovery import Recovery
 from bftfs.server.step import Ready, Sender
 from bftfs.storage import StorageView
+from nodes.disk_space import DiskSpace
 from nodes.guard import FullDiskGate
 from nodes.metrics import Gauge, Tally, resident_bytes
-from nodes.store import Store
 
 REBUILDING = (
     "its store was lost and is rebuilt from the other nodes: until then it counts as one of those "
@@ -28,7 +28,7 @@ class Health:
     def __init__(
         self,
         *,
-        store: Store,
+        space: DiskSpace,
         links: Links,
         switch: FullDiskGate,
         tally: Tally,
@@ -37,7 +37,7 @@ class Health:
     ) -> None:
         self._gauges = gauges
         self._recovery = recovery
-        self._store = store
+        self._space = space
         self._links = links
         self._switch = switch
         self._tally = tally
@@ -51,8 +51,8 @@ class Health:
             uptime_us=clock.monotonic_us() - self._started_us,
             healthy=not reasons,
             reasons=(*reasons, *self._remarks()),
-            store_bytes=self._store.used_bytes,
-            free_bytes=self._store.free_bytes,
+            store_bytes=self._space.used_bytes,
+            free_bytes=self._space.free_bytes,
             requests=sum(self._tally.requests.values()),
             memory_bytes=resident_bytes(),
             background=tuple(Figure(gauge.name, float(gauge.value)) for gauge in self._gauges()),

@@ -52,7 +52,8 @@ from nodes.connection import Connection
 from nodes.guard import FullDiskGate
 from nodes.membership import LiveMembership
 from nodes.metrics import Tally
-from nodes.store import Batch, MapFull, Store, StoreFull
+from nodes.store import Batch, Store
+from nodes.store_errors import MapFull, StepAgain, StoreFull
 
 BATCH_BYTES = 8 * MIB  # bodies of requests and replies in one batch
 EVENTS_PER_TURN = 256
@@ -228,15 +229,16 @@ class Loop:
         """Serve all writes if there is room again; else see what is left for those owed."""
         self._room_sought_us = clock.monotonic_us() + FULL_DISK_RETRY_US
         switch = self._switch
-        if self._store.has_room_again():
+        figures = self._store.settled_figures()
+        if figures.has_room_again:
             switch.serve()
             self._dispatcher.full = False
         else:
-            switch.refuse(switch.code, switch.reason, left=self._store.drawable_bytes)
+            switch.refuse(switch.code, switch.reason, left=figures.drawable_bytes)
 
     def _refuse_writes(self, reason: str) -> None:
         """A batch did not fit; if it drew on the reserve, what it needed is not there either."""
-        left = 0 if self._switch.code else self._store.drawable_bytes
+        left = 0 if self._switch.code else self._store.space.figures().drawable_bytes
         self._switch.refuse(errno.ENOSPC, reason, left=left)
         self._dispatcher.full = True
         self._room_sought_us = clock.monotonic_us() + FULL_DISK_RETRY_US
@@ -411,7 +413,7 @@ class Loop:
                             resumed = 0
                         self._commit(batch)
                 break
-            except MapFull:
+            except StepAgain:
                 pass  # the store has made room
             except StoreFull as full:
                 self._refuse_writes(full.reason)
@@ -522,7 +524,7 @@ class Loop:
 
     def _commit(self, batch: Batch) -> None:
         started = time.perf_counter()
-        batch.commit(draw=bool(self._switch.code))
+        batch.commit(use_reserve=bool(self._switch.code))
         self._tally.commit_s += time.perf_counter() - started
         self._tally.commits += 1
 

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import os
-
 import structlog
 
 from bftfs.data_directory import NodeDirectory
+from bftfs.durable_files import replace_file
 from bftfs.errors import UsageError
 from bftfs.limits import CLOCK_SKEW_US
 from bftfs.runtime import clock
 from bftfs.server.recovery import Recovery
-from nodes.store import lock_file
+from nodes.store_directory import lock_file
 
 _REBUILDING = "rebuilding"
 _REBUILT = "rebuilt"
@@ -54,14 +53,4 @@ def _recovery(directory: NodeDirectory, floor_us: int, *, rebuilding: bool) -> R
 
 
 def _write(directory: NodeDirectory, floor_us: int, state: str) -> None:
-    new = directory.recovery.with_suffix(".new")
-    with new.open("w") as file:
-        file.write(f"{floor_us} {state}\n")
-        file.flush()
-        os.fsync(file.fileno())
-    new.rename(directory.recovery)
-    descriptor = os.open(directory.path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    replace_file(directory.recovery, f"{floor_us} {state}\n".encode())

@@ -31,6 +31,7 @@ from bftfs.wire.channel import ServerChannel
 from nodes import log
 from nodes.configuration import NodeConfiguration
 from nodes.control import Control, Work
+from nodes.disk_space import DiskSpace
 from nodes.guard import FullDiskGate, Guard
 from nodes.health import REBUILDING, Health
 from nodes.loop import Loop
@@ -54,7 +55,7 @@ class Services:
     gauges: Callable[[], tuple[Gauge, ...]] = tuple  # what the background work tells of itself
     works: tuple[Work, ...] = ()  # of it, what people may steer
     on_damage: Callable[[ObjectId], None] = lambda _object: None  # has its rows mended
-    attach: Callable[[Store], None] = lambda _store: None  # told where everything is stored
+    attach: Callable[[DiskSpace], None] = lambda _space: None  # told where everything is stored
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,9 +102,9 @@ def run(directory: NodeDirectory, description_file: Path, protocols: Protocols) 
             Links(description, identity, decode=protocols.decode_reply, persistent=False)
         )
         services = protocols.services(description, identity, node, configuration, recovery)
-        services.attach(store)
+        services.attach(store.space)
         health = Health(
-            store=store,
+            space=store.space,
             links=links,
             switch=switch,
             tally=tally,
@@ -156,7 +157,7 @@ def run(directory: NodeDirectory, description_file: Path, protocols: Protocols) 
             address=address,
             metrics=configuration.metrics,
             durability=configuration.durability.value,
-            store_bytes=store.used_bytes,
+            store_bytes=store.space.used_bytes,
         )
         if recovery.rebuilding:
             logger.warning("rebuilding", reason=REBUILDING)

@@ -1,38 +1,44 @@
-"""A node's disk: LMDB, one named database per table of `bftfs.storage`, and a journal before it.
+"""A node's store: LMDB, one named database per table of `bftfs.storage`, and a journal before it.
 
-The only module that imports lmdb. Equal to `MemoryStorage` by a stateful property test.
+**Situation.** A node must not answer before its writes are on stable storage. LMDB alone would pay
+for each batch with two flushes and a dozen pages, each copied anew.
 
-A batch is applied to a write transaction that stays open over many batches, and is appended to the
-journal; under `sync` durability it then is on stable storage. From time to time, at a checkpoint,
-the transaction is committed. After a crash, LMDB holds the last checkpoint whole, and the journal
-what followed. A batch that is dropped after writes were applied takes the transaction with it; a
-new one is made of the last checkpoint and the journal.
+**Rule.** The order of a commit:
 
-Behind the last page that LMDB uses, its file has a reserve: blocks that the disk has given already,
-which nobody else can take. Ordinary batches are refused before they touch it; those that `draw` on
-it succeed on a disk that others have filled to the last byte.
+1. The batch is applied to a write transaction that stays open over many batches.
+2. The room that it may need is taken from the disk (`nodes.disk_space`).
+3. The batch is appended to the journal (`nodes.journal`): from here on it survives a crash.
+4. The node answers.
+5. At a checkpoint, seldom, the transaction is committed and the journal begins anew.
 
-Invariants: a batch is applied whole or not at all; what `Batch.commit` has returned for survives a
-crash of the process, and under `sync` durability of the machine; a crash of the machine under
-`interval` durability leaves the batches up to some moment after the last sync. A store is open in
-at most one process; nothing is ever written to a store of another format, cluster or node.
+Batches that are too large to be worth writing twice skip the journal: a checkpoint commits them. A
+batch that is dropped after writes were applied takes the transaction with it; a new one is made
+from the last checkpoint and the journal, as after a crash.
+
+**Why it is safe.** A batch is applied whole or not at all. What `Batch.commit` has returned for
+survives a crash of the process, and under `sync` durability of the machine; a crash of the machine
+under `interval` durability leaves the batches up to some moment after the last sync. A store is
+open in at most one process; nothing is ever written to a store of another format, cluster or node
+(`nodes.store_directory`).
+
+**Tests.** `tests/properties/test_store_equivalence.py` (equal to `MemoryStorage`),
+`tests/unit/nodes/test_store.py`, `tests/unit/nodes/test_journal.py`.
 
 Concurrency: a store belongs to one thread. One batch is open at a time. Under interval durability a
-thread of the store's own waits for the disk; it touches nothing else.
+thread of the store's own waits for the disk; it touches nothing else. The only module beside
+`nodes.store_directory` that imports lmdb.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import os
-import shutil
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import lmdb
 
@@ -40,70 +46,25 @@ from bftfs.cluster import Durability
 from bftfs.errors import BftfsError, UsageError
 from bftfs.identifiers import NodeId
 from bftfs.limits import KIB, MIB
+from bftfs.server.room import Figures
 from bftfs.storage import Table, Write
+from nodes import store_directory
+from nodes.disk_space import OUT_OF_SPACE, PAGE_BYTES_PER_WRITE, DiskSpace, disk_is_full
 from nodes.journal import Journal, Row
 from nodes.mapped_memory import MappedFile
-
-FORMAT = 1
+from nodes.store_errors import MapFull, NeedsCheckpoint, StoreFailed, StoreFull, advice
 
 MAP_BYTES_INITIAL = 1024 * MIB  # address space, not disk: the file grows as its pages are used
 MAP_BYTES_MAX = 1 << 44
 HEADROOM_BYTES = 32 * MIB  # that a batch may add without the store making room in its midst
 JOURNAL_BYTES = 8 * MIB  # after which a checkpoint is due…
 WRITES_PER_CHECKPOINT = 8_192  # …or after so many: until then their pages are kept in memory
-RESERVE_BYTES = 64 * MIB  # at most, of room that ordinary batches do not get…
-RESERVE_SHARE = 8  # …and at most such a part of the disk, and of what the store may occupy
-AHEAD_BYTES = 8 * MIB  # that is taken from the disk at once, at most
-ROOM_BYTES = 16 * MIB  # with less than that to spare, a store that was full is so still
 STRAIGHT_BYTES = 256 * KIB  # larger batches are not worth writing twice, if they must be synced
 
-_FORMAT_KEY = b"format"
-_OWNER_KEY = b"owner"
-_CHECKPOINT_KEY = b"checkpoint"  # sequence of the last batch that LMDB holds
-_JOURNAL_ROOM_KEY = b"journal"  # how long its file was, by then on stable storage
-_JOURNAL_SECRET_KEY = b"journal key"  # of the digests in it, drawn anew in each life
-_JOURNAL_KEY_BYTES = 32
-_DATA_FILE = "data.mdb"
-_JOURNAL_FILE = "journal"
-_DAMAGED_FILE = "damaged"  # says why this store must not be used any more
 _DAMAGE = (lmdb.CorruptedError, lmdb.PageNotFoundError, lmdb.InvalidError)
 # Between two lives of a journal. What an earlier life has left behind, and a crash of the machine
 # may have kept in part, can then never be taken for what follows in this one.
 _SEQUENCES_SKIPPED = 1 << 32
-_PAGE_BYTES_PER_WRITE = 8 * KIB  # by which a small write lets the file grow, at most
-_OUT_OF_SPACE = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
-
-
-class StoreFull(BftfsError):
-    """No room for a batch, on the disk or in the node's share of it; nothing of it was applied."""
-
-    def __init__(self, path: Path, reason: str) -> None:
-        super().__init__(path, reason)
-        self.path = path
-        self.reason = reason
-
-    def __str__(self) -> str:
-        return f"{self.path}: {self.reason}"
-
-
-class StoreFailed(BftfsError):
-    """The disk fails, or what it holds is damaged; the node has to stop."""
-
-    def __init__(self, path: Path, reason: str) -> None:
-        super().__init__(path, reason)
-        self.path = path
-        self.reason = reason
-
-    def __str__(self) -> str:
-        return f"{self.path}: {self.reason}"
-
-
-class MapFull(BftfsError):
-    """The batch needs more address space than is mapped: leave it, and step it again."""
-
-
-class NeedsCheckpoint(MapFull):
-    """Nor is it the map: how much room there is, is known after a checkpoint only."""
 
 
 class Batch:
@@ -137,37 +98,26 @@ class Batch:
         self, table: Table, start: bytes, stop: bytes, *, reverse: bool = False
     ) -> Iterator[tuple[bytes, bytes]]:
         """Pairs with start <= key < stop in key order, or in reverse key order."""
-        try:
-            cursor = self._transaction.cursor(self._databases[table])
-            if not _position(cursor, start, stop, reverse=reverse):
-                return
-            advance = cursor.prev if reverse else cursor.next
-            while True:
-                key = cursor.key()
-                if key < start if reverse else key >= stop:
-                    return
-                yield key, cursor.value()
-                if not advance():
-                    return
-        except lmdb.Error as error:
-            raise self._store.failure(error, 0) from error
+        return self._walk(table, start, stop, reverse, True)
 
     def keys(
         self, table: Table, start: bytes, stop: bytes, *, reverse: bool = False
     ) -> Iterator[bytes]:
         """Like `scan`, without touching the values."""
+        return self._walk(table, start, stop, reverse, False)
+
+    def _walk(
+        self, table: Table, start: bytes, stop: bytes, reverse: bool, values: bool
+    ) -> Iterator[Any]:
+        """Lazily, the key of each row, or the pair if `values`."""
         try:
             cursor = self._transaction.cursor(self._databases[table])
             if not _position(cursor, start, stop, reverse=reverse):
                 return
-            advance = cursor.prev if reverse else cursor.next
-            while True:
-                key = cursor.key()
+            for key in (cursor.iterprev if reverse else cursor.iternext)(True, False):
                 if key < start if reverse else key >= stop:
                     return
-                yield key
-                if not advance():
-                    return
+                yield (key, cursor.value()) if values else key
         except lmdb.Error as error:
             raise self._store.failure(error, 0) from error
 
@@ -196,13 +146,13 @@ class Batch:
         except lmdb.Error as error:
             raise self._store.failure(error, self.volume) from error
 
-    def commit(self, *, draw: bool = False) -> None:
-        """Make the batch durable, as the store's durability says; `draw` on the reserve for it.
+    def commit(self, *, use_reserve: bool = False) -> None:
+        """Make the batch durable, as the store's durability says.
 
-        Raises StoreFull if there is no room.
+        Raises StoreFull if there is no room, NeedsCheckpoint if that is not known.
         """
         if self.writes:
-            self._store.commit(self._rows, self.volume, draw=draw)
+            self._store.commit(self._rows, self.volume, use_reserve=use_reserve)
             self.writes = 0
 
     def __enter__(self) -> Self:
@@ -215,7 +165,7 @@ class Batch:
         traceback: TracebackType | None,
     ) -> None:
         if self.writes:
-            self._store.drop(outgrown=kind is MapFull, checkpoint=kind is NeedsCheckpoint)
+            self._store.drop(kind)
         self._store.touched(self.bytes_moved + self.volume)
 
 
@@ -226,37 +176,37 @@ class Store:
         self,
         path: Path,
         environment: lmdb.Environment,
+        head: store_directory.Head,
         lock: int,
         durability: Durability,
-        capacity_bytes: int | None,
+        limit_bytes: int,
     ) -> None:
         self.path = path
         self.durability = durability
-        self.databases: tuple[lmdb._Database, ...] = ()
-        self._failed = False  # whether damage was found
-        self.unsynced = False  # whether something committed is not on stable storage yet
+        self.databases = head.databases
+        self.unsynced = False  # True if something committed is not on stable storage yet
+        self._failed = False  # True if damage was found
         self._environment = environment
         self._lock = lock
-        self._capacity_bytes = capacity_bytes
         self._map_bytes: int = environment.info()["map_size"]
-        self._page_bytes: int = environment.stat()["psize"]
-        self._mapped = MappedFile(path / _DATA_FILE)
-        self._data = os.open(path / _DATA_FILE, os.O_RDWR | os.O_CLOEXEC)
-        self._data_bytes = os.fstat(self._data).st_size
-        self._journal = Journal(path / _JOURNAL_FILE, synced=durability is Durability.SYNC)
+        data = path / store_directory.DATA_FILE
+        self.space = DiskSpace(
+            data,
+            used_bytes=store_directory.used_bytes(environment),
+            limit_bytes=limit_bytes,
+            live_bytes=self._live_bytes,
+        )
+        self._mapped = MappedFile(data)
+        self._journal = Journal(
+            path / store_directory.JOURNAL_FILE,
+            key=head.journal_key,
+            synced=durability is Durability.SYNC,
+        )
         self._syncing: _Syncing | None = None
         self._transaction: lmdb.Transaction[bytes]
-        self._checkpointed = 0  # sequence of the last batch that LMDB holds
+        self._checkpointed = head.checkpoint  # sequence of the last batch that LMDB holds
         self._writes = 0  # since then
-        self._volume = 0
         self._due_bytes, self._due_writes = JOURNAL_BYTES, WRITES_PER_CHECKPOINT
-        self._used_bytes = self.used_bytes  # at the last checkpoint
-        self._live_bytes = self._used_bytes  # when last measured
-        self._taken_bytes = self._used_bytes  # of the file, from the disk, without a gap
-        self._crowded = False  # whether the last checkpoint failed for want of room
-        disk = os.fstatvfs(self._data)
-        whole = min(disk.f_blocks * disk.f_frsize, self._limit_bytes)
-        self.reserve_bytes = min(RESERVE_BYTES, whole // RESERVE_SHARE)
 
     @classmethod
     def open(
@@ -270,33 +220,30 @@ class Store:
         map_bytes: int = MAP_BYTES_INITIAL,
     ) -> Store:
         """The store at `path`, made if there is none. A `UsageError` says why it cannot be used."""
-        lock = _lock(path)
-        try:
+        owner = store_directory.owner_of(cluster, node)
+        limit = min(MAP_BYTES_MAX, capacity_bytes or MAP_BYTES_MAX)
+        with contextlib.ExitStack() as undo:
+            lock = store_directory.lock(path)
+            undo.callback(os.close, lock)
             if not path.exists():
-                _create(path, owner=_owner(cluster, node))
-            environment = _open_environment(path, min(map_bytes, capacity_bytes or map_bytes))
-        except BaseException:
-            os.close(lock)
-            raise
-        try:
-            store = cls(path, environment, lock, durability, capacity_bytes)
-        except OSError as error:
-            environment.close()
-            os.close(lock)
-            raise UsageError(f"{path}: the store cannot be opened ({error.strerror})") from None
-        try:
-            store._check(owner=_owner(cluster, node))
+                store_directory.create(path, owner=owner, map_bytes=MAP_BYTES_INITIAL)
+            environment = store_directory.open_environment(path, min(map_bytes, limit))
+            undo.callback(environment.close)
+            head = store_directory.read_head(path, environment, owner=owner)
+            try:
+                store = cls(path, environment, head, lock, durability, limit)
+            except OSError as error:
+                raise UsageError(f"{path}: the store cannot be opened ({error.strerror})") from None
+            undo.pop_all()
+            undo.callback(store._release)
             store._recover()
-            store._has_room_for(0, 0)  # so that the reserve is there from the beginning
-        except BaseException:
-            store._release()
-            raise
+            store.space.fits(0)  # so that the reserve is there from the beginning
+            undo.pop_all()
         return store
 
     def batch(self) -> Batch:
         """A new batch. It costs nothing to have one in which nothing is written."""
-        held = os.fstat(self._data)
-        if not held.st_nlink or held.st_size < self._data_bytes:
+        if not self.space.is_intact():
             # What is beyond the file's end kills the process; what is in a file without a name is
             # gone after the next start.
             raise self._damaged("somebody has removed or cut short its file while it was in use")
@@ -308,7 +255,7 @@ class Store:
         if (
             self._journal.size >= self._due_bytes
             or self._writes >= self._due_writes
-            or self._map_bytes < min(self._used_bytes + self._needed_bytes, self._limit_bytes)
+            or self._map_is_short
         ):
             try:
                 self._checkpoint()
@@ -344,8 +291,18 @@ class Store:
 
     @property
     def syncing(self) -> bool:
-        """Whether a sync has been started and not been finished."""
+        """True if a sync has been started and not been finished."""
         return self._syncing is not None
+
+    def settled_figures(self) -> Figures:
+        """Its room, after a checkpoint if there is room for one: then the figures are exact.
+
+        Requires: no batch is open.
+        """
+        if self._writes:
+            with contextlib.suppress(StoreFull):
+                self._checkpoint()
+        return self.space.measure()
 
     def close(self) -> None:
         """Sync and close. Another process may open the store from now on."""
@@ -359,144 +316,66 @@ class Store:
         finally:
             self._release()
 
-    @property
-    def used_bytes(self) -> int:
-        """What the store occupies on disk, at the last checkpoint."""
-        return (self._environment.info()["last_pgno"] + 1) * self._page_bytes
-
-    @property
-    def free_bytes(self) -> int:
-        """What it can still hold, without its reserve: by growing, and in its file.
-
-        Any thread may ask.
-        """
-        disk = os.fstatvfs(self._data)
-        return max(0, self._left(disk.f_bavail * disk.f_frsize) - self.reserve_bytes)
-
-    def has_room_again(self) -> bool:
-        """Whether there is any to speak of, now that there was none.
-
-        Requires: no batch is open.
-        """
-        if self._writes:
-            with contextlib.suppress(StoreFull):  # it is free or not, all the same
-                self._checkpoint()
-        self.measured_bytes()
-        return self.free_bytes >= min(ROOM_BYTES, self.reserve_bytes)
-
-    @property
-    def drawable_bytes(self) -> int:
-        """What batches that draw on the reserve still get, if the disk gives nothing more."""
-        return max(0, self._left(0))
-
-    def _left(self, available: int) -> int:
-        """What can be added, reserve and all, if the disk still gives `available` bytes."""
-        used = self.used_bytes
-        growth = min(self._taken_bytes + available, self._limit_bytes) - used
-        inside = max(0, used - self._live_bytes)
-        return growth + inside - self._volume - self._writes * _PAGE_BYTES_PER_WRITE
-
-    def _has_room_for(self, rows: int, volume: int) -> bool:
-        """Whether so much may be added, beside what the next checkpoint will bring and the reserve.
-
-        All that is needed for it is taken from the disk.
-        """
-        end = self._end_with(rows, volume)
-        if end <= self._taken_bytes or self._take(end):
-            return True
-        # The file cannot grow any more: what counts is what is free in it.
-        inside = self._used_bytes - self.measured_bytes()
-        return end - max(0, inside) <= self._taken_bytes
-
-    def _end_with(self, rows: int, volume: int) -> int:
-        """How long the file has to be for so much more, and the reserve behind it."""
-        growth = self._volume + volume + (self._writes + rows) * _PAGE_BYTES_PER_WRITE
-        return self._used_bytes + growth + self.reserve_bytes
-
-    def _why_full(self, rows: int, volume: int) -> str:
-        """Why there is no room for so much more."""
-        if self._end_with(rows, volume) > self._limit_bytes:
-            return f"the store has reached its {self._limit_bytes} bytes"
-        return "the disk is full"
-
-    def _take(self, end: int) -> bool:
-        """Have the disk give the file all its blocks up to `end`; False if it does not."""
-        if end > self._limit_bytes:
-            return False
-        begin = self._taken_bytes
-        ahead = min(AHEAD_BYTES, self.reserve_bytes)
-        for stop in (min(end + ahead, self._limit_bytes), end):
-            try:
-                os.posix_fallocate(self._data, begin, stop - begin)
-            except OSError as error:
-                if error.errno not in _OUT_OF_SPACE:
-                    raise StoreFailed(self.path, f"it cannot grow ({error})") from error
-            else:
-                self._taken_bytes = stop
-                self._data_bytes = max(self._data_bytes, stop)
-                return True
-        return False
-
-    def measured_bytes(self) -> int:
-        """What the tables occupy now: the rest of the file is used again before it grows."""
+    def _live_bytes(self) -> int:
+        """What the tables occupy at the moment."""
         pages = 0
         for database in self.databases:
             counts = self._transaction.stat(database)
             pages += counts["branch_pages"] + counts["leaf_pages"] + counts["overflow_pages"]
-        self._live_bytes = pages * self._page_bytes
-        return self._live_bytes
+        return pages * counts["psize"]
 
     def _release(self) -> None:
         self._environment.close()
         self._journal.close()
         self._mapped.close()
-        os.close(self._data)
+        self.space.close()
         os.close(self._lock)
 
     # --- of Batch ----------------------------------------------------------------------------
 
-    def commit(self, rows: list[Row], volume: int, *, draw: bool) -> None:
+    def commit(self, rows: list[Row], volume: int, *, use_reserve: bool) -> None:
         """Make a batch durable whose writes were applied to the transaction."""
-        if not draw and not self._has_room_for(len(rows), volume):
-            if self._writes and not self._crowded:
+        space = self.space
+        growth = volume + len(rows) * PAGE_BYTES_PER_WRITE
+        if not use_reserve and not space.fits(growth):
+            if self._writes:
                 raise NeedsCheckpoint  # they may have come to less than was reckoned with
-            raise StoreFull(self.path, self._why_full(len(rows), volume))
+            raise StoreFull(self.path, space.why_full(growth))
         self._writes += len(rows)
-        self._volume += volume
+        space.growth_bytes += growth
         synced = self.durability is Durability.SYNC
-        if volume > (STRAIGHT_BYTES if synced else JOURNAL_BYTES // 2):
-            self._commit()
-            return
+        if volume > (STRAIGHT_BYTES if synced else JOURNAL_BYTES // 2) or not self._log(rows):
+            self._commit_transaction()
+        elif not synced:
+            self.unsynced = True
+
+    def _log(self, rows: list[Row]) -> bool:
+        """Append a batch to the journal; False if there is room in LMDB's file at most."""
         if self._journal.size > 2 * JOURNAL_BYTES:
             raise StoreFull(self.path, "the disk is full")  # for checkpoints, for long
         try:
             self._journal.append(rows)
         except OSError as error:
-            if error.errno not in _OUT_OF_SPACE:
-                raise StoreFailed(self.path, f"the journal cannot be written ({error})") from error
-            self._commit()  # to where there is room
-            return
-        if synced:
+            if error.errno in OUT_OF_SPACE:
+                return False
+            raise StoreFailed(self.path, f"the journal cannot be written ({error})") from error
+        if self.durability is Durability.SYNC:
             try:
                 self._journal.sync()
             except OSError as error:
                 raise StoreFailed(self.path, f"it cannot be synced ({error})") from error
-        else:
-            self.unsynced = True
+        return True
 
-    def drop(self, *, outgrown: bool, checkpoint: bool) -> None:
-        """Forget a batch whose writes were applied to the transaction."""
+    def drop(self, reason: type[BaseException] | None) -> None:
+        """Forget a batch whose writes were applied, and prepare for it to be stepped again."""
         self._transaction.abort()
         try:
-            if outgrown:
+            if reason is MapFull:
                 self._grow()
         finally:
             self._replay()
-        if checkpoint:
-            try:
-                self._checkpoint()
-            except StoreFull:
-                self._crowded = True
+        if reason is NeedsCheckpoint:
+            self._checkpoint()
 
     def touched(self, size: int) -> None:
         """A batch has read and written values of so many bytes."""
@@ -505,12 +384,12 @@ class Store:
     # -----------------------------------------------------------------------------------------
 
     def failure(self, error: lmdb.Error, size: int) -> BftfsError:
-        """What an error of LMDB means to the node."""
+        """What an error of LMDB means to the node; it was about to write `size` bytes."""
         if isinstance(error, _DAMAGE):
             return self._damaged(f"it is damaged ({error})")
         # LMDB reports a short write, which is how a full disk shows, as EIO.
         code = getattr(error, "code", errno.EIO)
-        if code in _OUT_OF_SPACE or (code == errno.EIO and _disk_is_full(self.path, size + MIB)):
+        if code in OUT_OF_SPACE or (code == errno.EIO and disk_is_full(self.path, size + MIB)):
             return StoreFull(self.path, "the disk is full")
         return StoreFailed(self.path, f"the store cannot be used any more ({error})")
 
@@ -521,23 +400,23 @@ class Store:
         """
         self._failed = True
         with contextlib.suppress(OSError):
-            (self.path / _DAMAGED_FILE).write_text(reason)
-        return StoreFailed(self.path, _advice(reason))
+            (self.path / store_directory.DAMAGED_FILE).write_text(reason)
+        return StoreFailed(self.path, advice(reason))
 
     def _recover(self) -> None:
         """Begin where the last process has ended, in whatever way it did."""
         journal = self._journal
-        key = journal.key  # of what there is: it is needed until that is in LMDB's file
+        key = journal.key  # of what is in it: needed until that is in LMDB's file
         try:
             while True:
                 self._replay()
                 # Under sync durability a batch is appended once the last one is on stable storage.
-                if self.durability is Durability.SYNC and key is not None and journal.breaks_off():
+                if self.durability is Durability.SYNC and journal.breaks_off():
                     raise self._damaged("batches in the midst of its journal are lost")
-                journal.key = os.urandom(_JOURNAL_KEY_BYTES)
+                journal.key = os.urandom(store_directory.JOURNAL_KEY_BYTES)
                 journal.sequence += _SEQUENCES_SKIPPED
                 try:
-                    self._commit()
+                    self._commit_transaction()
                     return
                 except MapFull:
                     journal.key = key
@@ -546,10 +425,10 @@ class Store:
             raise UsageError(f"{full}; make room before the node is started") from None
 
     def _replay(self) -> None:
-        """A transaction with all that was committed since the last checkpoint."""
+        """Begin a transaction, with all that was committed since the last checkpoint."""
         while True:
             self._transaction = self._environment.begin(write=True)
-            self._writes = self._volume = 0
+            self._writes = self.space.growth_bytes = 0
             try:
                 for writes in self._journal.replay(self._checkpointed):
                     for table, key, value in writes:
@@ -557,23 +436,23 @@ class Store:
                             self._transaction.delete(key, db=self.databases[table])
                         else:
                             self._transaction.put(key, value, db=self.databases[table])
-                            self._volume += len(value)
+                            self.space.growth_bytes += len(value)
                     self._writes += len(writes)
+                    self.space.growth_bytes += len(writes) * PAGE_BYTES_PER_WRITE
+                return
             except lmdb.MapFullError:
                 self._transaction.abort()
                 self._grow()
             except lmdb.Error as error:
-                raise self.failure(error, self._volume) from error
+                raise self.failure(error, self.space.growth_bytes) from error
             except OSError as error:
                 raise StoreFailed(self.path, f"the journal cannot be read ({error})") from error
-            else:
-                return
 
     def _checkpoint(self) -> None:
         """Bring the transaction to LMDB's file; if there is no room, go on as before and say so."""
         while True:
             try:
-                self._commit()
+                self._commit_transaction()
                 return
             except MapFull:
                 try:
@@ -584,102 +463,56 @@ class Store:
                 self._replay()
                 raise
 
-    def _commit(self) -> None:
+    def _commit_transaction(self) -> None:
         """Commit the transaction and begin another. After an exception there is none."""
-        sequence = self._journal.sequence
+        journal, space = self._journal, self.space
+        sequence = journal.sequence
+        room = journal.file_bytes if self.durability is Durability.SYNC else 0
         try:
             # LMDB does not write the pages at the end of its file that are free. With the file
             # longer than all of them, one that is too short has lost something.
-            self._extend(self._used_bytes + self._needed_bytes)
-            meta = self.databases[Table.META]
-            self._transaction.put(_CHECKPOINT_KEY, sequence.to_bytes(8, "big"), db=meta)
-            room = self._journal.room if self.durability is Durability.SYNC else 0
-            self._transaction.put(_JOURNAL_ROOM_KEY, room.to_bytes(8, "big"), db=meta)
-            assert self._journal.key is not None
-            self._transaction.put(_JOURNAL_SECRET_KEY, self._journal.key, db=meta)
+            space.extend(self._needed_bytes)
+            for name, value in (
+                (store_directory.CHECKPOINT, sequence.to_bytes(8, "big")),
+                (store_directory.JOURNAL_ROOM, room.to_bytes(8, "big")),
+                (store_directory.JOURNAL_KEY, journal.key),
+            ):
+                self._transaction.put(name, value, db=self.databases[Table.META])
             self._transaction.commit()
         except lmdb.MapFullError:
             self._transaction.abort()  # it is open still if it was not the commit that failed
             raise MapFull from None
         except lmdb.Error as error:
             self._transaction.abort()
-            raise self.failure(error, self._volume) from error
-        self._journal.clear()
+            raise self.failure(error, space.growth_bytes) from error
+        journal.clear()
         self._checkpointed = sequence
-        self._writes = self._volume = 0
+        self._writes = 0
         self._due_bytes, self._due_writes = JOURNAL_BYTES, WRITES_PER_CHECKPOINT
-        self._used_bytes = self.used_bytes
-        self._taken_bytes = max(self._taken_bytes, self._used_bytes)
-        self._crowded = False
+        space.checkpointed(store_directory.used_bytes(self._environment))
         self.unsynced = False
-        while self._map_bytes < min(self._used_bytes + self._needed_bytes, self._limit_bytes):
+        while self._map_is_short:
             self._grow()
         self._transaction = self._environment.begin(write=True)
 
-    def _extend(self, size: int) -> None:
-        """Make the file at least `size` long; what is added occupies nothing."""
-        if size > self._data_bytes:
-            os.ftruncate(self._data, size)
-            self._data_bytes = size
-
     def _grow(self) -> None:
         """Map more of the file. Requires: no transaction is open."""
-        if self._map_bytes >= self._limit_bytes:
-            raise StoreFull(self.path, f"the store has reached its {self._limit_bytes} bytes")
-        self._map_bytes = min(2 * self._map_bytes, self._limit_bytes)
+        limit = self.space.limit_bytes
+        if self._map_bytes >= limit:
+            raise StoreFull(self.path, self.space.limit_reached)
+        self._map_bytes = min(2 * self._map_bytes, limit)
         self._environment.set_mapsize(self._map_bytes)
         self._mapped.moved()
 
     @property
-    def _limit_bytes(self) -> int:
-        return min(MAP_BYTES_MAX, self._capacity_bytes or MAP_BYTES_MAX)
+    def _needed_bytes(self) -> int:
+        """How long the file may be after the next checkpoint, with another batch."""
+        headroom = min(HEADROOM_BYTES, self._map_bytes // 4)
+        return self.space.used_bytes + self.space.growth_bytes + headroom
 
     @property
-    def _needed_bytes(self) -> int:
-        """By which the file may have grown at the next checkpoint, with another batch."""
-        headroom = min(HEADROOM_BYTES, self._map_bytes // 4)
-        return self._volume + self._writes * _PAGE_BYTES_PER_WRITE + headroom
-
-    def _check(self, *, owner: bytes) -> None:
-        """Refuse what is not a whole store of this node; then open the tables."""
-        if self.used_bytes > self._data_bytes:
-            # Touching a page beyond the end of the file would kill the process.
-            raise _unusable(
-                self.path,
-                f"it is cut short: {self._data_bytes} bytes of {self.used_bytes} are left",
-            )
-        try:
-            self.databases = tuple(
-                self._environment.open_db(_name(table), create=False) for table in Table
-            )
-            with self._environment.begin(self.databases[Table.META]) as transaction:
-                form = transaction.get(_FORMAT_KEY)
-                found = transaction.get(_OWNER_KEY)
-                checkpoint = transaction.get(_CHECKPOINT_KEY)
-                self._journal.key = transaction.get(_JOURNAL_SECRET_KEY)
-                room = int.from_bytes(transaction.get(_JOURNAL_ROOM_KEY, b""), "big")
-        except lmdb.NotFoundError:
-            raise _unusable(self.path, "it is no store of a bftfs node") from None
-        except lmdb.Error as error:
-            raise _unusable(self.path, f"it is damaged ({error})") from error
-        if form != b"%d" % FORMAT:
-            raise UsageError(
-                f"{self.path}: this store has format {_text(form)}, and this program reads format "
-                f"{FORMAT}; run the version of bftfs that wrote it"
-            )
-        if found != owner:
-            raise UsageError(
-                f"{self.path}: this store belongs to {_text(found)}, not to {_text(owner)}; "
-                "give the node its own directory back"
-            )
-        if checkpoint is None:
-            raise _unusable(self.path, "it does not say what its journal follows")
-        if self._journal.room < room:
-            raise _unusable(
-                self.path,
-                f"its journal is cut short: {self._journal.room} bytes of {room} are left",
-            )
-        self._checkpointed = int.from_bytes(checkpoint, "big")
+    def _map_is_short(self) -> bool:
+        return self._map_bytes < min(self._needed_bytes, self.space.limit_bytes)
 
 
 class _Syncing(threading.Thread):
@@ -700,30 +533,6 @@ class _Syncing(threading.Thread):
         self._done()
 
 
-def _text(value: bytes | None) -> str:
-    return "(none)" if value is None else value.decode("ascii", "replace")
-
-
-def _name(table: Table) -> bytes:
-    return table.name.lower().encode()
-
-
-def _owner(cluster: bytes, node: NodeId) -> bytes:
-    return f"node {node} of cluster {cluster.hex()}".encode()
-
-
-def _unusable(path: Path, reason: str) -> UsageError:
-    return UsageError(f"{path}: {_advice(reason)}")
-
-
-def _advice(reason: str) -> str:
-    return (
-        f"the store cannot be used: {reason}; move this directory away and start the node "
-        "again: it rejoins the cluster with an empty store (until it has caught up it counts as "
-        "one of the failed nodes that the cluster masks)"
-    )
-
-
 def _position(cursor: lmdb.Cursor[bytes], start: bytes, stop: bytes, *, reverse: bool) -> bool:
     """Put `cursor` on the first row to give; False if there is none."""
     if start >= stop:
@@ -731,93 +540,3 @@ def _position(cursor: lmdb.Cursor[bytes], start: bytes, stop: bytes, *, reverse:
     if not reverse:
         return cursor.set_range(start)
     return cursor.prev() if cursor.set_range(stop) else cursor.last()
-
-
-def lock_file(path: Path) -> Path:
-    """Stays when the store at `path` is moved away or lost."""
-    return path.with_name(path.name + ".lock")
-
-
-def _lock(path: Path) -> int:
-    """Hold the store's lock file, next to it, for as long as the process lives."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock = os.open(lock_file(path), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC)
-    except OSError as error:
-        raise UsageError(f"{path}: the store cannot be opened ({error.strerror})") from None
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        holder = os.pread(lock, 32, 0).decode("ascii", "replace").strip()
-        os.close(lock)
-        raise UsageError(
-            f"{path}: the store is in use by process {holder or '(unknown)'}; stop that node first"
-        ) from None
-    os.ftruncate(lock, 0)
-    os.pwrite(lock, b"%d\n" % os.getpid(), 0)
-    return lock
-
-
-def _create(path: Path, *, owner: bytes) -> None:
-    """An empty store; it appears at `path` all at once, so that it is never there half made."""
-    new = path.with_name(path.name + ".new")
-    try:
-        shutil.rmtree(new, ignore_errors=True)
-        new.mkdir()
-        with _environment(new, MAP_BYTES_INITIAL) as environment:
-            databases = [environment.open_db(_name(table)) for table in Table]
-            with environment.begin(write=True) as transaction:
-                meta = databases[Table.META]
-                transaction.put(_FORMAT_KEY, b"%d" % FORMAT, db=meta)
-                transaction.put(_OWNER_KEY, owner, db=meta)
-                transaction.put(_CHECKPOINT_KEY, bytes(8), db=meta)
-        os.truncate(new / _DATA_FILE, 2 * HEADROOM_BYTES)
-        (new / _JOURNAL_FILE).touch(mode=0o600)
-        _sync_directory(new)
-        new.rename(path)
-        _sync_directory(path.parent)
-    except (OSError, lmdb.Error) as error:
-        raise UsageError(f"{path}: the store cannot be made ({error})") from error
-
-
-def _open_environment(path: Path, map_bytes: int) -> lmdb.Environment:
-    with contextlib.suppress(FileNotFoundError):
-        raise _unusable(path, (path / _DAMAGED_FILE).read_text(errors="replace"))
-    for name in (_DATA_FILE, _JOURNAL_FILE):
-        if not (path / name).is_file():
-            raise _unusable(path, f"{name} is missing")
-    if not (path / _DATA_FILE).stat().st_size:
-        raise _unusable(path, f"{_DATA_FILE} is empty")
-    try:
-        return _environment(path, map_bytes)
-    except (lmdb.InvalidError, lmdb.VersionMismatchError, lmdb.CorruptedError) as error:
-        raise _unusable(path, f"it is damaged ({error})") from error
-    except lmdb.Error as error:
-        raise UsageError(f"{path}: the store cannot be opened ({error})") from error
-
-
-def _environment(path: Path, map_bytes: int) -> lmdb.Environment:
-    return lmdb.open(str(path), map_size=map_bytes, max_dbs=len(Table), readahead=False, mode=0o600)
-
-
-def _sync_directory(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _disk_is_full(path: Path, size: int) -> bool:
-    """Whether `size` more bytes cannot be had from the file system at `path`."""
-    probe = path / "probe"
-    try:
-        descriptor = os.open(probe, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            os.posix_fallocate(descriptor, 0, size)
-        finally:
-            os.close(descriptor)
-            probe.unlink()
-    except OSError as error:
-        return error.errno in _OUT_OF_SPACE
-    return False

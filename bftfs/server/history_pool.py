@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import Protocol
 
 from bftfs.conversation import Event
+from bftfs.server.room import Figures
 
 SHORT = 0.85  # of the pool: from here on, what retention does not need goes
 SLOW = 0.90  # from here on, the greediest writers are slowed…
@@ -19,15 +20,11 @@ _UNBUDGETED = 0.9  # of the disk, if the pool has no budget of its own
 _CHARGES_PER_LOOK = 64
 
 
-class Room(Protocol):
+class Store(Protocol):
     """Where the versions are stored."""
 
-    def measured_bytes(self) -> int:
-        """What all that is stored occupies now."""
-
-    @property
-    def free_bytes(self) -> int:
-        """What it can still hold."""
+    def measure(self) -> Figures:
+        """Its room now."""
 
 
 class HistoryPool:
@@ -36,13 +33,13 @@ class HistoryPool:
     def __init__(self, budget_bytes: int | None) -> None:
         """Without a budget it is most of what the store may occupy."""
         self._budget_bytes = budget_bytes
-        self._store: Room | None = None
+        self._store: Store | None = None
         self._charges = 0
         self.shortage = Event()
         self.live_bytes = 0
         self.limit_bytes = budget_bytes or 0
 
-    def attach(self, store: Room) -> None:
+    def attach(self, store: Store) -> None:
         """The pool is in `store` from now on."""
         self._store = store
         self.measure()
@@ -52,9 +49,10 @@ class HistoryPool:
         store = self._store
         if store is None:
             return
-        self.live_bytes = store.measured_bytes()
+        figures = store.measure()
+        self.live_bytes = figures.live_bytes
         self.limit_bytes = self._budget_bytes or int(
-            _UNBUDGETED * (self.live_bytes + store.free_bytes)
+            _UNBUDGETED * (self.live_bytes + figures.free_bytes)
         )
 
     @property

@@ -15,7 +15,8 @@ from bftfs.identifiers import NodeId
 from bftfs.limits import KIB
 from bftfs.storage import MemoryStorage, StorageView, Table, Write
 from nodes import store as stores
-from nodes.store import MapFull, Store
+from nodes.store import Store
+from nodes.store_errors import MapFull
 
 CLUSTER = b"c" * 16
 

@@ -18,7 +18,7 @@ from bftfs.storage import MemoryStorage, Table, Write
 from nodes.guard import FullDiskGate, Guard
 from nodes.health import Health
 from nodes.metrics import Tally
-from nodes.store import MapFull, StoreFailed, StoreFull
+from nodes.store_errors import MapFull, StoreFailed, StoreFull
 
 SENDER = Sender(Role.CLIENT, ClientId(bytes(16)))
 
@@ -118,11 +118,11 @@ def test_nobody_gets_all_of_a_reserve_and_not_all_together() -> None:
 
 
 def test_a_full_disk_is_told_of_until_there_is_room() -> None:
-    store = SimpleNamespace(used_bytes=1, free_bytes=0)
+    space = SimpleNamespace(used_bytes=1, free_bytes=0)
     links = SimpleNamespace(unreachable=tuple)
     switch = FullDiskGate()
     health = Health(
-        store=store,  # type: ignore[arg-type]
+        space=space,  # type: ignore[arg-type]
         links=links,  # type: ignore[arg-type]
         switch=switch,
         tally=Tally(),

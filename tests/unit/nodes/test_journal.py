@@ -9,6 +9,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from blake3 import blake3
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -22,6 +23,7 @@ from nodes.journal import Journal
 from nodes.store import Store
 
 CLUSTER = bytes(16)
+KEY = b"k" * 32
 
 rows = st.tuples(
     st.sampled_from(Table).map(int),
@@ -32,7 +34,7 @@ batches = st.lists(st.lists(rows, max_size=5), max_size=12)
 
 
 def replayed(path: Path, after: int = 0) -> list[list[Write]]:
-    journal = Journal(path, synced=False)
+    journal = Journal(path, key=KEY, synced=False)
     found = list(journal.replay(after))
     journal.close()
     return found
@@ -52,7 +54,7 @@ def test_what_is_appended_is_replayed(
     path = Path("/dev/shm" if os.path.isdir("/dev/shm") else "/tmp") / f"journal-{os.getpid()}"
     path.unlink(missing_ok=True)
     try:
-        journal = Journal(path, synced=synced)
+        journal = Journal(path, key=KEY, synced=synced)
         assert list(journal.replay(7)) == []
         for batch in appended:
             journal.append(batch)
@@ -66,7 +68,7 @@ def test_what_is_appended_is_replayed(
 
 def written(path: Path, values: list[bytes], *, after: int = 0) -> Journal:
     """A journal with a batch for each value."""
-    journal = Journal(path, synced=True)
+    journal = Journal(path, key=KEY, synced=True)
     list(journal.replay(after))
     for value in values:
         journal.append([(int(Table.STATE), b"k", value)])
@@ -96,7 +98,7 @@ def test_a_whole_record_that_holds_no_batch_is_damage(tmp_path: Path) -> None:
     path = tmp_path / "journal"
     for batch in (b"\xc1", b"\x91\x93\x63\xc4\x01k\xc0"):  # no MessagePack; no such table
         record = journals._HEADER.pack(b"", 1, len(batch))[16:] + batch
-        path.write_bytes(journals._digest_of(record, b"") + record)
+        path.write_bytes(blake3(record, key=KEY).digest(16) + record)
         with pytest.raises(OSError, match="holds no batch"):
             replayed(path)
 
@@ -109,15 +111,13 @@ def test_records_after_a_gap_are_noticed_unless_they_are_forged(
     secret, guess = b"s" * 32, b"g" * 32
     path, image = tmp_path / "journal", tmp_path / "image"
     for file, key in ((path, secret), (image, guess if forged else secret)):
-        journal = Journal(file, synced=True)
-        journal.key = key
+        journal = Journal(file, key=key, synced=True)
         for value in (b"1", b"2", b"3"):
             journal.append([(int(Table.STATE), b"k", value)])
         journal.close()
     records = path.read_bytes()
     path.write_bytes(records[:512] + bytes(512) + image.read_bytes()[1024:])
-    journal = Journal(path, synced=True)
-    journal.key = secret
+    journal = Journal(path, key=secret, synced=True)
     assert len(list(journal.replay(0))) == 1
     assert journal.breaks_off() is not forged
     path.write_bytes(records)
@@ -139,7 +139,7 @@ def test_what_an_earlier_pass_has_left_is_not_replayed(tmp_path: Path) -> None:
 def test_appending_goes_on_after_a_replay(tmp_path: Path) -> None:
     path = tmp_path / "journal"
     written(path, [b"a", b"b"]).close()
-    journal = Journal(path, synced=True)
+    journal = Journal(path, key=KEY, synced=True)
     assert len(list(journal.replay(0))) == 2
     journal.append([(int(Table.STATE), b"k", memoryview(b"c"))])
     journal.close()
@@ -362,7 +362,7 @@ def test_durability_can_be_changed_back_and_forth(tmp_path: Path) -> None:
 
 def straight(path: Path) -> Journal:
     """A journal that writes past the page cache."""
-    journal = Journal(path, synced=True)
+    journal = Journal(path, key=KEY, synced=True)
     if journal._direct is None:
         pytest.skip(f"the file system of {path} has no O_DIRECT")
     return journal

@@ -23,13 +23,8 @@ from bftfs.limits import KIB, MIB
 from bftfs.storage import Table, Write
 from nodes import mapped_memory
 from nodes.journal import Journal
-from nodes.store import (
-    MapFull,
-    NeedsCheckpoint,
-    Store,
-    StoreFailed,
-    StoreFull,
-)
+from nodes.store import Store
+from nodes.store_errors import MapFull, NeedsCheckpoint, StoreFailed, StoreFull
 
 CLUSTER = bytes(range(16))
 
@@ -38,12 +33,16 @@ def opened(path: Path, *, node: int = 0, **options: object) -> Store:
     return Store.open(path / "store", cluster=CLUSTER, node=NodeId(node), **options)  # type: ignore[arg-type]
 
 
-def put(store: Store, key: bytes, value: bytes, *, draw: bool = False) -> None:
+def put(store: Store, key: bytes, value: bytes, *, use_reserve: bool = False) -> None:
     while True:
         with contextlib.suppress(NeedsCheckpoint), store.batch() as batch:
             batch.apply([Write(Table.STATE, key, value)])
-            batch.commit(draw=draw)
+            batch.commit(use_reserve=use_reserve)
             return
+
+
+def has_room_again(store: Store) -> bool:
+    return store.settled_figures().has_room_again
 
 
 def get(store: Store, key: bytes) -> bytes | None:
@@ -196,7 +195,9 @@ def test_a_store_that_goes_while_it_is_open_is_used_no_more(tmp_path: Path, how:
     put(store, b"k", b"v")
     if how == "removed":
         shutil.rmtree(tmp_path / "store")
-        assert store.free_bytes > 0  # a question about its health must not be what ends the node
+        assert (
+            store.space.free_bytes > 0
+        )  # a question about its health must not be what ends the node
     else:
         os.truncate(tmp_path / "store" / "data.mdb", 4096)
     with pytest.raises(StoreFailed, match="removed or cut short its file while it was in use"):
@@ -297,7 +298,7 @@ def test_a_start_that_outgrows_the_map_loses_nothing(
     put(store, b"k", b"v")
     store._transaction.abort()  # what a process does not live to say
     store._release()
-    commit = Store._commit
+    commit = Store._commit_transaction
     outgrown: list[Store] = []
 
     def outgrows(store: Store) -> None:
@@ -307,7 +308,7 @@ def test_a_start_that_outgrows_the_map_loses_nothing(
             raise MapFull
         commit(store)
 
-    monkeypatch.setattr(Store, "_commit", outgrows)
+    monkeypatch.setattr(Store, "_commit_transaction", outgrows)
     again = opened(tmp_path)
     assert outgrown
     assert get(again, b"k") == b"v"
@@ -318,7 +319,7 @@ def test_many_small_batches_never_outgrow_the_map(tmp_path: Path) -> None:
     store = opened(tmp_path, map_bytes=256 * KIB, durability=Durability.INTERVAL)
     for number in range(300):
         put(store, b"%d" % number, b"v" * 16 * KIB)
-    assert store.used_bytes > 4 * MIB
+    assert store.space.used_bytes > 4 * MIB
     store.close()
 
 
@@ -360,12 +361,12 @@ def test_a_full_disk_refuses_the_batch_and_loses_nothing(small_disk: Path) -> No
     except StoreFull as full:
         assert full.reason == "the disk is full"  # noqa: PT017 - the last write is to fail
     assert 0 < written < 100
-    assert not store.has_room_again()
+    assert not has_room_again(store)
     for number in range(written):
         assert get(store, b"%04d" % number) == b"v" * 100 * KIB
     assert get(store, b"%04d" % written) is None
     (small_disk / "ballast").unlink()
-    assert store.has_room_again()
+    assert has_room_again(store)
     put(store, b"again", b"v" * 100 * KIB)
     assert get(store, b"again") == b"v" * 100 * KIB
     store.close()
@@ -382,12 +383,12 @@ def test_what_draws_on_the_reserve_is_stored_on_a_disk_without_a_free_byte(
             put(store, b"%04d" % number, b"v" * 16 * KIB)
     with pytest.raises(StoreFull, match="the disk is full"):
         put(store, b"refused", b"v" * 16 * KIB)
-    assert store.free_bytes < 64 * KIB
-    drawable = store.drawable_bytes
-    assert store.reserve_bytes // 2 < drawable <= 2 * store.reserve_bytes
+    assert store.space.free_bytes < 64 * KIB
+    drawable = store.space.figures().drawable_bytes
+    assert store.space.reserve_bytes // 2 < drawable <= 2 * store.space.reserve_bytes
     drawn = 0
-    while store.drawable_bytes > drawable // 2:
-        put(store, b"drawn %04d" % drawn, b"v" * KIB, draw=True)
+    while store.space.figures().drawable_bytes > drawable // 2:
+        put(store, b"drawn %04d" % drawn, b"v" * KIB, use_reserve=True)
         drawn += 1
     assert drawn >= drawable // (2 * 9 * KIB)
     store.close()
@@ -395,7 +396,7 @@ def test_what_draws_on_the_reserve_is_stored_on_a_disk_without_a_free_byte(
     for number in range(drawn):
         assert get(store, b"drawn %04d" % number) == b"v" * KIB
     (small_disk / "ballast").unlink()
-    assert store.has_room_again()
+    assert has_room_again(store)
     put(store, b"again", b"v" * 100 * KIB)
     store.close()
 
@@ -405,9 +406,9 @@ def test_the_reserve_is_there_after_a_restart_on_a_full_disk(small_disk: Path) -
     stuff(small_disk / "ballast")
     store = opened(small_disk)
     for number in range(10):
-        put(store, b"%d" % number, b"v" * KIB, draw=True)
+        put(store, b"%d" % number, b"v" * KIB, use_reserve=True)
     assert get(store, b"9") == b"v" * KIB
-    assert store.drawable_bytes > 0
+    assert store.space.figures().drawable_bytes > 0
     store.close()
 
 
@@ -547,14 +548,14 @@ def test_space_that_was_freed_is_used_again(tmp_path: Path) -> None:
                 key = b"%d %d" % (life, number)
                 batch.apply([Write(Table.FRAGMENT, key, os.urandom(128 * KIB))])
                 batch.commit()
-        full, free = store.measured_bytes(), store.free_bytes
+        full, free = store.space.measure().live_bytes, store.space.free_bytes
         assert 32 * MIB <= full < 40 * MIB
         with store.batch() as batch:
             batch.apply(
                 [Write(Table.FRAGMENT, b"%d %d" % (life, each), None) for each in range(256)]
             )
             batch.commit()
-        assert store.measured_bytes() < MIB
-        assert store.free_bytes >= free + 24 * MIB
-    assert store.used_bytes < 64 * MIB
+        assert store.space.measure().live_bytes < MIB
+        assert store.space.free_bytes >= free + 24 * MIB
+    assert store.space.used_bytes < 64 * MIB
     store.close()

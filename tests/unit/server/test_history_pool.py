@@ -11,6 +11,7 @@ from bftfs.asking.refusal import Refused
 from bftfs.identifiers import BlockId, ClientId
 from bftfs.server.history_pool import SHORT, SLOW, TIGHT, HistoryPool
 from bftfs.server.quota import ClientQuota
+from bftfs.server.room import Figures
 from bftfs.storage import MemoryStorage, Table, Write
 
 ALICE, BOB, CAROL = (ClientId(name * 16) for name in (b"a", b"b", b"c"))
@@ -25,8 +26,8 @@ class Disk:
         self.taken = 0
         self.free_bytes = LIMIT
 
-    def measured_bytes(self) -> int:
-        return self.taken
+    def measure(self) -> Figures:
+        return Figures(self.taken, self.free_bytes, 0, 0)
 
 
 class Node:

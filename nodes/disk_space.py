@@ -1,0 +1,168 @@
+"""Takes room from the disk before a store needs it, and measures how much is left.
+
+**Situation.** LMDB lets its file grow in the midst of a commit and learns only then that the disk
+is full. Other programs share the disk and may fill it at any moment.
+
+**Rule.** The file's blocks are taken from the disk (`posix_fallocate`) ahead of every batch:
+
+    used at the last checkpoint | growth until the next one, at most | the reserve
+
+An ordinary batch is refused unless all three have their blocks. A batch that may use the reserve
+is not asked (`bftfs.server.room` decides which may). If the disk gives no more blocks, pages that
+were freed inside of the file count as room.
+
+**Why it works.** Nobody else can take blocks that the file has already. A small write lets the file
+grow by `PAGE_BYTES_PER_WRITE` at most, a large one by its length beside, so that growth is never
+underestimated; what it really came to is known after a checkpoint.
+
+**Tests.** `tests/unit/nodes/test_store.py` ("room"), on a disk without a free byte; decision 12.
+
+Concurrency: belongs to the store's thread; `used_bytes` and `free_bytes` may be read by any.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from bftfs.limits import KIB, MIB
+from bftfs.server.room import Figures
+from nodes.store_errors import StoreFailed
+
+RESERVE_BYTES = 64 * MIB  # at most, of room that ordinary batches do not get…
+RESERVE_SHARE = 8  # …and at most such a part of the disk, and of what the store may occupy
+AHEAD_BYTES = 8 * MIB  # that is taken from the disk at once, at most
+PAGE_BYTES_PER_WRITE = 8 * KIB  # by which a small write lets the file grow, at most
+
+OUT_OF_SPACE = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
+
+
+class DiskSpace:
+    """The room of one store: in its data file, and on the disk."""
+
+    def __init__(
+        self, path: Path, *, used_bytes: int, limit_bytes: int, live_bytes: Callable[[], int]
+    ) -> None:
+        """`live_bytes` tells what the tables occupy at the moment. Raises OSError."""
+        self._path = path
+        self._file = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        self.file_bytes = os.fstat(self._file).st_size
+        self.limit_bytes = limit_bytes
+        self.used_bytes = used_bytes  # up to the last page in use, at the last checkpoint
+        self.growth_bytes = 0  # that the next checkpoint may bring, at most
+        self._count_live_bytes = live_bytes
+        self._live_bytes = used_bytes  # when last measured
+        self._taken_bytes = used_bytes  # of the file, from its beginning on, that have blocks
+        disk = os.fstatvfs(self._file)
+        whole = min(disk.f_blocks * disk.f_frsize, limit_bytes)
+        self.reserve_bytes = min(RESERVE_BYTES, whole // RESERVE_SHARE)
+
+    def is_intact(self) -> bool:
+        """False if somebody has removed the file or cut it short."""
+        held = os.fstat(self._file)
+        return held.st_nlink > 0 and held.st_size >= self.file_bytes
+
+    # --- taking ------------------------------------------------------------------------------
+
+    def fits(self, growth: int) -> bool:
+        """True if `growth` bytes may be added and leave the reserve whole; takes their blocks."""
+        end = self._end_with(growth)
+        if end <= self._taken_bytes or self._take(end):
+            return True
+        # The file cannot grow any more: what counts is what is free in it.
+        inside = self.used_bytes - self.measure().live_bytes
+        return end - max(0, inside) <= self._taken_bytes
+
+    def why_full(self, growth: int) -> str:
+        """Why `growth` bytes do not fit."""
+        if self._end_with(growth) > self.limit_bytes:
+            return self.limit_reached
+        return "the disk is full"
+
+    @property
+    def limit_reached(self) -> str:
+        """What is said of a store that has all that it may occupy."""
+        return f"the store has reached its {self.limit_bytes} bytes"
+
+    def extend(self, size: int) -> None:
+        """Make the file at least `size` long; what is added has no blocks."""
+        if size > self.file_bytes:
+            os.ftruncate(self._file, size)
+            self.file_bytes = size
+
+    def checkpointed(self, used_bytes: int) -> None:
+        """A checkpoint has brought all growth into the file, of which so much is used now."""
+        self.used_bytes = used_bytes
+        self._taken_bytes = max(self._taken_bytes, used_bytes)
+        self.growth_bytes = 0
+
+    def _end_with(self, growth: int) -> int:
+        """How long the file has to be for so much more, and the reserve behind it."""
+        return self.used_bytes + self.growth_bytes + growth + self.reserve_bytes
+
+    def _take(self, end: int) -> bool:
+        """Have the disk give the file all its blocks up to `end`; False if it does not."""
+        if end > self.limit_bytes:
+            return False
+        begin = self._taken_bytes
+        ahead = min(AHEAD_BYTES, self.reserve_bytes)
+        for stop in (min(end + ahead, self.limit_bytes), end):
+            try:
+                os.posix_fallocate(self._file, begin, stop - begin)
+            except OSError as error:
+                if error.errno not in OUT_OF_SPACE:
+                    raise StoreFailed(self._path, f"it cannot grow ({error})") from error
+            else:
+                self._taken_bytes = stop
+                self.file_bytes = max(self.file_bytes, stop)
+                return True
+        return False
+
+    # --- measuring ---------------------------------------------------------------------------
+
+    def measure(self) -> Figures:
+        """The figures now."""
+        self._live_bytes = self._count_live_bytes()
+        return self.figures()
+
+    def figures(self) -> Figures:
+        """What `bftfs.server.room` decides upon; what the tables occupy was measured before."""
+        return Figures(
+            live_bytes=self._live_bytes,
+            free_bytes=self.free_bytes,
+            reserve_bytes=self.reserve_bytes,
+            drawable_bytes=max(0, self._left(0)),
+        )
+
+    @property
+    def free_bytes(self) -> int:
+        """What the store can still hold, by growing and in its file, without the reserve."""
+        disk = os.fstatvfs(self._file)
+        return max(0, self._left(disk.f_bavail * disk.f_frsize) - self.reserve_bytes)
+
+    def _left(self, available: int) -> int:
+        """What can be added, reserve and all, if the disk still gives `available` bytes."""
+        growth = min(self._taken_bytes + available, self.limit_bytes) - self.used_bytes
+        inside = max(0, self.used_bytes - self._live_bytes)
+        return growth + inside - self.growth_bytes
+
+    def close(self) -> None:
+        """Close the file."""
+        os.close(self._file)
+
+
+def disk_is_full(directory: Path, size: int) -> bool:
+    """True if `size` more bytes cannot be had from the file system at `directory`."""
+    probe = directory / "probe"
+    try:
+        descriptor = os.open(probe, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            os.posix_fallocate(descriptor, 0, size)
+        finally:
+            os.close(descriptor)
+            probe.unlink()
+    except OSError as error:
+        return error.errno in OUT_OF_SPACE
+    return False

@@ -1,0 +1,177 @@
+"""A store's directory: made all at once, locked, and checked before it is used.
+
+    data.mdb   LMDB's file, one named database per table of `bftfs.storage`
+    journal    the write-ahead log (`nodes.journal`)
+    damaged    there only if this store must not be used any more; says why
+
+The lock file is beside the directory, and stays when that is moved away or lost: so a node knows
+that it once had a store (`nodes.lost_store`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import shutil
+from pathlib import Path
+from typing import NamedTuple
+
+import lmdb
+
+from bftfs.durable_files import sync_directory
+from bftfs.errors import UsageError
+from bftfs.identifiers import NodeId
+from bftfs.limits import MIB
+from bftfs.storage import Table
+from nodes.store_errors import unusable
+
+FORMAT = 1
+
+DATA_FILE = "data.mdb"
+JOURNAL_FILE = "journal"
+DAMAGED_FILE = "damaged"
+JOURNAL_KEY_BYTES = 32
+
+# Keys of Table.META.
+_FORMAT = b"format"
+_OWNER = b"owner"
+CHECKPOINT = b"checkpoint"  # sequence of the last batch that LMDB holds
+JOURNAL_ROOM = b"journal"  # how long the journal's file was, by then on stable storage
+JOURNAL_KEY = b"journal key"  # of the digests in it, drawn anew in each life
+
+_NEW_BYTES = 1 * MIB  # of a new data file, more than its first pages take
+
+Databases = tuple[lmdb._Database, ...]  # by table
+
+
+class Head(NamedTuple):
+    """What a store says of itself."""
+
+    databases: Databases
+    checkpoint: int  # sequence of the last batch that LMDB holds
+    journal_key: bytes
+
+
+def owner_of(cluster: bytes, node: NodeId) -> bytes:
+    """The name under which a store belongs to a node."""
+    return f"node {node} of cluster {cluster.hex()}".encode()
+
+
+def lock_file(path: Path) -> Path:
+    """The lock file of the store at `path`."""
+    return path.with_name(path.name + ".lock")
+
+
+def lock(path: Path) -> int:
+    """Hold the store's lock file for as long as the process lives, or the descriptor is open."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(lock_file(path), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC)
+    except OSError as error:
+        raise UsageError(f"{path}: the store cannot be opened ({error.strerror})") from None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        holder = os.pread(descriptor, 32, 0).decode("ascii", "replace").strip()
+        os.close(descriptor)
+        raise UsageError(
+            f"{path}: the store is in use by process {holder or '(unknown)'}; stop that node first"
+        ) from None
+    os.ftruncate(descriptor, 0)
+    os.pwrite(descriptor, b"%d\n" % os.getpid(), 0)
+    return descriptor
+
+
+def create(path: Path, *, owner: bytes, map_bytes: int) -> None:
+    """Make an empty store. It appears at `path` all at once, and is never there half made."""
+    new = path.with_name(path.name + ".new")
+    try:
+        shutil.rmtree(new, ignore_errors=True)
+        new.mkdir()
+        with _environment(new, map_bytes) as environment:
+            meta = [environment.open_db(_name(table)) for table in Table][Table.META]
+            with environment.begin(write=True) as transaction:
+                transaction.put(_FORMAT, b"%d" % FORMAT, db=meta)
+                transaction.put(_OWNER, owner, db=meta)
+                transaction.put(CHECKPOINT, bytes(8), db=meta)
+                transaction.put(JOURNAL_KEY, os.urandom(JOURNAL_KEY_BYTES), db=meta)
+        os.truncate(new / DATA_FILE, _NEW_BYTES)
+        (new / JOURNAL_FILE).touch(mode=0o600)
+        sync_directory(new)
+        new.rename(path)
+        sync_directory(path.parent)
+    except (OSError, lmdb.Error) as error:
+        raise UsageError(f"{path}: the store cannot be made ({error})") from error
+
+
+def open_environment(path: Path, map_bytes: int) -> lmdb.Environment:
+    """LMDB's environment at `path`. A UsageError says why it cannot be used."""
+    with contextlib.suppress(FileNotFoundError):
+        raise unusable(path, (path / DAMAGED_FILE).read_text(errors="replace"))
+    for name in (DATA_FILE, JOURNAL_FILE):
+        if not (path / name).is_file():
+            raise unusable(path, f"{name} is missing")
+    if not (path / DATA_FILE).stat().st_size:
+        raise unusable(path, f"{DATA_FILE} is empty")
+    try:
+        return _environment(path, map_bytes)
+    except (lmdb.InvalidError, lmdb.VersionMismatchError, lmdb.CorruptedError) as error:
+        raise unusable(path, f"it is damaged ({error})") from error
+    except lmdb.Error as error:
+        raise UsageError(f"{path}: the store cannot be opened ({error})") from error
+
+
+def read_head(path: Path, environment: lmdb.Environment, *, owner: bytes) -> Head:
+    """Open the tables; a UsageError if this is no whole store of `owner`."""
+    used, held = used_bytes(environment), (path / DATA_FILE).stat().st_size
+    if used > held:
+        # Touching a page beyond the end of the file would kill the process.
+        raise unusable(path, f"it is cut short: {held} bytes of {used} are left")
+    try:
+        databases = tuple(environment.open_db(_name(table), create=False) for table in Table)
+        with environment.begin(databases[Table.META]) as transaction:
+            form, found, checkpoint, key = (
+                transaction.get(name) for name in (_FORMAT, _OWNER, CHECKPOINT, JOURNAL_KEY)
+            )
+            journal_bytes = int.from_bytes(transaction.get(JOURNAL_ROOM, b""), "big")
+    except lmdb.NotFoundError:
+        raise unusable(path, "it is no store of a bftfs node") from None
+    except lmdb.Error as error:
+        raise unusable(path, f"it is damaged ({error})") from error
+    if form != b"%d" % FORMAT:
+        raise UsageError(
+            f"{path}: this store has format {_text(form)}, and this program reads format "
+            f"{FORMAT}; run the version of bftfs that wrote it"
+        )
+    if found != owner:
+        raise UsageError(
+            f"{path}: this store belongs to {_text(found)}, not to {_text(owner)}; "
+            "give the node its own directory back"
+        )
+    if checkpoint is None or key is None:
+        raise unusable(path, "it does not say what its journal follows")
+    length = (path / JOURNAL_FILE).stat().st_size
+    if length < journal_bytes:
+        raise unusable(
+            path, f"its journal is cut short: {length} bytes of {journal_bytes} are left"
+        )
+    return Head(databases, int.from_bytes(checkpoint, "big"), key)
+
+
+def used_bytes(environment: lmdb.Environment) -> int:
+    """The data file up to the last page in use, at the last checkpoint."""
+    pages: int = environment.info()["last_pgno"] + 1
+    return pages * environment.stat()["psize"]
+
+
+def _environment(path: Path, map_bytes: int) -> lmdb.Environment:
+    return lmdb.open(str(path), map_size=map_bytes, max_dbs=len(Table), readahead=False, mode=0o600)
+
+
+def _name(table: Table) -> bytes:
+    return table.name.lower().encode()
+
+
+def _text(value: bytes | None) -> str:
+    return "(none)" if value is None else value.decode("ascii", "replace")
