@@ -17,9 +17,16 @@ import msgspec
 
 import bftfs
 from bftfs.errors import ImpossibleThresholds, UsageError
-from bftfs.simulation.campaign import Outcome, Plan, Result, Tally, campaign, examine
+from bftfs.simulation.campaign import (
+    CampaignPlan,
+    CampaignTally,
+    SeedOutcome,
+    SeedResult,
+    campaign,
+    examine,
+)
 from bftfs.simulation.configuration import KINDS, Configuration, from_json, to_json
-from bftfs.simulation.record import Heading, Record, summary
+from bftfs.simulation.record import CampaignRecord, Heading, summary
 from bftfs.simulation.scenario import Report
 from bftfs.simulation.shrinking import MOST_RUNS
 from bftfs.simulation.twins import SCENES, enumerate_schedules
@@ -127,10 +134,10 @@ def simulate(
     first = secrets.randbelow(1 << 31) if seed is None else seed
     if number is None:
         number = DEFAULT_COUNT if seed is None else 1
-    plan = Plan(operations, kind, most_runs)
+    plan = CampaignPlan(operations, kind, most_runs)
     heading = Heading(_commit(), operations, kind)
-    record = Record(recorded_in, heading) if recorded_in is not None else None
-    tally = record.tally if record is not None else Tally()
+    record = CampaignRecord(recorded_in, heading) if recorded_in is not None else None
+    tally = record.tally if record is not None else CampaignTally()
     known = frozenset(record.seeds) if record is not None else frozenset()
     endless = until_stopped or enough is not None
     seeds = (
@@ -148,7 +155,7 @@ def simulate(
             if outcome is None:
                 break
             report = outcome.report
-            result = Result.of(report)
+            result = SeedResult.of(report)
             if record is not None:
                 record.add(result)
             else:
@@ -194,7 +201,7 @@ def _twins(rounds: int) -> int:
     return 1 if violations else 0
 
 
-def _replay(path: Path, most_runs: int) -> Generator[Outcome, None, None]:
+def _replay(path: Path, most_runs: int) -> Generator[SeedOutcome, None, None]:
     try:
         configuration = from_json(path.read_bytes())
     except (*UNREADABLE, ImpossibleThresholds) as error:
@@ -202,7 +209,7 @@ def _replay(path: Path, most_runs: int) -> Generator[Outcome, None, None]:
     yield examine(configuration, most_runs=most_runs)
 
 
-def _save(outcome: Outcome, directory: Path) -> Path:
+def _save(outcome: SeedOutcome, directory: Path) -> Path:
     """Keep what failed: the configuration as it was drawn and, beside it, the smallest one."""
     configuration = outcome.report.configuration
     name = f"{configuration.kind}-{configuration.seed}-{configuration.operations}"
@@ -221,7 +228,7 @@ def _keep(configuration: Configuration, path: Path) -> Path:
 class _Progress:
     """One line on a terminal, written over and over."""
 
-    def __init__(self, tally: Tally, *, quiet: bool) -> None:
+    def __init__(self, tally: CampaignTally, *, quiet: bool) -> None:
         self._tally = tally
         self._shown = sys.stderr.isatty() and not quiet
         self._began = time.monotonic()
@@ -253,7 +260,7 @@ class _Progress:
             click.echo(f"\r{'':78}\r", nl=False, err=True)
 
 
-def _failure(outcome: Outcome, again: str, saved: Path) -> str:
+def _failure(outcome: SeedOutcome, again: str, saved: Path) -> str:
     report, smallest = outcome.report, outcome.smallest
     lines = [
         f"Seed {report.configuration.seed} failed at commit {_commit()} "
@@ -286,7 +293,7 @@ def _described(configuration: Configuration) -> str:
     )
 
 
-def _summary(tally: Tally, progress: _Progress) -> str:
+def _summary(tally: CampaignTally, progress: _Progress) -> str:
     failed = " No violation found."
     if tally.failed:
         failed = f"\nFAILED: {len(tally.failed)} seeds: " + " ".join(map(str, tally.failed))

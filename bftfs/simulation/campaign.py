@@ -16,7 +16,7 @@ from bftfs.simulation.shrinking import MOST_RUNS, shrink, sort_of
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class SeedOutcome:
     """The report of one configuration and, if it failed, of the smallest that fails alike."""
 
     report: Report
@@ -24,36 +24,36 @@ class Outcome:
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class CampaignPlan:
     """What to do with every seed."""
 
     operations: int
     kind: str | None = None
     most_runs: int = MOST_RUNS  # to make a failing configuration smaller
 
-    def simulate(self, seed: int) -> Outcome:
+    def simulate(self, seed: int) -> SeedOutcome:
         """What becomes of one seed."""
         return examine(
             draw(seed, operations=self.operations, kind=self.kind), most_runs=self.most_runs
         )
 
 
-def examine(configuration: Configuration, *, most_runs: int = MOST_RUNS) -> Outcome:
+def examine(configuration: Configuration, *, most_runs: int = MOST_RUNS) -> SeedOutcome:
     """Run a configuration; if it fails, run smaller ones too."""
     report = run(configuration)
     if report.passed or not most_runs:
-        return Outcome(report)
+        return SeedOutcome(report)
     sorts = frozenset(map(sort_of, report.findings))
 
     def fails_alike(smaller: Configuration) -> bool:
         return not sorts.isdisjoint(map(sort_of, run(smaller).findings))
 
-    return Outcome(report, run(shrink(configuration, fails=fails_alike, most_runs=most_runs)))
+    return SeedOutcome(report, run(shrink(configuration, fails=fails_alike, most_runs=most_runs)))
 
 
 def campaign(
-    seeds: Iterator[int], plan: Plan, *, parallel: int = 1
-) -> Generator[Outcome, None, None]:
+    seeds: Iterator[int], plan: CampaignPlan, *, parallel: int = 1
+) -> Generator[SeedOutcome, None, None]:
     """What becomes of all seeds, as it comes in; closing it stops the work."""
     if parallel == 1:
         for seed in seeds:
@@ -61,7 +61,7 @@ def campaign(
         return
     executor = ProcessPoolExecutor(parallel, initializer=_leave_interrupts_to_the_parent)
     try:
-        running: set[Future[Outcome]] = set()
+        running: set[Future[SeedOutcome]] = set()
         for seed in seeds:
             running.add(executor.submit(plan.simulate, seed))
             if len(running) >= 2 * parallel:
@@ -74,7 +74,7 @@ def campaign(
         executor.shutdown(cancel_futures=True)
 
 
-def _seed_of(outcome: Outcome) -> int:
+def _seed_of(outcome: SeedOutcome) -> int:
     return outcome.report.configuration.seed
 
 
@@ -82,7 +82,7 @@ def _leave_interrupts_to_the_parent() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-class Result(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class SeedResult(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What is kept of one seed's report."""
 
     seed: int
@@ -94,7 +94,7 @@ class Result(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     findings: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, report: Report) -> Result:
+    def of(cls, report: Report) -> SeedResult:
         """The essence of `report`."""
         configuration, traffic = report.configuration, report.traffic
         sizes = configuration.sizes.query_update
@@ -145,7 +145,7 @@ COUNTED = (
 
 
 @dataclass(slots=True)
-class Tally:
+class CampaignTally:
     """Sums over results."""
 
     seeds: Counter[str] = field(default_factory=Counter)  # by kind of workload
@@ -155,7 +155,7 @@ class Tally:
     adversaries: Counter[str] = field(default_factory=Counter)  # how often each took part
     failed: dict[int, tuple[str, ...]] = field(default_factory=dict)  # what was found, by seed
 
-    def add(self, result: Result) -> None:
+    def add(self, result: SeedResult) -> None:
         """Count `result`."""
         self.seeds[result.kind] += 1
         self.operations[result.kind] += result.operations

@@ -41,7 +41,7 @@ class ClientPlan:
     width: int = 1  # operations at once
     think_us: tuple[int, int] = (0, 2_000)
     crash_every_us: int = 0  # mean; 0: never
-    sane: bool = True  # whether its clock is within bounds: else nodes may refuse what it does
+    sane: bool = True  # its clock is within bounds; else nodes may refuse what it does
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,11 +99,6 @@ def draw(seed: int, *, operations: int, kind: str | None = None) -> Configuratio
     )
     others = [NodeId(node) for node in range(n) if node not in byzantine]
     spare = t - len(byzantine)
-    verification = _draw_verification(Random(f"verification {seed}"))
-    losses = Random(f"losses {seed}")
-    losers: tuple[NodeId, ...] = ()
-    if verification is not None and spare and not long and losses.random() < 0.5:
-        losers = tuple(sorted(losses.sample(others, losses.randint(1, spare))))
     drawn = Configuration(
         seed=seed,
         kind=kind,
@@ -118,42 +113,59 @@ def draw(seed: int, *, operations: int, kind: str | None = None) -> Configuratio
         faulty_share=random.choice((0.3, 0.7, 1.0)),
         down_when_quiet=tuple(sorted(random.sample(others, random.randint(0, spare)))),
         down_in_audit=tuple(sorted(random.sample(others, spare))),
-        blocks=BlockMix(
-            blocks=random.randint(1, 4),
-            writes=random.choice((0.2, 0.5, 0.8)),
-            past_reads=random.choice((0.0, 0.2)),
-            many=random.choice((0.0, 0.2)),
-        ),
-        objects=ObjectMix(
-            counters=random.randint(1, 3),
-            accounts=random.choice((0, 2, 3, 5)),
-            updates=random.choice((0.2, 0.5, 0.9)),
-            ledger=random.choice((0.2, 0.7, 1.0)),
-            several=random.choice((0.1, 0.7, 1.0)),
-        ),
-        files=FileMix(
-            names=random.choice((2, 4, 8)),
-            contents=random.choice((0.0, 0.3, 0.8)),
-            directories=random.choice((0.1, 0.5)),
-            private=random.choice((0.0, 0.3)),
-        ),
-        verification=verification,
+        blocks=_draw_block_mix(random),
+        objects=_draw_object_mix(random),
+        files=_draw_file_mix(random),
+        verification=_draw_verification(Random(f"verification {seed}")),
     )
-    if losers:
-        drawn = _with_losses(drawn, losers, losses, others)
-    admission = Random(f"admission {seed}")
-    if verification is not None and admission.random() < 0.5:
-        drawn = replace(drawn, possible_objects=admission.choice((1, 2, 4)))
-    if kind == "blocks" and not losers and not byzantine and admission.random() < 0.1:
+    if drawn.verification is not None and not long:
+        drawn = _with_losses(drawn, Random(f"losses {seed}"), others, most=spare)
+    drawn = _with_limits(drawn, Random(f"admission {seed}"))
+    if drawn.verification is not None and not long:
+        drawn = _with_collection(drawn, Random(f"collection {seed}"))
+    return replace(drawn, files=_draw_rare_uses(drawn, Random(f"uses {seed}")))
+
+
+def _draw_block_mix(random: Random) -> BlockMix:
+    return BlockMix(
+        blocks=random.randint(1, 4),
+        writes=random.choice((0.2, 0.5, 0.8)),
+        past_reads=random.choice((0.0, 0.2)),
+        many=random.choice((0.0, 0.2)),
+    )
+
+
+def _draw_object_mix(random: Random) -> ObjectMix:
+    return ObjectMix(
+        counters=random.randint(1, 3),
+        accounts=random.choice((0, 2, 3, 5)),
+        updates=random.choice((0.2, 0.5, 0.9)),
+        ledger=random.choice((0.2, 0.7, 1.0)),
+        several=random.choice((0.1, 0.7, 1.0)),
+    )
+
+
+def _draw_file_mix(random: Random) -> FileMix:
+    return FileMix(
+        names=random.choice((2, 4, 8)),
+        contents=random.choice((0.0, 0.3, 0.8)),
+        directories=random.choice((0.1, 0.5)),
+        private=random.choice((0.0, 0.3)),
+    )
+
+
+def _with_limits(drawn: Configuration, random: Random) -> Configuration:
+    """Now and then, one client's incomplete updates, or its bytes, are soon at their limit."""
+    if drawn.verification is not None and random.random() < 0.5:
+        drawn = replace(drawn, possible_objects=random.choice((1, 2, 4)))
+    all_whole = not drawn.faults.losers and not drawn.byzantine_nodes
+    if drawn.kind == "blocks" and all_whole and random.random() < 0.1:
         # Nodes count a client's bytes differently, since each may have missed other writes. Where t
         # are silent and another one refuses, a write rightly waits for the silent ones: one refusal
         # may be a liar's. All nodes answer in the quiet phase, so that every write ends.
-        client_bytes = operations * admission.choice((20, 40, 100))
+        client_bytes = drawn.operations * random.choice((20, 40, 100))
         drawn = replace(drawn, client_bytes=client_bytes, down_when_quiet=())
-    collecting = Random(f"collection {seed}")
-    if verification is not None and kind != "blocks" and not long and collecting.random() < 0.5:
-        drawn = _with_collection(drawn, collecting)
-    return replace(drawn, files=_draw_rare_uses(drawn, Random(f"uses {seed}")))
+    return drawn
 
 
 def _draw_rare_uses(drawn: Configuration, random: Random) -> FileMix:
@@ -170,12 +182,14 @@ def _draw_rare_uses(drawn: Configuration, random: Random) -> FileMix:
 
 
 def _with_collection(drawn: Configuration, random: Random) -> Configuration:
-    """Nodes collect what is older than a few seconds, which therefore have to pass.
+    """In half of the seeds, nodes collect what is older than some seconds; clients pause as long.
 
     The window is longer by what clocks differ by, as that of real nodes is [design §8]: a client
     whose clock is behind by more makes versions of the past, for as long as nodes take them.
     Blocks that belong to no file have no past that anybody could do without.
     """
+    if drawn.kind == "blocks" or random.random() >= 0.5:
+        return drawn
     n = drawn.sizes.n
     window_us = random.choice((10 * SECOND_US, 40 * SECOND_US))
     window_us += max((0, *drawn.node_skews_us))
@@ -195,12 +209,16 @@ def _with_collection(drawn: Configuration, random: Random) -> Configuration:
 
 
 def _with_losses(
-    drawn: Configuration, losers: tuple[NodeId, ...], random: Random, others: list[NodeId]
+    drawn: Configuration, random: Random, others: list[NodeId], *, most: int
 ) -> Configuration:
-    """Some nodes lose their disks in the faulty phase; no other one fails until they are healed.
+    """In half of the seeds, up to `most` nodes lose their disks in the faulty phase.
 
-    In the audit others are down in their place: what they have rebuilt is needed.
+    No other node fails until they are healed. In the audit others are down in their place, so that
+    what they have rebuilt is needed.
     """
+    if not most or random.random() >= 0.5:
+        return drawn
+    losers = tuple(sorted(random.sample(others, random.randint(1, most))))
     faults = replace(
         drawn.faults,
         lose_every_us=random.choice((SECOND_US, 10 * SECOND_US, 60 * SECOND_US)),

@@ -30,10 +30,10 @@ from bftfs.server.quota import ClientQuota
 from bftfs.server.recovery import Recovery
 from bftfs.server.scrubber import Scrubber
 from bftfs.server.step import Grant, Role, Sender, Server
-from bftfs.simulation.network import Endpoint, Network
+from bftfs.simulation.network import Endpoint, SimulatedNetwork
 from bftfs.simulation.principals import (
+    NodeServices,
     Servers,
-    Services,
     SimulatedClient,
     SimulatedNode,
     node_endpoint,
@@ -73,7 +73,7 @@ class Deployment:
     def __init__(
         self,
         world: World,
-        network: Network,
+        network: SimulatedNetwork,
         sizes: Sizes,
         *,
         types: ObjectTypes,
@@ -190,7 +190,7 @@ class Deployment:
         collecting = self._collecting
         release: Release = quota.release if quota else lambda _view, _freed: []
         collectors = () if collecting is None else (collecting(node, objects.quorums, release),)
-        return Services(
+        return NodeServices(
             servers,
             (verifier, finisher, objects.healer, healer, scrubber, *collectors),
             objects.healer.note_damage,

@@ -51,7 +51,7 @@ class Traffic:
     bytes: int = 0
 
 
-class Network:
+class SimulatedNetwork:
     """Carries messages between endpoints of one world."""
 
     def __init__(self, world: World, faults: NetworkFaults) -> None:

@@ -21,7 +21,7 @@ from bftfs.identifiers import ClientId, NodeId, ObjectId
 from bftfs.server.dispatcher import Dispatcher
 from bftfs.server.step import Background, Sender, Server
 from bftfs.simulation.disk import Disk
-from bftfs.simulation.network import Endpoint, Kind, Network
+from bftfs.simulation.network import Endpoint, Kind, SimulatedNetwork
 from bftfs.simulation.world import START_US, World
 from bftfs.storage import Write
 
@@ -34,7 +34,7 @@ _decode_request = lru_cache(_MESSAGES_KEPT)(REQUESTS.decode)
 _decode_reply = lru_cache(_MESSAGES_KEPT)(REPLIES.decode)
 
 
-class Services(dict[type, Server]):
+class NodeServices(dict[type, Server]):
     """The servers of a node that also has work of its own."""
 
     def __init__(
@@ -57,10 +57,12 @@ class DiskFaults:
     down_us: tuple[int, int] = (1_000, 2_000_000)
 
 
-class Host:
+class SimulatedPrincipal:
     """An endpoint with an engine: what nodes and clients have in common."""
 
-    def __init__(self, world: World, network: Network, endpoint: Endpoint, skew_us: int) -> None:
+    def __init__(
+        self, world: World, network: SimulatedNetwork, endpoint: Endpoint, skew_us: int
+    ) -> None:
         self.world = world
         self.network = network
         self.endpoint = endpoint
@@ -122,7 +124,7 @@ def node_endpoint(node: NodeId) -> Endpoint:
     return ("node", node)
 
 
-class SimulatedNode(Host):
+class SimulatedNode(SimulatedPrincipal):
     """A storage node: disk, servers, dispatcher, and the moments at which it may crash.
 
     `servers` makes the servers of one life: whatever they keep in memory is lost with it.
@@ -131,7 +133,7 @@ class SimulatedNode(Host):
     def __init__(
         self,
         world: World,
-        network: Network,
+        network: SimulatedNetwork,
         node: NodeId,
         *,
         servers: Callable[[], Servers],
@@ -173,7 +175,7 @@ class SimulatedNode(Host):
                 background=servers.background,
                 on_damage=servers.on_damage,
             )
-            if isinstance(servers, Services)
+            if isinstance(servers, NodeServices)
             else Dispatcher(servers=servers, engine=self.engine)
         )
         self.dispatcher.on_supply = self._due
@@ -265,13 +267,13 @@ class SimulatedNode(Host):
         return True
 
 
-class SimulatedClient(Host):
+class SimulatedClient(SimulatedPrincipal):
     """A client: an engine that runs conversations."""
 
     def __init__(
         self,
         world: World,
-        network: Network,
+        network: SimulatedNetwork,
         client: ClientId,
         *,
         skew_us: int = 0,

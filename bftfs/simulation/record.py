@@ -14,7 +14,7 @@ from typing import IO
 import msgspec
 
 from bftfs.errors import UsageError
-from bftfs.simulation.campaign import COUNTED, Result, Tally
+from bftfs.simulation.campaign import COUNTED, CampaignTally, SeedResult
 from bftfs.wire.codec import UNREADABLE
 
 
@@ -26,11 +26,11 @@ class Heading(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     kind: str | None
 
 
-class Record:
+class CampaignRecord:
     """A file that reports are appended to."""
 
     def __init__(self, path: Path, heading: Heading) -> None:
-        self.tally = Tally()
+        self.tally = CampaignTally()
         self.seeds: set[int] = set()
         fresh = not path.exists() or path.stat().st_size == 0
         whole = 0 if fresh else self._take_up(path, heading)
@@ -58,7 +58,7 @@ class Record:
                 if not encoded.endswith(b"\n"):
                     break
                 try:
-                    result = msgspec.json.decode(encoded, type=Result)
+                    result = msgspec.json.decode(encoded, type=SeedResult)
                 except UNREADABLE as error:
                     raise UsageError(f"{path}: a damaged line: {error}") from error
                 whole += len(encoded)
@@ -66,7 +66,7 @@ class Record:
                 self.tally.add(result)
         return whole
 
-    def add(self, result: Result) -> None:
+    def add(self, result: SeedResult) -> None:
         """Take down one seed."""
         self.tally.add(result)
         self.seeds.add(result.seed)
@@ -76,12 +76,12 @@ class Record:
         """Nothing more will be added."""
         self._file.close()
 
-    def _write(self, line: Heading | Result) -> None:
+    def _write(self, line: Heading | SeedResult) -> None:
         self._file.write(msgspec.json.encode(line) + b"\n")
         self._file.flush()
 
 
-def summary(tally: Tally, *, heading: Heading, command: str) -> str:
+def summary(tally: CampaignTally, *, heading: Heading, command: str) -> str:
     """A page about a campaign."""
     kinds = _table(
         ("workload", "seeds", "operations"),

@@ -44,9 +44,9 @@ from bftfs.simulation.collection import collecting
 from bftfs.simulation.configuration import ClientPlan, Configuration
 from bftfs.simulation.deployment import Deployment
 from bftfs.simulation.faults import FaultCounts, FaultInjector
-from bftfs.simulation.network import Network, NetworkFaults, Traffic
+from bftfs.simulation.network import NetworkFaults, SimulatedNetwork, Traffic
 from bftfs.simulation.principals import SimulatedClient
-from bftfs.simulation.workloads import Evidence, Session, Task, Workload
+from bftfs.simulation.workloads import ClientSession, CorrectNodes, Task, Workload
 from bftfs.simulation.workloads.blocks import BlockWorkload
 from bftfs.simulation.workloads.files import FileWorkload
 from bftfs.simulation.workloads.ledger import ledger_types
@@ -158,7 +158,7 @@ class _CorrectClient:
         self.crashes = 0
         self.pending: dict[int, tuple[Task, int]] = {}  # and since when
         self._host = simulation.deployment.client(name, skew_us=plan.skew_us)
-        self._session: Session = simulation.workload.session(self._host, name)
+        self._session: ClientSession = simulation.workload.session(self._host, name)
         self._life = 0
 
     def begin(self) -> None:
@@ -271,7 +271,7 @@ class Simulation:
             else 0
         )
         self.world = World(configuration.seed)
-        self.network = Network(self.world, NetworkFaults())
+        self.network = SimulatedNetwork(self.world, NetworkFaults())
         quota = configuration.client_bytes
         believed = configuration.sizes.read_write.b + 1 - len(byzantine)
         self.volumes = None if quota is None else VolumesRecord(quota, believed)
@@ -388,7 +388,7 @@ class Simulation:
                 self.findings += record.findings
         self.findings += self.workload.findings()
         self.findings += self.workload.findings_on_disks(
-            Evidence(
+            CorrectNodes(
                 {node: self.deployment.nodes[node].disk for node in self._correct},
                 self._record,
                 len(self.configuration.byzantine_nodes),

@@ -68,7 +68,7 @@ def shrink(
 
 def _take_steps(configuration: Configuration, runs: _Runs) -> Configuration:
     """Take every step that leaves the failure, the greatest first."""
-    steps: Generator[Configuration, bool, None] = _steps(configuration)
+    steps = _steps(configuration)
     proposed = next(steps, None)
     while proposed is not None:
         taken = proposed != configuration and runs.try_out(proposed)
@@ -81,23 +81,36 @@ def _take_steps(configuration: Configuration, runs: _Runs) -> Configuration:
     return configuration
 
 
-def _steps(now: Configuration) -> Generator[Configuration, bool, None]:
+Steps = Generator[Configuration, bool, Configuration]
+
+
+def _steps(now: Configuration) -> Steps:
     """Proposals, each on top of those that were accepted."""
     for simplification in _simplifications():
         simpler = _changed(now, simplification(now))
         if simpler is not None and (yield simpler):
             now = simpler
     for name in ("byzantine_clients", "byzantine_nodes", "clients"):
-        kept: Sequence[Any] = getattr(now, name)
-        position = len(kept) - 1
-        while position >= 0:
-            fewer = (*kept[:position], *kept[position + 1 :])
-            if fewer or name != "clients":
-                changes: dict[str, Any] = {name: fewer}
-                proposed = replace(now, **changes)
-                if (yield proposed):
-                    now, kept = proposed, fewer
-            position -= 1
+        now = yield from _fewer(now, name)
+    now = yield from _one_adversary_each(now)
+    return (yield from _plainer_clients(now))
+
+
+def _fewer(now: Configuration, name: str) -> Steps:
+    """Drop clients, or adversaries, one by one; one correct client is left."""
+    kept: Sequence[Any] = getattr(now, name)
+    for position in reversed(range(len(kept))):
+        fewer = (*kept[:position], *kept[position + 1 :])
+        if fewer or name != "clients":
+            changes: dict[str, Any] = {name: fewer}
+            proposed = replace(now, **changes)
+            if (yield proposed):
+                now, kept = proposed, fewer
+    return now
+
+
+def _one_adversary_each(now: Configuration) -> Steps:
+    """A node that several adversaries have taken over is left to one of them."""
     for position, (node, names) in enumerate(now.byzantine_nodes):
         for adversary in names if len(names) > 1 else ():
             nodes = list(now.byzantine_nodes)
@@ -106,21 +119,25 @@ def _steps(now: Configuration) -> Generator[Configuration, bool, None]:
             if (yield proposed):
                 now = proposed
                 break
+    return now
+
+
+def _plainer_clients(now: Configuration) -> Steps:
+    """Correct clients that do one thing after the other, do not crash, and have exact clocks."""
+    plain = ClientPlan()
     for position in range(len(now.clients)):
-        plain = ClientPlan()
-        for plan in (
-            plain,
-            *(
-                replace(now.clients[position], **{name: getattr(plain, name)})
-                for name in ("width", "crash_every_us", "skew_us", "think_us")
-                if now.clients[position].sane or name != "skew_us"
-            ),
-        ):
+        one_by_one = (
+            replace(now.clients[position], **{name: getattr(plain, name)})
+            for name in ("width", "crash_every_us", "skew_us", "think_us")
+            if now.clients[position].sane or name != "skew_us"
+        )
+        for plan in (plain, *one_by_one):
             clients = list(now.clients)
             clients[position] = plan
             proposed = replace(now, clients=tuple(clients))
             if proposed != now and (yield proposed):
                 now = proposed
+    return now
 
 
 Changes = Callable[[Configuration], dict[str, Any]]

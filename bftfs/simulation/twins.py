@@ -26,9 +26,9 @@ from bftfs.identifiers import NodeId
 from bftfs.query_update.counter import counter_types
 from bftfs.simulation.checkers.candidates import CandidateRecord
 from bftfs.simulation.deployment import Deployment, Sizes, twin_endpoint
-from bftfs.simulation.network import Endpoint, Kind, Network, NetworkFaults
+from bftfs.simulation.network import Endpoint, Kind, NetworkFaults, SimulatedNetwork
 from bftfs.simulation.principals import SimulatedClient, node_endpoint
-from bftfs.simulation.workloads import Evidence, Session, Task, Workload
+from bftfs.simulation.workloads import ClientSession, CorrectNodes, Task, Workload
 from bftfs.simulation.workloads.blocks import BlockMix, BlockWorkload
 from bftfs.simulation.workloads.ledger import ledger_types
 from bftfs.simulation.workloads.objects import ObjectMix, ObjectWorkload
@@ -57,19 +57,19 @@ class Cut(Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Round:
+class TwinRound:
     """Which instance of twinned nodes each client reaches, and what is cut."""
 
     sides: tuple[int, ...]  # by client
     cut: Cut
 
 
-Schedule = tuple[Round, ...]
+Schedule = tuple[TwinRound, ...]
 
 
 def schedules(rounds: int) -> Iterator[Schedule]:
     """Every schedule of so many rounds, but for those that only swap the twins."""
-    each = [Round(sides, cut) for sides in product((0, 1), repeat=CLIENTS) for cut in Cut]
+    each = [TwinRound(sides, cut) for sides in product((0, 1), repeat=CLIENTS) for cut in Cut]
     for schedule in product(each, repeat=rounds):
         if not schedule or schedule[0].sides[0] == 0:
             yield schedule
@@ -86,7 +86,7 @@ class Scene:
     seed: int = 0
 
 
-class _TwinNetwork(Network):
+class _TwinNetwork(SimulatedNetwork):
     """A network in which requests to a twinned node reach the instance that the round says."""
 
     def __init__(self, world: World, twinned: Sequence[NodeId]) -> None:
@@ -164,7 +164,7 @@ class _Run:
             *self.findings,
             *self.workload.findings(),
             *self.workload.findings_on_disks(
-                Evidence(
+                CorrectNodes(
                     {node: self.deployment.nodes[node].disk for node in self._correct},
                     self._record,
                     len(self.scene.twinned_nodes),
@@ -173,7 +173,7 @@ class _Run:
         ]
 
     def _round(
-        self, each: Round, hosts: Sequence[SimulatedClient], sessions: Sequence[Session]
+        self, each: TwinRound, hosts: Sequence[SimulatedClient], sessions: Sequence[ClientSession]
     ) -> None:
         self.network.heal()
         for number, (host, side) in enumerate(zip(hosts, each.sides, strict=True)):

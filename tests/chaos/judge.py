@@ -15,7 +15,7 @@ from bftfs.identifiers import ObjectId
 from bftfs.simulation.checkers.linearizability import RegisterOperation, check_register
 from bftfs.simulation.checkers.models import ModelOperation, SearchExhausted, check_model
 from bftfs.simulation.checkers.regularity import check_regular
-from bftfs.simulation.checkers.tree import Node, check_tree
+from bftfs.simulation.checkers.tree import TreeNode, check_tree
 from tests.chaos.history import Event
 from tests.chaos.workers import BLOCK_BYTES, BLOCKS_PER_FILE, NAMES
 
@@ -179,16 +179,16 @@ def _with(state: State, changes: Mapping[str, str | None]) -> State:
 
 def judge_tree(root: Path) -> list[str]:
     """The names below a mount form a tree, with every link counted."""
-    nodes: dict[ObjectId, Node] = {}
+    nodes: dict[ObjectId, TreeNode] = {}
 
     def visit(path: Path, parent: ObjectId | None) -> ObjectId:
         status = os.lstat(path)
         identifier = ObjectId(status.st_ino.to_bytes(16, "big"))
         if not stat.S_ISDIR(status.st_mode):
-            nodes.setdefault(identifier, Node(is_directory=False, links=status.st_nlink))
+            nodes.setdefault(identifier, TreeNode(is_directory=False, links=status.st_nlink))
             return identifier
         names = os.listdir(path)
-        node = Node(is_directory=True, links=status.st_nlink, parent=parent, counted=len(names))
+        node = TreeNode(is_directory=True, links=status.st_nlink, parent=parent, counted=len(names))
         nodes[identifier] = node
         for name in names:
             node.entries[name.encode()] = visit(path / name, identifier)

@@ -42,7 +42,7 @@ from bftfs.read_write.client import ReadWriteClient
 from bftfs.server.block_verification import VerificationSettings
 from bftfs.server.step import Grant, Ready, Server
 from bftfs.simulation.deployment import Deployment, Sizes
-from bftfs.simulation.network import Endpoint, Kind, Network, NetworkFaults
+from bftfs.simulation.network import Endpoint, Kind, NetworkFaults, SimulatedNetwork
 from bftfs.simulation.principals import SimulatedClient, SimulatedNode
 from bftfs.simulation.world import World
 from bftfs.storage import MemoryStorage
@@ -79,7 +79,7 @@ class Stuck(AssertionError):
     """An operation of a correct client that does not end."""
 
 
-class _Recording(Network):
+class _Recording(SimulatedNetwork):
     """A network that remembers what was said."""
 
     def __init__(self, world: World) -> None:

@@ -32,7 +32,7 @@ from bftfs.retention import Policy
 from bftfs.server.block_verification import VerificationSettings
 from bftfs.simulation.collection import CollectionPlan, collecting
 from bftfs.simulation.deployment import CREDENTIALS, Deployment, Sizes
-from bftfs.simulation.network import Network, NetworkFaults
+from bftfs.simulation.network import NetworkFaults, SimulatedNetwork
 from bftfs.simulation.world import SECOND_US, START_US, World
 from bftfs.storage import Table
 
@@ -65,7 +65,7 @@ class Simulation:
         plan = CollectionPlan(window_us, tuple(map(NodeId, roomy if short else range(SIZES.n))))
         self.random = Random(seed)
         self.world = World(seed)
-        self.network = Network(self.world, NetworkFaults(loss=0.01, duplication=0.01))
+        self.network = SimulatedNetwork(self.world, NetworkFaults(loss=0.01, duplication=0.01))
         self.deployment = Deployment(
             self.world,
             self.network,

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from bftfs.simulation.campaign import COUNTED, Plan, Result, Tally, campaign
+from bftfs.simulation.campaign import COUNTED, CampaignPlan, CampaignTally, SeedResult, campaign
 from bftfs.simulation.configuration import KINDS, draw, from_json, to_json
 from bftfs.simulation.scenario import run
 
@@ -32,13 +32,13 @@ def test_a_configuration_that_once_failed(path: Path) -> None:
 @pytest.mark.parametrize("part", range(PARTS))
 @pytest.mark.parametrize("kind", KINDS)
 def test_seeds(kind: str, part: int) -> None:
-    tally = Tally()
+    tally = CampaignTally()
     seeds = range(part, SEEDS[kind], PARTS)
     parallel = min(2, os.cpu_count() or 1)
-    plan = Plan(OPERATIONS, kind, most_runs=0)
+    plan = CampaignPlan(OPERATIONS, kind, most_runs=0)
     for outcome in campaign(iter(seeds), plan, parallel=parallel):
         report = outcome.report
-        tally.add(Result.of(report))
+        tally.add(SeedResult.of(report))
         replay = f"bftfs simulate --seed {report.configuration.seed} --kind {kind}"
         assert report.passed, "\n".join((replay, *report.findings))
     assert tally.operations.total() >= SIMULATED[kind] // PARTS

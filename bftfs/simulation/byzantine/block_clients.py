@@ -21,7 +21,7 @@ from bftfs.simulation.deployment import CREDENTIALS
 from bftfs.wire.codec import encode
 
 
-class _Hand:
+class _Writer:
     """What all of these clients do: put fragments of their own making on nodes of their choice."""
 
     def __init__(self, position: ClientPosition) -> None:
@@ -91,29 +91,33 @@ class PoisonousWriter:
     """
 
     def __init__(self, position: ClientPosition) -> None:
-        self._hand = _Hand(position)
+        self._writer = _Writer(position)
 
     async def act(self) -> None:
         """Random fragments, fragments of two items, or stripes that hold no item."""
-        hand = self._hand
-        random = hand.random
-        block, time = hand.block(), await Now()
+        writer = self._writer
+        random = writer.random
+        block, time = writer.block(), await Now()
         match random.randrange(3):
             case 0:
                 size = random.randint(5, 60)
-                fragments: tuple[Buffer, ...] = tuple(random.randbytes(size) for _ in range(hand.N))
+                fragments: tuple[Buffer, ...] = tuple(
+                    random.randbytes(size) for _ in range(writer.N)
+                )
             case 1:
                 length = random.randint(10, 99)
-                one = hand.code.encode(b"one: " + random.randbytes(length))
-                other = hand.code.encode(b"two: " + random.randbytes(length))
+                one = writer.code.encode(b"one: " + random.randbytes(length))
+                other = writer.code.encode(b"two: " + random.randbytes(length))
                 fragments = tuple(random.choice(pair) for pair in zip(one, other, strict=True))
-                stripes = dict(enumerate(fragments[: hand.code.m]))
-                if tuple(map(bytes, hand.code.regenerate(stripes))) == tuple(map(bytes, fragments)):
+                stripes = dict(enumerate(fragments[: writer.code.m]))
+                if tuple(map(bytes, writer.code.regenerate(stripes))) == tuple(
+                    map(bytes, fragments)
+                ):
                     return  # by chance an encoding after all
             case _:
-                stripes = {index: random.randbytes(20) for index in range(hand.code.m)}
-                fragments = hand.code.regenerate(stripes)
-        await hand.write(block, fragments, nodes=hand.all_nodes(), time=time)
+                stripes = {index: random.randbytes(20) for index in range(writer.code.m)}
+                fragments = writer.code.regenerate(stripes)
+        await writer.write(block, fragments, nodes=writer.all_nodes(), time=time)
 
 
 class PartialWriter:
@@ -124,15 +128,15 @@ class PartialWriter:
     """
 
     def __init__(self, position: ClientPosition) -> None:
-        self._hand = _Hand(position)
+        self._writer = _Writer(position)
 
     async def act(self) -> None:
         """One write to as many nodes as keep it undecided."""
-        hand = self._hand
-        block, time = hand.block(), await Now()
-        fragments = hand.code.encode(hand.item(block))
-        await hand.write(
-            block, fragments, nodes=hand.some_nodes(hand.random.randint(1, hand.N)), time=time
+        writer = self._writer
+        block, time = writer.block(), await Now()
+        fragments = writer.code.encode(writer.item(block))
+        await writer.write(
+            block, fragments, nodes=writer.some_nodes(writer.random.randint(1, writer.N)), time=time
         )
 
 
@@ -143,17 +147,17 @@ class Stutterer:
     """
 
     def __init__(self, position: ClientPosition) -> None:
-        self._hand = _Hand(position)
+        self._writer = _Writer(position)
 
     async def act(self) -> None:
         """A burst of partial writes to one block."""
-        hand = self._hand
-        block, time = hand.block(), await Now()
-        most = max(1, hand.position.sizes.read_write.repairable - 1)
-        for step in range(hand.random.randint(2, 8)):
-            fragments = hand.code.encode(hand.item(block))
-            nodes = hand.some_nodes(hand.random.randint(1, most))
-            await hand.write(block, fragments, nodes=nodes, time=time + step)
+        writer = self._writer
+        block, time = writer.block(), await Now()
+        most = max(1, writer.position.sizes.read_write.repairable - 1)
+        for step in range(writer.random.randint(2, 8)):
+            fragments = writer.code.encode(writer.item(block))
+            nodes = writer.some_nodes(writer.random.randint(1, most))
+            await writer.write(block, fragments, nodes=nodes, time=time + step)
 
 
 class FalseFragmentWriter:
@@ -165,22 +169,22 @@ class FalseFragmentWriter:
     """
 
     def __init__(self, position: ClientPosition) -> None:
-        self._hand = _Hand(position)
+        self._writer = _Writer(position)
 
     async def act(self) -> None:
         """A good item, whose fragments arrive spoilt at some nodes."""
-        hand = self._hand
-        random = hand.random
-        block, time = hand.block(), await Now()
-        fragments = hand.code.encode(hand.item(block))
+        writer = self._writer
+        random = writer.random
+        block, time = writer.block(), await Now()
+        fragments = writer.code.encode(writer.item(block))
         checksum = cross_checksum.make(fragments)
-        good = set(hand.some_nodes(random.randint(0, hand.N)))
-        rotation = rotation_of(block, hand.N)
+        good = set(writer.some_nodes(random.randint(0, writer.N)))
+        rotation = rotation_of(block, writer.N)
         spoilt = tuple(
-            fragment if (index + rotation) % hand.N in good else random.randbytes(len(fragment))
+            fragment if (index + rotation) % writer.N in good else random.randbytes(len(fragment))
             for index, fragment in enumerate(fragments)
         )
-        await hand.write(block, spoilt, nodes=hand.all_nodes(), time=time, checksum=checksum)
+        await writer.write(block, spoilt, nodes=writer.all_nodes(), time=time, checksum=checksum)
 
 
 class TwoFacedWriter:
@@ -191,17 +195,17 @@ class TwoFacedWriter:
     """
 
     def __init__(self, position: ClientPosition) -> None:
-        self._hand = _Hand(position)
+        self._writer = _Writer(position)
 
     async def act(self) -> None:
         """One item here, another one there."""
-        hand = self._hand
-        block, time = hand.block(), await Now()
-        nodes = hand.all_nodes()
-        half = hand.random.randint(0, hand.N)
-        overlap = hand.random.randint(0, 2)
+        writer = self._writer
+        block, time = writer.block(), await Now()
+        nodes = writer.all_nodes()
+        half = writer.random.randint(0, writer.N)
+        overlap = writer.random.randint(0, 2)
         for part in (nodes[: half + overlap], nodes[half:]):
-            await hand.write(block, hand.code.encode(hand.item(block)), nodes=part, time=time)
+            await writer.write(block, writer.code.encode(writer.item(block)), nodes=part, time=time)
 
 
 class TimestampRacer:
@@ -212,14 +216,14 @@ class TimestampRacer:
     """
 
     def __init__(self, position: ClientPosition) -> None:
-        self._hand = _Hand(position)
+        self._writer = _Writer(position)
 
     async def act(self) -> None:
         """One complete write with a time of the client's choice."""
-        hand = self._hand
-        block, now = hand.block(), await Now()
+        writer = self._writer
+        block, now = writer.block(), await Now()
         bound = limits.CLOCK_SKEW_US
-        leap = hand.random.choice(
+        leap = writer.random.choice(
             (
                 1_000,
                 1_000_000,
@@ -233,8 +237,8 @@ class TimestampRacer:
                 -bound,
             )
         )
-        await hand.write(
-            block, hand.code.encode(hand.item(block)), nodes=hand.all_nodes(), time=now + leap
+        await writer.write(
+            block, writer.code.encode(writer.item(block)), nodes=writer.all_nodes(), time=now + leap
         )
 
 
@@ -247,32 +251,34 @@ class Impersonator:
     """
 
     def __init__(self, position: ClientPosition) -> None:
-        self._hand = _Hand(position)
+        self._writer = _Writer(position)
 
     async def act(self) -> None:
         """A good item in a false name."""
-        hand = self._hand
-        random = hand.random
-        block, time = hand.block(), await Now()
-        fragments = hand.code.encode(b"in a false name: " + random.randbytes(20))
+        writer = self._writer
+        random = writer.random
+        block, time = writer.block(), await Now()
+        fragments = writer.code.encode(b"in a false name: " + random.randbytes(20))
         checksum = cross_checksum.make(fragments)
         author = ClientId(random.randbytes(16))
         timestamp = BlockTimestamp(time, author, cross_checksum.verifier(checksum))
         digest = voucher_digest(block=block, timestamp=encoded(timestamp))
-        vouchers = [Voucher(ally.node, ally.keys.make(digest)) for ally in hand.position.allies]
+        vouchers = [Voucher(ally.node, ally.keys.make(digest)) for ally in writer.position.allies]
         vouchers += vouchers[:1] * 2
-        vouchers.append(Voucher(NodeId(random.randrange(hand.N)), random.randbytes(16 * hand.N)))
-        await hand.write(
+        vouchers.append(
+            Voucher(NodeId(random.randrange(writer.N)), random.randbytes(16 * writer.N))
+        )
+        await writer.write(
             block,
             fragments,
-            nodes=hand.all_nodes(),
+            nodes=writer.all_nodes(),
             time=time,
             author=author,
             vouchers=tuple(vouchers),
         )
 
 
-class Trespasser:
+class BlockTrespasser:
     """Writes as a user whom its grant does not cover, or without the right to write at all.
 
     [design §3] "A grant says which uids a client may act as (or all), whether it may write". Shown
@@ -280,13 +286,13 @@ class Trespasser:
     """
 
     def __init__(self, position: ClientPosition) -> None:
-        self._hand = _Hand(position)
+        self._writer = _Writer(position)
 
     async def act(self) -> None:
         """A good write that is not allowed."""
-        hand = self._hand
-        fragments = hand.code.encode(hand.position.workload.forbidden())
-        await hand.write(hand.block(), fragments, nodes=hand.all_nodes(), time=await Now())
+        writer = self._writer
+        fragments = writer.code.encode(writer.position.workload.forbidden())
+        await writer.write(writer.block(), fragments, nodes=writer.all_nodes(), time=await Now())
 
 
 class GarbageClient:
@@ -297,15 +303,15 @@ class GarbageClient:
     """
 
     def __init__(self, position: ClientPosition) -> None:
-        self._hand = _Hand(position)
+        self._writer = _Writer(position)
 
     async def act(self) -> None:
         """A spoilt write to every node."""
-        hand = self._hand
-        block, time = hand.block(), await Now()
-        fragments = hand.code.encode(hand.item(block))
+        writer = self._writer
+        block, time = writer.block(), await Now()
+        fragments = writer.code.encode(writer.item(block))
         checksum = cross_checksum.make(fragments)
-        timestamp = BlockTimestamp(time, hand.position.client, cross_checksum.verifier(checksum))
+        timestamp = BlockTimestamp(time, writer.position.client, cross_checksum.verifier(checksum))
         request = encode(WriteRequest(block, timestamp, checksum, 0, 0, ()))
-        for node in hand.all_nodes():
-            await Send(NodeId(node), mutated(request, hand.random), bytes(fragments[0]))
+        for node in writer.all_nodes():
+            await Send(NodeId(node), mutated(request, writer.random), bytes(fragments[0]))

@@ -51,7 +51,7 @@ _LISTEN_US = 10_000
 Sets = tuple[tuple[ObjectHistorySet, ...], tuple[bytes, ...]]  # with their authenticators
 
 
-class _Hand:
+class _Updater:
     """What all of these clients do: collect histories, and send what they like to anyone."""
 
     def __init__(self, position: ClientPosition) -> None:
@@ -182,13 +182,13 @@ class PartialUpdater:
     """
 
     def __init__(self, position: ClientPosition) -> None:
-        self._hand = _Hand(position)
+        self._updater = _Updater(position)
 
     async def act(self) -> None:
         """One update."""
-        hand = self._hand
-        operation, sets = await hand.fresh()
-        await hand.update(hand.some_nodes(), sets, operation=operation)
+        updater = self._updater
+        operation, sets = await updater.fresh()
+        await updater.update(updater.some_nodes(), sets, operation=operation)
 
 
 class TwoFacedUpdater:
@@ -199,22 +199,22 @@ class TwoFacedUpdater:
     """
 
     def __init__(self, position: ClientPosition) -> None:
-        self._hand = _Hand(position)
+        self._updater = _Updater(position)
 
     async def act(self) -> None:
         """One operation here, another one there, at one time."""
-        hand = self._hand
-        one, sets = await hand.fresh()
-        other = hand.operation(await Draw(1 << 62))
+        updater = self._updater
+        one, sets = await updater.fresh()
+        other = updater.operation(await Draw(1 << 62))
         if set(other.objects) != set(one.objects):
-            await hand.observe(other.objects)
-        others = hand.sets({name: hand.latest(name) for name in other.objects})
+            await updater.observe(other.objects)
+        others = updater.sets({name: updater.latest(name) for name in other.objects})
         clock = await Now()
-        nodes = hand.all_nodes()
-        half = hand.random.randint(0, hand.n)
-        overlap = hand.random.randint(0, 2)
-        await hand.update(nodes[: half + overlap], sets, operation=one, clock=clock)
-        await hand.update(nodes[half:], others, operation=other, clock=clock)
+        nodes = updater.all_nodes()
+        half = updater.random.randint(0, updater.n)
+        overlap = updater.random.randint(0, 2)
+        await updater.update(nodes[: half + overlap], sets, operation=one, clock=clock)
+        await updater.update(nodes[half:], others, operation=other, clock=clock)
 
 
 class StaleConditioner:
@@ -225,24 +225,24 @@ class StaleConditioner:
     """
 
     def __init__(self, position: ClientPosition) -> None:
-        self._hand = _Hand(position)
+        self._updater = _Updater(position)
 
     async def act(self) -> None:
         """An update on histories from anywhere in the past, or none at all."""
-        hand = self._hand
-        random = hand.random
-        operation, _ = await hand.fresh()
+        updater = self._updater
+        random = updater.random
+        operation, _ = await updater.fresh()
         known = {
             name: {
                 node: said[random.randrange(len(said))]
-                for node, said in hand.said.get(name, {}).items()
+                for node, said in updater.said.get(name, {}).items()
                 if random.random() < 0.9
             }
             for name in operation.objects
         }
         if random.random() < 0.2:
             known = {name: {} for name in operation.objects}
-        await hand.update(hand.all_nodes(), hand.sets(known), operation=operation)
+        await updater.update(updater.all_nodes(), updater.sets(known), operation=operation)
 
 
 class CherryPicker:
@@ -253,19 +253,19 @@ class CherryPicker:
     """
 
     def __init__(self, position: ClientPosition) -> None:
-        self._hand = _Hand(position)
+        self._updater = _Updater(position)
 
     async def act(self) -> None:
         """A barrier, a copy or a method on some of the histories, fresh ones and old ones."""
-        hand = self._hand
-        random = hand.random
-        operation = hand.operation(await Draw(1 << 62))
-        await hand.observe(operation.objects)
+        updater = self._updater
+        random = updater.random
+        operation = updater.operation(await Draw(1 << 62))
+        await updater.observe(operation.objects)
         for _ in range(random.randint(1, 4)):
             known = {
                 name: {
                     node: said[-1] if random.random() < 0.8 else random.choice(said)
-                    for node, said in hand.said.get(name, {}).items()
+                    for node, said in updater.said.get(name, {}).items()
                     if random.random() < random.choice((0.3, 0.7, 1.0))
                 }
                 for name in random.sample(
@@ -274,10 +274,10 @@ class CherryPicker:
             }
             kind = random.choice(tuple(ConditionedKind))
             if kind is ConditionedKind.METHOD:
-                known = {name: known.get(name, hand.latest(name)) for name in operation.objects}
-            await hand.update(
-                hand.some_nodes(),
-                hand.sets(known),
+                known = {name: known.get(name, updater.latest(name)) for name in operation.objects}
+            await updater.update(
+                updater.some_nodes(),
+                updater.sets(known),
                 kind=kind,
                 operation=operation if kind is ConditionedKind.METHOD else None,
             )
@@ -293,22 +293,22 @@ class BarrierSpammer:
     """
 
     def __init__(self, position: ClientPosition) -> None:
-        self._hand = _Hand(position)
+        self._updater = _Updater(position)
 
     async def act(self) -> None:
         """A burst of barriers at one object, showing too little to see that there is no need."""
-        hand = self._hand
-        random, name = hand.random, hand.an_object()
+        updater = self._updater
+        random, name = updater.random, updater.an_object()
         for _ in range(random.randint(1, 8)):
-            await hand.observe((name,))
-            latest = sorted(hand.latest(name).items())
+            await updater.observe((name,))
+            latest = sorted(updater.latest(name).items())
             few = dict(random.sample(latest, min(len(latest), random.randint(1, 2))))
-            await hand.update(
-                hand.some_nodes(), hand.sets({name: few}), kind=ConditionedKind.BARRIER
+            await updater.update(
+                updater.some_nodes(), updater.sets({name: few}), kind=ConditionedKind.BARRIER
             )
-            sets, authenticators = hand.sets({name: hand.latest(name)})
+            sets, authenticators = updater.sets({name: updater.latest(name)})
             if random.random() < 0.5:
-                for node in hand.some_nodes():
+                for node in updater.some_nodes():
                     await Send(NodeId(node), InlineBarrier(sets[0], authenticators[0]))
 
 
@@ -321,19 +321,19 @@ class ImpatientUpdater:
     """
 
     def __init__(self, position: ClientPosition) -> None:
-        self._hand = _Hand(position)
+        self._updater = _Updater(position)
 
     async def act(self) -> None:
         """A burst at one operation's objects."""
-        hand = self._hand
-        operation, sets = await hand.fresh()
-        for _ in range(hand.random.randint(2, 8)):
-            await hand.update(hand.all_nodes(), sets, operation=operation)
-            latest = hand.sets({name: hand.latest(name) for name in operation.objects})
+        updater = self._updater
+        operation, sets = await updater.fresh()
+        for _ in range(updater.random.randint(2, 8)):
+            await updater.update(updater.all_nodes(), sets, operation=operation)
+            latest = updater.sets({name: updater.latest(name) for name in operation.objects})
             for kind in (ConditionedKind.BARRIER, ConditionedKind.COPY):
-                await hand.update(hand.all_nodes(), latest, kind=kind)
-                latest = hand.sets({name: hand.latest(name) for name in operation.objects})
-            operation, sets = await hand.fresh()
+                await updater.update(updater.all_nodes(), latest, kind=kind)
+                latest = updater.sets({name: updater.latest(name) for name in operation.objects})
+            operation, sets = await updater.fresh()
 
 
 class HalfMultiObject:
@@ -345,22 +345,22 @@ class HalfMultiObject:
     """
 
     def __init__(self, position: ClientPosition) -> None:
-        self._hand = _Hand(position)
+        self._updater = _Updater(position)
 
     async def act(self) -> None:
         """A transfer to some servers, then a barrier, a copy or a deposit at one account."""
-        hand = self._hand
-        random = hand.random
-        operation, sets = await hand.fresh()
-        await hand.update(hand.some_nodes(), sets, operation=operation)
+        updater = self._updater
+        random = updater.random
+        operation, sets = await updater.fresh()
+        await updater.update(updater.some_nodes(), sets, operation=operation)
         name = random.choice(operation.objects)
         for _ in range(random.randint(1, 3)):
-            await hand.observe((name,))
+            await updater.observe((name,))
             kind = random.choice((ConditionedKind.BARRIER, ConditionedKind.COPY))
-            known = hand.latest(name)
+            known = updater.latest(name)
             if random.random() < 0.5:
                 known = {node: each for node, each in known.items() if random.random() < 0.7}
-            await hand.update(hand.some_nodes(), hand.sets({name: known}), kind=kind)
+            await updater.update(updater.some_nodes(), updater.sets({name: known}), kind=kind)
 
 
 class Fabricator:
@@ -372,48 +372,50 @@ class Fabricator:
     """
 
     def __init__(self, position: ClientPosition) -> None:
-        self._hand = _Hand(position)
+        self._updater = _Updater(position)
 
     async def act(self) -> None:
         """A copy, or an update, that rests on a forged barrier or an established version."""
-        hand = self._hand
-        random, name = hand.random, hand.an_object()
-        operation = hand.operation(await Draw(1 << 62))
+        updater = self._updater
+        random, name = updater.random, updater.an_object()
+        operation = updater.operation(await Draw(1 << 62))
         now_us = await Now()
         barrier = Candidate(
             logical_timestamp(
                 time_us=now_us + random.choice((0, 1_000_000)),
                 barrier=True,
-                client=hand.position.client,
+                client=updater.position.client,
                 digest=random.randbytes(32),
             ),
             ZERO,
         )
-        await hand.observe(operation.objects)
+        await updater.observe(operation.objects)
         forged = history_of((barrier,), initial=True)
-        known = {NodeId(node): self._forge(NodeId(node), name, forged) for node in range(hand.n)}
-        await hand.update(hand.all_nodes(), hand.sets({name: known}), kind=ConditionedKind.COPY)
+        known = {NodeId(node): self._forge(NodeId(node), name, forged) for node in range(updater.n)}
+        await updater.update(
+            updater.all_nodes(), updater.sets({name: known}), kind=ConditionedKind.COPY
+        )
         # A candidate that servers have accepted, shown as if all of them had.
         subject = operation.objects[0]
-        histories = [each.history for each in hand.latest(subject).values()]
+        histories = [each.history for each in updater.latest(subject).values()]
         chosen = random.choice(histories) if histories else b""
-        shown = hand.latest(subject) | {
+        shown = updater.latest(subject) | {
             NodeId(node): self._forge(NodeId(node), subject, chosen)
-            for node in range(hand.n)
+            for node in range(updater.n)
             if chosen and random.random() < 0.8
         }
-        others = {other: hand.latest(other) for other in operation.objects if other != subject}
-        await hand.update(
-            hand.all_nodes(), hand.sets({subject: shown, **others}), operation=operation
+        others = {other: updater.latest(other) for other in operation.objects if other != subject}
+        await updater.update(
+            updater.all_nodes(), updater.sets({subject: shown, **others}), operation=operation
         )
 
     def _forge(self, node: NodeId, name: ObjectId, history: bytes) -> Known:
         """`history` as if `node` had reported it; for an ally, that is as good as true."""
-        for ally in self._hand.position.allies:
+        for ally in self._updater.position.allies:
             if ally.node == node:
                 digest = replica_history_digest(object=name, encoded=history)
                 return Known(history, ally.keys.make(digest))
-        return Known(history, self._hand.random.randbytes(MAC_BYTES * self._hand.n))
+        return Known(history, self._updater.random.randbytes(MAC_BYTES * self._updater.n))
 
 
 class FalseRepairer:
@@ -425,46 +427,46 @@ class FalseRepairer:
     """
 
     def __init__(self, position: ClientPosition) -> None:
-        self._hand = _Hand(position)
+        self._updater = _Updater(position)
 
     async def act(self) -> None:
         """An inline repair in a false name; or a copy that leaves an established version behind."""
-        hand = self._hand
-        random = hand.random
-        operation, (sets, _) = await hand.fresh()
-        nodes = hand.all_nodes()
+        updater = self._updater
+        random = updater.random
+        operation, (sets, _) = await updater.fresh()
+        nodes = updater.all_nodes()
         if random.random() < 0.5:
             author = ClientId(random.randbytes(16))
             conditioned = Conditioned(ConditionedKind.METHOD, operation, await Now(), sets, (), ())
             encoded = encode(conditioned)
-            culled = [parse_set(each, n=hand.n) for each in sets]
+            culled = [parse_set(each, n=updater.n) for each in sets]
             timestamp = timestamp_of(conditioned, encoded, culled, author)
             hosted = culled[0].hosted
             base = max((each.history.latest_object.timestamp for each in hosted), default=ZERO)
             forged = history_of((Candidate(timestamp, base),), initial=random.random() < 0.5)
             name = sets[0].object
-            known = dict(hand.latest(name))
-            for ally in hand.position.allies:
+            known = dict(updater.latest(name))
+            for ally in updater.position.allies:
                 digest = replica_history_digest(object=name, encoded=forged)
                 known[ally.node] = Known(forged, ally.keys.make(digest))
             evidence, macs, _ = assemble(name, known)
             request = InlineUpdate(encoded, author, evidence, macs, NodeId(0))
             for node in nodes:
                 await Send(NodeId(node), request)
-            await hand.listen([each.object for each in sets])
+            await updater.listen([each.object for each in sets])
             return
         name = random.choice(operation.objects)
-        latest = [parse_history(each.history) for each in hand.latest(name).values()]
+        latest = [parse_history(each.history) for each in updater.latest(name).values()]
         target = max((each.latest_object for each in latest), key=_time, default=INITIAL)
         fact = Fact(target.timestamp, random.random() < 0.5)
         digest = deduction_digest(timestamp=fact.timestamp, established=fact.established)
         vouchers = tuple(
-            Voucher(ally.node, ally.keys.make(digest)) for ally in hand.position.allies
+            Voucher(ally.node, ally.keys.make(digest)) for ally in updater.position.allies
         )
         kind = random.choice((ConditionedKind.BARRIER, ConditionedKind.COPY))
-        await hand.update(
+        await updater.update(
             nodes,
-            hand.sets({name: hand.latest(name)}),
+            updater.sets({name: updater.latest(name)}),
             kind=kind,
             facts=(fact,),
             vouchers=(vouchers + vouchers[:1],),
@@ -479,14 +481,14 @@ class FutureUpdater:
     """
 
     def __init__(self, position: ClientPosition) -> None:
-        self._hand = _Hand(position)
+        self._updater = _Updater(position)
 
     async def act(self) -> None:
         """One complete update at a time of the client's choice."""
-        hand = self._hand
-        operation, sets = await hand.fresh()
+        updater = self._updater
+        operation, sets = await updater.fresh()
         bound = limits.CLOCK_SKEW_US
-        leap = hand.random.choice(
+        leap = updater.random.choice(
             (
                 1_000,
                 1_000_000,
@@ -500,10 +502,10 @@ class FutureUpdater:
             )
         )
         clock = await Now() + leap
-        await hand.update(hand.all_nodes(), sets, operation=operation, clock=clock)
+        await updater.update(updater.all_nodes(), sets, operation=operation, clock=clock)
 
 
-class Trespasser:
+class ObjectTrespasser:
     """Updates as a user whom its grant does not cover, or without the right to write at all.
 
     [design §3] "A grant says which uids a client may act as (or all), whether it may write". Shown
@@ -511,25 +513,25 @@ class Trespasser:
     """
 
     def __init__(self, position: ClientPosition) -> None:
-        self._hand = _Hand(position)
+        self._updater = _Updater(position)
 
     async def act(self) -> None:
         """A good update that is not allowed, and its inline repair."""
-        hand = self._hand
-        forbidden = hand.position.workload.forbidden()
+        updater = self._updater
+        forbidden = updater.position.workload.forbidden()
         if forbidden is None:
             await Receive(_LISTEN_US)
             return
-        operation = hand.wrapped(forbidden, await Draw(1 << 62))
-        await hand.observe(operation.objects)
-        sets, macs = hand.sets({name: hand.latest(name) for name in operation.objects})
-        conditioned = await hand.update(hand.all_nodes(), (sets, macs), operation=operation)
+        operation = updater.wrapped(forbidden, await Draw(1 << 62))
+        await updater.observe(operation.objects)
+        sets, macs = updater.sets({name: updater.latest(name) for name in operation.objects})
+        conditioned = await updater.update(updater.all_nodes(), (sets, macs), operation=operation)
         request = InlineUpdate(
-            encode(conditioned), hand.position.client, sets[0], macs[0], NodeId(0)
+            encode(conditioned), updater.position.client, sets[0], macs[0], NodeId(0)
         )
-        for node in hand.all_nodes():
+        for node in updater.all_nodes():
             await Send(NodeId(node), request)
-        await hand.listen([each.object for each in sets])
+        await updater.listen([each.object for each in sets])
 
 
 class GarbledUpdater:
@@ -540,15 +542,15 @@ class GarbledUpdater:
     """
 
     def __init__(self, position: ClientPosition) -> None:
-        self._hand = _Hand(position)
+        self._updater = _Updater(position)
 
     async def act(self) -> None:
         """A spoilt update to every server."""
-        hand = self._hand
-        random = hand.random
-        operation, (sets, authenticators) = await hand.fresh()
+        updater = self._updater
+        random = updater.random
+        operation, (sets, authenticators) = await updater.fresh()
         encoded = encode(Conditioned(ConditionedKind.METHOD, operation, await Now(), sets))
-        for node in hand.all_nodes():
+        for node in updater.all_nodes():
             inner = encoded if random.random() < 0.5 else mutated(encoded, random)
             request = Update(inner, authenticators, (), NodeId(0))
             if inner is encoded:

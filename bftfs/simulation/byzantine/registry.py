@@ -53,7 +53,7 @@ _BLOCK_CLIENTS: _Clients = {
     "timestamp-racer": block_clients.TimestampRacer,
     "impersonator": block_clients.Impersonator,
     "garbage-client": block_clients.GarbageClient,
-    "trespasser": block_clients.Trespasser,
+    "trespasser": block_clients.BlockTrespasser,
 }
 
 _OBJECT_CLIENTS: _Clients = {
@@ -68,7 +68,7 @@ _OBJECT_CLIENTS: _Clients = {
     "false-repairer": object_clients.FalseRepairer,
     "future-updater": object_clients.FutureUpdater,
     "garbled-updater": object_clients.GarbledUpdater,
-    "trespasser": object_clients.Trespasser,
+    "trespasser": object_clients.ObjectTrespasser,
 }
 
 # What each kind of workload can be attacked with.

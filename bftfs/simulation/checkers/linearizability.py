@@ -14,7 +14,7 @@ This is exact and takes O(n log n). The value None is the register's initial one
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from math import inf
@@ -44,19 +44,8 @@ class _Zone:
 
 def check_register(operations: Iterable[RegisterOperation], *, name: str = "") -> list[str]:
     """Findings against the linearizability of `operations` on one register."""
-    writes: dict[Hashable, RegisterOperation] = {}
-    reads: dict[Hashable, list[RegisterOperation]] = {}
+    writes, reads = _by_value(operations)
     findings: list[str] = []
-    for operation in operations:
-        if operation.kind == "write":
-            if operation.value in writes:
-                raise ValueError(f"the value {operation.value!r} was written twice")
-            writes[operation.value] = operation
-        elif operation.responded < inf:  # a read that never ended says nothing
-            reads.setdefault(operation.value, []).append(operation)
-    # The initial value was written before everything.
-    writes.setdefault(None, RegisterOperation("", "write", None, -inf, -inf))
-
     zones: list[_Zone] = []
     for value, write in writes.items():
         readers = reads.pop(value, [])
@@ -76,12 +65,34 @@ def check_register(operations: Iterable[RegisterOperation], *, name: str = "") -
         )
     for value, readers in reads.items():
         findings.append(f"{name}: {value!r} was read by {readers[0]} and never written")
+    return findings + [f"{name}: {overlap}" for overlap in _overlaps(zones)]
 
+
+def _by_value(
+    operations: Iterable[RegisterOperation],
+) -> tuple[dict[Hashable, RegisterOperation], dict[Hashable, list[RegisterOperation]]]:
+    """The write of each value, and the reads that returned it."""
+    writes: dict[Hashable, RegisterOperation] = {}
+    reads: dict[Hashable, list[RegisterOperation]] = {}
+    for operation in operations:
+        if operation.kind == "write":
+            if operation.value in writes:
+                raise ValueError(f"the value {operation.value!r} was written twice")
+            writes[operation.value] = operation
+        elif operation.responded < inf:  # a read that never ended says nothing
+            reads.setdefault(operation.value, []).append(operation)
+    # The initial value was written before everything.
+    writes.setdefault(None, RegisterOperation("", "write", None, -inf, -inf))
+    return writes, reads
+
+
+def _overlaps(zones: list[_Zone]) -> Iterator[str]:
+    """Pairs of values that no order of the operations can separate."""
     forward = sorted((zone for zone in zones if zone.forward), key=lambda zone: zone.first_response)
     for earlier, later in pairwise(forward):
         if later.first_response < earlier.last_invocation:
-            findings.append(
-                f"{name}: {earlier.value!r} was the value until {earlier.last_invocation} at "
+            yield (
+                f"{earlier.value!r} was the value until {earlier.last_invocation} at "
                 f"least, but {later.value!r} was so at {later.first_response} already"
             )
     starts = [zone.first_response for zone in forward]
@@ -91,11 +102,10 @@ def check_register(operations: Iterable[RegisterOperation], *, name: str = "") -
         # The only forward zone that can contain it is the last one that starts before it.
         container = _last_before(forward, starts, zone.last_invocation)
         if container is not None and zone.first_response < container.last_invocation:
-            findings.append(
-                f"{name}: {zone.value!r} took place between {zone.last_invocation} and "
+            yield (
+                f"{zone.value!r} took place between {zone.last_invocation} and "
                 f"{zone.first_response}, while {container.value!r} was the value throughout"
             )
-    return findings
 
 
 def _last_before(zones: list[_Zone], starts: list[float], time: float) -> _Zone | None:

@@ -266,7 +266,7 @@ def _short(identifier: ObjectId | None) -> str:
 # --- the model -------------------------------------------------------------------------------
 
 
-class _Refused(Exception):
+class _RefusedByModel(Exception):
     """The model refuses, and nothing has changed."""
 
     def __init__(self, code: int) -> None:
@@ -310,7 +310,7 @@ class NamespaceModel:
         """Do it; the errno if it is refused."""
         try:
             self._do(method, objects, arguments)
-        except _Refused as refused:
+        except _RefusedByModel as refused:
             return refused.code
         return 0
 
@@ -353,7 +353,7 @@ class NamespaceModel:
                     changed.mode = stat.S_IMODE(arguments.mode)
             case registry.DESCRIBE:
                 if self.root is None:
-                    raise _Refused(errno.ESTALE)
+                    raise _RefusedByModel(errno.ESTALE)
             case _:
                 for each in objects:
                     self._existing(each)
@@ -361,14 +361,14 @@ class NamespaceModel:
     def _existing(self, identifier: ObjectId) -> _Object:
         found = self.objects.get(identifier)
         if found is None:
-            raise _Refused(errno.ESTALE)
+            raise _RefusedByModel(errno.ESTALE)
         return found
 
     def _require_room(self, directory: _Object, name: bytes) -> None:
         if name in directory.entries:
-            raise _Refused(errno.EEXIST)
+            raise _RefusedByModel(errno.EEXIST)
         if not self._stands(directory):
-            raise _Refused(errno.ENOENT)
+            raise _RefusedByModel(errno.ENOENT)
 
     def _stands(self, each: _Object) -> bool:
         return each.names > 0 or (self.root is not None and self.objects[self.root] is each)
@@ -377,7 +377,7 @@ class NamespaceModel:
         parent = self._existing(directory)
         self._require_room(parent, name)
         if child in self.objects:
-            raise _Refused(errno.ESTALE)
+            raise _RefusedByModel(errno.ESTALE)
         self.objects[child] = made
         self._enter(parent, name, child)
 
@@ -385,17 +385,17 @@ class NamespaceModel:
         parent, inode = self._existing(directory), self._existing(child)
         self._require_room(parent, name)
         if not inode.names:
-            raise _Refused(errno.ENOENT)
+            raise _RefusedByModel(errno.ENOENT)
         self._enter(parent, name, child)
 
     def _remove(self, directory: ObjectId, name: bytes, child: ObjectId) -> None:
         parent, removed = self._existing(directory), self._existing(child)
         if name not in parent.entries:
-            raise _Refused(errno.ENOENT)
+            raise _RefusedByModel(errno.ENOENT)
         if parent.entries[name] != child:
-            raise _Refused(errno.ESTALE)
+            raise _RefusedByModel(errno.ESTALE)
         if removed.entries:
-            raise _Refused(errno.ENOTEMPTY)
+            raise _RefusedByModel(errno.ENOTEMPTY)
         self._leave(parent, name)
 
     def _enter(self, directory: _Object, name: bytes, child: ObjectId) -> None:
@@ -408,38 +408,16 @@ class NamespaceModel:
         return child
 
     def _rename(self, objects: Sequence[ObjectId], arguments: Renaming | Relocation) -> None:
-        source_id, target_id, child_id, replaced_id = objects[:4]
+        source_id, target_id, _, replaced_id = objects[:4]
         source, target, child, replaced = map(self._existing, objects[:4])
+        found = self._renamed_onto(objects, arguments)
+        moved = source.entries[arguments.name]
         exchange = bool(arguments.flags & RENAME_EXCHANGE)
-        crosses = source_id != target_id
-        epoch = arguments.epoch if isinstance(arguments, Relocation) else None
-        if epoch is None and crosses and (child.directory or (exchange and replaced.directory)):
-            raise _Refused(errno.EXDEV)
-        if exchange and arguments.flags & RENAME_NOREPLACE:
-            raise _Refused(errno.EINVAL)
-        moved = source.entries.get(arguments.name)
-        found = target.entries.get(arguments.target_name)
-        if moved is None or (found is None and exchange):
-            raise _Refused(errno.ENOENT)
-        if found is not None and arguments.flags & RENAME_NOREPLACE:
-            raise _Refused(errno.EEXIST)
-        if moved != child_id or replaced_id != (child_id if found is None else found):
-            raise _Refused(errno.ESTALE)
-        if child_id == target_id:
-            raise _Refused(errno.EINVAL)
-        if replaced_id == source_id:
-            raise _Refused(errno.EINVAL if exchange else errno.ENOTEMPTY)
-        if found != moved:
-            if not self._stands(target):
-                raise _Refused(errno.ENOENT)
-            if found is not None and not exchange:
-                if child.directory != replaced.directory:
-                    raise _Refused(errno.ENOTDIR if child.directory else errno.EISDIR)
-                if replaced.entries:
-                    raise _Refused(errno.ENOTEMPTY)
-        if epoch is not None:
-            if epoch != self.relocations:
-                raise _Refused(errno.EAGAIN)
+        if found not in {None, moved} and not exchange:
+            _require_replaceable(child, replaced)
+        if isinstance(arguments, Relocation):
+            if arguments.epoch != self.relocations:
+                raise _RefusedByModel(errno.EAGAIN)
             self.relocations += 1
         if found == moved:
             return
@@ -451,6 +429,27 @@ class NamespaceModel:
         if exchange:
             self._enter(source, arguments.name, replaced_id)
             replaced.parent = source_id if replaced.directory else None
+
+    def _renamed_onto(
+        self, objects: Sequence[ObjectId], arguments: Renaming | Relocation
+    ) -> ObjectId | None:
+        """The object that has the target's name, if the names and directories allow the rename."""
+        source_id, target_id, child_id, replaced_id = objects[:4]
+        source, target, child, replaced = map(self._existing, objects[:4])
+        exchange = bool(arguments.flags & RENAME_EXCHANGE)
+        moves_directory = child.directory or (exchange and replaced.directory)
+        if isinstance(arguments, Renaming) and source_id != target_id and moves_directory:
+            raise _RefusedByModel(errno.EXDEV)
+        moved, found = _named(source, target, arguments)
+        if moved != child_id or replaced_id != (child_id if found is None else found):
+            raise _RefusedByModel(errno.ESTALE)
+        if child_id == target_id:
+            raise _RefusedByModel(errno.EINVAL)
+        if replaced_id == source_id:
+            raise _RefusedByModel(errno.EINVAL if exchange else errno.ENOTEMPTY)
+        if found != moved and not self._stands(target):
+            raise _RefusedByModel(errno.ENOENT)
+        return found
 
     # --- answers -----------------------------------------------------------------------------
 
@@ -500,6 +499,30 @@ class NamespaceModel:
         if stat.S_ISDIR(attributes.mode) != (kind_of(identifier) == ObjectKind.DIRECTORY):
             return f"{_short(identifier)} has a mode that is not its kind's"
         return ""
+
+
+def _named(
+    source: _Object, target: _Object, arguments: Renaming | Relocation
+) -> tuple[ObjectId, ObjectId | None]:
+    """What has the source's name, and what the target's, if the flags allow that."""
+    exchange = bool(arguments.flags & RENAME_EXCHANGE)
+    if exchange and arguments.flags & RENAME_NOREPLACE:
+        raise _RefusedByModel(errno.EINVAL)
+    moved = source.entries.get(arguments.name)
+    found = target.entries.get(arguments.target_name)
+    if moved is None or (found is None and exchange):
+        raise _RefusedByModel(errno.ENOENT)
+    if found is not None and arguments.flags & RENAME_NOREPLACE:
+        raise _RefusedByModel(errno.EEXIST)
+    return moved, found
+
+
+def _require_replaceable(child: _Object, replaced: _Object) -> None:
+    """An object gives way to one of its kind only, and a directory only if it is empty."""
+    if child.directory != replaced.directory:
+        raise _RefusedByModel(errno.ENOTDIR if child.directory else errno.EISDIR)
+    if replaced.entries:
+        raise _RefusedByModel(errno.ENOTEMPTY)
 
 
 def _bits(arguments: Creation | DirectoryCreation) -> int:

@@ -33,7 +33,7 @@ from bftfs.simulation.checkers.namespace import (
 
 
 @dataclass(slots=True)
-class Seen:
+class SeenObject:
     """An object as it was shown as of a time."""
 
     attributes: Attributes
@@ -46,11 +46,11 @@ class PastTree:
     """What was shown of a time: all that the root led to then; nothing if it was not there."""
 
     time_us: int
-    objects: dict[ObjectId, Seen]
+    objects: dict[ObjectId, SeenObject]
 
 
 @dataclass(slots=True)
-class Listed:
+class ListedVersions:
     """The versions of an object that were listed, the newest first."""
 
     versions: Sequence[PastVersion]
@@ -58,7 +58,7 @@ class Listed:
 
 
 @dataclass(slots=True)
-class Contents:
+class WrittenContents:
     """What was ever written as a file's one block."""
 
     acknowledged: dict[BlockTimestamp, bytes] = field(default_factory=dict)
@@ -80,24 +80,24 @@ class Contents:
         newest = {self.acknowledged[max(older)]} if older else {b""}
         return newest.union(self.attempted)
 
-    def without(self, client: ClientId, since_us: int) -> Contents:
+    def without(self, client: ClientId, since_us: int) -> WrittenContents:
         """What others have written, and the client before a time."""
         kept = {
             version: content
             for version, content in self.acknowledged.items()
             if version.client != client or version.time < since_us
         }
-        return Contents(kept, self.attempted)
+        return WrittenContents(kept, self.attempted)
 
 
 def check_past(
     trees: Sequence[PastTree],
-    listed: Mapping[ObjectId, Listed],
+    listed: Mapping[ObjectId, ListedVersions],
     record: CandidateRecord,
     *,
     established: int,
     types: ObjectTypes,
-    contents: Mapping[ObjectId, Contents],
+    contents: Mapping[ObjectId, WrittenContents],
 ) -> list[str]:
     """Findings against what was shown of the past."""
     findings: list[str] = []
@@ -127,7 +127,7 @@ def check_past(
 def _check_tree(
     tree: PastTree,
     model: NamespaceModel,
-    contents: Mapping[ObjectId, Contents],
+    contents: Mapping[ObjectId, WrittenContents],
     covered: set[ObjectId],
 ) -> list[str]:
     right = model.reachable()
@@ -146,7 +146,7 @@ def _check_tree(
             findings.append(f"{where} {wrong}, and {seen.attributes} was shown")
         if seen.content is None:
             continue
-        known = contents.get(identifier, Contents())
+        known = contents.get(identifier, WrittenContents())
         possible = known.possible(seen.attributes.contents) if identifier in covered else {b""}
         if seen.content not in possible:
             findings.append(
@@ -157,7 +157,7 @@ def _check_tree(
 
 
 def _check_versions(
-    identifier: ObjectId, listing: Listed, taken: Established, record: CandidateRecord
+    identifier: ObjectId, listing: ListedVersions, taken: Established, record: CandidateRecord
 ) -> list[str]:
     """Whether the versions of one object, the newest first, are those that were made.
 

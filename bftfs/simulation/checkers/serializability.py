@@ -97,6 +97,17 @@ def _edge(nodes: list[_Node], source: int, target: int) -> None:
 
 
 def _order_versions(placed: list[ObjectOperation], nodes: list[_Node]) -> list[str]:
+    """Edges between makers and readers of versions; findings if a version has two makers."""
+    makers, readers, findings = _makers_and_readers(placed)
+    for subject in makers.keys() | readers.keys():
+        _order_versions_of(nodes, makers.get(subject, {}), readers.get(subject, {}))
+    return findings
+
+
+def _makers_and_readers(
+    placed: list[ObjectOperation],
+) -> tuple[dict[Hashable, dict[Any, int]], dict[Hashable, dict[Any, list[int]]], list[str]]:
+    """Of each subject and version: the update that made it, and the queries that saw it."""
     findings: list[str] = []
     makers: dict[Hashable, dict[Any, int]] = {}
     readers: dict[Hashable, dict[Any, list[int]]] = {}
@@ -111,36 +122,39 @@ def _order_versions(placed: list[ObjectOperation], nodes: list[_Node]) -> list[s
                     )
             else:
                 readers.setdefault(subject, {}).setdefault(version, []).append(position)
-    for subject in makers.keys() | readers.keys():
-        made = makers.get(subject, {})
-        read = readers.get(subject, {})
-        earlier_maker: int | None = None
-        earlier_readers: list[int] = []
-        for version in sorted(made.keys() | read.keys()):
-            maker = made.get(version)
-            here = read.get(version, [])
-            if maker is not None:
-                if earlier_maker is not None:
-                    _edge(nodes, earlier_maker, maker)
+    return makers, readers, findings
+
+
+def _order_versions_of(
+    nodes: list[_Node], made: dict[Any, int], read: dict[Any, list[int]]
+) -> None:
+    """One subject: makers in the order of versions, and readers between them."""
+    earlier_maker: int | None = None
+    earlier_readers: list[int] = []
+    for version in sorted(made.keys() | read.keys()):
+        maker = made.get(version)
+        here = read.get(version, [])
+        if maker is not None:
+            if earlier_maker is not None:
+                _edge(nodes, earlier_maker, maker)
+            for reader in earlier_readers:
+                _edge(nodes, reader, maker)
+            earlier_maker, earlier_readers = maker, []
+        else:
+            # Its maker never ended, or is not known; it took place before these readers, and
+            # after the readers of the version before.
+            if earlier_readers and here:
+                hub = len(nodes)
+                nodes.append(_Node(None))
                 for reader in earlier_readers:
-                    _edge(nodes, reader, maker)
-                earlier_maker, earlier_readers = maker, []
-            else:
-                # Its maker never ended, or is not known; it took place before these readers, and
-                # after the readers of the version before.
-                if earlier_readers and here:
-                    hub = len(nodes)
-                    nodes.append(_Node(None))
-                    for reader in earlier_readers:
-                        _edge(nodes, reader, hub)
-                    for reader in here:
-                        _edge(nodes, hub, reader)
-                earlier_readers = []
-            for reader in here:
-                if earlier_maker is not None:
-                    _edge(nodes, earlier_maker, reader)
-            earlier_readers = [*earlier_readers, *here]
-    return findings
+                    _edge(nodes, reader, hub)
+                for reader in here:
+                    _edge(nodes, hub, reader)
+            earlier_readers = []
+        for reader in here:
+            if earlier_maker is not None:
+                _edge(nodes, earlier_maker, reader)
+        earlier_readers = [*earlier_readers, *here]
 
 
 def _order_real_time(placed: list[ObjectOperation], nodes: list[_Node]) -> None:

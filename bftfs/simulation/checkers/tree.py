@@ -9,7 +9,7 @@ from bftfs.identifiers import ObjectId
 
 
 @dataclass(slots=True)
-class Node:
+class TreeNode:
     """A directory or an inode, as its attributes and a listing of it say."""
 
     is_directory: bool
@@ -19,7 +19,7 @@ class Node:
     entries: dict[bytes, ObjectId] = field(default_factory=dict)
 
 
-def check_tree(nodes: Mapping[ObjectId, Node], *, root: ObjectId) -> list[str]:
+def check_tree(nodes: Mapping[ObjectId, TreeNode], *, root: ObjectId) -> list[str]:
     """Findings against `nodes`, which are all objects that there are, reachable or not."""
     findings: list[str] = []
     if root not in nodes:
@@ -54,9 +54,9 @@ def check_tree(nodes: Mapping[ObjectId, Node], *, root: ObjectId) -> list[str]:
 
 def _check_directory(
     identifier: ObjectId,
-    node: Node,
+    node: TreeNode,
     places: list[tuple[ObjectId, bytes]],
-    nodes: Mapping[ObjectId, Node],
+    nodes: Mapping[ObjectId, TreeNode],
     *,
     root: ObjectId,
 ) -> list[str]:
@@ -79,7 +79,7 @@ def _check_directory(
     return findings
 
 
-def _reachable(nodes: Mapping[ObjectId, Node], root: ObjectId) -> set[ObjectId]:
+def _reachable(nodes: Mapping[ObjectId, TreeNode], root: ObjectId) -> set[ObjectId]:
     reached = {root}
     waiting = [root]
     while waiting:

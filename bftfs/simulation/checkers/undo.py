@@ -27,7 +27,7 @@ from bftfs.query_update.object_type import ObjectTypes
 from bftfs.restoration.undo import Step
 from bftfs.simulation.checkers.candidates import CandidateRecord
 from bftfs.simulation.checkers.namespace import NamespaceModel, arguments_of, established_operations
-from bftfs.simulation.checkers.past import Contents, PastTree, Seen
+from bftfs.simulation.checkers.past import PastTree, SeenObject, WrittenContents
 
 Path = tuple[bytes, ...]
 
@@ -39,12 +39,12 @@ class Undone:
     client: ClientId
     since_us: int
     own: frozenset[LogicalTimestamp]  # what an audit said that it changed
-    before: dict[ObjectId, Seen]  # all that there was
+    before: dict[ObjectId, SeenObject]  # all that there was
     label: str  # what is put beside something bears this name
     steps: list[Step] = field(default_factory=list)
     failed: list[str] = field(default_factory=list)  # steps that were not done, and why
     again: list[Step] = field(default_factory=list)  # what a second run found to be done
-    after: dict[ObjectId, Seen] = field(default_factory=dict)
+    after: dict[ObjectId, SeenObject] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -54,7 +54,7 @@ class Restored:
     time_us: int
     delete: bool
     left: str  # what a second run has changed; nothing, if all is well
-    after: dict[ObjectId, Seen]
+    after: dict[ObjectId, SeenObject]
 
 
 # --- restore ---------------------------------------------------------------------------------
@@ -79,10 +79,10 @@ def check_restored(restored: Restored, then: PastTree, *, root: ObjectId) -> lis
     return findings
 
 
-_Tree = dict[Path, tuple[ObjectId, Seen]]
+_Tree = dict[Path, tuple[ObjectId, SeenObject]]
 
 
-def _by_path(objects: Mapping[ObjectId, Seen], root: ObjectId) -> _Tree:
+def _by_path(objects: Mapping[ObjectId, SeenObject], root: ObjectId) -> _Tree:
     found: _Tree = {}
     waiting: list[tuple[Path, ObjectId]] = [((), root)]
     while waiting:
@@ -101,7 +101,7 @@ def _shared(paths: Iterable[Path], tree: _Tree) -> set[frozenset[Path]]:
     return {frozenset(group) for group in groups.values()}
 
 
-def _difference(seen: Seen, mode: int, contents: set[bytes | None]) -> Iterator[str]:
+def _difference(seen: SeenObject, mode: int, contents: set[bytes | None]) -> Iterator[str]:
     if seen.attributes.mode != mode:
         yield f"has the mode {seen.attributes.mode:o}, and not {mode:o}"
     if seen.content is not None and seen.content not in contents:
@@ -137,7 +137,7 @@ def check_undone(
     *,
     established: int,
     types: ObjectTypes,
-    contents: Mapping[ObjectId, Contents],
+    contents: Mapping[ObjectId, WrittenContents],
     auditor: ClientId,
     root: ObjectId,
 ) -> list[str]:
@@ -170,7 +170,7 @@ def check_undone(
             changed = dict(record.contents[identifier, timestamp].delta)[ATTRIBUTES_KEY]
             assert changed is not None, "nobody takes an object's attributes away"
             covered_us = decode_attributes(changed).contents
-            known = contents.get(identifier, Contents())
+            known = contents.get(identifier, WrittenContents())
             # Blocks count for who wrote them, whoever covered them; if it is not known what others
             # would have left without the client's, they count for who covered them.
             others = known.without(undone.client, undone.since_us)

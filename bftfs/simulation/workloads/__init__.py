@@ -33,7 +33,7 @@ class Task:
 
 
 @dataclass(frozen=True, slots=True)
-class Evidence:
+class CorrectNodes:
     """What correct nodes have."""
 
     disks: Mapping[NodeId, StorageView]
@@ -42,7 +42,7 @@ class Evidence:
     retention: RetentionRecord | None = None  # where nodes collect
 
 
-class Session(Protocol):
+class ClientSession(Protocol):
     """A client's part in a workload, from its start to its crash: it holds protocol clients."""
 
     def prepare(self) -> Iterator[Task]:
@@ -63,13 +63,13 @@ class Workload(Protocol):
     # Where nodes collect: the first moment that they must keep, as it is now.
     kept_since_us: Callable[[], int] | None
 
-    def session(self, host: SimulatedClient, name: str) -> Session:
+    def session(self, host: SimulatedClient, name: str) -> ClientSession:
         """A client's session; a client that comes back after a crash starts a new one."""
 
     def findings(self) -> list[str]:
         """What is wrong with the history."""
 
-    def findings_on_disks(self, evidence: Evidence) -> list[str]:
+    def findings_on_disks(self, evidence: CorrectNodes) -> list[str]:
         """What is wrong with what correct nodes have accepted and kept, given the history."""
 
     def digested(self) -> Iterable[str]:

@@ -24,7 +24,7 @@ from bftfs.simulation.checkers.durability import check_bound, check_hosted
 from bftfs.simulation.checkers.linearizability import RegisterOperation, check_register
 from bftfs.simulation.deployment import CREDENTIALS, Sizes
 from bftfs.simulation.principals import SimulatedClient
-from bftfs.simulation.workloads import Evidence, Task
+from bftfs.simulation.workloads import CorrectNodes, Task
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +129,7 @@ class BlockWorkload:
             )
         return found
 
-    def findings_on_disks(self, evidence: Evidence) -> list[str]:
+    def findings_on_disks(self, evidence: CorrectNodes) -> list[str]:
         """Acknowledged writes are hosted, and hosted versions are what was written."""
         thresholds = self.sizes.read_write
         return check_bound(evidence.disks, N=thresholds.N) + check_hosted(

@@ -50,13 +50,13 @@ from bftfs.simulation.checkers.convergence import check_convergence
 from bftfs.simulation.checkers.durability import check_bound
 from bftfs.simulation.checkers.linearizability import RegisterOperation, check_register
 from bftfs.simulation.checkers.namespace import Call, check_namespace
-from bftfs.simulation.checkers.past import Contents, Listed, PastTree, check_past
+from bftfs.simulation.checkers.past import ListedVersions, PastTree, WrittenContents, check_past
 from bftfs.simulation.checkers.regularity import check_regular
-from bftfs.simulation.checkers.tree import Node, check_tree
+from bftfs.simulation.checkers.tree import TreeNode, check_tree
 from bftfs.simulation.checkers.undo import Restored, Undone, check_restored, check_undone
 from bftfs.simulation.deployment import CREDENTIALS, Sizes
 from bftfs.simulation.principals import SimulatedClient
-from bftfs.simulation.workloads import Evidence, Task
+from bftfs.simulation.workloads import CorrectNodes, Task
 from bftfs.simulation.workloads.past import CONTENT_BYTES, tree_of, versions_of
 from bftfs.simulation.workloads.undo import ROOT, restore, undo
 from bftfs.simulation.world import SECOND_US, START_US
@@ -110,15 +110,15 @@ class FileWorkload:
         self.made: set[ObjectId] = set()  # by mounts that show what they write when they close it
         self.calls: list[Call] = []  # on the namespace, by correct clients
         self.correct: dict[ClientId, None] = {}
-        self.tree: dict[ObjectId, Node] | None = None  # as the auditor has found it
+        self.tree: dict[ObjectId, TreeNode] | None = None  # as the auditor has found it
         self.pasts: list[PastTree] = []  # likewise, as of times
-        self.listed: dict[ObjectId, Listed] = {}  # versions of objects, likewise
+        self.listed: dict[ObjectId, ListedVersions] = {}  # versions of objects, likewise
         self.kept_since_us: Callable[[], int] | None = None
         self.no_longer_kept = 0  # times at which what was then had gone, as it may
         self.past_reads = 0  # before the audit
         self.undone: Undone | None = None  # what the auditor took back
         self.restored: Restored | None = None  # …and what it brought back
-        self.blocks: dict[ObjectId, Contents] = {}  # what correct clients wrote in files
+        self.blocks: dict[ObjectId, WrittenContents] = {}  # what correct clients wrote in files
         self.acknowledged: list[bytes] = []  # the keys of these versions
         self.done: list[str] = []  # operations that ended, for the digest
         self._items = 0
@@ -217,7 +217,7 @@ class FileWorkload:
                 found.append(f"{private.name!r} was removed, and is there")
         return found
 
-    def findings_on_disks(self, evidence: Evidence) -> list[str]:
+    def findings_on_disks(self, evidence: CorrectNodes) -> list[str]:
         """Each object has one chain, and hosted blocks are what was written."""
         found = list(evidence.candidates.findings)
         found += check_bound(evidence.disks, N=self.sizes.read_write.N)
@@ -282,7 +282,7 @@ class FileWorkload:
         client = self.random.choice(sorted(changed))
         return client, self.random.choice(sorted(changed[client])[-INTRUSIONS:])
 
-    def _findings_in_undo(self, evidence: Evidence, established: int) -> list[str]:
+    def _findings_in_undo(self, evidence: CorrectNodes, established: int) -> list[str]:
         found: list[str] = []
         if self.undone is not None:
             found += check_undone(
@@ -405,8 +405,8 @@ class _RecordedBlocks:
         """Read what was written."""
         return await self._client.written(block, timestamp)
 
-    def _contents(self, block: BlockId) -> Contents:
-        return self._workload.blocks.setdefault(inode_of(block), Contents())
+    def _contents(self, block: BlockId) -> WrittenContents:
+        return self._workload.blocks.setdefault(inode_of(block), WrittenContents())
 
 
 @dataclass(slots=True)
@@ -714,10 +714,10 @@ class FileSession:
 
     # --- audit -------------------------------------------------------------------------------
 
-    async def _walk(self) -> dict[ObjectId, Node]:
+    async def _walk(self) -> dict[ObjectId, TreeNode]:
         """Every object that is reachable or was heard of."""
         system = self._system
-        nodes: dict[ObjectId, Node] = {}
+        nodes: dict[ObjectId, TreeNode] = {}
         waiting = list(self.workload.known)
         while waiting:
             identifier = waiting.pop()
@@ -821,9 +821,9 @@ class FileSession:
                 raise
             return  # where each node has collected up to another version, no b + 1 lists are alike
         kept_us = 0 if kept_since_us is None else kept_since_us()
-        self.workload.listed[identifier] = Listed(versions, kept_us)
+        self.workload.listed[identifier] = ListedVersions(versions, kept_us)
 
-    def _take_down_tree(self, nodes: dict[ObjectId, Node], _at: float) -> None:
+    def _take_down_tree(self, nodes: dict[ObjectId, TreeNode], _at: float) -> None:
         self.workload.tree = nodes
 
 
@@ -832,8 +832,8 @@ def _unexpected(_error: BaseException, _at: float) -> bool:
     return False
 
 
-def _node(attributes: Attributes) -> Node:
-    return Node(
+def _node(attributes: Attributes) -> TreeNode:
+    return TreeNode(
         is_directory=attributes.is_directory,
         links=attributes.links,
         parent=attributes.parent if attributes.is_directory else None,

@@ -49,7 +49,7 @@ class Audit(Record, frozen=True):
     """How do these accounts stand?"""
 
 
-class Account(Record, frozen=True):
+class LedgerAccount(Record, frozen=True):
     """How one account stands: balance, length of its journal, and the journal's hash chain."""
 
     balance: int
@@ -60,10 +60,10 @@ class Account(Record, frozen=True):
 class Accounts(Record, frozen=True):
     """How each account stands, in the order of the roles."""
 
-    accounts: tuple[Account, ...]
+    accounts: tuple[LedgerAccount, ...]
 
 
-class Journal(Record, frozen=True):
+class LedgerJournal(Record, frozen=True):
     """The labels of all updates of one account, in order."""
 
     labels: tuple[bytes, ...]
@@ -79,8 +79,8 @@ def _number(state: State, key: bytes) -> int:
     return 0 if stored is None else int.from_bytes(stored, "big", signed=True)
 
 
-def _stand(state: State) -> Account:
-    return Account(
+def _stand(state: State) -> LedgerAccount:
+    return LedgerAccount(
         _number(state, _BALANCE), _number(state, _COUNT), state.get(_CHAIN) or FIRST_CHAIN
     )
 
@@ -115,8 +115,8 @@ def _audit(states: tuple[State, ...], _: Audit, __: Caller) -> Accounts:
     return Accounts(tuple(_stand(state) for state in states))
 
 
-def _journal(states: tuple[State], _: Audit, __: Caller) -> Journal:
-    return Journal(tuple(label for _, label in states[0].scan(_ENTRY, _ENTRY + b"\xff" * 5)))
+def _journal(states: tuple[State], _: Audit, __: Caller) -> LedgerJournal:
+    return LedgerJournal(tuple(label for _, label in states[0].scan(_ENTRY, _ENTRY + b"\xff" * 5)))
 
 
 def ledger_types() -> ObjectTypes:
@@ -129,7 +129,7 @@ def ledger_types() -> ObjectTypes:
     return ObjectTypes(
         (
             Method("ledger.deposit", True, (account,), Deposit, deposit, Accounts),
-            Method("ledger.journal", False, (account,), Audit, journal, Journal),
+            Method("ledger.journal", False, (account,), Audit, journal, LedgerJournal),
             *(
                 Method(f"ledger.transfer{n}", True, (account,) * n, Transfer, transfer, Accounts)
                 for n in (2, 3)

@@ -29,16 +29,16 @@ from bftfs.simulation.checkers.convergence import check_convergence
 from bftfs.simulation.checkers.serializability import ObjectOperation, check_operations
 from bftfs.simulation.deployment import CREDENTIALS, Sizes
 from bftfs.simulation.principals import SimulatedClient
-from bftfs.simulation.workloads import Evidence, Task
+from bftfs.simulation.workloads import CorrectNodes, Task
 from bftfs.simulation.workloads.ledger import (
     ACCOUNT,
     FIRST_CHAIN,
     MOST_MONEY,
-    Account,
     Accounts,
     Audit,
     Deposit,
-    Journal,
+    LedgerAccount,
+    LedgerJournal,
     Transfer,
     next_chain,
 )
@@ -77,7 +77,7 @@ class ObjectEntry:
 class _Model:
     """The objects as they would be if operations took place one after the other."""
 
-    accounts: dict[int, Account] = field(default_factory=dict)
+    accounts: dict[int, LedgerAccount] = field(default_factory=dict)
 
     def __call__(self, operation: ObjectOperation) -> Any:
         """The answer that `operation` must have been given."""
@@ -96,12 +96,12 @@ class _Model:
                 pass
         return Accounts(tuple(self._stand(number) for number in objects))
 
-    def _stand(self, number: int) -> Account:
-        return self.accounts.get(number, Account(0, 0, FIRST_CHAIN))
+    def _stand(self, number: int) -> LedgerAccount:
+        return self.accounts.get(number, LedgerAccount(0, 0, FIRST_CHAIN))
 
     def _enter(self, number: int, label: bytes, change: int) -> None:
         stand = self._stand(number)
-        self.accounts[number] = Account(
+        self.accounts[number] = LedgerAccount(
             stand.balance + change, stand.count + 1, next_chain(stand.chain, label)
         )
 
@@ -256,6 +256,16 @@ class ObjectWorkload:
                 found.append(f"{entry} took place at {list(places)} only")
             elif entry.error:
                 found.append(f"{entry} was refused, and took place")
+        self._check_answers(found, positions, chains)
+        return positions
+
+    def _check_answers(
+        self,
+        found: list[str],
+        positions: dict[bytes, dict[Hashable, int]],
+        chains: dict[tuple[int, int], bytes],
+    ) -> None:
+        """Every answer commits to the journals as they are in the end."""
         for entry in self.history:
             if entry.responded == inf or entry.error or not isinstance(entry.answer, Accounts):
                 continue
@@ -267,7 +277,6 @@ class ObjectWorkload:
                 known = chains.setdefault((number, stand.count), stand.chain)
                 if known != stand.chain:
                     found.append(f"{entry} was answered from another past of account {number}")
-        return positions
 
     def _check_counters(self, found: list[str]) -> None:
         """A counter counts all increments that ended, and at most those that did not."""
@@ -282,7 +291,7 @@ class ObjectWorkload:
                     f"{len(increments) - ended} that did not"
                 )
 
-    def findings_on_disks(self, evidence: Evidence) -> list[str]:
+    def findings_on_disks(self, evidence: CorrectNodes) -> list[str]:
         """Every acknowledged update is on its objects' chains, and each has one chain."""
         found = list(evidence.candidates.findings)
         established = self.sizes.query_update.q - evidence.byzantine
@@ -395,7 +404,7 @@ class ObjectSession:
         workload = self._workload
 
         def ended(result: Any, _at: float) -> None:
-            journal: Journal = result.answer
+            journal: LedgerJournal = result.answer
             workload.journals[number] = journal.labels
 
         conversation = partial(

@@ -13,16 +13,16 @@ from bftfs.identifiers import ObjectId
 from bftfs.query_update.history import ZERO
 from bftfs.query_update.messages import PastVersion
 from bftfs.query_update.past_reading import PastReader
-from bftfs.simulation.checkers.past import Seen
+from bftfs.simulation.checkers.past import SeenObject
 from bftfs.simulation.deployment import CREDENTIALS
 
 CONTENT_BYTES: Final = 48  # of every file
 _PAGE: Final = 7  # versions; so few that there are several pages
 
 
-async def tree_of(view: FileSystem, root: ObjectId, who: Credentials) -> dict[ObjectId, Seen]:
+async def tree_of(view: FileSystem, root: ObjectId, who: Credentials) -> dict[ObjectId, SeenObject]:
     """Everything that the root leads to; nothing if it is not there."""
-    found: dict[ObjectId, Seen] = {}
+    found: dict[ObjectId, SeenObject] = {}
     waiting = [root]
     while waiting:
         identifier = waiting.pop()
@@ -34,7 +34,7 @@ async def tree_of(view: FileSystem, root: ObjectId, who: Credentials) -> dict[Ob
             if identifier == root:
                 return found
             raise
-        seen = found[identifier] = Seen(attributes)
+        seen = found[identifier] = SeenObject(attributes)
         if attributes.is_directory:
             opened = await view.open_directory(identifier, who)
             after = 0

@@ -26,7 +26,7 @@ from bftfs.restoration.sight import Sight
 from bftfs.restoration.trail import Trail, follow
 from bftfs.restoration.undo import Step, Undoing
 from bftfs.simulation.deployment import CREDENTIALS, Deployment, Sizes
-from bftfs.simulation.network import Network, NetworkFaults
+from bftfs.simulation.network import NetworkFaults, SimulatedNetwork
 from bftfs.simulation.world import World
 
 SIZES = Sizes.smallest(t=1, b=1)
@@ -139,7 +139,7 @@ class Stage:
 
     def __init__(self) -> None:
         self.world = World(0)
-        network = Network(self.world, NetworkFaults())
+        network = SimulatedNetwork(self.world, NetworkFaults())
         self.deployment = Deployment(self.world, network, SIZES, types=file_system_types())
         self.honest, self.intruder = User(self, "honest"), User(self, "intruder")
         self.honest.run(self.honest.files.format(CREDENTIALS, block_bytes=BLOCK))

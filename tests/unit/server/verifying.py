@@ -19,7 +19,7 @@ from bftfs.read_write.version_row import VERIFIED
 from bftfs.read_write.writing import Encoded, encode
 from bftfs.server.block_verification import LazyVerifier, VerificationSettings
 from bftfs.simulation.deployment import Deployment, Sizes
-from bftfs.simulation.network import Kind, Network, NetworkFaults
+from bftfs.simulation.network import Kind, NetworkFaults, SimulatedNetwork
 from bftfs.simulation.principals import SimulatedClient, node_endpoint
 from bftfs.simulation.world import START_US, World
 from bftfs.storage import Table
@@ -35,7 +35,7 @@ def block(number: int) -> BlockId:
     return block_id(FILE, incarnation=0, number=number)
 
 
-class CountingNetwork(Network):
+class CountingNetwork(SimulatedNetwork):
     """Counts messages between different nodes, by kind."""
 
     def __init__(self, world: World) -> None:

@@ -18,7 +18,7 @@ from bftfs.server.step import Ready, Role, Sender
 from bftfs.simulation.byzantine.positions import NodePosition, mutated
 from bftfs.simulation.byzantine.registry import CLIENTS, NODES, corrupted
 from bftfs.simulation.deployment import Deployment, Sizes
-from bftfs.simulation.network import Network, NetworkFaults
+from bftfs.simulation.network import NetworkFaults, SimulatedNetwork
 from bftfs.simulation.scenario import TYPES
 from bftfs.simulation.world import START_US, World
 from bftfs.storage import MemoryStorage, Table, Write
@@ -35,8 +35,9 @@ class Stage:
 
     def __init__(self, *names: str, seed: int = 1) -> None:
         world = World(seed)
+        network = SimulatedNetwork(world, NetworkFaults())
         sizes = Sizes.smallest(t=1, b=1)
-        self.deployment = Deployment(world, Network(world, NetworkFaults()), sizes, types=TYPES)
+        self.deployment = Deployment(world, network, sizes, types=TYPES)
         position = NodePosition(
             NODE,
             self.deployment.servers(NODE),

@@ -12,9 +12,9 @@ from bftfs.query_update.counter import Increment
 from bftfs.simulation.deployment import Sizes
 from bftfs.simulation.workloads.ledger import (
     FIRST_CHAIN,
-    Account,
     Accounts,
     Deposit,
+    LedgerAccount,
     Transfer,
     ledger_types,
     next_chain,
@@ -40,7 +40,7 @@ class History:
         self.workload = ObjectWorkload(Random(1), Sizes.smallest(t=1, b=1), ledger_types(), mix)
         self.workload.journals = {ONE: (b"a", b"b"), TWO: (b"b",)}
         self.deposit = self.add(
-            "ledger.deposit", (ONE,), Deposit(b"a", 5), 0, 1, [Account(5, 1, chain(b"a"))]
+            "ledger.deposit", (ONE,), Deposit(b"a", 5), 0, 1, [LedgerAccount(5, 1, chain(b"a"))]
         )
         self.transfer = self.add(
             "ledger.transfer2",
@@ -48,7 +48,7 @@ class History:
             Transfer(b"b", 2),
             2,
             3,
-            [Account(3, 2, chain(b"a", b"b")), Account(2, 1, chain(b"b"))],
+            [LedgerAccount(3, 2, chain(b"a", b"b")), LedgerAccount(2, 1, chain(b"b"))],
         )
 
     def add(
@@ -58,7 +58,7 @@ class History:
         arguments: Any,
         invoked: float,
         responded: float,
-        stands: list[Account] | None,
+        stands: list[LedgerAccount] | None,
     ) -> ObjectEntry:
         answer = Accounts(tuple(stands)) if stands else None
         entry = ObjectEntry("c", method, objects, arguments, True, invoked, responded, answer)
@@ -108,13 +108,13 @@ def test_a_refused_update_that_took_place_is_found() -> None:
 
 def test_an_answer_from_another_past_is_found() -> None:
     history = History()
-    history.deposit.answer = Accounts((Account(5, 1, chain(b"x")),))
+    history.deposit.answer = Accounts((LedgerAccount(5, 1, chain(b"x")),))
     assert history.finds("another past")
 
 
 def test_a_wrong_balance_is_found() -> None:
     history = History()
-    history.deposit.answer = Accounts((Account(6, 1, chain(b"a")),))
+    history.deposit.answer = Accounts((LedgerAccount(6, 1, chain(b"a")),))
     assert history.finds("should have been")
 
 

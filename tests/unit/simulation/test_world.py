@@ -6,7 +6,7 @@ from typing import Any
 
 from bftfs.envelope import REQUESTS, HealthRequest
 from bftfs.simulation.disk import Disk
-from bftfs.simulation.network import Kind, Network, NetworkFaults
+from bftfs.simulation.network import Kind, NetworkFaults, SimulatedNetwork
 from bftfs.simulation.world import World
 from bftfs.storage import Table, Write
 
@@ -39,7 +39,7 @@ class _Endpoints:
 
     def __init__(self, faults: NetworkFaults, seed: int = 1) -> None:
         self.world = World(seed)
-        self.network = Network(self.world, faults)
+        self.network = SimulatedNetwork(self.world, faults)
         self.arrived: list[tuple[str, Any]] = []
         for name in ("a", "b"):
             self.network.attach(name, self._receiver(name))
