@@ -1,6 +1,6 @@
 """Is a candidate a complete write, one that may be complete, or one that cannot be? [PASIS §3.4.4]
 
-**Rule.** With C the nodes whose valid responses host the candidate, and H all nodes whose valid
+**Rule 1.** With C the nodes whose valid responses host the candidate, and H all nodes whose valid
 responses say whether they host it (C ⊆ H):
 
     |C| >= QC + b  and  |H| >= N - QC + 1      complete                                  (3.2)
@@ -13,11 +13,30 @@ too, and still fewer than QC do. Since b < QC - t (3.4), b liars fabricate nothi
 repairable, and since m <= QC - t (3.5) whatever is repairable can be decoded. The second half of
 the first line is `ReadWriteThresholds.first_asked`: no newer complete write can have been
 overlooked.
+
+**Rule 2, damaged nodes.** A response with a false fragment is discarded, and one more is awaited
+[PASIS §3.4.3.3]. But if more than b nodes send such, or the others stay silent, then disks are
+damaged beyond the fault model, and discarding what these nodes list would waste good fragments for
+want of N - t valid responses. To count it then is safe, since what any N - t responses show may
+come from b liars anyway; and as soon as N - t valid responses decide, it no longer counts.
+
+**Rule 3, forgetful nodes.** A node that has collected the versions a read of the past asks for has
+not said whether it hosted them. If the silent stay silent, up to b forgetful nodes count as heard:
+N - t - b others meet every QC nodes by (3.4), so no newer complete version is overlooked. They may
+have hosted the candidate or not, so it must be of the same use to the reader in both cases.
+
+**Rule 4, patience.** N - t responses decide. But while the nodes not heard could make an incomplete
+candidate repairable, or a repairable one complete, one more round trip to them is cheaper than a
+repair, and finds what is left of a version when more was lost than the fault model allows.
+
+Rules 1 to 3 are shown for all small systems in `tests/properties/test_read_write_classification.py`
+and `test_read_write_loss.py`.
 """
 
 from __future__ import annotations
 
 from enum import Enum
+from typing import NamedTuple
 
 from bftfs.thresholds import ReadWriteThresholds
 
@@ -31,8 +50,26 @@ class Classification(Enum):
     UNDECIDED = "undecided"
 
 
+class Evidence(NamedTuple):
+    """What the replies to one read show of one candidate, in numbers of nodes."""
+
+    hosting: int  # valid responses list it
+    heard: int  # valid responses say whether the node hosts it
+    damaged_hosting: int = 0  # the same two, of nodes that sent a false fragment
+    damaged_heard: int = 0
+    forgetful: int = 0  # has collected what it may have hosted at or below the candidate
+    pending: int = 0  # may still say whether it hosts the candidate
+
+
+class Judgement(NamedTuple):
+    """What a reader makes of a candidate."""
+
+    classification: Classification
+    is_final: bool  # False: more replies decide, or could change it for the better
+
+
 def classify(thresholds: ReadWriteThresholds, *, hosting: int, heard: int) -> Classification:
-    """The class of a candidate that `hosting` of the `heard` nodes host."""
+    """Rule 1: the class of a candidate that `hosting` of the `heard` nodes host."""
     if hosting >= thresholds.complete and heard >= thresholds.first_asked:
         return Classification.COMPLETE
     if heard < thresholds.responses:
@@ -40,3 +77,37 @@ def classify(thresholds: ReadWriteThresholds, *, hosting: int, heard: int) -> Cl
     if hosting < thresholds.repairable:
         return Classification.INCOMPLETE
     return Classification.REPAIRABLE
+
+
+def judge(
+    thresholds: ReadWriteThresholds,
+    evidence: Evidence,
+    *,
+    counts_damaged: bool,
+    counts_forgetful: bool,
+) -> Judgement:
+    """Rules 1 to 4; `counts_damaged` and `counts_forgetful` tell whether rules 2 and 3 apply."""
+    hosting, heard = evidence.hosting, evidence.heard
+    found = classify(thresholds, hosting=hosting, heard=heard)
+    if found is Classification.UNDECIDED and counts_damaged:
+        hosting += evidence.damaged_hosting
+        heard += evidence.damaged_heard
+        found = classify(thresholds, hosting=hosting, heard=heard)
+    if (
+        found is Classification.UNDECIDED
+        and counts_forgetful
+        and 0 < evidence.forgetful <= thresholds.b
+    ):
+        without, with_them = (
+            classify(thresholds, hosting=each, heard=heard + evidence.forgetful)
+            for each in (hosting, hosting + evidence.forgetful)
+        )
+        incomplete = Classification.INCOMPLETE
+        if (without is incomplete) is (with_them is incomplete):
+            found = without
+    if found is Classification.UNDECIDED or found is Classification.COMPLETE:
+        return Judgement(found, found is Classification.COMPLETE)
+    better = thresholds.complete
+    if found is Classification.INCOMPLETE:
+        better = thresholds.repairable
+    return Judgement(found, not hosting or hosting + evidence.pending < better)

@@ -25,7 +25,7 @@ from bftfs.read_write.placement import fragment_index, rotation_of
 from bftfs.read_write.responses import Responses
 from bftfs.read_write.session import Session
 from bftfs.read_write.timestamp import ZERO, BlockTimestamp, successor_of
-from bftfs.read_write.validation import item_of, regenerate
+from bftfs.read_write.validation import validate
 
 
 class Fragment(Enum):
@@ -149,11 +149,7 @@ async def _is_valid(session: Session, responses: Responses, version: BlockTimest
     if len(fragments) < session.thresholds.m:
         return False
     checksum = responses.cross_checksum(version)
-    generated = await Compute(partial(regenerate, session.code, checksum, fragments))
-    first = session.thresholds.m
-    return generated is not None and (
-        item_of(session.code, dict(enumerate(generated[:first]))) is not None
-    )
+    return await Compute(partial(validate, session.code, checksum, fragments)) is not None
 
 
 # --- judging ------------------------------------------------------------------------------------

@@ -8,11 +8,30 @@ and compares their digests with the cross-checksum. Only a single-valued write c
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import NamedTuple
 
 from bftfs.coding import cross_checksum
 from bftfs.coding.cross_checksum import CrossChecksum
 from bftfs.coding.erasure import Buffer, ErasureCode
 from bftfs.errors import MalformedMessage
+
+
+class Validated(NamedTuple):
+    """What a version holds that a correct client may have written."""
+
+    fragments: tuple[Buffer, ...]  # all N
+    item: bytes
+
+
+def validate(
+    code: ErasureCode, checksum: CrossChecksum, fragments: Mapping[int, Buffer]
+) -> Validated | None:
+    """The version that `fragments`, at least m, belong to; None if it is poisonous."""
+    generated = regenerate(code, checksum, fragments)
+    if generated is None:
+        return None
+    item = item_of(code, dict(enumerate(generated[: code.m])))
+    return None if item is None else Validated(generated, item)
 
 
 def regenerate(

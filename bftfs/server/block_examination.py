@@ -10,16 +10,23 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from enum import Enum
+from functools import partial
 
 from bftfs.coding import cross_checksum
 from bftfs.coding.cross_checksum import CrossChecksum
+from bftfs.conversation import Compute
 from bftfs.errors import OperationFailed
 from bftfs.identifiers import BlockId, NodeId
 from bftfs.read_write import version_row
+from bftfs.read_write.classification import Classification
+from bftfs.read_write.descent import Usable
+from bftfs.read_write.messages import ReadReply
 from bftfs.read_write.placement import fragment_index
-from bftfs.read_write.reading import Examination, Reading
+from bftfs.read_write.reading import Reading, Version
+from bftfs.read_write.responses import Responses
 from bftfs.read_write.session import Session
 from bftfs.read_write.timestamp import BlockTimestamp, version_key
+from bftfs.read_write.validation import validate
 from bftfs.read_write.version_row import VERIFIED
 from bftfs.storage import StorageView, Table, Write
 
@@ -52,19 +59,55 @@ class Findings:
     idle_ms: Mapping[NodeId, int]  # for how long clients have left each node alone, as it claims
 
 
+class _Examination:
+    """The `Examiner` of one verification: it validates every candidate, and repairs none."""
+
+    __slots__ = ("_index", "_node", "_session", "idle_ms", "own", "poisonous")
+
+    def __init__(self, session: Session, block: BlockId, node: NodeId) -> None:
+        self._session = session
+        self._node = node
+        self._index = fragment_index(block, node, session.thresholds.N)
+        self.idle_ms: dict[NodeId, int] = {}
+        self.poisonous: list[BlockTimestamp] = []
+        self.own: Own | None = None
+
+    def order(self, nodes: tuple[NodeId, ...]) -> tuple[NodeId, ...]:
+        """The node asks those with stripes, then itself before others."""
+        m = self._session.thresholds.m
+        return tuple(dict.fromkeys((*nodes[:m], self._node, *nodes)))
+
+    def heard(self, node: NodeId, reply: ReadReply) -> None:
+        """Take down for how long clients have left the peer alone."""
+        self.idle_ms[node] = reply.idle_ms
+
+    async def use(self, responses: Responses, usable: Usable) -> Version | None:
+        """The candidate, if it is valid and complete.
+
+        [LazyVer §3.8.3] A node that verifies need not repair: it reads prior versions until it
+        finds a complete one. A version that fails validation is poisonous whichever nodes host it.
+        """
+        timestamp, code = usable.timestamp, self._session.code
+        checksum, fragments = responses.cross_checksum(timestamp), responses.fragments(timestamp)
+        valid = await Compute(partial(validate, code, checksum, fragments))
+        if valid is None:
+            self.poisonous.append(timestamp)
+            return None
+        if usable.classification is Classification.REPAIRABLE:
+            return None
+        self.own = Own(checksum, memoryview(valid.fragments[self._index]))
+        return Version(timestamp, None)
+
+
 async def verify(session: Session, block: BlockId, node: NodeId) -> Findings | None:
     """Verify `block` for `node`; None if its peers do not let it."""
-    examination = Examination(node)
+    examination = _Examination(session, block, node)
     try:
         version = await Reading(session, block, None, examination).run()
     except OperationFailed:
         return None
-    encoded, own = examination.encoded, None
-    if encoded is not None:
-        index = fragment_index(block, node, session.thresholds.N)
-        own = Own(encoded.cross_checksum, memoryview(encoded.fragments[index]))
     poisonous = tuple(examination.poisonous)
-    return Findings(block, version.timestamp, poisonous, own, examination.idle_ms)
+    return Findings(block, version.timestamp, poisonous, examination.own, examination.idle_ms)
 
 
 def settled(

@@ -46,7 +46,7 @@ from bftfs.read_write.timestamp import (
     time_of,
     timestamp_of,
 )
-from bftfs.read_write.validation import item_of, regenerate
+from bftfs.read_write.validation import validate
 from bftfs.server.background import HealingTally, Place, ask_all, clients_are_busy, look
 from bftfs.server.block_examination import Own
 from bftfs.server.recovery import BLOCKS, Recovery
@@ -125,10 +125,10 @@ async def rebuild(
             )
             await ask(1)
     checksum, fragments = responses.cross_checksum(timestamp), responses.fragments(timestamp)
-    generated = await Compute(partial(regenerate, session.code, checksum, fragments))
-    if generated is None or item_of(session.code, dict(enumerate(generated[:m]))) is None:
+    valid = await Compute(partial(validate, session.code, checksum, fragments))
+    if valid is None:
         return NEEDLESS
-    return Own(checksum, memoryview(generated[fragment_index(block, me, N)]))
+    return Own(checksum, memoryview(valid.fragments[fragment_index(block, me, N)]))
 
 
 # --- all of them --------------------------------------------------------------------------------

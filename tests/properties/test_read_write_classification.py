@@ -9,7 +9,7 @@ from itertools import combinations, product
 
 import pytest
 
-from bftfs.read_write.classification import Classification, classify
+from bftfs.read_write.classification import Classification, Evidence, classify, judge
 from bftfs.thresholds import ReadWriteThresholds
 
 
@@ -84,6 +84,32 @@ def test_more_hosts_never_make_a_candidate_worse(sizes: ReadWriteThresholds) -> 
             for hosting in range(heard + 1)
         ]
         assert verdicts == sorted(verdicts)
+
+
+@pytest.mark.parametrize("sizes", systems(7), ids=str)
+def test_a_reader_waits_if_and_only_if_it_may_help(sizes: ReadWriteThresholds) -> None:
+    order = [Classification.INCOMPLETE, Classification.REPAIRABLE, Classification.COMPLETE]
+    for heard in range(sizes.responses, sizes.N + 1):
+        for hosting, pending in product(range(heard + 1), range(sizes.N - heard + 1)):
+            evidence = Evidence(hosting, heard, pending=pending)
+            found, is_final = judge(sizes, evidence, counts_damaged=True, counts_forgetful=True)
+            best = classify(sizes, hosting=hosting + pending, heard=heard + pending)
+            assert found is classify(sizes, hosting=hosting, heard=heard)
+            assert is_final == (not hosting or order.index(best) <= order.index(found))
+
+
+@pytest.mark.parametrize("sizes", systems(7), ids=str)
+def test_damaged_nodes_count_only_where_others_do_not_decide(sizes: ReadWriteThresholds) -> None:
+    for heard, damaged in product(range(sizes.N + 1), range(sizes.N + 1)):
+        for hosting, listing in product(range(heard + 1), range(damaged + 1)):
+            evidence = Evidence(hosting, heard, listing, damaged)
+            without, _ = judge(sizes, evidence, counts_damaged=False, counts_forgetful=False)
+            found, _ = judge(sizes, evidence, counts_damaged=True, counts_forgetful=False)
+            assert without is classify(sizes, hosting=hosting, heard=heard)
+            if without is Classification.UNDECIDED:
+                assert found is classify(sizes, hosting=hosting + listing, heard=heard + damaged)
+            else:
+                assert found is without
 
 
 def test_by_enumeration_of_the_sets_themselves() -> None:

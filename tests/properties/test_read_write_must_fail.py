@@ -94,7 +94,7 @@ def test_without_validation_of_cross_checksums(monkeypatch: pytest.MonkeyPatch) 
         item = item_of(code, fragments)
         return None if item is None else code.encode(item)
 
-    monkeypatch.setattr("bftfs.read_write.reading.regenerate", believe)
+    monkeypatch.setattr("bftfs.read_write.validation.regenerate", believe)
     monkeypatch.setattr("bftfs.read_write.responses.Responses.verified", lambda *_: False)
     assert what_two_readers_see() - {ITEM}
 

@@ -12,7 +12,7 @@ import pytest
 
 from bftfs.coding.cross_checksum import CrossChecksum
 from bftfs.coding.erasure import Buffer, ErasureCode
-from bftfs.read_write import reading
+from bftfs.read_write import validation
 from bftfs.read_write.responses import Responses
 from bftfs.read_write.server import ReadWriteServer
 from bftfs.read_write.timestamp import BlockTimestamp
@@ -72,7 +72,7 @@ def test_no_regeneration_by_the_reader(monkeypatch: pytest.MonkeyPatch) -> None:
     ) -> tuple[Buffer, ...] | None:
         return code.regenerate({index: fragments[index] for index in sorted(fragments)[: code.m]})
 
-    monkeypatch.setattr(reading, "regenerate", decode_only)
+    monkeypatch.setattr(validation, "regenerate", decode_only)
     assert hunt(attacks(client="poisonous-writer"), reads_what_nobody_wrote)
 
 

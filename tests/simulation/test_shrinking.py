@@ -10,7 +10,7 @@ import pytest
 from bftfs.coding.cross_checksum import CrossChecksum
 from bftfs.coding.erasure import Buffer, ErasureCode
 from bftfs.identifiers import NodeId
-from bftfs.read_write import reading
+from bftfs.read_write import validation
 from bftfs.simulation.campaign import examine
 from bftfs.simulation.configuration import ClientPlan, Configuration, draw
 from bftfs.simulation.faults import FaultPlan
@@ -28,7 +28,7 @@ def test_a_planted_bug_is_shown_by_a_handful_of_operations(monkeypatch: pytest.M
     ) -> tuple[Buffer, ...] | None:
         return code.regenerate({index: fragments[index] for index in sorted(fragments)[: code.m]})
 
-    monkeypatch.setattr(reading, "regenerate", decode_only)
+    monkeypatch.setattr(validation, "regenerate", decode_only)
     configuration = attacked(1, kind="blocks", node="slow", client="poisonous-writer")
     outcome = examine(configuration)
     assert outcome.smallest is not None

@@ -585,7 +585,7 @@ def test_a_version_that_b_plus_one_nodes_have_verified_is_not_regenerated(
     world.settle()
     regenerated = []
     monkeypatch.setattr(
-        "bftfs.read_write.reading.regenerate", lambda *given: regenerated.append(given)
+        "bftfs.read_write.validation.regenerate", lambda *given: regenerated.append(given)
     )
 
     def mark_verified(number: int) -> None:
@@ -610,7 +610,7 @@ def test_own_writes_and_versions_read_before_are_not_regenerated(
     alice, bob = world.client("alice"), world.client("bob")
     alice.write(ITEM)
     assert bob.read().item == ITEM
-    monkeypatch.setattr("bftfs.read_write.reading.regenerate", None)
+    monkeypatch.setattr("bftfs.read_write.validation.regenerate", None)
     assert alice.read().item == ITEM
     assert bob.read().item == ITEM
     with pytest.raises(TypeError):
