@@ -21,9 +21,10 @@ want of N - t valid responses. To count it then is safe, since what any N - t re
 come from b liars anyway; and as soon as N - t valid responses decide, it no longer counts.
 
 **Rule 3, forgetful nodes.** A node that has collected the versions a read of the past asks for has
-not said whether it hosted them. If the silent stay silent, up to b forgetful nodes count as heard:
-N - t - b others meet every QC nodes by (3.4), so no newer complete version is overlooked. They may
-have hosted the candidate or not, so it must be of the same use to the reader in both cases.
+not said whether it hosted them. If the silent stay silent, up to b forgetful nodes make up for the
+responses missing to N - t: the N - t - b others meet every QC nodes by (3.4), so no newer complete
+version is overlooked. The forgetful may have hosted the candidate or not, so it must be of the same
+use to the reader in both cases.
 
 **Rule 4, patience.** N - t responses decide. But while the nodes not heard could make an incomplete
 candidate repairable, or a repairable one complete, one more round trip to them is cheaper than a
@@ -97,6 +98,7 @@ def judge(
         found is Classification.UNDECIDED
         and counts_forgetful
         and 0 < evidence.forgetful <= thresholds.b
+        and heard + evidence.forgetful >= thresholds.responses
     ):
         without, with_them = (
             classify(thresholds, hosting=each, heard=heard + evidence.forgetful)

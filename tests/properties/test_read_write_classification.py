@@ -87,6 +87,33 @@ def test_more_hosts_never_make_a_candidate_worse(sizes: ReadWriteThresholds) -> 
 
 
 @pytest.mark.parametrize("sizes", systems(7), ids=str)
+def test_forgetful_nodes_mislead_nobody(sizes: ReadWriteThresholds) -> None:
+    """Whatever nodes that have collected a candidate had hosted, and whichever of them lie."""
+    N, b, QC = sizes.N, sizes.b, sizes.QC
+    for hosts, heard_hosts, heard_others, forgotten_hosts, forgotten_others, liars in product(
+        range(N + 1), range(N + 1), range(N + 1), range(b + 1), range(b + 1), range(b + 1)
+    ):
+        others = N - liars - hosts
+        forgetful = forgotten_hosts + forgotten_others
+        if heard_hosts + forgotten_hosts > hosts or heard_others + forgotten_others > others:
+            continue
+        for claims in range(liars + 1):
+            hosting, heard = heard_hosts + claims, heard_hosts + heard_others + liars
+            evidence = Evidence(hosting, heard, forgetful=forgetful)
+            found, _ = judge(sizes, evidence, counts_damaged=False, counts_forgetful=True)
+            if found is not classify(sizes, hosting=hosting, heard=heard):
+                assert 0 < forgetful <= b
+                assert heard + QC > N  # no newer complete version was overlooked
+            if found is Classification.COMPLETE:
+                assert hosts >= QC
+            elif found is Classification.INCOMPLETE:
+                assert hosts < QC
+            elif found is Classification.REPAIRABLE:
+                assert hosts > 0
+                assert hosting >= sizes.m
+
+
+@pytest.mark.parametrize("sizes", systems(7), ids=str)
 def test_a_reader_waits_if_and_only_if_it_may_help(sizes: ReadWriteThresholds) -> None:
     order = [Classification.INCOMPLETE, Classification.REPAIRABLE, Classification.COMPLETE]
     for heard in range(sizes.responses, sizes.N + 1):
