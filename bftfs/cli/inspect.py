@@ -255,34 +255,14 @@ def _print(report: dict[str, Any]) -> None:
         console.width = _WIDTH
     console.print(f"{report['path']}: {report['kind']}, {report['size']} bytes")
     nodes = [f"node {node}" for node in range(report["n"])]
-    table = Table("object", "version", *nodes, "survives", box=SIMPLE)
-    for row in report["objects"]:
-        table.add_row(
-            row["name"],
-            _moment(row["version"]) or "(initial)",
-            *("ok" if each["has"] == Copy.LATEST.value else each["has"] for each in row["nodes"]),
-            _survives(row["survives"]),
-        )
-    console.print(table)
+    console.print(_objects_table(report, nodes))
     console.print("survives: so many more nodes may fail, and it can still be used")
     if report["blocks"]:
-        table = Table(
-            "block", "version", "written by", *nodes, "verified since", "survives", box=SIMPLE
-        )
-        for row in report["blocks"]:
-            table.add_row(
-                str(row["number"]),
-                "hole" if row["hole"] else _moment(row["version"]),
-                row["written_by"] or "",
-                *map(_cell, row["nodes"]) if not row["hole"] else [""] * report["n"],
-                _verified(row),
-                _survives(row["survives"]),
-            )
-        console.print(table)
+        console.print(_blocks_table(report, nodes))
         console.print(
             f"A block is read from any {report['needed']} of {report['fragments']} fragments; in "
             "the table, the fragment of each node. Fragments marked ok have been checked by this "
-            f"client at {_moment(report['inspected'])}; v: the node claims to have verified it. "
+            f"client at {_shown(report['inspected'])}; v: the node claims to have verified it. "
             f"Verified since: by then {report['b'] + 1} nodes had, by their word, and no more than "
             f"{report['b']} can lie."
         )
@@ -292,11 +272,39 @@ def _print(report: dict[str, Any]) -> None:
     for line in (*_reasons(report), *_passed_over(report)):
         console.print(line)
     claims = report["scrubbed_claims"].items()
-    said = ", ".join(f"node {node} {_moment(at)}" for node, at in claims if at is not None)
+    said = ", ".join(f"node {node} {_shown(at)}" for node, at in claims if at is not None)
     console.print(f"stores scrubbed last (or made), as the nodes claim: {said or 'never'}")
 
 
-def _moment(text: str | None) -> str:
+def _objects_table(report: dict[str, Any], nodes: list[str]) -> Table:
+    table = Table("object", "version", *nodes, "survives", box=SIMPLE)
+    for row in report["objects"]:
+        table.add_row(
+            row["name"],
+            _shown(row["version"]) or "(initial)",
+            *("ok" if each["has"] == Copy.LATEST.value else each["has"] for each in row["nodes"]),
+            _survives(row["survives"]),
+        )
+    return table
+
+
+def _blocks_table(report: dict[str, Any], nodes: list[str]) -> Table:
+    columns = ("block", "version", "written by", *nodes, "verified since", "survives")
+    table = Table(*columns, box=SIMPLE)
+    for row in report["blocks"]:
+        table.add_row(
+            str(row["number"]),
+            "hole" if row["hole"] else _shown(row["version"]),
+            row["written_by"] or "",
+            *map(_cell, row["nodes"]) if not row["hole"] else [""] * report["n"],
+            _verified(row),
+            _survives(row["survives"]),
+        )
+    return table
+
+
+def _shown(text: str | None) -> str:
+    """A time, to the second."""
     return "" if text is None else text[:19].replace("T", " ")
 
 
@@ -308,7 +316,7 @@ def _cell(node: dict[str, Any]) -> str:
 def _verified(row: dict[str, Any]) -> str:
     if not row["verified"]:
         return "" if row["hole"] else "not yet"
-    return _moment(row["verified_since"]) or "(not kept)"
+    return _shown(row["verified_since"]) or "(not kept)"
 
 
 def _survives(more: int) -> str:
@@ -322,7 +330,7 @@ def _passed_over(report: dict[str, Any]) -> Iterator[str]:
             what = "is poisonous" if each["poisonous"] else f"is at {each['hosts']} nodes only"
             yield (
                 f"block {row['number']}: readers pass over the version that {each['written_by']} "
-                f"wrote at {_moment(each['version'])}: it {what}"
+                f"wrote at {_shown(each['version'])}: it {what}"
             )
 
 

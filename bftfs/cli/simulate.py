@@ -7,7 +7,7 @@ import secrets
 import subprocess
 import sys
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from dataclasses import asdict
 from itertools import count
 from pathlib import Path
@@ -131,46 +131,21 @@ def simulate(
     """
     if rounds is not None:
         return _twins(rounds)
-    first = secrets.randbelow(1 << 31) if seed is None else seed
-    if number is None:
-        number = DEFAULT_COUNT if seed is None else 1
-    plan = CampaignPlan(operations, kind, most_runs)
     heading = Heading(_commit(), operations, kind)
     record = CampaignRecord(recorded_in, heading) if recorded_in is not None else None
     tally = record.tally if record is not None else CampaignTally()
+    keep = record.add if record is not None else tally.add
     known = frozenset(record.seeds) if record is not None else frozenset()
-    endless = until_stopped or enough is not None
-    seeds = (
-        each
-        for each in (count(first) if endless else iter(range(first, first + number)))
-        if each not in known
-    )
+    seeds = _seeds(seed, number, endless=until_stopped or enough is not None)
+    new = (each for each in seeds if each not in known)
+    plan = CampaignPlan(operations, kind, most_runs)
+    outcomes = _replay(replay, most_runs) if replay else campaign(new, plan, parallel=parallel)
     progress = _Progress(tally, quiet=as_json)
-    outcomes = (
-        campaign(seeds, plan, parallel=parallel) if replay is None else _replay(replay, most_runs)
-    )
+    reporter = _Reporter(progress, plan, replay, saved_in, as_json=as_json)
     try:
-        while enough is None or tally.operations.total() < enough:
-            outcome = next(outcomes, None)
-            if outcome is None:
-                break
-            report = outcome.report
-            result = SeedResult.of(report)
-            if record is not None:
-                record.add(result)
-            else:
-                tally.add(result)
-            if as_json:
-                click.echo(json.dumps(_as_json(report), default=msgspec.to_builtins))
-            if not report.passed:
-                saved = _save(outcome, saved_in)
-                if not as_json:
-                    progress.clear()
-                    chosen = f" --kind {kind}" if kind else ""
-                    again = f"--seed {report.configuration.seed} --operations {operations}{chosen}"
-                    again = f"--replay {replay}" if replay else again
-                    click.echo(_failure(outcome, again, saved))
-            progress.show()
+        for outcome in _until(enough, tally, outcomes):
+            keep(SeedResult.of(outcome.report))
+            reporter.tell(outcome)
     except KeyboardInterrupt:
         progress.clear()
         click.echo("Stopped.", err=True)
@@ -181,9 +156,33 @@ def simulate(
     progress.clear()
     click.echo(_summary(tally, progress), err=as_json)
     if summed_up_in is not None:
-        command = f"bftfs simulate --operations {operations}" + (f" --kind {kind}" if kind else "")
+        command = f"bftfs simulate {_options_of(plan)}"
         summed_up_in.write_text(summary(tally, heading=heading, command=command))
     return 1 if tally.failed else 0
+
+
+def _seeds(seed: int | None, number: int | None, *, endless: bool) -> Iterator[int]:
+    """So many seeds from `seed` on: by default one, or many from a random one on."""
+    first = secrets.randbelow(1 << 31) if seed is None else seed
+    if number is None:
+        number = DEFAULT_COUNT if seed is None else 1
+    return count(first) if endless else iter(range(first, first + number))
+
+
+def _until(
+    enough: int | None, tally: CampaignTally, outcomes: Iterator[SeedOutcome]
+) -> Iterator[SeedOutcome]:
+    """The outcomes, until the tally has enough operations."""
+    while enough is None or tally.operations.total() < enough:
+        outcome = next(outcomes, None)
+        if outcome is None:
+            return
+        yield outcome
+
+
+def _options_of(plan: CampaignPlan) -> str:
+    """The options that make a plan again."""
+    return f"--operations {plan.operations}" + (f" --kind {plan.kind}" if plan.kind else "")
 
 
 def _twins(rounds: int) -> int:
@@ -258,6 +257,39 @@ class _Progress:
         """Make room for other output."""
         if self._shown:
             click.echo(f"\r{'':78}\r", nl=False, err=True)
+
+
+class _Reporter:
+    """Prints what became of each seed, and saves the configurations of those that failed."""
+
+    def __init__(
+        self,
+        progress: _Progress,
+        plan: CampaignPlan,
+        replay: Path | None,
+        saved_in: Path,
+        *,
+        as_json: bool,
+    ) -> None:
+        self._progress = progress
+        self._plan = plan
+        self._replay = replay
+        self._saved_in = saved_in
+        self._as_json = as_json
+
+    def tell(self, outcome: SeedOutcome) -> None:
+        """Report one seed."""
+        report = outcome.report
+        if self._as_json:
+            click.echo(json.dumps(_as_json(report), default=msgspec.to_builtins))
+        if not report.passed:
+            saved = _save(outcome, self._saved_in)
+            if not self._as_json:
+                self._progress.clear()
+                again = f"--seed {report.configuration.seed} {_options_of(self._plan)}"
+                again = f"--replay {self._replay}" if self._replay else again
+                click.echo(_failure(outcome, again, saved))
+        self._progress.show()
 
 
 def _failure(outcome: SeedOutcome, again: str, saved: Path) -> str:

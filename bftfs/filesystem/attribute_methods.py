@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import stat
-from typing import Annotated, Any, Final
+from typing import Annotated, Final
 
 from msgspec import Meta
 
@@ -60,49 +60,65 @@ def change_attributes(states: States, arguments: Changes, caller: Caller) -> Att
 
 def apply_changes(subject: Subject, changes: Changes, caller: Caller) -> None:
     """Make `changes`, or refuse all of them. The rules are those of Linux' setattr_prepare."""
-    before = subject.attributes
-    privileged = caller.uid == ROOT
-    if changes.mode is not None and not owns(caller, before):
-        # Linux takes the set-id bits off a file before somebody else writes it, in his name.
-        if changes.mode & PERMISSION_BITS != without_set_id_bits(before.mode & PERMISSION_BITS):
-            raise Refusal(errno.EPERM)
-        subject.require(caller, WRITE)
-    if not privileged:
-        if changes.uid is not None and not caller.uid == before.uid == changes.uid:
-            raise Refusal(errno.EPERM)
-        if changes.gid is not None and not (
-            caller.uid == before.uid
-            and (changes.gid == before.gid or is_member(caller, changes.gid))
-        ):
-            raise Refusal(errno.EPERM)
-    times = [time for time in (changes.atime_ns, changes.mtime_ns) if time is not None]
-    if times and not owns(caller, before):
-        if any(time != NOW for time in times):
-            raise Refusal(errno.EPERM)
-        subject.require(caller, WRITE)
-
-    now = time_ns(caller)
-    fields: dict[str, Any] = {"ctime_ns": now}
+    _require_mode_right(subject, changes, caller)
+    _require_owner_right(subject, changes, caller)
+    _require_times_right(subject, changes, caller)
+    before, now = subject.attributes, time_ns(caller)
+    gid = before.gid if changes.gid is None else changes.gid
     mode = before.mode
-    if changes.uid is not None:
-        fields["uid"] = changes.uid
-    if changes.gid is not None:
-        fields["gid"] = changes.gid
     if (changes.uid is not None or changes.gid is not None) and not stat.S_ISDIR(mode):
         mode = without_set_id_bits(mode)
     if changes.mode is not None:
         mode = stat.S_IFMT(mode) | changes.mode & PERMISSION_BITS
-        if not privileged and not is_member(caller, fields.get("gid", before.gid)):
+        if caller.uid != ROOT and not is_member(caller, gid):
             mode &= ~stat.S_ISGID
         acl = subject.access_acl()
         if acl is not None:
             subject.store_acl(ACCESS_ACL, ACCESS_ACL_KEY, acl.with_mode(mode))
-    fields["mode"] = mode
-    if changes.atime_ns is not None:
-        fields["atime_ns"] = now if changes.atime_ns == NOW else changes.atime_ns
-    if changes.mtime_ns is not None:
-        fields["mtime_ns"] = now if changes.mtime_ns == NOW else changes.mtime_ns
-    subject.change(**fields)
+    subject.change(
+        mode=mode,
+        uid=before.uid if changes.uid is None else changes.uid,
+        gid=gid,
+        atime_ns=_new_time(changes.atime_ns, before=before.atime_ns, now=now),
+        mtime_ns=_new_time(changes.mtime_ns, before=before.mtime_ns, now=now),
+        ctime_ns=now,
+    )
+
+
+def _require_mode_right(subject: Subject, changes: Changes, caller: Caller) -> None:
+    before = subject.attributes
+    if changes.mode is not None and not owns(caller, before):
+        # Before a user who is not the owner writes a file, Linux takes its set-id bits away, in
+        # that user's name.
+        if changes.mode & PERMISSION_BITS != without_set_id_bits(before.mode & PERMISSION_BITS):
+            raise Refusal(errno.EPERM)
+        subject.require(caller, WRITE)
+
+
+def _require_owner_right(subject: Subject, changes: Changes, caller: Caller) -> None:
+    before = subject.attributes
+    if caller.uid == ROOT:
+        return
+    if changes.uid is not None and not caller.uid == before.uid == changes.uid:
+        raise Refusal(errno.EPERM)
+    if changes.gid is not None and not (
+        caller.uid == before.uid and (changes.gid == before.gid or is_member(caller, changes.gid))
+    ):
+        raise Refusal(errno.EPERM)
+
+
+def _require_times_right(subject: Subject, changes: Changes, caller: Caller) -> None:
+    times = [time for time in (changes.atime_ns, changes.mtime_ns) if time is not None]
+    if times and not owns(caller, subject.attributes):
+        if any(time != NOW for time in times):
+            raise Refusal(errno.EPERM)
+        subject.require(caller, WRITE)
+
+
+def _new_time(asked: int | None, *, before: int, now: int) -> int:
+    if asked is None:
+        return before
+    return now if asked == NOW else asked
 
 
 class Access(Record, frozen=True):

@@ -424,9 +424,7 @@ def _removable(directory: Subject, name: bytes, child: Subject, caller: Caller) 
         raise Refusal(errno.ENOENT)
     if entry.child != child.identifier:
         raise Refusal(errno.ESTALE)
-    directory.require(caller, WRITE | EXECUTE)
-    if not may_remove_from(directory.attributes, child.attributes, caller):
-        raise Refusal(errno.EPERM)
+    _require_right_to_remove(directory, child, caller)
     return entry
 
 
@@ -498,108 +496,142 @@ def rename(states: States, arguments: Renaming, caller: Caller) -> AttributesAft
     ):
         # A directory changes its parent by `relocate` only, which keeps it from making a loop.
         raise Refusal(errno.EXDEV)
-    _rename(source, target, child, replaced, arguments, caller)
+    _Rename(subjects, arguments, caller).perform()
     return concluded(caller, *subjects)
 
 
 def relocate(states: States, arguments: Relocation, caller: Caller) -> AttributesAfter:
     """Rename a directory into another directory. Roles: those of `rename`, then the volume."""
     subjects = loaded(*states[:4])
-    source, target, child, replaced = subjects
-    _rename(source, target, child, replaced, arguments, caller)
+    _Rename(subjects, arguments, caller).perform()
     conclude_relocation(states[4], arguments.epoch)
     return concluded(caller, *subjects)
 
 
-def _rename(
-    source: Subject,
-    target: Subject,
-    child: Subject,
-    replaced: Subject,
-    arguments: Renaming | Relocation,
-    caller: Caller,
-) -> None:
-    exchange = bool(arguments.flags & RENAME_EXCHANGE)
-    if exchange and arguments.flags & RENAME_NOREPLACE:
-        raise Refusal(errno.EINVAL)
-    source.require(caller, EXECUTE)
-    target.require(caller, EXECUTE)
-    _require_name(arguments.name, dots=errno.EBUSY)
-    _require_name(arguments.target_name, dots=errno.EBUSY)
-    moved = find(source, arguments.name)
-    if moved is None:
-        raise Refusal(errno.ENOENT)
-    found = find(target, arguments.target_name)
-    if found is None and exchange:
-        raise Refusal(errno.ENOENT)
-    if found is not None and arguments.flags & RENAME_NOREPLACE:
-        raise Refusal(errno.EEXIST)
-    if moved.child != child.identifier:
-        raise Refusal(errno.ESTALE)
-    if replaced.identifier != (child.identifier if found is None else found.child):
-        raise Refusal(errno.ESTALE)
-    if child is target:
-        raise Refusal(errno.EINVAL)
-    if replaced is source:
-        raise Refusal(errno.EINVAL if exchange else errno.ENOTEMPTY)
-    if found is not None and found.child == moved.child:
-        return  # two names of one inode: POSIX has rename do nothing
+class _Rename:
+    """A rename in progress: its objects by role, and the entries that it is about."""
 
-    _require_right_to_remove(source, child, caller)
-    if found is None:
-        target.require(caller, WRITE | EXECUTE)
-    else:
-        _require_right_to_remove(target, replaced, caller)
-    if target.attributes.links == 0:
-        raise Refusal(errno.ENOENT)
-    child_is_directory = child.attributes.is_directory
-    replaced_is_directory = found is not None and replaced.attributes.is_directory
-    if found is not None and not exchange:
-        if child_is_directory and not replaced_is_directory:
-            raise Refusal(errno.ENOTDIR)
-        if replaced_is_directory and not child_is_directory:
-            raise Refusal(errno.EISDIR)
-        if replaced.attributes.entries:
-            raise Refusal(errno.ENOTEMPTY)
-    crosses = source is not target
-    if crosses and child_is_directory:
-        child.require(caller, WRITE)  # its ".." changes
-    if crosses and exchange and replaced_is_directory:
-        replaced.require(caller, WRITE)
+    def __init__(
+        self, subjects: tuple[Subject, ...], arguments: Renaming | Relocation, caller: Caller
+    ) -> None:
+        """Find the entries; refuses in the order in which Linux does."""
+        self.source, self.target, self.child, self.replaced = subjects
+        self.arguments = arguments
+        self.caller = caller
+        self.exchange = bool(arguments.flags & RENAME_EXCHANGE)
+        if self.exchange and arguments.flags & RENAME_NOREPLACE:
+            raise Refusal(errno.EINVAL)
+        self.source.require(caller, EXECUTE)
+        self.target.require(caller, EXECUTE)
+        _require_name(arguments.name, dots=errno.EBUSY)
+        _require_name(arguments.target_name, dots=errno.EBUSY)
+        moved = find(self.source, arguments.name)
+        if moved is None:
+            raise Refusal(errno.ENOENT)
+        self.moved = moved
+        self.found = find(self.target, arguments.target_name)  # what is there now, if anything
+        if self.found is None and self.exchange:
+            raise Refusal(errno.ENOENT)
+        if self.found is not None and arguments.flags & RENAME_NOREPLACE:
+            raise Refusal(errno.EEXIST)
+        self.child_is_directory = self.child.attributes.is_directory
+        self.replaced_is_directory = (
+            self.found is not None and self.replaced.attributes.is_directory
+        )
 
-    now = time_ns(caller)
-    if found is None:
-        if crosses:
-            _erase(source, arguments.name, moved)
-            _insert(target, arguments.target_name, moved.child, moved.file_type)
+    def perform(self) -> None:
+        """Check everything else, then change the entries, and what depends on them."""
+        self._require_named_objects()
+        if self.found is not None and self.found.child == self.moved.child:
+            return  # two names of one inode: POSIX has rename do nothing
+        self._require_permission()
+        if self.target.attributes.links == 0:
+            raise Refusal(errno.ENOENT)
+        if self.found is not None and not self.exchange:
+            self._require_replaceable()
+        self._require_parents_writable()
+        self._change_entries()
+        self._change_parents()
+        self._change_objects()
+
+    def _require_named_objects(self) -> None:
+        """ESTALE if a name stands for another object than the client believes."""
+        source, target, child, replaced = self.source, self.target, self.child, self.replaced
+        if self.moved.child != child.identifier:
+            raise Refusal(errno.ESTALE)
+        expected = child.identifier if self.found is None else self.found.child
+        if replaced.identifier != expected:
+            raise Refusal(errno.ESTALE)
+        if child is target:
+            raise Refusal(errno.EINVAL)
+        if replaced is source:
+            raise Refusal(errno.EINVAL if self.exchange else errno.ENOTEMPTY)
+
+    def _require_permission(self) -> None:
+        _require_right_to_remove(self.source, self.child, self.caller)
+        if self.found is None:
+            self.target.require(self.caller, WRITE | EXECUTE)
         else:
-            source.state.delete(_ENTRY + arguments.name)
-            _put(source, arguments.target_name, moved)
-    elif exchange:
-        _put(source, arguments.name, found._replace(serial=moved.serial))
-        _put(target, arguments.target_name, moved._replace(serial=found.serial))
-    else:
-        _erase(source, arguments.name, moved)
-        _put(target, arguments.target_name, moved._replace(serial=found.serial))
+            _require_right_to_remove(self.target, self.replaced, self.caller)
 
-    if crosses and child_is_directory:
-        source.change(links=source.attributes.links - 1)
-        target.change(links=target.attributes.links + 1)
-        child.change(parent=target.identifier)
-    if replaced_is_directory and not exchange:
-        target.change(links=target.attributes.links - 1)
-    elif replaced_is_directory and crosses:
-        target.change(links=target.attributes.links - 1)
-        source.change(links=source.attributes.links + 1)
-        replaced.change(parent=source.identifier)
-    child.change(ctime_ns=now)
-    if found is not None:
-        links = replaced.attributes.links
-        if not exchange:
-            links = 0 if replaced_is_directory else links - 1
-        replaced.change(links=links, ctime_ns=now)
-    _modified(source, caller)
-    _modified(target, caller)
+    def _require_replaceable(self) -> None:
+        if self.child_is_directory and not self.replaced_is_directory:
+            raise Refusal(errno.ENOTDIR)
+        if self.replaced_is_directory and not self.child_is_directory:
+            raise Refusal(errno.EISDIR)
+        if self.replaced.attributes.entries:
+            raise Refusal(errno.ENOTEMPTY)
+
+    @property
+    def _crosses(self) -> bool:
+        return self.source is not self.target
+
+    def _require_parents_writable(self) -> None:
+        """A directory that gets another parent must be writable: its ".." changes."""
+        if self._crosses and self.child_is_directory:
+            self.child.require(self.caller, WRITE)
+        if self._crosses and self.exchange and self.replaced_is_directory:
+            self.replaced.require(self.caller, WRITE)
+
+    def _change_entries(self) -> None:
+        source, target, moved, found = self.source, self.target, self.moved, self.found
+        name, target_name = self.arguments.name, self.arguments.target_name
+        if found is not None:
+            if self.exchange:
+                _put(source, name, found._replace(serial=moved.serial))
+            else:
+                _erase(source, name, moved)
+            _put(target, target_name, moved._replace(serial=found.serial))
+        elif self._crosses:
+            _erase(source, name, moved)
+            _insert(target, target_name, moved.child, moved.file_type)
+        else:
+            source.state.delete(_ENTRY + name)
+            _put(source, target_name, moved)
+
+    def _change_parents(self) -> None:
+        """Count the directories in each parent anew, and name the new parents."""
+        source, target = self.source, self.target
+        if self._crosses and self.child_is_directory:
+            source.change(links=source.attributes.links - 1)
+            target.change(links=target.attributes.links + 1)
+            self.child.change(parent=target.identifier)
+        if self.replaced_is_directory and (self._crosses or not self.exchange):
+            target.change(links=target.attributes.links - 1)
+            if self.exchange:
+                source.change(links=source.attributes.links + 1)
+                self.replaced.change(parent=source.identifier)
+
+    def _change_objects(self) -> None:
+        now = time_ns(self.caller)
+        self.child.change(ctime_ns=now)
+        if self.found is not None:
+            links = self.replaced.attributes.links
+            if not self.exchange:
+                links = 0 if self.replaced_is_directory else links - 1
+            self.replaced.change(links=links, ctime_ns=now)
+        _modified(self.source, self.caller)
+        _modified(self.target, self.caller)
 
 
 def _require_right_to_remove(directory: Subject, entry: Subject, caller: Caller) -> None:

@@ -34,7 +34,7 @@ XATTR_CREATE: Final = 1
 XATTR_REPLACE: Final = 2
 
 _VALUE = b"x"
-_USER, _TRUSTED, _SECURITY, _SYSTEM = b"user.", b"trusted.", b"security.", b"system."
+_PREFIXES = _USER, _TRUSTED, _SECURITY, _SYSTEM = b"user.", b"trusted.", b"security.", b"system."
 _ACLS: Final = {
     acls.ACCESS: (ACCESS_ACL, ACCESS_ACL_KEY),
     acls.DEFAULT: (DEFAULT_ACL, DEFAULT_ACL_KEY),
@@ -83,16 +83,17 @@ def fault_of_name(attributes: Attributes, name: bytes, *, uid: int, writing: boo
         return errno.EOPNOTSUPP
     if name == namespace:
         return errno.EINVAL
-    if namespace == _TRUSTED and uid != ROOT:
-        return errno.EPERM if writing else errno.ENODATA
-    if namespace == _SECURITY and writing and uid != ROOT:
-        return errno.EPERM
-    if namespace == _USER and not (attributes.is_regular or attributes.is_directory):
-        return errno.EPERM if writing else errno.ENODATA
-    return 0
+    if _is_usable(namespace, attributes, uid=uid, writing=writing):
+        return 0
+    return errno.EPERM if writing else errno.ENODATA
 
 
-_PREFIXES = (_USER, _TRUSTED, _SECURITY, _SYSTEM)
+def _is_usable(namespace: bytes, attributes: Attributes, *, uid: int, writing: bool) -> bool:
+    if namespace == _TRUSTED:
+        return uid == ROOT
+    if namespace == _SECURITY:
+        return uid == ROOT or not writing
+    return attributes.is_regular or attributes.is_directory
 
 
 def _subject_for(state: MutableState, name: bytes, caller: Caller, *, writing: bool) -> Subject:
