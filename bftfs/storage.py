@@ -38,6 +38,11 @@ class Write(NamedTuple):
     value: bytes | memoryview | None
 
 
+def after_keys(length: int) -> bytes:
+    """Where a range ends that has all keys of at most `length` bytes; behind a prefix, likewise."""
+    return b"\xff" * (length + 1)
+
+
 class StorageView(Protocol):
     """A consistent view of the store, with this step's predecessors' writes applied."""
 

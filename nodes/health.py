@@ -10,10 +10,10 @@ from bftfs.envelope import Figure, HealthReply
 from bftfs.runtime import clock
 from bftfs.runtime.links import Links
 from bftfs.server.recovery import Recovery
+from bftfs.server.room import Room
 from bftfs.server.step import Ready, Sender
 from bftfs.storage import StorageView
 from nodes.disk_space import DiskSpace
-from nodes.guard import FullDiskGate
 from nodes.metrics import Gauge, Tally, resident_bytes
 
 REBUILDING = (
@@ -30,7 +30,7 @@ class Health:
         *,
         space: DiskSpace,
         links: Links,
-        switch: FullDiskGate,
+        room: Room,
         tally: Tally,
         recovery: Recovery,
         gauges: Callable[[], Iterable[Gauge]],
@@ -39,7 +39,7 @@ class Health:
         self._recovery = recovery
         self._space = space
         self._links = links
-        self._switch = switch
+        self._room = room
         self._tally = tally
         self._started_us = clock.monotonic_us()
 
@@ -71,9 +71,8 @@ class Health:
 
     def _reasons(self) -> tuple[str, ...]:
         reasons = []
-        switch = self._switch
-        if switch.code:
-            reasons.append(f"writes are refused: {switch.reason}")
+        if self._room.full:
+            reasons.append(f"writes are refused: {self._room.why_full}")
         if self._tally.faults:
             reasons.append(f"{self._tally.faults} requests met a fault in the node; see its log")
         return tuple(reason[:512] for reason in reasons)

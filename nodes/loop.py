@@ -34,6 +34,7 @@ from bftfs.runtime import clock
 from bftfs.runtime.links import Links
 from bftfs.runtime.sockets import RECEIVE_BYTES, adjust
 from bftfs.server.dispatcher import Dispatcher, Outgoing
+from bftfs.server.room import Room
 from bftfs.server.step import Sender
 from bftfs.wire.channel import NONCE_BYTES, ServerChannel
 from bftfs.wire.codec import encode
@@ -49,7 +50,6 @@ from nodes.admission import (
     Turn,
 )
 from nodes.connection import Connection
-from nodes.guard import FullDiskGate
 from nodes.membership import LiveMembership
 from nodes.metrics import Tally
 from nodes.store import Batch, Store
@@ -86,7 +86,7 @@ class Loop:
         dispatcher: Dispatcher,
         store: Store,
         links: Links,
-        switch: FullDiskGate,
+        room: Room,
         tally: Tally,
     ) -> None:
         self._listener = listener
@@ -97,7 +97,7 @@ class Loop:
         self._dispatcher = dispatcher
         self._store = store
         self._links = links
-        self._switch = switch
+        self._room = room
         self._tally = tally
         self._admission = Admission()
         self._scratch = memoryview(bytearray(RECEIVE_BYTES))
@@ -196,7 +196,7 @@ class Loop:
             oldest = next(iter(self._strangers)).deadline_us
             if deadline is None or oldest < deadline:
                 deadline = oldest
-        if self._switch.code and (deadline is None or self._room_sought_us < deadline):
+        if self._room.full and (deadline is None or self._room_sought_us < deadline):
             deadline = self._room_sought_us
         return deadline
 
@@ -222,26 +222,9 @@ class Loop:
         if self._sync_us is not None and self._sync_us <= now:
             self._sync_us = None
             self._store.start_sync(self._wake)
-        if self._switch.code and self._room_sought_us <= now:
-            self._seek_room()
-
-    def _seek_room(self) -> None:
-        """Serve all writes if there is room again; else see what is left for those owed."""
-        self._room_sought_us = clock.monotonic_us() + FULL_DISK_RETRY_US
-        switch = self._switch
-        figures = self._store.settled_figures()
-        if figures.has_room_again:
-            switch.serve()
-            self._dispatcher.full = False
-        else:
-            switch.refuse(switch.code, switch.reason, left=figures.drawable_bytes)
-
-    def _refuse_writes(self, reason: str) -> None:
-        """A batch did not fit; if it drew on the reserve, what it needed is not there either."""
-        left = 0 if self._switch.code else self._store.space.figures().drawable_bytes
-        self._switch.refuse(errno.ENOSPC, reason, left=left)
-        self._dispatcher.full = True
-        self._room_sought_us = clock.monotonic_us() + FULL_DISK_RETRY_US
+        if self._room.full and self._room_sought_us <= now:
+            self._room.look_again(self._store.settled_figures())
+            self._room_sought_us = clock.monotonic_us() + FULL_DISK_RETRY_US
 
     def _wake(self) -> None:
         """End the wait for events; may be called from another thread."""
@@ -416,7 +399,8 @@ class Loop:
             except StepAgain:
                 pass  # the store has made room
             except StoreFull as full:
-                self._refuse_writes(full.reason)
+                self._room.disk_is_full(full.reason, self._store.space.figures())
+                self._room_sought_us = clock.monotonic_us() + FULL_DISK_RETRY_US
             # Nothing of the batch has happened, and what peers supplied for it is lost.
             outbox[:] = [
                 Outgoing(answer.origin, answer.number, _ASK_AGAIN, b"")
@@ -524,7 +508,7 @@ class Loop:
 
     def _commit(self, batch: Batch) -> None:
         started = time.perf_counter()
-        batch.commit(use_reserve=bool(self._switch.code))
+        batch.commit(use_reserve=self._room.full)
         self._tally.commit_s += time.perf_counter() - started
         self._tally.commits += 1
 

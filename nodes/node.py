@@ -7,7 +7,7 @@ import os
 import resource
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +26,13 @@ from bftfs.runtime.memory import collect_rarely, keep_freed_memory
 from bftfs.runtime.sockets import forget, listen
 from bftfs.server.dispatcher import Dispatcher
 from bftfs.server.recovery import Recovery
+from bftfs.server.room import Room
 from bftfs.server.step import Background, Sender, Server
 from bftfs.wire.channel import ServerChannel
 from nodes import log
 from nodes.configuration import NodeConfiguration
 from nodes.control import Control, Work
-from nodes.disk_space import DiskSpace
-from nodes.guard import FullDiskGate, Guard
+from nodes.guard import Guard
 from nodes.health import REBUILDING, Health
 from nodes.loop import Loop
 from nodes.lost_store import resumed
@@ -55,7 +55,7 @@ class Services:
     gauges: Callable[[], tuple[Gauge, ...]] = tuple  # what the background work tells of itself
     works: tuple[Work, ...] = ()  # of it, what people may steer
     on_damage: Callable[[ObjectId], None] = lambda _object: None  # has its rows mended
-    attach: Callable[[DiskSpace], None] = lambda _space: None  # told where everything is stored
+    room: Room = field(default_factory=Room)  # decides which writes are taken
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,16 +97,16 @@ def run(directory: NodeDirectory, description_file: Path, protocols: Protocols) 
         )
         stack.callback(store.close)
         tally = Tally()
-        switch = FullDiskGate()
         links = stack.enter_context(
             Links(description, identity, decode=protocols.decode_reply, persistent=False)
         )
         services = protocols.services(description, identity, node, configuration, recovery)
-        services.attach(store.space)
+        room = services.room
+        room.attach(store.space.measure)
         health = Health(
             space=store.space,
             links=links,
-            switch=switch,
+            room=room,
             tally=tally,
             recovery=recovery,
             gauges=services.gauges,
@@ -116,7 +116,7 @@ def run(directory: NodeDirectory, description_file: Path, protocols: Protocols) 
             tally.faults += 1
             logger.error("request failed", message=type(message).__name__, exc_info=error)
 
-        servers = {kind: Guard(server, switch, report) for kind, server in services.servers.items()}
+        servers = {kind: Guard(server, room, report) for kind, server in services.servers.items()}
         _note_pid(directory.pid)
         stack.callback(directory.pid.unlink, missing_ok=True)
         if configuration.metrics is not None:
@@ -143,10 +143,11 @@ def run(directory: NodeDirectory, description_file: Path, protocols: Protocols) 
                 engine=links.engine,
                 background=services.background,
                 on_damage=services.on_damage,
+                is_full=lambda: room.full,
             ),
             store=store,
             links=links,
-            switch=switch,
+            room=room,
             tally=tally,
         )
         stack.callback(loop.close)

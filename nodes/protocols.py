@@ -29,9 +29,9 @@ from bftfs.server.block_healing import BlockHealer
 from bftfs.server.block_scrubbing import BlockScrubber
 from bftfs.server.block_verification import LazyVerifier
 from bftfs.server.file_collection import CollectedPast, CollectionTally, Collector
-from bftfs.server.history_pool import HistoryPool
 from bftfs.server.quota import ClientQuota, MeteredObjects
 from bftfs.server.recovery import Recovery
+from bftfs.server.room import Room
 from bftfs.server.scrubber import Scrubber, ScrubTally
 from bftfs.server.throttle import healing_throttle
 from nodes.authority import InodeAuthority
@@ -55,8 +55,8 @@ def honest_services(
     query_update = QueryUpdateServer(
         node, quorums, keys, object_types(), recovery=recovery, healing=healing
     )
-    pool = HistoryPool(configuration.pool_bytes)
-    quota = ClientQuota(configuration.client_bytes, pool)
+    room = Room(client_bytes=configuration.client_bytes, pool_bytes=configuration.pool_bytes)
+    quota = ClientQuota(room)
     client = client_id_of(public_key=identity.public_key)
     finisher = Finisher(node, client, quorums, query_update.unfinished, query_update.healer)
     past = CollectedPast()
@@ -85,7 +85,7 @@ def honest_services(
         # A client may date a version back by as much as clocks may differ: so nothing that has
         # been the truth within the window counts as superseded before it.
         window_us=description.window_us + limits.CLOCK_SKEW_US,
-        pool=pool,
+        pool=room,
         release=quota.release,
     )
     verifier = LazyVerifier(
@@ -107,7 +107,7 @@ def honest_services(
     return Services(
         {
             **dict.fromkeys(get_args(QueryUpdateRequest), query_update),
-            Update: MeteredObjects(query_update, quota),
+            Update: MeteredObjects(query_update, room),
             **dict.fromkeys(get_args(ReadWriteRequest), read_write),
             Notice: verifier,
         },
@@ -120,7 +120,7 @@ def honest_services(
             Gauge("bftfs_tolerated_faults", "Of which may fail.", description.t),
             *_gauges(verifier),
             *_unfinished_gauges(query_update.unfinished),
-            *_collection_gauges(collector.tally, pool),
+            *_collection_gauges(collector.tally, room),
             *_healing_gauges("objects", query_update.healer.tally),
             *_healing_gauges("blocks", block_healer.tally),
             Gauge("bftfs_damaged_objects", "Known damaged.", query_update.healer.damaged),
@@ -134,7 +134,7 @@ def honest_services(
             Work(scrubber.throttle, partial(_scrubbing_state, scrubber)),
         ),
         query_update.healer.note_damage,
-        pool.attach,
+        room,
     )
 
 
@@ -175,10 +175,10 @@ def _scrubbing_state(scrubber: Scrubber, now_us: int) -> Standing:
     )
 
 
-def _collection_gauges(tally: CollectionTally, pool: HistoryPool) -> tuple[Gauge, ...]:
+def _collection_gauges(tally: CollectionTally, room: Room) -> tuple[Gauge, ...]:
     return (
-        Gauge("bftfs_pool_bytes", "Of the history pool that is taken.", pool.live_bytes),
-        Gauge("bftfs_pool_limit_bytes", "Of the history pool.", pool.limit_bytes),
+        Gauge("bftfs_pool_bytes", "Of the history pool that is taken.", room.live_bytes),
+        Gauge("bftfs_pool_limit_bytes", "Of the history pool.", room.limit_bytes),
         Gauge("bftfs_collect_passes", "Passes over all objects.", tally.passes),
         Gauge("bftfs_collect_pressed", "Of these, for want of room.", tally.pressed),
         Gauge("bftfs_collect_progress", "Of the pass under way.", tally.progress),

@@ -75,8 +75,9 @@ class Dispatcher:
         engine: Engine,
         background: Iterable[Background] = (),
         on_damage: Callable[[ObjectId], None] = lambda _object: None,
+        is_full: Callable[[], bool] = lambda: False,
     ) -> None:
-        """`on_damage` is told of objects whose rows cannot be read."""
+        """`on_damage` is told of objects whose rows cannot be read, `is_full` tells of the disk."""
         self._servers = servers  # by message class
         self._engine = engine
         self._waiting: dict[bytes, list[Parked]] = {}  # by the key of what they want
@@ -86,7 +87,7 @@ class Dispatcher:
         self.outbox: list[Outgoing] = []
         self.on_supply: Callable[[], None] = lambda: None  # tells the host that a batch is due
         self.foreground_us = 0  # when a client asked for something last
-        self.full = False  # whether the host's disk is
+        self._is_full = is_full
         self._tasks: deque[Task] = deque()
         self._on_damage = on_damage
         for each in background:
@@ -96,6 +97,11 @@ class Dispatcher:
     def has_supplies(self) -> bool:
         """Whether the next batch has something to do besides new requests."""
         return bool(self._supplied or self._tasks)
+
+    @property
+    def full(self) -> bool:
+        """True while nothing but a reserve is left of the disk."""
+        return self._is_full()
 
     def arrange(self, task: Task) -> None:
         """Step `task`, of the host's own, in the next batch."""

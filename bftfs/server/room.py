@@ -1,12 +1,73 @@
-"""What a node decides upon when room gets short."""
+"""Every rule about room: which writes a node takes while it is short of it. [design §8, §9, G7]
+
+**Situation.** A node runs short of two things. Its *history pool* is the room for all versions;
+collection empties it only as fast as history ages. Its *disk* may be filled to the last byte, also
+by other programs. Clients may be malicious and fill either. And some writes must go on: readers
+repair what they read, and without removals there would never be room again.
+
+**Rules**, by what the store has measured last (`Figures`):
+
+| condition | a new version of a block | an update of objects | a repair or removal |
+|---|---|---|---|
+| `client_bytes` are used | EDQUOT | taken | taken |
+| 85 % of the pool (`SHORT`) | taken | taken; bytes are counted | taken; bytes are counted |
+| 90 % (`SLOW`), greedy client | one attempt in 2 to 8 | taken | taken |
+| 95 % (`TIGHT`), greedy client | EDQUOT | EDQUOT | a share of the overdraft |
+| 100 % of the pool | ENOSPC | greedy client: ENOSPC | greedy client: a share |
+| the disk is full | ENOSPC | ENOSPC | a share of the reserve |
+
+- A client is greedy if its versions use as much as the average client's, or more.
+- A share: a client gets room as long as it has had at most half of what is left. So the first gets
+  a third of the whole, the next a third of the rest, and together they never come to the end.
+- From 85 % on, collection takes what retention does not need. While the disk is full, the node's
+  own work (healing, its part of what it verifies) waits.
+- Repairs of blocks are never refused for want of quota or pool: the version exists elsewhere.
+
+**Why it is safe.** A refused write has changed nothing, and no protocol relies on a certain node to
+take a write: a full node is one of the t that may fail. Steps mark what uses the reserve
+(`Ready.uses_reserve`); a client that marks more than it should only uses up its own share.
+
+**Tests.** `tests/unit/server/test_room.py`, `tests/unit/query_update/test_full_disks.py` (must fail
+without a reserve), `tests/end_to_end/test_full_disks.py`. Decision 12 tells why there is a reserve.
+
+Concurrency: the node's loop decides; any thread may read `full`, `why_full` and the figures.
+"""
 
 from __future__ import annotations
 
+import errno
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
+from bftfs.asking.refusal import Refused
+from bftfs.conversation import Event
+from bftfs.identifiers import ClientId
 from bftfs.limits import MIB
+from bftfs.storage import Write
 
-ROOM_BYTES = 16 * MIB  # with less than that to spare, a node whose disk was full is full still
+SHORT = 0.85  # of the pool: from here on, what retention does not need goes
+SLOW = 0.90  # from here on, the greediest writers are slowed…
+TIGHT = 0.95  # …and from here on refused; the others have what remains
+ROOM_BYTES = 16 * MIB  # with less than that to spare, a disk that was full is full still
+
+_UNBUDGETED = 0.9  # of the disk: the pool, if it has no budget of its own
+_OVERDRAFT = 1 / 16  # of the pool, as long as it is short, for repairs and removals
+_ATTEMPTS_MOST = 8  # of which a slowed client has one, just before it is refused
+_CHARGES_PER_LOOK = 64
+_SHARE_PARTS = 2  # of what is left, one of which a client may have had
+_ROW_BYTES = 256  # what a row takes beside its key and value, half empty pages included
+
+# The same words at all nodes: a client believes what more than b of them say alike.
+_GREEDY = "the nodes' history pools are full, and this client's versions use most of them"
+_POOL_FULL = (
+    "the node's history pool is full, and all in it is younger than the detection window or pinned "
+    "by snapshots"
+)
+# The writer takes it for silence, and sends it again after a while.
+_SLOWED = Refused(errno.EAGAIN, "slowed: the node's history pool is nearly full")
+
+Accounts = Callable[[], Counter[ClientId]]  # bytes that the versions of each client use
 
 
 class Figures(NamedTuple):
@@ -21,3 +82,180 @@ class Figures(NamedTuple):
     def has_room_again(self) -> bool:
         """True if there is room to speak of, now that there was none."""
         return self.free_bytes >= min(ROOM_BYTES, self.reserve_bytes)
+
+
+class ReserveShares:
+    """Room that is kept back: whoever asks gets some, and nobody gets it all."""
+
+    __slots__ = ("_had", "left")
+
+    def __init__(self) -> None:
+        self._had: Counter[ClientId] = Counter()
+        self.left = 0  # bytes; measured anew by the owner, now and then
+
+    @property
+    def given(self) -> int:
+        """What all clients have had since the beginning."""
+        return self._had.total()
+
+    def gives(self, client: ClientId, writes: Iterable[Write]) -> bool:
+        """True if `client` may have room for these writes; then it has had it."""
+        volume = sum(
+            _ROW_BYTES + len(write.key) + (0 if write.value is None else len(write.value))
+            for write in writes
+        )
+        had = self._had[client] + volume
+        if had * _SHARE_PARTS > self.left:
+            return False
+        self._had[client] = had
+        self.left -= volume
+        return True
+
+    def end(self) -> None:
+        """There is room for everybody again."""
+        self._had.clear()
+        self.left = 0
+
+
+class Room:
+    """Decides which writes one node takes."""
+
+    def __init__(self, *, client_bytes: int | None = None, pool_bytes: int | None = None) -> None:
+        """At most `client_bytes` for the block versions of one client, if given.
+
+        Without `pool_bytes`, the pool is most of what the store may occupy.
+        """
+        self._client_bytes = client_bytes
+        self._budget_bytes = pool_bytes
+        self._measure: Callable[[], Figures] | None = None
+        self._charges = 0
+        self._attempts: Counter[ClientId] = Counter()  # of clients that are slowed
+        self._metadata: Counter[ClientId] = Counter()  # bytes, since the pool is short
+        self._overdraft = ReserveShares()
+        self._reserve = ReserveShares()
+        self.shortage = Event()  # announced when the pool gets short, perhaps more than once
+        self.live_bytes = 0  # of the pool, that are taken
+        self.limit_bytes = pool_bytes or 0  # of the pool
+        self.why_full = ""  # why the disk takes no more, if it does not
+
+    # --- the disk ----------------------------------------------------------------------------
+
+    @property
+    def full(self) -> bool:
+        """True while the disk is full: only the reserve is left."""
+        return bool(self.why_full)
+
+    def disk_is_full(self, reason: str, figures: Figures) -> None:
+        """A batch did not fit; if it used the reserve already, that is not there either."""
+        self._reserve.left = 0 if self.full else figures.drawable_bytes
+        self.why_full = reason
+
+    def look_again(self, figures: Figures) -> None:
+        """Take all writes if there is room again; else see what is left of the reserve."""
+        if figures.has_room_again:
+            self.why_full = ""
+            self._reserve.end()
+        else:
+            self._reserve.left = figures.drawable_bytes
+
+    def admits(
+        self, client: ClientId, writes: Iterable[Write], *, uses_reserve: bool
+    ) -> Refused | None:
+        """None if the disk has room for the writes of a step; otherwise why not."""
+        if not self.why_full or (uses_reserve and self._reserve.gives(client, writes)):
+            return None
+        return Refused(errno.ENOSPC, self.why_full)
+
+    # --- the history pool --------------------------------------------------------------------
+
+    def attach(self, measure: Callable[[], Figures]) -> None:
+        """The versions are in the store that `measure` measures."""
+        self._measure = measure
+        self.measure()
+
+    def measure(self) -> None:
+        """See how much is taken."""
+        if self._measure is not None:
+            figures = self._measure()
+            self.live_bytes = figures.live_bytes
+            self.limit_bytes = self._budget_bytes or int(
+                _UNBUDGETED * (figures.live_bytes + figures.free_bytes)
+            )
+
+    @property
+    def share(self) -> float:
+        """How much of the pool is taken; may exceed 1."""
+        return self.live_bytes / self.limit_bytes if self.limit_bytes else 0.0
+
+    def is_short(self) -> bool:
+        """True if so much is taken that what retention does not need has to go."""
+        self.measure()
+        return self.share >= SHORT
+
+    def admits_version(
+        self, client: ClientId, volume: int, used: int, accounts: Accounts
+    ) -> Refused | None:
+        """None if a new version of a block is taken, with which the client has `used` bytes."""
+        if self._client_bytes is not None and used > self._client_bytes:
+            return Refused(
+                errno.EDQUOT, f"this client's versions may use {self._client_bytes} bytes of a node"
+            )
+        share = self._charged()
+        if share >= 1:
+            return Refused(errno.ENOSPC, _POOL_FULL)
+        if share >= SLOW and self._is_greedy(client, used, accounts()):
+            if share >= TIGHT:
+                return Refused(errno.EDQUOT, _GREEDY)
+            self._attempts[client] += 1
+            of = 2 + int((_ATTEMPTS_MOST - 2) * (share - SLOW) / (TIGHT - SLOW))
+            if self._attempts[client] % of:
+                return _SLOWED
+        self._took(volume)
+        return None
+
+    def admits_update(
+        self, client: ClientId, writes: Sequence[Write], *, uses_reserve: bool, accounts: Accounts
+    ) -> Refused | None:
+        """None if an update of objects is taken; otherwise why not.
+
+        Metadata are counted only while the pool is short, and not kept in accounts: an update
+        costs nothing more for it while there is room.
+        """
+        share = self._charged()
+        if share < SHORT:
+            self._metadata.clear()
+            self._overdraft.end()
+            return None
+        volume = sum(len(write.value) for write in writes if write.value is not None)
+        self._took(volume)
+        self._metadata[client] += volume
+        if share < TIGHT:
+            return None
+        used = accounts()
+        if not self._is_greedy(client, used[client], used):
+            return None
+        # However full it is: a pool without a budget shrinks while others fill the disk.
+        self._overdraft.left = int(_OVERDRAFT * self.limit_bytes) - self._overdraft.given
+        if uses_reserve and self._overdraft.gives(client, writes):
+            return None
+        return Refused(errno.ENOSPC if share >= 1 else errno.EDQUOT, _GREEDY)
+
+    def _charged(self) -> float:
+        """`share`, where something is about to be added: measured every now and then."""
+        self._charges += 1
+        if self._charges >= _CHARGES_PER_LOOK:
+            self._charges = 0
+            self.measure()
+            self._took(0)
+        return self.share
+
+    def _took(self, volume: int) -> None:
+        """So much was added since the pool was measured."""
+        self.live_bytes += volume
+        if self.share >= SHORT:
+            self.shortage.announce()
+
+    def _is_greedy(self, client: ClientId, used: int, accounts: Counter[ClientId]) -> bool:
+        """True if a client that uses so much uses as much as the average client, or more."""
+        accounts.update(self._metadata)
+        return (used + self._metadata[client]) * max(len(accounts), 1) >= accounts.total()

@@ -89,7 +89,10 @@ class Host(Protocol):
     """What a node offers to its background work."""
 
     foreground_us: int  # when a client asked for something last
-    full: bool  # whether nothing but a reserve is left of its disk, which is not for new rows
+
+    @property
+    def full(self) -> bool:
+        """True while nothing but a reserve is left of its disk, which is not for new rows."""
 
     def arrange(self, task: Task) -> None:
         """Have `task` stepped in the next batch, where its writes are applied.

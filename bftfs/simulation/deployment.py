@@ -28,6 +28,7 @@ from bftfs.server.block_verification import LazyVerifier, VerificationSettings
 from bftfs.server.file_collection import CollectedPast, Collector, Release
 from bftfs.server.quota import ClientQuota
 from bftfs.server.recovery import Recovery
+from bftfs.server.room import Room
 from bftfs.server.scrubber import Scrubber
 from bftfs.server.step import Grant, Role, Sender, Server
 from bftfs.simulation.network import Endpoint, SimulatedNetwork
@@ -157,7 +158,7 @@ class Deployment:
         )
         servers: dict[type, Server] = dict.fromkeys(get_args(QueryUpdateRequest), objects)
         limit = self._client_bytes
-        quota = None if limit is None else ClientQuota(limit)
+        quota = None if limit is None else ClientQuota(Room(client_bytes=limit))
         if self.verification is None:
             blocks = ReadWriteServer(node, sizes, keys, quota=quota)
             asked = (kind for kind in get_args(ReadWriteRequest) if kind is not Notice)

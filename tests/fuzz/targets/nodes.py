@@ -27,6 +27,7 @@ from bftfs.query_update.server import QueryUpdateServer
 from bftfs.read_write.server import ReadWriteServer
 from bftfs.runtime.links import Links
 from bftfs.server.dispatcher import Dispatcher
+from bftfs.server.room import Room
 from bftfs.server.step import Ready, Sender
 from bftfs.server.throttle import Throttle
 from bftfs.wire.channel import ClientChannel, ServerChannel
@@ -34,7 +35,7 @@ from bftfs.wire.codec import encode
 from bftfs.wire.framing import PREAMBLE_BYTES
 from nodes.authority import InodeAuthority
 from nodes.control import Command, Control, ControlFailed, Standing, Work, steer
-from nodes.guard import FullDiskGate, Guard
+from nodes.guard import Guard
 from nodes.loop import Loop
 from nodes.membership import LiveMembership
 from nodes.metrics import Exposition, Tally
@@ -119,14 +120,14 @@ def _node() -> Iterator[tuple[Loop, Path, Tally]]:
             node=NodeId(0),
             durability=Durability.INTERVAL,
         )
-        tally, switch, health = Tally(), FullDiskGate(), _Health()
+        tally, room, health = Tally(), Room(), _Health()
         faults: list[Exception] = []
 
         def report(_: Any, error: Exception) -> None:
             faults.append(error)
 
         with Links(description, identities[0], decode=REPLIES.decode, persistent=False) as links:
-            guarded = {kind: Guard(server, switch, report) for kind, server in _servers().items()}
+            guarded = {kind: Guard(server, room, report) for kind, server in _servers().items()}
             membership = LiveMembership(directory / "cluster.toml", description)
             health.loop = loop = Loop(
                 listener=listener,
@@ -140,7 +141,7 @@ def _node() -> Iterator[tuple[Loop, Path, Tally]]:
                 ),
                 store=store,
                 links=links,
-                switch=switch,
+                room=room,
                 tally=tally,
             )
             loop._epoll = _Impatient(loop._epoll)

@@ -13,9 +13,10 @@ from bftfs.asking.refusal import Refused
 from bftfs.errors import DamagedRow
 from bftfs.identifiers import ClientId, ObjectId
 from bftfs.server.recovery import Recovery
+from bftfs.server.room import Figures, Room
 from bftfs.server.step import Ready, Role, Sender
 from bftfs.storage import MemoryStorage, Table, Write
-from nodes.guard import FullDiskGate, Guard
+from nodes.guard import Guard
 from nodes.health import Health
 from nodes.metrics import Tally
 from nodes.store_errors import MapFull, StoreFailed, StoreFull
@@ -32,11 +33,15 @@ class Scripted:
         return message
 
 
-def guarded() -> tuple[Guard, FullDiskGate, list[tuple[Any, Exception]]]:
-    switch = FullDiskGate()
+def guarded() -> tuple[Guard, Room, list[tuple[Any, Exception]]]:
+    room = Room()
     reported: list[tuple[Any, Exception]] = []
-    guard = Guard(Scripted(), switch, lambda message, error: reported.append((message, error)))
-    return guard, switch, reported
+    guard = Guard(Scripted(), room, lambda message, error: reported.append((message, error)))
+    return guard, room, reported
+
+
+def figures(free_bytes: int = 0, *, left: int = 0) -> Figures:
+    return Figures(0, free_bytes, 1 << 20, left)
 
 
 def step(guard: Guard, message: Any) -> Ready:
@@ -72,66 +77,42 @@ def test_what_concerns_the_node_reaches_it(error: Exception) -> None:
 
 
 def test_while_writes_are_refused_reads_are_served() -> None:
-    guard, switch, _ = guarded()
+    guard, room, _ = guarded()
     reading = Ready("value")
     writing = Ready("done", writes=[Write(Table.STATE, b"k", b"v")])
-    switch.refuse(errno.ENOSPC, "the disk is full", left=1 << 20)
+    room.disk_is_full("the disk is full", figures(left=1 << 20))
     assert step(guard, reading) is reading
     refused = step(guard, writing)
     assert refused.reply == Refused(errno.ENOSPC, "the disk is full")
     assert refused.writes == []
-    switch.serve()
+    room.look_again(figures(1 << 20))
     assert step(guard, writing) is writing
 
 
-def test_what_is_owed_is_written_while_there_is_a_reserve() -> None:
-    guard, switch, _ = guarded()
-    owed = Ready("done", writes=[Write(Table.STATE, b"k", b"v")], uses_reserve=True)
-    switch.refuse(errno.ENOSPC, "the disk is full", left=1 << 20)
-    assert step(guard, owed) is owed
-    switch.refuse(errno.ENOSPC, "the disk is full", left=0)
-    assert step(guard, owed).reply == Refused(errno.ENOSPC, "the disk is full")
-
-
-def test_nobody_gets_all_of_a_reserve_and_not_all_together() -> None:
-    guard, switch, _ = guarded()
-    owed = Ready("done", writes=[Write(Table.STATE, b"k", b"v" * 1000)], uses_reserve=True)
-    switch.refuse(errno.ENOSPC, "the disk is full", left=1 << 20)
-
-    def draws(client: int) -> int:
-        """How often it gets something, until it gets no more."""
-        sender = Sender(Role.CLIENT, ClientId(bytes((client,)) * 16))
-        times = 0
-        while guard.step(MemoryStorage(), sender, None, b"", 0) is owed:
-            times += 1
-            assert times < 10_000
-        return times
-
-    guard._step = lambda *_: owed  # type: ignore[assignment]
-    had = [draws(client) for client in range(8)]
-    assert had == sorted(had, reverse=True)
-    assert 200 < had[0] < 300  # of 834
-    assert all(had)
-    switch.serve()
-    switch.refuse(errno.ENOSPC, "the disk is full", left=1 << 20)
-    assert draws(0) == had[0]
+def test_what_uses_the_reserve_is_written_while_it_lasts() -> None:
+    guard, room, _ = guarded()
+    repair = Ready("done", writes=[Write(Table.STATE, b"k", b"v")], uses_reserve=True)
+    room.disk_is_full("the disk is full", figures(left=1 << 20))
+    assert step(guard, repair) is repair
+    room.disk_is_full("the disk is full", figures(left=0))
+    assert step(guard, repair).reply == Refused(errno.ENOSPC, "the disk is full")
 
 
 def test_a_full_disk_is_told_of_until_there_is_room() -> None:
     space = SimpleNamespace(used_bytes=1, free_bytes=0)
     links = SimpleNamespace(unreachable=tuple)
-    switch = FullDiskGate()
+    room = Room()
     health = Health(
         space=space,  # type: ignore[arg-type]
         links=links,  # type: ignore[arg-type]
-        switch=switch,
+        room=room,
         tally=Tally(),
         recovery=Recovery(),
         gauges=tuple,
     )
     assert health.reply().healthy
-    switch.refuse(errno.ENOSPC, "the disk is full", left=0)
+    room.disk_is_full("the disk is full", figures(left=0))
     assert not health.reply().healthy
     assert health.reply().reasons == ("writes are refused: the disk is full",)
-    switch.serve()
+    room.look_again(figures(1 << 20))
     assert health.reply().healthy
