@@ -28,6 +28,7 @@ from tests.fuzz.target import KIB, MIB, Target
 
 _SCRATCH = Path(tempfile.mkdtemp(prefix="bftfs-fuzz-"))
 _HEADER = Struct("!16sQI")
+_KEY = b"k" * 32
 
 
 def journal(data: bytes) -> None:
@@ -42,7 +43,7 @@ def journal(data: bytes) -> None:
             for at in range(choices.number(4))
         ]
         path.write_bytes(b"".join(records) + choices.rest())
-    opened = Journal(path, synced=False)
+    opened = Journal(path, key=_KEY, synced=False)
     try:
         batches: list[list[Write]] = []
         try:
@@ -63,7 +64,7 @@ def journal(data: bytes) -> None:
 
 def _record(sequence: int, batch: bytes) -> bytes:
     rest = _HEADER.pack(b"", sequence, len(batch))[16:]
-    record = blake3(rest + batch).digest(16) + rest + batch
+    record = blake3(rest + batch, key=_KEY).digest(16) + rest + batch
     return record.ljust(-(-len(record) // 512) * 512, b"\0")
 
 
