@@ -27,7 +27,7 @@ from bftfs.limits import (
     POSSIBLE_VERSIONS_OF_BLOCK,
     POSSIBLE_VERSIONS_OF_CLIENT,
 )
-from bftfs.server.block_examination import Policy
+from bftfs.server.block_examination import VerificationPolicy
 from bftfs.server.block_verification import VerificationSettings
 
 SIZE_BYTES_MIN = 16 * MIB
@@ -116,8 +116,8 @@ class NodeConfiguration:
 
 
 def _verification(settings: dict[str, Any]) -> VerificationSettings:
-    policies = [one.value for one in Policy]
-    policy = settings.get("verification", Policy.COOPERATIVE.value)
+    policies = [one.value for one in VerificationPolicy]
+    policy = settings.get("verification", VerificationPolicy.COOPERATIVE.value)
     if policy not in policies:
         raise UsageError(f"verification = {policy!r}; write one of {', '.join(policies)}")
     chosen = {name: settings.get(name, default) for name, default in _POSSIBLE.items()}
@@ -127,4 +127,4 @@ def _verification(settings: dict[str, Any]) -> VerificationSettings:
                 f"{name} = {most!r}; write a whole number from 1 to {POSSIBLE_VERSIONS_MOST}"
             )
     node, client, block = chosen.values()
-    return VerificationSettings(Policy(policy), node, client, block)
+    return VerificationSettings(VerificationPolicy(policy), node, client, block)

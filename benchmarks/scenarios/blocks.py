@@ -23,7 +23,7 @@ from bftfs.coding.erasure import ErasureCode
 from bftfs.crypto.cipher import NONCE_BYTES, BlockCipher
 from bftfs.crypto.keys import VOLUME_KEY_BYTES
 from bftfs.identifiers import BlockId, ObjectKind, block_id, object_id
-from bftfs.read_write.reading import Version
+from bftfs.read_write.reading import FoundVersion
 
 _PIECE_S = 0.05  # how long each part of a client's work is repeated to measure it
 _SEED = 1
@@ -97,7 +97,7 @@ class _Blocks:
     def _read(
         self, place: Place, client: Client, items: dict[BlockId, bytes], in_flight: int
     ) -> None:
-        async def read(block: BlockId) -> Version:
+        async def read(block: BlockId) -> FoundVersion:
             return await client.blocks.read(block)
 
         with self._phase(place, "read") as phase:

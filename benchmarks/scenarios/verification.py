@@ -31,16 +31,16 @@ from benchmarks.session import Place, Session
 from bftfs.cluster import Durability
 from bftfs.conversation import Conversation
 from bftfs.identifiers import BlockId
-from bftfs.read_write.reading import Version
+from bftfs.read_write.reading import FoundVersion
 from bftfs.read_write.timestamp import BlockTimestamp
-from bftfs.server.block_examination import Policy
+from bftfs.server.block_examination import VerificationPolicy
 from nodes.configuration import POSSIBLE_VERSIONS_MOST
 
-POLICIES = tuple(policy.value for policy in Policy)
+POLICIES = tuple(policy.value for policy in VerificationPolicy)
 NAME = "verification"
 
-_FREE = Policy.READ_TIME.value
-_LAZY = (Policy.LAZY.value, Policy.COOPERATIVE.value)
+_FREE = VerificationPolicy.READ_TIME.value
+_LAZY = (VerificationPolicy.LAZY.value, VerificationPolicy.COOPERATIVE.value)
 _BUSY = System(t=1, b=1)  # the cluster of the second experiment
 _SIZE = 32 * 1024
 _BLOCKS = 64  # that are overwritten in the second experiment
@@ -300,10 +300,10 @@ def comparison(samples: Sequence[Sample]) -> list[str]:
 
 
 def _with_think_time(samples: Sequence[Sample]) -> Iterator[str]:
-    for phase, against in (("write", _FREE), ("read", Policy.WRITE_TIME.value)):
+    for phase, against in (("write", _FREE), ("read", VerificationPolicy.WRITE_TIME.value)):
         by = _by(samples, phase, "b", "policy")
         for b in sorted({b for b, _ in by}):
-            ours, theirs = by.get((b, Policy.COOPERATIVE.value)), by.get((b, against))
+            ours, theirs = by.get((b, VerificationPolicy.COOPERATIVE.value)), by.get((b, against))
             if ours and theirs:
                 yield (
                     f"{phase}s with think time, b = {b}: lazy+cooperative takes"
@@ -334,7 +334,7 @@ def _messages(samples: Sequence[Sample]) -> Iterator[str]:
 
 def _at_full_speed(samples: Sequence[Sample]) -> Iterator[str]:
     by = _by(samples, "overwrite", "pool", "policy")
-    free, proactive = by.get((0, _FREE)), by.get((0, Policy.WRITE_TIME.value))
+    free, proactive = by.get((0, _FREE)), by.get((0, VerificationPolicy.WRITE_TIME.value))
     pools = sorted({pool for pool, _ in by if pool}, key=float)
     if not pools:
         return
@@ -392,5 +392,5 @@ def _write(
     return partial(client.blocks.write, block, item, ROOT)
 
 
-async def _read(client: Client, block: BlockId) -> Version:
+async def _read(client: Client, block: BlockId) -> FoundVersion:
     return await client.blocks.read(block)

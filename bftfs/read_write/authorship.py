@@ -1,13 +1,14 @@
-"""Who has written which blocks of a file: the versions themselves, and not what readers are shown.
+"""The authors of the versions of a file's blocks, for `audit` and `undo`.
 
-Every version names its author, which the nodes that host it have checked [PASIS §3.4.2.3]. But what
-a client has written shows in no inode before an update covers it, and that may be another client's.
-So whoever looks for a client's traces asks the nodes which versions there are.
+Every version names its author, which the nodes that host it have checked [PASIS §3.4.2.3]. An inode
+shows a version only once an update covers it, and that update may be another client's. So to find
+all that a client has written, the nodes are asked which versions they host.
 
-**Completeness.** N - t nodes answer. They list versions in the order of their keys, and a page ends
-where all but b of them have come to: no liar's slowness holds the listing up. A complete version
-is hosted by QC benign nodes, and QC > b + t [PASIS (3.4)]: one of them is among those that have
-come so far. What liars add is for the asker to check: he reads what is listed.
+**Completeness.** N - t nodes answer. Each lists versions in the order of their keys, up to some
+key; a page ends at the (b + 1)-th smallest of these, so that no b slow liars hold the listing up. A
+complete version is hosted by QC benign nodes, and QC > b + t [PASIS (3.4)]: one of them is among
+the nodes that have listed so far. Liars may add versions: the caller reads what is listed. Test:
+`tests/unit/read_write/test_authorship.py::test_no_b_liars_hide_anything`.
 """
 
 from __future__ import annotations
@@ -107,7 +108,7 @@ async def _page(session: Session, request: AuthoredRequest) -> tuple[list[bytes]
         (Addressed(request),) * thresholds.N,
         judge,
         silence=session.silence(session.read_patience),
-        subject="who wrote what",
+        subject="the authors of blocks",
     )
     await gathering.send()
     replies = (await gathering.answers()).values()
@@ -119,7 +120,7 @@ async def _page(session: Session, request: AuthoredRequest) -> tuple[list[bytes]
 def _is_possible(
     reply: AuthoredReply, request: AuthoredRequest, inodes: frozenset[ObjectId]
 ) -> bool:
-    """Whether a correct node may have sent it."""
+    """True if a correct node may have sent it."""
     keys = reply.keys
     return (
         request.after < reply.until

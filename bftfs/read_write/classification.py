@@ -42,7 +42,7 @@ from typing import NamedTuple
 from bftfs.thresholds import ReadWriteThresholds
 
 
-class Classification(Enum):
+class CandidateClass(Enum):
     """What a reader may conclude about a candidate."""
 
     COMPLETE = "complete"
@@ -51,7 +51,7 @@ class Classification(Enum):
     UNDECIDED = "undecided"
 
 
-class Evidence(NamedTuple):
+class Testimony(NamedTuple):
     """What the replies to one read show of one candidate, in numbers of nodes."""
 
     hosting: int  # valid responses list it
@@ -65,51 +65,51 @@ class Evidence(NamedTuple):
 class Judgement(NamedTuple):
     """What a reader makes of a candidate."""
 
-    classification: Classification
+    classification: CandidateClass
     is_final: bool  # False: more replies decide, or could change it for the better
 
 
-def classify(thresholds: ReadWriteThresholds, *, hosting: int, heard: int) -> Classification:
+def classify(thresholds: ReadWriteThresholds, *, hosting: int, heard: int) -> CandidateClass:
     """Rule 1: the class of a candidate that `hosting` of the `heard` nodes host."""
     if hosting >= thresholds.complete and heard >= thresholds.first_asked:
-        return Classification.COMPLETE
+        return CandidateClass.COMPLETE
     if heard < thresholds.responses:
-        return Classification.UNDECIDED
+        return CandidateClass.UNDECIDED
     if hosting < thresholds.repairable:
-        return Classification.INCOMPLETE
-    return Classification.REPAIRABLE
+        return CandidateClass.INCOMPLETE
+    return CandidateClass.REPAIRABLE
 
 
 def judge(
     thresholds: ReadWriteThresholds,
-    evidence: Evidence,
+    testimony: Testimony,
     *,
     counts_damaged: bool,
     counts_forgetful: bool,
 ) -> Judgement:
     """Rules 1 to 4; `counts_damaged` and `counts_forgetful` tell whether rules 2 and 3 apply."""
-    hosting, heard = evidence.hosting, evidence.heard
+    hosting, heard = testimony.hosting, testimony.heard
     found = classify(thresholds, hosting=hosting, heard=heard)
-    if found is Classification.UNDECIDED and counts_damaged:
-        hosting += evidence.damaged_hosting
-        heard += evidence.damaged_heard
+    if found is CandidateClass.UNDECIDED and counts_damaged:
+        hosting += testimony.damaged_hosting
+        heard += testimony.damaged_heard
         found = classify(thresholds, hosting=hosting, heard=heard)
     if (
-        found is Classification.UNDECIDED
+        found is CandidateClass.UNDECIDED
         and counts_forgetful
-        and 0 < evidence.forgetful <= thresholds.b
-        and heard + evidence.forgetful >= thresholds.responses
+        and 0 < testimony.forgetful <= thresholds.b
+        and heard + testimony.forgetful >= thresholds.responses
     ):
         without, with_them = (
-            classify(thresholds, hosting=each, heard=heard + evidence.forgetful)
-            for each in (hosting, hosting + evidence.forgetful)
+            classify(thresholds, hosting=each, heard=heard + testimony.forgetful)
+            for each in (hosting, hosting + testimony.forgetful)
         )
-        incomplete = Classification.INCOMPLETE
+        incomplete = CandidateClass.INCOMPLETE
         if (without is incomplete) is (with_them is incomplete):
             found = without
-    if found is Classification.UNDECIDED or found is Classification.COMPLETE:
-        return Judgement(found, found is Classification.COMPLETE)
+    if found is CandidateClass.UNDECIDED or found is CandidateClass.COMPLETE:
+        return Judgement(found, found is CandidateClass.COMPLETE)
     better = thresholds.complete
-    if found is Classification.INCOMPLETE:
+    if found is CandidateClass.INCOMPLETE:
         better = thresholds.repairable
-    return Judgement(found, not hosting or hosting + evidence.pending < better)
+    return Judgement(found, not hosting or hosting + testimony.pending < better)

@@ -1,9 +1,40 @@
 """A client's part in PASIS read/write: write and read blocks. [PASIS §3.4.3.2, §3.4.3.3]
 
-A data-item is opaque bytes here: whoever encrypts does so above.
+**Start here.** A block is a register. Each write makes a new version, named by a timestamp; nodes
+keep versions side by side, and each node has one of N fragments of every version, any m of which
+give the item back.
 
-**Concurrency.** One engine's conversations may use a client by turns, also on the same block: reads
-and writes are linearizable whoever issues them.
+One write (`write`, with N = 6, t = b = 1, QC = 4, m = 3):
+
+1. Four nodes are asked for the block's latest time (`writing.TimeRound`). The second largest of
+   these times is safe against one liar; the version's time is one above, or this client's clock.
+2. Meanwhile the item is encoded to six fragments. Their digests are the cross-checksum, whose
+   digest is the verifier in the timestamp (`writing.encode`).
+3. Each node is sent its fragment, with timestamp and cross-checksum (`writing.write_at`). It
+   checks that the one binds the other, and that this client may write here (`server._write`).
+4. After five acknowledgements the write is over: at least four correct nodes host the version.
+
+One read (`read`):
+
+1. Five nodes are asked for their versions, three of them with data (`descent.begin`).
+2. The greatest version that they list is the candidate. Hosted by five it is complete
+   (`classification.py`): its three fragments are decoded, and returned.
+3. If three or four host it, it may be complete. The sixth node is asked. If that does not settle
+   it, the reader completes the write itself (`repair.py`), so that later reads find it too.
+4. If fewer host it, it was never complete: the next older version is the candidate.
+5. Unless it is known to be valid, all six fragments are generated from three and compared with the
+   cross-checksum (`validation.py`): a faulty writer may have written what decodes differently
+   from other fragments. Such a version counts as incomplete.
+
+Read in this order: `thresholds.ReadWriteThresholds`, `timestamp.py`, `classification.py`, this
+file, `writing.py`, `descent.py` and `reading.py`, `repair.py`; for a node, `server.py`, and then
+`bftfs/server/block_verification.py` and `block_healing.py`. docs/protocols-read-write.md has a
+table of all rules with their tests.
+
+A data-item is opaque bytes here: callers encrypt it.
+
+**Concurrency.** Conversations of one engine share a client, also on the same block: reads and
+writes are linearizable whichever client issues them.
 """
 
 from __future__ import annotations
@@ -19,8 +50,8 @@ from bftfs.credentials import Credentials
 from bftfs.errors import AdmissionRefused
 from bftfs.identifiers import BlockId, ClientId, ObjectId
 from bftfs.read_write.authorship import Authored, versions_by
-from bftfs.read_write.reading import Reading, Version
-from bftfs.read_write.repair import Repair
+from bftfs.read_write.reading import BlockRead, FoundVersion
+from bftfs.read_write.repair import repair
 from bftfs.read_write.session import Session
 from bftfs.read_write.timestamp import BlockTimestamp, beginning_of, successor_of
 from bftfs.read_write.writing import Encoded, TimeRound, encode, write_at
@@ -74,10 +105,10 @@ class ReadWriteClient:
     ) -> tuple[BlockTimestamp, ...]:
         """`write` for different blocks at once, later than `after_us`; their timestamps, in order.
 
-        One round of TIME_REQUESTs serves them all. None is sent if the caller answers for it that
-        nobody has written these blocks at a time after `after_us`: then this client's clock tells
-        a later one. Where he may be wrong, he finds out, and writes again. The first failure is
-        raised; which of the other writes have taken place is then unknown.
+        One round of TIME_REQUESTs serves them all. Without `is_asking` none is sent: the caller
+        vouches that nobody has written these blocks at a time after `after_us`, so that this
+        client's clock tells a later one, and must find out if that was wrong and write again. The
+        first failure is raised; which of the other writes have taken place is then unknown.
         """
         session = self._session
         written: list[BlockTimestamp] = []
@@ -123,11 +154,10 @@ class ReadWriteClient:
             except AdmissionRefused as refused:
                 if refused.code != errno.ETIME or not tries_left:
                     raise
-            # The write was held up for so long that its time has passed. Some nodes may host it all
-            # the same, and readers have seen it: then it must be finished at this timestamp, as
-            # its value may not appear twice. Otherwise it takes a new one.
-            repair = Repair(session, block, timestamp, encoded, hosts=frozenset())
-            if await repair.run():
+            # The write took so long that its time is no longer accepted. Some nodes may host it all
+            # the same, and readers may have seen it: then it must be completed at this timestamp,
+            # since its value must not appear twice. Otherwise it takes a new one.
+            if await repair(session, block, timestamp, encoded):
                 break
             time_round = TimeRound(session, (block,), after_us=after_us)
             await time_round.send()
@@ -143,7 +173,7 @@ class ReadWriteClient:
         *,
         before: BlockTimestamp | None = None,
         at_time_us: int | None = None,
-    ) -> Version:
+    ) -> FoundVersion:
         """The latest complete version.
 
         With `before`, the latest of those strictly below it; with `at_time_us`, the latest of those
@@ -151,30 +181,30 @@ class ReadWriteClient:
         VersionUnrecoverable if too few fragments are left, or NoLongerKept.
         """
         bounds = [bound for bound in (before, _bound(at_time_us)) if bound is not None]
-        return await Reading(self._session, block, min(bounds, default=None)).run()
+        return await BlockRead(self._session, block, min(bounds, default=None)).run()
 
-    async def written(self, block: BlockId, timestamp: BlockTimestamp) -> Version:
+    async def written(self, block: BlockId, timestamp: BlockTimestamp) -> FoundVersion:
         """The version at `timestamp`, which is complete. Raises what `read` raises."""
         return await self.read(block, before=successor_of(timestamp))
 
     async def read_many(
         self, blocks: Sequence[BlockId], *, at_time_us: int | None = None
-    ) -> tuple[Version, ...]:
+    ) -> tuple[FoundVersion, ...]:
         """`read` of different blocks at once; their versions, in order."""
         bound = _bound(at_time_us)
         session = self._session
-        reads = tuple(Reading(session, block, bound).run for block in blocks)
-        versions: tuple[Version, ...] = await Together(reads)
+        reads = tuple(BlockRead(session, block, bound).run for block in blocks)
+        versions: tuple[FoundVersion, ...] = await Together(reads)
         return versions
 
-    # --- who wrote what ----------------------------------------------------------------------
+    # --- authors ----------------------------------------------------------------------------
 
     async def versions_by(
         self, inodes: Sequence[ObjectId], *, author: ClientId | None, since_us: int
     ) -> Sequence[Authored]:
-        """Versions of blocks of these files that `author`, or anybody, wrote since then.
+        """Versions of blocks of these files that `author` (None: anybody) wrote since then.
 
-        Whether readers are shown them is another matter. Raises as `read` does.
+        Readers may never have been shown them. Raises what `read` raises.
         """
         return await versions_by(self._session, inodes, author, since_us)
 

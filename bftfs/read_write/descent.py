@@ -36,10 +36,10 @@ from bftfs.asking.refusal import Refused
 from bftfs.coding.erasure import Buffer
 from bftfs.errors import NoLongerKept, VersionUnrecoverable
 from bftfs.identifiers import BlockId, NodeId
-from bftfs.read_write.classification import Classification, Evidence, Judgement, judge
+from bftfs.read_write.classification import CandidateClass, Judgement, Testimony, judge
 from bftfs.read_write.messages import Below, ReadReply
 from bftfs.read_write.placement import rotation_of
-from bftfs.read_write.responses import Responses, Verdict
+from bftfs.read_write.responses import ReplyVerdict, Responses
 from bftfs.read_write.timestamp import ZERO, BlockTimestamp, successor_of
 from bftfs.thresholds import ReadWriteThresholds
 
@@ -58,7 +58,7 @@ class Usable(NamedTuple):
     """A candidate that is complete or repairable, with m fragments in hand (or it is ZERO)."""
 
     timestamp: BlockTimestamp
-    classification: Classification
+    classification: CandidateClass
 
 
 class Overtaken(Enum):
@@ -157,7 +157,7 @@ class Descent:
                 want_data=question.want_data,
                 lists=wanted is None,
             )
-            if verdict is Verdict.VALID:
+            if verdict is ReplyVerdict.VALID:
                 if wanted is not None and not responses.has_fragment_of(node, wanted):
                     collected = message.below is Below.COLLECTED
                     responses.withdraw(node, wanted, collected=collected)
@@ -211,7 +211,7 @@ class Descent:
             classification, is_final = self._judge(candidate)
             if not is_final:
                 break
-            if classification is not Classification.INCOMPLETE:
+            if classification is not CandidateClass.INCOMPLETE:
                 if candidate == ZERO or len(responses.fragments(candidate)) >= thresholds.m:
                     return Usable(candidate, classification)
                 return self._fetch(candidate)
@@ -237,9 +237,9 @@ class Descent:
         responses, withheld = self.responses, len(self._withheld)
         heard = responses.heard(candidate)
         # A node that lists a version and keeps its fragment is as good as silent.
-        evidence = Evidence(len(responses.hosts(candidate)) - withheld, len(heard) - withheld)
-        if evidence.hosting < self._first_asked:  # otherwise it is complete
-            evidence = evidence._replace(
+        testimony = Testimony(len(responses.hosts(candidate)) - withheld, len(heard) - withheld)
+        if testimony.hosting < self._first_asked:  # otherwise it is complete
+            testimony = testimony._replace(
                 damaged_hosting=len(responses.damaged_hosts(candidate)),
                 damaged_heard=len(responses.damaged_heard(candidate)),
                 forgetful=responses.forgetful(candidate),
@@ -255,7 +255,7 @@ class Descent:
             )
         return judge(
             self._thresholds,
-            evidence,
+            testimony,
             counts_damaged=(
                 len(responses.damaged) > self._thresholds.b or self._lapses > self._lapses_before
             ),

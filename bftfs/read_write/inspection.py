@@ -1,9 +1,9 @@
-"""What all nodes together can show of one block: who has which fragment, and what that is worth.
+"""One block as all nodes together show it: which node has its fragment, and what may still fail.
 
 Evidence comes from the fragments themselves: all N nodes are asked, and each fragment is checked
 against the cross-checksum that the version's timestamp binds; the version counts as valid once all
-N fragments, generated from m of them, match it. [PASIS §3.4.2.3] What a node only says (that it has
-verified a version, and when) is kept apart, as its claim.
+N fragments, generated from m of them, match it. [PASIS §3.4.2.3] That a node has verified a
+version, and when, is only its claim, and is reported as such.
 
 **Concurrency.** As any client procedure.
 """
@@ -19,7 +19,7 @@ from bftfs import limits
 from bftfs.asking.inspection import Witnesses
 from bftfs.conversation import Compute, Now
 from bftfs.identifiers import BlockId, NodeId
-from bftfs.read_write.classification import Classification, classify
+from bftfs.read_write.classification import CandidateClass, classify
 from bftfs.read_write.messages import ReadReply, ReadRequest
 from bftfs.read_write.placement import fragment_index, rotation_of
 from bftfs.read_write.responses import Responses
@@ -66,7 +66,7 @@ class BlockReport:
     # What a reader gets: generated from m fragments just now, and compared with the cross-checksum
     # (unless too few are at hand). None: a hole.
     version: BlockTimestamp | None
-    classification: Classification
+    classification: CandidateClass
     holdings: tuple[Holding, ...]
     survives: int  # more nodes may fail, and it can still be read; below 0: it cannot now
     reasons: tuple[str, ...]  # why it survives less than it might
@@ -75,7 +75,7 @@ class BlockReport:
 
     @property
     def degraded(self) -> bool:
-        """Whether some node lacks its part."""
+        """True if some node lacks its part."""
         return bool(self.reasons)
 
 
@@ -105,7 +105,7 @@ async def inspect(witnesses: Witnesses, session: Session, block: BlockId) -> Blo
         await _ask(witnesses, responses, further, request, lists=False)
         valid = await _is_valid(session, responses, version)
         poisonous = not valid and len(responses.fragments(version)) >= thresholds.m
-        if found is not Classification.INCOMPLETE and not poisonous:
+        if found is not CandidateClass.INCOMPLETE and not poisonous:
             now_us = await Now()
             holdings = tuple(
                 _holding(responses, node, version, block, thresholds.N, silent, refused, now_us)
@@ -144,7 +144,7 @@ async def _ask(
 
 
 async def _is_valid(session: Session, responses: Responses, version: BlockTimestamp) -> bool:
-    """Whether m fragments generate all that the version binds. [PASIS §3.4.2.3]"""
+    """True if m fragments generate all that the version binds. [PASIS §3.4.2.3]"""
     fragments = responses.fragments(version)
     if len(fragments) < session.thresholds.m:
         return False
@@ -194,7 +194,7 @@ def _judged(
     session: Session,
     block: BlockId,
     version: BlockTimestamp,
-    found: Classification,
+    found: CandidateClass,
     holdings: tuple[Holding, ...],
 ) -> BlockReport:
     thresholds = session.thresholds
@@ -243,7 +243,7 @@ def _unwritten(
         f"node {node} {_WHY[Fragment.SILENT if node in silent else Fragment.REFUSED]}"
         for node in sorted(away)
     )
-    found = Classification.COMPLETE if len(away) <= t else Classification.UNDECIDED
+    found = CandidateClass.COMPLETE if len(away) <= t else CandidateClass.UNDECIDED
     holdings = tuple(
         Holding(
             NodeId(node),

@@ -92,7 +92,7 @@ class ReadRequest(Message, frozen=True, tag=0x32):
 
 
 class Listed(Value, frozen=True):
-    """One version in a reply's history, and whether the node has verified it. [LazyVer §3.8.1]"""
+    """One version in a reply's history; `verified` by the node itself. [LazyVer §3.8.1]"""
 
     timestamp: BlockTimestamp
     verified: bool
@@ -151,7 +151,7 @@ class Notice(Message, frozen=True, tag=0x34):
 class InventoryRequest(Message, frozen=True, tag=0x35):
     """From node to node: which versions do you host, from `after` (excluded) to `until`?
 
-    By their keys in the store. The one who asks has those whose digest is `digest`.
+    By their keys in the store. The sender hosts those of which `digest` is the digest.
     """
 
     after: VersionKeyField
@@ -160,7 +160,7 @@ class InventoryRequest(Message, frozen=True, tag=0x35):
 
 
 class InventoryReply(Message, frozen=True, tag=0x45):
-    """The keys, ascending, and whether there are more; or, with `same`, those that you have."""
+    """The keys, ascending; `more`: there are further ones; `same`: they are those that you have."""
 
     keys: Annotated[tuple[VersionKeyField, ...], Meta(max_length=limits.KEYS_IN_INVENTORY)]
     more: bool

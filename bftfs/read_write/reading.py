@@ -17,7 +17,7 @@ source. Shown by `tests/properties/test_read_write_byzantine.py` (every adversar
 
 A node that verifies a block reads it in the same way; its `Examiner` takes the place of using.
 
-**Concurrency.** A `Reading` belongs to one conversation and is used once.
+**Concurrency.** A `BlockRead` belongs to one conversation and is used once.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ from typing import Protocol
 from bftfs import limits
 from bftfs.conversation import Compute, Now, Receive, Send
 from bftfs.identifiers import BlockId, NodeId
-from bftfs.read_write.classification import Classification
+from bftfs.read_write.classification import CandidateClass
 from bftfs.read_write.descent import Descent, Overtaken, Question, Usable
 from bftfs.read_write.gathering import Refusals
 from bftfs.read_write.messages import ReadReply, ReadRequest
 from bftfs.read_write.placement import rotation_of
-from bftfs.read_write.repair import Repair
+from bftfs.read_write.repair import repair
 from bftfs.read_write.responses import Responses
 from bftfs.read_write.session import Session
 from bftfs.read_write.timestamp import ZERO, BlockTimestamp
@@ -43,14 +43,14 @@ from bftfs.read_write.writing import Encoded
 
 
 @dataclass(frozen=True, slots=True)
-class Version:
+class FoundVersion:
     """What a read returns. `item` is None for a block that was never written (timestamp ZERO)."""
 
     timestamp: BlockTimestamp
     item: bytes | None
 
 
-NEVER_WRITTEN = Version(ZERO, None)
+NEVER_WRITTEN = FoundVersion(ZERO, None)
 
 
 class Examiner(Protocol):
@@ -62,11 +62,11 @@ class Examiner(Protocol):
     def heard(self, node: NodeId, reply: ReadReply) -> None:
         """`node` has replied."""
 
-    async def use(self, responses: Responses, usable: Usable) -> Version | None:
+    async def use(self, responses: Responses, usable: Usable) -> FoundVersion | None:
         """The version, or None if it is not the latest complete valid one."""
 
 
-class Reading:
+class BlockRead:
     """One read of the latest complete version, strictly below `before` if that is given."""
 
     __slots__ = ("_asked", "_before", "_block", "_examiner", "_refusals", "_session", "_silence")
@@ -86,7 +86,7 @@ class Reading:
         self._refusals = Refusals(session.thresholds)
         self._asked: dict[int, Question] = {}  # by request number
 
-    async def run(self) -> Version:
+    async def run(self) -> FoundVersion:
         """The latest complete version.
 
         Raises QuorumUnavailable if total patience runs out, AdmissionRefused if more than t nodes
@@ -99,7 +99,7 @@ class Reading:
         self._silence.ended()
         return version
 
-    async def _descend(self) -> Version | None:
+    async def _descend(self) -> FoundVersion | None:
         """The latest complete version; None if garbage collection overtook the descent."""
         descent = await self._begin()
         await self._ask(descent.begin())
@@ -186,7 +186,7 @@ class Reading:
 
     # --- using a candidate -------------------------------------------------------------------
 
-    async def _use(self, responses: Responses, usable: Usable) -> Version | None:
+    async def _use(self, responses: Responses, usable: Usable) -> FoundVersion | None:
         """Decode a candidate, and validate and repair it if need be; None if it is incomplete."""
         session, timestamp = self._session, usable.timestamp
         if timestamp == ZERO:
@@ -195,18 +195,17 @@ class Reading:
             return await self._examiner.use(responses, usable)
         fragments, verifier = responses.fragments(timestamp), timestamp.verifier
         trusted = verifier in session.validated or responses.verified(timestamp)
-        if trusted and usable.classification is Classification.COMPLETE:
+        if trusted and usable.classification is CandidateClass.COMPLETE:
             item = item_of(session.code, fragments)
-            return None if item is None else Version(timestamp, item)
+            return None if item is None else FoundVersion(timestamp, item)
         checksum = responses.cross_checksum(timestamp)
         valid = await Compute(partial(validate, session.code, checksum, fragments))
         if valid is None:
             return None
         session.validated.add(verifier)
-        if usable.classification is Classification.REPAIRABLE:
+        if usable.classification is CandidateClass.REPAIRABLE:
             hosts = responses.hosts(timestamp) + responses.damaged_hosts(timestamp)
             encoded = Encoded(valid.fragments, checksum, verifier)
-            repair = Repair(session, self._block, timestamp, encoded, hosts=frozenset(hosts))
-            if not await repair.run():
+            if not await repair(session, self._block, timestamp, encoded, hosts=frozenset(hosts)):
                 return None
-        return Version(timestamp, valid.item)
+        return FoundVersion(timestamp, valid.item)

@@ -25,66 +25,52 @@ from bftfs.read_write.timestamp import BlockTimestamp
 from bftfs.read_write.writing import Encoded, write_at
 
 
-class Repair:
-    """The repair of one validated candidate."""
+async def repair(
+    session: Session,
+    block: BlockId,
+    timestamp: BlockTimestamp,
+    encoded: Encoded,
+    *,
+    hosts: frozenset[NodeId] = frozenset(),
+) -> bool:
+    """True if the candidate is complete now; False if it was not before, and cannot be made so.
 
-    __slots__ = ("_block", "_encoded", "_hosts", "_session", "_timestamp")
+    `hosts` are the nodes that say they host the candidate: their answers are waited for. Raises
+    AdmissionRefused if nodes refuse for another reason, QuorumUnavailable if total patience runs
+    out.
+    """
+    silence = session.silence(session.write_patience)
+    request = Addressed(VouchRequest(block, timestamp))
 
-    def __init__(
-        self,
-        session: Session,
-        block: BlockId,
-        timestamp: BlockTimestamp,
-        encoded: Encoded,
-        *,
-        hosts: frozenset[NodeId],
-    ) -> None:
-        """`hosts` are the nodes that say they host the candidate."""
-        self._session = session
-        self._block = block
-        self._timestamp = timestamp
-        self._encoded = encoded
-        self._hosts = hosts
+    def judge(reply: Any) -> bytes | None:
+        return reply.authenticator if isinstance(reply, VouchReply) else None
 
-    async def run(self) -> bool:
-        """Whether the candidate is complete now; False if it was not before, and cannot be made so.
-
-        Raises AdmissionRefused if nodes refuse for another reason, QuorumUnavailable if total
-        patience runs out.
-        """
-        session = self._session
-        silence = session.silence(session.write_patience)
-        request = Addressed(VouchRequest(self._block, self._timestamp))
-
-        def judge(reply: Any) -> bytes | None:
-            return reply.authenticator if isinstance(reply, VouchReply) else None
-
-        gathering: Gathering[bytes] = session.gathering(
-            (request,) * session.thresholds.N,
-            judge,
+    gathering: Gathering[bytes] = session.gathering(
+        (request,) * session.thresholds.N,
+        judge,
+        silence=silence,
+        subject=f"repair of block {block.hex()}",
+    )
+    await gathering.send()
+    answers = await gathering.answers(hosts)
+    vouchers = tuple(
+        Voucher(node, authenticator) for node, authenticator in answers.items() if authenticator
+    )
+    if len(vouchers) <= session.thresholds.b:
+        return False
+    try:
+        await write_at(
+            session,
+            block,
+            timestamp,
+            encoded,
+            credentials=NOBODY,
             silence=silence,
-            subject=f"repair of block {self._block.hex()}",
+            vouchers=vouchers,
         )
-        await gathering.send()
-        answers = await gathering.answers(self._hosts)
-        vouchers = tuple(
-            Voucher(node, authenticator) for node, authenticator in answers.items() if authenticator
-        )
-        if len(vouchers) <= session.thresholds.b:
+    except AdmissionRefused as refused:
+        # A correct node is among these, and found fewer than b + 1 of the vouchers valid.
+        if refused.code == errno.EPERM and refused.nodes > session.thresholds.b:
             return False
-        try:
-            await write_at(
-                session,
-                self._block,
-                self._timestamp,
-                self._encoded,
-                credentials=NOBODY,
-                silence=silence,
-                vouchers=vouchers,
-            )
-        except AdmissionRefused as refused:
-            # A correct node is among these, and found fewer than b + 1 of the vouchers valid.
-            if refused.code == errno.EPERM and refused.nodes > session.thresholds.b:
-                return False
-            raise
-        return True
+        raise
+    return True

@@ -1,11 +1,11 @@
-"""What the nodes have said in one read: which versions each hosts, and the fragments in hand.
+"""The replies to one read: which versions each node hosts, and the fragments in hand.
 
 Pure bookkeeping over checked replies; nothing here sends or waits.
 
-**Invariants.** What is counted of a node is one list of versions, newest first, without gaps down
-to its `depth`; the initial version ⊥ ends it if the node has never hosted anything older. A
-fragment in hand matches the cross-checksum that its version's timestamp binds. A node whose reply
-no correct node sends is convicted, and counts no more.
+**Invariants.** What counts of a node is one list of versions, newest first, without gaps down to
+its `depth`; the initial version ⊥ ends it if the node has never hosted anything older. A fragment
+in hand matches the cross-checksum that its version's timestamp binds. A node that sent what no
+correct node sends is convicted: nothing it says counts in this read.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from bftfs.read_write.timestamp import ZERO, BlockTimestamp
 from bftfs.thresholds import ReadWriteThresholds
 
 
-class Verdict(Enum):
+class ReplyVerdict(Enum):
     """What a reply shows of its node."""
 
     VALID = "valid"
@@ -54,7 +54,7 @@ class Responses:
         self._N = thresholds.N
         self._b = thresholds.b
         self._rotation = rotation
-        # Per node: its versions (and whether it has verified them), and down to where that is all.
+        # Per node: its versions (True: verified by it), and the depth down to which these are all.
         self.hosted: dict[NodeId, dict[BlockTimestamp, bool]] = {}
         self.depth: dict[NodeId, BlockTimestamp] = {}
         self.collected: set[NodeId] = set()  # nodes that have forgotten what was below their depth
@@ -77,17 +77,17 @@ class Responses:
         before: BlockTimestamp | None,
         want_data: bool,
         lists: bool,
-    ) -> Verdict:
+    ) -> ReplyVerdict:
         """Take `node`'s reply to a request with `before` and `want_data`.
 
         A reply to a request for one fragment (not `lists`) says nothing about other versions.
         """
         if node in self.convicted:
-            return Verdict.IMPOSSIBLE
+            return ReplyVerdict.IMPOSSIBLE
         verdict = self._check(node, reply, fragment, before, want_data=want_data)
-        if verdict is not Verdict.VALID:
+        if verdict is not ReplyVerdict.VALID:
             self.convict(node)
-            if verdict is Verdict.DAMAGED:
+            if verdict is ReplyVerdict.DAMAGED:
                 self.damaged[node] = reply
         elif lists:
             self._extend(node, reply, before)
@@ -113,40 +113,46 @@ class Responses:
         before: BlockTimestamp | None,
         *,
         want_data: bool,
-    ) -> Verdict:
+    ) -> ReplyVerdict:
         """VALIDATE, and what else must hold of a correct node's reply. [PASIS Figure 3.2]"""
         versions, checksum = reply.versions, reply.cross_checksum
         if not versions:
             possible = reply.below is Below.ORIGIN or (
                 reply.below is Below.COLLECTED and before is not None
             )
-            return Verdict.VALID if possible and not checksum else Verdict.IMPOSSIBLE
+            return ReplyVerdict.VALID if possible and not checksum else ReplyVerdict.IMPOSSIBLE
         newest = versions[0].timestamp
         # [PASIS §3.4.3.3] only timestamps strictly less than that given in the request count.
         if before is not None and newest >= before:
-            return Verdict.IMPOSSIBLE
+            return ReplyVerdict.IMPOSSIBLE
         if versions[-1].timestamp <= ZERO or not _descends(versions):
-            return Verdict.IMPOSSIBLE
+            return ReplyVerdict.IMPOSSIBLE
         if not want_data:
-            return Verdict.VALID if not len(checksum) + len(fragment) else Verdict.IMPOSSIBLE
+            empty = not checksum and not len(fragment)
+            return ReplyVerdict.VALID if empty else ReplyVerdict.IMPOSSIBLE
+        return self._check_data(node, reply, fragment)
+
+    def _check_data(self, node: NodeId, reply: ReadReply, fragment: Buffer) -> ReplyVerdict:
+        """The cross-checksum against the timestamp, and the fragment against the cross-checksum."""
+        newest, checksum = reply.versions[0].timestamp, reply.cross_checksum
         bound = self._bound.get(newest)
         if bound is None:
             # [PASIS Figure 3.2] HASH(CC) against LT.Verifier; the verifier binds one CC.
             if len(checksum) != DIGEST_BYTES * self._N:
-                return Verdict.IMPOSSIBLE
+                return ReplyVerdict.IMPOSSIBLE
             if verifier_of(checksum) != newest.verifier:
-                return Verdict.IMPOSSIBLE
+                return ReplyVerdict.IMPOSSIBLE
             self._bound[newest] = checksum
         elif checksum != bound:
-            return Verdict.IMPOSSIBLE
+            return ReplyVerdict.IMPOSSIBLE
         # [PASIS Figure 3.2] HASH(D) against CC[S].
         index = (node - self._rotation) % self._N
         if not cross_checksum.matches(checksum, index, fragment):
-            return Verdict.DAMAGED
+            return ReplyVerdict.DAMAGED
         self._fragments.setdefault(newest, {})[index] = fragment
-        if versions[0].verified and reply.verified_us:
+        if reply.versions[0].verified and reply.verified_us:
             self.verified_us[node, newest] = reply.verified_us
-        return Verdict.VALID
+        return ReplyVerdict.VALID
 
     def _extend(self, node: NodeId, reply: ReadReply, before: BlockTimestamp | None) -> None:
         hosted = self.hosted.setdefault(node, {})
@@ -194,11 +200,11 @@ class Responses:
         return [node for node, hosted in self.hosted.items() if candidate in hosted]
 
     def heard(self, candidate: BlockTimestamp) -> list[NodeId]:
-        """The nodes that have said whether they host `candidate`."""
+        """The nodes that have listed down to `candidate`, hence said if they host it."""
         return [node for node, depth in self.depth.items() if depth <= candidate]
 
     def forgetful(self, candidate: BlockTimestamp | None) -> int:
-        """How many nodes have collected what they may have hosted at or below `candidate`."""
+        """The number of nodes that have collected what they may have hosted down to `candidate`."""
         forgetful = 0
         for node in self.collected:
             depth = self.depth.get(node)
@@ -206,7 +212,7 @@ class Responses:
         return forgetful
 
     def hear_anew(self, candidate: BlockTimestamp | None) -> None:
-        """Let the `forgetful` say once more what they host."""
+        """Drop the lists of the `forgetful`: they are asked once more."""
         for node in tuple(self.collected):
             depth = self.depth.get(node)
             if candidate is None or depth is None or depth > candidate:
@@ -223,7 +229,7 @@ class Responses:
         ]
 
     def damaged_heard(self, candidate: BlockTimestamp) -> list[NodeId]:
-        """Nodes that say whether they host `candidate`, and have sent a false fragment."""
+        """Nodes that listed down to `candidate`, and have sent a false fragment."""
         return [
             node
             for node, reply in self.damaged.items()
@@ -231,7 +237,7 @@ class Responses:
         ]
 
     def verified(self, candidate: BlockTimestamp) -> bool:
-        """Whether b + 1 nodes, hence a correct one, have verified it. [LazyVer §3.8.1]"""
+        """True if b + 1 nodes, hence a correct one, have verified it. [LazyVer §3.8.1]"""
         verified = [hosted for hosted in self.hosted.values() if hosted.get(candidate)]
         return len(verified) > self._b
 
@@ -240,7 +246,7 @@ class Responses:
         return self._fragments.get(candidate, {})
 
     def has_fragment_of(self, node: NodeId, candidate: BlockTimestamp) -> bool:
-        """Whether `node`'s own fragment is in hand."""
+        """True if `node`'s own fragment is in hand."""
         return (node - self._rotation) % self._N in self.fragments(candidate)
 
     def cross_checksum(self, candidate: BlockTimestamp) -> CrossChecksum:

@@ -1,9 +1,9 @@
-"""One node's part in PASIS read/write: host versions, and say which. [PASIS §3.4.3.1]
+"""One node's part in PASIS read/write: host versions, and list them. [PASIS §3.4.3.1]
 
-A node keeps every version that it accepts until retention lets it go: nothing here overwrites or
-deletes one, and where one is gone, no reader is told that it never was. Keys of a block's versions
-begin with the block and order newest first, so that every request touches a
-constant number of rows at one place of each table.
+A node keeps every version that it accepts until retention releases it: nothing here deletes or
+replaces one (only a damaged fragment is written again), and where one was collected the reply says
+so. Keys of a block's versions begin with the block and order newest first, so that every request
+touches a constant number of rows at one place of each table.
 
 **Invariants.** A version is hosted only if its fragment is the one that its timestamp binds, so a
 fragment that fails this check at a reader convicts the node and never the writer [PASIS §3.4.2.3].
@@ -70,7 +70,7 @@ _FORGOTTEN = Refused(errno.ENODATA, "this node is rebuilding its store")
 
 
 class Authority(Protocol):
-    """Who may write which block: injected by the host, which knows what an inode is."""
+    """Decides which blocks a client may write. The host supplies it: it knows what an inode is."""
 
     def may_write(
         self, view: StorageView, sender: Sender, block: BlockId, credentials: Credentials
@@ -79,7 +79,7 @@ class Authority(Protocol):
 
 
 class Quota(Protocol):
-    """What each client's versions may use: injected by the host, which counts it."""
+    """Limits the room that each client's versions take. The host supplies it, and counts."""
 
     def charge(
         self, view: StorageView, client: ClientId, block: BlockId, volume: int
@@ -88,40 +88,40 @@ class Quota(Protocol):
 
 
 class Watch(Protocol):
-    """Who keeps an eye on unverified versions: the node's verifier. [LazyVer §3.8]"""
+    """The node's verifier, which bounds the versions that nobody has verified. [LazyVer §3.8]"""
 
     def before_write(self, block: BlockId, client: ClientId, now_us: int) -> Want | Refused | None:
-        """What `client` has to wait for before a new version of `block` is taken, or why not."""
+        """What must be done before a new version of `block` is accepted, or why it is refused."""
 
     def written(self, block: BlockId, timestamp: BlockTimestamp, now_us: int) -> Want | None:
-        """A version is hosted from now on; what has to be waited for before that is said."""
+        """A version is hosted from now on; what must be done before that is acknowledged."""
 
     def idle_ms(self, now_us: int) -> int:
-        """For how long no client has asked this node for anything: what its peers are told."""
+        """For how long no client has sent this node a request, for its peers."""
 
 
 class Memory(Protocol):
-    """What a node that has lost its store knows again: its healer tells."""
+    """The node's healer, which knows how much of a lost store has been rebuilt."""
 
     def may_answer(self, block: BlockId) -> bool:
-        """Whether this node knows which versions of `block` it should host."""
+        """True if this node knows which versions of `block` it should host."""
 
 
-class Past(Protocol):
-    """What this node still has of the past, and what it needs no more: its collector tells."""
+class RetainedPast(Protocol):
+    """The node's collector, which knows which old versions are still here."""
 
     def knows(self, view: StorageView, block: BlockId, at_us: int) -> bool:
-        """Whether all versions are here that `block` may have shown at that time."""
+        """True if all versions are here that `block` may have shown at that time."""
 
     def is_gone(self, view: StorageView, block: BlockId) -> bool:
-        """Whether the file is deleted, and its contents were collected."""
+        """True if the file is deleted and its contents were collected."""
 
     def wants(self, view: StorageView, key: bytes) -> bool:
-        """Whether the version with this key would be kept."""
+        """True if the version with this key would be kept."""
 
 
 class GrantAuthority:
-    """The authority of a node that knows nothing of files: what the client's grant says."""
+    """The authority of a node that knows nothing of files: the client's grant."""
 
     def may_write(
         self, view: StorageView, sender: Sender, block: BlockId, credentials: Credentials
@@ -135,7 +135,7 @@ class GrantAuthority:
 
 
 class NoQuota:
-    """Every client may use all there is."""
+    """Every client may use all the room there is."""
 
     def charge(
         self, view: StorageView, client: ClientId, block: BlockId, volume: int
@@ -145,7 +145,7 @@ class NoQuota:
 
 
 class ReadWriteServer:
-    """Serves PASIS requests for node `node`. Stateless: all that it knows is in the store."""
+    """Serves PASIS requests for node `node`. Stateless: everything is in the store."""
 
     __slots__ = (
         "_authority",
@@ -169,7 +169,7 @@ class ReadWriteServer:
         quota: Quota | None = None,
         watch: Watch | None = None,
         memory: Memory | None = None,
-        past: Past | None = None,
+        past: RetainedPast | None = None,
     ) -> None:
         self._node = node
         self._thresholds = thresholds
@@ -202,9 +202,9 @@ class ReadWriteServer:
         return self._serve[type(message)](view, sender, message, body, now_us)
 
     def _remembers(self, message: Request) -> bool:
-        """Whether this node knows what it has to answer; a node that rebuilds its store may not.
+        """False if this node is rebuilding its store and has not come to the blocks in question.
 
-        To say that it hosts nothing would be a lie about what it has acknowledged. It takes writes.
+        To list none of their versions would deny what it has acknowledged. It accepts writes.
         """
         assert self._memory is not None
         match message:
@@ -236,7 +236,7 @@ class ReadWriteServer:
         fragment: bytes | memoryview,
         now_us: int,
     ) -> Ready:
-        block, timestamp, checksum = message.block, message.timestamp, message.cross_checksum
+        block, timestamp = message.block, message.timestamp
         if (refusal := self._not_bound(block, message, fragment)) is not None:
             return Ready(reply=refusal)
         key = version_key(block, timestamp)
@@ -244,40 +244,79 @@ class ReadWriteServer:
         if hosted is not None:
             writes = self._restored(view, key, hosted, message, fragment)
             return Ready(reply=_WRITTEN, writes=writes, uses_reserve=True)
-        authored = sender.client == timestamp.client and sender.role is Role.CLIENT
-        repairs = bool(message.vouchers) or not authored
-        if repairs:
-            refusal = self._not_vouched(message) or _too_far_ahead(timestamp.time, now_us)
-        else:
-            refusal = self._authority.may_write(
-                view, sender, block, Credentials(message.uid, message.gid, message.groups)
-            ) or _insane(timestamp.time, now_us)
+        if message.vouchers or sender.client != timestamp.client or sender.role is not Role.CLIENT:
+            return self._accept_repair(view, key, message, fragment, now_us)
+        return self._accept_new(view, sender, key, message, fragment, now_us)
+
+    def _accept_new(
+        self,
+        view: StorageView,
+        sender: Sender,
+        key: bytes,
+        message: WriteRequest,
+        fragment: bytes | memoryview,
+        now_us: int,
+    ) -> Ready:
+        """A version that its author writes."""
+        block, client = message.block, message.timestamp.client
+        refusal = self._authority.may_write(
+            view, sender, block, Credentials(message.uid, message.gid, message.groups)
+        ) or _insane(message.timestamp.time, now_us)
         if refusal is not None:
             return Ready(reply=refusal)
-        if repairs and self._past is not None and not self._past.wants(view, key):
-            # What a repair has to bring about is that no later reader misses the version; this node
-            # tells readers that it has collected it, and counts for none of them.
-            return Ready(reply=_WRITTEN)
-        watch = self._watch
-        if watch is not None and not repairs:
-            wait = watch.before_write(block, timestamp.client, now_us)
+        if self._watch is not None:
+            wait = self._watch.before_write(block, client, now_us)
+            if isinstance(wait, Refused):
+                return Ready(reply=wait)
             if wait is not None:
-                if isinstance(wait, Refused):
-                    return Ready(reply=wait)
                 return Ready(wants=(wait,))
-        charged = self._quota.charge(view, timestamp.client, block, len(fragment) + len(checksum))
+        volume = len(fragment) + len(message.cross_checksum)
+        charged = self._quota.charge(view, client, block, volume)
         if isinstance(charged, Refused):
-            if not repairs:
-                return Ready(reply=charged)
+            return Ready(reply=charged)
+        return self._host(key, message, fragment, charged, now_us, uses_reserve=False)
+
+    def _accept_repair(
+        self,
+        view: StorageView,
+        key: bytes,
+        message: WriteRequest,
+        fragment: bytes | memoryview,
+        now_us: int,
+    ) -> Ready:
+        """A version that a reader, or its author belatedly, completes: other nodes host it."""
+        block, timestamp = message.block, message.timestamp
+        refusal = self._not_vouched(message) or _too_far_ahead(timestamp.time, now_us)
+        if refusal is not None:
+            return Ready(reply=refusal)
+        if self._past is not None and not self._past.wants(view, key):
+            # A repair makes sure that no later reader misses the version; this node tells readers
+            # that it has collected it, and so counts for none of them.
+            return Ready(reply=_WRITTEN)
+        volume = len(fragment) + len(message.cross_checksum)
+        charged = self._quota.charge(view, timestamp.client, block, volume)
+        if isinstance(charged, Refused):
             charged = []  # the version exists elsewhere already; refusing it would block readers
-        writes = charged
-        writes.append(Write(Table.BLOCK, key, version_row.unverified(checksum)))
+        return self._host(key, message, fragment, charged, now_us, uses_reserve=True)
+
+    def _host(
+        self,
+        key: bytes,
+        message: WriteRequest,
+        fragment: bytes | memoryview,
+        writes: list[Write],
+        now_us: int,
+        *,
+        uses_reserve: bool,
+    ) -> Ready:
+        """Store the version, and acknowledge it once what the verifier wants is done."""
+        writes.append(Write(Table.BLOCK, key, version_row.unverified(message.cross_checksum)))
         writes.append(Write(Table.FRAGMENT, key, fragment))
-        if watch is not None:
-            want = watch.written(block, timestamp, now_us)
+        if self._watch is not None:
+            want = self._watch.written(message.block, message.timestamp, now_us)
             if want is not None:
-                return Ready(writes=writes, wants=(want,), uses_reserve=repairs)
-        return Ready(reply=_WRITTEN, writes=writes, uses_reserve=repairs)
+                return Ready(writes=writes, wants=(want,), uses_reserve=uses_reserve)
+        return Ready(reply=_WRITTEN, writes=writes, uses_reserve=uses_reserve)
 
     def _not_bound(
         self, block: BlockId, message: WriteRequest, fragment: bytes | memoryview
@@ -369,14 +408,18 @@ class ReadWriteServer:
                 break
         if not listed and self._past is not None and self._past.is_gone(view, block):
             return Ready(reply=_COLLECTED if before is not None else _GONE)
-        idle_ms = 0
-        if sender.role is Role.NODE and self._watch is not None:
-            idle_ms = self._watch.idle_ms(now_us)
+        idle_ms = self._idle_ms(sender, now_us)
         reply = ReadReply(tuple(listed), below, checksum, idle_ms, verified_us)
         return Ready(reply=reply, body=fragment)
 
+    def _idle_ms(self, sender: Sender, now_us: int) -> int:
+        """Only nodes are told for how long no client has asked this one for anything."""
+        if sender.role is not Role.NODE or self._watch is None:
+            return 0
+        return self._watch.idle_ms(now_us)
+
     def _may_lack(self, view: StorageView, block: BlockId, before: BlockTimestamp) -> bool:
-        """Whether the latest version below `before` may have been collected here."""
+        """True if the latest version below `before` may have been collected here."""
         if self._past is None:
             return False
         start = version_key(block, before)
@@ -403,7 +446,7 @@ class ReadWriteServer:
             return Ready(reply=InventoryReply((), more=False, same=True))
         return Ready(reply=InventoryReply(keys[: limits.KEYS_IN_INVENTORY], more))
 
-    # --- who wrote what ----------------------------------------------------------------------
+    # --- authors ----------------------------------------------------------------------------
 
     def _authored(
         self, view: StorageView, _sender: Any, message: AuthoredRequest, *_: Any
@@ -435,9 +478,9 @@ def _too_far_ahead(time_us: int, now_us: int) -> Refused | None:
 def _insane(time_us: int, now_us: int) -> Refused | None:
     """An author's time must be near the node's clock, on either side.
 
-    Versions are found by their time. A client that could place a new one in the past would change
-    what history shows there, under the eyes of everyone who trusts it. (A repair may be of any age:
-    its version has been there.) A writer that was held up for that long takes a new timestamp.
+    Versions are found by their time: a client that could place a new one in the past would change
+    what history shows there. (A repair may be of any age: its version has been there.) A writer
+    that was delayed for so long takes a new timestamp.
     """
     if time_us < now_us - limits.CLOCK_SKEW_US:
         behind = (now_us - time_us) // limits.SECOND_US

@@ -1,8 +1,8 @@
-"""Is a version what a correct client writes? Validated cross-checksums. [PASIS §3.4.2.3]
+"""Validated cross-checksums: do all N fragments of a version encode one item? [PASIS §3.4.2.3]
 
-A client that writes fragments which are no encoding of one item (a poisonous write) could make
-different readers see different items. A reader therefore generates all N fragments from m of them,
-and compares their digests with the cross-checksum. Only a single-valued write can pass.
+A client that writes fragments which do not (a poisonous write) could make different readers see
+different items. A reader therefore generates all N fragments from m of them, and compares their
+digests with the cross-checksum. Only a single-valued write passes.
 """
 
 from __future__ import annotations
@@ -62,11 +62,11 @@ def item_of(code: ErasureCode, fragments: Mapping[int, Buffer]) -> bytes | None:
 
 
 class ValidatedVersions:
-    """Versions that this client has written or validated, the latest ones, by their verifiers.
+    """The latest versions that this client has written or validated, by their verifiers.
 
     The verifier binds the cross-checksum, and that binds all N fragments. What regeneration finds
-    is a function of these alone: not of who asks, of the nodes that answer, of the block, or of
-    time. So a version needs to be validated once, and one that this client has encoded never.
+    depends on these alone: not on the reader, the nodes that answer, the block, or time. So a
+    version needs to be validated once, and one that this client has encoded never.
     """
 
     __slots__ = ("_most", "_verifiers")

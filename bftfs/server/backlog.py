@@ -1,8 +1,8 @@
 """The possible versions of a node: those that it hosts and has not verified. [LazyVer §3.8.3, §3.9]
 
 A version leaves the backlog when it, or a later one of its block, is verified; when it is found
-poisonous; or when it is abandoned: so old that no node takes it from its author any more, and not
-complete all the same.
+poisonous; or when it is abandoned: still not complete, and so old that no node accepts it from its
+author any more.
 
 The table of high yield [LazyVer §3.9] is kept by number of versions: of the blocks that are ripe,
 the one with most versions is verified first, since one verification settles all of them. Among
@@ -31,7 +31,7 @@ class _Pending:
         self.due_us = 0  # when it may be verified in idle time
         self.retry_us = 0  # before that, verification on demand is in vain
         self.failures = 0  # verifications that settled nothing
-        self.queued = False  # whether it is in the heap
+        self.queued = False  # True: it is in the heap
         self.rank = 0  # the number of versions under which it is listed as ripe; 0: not ripe
 
 
@@ -90,7 +90,7 @@ class Backlog:
         return 0 if blocks is None else blocks.get(block, 0)
 
     def excuse(self, client: ClientId, now_us: int, every_us: int) -> bool:
-        """Whether `client`, which has possible versions, may add one more; once in `every_us`."""
+        """True if `client`, which has possible versions, may add one more; once in `every_us`."""
         if now_us - self._excused_us.get(client, now_us - every_us) < every_us:
             return False
         self._excused_us[client] = now_us
@@ -114,7 +114,7 @@ class Backlog:
     # --- settling ----------------------------------------------------------------------------
 
     def settle(self, block: BlockId, versions: Iterable[BlockTimestamp]) -> int:
-        """`versions` are possible no more; how many of them were."""
+        """`versions` are possible no more. Returns how many of them were."""
         pending = self._blocks.get(block)
         if pending is None:
             return 0
@@ -144,7 +144,7 @@ class Backlog:
         return settled
 
     def failed(self, block: BlockId, retry_us: int) -> None:
-        """A verification has settled nothing: the next one has time until `retry_us`."""
+        """A verification has settled nothing: the next one is due at `retry_us`."""
         pending = self._blocks.get(block)
         if pending is not None:
             pending.failures += 1
@@ -163,7 +163,7 @@ class Backlog:
         return 0 if pending is None else pending.failures
 
     def hasten(self, block: BlockId, due_us: int) -> None:
-        """Verification of `block` is due earlier than was thought."""
+        """Verification of `block` is due earlier than it was."""
         pending = self._blocks.get(block)
         if pending is not None and not pending.rank and due_us < pending.due_us:
             self._postpone(block, pending, due_us)
@@ -183,16 +183,16 @@ class Backlog:
 
     @property
     def next_due_us(self) -> int | None:
-        """When `ripe` may give something again that it does not give now; None: when it is told."""
+        """When `ripe` may next give a block that it does not give now; None: after `add`."""
         return self._heap[0][0] if self._heap else None
 
     def is_worthwhile(self, block: BlockId, now_us: int) -> bool:
-        """Whether a verification of `block` may settle something."""
+        """True if a verification of `block` may settle something."""
         pending = self._blocks.get(block)
         return pending is not None and pending.retry_us <= now_us
 
     def has_worthwhile(self, client: ClientId, now_us: int) -> bool:
-        """Whether that is so for any block with versions of `client`."""
+        """True if `is_worthwhile` holds for a block with versions of `client`."""
         if now_us < self._hopeless_until_us.get(client, 0):
             return False
         earliest_us = now_us + limits.VERIFY_RETRY_US
@@ -219,7 +219,8 @@ class Backlog:
     def _postpone(self, block: BlockId, pending: _Pending, due_us: int) -> None:
         if pending.rank:
             self._unlist(block, pending)
-        # What is due later than an entry says is put back when that comes up; earlier, it is not.
+        # A block that is due later than its entry says is put back when the entry comes up. One
+        # that is due earlier needs a new entry.
         queue = not pending.queued or due_us < pending.due_us
         pending.due_us = due_us
         if queue:

@@ -1,8 +1,9 @@
-"""One verification of one block by a storage-node, and what it changes there. [LazyVer §3.8.1]
+"""One verification of one block by a node, and the writes that follow from it. [LazyVer §3.8.1]
 
-A node verifies as a client reads: it finds the latest complete version and validates its timestamp;
-what fails is poisonous and is discarded, and the version before it is looked at. Conversations find
-out; `settled` turns what they found into writes, in a later step and on the store of that moment.
+A node verifies as a client reads: it finds the latest complete version and validates it. A version
+that fails is poisonous: it is discarded, and the next older one is looked at. `verify` is the
+conversation; `settled` turns its findings into writes, in a later step and on the store as it is by
+then.
 """
 
 from __future__ import annotations
@@ -18,11 +19,11 @@ from bftfs.conversation import Compute
 from bftfs.errors import OperationFailed
 from bftfs.identifiers import BlockId, NodeId
 from bftfs.read_write import version_row
-from bftfs.read_write.classification import Classification
+from bftfs.read_write.classification import CandidateClass
 from bftfs.read_write.descent import Usable
 from bftfs.read_write.messages import ReadReply
 from bftfs.read_write.placement import fragment_index
-from bftfs.read_write.reading import Reading, Version
+from bftfs.read_write.reading import BlockRead, FoundVersion
 from bftfs.read_write.responses import Responses
 from bftfs.read_write.session import Session
 from bftfs.read_write.timestamp import BlockTimestamp, version_key
@@ -31,7 +32,7 @@ from bftfs.read_write.version_row import VERIFIED
 from bftfs.storage import StorageView, Table, Write
 
 
-class Policy(Enum):
+class VerificationPolicy(Enum):
     """When the versions of blocks are verified. [LazyVer §3.10.2]"""
 
     WRITE_TIME = "write-time"  # by every node, before it answers the write
@@ -50,7 +51,7 @@ class Own:
 
 @dataclass(frozen=True, slots=True)
 class Findings:
-    """What one verification of `block` has found."""
+    """The result of one verification of `block`."""
 
     block: BlockId
     verified: BlockTimestamp  # the latest complete valid version; ZERO if there is none
@@ -81,7 +82,7 @@ class _Examination:
         """Take down for how long clients have left the peer alone."""
         self.idle_ms[node] = reply.idle_ms
 
-    async def use(self, responses: Responses, usable: Usable) -> Version | None:
+    async def use(self, responses: Responses, usable: Usable) -> FoundVersion | None:
         """The candidate, if it is valid and complete.
 
         [LazyVer §3.8.3] A node that verifies need not repair: it reads prior versions until it
@@ -93,17 +94,17 @@ class _Examination:
         if valid is None:
             self.poisonous.append(timestamp)
             return None
-        if usable.classification is Classification.REPAIRABLE:
+        if usable.classification is CandidateClass.REPAIRABLE:
             return None
         self.own = Own(checksum, memoryview(valid.fragments[self._index]))
-        return Version(timestamp, None)
+        return FoundVersion(timestamp, None)
 
 
 async def verify(session: Session, block: BlockId, node: NodeId) -> Findings | None:
-    """Verify `block` for `node`; None if its peers do not let it."""
+    """Verify `block` for `node`; None if too few peers answer."""
     examination = _Examination(session, block, node)
     try:
-        version = await Reading(session, block, None, examination).run()
+        version = await BlockRead(session, block, None, examination).run()
     except OperationFailed:
         return None
     poisonous = tuple(examination.poisonous)
@@ -120,10 +121,10 @@ def settled(
     index: int,
     now_us: int,
 ) -> list[Write]:
-    """The writes by which a node takes note: flag what is verified, discard what is poisonous.
+    """The writes that flag the verified version and discard the poisonous ones.
 
-    A version that has been flagged keeps the time of that. With its `own` part of the verified
-    version, a node that lacks it or whose disk has damaged it has it from now on.
+    A version that was flagged before keeps the time of that. `own`, this node's part of the
+    verified version, is stored if the node lacks it or its disk has damaged it.
     """
     writes: list[Write] = []
     for timestamp in poisonous:
@@ -150,7 +151,7 @@ def settled(
 
 
 def discarded(view: StorageView, block: BlockId, timestamp: BlockTimestamp) -> list[Write]:
-    """The writes that remove a poisonous version: no reader takes it for one. [LazyVer §3.8.1]"""
+    """The writes that remove a poisonous version, which no reader returns. [LazyVer §3.8.1]"""
     key = version_key(block, timestamp)
     if view.get(Table.BLOCK, key) is None:
         return []

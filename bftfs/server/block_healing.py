@@ -1,16 +1,24 @@
-"""How a node gets back every version that it should host. [design §7, G8]
+"""How a node gets back the versions of blocks that it should host and lacks. [design §7, G8]
 
-The node walks over all versions in the order of their keys, a page at a time. It asks its peers
-which versions they have; those that have the same as it say no more than that. What b + 1 of them
-list and it lacks, it rebuilds: it fetches m fragments, generates all N, checks them against the
-cross-checksum that the timestamp binds, and keeps its own. Of what its disk has damaged, scrubbing
-has dropped the fragments.
+**Theory of operation.** A node may lack versions because it was down or cut off when they were
+written, because its disk has damaged them (scrubbing drops those fragments), or because it has lost
+its store.
 
-That is safe whatever the version's fate: b + 1 nodes, hence a correct one, have it from its author
-or from a repair, and one host more is what the arrival of a delayed write would have brought.
+1. It walks over all versions in the order of their keys, a page at a time, and asks its peers which
+   versions they host in that range. A peer with the same versions says no more than that.
+2. A version that b + 1 peers list, and it lacks, it rebuilds: it fetches m fragments, generates all
+   N, checks them against the cross-checksum that the timestamp binds, and stores its own.
+3. While it rebuilds a lost store, it refuses to list versions that the walk has not come to
+   (`may_answer`): to say that it hosts none would deny what it has acknowledged.
 
-**Invariants.** What is rebuilt is validated. The walk goes on where it stopped after a restart, and
-no b liars can hold it up: they are not waited for, and the b + 1 shortest listings do not bound it.
+Safe whatever the version's fate: b + 1 nodes, hence a correct one, have it from its author or from
+a repair, and one more host is what the arrival of a delayed WRITE would have brought.
+
+Live: no b liars hold the walk up. Silent peers are waited for only so long, the b + 1 shortest
+listings do not bound a page, and liars that answer first do not keep a fragment from being rebuilt.
+Tests: `tests/unit/server/test_healing.py`, `tests/simulation/test_lost_disks.py`.
+
+**Invariants.** A rebuilt fragment is validated. A walk goes on where it stopped after a restart.
 
 **Concurrency.** One thread; one walk at a time. A page is looked at in a step of its own.
 """
@@ -36,7 +44,7 @@ from bftfs.read_write.messages import (
     ReadRequest,
 )
 from bftfs.read_write.placement import fragment_index, nodes_by_fragment, rotation_of
-from bftfs.read_write.responses import Responses, Verdict
+from bftfs.read_write.responses import ReplyVerdict, Responses
 from bftfs.read_write.session import Session
 from bftfs.read_write.timestamp import (
     VERSION_KEY_BYTES,
@@ -63,18 +71,18 @@ _SILENCES = 3
 # --- one version --------------------------------------------------------------------------------
 
 
-NEEDLESS = Own(CrossChecksum(b""), b"")  # what rebuilding gives that no reader will ever need
+NEEDLESS = Own(CrossChecksum(b""), b"")  # the version is one that no reader will ever need
 
 
 async def rebuild(
     session: Session, block: BlockId, timestamp: BlockTimestamp, hosts: Sequence[NodeId], me: NodeId
 ) -> Own | None:
-    """This node's own part of a version that `hosts` say they have; None if it cannot be made.
+    """This node's own part of a version that `hosts` list; None if it cannot be made now.
 
-    NEEDLESS if it is poisonous, or if all hosts have answered and fewer than m have a fragment. Of
-    those that host a complete version, at least QC - t >= m neither lie nor rebuild their own store
-    [PASIS (3.5)]: it is incomplete then, and nodes that wait for one another's fragments of it
-    would wait for ever.
+    NEEDLESS if the version is poisonous, or if all hosts have answered and fewer than m of them
+    have a fragment. Of the hosts of a complete version, at least QC - t >= m neither lie nor
+    rebuild their own store [PASIS (3.5)]: so it is incomplete, and nodes that waited for one
+    another's fragments of it would wait for ever.
     """
     thresholds = session.thresholds
     N, m = thresholds.N, thresholds.m
@@ -116,7 +124,7 @@ async def rebuild(
                 want_data=True,
                 lists=False,
             )
-            is Verdict.VALID
+            is ReplyVerdict.VALID
             and responses.has_fragment_of(node, timestamp)
         )
         if not useful:
@@ -155,8 +163,8 @@ class BlockHealer:
         wants: Callable[[StorageView, bytes], bool] = lambda _view, _key: True,
         throttle: Throttle | None = None,
     ) -> None:
-        """`charge` accounts for a version that is stored, to its author; `wants` says whether one
-        that is missing is missed: what was collected here is not, though peers may have it still.
+        """`charge` accounts for a stored version, to its author. `wants` is False for a version
+        that was collected here, though peers may still have it.
         """
         self.throttle = throttle or healing_throttle()
         self.tally = HealingTally()
@@ -170,7 +178,7 @@ class BlockHealer:
         self._rebuilt_until = b"" if recovery.rebuilding else VERSIONS_END
 
     def may_answer(self, block: BlockId) -> bool:
-        """Whether the node knows which versions of `block` it should host."""
+        """True if the node knows which versions of `block` it should host."""
         return block < self._rebuilt_until
 
     async def run(self, host: Host) -> None:
@@ -187,7 +195,7 @@ class BlockHealer:
             await throttle.rest(limits.HEAL_EVERY_US if complete else limits.HEAL_AGAIN_US, starts)
 
     async def _walk(self, host: Host) -> bool:
-        """One pass over all versions; whether enough peers took part in all of it."""
+        """One pass over all versions. True if enough peers took part in all of it."""
         cursor, complete = await look(host, lambda view: Place.stored_in(view, _CURSOR))
         self.tally.begin(await Now(), _fraction(cursor))
         while cursor != VERSIONS_END:
@@ -198,7 +206,7 @@ class BlockHealer:
             if horizon is None:
                 return False  # the next pass begins here
             lacking = sorted(hosts.keys() - set(page.keys))
-            # What is ahead of this node's clock it takes from nobody yet. [design §4]
+            # A version ahead of this node's clock is not accepted from anybody yet. [design §4]
             latest_us = await Now() + limits.CLOCK_SKEW_US
             sane = [key for key in lacking if time_of(key) <= latest_us]
             complete &= len(sane) == len(lacking)
@@ -258,7 +266,7 @@ class BlockHealer:
     async def _compare(
         self, after: bytes, page: _Page
     ) -> tuple[bytes | None, dict[bytes, list[NodeId]]]:
-        """How far the peers' listings reach, and who lists what, if b + 1 do.
+        """How far the peers' listings reach, and for each version its hosts, if b + 1 list it.
 
         None if too few answer to know of all complete versions.
         """
@@ -286,7 +294,7 @@ class BlockHealer:
     async def _rebuild_all(
         self, host: Host, keys: Sequence[bytes], hosts: dict[bytes, list[NodeId]]
     ) -> bool:
-        """Rebuild versions, no faster than the rate allows; whether all could be."""
+        """Rebuild versions, no faster than the rate allows. True if all could be."""
         failed = 0
         at = 0
         while at < len(keys):
@@ -324,12 +332,12 @@ class BlockHealer:
 
 
 def _fraction(cursor: bytes) -> float:
-    """Roughly how much of all ids is below: the first byte is the same in all."""
+    """Roughly the share of all keys below `cursor`; the first byte is the same in all."""
     return int.from_bytes(cursor[1:9].ljust(8, b"\0"), "big") / (1 << 64)
 
 
 def _is_listing(after: bytes, until: bytes, reply: object) -> InventoryReply | None:
-    """A reply that a correct node can give."""
+    """The reply, if a correct node may have sent it."""
     if not isinstance(reply, InventoryReply) or (reply.more and not reply.keys):
         return None
     keys = reply.keys

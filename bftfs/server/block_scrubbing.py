@@ -1,7 +1,7 @@
-"""Is each fragment that a node stores still the one that its version's timestamp binds?
+"""Checks that each stored fragment is still the one that its version's timestamp binds.
 
-A fragment that is not is dropped. The version stays listed: the node has acknowledged it. So the
-healer finds that it lacks the fragment, and makes it again from those of its peers.
+A damaged fragment is dropped. The version stays listed, since the node has acknowledged it. So the
+healer finds that its fragment is missing, and makes it again from those of its peers.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class BlockScrubber:
     table = Table.BLOCK
 
     def __init__(self, node: NodeId, n: int, found: Callable[[], None]) -> None:
-        """`found` is called where there is something to heal."""
+        """`found` is called when a fragment was dropped and has to be healed."""
         self._node = node
         self._n = n
         self._found = found

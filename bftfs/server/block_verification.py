@@ -1,23 +1,36 @@
-"""Lazy verification at one node: when, of which blocks, and with whom. [LazyVer §3.8, §3.9]
+"""Lazy verification at one node: when, of which blocks, and with which nodes. [LazyVer §3.8, §3.9]
 
-Verification is a background task. It begins when no client has asked anything for a while, neither
-this node nor its peers (see `idle_time`), with the blocks that have most versions, and leaves those
-alone that were written just now. When the possible versions of a client, of a client and block, or
-of the node reach a limit, the writes of that client wait for verification on demand: so what a
-faulty client can leave behind is bounded.
+**Theory of operation.** A faulty client may leave versions behind that decode to no single item, or
+that too few nodes host. A reader would have to validate every version, and to look at all of these.
+So each node verifies its own versions in the background, by reading the block as a client does
+(`block_examination.py`): the latest complete version is flagged if it is valid, and later ones that
+fail are discarded. What is older than a flagged version needs no verification. Readers that see the
+flag at b + 1 nodes, one of them correct, validate nothing.
 
-**Cooperation.** Nodes k, k + 1, …, k + b (mod N) are responsible for a block; k is the rotation of
-its fragments, which is its number, shifted from file to file. They verify and notify the others;
-b + 1 equal notices convince a node, as one of them is from a correct one. If b + 1 notices differ,
-the (b + 1)-st of their versions, in descending order, is not later than what some correct node has
-verified: what is older is possible no more. Silence, lies and disagreement cost a node its own
-verification.
+A version that this node hosts, that is not flagged and not older than a flagged one of its block is
+*possible*. The possible versions are the `Backlog`.
 
-**Invariants.** A flag is set only for what this node has validated, or b + 1 nodes say they have. A
-node keeps notices only of blocks that are in its backlog, one of each node.
+1. *When.* In idle time, when no client has asked anything for a while, neither this node nor its
+   peers (`idle_time.py`); the blocks with most possible versions first, and none that was written
+   just now.
+2. *Bound.* When the possible versions of a client, of a client and block, or of the node reach a
+   limit, the writes of that client wait for verification on demand. So a faulty client can leave
+   only so much behind, and shuts out nobody but itself.
+3. *Cooperation.* Nodes k, k + 1, …, k + b (mod N) are responsible for a block; k is the rotation of
+   its fragments. They verify it and send notices to the others. b + 1 equal notices convince a
+   node, as one of them is a correct node's. If b + 1 notices differ, the (b + 1)-st of their
+   versions, in descending order, is not later than what some correct node has verified: older ones
+   are possible no more. If the responsible nodes are silent, lie or disagree, the others verify the
+   block themselves, one after the other.
 
-**Concurrency.** One thread. What a conversation has found is noted in a step of its own, which the
-host runs with its next batch.
+Safe: a flag is set only for what this node has validated, or b + 1 nodes say they have. Shown by
+`tests/unit/server/test_block_verification.py` (b liars convince nobody; b + 1 do) and
+`test_attacks_on_verification.py` (attackers at full speed).
+
+**Invariants.** A node keeps notices only of blocks that are in its backlog, one from each node.
+
+**Concurrency.** One thread. What a conversation has found is noted in a later step, which the host
+runs with its next batch.
 """
 
 from __future__ import annotations
@@ -45,13 +58,13 @@ from bftfs.read_write.timestamp import (
 )
 from bftfs.read_write.version_row import VERIFIED
 from bftfs.server.backlog import Backlog
-from bftfs.server.block_examination import Findings, Own, Policy, settled, verify
+from bftfs.server.block_examination import Findings, Own, VerificationPolicy, settled, verify
 from bftfs.server.idle_time import IdleTime, claimed_ms
 from bftfs.server.step import Host, Ready, Role, Sender, Want
 from bftfs.storage import StorageView, Table, Write
 from bftfs.thresholds import ReadWriteThresholds
 
-_ROWS_PER_LOOK = 2_000  # of the store, in one step, when possible versions are looked for
+_ROWS_PER_LOOK = 2_000  # read in one step when the store is searched for possible versions
 _TIRED_MOST_US = 100_000  # between two looks for idle time
 _DELAYED_MOST = 6  # times that it gives way to others on a busy machine, for each block
 
@@ -60,7 +73,7 @@ _DELAYED_MOST = 6  # times that it gives way to others on a busy machine, for ea
 class VerificationSettings:
     """The policy, and how many possible versions there may be."""
 
-    policy: Policy = Policy.COOPERATIVE
+    policy: VerificationPolicy = VerificationPolicy.COOPERATIVE
     node: int = limits.POSSIBLE_VERSIONS
     client: int = limits.POSSIBLE_VERSIONS_OF_CLIENT
     block: int = limits.POSSIBLE_VERSIONS_OF_BLOCK
@@ -97,8 +110,8 @@ class LazyVerifier:
         self._node = node
         self._thresholds = thresholds
         self._session = Session(client, thresholds, patience_total_us=limits.VERIFY_PATIENCE_US)
-        self._lazy = settings.policy in {Policy.LAZY, Policy.COOPERATIVE}
-        self._cooperative = settings.policy is Policy.COOPERATIVE
+        self._lazy = settings.policy in {VerificationPolicy.LAZY, VerificationPolicy.COOPERATIVE}
+        self._cooperative = settings.policy is VerificationPolicy.COOPERATIVE
         self._notices: dict[BlockId, dict[NodeId, Notice]] = {}
         self._host: Host | None = None
         self._event = Event()
@@ -111,7 +124,7 @@ class LazyVerifier:
     # --- of the server -----------------------------------------------------------------------
 
     def before_write(self, block: BlockId, client: ClientId, now_us: int) -> Want | Refused | None:
-        """What `client` has to wait for before a new version of `block` is taken. [§3.8.3]"""
+        """What must be done before a new version of `block` is accepted. [§3.8.3]"""
         if not self._lazy:
             return None
         backlog, settings = self.backlog, self.settings
@@ -123,7 +136,7 @@ class LazyVerifier:
             )
             worthwhile = backlog.is_worthwhile(block, now_us)
         elif backlog.of_client(client) >= settings.client or (
-            # Those wait that have more than their share: who fills the node hurts himself only.
+            # Only clients that have more than their share wait.
             backlog.total >= settings.node
             and backlog.of_client(client) * backlog.clients >= settings.node
         ):
@@ -138,9 +151,9 @@ class LazyVerifier:
         self.tally.demands += 1
         self.tally.demanded[client] = self.tally.demanded.get(client, 0) + 1
         if not worthwhile:
-            # A client that has left one partial write after the other behind, say because its
-            # machine crashes, could otherwise not write before they are abandoned; its next
-            # complete write makes all of them obsolete.
+            # A client that has left partial writes behind, say because its machine crashed, could
+            # otherwise not write before they are abandoned; its next complete write makes all of
+            # them obsolete.
             if backlog.excuse(client, now_us, limits.VERIFY_EXCUSED_US):
                 return None
             return Refused(
@@ -149,13 +162,13 @@ class LazyVerifier:
         return want
 
     def written(self, block: BlockId, timestamp: BlockTimestamp, now_us: int) -> Want | None:
-        """A version is hosted from now on; what the author has to wait for. [§3.10.2]"""
+        """A version is hosted from now on; what must be done before the reply. [§3.10.2]"""
         if self._lazy:
             self.backlog.add(block, timestamp, now_us + self._delay_us(block))
             if self._asleep:
                 self._asleep = False
                 self._event.announce()
-        elif self.settings.policy is Policy.WRITE_TIME:
+        elif self.settings.policy is VerificationPolicy.WRITE_TIME:
             return Want(
                 b"verify write" + block + timestamp.verifier,
                 lambda _view: self._at_once(block, timestamp),
@@ -163,11 +176,11 @@ class LazyVerifier:
         return None
 
     def idle_ms(self, now_us: int) -> int:
-        """What this node tells its peers when they verify."""
+        """For how long no client has asked this node for anything: told to peers that verify."""
         return 0 if self._host is None else claimed_ms(self._host.foreground_us, now_us)
 
     def _delay_us(self, block: BlockId) -> int:
-        """How long a block rests after a write, at this node."""
+        """How long this node leaves a block alone after a write."""
         if not self._cooperative:
             return limits.VERIFY_FRESH_US
         N = self._thresholds.N
@@ -195,7 +208,7 @@ class LazyVerifier:
     def _weigh(
         self, view: StorageView, block: BlockId, notices: tuple[Notice, ...], now_us: int
     ) -> list[Write]:
-        """What b + 1 or more notices of `block` show."""
+        """Conclude from b + 1 or more notices of `block`."""
         b = self._thresholds.b
         verdicts = sorted((notice.verified for notice in notices), reverse=True)
         verified = next((one for one in verdicts if one != ZERO and verdicts.count(one) > b), None)
@@ -225,7 +238,7 @@ class LazyVerifier:
             findings.verified,
             findings.poisonous[: limits.POISONOUS_IN_NOTICE],
         )
-        # [§3.8.2] No notice is owed to a node that has sent one, of this version or a later one.
+        # [§3.8.2] A node that has sent a notice of this version or a later one needs none.
         known = self._notices.get(findings.block, {})
         for number in range(self._thresholds.N):
             node = NodeId(number)
@@ -247,49 +260,49 @@ class LazyVerifier:
         now_us: int,
     ) -> list[Write]:
         """Take note of a verdict, in the backlog and in the store."""
-        backlog = self.backlog
-        versions = backlog.versions(block)
+        abandoned_us = now_us - limits.ABANDONED_US
         done = [
             one
-            for one in versions
-            if one <= verified or one in poisonous or one.time < now_us - limits.ABANDONED_US
+            for one in self.backlog.versions(block)
+            if one <= verified or one in poisonous or one.time < abandoned_us
         ]
-        count = backlog.settle(block, done)
-        self.tally.settled += count
-        if block in backlog:
-            if not count:
-                self.tally.failed += 1
-            wait_us = limits.VERIFY_RETRY_US << min(backlog.failures(block), 16)
-            backlog.failed(block, now_us + min(wait_us, limits.VERIFY_RETRY_MOST_US))
-        else:
-            self._notices.pop(block, None)
-        ahead = verified.time > now_us + limits.CLOCK_SKEW_US  # of this node's clock [design §4]
-        # There is no room for this node's part of the version; healing brings it once there is.
-        full = self._host is not None and self._host.full
-        if ahead or full:
-            own = None
+        self._settle(block, done, now_us)
+        # Without room, healing brings this node's part of the version once there is some. A version
+        # ahead of this node's clock is not accepted yet. [design §4]
+        is_full = self._host is not None and self._host.full
+        accepts = not is_full and verified.time <= now_us + limits.CLOCK_SKEW_US
         writes = settled(
             view,
             block,
             verified=None if verified == ZERO else verified,
             poisonous=poisonous,
-            own=own,
+            own=own if accepts else None,
             index=self._index(block),
             now_us=now_us,
         )
         self.tally.poisonous += sum(
             write.table is Table.BLOCK and write.value is None for write in writes
         )
-        if (
-            own is None
-            and not ahead
-            and not full
-            and verified != ZERO
-            and view.get(Table.BLOCK, version_key(block, verified)) is None
-        ):
+        hosted = verified == ZERO or view.get(Table.BLOCK, version_key(block, verified)) is not None
+        if own is None and accepts and not hosted:
             # This node's own verification brings its part of the version.
-            backlog.add(block, verified, now_us)
+            self.backlog.add(block, verified, now_us)
         return writes
+
+    def _settle(self, block: BlockId, done: list[BlockTimestamp], now_us: int) -> None:
+        """These versions are possible no more; others of the block are verified again later."""
+        count = self.backlog.settle(block, done)
+        self.tally.settled += count
+        if block not in self.backlog:
+            self._notices.pop(block, None)
+            return
+        if not count:
+            self.tally.failed += 1
+        self._put_off(block, now_us)
+
+    def _put_off(self, block: BlockId, now_us: int) -> None:
+        wait_us = limits.VERIFY_RETRY_US << min(self.backlog.failures(block), 16)
+        self.backlog.failed(block, now_us + min(wait_us, limits.VERIFY_RETRY_MOST_US))
 
     def _index(self, block: BlockId) -> int:
         return fragment_index(block, self._node, self._thresholds.N)
@@ -297,7 +310,7 @@ class LazyVerifier:
     # --- verifying ---------------------------------------------------------------------------
 
     async def _verify(self, block: BlockId) -> Findings | None:
-        """Verify one block, tell the others, and have it noted; what was found."""
+        """Verify one block, notify the others, and have the findings noted."""
         if block in self._under_way:
             return None
         self._under_way.add(block)
@@ -313,7 +326,7 @@ class LazyVerifier:
         now_us = await Now()
         for node, idle_ms in findings.idle_ms.items():
             self._idle.heard(node, idle_ms, now_us)
-        # What was found is noted in the next batch; until then the block is not taken up again.
+        # The findings are noted in the next batch; until then the block is not verified again.
         self.backlog.postpone(block, now_us + limits.VERIFY_RETRY_US)
         if self._cooperative:
             await self._notify(findings)
@@ -331,14 +344,13 @@ class LazyVerifier:
 
     def _note_silence(self, block: BlockId, _view: StorageView, now_us: int) -> list[Write]:
         self.tally.failed += 1
-        wait_us = limits.VERIFY_RETRY_US << min(self.backlog.failures(block), 16)
-        self.backlog.failed(block, now_us + min(wait_us, limits.VERIFY_RETRY_MOST_US))
+        self._put_off(block, now_us)
         return []
 
     async def _demand(self, choose: Callable[[], list[BlockId]]) -> list[Write] | None:
-        """Verify on demand; what was found is noted before those who wait go on.
+        """Verify on demand; the findings are noted before the waiting writes go on.
 
-        Many writes wait for one demand: what it is about is chosen once, when it begins.
+        Many writes wait for one demand: its blocks are chosen once, when it begins.
         """
         blocks = choose()
         for at in range(0, len(blocks), limits.VERIFY_AT_ONCE):
@@ -351,7 +363,7 @@ class LazyVerifier:
         return []
 
     async def _at_once(self, block: BlockId, timestamp: BlockTimestamp) -> list[Write] | None:
-        """Verify a write before it is answered: the others may have yet to take it. [§3.10.2]"""
+        """Verify a write before it is acknowledged; other nodes may not host it yet. [§3.10.2]"""
         pause_us = 500
         for _ in range(12):
             findings = await self._verify(block)
@@ -383,7 +395,7 @@ class LazyVerifier:
             if 0 <= idle_us < idle.required_us or 0 < delayed < _DELAYED_MOST:
                 wait_us = max(idle.required_us - max(idle_us, 0), tired_us)
                 await Pause(wait_us)
-                # A node that is woken late shares a processor with somebody who needs it more.
+                # A node that is woken late shares its processor with more urgent work.
                 late_us = await Now() - before_us - wait_us
                 delayed = delayed + 1 if late_us > limits.VERIFY_LATE_US else 0
                 tired_us = min(2 * tired_us + 1_000, _TIRED_MOST_US)
@@ -414,9 +426,9 @@ class LazyVerifier:
             at_once = 1
 
     def _look(self, view: StorageView, now_us: int) -> list[Write]:
-        """Look for possible versions in the store, from an earlier life: some rows at a time.
+        """Find possible versions in the store after a restart: some rows at a time.
 
-        A block's versions are in descending order: what follows a verified one is behind it.
+        A block's versions are in descending order: those after a verified one are older.
         """
         start = self._looked_until
         rows = 0

@@ -1,18 +1,18 @@
-"""When a node may work on its own: while clients leave it alone, and its peers too. [LazyVer §3.9]
+"""When a node has idle time: no client asks it for anything, nor its peers. [LazyVer §3.9]
 
-Verification reads from other nodes, so a node that no client happens to ask is not idle as long as
-its peers are busy: its reads would be served at the expense of their clients. Peers say with every
-reply to a node how long no client has asked them for anything. Whatever clients do involves a
-quorum, hence more than b correct nodes among those that a verifier hears; so the (b + 1)-st latest
-claim counts. b liars can neither pretend that everybody is busy nor hide that everybody is.
+Verification reads from other nodes, so a node that no client happens to ask is not idle while its
+peers are busy: serving its reads would delay their clients. Each reply to a node says for how long
+no client has asked the peer for anything. Every operation of a client involves a quorum, hence more
+than b correct nodes among those that a verifier hears; so the (b + 1)-st latest claim counts. b
+liars can neither pretend that all nodes are busy nor hide it.
 
-How long a silence of clients must last before it counts as idle time is learnt: where work was met
-by a client's request again and again, the gaps between requests are shorter than the work, and the
-silence that is required doubles; work that nobody disturbed halves it. Without that, verification
-could slow clients down so far that the gaps which it has made itself look like idle time.
+How long clients must be silent before that counts as idle time is learnt: if a client's request
+comes during the work, the gaps between requests are shorter than the work, and the silence required
+doubles; undisturbed work halves it. Otherwise verification could slow clients down so far that the
+gaps which it causes look like idle time.
 
-**Invariants.** Nothing is refused or kept waiting, here or at a peer: who has to verify at once, on
-demand, does. In a cluster whose clients never pause, a node still verifies one block a second.
+**Invariants.** Nothing is refused or delayed for this, here or at a peer: verification on demand
+begins at once. In a cluster whose clients never pause, a node still verifies one block a second.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from bftfs.identifiers import NodeId
 
 
 class IdleTime:
-    """One node's knowledge of when clients asked for something last, here and elsewhere."""
+    """When clients asked this node and its peers for something last, as far as it knows."""
 
     __slots__ = ("_b", "_claims", "_elsewhere_us", "required_us")
 
@@ -41,11 +41,11 @@ class IdleTime:
         return max(here_us, self._elsewhere_us)
 
     def begin(self) -> None:
-        """The node takes up a piece of work: what counts is what it hears from now on."""
+        """A piece of work begins: only claims heard from now on count."""
         self._claims.clear()
 
     def end(self, began_us: int, here_us: int) -> bool:
-        """The work is done; whether no client was there meanwhile, or shortly before."""
+        """The work is done. True if no client asked for anything meanwhile or shortly before."""
         if len(self._claims) > self._b:
             latest_us = sorted(self._claims.values(), reverse=True)[self._b]
             self._elsewhere_us = max(self._elsewhere_us, latest_us)
@@ -58,5 +58,5 @@ class IdleTime:
 
 
 def claimed_ms(foreground_us: int, now_us: int) -> int:
-    """What a node that clients asked for something at `foreground_us` tells its peers."""
+    """The claim of a node that a client asked for something last at `foreground_us`."""
     return min(max(now_us - foreground_us, 0), limits.VERIFY_IDLE_MOST_US) // 1_000

@@ -14,7 +14,7 @@ import msgspec
 
 from bftfs.identifiers import NodeId
 from bftfs.limits import CLOCK_SKEW_US
-from bftfs.server.block_examination import Policy
+from bftfs.server.block_examination import VerificationPolicy
 from bftfs.server.block_verification import VerificationSettings
 from bftfs.simulation.byzantine.registry import CLIENTS, NODES
 from bftfs.simulation.collection import CollectionPlan
@@ -231,7 +231,9 @@ def _with_losses(
 
 def _draw_verification(random: Random) -> VerificationSettings | None:
     """How nodes verify; often with limits that are soon reached."""
-    policy = random.choice((Policy.COOPERATIVE, Policy.LAZY, *Policy))
+    policy = random.choice(
+        (VerificationPolicy.COOPERATIVE, VerificationPolicy.LAZY, *VerificationPolicy)
+    )
     if random.random() < 0.6:
         return None
     if random.random() < 0.5:

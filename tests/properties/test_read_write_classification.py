@@ -1,4 +1,4 @@
-"""Classification, exhaustively: all small systems, all sets of hosts, liars and silent nodes.
+"""CandidateClass, exhaustively: all small systems, all sets of hosts, liars and silent nodes.
 
 The judge is the definition of completeness (QC benign hosts), not the thresholds.
 """
@@ -9,7 +9,7 @@ from itertools import combinations, product
 
 import pytest
 
-from bftfs.read_write.classification import Classification, Evidence, classify, judge
+from bftfs.read_write.classification import CandidateClass, Testimony, classify, judge
 from bftfs.thresholds import ReadWriteThresholds
 
 
@@ -42,19 +42,19 @@ def test_all_worlds(sizes: ReadWriteThresholds) -> None:
                 heard = heard_hosts + heard_others + claims + denials
                 verdict = classify(sizes, hosting=heard_hosts + claims, heard=heard)
                 seen.add(verdict)
-                if verdict is Classification.COMPLETE:
+                if verdict is CandidateClass.COMPLETE:
                     assert hosts >= QC
-                elif verdict is Classification.INCOMPLETE:
+                elif verdict is CandidateClass.INCOMPLETE:
                     assert hosts < QC
-                elif verdict is Classification.REPAIRABLE:
+                elif verdict is CandidateClass.REPAIRABLE:
                     # Not fabricated, and decodable.
                     assert hosts > 0
                     assert heard_hosts + claims >= sizes.m
                 else:
                     assert heard < N - t
-    assert {Classification.COMPLETE, Classification.UNDECIDED} <= seen
+    assert {CandidateClass.COMPLETE, CandidateClass.UNDECIDED} <= seen
     if t:
-        assert Classification.INCOMPLETE in seen
+        assert CandidateClass.INCOMPLETE in seen
 
 
 @pytest.mark.parametrize("sizes", systems(8), ids=str)
@@ -65,11 +65,11 @@ def test_a_complete_write_is_never_overlooked(sizes: ReadWriteThresholds) -> Non
     for heard in range(N - t, N + 1):
         least_hosts_heard = max(0, QC - (N - heard))
         verdict = classify(sizes, hosting=least_hosts_heard, heard=heard)
-        assert verdict is not Classification.INCOMPLETE
+        assert verdict is not CandidateClass.INCOMPLETE
     for hosting, heard in product(range(N + 1), repeat=2):
         if hosting <= heard and classify(sizes, hosting=hosting, heard=heard) in (
-            Classification.COMPLETE,
-            Classification.REPAIRABLE,
+            CandidateClass.COMPLETE,
+            CandidateClass.REPAIRABLE,
         ):
             assert QC - (N - heard) > 0
     assert QC + b <= N - t
@@ -77,7 +77,7 @@ def test_a_complete_write_is_never_overlooked(sizes: ReadWriteThresholds) -> Non
 
 @pytest.mark.parametrize("sizes", systems(7), ids=str)
 def test_more_hosts_never_make_a_candidate_worse(sizes: ReadWriteThresholds) -> None:
-    order = [Classification.INCOMPLETE, Classification.REPAIRABLE, Classification.COMPLETE]
+    order = [CandidateClass.INCOMPLETE, CandidateClass.REPAIRABLE, CandidateClass.COMPLETE]
     for heard in range(sizes.N - sizes.t, sizes.N + 1):
         verdicts = [
             order.index(classify(sizes, hosting=hosting, heard=heard))
@@ -99,27 +99,27 @@ def test_forgetful_nodes_mislead_nobody(sizes: ReadWriteThresholds) -> None:
             continue
         for claims in range(liars + 1):
             hosting, heard = heard_hosts + claims, heard_hosts + heard_others + liars
-            evidence = Evidence(hosting, heard, forgetful=forgetful)
-            found, _ = judge(sizes, evidence, counts_damaged=False, counts_forgetful=True)
+            testimony = Testimony(hosting, heard, forgetful=forgetful)
+            found, _ = judge(sizes, testimony, counts_damaged=False, counts_forgetful=True)
             if found is not classify(sizes, hosting=hosting, heard=heard):
                 assert 0 < forgetful <= b
                 assert heard + QC > N  # no newer complete version was overlooked
-            if found is Classification.COMPLETE:
+            if found is CandidateClass.COMPLETE:
                 assert hosts >= QC
-            elif found is Classification.INCOMPLETE:
+            elif found is CandidateClass.INCOMPLETE:
                 assert hosts < QC
-            elif found is Classification.REPAIRABLE:
+            elif found is CandidateClass.REPAIRABLE:
                 assert hosts > 0
                 assert hosting >= sizes.m
 
 
 @pytest.mark.parametrize("sizes", systems(7), ids=str)
 def test_a_reader_waits_if_and_only_if_it_may_help(sizes: ReadWriteThresholds) -> None:
-    order = [Classification.INCOMPLETE, Classification.REPAIRABLE, Classification.COMPLETE]
+    order = [CandidateClass.INCOMPLETE, CandidateClass.REPAIRABLE, CandidateClass.COMPLETE]
     for heard in range(sizes.responses, sizes.N + 1):
         for hosting, pending in product(range(heard + 1), range(sizes.N - heard + 1)):
-            evidence = Evidence(hosting, heard, pending=pending)
-            found, is_final = judge(sizes, evidence, counts_damaged=True, counts_forgetful=True)
+            testimony = Testimony(hosting, heard, pending=pending)
+            found, is_final = judge(sizes, testimony, counts_damaged=True, counts_forgetful=True)
             best = classify(sizes, hosting=hosting + pending, heard=heard + pending)
             assert found is classify(sizes, hosting=hosting, heard=heard)
             assert is_final == (not hosting or order.index(best) <= order.index(found))
@@ -129,11 +129,11 @@ def test_a_reader_waits_if_and_only_if_it_may_help(sizes: ReadWriteThresholds) -
 def test_damaged_nodes_count_only_where_others_do_not_decide(sizes: ReadWriteThresholds) -> None:
     for heard, damaged in product(range(sizes.N + 1), range(sizes.N + 1)):
         for hosting, listing in product(range(heard + 1), range(damaged + 1)):
-            evidence = Evidence(hosting, heard, listing, damaged)
-            without, _ = judge(sizes, evidence, counts_damaged=False, counts_forgetful=False)
-            found, _ = judge(sizes, evidence, counts_damaged=True, counts_forgetful=False)
+            testimony = Testimony(hosting, heard, listing, damaged)
+            without, _ = judge(sizes, testimony, counts_damaged=False, counts_forgetful=False)
+            found, _ = judge(sizes, testimony, counts_damaged=True, counts_forgetful=False)
             assert without is classify(sizes, hosting=hosting, heard=heard)
-            if without is Classification.UNDECIDED:
+            if without is CandidateClass.UNDECIDED:
                 assert found is classify(sizes, hosting=hosting + listing, heard=heard + damaged)
             else:
                 assert found is without
@@ -150,9 +150,9 @@ def test_by_enumeration_of_the_sets_themselves() -> None:
                 verdict = classify(sizes, hosting=len(claimed & heard), heard=len(heard))
                 benign_hosts = claimed - {liar}
                 possible_hosts = benign_hosts | ({silent} - {liar})
-                if verdict is Classification.COMPLETE:
+                if verdict is CandidateClass.COMPLETE:
                     assert len(benign_hosts & heard) >= sizes.QC
-                if verdict is Classification.INCOMPLETE:
+                if verdict is CandidateClass.INCOMPLETE:
                     assert len(possible_hosts) < sizes.QC
-                if verdict is Classification.REPAIRABLE:
+                if verdict is CandidateClass.REPAIRABLE:
                     assert benign_hosts & heard

@@ -16,7 +16,7 @@ from bftfs.asking.quorum import ThresholdQuorums
 from bftfs.identifiers import NodeId
 from bftfs.query_update.healing import ObjectHealer
 from bftfs.query_update.object_sync import Asking
-from bftfs.server.block_examination import Policy
+from bftfs.server.block_examination import VerificationPolicy
 from bftfs.server.block_healing import BlockHealer
 from bftfs.server.block_verification import VerificationSettings
 from bftfs.server.recovery import Recovery
@@ -47,7 +47,7 @@ def losing(kind: str, seeds: range, **more: Any) -> Iterator[Configuration]:
                 losers=(NodeId(2),),
             ),
             # Nobody else brings what is lost: neither verification nor, mostly, readers.
-            verification=VerificationSettings(Policy.READ_TIME),
+            verification=VerificationSettings(VerificationPolicy.READ_TIME),
             down_in_audit=(NodeId(4),),
             **more,
         )

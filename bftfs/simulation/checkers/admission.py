@@ -26,7 +26,7 @@ from bftfs.identifiers import BLOCK_ID_BYTES, BlockId, ClientId, NodeId, ObjectI
 from bftfs.query_update.history import Candidate, LogicalTimestamp, client_of
 from bftfs.read_write.timestamp import BlockTimestamp, timestamp_of
 from bftfs.read_write.version_row import VERIFIED, checksum_of
-from bftfs.server.block_examination import Policy
+from bftfs.server.block_examination import VerificationPolicy
 from bftfs.server.block_verification import VerificationSettings
 from bftfs.simulation.checkers.candidates import Acceptance, CandidateRecord
 from bftfs.storage import StorageView, Table, Write
@@ -56,7 +56,7 @@ class PossibleVersionsRecord:
         self, node: NodeId, clock_us: int, writes: Iterable[Write], *, lives: int
     ) -> None:
         """What `node` commits in the last of so many lives."""
-        if self.settings.policy not in {Policy.LAZY, Policy.COOPERATIVE}:
+        if self.settings.policy not in {VerificationPolicy.LAZY, VerificationPolicy.COOPERATIVE}:
             return
         if self._life.get(node) != lives:  # what was taken and excused before, it does not know
             self._life[node] = lives

@@ -18,7 +18,7 @@ from bftfs.errors import AdmissionRefused, VersionUnrecoverable
 from bftfs.identifiers import BlockId, ObjectKind, block_id, object_id
 from bftfs.limits import TIMES_PER_WRITE
 from bftfs.read_write.client import ReadWriteClient
-from bftfs.read_write.reading import Version
+from bftfs.read_write.reading import FoundVersion
 from bftfs.read_write.timestamp import BlockTimestamp, successor_of
 from bftfs.simulation.checkers.durability import check_bound, check_hosted
 from bftfs.simulation.checkers.linearizability import RegisterOperation, check_register
@@ -231,7 +231,7 @@ class BlockSession:
         )
 
         def ended(result: Any, at: float) -> None:
-            versions = (result,) if isinstance(result, Version) else result
+            versions = (result,) if isinstance(result, FoundVersion) else result
             for entry, version in zip(entries, versions, strict=True):
                 entry.value = workload.label(version.item)
                 entry.responded = at
@@ -242,7 +242,7 @@ class BlockSession:
         """A read of an acknowledged version, which must be there for ever."""
         workload = self._workload
 
-        def ended(version: Version, _at: float) -> None:
+        def ended(version: FoundVersion, _at: float) -> None:
             if version.timestamp != timestamp or workload.label(version.item) != label:
                 workload.wrong(
                     f"block {number}: the write of {label} at {timestamp.time} was acknowledged, "

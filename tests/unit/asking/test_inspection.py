@@ -20,13 +20,15 @@ from bftfs.read_write.messages import Listed, ReadReply
 from bftfs.read_write.session import Session
 from bftfs.read_write.timestamp import version_key
 from bftfs.read_write.version_row import VERIFIED
-from bftfs.server.block_examination import Policy
+from bftfs.server.block_examination import VerificationPolicy
 from bftfs.server.block_verification import VerificationSettings
 from bftfs.storage import Table, Write
 from tests.unit.server.test_healing import Counting, counter
 from tests.unit.server.verifying import SECOND_US, USER, Client, Cluster, block
 
-READ_TIME = VerificationSettings(Policy.READ_TIME)  # nothing happens in the background to blocks
+READ_TIME = VerificationSettings(
+    VerificationPolicy.READ_TIME
+)  # nothing happens in the background to blocks
 
 
 def seen(client: Client, number: int = 0) -> BlockReport:

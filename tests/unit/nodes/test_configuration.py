@@ -8,7 +8,7 @@ import pytest
 
 from bftfs.cluster import Durability
 from bftfs.errors import UsageError
-from bftfs.server.block_examination import Policy
+from bftfs.server.block_examination import VerificationPolicy
 from bftfs.server.block_verification import VerificationSettings
 from nodes.configuration import NodeConfiguration
 
@@ -60,7 +60,7 @@ def test_what_is_set_counts(tmp_path: Path) -> None:
         client_bytes=50_000_000,
         metrics="tcp:127.0.0.1:9100",
         log_level="debug",
-        verification=VerificationSettings(Policy.WRITE_TIME, 1000, 100, 10),
+        verification=VerificationSettings(VerificationPolicy.WRITE_TIME, 1000, 100, 10),
     )
     assert load(tmp_path, 'metrics = "off"').metrics is None
 

@@ -2,14 +2,14 @@ from __future__ import annotations
 
 import pytest
 
-from bftfs.read_write.classification import Classification, classify
+from bftfs.read_write.classification import CandidateClass, classify
 from bftfs.thresholds import ReadWriteThresholds
 from tests.unit.read_write.harness import DEFAULT
 
-COMPLETE = Classification.COMPLETE
-REPAIRABLE = Classification.REPAIRABLE
-INCOMPLETE = Classification.INCOMPLETE
-UNDECIDED = Classification.UNDECIDED
+COMPLETE = CandidateClass.COMPLETE
+REPAIRABLE = CandidateClass.REPAIRABLE
+INCOMPLETE = CandidateClass.INCOMPLETE
+UNDECIDED = CandidateClass.UNDECIDED
 
 
 @pytest.mark.parametrize(
@@ -20,7 +20,7 @@ UNDECIDED = Classification.UNDECIDED
         (6, [INCOMPLETE] * 3 + [REPAIRABLE] * 2 + [COMPLETE] * 2),
     ],
 )
-def test_the_default_cluster(heard: int, by_hosting: list[Classification]) -> None:
+def test_the_default_cluster(heard: int, by_hosting: list[CandidateClass]) -> None:
     assert [
         classify(DEFAULT, hosting=hosting, heard=heard) for hosting in range(heard + 1)
     ] == by_hosting

@@ -28,7 +28,7 @@ from bftfs.read_write.messages import (
     VouchRequest,
     WriteRequest,
 )
-from bftfs.read_write.reading import NEVER_WRITTEN, Reading
+from bftfs.read_write.reading import NEVER_WRITTEN, BlockRead
 from bftfs.read_write.timestamp import BlockTimestamp, successor_of, version_key
 from bftfs.read_write.version_row import VERIFIED
 from bftfs.read_write.writing import Encoded, least_safe_time
@@ -837,7 +837,7 @@ def test_an_operation_remembers_a_bounded_number_of_requests(
     alice = world.client()
     for node in world.nodes[1:]:
         node.behaviour = mute
-    reading = Reading(alice.client._session, BLOCK, None)
+    reading = BlockRead(alice.client._session, BLOCK, None)
     read = alice.start(reading.run())
     write = alice.start(alice.client.write(BLOCK, ITEM, USER))
     while world.now_us < 120 * limits.SECOND_US:

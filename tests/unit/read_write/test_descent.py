@@ -16,7 +16,7 @@ from bftfs.asking.refusal import Refused
 from bftfs.coding.erasure import Buffer, ErasureCode
 from bftfs.errors import NoLongerKept, VersionUnrecoverable
 from bftfs.identifiers import NodeId
-from bftfs.read_write.classification import Classification
+from bftfs.read_write.classification import CandidateClass
 from bftfs.read_write.descent import Decision, Descent, Overtaken, Question, Usable
 from bftfs.read_write.messages import Below, Listed, ReadReply
 from bftfs.read_write.timestamp import ZERO, BlockTimestamp, successor_of
@@ -25,7 +25,7 @@ from tests.unit.read_write.harness import BLOCK, DEFAULT, client_id
 
 ENCODED = encode(ErasureCode(3, 6), b"the item" * 10)
 NODES = tuple(NodeId(node) for node in range(6))
-COMPLETE, REPAIRABLE = Classification.COMPLETE, Classification.REPAIRABLE
+COMPLETE, REPAIRABLE = CandidateClass.COMPLETE, CandidateClass.REPAIRABLE
 
 
 def at(time: int) -> BlockTimestamp:

@@ -9,7 +9,7 @@ import pytest
 from bftfs.coding.erasure import ErasureCode
 from bftfs.identifiers import NodeId
 from bftfs.read_write.messages import Below, Listed, ReadReply
-from bftfs.read_write.responses import Responses, Verdict
+from bftfs.read_write.responses import ReplyVerdict, Responses
 from bftfs.read_write.timestamp import ZERO, BlockTimestamp, successor_of
 from bftfs.read_write.writing import Encoded, encode
 from tests.unit.read_write.harness import DEFAULT, client_id
@@ -45,7 +45,7 @@ def add(
     before: BlockTimestamp | None = None,
     want_data: bool = False,
     lists: bool = True,
-) -> Verdict:
+) -> ReplyVerdict:
     return responses.add(
         NodeId(node), reply, fragment, before=before, want_data=want_data, lists=lists
     )
@@ -79,10 +79,10 @@ def test_a_truncated_history_says_nothing_about_what_is_below_it(responses: Resp
 
 
 def test_collected_versions_are_not_absent_but_unknown(responses: Responses) -> None:
-    assert add(responses, 0, listing(9, below=Below.COLLECTED)) is Verdict.VALID
+    assert add(responses, 0, listing(9, below=Below.COLLECTED)) is ReplyVerdict.VALID
     assert responses.heard(at(9)) == [0]
     assert responses.heard(at(8)) == []
-    assert add(responses, 1, listing(below=Below.COLLECTED), before=at(5)) is Verdict.VALID
+    assert add(responses, 1, listing(below=Below.COLLECTED), before=at(5)) is ReplyVerdict.VALID
     assert responses.heard(at(4)) == []
     assert responses.collected == {0, 1}
 
@@ -90,7 +90,7 @@ def test_collected_versions_are_not_absent_but_unknown(responses: Responses) -> 
 def test_fragments_in_hand_match_what_their_timestamp_binds(responses: Responses) -> None:
     for node in (0, 3, 5):
         fragment = ENCODED.fragments[node]
-        assert add(responses, node, with_data(7), fragment, want_data=True) is Verdict.VALID
+        assert add(responses, node, with_data(7), fragment, want_data=True) is ReplyVerdict.VALID
     assert sorted(responses.fragments(at(7))) == [0, 3, 5]
     assert responses.has_fragment_of(NodeId(3), at(7))
     assert not responses.has_fragment_of(NodeId(1), at(7))
@@ -99,8 +99,12 @@ def test_fragments_in_hand_match_what_their_timestamp_binds(responses: Responses
 
 def test_fragments_go_by_the_rotation_of_the_block() -> None:
     responses = Responses(DEFAULT, rotation=2)
-    assert add(responses, 2, with_data(7), ENCODED.fragments[0], want_data=True) is Verdict.VALID
-    assert add(responses, 1, with_data(7), ENCODED.fragments[5], want_data=True) is Verdict.VALID
+    assert (
+        add(responses, 2, with_data(7), ENCODED.fragments[0], want_data=True) is ReplyVerdict.VALID
+    )
+    assert (
+        add(responses, 1, with_data(7), ENCODED.fragments[5], want_data=True) is ReplyVerdict.VALID
+    )
     assert sorted(responses.fragments(at(7))) == [0, 5]
 
 
@@ -108,10 +112,10 @@ def test_fragments_go_by_the_rotation_of_the_block() -> None:
     "fragment", [b"", ENCODED.fragments[1], bytes(ENCODED.fragments[0])[:-1], OTHER.fragments[0]]
 )
 def test_a_false_fragment_convicts_the_node(responses: Responses, fragment: Any) -> None:
-    assert add(responses, 0, with_data(7), fragment, want_data=True) is Verdict.DAMAGED
+    assert add(responses, 0, with_data(7), fragment, want_data=True) is ReplyVerdict.DAMAGED
     assert responses.convicted == {0}
     assert responses.heard(at(7)) == []
-    assert add(responses, 0, listing(7)) is Verdict.IMPOSSIBLE
+    assert add(responses, 0, listing(7)) is ReplyVerdict.IMPOSSIBLE
 
 
 @pytest.mark.parametrize(
@@ -150,7 +154,7 @@ def test_what_no_correct_node_sends_convicts_it(
     want_data: bool,
 ) -> None:
     verdict = add(responses, 0, reply, fragment, before=before, want_data=want_data)
-    assert verdict is Verdict.IMPOSSIBLE
+    assert verdict is ReplyVerdict.IMPOSSIBLE
     assert responses.convicted == {0}
     assert responses.candidate(None) is None
 
@@ -158,7 +162,7 @@ def test_what_no_correct_node_sends_convicts_it(
 def test_a_second_cross_checksum_for_one_timestamp_is_a_lie(responses: Responses) -> None:
     add(responses, 0, with_data(7), ENCODED.fragments[0], want_data=True)
     lie = ReadReply((Listed(at(7), False),), Below.ORIGIN, OTHER.cross_checksum)
-    assert add(responses, 1, lie, OTHER.fragments[1], want_data=True) is Verdict.IMPOSSIBLE
+    assert add(responses, 1, lie, OTHER.fragments[1], want_data=True) is ReplyVerdict.IMPOSSIBLE
 
 
 def test_conviction_takes_back_what_the_node_had_said(responses: Responses) -> None:
@@ -202,7 +206,7 @@ def test_a_fetched_fragment_says_nothing_about_other_versions(responses: Respons
         want_data=True,
         lists=False,
     )
-    assert verdict is Verdict.VALID
+    assert verdict is ReplyVerdict.VALID
     assert responses.heard(at(7)) == []
     assert list(responses.fragments(at(7))) == [0]
 

@@ -17,7 +17,7 @@ from bftfs import limits
 from bftfs.identifiers import BlockId, NodeId
 from bftfs.read_write.messages import Notice
 from bftfs.read_write.timestamp import ZERO
-from bftfs.server.block_examination import Policy
+from bftfs.server.block_examination import VerificationPolicy
 from bftfs.server.block_verification import VerificationSettings
 from bftfs.simulation.byzantine.positions import ClientPosition, NodePosition
 from bftfs.simulation.byzantine.registry import CLIENTS, NODES
@@ -31,7 +31,9 @@ CORRECT = range(5)
 LIMIT = 12  # possible versions of one client
 TURNS = 3  # in each of which attackers send some 30,000 messages
 ATTACKERS = ("poisonous-writer", "partial-writer", "stutterer")
-POLICIES = pytest.mark.parametrize("policy", [Policy.LAZY, Policy.COOPERATIVE])
+POLICIES = pytest.mark.parametrize(
+    "policy", [VerificationPolicy.LAZY, VerificationPolicy.COOPERATIVE]
+)
 
 
 @dataclass
@@ -122,7 +124,9 @@ def _raise(error: BaseException | None) -> None:
 
 @POLICIES
 @pytest.mark.parametrize("name", ATTACKERS)
-def test_what_writers_at_full_speed_leave_behind_is_bounded(name: str, policy: Policy) -> None:
+def test_what_writers_at_full_speed_leave_behind_is_bounded(
+    name: str, policy: VerificationPolicy
+) -> None:
     attack = Attack(name, VerificationSettings(policy, node=400, client=LIMIT, block=4))
     attack.work()
     cluster = attack.cluster

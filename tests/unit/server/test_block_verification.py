@@ -14,7 +14,7 @@ from bftfs.identifiers import BlockId, ClientId, NodeId
 from bftfs.read_write.messages import Notice
 from bftfs.read_write.timestamp import ZERO, BlockTimestamp
 from bftfs.server.backlog import Backlog
-from bftfs.server.block_examination import Policy
+from bftfs.server.block_examination import VerificationPolicy
 from bftfs.server.block_verification import VerificationSettings
 from bftfs.server.step import Ready
 from bftfs.simulation.network import Kind
@@ -29,7 +29,7 @@ from tests.unit.server.verifying import (
     minimal,
 )
 
-LAZY = VerificationSettings(Policy.LAZY)
+LAZY = VerificationSettings(VerificationPolicy.LAZY)
 
 
 def everyone(cluster: Cluster) -> list[int]:
@@ -75,7 +75,7 @@ def test_a_fresh_write_rests_before_it_is_verified() -> None:
 
 
 def test_with_read_time_verification_nodes_verify_nothing() -> None:
-    cluster = Cluster(VerificationSettings(Policy.READ_TIME))
+    cluster = Cluster(VerificationSettings(VerificationPolicy.READ_TIME))
     timestamp = cluster.client().write(block(0), b"item")
     cluster.run_for(20 * SECOND_US)
     assert cluster.verified(block(0), timestamp) == []
@@ -83,7 +83,7 @@ def test_with_read_time_verification_nodes_verify_nothing() -> None:
 
 
 def test_with_write_time_verification_a_write_is_verified_before_it_is_answered() -> None:
-    cluster = Cluster(VerificationSettings(Policy.WRITE_TIME))
+    cluster = Cluster(VerificationSettings(VerificationPolicy.WRITE_TIME))
     client = cluster.client()
     timestamp = client.write(block(0), b"item")
     assert len(cluster.verified(block(0), timestamp)) >= cluster.sizes.read_write.responses
@@ -162,7 +162,7 @@ def test_a_new_version_is_verified_soon_however_long_the_last_retry_was_put_off(
 
 
 def test_writes_over_the_limit_of_a_block_wait_for_its_verification() -> None:
-    cluster = Cluster(VerificationSettings(Policy.LAZY, block=3))
+    cluster = Cluster(VerificationSettings(VerificationPolicy.LAZY, block=3))
     client = cluster.client()
     stamps = [client.write(block(0), b"item %d" % number) for number in range(10)]
     assert cluster.world.now_us < limits.VERIFY_FRESH_US  # none of it was idle time
@@ -173,7 +173,7 @@ def test_writes_over_the_limit_of_a_block_wait_for_its_verification() -> None:
 
 
 def test_writes_over_the_limit_of_a_client_wait_and_those_of_others_do_not() -> None:
-    cluster = Cluster(VerificationSettings(Policy.LAZY, client=20))
+    cluster = Cluster(VerificationSettings(VerificationPolicy.LAZY, client=20))
     client, other = cluster.client("alice"), cluster.client("bob")
     for number in range(40):
         client.write(block(number), b"item")
@@ -186,7 +186,7 @@ def test_writes_over_the_limit_of_a_client_wait_and_those_of_others_do_not() -> 
 
 
 def test_who_fills_the_node_waits_and_others_do_not() -> None:
-    cluster = Cluster(VerificationSettings(Policy.LAZY, node=20))
+    cluster = Cluster(VerificationSettings(VerificationPolicy.LAZY, node=20))
     greedy, modest = cluster.client("greedy"), cluster.client("modest")
     for number in range(60):
         greedy.write(block(number), b"item")
@@ -208,7 +208,7 @@ def test_what_to_verify_is_chosen_once_for_all_writes_that_wait(
         return greatest(backlog, client, *arguments)
 
     monkeypatch.setattr(Backlog, "greatest", counted)
-    cluster = Cluster(VerificationSettings(Policy.LAZY, client=20))
+    cluster = Cluster(VerificationSettings(VerificationPolicy.LAZY, client=20))
     client = cluster.client()
     for start in (0, 20, 40):
         items = [(block(number), b"item") for number in range(start, start + 20)]
@@ -235,7 +235,7 @@ def test_where_no_block_is_worth_a_try_that_is_looked_for_once_a_second() -> Non
 
 def test_a_stuttering_client_shuts_out_itself_only() -> None:
     """[LazyVer §3.8.3] 'a faulty client can deny service to itself but not to any other client'."""
-    cluster = Cluster(VerificationSettings(Policy.LAZY, client=10))
+    cluster = Cluster(VerificationSettings(VerificationPolicy.LAZY, client=10))
     stutterer, honest = cluster.client("stutterer"), cluster.client("honest")
     honest.write(block(0), b"before")
     for number in range(30):
@@ -249,7 +249,7 @@ def test_a_stuttering_client_shuts_out_itself_only() -> None:
 
 
 def test_a_client_whose_versions_cannot_be_verified_is_told_to_wait() -> None:
-    cluster = Cluster(VerificationSettings(Policy.LAZY, client=1, block=1))
+    cluster = Cluster(VerificationSettings(VerificationPolicy.LAZY, client=1, block=1))
     client = cluster.client()
     cluster.place(client, block(0), cluster.pieces(b"partial"), [0])
     verifier = cluster.verifier(0)
@@ -262,7 +262,7 @@ def test_a_client_whose_versions_cannot_be_verified_is_told_to_wait() -> None:
 
 def test_a_client_that_left_partial_writes_behind_can_go_on_writing() -> None:
     """Where versions can be neither verified nor dismissed, one a second is let in beyond them."""
-    cluster = Cluster(VerificationSettings(Policy.LAZY, block=4))
+    cluster = Cluster(VerificationSettings(VerificationPolicy.LAZY, block=4))
     client = cluster.client()
     for number in range(5):
         cluster.place(client, block(0), cluster.pieces(b"partial %d" % number), [0, 1])
@@ -282,7 +282,7 @@ def test_beyond_the_limit_a_client_adds_one_version_a_second_at_most() -> None:
 
 
 def test_blocks_of_the_highest_yield_are_verified_first() -> None:
-    cluster = Cluster(VerificationSettings(Policy.LAZY))
+    cluster = Cluster(VerificationSettings(VerificationPolicy.LAZY))
     client = cluster.client()
     for number, versions in enumerate((1, 5, 3)):
         for _ in range(versions):
@@ -295,7 +295,7 @@ def test_blocks_of_the_highest_yield_are_verified_first() -> None:
 
 def test_among_equals_the_block_written_last_is_verified_first() -> None:
     """It is likely to be in cache still. [LazyVer §3.8.3]"""
-    cluster = Cluster(VerificationSettings(Policy.LAZY))
+    cluster = Cluster(VerificationSettings(VerificationPolicy.LAZY))
     client = cluster.client()
     for number in (2, 0, 1):
         client.write(block(number), b"item")

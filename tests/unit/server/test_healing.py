@@ -28,7 +28,7 @@ from bftfs.query_update.replica import Replica, link_of
 from bftfs.read_write.messages import InventoryReply, ReadReply, ReadRequest
 from bftfs.read_write.timestamp import VERSIONS_END, version_key
 from bftfs.read_write.version_row import checksum_of
-from bftfs.server.block_examination import Policy
+from bftfs.server.block_examination import VerificationPolicy
 from bftfs.server.block_verification import VerificationSettings
 from bftfs.simulation.deployment import Sizes
 from bftfs.simulation.network import Kind
@@ -193,7 +193,7 @@ def test_a_walk_does_not_forget_in_a_crash_what_it_has_left_behind(
 
 
 def test_a_poisonous_version_holds_nobody_up() -> None:
-    cluster = Cluster(VerificationSettings(Policy.READ_TIME))
+    cluster = Cluster(VerificationSettings(VerificationPolicy.READ_TIME))
     client = cluster.client()
     cluster.place(client, block(0), cluster.poisoned(b"bad"), range(6))
     good = client.write(block(1), b"good")

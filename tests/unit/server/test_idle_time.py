@@ -7,7 +7,7 @@ import pytest
 from bftfs import limits
 from bftfs.identifiers import NodeId
 from bftfs.read_write.messages import ReadRequest, TimeRequest
-from bftfs.server.block_examination import Policy
+from bftfs.server.block_examination import VerificationPolicy
 from bftfs.server.block_verification import LazyVerifier, VerificationSettings
 from bftfs.server.idle_time import IdleTime, claimed_ms
 from bftfs.simulation.network import Kind, NetworkFaults
@@ -85,11 +85,13 @@ def possible(cluster: Cluster) -> int:
     return sum(cluster.verifier(node).backlog.total for node in range(cluster.sizes.n))
 
 
-POLICIES = pytest.mark.parametrize("policy", [Policy.LAZY, Policy.COOPERATIVE])
+POLICIES = pytest.mark.parametrize(
+    "policy", [VerificationPolicy.LAZY, VerificationPolicy.COOPERATIVE]
+)
 
 
 @POLICIES
-def test_a_node_whose_peers_are_busy_is_not_idle(policy: Policy) -> None:
+def test_a_node_whose_peers_are_busy_is_not_idle(policy: VerificationPolicy) -> None:
     """Clients prefer a quorum: who is not in it must not read from those who are."""
     cluster = Cluster(VerificationSettings(policy))
     client = cluster.client()
@@ -106,7 +108,7 @@ def test_a_node_whose_peers_are_busy_is_not_idle(policy: Policy) -> None:
 def test_must_fail_a_node_that_hears_nothing_of_its_peers(monkeypatch: pytest.MonkeyPatch) -> None:
     """The test above can fail: with its own idle time only, node 5 verifies all there is."""
     monkeypatch.setattr(IdleTime, "heard", lambda *_: None)
-    cluster = Cluster(VerificationSettings(Policy.LAZY))
+    cluster = Cluster(VerificationSettings(VerificationPolicy.LAZY))
     client = cluster.client()
     written(cluster, client)
     ask(cluster, client, range(5), every_us=2_000, seconds=3)
@@ -123,7 +125,7 @@ def gaps(cluster: Cluster) -> list[int]:
 
 
 def test_gaps_that_are_shorter_than_the_work_are_no_idle_time() -> None:
-    cluster = Cluster(VerificationSettings(Policy.LAZY))
+    cluster = Cluster(VerificationSettings(VerificationPolicy.LAZY))
     assert max(gaps(cluster)) <= 4
     cluster.run_for(10 * SECOND_US)
     assert possible(cluster) == 0
@@ -132,13 +134,13 @@ def test_gaps_that_are_shorter_than_the_work_are_no_idle_time() -> None:
 def test_must_fail_without_learning(monkeypatch: pytest.MonkeyPatch) -> None:
     """The test above can fail: with a fixed silence, every gap is used."""
     monkeypatch.setattr(limits, "VERIFY_IDLE_MOST_US", limits.VERIFY_IDLE_US)
-    assert min(gaps(Cluster(VerificationSettings(Policy.LAZY)))) == 60
+    assert min(gaps(Cluster(VerificationSettings(VerificationPolicy.LAZY)))) == 60
 
 
 @POLICIES
 @pytest.mark.parametrize("claim_ms", [0, MOST_US // 1_000])
 def test_b_liars_neither_stop_verification_nor_make_it_a_burden(
-    policy: Policy, claim_ms: int, monkeypatch: pytest.MonkeyPatch
+    policy: VerificationPolicy, claim_ms: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cluster = Cluster(VerificationSettings(policy))
     liar = cluster.verifier(0)
