@@ -102,7 +102,7 @@ def test_the_first_m_fragments_are_stripes_of_the_item() -> None:
 # --- 3.4.2.2 Data-fragment integrity -------------------------------------------------------------
 
 
-def test_the_cross_checksum_is_the_concatenation_of_n_hashes(world: World) -> None:
+def test_the_cross_checksum_concatenates_n_hashes(world: World) -> None:
     """'The set of N hashes are concatenated to form the cross checksum of the data-item.'"""
     encoded = world.encoded(ITEM)
     assert encoded.cross_checksum == b"".join(map(fragment_digest, encoded.fragments))
@@ -132,7 +132,7 @@ def test_modified_fragments_are_detected_and_masked(liar: int) -> None:
 # --- 3.4.2.3 Write operation integrity -----------------------------------------------------------
 
 
-def test_the_hash_of_the_cross_checksum_is_in_the_low_order_bits(alice: Principal) -> None:
+def test_the_checksums_hash_is_in_the_low_order_bits(alice: Principal) -> None:
     """'the hash of the cross checksum is placed in the low order bits of the logical timestamp.'"""
     timestamp = alice.write(ITEM)
     assert timestamp.verifier == verifier_of(alice.world.encoded(ITEM).cross_checksum)
@@ -140,9 +140,7 @@ def test_the_hash_of_the_cross_checksum_is_in_the_low_order_bits(alice: Principa
     assert fields[-1] == "verifier"
 
 
-def test_only_a_single_set_of_fragments_can_be_written_at_any_logical_time(
-    world: World, alice: Principal
-) -> None:
+def test_one_set_of_fragments_at_any_logical_time(world: World, alice: Principal) -> None:
     """'To ensure that only a single set of data-fragments can be written at any logical time'."""
     one = world.placed(alice, ITEM, range(6), time_us=START_US)
     other = world.placed(alice, NEWER, range(6), time_us=START_US)
@@ -151,9 +149,7 @@ def test_only_a_single_set_of_fragments_can_be_written_at_any_logical_time(
 
 
 @pytest.mark.parametrize("node", range(DEFAULT.N))
-def test_a_node_verifies_its_fragment_against_the_cross_checksum(
-    world: World, alice: Principal, node: int
-) -> None:
+def test_a_node_verifies_its_fragment(world: World, alice: Principal, node: int) -> None:
     """'each storage-node verifies its data-fragment against its hash in the cross checksum.'"""
     encoded = world.encoded(ITEM)
     wrong = Encoded(world.encoded(NEWER).fragments, encoded.cross_checksum, encoded.verifier)
@@ -163,9 +159,7 @@ def test_a_node_verifies_its_fragment_against_the_cross_checksum(
 
 
 @pytest.mark.parametrize("node", range(DEFAULT.N))
-def test_a_node_verifies_the_cross_checksum_against_the_timestamp(
-    world: World, alice: Principal, node: int
-) -> None:
+def test_a_node_verifies_the_cross_checksum(world: World, alice: Principal, node: int) -> None:
     """'The storage-node also verifies the cross checksum against the hash in the timestamp.'"""
     encoded = world.encoded(ITEM)
     wrong = encoded._replace(verifier=world.encoded(NEWER).verifier)
@@ -174,7 +168,7 @@ def test_a_node_verifies_the_cross_checksum_against_the_timestamp(
     assert not world.nodes[node].hosts(timestamp)
 
 
-def test_a_byzantine_client_cannot_make_a_correct_node_appear_byzantine() -> None:
+def test_no_client_makes_a_correct_node_look_byzantine() -> None:
     """'a Byzantine client cannot make a correct storage-node appear Byzantine.'"""
     world = World()
     alice, mallory, bob = (world.client(name) for name in ("alice", "mallory", "bob"))
@@ -204,7 +198,7 @@ def test_the_reader_validates_the_cross_checksum(foreign: int) -> None:
     assert bob.read().item == ITEM
 
 
-def test_validation_fails_for_all_correct_clients_or_for_none() -> None:
+def test_validation_fails_for_all_clients_or_for_none() -> None:
     """'this check either succeeds or fails for all correct clients regardless of which
     storage-nodes are represented within the candidate set.'"""
     for down in range(DEFAULT.N):
@@ -251,7 +245,7 @@ def test_the_initial_version_is_hosted_by_everyone(world: World, alice: Principa
 # --- 3.4.3.2 Write -------------------------------------------------------------------------------
 
 
-def test_the_timestamp_is_greater_than_that_of_the_latest_complete_write() -> None:
+def test_the_time_exceeds_the_latest_complete_writes() -> None:
     """'a timestamp greater than, or equal to, that of the latest complete write must be
     determined. Collecting N - t responses ensures that the response set intersects a complete
     write at a correct storage-node.' Also if the client's clock is behind that write."""
@@ -276,9 +270,7 @@ def test_one_liar_cannot_skip_time_ahead(liar: int) -> None:
     assert alice.read().item == ITEM
 
 
-def test_write_requests_go_to_all_nodes_with_a_fragment_each(
-    world: World, alice: Principal
-) -> None:
+def test_write_requests_go_to_all_with_a_fragment_each(world: World, alice: Principal) -> None:
     """'write requests are issued to all storage-nodes. Each storage-node is sent a specific
     data-fragment, the logical timestamp, and the cross checksum.'"""
     timestamp = alice.write(ITEM)
@@ -331,7 +323,7 @@ def test_a_repeated_write_is_idempotent(world: World, alice: Principal) -> None:
 # --- 3.4.3.3 Read --------------------------------------------------------------------------------
 
 
-def test_responses_that_fail_the_check_are_discarded_and_one_more_is_awaited() -> None:
+def test_false_responses_are_discarded_and_one_more_awaited() -> None:
     """'For every discarded Byzantine storage-node response, an additional response can be
     awaited.'"""
     for liar in range(DEFAULT.N):
@@ -389,7 +381,7 @@ def test_an_incomplete_candidate_is_passed_over(world: World) -> None:
         assert bob.read().timestamp == complete
 
 
-def test_a_repairable_candidate_is_repaired_before_it_is_returned() -> None:
+def test_a_repairable_candidate_is_repaired_then_returned() -> None:
     """'write requests are issued with the generated data-fragments, the validated cross checksum,
     and the logical timestamp.' The next reader finds it complete."""
     for hosts in combinations(range(DEFAULT.N), DEFAULT.repairable):
@@ -460,7 +452,7 @@ def test_any_repairable_candidate_can_be_decoded(sizes: ReadWriteThresholds) -> 
 # --- 3.5.1.2 Read witnesses and histories --------------------------------------------------------
 
 
-def test_first_requests_go_to_qc_plus_b_nodes_m_of_them_for_data(
+def test_first_asked_are_qc_plus_b_nodes_m_for_data(
     world: World, alice: Principal, bob: Principal
 ) -> None:
     """'Initially, read requests are issued to QC + b storage nodes. Only m of the initial requests
@@ -474,7 +466,7 @@ def test_first_requests_go_to_qc_plus_b_nodes_m_of_them_for_data(
     assert all(message.history > 0 for _, message in first)
 
 
-def test_requests_go_to_the_rest_if_the_candidate_is_not_complete() -> None:
+def test_the_rest_is_asked_if_the_candidate_is_not_complete() -> None:
     """'If the read responses do not yield a candidate that is classified as complete, read
     requests are issued to the remaining storage-nodes (and a total of up to N - t responses are
     awaited).'"""
@@ -499,7 +491,7 @@ def test_histories_are_bounded(world: World, alice: Principal) -> None:
     assert reply.below is Below.MORE
 
 
-def test_extra_fragments_are_fetched_by_the_candidates_timestamp(
+def test_extra_fragments_are_fetched_by_timestamp(
     world: World, alice: Principal, bob: Principal
 ) -> None:
     """'If necessary, after classification, extra data fragments are fetched according to the

@@ -79,7 +79,7 @@ def test_an_adversary_beside_a_crashed_node(
 
 
 @pytest.mark.parametrize("seed", range(10))
-def test_nodes_that_crash_and_come_back_with_what_they_had_committed(seed: int) -> None:
+def test_nodes_crash_and_come_back_with_their_commits(seed: int) -> None:
     world = World(seed=seed)
     campaign = Campaign(world)
     down = [0]

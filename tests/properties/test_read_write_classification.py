@@ -126,7 +126,7 @@ def test_a_reader_waits_if_and_only_if_it_may_help(sizes: ReadWriteThresholds) -
 
 
 @pytest.mark.parametrize("sizes", systems(7), ids=str)
-def test_damaged_nodes_count_only_where_others_do_not_decide(sizes: ReadWriteThresholds) -> None:
+def test_damaged_nodes_count_if_others_do_not_decide(sizes: ReadWriteThresholds) -> None:
     for heard, damaged in product(range(sizes.N + 1), range(sizes.N + 1)):
         for hosting, listing in product(range(heard + 1), range(damaged + 1)):
             testimony = Testimony(hosting, heard, listing, damaged)

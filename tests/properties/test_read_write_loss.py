@@ -89,7 +89,7 @@ def test_mixed_patterns_in_the_default_cluster(down: tuple[int, ...]) -> None:
     [ReadWriteThresholds.for_nodes(7, t=2, b=0), ReadWriteThresholds.for_nodes(9, t=2, b=1)],
     ids=str,
 )
-def test_within_the_fault_model_any_t_nodes_may_fail_in_any_way(
+def test_any_t_nodes_may_fail_in_any_way(
     sizes: ReadWriteThresholds,
 ) -> None:
     for faulty in combinations(range(sizes.N), sizes.t):

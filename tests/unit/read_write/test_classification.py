@@ -44,7 +44,7 @@ def test_one_node_without_faults() -> None:
     assert classify(sizes, hosting=1, heard=1) is COMPLETE
 
 
-def test_complete_is_not_believed_before_every_complete_write_must_have_shown() -> None:
+def test_complete_needs_every_complete_write_to_have_shown() -> None:
     sizes = ReadWriteThresholds(N=20, t=1, b=1, QC=3, m=1)
     assert classify(sizes, hosting=4, heard=4) is UNDECIDED
     assert classify(sizes, hosting=4, heard=18) is COMPLETE

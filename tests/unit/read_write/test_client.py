@@ -72,7 +72,7 @@ def test_a_write_is_one_time_round_and_one_write_round() -> None:
     assert sum(len(node.served) for node in world.nodes) == 10
 
 
-def test_who_does_not_tell_the_time_is_replaced_by_another_node() -> None:
+def test_a_node_without_a_usable_time_is_replaced() -> None:
     world = World()
     alice = world.client()
     world.nodes[0].behaviour = adversaries.answer_nonsense
@@ -81,7 +81,7 @@ def test_who_does_not_tell_the_time_is_replaced_by_another_node() -> None:
     assert world.now_us < START_US + limits.READ_PATIENCE_US
 
 
-def test_for_who_is_silent_about_the_time_others_are_asked_soon() -> None:
+def test_others_are_soon_asked_the_time_for_a_silent_node() -> None:
     world = World()
     alice = world.client()
     world.nodes[0].behaviour = mute
@@ -94,7 +94,7 @@ def test_for_who_is_silent_about_the_time_others_are_asked_soon() -> None:
     assert [node for node, _ in requests(alice, TimeRequest)] == [1, 2, 3, 4]
 
 
-def test_a_write_uses_the_clock_unless_a_node_is_ahead_of_it() -> None:
+def test_a_write_uses_the_clock_or_a_later_nodes_time() -> None:
     world = World()
     alice, bob = world.client("alice"), world.client("bob")
     bob.skew_us = 200 * limits.SECOND_US
@@ -125,7 +125,7 @@ def test_a_write_does_not_wait_for_the_slowest_t_nodes() -> None:
     assert all(node.hosts(timestamp) for node in world.nodes if node.number != 3)
 
 
-def test_a_silent_node_gets_the_request_again_while_the_write_still_runs() -> None:
+def test_a_silent_node_gets_the_request_again() -> None:
     world = World()
     alice = world.client()
     forgetful = {2: 3, 4: 2}  # node -> requests that get lost
@@ -141,7 +141,7 @@ def test_a_silent_node_gets_the_request_again_while_the_write_still_runs() -> No
     assert alice.read().item == ITEM
 
 
-def test_a_write_without_n_minus_t_nodes_gives_up_when_total_patience_ends() -> None:
+def test_a_write_without_n_minus_t_nodes_gives_up() -> None:
     world = World()
     for number in (1, 4):
         world.nodes[number].behaviour = mute
@@ -153,7 +153,7 @@ def test_a_write_without_n_minus_t_nodes_gives_up_when_total_patience_ends() -> 
     assert 10 * limits.SECOND_US <= world.now_us < 11 * limits.SECOND_US
 
 
-def test_a_write_without_total_patience_waits_until_the_nodes_are_back() -> None:
+def test_a_patient_write_waits_until_nodes_are_back() -> None:
     world = World()
     for number in (1, 3, 4):
         world.nodes[number].behaviour = mute
@@ -171,7 +171,7 @@ def test_a_write_without_total_patience_waits_until_the_nodes_are_back() -> None
     assert alice.read().item == ITEM
 
 
-def test_a_write_that_was_held_up_for_too_long_is_finished_where_it_has_been_seen() -> None:
+def test_a_write_held_up_is_finished_where_it_was_seen() -> None:
     """Its value must not appear twice: before and after another client's write."""
     world = World()
     alice, bob = world.client("alice"), world.client("bob")
@@ -191,7 +191,7 @@ def test_a_write_that_was_held_up_for_too_long_is_finished_where_it_has_been_see
     assert bob.read().item == b"in between"
 
 
-def test_a_refusal_by_more_than_t_nodes_is_final_and_gives_the_reason() -> None:
+def test_a_refusal_by_more_than_t_is_final_with_its_reason() -> None:
     world = World()
     alice = world.client()
     alice.sender = Sender(alice.sender.role, alice.id, None, type(alice.sender.grant)(write=False))
@@ -209,7 +209,7 @@ def test_a_refusal_by_t_nodes_is_worked_around() -> None:
     assert alice.read().item == ITEM
 
 
-def test_a_liars_reason_is_not_given_for_a_refusal_that_passes() -> None:
+def test_a_liars_reason_is_not_given_for_a_refusal() -> None:
     """Another node's clock is behind for now; one full disk must not make that final."""
     world = World()
     alice = world.client()
@@ -229,7 +229,7 @@ def test_a_liars_reason_is_not_given_for_a_refusal_that_passes() -> None:
     assert alice.read().item == ITEM
 
 
-def test_a_time_that_others_have_pushed_ahead_delays_a_write_and_does_not_fail_it() -> None:
+def test_a_time_pushed_ahead_delays_a_write_only() -> None:
     """[design §4] "This can only delay": the nodes whose clocks are behind catch up."""
     world = World()
     alice = world.client()
@@ -365,7 +365,7 @@ def test_any_valid_configuration(sizes: ReadWriteThresholds) -> None:
 # --- reading: whom it asks, and for what ---------------------------------------------------------
 
 
-def test_a_read_asks_first_for_stripes_and_for_witnesses_and_ends_in_one_round() -> None:
+def test_a_read_asks_stripes_and_witnesses_in_one_round() -> None:
     world = World()
     alice, bob = world.client("alice"), world.client("bob")
     alice.write(ITEM)
@@ -381,7 +381,7 @@ def test_a_read_asks_first_for_stripes_and_for_witnesses_and_ends_in_one_round()
     ]
 
 
-def test_the_stripe_holders_of_another_block_are_other_nodes() -> None:
+def test_stripes_of_another_block_are_at_other_nodes() -> None:
     world = World()
     alice = world.client("alice")
     block = block_id(INODE, incarnation=0, number=4)
@@ -399,7 +399,7 @@ def test_the_stripe_holders_of_another_block_are_other_nodes() -> None:
     ]
 
 
-def test_silence_widens_the_read_and_asks_for_data_elsewhere() -> None:
+def test_silence_widens_a_read_with_data_elsewhere() -> None:
     world = World()
     alice, bob = world.client("alice"), world.client("bob")
     alice.write(ITEM)
@@ -412,7 +412,7 @@ def test_silence_widens_the_read_and_asks_for_data_elsewhere() -> None:
     assert requests(bob, ReadRequest)[5][1].want_data
 
 
-def test_a_silent_node_is_asked_last_and_costs_no_second_wait() -> None:
+def test_a_silent_node_costs_no_second_wait() -> None:
     world = World()
     alice, bob = world.client("alice"), world.client("bob")
     alice.write(ITEM)
@@ -461,7 +461,7 @@ def test_writes_are_not_sent_again_on_a_slow_network() -> None:
     assert len(alice.sent) == 12
 
 
-def test_a_false_fragment_is_counted_against_its_node_and_worked_around() -> None:
+def test_a_false_fragment_counts_and_is_worked_around() -> None:
     world = World()
     alice, bob = world.client("alice"), world.client("bob")
     alice.write(ITEM)
@@ -477,7 +477,7 @@ def test_a_false_fragment_is_counted_against_its_node_and_worked_around() -> Non
     assert bob.client.faults == (1, 0, 0, 0, 0, 0)
 
 
-def test_a_read_without_n_minus_t_nodes_gives_up_when_total_patience_ends() -> None:
+def test_a_read_without_n_minus_t_nodes_gives_up() -> None:
     world = World()
     alice = world.client(patience_total_us=5 * limits.SECOND_US)
     alice.write(ITEM)
@@ -489,7 +489,7 @@ def test_a_read_without_n_minus_t_nodes_gives_up_when_total_patience_ends() -> N
     assert (failure.value.heard, failure.value.required) == (4, 5)
 
 
-def test_a_read_without_total_patience_goes_on_when_the_nodes_are_back() -> None:
+def test_a_patient_read_goes_on_when_nodes_are_back() -> None:
     world = World()
     alice = world.client()
     alice.write(ITEM)
@@ -504,7 +504,7 @@ def test_a_read_without_total_patience_goes_on_when_the_nodes_are_back() -> None
     assert outcome.result.item == ITEM
 
 
-def test_a_read_that_more_than_t_nodes_refuse_fails_with_their_reason() -> None:
+def test_a_read_refused_by_more_than_t_fails_with_a_reason() -> None:
     world = World()
     alice = world.client()
     for number in (0, 1):
@@ -576,7 +576,7 @@ def test_a_descent_goes_on_below_all_that_was_listed() -> None:
     assert world.now_us - started < limits.READ_PATIENCE_US
 
 
-def test_a_version_that_b_plus_one_nodes_have_verified_is_not_regenerated(
+def test_what_b_plus_one_have_verified_is_not_regenerated(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     world = World()
@@ -603,7 +603,7 @@ def test_a_version_that_b_plus_one_nodes_have_verified_is_not_regenerated(
     assert len(regenerated) == 1
 
 
-def test_own_writes_and_versions_read_before_are_not_regenerated(
+def test_versions_written_or_read_are_not_regenerated(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     world = World()
@@ -617,7 +617,7 @@ def test_own_writes_and_versions_read_before_are_not_regenerated(
         world.client("carol").read()
 
 
-def test_a_damaged_version_of_which_too_little_is_left_fails_and_says_so() -> None:
+def test_too_few_fragments_left_fail_a_read_and_it_says_so() -> None:
     world = World()
     alice = world.client()
     timestamp = alice.write(ITEM)
@@ -647,7 +647,7 @@ def test_collected_history_is_said_to_be_so() -> None:
 
 
 @pytest.mark.parametrize(("hosts", "item"), [((0, 1, 2), b"later"), ((0,), ITEM)])
-def test_a_read_of_the_past_ends_though_one_has_collected_it_and_one_is_silent(
+def test_a_past_read_ends_with_one_collected_and_one_silent(
     hosts: tuple[int, ...], item: bytes
 ) -> None:
     """Whether or not it hosted the candidate makes no difference here."""
@@ -669,7 +669,7 @@ def test_a_read_of_the_past_ends_though_one_has_collected_it_and_one_is_silent(
 # --- repair --------------------------------------------------------------------------------------
 
 
-def test_a_repair_is_vouched_for_and_leaves_the_version_complete() -> None:
+def test_a_repair_is_vouched_for_and_completes() -> None:
     world = World()
     alice, bob = world.client("alice"), world.client("bob")
     timestamp = world.placed(alice, ITEM, [0, 2, 5])
@@ -704,7 +704,7 @@ def test_asking_the_rest_comes_before_a_repair() -> None:
     assert not requests(bob, WriteRequest)
 
 
-def test_a_repair_that_finds_no_vouchers_treats_the_candidate_as_incomplete() -> None:
+def test_a_repair_without_vouchers_means_incomplete() -> None:
     """Smallest cluster: a liar and one correct node make a candidate repairable, and no more."""
     world = World(ReadWriteThresholds.smallest(t=1, b=1))
     alice, mallory = world.client("alice"), world.client("mallory")
@@ -740,7 +740,7 @@ def test_a_host_that_goes_silent_does_not_stop_a_repair() -> None:
     assert bob.read().timestamp == timestamp
 
 
-def test_a_repair_that_more_than_t_nodes_refuse_fails_the_read_with_their_reason() -> None:
+def test_a_repair_refused_by_more_than_t_fails_the_read() -> None:
     world = World()
     alice, bob = world.client("alice"), world.client("bob")
     world.placed(alice, ITEM, [0, 1, 2])
@@ -769,7 +769,7 @@ def test_nonsense_counts_against_its_node() -> None:
     assert (alice.client.faults[2], bob.client.faults[2]) == (2, 1)
 
 
-def test_a_read_overtaken_by_collection_retries_although_a_node_is_down() -> None:
+def test_an_overtaken_read_retries_with_a_node_down() -> None:
     world = World()
     alice, bob = world.client("alice"), world.client("bob")
     newest = world.placed(alice, b"newest", range(6), time_us=START_US + 1)
@@ -828,7 +828,7 @@ def test_a_fragment_that_was_withheld_is_asked_for_again() -> None:
     assert bob.read().timestamp == timestamp
 
 
-def test_an_operation_remembers_a_bounded_number_of_requests(
+def test_an_operation_remembers_a_bound_of_requests(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(limits, "LATE_REQUESTS", 12)

@@ -24,7 +24,7 @@ def test_stripes_move_around_all_nodes() -> None:
     assert set(Counter(rotation_of(block, 6) for block in blocks).values()) == {100}
 
 
-def test_first_blocks_of_different_files_start_at_different_nodes() -> None:
+def test_first_blocks_of_files_start_at_different_nodes() -> None:
     inodes = [
         object_id(ObjectKind.INODE, placement=0, unique=bytes(13) + bytes([number]))
         for number in range(6)

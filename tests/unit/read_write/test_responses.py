@@ -51,7 +51,7 @@ def add(
     )
 
 
-def test_the_candidate_is_the_greatest_timestamp_of_the_valid_responses(
+def test_the_candidate_is_the_greatest_valid_timestamp(
     responses: Responses,
 ) -> None:
     assert responses.candidate(None) is None
@@ -67,7 +67,7 @@ def test_the_candidate_is_the_greatest_timestamp_of_the_valid_responses(
     assert responses.hosts(ZERO) == [0, 1, 2]
 
 
-def test_a_truncated_history_says_nothing_about_what_is_below_it(responses: Responses) -> None:
+def test_a_truncated_history_says_nothing_below_it(responses: Responses) -> None:
     add(responses, 0, listing(7, 5, below=Below.MORE))
     add(responses, 1, listing(7, below=Below.MORE))
     assert responses.heard(at(7)) == [0, 1]
@@ -194,7 +194,7 @@ def test_lies_are_no_damage(responses: Responses) -> None:
     assert not responses.damaged
 
 
-def test_a_fetched_fragment_says_nothing_about_other_versions(responses: Responses) -> None:
+def test_a_fetched_fragment_tells_of_no_other_version(responses: Responses) -> None:
     add(responses, 0, listing(9, below=Below.MORE))
     reply = ReadReply((Listed(at(7), False),), Below.MORE, ENCODED.cross_checksum)
     verdict = add(
@@ -211,7 +211,7 @@ def test_a_fetched_fragment_says_nothing_about_other_versions(responses: Respons
     assert list(responses.fragments(at(7))) == [0]
 
 
-def test_a_node_that_no_longer_has_a_version_does_not_host_it(responses: Responses) -> None:
+def test_a_withdrawn_version_is_not_hosted(responses: Responses) -> None:
     add(responses, 0, listing(7))
     add(responses, 1, listing(7))
     responses.withdraw(NodeId(0), at(7), collected=False)

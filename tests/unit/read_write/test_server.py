@@ -110,9 +110,7 @@ def test_a_repeated_write_heals_a_damaged_fragment(world: World, alice: Principa
     assert node.storage.get(Table.FRAGMENT, version_key(BLOCK, message.timestamp)) == fragment
 
 
-def test_a_fragment_that_the_cross_checksum_does_not_list_is_refused(
-    world: World, alice: Principal
-) -> None:
+def test_an_unlisted_fragment_is_refused(world: World, alice: Principal) -> None:
     message, fragment = request(world, alice)
     node = world.nodes[NODE]
     assert refused(node, alice.sender, message, fragment[:-1]) == errno.EBADMSG
@@ -122,9 +120,7 @@ def test_a_fragment_that_the_cross_checksum_does_not_list_is_refused(
     assert refused(node, alice.sender, message, other) == errno.EBADMSG
 
 
-def test_a_cross_checksum_that_the_timestamp_does_not_bind_is_refused(
-    world: World, alice: Principal
-) -> None:
+def test_an_unbound_cross_checksum_is_refused(world: World, alice: Principal) -> None:
     node = world.nodes[NODE]
     message, fragment = request(world, alice)
     other = world.encoded(b"another item" * 100).cross_checksum
@@ -144,9 +140,7 @@ def test_a_node_stores_its_own_fragment_only(world: World, alice: Principal) -> 
             assert refused(node, alice.sender, message, fragment) == errno.EBADMSG
 
 
-def test_the_fragment_that_belongs_to_a_node_rotates_with_the_block(
-    world: World, alice: Principal
-) -> None:
+def test_a_nodes_fragment_rotates_with_the_block(world: World, alice: Principal) -> None:
     block = block_id(INODE, incarnation=0, number=1)
     message, _ = request(world, alice, block=block)
     encoded = world.encoded(ITEM)
@@ -232,7 +226,7 @@ class Purse:
         return [Write(Table.ADMISSION, client, used.to_bytes(8, "big"))]
 
 
-def test_quota_is_charged_with_the_version_and_refuses_the_next() -> None:
+def test_quota_is_charged_and_refuses_the_next() -> None:
     world = World(server=lambda *given: ReadWriteServer(*given, quota=Purse(1_500)))
     alice = world.client("alice")
     node = world.nodes[NODE]
@@ -403,9 +397,7 @@ def test_read_prev_is_strictly_below(world: World, alice: Principal) -> None:
     assert ask(node, alice, read(beginning_of(START_US)))[0].versions == ()
 
 
-def test_data_comes_with_its_cross_checksum_and_witnesses_send_neither(
-    world: World, alice: Principal
-) -> None:
+def test_data_has_its_cross_checksum_witnesses_send_neither(world: World, alice: Principal) -> None:
     encoded = world.encoded(ITEM)
     world.placed(alice, ITEM, range(6))
     node = world.nodes[NODE]
@@ -441,9 +433,7 @@ def test_since_when_it_is_verified_is_told_with_data(world: World, alice: Princi
     assert ask(node, alice, read())[0].verified_us == 0
 
 
-def test_a_fragment_that_is_restored_is_unverified_and_the_gap_below_it_stays_known(
-    world: World, alice: Principal
-) -> None:
+def test_a_restored_fragment_is_unverified(world: World, alice: Principal) -> None:
     message, fragment = request(world, alice)
     node = world.nodes[NODE]
     node.step(alice.sender, message, fragment, START_US)

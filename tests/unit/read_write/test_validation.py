@@ -26,7 +26,7 @@ def test_an_honest_version_regenerates_from_any_m_fragments(item: bytes) -> None
         assert item_of(CODE, fragments) == item
 
 
-def test_one_foreign_fragment_makes_the_version_poisonous_to_every_reader() -> None:
+def test_one_foreign_fragment_poisons_it_for_every_reader() -> None:
     honest = [bytes(fragment) for fragment in encode(CODE, b"one item" * 20).fragments]
     other = [bytes(fragment) for fragment in encode(CODE, b"no items" * 20).fragments]
     for foreign in range(6):
@@ -52,7 +52,7 @@ def test_an_encoding_of_no_item_is_poisonous() -> None:
     assert item_of(code, {0: fragments[0]}) is None
 
 
-def test_validated_versions_are_remembered_up_to_a_bound_latest_used_first() -> None:
+def test_validated_versions_are_bounded_latest_used_first() -> None:
     validated = ValidatedVersions(2)
     validated.add(b"1")
     validated.add(b"2")

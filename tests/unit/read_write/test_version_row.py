@@ -27,7 +27,7 @@ def test_rows_that_do_not_say_when_are_read(flags: int) -> None:
     assert (checksum_of(row), verified_us(row)) == (CHECKSUM, 0)
 
 
-def test_that_versions_below_were_collected_outlives_what_is_stored_of_this_one() -> None:
+def test_collected_below_outlives_the_rest_of_a_row() -> None:
     before = version_row.with_versions_collected_below(version_row.unverified(CHECKSUM))
     assert version_row.verified(CHECKSUM, NOW_US, before=before)[0] & COLLECTED_BELOW
     assert version_row.unverified(CHECKSUM, before=before)[0] == COLLECTED_BELOW

@@ -155,7 +155,7 @@ def test_must_fail_without_limits(name: str) -> None:
 
 
 @pytest.mark.parametrize("poisonous", [False, True])
-def test_a_responsible_node_that_lies_costs_the_others_their_own_verification(
+def test_a_lying_responsible_node_makes_the_others_verify(
     poisonous: bool,
 ) -> None:
     """[LazyVer §3.8.2] It notifies everybody of every block, and nothing of it is true."""

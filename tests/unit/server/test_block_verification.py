@@ -82,7 +82,7 @@ def test_with_read_time_verification_nodes_verify_nothing() -> None:
     assert not any(cluster.network.between_nodes[kind] for kind in (*READ_MESSAGES, Notice))
 
 
-def test_with_write_time_verification_a_write_is_verified_before_it_is_answered() -> None:
+def test_write_time_verification_precedes_the_answer() -> None:
     cluster = Cluster(VerificationSettings(VerificationPolicy.WRITE_TIME))
     client = cluster.client()
     timestamp = client.write(block(0), b"item")
@@ -137,7 +137,7 @@ def test_a_node_that_lacks_the_version_gets_its_part_of_it() -> None:
     assert 0 in cluster.verified(block(0), timestamp)
 
 
-def test_readers_take_flags_of_b_plus_one_nodes_and_regenerate_nothing() -> None:
+def test_with_b_plus_one_flags_readers_regenerate_nothing() -> None:
     cluster = Cluster()
     cluster.client("writer").write(block(0), b"item")
     cluster.run_for(3 * SECOND_US)
@@ -146,7 +146,7 @@ def test_readers_take_flags_of_b_plus_one_nodes_and_regenerate_nothing() -> None
     assert len(reader.blocks._session.validated) == 0
 
 
-def test_a_new_version_is_verified_soon_however_long_the_last_retry_was_put_off() -> None:
+def test_a_new_version_is_verified_soon_after_long_retries() -> None:
     cluster = Cluster(LAZY)
     client = cluster.client()
     client.write(block(0), b"item")
@@ -161,7 +161,7 @@ def test_a_new_version_is_verified_soon_however_long_the_last_retry_was_put_off(
 # --- limits ----------------------------------------------------------------------------------
 
 
-def test_writes_over_the_limit_of_a_block_wait_for_its_verification() -> None:
+def test_writes_over_a_blocks_limit_wait_for_verification() -> None:
     cluster = Cluster(VerificationSettings(VerificationPolicy.LAZY, block=3))
     client = cluster.client()
     stamps = [client.write(block(0), b"item %d" % number) for number in range(10)]
@@ -172,7 +172,7 @@ def test_writes_over_the_limit_of_a_block_wait_for_its_verification() -> None:
     assert client.read(block(0)) == b"item 9"
 
 
-def test_writes_over_the_limit_of_a_client_wait_and_those_of_others_do_not() -> None:
+def test_writes_over_a_clients_limit_wait_others_do_not() -> None:
     cluster = Cluster(VerificationSettings(VerificationPolicy.LAZY, client=20))
     client, other = cluster.client("alice"), cluster.client("bob")
     for number in range(40):
@@ -196,7 +196,7 @@ def test_who_fills_the_node_waits_and_others_do_not() -> None:
     assert cluster.verifier(0).tally.demanded.keys() == {greedy.host.client}
 
 
-def test_what_to_verify_is_chosen_once_for_all_writes_that_wait(
+def test_blocks_to_verify_are_chosen_once_per_demand(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """At the limit there are tens of thousands of blocks to choose from."""
@@ -217,7 +217,7 @@ def test_what_to_verify_is_chosen_once_for_all_writes_that_wait(
     assert len(chosen) < waited / 4
 
 
-def test_where_no_block_is_worth_a_try_that_is_looked_for_once_a_second() -> None:
+def test_that_no_block_is_worthwhile_is_found_once_a_second() -> None:
     backlog = Backlog()
     client = ClientId(bytes(16))
     for number in range(3):
@@ -248,7 +248,7 @@ def test_a_stuttering_client_shuts_out_itself_only() -> None:
     assert cluster.verifier(0).backlog.total == 0
 
 
-def test_a_client_whose_versions_cannot_be_verified_is_told_to_wait() -> None:
+def test_a_client_with_unverifiable_versions_has_to_wait() -> None:
     cluster = Cluster(VerificationSettings(VerificationPolicy.LAZY, client=1, block=1))
     client = cluster.client()
     cluster.place(client, block(0), cluster.pieces(b"partial"), [0])
@@ -260,7 +260,7 @@ def test_a_client_whose_versions_cannot_be_verified_is_told_to_wait() -> None:
     assert refused.code == errno.EAGAIN
 
 
-def test_a_client_that_left_partial_writes_behind_can_go_on_writing() -> None:
+def test_partial_writes_left_behind_do_not_stop_a_client() -> None:
     """Where versions can be neither verified nor dismissed, one a second is let in beyond them."""
     cluster = Cluster(VerificationSettings(VerificationPolicy.LAZY, block=4))
     client = cluster.client()
@@ -273,7 +273,7 @@ def test_a_client_that_left_partial_writes_behind_can_go_on_writing() -> None:
     assert cluster.verifier(0).backlog.total == 0
 
 
-def test_beyond_the_limit_a_client_adds_one_version_a_second_at_most() -> None:
+def test_beyond_the_limit_one_version_a_second() -> None:
     backlog = Backlog()
     faulty, other = ClientId(bytes(16)), ClientId(b"1" * 16)
     let_in = [us for us in range(0, 3 * SECOND_US, 1000) if backlog.excuse(faulty, us, SECOND_US)]
@@ -293,7 +293,7 @@ def test_blocks_of_the_highest_yield_are_verified_first() -> None:
     assert backlog.greatest(client.host.client, ripe_us, 1) == [block(1)]
 
 
-def test_among_equals_the_block_written_last_is_verified_first() -> None:
+def test_among_equals_the_last_written_comes_first() -> None:
     """It is likely to be in cache still. [LazyVer §3.8.3]"""
     cluster = Cluster(VerificationSettings(VerificationPolicy.LAZY))
     client = cluster.client()
@@ -325,7 +325,7 @@ def responsible(cluster: Cluster, number: int) -> list[int]:
     return [(number + step) % thresholds.N for step in range(thresholds.b + 1)]
 
 
-def test_b_plus_one_responsible_nodes_verify_and_convince_the_others() -> None:
+def test_b_plus_one_responsible_nodes_convince_the_others() -> None:
     cluster = Cluster()
     client = cluster.client()
     stamps = [client.write(block(number), b"item") for number in range(6)]
@@ -422,7 +422,7 @@ def test_must_fail_b_plus_one_liars_convince() -> None:
     assert 3 not in cluster.hosting(block(0), timestamp)
 
 
-def test_of_notices_that_differ_the_b_plus_first_settles_what_is_older() -> None:
+def test_of_differing_notices_the_b_plus_first_settles() -> None:
     """[LazyVer §3.8.3] 'the timestamps are sorted in descending order and the b + 1st timestamp
     used'; what is not equal sets no flag, and the node verifies for itself."""
     cluster = Cluster()
@@ -440,7 +440,7 @@ def test_of_notices_that_differ_the_b_plus_first_settles_what_is_older() -> None
     assert verifier.tally.verified == 1 or verifier.tally.convinced == 1
 
 
-def test_notices_of_clients_and_of_unknown_blocks_leave_nothing_behind() -> None:
+def test_notices_of_clients_leave_nothing_behind() -> None:
     cluster = Cluster()
     client = cluster.client()
     timestamp = client.write(block(0), b"item")

@@ -44,7 +44,7 @@ def test_the_latest_claim_but_b_counts() -> None:
     assert after_work(IdleTime(b=1), 0)  # b claims are none
 
 
-def test_claims_go_back_to_when_clients_were_there_and_are_forgotten_with_the_work() -> None:
+def test_claims_last_for_one_piece_of_work() -> None:
     idle = IdleTime(b=1)
     assert not after_work(idle, 3, 2, 4)
     assert idle.foreground_us(0) == NOW_US - 3_000
@@ -124,7 +124,7 @@ def gaps(cluster: Cluster) -> list[int]:
     return [cluster.verifier(node).tally.verified for node in range(6)]
 
 
-def test_gaps_that_are_shorter_than_the_work_are_no_idle_time() -> None:
+def test_gaps_shorter_than_the_work_are_no_idle_time() -> None:
     cluster = Cluster(VerificationSettings(VerificationPolicy.LAZY))
     assert max(gaps(cluster)) <= 4
     cluster.run_for(10 * SECOND_US)
@@ -139,7 +139,7 @@ def test_must_fail_without_learning(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @POLICIES
 @pytest.mark.parametrize("claim_ms", [0, MOST_US // 1_000])
-def test_b_liars_neither_stop_verification_nor_make_it_a_burden(
+def test_b_liars_neither_stop_verification_nor_burden_clients(
     policy: VerificationPolicy, claim_ms: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cluster = Cluster(VerificationSettings(policy))
