@@ -24,6 +24,7 @@ from benchmarks.errors import BenchmarkError, WorkloadError
 from benchmarks.measurement import Measure
 from benchmarks.processes import ProcessWatch, WatchedProcess
 from benchmarks.session import Phase, Place, Session
+from bftfs.asking.peers import Peers
 from bftfs.asking.quorum import ThresholdQuorums
 from bftfs.cli.cluster import create_cluster, smallest_cluster
 from bftfs.cluster import ClusterDescription, Durability, UnixAddress, parse_address
@@ -236,7 +237,7 @@ class Client:
         self._network = BlockingNetwork(description, identity, decode=REPLIES.decode)
         self.objects = QueryUpdateClient(
             name,
-            ThresholdQuorums(description.query_update),
+            Peers(ThresholdQuorums(description.query_update)),
             object_types(),
             patience_total_us=_SILENCE_US,
         )

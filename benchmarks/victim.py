@@ -22,6 +22,7 @@ from typing import Any
 import msgspec
 
 from bftfs import limits
+from bftfs.asking.peers import Peers
 from bftfs.asking.quorum import ThresholdQuorums
 from bftfs.cluster import ClusterDescription, load
 from bftfs.conversation import Conversation
@@ -123,7 +124,7 @@ class Victim:
         description, name, self._network = connected(data, client)
         self._objects = QueryUpdateClient(
             name,
-            ThresholdQuorums(description.query_update),
+            Peers(ThresholdQuorums(description.query_update)),
             object_types(),
             patience_total_us=_PATIENCE_US,
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bftfs import cluster as description_files
+from bftfs.asking.peers import Peers
 from bftfs.asking.quorum import ThresholdQuorums
 from bftfs.cluster import ClusterDescription
 from bftfs.credentials import Credentials
@@ -58,12 +59,12 @@ def file_system(
     patience_us = None if options.patience_s is None else round(options.patience_s * SECOND_US)
     objects = QueryUpdateClient(
         client,
-        ThresholdQuorums(description.query_update),
+        Peers(ThresholdQuorums(description.query_update)),
         object_types(),
         patience_total_us=patience_us,
     )
     blocks = ReadWriteClient(client, description.read_write, patience_total_us=patience_us)
-    capacity = ClusterCapacity(description.read_write, patience_total_us=patience_us)
+    capacity = ClusterCapacity(description.read_write, objects.peers, patience_total_us=patience_us)
     cipher = BlockCipher(read_volume_key(directory.volume_key))
     files = FileSystem(
         objects,

@@ -8,14 +8,13 @@ writes itself.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from bftfs.asking.quorum import Judgement, Probing, ask
-from bftfs.asking.refusal import Refused
+from bftfs.asking.ask import Asking
+from bftfs.asking.peers import Peers
 from bftfs.conversation import Now, Send
 from bftfs.envelope import HealthReply, HealthRequest
 from bftfs.identifiers import NodeId
-from bftfs.read_write.gathering import Refusals
 from bftfs.thresholds import ReadWriteThresholds
 
 
@@ -30,11 +29,11 @@ class ClusterCapacity:
     """Asks the nodes."""
 
     def __init__(
-        self, thresholds: ReadWriteThresholds, *, patience_total_us: int | None = None
+        self, thresholds: ReadWriteThresholds, peers: Peers, *, patience_total_us: int | None = None
     ) -> None:
         self._thresholds = thresholds
         self._patience_total_us = patience_total_us
-        self._probing = Probing()
+        self._peers = peers
 
     async def capacity(self) -> Capacity:
         """As N - t nodes have it.
@@ -44,27 +43,23 @@ class ClusterCapacity:
         """
         thresholds = self._thresholds
         replies: list[HealthReply] = []
-        refusals = Refusals(thresholds)
-
-        def judge(node: NodeId, reply: Any, _: object) -> Judgement:
-            if isinstance(reply, Refused):
-                refusals.add(node, reply)
-            if not isinstance(reply, HealthReply):
-                return Judgement.AGAIN
-            replies.append(reply)
-            return Judgement.PENDING if len(replies) < thresholds.responses else Judgement.ENOUGH
-
-        await ask(
-            request=lambda node: Send(node, HealthRequest()),
-            order=tuple(NodeId(node) for node in range(thresholds.N)),
+        asking = Asking(
+            self._peers,
+            tuple(NodeId(node) for node in range(thresholds.N)),
+            lambda node: Send(node, HealthRequest()),
             first=thresholds.N,
-            judge=judge,
-            suffices=lambda: False,
-            probing=self._probing,
+            needed=lambda _: False,
             now_us=await Now(),
             subject="room on the nodes",
             patience_total_us=self._patience_total_us,
         )
+        async for reply in asking:
+            if not isinstance(reply.message, HealthReply):
+                asking.refused(reply)
+                continue
+            replies.append(reply.message)
+            if len(replies) == thresholds.responses:
+                asking.enough()
         return Capacity(
             thresholds.m * self._believable(reply.store_bytes for reply in replies),
             thresholds.m * self._believable(reply.free_bytes for reply in replies),

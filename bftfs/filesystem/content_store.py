@@ -102,7 +102,7 @@ class ContentStore:
         if len(self._contents) > IDLE_CONTENTS:
             for identifier in tuple(islice(self._contents, IDLE_CONTENTS // 64)):
                 contents = self._contents[identifier]
-                if not contents.handles and contents.turnstile.is_idle:
+                if not contents.handles and contents.lock.is_idle:
                     del self._contents[identifier]
                     self._cache.drop_from(identifier, 0)
                 else:
@@ -118,7 +118,7 @@ class ContentStore:
             failure = unwritten
         contents.handles -= 1
         if not contents.handles and contents.is_unsaved:
-            async with contents.turnstile:
+            async with contents.lock:
                 if not contents.handles:
                     self._writer.discard(contents)
         if failure is not None:
@@ -134,7 +134,7 @@ class ContentStore:
         """Set the size; takes effect at once, for all mounts."""
         if size > limits.FILE_BYTES:
             raise FileSystemError(errno.EFBIG)
-        async with contents.turnstile:
+        async with contents.lock:
             await self._writer.truncate(contents, size, who)
 
     def write(self, file: OpenFile, offset: int | None, data: bytes, *, now_ns: int) -> bool:
@@ -199,7 +199,7 @@ class ContentStore:
                     return
                 writer.unsaved.move_to_end(contents.identifier)
                 try:
-                    async with contents.turnstile:
+                    async with contents.lock:
                         await writer.push(contents, self._settled(contents))
                         if len(contents.uncovered) >= file_contents.UNCOVERED_BLOCKS:
                             await writer.cover(contents)
@@ -236,7 +236,7 @@ class ContentStore:
     async def _save(self, contents: Contents, file: OpenFile | None = None) -> None:
         """Push and cover; a failure is recorded, and raised to the handle that asked."""
         try:
-            async with contents.turnstile:
+            async with contents.lock:
                 await self._writer.push(contents, contents.dirty)
                 await self._writer.cover(contents)
         except (FileSystemError, OperationFailed) as failure:

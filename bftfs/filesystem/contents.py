@@ -41,8 +41,8 @@ from bftfs.filesystem.dirty import Buffer, DirtyBlock, Extent, united
 from bftfs.filesystem.layout import Layout
 from bftfs.filesystem.objects import NANOSECONDS_PER_MICROSECOND
 from bftfs.filesystem.permission import ROOT, without_set_id_bits
-from bftfs.filesystem.turnstile import Turnstile
 from bftfs.identifiers import ObjectId
+from bftfs.lock import Lock
 from bftfs.read_write.timestamp import BlockTimestamp
 
 UNCOVERED_BLOCKS: Final = 4_096  # of one file: pushed here and not covered, or seen of others
@@ -119,7 +119,7 @@ class Contents:
 
         self.failures = 0
         self.failure: Failure | None = None
-        self.turnstile = Turnstile()
+        self.lock = Lock()
 
     @property
     def version(self) -> int:

@@ -24,7 +24,8 @@ from typing import Any
 import msgspec
 
 from bftfs import limits
-from bftfs.asking.quorum import Judgement, Nodes, QuorumSystem
+from bftfs.asking.peers import MEMORY_US, Peers
+from bftfs.asking.quorum import Nodes
 from bftfs.clock_skew import is_pushed_ahead
 from bftfs.conversation import Draw, Now
 from bftfs.credentials import Credentials
@@ -35,6 +36,7 @@ from bftfs.errors import (
     QuorumUnavailable,
 )
 from bftfs.identifiers import ClientId, NodeId, ObjectId
+from bftfs.lock import Locks
 from bftfs.query_update.classification import OperationType
 from bftfs.query_update.contention import BackOff, Streaks
 from bftfs.query_update.history import (
@@ -61,9 +63,7 @@ from bftfs.query_update.messages import (
 from bftfs.query_update.object_type import Method, ObjectTypes, Record, encode_record
 from bftfs.query_update.observation import Observations, Observed
 from bftfs.query_update.repair import Repair
-from bftfs.query_update.rounds import Answer, Round, Rounds, UpdateRound, Votes
-from bftfs.query_update.suspicion import MEMORY_US, Suspicion
-from bftfs.query_update.turns import Turns
+from bftfs.query_update.rounds import Answer, Plan, Rounds, Tally, UpdateTally, Votes
 from bftfs.wire.codec import Message, encode
 
 _UNCERTAIN = 64  # how often to ask what became of an attempt that servers know nothing of
@@ -105,23 +105,21 @@ class QueryUpdateClient:
     def __init__(
         self,
         client: ClientId,
-        quorums: QuorumSystem,
+        peers: Peers,
         types: ObjectTypes,
         *,
         patience_total_us: int | None = None,
         history_sets_cached: int = limits.HISTORY_SETS_CACHED,
     ) -> None:
         self.client = client
-        self.quorums = quorums
+        self.quorums = peers.quorums
         self.types = types
-        self.suspicion = Suspicion(quorums)
-        self.observations = Observations(quorums, self.suspicion, bound=history_sets_cached)
-        self.rounds = Rounds(
-            quorums, self.observations, self.suspicion, patience_total_us=patience_total_us
-        )
+        self.peers = peers
+        self.observations = Observations(self.peers, bound=history_sets_cached)
+        self.rounds = Rounds(self.peers, self.observations, patience_total_us=patience_total_us)
         self.repairs = Repair(client, self.rounds)
-        self._turns = Turns()
-        self._streaks = Streaks(self.rounds.probing)
+        self._locks: Locks[ObjectId] = Locks()
+        self._streaks = Streaks(self.peers.metadata)
 
     async def query(
         self,
@@ -134,8 +132,8 @@ class QueryUpdateClient:
         found = self._method(method, update=False)
         names = _distinct(objects)
         encoded = encode_record(arguments)
-        back_off = BackOff(self.rounds.probing)
-        turn = False
+        back_off = BackOff(self.peers.metadata)
+        locked = False
         failures = 0
         versions: tuple[LogicalTimestamp, ...] = ()
         before: tuple[LogicalTimestamp, ...] = ()
@@ -152,11 +150,11 @@ class QueryUpdateClient:
                 failures += 1
                 if outcome.disorderly:
                     versions = ()
-                    if not turn:
+                    if not locked:
                         # Perhaps it is only an update of our own that is under way.
-                        wait = self._turns.taken(names)
-                        await self._turns.take(names)
-                        turn = True
+                        wait = self._locks.is_held(names)
+                        await self._locks.acquire(names)
+                        locked = True
                         if wait:
                             continue
                     for name in outcome.disorderly:
@@ -169,8 +167,8 @@ class QueryUpdateClient:
                 if failures > 2:
                     await back_off.pause()
         finally:
-            if turn:
-                self._turns.leave(names)
+            if locked:
+                self._locks.release(names)
 
     async def update(
         self,
@@ -196,12 +194,12 @@ class QueryUpdateClient:
             credentials.groups,
             await Draw(1 << 62),
         )
-        await self._turns.take(names)
+        await self._locks.acquire(names)
         try:
             await self._streaks.step_back(names)
             return await self._update(names, found, operation, not_before_us)
         finally:
-            self._turns.leave(names)
+            self._locks.release(names)
 
     def _method(self, name: str, *, update: bool) -> Method:
         method = self.types.method(name)
@@ -221,11 +219,8 @@ class QueryUpdateClient:
         versions: tuple[LogicalTimestamp, ...],
         *,
         again: bool,
-    ) -> _QueryRound:
-        rounds = self.rounds
-        now_us = await Now()
-        order, probes = rounds.order(names, now_us)
-        outcome = _QueryRound(rounds, names, order, now_us, versions)
+    ) -> _QueryTally:
+        plan = await self.rounds.plan(names)
         message = Query(
             objects,
             method.name,
@@ -233,17 +228,18 @@ class QueryUpdateClient:
             credentials.uid,
             credentials.gid,
             credentials.groups,
-            order[0],
-            again or bool(probes) or not rounds.willing(order[-1]),
+            plan.order[0],
+            again or bool(plan.probes) or not self.peers.willing(plan.order[-1]),
             versions,
         )
-        await rounds.run(message, order, outcome, now_us=now_us, subject=method.name, probes=probes)
-        outcome.conclude()
-        return outcome
+        tally = _QueryTally(self.rounds, plan, versions)
+        await self.rounds.run(plan, message, tally, subject=method.name)
+        tally.conclude()
+        return tally
 
     async def _answered(
         self,
-        outcome: _QueryRound,
+        outcome: _QueryTally,
         objects: tuple[ObjectId, ...],
         method: Method,
         arguments: bytes,
@@ -288,7 +284,7 @@ class QueryUpdateClient:
         attempts: list[_Attempt] = []
         uncertain = troubled = late = 0
         fresh = False  # whether it is conditioned on what was seen after the last pause
-        back_off = BackOff(self.rounds.probing)
+        back_off = BackOff(self.peers.metadata)
         observations = self.observations
         try:
             while True:
@@ -307,7 +303,7 @@ class QueryUpdateClient:
                         await back_off.pause()
                         await self.repairs.refresh(names)
                         continue
-                shunned = self.suspicion.shunned
+                shunned = self.peers.disbelieved
                 outcome, timestamp, message = await self._attempt(
                     names, method, operation, observed, not_before_us
                 )
@@ -350,7 +346,7 @@ class QueryUpdateClient:
                     # has to be repaired.
                     if shunned:
                         late += 1
-                        self.rounds.relent(late, shunned)
+                        self.rounds.failed(late, shunned)
                     if fresh or outcome.contenders:
                         await back_off.pause()
                         fresh = False
@@ -372,10 +368,9 @@ class QueryUpdateClient:
         operation: Operation,
         observed: list[Observed],
         not_before_us: int,
-    ) -> tuple[UpdateRound, LogicalTimestamp, Update]:
+    ) -> tuple[UpdateTally, LogicalTimestamp, Update]:
         """One round of the operation, conditioned on what was observed."""
-        rounds = self.rounds
-        now_us = await Now()
+        plan = await self.rounds.plan(names)
         facts: tuple[Fact, ...] = ()
         vouchers: tuple[tuple[Voucher, ...], ...] = ()
         if any(not self.quorums.is_quorum(each.classification.nodes) for each in observed):
@@ -385,7 +380,7 @@ class QueryUpdateClient:
         conditioned = Conditioned(
             ConditionedKind.METHOD,
             operation,
-            max(now_us, not_before_us),
+            max(plan.now_us, not_before_us),
             tuple(each.history_set for each in observed),
             (),
             facts,
@@ -394,14 +389,12 @@ class QueryUpdateClient:
         timestamp = timestamp_of(
             conditioned, encoded, (each.culled for each in observed), self.client
         )
-        order, probes = rounds.order(names, now_us)
-        message = Update(
-            encoded, tuple(each.authenticators for each in observed), vouchers, order[0]
-        )
-        outcome = UpdateRound(rounds, names, order, now_us)
-        await rounds.run(message, order, outcome, now_us=now_us, subject=method.name, probes=probes)
-        outcome.conclude()
-        return outcome, timestamp, message
+        authenticators = tuple(each.authenticators for each in observed)
+        message = Update(encoded, authenticators, vouchers, plan.order[0])
+        tally = UpdateTally(self.rounds, plan)
+        await self.rounds.run(plan, message, tally, subject=method.name)
+        tally.conclude()
+        return tally, timestamp, message
 
     async def _effect(
         self, attempts: list[_Attempt], names: tuple[ObjectId, ...], observed: Observed
@@ -432,7 +425,7 @@ class QueryUpdateClient:
 
     async def _agreed(
         self,
-        outcome: UpdateRound,
+        outcome: UpdateTally,
         message: Update,
         timestamp: LogicalTimestamp,
         names: tuple[ObjectId, ...],
@@ -444,7 +437,7 @@ class QueryUpdateClient:
             if verdict is not Verdict.ESTABLISHED:
                 raise QuorumUnavailable(heard=0, required=1, subject="the answer to an update")
             return content
-        self.suspicion.convict(outcome.answers.dissenters(answer), outcome.now_us)
+        self.peers.convict(outcome.answers.dissenters(answer), outcome.now_us)
         whole = outcome.answers.wholes.get(answer)
         if whole is None:
             whole = await self._whole(
@@ -461,14 +454,18 @@ class QueryUpdateClient:
         self,
         answer: Answer,
         voters: Nodes,
-        outcome: Round,
+        outcome: UpdateTally | _QueryTally,
         request: Callable[[NodeId], Message],
     ) -> bytes:
         """The content of an answer of which only digests came: each voter is asked for it."""
-        order = tuple(node for node in outcome.order if voters >> node & 1)
-        asking = _WholeRound(self.rounds, answer, order, await Now())
-        await self.rounds.run(
-            request, order, asking, now_us=asking.now_us, subject="a large answer", first=1
+        plan = await self.rounds.plan(outcome.names)
+        order = tuple(node for node in outcome.asking.order if voters >> node & 1)
+        asking = await self.rounds.run(
+            plan._replace(order=order, probes=()),
+            request,
+            _WholeTally(answer),
+            subject="a large answer",
+            first=1,
         )
         if asking.content is None:
             raise QuorumUnavailable(heard=0, required=1, subject="a large answer")
@@ -486,19 +483,16 @@ class _Effect:
     answer: bytes
 
 
-class _QueryRound(Round):
+class _QueryTally(Tally):
     """A round of queries: answers by the versions they were made on."""
 
-    def __init__(
-        self,
-        rounds: Rounds,
-        names: tuple[ObjectId, ...],
-        order: tuple[NodeId, ...],
-        now_us: int,
-        wanted: tuple[LogicalTimestamp, ...],
-    ) -> None:
-        super().__init__(rounds, order, now_us)
-        self.names = names
+    expects = QueryReply
+
+    def __init__(self, rounds: Rounds, plan: Plan, wanted: tuple[LogicalTimestamp, ...]) -> None:
+        self.rounds = rounds
+        self.quorums = rounds.quorums
+        self.now_us = plan.now_us
+        names = self.names = plan.names
         # What those report whose histories can be parsed, by object.
         self.reported: dict[ObjectId, dict[NodeId, Known]] = {name: {} for name in names}
         self._wanted = wanted  # the versions that were asked for, if not the latest
@@ -515,9 +509,7 @@ class _QueryRound(Round):
         self.deduced = False  # whether they may not all have been the latest at one moment
         self._hosting: Nodes = 0  # those that have the latest candidate of every object
 
-    def weigh(self, node: NodeId, reply: Any) -> Judgement:
-        if not isinstance(reply, QueryReply):
-            return self.unserved(node, reply)
+    def take(self, node: NodeId, reply: QueryReply) -> None:
         bit = 1 << node
         learned = self.rounds.learn(self.names, node, reply, self.now_us)
         if learned is not None:
@@ -552,10 +544,13 @@ class _QueryRound(Round):
                     # was asked for of one object was the latest when it was asked for. Of several
                     # it must be the latest still, or they were not read together.)
                     self.answer, self.versions, self.disorderly = answer, key[0], ()
-                    return Judgement.ENOUGH
-        if not self.quorums.is_quorum(self.answered):
-            return Judgement.PENDING
-        return Judgement.ENOUGH if self._evaluate() else self.more()
+                    self.asking.enough()
+                    return
+        if self.quorums.is_quorum(self.asking.answered):
+            if self._evaluate():
+                self.asking.enough()
+            else:
+                self.asking.more()
 
     def expire(self) -> None:
         self.answer, self.disorderly, self.unknown = None, (), True
@@ -601,25 +596,24 @@ class _QueryRound(Round):
                 return True
         return False
 
-    @property
     def hopes(self) -> bool:
         """If all that were not heard had the latest candidate, it would be complete.
 
         A server that is late is no reason to repair what those who wrote it have finished.
         """
-        return self.quorums.is_quorum(self._hosting | self.asked & ~self.answered)
+        return self.quorums.is_quorum(self._hosting | self.asking.waiting)
 
     def conclude(self) -> None:
         """Remember who answers differently, or reports what nobody else has."""
         if self.answer is None:
             return
-        suspicion = self.rounds.suspicion
+        peers = self.rounds.peers
         for (versions, answer), nodes in self.votes.by.items():
             if versions == self.versions and answer != self.answer:
-                suspicion.convict(nodes, self.now_us)
+                peers.convict(nodes, self.now_us)
         if self.quorums.is_quorum(self._alike):
-            suspicion.conformed(self._alike)
-            apart = self.answered & ~self._alike
+            peers.conformed(self._alike)
+            apart = self.asking.answered & ~self._alike
             if not apart:
                 return
         ahead = 0
@@ -627,29 +621,27 @@ class _QueryRound(Round):
             for node, known in self.reported[name].items():
                 if parse_history(known.history).latest > version:
                     ahead |= 1 << node
-        self.rounds.diverged(ahead, self.now_us)
+        peers.diverged(ahead, self.now_us)
         if not self.quorums.is_quorum(self._alike):
-            suspicion.conformed(self.answered & ~ahead)
+            peers.conformed(self.asking.answered & ~ahead)
 
 
-class _WholeRound(Round):
-    """An answer of which the digest is known, from whoever gives it."""
+class _WholeTally(Tally):
+    """An answer of which the digest is known, from whichever server gives it."""
 
-    def __init__(
-        self, rounds: Rounds, answer: Answer, order: tuple[NodeId, ...], now_us: int
-    ) -> None:
-        super().__init__(rounds, order, now_us)
+    expects = QueryReply | UpdateReply
+
+    def __init__(self, answer: Answer) -> None:
         self._answer = answer
         self.content: bytes | None = None
 
-    def weigh(self, node: NodeId, reply: Any) -> Judgement:
-        if not isinstance(reply, QueryReply | UpdateReply):
-            return self.unserved(node, reply)
+    def take(self, node: NodeId, reply: QueryReply | UpdateReply) -> None:
         given = Answer.given(error=reply.error, answer=reply.answer, whole=reply.whole)
         if reply.whole and given == self._answer:
             self.content = reply.answer
-            return Judgement.ENOUGH
-        return self.more() if self.answered == self.asked else Judgement.PENDING
+            self.asking.enough()
+        elif not self.asking.waiting:
+            self.asking.more()
 
 
 def _distinct(objects: tuple[ObjectId, ...]) -> tuple[ObjectId, ...]:

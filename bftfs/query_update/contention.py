@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections import OrderedDict
 
 from bftfs import limits
-from bftfs.asking.quorum import Probing
+from bftfs.asking.peers import Pace
 from bftfs.conversation import Draw, Now, Pause
 from bftfs.identifiers import ClientId, ObjectId
 
@@ -86,17 +86,17 @@ class BackOff:
     unless servers say how many are ahead.
     """
 
-    __slots__ = ("_clocks_us", "_probing", "ahead", "failures")
+    __slots__ = ("_clocks_us", "_pace", "ahead", "failures")
 
-    def __init__(self, probing: Probing) -> None:
-        self._probing = probing
+    def __init__(self, pace: Pace) -> None:
+        self._pace = pace
         self.failures = 0
         self.ahead: int | None = None  # in the line, if that is known
         self._clocks_us = limits.CLOCKS_PATIENCE_US
 
     async def pause(self) -> None:
         """Let others go on."""
-        round_us = max(BACK_OFF_US, self._probing.mean_us)
+        round_us = max(BACK_OFF_US, self._pace.mean_us)
         most_us = max(BACK_OFF_MOST_US, _BACK_OFF_ROUNDS * round_us)
         bound_us = min(round_us << min(self.failures, 32), most_us)
         least_us = 0
@@ -128,10 +128,10 @@ class _Streak:
 class Streaks:
     """One client's successes where others wait: it steps back when it has had its share."""
 
-    __slots__ = ("_probing", "_streaks")
+    __slots__ = ("_pace", "_streaks")
 
-    def __init__(self, probing: Probing) -> None:
-        self._probing = probing
+    def __init__(self, pace: Pace) -> None:
+        self._pace = pace
         self._streaks: OrderedDict[ObjectId, _Streak] = OrderedDict()
 
     async def step_back(self, names: tuple[ObjectId, ...]) -> None:
@@ -139,7 +139,7 @@ class Streaks:
         if not self._streaks:
             return
         now_us = await Now()
-        round_us = max(BACK_OFF_US, self._probing.mean_us)
+        round_us = max(BACK_OFF_US, self._pace.mean_us)
         due = []
         for name in names:
             streak = self._streaks.get(name)

@@ -15,7 +15,9 @@ from collections.abc import Iterable, Iterator
 import msgspec
 
 from bftfs import limits
-from bftfs.asking.quorum import Judgement, Nodes, Probing, QuorumSystem, ask
+from bftfs.asking import ask
+from bftfs.asking.peers import Peers
+from bftfs.asking.quorum import Nodes, QuorumSystem
 from bftfs.conversation import Now, Send
 from bftfs.crypto.digest import sync_page_digest
 from bftfs.errors import QuorumUnavailable
@@ -186,7 +188,7 @@ class Asking:
     def __init__(self, order: tuple[NodeId, ...], quorums: QuorumSystem) -> None:
         self._order = order
         self._quorums = quorums
-        self._probing = Probing()
+        self._peers = Peers(quorums)
         mask = 0
         self._first = 0
         while self._first < len(order) and not quorums.includes_benign(mask):
@@ -198,28 +200,29 @@ class Asking:
         for_digest = msgspec.structs.replace(request, whole=False)
         pages: dict[bytes, bytes] = {}
         votes: dict[bytes, Nodes] = {}
-        wholes: set[NodeId] = set()
-        asked = answered = 0
+        wholes = {self._order[0], *self._order[self._first :]}
         unchained: Nodes = 0
         agreed: bytes | None = None
 
         def send(node: NodeId) -> Send:
-            nonlocal asked
-            asked += 1
-            whole = asked == 1 or asked > self._first
-            if whole:
-                wholes.add(node)
-            return Send(node, request if whole else for_digest)
+            return Send(node, request if node in wholes else for_digest)
 
-        def judge(node: NodeId, reply: object, _: object) -> Judgement:
-            nonlocal answered, unchained, agreed
-            answered += 1
+        asking = ask.Asking(
+            self._peers,
+            self._order,
+            send,
+            first=self._first,
+            needed=lambda _: False,
+            now_us=await Now(),
+            subject="object sync",
+            patience_total_us=_PATIENCE_TOTAL_US,
+        )
+        async for delivery in asking:
+            reply, node = delivery.message, delivery.node
             if not isinstance(reply, SyncReply) or reply.found is Found.NOTHING:
                 pass
             elif reply.found is Found.UNCHAINED:
                 unchained |= 1 << node
-                if self._quorums.includes_benign(unchained):
-                    return Judgement.ENOUGH
             else:
                 digest = reply.page
                 if node in wholes:
@@ -229,22 +232,10 @@ class Asking:
             for digest, nodes in votes.items():
                 if digest in pages and self._quorums.includes_benign(nodes):
                     agreed = pages[digest]
-                    return Judgement.ENOUGH
-            if answered == len(self._order):
-                return Judgement.ENOUGH
-            return Judgement.MORE if answered >= asked else Judgement.PENDING
-
-        await ask(
-            request=send,
-            order=self._order,
-            first=self._first,
-            judge=judge,
-            suffices=lambda: False,
-            probing=self._probing,
-            now_us=await Now(),
-            subject="object sync",
-            patience_total_us=_PATIENCE_TOTAL_US,
-        )
+            if agreed is not None or self._quorums.includes_benign(unchained):
+                asking.enough()
+            elif not asking.waiting:
+                asking.more()
         return agreed
 
 

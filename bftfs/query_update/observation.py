@@ -20,7 +20,8 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from bftfs import limits
-from bftfs.asking.quorum import Nodes, QuorumSystem
+from bftfs.asking.peers import Peers
+from bftfs.asking.quorum import Nodes
 from bftfs.clock_skew import is_ahead, is_pushed_ahead
 from bftfs.crypto.authenticator import MAC_BYTES
 from bftfs.errors import MalformedMessage
@@ -38,7 +39,6 @@ from bftfs.query_update.history import (
     time_of,
 )
 from bftfs.query_update.messages import Verdict, Voucher
-from bftfs.query_update.suspicion import Suspicion
 
 _DEDUCTIONS = 4096  # candidates of which a client remembers what became of them
 
@@ -51,11 +51,11 @@ class Observed(NamedTuple):
     culled: CulledObjectHistorySet
     classification: Classification
     ahead_of_clock: Nodes = 0  # servers that are far ahead, and may all be liars
-    ahead_of_clock_us: tuple[int, ...] = ()  # their latest times
+    ahead_us: tuple[int, ...] = ()  # their latest times
 
     def is_pushed_ahead(self, now_us: int) -> bool:
         """Whether the latest candidate of some server is of a time that others may not bear yet."""
-        return any(is_pushed_ahead(time_us, now_us) for time_us in self.ahead_of_clock_us) or any(
+        return any(is_pushed_ahead(time_us, now_us) for time_us in self.ahead_us) or any(
             is_pushed_ahead(time_of(history.latest), now_us) for history, _ in self.culled.hosted
         )
 
@@ -93,14 +93,13 @@ class Observations:
 
     def __init__(
         self,
-        quorums: QuorumSystem,
-        suspicion: Suspicion,
+        peers: Peers,
         *,
         bound: int = limits.HISTORY_SETS_CACHED,
         bound_bytes: int = limits.HISTORY_SETS_CACHED_BYTES,
     ) -> None:
-        self._quorums = quorums
-        self._suspicion = suspicion
+        self._quorums = peers.quorums
+        self._peers = peers
         self._bound = bound
         self._bound_bytes = bound_bytes
         self.volume = 0  # bytes of all histories and authenticators
@@ -108,7 +107,7 @@ class Observations:
         self._statements: OrderedDict[LogicalTimestamp, _Statements] = OrderedDict()
         self.facts: dict[LogicalTimestamp, bool] = {}
         self._epoch = 0
-        self._shunned: Nodes = 0
+        self._disbelieved: Nodes = 0
         self._clock_us = 0  # when something was reported last, by the client's clock
         self._judges_from_us = 0  # from when on times are judged by that clock
 
@@ -187,28 +186,26 @@ class Observations:
         entry.observed = entry.conditioned_on = None
 
     def observe(self, identifier: ObjectId) -> Observed:
-        """All that is known of an object, except from servers that are shunned, or far ahead."""
+        """All that is known of an object, but from servers that are disbelieved or far ahead."""
         entry = self._current(identifier)
         observed = entry.observed
         if observed is None:
             known: Mapping[NodeId, Known] = entry.known
-            if self._shunned:
+            if self._disbelieved:
                 known = {
-                    node: each for node, each in known.items() if not self._shunned >> node & 1
+                    node: each for node, each in known.items() if not self._disbelieved >> node & 1
                 }
-            ahead_of_clock_us: tuple[int, ...] = ()
+            ahead_us: tuple[int, ...] = ()
             if entry.ahead:
                 times_us = {node: _latest_us(each) for node, each in known.items()}
                 entry.observed_us = self._clock_us
                 entry.ahead = any(map(self._is_ahead, times_us.values()))
                 known = self._credible(known)
-                ahead_of_clock_us = tuple(times_us[node] for node in times_us if node not in known)
+                ahead_us = tuple(times_us[node] for node in times_us if node not in known)
             observed = self._assemble(identifier, known)
-            if ahead_of_clock_us:
+            if ahead_us:
                 ahead_of_clock = sum(1 << node for node in times_us if node not in known)
-                observed = observed._replace(
-                    ahead_of_clock=ahead_of_clock, ahead_of_clock_us=ahead_of_clock_us
-                )
+                observed = observed._replace(ahead_of_clock=ahead_of_clock, ahead_us=ahead_us)
             entry.observed = observed
         return observed
 
@@ -255,7 +252,7 @@ class Observations:
         return observed
 
     def survey(self, identifier: ObjectId, reported: Mapping[NodeId, Known]) -> Classification:
-        """The classification of what was `reported`, shunned or not: a liar does no harm there.
+        """The classification of what was `reported`, disbelieved or not: a liar does no harm there.
 
         A query may rest only on a quorum of histories that were asked for after it was invoked.
         Older ones, from servers that did not answer it, could make an older candidate complete
@@ -269,7 +266,7 @@ class Observations:
             credible = self._credible(reported)
             if self._quorums.is_quorum(sum(1 << node for node in credible)):
                 reported = credible
-        elif not self._suspicion.shunned and reported == entry.known:
+        elif not self._peers.disbelieved and reported == entry.known:
             return self.observe(identifier).classification
         return self._assemble(identifier, reported).classification
 
@@ -333,8 +330,8 @@ class Observations:
 
     def _current(self, identifier: ObjectId) -> _Entry:
         """The entry, with nothing cached that rests on outdated facts or suspicions."""
-        if self._shunned != self._suspicion.shunned:
-            self._shunned = self._suspicion.shunned
+        if self._disbelieved != self._peers.disbelieved:
+            self._disbelieved = self._peers.disbelieved
             self._epoch += 1
         entry = self._entry(identifier)
         if entry.epoch != self._epoch or (entry.ahead and entry.observed_us != self._clock_us):

@@ -25,8 +25,7 @@ from typing import Any, Final
 
 import msgspec
 
-from bftfs.asking.quorum import Judgement, Nodes
-from bftfs.conversation import Now
+from bftfs.asking.quorum import Nodes, QuorumSystem
 from bftfs.credentials import Credentials
 from bftfs.errors import FileSystemError, NoLongerKept, PastUnknown
 from bftfs.identifiers import NodeId, ObjectId
@@ -50,7 +49,7 @@ from bftfs.query_update.messages import (
     VersionsRequest,
 )
 from bftfs.query_update.object_type import Record, encode_record
-from bftfs.query_update.rounds import Answer, Round, Rounds, Votes
+from bftfs.query_update.rounds import Answer, Plan, Rounds, Tally, Votes
 
 _LENIENT: Final = 4  # failures, while others may just be at work, before they are stopped
 _ATTEMPTS: Final = 64  # at agreement, with repair and back-off in between
@@ -93,14 +92,12 @@ class PastReader:
         NoLongerKept if a benign one says that it had to forget it.
         """
         encoded = encode_record(arguments)
-        back_off = BackOff(self._rounds.probing)
+        back_off = BackOff(self._rounds.peers.metadata)
         cursors: dict[NodeId, LogicalTimestamp] = {}
         whole_from: NodeId | None = None
         for failures in range(_ATTEMPTS):
-            now_us = await Now()
-            order, probes = self._rounds.order((identifier,), now_us)
-            outcome = _PastRound(self._rounds, identifier, order, now_us, at_us, cursors)
-            chosen = order[0] if whole_from is None else whole_from
+            plan = await self._rounds.plan((identifier,))
+            chosen = plan.order[0] if whole_from is None else whole_from
 
             def request(node: NodeId, chosen: NodeId = chosen) -> PastQuery:
                 return PastQuery(
@@ -115,9 +112,8 @@ class PastReader:
                     chosen,
                 )
 
-            await self._rounds.run(
-                request, order, outcome, now_us=now_us, subject=method, probes=probes
-            )
+            tally = _PastTally(self._rounds, plan, at_us, cursors)
+            outcome = await self._rounds.run(plan, request, tally, subject=method)
             if outcome.found is not None:
                 version, answer = outcome.found
                 if answer.error:
@@ -128,7 +124,7 @@ class PastReader:
                     assert found is not None, "servers have invoked it"
                     return PastAnswer(self._client.types.decode_answer(found, content), version)
                 voters = outcome.votes.by[outcome.found]
-                willing = [node for node in order if voters >> node & 1 and node != whole_from]
+                willing = [node for node in plan.order if voters >> node & 1 and node != whole_from]
                 whole_from = willing[0] if willing else None
                 continue
             if outcome.is_collected:
@@ -148,7 +144,7 @@ class PastReader:
 
     async def latest(self, identifier: ObjectId) -> LogicalTimestamp:
         """The latest established version of an object."""
-        back_off = BackOff(self._rounds.probing)
+        back_off = BackOff(self._rounds.peers.metadata)
         await self._client.repairs.refresh((identifier,))
         await self._client.repairs.repair((identifier,), back_off)
         observed = self._client.observations.condition_on(identifier)
@@ -171,27 +167,19 @@ class PastReader:
         """
         whole_from: NodeId | None = None
         for _ in range(_ATTEMPTS):
-            now_us = await Now()
-            order, probes = self._rounds.order((identifier,), now_us)
-            chosen = order[0] if whole_from is None else whole_from
-            outcome = _VersionsRound(self._rounds, order, now_us)
-            await self._rounds.run(
-                VersionsRequest(
-                    identifier,
-                    newest,
-                    credentials.uid,
-                    credentials.gid,
-                    credentials.groups,
-                    most,
-                    prefixes,
-                    chosen,
-                ),
-                order,
-                outcome,
-                now_us=now_us,
-                subject="versions",
-                probes=probes,
+            plan = await self._rounds.plan((identifier,))
+            request = VersionsRequest(
+                identifier,
+                newest,
+                credentials.uid,
+                credentials.gid,
+                credentials.groups,
+                most,
+                prefixes,
+                plan.order[0] if whole_from is None else whole_from,
             )
+            tally = _VersionsTally(self._rounds.quorums)
+            outcome = await self._rounds.run(plan, request, tally, subject="versions")
             if outcome.page is None:
                 raise PastUnknown(subject=identifier.hex(), at_us=time_of(newest))
             if outcome.page.error:
@@ -200,7 +188,7 @@ class PastReader:
             if content is not None:
                 return _decode_page(content)
             voters = outcome.votes.by[outcome.page]
-            willing = [node for node in order if voters >> node & 1 and node != whole_from]
+            willing = [node for node in plan.order if voters >> node & 1 and node != whole_from]
             whole_from = willing[0] if willing else None
         raise PastUnknown(subject=identifier.hex(), at_us=time_of(newest))
 
@@ -209,20 +197,18 @@ class _Seen(dict[NodeId, tuple[ReplicaHistory, PastReply]]):
     """What each server has said in a round."""
 
 
-class _PastRound(Round):
+class _PastTally(Tally):
     """A round of queries of the past."""
 
+    expects = PastReply
+
     def __init__(
-        self,
-        rounds: Rounds,
-        identifier: ObjectId,
-        order: tuple[NodeId, ...],
-        now_us: int,
-        at_us: int,
-        cursors: dict[NodeId, LogicalTimestamp],
+        self, rounds: Rounds, plan: Plan, at_us: int, cursors: dict[NodeId, LogicalTimestamp]
     ) -> None:
-        super().__init__(rounds, order, now_us)
-        self._identifier = identifier
+        self.rounds = rounds
+        self.quorums = rounds.quorums
+        self.now_us = plan.now_us
+        (self._identifier,) = plan.names
         self._at_us = at_us
         self._cursors = cursors
         self._seen = _Seen()
@@ -234,24 +220,24 @@ class _PastRound(Round):
         self.is_forgotten = False  # all have answered, and too few remember
         self.is_collected = False  # too few remember, and some of them need not any longer
 
-    def weigh(self, node: NodeId, reply: Any) -> Judgement:
-        if not isinstance(reply, PastReply):
-            return self.unserved(node, reply)
+    def take(self, node: NodeId, reply: PastReply) -> None:
         if reply.looked is Looked.FURTHER:
             before = self._cursors.get(node)
             if before is None or reply.version < before:
                 self._cursors[node] = reply.version
-                self.answered &= ~(1 << node)
-                return Judgement.AGAIN
-            self.rounds.suspicion.convict(1 << node, self.now_us)
+                self.asking.again(node)
+                return
+            self.rounds.peers.convict(1 << node, self.now_us)
         else:
             learned = self.rounds.learn((self._identifier,), node, reply, self.now_us)
             if learned is not None:
                 self._seen[node] = (parse_history(reply.histories[0]), reply)
                 (self.reported[node],) = learned
-        if not self.quorums.is_quorum(self.answered):
-            return Judgement.PENDING
-        return Judgement.ENOUGH if self._evaluate() else self.more()
+        if self.quorums.is_quorum(self.asking.answered):
+            if self._evaluate():
+                self.asking.enough()
+            else:
+                self.asking.more()
 
     def expire(self) -> None:
         self.found = None
@@ -281,7 +267,7 @@ class _PastRound(Round):
         self.found = self.votes.agreed()
         if self.found is None:
             everyone: Nodes = (1 << quorums.n) - 1
-            self.is_forgotten = self.answered == everyone
+            self.is_forgotten = self.asking.answered == everyone
             collected = sum(
                 1 << node
                 for node, (_, reply) in self._seen.items()
@@ -320,23 +306,26 @@ class _PastRound(Round):
         return False
 
 
-class _VersionsRound(Round):
+class _VersionsTally(Tally):
     """A page of versions that servers agree on."""
 
-    def __init__(self, rounds: Rounds, order: tuple[NodeId, ...], now_us: int) -> None:
-        super().__init__(rounds, order, now_us)
-        self.votes: Votes[Answer] = Votes(self.quorums)
+    expects = VersionsReply
+
+    def __init__(self, quorums: QuorumSystem) -> None:
+        self._quorums = quorums
+        self.votes: Votes[Answer] = Votes(quorums)
         self.page: Answer | None = None
 
-    def weigh(self, node: NodeId, reply: Any) -> Judgement:
-        if not isinstance(reply, VersionsReply):
-            return self.unserved(node, reply)
+    def take(self, node: NodeId, reply: VersionsReply) -> None:
         if reply.found:
             answer = Answer.given(error=reply.error, answer=reply.page, whole=reply.whole)
             self.votes.add(node, answer, reply.page, whole=reply.whole)
             self.page = self.votes.agreed()
             if self.page is not None and self.page in self.votes.wholes:
-                return Judgement.ENOUGH
-        if not self.quorums.is_quorum(self.answered):
-            return Judgement.PENDING
-        return Judgement.ENOUGH if self.page is not None else self.more()
+                self.asking.enough()
+                return
+        if self._quorums.is_quorum(self.asking.answered):
+            if self.page is not None:
+                self.asking.enough()
+            else:
+                self.asking.more()

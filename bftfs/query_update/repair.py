@@ -12,9 +12,7 @@ was seen. One that was overtaken is then refused, instead of interrupting what o
 
 from __future__ import annotations
 
-from typing import Any
-
-from bftfs.asking.quorum import Judgement, Nodes
+from bftfs.asking.quorum import Nodes, QuorumSystem
 from bftfs.conversation import Now
 from bftfs.errors import ContentionExhausted, MalformedMessage
 from bftfs.identifiers import ClientId, NodeId, ObjectId
@@ -46,7 +44,7 @@ from bftfs.query_update.messages import (
     Verdict,
 )
 from bftfs.query_update.observation import Observed
-from bftfs.query_update.rounds import Answer, Round, Rounds, Votes, update_round
+from bftfs.query_update.rounds import Answer, Plan, Rounds, Tally, Votes, update_round
 from bftfs.wire.codec import encode
 
 _INLINE_ATTEMPTS = 2  # at one candidate, before a barrier ends it
@@ -89,7 +87,7 @@ class Repair:
                 looked = fresh = True
                 await self.refresh(names)
                 continue
-            shunned = self._rounds.suspicion.shunned
+            shunned = self._rounds.peers.disbelieved
             before = self._observe(disorderly).classification
             if (
                 await self._step(disorderly, inline_attempts)
@@ -104,7 +102,7 @@ class Repair:
                 await back_off.pause_for_clocks()
             else:
                 await back_off.pause()
-            self._rounds.relent(failures, shunned, ahead_of_clock, await Now())
+            self._rounds.failed(failures, shunned, ahead_of_clock, await Now())
             await self.refresh(names)
             fresh = True
         raise ContentionExhausted(attempts=_MOST_STEPS, subject=f"repair of {names[0].hex()}")
@@ -112,13 +110,9 @@ class Repair:
     async def refresh(self, names: tuple[ObjectId, ...]) -> None:
         """Ask a quorum for the replica histories of `names`, ascending."""
         rounds = self._rounds
-        now_us = await Now()
-        order, probes = rounds.order(names, now_us)
-        message = Query(names, "", b"", 0, 0, (), order[0], True)
-        outcome = _HistoriesRound(rounds, names, order, now_us)
-        await rounds.run(
-            message, order, outcome, now_us=now_us, subject="replica histories", probes=probes
-        )
+        plan = await rounds.plan(names)
+        message = Query(names, "", b"", 0, 0, (), plan.order[0], True)
+        await rounds.run(plan, message, _HistoriesTally(rounds, plan), subject="replica histories")
         alone: Nodes = 0
         for name in names:
             culled = self._observe(name).culled
@@ -126,7 +120,7 @@ class Repair:
             if not rounds.quorums.includes_benign(latest):
                 alone |= latest  # one operation may be the latest of several objects
         for node in range(rounds.quorums.n):
-            rounds.diverged(alone & 1 << node, now_us)
+            rounds.peers.diverged(alone & 1 << node, plan.now_us)
 
     # --- one step -------------------------------------------------------------------------------
 
@@ -270,111 +264,96 @@ class Repair:
         """Whether servers know the candidate of several objects established or dead."""
         facts = self._observations.facts
         if candidate.timestamp not in facts:
-            rounds = self._rounds
-            now_us = await Now()
-            order, probes = rounds.order(candidate.objects, now_us)
-            outcome = _DeduceRound(rounds, candidate.timestamp, order, now_us)
-            await rounds.run(
-                DeduceRequest(candidate.timestamp, candidate.objects),
-                order,
-                outcome,
-                now_us=now_us,
-                subject="deduction",
-                probes=probes,
-            )
+            request = DeduceRequest(candidate.timestamp, candidate.objects)
+            tally = _DeduceTally(self._rounds, candidate.timestamp)
+            plan = await self._rounds.plan(candidate.objects)
+            await self._rounds.run(plan, request, tally, subject="deduction")
         return facts.get(candidate.timestamp)
 
     async def chained(
         self, timestamp: LogicalTimestamp, names: tuple[ObjectId, ...], version: LogicalTimestamp
     ) -> tuple[Verdict, bytes]:
         """Whether an operation is in the chain of a version of its first object; its answer."""
-        rounds = self._rounds
-        now_us = await Now()
-        order, probes = rounds.order(names, now_us)
-        outcome = _ChainRound(rounds, order, now_us)
 
         def request(node: NodeId) -> DeduceRequest:
             return DeduceRequest(timestamp, names, version, node)
 
-        await rounds.run(
-            request, order, outcome, now_us=now_us, subject="chain of versions", probes=probes
-        )
-        return outcome.verdict, outcome.answer
+        tally = _ChainTally(self._rounds.quorums)
+        plan = await self._rounds.plan(names)
+        await self._rounds.run(plan, request, tally, subject="chain of versions")
+        return tally.verdict, tally.answer
 
     async def _fetch(self, name: ObjectId, timestamp: LogicalTimestamp) -> bytes | None:
         """The original request of a candidate; it proves itself."""
         rounds = self._rounds
-        now_us = await Now()
+        plan = await rounds.plan((name,))
         hosts = sharing(self._observe(name).culled, timestamp)
-        order, _ = rounds.order((name,), now_us)
-        order = tuple(node for node in order if hosts >> node & 1)
+        order = tuple(node for node in plan.order if hosts >> node & 1)
         if not order:
             return None
-        outcome = _FetchRound(rounds, timestamp, order, now_us)
+        tally = _FetchTally(timestamp, n=rounds.quorums.n)
         await rounds.run(
+            plan._replace(order=order, probes=()),
             FetchRequest(timestamp),
-            order,
-            outcome,
-            now_us=now_us,
+            tally,
             subject="original request",
             first=min(2, len(order)),
+            suffices=lambda: tally.asking.asked == hosts,
         )
-        return outcome.conditioned
+        return tally.conditioned
 
 
-class _HistoriesRound(Round):
+class _HistoriesTally(Tally):
     """Replica histories from a quorum."""
 
-    def __init__(
-        self, rounds: Rounds, names: tuple[ObjectId, ...], order: tuple[NodeId, ...], now_us: int
-    ) -> None:
-        super().__init__(rounds, order, now_us)
-        self.names = names
+    expects = QueryReply
 
-    def weigh(self, node: NodeId, reply: Any) -> Judgement:
-        if not isinstance(reply, QueryReply):
-            return self.unserved(node, reply)
-        self.rounds.learn(self.names, node, reply, self.now_us)
-        enough = self.quorums.is_quorum(self.answered)
-        return Judgement.ENOUGH if enough else Judgement.PENDING
+    def __init__(self, rounds: Rounds, plan: Plan) -> None:
+        self._rounds = rounds
+        self._plan = plan
+
+    def take(self, node: NodeId, reply: QueryReply) -> None:
+        self._rounds.learn(self._plan.names, node, reply, self._plan.now_us)
+        if self._rounds.quorums.is_quorum(self.asking.answered):
+            self.asking.enough()
 
 
-class _DeduceRound(Round):
+class _DeduceTally(Tally):
     """What servers know of a candidate: as many statements as a quorum makes, to have enough."""
 
-    def __init__(
-        self, rounds: Rounds, timestamp: LogicalTimestamp, order: tuple[NodeId, ...], now_us: int
-    ) -> None:
-        super().__init__(rounds, order, now_us)
+    expects = DeduceReply
+
+    def __init__(self, rounds: Rounds, timestamp: LogicalTimestamp) -> None:
+        self._rounds = rounds
         self._timestamp = timestamp
 
-    def weigh(self, node: NodeId, reply: Any) -> Judgement:
-        if not isinstance(reply, DeduceReply):
-            return self.unserved(node, reply)
-        observations = self.rounds.observations
+    def take(self, node: NodeId, reply: DeduceReply) -> None:
+        observations = self._rounds.observations
         observations.state(self._timestamp, node, reply.verdict, reply.voucher)
-        if not self.quorums.is_quorum(self.answered):
-            return Judgement.PENDING
-        return Judgement.ENOUGH if self._timestamp in observations.facts else self.more()
+        if self._rounds.quorums.is_quorum(self.asking.answered):
+            if self._timestamp in observations.facts:
+                self.asking.enough()
+            else:
+                self.asking.more()
 
 
-class _ChainRound(Round):
+class _ChainTally(Tally):
     """Whether an operation is in a chain, and with what answer."""
 
-    def __init__(self, rounds: Rounds, order: tuple[NodeId, ...], now_us: int) -> None:
-        super().__init__(rounds, order, now_us)
-        self._verdicts: Votes[Verdict] = Votes(self.quorums)
-        self._answers: Votes[Answer] = Votes(self.quorums)
+    expects = DeduceReply
+
+    def __init__(self, quorums: QuorumSystem) -> None:
+        self._quorums = quorums
+        self._dead: Nodes = 0
+        self._answers: Votes[Answer] = Votes(quorums)
         self.verdict = Verdict.UNKNOWN
         self.answer = b""
 
-    def weigh(self, node: NodeId, reply: Any) -> Judgement:
-        if not isinstance(reply, DeduceReply):
-            return self.unserved(node, reply)
+    def take(self, node: NodeId, reply: DeduceReply) -> None:
         if reply.verdict is Verdict.DEAD:
-            if self.quorums.includes_benign(self._verdicts.count(node, Verdict.DEAD)):
+            self._dead |= 1 << node
+            if self._quorums.includes_benign(self._dead):
                 self.verdict = Verdict.DEAD
-                return Judgement.ENOUGH
         elif reply.verdict is Verdict.ESTABLISHED:
             answer = Answer.given(error=0, answer=reply.answer, whole=reply.whole)
             self._answers.add(node, answer, reply.answer, whole=reply.whole)
@@ -382,37 +361,34 @@ class _ChainRound(Round):
             if agreed is not None and agreed in self._answers.wholes:
                 self.verdict = Verdict.ESTABLISHED
                 self.answer = self._answers.wholes[agreed]
-                return Judgement.ENOUGH
-        return self.more() if self.answered == self.asked else Judgement.PENDING
+        if self.verdict is not Verdict.UNKNOWN:
+            self.asking.enough()
+        elif not self.asking.waiting:
+            self.asking.more()
 
 
-class _FetchRound(Round):
-    """The original request, from whoever has it."""
+class _FetchTally(Tally):
+    """The original request, from whichever server has it."""
 
-    def __init__(
-        self, rounds: Rounds, timestamp: LogicalTimestamp, order: tuple[NodeId, ...], now_us: int
-    ) -> None:
-        super().__init__(rounds, order, now_us)
+    expects = FetchReply
+
+    def __init__(self, timestamp: LogicalTimestamp, *, n: int) -> None:
         self._timestamp = timestamp
+        self._n = n
         self.conditioned: bytes | None = None
 
-    def weigh(self, node: NodeId, reply: Any) -> Judgement:
-        if not isinstance(reply, FetchReply):
-            return self.unserved(node, reply)
+    def take(self, node: NodeId, reply: FetchReply) -> None:
         if self._is_original(reply.conditioned):
             self.conditioned = reply.conditioned
-            return Judgement.ENOUGH
-        return self.more() if self.answered == self.asked else Judgement.PENDING
-
-    def suffices(self) -> bool:
-        hosts: Nodes = sum(1 << node for node in self.order)
-        return self.asked == hosts
+            self.asking.enough()
+        elif not self.asking.waiting:
+            self.asking.more()
 
     def _is_original(self, encoded: bytes) -> bool:
-        """Whether the timestamp stands for this very request."""
+        """True if the timestamp stands for this very request."""
         try:
             conditioned = decode_conditioned(encoded)
-            sets = [parse_set(each, n=self.quorums.n) for each in conditioned.sets]
+            sets = [parse_set(each, n=self._n) for each in conditioned.sets]
         except MalformedMessage:
             return False
         author = client_of(self._timestamp)

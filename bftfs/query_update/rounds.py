@@ -6,27 +6,24 @@ servers give it that cannot all be malevolent, a rejection likewise.
 
 from __future__ import annotations
 
-import errno
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable
+from types import UnionType
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from bftfs import limits
-from bftfs.asking.quorum import Judgement, Nodes, Probing, QuorumSystem, ask
-from bftfs.asking.refusal import Refused
+from bftfs.asking.ask import Asking
+from bftfs.asking.peers import Peers
+from bftfs.asking.quorum import Nodes, QuorumSystem
 from bftfs.conversation import Now, Send
 from bftfs.crypto.digest import answer_digest
-from bftfs.errors import AdmissionRefused
 from bftfs.identifiers import NodeId, ObjectId, placement_of
 from bftfs.query_update.history import Known, LogicalTimestamp, parse_history
 from bftfs.query_update.messages import PastReply, QueryReply, Status, UpdateReply
 from bftfs.query_update.observation import Observations
-from bftfs.query_update.suspicion import Suspicion
 from bftfs.wire.codec import Message
 
-_FAILURES_BORNE = 8  # after so many, suspicion is given up: it may be what stands in the way
-_FAILURES_ALONE = 3  # …if those that are not suspect are not enough
+_FAILURES_ALONE = 3  # after so many, servers that are ahead of the clock are heard, if needed
 _DOUBT_US = 2 * limits.SECOND_US  # of the own clock, where nobody has said that it is wrong
-_SILENCES = 3  # that a round bears for the sake of the last servers it needs
 
 
 class Answer(NamedTuple):
@@ -86,75 +83,105 @@ class Votes(Generic[Choice]):
         return nodes
 
 
+class Plan(NamedTuple):
+    """Whom a round asks, in which order."""
+
+    names: tuple[ObjectId, ...]
+    order: tuple[NodeId, ...]
+    probes: tuple[NodeId, ...]
+    now_us: int
+
+
+class Tally:
+    """What the replies of one round amount to.
+
+    After each reply it tells `asking` how to go on; it may be read when the round is over.
+    """
+
+    expects: type | UnionType  # the replies that are counted; any other is a refusal
+    asking: Asking  # set when the round begins
+
+    def take(self, node: NodeId, reply: Any) -> None:
+        """Count the reply of one server."""
+        raise NotImplementedError
+
+    def hopes(self) -> bool:
+        """True if those that have not answered could, together, bring what is sought."""
+        return False
+
+    def expire(self) -> None:
+        """The round has lasted too long: of those heard first, some may have lost their store.
+
+        What a server has accepted and forgotten counts only in rounds of before; when they are
+        over, it asks its peers what has become of it. `healing` has the rule.
+        """
+
+
+T = TypeVar("T", bound=Tally)
+
+
 class Rounds:
     """How a client asks: in which order, how long, and what it remembers of the replies."""
 
-    __slots__ = ("observations", "patience_total_us", "probing", "quorums", "suspicion")
+    __slots__ = ("observations", "patience_total_us", "peers", "quorums")
 
     def __init__(
-        self,
-        quorums: QuorumSystem,
-        observations: Observations,
-        suspicion: Suspicion,
-        *,
-        patience_total_us: int | None,
+        self, peers: Peers, observations: Observations, *, patience_total_us: int | None
     ) -> None:
-        self.quorums = quorums
+        self.quorums = peers.quorums
         self.observations = observations
-        self.suspicion = suspicion
-        self.probing = Probing()
+        self.peers = peers
         self.patience_total_us = patience_total_us
 
-    def order(
-        self, names: tuple[ObjectId, ...], now_us: int
-    ) -> tuple[tuple[NodeId, ...], tuple[NodeId, ...]]:
-        """Whom to ask, in order; and whom to ask along. The highest object's quorum comes first.
+    async def plan(self, names: tuple[ObjectId, ...]) -> Plan:
+        """Whom to ask about `names`, ascending. The highest object's preferred quorum comes first.
 
         [Q/U §4.3.5, Quorum access strategy and probing; §4.3.7]
         """
-        order, probes = self.probing.order(self.quorums.preference(placement_of(names[-1])), now_us)
-        suspicion = self.suspicion
-        if suspicion.shunned:
-            suspicion.forget(now_us)
-            order = tuple(sorted(order, key=suspicion.shuns))
-        ahead_of_clock = self.observations.ahead_of_clock(names)
-        if ahead_of_clock:  # what they accept is not counted
-            order = tuple(sorted(order, key=lambda node: ahead_of_clock >> node & 1))
-        return order, probes
+        now_us = await Now()
+        order, probes = self.peers.order(self.quorums.preference(placement_of(names[-1])), now_us)
+        ahead = self.observations.ahead_of_clock(names)
+        if ahead:  # what they accept is not counted
+            order = tuple(sorted(order, key=lambda node: ahead >> node & 1))
+        return Plan(names, order, probes, now_us)
 
-    def willing(self, node: NodeId) -> bool:
-        """Whether one may hope for a prompt and useful answer from `node`."""
-        return not (self.probing.avoids(node) or self.suspicion.shuns(node))
+    async def run(
+        self,
+        plan: Plan,
+        message: Message | Callable[[NodeId], Message],
+        tally: T,
+        *,
+        subject: str,
+        first: int | None = None,
+        suffices: Callable[[], bool] | None = None,
+    ) -> T:
+        """Send `message` to a quorum, and to others as `tally` or silence require."""
+        each = None if isinstance(message, Message) else message
 
-    def quorum_willing(self, *, without: Nodes = 0) -> bool:
-        """Whether those that are neither silent nor shunned make a quorum, also `without` these."""
-        willing = sum(1 << node for node in range(self.quorums.n) if self.willing(NodeId(node)))
-        return self.quorums.is_quorum(willing & ~without)
+        def request(node: NodeId) -> Send:
+            return Send(node, message if each is None else each(node))
 
-    def diverged(self, nodes: Nodes, now_us: int) -> None:
-        """Each of `nodes` reports something that hardly anybody else has.
-
-        Without those who are needed, nothing succeeds: they are not shunned for that.
-        """
-        if nodes and not self.quorums.includes_benign(nodes) and self.quorum_willing(without=nodes):
-            self.suspicion.diverged(nodes, now_us)
-
-    def relent(
-        self, failures: int, shunned: Nodes, ahead_of_clock: Nodes = 0, now_us: int = 0
-    ) -> None:
-        """So many attempts in a row have failed, the last one while `shunned` were shunned.
-
-        One of those may be needed: then all that has to be done is to take note of what he reports.
-        A suspicion that this very attempt has raised is given its chance first: those that are left
-        may be slow, and have been silent for no worse reason. So it is with those that were
-        `ahead_of_clock` for being far ahead, where the others are not enough.
-        """
-        borne = _FAILURES_BORNE if self.quorum_willing() else _FAILURES_ALONE
-        if failures % borne == 0 and self.suspicion.shunned == shunned:
-            self.suspicion.relent()
-        needed = ahead_of_clock and not self.quorum_willing(without=ahead_of_clock)
-        if needed and failures % _FAILURES_ALONE == 0:
-            self.observations.doubt_clock(now_us + _DOUBT_US)
+        asking = tally.asking = Asking(
+            self.peers,
+            plan.order,
+            request,
+            subject=subject,
+            now_us=plan.now_us,
+            first=first,
+            probes=plan.probes,
+            hopes=tally.hopes,
+            suffices=suffices,
+            patience_total_us=self.patience_total_us,
+        )
+        take, expects = tally.take, tally.expects
+        async for reply in asking:
+            if isinstance(reply.message, expects):
+                take(reply.node, reply.message)
+            else:
+                asking.refused(reply)
+        if not 0 <= await Now() - plan.now_us <= limits.COUNTED_US:
+            tally.expire()
+        return tally
 
     def learn(
         self,
@@ -168,177 +195,40 @@ class Rounds:
         None if the reply is not what was asked for.
         """
         histories, authenticators = reply.histories, reply.authenticators
-        if len(histories) != len(names) or len(authenticators) != len(names):
-            self.suspicion.convict(1 << node, now_us)
-            return None
-        learn = self.observations.learn
         learned = []
-        for name, history, authenticator in zip(names, histories, authenticators, strict=True):
-            known = learn(name, node, history, authenticator, now_us)
-            if known is None:
-                self.suspicion.convict(1 << node, now_us)
-                return None
-            learned.append(known)
-        return learned
+        if len(histories) == len(authenticators) == len(names):
+            learn = self.observations.learn
+            for name, history, authenticator in zip(names, histories, authenticators, strict=True):
+                known = learn(name, node, history, authenticator, now_us)
+                if known is None:
+                    break
+                learned.append(known)
+            else:
+                return learned
+        self.peers.convict(1 << node, now_us)
+        return None
 
-    async def run(
-        self,
-        message: Message | Callable[[NodeId], Message],
-        order: tuple[NodeId, ...],
-        judge: Round,
-        *,
-        now_us: int,
-        subject: str,
-        probes: tuple[NodeId, ...] = (),
-        first: int | None = None,
-    ) -> None:
-        """Send `message` to a quorum, and to others as `judge` or silence require."""
-        asked = 0
+    def failed(self, failures: int, disbelieved: Nodes, ahead: Nodes = 0, now_us: int = 0) -> None:
+        """So many attempts in a row have failed, the last one while these were disbelieved.
 
-        def request(node: NodeId) -> Send:
-            nonlocal asked
-            asked |= 1 << node
-            judge.asked = asked
-            return Send(node, message if isinstance(message, Message) else message(node))
-
-        await ask(
-            request=request,
-            order=order,
-            first=self.quorums.first_quorum(order) if first is None else first,
-            judge=judge.judge,
-            suffices=judge.suffices,
-            probing=self.probing,
-            now_us=now_us,
-            subject=subject,
-            probes=probes,
-            hedge=judge.hedge,
-            patience_total_us=self.patience_total_us,
-        )
-        if judge.rejection is not None:
-            raise judge.rejection
-        if not 0 <= await Now() - now_us <= limits.COUNTED_US:
-            judge.expire()
-
-
-class Round:
-    """What all rounds share: who answered, who refuses to serve, and when to ask one more."""
-
-    def __init__(self, rounds: Rounds, order: tuple[NodeId, ...], now_us: int) -> None:
-        self.rounds = rounds
-        self.quorums = rounds.quorums
-        self.order = order
-        self.now_us = now_us
-        self.asked: Nodes = 0
-        self.answered: Nodes = 0
-        self.overdue: Nodes = 0  # those that answer more slowly than usual, or not at all
-        self._silences = 0
-        self._rejections: dict[tuple[int, str], Nodes] = {}
-        self.rejection: AdmissionRefused | None = None
-        self._full: Nodes = 0  # those that have no room to store anything
-
-    def judge(self, node: NodeId, reply: Any, _: bytes | memoryview) -> Judgement:
-        """What a reply means for the round."""
-        self.answered |= 1 << node
-        return self.weigh(node, reply)
-
-    def weigh(self, node: NodeId, reply: Any) -> Judgement:
-        """Like `judge`, in each kind of round."""
-        raise NotImplementedError
-
-    def expire(self) -> None:
-        """It has lasted too long: of those heard first, some may have lost their store since.
-
-        What a server has accepted and forgotten counts only in rounds of before; when they are
-        over, it asks its peers what has become of it. `healing` has the rule.
+        Servers that are `ahead` of the clock may be needed, too, where the others are not enough.
         """
-
-    def suffices(self) -> bool:
-        """Whether, when nothing more is heard, a round may end."""
-        self._silences += 1
-        return self.quorums.is_quorum(self.answered) and not self._hopeful
-
-    def unserved(self, node: NodeId, reply: Any) -> Judgement:
-        """The server does not serve the request: if it is not alone, nobody will."""
-        if isinstance(reply, Refused) and reply.code == errno.ENOSPC:
-            # Its disk is full, and stays so for now. Others may do, and are waited for; where they
-            # are too few, to wait would be to wait for somebody to make room.
-            self._full |= 1 << node
-            self.answered &= ~self._full
-            self.rounds.probing.avoid(node, self.now_us)
-            everyone = (1 << self.quorums.n) - 1
-            if not self.quorums.is_quorum(everyone & ~self._full):
-                self.rejection = AdmissionRefused(code=errno.ENOSPC, reason=reply.reason)
-                return Judgement.ENOUGH
-            return self.more()
-        if isinstance(reply, Refused) and not reply.may_pass:
-            key = (reply.code, reply.reason)
-            nodes = self._rejections[key] = self._rejections.get(key, 0) | 1 << node
-            if self.quorums.includes_benign(nodes):
-                self.rejection = AdmissionRefused(code=reply.code, reason=reply.reason)
-                return Judgement.ENOUGH
-            return self.more()
-        self.answered &= ~(1 << node)  # its host is busy, or lacks what peers must supply
-        return Judgement.AGAIN
-
-    def more(self) -> Judgement:
-        """Ask one server more, if there is one from which an answer may be expected."""
-        for node in self.order:
-            if not self.asked >> node & 1:
-                return Judgement.MORE if self.rounds.willing(node) else self.rest()
-        return self.rest()
-
-    def rest(self) -> Judgement:
-        """Wait for those from which an answer may be expected; if there are none, it is enough."""
-        if not self.quorums.is_quorum(self.answered):
-            heard = self.answered | self._full
-            return Judgement.ENOUGH if heard == self.asked else Judgement.PENDING
-        waiting = self.asked & ~self.answered & ~self._full
-        for node in self.order:
-            if waiting >> node & 1 and (
-                self._hopeful or (self.rounds.willing(node) and not self.overdue >> node & 1)
-            ):
-                return Judgement.PENDING
-        return Judgement.ENOUGH
-
-    def hedge(self, silent: Sequence[NodeId]) -> Sequence[NodeId] | None:
-        """Whom to ask besides the silent; None if what was heard has to do."""
-        for node in silent:
-            self.overdue |= 1 << node
-        rest = [node for node in self.order if not self.asked >> node & 1]
-        further = [node for node in rest if self.rounds.willing(node)]
-        if not further:
-            if not self.quorums.is_quorum(self.answered):
-                further = rest  # better those than nobody
-            elif not self._hopeful:
-                return None
-        return further[: len(silent)]
-
-    @property
-    def _hopeful(self) -> bool:
-        """Whether it is worth while to wait for the silent: without them, nothing can succeed.
-
-        If a quorum of those that are not shunned has answered, repair can succeed at once.
-        """
-        return (
-            self._silences < _SILENCES
-            and self.hopes
-            and not self.quorums.is_quorum(self.answered & ~self.rounds.suspicion.shunned)
-        )
-
-    @property
-    def hopes(self) -> bool:
-        """Whether those that were silent so far could, together, bring what is sought."""
-        return False
+        self.peers.failed(failures, disbelieved)
+        needed = ahead and not self.peers.quorum_willing(without=ahead)
+        if needed and failures % _FAILURES_ALONE == 0:
+            self.observations.doubt_clock(now_us + _DOUBT_US)
 
 
-class UpdateRound(Round):
+class UpdateTally(Tally):
     """A round of updates, barriers or copies: which servers have accepted it."""
 
-    def __init__(
-        self, rounds: Rounds, names: tuple[ObjectId, ...], order: tuple[NodeId, ...], now_us: int
-    ) -> None:
-        super().__init__(rounds, order, now_us)
-        self.names = names
+    expects = UpdateReply
+
+    def __init__(self, rounds: Rounds, plan: Plan) -> None:
+        self.rounds = rounds
+        self.quorums = rounds.quorums
+        self.names = plan.names
+        self.now_us = plan.now_us
         self.accepted: Nodes = 0
         self.failed: Nodes = 0
         self.refused: dict[int, Nodes] = {}
@@ -356,7 +246,7 @@ class UpdateRound(Round):
         ruled_out = self.failed
         for nodes in self.refused.values():
             ruled_out |= nodes
-        return self.asked & ~ruled_out
+        return self.asking.asked & ~ruled_out
 
     @property
     def contenders(self) -> int | None:
@@ -381,14 +271,12 @@ class UpdateRound(Round):
     def expire(self) -> None:
         self._expired = True
 
-    def weigh(self, node: NodeId, reply: Any) -> Judgement:
-        if not isinstance(reply, UpdateReply):
-            return self.unserved(node, reply)
-        rounds = self.rounds
-        bit = 1 << node
-        if rounds.learn(self.names, node, reply, self.now_us) is None:
+    def take(self, node: NodeId, reply: UpdateReply) -> None:
+        asking, bit = self.asking, 1 << node
+        if self.rounds.learn(self.names, node, reply, self.now_us) is None:
             self.failed |= bit
-            return self._undecided()
+            self._go_on()
+            return
         status = reply.status
         if status is Status.SUCCESS or status is Status.NOT_CURRENT:
             number = reply.contenders
@@ -400,81 +288,72 @@ class UpdateRound(Round):
             if reply.whole or reply.answer:
                 answer = Answer.given(error=0, answer=reply.answer, whole=reply.whole)
                 self.answers.add(node, answer, reply.answer, whole=reply.whole)
-            return Judgement.ENOUGH if self.complete else self._undecided()
-        if status is Status.REFUSED:
+            if self.complete:
+                asking.enough()
+                return
+        elif status is Status.REFUSED:
             nodes = self.refused[reply.error] = self.refused.get(reply.error, 0) | bit
             if reply.error and self.quorums.is_quorum(nodes):
                 self.refusal = reply.error
-                return Judgement.ENOUGH
-            return self._undecided()
-        self.failed |= bit
-        if status is Status.CULLED:
-            rounds.suspicion.accuse(node, reply.forged | reply.insane, self.now_us)
-            if reply.insane:
+                asking.enough()
+                return
+        else:
+            self.failed |= bit
+            if status is Status.CULLED:
+                self.rounds.peers.accuse(node, reply.forged | reply.insane, self.now_us)
+            if status is Status.INSANE_TIME or (status is Status.CULLED and reply.insane):
                 self.insane |= bit
-        elif status is Status.INSANE_TIME:
-            self.insane |= bit
-        elif status is Status.TOO_MANY:
-            self.overdrawn |= bit
-        return self._undecided()
+            elif status is Status.TOO_MANY:
+                self.overdrawn |= bit
+        self._go_on()
 
-    @property
     def hopes(self) -> bool:
         """If all that were not heard accepted it, it would be complete."""
-        waiting = self.asked & ~self.answered
-        return self.quorums.is_quorum(self.accepted | waiting)
+        return self.quorums.is_quorum(self.accepted | self.asking.waiting)
 
-    def _undecided(self) -> Judgement:
+    def _go_on(self) -> None:
         """Once all that were asked have answered: can a quorum still accept, or refuse, it?"""
-        if self.answered != self.asked:
-            return self.rest()
-        unasked = (1 << self.quorums.n) - 1 & ~self.asked
-        if any(
+        asking = self.asking
+        unasked = (1 << self.quorums.n) - 1 & ~asking.asked
+        if not asking.waiting and any(
             nodes and self.quorums.is_quorum(nodes | unasked)
             for nodes in (self.accepted, *self.refused.values())
         ):
-            return self.more()
-        return self.rest()
+            asking.more()
+        else:
+            asking.rest()
 
     def conclude(self) -> None:
-        """Remember who stood aside while others agreed, and who agreed for the sake of appearances.
+        """Remember which servers failed it, or accepted it and report another latest candidate.
 
         To servers that accept it, an operation is the latest, whatever contention has left behind
         it. One that reports something else as its latest has accepted it in vain: repair follows.
         """
-        suspicion = self.rounds.suspicion
+        peers = self.rounds.peers
         if not self.quorums.is_repairable(self.accepted):
             return
         if len(self._reported) == 1 and not self.failed:
-            suspicion.conformed(self.accepted)
+            peers.conformed(self.accepted)
             return
         latest: dict[tuple[LogicalTimestamp, ...], Nodes] = {}
         for histories, nodes in self._reported.items():
             key = tuple(parse_history(history).latest for history in histories)
             latest[key] = latest.get(key, 0) | nodes
         alike = max(latest.values(), key=int.bit_count)
-        suspicion.conformed(alike)
+        peers.conformed(alike)
         for apart in (self.failed, self.accepted & ~alike):
-            self.rounds.diverged(apart, self.now_us)
+            peers.diverged(apart, self.now_us)
         for error, nodes in self.refused.items():
             # The method, its arguments and the version are the same everywhere: so is its answer.
             if error and self.quorums.includes_benign(alike):
-                suspicion.convict(nodes, self.now_us)
+                peers.convict(nodes, self.now_us)
 
 
 async def update_round(
-    rounds: Rounds,
-    message: Message,
-    names: tuple[ObjectId, ...],
-    *,
-    subject: str,
-    now_us: int | None = None,
-) -> UpdateRound:
+    rounds: Rounds, message: Message, names: tuple[ObjectId, ...], *, subject: str
+) -> UpdateTally:
     """Send one update, barrier or copy to a quorum for `names`, ascending."""
-    if now_us is None:
-        now_us = await Now()
-    order, probes = rounds.order(names, now_us)
-    outcome = UpdateRound(rounds, names, order, now_us)
-    await rounds.run(message, order, outcome, now_us=now_us, subject=subject, probes=probes)
-    outcome.conclude()
-    return outcome
+    plan = await rounds.plan(names)
+    tally = await rounds.run(plan, message, UpdateTally(rounds, plan), subject=subject)
+    tally.conclude()
+    return tally

@@ -27,6 +27,7 @@ from functools import partial
 from itertools import islice
 
 from bftfs import limits
+from bftfs.asking.peers import Peers
 from bftfs.asking.quorum import Nodes, QuorumSystem
 from bftfs.conversation import Conversation, Event, Now, Pause, Together, Wait
 from bftfs.errors import OperationFailed
@@ -40,7 +41,6 @@ from bftfs.query_update.observation import Observations
 from bftfs.query_update.repair import Repair
 from bftfs.query_update.replica import Replica
 from bftfs.query_update.rounds import Rounds
-from bftfs.query_update.suspicion import Suspicion
 from bftfs.server.background import ask_all, clients_are_busy, look
 from bftfs.server.step import Host, Want
 from bftfs.storage import StorageView, Write
@@ -172,13 +172,10 @@ class Finisher:
         self._unfinished = unfinished
         self._healer = healer
         self._peers = tuple(NodeId(peer) for peer in range(quorums.n) if peer != node)
-        suspicion = Suspicion(quorums, trusted=1 << node)
-        self._observations = Observations(quorums, suspicion, bound=_OBSERVED)
+        peers = Peers(quorums, trusted=1 << node)
+        self._observations = Observations(peers, bound=_OBSERVED)
         self._rounds = Rounds(
-            quorums,
-            self._observations,
-            suspicion,
-            patience_total_us=limits.VERIFY_PATIENCE_US,
+            peers, self._observations, patience_total_us=limits.VERIFY_PATIENCE_US
         )
         self._repairs = Repair(client, self._rounds)
         self._under_way: set[ObjectId] = set()
@@ -336,7 +333,7 @@ class Finisher:
         try:
             await self._repairs.refresh((name,))
             found = observations.observe(name).classification.type
-            await self._repairs.repair((name,), BackOff(self._rounds.probing))
+            await self._repairs.repair((name,), BackOff(self._rounds.peers.metadata))
         except OperationFailed:
             self._failed(entry, await Now())
             return

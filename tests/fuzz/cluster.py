@@ -12,6 +12,7 @@ from typing import Any
 
 import msgspec
 
+from bftfs.asking.peers import Peers
 from bftfs.asking.quorum import ThresholdQuorums
 from bftfs.conversation import Conversation
 from bftfs.credentials import Credentials
@@ -160,7 +161,7 @@ class FuzzCluster:
         quorums = ThresholdQuorums(SIZES.query_update)
         return Principal(
             host,
-            QueryUpdateClient(host.client, quorums, TYPES),
+            QueryUpdateClient(host.client, Peers(quorums), TYPES),
             ReadWriteClient(host.client, SIZES.read_write),
         )
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from bftfs.asking.peers import Peers
 from bftfs.asking.quorum import ThresholdQuorums
 from bftfs.cluster import Durability
 from bftfs.conversation import Conversation
@@ -46,7 +47,7 @@ class Client:
         self.network = BlockingNetwork(description, identity, decode=REPLIES.decode)
         self.objects = QueryUpdateClient(
             name,
-            ThresholdQuorums(description.query_update),
+            Peers(ThresholdQuorums(description.query_update)),
             object_types(),
             patience_total_us=PATIENCE_US,
         )

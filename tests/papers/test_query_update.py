@@ -14,7 +14,8 @@ import msgspec
 import pytest
 
 from bftfs import limits
-from bftfs.asking.quorum import Probing, ThresholdQuorums
+from bftfs.asking.peers import Pace, Peers
+from bftfs.asking.quorum import ThresholdQuorums
 from bftfs.asking.refusal import Refused
 from bftfs.conversation import Draw, Pause
 from bftfs.crypto.authenticator import MAC_BYTES
@@ -311,7 +312,7 @@ class Execution:
         self.clients = {name: self.cluster.client(name) for name in "XYZ"}
         for name, silent in {"X": 5, "Y": 0, "Z": 5}.items():
             self.clients[name].clock_us = START_US
-            self.clients[name].qu.rounds.probing.avoid(NodeId(silent), START_US)
+            self.clients[name].qu.peers.silent(NodeId(silent), START_US)
         self.delay: Callable[[str, int, Any], int | None] = lambda client, node, message: 100
         self.cluster.route = self._route
         self.mark = 0
@@ -1290,13 +1291,13 @@ def test_probing_disperses_load_among_the_servers_that_are_left() -> None:
     depends on the object."""
     large = QueryUpdateThresholds.smallest(t=4, b=4)
     quorums = ThresholdQuorums(large)
-    probing = Probing()
-    probing.avoid(NodeId(3), 0)
+    peers = Peers(quorums)
+    peers.silent(NodeId(3), 0)
     substitutes = set()
     for placement in range(large.n):
         preference = quorums.preference(placement)
-        order, _ = probing.order(preference, 1)
-        assert order == probing.order(preference, 1)[0]
+        order, _ = peers.order(preference, 1)
+        assert order == peers.order(preference, 1)[0]
         if 3 in preference[: large.q]:
             (substitute,) = set(order[: large.q]) - set(preference[: large.q])
             substitutes.add(substitute)
@@ -1450,7 +1451,7 @@ def test_an_update_that_others_finish_takes_effect_once_and_has_its_answer(
 def test_back_off_is_random_and_exponential() -> None:
     """'A random exponential backoff policy is implemented.'"""
     bounds = []
-    back_off = BackOff(Probing())
+    back_off = BackOff(Pace(hedge_us=1, patience_us=1))
     for _ in range(12):
         pausing = back_off.pause().__await__()
         drawing = next(pausing)
@@ -1655,7 +1656,7 @@ def test_a_server_with_more_than_b_corrupt_hmacs_is_excluded(
     cluster.nodes[1].behaviour = adversaries.selective((0, 2, 3))
     increment(alice)
     increment(alice)
-    assert alice.qu.suspicion.shunned == 1 << 1
+    assert alice.qu.peers.disbelieved == 1 << 1
     cluster.sent.clear()
     assert increment(alice) == 3
     assert {node for node, _ in sent(cluster, alice, object)} == {0, 2, 3, 4, 5}
@@ -1682,7 +1683,7 @@ def test_false_accusations_exclude_no_set_that_includes_a_benign_server(liar: in
     alice = cluster.client("alice")
     cluster.nodes[liar].behaviour = adversaries.accuser(0b111111 & ~(1 << liar))
     assert [increment(alice) for _ in range(5)] == [1, 2, 3, 4, 5]
-    assert not cluster.quorums.includes_benign(alice.qu.suspicion.shunned)
+    assert not cluster.quorums.includes_benign(alice.qu.peers.disbelieved)
 
 
 @pytest.mark.parametrize("liar", [0, 3])
@@ -1878,7 +1879,7 @@ def test_the_preferred_quorum_is_that_of_the_highest_object_id(
     alice.run(alice.qu.update((high, low), "transfer.2", Transfer("t"), USER))
     assert [node for node, _ in sent(cluster, alice, Update)] == [3, 4, 5, 0, 1]
     bob = cluster.client("bob")
-    bob.qu.rounds.probing.avoid(NodeId(5), START_US)
+    bob.qu.peers.silent(NodeId(5), START_US)
     cluster.mute(5)
     cluster.sent.clear()
     assert read(bob, low).balances == (1,)
@@ -1899,7 +1900,7 @@ def test_classification_by_deduction_to_complete(
     alice.run(alice.qu.update((A, B), "transfer.2", Transfer("t"), USER))
     alice.run(alice.qu.update((B,), "transfer.1", Transfer("u", 0), USER))
     assert classified(cluster, range(1, 6), A).type is OperationType.INLINE_METHOD
-    bob.qu.rounds.probing.avoid(NodeId(0), START_US)
+    bob.qu.peers.silent(NodeId(0), START_US)
     cluster.mute(0)
     cluster.sent.clear()
     assert read(bob, A).balances == (-1,)
@@ -1916,12 +1917,12 @@ def test_classification_by_deduction_to_incomplete(
     made = request(alice, sights(cluster), METHOD, transfer())
     place(cluster, alice, made.message, [0, 1, 2])
     carol = cluster.client("carol")
-    carol.qu.rounds.probing.avoid(NodeId(0), START_US)
+    carol.qu.peers.silent(NodeId(0), START_US)
     cluster.block(client="carol", nodes=(0,))
     for _ in range(2):
         carol.run(carol.qu.update((B,), "transfer.1", Transfer("u", 0), USER))
     assert classified(cluster, QUORUM, A).type is OperationType.INLINE_METHOD
-    bob.qu.rounds.probing.avoid(NodeId(5), START_US)
+    bob.qu.peers.silent(NodeId(5), START_US)
     cluster.block(client="bob", nodes=(5,))
     found = read(bob, A)
     assert found == Accounts((0,), ((),))
@@ -1980,7 +1981,7 @@ def test_what_deduction_does_not_decide_is_repaired_over_the_same_objects(
     contender = request(alice, before, clock=START_US)
     place(cluster, alice, contender.message, [4])
     cluster.block(client="bob", nodes=(5,))
-    bob.qu.rounds.probing.avoid(NodeId(5), START_US)
+    bob.qu.peers.silent(NodeId(5), START_US)
     assert classified(cluster).type is OperationType.BARRIER
     bob.run(bob.qu.update((A,), "counter.increment", Increment(0), USER))
     assert read(bob, A, B).balances == (-1, 1)

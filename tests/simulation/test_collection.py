@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from bftfs import limits
+from bftfs.asking.peers import Peers
 from bftfs.asking.quorum import ThresholdQuorums
 from bftfs.errors import NoLongerKept
 from bftfs.filesystem.capacity import ClusterCapacity
@@ -81,7 +82,7 @@ class Simulation:
                 FileSystem(
                     self._objects(host.client),
                     ReadWriteClient(host.client, SIZES.read_write),
-                    ClusterCapacity(SIZES.read_write),
+                    ClusterCapacity(SIZES.read_write, Peers(ThresholdQuorums(SIZES.query_update))),
                     None,
                     root=ROOT,
                     volume=VOLUME,
@@ -94,7 +95,8 @@ class Simulation:
         self.snapshots: dict[int, Tree] = {}
 
     def _objects(self, client: Any) -> QueryUpdateClient:
-        return QueryUpdateClient(client, ThresholdQuorums(SIZES.query_update), file_system_types())
+        peers = Peers(ThresholdQuorums(SIZES.query_update))
+        return QueryUpdateClient(client, peers, file_system_types())
 
     @property
     def now_us(self) -> int:
@@ -121,7 +123,7 @@ class Simulation:
             self._objects(host.client),
             PastReader(self._objects(host.client)),
             ReadWriteClient(host.client, SIZES.read_write),
-            ClusterCapacity(SIZES.read_write),
+            ClusterCapacity(SIZES.read_write, Peers(ThresholdQuorums(SIZES.query_update))),
             None,
             volume=VOLUME,
             asking_as=CREDENTIALS,

@@ -16,6 +16,7 @@ from random import Random
 from typing import Any
 
 from bftfs import limits
+from bftfs.asking.peers import Peers
 from bftfs.asking.quorum import ThresholdQuorums
 from bftfs.conversation import Conversation, Now, Pause
 from bftfs.credentials import Credentials
@@ -312,8 +313,8 @@ class _RecordedMetadata:
         self._workload = workload
         self._host = host
         self._name = name
-        quorums = ThresholdQuorums(workload.sizes.query_update)
-        self._client = QueryUpdateClient(host.client, quorums, workload.types)
+        self.peers = Peers(ThresholdQuorums(workload.sizes.query_update))
+        self._client = QueryUpdateClient(host.client, self.peers, workload.types)
         self.past = PastReader(self._client)
         workload.correct[host.client] = None
 
@@ -429,7 +430,7 @@ class FileSession:
             FileSystem(
                 self._objects,
                 _RecordedBlocks(workload, self._blocks),
-                ClusterCapacity(workload.sizes.read_write),
+                ClusterCapacity(workload.sizes.read_write, self._objects.peers),
                 None,
                 root=workload.root,
                 volume=workload.volume,
@@ -771,7 +772,7 @@ class FileSession:
             self._system,
             self._objects.past,
             self._blocks,
-            ClusterCapacity(self.workload.sizes.read_write),
+            ClusterCapacity(self.workload.sizes.read_write, self._objects.peers),
             None,
             volume=self.workload.volume,
             at_us=time_us,
@@ -790,7 +791,7 @@ class FileSession:
             self._objects,
             self._objects.past,
             self._blocks,
-            ClusterCapacity(self.workload.sizes.read_write),
+            ClusterCapacity(self.workload.sizes.read_write, self._objects.peers),
             None,
             volume=self.workload.volume,
             asking_as=ROOT,

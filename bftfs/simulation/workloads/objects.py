@@ -15,6 +15,7 @@ from random import Random
 from typing import Any
 
 from bftfs import limits
+from bftfs.asking.peers import Peers
 from bftfs.asking.quorum import ThresholdQuorums
 from bftfs.errors import FileSystemError
 from bftfs.filesystem.registry import FORMAT
@@ -327,7 +328,7 @@ class ObjectSession:
         self._workload = workload
         self._name = name
         quorums = ThresholdQuorums(workload.sizes.query_update)
-        self._client = QueryUpdateClient(host.client, quorums, workload.types)
+        self._client = QueryUpdateClient(host.client, Peers(quorums), workload.types)
 
     def prepare(self) -> Iterator[Task]:
         """A volume, if there is to be one: what was never written is there from the start."""

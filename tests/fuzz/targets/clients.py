@@ -314,7 +314,7 @@ def testimonies(data: bytes) -> None:
     choices = Choices(data)
     cluster = _with_liar(choices, ObjectReply | BlockReply | HealthReply)
     client = cluster.principal("one")
-    room = cluster.run(client, ClusterCapacity(SIZES.read_write).capacity())
+    room = cluster.run(client, ClusterCapacity(SIZES.read_write, client.objects.peers).capacity())
     m = SIZES.read_write.m
     assert room == Capacity(m * ACCOUNT.store_bytes, m * ACCOUNT.free_bytes)
     witnesses = Witnesses()

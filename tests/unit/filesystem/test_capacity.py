@@ -8,19 +8,22 @@ from typing import Any
 
 import pytest
 
+from bftfs.asking.peers import Peers
+from bftfs.asking.quorum import ThresholdQuorums
 from bftfs.asking.refusal import Refused
 from bftfs.conversation import Delivery, Now, Receive, Send
 from bftfs.envelope import HealthReply
 from bftfs.errors import AdmissionRefused, QuorumUnavailable
 from bftfs.filesystem.capacity import Capacity, ClusterCapacity
-from bftfs.thresholds import ReadWriteThresholds
+from bftfs.thresholds import QueryUpdateThresholds, ReadWriteThresholds
 
+QUORUMS = ThresholdQuorums(QueryUpdateThresholds.for_nodes(6, t=1, b=1))
 SIZES = ReadWriteThresholds.for_nodes(6, t=1, b=1)  # m = 3
 
 
 def told(accounts: dict[int, tuple[int, int] | Refused]) -> Capacity:
     """What the client makes of (used, free) of the nodes that answer."""
-    conversation = ClusterCapacity(SIZES, patience_total_us=10_000_000).capacity()
+    conversation = ClusterCapacity(SIZES, Peers(QUORUMS), patience_total_us=10_000_000).capacity()
     arriving: deque[Delivery] = deque()
     answer: Any = None
     number = 0

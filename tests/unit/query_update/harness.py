@@ -15,6 +15,7 @@ from itertools import count
 from random import Random
 from typing import Any
 
+from bftfs.asking.peers import Peers
 from bftfs.asking.quorum import ThresholdQuorums
 from bftfs.credentials import Credentials
 from bftfs.crypto.authenticator import AuthenticatorKeys
@@ -157,7 +158,8 @@ class Client:
         self.clock_us: int | None = None  # a clock that stands still, if set
         self.sender = Sender(Role.CLIENT, client_named(name), None, grant)
         self.engine = cluster.engine(("client", name))
-        self.qu = QueryUpdateClient(self.sender.client, cluster.quorums, cluster.types, **options)
+        peers = Peers(cluster.quorums)
+        self.qu = QueryUpdateClient(self.sender.client, peers, cluster.types, **options)
 
     def now_us(self) -> int:
         if self.clock_us is not None:

@@ -8,6 +8,7 @@ import msgspec
 import pytest
 
 from bftfs import limits
+from bftfs.asking.peers import Peers
 from bftfs.asking.quorum import ThresholdQuorums
 from bftfs.envelope import REQUESTS
 from bftfs.errors import MalformedMessage
@@ -28,7 +29,6 @@ from bftfs.query_update.history import (
 )
 from bftfs.query_update.messages import FetchReply, InlineUpdate, Status
 from bftfs.query_update.observation import Observations
-from bftfs.query_update.suspicion import Suspicion
 from bftfs.server.step import Ready
 from bftfs.wire.codec import encode
 from tests.fuzz.tracing import Tracer
@@ -158,7 +158,7 @@ def test_a_liar_and_a_slow_server_together_do_not_keep_a_client_from_repairing()
     cluster.route = lambda source, target, message: 2_000 if ("node", 4) in (source, target) else 50
     cluster.nodes[1].behaviour = lie
     client = cluster.client("client")
-    client.qu.rounds.probing.avoid(NodeId(4), client.now_us())
+    client.qu.peers.silent(NodeId(4), client.now_us())
     for number in range(1, 4):
         update = client.qu.update((counter_id(),), "counter.increment", Increment(1), USER)
         assert client.run(update).answer == Count(number)
@@ -181,7 +181,7 @@ def test_a_server_that_takes_back_what_it_reported_does_not_keep_a_client_from_r
         return ready
 
     cluster.nodes[1].behaviour = forget
-    client.qu.rounds.probing.avoid(NodeId(5), client.now_us())
+    client.qu.peers.silent(NodeId(5), client.now_us())
     cluster.sent.clear()
     query = client.qu.query((counter_id(),), "counter.fetch", Fetch(), USER)
     assert client.run(query, within_us=3_000_000).answer == Count(2)
@@ -251,7 +251,7 @@ def test_histories_that_are_kept_parsed_are_bounded_by_their_volume(
 
 def test_a_clients_observations_are_bounded_by_their_volume() -> None:
     quorums = ThresholdQuorums(SMALLEST)
-    observations = Observations(quorums, Suspicion(quorums), bound_bytes=1_000_000)
+    observations = Observations(Peers(quorums), bound_bytes=1_000_000)
     macs = bytes(16 * quorums.n)
     for number in range(20):
         history = _long_history(number)

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from bftfs.asking.quorum import HEDGE_US, PATIENCE_US
+from bftfs.asking.peers import HEDGE_US, PATIENCE_US
 from bftfs.identifiers import NodeId
 from bftfs.query_update.counter import Fetch, Increment
 from bftfs.query_update.messages import Query, Request
@@ -116,7 +116,7 @@ def test_who_only_reads_soon_asks_a_forger_last(forges: float) -> None:
     corrupt(cluster, "history-forger", 1, _forges=forges)
     reader = cluster.client("Y")
     Run(cluster, reader, 2).operate(60, updates=0)
-    assert reader.qu.suspicion.shuns(NodeId(LIAR))
+    assert reader.qu.peers.is_disbelieved(NodeId(LIAR))
     before = len(cluster.sent)
     Run(cluster, reader, 3).operate(100, updates=0)
     sent = [message for source, _, message in cluster.sent[before:] if source[0] == "client"]
@@ -129,7 +129,7 @@ def test_a_wrong_answer_on_the_same_version_convicts() -> None:
     corrupt(cluster, "wrong-answers", 1, _lies=1.0)
     reader = cluster.client("Y")
     Run(cluster, reader, 2).operate(10, updates=0)
-    assert reader.qu.suspicion.shunned == 1 << LIAR
+    assert reader.qu.peers.disbelieved == 1 << LIAR
 
 
 @pytest.mark.parametrize("seed", range(2))
@@ -160,7 +160,7 @@ def test_readers_wait_for_a_late_node_and_repair_nothing(seed: int) -> None:
     run.operate(100, updates=0)
     sent = [message for source, _, message in cluster.sent[before:] if source[0] == "client"]
     assert {type(message) for message in sent} == {Query}
-    assert reader.qu.suspicion.shunned == 1 << LIAR
+    assert reader.qu.peers.disbelieved == 1 << LIAR
     assert max(run.took_us) < 2 * PATIENCE_US
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from bftfs.asking.peers import MEMORY_US, Peers
 from bftfs.asking.quorum import ThresholdQuorums
 from bftfs.identifiers import NodeId
 from bftfs.limits import CLOCK_SKEW_US, SECOND_US
 from bftfs.query_update.history import Known
 from bftfs.query_update.observation import Observations
-from bftfs.query_update.suspicion import MEMORY_US, Suspicion
 from bftfs.thresholds import QueryUpdateThresholds
 from tests.unit.query_update.building import A, barrier, history, method
 
@@ -18,7 +18,7 @@ MACS = bytes(16 * 6)
 def test_a_query_rests_on_its_own_replies_whatever_another_conversation_forgets() -> None:
     """A server whose history is missing would count for ⟨0, 0⟩, and a client read the past."""
     quorums = ThresholdQuorums(QueryUpdateThresholds.smallest(t=1, b=0))  # n=4, q=3, r=2
-    observations = Observations(quorums, Suspicion(quorums))
+    observations = Observations(Peers(quorums))
     first, second = method(1), method(2, 1)
     reported = {
         NodeId(1): Known(history(first, second), bytes(16 * 4)),
@@ -35,7 +35,7 @@ def test_a_query_rests_on_its_own_replies_whatever_another_conversation_forgets(
 
 
 def observing(now_us: int, *histories: bytes) -> Observations:
-    observations = Observations(QUORUMS, Suspicion(QUORUMS))
+    observations = Observations(Peers(QUORUMS))
     for node, each in enumerate(histories):
         assert observations.learn(A, NodeId(node), each, MACS, now_us)
     return observations

@@ -289,7 +289,7 @@ def test_a_server_that_was_brought_up_to_date_says_nothing_of_what_it_missed(
     times += [increment(alice) for _ in range(6)]
     cluster.route = before
     cluster.mute(5)
-    alice.qu.rounds.probing.answered(cluster.nodes[0].number)
+    alice.qu.peers.answered(cluster.nodes[0].number)
     times += [increment(alice) for _ in range(2)]
     cluster.settle()
     replica = cluster.nodes[0].replica(A)

@@ -10,11 +10,11 @@ import errno
 
 import pytest
 
+from bftfs.asking.peers import DIVERGENCES
 from bftfs.errors import FileSystemError
 from bftfs.identifiers import NodeId
 from bftfs.limits import CLOCK_SKEW_US, SECOND_US
 from bftfs.query_update.counter import Count, Fetch, Increment
-from bftfs.query_update.suspicion import DIVERGENCES
 from tests.unit.query_update.harness import USER, Client, Cluster, counter_id
 
 COUNTERS = [counter_id(number, placement=number) for number in range(6)]
@@ -43,7 +43,7 @@ def test_a_shunned_server_is_heard_when_a_silent_one_is_missing(seed: int) -> No
     for number in range(6):
         increment(client, number)
         increment(other, number)
-    assert client.qu.suspicion.shuns(cluster.nodes[5].number)
+    assert client.qu.peers.is_disbelieved(cluster.nodes[5].number)
     cluster.nodes[5].skew_us = 0
     cluster.mute(4)
     for number in range(6):
@@ -62,7 +62,7 @@ def test_what_a_shunned_server_alone_has_is_repaired_where_it_is_needed_to_refus
     cluster = Cluster()
     client, other = cluster.client("client"), cluster.client("other")
     increment(other, 0)
-    client.qu.rounds.probing.avoid(NodeId(1), client.now_us())
+    client.qu.peers.silent(NodeId(1), client.now_us())
     increment(client, 0)  # what it has seen at server 4 it remembers
     cluster.settle()
     fetch(other, 0)
@@ -74,8 +74,8 @@ def test_what_a_shunned_server_alone_has_is_repaired_where_it_is_needed_to_refus
     cluster.heal()
     cluster.mute(4)
     for _ in range(DIVERGENCES):
-        client.qu.suspicion.diverged(1 << 1, client.now_us())
-    assert client.qu.suspicion.shuns(NodeId(1))
+        client.qu.peers.diverged(1 << 1, client.now_us())
+    assert client.qu.peers.is_disbelieved(NodeId(1))
     sent = len(cluster.sent)
     update = client.qu.update((COUNTERS[0],), "counter.increment", Increment(TOO_MUCH), USER)
     with pytest.raises(FileSystemError) as refused:

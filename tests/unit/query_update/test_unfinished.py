@@ -142,7 +142,7 @@ def test_a_candidate_at_one_server_outside_the_preferred_quorum_is_fenced() -> N
     client.run(client.qu.update((name,), "counter.increment", Increment(1), USER))
     before = cluster.route
     cluster.block(client="client", nodes=(0, 1, 2, 3, 4))
-    client.qu.rounds.probing.avoid(NodeId(0), client.now_us())  # so that the last one is asked
+    client.qu.peers.silent(NodeId(0), client.now_us())  # so that the last one is asked
     client.start(client.qu.update((name,), "counter.increment", Increment(1), USER))
     cluster.run(lambda: cluster.nodes[5].replica(name).history.latest != ZERO)
     cluster.running[-1].cancel()
@@ -266,7 +266,7 @@ def test_an_update_of_what_it_shows_complete_waits_for_nobody(
     cluster = Cluster(background=True)
     cluster.mute(5)
     client = cluster.client("client")
-    client.qu.rounds.probing.avoid(NodeId(5), client.now_us())
+    client.qu.peers.silent(NodeId(5), client.now_us())
     for number in range(20):
         update = client.qu.update((counter_id(),), "counter.increment", Increment(1), USER)
         assert client.run(update).answer == Count(number + 1)
@@ -288,7 +288,7 @@ def test_with_a_node_down_no_update_at_the_limit_waits_for_it(
     cluster = Cluster(background=True)
     cluster.mute(down)
     client = cluster.client("client")
-    client.qu.rounds.probing.avoid(NodeId(down), client.now_us())
+    client.qu.peers.silent(NodeId(down), client.now_us())
     began_us = cluster.now_us
     for number in range(40):
         update = client.qu.update((counter_id(number),), "counter.increment", Increment(1), USER)
@@ -411,7 +411,7 @@ def test_what_is_accepted_while_an_object_is_settled_is_kept_in_mind(
     client.run(client.qu.update((name,), "counter.increment", Increment(1), USER))
     cluster.route = route
     cluster.run(lambda: stages == ["superseded"])
-    client.qu.rounds.probing.avoid(NodeId(5), client.now_us())
+    client.qu.peers.silent(NodeId(5), client.now_us())
     client.run(client.qu.update((name,), "counter.increment", Increment(1), USER))
     assert node.server.unfinished.of_client(client.sender.client) == 1
     cluster.run(lambda: stages == ["superseded", "settled"], within_us=2 * BOUND_US)

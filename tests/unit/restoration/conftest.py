@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from bftfs.asking.peers import Peers
 from bftfs.asking.quorum import ThresholdQuorums
 from bftfs.conversation import Now
 from bftfs.filesystem.attributes import NO_CHANGES, Changes
@@ -41,10 +42,10 @@ class User:
     def __init__(self, stage: Stage, name: str) -> None:
         self.host = stage.deployment.client(name)
         self.objects = QueryUpdateClient(
-            self.host.client, ThresholdQuorums(SIZES.query_update), file_system_types()
+            self.host.client, Peers(ThresholdQuorums(SIZES.query_update)), file_system_types()
         )
         self.blocks = ReadWriteClient(self.host.client, SIZES.read_write)
-        self.capacity = ClusterCapacity(SIZES.read_write)
+        self.capacity = ClusterCapacity(SIZES.read_write, self.objects.peers)
         self.files = FileSystem(
             self.objects,
             self.blocks,

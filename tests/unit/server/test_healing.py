@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from bftfs import limits
+from bftfs.asking.peers import Peers
 from bftfs.asking.quorum import ThresholdQuorums
 from bftfs.asking.refusal import Refused
 from bftfs.errors import FileSystemError
@@ -49,7 +50,7 @@ class Counting:
         self.client = cluster.client(name)
         self.objects = QueryUpdateClient(
             self.client.host.client,
-            ThresholdQuorums(cluster.sizes.query_update),
+            Peers(ThresholdQuorums(cluster.sizes.query_update)),
             object_types(),
         )
 

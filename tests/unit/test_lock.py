@@ -1,4 +1,4 @@
-"""Turns: first come, first served; whoever is abandoned passes its turn on."""
+"""A lock lets conversations pass one by one, in order, and survives those that give up."""
 
 from __future__ import annotations
 
@@ -7,15 +7,90 @@ from typing import Any
 from bftfs.conversation import Event, Wait
 from bftfs.engine import Engine, Running
 from bftfs.identifiers import ObjectId
-from bftfs.query_update.turns import Turns
+from bftfs.lock import Lock, Locks
+from tests.unit.filesystem.world import Host
 from tests.unit.query_update.building import A, B, C
 
 
+def test_conversations_pass_one_by_one_in_the_order_in_which_they_came() -> None:
+    host, lock, go = Host(), Lock(), Event()
+    inside: list[str] = []
+
+    async def visitor(name: str) -> None:
+        async with lock:
+            inside.append(name)
+            await Wait(go)
+            inside.append("-" + name)
+
+    outcomes = [host.start(visitor(name)) for name in "abc"]
+    assert inside == ["a"]
+    for _ in "abc":
+        go.announce()
+    assert inside == ["a", "-a", "b", "-b", "c", "-c"]
+    assert outcomes == [[None]] * 3
+    assert lock.is_idle
+
+
+def test_whoever_gives_up_waiting_is_passed_over() -> None:
+    host, lock, go = Host(), Lock(), Event()
+    inside: list[str] = []
+
+    async def visitor(name: str) -> None:
+        async with lock:
+            inside.append(name)
+            await Wait(go)
+
+    host.start(visitor("a"))
+    impatient = host.engine.start(visitor("b"), lambda *_: None)
+    host.start(visitor("c"))
+    impatient.cancel()
+    go.announce()
+    assert inside == ["a", "c"]
+
+
+def test_a_turn_given_to_one_who_is_gone_passes_on() -> None:
+    host, lock, go = Host(), Lock(), Event()
+    inside: list[str] = []
+
+    async def visitor(name: str) -> None:
+        async with lock:
+            inside.append(name)
+            await Wait(go)
+
+    async def leaving() -> None:
+        async with lock:
+            await Wait(go)
+        impatient.cancel()  # has the turn by now, and has not gone on yet
+
+    host.start(leaving())
+    impatient = host.engine.start(visitor("b"), lambda *_: None)
+    host.start(visitor("c"))
+    go.announce()
+    assert inside == ["c"]
+    go.announce()
+    assert lock.is_idle
+
+
+def test_a_holder_that_is_cancelled_leaves() -> None:
+    host, lock, go = Host(), Lock(), Event()
+
+    async def visitor() -> None:
+        async with lock:
+            await Wait(go)
+
+    holder = host.engine.start(visitor(), lambda *_: None)
+    holder.cancel()
+    assert lock.is_idle
+
+
+# --- one lock for each object ---------------------------------------------------------------
+
+
 class World:
-    """An engine and conversations that hold turns until they are told to go on."""
+    """An engine and conversations that hold locks until they are told to go on."""
 
     def __init__(self) -> None:
-        self.turns = Turns()
+        self.locks = Locks[ObjectId]()
         self.engine = Engine(
             send=lambda *_: None, now_us=lambda: 0, monotonic_us=lambda: 0, draw=lambda _: 0
         )
@@ -26,12 +101,12 @@ class World:
         self.go_on[name] = Event()
 
         async def conversation() -> None:
-            await self.turns.take(objects)
+            await self.locks.acquire(objects)
             self.log.append(f"{name} begins")
             try:
                 await Wait(self.go_on[name])
             finally:
-                self.turns.leave(objects)
+                self.locks.release(objects)
                 self.log.append(f"{name} ends")
 
         def ended(_: Any, error: BaseException | None) -> None:
@@ -47,18 +122,18 @@ class World:
         return news
 
 
-def test_first_come_first_served() -> None:
+def test_locks_are_first_come_first_served() -> None:
     world = World()
     for name in ("one", "two", "three"):
         world.start(name, A)
     assert world.news() == ["one begins"]
-    assert world.turns.taken((A,))
+    assert world.locks.is_held((A,))
     world.end("one")
     assert world.news() == ["one ends", "two begins"]
     world.end("two")
     world.end("three")
     assert world.news() == ["two ends", "three begins", "three ends"]
-    assert not world.turns.taken((A,))
+    assert not world.locks.is_held((A,))
 
 
 def test_different_objects_do_not_wait_for_each_other() -> None:
@@ -98,15 +173,15 @@ def test_opposite_wishes_do_not_block_each_other() -> None:
     ]
 
 
-def test_an_abandoned_holder_passes_its_turn_on() -> None:
+def test_an_abandoned_holder_passes_its_lock_on() -> None:
     world = World()
     one = world.start("one", A)
     world.start("two", A)
     one.cancel()
     assert sorted(world.news()) == ["one begins", "one ends", "two begins"]
-    assert world.turns.taken((A,))
+    assert world.locks.is_held((A,))
     world.end("two")
-    assert not world.turns.taken((A,))
+    assert not world.locks.is_held((A,))
 
 
 def test_an_abandoned_waiter_leaves_the_queue() -> None:
@@ -117,6 +192,6 @@ def test_an_abandoned_waiter_leaves_the_queue() -> None:
     two.cancel()
     world.end("one")
     assert world.news() == ["one begins", "one ends", "three begins"]
-    assert not world.turns.taken((B,))
+    assert not world.locks.is_held((B,))
     world.end("three")
-    assert not world.turns.taken((A,))
+    assert not world.locks.is_held((A,))

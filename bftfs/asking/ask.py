@@ -1,0 +1,470 @@
+"""Sending requests and waiting for replies: the one place that does both.
+
+`Calls` are the unanswered requests of one operation, which sends what it likes to whom it likes: a
+READ asks for lists of versions and for fragments as replies come in. `Asking` is a round on top of
+it: a request to each of some nodes, and one reply from each.
+
+A round never waits for a node that is not needed. A node that takes longer than others usually do
+is replaced by the next one, if there is one from which an answer may be expected. A node that is
+busy is asked again soon, and then less and less often. Requests are repeated to silent nodes.
+[Q/U §4.3.4, c_quorum_rpc]
+
+Nothing here affects safety: the caller decides what counts, and when it is enough. What replies and
+silences show of a node, `Peers` remembers.
+
+**Concurrency.** An `Asking` or `Calls` belongs to one conversation.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable
+from enum import Enum
+from typing import Any, Generic, TypeVar
+
+from bftfs import limits
+from bftfs.asking.peers import Pace, Peers
+from bftfs.asking.quorum import Nodes
+from bftfs.asking.refusal import Refused
+from bftfs.conversation import Delivery, Now, Receive, Send
+from bftfs.errors import AdmissionRefused, QuorumUnavailable
+from bftfs.identifiers import NodeId
+
+Tag = TypeVar("Tag")
+
+PATIENCE_MAX_US = 2_000_000  # the longest interval between repetitions of a request
+BUSY_US = 5_000  # after which a node that was busy is asked again; doubles with each time
+_SILENCES = 3  # that a round bears for the sake of the last nodes that it needs
+_NEVER = 1 << 62
+
+
+class Calls(Generic[Tag]):
+    """The unanswered requests of one operation.
+
+    Replies that come after a silence are still taken, but for all except the latest requests.
+    """
+
+    __slots__ = (
+        "_heard",
+        "_patience_total_us",
+        "_required",
+        "_step_us",
+        "_subject",
+        "_unanswered",
+        "_waited_us",
+        "lapses",
+        "peers",
+    )
+
+    def __init__(
+        self,
+        peers: Peers,
+        pace: Pace,
+        *,
+        subject: str,
+        required: int,
+        patience_total_us: int | None = None,
+    ) -> None:
+        """So many nodes are `required`; that, and the `subject`, is for the error message."""
+        self.peers = peers
+        self.lapses = 0  # silences so far
+        self._subject = subject
+        self._required = required
+        self._patience_total_us = patience_total_us
+        self._step_us = pace.hedge_us
+        self._waited_us = 0
+        self._heard: Nodes = 0
+        self._unanswered: dict[int, tuple[NodeId, Tag]] = {}
+
+    async def send(
+        self, node: NodeId, message: Any, body: bytes | memoryview = b"", *, tag: Tag
+    ) -> None:
+        """Send a request; its reply comes with the tag."""
+        self._unanswered[await Send(node, message, body)] = (node, tag)
+
+    async def reply(self) -> tuple[Delivery, Tag] | None:
+        """The next reply; None after a silence, each of which is twice as long as the last.
+
+        Raises QuorumUnavailable when total patience has run out.
+        """
+        while True:
+            patience_us = self._step_us
+            if self._patience_total_us is not None:
+                patience_us = min(patience_us, self._patience_total_us - self._waited_us)
+            delivery = await Receive(patience_us)
+            if delivery is None:
+                await self._lapse(patience_us)
+                return None
+            call = self._unanswered.pop(delivery.request_number, None)
+            if call is not None:  # and no answer to an earlier round of this conversation
+                self._heard |= 1 << delivery.node
+                self.peers.answered(delivery.node)
+                return delivery, call[1]
+
+    async def _lapse(self, patience_us: int) -> None:
+        self.lapses += 1
+        self._waited_us += patience_us
+        if self._patience_total_us is not None and self._waited_us >= self._patience_total_us:
+            raise QuorumUnavailable(
+                heard=self._heard.bit_count(), required=self._required, subject=self._subject
+            )
+        now_us = await Now()
+        for node in {node for node, _ in self._unanswered.values()}:
+            self.peers.silent(node, now_us)
+        self._step_us = min(2 * self._step_us, limits.PATIENCE_MOST_US)
+        for number in list(self._unanswered)[: -limits.LATE_REQUESTS]:
+            del self._unanswered[number]
+
+
+class _Said(Enum):
+    """What the caller has said of a reply."""
+
+    WAIT = "wait"  # for the others that were asked
+    ENOUGH = "enough"
+    MORE = "more"
+    AGAIN = "again"
+
+
+class Asking:
+    """One round: a request to each of some nodes, and one reply from each.
+
+        asking = Asking(peers, order, lambda node: Send(node, request), subject=…, now_us=…)
+        async for reply in asking:
+            replies.append(reply.message)
+            if len(replies) == 3:
+                asking.enough()
+
+    After each reply the caller says at most one thing: `enough`, `more`, `rest`, `again` or
+    `refused`. If it says nothing, the round waits for the others that were asked.
+    """
+
+    __slots__ = (
+        "_busy",
+        "_busy_us",
+        "_failure",
+        "_half",
+        "_half_us",
+        "_heard",
+        "_hedge_us",
+        "_hopes",
+        "_last",
+        "_needed",
+        "_now_us",
+        "_numbers",
+        "_overdue",
+        "_pace",
+        "_patience_total_us",
+        "_patience_us",
+        "_peers",
+        "_probes",
+        "_quiet_us",
+        "_refusals",
+        "_request",
+        "_retries",
+        "_said",
+        "_silences",
+        "_subject",
+        "_suffices",
+        "_unasked",
+        "_waited_us",
+        "answered",
+        "asked",
+        "first",
+        "order",
+        "refusing",
+    )
+
+    def __init__(
+        self,
+        peers: Peers,
+        order: tuple[NodeId, ...],
+        request: Callable[[NodeId], Send],
+        *,
+        subject: str,
+        now_us: int,
+        first: int | None = None,
+        probes: tuple[NodeId, ...] = (),
+        pace: Pace | None = None,
+        needed: Callable[[Nodes], bool] | None = None,
+        hopes: Callable[[], bool] | None = None,
+        suffices: Callable[[], bool] | None = None,
+        patience_total_us: int | None = None,
+    ) -> None:
+        """The `first` nodes of `order` (by default a quorum) are asked at once, and the `probes`.
+
+        `needed` tells if those that have answered are all that the round must wait for; by default
+        if they are a quorum. `hopes` tells if it is worth while to wait for the silent all the
+        same, for some time. `suffices` replaces both when a silence has lasted.
+        """
+        self.order = order
+        self.first = peers.quorums.first_quorum(order) if first is None else first
+        self.asked: Nodes = 0
+        self.answered: Nodes = 0  # and did not refuse
+        self.refusing: Nodes = 0
+        self._peers = peers
+        self._request = request
+        self._subject = subject
+        self._now_us = now_us
+        self._probes = probes
+        self._pace = peers.metadata if pace is None else pace
+        self._needed = peers.quorums.is_quorum if needed is None else needed
+        self._hopes = hopes
+        self._suffices = suffices
+        self._patience_total_us = patience_total_us
+        self._numbers: dict[int, NodeId] = {}
+        self._unasked: list[NodeId] = []
+        self._heard: Nodes = 0  # whose reply is not taken any more
+        self._overdue: Nodes = 0  # those that are slower than usual
+        self._refusals: dict[int, dict[NodeId, str]] = {}  # by errno
+        self._failure: AdmissionRefused | None = None
+        self._last = NodeId(-1)  # the node whose reply the caller has
+        self._said = _Said.WAIT
+        self._half = (self.first + 1) // 2
+        self._half_us: int | None = None
+        self._quiet_us = 0  # of silence since the last reply…
+        self._hedge_us = self._pace.hedge_us  # …so much until others are asked, too…
+        self._patience_us = self._pace.patience_us  # …and until the silent count as silent
+        self._waited_us = 0
+        self._silences = 0
+        self._busy: list[NodeId] = []
+        self._busy_us = _NEVER  # until those that were busy are asked again
+        self._retries = 0
+
+    # --- what the caller says of a reply --------------------------------------------------------
+
+    def enough(self) -> None:
+        """The round is over."""
+        self._said = _Said.ENOUGH
+
+    def more(self) -> None:
+        """Ask one node more: one from which an answer may be expected, or one that is needed."""
+        if self._unasked and (
+            self._peers.willing(self._unasked[0])
+            or not (self.waiting or self._needed(self.answered))
+        ):
+            self._said = _Said.MORE
+        else:
+            self.rest()
+
+    def rest(self) -> None:
+        """Wait for those from which an answer may be expected; without any, it is enough."""
+        waiting = self.waiting
+        if self._needed(self.answered):
+            hopeful = self._is_hopeful()
+            for node in self.order:
+                if waiting >> node & 1 and (
+                    hopeful or (self._peers.willing(node) and not self._overdue >> node & 1)
+                ):
+                    return
+            self._said = _Said.ENOUGH
+        elif not waiting and not self.refusing:
+            self._said = _Said.ENOUGH
+
+    def again(self, node: NodeId) -> None:
+        """The reply counts as none: its node is asked again soon, and another one besides."""
+        self.answered &= ~(1 << node)
+        self._said = _Said.AGAIN
+
+    def refused(self, reply: Delivery) -> None:
+        """The reply is no answer: its node does not serve the request, or answers another one.
+
+        If that may pass (the node is busy), the node is asked again soon. Otherwise one node more
+        is asked. The round ends with AdmissionRefused once the others are no quorum, and so many
+        say why alike that a benign one does: a liar's reason must not be given for a refusal that
+        will pass, as that of a clock that is behind.
+        """
+        node, refusal = reply.node, reply.message
+        if not isinstance(refusal, Refused) or refusal.may_pass:
+            self.again(node)
+            return
+        self.answered &= ~(1 << node)
+        self.refusing |= 1 << node
+        self._refusals.setdefault(refusal.code, {})[node] = refusal.reason
+        quorums = self._peers.quorums
+        if not quorums.is_quorum((1 << quorums.n) - 1 & ~self.refusing):
+            alike = max(self._refusals.values(), key=len)
+            if quorums.includes_benign(sum(1 << each for each in alike)):
+                reason = next(iter(alike.values()))
+                code = next(each for each, nodes in self._refusals.items() if nodes is alike)
+                self._failure = AdmissionRefused(code=code, reason=reason, nodes=len(alike))
+                return
+        self.more()
+
+    @property
+    def waiting(self) -> Nodes:
+        """Those that were asked, and have neither answered nor refused."""
+        return self.asked & ~self.answered & ~self.refusing
+
+    def _is_hopeful(self) -> bool:
+        """True if it is worth while to wait for the silent: without them, nothing can succeed.
+
+        If a quorum of those that are believed has answered, repair can succeed at once.
+        """
+        return (
+            self._hopes is not None
+            and self._silences < _SILENCES
+            and self._hopes()
+            and not self._peers.quorums.is_quorum(self.answered & ~self._peers.disbelieved)
+        )
+
+    # --- the round ------------------------------------------------------------------------------
+
+    async def send(self) -> None:
+        """Send the first requests, if the replies are to be waited for later."""
+        for node in self.order[: self.first]:
+            await self._ask(node)
+        for node in self._probes:
+            if not self.asked >> node & 1:
+                await self._ask(node)
+        self._unasked = [node for node in self.order if not self.asked >> node & 1]
+
+    def __aiter__(self) -> Asking:
+        return self
+
+    async def __anext__(self) -> Delivery:
+        """The next node's reply."""
+        if self._last >= 0:
+            await self._go_on(self._last)
+        elif not self.asked:
+            await self.send()
+        while True:
+            until_us = min(self._patience_us, self._hedge_us, self._busy_us)
+            delivery = await Receive(until_us - self._quiet_us)
+            if delivery is None:
+                self._quiet_us = until_us
+                await self._bear_silence(until_us)
+                continue
+            node = self._numbers.get(delivery.request_number)
+            if node is None or self._heard >> node & 1:
+                continue
+            bit = 1 << node
+            self._heard |= bit
+            self.answered |= bit
+            if self.refusing & bit:
+                self._withdraw(node)
+            self._peers.answered(node)
+            self._last = node
+            return delivery
+
+    async def _go_on(self, node: NodeId) -> None:
+        """Do what the caller wants after the reply of `node`."""
+        if self._failure is not None:
+            raise self._failure
+        said, self._said = self._said, _Said.WAIT
+        if said is _Said.ENOUGH:
+            await self._conclude(node)
+            raise StopAsyncIteration
+        if said is _Said.AGAIN:
+            self._heard &= ~(1 << node)
+            for number in [number for number, owner in self._numbers.items() if owner == node]:
+                del self._numbers[number]
+            self._busy.append(node)
+            if self._busy_us == _NEVER:
+                self._busy_us = self._quiet_us + (BUSY_US << min(self._retries, 16))
+                self._retries += 1
+        else:
+            self._quiet_us = 0
+            if self._half_us is None and self._heard.bit_count() == self._half:
+                self._half_us = await Now()
+                self._pace.took_half(self._half_us - self._now_us)
+            if said is _Said.WAIT:
+                return
+        if self._unasked:
+            await self._ask(self._unasked.pop(0))
+
+    async def _conclude(self, last: NodeId) -> None:
+        """The round is over with the reply of `last`: note how long it took, and who was late."""
+        peers, pace = self._peers, self._pace
+        finished_us = await Now()
+        pace.took(finished_us - self._now_us)
+        if self._refusals:
+            self._note_full(finished_us)
+        if self._half_us is None or finished_us - self._half_us <= pace.late_us:
+            peers.timely(last)
+            return
+        for node in self.order[: self.first]:
+            if node == last:
+                peers.late(node, finished_us)
+            elif self._hedge_us == _NEVER and not self._heard >> node & 1:
+                peers.silent(node, finished_us)
+
+    async def _bear_silence(self, until_us: int) -> None:
+        """Nothing was heard for so long."""
+        if until_us == self._busy_us:
+            for node in self._busy:
+                await self._ask(node)
+            self._busy.clear()
+            self._busy_us = _NEVER
+        elif until_us == self._hedge_us:
+            await self._hedge()
+        else:
+            await self._lapse()
+
+    async def _hedge(self) -> None:
+        """Nodes take longer than usual: ask others in their place; without any, this has to do."""
+        self._hedge_us = _NEVER
+        silent = self._silent()
+        for node in silent:
+            self._overdue |= 1 << node
+        further = [node for node in self._unasked if self._peers.willing(node)]
+        if not further:
+            if not self._needed(self.answered):
+                further = self._unasked[:]  # better those than nobody
+            elif not self._is_hopeful():
+                await self._give_up(silent)
+                raise StopAsyncIteration
+        for node in further[: len(silent)]:
+            self._unasked.remove(node)
+            await self._ask(node)
+
+    async def _lapse(self) -> None:
+        """Those that have not answered count as silent: ask others, or repeat the requests."""
+        self._quiet_us = 0
+        self._waited_us += self._patience_us
+        self._silences += 1
+        silent = self._silent()
+        if self._heard:
+            await self._give_up(silent)
+        if self._suffices is None:
+            suffices = self._needed(self.answered) and not self._is_hopeful()
+        else:
+            suffices = self._suffices()
+        if suffices:
+            raise StopAsyncIteration
+        if self._patience_total_us is not None and self._waited_us >= self._patience_total_us:
+            raise QuorumUnavailable(
+                heard=self._heard.bit_count(), required=self.first, subject=self._subject
+            )
+        further = self._unasked[: len(silent)]
+        del self._unasked[: len(silent)]
+        if not further:
+            self._heard &= ~self.refusing
+            further = self._silent()
+            self._patience_us = min(2 * self._patience_us, PATIENCE_MAX_US)
+        for node in further:
+            await self._ask(node)
+
+    async def _give_up(self, silent: list[NodeId]) -> None:
+        """Note who has not answered; and whose disks are full, while the others may do."""
+        now_us = await Now()
+        for node in silent:
+            self._peers.silent(node, now_us)
+        self._note_full(now_us)
+
+    def _note_full(self, now_us: int) -> None:
+        for node in self._refusals.get(errno.ENOSPC, ()):
+            self._peers.full(node, now_us)
+
+    def _silent(self) -> list[NodeId]:
+        """Those that were asked, and have not answered."""
+        return [node for node in self.order if (self.asked & ~self._heard) >> node & 1]
+
+    def _withdraw(self, node: NodeId) -> None:
+        """`node` answers after it had refused."""
+        self.refusing &= ~(1 << node)
+        for nodes in self._refusals.values():
+            nodes.pop(node, None)
+
+    async def _ask(self, node: NodeId) -> None:
+        self.asked |= 1 << node
+        self._numbers[await self._request(node)] = node

@@ -1,0 +1,395 @@
+"""What one principal knows of each node: how it behaves, and whom to ask first.
+
+Rule 1: nothing here affects safety. Any node may be asked in any order, at any time, or never; what
+counts as evidence is decided by the protocols.
+Rule 2: whoever is left out, a quorum remains. It is enforced here, and nowhere else.
+
+A principal (a mount, a node, a command) has one `Peers`, which both protocols use: a node that lies
+to one is known to the other, and a node that is down is found out once. As in etcd/raft, where a
+leader keeps a `tracker.Progress` for each follower, there is one record for each node.
+
+**Asked last.** A node that is slow, silent or full, or whose disk is damaged, is asked after the
+others, and nobody waits for it as long as the others are a quorum. The order stays a function of
+the object and of these nodes: locality survives a crash, and the load of a crashed server is
+dispersed. [Q/U §4.3.5] Once its interval is over the node is asked besides the others, as a probe,
+and is back in its place when it answers. A first silence is forgiven at the next answer. A node
+that falls silent again soon after waits for its probe, and each time for twice as long: one that
+answers only now and then is noticed as rarely as one that never does.
+
+**Disbelieved.** A client leaves out of its history sets what some servers report. [Q/U §4.3.5,
+Malevolent] A server that said what no correct server says is convicted. One that reports another's
+authenticator as invalid quarrels with it: one of the two is malevolent, for correct servers never
+quarrel (over an insane time they may, while it lies between their clocks). A server accused by a
+set that includes a benign one has corrupted more than it can deny, and is convicted. Of the others,
+as few as explain all quarrels are disbelieved; and servers whose histories time and again show
+something that hardly anybody else has, and that only a repair gets rid of. Under contention correct
+servers do so now and then: the divergences are counted, and agreement makes up for them.
+
+**Rule 2.** Never are so many disbelieved that they cannot all be malevolent. Nobody is disbelieved
+for divergences without whom those that answer are no quorum. And when attempts fail time and again
+while the same servers are disbelieved, all that is not proven is forgotten: one of them may be
+needed, because another one is silent. Tests: tests/unit/query_update/test_shunned_in_need.py.
+
+**Concurrency.** Conversations of one engine share it between their awaits; every method leaves it
+consistent.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+from itertools import combinations
+
+from bftfs import limits
+from bftfs.asking.quorum import Nodes, QuorumSystem
+from bftfs.identifiers import NodeId
+
+HEDGE_US = 20_000  # silence after which others are asked as well, at the earliest
+PATIENCE_US = 200_000  # silence after which a node counts as silent, to begin with
+_ADAPTED_MAX_US = 2_000_000  # what both grow to at most, where the network is slow
+_USUAL_TIMES = 8  # the usual time, after which a silence means something
+_LATE_US = 2_000  # after half of the others, at least, and only then is an answer late
+_LATE_TIMES = 4  # the usual time after half of the others
+
+SILENCE_US = 1_000_000  # how long a node is asked last, to begin with
+SILENCE_MAX_US = 30_000_000
+_RELAPSE = 4  # intervals within which a node that answers again must not fall silent again
+_LATENESSES = 4  # more or less in a row, before a node is asked last for them
+
+MEMORY_US = 300 * limits.SECOND_US  # without news, after which everybody is believed again
+DIVERGENCES = 4  # in a row, before a server is disbelieved for them
+_CONFORMITIES = 4  # agreements that make up for one divergence
+_DIVERGENT = DIVERGENCES * _CONFORMITIES
+_FAILURES_BORNE = 8  # in a row, before what is not proven is forgotten
+_FAILURES_ALONE = 3  # …if those that are left are no quorum
+
+
+class Condition(Enum):
+    """What is known of a node."""
+
+    WELL = "well"
+    SLOW = "slow"  # it was the last that rounds waited for, time and again
+    SILENT = "silent"
+    FULL = "full"  # it has no room to store anything
+    DAMAGED = "damaged"  # it sent a fragment that is not what it was made to be
+    CONTRARY = "contrary"  # it contradicts the others, and may be lying
+    LYING = "lying"  # it said what no correct node says
+
+
+class Pace:
+    """How long one kind of request takes, and how long to wait for an answer.
+
+    Whoever backs off for less than others take, because what they waited for was not counted,
+    collides with them again and again: so all waits count. (How long an outage was says nothing of
+    that.)
+    """
+
+    __slots__ = ("_hedge_us", "_patience_us", "mean_us", "usual_us")
+
+    def __init__(self, *, hedge_us: int, patience_us: int) -> None:
+        self._hedge_us = hedge_us
+        self._patience_us = patience_us
+        self.mean_us = 0  # how long rounds take
+        self.usual_us = 0  # how long half of the nodes that are asked take
+
+    def took(self, elapsed_us: int) -> None:
+        """A round took this long."""
+        if elapsed_us >= 0:
+            self.mean_us += (min(elapsed_us, limits.COUNTED_US) - self.mean_us) >> 3
+
+    def took_half(self, elapsed_us: int) -> None:
+        """The first half of the nodes took this long."""
+        if elapsed_us >= 0:
+            self.usual_us += (elapsed_us - self.usual_us) >> 3
+
+    @property
+    def late_us(self) -> int:
+        """An answer is late so long after half of the nodes have answered."""
+        return max(_LATE_US, _LATE_TIMES * self.usual_us)
+
+    @property
+    def patience_us(self) -> int:
+        """A node that has been silent for so long counts as silent."""
+        return max(self._patience_us, min(_USUAL_TIMES * self.mean_us, _ADAPTED_MAX_US))
+
+    @property
+    def hedge_us(self) -> int:
+        """After a silence of this length other nodes are asked as well."""
+        return min(max(self._hedge_us, _USUAL_TIMES * self.usual_us), self.patience_us)
+
+
+class _Record:
+    """What is known of one node."""
+
+    __slots__ = (
+        "condition",
+        "divergences",
+        "interval_us",
+        "is_forgivable",
+        "lateness",
+        "relapse_until_us",
+        "retry_us",
+    )
+
+    def __init__(self) -> None:
+        self.condition = Condition.WELL  # why it is asked last; disbelief is another matter
+        self.retry_us = 0  # when it is to be probed
+        self.interval_us = 0
+        self.relapse_until_us = 0
+        self.is_forgivable = False  # whether its next answer puts it back in its place
+        self.lateness = 0
+        self.divergences = 0
+
+
+class Peers:
+    """The nodes, as one principal knows them."""
+
+    __slots__ = (
+        "_convicted",
+        "_forget_us",
+        "_last",
+        "_mute",
+        "_quarrels",
+        "_records",
+        "_trusted",
+        "_watched",
+        "disbelieved",
+        "faults",
+        "metadata",
+        "quorums",
+        "reads",
+        "writes",
+    )
+
+    def __init__(self, quorums: QuorumSystem, *, trusted: Nodes = 0) -> None:
+        """`trusted` are always believed: a node believes what it has itself accepted."""
+        self.quorums = quorums
+        self.metadata = Pace(hedge_us=HEDGE_US, patience_us=PATIENCE_US)
+        self.reads = Pace(hedge_us=limits.READ_PATIENCE_US, patience_us=PATIENCE_US)
+        self.writes = Pace(hedge_us=limits.READ_PATIENCE_US, patience_us=limits.WRITE_PATIENCE_US)
+        self.faults = [0] * quorums.n  # replies that a correct node does not send, so far
+        self.disbelieved: Nodes = 0
+        self._trusted = trusted
+        self._records = tuple(_Record() for _ in range(quorums.n))
+        self._last: Nodes = 0  # those that are asked last
+        self._mute: Nodes = 0  # of these, those that have not answered since
+        self._quarrels: set[tuple[NodeId, NodeId]] = set()  # accuser and accused
+        self._convicted: Nodes = 0
+        self._watched: Nodes = 0  # those with divergences
+        self._forget_us = 0
+
+    # --- what is asked of it --------------------------------------------------------------------
+
+    def order(
+        self, preference: tuple[NodeId, ...], now_us: int
+    ) -> tuple[tuple[NodeId, ...], tuple[NodeId, ...]]:
+        """The nodes in the order in which to ask them; and probes: nodes to ask besides.
+
+        A probe is a node whose time has come to be tried again. Nobody waits for it.
+        """
+        if not (self._last or self.disbelieved):
+            return preference, ()
+        if self.disbelieved and now_us >= self._forget_us:
+            self.forget()
+        probes = []
+        for node in preference:
+            if self._last >> node & 1:
+                record = self._records[node]
+                if record.retry_us <= now_us:
+                    record.retry_us = now_us + record.interval_us
+                    record.is_forgivable = True
+                    probes.append(node)
+        return tuple(sorted(preference, key=self._place)), tuple(probes)
+
+    def _place(self, node: NodeId) -> int:
+        """Where it comes in an order: those that are asked last, and have not answered, later."""
+        later = 4 * (self.disbelieved >> node & 1) + 2 * (self._last >> node & 1)
+        return later + (self._last >> node & self._mute >> node & 1)
+
+    def willing(self, node: NodeId) -> bool:
+        """True if a prompt and useful answer may be expected from `node`."""
+        return not (self._last | self.disbelieved) >> node & 1
+
+    def is_disbelieved(self, node: NodeId) -> bool:
+        """True if what `node` reports is left out at present."""
+        return bool(self.disbelieved >> node & 1)
+
+    def quorum_willing(self, *, without: Nodes = 0) -> bool:
+        """True if the willing ones are a quorum, also without these."""
+        everyone = (1 << self.quorums.n) - 1
+        return self.quorums.is_quorum(everyone & ~(self._last | self.disbelieved | without))
+
+    def condition(self, node: NodeId) -> Condition:
+        """What is known of `node`, the worst first."""
+        if self._convicted >> node & 1:
+            return Condition.LYING
+        if self.disbelieved >> node & 1:
+            return Condition.CONTRARY
+        return self._records[node].condition
+
+    # --- what has happened: answers, or none ----------------------------------------------------
+
+    def answered(self, node: NodeId) -> None:
+        """`node` has answered."""
+        if self._last >> node & 1:
+            self._mute &= ~(1 << node)
+            if self._records[node].is_forgivable:
+                self._last &= ~(1 << node)
+                self._records[node].condition = Condition.WELL
+
+    def silent(self, node: NodeId, now_us: int) -> None:
+        """`node` has not answered in the time that others take."""
+        self._mute |= 1 << node
+        self._ask_last(node, Condition.SILENT, now_us)
+
+    def full(self, node: NodeId, now_us: int) -> None:
+        """`node` has no room: its disk is full, and stays so for now."""
+        self._ask_last(node, Condition.FULL, now_us)
+
+    def damaged(self, node: NodeId, now_us: int) -> None:
+        """`node` sent a fragment that is not what it was made to be: its disk may be damaged."""
+        self.faults[node] += 1
+        self._ask_last(node, Condition.DAMAGED, now_us, limits.AVOID_FAULTY_US)
+
+    def late(self, node: NodeId, now_us: int) -> None:
+        """`node` alone kept a round waiting."""
+        record = self._records[node]
+        record.lateness += _LATENESSES
+        if record.lateness >= _LATENESSES * _LATENESSES:
+            record.lateness -= _LATENESSES
+            self._ask_last(node, Condition.SLOW, now_us)
+
+    def timely(self, node: NodeId) -> None:
+        """`node` was the last that a round waited for, and in time."""
+        record = self._records[node]
+        if record.lateness:
+            record.lateness -= 1
+
+    def _ask_last(
+        self, node: NodeId, condition: Condition, now_us: int, interval_us: int = 0
+    ) -> None:
+        record = self._records[node]
+        known = self._last >> node & 1
+        if known and record.retry_us > now_us and not interval_us:
+            return
+        relapsed = known or record.relapse_until_us > now_us
+        if not interval_us:
+            interval_us = SILENCE_US
+            if relapsed:
+                interval_us = min(2 * record.interval_us, SILENCE_MAX_US)
+        self._last |= 1 << node
+        record.condition = condition
+        record.interval_us = interval_us
+        record.retry_us = now_us + interval_us
+        record.relapse_until_us = now_us + (1 + _RELAPSE) * interval_us
+        record.is_forgivable = condition is not Condition.DAMAGED and not relapsed
+
+    # --- what has happened: lies and contradictions ---------------------------------------------
+
+    def convict(self, nodes: Nodes, now_us: int) -> None:
+        """`nodes` said what no correct node says."""
+        for node in range(self.quorums.n):
+            self.faults[node] += nodes >> node & 1
+        if nodes & ~self._convicted:
+            self._forget_us = now_us + MEMORY_US
+            self._convicted |= nodes
+            self._conclude()
+
+    def accuse(self, accuser: NodeId, forged: Nodes, now_us: int) -> None:
+        """`accuser` says that it culled the histories of the servers `forged`."""
+        self._forget_us = now_us + MEMORY_US
+        for accused in range(self.quorums.n):
+            if forged >> accused & 1 and accused != accuser:
+                self._quarrels.add((accuser, NodeId(accused)))
+        self._conclude()
+
+    def diverged(self, nodes: Nodes, now_us: int) -> None:
+        """Each of `nodes` reports something that hardly anybody else has.
+
+        It does not count if a benign one is among them, or if they are needed for a quorum.
+        """
+        if not nodes or self.quorums.includes_benign(nodes):
+            return
+        if not self.quorum_willing(without=nodes):
+            return
+        self._watched |= nodes
+        for node, record in enumerate(self._records):
+            if nodes >> node & 1:
+                before = record.divergences
+                record.divergences = min(before + _CONFORMITIES, 2 * _DIVERGENT)
+                if before < _DIVERGENT <= before + _CONFORMITIES:
+                    self._forget_us = now_us + MEMORY_US
+                    self._conclude()
+
+    def conformed(self, nodes: Nodes) -> None:
+        """`nodes` report what others report."""
+        nodes &= self._watched
+        if not nodes:
+            return
+        for node, record in enumerate(self._records):
+            if nodes >> node & 1:
+                record.divergences -= 1
+                if not record.divergences:
+                    self._watched &= ~(1 << node)
+                elif record.divergences == _DIVERGENT - 1:
+                    self._conclude()
+
+    def failed(self, failures: int, disbelieved: Nodes) -> None:
+        """So many attempts in a row have failed, the last one while these were disbelieved.
+
+        Rule 2: one of them may be needed, and then all that has to be done is to take note of what
+        it reports. A suspicion that this very attempt has raised is given its chance first: those
+        that are left may be slow, and have been silent for no worse reason.
+        """
+        borne = _FAILURES_BORNE if self.quorum_willing() else _FAILURES_ALONE
+        if failures % borne == 0 and self.disbelieved == disbelieved:
+            self.relent()
+
+    def relent(self) -> None:
+        """Forget what is not proven."""
+        self._quarrels.clear()
+        for record in self._records:
+            record.divergences = 0
+        self._watched = 0
+        self._conclude()
+
+    def forget(self) -> None:
+        """Believe everybody again."""
+        self._convicted = 0
+        self.relent()
+
+    def _conclude(self) -> None:
+        """Find out whom to disbelieve."""
+        includes_benign = self.quorums.includes_benign
+        convicted = self._convicted
+        for accused in range(self.quorums.n):
+            accusers = 0
+            for one, other in self._quarrels:
+                if other == accused:
+                    accusers |= 1 << one
+            if includes_benign(accusers):
+                convicted |= 1 << accused
+        disbelieved = convicted | _least_cover(
+            {
+                (one, other)
+                for one, other in self._quarrels
+                if not (convicted >> one | convicted >> other) & 1
+            }
+        )
+        disbelieved &= ~self._trusted
+        for node, record in enumerate(self._records):
+            bit = 1 << node & ~self._trusted
+            if record.divergences >= _DIVERGENT and not includes_benign(disbelieved | bit):
+                disbelieved |= bit
+        self.disbelieved = 0 if includes_benign(disbelieved) else disbelieved
+
+
+def _least_cover(quarrels: set[tuple[NodeId, NodeId]]) -> Nodes:
+    """The fewest servers of which each of `quarrels` has one; the accused rather."""
+    accused = sorted({other for _, other in quarrels})
+    accusers = sorted({one for one, _ in quarrels}.difference(accused))
+    involved = accused + accusers
+    for size in range(len(involved) + 1):
+        for chosen in combinations(involved, size):
+            if all(one in chosen or other in chosen for one, other in quarrels):
+                return sum(1 << node for node in chosen)
+    raise AssertionError("all the involved are a cover")
