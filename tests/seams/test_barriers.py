@@ -1,0 +1,234 @@
+"""Barriers cost whoever makes them his allowance, and nobody else more than half of the speed."""
+
+from __future__ import annotations
+
+from collections.abc import Coroutine, Iterator
+from typing import Any
+
+import pytest
+
+from bftfs import limits
+from bftfs.conversation import Now, Pause, Receive, Send
+from bftfs.credentials import Credentials
+from bftfs.identifiers import ClientId, NodeId, ObjectKind, object_id
+from bftfs.query_update.counter import Increment
+from bftfs.query_update.history import (
+    ZERO,
+    Candidate,
+    Conditioned,
+    ConditionedKind,
+    Known,
+    assemble,
+    history_of,
+    logical_timestamp,
+)
+from bftfs.query_update.messages import InlineBarrier, Query, QueryReply, Update
+from bftfs.query_update.replica import Replica
+from bftfs.simulation.world import SECOND_US
+from bftfs.wire.codec import encode
+from tests.seams.world import READERS_GRANT, Hand, User, World
+
+COUNTER = object_id(ObjectKind.COUNTER, placement=0, unique=bytes(14))
+AHEAD_US = 200 * SECOND_US
+FORGER = NodeId(5)
+
+
+class Counting:
+    """A correct client that increments a counter, one update after the other."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self._user: User = world.user("correct", Credentials(uid=1000, gid=1000))
+        self.count = 0
+        self.errors: list[BaseException] = []
+        self._user.host.start(self._increment(), lambda _, error: self._ended(error))
+
+    def _ended(self, error: BaseException | None) -> None:
+        if error is not None:
+            self.errors.append(error)
+
+    async def _increment(self) -> None:
+        while True:
+            await self._user.objects.update(
+                (COUNTER,), "counter.increment", Increment(1), self._user.who
+            )
+            self.count += 1
+
+    def rate(self, duration_us: int) -> float:
+        """Updates per second from now on."""
+        before = self.count
+        self._world.run_for(duration_us)
+        assert not self.errors, self.errors
+        return (self.count - before) * SECOND_US / duration_us
+
+
+def rates(
+    world: World, *attacks: tuple[Any, Coroutine[Any, Any, None]], apart_us: int = 0
+) -> tuple[float, float]:
+    """Updates per second of a correct client: alone, and while others attack."""
+    counting = Counting(world)
+    world.run_for(SECOND_US // 4)
+    alone = counting.rate(SECOND_US)
+    for number, (host, attack) in enumerate(attacks):
+        world.agenda.after(number * apart_us, world.start, host, attack)
+    world.run_for(2 * SECOND_US)  # any burst that is allowed is over
+    return alone, counting.rate(2 * SECOND_US)
+
+
+def histories(world: World, hand: Hand) -> dict[NodeId, Known]:
+    """What nodes report of the counter."""
+    replies = hand.ask_all(Query((COUNTER,), "", b"", 0, 0, (), NodeId(0)))
+    return {
+        NodeId(node): Known(reply.histories[0], reply.authenticators[0])
+        for node, reply in replies.items()
+    }
+
+
+# --- barriers that carry a clock -----------------------------------------------------------------
+
+
+async def bar(world: World, known: Known, reporter: NodeId, clock_us: int = 0) -> None:
+    """Send all nodes a barrier that is conditioned on what one server reports."""
+    history_set, authenticators, _ = assemble(COUNTER, {reporter: known})
+    conditioned = Conditioned(ConditionedKind.BARRIER, None, clock_us, (history_set,))
+    request = Update(encode(conditioned), (authenticators,), (), NodeId(0))
+    for node in range(world.sizes.n):
+        await Send(NodeId(node), request)
+
+
+async def clocked(world: World, known: Known, every_us: int) -> None:
+    """Barriers far in the future, all conditioned on one old history of one server."""
+    while True:
+        await bar(world, known, NodeId(0), await Now() + AHEAD_US)
+        await Pause(every_us)
+
+
+WAYS = [(2_000, 5_100), (20_000, 100_000)]  # one way, and between two barriers
+
+
+@pytest.mark.xfail(strict=True, raises=AssertionError, reason="barriers may carry a clock")
+@pytest.mark.parametrize(("delay_us", "every_us"), WAYS)
+def test_a_reader_does_not_stop_updates(delay_us: int, every_us: int) -> None:
+    """A client that may only read makes barriers 200 s ahead, within its allowance."""
+    assert SECOND_US // every_us <= limits.REPAIRS_PER_SECOND
+    world = World(delay_us=(delay_us, delay_us))
+    user = world.user("first")
+    user.run(user.objects.update((COUNTER,), "counter.increment", Increment(1), user.who))
+    reader = world.hand("reader", grant=READERS_GRANT)
+    known = histories(world, reader)[NodeId(0)]
+    alone, attacked = rates(world, (reader.host, clocked(world, known, every_us)))
+    assert attacked >= alone / 2, f"{alone:.0f} updates/s became {attacked:.1f}"
+
+
+async def racing(world: World, pause_us: int) -> None:
+    """Ask one server for its history, and bar what it says at once: no clock, nothing forged."""
+    while True:
+        await Send(NodeId(0), Query((COUNTER,), "", b"", 0, 0, (), NodeId(0)))
+        reply: Any = None
+        while not isinstance(reply, QueryReply):
+            delivery = await Receive(SECOND_US)
+            reply = None if delivery is None else delivery.message
+        await bar(world, Known(reply.histories[0], reply.authenticators[0]), NodeId(0))
+        await Pause(pause_us)
+
+
+@pytest.mark.xfail(strict=True, raises=AssertionError, reason="200 barriers/s are too many")
+@pytest.mark.parametrize(("readers", "pause_us"), [(1, 1), (4, 5_100)])
+def test_readers_that_race_do_not_stop_updates(readers: int, pause_us: int) -> None:
+    """Readers bar whatever is latest, as fast as they may, or four of them at half of that."""
+    world = World(delay_us=(2_000, 2_000))
+    user = world.user("first")
+    user.run(user.objects.update((COUNTER,), "counter.increment", Increment(1), user.who))
+    hands = [world.hand(f"reader {number}", grant=READERS_GRANT) for number in range(readers)]
+    attacks = [(hand.host, racing(world, pause_us)) for hand in hands]
+    alone, attacked = rates(world, *attacks, apart_us=pause_us // readers)
+    assert attacked >= alone / 2, f"{alone:.0f} updates/s became {attacked:.1f}"
+
+
+# --- barriers that a node forges -----------------------------------------------------------------
+
+
+def forged(world: World) -> Iterator[Known]:
+    """Histories with barriers that node 5 says it has accepted, each later than the one before."""
+    hand = Hand(world, "forger", None, (int(FORGER),))
+    number = 0
+    while True:
+        number += 1
+        later = logical_timestamp(
+            time_us=world.now_us + AHEAD_US,
+            barrier=True,
+            client=ClientId(b"c" * 16),
+            digest=number.to_bytes(32, "big"),
+        )
+        own = Replica(world.nodes[FORGER].disk, COUNTER).history
+        head = own.latest_object.timestamp if own.candidates else ZERO
+        history = history_of(
+            (*(each for each in own.candidates if not each.barrier), Candidate(later, head)),
+            initial=own.initial,
+        )
+        yield hand.forged(int(FORGER), COUNTER, history)
+
+
+async def flood(world: World, histories: Iterator[Known], every_us: int) -> None:
+    """A forged barrier to everybody, again and again."""
+    for known in histories:
+        history_set, authenticators, _ = assemble(COUNTER, {FORGER: known})
+        for node in range(world.sizes.n):
+            if node != FORGER:
+                await Send(NodeId(node), InlineBarrier(history_set, authenticators))
+        await Pause(every_us)
+
+
+async def build_on(world: World, histories: Iterator[Known], every_us: int) -> None:
+    """The same, but the barriers are the sender's own, on top of what the node has forged."""
+    for known in histories:
+        await bar(world, known, FORGER)
+        await Pause(every_us)
+
+
+PUSHED = [(1_000, 4_000), (2_000, 20_000), (20_000, 200_000)]
+node_forges = pytest.mark.xfail(
+    strict=True, raises=AssertionError, reason="inline barriers are charged to nobody"
+)
+
+
+@node_forges
+@pytest.mark.parametrize(("delay_us", "every_us"), PUSHED)
+def test_a_node_does_not_stop_updates(delay_us: int, every_us: int) -> None:
+    """One node pushes barriers that it forged, under its own name."""
+    world = World(delay_us=(delay_us, delay_us))
+    host = world.nodes[FORGER]
+    alone, attacked = rates(world, (host, flood(world, forged(world), every_us)))
+    assert attacked >= alone / 2, f"{alone:.0f} updates/s became {attacked:.1f}"
+
+
+@node_forges
+@pytest.mark.parametrize(("delay_us", "every_us"), PUSHED)
+def test_a_reader_with_a_nodes_key_does_not_stop_updates(delay_us: int, every_us: int) -> None:
+    """The same barriers, sent by a client that may only read."""
+    world = World(delay_us=(delay_us, delay_us))
+    reader = world.hand("reader", grant=READERS_GRANT, allies=(FORGER,))
+    alone, attacked = rates(world, (reader.host, flood(world, forged(world), every_us)))
+    assert attacked >= alone / 2, f"{alone:.0f} updates/s became {attacked:.1f}"
+
+
+@pytest.mark.xfail(strict=True, raises=AssertionError, reason="a barrier may rest on one history")
+@pytest.mark.parametrize(("delay_us", "every_us"), [(2_000, 5_100), (20_000, 100_000)])
+def test_barriers_on_forged_histories_do_not_stop_updates(delay_us: int, every_us: int) -> None:
+    """A reader makes barriers of its own on what the node has forged, within its allowance."""
+    world = World(delay_us=(delay_us, delay_us))
+    reader = world.hand("reader", grant=READERS_GRANT, allies=(FORGER,))
+    alone, attacked = rates(world, (reader.host, build_on(world, forged(world), every_us)))
+    assert attacked >= alone / 2, f"{alone:.0f} updates/s became {attacked:.1f}"
+
+
+@node_forges
+@pytest.mark.parametrize(("delay_us", "every_us"), PUSHED)
+def test_many_readers_with_a_nodes_key_do_not_stop_updates(delay_us: int, every_us: int) -> None:
+    """The same, by four clients in turns: what each may do must not add up."""
+    world = World(delay_us=(delay_us, delay_us))
+    barriers = forged(world)
+    hands = [world.hand(f"reader {number}", grant=READERS_GRANT) for number in range(4)]
+    attacks = [(hand.host, flood(world, barriers, 4 * every_us)) for hand in hands]
+    alone, attacked = rates(world, *attacks, apart_us=every_us)
+    assert attacked >= alone / 2, f"{alone:.0f} updates/s became {attacked:.1f}"

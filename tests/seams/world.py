@@ -1,0 +1,403 @@
+"""A simulated cluster with real nodes, for attacks that use one protocol against the other.
+
+The nodes are those of `bftfs.simulation`, but they ask the real block authority: their replica of
+the inode. Byzantine clients send what they like (`Hand`), with the keys of lying nodes if the two
+work together. Any message can be held back for as long as a schedule wants (`Ways.hold`).
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Callable, Coroutine, Iterable, Mapping
+from typing import Any
+
+from bftfs.asking.quorum import ThresholdQuorums
+from bftfs.asking.refusal import Refused
+from bftfs.coding.erasure import ErasureCode
+from bftfs.conversation import Now, Receive, Send
+from bftfs.credentials import Credentials
+from bftfs.crypto.digest import replica_history_digest, voucher_digest
+from bftfs.filesystem import object_types
+from bftfs.filesystem.attributes import Attributes, Changes
+from bftfs.filesystem.capacity import ClusterCapacity
+from bftfs.filesystem.objects import ATTRIBUTES_KEY
+from bftfs.filesystem.operations import FileSystem
+from bftfs.filesystem.options import Options
+from bftfs.identifiers import BlockId, ClientId, NodeId, ObjectId, ObjectKind, object_id
+from bftfs.query_update.client import QueryUpdateClient
+from bftfs.query_update.history import Known
+from bftfs.query_update.replica import Replica
+from bftfs.read_write.client import ReadWriteClient
+from bftfs.read_write.messages import Voucher, VouchReply, VouchRequest, WriteReply, WriteRequest
+from bftfs.read_write.placement import rotation_of
+from bftfs.read_write.timestamp import BlockTimestamp, encoded, version_key
+from bftfs.read_write.writing import Encoded, encode
+from bftfs.server.block_verification import VerificationSettings
+from bftfs.server.step import Grant
+from bftfs.simulation.deployment import Deployment, Sizes
+from bftfs.simulation.network import Kind, Network, NetworkFaults
+from bftfs.simulation.principals import Host, Servers, SimulatedClient
+from bftfs.simulation.workloads.ledger import ledger_types
+from bftfs.simulation.world import SECOND_US, START_US
+from bftfs.simulation.world import World as Agenda
+from bftfs.storage import Table
+from nodes.authority import InodeAuthority
+
+TYPES = object_types() | ledger_types()
+
+VOLUME = object_id(ObjectKind.VOLUME, placement=0, unique=b"v" * 14)
+ROOT = object_id(ObjectKind.DIRECTORY, placement=0, unique=b"r" * 14)
+BLOCK_BYTES = 4096
+
+SUPERUSER = Credentials(uid=0, gid=0)
+STRANGER = Credentials(uid=4242, gid=4242)
+STRANGERS_GRANT = Grant(uids=(STRANGER.uid,))
+READERS_GRANT = Grant(uids=(STRANGER.uid,), write=False)
+
+
+class Ways(Network):
+    """A network that holds messages back, if told to, and counts those that it carries."""
+
+    def __init__(self, agenda: Agenda, delay_us: tuple[int, int]) -> None:
+        super().__init__(agenda, NetworkFaults(delay_us=delay_us))
+        self._holds: Callable[..., bool] | None = None
+        self._held: list[tuple[Any, ...]] = []
+        self.watch: Callable[..., None] | None = None
+
+    def send(
+        self, source: Any, target: Any, kind: Kind, number: int, message: Any, body: Any = b""
+    ) -> None:
+        if self.watch is not None:
+            self.watch(source, target, kind, message)
+        if self._holds is not None and self._holds(source, target, kind, message):
+            self._held.append((source, target, kind, number, message, body))
+            return
+        super().send(source, target, kind, number, message, body)
+
+    def hold(self, holds: Callable[[Any, Any, Kind, Any], bool]) -> None:
+        """Hold back from now on what `holds` says; what was held stays so."""
+        self._holds = holds
+
+    def release(self, which: Callable[[Any, Any, Kind, Any], bool] | None = None) -> int:
+        """Let go of what was held, or of some of it; how many messages that was."""
+        held, self._held = self._held, []
+        released = 0
+        for message in held:
+            if which is None or which(*message[:3], message[4]):
+                released += 1
+                super().send(*message)
+            else:
+                self._held.append(message)
+        return released
+
+    def flow(self) -> None:
+        """Hold nothing back any more."""
+        self._holds = None
+        self.release()
+
+
+class GuardedDeployment(Deployment):
+    """A deployment whose nodes ask their replica of the inode who may write, as real ones do."""
+
+    def servers(self, node: NodeId) -> Servers:
+        servers = super().servers(node)
+        servers[WriteRequest]._authority = InodeAuthority()  # type: ignore[attr-defined]
+        return servers
+
+
+class World:
+    """Nodes and clients in virtual time. `verifying` nodes verify, repair and heal unasked."""
+
+    def __init__(
+        self,
+        t: int = 1,
+        b: int = 1,
+        *,
+        verifying: bool = True,
+        sizes: Sizes | None = None,
+        delay_us: tuple[int, int] = (50, 500),
+        seed: int = 0,
+        **options: Any,
+    ) -> None:
+        self.sizes = sizes or Sizes.smallest(t=t, b=b)
+        self.agenda = Agenda(seed)
+        self.ways = Ways(self.agenda, delay_us)
+        self.deployment = GuardedDeployment(
+            self.agenda,
+            self.ways,
+            self.sizes,
+            types=TYPES,
+            verification=VerificationSettings() if verifying else None,
+            **options,
+        )
+        self.nodes = self.deployment.nodes
+        self.quorums = ThresholdQuorums(self.sizes.query_update)
+
+    @property
+    def now_us(self) -> int:
+        return START_US + self.agenda.now_us
+
+    def run_for(self, duration_us: int, *, most_events: int = 2_000_000) -> None:
+        end_us = self.agenda.now_us + duration_us
+        self.agenda.after(duration_us, lambda: None)
+        assert self.agenda.run(
+            until=lambda: self.agenda.now_us >= end_us, most_events=most_events
+        ), "too much happens"
+
+    def run_until(self, condition: Callable[[], bool], *, within_us: int = 600 * SECOND_US) -> None:
+        """Let things happen until then. Fails after `within_us`."""
+        end_us = self.agenda.now_us + within_us
+        self.agenda.after(within_us, lambda: None)
+        assert self.agenda.run(
+            until=lambda: condition() or self.agenda.now_us >= end_us, most_events=2_000_000
+        ), "too much happens"
+        assert condition(), f"it has not happened within {within_us // SECOND_US} s"
+
+    def start(self, host: Host, conversation: Coroutine[Any, Any, Any]) -> list[Any]:
+        """Begin a conversation; what it comes to (a result or an error) appears in the list."""
+        ended: list[Any] = []
+
+        def end(result: Any, error: BaseException | None) -> None:
+            ended.append(result if error is None else error)
+
+        if isinstance(host, SimulatedClient):
+            host.start(conversation, end)
+        else:
+            host.engine.start(conversation, end)
+            host.arm()
+        return ended
+
+    def run(
+        self,
+        host: Host,
+        conversation: Coroutine[Any, Any, Any],
+        *,
+        within_us: int = 600 * SECOND_US,
+    ) -> Any:
+        """The result of a conversation."""
+        ended = self.start(host, conversation)
+        self.run_until(lambda: bool(ended), within_us=within_us)
+        if isinstance(ended[0], BaseException):
+            raise ended[0]
+        return ended[0]
+
+    def user(self, name: str, who: Credentials = SUPERUSER, **options: Any) -> User:
+        return User(self, name, who, **options)
+
+    def hand(self, name: str, *, grant: Grant | None = None, allies: Iterable[int] = ()) -> Hand:
+        return Hand(self, name, grant, tuple(allies))
+
+    # --- what nodes have ---------------------------------------------------------------------
+
+    def knowing(self, identifier: ObjectId) -> list[int]:
+        """The nodes that know of an inode or directory."""
+        return [
+            int(node.node)
+            for node in self.nodes
+            if Replica(node.disk, identifier).workspace.get(ATTRIBUTES_KEY) is not None
+        ]
+
+    def hosting(self, block: BlockId, timestamp: BlockTimestamp) -> list[int]:
+        """The nodes that host a version."""
+        key = version_key(block, timestamp)
+        return [int(node.node) for node in self.nodes if node.disk.get(Table.BLOCK, key)]
+
+    def volume_of(self, node: int, client: ClientId) -> int:
+        """Bytes of fragments that a node stores of one author's versions."""
+        end = b"\xff" * 128
+        return sum(
+            len(row)
+            for key, row in self.nodes[node].disk.scan(Table.FRAGMENT, b"", end)
+            if client in key
+        )
+
+
+class User:
+    """A correct client with a mount that shows and stores everything at once."""
+
+    def __init__(
+        self,
+        world: World,
+        name: str,
+        who: Credentials,
+        *,
+        grant: Grant | None = None,
+        skew_us: int = 0,
+    ) -> None:
+        self._world = world
+        self.who = who
+        self.host = world.deployment.client(name, grant=grant, skew_us=skew_us)
+        self.objects = QueryUpdateClient(self.host.client, world.quorums, TYPES)
+        self.blocks = ReadWriteClient(self.host.client, world.sizes.read_write)
+        self.capacity = ClusterCapacity(world.sizes.read_write)
+        self.files = FileSystem(
+            self.objects,
+            self.blocks,
+            self.capacity,
+            None,
+            root=ROOT,
+            volume=VOLUME,
+            options=Options(strict=True, access_times=False),
+        )
+
+    def run(self, conversation: Coroutine[Any, Any, Any], **bounds: Any) -> Any:
+        return self._world.run(self.host, conversation, **bounds)
+
+    def format(self) -> None:
+        self.run(self.files.format(self.who, block_bytes=BLOCK_BYTES))
+
+    def make(self, name: str, contents: str, mode: int = 0o600) -> ObjectId:
+        """A new file in the root directory."""
+
+        async def make() -> ObjectId:
+            found, file = await self.files.create(
+                ROOT, name.encode(), stat.S_IFREG | mode, self.who, flags=os.O_WRONLY
+            )
+            self.files.write(file, 0, contents.encode(), now_ns=await Now() * 1000)
+            await self.files.release(file)
+            return found.identifier
+
+        identifier: ObjectId = self.run(make())
+        return identifier
+
+    def put(self, identifier: ObjectId, contents: str, offset: int = 0, **bounds: Any) -> None:
+        async def put() -> None:
+            file = await self.files.open(identifier, os.O_WRONLY, self.who)
+            self.files.write(file, offset, contents.encode(), now_ns=await Now() * 1000)
+            await self.files.release(file)
+
+        self.run(put(), **bounds)
+
+    def read(self, identifier: ObjectId) -> str:
+        """A file's first bytes, as a mount that knows nothing of it yet shows them."""
+
+        async def read() -> bytes:
+            file = await self.files.open(identifier, os.O_RDONLY, self.who)
+            contents = bytes(await self.files.read(file, 0, 100))
+            await self.files.release(file)
+            return contents
+
+        contents: bytes = self.run(read())
+        return contents.decode()
+
+    def chmod(self, identifier: ObjectId, mode: int) -> None:
+        self.run(self.files.change_attributes(identifier, Changes(mode=mode), self.who))
+
+    def attributes(self, identifier: ObjectId) -> Attributes:
+        found: Attributes = self.run(self.files.attributes(identifier, self.who))
+        return found
+
+
+class Version:
+    """A version of a block that a hand makes: who has it is another matter."""
+
+    def __init__(self, hand: Hand, block: BlockId, contents: str, time_us: int) -> None:
+        sizes = hand.world.sizes.read_write
+        self.block = block
+        self.pieces: Encoded = encode(ErasureCode(sizes.m, sizes.N), contents.encode())
+        self.timestamp = BlockTimestamp(time_us, hand.host.client, self.pieces.verifier)
+        self._rotation = rotation_of(block, sizes.N)
+        self._sizes = sizes
+
+    def request(self, who: Credentials, vouchers: tuple[Voucher, ...] = ()) -> WriteRequest:
+        return WriteRequest(
+            self.block,
+            self.timestamp,
+            self.pieces.cross_checksum,
+            who.uid,
+            who.gid,
+            who.groups,
+            vouchers,
+        )
+
+    def fragment(self, node: int) -> bytes:
+        return bytes(self.pieces.fragments[(node - self._rotation) % self._sizes.N])
+
+
+class Hand:
+    """A client that sends what it likes, and has the keys of the nodes it is in league with."""
+
+    def __init__(
+        self, world: World, name: str, grant: Grant | None, allies: tuple[int, ...]
+    ) -> None:
+        self.world = world
+        self.host = world.deployment.client(name, grant=grant)
+        self.allies = allies
+
+    def ask(
+        self, requests: Mapping[int, tuple[Any, bytes]], *, patience_us: int = SECOND_US
+    ) -> dict[int, Any]:
+        """Send each node its request; the replies."""
+
+        async def ask() -> dict[int, Any]:
+            numbers = {
+                await Send(NodeId(node), message, body): node
+                for node, (message, body) in requests.items()
+            }
+            replies: dict[int, Any] = {}
+            while numbers:
+                delivery = await Receive(patience_us)
+                if delivery is None:
+                    break
+                node = numbers.pop(delivery.request_number, None)
+                if node is not None:
+                    replies[node] = delivery.message
+            return replies
+
+        replies: dict[int, Any] = self.world.run(self.host, ask())
+        return replies
+
+    def ask_all(self, message: Any) -> dict[int, Any]:
+        return self.ask(dict.fromkeys(range(self.world.sizes.n), (message, b"")))
+
+    # --- blocks ------------------------------------------------------------------------------
+
+    def version(self, block: BlockId, contents: str, time_us: int) -> Version:
+        return Version(self, block, contents, time_us)
+
+    def write(
+        self,
+        version: Version,
+        nodes: Iterable[int],
+        *,
+        vouchers: tuple[Voucher, ...] = (),
+        who: Credentials = STRANGER,
+    ) -> dict[int, Any]:
+        """WRITE of a version to some nodes; what they say."""
+        request = version.request(who, vouchers)
+        return self.ask({node: (request, version.fragment(node)) for node in nodes})
+
+    def vouchers(self, version: Version) -> tuple[Voucher, ...]:
+        """What nodes vouch for; and allies, whether or not they host it."""
+        replies = self.ask_all(VouchRequest(version.block, version.timestamp))
+        given = {
+            node: reply.authenticator
+            for node, reply in replies.items()
+            if isinstance(reply, VouchReply) and reply.authenticator
+        }
+        digest = voucher_digest(block=version.block, timestamp=encoded(version.timestamp))
+        for ally in self.allies:
+            given[ally] = self.world.deployment.keys(NodeId(ally)).make(digest)
+        return tuple(Voucher(NodeId(node), made) for node, made in sorted(given.items()))
+
+    def finish(self, version: Version, vouchers: tuple[Voucher, ...]) -> dict[int, Any]:
+        """Send a version to all nodes, as the repair of somebody else's."""
+        return self.write(version, range(self.world.sizes.n), vouchers=vouchers)
+
+    # --- objects -----------------------------------------------------------------------------
+
+    def forged(self, node: int, name: ObjectId, history: bytes) -> Known:
+        """A replica history that an ally reports."""
+        keys = self.world.deployment.keys(NodeId(node))
+        return Known(history, keys.make(replica_history_digest(object=name, encoded=history)))
+
+
+def accepted(replies: Mapping[int, Any]) -> list[int]:
+    """The nodes that host a version, by their replies to a WRITE."""
+    return sorted(node for node, reply in replies.items() if isinstance(reply, WriteReply))
+
+
+def refused(replies: Mapping[int, Any]) -> dict[int, int]:
+    """The codes of refusals."""
+    return {node: reply.code for node, reply in replies.items() if isinstance(reply, Refused)}
