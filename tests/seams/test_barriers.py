@@ -72,7 +72,7 @@ def rates(
     for number, (host, attack) in enumerate(attacks):
         world.agenda.after(number * apart_us, world.start, host, attack)
     world.run_for(2 * SECOND_US)  # any burst that is allowed is over
-    return alone, counting.rate(2 * SECOND_US)
+    return alone, counting.rate(SECOND_US)
 
 
 def histories(world: World, hand: Hand) -> dict[NodeId, Known]:

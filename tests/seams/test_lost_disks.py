@@ -26,7 +26,7 @@ from bftfs.query_update.messages import (
 )
 from bftfs.query_update.replica import INITIAL_ROW, rows_of, stored_row
 from bftfs.simulation.network import Kind
-from bftfs.simulation.principals import Host
+from bftfs.simulation.principals import SimulatedPrincipal
 from bftfs.simulation.workloads.ledger import ACCOUNT, Audit, Deposit, Transfer
 from bftfs.simulation.world import SECOND_US
 from bftfs.simulation.world import World as Agenda
@@ -273,7 +273,7 @@ def test_what_was_read_is_read_again(t: int, b: int, liars: int) -> None:
 # --- clocks ---------------------------------------------------------------------------------------
 
 
-def drift(host: Host, agenda: Agenda, percent: int) -> None:
+def drift(host: SimulatedPrincipal, agenda: Agenda, percent: int) -> None:
     """From now on a clock is faster than time by so much, or slower."""
     host.skew_us += percent * 1_000
     agenda.after(100_000, drift, host, agenda, percent)

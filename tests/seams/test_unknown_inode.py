@@ -40,7 +40,11 @@ def overwrite(world: World, identifier: ObjectId, liars: int) -> list[int]:
 SIZES = [(1, 1, 1), (1, 0, 0), (2, 1, 0), (2, 1, 1)]  # t, b, and how many lie
 
 
-@pytest.mark.xfail(strict=True, reason="a node that does not know an inode lets every write pass")
+@pytest.mark.xfail(
+    strict=True,
+    raises=AssertionError,
+    reason="a node that does not know an inode lets every write pass",
+)
 @pytest.mark.parametrize(("t", "b", "liars"), SIZES)
 def test_new_file_is_not_overwritten(t: int, b: int, liars: int) -> None:
     """Root makes a file 0600; t nodes have not heard of it; a stranger writes to all."""
@@ -54,7 +58,11 @@ def test_new_file_is_not_overwritten(t: int, b: int, liars: int) -> None:
     assert world.user("reader").read(identifier) == MINE
 
 
-@pytest.mark.xfail(strict=True, reason="b + 1 vouchers need not hold one of a node that knows")
+@pytest.mark.xfail(
+    strict=True,
+    raises=AssertionError,
+    reason="b + 1 vouchers need not hold one of a node that knows",
+)
 @pytest.mark.parametrize(("t", "b", "liars"), SIZES)
 @pytest.mark.parametrize("wait_s", [0, 60])
 def test_closed_file_is_not_overwritten(t: int, b: int, liars: int, wait_s: int) -> None:

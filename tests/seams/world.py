@@ -12,6 +12,7 @@ import stat
 from collections.abc import Callable, Coroutine, Iterable, Mapping
 from typing import Any
 
+from bftfs.asking.peers import Peers
 from bftfs.asking.quorum import ThresholdQuorums
 from bftfs.asking.refusal import Refused
 from bftfs.coding.erasure import ErasureCode
@@ -36,8 +37,8 @@ from bftfs.read_write.writing import Encoded, encode
 from bftfs.server.block_verification import VerificationSettings
 from bftfs.server.step import Grant
 from bftfs.simulation.deployment import Deployment, Sizes
-from bftfs.simulation.network import Kind, Network, NetworkFaults
-from bftfs.simulation.principals import Host, Servers, SimulatedClient
+from bftfs.simulation.network import Kind, NetworkFaults, SimulatedNetwork
+from bftfs.simulation.principals import Servers, SimulatedClient, SimulatedPrincipal
 from bftfs.simulation.workloads.ledger import ledger_types
 from bftfs.simulation.world import SECOND_US, START_US
 from bftfs.simulation.world import World as Agenda
@@ -56,7 +57,7 @@ STRANGERS_GRANT = Grant(uids=(STRANGER.uid,))
 READERS_GRANT = Grant(uids=(STRANGER.uid,), write=False)
 
 
-class Ways(Network):
+class Ways(SimulatedNetwork):
     """A network that holds messages back, if told to, and counts those that it carries."""
 
     def __init__(self, agenda: Agenda, delay_us: tuple[int, int]) -> None:
@@ -154,7 +155,7 @@ class World:
         ), "too much happens"
         assert condition(), f"it has not happened within {within_us // SECOND_US} s"
 
-    def start(self, host: Host, conversation: Coroutine[Any, Any, Any]) -> list[Any]:
+    def start(self, host: SimulatedPrincipal, conversation: Coroutine[Any, Any, Any]) -> list[Any]:
         """Begin a conversation; what it comes to (a result or an error) appears in the list."""
         ended: list[Any] = []
 
@@ -170,7 +171,7 @@ class World:
 
     def run(
         self,
-        host: Host,
+        host: SimulatedPrincipal,
         conversation: Coroutine[Any, Any, Any],
         *,
         within_us: int = 600 * SECOND_US,
@@ -228,9 +229,9 @@ class User:
         self._world = world
         self.who = who
         self.host = world.deployment.client(name, grant=grant, skew_us=skew_us)
-        self.objects = QueryUpdateClient(self.host.client, world.quorums, TYPES)
+        self.objects = QueryUpdateClient(self.host.client, Peers(world.quorums), TYPES)
         self.blocks = ReadWriteClient(self.host.client, world.sizes.read_write)
-        self.capacity = ClusterCapacity(world.sizes.read_write)
+        self.capacity = ClusterCapacity(world.sizes.read_write, self.objects.peers)
         self.files = FileSystem(
             self.objects,
             self.blocks,
