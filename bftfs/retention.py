@@ -1,21 +1,21 @@
-"""What of the past has to stay: one rule, for objects and for blocks. [design §8]
+"""Retention: which versions are kept. One rule for objects and for blocks. [design §8]
 
-A version is what readers see from its own time until the time of the version that superseded it.
-So it is not a version's age that counts, but how long ago it was superseded: what was overwritten a
-minute ago has been the truth until a minute ago, however old it is.
+Readers see a version from its own time until the time of the version that superseded it. So it is
+not a version's age that counts, but how long ago it was superseded: a version that was overwritten
+a minute ago was current until a minute ago, however old it is.
 
-In this order:
+A version is kept if one of these keeps it:
 
-1. **Window.** What was the truth at any moment younger than the detection window W stays, whatever
-   any client does. W is the administrator's, in the signed cluster description.
-2. **Snapshots.** What was the truth at a snapshot's time stays.
-3. **Policy.** Behind the window, what the policy shows stays: everything, or one state per hour,
-   day, week. Its moments are the same for all objects, so that what stays is one tree.
-4. **Pressure.** A node whose history pool is full forgets what no moment from `pressure_us` on
-   shows; that moment never lies within the window.
+1. **Window.** It was current at some time within the detection window W. No client can change
+   that: W is the administrator's, in the signed cluster description.
+2. **Snapshots.** It was current at the time of a snapshot.
+3. **Policy.** It was current at a time that the object's policy chooses: any time, or one per hour,
+   day or week. These times are the same for all objects, so that the kept versions form one tree.
+4. **Pressure.** A node whose history pool is full lets policies count only from `pressure_us` on,
+   which never lies within the window.
 
-A version that is not known to be established (Q/U) or verified (PASIS) supersedes nothing: it may
-have to give way to the one before it.
+A version that is not known to be established (Q/U) or verified (PASIS) supersedes nothing: the one
+before it may turn out to be the current one.
 
 **Invariant.** No function here reads a clock: the time is given.
 """
@@ -51,7 +51,7 @@ _DURATION: Final = re.compile(r"([0-9]{1,10}) ?(s|min|h|d|w|y)")
 TIERS: Final = 8  # of one policy
 POLICY_BYTES: Final = 128  # written out
 
-Keeps = Callable[[int, int | None], bool]  # whether what was seen from one time to another stays
+Keeps = Callable[[int, int | None], bool]  # True if what was current between two times is kept
 
 
 class Tier(NamedTuple):
@@ -63,12 +63,12 @@ class Tier(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """What stays of the past behind the detection window."""
+    """The choice of versions that are kept once they are older than the detection window."""
 
     tiers: tuple[Tier, ...]
 
     def shows(self, since_us: int, until_us: int, *, now_us: int, from_us: int = 0) -> bool:
-        """Whether one of its moments lies in [since_us, until_us), none earlier than `from_us`."""
+        """True if it chooses a time in [since_us, until_us) that is not before `from_us`."""
         for every_us, age_us in self.tiers:
             first_us = max(since_us, from_us, 0 if age_us is None else now_us - age_us)
             if every_us:
@@ -79,12 +79,12 @@ class Policy:
 
     @property
     def is_keep_all(self) -> bool:
-        """Whether it lets nothing go."""
+        """True if it keeps every version."""
         return (0, None) in self.tiers
 
     @property
     def longest_us(self) -> int | None:
-        """The age up to which it keeps anything; None: it has no end."""
+        """The age up to which it keeps any version; None: without end."""
         ages = [age_us for _, age_us in self.tiers]
         return None if None in ages else max((age or 0 for age in ages), default=0)
 
@@ -140,29 +140,21 @@ def parse_policy(text: str) -> Policy:
 
 @dataclass(frozen=True, slots=True)
 class Retention:
-    """What has to stay of one object at one moment.
-
-    Requires: `snapshots_us` ascend.
-    """
+    """The versions of one object that are kept at a time. Requires: `snapshots_us` ascend."""
 
     now_us: int
     window_us: int
-    policies: tuple[Policy, ...] = (KEEP_ALL,)  # what any of them keeps stays
+    policies: tuple[Policy, ...] = (KEEP_ALL,)  # a version is kept if any of them keeps it
     snapshots_us: tuple[int, ...] = ()
-    pressure_us: int = 0  # policies count from this moment on
+    pressure_us: int = 0  # policies count from this time on
 
     @property
     def horizon_us(self) -> int:
-        """The first moment of the window."""
+        """The beginning of the window."""
         return self.now_us - self.window_us
 
-    @property
-    def lets_go(self) -> bool:
-        """Whether anything at all may go."""
-        return self.pressure_us > 0 or not any(policy.is_keep_all for policy in self.policies)
-
     def keeps(self, since_us: int, until_us: int | None) -> bool:
-        """Whether what was the truth from `since_us` until `until_us` has to stay.
+        """True if a version that was current from `since_us` until `until_us` is kept.
 
         None: nothing supersedes it for certain.
         """

@@ -33,12 +33,12 @@ NAME: Final = b".history"
 
 _TIME_BYTES: Final = 8
 _ENTRANCE: Final = b"\0"
-MOMENTS: Final = 256  # that a listing offers
+TIMES_LISTED: Final = 256  # that a listing offers
 _DIRECTORY_TYPE: Final = stat.S_IFDIR >> 12
 _WRITE_BITS: Final = 0o222
 
 
-class OpenMoments(NamedTuple):
+class OpenHistory(NamedTuple):
     """A listing of `.history` in progress."""
 
     identifier: ObjectId
@@ -77,16 +77,18 @@ class Entrance:
             attributes, mode=attributes.mode & ~_WRITE_BITS, links=2, flags=0, extended=0
         )
 
-    async def entries(self, identifier: ObjectId, who: Credentials) -> OpenMoments:
+    async def entries(self, identifier: ObjectId, who: Credentials) -> OpenHistory:
         """Snapshots, and moments at which something changed: names that lead somewhere."""
-        moments = await self._history.moments(identifier, who)
-        listed = [(format_time_name(time_us).encode(), time_us) for time_us in moments[:MOMENTS]]
+        moments = await self._history.change_times(identifier, who)
+        listed = [
+            (format_time_name(time_us).encode(), time_us) for time_us in moments[:TIMES_LISTED]
+        ]
         listed += [
             (snapshot.name, snapshot.time_us)
             for snapshot in await self._history.snapshots(who)
             if moments and snapshot.time_us >= moments[-1]
         ]
-        return OpenMoments(
+        return OpenHistory(
             identifier,
             who,
             tuple(

@@ -141,7 +141,7 @@ def prepare(path: Path) -> bool:
 
 
 def _is_dead(path: Path) -> bool:
-    """Whether the process behind a mount is gone. One that does not answer in time is not."""
+    """True if the process behind a mount is gone. One that does not answer in time is not."""
     outcome: list[int] = []
 
     def ask() -> None:

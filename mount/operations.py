@@ -40,7 +40,7 @@ from mount.attributes import fill
 from mount.errnos import errno_of
 from mount.handles import Handle, Handles
 from mount.history_directory import NAME as HISTORY
-from mount.history_directory import Entrance, ObjectInView, OpenMoments, Places
+from mount.history_directory import Entrance, ObjectInView, OpenHistory, Places
 from mount.inode_table import LAST_NUMBER, InodeTable
 from mount.options import MountOptions
 from mount.processes import Callers
@@ -91,7 +91,7 @@ class _OpenListing(NamedTuple):
     """A listing in progress, of a directory or of `.history`."""
 
     files: FileSystem | None
-    opened: OpenDirectory | OpenMoments
+    opened: OpenDirectory | OpenHistory
     suffix: bytes
 
 
@@ -407,8 +407,8 @@ class Operations(pyfuse3.Operations):
         who = self._who(ctx)
         if isinstance(place.files, Entrance):
             gathering = place.files.entries(place.identifier, who)
-            moments = await self._perform("opendir", gathering, inode, ctx)
-            listing = _OpenListing(None, moments, b"")
+            history = await self._perform("opendir", gathering, inode, ctx)
+            listing = _OpenListing(None, history, b"")
         else:
             opening = place.files.open_directory(place.identifier, who)
             opened = await self._perform("opendir", opening, inode, ctx)
@@ -421,7 +421,7 @@ class Operations(pyfuse3.Operations):
         files, opened, suffix = handle.opened
         after = start_id
         while True:
-            if isinstance(opened, OpenMoments):
+            if isinstance(opened, OpenHistory):
                 page = opened.entries[after : after + DIRECTORY_PAGE]
             else:
                 assert files is not None, "a directory is part of a file system"

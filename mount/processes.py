@@ -60,7 +60,7 @@ def groups_of(pid: int) -> tuple[int, ...]:
 
 
 def wants_to_end(pid: int) -> bool:
-    """Whether the thread would end, or at least run a handler, if its system call returned.
+    """True if the thread would end, or at least run a handler, if its system call returned.
 
     A thread with a signal to take that nevertheless waits for us does so uninterruptibly. One that
     exits, and waits for us to close its files, takes no signals any more.
@@ -107,7 +107,7 @@ def ending() -> tuple[int, ...]:
 
 
 def uses(pid: int, inode: int, device: str, *, opener: int) -> bool:
-    """Whether a process has inode `inode` of `device` ("major:minor") open or mapped.
+    """True if a process has inode `inode` of `device` ("major:minor") open or mapped.
 
     What a process closes when it exits is no longer listed. It may have been this if it is of the
     session of the process that has opened it; and not if it hangs on some other file system.

@@ -138,7 +138,7 @@ class Requests:
         return (pending for pending in self._waiting if pending.since < moment)
 
     def _shall_end(self, request: Request, ending: tuple[int, ...]) -> bool:
-        """Whether who asks wants to end; `ending` are all processes that do."""
+        """True if who asks wants to end; `ending` are all processes that do."""
         if request.thread is not None:
             return processes.wants_to_end(request.thread)
         if request.opener is None or not ending:

@@ -116,7 +116,7 @@ class CommandSession:
         return time_us
 
     def is_time(self, text: str) -> bool:
-        """Whether `text` says a time, or the name of a snapshot."""
+        """True if `text` says a time, or the name of a snapshot."""
         if parse_time(text, now_us=self.now_us) is not None:
             return True
         named = self.perform(self.history.snapshots(self.who))

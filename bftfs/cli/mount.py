@@ -95,7 +95,7 @@ def mount_cluster(directory: DataDirectory, mountpoint: Path, *, options: str) -
 
 
 def _answers(mountpoint: Path) -> bool:
-    """Whether there is a process behind the mount (not after it was killed)."""
+    """True if there is a process behind the mount (not after it was killed)."""
     try:
         os.statvfs(mountpoint)
     except OSError:

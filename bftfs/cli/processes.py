@@ -22,7 +22,7 @@ NODE_MODULE = "nodes"
 
 
 def is_running(pid: int, *, module: str, directory: Path) -> bool:
-    """Whether process `pid` is `python -m module … directory …`, and no zombie."""
+    """True if process `pid` is `python -m module … directory …`, and no zombie."""
     try:
         words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
         state = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]

@@ -201,7 +201,7 @@ class PathTarget:
         os.link(self._at(first), self._at(path))
 
     async def holds(self, path: str, reading: Reading) -> bool:
-        """Whether the file holds what is read."""
+        """True if the file holds what is read."""
         with self._at(path).open("rb") as file:
             while piece := await reading.next():
                 if file.read(len(piece)) != piece:

@@ -11,7 +11,6 @@ import re
 from datetime import datetime, timedelta
 from typing import Final
 
-from bftfs.errors import UsageError
 from bftfs.filesystem.time_names import local, microseconds, parse_time_name
 
 _UNITS_US: Final = {
@@ -55,17 +54,6 @@ def parse_time(text: str, *, now_us: int) -> int | None:
     if _AGO.fullmatch(words):
         return _ago(words, now_us)
     return _day(words, now_us)
-
-
-def require_time(text: str, *, now_us: int) -> int:
-    """The time that `text` says; a `UsageError` if it says none."""
-    time_us = parse_time(text, now_us=now_us)
-    if time_us is None:
-        raise UsageError(
-            f"{text!r} is no time; write 2026-11-21T10:02 (any precision), '10 minutes ago', "
-            "'yesterday 14:00' or 14:00"
-        )
-    return time_us
 
 
 def _ago(words: str, now_us: int) -> int | None:

@@ -22,7 +22,7 @@ def make(fragments: Iterable[Buffer]) -> CrossChecksum:
 
 
 def matches(cross_checksum: CrossChecksum, index: int, fragment: Buffer) -> bool:
-    """Whether `fragment` is the one that `cross_checksum` lists at `index`."""
+    """True if `fragment` is the one that `cross_checksum` lists at `index`."""
     if index < 0:
         return False
     listed = cross_checksum[DIGEST_BYTES * index : DIGEST_BYTES * (index + 1)]

@@ -39,7 +39,7 @@ class AuthenticatorKeys:
         return b"".join(macs)
 
     def check(self, *, claimed_by: int, digest: bytes, authenticator: bytes) -> bool:
-        """Whether server `claimed_by` made `authenticator` over `digest`, as far as we can tell.
+        """True if server `claimed_by` made `authenticator` over `digest`, as far as we can tell.
 
         A Byzantine server may make MACs that are valid for some servers only: a true answer says
         nothing about what the others will find.

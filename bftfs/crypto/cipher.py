@@ -20,7 +20,6 @@ from bftfs.identifiers import BlockId, ObjectId, inode_of
 
 NONCE_BYTES = 12
 TAG_BYTES = 16
-SEAL_BYTES = NONCE_BYTES + TAG_BYTES  # how much longer a block is when sealed
 
 _PREPARED_KEYS = 1024  # inodes whose cipher is kept ready
 

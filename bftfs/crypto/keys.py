@@ -87,7 +87,7 @@ def pairwise_key(mine: Identity, their_public_key: bytes, *, purpose: Purpose) -
 
 
 def verify_signature(public_key: bytes, *, message: bytes, signature: bytes) -> bool:
-    """Whether the holder of `public_key` signed `message`."""
+    """True if the holder of `public_key` signed `message`."""
     if len(signature) != SIGNATURE_BYTES or len(public_key) != PUBLIC_KEY_BYTES:
         return False
     try:
@@ -98,7 +98,7 @@ def verify_signature(public_key: bytes, *, message: bytes, signature: bytes) -> 
 
 
 def is_public_key(public_key: bytes) -> bool:
-    """Whether these bytes can be a principal's public key: two points of large order."""
+    """True if these bytes can be a principal's public key: two points of large order."""
     if len(public_key) != PUBLIC_KEY_BYTES:
         return False
     try:

@@ -53,8 +53,8 @@ Failures are `FileSystemError(errno)`, or `OperationFailed` where the cluster ga
       await .write_back(older_than_us)                       to be called every few seconds
       await .synchronize_all()                               before unmounting
 
-`past.past_file_system(…)` gives the same for a time, read-only; `history.History` knows of times,
-versions and snapshots.
+`past_file_system.past_file_system(…)` gives the same for a time, read-only; `file_history.History`
+gives times, versions and snapshots.
 
 `attributes.Attributes` has the fields of `struct stat`; `attributes.inode_number` gives `st_ino`.
 """

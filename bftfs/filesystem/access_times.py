@@ -1,6 +1,6 @@
-"""Access times by relatime: noted when something is read, shown at once, told to the nodes later.
+"""Access times by relatime: noted on a read, shown to programs at once, sent to the nodes later.
 
-Accesses that wait are lost with the mount; nothing else that the nodes should know waits like this.
+Pending access times are lost if the mount process dies. No other change waits like this.
 """
 
 from __future__ import annotations
@@ -21,25 +21,25 @@ from bftfs.filesystem.objects import NANOSECONDS_PER_MICROSECOND
 from bftfs.filesystem.registry import ACCESSED
 from bftfs.identifiers import ObjectId
 
-PENDING: Final = 4_096  # accesses that wait; beyond that, the oldest is forgotten
+PENDING: Final = 4_096  # access times that wait; beyond that, the oldest is forgotten
 
 
 class AccessTimes:
-    """The accesses that the nodes have not been told of."""
+    """The access times that have not been sent to the nodes."""
 
     def __init__(self, metadata: Metadata) -> None:
         self._metadata = metadata
         self._pending: OrderedDict[ObjectId, tuple[int, Credentials]] = OrderedDict()  # by time
 
     def seen_by_programs(self, identifier: ObjectId, attributes: Attributes) -> Attributes:
-        """`attributes` with the access, if there was one."""
+        """`attributes` with the pending access time, if there is one."""
         pending = self._pending.get(identifier)
         if pending is None or pending[0] <= attributes.atime_ns:
             return attributes
         return msgspec.structs.replace(attributes, atime_ns=pending[0])
 
     async def note(self, identifier: ObjectId, seen: Attributes, who: Credentials) -> None:
-        """The object, which looked like `seen`, is read: remember it if that is worth recording."""
+        """Remember a read of the object with attributes `seen`, if relatime records it."""
         atime_ns = await Now() * NANOSECONDS_PER_MICROSECOND
         if is_access_due(seen, atime_ns):
             self._pending[identifier] = (atime_ns, who)
@@ -48,13 +48,13 @@ class AccessTimes:
                 self._pending.popitem(last=False)
 
     def forget(self, identifier: ObjectId) -> None:
-        """The access time was set, or the object is gone."""
+        """Drop the pending access time: it was set explicitly, or the object is gone."""
         self._pending.pop(identifier, None)
 
     async def record(self, *, older_than_us: int, most: int = PENDING) -> None:
-        """Tell the nodes of accesses that long ago, the oldest first, and `most` of them.
+        """Send up to `most` access times that are so old, the oldest first.
 
-        What they will not hear of is forgotten.
+        An access time that the nodes refuse is forgotten.
         """
         due_ns = (await Now() - older_than_us) * NANOSECONDS_PER_MICROSECOND
         for _ in range(most):

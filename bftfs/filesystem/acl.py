@@ -1,4 +1,4 @@
-"""POSIX access control lists: their form as an extended attribute, and what they decide. [acl(5)]
+"""POSIX access control lists: their encoding, and the access check. [acl(5)]
 
 Invariants: entries stand in the order owner, named users, owning group, named groups, mask, others;
 a list with named entries has a mask; `owner`, `others` and the mask (without one: the owning group)
@@ -21,7 +21,7 @@ READ, WRITE, EXECUTE = 4, 2, 1
 
 
 class Tag(IntEnum):
-    """Whom an entry is about; the numbers are those of the extended attribute."""
+    """The kind of an entry; the numbers are those of the extended attribute."""
 
     OWNER = 0x01
     USER = 0x02
@@ -40,7 +40,7 @@ _NAMED = (Tag.USER, Tag.GROUP)
 
 @dataclass(frozen=True, slots=True)
 class AclEntry:
-    """One line of a list: whom it is about, and the rwx bits that it grants."""
+    """One line of a list: a user, group or class, and the rwx bits that it grants."""
 
     tag: Tag
     permissions: int
@@ -97,7 +97,7 @@ class AccessControlList:
 
     @property
     def is_minimal(self) -> bool:
-        """Whether permission bits say as much as this list."""
+        """True if the permission bits alone express this list."""
         return len(self.entries) == 3
 
     @property

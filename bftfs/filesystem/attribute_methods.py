@@ -45,7 +45,7 @@ def get_attributes(states: States, arguments: NoArguments, caller: Caller) -> At
 
 
 def permit_history(states: States, arguments: NoArguments, caller: Caller) -> bytes:
-    """Refuse who may not read the object: he may not see either what it was before."""
+    """Refuse a caller who may not read the object now: its history is closed to that user, too."""
     del arguments
     Subject.existing(states[0]).require(caller, READ)
     return b""
@@ -88,8 +88,8 @@ def apply_changes(subject: Subject, changes: Changes, caller: Caller) -> None:
 def _require_mode_right(subject: Subject, changes: Changes, caller: Caller) -> None:
     before = subject.attributes
     if changes.mode is not None and not owns(caller, before):
-        # Before a user who is not the owner writes a file, Linux takes its set-id bits away, in
-        # that user's name.
+        # Before a write by another user than the owner, Linux removes the set-id bits in that
+        # user's name.
         if changes.mode & PERMISSION_BITS != without_set_id_bits(before.mode & PERMISSION_BITS):
             raise Refusal(errno.EPERM)
         subject.require(caller, WRITE)
@@ -122,16 +122,13 @@ def _new_time(asked: int | None, *, before: int, now: int) -> int:
 
 
 class Access(Record, frozen=True):
-    """The object was read at this time."""
+    """A report that the object was read at this time."""
 
     atime_ns: Annotated[int, Meta(ge=0, le=(1 << 63) - 1)]
 
 
 def is_access_due(attributes: Attributes, atime_ns: int) -> bool:
-    """relatime: whether an access is worth recording.
-
-    It is once after each change, and once a day.
-    """
+    """relatime: True for the first access after each change, and once a day."""
     return (
         attributes.atime_ns <= max(attributes.mtime_ns, attributes.ctime_ns)
         or atime_ns - attributes.atime_ns >= DAY_NS
@@ -139,7 +136,7 @@ def is_access_due(attributes: Attributes, atime_ns: int) -> bool:
 
 
 def accessed(states: States, arguments: Access, caller: Caller) -> AttributesAfter:
-    """Record an access, if one is due; whoever may read may say that he did."""
+    """Record an access, if one is due; anybody who may read the object may report it."""
     subject = Subject.existing(states[0])
     if not subject.permits(caller, READ) and not subject.permits(caller, EXECUTE):
         raise Refusal(errno.EACCES)

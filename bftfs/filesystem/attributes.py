@@ -1,10 +1,10 @@
-"""What is recorded of a directory or inode beside its contents, and what may be asked to change.
+"""The attributes of a directory or inode, and requests to change them.
 
-`Attributes` is stored as one map entry of the object's state and travels in answers, so that every
-operation tells its client what the object looks like after it.
+`Attributes` is stored as one map entry of the object's state. Every answer carries it, so that a
+client knows the object's attributes after each operation.
 
 Invariants: `version` grows with every change of the object, and `contents` with every change of
-what a file's bytes are (which blocks, how many); both are times of the updates that made them,
+a file's bytes (which blocks, how many); both are times of the updates that made them,
 which strictly increase along an object's versions.
 """
 
@@ -22,7 +22,7 @@ from bftfs.query_update.object_type import Record
 from bftfs.wire.fields import UserField
 
 PERMISSION_BITS: Final = 0o7777
-NOW: Final = -1  # as a time to set: that of the operation
+NOW: Final = -1  # a time to set: stands for that of the operation
 
 ACCESS_ACL: Final = 1  # flag: the object has an access ACL beyond its permission bits
 DEFAULT_ACL: Final = 2  # flag: the directory has a default ACL
@@ -50,9 +50,9 @@ class Attributes(Record, frozen=True):
     device: int = 0
     extended: int = 0  # extended attributes, their number and bytes
     extended_bytes: int = 0
-    parent: ObjectId = ObjectId(b"")  # of a directory: the one that it stands in
-    entries: int = 0  # of a directory: how many names it holds
-    next_serial: int = 0  # of a directory: what its next entry is numbered
+    parent: ObjectId = ObjectId(b"")  # of a directory
+    entries: int = 0  # of a directory: the number of names in it
+    next_serial: int = 0  # of a directory: the serial of its next entry
     layout: Layout | None = None  # of a regular file
 
     @property
@@ -70,7 +70,7 @@ class Attributes(Record, frozen=True):
 
 
 class Changes(Record, frozen=True):
-    """What chmod, chown and utimens ask for; None leaves as it is, NOW is the operation's time."""
+    """A request of chmod, chown or utimens; None leaves a field as it is."""
 
     mode: ModeField | None = None  # permission bits; the type is ignored
     uid: UserField | None = None
@@ -89,5 +89,5 @@ decode_attributes = msgspec.msgpack.Decoder(Attributes).decode
 
 
 def inode_number(identifier: ObjectId) -> int:
-    """A positive 63-bit number for `st_ino`; should two collide, the mount tells them apart."""
+    """A positive 63-bit number for `st_ino`; the mount resolves collisions."""
     return int.from_bytes(identifier[8:16], "big") >> 1 or 1

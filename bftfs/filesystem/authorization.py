@@ -1,10 +1,10 @@
-"""Who may write the blocks of a file: what a storage node asks before it accepts one.
+"""Permission to write the blocks of a file: checked by a storage node before it accepts one.
 
-A node knows an inode by its replica of it. It may have missed the creation: then it cannot tell,
-and accepts it. That is safe, because the correct nodes that do know are enough to keep a
-write that is not permitted from ever being complete; and it is needed, because a node that refuses
-what is permitted counts as faulty. So does a node that is behind and refuses what was permitted
-since: at most t nodes are behind, but while one is, another one that fails is one too many.
+A node checks against its own replica of the inode. If it missed the creation, it cannot tell and
+accepts the block. That is safe: the correct nodes that know the inode are enough to keep a write
+without permission from ever being complete. It is also needed: a node that refuses a permitted
+write counts as faulty. So does a node that is behind and refuses what was permitted since then;
+while it is, one more failing node may be one too many.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from bftfs.filesystem.permission import Principal, owns
 from bftfs.query_update.object_type import MutableState
 from bftfs.server.step import Grant
 
-UNKNOWN_INODE: Final = -1  # this node has no say
+UNKNOWN_INODE: Final = -1  # this node cannot tell
 
 
 def may_write_blocks(inode: MutableState, who: Principal, grant: Grant) -> int:
     """0 if a client with `grant` may write the blocks for `who`, UNKNOWN_INODE, or an errno.
 
-    An owner may whatever the permission bits say, as when the inode is updated.
+    The owner may write whatever the permission bits say, as in an update of the inode.
     """
     if not grant.allows(who.uid):
         return errno.EPERM

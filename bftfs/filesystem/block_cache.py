@@ -10,8 +10,8 @@ A load has one of three states:
 remove it from the cache and make a load of it OUTDATED, so that a slow answer from the nodes never
 brings back what the block was before.
 
-Who waits for a load may resume some time after it has finished, and must not believe it if a block
-was dropped in between: `result` then gives None.
+A reader that waits for a load may resume some time after the end of the load. If a block was
+dropped in between, `result` gives None, and the reader tries again.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class LoadState(Enum):
 
 
 class Load:
-    """A block that is being read from the nodes, once for all who want it meanwhile."""
+    """A block that is being read from the nodes, once for all its readers."""
 
     __slots__ = ("block", "done", "drops", "state")
 
@@ -47,7 +47,7 @@ class Load:
         self.drops = 0  # how often the cache had dropped blocks when this one was read
 
     def restart(self) -> None:
-        """Whatever was dropped so far: what is read from here on counts."""
+        """Let drops so far not count: the block is read from the nodes again."""
         self.state = LoadState.READING
 
 
@@ -90,7 +90,7 @@ class BlockCache:
                 del self._numbers[inode]
 
     def drop(self, inode: ObjectId, number: int) -> None:
-        """Forget a block that is no longer what it was."""
+        """Forget a block, since it has changed."""
         self._drops += 1
         self._remove(inode, number)
         load = self._loads.get((inode, number))
@@ -98,7 +98,7 @@ class BlockCache:
             load.state = LoadState.OUTDATED
 
     def drop_from(self, inode: ObjectId, first: int) -> None:
-        """Forget the inode's blocks from `first` on."""
+        """Forget the inode's blocks from `first` on, since they have changed."""
         self._drops += 1
         for number in sorted(self._numbers.get(inode, ())):
             if number >= first:
@@ -127,5 +127,5 @@ class BlockCache:
         load.done.announce()
 
     def result(self, load: Load) -> Buffer | None:
-        """The block that was read, if it still is what it was then."""
+        """The block that was read; None if it may have changed since."""
         return load.block if load.drops == self._drops else None

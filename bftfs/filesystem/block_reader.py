@@ -1,11 +1,11 @@
 """Reading a file's bytes: from memory, from the nodes, and ahead of sequential readers.
 
 A version of a file is its blocks as of the time of the inode update that last changed the contents
-[design §4]: size and blocks belong together, and what somebody wrote and has not covered is not
-seen. Nearly always the latest version of a block is the covered one, so that is asked for first. If
-its time is later than the inode's, the inode is asked for once more; if the version still is not
-covered, the block is read as of the inode's time. This mount's own uncovered blocks are shown to
-its programs. (tests/unit/filesystem/test_contents.py, from
+[design §4]: so size and blocks belong together, and blocks that no update covers are not shown.
+The latest version of a block nearly always is the covered one, so it is asked for first. If its
+time is later than the inode's, the inode is asked for again; if the version is still not covered,
+the block is read as of the inode's time. A mount shows its own uncovered blocks to its programs.
+(tests/unit/filesystem/test_contents.py, from
 `test_what_is_not_covered_is_shown_to_its_mount_alone` on.)
 
 Concurrency: everything is touched between awaits only, and checked again after each.
@@ -89,7 +89,7 @@ class BlockReader:
         return part(block, start, stop) if dirty is None else dirty.read(block, start, stop)
 
     async def block(self, contents: Contents, number: int, who: Credentials) -> Buffer:
-        """A block without what is dirty of it; perhaps shorter than a whole one."""
+        """A block without its dirty pieces; perhaps shorter than a whole one."""
         cache, inode = self._cache, contents.identifier
         while True:
             block = contents.pushing.get(number)
@@ -141,7 +141,7 @@ class BlockReader:
     # --- reading ahead -----------------------------------------------------------------------
 
     async def _read_ahead(self, file: OpenFile, offset: int, stop: int) -> None:
-        """Start to read what a sequential reader will want."""
+        """Start to read the blocks that a sequential reader will want next."""
         block_bytes = file.contents.layout.block_bytes
         # The kernel reads ahead itself, and its requests may overtake each other a little.
         if file.expected - file.window <= offset <= file.expected + file.window:

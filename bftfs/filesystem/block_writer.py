@@ -11,16 +11,16 @@ The rules [design §6]:
    `contents`). Only then is the write saved.
 3. A truncation gives all blocks from the cut on a fresh incarnation, under which nothing was ever
    written. A cut inside a block writes the shortened block under it first.
-4. A block that cannot be written is dirty again, beneath what was written since. What is dirty, or
-   on its way, is bounded in bytes.
+4. A block that cannot be written is dirty again, beneath newer writes. Bytes that are dirty, or on
+   their way, are bounded.
 
 (tests/unit/filesystem/test_contents.py, for example
 `test_blocks_are_written_before_the_update_that_covers_them`,
 `test_a_truncation_noticed_before_the_cover_loses_nothing` and
 `test_what_failed_is_tried_again_with_what_was_written_since`.)
 
-Concurrency: who calls `push`, `cover` or `cut` holds the file's lock, so that no block is on its
-way twice and covers are in order. Reads and `take` go on meanwhile.
+Concurrency: callers of `push`, `cover` and `truncate` hold the file's lock, so that no block is on
+its way twice and covers are in order. Reads and `take` go on meanwhile.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ ATTEMPTS: Final = 32  # at an update that other mounts' truncations keep overtak
 
 
 class BlockWriter:
-    """Takes what programs write, and brings it to the nodes."""
+    """Takes the writes of programs, and brings them to the nodes."""
 
     def __init__(
         self,
@@ -103,7 +103,7 @@ class BlockWriter:
         for block in contents.dirty.values():
             self.dirty_bytes -= block.cost
         contents.dirty.clear()
-        if contents.uncovered:  # nobody else has seen them, nor shall this mount
+        if contents.uncovered:  # no other mount was shown them, and this one stops showing them
             contents.uncovered.clear()
             contents.drop_blocks(0)
             contents.is_kernel_current = False
@@ -180,7 +180,7 @@ class BlockWriter:
     async def _bases(
         self, contents: Contents, numbers: list[int], who: Credentials
     ) -> dict[int, Buffer]:
-        """What the nodes hold of those blocks that were written in part."""
+        """The present contents of those blocks that were written in part only."""
         incomplete = [
             number
             for number in numbers
@@ -196,7 +196,7 @@ class BlockWriter:
     def _redirty(
         self, contents: Contents, number: int, block: Buffer, extents: tuple[Extent, ...]
     ) -> None:
-        """Make extents of a block dirty again, beneath what was written since."""
+        """Make extents of a block dirty again, beneath newer writes."""
         newer = contents.dirty.get(number)
         dirty = contents.dirty[number] = DirtyBlock()
         for start, stop in extents:
@@ -221,9 +221,9 @@ class BlockWriter:
         return written
 
     async def _write_again(self, contents: Contents) -> None:
-        """Write what others have overtaken, so that it comes after what they have changed.
+        """Write overtaken blocks again, so that they come after other mounts' changes.
 
-        The bytes that were written here, and only these, are written to the block as it is now.
+        Only the bytes that programs here wrote are written, onto the block as it is now.
         """
         overtaken = contents.overtaken()
         batch = max(1, self._options.batch_bytes // contents.layout.block_bytes)

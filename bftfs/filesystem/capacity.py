@@ -1,8 +1,7 @@
-"""How much more a cluster can hold, as its nodes tell it.
+"""The used and free room of a cluster, as reported by its nodes, for `statfs`.
 
-Each node holds 1/m of every block. What counts is not what a single node says: up to b of them lie,
-and the others may be full without harm. The figure is for people; a node that is full refuses
-writes itself.
+Each node holds 1/m of every block. No single node decides the figures: up to b of them lie, and
+others may be full without harm. A full node refuses writes itself, whatever is shown here.
 """
 
 from __future__ import annotations
@@ -36,10 +35,10 @@ class ClusterCapacity:
         self._peers = peers
 
     async def capacity(self) -> Capacity:
-        """As N - t nodes have it.
+        """The figures, from the answers of N - t nodes.
 
         Raises QuorumUnavailable after `patience_total_us` of silence, AdmissionRefused if more than
-        t nodes refuse to tell.
+        t nodes refuse to answer.
         """
         thresholds = self._thresholds
         replies: list[HealthReply] = []
@@ -66,5 +65,5 @@ class ClusterCapacity:
         )
 
     def _believable(self, claimed: Iterable[int]) -> int:
-        """The (b + 1)-th smallest: no less than a correct node says, and no more than another."""
+        """The (b + 1)-th smallest: between the claims of two correct nodes, or one of them."""
         return sorted(claimed)[self._thresholds.b]

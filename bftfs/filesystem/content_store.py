@@ -1,9 +1,9 @@
 """The contents of all files that a mount has open: their handles, and when writes reach the nodes.
 
-What was written waits in memory until a file is closed or synced, until it is five seconds old
-(`write_back`), or until there is much of it: from `write_behind_bytes` on it is written in the
-background, and from `dirty_bytes` on writers wait. Of a failure each handle is told once.
-`contents` draws the states of a file, `block_reader` and `block_writer` do the work.
+Written bytes wait in memory until the file is closed or synced, until they are a few seconds old
+(`write_back`), or until there are many: from `write_behind_bytes` on they are written in the
+background, and from `dirty_bytes` on writers wait. A failure is reported once to each handle.
+`contents` draws the states of a file; `block_reader` and `block_writer` do the work.
 
 Concurrency: `write` is synchronous. Pushing, covering and truncating hold the file's lock; reads
 and writes go on meanwhile. Everything else is touched between awaits only.
@@ -58,7 +58,7 @@ class ContentStore:
     # --- handles -----------------------------------------------------------------------------
 
     def known(self, identifier: ObjectId) -> Contents | None:
-        """What is known of the file's contents, if anything."""
+        """The contents of the file, if the mount has them in memory."""
         return self._contents.get(identifier)
 
     def open(
@@ -109,7 +109,7 @@ class ContentStore:
                     self._contents.move_to_end(identifier)
 
     async def release(self, file: OpenFile) -> None:
-        """The handle's end. What cannot be written is dropped with the last handle."""
+        """Close a handle. Bytes that cannot be written are dropped with the last one."""
         contents = file.contents
         failure: Failure | None = None
         try:
@@ -162,7 +162,7 @@ class ContentStore:
         )
 
     def _report(self, file: OpenFile) -> None:
-        """Tell the handle of a failure that it has not heard of. Once, as NFS does."""
+        """Raise a failure that this handle has not reported yet: once, as NFS does."""
         contents = file.contents
         if file.failures_seen != contents.failures:
             file.failures_seen = contents.failures
@@ -217,7 +217,7 @@ class ContentStore:
         return [number for number in contents.dirty if number != hot] or list(contents.dirty)
 
     async def flush(self, file: OpenFile) -> None:
-        """Make everything written durable, and visible to who opens the file after this.
+        """Make all writes durable, and visible to later opens of the file.
 
         A file without a name cannot be opened again: only `synchronize` saves it.
         """
@@ -246,7 +246,7 @@ class ContentStore:
                 raise
 
     async def write_back(self, *, older_than_us: int) -> None:
-        """Save what has been unsaved for so long."""
+        """Save the files that have been unsaved for so long."""
         now_us = await Now()
         old = [
             contents

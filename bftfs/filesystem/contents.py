@@ -1,4 +1,4 @@
-"""What one mount knows of a file's contents: unwritten, on their way, not covered yet, failed.
+"""The contents of one file in one mount, and the states that they pass through.
 
 One `Contents` is shared by all handles of a file. A byte of the file is in the first of these
 places that has it:
@@ -51,7 +51,7 @@ Failure = FileSystemError | OperationFailed
 
 
 class Sharing(Enum):
-    """Who changes a file's contents; see the head of this module."""
+    """Which mounts change a file's contents; see the head of this module."""
 
     EXCLUSIVE = 0
     SHARED = 1
@@ -98,14 +98,14 @@ class Contents:
         self.attributes = attributes  # the newest that the nodes told
         self.layout = layout
         self.sharing = Sharing.SHARED
-        self.is_kernel_current = False  # what the kernel may have cached is of this version
+        self.is_kernel_current = False  # the kernel's cached pages are of this version
         self.handles = 0
         self._cache = cache
 
         self.dirty: dict[int, DirtyBlock] = {}
         self.pushing: dict[int, Buffer] = {}
         self.uncovered: dict[int, Uncovered] = {}
-        self._uncovered_elsewhere: set[int] = set()  # blocks that others pushed and nothing covers
+        self._uncovered_elsewhere: set[int] = set()  # blocks with uncovered versions of others
         self.end = 0  # of the bytes written and not covered
         self.pushed_end = 0  # of those among them that the nodes hold
         self.pushed_us = 0  # the latest time of a block that was pushed
@@ -197,7 +197,7 @@ class Contents:
     def shown_us(self, number: int) -> int:
         """The time up to which versions of a block are shown to this mount's programs.
 
-        What no update of the inode covers is not part of the file, unless this mount wrote it.
+        A version that no update of the inode covers is not shown, unless this mount wrote it.
         """
         uncovered = self.uncovered.get(number)
         return self.version if uncovered is None else max(self.version, uncovered.timestamp.time)
@@ -213,7 +213,7 @@ class Contents:
         return max(0, min(block_bytes, self.attributes.size - number * block_bytes))
 
     def seen_by_programs(self, attributes: Attributes) -> Attributes:
-        """`attributes` with what is not covered yet."""
+        """`attributes` with the changes that are not covered yet."""
         if not self.is_unsaved:
             return attributes
         changes = self.changes

@@ -1,18 +1,18 @@
 """Directories as replicated objects: lookup, readdir, create, mkdir, link, unlink, rmdir, rename.
 
-Every operation on the namespace is one multi-object update, and its method makes all checks itself,
-in Linux' order: a client that lies can do to a directory only what its user may. [Q/U §4.5]
+Every operation on the namespace is one multi-object update. Its method makes all checks itself, in
+Linux' order: a lying client can do to a directory only what its user may do. [Q/U §4.5]
 
 Map keys of a directory's state, beside those of `objects`:
 
     b"e" + name     child's id (16), file type (1), serial
     b"s" + serial   child's id (16), file type (1), name
 
-Each entry gets a serial when its name appears in the directory; serials only grow, and readdir
-lists by them. A listing that goes on after the last serial it saw therefore meets every entry that
-exists throughout exactly once, whatever else changes. A name keeps its serial when something else
-is renamed onto it, and a serial follows its entry to a new name in the same directory, so that a
-program which renames what it lists comes to an end.
+Each entry gets a serial when its name appears in the directory. Serials only grow, and readdir
+lists entries by serial. So a listing that continues after the last serial it saw meets every entry
+that exists throughout exactly once. A name keeps its serial when another object is renamed onto
+it, and an entry keeps its serial when it gets a new name in the same directory: a program that
+renames each entry it lists comes to an end.
 
 Invariants: both keys of an entry exist or neither; `entries` counts them; `links` is two plus the
 number of entries that are directories, and 0 once the directory was removed; an entry's child is an
@@ -96,7 +96,7 @@ _INODE_FORMATS = (
 
 
 class StoredEntry(NamedTuple):
-    """What a name in a directory stands for."""
+    """An entry of a directory, as stored with its name."""
 
     child: ObjectId
     file_type: int
@@ -153,44 +153,44 @@ def _require_name(name: bytes, *, dots: int) -> None:
 
 
 class Name(Record, frozen=True):
-    """Which entry."""
+    """The name of an entry."""
 
     name: NameField
 
 
 class Child(Record, frozen=True):
-    """What a name stands for."""
+    """The object that a name stands for."""
 
     identifier: ObjectField
     file_type: int
 
 
-class Sought(Record, frozen=True):
-    """What a name stands for, and the directory as it is then. `child` is None: for nothing."""
+class LookupAnswer(Record, frozen=True):
+    """The object that a name stands for (None: there is no such name), and the directory."""
 
     directory: Attributes
     child: Child | None
 
 
-def lookup(states: States, arguments: Name, caller: Caller) -> Sought:
-    """What `name` stands for in the directory. That it stands for nothing is an answer too."""
+def lookup(states: States, arguments: Name, caller: Caller) -> LookupAnswer:
+    """The object that `name` stands for. That there is none is an answer, too, not a refusal."""
     (directory,) = loaded(*states)
     directory.require(caller, EXECUTE)
     _require_name(arguments.name, dots=errno.EINVAL)
     entry = find(directory, arguments.name)
     child = None if entry is None else Child(entry.child, entry.file_type)
-    return Sought(directory.attributes, child)
+    return LookupAnswer(directory.attributes, child)
 
 
 class Listing(Record, frozen=True):
-    """Which part of a directory: entries with serials above `after`, in at most `volume` bytes."""
+    """A request for the entries with serials above `after`, in at most `volume` bytes."""
 
     after: Annotated[int, Meta(ge=0, le=(1 << 63) - 1)]
     volume: Annotated[int, Meta(ge=4096, le=limits.ANSWER_BYTES - 4096)]
 
 
 class ListedEntry(Record, frozen=True):
-    """One entry of a listing; its serial is the cookie to go on after it."""
+    """One entry of a listing; its serial is the cookie to continue after it."""
 
     serial: int
     name: bytes
@@ -199,7 +199,7 @@ class ListedEntry(Record, frozen=True):
 
 
 class DirectoryPage(Record, frozen=True):
-    """Part of a listing, and the directory as it is then."""
+    """Part of a listing, and the directory's attributes."""
 
     entries: tuple[ListedEntry, ...]
     complete: bool
@@ -207,14 +207,14 @@ class DirectoryPage(Record, frozen=True):
 
 
 def permit_lookup(states: States, arguments: Name, caller: Caller) -> bytes:
-    """Refuses who may not look for names in the directory."""
+    """Refuse a caller who may not search the directory."""
     del arguments
     Subject.existing(states[0]).require(caller, EXECUTE)
     return b""
 
 
 def permit_listing(states: States, arguments: Listing, caller: Caller) -> bytes:
-    """Refuses who may not list the directory."""
+    """Refuse a caller who may not list the directory."""
     del arguments
     Subject.existing(states[0]).require(caller, READ)
     return b""
@@ -263,7 +263,7 @@ class DirectoryCreation(Record, frozen=True):
 
 
 def _require_room_for(directory: Subject, name: bytes, caller: Caller) -> None:
-    """Linux' checks before a name is added: it is known to be taken before it is forbidden."""
+    """Linux' checks before a name is added: EEXIST comes before EACCES."""
     directory.require(caller, EXECUTE)
     _require_name(name, dots=errno.EEXIST)
     if find(directory, name) is not None:
@@ -274,7 +274,7 @@ def _require_room_for(directory: Subject, name: bytes, caller: Caller) -> None:
 
 
 def _owning_group(directory: Subject, caller: Caller) -> int:
-    """A set-group-ID directory hands its group on."""
+    """The group of a new object: a set-group-ID directory passes its own on."""
     attributes = directory.attributes
     return attributes.gid if attributes.mode & stat.S_ISGID else caller.gid
 
@@ -323,7 +323,7 @@ def create(states: States, arguments: Creation, caller: Caller) -> AttributesAft
         and caller.uid != ROOT
         and not is_member(caller, gid)
     ):
-        mode &= ~stat.S_ISGID  # nobody hands out the privileges of a group that he is not in
+        mode &= ~stat.S_ISGID  # only members of a group may pass its privileges on
     now = time_ns(caller)
     inode = Subject.created(
         states[1],
@@ -415,9 +415,9 @@ def link(states: States, arguments: Name, caller: Caller) -> AttributesAfter:
 
 
 def _removable(directory: Subject, name: bytes, child: Subject, caller: Caller) -> StoredEntry:
-    """The entry `name`, which the caller may remove; it must stand for `child`.
+    """The entry `name`, which the caller may remove.
 
-    ESTALE tells the client that the name stands for something else than it knew.
+    ESTALE tells the client that the name stands for another object than the `child` it named.
     """
     entry = find(directory, name)
     if entry is None:
@@ -429,9 +429,9 @@ def _removable(directory: Subject, name: bytes, child: Subject, caller: Caller) 
 
 
 def unlink(states: States, arguments: Name, caller: Caller) -> AttributesAfter:
-    """One name less for an inode. Roles: directory, inode.
+    """Remove a name of an inode. Roles: directory, inode.
 
-    An inode without names keeps its state: it is history, and perhaps open somewhere.
+    An inode without names keeps its state, for its history and for programs that have it open.
     """
     directory, inode = loaded(*states)
     directory.require(caller, EXECUTE)
@@ -472,8 +472,8 @@ class Renaming(Record, frozen=True):
 class Relocation(Record, frozen=True):
     """A rename that moves a directory between directories.
 
-    `epoch` is the volume's relocation epoch from before the client made sure that no directory
-    moves below itself: if another directory was moved since, the client must look again.
+    `epoch` is the volume's relocation epoch, read before the client checked that no directory
+    moves below itself. If another directory was moved since, the client must check again.
     """
 
     name: NameField
@@ -483,10 +483,10 @@ class Relocation(Record, frozen=True):
 
 
 def rename(states: States, arguments: Renaming, caller: Caller) -> AttributesAfter:
-    """Rename within a directory, or something that is no directory.
+    """Rename within a directory, or rename something that is no directory.
 
-    Roles: source directory, target directory, what is renamed, and what it replaces or is exchanged
-    with: what is renamed once more, if there is nothing.
+    Roles: source directory, target directory, the renamed object, and the object that it replaces
+    or is exchanged with (if there is none, the renamed object again).
     """
     subjects = loaded(*states)
     source, target, child, replaced = subjects
@@ -494,7 +494,7 @@ def rename(states: States, arguments: Renaming, caller: Caller) -> AttributesAft
         child.attributes.is_directory
         or (arguments.flags & RENAME_EXCHANGE and replaced.attributes.is_directory)
     ):
-        # A directory changes its parent by `relocate` only, which keeps it from making a loop.
+        # Only `relocate`, which prevents loops, gives a directory another parent.
         raise Refusal(errno.EXDEV)
     _Rename(subjects, arguments, caller).perform()
     return concluded(caller, *subjects)
@@ -509,12 +509,12 @@ def relocate(states: States, arguments: Relocation, caller: Caller) -> Attribute
 
 
 class _Rename:
-    """A rename in progress: its objects by role, and the entries that it is about."""
+    """A rename in progress: its objects by role, and the entries under the two names."""
 
     def __init__(
         self, subjects: tuple[Subject, ...], arguments: Renaming | Relocation, caller: Caller
     ) -> None:
-        """Find the entries; refuses in the order in which Linux does."""
+        """Find the entries. The order of refusals, here and in `perform`, is that of Linux."""
         self.source, self.target, self.child, self.replaced = subjects
         self.arguments = arguments
         self.caller = caller
@@ -529,7 +529,7 @@ class _Rename:
         if moved is None:
             raise Refusal(errno.ENOENT)
         self.moved = moved
-        self.found = find(self.target, arguments.target_name)  # what is there now, if anything
+        self.found = find(self.target, arguments.target_name)  # None: the target name is free
         if self.found is None and self.exchange:
             raise Refusal(errno.ENOENT)
         if self.found is not None and arguments.flags & RENAME_NOREPLACE:
@@ -540,7 +540,7 @@ class _Rename:
         )
 
     def perform(self) -> None:
-        """Check everything else, then change the entries, and what depends on them."""
+        """Make the remaining checks, then the changes."""
         self._require_named_objects()
         if self.found is not None and self.found.child == self.moved.child:
             return  # two names of one inode: POSIX has rename do nothing

@@ -1,4 +1,4 @@
-"""Bytes that were written to a block and have not been handed to the nodes yet."""
+"""Bytes that were written to a block and have not been sent to the nodes yet."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Final, TypeAlias
 Buffer: TypeAlias = bytes | bytearray | memoryview
 Extent: TypeAlias = tuple[int, int]  # [start, stop) within a block
 
-PIECE_OVERHEAD_BYTES: Final = 160  # what a piece costs beside its bytes
+PIECE_OVERHEAD_BYTES: Final = 160  # the cost of a piece beside its bytes
 _PIECES = 64  # neighbours are joined beyond that
 
 
@@ -33,7 +33,7 @@ class DirtyBlock:
         return sum(map(len, self._pieces)) + PIECE_OVERHEAD_BYTES * len(self._pieces)
 
     def write(self, start: int, data: Buffer) -> int:
-        """Put `data` at `start`, over what is there; by how much `cost` has grown."""
+        """Put `data` at `start`, over older pieces. Gives the growth of `cost`."""
         stop = start + len(data)
         starts, pieces = self._starts, self._pieces
         if not starts or start >= starts[-1] + len(pieces[-1]):
@@ -80,7 +80,7 @@ class DirtyBlock:
         return self._pieces[bisect_left(self._starts, start) : bisect_left(self._starts, stop)]
 
     def extents(self) -> tuple[Extent, ...]:
-        """Which bytes were written."""
+        """The ranges of bytes that were written."""
         extents: list[Extent] = []
         for start, piece in zip(self._starts, self._pieces, strict=True):
             if extents and extents[-1][1] == start:
@@ -90,13 +90,13 @@ class DirtyBlock:
         return tuple(extents)
 
     def covers(self, start: int, stop: int) -> bool:
-        """Whether every byte of [start, stop) was written."""
+        """True if every byte of [start, stop) was written."""
         return start >= stop or any(
             first <= start and stop <= last for first, last in self.extents()
         )
 
     def cut(self, stop: int) -> int:
-        """Forget what was written from `stop` on; by how much `cost` has grown: not at all."""
+        """Forget bytes from `stop` on. Gives the growth of `cost`, which is not positive."""
         before = self.cost
         keep = bisect_left(self._starts, stop)
         del self._starts[keep:], self._pieces[keep:]
@@ -105,7 +105,7 @@ class DirtyBlock:
         return self.cost - before
 
     def over(self, base: Buffer) -> Buffer:
-        """The block: what was written, over `base`; as long as the longer of the two."""
+        """The block: the pieces over `base`, as long as the longer of the two."""
         length = max(self.stop, len(base))
         if self.covers(0, length):
             return self._pieces[0] if len(self._pieces) == 1 else b"".join(self._pieces)
@@ -139,7 +139,7 @@ def united(one: tuple[Extent, ...], other: tuple[Extent, ...]) -> tuple[Extent, 
 
 
 def fill(target: bytearray, at: int, data: Buffer, start: int, stop: int) -> None:
-    """Copy into `target`, which stands for [start, stop), what of it `data` at `at` holds."""
+    """Copy into `target`, which stands for [start, stop), the part that `data` at `at` covers."""
     begin = max(at, start)
     end = min(at + len(data), stop)
     if begin < end:

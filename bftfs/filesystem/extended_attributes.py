@@ -2,7 +2,7 @@
 
 Names fall into the namespaces of xattr(7), with Linux' rules: `user.` on files and directories, by
 their permissions; `trusted.` for the superuser alone; `security.` readable by all; and the two
-ACLs, of which the access ACL and the permission bits keep each other in step.
+ACLs. A change of the access ACL changes the permission bits, and vice versa.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ ExtendedValueField: TypeAlias = Annotated[bytes, Meta(max_length=limits.XATTR_VA
 
 
 class ExtendedName(Record, frozen=True):
-    """Which extended attribute."""
+    """The name of an extended attribute."""
 
     name: ExtendedNameField
 
@@ -123,14 +123,14 @@ def get_extended(states: States, arguments: ExtendedName, caller: Caller) -> Ext
 
 
 def permit_extended(states: States, arguments: ExtendedName, caller: Caller) -> bytes:
-    """Refuses who may not read the attribute of this name."""
+    """Refuse a caller who may not read the attribute of this name."""
     if arguments.name.startswith(_USER):
         Subject.existing(states[0]).require(caller, READ)
     return b""
 
 
 def list_extended(states: States, arguments: NoArguments, caller: Caller) -> ExtendedNames:
-    """The names of all extended attributes that the caller may know of."""
+    """The names of all extended attributes that the caller may see."""
     del arguments
     subject = Subject.existing(states[0])
     names = [name for name, (flag, _) in _ACLS.items() if subject.attributes.flags & flag]

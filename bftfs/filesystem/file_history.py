@@ -1,7 +1,7 @@
-"""The history of a file system: its pasts, its snapshots, and what was done to its objects when.
+"""The history of a file system: views of the past, snapshots, and the versions of its objects.
 
-Times are what every version carries: microseconds of the clock of whoever made it, later than the
-version before. Versions that nobody made, but repair (copies), are not shown.
+Every version carries a time: microseconds of its author's clock, later than the version before.
+Copies, which repair makes, are not shown.
 
 Concurrency: caches are touched between awaits only.
 """
@@ -48,10 +48,10 @@ from bftfs.query_update.messages import PastVersion
 from bftfs.read_write.timestamp import BlockTimestamp
 from bftfs.retention import Policy, parse_policy
 
-VIEWS: Final = 16  # pasts that are kept ready
-OBJECTS_SEARCHED: Final = 1024  # below a directory, for its moments
-VERSIONS_SEARCHED: Final = 1024  # of one object, for the moments of a directory above it
-_TOGETHER: Final = 32  # objects that are asked about at the same time
+VIEWS: Final = 16  # views of the past that are kept
+OBJECTS_SEARCHED: Final = 1024  # below a directory, for its times of change
+VERSIONS_SEARCHED: Final = 1024  # of one object, for the times of a directory above it
+_TOGETHER: Final = 32  # objects whose changes are asked for at the same time
 
 ENTRY_PREFIX: Final = b"e"
 CHANGES_SHOWN: Final = (ATTRIBUTES_KEY, ENTRY_PREFIX)
@@ -59,28 +59,28 @@ CHANGES_SHOWN: Final = (ATTRIBUTES_KEY, ENTRY_PREFIX)
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """A version of an object: when, by whom, by what operation, and what it left."""
+    """A version of an object: its time, author and operation, and what the operation changed."""
 
     timestamp: LogicalTimestamp
     parent: LogicalTimestamp
     objects: tuple[ObjectId, ...]  # that the operation changed together
     operation: Operation
     attributes: Attributes | None  # after it, if it changed any
-    entries: tuple[tuple[bytes, StoredEntry | None], ...]  # of a directory: names that it changed
+    entries: tuple[tuple[bytes, StoredEntry | None], ...]  # of a directory: the changed names
 
     @property
     def time_us(self) -> int:
-        """When."""
+        """The time of the version."""
         return time_of(self.timestamp)
 
     @property
     def client(self) -> ClientId:
-        """Whose key made it: authenticated by the servers that accepted it."""
+        """The author, authenticated by the servers that accepted the version."""
         return client_of(self.timestamp)
 
 
 class History:
-    """The past of one file system."""
+    """The history of one file system."""
 
     def __init__(
         self,
@@ -125,7 +125,7 @@ class History:
         return view
 
     async def found_at(self, identifier: ObjectId, time_us: int, who: Credentials) -> FoundObject:
-        """An object as it was at a time; ENOENT if it was not there, or the time is to come."""
+        """An object as it was at a time; ENOENT if it did not exist, or the time is to come."""
         if time_us > await Now():
             raise FileSystemError(errno.ENOENT, "that time is yet to come")
         try:
@@ -145,14 +145,14 @@ class History:
         return found
 
     async def create_snapshot(self, name: bytes, who: Credentials, *, time_us: int = 0) -> Snapshot:
-        """Give a time a name; by default this moment."""
+        """Give a time (by default the present) a name."""
         arguments = SnapshotCreation(name, time_us)
         answered = await self._objects.update((self._volume,), CREATE_SNAPSHOT, arguments, who)
         made: Snapshot = answered.answer
         return made
 
     async def delete_snapshot(self, name: bytes, who: Credentials) -> Snapshot:
-        """Take a name away."""
+        """Delete the name of a snapshot."""
         arguments = SnapshotName(name)
         answered = await self._objects.update((self._volume,), DELETE_SNAPSHOT, arguments, who)
         gone: Snapshot = answered.answer
@@ -161,12 +161,12 @@ class History:
     # --- retention ---------------------------------------------------------------------------
 
     async def retention(self, identifier: ObjectId, who: Credentials) -> Policy:
-        """What is kept of an object's past behind the detection window."""
+        """The policy for versions of the object older than the detection window."""
         answered = await self._objects.query((identifier,), GET_RETENTION, NoArguments(), who)
         return parse_policy(answered.answer.policy)
 
     async def set_retention(self, identifier: ObjectId, policy: Policy, who: Credentials) -> None:
-        """Ask for another policy."""
+        """Change that policy."""
         arguments = PolicySetting(str(policy))
         await self._objects.update((identifier,), SET_RETENTION, arguments, who)
 
@@ -175,15 +175,15 @@ class History:
     async def written(
         self, files: Sequence[ObjectId], *, author: ClientId | None, since_us: int
     ) -> Sequence[BlockAuthorship]:
-        """What was written to the blocks of files since then, whether it was covered or not."""
+        """The versions of the files' blocks written since then, covered or not."""
         return await self._blocks.versions_by(files, author=author, since_us=since_us)
 
     async def block_stamp(self, block: BlockId, time_us: int | None) -> BlockTimestamp:
-        """Whose version a block was at a time, or is now, and since when."""
+        """The timestamp of a block's version at a time, or now."""
         return (await self._blocks.read(block, at_time_us=time_us)).timestamp
 
     async def block_at(self, block: BlockId, time_us: int) -> tuple[BlockTimestamp, bytes]:
-        """The same, and what it says."""
+        """The timestamp and the plaintext of a block's version at a time."""
         version = await self._blocks.read(block, at_time_us=time_us)
         return version.timestamp, await plaintext_of(self._cipher, block, version.item)
 
@@ -192,7 +192,7 @@ class History:
     async def changes(
         self, identifier: ObjectId, who: Credentials, *, since_us: int = 0, most: int = 1 << 30
     ) -> list[Change]:
-        """What was done to an object, the latest first."""
+        """The versions of an object, the latest first."""
         found: list[Change] = []
         at = await self._past.latest(identifier)
         while at != ZERO and len(found) < most:
@@ -204,7 +204,7 @@ class History:
                 credentials=who,
             )
             if not page:
-                return found  # what came before is no longer kept
+                return found  # older versions are no longer kept
             for version in page:
                 if time_of(version.timestamp) < since_us:
                     return found
@@ -213,12 +213,12 @@ class History:
             at = page[-1].parent
         return found
 
-    async def moments(self, directory: ObjectId, who: Credentials) -> list[int]:
+    async def change_times(self, directory: ObjectId, who: Credentials) -> list[int]:
         """Times at which something in or below a directory changed, the latest first.
 
-        What is below is what is or was named in it, as far as `who` may read it, and as far as the
-        bounds on this search reach: the latest changes of each object, and the objects next to the
-        directory first.
+        The search covers the objects that are or were named below it, as far as `who` may read
+        them. It is bounded: it takes the latest changes of each object, and the objects nearest to
+        the directory first.
         """
         times: set[int] = set()
         seen = {directory}

@@ -1,10 +1,10 @@
-"""Files and symlinks as replicated objects: readlink, and what becomes of a file's size and layout.
+"""Files and symlinks as replicated objects: readlink, and changes of a file's size and layout.
 
-Blocks are written before the update that covers them. `write` then extends the size and renews the
+Blocks are written before the update that covers them. `write` then extends the size and sets the
 times; `truncate` cuts and `merge` rearranges the layout. A writer names the newest incarnation that
 it wrote under: if the layout was cut since, it is refused and writes those blocks again. A client
 that cuts inside a block first writes the shortened block under the fresh incarnation, and names the
-`contents` version that it took it from.
+version of the contents that it read the block from.
 
 Map keys of an inode's state, beside those of `objects`: b"t" the target of a symlink.
 """
@@ -42,8 +42,8 @@ def read_link(states: States, arguments: NoArguments, caller: Caller) -> bytes:
 class Writing(Record, frozen=True):
     """Blocks were written up to byte `end`, while the layout's newest incarnation was `newest`.
 
-    An `end` of 0 covers no bytes. `mtime_ns` is the time of the last write; `changes` are what was
-    asked for meanwhile.
+    An `end` of 0 covers no bytes. `mtime_ns` is the time of the last write; `changes` are changes
+    of attributes that programs made meanwhile.
     """
 
     end: SizeField
@@ -55,7 +55,7 @@ class Writing(Record, frozen=True):
 class Truncation(Record, frozen=True):
     """A new size. If it cuts, blocks from the cut on get `incarnation`.
 
-    `contents` is the version that the shortened block was taken from; 0 if the cut lies between
+    `contents` is the version that the shortened block was read from; 0 if the cut lies between
     blocks, or the block was empty.
     """
 
@@ -81,10 +81,10 @@ class ContentsChanged(Record, frozen=True):
 
 
 def may_write(subject: Subject, caller: Caller) -> bool:
-    """Whether the caller may change a file's bytes.
+    """True if the caller may change a file's bytes.
 
-    An owner may whatever the permission bits say, as with NFS: he has the file open since before
-    they changed, or since he created it without them.
+    The owner may whatever the permission bits say, as with NFS: the file may have been open since
+    before they changed, or since it was created without them.
     """
     return owns(caller, subject.attributes) or subject.permits(caller, WRITE)
 

@@ -1,12 +1,12 @@
-"""Where a file's bytes are: offsets to blocks, and which incarnation of each block is valid.
+"""The layout of a file: its block size, and the valid incarnation of each block.
 
 A data-item is named by inode, incarnation and block number. Truncation gives all blocks from the
-cut on a fresh incarnation, under which nothing was ever written, so that it costs the same at any
-length and the old bytes can never come back. A layout lists from which block on which incarnation
-holds.
+cut on a fresh incarnation, under which nothing was ever written. So it costs the same at any
+length, and the old bytes can never come back. A layout lists ranges of blocks with their
+incarnations.
 
 Invariants: ranges start at block 0 and ascend; an incarnation is greater than all that the file had
-before it, so none is ever used again; there are at most `limits.LAYOUT_RANGES` ranges.
+before, so none is ever used again; there are at most `limits.LAYOUT_RANGES` ranges.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from bftfs import limits
 from bftfs.identifiers import BlockId, ObjectId, block_id, block_number_of, incarnation_of
 from bftfs.query_update.object_type import Record
 
-# Incarnations are drawn this far apart, so that two clients which truncate at the same moment do
-# not prepare the same one.
+# Incarnations are drawn this far apart, so that two clients that truncate at the same time do not
+# prepare the same one.
 INCARNATION_GAP: Final = 1 << 32
 
 
@@ -47,7 +47,7 @@ class Layout(Record, frozen=True):
         return block_id(inode, incarnation=self.incarnation(number), number=number)
 
     def has(self, block: BlockId) -> bool:
-        """Whether a file with this layout has the block, and not as it was before a cut."""
+        """True if the block is valid in this layout: no cut has given it a later incarnation."""
         return self.incarnation(block_number_of(block)) == incarnation_of(block)
 
     def cut(self, first: int, incarnation: int) -> Layout:
@@ -65,7 +65,7 @@ class Layout(Record, frozen=True):
         return Layout(self.block_bytes, (*before, (first, incarnation), *after))
 
     def has_room_to_cut(self, first: int) -> bool:
-        """Whether `cut` at that block keeps the bound on ranges; else some must be merged first."""
+        """True if `cut` at that block keeps the bound on ranges; else merge some first."""
         return sum(start < first for start, _ in self.ranges) < limits.LAYOUT_RANGES
 
     def cheapest_merge(self, size: int) -> tuple[int, int]:
@@ -81,7 +81,7 @@ class Layout(Record, frozen=True):
 
 
 class Span(NamedTuple):
-    """The part of a block that an extent of the file covers: [start, stop) within the block."""
+    """A part of a block: [start, stop) within it."""
 
     number: int
     start: int

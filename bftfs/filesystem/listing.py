@@ -1,7 +1,7 @@
 """Listing a directory, page by page, entry by entry.
 
-Entries that are there from the beginning of a listing to its end appear exactly once, whatever
-happens to others; entries that appeared since its beginning are left out, so that it ends.
+Entries that exist from the beginning of a listing to its end appear exactly once, whatever happens
+to others. Entries that appeared since its beginning are left out, so that the listing ends.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class DirectoryEntry:
 
 
 class _CachedPage(NamedTuple):
-    """Entries that answer for cookies in [begins, ends)."""
+    """The entries after cookies in [begins, ends)."""
 
     begins: int
     ends: int

@@ -1,12 +1,12 @@
-"""The client's side of metadata: operations on objects, their cached attributes and names.
+"""The client's side of metadata: operations on objects, and caches of attributes and names.
 
-Attributes come with every answer, and are kept for as long as the mount allows. What is known of an
-object never goes back to an older version, whatever order answers come in. What a name stood for
-is a good guess when it is no longer to be believed: an update that builds on it is checked by its
-method, which refuses with ESTALE if the guess was wrong.
+Attributes come with every answer, and are valid for as long as the mount options say. The cache
+never goes back to an older version of an object, whatever order answers come in. A cached name that
+is no longer valid is still a good guess: an update that builds on it is checked by its method,
+which refuses with ESTALE if the guess was wrong.
 
-Concurrency: caches are touched between awaits only. Updates of one object take turns in the
-service, so that the conversations of one mount do not contend with each other.
+Concurrency: caches are touched between awaits only. The service runs updates of one object one
+after the other, so that the conversations of one mount do not contend with each other.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from bftfs.conversation import Now
 from bftfs.credentials import Credentials
 from bftfs.errors import FileSystemError
 from bftfs.filesystem.attributes import Attributes
-from bftfs.filesystem.directory import Child, DirectoryPage, Listing, Name, Sought
+from bftfs.filesystem.directory import Child, DirectoryPage, Listing, LookupAnswer, Name
 from bftfs.filesystem.name_cache import CachedName, Changed, NameCache
 from bftfs.filesystem.objects import NoArguments
 from bftfs.filesystem.registry import GET_ATTRIBUTES, LOOKUP, READ_DIRECTORY
@@ -37,7 +37,7 @@ class _KnownAttributes(NamedTuple):
 
 
 class Metadata:
-    """Queries and updates of objects, with what is known of them."""
+    """Queries and updates of objects, with their cached attributes and names."""
 
     def __init__(
         self,
@@ -53,7 +53,7 @@ class Metadata:
         self._attribute_timeout_us = attribute_timeout_us
         self._attributes: OrderedDict[ObjectId, _KnownAttributes] = OrderedDict()
         self._names = NameCache(entry_timeout_us, absence_timeout_us)
-        self._latest_us = 0  # that the clock has shown
+        self._latest_us = 0  # the latest time that the clock has shown
 
     # --- operations --------------------------------------------------------------------------
 
@@ -88,7 +88,7 @@ class Metadata:
         return None if entry is None else entry.attributes
 
     def fresh(self, identifier: ObjectId, now_us: int) -> Attributes | None:
-        """The attributes, if they are known and not older than the mount allows."""
+        """The cached attributes, if they are valid."""
         self._notice(now_us)
         entry = self._attributes.get(identifier)
         if entry is None or now_us - entry.heard_us >= self._attribute_timeout_us:
@@ -96,7 +96,7 @@ class Metadata:
         return entry.attributes
 
     def _notice(self, now_us: int) -> None:
-        """If the clock was set back, nobody can tell the age of what was heard of before."""
+        """Expire everything if the clock was set back: the age of older entries is unknown."""
         if now_us < self._latest_us:
             for identifier, entry in self._attributes.items():
                 self._attributes[identifier] = entry._replace(heard_us=0)
@@ -104,7 +104,7 @@ class Metadata:
         self._latest_us = now_us
 
     def learn(self, identifier: ObjectId, attributes: Attributes, now_us: int) -> Attributes:
-        """Take note of attributes that an answer gave; the newest that are known."""
+        """Cache attributes from an answer. Gives the newest that are known."""
         self._names.saw(identifier, attributes)
         return self._keep(identifier, attributes, now_us)
 
@@ -119,7 +119,7 @@ class Metadata:
         return attributes
 
     async def attributes(self, identifier: ObjectId, who: Credentials) -> Attributes:
-        """The attributes, at most as old as the mount allows."""
+        """The attributes, from the cache or a quorum."""
         attributes = self.fresh(identifier, await Now())
         return await self.latest(identifier, who) if attributes is None else attributes
 
@@ -130,26 +130,26 @@ class Metadata:
 
     # --- names -------------------------------------------------------------------------------
 
-    async def sought(self, directory: ObjectId, name: bytes, who: Credentials) -> Child | None:
-        """What a quorum says that the name stands for, if anything."""
-        found: Sought = await self.query((directory,), LOOKUP, Name(name), who)
+    async def look_up(self, directory: ObjectId, name: bytes, who: Credentials) -> Child | None:
+        """Ask a quorum for the object that the name stands for, if any."""
+        found: LookupAnswer = await self.query((directory,), LOOKUP, Name(name), who)
         now_us = await Now()
         self.learn(directory, found.directory, now_us)
         self._names.found(directory, found.directory, name, found.child, now_us)
         return found.child
 
-    def believed(self, directory: ObjectId, name: bytes, now_us: int) -> CachedName | None:
-        """What the name stands for, if it need not be asked."""
+    def cached_name(self, directory: ObjectId, name: bytes, now_us: int) -> CachedName | None:
+        """The cached meaning of the name, if it is valid."""
         self._notice(now_us)
         known = self._attributes.get(directory)
         if known is None or now_us - known.heard_us >= self._attribute_timeout_us:
-            return self._names.believed(directory, name, now_us)
-        return self._names.believed(
+            return self._names.cached_name(directory, name, now_us)
+        return self._names.cached_name(
             directory, name, now_us, version=known.attributes.version, heard_us=known.heard_us
         )
 
     def guess(self, directory: ObjectId, name: bytes) -> CachedName | None:
-        """What the name stood for when last heard of."""
+        """The last known meaning of the name, valid or not."""
         return self._names.guess(directory, name)
 
     async def listed(
@@ -173,7 +173,7 @@ class Metadata:
     def changed(
         self, directory: ObjectId, attributes: Attributes, changes: Iterable[Changed], now_us: int
     ) -> None:
-        """This mount has changed the directory: its attributes, and what these names stand for."""
+        """This mount has changed the directory: its attributes, and these names in it."""
         self._names.changed(directory, attributes, changes, now_us)
         self._keep(directory, attributes, now_us)
 
@@ -184,5 +184,5 @@ class Metadata:
         self._keep(identifier, attributes, now_us)
 
     def forget(self, directory: ObjectId, name: bytes) -> None:
-        """The name turned out to stand for something else."""
+        """Drop a name that turned out to stand for another object."""
         self._names.forget(directory, name)

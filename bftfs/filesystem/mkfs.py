@@ -11,7 +11,7 @@ from bftfs.query_update.object_type import Caller
 def format_volume(states: States, arguments: Format, caller: Caller) -> Volume:
     """Make the file system, owned by the caller, unless it exists. Roles: volume, root directory.
 
-    Repeating it changes nothing, so that everybody who starts a cluster may begin with it.
+    Repeating it changes nothing, so that every start of a cluster may begin with it.
     """
     volume, root = states
     if is_formatted(volume):

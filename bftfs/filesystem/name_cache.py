@@ -1,14 +1,14 @@
-"""What a mount knows of the names in directories, and from when on it is known to hold.
+"""Directory-entry cache, and the directory versions for which each entry is valid.
 
-A name is believed to stand for what it stood for as long as the mount allows. Beyond that, it is
-believed as long as the directory's attributes are fresh and show that nobody but this mount has
-changed the directory since the name was heard of: versions of a directory name the version before,
-so that a mount can tell whether its own changes are the only ones. In the same way, a mount that
-knows all names of a directory, because it made it or listed it, knows that any other name is free.
-That there is no such name is believed for a shorter time than that there is.
+An entry is valid for the time that the mount options allow; a negative entry (there is no such
+name) for a shorter one. After that time it stays valid while the directory's cached attributes are
+valid and show that only this mount has changed the directory since the entry was read. Versions of
+a directory name the version before, so that a mount can tell its own changes from others'. In the
+same way, a mount that knows all names of a directory, because it made or listed it, knows that any
+other name is free.
 
-Invariants: of a directory whose `version` is known, a name heard of at a version in
-[since, version] still stands for the same; `names`, if not None, are all that there are.
+Invariants, for a directory whose `version` is known: an entry read at a version in [since, version]
+is still true; `names`, if not None, are all names in the directory.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from bftfs.filesystem.attributes import Attributes
 from bftfs.filesystem.directory import Child, ListedEntry
 from bftfs.identifiers import ObjectId
 
-ENTRIES: Final = 65_536  # names that are remembered with what they stand for
-DIRECTORIES: Final = 4_096  # directories that are remembered
-NAMES: Final = 65_536  # names of all directories that are known as a whole
+ENTRIES: Final = 65_536
+DIRECTORIES: Final = 4_096
+NAMES: Final = 65_536  # in all directories whose names are all known
 
-Changed: TypeAlias = tuple[bytes, Child | None]  # what a name stands for from now on
+Changed: TypeAlias = tuple[bytes, Child | None]  # a name, and the object it stands for from now on
 
 
 class CachedName(NamedTuple):
-    """What a name stood for when last heard of; `child` is None if there was no such name."""
+    """A cache entry; `child` is None if there was no such name."""
 
     child: Child | None
     version: int  # of the directory
@@ -37,7 +37,7 @@ class CachedName(NamedTuple):
 
 
 class _Directory:
-    """What is known of a directory as a whole."""
+    """The known version of a directory, and all its names, if they are known."""
 
     __slots__ = ("names", "since", "version")
 
@@ -51,7 +51,7 @@ _FREE = CachedName(None, 0, 0)
 
 
 class NameCache:
-    """The names that a mount has heard of."""
+    """The cached directory entries of a mount."""
 
     def __init__(self, timeout_us: int, absence_timeout_us: int) -> None:
         self._timeout_us = timeout_us
@@ -63,7 +63,7 @@ class NameCache:
     # --- asking ------------------------------------------------------------------------------
 
     def guess(self, directory: ObjectId, name: bytes) -> CachedName | None:
-        """What the name stood for when last heard of, however long ago."""
+        """The last known entry, valid or not."""
         entry = self._entries.get((directory, name))
         if entry is None:
             known = self._directories.get(directory)
@@ -71,7 +71,7 @@ class NameCache:
                 return _FREE
         return entry
 
-    def believed(
+    def cached_name(
         self,
         directory: ObjectId,
         name: bytes,
@@ -80,10 +80,9 @@ class NameCache:
         version: int = 0,
         heard_us: int = 0,
     ) -> CachedName | None:
-        """What the name stands for, if that need not be asked.
+        """The entry, if it is valid.
 
-        `version` is that of the directory, which was heard of at `heard_us`, if its attributes are
-        fresh.
+        `version` is that of the directory's attributes, heard of at `heard_us`, if these are valid.
         """
         entry = self._entries.get((directory, name))
         if entry is not None:
@@ -103,7 +102,7 @@ class NameCache:
     # --- learning ----------------------------------------------------------------------------
 
     def saw(self, directory: ObjectId, attributes: Attributes) -> None:
-        """Somebody may have changed the directory, if this is a new version of it."""
+        """These are the directory's attributes now: a new version may be another mount's change."""
         known = self._directories.get(directory)
         if known is not None and known.version < attributes.version:
             self._know(directory, _Directory(attributes.version, None))
@@ -111,7 +110,7 @@ class NameCache:
     def found(
         self, directory: ObjectId, at: Attributes, name: bytes, child: Child | None, now_us: int
     ) -> None:
-        """The name stands for that in the directory, as it is at these attributes."""
+        """The name was looked up in the directory, whose attributes were `at`."""
         if self._is_current(directory, at.version):
             self._remember(directory, name, child, at.version, now_us)
 
@@ -124,7 +123,7 @@ class NameCache:
         *,
         is_whole: bool,
     ) -> None:
-        """These names are in the directory; `is_whole`: and no others."""
+        """The directory was listed; with `is_whole`, these are all its names."""
         if not self._is_current(directory, at.version):
             return
         names = set()
@@ -143,10 +142,10 @@ class NameCache:
     def changed(
         self, directory: ObjectId, at: Attributes, changes: Iterable[Changed], now_us: int
     ) -> None:
-        """This mount has changed the directory: its attributes, and what these names stand for."""
+        """This mount has changed the directory: its attributes, and these names in it."""
         known = self._directories.get(directory)
         if known is not None and known.version > at.version:
-            for name, _ in changes:  # somebody has changed the directory again
+            for name, _ in changes:  # the directory was changed again since
                 self.forget(directory, name)
             return
         if known is None or known.version not in (at.previous, at.version):
@@ -162,19 +161,19 @@ class NameCache:
         self._drop_surplus()
 
     def forget(self, directory: ObjectId, name: bytes) -> None:
-        """The name turned out to stand for something else."""
+        """Drop a name that turned out to stand for another object."""
         self._entries.pop((directory, name), None)
         self._forget_directory(directory)
 
     def distrust(self) -> None:
-        """Nothing that was heard of so far is believed only for its being young."""
+        """Let no entry be valid because of its age alone: the clock was set back."""
         for place, entry in self._entries.items():
             self._entries[place] = entry._replace(heard_us=0)
 
     # -----------------------------------------------------------------------------------------
 
     def _is_current(self, directory: ObjectId, version: int) -> bool:
-        """Whether an answer at this version tells something new. It was perhaps overtaken."""
+        """True if no later version of the directory is known than that of an answer."""
         known = self._directories.get(directory)
         if known is None or known.version < version:
             self._know(directory, _Directory(version, None))

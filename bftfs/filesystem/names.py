@@ -1,4 +1,4 @@
-"""Names of directory entries: any bytes but "/" and NUL make one."""
+"""Names of directory entries: any bytes but "/" and NUL."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from bftfs import limits
 
 
 def fault_of(name: bytes) -> int:
-    """0 if `name` can be that of an entry, else the errno that says why not."""
+    """0 if `name` is a possible name of an entry, else an errno."""
     if len(name) > limits.NAME_BYTES:
         return errno.ENAMETOOLONG
     if not name:
@@ -19,7 +19,7 @@ def fault_of(name: bytes) -> int:
 
 
 def is_dots(name: bytes) -> bool:
-    """Whether `name` is "." or "..", which every directory has and none stores."""
+    """True if `name` is "." or "..", which every directory has and none stores."""
     return name in (b".", b"..")
 
 

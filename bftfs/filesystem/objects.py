@@ -1,13 +1,13 @@
-"""What the methods of all object types share: an object of a method in progress.
+"""The parts shared by the methods of all object types.
 
-A method loads the objects that it was given, checks everything, changes what it must, and
-concludes. It refuses by raising `Refusal` at any point: what it had changed is then discarded.
+A method loads its objects as `Subject`s, checks everything, makes its changes, and concludes. It
+refuses by raising `Refusal` at any point: its changes are then discarded.
 
-Map keys of an object's state: b"a" attributes, b"A" access ACL, b"D" default ACL, b"r" what is
-kept of its past (a `retention.Policy` in words), b"x" + name an extended attribute, and those that
+Map keys of an object's state: b"a" attributes, b"A" access ACL, b"D" default ACL, b"r" retention
+policy (a `retention.Policy` in words), b"x" + name an extended attribute, and those that
 `directory` and `inode` name.
 
-Queries get states that they could change like updates do; what a query changes is never kept.
+Queries get mutable states, too; their changes are never kept.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class AttributesAfter(Record, frozen=True):
 
 
 class NoArguments(Record, frozen=True):
-    """Of a method that takes none."""
+    """The arguments of a method that takes none."""
 
 
 class Subject:
@@ -63,7 +63,7 @@ class Subject:
 
     @classmethod
     def existing(cls, state: MutableState) -> Subject:
-        """The object that `state` is of; refuses what was never created."""
+        """The object with this state; ESTALE if it was never created."""
         encoded = state.get(ATTRIBUTES_KEY)
         if encoded is None:
             raise Refusal(errno.ESTALE)
@@ -71,7 +71,7 @@ class Subject:
 
     @classmethod
     def created(cls, state: MutableState, attributes: Attributes) -> Subject:
-        """A new object; refuses an identifier that is in use."""
+        """A new object; ESTALE if its identifier is in use."""
         if state.get(ATTRIBUTES_KEY) is not None:
             raise Refusal(errno.ESTALE)
         subject = cls(state, attributes)
@@ -83,7 +83,7 @@ class Subject:
         self.attributes = msgspec.structs.replace(self.attributes, **changes)
 
     def conclude(self, caller: Caller) -> Attributes:
-        """Store the attributes if they have changed; what they are now."""
+        """Store the attributes if they have changed, and return them."""
         if self.attributes is not self._loaded:
             before = 0 if self._loaded is None else self._loaded.version
             self.change(version=caller.time_us, previous=before)
@@ -96,7 +96,7 @@ class Subject:
         return self._acl(ACCESS_ACL, ACCESS_ACL_KEY)
 
     def default_acl(self) -> AccessControlList | None:
-        """The ACL that a directory passes on to what is created in it."""
+        """The ACL that a directory passes on to new objects in it."""
         return self._acl(DEFAULT_ACL, DEFAULT_ACL_KEY)
 
     def _acl(self, flag: int, key: bytes) -> AccessControlList | None:
@@ -116,7 +116,7 @@ class Subject:
             self.change(flags=self.attributes.flags & ~flag)
 
     def permits(self, who: Principal, want: int) -> bool:
-        """Whether `who` has the permissions `want` on the object."""
+        """True if `who` has the permissions `want` on the object."""
         return permits(self.attributes, self.access_acl(), who, want)
 
     def require(self, who: Principal, want: int) -> None:
@@ -126,7 +126,7 @@ class Subject:
 
 
 class NoState:
-    """The state of an object of which only the attributes are known: of one without ACLs."""
+    """The state of an object without ACLs of which only the attributes are known."""
 
     __slots__ = ("object",)
 
@@ -153,7 +153,7 @@ class NoState:
 
 
 def loaded(*states: MutableState) -> tuple[Subject, ...]:
-    """The objects of `states`; an object that stands in several roles is one `Subject`."""
+    """The objects of `states`; an object in several roles is one `Subject`."""
     subjects: list[Subject] = []
     for state in states:
         subjects.append(

@@ -1,12 +1,11 @@
 """The file system as its users see it: names, attributes and contents, as conversations.
 
-Every operation on the namespace is one update, whose method checks everything. What the client
-knows beforehand (which object a name stands for) may be outdated: the method then refuses with
-ESTALE, and the client looks again.
+Every operation on the namespace is one update, whose method checks everything. The client has to
+name the objects of an update beforehand, and its knowledge of a name may be outdated: then the
+method refuses with ESTALE, and the client looks the name up again.
 
-Concurrency: conversations share the caches of `Metadata` and the contents of `ContentStore`, which
-say what may be touched when. What a query found is cached only if this mount did not change the
-directory while it was asked.
+Concurrency: conversations share the caches of `Metadata` and the contents of `ContentStore`; see
+there. The answer of a query is cached only if this mount did not change the directory meanwhile.
 """
 
 from __future__ import annotations
@@ -91,9 +90,9 @@ from bftfs.query_update.object_type import Caller, Record, Refusal
 
 ATTEMPTS: Final = 16  # at an operation whose objects other mounts keep changing
 DEPTH: Final = 4_096  # of nested directories
-ENTRIES_TOGETHER: Final = 64  # whose attributes are asked for at the same time
-ACCESS_DELAY_US: Final = 30 * limits.SECOND_US  # for how long access times wait to be recorded
-ACCESSES_AT_ONCE: Final = 32  # that are recorded every second or so: nobody waits for them
+ENTRIES_TOGETHER: Final = 64  # of a directory, whose attributes are asked for at the same time
+ACCESS_DELAY_US: Final = 30 * limits.SECOND_US  # before an access time is sent to the nodes
+ACCESSES_AT_ONCE: Final = 32  # access times that are sent in one round of writing back
 VOLUME_KEPT_US: Final = 10 * limits.SECOND_US
 ROOM_KEPT_US: Final = limits.SECOND_US
 
@@ -112,7 +111,7 @@ class FoundObject:
 
 @dataclass(frozen=True, slots=True)
 class Statistics:
-    """What statfs tells."""
+    """The figures of statfs."""
 
     block_bytes: int
     capacity_bytes: int
@@ -137,7 +136,7 @@ class FileSystem:
         options: Options | None = None,
         present: FileSystem | None = None,
     ) -> None:
-        """With `present`, this is a past of that file system: what it permits now counts, too."""
+        """With `present`, this is a past of it; the permissions of the present count, too."""
         self.root = root
         self._present = present
         self._volume = volume
@@ -165,13 +164,13 @@ class FileSystem:
         block_bytes: int = limits.BLOCK_BYTES_DEFAULT,
         mode: int = 0o755,
     ) -> None:
-        """Make the file system, with a root directory that belongs to `who`, if there is none."""
+        """Make the file system, with a root directory owned by `who`, if there is none."""
         await self._metadata.update(
             (self._volume, self.root), FORMAT, Format(block_bytes, mode), who
         )
 
     async def statistics(self, who: Credentials) -> Statistics:
-        """How full the nodes are; how many inodes there may be is nominal."""
+        """The used and free room of the nodes; the number of inodes is nominal."""
         volume = await self._volume_record(who)
         now_us = await Now()
         if self._room is None or self._room[1] <= now_us:
@@ -195,12 +194,12 @@ class FileSystem:
     # --- names -------------------------------------------------------------------------------
 
     async def lookup(self, directory: ObjectId, name: bytes, who: Credentials) -> FoundObject:
-        """What `name` stands for in the directory."""
-        if fault := fault_of(name):  # nothing stands for it, but that is not what is wrong with it
+        """The object that `name` stands for in the directory."""
+        if fault := fault_of(name):
             raise FileSystemError(fault, shown(name))
         if self._present is not None:
             await self._present.access(directory, os.X_OK, who)
-        known = self._metadata.believed(directory, name, await Now())
+        known = self._metadata.cached_name(directory, name, await Now())
         guess = known or self._metadata.guess(directory, name)
         if known is not None and known.child is None:
             raise FileSystemError(errno.ENOENT, shown(name))
@@ -209,7 +208,7 @@ class FileSystem:
             return await self._found_at(child.identifier, who)
         if known is not None:
             return await self._found_at(guess.child.identifier, who)
-        # Probably it still stands for that: ask for both at once.
+        # Probably the name still stands for that object: ask for both at once.
         child, found = await Together(
             (
                 partial(self._lookup, directory, name, who),
@@ -221,21 +220,21 @@ class FileSystem:
         return await self._found_at(child.identifier, who)
 
     async def _lookup(self, directory: ObjectId, name: bytes, who: Credentials) -> Child:
-        """What a quorum says that `name` stands for."""
-        child = await self._metadata.sought(directory, name, who)
+        """The object that `name` stands for, as a quorum says."""
+        child = await self._metadata.look_up(directory, name, who)
         if child is None:
             raise FileSystemError(errno.ENOENT, shown(name))
         return child
 
     async def _resolve(self, directory: ObjectId, name: bytes, who: Credentials) -> Child:
-        """What `name` stands for, as far as is known: to be checked by the update that uses it."""
+        """The last known object of this name: to be checked by the update that uses it."""
         guess = self._metadata.guess(directory, name)
         if guess is not None and guess.child is not None:
             return guess.child
         return await self._lookup(directory, name, who)
 
     async def parent(self, directory: ObjectId, who: Credentials) -> FoundObject:
-        """The directory that the directory stands in; the root stands in itself."""
+        """The parent of a directory; the root is its own."""
         identifier = (await self._metadata.attributes(directory, who)).parent
         if not identifier:
             raise FileSystemError(errno.ENOTDIR)
@@ -250,14 +249,14 @@ class FileSystem:
     # --- attributes --------------------------------------------------------------------------
 
     def _seen_by_programs(self, identifier: ObjectId, attributes: Attributes) -> Attributes:
-        """`attributes` with what this mount has not told the nodes yet."""
+        """`attributes` with the changes that this mount has not sent to the nodes yet."""
         contents = self._contents.known(identifier)
         if contents is not None:
             attributes = contents.seen_by_programs(attributes)
         return self._accesses.seen_by_programs(identifier, attributes)
 
     async def attributes(self, identifier: ObjectId, who: Credentials) -> Attributes:
-        """The attributes, at most as old as the mount allows."""
+        """The attributes, as old as the mount options allow."""
         return self._seen_by_programs(identifier, await self._metadata.attributes(identifier, who))
 
     async def change_attributes(
@@ -272,10 +271,10 @@ class FileSystem:
         return await self._change_object(identifier, CHANGE_ATTRIBUTES, changes, who)
 
     async def _fold(self, contents: Contents, changes: Changes, who: Credentials) -> bool:
-        """Leave `changes` to the update that will cover what is unsaved, if there is one to come.
+        """Leave `changes` to the update that will cover unsaved writes; False if there are none.
 
-        The method that will make them is run here on what is known, so that it refuses now what it
-        would refuse then.
+        The method that will make the changes runs here on the known attributes, so that the program
+        gets its refusal now.
         """
         attributes = self._metadata.known(contents.identifier)
         if (
@@ -329,7 +328,7 @@ class FileSystem:
             raise FileSystemError(errno.EACCES)
 
     async def read_link(self, identifier: ObjectId, who: Credentials) -> bytes:
-        """The target of a symlink. It never changes, so that it is asked for once."""
+        """The target of a symlink; asked for once, since it never changes."""
         target = self._targets.get(identifier)
         if target is None:
             target = await self._metadata.query((identifier,), READ_LINK, NoArguments(), who)
@@ -360,7 +359,7 @@ class FileSystem:
         try:
             outcome = await self._metadata.update((directory, child), method, arguments, who)
         except FileSystemError as refusal:
-            if refusal.code == errno.EEXIST:  # whatever was believed: not that the name is free
+            if refusal.code == errno.EEXIST:  # the name was believed to be free
                 self._metadata.forget(directory, name)
             raise
         now_us = await Now()
@@ -408,8 +407,8 @@ class FileSystem:
     ) -> FoundObject:
         """A new directory.
 
-        What stands next to the root is spread over the quorums, and what stands deeper stays with
-        it: an update of two directories with different quorums costs object syncs.
+        Children of the root are spread over the quorums; deeper directories have the quorum of
+        their parent, since an update of two directories with different quorums costs object syncs.
         """
         placement = await Draw(256) if directory == self.root else placement_of(directory)
         identifier = await self._new_identifier(ObjectKind.DIRECTORY, placement)
@@ -444,7 +443,7 @@ class FileSystem:
                 if refusal.code != errno.ENOENT:
                     raise
                 continue  # removed meanwhile
-            # Whoever checks permissions before has seen that there is no such file.
+            # The kernel's check of permissions saw no such file.
             await self.access(child.identifier, _WANTED[flags & os.O_ACCMODE], who)
             file = await self.open(child.identifier, flags, who)
             return await self._found_at(child.identifier, who), file
@@ -502,7 +501,7 @@ class FileSystem:
     async def _require_current(
         self, directory: ObjectId, name: bytes, known: ObjectId, who: Credentials
     ) -> None:
-        """ESTALE if `name` does not stand for what was known; ENOENT if for nothing."""
+        """ESTALE if `name` stands for another object than `known`; ENOENT if for none."""
         if (await self._lookup(directory, name, who)).identifier != known:
             raise FileSystemError(errno.ESTALE)
 
@@ -511,7 +510,7 @@ class FileSystem:
         attempt: Callable[[], Awaitable[_Result]],
         *names: tuple[ObjectId, bytes],
     ) -> _Result:
-        """The result of `attempt`, made again when what is known of `names` was outdated."""
+        """The result of `attempt`, which is repeated when cached `names` were outdated."""
         for _ in range(ATTEMPTS - 1):
             try:
                 return await attempt()
@@ -545,7 +544,7 @@ class FileSystem:
             if guess is not None:
                 replaced = guess.child
             else:
-                replaced = await self._metadata.sought(target, target_name, who)
+                replaced = await self._metadata.look_up(target, target_name, who)
             roles = (
                 source,
                 target,
@@ -583,19 +582,19 @@ class FileSystem:
         flags: int,
         who: Credentials,
     ) -> AttributesAfter:
-        """Rename a directory into another one, unless it would then stand below itself."""
+        """Rename a directory into another one, unless it would then be below itself."""
         source, target, child, replaced = roles
         volume: Volume = await self._metadata.query((self._volume,), DESCRIBE, NoArguments(), who)
         if await self._is_above(child, target, who) or (
             flags & RENAME_EXCHANGE and await self._is_above(replaced, source, who)
         ):
             await self._require_current(source, name, child, who)
-            there = await self._metadata.sought(target, target_name, who)
+            there = await self._metadata.look_up(target, target_name, who)
             if there is None and flags & RENAME_EXCHANGE:
                 raise FileSystemError(errno.ENOENT, shown(target_name))
             if there is not None and flags & RENAME_NOREPLACE:
                 raise FileSystemError(errno.EEXIST, shown(target_name))
-            raise FileSystemError(errno.EINVAL, "a directory cannot stand below itself")
+            raise FileSystemError(errno.EINVAL, "a directory cannot be below itself")
         arguments = Relocation(name, target_name, flags, volume.relocations)
         outcome: AttributesAfter = await self._metadata.update(
             (*roles, self._volume), RELOCATE, arguments, who
@@ -603,7 +602,7 @@ class FileSystem:
         return outcome
 
     async def _is_above(self, directory: ObjectId, other: ObjectId, who: Credentials) -> bool:
-        """Whether `other` is `directory` or stands anywhere below it."""
+        """True if `other` is `directory` or anywhere below it."""
         if kind_of(directory) != ObjectKind.DIRECTORY:
             return False
         for _ in range(DEPTH):
@@ -611,7 +610,7 @@ class FileSystem:
                 return other == directory
             attributes = await self._metadata.latest(other, who)
             if not attributes.links:
-                return False  # it was removed, which the update will find
+                return False  # it was removed: the update will be refused
             other = attributes.parent
         raise FileSystemError(errno.ELOOP, f"more than {DEPTH} nested directories")
 
@@ -635,10 +634,7 @@ class FileSystem:
     ) -> tuple[DirectoryEntry, ...]:
         """The next entries after the cookie `after` (0: from the beginning); none at the end.
 
-        Without `with_attributes` entries have attributes only where these need not be asked for.
-
-        Entries that were there from the beginning to the end appear exactly once, whatever happens
-        to others; entries that appeared since the beginning do not.
+        Without `with_attributes`, only cached attributes are given.
         """
         listed = await opened.entries(self._metadata, after, count)
         attributes: tuple[Attributes | None, ...]
@@ -714,7 +710,7 @@ class FileSystem:
         return await self._contents.read(file, offset, size)
 
     def write(self, file: OpenFile, offset: int | None, data: bytes, *, now_ns: int) -> bool:
-        """Take `data` at `offset` (None: at the end); whether `write_behind` must be performed.
+        """Take `data` at `offset` (None: at the end); True if `write_behind` must be performed.
 
         `data` must not change afterwards: it is not copied. Failures of earlier writes are raised
         here, or at `flush`, once for each handle.
@@ -728,7 +724,7 @@ class FileSystem:
         await self._contents.write_behind(file)
 
     async def flush(self, file: OpenFile) -> None:
-        """Make everything written durable, and visible to who opens the file after this."""
+        """Make all writes durable, and visible to later opens of the file."""
         await self._contents.flush(file)
 
     async def synchronize(self, file: OpenFile) -> None:
@@ -736,13 +732,13 @@ class FileSystem:
         await self._contents.synchronize(file)
 
     async def release(self, file: OpenFile) -> None:
-        """The handle's end."""
+        """Close a handle."""
         await self._contents.release(file)
 
     async def write_back(self, *, older_than_us: int) -> None:
-        """Save what has been unsaved for so long; to be performed every few seconds.
+        """Save what has been unsaved for so long; to be called every few seconds.
 
-        Failures are kept for the handles.
+        Failures are kept, and reported to the handles.
         """
         await self._contents.write_back(older_than_us=older_than_us)
         await self._accesses.record(
@@ -757,7 +753,7 @@ class FileSystem:
     # --- access times ------------------------------------------------------------------------
 
     async def _note_access(self, identifier: ObjectId, who: Credentials) -> None:
-        """The object is read, for the first time through a handle."""
+        """Note the first read of the object through a handle."""
         if self._options.read_only or not self._options.access_times:
             return
         attributes = self._metadata.known(identifier)
@@ -778,7 +774,7 @@ class FileSystem:
         fault = fault_of_name(attributes, name, uid=who.uid, writing=False)
         if fault:
             raise FileSystemError(fault, shown(name))
-        # The kernel asks for attributes that hardly any object has: most answers are known.
+        # The kernel asks for attributes that hardly any object has; the known counts tell.
         flag = {acls.ACCESS: ACCESS_ACL, acls.DEFAULT: DEFAULT_ACL}.get(name)
         there = attributes.flags & flag if flag is not None else attributes.extended
         if not there and not self._options.strict:

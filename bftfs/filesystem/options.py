@@ -1,4 +1,4 @@
-"""How a mount wants its file system: consistency, caches, windows."""
+"""The options of a client's file system: consistency, caches, windows."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from bftfs.limits import MIB, SECOND_US
 class Options:
     """`strict`: nothing is cached and nothing postponed; else close-to-open.
 
-    Windows are in bytes, so that a mount's memory does not depend on how many files are in use. The
-    memory that a byte in flight takes is about four bytes: the block, sealed, and its fragments.
+    Windows are in bytes, so that the memory of a mount does not depend on the number of open files.
+    A byte in flight takes about four bytes of memory: the block, sealed, and its fragments.
     """
 
     strict: bool = False
@@ -20,7 +20,7 @@ class Options:
     access_times: bool = True  # relatime, or none at all
     attribute_timeout_us: int = 1 * SECOND_US
     entry_timeout_us: int = 1 * SECOND_US
-    absence_timeout_us: int = SECOND_US // 2  # how long it is believed that there is no such name
+    absence_timeout_us: int = SECOND_US // 2  # for negative entries: there is no such name
     write_behind_bytes: int = 8 * MIB  # unwritten bytes from which on they are written behind
     dirty_bytes: int = 32 * MIB  # unwritten bytes from which on a writer waits
     batch_bytes: int = 2 * MIB  # blocks that are written together
@@ -35,15 +35,15 @@ class Options:
 
     @property
     def attributes_kept_us(self) -> int:
-        """For how long attributes are believed."""
+        """The time for which cached attributes are valid."""
         return 0 if self.strict else self.attribute_timeout_us
 
     @property
     def entries_kept_us(self) -> int:
-        """For how long a name is believed to stand for what it stood for."""
+        """The time for which a cached name is valid."""
         return 0 if self.strict else self.entry_timeout_us
 
     @property
     def absences_kept_us(self) -> int:
-        """For how long a name is believed to stand for nothing."""
+        """The time for which a cached name without an object is valid."""
         return 0 if self.strict else self.absence_timeout_us

@@ -1,11 +1,17 @@
-"""A file system as it was at a time: the same code as for the present, on services of the past.
+"""A file system as it was at a time: the code for the present, on services that read the past.
 
-All objects are read as of one time, which is one state of the namespace [design §4]. A file's bytes
-are its blocks as of the time of the inode update that last covered some: so that size and blocks
-belong together, and what somebody had written and not yet covered is not seen.
+Situation: a program reads `.history/TIME` while clients go on changing the file system.
 
-What was read of a past is kept: it does not change. (Of the last few minutes it may, by operations
-of clients whose clocks are behind; a view keeps what it has seen first.)
+The rule: every object is read as of the one time of the view, and a file's blocks as of the time
+of the last update of its contents at that time. Why that is one state: updates of several objects
+have one time in all of them, so that no object shows half of an update [design §4]; and size and
+blocks belong together, without blocks that were written but not covered by then. Which version is
+the one of a time is decided by the two protocols, with the same evidence as for the present.
+
+Answers are cached for ever, since the past does not change. (Of the last few minutes it may change,
+by operations of clients whose clocks are behind; a view keeps what it read first.)
+
+(tests/simulation/test_past.py, which also breaks each rule and has the checkers find it.)
 
 Concurrency: caches are touched between awaits only.
 """
@@ -36,7 +42,7 @@ from bftfs.query_update.object_type import Record
 from bftfs.read_write.timestamp import BlockTimestamp
 
 _KEPT_US: Final = 1 << 62  # for ever
-_REMEMBERED: Final = 16_384  # objects whose attributes a view remembers
+_ATTRIBUTES_CACHED: Final = 16_384  # objects, in one view
 _CACHE_BYTES: Final = 8 * MIB  # of clean blocks, in one view
 
 
@@ -67,7 +73,7 @@ class PastMetadata:
                 identifier, method, arguments, credentials, at_us=self._at_us
             )
             self._attributes[identifier] = found
-            if len(self._attributes) > _REMEMBERED:
+            if len(self._attributes) > _ATTRIBUTES_CACHED:
                 self._attributes.popitem(last=False)
         return found
 
@@ -85,7 +91,7 @@ class PastMetadata:
         raise FileSystemError(errno.EROFS)
 
     async def covered_us(self, inode: ObjectId, credentials: Credentials) -> int:
-        """When a file's contents became what they were then."""
+        """The time of the last update of the file's contents, as of the time of this view."""
         found = await self.query((inode,), GET_ATTRIBUTES, NoArguments(), credentials)
         time_us: int = found.answer.contents
         return time_us
@@ -115,7 +121,7 @@ class PastBlocks:
 
     async def read(self, block: BlockId, *, at_time_us: int | None = None) -> BlockVersion:
         """The version of a block that belongs to the file's contents then."""
-        assert at_time_us is None, "who reads the past does not write"
+        assert at_time_us is None, "a view that takes no writes has no uncovered blocks"
         time_us = await self._metadata.covered_us(inode_of(block), self._credentials)
         return await self._service.read(block, at_time_us=time_us)
 
@@ -136,10 +142,10 @@ def past_file_system(
     at_us: int,
     asking_as: Credentials,
 ) -> FileSystem:
-    """`present` as it was at a time; read-only. What it permits now counts as well as then.
+    """`present` as it was at a time; read-only. A read must be permitted both then and now.
 
-    `asking_as` is somebody whom the client's grant covers: attributes that any user may know are
-    asked for in his name, where no request of a program is at hand.
+    `asking_as` is a user whom the client's grant covers: attributes that any user may know are
+    asked for in this user's name, where no request of a program is at hand.
     """
     metadata = PastMetadata(objects, at_us)
     return FileSystem(

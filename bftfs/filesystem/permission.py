@@ -1,7 +1,7 @@
-"""Who may do what to an object: permission bits, access control lists, ownership, the sticky bit.
+"""Permission checks: permission bits, access control lists, ownership, the sticky bit.
 
-Pure functions over attributes and a principal, used by the methods on the nodes, which enforce
-them, and by the client where it can answer without asking.
+Pure functions over attributes and a principal. The methods on the nodes enforce them; the client
+uses them where it can answer without asking.
 """
 
 from __future__ import annotations
@@ -31,22 +31,22 @@ class Principal(Protocol):
 
 
 def is_member(who: Principal, gid: int) -> bool:
-    """Whether `who` is in group `gid`."""
+    """True if `who` is in group `gid`."""
     return who.gid == gid or gid in who.groups
 
 
 def owns(who: Principal, attributes: Attributes) -> bool:
-    """Whether `who` may do what is reserved to the owner."""
+    """True if `who` has the owner's rights."""
     return who.uid in (ROOT, attributes.uid)
 
 
 def permits(
     attributes: Attributes, acl: AccessControlList | None, who: Principal, want: int
 ) -> bool:
-    """Whether `who` has all permissions in `want` (READ | WRITE | EXECUTE) on the object."""
+    """True if `who` has all permissions in `want` (READ | WRITE | EXECUTE) on the object."""
     mode = attributes.mode
     if who.uid == ROOT:
-        # A superuser reads and writes everything, but executes only what somebody may execute.
+        # Root may execute a file only if some execute bit is set.
         return not want & EXECUTE or stat.S_ISDIR(mode) or bool(mode & 0o111)
     if acl is not None:
         return acl.permits(
@@ -69,7 +69,7 @@ def may_remove_from(directory: Attributes, entry: Attributes, who: Principal) ->
 
 
 def without_set_id_bits(mode: int) -> int:
-    """`mode` after somebody without privileges wrote the file, or anybody changed its owner.
+    """`mode` after a write by an unprivileged user, or after a change of owner.
 
     Set-group-ID without group execute permission is no privilege, and stays.
     """

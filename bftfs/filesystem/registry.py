@@ -87,7 +87,7 @@ _METHODS = (
         directory.lookup,
         _DIRECTORY,
         directory.Name,
-        directory.Sought,
+        directory.LookupAnswer,
         directory.permit_lookup,
     ),
     _query(

@@ -1,8 +1,10 @@
-"""What is kept of an object's past behind the detection window: asked for by its owner. [design §8]
+"""The retention policy of an object, set by its owner. [design §8]
 
-The policy stands with the object, so that nodes find it without looking for the directories above,
-and so that it is itself history. A new object takes that of the directory that it is made in; to
-give a subtree another one is to give it to everything that is in it.
+It says which versions are kept once they are older than the detection window.
+
+The policy is part of the object's state, so that nodes find it without looking at directories, and
+its changes are history, too. A new object inherits the policy of its directory; to change that of
+a subtree is to change it for every object in it.
 """
 
 from __future__ import annotations
@@ -34,14 +36,14 @@ class PolicySetting(Record, frozen=True):
 
 
 def get_retention(states: States, arguments: NoArguments, caller: Caller) -> PolicySetting:
-    """The object's policy; like its attributes, known to whoever knows the object's id."""
+    """The object's policy; as for its attributes, knowing the object's id is permission enough."""
     del arguments, caller
     stored = Subject.existing(states[0]).state.get(RETENTION_KEY)
     return PolicySetting(str(KEEP_ALL) if stored is None else stored.decode("ascii"))
 
 
 def set_retention(states: States, arguments: PolicySetting, caller: Caller) -> AttributesAfter:
-    """Give the object another policy, if it is the caller's own."""
+    """Set the policy; only the owner may."""
     subject = Subject.existing(states[0])
     if not owns(caller, subject.attributes):
         raise Refusal(errno.EPERM)
@@ -58,7 +60,7 @@ def set_retention(states: States, arguments: PolicySetting, caller: Caller) -> A
 
 
 def inherit_retention(directory: Subject, child: Subject) -> None:
-    """What is made in a directory is kept like the directory."""
+    """Give a new object the policy of its directory."""
     policy = directory.state.get(RETENTION_KEY)
     if policy is not None:
         child.state.put(RETENTION_KEY, policy)

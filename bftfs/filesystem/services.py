@@ -1,4 +1,4 @@
-"""What the file system needs of the two protocols' clients: Q/U for metadata, PASIS for blocks.
+"""The services that a file system runs on: Q/U for metadata, PASIS for blocks.
 
 `QueryUpdateClient`, `ReadWriteClient` and `ClusterCapacity` are these services; tests have others,
 in memory.
@@ -19,7 +19,7 @@ from bftfs.read_write.timestamp import BlockTimestamp
 
 
 class MethodAnswer(Protocol):
-    """What an operation on metadata gave."""
+    """The outcome of an operation on metadata."""
 
     @property
     def answer(self) -> Any:
@@ -62,11 +62,11 @@ class BlockVersion(Protocol):
 
     @property
     def item(self) -> bytes | None:
-        """What was written; None if nothing ever was."""
+        """The data-item that was written; None if none ever was."""
 
     @property
     def timestamp(self) -> BlockTimestamp:
-        """When; zero if nothing ever was."""
+        """The timestamp of the version; zero if none was ever written."""
 
 
 class BlockService(Protocol):
@@ -82,8 +82,9 @@ class BlockService(Protocol):
     ) -> Sequence[BlockTimestamp]:
         """Make each item the newest version of its block; returns when all are durable.
 
-        Their times are later than `after_us`. Without `is_asking`, each is the newest of those that
-        have a time of `after_us` or earlier, or of this client's clock, and cheaper.
+        Their times are later than `after_us`. Without `is_asking`, nodes are not asked for the
+        latest times, which is cheaper: the versions are later than `after_us` and than this
+        client's own, but not necessarily than those of other clients.
         """
 
     async def read(self, block: BlockId, *, at_time_us: int | None = None) -> BlockVersion:
@@ -123,19 +124,19 @@ class PastService(Protocol):
 
 
 class BlockAuthorship(Protocol):
-    """A version of a block, by name."""
+    """The author and time of a version of a block."""
 
     @property
     def block(self) -> BlockId:
-        """Which block."""
+        """The block."""
 
     @property
     def time_us(self) -> int:
-        """When."""
+        """The time of the version."""
 
     @property
     def author(self) -> ClientId:
-        """Whose key made it."""
+        """The client whose key authenticated it."""
 
 
 class PastBlockService(Protocol):
@@ -147,4 +148,4 @@ class PastBlockService(Protocol):
     async def versions_by(
         self, inodes: Sequence[ObjectId], *, author: ClientId | None, since_us: int
     ) -> Sequence[BlockAuthorship]:
-        """Versions of blocks of these files that `author`, or anybody, wrote since then."""
+        """Versions of blocks of these files by `author` (None: by anybody) since then."""

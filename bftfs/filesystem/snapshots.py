@@ -1,7 +1,7 @@
 """Snapshots: names for times, kept in the volume.
 
-Everything that was established up to its time belongs to a snapshot; nothing is copied. Retention
-keeps what a snapshot shows.
+A snapshot shows the file system as of its time. Nothing is copied: retention keeps the versions
+that a snapshot shows.
 
 Map key of the volume's state: b"n" + name the record.
 """
@@ -34,18 +34,18 @@ class Snapshot(Record, frozen=True):
 
     name: bytes
     time_us: int
-    uid: int  # of who made it
+    uid: int  # of its author
     made_us: int
 
 
 class SnapshotName(Record, frozen=True):
-    """Which snapshot."""
+    """The name of a snapshot."""
 
     name: Annotated[bytes, Meta(max_length=4096)]
 
 
 class SnapshotCreation(Record, frozen=True):
-    """A new snapshot; `time_us` of 0 stands for the moment of the operation."""
+    """A new snapshot; `time_us` of 0 stands for the time of the operation."""
 
     name: Annotated[bytes, Meta(max_length=4096)]
     time_us: TimeField = 0
@@ -68,7 +68,7 @@ def _all(states: States) -> tuple[Snapshot, ...]:
 
 
 def times_of_snapshots(volume: State) -> tuple[int, ...]:
-    """The times of all snapshots, for those who must not forget what they show."""
+    """The times of all snapshots, for garbage collection."""
     return tuple(_decode(value).time_us for _, value in volume.scan(_KEY, b"o"))
 
 
@@ -79,11 +79,11 @@ def list_snapshots(states: States, arguments: NoArguments, caller: Caller) -> Sn
 
 
 def create_snapshot(states: States, arguments: SnapshotCreation, caller: Caller) -> Snapshot:
-    """Give a time a name. Anybody may; only its author or root may take it away."""
+    """Give a time a name. Anybody may; only the author or root may delete it."""
     name = arguments.name
     if fault := fault_of(name):
         raise Refusal(fault)
-    # In `.history` a name must not be taken for a time, nor for anything that is hidden.
+    # In `.history`, names must not look like times or be hidden.
     if not name or is_dots(name) or name.startswith(b".") or looks_like_a_time_name(name):
         raise Refusal(errno.EINVAL)
     if arguments.time_us > caller.time_us:
@@ -100,7 +100,7 @@ def create_snapshot(states: States, arguments: SnapshotCreation, caller: Caller)
 
 
 def delete_snapshot(states: States, arguments: SnapshotName, caller: Caller) -> Snapshot:
-    """Take a name away; what it showed stays as long as retention says."""
+    """Delete a snapshot's name; the versions it showed stay as long as retention says."""
     there = _all(states)
     for snapshot in there:
         if snapshot.name == arguments.name:

@@ -1,8 +1,8 @@
-"""Times as `.history` has them: ISO 8601 at any precision, to and from microseconds.
+"""Time names, as in `.history`: ISO 8601 at any precision, to and from microseconds.
 
 `2026`, `2026-11`, `2026-11-21`, `2026-11-21T10`, `…T10:02`, `…T10:02:03`, `…T10:02:03.123456` stand
-for the first instant of that year, month … microsecond. With `Z` or `+01:00` behind it a time of
-day says where it holds; without, it is local time.
+for the first instant of that year, month … microsecond. A time of day is local time, unless `Z` or
+an offset such as `+01:00` follows it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _ISO: Final = re.compile(
 
 
 def looks_like_a_time_name(name: bytes) -> bool:
-    """Whether `name` has the form of a time, a possible one or not."""
+    """True if `name` has the form of a time, a possible one or not."""
     try:
         return _ISO.fullmatch(name.decode("ascii")) is not None
     except UnicodeDecodeError:
@@ -35,7 +35,7 @@ def parse_time_name(text: str) -> int | None:
         return None
     year, month, day, hour, minute, second, fraction, zone = match.groups()
     try:
-        moment = datetime(
+        time = datetime(
             int(year),
             int(month or 1),
             int(day or 1),
@@ -45,7 +45,7 @@ def parse_time_name(text: str) -> int | None:
             int((fraction or "0")[:6].ljust(6, "0")),
             tzinfo=None if zone is None else _zone(zone),
         )
-        return microseconds(moment)
+        return microseconds(time)
     except (ValueError, OverflowError):
         return None
 
@@ -58,18 +58,18 @@ def _zone(text: str) -> timezone:
     return timezone(-offset if text[0] == "-" else offset)
 
 
-def microseconds(moment: datetime) -> int:
-    """Microseconds since the epoch; a moment without a zone is local time."""
-    if moment.tzinfo is None:
-        moment = moment.astimezone()
-    return (moment - _EPOCH) // _MICROSECOND
+def microseconds(time: datetime) -> int:
+    """Microseconds since the epoch; a time without a zone is local."""
+    if time.tzinfo is None:
+        time = time.astimezone()
+    return (time - _EPOCH) // _MICROSECOND
 
 
 def local(time_us: int) -> datetime:
-    """The moment in local time, with its offset."""
+    """The local time, with its offset."""
     return (_EPOCH + time_us * _MICROSECOND).astimezone()
 
 
 def format_time_name(time_us: int) -> str:
-    """The moment in full, in local time and unambiguous: what `parse_time_name` gives back."""
+    """The name of a time: local, unambiguous, to the microsecond."""
     return local(time_us).isoformat(timespec="microseconds")

@@ -1,10 +1,10 @@
-"""The volume as a replicated object: one per file system; its limits, and the relocation epoch.
+"""The volume as a replicated object, one per file system: its limits, and the relocation epoch.
 
 Map key of its state: b"v" the record.
 
-The epoch counts the renames that moved a directory from one directory to another. Each of them
-conditions on it, so that they happen one after the other, and none can make a loop together with
-another that its client has not seen. [design §5]
+The epoch counts relocations: renames that moved a directory to another directory. Each of them
+conditions on the epoch, so that they happen one after the other, and two clients cannot make a loop
+together. [design §5]
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _RECORD_KEY = b"v"
 
 
 class Volume(Record, frozen=True):
-    """What is recorded of a file system."""
+    """The record of a file system."""
 
     root: ObjectField
     block_bytes: int  # of new files
@@ -39,14 +39,14 @@ _decode = msgspec.msgpack.Decoder(Volume).decode
 
 
 class Format(Record, frozen=True):
-    """A new file system."""
+    """The arguments that make a new file system."""
 
     block_bytes: Annotated[int, Meta(ge=limits.BLOCK_BYTES_MIN, le=limits.BLOCK_BYTES_MAX)]
     mode: Annotated[int, Meta(ge=0, le=0o7777)]  # of the root directory
 
 
 def record_of(state: MutableState) -> Volume:
-    """The volume that `state` is of; refuses one that was never formatted."""
+    """The volume's record; ESTALE if it was never formatted."""
     encoded = state.get(_RECORD_KEY)
     if encoded is None:
         raise Refusal(errno.ESTALE)
@@ -60,7 +60,7 @@ def describe(states: States, arguments: NoArguments, caller: Caller) -> Volume:
 
 
 def is_formatted(state: MutableState) -> bool:
-    """Whether the volume exists."""
+    """True if the volume exists."""
     return state.get(_RECORD_KEY) is not None
 
 
@@ -72,7 +72,7 @@ def store_new(state: MutableState, arguments: Format, caller: Caller, *, root: O
 
 
 def conclude_relocation(state: MutableState, epoch: int) -> None:
-    """Count a relocation; refuses with EAGAIN if others happened since `epoch`."""
+    """Count a relocation; EAGAIN if others happened since `epoch`."""
     volume = record_of(state)
     if volume.relocations != epoch:
         raise Refusal(errno.EAGAIN)

@@ -1,22 +1,30 @@
-"""Garbage collection at a node: which of the past it lets go, and when. [design §7, §8]
+"""Garbage collection at a node: removes old versions of objects and of files' blocks. [design §7]
 
-A node decides alone, by its own replicas. That an object's version was superseded, that a file was
-cut or deleted, that a snapshot was taken: the evidence is the object's own history here, as far as
-it is known established. A block's version is superseded by one that this node has verified.
-[LazyVer §3.8] Peers are asked for one thing only: whether the head of an object is established;
-that takes a quorum. So no b liars make a node forget anything, and what a node does not know, it
-keeps.
+The situation: versions that are older than the detection window may go, as far as retention
+(`bftfs.retention`) does not keep them. A client or up to b nodes may lie, in order to make a node
+remove a version that somebody needs.
 
-Retention speaks of moments. What an object was at a moment that stays, stays; and of a file that
-is read as it was at one of its versions, the blocks are those of the time when that version's
-contents were covered (`filesystem.past`). So a version of a block stays if a version of its inode
-that stays shows it: size and blocks belong together also when others are thinned out.
+The rules, and why they are safe:
 
-A policy or a snapshot counts both as it was when the window began and as it is: to take one away,
-or to ask for less, changes nothing before the window has passed, within which people see it.
+1. A node decides alone, by its own replicas. An object's version is superseded, a file cut or
+   deleted, a snapshot taken only if the object's history at this node says so, in its established
+   part. A block's version is superseded only by one that this node has verified. [LazyVer §3.8]
+   Peers are asked one question, whether the head of an object is established, and it takes a quorum
+   of them. So b liars make no node remove anything. A node that does not know enough removes
+   nothing.
+2. Retention keeps states of the file system at certain times. An object's version is kept if it was
+   the state at a time to keep. A block's version is kept if a kept version of its inode shows it,
+   which it does at the time of the inode's `contents` (`filesystem.past_file_system`). So size and
+   blocks still belong together after other versions are removed.
+3. Policies and snapshots count both as they were when the detection window began and as they are
+   now. So deleting a snapshot, or asking for less, removes nothing before the window has passed,
+   and people can notice and revert it.
 
-**Invariants.** `collected_us` of an object is committed before or with the first version that goes
-for it. What was collected is never told to have been nothing.
+(tests/simulation/test_collection.py and test_retention.py, where collectors without these rules are
+found out.)
+
+**Invariants.** `collected_us` of an object is committed before or with the removal of its first
+version: a node never claims that a version that it removed did not exist.
 
 **Concurrency.** One thread; one pass at a time. It looks at some rows in each step, and gives way
 to clients between steps.
@@ -78,54 +86,56 @@ from bftfs.wire.codec import UNREADABLE, encode
 _NUMBER_BYTES = 8
 _AFTER_OBJECTS = b"\xff" * (OBJECT_ID_BYTES + 1)
 _AFTER_BLOCKS = b"\xff" * (BLOCK_ID_BYTES + TIMESTAMP_BYTES)
-_HALVINGS = 6  # of the past that is collected under pressure, before all of it goes
+_HALVINGS = 6  # passes under pressure, each over half of the past that is left, then one over all
 
 Release = Callable[[StorageView, Mapping[ClientId, int]], list[Write]]
 
 
 @dataclass(slots=True)
 class CollectionTally:
-    """What collection has done; each number but the last two only grows."""
+    """Counters of collection; all but the last two only grow."""
 
     passes: int = 0
-    object_versions: int = 0  # that were let go
+    object_versions: int = 0  # removed
     block_versions: int = 0
     block_bytes: int = 0
-    pressed: int = 0  # passes for want of room
-    progress: float = 1.0  # of the pass under way
-    pressure_us: int = 0  # what no moment from here on shows goes for want of room; 0: nothing
+    pressed: int = 0  # passes because the history pool was full
+    progress: float = 1.0  # of the present pass
+    pressure_us: int = 0  # versions not shown from this time on go because of a full pool; 0: none
 
 
 class Pool(Protocol):
-    """The room that a node has for its history."""
+    """The history pool of a node."""
 
     @property
     def shortage(self) -> Event:
-        """Announced when it gets short, perhaps more than once."""
+        """Announced when the pool gets full, perhaps more than once."""
 
     def is_short(self) -> bool:
-        """Whether so much is taken that what retention does not need has to go."""
+        """True if the pool is so full that versions which no rule keeps have to go."""
 
 
-# --- what a file's versions show ----------------------------------------------------------------
+# --- the blocks that a file's versions show -----------------------------------------------------
 
 
-class Shown(NamedTuple):
-    """What the versions of one inode that stay show of its blocks."""
+class ShownBlocks(NamedTuple):
+    """The times at which the kept versions of one inode show its blocks."""
 
     alive: Layout | None  # at the beginning of the window; None: it was deleted by then
-    from_us: int  # when its contents were covered that the window begins with
-    moments: tuple[tuple[int, Layout], ...]  # when those before were, and their layouts
+    from_us: int  # the time of its contents at the beginning of the window
+    shown_at: tuple[tuple[int, Layout], ...]  # times of earlier kept contents, and their layouts
 
     def keeps(self, block: BlockId) -> Keeps:
-        """What has to stay of one block."""
+        """The rule by which versions of one block are kept."""
         incarnation, number = incarnation_of(block), block_number_of(block)
         alive = self.alive
         lives = alive is not None and (
             alive.incarnation(number) == incarnation or incarnation > alive.newest
         )
         times = [
-            time_us for time_us, layout in self.moments if layout.incarnation(number) == incarnation
+            time_us
+            for time_us, layout in self.shown_at
+            if layout.incarnation(number) == incarnation
         ]
 
         def keeps(since_us: int, until_us: int | None) -> bool:
@@ -139,10 +149,10 @@ class Shown(NamedTuple):
         return keeps
 
 
-def shown_by(replica: Replica, horizon_us: int) -> Shown | None:
-    """What the versions of a regular file show that were collected up to `horizon_us`.
+def shown_by(replica: Replica, horizon_us: int) -> ShownBlocks | None:
+    """The blocks shown by the versions of a file that are left after collection to `horizon_us`.
 
-    None if the node does not know enough of it: then everything stays.
+    None if the node does not know enough: then all blocks are kept.
     """
     looked, version = past.newest_at(replica, horizon_us, b"")
     if looked is not Looked.FOUND or version == ZERO or version > replica.row.established:
@@ -154,26 +164,26 @@ def shown_by(replica: Replica, horizon_us: int) -> Shown | None:
     attributes = _attributes(replica, encoded)
     if attributes.layout is None:
         return None
-    moments: dict[tuple[int, Layout], None] = {}
+    shown_at: dict[tuple[int, Layout], None] = {}
     prefix = past_prefix(replica.object, ATTRIBUTES_KEY)
     rows = replica.view.scan(Table.PAST, prefix, prefix + b"\xff" * (_NUMBER_BYTES + 1))
-    for _, row in islice(rows, limits.MOMENTS_SHOWN + 1):
+    for _, row in islice(rows, limits.VERSIONS_SHOWN + 1):
         before = _attributes(replica, row[_NUMBER_BYTES:])
         if before.version < attributes.version and before.layout is not None and before.links:
-            moments[before.contents, before.layout] = None
-    if len(moments) > limits.MOMENTS_SHOWN:
+            shown_at[before.contents, before.layout] = None
+    if len(shown_at) > limits.VERSIONS_SHOWN:
         return None
     deleted = not attributes.links and version == replica.head
-    return Shown(
-        None if deleted else attributes.layout, attributes.contents, tuple(sorted(moments))
+    return ShownBlocks(
+        None if deleted else attributes.layout, attributes.contents, tuple(sorted(shown_at))
     )
 
 
 class CollectedPast:
-    """What a node still has of the past of files, for its block server and for its healer."""
+    """Answers of the block server and the healer about versions that were collected."""
 
     def knows(self, view: StorageView, block: BlockId, at_us: int) -> bool:
-        """Whether all versions are here that `block` may have shown at that time."""
+        """True if no version that `block` may have shown at that time was collected."""
         replica = Replica(view, inode_of(block))
         collected_us = replica.row.collected_us
         if not collected_us or at_us >= collected_us:
@@ -181,13 +191,13 @@ class CollectedPast:
         shown = shown_by(replica, collected_us)
         if shown is None:
             return False
-        # The version that covered them may be gone, where a later one that stays has them still.
+        # The inode's version of that time may be gone, while a later, kept one shows the block.
         return (shown.alive is not None and at_us >= shown.from_us) or any(
-            at_us == time_us for time_us, _ in shown.moments
+            at_us == time_us for time_us, _ in shown.shown_at
         )
 
     def is_gone(self, view: StorageView, block: BlockId) -> bool:
-        """Whether the file is deleted, and its contents were collected."""
+        """True if the file was deleted, and its contents were collected."""
         replica = Replica(view, inode_of(block))
         if not replica.row.collected_us:
             return False
@@ -195,7 +205,7 @@ class CollectedPast:
         return shown is not None and shown.alive is None
 
     def wants(self, view: StorageView, key: bytes) -> bool:
-        """Whether the version of a block with this key would be kept."""
+        """True if the version of a block with this key would be kept."""
         block = BlockId(key[:BLOCK_ID_BYTES])
         replica = Replica(view, inode_of(block))
         collected_us = replica.row.collected_us
@@ -219,7 +229,7 @@ class CollectedPast:
 class BlockWalk:
     """One pass over the versions of the blocks of one inode, some of them in each step."""
 
-    def __init__(self, inode: ObjectId, shown: Shown, *, horizon_us: int) -> None:
+    def __init__(self, inode: ObjectId, shown: ShownBlocks, *, horizon_us: int) -> None:
         self.done = False
         self.removed = 0
         self.removed_bytes = 0
@@ -234,10 +244,10 @@ class BlockWalk:
         self._above = b""  # the key of the version before, if it stays and is of the same block
 
     def step(self, view: StorageView, release: Release) -> list[Write]:
-        """Look at some versions, newest first; the writes that let go of what may go."""
+        """Look at some versions, newest first; the writes that remove those that may go."""
         writes: list[Write] = []
         if Replica(view, self._inode).row.collected_us < self._horizon_us:
-            self.done = True  # what must be known of this walk was lost with its batch
+            self.done = True  # the batch that recorded this walk was lost
             return writes
         freed: dict[ClientId, int] = {}
         marked: set[bytes] = set()
@@ -272,18 +282,18 @@ class BlockWalk:
         return writes + (release(view, freed) if freed else [])
 
 
-# --- all of it ----------------------------------------------------------------------------------
+# --- the collector ------------------------------------------------------------------------------
 
 
 class _Facts(NamedTuple):
-    """What the volume says."""
+    """The facts that a pass takes from the volume."""
 
     snapshots_us: tuple[int, ...]
     created_us: int
 
 
 class _Collectable(NamedTuple):
-    """An object that something may go of."""
+    """An object with versions that may go."""
 
     object: ObjectId
     latest: LogicalTimestamp
@@ -303,7 +313,7 @@ class Collector:
         pool: Pool,
         release: Release,
     ) -> None:
-        """`release` gives back to clients what their versions used.
+        """`release` gives clients back the quota that their versions used.
 
         Requires: `window_us` is as long as the detection window by the clock of any correct node,
         whatever time a client may have given its versions.
@@ -320,7 +330,7 @@ class Collector:
         self._is_passing = False
 
     async def run(self, host: Host) -> None:
-        """Collect from time to time, and whenever room is short."""
+        """Collect from time to time, and whenever the history pool is full."""
         await Spawn(partial(carry_on, host, self._relieve))
         while True:
             if not self._pool.is_short():
@@ -328,7 +338,7 @@ class Collector:
             await Pause(limits.COLLECT_EVERY_US)
 
     async def _relieve(self, host: Host) -> None:
-        """Collect for as long as room is short, less often where there is nothing to be had."""
+        """Collect while the history pool is full, less and less often if nothing is found."""
         while True:
             self._halvings = 0
             pause_us = limits.COLLECT_PRESSED_US
@@ -359,10 +369,10 @@ class Collector:
         horizon_us = now_us - self._window_us
         facts = await look(host, partial(self._facts, horizon_us=horizon_us))
         if facts is None or horizon_us <= 0:
-            return  # it does not know of snapshots: nothing may go
+            return  # without the snapshots, nothing may go
         pressure_us = 0
         if short:
-            # The oldest first: the pass takes the first half of the past, the next one of the rest.
+            # The oldest first: this pass takes half of the past, the next one half of the rest.
             left_us = max(horizon_us - facts.created_us, 0)
             left_us >>= self._halvings + 1
             pressure_us = horizon_us - (left_us if self._halvings < _HALVINGS else 0)
@@ -385,7 +395,7 @@ class Collector:
         self.tally.passes += 1
 
     def _facts(self, view: StorageView, *, horizon_us: int) -> _Facts | None:
-        """The snapshots of now, and those of when the window began."""
+        """The snapshots, as they are and as they were when the window began."""
         replica = Replica(view, self._volume)
         looked, version = past.newest_at(replica, horizon_us, b"")
         state = replica.state_at(version) if looked is Looked.FOUND else None
@@ -403,7 +413,7 @@ class Collector:
     def _page(
         self, view: StorageView, *, after: bytes, horizon_us: int, short: bool
     ) -> tuple[list[_Collectable], bytes]:
-        """Some objects that follow `after`, of which something may go; and where the page ends."""
+        """The next objects after `after` with versions that may go; and where the page ends."""
         keys = tuple(
             islice(view.keys(Table.OBJECT, after + b"\0", _AFTER_OBJECTS), limits.COLLECT_OBJECTS)
         )
@@ -420,7 +430,7 @@ class Collector:
         return listed, until
 
     def _policies(self, replica: Replica, horizon_us: int) -> tuple[Policy, ...]:
-        """What the object asks for, and what it asked for when the window began."""
+        """The object's policies, as it is and as it was when the window began."""
         found = [replica.workspace.get(RETENTION_KEY)]
         if found[0] is not None:
             looked, version = past.newest_at(replica, horizon_us, b"")
@@ -431,7 +441,7 @@ class Collector:
     async def _settle(
         self, host: Host, after: bytes, listed: list[_Collectable], horizon_us: int
     ) -> None:
-        """Find out which heads are established, that nothing has been built on yet."""
+        """Ask peers which heads without a successor are established."""
         open_ones = [
             each
             for each in listed
@@ -445,7 +455,7 @@ class Collector:
                 host.arrange(_establishing(each))
 
     async def _collect(self, host: Host, name: ObjectId, retention: Retention) -> None:
-        """Let go of what may go of one object, and of its blocks."""
+        """Remove the versions of one object, and of its blocks, that may go."""
         policies = await look(
             host, lambda view: self._policies(Replica(view, name), retention.horizon_us)
         )
@@ -476,17 +486,17 @@ class Collector:
         self.tally.block_bytes += blocks.removed_bytes
 
     async def _give_way(self, host: Host) -> None:
-        """Pause; longer while clients are at work, but not for ever."""
+        """Pause; for longer, but not for ever, while clients are active."""
         await give_way(host, limits.COLLECT_YIELD_US)
         await Pause(limits.COLLECT_PAUSE_US)
 
 
 def _begin(name: ObjectId, horizon_us: int, view: StorageView) -> tuple[bool, list[Write]]:
-    """Say up to when versions may be missing, before the first one is; whether any may."""
+    """Record that versions may be missing, before the first is removed; False if none may go."""
     replica = Replica(view, name)
     looked, version = past.newest_at(replica, horizon_us, b"")
     if looked is not Looked.FOUND or version == ZERO or version > replica.row.established:
-        return False, []  # it did not exist by then, or what it was is not known
+        return False, []  # it did not exist by then, or its state is not known
     if replica.row.collected_us >= horizon_us:
         return True, []
     row = msgspec.structs.replace(replica.row, collected_us=horizon_us)
@@ -494,7 +504,7 @@ def _begin(name: ObjectId, horizon_us: int, view: StorageView) -> tuple[bool, li
 
 
 def _has_superseded(replica: Replica, horizon_us: int) -> bool:
-    """Whether anything of an object may have been superseded; most are passed over by this."""
+    """True if a version of the object may have been superseded. Quick: most objects have none."""
     view, name = replica.view, replica.object
     versions = view.keys(Table.VERSION, name, name + b"\xff" * (len(ZERO) + 1))
     second = next(islice(versions, 1, None), None)
@@ -528,7 +538,7 @@ def _establishing(listed: _Collectable) -> Callable[[StorageView, int], list[Wri
 
 
 def _policy(stored: bytes | None) -> Policy:
-    """The policy that is stored with an object; what cannot be read keeps everything."""
+    """The policy that is stored with an object; an unreadable one keeps everything."""
     if stored is None:
         return KEEP_ALL
     try:

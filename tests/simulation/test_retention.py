@@ -19,7 +19,7 @@ from bftfs.read_write.timestamp import beginning_of, time_of, version_key
 from bftfs.read_write.version_row import VERIFIED
 from bftfs.retention import Keeps, Retention
 from bftfs.server.block_verification import VerificationSettings
-from bftfs.server.file_collection import Shown
+from bftfs.server.file_collection import ShownBlocks
 from bftfs.simulation import scenario
 from bftfs.simulation.collection import CollectionPlan, ConstantPool, collecting
 from bftfs.simulation.configuration import ClientPlan, Configuration, draw
@@ -165,13 +165,13 @@ def test_must_fail_a_collector_that_takes_a_version_too_many(
 
 def test_must_fail_a_collector_that_takes_a_block_too_many(monkeypatch: pytest.MonkeyPatch) -> None:
     """It takes blocks that are shown by the version which the window begins with."""
-    keeps_of = Shown.keeps
+    keeps_of = ShownBlocks.keeps
 
-    def too_few(self: Shown, block: Any) -> Keeps:
+    def too_few(self: ShownBlocks, block: Any) -> Keeps:
         keeps: Callable[[int, int | None], bool] = keeps_of(self, block)
         return lambda since_us, until_us: until_us is None and keeps(since_us, until_us)
 
-    monkeypatch.setattr(Shown, "keeps", too_few)
+    monkeypatch.setattr(ShownBlocks, "keeps", too_few)
     assert hunt(collected("files"), lambda finding: about_retention(finding) and "block" in finding)
 
 

@@ -30,9 +30,9 @@ from bftfs.filesystem.directory import (
     Creation,
     DirectoryCreation,
     DirectoryPage,
+    LookupAnswer,
     Relocation,
     Renaming,
-    Sought,
 )
 from bftfs.filesystem.objects import AttributesAfter
 from bftfs.filesystem.volume import Volume
@@ -457,7 +457,7 @@ class NamespaceModel:
         """What is wrong with the answer to `call`, given the state after it."""
         objects, answer = call.objects, call.answer
         match answer:
-            case Sought(directory, child):
+            case LookupAnswer(directory, child):
                 wrong = self.differs(objects[0], directory)
                 there = self.objects[objects[0]].entries.get(call.arguments.name)  # type: ignore[attr-defined]
                 if (None if child is None else child.identifier) != there:

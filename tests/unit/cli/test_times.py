@@ -7,8 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from bftfs.cli.times import parse_time, require_time
-from bftfs.errors import UsageError
+from bftfs.cli.times import parse_time
 
 NOW_US = 1_795_255_323_000_000  # Saturday, 2026-11-21T10:02:03Z
 SECOND_US = 1_000_000
@@ -59,8 +58,6 @@ def test_times_as_people_write_them(text: str, expected_us: int) -> None:
 )
 def test_what_says_no_time(text: str) -> None:
     assert parse_time(text, now_us=NOW_US) is None
-    with pytest.raises(UsageError, match="is no time"):
-        require_time(text, now_us=NOW_US)
 
 
 def test_a_name_that_is_no_time_is_none_at_once() -> None:

@@ -17,10 +17,10 @@ from bftfs.filesystem.directory import (
     Child,
     Creation,
     DirectoryCreation,
+    LookupAnswer,
     Name,
     Relocation,
     Renaming,
-    Sought,
 )
 from bftfs.filesystem.objects import AttributesAfter, NoArguments
 from bftfs.filesystem.registry import file_system_types
@@ -134,7 +134,7 @@ class History:
 
     def lookup(self, name: bytes, child: ObjectId | None, entries: int, *, links: int = 2) -> Call:
         found = None if child is None else Child(child, 8)
-        answer = Sought(directory_with(entries, links=links), found)
+        answer = LookupAnswer(directory_with(entries, links=links), found)
         return self.query(registry.LOOKUP, (ROOT,), Name(name), answer)
 
     def create(self, name: bytes, child: ObjectId, entries: int, **more: Any) -> Call:
