@@ -6,14 +6,11 @@ directory and a file of an honest user. Nothing is drawn but from the input.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
 import msgspec
 
-from bftfs.asking.peers import Peers
-from bftfs.asking.quorum import ThresholdQuorums
 from bftfs.conversation import Conversation
 from bftfs.credentials import Credentials
 from bftfs.crypto.authenticator import AuthenticatorKeys
@@ -25,7 +22,6 @@ from bftfs.filesystem.directory import Creation, DirectoryCreation
 from bftfs.filesystem.registry import CREATE, FORMAT, MAKE_DIRECTORY
 from bftfs.filesystem.volume import Format
 from bftfs.identifiers import BlockId, NodeId, ObjectId, ObjectKind, block_id, object_id
-from bftfs.query_update.client import QueryUpdateClient
 from bftfs.query_update.history import (
     ZERO,
     Candidate,
@@ -39,15 +35,14 @@ from bftfs.query_update.history import (
     time_of,
 )
 from bftfs.query_update.replica import Replica
-from bftfs.read_write.client import ReadWriteClient
 from bftfs.server.block_verification import VerificationSettings
-from bftfs.server.step import Grant, Ready, Server
+from bftfs.server.step import Ready, Server
 from bftfs.simulation.deployment import Deployment, Sizes
 from bftfs.simulation.network import Endpoint, Kind, NetworkFaults, SimulatedNetwork
-from bftfs.simulation.principals import SimulatedClient, SimulatedNode
 from bftfs.simulation.world import World
 from bftfs.storage import MemoryStorage
 from bftfs.wire.codec import encode
+from tests.builders import ClusterClient, Outcome, SimulatedCluster
 from tests.fuzz.choices import Choices
 from tests.fuzz.values import NESTED, Pool, mutate, mutate_octets
 
@@ -120,26 +115,17 @@ class _Deployment(Deployment):
         return servers
 
 
-@dataclass
-class Principal:
-    """A client with everything that a mount has of the two protocols."""
-
-    host: SimulatedClient
-    objects: QueryUpdateClient
-    blocks: ReadWriteClient
-
-
-class FuzzCluster:
+class FuzzCluster(SimulatedCluster):
     """The cluster of one input."""
 
+    network: _Recording
+
     def __init__(self, disks: tuple[MemoryStorage, ...] = (), *, verifies: bool = False) -> None:
-        self.world = World(1)
-        self.network = _Recording(self.world)
-        self.deployment = _Deployment(
-            self.world,
-            self.network,
+        super().__init__(
             SIZES,
             types=TYPES,
+            network=_Recording,
+            deployment=_Deployment,
             commit_us=(20, 20),
             verification=VerificationSettings() if verifies else None,
         )
@@ -151,38 +137,19 @@ class FuzzCluster:
         for value in (*OBJECTS, *BLOCKS, *(_method.encode() for _method in _METHOD_NAMES)):
             self.pool.add(value)
 
-    @property
-    def nodes(self) -> tuple[SimulatedNode, ...]:
-        return self.deployment.nodes
+    principal = SimulatedCluster.client
 
-    def principal(self, name: str, *, grant: Grant | None = None) -> Principal:
-        """A new client."""
-        host = self.deployment.client(name, grant=grant)
-        quorums = ThresholdQuorums(SIZES.query_update)
-        return Principal(
-            host,
-            QueryUpdateClient(host.client, Peers(quorums), TYPES),
-            ReadWriteClient(host.client, SIZES.read_write),
-        )
+    def start(self, client: ClusterClient, conversation: Conversation[Any]) -> Outcome:
+        """Begin a conversation."""
+        return client.start(conversation)
 
-    def start(self, client: Principal, conversation: Conversation[Any]) -> list[Any]:
-        """Begin a conversation; its result, or what it raises, appears in the list."""
-        outcome: list[Any] = []
-        client.host.start(
-            conversation, lambda result, error: outcome.append(result if error is None else error)
-        )
-        return outcome
-
-    def finish(self, outcome: list[Any]) -> Any:
+    def finish(self, outcome: Outcome) -> Any:
         """Let the conversation end."""
-        ended = self.world.run(until=lambda: bool(outcome), most_events=_MOST_EVENTS)
-        if not ended:
+        if not self.world.run(until=lambda: outcome.done, most_events=_MOST_EVENTS):
             raise Stuck(f"a correct client's operation has not ended after {_MOST_EVENTS} events")
-        if isinstance(outcome[0], BaseException):
-            raise outcome[0]
-        return outcome[0]
+        return outcome.value()
 
-    def run(self, client: Principal, conversation: Conversation[Any]) -> Any:
+    def run(self, client: ClusterClient, conversation: Conversation[Any]) -> Any:
         """The result of a conversation."""
         return self.finish(self.start(client, conversation))
 
@@ -308,4 +275,4 @@ NESTED["conditioned"] = _mutate_conditioned
 NESTED["history"] = mutate_history
 NESTED["histories"] = _mutate_histories
 
-__all__ = ["BLOCKS", "OBJECTS", "BlockId", "FuzzCluster", "Principal", "begun"]
+__all__ = ["BLOCKS", "OBJECTS", "BlockId", "ClusterClient", "FuzzCluster", "begun"]

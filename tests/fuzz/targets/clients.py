@@ -49,8 +49,8 @@ from tests.fuzz.cluster import (
     ROOT,
     ROOT_USER,
     SIZES,
+    ClusterClient,
     FuzzCluster,
-    Principal,
     begun,
 )
 from tests.fuzz.target import MIB, Target
@@ -160,7 +160,7 @@ class _Names:
 
 
 def _object_operation(
-    choices: Choices, cluster: FuzzCluster, client: Principal, model: _Names
+    choices: Choices, cluster: FuzzCluster, client: ClusterClient, model: _Names
 ) -> None:
     """One operation of a correct client, whose result is that of the model."""
     query, update = client.objects.query, client.objects.update
@@ -202,7 +202,7 @@ def _object_operation(
         cluster.network.heal()
 
 
-def _read_the_past(choices: Choices, cluster: FuzzCluster, client: Principal, run: Any) -> None:
+def _read_the_past(choices: Choices, cluster: FuzzCluster, client: ClusterClient, run: Any) -> None:
     reader = PastReader(client.objects)
     at_us = cluster.nodes[0].wall_clock_us() - choices.number(1 << 20)
     try:

@@ -27,10 +27,10 @@ from bftfs.filesystem.registry import (
 from bftfs.filesystem.volume import Format
 from bftfs.identifiers import ObjectId, ObjectKind, object_id
 from bftfs.query_update.object_type import Refusal, encode_record
+from tests.builders import InMemoryObjects
 from tests.fuzz.choices import Choices
 from tests.fuzz.target import KIB, MIB, Target
 from tests.fuzz.values import Pool, generate
-from tests.unit.filesystem.world import Objects
 
 _TYPES = object_types()
 _METHODS = tuple(_TYPES._methods.values())
@@ -64,7 +64,7 @@ def _pool() -> Pool:
 def methods(data: bytes) -> None:
     """Any sequence of methods with any arguments: refusals with an errno, and a sound tree."""
     choices, pool = Choices(data), _pool()
-    objects = Objects()
+    objects = InMemoryObjects()
     objects.perform(FORMAT, (_VOLUME, _ROOT), Format(4096, 0o1777), _USERS[0])
     steps = 0
     while not choices.exhausted and steps < 40:
@@ -90,7 +90,11 @@ def methods(data: bytes) -> None:
 
 
 def _performed(
-    objects: Objects, method: str, names: tuple[ObjectId, ...], arguments: Any, user: Credentials
+    objects: InMemoryObjects,
+    method: str,
+    names: tuple[ObjectId, ...],
+    arguments: Any,
+    user: Credentials,
 ) -> tuple[Any, int]:
     """The answer, or the errno of the refusal."""
     try:
@@ -109,7 +113,7 @@ def _usable(attributes: Any) -> None:
         assert 0 <= attributes.size <= 1 << 44
 
 
-def _sound(objects: Objects) -> None:
+def _sound(objects: InMemoryObjects) -> None:
     """Every name in the tree leads somewhere that has as many links as names."""
     from bftfs.filesystem.directory import Listing
 

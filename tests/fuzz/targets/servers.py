@@ -52,8 +52,8 @@ from tests.fuzz.cluster import (
     ROOT,
     ROOT_USER,
     SIZES,
+    ClusterClient,
     FuzzCluster,
-    Principal,
     begun,
 )
 from tests.fuzz.target import MIB, Target
@@ -75,7 +75,9 @@ _BETWEEN_NODES = (
 )
 
 
-def _send(cluster: FuzzCluster, attacker: Principal, node: int, message: Any, body: bytes) -> None:
+def _send(
+    cluster: FuzzCluster, attacker: ClusterClient, node: int, message: Any, body: bytes
+) -> None:
     # Object sync, healing and notices are between nodes; every other request is a client's.
     source = attacker.host.endpoint
     if isinstance(message, _BETWEEN_NODES):
@@ -95,7 +97,7 @@ def _targets(choices: Choices) -> list[int]:
 # --- Q/U ------------------------------------------------------------------------------------
 
 
-def _composed(choices: Choices, cluster: FuzzCluster, attacker: Principal) -> Any:
+def _composed(choices: Choices, cluster: FuzzCluster, attacker: ClusterClient) -> Any:
     """A request on true and forged histories, as a client makes them that knows the protocol."""
     names = sorted({choices.pick(OBJECTS) for _ in range(1 + choices.number(3))})
     shown = [cluster.history_set(choices, name, forged_by=_BYZANTINE) for name in names]
@@ -125,7 +127,7 @@ def _composed(choices: Choices, cluster: FuzzCluster, attacker: Principal) -> An
     return Update(conditioned, macs, (), NodeId(0))
 
 
-def _object_request(choices: Choices, cluster: FuzzCluster, attacker: Principal) -> Any:
+def _object_request(choices: Choices, cluster: FuzzCluster, attacker: ClusterClient) -> Any:
     how = choices.number(4)
     pool, said = cluster.pool, cluster.network.requests
     if how == 0:
@@ -138,7 +140,7 @@ def _object_request(choices: Choices, cluster: FuzzCluster, attacker: Principal)
     return message
 
 
-def _attackers_operation(choices: Choices, attacker: Principal) -> Any:
+def _attackers_operation(choices: Choices, attacker: ClusterClient) -> Any:
     """An operation that the attacker's own grant and key allow it to try."""
     from bftfs.filesystem.attributes import Changes
 
@@ -179,7 +181,7 @@ def object_requests(data: bytes) -> None:
     cluster.check_servers()
 
 
-def _honest_objects(cluster: FuzzCluster, client: Principal, step: int) -> None:
+def _honest_objects(cluster: FuzzCluster, client: ClusterClient, step: int) -> None:
     """What no attacker without the right may have changed, and a new file."""
     query, update = client.objects.query, client.objects.update
     for name, identifier in ((b"d", DIRECTORY), (b"f", FILE)):

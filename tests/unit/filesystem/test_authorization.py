@@ -13,10 +13,11 @@ from bftfs.filesystem.authorization import UNKNOWN_INODE, may_write_blocks
 from bftfs.filesystem.extended_attributes import ExtendedSetting
 from bftfs.identifiers import ObjectId, ObjectKind
 from bftfs.server.step import Grant
+from tests.builders import Overlay
 from tests.unit.filesystem.test_acl import acl
 from tests.unit.filesystem.test_attribute_methods import file_of
 from tests.unit.filesystem.test_directory import Tree, tree
-from tests.unit.filesystem.world import ALICE, BOB, CAROL, ROOT, Overlay, fresh
+from tests.unit.filesystem.world import ALICE, BOB, CAROL, ROOT, fresh
 
 __all__ = ["tree"]
 

@@ -31,6 +31,7 @@ from bftfs.filesystem.objects import NoArguments
 from bftfs.filesystem.volume import Format
 from bftfs.identifiers import ObjectId, ObjectKind
 from bftfs.query_update.object_type import Refusal
+from tests.builders import InMemoryObjects
 from tests.unit.filesystem.test_acl import acl
 from tests.unit.filesystem.world import (
     ALICE,
@@ -40,7 +41,6 @@ from tests.unit.filesystem.world import (
     ROOT_ID,
     START_US,
     VOLUME_ID,
-    Objects,
     fresh,
 )
 
@@ -51,7 +51,7 @@ BLOCK = limits.BLOCK_BYTES_DEFAULT
 class Tree:
     """Operations in short form."""
 
-    objects: Objects
+    objects: InMemoryObjects
 
     def create(
         self,
@@ -166,7 +166,7 @@ class Tree:
 
 @pytest.fixture
 def tree() -> Tree:
-    tree = Tree(Objects())
+    tree = Tree(InMemoryObjects())
     tree.objects.perform(registry.FORMAT, (VOLUME_ID, ROOT_ID), Format(BLOCK, 0o755), ROOT)
     return tree
 

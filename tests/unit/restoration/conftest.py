@@ -4,48 +4,34 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Coroutine
-from typing import Any
 
 import pytest
 
-from bftfs.asking.peers import Peers
-from bftfs.asking.quorum import ThresholdQuorums
 from bftfs.conversation import Now
 from bftfs.filesystem.attributes import NO_CHANGES, Changes
-from bftfs.filesystem.capacity import ClusterCapacity
 from bftfs.filesystem.file_history import History
 from bftfs.filesystem.inode import Writing
 from bftfs.filesystem.operations import FileSystem
 from bftfs.filesystem.options import Options
-from bftfs.filesystem.registry import WRITE, file_system_types
+from bftfs.filesystem.registry import WRITE
 from bftfs.identifiers import ObjectId, ObjectKind, object_id
-from bftfs.query_update.client import QueryUpdateClient
 from bftfs.query_update.past_reading import PastReader
-from bftfs.read_write.client import ReadWriteClient
 from bftfs.restoration.sight import Sight
 from bftfs.restoration.trail import Trail, follow
 from bftfs.restoration.undo import Step, Undoing
-from bftfs.simulation.deployment import CREDENTIALS, Deployment, Sizes
-from bftfs.simulation.network import NetworkFaults, SimulatedNetwork
-from bftfs.simulation.world import World
+from bftfs.simulation.deployment import CREDENTIALS
+from tests.builders import ClusterClient, SimulatedCluster
 
-SIZES = Sizes.smallest(t=1, b=1)
 VOLUME = object_id(ObjectKind.VOLUME, placement=0, unique=b"v" * 14)
 ROOT = object_id(ObjectKind.DIRECTORY, placement=0, unique=b"r" * 14)
 BLOCK = 4096
 
 
-class User:
+class User(ClusterClient):
     """A client, and the calls that its programs make."""
 
     def __init__(self, stage: Stage, name: str) -> None:
-        self.host = stage.deployment.client(name)
-        self.objects = QueryUpdateClient(
-            self.host.client, Peers(ThresholdQuorums(SIZES.query_update)), file_system_types()
-        )
-        self.blocks = ReadWriteClient(self.host.client, SIZES.read_write)
-        self.capacity = ClusterCapacity(SIZES.read_write, self.objects.peers)
+        super().__init__(stage, stage.deployment.client(name))
         self.files = FileSystem(
             self.objects,
             self.blocks,
@@ -55,16 +41,6 @@ class User:
             volume=VOLUME,
             options=Options(strict=True, access_times=False),
         )
-        self._world = stage.world
-
-    def run(self, conversation: Coroutine[Any, Any, Any]) -> Any:
-        ended: list[tuple[Any, BaseException | None]] = []
-        self.host.start(conversation, lambda result, error: ended.append((result, error)))
-        assert self._world.run(until=lambda: bool(ended), most_events=2_000_000), "it never ends"
-        result, error = ended[0]
-        if error is not None:
-            raise error
-        return result
 
     def find(self, path: str) -> ObjectId:
         identifier = ROOT
@@ -135,29 +111,18 @@ class User:
         self.run(self.files.change_attributes(self.find(path), Changes(mode=mode), CREDENTIALS))
 
 
-class Stage:
+class Stage(SimulatedCluster):
     """A cluster with an honest user and an intruder."""
 
     def __init__(self) -> None:
-        self.world = World(0)
-        network = SimulatedNetwork(self.world, NetworkFaults())
-        self.deployment = Deployment(self.world, network, SIZES, types=file_system_types())
+        super().__init__(seed=0)
         self.honest, self.intruder = User(self, "honest"), User(self, "intruder")
         self.honest.run(self.honest.files.format(CREDENTIALS, block_bytes=BLOCK))
         self._since_us = 0
 
-    def now_us(self) -> int:
-        """The honest user's clock."""
-
-        async def now() -> int:
-            return await Now()
-
-        time_us: int = self.honest.run(now())
-        return time_us
-
     def begin(self) -> None:
         """From now on the intruder's changes are to be taken back."""
-        self._since_us = self.now_us()
+        self._since_us = self.now_us
 
     def sight(self) -> Sight:
         """What the honest user sees."""
@@ -172,7 +137,7 @@ class Stage:
             volume=VOLUME,
             asking_as=CREDENTIALS,
         )
-        return Sight(honest.files, history, CREDENTIALS, self.now_us())
+        return Sight(honest.files, history, CREDENTIALS, self.now_us)
 
     def trail(self, sight: Sight | None = None) -> Trail:
         """What the intruder did."""

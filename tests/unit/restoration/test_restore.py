@@ -21,13 +21,13 @@ def restored(stage: Any, time_us: int, *, delete: bool = True) -> Counts:
 
 
 def test_what_was_is_brought_back_once(stage: Any) -> None:
-    then_us, honest = stage.now_us() - 1, stage.honest
+    then_us, honest = stage.now_us - 1, stage.honest
     honest.chmod("a", 0o640)
     honest.write("b", "other\n")
     honest.rm("d/c")
     honest.mkdir("d/c")
     honest.write("new", "new\n")
-    kept_us = stage.now_us() - 1
+    kept_us = stage.now_us - 1
     counts = restored(stage, then_us)
     assert str(counts) == "1 made, 1 rewritten, 4 with other attributes, 2 removed"
     assert stage.tree() == BEFORE
@@ -38,7 +38,7 @@ def test_what_was_is_brought_back_once(stage: Any) -> None:
 
 
 def test_what_came_later_stays_unless_it_is_asked_for(stage: Any) -> None:
-    then_us = stage.now_us() - 1
+    then_us = stage.now_us - 1
     stage.honest.write("new", "new\n")
     stage.honest.rm("a")
     restored(stage, then_us, delete=False)
@@ -46,7 +46,7 @@ def test_what_came_later_stays_unless_it_is_asked_for(stage: Any) -> None:
 
 
 def test_two_files_that_are_one_by_now_are_two_again(stage: Any) -> None:
-    then_us, honest = stage.now_us() - 1, stage.honest
+    then_us, honest = stage.now_us - 1, stage.honest
     honest.rm("b")
     honest.link("a", "b")
     assert restored(stage, then_us)
@@ -57,7 +57,7 @@ def test_two_files_that_are_one_by_now_are_two_again(stage: Any) -> None:
 def test_one_file_that_is_two_by_now_is_one_again(stage: Any) -> None:
     honest = stage.honest
     honest.link("a", "d/a")
-    then_us = stage.now_us() - 1
+    then_us = stage.now_us - 1
     honest.rm("a")
     honest.write("a", "other\n")
     assert restored(stage, then_us)

@@ -3,29 +3,25 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
 from typing import Any
 
 from bftfs.coding import cross_checksum
 from bftfs.coding.erasure import ErasureCode
-from bftfs.credentials import Credentials
-from bftfs.filesystem import object_types
 from bftfs.identifiers import BlockId, NodeId, ObjectKind, block_id, object_id
-from bftfs.read_write.client import ReadWriteClient
 from bftfs.read_write.messages import Notice, ReadReply, ReadRequest, WriteRequest
 from bftfs.read_write.placement import rotation_of
 from bftfs.read_write.timestamp import BlockTimestamp, version_key
 from bftfs.read_write.version_row import VERIFIED
 from bftfs.read_write.writing import Encoded, encode
 from bftfs.server.block_verification import LazyVerifier, VerificationSettings
-from bftfs.simulation.deployment import Deployment, Sizes
+from bftfs.simulation.deployment import Sizes
 from bftfs.simulation.network import Kind, NetworkFaults, SimulatedNetwork
-from bftfs.simulation.principals import SimulatedClient, node_endpoint
-from bftfs.simulation.world import START_US, World
+from bftfs.simulation.principals import node_endpoint
+from bftfs.simulation.world import World
 from bftfs.storage import Table
 from bftfs.thresholds import QueryUpdateThresholds, ReadWriteThresholds
+from tests.builders import USER, ClusterClient, SimulatedCluster
 
-USER = Credentials(uid=1000, gid=1000)
 FILE = object_id(ObjectKind.INODE, placement=0, unique=bytes(14))
 SECOND_US = 1_000_000
 
@@ -52,8 +48,10 @@ class CountingNetwork(SimulatedNetwork):
         super().send(source, target, kind, number, message, body)
 
 
-class Cluster:
+class Cluster(SimulatedCluster):
     """Nodes that verify, and clients."""
+
+    network: CountingNetwork
 
     def __init__(
         self,
@@ -62,17 +60,12 @@ class Cluster:
         sizes: Sizes | None = None,
         seed: int = 1,
     ) -> None:
-        self.world = World(seed)
-        self.network = CountingNetwork(self.world)
-        self.sizes = sizes or Sizes.smallest(t=1, b=1)
-        self.deployment = Deployment(
-            self.world,
-            self.network,
-            self.sizes,
-            types=object_types(),
+        super().__init__(
+            sizes,
+            seed=seed,
+            network=CountingNetwork,
             verification=settings or VerificationSettings(),
         )
-        self.nodes = self.deployment.nodes
 
     def client(self, name: str = "alice") -> Client:
         return Client(self, self.deployment.client(name))
@@ -85,18 +78,6 @@ class Cluster:
     def lose_store(self, node: int) -> None:
         """The node comes back at once, with an empty disk, and knows it."""
         self.deployment.lose_disk(NodeId(node))
-
-    def run_for(self, us: int) -> None:
-        end = self.world.now_us + us
-        self.world.after(us, lambda: None)
-        assert self.world.run(until=lambda: self.world.now_us >= end, most_events=2_000_000)
-
-    def run_until(self, condition: Callable[[], bool]) -> None:
-        assert self.world.run(until=condition, most_events=2_000_000)
-
-    @property
-    def now_us(self) -> int:
-        return START_US + self.world.now_us
 
     def row(self, node: int, name: BlockId, timestamp: BlockTimestamp) -> bytes | None:
         return self.nodes[node].disk.get(Table.BLOCK, version_key(name, timestamp))
@@ -146,22 +127,10 @@ class Cluster:
         return timestamp
 
 
-class Client:
+class Client(ClusterClient):
     """A client of blocks."""
 
-    def __init__(self, cluster: Cluster, host: SimulatedClient) -> None:
-        self.cluster = cluster
-        self.host = host
-        self.blocks = ReadWriteClient(host.client, cluster.sizes.read_write)
-
-    def do(self, conversation: Any) -> Any:
-        ended: list[tuple[Any, BaseException | None]] = []
-        self.host.start(conversation, lambda result, error: ended.append((result, error)))
-        self.cluster.run_until(lambda: bool(ended))
-        result, error = ended[0]
-        if error is not None:
-            raise error
-        return result
+    do = ClusterClient.run
 
     def write(self, name: BlockId, item: bytes) -> BlockTimestamp:
         timestamp: BlockTimestamp = self.do(self.blocks.write(name, item, USER))
