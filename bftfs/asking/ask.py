@@ -24,7 +24,7 @@ from typing import Any, Generic, TypeVar
 
 from bftfs import limits
 from bftfs.asking.peers import Pace, Peers
-from bftfs.asking.quorum import Nodes
+from bftfs.asking.quorum import Nodes, QuorumSystem
 from bftfs.asking.refusal import Refused
 from bftfs.conversation import Delivery, Now, Receive, Send
 from bftfs.errors import AdmissionRefused, QuorumUnavailable
@@ -45,7 +45,10 @@ class Calls(Generic[Tag]):
     """
 
     __slots__ = (
+        "_half",
         "_heard",
+        "_now_us",
+        "_pace",
         "_patience_total_us",
         "_required",
         "_step_us",
@@ -63,13 +66,17 @@ class Calls(Generic[Tag]):
         *,
         subject: str,
         required: int,
+        now_us: int,
         patience_total_us: int | None = None,
     ) -> None:
-        """So many nodes are `required`; that, and the `subject`, is for the error message."""
+        """So many nodes are `required`: half of them tell the pace. `subject` is for errors."""
         self.peers = peers
         self.lapses = 0  # silences so far
+        self._pace = pace
+        self._now_us = now_us
         self._subject = subject
         self._required = required
+        self._half = (required + 1) // 2
         self._patience_total_us = patience_total_us
         self._step_us = pace.hedge_us
         self._waited_us = 0
@@ -97,7 +104,13 @@ class Calls(Generic[Tag]):
                 return None
             call = self._unanswered.pop(delivery.request_number, None)
             if call is not None:  # and no answer to an earlier round of this conversation
-                self._heard |= 1 << delivery.node
+                bit = 1 << delivery.node
+                if not self._heard & bit:
+                    self._heard |= bit
+                    if self._heard.bit_count() == self._half:
+                        elapsed_us = await Now() - self._now_us
+                        self._pace.took(elapsed_us)
+                        self._pace.took_half(elapsed_us)
                 self.peers.answered(delivery.node)
                 return delivery, call[1]
 
@@ -114,6 +127,46 @@ class Calls(Generic[Tag]):
         self._step_us = min(2 * self._step_us, limits.PATIENCE_MOST_US)
         for number in list(self._unanswered)[: -limits.LATE_REQUESTS]:
             del self._unanswered[number]
+
+
+class Refusals:
+    """The refusals of one operation, and when they are final."""
+
+    __slots__ = ("_by_code", "_quorums", "nodes")
+
+    def __init__(self, quorums: QuorumSystem) -> None:
+        self.nodes: Nodes = 0
+        self._quorums = quorums
+        self._by_code: dict[int, dict[NodeId, str]] = {}
+
+    def add(self, node: NodeId, refused: Refused) -> None:
+        """Raises AdmissionRefused once the others are no quorum.
+
+        So many must say why alike that a benign one does: a liar's reason must not be given for a
+        refusal that will pass, as that of a clock that is behind. Nothing is final because nodes
+        are rebuilding their stores.
+        """
+        self.nodes |= 1 << node
+        if refused.code == errno.ENODATA:
+            return
+        self._by_code.setdefault(refused.code, {})[node] = refused.reason
+        quorums = self._quorums
+        if quorums.is_quorum((1 << quorums.n) - 1 & ~self.nodes):
+            return
+        code, alike = max(self._by_code.items(), key=lambda item: len(item[1]))
+        if quorums.includes_benign(sum(1 << each for each in alike)):
+            reason = next(iter(alike.values()))
+            raise AdmissionRefused(code=code, reason=reason, nodes=len(alike))
+
+    def withdraw(self, node: NodeId) -> None:
+        """`node` answers after it had refused."""
+        self.nodes &= ~(1 << node)
+        for nodes in self._by_code.values():
+            nodes.pop(node, None)
+
+    def with_code(self, code: int) -> tuple[NodeId, ...]:
+        """The nodes that give this reason."""
+        return tuple(self._by_code.get(code, ()))
 
 
 class _Said(Enum):
@@ -160,6 +213,7 @@ class Asking:
         "_quiet_us",
         "_refusals",
         "_request",
+        "_required",
         "_retries",
         "_said",
         "_silences",
@@ -188,9 +242,12 @@ class Asking:
         needed: Callable[[Nodes], bool] | None = None,
         hopes: Callable[[], bool] | None = None,
         suffices: Callable[[], bool] | None = None,
+        required: int | None = None,
         patience_total_us: int | None = None,
     ) -> None:
         """The `first` nodes of `order` (by default a quorum) are asked at once, and the `probes`.
+
+        `required`, by default as many, is for the error message.
 
         `needed` tells if those that have answered are all that the round must wait for; by default
         if they are a quorum. `hopes` tells if it is worth while to wait for the silent all the
@@ -200,7 +257,7 @@ class Asking:
         self.first = peers.quorums.first_quorum(order) if first is None else first
         self.asked: Nodes = 0
         self.answered: Nodes = 0  # and did not refuse
-        self.refusing: Nodes = 0
+        self.refusing: Nodes = 0  # and have not answered since
         self._peers = peers
         self._request = request
         self._subject = subject
@@ -210,21 +267,22 @@ class Asking:
         self._needed = peers.quorums.is_quorum if needed is None else needed
         self._hopes = hopes
         self._suffices = suffices
+        self._required = self.first if required is None else required
         self._patience_total_us = patience_total_us
         self._numbers: dict[int, NodeId] = {}
         self._unasked: list[NodeId] = []
         self._heard: Nodes = 0  # whose reply is not taken any more
         self._overdue: Nodes = 0  # those that are slower than usual
-        self._refusals: dict[int, dict[NodeId, str]] = {}  # by errno
+        self._refusals: Refusals | None = None
         self._failure: AdmissionRefused | None = None
         self._last = NodeId(-1)  # the node whose reply the caller has
         self._said = _Said.WAIT
+        self._waited_us = 0
         self._half = (self.first + 1) // 2
         self._half_us: int | None = None
         self._quiet_us = 0  # of silence since the last reply…
         self._hedge_us = self._pace.hedge_us  # …so much until others are asked, too…
-        self._patience_us = self._pace.patience_us  # …and until the silent count as silent
-        self._waited_us = 0
+        self._patience_us = self._within(self._pace.patience_us)  # …and until they count as silent
         self._silences = 0
         self._busy: list[NodeId] = []
         self._busy_us = _NEVER  # until those that were busy are asked again
@@ -269,9 +327,7 @@ class Asking:
         """The reply is no answer: its node does not serve the request, or answers another one.
 
         If that may pass (the node is busy), the node is asked again soon. Otherwise one node more
-        is asked. The round ends with AdmissionRefused once the others are no quorum, and so many
-        say why alike that a benign one does: a liar's reason must not be given for a refusal that
-        will pass, as that of a clock that is behind.
+        is asked. The round ends with AdmissionRefused when the refusals are final.
         """
         node, refusal = reply.node, reply.message
         if not isinstance(refusal, Refused) or refusal.may_pass:
@@ -279,16 +335,14 @@ class Asking:
             return
         self.answered &= ~(1 << node)
         self.refusing |= 1 << node
-        self._refusals.setdefault(refusal.code, {})[node] = refusal.reason
-        quorums = self._peers.quorums
-        if not quorums.is_quorum((1 << quorums.n) - 1 & ~self.refusing):
-            alike = max(self._refusals.values(), key=len)
-            if quorums.includes_benign(sum(1 << each for each in alike)):
-                reason = next(iter(alike.values()))
-                code = next(each for each, nodes in self._refusals.items() if nodes is alike)
-                self._failure = AdmissionRefused(code=code, reason=reason, nodes=len(alike))
-                return
-        self.more()
+        if self._refusals is None:
+            self._refusals = Refusals(self._peers.quorums)
+        try:
+            self._refusals.add(node, refusal)
+        except AdmissionRefused as failure:
+            self._failure = failure
+        else:
+            self.more()
 
     @property
     def waiting(self) -> Nodes:
@@ -377,8 +431,7 @@ class Asking:
         peers, pace = self._peers, self._pace
         finished_us = await Now()
         pace.took(finished_us - self._now_us)
-        if self._refusals:
-            self._note_full(finished_us)
+        self._note_full(finished_us)
         if self._half_us is None or finished_us - self._half_us <= pace.late_us:
             peers.timely(last)
             return
@@ -433,16 +486,25 @@ class Asking:
             raise StopAsyncIteration
         if self._patience_total_us is not None and self._waited_us >= self._patience_total_us:
             raise QuorumUnavailable(
-                heard=self._heard.bit_count(), required=self.first, subject=self._subject
+                heard=self._heard.bit_count(), required=self._required, subject=self._subject
             )
+        for number in list(self._numbers)[: -limits.LATE_REQUESTS]:
+            del self._numbers[number]
         further = self._unasked[: len(silent)]
         del self._unasked[: len(silent)]
         if not further:
             self._heard &= ~self.refusing
             further = self._silent()
             self._patience_us = min(2 * self._patience_us, PATIENCE_MAX_US)
+        self._patience_us = self._within(self._patience_us)
         for node in further:
             await self._ask(node)
+
+    def _within(self, patience_us: int) -> int:
+        """So much, or what is left of all patience."""
+        if self._patience_total_us is None:
+            return patience_us
+        return min(patience_us, self._patience_total_us - self._waited_us)
 
     async def _give_up(self, silent: list[NodeId]) -> None:
         """Note who has not answered; and whose disks are full, while the others may do."""
@@ -452,18 +514,19 @@ class Asking:
         self._note_full(now_us)
 
     def _note_full(self, now_us: int) -> None:
-        for node in self._refusals.get(errno.ENOSPC, ()):
-            self._peers.full(node, now_us)
-
-    def _silent(self) -> list[NodeId]:
-        """Those that were asked, and have not answered."""
-        return [node for node in self.order if (self.asked & ~self._heard) >> node & 1]
+        if self._refusals is not None:
+            for node in self._refusals.with_code(errno.ENOSPC):
+                self._peers.full(node, now_us)
 
     def _withdraw(self, node: NodeId) -> None:
         """`node` answers after it had refused."""
         self.refusing &= ~(1 << node)
-        for nodes in self._refusals.values():
-            nodes.pop(node, None)
+        if self._refusals is not None:
+            self._refusals.withdraw(node)
+
+    def _silent(self) -> list[NodeId]:
+        """Those that were asked, and have not answered."""
+        return [node for node in self.order if (self.asked & ~self._heard) >> node & 1]
 
     async def _ask(self, node: NodeId) -> None:
         self.asked |= 1 << node

@@ -8,6 +8,9 @@ import itertools
 from collections.abc import Callable
 from typing import Any
 
+import pytest
+
+from bftfs import limits
 from bftfs.asking.ask import BUSY_US, PATIENCE_MAX_US, Asking, Calls
 from bftfs.asking.peers import HEDGE_US, PATIENCE_US, Condition, Peers
 from bftfs.asking.quorum import ThresholdQuorums
@@ -338,7 +341,7 @@ def test_whose_disk_is_full_is_asked_last_if_a_quorum_does_without_it() -> None:
 
 
 def calling(peers: Peers, **options: Any) -> Calls[str]:
-    return Calls(peers, peers.reads, subject="the test", required=2, **options)
+    return Calls(peers, peers.reads, subject="the test", required=2, now_us=0, **options)
 
 
 def test_a_reply_comes_with_the_tag_of_its_request() -> None:
@@ -377,3 +380,69 @@ def test_each_silence_is_longer_and_the_last_is_an_error() -> None:
     assert isinstance(error, QuorumUnavailable)
     assert (error.heard, error.required, error.subject) == (0, 2, "the test")
     assert peers.condition(NodeId(3)) is Condition.SILENT
+
+
+def test_calls_teach_their_pace() -> None:
+    """A client that only reads learns how slow the network is."""
+    peers = Peers(QUORUMS)
+
+    async def conversation() -> None:
+        calls = Calls(peers, peers.reads, subject="the test", required=3, now_us=network.now)
+        for node in ORDER[:3]:
+            await calls.send(node, "request", tag="")
+        heard = 0
+        while heard < 3:
+            heard += await calls.reply() is not None
+        lapses.append(calls.lapses)
+
+    lapses: list[int] = []
+    network = Network(lambda node, times: 130_000)
+    for _ in range(12):
+        network.outcome.clear()
+        network.run(conversation())
+    assert lapses[0] == 1
+    assert lapses[-1] == 0
+
+
+def test_rebuilding_is_no_verdict() -> None:
+    """However many nodes rebuild their stores, the request is repeated until they have."""
+    network, heard = Network(lambda node, times: 100), []
+    network.message = lambda node, times: Refused(errno.ENODATA, "") if times < 3 else "answer"
+
+    def judge(asking: Asking, reply: Delivery) -> None:
+        if isinstance(reply.message, Refused):
+            asking.refused(reply)
+            return
+        heard.append(reply.node)
+        if len(heard) == 5:
+            asking.enough()
+
+    network.run(conversation(judge))
+    assert network.outcome == [(None, None)]
+    assert len(heard) == 5
+
+
+def test_the_last_patience_ends_with_all_patience() -> None:
+    network = Network(lambda node, times: None)
+    network.run(conversation(counting(5, []), patience_total_us=250_000, required=4))
+    ((_, error),) = network.outcome
+    assert isinstance(error, QuorumUnavailable)
+    assert (network.now, error.heard, error.required) == (250_000, 0, 4)
+
+
+def test_requests_of_a_long_outage_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "LATE_REQUESTS", 12)
+    rounds: list[Asking] = []
+
+    async def conversation() -> None:
+        asking = Asking(
+            Peers(QUORUMS), ORDER, lambda node: Send(node, ""), now_us=0, subject="the test"
+        )
+        rounds.append(asking)
+        async for _ in asking:
+            pass
+
+    network = Network(lambda node, times: None)
+    network.run(conversation(), until=60_000_000)
+    assert len(network.asked) > 100
+    assert len(rounds[0]._numbers) <= 12 + len(ORDER)
