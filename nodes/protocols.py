@@ -15,12 +15,10 @@ from bftfs.crypto.keys import Identity
 from bftfs.envelope import REPLIES, REQUESTS
 from bftfs.filesystem import object_types
 from bftfs.identifiers import NodeId
-from bftfs.query_update.healing import ObjectHealer
+from bftfs.query_update.admission import IncompleteUpdates
 from bftfs.query_update.messages import Request as QueryUpdateRequest
 from bftfs.query_update.messages import Update
-from bftfs.query_update.scrubbing import HistoryScrubber, RequestScrubber, VersionScrubber
 from bftfs.query_update.server import QueryUpdateServer
-from bftfs.query_update.unfinished import Finisher, Unfinished
 from bftfs.read_write.messages import Notice
 from bftfs.read_write.messages import Request as ReadWriteRequest
 from bftfs.read_write.server import ReadWriteServer
@@ -29,6 +27,9 @@ from bftfs.server.block_healing import BlockHealer
 from bftfs.server.block_scrubbing import BlockScrubber
 from bftfs.server.block_verification import LazyVerifier
 from bftfs.server.file_collection import CollectedPast, CollectionTally, Collector
+from bftfs.server.incomplete_updates import Finisher
+from bftfs.server.object_healing import ObjectHealer
+from bftfs.server.object_scrubbing import HistoryScrubber, RequestScrubber, VersionScrubber
 from bftfs.server.quota import ClientQuota, MeteredObjects
 from bftfs.server.recovery import Recovery
 from bftfs.server.room import Room
@@ -52,13 +53,14 @@ def honest_services(
     keys = description.authenticator_keys(identity, node)
     quorums = ThresholdQuorums(description.query_update)
     healing = healing_throttle()
+    object_healer = ObjectHealer(node, quorums, keys, recovery, healing)
     query_update = QueryUpdateServer(
-        node, quorums, keys, object_types(), recovery=recovery, healing=healing
+        node, quorums, keys, object_types(), recovery=recovery, doubts=object_healer
     )
     room = Room(client_bytes=configuration.client_bytes, pool_bytes=configuration.pool_bytes)
     quota = ClientQuota(room)
     client = client_id_of(public_key=identity.public_key)
-    finisher = Finisher(node, client, quorums, query_update.unfinished, query_update.healer)
+    finisher = Finisher(node, client, quorums, query_update.incomplete, object_healer)
     past = CollectedPast()
     block_healer = BlockHealer(
         node,
@@ -72,9 +74,9 @@ def honest_services(
     scrubber = Scrubber(
         (
             BlockScrubber(node, description.n, healing.hurry),
-            VersionScrubber(node, quorums, query_update.healer),
-            HistoryScrubber(query_update, query_update.healer),
-            RequestScrubber(query_update),
+            VersionScrubber(node, quorums, object_healer),
+            HistoryScrubber(keys, object_healer),
+            RequestScrubber(description.n),
         ),
         report=_report,
     )
@@ -112,33 +114,35 @@ def honest_services(
             Notice: verifier,
         },
         # A node without peers has nobody to heal from.
-        (verifier, finisher, query_update.healer, block_healer, scrubber, collector)
+        (verifier, finisher, object_healer, block_healer, scrubber, collector)
         if description.n > 1
         else (verifier, finisher, collector),
         lambda: (
             Gauge("bftfs_members", "Nodes of the cluster.", description.n),
             Gauge("bftfs_tolerated_faults", "Of which may fail.", description.t),
             *_gauges(verifier),
-            *_unfinished_gauges(query_update.unfinished),
+            *_incomplete_gauges(query_update.incomplete),
             *_collection_gauges(collector.tally, room),
-            *_healing_gauges("objects", query_update.healer.tally),
+            *_healing_gauges("objects", object_healer.tally),
             *_healing_gauges("blocks", block_healer.tally),
-            Gauge("bftfs_damaged_objects", "Known damaged.", query_update.healer.damaged),
+            Gauge("bftfs_damaged_objects", "Known damaged.", recovery.damaged),
             Gauge("bftfs_heal_paused", "1 while it is paused.", healing.paused),
             Gauge("bftfs_scrub_paused", "1 while it is paused.", scrubber.throttle.paused),
             *_scrubbing_gauges(scrubber.tally),
             Gauge("bftfs_recovering", "1 while a lost store is rebuilt.", recovery.rebuilding),
         ),
         (
-            Work(healing, partial(_healing_state, query_update.healer, block_healer)),
+            Work(healing, partial(_healing_state, object_healer, block_healer, recovery)),
             Work(scrubber.throttle, partial(_scrubbing_state, scrubber)),
         ),
-        query_update.healer.note_damage,
+        object_healer.note_damage,
         room,
     )
 
 
-def _healing_state(objects: ObjectHealer, blocks: BlockHealer, now_us: int) -> Standing:
+def _healing_state(
+    objects: ObjectHealer, blocks: BlockHealer, recovery: Recovery, now_us: int
+) -> Standing:
     tallies = objects.tally, blocks.tally
     remaining = [tally.remaining_us(now_us) for tally in tallies]
     return Standing(
@@ -152,7 +156,7 @@ def _healing_state(objects: ObjectHealer, blocks: BlockHealer, now_us: int) -> S
             "blocks rebuilt": blocks.tally.rebuilt,
             "bytes rebuilt": blocks.tally.rebuilt_bytes,
             "failed": sum(tally.failed for tally in tallies),
-            "damaged objects": objects.damaged,
+            "damaged objects": recovery.damaged,
         },
     )
 
@@ -216,10 +220,10 @@ def _report(table: str, damaged: int) -> None:
     structlog.get_logger().warning("damaged", table=table, rows=damaged)
 
 
-def _unfinished_gauges(unfinished: Unfinished) -> tuple[Gauge, ...]:
-    tally = unfinished.tally
+def _incomplete_gauges(incomplete: IncompleteUpdates) -> tuple[Gauge, ...]:
+    tally = incomplete.tally
     return (
-        Gauge("bftfs_possible_objects", "Objects not known to be finished.", unfinished.total),
+        Gauge("bftfs_possible_objects", "Objects not known to be finished.", incomplete.total),
         Gauge("bftfs_settled_objects", "Objects found finished.", tally.settled),
         Gauge("bftfs_repaired_objects", "Objects repaired by this node.", tally.repaired),
         Gauge("bftfs_repairs_failed", "Repairs that came to nothing.", tally.failed),

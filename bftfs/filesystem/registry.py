@@ -18,8 +18,8 @@ from bftfs.filesystem import (
 from bftfs.filesystem.attributes import Attributes, Changes
 from bftfs.filesystem.objects import AttributesAfter, NoArguments
 from bftfs.identifiers import ObjectKind
+from bftfs.query_update.answering import GUARD
 from bftfs.query_update.object_type import Method, ObjectTypes, Record
-from bftfs.query_update.past import GUARD
 
 _VOLUME: Final = frozenset({ObjectKind.VOLUME})
 _DIRECTORY: Final = frozenset({ObjectKind.DIRECTORY})

@@ -88,6 +88,14 @@ def shared_candidates(
     return tuple([Shared(candidates[encoded], nodes[encoded]) for encoded in repairable])
 
 
+def greatest_complete(history_set: CulledObjectHistorySet, quorums: QuorumSystem) -> Candidate:
+    """The greatest object candidate that `history_set` shows complete; ⟨0, 0⟩ if there is none."""
+    for candidate, nodes in shared_candidates(history_set, quorums):
+        if quorums.is_quorum(nodes):
+            return candidate
+    return INITIAL
+
+
 def sharing(history_set: CulledObjectHistorySet, timestamp: LogicalTimestamp) -> Nodes:
     """The servers that report a candidate at `timestamp`, whatever else they say of it."""
     nodes = 0

@@ -4,7 +4,8 @@
 some client to make progress, and not for each: who has just succeeded knows the latest version
 before anybody else does, and goes on succeeding while the others back off. So servers let those
 that were too late stand in a line, and tell each how many are ahead of it: it tries again when it
-may be its turn. And who succeeds while others stand in the line steps back after a while.
+may be its turn (`admission.Lines`). And who succeeds while others stand in the line steps back
+after a while.
 
 All of this is a courtesy: nothing but speed and fairness depends on it. Who lies about the line,
 or stands in it for ever, costs the others a pause of a few rounds.
@@ -17,7 +18,7 @@ from collections import OrderedDict
 from bftfs import limits
 from bftfs.asking.peers import Pace
 from bftfs.conversation import Draw, Now, Pause
-from bftfs.identifiers import ClientId, ObjectId
+from bftfs.identifiers import ObjectId
 
 BACK_OFF_US = 1_000  # bound of the first random back-off, or a round if that takes longer
 BACK_OFF_MOST_US = 256_000  # it doubles up to this, or so many rounds if rounds take long
@@ -28,55 +29,6 @@ _BELIEVED = 64  # pauses in which the line is believed: it may be of those that 
 _STREAK_ROUNDS = 12  # after which one steps back, if others stand in the line…
 _ASIDE_ROUNDS = 6  # …for this to twice as many rounds
 _STREAK_DOUBLINGS = 2  # of the streak, at most, while nobody takes the turn that is left to him
-
-
-class Lines:
-    """At one server: who was too late at which object, in the order in which they came."""
-
-    __slots__ = ("_lines",)
-
-    def __init__(self) -> None:
-        # To when each was last too late.
-        self._lines: OrderedDict[ObjectId, dict[ClientId, int]] = OrderedDict()
-
-    def join(self, objects: list[ObjectId], client: ClientId, now_us: int) -> int:
-        """Stand in the lines, or go on standing there; how many are ahead, where it is most."""
-        ahead = 0
-        for identifier in objects:
-            line = self._lines.setdefault(identifier, {})
-            self._lines.move_to_end(identifier)
-            _expire(line, now_us)
-            if client in line or len(line) < limits.CONTENDERS:
-                line[client] = now_us
-            for place, other in enumerate(line):
-                if other == client:
-                    ahead = max(ahead, place)
-                    break
-            else:
-                ahead = len(line)
-        while len(self._lines) > limits.CONTENDED_OBJECTS:
-            self._lines.popitem(last=False)
-        return ahead
-
-    def leave(self, objects: list[ObjectId], client: ClientId, now_us: int) -> int:
-        """It was one's turn; how many others stand in the line, where it is longest."""
-        longest = 0
-        for identifier in objects if self._lines else ():
-            line = self._lines.get(identifier)
-            if line is not None:
-                line.pop(client, None)
-                _expire(line, now_us)
-                longest = max(longest, len(line))
-                if not line:
-                    del self._lines[identifier]
-        return longest
-
-
-def _expire(line: dict[ClientId, int], now_us: int) -> None:
-    """Forget those that have not tried again."""
-    for client, late_us in tuple(line.items()):
-        if late_us < now_us - limits.CONTENDED_US:
-            del line[client]
 
 
 class BackOff:

@@ -495,6 +495,23 @@ class Conditioned(Value, frozen=True):
     evidence: Annotated[tuple[ObjectHistorySet, ...], _SOME_OBJECTS] = ()
     facts: Annotated[tuple[Fact, ...], Meta(max_length=limits.FACTS)] = ()
 
+    @property
+    def fault(self) -> str:
+        """Why no correct client makes such a request; nothing if its parts belong together."""
+        names = [history_set.object for history_set in self.sets]
+        operation = self.operation
+        if len(names) > 1 and any(low >= high for low, high in pairwise(names)):
+            return "the objects are out of order"
+        if (operation is None) is (self.kind is ConditionedKind.METHOD):
+            return "only a method invocation has an operation"
+        if self.evidence and self.kind is not ConditionedKind.COPY:
+            return "only a copy rests on evidence"
+        if self.evidence and not {each.object for each in self.evidence}.isdisjoint(names):
+            return "an object is its own evidence"
+        if operation is not None and sorted(set(operation.objects)) != names:
+            return "an object lacks its history set"
+        return ""
+
 
 _DECODER: Decoder[Conditioned] = Decoder(Conditioned, limit=limits.CONDITIONED_BYTES)
 decode_conditioned = _DECODER.decode
@@ -520,3 +537,13 @@ def timestamp_of(
         client=author,
         digest=operation_digest(encoded),
     )
+
+
+def is_original(encoded: bytes, timestamp: LogicalTimestamp, *, n: int) -> bool:
+    """True if `encoded` is the `Conditioned` from which the candidate at `timestamp` was made."""
+    try:
+        conditioned = decode_conditioned(encoded)
+        sets = [parse_set(each, n=n) for each in conditioned.sets]
+    except MalformedMessage:
+        return False
+    return timestamp_of(conditioned, encoded, sets, client_of(timestamp)) == timestamp

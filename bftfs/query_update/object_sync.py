@@ -6,6 +6,7 @@ of versions from one that it has; if that is long or unknown, the whole state, p
 
 What was agreed on is true for ever, whatever has happened at the server meanwhile; so it is staged
 in a row of its own, and the request that wanted it moves the head when it is stepped again.
+`between_nodes` is the side that is asked.
 """
 
 from __future__ import annotations
@@ -24,80 +25,21 @@ from bftfs.errors import QuorumUnavailable
 from bftfs.identifiers import NodeId, ObjectId
 from bftfs.query_update.history import ZERO, LogicalTimestamp
 from bftfs.query_update.messages import ChainRequest, Found, SyncReply, SyncRequest
-from bftfs.query_update.replica import Link, Reach, Replica, link_of
+from bftfs.query_update.replica import Link, Reach, Replica, StatePage
 from bftfs.storage import StorageView, Table, Write
-from bftfs.wire.codec import UNREADABLE, Value, encode
+from bftfs.wire.codec import UNREADABLE
 
 _PATIENCE_TOTAL_US = 10 * limits.SECOND_US
 _CHAIN = b"c"
 _STATE = b"s"
-_BEYOND_KEYS = b"\xff" * (limits.STATE_KEY_BYTES + 1)
 _BEYOND_VERSIONS = b"\xff" * (len(ZERO) + 5)
-
-
-class StatePage(Value, frozen=True):
-    """A run of an object's state in key order; `more` if it does not reach the end."""
-
-    pairs: tuple[tuple[bytes, bytes], ...]
-    more: bool
 
 
 _decode_links = msgspec.msgpack.Decoder(tuple[Link, ...]).decode
 _decode_page = msgspec.msgpack.Decoder(StatePage).decode
 
 
-# --- the server that hosts a version --------------------------------------------------------
-
-
-def serve(view: StorageView, request: SyncRequest) -> SyncReply:
-    """The page asked for. Every benign server that has the version gives the same."""
-    replica = Replica(view, request.object)
-    if request.known:
-        page = _chain_page(replica, request.version, request.known)
-    else:
-        page = _state_page(replica, request.version, request.after)
-    if page is None:
-        unchained = bool(request.known) and replica.state_at(request.version) is not None
-        return SyncReply(Found.UNCHAINED if unchained else Found.NOTHING, b"")
-    return SyncReply(Found.PAGE, page if request.whole else sync_page_digest(page))
-
-
-def _chain_page(
-    replica: Replica, version: LogicalTimestamp, known: tuple[LogicalTimestamp, ...]
-) -> bytes | None:
-    """The versions from `version` down to one of `known`, or None if they are too many."""
-    links: list[Link] = []
-    size = 0
-    at = version
-    while at != ZERO and at not in known:
-        found = replica.version(at)
-        if found is None or found.gap or len(links) == limits.SYNC_LINKS:
-            return None
-        link = link_of(at, found)
-        size += len(encode(link))
-        if size > limits.SYNC_PAGE_BYTES:
-            return None
-        links.append(link)
-        at = found.parent
-    return encode(tuple(links))
-
-
-def _state_page(replica: Replica, version: LogicalTimestamp, after: bytes) -> bytes | None:
-    """The pairs of the state at `version` whose keys follow `after`."""
-    state = replica.state_at(version)
-    if state is None:
-        return None
-    pairs: list[tuple[bytes, bytes]] = []
-    size = 0
-    for key, value in state.scan(after + b"\0" if after else b"", _BEYOND_KEYS):
-        if size > limits.SYNC_PAGE_BYTES:
-            return encode(StatePage(tuple(pairs), True))
-        pairs.append((key, value))
-        size += len(key) + len(value) + 8
-    return encode(StatePage(tuple(pairs), False))
-
-
-# --- the server that lacks it ---------------------------------------------------------------
+# --- fetching -------------------------------------------------------------------------------
 
 
 def sync_key(identifier: ObjectId, version: LogicalTimestamp) -> bytes:
@@ -145,6 +87,26 @@ async def fetch_version(
         ]
     except (QuorumUnavailable, *UNREADABLE, IndexError):
         return None
+
+
+async def fetch_versions(
+    known: dict[ObjectId, tuple[LogicalTimestamp, ...]],
+    version: LogicalTimestamp,
+    *,
+    hosts: Nodes,
+    me: NodeId,
+    quorums: QuorumSystem,
+) -> list[Write] | None:
+    """`fetch_version` for each of the objects, which `known` has with what is known of them."""
+    staged: list[Write] = []
+    for name, versions in known.items():
+        writes = await fetch_version(
+            name, version, known=versions, hosts=hosts, me=me, quorums=quorums
+        )
+        if writes is None:
+            return None
+        staged += writes
+    return staged
 
 
 async def state_pages(

@@ -14,14 +14,16 @@ answer everywhere. A method that raises `Refusal` has changed nothing.
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
 import msgspec
 
+from bftfs import limits
 from bftfs.errors import UnreadableAnswer
-from bftfs.identifiers import ClientId, ObjectId
+from bftfs.identifiers import ClientId, ObjectId, kind_of
 
 
 class Record(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, gc=False):
@@ -108,6 +110,12 @@ class Method:
     permit: Callable[[tuple[Any, ...], Any, Caller], bytes] | None = None
     frees: bool = False
 
+    def takes(self, names: tuple[ObjectId, ...]) -> bool:
+        """True if the objects are of the kinds that the method takes."""
+        return len(names) == len(self.kinds) and all(
+            kind_of(name) in kinds for name, kinds in zip(names, self.kinds, strict=True)
+        )
+
 
 class ObjectTypes:
     """The methods that a service exports, by name, with their codecs."""
@@ -116,6 +124,7 @@ class ObjectTypes:
         self._methods: dict[str, Method] = {}
         self._decoders: dict[str, msgspec.msgpack.Decoder[Any]] = {}
         self._answers: dict[str, msgspec.msgpack.Decoder[Any]] = {}
+        self.failures = 0  # methods that raised what is not a refusal: bugs of object types
         for method in methods:
             if method.name in self._methods:
                 raise ValueError(f"two methods are called {method.name}")
@@ -135,6 +144,27 @@ class ObjectTypes:
     def decode_arguments(self, method: Method, encoded: bytes) -> Any:
         """The method's arguments; raises `msgspec.DecodeError` if they are none."""
         return self._decoders[method.name].decode(encoded)
+
+    def invoke(
+        self,
+        function: Callable[[tuple[Any, ...], Any, Caller], Record | bytes],
+        states: tuple[Any, ...],
+        arguments: Any,
+        caller: Caller,
+    ) -> tuple[int, bytes]:
+        """The errno with which a method refuses, or 0, and its answer."""
+        try:
+            answer = encode_record(function(states, arguments, caller))
+        except Refusal as refusal:
+            return refusal.code or errno.EIO, b""
+        except Exception:
+            # A client must not be able to stop nodes by finding a bug in an object type: the same
+            # method fails alike everywhere, and nothing is changed.
+            self.failures += 1
+            return errno.EIO, b""
+        if len(answer) > limits.ANSWER_BYTES:
+            return errno.EOVERFLOW, b""
+        return 0, answer
 
     def decode_answer(self, method: Method, encoded: bytes) -> Any:
         """The method's answer, on which servers agree; raises UnreadableAnswer if it is none."""

@@ -12,7 +12,7 @@ server; 8 bytes, big-endian):
 - STATE: object id + key -> number of the version that wrote it + value: the head's map.
 - PAST: object id + escaped key + number of the version that overwrote it -> the overwritten row;
   and object id + two zero bytes + serial + number of a version that removed a serial behind it ->
-  the serial up to which, from that one on, all had gone then (`sequence`).
+  the serial up to which, from that one on, all had gone then (lists in `object_type`).
 - REQUEST: timestamp -> the `Conditioned` of a candidate that may still need inline repair; and
   what object sync has fetched, until it is used.
 
@@ -30,6 +30,8 @@ from typing import Annotated, TypeAlias
 import msgspec
 
 from bftfs import limits
+from bftfs.crypto.authenticator import AuthenticatorKeys
+from bftfs.crypto.digest import replica_history_digest
 from bftfs.errors import DamagedRow, MalformedMessage
 from bftfs.identifiers import ObjectId
 from bftfs.query_update.history import (
@@ -38,6 +40,7 @@ from bftfs.query_update.history import (
     LogicalTimestamp,
     Operation,
     ReplicaHistory,
+    history_of,
     latest_in,
     parse_history,
     time_of,
@@ -48,16 +51,13 @@ from bftfs.query_update.object_type import (
     FIRST_SERIAL,
     SEQUENCE,
     is_in_sequence,
-    key_of,
     serial_at,
-    serial_from,
     serial_key,
 )
 from bftfs.storage import StorageView, Table, Write
 from bftfs.wire.codec import UNREADABLE, Value, encode
 
-_NUMBER_BYTES = 8
-_ROWS_READ = 8  # of one key, before the others are passed over by seeking
+NUMBER_BYTES = 8
 _MISSING = object()
 
 Change = tuple[bytes, bytes | None]  # key and new value; None: the key is gone
@@ -102,6 +102,13 @@ class Link(Value, frozen=True):
     answer: bytes
 
 
+class StatePage(Value, frozen=True):
+    """A run of an object's state in key order; `more` if it does not reach the end."""
+
+    pairs: tuple[tuple[bytes, bytes], ...]
+    more: bool
+
+
 INITIAL_ROW = ObjectRow(0, ZERO, ZERO, b"", b"")
 
 _decode_row = msgspec.msgpack.Decoder(ObjectRow).decode
@@ -126,6 +133,11 @@ def stored_version(stored: bytes) -> Version:
     return _decode_version(stored)
 
 
+def own_authenticator(keys: AuthenticatorKeys, name: ObjectId, history: bytes) -> bytes:
+    """This server's authenticator over its replica history of an object."""
+    return keys.make(replica_history_digest(object=name, encoded=history))
+
+
 def link_of(timestamp: LogicalTimestamp, version: Version) -> Link:
     """A version as servers tell it each other: the same at every benign one that has it."""
     return Link(
@@ -139,36 +151,6 @@ def link_of(timestamp: LogicalTimestamp, version: Version) -> Link:
     )
 
 
-def is_as_written(view: StorageView, identifier: ObjectId, version: Version) -> bool:
-    """Whether the rows of state and past are what a version of the chain has made them.
-
-    Each of its changes is in the head's state, or was overwritten by a later version: then the one
-    that was first to do so has kept it.
-    """
-    stamp = _stamp(version.number)
-    for key, value in version.delta:
-        prefix = past_prefix(identifier, key)
-        row = next(
-            (
-                row
-                for _, row in view.scan(
-                    Table.PAST,
-                    prefix + _stamp(version.number + 1),
-                    prefix + b"\xff" * (_NUMBER_BYTES + 1),
-                )
-            ),
-            None,
-        )
-        if row is None:
-            row = view.get(Table.STATE, identifier + key)
-        if value is None:
-            if row is not None and row[:_NUMBER_BYTES] <= stamp:
-                return False
-        elif row is None or row[:_NUMBER_BYTES] != stamp or row[_NUMBER_BYTES:] != value:
-            return False
-    return True
-
-
 def rows_of(view: StorageView, identifier: ObjectId) -> Iterator[tuple[Table, bytes]]:
     """All rows of an object but its OBJECT row and the requests."""
     stop = (int.from_bytes(identifier, "big") + 1).to_bytes(len(identifier) + 1, "big")[1:]
@@ -179,23 +161,26 @@ def rows_of(view: StorageView, identifier: ObjectId) -> Iterator[tuple[Table, by
 
 def past_prefix(identifier: ObjectId, key: bytes) -> bytes:
     """What the PAST keys of `key` begin with: order-preserving, and no prefix of another's."""
-    return identifier + _escaped(key) + b"\0\0"
+    return identifier + escaped(key) + b"\0\0"
 
 
-def _escaped(key: bytes) -> bytes:
+def escaped(key: bytes) -> bytes:
+    """A key as it stands in PAST keys."""
     return key.replace(b"\0", b"\0\xff")
 
 
-_FIRST_KEY = b"\0\1"  # escaped keys are greater: those of holes, which are no keys, are less
+def unescaped(key: bytes) -> bytes:
+    """What `escaped` was given."""
+    return key.replace(b"\0\xff", b"\0")
 
 
-def _hole_prefix(identifier: ObjectId, serial: int) -> bytes:
+def hole_prefix(identifier: ObjectId, serial: int) -> bytes:
     """What the PAST keys of holes from `serial` on begin with; no key of a state is empty."""
     return identifier + b"\0\0" + serial_key(serial)
 
 
 def _hole_key(identifier: ObjectId, serial: int, number: int) -> bytes:
-    return _hole_prefix(identifier, serial) + _stamp(number)
+    return hole_prefix(identifier, serial) + stamp_of(number)
 
 
 def holes_forgotten(identifier: ObjectId, version: Version) -> list[Write]:
@@ -206,8 +191,9 @@ def holes_forgotten(identifier: ObjectId, version: Version) -> list[Write]:
     ]
 
 
-def _stamp(number: int) -> bytes:
-    return number.to_bytes(_NUMBER_BYTES, "big")
+def stamp_of(number: int) -> bytes:
+    """A version's number as rows begin with it and PAST keys end with it."""
+    return number.to_bytes(NUMBER_BYTES, "big")
 
 
 class Reach(Enum):
@@ -240,7 +226,7 @@ class Workspace:
         if value is not _MISSING:
             return value  # type: ignore[return-value]
         row = self.row(key)
-        return None if row is None else row[_NUMBER_BYTES:]
+        return None if row is None else row[NUMBER_BYTES:]
 
     def put(self, key: bytes, value: bytes) -> None:
         """Make `value` the value at `key`."""
@@ -270,7 +256,7 @@ class Workspace:
         changed: dict[bytes, bytes | None] = {}
         for key in self._moved:
             row = self._rows[key]
-            changed[key] = None if row is None else row[_NUMBER_BYTES:]
+            changed[key] = None if row is None else row[NUMBER_BYTES:]
         changed.update(self.delta)
         if changed:
             changed = {key: value for key, value in changed.items() if start <= key < stop}
@@ -280,7 +266,7 @@ class Workspace:
         skip = len(self._prefix)
         if not changed:
             for key, row in stored:
-                yield key[skip:], row[_NUMBER_BYTES:]
+                yield key[skip:], row[NUMBER_BYTES:]
             return
         ahead = sorted(changed, reverse=not reverse)  # the next one is the last
         for full_key, row in stored:
@@ -296,7 +282,7 @@ class Workspace:
                 if value is not None:
                     yield key, value
             else:
-                yield key, row[_NUMBER_BYTES:]
+                yield key, row[NUMBER_BYTES:]
         while ahead:
             pending = ahead.pop()
             value = changed[pending]
@@ -318,7 +304,7 @@ class Workspace:
         self._rewound = True
         writes = holes_forgotten(self.object, version)
         for key, _ in version.delta:
-            past_key = past_prefix(self.object, key) + _stamp(number)
+            past_key = past_prefix(self.object, key) + stamp_of(number)
             row = self._view.get(Table.PAST, past_key)
             if row is not None:
                 writes.append(Write(Table.PAST, past_key, None))
@@ -330,7 +316,7 @@ class Workspace:
     def apply(self, number: int, changes: tuple[Change, ...]) -> list[Write]:
         """Apply version `number` on top."""
         writes = []
-        stamp = _stamp(number)
+        stamp = stamp_of(number)
         for key, value in changes:
             row = self.row(key)
             if row is not None:
@@ -374,7 +360,7 @@ class Workspace:
             return serial
         low, high = self._prefix + SEQUENCE, self._prefix + BEYOND_SEQUENCE
         for past_key in self._view.keys(Table.PAST, low, high, reverse=True):
-            return max(serial, serial_at(past_key[len(self._prefix) : -_NUMBER_BYTES - 2]))
+            return max(serial, serial_at(past_key[len(self._prefix) : -NUMBER_BYTES - 2]))
         return serial
 
     def take_delta(self) -> tuple[Change, ...]:
@@ -383,141 +369,10 @@ class Workspace:
         for key in sorted(self.delta):
             value = self.delta[key]
             row = self.row(key)
-            if (None if row is None else row[_NUMBER_BYTES:]) != value:
+            if (None if row is None else row[NUMBER_BYTES:]) != value:
                 changes.append((key, value))
         self.delta = {}
         return tuple(changes)
-
-
-class PastState:
-    """The state at version `number` of the head's chain, without walking the chain. Read-only."""
-
-    __slots__ = ("_number", "_view", "object")
-
-    def __init__(self, view: StorageView, identifier: ObjectId, number: int) -> None:
-        self.object = identifier
-        self._view = view
-        self._number = number
-
-    def get(self, key: bytes) -> bytes | None:
-        """The value at `key`, or None."""
-        row = self._view.get(Table.STATE, self.object + key)
-        if row is None or int.from_bytes(row[:_NUMBER_BYTES], "big") > self._number:
-            row = self._overwritten(key)
-        return None if row is None else row[_NUMBER_BYTES:]
-
-    def put(self, key: bytes, value: bytes) -> None:
-        """Queries do not change the past."""
-        raise ValueError("the past is read-only")
-
-    def delete(self, key: bytes) -> None:
-        """Queries do not change the past."""
-        raise ValueError("the past is read-only")
-
-    def scan(
-        self, start: bytes, stop: bytes, *, reverse: bool = False
-    ) -> Iterator[tuple[bytes, bytes]]:
-        """Pairs with start <= key < stop in key order, or in reverse key order. Lazy."""
-        # At any version a key has one row at most, in one of the two tables.
-        kept = self._kept(start, stop, reverse=reverse)
-        past = self._past(start, stop, reverse=reverse)
-        one, other = next(kept, None), next(past, None)
-        while one is not None and other is not None:
-            if one[0] > other[0] if reverse else one[0] < other[0]:
-                yield one
-                one = next(kept, None)
-            else:
-                yield other
-                other = next(past, None)
-        if one is not None:
-            yield one
-            yield from kept
-        if other is not None:
-            yield other
-            yield from past
-
-    def _kept(self, start: bytes, stop: bytes, *, reverse: bool) -> Iterator[tuple[bytes, bytes]]:
-        """The pairs that are in the head's state as they were at this version."""
-        skip = len(self.object)
-        stamp = _stamp(self._number)
-        for key, row in self._view.scan(
-            Table.STATE, self.object + start, self.object + stop, reverse=reverse
-        ):
-            if row[:_NUMBER_BYTES] <= stamp:
-                yield key[skip:], row[_NUMBER_BYTES:]
-
-    def _past(self, start: bytes, stop: bytes, *, reverse: bool) -> Iterator[tuple[bytes, bytes]]:
-        """The pairs that have been overwritten since.
-
-        Passes over a key's other rows, and over what was gone from a sequence, by seeking.
-        """
-        low, high = self.object + max(_escaped(start), _FIRST_KEY), self.object + _escaped(stop)
-        skip = len(self.object)
-        stamp = _stamp(self._number)
-        lists = is_in_sequence(start) and not reverse
-        below = serial_at(start) - 1 if lists else -1  # where a listing goes on, it was there
-        while True:
-            key, rows, patience, end = b"", 0, 0, -1
-            for stored, row in self._view.scan(Table.PAST, low, high, reverse=reverse):
-                escaped = stored[skip : -_NUMBER_BYTES - 2]
-                in_sequence = lists and is_in_sequence(escaped)
-                if row[:_NUMBER_BYTES] <= stamp < stored[-_NUMBER_BYTES:]:
-                    yield escaped.replace(b"\0\xff", b"\0"), row[_NUMBER_BYTES:]
-                    if in_sequence:
-                        below, patience = serial_at(escaped), 0
-                elif in_sequence and stored[-_NUMBER_BYTES:] <= stamp:
-                    if not patience:
-                        end = self._end_of_hole(escaped, below)
-                        if end > 0:
-                            break
-                        patience = _ROWS_READ
-                    patience -= 1
-                rows = rows + 1 if escaped == key else 0
-                key = escaped
-                if rows == _ROWS_READ:
-                    break
-            else:
-                return
-            prefix = self.object + key + b"\0"
-            if end > 0:
-                low = self.object + key_of(end)
-            elif reverse:
-                name = key.replace(b"\0\xff", b"\0")
-                then = self._overwritten(name) if row[:_NUMBER_BYTES] > stamp else None
-                if then is not None:
-                    yield name, then[_NUMBER_BYTES:]
-                high = prefix + b"\0"
-            elif stored[-_NUMBER_BYTES:] <= stamp:
-                low = prefix + b"\0" + _stamp(self._number + 1)
-            else:
-                low = prefix + b"\1"
-
-    def _end_of_hole(self, key: bytes, below: int) -> int:
-        """The end of the hole in a sequence that `key` lies in at this version; -1 if not noted.
-
-        `below` is a serial that was alive before it, if one is known that has gone since.
-        """
-        for alive in self._view.keys(
-            Table.STATE, self.object + SEQUENCE, self.object + key, reverse=True
-        ):
-            below = max(below, serial_at(alive[len(self.object) :]))
-            break
-        prefix = _hole_prefix(self.object, max(below + 1, FIRST_SERIAL))
-        for _, noted in self._view.scan(
-            Table.PAST, prefix, prefix + _stamp(self._number + 1), reverse=True
-        ):
-            end = serial_from(noted)
-            return end if end > serial_at(key) else -1
-        return -1
-
-    def _overwritten(self, key: bytes) -> bytes | None:
-        """The row of `key` that was overwritten first after this version, if it is as old."""
-        prefix = past_prefix(self.object, key)
-        for _, row in self._view.scan(
-            Table.PAST, prefix + _stamp(self._number + 1), prefix + b"\xff" * (_NUMBER_BYTES + 1)
-        ):
-            return row if int.from_bytes(row[:_NUMBER_BYTES], "big") <= self._number else None
-        return None
 
 
 class Replica:
@@ -563,17 +418,6 @@ class Replica:
             return None if stored is None else _decode_version(stored)
         except UNREADABLE as error:
             raise DamagedRow(self.object, str(error)) from error
-
-    def state_at(self, timestamp: LogicalTimestamp) -> Workspace | PastState | None:
-        """The state at a version of the head's chain, or None if it is not on it."""
-        if timestamp == self.head:
-            return self.workspace
-        if timestamp == ZERO:
-            return PastState(self.view, self.object, 0)
-        version = self.version(timestamp)
-        if version is None or not version.number:
-            return None
-        return PastState(self.view, self.object, version.number)
 
     # --- what is in the chain ---------------------------------------------------------------------
 
@@ -738,6 +582,30 @@ class Replica:
             ),
         )
         self.row = msgspec.structs.replace(self.row, number=number)
+
+    def extend(self, candidate: Candidate, keys: AuthenticatorKeys, *, complete: Candidate) -> bool:
+        """RH ∪ {candidate}, pruned below the greatest complete object candidate.
+
+        False, and nothing is changed, if the history is as long as it may be.
+
+        A barrier supersedes earlier ones: no history that holds it has them as its latest, so that
+        they play no part in any classification. The latest object version stays in any case.
+        """
+        history = self.history
+        head = history.latest_object if candidate.barrier else None
+        kept = [
+            old
+            for old in history.candidates
+            if (old.timestamp >= complete.timestamp or old is head)
+            and not (candidate.barrier and old.barrier)
+        ]
+        if len(kept) >= limits.HISTORY_CANDIDATES_MOST:
+            return False
+        established = ZERO if candidate.barrier else complete.timestamp
+        initial = history.initial and complete.timestamp == ZERO
+        encoded = history_of((*kept, candidate), initial=initial)
+        self.report(encoded, own_authenticator(keys, self.object, encoded), established=established)
+        return True
 
     def report(
         self, history: bytes, authenticator: bytes, *, established: LogicalTimestamp

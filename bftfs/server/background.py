@@ -11,6 +11,7 @@ from bftfs.conversation import Conversation, Event, Now, Pause, Receive, Send, W
 from bftfs.errors import DamagedRow
 from bftfs.identifiers import NodeId
 from bftfs.server.step import Host
+from bftfs.server.tally import counter
 from bftfs.storage import StorageView, Table, Write
 
 Seen = TypeVar("Seen")
@@ -20,13 +21,13 @@ Seen = TypeVar("Seen")
 class HealingTally:
     """What healing has done since the node was started, and how far the pass under way is."""
 
-    passes: int = 0
-    compared: int = 0  # versions (or objects) that were looked at
-    rebuilt: int = 0
-    rebuilt_bytes: int = 0
-    failed: int = 0  # that should be here and could not be made
-    lacking: int = 0  # found lacking in the pass under way or the last one, and not rebuilt since
-    progress: float = 1.0  # of the pass under way: how much of the key space it has seen
+    passes: int = counter("Passes over all {what}.")
+    progress: float = counter("Of the pass under way.", default=1.0)
+    compared: int = counter("{what} compared with peers.")  # or versions
+    rebuilt: int = counter("{what} rebuilt.")
+    rebuilt_bytes: int = counter("Bytes rebuilt.", name="bytes")
+    lacking: int = counter("{what} found lacking, still.")  # in this pass, or the last one
+    failed: int = counter("{what} that could not be.")
     began_us: int = 0  # the pass under way, or the last one…
     began_at: float = 0.0  # …which goes on where another had been stopped
     ended_us: int = 0  # the last one; 0: none since the start

@@ -62,11 +62,10 @@ from bftfs.identifiers import (
     inode_of,
     kind_of,
 )
-from bftfs.query_update import past
-from bftfs.query_update.collection import ObjectWalk, establish, settled_everywhere
 from bftfs.query_update.history import ZERO, LogicalTimestamp, time_of
 from bftfs.query_update.messages import CatalogueReply, CatalogueRequest, Looked
 from bftfs.query_update.object_type import Refusal
+from bftfs.query_update.past_state import newest_at, state_at
 from bftfs.query_update.replica import Replica, past_prefix
 from bftfs.read_write.timestamp import TIMESTAMP_BYTES
 from bftfs.read_write.timestamp import time_of as block_time_of
@@ -79,6 +78,7 @@ from bftfs.read_write.version_row import (
 )
 from bftfs.retention import KEEP_ALL, Keeps, Policy, Retention, parse_policy
 from bftfs.server.background import ask_all, carry_on, give_way, look, step
+from bftfs.server.object_collection import ObjectWalk, establish, settled_everywhere
 from bftfs.server.step import Host
 from bftfs.storage import StorageView, Table, Write
 from bftfs.wire.codec import UNREADABLE, encode
@@ -154,10 +154,10 @@ def shown_by(replica: Replica, horizon_us: int) -> ShownBlocks | None:
 
     None if the node does not know enough: then all blocks are kept.
     """
-    looked, version = past.newest_at(replica, horizon_us, b"")
+    looked, version = newest_at(replica, horizon_us, b"")
     if looked is not Looked.FOUND or version == ZERO or version > replica.row.established:
         return None
-    state = replica.state_at(version)
+    state = state_at(replica, version)
     encoded = None if state is None else state.get(ATTRIBUTES_KEY)
     if encoded is None:
         return None
@@ -397,8 +397,8 @@ class Collector:
     def _facts(self, view: StorageView, *, horizon_us: int) -> _Facts | None:
         """The snapshots, as they are and as they were when the window began."""
         replica = Replica(view, self._volume)
-        looked, version = past.newest_at(replica, horizon_us, b"")
-        state = replica.state_at(version) if looked is Looked.FOUND else None
+        looked, version = newest_at(replica, horizon_us, b"")
+        state = state_at(replica, version) if looked is Looked.FOUND else None
         try:
             created_us = record_of(replica.workspace).created_us
             times = set(times_of_snapshots(replica.workspace))
@@ -433,8 +433,8 @@ class Collector:
         """The object's policies, as it is and as it was when the window began."""
         found = [replica.workspace.get(RETENTION_KEY)]
         if found[0] is not None:
-            looked, version = past.newest_at(replica, horizon_us, b"")
-            state = replica.state_at(version) if looked is Looked.FOUND else None
+            looked, version = newest_at(replica, horizon_us, b"")
+            state = state_at(replica, version) if looked is Looked.FOUND else None
             found.append(None if state is None else state.get(RETENTION_KEY))
         return tuple(map(_policy, found))
 
@@ -494,7 +494,7 @@ class Collector:
 def _begin(name: ObjectId, horizon_us: int, view: StorageView) -> tuple[bool, list[Write]]:
     """Record that versions may be missing, before the first is removed; False if none may go."""
     replica = Replica(view, name)
-    looked, version = past.newest_at(replica, horizon_us, b"")
+    looked, version = newest_at(replica, horizon_us, b"")
     if looked is not Looked.FOUND or version == ZERO or version > replica.row.established:
         return False, []  # it did not exist by then, or its state is not known
     if replica.row.collected_us >= horizon_us:

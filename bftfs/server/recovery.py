@@ -38,22 +38,30 @@ class Recovery:
         self._on_loss = on_loss
         self._on_end = on_end
         self._remaining = {OBJECTS, BLOCKS} if rebuilding else set()
+        self.damaged = 0  # objects known to have rows that are damaged or lost
+        self.rebuilding = rebuilding  # True while the node may lack something that it has had
+        self.doubtful = rebuilding  # True while it may say something false of objects
 
     @property
     def counted_until_us(self) -> int:
         """When the last client has given up the rounds in which it heard of what was forgotten."""
         return self.floor_us - limits.CLOCK_SKEW_US + limits.FORGOTTEN_US
 
-    @property
-    def rebuilding(self) -> bool:
-        """Whether the node may lack something that it has had."""
-        return bool(self._remaining)
+    def count_damaged(self, count: int) -> None:
+        """So many objects have rows that are damaged or lost, and are not mended yet."""
+        self.damaged = count
+        self._conclude()
+
+    def _conclude(self) -> None:
+        self.rebuilding = bool(self._remaining)
+        self.doubtful = self.rebuilding or self.damaged > 0
 
     def forget(self, what: str, now_us: int) -> None:
         """Some of the objects (or blocks) turn out to be lost, and what was accepted of them."""
         self.floor_us = max(self.floor_us, now_us + limits.CLOCK_SKEW_US)
         self._on_loss(self.floor_us)
         self._remaining.add(what)
+        self._conclude()
 
     def rebuilt(self, what: str) -> None:
         """All objects (or blocks) that others have are here.
@@ -64,3 +72,4 @@ class Recovery:
         if self._remaining == {what}:
             self._on_end()
         self._remaining.discard(what)
+        self._conclude()

@@ -16,6 +16,7 @@ from typing import Any, Protocol
 
 import msgspec
 
+from bftfs.asking.refusal import Refused
 from bftfs.conversation import Conversation
 from bftfs.errors import DamagedRow
 from bftfs.identifiers import ClientId, NodeId
@@ -38,7 +39,7 @@ class Grant:
     subtree: str = "/"
 
     def allows(self, uid: int) -> bool:
-        """Whether the client may act as `uid`."""
+        """True if the client may act as `uid`."""
         return self.uids is None or uid in self.uids
 
 
@@ -70,9 +71,8 @@ class Ready(msgspec.Struct):
 
     With `wants` there is no reply; what is written with them is committed at once.
 
-    `uses_reserve`: the writes repair or finish what others have accepted, or take something away.
-    Readers wait for the ones, and whoever wants room for the others: so they are served out of the
-    reserve that a node keeps when its disk is full.
+    `uses_reserve`: the writes are repairs, which readers wait for, or removals, which free room.
+    Both may use the reserve that a node keeps when its disk is full.
     """
 
     reply: Any = None
@@ -80,6 +80,22 @@ class Ready(msgspec.Struct):
     writes: list[Write] = msgspec.field(default_factory=list)
     wants: tuple[Want, ...] = ()
     uses_reserve: bool = False
+
+
+class Refuse(Exception):
+    """Control flow within a step: the request is refused, and nothing is written."""
+
+    def __init__(self, code: int, reason: str) -> None:
+        super().__init__(code, reason)
+        self.reply = Refused(code, reason)
+
+
+class WaitFor(Exception):
+    """Control flow within a step: the request has to wait, and is stepped again then."""
+
+    def __init__(self, want: Want) -> None:
+        super().__init__(want)
+        self.want = want
 
 
 Task = Callable[[StorageView, int], list[Write]]  # the view, the time, and what is to be written

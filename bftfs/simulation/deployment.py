@@ -13,12 +13,9 @@ from bftfs.asking.quorum import QuorumSystem, ThresholdQuorums
 from bftfs.credentials import Credentials
 from bftfs.crypto.authenticator import AuthenticatorKeys
 from bftfs.identifiers import CLIENT_ID_BYTES, ClientId, NodeId
-from bftfs.query_update.healing import ObjectHealer
 from bftfs.query_update.messages import Request as QueryUpdateRequest
 from bftfs.query_update.object_type import ObjectTypes
-from bftfs.query_update.scrubbing import HistoryScrubber, RequestScrubber, VersionScrubber
 from bftfs.query_update.server import QueryUpdateServer
-from bftfs.query_update.unfinished import Finisher
 from bftfs.read_write.messages import Notice
 from bftfs.read_write.messages import Request as ReadWriteRequest
 from bftfs.read_write.server import ReadWriteServer
@@ -26,6 +23,9 @@ from bftfs.server.block_healing import BlockHealer
 from bftfs.server.block_scrubbing import BlockScrubber
 from bftfs.server.block_verification import LazyVerifier, VerificationSettings
 from bftfs.server.file_collection import CollectedPast, Collector, Release
+from bftfs.server.incomplete_updates import Finisher
+from bftfs.server.object_healing import ObjectHealer
+from bftfs.server.object_scrubbing import HistoryScrubber, RequestScrubber, VersionScrubber
 from bftfs.server.quota import ClientQuota
 from bftfs.server.recovery import Recovery
 from bftfs.server.room import Room
@@ -148,12 +148,14 @@ class Deployment:
         keys, sizes = self.keys(node), self.sizes.read_write
         recovery = self.recoveries.setdefault(node, Recovery())
         quorums = ThresholdQuorums(self.sizes.query_update)
+        objects_healer = ObjectHealer(node, quorums, keys, recovery)
         objects = QueryUpdateServer(
             node,
             quorums,
             keys,
             self.types,
             recovery=recovery,
+            doubts=objects_healer,
             possible_objects=self._possible_objects,
         )
         servers: dict[type, Server] = dict.fromkeys(get_args(QueryUpdateRequest), objects)
@@ -178,23 +180,23 @@ class Deployment:
             node, sizes, keys, quota=quota, watch=verifier, memory=healer, past=past
         )
         servers |= dict.fromkeys(get_args(ReadWriteRequest), blocks) | {Notice: verifier}
-        finisher = Finisher(node, name, quorums, objects.unfinished, objects.healer)
-        self.healers[node] = objects.healer, healer
+        finisher = Finisher(node, name, quorums, objects.incomplete, objects_healer)
+        self.healers[node] = objects_healer, healer
         scrubber = self.scrubbers[node] = Scrubber(
             (
                 BlockScrubber(node, sizes.N, healer.throttle.hurry),
-                VersionScrubber(node, quorums, objects.healer),
-                HistoryScrubber(objects, objects.healer),
-                RequestScrubber(objects),
+                VersionScrubber(node, quorums, objects_healer),
+                HistoryScrubber(keys, objects_healer),
+                RequestScrubber(sizes.N),
             )
         )
         collecting = self._collecting
         release: Release = quota.release if quota else lambda _view, _freed: []
-        collectors = () if collecting is None else (collecting(node, objects.quorums, release),)
+        collectors = () if collecting is None else (collecting(node, quorums, release),)
         return NodeServices(
             servers,
-            (verifier, finisher, objects.healer, healer, scrubber, *collectors),
-            objects.healer.note_damage,
+            (verifier, finisher, objects_healer, healer, scrubber, *collectors),
+            objects_healer.note_damage,
         )
 
     def lose_disk(self, number: NodeId) -> None:

@@ -12,7 +12,7 @@ from bftfs.asking.quorum import Nodes, QuorumSystem
 from bftfs.crypto.authenticator import AuthenticatorKeys
 from bftfs.crypto.digest import DIGEST_BYTES
 from bftfs.identifiers import NodeId
-from bftfs.query_update import history, observation, server
+from bftfs.query_update import accepting, history, observation
 from bftfs.query_update.classification import Classification, OperationType, classify
 from bftfs.query_update.history import CulledObjectHistorySet, ObjectHistorySet, parse_set
 from bftfs.simulation.configuration import ClientPlan, Configuration
@@ -47,7 +47,7 @@ def remove_culling(monkeypatch: pytest.MonkeyPatch) -> None:
     ) -> tuple[CulledObjectHistorySet, Nodes, Nodes]:
         return parse_set(history_set, n=n), 0, 0
 
-    monkeypatch.setattr(server, "cull", believe)
+    monkeypatch.setattr(accepting, "cull", believe)
 
 
 def remove_barriers(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -60,7 +60,7 @@ def remove_barriers(monkeypatch: pytest.MonkeyPatch) -> None:
         return found
 
     monkeypatch.setattr(observation, "classify", without_barriers)
-    monkeypatch.setattr(server, "classify", without_barriers)
+    monkeypatch.setattr(accepting, "classify", without_barriers)
 
 
 def remove_binding_to_operations(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from bftfs.identifiers import ClientId
-from bftfs.query_update.unfinished import Unfinished
+from bftfs.query_update.admission import IncompleteUpdates
 from bftfs.server import quota
 from bftfs.server.block_verification import LazyVerifier, VerificationSettings
 from bftfs.server.quota import ClientQuota
@@ -108,7 +108,7 @@ def test_must_fail_a_node_that_takes_as_many_versions_as_come(
 def test_must_fail_a_server_that_takes_as_many_updates_as_come(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(Unfinished, "before_update", lambda *_: True)
+    monkeypatch.setattr(IncompleteUpdates, "before_update", lambda *_: True)
     assert hunt(partial_updaters(), beyond_a_limit)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from bftfs.filesystem.contents import Contents
-from bftfs.query_update import past, past_reading
+from bftfs.query_update import past_reading, past_state
 from bftfs.query_update.history import LogicalTimestamp, time_of
 from bftfs.query_update.rounds import Votes
 from bftfs.simulation.configuration import Configuration
@@ -68,12 +68,12 @@ def test_an_answer_about_the_past_that_one_node_gives(monkeypatch: pytest.Monkey
 
 def test_objects_as_of_different_times(monkeypatch: pytest.MonkeyPatch) -> None:
     """Not one state: each object a little earlier or later than the others."""
-    newest_at = past.newest_at
+    newest_at = past_state.newest_at
 
     def shifted(replica: Any, at_us: int, below: bytes) -> Any:
         return newest_at(replica, at_us - replica.object[-1] * 4_000, below)
 
-    monkeypatch.setattr(past, "newest_at", shifted)
+    monkeypatch.setattr(past_state, "newest_at", shifted)
     assert hunt(attacks(None), about_the_past)
 
 
@@ -95,13 +95,13 @@ def test_contents_as_of_another_time_than_the_size(monkeypatch: pytest.MonkeyPat
 
 def test_versions_that_are_not_listed(monkeypatch: pytest.MonkeyPatch) -> None:
     """All nodes forget every third version of an object."""
-    listed = past._listed
+    listed = past_state._listed
 
     def forgetful(view: Any, replica: Any, timestamp: LogicalTimestamp, *more: Any) -> Any:
         found = listed(view, replica, timestamp, *more)
         if found is not None and time_of(timestamp) % 3 == 0:
-            return past.PastVersion(found.timestamp, found.parent, found.objects, None, ())
+            return past_state.PastVersion(found.timestamp, found.parent, found.objects, None, ())
         return found
 
-    monkeypatch.setattr(past, "_listed", forgetful)
+    monkeypatch.setattr(past_state, "_listed", forgetful)
     assert hunt(attacks(None), about_the_past)

@@ -28,8 +28,10 @@ from bftfs.query_update.messages import Request
 from bftfs.query_update.object_type import ObjectTypes
 from bftfs.query_update.replica import Replica
 from bftfs.query_update.server import QueryUpdateServer
-from bftfs.query_update.unfinished import Finisher
 from bftfs.server.dispatcher import Dispatcher
+from bftfs.server.incomplete_updates import Finisher
+from bftfs.server.object_healing import ObjectHealer
+from bftfs.server.recovery import Recovery
 from bftfs.server.step import Grant, Ready, Role, Sender
 from bftfs.storage import MemoryStorage
 from bftfs.thresholds import QueryUpdateThresholds
@@ -84,7 +86,11 @@ class Node:
         self.number = NodeId(number)
         self.storage = MemoryStorage()
         self.keys = cluster.keys(number)
-        self.server = QueryUpdateServer(self.number, cluster.quorums, self.keys, types)
+        recovery = Recovery()
+        self.healer = ObjectHealer(self.number, cluster.quorums, self.keys, recovery)
+        self.server = QueryUpdateServer(
+            self.number, cluster.quorums, self.keys, types, recovery=recovery, doubts=self.healer
+        )
         self.behaviour: Behaviour = honest
         self.skew_us = 0
         self.received: list[tuple[Sender, Any]] = []
@@ -92,9 +98,7 @@ class Node:
         self.sender = Sender(Role.NODE, name, self.number, Grant((), False))
         self.engine = cluster.engine(("node", self.number))
         behaving = _Behaving(self)
-        finisher = Finisher(
-            self.number, name, cluster.quorums, self.server.unfinished, self.server.healer
-        )
+        finisher = Finisher(self.number, name, cluster.quorums, self.server.incomplete, self.healer)
         self.dispatcher = Dispatcher(
             servers=dict.fromkeys(Request.__args__, behaving),
             engine=self.engine,

@@ -6,9 +6,9 @@ import msgspec
 import pytest
 
 from bftfs.identifiers import ObjectId
-from bftfs.query_update.collection import ObjectWalk, establish
 from bftfs.query_update.counter import Count, Increment
 from bftfs.query_update.history import time_of
+from bftfs.server.object_collection import ObjectWalk, establish
 from bftfs.storage import Table, Write
 from bftfs.wire.codec import encode
 from tests.unit.query_update.harness import USER, Client, Cluster, Node, counter_id

@@ -21,7 +21,7 @@ from bftfs.filesystem.extended_attributes import ExtendedName, ExtendedSetting
 from bftfs.filesystem.registry import file_system_types
 from bftfs.filesystem.volume import Format
 from bftfs.identifiers import ObjectId, ObjectKind, object_id
-from bftfs.query_update import past
+from bftfs.query_update import past_state
 from bftfs.query_update.counter import Fetch, Increment
 from bftfs.query_update.history import (
     ZERO,
@@ -294,10 +294,10 @@ def test_a_server_that_was_brought_up_to_date_says_nothing_of_what_it_missed(
     cluster.settle()
     replica = cluster.nodes[0].replica(A)
     assert replica.row.floor != ZERO, "object sync has brought the state alone"
-    looked = {past.newest_at(replica, time, b"")[0] for time in times[2:7]}
+    looked = {past_state.newest_at(replica, time, b"")[0] for time in times[2:7]}
     assert looked == {Looked.UNKNOWN}
-    assert past.newest_at(replica, times[0] - 1, b"")[0] is Looked.FOUND
-    assert past.newest_at(replica, times[-1], b"")[0] is Looked.FOUND
+    assert past_state.newest_at(replica, times[0] - 1, b"")[0] is Looked.FOUND
+    assert past_state.newest_at(replica, times[-1], b"")[0] is Looked.FOUND
     assert_past_is(alice, times)
 
 
@@ -338,7 +338,7 @@ def test_a_search_is_bounded_and_goes_on(
             node.storage.apply(
                 [Write(Table.VERSION, A + dead, encode(Version(0, head, (), False, ())))]
             )
-    looked, cursor = past.newest_at(cluster.nodes[0].replica(A), times[1] - 1, b"")
+    looked, cursor = past_state.newest_at(cluster.nodes[0].replica(A), times[1] - 1, b"")
     assert looked is Looked.FURTHER
     assert time_of(cursor) < times[1] - 1
     assert_past_is(alice, times)

@@ -14,8 +14,9 @@ from bftfs.errors import DamagedRow
 from bftfs.query_update.history import ZERO, Candidate, LogicalTimestamp, Operation, history_of
 from bftfs.query_update.messages import Verdict
 from bftfs.query_update.object_sync import StatePage, take_staged
+from bftfs.query_update.past_state import state_at
 from bftfs.query_update.replica import Link, Reach, Replica, Version, Workspace
-from bftfs.query_update.scrubbing import attested
+from bftfs.server.object_scrubbing import attested
 from bftfs.storage import MemoryStorage, Table, Write
 from bftfs.wire.codec import encode
 from tests.unit.query_update.building import A, B, at
@@ -120,7 +121,7 @@ def test_objects_do_not_see_each_other() -> None:
 def test_the_past_is_read_only() -> None:
     storage = MemoryStorage()
     accept(storage, at(1), ZERO, {b"a": b"1"})
-    past = Replica(storage, A).state_at(ZERO)
+    past = state_at(Replica(storage, A), ZERO)
     assert past is not None
     with pytest.raises(ValueError, match="read-only"):
         past.put(b"a", b"2")
@@ -190,13 +191,13 @@ def test_a_whole_state_replaces_what_is_not_established_and_leaves_a_gap() -> No
     storage.apply(replica.writes)
     assert head_state(storage) == {b"b": b"1", b"c": b"9"}
     after = Replica(storage, A)
-    past = after.state_at(at(1))
+    past = state_at(after, at(1))
     assert past is not None
     assert dict(past.scan(b"", END)) == {b"a": b"1", b"b": b"1"}
     assert after.verdict(at(1)) is Verdict.ESTABLISHED
     assert after.verdict(at(2)) is Verdict.UNKNOWN  # it may lie in the gap
     assert after.verdict(at(5)) is Verdict.UNKNOWN
-    assert after.state_at(at(2)) is None
+    assert state_at(after, at(2)) is None
     assert not list(storage.keys(Table.REQUEST, b"", b"\xff"))
 
 
@@ -253,7 +254,7 @@ def test_every_version_of_the_chain_can_be_read_wherever_the_head_moves(
         on_chain = set(chain(at(time)))
         replica = Replica(storage, A)
         for version, expected in states.items():
-            past = replica.state_at(version)
+            past = state_at(replica, version)
             if version not in on_chain:
                 assert past is None
                 continue
@@ -290,7 +291,7 @@ def test_every_past_of_keys_that_are_overwritten_often(reverse: bool) -> None:
         states.append(state)
     replica = Replica(storage, A)
     for number, state in enumerate(states):
-        past = replica.state_at(at(number) if number else ZERO)
+        past = state_at(replica, at(number) if number else ZERO)
         assert past is not None
         expected = sorted(state.items(), reverse=reverse)
         assert list(past.scan(b"", END, reverse=reverse)) == expected

@@ -11,7 +11,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bftfs.query_update import replica
-from bftfs.query_update.collection import ObjectWalk
 from bftfs.query_update.history import ZERO, Candidate, LogicalTimestamp, history_of
 from bftfs.query_update.object_type import (
     BEYOND_SEQUENCE,
@@ -21,7 +20,9 @@ from bftfs.query_update.object_type import (
     serial_from,
     serial_key,
 )
+from bftfs.query_update.past_state import state_at
 from bftfs.query_update.replica import Replica, Workspace
+from bftfs.server.object_collection import ObjectWalk
 from bftfs.storage import MemoryStorage, Table, Write
 from bftfs.wire.codec import encode
 from tests.unit.query_update.building import A, at
@@ -81,7 +82,7 @@ def accept(
 
 def listed(storage: MemoryStorage, version: LogicalTimestamp, stop: int, *, after: int) -> State:
     """The list at a version, from behind `after` on, in order."""
-    state = Replica(storage, A).state_at(version)
+    state = state_at(Replica(storage, A), version)
     assert state is not None
     found = list(state.scan(key_of(after + 1), key_of(stop)))
     assert found == sorted(found)
@@ -216,7 +217,7 @@ def test_a_whole_state_of_the_past_is_read_besides_the_notes(kept_every: int) ->
             rest |= {b"e%d" % (each - each % 2): b"%d" % each, b"x": b"%d" % each}
         state, following = states[min(time, 600)]
         expected = {key_of(serial): value for serial, value in state.items()} | rest
-        past = Replica(storage, A).state_at(at(time))
+        past = state_at(Replica(storage, A), at(time))
         assert past is not None
         for start in (b"", b"\0", b"e", b"s", key_of(FIRST_SERIAL), key_of(following), b"t"):
             found = list(islice(past.scan(start, b"\xff" * 99), 1000))

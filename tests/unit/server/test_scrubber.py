@@ -8,12 +8,12 @@ import pytest
 
 from bftfs import limits
 from bftfs.identifiers import NodeId
-from bftfs.query_update import scrubbing
 from bftfs.query_update.history import LogicalTimestamp
-from bftfs.query_update.messages import AttestReply, AttestRequest
+from bftfs.query_update.messages import AttestReply
 from bftfs.query_update.replica import Replica, stored_version
-from bftfs.query_update.scrubbing import HistoryScrubber, VersionScrubber
 from bftfs.read_write.timestamp import version_key
+from bftfs.server import object_scrubbing as scrubbing
+from bftfs.server.object_scrubbing import HistoryScrubber, VersionScrubber
 from bftfs.server.scrubber import ScrubTally
 from bftfs.simulation.disk import Disk
 from bftfs.storage import Table, Write
@@ -201,15 +201,16 @@ def test_what_is_whole_is_left_alone(cluster: Cluster) -> None:
 
 def test_a_damaged_object_is_mended_before_it_is_answered_for(cluster: Cluster) -> None:
     node = cluster.nodes[NODE]
-    healer = node.dispatcher._servers[AttestRequest].healer  # type: ignore[attr-defined]
+    healer, _ = cluster.deployment.healers[NodeId(NODE)]
+    recovery = cluster.deployment.recoveries[NodeId(NODE)]
     rot_state(node.disk)
     healer.throttle.pause()
     scrub(cluster)
-    assert healer.doubtful
+    assert recovery.doubtful
     counting = Counting(cluster, "bob")
     assert counting.fetch(NODE) == 4
     cluster.run_for(SECOND_US)
-    assert not healer.doubtful
+    assert not recovery.doubtful
 
 
 # --- the peers' word -------------------------------------------------------------------------

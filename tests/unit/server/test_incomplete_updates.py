@@ -1,4 +1,4 @@
-"""What clients leave unfinished servers finish or fence, with nobody asking; and it is bounded."""
+"""What clients leave incomplete servers finish or fence, with nobody asking; and it is bounded."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from bftfs import limits
 from bftfs.asking.refusal import Refused
 from bftfs.conversation import Pause
 from bftfs.identifiers import ClientId, NodeId, ObjectId
+from bftfs.query_update.admission import IncompleteUpdates
 from bftfs.query_update.counter import Count, Increment
-from bftfs.query_update.healing import ObjectHealer
 from bftfs.query_update.history import (
     ZERO,
     Conditioned,
@@ -31,7 +31,7 @@ from bftfs.query_update.messages import (
 )
 from bftfs.query_update.object_type import encode_record
 from bftfs.query_update.replica import Replica
-from bftfs.query_update.unfinished import Unfinished
+from bftfs.server.object_healing import ObjectHealer
 from bftfs.server.step import Host, Ready
 from bftfs.simulation.network import Kind
 from bftfs.simulation.principals import node_endpoint
@@ -109,7 +109,7 @@ def test_what_crashed_clients_left_behind_becomes_clean_without_a_request(seed: 
     cluster = scenario(seed)
     rest(cluster)
     assert all(clean(cluster, name) for name in NAMES)
-    assert all(node.server.unfinished.total == 0 for node in cluster.nodes)
+    assert all(node.server.incomplete.total == 0 for node in cluster.nodes)
     # Whole updates only: what was taken from one account is in the others.
     reader = cluster.client("reader")
     read = reader.run(reader.qu.query(NAMES, "read.3", Read(), USER)).answer
@@ -150,7 +150,7 @@ def test_a_candidate_at_one_server_outside_the_preferred_quorum_is_fenced() -> N
     assert not clean(cluster, name)
     rest(cluster)
     assert clean(cluster, name)
-    assert cluster.nodes[5].server.unfinished.tally.repaired == 1
+    assert cluster.nodes[5].server.incomplete.tally.repaired == 1
     assert latest(cluster, name, frozenset())[5] == max(latest(cluster, name, frozenset()))
 
 
@@ -163,8 +163,8 @@ def test_a_client_that_is_at_work_is_left_alone() -> None:
         assert client.run(update).answer == Count(number + 1)
         rest(cluster, 20_000)
     rest(cluster)
-    assert sum(node.server.unfinished.tally.repaired for node in cluster.nodes) == 0
-    assert sum(node.server.unfinished.tally.settled for node in cluster.nodes) >= 5
+    assert sum(node.server.incomplete.tally.repaired for node in cluster.nodes) == 0
+    assert sum(node.server.incomplete.tally.settled for node in cluster.nodes) >= 5
 
 
 def test_what_is_complete_costs_one_comparison_of_many_objects() -> None:
@@ -178,7 +178,7 @@ def test_what_is_complete_costs_one_comparison_of_many_objects() -> None:
     between = [message for source, _, message in cluster.sent if source[0] == "node"]
     assert len([message for message in between if isinstance(message, LatestRequest)]) == 5 * 5
     assert len(between) == 2 * 5 * 5
-    assert all(node.server.unfinished.total == 0 for node in cluster.nodes)
+    assert all(node.server.incomplete.total == 0 for node in cluster.nodes)
 
 
 def test_a_liar_that_reports_anything_stops_nothing() -> None:
@@ -197,9 +197,9 @@ def test_a_liar_that_reports_anything_stops_nothing() -> None:
         client.run(client.qu.update((name,), "counter.increment", Increment(1), USER))
     rest(cluster, 3 * BOUND_US)
     correct = [node for node in cluster.nodes if node.number != 1]
-    assert all(node.server.unfinished.total == 0 for node in correct)
+    assert all(node.server.incomplete.total == 0 for node in correct)
     assert all(clean(cluster, counter_id(number)) for number in range(20))
-    assert sum(node.server.unfinished.tally.repaired for node in correct) == 0
+    assert sum(node.server.incomplete.tally.repaired for node in correct) == 0
 
 
 # --- bounds -----------------------------------------------------------------------------------
@@ -220,7 +220,7 @@ def partial_update(cluster: Cluster, client: Client, name: ObjectId) -> Any:
     return ready
 
 
-def test_unfinished_work_of_a_client_is_bounded_and_others_do_not_notice(
+def test_incomplete_updates_of_a_client_are_bounded(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(limits, "POSSIBLE_OBJECTS_OF_CLIENT", 8)
@@ -233,8 +233,8 @@ def test_unfinished_work_of_a_client_is_bounded_and_others_do_not_notice(
     waits = partial_update(cluster, attacker, counter_id(8))
     assert waits.wants
     assert waits.reply is None
-    unfinished = cluster.nodes[0].server.unfinished
-    assert unfinished.of_client(attacker.sender.client) == 8
+    incomplete = cluster.nodes[0].server.incomplete
+    assert incomplete.of_client(attacker.sender.client) == 8
     # What is fresh is not repaired; but it was looked at, and is not worth another look.
     cluster.nodes[0].engine.start(waits.wants[0].fetch(cluster.nodes[0].storage), lambda *_: None)
     cluster.nodes[0].send()
@@ -246,10 +246,10 @@ def test_unfinished_work_of_a_client_is_bounded_and_others_do_not_notice(
         name = counter_id(number)
         update = honest.qu.update((name,), "counter.increment", Increment(1), USER)
         assert honest.run(update).answer == Count(1)
-        assert unfinished.of_client(honest.sender.client) <= 8
+        assert incomplete.of_client(honest.sender.client) <= 8
     # And so does the other one, when its work has been fenced.
     rest(cluster)
-    assert unfinished.total == 0
+    assert incomplete.total == 0
     for number in range(8):  # one server alone had all of it, and has not given up on itself
         latest = [
             Replica(node.storage, counter_id(number)).history.latest for node in cluster.nodes
@@ -270,8 +270,8 @@ def test_an_update_of_what_it_shows_complete_waits_for_nobody(
     for number in range(20):
         update = client.qu.update((counter_id(),), "counter.increment", Increment(1), USER)
         assert client.run(update).answer == Count(number + 1)
-    assert all(node.server.unfinished.tally.demands == 0 for node in cluster.nodes)
-    assert all(node.server.unfinished.total == 1 for node in cluster.nodes[:5])
+    assert all(node.server.incomplete.tally.demands == 0 for node in cluster.nodes)
+    assert all(node.server.incomplete.total == 1 for node in cluster.nodes[:5])
     kinds = {type(message) for source, _, message in cluster.sent if source[0] == "client"}
     assert kinds == {Update}  # no barrier, no other look
     # It says nothing of other objects.
@@ -293,7 +293,7 @@ def test_with_a_node_down_no_update_at_the_limit_waits_for_it(
     for number in range(40):
         update = client.qu.update((counter_id(number),), "counter.increment", Increment(1), USER)
         assert client.run(update).answer == Count(1)
-    assert sum(node.server.unfinished.tally.demands for node in cluster.nodes) > 36
+    assert sum(node.server.incomplete.tally.demands for node in cluster.nodes) > 36
     assert cluster.now_us - began_us < limits.HEAL_PATIENCE_US
 
 
@@ -376,7 +376,7 @@ def test_an_update_waits_for_nobody_who_is_silent_about_what_is_superseded(
     cluster.run(lambda: bool(ended))
     assert ended == [None]
     assert cluster.now_us - began_us <= limits.HEAL_PATIENCE_US + 10_000  # the first such wait
-    assert node.server.unfinished.of_client(attacker.sender.client) == 0
+    assert node.server.incomplete.of_client(attacker.sender.client) == 0
     assert partial_update(cluster, attacker, counter_id(4)).reply.status is Status.SUCCESS
     cluster.route = route
     rest(cluster)
@@ -395,7 +395,7 @@ def test_what_is_accepted_while_an_object_is_settled_is_kept_in_mind(
 
     async def linger(healer: ObjectHealer, host: Host, name: ObjectId) -> bool:
         found = await catch_up(healer, host, name)
-        if healer is node.server.healer:
+        if healer is node.healer:
             stages.append("superseded")
             await Pause(BOUND_US)
             stages.append("settled")
@@ -413,24 +413,24 @@ def test_what_is_accepted_while_an_object_is_settled_is_kept_in_mind(
     cluster.run(lambda: stages == ["superseded"])
     client.qu.peers.silent(NodeId(5), client.now_us())
     client.run(client.qu.update((name,), "counter.increment", Increment(1), USER))
-    assert node.server.unfinished.of_client(client.sender.client) == 1
+    assert node.server.incomplete.of_client(client.sender.client) == 1
     cluster.run(lambda: stages == ["superseded", "settled"], within_us=2 * BOUND_US)
-    assert node.server.unfinished.of_client(client.sender.client) == 1
+    assert node.server.incomplete.of_client(client.sender.client) == 1
     rest(cluster)
-    assert node.server.unfinished.total == 0
+    assert node.server.incomplete.total == 0
 
 
 def test_what_a_server_keeps_in_mind_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "POSSIBLE_OBJECTS", 10)
-    unfinished = Unfinished()
+    incomplete = IncompleteUpdates()
     for number in range(30):
         client = ClientId(bytes([number % 3]) * 16)
         timestamp = START_US.to_bytes(8, "big") + b"\0" + client + bytes(32)
-        unfinished.accepted(counter_id(number), timestamp)  # type: ignore[arg-type]
-    assert unfinished.total == 10
-    assert unfinished.entry(counter_id(19)) is None
-    assert unfinished.entry(counter_id(20)) is not None
-    assert sum(unfinished.of_client(ClientId(bytes([each]) * 16)) for each in range(3)) == 10
+        incomplete.accepted(counter_id(number), timestamp)  # type: ignore[arg-type]
+    assert incomplete.total == 10
+    assert incomplete.entry(counter_id(19)) is None
+    assert incomplete.entry(counter_id(20)) is not None
+    assert sum(incomplete.of_client(ClientId(bytes([each]) * 16)) for each in range(3)) == 10
 
 
 def test_a_node_may_repair_and_nothing_else() -> None:

@@ -19,7 +19,6 @@ import msgspec
 from bftfs import limits
 from bftfs.asking.quorum import QuorumSystem
 from bftfs.conversation import Pause
-from bftfs.crypto.digest import sync_page_digest
 from bftfs.errors import QuorumUnavailable
 from bftfs.identifiers import NodeId, ObjectId
 from bftfs.query_update import object_sync
@@ -30,14 +29,13 @@ from bftfs.query_update.history import (
     LogicalTimestamp,
     history_of,
 )
-from bftfs.query_update.messages import ChainRequest, Found, SyncReply
+from bftfs.query_update.messages import ChainRequest
 from bftfs.query_update.object_sync import Asking
 from bftfs.query_update.replica import (
     Link,
     ObjectRow,
     Reach,
     Replica,
-    link_of,
     rows_of,
     stored_row,
     stored_version,
@@ -57,38 +55,6 @@ class Past:
     links: tuple[Link, ...]
     base: LogicalTimestamp  # the parent of the last link; ZERO: the initial version
     state: tuple[bytes, ...]  # at `base`, in pages
-
-
-# --- the server that is asked -------------------------------------------------------------------
-
-
-def chain_page(view: StorageView, request: ChainRequest) -> SyncReply:
-    """The versions from the one that is asked for down, a page of them.
-
-    Every benign server that knows all of these versions gives the same page; one that lacks any of
-    them gives a shorter one, or nothing.
-    """
-    replica = Replica(view, request.object)
-    links: list[Link] = []
-    size = 0
-    at = request.version
-    while at != ZERO and len(links) < limits.LINKS_IN_CHAIN_PAGE:
-        version = replica.version(at)
-        if version is None or version.gap:
-            break
-        link = link_of(at, version)
-        size += len(encode(link))
-        if links and size > limits.CHAIN_PAGE_BYTES:
-            break
-        links.append(link)
-        at = version.parent
-    page = encode(tuple(links))
-    if not links or len(page) > 2 * limits.SYNC_PAGE_BYTES:
-        return SyncReply(Found.NOTHING, b"")
-    return SyncReply(Found.PAGE, page if request.whole else sync_page_digest(page))
-
-
-# --- the server that asks -----------------------------------------------------------------------
 
 
 async def fetch_past(

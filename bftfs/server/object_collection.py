@@ -22,10 +22,10 @@ import msgspec
 from bftfs import limits
 from bftfs.asking.quorum import Nodes, QuorumSystem
 from bftfs.identifiers import NodeId, ObjectId
-from bftfs.query_update import past
 from bftfs.query_update.history import TIMESTAMP_BYTES, ZERO, LogicalTimestamp, time_of
 from bftfs.query_update.messages import CatalogueReply
 from bftfs.query_update.object_type import is_in_sequence
+from bftfs.query_update.past_state import operation_key
 from bftfs.query_update.replica import Replica, Version, holes_forgotten, past_prefix
 from bftfs.retention import Keeps
 from bftfs.storage import StorageView, Table, Write
@@ -175,7 +175,7 @@ class ObjectWalk:
             for other in version.objects
             if other != self.object and view.get(Table.VERSION, other + timestamp) is not None
         ]
-        key = past.operation_key(timestamp)
+        key = operation_key(timestamp)
         if not others:
             return [Write(Table.META, key, None)]
         if version.operation is not None:

@@ -25,17 +25,26 @@ from typing import NamedTuple, Protocol
 
 from bftfs import limits
 from bftfs.asking.quorum import Nodes, QuorumSystem
-from bftfs.crypto.digest import DIGEST_BYTES, link_digest
+from bftfs.crypto.authenticator import AuthenticatorKeys
+from bftfs.crypto.digest import DIGEST_BYTES
 from bftfs.errors import MalformedMessage
 from bftfs.identifiers import OBJECT_ID_BYTES, NodeId, ObjectId
-from bftfs.query_update.history import TIMESTAMP_BYTES, ZERO, LogicalTimestamp, parse_history
+from bftfs.query_update.between_nodes import attested, digest_of_version
+from bftfs.query_update.history import (
+    TIMESTAMP_BYTES,
+    ZERO,
+    LogicalTimestamp,
+    is_original,
+    parse_history,
+)
 from bftfs.query_update.messages import AttestReply, AttestRequest
 from bftfs.query_update.replica import (
-    ObjectRow,
+    NUMBER_BYTES,
     Replica,
     Version,
-    is_as_written,
-    link_of,
+    own_authenticator,
+    past_prefix,
+    stamp_of,
     stored_row,
     stored_version,
 )
@@ -43,7 +52,7 @@ from bftfs.server.background import ask_all, look, step
 from bftfs.server.scrubber import Page
 from bftfs.server.step import Host
 from bftfs.storage import StorageView, Table, Write
-from bftfs.wire.codec import UNREADABLE, encode
+from bftfs.wire.codec import UNREADABLE
 
 _END = b"\xff" * (OBJECT_ID_BYTES + TIMESTAMP_BYTES + 1)  # after all keys of each of the tables
 _KEY_BYTES = OBJECT_ID_BYTES + TIMESTAMP_BYTES
@@ -51,40 +60,11 @@ _ROWS_PER_PAGE = limits.VERSIONS_ATTESTED // 2  # each of which may name its par
 _BYTES_PER_PAGE = limits.SYNC_PAGE_BYTES
 
 
-class Scrubbed(Protocol):
-    """The server whose rows are checked."""
-
-    def has_made(self, name: ObjectId, row: ObjectRow) -> bool:
-        """Whether the replica history in `row` is this server's: its authenticator tells."""
-
-    def is_request(self, timestamp: bytes, stored: bytes) -> bool:
-        """Whether `stored` is what the candidate at `timestamp` was made from."""
-
-
 class Marks(Protocol):
     """The healer, which mends what is marked."""
 
     def mark_damaged(self, host: Host, names: set[ObjectId]) -> None:
         """These have rows that are damaged, or lost."""
-
-
-def attested(view: StorageView, key: bytes) -> bytes:
-    """The digest of a version, as servers tell it each other; nothing if it is not known here."""
-    stored = view.get(Table.VERSION, key) if len(key) == _KEY_BYTES else None
-    if stored is None:
-        return b""
-    try:
-        version = stored_version(stored)
-    except UNREADABLE:
-        return b""
-    return b"" if version.gap else _digest(key, version)
-
-
-def _digest(key: bytes, version: Version) -> bytes:
-    timestamp = LogicalTimestamp(key[OBJECT_ID_BYTES:])
-    return link_digest(
-        object=ObjectId(key[:OBJECT_ID_BYTES]), encoded=encode(link_of(timestamp, version))
-    )
 
 
 def _page_of(
@@ -209,9 +189,39 @@ def _check_versions(view: StorageView, *, after: bytes) -> _Checked:
         if name not in lacking and view.get(Table.OBJECT, name) is None:
             lacking.add(name)
         if not version.gap:
-            digests[key] = _digest(key, version)
+            digests[key] = digest_of_version(key, version)
         _check_parent(view, name, version, versions, damaged, digests)
     return _Checked(len(rows), volume, _until(rows, volume), damaged | lacking, digests)
+
+
+def is_as_written(view: StorageView, identifier: ObjectId, version: Version) -> bool:
+    """True if the rows of state and past are what a version of the chain has made them.
+
+    Each of its changes is in the head's state, or was overwritten by a later version: then the one
+    that was first to do so has kept it.
+    """
+    stamp = stamp_of(version.number)
+    for key, value in version.delta:
+        prefix = past_prefix(identifier, key)
+        row = next(
+            (
+                row
+                for _, row in view.scan(
+                    Table.PAST,
+                    prefix + stamp_of(version.number + 1),
+                    prefix + b"\xff" * (NUMBER_BYTES + 1),
+                )
+            ),
+            None,
+        )
+        if row is None:
+            row = view.get(Table.STATE, identifier + key)
+        if value is None:
+            if row is not None and row[:NUMBER_BYTES] <= stamp:
+                return False
+        elif row is None or row[:NUMBER_BYTES] != stamp or row[NUMBER_BYTES:] != value:
+            return False
+    return True
 
 
 def _check_parent(
@@ -265,8 +275,8 @@ class HistoryScrubber:
 
     table = Table.OBJECT
 
-    def __init__(self, server: Scrubbed, marks: Marks) -> None:
-        self._server = server
+    def __init__(self, keys: AuthenticatorKeys, marks: Marks) -> None:
+        self._keys = keys
         self._marks = marks
 
     async def scrub(self, host: Host, after: bytes) -> Page | None:
@@ -287,7 +297,7 @@ class HistoryScrubber:
         try:
             row = stored_row(stored)
             head = parse_history(row.history).latest_object.timestamp
-            if not self._server.has_made(name, row):
+            if row.authenticator != own_authenticator(self._keys, name, row.history):
                 return False
             if head == ZERO:
                 return row.number == 0
@@ -305,8 +315,8 @@ class RequestScrubber:
 
     table = Table.REQUEST
 
-    def __init__(self, server: Scrubbed) -> None:
-        self._server = server
+    def __init__(self, n: int) -> None:
+        self._n = n
 
     async def scrub(self, host: Host, after: bytes) -> Page | None:
         """Check the requests that follow `after`, and drop those that are damaged."""
@@ -319,5 +329,7 @@ class RequestScrubber:
 
     def _dropped(self, rows: list[tuple[bytes, bytes]]) -> Iterator[Write]:
         for key, stored in rows:
-            if len(key) == TIMESTAMP_BYTES and not self._server.is_request(key, stored):
+            if len(key) == TIMESTAMP_BYTES and not is_original(
+                stored, LogicalTimestamp(key), n=self._n
+            ):
                 yield Write(Table.REQUEST, key, None)

@@ -1,4 +1,4 @@
-"""Work that clients may have left unfinished, found and finished in the background. [Q/U §4.3.5]
+"""Work that clients may have left incomplete, found and finished in the background. [Q/U §4.3.5]
 
 A client that stops in the middle leaves candidates behind that too few servers have accepted.
 Whoever uses the object next repairs it; until then the update is neither here nor there, it may
@@ -21,138 +21,33 @@ objects on which servers differ. If there are too many, those accepted first are
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable
 from functools import partial
-from itertools import islice
 
 from bftfs import limits
 from bftfs.asking.peers import Peers
 from bftfs.asking.quorum import Nodes, QuorumSystem
-from bftfs.conversation import Conversation, Event, Now, Pause, Together, Wait
+from bftfs.conversation import Now, Pause, Together, Wait
 from bftfs.errors import OperationFailed
 from bftfs.identifiers import ClientId, NodeId, ObjectId, placement_of
+from bftfs.query_update.admission import Entry, IncompleteUpdates
+from bftfs.query_update.between_nodes import latest_of_all
 from bftfs.query_update.classification import OperationType
 from bftfs.query_update.contention import BackOff
-from bftfs.query_update.healing import ObjectHealer, latest_of_all
-from bftfs.query_update.history import LogicalTimestamp, client_of, is_barrier
+from bftfs.query_update.history import LogicalTimestamp, is_barrier
 from bftfs.query_update.messages import LatestReply, LatestRequest
 from bftfs.query_update.observation import Observations
 from bftfs.query_update.repair import Repair
 from bftfs.query_update.replica import Replica
 from bftfs.query_update.rounds import Rounds
 from bftfs.server.background import ask_all, clients_are_busy, look
-from bftfs.server.step import Host, Want
-from bftfs.storage import StorageView, Write
+from bftfs.server.object_healing import ObjectHealer
+from bftfs.server.step import Host
+from bftfs.storage import Write
 
-_REST_TICKS = 2  # ticks of a second each that an object is left alone: one to two seconds
 _REPAIRS_AT_ONCE = 4
 _TIRED_MOST_US = 100_000  # between two looks for idle time
 _OBSERVED = 256  # objects that a server remembers of its own repairs
-
-
-@dataclass(slots=True)
-class UnfinishedTally:
-    """What has been done about unfinished work; each number only grows."""
-
-    settled: int = 0  # objects whose latest candidate was complete, or superseded
-    repaired: int = 0  # objects repaired
-    failed: int = 0  # repairs that came to nothing, for now
-    demands: int = 0  # updates that had to wait
-
-
-@dataclass(slots=True)
-class _Entry:
-    """An object whose latest candidate here is not known to be complete."""
-
-    timestamp: LogicalTimestamp
-    tick: int  # when it was accepted
-    failures: int = 0
-    retry_us: int = 0
-
-
-class Unfinished:
-    """The objects of one server whose latest candidates may be incomplete, by client."""
-
-    def __init__(self, most_of_client: int | None = None) -> None:
-        """So many objects may be in question because of one client, if not as many as usual."""
-        self._most_of_client = most_of_client or limits.POSSIBLE_OBJECTS_OF_CLIENT
-        self.tally = UnfinishedTally()
-        self.total = 0
-        self.tick = 0
-        # What settles objects on demand: set by the finisher when it runs.
-        self.demand: Callable[[ClientId], Conversation[list[Write] | None]] | None = None
-        self.arrived = Event()
-        self._of: dict[ClientId, dict[ObjectId, _Entry]] = {}  # each in the order of acceptance
-        self._client: dict[ObjectId, ClientId] = {}
-
-    def accepted(self, name: ObjectId, timestamp: LogicalTimestamp) -> None:
-        """The server has accepted a candidate for `name`, which is its latest now."""
-        self.settle(name)
-        client = client_of(timestamp)
-        entries = self._of.get(client)
-        if entries is None:
-            entries = self._of[client] = {}
-        entries[name] = _Entry(timestamp, self.tick)
-        self._client[name] = client
-        self.total += 1
-        if self.total == 1:
-            self.arrived.announce()
-        elif self.total > limits.POSSIBLE_OBJECTS:
-            self.settle(next(iter(self._client)))
-
-    def settle(self, name: ObjectId) -> None:
-        """Nothing is left to do about `name`."""
-        client = self._client.pop(name, None)
-        if client is not None:
-            entries = self._of[client]
-            del entries[name]
-            if not entries:
-                del self._of[client]
-            self.total -= 1
-
-    def of_client(self, client: ClientId) -> int:
-        """How many objects are in question because of `client`."""
-        entries = self._of.get(client)
-        return 0 if entries is None else len(entries)
-
-    def entry(self, name: ObjectId) -> _Entry | None:
-        """What is known of `name`, if it is in question."""
-        client = self._client.get(name)
-        return None if client is None else self._of[client][name]
-
-    def rested(self, entry: _Entry) -> bool:
-        """Whether its client has had the time to finish it."""
-        return entry.tick <= self.tick - _REST_TICKS
-
-    def due(self, now_us: int, most: int) -> list[ObjectId]:
-        """Objects that have rested, at most so many."""
-        chosen: list[ObjectId] = []
-        for entries in self._of.values():
-            for name, entry in entries.items():
-                if not self.rested(entry):
-                    break
-                if entry.retry_us <= now_us:
-                    chosen.append(name)
-                    if len(chosen) == most:
-                        return chosen
-        return chosen
-
-    def oldest(self, client: ClientId, now_us: int, most: int) -> list[ObjectId]:
-        """The objects of `client` that are worth a look, those accepted first."""
-        entries = self._of.get(client, {})
-        worthwhile = (name for name, entry in entries.items() if entry.retry_us <= now_us)
-        return list(islice(worthwhile, most))
-
-    def before_update(self, client: ClientId, now_us: int) -> Want | bool:
-        """What an update of `client` has to wait for; else whether it may be accepted."""
-        if self.demand is None or self.of_client(client) < self._most_of_client:
-            return True
-        self.tally.demands += 1
-        if not self.oldest(client, now_us, 1):
-            return False
-        demand = self.demand
-        return Want(b"finish" + client, lambda _view: demand(client))
 
 
 class Finisher:
@@ -163,13 +58,13 @@ class Finisher:
         node: NodeId,
         client: ClientId,
         quorums: QuorumSystem,
-        unfinished: Unfinished,
+        incomplete: IncompleteUpdates,
         healer: ObjectHealer,
     ) -> None:
         """`client` is the node's own id: it repairs like a client."""
         self._node = node
         self._quorums = quorums
-        self._unfinished = unfinished
+        self._incomplete = incomplete
         self._healer = healer
         self._peers = tuple(NodeId(peer) for peer in range(quorums.n) if peer != node)
         peers = Peers(quorums, trusted=1 << node)
@@ -186,24 +81,24 @@ class Finisher:
     async def run(self, host: Host) -> None:
         """Settle what is in question, for as long as the node lives."""
         self._host = host
-        unfinished = self._unfinished
-        unfinished.demand = self._on_demand
-        self._healer.on_difference = unfinished.accepted
+        incomplete = self._incomplete
+        incomplete.demand = self._on_demand
+        self._healer.on_difference = incomplete.accepted
         tick_us = tired_us = 0
         while True:
-            if not unfinished.total and not self._behind:
-                await Wait(unfinished.arrived)
+            if not incomplete.total and not self._behind:
+                await Wait(incomplete.arrived)
                 tick_us = await Now()
             now_us = await Now()
             if not 0 <= now_us - tick_us < limits.UNFINISHED_REST_US:
-                unfinished.tick += 1
+                incomplete.tick += 1
                 tick_us = now_us
             if await clients_are_busy(host):
                 tired_us = min(2 * tired_us + limits.VERIFY_IDLE_US, _TIRED_MOST_US)
                 await Pause(tired_us)
                 continue
             tired_us = 0
-            entries = self._left_alone(unfinished.due(now_us, limits.OBJECTS_COMPARED))
+            entries = self._left_alone(incomplete.due(now_us, limits.OBJECTS_COMPARED))
             if entries:
                 await self._settle(host, entries)
             if self._behind:
@@ -214,8 +109,8 @@ class Finisher:
                 await Pause(limits.UNFINISHED_REST_US // 2)
 
     async def _on_demand(self, client: ClientId) -> list[Write] | None:
-        """Settle the oldest of what `client` may have left unfinished."""
-        oldest = self._unfinished.oldest(client, await Now(), limits.OBJECTS_COMPARED)
+        """Settle the oldest of what `client` may have left incomplete."""
+        oldest = self._incomplete.oldest(client, await Now(), limits.OBJECTS_COMPARED)
         entries = self._left_alone(oldest)
         if self._host is not None and entries:
             await self._settle(self._host, entries)
@@ -223,17 +118,17 @@ class Finisher:
             return None  # all of it is being looked at already: the update comes again
         return []
 
-    def _left_alone(self, names: Iterable[ObjectId]) -> dict[ObjectId, _Entry]:
+    def _left_alone(self, names: Iterable[ObjectId]) -> dict[ObjectId, Entry]:
         """Of those in question, the ones that are not being settled."""
         return {
             name: entry
             for name in names
-            if name not in self._under_way and (entry := self._unfinished.entry(name)) is not None
+            if name not in self._under_way and (entry := self._incomplete.entry(name)) is not None
         }
 
-    async def _settle(self, host: Host, entries: dict[ObjectId, _Entry]) -> None:
+    async def _settle(self, host: Host, entries: dict[ObjectId, Entry]) -> None:
         """Compare with the peers; repair what no quorum shares. Requires: they are left alone."""
-        unfinished, quorums = self._unfinished, self._quorums
+        incomplete, quorums = self._incomplete, self._quorums
         names = list(entries)
         self._under_way.update(names)
         try:
@@ -253,28 +148,28 @@ class Finisher:
             now_us = await Now()
             disorderly = []
             for at, (name, entry) in enumerate(entries.items()):
-                if unfinished.entry(name) is not entry:
+                if incomplete.entry(name) is not entry:
                     continue  # something later has been accepted since: what was heard is older
                 latest = own[name]
                 if latest != entry.timestamp:
                     # Something later is in question now; or what was accepted has been lost with
                     # the batch in which it was to be stored.
-                    unfinished.settle(name)
+                    incomplete.settle(name)
                     if latest > entry.timestamp:
-                        unfinished.accepted(name, latest)
+                        incomplete.accepted(name, latest)
                     continue
                 alike = self._sharing(latest, at, replies)
                 later: Nodes = 0
                 for node, reply in replies.items():
                     later |= (reply.latest[at] > latest) << node
                 if quorums.is_quorum(alike) and not is_barrier(latest):
-                    unfinished.settle(name)
-                    unfinished.tally.settled += 1
+                    incomplete.settle(name)
+                    incomplete.tally.settled += 1
                 elif quorums.includes_benign(later):
                     self._superseded(name, entry)
                 elif not quorums.is_quorum(heard):
                     self._failed(entry, now_us)
-                elif not unfinished.rested(entry):
+                elif not incomplete.rested(entry):
                     entry.retry_us = now_us + limits.UNFINISHED_REST_US
                 else:
                     disorderly.append((name, entry))
@@ -316,9 +211,9 @@ class Finisher:
             nodes |= (reply.latest[at] == latest) << node
         return nodes
 
-    async def _repair(self, host: Host, name: ObjectId, entry: _Entry) -> None:
+    async def _repair(self, host: Host, name: ObjectId, entry: Entry) -> None:
         """Repair one object, unless it is another server's turn first."""
-        if self._unfinished.entry(name) is not entry:
+        if self._incomplete.entry(name) is not entry:
             return
         now_us = await Now()
         distance = (self._node - placement_of(name)) % self._quorums.n
@@ -342,36 +237,30 @@ class Finisher:
             self._failed(entry, await Now())
             return
         # Now a quorum shares what is latest, which is what was here or later than that.
-        self._unfinished.tally.repaired += found is not OperationType.METHOD
+        self._incomplete.tally.repaired += found is not OperationType.METHOD
         self._superseded(name, entry)
 
-    def _superseded(self, name: ObjectId, entry: _Entry) -> None:
+    def _superseded(self, name: ObjectId, entry: Entry) -> None:
         """What others share supersedes `entry`, which is settled with that.
 
         Those who have accepted what is later see to that. This server gets it from them if it can,
         and else when it heals; but in idle time, since an update may wait for this, and peers that
         are down would be waited for. Of what is accepted meanwhile nobody has said that.
         """
-        unfinished = self._unfinished
-        if unfinished.entry(name) is entry:
-            unfinished.settle(name)
-            unfinished.tally.settled += 1
+        incomplete = self._incomplete
+        if incomplete.entry(name) is entry:
+            incomplete.settle(name)
+            incomplete.tally.settled += 1
             self._behind[name] = None
             if len(self._behind) > limits.POSSIBLE_OBJECTS:
                 del self._behind[next(iter(self._behind))]
-            unfinished.arrived.announce()
+            incomplete.arrived.announce()
 
-    def _failed(self, entry: _Entry, now_us: int) -> None:
-        self._unfinished.tally.failed += 1
+    def _failed(self, entry: Entry, now_us: int) -> None:
+        self._incomplete.tally.failed += 1
         wait_us = limits.VERIFY_RETRY_US << min(entry.failures, 16)
         entry.failures += 1
         entry.retry_us = now_us + min(wait_us, limits.VERIFY_RETRY_MOST_US)
-
-
-def latest(view: StorageView, message: LatestRequest) -> LatestReply:
-    """The latest timestamps that a server has, as its peers ask for them."""
-    own = latest_of_all(message.objects, view)
-    return LatestReply(tuple(own[name] for name in message.objects))
 
 
 def _is_latest(count: int, reply: object) -> LatestReply | None:

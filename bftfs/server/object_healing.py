@@ -21,7 +21,7 @@ that has heard of it counts it. So clients count what they hear for `COUNTED_US`
 beginning of a round. For `FORGOTTEN_US` after the loss, the server asks its peers anew for each
 request, and its answer is as if it had accepted then what they have; only then does it walk.
 
-`bftfs.query_update.server` holds a recovering server to the second half of that.
+`bftfs.query_update.accepting` holds a recovering server to the second half of that.
 
 **Damaged objects.** Scrubbing marks them. One whose replica history is whole is made anew from what
 the peers have of the version that it stands at. Of one whose replica history is damaged, or whose
@@ -35,18 +35,22 @@ object sync brought no more, are marked too, and made anew with their past once 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from functools import partial
-from itertools import islice, pairwise
-from typing import NamedTuple, Protocol
+from itertools import count, pairwise
+from typing import NamedTuple
 
 from bftfs import limits
 from bftfs.asking.quorum import Nodes, QuorumSystem
 from bftfs.conversation import Now, Pause, Together
+from bftfs.crypto.authenticator import AuthenticatorKeys
 from bftfs.errors import MalformedMessage
 from bftfs.identifiers import OBJECT_ID_BYTES, NodeId, ObjectId, ObjectKind
 from bftfs.query_update import object_sync
+from bftfs.query_update.between_nodes import catalogue, latest_of_all
 from bftfs.query_update.classification import Shared, shared_candidates
 from bftfs.query_update.history import (
+    INITIAL,
     ZERO,
     Candidate,
     CulledObjectHistorySet,
@@ -56,7 +60,6 @@ from bftfs.query_update.history import (
     time_of,
 )
 from bftfs.query_update.messages import (
-    Catalogued,
     CatalogueReply,
     CatalogueRequest,
     DeduceReply,
@@ -65,17 +68,16 @@ from bftfs.query_update.messages import (
     HistoryRequest,
     Verdict,
 )
-from bftfs.query_update.rebuilding import Past, fetch_past, has_beside, remade, replacement
 from bftfs.query_update.replica import (
-    INITIAL_ROW,
     ObjectRow,
     Reach,
     Replica,
-    latest_of,
+    own_authenticator,
     rows_of,
     stored_row,
 )
 from bftfs.server.background import HealingTally, Place, ask_all, clients_are_busy, look, step
+from bftfs.server.object_rebuilding import Past, fetch_past, has_beside, remade, replacement
 from bftfs.server.recovery import OBJECTS, Recovery
 from bftfs.server.step import Host, Want
 from bftfs.server.throttle import Throttle, healing_throttle
@@ -91,36 +93,24 @@ _TRIES = 3  # at an object that is being updated meanwhile
 _TRY_AGAIN_US = 50_000
 
 
-class TakesOver(Protocol):
-    """The server, which alone writes replica histories."""
+def take_over(
+    replica: Replica, candidate: Candidate, keys: AuthenticatorKeys, *, established: bool
+) -> bool:
+    """Take `candidate` into the replica history; False if its version is missing, or no room there.
 
-    def take_over(
-        self, view: StorageView, name: ObjectId, candidate: Candidate, *, established: bool
-    ) -> list[Write] | None:
-        """The writes that take `candidate` into the history; None if its version is missing."""
-
-    def has_made(self, name: ObjectId, row: ObjectRow) -> bool:
-        """Whether the replica history in `row` is this server's: its authenticator tells."""
-
-
-# --- the server that is asked -------------------------------------------------------------------
-
-
-def catalogue(view: StorageView, after: bytes) -> CatalogueReply:
-    """The objects that this server has, a page of them."""
-    rows = list(
-        islice(view.scan(Table.OBJECT, after + b"\0", _END), limits.OBJECTS_IN_CATALOGUE + 1)
-    )
-    return CatalogueReply(
-        tuple(
-            Catalogued(ObjectId(name), latest_of(ObjectId(name), row))
-            for name, row in rows[: limits.OBJECTS_IN_CATALOGUE]
-        ),
-        more=len(rows) > limits.OBJECTS_IN_CATALOGUE,
-    )
-
-
-# --- the server that heals ----------------------------------------------------------------------
+    Requires: the rule above allows it.
+    """
+    timestamp = candidate.timestamp
+    if replica.history.latest >= timestamp:
+        return True
+    reach = replica.reach(timestamp)
+    if reach is Reach.KNOWN:
+        replica.move_to(timestamp)
+    elif reach is not Reach.HERE and not (
+        reach is Reach.MISSING and object_sync.take_staged(replica, timestamp)
+    ):
+        return False
+    return replica.extend(candidate, keys, complete=candidate if established else INITIAL)
 
 
 class _Own(NamedTuple):
@@ -131,6 +121,14 @@ class _Own(NamedTuple):
     known: tuple[LogicalTimestamp, ...]
 
 
+@dataclass(slots=True)
+class _Look:
+    """Objects are healed for the sake of one request, which waits for that."""
+
+    request: object
+    done: bool = False
+
+
 class ObjectHealer:
     """Brings what one server lacks, in the background; of an object that is asked for, at once."""
 
@@ -138,7 +136,7 @@ class ObjectHealer:
         self,
         node: NodeId,
         quorums: QuorumSystem,
-        server: TakesOver,
+        keys: AuthenticatorKeys,
         recovery: Recovery,
         throttle: Throttle | None = None,
     ) -> None:
@@ -146,29 +144,19 @@ class ObjectHealer:
         self.tally = HealingTally()
         self._node = node
         self._quorums = quorums
-        self._server = server
+        self._keys = keys
         self._recovery = recovery
         self._peers = tuple(NodeId(peer) for peer in range(quorums.n) if peer != node)
         self._host: Host | None = None
         self._asked_for: set[ObjectId] = set()  # objects beyond the walk that were healed
-        self._looked_for: set[int] = set()  # requests whose objects were healed for their sake
+        self._looks: dict[bytes, _Look] = {}  # by the key of the want
+        self._numbers = count()
         self._walked = b"" if recovery.rebuilding else _END
         self._marked: dict[ObjectId, bytes] = {}  # what is to be mended
-        self._damaged = 0  # how many of these say something that may be false
         self._losses = 0  # how often something turned out to be forgotten
 
         # Told of objects whose latest candidate here is not the quorum's.
         self.on_difference: Callable[[ObjectId, LogicalTimestamp], None] | None = None
-
-    @property
-    def damaged(self) -> int:
-        """How many objects are known to be damaged here, and not mended yet."""
-        return self._damaged
-
-    @property
-    def doubtful(self) -> bool:
-        """Whether this server may say something false of objects, unless it heals them first."""
-        return self._recovery.rebuilding or self._damaged > 0
 
     # --- on demand ---------------------------------------------------------------------------
 
@@ -178,12 +166,8 @@ class ObjectHealer:
             if self._marked.get(name) == _DAMAGED:
                 return Want(b"mend" + name, lambda _view, name=name: self._mend_on_demand(name))  # type: ignore[misc]
         if self._is_counted_on(now_us):
-            if id(request) in self._looked_for:
-                self._looked_for.discard(id(request))
-                return None
-            key = b"look" + id(request).to_bytes(8, "big")  # of its own, while it is parked
-            return Want(key, lambda _view: self._look_for(names, request)) if names else None
-        self._looked_for.clear()
+            return self._look_for(names, request) if names else None
+        self._looks.clear()
         for name in names:
             if name >= self._walked and name not in self._asked_for:
                 return Want(b"heal" + name, lambda _view, name=name: self._on_demand(name))  # type: ignore[misc]
@@ -199,11 +183,28 @@ class ObjectHealer:
         """Whether some client may still count what this server has accepted and forgotten."""
         return self._recovery.rebuilding and now_us < self._recovery.counted_until_us
 
-    async def _look_for(self, names: Sequence[ObjectId], request: object) -> list[Write] | None:
+    def _look_for(self, names: Sequence[ObjectId], request: object) -> Want | None:
+        """Heal the objects for this very request, whatever was done for others that are alike.
+
+        None once that has been done, and the request is stepped again.
+        """
+        under_way = (key for key, look in self._looks.items() if look.request is request)
+        key = next(under_way, b"")
+        if key and self._looks[key].done:
+            del self._looks[key]
+            return None
+        key = key or b"look" + next(self._numbers).to_bytes(8, "big")
+        return Want(key, lambda _view: self._look(key, names, request))
+
+    async def _look(
+        self, key: bytes, names: Sequence[ObjectId], request: object
+    ) -> list[Write] | None:
+        look = self._looks[key] = _Look(request)
         for name in names:
             if self._host is None or not await self._heal(self._host, name):
+                self._looks.pop(key, None)
                 return None
-        self._looked_for.add(id(request))
+        look.done = True
         return []
 
     async def _mend_on_demand(self, name: ObjectId) -> list[Write] | None:
@@ -282,7 +283,7 @@ class ObjectHealer:
             for at in range(len(bounds))
             if self._quorums.includes_benign((1 << at + 1) - 1) or at == len(bounds) - 1
         )
-        here = await look(host, partial(catalogue, after=after))
+        here = await look(host, lambda view: catalogue(view, CatalogueRequest(after)))
         horizon = min(bounds[at], here.objects[-1].object if here.more else _END)
         names = sorted(
             name for name in {*latest, *(entry.object for entry in here.objects)} if name <= horizon
@@ -427,12 +428,12 @@ class ObjectHealer:
         def take(view: StorageView) -> tuple[bool, list[Write]]:
             writes: list[Write] = []
             for name, (candidate, _) in found.items():
-                if len(found) > 1 and Replica(view, name).history.latest > candidate.timestamp:
+                replica = Replica(view, name)
+                if len(found) > 1 and replica.history.latest > candidate.timestamp:
                     return False, []
-                written = self._server.take_over(view, name, candidate, established=established)
-                if written is None:
+                if not take_over(replica, candidate, self._keys, established=established):
                     return False, []
-                writes += written
+                writes += replica.writes
             return True, writes
 
         taken = await step(host, take)
@@ -462,7 +463,7 @@ class ObjectHealer:
 
     def _note(self, marks: dict[ObjectId, bytes]) -> None:
         self._marked = marks
-        self._damaged = sum(mark == _DAMAGED for mark in marks.values())
+        self._recovery.count_damaged(sum(mark == _DAMAGED for mark in marks.values()))
 
     def _unmark(self, host: Host, name: ObjectId) -> None:
         self._note({other: mark for other, mark in self._marked.items() if other != name})
@@ -481,7 +482,12 @@ class ObjectHealer:
         row = await look(host, partial(_row, name))
         head = ZERO if row is None else _head(row)
         past = None
-        if head is not None and head != ZERO and self._server.has_made(name, row or INITIAL_ROW):
+        if (
+            row is not None
+            and head is not None
+            and head != ZERO
+            and row.authenticator == own_authenticator(self._keys, name, row.history)
+        ):
             past = await fetch_past(name, head, me=self._node, quorums=self._quorums)
             if past is not None:
                 return await self._replace(host, name, past)
@@ -573,12 +579,6 @@ def _own(name: ObjectId, candidate: Candidate, view: StorageView) -> _Own:
     replica = Replica(view, name)
     reach = replica.reach(candidate.timestamp)
     return _Own(replica.history.latest, reach, object_sync.known_versions(replica))
-
-
-def latest_of_all(names: Sequence[ObjectId], view: StorageView) -> dict[ObjectId, LogicalTimestamp]:
-    """The latest timestamp of each object here; the initial one of what is not here."""
-    rows = ((name, view.get(Table.OBJECT, name)) for name in names)
-    return {name: ZERO if row is None else latest_of(name, row) for name, row in rows}
 
 
 def _is_catalogue(after: bytes, reply: object) -> CatalogueReply | None:

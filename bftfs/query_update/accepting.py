@@ -1,0 +1,733 @@
+"""What a server does with updates, copies and barriers: `s_request`, line by line.
+
+[Q/U §4.3.4, lines 1000-1118; §4.3.5; §4.3.7]
+
+For a request that changes objects, in order: cull the history sets; set up the candidate; answer a
+repeated request as the first time; refuse what is not dictated by the history sets, or is not
+current; get the versions it builds on (object sync); invoke; accept for all objects, atomically;
+prune; answer. There are four ways in:
+
+- A *direct* request of a client (method) or of anybody who repairs (copy, barrier). Everything in
+  it is verified here: each history by this server's own entry of its authenticator.
+- An *inline* method or copy: somebody finishes another one's operation. A repairable set of
+  authenticated histories has its candidate. So a benign server has verified the original request,
+  from which the candidate is recomputed here.
+- An *inline barrier*, which some server reports. It needs no evidence: barriers have no data.
+- What *healing* has found at the peers, in `bftfs.server.object_healing`.
+
+**Rules.** Safety rests on these, and on nothing that is only remembered between requests:
+
+1. A server accepts a candidate on top of another only if nothing later than what the request is
+   conditioned on stands in its history. [line 1007]
+2. It accepts for all objects of an operation or for none: all writes are of one step.
+3. A server that has lost its store accepts only what is later than all that it may have forgotten,
+   or what a repairable set of others has accepted: see `bftfs.server.object_healing`.
+
+Unlike [Q/U §4.3.4, lines 1001-1004]: a request from which anything was culled is not carried out on
+what remains, but fails with the report. With the rest of the set the server would set up another
+timestamp than the other servers, which could not be established anyway; and a client knows the
+timestamp of each of its attempts, hence whether a failed one was finished by somebody else.
+
+`tests/papers/test_query_update.py` has a test for each sentence of the paper.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Sequence
+from functools import partial
+from typing import NamedTuple
+
+from bftfs import limits
+from bftfs.asking.quorum import Nodes, QuorumSystem
+from bftfs.crypto.authenticator import AuthenticatorKeys
+from bftfs.crypto.digest import answer_digest, deduction_digest
+from bftfs.identifiers import ClientId, NodeId, ObjectId
+from bftfs.query_update import object_sync
+from bftfs.query_update.admission import Allowance, IncompleteUpdates, Lines
+from bftfs.query_update.classification import (
+    NO_FACTS,
+    OperationType,
+    classify,
+    greatest_complete,
+    sharing,
+)
+from bftfs.query_update.deduction import Evidence, Undecided
+from bftfs.query_update.history import (
+    ZERO,
+    Candidate,
+    Conditioned,
+    ConditionedKind,
+    CulledObjectHistorySet,
+    LogicalTimestamp,
+    ObjectHistorySet,
+    Operation,
+    built_on,
+    client_of,
+    cull,
+    decode_conditioned,
+    is_barrier,
+    parse_set,
+    time_of,
+    timestamp_of,
+)
+from bftfs.query_update.messages import (
+    InlineBarrier,
+    InlineUpdate,
+    Status,
+    Update,
+    UpdateReply,
+    Verdict,
+)
+from bftfs.query_update.object_type import Caller, Method, ObjectTypes
+from bftfs.query_update.replica import Reach, Replica, own_authenticator
+from bftfs.server.recovery import Recovery
+from bftfs.server.step import Ready, Refuse, Sender, WaitFor, Want
+from bftfs.storage import StorageView, Table, Write
+
+
+class _Fail(Exception):
+    """Control flow: the request fails with a status and the replica histories."""
+
+    def __init__(
+        self, status: Status, *, forged: Nodes = 0, insane: Nodes = 0, contenders: int = 0
+    ) -> None:
+        super().__init__(status)
+        self.status = status
+        self.forged = forged
+        self.insane = insane
+        self.contenders = contenders
+
+
+class _Plan(NamedTuple):
+    """What a classified request does to one object."""
+
+    replica: Replica
+    conditioned_on: Candidate  # to build on; of a copy, its timestamp is all that counts
+    current: LogicalTimestamp  # LTcurrent: nothing later may have been accepted
+    hosts: Nodes  # that have that version
+    complete: Candidate  # the greatest object candidate that the history set shows complete
+
+
+class _Request(NamedTuple):
+    """An operation, copy or barrier whose parts are verified: what may be accepted, and how."""
+
+    conditioned: Conditioned
+    encoded: bytes  # `conditioned`, as it came
+    method: Method | None
+    timestamp: LogicalTimestamp
+    replicas: list[Replica]
+    plans: list[_Plan]  # one for each of `replicas`
+    whole_answer_from: NodeId
+
+    @property
+    def names(self) -> tuple[ObjectId, ...]:
+        """The objects as its candidate lists them: none if it is only one."""
+        replicas = self.replicas
+        return tuple([each.object for each in replicas]) if len(replicas) > 1 else ()
+
+    def candidate(self, plan: _Plan) -> Candidate:
+        """What is accepted for one of its objects."""
+        kind = self.conditioned.kind
+        if kind is ConditionedKind.BARRIER:
+            return Candidate(self.timestamp, plan.conditioned_on.timestamp)
+        return Candidate(
+            self.timestamp,
+            plan.conditioned_on.timestamp,
+            self.names,
+            kind is ConditionedKind.COPY,
+        )
+
+
+class Accepting:
+    """Decides at one server about updates, copies and barriers, and accepts them."""
+
+    def __init__(
+        self,
+        node: NodeId,
+        quorums: QuorumSystem,
+        keys: AuthenticatorKeys,
+        types: ObjectTypes,
+        recovery: Recovery,
+        incomplete: IncompleteUpdates,
+    ) -> None:
+        self._node = node
+        self._quorums = quorums
+        self._keys = keys
+        self._types = types
+        self._recovery = recovery
+        self._incomplete = incomplete
+        self._allowance = Allowance()
+        self._lines = Lines()
+
+    # --- the ways in ----------------------------------------------------------------------------
+
+    def update(
+        self,
+        view: StorageView,
+        client: ClientId,
+        message: Update,
+        conditioned: Conditioned,
+        now_us: int,
+    ) -> Ready:
+        """A direct request of `client`, who is entitled to it; `conditioned` is decoded from it."""
+        method = self._method_of(conditioned)
+        replicas = [Replica(view, history_set.object) for history_set in conditioned.sets]
+        try:
+            shown = (*conditioned.sets, *conditioned.evidence)
+            culled = self._cull(shown, message.authenticators, now_us)
+            sets, evidence = culled[: len(replicas)], culled[len(replicas) :]
+            timestamp = _set_up(conditioned, message.conditioned, sets, client, now_us)
+            repeated = self._repeated(replicas, timestamp, message.whole_answer_from)
+            if repeated is not None:
+                return repeated
+            if method is not None and time_of(timestamp) < now_us - limits.CLOCK_SKEW_US:
+                # Or a client could make versions of yesterday: what was at a time of the past, and
+                # has been read, would change. (A repair may finish what was begun at its time.)
+                raise _Fail(Status.INSANE_TIME)
+            if conditioned.facts:
+                self._require_vouched(conditioned, message)
+            request = _Request(
+                conditioned,
+                message.conditioned,
+                method,
+                timestamp,
+                replicas,
+                self._plan(replicas, conditioned, sets, evidence, timestamp),
+                message.whole_answer_from,
+            )
+            if method is not None:
+                return self._update(request, method, client, now_us)
+            if _late(request) or not self._remembers(request):
+                raise _Fail(Status.NOT_CURRENT)
+            self._require_allowance(replicas, client, now_us)
+            if conditioned.kind is ConditionedKind.COPY:
+                return self._accept_copy(request)
+            return self._accept_barrier(request)
+        except _Fail as failure:
+            return _failed(replicas, failure)
+
+    def _update(self, request: _Request, method: Method, client: ClientId, now_us: int) -> Ready:
+        """A direct method: contending clients take their turns, and none leaves too much behind."""
+        late = _late(request)
+        if late:
+            ahead = self._lines.join(late, client, now_us)
+            raise _Fail(Status.NOT_CURRENT, contenders=ahead)
+        self._require_settled(request, client, now_us)
+        names = [replica.object for replica in request.replicas]
+        return self._accept_method(
+            request,
+            contenders=self._lines.leave(names, client, now_us),
+            may_accept=self._remembers(request),
+            uses_reserve=method.frees,
+        )
+
+    def inline_update(
+        self, view: StorageView, _sender: Sender, message: InlineUpdate, now_us: int
+    ) -> Ready:
+        """Another client's (or an earlier) operation, finished in place. [Q/U §4.3.5]"""
+        conditioned = decode_conditioned(message.conditioned)
+        method = self._method_of(conditioned)
+        if conditioned.kind is ConditionedKind.BARRIER:
+            raise Refuse(errno.EINVAL, "barriers are repaired by showing them")
+        if all(message.evidence.object != each.object for each in conditioned.sets):
+            raise Refuse(errno.EINVAL, "the evidence is about another object")
+        replicas = [Replica(view, history_set.object) for history_set in conditioned.sets]
+        n = self._quorums.n
+        try:
+            (shown,) = self._cull((message.evidence,), (message.authenticators,), now_us)
+            sets = [parse_set(each, n=n) for each in conditioned.sets]
+            evidence = [parse_set(each, n=n) for each in conditioned.evidence]
+            timestamp = _set_up(conditioned, message.conditioned, sets, message.author, now_us)
+            repeated = self._repeated(replicas, timestamp, message.whole_answer_from)
+            if repeated is not None:
+                return repeated
+            # Nothing of the request is worth any work before servers vouch for it: its own history
+            # sets are not authenticated, and may be as long as one likes.
+            if shown.latest != timestamp or not self._quorums.is_repairable(
+                sharing(shown, timestamp)
+            ):
+                raise _Fail(Status.DIFFERENT)
+            request = _Request(
+                conditioned,
+                message.conditioned,
+                method,
+                timestamp,
+                replicas,
+                self._plan(replicas, conditioned, sets, evidence, timestamp),
+                message.whole_answer_from,
+            )
+            vouching = self._vouching(request, shown)
+            self._require_others(vouching)
+            return self._finish(request, vouching)
+        except _Fail as failure:
+            return _failed(replicas, failure)
+
+    def _vouching(self, request: _Request, shown: CulledObjectHistorySet) -> Nodes:
+        """The servers that have accepted the operation, as the history set of one object shows."""
+        plan = next(each for each in request.plans if each.replica.object == shown.object)
+        candidate = request.candidate(plan)
+        vouching = 0
+        for history, nodes in shown.hosted:
+            if history.find(request.timestamp) == candidate:
+                vouching |= nodes
+        if not self._quorums.is_repairable(vouching):
+            raise _Fail(Status.DIFFERENT)
+        return vouching
+
+    def _finish(self, request: _Request, hosts: Nodes) -> Ready:
+        """Accept inline an operation that `hosts` have accepted: for the objects that lack it."""
+        lacking = self._lacking(request)
+        if len(lacking) < len(request.replicas):
+            return self._adopt(request, lacking, hosts)
+        if all(object_sync.is_staged(each, request.timestamp) for each in lacking):
+            ready = self._adopt(request, lacking, hosts)
+            ready.writes.append(Write(Table.REQUEST, request.timestamp, request.encoded))
+            return ready
+        try:
+            if request.method is None:
+                return self._accept_copy(request)
+            return self._accept_method(request)
+        except WaitFor as wait:
+            raise WaitFor(self._or_result(wait.want, request, hosts)) from None
+
+    def _lacking(self, request: _Request) -> list[Replica]:
+        """The objects for which this server has not accepted the operation, and still may."""
+        lacking = []
+        timestamp = request.timestamp
+        for plan in request.plans:
+            replica = plan.replica
+            if replica.history.find(timestamp) is not None:
+                continue
+            if replica.history.latest > plan.current:
+                if replica.verdict(timestamp) is Verdict.ESTABLISHED:
+                    continue
+                raise _Fail(Status.NOT_CURRENT)
+            lacking.append(replica)
+        return lacking
+
+    def _or_result(self, want: Want, request: _Request, hosts: Nodes) -> Want:
+        """`want`, or else what the operation has made of its objects.
+
+        Unlike [Q/U §4.3.5]: what it was invoked on may have been collected everywhere, where a
+        quorum had accepted it long ago of which a server is down by now. What b + 1 of those who
+        host the result say alike is what a benign one has made of it.
+        """
+        known = {each.object: object_sync.known_versions(each) for each in request.replicas}
+
+        async def fetch(view: StorageView) -> list[Write] | None:
+            writes = await want.fetch(view)
+            if writes is not None:
+                return writes
+            return await object_sync.fetch_versions(
+                known, request.timestamp, hosts=hosts, me=self._node, quorums=self._quorums
+            )
+
+        return Want(want.key, fetch)
+
+    def inline_barrier(
+        self, view: StorageView, _sender: Sender, message: InlineBarrier, now_us: int
+    ) -> Ready:
+        """A barrier that some server reports as its latest candidate, accepted as it is.
+
+        It needs no more evidence than that: barriers have no data associated with them, and are
+        safe to accept whoever made them. [Q/U §4.3.2, §4.3.5 Malevolent components]
+        """
+        replica = Replica(view, message.evidence.object)
+        try:
+            (evidence,) = self._cull((message.evidence,), (message.authenticators,), now_us)
+            timestamp = evidence.latest
+            if not is_barrier(timestamp):
+                raise _Fail(Status.DIFFERENT)
+            if replica.history.find(timestamp) is not None:
+                return self._accepted([replica])
+            if replica.history.latest > timestamp:
+                raise _Fail(Status.NOT_CURRENT)
+            if time_of(timestamp) <= self._recovery.floor_us:
+                self._require_others(sharing(evidence, timestamp))
+            candidate = next(
+                found
+                for history, _ in evidence.hosted
+                if (found := history.find(timestamp)) is not None
+            )
+            self._extend(replica, candidate, greatest_complete(evidence, self._quorums))
+            return self._accepted([replica])
+        except _Fail as failure:
+            return _failed([replica], failure)
+
+    # --- verification ---------------------------------------------------------------------------
+
+    def _method_of(self, conditioned: Conditioned) -> Method | None:
+        """The method that is invoked, if any."""
+        fault = conditioned.fault
+        if fault:
+            raise Refuse(errno.EINVAL, fault)
+        operation = conditioned.operation
+        if operation is None:
+            return None
+        method = self._types.method(operation.method)
+        if method is None or not method.update:
+            raise Refuse(errno.EOPNOTSUPP, f"no update is called {operation.method}")
+        if not method.takes(operation.objects):
+            raise Refuse(errno.EINVAL, f"{method.name} does not take such objects")
+        return method
+
+    def _cull(
+        self, history_sets: Sequence[ObjectHistorySet], macs: Sequence[bytes], now_us: int
+    ) -> list[CulledObjectHistorySet]:
+        """The history sets, if nothing has to be culled; else the request fails."""
+        if len(macs) != len(history_sets):
+            raise Refuse(errno.EINVAL, "a history set lacks its authenticators")
+        culled = []
+        forged = insane = 0
+        sane_us = now_us + limits.CLOCK_SKEW_US
+        n = self._quorums.n
+        for history_set, of_set in zip(history_sets, macs, strict=True):
+            kept, bad, mad = cull(history_set, of_set, self._keys, n=n, latest_sane_us=sane_us)
+            culled.append(kept)
+            forged |= bad
+            insane |= mad
+        if forged or insane:
+            raise _Fail(Status.CULLED, forged=forged, insane=insane)
+        return culled
+
+    def _require_vouched(self, conditioned: Conditioned, message: Update) -> None:
+        """Each fact is stated by servers that cannot all be lying."""
+        if len(message.vouchers) != len(conditioned.facts):
+            raise Refuse(errno.EINVAL, "a fact lacks its vouchers")
+        for fact, vouchers in zip(conditioned.facts, message.vouchers, strict=True):
+            digest = deduction_digest(timestamp=fact.timestamp, established=fact.established)
+            vouching = 0
+            for voucher in vouchers:
+                if self._keys.check(
+                    claimed_by=voucher.node, digest=digest, authenticator=voucher.authenticator
+                ):
+                    vouching |= 1 << voucher.node
+            if not self._quorums.includes_benign(vouching):
+                raise _Fail(Status.DIFFERENT)
+
+    def _plan(
+        self,
+        replicas: list[Replica],
+        conditioned: Conditioned,
+        sets: list[CulledObjectHistorySet],
+        evidence: list[CulledObjectHistorySet],
+        timestamp: LogicalTimestamp,
+    ) -> list[_Plan]:
+        """What to do to each object, if the history sets dictate what is asked for."""
+        quorums = self._quorums
+        facts = NO_FACTS
+        if conditioned.facts:
+            facts = {fact.timestamp: fact.established for fact in conditioned.facts}
+        found = [classify(history_set, quorums, facts) for history_set in sets]
+        if conditioned.kind is ConditionedKind.METHOD:
+            if any(each.type is not OperationType.METHOD for each in found):
+                raise _Fail(Status.DIFFERENT)
+            return [
+                _Plan(replica, base, base.timestamp, nodes, base)
+                for replica, (_, base, nodes, _, _) in zip(replicas, found, strict=True)
+            ]
+        complete = [greatest_complete(history_set, quorums) for history_set in sets]
+        if conditioned.kind is ConditionedKind.BARRIER:
+            if all(each.type is OperationType.METHOD for each in found):
+                raise _Fail(Status.DIFFERENT)
+            return [
+                _Plan(replica, each.object_candidate, timestamp, each.nodes, greatest)
+                for replica, each, greatest in zip(replicas, found, complete, strict=True)
+            ]
+        if any(each.type is not OperationType.COPY for each in found):
+            raise _Fail(Status.DIFFERENT)
+        settled = Evidence(
+            {history_set.object: history_set for history_set in sets},
+            {history_set.object: history_set for history_set in evidence},
+            quorums,
+            facts,
+        ).settle()
+        if isinstance(settled, Undecided):
+            raise _Fail(Status.DIFFERENT)
+        return [
+            _Plan(
+                replica,
+                Candidate(settled[replica.object], ZERO),
+                each.latest,
+                sharing(history_set, settled[replica.object]),
+                greatest,
+            )
+            for replica, each, history_set, greatest in zip(
+                replicas, found, sets, complete, strict=True
+            )
+        ]
+
+    # --- what a server that has lost its store still may do -------------------------------------
+
+    def _remembers(self, request: _Request) -> bool:
+        """True if nothing that this server may have forgotten is later than what is built on.
+
+        Once it has lost its store, a server accepts only what is conditioned on something later, or
+        what a repairable set of others has accepted. An object that is only being created goes by
+        those that are changed together with it.
+        """
+        floor_us = self._recovery.floor_us
+        if not floor_us:
+            return True
+        times = [time_of(plan.current) for plan in request.plans]
+        return any(times) and not any(0 < time_us <= floor_us for time_us in times)
+
+    def _require_others(self, vouching: Nodes) -> None:
+        """A server that may have forgotten what it accepted does not count itself as a witness."""
+        if self._recovery.floor_us and not self._quorums.is_repairable(
+            vouching & ~(1 << self._node)
+        ):
+            raise _Fail(Status.NOT_CURRENT)
+
+    # --- the bounds of one client ---------------------------------------------------------------
+
+    def _require_allowance(self, replicas: list[Replica], client: ClientId, now_us: int) -> None:
+        """A client's barriers and copies are bounded, per object and in time. [Q/U §4.3.5]"""
+        for replica in replicas:
+            candidates = replica.history.candidates
+            if len(candidates) >= limits.HISTORY_CANDIDATES:
+                own = sum(client_of(candidate.timestamp) == client for candidate in candidates)
+                if own >= limits.HISTORY_SHARE:
+                    raise _Fail(Status.TOO_MANY)
+        if not self._allowance.take(client, now_us):
+            raise _Fail(Status.TOO_MANY)
+
+    def _require_settled(self, request: _Request, client: ClientId, now_us: int) -> None:
+        """A client's incomplete updates are bounded over all objects.
+
+        What is built on is at a quorum, as the history sets have shown: nobody has to be asked. A
+        server that is ahead with this very update would not confirm it. If a liar said so, and we
+        believed it, all others would refuse the update, and its client would bar and copy for ever.
+        """
+        for plan in request.plans:
+            if self._quorums.is_quorum(plan.hosts):
+                self._incomplete.settle(plan.replica.object)
+        wait = self._incomplete.before_update(client, now_us)
+        if isinstance(wait, Want):
+            raise WaitFor(wait)
+        if not wait:
+            raise _Fail(Status.TOO_MANY)
+
+    # --- acceptance -----------------------------------------------------------------------------
+
+    def _repeated(
+        self, replicas: list[Replica], timestamp: LogicalTimestamp, whole_answer_from: NodeId
+    ) -> Ready | None:
+        """The first time's answer, if the request has been accepted before. [Q/U line 1005]"""
+        for replica in replicas:
+            # What is older than the replica history may have been pruned from it.
+            if replica.history.latest < timestamp or (
+                replica.history.find(timestamp) is None
+                and replica.verdict(timestamp) is not Verdict.ESTABLISHED
+            ):
+                return None
+        return self._accepted_before(replicas, timestamp, whole_answer_from)
+
+    def _obtain(self, replica: Replica, version: LogicalTimestamp, hosts: Nodes) -> None:
+        """Move the head to `version`, which object sync may have to bring. [Q/U lines 1011-1014]"""
+        reach = replica.reach(version)
+        if reach is Reach.HERE:
+            return
+        if reach is Reach.KNOWN:
+            replica.move_to(version)
+            return
+        if reach is Reach.BLOCKED or version < replica.row.established:
+            raise _Fail(Status.NOT_CURRENT)
+        if object_sync.take_staged(replica, version):
+            return
+        fetch = partial(
+            object_sync.fetch_version,
+            replica.object,
+            version,
+            known=object_sync.known_versions(replica),
+            hosts=hosts,
+            me=self._node,
+            quorums=self._quorums,
+        )
+        raise WaitFor(Want(object_sync.sync_key(replica.object, version), lambda _: fetch()))
+
+    def _accept_method(
+        self,
+        request: _Request,
+        *,
+        contenders: int = 0,
+        may_accept: bool = True,
+        uses_reserve: bool = True,
+    ) -> Ready:
+        """Invoke the method; unless it refuses, accept. [Q/U lines 1017-1030]
+
+        A refusal changes nothing, and what was established before it is seen by every quorum even
+        if t servers have forgotten it: 2q - n > t. So a server may refuse that must not accept; or
+        nobody could be told that a name is taken, once t others are silent.
+        """
+        method, operation = request.method, request.conditioned.operation
+        assert method is not None
+        assert operation is not None
+        replicas, timestamp = request.replicas, request.timestamp
+        for plan in request.plans:
+            self._obtain(plan.replica, plan.conditioned_on.timestamp, plan.hosts)
+        caller = Caller(
+            client_of(timestamp),
+            operation.uid,
+            operation.gid,
+            operation.groups,
+            time_of(timestamp),
+        )
+        if len(replicas) == 1:
+            states = (replicas[0].workspace,) * len(operation.objects)
+        else:
+            workspaces = {replica.object: replica.workspace for replica in replicas}
+            states = tuple(workspaces[name] for name in operation.objects)
+        error, answer = self._types.invoke(
+            method.invoke, states, self._types.decode_arguments(method, operation.arguments), caller
+        )
+        if error:
+            return _failed(replicas, _Fail(Status.REFUSED), error=error)
+        if not may_accept:
+            raise _Fail(Status.NOT_CURRENT)
+        names = request.names
+        writes = [Write(Table.REQUEST, timestamp, request.encoded)]
+        first: Operation | None = operation
+        for plan in request.plans:
+            replica, base = plan.replica, plan.conditioned_on
+            candidate = Candidate(timestamp, base.timestamp, names)
+            # What the request conditions on is established: what came before it is decided.
+            writes += [
+                Write(Table.REQUEST, old.timestamp, None)
+                for old in replica.history.candidates
+                if old.timestamp > replica.row.established and not old.barrier
+            ]
+            replica.append(candidate, operation=first, answer=answer if first is not None else b"")
+            history = built_on(base, candidate)
+            authenticator = own_authenticator(self._keys, replica.object, history)
+            replica.report(history, authenticator, established=base.timestamp)
+            first = None
+        whole, answer = abridged(answer, request.whole_answer_from == self._node)
+        return self._accepted(
+            replicas,
+            answer=answer,
+            whole=whole,
+            contenders=contenders,
+            uses_reserve=uses_reserve,
+            besides=writes,
+        )
+
+    def _accept_copy(self, request: _Request) -> Ready:
+        """Copy the versions settled on forward in logical time. [Q/U lines 1113-1116]"""
+        for plan in request.plans:
+            self._obtain(plan.replica, plan.conditioned_on.timestamp, plan.hosts)
+        for plan in request.plans:
+            candidate = request.candidate(plan)
+            plan.replica.append(candidate)
+            self._extend(plan.replica, candidate, plan.complete)
+        kept = Write(Table.REQUEST, request.timestamp, request.encoded)
+        return self._accepted(request.replicas, besides=(kept,))
+
+    def _accept_barrier(self, request: _Request) -> Ready:
+        """Accept a barrier at each object; it has no version. [Q/U §4.3.2, lines 1109-1112]"""
+        for plan in request.plans:
+            self._extend(plan.replica, request.candidate(plan), plan.complete)
+        return self._accepted(request.replicas)
+
+    def _adopt(self, request: _Request, lacking: list[Replica], hosts: Nodes) -> Ready:
+        """Take the operation over for the objects that lack it, with its result from `hosts`.
+
+        Its result is fetched: the versions it was invoked on may be long past at the other objects.
+        """
+        for plan in request.plans:
+            if plan.replica in lacking:
+                self._obtain(plan.replica, request.timestamp, hosts)
+                self._extend(plan.replica, request.candidate(plan), plan.complete)
+        return self._accepted_before(request.replicas, request.timestamp, request.whole_answer_from)
+
+    def _extend(self, replica: Replica, candidate: Candidate, complete: Candidate) -> None:
+        if not replica.extend(candidate, self._keys, complete=complete):
+            raise _Fail(Status.TOO_MANY)
+
+    def _accepted(
+        self,
+        replicas: list[Replica],
+        *,
+        answer: bytes = b"",
+        whole: bool = True,
+        contenders: int = 0,
+        uses_reserve: bool = True,
+        besides: Sequence[Write] = (),
+    ) -> Ready:
+        """Success. All but new operations may use the reserve: others wait for them."""
+        writes = []
+        for replica in replicas:
+            if replica.writes:
+                writes += replica.writes
+                self._incomplete.accepted(replica.object, replica.history.latest)
+        writes += besides
+        return Ready(
+            UpdateReply(
+                Status.SUCCESS,
+                tuple([replica.row.history for replica in replicas]),
+                tuple([replica.row.authenticator for replica in replicas]),
+                0,
+                answer,
+                whole,
+                contenders=contenders,
+            ),
+            writes=writes,
+            uses_reserve=uses_reserve,
+        )
+
+    def _accepted_before(
+        self, replicas: list[Replica], timestamp: LogicalTimestamp, whole_answer_from: NodeId
+    ) -> Ready:
+        """Success with the answer that is stored with the version of the first object.
+
+        Object sync may have brought the state without the answer: then none is given.
+        """
+        version = replicas[0].version(timestamp)
+        if version is None or version.operation is None:
+            return self._accepted(replicas, whole=False)
+        whole, answer = abridged(version.answer, whole_answer_from == self._node)
+        return self._accepted(replicas, answer=answer, whole=whole)
+
+
+def _set_up(
+    conditioned: Conditioned,
+    encoded: bytes,
+    sets: list[CulledObjectHistorySet],
+    author: ClientId,
+    now_us: int,
+) -> LogicalTimestamp:
+    """`s_setup`: the timestamp, one for all objects of the operation. [Q/U lines 1100-1118]"""
+    timestamp = timestamp_of(conditioned, encoded, sets, author)
+    if time_of(timestamp) > now_us + limits.CLOCK_SKEW_US:
+        raise _Fail(Status.INSANE_TIME)
+    return timestamp
+
+
+def _late(request: _Request) -> list[ObjectId]:
+    """Where something later than the history sets' current has been accepted. [Q/U line 1007]"""
+    return [
+        plan.replica.object for plan in request.plans if plan.replica.history.latest > plan.current
+    ]
+
+
+def abridged(answer: bytes, wanted_whole: bool) -> tuple[bool, bytes]:
+    """Whether an answer is sent whole, and it or its digest."""
+    if wanted_whole or len(answer) <= limits.ANSWER_INLINE_BYTES:
+        return True, answer
+    return False, answer_digest(answer)
+
+
+def _failed(replicas: list[Replica], failure: _Fail, *, error: int = 0) -> Ready:
+    """Nothing was accepted: the reply has the replica histories as they were before the step."""
+    return Ready(
+        UpdateReply(
+            failure.status,
+            tuple([replica.stored.history for replica in replicas]),
+            tuple([replica.stored.authenticator for replica in replicas]),
+            error,
+            forged=failure.forged,
+            insane=failure.insane,
+            contenders=failure.contenders,
+        )
+    )

@@ -1,0 +1,203 @@
+"""What a server remembers of its clients from one request to the next, to be fair to all of them.
+
+- `Lines`: who was too late at which object, so that contending clients come one after the other.
+- `Allowance`: how many barriers and copies a client may still make. [Q/U §4.3.5]
+- `IncompleteUpdates`: whose latest candidates may be incomplete, so that one client's unfinished
+  work is bounded over all objects. `bftfs.server.incomplete_updates` finishes it.
+
+All of it is in memory, and a restart loses it: only whether a request is refused, or has to wait,
+depends on it, never what is accepted for an object.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import islice
+
+from bftfs import limits
+from bftfs.conversation import Conversation, Event
+from bftfs.identifiers import ClientId, ObjectId
+from bftfs.query_update.history import LogicalTimestamp, client_of
+from bftfs.server.step import Want
+from bftfs.server.tally import counter
+from bftfs.storage import Write
+
+_REST_TICKS = 2  # ticks of a second each that an object is left alone: one to two seconds
+
+
+class Lines:
+    """Who was too late at which object, in the order in which they came. See `contention`."""
+
+    __slots__ = ("_lines",)
+
+    def __init__(self) -> None:
+        # To when each was last too late.
+        self._lines: OrderedDict[ObjectId, dict[ClientId, int]] = OrderedDict()
+
+    def join(self, objects: list[ObjectId], client: ClientId, now_us: int) -> int:
+        """Put `client` into these objects' lines, or keep it there.
+
+        How many others are ahead of it in the line where that is most.
+        """
+        ahead = 0
+        for identifier in objects:
+            line = self._lines.setdefault(identifier, {})
+            self._lines.move_to_end(identifier)
+            _expire(line, now_us)
+            if client in line or len(line) < limits.CONTENDERS:
+                line[client] = now_us
+            for place, other in enumerate(line):
+                if other == client:
+                    ahead = max(ahead, place)
+                    break
+            else:
+                ahead = len(line)
+        while len(self._lines) > limits.CONTENDED_OBJECTS:
+            self._lines.popitem(last=False)
+        return ahead
+
+    def leave(self, objects: list[ObjectId], client: ClientId, now_us: int) -> int:
+        """Take `client` out: it was its turn. How many others stand in the longest of the lines."""
+        longest = 0
+        for identifier in objects if self._lines else ():
+            line = self._lines.get(identifier)
+            if line is not None:
+                line.pop(client, None)
+                _expire(line, now_us)
+                longest = max(longest, len(line))
+                if not line:
+                    del self._lines[identifier]
+        return longest
+
+
+def _expire(line: dict[ClientId, int], now_us: int) -> None:
+    """Forget those that have not tried again."""
+    for client, late_us in tuple(line.items()):
+        if late_us < now_us - limits.CONTENDED_US:
+            del line[client]
+
+
+class Allowance:
+    """How many barriers and copies each client may still make: a bucket that fills with time."""
+
+    __slots__ = ("_buckets",)
+
+    def __init__(self) -> None:
+        self._buckets: dict[ClientId, tuple[int, int]] = {}  # tokens in µs of filling, since when
+
+    def take(self, client: ClientId, now_us: int) -> bool:
+        """Take one; False if there is none left."""
+        each_us = limits.SECOND_US // limits.REPAIRS_PER_SECOND
+        full_us = limits.REPAIRS_BURST * each_us
+        saved_us, since_us = self._buckets.get(client, (full_us, now_us))
+        saved_us = min(full_us, saved_us + max(0, now_us - since_us))
+        if saved_us < each_us:
+            return False
+        self._buckets[client] = (saved_us - each_us, now_us)
+        return True
+
+
+@dataclass(slots=True)
+class Entry:
+    """An object whose latest candidate here is not known to be complete."""
+
+    timestamp: LogicalTimestamp
+    tick: int  # when it was accepted
+    failures: int = 0
+    retry_us: int = 0
+
+
+@dataclass(slots=True)
+class IncompleteTally:
+    """What has been done about incomplete updates."""
+
+    settled: int = counter("Objects found finished.", name="settled_objects")
+    repaired: int = counter("Objects repaired by this node.", name="repaired_objects")
+    failed: int = counter("Repairs that came to nothing.", name="repairs_failed")
+    demands: int = counter("Updates that had to wait for it.", name="repair_demands")
+
+
+class IncompleteUpdates:
+    """The objects whose latest candidates at this server may be incomplete, by client."""
+
+    def __init__(self, most_of_client: int | None = None) -> None:
+        """At most so many objects of one client, if not as many as usual."""
+        self._most_of_client = most_of_client or limits.POSSIBLE_OBJECTS_OF_CLIENT
+        self.tally = IncompleteTally()
+        self.total = 0
+        self.tick = 0
+        # What settles a client's objects on demand: set by the worker when it runs.
+        self.demand: Callable[[ClientId], Conversation[list[Write] | None]] | None = None
+        self.arrived = Event()
+        self._of: dict[ClientId, dict[ObjectId, Entry]] = {}  # each in the order of acceptance
+        self._client: dict[ObjectId, ClientId] = {}
+
+    def accepted(self, name: ObjectId, timestamp: LogicalTimestamp) -> None:
+        """The server has accepted a candidate for `name`, which is its latest now."""
+        self.settle(name)
+        client = client_of(timestamp)
+        entries = self._of.get(client)
+        if entries is None:
+            entries = self._of[client] = {}
+        entries[name] = Entry(timestamp, self.tick)
+        self._client[name] = client
+        self.total += 1
+        if self.total == 1:
+            self.arrived.announce()
+        elif self.total > limits.POSSIBLE_OBJECTS:
+            self.settle(next(iter(self._client)))
+
+    def settle(self, name: ObjectId) -> None:
+        """Nothing is left to do about `name`."""
+        client = self._client.pop(name, None)
+        if client is not None:
+            entries = self._of[client]
+            del entries[name]
+            if not entries:
+                del self._of[client]
+            self.total -= 1
+
+    def of_client(self, client: ClientId) -> int:
+        """How many objects may be incomplete because of `client`."""
+        entries = self._of.get(client)
+        return 0 if entries is None else len(entries)
+
+    def entry(self, name: ObjectId) -> Entry | None:
+        """What is known of `name`, if it may be incomplete."""
+        client = self._client.get(name)
+        return None if client is None else self._of[client][name]
+
+    def rested(self, entry: Entry) -> bool:
+        """True if its client has had the time to finish it."""
+        return entry.tick <= self.tick - _REST_TICKS
+
+    def due(self, now_us: int, most: int) -> list[ObjectId]:
+        """At most so many objects that have rested."""
+        chosen: list[ObjectId] = []
+        for entries in self._of.values():
+            for name, entry in entries.items():
+                if not self.rested(entry):
+                    break
+                if entry.retry_us <= now_us:
+                    chosen.append(name)
+                    if len(chosen) == most:
+                        return chosen
+        return chosen
+
+    def oldest(self, client: ClientId, now_us: int, most: int) -> list[ObjectId]:
+        """The objects of `client` that are worth a look, those accepted first."""
+        entries = self._of.get(client, {})
+        worthwhile = (name for name, entry in entries.items() if entry.retry_us <= now_us)
+        return list(islice(worthwhile, most))
+
+    def before_update(self, client: ClientId, now_us: int) -> Want | bool:
+        """What an update of `client` has to wait for; else whether it may be accepted."""
+        if self.demand is None or self.of_client(client) < self._most_of_client:
+            return True
+        self.tally.demands += 1
+        if not self.oldest(client, now_us, 1):
+            return False
+        demand = self.demand
+        return Want(b"finish" + client, lambda _view: demand(client))
