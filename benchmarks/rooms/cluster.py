@@ -29,7 +29,9 @@ class Cluster:
         self.sizes = simulation.Sizes.smallest(t=1, b=1)
         self.types = product.file_system_types()
         self.world = simulation.World(1)
-        self.network = simulation.SimulatedNetwork(self.world, simulation.NetworkFaults())
+        self.network = simulation.either("SimulatedNetwork", "Network")(
+            self.world, simulation.NetworkFaults()
+        )
         self.deployment = simulation.Deployment(
             self.world,
             self.network,

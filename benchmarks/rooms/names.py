@@ -51,3 +51,12 @@ class Names:
         if len(found) != 1:
             raise AttributeError(f"{len(found)} modules of this tree define {name}")
         return next(iter(found.values()))
+
+    def either(self, *names: str) -> Any:
+        """The first of `names` that is defined: a class may have had another name in that tree."""
+        for name in names[:-1]:
+            try:
+                return getattr(self, name)
+            except AttributeError:
+                continue
+        return getattr(self, names[-1])
