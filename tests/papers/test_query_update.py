@@ -228,7 +228,7 @@ def place(
     for number in nodes:
         node = cluster.nodes[number]
         before = len(cluster.sent)
-        node.receive(("client", client.name), client.sender, 0, message)
+        node.receive(client.endpoint, message)
         cluster.settle()
         replies += [
             each
