@@ -33,11 +33,9 @@ from bftfs.simulation.principals import (
     SimulatedNode,
     node_endpoint,
 )
-from bftfs.simulation.world import START_US as START_US
 from bftfs.simulation.world import World
 from bftfs.storage import MemoryStorage
 from bftfs.thresholds import QueryUpdateThresholds
-from tests.builders import USER as USER
 from tests.builders import Outcome, Route, RoutedNetwork, keys_of
 
 SMALLEST = QueryUpdateThresholds.smallest(t=1, b=1)

@@ -18,7 +18,9 @@ from bftfs.query_update.admission import Lines
 from bftfs.query_update.contention import Streaks
 from bftfs.query_update.counter import Increment
 from bftfs.query_update.messages import Status, UpdateReply
-from tests.unit.query_update.harness import USER, Client, Cluster, client_named, counter_id
+from bftfs.simulation.deployment import client_named
+from tests.builders import USER
+from tests.unit.query_update.harness import Client, Cluster, counter_id
 
 A, B = counter_id(0), counter_id(1)
 CLIENTS = 10

@@ -46,17 +46,12 @@ from bftfs.query_update.messages import (
 from bftfs.query_update.past_reading import PastReader
 from bftfs.query_update.replica import Version
 from bftfs.server.step import Ready, Sender
+from bftfs.simulation.world import START_US
 from bftfs.storage import Table, Write
 from bftfs.wire.codec import encode
+from tests.builders import USER
 from tests.unit.query_update import adversaries
-from tests.unit.query_update.harness import (
-    SMALLEST,
-    START_US,
-    USER,
-    Client,
-    Cluster,
-    counter_id,
-)
+from tests.unit.query_update.harness import SMALLEST, Client, Cluster, counter_id
 from tests.unit.query_update.ledger import Accounts, Read, Transfer, ledger_types
 
 A, B = counter_id(0), counter_id(1)
