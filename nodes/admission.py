@@ -61,18 +61,16 @@ class Account:
 class Turn:
     """One turn of the loop: what each principal has had of it."""
 
-    __slots__ = ("_last_us", "_number", "_share_us", "volume")
+    __slots__ = ("_number", "_share_us")
 
-    def __init__(self, number: int, waiting: Iterable[Account], now_us: int) -> None:
+    def __init__(self, number: int, waiting: Iterable[Account]) -> None:
         """Requires: each turn has another number."""
         self._number = number
-        self._last_us = now_us  # when the last request had been stepped
-        self.volume = 0  # bytes of the bodies of requests and replies
         principals = len(set(map(id, waiting)))
         self._share_us = TIME_PER_TURN_US // principals if principals > 1 else None
 
     def goes_on(self, account: Account) -> bool:
-        """True if another request of the principal belongs to this turn."""
+        """Whether another request of the principal belongs to this turn."""
         if account.turn != self._number:
             account.turn = self._number
             account.stepped = account.spent_us = 0
@@ -80,11 +78,10 @@ class Turn:
             self._share_us is None or account.spent_us < self._share_us
         )
 
-    def charge(self, account: Account, now_us: int) -> None:
-        """A request of the principal has been stepped, since the last one."""
+    def charge(self, account: Account, spent_us: int) -> None:
+        """A request of the principal has been stepped."""
         account.stepped += 1
-        account.spent_us += now_us - self._last_us
-        self._last_us = now_us
+        account.spent_us += spent_us
 
 
 class Admission:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Callable, Coroutine, Iterable, Mapping
+from copy import deepcopy
 from typing import Any
 
 from bftfs.asking.peers import Peers
@@ -25,7 +26,7 @@ from bftfs.filesystem.capacity import ClusterCapacity
 from bftfs.filesystem.objects import ATTRIBUTES_KEY
 from bftfs.filesystem.operations import FileSystem
 from bftfs.filesystem.options import Options
-from bftfs.identifiers import BlockId, ClientId, NodeId, ObjectId, ObjectKind, object_id
+from bftfs.identifiers import BlockId, NodeId, ObjectId, ObjectKind, object_id
 from bftfs.query_update.client import QueryUpdateClient
 from bftfs.query_update.history import Known
 from bftfs.query_update.replica import Replica
@@ -34,6 +35,7 @@ from bftfs.read_write.messages import Voucher, VouchReply, VouchRequest, WriteRe
 from bftfs.read_write.placement import rotation_of
 from bftfs.read_write.timestamp import BlockTimestamp, encoded, version_key
 from bftfs.read_write.writing import Encoded, encode
+from bftfs.server.block_examination import VerificationPolicy
 from bftfs.server.block_verification import VerificationSettings
 from bftfs.server.step import Grant
 from bftfs.simulation.deployment import Deployment, Sizes
@@ -45,6 +47,7 @@ from bftfs.simulation.world import World as Agenda
 from bftfs.storage import Table
 from nodes.authority import InodeAuthority
 
+Tables = Any  # all rows of a simulated disk
 TYPES = object_types() | ledger_types()
 
 VOLUME = object_id(ObjectKind.VOLUME, placement=0, unique=b"v" * 14)
@@ -116,6 +119,7 @@ class World:
         b: int = 1,
         *,
         verifying: bool = True,
+        policy: VerificationPolicy = VerificationPolicy.COOPERATIVE,
         sizes: Sizes | None = None,
         delay_us: tuple[int, int] = (50, 500),
         seed: int = 0,
@@ -129,7 +133,7 @@ class World:
             self.ways,
             self.sizes,
             types=TYPES,
-            verification=VerificationSettings() if verifying else None,
+            verification=VerificationSettings(policy) if verifying else None,
             **options,
         )
         self.nodes = self.deployment.nodes
@@ -189,6 +193,30 @@ class World:
     def hand(self, name: str, *, grant: Grant | None = None, allies: Iterable[int] = ()) -> Hand:
         return Hand(self, name, grant, tuple(allies))
 
+    # --- disks -------------------------------------------------------------------------------
+
+    def copy_of(self, node: int) -> Tables:
+        """What a node has stored."""
+        return deepcopy(self.nodes[node].disk._tables)
+
+    def put_back(self, copies: Mapping[int, Tables]) -> None:
+        """These nodes start again, at the same time, with what they had stored at some moment.
+
+        As it is when a folder was copied back. Nobody tells the nodes.
+        """
+        for node in copies:
+            self.nodes[node].crash(down_us=None)
+        for node, copy in copies.items():
+            self.nodes[node].disk._tables = deepcopy(copy)
+            self.nodes[node].start()
+
+    def lose_power(self, copies: Mapping[int, Tables]) -> None:
+        """All machines fail and start again; these nodes lose what they had not synced.
+
+        A node may know that its machine has ended uncleanly, and not whether it has lost anything.
+        """
+        self.put_back({node: copies.get(node, self.copy_of(node)) for node in range(self.sizes.n)})
+
     # --- what nodes have ---------------------------------------------------------------------
 
     def knowing(self, identifier: ObjectId) -> list[int]:
@@ -203,15 +231,6 @@ class World:
         """The nodes that host a version."""
         key = version_key(block, timestamp)
         return [int(node.node) for node in self.nodes if node.disk.get(Table.BLOCK, key)]
-
-    def volume_of(self, node: int, client: ClientId) -> int:
-        """Bytes of fragments that a node stores of one author's versions."""
-        end = b"\xff" * 128
-        return sum(
-            len(row)
-            for key, row in self.nodes[node].disk.scan(Table.FRAGMENT, b"", end)
-            if client in key
-        )
 
 
 class User:
@@ -263,12 +282,13 @@ class User:
         return identifier
 
     def put(self, identifier: ObjectId, contents: str, offset: int = 0, **bounds: Any) -> None:
-        async def put() -> None:
-            file = await self.files.open(identifier, os.O_WRONLY, self.who)
-            self.files.write(file, offset, contents.encode(), now_ns=await Now() * 1000)
-            await self.files.release(file)
+        """Write to a file."""
+        self.run(self.putting(identifier, contents, offset), **bounds)
 
-        self.run(put(), **bounds)
+    async def putting(self, identifier: ObjectId, contents: str, offset: int = 0) -> None:
+        file = await self.files.open(identifier, os.O_WRONLY, self.who)
+        self.files.write(file, offset, contents.encode(), now_ns=await Now() * 1000)
+        await self.files.release(file)
 
     def read(self, identifier: ObjectId) -> str:
         """A file's first bytes, as a mount that knows nothing of it yet shows them."""
