@@ -61,16 +61,18 @@ class Account:
 class Turn:
     """One turn of the loop: what each principal has had of it."""
 
-    __slots__ = ("_number", "_share_us")
+    __slots__ = ("_last_us", "_number", "_share_us", "volume")
 
-    def __init__(self, number: int, waiting: Iterable[Account]) -> None:
+    def __init__(self, number: int, waiting: Iterable[Account], now_us: int) -> None:
         """Requires: each turn has another number."""
         self._number = number
+        self._last_us = now_us  # when the last request had been stepped
+        self.volume = 0  # bytes of the bodies of requests and replies
         principals = len(set(map(id, waiting)))
         self._share_us = TIME_PER_TURN_US // principals if principals > 1 else None
 
     def goes_on(self, account: Account) -> bool:
-        """Whether another request of the principal belongs to this turn."""
+        """True if another request of the principal belongs to this turn."""
         if account.turn != self._number:
             account.turn = self._number
             account.stepped = account.spent_us = 0
@@ -78,10 +80,11 @@ class Turn:
             self._share_us is None or account.spent_us < self._share_us
         )
 
-    def charge(self, account: Account, spent_us: int) -> None:
-        """A request of the principal has been stepped."""
+    def charge(self, account: Account, now_us: int) -> None:
+        """A request of the principal has been stepped, since the last one."""
         account.stepped += 1
-        account.spent_us += spent_us
+        account.spent_us += now_us - self._last_us
+        self._last_us = now_us
 
 
 class Admission:

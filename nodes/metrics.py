@@ -1,7 +1,7 @@
-"""What a node counts, and how it tells: counting costs an addition, being asked nothing more.
+"""What a node counts, and its metrics, served over HTTP.
 
-Concurrency: the node's loop bumps the tally; the exposition's thread, which sleeps until somebody
-asks, reads it. Each counter is read at some moment of its own.
+Concurrency: the node's loop counts; the exposition's thread, which sleeps until somebody asks,
+reads. Each counter is read at some moment of its own.
 """
 
 from __future__ import annotations
@@ -9,10 +9,11 @@ from __future__ import annotations
 import errno
 import json
 import socket
+import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from http.server import BaseHTTPRequestHandler
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from socketserver import BaseServer
 from typing import Any, NamedTuple
@@ -115,8 +116,11 @@ def _by(name: str, text: str, label: str, counts: dict[str, int]) -> Metric:
     return family
 
 
-class Exposition:
-    """Serves `/metrics` and `/health` over HTTP, one who asks after the other."""
+class Exposition(HTTPServer):
+    """Serves `/metrics` and `/health`, one request after the other, in a thread of its own.
+
+    `listener` listens already, at an address of either family.
+    """
 
     def __init__(
         self,
@@ -125,42 +129,25 @@ class Exposition:
         health: Callable[[], HealthReply],
         gauges: Callable[[], Iterable[Gauge]] = tuple,
     ) -> None:
+        BaseServer.__init__(self, listener.getsockname(), _Handler)
         listener.setblocking(True)
-        self._listener = listener
+        self.socket = listener
         self._health = health
         self._registry = CollectorRegistry(auto_describe=False)
         self._registry.register(NodeCollector(tally, health, gauges))
+
+    def start(self) -> None:
+        """Serve from now on."""
         threading.Thread(target=self._serve, name="metrics", daemon=True).start()
 
     def _serve(self) -> None:
-        exposition = self
+        while self.fileno() >= 0:
+            self.handle_request()  # sleeps until there is one; `serve_forever` wakes twice a second
 
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                status, kind, content = exposition.page(self.path)
-                self.send_response(status)
-                self.send_header("Content-Type", kind)
-                self.send_header("Content-Length", str(len(content)))
-                self.end_headers()
-                self.wfile.write(content)
-
-            def log_message(self, *arguments: Any) -> None:
-                """Say nothing: whoever asks is told."""
-
-            def address_string(self) -> str:
-                return ""  # a Unix socket's peer has none
-
-        while True:
-            try:
-                asking, address = self._listener.accept()
-            except OSError:
-                return  # closed
-            with asking:
-                asking.settimeout(ASKING_PATIENCE_S)
-                try:
-                    Handler(asking, address, _NO_SERVER)
-                except OSError:
-                    continue  # whoever asked has gone
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Go on with the next: whoever asked has gone."""
+        if not isinstance(sys.exception(), OSError):
+            super().handle_error(request, client_address)
 
     def page(self, path: str) -> tuple[int, str, bytes]:
         """Status, content type and content of what is at `path`."""
@@ -174,12 +161,21 @@ class Exposition:
             return status, "application/json", json.dumps(facts).encode() + b"\n"
         return 404, "text/plain", b"there are /metrics and /health\n"
 
-    def close(self) -> None:
-        """Stop serving."""
-        self._listener.close()
 
+class _Handler(BaseHTTPRequestHandler):
+    timeout = ASKING_PATIENCE_S
+    server: Exposition
 
-_NO_SERVER: BaseServer = None  # type: ignore[assignment]  # the handler never looks at it
+    def do_GET(self) -> None:
+        status, kind, content = self.server.page(self.path)
+        self.send_response(status)
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, *arguments: Any) -> None:
+        """Say nothing: whoever asks is told."""
 
 
 def resident_bytes() -> int:

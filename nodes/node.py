@@ -124,7 +124,8 @@ def run(directory: NodeDirectory, description_file: Path, protocols: Protocols) 
                 listen(configuration.metrics), tally, health.reply, services.gauges
             )
             stack.callback(forget, configuration.metrics)
-            stack.callback(exposition.close)
+            stack.callback(exposition.server_close)
+            exposition.start()
         control = Control(directory.control, services.works)
         stack.callback(control.close)
         address = description.member(node).address

@@ -24,6 +24,7 @@ from bftfs.asking.quorum import ThresholdQuorums
 from bftfs.conversation import Now, Pause
 from bftfs.credentials import Credentials
 from bftfs.crypto.authenticator import AuthenticatorKeys
+from bftfs.envelope import REPLIES, REQUESTS
 from bftfs.errors import FileSystemError
 from bftfs.filesystem import object_types
 from bftfs.filesystem.capacity import ClusterCapacity
@@ -40,9 +41,10 @@ from bftfs.read_write.client import ReadWriteClient
 from bftfs.read_write.timestamp import BlockTimestamp, beginning_of
 from bftfs.server.step import Grant
 from bftfs.simulation.deployment import Deployment, Sizes
-from bftfs.simulation.network import NetworkFaults, SimulatedNetwork
+from bftfs.simulation.network import Endpoint, Kind, NetworkFaults, SimulatedNetwork
 from bftfs.simulation.principals import SimulatedClient, SimulatedNode
 from bftfs.simulation.world import START_US, World
+from bftfs.wire.codec import encode
 
 USER = Credentials(uid=1000, gid=1000)
 _MOST_EVENTS = 2_000_000
@@ -360,3 +362,37 @@ class SimulatedCluster:
 
 def good_network(world: World) -> SimulatedNetwork:
     return SimulatedNetwork(world, NetworkFaults())
+
+
+# Source, target and message; gives the delay in microseconds, or None to drop the message.
+Route = Callable[[Any, Any, Any], int | None]
+
+
+class RoutedNetwork(SimulatedNetwork):
+    """A network on which `route` decides about each message; `sent` has them all."""
+
+    def __init__(self, world: World) -> None:
+        super().__init__(world, NetworkFaults())
+        self.route: Route = self.any_delay
+        self.sent: list[tuple[Any, Any, Any]] = []
+
+    def any_delay(self, _source: Any, _target: Any, _message: Any) -> int:
+        return self._world.random.randrange(50, 500)
+
+    def send(
+        self,
+        source: Endpoint,
+        target: Endpoint,
+        kind: Kind,
+        number: int,
+        message: Any,
+        body: bytes | memoryview = b"",
+    ) -> None:
+        encoded = encode(message)
+        message = (REQUESTS if kind is Kind.REQUEST else REPLIES).decode(encoded)
+        delay_us = self.route(source, target, message)
+        self.sent.append((source, target, message))
+        if delay_us is not None:
+            self._world.after(
+                delay_us, self._arrive, source, target, kind, number, encoded, bytes(body)
+            )

@@ -284,7 +284,7 @@ class SimulatedClient(SimulatedPrincipal):
         self._running: dict[Running, None] = {}
         network.attach(self.endpoint, self._receive)
 
-    def start(self, conversation: Conversation[Any], outcome: Outcome) -> None:
+    def start(self, conversation: Conversation[Any], outcome: Outcome) -> Running:
         """Run a conversation; `outcome(result, error)` when it ends."""
         running: Running | None = None
         over = False
@@ -300,6 +300,7 @@ class SimulatedClient(SimulatedPrincipal):
         if not over:
             self._running[running] = None
         self.arm()
+        return running
 
     def crash(self) -> None:
         """Forget every conversation; nothing more is heard of them."""

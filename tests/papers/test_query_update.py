@@ -72,20 +72,12 @@ from bftfs.query_update.object_type import (
     encode_record,
 )
 from bftfs.server.step import Grant, Ready
+from bftfs.simulation.world import START_US
 from bftfs.storage import Table
 from bftfs.thresholds import QueryUpdateThresholds
+from tests.builders import USER, Outcome
 from tests.unit.query_update import adversaries
-from tests.unit.query_update.harness import (
-    SMALLEST,
-    START_US,
-    USER,
-    Client,
-    Cluster,
-    Endpoint,
-    Node,
-    Outcome,
-    counter_id,
-)
+from tests.unit.query_update.harness import SMALLEST, Client, Cluster, Endpoint, Node, counter_id
 from tests.unit.query_update.ledger import Accounts, Read, Transfer, ledger_types
 
 EARLIER_US = START_US - limits.CLOCK_SKEW_US // 2  # the clock of requests made by hand
@@ -228,7 +220,7 @@ def place(
     for number in nodes:
         node = cluster.nodes[number]
         before = len(cluster.sent)
-        node.receive(("client", client.name), client.sender, 0, message)
+        node.receive(client.endpoint, message)
         cluster.settle()
         replies += [
             each

@@ -11,51 +11,58 @@ import pytest
 from bftfs.runtime import clock
 from bftfs.server.dispatcher import Outgoing
 from nodes.admission import REQUESTS_PER_TURN, TIME_PER_TURN_US, Account, Turn
-from nodes.loop import Loop
+from nodes.batches import Batches
 
 
 def test_a_principal_has_so_many_requests_in_a_turn() -> None:
     greedy, modest = Account(), Account()
-    turn = Turn(1, [greedy, modest])
+    turn = Turn(1, [greedy, modest], 0)
     for _ in range(REQUESTS_PER_TURN):
         assert turn.goes_on(greedy)
         turn.charge(greedy, 0)
     assert not turn.goes_on(greedy)
     assert turn.goes_on(modest)
-    assert Turn(2, [greedy]).goes_on(greedy)
+    assert Turn(2, [greedy], 0).goes_on(greedy)
 
 
 def test_time_counts_while_others_wait() -> None:
     greedy, modest = Account(), Account()
-    turn = Turn(1, [greedy, modest, greedy])
+    turn = Turn(1, [greedy, modest, greedy], 0)
     assert turn.goes_on(greedy)
     turn.charge(greedy, TIME_PER_TURN_US)
     assert not turn.goes_on(greedy)
     assert turn.goes_on(modest)
-    alone = Turn(2, [greedy, greedy])
+    alone = Turn(2, [greedy, greedy], 0)
     assert alone.goes_on(greedy)
     alone.charge(greedy, TIME_PER_TURN_US)
     assert alone.goes_on(greedy)
 
 
 class _Served:
-    """A loop of which nothing but the turns is real; requests take as long as they say."""
+    """Batches of which nothing but the turns is real; requests take as long as they say."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now_us = 0
         monkeypatch.setattr(clock, "monotonic_us", lambda: self.now_us)
         self.log: list[Any] = []
         outbox: list[Outgoing] = []
-        self.loop: Any = Loop.__new__(Loop)
-        self.loop._decode = lambda metadata: metadata
-        self.loop._dispatcher = SimpleNamespace(outbox=outbox, handle=self._handle)
-        self.loop._tally = SimpleNamespace(requests=Counter(), batches=0)
-        self.loop._backlogged = []
+        self.connections: Any = SimpleNamespace(backlogged=[])
+        self.dispatcher: Any = SimpleNamespace(outbox=outbox, handle=self._handle)
+        self.tally: Any = SimpleNamespace(requests=Counter(), batches=0)
+        unused: Any = None
+        self.batches = Batches(
+            connections=self.connections,
+            decode=lambda metadata: metadata,
+            dispatcher=self.dispatcher,
+            store=unused,
+            room=unused,
+            tally=self.tally,
+        )
 
     def _handle(self, _: Any, *, origin: Any, message: int, **others: Any) -> None:
         self.now_us += message
         self.log.append(origin)
-        self.loop._dispatcher.outbox.append(Outgoing(origin, 0, None, b""))
+        self.dispatcher.outbox.append(Outgoing(origin, 0, None, b""))
 
     def connection(self, account: Account, requests: int, *, each_us: int = 0) -> Any:
         frames = [SimpleNamespace(number=0, metadata=each_us, body=b"")] * requests
@@ -68,15 +75,16 @@ class _Served:
             backlog_bytes=0,
             output=SimpleNamespace(size=0),
         )
-        self.loop._backlogged.append(connection)
+        self.connections.backlogged.append(connection)
         return connection
 
     def turn(self) -> Counter[int]:
         """How many requests of each connection are stepped in one turn."""
         self.log.clear()
-        self.loop._dispatcher.outbox.clear()
-        self.loop._tally.batches += 1
-        self.loop._step_backlogs(SimpleNamespace(writes=[]), [])
+        self.dispatcher.outbox.clear()
+        self.tally.batches += 1
+        batch: Any = SimpleNamespace(writes=[])
+        self.batches._step_backlogs(batch, [])
         return Counter(map(id, self.log))
 
 

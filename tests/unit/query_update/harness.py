@@ -1,44 +1,43 @@
-"""Real clients and servers of Query/Update in one process, in virtual time, on one seed.
+"""Nodes and clients of Query/Update in the simulator's virtual time, open to every interference.
 
-Messages pass the real codec and the real dispatcher. Each takes a delay drawn from the seed;
-`route` may drop or delay any of them, and a node's `behaviour` may replace what the honest server
-does.
+`Cluster.route` may drop or delay any message, a node's `behaviour` may replace what its server
+does, and everything that was sent or received can be looked at.
 """
 
 from __future__ import annotations
 
-import hashlib
-import heapq
+import sys
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass
-from itertools import count
-from random import Random
 from typing import Any
 
 from bftfs.asking.peers import Peers
 from bftfs.asking.quorum import ThresholdQuorums
-from bftfs.credentials import Credentials
-from bftfs.crypto.authenticator import AuthenticatorKeys
-from bftfs.engine import Engine
-from bftfs.envelope import REPLIES, REQUESTS
-from bftfs.identifiers import ClientId, NodeId, ObjectId, ObjectKind, object_id
+from bftfs.engine import Running
+from bftfs.identifiers import NodeId, ObjectId, ObjectKind, object_id
 from bftfs.query_update.client import QueryUpdateClient
 from bftfs.query_update.counter import counter_types
 from bftfs.query_update.messages import Request
 from bftfs.query_update.object_type import ObjectTypes
 from bftfs.query_update.replica import Replica
 from bftfs.query_update.server import QueryUpdateServer
-from bftfs.server.dispatcher import Dispatcher
 from bftfs.server.incomplete_updates import Finisher
 from bftfs.server.object_healing import ObjectHealer
 from bftfs.server.recovery import Recovery
 from bftfs.server.step import Grant, Ready, Role, Sender
+from bftfs.simulation.deployment import client_named
+from bftfs.simulation.network import Kind
+from bftfs.simulation.principals import (
+    NodeServices,
+    Servers,
+    SimulatedClient,
+    SimulatedNode,
+    node_endpoint,
+)
+from bftfs.simulation.world import World
 from bftfs.storage import MemoryStorage
 from bftfs.thresholds import QueryUpdateThresholds
-from bftfs.wire.codec import encode
+from tests.builders import Outcome, Route, RoutedNetwork, keys_of
 
-START_US = 1_700_000_000_000_000
-USER = Credentials(uid=1000, gid=1000)
 SMALLEST = QueryUpdateThresholds.smallest(t=1, b=1)
 
 
@@ -47,17 +46,11 @@ def counter_id(number: int = 0, *, placement: int = 0) -> ObjectId:
     return object_id(ObjectKind.COUNTER, placement=placement, unique=number.to_bytes(14, "big"))
 
 
-def client_named(name: str) -> ClientId:
-    return ClientId(hashlib.blake2b(name.encode(), digest_size=16).digest())
-
-
 class Stuck(AssertionError):
-    """Nothing more happens, and what was waited for has not."""
+    """Time is over, and what was waited for has not happened."""
 
 
 Endpoint = tuple[str, Any]
-# Source, target and message; gives the delay in microseconds, or None to drop the message.
-Route = Callable[[Endpoint, Endpoint, Any], int | None]
 # The honest step, and what it is called with; gives what the node does instead.
 Behaviour = Callable[[Callable[..., Ready], Any, Sender, Any, int], Ready]
 
@@ -78,107 +71,91 @@ class _Behaving:
         return node.behaviour(node.server.step, view, sender, message, now_us)
 
 
-class Node:
-    """A node: store, server, dispatcher."""
+class Node(SimulatedNode):
+    """A node with a Query/Update server only."""
 
-    def __init__(self, cluster: Cluster, number: int, types: ObjectTypes) -> None:
-        self.cluster = cluster
+    def __init__(self, cluster: Cluster, number: int) -> None:
         self.number = NodeId(number)
-        self.storage = MemoryStorage()
         self.keys = cluster.keys(number)
-        recovery = Recovery()
-        self.healer = ObjectHealer(self.number, cluster.quorums, self.keys, recovery)
-        self.server = QueryUpdateServer(
-            self.number, cluster.quorums, self.keys, types, recovery=recovery, doubts=self.healer
-        )
         self.behaviour: Behaviour = honest
-        self.skew_us = 0
         self.received: list[tuple[Sender, Any]] = []
+        self._cluster = cluster
         name = client_named(f"node {number}")
         self.sender = Sender(Role.NODE, name, self.number, Grant((), False))
-        self.engine = cluster.engine(("node", self.number))
-        behaving = _Behaving(self)
-        finisher = Finisher(self.number, name, cluster.quorums, self.server.incomplete, self.healer)
-        self.dispatcher = Dispatcher(
-            servers=dict.fromkeys(Request.__args__, behaving),
-            engine=self.engine,
-            background=(finisher,) if cluster.background else (),
+        cluster.senders[node_endpoint(self.number)] = self.sender
+        super().__init__(
+            cluster.world,
+            cluster.network,
+            self.number,
+            servers=self._serve,
+            senders=cluster.senders,
+            commit_us=(0, 0),
         )
-        self.dispatcher.on_supply = lambda: cluster.after(1, self.resume)
+
+    def _serve(self) -> Servers:
+        quorums, recovery = self._cluster.quorums, Recovery()
+        self.healer = ObjectHealer(self.number, quorums, self.keys, recovery)
+        self.server = QueryUpdateServer(
+            self.number,
+            quorums,
+            self.keys,
+            self._cluster.types,
+            recovery=recovery,
+            doubts=self.healer,
+        )
+        finisher = Finisher(
+            self.number, self.sender.client, quorums, self.server.incomplete, self.healer
+        )
+        return NodeServices(
+            dict.fromkeys(Request.__args__, _Behaving(self)),
+            (finisher,) if self._cluster.background else (),
+            lambda _: None,
+        )
+
+    @property
+    def storage(self) -> MemoryStorage:
+        return self.disk
 
     def now_us(self) -> int:
-        return START_US + self.cluster.now_us + self.skew_us
+        return self.wall_clock_us()
 
-    def resume(self) -> None:
-        self.dispatcher.resume(self.storage, self.now_us())
-        self.send()
-
-    def receive(self, source: Endpoint, sender: Sender, number: int, message: Any) -> None:
-        self.dispatcher.handle(
-            self.storage,
-            origin=source,
-            sender=sender,
-            number=number,
-            message=message,
-            body=b"",
-            now_us=self.now_us(),
-        )
-        self.send()
+    def receive(self, source: Endpoint, message: Any) -> None:
+        """Take a message that nobody sent over the network."""
+        self._inbox.append((source, 0, message, b""))
+        self._due()
 
     def send(self) -> None:
-        outbox, self.dispatcher.outbox = self.dispatcher.outbox, []
-        for reply in outbox:
-            self.cluster.carry(
-                ("node", self.number), reply.origin, reply.number, encode(reply.message), False
-            )
-        self.cluster.arm(self.engine)
+        """To be called after conversations were started on the engine by hand."""
+        self.arm()
 
     def replica(self, name: ObjectId) -> Replica:
-        return Replica(self.storage, name)
+        return Replica(self.disk, name)
 
 
-@dataclass(slots=True)
-class Outcome:
-    """What a conversation came to."""
-
-    done: bool = False
-    result: Any = None
-    error: BaseException | None = None
-
-    def value(self) -> Any:
-        assert self.done, "the conversation has not ended"
-        if self.error is not None:
-            raise self.error
-        return self.result
-
-
-class Client:
+class Client(SimulatedClient):
     """A client of the cluster; `qu` is the real thing."""
 
     def __init__(self, cluster: Cluster, name: str, grant: Grant, **options: Any) -> None:
         self.cluster = cluster
         self.name = name
-        self.skew_us = 0
         self.clock_us: int | None = None  # a clock that stands still, if set
         self.sender = Sender(Role.CLIENT, client_named(name), None, grant)
-        self.engine = cluster.engine(("client", name))
+        endpoint = ("client", name)
+        cluster.senders[endpoint] = self.sender
+        super().__init__(cluster.world, cluster.network, self.sender.client, endpoint=endpoint)
         peers = Peers(cluster.quorums)
-        self.qu = QueryUpdateClient(self.sender.client, peers, cluster.types, **options)
+        self.qu = QueryUpdateClient(self.client, peers, cluster.types, **options)
+
+    def wall_clock_us(self) -> int:
+        return super().wall_clock_us() if self.clock_us is None else self.clock_us
 
     def now_us(self) -> int:
-        if self.clock_us is not None:
-            return self.clock_us
-        return START_US + self.cluster.now_us + self.skew_us
+        return self.wall_clock_us()
 
-    def start(self, conversation: Coroutine[Any, Any, Any]) -> Outcome:
+    def start(self, conversation: Coroutine[Any, Any, Any]) -> Outcome:  # type: ignore[override]
+        """Begin a conversation."""
         outcome = Outcome()
-
-        def ended(result: Any, error: BaseException | None) -> None:
-            outcome.done, outcome.result, outcome.error = True, result, error
-
-        outcome_running = self.engine.start(conversation, ended)
-        self.cluster.running.append(outcome_running)
-        self.cluster.arm(self.engine)
+        self.cluster.running.append(super().start(conversation, outcome))
         return outcome
 
     def run(self, conversation: Coroutine[Any, Any, Any], *, within_us: int = 120_000_000) -> Any:
@@ -189,7 +166,7 @@ class Client:
 
 
 class Cluster:
-    """Nodes, clients, and the agenda that moves them."""
+    """Nodes and clients in one world."""
 
     def __init__(
         self,
@@ -202,106 +179,60 @@ class Cluster:
     ) -> None:
         """With `background`, servers finish what clients leave behind."""
         self.background = background
-        self.random = Random(seed)
         self.quorums = quorums or ThresholdQuorums(thresholds)
         self.types = types or counter_types()
-        self.now_us = 0
-        self._agenda: list[tuple[int, int, Callable[[], None]]] = []
-        self._sequence = count()
-        self._secrets: dict[tuple[int, int], bytes] = {}
-        self.route: Route = lambda source, target, message: self.random.randrange(50, 500)
+        self.world = World(seed)
+        self.random = self.world.random
+        self.network = RoutedNetwork(self.world)
+        self.senders: dict[Any, Sender] = {}
         self.clients: dict[str, Client] = {}
-        self._armed: dict[Engine, int] = {}  # when each is woken next
-        self.running: list[Any] = []
-        self.sent: list[tuple[Endpoint, Endpoint, Any]] = []
-        self.nodes = [Node(self, number, self.types) for number in range(self.quorums.n)]
+        self.running: list[Running] = []
+        self.nodes = [Node(self, number) for number in range(self.quorums.n)]
 
-    def keys(self, number: int) -> AuthenticatorKeys:
-        def secret(other: int) -> bytes:
-            pair = (min(number, other), max(number, other))
-            secret = hashlib.blake2b(repr(pair).encode()).digest()[:32]
-            return self._secrets.setdefault(pair, secret)
+    @property
+    def now_us(self) -> int:
+        return self.world.now_us
 
-        return AuthenticatorKeys(
-            NodeId(number), tuple(secret(other) for other in range(self.quorums.n))
-        )
+    @property
+    def sent(self) -> list[tuple[Any, Any, Any]]:
+        """Every message so far: source, target, content."""
+        return self.network.sent
+
+    @property
+    def route(self) -> Route:
+        """What delays or drops messages."""
+        return self.network.route
+
+    @route.setter
+    def route(self, route: Route) -> None:
+        self.network.route = route
+
+    def keys(self, number: int) -> Any:
+        return keys_of(self.quorums.n)[number]
 
     def client(self, name: str, *, grant: Grant | None = None, **options: Any) -> Client:
         client = self.clients[name] = Client(self, name, grant or Grant(), **options)
         return client
 
-    def engine(self, endpoint: Endpoint) -> Engine:
-        def send(node: NodeId, number: int, message: Any, body: Any) -> None:
-            self.carry(endpoint, ("node", node), number, encode(message), True)
-
-        def now() -> int:
-            kind, name = endpoint
-            return self.nodes[name].now_us() if kind == "node" else self.clients[name].now_us()
-
-        return Engine(
-            send=send,
-            now_us=now,
-            monotonic_us=lambda: self.now_us,
-            draw=self.random.randrange,
-        )
-
     def after(self, delay_us: int, action: Callable[[], None]) -> None:
-        heapq.heappush(self._agenda, (self.now_us + delay_us, next(self._sequence), action))
+        self.world.after(delay_us, action)
 
-    def arm(self, engine: Engine) -> None:
-        deadline, armed = engine.next_deadline_us(), self._armed.get(engine)
-        if deadline is not None and (armed is None or deadline < armed):
-            self._armed[engine] = deadline
-            self.after(max(0, deadline - self.now_us), lambda: self._expire(engine, deadline))
-
-    def _expire(self, engine: Engine, deadline: int) -> None:
-        if self._armed.get(engine) != deadline:
-            return  # an earlier deadline came, after which it was armed anew
-        del self._armed[engine]
-        engine.expire()
-        self.arm(engine)
-
-    def carry(
-        self, source: Endpoint, target: Endpoint, number: int, encoded: bytes, request: bool
-    ) -> None:
-        message = (REQUESTS if request else REPLIES).decode(encoded)
-        delay = self.route(source, target, message)
-        self.sent.append((source, target, message))
-        if delay is None:
-            return
-        self.after(delay, lambda: self._arrive(source, target, number, message, request))
-
-    def _arrive(
-        self, source: Endpoint, target: Endpoint, number: int, message: Any, request: bool
-    ) -> None:
-        if request:
-            kind, name = source
-            sender = self.nodes[name].sender if kind == "node" else self.clients[name].sender
-            self.nodes[target[1]].receive(source, sender, number, message)
-            return
-        kind, name = target
-        engine = self.nodes[name].engine if kind == "node" else self.clients[name].engine
-        engine.deliver(NodeId(source[1]), number, message)
-        self.arm(engine)
+    def request(self, source: Endpoint, target: Endpoint, message: Any) -> None:
+        """Send a request whose reply nobody waits for."""
+        self.network.send(source, target, Kind.REQUEST, 0, message)
 
     def run(
         self, until: Callable[[], bool] = lambda: False, *, within_us: int = 10_000_000
     ) -> None:
-        """Let things happen until `until()`, or until nothing is on the agenda if it is False."""
-        limit = self.now_us + within_us
-        while not until():
-            if not self._agenda or self._agenda[0][0] > limit:
-                if until.__name__ == "<lambda>" and not self._agenda:
-                    return
-                raise Stuck(f"nothing more happened by {self.now_us} µs")
-            self.now_us, _, action = heapq.heappop(self._agenda)
-            action()
+        """Let things happen until `until()`, or until nothing is on the agenda."""
+        deadline_us = self.now_us + within_us
+        in_time = self.world.run(until=until, most_events=sys.maxsize, deadline_us=deadline_us)
+        if in_time and not until():
+            raise Stuck(f"nothing more happened by {self.now_us} µs")
 
     def settle(self) -> None:
         """Let everything happen that is under way."""
-        while self._agenda:
-            self.now_us, _, action = heapq.heappop(self._agenda)
-            action()
+        self.world.run(until=lambda: False, most_events=sys.maxsize)
 
     # --- faults ---------------------------------------------------------------------------------
 
@@ -310,11 +241,8 @@ class Cluster:
         before = self.route
 
         def route(source: Endpoint, target: Endpoint, message: Any) -> int | None:
-            if (
-                target[0] == "node"
-                and target[1] in nodes
-                and (client is None or source == ("client", client))
-            ):
+            is_blocked = target[0] == "node" and target[1] in nodes
+            if is_blocked and (client is None or source == ("client", client)):
                 return None
             return before(source, target, message)
 
@@ -334,7 +262,7 @@ class Cluster:
 
     def heal(self) -> None:
         """All messages arrive again."""
-        self.route = lambda source, target, message: self.random.randrange(50, 500)
+        self.route = self.network.any_delay
 
     def histories(self, name: ObjectId) -> list[bytes]:
         return [node.replica(name).row.history for node in self.nodes]

@@ -30,16 +30,12 @@ from bftfs.query_update.history import (
 from bftfs.query_update.messages import FetchReply, InlineUpdate, Status
 from bftfs.query_update.observation import Observations
 from bftfs.server.step import Ready
+from bftfs.simulation.deployment import client_named
+from bftfs.simulation.world import START_US
 from bftfs.wire.codec import encode
+from tests.builders import USER
 from tests.fuzz.tracing import Tracer
-from tests.unit.query_update.harness import (
-    SMALLEST,
-    START_US,
-    USER,
-    Cluster,
-    client_named,
-    counter_id,
-)
+from tests.unit.query_update.harness import SMALLEST, Cluster, counter_id
 
 CLIENT = client_named("client")
 BEYOND_US = 1 << 63

@@ -11,7 +11,8 @@ from bftfs.query_update.history import time_of
 from bftfs.server.object_collection import ObjectWalk, establish
 from bftfs.storage import Table, Write
 from bftfs.wire.codec import encode
-from tests.unit.query_update.harness import USER, Client, Cluster, Node, counter_id
+from tests.builders import USER
+from tests.unit.query_update.harness import Client, Cluster, Node, counter_id
 from tests.unit.query_update.ledger import Transfer, ledger_types
 
 NAME = counter_id(0)

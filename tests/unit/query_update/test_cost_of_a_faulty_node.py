@@ -22,7 +22,8 @@ from bftfs.simulation.byzantine.registry import NODES
 from bftfs.simulation.deployment import Sizes
 from bftfs.thresholds import ReadWriteThresholds
 from bftfs.wire.codec import Message
-from tests.unit.query_update.harness import SMALLEST, USER, Client, Cluster, Endpoint, counter_id
+from tests.builders import USER
+from tests.unit.query_update.harness import SMALLEST, Client, Cluster, Endpoint, counter_id
 
 LIAR = 0
 LATE = 3

@@ -13,7 +13,8 @@ from bftfs.errors import AdmissionRefused
 from bftfs.query_update.counter import Fetch, Increment
 from bftfs.server.step import Ready, Sender
 from bftfs.thresholds import QueryUpdateThresholds
-from tests.unit.query_update.harness import SMALLEST, USER, Client, Cluster, counter_id, honest
+from tests.builders import USER
+from tests.unit.query_update.harness import SMALLEST, Client, Cluster, counter_id, honest
 
 A = counter_id(1)
 LARGER = QueryUpdateThresholds(n=9, t=2, b=1, q=7, r=4)

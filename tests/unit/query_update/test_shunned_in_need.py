@@ -15,7 +15,8 @@ from bftfs.errors import FileSystemError
 from bftfs.identifiers import NodeId
 from bftfs.limits import CLOCK_SKEW_US, SECOND_US
 from bftfs.query_update.counter import Count, Fetch, Increment
-from tests.unit.query_update.harness import USER, Client, Cluster, counter_id
+from tests.builders import USER
+from tests.unit.query_update.harness import Client, Cluster, counter_id
 
 COUNTERS = [counter_id(number, placement=number) for number in range(6)]
 ENOUGH_US = 3 * SECOND_US

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from bftfs.limits import CLOCK_SKEW_US, SECOND_US
 from bftfs.query_update.counter import Count, Fetch, Increment
-from tests.unit.query_update.harness import USER, Client, Cluster, counter_id
+from tests.builders import USER
+from tests.unit.query_update.harness import Client, Cluster, counter_id
 
 COUNTER = counter_id(0, placement=0)
 ENOUGH_US = 30 * SECOND_US

@@ -35,8 +35,10 @@ from bftfs.server.object_healing import ObjectHealer
 from bftfs.server.step import Host, Ready
 from bftfs.simulation.network import Kind
 from bftfs.simulation.principals import node_endpoint
+from bftfs.simulation.world import START_US
 from bftfs.wire.codec import encode
-from tests.unit.query_update.harness import START_US, USER, Client, Cluster, counter_id
+from tests.builders import USER
+from tests.unit.query_update.harness import Client, Cluster, counter_id
 from tests.unit.query_update.ledger import Read, Transfer, ledger_types
 from tests.unit.server.verifying import Cluster as Deployed
 

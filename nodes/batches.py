@@ -1,0 +1,223 @@
+"""From requests to replies, in one batch of the store: step, commit, answer.
+
+**Situation.** Making a batch durable costs more than stepping a request. What arrives while a
+commit runs shares the next one.
+
+**Rules.**
+
+1. A reply that depends on a write leaves only after the commit of that write. [design §9] This
+   order is decided here and nowhere else. Replies of requests that were stepped before anything was
+   written do not wait for it.
+2. In each batch every principal that waits has a fair share (`nodes.admission.Turn`); those that
+   had nothing come first in the next.
+3. A batch that cannot be committed has not happened: its requests are stepped again, in a new one.
+   Parked requests, whose peers' supplies are lost with it, are told to ask again.
+
+**Why it is safe.** Servers keep nothing of a step but what they write, so a step may be repeated.
+
+**Tests.** `tests/unit/nodes/test_turns.py`, `tests/integration/test_node.py` (kill -9 at any moment
+loses nothing that was acknowledged; a full disk refuses writers and serves readers).
+
+Concurrency: belongs to the loop's thread.
+"""
+
+from __future__ import annotations
+
+import errno
+import time
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+from bftfs.asking.refusal import Refused
+from bftfs.errors import PeerFault
+from bftfs.limits import MIB
+from bftfs.runtime import clock
+from bftfs.server.dispatcher import Dispatcher, Outgoing
+from bftfs.server.room import Room
+from bftfs.server.step import Sender
+from nodes.admission import UNSENT_BYTES, Turn
+from nodes.connection import Connection
+from nodes.connections import Connections
+from nodes.metrics import Tally
+from nodes.store import Batch, Store
+from nodes.store_errors import StepAgain, StoreFull
+
+BATCH_BYTES = 8 * MIB  # bodies of requests and replies in one batch
+
+_ASK_AGAIN = Refused(errno.EAGAIN, "the node could not store what its peers supplied")
+
+
+class Arrival(msgspec.Struct, gc=False):
+    """A request that was stepped and has its reply in the outbox."""
+
+    connection: Connection
+    sender: Sender
+    number: int
+    message: Any
+    body: bytes | memoryview
+
+
+class Batches:
+    """Serves what has arrived, batch by batch."""
+
+    def __init__(
+        self,
+        *,
+        connections: Connections,
+        decode: Callable[[bytes], Any],
+        dispatcher: Dispatcher,
+        store: Store,
+        room: Room,
+        tally: Tally,
+    ) -> None:
+        self._connections = connections
+        self._decode = decode
+        self._dispatcher = dispatcher
+        self._store = store
+        self._room = room
+        self._tally = tally
+        self._early = 0  # replies in the outbox that need no commit
+
+    def serve(self) -> None:
+        """Step what has arrived, commit, answer."""
+        self._tally.batches += 1
+        self._connections.dismiss()
+        outbox = self._dispatcher.outbox
+        arrivals: list[Arrival] = []
+        resumed = 0  # replies ahead of those to `arrivals`, to requests that were parked
+        first = True
+        while True:
+            try:
+                with self._store.batch() as batch:
+                    if first:
+                        self._dispatcher.resume(batch, clock.now_us())
+                        resumed = len(outbox)
+                        early = self._step_backlogs(batch, arrivals)
+                    else:
+                        early = self._step_again(batch, arrivals)
+                    if batch.writes:
+                        if early:
+                            self._connections.send(outbox[:early])
+                            del outbox[:early]
+                            del arrivals[: early - resumed]
+                            resumed = 0
+                        self._commit(batch)
+                break
+            except StepAgain:
+                pass
+            except StoreFull as full:
+                self._room.disk_is_full(full.reason, self._store.space.figures())
+            outbox[:] = [
+                Outgoing(reply.origin, reply.number, _ASK_AGAIN, b"") for reply in outbox[:resumed]
+            ]
+            first = False
+        self._connections.send(outbox)
+        outbox.clear()
+        self._store.maintain()
+
+    def _step_backlogs(self, batch: Batch, arrivals: list[Arrival]) -> int:
+        """Step what waits, a fair share of each principal.
+
+        The result is how many of the replies in the outbox do not depend on a write.
+        """
+        connections = self._connections
+        waiting, connections.backlogged = connections.backlogged, []
+        accounts = (each.account for each in waiting if each.account is not None)
+        turn = Turn(self._tally.batches, accounts, clock.monotonic_us())
+        now_us = clock.now_us()
+        self._early = 0 if batch.writes else len(self._dispatcher.outbox)
+        served: list[Connection] = []
+        remaining = iter(waiting)
+        for connection in remaining:
+            connection.waiting = False
+            before = len(connection.backlog)
+            try:
+                takes_more = self._step(connection, batch, arrivals, turn, now_us)
+            except PeerFault as fault:
+                connections.offend(connection, fault)
+                takes_more = False
+            except (StepAgain, StoreFull):
+                connections.queue(connection)
+                connections.backlogged += [*remaining, *served]
+                raise
+            if not connection.backlog:
+                connection.backlog_bytes = 0
+            elif takes_more:
+                connection.waiting = True
+                had_some = len(connection.backlog) < before
+                (served if had_some else connections.backlogged).append(connection)
+            if turn.volume > BATCH_BYTES:
+                break
+        connections.backlogged += [*remaining, *served]
+        return self._early
+
+    def _step(
+        self,
+        connection: Connection,
+        batch: Batch,
+        arrivals: list[Arrival],
+        turn: Turn,
+        now_us: int,
+    ) -> bool:
+        """Step what is the connection's turn; False if its peer must take its replies first."""
+        backlog, sender, account = connection.backlog, connection.sender, connection.account
+        handle, outbox = self._dispatcher.handle, self._dispatcher.outbox
+        promised = connection.output.size
+        while backlog and account is not None and turn.goes_on(account):
+            assert sender is not None
+            frame = backlog.popleft()
+            message = self._decode(frame.metadata)
+            self._tally.requests[type(message)] += 1
+            arrivals.append(Arrival(connection, sender, frame.number, message, frame.body))
+            replies = len(outbox)
+            handle(
+                batch,
+                origin=connection,
+                sender=sender,
+                number=frame.number,
+                message=message,
+                body=frame.body,
+                now_us=now_us,
+            )
+            turn.charge(account, clock.monotonic_us())
+            turn.volume += len(frame.body)
+            if len(outbox) == replies:
+                arrivals.pop()  # it is parked, and the dispatcher will resume it
+            else:
+                size = len(outbox[-1].body)
+                turn.volume += size
+                promised += size
+                if not batch.writes:
+                    self._early = replies + 1
+            if turn.volume > BATCH_BYTES or promised > UNSENT_BYTES:
+                break
+        return promised <= UNSENT_BYTES
+
+    def _step_again(self, batch: Batch, arrivals: list[Arrival]) -> int:
+        """Step the requests of a batch that was not committed."""
+        now_us = clock.now_us()
+        outbox = self._dispatcher.outbox
+        again = arrivals[:]
+        arrivals.clear()
+        for arrival in again:
+            replies = len(outbox)
+            self._dispatcher.handle(
+                batch,
+                origin=arrival.connection,
+                sender=arrival.sender,
+                number=arrival.number,
+                message=arrival.message,
+                body=arrival.body,
+                now_us=now_us,
+            )
+            if len(outbox) > replies:
+                arrivals.append(arrival)
+        return 0
+
+    def _commit(self, batch: Batch) -> None:
+        started = time.perf_counter()
+        batch.commit(use_reserve=self._room.full)
+        self._tally.commit_s += time.perf_counter() - started
+        self._tally.commits += 1

@@ -1,0 +1,297 @@
+"""A node's end of its connections: accepts them, takes in requests, sends replies, closes them.
+
+**Situation.** Anybody can connect, and clients of the cluster may be malicious: they send garbage,
+never read their replies, or open as many connections as they can.
+
+**Rules.**
+
+- A connection is read only while none of its requests waits to be stepped, and only while its peer
+  takes its replies. So nobody makes the node queue requests without end.
+- What all connections hold is counted; above `HELD_BYTES` the greediest is closed.
+- Whatever arrives, only the connection that it arrived on is closed for it. A principal whose
+  connections broke the rules too often has to wait (`nodes.admission`); a connection that has not
+  proven who it is is never counted against anybody.
+
+**Tests.** `tests/integration/test_node.py`, and the fuzzer's target `connections`.
+
+Concurrency: belongs to the loop's thread.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import socket
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+
+from bftfs.asking.refusal import Refused
+from bftfs.errors import PeerFault
+from bftfs.limits import CONNECTIONS, SECOND_US
+from bftfs.runtime import clock
+from bftfs.runtime.sockets import RECEIVE_BYTES, adjust
+from bftfs.server.dispatcher import Outgoing
+from bftfs.server.step import Sender
+from bftfs.wire.channel import NONCE_BYTES, ServerChannel
+from bftfs.wire.codec import encode
+from nodes.admission import (
+    CONNECTIONS_PER_PRINCIPAL,
+    GREETING_PATIENCE_US,
+    HELD_BYTES,
+    RECEIVES_PER_TURN,
+    UNAUTHENTICATED_MAX,
+    UNNOTICED_BYTES,
+    UNSENT_BYTES,
+    Admission,
+)
+from nodes.connection import Connection
+from nodes.membership import LiveMembership
+from nodes.metrics import Tally
+
+ACCEPTS_PER_TURN = 64
+MEMBERSHIP_EVERY_US = SECOND_US
+
+_IN = select.EPOLLIN
+_OUT = select.EPOLLOUT
+
+
+class Connections:
+    """All connections that a node has accepted."""
+
+    def __init__(
+        self,
+        *,
+        listener: socket.socket,
+        epoll: select.epoll,
+        new_channel: Callable[[bytes], ServerChannel[Sender]],
+        membership: LiveMembership,
+        tally: Tally,
+    ) -> None:
+        self.by_descriptor: dict[int, Connection] = {}
+        self.backlogged: list[Connection] = []  # those with requests that wait to be stepped
+        self._listener = listener
+        self._epoll = epoll
+        self._new_channel = new_channel
+        self._membership = membership
+        self._membership_us = 0  # when it is looked at again, if there is something to serve
+        self._tally = tally
+        self._admission = Admission()
+        self._scratch = memoryview(bytearray(RECEIVE_BYTES))
+        self._unauthenticated: OrderedDict[Connection, None] = OrderedDict()  # the oldest first
+        self._unflushed: list[Connection] = []
+        self._held_bytes = 0
+        self._accepting = True
+        epoll.register(listener.fileno(), _IN)
+
+    # --- time --------------------------------------------------------------------------------
+
+    def next_deadline_us(self) -> int | None:
+        """When the next connection must have said who it is; None if all have."""
+        if not self._unauthenticated:
+            return None
+        return next(iter(self._unauthenticated)).deadline_us
+
+    def expire(self, now_us: int) -> None:
+        """Close those that have not said in time who they are."""
+        while self._unauthenticated:
+            oldest = next(iter(self._unauthenticated))
+            if oldest.deadline_us > now_us:
+                break
+            self.close(oldest, "said nothing")
+
+    # --- in ----------------------------------------------------------------------------------
+
+    def accept(self) -> None:
+        """Accept those that wait for it."""
+        for _ in range(ACCEPTS_PER_TURN):
+            try:
+                accepted, _ = self._listener.accept()
+            except (BlockingIOError, ConnectionAbortedError):
+                return
+            except OSError:
+                # No descriptor is left: those who wait are accepted when a connection is closed.
+                self._epoll.modify(self._listener.fileno(), 0)
+                self._accepting = False
+                return
+            self._tally.accepted += 1
+            if len(self.by_descriptor) >= CONNECTIONS:
+                accepted.close()
+                self._tally.closed["too many connections"] += 1
+                continue
+            if len(self._unauthenticated) >= UNAUTHENTICATED_MAX:
+                self.close(next(iter(self._unauthenticated)), "too many strangers")
+            adjust(accepted)
+            connection = Connection(
+                accepted,
+                self._new_channel(os.urandom(NONCE_BYTES)),
+                clock.monotonic_us() + GREETING_PATIENCE_US,
+            )
+            self.by_descriptor[accepted.fileno()] = connection
+            self._unauthenticated[connection] = None
+            self._epoll.register(accepted.fileno(), _IN)
+
+    def receive(self, connection: Connection) -> None:
+        """Take in what a connection has sent, unless requests of it wait already."""
+        if connection.backlog:
+            return
+        for _ in range(RECEIVES_PER_TURN):
+            if connection.socket is None:
+                return
+            try:
+                size = connection.socket.recv_into(self._scratch)
+            except BlockingIOError:
+                return
+            except OSError as error:
+                self.close(connection, error.strerror or "lost")
+                return
+            if not size:
+                self.close(connection, "closed by the peer")
+                return
+            self._tally.bytes_received += size
+            if not self._take_in(connection, bytes(self._scratch[:size])):
+                return
+            if size < RECEIVE_BYTES:
+                return
+
+    def _take_in(self, connection: Connection, data: bytes) -> bool:
+        """Queue the requests that `data` completes; False if the connection was closed for it."""
+        channel = connection.channel
+        try:
+            frames = channel.receive(data)
+        except PeerFault as fault:
+            assert connection.socket is not None
+            with contextlib.suppress(OSError):
+                connection.socket.send(channel.pending_output())
+            self.offend(connection, fault)
+            return False
+        if connection.sender is None:
+            self._greet(connection)
+            if connection.socket is None:
+                return False
+        if frames:
+            connection.backlog.extend(frames)
+            connection.backlog_bytes += len(data)
+            self.queue(connection)
+        if channel.buffered > UNNOTICED_BYTES or connection.held_bytes:
+            self._hold(connection)
+        return True
+
+    def _greet(self, connection: Connection) -> None:
+        """The peer may have said who it is: admit it, or not."""
+        sender = connection.channel.claimed
+        if sender is None:
+            return
+        account = self._admission.account(sender)
+        if account.barred(clock.monotonic_us()):
+            self.close(connection, "barred")
+        elif account.connections >= CONNECTIONS_PER_PRINCIPAL:
+            self.close(connection, "too many connections of one principal")
+        else:
+            account.connections += 1
+            connection.sender = sender
+            connection.account = account
+            del self._unauthenticated[connection]
+            connection.output.add([connection.channel.pending_output()])
+            self.write(connection)
+
+    def queue(self, connection: Connection) -> None:
+        """Have the connection's requests stepped when it is its turn."""
+        if not connection.waiting and connection.socket is not None:
+            connection.waiting = True
+            self.backlogged.append(connection)
+
+    # --- out ---------------------------------------------------------------------------------
+
+    def send(self, replies: Sequence[Outgoing]) -> None:
+        """Send replies, those to one connection together."""
+        unflushed = self._unflushed
+        for connection, number, message, body in replies:
+            if connection.socket is None or message is None:
+                continue
+            if type(message) is Refused:
+                self._tally.refused[message.code] += 1
+            connection.output.add(connection.channel.seal_reply(number, encode(message), body))
+            if not connection.queued:
+                connection.queued = True
+                unflushed.append(connection)
+        for connection in unflushed:
+            connection.queued = False
+            if not connection.interest & _OUT:  # otherwise the socket is full, and epoll will tell
+                self.write(connection)
+        unflushed.clear()
+
+    def write(self, connection: Connection) -> None:
+        """Send what the peer takes; serve it further once it has taken enough."""
+        if connection.socket is None:
+            return
+        output = connection.output
+        try:
+            output.write(connection.socket)
+        except OSError as error:
+            self.close(connection, error.strerror or "lost")
+            return
+        takes_replies = output.size <= UNSENT_BYTES
+        interest = (_OUT if output.size else 0) | (_IN if takes_replies else 0)
+        if interest != connection.interest:
+            connection.interest = interest
+            self._epoll.modify(connection.socket.fileno(), interest)
+        if connection.backlog and takes_replies:
+            self.queue(connection)
+        if output.size > UNNOTICED_BYTES or connection.held_bytes:
+            self._hold(connection)
+
+    # --- closing -----------------------------------------------------------------------------
+
+    def reconsider(self) -> None:
+        """Have `dismiss` look at the membership again, however recently it did."""
+        self._membership_us = 0
+
+    def dismiss(self) -> None:
+        """Close the connections of clients that may not connect any more, or with other rights."""
+        now = clock.monotonic_us()
+        if now < self._membership_us:
+            return
+        self._membership_us = now + MEMBERSHIP_EVERY_US
+        self._membership.refresh()
+        for connection in tuple(self.by_descriptor.values()):
+            if connection.sender is not None and not self._membership.admits(connection.sender):
+                self.close(connection, "no longer admitted")
+
+    def offend(self, connection: Connection, fault: PeerFault) -> None:
+        """Close a connection that has broken the rules, and count it against its principal."""
+        # Only if the peer has proven who it is: others can replay a greeting in its name.
+        if connection.account is not None and connection.channel.peer is not None:
+            connection.account.offend(clock.monotonic_us())
+        self.close(connection, type(fault).__name__)
+
+    def close(self, connection: Connection, reason: str) -> None:
+        """Close a connection, unless it is closed already."""
+        if connection.socket is None:
+            return
+        self._tally.closed[reason] += 1
+        del self.by_descriptor[connection.socket.fileno()]
+        self._unauthenticated.pop(connection, None)
+        if connection.account is not None:
+            connection.account.connections -= 1
+        connection.socket.close()
+        connection.socket = None
+        connection.backlog.clear()
+        self._held_bytes -= connection.held_bytes
+        if not self._accepting:
+            self._epoll.modify(self._listener.fileno(), _IN)
+            self._accepting = True
+
+    def close_all(self) -> None:
+        """Close all connections: the node stops."""
+        for connection in tuple(self.by_descriptor.values()):
+            self.close(connection, "node stopped")
+
+    def _hold(self, connection: Connection) -> None:
+        """Count what the connection makes the node keep; close the greediest if it is too much."""
+        held = connection.channel.buffered + connection.backlog_bytes + connection.output.size
+        self._held_bytes += held - connection.held_bytes
+        connection.held_bytes = held
+        if self._held_bytes > HELD_BYTES:
+            greediest = max(self.by_descriptor.values(), key=lambda other: other.held_bytes)
+            self.close(greediest, "held too much")
