@@ -19,14 +19,12 @@ from rich.table import Table
 
 from bftfs.asking.inspection import Witnesses
 from bftfs.cli.command_session import CommandSession, Located, file_kind, session_at, session_of
-from bftfs.conversation import Receive, Send
+from bftfs.cli.health import health_reports
 from bftfs.data_directory import DEFAULT_CLIENT
-from bftfs.envelope import HealthReply, HealthRequest
 from bftfs.errors import UsageError
 from bftfs.filesystem.objects import NoArguments
 from bftfs.filesystem.registry import GET_ATTRIBUTES
 from bftfs.filesystem.time_names import format_time_name
-from bftfs.identifiers import NodeId
 from bftfs.limits import SECOND_US
 from bftfs.query_update import inspection as object_inspection
 from bftfs.query_update.history import ZERO, time_of
@@ -169,23 +167,14 @@ def _steps(session: CommandSession, located: Located) -> Iterator[tuple[str, Any
 
 def _scrubs(session: CommandSession) -> dict[str, str | None]:
     """When each node says that it read and checked everything last."""
-    replies = session.network.perform_many(
-        (_health(NodeId(node)) for node in range(session.description.n)),
-        in_flight=session.description.n,
-    )
+    replies = session.perform(health_reports(session.description))
     scrubbed: dict[str, str | None] = {}
-    for node, reply in enumerate(replies):
+    for member in session.description.members:
+        reply = replies.get(member.node)
         figures = {} if reply is None else {each.name: each.value for each in reply.background}
         since = figures.get(_SCRUBBED)
-        scrubbed[str(node)] = format_time_name(round(since * SECOND_US)) if since else None
+        scrubbed[str(member.node)] = format_time_name(round(since * SECOND_US)) if since else None
     return scrubbed
-
-
-async def _health(node: NodeId) -> HealthReply | None:
-    await Send(node, HealthRequest())
-    delivery = await Receive(_PATIENCE_US)
-    message = None if delivery is None else delivery.message
-    return message if isinstance(message, HealthReply) else None
 
 
 def _object(name: str, report: ObjectReport) -> dict[str, Any]:

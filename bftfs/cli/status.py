@@ -11,17 +11,15 @@ from rich.console import Console
 from rich.table import Table
 
 from bftfs import cluster as description_files
+from bftfs.cli.health import health_reports
 from bftfs.cli.mount import mount_processes
 from bftfs.cli.processes import last_words, running_nodes
 from bftfs.cluster import ClusterDescription
-from bftfs.conversation import Receive, Send
 from bftfs.crypto.keys import read_identity
 from bftfs.data_directory import DEFAULT_CLIENT, DataDirectory, NodeDirectory
-from bftfs.envelope import REPLIES, HealthReply, HealthRequest
-from bftfs.identifiers import NodeId
+from bftfs.envelope import REPLIES
 from bftfs.runtime.blocking import BlockingNetwork
 
-PATIENCE_US = 2_000_000
 _POOL_WORTH_SAYING = 0.85  # of it being taken: the node collects, and soon slows writers
 _NEARLY = 0.8  # of a limit being reached
 _WRITES_REFUSED = "writes are refused"  # with which a node's health says so
@@ -68,12 +66,11 @@ def node_states(
     """Per node: number, address, pid, and its own account of itself if it answers."""
     identity = read_identity(directory.client_key(client))
     with BlockingNetwork(description, identity, decode=REPLIES.decode) as network:
-        replies = network.perform_many(
-            (_ask(member.node) for member in description.members), in_flight=description.n
-        )
+        replies = network.perform(health_reports(description))
     running = running_nodes(directory, description)
     states = []
-    for member, reply in zip(description.members, replies, strict=True):
+    for member in description.members:
+        reply = replies.get(member.node)
         state: dict[str, Any] = {
             "node": member.node,
             "address": member.address,
@@ -207,13 +204,6 @@ def _silence(node: NodeDirectory) -> list[str]:
     """Why a node does not answer: the sentence with which a local one has ended, if it has."""
     words = last_words(node.log, lines=1)
     return ["does not answer", *([words] if words.startswith(_NODES_SENTENCE) else [])]
-
-
-async def _ask(node: NodeId) -> HealthReply | None:
-    await Send(node, HealthRequest())
-    delivery = await Receive(PATIENCE_US)
-    message = None if delivery is None else delivery.message
-    return message if isinstance(message, HealthReply) else None
 
 
 def _work(node: dict[str, Any]) -> list[str]:
