@@ -1,4 +1,4 @@
-"""What a client needs of a cluster: its keys, both protocols, the file system and its history."""
+"""A client of a cluster: its keys, both protocols, the file system and its history."""
 
 from __future__ import annotations
 
@@ -29,21 +29,21 @@ ROOT = Credentials(uid=0, gid=0)
 def credentials_of(
     directory: DataDirectory, options: MountOptions
 ) -> tuple[ClusterDescription, Identity]:
-    """The verified description of the cluster, and who the mount is in it."""
+    """The verified description of the cluster, and the mount's identity in it."""
     description = description_files.load(directory.description)
     key = directory.client_key(options.client)
     if not key.exists():
         names = sorted(path.stem for path in key.parent.glob("*.key"))
         raise UsageError(
             f"{key}: there is no key of a client named {options.client}; "
-            + (f"with client=NAME one can mount as {', '.join(names)}" if names else "")
+            + (f"with client=NAME you can mount as {', '.join(names)}" if names else "")
             + f"; `bftfs cluster add-client --data {directory.path} {options.client}` makes one"
         )
     identity = read_identity(key)
     if description.client(client_id_of(public_key=identity.public_key)) is None:
         raise UsageError(
-            f"{key}: the cluster does not know this key (any more); have its administrator run "
-            f"`bftfs cluster add-client {options.client}`, and get cluster.toml again"
+            f"{key}: the cluster does not know this key (any more); ask its administrator to run "
+            f"`bftfs cluster add-client {options.client}`, and copy the new cluster.toml here"
         )
     return description, identity
 

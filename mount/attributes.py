@@ -1,4 +1,4 @@
-"""An object's attributes as the fields of `struct stat`, in one table."""
+"""An object's attributes as the fields of `struct stat`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ SECTOR_BYTES: Final = 512  # the unit of st_blocks, whatever the file system
 
 
 class StatFields(Protocol):
-    """What is needed of `pyfuse3.EntryAttributes`."""
+    """The fields of `pyfuse3.EntryAttributes` that are set here."""
 
     st_ino: int
     st_mode: int
@@ -30,8 +30,8 @@ class StatFields(Protocol):
 def fill(entry: StatFields, number: int, attributes: Attributes) -> None:
     """Let `entry` describe the object that the kernel knows as `number`.
 
-    `st_blksize` is what C's stdio and Python's files take as the size of their buffers: with that
-    of a block, programs that write little by little write blocks.
+    C's stdio and Python's files take `st_blksize` as the size of their buffers: with the size of a
+    block, programs that write little by little write whole blocks.
     """
     size = attributes.size
     layout = attributes.layout

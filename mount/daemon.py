@@ -1,7 +1,7 @@
-"""Going into the background once there is something to come back to.
+"""Runs the mount process in the background.
 
-The parent stays until the child says how it went: it exits 0 only when the file system is mounted,
-and prints the reason otherwise.
+The parent waits for the child: it exits with 0 once the file system is mounted, and prints the
+reason if that fails.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ _READY = b"\0"
 
 
 def run_in_background(work: Callable[[Callable[[], None]], int], *, output: Path) -> int:
-    """Run `work` in a process of its own session; the exit code of this one.
+    """Run `work` in a process with a session of its own. Gives the exit code for this process.
 
-    `work` is given a function to call when it is ready. What it prints before goes to our standard
-    error, what it prints after to the file `output`.
+    `work` is given a function to call when it is ready. Its output goes to our standard error until
+    then, and to the file `output` afterwards.
     """
     reading, writing = os.pipe()
     child = os.fork()

@@ -1,4 +1,4 @@
-"""Which errno a program sees for each way in which an operation can end without a result."""
+"""The errno that a program sees for each way in which an operation can fail."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from bftfs.errors import (
     VersionUnrecoverable,
 )
 
-# The first class that fits decides; an answer of POSIX or of a node's admission brings its own.
+# The first class that fits decides. None: the exception carries the errno.
 TABLE: tuple[tuple[type[Exception], int | None], ...] = (
     (FileSystemError, None),
     (AdmissionRefused, None),
@@ -31,7 +31,7 @@ TABLE: tuple[tuple[type[Exception], int | None], ...] = (
 
 
 def errno_of(error: Exception) -> int | None:
-    """What the program sees; None if `error` is a fault of ours, which nobody should see."""
+    """The errno for `error`; None if `error` is a bug of this program."""
     for kind, number in TABLE:
         if isinstance(error, kind):
             if number is not None:

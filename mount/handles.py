@@ -1,6 +1,6 @@
-"""Numbers by which the kernel knows open files and directories, and what they stand for.
+"""The handles of open files and directories, by the numbers that the kernel uses.
 
-A file stays usable through its handle after its last name is gone: reads and writes refer to the
+A file stays usable through its handle after its last name is removed: reads and writes refer to the
 handle, not to a name.
 
 Concurrency: one thread; no method awaits.
@@ -18,18 +18,18 @@ Opened = TypeVar("Opened")
 
 
 class Handle(Generic[Opened]):
-    """Something that a process has opened."""
+    """A file or directory that a process has opened."""
 
     __slots__ = ("inode", "opened", "opener")
 
     def __init__(self, opened: Opened, *, inode: int, opener: int) -> None:
         self.opened = opened
         self.inode = inode  # the kernel's number
-        self.opener = opener  # a thread; others may use the handle, too
+        self.opener = opener  # the thread that opened it; others may use the handle, too
 
 
 class Handles(Generic[Opened]):
-    """What is open, by handle number. Numbers are never used again."""
+    """The open handles, by number. Numbers are never used again."""
 
     def __init__(self) -> None:
         self._numbers = count(1)

@@ -1,14 +1,14 @@
-"""`.history` in every directory: not listed, but there.
+"""`.history` in every directory: not listed, but it can be entered.
 
 `.history/TIME/…` is the directory as it was at any time, in ISO form at any precision;
 `.history/SNAPSHOT/…` as a snapshot shows it. A listing of `.history` offers the snapshots and the
-moments at which something in or below the directory changed. Everything there is read-only.
+times at which something in or below the directory changed. Everything there is read-only.
 
-The kernel knows what is there by numbers of their own (`inode_table`), behind which stand longer
-identifiers than an object's: the object's, and the time; or for `.history` itself the directory's
+Objects below `.history` have inode numbers of their own (`inode_table`), and keys that are longer
+than an object id: the object's id and the time. The key of `.history` itself is the directory's id
 and one more byte.
 
-Concurrency: one thread; what is cached is touched between awaits only.
+Concurrency: one thread; caches are touched between awaits only.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ NAME: Final = b".history"
 
 _TIME_BYTES: Final = 8
 _ENTRANCE: Final = b"\0"
-TIMES_LISTED: Final = 256  # that a listing offers
+TIMES_LISTED: Final = 256
 _DIRECTORY_TYPE: Final = stat.S_IFDIR >> 12
 _WRITE_BITS: Final = 0o222
 
@@ -47,13 +47,13 @@ class OpenHistory(NamedTuple):
 
 
 class Entrance:
-    """`.history` of a directory, as a part of a file system."""
+    """The `.history` directories, with those methods of `FileSystem` that fit them."""
 
     def __init__(self, history: History) -> None:
         self._history = history
 
     async def lookup(self, directory: ObjectId, name: bytes, who: Credentials) -> FoundObject:
-        """The directory at the time that `name` says; ENOENT if it says none."""
+        """The directory at the time that `name` stands for; ENOENT if it stands for none."""
         history = self._history
         await history.present.access(directory, _SEARCH, who)
         time_us = parse_time_name(name.decode(errors="replace"))
@@ -71,22 +71,20 @@ class Entrance:
         raise FileSystemError(errno.ENOENT)
 
     async def attributes(self, identifier: ObjectId, who: Credentials) -> Attributes:
-        """Those of the directory, but for what allows changes."""
+        """The attributes of the directory, without write permission."""
         attributes = await self._history.present.attributes(identifier, who)
         return structs.replace(
             attributes, mode=attributes.mode & ~_WRITE_BITS, links=2, flags=0, extended=0
         )
 
     async def entries(self, identifier: ObjectId, who: Credentials) -> OpenHistory:
-        """Snapshots, and moments at which something changed: names that lead somewhere."""
-        moments = await self._history.change_times(identifier, who)
-        listed = [
-            (format_time_name(time_us).encode(), time_us) for time_us in moments[:TIMES_LISTED]
-        ]
+        """The snapshots, and the times at which something changed."""
+        times = await self._history.change_times(identifier, who)
+        listed = [(format_time_name(each).encode(), each) for each in times[:TIMES_LISTED]]
         listed += [
             (snapshot.name, snapshot.time_us)
             for snapshot in await self._history.snapshots(who)
-            if moments and snapshot.time_us >= moments[-1]
+            if times and snapshot.time_us >= times[-1]
         ]
         return OpenHistory(
             identifier,
@@ -98,22 +96,22 @@ class Entrance:
         )
 
     async def read_link(self, identifier: ObjectId, who: Credentials) -> bytes:
-        """It is a directory."""
+        """EINVAL: it is a directory."""
         del identifier, who
         raise FileSystemError(errno.EINVAL)
 
     async def open(self, identifier: ObjectId, flags: int, who: Credentials) -> OpenFile:
-        """It is a directory."""
+        """EISDIR: it is a directory."""
         del identifier, flags, who
         raise FileSystemError(errno.EISDIR)
 
     async def get_extended(self, identifier: ObjectId, name: bytes, who: Credentials) -> bytes:
-        """It has none."""
+        """ENODATA: it has none."""
         del identifier, name, who
         raise FileSystemError(errno.ENODATA)
 
     async def list_extended(self, identifier: ObjectId, who: Credentials) -> tuple[bytes, ...]:
-        """It has none."""
+        """None."""
         del identifier, who
         return ()
 
@@ -122,19 +120,19 @@ _SEARCH: Final = 1  # X_OK
 
 
 def key_of(identifier: ObjectId, time_us: int) -> ObjectId:
-    """What stands for an object at a time, where the mount tells objects apart."""
+    """The key of an object at a time, by which the inode table knows it."""
     return ObjectId(identifier + time_us.to_bytes(_TIME_BYTES, "big"))
 
 
 def entrance_to(directory: ObjectId) -> ObjectId:
-    """What stands for `.history` of a directory."""
+    """The key of a directory's `.history`."""
     return ObjectId(directory + _ENTRANCE)
 
 
 class ObjectInView(NamedTuple):
-    """Where an inode of the kernel's stands: in which file system, as which object.
+    """The object behind an inode of the kernel's, and the file system that shows it.
 
-    What is found in it has identifiers that go on with `suffix`.
+    Keys of objects that are found in it end with `suffix`.
     """
 
     files: FileSystem | Entrance
@@ -143,20 +141,20 @@ class ObjectInView(NamedTuple):
 
 
 class Places:
-    """Finds the place that a longer identifier stands for."""
+    """Finds the objects behind keys below `.history`."""
 
     def __init__(self, history: History) -> None:
         self._history = history
         self._entrance = Entrance(history)
 
     def find(self, key: ObjectId) -> ObjectInView:
-        """The place."""
+        """The object with this key, and the file system that shows it."""
         identifier, suffix = ObjectId(key[:OBJECT_ID_BYTES]), key[OBJECT_ID_BYTES:]
         if suffix == _ENTRANCE:
             return ObjectInView(self._entrance, identifier, b"")
         return ObjectInView(self._history.at(int.from_bytes(suffix, "big")), identifier, suffix)
 
     async def enter(self, directory: ObjectId, who: Credentials) -> FoundObject:
-        """`.history` of a directory."""
+        """The `.history` of a directory."""
         attributes = await self._entrance.attributes(directory, who)
         return FoundObject(entrance_to(directory), attributes)

@@ -1,12 +1,12 @@
-"""Numbers by which the kernel knows inodes, and the objects behind them.
+"""The inode numbers that the kernel uses, and the objects behind them.
 
 An object's number is derived from its id, so that `st_ino` is the same in every mount and after
 every restart, and all names of a hard-linked file share it. Two objects may collide in 63 bits;
-the later one then gets the next free number for as long as both are known. What is in `.history`
-has longer identifiers, and numbers from 2^63 on.
+the later one then gets the next free number for as long as both are known. Objects below `.history`
+have longer identifiers, and numbers from 2^63 on.
 
 Invariants: the root is number 1 and never forgotten. An entry exists exactly while its lookup count
-is positive: the kernel may name its number at any time until it has forgotten all of them.
+is positive: until it is zero, the kernel may use the number at any time.
 
 Concurrency: one thread; no method awaits.
 """
@@ -34,7 +34,7 @@ class KernelInode:
     def __init__(self, identifier: ObjectId, lookups: int) -> None:
         self.identifier = identifier
         self.lookups = lookups
-        self.size = 0  # that the kernel believes in
+        self.size = 0  # as the kernel believes
 
 
 class InodeTable:
@@ -59,7 +59,7 @@ class InodeTable:
             number = _next(number)
 
     def remember(self, identifier: ObjectId) -> int:
-        """The number of an object that the kernel is about to learn of, once more."""
+        """The number of an object in a reply to a lookup, which the kernel counts."""
         number = self.number(identifier)
         known = self._by_number.get(number)
         if known is not None:
@@ -71,18 +71,18 @@ class InodeTable:
         return number
 
     def known(self, number: int) -> KernelInode:
-        """What is known of the object that the kernel means by `number`."""
+        """The entry with this number; ESTALE if there is none."""
         known = self._by_number.get(number)
         if known is None:
             raise FileSystemError(errno.ESTALE, f"inode {number}")
         return known
 
     def identifier(self, number: int) -> ObjectId:
-        """The object that the kernel means by `number`."""
+        """The object with this number."""
         return self.known(number).identifier
 
     def forget(self, number: int, lookups: int) -> ObjectId | None:
-        """The kernel drops some of its lookups; the object, if those were the last."""
+        """The kernel has dropped so many lookups. Gives the object if they were the last."""
         known = self._by_number.get(number)
         if known is None or number == ROOT_NUMBER:
             return None
@@ -98,7 +98,7 @@ class InodeTable:
 
 
 def _own_number(identifier: ObjectId) -> int:
-    """The number of an object that collides with no other; the root's is not given away."""
+    """The number of an object that collides with no other; never the root's."""
     if len(identifier) > OBJECT_ID_BYTES:
         digest = blake2b(identifier, digest_size=8).digest()
         return _FIRST_OF_THE_PAST | int.from_bytes(digest, "big")

@@ -16,12 +16,12 @@ from bftfs.runtime.log_file import log_file
 
 @contextmanager
 def open_log(path: Path, **facts: object) -> Iterator[FilteringBoundLogger]:
-    """A logger to `path` whose every line tells `facts`; libraries' warnings go there, too."""
+    """A logger that writes `facts` into every line of `path`; libraries' warnings go there, too."""
     try:
         file = path.open("ab", buffering=0)
     except OSError as error:
         raise UsageError(
-            f"{path}: cannot be written ({error.strerror}); the mount process needs it for its log",
+            f"{path}: cannot write the mount's log ({error.strerror}); make this file writable",
             exit_code=1,
         ) from None
     with file:
@@ -45,7 +45,7 @@ def open_log(path: Path, **facts: object) -> Iterator[FilteringBoundLogger]:
 
 
 class _Libraries(logging.Handler):
-    """Passes on what pyfuse3 and trio have to say."""
+    """Passes on the warnings of pyfuse3 and trio."""
 
     def __init__(self, log: FilteringBoundLogger) -> None:
         super().__init__(logging.WARNING)

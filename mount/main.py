@@ -43,7 +43,7 @@ def _mount(data: Path, mountpoint: Path, options: MountOptions, *, foreground: b
         print(f"{mountpoint}: removed a mount whose process had died", file=sys.stderr)
 
     def work(ready: Callable[[], None]) -> int:
-        # Imported here: without libfuse there is no pyfuse3, which takes a sentence to say.
+        # Imported here: without libfuse, pyfuse3 cannot be imported, and the user is told why.
         try:
             from mount.serve import serve
         except ImportError as error:
@@ -68,7 +68,7 @@ def _mount(data: Path, mountpoint: Path, options: MountOptions, *, foreground: b
 @click.option("-o", "options", default="", help="Mount options, separated by commas.")
 @click.option("-s", "sloppy", is_flag=True, help="Ignore unknown options.")
 @click.option("-f", "fake", is_flag=True, help="Check everything, but do not mount.")
-@click.option("-v", "verbose", is_flag=True, help="Say what is done.")
+@click.option("-v", "verbose", is_flag=True, help="Print the command that is run.")
 @click.option("-n", "no_table", is_flag=True, help="Ignored: there is no /etc/mtab to write.")
 @click.option("-t", "kind", default="bftfs", help="Ignored: the type of file system.")
 def helper_command(
@@ -114,7 +114,7 @@ def _run(command: click.Command, name: str, arguments: Sequence[str] | None) -> 
 
 
 def _outcome(work: Callable[[], int]) -> int:
-    """The exit code of `work`; a failure is told in one sentence."""
+    """The exit code of `work`; a failure is printed as one sentence."""
     try:
         return work()
     except click.ClickException as mistake:

@@ -1,6 +1,6 @@
-"""The directory to mount on, and what is mounted there: checked before, cleaned up after.
+"""The directory to mount on: checked before mounting, unmounted and cleaned up afterwards.
 
-Whatever stands in the way is told in one sentence that names it and the next step.
+Each obstacle is reported in one sentence that names it and the next step.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Mounted:
 
 
 def mounts() -> list[Mounted]:
-    """What is mounted, in the order of mounting."""
+    """The kernel's table of mounts, in the order of mounting."""
     found = []
     for line in _table().splitlines():
         before, _, after = line.partition(" - ")
@@ -51,38 +51,37 @@ def _table() -> str:
 
 
 def mounted_at(path: Path) -> Mounted | None:
-    """What one sees at `path` if it is a mountpoint."""
+    """The topmost mount at `path`, if it is a mountpoint."""
     return next((mounted for mounted in reversed(mounts()) if mounted.path == path), None)
 
 
 def resolved(path: Path) -> Path:
-    """`path` as the table of mounts has it, without a look at what may be mounted there.
+    """`path` as the table of mounts has it, without a request to the file system mounted there.
 
-    That would be a request to its file system, and might wait for ever.
+    Such a request might wait for ever.
     """
     inside = Path(os.path.realpath(path.absolute().parent)) / path.name
     return inside if mounted_at(inside) is not None else Path(os.path.realpath(inside))
 
 
 def _unescaped(text: str) -> str:
-    """The kernel writes white space and backslashes in octal."""
+    """`text` without the kernel's octal escapes of white space and backslashes."""
     for code, character in (("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")):
         text = text.replace(code, character)
     return text
 
 
 def require_fuse(*, allow_other: bool) -> None:
-    """Refuse with what to install or allow, if this process could not mount."""
+    """Refuse if this process cannot mount, naming what to install or to permit."""
     if not DEVICE.exists():
         raise UsageError(
-            "/dev/fuse is missing: load the kernel's FUSE with `modprobe fuse` "
+            "/dev/fuse is missing: load the kernel's FUSE module with `modprobe fuse` "
             "(in a container, start it with --device /dev/fuse --cap-add SYS_ADMIN)",
             exit_code=1,
         )
     if not os.access(DEVICE, os.R_OK | os.W_OK):
         raise UsageError(
-            "/dev/fuse is not accessible to you: mount as root, or have root run "
-            "`chmod 666 /dev/fuse`",
+            "you may not use /dev/fuse: mount as root, or ask root to run `chmod 666 /dev/fuse`",
             exit_code=1,
         )
     if os.geteuid() == 0:
@@ -109,14 +108,14 @@ def _user_allow_other() -> bool:
 
 
 def prepare(path: Path) -> bool:
-    """Refuse unless one can mount at `path`; whether a dead mount had to be removed from it."""
+    """Refuse unless one can mount at `path`. True if a dead mount had to be removed first."""
     cleaned = False
     mounted = mounted_at(path)
     if mounted is not None and mounted.kind == FILE_SYSTEM_TYPE:
         if not _is_dead(path):
             raise UsageError(
                 f"{path}: {mounted.source} is mounted there already; "
-                f"`umount {path}` first, or choose another directory"
+                f"run `umount {path}` first, or choose another directory"
             )
         detach(path)
         cleaned = True
@@ -127,7 +126,7 @@ def prepare(path: Path) -> bool:
         raise UsageError(f"{path}: no such directory; make it with `mkdir -p {path}`") from None
     except OSError as error:
         dead = error.errno == errno.ENOTCONN
-        step = f"`umount {path}` and try again" if dead else "choose another directory"
+        step = f"run `umount {path}` and try again" if dead else "choose another directory"
         raise UsageError(f"{path}: {error.strerror}; {step}") from None
     if not stat.S_ISDIR(status.st_mode):
         raise UsageError(f"{path}: is not a directory; choose an empty directory to mount on")
@@ -141,7 +140,7 @@ def prepare(path: Path) -> bool:
 
 
 def _is_dead(path: Path) -> bool:
-    """True if the process behind a mount is gone. One that does not answer in time is not."""
+    """True if the process behind a mount is gone; False if it only does not answer in time."""
     outcome: list[int] = []
 
     def ask() -> None:
@@ -157,12 +156,12 @@ def _is_dead(path: Path) -> bool:
 
 
 def unmount(path: Path) -> bool:
-    """Unmount what nobody uses; False if somebody does."""
+    """Unmount; False if programs use the mount."""
     return _unmount(path, lazily=False)
 
 
 def detach(path: Path) -> None:
-    """Take a mount out of the tree, whoever still uses it."""
+    """Take a mount out of the tree, even while programs use it."""
     _unmount(path, lazily=True)
 
 

@@ -1,8 +1,8 @@
-"""What the kernel asks of us, request by request: translate, let the file system answer, translate.
+"""The handlers of the kernel's requests: they translate, and let the file system answer.
 
-`default_permissions` is always on, so the kernel has checked permissions before it asks; the nodes
-check again. What is not here (fallocate, ioctl, lseek for holes, locks between mounts …) pyfuse3
-does not pass on; docs/mount.md says what programs see instead.
+`default_permissions` is always on, so the kernel checks permissions before it asks; the nodes check
+again. pyfuse3 does not pass on other requests (fallocate, ioctl, lseek for holes, locks between
+mounts …); docs/mount.md says what programs see instead.
 
 Concurrency: pyfuse3 runs each request in a task of its own; between two awaits nothing else runs.
 The kernel counts a lookup for every entry that it is given, so counting and the reply must not be
@@ -48,8 +48,8 @@ from mount.requests import Request, Requests
 
 Result = TypeVar("Result")
 
-# The kernel asks for it before every write(2). File capabilities are not stored: a client that was
-# taken over must not be able to hand out privileges on other machines.
+# The kernel asks for it before every write(2). File capabilities are not stored: a compromised
+# client must not be able to grant privileges on other machines.
 FILE_CAPABILITIES: Final = b"security.capability"
 DIRECTORY_PAGE: Final = 64  # entries asked for at a time; the kernel's buffers hold 20 to 700
 NOW_WITHIN_NS: Final = 1_000_000_000
@@ -123,16 +123,14 @@ class Operations(pyfuse3.Operations):
         self.greeted = trio.Event()
 
     def init(self) -> None:
-        """The kernel and libfuse have agreed on how to speak."""
+        """The kernel and libfuse have agreed on the protocol version."""
         self.greeted.set()
 
     def failure(self, request: str, error: Exception) -> FUSEError:
-        """What the program is told; the log gets what only we can understand."""
+        """The error for the program; details go to the log."""
         number = errno_of(error)
         if number is None:
-            self._log.exception(
-                "request failed by a fault of ours", request=request, exc_info=error
-            )
+            self._log.exception("request failed because of a bug", request=request, exc_info=error)
             number = errno.EIO
         elif not isinstance(error, FileSystemError):
             self._log.warning("request failed", request=request, reason=str(error))
@@ -290,8 +288,8 @@ class Operations(pyfuse3.Operations):
             at_present = _at_present(changes)
             if error.code != errno.EPERM or at_present == changes:
                 raise
-            # utimensat(UTIME_NOW) comes as the time of day. The kernel lets only owners set others,
-            # so what the nodes forbid a user who is not the owner must have been "now".
+            # utimensat(UTIME_NOW) comes as the time of day. The kernel lets only owners set other
+            # times, so a time that the nodes refuse to another user must have been UTIME_NOW.
             changing = self._files.change_attributes(identifier, at_present, who)
             attributes = await self._perform("setattr", changing, inode, ctx)
         return self._entry(inode, attributes)
@@ -340,7 +338,7 @@ class Operations(pyfuse3.Operations):
         if flags & os.O_TRUNC:
             self._inodes.known(inode).size = 0
         if not opened.keep_cache:
-            # Pages are dropped by the reply; a size that the kernel still believes in is not.
+            # The reply drops the kernel's pages, but not its old size of the file.
             pyfuse3.invalidate_inode(inode, attr_only=True)
         files = self._files if isinstance(place.files, Entrance) else place.files
         return self._opened(files, opened, inode, ctx, keep_cache=opened.keep_cache)
@@ -373,7 +371,7 @@ class Operations(pyfuse3.Operations):
     def _disown_pages(inode: int) -> None:
         """Have the kernel drop pages that it filled at the wrong place.
 
-        It waits for requests on those pages, which are answered by the thread that runs this.
+        In a thread: the call waits for requests on those pages, which this thread answers.
         """
         Thread(target=pyfuse3.invalidate_inode, args=(inode,), daemon=True).start()
 
@@ -479,12 +477,12 @@ class Operations(pyfuse3.Operations):
         return entry
 
     def _remembered(self, found: FoundObject, suffix: bytes = b"") -> EntryAttributes:
-        """The reply that makes an object known to the kernel, once more."""
+        """A reply that names an object to the kernel, which counts it as a lookup."""
         number = self._inodes.remember(ObjectId(found.identifier + suffix))
         return self._entry(number, found.attributes)
 
     def _place(self, number: int) -> ObjectInView | _Present:
-        """Where the kernel's inode stands: now, or in the past."""
+        """The object behind the kernel's inode, in the present or a past."""
         identifier = self._inodes.identifier(number)
         if number <= LAST_NUMBER:
             return _Present(self._files, identifier)
@@ -492,7 +490,7 @@ class Operations(pyfuse3.Operations):
         return self._places.find(identifier)
 
     def _changeable(self, number: int, name: bytes = b"") -> ObjectId:
-        """The object, if it may be changed: the past may not, nor may the way into it."""
+        """The object, if it may be changed: `.history`, and everything below it, may not."""
         if number > LAST_NUMBER or (name == HISTORY and self._places is not None):
             raise FileSystemError(errno.EROFS)
         return self._inodes.identifier(number)
@@ -500,10 +498,10 @@ class Operations(pyfuse3.Operations):
     def _listed_entry(
         self, number: int, file_type: int, attributes: Attributes | None
     ) -> EntryAttributes:
-        """An entry of a listing. Without attributes it shall give name, number and type alone.
+        """An entry of a listing; without attributes, only name, number and type.
 
-        pyfuse3 knows no listings without attributes, but with a size that no file can have the
-        kernel (from 5.5 on) takes an entry for a name only, and forgets the inode again.
+        pyfuse3 has no listings without attributes. But if an entry has an impossible size, the
+        kernel (5.5 or later) takes only its name, and forgets the inode again.
         """
         if attributes is not None:
             return self._entry(number, attributes)
@@ -530,7 +528,7 @@ class Operations(pyfuse3.Operations):
 
 
 def _at_present(changes: Changes) -> Changes:
-    """`changes` with the times that are those of this moment as NOW."""
+    """`changes`, in which times that are very near to the present are NOW."""
     now = time.time_ns()
     return structs.replace(
         changes,

@@ -1,7 +1,7 @@
-"""What /proc knows of the processes that ask: their groups, and signals that they wait to take.
+"""Facts from /proc about the processes that ask: their groups, and their pending signals.
 
-FUSE tells the user and one group of a caller, and libfuse keeps INTERRUPT requests to itself; so
-both the supplementary groups and the wish to be interrupted have to be read here.
+FUSE gives the user and one group of a caller, and libfuse does not pass INTERRUPT requests on. So
+both the supplementary groups and the wish to be interrupted are read here.
 
 Concurrency: one thread; no method awaits.
 """
@@ -22,8 +22,8 @@ PROC = Path("/proc")
 GROUPS_REMEMBERED: Final = 256  # processes
 GROUPS_VALID_NS: Final = 1_000_000_000  # a process that changes its groups is noticed after this
 
-# Signals by which people end programs. Others have handlers that programs expect system calls on
-# files to outlast.
+# Signals by which people end programs. Programs expect that the handlers of other signals do not
+# interrupt system calls on files.
 _ENDING: Final = sum(
     1 << (number - 1)
     for number in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGKILL, signal.SIGTERM)
@@ -33,13 +33,13 @@ _EXITING: Final = 0x4  # [linux/sched.h] PF_EXITING
 
 
 class Callers:
-    """The credentials of the processes that ask, supplementary groups included."""
+    """The credentials of calling processes, with supplementary groups."""
 
     def __init__(self) -> None:
         self._known: OrderedDict[tuple[int, int, int], tuple[int, Credentials]] = OrderedDict()
 
     def credentials(self, *, pid: int, uid: int, gid: int) -> Credentials:
-        """Of thread `pid`, which acts as `uid` and `gid`; 0 is a thread of another namespace."""
+        """The credentials of thread `pid` (0: of another namespace), with this uid and gid."""
         key = (pid, uid, gid)
         now = time.monotonic_ns()
         known = self._known.get(key)
@@ -62,8 +62,8 @@ def groups_of(pid: int) -> tuple[int, ...]:
 def wants_to_end(pid: int) -> bool:
     """True if the thread would end, or at least run a handler, if its system call returned.
 
-    A thread with a signal to take that nevertheless waits for us does so uninterruptibly. One that
-    exits, and waits for us to close its files, takes no signals any more.
+    A thread that has a pending signal, and waits for us all the same, waits uninterruptibly. A
+    thread that exits, and waits for us to close its files, takes no more signals.
     """
     state, is_exiting = _state(pid)
     if is_exiting:
@@ -77,7 +77,7 @@ def wants_to_end(pid: int) -> bool:
 
 
 def _state(pid: int) -> tuple[str, bool]:
-    """The letter of a thread's state, and whether it exits."""
+    """The letter of a thread's state; True if it exits."""
     for line in _lines(f"{pid}/stat") if pid else ():
         fields = line.rpartition(")")[2].split()
         return fields[0], bool(int(fields[6]) & _EXITING)
@@ -85,7 +85,7 @@ def _state(pid: int) -> tuple[str, bool]:
 
 
 def _session(pid: int) -> str:
-    """The session of a process, which is that of its parent unless one of them began its own."""
+    """The session of a process."""
     for line in _lines(f"{pid}/stat"):
         return line.rpartition(")")[2].split()[3]
     return ""
@@ -109,10 +109,10 @@ def ending() -> tuple[int, ...]:
 def uses(pid: int, inode: int, device: str, *, opener: int) -> bool:
     """True if a process has inode `inode` of `device` ("major:minor") open or mapped.
 
-    What a process closes when it exits is no longer listed. It may have been this if it is of the
-    session of the process that has opened it; and not if it hangs on some other file system.
+    The files of an exiting process are no longer listed; then the process counts as a user if it
+    is of the same session as `opener`.
 
-    Asked of /proc alone: a look at the file itself would be a request to ourselves.
+    Only /proc is read: a look at the file itself would be a request to ourselves.
     """
     descriptors = _numbers(f"{pid}/fdinfo")
     if not descriptors:
@@ -145,14 +145,14 @@ def _status(pid: int) -> dict[str, str]:
 
 
 def _facts(path: str) -> dict[str, str]:
-    """What a file of lines "name: value" says."""
+    """The contents of a file of lines "name: value"."""
     return {
         name: value.strip() for name, _, value in (line.partition(":") for line in _lines(path))
     }
 
 
 def _lines(path: str) -> list[str]:
-    """The lines of a file of /proc; none if what it tells of is gone."""
+    """The lines of a file of /proc; none if the process is gone."""
     try:
         return (PROC / path).read_text(errors="surrogateescape").split("\n")[:-1]
     except OSError:

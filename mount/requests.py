@@ -1,9 +1,9 @@
-"""The requests of the kernel that wait for the cluster: who waits, for what, and since when.
+"""The kernel's requests that wait for the cluster, and a watchdog over them.
 
-The watchdog is the only way out for a process that is blocked on a cluster without a quorum. The
-kernel lets nobody go before we have answered, not even a process that was killed, and what it says
-of interrupts ends in libfuse. So the watchdog looks, for every request that has waited for a while,
-whether its process has a signal to take, and abandons the request if so.
+Only the watchdog can free a process that is blocked on a cluster without a quorum: the kernel lets
+a process wait until we have answered, even if it was killed, and libfuse does not pass interrupts
+on. So the watchdog looks at every request that has waited for a while, and abandons it if its
+process has a pending signal.
 
 Concurrency: one thread. A conversation that ends without waiting costs no turn of the scheduler.
 """
@@ -32,7 +32,7 @@ Result = TypeVar("Result")
 
 
 class Starter(Protocol):
-    """What is needed of `bftfs.runtime.network.Network`."""
+    """The part of `bftfs.runtime.network.Network` that is used here."""
 
     def start(self, conversation: Conversation[Any], outcome: Outcome) -> Running:
         """Run `conversation` without waiting for it; `outcome(result, error)` when it ends."""
@@ -40,17 +40,17 @@ class Starter(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What the kernel asks, and for whom."""
+    """A request of the kernel, and the process that it is for."""
 
     name: str
     inode: int
-    thread: int | None = None  # that asks
-    opener: int | None = None  # of the handle, where the kernel does not tell who asks
-    # Without either it is the kernel itself, and nothing is gained by interrupting.
+    thread: int | None = None  # the thread that asks
+    opener: int | None = None  # that opened the handle, if the kernel does not tell who asks
+    # Without either, it is the kernel itself: interrupting would gain nothing.
 
 
 class WaitingRequest:
-    """A request that waits."""
+    """A request that waits for the cluster."""
 
     __slots__ = ("abandon", "report_at", "reported", "request", "since")
 
@@ -72,13 +72,13 @@ class Requests:
         self._waiting: set[WaitingRequest] = set()
 
     async def perform(self, request: Request, conversation: Conversation[Result]) -> Result:
-        """The result of `conversation`; EINTR if who asks has a signal to take."""
+        """The result of `conversation`; EINTR if the calling process has a pending signal."""
         task: trio.lowlevel.Task | None = None
         ended: list[tuple[Any, BaseException | None]] = []
 
         def end(result: Any, error: BaseException | None) -> None:
             if ended:
-                return  # it was interrupted in the moment in which it ended
+                return  # it was interrupted just when it ended
             ended.append((result, error))
             if task is not None:
                 trio.lowlevel.reschedule(task)
@@ -112,12 +112,12 @@ class Requests:
         return len(self._waiting)
 
     def abandon(self) -> None:
-        """End all requests that wait: nobody will hear the answers."""
+        """End all requests that wait: the mount ends."""
         for pending in tuple(self._waiting):
             pending.abandon(FileSystemError(errno.EINTR, pending.request.name))
 
     async def watch(self) -> None:
-        """Tell of requests that take long, and abandon those whose process shall end."""
+        """Log slow requests, and abandon those whose process wants to end."""
         while True:
             await trio.sleep(LOOK_EVERY_S)
             now = trio.current_time()
@@ -138,13 +138,13 @@ class Requests:
         return (pending for pending in self._waiting if pending.since < moment)
 
     def _shall_end(self, request: Request, ending: tuple[int, ...]) -> bool:
-        """True if who asks wants to end; `ending` are all processes that do."""
+        """True if the calling process wants to end; `ending` are all processes that do."""
         if request.thread is not None:
             return processes.wants_to_end(request.thread)
         if request.opener is None or not ending:
             return False
-        # Who closes a file does not have it open any more, but is mostly who has opened it. If
-        # that thread is gone, it may be anybody.
+        # A process that closes a file does not have it open any more, but mostly it is the one that
+        # opened it. If that thread is gone, it may be any process.
         opener = processes.process_of(request.opener)
         return opener is None or any(
             pid == opener or processes.uses(pid, request.inode, self.device, opener=opener)

@@ -98,7 +98,7 @@ async def _reach(
 
 
 async def _require_root_directory(files: FileSystem, options: MountOptions) -> None:
-    """The first mount of a cluster makes the file system."""
+    """Make the file system, if this is the first mount of the cluster."""
     try:
         await files.attributes(files.root, ROOT)
     except FileSystemError as error:

@@ -1,11 +1,11 @@
 """One mount from start to end: mount, serve, unmount, write everything.
 
-The end comes in one of two ways. Somebody unmounts: the kernel has then written what it held, and
+A mount ends in one of two ways. Somebody unmounts it: the kernel has then written its pages, and
 the loop of pyfuse3 returns. Or the process is told to stop (Ctrl-C, SIGTERM): it unmounts itself,
-or detaches what is still in use. Either way all that was written goes out before the process ends.
+or detaches a mount that is in use. Either way all writes reach the nodes before the process ends.
 
-Concurrency: one thread runs everything, except what may wait for a request to ourselves, which then
-has to be answered here: unmounting, and asking the kernel for the mapped pages that it holds.
+Concurrency: one thread runs everything, except for calls that may wait for a request to ourselves:
+unmounting, and having the kernel write the mapped pages that it holds.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ from mount.operations import Operations
 from mount.options import MountOptions
 from mount.requests import Requests, Starter
 
-# Tasks that may wait for the cluster at once. Without a free one nothing is answered any more, not
-# even from memory; one costs little.
+# Tasks that may wait for the cluster at once. Without a free one no request is answered, not even
+# from memory; a task costs little.
 WORKERS: Final = 512
 WORKERS_IDLE: Final = 8
 READ_AHEAD_KIB: Final = 4096  # eight requests of up to 1 MiB in flight; the kernel's default is 128
@@ -46,7 +46,7 @@ Result = TypeVar("Result")
 
 
 class Performer(Starter, Protocol):
-    """What is needed of `bftfs.runtime.network.Network`."""
+    """The part of `bftfs.runtime.network.Network` that is used here."""
 
     async def perform(self, conversation: Conversation[Result]) -> Result:
         """The result of `conversation`, or the exception that ended it."""
@@ -114,7 +114,7 @@ class Mount:
         self._log.info("mounted", options=sorted(options))
 
     async def _announce(self, ready: Callable[[], None]) -> None:
-        """Once the kernel and we have agreed: tell who waits for it."""
+        """Call `ready` once the kernel has accepted the mount."""
         await self._operations.greeted.wait()
         mounted = mountpoints.mounted_at(self._mountpoint)
         if mounted is not None:
@@ -123,7 +123,7 @@ class Mount:
         ready()
 
     def _raise_read_ahead(self, device: str) -> None:
-        """Only root may; without it readers get what the file system itself reads ahead."""
+        """Raise the kernel's read-ahead. Only root may; others have the file system's own."""
         try:
             Path(f"/sys/class/bdi/{device}/read_ahead_kb").write_text(str(READ_AHEAD_KIB))
         except OSError as error:
@@ -132,7 +132,7 @@ class Mount:
     # --- the middle --------------------------------------------------------------------------
 
     async def _write_back(self) -> None:
-        """What nobody asks to be durable goes out after a few seconds all the same."""
+        """Write unsynced bytes to the nodes after a few seconds."""
         while True:
             await trio.sleep(WRITE_BACK_EVERY_S)
             try:
@@ -152,9 +152,9 @@ class Mount:
                 break
         if await trio.to_thread.run_sync(mountpoints.unmount, self._mountpoint):
             return  # the kernel closes the connection, and the loop ends
-        self._log.warning("in use: detached from the tree, and lost to those that use it")
+        self._log.warning("in use: detached, so that programs that use it get errors")
         with trio.move_on_after(GOODBYE_PATIENCE_S):
-            # It is a request to ourselves, and waits like any other if the cluster does not answer.
+            # A request to ourselves: it waits like any other if the cluster does not answer.
             await trio.to_thread.run_sync(
                 _push_mapped_pages, self._mountpoint, abandon_on_cancel=True
             )
@@ -163,22 +163,22 @@ class Mount:
         pyfuse3.terminate()
 
     def _unmount(self) -> None:
-        """Leave nothing mounted that nobody serves, however the loop has ended."""
+        """Remove the mount, however the loop has ended."""
         mounted = mountpoints.mounted_at(self._mountpoint)
         if mounted is not None and mounted.kind == mountpoints.FILE_SYSTEM_TYPE:
             mountpoints.detach(self._mountpoint)
         pyfuse3.close(unmount=False)
 
     async def _finish(self) -> None:
-        """Write what is left."""
+        """Write what is left in memory."""
         with trio.move_on_after(GOODBYE_PATIENCE_S):
             await self._network.perform(self._files.synchronize_all())
             self._log.info("unmounted")
             return
-        self._log.error("data that was never synced or closed is lost: the cluster does not answer")
+        self._log.error("unsynced data is lost: the cluster does not answer")
         raise UsageError(
             f"{self._mountpoint}: unmounted, but the cluster did not take all data in "
-            f"{GOODBYE_PATIENCE_S:.0f} s; what was neither synced nor closed is lost",
+            f"{GOODBYE_PATIENCE_S:.0f} s; writes that were neither synced nor closed are lost",
             exit_code=1,
         )
 

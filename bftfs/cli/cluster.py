@@ -14,6 +14,7 @@ from rich.table import Table
 
 from bftfs import cluster as description_files
 from bftfs import limits
+from bftfs.cli.options import data_option
 from bftfs.cli.processes import require_writable, running_nodes
 from bftfs.cluster import ClientEntry, ClusterDescription, Durability
 from bftfs.crypto.keys import (
@@ -28,24 +29,17 @@ from bftfs.errors import UsageError
 from bftfs.retention import format_duration, parse_duration
 from bftfs.server.step import Grant
 
-data_option = click.option(
-    "--data",
-    type=click.Path(path_type=Path),
-    required=True,
-    help="The cluster's directory (cluster.toml, keys, nodes).",
-)
-
 # A socket's path may have 107 bytes; a data directory that lies deeper has its sockets elsewhere.
 _SOCKET_PATH_BYTES = 100
 
 
 @click.group()
 def cluster() -> None:
-    """Make a cluster, and say who may use it."""
+    """Make a cluster, and manage its clients."""
 
 
 def smallest_cluster(*, t: int, b: int) -> int:
-    """How many nodes both protocols need for t faults, b of them Byzantine. [Q/U §4.3.3]"""
+    """The number of nodes that both protocols need for t faults, b Byzantine. [Q/U §4.3.3]"""
     return 3 * t + 2 * b + 1
 
 
@@ -69,14 +63,14 @@ def create_cluster(
     clients: Mapping[str, Grant] | None = None,
     window_us: int = limits.DETECTION_WINDOW_US,
 ) -> ClusterDescription:
-    """Make the files of a new cluster; `addresses` None means: all nodes on this machine.
+    """Make the files of a new cluster; without `addresses`, all nodes are on this machine.
 
-    Without a choice of `clients` there is one, for the use of this machine, that may do everything.
+    Without a choice of `clients` there is one, for this machine, with all rights.
     """
     require_writable(directory.path, purpose="the cluster's files")
     if directory.description.exists():
         raise UsageError(
-            f"{directory.path}: a cluster is here already; use it with `bftfs up`, or choose "
+            f"{directory.path}: there is a cluster already; start it with `bftfs up`, or choose "
             "another directory"
         )
     directory.path.chmod(0o700)
@@ -101,7 +95,7 @@ def create_cluster(
 
 
 def _clear_unfinished(directory: DataDirectory) -> None:
-    """Remove keys that an interrupted creation left: the description, made last, names none."""
+    """Remove keys of an interrupted creation: there is no description, which is made last."""
     for key in (directory.administrator_key, directory.volume_key):
         key.unlink(missing_ok=True)
     for key in (
@@ -145,7 +139,7 @@ def _with_new_client(
     "--window",
     default=format_duration(limits.DETECTION_WINDOW_US),
     show_default=True,
-    help="The detection window: nobody can destroy history that is younger.",
+    help="The detection window: versions younger than this are always kept.",
 )
 def init(
     data: Path,
@@ -198,9 +192,9 @@ def init(
     multiple=True,
     help="May act as this uid (repeat; default: any).",
 )
-@click.option("--read-only", is_flag=True, help="May not write.")
+@click.option("--read-only", is_flag=True, help="May only read.")
 def add_client(data: Path, name: str, uids: tuple[int, ...], read_only: bool) -> None:
-    """Give NAME a key and a grant, and sign the description anew."""
+    """Make a key and a grant for client NAME, and sign the new description."""
     directory = DataDirectory.existing(data.absolute())
     description = description_files.load(directory.description)
     administrator = read_identity(directory.administrator_key)
@@ -217,7 +211,7 @@ def add_client(data: Path, name: str, uids: tuple[int, ...], read_only: bool) ->
 @data_option
 @click.argument("name")
 def revoke_client(data: Path, name: str) -> None:
-    """Take NAME's right to connect away, at once."""
+    """Revoke client NAME's right to connect, at once."""
     directory = DataDirectory.existing(data.absolute())
     description = description_files.load(directory.description).without_client(name)
     description_files.store(
@@ -229,7 +223,7 @@ def revoke_client(data: Path, name: str) -> None:
 
 
 def _tell_nodes(directory: DataDirectory, description: ClusterDescription) -> int:
-    """Have the nodes that run here look at the description; how many there are."""
+    """Have the nodes that run here read the description again. Gives their number."""
     running = running_nodes(directory, description)
     for pid in running.values():
         os.kill(pid, signal.SIGHUP)
@@ -239,15 +233,15 @@ def _tell_nodes(directory: DataDirectory, description: ClusterDescription) -> in
 def _remind_of_others(description: ClusterDescription) -> None:
     if not all(member.address.startswith("unix:") for member in description.members):
         click.echo(
-            "Copy cluster.toml and cluster.toml.sig to the nodes on other machines as well: they "
-            "notice at the next request."
+            "Copy cluster.toml and cluster.toml.sig to the nodes on other machines, too: they "
+            "notice the change at the next request."
         )
 
 
 @cluster.command()
 @data_option
 def sign(data: Path) -> None:
-    """Sign cluster.toml after a change by hand."""
+    """Sign cluster.toml after editing it by hand."""
     directory = DataDirectory.existing(data.absolute())
     description = description_files.load_unsigned(directory.description)
     description_files.store(
@@ -259,7 +253,7 @@ def sign(data: Path) -> None:
 @cluster.command()
 @data_option
 def show(data: Path) -> None:
-    """Print who is in the cluster."""
+    """Print the nodes and clients of the cluster."""
     directory = DataDirectory.existing(data.absolute())
     description = description_files.load(directory.description)
     console = Console(highlight=False)

@@ -1,8 +1,8 @@
-"""What the commands about history share: a path in a mount, at a time, as a client sees it.
+"""A command's session with a cluster: finds paths and times, and reads files as of any time.
 
-`PATH@TIME` names what stood at a path at a time, or as a snapshot shows it; `PATH` alone what
-stands there now. The commands ask the nodes themselves, with the key that the mount was made with
-and as the user who runs them, so that permissions of then and of now both count, as in `.history`.
+`PATH@TIME` names the object at a path at a time, or in a snapshot; `PATH` alone the present one.
+The commands ask the nodes themselves, with the key of the mount and as the user who runs them: a
+read must be permitted both then and now, as in `.history`.
 """
 
 from __future__ import annotations
@@ -49,22 +49,22 @@ TEXT_BYTES = 16 << 20  # of a file that is compared line by line
 
 @dataclass(frozen=True, slots=True)
 class Located:
-    """Something in the file system at a time (None: now), and the path that it was asked for by."""
+    """An object at a time (None: now), and the path that was asked for."""
 
     path: Path  # in the mount, as it was given
-    shown: str  # with its time
+    shown: str  # the path with its time
     identifier: ObjectId
     attributes: Attributes
     time_us: int | None
 
     @property
     def node(self) -> Node:
-        """It, without the path."""
+        """The object, without the path."""
         return Node(self.identifier, self.attributes)
 
 
 class CommandSession:
-    """A client's sight of the file system that a path is in."""
+    """A connection to the cluster whose file system a path is in."""
 
     def __init__(
         self,
@@ -76,7 +76,7 @@ class CommandSession:
         files: FileSystem,
         history: History,
     ) -> None:
-        self.client = client  # in whose name the nodes are asked
+        self.client = client  # the client as which nodes are asked
         self.mounted = mounted
         self.directory = directory
         self.description = description
@@ -99,8 +99,8 @@ class CommandSession:
     # --- times and clients -------------------------------------------------------------------
 
     def time(self, text: str) -> int:
-        """The time that `text` says, or the snapshot of that name stands for."""
-        # Times first: what "yesterday" is does not depend on what somebody called a snapshot.
+        """The time that `text` stands for, or the snapshot of that name."""
+        # Times first: a snapshot called "yesterday" does not change the meaning of the word.
         time_us = parse_time(text, now_us=self.now_us)
         if time_us is None:
             named = self.perform(self.history.snapshots(self.who))
@@ -116,14 +116,14 @@ class CommandSession:
         return time_us
 
     def is_time(self, text: str) -> bool:
-        """True if `text` says a time, or the name of a snapshot."""
+        """True if `text` stands for a time, or is the name of a snapshot."""
         if parse_time(text, now_us=self.now_us) is not None:
             return True
         named = self.perform(self.history.snapshots(self.who))
         return any(each.name == os.fsencode(text) for each in named)
 
     def client_name(self, client: ClientId) -> str:
-        """What the cluster calls the client; of one that was revoked, what its key here is called.
+        """The client's name in the cluster; for a revoked one, the name of its key on this machine.
 
         If there is none, the beginning of its id.
         """
@@ -141,7 +141,7 @@ class CommandSession:
     # --- paths -------------------------------------------------------------------------------
 
     def locate(self, given: str) -> Located:
-        """What `PATH` or `PATH@TIME` names."""
+        """The object that `PATH` or `PATH@TIME` names."""
         path_text, at, time_text = given.rpartition("@")
         if not at or not path_text or (parse_time(time_text, now_us=self.now_us) is None
                                        and os.path.lexists(given)):  # fmt: skip
@@ -152,7 +152,7 @@ class CommandSession:
         return self.locate_at(path, time_us)
 
     def locate_at(self, path: Path, time_us: int | None) -> Located:
-        """What stood at a path at a time (None: stands there now)."""
+        """The object at a path at a time (None: now)."""
         shown = str(path) if time_us is None else f"{path}@{format_time_name(time_us)}"
         files = self.at(time_us)
         try:
@@ -188,7 +188,7 @@ class CommandSession:
         return names
 
     def find(self, path: Path) -> tuple[ObjectId, int | None]:
-        """What stands at a path, or stood there last; and, in that case, when it went away."""
+        """The object at a path. If there is none now: the last one, and when it was removed."""
         identifier, gone_us = self.files.root, None
         so_far = self.mounted.path
         for name in self.names(path):
@@ -206,8 +206,8 @@ class CommandSession:
             last = last_removal(self.changes(identifier), encoded)
             if last is None:
                 raise UsageError(
-                    f"{so_far}: nothing was ever called so; `bftfs log {so_far.parent}` shows "
-                    "what was",
+                    f"{so_far}: nothing ever had this name; `bftfs log {so_far.parent}` lists the "
+                    "names that were there",
                     exit_code=1,
                 )
             identifier, removed_us = last
@@ -217,7 +217,7 @@ class CommandSession:
     # --- contents ----------------------------------------------------------------------------
 
     def changes(self, identifier: ObjectId, *, since_us: int = 0) -> list[Change]:
-        """What was done to an object, the latest first."""
+        """The versions of an object, the latest first."""
         try:
             return self.perform(self.sight.changes(identifier, since_us=since_us))
         except FileSystemError as refusal:
@@ -237,11 +237,11 @@ class CommandSession:
         return self.perform(self.sight.contents(identifier, time_us))
 
     def link_target(self, identifier: ObjectId, time_us: int | None) -> bytes:
-        """Where a symlink leads."""
+        """The target of a symlink."""
         return self.perform(self.sight.link_target(identifier, time_us))
 
     def text(self, node: Node, time_us: int | None) -> str | None:
-        """A file's contents as text; None if it is no text, or too large to be compared by line."""
+        """A file's contents as text; None if it is no text, or too large to compare by line."""
         attributes = node.attributes
         if stat.S_ISLNK(attributes.mode):
             return f"symlink to {shown(self.link_target(node.identifier, time_us))}\n"
@@ -254,17 +254,17 @@ class CommandSession:
             return None
 
     def tree(self, located: Located) -> dict[str, Node]:
-        """All that is below a directory, by relative path; and itself, by the empty one."""
+        """All objects below a directory, by relative path; the directory has the empty path."""
         return self.perform(self.sight.tree(located.node, located.time_us))
 
 
 def absolute(text: str) -> Path:
-    """The absolute path of what `text` names, without following what it ends with."""
+    """The absolute path for `text`; a symlink at its end is not followed."""
     return Path(os.path.abspath(text))
 
 
 def last_removal(changes: list[Change], name: bytes) -> tuple[ObjectId, int] | None:
-    """What `name` in a directory stood for last, and when that ended."""
+    """The last object that `name` in a directory stood for, and when that ended."""
     gone_us = None
     for change in changes:
         for changed, entry in change.entries:
@@ -299,7 +299,7 @@ def session_at(given: str) -> Iterator[CommandSession]:
 
 @contextmanager
 def session_of(data: Path, *, client: str) -> Iterator[CommandSession]:
-    """A session with the cluster in a data directory: paths begin at the root of its files."""
+    """A session with the cluster in a data directory: paths begin at its root directory."""
     directory = DataDirectory.existing(data.absolute())
     whole = Mounted(Path("/"), "", FILE_SYSTEM_TYPE, str(directory.path))
     with _session(whole, directory, client) as session:
@@ -312,7 +312,9 @@ def _session(mounted: Mounted, directory: DataDirectory, name: str) -> Iterator[
     try:
         description, identity = credentials_of(directory, options)
     except PermissionError as error:
-        raise UsageError(f"{error.filename}: cannot be read: it takes the mount's key") from None
+        raise UsageError(
+            f"{error.filename}: you may not read the mount's key; run this as its owner or as root"
+        ) from None
     with BlockingNetwork(description, identity, decode=REPLIES.decode) as network:
         files, history = file_system(directory, description, identity, options)
         client = client_id_of(public_key=identity.public_key)
@@ -334,13 +336,13 @@ def _mount_of(path: Path) -> Mounted | None:
 def _why_not(shown: str, code: int) -> str:
     match code:
         case errno.ENOENT | errno.ESTALE:
-            return f"{shown}: there is (or was) no such file; `bftfs log` shows when there was"
+            return f"{shown}: no such file (at that time); `bftfs log` shows when there was one"
         case _:
             return f"{shown}: {os.strerror(code)}"
 
 
 def file_kind(attributes: Attributes) -> str:
-    """What an object is, in a word."""
+    """The kind of an object, in a word."""
     return {
         stat.S_IFREG: "file",
         stat.S_IFDIR: "directory",

@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from bftfs.cli.command_session import CommandSession, Located, file_kind, session_at
+from bftfs.cli.options import json_option
 from bftfs.errors import UsageError
 from bftfs.filesystem.attributes import Attributes
 from bftfs.filesystem.time_names import format_time_name
@@ -33,7 +34,7 @@ class Difference:
 @click.argument("old", metavar="PATH@TIME")
 @click.argument("new", required=False, metavar="[PATH@TIME]")
 @click.option("--brief", "-q", is_flag=True, help="Print the paths that differ, not how.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@json_option
 def diff(old: str, new: str | None, brief: bool, as_json: bool) -> int:
     """Show what changed between two times as a unified diff, of a file or a whole tree.
 

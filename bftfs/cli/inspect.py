@@ -1,7 +1,8 @@
-"""`bftfs inspect`: what stands behind a path, and how many more faults it survives.
+"""`bftfs inspect`: the objects and blocks of a path, and how many more faults they survive.
 
-All nodes are asked. What counts is what this client has checked: fragments against the version that
-they belong to, and whether nodes answer alike. What is only a node's word is called its claim.
+All nodes are asked. The results count what this client has checked itself: fragments against their
+version, and answers of nodes against each other. Facts that rest on one node's word only are called
+claims.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from rich.table import Table
 from bftfs.asking.inspection import Witnesses
 from bftfs.cli.command_session import CommandSession, Located, file_kind, session_at, session_of
 from bftfs.cli.health import health_reports
+from bftfs.cli.options import json_option
 from bftfs.data_directory import DEFAULT_CLIENT
 from bftfs.errors import UsageError
 from bftfs.filesystem.objects import NoArguments
@@ -54,17 +56,17 @@ _MARKS = {
     "--data",
     type=click.Path(path_type=Path),
     default=None,
-    help="The cluster's files: then PATH begins at the root of what is mounted, and no mount is "
-    "needed.",
+    help="The cluster's files: no mount is needed, and PATH begins at the root of its file system.",
 )
-@click.option("--client", default=DEFAULT_CLIENT, show_default=True, help="With --data: whose key.")
-@click.option("--blocks", default=None, metavar="FIRST-LAST", help="Of a large file: only these.")
-@click.option("--json", "as_json", is_flag=True, help="For programs.")
+@click.option(
+    "--client", default=DEFAULT_CLIENT, show_default=True, help="With --data: as this client."
+)
+@click.option("--blocks", default=None, metavar="FIRST-LAST", help="Inspect these blocks only.")
+@json_option
 def inspect(path: str, data: Path | None, client: str, blocks: str | None, as_json: bool) -> int:
-    """What stands behind PATH: its objects and blocks, where, and how many faults they survive.
+    """Show the objects and blocks of PATH, their nodes, and how many faults they survive.
 
-    What programs have written and not closed or synced is not seen. Exit code 1 if something cannot
-    be read now.
+    Writes that were not closed or synced are not seen. Exit code 1 if something cannot be read now.
     """
     opened = session_at(path) if data is None else session_of(data, client=client)
     with opened as session:
@@ -84,7 +86,7 @@ def _range(text: str | None) -> tuple[int, int] | None:
         return None
     first, _, last = text.partition("-")
     if not first.isdecimal() or (last and not last.isdecimal()):
-        raise UsageError(f"--blocks {text}: write the numbers of blocks, as 0-99 or 7")
+        raise UsageError(f"--blocks {text}: give numbers of blocks, such as 0-99 or 7")
     return int(first), int(last or first)
 
 
@@ -94,7 +96,7 @@ def _range(text: str | None) -> tuple[int, int] | None:
 def _inspected(
     session: CommandSession, given: str, chosen: tuple[int, int] | None
 ) -> dict[str, Any]:
-    """The report, as programs get it."""
+    """The report, as `--json` prints it."""
     located = session.locate(given)
     if located.time_us is not None:
         raise UsageError(f"{given}: inspect shows what is stored now; leave out the time")
@@ -166,7 +168,7 @@ def _steps(session: CommandSession, located: Located) -> Iterator[tuple[str, Any
 
 
 def _scrubs(session: CommandSession) -> dict[str, str | None]:
-    """When each node says that it read and checked everything last."""
+    """The time of each node's last complete scrub, as it claims."""
     replies = session.perform(health_reports(session.description))
     scrubbed: dict[str, str | None] = {}
     for member in session.description.members:
@@ -245,15 +247,15 @@ def _print(report: dict[str, Any]) -> None:
     console.print(f"{report['path']}: {report['kind']}, {report['size']} bytes")
     nodes = [f"node {node}" for node in range(report["n"])]
     console.print(_objects_table(report, nodes))
-    console.print("survives: so many more nodes may fail, and it can still be used")
+    console.print("survives: the number of further nodes that may fail without harm")
     if report["blocks"]:
         console.print(_blocks_table(report, nodes))
         console.print(
-            f"A block is read from any {report['needed']} of {report['fragments']} fragments; in "
-            "the table, the fragment of each node. Fragments marked ok have been checked by this "
-            f"client at {_shown(report['inspected'])}; v: the node claims to have verified it. "
-            f"Verified since: by then {report['b'] + 1} nodes had, by their word, and no more than "
-            f"{report['b']} can lie."
+            f"A block is read from any {report['needed']} of {report['fragments']} fragments; the "
+            "table has the fragment of each node. ok: checked by this client at "
+            f"{_shown(report['inspected'])}; v: the node claims to have verified it. Verified "
+            f"since: by then {report['b'] + 1} nodes had verified it, as they claim, and no more "
+            f"than {report['b']} of them lie."
         )
     shown, count = len(report["blocks"]), report["blocks_in_all"]
     if shown < count:
@@ -313,7 +315,7 @@ def _survives(more: int) -> str:
 
 
 def _passed_over(report: dict[str, Any]) -> Iterator[str]:
-    """Later versions that readers do not take."""
+    """Later versions that readers pass over, with the reason."""
     for row in report["blocks"]:
         for each in row["passed_over"]:
             what = "is poisonous" if each["poisonous"] else f"is at {each['hosts']} nodes only"
@@ -324,7 +326,7 @@ def _passed_over(report: dict[str, Any]) -> Iterator[str]:
 
 
 def _reasons(report: dict[str, Any]) -> Iterator[str]:
-    """Why something is degraded, each reason once, and where it holds."""
+    """The reasons for degradation, each once, with the objects and blocks concerned."""
     where: dict[str, list[str]] = {}
     for row in report["objects"]:
         for reason in row["reasons"]:
@@ -333,7 +335,7 @@ def _reasons(report: dict[str, Any]) -> Iterator[str]:
         for reason in row["reasons"]:
             where.setdefault(reason, []).append(f"block {row['number']}")
     if not where:
-        yield "nothing is degraded: every node has its part"
+        yield "nothing is degraded: every node has all of its objects and fragments"
     for reason, places in where.items():
         some = ", ".join(places[:4]) + (f" and {len(places) - 4} more" if len(places) > 4 else "")
         yield f"degraded: {reason} ({some})"

@@ -15,6 +15,7 @@ from rich.console import Console
 from bftfs import cluster as description_files
 from bftfs.cli.cluster import create_cluster, smallest_cluster
 from bftfs.cli.mount import await_end_of_mounts, mount_cluster, mounts_of, unmount_path
+from bftfs.cli.options import data_option
 from bftfs.cli.processes import (
     NODE_MODULE,
     last_words,
@@ -31,23 +32,23 @@ START_PATIENCE_S = 30.0
 
 
 @click.command()
-@click.option("--data", type=click.Path(path_type=Path), required=True, help="The cluster's files.")
+@data_option
 @click.option(
     "--mount",
     "mountpoint",
     type=Path,  # click.Path would stat it, which waits for a cluster that is not started yet
-    help="Where to mount it (made if missing).",
+    help="Mount it here (made if missing).",
 )
 @click.option("--nodes", type=click.IntRange(1), default=None, help="Default: 3t + 2b + 1.")
+@click.option("--b", "byzantine", type=click.IntRange(0), default=None, help="Byzantine nodes. [1]")
 @click.option(
-    "--b", "byzantine", type=click.IntRange(0), default=None, help="Byzantine faults. [1]"
+    "--t", "faulty", type=click.IntRange(0), default=None, help="Faulty nodes in all. [b]"
 )
-@click.option("--t", "faulty", type=click.IntRange(0), default=None, help="Faults in all. [b]")
 @click.option(
     "--durability",
     type=click.Choice([kind.value for kind in Durability]),
     default=None,
-    help="Of a new cluster: sync (default) or interval.",
+    help="For a new cluster. [sync]",
 )
 @click.option("-o", "options", default="", help="Mount options, as of `bftfs mount`.")
 def up(
@@ -61,7 +62,7 @@ def up(
 ) -> None:
     """Start a local cluster (made if there is none) and mount it.
 
-    Doing it twice is harmless: what runs goes on, what does not is started.
+    Repeating it is harmless: nodes that run are left alone, others are started.
     """
     console = Console(highlight=False, soft_wrap=True)
     directory = DataDirectory(data.absolute())
@@ -93,7 +94,7 @@ def up(
     except FileNotFoundError:
         require_writable(mountpoint, purpose="the mount")
     except OSError:
-        pass  # a mount whose process was killed, which mounting clears away
+        pass  # a mount whose process was killed; mounting removes it
     if mount_cluster(directory, mountpoint, options=options):
         console.print(f"Mounted at {mountpoint}")
     else:
@@ -118,13 +119,13 @@ def _refuse_other_sizes(
     ):
         if asked is not None and asked != there:
             raise UsageError(
-                f"the cluster that is here has {name}={there}, not {asked}; leave --{name} out, or "
-                "make another cluster with another --data"
+                f"this cluster has {name}={there}, not {asked}; leave --{name} out, or make "
+                "another cluster with another --data"
             )
 
 
 def start_nodes(directory: DataDirectory, description: ClusterDescription) -> int:
-    """Start the nodes that do not run, and wait until all of them listen; how many were started."""
+    """Start the nodes that do not run, and wait until all listen. Gives how many were started."""
     processes: dict[int, subprocess.Popen[bytes]] = {}
     running = running_nodes(directory, description)
     for member in description.members:
@@ -171,7 +172,7 @@ def _listens(address: str) -> bool:
 
 
 @click.command()
-@click.option("--data", type=click.Path(path_type=Path), required=True, help="The cluster's files.")
+@data_option
 @click.option("--destroy", is_flag=True, help="Delete all of its data and keys afterwards.")
 def down(data: Path, destroy: bool) -> None:
     """Unmount a local cluster and stop its nodes. The data stays."""

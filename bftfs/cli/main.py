@@ -16,27 +16,27 @@ import click
 import bftfs
 from bftfs.errors import BftfsError, UsageError
 
-# Command -> the module below `bftfs.cli` that defines it, and what it is for.
+# Command -> the module below `bftfs.cli` that defines it, and its purpose.
 _COMMANDS = {
     "up": ("local", "Start a local cluster (made if there is none) and mount it."),
     "down": ("local", "Unmount a local cluster and stop its nodes. The data stays."),
-    "status": ("status", "How the nodes are."),
-    "heal": ("upkeep", "Nodes get back what they lack: hurry them, or spare them."),
-    "scrub": ("upkeep", "Nodes read and check what they store."),
-    "inspect": ("inspect", "What stands behind a path, and how many more faults it survives."),
+    "status": ("status", "Show the state of the nodes, and what limits the cluster."),
+    "heal": ("upkeep", "Control how nodes fetch objects and blocks that they lack."),
+    "scrub": ("upkeep", "Control how nodes read and check all that they store."),
+    "inspect": ("inspect", "Show the objects and blocks of a path, and the faults they survive."),
     "mount": ("mount", "Mount a cluster whose nodes are running."),
-    "unmount": ("mount", "Unmount, with dirty data written."),
-    "log": ("versions", "Every version of a file or directory."),
+    "unmount": ("mount", "Unmount, after writing all data to the nodes."),
+    "log": ("versions", "List the versions of a file or directory."),
     "cat": ("versions", "Print a file as it was at a time."),
-    "diff": ("diff", "What changed between two times."),
-    "annotate": ("versions", "Which version brought each line of a file."),
+    "diff": ("diff", "Show what changed between two times."),
+    "annotate": ("versions", "Show the version that each line of a file comes from."),
     "restore": ("restore", "Bring back a file or tree as it was at a time."),
-    "undelete": ("restore", "Bring back what was removed."),
-    "snapshot": ("snapshot", "Names for times."),
-    "retention": ("retention", "What is kept of the past behind the detection window."),
+    "undelete": ("restore", "Bring back a file or tree that was removed."),
+    "snapshot": ("snapshot", "Give times names."),
+    "retention": ("retention", "Choose which old versions are kept."),
     "audit": ("undo", "What a client has changed, and what others built on it."),
     "undo": ("undo", "Take back what a client has changed."),
-    "cluster": ("cluster", "Make a cluster, and say who may use it."),
+    "cluster": ("cluster", "Make a cluster, and manage its clients."),
     "node": ("node", "Storage nodes: one process, one directory each."),
     "simulate": ("simulate", "Run the protocols in a simulated world full of faults."),
 }
@@ -46,7 +46,7 @@ class Commands(click.Group):
     """The commands, imported as they are used."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """All names, in the order in which one needs them."""
+        """All names, in the order in which users need them."""
         return list(_COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import click
 
+from bftfs.cli.options import data_option
 from bftfs.cli.times import parse_time
 from bftfs.data_directory import DataDirectory
 from bftfs.errors import UsageError
@@ -30,16 +31,16 @@ class MountProcess(NamedTuple):
 
 
 @click.command()
-@click.option("--data", type=click.Path(path_type=Path), required=True, help="The cluster's files.")
+@data_option
 @click.argument("mountpoint", type=Path)
 @click.option("-o", "options", default="", help="Mount options, separated by commas.")
 @click.option("--foreground", "-f", is_flag=True, help="Stay in the foreground.")
-@click.option("--at", default=None, help="A time or a snapshot: as it was then.")
+@click.option("--at", default=None, help="Mount the files as of this time or snapshot, read-only.")
 def mount(data: Path, mountpoint: Path, options: str, foreground: bool, at: str | None) -> None:
     """Mount a cluster whose nodes are running.
 
-    Options are close-to-open (the default) or strict, ro, hard (the default) or soft, allow_other,
-    client=NAME, and those that mount(8) knows.
+    Options: close-to-open (the default) or strict, ro, hard (the default) or soft, allow_other,
+    client=NAME, and those of mount(8).
     """
     directory = DataDirectory.existing(data.absolute())
     mountpoint = mountpoint.absolute()
@@ -59,13 +60,13 @@ def mount(data: Path, mountpoint: Path, options: str, foreground: bool, at: str 
 @click.command()
 @click.argument("mountpoint", type=Path)
 def unmount(mountpoint: Path) -> None:
-    """Unmount, with dirty data written. (`umount` and `fusermount3 -u` do as well.)"""
+    """Unmount, after writing all data to the nodes, as `umount` and `fusermount3 -u` do."""
     mountpoint = mountpoint.absolute()
     for mounted in mounts():
         if mounted.kind == FILE_SYSTEM_TYPE and mounted.path == mountpoint:
             unmount_path(DataDirectory(Path(mounted.source)), mountpoint)
             return
-    raise UsageError(f"{mountpoint}: no bftfs is mounted there; /proc/mounts lists what is")
+    raise UsageError(f"{mountpoint}: no bftfs is mounted there; /proc/mounts lists all mounts")
 
 
 def _command(directory: DataDirectory, mountpoint: Path, options: str) -> list[str]:

@@ -64,7 +64,7 @@ def start_detached(module: str, arguments: list[str], *, log: Path) -> subproces
 
 
 def stop(pid: int, *, module: str, directory: Path, patience_s: float = 20.0) -> bool:
-    """Ask the process to stop and wait for it; whether it is gone."""
+    """Ask the process to stop and wait for it. False if it does not stop in time."""
     if not is_running(pid, module=module, directory=directory):
         return True
     os.kill(pid, signal.SIGTERM)

@@ -1,8 +1,9 @@
-"""`bftfs restore` and `bftfs undelete`: bring back what was.
+"""`bftfs restore` and `bftfs undelete`: bring back files and trees as they were.
 
-What was is read from the nodes, and written through the mount, as any program writes: with the
-permissions of who runs the command, and as new versions. So a restore is history itself, and undone
-by restoring the time before it. A file that is there is written in place: its history goes on.
+Old contents are read from the nodes, and written through the mount as by any program: with the
+permissions of the user who runs the command, and as new versions. So a restore is part of the
+history, and is undone by restoring the time before it. Existing files are written in place, so that
+they keep their history.
 """
 
 from __future__ import annotations
@@ -27,17 +28,19 @@ from bftfs.restoration.sight import Reading
 @click.command()
 @click.argument("path", metavar="PATH@TIME")
 @click.option("--to", "target", type=Path, default=None, help="Write it here instead of in place.")
-@click.option("--delete", is_flag=True, help="Of a tree: also remove what was not there then.")
+@click.option("--delete", is_flag=True, help="In a tree: remove objects that did not exist then.")
 def restore(path: str, target: Path | None, delete: bool) -> None:
     """Bring back a file or tree as it was at a time, or as a snapshot shows it.
 
-    What has been made in a tree since stays, unless --delete is given. Restoring is a change like
-    any other: it can be looked at and undone in the same way.
+    Objects that were made in a tree since then stay, unless --delete is given. Restoring makes new
+    versions like any other change, and can be undone in the same way.
     """
     with session_at(path) as session:
         located = session.locate(path)
         if located.time_us is None:
-            raise UsageError(f"{path}: say which time, as in {path}@yesterday; see `bftfs log`")
+            raise UsageError(
+                f"{path}: give a time, as in {path}@yesterday; `bftfs log` shows the versions"
+            )
         destination = located.path if target is None else target.absolute()
         before = format_time_name(int(time.time() * 1e6))
         counts = restore_tree(session, located, destination, delete=delete)
@@ -50,9 +53,9 @@ def restore(path: str, target: Path | None, delete: bool) -> None:
 @click.command()
 @click.argument("path", metavar="PATH")
 @click.option("--to", "target", type=Path, default=None, help="Write it here instead of in place.")
-@click.option("--list", "listing", is_flag=True, help="List what was removed from directory PATH.")
+@click.option("--list", "listing", is_flag=True, help="List objects removed from directory PATH.")
 def undelete(path: str, target: Path | None, listing: bool) -> None:
-    """Bring back the file or tree that stood at PATH last, as it was when it was removed."""
+    """Bring back the last file or tree at PATH, as it was when it was removed."""
     with session_at(path) as session:
         if listing:
             _list_removed(session, absolute(path))
@@ -60,7 +63,9 @@ def undelete(path: str, target: Path | None, listing: bool) -> None:
         full = absolute(path)
         _, gone_us = session.find(full)
         if gone_us is None:
-            raise UsageError(f"{path}: it is there; `bftfs restore PATH@TIME` goes back in time")
+            raise UsageError(
+                f"{path}: exists; use `bftfs restore {path}@TIME` to bring back an older version"
+            )
         located = _last_seen(session, full, gone_us)
         destination = full if target is None else target.absolute()
         counts = restore_tree(session, located, destination, delete=False)
@@ -70,11 +75,11 @@ def undelete(path: str, target: Path | None, listing: bool) -> None:
 
 
 def _last_seen(session: CommandSession, path: Path, gone_us: int) -> Located:
-    """What stood at a path just before it was removed.
+    """The object at a path just before it was removed.
 
-    A tree is removed from the leaves up, one name at a time. What is brought back is the tree as it
-    was before its removal began: before the removals in it that led up to its own without a pause
-    of more than `_PAUSE_US`.
+    A tree is removed from the leaves up, one name at a time. It is brought back as it was before
+    its removal began: before the removals in it that preceded its own without a pause of more than
+    `_PAUSE_US`.
     """
     located = session.locate_at(path, gone_us - 1)
     if not located.attributes.is_directory:
@@ -129,7 +134,7 @@ def _list_removed(session: CommandSession, path: Path) -> None:
 def restore_tree(
     session: CommandSession, located: Located, target: Path, *, delete: bool
 ) -> Counts:
-    """Make what is at `target` what was `located`."""
+    """Make `target` equal to `located`."""
     restoring = Restoring(session.sight, PathTarget(target), located.time_us)
     try:
         session.perform(restoring.restore(located.node, delete=delete))
@@ -154,7 +159,7 @@ class PathTarget:
         return self._path / path if path else self._path
 
     async def status(self, path: str) -> Status | None:
-        """What is there."""
+        """The status of the object there, if there is one."""
         try:
             found = self._at(path).lstat()
         except FileNotFoundError:
@@ -169,11 +174,11 @@ class PathTarget:
         )
 
     async def names(self, path: str) -> list[str]:
-        """What is in a directory."""
+        """The names in a directory."""
         return os.listdir(self._at(path))
 
     async def remove(self, path: str) -> None:
-        """Remove it, with all that is in it."""
+        """Remove an object; a directory with all that is in it."""
         full = self._at(path)
         if full.is_dir() and not full.is_symlink():
             shutil.rmtree(full)
@@ -193,15 +198,15 @@ class PathTarget:
         os.symlink(leads_to, os.fsencode(self._at(path)))
 
     async def leads_to(self, path: str) -> bytes:
-        """Where a symlink leads."""
+        """The target of a symlink."""
         return os.readlink(os.fsencode(self._at(path)))
 
     async def link(self, first: str, path: str) -> None:
-        """Give it another name."""
+        """Give an object another name."""
         os.link(self._at(first), self._at(path))
 
     async def holds(self, path: str, reading: Reading) -> bool:
-        """True if the file holds what is read."""
+        """True if the file has the contents that are read."""
         with self._at(path).open("rb") as file:
             while piece := await reading.next():
                 if file.read(len(piece)) != piece:
@@ -209,7 +214,7 @@ class PathTarget:
         return True
 
     async def write(self, path: str, reading: Reading) -> None:
-        """Write what is read to the file."""
+        """Write the contents that are read to the file."""
         flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW
         with os.fdopen(os.open(self._at(path), flags, 0o600), "wb") as file:
             while piece := await reading.next():
@@ -217,19 +222,19 @@ class PathTarget:
             file.truncate()
 
     async def change_owner(self, path: str, uid: int, gid: int) -> bool:
-        """Give it to somebody, if that is permitted."""
+        """Set the owner, if that is permitted."""
         return _if_permitted(partial(os.chown, self._at(path), uid, gid, follow_symlinks=False))
 
     async def change_mode(self, path: str, mode: int) -> None:
-        """Set its permission bits."""
+        """Set the permission bits."""
         self._at(path).chmod(mode)
 
     async def change_times(self, path: str, *, atime_ns: int, mtime_ns: int) -> None:
-        """Set its times."""
+        """Set the times."""
         os.utime(self._at(path), ns=(atime_ns, mtime_ns), follow_symlinks=False)
 
     async def extended(self, path: str) -> dict[bytes, bytes]:
-        """Its extended attributes."""
+        """The extended attributes of an object."""
         full = self._at(path)
         return {os.fsencode(name): os.getxattr(full, name) for name in os.listxattr(full)}
 
@@ -241,7 +246,7 @@ class PathTarget:
 
 
 def _if_permitted(action: Callable[[], None]) -> bool:
-    """Do it, if one may; whether it was done."""
+    """Perform the action; False if it is not permitted."""
     try:
         action()
     except PermissionError:

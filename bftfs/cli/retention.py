@@ -1,4 +1,4 @@
-"""`bftfs retention`: what is kept of the past behind the detection window."""
+"""`bftfs retention`: which versions are kept once they are older than the detection window."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from functools import partial
 import click
 
 from bftfs.cli.command_session import CommandSession, path_argument, session_at
+from bftfs.cli.options import json_option
 from bftfs.conversation import Together
 from bftfs.errors import FileSystemError, UsageError
 from bftfs.identifiers import ObjectId
@@ -20,12 +21,12 @@ _TOGETHER = 16
 
 @click.group()
 def retention() -> None:
-    """What is kept of the past. Whatever is younger than the detection window always is."""
+    """Choose which old versions are kept. Versions within the detection window always are."""
 
 
 @retention.command()
 @path_argument
-@click.option("--json", "as_json", is_flag=True, help="For programs.")
+@json_option
 def show(path: str, as_json: bool) -> None:
     """The policy of a file or directory."""
     with session_at(path) as session:
@@ -36,20 +37,20 @@ def show(path: str, as_json: bool) -> None:
         click.echo(json.dumps({"path": located.shown, "policy": str(policy), "window": window}))
         return
     click.echo(f"{located.shown}: {policy}")
-    click.echo(f"the detection window is {window}: what is younger stays in any case")
+    click.echo(f"the detection window is {window}: younger versions are always kept")
 
 
 @retention.command(name="set")
 @path_argument
 @click.argument("policy")
-@click.option("--only", is_flag=True, help="Not what is in it already.")
+@click.option("--only", is_flag=True, help="Leave objects that are already in PATH alone.")
 def set_(path: str, policy: str, only: bool) -> None:
-    """Give PATH, all that is in it and what will be made in it another POLICY.
+    """Set the POLICY of PATH, of all objects in it, and of those that will be made in it.
 
-    A policy is made of all, hourly, daily and weekly, each with an age up to which it holds, or
-    none: `all 30d, hourly 60d, daily 1y, weekly`. `none` (or 0) keeps nothing but the detection
-    window. Without a policy everything is kept until a node is short of room. It counts once the
-    detection window has passed.
+    A policy is a list of all, hourly, daily and weekly, each with the age up to which it holds, or
+    without one: `all 30d, hourly 60d, daily 1y, weekly`. `none` (or 0) keeps only the detection
+    window. Without a policy, all versions are kept until a node's history pool is full. A change
+    takes effect once the detection window has passed.
     """
     chosen = parse_policy(policy)
     with session_at(path) as session:
@@ -66,15 +67,18 @@ def set_(path: str, policy: str, only: bool) -> None:
     click.echo(f"{located.shown}: {chosen} ({done} objects)")
     if chosen.longest_us is not None and chosen.longest_us < window_us:
         click.echo(
-            f"the detection window is {format_duration(window_us)}, and nobody can ask for less: "
-            "everything younger than that stays"
+            f"the detection window is {format_duration(window_us)}: younger versions are kept "
+            "whatever the policy says"
         )
     if refused:
-        raise UsageError(f"{refused} objects are not yours, and stay as they were", exit_code=1)
+        raise UsageError(
+            f"{refused} objects are not yours and keep their policy; run this as their owner",
+            exit_code=1,
+        )
 
 
 def _apply(session: CommandSession, objects: list[ObjectId], policy: Policy) -> int:
-    """Give all of `objects` the policy; how many of them refuse."""
+    """Set the policy of all `objects`. Gives the number of refusals."""
     refused = 0
 
     async def give(identifier: ObjectId) -> bool:

@@ -51,13 +51,13 @@ DEFAULT_OPERATIONS = 200
     show_default=True,
     help="Operations of correct clients per seed.",
 )
-@click.option("--kind", type=click.Choice(KINDS), help="What they do. [default: drawn by the seed]")
+@click.option("--kind", type=click.Choice(KINDS), help="The workload. [default: drawn by the seed]")
 @click.option(
     "--parallel",
     type=click.IntRange(1, 64),
     default=1,
     show_default=True,
-    help="Seeds at a time, each on a processor of its own.",
+    help="Seeds to run at the same time, each in a process of its own.",
 )
 @click.option("--until-stopped", is_flag=True, help="Go on until Ctrl-C.")
 @click.option(
@@ -72,7 +72,7 @@ DEFAULT_OPERATIONS = 200
     type=click.Path(path_type=Path, file_okay=False),
     default=Path("failed-seeds"),
     show_default=True,
-    help="Where to keep the configurations of seeds that failed.",
+    help="Save the configurations of failed seeds in this directory.",
 )
 @click.option(
     "--shrink",
@@ -80,7 +80,7 @@ DEFAULT_OPERATIONS = 200
     type=click.IntRange(min=0),
     default=MOST_RUNS,
     show_default=True,
-    help="How many runs to spend on making a failing configuration smaller.",
+    help="Runs to spend on making a failing configuration smaller.",
 )
 @click.option(
     "--record",
@@ -103,7 +103,7 @@ DEFAULT_OPERATIONS = 200
     "--twins",
     "rounds",
     type=click.IntRange(1, 4),
-    help="Instead: all schedules of so many rounds in which a node or a client has a twin.",
+    help="Instead: try all schedules of this many rounds in which a node or a client has a twin.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per seed.")
 def simulate(

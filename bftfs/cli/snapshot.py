@@ -11,6 +11,7 @@ import click
 
 from bftfs.cli.command_session import CommandSession, session_at
 from bftfs.cli.diff import diff
+from bftfs.cli.options import json_option
 from bftfs.cli.times import parse_time
 from bftfs.errors import FileSystemError, UsageError
 from bftfs.filesystem.time_names import format_time_name
@@ -18,15 +19,15 @@ from bftfs.filesystem.time_names import format_time_name
 
 @click.group()
 def snapshot() -> None:
-    """Names for times: nothing is copied, and .history/NAME shows what was then."""
+    """Give times names: nothing is copied, and .history/NAME shows the files of that time."""
 
 
 @snapshot.command()
 @click.argument("mountpoint", metavar="MOUNT")
 @click.argument("name")
-@click.option("--at", default=None, help="Name a time of the past; by default this moment.")
+@click.option("--at", default=None, help="A time in the past. [default: now]")
 def create(mountpoint: str, name: str, at: str | None) -> None:
-    """Give a time a name. What is closed or synced by then belongs to it."""
+    """Give a time a name. The snapshot has all writes that were closed or synced by then."""
     with session_at(mountpoint) as session:
         if not name or "/" in name or parse_time(name, now_us=session.now_us) is not None:
             raise UsageError(_why_not(name, errno.EINVAL))
@@ -44,19 +45,19 @@ def create(mountpoint: str, name: str, at: str | None) -> None:
 
 
 def _push(session: CommandSession) -> None:
-    """Have the mount save what its programs have written."""
+    """Have the mount save all writes of its programs."""
     descriptor = os.open(session.mounted.path, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)
     except OSError:
-        pass  # what is not closed or synced is not promised to be part of it
+        pass  # a snapshot promises to have closed and synced writes only
     finally:
         os.close(descriptor)
 
 
 @snapshot.command(name="list")
 @click.argument("mountpoint", metavar="[MOUNT]", default=".")
-@click.option("--json", "as_json", is_flag=True, help="For programs.")
+@json_option
 def list_(mountpoint: str, as_json: bool) -> None:
     """All snapshots, the oldest first."""
     with session_at(mountpoint) as session:
@@ -81,7 +82,7 @@ def list_(mountpoint: str, as_json: bool) -> None:
 @click.argument("mountpoint", metavar="MOUNT")
 @click.argument("name")
 def delete(mountpoint: str, name: str) -> None:
-    """Take a name away. The history that it showed stays as long as it is kept."""
+    """Delete a snapshot's name. The versions that it showed are kept as retention says."""
     with session_at(mountpoint) as session:
         try:
             session.perform(session.history.delete_snapshot(os.fsencode(name), session.who))
@@ -93,10 +94,10 @@ def delete(mountpoint: str, name: str) -> None:
 @click.argument("path", metavar="PATH")
 @click.argument("old")
 @click.argument("new", required=False)
-@click.option("--brief", "-q", is_flag=True, help="Only which paths differ, not how.")
+@click.option("--brief", "-q", is_flag=True, help="Print the paths that differ, not how.")
 @click.pass_context
 def diff_(context: click.Context, path: str, old: str, new: str | None, brief: bool) -> int:
-    """What changed below PATH between two snapshots, or from one until now."""
+    """Show what changed below PATH between two snapshots, or from one until now."""
     arguments = {"old": f"{Path(path)}@{old}", "brief": brief, "as_json": False}
     code: int = context.invoke(diff, new=None if new is None else f"@{new}", **arguments)
     return code
@@ -105,17 +106,17 @@ def diff_(context: click.Context, path: str, old: str, new: str | None, brief: b
 def _why_not(name: str, code: int) -> str:
     match code:
         case errno.EEXIST:
-            return f"{name}: there is a snapshot of that name; delete it, or choose another one"
+            return f"{name}: there is a snapshot of that name; delete it, or choose another name"
         case errno.ENOENT:
             return f"{name}: there is no such snapshot; `bftfs snapshot list` shows all"
         case errno.EINVAL:
             return (
                 f"{name!r}: not a name for a snapshot: it is empty, looks like a time, begins with "
-                "a dot, or has a slash"
+                "a dot, or has a slash; choose another name"
             )
         case errno.EPERM:
-            return f"{name}: only its author, or root, may delete it"
+            return f"{name}: only its author or root may delete it; run this as one of them"
         case errno.EDQUOT:
-            return f"{name}: there are too many snapshots; delete some that nobody needs"
+            return f"{name}: there are too many snapshots; delete some first"
         case _:
             return f"{name}: {os.strerror(code)}"

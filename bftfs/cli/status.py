@@ -1,4 +1,4 @@
-"""`bftfs status`: what every node says of itself, and where the cluster is mounted."""
+"""`bftfs status`: the nodes' reports on themselves, and the mounts on this machine."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from rich.table import Table
 from bftfs import cluster as description_files
 from bftfs.cli.health import health_reports
 from bftfs.cli.mount import mount_processes
+from bftfs.cli.options import data_option, json_option
 from bftfs.cli.processes import last_words, running_nodes
 from bftfs.cluster import ClusterDescription
 from bftfs.crypto.keys import read_identity
@@ -20,18 +21,18 @@ from bftfs.data_directory import DEFAULT_CLIENT, DataDirectory, NodeDirectory
 from bftfs.envelope import REPLIES
 from bftfs.runtime.blocking import BlockingNetwork
 
-_POOL_WORTH_SAYING = 0.85  # of it being taken: the node collects, and soon slows writers
-_NEARLY = 0.8  # of a limit being reached
-_WRITES_REFUSED = "writes are refused"  # with which a node's health says so
-_NODES_SENTENCE = "node: "  # with which `python -m nodes` says why it ends
+_POOL_WORTH_SAYING = 0.85  # the share from which on a node collects, and soon slows writers
+_NEARLY = 0.8  # the share of a limit that is worth a warning
+_WRITES_REFUSED = "writes are refused"  # the beginning of that reason in a node's health
+_NODES_SENTENCE = "node: "  # the beginning of the last message of `python -m nodes`
 
 
 @click.command()
-@click.option("--data", type=click.Path(path_type=Path), required=True, help="The cluster's files.")
-@click.option("--client", default=DEFAULT_CLIENT, show_default=True, help="Ask with this key.")
-@click.option("--json", "as_json", is_flag=True, help="For programs.")
+@data_option
+@click.option("--client", default=DEFAULT_CLIENT, show_default=True, help="Ask as this client.")
+@json_option
 def status(data: Path, client: str, as_json: bool) -> int:
-    """How the nodes are. Exit code 1 if more nodes are down than the cluster tolerates."""
+    """Show the state of the nodes. Exit code 1 if more are down than the cluster tolerates."""
     directory = DataDirectory.existing(data.absolute())
     description = description_files.load(directory.description)
     nodes = node_states(directory, description, client=client)
@@ -63,7 +64,7 @@ def status(data: Path, client: str, as_json: bool) -> int:
 def node_states(
     directory: DataDirectory, description: ClusterDescription, *, client: str
 ) -> list[dict[str, Any]]:
-    """Per node: number, address, pid, and its own account of itself if it answers."""
+    """Per node: number, address, pid, and its report on itself, if it answers."""
     identity = read_identity(directory.client_key(client))
     with BlockingNetwork(description, identity, decode=REPLIES.decode) as network:
         replies = network.perform(health_reports(description))
@@ -98,9 +99,9 @@ def node_states(
 
 
 def quorums(description: ClusterDescription, nodes: list[dict[str, Any]]) -> dict[str, Any]:
-    """How many nodes each protocol needs, how many there are, and how many more may fail.
+    """The nodes that each protocol needs, those that are whole, and how many more may fail.
 
-    A node that rebuilds a lost store is up, and counts as failed.
+    A node that is rebuilding a lost store is up, but counts as failed.
     """
     whole = sum(1 for node in nodes if node["up"] and not _figure(node, "bftfs_recovering"))
     objects, blocks = description.query_update, description.read_write
@@ -122,7 +123,7 @@ def quorums(description: ClusterDescription, nodes: list[dict[str, Any]]) -> dic
 
 
 def degraded(nodes: list[dict[str, Any]]) -> dict[str, Any]:
-    """What nodes lack, as far as their last comparison with the others has shown."""
+    """The objects and blocks that nodes lack, as of their last comparison with the others."""
     found: dict[str, Any] = {
         what: sum(_whole(node, f"bftfs_heal_{what}_lacking") for node in nodes)
         for what in ("objects", "blocks")
@@ -136,7 +137,7 @@ def degraded(nodes: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def unverified(nodes: list[dict[str, Any]]) -> dict[str, int]:
-    """The backlogs: what is accepted and not verified, or not known to be finished, yet."""
+    """The largest backlogs: block versions not verified, and objects with incomplete updates."""
     return {
         "block_versions": max(
             (_whole(node, "bftfs_possible_versions") for node in nodes), default=0
@@ -146,7 +147,7 @@ def unverified(nodes: list[dict[str, Any]]) -> dict[str, int]:
 
 
 def pool(nodes: list[dict[str, Any]]) -> dict[str, Any]:
-    """How full the nodes' room for versions is: the share of each, and the fullest."""
+    """The share of each node's history pool that is taken, and the largest."""
     shares = {str(node["node"]): _share(node) for node in nodes if node["up"]}
     return {"shares": shares, "fullest": max(shares.values(), default=0.0)}
 
@@ -160,7 +161,7 @@ def _share(node: dict[str, Any]) -> float:
 
 
 def writers(nodes: list[dict[str, Any]]) -> list[str]:
-    """What keeps writers from writing as fast as they might, or at all; the worst first."""
+    """The reasons why writers are slow or refused, the worst first."""
     said = []
     for node in nodes:
         said += [
@@ -188,7 +189,7 @@ def writers(nodes: list[dict[str, Any]]) -> list[str]:
 
 
 def _figure(node: dict[str, Any], name: str) -> float:
-    """One of the figures that a node tells of itself; 0 if it does not."""
+    """A figure in a node's report; 0 if it is not there."""
     value: float = node.get("background", {}).get(name, 0.0)
     return value
 
@@ -201,13 +202,13 @@ def _whole(node: dict[str, Any], name: str) -> int:
 
 
 def _silence(node: NodeDirectory) -> list[str]:
-    """Why a node does not answer: the sentence with which a local one has ended, if it has."""
+    """Reasons for a node that does not answer: for a local one, its last message."""
     words = last_words(node.log, lines=1)
     return ["does not answer", *([words] if words.startswith(_NODES_SENTENCE) else [])]
 
 
 def _work(node: dict[str, Any]) -> list[str]:
-    """What the node is busy with in the background, for people."""
+    """The background work of a node, for people."""
     figures = node.get("background", {})
     said = []
     for what in ("objects", "blocks"):

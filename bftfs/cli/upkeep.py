@@ -19,6 +19,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 
 from bftfs import cluster as description_files
+from bftfs.cli.options import data_option, json_option
 from bftfs.data_directory import DataDirectory
 from bftfs.errors import UsageError
 from bftfs.limits import KIB, MIB
@@ -42,13 +43,9 @@ class _Rate(click.ParamType):  # type: ignore[type-arg]
         return round(float(found[1]) * _UNITS[found[2].lower()])
 
 
-_data = click.option(
-    "--data", type=click.Path(path_type=Path), required=True, help="The cluster's files."
-)
-_node = click.option("--node", type=int, help="Of this node only; else of all on this machine.")
-_json = click.option("--json", "as_json", is_flag=True, help="For programs.")
+_node = click.option("--node", type=int, help="This node only. [default: all on this machine]")
 
-Report = dict[int, WorkStatus | str]  # by node; a sentence, if it cannot be steered
+Report = dict[int, WorkStatus | str]  # by node; a sentence, if it does not obey
 
 
 def _group(work: str, purpose: str, does: str) -> click.Group:
@@ -63,7 +60,7 @@ def _group(work: str, purpose: str, does: str) -> click.Group:
     ) -> Callable[[Callable[..., int]], click.Command]:
         def made(function: Callable[..., int]) -> click.Command:
             option: Any
-            for option in reversed((_data, _node, _json, *options)):
+            for option in reversed((data_option, _node, json_option, *options)):
                 function = option(function)
             named = click.command(verb, help=text)(function)
             group.add_command(named)
@@ -73,47 +70,41 @@ def _group(work: str, purpose: str, does: str) -> click.Group:
 
     @command(
         "start",
-        f"{does} now; go on, if it is paused.",
-        click.option("--wait", is_flag=True, help="Until it is done, with progress."),
+        f"{does} now; resumes paused work.",
+        click.option("--wait", is_flag=True, help="Wait until it is done, and show the progress."),
     )
     def start(data: Path, node: int | None, *, as_json: bool, wait: bool) -> int:
-        directory = DataDirectory.existing(data.absolute())
-        report = _steer_all(directory, node, Command(work, "start"))
+        report = _control_all(data, node, Command(work, "start"))
         if wait:
-            report = _watch(directory, node, work, quiet=as_json, since=report)
+            report = _watch(data, node, work, quiet=as_json, since=report)
         return _tell(report, as_json=as_json)
 
-    @command("pause", "Stop, until it is resumed or started; also if the node is restarted.")
+    @command("pause", "Pause until resumed or started, also across restarts of a node.")
     def pause(data: Path, node: int | None, *, as_json: bool) -> int:
-        directory = DataDirectory.existing(data.absolute())
-        return _tell(_steer_all(directory, node, Command(work, "pause")), as_json=as_json)
+        return _tell(_control_all(data, node, Command(work, "pause")), as_json=as_json)
 
-    @command("resume", "Go on where it was paused.")
+    @command("resume", "Continue where the work was paused.")
     def resume(data: Path, node: int | None, *, as_json: bool) -> int:
-        directory = DataDirectory.existing(data.absolute())
-        return _tell(_steer_all(directory, node, Command(work, "resume")), as_json=as_json)
+        return _tell(_control_all(data, node, Command(work, "resume")), as_json=as_json)
 
     @command(
         "throttle",
-        "Handle no more than RATE bytes per second at each node, from now on (512k, 8MiB).",
+        "Limit the work to RATE bytes per second at each node, from now on (512k, 8MiB).",
         click.argument("rate", type=_Rate()),
     )
     def throttle(data: Path, node: int | None, *, as_json: bool, rate: int) -> int:
-        directory = DataDirectory.existing(data.absolute())
-        report = _steer_all(directory, node, Command(work, "throttle", rate))
-        return _tell(report, as_json=as_json)
+        return _tell(_control_all(data, node, Command(work, "throttle", rate)), as_json=as_json)
 
     @command(
         "status",
-        "How far it is, how fast, and how long it will take.",
+        "Show the progress, the pace, and the remaining time.",
         click.option("--watch", is_flag=True, help="Show the progress until it is done."),
     )
     def status(data: Path, node: int | None, *, as_json: bool, watch: bool) -> int:
-        directory = DataDirectory.existing(data.absolute())
         if watch:
-            report = _watch(directory, node, work, quiet=as_json, since=None)
+            report = _watch(data, node, work, quiet=as_json, since=None)
         else:
-            report = _steer_all(directory, node, Command(work, "status"))
+            report = _control_all(data, node, Command(work, "status"))
         return _tell(report, as_json=as_json)
 
     return group
@@ -121,12 +112,12 @@ def _group(work: str, purpose: str, does: str) -> click.Group:
 
 heal = _group(
     "heal",
-    "Nodes get back what they lack. They do so by themselves; this is to hurry, or to spare them.",
+    "Control how nodes fetch what they lack. They do it by themselves; hurry or slow them here.",
     "Compare everything with the other nodes",
 )
 scrub = _group(
     "scrub",
-    "Nodes read and check what they store, and heal what is damaged; by themselves, once a week.",
+    "Control how nodes read, check and repair all that they store. They do it once a week.",
     "Read and check everything",
 )
 
@@ -134,8 +125,9 @@ scrub = _group(
 # --- asking the nodes -------------------------------------------------------------------------
 
 
-def _steer_all(directory: DataDirectory, node: int | None, command: Command) -> Report:
-    """What each node says. A UsageError if none of them is here."""
+def _control_all(data: Path, node: int | None, command: Command) -> Report:
+    """The answer of each node. A UsageError if none of them is on this machine."""
+    directory = DataDirectory.existing(data.absolute())
     report: Report = {}
     for number in _numbers(directory, node):
         try:
@@ -146,7 +138,7 @@ def _steer_all(directory: DataDirectory, node: int | None, command: Command) -> 
 
 
 def _numbers(directory: DataDirectory, node: int | None) -> list[int]:
-    """The nodes that are meant."""
+    """The numbers of the chosen nodes on this machine."""
     description = description_files.load(directory.description)
     if node is not None and not 0 <= node < description.n:
         raise UsageError(f"there is no node {node}: the cluster has nodes 0 to {description.n - 1}")
@@ -161,12 +153,10 @@ def _numbers(directory: DataDirectory, node: int | None) -> list[int]:
     return here
 
 
-def _watch(
-    directory: DataDirectory, node: int | None, work: str, *, quiet: bool, since: Report | None
-) -> Report:
-    """Show how the work goes on until no node is at it; what they say then.
+def _watch(data: Path, node: int | None, work: str, *, quiet: bool, since: Report | None) -> Report:
+    """Show the progress until no node is at work. Gives their last answers.
 
-    Nodes that stand as `since` says have yet to begin.
+    Nodes whose answer is still that in `since` have not begun yet.
     """
     console = Console(stderr=True, quiet=quiet)
     columns = (
@@ -178,7 +168,7 @@ def _watch(
     with Progress(*columns, console=console) as shown:
         tasks: dict[int, TaskID] = {}
         while True:
-            report = _steer_all(directory, node, Command(work, "status"))
+            report = _control_all(data, node, Command(work, "status"))
             report |= {at: said for at, said in (since or {}).items() if isinstance(said, str)}
             for number, said in report.items():
                 if number not in tasks:
@@ -207,7 +197,7 @@ def _goes_on(said: WorkStatus | str, since: WorkStatus | str | None) -> bool:
 
 
 def _tell(report: Report, *, as_json: bool) -> int:
-    """Print the report; exit code 1 if a node could not be steered."""
+    """Print the report; exit code 1 if a node did not obey."""
     silent = {number: said for number, said in report.items() if isinstance(said, str)}
     if as_json:
         told = [

@@ -13,6 +13,7 @@ from typing import Any
 import click
 
 from bftfs.cli.command_session import CommandSession, Located, absolute, session_at
+from bftfs.cli.options import json_option
 from bftfs.errors import FileSystemError, UsageError
 from bftfs.filesystem import object_types
 from bftfs.filesystem.file_history import Change
@@ -90,21 +91,21 @@ def said(change: Change) -> str:
 
 @click.command()
 @click.argument("path", metavar="PATH")
-@click.option("--since", default=None, help="Leave out what is older.")
-@click.option("--count", "-n", type=click.IntRange(1), default=None, help="At most so many.")
+@click.option("--since", default=None, help="Leave out older versions.")
+@click.option("--count", "-n", type=click.IntRange(1), default=None, help="At most this many.")
 @click.option("--all", "everything", is_flag=True, help="Also accesses and rearrangements.")
-@click.option("--json", "as_json", is_flag=True, help="For programs.")
+@json_option
 def log(path: str, since: str | None, count: int | None, everything: bool, as_json: bool) -> None:
-    """Every version of a file or directory: when, by which client, what, and how large.
+    """List the versions of a file or directory: time, client, size and operation.
 
-    Renames do not interrupt it; of a path that is gone, what stood there last is shown.
+    The list goes on across renames. If nothing is at PATH now, it is that of the last object there.
     """
     with session_at(path) as session:
         plain, at, time_text = path.rpartition("@")
         if at and not os.path.lexists(path) and session.is_time(time_text):
             raise UsageError(
-                f"{path}: all versions are listed, not those of a time; ask for {plain}, and leave "
-                "out what is older with --since"
+                f"{path}: all versions are listed, not those of a time; name {plain}, and leave "
+                "out older versions with --since"
             )
         identifier, gone_us = session.find(absolute(path))
         since_us = 0 if since is None else session.time(since)
@@ -118,9 +119,7 @@ def log(path: str, since: str | None, count: int | None, everything: bool, as_js
         click.echo(json.dumps(rows, indent=2))
         return
     if gone_us is not None:
-        click.echo(
-            f"{path}: removed; `bftfs undelete {path}` brings it back as it was last", err=True
-        )
+        click.echo(f"{path}: was removed; `bftfs undelete {path}` brings it back", err=True)
     for row in rows:
         size = "" if row["size"] is None else str(row["size"])
         click.echo(
@@ -175,10 +174,10 @@ def _readable(session: CommandSession, located: Located) -> Iterator[bytes]:
 @click.command()
 @click.argument("path", metavar="PATH[@TIME]")
 @click.option("--count", "-n", type=click.IntRange(1), default=200, show_default=True,
-              help="How many versions to look back.")  # fmt: skip
-@click.option("--json", "as_json", is_flag=True, help="For programs.")
+              help="Versions to look back.")  # fmt: skip
+@json_option
 def annotate(path: str, count: int, as_json: bool) -> None:
-    """Say of each line of a text file which version brought it, and which client made that."""
+    """Show, for each line of a text file, the version that it comes from, and its client."""
     with session_at(path) as session:
         located = session.locate(path)
         _require_file(located)
@@ -188,7 +187,7 @@ def annotate(path: str, count: int, as_json: bool) -> None:
             for change in session.changes(located.identifier)
             if change.operation.method in _CONTENT_METHODS and change.time_us <= until_us
         ][:count]
-        # A program that rewrites a file makes it empty first: those versions bring nothing.
+        # A program that rewrites a file makes it empty first: those versions have no lines.
         versions = versions[:1] + [each for each in versions[1:] if _size(each)]
         lines: list[str] = []
         authors: list[Change] = []
@@ -225,7 +224,7 @@ def _size(change: Change) -> int:
 def _attributed(
     authors: list[Change], old: list[str], new: list[str], change: Change
 ) -> tuple[list[Change], list[str]]:
-    """Who brought each of the `new` lines: whoever did of the old ones, or else `change`."""
+    """The version of each of the `new` lines: that of the same old line, or `change`."""
     attributed: list[Change] = []
     matcher = difflib.SequenceMatcher(a=old, b=new, autojunk=False)
     for tag, first, _, start, stop in matcher.get_opcodes():

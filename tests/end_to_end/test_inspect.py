@@ -78,7 +78,7 @@ def test_mistakes_are_named(directory: Path, cluster: Cluster) -> None:
         ((directory / "nothing",), "no such file"),
         (("/etc",), "not in a mount of bftfs"),
         (("etc", "--data", cluster.data), "a path begins with /"),
-        ((directory, "--blocks", "all"), "write the numbers of blocks"),
+        ((directory, "--blocks", "all"), "give numbers of blocks"),
     ):
         finished = subprocess.run(
             [sys.executable, "-m", "bftfs", "inspect", *map(str, words)],

@@ -9,7 +9,6 @@ import pytest
 
 from bftfs.cli import upkeep
 from bftfs.cli.upkeep import Report
-from bftfs.data_directory import DataDirectory
 from nodes.control import WorkStatus
 
 
@@ -31,9 +30,9 @@ def watched(
 ) -> tuple[Report, int]:
     """What is told in the end, and how many of the reports were asked for."""
     left = list(reports)
-    monkeypatch.setattr(upkeep, "_steer_all", lambda *_: dict(left.pop(0)))
+    monkeypatch.setattr(upkeep, "_control_all", lambda *_: dict(left.pop(0)))
     monkeypatch.setattr(upkeep.time, "sleep", lambda _: None)
-    told = upkeep._watch(DataDirectory(Path()), None, "scrub", quiet=True, since=since)
+    told = upkeep._watch(Path(), None, "scrub", quiet=True, since=since)
     return told, len(reports) - len(left)
 
 
