@@ -8,6 +8,7 @@ from bftfs.asking.ask import Calls
 from bftfs.asking.peers import Peers
 from bftfs.asking.quorum import ThresholdQuorums
 from bftfs.cluster import ClusterDescription
+from bftfs.conversation import Now
 from bftfs.envelope import HealthReply, HealthRequest
 from bftfs.errors import QuorumUnavailable
 from bftfs.identifiers import NodeId
@@ -25,6 +26,7 @@ async def health_reports(description: ClusterDescription) -> dict[NodeId, Health
         subject="health",
         required=description.n,
         patience_total_us=PATIENCE_US,
+        now_us=await Now(),
     )
     for member in description.members:
         await calls.send(member.node, HealthRequest(), tag=None)
