@@ -375,6 +375,7 @@ class RoutedNetwork(SimulatedNetwork):
         super().__init__(world, NetworkFaults())
         self.route: Route = self.any_delay
         self.sent: list[tuple[Any, Any, Any]] = []
+        self.under_way = 0  # messages
 
     def any_delay(self, _source: Any, _target: Any, _message: Any) -> int:
         return self._world.random.randrange(50, 500)
@@ -393,6 +394,19 @@ class RoutedNetwork(SimulatedNetwork):
         delay_us = self.route(source, target, message)
         self.sent.append((source, target, message))
         if delay_us is not None:
+            self.under_way += 1
             self._world.after(
                 delay_us, self._arrive, source, target, kind, number, encoded, bytes(body)
             )
+
+    def _arrive(
+        self,
+        source: Endpoint,
+        target: Endpoint,
+        kind: Kind,
+        number: int,
+        metadata: bytes,
+        body: bytes,
+    ) -> None:
+        self.under_way -= 1
+        super()._arrive(source, target, kind, number, metadata, body)

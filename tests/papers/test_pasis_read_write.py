@@ -29,13 +29,13 @@ from bftfs.read_write.reading import NEVER_WRITTEN
 from bftfs.read_write.timestamp import BlockTimestamp, successor_of
 from bftfs.read_write.writing import Encoded
 from bftfs.server.step import Sender
+from bftfs.simulation.world import START_US
 from bftfs.thresholds import ReadWriteThresholds
+from tests.builders import USER
 from tests.unit.read_write import adversaries
 from tests.unit.read_write.harness import (
     BLOCK,
     DEFAULT,
-    START_US,
-    USER,
     Answer,
     Honest,
     Node,
@@ -292,13 +292,13 @@ def test_a_write_returns_after_n_minus_t_acknowledgements(world: World, alice: P
     def counting(node: Any, number: int, message: Any, body: Any = b"") -> None:
         nonlocal acknowledged
         if isinstance(message, WriteReply):
-            assert outcome.over == (acknowledged >= DEFAULT.responses)
+            assert outcome.done == (acknowledged >= DEFAULT.responses)
             acknowledged += 1
         deliver(node, number, message, body)
 
     alice.engine.deliver = counting  # type: ignore[method-assign]
     world.settle()
-    assert outcome.over
+    assert outcome.done
     assert acknowledged == DEFAULT.N
 
 

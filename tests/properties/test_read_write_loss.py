@@ -15,8 +15,9 @@ import pytest
 
 from bftfs import limits
 from bftfs.errors import QuorumUnavailable, VersionUnrecoverable
+from bftfs.simulation.world import START_US
 from bftfs.thresholds import ReadWriteThresholds
-from tests.unit.read_write.harness import DEFAULT, START_US, World, mute
+from tests.unit.read_write.harness import DEFAULT, World, mute
 
 OLDER, ITEM = b"the older value", b"the value to be found"
 GOOD, LOST, ROTTEN = "good", "lost", "rotten"

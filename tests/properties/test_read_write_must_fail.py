@@ -13,10 +13,11 @@ from bftfs.read_write.gathering import Gathering
 from bftfs.read_write.server import ReadWriteServer
 from bftfs.read_write.validation import item_of
 from bftfs.read_write.writing import write_at
+from bftfs.simulation.world import START_US
 from bftfs.thresholds import ReadWriteThresholds
 from tests.unit.read_write import adversaries
 from tests.unit.read_write.campaign import Campaign
-from tests.unit.read_write.harness import BLOCK, DEFAULT, START_US, World, mute, poisoned
+from tests.unit.read_write.harness import BLOCK, DEFAULT, World, mute, poisoned
 
 ITEM, NEWER = b"an item" * 30, b"another" * 30
 

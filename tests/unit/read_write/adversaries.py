@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -23,8 +22,9 @@ from bftfs.read_write.messages import (
 )
 from bftfs.read_write.timestamp import BlockTimestamp
 from bftfs.server.step import Sender
+from bftfs.simulation.deployment import client_named
 from bftfs.storage import MemoryStorage
-from tests.unit.read_write.harness import Answer, Behaviour, Honest, Node, client_id
+from tests.unit.read_write.harness import Answer, Behaviour, Honest, Node
 
 
 def corrupt_fragments(_node: Node, _sender: Sender, message: Any, honest: Honest) -> Answer:
@@ -64,7 +64,8 @@ def stale() -> Behaviour:
             return honest()
         if not frozen:
             frozen.append(node.storage.snapshot())
-        return replace(node, storage=frozen[0]).step(sender, message, b"", 0)
+        ready = node.server.step(frozen[0], sender, message, b"", 0)
+        return ready.reply, ready.body
 
     return behave
 
@@ -76,7 +77,7 @@ def fabricate_newer_versions(_node: Node, _sender: Sender, message: Any, honest:
     if isinstance(message, ReadRequest) and not message.want_data:
         top = 2**62 if message.before is None else message.before.time
         invented = tuple(
-            Listed(BlockTimestamp(top - 1 - down, client_id("nobody"), Digest(b"v" * 32)), True)
+            Listed(BlockTimestamp(top - 1 - down, client_named("nobody"), Digest(b"v" * 32)), True)
             for down in range(min(message.history + 1, top - 1))
         )
         return ReadReply(invented, Below.MORE, b""), b""

@@ -7,15 +7,9 @@ from random import Random
 from bftfs.identifiers import block_id
 from bftfs.read_write.timestamp import BlockTimestamp
 from bftfs.simulation.checkers.linearizability import RegisterOperation, check_register
-from tests.unit.read_write.harness import (
-    INODE,
-    START_US,
-    USER,
-    Outcome,
-    Principal,
-    World,
-    poisoned,
-)
+from bftfs.simulation.world import START_US
+from tests.builders import USER, Outcome
+from tests.unit.read_write.harness import INODE, Principal, World, poisoned
 
 BLOCKS = [block_id(INODE, incarnation=0, number=number) for number in range(2)]
 
@@ -42,12 +36,12 @@ class Campaign:
                     started += 1
                     if self.mallory is not None and self.random.random() < 0.3:
                         self._misbehave(self.mallory)
-            if not any(outcome.over for outcome, *_ in running.values()):
-                self.world._next_event()
+            if not any(outcome.done for outcome, *_ in running.values()):
+                self.world.next_event()
                 events += 1
                 assert events < 3_000 * operations, "an operation does not come to its end"
             for client in list(running):
-                if running[client][0].over:
+                if running[client][0].done:
                     self._end(client, *running.pop(client))
         for number, history in enumerate(self.histories):
             assert check_register(history, name=f"block {number}") == []

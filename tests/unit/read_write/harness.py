@@ -1,46 +1,35 @@
-"""Real clients and servers of PASIS read/write in one process, in virtual time, on one seed.
+"""Nodes and clients of PASIS read/write in the simulator's virtual time.
 
-Messages pass the real codec. Each takes a delay drawn from the seed; a node's behaviour may replace
-what the honest server answers.
+A node's `behaviour` may replace what its server answers, and a write may be handed to any nodes.
 """
 
 from __future__ import annotations
 
-import hashlib
-import heapq
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass, field
-from itertools import count
-from random import Random
-from typing import Any
+from typing import Any, get_args
 
 from bftfs.asking.refusal import Refused
 from bftfs.coding import cross_checksum
 from bftfs.coding.erasure import Buffer, ErasureCode
-from bftfs.credentials import Credentials
-from bftfs.crypto.authenticator import AuthenticatorKeys
-from bftfs.engine import Engine
-from bftfs.identifiers import BlockId, ClientId, NodeId, ObjectId, ObjectKind, block_id, object_id
+from bftfs.identifiers import BlockId, NodeId, ObjectId, ObjectKind, block_id, object_id
 from bftfs.read_write.client import ReadWriteClient
-from bftfs.read_write.messages import Reply, Request, WriteRequest
+from bftfs.read_write.messages import Request, WriteRequest
 from bftfs.read_write.placement import rotation_of
 from bftfs.read_write.server import ReadWriteServer
 from bftfs.read_write.timestamp import BlockTimestamp, version_key
 from bftfs.read_write.writing import Encoded, encode
 from bftfs.server.step import Grant, Ready, Role, Sender
+from bftfs.simulation import world as simulation
+from bftfs.simulation.deployment import client_named
+from bftfs.simulation.principals import SimulatedClient, SimulatedNode
+from bftfs.simulation.world import START_US
 from bftfs.storage import MemoryStorage, Table
 from bftfs.thresholds import ReadWriteThresholds
-from bftfs.wire.codec import Decoder
-from bftfs.wire.codec import encode as encode_message
+from tests.builders import USER, Outcome, RoutedNetwork, keys_of
 
-START_US = 1_700_000_000_000_000
-USER = Credentials(uid=1000, gid=1000)
 INODE: ObjectId = object_id(ObjectKind.INODE, placement=0, unique=bytes(14))
 BLOCK: BlockId = block_id(INODE, incarnation=0, number=0)  # rotation 0: node i holds fragment i
 DEFAULT = ReadWriteThresholds.for_nodes(6, t=1, b=1)
-
-REQUEST: Decoder[Request] = Decoder(Request)
-REPLY: Decoder[Reply] = Decoder(Reply)
 
 Answer = tuple[Any, Buffer]
 Honest = Callable[[], Answer]
@@ -55,19 +44,45 @@ def mute(_node: Node, _sender: Sender, _message: Any, _answer: Honest) -> Answer
     return None
 
 
-def client_id(name: str) -> ClientId:
-    return ClientId(hashlib.blake2b(name.encode(), digest_size=16).digest())
+class _Behaving:
+    """A server as its node's behaviour has it."""
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+
+    def step(self, view: Any, sender: Sender, message: Any, body: Buffer, now_us: int) -> Ready:
+        node = self._node
+        node.served.append(message)
+        answer = node.behaviour(
+            node, sender, message, lambda: node.step(sender, message, body, now_us)
+        )
+        return Ready() if answer is None else Ready(answer[0], bytes(answer[1]))
 
 
-@dataclass
-class Node:
+class Node(SimulatedNode):
     """One storage node: its disk, the real server, and how it behaves."""
 
-    number: NodeId
-    server: ReadWriteServer
-    storage: MemoryStorage = field(default_factory=MemoryStorage)
-    behaviour: Behaviour = honest
-    served: list[Any] = field(default_factory=list)
+    def __init__(self, world: World, number: int, server: Callable[..., ReadWriteServer]) -> None:
+        self.number = NodeId(number)
+        self.server = server(self.number, world.thresholds, world.keys[number])
+        self.behaviour: Behaviour = honest
+        self.served: list[Any] = []
+        super().__init__(
+            world.agenda,
+            world.network,
+            self.number,
+            servers=lambda: dict.fromkeys(get_args(Request), _Behaving(self)),
+            senders=world.senders,
+            commit_us=(0, 0),
+        )
+
+    @property
+    def storage(self) -> MemoryStorage:
+        return self.disk
+
+    @property
+    def is_busy(self) -> bool:
+        return self._batch_due
 
     def step(self, sender: Sender, message: Any, body: Buffer, now_us: int) -> Answer:
         """What the honest server answers; its writes are applied."""
@@ -91,53 +106,51 @@ class Node:
         rows[key] = bytes([rows[key][0] ^ 1]) + rows[key][1:]
 
 
-class Outcome:
-    """How a conversation ended."""
+class _Host(SimulatedClient):
+    """Remembers what it sent."""
 
-    def __init__(self) -> None:
-        self.over = False
-        self.result: Any = None
-        self.error: BaseException | None = None
+    def __init__(self, world: World, name: str, grant: Grant) -> None:
+        super().__init__(world.agenda, world.network, client_named(name))
+        self.sent: list[tuple[NodeId, Any]] = []
+        world.senders[self.endpoint] = Sender(Role.CLIENT, self.client, None, grant)
 
-    def __call__(self, result: Any, error: BaseException | None) -> None:
-        self.over, self.result, self.error = True, result, error
+    def _send_request(self, node: NodeId, number: int, message: Any, body: Buffer) -> None:
+        self.sent.append((node, message))
+        super()._send_request(node, number, message, body)
 
 
 class Principal:
-    """A client with an engine of its own."""
+    """A client, and what it has sent."""
 
-    def __init__(self, world: World, name: str, *, patience_total_us: int | None) -> None:
+    def __init__(self, world: World, host: _Host, *, patience_total_us: int | None) -> None:
         self.world = world
-        self.id = client_id(name)
-        self.sender = Sender(Role.CLIENT, self.id, None, Grant())
+        self.host = host
+        self.id = self.host.client
+        self.sender = world.senders[self.host.endpoint]
+        self.engine = self.host.engine
+        self.sent = self.host.sent
         self.client = ReadWriteClient(
             self.id, world.thresholds, patience_total_us=patience_total_us
         )
-        self.skew_us = 0
-        self.sent: list[tuple[NodeId, Any]] = []
-        self.engine = Engine(
-            send=self._send,
-            now_us=lambda: START_US + world.now_us + self.skew_us,
-            monotonic_us=lambda: world.now_us,
-            draw=world.random.randrange,
-        )
 
-    def _send(self, node: NodeId, number: int, message: Any, body: Buffer) -> None:
-        self.sent.append((node, message))
-        self.world.carry_request(self, node, number, message, bytes(body))
+    @property
+    def skew_us(self) -> int:
+        return self.host.skew_us
+
+    @skew_us.setter
+    def skew_us(self, skew_us: int) -> None:
+        self.host.skew_us = skew_us
 
     def start(self, conversation: Coroutine[Any, Any, Any]) -> Outcome:
         outcome = Outcome()
-        self.engine.start(conversation, outcome)
+        self.host.start(conversation, outcome)
         return outcome
 
     def do(self, conversation: Coroutine[Any, Any, Any]) -> Any:
         """Run one conversation to its end."""
         outcome = self.start(conversation)
         self.world.run(outcome)
-        if outcome.error is not None:
-            raise outcome.error
-        return outcome.result
+        return outcome.value()
 
     # --- shorthands --------------------------------------------------------------------------
 
@@ -170,97 +183,54 @@ class World:
         server: Callable[..., ReadWriteServer] = ReadWriteServer,
     ) -> None:
         self.thresholds = thresholds
-        self.random = Random(seed)
-        self.delay_us = delay_us
-        self.loss = loss
-        self.now_us = 0
-        self._agenda: list[tuple[int, int, Callable[[], None]]] = []
-        self._sequence = count()
-        self.clients: list[Principal] = []
-        N = thresholds.N
-        self.keys = [
-            AuthenticatorKeys(
-                NodeId(node),
-                tuple(b"%d/%d" % (min(node, peer), max(node, peer)) for peer in range(N)),
-            )
-            for node in range(N)
-        ]
-        self.nodes = [
-            Node(NodeId(node), server(NodeId(node), thresholds, self.keys[node]))
-            for node in range(N)
-        ]
+        self.agenda = simulation.World(seed)
+        self.random = self.agenda.random
+        self.network = RoutedNetwork(self.agenda)
+        self.network.route = lambda *_: (
+            None if self.random.random() < loss else self.random.randint(*delay_us)
+        )
+        self.senders: dict[Any, Sender] = {}
+        self.keys = keys_of(thresholds.N)
+        self.nodes = [Node(self, node, server) for node in range(thresholds.N)]
 
-    def client(self, name: str = "alice", *, patience_total_us: int | None = None) -> Principal:
-        principal = Principal(self, name, patience_total_us=patience_total_us)
-        self.clients.append(principal)
-        return principal
+    @property
+    def now_us(self) -> int:
+        return self.agenda.now_us
+
+    @now_us.setter
+    def now_us(self, now_us: int) -> None:
+        self.agenda.now_us = now_us
+
+    def client(
+        self,
+        name: str = "alice",
+        *,
+        patience_total_us: int | None = None,
+        grant: Grant | None = None,
+    ) -> Principal:
+        host = _Host(self, name, grant or Grant())
+        return Principal(self, host, patience_total_us=patience_total_us)
 
     def after(self, delay_us: int, action: Callable[[], None]) -> None:
-        heapq.heappush(self._agenda, (self.now_us + delay_us, next(self._sequence), action))
-
-    def carry_request(
-        self, client: Principal, number: NodeId, request_number: int, message: Any, body: bytes
-    ) -> None:
-        encoded = encode_message(message)
-        if self.random.random() < self.loss:
-            return
-        self.after(
-            self._delay(),
-            lambda: self._serve(client, self.nodes[number], request_number, encoded, body),
-        )
-
-    def _delay(self) -> int:
-        return self.random.randint(*self.delay_us)
-
-    def _serve(
-        self, client: Principal, node: Node, request_number: int, encoded: bytes, body: bytes
-    ) -> None:
-        message = REQUEST.decode(encoded)
-        node.served.append(message)
-        answer = node.behaviour(
-            node,
-            client.sender,
-            message,
-            lambda: node.step(client.sender, message, body, START_US + self.now_us),
-        )
-        if answer is None or self.random.random() < self.loss:
-            return
-        reply, fragment = encode_message(answer[0]), bytes(answer[1])
-        self.after(
-            self._delay(),
-            lambda: client.engine.deliver(
-                node.number, request_number, REPLY.decode(reply), memoryview(fragment)
-            ),
-        )
+        self.agenda.after(delay_us, action)
 
     def run(self, *outcomes: Outcome, most_events: int = 200_000) -> None:
         """Let things happen until all `outcomes` are there."""
-        for _ in range(most_events):
-            if all(outcome.over for outcome in outcomes):
-                return
-            self._next_event()
-        raise AssertionError("the conversations did not come to an end")
+        ended = self.agenda.run(
+            until=lambda: all(outcome.done for outcome in outcomes), most_events=most_events
+        )
+        assert ended, "the conversations did not come to an end"
 
     def settle(self) -> None:
         """Let everything that is on its way arrive."""
-        while self._agenda:
-            self._next_event()
+        self.agenda.run(
+            until=lambda: not self.network.under_way and not any(n.is_busy for n in self.nodes),
+            most_events=200_000,
+        )
 
-    def _next_event(self) -> None:
-        deadlines = [
-            (deadline, at)
-            for at, client in enumerate(self.clients)
-            if (deadline := client.engine.next_deadline_us()) is not None
-        ]
-        deadline = min(deadlines, default=None)
-        if self._agenda and (deadline is None or self._agenda[0][0] <= deadline[0]):
-            self.now_us, _, action = heapq.heappop(self._agenda)
-            action()
-        elif deadline is not None:
-            self.now_us = max(self.now_us, deadline[0])
-            self.clients[deadline[1]].engine.expire()
-        else:
-            raise AssertionError("nothing will ever happen again")
+    def next_event(self) -> None:
+        events = self.agenda.events
+        self.agenda.run(until=lambda: self.agenda.events > events, most_events=1)
 
     # --- what Byzantine clients do -----------------------------------------------------------
 

@@ -13,7 +13,8 @@ from bftfs.read_write.authorship import Authored
 from bftfs.read_write.messages import AuthoredReply, AuthoredRequest
 from bftfs.read_write.timestamp import VERSIONS_END, BlockTimestamp, version_key
 from bftfs.server.step import Sender
-from tests.unit.read_write.harness import START_US, Answer, Honest, Node, Principal, World, mute
+from bftfs.simulation.world import START_US
+from tests.unit.read_write.harness import Answer, Honest, Node, Principal, World, mute
 
 FILES = tuple(
     object_id(ObjectKind.INODE, placement=0, unique=bytes(13) + bytes((at,))) for at in range(3)

@@ -32,22 +32,13 @@ from bftfs.read_write.reading import NEVER_WRITTEN, BlockRead
 from bftfs.read_write.timestamp import BlockTimestamp, successor_of, version_key
 from bftfs.read_write.version_row import VERIFIED
 from bftfs.read_write.writing import Encoded, least_safe_time
-from bftfs.server.step import Sender
+from bftfs.server.step import Grant, Sender
+from bftfs.simulation.world import START_US
 from bftfs.storage import Table, Write
 from bftfs.thresholds import ReadWriteThresholds
+from tests.builders import USER
 from tests.unit.read_write import adversaries
-from tests.unit.read_write.harness import (
-    BLOCK,
-    INODE,
-    START_US,
-    USER,
-    Answer,
-    Honest,
-    Node,
-    Principal,
-    World,
-    mute,
-)
+from tests.unit.read_write.harness import BLOCK, INODE, Answer, Honest, Node, Principal, World, mute
 
 ITEM = bytes(range(256)) * 40
 
@@ -160,8 +151,8 @@ def test_a_patient_write_waits_until_nodes_are_back() -> None:
     alice = world.client()
     outcome = alice.start(alice.client.write(BLOCK, ITEM, USER))
     while world.now_us < 3600 * limits.SECOND_US:
-        world._next_event()
-    assert not outcome.over
+        world.next_event()
+    assert not outcome.done
     for node in world.nodes:
         node.behaviour = lambda _node, _sender, _message, honest: honest()
     world.run(outcome)
@@ -181,7 +172,7 @@ def test_a_write_held_up_is_finished_where_it_was_seen() -> None:
         )
     outcome = alice.start(alice.client.write(BLOCK, ITEM, USER))
     while world.now_us < 301 * limits.SECOND_US:
-        world._next_event()
+        world.next_event()
     (first,) = {message.timestamp for _, message in requests(alice, WriteRequest)}
     for node in world.nodes:
         node.behaviour = lambda _node, _sender, _message, honest: honest()
@@ -193,8 +184,7 @@ def test_a_write_held_up_is_finished_where_it_was_seen() -> None:
 
 def test_a_refusal_by_more_than_t_is_final_with_its_reason() -> None:
     world = World()
-    alice = world.client()
-    alice.sender = Sender(alice.sender.role, alice.id, None, type(alice.sender.grant)(write=False))
+    alice = world.client(grant=Grant(write=False))
     with pytest.raises(AdmissionRefused) as refusal:
         alice.write(ITEM)
     assert refusal.value.code == errno.EROFS
@@ -498,7 +488,7 @@ def test_a_patient_read_goes_on_when_nodes_are_back() -> None:
         world.nodes[number].behaviour = mute
     outcome = alice.start(alice.client.read(BLOCK))
     while world.now_us < 60 * limits.SECOND_US:
-        world._next_event()
+        world.next_event()
     world.nodes[0].behaviour = lambda _node, _sender, _message, honest: honest()
     world.run(outcome)
     assert outcome.result.item == ITEM
@@ -841,7 +831,7 @@ def test_an_operation_remembers_a_bound_of_requests(
     read = alice.start(reading.run())
     write = alice.start(alice.client.write(BLOCK, ITEM, USER))
     while world.now_us < 120 * limits.SECOND_US:
-        world._next_event()
+        world.next_event()
         assert len(reading._asked) <= 12 + 6
     for node in world.nodes:
         node.behaviour = lambda _node, _sender, _message, honest: honest()

@@ -21,7 +21,8 @@ from bftfs.read_write.descent import Decision, Descent, Overtaken, Question, Usa
 from bftfs.read_write.messages import Below, Listed, ReadReply
 from bftfs.read_write.timestamp import ZERO, BlockTimestamp, successor_of
 from bftfs.read_write.writing import encode
-from tests.unit.read_write.harness import BLOCK, DEFAULT, client_id
+from bftfs.simulation.deployment import client_named
+from tests.unit.read_write.harness import BLOCK, DEFAULT
 
 ENCODED = encode(ErasureCode(3, 6), b"the item" * 10)
 NODES = tuple(NodeId(node) for node in range(6))
@@ -29,7 +30,7 @@ COMPLETE, REPAIRABLE = CandidateClass.COMPLETE, CandidateClass.REPAIRABLE
 
 
 def at(time: int) -> BlockTimestamp:
-    return BlockTimestamp(time, client_id("alice"), ENCODED.verifier)
+    return BlockTimestamp(time, client_named("alice"), ENCODED.verifier)
 
 
 class Play:

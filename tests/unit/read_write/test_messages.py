@@ -7,6 +7,8 @@ import pytest
 
 from bftfs import limits
 from bftfs.asking.refusal import Refused
+from bftfs.envelope import REPLIES as REPLY_DECODER
+from bftfs.envelope import REQUESTS as REQUEST_DECODER
 from bftfs.errors import MalformedMessage
 from bftfs.read_write.messages import (
     AuthoredReply,
@@ -25,7 +27,7 @@ from bftfs.read_write.messages import (
 )
 from bftfs.read_write.timestamp import BlockTimestamp
 from bftfs.wire.codec import encode
-from tests.unit.read_write.harness import BLOCK, REPLY, REQUEST
+from tests.unit.read_write.harness import BLOCK
 
 TIMESTAMP = BlockTimestamp(2**62, b"c" * 16, b"v" * 32)
 REQUESTS: list[Any] = [
@@ -51,12 +53,12 @@ REPLIES: list[Any] = [
 
 @pytest.mark.parametrize("message", REQUESTS)
 def test_requests_survive_the_wire(message: Any) -> None:
-    assert REQUEST.decode(encode(message)) == message
+    assert REQUEST_DECODER.decode(encode(message)) == message
 
 
 @pytest.mark.parametrize("message", REPLIES)
 def test_replies_survive_the_wire(message: Any) -> None:
-    assert REPLY.decode(encode(message)) == message
+    assert REPLY_DECODER.decode(encode(message)) == message
 
 
 def test_tags_are_those_of_the_protocol_and_never_change() -> None:
@@ -100,7 +102,7 @@ def test_tags_are_those_of_the_protocol_and_never_change() -> None:
 )
 def test_what_exceeds_a_limit_is_no_request(message: Any) -> None:
     with pytest.raises(MalformedMessage):
-        REQUEST.decode(encode(message))
+        REQUEST_DECODER.decode(encode(message))
 
 
 def test_what_exceeds_a_limit_is_no_reply() -> None:
@@ -111,12 +113,12 @@ def test_what_exceeds_a_limit_is_no_reply() -> None:
         Refused(1, "x" * 513),
     ):
         with pytest.raises(MalformedMessage):
-            REPLY.decode(encode(message))
+            REPLY_DECODER.decode(encode(message))
     with pytest.raises(MalformedMessage):
-        REPLY.decode(msgspec.msgpack.encode([0x42, [], 3, b""]))  # no such Below
+        REPLY_DECODER.decode(msgspec.msgpack.encode([0x42, [], 3, b""]))  # no such Below
 
 
 def test_replies_are_no_requests() -> None:
     for message in REPLIES:
         with pytest.raises(MalformedMessage):
-            REQUEST.decode(encode(message))
+            REQUEST_DECODER.decode(encode(message))

@@ -12,7 +12,8 @@ from bftfs.read_write.messages import Below, Listed, ReadReply
 from bftfs.read_write.responses import ReplyVerdict, Responses
 from bftfs.read_write.timestamp import ZERO, BlockTimestamp, successor_of
 from bftfs.read_write.writing import Encoded, encode
-from tests.unit.read_write.harness import DEFAULT, client_id
+from bftfs.simulation.deployment import client_named
+from tests.unit.read_write.harness import DEFAULT
 
 CODE = ErasureCode(3, 6)
 ENCODED = encode(CODE, b"the item" * 10)
@@ -20,7 +21,7 @@ OTHER = encode(CODE, b"another!" * 10)
 
 
 def at(time: int, encoded: Encoded = ENCODED) -> BlockTimestamp:
-    return BlockTimestamp(time, client_id("alice"), encoded.verifier)
+    return BlockTimestamp(time, client_named("alice"), encoded.verifier)
 
 
 def listing(*times: int, below: Below = Below.ORIGIN) -> ReadReply:

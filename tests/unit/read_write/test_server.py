@@ -28,16 +28,10 @@ from bftfs.read_write.server import ReadWriteServer
 from bftfs.read_write.timestamp import BlockTimestamp, beginning_of, successor_of, version_key
 from bftfs.read_write.version_row import VERIFIED
 from bftfs.server.step import Grant, Role, Sender
+from bftfs.simulation.world import START_US
 from bftfs.storage import StorageView, Table, Write
-from tests.unit.read_write.harness import (
-    BLOCK,
-    INODE,
-    START_US,
-    USER,
-    Node,
-    Principal,
-    World,
-)
+from tests.builders import USER
+from tests.unit.read_write.harness import BLOCK, INODE, Node, Principal, World
 
 NODE = 2  # the node under test
 ITEM = b"what is written" * 100
