@@ -1,4 +1,4 @@
-"""The cluster description: who the nodes and clients are, and what they agreed on.
+"""The cluster description: the nodes, the clients, and what all of them have to agree on.
 
 A frozen value, kept as TOML in `cluster.toml` and signed by the administrator: the file next to it,
 `cluster.toml.sig`, holds detached Ed25519 signatures, one per line. It keeps the signature of the
@@ -69,7 +69,7 @@ Chosen = TypeVar("Chosen", bound=Enum)
 
 
 class Durability(Enum):
-    """When a node replies to a write: after it is on stable storage, or once it is committed."""
+    """When a node replies to a write: once it is on stable storage, or before (synced soon)."""
 
     SYNC = "sync"
     INTERVAL = "interval"
@@ -132,7 +132,7 @@ class Member:
 
 @dataclass(frozen=True, slots=True)
 class ClientEntry:
-    """A client and what its key entitles it to."""
+    """A client and its rights."""
 
     name: str
     public_key: bytes
@@ -146,7 +146,7 @@ class ClientEntry:
 
 @dataclass(frozen=True)
 class ClusterDescription:
-    """One version of what the administrator has signed.
+    """One version of the description that the administrator has signed.
 
     Node i is the i-th member. All public keys, addresses and client names differ.
     """
@@ -184,7 +184,7 @@ class ClusterDescription:
 
     @cached_property
     def digest(self) -> Digest:
-        """What identifies this version of the description."""
+        """Identifies this version of the description."""
         return cluster_digest(encode(self))
 
     def member(self, node: NodeId) -> Member:
@@ -198,7 +198,7 @@ class ClusterDescription:
         return self._clients_by_id.get(client)
 
     def principal(self, public_key: bytes) -> Sender | None:
-        """Who holds `public_key`, as an origin of messages; None for a stranger."""
+        """The holder of `public_key`, as an origin of messages; None if it is unknown."""
         return self._senders.get(public_key)
 
     def authenticator_keys(self, identity: Identity, node: NodeId) -> AuthenticatorKeys:
@@ -242,6 +242,30 @@ class ClusterDescription:
 
 def _validate(description: ClusterDescription) -> None:
     """Raise UsageError unless the parts of the description fit together."""
+    _validate_sizes(description)
+    for position, member in enumerate(description.members):
+        if member.node != position:
+            raise UsageError(
+                f"member {position} has node = {member.node}; "
+                "members are numbered from 0 in the order in which they are listed"
+            )
+        parse_address(member.address)
+    for entry in description.clients:
+        _validate_client(entry)
+    _distinct("address", ((m.address, f"member {m.node}") for m in description.members))
+    _distinct("name", ((c.name, f"client {c.name!r}") for c in description.clients))
+    keys = [
+        (description.administrator, "the administrator"),
+        *((m.public_key, f"member {m.node}") for m in description.members),
+        *((c.public_key, f"client {c.name!r}") for c in description.clients),
+    ]
+    _distinct("public key", keys)
+    for key, owner in keys:
+        if not is_public_key(key):
+            raise UsageError(f"the public key of {owner} is not one; copy the key again")
+
+
+def _validate_sizes(description: ClusterDescription) -> None:
     if len(description.members) > limits.NODES:
         raise UsageError(
             f"{len(description.members)} members; a cluster has at most {limits.NODES} nodes"
@@ -260,26 +284,6 @@ def _validate(description: ClusterDescription) -> None:
             f"Byzantine: {error.inequality} does not hold ({error.given}); "
             f"lower t or b, or list at least {max(3 * t + 2 * b + 1, 1)} members"
         ) from error
-    for position, member in enumerate(description.members):
-        if member.node != position:
-            raise UsageError(
-                f"member {position} has node = {member.node}; "
-                "members are numbered from 0 in the order in which they are listed"
-            )
-        parse_address(member.address)
-    _distinct("address", ((m.address, f"member {m.node}") for m in description.members))
-    _distinct("name", ((c.name, f"client {c.name!r}") for c in description.clients))
-    keys = [
-        (description.administrator, "the administrator"),
-        *((m.public_key, f"member {m.node}") for m in description.members),
-        *((c.public_key, f"client {c.name!r}") for c in description.clients),
-    ]
-    _distinct("public key", keys)
-    for key, owner in keys:
-        if not is_public_key(key):
-            raise UsageError(f"the public key of {owner} is not one; copy the key again")
-    for entry in description.clients:
-        _validate_client(entry)
     seconds, rest = divmod(description.window_us, limits.SECOND_US)
     if rest or not 0 <= seconds <= limits.DETECTION_WINDOW_MOST_US // limits.SECOND_US:
         raise UsageError(
@@ -560,7 +564,7 @@ def _client(table: _Table) -> ClientEntry:
 
 
 class _Table:
-    """A TOML table whose fields are taken one by one, each checked; what is left is a mistake."""
+    """A TOML table whose fields are taken and checked one by one; one left over is a mistake."""
 
     def __init__(self, values: dict[str, Any], place: str) -> None:
         self._values = dict(values)
@@ -626,7 +630,7 @@ class _Table:
         return [_Table(value, f"{name}[{at}]") for at, value in enumerate(values)]
 
     def finish(self) -> None:
-        """Raise UsageError if there are fields that nobody has taken."""
+        """Raise UsageError if there are fields that were not taken."""
         for name in self._values:
             raise self._wrong(name, "there is no such field; check its spelling or remove it")
 

@@ -1,11 +1,12 @@
-"""The whole vocabulary in which a client procedure speaks to its driver.
+"""Conversations: the effects that client procedures and nodes' background work may await.
 
-A client procedure is an `async def` that may await only the effects below; it knows no sockets,
-clocks or schedulers. Three drivers interpret them: trio in production (`bftfs.runtime`), the
-seeded simulator (`bftfs.simulation`), and tests that answer each effect themselves.
+A conversation is an `async def` that awaits only the effects below; it knows no sockets, clocks or
+schedulers. `bftfs.engine` interprets the effects, hosted by mounts and tools (`bftfs.runtime`), by
+a node's loop (`nodes.loop`) and by the seeded simulator (`bftfs.simulation`). Tests may answer each
+effect themselves.
 
-Invariants: a conversation that awaits anything else is a programming error, and every driver
-raises on it. A driver closes a conversation that it abandons.
+Invariants: to await anything else is a programming error, on which the engine raises. A host closes
+a conversation that it abandons.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ Result = TypeVar("Result")
 
 
 class Effect(Generic[Answer]):
-    """A request to the driver. Awaiting it gives the driver's answer."""
+    """A request to the engine. Awaiting it gives the engine's answer."""
 
     __slots__ = ()
 
@@ -76,7 +77,7 @@ class Together(Effect[tuple[Any, ...]]):
 
 @dataclass(frozen=True, slots=True)
 class Compute(Effect[Any]):
-    """The result of a pure, CPU-heavy function; a driver may run it elsewhere."""
+    """The result of a pure, CPU-heavy function; an engine may run it elsewhere."""
 
     function: Callable[[], Any]
 
@@ -100,8 +101,8 @@ class Draw(Effect[int], msgspec.Struct, frozen=True, gc=False):
 class Event:
     """Something that conversations wait for, announced by whoever brings it about.
 
-    An announcement wakes those that wait at that moment and is not remembered: who waits checks
-    first that there is something to wait for, and checks again when woken.
+    An announcement wakes the conversations that wait at that moment, and is not remembered: a
+    conversation checks its condition before it waits, and again when it is woken.
     """
 
     __slots__ = ("_waiting",)
@@ -110,17 +111,17 @@ class Event:
         self._waiting: dict[object, Callable[[], None]] = {}
 
     def announce(self) -> None:
-        """Wake every waiting conversation; the driver resumes them after the one that runs now."""
+        """Wake every waiting conversation; the engine resumes them after the one that runs now."""
         waiting, self._waiting = self._waiting, {}
         for wake in waiting.values():
             wake()
 
     def attach(self, waiter: object, wake: Callable[[], None]) -> None:
-        """For drivers: `wake` is called once, at the next announcement."""
+        """For engines: `wake` is called once, at the next announcement."""
         self._waiting[waiter] = wake
 
     def detach(self, waiter: object) -> None:
-        """For drivers: `waiter` was abandoned."""
+        """For engines: `waiter` was abandoned."""
         self._waiting.pop(waiter, None)
 
 
@@ -135,7 +136,7 @@ class Wait(Effect[None]):
 class Spawn(Effect[None]):
     """Start a conversation that nobody waits for; it begins when this one waits or ends.
 
-    It handles its own failures: one that escapes from it is a programming error, and the driver
+    It handles its own failures: one that escapes from it is a programming error, and the engine
     raises it.
     """
 

@@ -1,11 +1,11 @@
-"""Where a cluster's files lie: the layout of a data directory, and nothing else.
+"""The layout of a data directory: where a cluster's files are.
 
 DIR/cluster.toml, cluster.toml.sig    the description, signed by the administrator
 DIR/admin.key                         the administrator's identity (needed to change the above)
 DIR/volume.key                        encrypts file contents; clients have it, nodes do not
 DIR/clients/NAME.key                  one client's identity
 DIR/nodes/I/                          all that node I needs, to be copied to its machine
-DIR/mount.log                         what the mount processes log
+DIR/mount.log                         the log of mount processes
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class NodeDirectory:
 
     @property
     def recovery(self) -> Path:
-        """There once a store was lost; says when, and whether it is rebuilt."""
+        """There once a store was lost; says when, and if it is rebuilt."""
         return self.path / "recovery"
 
     @property
@@ -60,7 +60,7 @@ class NodeDirectory:
 
     @property
     def control(self) -> Path:
-        """Where the node's owner steers its background work."""
+        """Where the node's owner controls its background work."""
         return self.path / "control.socket"
 
 

@@ -3,11 +3,11 @@
 The mount (on trio), a node (on its poll loop) and the simulator (in virtual time) host the same
 engine: they carry its messages, feed it replies, and tell it when time has passed.
 
-Concurrency: an engine belongs to one thread. It never blocks; `start`, `deliver` and `expire` run
-every conversation that they make ready until it waits again, and completion callbacks run inside
-them. A completion callback may start further conversations. What an announced event wakes, and what
-was spawned, runs after the conversation in progress has come to wait, so that no conversation is
-ever resumed (or cancelled) from inside another one's code.
+Concurrency: an engine belongs to one thread. It never blocks: `start`, `deliver` and `expire` run
+every conversation that they make ready until it waits again. Completion callbacks run inside them,
+and may start further conversations. A conversation that an event wakes, or that was spawned, runs
+after the one in progress has come to wait: none is ever resumed (or cancelled) from inside another
+one's code.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class Running:
         self.requests: list[int] = []
         self.children: list[Running] = []
         self.timer = 0  # number of the timer that this conversation waits for, 0 if none
-        self.waits = False  # whether it is in Receive
+        self.waits = False  # True while it is in Receive
         self.event: Event | None = None  # the event that it waits for
 
     def cancel(self) -> None:
@@ -98,7 +98,7 @@ class Engine:
         # request number -> the conversation it belongs to, and the only node that may answer it
         self._owner: dict[int, tuple[Running, NodeId]] = {}
         self._ready: deque[Running] = deque()  # woken by an event, or spawned and not yet begun
-        self._inside = False  # whether a conversation is being advanced
+        self._inside = False  # True while a conversation is being advanced
         self.unclaimed = 0  # replies that were late, repeated or never asked for
 
     def start(self, conversation: Conversation[Any], outcome: Outcome) -> Running:
@@ -110,9 +110,9 @@ class Engine:
     def deliver(
         self, node: NodeId, number: int, message: Any, body: bytes | memoryview = b""
     ) -> None:
-        """A reply has come in. Replies that nobody waits for are counted and dropped."""
+        """Give a reply to its conversation. A reply that none waits for is counted and dropped."""
         owner = self._owner.get(number)
-        if owner is None or owner[1] != node:  # a liar must not use up another node's answer
+        if owner is None or owner[1] != node:  # a liar must not use up another node's reply
             self.unclaimed += 1
             return
         del self._owner[number]
@@ -155,7 +155,7 @@ class Engine:
         running.requests.clear()
 
     def _forget_oldest(self, running: Running) -> None:
-        """Give up on the older half: who waits out an outage asks again and again."""
+        """Give up on the older half of the requests: during an outage they are repeated often."""
         half = len(running.requests) // 2
         for number in running.requests[:half]:
             self._owner.pop(number, None)
@@ -229,31 +229,33 @@ class Engine:
                     return
             elif kind is Now:
                 answer = self._now_us()
-            elif kind is Draw:
-                answer = self._draw(effect.bound)
-            elif kind is Compute:
-                try:
-                    answer = effect.function()
-                except Exception as exception:
-                    error = exception
             elif kind is Pause:
                 self._set_timer(running, effect.duration_us)
+                return
+            elif kind is Together:
+                self._hold(running, effect)
                 return
             elif kind is Wait:
                 running.event = effect.event
                 effect.event.attach(running, partial(self._wake, running))
                 return
-            elif kind is Spawn:
-                self._ready.append(Running(self, effect.conversation(), _raise_failure))
-                answer = None
-            elif kind is Together:
-                if not effect.conversations:
-                    answer = ()
-                    continue
-                self._hold(running, effect)
-                return
             else:
-                error = TypeError(f"a conversation awaited {effect!r}, which is no effect")
+                try:
+                    answer = self._at_once(effect)
+                except Exception as exception:
+                    error = exception
+
+    def _at_once(self, effect: Any) -> Any:
+        """The answer to one of the effects that never wait."""
+        kind = type(effect)
+        if kind is Draw:
+            return self._draw(effect.bound)
+        if kind is Compute:
+            return effect.function()
+        if kind is Spawn:
+            self._ready.append(Running(self, effect.conversation(), _raise_failure))
+            return None
+        raise TypeError(f"a conversation awaited {effect!r}, which is no effect")
 
     def _hold(self, parent: Running, effect: Together) -> None:
         """Start the children of a `Together`; the parent goes on when all are done or one fails."""
@@ -295,7 +297,7 @@ class Engine:
 
 
 def _raise_failure(_: None, error: BaseException | None) -> None:
-    """The outcome of a spawned conversation: nobody else would hear of its failure."""
+    """The outcome of a spawned conversation, whose failure nobody else would notice."""
     if error is not None:
         raise error
 
@@ -307,6 +309,6 @@ class _Held:
 
     def __init__(self, remaining: int) -> None:
         self.remaining = remaining
-        self.over = False
+        self.over = remaining == 0
         self.started = False
         self.error: BaseException | None = None

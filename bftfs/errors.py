@@ -1,10 +1,11 @@
-"""Every exception that may cross a module boundary, in three families that never mix.
+"""The exceptions that cross package boundaries, in families that never mix.
 
-- `PeerFault`: a peer's message is wrong. Raised only by decoding and verification, caught only at
-  the door; to a conversation the peer is merely silent.
-- `OperationFailed`: our caller gets no result, and why.
+- `PeerFault`: a peer's message is wrong. Raised by decoding and verification, caught where the
+  connection is read, which is closed; conversations only notice that the peer is silent.
+- `OperationFailed`: the caller gets no result, and why.
 - `FileSystemError`: a POSIX answer, not a failure; it carries the errno.
 - `UsageError`: the human's mistake; printed without a traceback.
+- `DamagedRow`: a node's own disk has damaged a row, which is mended.
 
 Each carries fields; `__str__` makes the sentence.
 """
@@ -34,7 +35,7 @@ class ImpossibleThresholds(BftfsError):
 class DamagedRow(BftfsError):
     """A row of this node's own store cannot be read: its disk has damaged it.
 
-    `object` is the identifier of the one whose row it is.
+    `object` is the identifier of the object or inode to which the row belongs.
     """
 
     def __init__(self, identifier: bytes, reason: str) -> None:
@@ -43,7 +44,7 @@ class DamagedRow(BftfsError):
         self.reason = reason
 
     def __str__(self) -> str:
-        return f"what the node has stored of it cannot be read ({self.reason}); it mends it"
+        return f"the node's row of it cannot be read ({self.reason}) and will be mended"
 
 
 class PeerFault(BftfsError):
@@ -65,16 +66,12 @@ class InvalidAuthenticator(PeerFault):
     """A MAC that does not match."""
 
 
-class CrossChecksumMismatch(PeerFault):
-    """A fragment, cross-checksum or verifier that do not belong together. [PASIS §3.4.2.3]"""
-
-
 class ProtocolViolation(PeerFault):
     """Well-formed, authentic, and impossible for a correct peer."""
 
 
 class NotAdmitted(PeerFault):
-    """A node, which has proven who it is, does not know our key."""
+    """A node, which has proven its identity, does not know our key."""
 
 
 class OperationFailed(BftfsError):
@@ -82,7 +79,7 @@ class OperationFailed(BftfsError):
 
 
 class QuorumUnavailable(OperationFailed):
-    """Fewer nodes answered than the operation needs, for longer than we were ready to wait."""
+    """Fewer nodes answered than the operation needs, within the time that it may take."""
 
     def __init__(self, *, heard: int, required: int, subject: str) -> None:
         super().__init__(heard, required, subject)
@@ -98,7 +95,7 @@ class QuorumUnavailable(OperationFailed):
 
 
 class ContentionExhausted(OperationFailed):
-    """Other clients kept winning for as many attempts as we were ready to make."""
+    """Other clients won in every attempt that the operation may make."""
 
     def __init__(self, *, attempts: int, subject: str) -> None:
         super().__init__(attempts, subject)
@@ -121,7 +118,7 @@ class VersionUnrecoverable(OperationFailed):
 
 
 class UnreadableAnswer(OperationFailed):
-    """Nodes that cannot all be lying agree on an answer that is none to this client."""
+    """Nodes that cannot all be lying agree on an answer that this client cannot decode."""
 
     def __init__(self, method: str) -> None:
         super().__init__(method)
@@ -147,7 +144,7 @@ class PastUnknown(OperationFailed):
 
 
 class NoLongerKept(PastUnknown):
-    """What an object was at a time of the past has been collected, as retention allows."""
+    """An object's state at a time of the past has been collected, as retention allows."""
 
     def __str__(self) -> str:
         return f"{self.subject}: what it was at that time is no longer kept"
@@ -167,9 +164,9 @@ class AdmissionRefused(OperationFailed):
 
 
 class FileSystemError(BftfsError):
-    """A POSIX answer: the errno that Linux users know, and what it is about.
+    """A POSIX answer: the errno that Linux users know, and its subject.
 
-    `versions` are those that a method refused on, one of each object in the order of their ids.
+    `versions` are those of the objects on which a method refused, in the order of their ids.
     """
 
     def __init__(self, code: int, subject: str = "", *, versions: tuple[bytes, ...] = ()) -> None:

@@ -20,8 +20,6 @@ CLOCKS_PATIENCE_MOST_US = 4 * SECOND_US  # …up to this, until all correct cloc
 # --- frames and messages --------------------------------------------------------------------
 FRAME_METADATA_BYTES = 4 * MIB  # encoded message; object sync pages and readdir pages fit in
 FRAME_BODY_BYTES = 8 * MIB  # raw payload behind it: one fragment of the largest block
-FRAMES_BUFFERED_BYTES = 64 * MIB  # unsent bytes on one connection before its peer is cut off
-
 UNANSWERED_REQUESTS = 1024  # of one conversation, whose answers it would still take
 
 # --- Q/U ------------------------------------------------------------------------------------
@@ -135,7 +133,6 @@ ACL_ENTRIES = 128  # of one access control list; every permission check may pass
 LINKS = 65_000
 
 # --- admission at a node --------------------------------------------------------------------
-REQUESTS_IN_FLIGHT = 512  # per client: parsed but unanswered requests at one node
 CONNECTIONS = 1024  # accepted connections at one node
 PARKED_REQUESTS = 256  # requests waiting for object sync at one node…
 PARKED_REQUESTS_OF_ONE = 64  # …and how many of them may be one principal's

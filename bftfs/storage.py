@@ -1,4 +1,4 @@
-"""What a server step sees of its disk, and what it asks to be written.
+"""The view that a server step has of its disk, and the writes that it returns.
 
 `StorageView` is an ordered map from bytes to bytes per table. `MemoryStorage` is its executable
 specification; the LMDB store of a node is shown equal to it by a stateful property test.
@@ -27,7 +27,7 @@ class Table(IntEnum):
     REQUEST = 5  # Q/U: object id + timestamp -> the request that made a candidate
     BLOCK = 6  # PASIS: block id + inverted timestamp -> version header (see version_row)
     FRAGMENT = 7  # PASIS: block id + inverted timestamp -> the fragment's bytes
-    ADMISSION = 8  # per client: what its versions use
+    ADMISSION = 8  # per client: the bytes that its versions use
 
 
 class Write(NamedTuple):
@@ -98,7 +98,7 @@ class MemoryStorage:
                 self._tables[table][key] = bytes(value)
 
     def snapshot(self) -> MemoryStorage:
-        """An independent copy (what an amnesiac adversary restarts from)."""
+        """An independent copy, from which an amnesiac adversary restarts."""
         copy = MemoryStorage()
         for table, rows in self._tables.items():
             copy._tables[table] = SortedDict(rows)

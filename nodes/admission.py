@@ -1,8 +1,8 @@
-"""What one principal may ask of a node, and what happens beyond that. [design §9]
+"""The limits of one principal at a node, however many connections it has. [design §9]
 
 A principal over a limit is delayed (its connections are not read), then cut off; others do not
-notice. Requests of different principals take turns, however many connections each has: who has had
-its share of a turn, in requests or in time spent on them, waits until the others have had theirs.
+notice. Principals take turns: one that has had its share of a turn, in requests or in time spent on
+them, waits until the others have had theirs.
 
 Concurrency: one thread, the node's loop.
 """
@@ -16,20 +16,20 @@ from bftfs.limits import KIB, MIB, SECOND_US
 from bftfs.server.step import Sender
 
 CONNECTIONS_PER_PRINCIPAL = 16  # one per mount and tool that uses the same key
-UNAUTHENTICATED_MAX = 64  # connections that have not said who they are; the oldest gives way
-GREETING_PATIENCE_US = 10 * SECOND_US  # for a stranger
+UNAUTHENTICATED_MAX = 64  # connections that sent no greeting yet; the oldest gives way
+GREETING_PATIENCE_US = 10 * SECOND_US  # for a new connection to send its greeting
 REQUESTS_PER_TURN = 128  # of one principal, before the others have their turn…
 TIME_PER_TURN_US = 4_000  # …or its share of this time, of which all that wait have the same
 RECEIVES_PER_TURN = 8  # reads from one connection, before the others have their turn
 UNSENT_BYTES = 1 * MIB  # answers that a connection does not take, beyond which it is not served
 HELD_BYTES = 64 * MIB  # of requests and answers over all connections; the greediest is cut off
-UNNOTICED_BYTES = 64 * KIB  # that a connection may hold without being counted
+UNCOUNTED_BYTES = 64 * KIB  # that a connection may hold without being counted
 OFFENCES = 16  # broken connections, before a principal has to wait
 OFFENCE_FORGIVEN_US = SECOND_US
 
 
 class Account:
-    """What a node holds against one principal."""
+    """A principal's connections, offences and use of the current turn."""
 
     __slots__ = ("_forgiven_us", "connections", "offences", "spent_us", "stepped", "turn")
 
@@ -47,7 +47,7 @@ class Account:
         self.offences += 1
 
     def barred(self, now_us: int) -> bool:
-        """Whether the principal has to wait before it may connect again."""
+        """True if the principal has to wait before it may connect again."""
         self._forgive(now_us)
         return self.offences >= OFFENCES
 
@@ -59,7 +59,7 @@ class Account:
 
 
 class Turn:
-    """One turn of the loop: what each principal has had of it."""
+    """One turn of the loop, of which each principal has a share."""
 
     __slots__ = ("_last_us", "_number", "_share_us", "volume")
 

@@ -1,4 +1,4 @@
-"""Who may write the blocks of a file, as this node knows the file. [design G4]"""
+"""Checks whether a user may write the blocks of a file. [design G4]"""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from bftfs.wire.codec import UNREADABLE
 
 
 class InodeAuthority:
-    """Asks the node's own replica of the inode; a node that has none has no say."""
+    """Asks the node's own replica of the inode; a node that has none allows it."""
 
     def may_write(
         self, view: StorageView, sender: Sender, block: BlockId, credentials: Credentials
     ) -> Refused | None:
-        """None, or why not."""
+        """None if the user may write, otherwise why not."""
         name = inode_of(block)
         try:
             code = may_write_blocks(Replica(view, name).workspace, credentials, sender.grant)

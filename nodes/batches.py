@@ -1,7 +1,7 @@
 """From requests to replies, in one batch of the store: step, commit, answer.
 
-**Situation.** Making a batch durable costs more than stepping a request. What arrives while a
-commit runs shares the next one.
+**Situation.** Making a batch durable costs more than stepping a request. Requests that arrive while
+a commit runs share the next one.
 
 **Rules.**
 
@@ -46,7 +46,7 @@ from nodes.store_errors import StepAgain, StoreFull
 
 BATCH_BYTES = 8 * MIB  # bodies of requests and replies in one batch
 
-_ASK_AGAIN = Refused(errno.EAGAIN, "the node could not store what its peers supplied")
+_ASK_AGAIN = Refused(errno.EAGAIN, "the node could not store the rows that its peers supplied")
 
 
 class Arrival(msgspec.Struct, gc=False):
@@ -60,7 +60,7 @@ class Arrival(msgspec.Struct, gc=False):
 
 
 class Batches:
-    """Serves what has arrived, batch by batch."""
+    """Serves the requests that have arrived, batch by batch."""
 
     def __init__(
         self,
@@ -81,7 +81,7 @@ class Batches:
         self._early = 0  # replies in the outbox that need no commit
 
     def serve(self) -> None:
-        """Step what has arrived, commit, answer."""
+        """Step the requests that have arrived, commit, send the replies."""
         self._tally.batches += 1
         self._connections.dismiss()
         outbox = self._dispatcher.outbox
@@ -118,7 +118,7 @@ class Batches:
         self._store.maintain()
 
     def _step_backlogs(self, batch: Batch, arrivals: list[Arrival]) -> int:
-        """Step what waits, a fair share of each principal.
+        """Step the requests that wait, a fair share of each principal.
 
         The result is how many of the replies in the outbox do not depend on a write.
         """
@@ -161,7 +161,7 @@ class Batches:
         turn: Turn,
         now_us: int,
     ) -> bool:
-        """Step what is the connection's turn; False if its peer must take its replies first."""
+        """Step the connection's requests; False if its peer must take its replies first."""
         backlog, sender, account = connection.backlog, connection.sender, connection.account
         handle, outbox = self._dispatcher.handle, self._dispatcher.outbox
         promised = connection.output.size

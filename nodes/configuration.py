@@ -1,4 +1,4 @@
-"""What a node's administrator may set in `node.toml`, next to the node's key; all is optional.
+"""The settings of a node: `node.toml`, next to the node's key; all are optional.
 
 durability = "interval"            # default: what the cluster description says
 capacity_bytes = 200_000_000_000   # the store's share of the disk; default: all of it
@@ -58,7 +58,7 @@ class NodeConfiguration:
 
     @classmethod
     def load(cls, path: Path, *, durability: Durability, metrics: str) -> NodeConfiguration:
-        """What the file at `path` says, if there is one; the arguments are defaults."""
+        """The settings in the file at `path`, if there is one; the arguments are defaults."""
         try:
             settings = tomllib.loads(path.read_text())
         except FileNotFoundError:

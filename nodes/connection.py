@@ -14,7 +14,7 @@ from nodes.admission import Account
 
 
 class Connection:
-    """The state of one accepted connection. Replies are addressed to it, by identity."""
+    """The state of one accepted connection. Replies are addressed to this object."""
 
     __slots__ = (
         "account",
@@ -36,13 +36,13 @@ class Connection:
     ) -> None:
         self.socket: socket.socket | None = accepted  # None once it is closed
         self.channel = channel
-        self.deadline_us = deadline_us  # when it must have said who it is
-        self.sender: Sender | None = None  # who it says it is
+        self.deadline_us = deadline_us  # by which its greeting must be here
+        self.sender: Sender | None = None  # as its greeting claims
         self.account: Account | None = None
         self.backlog: deque[Frame] = deque()  # requests that have not been stepped
         self.backlog_bytes = 0
-        self.held_bytes = 0  # what the loop has counted of its requests and answers
-        self.waiting = False  # whether it is in the loop's list of connections with a backlog
+        self.held_bytes = 0  # of its requests and replies, as last counted
+        self.waiting = False  # True while it is in the list of connections with a backlog
         self.output = Output()
-        self.queued = False  # whether it is in the loop's list of connections to be flushed
-        self.interest = select.EPOLLIN  # what epoll watches
+        self.queued = False  # True while it is in the list of connections to be flushed
+        self.interest = select.EPOLLIN  # the events that epoll watches

@@ -7,10 +7,10 @@ never read their replies, or open as many connections as they can.
 
 - A connection is read only while none of its requests waits to be stepped, and only while its peer
   takes its replies. So nobody makes the node queue requests without end.
-- What all connections hold is counted; above `HELD_BYTES` the greediest is closed.
-- Whatever arrives, only the connection that it arrived on is closed for it. A principal whose
-  connections broke the rules too often has to wait (`nodes.admission`); a connection that has not
-  proven who it is is never counted against anybody.
+- The bytes that connections hold are counted; above `HELD_BYTES` the greediest is closed.
+- Bytes that break the rules close the connection on which they arrived, and no other. A principal
+  whose connections did so too often has to wait (`nodes.admission`). A connection that has not
+  proven which principal it belongs to is counted against none.
 
 **Tests.** `tests/integration/test_node.py`, and the fuzzer's target `connections`.
 
@@ -41,7 +41,7 @@ from nodes.admission import (
     HELD_BYTES,
     RECEIVES_PER_TURN,
     UNAUTHENTICATED_MAX,
-    UNNOTICED_BYTES,
+    UNCOUNTED_BYTES,
     UNSENT_BYTES,
     Admission,
 )
@@ -87,13 +87,13 @@ class Connections:
     # --- time --------------------------------------------------------------------------------
 
     def next_deadline_us(self) -> int | None:
-        """When the next connection must have said who it is; None if all have."""
+        """By when the next greeting is due; None if all connections have sent theirs."""
         if not self._unauthenticated:
             return None
         return next(iter(self._unauthenticated)).deadline_us
 
     def expire(self, now_us: int) -> None:
-        """Close those that have not said in time who they are."""
+        """Close the connections that have not sent a greeting in time."""
         while self._unauthenticated:
             oldest = next(iter(self._unauthenticated))
             if oldest.deadline_us > now_us:
@@ -103,14 +103,14 @@ class Connections:
     # --- in ----------------------------------------------------------------------------------
 
     def accept(self) -> None:
-        """Accept those that wait for it."""
+        """Accept connections."""
         for _ in range(ACCEPTS_PER_TURN):
             try:
                 accepted, _ = self._listener.accept()
             except (BlockingIOError, ConnectionAbortedError):
                 return
             except OSError:
-                # No descriptor is left: those who wait are accepted when a connection is closed.
+                # No descriptor is left: connections are accepted again once one is closed.
                 self._epoll.modify(self._listener.fileno(), 0)
                 self._accepting = False
                 return
@@ -132,7 +132,7 @@ class Connections:
             self._epoll.register(accepted.fileno(), _IN)
 
     def receive(self, connection: Connection) -> None:
-        """Take in what a connection has sent, unless requests of it wait already."""
+        """Take in the bytes that a peer has sent, unless requests of its wait already."""
         if connection.backlog:
             return
         for _ in range(RECEIVES_PER_TURN):
@@ -173,12 +173,12 @@ class Connections:
             connection.backlog.extend(frames)
             connection.backlog_bytes += len(data)
             self.queue(connection)
-        if channel.buffered > UNNOTICED_BYTES or connection.held_bytes:
+        if channel.buffered > UNCOUNTED_BYTES or connection.held_bytes:
             self._hold(connection)
         return True
 
     def _greet(self, connection: Connection) -> None:
-        """The peer may have said who it is: admit it, or not."""
+        """If the peer has sent its greeting: admit it, or not."""
         sender = connection.channel.claimed
         if sender is None:
             return
@@ -222,7 +222,7 @@ class Connections:
         unflushed.clear()
 
     def write(self, connection: Connection) -> None:
-        """Send what the peer takes; serve it further once it has taken enough."""
+        """Send as much as the peer takes; serve it further once it has taken enough."""
         if connection.socket is None:
             return
         output = connection.output
@@ -238,7 +238,7 @@ class Connections:
             self._epoll.modify(connection.socket.fileno(), interest)
         if connection.backlog and takes_replies:
             self.queue(connection)
-        if output.size > UNNOTICED_BYTES or connection.held_bytes:
+        if output.size > UNCOUNTED_BYTES or connection.held_bytes:
             self._hold(connection)
 
     # --- closing -----------------------------------------------------------------------------
@@ -260,7 +260,7 @@ class Connections:
 
     def offend(self, connection: Connection, fault: PeerFault) -> None:
         """Close a connection that has broken the rules, and count it against its principal."""
-        # Only if the peer has proven who it is: others can replay a greeting in its name.
+        # Only if the peer has proven its identity: others can replay a greeting in its name.
         if connection.account is not None and connection.channel.peer is not None:
             connection.account.offend(clock.monotonic_us())
         self.close(connection, type(fault).__name__)

@@ -1,11 +1,11 @@
-"""How a node's owner steers its background work: one question and one answer on a Unix socket.
+"""How a node's owner controls its background work: one command and one answer on a Unix socket.
 
 The socket is in the node's own directory. Only the user that the node runs as (or root) may
-connect: the file's mode says so, and the kernel tells who has connected. Nothing here can be
-reached over the network, and clients of the cluster have no message for it.
+connect: the file's mode says so, and the kernel names the user at the other end. The socket cannot
+be reached over the network, and clients of the cluster have no message for it.
 
-Concurrency: a thread that sleeps until somebody connects; what it does to the node it has the
-node's loop do.
+Concurrency: a thread that sleeps until somebody connects. It has commands carried out by the node's
+loop.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ Verb: TypeAlias = Literal["start", "pause", "resume", "throttle", "status"]
 
 
 class Command(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What is to be done about one kind of work."""
+    """A command about one kind of work."""
 
     work: str
     verb: Verb
@@ -48,27 +48,27 @@ class Command(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class WorkStatus(msgspec.Struct, frozen=True):
-    """How one kind of work stands at one node."""
+    """The state of one kind of work at one node."""
 
     work: str
     state: Literal["running", "paused", "idle"]
     progress: float  # of the pass under way; 1 if there is none
     bytes_per_second: float
     limit_bytes_per_second: int
-    remaining_s: float | None  # None: nobody can tell
+    remaining_s: float | None  # None: unknown
     ended_s: float | None  # when the last complete pass ended, since the epoch
     figures: dict[str, int]
 
 
 class Answer(msgspec.Struct, frozen=True):
-    """What the node says: how the work stands now, or why not."""
+    """The node's answer: the state of the work, or an error."""
 
     error: str = ""
     status: WorkStatus | None = None
 
 
 class ControlFailed(BftfsError):
-    """The node cannot be steered, and why."""
+    """The command was not carried out, and why."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
@@ -80,7 +80,7 @@ class ControlFailed(BftfsError):
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """What the work itself says of how it stands."""
+    """The state of one kind of work, as the work itself knows it."""
 
     under_way: bool
     progress: float
@@ -91,7 +91,7 @@ class Standing:
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """One kind of background work that may be steered."""
+    """One kind of background work that the owner may control."""
 
     throttle: Throttle
     standing: Callable[[int], Standing]  # now
@@ -114,7 +114,7 @@ class Control:
         self._address = f"unix:{path.absolute()}"
         self._works = {work.throttle.name: work for work in works}
         self._call: CallInLoop
-        mask = os.umask(0o177)  # nobody else may connect, from the first moment on
+        mask = os.umask(0o177)  # no other user may connect, from the first moment on
         try:
             self._listener = listen(self._address)
         finally:
@@ -122,7 +122,7 @@ class Control:
         self._listener.setblocking(True)
 
     def serve(self, call: CallInLoop) -> None:
-        """Answer from now on, in a thread; who has connected before has waited."""
+        """Answer from now on, in a thread; earlier connections have waited."""
         self._call = call
         threading.Thread(target=self._serve, name="control", daemon=True).start()
 
@@ -137,7 +137,7 @@ class Control:
                 asking, _ = self._listener.accept()
             except OSError:
                 return  # closed
-            with asking, contextlib.suppress(OSError):  # whoever asked has gone
+            with asking, contextlib.suppress(OSError):  # the owner has gone
                 asking.settimeout(PATIENCE_S)
                 asking.sendall(msgspec.json.encode(self._answer(asking)) + b"\n")
 
@@ -149,14 +149,14 @@ class Control:
         try:
             command = msgspec.json.decode(_line(asking), type=Command)
         except UNREADABLE as error:
-            return Answer(f"what is no command: {error}")
+            return Answer(f"this is no command: {error}")
         try:
             return self._call(lambda: self.perform(command), PATIENCE_S)
         except TimeoutError:
             return Answer("the node is too busy to answer")
 
     def perform(self, command: Command) -> Answer:
-        """Do what is asked for. In the loop's thread."""
+        """Carry out a command. In the loop's thread."""
         work = self._works.get(command.work)
         if work is None:
             known = " and ".join(sorted(self._works)) or "nothing"
@@ -180,7 +180,7 @@ class Control:
 
 
 def status_of(work: Work) -> WorkStatus:
-    """How the work stands now."""
+    """The state of `work` now."""
     now_us = clock.now_us()
     throttle, standing = work.throttle, work.standing(now_us)
     remaining = standing.remaining_us
@@ -210,7 +210,7 @@ def _line(asking: socket.socket) -> bytes:
 
 
 def steer(path: Path, command: Command) -> WorkStatus:
-    """Have the node whose control socket is at `path` do something. Raises ControlFailed."""
+    """Have the node with the control socket at `path` carry out a command, or ControlFailed."""
     with socket.socket(socket.AF_UNIX) as connection:
         connection.settimeout(2 * PATIENCE_S)
         try:

@@ -13,7 +13,7 @@ were freed inside of the file count as room.
 
 **Why it works.** Nobody else can take blocks that the file has already. A small write lets the file
 grow by `PAGE_BYTES_PER_WRITE` at most, a large one by its length beside, so that growth is never
-underestimated; what it really came to is known after a checkpoint.
+underestimated; the true growth is known after a checkpoint.
 
 **Tests.** `tests/unit/nodes/test_store.py` ("room"), on a disk without a free byte; decision 12.
 
@@ -45,7 +45,7 @@ class DiskSpace:
     def __init__(
         self, path: Path, *, used_bytes: int, limit_bytes: int, live_bytes: Callable[[], int]
     ) -> None:
-        """`live_bytes` tells what the tables occupy at the moment. Raises OSError."""
+        """`live_bytes` counts the bytes of all tables. Raises OSError."""
         self._path = path
         self._file = os.open(path, os.O_RDWR | os.O_CLOEXEC)
         self.file_bytes = os.fstat(self._file).st_size
@@ -71,7 +71,7 @@ class DiskSpace:
         end = self._end_with(growth)
         if end <= self._taken_bytes or self._take(end):
             return True
-        # The file cannot grow any more: what counts is what is free in it.
+        # The file cannot grow any more: only free pages inside of it count.
         inside = self.used_bytes - self.measure().live_bytes
         return end - max(0, inside) <= self._taken_bytes
 
@@ -83,7 +83,7 @@ class DiskSpace:
 
     @property
     def limit_reached(self) -> str:
-        """What is said of a store that has all that it may occupy."""
+        """The reason given when a store has all that it may occupy."""
         return f"the store has reached its {self.limit_bytes} bytes"
 
     def extend(self, size: int) -> None:
@@ -128,7 +128,7 @@ class DiskSpace:
         return self.figures()
 
     def figures(self) -> Figures:
-        """What `bftfs.server.room` decides upon; what the tables occupy was measured before."""
+        """The figures for `bftfs.server.room`; `live_bytes` are those last measured."""
         return Figures(
             live_bytes=self._live_bytes,
             free_bytes=self.free_bytes,
@@ -138,12 +138,12 @@ class DiskSpace:
 
     @property
     def free_bytes(self) -> int:
-        """What the store can still hold, by growing and in its file, without the reserve."""
+        """How much the store can still hold, by growing and in its file, without the reserve."""
         disk = os.fstatvfs(self._file)
         return max(0, self._left(disk.f_bavail * disk.f_frsize) - self.reserve_bytes)
 
     def _left(self, available: int) -> int:
-        """What can be added, reserve and all, if the disk still gives `available` bytes."""
+        """How much can be added, reserve included, if the disk still gives `available` bytes."""
         growth = min(self._taken_bytes + available, self.limit_bytes) - self.used_bytes
         inside = max(0, self.used_bytes - self._live_bytes)
         return growth + inside - self.growth_bytes

@@ -1,4 +1,4 @@
-"""A node's own account of itself: what is degraded, and why."""
+"""A node's account of its own health: is anything degraded, and why."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ REBUILDING = (
 
 
 class Health:
-    """Answers `HealthRequest`; also what `/health` shows."""
+    """Answers `HealthRequest`, and makes the page `/health`."""
 
     def __init__(
         self,
@@ -78,8 +78,11 @@ class Health:
         return tuple(reason[:512] for reason in reasons)
 
     def _remarks(self) -> tuple[str, ...]:
-        """What a healthy node may have to say: peers are dialled when they are needed, so that one
-        that was down then may be up again, and its failure is not this node's in any case."""
+        """Remarks of a node that may be healthy all the same.
+
+        A peer that was down when it was last dialled may be up again, and its failure is not this
+        node's in any case.
+        """
         unreachable = (
             f"node {node} could not be reached: {why}"[:512]
             for node, why in self._links.unreachable()

@@ -10,14 +10,14 @@ or sequence is wrong.
     record   digest (16 bytes) of the rest, sequence (8), length (4), the batch
 
 Records begin at multiples of 512 bytes. The sequence of each is that of its predecessor plus one:
-what an earlier pass over the file has left is thereby not taken for what follows. Zeros are written
+so records left by an earlier pass over the file are not taken for new ones. Zeros are written
 ahead of the records, since to flush blocks that a file has already need not wait for the file
 system's own journal. Under `sync` durability records are written past the page cache (`DirectFile`)
 where the file system and the disk can do that: this saves the kernel a third of its work and the
 node a third of its wait.
 
-**Why it is safe.** What `replay` gives is what was appended up to the last sync, and perhaps more,
-but never less and never with a gap. The digests have a secret key, drawn anew in each life of the
+**Why it is safe.** `replay` gives all batches appended up to the last sync, and perhaps more, but
+never fewer and never with a gap. The digests have a secret key, drawn anew in each life of the
 store: no client can write a value that passes for a record.
 
 **Tests.** `tests/unit/nodes/test_journal.py`: killed processes, power failures, forged records.
@@ -179,7 +179,7 @@ def _aligned(length: int) -> int:
 
 
 class DirectFile:
-    """Writes to a file past the page cache: what was written is on stable storage at once."""
+    """Writes to a file past the page cache, straight to stable storage."""
 
     def __init__(self, file: int) -> None:
         self._file = file

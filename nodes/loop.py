@@ -1,9 +1,9 @@
 """The one thread of a node: waits for events, and has them served.
 
 A pass of the loop takes in everything that has arrived (`nodes.connections`), serves it in one
-batch of the store (`nodes.batches`), and does what is due by the clock: dialling peers again,
-closing silent connections, syncing the store, looking for room on a full disk. Nothing wakes it up
-unless something has happened or is due.
+batch of the store (`nodes.batches`), and does the work that is due by the clock: dialling peers
+again, closing silent connections, syncing the store, looking for room on a full disk. Between
+events the node sleeps.
 
 Concurrency: `call` may be used from any thread; everything else belongs to the loop's.
 """
@@ -90,7 +90,7 @@ class Loop:
             self._epoll.register(watched.fileno(), _IN)
 
     def call(self, function: Callable[[], Called], patience_s: float) -> Called:
-        """What `function` gives in the loop's thread, between two batches; from another thread.
+        """The result of `function`, run in the loop's thread; to be called from another thread.
 
         Raises TimeoutError if the loop does not come to it.
         """
@@ -107,8 +107,7 @@ class Loop:
         return future.result(patience_s)
 
     def stop_on_signals(self) -> None:
-        """Let SIGTERM and SIGINT end `run` after the batch in progress; SIGHUP, a look at who may
-        connect."""
+        """SIGTERM and SIGINT end `run` after the batch in progress; SIGHUP reloads the clients."""
         signal.set_wakeup_fd(self._waker.fileno(), warn_on_full_buffer=False)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._stop)
@@ -160,7 +159,7 @@ class Loop:
     # --- time --------------------------------------------------------------------------------
 
     def _next_deadline_us(self) -> int | None:
-        """When something is due, whatever happens; None if nothing is."""
+        """By when the loop has to wake up, even without an event; None if it need not."""
         deadline = self._links.next_deadline_us()
         for other in (self._connections.next_deadline_us(), self._sync_us, self._room_us):
             if other is not None and (deadline is None or other < deadline):
@@ -177,7 +176,7 @@ class Loop:
         return max(0, (deadline_us - clock.monotonic_us()) // 1000 + 1) / 1000
 
     def _expire(self) -> None:
-        """Do what is due by now."""
+        """Do the work that is due by now."""
         now = clock.monotonic_us()
         deadline = self._links.next_deadline_us()
         if deadline is not None and deadline <= now:
@@ -204,7 +203,7 @@ class Loop:
             self._arrange_sync()
 
     def _arrange_sync(self) -> None:
-        """See to it that what was committed without a sync gets one."""
+        """Have the store synced soon, if anything was committed without a sync."""
         store = self._store
         if store.unsynced and self._sync_us is None and not store.syncing:
             self._sync_us = clock.monotonic_us() + SYNC_EVERY_US

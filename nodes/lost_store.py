@@ -1,4 +1,9 @@
-"""Does this node have all that it ever stored? If not, it must know, across crashes."""
+"""Remembers across crashes that a node has lost its store, or a part of it.
+
+A node that lost its store has forgotten which updates it accepted. It must not act as if it had
+accepted none (`bftfs.server.recovery` has the rule), so it notes the loss before a new store is
+made.
+"""
 
 from __future__ import annotations
 
@@ -17,13 +22,12 @@ _REBUILT = "rebuilt"
 
 
 def resumed(directory: NodeDirectory) -> Recovery:
-    """What the node has to recover from. To be asked before its store is opened, which makes one.
+    """The node's recovery state. To be called before its store is opened, which makes a new one.
 
-    A node that has had a store and has none has lost it. It notes that before there is a new one,
-    so that no crash can make it forget that it has forgotten.
+    A node that has had a store, as its lock file shows, and has none has lost it.
     """
     if lock_file(directory.store).exists() and not directory.store.exists():
-        # It has accepted nothing that was insane then: the time of nothing is later than this.
+        # It has refused times that were ahead: all that it has accepted is earlier than this.
         _write(directory, clock.now_us() + CLOCK_SKEW_US, _REBUILDING)
     try:
         floor, state = directory.recovery.read_text().split()

@@ -1,8 +1,8 @@
-"""Keeps a memory-mapped file from filling the node's resident memory.
+"""Keeps LMDB's memory-mapped file from filling the node's resident memory.
 
-LMDB reads through a mapping of its whole file, and each page once read stays mapped into the
-process until the kernel wants it back, although the page cache holds it anyway. Unmapping costs
-nothing but a minor fault for each page that is used again.
+LMDB reads through a mapping of its whole file, and a page once read stays mapped into the process
+until the kernel wants it back, although the page cache holds it anyway. So the pages are unmapped
+(`madvise`) whenever too much is resident, which costs a minor fault for each page used again.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 from bftfs.limits import MIB
 
 RESIDENT_BYTES_MAX = 48 * MIB
-BYTES_PER_LOOK = 4 * MIB  # values read or written between two looks at what is resident
+BYTES_PER_LOOK = 4 * MIB  # values read or written between two looks at the resident memory
 CALLS_PER_LOOK = 64  # … or batches, since pages of small records become resident as well
 
 _MADV_DONTNEED = 4
@@ -55,7 +55,7 @@ class MappedFile:
             self._madvise(start, size, _MADV_DONTNEED)
 
     def close(self) -> None:
-        """Look no more."""
+        """Stop measuring."""
         os.close(self._statm)
 
 

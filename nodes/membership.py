@@ -1,11 +1,11 @@
-"""Who may connect to a running node, as the cluster description says at present.
+"""The principals that may connect to a running node, as the cluster description says at present.
 
-The administrator changes the description's clients while nodes run: a new client can connect at
+The administrator may change the description's clients while nodes run: a new client can connect at
 once, and one that was removed is cut off. Everything else in it is fixed while a node runs.
 
-The files are looked at when somebody introduces himself, at most once a second while there are
-requests to serve, and on SIGHUP. A description that is not signed by the administrator whom the
-node has started with is not believed; nor is one of other nodes or other thresholds.
+The files are looked at when a greeting arrives, at most once a second while there are requests to
+serve, and on SIGHUP. A description is ignored unless it is signed by the administrator with whom
+the node has started, and names the same nodes and thresholds.
 
 Concurrency: belongs to the loop's thread.
 """
@@ -27,7 +27,7 @@ _Seen: TypeAlias = tuple[tuple[int, int, int], ...]  # of each file: inode, size
 
 
 class LiveMembership:
-    """The description that a node has started with, with the clients that it names by now."""
+    """The description with which the node has started, with the clients that it names by now."""
 
     def __init__(self, path: Path, description: ClusterDescription) -> None:
         self._path = path
@@ -47,12 +47,12 @@ class LiveMembership:
         return self._description.view
 
     def principal(self, public_key: bytes) -> Sender | None:
-        """Who holds `public_key`, if the cluster knows it by now."""
+        """The holder of `public_key`, if the cluster knows it by now."""
         self.refresh()
         return self._description.principal(public_key)
 
     def admits(self, sender: Sender) -> bool:
-        """Whether `sender` may still connect, with the same rights."""
+        """True if `sender` may still connect, with the same rights."""
         if sender.node is not None:
             return True
         entry = self._description.client(sender.client)
@@ -66,7 +66,7 @@ class LiveMembership:
                 for status in (path.stat() for path in self._files)
             )
         except OSError:
-            return  # it is being replaced, or was taken away: what was read before holds
+            return  # it is being replaced, or was taken away: the description read before holds
         if seen == self._seen:
             return
         self._seen = seen

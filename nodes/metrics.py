@@ -25,7 +25,7 @@ from prometheus_client.registry import Collector
 
 from bftfs.envelope import HealthReply
 
-ASKING_PATIENCE_S = 5.0  # for whoever asks, since there is one thread for all of them
+ASKING_PATIENCE_S = 5.0  # for one request, since there is one thread for all of them
 
 
 class Gauge(NamedTuple):
@@ -52,7 +52,7 @@ class Tally:
 
 
 class NodeCollector(Collector):
-    """Makes metrics of a node's tally and health, when asked."""
+    """Makes metrics of a node's tally, health and gauges."""
 
     def __init__(
         self,
@@ -145,7 +145,7 @@ class Exposition(HTTPServer):
             self.handle_request()  # sleeps until there is one; `serve_forever` wakes twice a second
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Go on with the next: whoever asked has gone."""
+        """Go on with the next request: this one's sender has gone."""
         if not isinstance(sys.exception(), OSError):
             super().handle_error(request, client_address)
 
@@ -175,7 +175,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(content)
 
     def log_message(self, *arguments: Any) -> None:
-        """Say nothing: whoever asks is told."""
+        """Log nothing."""
 
 
 def resident_bytes() -> int:

@@ -48,19 +48,19 @@ Servers = Mapping[type, Server]
 
 @dataclass(frozen=True, slots=True)
 class Services:
-    """What a node does: serve messages, by class, and work of its own."""
+    """The servers of a node, by message class, and its background work."""
 
     servers: Servers
     background: tuple[Background, ...] = ()
-    gauges: Callable[[], tuple[Gauge, ...]] = tuple  # what the background work tells of itself
-    works: tuple[Work, ...] = ()  # of it, what people may steer
-    on_damage: Callable[[ObjectId], None] = lambda _object: None  # has its rows mended
+    gauges: Callable[[], tuple[Gauge, ...]] = tuple  # of the background work
+    works: tuple[Work, ...] = ()  # that the owner may control
+    on_damage: Callable[[ObjectId], None] = lambda _object: None  # is told of objects to be mended
     room: Room = field(default_factory=Room)  # decides which writes are taken
 
 
 @dataclass(frozen=True, slots=True)
 class Protocols:
-    """What a node speaks. Tests put other servers in the place of the honest ones."""
+    """The protocols of a node. Tests put other servers in the place of the honest ones."""
 
     services: Callable[
         [ClusterDescription, Identity, NodeId, NodeConfiguration, Recovery], Services
@@ -188,7 +188,7 @@ def _number_of(
 
 
 def _allow_descriptors() -> None:
-    """As many connections as the limits name, if the system lets us."""
+    """Allow as many connections as the limits name, if the system does."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = CONNECTIONS + DESCRIPTORS_BESIDE_CONNECTIONS
     if hard != resource.RLIM_INFINITY:

@@ -1,4 +1,4 @@
-"""The protocols that a storage node speaks, put together."""
+"""Puts the protocols and the background work of a correct node together."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def honest_services(
     configuration: NodeConfiguration,
     recovery: Recovery,
 ) -> Services:
-    """What a correct node does."""
+    """The servers and the background work of a correct node."""
     keys = description.authenticator_keys(identity, node)
     quorums = ThresholdQuorums(description.query_update)
     healing = healing_throttle()
@@ -113,7 +113,7 @@ def honest_services(
             **dict.fromkeys(get_args(ReadWriteRequest), read_write),
             Notice: verifier,
         },
-        # A node without peers has nobody to heal from.
+        # A node without peers has nothing to heal from.
         (verifier, finisher, object_healer, block_healer, scrubber, collector)
         if description.n > 1
         else (verifier, finisher, collector),

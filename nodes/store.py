@@ -15,11 +15,11 @@ Batches that are too large to be worth writing twice skip the journal: a checkpo
 batch that is dropped after writes were applied takes the transaction with it; a new one is made
 from the last checkpoint and the journal, as after a crash.
 
-**Why it is safe.** A batch is applied whole or not at all. What `Batch.commit` has returned for
-survives a crash of the process, and under `sync` durability of the machine; a crash of the machine
-under `interval` durability leaves the batches up to some moment after the last sync. A store is
-open in at most one process; nothing is ever written to a store of another format, cluster or node
-(`nodes.store_directory`).
+**Why it is safe.** A batch is applied whole or not at all. Once `Batch.commit` has returned, the
+batch survives a crash of the process, and under `sync` durability of the machine; a crash of the
+machine under `interval` durability leaves the batches up to some moment after the last sync. A
+store is open in at most one process; nothing is ever written to a store of another format, cluster
+or node (`nodes.store_directory`).
 
 **Tests.** `tests/properties/test_store_equivalence.py` (equal to `MemoryStorage`),
 `tests/unit/nodes/test_store.py`, `tests/unit/nodes/test_journal.py`.
@@ -62,8 +62,8 @@ WRITES_PER_CHECKPOINT = 8_192  # …or after so many: until then their pages are
 STRAIGHT_BYTES = 256 * KIB  # larger batches are not worth writing twice, if they must be synced
 
 _DAMAGE = (lmdb.CorruptedError, lmdb.PageNotFoundError, lmdb.InvalidError)
-# Between two lives of a journal. What an earlier life has left behind, and a crash of the machine
-# may have kept in part, can then never be taken for what follows in this one.
+# Between two lives of a journal: records that an earlier life has left behind, of which a crash of
+# the machine may have kept some, can then never be taken for records of this one.
 _SEQUENCES_SKIPPED = 1 << 32
 
 
@@ -130,7 +130,7 @@ class Batch:
         return entries
 
     def apply(self, writes: Iterable[Write]) -> None:
-        """Apply all of `writes`, in order; they show in what is read from now on."""
+        """Apply all of `writes`, in order; reads see them from now on."""
         transaction, databases, rows = self._transaction, self._databases, self._rows
         try:
             for table, key, value in writes:
@@ -244,14 +244,14 @@ class Store:
     def batch(self) -> Batch:
         """A new batch. It costs nothing to have one in which nothing is written."""
         if not self.space.is_intact():
-            # What is beyond the file's end kills the process; what is in a file without a name is
-            # gone after the next start.
+            # To touch a page beyond the file's end kills the process; the rows in a file without a
+            # name are gone after the next start.
             raise self._damaged("somebody has removed or cut short its file while it was in use")
         self.maintain()
         return Batch(self, self._transaction)
 
     def maintain(self) -> None:
-        """Do what is due between batches: better at once after answering than before the next."""
+        """Make a checkpoint if one is due: better after the replies than before the next batch."""
         if (
             self._journal.size >= self._due_bytes
             or self._writes >= self._due_writes
@@ -272,7 +272,7 @@ class Store:
             self.finish_sync()
 
     def start_sync(self, done: Callable[[], None]) -> None:
-        """Begin to bring what is committed now to stable storage; `done` is called in a thread.
+        """Begin to sync all that is committed by now; `done` is called in another thread.
 
         Requires: no sync has been started that was not finished.
         """
@@ -317,7 +317,7 @@ class Store:
             self._release()
 
     def _live_bytes(self) -> int:
-        """What the tables occupy at the moment."""
+        """The bytes of all tables at the moment."""
         pages = 0
         for database in self.databases:
             counts = self._transaction.stat(database)
@@ -339,7 +339,7 @@ class Store:
         growth = volume + len(rows) * PAGE_BYTES_PER_WRITE
         if not use_reserve and not space.fits(growth):
             if self._writes:
-                raise NeedsCheckpoint  # they may have come to less than was reckoned with
+                raise NeedsCheckpoint  # the growth since the last one may be less than was assumed
             raise StoreFull(self.path, space.why_full(growth))
         self._writes += len(rows)
         space.growth_bytes += growth
@@ -404,9 +404,9 @@ class Store:
         return StoreFailed(self.path, advice(reason))
 
     def _recover(self) -> None:
-        """Begin where the last process has ended, in whatever way it did."""
+        """Begin where the last process has ended, even if it was killed."""
         journal = self._journal
-        key = journal.key  # of what is in it: needed until that is in LMDB's file
+        key = journal.key  # of its records: needed until they are in LMDB's file
         try:
             while True:
                 self._replay()

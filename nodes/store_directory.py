@@ -46,7 +46,7 @@ Databases = tuple[lmdb._Database, ...]  # by table
 
 
 class Head(NamedTuple):
-    """What a store says of itself."""
+    """The store's own notes, in Table.META."""
 
     databases: Databases
     checkpoint: int  # sequence of the last batch that LMDB holds
@@ -150,7 +150,7 @@ def read_head(path: Path, environment: lmdb.Environment, *, owner: bytes) -> Hea
             "give the node its own directory back"
         )
     if checkpoint is None or key is None:
-        raise unusable(path, "it does not say what its journal follows")
+        raise unusable(path, "the key or the beginning of its journal is missing")
     length = (path / JOURNAL_FILE).stat().st_size
     if length < journal_bytes:
         raise unusable(

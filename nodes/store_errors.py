@@ -47,7 +47,7 @@ class NeedsCheckpoint(StepAgain):
 
 
 def unusable(path: Path, reason: str) -> UsageError:
-    """What a human is told who starts a node on a store that cannot be used."""
+    """The mistake of starting a node on a store that cannot be used."""
     return UsageError(f"{path}: {advice(reason)}")
 
 

@@ -1,14 +1,14 @@
 """One principal's connections to the nodes of its cluster, and the engine that speaks over them.
 
-Loop-agnostic: the sockets are watched by an epoll descriptor, which can itself be waited for. A
-host waits until `fileno()` is readable or `next_deadline_us()` has come, and calls `turn`. Trio, a
+The sockets are watched by an epoll descriptor, which can itself be waited for. A host waits until
+`fileno()` is readable, and calls `turn`, or until `next_deadline_us()`, and calls `expire`. Trio, a
 node's own loop and blocking tools host the same `Links`; one wake-up serves all that has arrived.
 
-Requests leave when the host calls `flush` (as `turn` does at its end), so that everything that is
-ready for one node goes out in one write. Delivery is not promised. While a node cannot be reached,
-the latest few requests to it are kept until it can; conversations that need more ask again. If it
-says that it does not know our key, they are answered for it: a client that was revoked is told so,
-instead of waiting for nodes that will not listen.
+Requests leave when the host calls `flush` (as `turn` does at its end), so that all requests that
+are ready for one node go out in one write. Delivery is not promised. While a node cannot be
+reached, the latest few requests to it are kept; conversations that need more ask again. If a node
+does not know our key, they are answered with a refusal, so that a client that was revoked is told
+instead of waiting.
 
 Concurrency: one thread. Conversations run inside `turn` and inside `engine.start`.
 """
@@ -42,7 +42,7 @@ EARLY_BYTES = 16 * MIB
 GREETING_PATIENCE_US = 5 * SECOND_US  # for connecting and shaking hands
 BACKOFF_FIRST_US = 50_000
 BACKOFF_LAST_US = 2 * SECOND_US
-ATTEMPTS = 4  # to make a connection that is not persistent, before what waits for it is dropped
+ATTEMPTS = 4  # to make a connection that is not persistent, before its waiting requests are dropped
 EVENTS_PER_TURN = 64
 
 _NOT_ADMITTED = Refused(errno.EACCES, "the cluster does not know this client's key (any more)")
@@ -78,9 +78,9 @@ class Link:
         self.socket: socket.socket | None = None
         self.channel: ClientChannel | None = None
         self.output = Output()
-        self.queued = False  # whether it is in the list of links to be flushed
-        self.interest = 0  # what epoll watches
-        self.opened = False  # whether the channel is established: requests may go out
+        self.queued = False  # True while it is in the list of links to be flushed
+        self.interest = 0  # the events that epoll watches
+        self.opened = False  # True if the channel is established: requests may go out
         self.early: deque[Request] = deque()  # waiting for that
         self.early_bytes = 0
         self.failures = 0  # since the channel was last established
@@ -126,7 +126,7 @@ class Links:
         return self._epoll.fileno()
 
     def next_deadline_us(self) -> int | None:
-        """When `turn` must be called next, whatever arrives, in monotonic microseconds."""
+        """By when `expire` must be called, in monotonic microseconds; None if it need not."""
         deadline = self.engine.next_deadline_us()
         for link in self._links:
             if link.deadline_us is not None and (deadline is None or link.deadline_us < deadline):
@@ -151,7 +151,7 @@ class Links:
         self.flush()
 
     def expire(self) -> None:
-        """Wake conversations whose patience has run out; dial again what was lost."""
+        """Wake conversations whose patience has run out; dial lost nodes again."""
         now = clock.monotonic_us()
         for link in self._links:
             if link.deadline_us is None or link.deadline_us > now:
@@ -164,7 +164,7 @@ class Links:
         self.flush()
 
     def flush(self) -> None:
-        """Send what is ready, each node's in one write."""
+        """Send the requests that are ready, each node's in one write."""
         unflushed = self._unflushed
         if unflushed:
             for link in unflushed:
@@ -210,7 +210,7 @@ class Links:
     # -----------------------------------------------------------------------------------------
 
     def _send(self, node: NodeId, number: int, message: Any, body: bytes | memoryview) -> None:
-        """What the engine calls to send a request."""
+        """Send a request; called by the engine."""
         link = self._links[node]
         known, metadata = self._encoded
         if message is not known:
@@ -328,7 +328,7 @@ class Links:
             deliver(node, number, message, body)
 
     def _reject(self, link: Link) -> None:
-        """Answer what waits for a node that does not admit us."""
+        """Answer the requests that wait for a node that does not know our key."""
         waiting = tuple(link.early)
         link.early.clear()
         link.early_bytes = 0
@@ -336,7 +336,7 @@ class Links:
             self.engine.deliver(link.member.node, number, _NOT_ADMITTED, b"")
 
     def _open(self, link: Link) -> None:
-        """The node has proven who it is: send what has waited for that."""
+        """The node has proven its identity: send the requests that waited for that."""
         assert link.channel is not None
         link.opened = True
         link.failures = 0

@@ -1,7 +1,7 @@
-"""Where the programs that run for long write their logs: a line at a time, and never an exception.
+"""The log of nodes and mounts: written a line at a time, and never raises.
 
-The disk of the log may be full, and often is the one whose being full is to be logged. A program
-that ended because it could not say something would be of no use to anybody: lines are lost instead.
+The disk of the log may be full, often just when that is to be logged. A line that cannot be written
+is lost; the program goes on.
 """
 
 from __future__ import annotations
@@ -23,5 +23,5 @@ class _LogFile(io.TextIOBase):
 
 
 def log_file(descriptor: int) -> TextIO:
-    """A file for loggers. What is written goes to `descriptor` at once, as far as there is room."""
+    """A file for loggers, whose lines go to `descriptor` at once, as far as there is room."""
     return cast(TextIO, _LogFile(descriptor))

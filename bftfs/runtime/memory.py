@@ -1,4 +1,4 @@
-"""How a process that serves for long keeps house with its memory."""
+"""Memory settings of processes that run for long."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ def keep_freed_memory(size: int) -> None:
 
 
 def collect_rarely() -> None:
-    """Look for cycles of unused objects seldom, and never among those that there are now.
+    """Have the garbage collector run seldom, and ignore the objects that exist now.
 
-    What a request leaves is freed by its reference counts. Looking at everything after each 700 new
-    objects, as Python does by default, costs a create 4 %.
+    A request's objects are freed by their reference counts. Python's default, a run after each 700
+    new objects, costs a create 4 %.
     """
     gc.collect()
     gc.freeze()

@@ -1,4 +1,4 @@
-"""Conversations under trio: what the mount speaks to the cluster with.
+"""Conversations under trio: how a mount speaks to the cluster.
 
 One task waits for all connections at once, takes in everything that has arrived, and runs the
 conversations that it resumes right there; a caller's task is scheduled once, when its conversation
@@ -130,8 +130,11 @@ class Network:
             self._set_alarm()
 
     async def _flush(self) -> None:
-        """Sends what was started in one pass of the scheduler at the end of it, or early in the
-        next: until then every task that is ready has added its own."""
+        """Send the requests of one pass of the scheduler together.
+
+        This task runs at the end of a pass or early in the next: until then, every task that is
+        ready has added its own.
+        """
 
         def abandon(_: trio.lowlevel.RaiseCancelT) -> trio.lowlevel.Abort:
             self._flusher = None

@@ -28,7 +28,7 @@ Buffer = bytes | bytearray | memoryview
 def listen(address: str) -> socket.socket:
     """A socket that accepts connections at `address`; a stale Unix socket file is replaced.
 
-    Requires: whoever calls this owns the address, as the lock on its store shows.
+    Requires: the caller owns the address, as the lock on its store shows.
     """
     listener: socket.socket | None = None
     try:
@@ -87,7 +87,7 @@ def dial(address: str) -> socket.socket:
 
 
 def adjust(connection: socket.socket) -> None:
-    """Make a connection of either end non-blocking, prompt, and mortal."""
+    """Make a connection non-blocking and prompt, and let it end if its peer is lost."""
     connection.setblocking(False)
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BUFFER_BYTES)
     if connection.family != socket.AF_UNIX:
@@ -99,7 +99,7 @@ def adjust(connection: socket.socket) -> None:
 
 
 class Output:
-    """What is still to be sent on one connection, in order."""
+    """The bytes still to be sent on one connection, in order."""
 
     __slots__ = ("_buffers", "size")
 

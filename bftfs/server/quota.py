@@ -1,7 +1,7 @@
-"""Accounts of what each client's versions use of a node. [design §8, G7]
+"""Accounts of the bytes that each client's versions use at a node. [design §8, G7]
 
 An account is a row per client, written in the batch that stores a version, and lowered in the one
-that collects it. What follows from it is decided in `bftfs.server.room`.
+that collects it. `bftfs.server.room` decides which versions a client may add.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ class ClientQuota:
     def charge_anyway(
         self, view: StorageView, client: ClientId, block: BlockId, volume: int
     ) -> list[Write]:
-        """Account for a version that the cluster has accepted before, whatever it comes to."""
+        """Account for a version that the cluster has accepted before; it is never refused."""
         return [_account(client, volume + _used(view, client))]
 
     def release(self, view: StorageView, freed: Mapping[ClientId, int]) -> list[Write]:
-        """Give back what collected versions of these clients used."""
+        """Lower the accounts of these clients by the bytes that collection has freed."""
         return [
             _account(client, max(_used(view, client) - volume, 0))
             for client, volume in freed.items()
@@ -78,7 +78,7 @@ class MeteredObjects:
 
 
 def accounts(view: StorageView) -> Counter[ClientId]:
-    """What the versions of each client use."""
+    """The bytes that the versions of each client use."""
     return Counter(
         {
             ClientId(name): int.from_bytes(row, "big")

@@ -5,7 +5,7 @@ collection empties it only as fast as history ages. Its *disk* may be filled to 
 by other programs. Clients may be malicious and fill either. And some writes must go on: readers
 repair what they read, and without removals there would never be room again.
 
-**Rules**, by what the store has measured last (`Figures`):
+**Rules**, by the figures that the store has measured last:
 
 | condition | a new version of a block | an update of objects | a repair or removal |
 |---|---|---|---|
@@ -17,14 +17,14 @@ repair what they read, and without removals there would never be room again.
 | the disk is full | ENOSPC | ENOSPC | a share of the reserve |
 
 - A client is greedy if its versions use as much as the average client's, or more.
-- A share: a client gets room as long as it has had at most half of what is left. So the first gets
-  a third of the whole, the next a third of the rest, and together they never come to the end.
-- From 85 % on, collection takes what retention does not need. While the disk is full, the node's
-  own work (healing, its part of what it verifies) waits.
+- A share: a client gets room as long as it has had at most half of the rest. So the first gets a
+  third of the whole, the next a third of the rest, and together they never use it up.
+- From 85 % on, collection removes all that retention does not need. While the disk is full, the
+  node's own work waits: healing, and its own fragments of versions that it verifies.
 - Repairs of blocks are never refused for want of quota or pool: the version exists elsewhere.
 
 **Why it is safe.** A refused write has changed nothing, and no protocol relies on a certain node to
-take a write: a full node is one of the t that may fail. Steps mark what uses the reserve
+take a write: a full node is one of the t that may fail. Steps mark writes that use the reserve
 (`Ready.uses_reserve`); a client that marks more than it should only uses up its own share.
 
 **Tests.** `tests/unit/server/test_room.py`, `tests/unit/query_update/test_full_disks.py` (must fail
@@ -46,17 +46,17 @@ from bftfs.identifiers import ClientId
 from bftfs.limits import MIB
 from bftfs.storage import Write
 
-SHORT = 0.85  # of the pool: from here on, what retention does not need goes
+SHORT = 0.85  # of the pool: from here on, collection removes all that retention does not need
 SLOW = 0.90  # from here on, the greediest writers are slowed…
-TIGHT = 0.95  # …and from here on refused; the others have what remains
+TIGHT = 0.95  # …and from here on refused; the others have the rest
 ROOM_BYTES = 16 * MIB  # with less than that to spare, a disk that was full is full still
 
 _UNBUDGETED = 0.9  # of the disk: the pool, if it has no budget of its own
 _OVERDRAFT = 1 / 16  # of the pool, as long as it is short, for repairs and removals
 _ATTEMPTS_MOST = 8  # of which a slowed client has one, just before it is refused
 _CHARGES_PER_LOOK = 64
-_SHARE_PARTS = 2  # of what is left, one of which a client may have had
-_ROW_BYTES = 256  # what a row takes beside its key and value, half empty pages included
+_SHARE_PARTS = 2  # of the rest, one of which a client may have had
+_ROW_BYTES = 256  # of a row beside its key and value, half empty pages included
 
 # The same words at all nodes: a client believes what more than b of them say alike.
 _GREEDY = "the nodes' history pools are full, and this client's versions use most of them"
@@ -71,12 +71,12 @@ Accounts = Callable[[], Counter[ClientId]]  # bytes that the versions of each cl
 
 
 class Figures(NamedTuple):
-    """What a store measures of its room, in bytes."""
+    """The room of a store, in bytes, as it measures it."""
 
-    live_bytes: int  # what the tables occupy; the rest of the file is used again before it grows
-    free_bytes: int  # what can still be stored, without the reserve
-    reserve_bytes: int  # what is kept back
-    drawable_bytes: int  # what those that may use the reserve still get, if the disk gives no more
+    live_bytes: int  # of the tables; the rest of the file is used again before it grows
+    free_bytes: int  # that can still be stored, without the reserve
+    reserve_bytes: int  # that are kept back
+    drawable_bytes: int  # left for writes that use the reserve, if the disk gives no more
 
     @property
     def has_room_again(self) -> bool:
@@ -85,7 +85,7 @@ class Figures(NamedTuple):
 
 
 class ReserveShares:
-    """Room that is kept back: whoever asks gets some, and nobody gets it all."""
+    """Room that is kept back: each client gets a share, and none gets it all."""
 
     __slots__ = ("_had", "left")
 
@@ -95,7 +95,7 @@ class ReserveShares:
 
     @property
     def given(self) -> int:
-        """What all clients have had since the beginning."""
+        """Bytes that all clients have had since the beginning."""
         return self._had.total()
 
     def gives(self, client: ClientId, writes: Iterable[Write]) -> bool:
@@ -151,7 +151,7 @@ class Room:
         self.why_full = reason
 
     def look_again(self, figures: Figures) -> None:
-        """Take all writes if there is room again; else see what is left of the reserve."""
+        """Take all writes if there is room again; otherwise measure the rest of the reserve."""
         if figures.has_room_again:
             self.why_full = ""
             self._reserve.end()
@@ -188,7 +188,7 @@ class Room:
         return self.live_bytes / self.limit_bytes if self.limit_bytes else 0.0
 
     def is_short(self) -> bool:
-        """True if so much is taken that what retention does not need has to go."""
+        """True if collection has to remove all that retention does not need."""
         self.measure()
         return self.share >= SHORT
 

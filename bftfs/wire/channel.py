@@ -8,8 +8,8 @@ Both ends hold a static key that the cluster description lists. Session keys, on
 derive from their pairwise secret and from everything that names the session: cluster, node, both
 public keys, both nonces. A MAC under them proves possession of the secret key *and* freshness:
 WELCOME proves the node, the first request proves the principal; until then nothing is delivered.
-HELLO itself carries a MAC under the static secret, so that a node spends no more on strangers than
-it takes to find that out; FAREWELL carries one for this HELLO, so that only the node can say it.
+HELLO itself carries a MAC under the static secret, so that a node spends little on a connection
+without a listed key; FAREWELL carries one for this HELLO, so that only the node can send it.
 
 A MAC covers the frame's position in its direction's stream, its header and its metadata. So frames
 cannot be dropped, repeated, reordered or moved to another session. Bodies are fragments and are
@@ -43,7 +43,7 @@ Principal_co = TypeVar("Principal_co", covariant=True)
 
 
 class Membership(Protocol[Principal_co]):
-    """What a node's end must know of its cluster; a `ClusterDescription` is one."""
+    """The part of the cluster description that a node's end needs."""
 
     @property
     def cluster_id(self) -> bytes:
@@ -54,7 +54,7 @@ class Membership(Protocol[Principal_co]):
         """The number of the membership's epoch."""
 
     def principal(self, public_key: bytes) -> Principal_co | None:
-        """Who holds `public_key`, if the cluster knows it."""
+        """The holder of `public_key`, if the cluster knows it."""
 
 
 class _Stream:
@@ -152,7 +152,7 @@ class ClientChannel:
         if len(nonce) != NONCE_BYTES:
             raise ValueError(f"a nonce has {NONCE_BYTES} bytes, not {len(nonce)}")
         self.node = node
-        self.established = False  # whether the node has proven who it is; requests may be sent
+        self.established = False  # True once the node has proven its identity: requests may be sent
         self._identity = identity
         self._node_public_key = node_public_key
         self._view = view
@@ -163,7 +163,7 @@ class ClientChannel:
         self._replies: _Stream | None = None
 
     def opening(self) -> bytes:
-        """What is sent first."""
+        """The first bytes to send: HELLO."""
         stream = _seal_hello(self._pairwise, self._hello, self._node_public_key, self._view)
         return bytes(stream.seal(FrameKind.HELLO, 0, self._hello, b"")[0])
 
@@ -235,15 +235,15 @@ class ServerChannel(Generic[Principal]):
     ) -> None:
         if len(nonce) != NONCE_BYTES:
             raise ValueError(f"a nonce has {NONCE_BYTES} bytes, not {len(nonce)}")
-        self.peer: Principal | None = None  # set once the other end has proven who it is
-        # Who the other end says it is, set by HELLO: true, unless HELLO was recorded and replayed.
+        self.peer: Principal | None = None  # set once the other end has proven its identity
+        # The other end's identity as HELLO claims it: true, unless HELLO was recorded and replayed.
         self.claimed: Principal | None = None
         self._identity = identity
         self._node = node
         self._membership = cluster
         self._nonce = nonce
         self._output: list[bytes] = []
-        # A stranger may make us keep the bytes of one HELLO, and no more.
+        # Until it is authenticated, the other end may make us keep the bytes of one HELLO.
         self._parser = FrameParser(metadata_limit=_HELLO.size, body_limit=0)
         self._requests: _Stream | None = None
         self._replies: _Stream | None = None
@@ -270,7 +270,7 @@ class ServerChannel(Generic[Principal]):
         return frames
 
     def pending_output(self) -> bytes:
-        """What the handshake wants sent, once; perhaps even when it has failed."""
+        """The handshake's bytes to send, once; there may be some even when it has failed."""
         output = b"".join(self._output)
         self._output.clear()
         return output

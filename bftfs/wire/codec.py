@@ -2,8 +2,8 @@
 
 Messages are frozen msgspec structs on MessagePack, as arrays with an integer tag. MessagePack has
 several encodings of one integer, and msgspec fills in defaults for missing fields; a message is
-therefore only accepted if encoding it again gives the bytes received. What is hashed or
-authenticated then has exactly one encoding.
+therefore only accepted if encoding it again gives the bytes received. So everything that is hashed
+or authenticated has exactly one encoding.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from bftfs.errors import MalformedMessage
 
 Decoded = TypeVar("Decoded")
 
-# What msgspec raises of what it cannot decode: of strings and of depth not its own errors.
+# The errors of msgspec's decoders; those of strings and of depth are not its own.
 UNREADABLE: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
 _ENCODER = msgspec.msgpack.Encoder()

@@ -6,8 +6,8 @@
     metadata          an encoded message
     body              a fragment; covered by its digest in the metadata, hence not by the MAC
 
-A header is checked before anything is kept for what it announces. Memory is spent on what has
-arrived, never on what was announced.
+A header is checked before any of its frame is kept. Memory is spent on what has arrived, never on
+what was announced.
 """
 
 from __future__ import annotations
@@ -27,16 +27,13 @@ PREAMBLE_BYTES = HEADER.size + MAC_BYTES
 
 
 class FrameKind(IntEnum):
-    """What a frame is."""
+    """The step of the channel's protocol that a frame takes (`bftfs.wire.channel`)."""
 
     HELLO = 1
     WELCOME = 2
     REQUEST = 3
     REPLY = 4
     FAREWELL = 5
-
-
-_KINDS = range(FrameKind.HELLO, FrameKind.FAREWELL + 1)
 
 
 class Frame(msgspec.Struct, frozen=True, gc=False):
@@ -101,7 +98,7 @@ class FrameParser:
                 or reserved
                 or not FrameKind.HELLO <= kind <= FrameKind.FAREWELL
             ):
-                raise MalformedMessage("the header of a frame is not one")
+                raise MalformedMessage("what should be the header of a frame is none")
             if metadata_length > self.metadata_limit or body_length > self.body_limit:
                 raise MalformedMessage(
                     f"a frame of {metadata_length} + {body_length} bytes where "
