@@ -9,12 +9,13 @@ from typing import Any
 from bftfs.envelope import Figure, HealthReply
 from bftfs.runtime import clock
 from bftfs.runtime.links import Links
+from bftfs.server import tally as tallies
 from bftfs.server.recovery import Recovery
 from bftfs.server.room import Room
 from bftfs.server.step import Ready, Sender
 from bftfs.storage import StorageView
 from nodes.disk_space import DiskSpace
-from nodes.metrics import Gauge, Tally, resident_bytes
+from nodes.metrics import Tally, resident_bytes
 
 REBUILDING = (
     "its store was lost and is rebuilt from the other nodes: until then it counts as one of those "
@@ -33,7 +34,7 @@ class Health:
         room: Room,
         tally: Tally,
         recovery: Recovery,
-        gauges: Callable[[], Iterable[Gauge]],
+        gauges: Callable[[], Iterable[tallies.Figure]],
     ) -> None:
         self._gauges = gauges
         self._recovery = recovery

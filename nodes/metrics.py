@@ -13,10 +13,11 @@ import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from socketserver import BaseServer
-from typing import Any, NamedTuple
+from typing import Any
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -24,31 +25,24 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.registry import Collector
 
 from bftfs.envelope import HealthReply
+from bftfs.server.tally import Figure, counter, figures
 
 ASKING_PATIENCE_S = 5.0  # for one request, since there is one thread for all of them
 
 
-class Gauge(NamedTuple):
-    """One number that background work tells of itself."""
-
-    name: str
-    text: str
-    value: float
-
-
+@dataclass(slots=True)
 class Tally:
-    """Plain counters."""
+    """The counters of a node's loop."""
 
-    def __init__(self) -> None:
-        self.requests: Counter[type] = Counter()  # by message class
-        self.refused: Counter[int] = Counter()  # by errno
-        self.closed: Counter[str] = Counter()  # connections, by reason
-        self.accepted = 0
-        self.batches = 0
-        self.commits = 0
-        self.commit_s = 0.0
-        self.faults = 0  # requests that a bug of ours kept from being served
-        self.bytes_received = 0
+    requests: Counter[type] = field(default_factory=Counter)  # by message class
+    refused: Counter[int] = field(default_factory=Counter)  # by errno
+    closed: Counter[str] = field(default_factory=Counter)  # connections, by reason
+    accepted: int = counter("Connections that were accepted.", name="connections_accepted")
+    batches: int = counter("Batches that were stepped.")
+    commits: int = counter("Batches that were committed.")
+    commit_s: float = counter("Time spent in commits.", name="commit_seconds")
+    faults: int = counter("Requests that met a bug of the node.")
+    bytes_received: int = counter("Bytes received.", name="received_bytes")
 
 
 class NodeCollector(Collector):
@@ -58,7 +52,7 @@ class NodeCollector(Collector):
         self,
         tally: Tally,
         health: Callable[[], HealthReply],
-        gauges: Callable[[], Iterable[Gauge]],
+        gauges: Callable[[], Iterable[Figure]],
     ) -> None:
         self._tally = tally
         self._health = health
@@ -88,15 +82,8 @@ class NodeCollector(Collector):
             "reason",
             dict(tuple(tally.closed.items())),
         )
-        for name, text, value in (
-            ("bftfs_connections_accepted", "Connections that were accepted.", tally.accepted),
-            ("bftfs_batches", "Batches that were stepped.", tally.batches),
-            ("bftfs_commits", "Batches that were committed.", tally.commits),
-            ("bftfs_commit_seconds", "Time spent in commits.", tally.commit_s),
-            ("bftfs_faults", "Requests that met a bug of the node.", tally.faults),
-            ("bftfs_received_bytes", "Bytes received.", tally.bytes_received),
-        ):
-            yield CounterMetricFamily(name, text, value=value)
+        for each in figures(tally, "bftfs_"):
+            yield CounterMetricFamily(each.name, each.help, value=each.value)
         for name, text, value in (
             ("bftfs_store_bytes", "Size of the store.", health.store_bytes),
             ("bftfs_free_bytes", "That the store can still grow by.", health.free_bytes),
@@ -105,8 +92,8 @@ class NodeCollector(Collector):
             ("bftfs_healthy", "1 if nothing is degraded.", health.healthy),
         ):
             yield GaugeMetricFamily(name, text, value=value)
-        for gauge in self._gauges():
-            yield GaugeMetricFamily(gauge.name, gauge.text, value=gauge.value)
+        for each in self._gauges():
+            yield GaugeMetricFamily(each.name, each.help, value=each.value)
 
 
 def _by(name: str, text: str, label: str, counts: dict[str, int]) -> Metric:
@@ -127,7 +114,7 @@ class Exposition(HTTPServer):
         listener: socket.socket,
         tally: Tally,
         health: Callable[[], HealthReply],
-        gauges: Callable[[], Iterable[Gauge]] = tuple,
+        gauges: Callable[[], Iterable[Figure]] = tuple,
     ) -> None:
         BaseServer.__init__(self, listener.getsockname(), _Handler)
         listener.setblocking(True)

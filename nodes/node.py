@@ -28,6 +28,7 @@ from bftfs.server.dispatcher import Dispatcher
 from bftfs.server.recovery import Recovery
 from bftfs.server.room import Room
 from bftfs.server.step import Background, Sender, Server
+from bftfs.server.tally import Figure
 from bftfs.wire.channel import ServerChannel
 from nodes import log
 from nodes.configuration import NodeConfiguration
@@ -37,7 +38,7 @@ from nodes.health import REBUILDING, Health
 from nodes.loop import Loop
 from nodes.lost_store import resumed
 from nodes.membership import LiveMembership
-from nodes.metrics import Exposition, Gauge, Tally
+from nodes.metrics import Exposition, Tally
 from nodes.store import Store
 
 FREED_BYTES_KEPT = 16 * MIB  # a batch of blocks
@@ -52,7 +53,7 @@ class Services:
 
     servers: Servers
     background: tuple[Background, ...] = ()
-    gauges: Callable[[], tuple[Gauge, ...]] = tuple  # of the background work
+    gauges: Callable[[], tuple[Figure, ...]] = tuple  # of the background work
     works: tuple[Work, ...] = ()  # that the owner may control
     on_damage: Callable[[ObjectId], None] = lambda _object: None  # is told of objects to be mended
     room: Room = field(default_factory=Room)  # decides which writes are taken

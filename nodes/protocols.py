@@ -15,30 +15,28 @@ from bftfs.crypto.keys import Identity
 from bftfs.envelope import REPLIES, REQUESTS
 from bftfs.filesystem import object_types
 from bftfs.identifiers import NodeId
-from bftfs.query_update.admission import IncompleteUpdates
 from bftfs.query_update.messages import Request as QueryUpdateRequest
 from bftfs.query_update.messages import Update
 from bftfs.query_update.server import QueryUpdateServer
 from bftfs.read_write.messages import Notice
 from bftfs.read_write.messages import Request as ReadWriteRequest
 from bftfs.read_write.server import ReadWriteServer
-from bftfs.server.background import HealingTally
 from bftfs.server.block_healing import BlockHealer
 from bftfs.server.block_scrubbing import BlockScrubber
 from bftfs.server.block_verification import LazyVerifier
-from bftfs.server.file_collection import CollectedPast, CollectionTally, Collector
+from bftfs.server.file_collection import CollectedPast, Collector
 from bftfs.server.incomplete_updates import Finisher
 from bftfs.server.object_healing import ObjectHealer
 from bftfs.server.object_scrubbing import HistoryScrubber, RequestScrubber, VersionScrubber
 from bftfs.server.quota import ClientQuota, MeteredObjects
 from bftfs.server.recovery import Recovery
 from bftfs.server.room import Room
-from bftfs.server.scrubber import Scrubber, ScrubTally
+from bftfs.server.scrubber import Scrubber
+from bftfs.server.tally import Figure, figures
 from bftfs.server.throttle import healing_throttle
 from nodes.authority import InodeAuthority
 from nodes.configuration import NodeConfiguration
 from nodes.control import Standing, Work
-from nodes.metrics import Gauge
 from nodes.node import Protocols, Services
 
 
@@ -60,7 +58,8 @@ def honest_services(
     room = Room(client_bytes=configuration.client_bytes, pool_bytes=configuration.pool_bytes)
     quota = ClientQuota(room)
     client = client_id_of(public_key=identity.public_key)
-    finisher = Finisher(node, client, quorums, query_update.incomplete, object_healer)
+    incomplete = query_update.incomplete
+    finisher = Finisher(node, client, quorums, incomplete, object_healer)
     past = CollectedPast()
     block_healer = BlockHealer(
         node,
@@ -118,18 +117,31 @@ def honest_services(
         if description.n > 1
         else (verifier, finisher, collector),
         lambda: (
-            Gauge("bftfs_members", "Nodes of the cluster.", description.n),
-            Gauge("bftfs_tolerated_faults", "Of which may fail.", description.t),
-            *_gauges(verifier),
-            *_incomplete_gauges(query_update.incomplete),
-            *_collection_gauges(collector.tally, room),
-            *_healing_gauges("objects", object_healer.tally),
-            *_healing_gauges("blocks", block_healer.tally),
-            Gauge("bftfs_damaged_objects", "Known damaged.", recovery.damaged),
-            Gauge("bftfs_heal_paused", "1 while it is paused.", healing.paused),
-            Gauge("bftfs_scrub_paused", "1 while it is paused.", scrubber.throttle.paused),
-            *_scrubbing_gauges(scrubber.tally),
-            Gauge("bftfs_recovering", "1 while a lost store is rebuilt.", recovery.rebuilding),
+            Figure("bftfs_members", "Nodes of the cluster.", description.n),
+            Figure("bftfs_tolerated_faults", "Of which may fail.", description.t),
+            Figure(
+                "bftfs_possible_versions",
+                "Versions of blocks not verified yet.",
+                verifier.backlog.total,
+            ),
+            Figure(
+                "bftfs_possible_versions_limit", "From which writers wait.", verifier.settings.node
+            ),
+            Figure("bftfs_possible_blocks", "Blocks that have such.", verifier.backlog.blocks),
+            Figure("bftfs_possible_objects", "Not known to be complete.", incomplete.total),
+            Figure("bftfs_pool_bytes", "Of the history pool that is taken.", room.live_bytes),
+            Figure("bftfs_pool_limit_bytes", "Of the history pool.", room.limit_bytes),
+            Figure("bftfs_damaged_objects", "Known damaged.", recovery.damaged),
+            Figure("bftfs_heal_paused", "1 while it is paused.", healing.paused),
+            Figure("bftfs_scrub_paused", "1 while it is paused.", scrubber.throttle.paused),
+            Figure("bftfs_recovering", "1 while a lost store is rebuilt.", recovery.rebuilding),
+            *(
+                each
+                for tally in (verifier.tally, incomplete.tally, collector.tally, scrubber.tally)
+                for each in figures(tally, "bftfs_")
+            ),
+            *figures(object_healer.tally, "bftfs_heal_objects_", what="objects"),
+            *figures(block_healer.tally, "bftfs_heal_blocks_", what="blocks"),
         ),
         (
             Work(healing, partial(_healing_state, object_healer, block_healer, recovery)),
@@ -179,72 +191,8 @@ def _scrubbing_state(scrubber: Scrubber, now_us: int) -> Standing:
     )
 
 
-def _collection_gauges(tally: CollectionTally, room: Room) -> tuple[Gauge, ...]:
-    return (
-        Gauge("bftfs_pool_bytes", "Of the history pool that is taken.", room.live_bytes),
-        Gauge("bftfs_pool_limit_bytes", "Of the history pool.", room.limit_bytes),
-        Gauge("bftfs_collect_passes", "Passes over all objects.", tally.passes),
-        Gauge("bftfs_collect_pressed", "Of these, for want of room.", tally.pressed),
-        Gauge("bftfs_collect_progress", "Of the pass under way.", tally.progress),
-        Gauge("bftfs_collected_objects", "Versions of objects let go.", tally.object_versions),
-        Gauge("bftfs_collected_blocks", "Versions of blocks let go.", tally.block_versions),
-        Gauge("bftfs_collected_bytes", "Bytes of these.", tally.block_bytes),
-    )
-
-
-def _healing_gauges(what: str, tally: HealingTally) -> tuple[Gauge, ...]:
-    return (
-        Gauge(f"bftfs_heal_{what}_passes", f"Passes over all {what}.", tally.passes),
-        Gauge(f"bftfs_heal_{what}_progress", "Of the pass under way.", tally.progress),
-        Gauge(f"bftfs_heal_{what}_compared", f"{what} compared with peers.", tally.compared),
-        Gauge(f"bftfs_heal_{what}_rebuilt", f"{what} rebuilt.", tally.rebuilt),
-        Gauge(f"bftfs_heal_{what}_bytes", "Bytes rebuilt.", tally.rebuilt_bytes),
-        Gauge(f"bftfs_heal_{what}_lacking", f"{what} found lacking, still.", tally.lacking),
-        Gauge(f"bftfs_heal_{what}_failed", f"{what} that could not be.", tally.failed),
-    )
-
-
-def _scrubbing_gauges(tally: ScrubTally) -> tuple[Gauge, ...]:
-    return (
-        Gauge("bftfs_scrub_passes", "Passes over all that is stored.", tally.passes),
-        Gauge("bftfs_scrub_progress", "Of the pass under way; 1: none is.", tally.progress),
-        Gauge("bftfs_scrub_rows", "Rows that were read and checked.", tally.checked_rows),
-        Gauge("bftfs_scrub_bytes", "Bytes that were read and checked.", tally.checked_bytes),
-        Gauge("bftfs_scrub_bytes_to_come", "In the pass under way.", tally.bytes_to_come),
-        Gauge("bftfs_scrub_damaged", "Rows that were found damaged.", tally.found_damaged),
-        Gauge("bftfs_scrubbed_seconds", "When all was checked last.", tally.ended_us / 1e6),
-    )
-
-
 def _report(table: str, damaged: int) -> None:
     structlog.get_logger().warning("damaged", table=table, rows=damaged)
-
-
-def _incomplete_gauges(incomplete: IncompleteUpdates) -> tuple[Gauge, ...]:
-    tally = incomplete.tally
-    return (
-        Gauge("bftfs_possible_objects", "Objects not known to be finished.", incomplete.total),
-        Gauge("bftfs_settled_objects", "Objects found finished.", tally.settled),
-        Gauge("bftfs_repaired_objects", "Objects repaired by this node.", tally.repaired),
-        Gauge("bftfs_repairs_failed", "Repairs that came to nothing.", tally.failed),
-        Gauge("bftfs_repair_demands", "Updates that had to wait for it.", tally.demands),
-    )
-
-
-def _gauges(verifier: LazyVerifier) -> tuple[Gauge, ...]:
-    backlog, tally = verifier.backlog, verifier.tally
-    return (
-        Gauge("bftfs_possible_versions", "Versions of blocks not verified yet.", backlog.total),
-        Gauge("bftfs_possible_versions_limit", "From which writers wait.", verifier.settings.node),
-        Gauge("bftfs_possible_blocks", "Blocks that have such versions.", backlog.blocks),
-        Gauge("bftfs_verified_blocks", "Verifications of blocks by this node.", tally.verified),
-        Gauge("bftfs_convinced_blocks", "Verifications taken from notices.", tally.convinced),
-        Gauge("bftfs_settled_versions", "Versions that are possible no more.", tally.settled),
-        Gauge("bftfs_poisonous_versions", "Versions found poisonous.", tally.poisonous),
-        Gauge("bftfs_verifications_failed", "Those that settled nothing.", tally.failed),
-        Gauge("bftfs_notices", "Notices sent to other nodes.", tally.notices),
-        Gauge("bftfs_verification_demands", "Writes that had to wait for it.", tally.demands),
-    )
 
 
 HONEST = Protocols(honest_services, REQUESTS.decode, REPLIES.decode)

@@ -61,6 +61,7 @@ from bftfs.server.backlog import Backlog
 from bftfs.server.block_examination import Findings, Own, VerificationPolicy, settled, verify
 from bftfs.server.idle_time import IdleTime, claimed_ms
 from bftfs.server.step import Host, Ready, Role, Sender, Want
+from bftfs.server.tally import counter
 from bftfs.storage import StorageView, Table, Write
 from bftfs.thresholds import ReadWriteThresholds
 
@@ -83,13 +84,13 @@ class VerificationSettings:
 class VerificationTally:
     """What the verifier has done; each number only grows."""
 
-    verified: int = 0  # blocks, by this node
-    convinced: int = 0  # blocks, by notices
-    settled: int = 0  # versions that were possible and are no more
-    poisonous: int = 0  # versions discarded
-    failed: int = 0  # verifications that settled nothing
-    notices: int = 0  # sent
-    demands: int = 0  # times that a client's writes had to wait
+    verified: int = counter("Verifications of blocks by this node.", name="verified_blocks")
+    convinced: int = counter("Verifications taken from notices.", name="convinced_blocks")
+    settled: int = counter("Versions that are possible no more.", name="settled_versions")
+    poisonous: int = counter("Versions found poisonous.", name="poisonous_versions")
+    failed: int = counter("Those that settled nothing.", name="verifications_failed")
+    notices: int = counter("Notices sent to other nodes.")
+    demands: int = counter("Writes that had to wait for it.", name="verification_demands")
     demanded: dict[ClientId, int] = field(default_factory=dict)  # the same, by client
 
 

@@ -80,6 +80,7 @@ from bftfs.retention import KEEP_ALL, Keeps, Policy, Retention, parse_policy
 from bftfs.server.background import ask_all, carry_on, give_way, look, step
 from bftfs.server.object_collection import ObjectWalk, establish, settled_everywhere
 from bftfs.server.step import Host
+from bftfs.server.tally import counter
 from bftfs.storage import StorageView, Table, Write
 from bftfs.wire.codec import UNREADABLE, encode
 
@@ -95,12 +96,12 @@ Release = Callable[[StorageView, Mapping[ClientId, int]], list[Write]]
 class CollectionTally:
     """Counters of collection; all but the last two only grow."""
 
-    passes: int = 0
-    object_versions: int = 0  # removed
-    block_versions: int = 0
-    block_bytes: int = 0
-    pressed: int = 0  # passes because the history pool was full
-    progress: float = 1.0  # of the present pass
+    passes: int = counter("Passes over all objects.", name="collect_passes")
+    object_versions: int = counter("Versions of objects removed.", name="collected_objects")
+    block_versions: int = counter("Versions of blocks removed.", name="collected_blocks")
+    block_bytes: int = counter("Bytes of these.", name="collected_bytes")
+    pressed: int = counter("Passes for want of room.", name="collect_pressed")
+    progress: float = counter("Of the pass under way.", name="collect_progress", default=1.0)
     pressure_us: int = 0  # versions not shown from this time on go because of a full pool; 0: none
 
 

@@ -19,6 +19,7 @@ from bftfs import limits
 from bftfs.conversation import Now, Pause
 from bftfs.server.background import give_way, look
 from bftfs.server.step import Host
+from bftfs.server.tally import counter, figure
 from bftfs.server.throttle import Throttle
 from bftfs.storage import StorageView, Table, Write
 from bftfs.wire.codec import Value, encode
@@ -64,19 +65,25 @@ class _Place(Value, frozen=True):
 class ScrubTally:
     """What scrubbing has come to."""
 
-    passes: int = 0  # since the node was started
+    passes: int = counter("Passes over all that is stored.", name="scrub_passes")
     under_way: bool = False
     began_us: int = 0  # the pass under way, or the last one
     ended_us: int = 0  # the last one, also of an earlier life of the node; 0: never
     rows: int = 0  # in that pass…
     bytes: int = 0
-    bytes_to_come: int = 0  # an estimate
+    bytes_to_come: int = counter("In the pass under way.", name="scrub_bytes_to_come")
     damaged: int = 0
-    checked_rows: int = 0  # …and since the node was started
-    checked_bytes: int = 0
-    found_damaged: int = 0
+    # …and since the node was started
+    checked_rows: int = counter("Rows that were read and checked.", name="scrub_rows")
+    checked_bytes: int = counter("Bytes that were read and checked.", name="scrub_bytes")
+    found_damaged: int = counter("Rows that were found damaged.", name="scrub_damaged")
 
-    @property
+    @figure("When all was checked last.", name="scrubbed_seconds")
+    def ended_s(self) -> float:
+        """When the last pass ended, in seconds since the epoch."""
+        return self.ended_us / limits.SECOND_US
+
+    @figure("Of the pass under way; 1: none is.", name="scrub_progress")
     def progress(self) -> float:
         """Of the pass under way; 1 if there is none."""
         if not self.under_way:

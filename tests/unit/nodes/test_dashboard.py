@@ -22,10 +22,11 @@ from bftfs.crypto.keys import Identity
 from bftfs.data_directory import NodeDirectory
 from bftfs.envelope import REPLIES, Figure, HealthReply
 from bftfs.identifiers import NodeId
+from bftfs.server import tally as tallies
 from bftfs.server.recovery import Recovery
 from bftfs.wire.codec import encode
 from nodes.configuration import NodeConfiguration
-from nodes.metrics import Gauge, NodeCollector, Tally
+from nodes.metrics import NodeCollector, Tally
 from nodes.protocols import HONEST
 
 PROJECT = Path(__file__).parents[3]
@@ -115,7 +116,7 @@ def malformed(dashboard: Mapping[str, Any]) -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
-def gauges() -> tuple[Gauge, ...]:
+def gauges() -> tuple[tallies.Figure, ...]:
     """What a node's background work tells."""
     made = cluster.create([f"unix:/nowhere/{node}" for node in range(6)], t=1, b=1, draw=os.urandom)
     configuration = NodeConfiguration.load(
@@ -129,7 +130,7 @@ def gauges() -> tuple[Gauge, ...]:
 
 
 @pytest.fixture(scope="module")
-def told(gauges: tuple[Gauge, ...]) -> dict[str, set[str]]:
+def told(gauges: tuple[tallies.Figure, ...]) -> dict[str, set[str]]:
     """The labels of all that a node exposes, once everything has happened that it counts."""
     health = HealthReply(1, 1, True, (), 1, 1, 1, 1)
     tally = Tally()
@@ -186,7 +187,7 @@ def test_another_form_is_found(break_it: Callable[[Any], Any]) -> None:
     assert list(malformed(broken))
 
 
-def test_every_gauge_of_background_work_is_documented(gauges: tuple[Gauge, ...]) -> None:
+def test_every_gauge_of_background_work_is_documented(gauges: tuple[tallies.Figure, ...]) -> None:
     page = (PROJECT / "docs" / "operations-nodes.md").read_text()
     described = set(NAME.findall(page))
     families = {name.rstrip("_") for name in re.findall(r"(bftfs_[a-z_]+_)…", page)}
@@ -196,7 +197,7 @@ def test_every_gauge_of_background_work_is_documented(gauges: tuple[Gauge, ...])
         ), gauge.name
 
 
-def test_the_figures_fit_into_a_health_answer(gauges: tuple[Gauge, ...]) -> None:
+def test_the_figures_fit_into_a_health_answer(gauges: tuple[tallies.Figure, ...]) -> None:
     figures = tuple(Figure(gauge.name, float(gauge.value)) for gauge in gauges)
     health = HealthReply(1, 1, True, (), 1, 1, 1, 1, figures)
 
