@@ -3,74 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 from bftfs import limits
 from bftfs.conversation import Conversation, Event, Now, Pause, Receive, Send, Wait
 from bftfs.errors import DamagedRow
 from bftfs.identifiers import NodeId
 from bftfs.server.step import Host
-from bftfs.server.tally import counter
-from bftfs.storage import StorageView, Table, Write
+from bftfs.storage import StorageView, Write
 
 Seen = TypeVar("Seen")
-
-
-@dataclass(slots=True)
-class HealingTally:
-    """What healing has done since the node was started, and how far the pass under way is."""
-
-    passes: int = counter("Passes over all {what}.")
-    progress: float = counter("Of the pass under way.", default=1.0)
-    compared: int = counter("{what} compared with peers.")  # or versions
-    rebuilt: int = counter("{what} rebuilt.")
-    rebuilt_bytes: int = counter("Bytes rebuilt.", name="bytes")
-    lacking: int = counter("{what} found lacking, still.")  # in this pass, or the last one
-    failed: int = counter("{what} that could not be.")
-    began_us: int = 0  # the pass under way, or the last one…
-    began_at: float = 0.0  # …which goes on where another had been stopped
-    ended_us: int = 0  # the last one; 0: none since the start
-
-    def begin(self, now_us: int, progress: float) -> None:
-        """A pass begins, or goes on."""
-        self.began_us, self.began_at, self.progress = now_us, progress, progress
-        self.lacking = 0
-
-    def end(self, now_us: int) -> None:
-        """A pass is over."""
-        self.passes += 1
-        self.progress = 1.0
-        self.ended_us = now_us
-
-    def remaining_us(self, now_us: int) -> int | None:
-        """Until the pass under way is over, if it goes on as it did; None if nobody can tell."""
-        if self.progress >= 1.0:
-            return 0
-        done = self.progress - self.began_at
-        if done <= 0:
-            return None
-        return round((now_us - self.began_us) * (1.0 - self.progress) / done)
-
-
-class Place(NamedTuple):
-    """Where a walk is, and whether it has left nothing behind that it should have brought.
-
-    It is stored: neither a crash nor silent peers may make a walk forget that it is incomplete.
-    """
-
-    cursor: bytes = b""
-    complete: bool = True
-
-    @classmethod
-    def stored_in(cls, view: StorageView, key: bytes) -> Place:
-        """Where the walk of that name goes on."""
-        row = view.get(Table.META, key)
-        return cls(row[1:], row[0] == 1) if row else cls()
-
-    def store(self, key: bytes) -> Write:
-        """What keeps it."""
-        return Write(Table.META, key, bytes((self.complete,)) + self.cursor)
 
 
 async def look(host: Host, function: Callable[[StorageView], Seen]) -> Seen:

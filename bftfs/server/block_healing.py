@@ -55,11 +55,12 @@ from bftfs.read_write.timestamp import (
     timestamp_of,
 )
 from bftfs.read_write.validation import validate
-from bftfs.server.background import HealingTally, Place, ask_all, clients_are_busy, look
+from bftfs.server.background import ask_all, look
 from bftfs.server.block_examination import Own
 from bftfs.server.recovery import BLOCKS, Recovery
 from bftfs.server.step import Host
 from bftfs.server.throttle import Throttle, healing_throttle
+from bftfs.server.worker import HealingTally, Walk, in_chunks, passes
 from bftfs.storage import StorageView, Table, Write
 from bftfs.thresholds import ReadWriteThresholds
 
@@ -175,52 +176,46 @@ class BlockHealer:
         self._charge = charge
         self._wants = wants
         self._peers = tuple(NodeId(peer) for peer in range(thresholds.N) if peer != node)
-        self._rebuilt_until = b"" if recovery.rebuilding else VERSIONS_END
+        self._walk = Walk(
+            _CURSOR,
+            VERSIONS_END,
+            throttle=self.throttle,
+            tally=self.tally,
+            fraction=_fraction,
+            rebuilding=recovery.rebuilding,
+        )
 
     def may_answer(self, block: BlockId) -> bool:
         """True if the node knows which versions of `block` it should host."""
-        return block < self._rebuilt_until
+        return block < self._walk.complete_until
 
     async def run(self, host: Host) -> None:
         """Heal at the start, and from time to time."""
-        throttle = self.throttle
-        await throttle.begin(host)
-        while True:
-            starts = throttle.starts
-            complete = await self._walk(host)
-            self.tally.end(await Now())
-            if complete:
-                self._recovery.rebuilt(BLOCKS)
-            # A pass that is complete missed at most what was under way; the next one finds it.
-            await throttle.rest(limits.HEAL_EVERY_US if complete else limits.HEAL_AGAIN_US, starts)
+        await passes(host, self.throttle, self._pass)
 
-    async def _walk(self, host: Host) -> bool:
-        """One pass over all versions. True if enough peers took part in all of it."""
-        cursor, complete = await look(host, lambda view: Place.stored_in(view, _CURSOR))
-        self.tally.begin(await Now(), _fraction(cursor))
-        while cursor != VERSIONS_END:
-            await self.throttle.permission()
-            self.tally.progress = _fraction(cursor)
-            page = await look(host, partial(self._page, after=cursor))
-            horizon, hosts = await self._compare(cursor, page)
-            if horizon is None:
-                return False  # the next pass begins here
-            lacking = sorted(hosts.keys() - set(page.keys))
-            # A version ahead of this node's clock is not accepted from anybody yet. [design §4]
-            latest_us = await Now() + limits.CLOCK_SKEW_US
-            sane = [key for key in lacking if time_of(key) <= latest_us]
-            complete &= len(sane) == len(lacking)
-            if sane:
-                sane = await look(host, partial(self._missed, sane))
-            self.tally.compared += len(page.keys)
-            self.tally.lacking += len(lacking)
-            complete &= await self._rebuild_all(host, sane, hosts)
-            cursor = horizon
-            place = Place() if cursor == VERSIONS_END else Place(cursor, complete)
-            host.arrange(lambda _v, _n, place=place: [place.store(_CURSOR)])  # type: ignore[misc]
-            if complete:
-                self._rebuilt_until = max(self._rebuilt_until, cursor)
+    async def _pass(self, host: Host) -> bool:
+        # A pass that is complete missed at most what was under way; the next one finds it.
+        complete = await self._walk.one_pass(host, self._heal_page)
+        if complete:
+            self._recovery.rebuilt(BLOCKS)
         return complete
+
+    async def _heal_page(self, host: Host, after: bytes) -> tuple[bytes, bool] | None:
+        """Rebuild what is lacking after `after`, as far as the peers' listings reach."""
+        page = await look(host, partial(self._page, after=after))
+        horizon, hosts = await self._compare(after, page)
+        if horizon is None:
+            return None
+        lacking = sorted(hosts.keys() - set(page.keys))
+        # A version ahead of this node's clock is not accepted from anybody yet. [design §4]
+        latest_us = await Now() + limits.CLOCK_SKEW_US
+        sane = [key for key in lacking if time_of(key) <= latest_us]
+        missed = await look(host, partial(self._missed, sane)) if sane else []
+        self.tally.compared += len(page.keys)
+        self.tally.lacking += len(lacking)
+        failed = self.tally.failed
+        await in_chunks(host, self.throttle, missed, partial(self._rebuild, host, hosts))
+        return horizon, self.tally.failed == failed and len(sane) == len(lacking)
 
     # --- the store, in steps -----------------------------------------------------------------
 
@@ -291,44 +286,33 @@ class BlockHealer:
             key: nodes for key, nodes in hosts.items() if len(nodes) >= least and key <= horizon
         }
 
-    async def _rebuild_all(
-        self, host: Host, keys: Sequence[bytes], hosts: dict[bytes, list[NodeId]]
-    ) -> bool:
-        """Rebuild versions, no faster than the rate allows. True if all could be."""
-        failed = 0
-        at = 0
-        while at < len(keys):
-            await self.throttle.permission()
-            busy = await clients_are_busy(host)
-            chunk = keys[at : at + (1 if busy else limits.HEAL_AT_ONCE)]
-            at += len(chunk)
-            began_us = await Now()
-            made = await Together(
-                tuple(
-                    partial(
-                        rebuild,
-                        self._session,
-                        BlockId(key[:BLOCK_ID_BYTES]),
-                        timestamp_of(key),
-                        hosts[key],
-                        self._node,
-                    )
-                    for key in chunk
+    async def _rebuild(
+        self, host: Host, hosts: dict[bytes, list[NodeId]], keys: Sequence[bytes]
+    ) -> int:
+        """Rebuild versions, and have them stored; how many bytes that took."""
+        made = await Together(
+            tuple(
+                partial(
+                    rebuild,
+                    self._session,
+                    BlockId(key[:BLOCK_ID_BYTES]),
+                    timestamp_of(key),
+                    hosts[key],
+                    self._node,
                 )
+                for key in keys
             )
-            volume = 0
-            for key, own in zip(chunk, made, strict=True):
-                if own is None:
-                    failed += 1
-                else:
-                    self.tally.lacking -= 1
-                if own is None or own is NEEDLESS:
-                    continue
+        )
+        volume = 0
+        for key, own in zip(keys, made, strict=True):
+            if own is None:
+                self.tally.failed += 1
+                continue
+            self.tally.lacking -= 1
+            if own is not NEEDLESS:
                 volume += self._thresholds.m * len(own.fragment)
                 host.arrange(partial(self._store, key, own))
-            await self.throttle.spend(volume, began_us)
-        self.tally.failed += failed
-        return not failed
+        return volume
 
 
 def _fraction(cursor: bytes) -> float:

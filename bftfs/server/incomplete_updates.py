@@ -40,13 +40,13 @@ from bftfs.query_update.observation import Observations
 from bftfs.query_update.repair import Repair
 from bftfs.query_update.replica import Replica
 from bftfs.query_update.rounds import Rounds
-from bftfs.server.background import ask_all, clients_are_busy, look
+from bftfs.server.background import ask_all, look
 from bftfs.server.object_healing import ObjectHealer
 from bftfs.server.step import Host
+from bftfs.server.worker import Idle, retry_after_us
 from bftfs.storage import Write
 
 _REPAIRS_AT_ONCE = 4
-_TIRED_MOST_US = 100_000  # between two looks for idle time
 _OBSERVED = 256  # objects that a server remembers of its own repairs
 
 
@@ -84,7 +84,8 @@ class Finisher:
         incomplete = self._incomplete
         incomplete.demand = self._on_demand
         self._healer.on_difference = incomplete.accepted
-        tick_us = tired_us = 0
+        idle = Idle()
+        tick_us = 0
         while True:
             if not incomplete.total and not self._behind:
                 await Wait(incomplete.arrived)
@@ -93,11 +94,8 @@ class Finisher:
             if not 0 <= now_us - tick_us < limits.UNFINISHED_REST_US:
                 incomplete.tick += 1
                 tick_us = now_us
-            if await clients_are_busy(host):
-                tired_us = min(2 * tired_us + limits.VERIFY_IDLE_US, _TIRED_MOST_US)
-                await Pause(tired_us)
+            if await idle.clients_are_busy(host):
                 continue
-            tired_us = 0
             entries = self._left_alone(incomplete.due(now_us, limits.OBJECTS_COMPARED))
             if entries:
                 await self._settle(host, entries)
@@ -258,9 +256,8 @@ class Finisher:
 
     def _failed(self, entry: Entry, now_us: int) -> None:
         self._incomplete.tally.failed += 1
-        wait_us = limits.VERIFY_RETRY_US << min(entry.failures, 16)
+        entry.retry_us = now_us + retry_after_us(entry.failures)
         entry.failures += 1
-        entry.retry_us = now_us + min(wait_us, limits.VERIFY_RETRY_MOST_US)
 
 
 def _is_latest(count: int, reply: object) -> LatestReply | None:

@@ -76,16 +76,16 @@ from bftfs.query_update.replica import (
     rows_of,
     stored_row,
 )
-from bftfs.server.background import HealingTally, Place, ask_all, clients_are_busy, look, step
+from bftfs.server.background import ask_all, look, step
 from bftfs.server.object_rebuilding import Past, fetch_past, has_beside, remade, replacement
 from bftfs.server.recovery import OBJECTS, Recovery
 from bftfs.server.step import Host, Want
 from bftfs.server.throttle import Throttle, healing_throttle
+from bftfs.server.worker import HealingTally, Walk, in_chunks, passes
 from bftfs.storage import StorageView, Table, Write
 from bftfs.wire.codec import UNREADABLE, encode
 
 _END = b"\xff" * (OBJECT_ID_BYTES + 1)  # after all ids
-_CURSOR = b"heal objects"  # in Table.META: where the walk is
 _MARK = b"mend"  # in Table.META, before an object's id: what is to be done about it
 _DAMAGED = b"d"
 _SHALLOW = b"s"  # it lacks its past
@@ -151,10 +151,15 @@ class ObjectHealer:
         self._asked_for: set[ObjectId] = set()  # objects beyond the walk that were healed
         self._looks: dict[bytes, _Look] = {}  # by the key of the want
         self._numbers = count()
-        self._walked = b"" if recovery.rebuilding else _END
+        self._walk = Walk(
+            b"heal objects",
+            _END,
+            throttle=self.throttle,
+            tally=self.tally,
+            fraction=_fraction,
+            rebuilding=recovery.rebuilding,
+        )
         self._marked: dict[ObjectId, bytes] = {}  # what is to be mended
-        self._losses = 0  # how often something turned out to be forgotten
-
         # Told of objects whose latest candidate here is not the quorum's.
         self.on_difference: Callable[[ObjectId, LogicalTimestamp], None] | None = None
 
@@ -169,7 +174,7 @@ class ObjectHealer:
             return self._look_for(names, request) if names else None
         self._looks.clear()
         for name in names:
-            if name >= self._walked and name not in self._asked_for:
+            if name >= self._walk.complete_until and name not in self._asked_for:
                 return Want(b"heal" + name, lambda _view, name=name: self._on_demand(name))  # type: ignore[misc]
         return None
 
@@ -220,116 +225,82 @@ class ObjectHealer:
         """Heal at the start, and from time to time."""
         self._host = host
         self._note(await look(host, _marks))
-        throttle = self.throttle
-        await throttle.begin(host)
-        while True:
-            starts = throttle.starts
-            complete = await self._mend_all(host)
-            while self._is_counted_on(await Now()):
-                await Pause(limits.FORGOTTEN_US // 8)
-            complete &= await self._walk(host)
-            self.tally.end(await Now())
-            if complete:
-                self._recovery.rebuilt(OBJECTS)
-            complete &= await self._mend_all(host)
-            await throttle.rest(limits.HEAL_EVERY_US if complete else limits.HEAL_AGAIN_US, starts)
+        await passes(host, self.throttle, self._pass)
 
-    async def _walk(self, host: Host) -> bool:
-        """One pass over all objects; whether all that others have is here."""
-        cursor, complete = await look(host, lambda view: Place.stored_in(view, _CURSOR))
-        losses = self._losses
-        self.tally.begin(await Now(), _fraction(cursor))
-        while cursor != _END:
-            await self.throttle.permission()
-            self.tally.progress = _fraction(cursor)
-            replies = await ask_all(
-                self._peers, CatalogueRequest(cursor), partial(_is_catalogue, cursor)
-            )
-            heard = sum(1 << node for node in replies)
-            if not self._quorums.is_quorum(heard):
-                return False
-            horizon, lacking, listed = await self._compare(host, cursor, replies)
-            self.tally.compared += listed
-            self.tally.lacking += len(lacking)
-            complete &= await self._heal_all(host, lacking)
-            if losses != self._losses:
-                return False  # the next pass begins anew
-            cursor = horizon
-            if complete:
-                self._walked = max(self._walked, cursor)
-            place = Place() if cursor == _END else Place(cursor, complete)
-            host.arrange(lambda _v, _n, place=place: [place.store(_CURSOR)])  # type: ignore[misc]
-        if complete:
+    async def _pass(self, host: Host) -> bool:
+        complete = await self._mend_all(host)
+        while self._is_counted_on(await Now()):
+            await Pause(limits.FORGOTTEN_US // 8)
+        walked = await self._walk.one_pass(host, self._heal_page)
+        if walked:
             self._asked_for.clear()
-        return complete
+        if walked and complete:
+            self._recovery.rebuilt(OBJECTS)
+        return await self._mend_all(host) and walked and complete
 
-    async def _compare(
-        self, host: Host, after: bytes, replies: dict[NodeId, CatalogueReply]
-    ) -> tuple[bytes, list[ObjectId], int]:
-        """How far the peers' pages reach, which objects are later there, and how many are listed.
+    async def _heal_page(self, host: Host, after: bytes) -> tuple[bytes, bool] | None:
+        """Heal the objects that follow `after`, as far as the peers' pages reach."""
+        replies = await ask_all(self._peers, CatalogueRequest(after), partial(_is_catalogue, after))
+        if not self._quorums.is_quorum(sum(1 << node for node in replies)):
+            return None
+        here = await look(host, lambda view: catalogue(view, CatalogueRequest(after)))
+        until = min(self._reach(replies), _end_of(here))
+        reported: dict[ObjectId, list[tuple[NodeId, LogicalTimestamp]]] = {}
+        for node, reply in replies.items():
+            for entry in reply.objects:
+                reported.setdefault(entry.object, []).append((node, entry.latest))
+        listed = {*reported, *(entry.object for entry in here.objects)}
+        names = sorted(name for name in listed if name <= until)
+        own = await look(host, partial(latest_of_all, names))
+        lacking = [
+            name for name in names if self._is_behind(name, own[name], reported.get(name, ()))
+        ]
+        self.tally.compared += len(names)
+        self.tally.lacking += len(lacking)
+        failed = self.tally.failed
+        await in_chunks(host, self.throttle, lacking, partial(self._heal_chunk, host))
+        return until, self.tally.failed == failed
+
+    def _reach(self, replies: dict[NodeId, CatalogueReply]) -> bytes:
+        """The id up to which peers have listed all, of whom one is benign."""
+        bounds = sorted(_end_of(reply) for reply in replies.values())
+        for number, bound in enumerate(bounds, 1):
+            if self._quorums.includes_benign((1 << number) - 1):
+                return bound
+        return bounds[-1]
+
+    def _is_behind(
+        self,
+        name: ObjectId,
+        own: LogicalTimestamp,
+        reported: Sequence[tuple[NodeId, LogicalTimestamp]],
+    ) -> bool:
+        """True if peers have something later than this server, as far as it can tell.
 
         While it recovers, the server believes every single peer that there is something: what it
         has forgotten may be at one of them only.
         """
-        bounds: list[bytes] = []
-        latest: dict[ObjectId, list[tuple[LogicalTimestamp, NodeId]]] = {}
-        for node, reply in replies.items():
-            bounds.append(reply.objects[-1].object if reply.more else _END)
-            for entry in reply.objects:
-                latest.setdefault(entry.object, []).append((entry.latest, node))
-        bounds.sort()
-        at = next(
-            at
-            for at in range(len(bounds))
-            if self._quorums.includes_benign((1 << at + 1) - 1) or at == len(bounds) - 1
-        )
-        here = await look(host, lambda view: catalogue(view, CatalogueRequest(after)))
-        horizon = min(bounds[at], here.objects[-1].object if here.more else _END)
-        names = sorted(
-            name for name in {*latest, *(entry.object for entry in here.objects)} if name <= horizon
-        )
-        own = await look(host, partial(latest_of_all, names))
-        lacking = []
-        for name in names:
-            reported: Nodes = 0
-            alike: Nodes = 1 << self._node
-            for timestamp, node in latest.get(name, ()):
-                if timestamp > own[name]:
-                    reported |= 1 << node
-                elif timestamp == own[name]:
-                    alike |= 1 << node
-            if (
-                self.on_difference is not None
-                and own[name] != ZERO
-                and not self._quorums.is_quorum(alike)
-            ):
-                self.on_difference(name, own[name])
-            if self._quorums.includes_benign(reported) or (reported and self._recovery.rebuilding):
-                lacking.append(name)
-        return horizon, lacking, len(names)
+        later: Nodes = sum(1 << node for node, latest in reported if latest > own)
+        alike: Nodes = sum(1 << node for node, latest in reported if latest == own)
+        if (
+            self.on_difference is not None
+            and own != ZERO
+            and not self._quorums.is_quorum(alike | 1 << self._node)
+        ):
+            self.on_difference(name, own)
+        return self._quorums.includes_benign(later) or (later > 0 and self._recovery.rebuilding)
 
-    async def _heal_all(self, host: Host, names: Sequence[ObjectId]) -> bool:
-        complete = True
-        at = 0
-        while at < len(names):
-            await self.throttle.permission()
-            busy = await clients_are_busy(host)
-            chunk = names[at : at + (1 if busy else limits.HEAL_AT_ONCE)]
-            at += len(chunk)
-            complete &= all(
-                await Together(tuple(partial(self._heal_patiently, host, name) for name in chunk))
-            )
-            await Pause(1_000)
-        return complete
+    async def _heal_chunk(self, host: Host, names: Sequence[ObjectId]) -> int:
+        await Together(tuple(partial(self._heal_patiently, host, name) for name in names))
+        return 0
 
-    async def _heal_patiently(self, host: Host, name: ObjectId) -> bool:
+    async def _heal_patiently(self, host: Host, name: ObjectId) -> None:
         for _ in range(_TRIES):
             if await self._heal(host, name):
                 self.tally.lacking -= 1
-                return True
+                return
             await Pause(_TRY_AGAIN_US)
         self.tally.failed += 1
-        return False
 
     # --- one object --------------------------------------------------------------------------
 
@@ -499,16 +470,15 @@ class ObjectHealer:
             return False  # some day there are enough
         # Nobody else can be asked for the version, or what was accepted is not known any more.
         self._recovery.forget(OBJECTS, await Now())
-        self._losses += 1
-        self._walked = b""
         self._asked_for.clear()
+        anew = self._walk.begin_anew()
 
         def drop(view: StorageView, _now_us: int) -> list[Write]:
             rows = [Write(table, key, None) for table, key in rows_of(view, name)]
             return [
                 *rows,
                 Write(Table.OBJECT, name, None),
-                Write(Table.META, _CURSOR, None),
+                anew,
             ]
 
         host.arrange(drop)
@@ -564,6 +534,10 @@ def _head(row: ObjectRow) -> LogicalTimestamp | None:
         return parse_history(row.history).latest_object.timestamp
     except MalformedMessage:
         return None
+
+
+def _end_of(page: CatalogueReply) -> bytes:
+    return page.objects[-1].object if page.more else _END
 
 
 def _fraction(cursor: bytes) -> float:

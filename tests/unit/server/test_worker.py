@@ -1,0 +1,173 @@
+"""What workers share: a walk that neither crashes nor silent peers make forget what is left."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from bftfs import limits
+from bftfs.conversation import Conversation
+from bftfs.engine import Engine
+from bftfs.server.step import Task
+from bftfs.server.throttle import Throttle
+from bftfs.server.worker import HealingTally, Idle, Walk, in_chunks, retry_after_us
+from bftfs.storage import MemoryStorage
+
+END = b"\xff"
+
+
+class Node:
+    """A host whose tasks are stepped at once, in virtual time."""
+
+    def __init__(self) -> None:
+        self.storage = MemoryStorage()
+        self.now_us = limits.SECOND_US
+        self.busy = False  # True: a client asks for something all the time
+        self.full = False
+        self._tasks: list[Task] = []
+        self.engine = Engine(
+            send=lambda *_: None,
+            now_us=lambda: self.now_us,
+            monotonic_us=lambda: self.now_us,
+            draw=lambda _: 0,
+        )
+
+    @property
+    def foreground_us(self) -> int:
+        return self.now_us if self.busy else 0
+
+    def arrange(self, task: Task) -> None:
+        self._tasks.append(task)
+
+    def note_damage(self, _damage: object) -> None:
+        raise AssertionError
+
+    def run(self, conversation: Conversation[Any]) -> Any:
+        """What the conversation gives."""
+        ended: list[tuple[Any, BaseException | None]] = []
+        self.engine.start(conversation, lambda *outcome: ended.append(outcome))
+        while not ended:
+            if self._tasks:
+                self.storage.apply(self._tasks.pop(0)(self.storage, self.now_us))
+                continue
+            deadline_us = self.engine.next_deadline_us()
+            assert deadline_us is not None, "it waits for nothing"
+            self.now_us = max(self.now_us, deadline_us)
+            self.engine.expire()
+        while self._tasks:
+            self.storage.apply(self._tasks.pop(0)(self.storage, self.now_us))
+        result, error = ended[0]
+        if error is not None:
+            raise error
+        return result
+
+
+def walk(*, rebuilding: bool = True) -> Walk:
+    return Walk(
+        b"walk",
+        END,
+        throttle=Throttle("test", rate_bytes=1 << 30),
+        tally=HealingTally(),
+        fraction=lambda key: 1.0 if key == END else len(key) / 4,
+        rebuilding=rebuilding,
+    )
+
+
+class Pages:
+    """Pages that end at the given keys, with what becomes of each."""
+
+    def __init__(self, outcomes: dict[bytes, tuple[bytes, bool] | None]) -> None:
+        self.outcomes = outcomes
+        self.asked: list[bytes] = []
+
+    async def heal(self, _host: Any, after: bytes) -> tuple[bytes, bool] | None:
+        self.asked.append(after)
+        return self.outcomes[after]
+
+
+WHOLE = {b"": (b"b", True), b"b": (b"d", True), b"d": (END, True)}
+
+
+def test_a_pass_goes_to_the_end() -> None:
+    node, pages, way = Node(), Pages(dict(WHOLE)), walk()
+    assert way.complete_until == b""
+    assert node.run(way.one_pass(node, pages.heal))
+    assert pages.asked == [b"", b"b", b"d"]
+    assert way.complete_until == END
+
+
+def test_what_is_left_behind_makes_a_pass_incomplete() -> None:
+    node, pages, way = Node(), Pages(WHOLE | {b"b": (b"d", False)}), walk()
+    assert not node.run(way.one_pass(node, pages.heal))
+    assert way.complete_until == b"b"  # nothing beyond it may be answered for
+    assert pages.asked == [b"", b"b", b"d"]
+
+
+@pytest.mark.parametrize("again", [lambda way: way, lambda _: walk()], ids=["alive", "restarted"])
+def test_a_pass_goes_on_where_silence_stopped_it(again: Callable[[Walk], Walk]) -> None:
+    node, way = Node(), walk()
+    assert not node.run(way.one_pass(node, Pages(WHOLE | {b"d": None}).heal))
+    pages, way = Pages(dict(WHOLE)), again(way)
+    assert node.run(way.one_pass(node, pages.heal))
+    assert pages.asked == [b"d"]
+    assert way.complete_until == END
+
+
+def test_a_restart_does_not_forget_what_was_left_behind() -> None:
+    node = Node()
+    assert not node.run(walk().one_pass(node, Pages({b"": (b"b", False), b"b": None}).heal))
+    assert not node.run(walk().one_pass(node, Pages(dict(WHOLE)).heal))
+    assert node.run(walk().one_pass(node, Pages(dict(WHOLE)).heal))
+
+
+def test_a_loss_breaks_a_pass_off() -> None:
+    node, way = Node(), walk(rebuilding=False)
+
+    async def lose(_host: Any, after: bytes) -> tuple[bytes, bool]:
+        node.storage.apply([way.begin_anew()])
+        return WHOLE[after]
+
+    assert way.complete_until == END
+    assert not node.run(way.one_pass(node, lose))
+    assert way.complete_until == b""
+    pages = Pages(dict(WHOLE))
+    assert node.run(way.one_pass(node, pages.heal))
+    assert pages.asked[0] == b""
+
+
+@pytest.mark.parametrize(("busy", "sizes"), [(True, [1] * 5), (False, [limits.HEAL_AT_ONCE])])
+def test_clients_that_are_busy_come_first(busy: bool, sizes: list[int]) -> None:
+    node, chunks = Node(), []
+
+    async def work(items: Any) -> int:
+        chunks.append(len(items))
+        return 0
+
+    items = range(5 if busy else limits.HEAL_AT_ONCE)
+    node.busy = busy
+    node.run(in_chunks(node, Throttle("test", rate_bytes=1 << 30), items, work))
+    assert chunks == sizes
+
+
+def test_idle_time_is_looked_for_less_and_less_often() -> None:
+    node, idle = Node(), Idle()
+    pauses = []
+    node.busy = True
+    for _ in range(12):
+        before_us = node.now_us
+        assert node.run(idle.clients_are_busy(node))
+        pauses.append(node.now_us - before_us)
+    assert pauses == sorted(pauses)
+    assert pauses[0] == limits.VERIFY_IDLE_US
+    assert pauses[-1] == 100_000
+    node.busy = False
+    assert not node.run(idle.clients_are_busy(node))
+
+
+def test_what_fails_is_tried_again_less_and_less_often() -> None:
+    waits = [retry_after_us(failures) for failures in range(40)]
+    assert waits == sorted(waits)
+    assert waits[0] == limits.VERIFY_RETRY_US
+    assert waits[-1] == limits.VERIFY_RETRY_MOST_US
