@@ -34,7 +34,6 @@ from bftfs.server.room import Room
 from bftfs.server.scrubber import Scrubber
 from bftfs.server.tally import Figure, figures
 from bftfs.server.throttle import healing_throttle
-from bftfs.server.worker import HealingTally
 from nodes.authority import InodeAuthority
 from nodes.configuration import NodeConfiguration
 from nodes.control import Standing, Work
