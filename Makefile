@@ -22,7 +22,7 @@ help:
 	@echo "make up       start a local cluster of six nodes and mount it at $(MOUNT)"
 	@echo "make down     unmount and stop it; the data stays in $(DATA)"
 	@echo "make status   how the cluster is"
-	@echo "make test     run all tests"
+	@echo "make test     run all tests; TESTS=tests/unit/wire: only those"
 	@echo "make check    linters, types and import contracts only"
 	@echo "DATA=DIR and MOUNT=DIR choose other places."
 

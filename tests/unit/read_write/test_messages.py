@@ -61,22 +61,6 @@ def test_replies_survive_the_wire(message: Any) -> None:
     assert REPLY_DECODER.decode(encode(message)) == message
 
 
-def test_tags_are_those_of_the_protocol_and_never_change() -> None:
-    assert {type(message).__name__: encode(message)[1] for message in REQUESTS + REPLIES} == {
-        "TimeRequest": 0x30,
-        "WriteRequest": 0x31,
-        "ReadRequest": 0x32,
-        "VouchRequest": 0x33,
-        "AuthoredRequest": 0x36,
-        "AuthoredReply": 0x46,
-        "TimeReply": 0x40,
-        "WriteReply": 0x41,
-        "ReadReply": 0x42,
-        "VouchReply": 0x43,
-        "Refused": 0x50,
-    }
-
-
 @pytest.mark.parametrize(
     "message",
     [
