@@ -9,6 +9,7 @@ Concurrency: one thread; no method awaits.
 from __future__ import annotations
 
 import errno
+from dataclasses import dataclass
 from itertools import count
 from typing import Generic, TypeVar
 
@@ -17,15 +18,13 @@ from bftfs.errors import FileSystemError
 Opened = TypeVar("Opened")
 
 
+@dataclass(slots=True, frozen=True, eq=False)
 class Handle(Generic[Opened]):
     """A file or directory that a process has opened."""
 
-    __slots__ = ("inode", "opened", "opener")
-
-    def __init__(self, opened: Opened, *, inode: int, opener: int) -> None:
-        self.opened = opened
-        self.inode = inode  # the kernel's number
-        self.opener = opener  # the thread that opened it; others may use the handle, too
+    opened: Opened
+    inode: int  # the kernel's number
+    opener: int  # the thread that opened it; others may use the handle, too
 
 
 class Handles(Generic[Opened]):
@@ -38,7 +37,7 @@ class Handles(Generic[Opened]):
     def add(self, opened: Opened, *, inode: int, opener: int) -> int:
         """The number of a new handle."""
         number = next(self._numbers)
-        self._open[number] = Handle(opened, inode=inode, opener=opener)
+        self._open[number] = Handle(opened, inode, opener)
         return number
 
     def get(self, number: int) -> Handle[Opened]:

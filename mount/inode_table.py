@@ -14,6 +14,7 @@ Concurrency: one thread; no method awaits.
 from __future__ import annotations
 
 import errno
+from dataclasses import dataclass
 from hashlib import blake2b
 
 from bftfs.errors import FileSystemError
@@ -26,15 +27,13 @@ _FIRST_OF_THE_PAST = LAST_NUMBER + 1
 _LAST_OF_THE_PAST = (1 << 64) - 1
 
 
+@dataclass(slots=True)
 class KernelInode:
     """An object that the kernel knows."""
 
-    __slots__ = ("identifier", "lookups", "size")
-
-    def __init__(self, identifier: ObjectId, lookups: int) -> None:
-        self.identifier = identifier
-        self.lookups = lookups
-        self.size = 0  # as the kernel believes
+    identifier: ObjectId
+    lookups: int
+    size: int = 0  # as the kernel believes
 
 
 class InodeTable:

@@ -49,17 +49,15 @@ class Request:
     # Without either, it is the kernel itself: interrupting would gain nothing.
 
 
+@dataclass(slots=True, eq=False)
 class WaitingRequest:
     """A request that waits for the cluster."""
 
-    __slots__ = ("abandon", "report_at", "reported", "request", "since")
-
-    def __init__(self, request: Request, *, abandon: Callable[[BaseException], None]) -> None:
-        self.request = request
-        self.since = trio.current_time()
-        self.report_at = self.since + SLOW_S
-        self.reported = False
-        self.abandon = abandon
+    request: Request
+    abandon: Callable[[BaseException], None]
+    since: float
+    report_at: float
+    reported: bool = False
 
 
 class Requests:
@@ -94,7 +92,8 @@ class Requests:
                 running.cancel()
                 return trio.lowlevel.Abort.SUCCEEDED
 
-            pending = WaitingRequest(request, abandon=interrupt)
+            now = trio.current_time()
+            pending = WaitingRequest(request, interrupt, since=now, report_at=now + SLOW_S)
             self._waiting.add(pending)
             task = trio.lowlevel.current_task()
             try:

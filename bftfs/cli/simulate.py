@@ -132,26 +132,31 @@ def simulate(
     if rounds is not None:
         return _twins(rounds)
     heading = Heading(_commit(), operations, kind)
-    record = CampaignRecord(recorded_in, heading) if recorded_in is not None else None
-    tally = record.tally if record is not None else CampaignTally()
-    keep = record.add if record is not None else tally.add
-    known = frozenset(record.seeds) if record is not None else frozenset()
+    record: CampaignRecord | CampaignTally
+    if recorded_in is None:
+        record, known = (tally := CampaignTally()), frozenset[int]()
+    else:
+        record = CampaignRecord(recorded_in, heading)
+        tally, known = record.tally, frozenset(record.seeds)
     seeds = _seeds(seed, number, endless=until_stopped or enough is not None)
     new = (each for each in seeds if each not in known)
     plan = CampaignPlan(operations, kind, most_runs)
     outcomes = _replay(replay, most_runs) if replay else campaign(new, plan, parallel=parallel)
-    progress = _Progress(tally, quiet=as_json)
-    reporter = _Reporter(progress, plan, replay, saved_in, as_json=as_json)
+    progress = _Progress(tally, as_json=as_json)
     try:
         for outcome in _until(enough, tally, outcomes):
-            keep(SeedResult.of(outcome.report))
-            reporter.tell(outcome)
+            record.add(SeedResult.of(outcome.report))
+            progress.report(outcome.report)
+            if not outcome.report.passed:
+                saved = _save(outcome, saved_in)
+                progress.tell(_failure(outcome, plan, replay, saved))
+            progress.show()
     except KeyboardInterrupt:
         progress.clear()
         click.echo("Stopped.", err=True)
     finally:
         outcomes.close()
-        if record is not None:
+        if isinstance(record, CampaignRecord):
             record.close()
     progress.clear()
     click.echo(_summary(tally, progress), err=as_json)
@@ -227,9 +232,10 @@ def _keep(configuration: Configuration, path: Path) -> Path:
 class _Progress:
     """One line on a terminal, written over and over."""
 
-    def __init__(self, tally: CampaignTally, *, quiet: bool) -> None:
+    def __init__(self, tally: CampaignTally, *, as_json: bool) -> None:
         self._tally = tally
-        self._shown = sys.stderr.isatty() and not quiet
+        self._as_json = as_json
+        self._shown = sys.stderr.isatty() and not as_json
         self._began = time.monotonic()
         self._before = tally.operations.total()  # in the record already
 
@@ -253,47 +259,28 @@ class _Progress:
             )
             click.echo(f"\r{line:<78}", nl=False, err=True)
 
+    def report(self, report: Report) -> None:
+        """Print a seed's report, if JSON is asked for."""
+        if self._as_json:
+            click.echo(json.dumps(_as_json(report), default=msgspec.to_builtins))
+
+    def tell(self, text: str) -> None:
+        """Print a text for people."""
+        self.clear()
+        if not self._as_json:
+            click.echo(text)
+
     def clear(self) -> None:
         """Make room for other output."""
         if self._shown:
             click.echo(f"\r{'':78}\r", nl=False, err=True)
 
 
-class _Reporter:
-    """Prints what became of each seed, and saves the configurations of those that failed."""
-
-    def __init__(
-        self,
-        progress: _Progress,
-        plan: CampaignPlan,
-        replay: Path | None,
-        saved_in: Path,
-        *,
-        as_json: bool,
-    ) -> None:
-        self._progress = progress
-        self._plan = plan
-        self._replay = replay
-        self._saved_in = saved_in
-        self._as_json = as_json
-
-    def tell(self, outcome: SeedOutcome) -> None:
-        """Report one seed."""
-        report = outcome.report
-        if self._as_json:
-            click.echo(json.dumps(_as_json(report), default=msgspec.to_builtins))
-        if not report.passed:
-            saved = _save(outcome, self._saved_in)
-            if not self._as_json:
-                self._progress.clear()
-                again = f"--seed {report.configuration.seed} {_options_of(self._plan)}"
-                again = f"--replay {self._replay}" if self._replay else again
-                click.echo(_failure(outcome, again, saved))
-        self._progress.show()
-
-
-def _failure(outcome: SeedOutcome, again: str, saved: Path) -> str:
+def _failure(outcome: SeedOutcome, plan: CampaignPlan, replay: Path | None, saved: Path) -> str:
     report, smallest = outcome.report, outcome.smallest
+    again = f"--seed {report.configuration.seed} {_options_of(plan)}"
+    if replay is not None:
+        again = f"--replay {replay}"
     lines = [
         f"Seed {report.configuration.seed} failed at commit {_commit()} "
         f"({_described(report.configuration)}):",

@@ -17,7 +17,7 @@ dropped in between, `result` gives None, and the reader tries again.
 from __future__ import annotations
 
 from collections import OrderedDict
-from enum import Enum
+from dataclasses import dataclass
 from typing import Final
 
 from bftfs.conversation import Event
@@ -27,28 +27,14 @@ from bftfs.identifiers import ObjectId
 _ENTRY_OVERHEAD_BYTES: Final = 256
 
 
-class LoadState(Enum):
-    """See the head of this module."""
-
-    READING = 0
-    READ = 1
-    OUTDATED = 2
-
-
+@dataclass(slots=True, eq=False)
 class Load:
     """A block that is being read from the nodes, once for all its readers."""
 
-    __slots__ = ("block", "done", "drops", "state")
-
-    def __init__(self) -> None:
-        self.state = LoadState.READING
-        self.done = Event()
-        self.block: Buffer | None = None
-        self.drops = 0  # how often the cache had dropped blocks when this one was read
-
-    def restart(self) -> None:
-        """Let drops so far not count: the block is read from the nodes again."""
-        self.state = LoadState.READING
+    done: Event
+    block: Buffer | None = None  # once it is READ
+    drops: int = 0  # how often the cache had dropped blocks when this one was read
+    is_outdated: bool = False
 
 
 class BlockCache:
@@ -95,7 +81,7 @@ class BlockCache:
         self._remove(inode, number)
         load = self._loads.get((inode, number))
         if load is not None:
-            load.state = LoadState.OUTDATED
+            load.is_outdated = True
 
     def drop_from(self, inode: ObjectId, first: int) -> None:
         """Forget the inode's blocks from `first` on, since they have changed."""
@@ -105,7 +91,7 @@ class BlockCache:
                 self._remove(inode, number)
         for (file, number), load in self._loads.items():
             if file == inode and number >= first:
-                load.state = LoadState.OUTDATED
+                load.is_outdated = True
 
     # --- loads -------------------------------------------------------------------------------
 
@@ -115,14 +101,14 @@ class BlockCache:
 
     def begin(self, inode: ObjectId, number: int) -> Load:
         """A new load of a block of which none is in progress; `finish` ends it."""
-        load = self._loads[inode, number] = Load()
+        load = self._loads[inode, number] = Load(Event())
         return load
 
     def finish(self, inode: ObjectId, number: int, load: Load, block: Buffer | None) -> None:
         """The end of a load; without a `block`, those who wait for it read again."""
         del self._loads[inode, number]
-        if block is not None and load.state is LoadState.READING:
-            load.state, load.block, load.drops = LoadState.READ, block, self._drops
+        if block is not None and not load.is_outdated:
+            load.block, load.drops = block, self._drops
             self.put(inode, number, block)
         load.done.announce()
 

@@ -131,7 +131,7 @@ class BlockReader:
             await self.refresh(contents, who)
             if number in contents.pushing:
                 return None
-            load.restart()
+            load.is_outdated = False  # what was dropped so far: the block is read again now
             if version.timestamp.time > contents.shown_us(number):
                 contents.saw_uncovered_elsewhere(number)
             block = contents.layout.block(contents.identifier, number)

@@ -81,7 +81,7 @@ class ContentStore:
         contents.handles += 1
         keep_cache = contents.is_kernel_current and not strict
         contents.is_kernel_current = True
-        return OpenFile(contents, who, append=append, keep_cache=keep_cache)
+        return OpenFile(contents, who, append, keep_cache, contents.failures)
 
     def contents_of(self, identifier: ObjectId, attributes: Attributes) -> Contents:
         """The contents of the file whose latest attributes are given."""

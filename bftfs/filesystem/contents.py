@@ -28,8 +28,9 @@ that programs here wrote, so that nothing else comes back. After that the file i
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from enum import Enum
-from typing import Final
+from typing import Final, NamedTuple
 
 import msgspec
 
@@ -66,26 +67,13 @@ class Sharing(Enum):
         return Sharing.EXCLUSIVE if self is Sharing.EXCLUSIVE else Sharing.SHARED
 
 
-class Uncovered:
-    """A block that the nodes hold and no update of the inode covers yet.
+class Uncovered(NamedTuple):
+    """A block that the nodes hold and no update of the inode covers yet."""
 
-    `is_unasked`: its time is what this mount's clock alone gave it, and the nodes were not asked.
-    """
-
-    __slots__ = ("extents", "incarnation", "is_unasked", "timestamp")
-
-    def __init__(
-        self,
-        incarnation: int,
-        extents: tuple[Extent, ...],
-        timestamp: BlockTimestamp,
-        *,
-        is_unasked: bool,
-    ) -> None:
-        self.incarnation = incarnation
-        self.extents = extents
-        self.timestamp = timestamp
-        self.is_unasked = is_unasked
+    incarnation: int
+    extents: tuple[Extent, ...]
+    timestamp: BlockTimestamp
+    is_unasked: bool  # its time is that of this mount's clock: the nodes were not asked for theirs
 
 
 class Contents:
@@ -261,9 +249,8 @@ class Contents:
         before = self.uncovered.get(number)
         if before is not None:
             extents = united(before.extents, extents)
-        self.uncovered[number] = Uncovered(
-            layout.incarnation(number), extents, timestamp, is_unasked=is_unasked
-        )
+        incarnation = layout.incarnation(number)
+        self.uncovered[number] = Uncovered(incarnation, extents, timestamp, is_unasked)
         if layout is not self.layout or (is_unasked and self.sharing is not Sharing.EXCLUSIVE):
             self.sharing = self.sharing.changed_elsewhere()
         self.pushed_end = max(self.pushed_end, number * self.layout.block_bytes + extents[-1][1])
@@ -292,33 +279,19 @@ class Contents:
         self.failure = failure
 
 
+@dataclass(slots=True, eq=False)
 class OpenFile:
     """An open file: one handle."""
 
-    __slots__ = (
-        "ahead",
-        "append",
-        "contents",
-        "expected",
-        "failures_seen",
-        "is_access_noted",
-        "keep_cache",
-        "who",
-        "window",
-    )
-
-    def __init__(
-        self, contents: Contents, who: Credentials, *, append: bool, keep_cache: bool
-    ) -> None:
-        self.contents = contents
-        self.who = who
-        self.append = append
-        self.keep_cache = keep_cache  # nobody changed the file since this mount last opened it
-        self.failures_seen = contents.failures
-        self.expected = 0  # where a sequential reader reads next
-        self.window = 0  # how far ahead of it is read
-        self.ahead = 0  # up to where that has been done
-        self.is_access_noted = False
+    contents: Contents
+    who: Credentials
+    append: bool
+    keep_cache: bool  # no other mount changed the file since this mount last opened it
+    failures_seen: int
+    expected: int = 0  # where a sequential reader reads next
+    window: int = 0  # how far ahead of it is read
+    ahead: int = 0  # up to where that has been done
+    is_access_noted: bool = False
 
     @property
     def identifier(self) -> ObjectId:

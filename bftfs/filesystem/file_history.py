@@ -35,7 +35,6 @@ from bftfs.filesystem.registry import (
 from bftfs.filesystem.retention_methods import PolicySetting
 from bftfs.filesystem.sealing import plaintext_of
 from bftfs.filesystem.services import (
-    BlockAuthorship,
     CapacityService,
     MetadataService,
     PastBlockService,
@@ -45,6 +44,7 @@ from bftfs.filesystem.snapshots import Snapshot, SnapshotCreation, SnapshotName
 from bftfs.identifiers import BlockId, ClientId, ObjectId
 from bftfs.query_update.history import ZERO, LogicalTimestamp, Operation, client_of, time_of
 from bftfs.query_update.messages import PastVersion
+from bftfs.read_write.authorship import Authored
 from bftfs.read_write.timestamp import BlockTimestamp
 from bftfs.retention import Policy, parse_policy
 
@@ -174,7 +174,7 @@ class History:
 
     async def written(
         self, files: Sequence[ObjectId], *, author: ClientId | None, since_us: int
-    ) -> Sequence[BlockAuthorship]:
+    ) -> Sequence[Authored]:
         """The versions of the files' blocks written since then, covered or not."""
         return await self._blocks.versions_by(files, author=author, since_us=since_us)
 

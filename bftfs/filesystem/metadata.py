@@ -23,6 +23,7 @@ from bftfs.filesystem.attributes import Attributes
 from bftfs.filesystem.directory import Child, DirectoryPage, Listing, LookupAnswer, Name
 from bftfs.filesystem.name_cache import CachedName, Changed, NameCache
 from bftfs.filesystem.objects import NoArguments
+from bftfs.filesystem.options import Options
 from bftfs.filesystem.registry import GET_ATTRIBUTES, LOOKUP, READ_DIRECTORY
 from bftfs.filesystem.services import MetadataService
 from bftfs.identifiers import ObjectId, ObjectKind, kind_of
@@ -39,20 +40,15 @@ class _KnownAttributes(NamedTuple):
 class Metadata:
     """Queries and updates of objects, with their cached attributes and names."""
 
-    def __init__(
-        self,
-        service: MetadataService,
-        *,
-        attribute_timeout_us: int,
-        entry_timeout_us: int,
-        absence_timeout_us: int,
-        read_only: bool,
-    ) -> None:
+    def __init__(self, service: MetadataService, options: Options) -> None:
         self._service = service
-        self._read_only = read_only
-        self._attribute_timeout_us = attribute_timeout_us
+        self._read_only = options.read_only
+        strict = options.strict
+        self._attribute_timeout_us = 0 if strict else options.attribute_timeout_us
         self._attributes: OrderedDict[ObjectId, _KnownAttributes] = OrderedDict()
-        self._names = NameCache(entry_timeout_us, absence_timeout_us)
+        self._names = NameCache(
+            0 if strict else options.entry_timeout_us, 0 if strict else options.absence_timeout_us
+        )
         self._latest_us = 0  # the latest time that the clock has shown
 
     # --- operations --------------------------------------------------------------------------

@@ -141,13 +141,7 @@ class FileSystem:
         self._present = present
         self._volume = volume
         self._options = options or Options()
-        self._metadata = Metadata(
-            metadata,
-            attribute_timeout_us=self._options.attributes_kept_us,
-            entry_timeout_us=self._options.entries_kept_us,
-            absence_timeout_us=self._options.absences_kept_us,
-            read_only=self._options.read_only,
-        )
+        self._metadata = Metadata(metadata, self._options)
         self._contents = ContentStore(self._metadata, blocks, cipher, self._options)
         self._targets: OrderedDict[ObjectId, bytes] = OrderedDict()  # of symlinks
         self._accesses = AccessTimes(self._metadata)

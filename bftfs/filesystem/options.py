@@ -32,18 +32,3 @@ class Options:
     def __post_init__(self) -> None:
         if self.write_behind_bytes > self.dirty_bytes:
             raise ValueError("a writer would wait before anything is written behind")
-
-    @property
-    def attributes_kept_us(self) -> int:
-        """The time for which cached attributes are valid."""
-        return 0 if self.strict else self.attribute_timeout_us
-
-    @property
-    def entries_kept_us(self) -> int:
-        """The time for which a cached name is valid."""
-        return 0 if self.strict else self.entry_timeout_us
-
-    @property
-    def absences_kept_us(self) -> int:
-        """The time for which a cached name without an object is valid."""
-        return 0 if self.strict else self.absence_timeout_us

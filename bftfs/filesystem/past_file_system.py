@@ -30,7 +30,6 @@ from bftfs.filesystem.operations import FileSystem
 from bftfs.filesystem.options import Options
 from bftfs.filesystem.registry import GET_ATTRIBUTES
 from bftfs.filesystem.services import (
-    BlockVersion,
     CapacityService,
     MethodAnswer,
     PastBlockService,
@@ -39,6 +38,7 @@ from bftfs.filesystem.services import (
 from bftfs.identifiers import BlockId, ObjectId, inode_of
 from bftfs.limits import MIB
 from bftfs.query_update.object_type import Record
+from bftfs.read_write.reading import FoundVersion
 from bftfs.read_write.timestamp import BlockTimestamp
 
 _KEPT_US: Final = 1 << 62  # for ever
@@ -119,13 +119,13 @@ class PastBlocks:
         del items, credentials, after_us, is_asking
         raise FileSystemError(errno.EROFS)
 
-    async def read(self, block: BlockId, *, at_time_us: int | None = None) -> BlockVersion:
+    async def read(self, block: BlockId, *, at_time_us: int | None = None) -> FoundVersion:
         """The version of a block that belongs to the file's contents then."""
         assert at_time_us is None, "a view that takes no writes has no uncovered blocks"
         time_us = await self._metadata.covered_us(inode_of(block), self._credentials)
         return await self._service.read(block, at_time_us=time_us)
 
-    async def written(self, block: BlockId, timestamp: BlockTimestamp) -> BlockVersion:
+    async def written(self, block: BlockId, timestamp: BlockTimestamp) -> FoundVersion:
         """Nothing is written to the past."""
         del block, timestamp
         raise FileSystemError(errno.EROFS)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Final
+from functools import partial
+from typing import Any, Final, get_type_hints
 
 from bftfs.filesystem import (
     attribute_methods,
@@ -15,8 +16,6 @@ from bftfs.filesystem import (
     snapshots,
     volume,
 )
-from bftfs.filesystem.attributes import Attributes, Changes
-from bftfs.filesystem.objects import AttributesAfter, NoArguments
 from bftfs.identifiers import ObjectKind
 from bftfs.query_update.answering import GUARD
 from bftfs.query_update.object_type import Method, ObjectTypes, Record
@@ -56,152 +55,56 @@ CREATE_SNAPSHOT: Final = "volume.create_snapshot"
 DELETE_SNAPSHOT: Final = "volume.delete_snapshot"
 
 
-def _query(
+def _method(
     name: str,
     invoke: Callable[..., Any],
-    kinds: frozenset[ObjectKind],
-    arguments: type[Record],
-    answer: type[Record] | None,
+    *kinds: frozenset[ObjectKind],
+    update: bool = True,
+    frees: bool = False,
     permit: Callable[..., bytes] | None = None,
 ) -> Method:
-    return Method(name, False, (kinds,), arguments, invoke, answer, permit)
+    """A method, whose arguments and answer are of the types that `invoke` is annotated with."""
+    types = get_type_hints(invoke)
+    answer = types["return"] if issubclass(types["return"], Record) else None
+    return Method(name, update, kinds, types["arguments"], invoke, answer, permit, frees)
 
 
-def _update(
-    name: str,
-    invoke: Callable[..., Any],
-    kinds: tuple[frozenset[ObjectKind], ...],
-    arguments: type[Record],
-    answer: type[Record],
-    *,
-    frees: bool = False,
-) -> Method:
-    return Method(name, True, kinds, arguments, invoke, answer, frees=frees)
-
-
-_RENAME_ROLES = (_DIRECTORY, _DIRECTORY, _EITHER, _EITHER)
+_query = partial(_method, update=False)
 
 _METHODS = (
-    _query(
-        LOOKUP,
-        directory.lookup,
-        _DIRECTORY,
-        directory.Name,
-        directory.LookupAnswer,
-        directory.permit_lookup,
-    ),
-    _query(
-        READ_DIRECTORY,
-        directory.read_directory,
-        _DIRECTORY,
-        directory.Listing,
-        directory.DirectoryPage,
-        directory.permit_listing,
-    ),
-    _update(CREATE, directory.create, (_DIRECTORY, _INODE), directory.Creation, AttributesAfter),
-    _update(
-        MAKE_DIRECTORY,
-        directory.make_directory,
-        (_DIRECTORY, _DIRECTORY),
-        directory.DirectoryCreation,
-        AttributesAfter,
-    ),
-    _update(LINK, directory.link, (_DIRECTORY, _INODE), directory.Name, AttributesAfter),
-    _update(
-        UNLINK, directory.unlink, (_DIRECTORY, _INODE), directory.Name, AttributesAfter, frees=True
-    ),
-    _update(
-        REMOVE_DIRECTORY,
-        directory.remove_directory,
-        (_DIRECTORY, _DIRECTORY),
-        directory.Name,
-        AttributesAfter,
-        frees=True,
-    ),
-    _update(RENAME, directory.rename, _RENAME_ROLES, directory.Renaming, AttributesAfter),
-    _update(
-        RELOCATE,
-        directory.relocate,
-        (*_RENAME_ROLES, _VOLUME),
-        directory.Relocation,
-        AttributesAfter,
-    ),
-    _query(READ_LINK, inode.read_link, _INODE, NoArguments, None),
-    _update(WRITE, inode.write, (_INODE,), inode.Writing, inode.ContentsChanged),
-    _update(
-        TRUNCATE, inode.truncate, (_INODE,), inode.Truncation, inode.ContentsChanged, frees=True
-    ),
-    _update(MERGE, inode.merge, (_INODE,), inode.Merging, inode.ContentsChanged),
-    _query(GET_ATTRIBUTES, attribute_methods.get_attributes, _EITHER, NoArguments, Attributes),
-    _query(PERMIT_HISTORY, attribute_methods.permit_history, _EITHER, NoArguments, None),
-    _update(
-        CHANGE_ATTRIBUTES, attribute_methods.change_attributes, (_EITHER,), Changes, AttributesAfter
-    ),
-    _update(
-        ACCESSED, attribute_methods.accessed, (_EITHER,), attribute_methods.Access, AttributesAfter
-    ),
+    _query(LOOKUP, directory.lookup, _DIRECTORY, permit=directory.permit_lookup),
+    _query(READ_DIRECTORY, directory.read_directory, _DIRECTORY, permit=directory.permit_listing),
+    _method(CREATE, directory.create, _DIRECTORY, _INODE),
+    _method(MAKE_DIRECTORY, directory.make_directory, _DIRECTORY, _DIRECTORY),
+    _method(LINK, directory.link, _DIRECTORY, _INODE),
+    _method(UNLINK, directory.unlink, _DIRECTORY, _INODE, frees=True),
+    _method(REMOVE_DIRECTORY, directory.remove_directory, _DIRECTORY, _DIRECTORY, frees=True),
+    _method(RENAME, directory.rename, _DIRECTORY, _DIRECTORY, _EITHER, _EITHER),
+    _method(RELOCATE, directory.relocate, _DIRECTORY, _DIRECTORY, _EITHER, _EITHER, _VOLUME),
+    _query(READ_LINK, inode.read_link, _INODE),
+    _method(WRITE, inode.write, _INODE),
+    _method(TRUNCATE, inode.truncate, _INODE, frees=True),
+    _method(MERGE, inode.merge, _INODE),
+    _query(GET_ATTRIBUTES, attribute_methods.get_attributes, _EITHER),
+    _query(PERMIT_HISTORY, attribute_methods.permit_history, _EITHER),
+    _method(CHANGE_ATTRIBUTES, attribute_methods.change_attributes, _EITHER),
+    _method(ACCESSED, attribute_methods.accessed, _EITHER),
     _query(
         GET_EXTENDED,
         extended_attributes.get_extended,
         _EITHER,
-        extended_attributes.ExtendedName,
-        extended_attributes.ExtendedValue,
-        extended_attributes.permit_extended,
+        permit=extended_attributes.permit_extended,
     ),
-    _query(
-        LIST_EXTENDED,
-        extended_attributes.list_extended,
-        _EITHER,
-        NoArguments,
-        extended_attributes.ExtendedNames,
-    ),
-    _update(
-        SET_EXTENDED,
-        extended_attributes.set_extended,
-        (_EITHER,),
-        extended_attributes.ExtendedSetting,
-        AttributesAfter,
-    ),
-    _update(
-        REMOVE_EXTENDED,
-        extended_attributes.remove_extended,
-        (_EITHER,),
-        extended_attributes.ExtendedName,
-        AttributesAfter,
-        frees=True,
-    ),
-    _query(
-        GET_RETENTION,
-        retention_methods.get_retention,
-        _EITHER,
-        NoArguments,
-        retention_methods.PolicySetting,
-    ),
-    _update(
-        SET_RETENTION,
-        retention_methods.set_retention,
-        (_EITHER,),
-        retention_methods.PolicySetting,
-        AttributesAfter,
-    ),
-    _update(FORMAT, mkfs.format_volume, (_VOLUME, _DIRECTORY), volume.Format, volume.Volume),
-    _query(DESCRIBE, volume.describe, _VOLUME, NoArguments, volume.Volume),
-    _query(LIST_SNAPSHOTS, snapshots.list_snapshots, _VOLUME, NoArguments, snapshots.Snapshots),
-    _update(
-        CREATE_SNAPSHOT,
-        snapshots.create_snapshot,
-        (_VOLUME,),
-        snapshots.SnapshotCreation,
-        snapshots.Snapshot,
-    ),
-    _update(
-        DELETE_SNAPSHOT,
-        snapshots.delete_snapshot,
-        (_VOLUME,),
-        snapshots.SnapshotName,
-        snapshots.Snapshot,
-        frees=True,
-    ),
+    _query(LIST_EXTENDED, extended_attributes.list_extended, _EITHER),
+    _method(SET_EXTENDED, extended_attributes.set_extended, _EITHER),
+    _method(REMOVE_EXTENDED, extended_attributes.remove_extended, _EITHER, frees=True),
+    _query(GET_RETENTION, retention_methods.get_retention, _EITHER),
+    _method(SET_RETENTION, retention_methods.set_retention, _EITHER),
+    _method(FORMAT, mkfs.format_volume, _VOLUME, _DIRECTORY),
+    _query(DESCRIBE, volume.describe, _VOLUME),
+    _query(LIST_SNAPSHOTS, snapshots.list_snapshots, _VOLUME),
+    _method(CREATE_SNAPSHOT, snapshots.create_snapshot, _VOLUME),
+    _method(DELETE_SNAPSHOT, snapshots.delete_snapshot, _VOLUME, frees=True),
 )
 
 

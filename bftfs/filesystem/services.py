@@ -15,6 +15,8 @@ from bftfs.identifiers import BlockId, ClientId, ObjectId
 from bftfs.query_update.history import LogicalTimestamp
 from bftfs.query_update.messages import PastVersion
 from bftfs.query_update.object_type import Record
+from bftfs.read_write.authorship import Authored
+from bftfs.read_write.reading import FoundVersion
 from bftfs.read_write.timestamp import BlockTimestamp
 
 
@@ -57,18 +59,6 @@ class CapacityService(Protocol):
         """How much is used and free at present."""
 
 
-class BlockVersion(Protocol):
-    """A version of a block."""
-
-    @property
-    def item(self) -> bytes | None:
-        """The data-item that was written; None if none ever was."""
-
-    @property
-    def timestamp(self) -> BlockTimestamp:
-        """The timestamp of the version; zero if none was ever written."""
-
-
 class BlockService(Protocol):
     """Versioned blocks."""
 
@@ -87,10 +77,10 @@ class BlockService(Protocol):
         client's own, but not necessarily than those of other clients.
         """
 
-    async def read(self, block: BlockId, *, at_time_us: int | None = None) -> BlockVersion:
+    async def read(self, block: BlockId, *, at_time_us: int | None = None) -> FoundVersion:
         """The latest version of a block, or of those with a time of `at_time_us` or earlier."""
 
-    async def written(self, block: BlockId, timestamp: BlockTimestamp) -> BlockVersion:
+    async def written(self, block: BlockId, timestamp: BlockTimestamp) -> FoundVersion:
         """The version that `write_many` has given this timestamp."""
 
 
@@ -123,29 +113,13 @@ class PastService(Protocol):
         """One page of the versions from `newest` down, with their changes to some keys."""
 
 
-class BlockAuthorship(Protocol):
-    """The author and time of a version of a block."""
-
-    @property
-    def block(self) -> BlockId:
-        """The block."""
-
-    @property
-    def time_us(self) -> int:
-        """The time of the version."""
-
-    @property
-    def author(self) -> ClientId:
-        """The client whose key authenticated it."""
-
-
 class PastBlockService(Protocol):
     """The past of blocks."""
 
-    async def read(self, block: BlockId, *, at_time_us: int | None = None) -> BlockVersion:
+    async def read(self, block: BlockId, *, at_time_us: int | None = None) -> FoundVersion:
         """The latest version of a block with a time of `at_time_us` or earlier."""
 
     async def versions_by(
         self, inodes: Sequence[ObjectId], *, author: ClientId | None, since_us: int
-    ) -> Sequence[BlockAuthorship]:
+    ) -> Sequence[Authored]:
         """Versions of blocks of these files by `author` (None: by anybody) since then."""

@@ -22,8 +22,8 @@ from bftfs.conversation import Together
 from bftfs.errors import FileSystemError
 from bftfs.filesystem.attributes import Attributes
 from bftfs.filesystem.file_history import Change
-from bftfs.filesystem.services import BlockAuthorship
 from bftfs.identifiers import BlockId, ClientId, ObjectId, block_number_of, inode_of
+from bftfs.read_write.authorship import Authored
 from bftfs.restoration.sight import Sight
 
 _TOGETHER: Final = 32  # blocks that are looked at at the same time
@@ -42,7 +42,7 @@ class Stray:
 
 async def strays_among(
     sight: Sight,
-    written: Sequence[BlockAuthorship],
+    written: Sequence[Authored],
     changes: dict[ObjectId, list[Change]],
     *,
     client: ClientId,
@@ -80,7 +80,7 @@ async def strays_among(
     return dict(found)
 
 
-def _place(written: BlockAuthorship) -> tuple[BlockId, int]:
+def _place(written: Authored) -> tuple[BlockId, int]:
     return written.block, written.time_us
 
 

@@ -29,7 +29,6 @@ from bftfs.filesystem.file_history import History
 from bftfs.filesystem.operations import FileSystem
 from bftfs.filesystem.options import Options
 from bftfs.filesystem.past_file_system import past_file_system
-from bftfs.filesystem.services import BlockVersion
 from bftfs.identifiers import (
     BlockId,
     ClientId,
@@ -44,6 +43,7 @@ from bftfs.query_update.history import LogicalTimestamp, time_of
 from bftfs.query_update.object_type import ObjectTypes, Record
 from bftfs.query_update.past_reading import PastReader
 from bftfs.read_write.client import ReadWriteClient
+from bftfs.read_write.reading import FoundVersion
 from bftfs.read_write.timestamp import BlockTimestamp, version_key
 from bftfs.restoration.sight import Sight
 from bftfs.simulation.checkers.candidates import chain_of, check_chain
@@ -398,11 +398,11 @@ class _RecordedBlocks:
             self._workload.acknowledged.append(version_key(block, made))
         return times
 
-    async def read(self, block: BlockId, *, at_time_us: int | None = None) -> BlockVersion:
+    async def read(self, block: BlockId, *, at_time_us: int | None = None) -> FoundVersion:
         """Read a block."""
         return await self._client.read(block, at_time_us=at_time_us)
 
-    async def written(self, block: BlockId, timestamp: BlockTimestamp) -> BlockVersion:
+    async def written(self, block: BlockId, timestamp: BlockTimestamp) -> FoundVersion:
         """Read what was written."""
         return await self._client.written(block, timestamp)
 
