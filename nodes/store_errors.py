@@ -7,28 +7,24 @@ from pathlib import Path
 from bftfs.errors import BftfsError, UsageError
 
 
-class StoreFull(BftfsError):
+class StoreError(BftfsError):
+    """A store and the reason why it did not do its work."""
+
+    def __init__(self, path: Path, reason: str) -> None:
+        super().__init__(path, reason)
+        self.path = path
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.reason}"
+
+
+class StoreFull(StoreError):
     """No room for a batch, on the disk or in the node's share of it; nothing of it was applied."""
 
-    def __init__(self, path: Path, reason: str) -> None:
-        super().__init__(path, reason)
-        self.path = path
-        self.reason = reason
 
-    def __str__(self) -> str:
-        return f"{self.path}: {self.reason}"
-
-
-class StoreFailed(BftfsError):
+class StoreFailed(StoreError):
     """The disk fails, or what it holds is damaged; the node has to stop."""
-
-    def __init__(self, path: Path, reason: str) -> None:
-        super().__init__(path, reason)
-        self.path = path
-        self.reason = reason
-
-    def __str__(self) -> str:
-        return f"{self.path}: {self.reason}"
 
 
 class StepAgain(BftfsError):

@@ -38,11 +38,11 @@ from bftfs.query_update.replica import (
     link_of,
     stored_version,
 )
-from bftfs.storage import StorageView, Table
+from bftfs.storage import StorageView, Table, after_keys
 from bftfs.wire.codec import UNREADABLE, encode
 
-_BEYOND_KEYS = b"\xff" * (limits.STATE_KEY_BYTES + 1)
-_BEYOND_OBJECTS = b"\xff" * (OBJECT_ID_BYTES + 1)
+_BEYOND_KEYS = after_keys(limits.STATE_KEY_BYTES)
+_BEYOND_OBJECTS = after_keys(OBJECT_ID_BYTES)
 
 
 # --- object sync: versions, and the state at a version ------------------------------------------

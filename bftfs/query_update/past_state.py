@@ -55,15 +55,15 @@ from bftfs.query_update.replica import (
     stamp_of,
     unescaped,
 )
-from bftfs.storage import StorageView, Table
+from bftfs.storage import StorageView, Table, after_keys
 from bftfs.wire.codec import UNREADABLE, encode
 
 _ROWS_READ = 8  # of one key, before the others are passed over by seeking
-_BEYOND_NUMBERS = b"\xff" * (NUMBER_BYTES + 1)
+_BEYOND_NUMBERS = after_keys(NUMBER_BYTES)
 _FIRST_KEY = b"\0\1"  # escaped keys are greater; notes of holes, which belong to no key, are less
 _TIME_BYTES = 8
 _PAGE_BYTES = limits.ANSWER_BYTES // 2
-_BEYOND = b"\xff" * (TIMESTAMP_BYTES + 1)
+_BEYOND = after_keys(TIMESTAMP_BYTES)
 
 _decode_operation = msgspec.msgpack.Decoder(Operation).decode
 

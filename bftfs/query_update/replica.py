@@ -54,7 +54,7 @@ from bftfs.query_update.object_type import (
     serial_at,
     serial_key,
 )
-from bftfs.storage import StorageView, Table, Write
+from bftfs.storage import StorageView, Table, Write, after_keys
 from bftfs.wire.codec import UNREADABLE, Value, encode
 
 NUMBER_BYTES = 8
@@ -536,7 +536,7 @@ class Replica:
             number -= 1
             at = version.parent
         changes: list[Change] = []
-        before = self.workspace.scan(b"", b"\xff" * (limits.STATE_KEY_BYTES + 1))
+        before = self.workspace.scan(b"", after_keys(limits.STATE_KEY_BYTES))
         old = next(before, None)
         for key, value in state:
             while old is not None and old[0] < key:

@@ -29,9 +29,9 @@ from bftfs.read_write.timestamp import (
     time_of,
     timestamp_of,
 )
-from bftfs.storage import StorageView, Table
+from bftfs.storage import StorageView, Table, after_keys
 
-_AFTER_BLOCK = b"\xff" * (TIMESTAMP_BYTES + 1)
+_AFTER_BLOCK = after_keys(TIMESTAMP_BYTES)
 
 
 def last_block(inode: ObjectId) -> BlockId:

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 from bftfs.crypto.digest import DIGEST_BYTES, Digest
 from bftfs.identifiers import BLOCK_ID_BYTES, CLIENT_ID_BYTES, BlockId, ClientId
+from bftfs.storage import after_keys
 from bftfs.wire.codec import Value
 from bftfs.wire.fields import ClientField, DigestField, TimeField
 
 TIMESTAMP_BYTES = 8 + CLIENT_ID_BYTES + DIGEST_BYTES
 VERSION_KEY_BYTES = BLOCK_ID_BYTES + TIMESTAMP_BYTES
-VERSIONS_END = b"\xff" * (VERSION_KEY_BYTES + 1)  # greater than every `version_key`
+VERSIONS_END = after_keys(VERSION_KEY_BYTES)  # greater than every `version_key`
 _INVERTED = bytes(range(255, -1, -1))  # what each byte is when all its bits are inverted
 
 

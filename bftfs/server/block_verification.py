@@ -62,7 +62,7 @@ from bftfs.server.block_examination import Findings, Own, VerificationPolicy, se
 from bftfs.server.idle_time import IdleTime, claimed_ms
 from bftfs.server.step import Host, Ready, Role, Sender, Want
 from bftfs.server.tally import counter
-from bftfs.storage import StorageView, Table, Write
+from bftfs.storage import StorageView, Table, Write, after_keys
 from bftfs.thresholds import ReadWriteThresholds
 
 _ROWS_PER_LOOK = 2_000  # read in one step when the store is searched for possible versions
@@ -441,7 +441,7 @@ class LazyVerifier:
                 rows += 1
                 block = BlockId(key[:BLOCK_ID_BYTES])
                 if row[0] & VERIFIED:
-                    start, skip = block + b"\xff" * (TIMESTAMP_BYTES + 1), True
+                    start, skip = block + after_keys(TIMESTAMP_BYTES), True
                     break
                 timestamp = timestamp_of(key)
                 if timestamp.time >= now_us - limits.ABANDONED_US or block not in self.backlog:

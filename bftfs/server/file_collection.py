@@ -66,7 +66,7 @@ from bftfs.query_update.history import ZERO, LogicalTimestamp, time_of
 from bftfs.query_update.messages import CatalogueReply, CatalogueRequest, Looked
 from bftfs.query_update.object_type import Refusal
 from bftfs.query_update.past_state import newest_at, state_at
-from bftfs.query_update.replica import Replica, past_prefix
+from bftfs.query_update.replica import NUMBER_BYTES, Replica, past_prefix
 from bftfs.read_write.timestamp import TIMESTAMP_BYTES
 from bftfs.read_write.timestamp import time_of as block_time_of
 from bftfs.read_write.timestamp import timestamp_of as block_timestamp_of
@@ -81,11 +81,10 @@ from bftfs.server.background import ask_all, carry_on, give_way, look, step
 from bftfs.server.object_collection import ObjectWalk, establish, settled_everywhere
 from bftfs.server.step import Host
 from bftfs.server.tally import counter
-from bftfs.storage import StorageView, Table, Write
+from bftfs.storage import StorageView, Table, Write, after_keys
 from bftfs.wire.codec import UNREADABLE, encode
 
-_NUMBER_BYTES = 8
-_AFTER_OBJECTS = b"\xff" * (OBJECT_ID_BYTES + 1)
+_AFTER_OBJECTS = after_keys(OBJECT_ID_BYTES)
 _AFTER_BLOCKS = b"\xff" * (BLOCK_ID_BYTES + TIMESTAMP_BYTES)
 _HALVINGS = 6  # passes under pressure, each over half of the past that is left, then one over all
 
@@ -167,9 +166,9 @@ def shown_by(replica: Replica, horizon_us: int) -> ShownBlocks | None:
         return None
     shown_at: dict[tuple[int, Layout], None] = {}
     prefix = past_prefix(replica.object, ATTRIBUTES_KEY)
-    rows = replica.view.scan(Table.PAST, prefix, prefix + b"\xff" * (_NUMBER_BYTES + 1))
+    rows = replica.view.scan(Table.PAST, prefix, prefix + after_keys(NUMBER_BYTES))
     for _, row in islice(rows, limits.VERSIONS_SHOWN + 1):
-        before = _attributes(replica, row[_NUMBER_BYTES:])
+        before = _attributes(replica, row[NUMBER_BYTES:])
         if before.version < attributes.version and before.layout is not None and before.links:
             shown_at[before.contents, before.layout] = None
     if len(shown_at) > limits.VERSIONS_SHOWN:
@@ -507,7 +506,7 @@ def _begin(name: ObjectId, horizon_us: int, view: StorageView) -> tuple[bool, li
 def _has_superseded(replica: Replica, horizon_us: int) -> bool:
     """True if a version of the object may have been superseded. Quick: most objects have none."""
     view, name = replica.view, replica.object
-    versions = view.keys(Table.VERSION, name, name + b"\xff" * (len(ZERO) + 1))
+    versions = view.keys(Table.VERSION, name, name + after_keys(len(ZERO)))
     second = next(islice(versions, 1, None), None)
     if second is not None and time_of(LogicalTimestamp(second[len(name) :])) <= horizon_us:
         return True

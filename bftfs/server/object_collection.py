@@ -26,13 +26,12 @@ from bftfs.query_update.history import TIMESTAMP_BYTES, ZERO, LogicalTimestamp, 
 from bftfs.query_update.messages import CatalogueReply
 from bftfs.query_update.object_type import is_in_sequence
 from bftfs.query_update.past_state import operation_key
-from bftfs.query_update.replica import Replica, Version, holes_forgotten, past_prefix
+from bftfs.query_update.replica import NUMBER_BYTES, Replica, Version, holes_forgotten, past_prefix
 from bftfs.retention import Keeps
-from bftfs.storage import StorageView, Table, Write
+from bftfs.storage import StorageView, Table, Write, after_keys
 from bftfs.wire.codec import encode
 
-_NUMBER_BYTES = 8
-_BEYOND = b"\xff" * (TIMESTAMP_BYTES + 1)
+_BEYOND = after_keys(TIMESTAMP_BYTES)
 
 
 def settled_everywhere(
@@ -152,9 +151,9 @@ class ObjectWalk:
         """
         writes = []
         for key, value in version.delta:
-            past = past_prefix(self.object, key) + version.number.to_bytes(_NUMBER_BYTES, "big")
+            past = past_prefix(self.object, key) + version.number.to_bytes(NUMBER_BYTES, "big")
             row = view.get(Table.PAST, past)
-            if row is not None and int.from_bytes(row[:_NUMBER_BYTES], "big") > self._kept_number:
+            if row is not None and int.from_bytes(row[:NUMBER_BYTES], "big") > self._kept_number:
                 writes.append(Write(Table.PAST, past, None))
                 if value is None and is_in_sequence(key):
                     writes += holes_forgotten(self.object, version)

@@ -82,10 +82,10 @@ from bftfs.server.recovery import OBJECTS, Recovery
 from bftfs.server.step import Host, Want
 from bftfs.server.throttle import Throttle, healing_throttle
 from bftfs.server.worker import HealingTally, Walk, in_chunks, passes
-from bftfs.storage import StorageView, Table, Write
+from bftfs.storage import StorageView, Table, Write, after_keys
 from bftfs.wire.codec import UNREADABLE, encode
 
-_END = b"\xff" * (OBJECT_ID_BYTES + 1)  # after all ids
+_END = after_keys(OBJECT_ID_BYTES)  # after all ids
 _MARK = b"mend"  # in Table.META, before an object's id: what is to be done about it
 _DAMAGED = b"d"
 _SHALLOW = b"s"  # it lacks its past
@@ -511,7 +511,7 @@ class ObjectHealer:
 
 
 def _marks(view: StorageView) -> dict[ObjectId, bytes]:
-    end = _MARK + b"\xff" * (OBJECT_ID_BYTES + 1)
+    end = _MARK + after_keys(OBJECT_ID_BYTES)
     return {
         ObjectId(key[len(_MARK) :]): mark
         for key, mark in view.scan(Table.META, _MARK, end)

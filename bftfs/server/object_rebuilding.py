@@ -40,7 +40,7 @@ from bftfs.query_update.replica import (
     stored_row,
     stored_version,
 )
-from bftfs.storage import MemoryStorage, StorageView, Table, Write
+from bftfs.storage import MemoryStorage, StorageView, Table, Write, after_keys
 from bftfs.wire.codec import UNREADABLE, encode
 
 _LINKS_AT_A_TIME = 64
@@ -129,7 +129,7 @@ def has_beside(view: StorageView, name: ObjectId, past: Past) -> bool:
     known = {past.base, *(link.timestamp for link in past.links)}
     return any(
         key[len(name) :] not in known and stored_version(row).number
-        for key, row in view.scan(Table.VERSION, name, name + b"\xff" * (TIMESTAMP_BYTES + 1))
+        for key, row in view.scan(Table.VERSION, name, name + after_keys(TIMESTAMP_BYTES))
     )
 
 

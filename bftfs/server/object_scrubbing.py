@@ -51,10 +51,10 @@ from bftfs.query_update.replica import (
 from bftfs.server.background import ask_all, look, step
 from bftfs.server.scrubber import Page
 from bftfs.server.step import Host
-from bftfs.storage import StorageView, Table, Write
+from bftfs.storage import StorageView, Table, Write, after_keys
 from bftfs.wire.codec import UNREADABLE
 
-_END = b"\xff" * (OBJECT_ID_BYTES + TIMESTAMP_BYTES + 1)  # after all keys of each of the tables
+_END = after_keys(OBJECT_ID_BYTES + TIMESTAMP_BYTES)  # after all keys of each of the tables
 _KEY_BYTES = OBJECT_ID_BYTES + TIMESTAMP_BYTES
 _ROWS_PER_PAGE = limits.VERSIONS_ATTESTED // 2  # each of which may name its parent as well
 _BYTES_PER_PAGE = limits.SYNC_PAGE_BYTES
@@ -209,7 +209,7 @@ def is_as_written(view: StorageView, identifier: ObjectId, version: Version) -> 
                 for _, row in view.scan(
                     Table.PAST,
                     prefix + stamp_of(version.number + 1),
-                    prefix + b"\xff" * (NUMBER_BYTES + 1),
+                    prefix + after_keys(NUMBER_BYTES),
                 )
             ),
             None,
