@@ -44,7 +44,7 @@ from mount.history_directory import Entrance, ObjectInView, OpenHistory, Places
 from mount.inode_table import LAST_NUMBER, InodeTable
 from mount.options import MountOptions
 from mount.processes import Callers
-from mount.requests import Request, Requests
+from mount.requests import KernelRequest, Requests
 
 Result = TypeVar("Result")
 
@@ -395,7 +395,7 @@ class Operations(pyfuse3.Operations):
         handle = self._open.remove(fh)
         files, opened = handle.opened
         releasing = files.release(opened)
-        await self._requests.perform(Request("release", handle.inode), releasing)
+        await self._requests.perform(KernelRequest("release", handle.inode), releasing)
 
     # --- directories -------------------------------------------------------------------------
 
@@ -457,12 +457,12 @@ class Operations(pyfuse3.Operations):
     async def _perform(
         self, request: str, conversation: Conversation[Result], inode: int, ctx: RequestContext
     ) -> Result:
-        return await self._requests.perform(Request(request, inode, ctx.pid), conversation)
+        return await self._requests.perform(KernelRequest(request, inode, ctx.pid), conversation)
 
     async def _perform_on(
         self, handle: Handle[Any], request: str, conversation: Conversation[Result]
     ) -> Result:
-        asked = Request(request, handle.inode, opener=handle.opener)
+        asked = KernelRequest(request, handle.inode, opener=handle.opener)
         return await self._requests.perform(asked, conversation)
 
     def _who(self, ctx: RequestContext) -> Credentials:

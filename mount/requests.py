@@ -39,7 +39,7 @@ class Starter(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
+class KernelRequest:
     """A request of the kernel, and the process that it is for."""
 
     name: str
@@ -53,7 +53,7 @@ class Request:
 class WaitingRequest:
     """A request that waits for the cluster."""
 
-    request: Request
+    request: KernelRequest
     abandon: Callable[[BaseException], None]
     since: float
     report_at: float
@@ -69,7 +69,7 @@ class Requests:
         self._log = log
         self._waiting: set[WaitingRequest] = set()
 
-    async def perform(self, request: Request, conversation: Conversation[Result]) -> Result:
+    async def perform(self, request: KernelRequest, conversation: Conversation[Result]) -> Result:
         """The result of `conversation`; EINTR if the calling process has a pending signal."""
         task: trio.lowlevel.Task | None = None
         ended: list[tuple[Any, BaseException | None]] = []
@@ -136,7 +136,7 @@ class Requests:
     def _older_than(self, moment: float) -> Iterator[WaitingRequest]:
         return (pending for pending in self._waiting if pending.since < moment)
 
-    def _shall_end(self, request: Request, ending: tuple[int, ...]) -> bool:
+    def _shall_end(self, request: KernelRequest, ending: tuple[int, ...]) -> bool:
         """True if the calling process wants to end; `ending` are all processes that do."""
         if request.thread is not None:
             return processes.wants_to_end(request.thread)

@@ -15,9 +15,9 @@ The rules [design §6]:
    their way, are bounded.
 
 (tests/unit/filesystem/test_contents.py, for example
-`test_blocks_are_written_before_the_update_that_covers_them`,
-`test_a_truncation_noticed_before_the_cover_loses_nothing` and
-`test_what_failed_is_tried_again_with_what_was_written_since`.)
+`test_blocks_are_written_before_their_cover`,
+`test_a_cut_noticed_before_the_cover_loses_nothing` and
+`test_failed_writes_are_tried_again_with_newer_ones`.)
 
 Concurrency: callers of `push`, `cover` and `truncate` hold the file's lock, so that no block is on
 its way twice and covers are in order. Reads and `take` go on meanwhile.

@@ -23,7 +23,7 @@ In OVERTAKEN, blocks pushed before the other mount's change may have times befor
 an incarnation that it cut off. They are written again before they are covered: only the extents
 that programs here wrote, so that nothing else comes back. After that the file is SHARED.
 (tests/unit/filesystem/test_contents.py, from
-`test_a_mount_asks_nobody_for_the_time_of_what_it_alone_writes` on.)
+`test_an_exclusive_file_is_written_without_asking` on.)
 """
 
 from __future__ import annotations

@@ -64,7 +64,7 @@ def test_a_violation_with_twins_is_told_with_its_schedule(monkeypatch: pytest.Mo
     assert "took place between" in result.output
 
 
-def test_a_failure_is_told_with_its_findings_and_the_command_that_replays_it(
+def test_a_failure_is_told_with_its_replay_command(
     failing: Path,
 ) -> None:
     result = run("--replay", str(failing), "--save", str(failing.parent / "found"))

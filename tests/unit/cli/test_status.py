@@ -14,7 +14,7 @@ def test_a_node_without_work_says_nothing() -> None:
     assert _work({"background": {"bftfs_heal_blocks_progress": 1.0}}) == []
 
 
-def test_healing_what_could_not_be_healed_and_writers_that_wait() -> None:
+def test_healing_failures_and_waiting_writers_are_told() -> None:
     figures = {
         "bftfs_heal_blocks_progress": 0.25,
         "bftfs_heal_blocks_rebuilt": 40.0,

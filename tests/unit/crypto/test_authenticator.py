@@ -29,7 +29,7 @@ def test_vector() -> None:
     )
 
 
-def test_an_entry_is_a_keyed_blake2b_over_the_maker_and_the_digest() -> None:
+def test_a_mac_covers_the_maker_and_the_digest() -> None:
     key = bytes([2]) * 32
     authenticator = AuthenticatorKeys(NodeId(1), (bytes(32), bytes(32), key)).make(DIGEST)
     expected = hashlib.blake2b(
@@ -46,7 +46,7 @@ def test_every_server_accepts_what_a_server_made(maker: int) -> None:
         assert server.check(claimed_by=maker, digest=DIGEST, authenticator=authenticator)
 
 
-def test_it_convinces_nobody_of_another_maker_or_another_digest() -> None:
+def test_it_convinces_of_no_other_maker_or_digest() -> None:
     authenticator = SERVERS[1].make(DIGEST)
     for server in SERVERS:
         for claimed in range(-1, N + 1):
@@ -57,7 +57,7 @@ def test_it_convinces_nobody_of_another_maker_or_another_digest() -> None:
         assert not server.check(claimed_by=1, digest=b"e" * 32, authenticator=authenticator)
 
 
-def test_a_server_cannot_be_handed_back_its_own_mac_as_its_peers() -> None:
+def test_a_servers_own_mac_does_not_pass_as_its_peers() -> None:
     """The pair's key is the same in both directions; the maker's number tells them apart."""
     mine = SERVERS[1].make(DIGEST)
     reflected = bytearray(N * MAC_BYTES)

@@ -55,9 +55,7 @@ def test_a_node_holds_a_part_of_each_block() -> None:
 
 @pytest.mark.parametrize("lie", [(0, 0), (1 << 62, 1 << 62), (0, 1 << 62), (1 << 62, 0)])
 @pytest.mark.parametrize("liar", range(6))
-def test_one_liar_does_not_move_it_beyond_what_correct_nodes_say(
-    lie: tuple[int, int], liar: int
-) -> None:
+def test_one_liar_stays_within_correct_nodes_claims(lie: tuple[int, int], liar: int) -> None:
     accounts: dict[int, Any] = {node: (10 + node, 20 + node) for node in range(6)}
     accounts[liar] = lie
     used, free = told(accounts)
@@ -65,7 +63,7 @@ def test_one_liar_does_not_move_it_beyond_what_correct_nodes_say(
     assert 60 <= free <= 75
 
 
-def test_one_node_that_is_silent_or_busy_or_full_does_not_matter() -> None:
+def test_one_silent_busy_or_full_node_does_not_matter() -> None:
     accounts: dict[int, Any] = dict.fromkeys(range(1, 6), (10, 20))
     assert told(accounts) == Capacity(30, 60)
     assert told({0: Refused(11, "busy"), **accounts}) == Capacity(30, 60)

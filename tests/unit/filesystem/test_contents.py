@@ -53,7 +53,7 @@ def refused(code: int, world: World, conversation: Any) -> None:
 # --- order and cost --------------------------------------------------------------------------
 
 
-def test_a_small_file_costs_one_create_one_block_and_one_update(world: World) -> None:
+def test_a_small_file_costs_two_updates_and_one_block(world: World) -> None:
     mount = world.mount()
     file = create(world, mount)
     world.objects.calls.clear()
@@ -79,7 +79,7 @@ def test_a_clean_file_costs_nothing_to_close(world: World) -> None:
     assert not world.objects.calls
 
 
-def test_blocks_are_written_before_the_update_that_covers_them(world: World) -> None:
+def test_blocks_are_written_before_their_cover(world: World) -> None:
     mount = world.mount()
     file = create(world, mount)
     written_at_update: list[int] = []
@@ -208,7 +208,7 @@ def test_each_handle_hears_of_a_failure_once(world: World) -> None:
     assert read_elsewhere(world, first.identifier) == b"data"
 
 
-def test_what_failed_is_tried_again_with_what_was_written_since(world: World) -> None:
+def test_failed_writes_are_tried_again_with_newer_ones(world: World) -> None:
     mount = world.mount()
     file = create(world, mount)
     write(world, mount, file, 0, b"aaaaaa")
@@ -237,7 +237,7 @@ def test_a_failure_in_the_background_reaches_the_next_write(world: World) -> Non
         world.run(mount.flush(file))
 
 
-def test_unwritten_bytes_are_bounded_even_if_failures_are_ignored(world: World) -> None:
+def test_dirty_bytes_are_bounded_if_failures_are_ignored(world: World) -> None:
     mount = world.mount(write_behind_bytes=2 * BLOCK, dirty_bytes=8 * BLOCK)
     file = create(world, mount)
     world.blocks.refuse = full
@@ -247,7 +247,7 @@ def test_unwritten_bytes_are_bounded_even_if_failures_are_ignored(world: World) 
         assert mount._contents._writer.dirty_bytes <= 17 * (BLOCK + 160)
 
 
-def test_what_cannot_be_written_is_dropped_with_the_last_handle(world: World) -> None:
+def test_the_last_close_drops_what_cannot_be_written(world: World) -> None:
     mount = world.mount()
     file = create(world, mount)
     write(world, mount, file, 0, b"lost")
@@ -261,7 +261,7 @@ def test_what_cannot_be_written_is_dropped_with_the_last_handle(world: World) ->
     world.run(mount.flush(again))
 
 
-def test_one_failing_block_leaves_the_others_of_its_file_consistent(world: World) -> None:
+def test_a_failing_block_leaves_its_file_consistent(world: World) -> None:
     mount = world.mount(batch_bytes=1, batches_in_flight=3)
     file = create(world, mount)
     data = os.urandom(10 * BLOCK)
@@ -304,7 +304,7 @@ def test_a_long_write_stays_within_its_windows() -> None:
     assert read_elsewhere(world, file.identifier) == piece * 256
 
 
-def test_small_sequential_writes_do_not_write_blocks_over_and_over() -> None:
+def test_small_sequential_writes_write_each_block_once() -> None:
     world = World(block_bytes=64 * 1024)
     mount = world.mount(write_behind_bytes=256 * 1024, dirty_bytes=512 * 1024, cache_bytes=0)
     file = create(world, mount)
@@ -316,9 +316,7 @@ def test_small_sequential_writes_do_not_write_blocks_over_and_over() -> None:
     assert world.blocks.reads == []
 
 
-def test_a_file_that_is_written_for_long_is_covered_in_between(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_long_writes_are_covered_in_between(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(contents, "UNCOVERED_BLOCKS", 8)
     mount = world.mount(write_behind_bytes=4 * BLOCK, dirty_bytes=8 * BLOCK)
     file = create(world, mount)
@@ -395,7 +393,7 @@ def test_an_open_sees_what_was_closed_before(world: World) -> None:
     assert bytes(world.run(other.read(opened, 0, 100))) == b"second"
 
 
-def test_unchanged_files_are_read_from_the_cache_when_opened_again(world: World) -> None:
+def test_an_unchanged_file_is_read_from_the_cache_again(world: World) -> None:
     mount = world.mount()
     file = create(world, mount)
     write(world, mount, file, 0, b"cached")
@@ -408,7 +406,7 @@ def test_unchanged_files_are_read_from_the_cache_when_opened_again(world: World)
     assert world.run(mount.open(file.identifier, os.O_RDONLY, ALICE)).keep_cache
 
 
-def test_a_close_never_shrinks_a_file_that_another_mount_extended(world: World) -> None:
+def test_a_close_never_shrinks_what_another_mount_extended(world: World) -> None:
     one, other = world.mount(), world.mount()
     first = create(world, one)
     second = world.run(other.open(first.identifier, os.O_RDWR, ALICE))
@@ -420,7 +418,7 @@ def test_a_close_never_shrinks_a_file_that_another_mount_extended(world: World) 
     assert read_elsewhere(world, first.identifier)[BLOCK:] == b"2" * (2 * BLOCK)
 
 
-def test_writes_of_different_blocks_from_two_mounts_are_both_kept(world: World) -> None:
+def test_two_mounts_write_different_blocks(world: World) -> None:
     one, other = world.mount(), world.mount()
     first = create(world, one)
     second = world.run(other.open(first.identifier, os.O_RDWR, ALICE))
@@ -470,7 +468,7 @@ def test_what_is_not_covered_is_shown_to_its_mount_alone(world: World) -> None:
     assert read_elsewhere(world, file.identifier) == new
 
 
-def test_what_is_not_covered_is_in_nothing_that_others_write(world: World) -> None:
+def test_uncovered_bytes_are_in_no_other_mounts_writes(world: World) -> None:
     file = stored(world, world.mount(), BLOCK)
     pushed(world, b"evil" * (BLOCK // 4), file.identifier)
     mount = world.mount()
@@ -485,7 +483,7 @@ def test_what_is_not_covered_is_in_nothing_that_others_write(world: World) -> No
     assert read_elsewhere(world, file.identifier) == mine[:100]
 
 
-def test_what_waits_to_be_covered_is_covered_by_anybodys_update(world: World) -> None:
+def test_any_update_covers_all_uncovered_blocks(world: World) -> None:
     file = stored(world, world.mount(), 2 * BLOCK)
     pushed(world, b"n" * BLOCK, file.identifier)
     mount = world.mount()
@@ -515,7 +513,7 @@ def test_who_covers_what_waits_sees_it_like_all_others(
     assert world.run(mount.open(file.identifier, os.O_RDONLY, ALICE)).keep_cache
 
 
-def test_what_is_being_read_while_our_update_covers_it_is_read_again(world: World) -> None:
+def test_a_read_during_our_covering_update_is_repeated(world: World) -> None:
     file = stored(world, world.mount(), 2 * BLOCK)
     pushed(world, b"n" * BLOCK, file.identifier)
     mount = world.mount()
@@ -537,7 +535,7 @@ def test_what_is_being_read_while_our_update_covers_it_is_read_again(world: Worl
     assert bytes(world.run(mount.read(opened, 0, BLOCK))) == b"n" * BLOCK
 
 
-def test_a_block_that_is_covered_is_read_once_and_asks_no_inode(world: World) -> None:
+def test_a_covered_block_is_read_in_one_request(world: World) -> None:
     file = stored(world, world.mount(), 8 * BLOCK)
     mount = world.mount()
     opened = world.run(mount.open(file.identifier, os.O_RDONLY, ALICE))
@@ -626,7 +624,7 @@ def test_truncation_costs_the_same_at_any_length(world: World) -> None:
     assert world.blocks.writes == []
 
 
-def test_writes_that_a_truncation_overtakes_are_written_again_and_nothing_else(
+def test_writes_overtaken_by_a_cut_are_written_again(
     world: World,
 ) -> None:
     """Blocks were on the nodes, not covered, when another mount cut the file to nothing."""
@@ -657,7 +655,7 @@ def run_now(world: World, conversation: Any) -> None:
         raise outcome[0]
 
 
-def test_a_cut_inside_a_block_keeps_what_another_mount_saves_meanwhile(world: World) -> None:
+def test_a_cut_in_a_block_keeps_a_concurrent_save(world: World) -> None:
     one, other = world.mount(), world.mount()
     file = stored(world, one, BLOCK)
     elsewhere = world.run(other.open(file.identifier, os.O_RDWR, ALICE))
@@ -721,7 +719,7 @@ def test_ranges_are_merged_when_there_are_too_many(
 # --- attributes that wait with unsaved bytes -------------------------------------------------
 
 
-def test_folded_changes_show_at_once_and_are_refused_at_once(world: World) -> None:
+def test_folded_changes_show_and_are_refused_at_once(world: World) -> None:
     mount = world.mount()
     file = create(world, mount)
     write(world, mount, file, 0, b"x")
@@ -737,7 +735,7 @@ def test_folded_changes_show_at_once_and_are_refused_at_once(world: World) -> No
     assert world.run(world.mount().attributes(file.identifier, ALICE)).mode & 0o7777 == 0o4711
 
 
-def test_a_write_after_utimens_sets_the_time_again_and_takes_privileges(world: World) -> None:
+def test_a_write_after_utimens_sets_time_and_mode_again(world: World) -> None:
     mount = world.mount()
     file = create(world, mount)
     write(world, mount, file, 0, b"x")
@@ -751,7 +749,7 @@ def test_a_write_after_utimens_sets_the_time_again_and_takes_privileges(world: W
     assert attributes.mtime_ns == (START_US + 1_000) * 1_000
 
 
-def test_folded_changes_survive_a_cover_that_is_not_the_last(
+def test_folded_changes_survive_a_cover_in_between(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(contents, "UNCOVERED_BLOCKS", 1)
@@ -768,7 +766,7 @@ def test_folded_changes_survive_a_cover_that_is_not_the_last(
     assert world.run(world.mount().attributes(file.identifier, ALICE)).mtime_ns == 7
 
 
-def test_bytes_are_saved_even_if_folded_changes_are_no_longer_permitted(world: World) -> None:
+def test_bytes_are_saved_if_folded_changes_are_refused(world: World) -> None:
     mount = world.mount()
     file = create(world, mount, mode=0o666)
     write(world, mount, file, 0, b"saved")
@@ -806,7 +804,7 @@ def test_attributes_show_what_is_not_saved_yet(world: World) -> None:
 # --- unlinked files, writing back ------------------------------------------------------------
 
 
-def test_an_unlinked_file_stays_usable_and_is_not_written_for_nobody(world: World) -> None:
+def test_an_unlinked_file_is_usable_and_not_written(world: World) -> None:
     mount = world.mount()
     file = create(world, mount)
     world.run(mount.unlink(ROOT_ID, b"file", ALICE))
@@ -822,7 +820,7 @@ def test_an_unlinked_file_stays_usable_and_is_not_written_for_nobody(world: Worl
     assert mount._contents._writer.dirty_bytes == 0
 
 
-def test_an_unlinked_file_is_written_when_somebody_asks_for_it(world: World) -> None:
+def test_an_unlinked_file_is_written_on_request(world: World) -> None:
     mount = world.mount()
     file = create(world, mount)
     elsewhere = world.mount()
@@ -882,7 +880,7 @@ def save_elsewhere(
     world.blocks.skew_us = 0
 
 
-def test_a_mount_asks_nobody_for_the_time_of_what_it_alone_writes(world: World) -> None:
+def test_an_exclusive_file_is_written_without_asking(world: World) -> None:
     mount = world.mount()
     file = create(world, mount)
     for text in (b"one", b"another"):
@@ -906,9 +904,7 @@ def test_a_strict_mount_asks_always(world: World) -> None:
 
 
 @pytest.mark.parametrize("noticed", ["by the update", "when the file is opened again"])
-def test_a_write_that_was_dated_before_anothers_is_written_again(
-    world: World, noticed: str
-) -> None:
+def test_a_write_dated_before_anothers_is_written_again(world: World, noticed: str) -> None:
     """The other mount closed the file before this one did, and its clock is ahead."""
     one, other = world.mount(), world.mount()
     file = create(world, one)
@@ -928,7 +924,7 @@ def test_a_write_that_was_dated_before_anothers_is_written_again(
     assert read_elsewhere(world, file.identifier) == b"morene"
 
 
-def test_a_block_pushed_before_anothers_close_is_written_again_with_what_came_since(
+def test_an_overtaken_block_is_written_with_newer_bytes(
     world: World,
 ) -> None:
     """It was on the nodes, not covered, and more was written to it when that was noticed."""
@@ -960,7 +956,7 @@ def test_without_looking_again_the_write_would_be_lost(
 
 
 @pytest.mark.parametrize("when", ["after", "during"])
-def test_a_truncation_noticed_before_the_cover_loses_nothing(world: World, when: str) -> None:
+def test_a_cut_noticed_before_the_cover_loses_nothing(world: World, when: str) -> None:
     """Another mount cuts the file while blocks go to the nodes; a lookup tells this one."""
     one, other = world.mount(write_behind_bytes=BLOCK), world.mount()
     file = stored(world, one, 2 * BLOCK)

@@ -181,7 +181,7 @@ def refused(code: int, operation: Callable[[], Any]) -> None:
 # --- making the file system ------------------------------------------------------------------
 
 
-def test_a_new_root_belongs_to_who_formats_and_stands_in_itself(tree: Tree) -> None:
+def test_a_new_root_is_owned_and_its_own_parent(tree: Tree) -> None:
     root = tree.get(ROOT_ID)
     assert stat.filemode(root.mode) == "drwxr-xr-x"
     assert (root.links, root.parent, root.entries) == (2, ROOT_ID, 0)
@@ -417,7 +417,7 @@ def fresh_file(tree: Tree) -> ObjectId:
     return tree.create(ROOT_ID, b"fresh")
 
 
-def test_an_access_control_list_decides_instead_of_the_group_bits(tree: Tree) -> None:
+def test_an_access_list_replaces_the_group_bits(tree: Tree) -> None:
     directory = tree.mkdir(ROOT_ID, b"d", 0o700)
     listed = acl("u::rwx,u:1001:rwx,g::---,m::rwx,o::---")
     tree.objects.perform(
@@ -449,7 +449,7 @@ def test_a_set_group_id_directory_hands_its_group_on(tree: Tree, setgid: bool) -
     assert not file.mode & stat.S_ISGID
 
 
-def test_nobody_hands_out_the_privileges_of_a_group_he_is_not_in(tree: Tree) -> None:
+def test_only_members_pass_on_a_groups_privileges(tree: Tree) -> None:
     directory = tree.mkdir(ROOT_ID, b"d")
     tree.change(directory, mode=0o2777, gid=2000)
     mode = stat.S_IFREG | 0o2755
@@ -735,7 +735,7 @@ def test_renames_within_a_directory(
     assert tree.get(a).links == 2 + directories
 
 
-def test_renaming_one_name_of_an_inode_to_another_does_nothing(tree: Tree) -> None:
+def test_renaming_a_link_onto_another_does_nothing(tree: Tree) -> None:
     file = tree.create(ROOT_ID, b"a")
     tree.link(file, ROOT_ID, b"b")
     before = tree.get(file)

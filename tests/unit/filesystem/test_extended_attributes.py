@@ -189,7 +189,7 @@ def test_an_access_list_and_the_permission_bits_are_in_step(tree: Tree) -> None:
     assert get_value(tree, file, ACCESS) == LISTED.with_mode(0o640).encode()
 
 
-def test_a_list_that_permission_bits_can_express_is_not_kept(tree: Tree) -> None:
+def test_a_list_that_mode_bits_express_is_not_kept(tree: Tree) -> None:
     file = file_of(tree)
     set_value(tree, file, ACCESS, LISTED.encode())
     after = set_value(tree, file, ACCESS, acl("u::rwx,g::r--,o::--x").encode())
@@ -217,7 +217,7 @@ def test_lists_are_the_owners_business(tree: Tree) -> None:
     refused(errno.EINVAL, lambda: set_value(tree, file, ACCESS, b"garbage", ALICE))
 
 
-def test_setting_a_list_takes_the_privileges_of_a_group_one_is_not_in(tree: Tree) -> None:
+def test_setting_a_list_takes_a_foreign_groups_privileges(tree: Tree) -> None:
     file = put(tree, file_of(tree), mode=stat.S_IFREG | 0o2755, gid=77)
     assert not set_value(tree, file, ACCESS, LISTED.encode(), ALICE).mode & stat.S_ISGID
     file = put(tree, file, mode=stat.S_IFREG | 0o2755, gid=2000)

@@ -145,9 +145,7 @@ def test_only_files_have_contents(tree: Tree) -> None:
     ("size", "first"),
     [(0, 0), (1, 0), (BLOCK - 1, 0), (BLOCK, 1), (BLOCK + 1, 1), (3 * BLOCK, 3)],
 )
-def test_a_cut_gives_the_blocks_from_it_on_a_fresh_incarnation(
-    tree: Tree, size: int, first: int
-) -> None:
+def test_a_cut_gives_later_blocks_a_fresh_incarnation(tree: Tree, size: int, first: int) -> None:
     file = file_of(tree)
     write(tree, file, 4 * BLOCK)
     attributes = truncate(tree, file, size, 7).attributes
@@ -175,7 +173,7 @@ def test_an_incarnation_is_never_used_twice(tree: Tree) -> None:
     truncate(tree, file, 10, 8)
 
 
-def test_a_shortened_block_must_be_that_of_the_latest_contents(tree: Tree) -> None:
+def test_a_shortened_block_must_be_of_the_latest_contents(tree: Tree) -> None:
     file = file_of(tree)
     taken_from = write(tree, file, 100).attributes.contents
     write(tree, file, 100)  # another mount

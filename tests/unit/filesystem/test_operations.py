@@ -117,7 +117,7 @@ def test_a_name_that_cannot_be_is_refused_for_what_it_is(world: World) -> None:
     refused(errno.ENOENT, world, mount.lookup(directory, b"x" * 255, ALICE))
 
 
-def test_a_mount_knows_the_names_in_a_directory_that_only_it_changes(world: World) -> None:
+def test_names_stay_cached_while_only_this_mount_changes(world: World) -> None:
     """Making a tree costs one update for each thing in it, and no question."""
     mount = world.mount(entry_timeout_us=0)
     directory = mkdir(world, mount, b"d")
@@ -146,7 +146,7 @@ def test_what_another_mount_changes_ends_that_knowledge(world: World) -> None:
     assert world.objects.calls[registry.LOOKUP] == 2
 
 
-def test_that_knowledge_ends_with_the_attributes_of_the_directory(world: World) -> None:
+def test_cached_names_expire_with_the_directorys_attributes(world: World) -> None:
     mount, other = world.mount(attribute_timeout_us=1_000_000), world.mount()
     directory = mkdir(world, mount, b"d")
     make(world, other, b"theirs", directory)
@@ -156,7 +156,7 @@ def test_that_knowledge_ends_with_the_attributes_of_the_directory(world: World) 
     assert world.objects.calls[registry.LOOKUP] == 1
 
 
-def test_one_question_about_a_directory_answers_for_all_its_names(world: World) -> None:
+def test_one_query_of_a_directory_serves_all_its_names(world: World) -> None:
     mount, other = world.mount(entry_timeout_us=0), world.mount()
     for number in range(10):
         make(world, other, b"%d" % number)
@@ -196,7 +196,7 @@ def test_own_changes_are_known_without_asking(world: World) -> None:
     assert set(world.objects.calls) == {registry.UNLINK, registry.REMOVE_DIRECTORY}
 
 
-def test_a_lookup_that_an_own_change_overtakes_is_not_remembered(world: World) -> None:
+def test_a_lookup_overtaken_by_an_own_change_is_not_cached(world: World) -> None:
     mount = world.mount()
     world.run(mount.attributes(ROOT_ID, ALICE))
     world.objects.latency = lambda: 100
@@ -295,7 +295,7 @@ def test_flags_of_rename(world: World) -> None:
         refused(errno.EINVAL, world, mount.rename(ROOT_ID, b"a", ROOT_ID, b"b", ALICE, flags=flags))
 
 
-def test_what_stands_next_to_the_root_is_spread_and_the_rest_stays_with_it(world: World) -> None:
+def test_children_of_the_root_are_spread_over_quorums(world: World) -> None:
     mount = world.mount()
     directories = [mkdir(world, mount, b"%d" % number) for number in range(20)]
     assert len({placement_of(directory) for directory in directories}) > 10
@@ -365,7 +365,7 @@ def listing(
 
 
 @pytest.mark.parametrize("page_bytes", [4096, 1 << 17])
-def test_what_stays_is_listed_exactly_once_whatever_else_changes(
+def test_entries_that_stay_are_listed_exactly_once(
     world: World, monkeypatch: pytest.MonkeyPatch, page_bytes: int
 ) -> None:
     monkeypatch.setattr("bftfs.filesystem.listing.PAGE_BYTES", page_bytes)
@@ -389,7 +389,7 @@ def test_what_stays_is_listed_exactly_once_whatever_else_changes(
     assert not [name for name in names if name.startswith(b"new")]
 
 
-def test_a_program_that_renames_what_it_lists_comes_to_an_end(world: World) -> None:
+def test_renaming_entries_while_listing_them_ends(world: World) -> None:
     mount = world.mount()
     for number in range(50):
         make(world, mount, b"%d" % number)
@@ -431,7 +431,7 @@ def test_a_listing_goes_on_after_any_cookie(world: World) -> None:
     assert world.run(mount.read_directory(opened, 1 << 62)) == ()
 
 
-def test_listing_brings_attributes_and_names_into_the_caches(world: World) -> None:
+def test_listing_caches_attributes_and_names(world: World) -> None:
     maker, mount = world.mount(), world.mount()
     for number in range(10):
         make(world, maker, b"%d" % number)

@@ -67,7 +67,7 @@ def test_what_is_no_time(text: str) -> None:
     assert parse_time_name(text) is None
 
 
-def test_a_name_that_looks_like_a_time_is_taken_for_one_possible_or_not() -> None:
+def test_names_that_look_like_times_are_recognized() -> None:
     assert looks_like_a_time_name(b"2026-13")
     assert not looks_like_a_time_name(b"before-2026")
     assert not looks_like_a_time_name(b"\xff")

@@ -18,7 +18,7 @@ def test_a_handle_stands_for_what_was_opened():
     assert len(handles) == 2
 
 
-def test_a_removed_handle_is_unknown_and_its_number_is_not_used_again():
+def test_a_removed_handles_number_is_not_used_again():
     handles: Handles[str] = Handles()
     number = handles.add("gone", inode=7, opener=5)
     assert handles.remove(number).opened == "gone"

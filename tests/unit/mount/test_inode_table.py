@@ -48,7 +48,7 @@ def test_all_names_of_an_object_share_its_number(table: InodeTable):
     assert len(table) == 2
 
 
-def test_an_object_is_known_until_all_its_lookups_are_forgotten(table: InodeTable):
+def test_an_object_is_known_until_its_last_lookup_goes(table: InodeTable):
     number = table.remember(A)
     table.remember(A)
     table.remember(A)
@@ -71,7 +71,7 @@ def test_of_two_that_collide_the_later_gets_the_next_number(table: InodeTable):
     assert table.identifier(second) == TWIN_OF_A
 
 
-def test_a_displaced_object_keeps_its_number_while_it_is_known(table: InodeTable):
+def test_a_displaced_object_keeps_its_number(table: InodeTable):
     first, second = table.remember(A), table.remember(TWIN_OF_A)
     table.forget(first, 1)
     assert table.number(TWIN_OF_A) == second

@@ -63,7 +63,7 @@ def test_a_mountpoint_that_is_not_there(
     assert f"mkdir -p {tmp_path / 'missing'}" in said
 
 
-def test_the_helper_becomes_the_command_by_which_mounts_are_known(
+def test_the_helper_becomes_the_mount_command(
     data: Path, tmp_path: Path, executed: list[list[str]]
 ):
     with pytest.raises(SystemExit) as end:
@@ -76,7 +76,7 @@ def test_the_helper_becomes_the_command_by_which_mounts_are_known(
     ]  # fmt: skip
 
 
-def test_the_helper_refuses_unknown_options_unless_it_is_to_be_sloppy(
+def test_the_helper_refuses_unknown_options_if_not_sloppy(
     capsys: pytest.CaptureFixture[str], data: Path, tmp_path: Path, executed: list[list[str]]
 ):
     with pytest.raises(SystemExit) as end:

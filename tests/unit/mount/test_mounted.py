@@ -96,7 +96,7 @@ def test_the_table_of_mounts_tells_what_it_is(tmp_path: Path):
         assert (found.kind, found.source) == ("fuse.bftfs", SOURCE)
 
 
-def test_unmounting_ends_the_process_with_everything_written(tmp_path: Path):
+def test_unmounting_writes_everything_and_ends(tmp_path: Path):
     with mounted(tmp_path) as mount:
         (mount.path / "file").write_bytes(b"x" * 300_000)
         subprocess.run(["umount", mount.path], check=True)
@@ -115,7 +115,7 @@ def test_a_signal_unmounts(tmp_path: Path, number: signal.Signals):
         assert mounted_at(mount.path) is None
 
 
-def test_a_signal_detaches_what_is_in_use_with_everything_written(tmp_path: Path):
+def test_a_signal_writes_everything_and_detaches(tmp_path: Path):
     with mounted(tmp_path) as mount:
         descriptor = os.open(mount.path / "file", os.O_CREAT | os.O_RDWR)
         os.ftruncate(descriptor, 400_000)
@@ -193,7 +193,7 @@ def test_a_killed_process_ends_while_it_closes(tmp_path: Path):
         assert (mount.path / "file").read_bytes() == b"data"
 
 
-def test_a_waiting_process_does_not_keep_the_mount_from_ending(tmp_path: Path):
+def test_a_waiting_process_keeps_no_mount_from_ending(tmp_path: Path):
     with mounted(tmp_path) as mount:
         (mount.path / "file").touch()
         process = stalled(mount)
@@ -257,7 +257,7 @@ def _resident_pages(mapped: mmap.mmap) -> int:
     return sum(byte & 1 for byte in vector)
 
 
-def test_a_listing_gives_every_entry_once_with_number_and_type(tmp_path: Path):
+def test_a_listing_has_each_entry_once_with_its_type(tmp_path: Path):
     with mounted(tmp_path, "attr_timeout=0,entry_timeout=0") as mount:
         for number in range(300):
             (mount.path / f"file-{number:04}").touch()

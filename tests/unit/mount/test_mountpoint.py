@@ -31,7 +31,7 @@ def test_the_kernel_s_table_is_read():
 
 
 @pytest.mark.usefixtures("table")
-def test_of_several_mounts_on_one_directory_the_last_is_seen():
+def test_of_several_mounts_the_last_is_seen():
     found = mounted_at(Path("/mnt/a"))
     assert found is not None
     assert found.source == "/srv/other"

@@ -43,7 +43,7 @@ def test_strict_caches_nothing_whatever_else_is_said():
     assert options.cached_absence_s == 0
 
 
-def test_what_is_meant_for_mount_and_systemd_is_taken_silently():
+def test_options_for_mount_and_systemd_are_ignored():
     line = "defaults,noauto,user,_netdev,nofail,x-systemd.automount,comment=ours,relatime"
     assert parse(line) == MountOptions()
 

@@ -56,7 +56,7 @@ ENDING = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.S
 
 
 @pytest.mark.parametrize("number", ENDING)
-def test_a_thread_that_waits_with_a_signal_to_take_wants_to_end(proc: Path, number: signal.Signals):
+def test_a_thread_with_a_pending_signal_wants_to_end(proc: Path, number: signal.Signals):
     a_thread(proc, pending=mask(number))
     a_thread(proc, pid=43, thread_pending=mask(number))
     a_thread(proc, pid=44)
@@ -76,7 +76,7 @@ def test_a_signal_that_is_kept_away_ends_nobody(proc: Path):
 
 
 @pytest.mark.parametrize("state", ["R", "S", "T", "Z", "X"])
-def test_only_who_waits_uninterruptibly_is_kept_from_taking_its_signal(proc: Path, state: str):
+def test_only_uninterruptible_waits_keep_signals_away(proc: Path, state: str):
     """A zombie, for one, has the signal pending by which it ended."""
     a_thread(proc, state=state, pending=mask(signal.SIGKILL))
     assert not processes.wants_to_end(PID)
@@ -89,7 +89,7 @@ def test_who_exits_and_waits_wants_to_end(proc: Path, state: str, wants: bool):
     assert processes.wants_to_end(PID) == wants
 
 
-def test_a_process_that_is_gone_or_not_to_be_seen_wants_nothing(proc: Path):
+def test_a_vanished_or_invisible_process_wants_nothing(proc: Path):
     assert not processes.wants_to_end(PID)
     assert not processes.wants_to_end(0)
     assert processes.groups_of(PID) == ()

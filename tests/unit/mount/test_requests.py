@@ -12,7 +12,7 @@ from bftfs.conversation import Event, Wait
 from bftfs.engine import Engine, Outcome, Running
 from bftfs.errors import FileSystemError
 from mount import processes, requests
-from mount.requests import Request, Requests
+from mount.requests import KernelRequest, Requests
 
 
 class Log:
@@ -94,12 +94,12 @@ async def after(seconds: float, action: Callable[[], object]) -> None:
     action()
 
 
-def test_an_answer_that_is_there_costs_no_turn_of_the_scheduler():
+def test_a_ready_answer_costs_no_turn_of_the_scheduler():
     async def test(subject: Requests, _: Log) -> None:
         with trio.testing.assert_no_checkpoints():
-            assert await subject.perform(Request("read", 1), answer(5)) == 5
+            assert await subject.perform(KernelRequest("read", 1), answer(5)) == 5
             with pytest.raises(FileSystemError) as caught:
-                await subject.perform(Request("read", 1), refuse(errno.EIO))
+                await subject.perform(KernelRequest("read", 1), refuse(errno.EIO))
             assert caught.value.code == errno.EIO
 
     run(test)
@@ -110,7 +110,7 @@ def test_a_request_waits_for_its_answer():
         event = Event()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(after, 5, event.announce)
-            assert await subject.perform(Request("read", 1, 7), wait(event)) == "waited"
+            assert await subject.perform(KernelRequest("read", 1, 7), wait(event)) == "waited"
         assert trio.current_time() == pytest.approx(5, abs=0.1)
 
     assert run(test, watch=False) == []
@@ -122,7 +122,7 @@ def test_a_process_that_shall_end_gets_eintr(ending: set[int]):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(after, 3, lambda: ending.add(7))
             with pytest.raises(FileSystemError) as caught:
-                await subject.perform(Request("create", 1, 7), wait(Event(), cleaned))
+                await subject.perform(KernelRequest("create", 1, 7), wait(Event(), cleaned))
         assert caught.value.code == errno.EINTR
         assert trio.current_time() < 3 + 2 * requests.LOOK_EVERY_S
         assert cleaned == ["cleaned"]
@@ -138,7 +138,7 @@ def test_others_go_on_waiting(ending: set[int]):
         event = Event()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(after, 5, event.announce)
-            assert await subject.perform(Request("create", 1, 7), wait(event)) == "waited"
+            assert await subject.perform(KernelRequest("create", 1, 7), wait(event)) == "waited"
 
     assert run(test) == []
 
@@ -149,7 +149,7 @@ def test_a_young_request_is_left_alone(ending: set[int]):
         event = Event()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(after, requests.PATIENT_S / 2, event.announce)
-            assert await subject.perform(Request("create", 1, 7), wait(event)) == "waited"
+            assert await subject.perform(KernelRequest("create", 1, 7), wait(event)) == "waited"
 
     assert run(test) == []
 
@@ -162,19 +162,19 @@ def test_of_a_handle_whoever_uses_the_file_may_interrupt(ending: set[int]):
             nursery.start_soon(after, 10, event.announce)
 
             async def other_file() -> None:
-                waiting = subject.perform(Request("read", 43, opener=9), wait(event))
+                waiting = subject.perform(KernelRequest("read", 43, opener=9), wait(event))
                 assert await waiting == "waited"
 
             nursery.start_soon(other_file)
             with pytest.raises(FileSystemError) as caught:
-                await subject.perform(Request("read", 42, opener=9), wait(Event()))
+                await subject.perform(KernelRequest("read", 42, opener=9), wait(Event()))
             assert caught.value.code == errno.EINTR
             assert trio.current_time() < 5
 
     run(test)
 
 
-def test_of_a_handle_its_opener_may_interrupt_even_after_closing_it(ending: set[int]):
+def test_the_opener_of_a_handle_may_interrupt_its_release(ending: set[int]):
     async def test(subject: Requests, _: Log) -> None:
         ending.add(1000)
         event = Event()
@@ -182,12 +182,15 @@ def test_of_a_handle_its_opener_may_interrupt_even_after_closing_it(ending: set[
             nursery.start_soon(after, 10, event.announce)
 
             async def opened_by_another() -> None:
-                assert await subject.perform(Request("flush", 1, opener=9), wait(event)) == "waited"
+                assert (
+                    await subject.perform(KernelRequest("flush", 1, opener=9), wait(event))
+                    == "waited"
+                )
 
             nursery.start_soon(opened_by_another)
             for opener in (10, 11):  # thread 11 is gone
                 with pytest.raises(FileSystemError) as caught:
-                    await subject.perform(Request("flush", 1, opener=opener), wait(Event()))
+                    await subject.perform(KernelRequest("flush", 1, opener=opener), wait(Event()))
                 assert caught.value.code == errno.EINTR
 
     run(test)
@@ -199,17 +202,17 @@ def test_the_kernel_itself_is_not_interrupted(ending: set[int]):
         event = Event()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(after, 5, event.announce)
-            assert await subject.perform(Request("release", 42), wait(event)) == "waited"
+            assert await subject.perform(KernelRequest("release", 42), wait(event)) == "waited"
 
     assert run(test) == []
 
 
-def test_the_log_tells_of_slow_requests_now_and_then_and_when_they_end():
+def test_slow_requests_and_their_ends_are_logged():
     async def test(subject: Requests, _: Log) -> None:
         event = Event()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(after, 100, event.announce)
-            await subject.perform(Request("fsync", 42), wait(event))
+            await subject.perform(KernelRequest("fsync", 42), wait(event))
 
     events = run(test)
     assert [event for event, _ in events] == ["slow request", "slow request", "slow request ended"]
@@ -223,7 +226,7 @@ def test_at_the_end_all_that_wait_are_let_go():
 
         async def one() -> None:
             with pytest.raises(FileSystemError) as caught:
-                await subject.perform(Request("read", 1), wait(Event()))
+                await subject.perform(KernelRequest("read", 1), wait(Event()))
             codes.append(caught.value.code)
 
         async with trio.open_nursery() as nursery:
@@ -237,7 +240,7 @@ def test_at_the_end_all_that_wait_are_let_go():
     run(test)
 
 
-def test_an_answer_and_an_interrupt_in_the_same_moment_end_a_request_once():
+def test_answer_and_interrupt_together_end_a_request_once():
     async def test(subject: Requests, _: Log) -> None:
         event = Event()
         async with trio.open_nursery() as nursery:
@@ -247,7 +250,7 @@ def test_an_answer_and_an_interrupt_in_the_same_moment_end_a_request_once():
                 subject.abandon()
 
             nursery.start_soon(after, 1, both)
-            assert await subject.perform(Request("read", 1), wait(event)) == "waited"
+            assert await subject.perform(KernelRequest("read", 1), wait(event)) == "waited"
 
     run(test)
 
@@ -256,7 +259,7 @@ def test_a_cancelled_task_abandons_its_conversation():
     async def test(subject: Requests, _: Log) -> None:
         cleaned: list[str] = []
         with trio.move_on_after(1):
-            await subject.perform(Request("read", 1), wait(Event(), cleaned))
+            await subject.perform(KernelRequest("read", 1), wait(Event(), cleaned))
         assert cleaned == ["cleaned"]
 
     run(test)

@@ -27,7 +27,7 @@ class Nobody:
         self._ended.append("requests")
 
 
-def test_a_cluster_that_does_not_answer_keeps_no_mount_from_ending(
+def test_a_silent_cluster_keeps_no_mount_from_ending(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Having mapped pages written is a request to ourselves, which may wait for ever."""
