@@ -270,6 +270,51 @@ def test_what_was_read_is_read_again(t: int, b: int, liars: int) -> None:
     assert after >= before, "what was deposited and read is still there"
 
 
+# --- several disks at once ------------------------------------------------------------------------
+
+
+@pytest.mark.xfail(
+    strict=True, raises=AssertionError, reason="a server that forgot, too, counts as one that knows"
+)
+@pytest.mark.parametrize(("t", "b"), [(2, 0), (3, 1)])
+def test_what_was_acknowledged_survives_t_lost_disks(t: int, b: int) -> None:
+    """t servers of an update's quorum lose their disks together; t - 1 others are slow to tell.
+
+    What they hear from each other is no reason to believe that the update never was.
+    """
+    world = World(t, b)
+    sizes, user = world.sizes.query_update, world.user("user")
+    losers, slow = range(t), range(sizes.q - t + 1, sizes.q)
+    far: dict[Any, range] = {}
+
+    def late(source: Any, target: Any, kind: Kind, message: Any) -> bool:
+        between = source[0] == target[0] == "node"
+        if between and source[1] in slow and target[1] in losers:
+            return True
+        if kind is Kind.REQUEST and target[1] in far.get(source, ()):
+            return True
+        return bool(between and kind is Kind.REQUEST and isinstance(message, REPAIRS))
+
+    user.run(deposit(user, ONE, 100))
+    world.run_for(605 * SECOND_US)
+    world.ways.hold(late)
+    user.run(deposit(user, ONE, 50))
+    world.run_for(SECOND_US)
+    for loser in losers:
+        world.deployment.lose_disk(NodeId(loser))
+    world.run_for(40 * SECOND_US)
+    reader = world.user("reader")
+    far[reader.host.endpoint] = range(sizes.q - t, sizes.q)
+    ended = world.start(
+        reader.host, reader.objects.query((ONE,), "ledger.audit1", Audit(), reader.who)
+    )
+    world.run_for(30 * SECOND_US)
+    far.clear()
+    world.ways.flow()
+    world.run_until(lambda: bool(ended), within_us=60 * SECOND_US)
+    assert ended[0].answer.accounts[0].balance == 150
+
+
 # --- clocks ---------------------------------------------------------------------------------------
 
 
