@@ -1,0 +1,304 @@
+"""Principals that start repairs which nobody needs, and pairs of them that share their keys.
+
+Whoever may read may repair: bar an object, copy what is before the barrier, finish what another has
+begun. A client in league with a node has that node's authenticators for whatever it likes, and the
+node's word for what it does not host. A node may do all of this of its own accord: `Initiative`
+gives a node what a client does.
+
+All barriers here can be told to carry a clock, or to rest on a history that a node has forged.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from bftfs import limits
+from bftfs.conversation import Now, Pause, Receive, Send
+from bftfs.crypto.digest import replica_history_digest, voucher_digest
+from bftfs.errors import MalformedMessage
+from bftfs.identifiers import BlockId, ClientId, NodeId, ObjectId
+from bftfs.query_update.history import (
+    ZERO,
+    Candidate,
+    ConditionedKind,
+    Known,
+    client_of,
+    history_of,
+    logical_timestamp,
+    parse_history,
+)
+from bftfs.query_update.messages import (
+    FetchReply,
+    FetchRequest,
+    InlineBarrier,
+    InlineUpdate,
+)
+from bftfs.read_write.messages import Voucher, VouchReply, VouchRequest
+from bftfs.read_write.timestamp import BlockTimestamp, encoded
+from bftfs.server.step import Host
+from bftfs.simulation.byzantine.block_clients import _Writer
+from bftfs.simulation.byzantine.object_clients import _Updater
+from bftfs.simulation.byzantine.positions import ClientAdversary, ClientPosition, NodePosition
+from bftfs.simulation.principals import NodeServices, Servers
+
+_LISTEN_US = 10_000
+_NOBODY = ClientId(b"?" * 16)
+_SECOND_US = limits.SECOND_US
+# How far ahead of its clock an adversary dates what it makes.
+_AHEAD_US = (1_000, _SECOND_US, limits.CLOCK_SKEW_US // 3, limits.CLOCK_SKEW_US - _SECOND_US)
+
+
+class ClockedBarrier:
+    """Bars an object at a time far ahead, on whatever it was ever told of it.
+
+    [Q/U §4.3.5] a barrier's time is one more than what it has seen; one that carries a clock of its
+    own interrupts what servers have accepted since. Shown by progress and serializability.
+    """
+
+    def __init__(self, position: ClientPosition) -> None:
+        self._hand = _Updater(position)
+
+    async def act(self) -> None:
+        """A burst of barriers at one object, each later than the one before."""
+        hand = self._hand
+        random, name = hand.random, hand.an_object()
+        if not hand.said.get(name):
+            await hand.observe((name,))
+        said = hand.said.get(name, {})
+        if not said:
+            return
+        ahead_us = random.choice(_AHEAD_US)
+        for _ in range(random.randint(1, 8)):
+            node = random.choice(sorted(said))
+            few = {node: random.choice(said[node])}
+            clock_us = await Now() + ahead_us
+            await hand.update(
+                hand.some_nodes(),
+                hand.sets({name: few}),
+                kind=ConditionedKind.BARRIER,
+                clock=clock_us,
+            )
+
+
+class RacingBarrier:
+    """Bars whatever is latest as soon as it hears of it, with nothing forged and no clock.
+
+    [Q/U §4.3.5] servers hold each client to an allowance. Shown by progress and serializability.
+    """
+
+    def __init__(self, position: ClientPosition) -> None:
+        self._hand = _Updater(position)
+
+    async def act(self) -> None:
+        """Ask one server, bar on top of what it says; some times in a row."""
+        hand = self._hand
+        random, name = hand.random, hand.an_object()
+        for _ in range(random.randint(1, 8)):
+            await hand.observe((name,))
+            latest = sorted(hand.latest(name).items())
+            if latest:
+                few = dict(random.sample(latest, 1))
+                await hand.update(
+                    hand.all_nodes(), hand.sets({name: few}), kind=ConditionedKind.BARRIER, clock=0
+                )
+
+
+class ForgedBarrier:
+    """Shows servers barriers that an ally has never accepted, or bars on top of them.
+
+    [Q/U §4.3.5] "every barrier that is not complete is repaired inline": that of a single server,
+    which may be a liar, must not cost the others more than the liar could. Shown by progress.
+    """
+
+    def __init__(self, position: ClientPosition) -> None:
+        self._hand = _Updater(position)
+
+    async def act(self) -> None:
+        """Some barriers at one object; nothing without an ally."""
+        hand = self._hand
+        random, name = hand.random, hand.an_object()
+        if not hand.position.allies:
+            await Receive(_LISTEN_US)
+            return
+        ally = random.choice(hand.position.allies)
+        await hand.observe((name,))
+        ahead_us = random.choice(_AHEAD_US)
+        for _ in range(random.randint(1, 8)):
+            known = forged_barrier(
+                ally, name, hand.latest(name).get(ally.node), time_us=await Now() + ahead_us
+            )
+            sets, authenticators = hand.sets({name: {ally.node: known}})
+            if random.random() < 0.5:
+                for node in hand.some_nodes():
+                    await Send(NodeId(node), InlineBarrier(sets[0], authenticators[0]))
+                await hand.listen((name,))
+            else:
+                await hand.update(
+                    hand.some_nodes(),
+                    (sets, authenticators),
+                    kind=ConditionedKind.BARRIER,
+                    clock=0,
+                )
+
+
+class Meddler:
+    """Repairs whatever it meets, needed or not: finishes, bars and copies, and shows it to few.
+
+    [Q/U §4.3.5] a repair of what takes place anyway changes nothing. Shown by serializability and
+    candidates.
+    """
+
+    def __init__(self, position: ClientPosition) -> None:
+        self._hand = _Updater(position)
+
+    async def act(self) -> None:
+        """One step at one object: whatever it finds there."""
+        hand = self._hand
+        random, name = hand.random, hand.an_object()
+        await hand.observe((name,))
+        known = {node: each for node, each in hand.latest(name).items() if random.random() < 0.8}
+        if not known:
+            return
+        sets, authenticators = hand.sets({name: known})
+        match random.randrange(3):
+            case 0:
+                for node in hand.some_nodes():
+                    await Send(NodeId(node), InlineBarrier(sets[0], authenticators[0]))
+                await hand.listen((name,))
+            case 1:
+                kind = random.choice((ConditionedKind.BARRIER, ConditionedKind.COPY))
+                await hand.update(hand.some_nodes(), (sets, authenticators), kind=kind, clock=0)
+            case _:
+                await self._finish(name, known)
+
+    async def _finish(self, name: ObjectId, known: dict[NodeId, Known]) -> None:
+        """Finish the latest candidate of one server at some others."""
+        hand = self._hand
+        host = hand.random.choice(sorted(known))
+        candidate = parse_history(known[host].history).latest_object
+        conditioned = await self._fetched(host, candidate)
+        if not conditioned:
+            return
+        sets, authenticators = hand.sets({name: known})
+        request = InlineUpdate(
+            conditioned,
+            client_of(candidate.timestamp),
+            sets[0],
+            authenticators[0],
+            NodeId(0),
+        )
+        for node in hand.some_nodes():
+            await Send(NodeId(node), request)
+        await hand.listen(candidate.objects or (name,))
+
+    async def _fetched(self, host: NodeId, candidate: Candidate) -> bytes:
+        await Send(host, FetchRequest(candidate.timestamp))
+        for _ in range(4):
+            delivery = await Receive(_LISTEN_US)
+            if delivery is None:
+                break
+            if isinstance(delivery.message, FetchReply):
+                return delivery.message.conditioned
+        return b""
+
+
+class _Planted(NamedTuple):
+    """A version that a few nodes host, and who vouches for it."""
+
+    block: BlockId
+    item: bytes
+    timestamp: BlockTimestamp
+    vouchers: tuple[Voucher, ...]
+
+
+class LateFinisher:
+    """Writes to few nodes, collects their vouchers and its allies', and finishes it much later.
+
+    [PASIS §3.4.3.3] a repair shows vouchers of nodes of which one is correct; what was permitted
+    when it was begun may be forbidden by then. Shown by linearizability, and by `tests/seams`.
+    """
+
+    def __init__(self, position: ClientPosition) -> None:
+        self._hand = _Writer(position)
+        self._planted: list[_Planted] = []
+
+    async def act(self) -> None:
+        """Plant one, or finish one that was planted before."""
+        hand = self._hand
+        if self._planted and hand.random.random() < 0.5:
+            await self._finish(self._planted.pop(hand.random.randrange(len(self._planted))))
+            return
+        block = hand.block()
+        item = hand.item(block)
+        sizes = hand.position.sizes.read_write
+        nodes = hand.some_nodes(hand.random.randint(1, sizes.repairable))
+        timestamp = await hand.write(block, hand.code.encode(item), nodes=nodes, time=await Now())
+        vouchers = await self._vouchers(block, timestamp)
+        self._planted.append(_Planted(block, item, timestamp, vouchers))
+
+    async def _vouchers(self, block: BlockId, timestamp: BlockTimestamp) -> tuple[Voucher, ...]:
+        hand = self._hand
+        given: dict[NodeId, bytes] = {}
+        for node in range(hand.N):
+            await Send(NodeId(node), VouchRequest(block, timestamp))
+        for _ in range(hand.N):
+            delivery = await Receive(_LISTEN_US)
+            if delivery is None:
+                break
+            if isinstance(delivery.message, VouchReply) and delivery.message.authenticator:
+                given[delivery.node] = delivery.message.authenticator
+        digest = voucher_digest(block=block, timestamp=encoded(timestamp))
+        for ally in hand.position.allies:
+            given[ally.node] = ally.keys.make(digest)
+        return tuple(Voucher(node, made) for node, made in sorted(given.items()))
+
+    async def _finish(self, planted: _Planted) -> None:
+        hand = self._hand
+        await hand.write(
+            planted.block,
+            hand.code.encode(planted.item),
+            nodes=hand.some_nodes(hand.random.randint(1, hand.N)),
+            time=planted.timestamp.time,
+            author=planted.timestamp.client,
+            vouchers=planted.vouchers,
+        )
+
+
+class Initiative:
+    """What a Byzantine node does of its own accord, under its own name: a client's misdeeds."""
+
+    def __init__(self, adversary: ClientAdversary, *, every_us: int, acts: int) -> None:
+        """So many acts, and a pause after each."""
+        self._adversary = adversary
+        self._every_us = every_us
+        self._acts = acts
+
+    async def run(self, _host: Host) -> None:
+        """Go to work; a node that crashes begins anew."""
+        for _ in range(self._acts):
+            await self._adversary.act()
+            await Pause(self._every_us)
+
+
+def with_initiative(servers: Servers, *initiatives: Initiative) -> NodeServices:
+    """The servers of a node that was taken over, and what it starts itself."""
+    return NodeServices(servers, initiatives, lambda _object: None)
+
+
+def forged_barrier(
+    ally: NodePosition, name: ObjectId, known: Known | None, *, time_us: int
+) -> Known:
+    """A history of an ally's, of which the latest is a barrier that nobody has made."""
+    try:
+        honest = parse_history(known.history if known is not None else b"")
+    except MalformedMessage:
+        honest = parse_history(b"")
+    timestamp = logical_timestamp(
+        time_us=time_us, barrier=True, client=_NOBODY, digest=ally.random.randbytes(32)
+    )
+    kept = [each for each in honest.candidates if each.timestamp < timestamp]
+    head = next((each.timestamp for each in reversed(kept) if not each.barrier), ZERO)
+    barrier = Candidate(timestamp, head)
+    history = history_of((*kept, barrier), initial=honest.initial)
+    digest = replica_history_digest(object=name, encoded=history)
+    return Known(history, ally.keys.make(digest))
