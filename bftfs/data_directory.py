@@ -19,49 +19,31 @@ from bftfs.errors import UsageError
 DEFAULT_CLIENT = "local"
 
 
+class _File:
+    """The path of a file of a directory."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __get__(self, directory: NodeDirectory | DataDirectory, _: type | None = None) -> Path:
+        return directory.path / self._name
+
+
 @dataclass(frozen=True, slots=True)
 class NodeDirectory:
     """The files of one node."""
 
     path: Path
 
-    @property
-    def key(self) -> Path:
-        return self.path / "node.key"
-
-    @property
-    def configuration(self) -> Path:
-        return self.path / "node.toml"
-
-    @property
-    def store(self) -> Path:
-        return self.path / "store"
-
-    @property
-    def recovery(self) -> Path:
-        """There once a store was lost; says when, and if it is rebuilt."""
-        return self.path / "recovery"
-
-    @property
-    def log(self) -> Path:
-        return self.path / "log"
-
-    @property
-    def pid(self) -> Path:
-        return self.path / "pid"
-
-    @property
-    def socket(self) -> Path:
-        return self.path / "socket"
-
-    @property
-    def metrics(self) -> Path:
-        return self.path / "metrics.socket"
-
-    @property
-    def control(self) -> Path:
-        """Where the node's owner controls its background work."""
-        return self.path / "control.socket"
+    key = _File("node.key")
+    configuration = _File("node.toml")
+    store = _File("store")
+    recovery = _File("recovery")  # there once a store was lost; says when, and if it is rebuilt
+    log = _File("log")
+    pid = _File("pid")
+    socket = _File("socket")
+    metrics = _File("metrics.socket")
+    control = _File("control.socket")  # where the node's owner controls its background work
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,17 +67,9 @@ class DataDirectory:
             )
         return directory
 
-    @property
-    def description(self) -> Path:
-        return self.path / "cluster.toml"
-
-    @property
-    def administrator_key(self) -> Path:
-        return self.path / "admin.key"
-
-    @property
-    def volume_key(self) -> Path:
-        return self.path / "volume.key"
+    description = _File("cluster.toml")
+    administrator_key = _File("admin.key")
+    volume_key = _File("volume.key")
 
     def client_key(self, name: str) -> Path:
         return self.path / "clients" / f"{name}.key"
@@ -103,6 +77,4 @@ class DataDirectory:
     def node(self, number: int) -> NodeDirectory:
         return NodeDirectory(self.path / "nodes" / str(number))
 
-    @property
-    def mount_log(self) -> Path:
-        return self.path / "mount.log"
+    mount_log = _File("mount.log")

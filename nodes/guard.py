@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from bftfs.asking.refusal import Refused
 from bftfs.errors import DamagedRow
+from bftfs.query_update.messages import Update
+from bftfs.server.quota import accounts
 from bftfs.server.room import Room
 from bftfs.server.step import Ready, Sender, Server
 from bftfs.storage import StorageView
@@ -47,10 +50,16 @@ class Guard:
         except Exception as error:
             self._report(message, error)
             return Ready(Refused(errno.EIO, "a fault in the node, which has logged it"))
-        if ready.writes:
-            refusal = self._room.admits(
-                sender.client, ready.writes, uses_reserve=ready.uses_reserve
+        refusal = self._refusal(view, sender, message, ready) if ready.writes else None
+        return ready if refusal is None else Ready(refusal)
+
+    def _refusal(
+        self, view: StorageView, sender: Sender, message: Any, ready: Ready
+    ) -> Refused | None:
+        client, writes, uses_reserve = sender.client, ready.writes, ready.uses_reserve
+        refusal = None
+        if type(message) is Update and not ready.wants:
+            refusal = self._room.admits_update(
+                client, writes, uses_reserve=uses_reserve, accounts=partial(accounts, view)
             )
-            if refusal is not None:
-                return Ready(refusal)
-        return ready
+        return refusal or self._room.admits(client, writes, uses_reserve=uses_reserve)

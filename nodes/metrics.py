@@ -61,27 +61,18 @@ class NodeCollector(Collector):
     def collect(self) -> Iterator[Metric]:
         """All metrics of the node."""
         tally, health = self._tally, self._health()
-        yield _by(
-            "bftfs_requests",
-            "Requests that were stepped, by message.",
-            "message",
-            {kind.__name__: count for kind, count in tuple(tally.requests.items())},
-        )
-        yield _by(
-            "bftfs_refused",
-            "Requests that were refused, by error.",
-            "error",
-            {
-                errno.errorcode.get(code, str(code)): count
-                for code, count in tuple(tally.refused.items())
-            },
-        )
-        yield _by(
-            "bftfs_connections_closed",
-            "Connections that were closed, by reason.",
-            "reason",
-            dict(tuple(tally.closed.items())),
-        )
+        requests = {kind.__name__: count for kind, count in tuple(tally.requests.items())}
+        refused = {errno.errorcode.get(c, str(c)): n for c, n in tuple(tally.refused.items())}
+        closed = dict(tuple(tally.closed.items()))
+        for name, text, label, counts in (
+            ("bftfs_requests", "Requests that were stepped, by message.", "message", requests),
+            ("bftfs_refused", "Requests that were refused, by error.", "error", refused),
+            ("bftfs_connections_closed", "Closed connections, by reason.", "reason", closed),
+        ):
+            family = CounterMetricFamily(name, text, labels=[label])
+            for which, count in sorted(counts.items()):
+                family.add_metric([which], count)
+            yield family
         for each in figures(tally, "bftfs_"):
             yield CounterMetricFamily(each.name, each.help, value=each.value)
         for name, text, value in (
@@ -94,13 +85,6 @@ class NodeCollector(Collector):
             yield GaugeMetricFamily(name, text, value=value)
         for each in self._gauges():
             yield GaugeMetricFamily(each.name, each.help, value=each.value)
-
-
-def _by(name: str, text: str, label: str, counts: dict[str, int]) -> Metric:
-    family = CounterMetricFamily(name, text, labels=[label])
-    for value, count in sorted(counts.items()):
-        family.add_metric([value], count)
-    return family
 
 
 class Exposition(HTTPServer):

@@ -16,7 +16,6 @@ from bftfs.envelope import REPLIES, REQUESTS
 from bftfs.filesystem import object_types
 from bftfs.identifiers import NodeId
 from bftfs.query_update.messages import Request as QueryUpdateRequest
-from bftfs.query_update.messages import Update
 from bftfs.query_update.server import QueryUpdateServer
 from bftfs.read_write.messages import Notice
 from bftfs.read_write.messages import Request as ReadWriteRequest
@@ -28,7 +27,7 @@ from bftfs.server.file_collection import CollectedPast, Collector
 from bftfs.server.incomplete_updates import Finisher
 from bftfs.server.object_healing import ObjectHealer
 from bftfs.server.object_scrubbing import HistoryScrubber, RequestScrubber, VersionScrubber
-from bftfs.server.quota import ClientQuota, MeteredObjects
+from bftfs.server.quota import ClientQuota
 from bftfs.server.recovery import Recovery
 from bftfs.server.room import Room
 from bftfs.server.scrubber import Scrubber
@@ -108,7 +107,6 @@ def honest_services(
     return Services(
         {
             **dict.fromkeys(get_args(QueryUpdateRequest), query_update),
-            Update: MeteredObjects(query_update, room),
             **dict.fromkeys(get_args(ReadWriteRequest), read_write),
             Notice: verifier,
         },

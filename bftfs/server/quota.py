@@ -9,12 +9,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from functools import partial
-from typing import Any
 
 from bftfs.asking.refusal import Refused
 from bftfs.identifiers import CLIENT_ID_BYTES, BlockId, ClientId
 from bftfs.server.room import Room
-from bftfs.server.step import Ready, Sender, Server
 from bftfs.storage import StorageView, Table, Write, after_keys
 
 _END = after_keys(CLIENT_ID_BYTES)
@@ -46,35 +44,6 @@ class ClientQuota:
             _account(client, max(_used(view, client) - volume, 0))
             for client, volume in freed.items()
         ]
-
-
-class MeteredObjects:
-    """The server of objects, which refuses updates while the history pool is short."""
-
-    def __init__(self, server: Server, room: Room) -> None:
-        self._server = server
-        self._room = room
-
-    def step(
-        self,
-        view: StorageView,
-        sender: Sender,
-        message: Any,
-        body: bytes | memoryview,
-        now_us: int,
-    ) -> Ready:
-        """Serve one `Update`."""
-        ready = self._server.step(view, sender, message, body, now_us)
-        if ready.writes and not ready.wants:
-            refusal = self._room.admits_update(
-                sender.client,
-                ready.writes,
-                uses_reserve=ready.uses_reserve,
-                accounts=partial(accounts, view),
-            )
-            if refusal is not None:
-                return Ready(refusal)
-        return ready
 
 
 def accounts(view: StorageView) -> Counter[ClientId]:

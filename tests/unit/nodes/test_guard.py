@@ -12,6 +12,7 @@ import pytest
 from bftfs.asking.refusal import Refused
 from bftfs.errors import DamagedRow
 from bftfs.identifiers import ClientId, ObjectId
+from bftfs.query_update.messages import Update
 from bftfs.server.recovery import Recovery
 from bftfs.server.room import Figures, Room
 from bftfs.server.step import Ready, Role, Sender
@@ -96,6 +97,19 @@ def test_what_uses_the_reserve_is_written_while_it_lasts() -> None:
     assert step(guard, repair) is repair
     room.disk_is_full("the disk is full", figures(left=0))
     assert step(guard, repair).reply == Refused(errno.ENOSPC, "the disk is full")
+
+
+def test_updates_of_objects_are_refused_while_the_pool_is_full() -> None:
+    room = Room(pool_bytes=1_000)
+    room.attach(lambda: Figures(1_000, 0, 1 << 20, 0))
+    ready = Ready("done", writes=[Write(Table.STATE, b"k", b"v")])
+    server = SimpleNamespace(step=lambda *_: ready)
+    guard = Guard(server, room, lambda *_: None)  # type: ignore[arg-type]
+    other, update = object(), Update.__new__(Update)
+    assert step(guard, other) is ready
+    refusal = step(guard, update).reply
+    assert isinstance(refusal, Refused)
+    assert refusal.code == errno.ENOSPC
 
 
 def test_a_full_disk_is_told_of_until_there_is_room() -> None:
