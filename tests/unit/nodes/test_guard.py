@@ -11,7 +11,7 @@ import pytest
 
 from bftfs.asking.refusal import Refused
 from bftfs.errors import DamagedRow
-from bftfs.identifiers import ClientId, ObjectId
+from bftfs.identifiers import ClientId, NodeId, ObjectId
 from bftfs.query_update.messages import Update
 from bftfs.server.recovery import Recovery
 from bftfs.server.room import Figures, Room
@@ -105,7 +105,7 @@ def test_updates_of_objects_are_refused_while_the_pool_is_full() -> None:
     ready = Ready("done", writes=[Write(Table.STATE, b"k", b"v")])
     server = SimpleNamespace(step=lambda *_: ready)
     guard = Guard(server, room, lambda *_: None)  # type: ignore[arg-type]
-    other, update = object(), Update.__new__(Update)
+    other, update = object(), Update(b"", (), (), NodeId(0))
     assert step(guard, other) is ready
     refusal = step(guard, update).reply
     assert isinstance(refusal, Refused)
