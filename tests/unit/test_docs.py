@@ -44,8 +44,11 @@ def sources() -> dict[str, frozenset[str]]:
 
 
 @cache
-def words() -> frozenset[str]:
-    return frozenset().union(*sources().values())
+def words(*, product: bool = False) -> frozenset[str]:
+    kept = [
+        found for path, found in sources().items() if not (product and path.startswith("tests/"))
+    ]
+    return frozenset().union(*kept)
 
 
 @cache
@@ -160,3 +163,17 @@ def test_what_is_missing_is_found() -> None:
     assert is_test("test_what_is_missing_…")
     assert not files_called("bftfs/no_such_module.py", "README.md")
     assert not is_named("no_such_name", "bftfs/limits.py")
+
+
+def terms() -> list[tuple[str, list[str]]]:
+    """The rows of the glossary: a term, and its names in the code."""
+    rows = re.findall(r"^\| ([^|]+) \|.*\| ([^|]+) \|$", text_of("docs/glossary.md"), flags=re.M)
+    return [(term, _QUOTED.findall(names)) for term, names in rows if term != "term"]
+
+
+@pytest.mark.parametrize(("term", "names"), terms(), ids=lambda each: str(each)[:30])
+def test_a_glossary_term_is_in_the_code(term: str, names: list[str]) -> None:
+    assert names, term
+    for name in names:
+        known = set(re.split(r"[./]", name)) <= words(product=True)
+        assert known or files_called(name, "docs/glossary.md"), (term, name)
