@@ -8,7 +8,9 @@ creating client.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from enum import IntEnum
+from operator import itemgetter
 from typing import NewType
 
 NodeId = NewType("NodeId", int)  # position of a storage node in the cluster description, 0 … n-1
@@ -38,9 +40,8 @@ def object_id(kind: ObjectKind, *, placement: int, unique: bytes) -> ObjectId:
     return ObjectId(bytes((kind, placement & 0xFF)) + unique)
 
 
-def kind_of(identifier: ObjectId) -> int:
-    """The kind byte of an object id (perhaps not a valid `ObjectKind`: ids come from outside)."""
-    return identifier[0]
+# The kind byte of an object id (perhaps not a valid `ObjectKind`: ids come from outside).
+kind_of: Callable[[ObjectId], int] = itemgetter(0)
 
 
 def placement_of(identifier: ObjectId) -> int:

@@ -47,6 +47,7 @@ from bftfs.query_update import object_sync
 from bftfs.query_update.admission import Allowance, IncompleteUpdates, Lines
 from bftfs.query_update.classification import (
     NO_FACTS,
+    Classification,
     OperationType,
     classify,
     greatest_complete,
@@ -416,9 +417,7 @@ class Accepting:
     ) -> list[_Plan]:
         """What to do to each object, if the history sets dictate what is asked for."""
         quorums = self._quorums
-        facts = NO_FACTS
-        if conditioned.facts:
-            facts = {fact.timestamp: fact.established for fact in conditioned.facts}
+        facts = conditioned.known if conditioned.facts else NO_FACTS
         found = [classify(history_set, quorums, facts) for history_set in sets]
         if conditioned.kind is ConditionedKind.METHOD:
             if any(each.type is not OperationType.METHOD for each in found):
@@ -427,36 +426,44 @@ class Accepting:
                 _Plan(replica, base, base.timestamp, nodes, base)
                 for replica, (_, base, nodes, _, _) in zip(replicas, found, strict=True)
             ]
-        complete = [greatest_complete(history_set, quorums) for history_set in sets]
-        if conditioned.kind is ConditionedKind.BARRIER:
-            if all(each.type is OperationType.METHOD for each in found):
-                raise _Fail(Status.DIFFERENT)
-            return [
-                _Plan(replica, each.object_candidate, timestamp, each.nodes, greatest)
-                for replica, each, greatest in zip(replicas, found, complete, strict=True)
-            ]
-        if any(each.type is not OperationType.COPY for each in found):
-            raise _Fail(Status.DIFFERENT)
-        settled = Evidence(
-            {history_set.object: history_set for history_set in sets},
-            {history_set.object: history_set for history_set in evidence},
-            quorums,
-            facts,
-        ).settle()
-        if isinstance(settled, Undecided):
+        if conditioned.kind is ConditionedKind.COPY:
+            shown = Evidence(_by_object(sets), _by_object(evidence), quorums, facts)
+            return self._plan_copy(replicas, found, shown)
+        if all(each.type is OperationType.METHOD for each in found):
             raise _Fail(Status.DIFFERENT)
         return [
             _Plan(
                 replica,
-                Candidate(settled[replica.object], ZERO),
-                each.latest,
-                sharing(history_set, settled[replica.object]),
-                greatest,
+                each.object_candidate,
+                timestamp,
+                each.nodes,
+                greatest_complete(history_set, quorums),
             )
-            for replica, each, history_set, greatest in zip(
-                replicas, found, sets, complete, strict=True
-            )
+            for replica, each, history_set in zip(replicas, found, sets, strict=True)
         ]
+
+    def _plan_copy(
+        self, replicas: list[Replica], found: list[Classification], shown: Evidence
+    ) -> list[_Plan]:
+        """What to copy at each object, if that is decided. [Q/U §4.3.7]"""
+        if any(each.type is not OperationType.COPY for each in found):
+            raise _Fail(Status.DIFFERENT)
+        copied = shown.settle()
+        if isinstance(copied, Undecided):
+            raise _Fail(Status.DIFFERENT)
+        plans = []
+        for replica, each in zip(replicas, found, strict=True):
+            history_set, base = shown.barred[replica.object], copied[replica.object]
+            plans.append(
+                _Plan(
+                    replica,
+                    Candidate(base, ZERO),
+                    each.latest,
+                    sharing(history_set, base),
+                    greatest_complete(history_set, self._quorums),
+                )
+            )
+        return plans
 
     # --- what a server that has lost its store still may do -------------------------------------
 
@@ -702,6 +709,12 @@ def _set_up(
     if time_of(timestamp) > now_us + limits.CLOCK_SKEW_US:
         raise _Fail(Status.INSANE_TIME)
     return timestamp
+
+
+def _by_object(
+    sets: list[CulledObjectHistorySet],
+) -> dict[ObjectId, CulledObjectHistorySet]:
+    return {history_set.object: history_set for history_set in sets}
 
 
 def _late(request: _Request) -> list[ObjectId]:

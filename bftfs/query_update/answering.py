@@ -69,21 +69,16 @@ class Answering:
             )
         method = self._method(message.method, names)
         arguments = self._types.decode_arguments(method, message.arguments)
-        versions: tuple[LogicalTimestamp, ...] = message.versions
-        states: dict[ObjectId, Any]
-        if not versions:
-            versions = tuple(replica.head for replica in replicas.values())
-            states = {name: replica.workspace for name, replica in replicas.items()}
-        else:
-            if len(versions) != len(replicas):
-                raise Refuse(errno.EINVAL, "as many versions as objects are needed")
-            states = {
-                name: state_at(replica, version)
-                for (name, replica), version in zip(replicas.items(), versions, strict=True)
-            }
-            if None in states.values():
+        states: dict[ObjectId, Any] | None
+        if message.versions:
+            versions = message.versions
+            states = _states_at(replicas, versions)
+            if states is None:
                 return Ready(QueryReply(histories, authenticators, False, 0, b"", True))
-        caller = _caller(sender.client, message, max(time_of(version) for version in versions))
+        else:
+            versions = tuple([replica.head for replica in replicas.values()])
+            states = {name: replica.workspace for name, replica in replicas.items()}
+        caller = _caller(sender.client, message, max(map(time_of, versions)))
         error, answer = self._types.invoke(
             method.invoke, tuple(states[name] for name in names), arguments, caller
         )
@@ -189,6 +184,19 @@ class Answering:
         established = verdict is Verdict.ESTABLISHED
         digest = deduction_digest(timestamp=timestamp, established=established)
         return verdict, self._keys.make(digest)
+
+
+def _states_at(
+    replicas: dict[ObjectId, Replica], versions: tuple[LogicalTimestamp, ...]
+) -> dict[ObjectId, Any] | None:
+    """The states at these versions; None if one of them is not here."""
+    if len(versions) != len(replicas):
+        raise Refuse(errno.EINVAL, "as many versions as objects are needed")
+    states = {
+        name: state_at(replica, version)
+        for (name, replica), version in zip(replicas.items(), versions, strict=True)
+    }
+    return None if None in states.values() else states
 
 
 def _caller(client: ClientId, message: Query | PastQuery | VersionsRequest, time_us: int) -> Caller:

@@ -158,12 +158,7 @@ def parse_candidates(encoded: bytes, *, limit: int) -> tuple[Candidate, ...]:
             raise MalformedMessage("candidates are out of order")
         if timestamp[0] & _BEYOND_TIME:
             raise MalformedMessage("a candidate is beyond all times")
-        objects = tuple(
-            ObjectId(encoded[start : start + OBJECT_ID_BYTES])
-            for start in range(position + FIXED_BYTES, end, OBJECT_ID_BYTES)
-        )
-        if any(low >= high for low, high in pairwise(objects)):
-            raise MalformedMessage("a candidate's objects are out of order")
+        objects = _objects_in(encoded[position + FIXED_BYTES : end]) if count else ()
         if is_barrier(conditioned_on) or (flag and is_barrier(timestamp)):
             raise MalformedMessage("a barrier is conditioned on, copied, or lists objects")
         candidates.append(
@@ -172,6 +167,17 @@ def parse_candidates(encoded: bytes, *, limit: int) -> tuple[Candidate, ...]:
         before = timestamp
         position = end
     return tuple(candidates)
+
+
+def _objects_in(encoded: bytes) -> tuple[ObjectId, ...]:
+    """The ids of an operation's objects, which ascend."""
+    objects = tuple(
+        ObjectId(encoded[start : start + OBJECT_ID_BYTES])
+        for start in range(0, len(encoded), OBJECT_ID_BYTES)
+    )
+    if any(low >= high for low, high in pairwise(objects)):
+        raise MalformedMessage("a candidate's objects are out of order")
+    return objects
 
 
 # --- replica histories ----------------------------------------------------------------------------
@@ -494,6 +500,11 @@ class Conditioned(Value, frozen=True):
     sets: Annotated[tuple[ObjectHistorySet, ...], _OBJECTS]
     evidence: Annotated[tuple[ObjectHistorySet, ...], _SOME_OBJECTS] = ()
     facts: Annotated[tuple[Fact, ...], Meta(max_length=limits.FACTS)] = ()
+
+    @property
+    def known(self) -> dict[LogicalTimestamp, bool]:
+        """The facts by their candidates: established (True) or dead (False)."""
+        return {fact.timestamp: fact.established for fact in self.facts}
 
     @property
     def fault(self) -> str:

@@ -253,39 +253,46 @@ class Workspace:
         self, start: bytes, stop: bytes, *, reverse: bool = False
     ) -> Iterator[tuple[bytes, bytes]]:
         """Pairs with start <= key < stop in key order, or in reverse key order. Lazy."""
+        stored = self._view.scan(
+            Table.STATE, self._prefix + start, self._prefix + stop, reverse=reverse
+        )
+        changed = self._changed(start, stop) if self._moved or self.delta else None
+        if changed:
+            yield from self._merged(stored, changed, reverse=reverse)
+            return
+        skip = len(self._prefix)
+        for key, row in stored:
+            yield key[skip:], row[NUMBER_BYTES:]
+
+    def _changed(self, start: bytes, stop: bytes) -> dict[bytes, bytes | None]:
+        """What this step has changed between the keys."""
         changed: dict[bytes, bytes | None] = {}
         for key in self._moved:
             row = self._rows[key]
             changed[key] = None if row is None else row[NUMBER_BYTES:]
         changed.update(self.delta)
-        if changed:
-            changed = {key: value for key, value in changed.items() if start <= key < stop}
-        stored = self._view.scan(
-            Table.STATE, self._prefix + start, self._prefix + stop, reverse=reverse
-        )
+        return {key: value for key, value in changed.items() if start <= key < stop}
+
+    def _merged(
+        self,
+        stored: Iterator[tuple[bytes, bytes]],
+        changed: dict[bytes, bytes | None],
+        *,
+        reverse: bool,
+    ) -> Iterator[tuple[bytes, bytes]]:
+        """The stored rows with `changed` in their places, in order."""
         skip = len(self._prefix)
-        if not changed:
-            for key, row in stored:
-                yield key[skip:], row[NUMBER_BYTES:]
-            return
         ahead = sorted(changed, reverse=not reverse)  # the next one is the last
         for full_key, row in stored:
             key = full_key[skip:]
-            while ahead and (ahead[-1] > key if reverse else ahead[-1] < key):
-                pending = ahead.pop()
-                value = changed[pending]
+            while ahead and (ahead[-1] >= key if reverse else ahead[-1] <= key):
+                value = changed[pending := ahead.pop()]
                 if value is not None:
                     yield pending, value
-            if ahead and ahead[-1] == key:
-                ahead.pop()
-                value = changed[key]
-                if value is not None:
-                    yield key, value
-            else:
+            if key not in changed:
                 yield key, row[NUMBER_BYTES:]
         while ahead:
-            pending = ahead.pop()
-            value = changed[pending]
+            value = changed[pending := ahead.pop()]
             if value is not None:
                 yield pending, value
 

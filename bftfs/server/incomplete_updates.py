@@ -126,50 +126,18 @@ class Finisher:
 
     async def _settle(self, host: Host, entries: dict[ObjectId, Entry]) -> None:
         """Compare with the peers; repair what no quorum shares. Requires: they are left alone."""
-        incomplete, quorums = self._incomplete, self._quorums
         names = list(entries)
         self._under_way.update(names)
         try:
-            request = LatestRequest(tuple(names))
-            accepted = [entry.timestamp for entry in entries.values()]
-            replies = await ask_all(
-                self._peers,
-                request,
-                partial(_is_latest, len(names)),
-                partial(self._is_enough, accepted),
-            )
+            replies = await self._ask(names, [entry.timestamp for entry in entries.values()])
             own = await look(host, partial(latest_of_all, names))
-            heard = sum(1 << node for node in replies) | 1 << self._node
-            self._silent &= ~heard
-            if not self._is_enough(accepted, replies):
-                self._silent = (1 << quorums.n) - 1 & ~heard
             now_us = await Now()
             disorderly = []
             for at, (name, entry) in enumerate(entries.items()):
-                if incomplete.entry(name) is not entry:
+                if self._incomplete.entry(name) is not entry:
                     continue  # something later has been accepted since: what was heard is older
-                latest = own[name]
-                if latest != entry.timestamp:
-                    # Something later is in question now; or what was accepted has been lost with
-                    # the batch in which it was to be stored.
-                    incomplete.settle(name)
-                    if latest > entry.timestamp:
-                        incomplete.accepted(name, latest)
-                    continue
-                alike = self._sharing(latest, at, replies)
-                later: Nodes = 0
-                for node, reply in replies.items():
-                    later |= (reply.latest[at] > latest) << node
-                if quorums.is_quorum(alike) and not is_barrier(latest):
-                    incomplete.settle(name)
-                    incomplete.tally.settled += 1
-                elif quorums.includes_benign(later):
-                    self._superseded(name, entry)
-                elif not quorums.is_quorum(heard):
-                    self._failed(entry, now_us)
-                elif not incomplete.rested(entry):
-                    entry.retry_us = now_us + limits.UNFINISHED_REST_US
-                else:
+                reported = {node: reply.latest[at] for node, reply in replies.items()}
+                if self._is_disorderly(name, entry, own[name], reported, now_us):
                     disorderly.append((name, entry))
             for at in range(0, len(disorderly), _REPAIRS_AT_ONCE):
                 await Together(
@@ -180,6 +148,58 @@ class Finisher:
                 )
         finally:
             self._under_way.difference_update(names)
+
+    async def _ask(
+        self, names: list[ObjectId], accepted: list[LogicalTimestamp]
+    ) -> dict[NodeId, LatestReply]:
+        """The peers' latest timestamps of the objects; who is silent is taken note of."""
+        replies = await ask_all(
+            self._peers,
+            LatestRequest(tuple(names)),
+            partial(_is_latest, len(names)),
+            partial(self._is_enough, accepted),
+        )
+        heard = sum(1 << node for node in replies) | 1 << self._node
+        self._silent &= ~heard
+        if not self._is_enough(accepted, replies):
+            self._silent = (1 << self._quorums.n) - 1 & ~heard
+        return replies
+
+    def _is_disorderly(
+        self,
+        name: ObjectId,
+        entry: Entry,
+        latest: LogicalTimestamp,
+        reported: dict[NodeId, LogicalTimestamp],
+        now_us: int,
+    ) -> bool:
+        """True if the object has to be repaired: no quorum shares `latest`, which is the one here.
+
+        Otherwise `entry` is settled or put off.
+        """
+        incomplete, quorums = self._incomplete, self._quorums
+        if latest != entry.timestamp:
+            # Something later is in question now; or what was accepted has been lost with the batch
+            # in which it was to be stored.
+            incomplete.settle(name)
+            if latest > entry.timestamp:
+                incomplete.accepted(name, latest)
+            return False
+        me: Nodes = 1 << self._node
+        alike: Nodes = me | sum(1 << node for node, other in reported.items() if other == latest)
+        later: Nodes = sum(1 << node for node, other in reported.items() if other > latest)
+        if quorums.is_quorum(alike) and not is_barrier(latest):
+            incomplete.settle(name)
+            incomplete.tally.settled += 1
+        elif quorums.includes_benign(later):
+            self._superseded(name, entry)
+        elif not quorums.is_quorum(me | sum(1 << node for node in reported)):
+            self._failed(entry, now_us)
+        elif not incomplete.rested(entry):
+            entry.retry_us = now_us + limits.UNFINISHED_REST_US
+        else:
+            return True
+        return False
 
     def _is_enough(
         self, accepted: list[LogicalTimestamp], replies: dict[NodeId, LatestReply]
