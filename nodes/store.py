@@ -112,7 +112,8 @@ class Batch:
         """Lazily, the key of each row, or the pair if `values`."""
         try:
             cursor = self._transaction.cursor(self._databases[table])
-            if not _position(cursor, start, stop, reverse=reverse):
+            found = _last_before(cursor, stop) if reverse else cursor.set_range(start)
+            if not found or start >= stop:
                 return
             for key in (cursor.iterprev if reverse else cursor.iternext)(True, False):
                 if key < start if reverse else key >= stop:
@@ -533,10 +534,6 @@ class _Syncing(threading.Thread):
         self._done()
 
 
-def _position(cursor: lmdb.Cursor[bytes], start: bytes, stop: bytes, *, reverse: bool) -> bool:
-    """Put `cursor` on the first row to give; False if there is none."""
-    if start >= stop:
-        return False
-    if not reverse:
-        return cursor.set_range(start)
+def _last_before(cursor: lmdb.Cursor[bytes], stop: bytes) -> bool:
+    """Put `cursor` on the last row before `stop`; False if there is none."""
     return cursor.prev() if cursor.set_range(stop) else cursor.last()
