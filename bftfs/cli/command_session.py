@@ -34,7 +34,7 @@ from bftfs.filesystem.names import shown
 from bftfs.filesystem.operations import FileSystem
 from bftfs.filesystem.time_names import format_time_name
 from bftfs.identifiers import ClientId, ObjectId
-from bftfs.restoration.sight import Node, Sight
+from bftfs.restoration.viewpoint import Node, Viewpoint
 from bftfs.runtime import clock
 from bftfs.runtime.blocking import BlockingNetwork
 from mount.access import credentials_of, file_system
@@ -85,7 +85,7 @@ class CommandSession:
         self.history = history
         self.who = Credentials(os.geteuid(), os.getegid(), tuple(os.getgroups()[:64]))
         self.now_us = clock.now_us()
-        self.sight = Sight(files, history, self.who, self.now_us)
+        self.view = Viewpoint(files, history, self.who, self.now_us)
         self._keys: dict[ClientId, str] | None = None  # of clients, by id
 
     def perform(self, conversation: Conversation[Result]) -> Result:
@@ -94,7 +94,7 @@ class CommandSession:
 
     def at(self, time_us: int | None) -> FileSystem:
         """The file system at a time; None: now."""
-        return self.sight.at(time_us)
+        return self.view.at(time_us)
 
     # --- times and clients -------------------------------------------------------------------
 
@@ -219,13 +219,13 @@ class CommandSession:
     def changes(self, identifier: ObjectId, *, since_us: int = 0) -> list[Change]:
         """The versions of an object, the latest first."""
         try:
-            return self.perform(self.sight.changes(identifier, since_us=since_us))
+            return self.perform(self.view.changes(identifier, since_us=since_us))
         except FileSystemError as refusal:
             raise UsageError(_why_not("its history", refusal.code), exit_code=1) from None
 
     def pieces(self, identifier: ObjectId, time_us: int | None) -> Iterator[bytes]:
         """The contents of a file."""
-        reading = self.perform(self.sight.reading(identifier, time_us))
+        reading = self.perform(self.view.reading(identifier, time_us))
         try:
             while piece := self.perform(reading.next()):
                 yield piece
@@ -234,11 +234,11 @@ class CommandSession:
 
     def contents(self, identifier: ObjectId, time_us: int | None) -> bytes:
         """The contents of a file, as a whole."""
-        return self.perform(self.sight.contents(identifier, time_us))
+        return self.perform(self.view.contents(identifier, time_us))
 
     def link_target(self, identifier: ObjectId, time_us: int | None) -> bytes:
         """The target of a symlink."""
-        return self.perform(self.sight.link_target(identifier, time_us))
+        return self.perform(self.view.link_target(identifier, time_us))
 
     def text(self, node: Node, time_us: int | None) -> str | None:
         """A file's contents as text; None if it is no text, or too large to compare by line."""
@@ -255,7 +255,7 @@ class CommandSession:
 
     def tree(self, located: Located) -> dict[str, Node]:
         """All objects below a directory, by relative path; the directory has the empty path."""
-        return self.perform(self.sight.tree(located.node, located.time_us))
+        return self.perform(self.view.tree(located.node, located.time_us))
 
 
 def absolute(text: str) -> Path:

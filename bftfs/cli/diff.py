@@ -15,7 +15,7 @@ from bftfs.cli.options import json_option
 from bftfs.errors import UsageError
 from bftfs.filesystem.attributes import Attributes
 from bftfs.filesystem.time_names import format_time_name
-from bftfs.restoration.sight import Node
+from bftfs.restoration.viewpoint import Node
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,7 @@ from bftfs.cli.command_session import CommandSession, Located, absolute, last_re
 from bftfs.errors import FileSystemError, UsageError
 from bftfs.filesystem.time_names import format_time_name
 from bftfs.restoration.restore import Counts, Restoring, Status
-from bftfs.restoration.sight import Reading
+from bftfs.restoration.viewpoint import Reading
 
 
 @click.command()
@@ -135,7 +135,7 @@ def restore_tree(
     session: CommandSession, located: Located, target: Path, *, delete: bool
 ) -> Counts:
     """Make `target` equal to `located`."""
-    restoring = Restoring(session.sight, PathTarget(target), located.time_us)
+    restoring = Restoring(session.view, PathTarget(target), located.time_us)
     try:
         session.perform(restoring.restore(located.node, delete=delete))
     except FileSystemError as refusal:

@@ -1,4 +1,4 @@
-"""`bftfs audit` and `bftfs undo`: what a client has done, and how to take it back."""
+"""`bftfs audit` and `bftfs undo`: list what a client has changed, and take it back."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from bftfs.errors import FileSystemError, OperationFailed, UsageError
 from bftfs.filesystem.file_history import Change
 from bftfs.filesystem.time_names import format_time_name
 from bftfs.identifiers import ClientId, ObjectId
-from bftfs.restoration.trail import Trail, audited, follow
-from bftfs.restoration.undo import Undoing
+from bftfs.restoration.changes import ChangeLog, audited, read_changes
+from bftfs.restoration.undo import Undo
 
 _ID_DIGITS: Final = 8
 
@@ -34,18 +34,18 @@ _ID_DIGITS: Final = 8
 def audit(path: str, client: str, since: str, as_json: bool) -> None:
     """List what a client has changed below PATH since a time, and what others built on it."""
     with session_at(path) as session:
-        trail = _follow(session, path, client, since)
-        own, built = audited(trail)
+        log = _read_changes(session, path, client, since)
+        own, built = audited(log)
         rows = {
             "client": client,
             "changes": sorted(
                 [
-                    *(_row(session, trail, identifier, change) for identifier, change in own),
-                    *_strays(session, trail, client),
+                    *(_row(session, log, identifier, change) for identifier, change in own),
+                    *_foreign_rows(session, log, client),
                 ],
                 key=itemgetter("time"),
             ),
-            "built_on": [_row(session, trail, identifier, change) for identifier, change in built],
+            "built_on": [_row(session, log, identifier, change) for identifier, change in built],
         }
     if as_json:
         click.echo(json.dumps(rows, indent=2))
@@ -64,14 +64,14 @@ def audit(path: str, client: str, since: str, as_json: bool) -> None:
 
 
 def _row(
-    session: CommandSession, trail: Trail, identifier: ObjectId, change: Change
+    session: CommandSession, log: ChangeLog, identifier: ObjectId, change: Change
 ) -> dict[str, Any]:
     return {
         "time": format_time_name(change.time_us),
         "client": session.client_name(change.client),
         "uid": change.operation.uid,
         "operation": said(change),
-        "path": trail.paths.get(identifier, identifier.hex()),
+        "path": log.path_of(identifier),
     }
 
 
@@ -79,11 +79,11 @@ def _known(uid: int | None) -> str:
     return "?" if uid is None else str(uid)
 
 
-def _strays(session: CommandSession, trail: Trail, client: str) -> list[dict[str, Any]]:
-    """Blocks that the client wrote, and no update of its own covers."""
+def _foreign_rows(session: CommandSession, log: ChangeLog, client: str) -> list[dict[str, Any]]:
+    """Blocks that the client wrote, and that no update of its own covers."""
     rows = []
-    for identifier, strays in trail.strays.items():
-        own = sorted((each for each in strays if each.is_own), key=lambda each: each.time_us)
+    for identifier, foreign in log.foreign_blocks.items():
+        own = sorted((each for each in foreign if each.by_client), key=lambda each: each.time_us)
         for cover in dict.fromkeys(each.shown_by for each in own):
             blocks = [each for each in own if each.shown_by is cover]
             told = "no update has covered"
@@ -95,7 +95,7 @@ def _strays(session: CommandSession, trail: Trail, client: str) -> list[dict[str
                     "client": client,
                     "uid": None,
                     "operation": f"write {len(blocks)} block{'s' * (len(blocks) > 1)} that {told}",
-                    "path": trail.paths.get(identifier, identifier.hex()),
+                    "path": log.path_of(identifier),
                 }
             )
     return rows
@@ -116,9 +116,9 @@ def undo(path: str, client: str, since: str, dry_run: bool) -> int:
     client's change is put beside it. Ends with 1 if there are such conflicts.
     """
     with session_at(path) as session:
-        trail = _follow(session, path, client, since)
+        log = _read_changes(session, path, client, since)
         before = format_time_name(int(time.time() * 1e6))
-        steps = session.perform(Undoing(session.sight, trail, label=client).steps())
+        steps = session.perform(Undo(session.view, log, label=client).steps())
         failed = 0
         for step in steps:
             mark = "conflict: " if step.conflict else ""
@@ -143,22 +143,22 @@ def undo(path: str, client: str, since: str, dry_run: bool) -> int:
 # --- whose changes --------------------------------------------------------------------------
 
 
-def _follow(session: CommandSession, path: str, client: str, since: str) -> Trail:
+def _read_changes(session: CommandSession, path: str, client: str, since: str) -> ChangeLog:
     root = session.locate(path)
     whose, since_us = _client_called(session, client), session.time(since)
-    following = follow(
-        session.sight, root.identifier, path=str(root.path), client=whose, since_us=since_us
+    reading = read_changes(
+        session.view, root.identifier, path=str(root.path), client=whose, since_us=since_us
     )
     try:
-        return session.perform(following)
+        return session.perform(reading)
     except FileSystemError as refusal:
         raise UsageError(
-            f"not everything may be looked at ({refusal}): ask as root", exit_code=1
+            f"you may not read everything there ({refusal}): run this as root", exit_code=1
         ) from None
 
 
 def _client_called(session: CommandSession, text: str) -> ClientId:
-    """The client of that name, known or revoked; or that whose id begins so."""
+    """The client of that name, known or revoked; or the client whose id begins with `text`."""
     for entry in session.description.clients:
         if entry.name == text:
             return entry.client

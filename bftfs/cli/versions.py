@@ -37,7 +37,7 @@ from bftfs.filesystem.registry import (
     WRITE,
 )
 from bftfs.filesystem.time_names import format_time_name
-from bftfs.restoration.sight import Node
+from bftfs.restoration.viewpoint import Node
 
 _CONTENT_METHODS = frozenset((WRITE, TRUNCATE, CREATE))
 

@@ -1,9 +1,8 @@
-"""Making a tree what it was: what was is read from the nodes, and written to a target.
+"""Restoring a tree as of a time: it is read from the nodes, and written to a target.
 
-A target is wherever one can write: a path on a machine, or the file system itself. What is there
-and is right already is left alone, so that restoring twice changes nothing; a file that is there is
-written in place, so that its history goes on. Owners and extended attributes are set as far as who
-restores may set them.
+A target is a path on a machine, or the file system itself. Restoring changes only what differs, so
+that a second restore changes nothing. A file that exists is written in place, so that its history
+goes on. Owners and extended attributes are set as far as the user who restores may set them.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from typing import Final, Protocol, TypeVar
 from bftfs.errors import FileSystemError
 from bftfs.filesystem import acl
 from bftfs.identifiers import ObjectId
-from bftfs.restoration.sight import Node, Reading, Sight
+from bftfs.restoration.viewpoint import Node, Reading, Viewpoint
 
 _Result = TypeVar("_Result")
 
@@ -26,7 +25,7 @@ _ACLS: Final = (acl.ACCESS, acl.DEFAULT)
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """What a target says of what is at a path, links not followed."""
+    """What a target tells of a path, links not followed."""
 
     identity: object  # equal for two names of one file
     mode: int
@@ -37,19 +36,19 @@ class Status:
 
 
 class Target(Protocol):
-    """Where a tree is restored to. Paths are relative to it; the empty one is the target itself."""
+    """Where a tree is restored to. Paths are relative; the empty path is the target itself."""
 
     async def status(self, path: str) -> Status | None:
-        """What is there; None if nothing is."""
+        """The status of what is at the path; None if nothing is."""
 
     async def names(self, path: str) -> list[str]:
-        """What is in a directory."""
+        """The names in a directory."""
 
     async def remove(self, path: str) -> None:
-        """Remove what is there, with all that is in it."""
+        """Remove what is at the path, a directory with its contents."""
 
     async def make_directory(self, path: str) -> None:
-        """Make a directory, for nobody else yet."""
+        """Make a directory that only its owner may use."""
 
     async def make_node(self, path: str, mode: int, device: int) -> None:
         """Make a special file."""
@@ -58,19 +57,19 @@ class Target(Protocol):
         """Make a symlink."""
 
     async def leads_to(self, path: str) -> bytes:
-        """Where a symlink leads."""
+        """The target of a symlink."""
 
     async def link(self, first: str, path: str) -> None:
-        """Give what is at `first` another name."""
+        """Make a hard link `path` to the file at `first`."""
 
     async def holds(self, path: str, reading: Reading) -> bool:
-        """Whether a file holds what is read, if it is as long."""
+        """True if a file of the same length has the contents that are read."""
 
     async def write(self, path: str, reading: Reading) -> None:
-        """Write what is read to a file, in place; it is made if it is not there."""
+        """Write what is read to a file, in place; make it if it does not exist."""
 
     async def change_owner(self, path: str, uid: int, gid: int) -> bool:
-        """Give it to somebody; whether that was permitted."""
+        """Change owner and group; False if that is not permitted."""
 
     async def change_mode(self, path: str, mode: int) -> None:
         """Set its permission bits."""
@@ -82,11 +81,11 @@ class Target(Protocol):
         """Its extended attributes, ACLs among them."""
 
     async def change_extended(self, path: str, name: bytes, value: bytes | None) -> bool:
-        """Set or remove (None) an extended attribute; whether that was permitted."""
+        """Set or remove (None) an extended attribute; False if that is not permitted."""
 
 
 class Counts:
-    """What a restore has changed."""
+    """How much a restore has changed."""
 
     def __init__(self) -> None:
         self.written = self.made = self.removed = self.changed = 0
@@ -109,27 +108,27 @@ class Counts:
 
 
 class Restoring:
-    """One tree, made what it was; `counts` is right at any moment, also if it breaks off."""
+    """The restore of one tree. `counts` is right at any moment, also after a failure."""
 
-    def __init__(self, sight: Sight, target: Target, time_us: int | None) -> None:
-        self._sight = sight
+    def __init__(self, view: Viewpoint, target: Target, time_us: int | None) -> None:
+        self._view = view
         self._target = target
         self._time_us = time_us
-        self._links: dict[ObjectId, str] = {}  # where a file that has several names was restored
-        self._used: dict[object, ObjectId] = {}  # what became of files that were there
+        self._links: dict[ObjectId, str] = {}  # files with several names: the first path
+        self._used: dict[object, ObjectId] = {}  # existing files: what each was restored as
         self.counts = Counts()
 
     async def restore(self, top: Node, *, delete: bool) -> None:
-        """Make the target what `top` was; with `delete`, also remove what was not in it."""
-        sight = self._sight
+        """Make the target what `top` was; with `delete`, also remove what was not in `top` then."""
+        view = self._view
         tree = {"": top}
         if top.attributes.is_directory:
-            tree = await sight.tree(top, self._time_us)
+            tree = await view.tree(top, self._time_us)
         for path in sorted(tree):
             await self._restore(path, tree[path])
         if delete and top.attributes.is_directory:
             await self._remove_others("", tree)
-        for path in sorted(tree, reverse=True):  # what is made in directories changes their times
+        for path in sorted(tree, reverse=True):  # making entries has changed their times
             if tree[path].attributes.is_directory:
                 await self._restore_attributes(path, tree[path], made=False)
 
@@ -143,7 +142,7 @@ class Restoring:
             return
         if there is not None and (
             stat.S_IFMT(there.mode) != form
-            # Two files of then may be one by now: what was restored to it stays.
+            # Two files of then may be one now: the first one that was restored to it keeps it.
             or self._used.setdefault(there.identity, node.identifier) != node.identifier
         ):
             await target.remove(path)
@@ -158,7 +157,7 @@ class Restoring:
         if form == stat.S_IFREG:
             await self._restore_contents(path, node, there)
         elif form == stat.S_IFLNK:
-            leads_to = await self._sight.link_target(node.identifier, self._time_us)
+            leads_to = await self._view.link_target(node.identifier, self._time_us)
             if made or await target.leads_to(path) != leads_to:
                 if not made:
                     await target.remove(path)
@@ -183,7 +182,7 @@ class Restoring:
         self.counts.made += 1
 
     async def _restore_contents(self, path: str, node: Node, there: Status | None) -> None:
-        """Write a file in place, unless it has these contents."""
+        """Write a file in place, unless it has the contents already."""
         if (
             there is not None
             and there.size == node.attributes.size
@@ -199,14 +198,14 @@ class Restoring:
     async def _read(
         self, path: str, node: Node, use: Callable[[str, Reading], Awaitable[_Result]]
     ) -> _Result:
-        reading = await self._sight.reading(node.identifier, self._time_us)
+        reading = await self._view.reading(node.identifier, self._time_us)
         try:
             return await use(path, reading)
         finally:
             await reading.close()
 
     async def _restore_attributes(self, path: str, node: Node, *, made: bool) -> None:
-        """Owner, mode, times and extended attributes, as far as who restores may set them."""
+        """Restore owner, mode, times and extended attributes, as far as the user may set them."""
         target, attributes = self._target, node.attributes
         status = await self._status(path)
         is_link = stat.S_ISLNK(status.mode)
@@ -234,7 +233,7 @@ class Restoring:
         return found
 
     async def _restore_extended(self, path: str, node: Node) -> bool:
-        wanted = await self._extended_then(node)
+        wanted = await self._view.extended(node, self._time_us)
         there = {
             name: value
             for name, value in (await self._target.extended(path)).items()
@@ -248,13 +247,8 @@ class Restoring:
             changed |= await self._target.change_extended(path, name, None)
         return changed
 
-    async def _extended_then(self, node: Node) -> dict[bytes, bytes]:
-        if not node.attributes.extended and not node.attributes.flags:
-            return {}
-        return await self._sight.extended(node.identifier, self._time_us)
-
     async def _remove_others(self, path: str, tree: dict[str, Node]) -> None:
-        """Remove what was not there then."""
+        """Remove what did not exist then."""
         for name in await self._target.names(path):
             full = f"{path}/{name}" if path else name
             if full not in tree:

@@ -267,7 +267,7 @@ def scribble(path: Path, number: int, plaintext: bytes) -> None:
         session.perform(client.write(block, item, session.who))
 
 
-def test_blocks_that_an_intruder_left_to_others_to_cover_are_found_and_taken_back(
+def test_blocks_that_others_covered_are_taken_back(
     directory: Path, honest: Path, intruder: Path
 ) -> None:
     contents = payload(2 * BLOCK, 1)

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
+from bftfs.restoration.changes import ChangeLog
 from bftfs.restoration.restore import Restoring
-from bftfs.restoration.sight import Sight
-from bftfs.restoration.trail import Trail
-from bftfs.restoration.undo import Step, Undoing
+from bftfs.restoration.undo import Step, Undo
+from bftfs.restoration.viewpoint import Viewpoint
 from bftfs.simulation.configuration import Configuration, draw
 from bftfs.simulation.scenario import Simulation, run
 from bftfs.simulation.workloads import undo
@@ -34,7 +34,7 @@ def about_restore(finding: str) -> bool:
     return finding.startswith("restore:")
 
 
-def test_what_is_brought_back_is_what_was_and_what_others_did() -> None:
+def test_undo_and_restore_match_the_model() -> None:
     done: list[str] = []
     for configuration in attacks("past-liar"):
         simulation = Simulation(configuration)
@@ -59,36 +59,36 @@ def test_amends_are_drawn_where_nothing_is_collected() -> None:
 
 
 def test_an_undo_that_leaves_something_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    steps = Undoing.steps
+    steps = Undo.steps
 
-    async def all_but_one(undoing: Undoing) -> list[Step]:
-        found = await steps(undoing)
+    async def all_but_one(undo: Undo) -> list[Step]:
+        found = await steps(undo)
         return [step for step in found if not step.conflict][1:]
 
-    monkeypatch.setattr(Undoing, "steps", all_but_one)
+    monkeypatch.setattr(Undo, "steps", all_but_one)
     assert hunt(attacks(), about_undo)
 
 
 def test_an_undo_that_takes_back_what_others_did(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Trail, "by_client", lambda *_: True)
+    monkeypatch.setattr(ChangeLog, "by_client", lambda *_: True)
     assert hunt(attacks(), about_undo)
 
 
 def test_a_conflict_that_nobody_hears_of(monkeypatch: pytest.MonkeyPatch) -> None:
-    steps = Undoing.steps
+    steps = Undo.steps
 
-    async def unsaid(undoing: Undoing) -> list[Step]:
-        return [step for step in await steps(undoing) if not step.conflict]
+    async def unsaid(undo: Undo) -> list[Step]:
+        return [step for step in await steps(undo) if not step.conflict]
 
-    monkeypatch.setattr(Undoing, "steps", unsaid)
+    monkeypatch.setattr(Undo, "steps", unsaid)
     assert hunt(attacks(seeds=range(20)), about_undo)
 
 
 def test_an_audit_that_conceals_something(monkeypatch: pytest.MonkeyPatch) -> None:
     audited = undo.audited
 
-    def concealing(trail: Trail) -> Any:
-        own, built = audited(trail)
+    def concealing(log: ChangeLog) -> Any:
+        own, built = audited(log)
         return own[1:], built
 
     monkeypatch.setattr(undo, "audited", concealing)
@@ -97,15 +97,15 @@ def test_an_audit_that_conceals_something(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_a_restore_of_another_time(monkeypatch: pytest.MonkeyPatch) -> None:
     class Late(Restoring):
-        def __init__(self, sight: Sight, target: Any, time_us: int) -> None:
-            super().__init__(sight, target, time_us + 200_000)
+        def __init__(self, view: Viewpoint, target: Any, time_us: int) -> None:
+            super().__init__(view, target, time_us + 200_000)
 
     monkeypatch.setattr(undo, "Restoring", Late)
     assert hunt(attacks(), about_restore)
 
 
 def test_the_present_instead_of_the_past(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Sight, "at", lambda sight, _time_us: sight.files)
+    monkeypatch.setattr(Viewpoint, "at", lambda view, _time_us: view.files)
     assert hunt(attacks(), about_restore)
 
 

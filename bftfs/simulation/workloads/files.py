@@ -45,7 +45,7 @@ from bftfs.query_update.past_reading import PastReader
 from bftfs.read_write.client import ReadWriteClient
 from bftfs.read_write.reading import FoundVersion
 from bftfs.read_write.timestamp import BlockTimestamp, version_key
-from bftfs.restoration.sight import Sight
+from bftfs.restoration.viewpoint import Viewpoint
 from bftfs.simulation.checkers.candidates import chain_of, check_chain
 from bftfs.simulation.checkers.convergence import check_convergence
 from bftfs.simulation.checkers.durability import check_bound
@@ -784,7 +784,7 @@ class FileSession:
         if tree is not None:
             self.workload.pasts.append(tree)
 
-    async def _sight(self) -> Sight:
+    async def _view(self) -> Viewpoint:
         """What the commands about history see."""
         history = History(
             self._system,
@@ -799,16 +799,16 @@ class FileSession:
         # Clients whose clocks are ahead have made what is seen: not before that.
         latest_us = max((past.time_us for past in self.workload.pasts), default=0)
         await Pause(max(0, latest_us - await Now()) + 1)
-        return Sight(self._system, history, ROOT, await Now())
+        return Viewpoint(self._system, history, ROOT, await Now())
 
     async def _undo(self, client: ClientId, since_us: int) -> Undone:
-        return await undo(await self._sight(), client, since_us)
+        return await undo(await self._view(), client, since_us)
 
     def _take_down_undone(self, undone: Undone, _at: float) -> None:
         self.workload.undone = undone
 
     async def _restore(self, time_us: int, *, delete: bool) -> Restored:
-        return await restore(await self._sight(), time_us, delete=delete)
+        return await restore(await self._view(), time_us, delete=delete)
 
     def _take_down_restored(self, restored: Restored, _at: float) -> None:
         self.workload.restored = restored

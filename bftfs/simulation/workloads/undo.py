@@ -1,7 +1,7 @@
-"""How an auditor makes amends: takes back what one client did, and brings back what was.
+"""What an auditor does at the end of a simulation: `bftfs audit`, `undo` and `restore`.
 
-That is what `bftfs undo` and `bftfs restore` do: their own conversations, performed here. Only the
-target of a restore differs: the file system itself instead of a path in a mount of it.
+It performs the same conversations as the commands. Only the target of a restore differs: the file
+system itself instead of a path in a mount of it.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from bftfs.errors import FileSystemError, OperationFailed
 from bftfs.filesystem.attributes import Changes
 from bftfs.filesystem.operations import FileSystem, FoundObject
 from bftfs.identifiers import ClientId, ObjectId
+from bftfs.restoration.changes import audited, read_changes
 from bftfs.restoration.restore import Restoring, Status
-from bftfs.restoration.sight import Node, Reading, Sight
-from bftfs.restoration.trail import audited, follow
-from bftfs.restoration.undo import Undoing
+from bftfs.restoration.undo import Undo
+from bftfs.restoration.viewpoint import Node, Reading, Viewpoint
 from bftfs.simulation.checkers.undo import Restored, Undone
 from bftfs.simulation.workloads.past import tree_of
 
@@ -27,42 +27,42 @@ LABEL: Final = "intruder"
 ROOT: Final = Credentials(uid=0, gid=0)  # who may look at everything
 
 
-async def undo(sight: Sight, client: ClientId, since_us: int) -> Undone:
+async def undo(view: Viewpoint, client: ClientId, since_us: int) -> Undone:
     """`bftfs audit`, and `bftfs undo` twice."""
-    root = sight.files.root
-    trail = await follow(sight, root, path="", client=client, since_us=since_us)
-    own, _ = audited(trail)
+    root = view.files.root
+    log = await read_changes(view, root, path="", client=client, since_us=since_us)
+    own, _ = audited(log)
     undone = Undone(
         client,
         since_us,
         frozenset(change.timestamp for _, change in own),
-        await tree_of(sight.files, root, ROOT),
+        await tree_of(view.files, root, ROOT),
         LABEL,
     )
-    undone.steps = await Undoing(sight, trail, label=LABEL).steps()
+    undone.steps = await Undo(view, log, label=LABEL).steps()
     for step in undone.steps:
         try:
             if step.perform is not None:
                 await step.perform()
         except (FileSystemError, OperationFailed) as failure:
             undone.failed.append(f"{step.what} ({failure!r})")
-    undone.after = await tree_of(sight.files, root, ROOT)
-    later = Sight(sight.files, sight.history, sight.who, await Now())
-    trail = await follow(later, root, path="", client=client, since_us=since_us)
-    undone.again = await Undoing(later, trail, label=LABEL).steps()
+    undone.after = await tree_of(view.files, root, ROOT)
+    later = Viewpoint(view.files, view.history, view.who, await Now())
+    log = await read_changes(later, root, path="", client=client, since_us=since_us)
+    undone.again = await Undo(later, log, label=LABEL).steps()
     return undone
 
 
-async def restore(sight: Sight, time_us: int, *, delete: bool) -> Restored:
+async def restore(view: Viewpoint, time_us: int, *, delete: bool) -> Restored:
     """`bftfs restore` of everything, twice."""
-    root = sight.files.root
-    top = Node(root, await sight.at(time_us).attributes(root, sight.who))
+    root = view.files.root
+    top = Node(root, await view.at(time_us).attributes(root, view.who))
     left = ""
     for _ in range(2):
-        restoring = Restoring(sight, FilesTarget(sight.files), time_us)
+        restoring = Restoring(view, FilesTarget(view.files), time_us)
         await restoring.restore(top, delete=delete)
         left = str(restoring.counts) if restoring.counts else ""
-    return Restored(time_us, delete, left, await tree_of(sight.files, root, ROOT))
+    return Restored(time_us, delete, left, await tree_of(view.files, root, ROOT))
 
 
 class FilesTarget:

@@ -16,9 +16,9 @@ from bftfs.filesystem.options import Options
 from bftfs.filesystem.registry import WRITE
 from bftfs.identifiers import ObjectId, ObjectKind, object_id
 from bftfs.query_update.past_reading import PastReader
-from bftfs.restoration.sight import Sight
-from bftfs.restoration.trail import Trail, follow
-from bftfs.restoration.undo import Step, Undoing
+from bftfs.restoration.changes import ChangeLog, read_changes
+from bftfs.restoration.undo import Step, Undo
+from bftfs.restoration.viewpoint import Viewpoint
 from bftfs.simulation.deployment import CREDENTIALS
 from tests.builders import ClusterClient, SimulatedCluster
 
@@ -124,7 +124,7 @@ class Stage(SimulatedCluster):
         """From now on the intruder's changes are to be taken back."""
         self._since_us = self.now_us
 
-    def sight(self) -> Sight:
+    def view(self) -> Viewpoint:
         """What the honest user sees."""
         honest = self.honest
         history = History(
@@ -137,25 +137,25 @@ class Stage(SimulatedCluster):
             volume=VOLUME,
             asking_as=CREDENTIALS,
         )
-        return Sight(honest.files, history, CREDENTIALS, self.now_us)
+        return Viewpoint(honest.files, history, CREDENTIALS, self.now_us)
 
-    def trail(self, sight: Sight | None = None) -> Trail:
+    def log(self, view: Viewpoint | None = None) -> ChangeLog:
         """What the intruder did."""
-        following = follow(
-            sight or self.sight(),
+        following = read_changes(
+            view or self.view(),
             ROOT,
             path="",
             client=self.intruder.host.client,
             since_us=self._since_us,
         )
-        trail: Trail = self.honest.run(following)
-        return trail
+        log: ChangeLog = self.honest.run(following)
+        return log
 
     def steps(self) -> list[Step]:
         """What is to be done against the intruder."""
-        sight = self.sight()
-        trail = self.trail(sight)
-        steps: list[Step] = self.honest.run(Undoing(sight, trail, label="K").steps())
+        view = self.view()
+        log = self.log(view)
+        steps: list[Step] = self.honest.run(Undo(view, log, label="K").steps())
         return steps
 
     def undo(self) -> list[str]:
@@ -189,7 +189,7 @@ class Stage(SimulatedCluster):
 
     def contents(self, path: str) -> str:
         """All of a file."""
-        contents: bytes = self.honest.run(self.sight().contents(self.honest.find(path), None))
+        contents: bytes = self.honest.run(self.view().contents(self.honest.find(path), None))
         return contents.decode()
 
     def mode(self, path: str) -> int:

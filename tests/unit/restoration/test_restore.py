@@ -5,17 +5,17 @@ from __future__ import annotations
 from typing import Any
 
 from bftfs.restoration.restore import Counts, Restoring
-from bftfs.restoration.sight import Node
+from bftfs.restoration.viewpoint import Node
 from bftfs.simulation.workloads.undo import FilesTarget
 
 BEFORE = {"a": "a\n", "b": "b\n", "d": "", "d/c": "c\n"}
 
 
 def restored(stage: Any, time_us: int, *, delete: bool = True) -> Counts:
-    sight, run = stage.sight(), stage.honest.run
-    root = sight.files.root
-    top = Node(root, run(sight.at(time_us).attributes(root, sight.who)))
-    restoring = Restoring(sight, FilesTarget(sight.files), time_us)
+    view, run = stage.view(), stage.honest.run
+    root = view.files.root
+    top = Node(root, run(view.at(time_us).attributes(root, view.who)))
+    restoring = Restoring(view, FilesTarget(view.files), time_us)
     run(restoring.restore(top, delete=delete))
     return restoring.counts
 

@@ -8,8 +8,12 @@ from typing import Any
 
 import pytest
 
+from bftfs import limits
 from bftfs.errors import FileSystemError
+from bftfs.filesystem.attribute_methods import Access
 from bftfs.filesystem.directory import RENAME_EXCHANGE
+from bftfs.filesystem.registry import ACCESSED
+from bftfs.simulation.deployment import CREDENTIALS
 
 BEFORE = {"a": "a\n", "b": "b\n", "d": "", "d/c": "c\n"}
 
@@ -118,7 +122,7 @@ def test_what_is_brought_back_has_what_others_made_of_it(stage: Any) -> None:
     assert stage.mode("a") == 0o640
 
 
-def test_what_others_put_into_what_was_moved_goes_back_with_it(stage: Any) -> None:
+def test_others_files_go_back_with_a_moved_directory(stage: Any) -> None:
     stage.honest.mkdir("d/x")
     stage.begin()
     stage.intruder.mv("d/x", "x")
@@ -135,7 +139,7 @@ def test_what_others_put_into_what_was_moved_goes_back_with_it(stage: Any) -> No
     }
 
 
-def test_directories_that_were_turned_inside_out_are_turned_back(stage: Any) -> None:
+def test_directories_turned_inside_out_are_turned_back(stage: Any) -> None:
     stage.honest.mkdir("d/x")
     stage.honest.mkdir("d/x/y")
     before = stage.tree()
@@ -148,7 +152,7 @@ def test_directories_that_were_turned_inside_out_are_turned_back(stage: Any) -> 
     assert stage.tree() == before
 
 
-def test_a_directory_that_took_the_name_of_what_it_contains_gives_it_back(stage: Any) -> None:
+def test_a_directory_in_place_of_its_child_gives_way(stage: Any) -> None:
     stage.honest.mkdir("x")
     before = stage.tree()
     stage.begin()
@@ -161,7 +165,7 @@ def test_a_directory_that_took_the_name_of_what_it_contains_gives_it_back(stage:
 # --- conflicts -----------------------------------------------------------------------------------
 
 
-def test_what_was_moved_away_stands_beside_what_others_put_there(stage: Any) -> None:
+def test_what_was_moved_away_stands_beside(stage: Any) -> None:
     stage.intruder.mv("a", "x")
     stage.honest.write("a", "new\n")
     (conflict,) = stage.undo()
@@ -169,7 +173,7 @@ def test_what_was_moved_away_stands_beside_what_others_put_there(stage: Any) -> 
     assert stage.tree() == {**BEFORE, "a": "new\n", "a.before-K": "a\n"}
 
 
-def test_what_others_put_into_what_was_moved_out_of_it_is_not_turned_round(stage: Any) -> None:
+def test_others_moves_are_not_turned_round(stage: Any) -> None:
     stage.honest.mkdir("d/x")
     stage.begin()
     stage.intruder.mv("d/x", "x")
@@ -187,7 +191,7 @@ def test_a_directory_that_was_moved_away_is_not_lost(stage: Any) -> None:
     assert stage.tree() == {**before, "d": "", "d.before-K": "", "d.before-K/c": "c\n"}
 
 
-def test_what_others_wrote_into_what_the_intruder_put_there_stays(stage: Any) -> None:
+def test_others_work_in_the_intruders_file_stays(stage: Any) -> None:
     stage.intruder.rm("a")
     stage.intruder.write("a", "evil\n")
     stage.honest.write("a", "evil, mended\n")
@@ -211,7 +215,7 @@ def test_a_directory_that_others_moved_on_stays_where_it_is(stage: Any) -> None:
     assert stage.tree() == {"a": "a\n", "b": "b\n", "y": "", "y/c": "c\n"}
 
 
-def test_what_stays_in_the_place_of_something_is_not_asked_about_again(stage: Any) -> None:
+def test_what_was_displaced_by_what_stays_is_beside(stage: Any) -> None:
     stage.honest.mkdir("d/x")
     stage.honest.mkdir("x")
     stage.begin()
@@ -231,7 +235,7 @@ def test_what_stays_in_the_place_of_something_is_not_asked_about_again(stage: An
     }
 
 
-def test_what_others_wrote_before_they_covered_the_intruders_stands_beside(stage: Any) -> None:
+def test_others_blocks_before_the_intruders_stand_beside(stage: Any) -> None:
     stage.honest.scribble("a", "honest\n")
     stage.intruder.scribble("a", "evil\n")
     stage.honest.cover("a", len("honest\n"))
@@ -257,7 +261,7 @@ def test_a_name_may_be_in_conflict_twice(stage: Any) -> None:
     }
 
 
-def test_of_a_file_with_two_names_what_it_was_stands_beside_one(stage: Any) -> None:
+def test_of_a_file_with_two_names_one_copy_is_beside(stage: Any) -> None:
     stage.honest.link("a", "d/a")
     stage.begin()
     stage.intruder.write("a", "evil\n")
@@ -268,7 +272,7 @@ def test_of_a_file_with_two_names_what_it_was_stands_beside_one(stage: Any) -> N
     assert stage.tree() == {**BEFORE, **mended, "d/a.before-K": "a\n"}
 
 
-def test_what_stands_beside_a_name_already_is_not_overwritten(stage: Any) -> None:
+def test_what_stands_beside_already_stays(stage: Any) -> None:
     stage.honest.write("a.before-K", "of an earlier undo\n")
     stage.begin()
     stage.intruder.rm("a")
@@ -311,3 +315,77 @@ def test_a_step_whose_premise_has_changed_is_refused(stage: Any) -> None:
     with pytest.raises(FileSystemError) as refused:
         stage.honest.run(step.perform())
     assert refused.value.code == errno.ENOTEMPTY
+
+
+# --- what random histories have found ------------------------------------------------------------
+
+
+def test_a_file_that_others_have_only_read_is_removed(stage: Any) -> None:
+    stage.intruder.write("x", "evil\n")
+    arguments = Access(stage.now_us * 1000)
+    update = stage.honest.objects.update(
+        (stage.honest.find("x"),), ACCESSED, arguments, CREDENTIALS
+    )
+    stage.honest.run(update)
+    assert stage.undo() == []
+    assert stage.tree() == BEFORE
+
+
+def test_a_name_of_full_length_has_a_name_beside_it(stage: Any) -> None:
+    name = "n" * limits.NAME_BYTES
+    stage.honest.write(name, "n\n")
+    stage.begin()
+    stage.intruder.rm(name)
+    stage.honest.write(name, "new\n")
+    assert len(stage.undo()) == 1
+    beside = name[: -len(".before-K")] + ".before-K"
+    assert stage.tree() == {**BEFORE, name: "new\n", beside: "n\n"}
+
+
+def test_a_file_that_was_taken_from_two_names_is_beside_both(stage: Any) -> None:
+    stage.honest.link("a", "x")
+    stage.begin()
+    for name in ("a", "x"):
+        stage.intruder.rm(name)
+        stage.honest.write(name, "new\n")
+    assert len(stage.undo()) == 2
+    kept = {"a.before-K": "a\n", "x.before-K": "a\n"}
+    assert stage.tree() == {**BEFORE, "a": "new\n", "x": "new\n", **kept}
+    assert stage.honest.find("a.before-K") == stage.honest.find("x.before-K")
+
+
+def test_what_is_put_aside_takes_no_place_from_a_conflict(stage: Any) -> None:
+    stage.honest.link("a", "x")
+    stage.begin()
+    stage.intruder.write("a", "evil\n")
+    stage.honest.write("a", "evil, mended\n")
+    stage.intruder.rm("a")
+    stage.intruder.mkdir("a")
+    stage.intruder.mv("x", "a/x")
+    assert len(stage.undo()) == 1
+    mended = {"a": "evil, mended\n", "x": "evil, mended\n"}
+    assert stage.tree() == {**BEFORE, **mended, "a.before-K": "a\n"}
+
+
+def test_a_link_in_what_gives_way_to_its_own_directory(stage: Any) -> None:
+    stage.intruder.link("d/c", "x")
+    stage.intruder.rm("d/c")
+    stage.intruder.rmdir("d")
+    stage.intruder.rm("a")
+    stage.intruder.mkdir("a")
+    stage.intruder.mv("x", "a/x")
+    assert stage.undo() == []
+    assert stage.tree() == BEFORE
+
+
+def test_a_directory_in_one_that_is_put_beside_has_one_place(stage: Any) -> None:
+    stage.honest.mkdir("d/x")
+    stage.begin()
+    stage.intruder.mv("d/x", "x")
+    stage.intruder.mv("d", "y")
+    stage.honest.mkdir("d")
+    stage.honest.mkdir("z")
+    stage.honest.mv("x", "z/x")
+    assert len(stage.undo()) == 2
+    others = {"a": "a\n", "b": "b\n", "d": "", "d.before-K": "", "d.before-K/c": "c\n"}
+    assert stage.tree() == {**others, "z": "", "z/x": ""}

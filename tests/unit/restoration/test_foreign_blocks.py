@@ -1,4 +1,4 @@
-"""bftfs.restoration.strays: an intruder who writes blocks, and leaves the inode to others."""
+"""bftfs.restoration.foreign_blocks: an intruder writes blocks, and leaves the inode to others."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from typing import Any
 
 import pytest
 
-from bftfs.restoration import strays as module
+from bftfs.restoration import foreign_blocks as module
 from bftfs.simulation.deployment import CREDENTIALS
 from tests.unit.restoration.conftest import BLOCK
 
 BEFORE = {"a": "a\n", "b": "b\n", "d": "", "d/c": "c\n"}
 
 
-def test_what_nobody_has_covered_is_found_and_taken_back(stage: Any) -> None:
+def test_an_uncovered_block_is_taken_back(stage: Any) -> None:
     stage.intruder.scribble("a", "E\n")
     (step,) = stage.steps()
     assert step.what == "take back what was written to /a"
@@ -22,7 +22,7 @@ def test_what_nobody_has_covered_is_found_and_taken_back(stage: Any) -> None:
     assert stage.tree() == BEFORE
 
 
-def test_what_others_covered_is_the_authors(stage: Any) -> None:
+def test_a_block_that_others_covered_is_its_authors(stage: Any) -> None:
     stage.intruder.scribble("a", "E\n")
     stage.honest.cover("a")
     assert stage.tree() == {**BEFORE, "a": "E\n"}
@@ -30,7 +30,7 @@ def test_what_others_covered_is_the_authors(stage: Any) -> None:
     assert stage.tree() == BEFORE
 
 
-def test_what_was_dated_back_into_what_is_covered_is_found_and_taken_back(stage: Any) -> None:
+def test_a_backdated_block_is_taken_back(stage: Any) -> None:
     stage.honest.put("a", "b\n", 0)
     identifier = stage.honest.find("a")
     found = stage.honest.run(stage.honest.files.attributes(identifier, CREDENTIALS))
@@ -38,13 +38,13 @@ def test_what_was_dated_back_into_what_is_covered_is_found_and_taken_back(stage:
     blocks = stage.intruder.blocks
     stage.intruder.run(blocks._encode_and_write(block, b"E\n", found.contents, 0, CREDENTIALS))
     assert stage.tree() == {**BEFORE, "a": "E\n"}
-    ((stray,),) = stage.trail().strays.values()
-    assert stray.shown_by.time_us == found.contents
+    ((foreign,),) = stage.log().foreign_blocks.values()
+    assert foreign.shown_by.time_us == found.contents
     assert stage.undo() == []
     assert stage.tree() == {**BEFORE, "a": "b\n"}
 
 
-def test_what_others_wrote_with_it_stays(stage: Any) -> None:
+def test_what_others_wrote_to_the_same_block_stays(stage: Any) -> None:
     stage.honest.put("a", "line\n" * 1000, 0)
     stage.begin()
     stage.intruder.scribble("a", "EVIL\n" + "line\n" * 818 + "l")
@@ -54,7 +54,7 @@ def test_what_others_wrote_with_it_stays(stage: Any) -> None:
     assert stage.contents("a") == "line\n" * 1000 + "last\n"
 
 
-def test_what_comes_to_light_when_the_file_grows_is_taken_back(stage: Any) -> None:
+def test_a_block_that_growth_shows_is_taken_back(stage: Any) -> None:
     stage.intruder.scribble("a", "evil\n", number=1)
     stage.honest.cover("a")
     assert stage.tree() == BEFORE
@@ -64,14 +64,14 @@ def test_what_comes_to_light_when_the_file_grows_is_taken_back(stage: Any) -> No
     assert stage.contents("a") == "a\n" + "\0" * (2 * BLOCK - 2) + "honest\n"
 
 
-def test_what_waits_behind_the_end_is_taken_back(stage: Any) -> None:
+def test_a_block_behind_the_end_is_taken_back(stage: Any) -> None:
     stage.intruder.scribble("a", "evil\n", number=1)
     assert stage.undo() == []
     stage.honest.put("a", "honest\n", 2 * BLOCK)
     assert stage.contents("a") == "a\n" + "\0" * (2 * BLOCK - 2) + "honest\n"
 
 
-def test_what_the_client_covers_of_others_is_theirs(stage: Any) -> None:
+def test_a_block_that_the_client_covered_is_its_authors(stage: Any) -> None:
     stage.honest.put("a", "\0" * 3 * BLOCK, 0)
     stage.begin()
     stage.honest.scribble("a", "h" * BLOCK, number=1)
@@ -96,28 +96,28 @@ def test_an_audit_tells_it(stage: Any) -> None:
     stage.intruder.scribble("a", "E\n")
     stage.intruder.scribble("b", "E\n")
     stage.honest.cover("b")
-    trail = stage.trail()
+    log = stage.log()
     told = {
-        trail.paths[identifier]: [stray.shown_by and stray.shown_by.client for stray in strays]
-        for identifier, strays in trail.strays.items()
+        log.path_of(identifier): [each.shown_by and each.shown_by.client for each in blocks]
+        for identifier, blocks in log.foreign_blocks.items()
     }
     assert told == {"/a": [None], "/b": [stage.honest.host.client]}
 
 
-def test_who_wrote_only_what_it_covered_has_no_strays(stage: Any) -> None:
+def test_who_covers_its_own_has_no_foreign_blocks(stage: Any) -> None:
     for user in (stage.intruder, stage.honest, stage.intruder):
         user.write("a", f"{user.host.client.hex()}\n")
-    assert stage.trail().strays == {}
+    assert stage.log().foreign_blocks == {}
 
 
-def test_must_fail_where_blocks_are_their_coverers(
+def test_must_fail_if_blocks_count_for_who_covers_them(
     stage: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def none(*_: Any, **__: Any) -> dict[Any, Any]:
         return {}
 
-    monkeypatch.setattr("bftfs.restoration.trail.strays_among", none)
-    assert module.strays_among is not none
+    monkeypatch.setattr("bftfs.restoration.changes.find_foreign_blocks", none)
+    assert module.find_foreign_blocks is not none
     stage.intruder.scribble("a", "E\n")
     stage.honest.cover("a")
     assert stage.undo() == []

@@ -1,22 +1,35 @@
-"""What a user sees of a file system through a client: as it is, and as it was at any time."""
+"""What a user sees of a file system through a client: as it is now, and as it was at any time."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Final
+from typing import Final, TypeVar
 
-from bftfs.conversation import Together
+from bftfs.conversation import Conversation, Together
 from bftfs.credentials import Credentials
 from bftfs.filesystem.attributes import Attributes
 from bftfs.filesystem.contents import OpenFile
 from bftfs.filesystem.file_history import Change, History
 from bftfs.filesystem.operations import FileSystem
-from bftfs.identifiers import ObjectId, ObjectKind, kind_of
+from bftfs.identifiers import ObjectId
 
 PIECE_BYTES: Final = 4 << 20  # of a file, that are held at a time
-_TOGETHER: Final = 32  # directories that are listed at the same time
+_TOGETHER: Final = 32  # conversations that are held at the same time
+
+_Result = TypeVar("_Result")
+
+
+async def in_batches(
+    conversations: Sequence[Callable[[], Conversation[_Result]]],
+) -> list[_Result]:
+    """The results of many conversations, of which some are held at the same time."""
+    results: list[_Result] = []
+    for position in range(0, len(conversations), _TOGETHER):
+        results += await Together(tuple(conversations[position : position + _TOGETHER]))
+    return results
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +41,7 @@ class Node:
 
 
 class Reading:
-    """A file that is read from its beginning to its end, piece by piece."""
+    """A file being read from beginning to end, piece by piece."""
 
     def __init__(self, files: FileSystem, opened: OpenFile) -> None:
         self._files = files
@@ -42,29 +55,29 @@ class Reading:
         return piece
 
     async def close(self) -> None:
-        """No more will be read."""
+        """Release the file."""
         await self._files.release(self._opened)
 
 
 @dataclass(frozen=True, slots=True)
-class Sight:
-    """One user's sight of one file system. Times are microseconds; None is now."""
+class Viewpoint:
+    """One user's view of one file system. Times are in microseconds; None is now."""
 
     files: FileSystem
     history: History
     who: Credentials
-    now_us: int  # when he began to look
+    now_us: int  # when the user began to look
 
     def at(self, time_us: int | None) -> FileSystem:
         """The file system at a time."""
         return self.files if time_us is None else self.history.at(time_us)
 
     async def changes(self, identifier: ObjectId, *, since_us: int = 0) -> list[Change]:
-        """What was done to an object, the latest first."""
+        """The changes of an object, the latest first."""
         return await self.history.changes(identifier, self.who, since_us=since_us)
 
     async def reading(self, identifier: ObjectId, time_us: int | None) -> Reading:
-        """A file, opened at its beginning."""
+        """A file, opened for reading from its beginning."""
         files = self.at(time_us)
         return Reading(files, await files.open(identifier, os.O_RDONLY, self.who))
 
@@ -80,17 +93,19 @@ class Sight:
         return b"".join(pieces)
 
     async def link_target(self, identifier: ObjectId, time_us: int | None) -> bytes:
-        """Where a symlink leads."""
+        """The target of a symlink."""
         return await self.at(time_us).read_link(identifier, self.who)
 
-    async def extended(self, identifier: ObjectId, time_us: int | None) -> dict[bytes, bytes]:
+    async def extended(self, node: Node, time_us: int | None) -> dict[bytes, bytes]:
         """Extended attributes, ACLs among them."""
-        files = self.at(time_us)
+        if not node.attributes.extended and not node.attributes.flags:
+            return {}
+        files, identifier = self.at(time_us), node.identifier
         names = await files.list_extended(identifier, self.who)
         return {name: await files.get_extended(identifier, name, self.who) for name in names}
 
     async def listing(self, identifier: ObjectId, time_us: int | None) -> list[tuple[bytes, Node]]:
-        """What is in a directory."""
+        """The entries of a directory."""
         files = self.at(time_us)
         opened = await files.open_directory(identifier, self.who)
         found: list[tuple[bytes, Node]] = []
@@ -104,22 +119,31 @@ class Sight:
             after = page[-1].cookie
         return found
 
+    async def entries(self, directory: ObjectId, time_us: int | None) -> dict[bytes, ObjectId]:
+        """The entries of a directory, without attributes."""
+        files = self.at(time_us)
+        opened = await files.open_directory(directory, self.who)
+        found: dict[bytes, ObjectId] = {}
+        after = 0
+        while page := await files.read_directory(opened, after, with_attributes=False):
+            found |= {entry.name: entry.identifier for entry in page}
+            after = page[-1].cookie
+        return found
+
     async def tree(self, top: Node, time_us: int | None) -> dict[str, Node]:
-        """All that is below a directory, by relative path; and itself, by the empty one."""
+        """Everything below a directory by relative path; the directory itself by the empty path."""
         found = {"": top}
         level = [("", top.identifier)]
         while level:
+            listed = await in_batches(
+                [partial(self.listing, identifier, time_us) for _, identifier in level]
+            )
             below: list[tuple[str, ObjectId]] = []
-            for position in range(0, len(level), _TOGETHER):
-                batch = level[position : position + _TOGETHER]
-                listed = await Together(
-                    tuple(partial(self.listing, identifier, time_us) for _, identifier in batch)
-                )
-                for (path, _), nodes in zip(batch, listed, strict=True):
-                    for name, node in nodes:
-                        full = f"{path}{os.fsdecode(name)}"
-                        found[full] = node
-                        if kind_of(node.identifier) == ObjectKind.DIRECTORY:
-                            below.append((full + "/", node.identifier))
+            for (path, _), nodes in zip(level, listed, strict=True):
+                for name, node in nodes:
+                    full = f"{path}{os.fsdecode(name)}"
+                    found[full] = node
+                    if node.attributes.is_directory:
+                        below.append((full + "/", node.identifier))
             level = below
         return found

@@ -1,0 +1,152 @@
+"""From the names as they are to the names as they are to be: actions, in an order that works.
+
+The final tree is gone through from the top down. So a directory is in its final place before
+anything is done in it, and no move puts a directory below itself. At each name that is to stand for
+something else:
+
+- An object that stands in a wrong place is moved here. What is in the way goes there in exchange;
+  its own turn comes at its own name, or at the end.
+- Otherwise a file that exists gets one more link, and what is gone is made anew, a directory with
+  all its entries. What is in the way is removed, or put aside if anything in it is kept.
+
+At the end, what still stands at a wrong name is removed: links to files that are kept, then what
+the client made. Tests: `tests/unit/restoration/test_undo.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from bftfs.identifiers import ObjectId, ObjectKind, kind_of
+from bftfs.restoration.changes import ChangeLog
+from bftfs.restoration.name_plan import NamePlan, tops
+from bftfs.restoration.tree import Name, SpareNames
+
+
+@dataclass(frozen=True, slots=True)
+class Move:
+    """Move what is at `source` to `target`: in exchange for what is there, or to a free name."""
+
+    source: Name
+    target: Name
+    exchange: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Let a free name stand for an object: by a link if it exists; else it is made anew."""
+
+    name: Name
+    identifier: ObjectId
+
+
+@dataclass(frozen=True, slots=True)
+class Finish:
+    """Give a directory that was made anew its attributes, once its entries are made."""
+
+    identifier: ObjectId
+
+
+@dataclass(frozen=True, slots=True)
+class Remove:
+    """Remove an object that stands at a name; a directory with what the client made in it."""
+
+    name: Name
+    identifier: ObjectId
+
+
+Action = Move | Place | Finish | Remove
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Actions that belong together, and what they do in words."""
+
+    text: str
+    actions: Sequence[Action]
+
+
+def order_actions(log: ChangeLog, plan: NamePlan, spare: SpareNames) -> list[Group]:
+    """The actions after which all names stand for what is planned."""
+    ordering = _Ordering(log, plan, spare)
+    groups = [
+        group
+        for directory in plan.tree.below(tops(log))
+        for name, wanted in plan.tree.names(directory)
+        if (group := ordering.reach(name, wanted)) is not None
+    ]
+    return groups + ordering.removals()
+
+
+class _Ordering:
+    """The names as the actions so far leave them."""
+
+    def __init__(self, log: ChangeLog, plan: NamePlan, spare: SpareNames) -> None:
+        self._log = log
+        self._plan = plan
+        self._spare = spare
+        self._now = log.tree.copy()
+
+    def reach(self, name: Name, wanted: ObjectId) -> Group | None:
+        """What lets the name stand for `wanted`; None if it does already."""
+        if self._now.get(name) == wanted:
+            return None
+        path = self._log.path(name)
+        places = self._now.places(wanted)
+        source = next((each for each in places if self._plan.tree.get(each) != wanted), None)
+        if source is not None:
+            return Group(f"move {self._log.path(source)} back to {path}", self._fetch(source, name))
+        return Group(f"bring back {path}", self._bring_back(name, wanted))
+
+    def removals(self) -> list[Group]:
+        """What removes everything that is left at a wrong name."""
+        left = [
+            (name, there)
+            for directory in self._now.below(tops(self._log))
+            for name, there in self._now.names(directory)
+            if self._plan.tree.get(name) != there
+        ]
+        kept = self._plan.kept
+        links = [each for each in left if each[1] in kept]
+        made = [each for each in left if each[1] not in kept and each[0].directory in kept]
+        return [
+            Group(f"remove {self._log.path(name)}", [Remove(name, there)])
+            for name, there in (*links, *made)
+        ]
+
+    def _fetch(self, source: Name, name: Name) -> list[Action]:
+        there = self._now.get(name)
+        if there is None or not self._now.is_in(source.directory, there):
+            return [self._move(source, name)]
+        aside = self._spare.take_aside(name)  # out of what it is to change places with
+        return [self._move(source, aside), self._move(aside, name)]
+
+    def _move(self, source: Name, target: Name) -> Move:
+        moved, there = self._now.get(source), self._now.get(target)
+        self._now.put(source, None)
+        self._now.put(target, moved)
+        self._now.put(source, there)
+        return Move(source, target, there is not None)
+
+    def _bring_back(self, name: Name, wanted: ObjectId) -> list[Action]:
+        actions = [*self._clear(name), Place(name, wanted)]
+        self._now.put(name, wanted)
+        if kind_of(wanted) == ObjectKind.DIRECTORY:
+            for each, child in self._plan.tree.names(wanted):
+                group = self.reach(each, child)
+                actions += () if group is None else group.actions
+            actions.append(Finish(wanted))
+        return actions
+
+    def _clear(self, name: Name) -> list[Action]:
+        there = self._now.get(name)
+        if there is None:
+            return []
+        is_right_elsewhere = any(
+            self._plan.tree.get(each) == there for each in self._now.places(there)
+        )
+        if is_right_elsewhere or self._plan.kept.isdisjoint(self._now.below((there,))):
+            self._now.put(name, None)
+            return [Remove(name, there)]
+        return [self._move(name, self._spare.take_aside(name))]

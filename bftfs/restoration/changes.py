@@ -1,0 +1,208 @@
+"""What a client has changed below a directory since a time, and what others did to the same things.
+
+Every version carries the client whose key made it, which the servers that accepted it have checked.
+`read_changes` visits every directory below the root, every object that has changed since, and every
+object that took part in an operation that changed one of these, whether it still exists or not. For
+each file it also asks which blocks were written, because versions of the inode do not show who
+wrote them (see `foreign_blocks`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import partial
+from math import inf
+
+from bftfs.filesystem.file_history import Change
+from bftfs.filesystem.names import shown
+from bftfs.filesystem.registry import ACCESSED, CREATE, MAKE_DIRECTORY
+from bftfs.identifiers import ClientId, ObjectId, ObjectKind, inode_of, kind_of
+from bftfs.restoration.foreign_blocks import ForeignBlock, find_foreign_blocks
+from bftfs.restoration.tree import Name, Tree
+from bftfs.restoration.viewpoint import Node, Viewpoint, in_batches
+
+
+@dataclass
+class ChangeLog:
+    """All changes since a time, by anybody; of each object, the earliest first."""
+
+    client: ClientId  # whose changes are to be taken back
+    since_us: int
+    root: ObjectId
+    root_path: str
+    now_us: int  # not before the latest of the changes
+    changes: dict[ObjectId, list[Change]] = field(default_factory=dict)
+    tree: Tree = field(default_factory=Tree)  # as it is now
+    last_names: dict[ObjectId, Name] = field(default_factory=dict)  # of what is gone
+    foreign_blocks: dict[ObjectId, list[ForeignBlock]] = field(default_factory=dict)
+
+    def by_client(self, change: Change) -> bool:
+        """True if the client made the change."""
+        return change.client == self.client
+
+    def touched(self) -> list[ObjectId]:
+        """The objects that the client changed."""
+        return [
+            identifier
+            for identifier, changes in self.changes.items()
+            if any(map(self.by_client, changes))
+            or any(each.by_client for each in self.foreign_blocks.get(identifier, ()))
+        ]
+
+    def is_there(self, identifier: ObjectId) -> bool:
+        """True if a name stands for the object now."""
+        return bool(self.tree.places(identifier)) or identifier == self.root
+
+    def is_made_by_client(self, identifier: ObjectId) -> bool:
+        """True if the client created the object, since then."""
+        # Not by the version's parent: a repair may have come before what created the object.
+        return any(
+            self.by_client(change)
+            and change.operation.method in (CREATE, MAKE_DIRECTORY)
+            and change.operation.objects[1] == identifier
+            for change in self.changes.get(identifier, ())[:1]
+        )
+
+    def is_others(self, identifier: ObjectId) -> bool:
+        """True if the client did not create the object, or others have changed it since."""
+        return not self.is_made_by_client(identifier) or any(
+            not self.by_client(change) and change.operation.method != ACCESSED
+            for change in self.changes[identifier]
+        )
+
+    def foreign_blocks_in(self, identifier: ObjectId, change: Change) -> list[ForeignBlock]:
+        """The blocks that this change made visible and the other side had written."""
+        return [each for each in self.foreign_blocks.get(identifier, ()) if each.shown_by is change]
+
+    def is_tainted(self, identifier: ObjectId, change: Change) -> bool:
+        """True if the client made the change, or wrote a block that the change made visible."""
+        return self.by_client(change) or bool(self.foreign_blocks_in(identifier, change))
+
+    def last_untainted_us(self, identifier: ObjectId) -> int:
+        """The last time at which the object was as it was before the client changed it."""
+        for change in self.changes.get(identifier, ()):
+            if self.is_tainted(identifier, change) and not creates(change):
+                return change.time_us - 1
+        return self.now_us
+
+    def path(self, name: Name) -> str:
+        """A name, as a path."""
+        names: list[str] = []
+        passed: set[ObjectId] = set()
+        known: Name | None = name
+        while known is not None and known.directory not in passed:
+            names.append(shown(known.name))
+            if known.directory == self.root:
+                return "/".join((self.root_path, *reversed(names)))
+            passed.add(known.directory)
+            known = self._name_of(known.directory)
+        return "/".join(("?", *reversed(names)))
+
+    def path_of(self, identifier: ObjectId) -> str:
+        """Where an object is, or was last."""
+        name = self._name_of(identifier)
+        if identifier == self.root:
+            return self.root_path
+        return identifier.hex() if name is None else self.path(name)
+
+    def _name_of(self, identifier: ObjectId) -> Name | None:
+        places = self.tree.places(identifier)
+        return places[0] if places else self.last_names.get(identifier)
+
+
+def creates(change: Change) -> bool:
+    """True if the object did not exist before this change."""
+    return change.attributes is not None and not change.attributes.previous
+
+
+async def read_changes(
+    view: Viewpoint, root: ObjectId, *, path: str, client: ClientId, since_us: int
+) -> ChangeLog:
+    """All changes since then below `root`, which stands at `path`.
+
+    Raises FileSystemError if the user may not read everything.
+    """
+    log = ChangeLog(client, since_us, root, path, view.now_us)
+    level = [root]
+    seen = set(level)
+    while level:
+        visits = await in_batches([partial(_visit, view, each, since_us) for each in level])
+        found: list[ObjectId] = []
+        for identifier, (changes, nodes) in zip(level, visits, strict=True):
+            if changes:
+                log.changes[identifier] = changes[::-1]
+                log.now_us = max(log.now_us, changes[0].time_us)
+            for each, node in nodes:
+                log.tree.put(Name(identifier, each), node.identifier)
+                # A file that has not changed need not be visited.
+                if node.attributes.is_directory or node.attributes.version >= since_us:
+                    found.append(node.identifier)
+            for change in changes:
+                for each, entry in change.entries:
+                    if entry is not None:
+                        log.last_names.setdefault(entry.child, Name(identifier, each))
+                found += (each for each in change.objects if kind_of(each) != ObjectKind.VOLUME)
+        level = [each for each in dict.fromkeys(found) if each not in seen]
+        seen.update(level)
+    _name_what_is_gone(log)
+    await _add_foreign_blocks(log, view)
+    return log
+
+
+async def _visit(
+    view: Viewpoint, identifier: ObjectId, since_us: int
+) -> tuple[list[Change], list[tuple[bytes, Node]]]:
+    """The object's changes since then, the latest first; and the entries of a directory."""
+    changes = await view.changes(identifier, since_us=since_us)
+    is_directory = kind_of(identifier) == ObjectKind.DIRECTORY
+    return changes, await view.listing(identifier, None) if is_directory else []
+
+
+def _name_what_is_gone(log: ChangeLog) -> None:
+    """Note the names from which objects were removed that are not known to have had another."""
+    for identifier, changes in log.changes.items():
+        for change in changes:
+            for name, entry in change.entries:
+                if entry is None:
+                    for each in change.objects:
+                        log.last_names.setdefault(each, Name(identifier, name))
+
+
+async def _add_foreign_blocks(log: ChangeLog, view: Viewpoint) -> None:
+    client, since_us = log.client, log.since_us
+    files = {
+        each for each in (*log.tree.objects(), *log.changes) if kind_of(each) == ObjectKind.INODE
+    }
+    own = await view.history.written(sorted(files), author=client, since_us=since_us)
+    concerned = {inode_of(written.block) for written in own} | (files & set(log.touched()))
+    everybodys = await view.history.written(sorted(concerned), author=None, since_us=since_us)
+    log.foreign_blocks = await find_foreign_blocks(
+        view, everybodys, log.changes, client=client, since_us=since_us
+    )
+    for identifier in log.foreign_blocks:
+        log.changes.setdefault(identifier, [])
+
+
+Changed = tuple[ObjectId, Change]
+
+
+def audited(log: ChangeLog) -> tuple[list[Changed], list[Changed]]:
+    """The client's changes, each once; and what others did later to the same names and files."""
+    own: dict[bytes, Changed] = {}
+    built: dict[bytes, Changed] = {}
+    for identifier in log.touched():
+        is_directory = kind_of(identifier) == ObjectKind.DIRECTORY
+        names: set[bytes] = set()  # that the client changed so far
+        blocks = [each for each in log.foreign_blocks.get(identifier, ()) if each.by_client]
+        begun_us = min((each.time_us for each in blocks), default=inf)
+        for change in log.changes[identifier]:
+            changed = {name for name, _ in change.entries}
+            if log.by_client(change):
+                begun_us = min(begun_us, change.time_us)
+                names |= changed
+                # An operation on several objects is listed with the one that says most: the file.
+                if change.timestamp not in own or not is_directory:
+                    own[change.timestamp] = identifier, change
+            elif begun_us < change.time_us and (not is_directory or changed & names):
+                built[change.timestamp] = identifier, change
+    return ([own[each] for each in sorted(own)], [built[each] for each in sorted(built)])

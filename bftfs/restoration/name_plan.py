@@ -1,0 +1,351 @@
+"""What names are to stand for once a client's changes are taken back.
+
+The rule: each name that the client changed is to stand for what others last put there; if they have
+not changed it since, for what it stood for before the client's first change. All other names stay
+as they are. That is the tree which a replay of others' operations alone would make, wherever such a
+replay would refuse none of them (decision 13).
+
+Three corrections make a tree of that in which nothing of others' is lost. What they correct is a
+conflict, which is reported:
+
+1. A directory has one place. Where others have moved it on, it stays there.
+2. What the client took from a name, and others have replaced there, is put beside the name.
+3. Every object that others made or changed has a place. One that has none stays where it is, and
+   what was to be there instead is put beside it. So does a file that the client made and others
+   changed, unless it is moved to where others had put it.
+
+Why nothing is lost: an undo removes only objects that have no place in the final tree, and after
+the third correction these are objects that the client made and nobody else changed.
+
+`read_names` reads what the rule needs; `plan_names` is pure. Tests:
+`tests/unit/restoration/test_undo.py`; in the simulator every undo is compared with a model that was
+given others' work alone (`simulation/checkers/undo.py`).
+"""
+
+from __future__ import annotations
+
+import stat
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass, field
+from functools import partial
+
+from bftfs.conversation import Conversation
+from bftfs.filesystem.names import shown
+from bftfs.identifiers import ObjectId, ObjectKind, kind_of
+from bftfs.restoration.changes import ChangeLog
+from bftfs.restoration.contents import others_or_last_contents
+from bftfs.restoration.tree import Name, SpareNames, Tree
+from bftfs.restoration.viewpoint import Viewpoint
+
+# --- reading ---------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class NameHistory:
+    """What others have made of the names that the client changed."""
+
+    wanted: dict[Name, ObjectId | None] = field(default_factory=dict)  # by the rule
+    taken: dict[Name, ObjectId] = field(default_factory=dict)  # by the client; replaced by others
+    # The entries of directories that are gone, with others' later changes.
+    lost: dict[ObjectId, dict[bytes, ObjectId]] = field(default_factory=dict)
+    # Where an earlier undo has put what it made anew of an object that was to be at a name.
+    returned: dict[tuple[Name, ObjectId], Name] = field(default_factory=dict)
+
+    def stays(self, name: Name, there: ObjectId) -> bool:
+        """True if the name may go on standing for what it stands for."""
+        return self.wanted.get(name, there) == there
+
+    def returned_to(self, name: Name, lost: ObjectId) -> Name | None:
+        """Where an earlier undo has put what was to be at `name`; a directory has one place."""
+        found = self.returned.get((name, lost))
+        if found is None and kind_of(lost) == ObjectKind.DIRECTORY:
+            places = (place for (_, each), place in self.returned.items() if each == lost)
+            found = next(places, None)
+        return found
+
+
+async def read_names(view: Viewpoint, log: ChangeLog, spare: SpareNames) -> NameHistory:
+    """What others have made of the names that the client changed."""
+    history = NameHistory()
+    for directory in log.touched():
+        if kind_of(directory) == ObjectKind.DIRECTORY and log.is_there(directory):
+            entries, taken = await _entries_by_others(view, log, directory)
+            own = filter(log.by_client, log.changes[directory])
+            for name in sorted({name for change in own for name, _ in change.entries}):
+                history.wanted[Name(directory, name)] = entries.get(name)
+            history.taken |= taken
+    waiting = [*filter(None, history.wanted.values()), *history.taken.values()]
+    while waiting:
+        each = waiting.pop()
+        is_directory = kind_of(each) == ObjectKind.DIRECTORY
+        if is_directory and not log.is_there(each) and each not in history.lost:
+            history.lost[each], _ = await _entries_by_others(view, log, each)
+            waiting += history.lost[each].values()
+    for place, lost in (*history.taken.items(), *history.wanted.items()):
+        if lost is not None and not log.is_there(lost):
+            names = (place, *spare.used_beside(place))
+            is_it = partial(_is_made_anew, view, log, history, lost)
+            returned = await find_staying(log, history, names, is_it)
+            if returned is not None:
+                history.returned[place, lost] = returned
+    return history
+
+
+async def _entries_by_others(
+    view: Viewpoint, log: ChangeLog, directory: ObjectId
+) -> tuple[dict[bytes, ObjectId], dict[Name, ObjectId]]:
+    """A directory's entries before the client's first change, with others' later changes.
+
+    Also what the client took from a name, and others then replaced there.
+    """
+    time_us = log.last_untainted_us(directory)
+    entries = await view.entries(directory, time_us)
+    away: set[bytes] = set()  # names from which the client has taken what is in `entries`
+    taken: dict[bytes, ObjectId] = {}
+    for change in log.changes.get(directory, ()):
+        if change.time_us <= time_us:
+            continue
+        for name, entry in change.entries:
+            child = None if entry is None else entry.child
+            if not log.by_client(change):
+                before = entries.pop(name, None)
+                if name in away and before is not None:
+                    taken[name] = before
+                if child is not None:
+                    entries[name] = child
+                away.discard(name)
+            elif child != entries.get(name):
+                away.add(name)
+            else:
+                away.discard(name)
+    return entries, {
+        Name(directory, name): child for name, child in taken.items() if entries.get(name) != child
+    }
+
+
+async def find_staying(
+    log: ChangeLog,
+    history: NameHistory,
+    names: Iterable[Name],
+    is_it: Callable[[ObjectId], Conversation[bool]],
+) -> Name | None:
+    """The first of some names that goes on standing for an object that `is_it` accepts."""
+    for name in names:
+        there = log.tree.get(name)
+        if there is not None and history.stays(name, there) and await is_it(there):
+            return name
+    return None
+
+
+async def _is_made_anew(
+    view: Viewpoint, log: ChangeLog, history: NameHistory, lost: ObjectId, there: ObjectId
+) -> bool:
+    """True if an earlier undo may have made `there` for an object that is gone."""
+    if log.is_made_by_client(there) or kind_of(there) != kind_of(lost):
+        return False
+    if lost in history.lost:
+        return all(log.tree.get(Name(there, each)) is not None for each in history.lost[lost])
+    time_us = log.last_untainted_us(lost)
+    was = await view.at(time_us).attributes(lost, view.who)
+    now = await view.files.attributes(there, view.who)
+    if stat.S_IFMT(was.mode) != stat.S_IFMT(now.mode):
+        return False
+    if stat.S_ISLNK(was.mode):
+        return await view.link_target(lost, time_us) == await view.link_target(there, None)
+    if not was.is_regular:
+        return was.device == now.device
+    contents = await others_or_last_contents(view, log, lost)
+    return contents == await view.contents(there, None)
+
+
+# --- planning --------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Conflict:
+    """Something that both the client and others have changed; a person has to look at it."""
+
+    text: str
+    name: Name
+
+
+@dataclass(frozen=True, slots=True)
+class NamePlan:
+    """What names are to stand for. `kept` are the objects that then have a place."""
+
+    tree: Tree
+    kept: frozenset[ObjectId]
+    conflicts: tuple[Conflict, ...]
+
+
+def plan_names(log: ChangeLog, history: NameHistory, spare: SpareNames, *, label: str) -> NamePlan:
+    """What names are to stand for, by the rule and its corrections. `label` is the client's."""
+    planning = _Planning(log, history, spare, label)
+    planning.apply_rule()
+    while planning.correct():
+        pass
+    planning.report_names_by_others()
+    assert all(each in planning.kept or not log.is_others(each) for each in log.tree.objects())
+    return NamePlan(planning.tree, frozenset(planning.kept), tuple(planning.conflicts))
+
+
+class _Planning:
+    """A plan in the making: the tree, what has a place in it, and the conflicts so far."""
+
+    def __init__(self, log: ChangeLog, history: NameHistory, spare: SpareNames, label: str) -> None:
+        self._log = log
+        self._history = history
+        self._spare = spare
+        self._label = label
+        self.tree = log.tree.copy()
+        self.kept: set[ObjectId] = set()
+        self.conflicts: list[Conflict] = []
+        # Names with what the client took from them beside them, and names left as they are.
+        self._corrected: set[Name] = set()
+        self._staying: set[Name] = set()
+
+    def apply_rule(self) -> None:
+        for name, wanted in self._history.wanted.items():
+            self.tree.put(name, wanted)
+            if wanted is not None:
+                self._spare.use(name)
+        for directory, entries in self._history.lost.items():
+            for each, child in entries.items():
+                self.tree.put(Name(directory, each), child)
+        self._keep_all_again()
+
+    def correct(self) -> bool:
+        """Make the corrections. False if there were none; else what they did may need others.
+
+        That ends, because each name is corrected once.
+        """
+        count = len(self.conflicts)
+        self._give_directories_one_place()
+        # What the client has taken gets its place beside; other things need not wait for that.
+        self._let_others_work_stay(0, but=self._history.taken.values())
+        self._put_taken_beside()
+        for stage in range(3):
+            self._let_others_work_stay(stage)
+        return len(self.conflicts) > count
+
+    def _give_directories_one_place(self) -> None:
+        for directory in sorted(self.kept):
+            if kind_of(directory) != ObjectKind.DIRECTORY:
+                continue
+            places = [each for each in self.tree.places(directory) if each.directory in self.kept]
+            if len(places) > 1:
+                now = self._log.tree.places(directory)
+                stays = next((each for each in places if each in now), places[0])
+                self._put(stays, directory)
+                where = self._log.path(stays)
+                for place in places:
+                    if place != stays:
+                        what = f"moved by {self._label}, and then by others: it stays {where}"
+                        self._report(place, self._log.path(place), what)
+        self._keep_all_again()
+
+    def _put_taken_beside(self) -> None:
+        for name, taken in self._history.taken.items():
+            if (
+                name.directory in self.kept
+                and name not in self._corrected
+                and self._is_missing(taken)
+                and self._history.returned_to(name, taken) is None
+            ):
+                self._corrected.add(name)
+                what = f"removed by {self._label}, and since changed by others; what it was is "
+                self._report(name, self._log.path(name), what + self._put_beside(name, taken))
+
+    def _let_others_work_stay(self, stage: int, *, but: Collection[ObjectId] = ()) -> None:
+        for name in self._history.wanted:
+            there = self._log.tree.get(name)
+            if there is not None and there not in but and self._stage(name, there) <= stage:
+                self._let_stay(name)
+
+    def report_names_by_others(self) -> None:
+        """Report what the client made and others have given a name."""
+        log, reported = self._log, {conflict.name for conflict in self.conflicts}
+        for identifier in log.touched():
+            if identifier in self.kept and log.is_made_by_client(identifier):
+                for place in self.tree.places(identifier):
+                    if place.directory in self.kept and place not in reported:
+                        what = f"made by {self._label}, and named so by others: it stays"
+                        self._report(place, log.path(place), what)
+
+    def _stage(self, name: Name, there: ObjectId) -> int:
+        """In which stage what stands at a name has to stay there; 3 if in none."""
+        if name in self._staying or not self._log.is_others(there):
+            return 3
+        places = self.tree.places(there)
+        if there in self.kept:
+            # What the client made has its own name, unless it is moved to where others had it.
+            is_moved = any(self._log.tree.get(each) != there for each in places)
+            is_named = name in places or is_moved or not self._log.is_made_by_client(there)
+            return 3 if is_named else 2
+        if not places:
+            return 0
+        return 1 if any(self.tree.is_in(each.directory, there) for each in places) else 2
+
+    def _let_stay(self, name: Name) -> None:
+        """Let the name stand for what it stands for now, together with the directories above it."""
+        log, there = self._log, self._log.tree.get(name)
+        assert there is not None, "only such names are kept as they are"
+        if name.directory not in self.kept:
+            self._let_stay(log.tree.places(name.directory)[0])
+        self._staying.add(name)
+        wanted, elsewhere = self.tree.get(name), self.tree.places(there)
+        self._put(name, there)
+        if wanted == there:
+            return
+        path = log.path(name)
+        if kind_of(there) == ObjectKind.DIRECTORY and elsewhere:
+            path = log.path(elsewhere[0])
+            what = f"moved by {self._label}, and what it stood in was moved into it by others: "
+            what += f"it stays {log.path(name)}"
+        elif log.is_made_by_client(there):
+            what = f"made by {self._label}, and others have worked in it: it stays"
+        else:
+            what = f"put there by {self._label}, and there is no other place for it: it stays"
+        if wanted is not None:
+            self._keep_all_again()
+            if self._is_missing(wanted):
+                returned = self._history.returned_to(name, wanted)
+                there_now = None if returned is None else shown(returned.name)
+                beside = there_now or self._put_beside(name, wanted)
+                what += f"; what was there before is {beside}"
+        self._report(name, path, what)
+
+    def _is_missing(self, identifier: ObjectId) -> bool:
+        """True if the object is gone, or has no place in the tree so far."""
+        # A file that is gone is put at each name that needs it: a second run can only compare
+        # contents, and has to find it there.
+        is_gone_file = kind_of(identifier) == ObjectKind.INODE and not self._log.is_there(
+            identifier
+        )
+        return identifier not in self.kept or is_gone_file
+
+    def _put_beside(self, name: Name, identifier: ObjectId) -> str:
+        beside = self._spare.take_beside(name)
+        self._put(beside, identifier)
+        return shown(beside.name)
+
+    def _put(self, name: Name, identifier: ObjectId) -> None:
+        if kind_of(identifier) == ObjectKind.DIRECTORY:
+            for each in self.tree.places(identifier):
+                self.tree.put(each, None)
+        self.tree.put(name, identifier)
+        self._keep(identifier)
+
+    def _keep(self, identifier: ObjectId) -> None:
+        self.kept.update(self.tree.below((identifier,)))
+
+    def _keep_all_again(self) -> None:
+        self.kept = set(self.tree.below(tops(self._log)))
+
+    def _report(self, name: Name, path: str, what: str) -> None:
+        self.conflicts.append(Conflict(f"{path}: {what}", name))
+
+
+def tops(log: ChangeLog) -> list[ObjectId]:
+    """The root, and directories outside it, where nothing is known to be above them."""
+    return [log.root, *(each for each in log.tree.directories() if not log.is_there(each))]
