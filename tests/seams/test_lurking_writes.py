@@ -15,9 +15,9 @@ import pytest
 from bftfs.filesystem.file_history import History
 from bftfs.identifiers import ObjectId
 from bftfs.query_update.past_reading import PastReader
-from bftfs.restoration.sight import Sight
-from bftfs.restoration.trail import Trail, follow
-from bftfs.restoration.undo import Undoing
+from bftfs.restoration.changes import ChangeLog, read_changes
+from bftfs.restoration.undo import Undo
+from bftfs.restoration.viewpoint import Viewpoint
 from bftfs.simulation.world import SECOND_US
 from tests.seams.world import (
     READERS_GRANT,
@@ -168,7 +168,7 @@ def test_nothing_comes_and_goes(
 # --- audit and undo ------------------------------------------------------------------------------
 
 
-def sight(user: User, world: World) -> Sight:
+def viewpoint(user: User, world: World) -> Viewpoint:
     history = History(
         user.files,
         user.objects,
@@ -179,21 +179,21 @@ def sight(user: User, world: World) -> Sight:
         volume=VOLUME,
         asking_as=user.who,
     )
-    return Sight(user.files, history, user.who, world.now_us)
+    return Viewpoint(user.files, history, user.who, world.now_us)
 
 
-def audit(case: Planted, seen: Sight) -> Trail:
+def audit(case: Planted, seen: Viewpoint) -> ChangeLog:
     """What the stranger has done since the intrusion began."""
-    trail: Trail = case.root.run(
-        follow(seen, ROOT, path="", client=case.stranger.host.client, since_us=case.since_us)
+    log: ChangeLog = case.root.run(
+        read_changes(seen, ROOT, path="", client=case.stranger.host.client, since_us=case.since_us)
     )
-    return trail
+    return log
 
 
 def undo(case: Planted) -> None:
-    seen = sight(case.root, case.world)
-    trail = audit(case, seen)
-    for step in case.root.run(Undoing(seen, trail, label="K").steps()):
+    seen = viewpoint(case.root, case.world)
+    log = audit(case, seen)
+    for step in case.root.run(Undo(seen, log, label="K").steps()):
         if step.perform is not None:
             case.root.run(step.perform())
 
@@ -202,10 +202,10 @@ def undo(case: Planted) -> None:
 def test_audit_lists_what_is_incomplete(nodes: tuple[int, ...], liars: int, away: bool) -> None:
     """Any b + 1 correct hosts are enough to be found: the version is there, or is dead."""
     case = plant(nodes, liars, away)
-    trail = audit(case, sight(case.root, case.world))
+    log = audit(case, viewpoint(case.root, case.world))
     before = read(case)
     finish(case)
-    assert read(case) == before or case.identifier in trail.touched()
+    assert read(case) == before or case.identifier in log.touched()
 
 
 @everywhere
