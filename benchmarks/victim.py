@@ -122,13 +122,13 @@ class Victim:
 
     def __init__(self, data: Path, client: str, number: int) -> None:
         description, name, self._network = connected(data, client)
+        peers = Peers(ThresholdQuorums(description.query_update))
         self._objects = QueryUpdateClient(
-            name,
-            Peers(ThresholdQuorums(description.query_update)),
-            object_types(),
-            patience_total_us=_PATIENCE_US,
+            name, peers, object_types(), patience_total_us=_PATIENCE_US
         )
-        self._blocks = ReadWriteClient(name, description.read_write, patience_total_us=_PATIENCE_US)
+        self._blocks = ReadWriteClient(
+            name, description.read_write, peers, patience_total_us=_PATIENCE_US
+        )
         self._description = description
         self._number = number
         self._credentials = credentials_of(number)

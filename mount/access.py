@@ -57,14 +57,10 @@ def file_system(
     """The file system of a cluster, as its client `identity` sees it, and its history."""
     client = client_id_of(public_key=identity.public_key)
     patience_us = None if options.patience_s is None else round(options.patience_s * SECOND_US)
-    objects = QueryUpdateClient(
-        client,
-        Peers(ThresholdQuorums(description.query_update)),
-        object_types(),
-        patience_total_us=patience_us,
-    )
-    blocks = ReadWriteClient(client, description.read_write, patience_total_us=patience_us)
-    capacity = ClusterCapacity(description.read_write, objects.peers, patience_total_us=patience_us)
+    peers = Peers(ThresholdQuorums(description.query_update))
+    objects = QueryUpdateClient(client, peers, object_types(), patience_total_us=patience_us)
+    blocks = ReadWriteClient(client, description.read_write, peers, patience_total_us=patience_us)
+    capacity = ClusterCapacity(description.read_write, peers, patience_total_us=patience_us)
     cipher = BlockCipher(read_volume_key(directory.volume_key))
     files = FileSystem(
         objects,

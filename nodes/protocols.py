@@ -8,6 +8,7 @@ from typing import get_args
 import structlog
 
 from bftfs import limits
+from bftfs.asking.peers import Peers
 from bftfs.asking.quorum import ThresholdQuorums
 from bftfs.cluster import ClusterDescription
 from bftfs.crypto.digest import client_id_of
@@ -57,6 +58,7 @@ def honest_services(
     room = Room(client_bytes=configuration.client_bytes, pool_bytes=configuration.pool_bytes)
     quota = ClientQuota(room)
     client = client_id_of(public_key=identity.public_key)
+    peers = Peers(quorums, trusted=1 << node)
     incomplete = query_update.incomplete
     finisher = Finisher(node, client, quorums, incomplete, object_healer)
     past = CollectedPast()
@@ -64,6 +66,7 @@ def honest_services(
         node,
         description.read_write,
         client,
+        peers,
         recovery,
         charge=quota.charge_anyway,
         wants=past.wants,
@@ -92,6 +95,7 @@ def honest_services(
         node,
         description.read_write,
         client,
+        peers,
         configuration.verification,
     )
     read_write = ReadWriteServer(

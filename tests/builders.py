@@ -302,7 +302,7 @@ class ClusterClient:
         sizes = cluster.sizes
         self.peers = Peers(ThresholdQuorums(sizes.query_update))
         self.objects = QueryUpdateClient(host.client, self.peers, cluster.deployment.types)
-        self.blocks = ReadWriteClient(host.client, sizes.read_write)
+        self.blocks = ReadWriteClient(host.client, sizes.read_write, self.peers)
         self.capacity = ClusterCapacity(sizes.read_write, self.peers)
 
     def start(self, conversation: Coroutine[Any, Any, Any]) -> Outcome:

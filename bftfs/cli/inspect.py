@@ -33,7 +33,6 @@ from bftfs.query_update.history import ZERO, time_of
 from bftfs.query_update.inspection import Copy, ObjectReport
 from bftfs.read_write import inspection as block_inspection
 from bftfs.read_write.inspection import BlockReport, Fragment
-from bftfs.read_write.session import Session as BlockSession
 
 _WIDTH = 200  # of what is not shown on a terminal
 _BLOCKS = 256  # that are shown unless others are asked for
@@ -125,11 +124,10 @@ def _inspected(
         count = -(-located.attributes.size // block_bytes)
         first, last = chosen or (0, min(count, _BLOCKS) - 1)
         numbers = range(first, min(last + 1, count))
-        blocks = BlockSession(session.client, thresholds, patience_total_us=_PATIENCE_US)
         found = session.network.perform_many(
             (
                 block_inspection.inspect(
-                    witnesses, blocks, layout.block(located.identifier, number)
+                    witnesses, thresholds, layout.block(located.identifier, number)
                 )
                 for number in numbers
             ),

@@ -18,8 +18,9 @@ from itertools import pairwise
 from typing import Any, NamedTuple
 
 from bftfs import limits
+from bftfs.conversation import Now, Send
 from bftfs.identifiers import BLOCK_ID_BYTES, OBJECT_ID_BYTES, BlockId, ClientId, ObjectId
-from bftfs.read_write.gathering import Addressed
+from bftfs.read_write.gathering import Gathering
 from bftfs.read_write.messages import AuthoredReply, AuthoredRequest
 from bftfs.read_write.session import Session
 from bftfs.read_write.timestamp import (
@@ -104,13 +105,14 @@ async def _page(session: Session, request: AuthoredRequest) -> tuple[list[bytes]
         return reply if usable else None
 
     thresholds = session.thresholds
-    gathering = session.gathering(
-        (Addressed(request),) * thresholds.N,
+    gathering = Gathering(
+        session,
+        lambda node: Send(node, request),
         judge,
-        silence=session.silence(session.read_patience),
         subject="the authors of blocks",
+        pace=session.peers.reads,
+        now_us=await Now(),
     )
-    await gathering.send()
     replies = (await gathering.answers()).values()
     until = sorted(reply.until for reply in replies)[thresholds.b]
     keys = {key for reply in replies for key in reply.keys if key <= until}

@@ -44,6 +44,7 @@ from collections.abc import Sequence
 from functools import partial
 
 from bftfs import limits
+from bftfs.asking.peers import Peers
 from bftfs.coding.erasure import Buffer
 from bftfs.conversation import Compute, Now, Together
 from bftfs.credentials import Credentials
@@ -67,16 +68,17 @@ class ReadWriteClient:
         self,
         client: ClientId,
         thresholds: ReadWriteThresholds,
+        peers: Peers,
         *,
         patience_total_us: int | None = None,
     ) -> None:
-        """Operations give up after `patience_total_us` of silence; with None they wait for ever."""
-        self._session = Session(client, thresholds, patience_total_us=patience_total_us)
+        """Rounds and reads give up after `patience_total_us` of silence; with None, never."""
+        self._session = Session(client, thresholds, peers, patience_total_us=patience_total_us)
 
     @property
     def faults(self) -> tuple[int, ...]:
         """For each node, how many of its replies no correct node would have sent."""
-        return tuple(self._session.standings.faults)
+        return tuple(self._session.peers.faults)
 
     # --- WRITE -------------------------------------------------------------------------------
 
@@ -142,14 +144,11 @@ class ReadWriteClient:
         credentials: Credentials,
     ) -> BlockTimestamp:
         session = self._session
-        silence = session.silence(session.write_patience)
         for tries_left in reversed(range(limits.TIMES_PER_WRITE)):
             # [PASIS Figure 3.1] MAKE_TIMESTAMP: at most one set of fragments at any logical time.
             timestamp = BlockTimestamp(time, session.client, encoded.verifier)
             try:
-                await write_at(
-                    session, block, timestamp, encoded, credentials=credentials, silence=silence
-                )
+                await write_at(session, block, timestamp, encoded, credentials=credentials)
                 break
             except AdmissionRefused as refused:
                 if refused.code != errno.ETIME or not tries_left:

@@ -81,10 +81,10 @@ class Descent:
         "_fetching",
         "_first_asked",
         "_lapses",
-        "_lapses_before",
         "_listed",
         "_listing",
         "_nodes",
+        "_probes",
         "_silent",
         "_thresholds",
         "_withheld",
@@ -98,12 +98,12 @@ class Descent:
         before: BlockTimestamp | None,
         nodes: tuple[NodeId, ...],
         *,
-        silent: frozenset[NodeId],
-        lapses: int,
+        silent: frozenset[NodeId] = frozenset(),
+        probes: tuple[NodeId, ...] = (),
     ) -> None:
         """`nodes` in the order in which to ask them; `silent` ones are not waited for.
 
-        `lapses`: how often patience has run out in this read's earlier descents.
+        `probes` are asked besides the first ones.
         """
         self._thresholds = thresholds
         self._first_asked = thresholds.first_asked
@@ -118,17 +118,15 @@ class Descent:
         self._fetching: set[NodeId] = set()  # nodes whose fragment of the candidate is on its way
         self._withheld: set[NodeId] = set()  # nodes that list the candidate and keep its fragment
         self._silent = set(silent)
-        self._lapses_before = self._lapses = lapses
-
-    @property
-    def waits_for(self) -> list[NodeId]:
-        """The nodes whose replies are on their way, ascending."""
-        return sorted(self._listing.keys() | self._fetching)
+        self._probes = probes
+        self._lapses = 0
 
     # --- what happens ------------------------------------------------------------------------
 
     def begin(self) -> list[Question]:
         """The first questions. [PASIS §3.5.1.2]"""
+        first = self._nodes[: self._first_asked]
+        nodes = (*first, *(node for node in self._probes if node not in first))
         return [
             self._list(
                 node,
@@ -136,11 +134,11 @@ class Descent:
                 want_data=position < self._thresholds.m,
                 history=limits.HISTORY_AT_FIRST,
             )
-            for position, node in enumerate(self._nodes[: self._first_asked])
+            for position, node in enumerate(nodes)
         ]
 
-    def take(self, question: Question, message: Any, body: Buffer) -> bool:
-        """Take the reply to a question; False if no correct node would have sent it."""
+    def take(self, question: Question, message: Any, body: Buffer) -> ReplyVerdict:
+        """Take the reply to a question."""
         node, wanted, responses = question.node, question.fetches, self.responses
         self._silent.discard(node)
         if wanted is None:
@@ -161,14 +159,15 @@ class Descent:
                 if wanted is not None and not responses.has_fragment_of(node, wanted):
                     collected = message.below is Below.COLLECTED
                     responses.withdraw(node, wanted, collected=collected)
-                return True
+                return verdict
         elif isinstance(message, Refused):
             self._silent.add(node)
-            return True
+            return ReplyVerdict.VALID
         else:
-            responses.convict(node)
+            verdict = ReplyVerdict.IMPOSSIBLE
+            responses.discard(node)
         self._withheld.discard(node)
-        return False
+        return verdict
 
     def lapse(self) -> list[Question]:
         """Patience has run out: widen, and from the second silence on ask the silent again."""
@@ -249,16 +248,14 @@ class Descent:
                     if node not in heard
                     and self._listed.get(node, 0) <= 1  # a liar's history can be very long
                     and node not in self._silent
-                    and node not in responses.convicted
+                    and node not in responses.discarded
                     and node not in responses.collected
                 ),
             )
         return judge(
             self._thresholds,
             testimony,
-            counts_damaged=(
-                len(responses.damaged) > self._thresholds.b or self._lapses > self._lapses_before
-            ),
+            counts_damaged=(len(responses.damaged) > self._thresholds.b or self._lapses > 0),
             counts_forgetful=self._before is not None and self._lapses > 1,
         )
 
@@ -285,7 +282,7 @@ class Descent:
         history = limits.HISTORY_IN_REPLY
         questions: list[Question] = []
         for node in self._nodes:
-            if node in responses.convicted or node in self._listing:
+            if node in responses.discarded or node in self._listing:
                 continue
             depth = responses.depth.get(node)
             if depth is None:
@@ -308,7 +305,8 @@ class Descent:
         """For fragments of `candidate` that are not in hand. [PASIS §3.5.1.2]"""
         responses = self.responses
         in_hand = len(responses.fragments(candidate))
-        wanted = self._thresholds.m - in_hand - len(self._fetching - self._withheld)
+        coming = sum(data for node, data in self._listing.items() if node not in self._silent)
+        wanted = self._thresholds.m - in_hand - coming - len(self._fetching - self._withheld)
         if wanted <= 0:
             return []
         unavailable = self._fetching | self._withheld
@@ -323,7 +321,7 @@ class Descent:
         if self._fetching or self._listing:
             return []
         questions = self._hear_more(again=False)
-        known = {*responses.heard(candidate), *responses.convicted} - self._withheld
+        known = {*responses.heard(candidate), *responses.discarded} - self._withheld
         if not questions and known.issuperset(self._nodes):
             raise VersionUnrecoverable(
                 f"block {self._block.hex()}: only {in_hand} of the {self._thresholds.m} fragments "

@@ -17,15 +17,16 @@ from functools import partial
 
 from bftfs import limits
 from bftfs.asking.inspection import Witnesses
+from bftfs.coding.erasure import ErasureCode
 from bftfs.conversation import Compute, Now
 from bftfs.identifiers import BlockId, NodeId
 from bftfs.read_write.classification import CandidateClass, classify
 from bftfs.read_write.messages import ReadReply, ReadRequest
 from bftfs.read_write.placement import fragment_index, rotation_of
 from bftfs.read_write.responses import Responses
-from bftfs.read_write.session import Session
 from bftfs.read_write.timestamp import ZERO, BlockTimestamp, successor_of
 from bftfs.read_write.validation import validate
+from bftfs.thresholds import ReadWriteThresholds
 
 
 class Fragment(Enum):
@@ -79,14 +80,15 @@ class BlockReport:
         return bool(self.reasons)
 
 
-async def inspect(witnesses: Witnesses, session: Session, block: BlockId) -> BlockReport:
+async def inspect(
+    witnesses: Witnesses, thresholds: ReadWriteThresholds, block: BlockId
+) -> BlockReport:
     """What can be shown of `block` now."""
-    thresholds = session.thresholds
     responses = Responses(thresholds, rotation_of(block, thresholds.N))
     everyone = tuple(NodeId(node) for node in range(thresholds.N))
     request = ReadRequest(block, None, want_data=True, history=limits.HISTORY_IN_REPLY)
     refused = await _ask(witnesses, responses, everyone, request, lists=True)
-    silent = set(everyone) - refused - responses.depth.keys() - responses.convicted
+    silent = set(everyone) - refused - responses.depth.keys() - responses.discarded
     below: BlockTimestamp | None = None
     passed_over: list[PassedOver] = []
     while True:
@@ -103,7 +105,7 @@ async def inspect(witnesses: Witnesses, session: Session, block: BlockId) -> Blo
         further = [node for node in hosts if not responses.has_fragment_of(node, version)]
         request = ReadRequest(block, successor_of(version), want_data=True, history=0)
         await _ask(witnesses, responses, further, request, lists=False)
-        valid = await _is_valid(session, responses, version)
+        valid = await _is_valid(thresholds, responses, version)
         poisonous = not valid and len(responses.fragments(version)) >= thresholds.m
         if found is not CandidateClass.INCOMPLETE and not poisonous:
             now_us = await Now()
@@ -111,7 +113,7 @@ async def inspect(witnesses: Witnesses, session: Session, block: BlockId) -> Blo
                 _holding(responses, node, version, block, thresholds.N, silent, refused, now_us)
                 for node in everyone
             )
-            report = _judged(session, block, version, found, holdings)
+            report = _judged(thresholds, block, version, found, holdings)
             break
         passed_over.append(PassedOver(version, len(hosts), poisonous=poisonous))
         below = version
@@ -143,13 +145,15 @@ async def _ask(
     return refused
 
 
-async def _is_valid(session: Session, responses: Responses, version: BlockTimestamp) -> bool:
+async def _is_valid(
+    thresholds: ReadWriteThresholds, responses: Responses, version: BlockTimestamp
+) -> bool:
     """True if m fragments generate all that the version binds. [PASIS §3.4.2.3]"""
     fragments = responses.fragments(version)
-    if len(fragments) < session.thresholds.m:
+    if len(fragments) < thresholds.m:
         return False
-    checksum = responses.cross_checksum(version)
-    return await Compute(partial(validate, session.code, checksum, fragments)) is not None
+    code, checksum = ErasureCode(thresholds.m, thresholds.N), responses.cross_checksum(version)
+    return await Compute(partial(validate, code, checksum, fragments)) is not None
 
 
 # --- judging ------------------------------------------------------------------------------------
@@ -173,7 +177,7 @@ def _holding(
         fragment = Fragment.SILENT
     elif node in refused:
         fragment = Fragment.REFUSED
-    elif node in responses.convicted:
+    elif node in responses.discarded:
         fragment = Fragment.FALSE
     elif responses.has_fragment_of(node, version):
         fragment = Fragment.GOOD
@@ -191,13 +195,12 @@ _WHY = {
 
 
 def _judged(
-    session: Session,
+    thresholds: ReadWriteThresholds,
     block: BlockId,
     version: BlockTimestamp,
     found: CandidateClass,
     holdings: tuple[Holding, ...],
 ) -> BlockReport:
-    thresholds = session.thresholds
     good = sum(holding.fragment is Fragment.GOOD for holding in holdings)
     failed = sum(
         holding.fragment in {Fragment.SILENT, Fragment.FALSE, Fragment.REFUSED}

@@ -26,16 +26,15 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
 
-from bftfs import limits
-from bftfs.conversation import Compute, Now, Receive, Send
+from bftfs.asking.ask import Calls, Refusals
+from bftfs.conversation import Compute, Now
 from bftfs.identifiers import BlockId, NodeId
 from bftfs.read_write.classification import CandidateClass
 from bftfs.read_write.descent import Descent, Overtaken, Question, Usable
-from bftfs.read_write.gathering import Refusals
 from bftfs.read_write.messages import ReadReply, ReadRequest
 from bftfs.read_write.placement import rotation_of
 from bftfs.read_write.repair import repair
-from bftfs.read_write.responses import Responses
+from bftfs.read_write.responses import ReplyVerdict, Responses, note_verdict
 from bftfs.read_write.session import Session
 from bftfs.read_write.timestamp import ZERO, BlockTimestamp
 from bftfs.read_write.validation import item_of, validate
@@ -69,7 +68,7 @@ class Examiner(Protocol):
 class BlockRead:
     """One read of the latest complete version, strictly below `before` if that is given."""
 
-    __slots__ = ("_asked", "_before", "_block", "_examiner", "_refusals", "_session", "_silence")
+    __slots__ = ("_before", "_block", "_calls", "_examiner", "_refusals", "_session")
 
     def __init__(
         self,
@@ -82,9 +81,8 @@ class BlockRead:
         self._block = block
         self._before = before
         self._examiner = examiner
-        self._silence = session.silence(session.read_patience)
-        self._refusals = Refusals(session.thresholds)
-        self._asked: dict[int, Question] = {}  # by request number
+        self._calls: Calls[Question]
+        self._refusals: Refusals
 
     async def run(self) -> FoundVersion:
         """The latest complete version.
@@ -96,7 +94,6 @@ class BlockRead:
             # [LazyVer §3.8.3] Garbage collection has overtaken this read: a complete version newer
             # than all it could have found makes them superfluous. Such a read must be retried.
             pass
-        self._silence.ended()
         return version
 
     async def _descend(self) -> FoundVersion | None:
@@ -118,25 +115,26 @@ class BlockRead:
 
     async def _begin(self) -> Descent:
         session = self._session
-        avoided: frozenset[NodeId] = frozenset()
-        if session.standings.marked:
-            avoided = session.standings.avoided(await Now())
+        peers, thresholds = session.peers, session.thresholds
+        now_us = await Now()
         # Stripes first, but nodes that were silent or faulty lately last.
-        nodes = session.by_fragment[rotation_of(self._block, session.thresholds.N)]
-        if avoided:
-            nodes = tuple(sorted(nodes, key=avoided.__contains__))
+        by_fragment = session.by_fragment[rotation_of(self._block, thresholds.N)]
+        nodes, probes = peers.order(by_fragment, now_us)
+        silent: frozenset[NodeId] = frozenset()
+        if nodes is not by_fragment:
+            silent = frozenset(node for node in nodes if not peers.willing(node))
         if self._examiner is not None:
             nodes = self._examiner.order(nodes)
-        self._refusals = Refusals(session.thresholds)
-        self._asked.clear()
-        return Descent(
-            session.thresholds,
-            self._block,
-            self._before,
-            nodes,
-            silent=avoided,
-            lapses=self._silence.lapses,
+        self._refusals = Refusals(peers.quorums)
+        self._calls = Calls(
+            peers,
+            peers.reads,
+            subject=f"read of block {self._block.hex()}",
+            required=thresholds.responses,
+            now_us=now_us,
+            patience_total_us=session.patience_total_us,
         )
+        return Descent(thresholds, self._block, self._before, nodes, silent=silent, probes=probes)
 
     # --- asking and listening ----------------------------------------------------------------
 
@@ -145,44 +143,25 @@ class BlockRead:
             request = ReadRequest(
                 self._block, question.before, question.want_data, question.history
             )
-            self._asked[await Send(question.node, request)] = question
+            await self._calls.send(question.node, request, tag=question)
 
     async def _listen(self, descent: Descent) -> bool:
         """Take the next reply, or draw the consequences of a silence; False for a silence."""
-        delivery = await Receive(self._silence.patience_us)
-        if delivery is None:
-            await self._lapse(descent)
+        call = await self._calls.reply()
+        if call is None:
+            await self._ask(descent.lapse())
             return False
-        question = self._asked.pop(delivery.request_number, None)
-        if question is None:
-            return True  # the answer to the repair of a candidate that was given up
-        node, message, standings = question.node, delivery.message, self._session.standings
-        self._silence.answered(delivery.request_number)
-        if standings.marked:
-            standings.heard(node, await Now())
-        if not descent.take(question, message, delivery.body):
-            standings.faulty(node, await Now())
-        elif not isinstance(message, ReadReply):
+        delivery, question = call
+        node, message = question.node, delivery.message
+        verdict = descent.take(question, message, delivery.body)
+        if verdict is not ReplyVerdict.VALID:
+            note_verdict(self._session.peers, node, verdict, await Now())
+        elif isinstance(message, ReadReply):
+            if self._examiner is not None:
+                self._examiner.heard(node, message)
+        elif not message.may_pass:
             self._refusals.add(node, message)
-        elif self._examiner is not None:
-            self._examiner.heard(node, message)
         return True
-
-    async def _lapse(self, descent: Descent) -> None:
-        """Patience has run out."""
-        self._silence.lapse(
-            self._asked,
-            heard=len(descent.responses.depth),
-            required=self._session.thresholds.responses,
-            subject=f"read of block {self._block.hex()}",
-        )
-        now_us = await Now()
-        for node in descent.waits_for:
-            self._session.standings.silent(node, now_us)
-        questions = descent.lapse()
-        for number in list(self._asked)[: -limits.LATE_REQUESTS]:
-            del self._asked[number]
-        await self._ask(questions)
 
     # --- using a candidate -------------------------------------------------------------------
 

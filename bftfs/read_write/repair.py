@@ -15,10 +15,11 @@ from __future__ import annotations
 import errno
 from typing import Any
 
+from bftfs.conversation import Now, Send
 from bftfs.credentials import NOBODY
 from bftfs.errors import AdmissionRefused
 from bftfs.identifiers import BlockId, NodeId
-from bftfs.read_write.gathering import Addressed, Gathering
+from bftfs.read_write.gathering import Gathering
 from bftfs.read_write.messages import Voucher, VouchReply, VouchRequest
 from bftfs.read_write.session import Session
 from bftfs.read_write.timestamp import BlockTimestamp
@@ -39,19 +40,19 @@ async def repair(
     AdmissionRefused if nodes refuse for another reason, QuorumUnavailable if total patience runs
     out.
     """
-    silence = session.silence(session.write_patience)
-    request = Addressed(VouchRequest(block, timestamp))
+    request = VouchRequest(block, timestamp)
 
     def judge(reply: Any) -> bytes | None:
         return reply.authenticator if isinstance(reply, VouchReply) else None
 
-    gathering: Gathering[bytes] = session.gathering(
-        (request,) * session.thresholds.N,
+    gathering: Gathering[bytes] = Gathering(
+        session,
+        lambda node: Send(node, request),
         judge,
-        silence=silence,
         subject=f"repair of block {block.hex()}",
+        pace=session.peers.writes,
+        now_us=await Now(),
     )
-    await gathering.send()
     answers = await gathering.answers(hosts)
     vouchers = tuple(
         Voucher(node, authenticator) for node, authenticator in answers.items() if authenticator
@@ -59,15 +60,7 @@ async def repair(
     if len(vouchers) <= session.thresholds.b:
         return False
     try:
-        await write_at(
-            session,
-            block,
-            timestamp,
-            encoded,
-            credentials=NOBODY,
-            silence=silence,
-            vouchers=vouchers,
-        )
+        await write_at(session, block, timestamp, encoded, credentials=NOBODY, vouchers=vouchers)
     except AdmissionRefused as refused:
         # A correct node is among these, and found fewer than b + 1 of the vouchers valid.
         if refused.code == errno.EPERM and refused.nodes > session.thresholds.b:

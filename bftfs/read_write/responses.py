@@ -4,8 +4,8 @@ Pure bookkeeping over checked replies; nothing here sends or waits.
 
 **Invariants.** What counts of a node is one list of versions, newest first, without gaps down to
 its `depth`; the initial version ⊥ ends it if the node has never hosted anything older. A fragment
-in hand matches the cross-checksum that its version's timestamp binds. A node that sent what no
-correct node sends is convicted: nothing it says counts in this read.
+in hand matches the cross-checksum that its version's timestamp binds. Of a node that sent what no
+correct node sends, everything is discarded: nothing it says counts in this read.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from bisect import bisect_left
 from enum import Enum
 from itertools import pairwise
 
+from bftfs.asking.peers import Peers
 from bftfs.coding import cross_checksum
 from bftfs.coding.cross_checksum import CrossChecksum
 from bftfs.coding.erasure import Buffer
@@ -32,6 +33,14 @@ class ReplyVerdict(Enum):
     IMPOSSIBLE = "impossible"  # no correct node sends it
 
 
+def note_verdict(peers: Peers, node: NodeId, verdict: ReplyVerdict, now_us: int) -> None:
+    """Let this client remember what the reply showed of `node`."""
+    if verdict is ReplyVerdict.DAMAGED:
+        peers.damaged(node, now_us)
+    elif verdict is ReplyVerdict.IMPOSSIBLE:
+        peers.convict(1 << node, now_us)
+
+
 class Responses:
     """The valid responses to one read of one block."""
 
@@ -43,9 +52,9 @@ class Responses:
         "_rotation",
         "_shown",
         "collected",
-        "convicted",
         "damaged",
         "depth",
+        "discarded",
         "hosted",
         "verified_us",
     )
@@ -58,7 +67,7 @@ class Responses:
         self.hosted: dict[NodeId, dict[BlockTimestamp, bool]] = {}
         self.depth: dict[NodeId, BlockTimestamp] = {}
         self.collected: set[NodeId] = set()  # nodes that have forgotten what was below their depth
-        self.convicted: set[NodeId] = set()
+        self.discarded: set[NodeId] = set()
         self.damaged: dict[NodeId, ReadReply] = {}  # of nodes with a false fragment: the rest
         self.verified_us: dict[tuple[NodeId, BlockTimestamp], int] = {}  # since when, as they say
         # Every version that was ever shown, ascending: a stuttering client may have left thousands.
@@ -82,11 +91,11 @@ class Responses:
 
         A reply to a request for one fragment (not `lists`) says nothing about other versions.
         """
-        if node in self.convicted:
+        if node in self.discarded:
             return ReplyVerdict.IMPOSSIBLE
         verdict = self._check(node, reply, fragment, before, want_data=want_data)
         if verdict is not ReplyVerdict.VALID:
-            self.convict(node)
+            self.discard(node)
             if verdict is ReplyVerdict.DAMAGED:
                 self.damaged[node] = reply
         elif lists:
@@ -176,9 +185,9 @@ class Responses:
         if position == len(self._shown) or self._shown[position] != timestamp:
             self._shown.insert(position, timestamp)
 
-    def convict(self, node: NodeId) -> None:
+    def discard(self, node: NodeId) -> None:
         """No correct node sends what `node` has sent: nothing that it says counts."""
-        self.convicted.add(node)
+        self.discarded.add(node)
         self.hosted.pop(node, None)
         self.depth.pop(node, None)
         self.collected.discard(node)

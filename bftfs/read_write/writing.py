@@ -11,12 +11,12 @@ from bftfs.clock_skew import is_pushed_ahead
 from bftfs.coding import cross_checksum
 from bftfs.coding.cross_checksum import CrossChecksum
 from bftfs.coding.erasure import Buffer, ErasureCode
-from bftfs.conversation import Now, Pause
+from bftfs.conversation import Now, Pause, Send
 from bftfs.credentials import Credentials
 from bftfs.crypto.digest import Digest
 from bftfs.errors import AdmissionRefused
-from bftfs.identifiers import BlockId
-from bftfs.read_write.gathering import Addressed, Gathering, Silence
+from bftfs.identifiers import BlockId, NodeId
+from bftfs.read_write.gathering import Gathering
 from bftfs.read_write.messages import TimeReply, TimeRequest, Voucher, WriteReply, WriteRequest
 from bftfs.read_write.placement import rotation_of
 from bftfs.read_write.session import Session
@@ -56,19 +56,21 @@ class TimeRound:
     async def send(self) -> None:
         """Ask as many nodes as have to answer."""
         session, blocks = self._session, self._blocks
-        thresholds = session.thresholds
-        request = Addressed(TimeRequest(tuple(blocks)))
+        thresholds, peers = session.thresholds, session.peers
+        request = TimeRequest(tuple(blocks))
 
         def judge(reply: Any) -> tuple[int, ...] | None:
             usable = isinstance(reply, TimeReply) and len(reply.times) == len(blocks)
             return reply.times if usable else None
 
-        self._gathering = session.gathering(
-            (request,) * thresholds.N,
+        self._gathering = Gathering(
+            session,
+            lambda node: Send(node, request),
             judge,
-            silence=session.silence(session.write_patience),
             subject=_named(blocks),
-            order=session.preference(rotation_of(blocks[0], thresholds.N), await Now()),
+            pace=peers.reads,
+            now_us=await Now(),
+            order=session.by_fragment[rotation_of(blocks[0], thresholds.N)],
             required=thresholds.times,
         )
         await self._gathering.send()
@@ -101,7 +103,6 @@ async def write_at(
     encoded: Encoded,
     *,
     credentials: Credentials,
-    silence: Silence,
     vouchers: tuple[Voucher, ...] = (),
 ) -> None:
     """DO_WRITE: each node its fragment; over once N - t host it. [PASIS Figure 3.1]
@@ -124,20 +125,23 @@ async def write_at(
         vouchers,
     )
     rotation = rotation_of(block, N)
-    requests = [
-        Addressed(request, memoryview(encoded.fragments[(node - rotation) % N]))
-        for node in range(N)
-    ]
+
+    def with_fragment(node: NodeId) -> Send:
+        return Send(node, request, memoryview(encoded.fragments[(node - rotation) % N]))
 
     def judge(reply: Any) -> bool | None:
         return isinstance(reply, WriteReply) or None
 
     waited_us, pause_us = 0, limits.CLOCKS_PATIENCE_US
     while True:
-        gathering: Gathering[bool] = session.gathering(
-            requests, judge, silence=silence, subject=_named((block,))
+        gathering: Gathering[bool] = Gathering(
+            session,
+            with_fragment,
+            judge,
+            subject=_named((block,)),
+            pace=session.peers.writes,
+            now_us=await Now(),
         )
-        await gathering.send()
         try:
             await gathering.answers()
         except AdmissionRefused as refused:

@@ -31,10 +31,13 @@ from itertools import islice, pairwise
 from typing import NamedTuple
 
 from bftfs import limits
+from bftfs.asking.ask import Asking
+from bftfs.asking.peers import Peers
 from bftfs.asking.refusal import Refused
 from bftfs.coding.cross_checksum import CrossChecksum
-from bftfs.conversation import Compute, Now, Receive, Send, Together
+from bftfs.conversation import Compute, Now, Send, Together
 from bftfs.crypto.digest import inventory_digest
+from bftfs.errors import QuorumUnavailable
 from bftfs.identifiers import BLOCK_ID_BYTES, BlockId, ClientId, NodeId
 from bftfs.read_write import version_row
 from bftfs.read_write.messages import (
@@ -43,8 +46,8 @@ from bftfs.read_write.messages import (
     ReadReply,
     ReadRequest,
 )
-from bftfs.read_write.placement import fragment_index, nodes_by_fragment, rotation_of
-from bftfs.read_write.responses import ReplyVerdict, Responses
+from bftfs.read_write.placement import fragment_index, rotation_of
+from bftfs.read_write.responses import Responses, note_verdict
 from bftfs.read_write.session import Session
 from bftfs.read_write.timestamp import (
     VERSION_KEY_BYTES,
@@ -66,7 +69,7 @@ from bftfs.thresholds import ReadWriteThresholds
 
 _CURSOR = b"heal blocks"  # in Table.META: where the walk is
 _KEYS_PER_PAGE = 512
-_SILENCES = 3
+_PATIENCE_US = limits.SECOND_US  # for the hosts of one version
 
 
 # --- one version --------------------------------------------------------------------------------
@@ -85,59 +88,66 @@ async def rebuild(
     rebuild their own store [PASIS (3.5)]: so it is incomplete, and nodes that waited for one
     another's fragments of it would wait for ever.
     """
-    thresholds = session.thresholds
-    N, m = thresholds.N, thresholds.m
+    N = session.thresholds.N
     rotation = rotation_of(block, N)
-    rest = [node for node in nodes_by_fragment(N)[rotation] if node in hosts and node != me]
-    responses = Responses(thresholds, rotation)
+    others = tuple(node for node in session.by_fragment[rotation] if node in hosts and node != me)
+    responses = Responses(session.thresholds, rotation)
     request = ReadRequest(block, successor_of(timestamp), want_data=True, history=0)
-    asked: dict[int, NodeId] = {}
-
-    async def ask(count: int) -> None:
-        for node in rest[:count]:
-            asked[await Send(node, request)] = node
-        del rest[:count]
-
-    await ask(m)
-    silences = 0
-    unclear = False  # whether somebody has answered who may know more another time
-    while len(responses.fragments(timestamp)) < m:
-        if not asked:
-            return None if unclear else NEEDLESS
-        delivery = await Receive(session.read_patience.us << silences)
-        if delivery is None:
-            silences += 1
-            if silences == _SILENCES:
-                return None
-            await ask(len(rest))
-            continue
-        node = asked.pop(delivery.request_number, None)
-        if node is None:
-            continue
-        message = delivery.message
-        useful = (
-            isinstance(message, ReadReply)
-            and responses.add(
-                node,
-                message,
-                delivery.body,
-                before=request.before,
-                want_data=True,
-                lists=False,
-            )
-            is ReplyVerdict.VALID
-            and responses.has_fragment_of(node, timestamp)
-        )
-        if not useful:
-            unclear |= not isinstance(message, ReadReply) and not (
-                isinstance(message, Refused) and not message.may_pass
-            )
-            await ask(1)
-    checksum, fragments = responses.cross_checksum(timestamp), responses.fragments(timestamp)
+    try:
+        unclear = await _fetch(session, request, timestamp, others, responses)
+    except QuorumUnavailable:
+        return None
+    fragments = responses.fragments(timestamp)
+    if len(fragments) < session.thresholds.m:
+        return None if unclear else NEEDLESS
+    checksum = responses.cross_checksum(timestamp)
     valid = await Compute(partial(validate, session.code, checksum, fragments))
     if valid is None:
         return NEEDLESS
     return Own(checksum, memoryview(valid.fragments[fragment_index(block, me, N)]))
+
+
+async def _fetch(
+    session: Session,
+    request: ReadRequest,
+    timestamp: BlockTimestamp,
+    nodes: tuple[NodeId, ...],
+    responses: Responses,
+) -> bool:
+    """Take m fragments from `nodes`. True if one without may give it another time.
+
+    Raises QuorumUnavailable if too many are silent.
+    """
+    peers, m = session.peers, session.thresholds.m
+    now_us = await Now()
+    order, probes = peers.order(nodes, now_us)
+    asking = Asking(
+        peers,
+        order,
+        lambda node: Send(node, request),
+        subject="fragments of a version",
+        now_us=now_us,
+        first=m,
+        probes=probes,
+        pace=peers.reads,
+        needed=lambda _: len(responses.fragments(timestamp)) >= m,
+        patience_total_us=_PATIENCE_US,
+    )
+    unclear = False
+    async for reply in asking:
+        node, message = reply.node, reply.message
+        if isinstance(message, ReadReply):
+            verdict = responses.add(
+                node, message, reply.body, before=request.before, want_data=True, lists=False
+            )
+            note_verdict(peers, node, verdict, now_us)
+        else:
+            unclear |= not isinstance(message, Refused) or message.may_pass
+        if len(responses.fragments(timestamp)) >= m:
+            asking.enough()
+        elif not asking.waiting or not responses.has_fragment_of(node, timestamp):
+            asking.more()
+    return unclear
 
 
 # --- all of them --------------------------------------------------------------------------------
@@ -158,6 +168,7 @@ class BlockHealer:
         node: NodeId,
         thresholds: ReadWriteThresholds,
         client: ClientId,
+        peers: Peers,
         recovery: Recovery,
         *,
         charge: Callable[[StorageView, ClientId, BlockId, int], list[Write]],
@@ -171,7 +182,9 @@ class BlockHealer:
         self.tally = HealingTally()
         self._node = node
         self._thresholds = thresholds
-        self._session = Session(client, thresholds, patience_total_us=limits.VERIFY_PATIENCE_US)
+        self._session = Session(
+            client, thresholds, peers, patience_total_us=limits.VERIFY_PATIENCE_US
+        )
         self._recovery = recovery
         self._charge = charge
         self._wants = wants

@@ -42,6 +42,7 @@ from functools import partial
 from typing import Any
 
 from bftfs import limits
+from bftfs.asking.peers import Peers
 from bftfs.asking.refusal import Refused
 from bftfs.conversation import Event, Now, Pause, Send, Together, Wait
 from bftfs.identifiers import BLOCK_ID_BYTES, BlockId, ClientId, NodeId
@@ -102,6 +103,7 @@ class LazyVerifier:
         node: NodeId,
         thresholds: ReadWriteThresholds,
         client: ClientId,
+        peers: Peers,
         settings: VerificationSettings,
     ) -> None:
         """`client` is the node's own id: it reads from its peers like a client."""
@@ -110,7 +112,9 @@ class LazyVerifier:
         self.settings = settings
         self._node = node
         self._thresholds = thresholds
-        self._session = Session(client, thresholds, patience_total_us=limits.VERIFY_PATIENCE_US)
+        self._session = Session(
+            client, thresholds, peers, patience_total_us=limits.VERIFY_PATIENCE_US
+        )
         self._lazy = settings.policy in {VerificationPolicy.LAZY, VerificationPolicy.COOPERATIVE}
         self._cooperative = settings.policy is VerificationPolicy.COOPERATIVE
         self._notices: dict[BlockId, dict[NodeId, Notice]] = {}

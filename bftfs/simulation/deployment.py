@@ -9,6 +9,7 @@ from functools import partial
 from typing import get_args
 
 from bftfs import limits
+from bftfs.asking.peers import Peers
 from bftfs.asking.quorum import QuorumSystem, ThresholdQuorums
 from bftfs.credentials import Credentials
 from bftfs.crypto.authenticator import AuthenticatorKeys
@@ -166,12 +167,14 @@ class Deployment:
             asked = (kind for kind in get_args(ReadWriteRequest) if kind is not Notice)
             return servers | dict.fromkeys(asked, blocks)
         name = client_named(f"node {node}")
-        verifier = LazyVerifier(node, sizes, name, self.verification)
+        peers = Peers(quorums, trusted=1 << node)
+        verifier = LazyVerifier(node, sizes, name, peers, self.verification)
         past = CollectedPast()
         healer = BlockHealer(
             node,
             sizes,
             name,
+            peers,
             recovery,
             charge=quota.charge_anyway if quota else lambda *_: [],
             wants=past.wants,

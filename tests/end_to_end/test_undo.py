@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from bftfs.asking.peers import Peers
+from bftfs.asking.quorum import ThresholdQuorums
 from bftfs.cli.command_session import session_at
 from bftfs.crypto.cipher import NONCE_BYTES, BlockCipher
 from bftfs.crypto.keys import read_volume_key
@@ -263,7 +265,8 @@ def scribble(path: Path, number: int, plaintext: bytes) -> None:
         block = layout.block(located.identifier, number)
         cipher = BlockCipher(read_volume_key(session.directory.volume_key))
         item = cipher.seal(block, plaintext, nonce=os.urandom(NONCE_BYTES))
-        client = ReadWriteClient(session.client, session.description.read_write)
+        peers = Peers(ThresholdQuorums(session.description.query_update))
+        client = ReadWriteClient(session.client, session.description.read_write, peers)
         session.perform(client.write(block, item, session.who))
 
 

@@ -45,13 +45,11 @@ class Client:
         name = client_id_of(public_key=identity.public_key)
         description = deployment.description
         self.network = BlockingNetwork(description, identity, decode=REPLIES.decode)
-        self.objects = QueryUpdateClient(
-            name,
-            Peers(ThresholdQuorums(description.query_update)),
-            object_types(),
-            patience_total_us=PATIENCE_US,
+        peers = Peers(ThresholdQuorums(description.query_update))
+        self.objects = QueryUpdateClient(name, peers, object_types(), patience_total_us=PATIENCE_US)
+        self.blocks = ReadWriteClient(
+            name, description.read_write, peers, patience_total_us=PATIENCE_US
         )
-        self.blocks = ReadWriteClient(name, description.read_write, patience_total_us=PATIENCE_US)
 
     async def increment(self, number: int) -> Conversation[int]:
         answered = await self.objects.update(

@@ -9,6 +9,7 @@ import pytest
 
 from bftfs.coding.erasure import ErasureCode
 from bftfs.errors import AdmissionRefused
+from bftfs.identifiers import NodeId
 from bftfs.read_write.gathering import Gathering
 from bftfs.read_write.server import ReadWriteServer
 from bftfs.read_write.validation import item_of
@@ -49,6 +50,7 @@ def test_without_repair(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_without_waiting_for_acknowledgements(monkeypatch: pytest.MonkeyPatch) -> None:
     async def send_only(gathering: Gathering[Any], *_: Any) -> dict[Any, Any]:
+        await gathering.send()
         return {}
 
     async def hasty(*given: Any, **named: Any) -> None:
@@ -128,9 +130,8 @@ def test_with_qc_plus_b_first_responses_in_a_larger_system(
         world.placed(alice, NEWER, [0, 1, 2, 3], time_us=START_US + 1)
         first = world.client("bob").read().item
         world.nodes[3].behaviour = adversaries.deny_everything
-        carol.client._session.standings.silent(0, START_US)  # type: ignore[arg-type]
-        for number in (1, 2, 3):
-            carol.client._session.standings.silent(number, START_US)  # type: ignore[arg-type]
+        for number in (0, 1, 2, 3):
+            carol.peers.silent(NodeId(number), START_US)
         second = carol.read().item
         return first == NEWER and second == ITEM
 

@@ -249,7 +249,7 @@ class User:
         self.who = who
         self.host = world.deployment.client(name, grant=grant, skew_us=skew_us)
         self.objects = QueryUpdateClient(self.host.client, Peers(world.quorums), TYPES)
-        self.blocks = ReadWriteClient(self.host.client, world.sizes.read_write)
+        self.blocks = ReadWriteClient(self.host.client, world.sizes.read_write, self.objects.peers)
         self.capacity = ClusterCapacity(world.sizes.read_write, self.objects.peers)
         self.files = FileSystem(
             self.objects,

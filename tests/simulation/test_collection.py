@@ -52,6 +52,10 @@ def restless(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "COLLECT_EVERY_US", 5 * SECOND_US)
 
 
+def _peers() -> Peers:
+    return Peers(ThresholdQuorums(SIZES.query_update))
+
+
 class Simulation:
     """Six nodes, clients, and a model of what they did."""
 
@@ -78,11 +82,12 @@ class Simulation:
         self.systems: list[FileSystem] = []
         self.hosts = [self.deployment.client(f"client {number}") for number in range(3)]
         for host in self.hosts:
+            peers = _peers()
             self.systems.append(
                 FileSystem(
-                    self._objects(host.client),
-                    ReadWriteClient(host.client, SIZES.read_write),
-                    ClusterCapacity(SIZES.read_write, Peers(ThresholdQuorums(SIZES.query_update))),
+                    QueryUpdateClient(host.client, peers, file_system_types()),
+                    ReadWriteClient(host.client, SIZES.read_write, peers),
+                    ClusterCapacity(SIZES.read_write, peers),
                     None,
                     root=ROOT,
                     volume=VOLUME,
@@ -93,10 +98,6 @@ class Simulation:
         self.states: list[tuple[int, Tree]] = []  # since when, and what
         self.begun: list[int] = []  # when changes began
         self.snapshots: dict[int, Tree] = {}
-
-    def _objects(self, client: Any) -> QueryUpdateClient:
-        peers = Peers(ThresholdQuorums(SIZES.query_update))
-        return QueryUpdateClient(client, peers, file_system_types())
 
     @property
     def now_us(self) -> int:
@@ -117,13 +118,14 @@ class Simulation:
         self.world.run(until=lambda: self.world.now_us >= until_us, most_events=10_000_000)
 
     def history(self, client: int = 0) -> History:
-        host = self.hosts[client]
+        name, peers = self.hosts[client].client, _peers()
+        objects = QueryUpdateClient(name, peers, file_system_types())
         return History(
             self.systems[client],
-            self._objects(host.client),
-            PastReader(self._objects(host.client)),
-            ReadWriteClient(host.client, SIZES.read_write),
-            ClusterCapacity(SIZES.read_write, Peers(ThresholdQuorums(SIZES.query_update))),
+            objects,
+            PastReader(objects),
+            ReadWriteClient(name, SIZES.read_write, peers),
+            ClusterCapacity(SIZES.read_write, peers),
             None,
             volume=VOLUME,
             asking_as=CREDENTIALS,
@@ -354,7 +356,7 @@ def asking_for_nothing(simulation: Simulation) -> None:
 def without_covering(simulation: Simulation) -> None:
     """Blocks are overwritten, and the inode is never told."""
     block = block_id(simulation.identifier(b"a"), incarnation=0, number=0)
-    client = ReadWriteClient(simulation.hosts[ATTACKER].client, SIZES.read_write)
+    client = ReadWriteClient(simulation.hosts[ATTACKER].client, SIZES.read_write, _peers())
     simulation.run(client.write(block, b"garbage" * 300, CREDENTIALS), client=ATTACKER)
 
 

@@ -11,6 +11,8 @@ from math import inf
 from random import Random
 from typing import Any
 
+from bftfs.asking.peers import Peers
+from bftfs.asking.quorum import ThresholdQuorums
 from bftfs.coding.erasure import ErasureCode
 from bftfs.conversation import Conversation
 from bftfs.crypto.digest import DIGEST_BYTES
@@ -149,7 +151,8 @@ class BlockSession:
     def __init__(self, workload: BlockWorkload, host: SimulatedClient, name: str) -> None:
         self._workload = workload
         self._name = name
-        self._client = ReadWriteClient(host.client, workload.sizes.read_write)
+        peers = Peers(ThresholdQuorums(workload.sizes.query_update))
+        self._client = ReadWriteClient(host.client, workload.sizes.read_write, peers)
 
     def prepare(self) -> Iterator[Task]:
         """Nothing: what was never written is there from the start."""

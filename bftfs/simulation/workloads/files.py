@@ -425,7 +425,7 @@ class FileSession:
     def __post_init__(self) -> None:
         workload, client = self.workload, self.host.client
         self._objects = _RecordedMetadata(workload, self.host, self.name)
-        self._blocks = ReadWriteClient(client, workload.sizes.read_write)
+        self._blocks = ReadWriteClient(client, workload.sizes.read_write, self._objects.peers)
         self._system, self._closing = (
             FileSystem(
                 self._objects,

@@ -36,7 +36,6 @@ from bftfs.query_update.past_reading import PastReader
 from bftfs.query_update.replica import Replica
 from bftfs.read_write.inspection import inspect as inspect_block
 from bftfs.read_write.messages import Reply as BlockReply
-from bftfs.read_write.session import Session
 from bftfs.server.step import Ready, Sender
 from bftfs.simulation.checkers.redundancy import check_redundancy
 from bftfs.simulation.principals import node_endpoint
@@ -323,8 +322,7 @@ def testimonies(data: bytes) -> None:
     )
     report = cluster.run(client, objects)
     assert report.version == Replica(cluster.nodes[0].disk, DIRECTORY).head
-    session = Session(client.host.client, SIZES.read_write, patience_total_us=None)
-    block = cluster.run(client, inspect_block(witnesses, session, BLOCKS[0]))
+    block = cluster.run(client, inspect_block(witnesses, SIZES.read_write, BLOCKS[0]))
     written = cluster.run(client, client.blocks.read(BLOCKS[0]))
     assert block.version == written.timestamp
     assert block.survives >= 0

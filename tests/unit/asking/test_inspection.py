@@ -17,7 +17,6 @@ from bftfs.read_write import version_row
 from bftfs.read_write.inspection import BlockReport, Fragment
 from bftfs.read_write.inspection import inspect as inspect_block
 from bftfs.read_write.messages import Listed, ReadReply
-from bftfs.read_write.session import Session
 from bftfs.read_write.timestamp import version_key
 from bftfs.read_write.version_row import VERIFIED
 from bftfs.server.block_examination import VerificationPolicy
@@ -32,8 +31,8 @@ READ_TIME = VerificationSettings(
 
 
 def seen(client: Client, number: int = 0) -> BlockReport:
-    session = Session(client.host.client, client.cluster.sizes.read_write, patience_total_us=None)
-    report: BlockReport = client.do(inspect_block(Witnesses(), session, block(number)))
+    sizes = client.cluster.sizes.read_write
+    report: BlockReport = client.do(inspect_block(Witnesses(), sizes, block(number)))
     return report
 
 

@@ -8,13 +8,14 @@ from __future__ import annotations
 from collections.abc import Callable, Coroutine
 from typing import Any, get_args
 
+from bftfs.asking.peers import Peers
 from bftfs.asking.refusal import Refused
 from bftfs.coding import cross_checksum
 from bftfs.coding.erasure import Buffer, ErasureCode
 from bftfs.identifiers import BlockId, NodeId, ObjectId, ObjectKind, block_id, object_id
 from bftfs.read_write.client import ReadWriteClient
 from bftfs.read_write.messages import Request, WriteRequest
-from bftfs.read_write.placement import rotation_of
+from bftfs.read_write.placement import nodes_by_fragment, rotation_of
 from bftfs.read_write.server import ReadWriteServer
 from bftfs.read_write.timestamp import BlockTimestamp, version_key
 from bftfs.read_write.writing import Encoded, encode
@@ -119,6 +120,29 @@ class _Host(SimulatedClient):
         super()._send_request(node, number, message, body)
 
 
+class ResponseQuorums:
+    """The quorums of a world with blocks only: N - t nodes answer, and b may lie."""
+
+    def __init__(self, thresholds: ReadWriteThresholds) -> None:
+        self.n = thresholds.N
+        self._thresholds = thresholds
+
+    def is_quorum(self, nodes: int) -> bool:
+        return nodes.bit_count() >= self._thresholds.responses
+
+    def is_repairable(self, nodes: int) -> bool:
+        return nodes.bit_count() >= self._thresholds.repairable
+
+    def includes_benign(self, nodes: int) -> bool:
+        return nodes.bit_count() > self._thresholds.b
+
+    def preference(self, placement: int) -> tuple[NodeId, ...]:
+        return nodes_by_fragment(self.n)[placement % self.n]
+
+    def first_quorum(self, order: tuple[NodeId, ...]) -> int:
+        return min(self._thresholds.responses, len(order))
+
+
 class Principal:
     """A client, and what it has sent."""
 
@@ -129,8 +153,9 @@ class Principal:
         self.sender = world.senders[self.host.endpoint]
         self.engine = self.host.engine
         self.sent = self.host.sent
+        self.peers = Peers(ResponseQuorums(world.thresholds))
         self.client = ReadWriteClient(
-            self.id, world.thresholds, patience_total_us=patience_total_us
+            self.id, world.thresholds, self.peers, patience_total_us=patience_total_us
         )
 
     @property

@@ -37,7 +37,7 @@ class Play:
     """A descent, and the questions on their way."""
 
     def __init__(self, before: BlockTimestamp | None = None) -> None:
-        self.descent = Descent(DEFAULT, BLOCK, before, NODES, silent=frozenset(), lapses=0)
+        self.descent = Descent(DEFAULT, BLOCK, before, NODES)
         self.asked: list[Question] = []
         self.ask(self.descent.begin())
 

@@ -114,7 +114,7 @@ def test_fragments_go_by_the_rotation_of_the_block() -> None:
 )
 def test_a_false_fragment_convicts_the_node(responses: Responses, fragment: Any) -> None:
     assert add(responses, 0, with_data(7), fragment, want_data=True) is ReplyVerdict.DAMAGED
-    assert responses.convicted == {0}
+    assert responses.discarded == {0}
     assert responses.heard(at(7)) == []
     assert add(responses, 0, listing(7)) is ReplyVerdict.IMPOSSIBLE
 
@@ -156,7 +156,7 @@ def test_what_no_correct_node_sends_convicts_it(
 ) -> None:
     verdict = add(responses, 0, reply, fragment, before=before, want_data=want_data)
     assert verdict is ReplyVerdict.IMPOSSIBLE
-    assert responses.convicted == {0}
+    assert responses.discarded == {0}
     assert responses.candidate(None) is None
 
 
@@ -185,7 +185,7 @@ def test_what_a_damaged_node_lists_is_kept_apart(responses: Responses) -> None:
     assert responses.damaged_heard(at(6)) == [0]
     assert responses.damaged_hosts(at(7)) == [0, 1]
     assert responses.fragments(at(7)) == {}
-    assert responses.convicted == {0, 1}
+    assert responses.discarded == {0, 1}
 
 
 def test_lies_are_no_damage(responses: Responses) -> None:
