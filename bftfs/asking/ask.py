@@ -377,10 +377,17 @@ class Asking:
 
     async def __anext__(self) -> Delivery:
         """The next node's reply."""
-        if self._last >= 0:
+        if self._last < 0:
+            if not self.asked:
+                await self.send()
+        elif (
+            self._said is not _Said.WAIT
+            or self._failure is not None
+            or (self._half_us is None and self._heard.bit_count() == self._half)
+        ):
             await self._go_on(self._last)
-        elif not self.asked:
-            await self.send()
+        else:
+            self._quiet_us = 0
         while True:
             until_us = min(self._patience_us, self._hedge_us, self._busy_us)
             delivery = await Receive(until_us - self._quiet_us)
