@@ -1,4 +1,4 @@
-"""What a server does with updates, copies and barriers: `s_request`, line by line.
+"""Accepting updates, copies and barriers at a server: `s_request`, line by line.
 
 [Q/U §4.3.4, lines 1000-1118; §4.3.5; §4.3.7]
 
@@ -111,7 +111,7 @@ class _Plan(NamedTuple):
 
 
 class _Request(NamedTuple):
-    """An operation, copy or barrier whose parts are verified: what may be accepted, and how."""
+    """An operation, copy or barrier whose parts are verified, and the plan for each object."""
 
     conditioned: Conditioned
     encoded: bytes  # `conditioned`, as it came
@@ -128,7 +128,7 @@ class _Request(NamedTuple):
         return tuple([each.object for each in replicas]) if len(replicas) > 1 else ()
 
     def candidate(self, plan: _Plan) -> Candidate:
-        """What is accepted for one of its objects."""
+        """The candidate that is accepted for one of its objects."""
         kind = self.conditioned.kind
         if kind is ConditionedKind.BARRIER:
             return Candidate(self.timestamp, plan.conditioned_on.timestamp)
@@ -308,7 +308,7 @@ class Accepting:
         return lacking
 
     def _or_result(self, want: Want, request: _Request, hosts: Nodes) -> Want:
-        """`want`, or else what the operation has made of its objects.
+        """`want`; if the peers cannot supply that, the versions that the operation has made.
 
         Unlike [Q/U §4.3.5]: what it was invoked on may have been collected everywhere, where a
         quorum had accepted it long ago of which a server is down by now. What b + 1 of those who
@@ -415,7 +415,7 @@ class Accepting:
         evidence: list[CulledObjectHistorySet],
         timestamp: LogicalTimestamp,
     ) -> list[_Plan]:
-        """What to do to each object, if the history sets dictate what is asked for."""
+        """The plan for each object. Fails unless the history sets dictate the operation."""
         quorums = self._quorums
         facts = conditioned.known if conditioned.facts else NO_FACTS
         found = [classify(history_set, quorums, facts) for history_set in sets]
@@ -445,7 +445,7 @@ class Accepting:
     def _plan_copy(
         self, replicas: list[Replica], found: list[Classification], shown: Evidence
     ) -> list[_Plan]:
-        """What to copy at each object, if that is decided. [Q/U §4.3.7]"""
+        """The plan of a copy. Fails unless it is decided which versions to copy. [Q/U §4.3.7]"""
         if any(each.type is not OperationType.COPY for each in found):
             raise _Fail(Status.DIFFERENT)
         copied = shown.settle()
@@ -725,7 +725,7 @@ def _late(request: _Request) -> list[ObjectId]:
 
 
 def abridged(answer: bytes, wanted_whole: bool) -> tuple[bool, bytes]:
-    """Whether an answer is sent whole, and it or its digest."""
+    """True and the answer if it is sent whole; else False and its digest."""
     if wanted_whole or len(answer) <= limits.ANSWER_INLINE_BYTES:
         return True, answer
     return False, answer_digest(answer)

@@ -1,4 +1,4 @@
-"""What a server remembers of its clients from one request to the next, to be fair to all of them.
+"""A server's memory of its clients between requests, which keeps it fair to all of them.
 
 - `Lines`: who was too late at which object, so that contending clients come one after the other.
 - `Allowance`: how many barriers and copies a client may still make. [Q/U §4.3.5]
@@ -28,7 +28,7 @@ _REST_TICKS = 2  # ticks of a second each that an object is left alone: one to t
 
 
 class Lines:
-    """Who was too late at which object, in the order in which they came. See `contention`."""
+    """The clients that were too late at each object, in the order in which they came."""
 
     __slots__ = ("_lines",)
 
@@ -111,7 +111,7 @@ class Entry:
 
 @dataclass(slots=True)
 class IncompleteTally:
-    """What has been done about incomplete updates."""
+    """Counts what a server has done about incomplete updates."""
 
     settled: int = counter("Objects found finished.", name="settled_objects")
     repaired: int = counter("Objects repaired by this node.", name="repaired_objects")
@@ -128,7 +128,7 @@ class IncompleteUpdates:
         self.tally = IncompleteTally()
         self.total = 0
         self.tick = 0
-        # What settles a client's objects on demand: set by the worker when it runs.
+        # Settles a client's objects on demand; the worker sets it when it runs.
         self.demand: Callable[[ClientId], Conversation[list[Write] | None]] | None = None
         self.arrived = Event()
         self._of: dict[ClientId, dict[ObjectId, Entry]] = {}  # each in the order of acceptance
@@ -165,7 +165,7 @@ class IncompleteUpdates:
         return 0 if entries is None else len(entries)
 
     def entry(self, name: ObjectId) -> Entry | None:
-        """What is known of `name`, if it may be incomplete."""
+        """The entry of `name`, if it may be incomplete."""
         client = self._client.get(name)
         return None if client is None else self._of[client][name]
 
@@ -193,7 +193,7 @@ class IncompleteUpdates:
         return list(islice(worthwhile, most))
 
     def before_update(self, client: ClientId, now_us: int) -> Want | bool:
-        """What an update of `client` has to wait for; else whether it may be accepted."""
+        """The want that an update of `client` has to wait for; else True if it may be accepted."""
         if self.demand is None or self.of_client(client) < self._most_of_client:
             return True
         self.tally.demands += 1

@@ -1,4 +1,4 @@
-"""What a server answers without changing anything: queries, of now and of the past.
+"""Answering without changing anything: queries of the present and of the past.
 
 A query is answered optimistically, on the latest versions here. The reply has the replica
 histories, by which its client judges whether the answer counts. [Q/U §4.3.5]
@@ -37,7 +37,7 @@ from bftfs.query_update.replica import Replica
 from bftfs.server.step import Ready, Refuse, Sender
 from bftfs.storage import StorageView, Table
 
-GUARD = "history.permit"  # the query without arguments that refuses who may not list versions
+GUARD = "history.permit"  # a query without arguments; it refuses users who may not list versions
 
 
 class Answering:
@@ -150,7 +150,7 @@ class Answering:
     def deduce(
         self, view: StorageView, _sender: Sender, message: DeduceRequest, _now_us: int
     ) -> Ready:
-        """What is known of a candidate from the chain of an established version. [Q/U §4.3.7]"""
+        """The fate of a candidate, by the chain of an established version. [Q/U §4.3.7]"""
         if not message.version:
             return Ready(DeduceReply(*self._vouch(view, message.timestamp, message.objects)))
         if len(message.version) != TIMESTAMP_BYTES:
@@ -171,7 +171,7 @@ class Answering:
     def _vouch(
         self, view: StorageView, timestamp: LogicalTimestamp, objects: tuple[ObjectId, ...]
     ) -> tuple[Verdict, bytes]:
-        """What any of an operation's objects here tells of it, and an authenticator over that."""
+        """The fate of an operation, by any of its objects here, and an authenticator over it."""
         verdict = Verdict.UNKNOWN
         for identifier in objects:
             verdict = Replica(view, identifier).verdict(timestamp)

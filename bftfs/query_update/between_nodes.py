@@ -1,4 +1,4 @@
-"""What servers tell each other: for object sync, healing, scrubbing, and to finish updates.
+"""Answers to other servers: for object sync, healing, scrubbing, and to finish updates.
 
 Every benign server that has what is asked for gives the same, so that what b + 1 servers say alike
 is true. Whole pages come from one server, digests from the others.
@@ -49,7 +49,7 @@ _BEYOND_OBJECTS = after_keys(OBJECT_ID_BYTES)
 
 
 def sync(view: StorageView, request: SyncRequest) -> SyncReply:
-    """What another server lacks of a version. [Q/U §4.3.5, Object syncing]"""
+    """A page of a version that another server lacks. [Q/U §4.3.5, Object syncing]"""
     replica = Replica(view, request.object)
     if request.known:
         page = _chain_down_to(replica, request.version, request.known)
@@ -149,7 +149,7 @@ def latest(view: StorageView, request: LatestRequest) -> LatestReply:
 
 
 def latest_of_all(names: Sequence[ObjectId], view: StorageView) -> dict[ObjectId, LogicalTimestamp]:
-    """The latest timestamp of each object here; the initial one of what is not here."""
+    """The latest timestamp of each object here; the initial one if the object is not here."""
     rows = ((name, view.get(Table.OBJECT, name)) for name in names)
     return {name: ZERO if row is None else latest_of(name, row) for name, row in rows}
 

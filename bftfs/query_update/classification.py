@@ -61,12 +61,12 @@ class Shared(NamedTuple):
 
 
 class Classification(NamedTuple):
-    """What an object history set says."""
+    """The result of `classify`."""
 
     type: OperationType
     object_candidate: Candidate  # ObjCand
     nodes: Nodes  # that share ObjCand
-    complete: bool  # whether ObjCand is complete
+    complete: bool  # True if ObjCand is complete
     latest: LogicalTimestamp  # LTlat
 
 

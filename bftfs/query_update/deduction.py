@@ -122,7 +122,7 @@ class Evidence:
         return Undecided(INITIAL, (identifier,))
 
     def decide(self, candidate: Candidate, identifier: ObjectId) -> bool | Undecided | None:
-        """Whether `candidate` of `identifier` is established (True) or dead (False).
+        """Is `candidate` of `identifier` established (True) or dead (False)?
 
         None: it is neither, and every one of its objects has it as the latest below its barrier.
         """
@@ -156,7 +156,7 @@ class Evidence:
         other: ObjectId,
         history_set: CulledObjectHistorySet,
     ) -> bool | object:
-        """What the history set of one other object of `candidate` says about it."""
+        """The fate of `candidate`, by the history set of one other of its objects."""
         quorums = self.quorums
         timestamp = candidate.timestamp
         if quorums.is_quorum(self._sharing(history_set, candidate)):
@@ -182,7 +182,7 @@ class Evidence:
         identifier: ObjectId,
         history_set: CulledObjectHistorySet,
     ) -> bool | object:
-        """Whether `later`, repairable at another object, builds on the candidate at `timestamp`."""
+        """Does `later`, repairable at another object, build on the candidate at `timestamp`?"""
         step: Candidate | None = later
         while step is not None:
             if step.conditioned_on < timestamp:
@@ -196,7 +196,7 @@ class Evidence:
         return _UNKNOWN_CHAIN
 
     def _closed(self, identifier: ObjectId, timestamp: LogicalTimestamp) -> bool:
-        """Whether a complete barrier keeps servers from accepting `timestamp` at this object."""
+        """True if a complete barrier keeps servers from accepting `timestamp` at this object."""
         history_set = self.barred.get(identifier)
         return history_set is not None and history_set.latest > timestamp
 
@@ -237,7 +237,7 @@ class Evidence:
         return nodes
 
     def _established(self, candidate: Candidate) -> bool:
-        """Whether `candidate` is known to be established."""
+        """True if `candidate` is known to be established."""
         if self.facts.get(candidate.timestamp) is True:
             return True
         return any(

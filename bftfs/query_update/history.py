@@ -83,12 +83,12 @@ def is_barrier(timestamp: LogicalTimestamp) -> bool:
 
 
 def client_of(timestamp: LogicalTimestamp) -> ClientId:
-    """`LT.ClientID`: who made the operation."""
+    """`LT.ClientID`: the author of the operation."""
     return ClientId(timestamp[_CLIENT_AT:_DIGEST_AT])
 
 
 def digest_of(timestamp: LogicalTimestamp) -> bytes:
-    """What stands for `LT.Operation` and `LT.OHS`."""
+    """The digest in place of `LT.Operation` and `LT.OHS`."""
     return timestamp[_DIGEST_AT:]
 
 
@@ -126,7 +126,7 @@ class Candidate(msgspec.Struct, frozen=True, eq=False, gc=False):
 
     @property
     def barrier(self) -> bool:
-        """Whether it is a barrier, which has no object version."""
+        """True if it is a barrier, which has no object version."""
         return is_barrier(self.timestamp)
 
 
@@ -198,7 +198,7 @@ class ReplicaHistory:
     """One server's candidates for one object, ascending; parsed once per distinct encoding."""
 
     encoded: bytes
-    initial: bool  # whether ⟨0, 0⟩ is in it
+    initial: bool  # True if ⟨0, 0⟩ is in it
     candidates: tuple[Candidate, ...]
     latest: LogicalTimestamp  # of any candidate
     latest_object: Candidate  # the greatest that is no barrier: the server's latest object version
@@ -220,7 +220,7 @@ INITIAL_HISTORY = ReplicaHistory(b"", True, (), ZERO, INITIAL)
 
 
 class _Parsed(dict[bytes, ReplicaHistory]):
-    """Histories by their encodings: what one reply reports, the next request conditions on.
+    """Parsed histories by their encodings: the next request conditions on this reply's histories.
 
     Bounded by volume: anybody may send histories, and they may be as long as frames permit.
     """
@@ -297,7 +297,7 @@ class HistoryGroup(Value, frozen=True):
 
 
 class ObjectHistorySet(Value, frozen=True):
-    """What a client has observed of an object: replica histories by server, nothing verified.
+    """The replica histories of an object that a client has heard, by server. Nothing is verified.
 
     Servers that are not listed count as reporting the initial history. The authenticators travel
     beside it (concatenated in the order of the servers in `groups`), because a timestamp stands for
@@ -316,7 +316,7 @@ class Hosted(NamedTuple):
 
 
 class CulledObjectHistorySet(msgspec.Struct, frozen=True, gc=False):
-    """Replica histories that may be believed to be what their servers reported."""
+    """Replica histories of which it is verified that their servers reported them."""
 
     object: ObjectId
     hosted: tuple[Hosted, ...]
@@ -339,7 +339,7 @@ class CulledObjectHistorySet(msgspec.Struct, frozen=True, gc=False):
 
 
 class Known(NamedTuple):
-    """What a client knows of one server's replica history of an object."""
+    """One server's replica history of an object, as its client has heard it last."""
 
     history: bytes
     authenticator: bytes
@@ -472,7 +472,7 @@ class Operation(Value, frozen=True):
 
 
 class ConditionedKind(IntEnum):
-    """What an operation does, and with it which classification it requires."""
+    """The kinds of operations; each requires a classification of its own."""
 
     METHOD = 1
     COPY = 2
@@ -480,7 +480,7 @@ class ConditionedKind(IntEnum):
 
 
 class Fact(Value, frozen=True):
-    """What is known of a multi-object candidate by deduction: established, or dead. [Q/U §4.3.7]"""
+    """A multi-object candidate is established, or dead, by deduction. [Q/U §4.3.7]"""
 
     timestamp: TimestampField
     established: bool

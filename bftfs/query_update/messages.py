@@ -216,7 +216,7 @@ class ChainRequest(Message, frozen=True, tag=0x1F):
 
 
 class Verdict(IntEnum):
-    """What a server can tell of a candidate from the chain of an established version."""
+    """The fate of a candidate, by the chain of an established version."""
 
     UNKNOWN = 0
     ESTABLISHED = 1
@@ -248,7 +248,7 @@ class QueryReply(Message, frozen=True, tag=0x20):
 
 
 class Status(IntEnum):
-    """What became of an update, barrier or copy at one server."""
+    """The outcome of an update, barrier or copy at one server."""
 
     SUCCESS = 0  # accepted, now or before
     REFUSED = 1  # invoked on the conditioned-on versions, and refused by the method: see error
@@ -263,7 +263,7 @@ ContendersField = Annotated[int, Meta(ge=0, le=limits.CONTENDERS)]
 
 
 class UpdateReply(Message, frozen=True, tag=0x21):
-    """What became of the request, and the replica histories of its objects now."""
+    """The outcome of the request, and the replica histories of its objects now."""
 
     status: Status
     histories: HistoriesField
@@ -283,7 +283,7 @@ class FetchReply(Message, frozen=True, tag=0x24):
 
 
 class DeduceReply(Message, frozen=True, tag=0x25):
-    """What the server knows, an authenticator over it, and the answer if the candidate is in."""
+    """The verdict, an authenticator over it, and the answer if the candidate is on the chain."""
 
     verdict: Verdict
     voucher: AuthenticatorField
@@ -292,7 +292,7 @@ class DeduceReply(Message, frozen=True, tag=0x25):
 
 
 class Found(IntEnum):
-    """What a server has of a version that is asked for in object sync."""
+    """How much a server has of a version that is asked for in object sync."""
 
     NOTHING = 0
     PAGE = 1
@@ -307,7 +307,7 @@ class SyncReply(Message, frozen=True, tag=0x26):
 
 
 class Looked(IntEnum):
-    """What a search of a server's past came to."""
+    """The outcome of a search of a server's past."""
 
     UNKNOWN = 0  # the server lacks that part of the object's past
     FOUND = 1

@@ -43,7 +43,7 @@ _decode_page = msgspec.msgpack.Decoder(StatePage).decode
 
 
 def sync_key(identifier: ObjectId, version: LogicalTimestamp) -> bytes:
-    """Where what was fetched of a version is staged; also the key of the want."""
+    """The key under which a fetched version is staged; also the key of the want."""
     return b"sync" + identifier + version
 
 
@@ -66,7 +66,7 @@ async def fetch_version(
     me: NodeId,
     quorums: QuorumSystem,
 ) -> list[Write] | None:
-    """What is needed to build on `version`, staged; None if too few servers give the same."""
+    """The writes that stage `version`; None if too few servers give the same."""
     ring = tuple(NodeId((me + step) % quorums.n) for step in range(1, quorums.n))
     order = tuple(sorted(ring, key=lambda node: not hosts >> node & 1))
     key = sync_key(identifier, version)
@@ -127,7 +127,7 @@ async def state_pages(
 
 
 def pairs_in(pages: Iterable[bytes]) -> Iterator[tuple[bytes, bytes]]:
-    """What `state_pages` has given, pair by pair."""
+    """The pairs in these pages of `state_pages`."""
     for page in pages:
         yield from _decode_page(page).pairs
 
@@ -135,7 +135,7 @@ def pairs_in(pages: Iterable[bytes]) -> Iterator[tuple[bytes, bytes]]:
 def _is_chain(
     encoded: bytes, version: LogicalTimestamp, known: tuple[LogicalTimestamp, ...]
 ) -> bool:
-    """Whether what was agreed on leads from `version` to a version that was known."""
+    """True if the links lead from `version` down to a version that was known."""
     at = version
     for link in _decode_links(encoded):
         if link.timestamp != at or link.parent >= at:
@@ -205,18 +205,18 @@ class Asking:
 
 
 def is_staged(replica: Replica, version: LogicalTimestamp) -> bool:
-    """Whether object sync has brought what leads to `version`, and it was not used yet."""
+    """True if `version` has been fetched and staged, and not used yet."""
     return replica.view.get(Table.REQUEST, sync_key(replica.object, version)) is not None
 
 
 def take_staged(replica: Replica, version: LogicalTimestamp) -> bool:
-    """Move the head to `version` with what object sync has staged; whether that was possible."""
+    """Move the head to `version` with the staged rows. False if they do not lead there."""
     key = sync_key(replica.object, version)
     staged = replica.view.get(Table.REQUEST, key)
     if staged is None:
         return False
     first = sync_key(replica.object, ZERO)
-    # What was staged for this object and never used goes with it.
+    # Rows that were staged for this object and never used go as well.
     replica.writes += [
         Write(Table.REQUEST, old, None)
         for old in replica.view.keys(Table.REQUEST, first, first[: -len(ZERO)] + _BEYOND_VERSIONS)

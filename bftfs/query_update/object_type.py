@@ -124,7 +124,7 @@ class ObjectTypes:
         self._methods: dict[str, Method] = {}
         self._decoders: dict[str, msgspec.msgpack.Decoder[Any]] = {}
         self._answers: dict[str, msgspec.msgpack.Decoder[Any]] = {}
-        self.failures = 0  # methods that raised what is not a refusal: bugs of object types
+        self.failures = 0  # exceptions that are no refusals: bugs of object types
         for method in methods:
             if method.name in self._methods:
                 raise ValueError(f"two methods are called {method.name}")
@@ -227,5 +227,5 @@ def serial_at(key: bytes) -> int:
 
 
 def is_in_sequence(key: bytes) -> bool:
-    """Whether this is the key of a serial."""
+    """True if this is the key of a serial."""
     return key.startswith(SEQUENCE)

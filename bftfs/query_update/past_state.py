@@ -220,7 +220,7 @@ class PastState:
 
 
 class _Holes:
-    """Where a scan of a past state goes on when it meets what had gone from a list."""
+    """Finds where a scan goes on when it meets entries that a list had lost by the version."""
 
     __slots__ = ("_below", "_lists", "_patience", "_state")
 
@@ -348,7 +348,7 @@ def operation_key(timestamp: LogicalTimestamp) -> bytes:
 
 
 def was_collected(view: StorageView, timestamp: LogicalTimestamp) -> bool:
-    """Whether this server has collected what an operation on several objects made of one of them.
+    """True if this server has collected a version that an operation on several objects made.
 
     Then it was established [Q/U §4.3.7]. Known as long as it has another object's version of it.
     """

@@ -65,14 +65,14 @@ _Natural: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
 
 
 class ObjectRow(Value, frozen=True):
-    """What a server stores of an object beside its versions."""
+    """The OBJECT row: the chain's head and the replica history."""
 
     number: _Natural  # of the head
     established: LogicalTimestamp  # the greatest version on the chain that is known established
     floor: LogicalTimestamp  # below it, versions of the chain may be missing here
     history: bytes
     authenticator: bytes
-    collected_us: _Natural = 0  # what no moment from here on shows may be gone [design §8]
+    collected_us: _Natural = 0  # versions that no time from here on shows may be gone [design §8]
 
 
 class Version(Value, frozen=True):
@@ -91,7 +91,7 @@ class Version(Value, frozen=True):
 
 
 class Link(Value, frozen=True):
-    """A version as servers tell it each other: `Version` without what is local."""
+    """A version as one server sends it to another: `Version` without its local fields."""
 
     timestamp: LogicalTimestamp
     parent: LogicalTimestamp
@@ -160,7 +160,7 @@ def rows_of(view: StorageView, identifier: ObjectId) -> Iterator[tuple[Table, by
 
 
 def past_prefix(identifier: ObjectId, key: bytes) -> bytes:
-    """What the PAST keys of `key` begin with: order-preserving, and no prefix of another's."""
+    """The start of all PAST keys of `key`. Keeps the order of keys; no prefix of another key's."""
     return identifier + escaped(key) + b"\0\0"
 
 
@@ -170,12 +170,12 @@ def escaped(key: bytes) -> bytes:
 
 
 def unescaped(key: bytes) -> bytes:
-    """What `escaped` was given."""
+    """Undoes `escaped`."""
     return key.replace(b"\0\xff", b"\0")
 
 
 def hole_prefix(identifier: ObjectId, serial: int) -> bytes:
-    """What the PAST keys of holes from `serial` on begin with; no key of a state is empty."""
+    """The start of the PAST keys of holes from `serial` on. (No key of a state is empty.)"""
     return identifier + b"\0\0" + serial_key(serial)
 
 
@@ -184,7 +184,7 @@ def _hole_key(identifier: ObjectId, serial: int, number: int) -> bytes:
 
 
 def holes_forgotten(identifier: ObjectId, version: Version) -> list[Write]:
-    """The writes that remove what a version has noted of holes."""
+    """The writes that remove a version's notes of holes."""
     return [
         Write(Table.PAST, _hole_key(identifier, start, version.number), None)
         for start in version.holes
@@ -197,12 +197,12 @@ def stamp_of(number: int) -> bytes:
 
 
 class Reach(Enum):
-    """Whether a server can build on a version of an object."""
+    """How a server can get to a version of an object, to build on it."""
 
     HERE = "here"  # it is the head
     KNOWN = "known"  # the head can be moved to it
     MISSING = "missing"  # object sync has to bring it
-    BLOCKED = "blocked"  # it is not on top of what is established here
+    BLOCKED = "blocked"  # the established version here is not below it
 
 
 class Workspace:
@@ -215,8 +215,8 @@ class Workspace:
         self._view = view
         self._prefix = bytes(identifier)
         self._rows: dict[bytes, bytes | None] = {}  # rows as moved, and those read
-        self._moved: set[bytes] = set()  # keys whose rows are no longer what the view says
-        self._rewound = False  # whether versions were taken back in this step
+        self._moved: set[bytes] = set()  # keys whose rows differ from the view's
+        self._rewound = False  # True once a version was taken back in this step
         self.holes: tuple[int, ...] = ()  # beginnings of those that the last version applied left
         self.delta: dict[bytes, bytes | None] = {}
 
@@ -265,7 +265,7 @@ class Workspace:
             yield key[skip:], row[NUMBER_BYTES:]
 
     def _changed(self, start: bytes, stop: bytes) -> dict[bytes, bytes | None]:
-        """What this step has changed between the keys."""
+        """The values that this step has changed between the keys; None: removed."""
         changed: dict[bytes, bytes | None] = {}
         for key in self._moved:
             row = self._rows[key]
@@ -371,7 +371,7 @@ class Workspace:
         return serial
 
     def take_delta(self) -> tuple[Change, ...]:
-        """What the method changed, in key order, without what it left as it was."""
+        """The changes of the method in key order, without values that stay the same."""
         changes = []
         for key in sorted(self.delta):
             value = self.delta[key]
@@ -383,7 +383,7 @@ class Workspace:
 
 
 class Replica:
-    """An object at one server, during one step. What cannot be read of it raises `DamagedRow`."""
+    """An object at one server, during one step. Raises `DamagedRow` if a row cannot be read."""
 
     __slots__ = ("_versions", "history", "object", "row", "stored", "view", "workspace", "writes")
 
@@ -408,11 +408,11 @@ class Replica:
 
     @property
     def is_shallow(self) -> bool:
-        """Whether versions of the chain are missing here that were not collected."""
+        """True if versions of the chain are missing here that were not collected."""
         return self.row.floor > ZERO and not self.has_collected(self.row.floor)
 
     def has_collected(self, timestamp: LogicalTimestamp) -> bool:
-        """Whether the version at `timestamp`, if it is missing, may have been collected."""
+        """True if the version at `timestamp`, when it is missing, may have been collected."""
         return time_of(timestamp) <= self.row.collected_us
 
     def version(self, timestamp: LogicalTimestamp) -> Version | None:
@@ -429,13 +429,13 @@ class Replica:
     # --- what is in the chain ---------------------------------------------------------------------
 
     def verdict(self, timestamp: LogicalTimestamp) -> Verdict:
-        """What the chain of the established version here tells of a candidate. [Q/U §4.3.7]"""
+        """Is a candidate on the chain of the established version here? [Q/U §4.3.7]"""
         if timestamp > self.row.established:
             return Verdict.UNKNOWN
         return self._on_chain(timestamp)
 
     def verdict_at(self, timestamp: LogicalTimestamp, version: LogicalTimestamp) -> Verdict:
-        """Whether a candidate is in the chain of `version`."""
+        """Is a candidate on the chain of `version`?"""
         if version == ZERO:
             return Verdict.DEAD
         known = self.version(version)
@@ -452,7 +452,7 @@ class Replica:
     # --- moving the head --------------------------------------------------------------------------
 
     def reach(self, target: LogicalTimestamp) -> Reach:
-        """Whether the head can be moved to `target`."""
+        """How the head can be moved to `target`, if it can."""
         if target == self.head:
             return Reach.HERE
         route = self._route(target)

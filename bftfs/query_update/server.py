@@ -58,10 +58,13 @@ _BETWEEN_NODES: dict[type, Callable[[StorageView, Any], Any]] = {
 
 
 class Doubts(Protocol):
-    """What keeps a server from saying something false of objects: the healer of its node."""
+    """Keeps a server from saying something false of objects: the healer of its node."""
 
     def wanted(self, names: Sequence[ObjectId], request: object, now_us: int) -> Want | None:
-        """What a request about these objects has to wait for. Asked while `Recovery.doubtful`."""
+        """The want that a request about these objects has to wait for; None if it need not.
+
+        Called while `Recovery.doubtful`.
+        """
 
 
 class QueryUpdateServer:

@@ -1,4 +1,4 @@
-"""What healing and scrubbing share: looking at the store, asking all peers, sparing clients."""
+"""How background work reaches the store, asks all peers, and spares clients."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Seen = TypeVar("Seen")
 
 
 async def look(host: Host, function: Callable[[StorageView], Seen]) -> Seen:
-    """What `function` sees in the store, in a step of its own."""
+    """The result of `function` on the store, in a step of its own."""
     return await step(host, lambda view: (function(view), []))
 
 
@@ -48,7 +48,7 @@ async def step(host: Host, function: Callable[[StorageView], tuple[Seen, list[Wr
 
 
 async def carry_on(host: Host, work: Callable[[Host], Conversation[None]]) -> None:
-    """Do the work; what a damaged row has stopped begins anew, when the row may be mended."""
+    """Do the work. If a damaged row stops it, begin anew when the row may be mended."""
     while True:
         try:
             await work(host)
@@ -60,7 +60,7 @@ async def carry_on(host: Host, work: Callable[[Host], Conversation[None]]) -> No
 
 
 async def clients_are_busy(host: Host) -> bool:
-    """Whether a client has asked for something just now."""
+    """True if a client has asked for something just now."""
     return 0 <= await Now() - host.foreground_us < limits.VERIFY_IDLE_US
 
 

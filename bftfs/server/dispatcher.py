@@ -95,7 +95,7 @@ class Dispatcher:
 
     @property
     def has_supplies(self) -> bool:
-        """Whether the next batch has something to do besides new requests."""
+        """True if the next batch has something to do besides new requests."""
         return bool(self._supplied or self._tasks)
 
     @property

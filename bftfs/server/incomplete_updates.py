@@ -1,22 +1,30 @@
-"""Work that clients may have left incomplete, found and finished in the background. [Q/U §4.3.5]
+"""Finds updates that clients have left incomplete, and finishes them. [Q/U §4.3.5]
 
-A client that stops in the middle leaves candidates behind that too few servers have accepted.
-Whoever uses the object next repairs it; until then the update is neither here nor there, it may
-hide in the history of a single server, and it costs the next client the repair. So every server
-keeps in mind what it has accepted and does not know to be complete. When clients leave it alone it
-asks its peers for the latest timestamps of many objects at once: what a quorum shares is complete.
-What is not is repaired as any client would do it, by the server under its own id: finished inline,
-or barred and copied. It may do no more than that: a node's grant covers no operation.
+**Situation.** A client that stops in the middle leaves candidates at too few servers. The next
+client that uses the object repairs it. Until then nobody knows whether the update took place: it
+may hide in the history of one server, and it costs the next client the repair.
 
-The work of one client is bounded: beyond `limits.POSSIBLE_OBJECTS_OF_CLIENT` objects of which it is
-not known whether its update is complete, an update waits until the oldest of them are settled.
+**Rules.**
 
-**Invariants.** What was accepted within a second is not repaired: its client is at work. Servers do
-it one after the other, the one first that is first in the object's preferred quorum, and those that
-come later find it done.
+1. Every server remembers each candidate that it has accepted and does not know to be complete
+   (`admission.IncompleteUpdates`).
+2. When clients are idle, it asks its peers for the latest timestamps of many objects at once. A
+   candidate that a quorum shares is complete, and forgotten here.
+3. If no quorum shares it, the server repairs the object as any client would, under its own id: it
+   finishes the update inline, or bars and copies.
+4. An update that was accepted within a second is left alone: its client is at work. Servers repair
+   an object one after the other, in the order of its preferred quorum; the later ones find it done.
+5. Beyond `limits.POSSIBLE_OBJECTS_OF_CLIENT` objects that one client may have left incomplete, its
+   updates wait until the oldest of them are settled.
 
-**Concurrency.** One thread. It lives in memory: after a restart, the walk of `healing` finds the
-objects on which servers differ. If there are too many, those accepted first are left to it.
+**Why it is safe.** A repair by a server is a repair by a client: it proves nothing by being a
+server, and a node's grant covers no operation. b liars cause no repair: the others are a quorum.
+
+**Tests.** `tests/unit/server/test_incomplete_updates.py`; must fail without this worker:
+`test_must_fail_without_background_repair`.
+
+**Concurrency.** One thread. All of it is in memory: after a restart, healing finds the objects on
+which servers differ. If there are too many, those accepted first are left to healing.
 """
 
 from __future__ import annotations
@@ -51,7 +59,7 @@ _OBSERVED = 256  # objects that a server remembers of its own repairs
 
 
 class Finisher:
-    """Settles what is in question at one server, in idle time or on demand."""
+    """Settles the incomplete updates of one server, in idle time or on demand."""
 
     def __init__(
         self,
@@ -79,7 +87,7 @@ class Finisher:
         self._host: Host | None = None
 
     async def run(self, host: Host) -> None:
-        """Settle what is in question, for as long as the node lives."""
+        """Settle incomplete updates, for as long as the node lives."""
         self._host = host
         incomplete = self._incomplete
         incomplete.demand = self._on_demand
@@ -107,7 +115,7 @@ class Finisher:
                 await Pause(limits.UNFINISHED_REST_US // 2)
 
     async def _on_demand(self, client: ClientId) -> list[Write] | None:
-        """Settle the oldest of what `client` may have left incomplete."""
+        """Settle the oldest objects that `client` may have left incomplete."""
         oldest = self._incomplete.oldest(client, await Now(), limits.OBJECTS_COMPARED)
         entries = self._left_alone(oldest)
         if self._host is not None and entries:
@@ -152,7 +160,7 @@ class Finisher:
     async def _ask(
         self, names: list[ObjectId], accepted: list[LogicalTimestamp]
     ) -> dict[NodeId, LatestReply]:
-        """The peers' latest timestamps of the objects; who is silent is taken note of."""
+        """The peers' latest timestamps of the objects. Remembers which peers are silent."""
         replies = await ask_all(
             self._peers,
             LatestRequest(tuple(names)),
@@ -204,7 +212,7 @@ class Finisher:
     def _is_enough(
         self, accepted: list[LogicalTimestamp], replies: dict[NodeId, LatestReply]
     ) -> bool:
-        """Whether nobody else is worth waiting for: an update of a client may wait for this.
+        """True if no further reply is worth waiting for: a client's update may wait for this.
 
         So it is if a quorum shares everything; or if all have answered but those that were waited
         for in vain before, and they are a quorum. Otherwise each such update would wait for a node
@@ -251,15 +259,15 @@ class Finisher:
             self._failed(entry, await Now())
             return
         if observations.observe(name).classification.latest < entry.timestamp:
-            # The others agree, and what is here was left out: it is too far ahead for now.
+            # The others agree without the candidate here: its time is too far ahead for now.
             self._failed(entry, await Now())
             return
-        # Now a quorum shares what is latest, which is what was here or later than that.
+        # Now a quorum shares the latest candidate: the one here, or a later one.
         self._incomplete.tally.repaired += found is not OperationType.METHOD
         self._superseded(name, entry)
 
     def _superseded(self, name: ObjectId, entry: Entry) -> None:
-        """What others share supersedes `entry`, which is settled with that.
+        """A later candidate, which others share, supersedes `entry`: that settles it.
 
         Those who have accepted what is later see to that. This server gets it from them if it can,
         and else when it heals; but in idle time, since an update may wait for this, and peers that

@@ -41,7 +41,7 @@ def settled_everywhere(
     me: NodeId,
     quorums: QuorumSystem,
 ) -> bool:
-    """Whether the `latest` candidate here is the latest at a whole quorum, and so established."""
+    """True if the `latest` candidate here is the latest at a whole quorum, and so established."""
     nodes: Nodes = 1 << me
     for node, reply in replies.items():
         if any(each.object == name and each.latest == latest for each in reply.objects):
@@ -78,11 +78,11 @@ class ObjectWalk:
         self._dead: list[LogicalTimestamp] = []  # versions off the chain, since then
 
     def step(self, view: StorageView) -> list[Write]:
-        """Look at some versions; the writes that let go of what may go."""
+        """Look at some versions; gives the writes that remove those that may go."""
         replica = Replica(view, self.object)
         writes: list[Write] = []
         if replica.row.collected_us < self._horizon_us:
-            self.done = True  # what must be known of this walk was lost with its batch
+            self.done = True  # the object's row, as this walk requires it, was lost with its batch
             return writes
         floor = replica.row.floor
         prefix = self.object
@@ -124,7 +124,7 @@ class ObjectWalk:
     def _decide(
         self, view: StorageView, replica: Replica, successor: LogicalTimestamp
     ) -> tuple[bool, list[Write]]:
-        """What becomes of the version held, which `successor` supersedes; whether it goes."""
+        """True if the version held goes, which `successor` supersedes; and the writes for that."""
         if self._held is None:
             return False, []
         timestamp, version = self._held
@@ -145,7 +145,7 @@ class ObjectWalk:
         return True, writes
 
     def _forget_unseen(self, view: StorageView, version: Version) -> list[Write]:
-        """What a version overwrote that was written after the last version that stays.
+        """Remove the rows that `version` overwrote and that no version that stays can see.
 
         With what was gone from a sequence goes the note of the hole that it left.
         """
@@ -162,7 +162,7 @@ class ObjectWalk:
     def _hand_on(
         self, view: StorageView, timestamp: LogicalTimestamp, version: Version
     ) -> list[Write]:
-        """What becomes of the operation, which stands with the first of its objects.
+        """Keep or remove the operation, which stands with the first of its objects.
 
         As long as another of them has the version, it is kept apart: who asks what was done to that
         one is told. That there is something apart, be it nothing, says that it was established.

@@ -29,6 +29,10 @@ version nobody else has, the server has forgotten what it accepted: the object i
 server recovers as if it had lost its store. Objects of which it has the latest state only, because
 object sync brought no more, are marked too, and made anew with their past once that can be had.
 
+**Tests.** `tests/unit/server/test_healing.py`; must fail:
+`test_must_fail_a_server_that_forgets_that_it_has_forgotten`,
+`tests/simulation/test_lost_disks.py`.
+
 **Concurrency.** One thread. A walk and a request may heal one object: the later changes nothing.
 """
 
@@ -86,7 +90,7 @@ from bftfs.storage import StorageView, Table, Write, after_keys
 from bftfs.wire.codec import UNREADABLE, encode
 
 _END = after_keys(OBJECT_ID_BYTES)  # after all ids
-_MARK = b"mend"  # in Table.META, before an object's id: what is to be done about it
+_MARK = b"mend"  # in Table.META, before an object's id: the object has to be mended
 _DAMAGED = b"d"
 _SHALLOW = b"s"  # it lacks its past
 _TRIES = 3  # at an object that is being updated meanwhile
@@ -114,7 +118,7 @@ def take_over(
 
 
 class _Own(NamedTuple):
-    """What this server has of an object."""
+    """The state of an object at this server."""
 
     latest: LogicalTimestamp
     reach: Reach
@@ -130,7 +134,7 @@ class _Look:
 
 
 class ObjectHealer:
-    """Brings what one server lacks, in the background; of an object that is asked for, at once."""
+    """Fetches versions that one server lacks: in the background, or at once for a request."""
 
     def __init__(
         self,
@@ -159,14 +163,14 @@ class ObjectHealer:
             fraction=_fraction,
             rebuilding=recovery.rebuilding,
         )
-        self._marked: dict[ObjectId, bytes] = {}  # what is to be mended
+        self._marked: dict[ObjectId, bytes] = {}  # objects to be mended, and why
         # Told of objects whose latest candidate here is not the quorum's.
         self.on_difference: Callable[[ObjectId, LogicalTimestamp], None] | None = None
 
     # --- on demand ---------------------------------------------------------------------------
 
     def wanted(self, names: Sequence[ObjectId], request: object, now_us: int) -> Want | None:
-        """What a request for these objects has to wait for, if this server may have forgotten."""
+        """The want that a request for these objects has to wait for; None if it need not."""
         for name in names:
             if self._marked.get(name) == _DAMAGED:
                 return Want(b"mend" + name, lambda _view, name=name: self._mend_on_demand(name))  # type: ignore[misc]
@@ -185,7 +189,7 @@ class ObjectHealer:
         return []
 
     def _is_counted_on(self, now_us: int) -> bool:
-        """Whether some client may still count what this server has accepted and forgotten."""
+        """True while some client may still count a candidate that this server has forgotten."""
         return self._recovery.rebuilding and now_us < self._recovery.counted_until_us
 
     def _look_for(self, names: Sequence[ObjectId], request: object) -> Want | None:
@@ -216,7 +220,7 @@ class ObjectHealer:
         return [] if self._host is not None and await self._mend(self._host, name) else None
 
     async def catch_up(self, host: Host, name: ObjectId) -> bool:
-        """Get what others have established later than what is here; whether that was all."""
+        """Take over later established versions. True if nothing is lacking after that."""
         return bool(await self._heal(host, name))
 
     # --- the walk ----------------------------------------------------------------------------
@@ -305,7 +309,7 @@ class ObjectHealer:
     # --- one object --------------------------------------------------------------------------
 
     async def _heal(self, host: Host, name: ObjectId) -> bool | None:
-        """Whether this server lacks nothing of the object now; None: too few answer.
+        """Heal one object. True if nothing is lacking now; None if too few peers answer.
 
         Nothing later than its history is reported then. While it recovers, it is enough that
         nothing later is at a repairable set of those who have answered: what is established, at a
@@ -335,7 +339,7 @@ class ObjectHealer:
         return recovering or own_latest >= history_set.latest
 
     async def _histories(self, name: ObjectId) -> CulledObjectHistorySet | None:
-        """What the peers report of an object; None if they are no quorum."""
+        """The peers' histories of an object; None if they are no quorum."""
         replies = await ask_all(self._peers, HistoryRequest(name), _is_history)
         if not self._quorums.is_quorum(sum(1 << node for node in replies)):
             return None
@@ -347,7 +351,7 @@ class ObjectHealer:
         )
 
     async def _fate(self, candidate: Candidate) -> Verdict:
-        """What b + 1 peers know of an operation on several objects. [Q/U §4.3.7]"""
+        """The fate of an operation on several objects, as b + 1 peers know it. [Q/U §4.3.7]"""
         request = DeduceRequest(candidate.timestamp, candidate.objects)
         replies = await ask_all(self._peers, request, _is_deduction)
         for verdict in (Verdict.ESTABLISHED, Verdict.DEAD):
@@ -380,7 +384,7 @@ class ObjectHealer:
         """Take over candidates, which are of one operation, at all these objects or at none."""
         for candidate, _ in found.values():
             if time_of(candidate.timestamp) > await Now() + limits.CLOCK_SKEW_US:
-                return False  # what is ahead of its clock it takes from nobody yet [design §4]
+                return False  # times ahead of its clock are accepted from nobody yet [design §4]
         for name, (candidate, nodes) in found.items():
             own = await look(host, partial(_own, name, candidate))
             if own.reach is Reach.MISSING and own.latest < candidate.timestamp:
@@ -449,7 +453,7 @@ class ObjectHealer:
         return complete
 
     async def _mend(self, host: Host, name: ObjectId) -> bool:
-        """Make a marked object anew; whether there is nothing left to be done about it."""
+        """Make a marked object anew. True if nothing is left to be done about it."""
         row = await look(host, partial(_row, name))
         head = ZERO if row is None else _head(row)
         past = None

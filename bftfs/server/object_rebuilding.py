@@ -1,4 +1,4 @@
-"""How a server makes an object anew from what its peers have of it: its past, and its state.
+"""Makes an object anew from its past and its state at the peers.
 
 What b + 1 servers tell alike, a benign one tells. The chain of versions that leads to one that is
 established is the same at all benign servers that know it, and so is the state at each of them. So
@@ -122,7 +122,7 @@ def _stand_at(store: MemoryStorage, replica: Replica, version: LogicalTimestamp)
 
 
 def has_beside(view: StorageView, name: ObjectId, past: Past) -> bool:
-    """Whether this server has versions of the object's chain that are not in `past`.
+    """True if this server has versions of the object's chain that are not in `past`.
 
     Peers may have collected them, which this server has room for. [design §8]
     """
@@ -142,7 +142,7 @@ def replacement(
     """
     stored = made.get(Table.OBJECT, name)
     assert stored is not None, "every version has left one"
-    # What is known to be established is none but what this server has known before.
+    # Only a version that this server has known to be established before counts as such.
     known = {past.base, *(link.timestamp for link in past.links)}
     kept = msgspec.structs.replace(
         stored_row(stored),

@@ -1,4 +1,4 @@
-"""Are the rows that a server stores of objects still what it has written?
+"""Checks that a server's rows of objects are still as it has written them.
 
 - A replica history is what the server's own authenticator covers. [Q/U §4.3.4]
 - A request that is kept for repair gives the timestamp under which it is kept. [Q/U §4.3.5]
@@ -61,7 +61,7 @@ _BYTES_PER_PAGE = limits.SYNC_PAGE_BYTES
 
 
 class Marks(Protocol):
-    """The healer, which mends what is marked."""
+    """The healer, which mends marked objects."""
 
     def mark_damaged(self, host: Host, names: set[ObjectId]) -> None:
         """These have rows that are damaged, or lost."""
@@ -90,7 +90,7 @@ def _until(rows: list[tuple[bytes, bytes]], volume: int) -> bytes:
 
 
 class _Checked(NamedTuple):
-    """What a page of versions says of itself."""
+    """The result of checking a page of versions."""
 
     rows: int
     volume: int
@@ -311,7 +311,7 @@ class HistoryScrubber:
 
 
 class RequestScrubber:
-    """Checks requests. (What object sync has staged is looked at when it is used.)"""
+    """Checks requests. (Staged rows of object sync are checked when they are used.)"""
 
     table = Table.REQUEST
 

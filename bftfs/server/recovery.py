@@ -1,4 +1,4 @@
-"""What a node has to remember once it has lost its store.
+"""A node's memory of having lost its store.
 
 A node that lost its store has forgotten what it accepted. Until it has asked the others about all
 of it, it must not act as if it had never accepted anything: that would be a lie, though not meant.
@@ -19,7 +19,7 @@ BLOCKS = "blocks"
 
 
 class Recovery:
-    """What one node has forgotten, and whether it is still rebuilding."""
+    """The bound of what one node has forgotten, and whether it is still rebuilding."""
 
     def __init__(
         self,

@@ -31,7 +31,7 @@ _AGAIN_US = limits.HEAL_AGAIN_US  # after a page for which too few peers were th
 
 
 class Page(NamedTuple):
-    """What became of one page."""
+    """The result of one page."""
 
     until: bytes  # where the next one begins; nothing at the end
     rows: int
@@ -49,7 +49,7 @@ class Part(Protocol):
 
 
 class _Place(Value, frozen=True):
-    """Where a pass is, and what it has come to."""
+    """How far a pass is, and its results so far."""
 
     began_us: int
     part: int = 0
@@ -63,7 +63,7 @@ class _Place(Value, frozen=True):
 
 @dataclass(slots=True)
 class ScrubTally:
-    """What scrubbing has come to."""
+    """The results of scrubbing."""
 
     passes: int = counter("Passes over all that is stored.", name="scrub_passes")
     under_way: bool = False

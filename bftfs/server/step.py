@@ -1,4 +1,4 @@
-"""What a server step is given and what it gives back.
+"""The parameters and the outcome of a server's step.
 
 A server has no `await` at all, hence no interleaving to reason about: `step` is a function of the
 store, the sender, the message and the clock. Its host commits `writes` atomically before it sends
@@ -24,7 +24,7 @@ from bftfs.storage import StorageView, Write
 
 
 class Role(Enum):
-    """What kind of principal is at the other end of an authenticated channel."""
+    """The kind of principal at the other end of an authenticated channel."""
 
     CLIENT = "client"
     NODE = "node"
@@ -32,7 +32,7 @@ class Role(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Grant:
-    """What a client's key entitles it to: acting as `uids` (None: any), writing, and where."""
+    """The rights of a client's key: acting as `uids` (None: any), writing, and where."""
 
     uids: tuple[int, ...] | None = None
     write: bool = True
@@ -102,7 +102,7 @@ Task = Callable[[StorageView, int], list[Write]]  # the view, the time, and what
 
 
 class Host(Protocol):
-    """What a node offers to its background work."""
+    """The services of a node to its background work."""
 
     foreground_us: int  # when a client asked for something last
 

@@ -48,7 +48,7 @@ class Throttle:
         self._changed.announce()
 
     def pause(self) -> None:
-        """Stop after what is in hand."""
+        """Stop after the present piece of work."""
         self.paused = True
         self._keep()
 
@@ -72,7 +72,7 @@ class Throttle:
     # --- the work ----------------------------------------------------------------------------
 
     async def begin(self, host: Host) -> None:
-        """Go by what people have said before the node was started."""
+        """Take up the orders that people gave before the node was started."""
         if self._host is None:
             self._host = host
             row = await look(host, lambda view: view.get(Table.META, self._key))

@@ -1,4 +1,4 @@
-"""What the workers of a node have in common: passes, pages, idle time, retries, progress.
+"""The common parts of a node's workers: passes, pages, idle time, retries, progress.
 
 A worker does something of the node's own accord for as long as the node lives (`step.Background`).
 Healing and rebuilding, scrubbing, collection, verification and finishing updates are workers.
@@ -12,7 +12,7 @@ Healing and rebuilding, scrubbing, collection, verification and finishing update
    Where a walk is, and whether it has left anything behind, is stored (`Walk`).
 4. What could not be done is tried again, less and less often (`retry_after_us`).
 
-`tests/unit/server/test_healing.py` has a test for each.
+`tests/unit/server/test_worker.py` has a test for each.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _TIRED_MOST_US = 100_000  # between two looks for idle time
 
 @dataclass(slots=True)
 class HealingTally:
-    """What healing has done since the node was started, and how far the pass under way is."""
+    """The results of healing since the node was started, and how far the pass under way is."""
 
     passes: int = counter("Passes over all {what}.")
     progress: float = counter("Of the pass under way.", default=1.0)
@@ -187,5 +187,5 @@ class Idle:
 
 
 def retry_after_us(failures: int) -> int:
-    """After how long to try again what has failed so often before this time."""
+    """The pause before the next try, after so many failures and this one."""
     return min(limits.VERIFY_RETRY_US << min(failures, 16), limits.VERIFY_RETRY_MOST_US)
