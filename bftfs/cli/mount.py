@@ -153,7 +153,7 @@ def unmount_path(directory: DataDirectory, mountpoint: Path) -> None:
 def await_end_of_mounts(directory: DataDirectory, mountpoint: Path | None = None) -> None:
     """Wait until no process is left that serves the `mountpoint`, or any of the cluster.
 
-    What is no longer mounted may still be writing: whoever detached it, or is unmounting it beside.
+    A process whose mount was detached, or is being unmounted by another command, may still write.
     """
     deadline = time.monotonic() + UNMOUNT_PATIENCE_S
     while writing := [

@@ -1,1 +1,1 @@
-"""Erasure coding of items into fragments, and the cross-checksum that binds them. [PASIS §3.4]"""
+"""Erasure coding of data-items into fragments, and their cross-checksum. [PASIS §3.4]"""

@@ -39,10 +39,10 @@ class AuthenticatorKeys:
         return b"".join(macs)
 
     def check(self, *, claimed_by: int, digest: bytes, authenticator: bytes) -> bool:
-        """True if server `claimed_by` made `authenticator` over `digest`, as far as we can tell.
+        """True if our MAC in server `claimed_by`'s `authenticator` over `digest` is valid.
 
-        A Byzantine server may make MACs that are valid for some servers only: a true answer says
-        nothing about what the others will find.
+        A Byzantine server may make MACs that are valid for some servers only: other servers may
+        find theirs invalid.
         """
         if len(authenticator) != MAC_BYTES * len(self._from):
             return False
@@ -53,7 +53,7 @@ class AuthenticatorKeys:
         return hmac.compare_digest(state.digest(), authenticator[self._mine])
 
     def refuted(self, *, makers: bytes, digest: bytes, authenticators: bytes) -> int:
-        """Which of the servers `makers` did not make theirs of `authenticators`: a bit mask.
+        """The servers among `makers` whose MACs for us are not valid, as a bit mask.
 
         Requires: `authenticators` are the makers' over `digest`, concatenated; makers are servers.
         """

@@ -54,14 +54,14 @@ def verifier_of(cross_checksum: bytes) -> Digest:
 
 
 def voucher_digest(*, block: BlockId, timestamp: bytes) -> Digest:
-    """What a node's authenticator covers when it vouches that it hosts a version of a block."""
+    """The input of a voucher's MACs: a node hosts this version of this block."""
     state = _VOUCHER.copy()
     state.update(block + timestamp)
     return Digest(state.digest())
 
 
 def replica_history_digest(*, object: ObjectId, encoded: bytes) -> Digest:  # noqa: A002
-    """What the MACs of an authenticator cover: whose history, and the history. [Q/U §4.3.4]"""
+    """The input of an authenticator's MACs: the object, and its replica history. [Q/U §4.3.4]"""
     state = _REPLICA_HISTORY.copy()
     state.update(object + encoded)
     return Digest(state.digest())
@@ -75,28 +75,28 @@ def operation_digest(encoded: bytes) -> Digest:
 
 
 def deduction_digest(*, timestamp: bytes, established: bool) -> Digest:
-    """What a server's authenticator covers when it says what became of a candidate. [Q/U §4.3.7]"""
+    """The input of the MACs over a server's deduction: a candidate's fate. [Q/U §4.3.7]"""
     state = _DEDUCTION.copy()
     state.update(timestamp + (b"\1" if established else b"\0"))
     return Digest(state.digest())
 
 
 def answer_digest(answer: bytes) -> Digest:
-    """What a server sends in place of a large answer that another one sends whole."""
+    """The digest that a server sends instead of a large answer that another one sends whole."""
     state = _ANSWER.copy()
     state.update(answer)
     return Digest(state.digest())
 
 
 def sync_page_digest(encoded: bytes) -> Digest:
-    """What a server sends in place of a page of object sync that another one sends whole."""
+    """The digest that a server sends instead of a page that another one sends whole."""
     state = _SYNC_PAGE.copy()
     state.update(encoded)
     return Digest(state.digest())
 
 
 def link_digest(*, object: ObjectId, encoded: bytes) -> Digest:  # noqa: A002
-    """What a server tells another of a version of an object, so that both can compare theirs."""
+    """The digest of a version of an object, by which two servers compare theirs."""
     state = _LINK.copy()
     state.update(object + encoded)
     return Digest(state.digest())

@@ -2,7 +2,7 @@
 
 A principal (node, client, administrator) has one 32-byte secret, from which an X25519 key (for
 pairwise secrets) and an Ed25519 key (for signatures) are derived. Its public key is the two public
-halves side by side, so that whoever is listed can both authenticate and sign.
+halves side by side: every listed principal can both authenticate and sign.
 
 Entropy is an argument: nothing here draws randomness.
 """
@@ -167,7 +167,7 @@ def _read_secret(path: Path, label: str, length: int) -> bytes:
             text = file.read(256)
     except FileNotFoundError as error:
         raise UsageError(
-            f"there is no key file {path}; copy it here from where the key was made"
+            f"there is no key file {path}; copy it here from the machine where it was made"
         ) from error
     except OSError as error:
         raise UsageError(
