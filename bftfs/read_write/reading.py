@@ -27,7 +27,7 @@ from functools import partial
 from typing import Protocol
 
 from bftfs.asking.ask import Calls, Refusals
-from bftfs.conversation import Compute, Now
+from bftfs.conversation import Compute, Delivery, Now
 from bftfs.identifiers import BlockId, NodeId
 from bftfs.read_write.classification import CandidateClass
 from bftfs.read_write.descent import Descent, Overtaken, Question, Usable
@@ -68,7 +68,7 @@ class Examiner(Protocol):
 class BlockRead:
     """One read of the latest complete version, strictly below `before` if that is given."""
 
-    __slots__ = ("_before", "_block", "_calls", "_examiner", "_refusals", "_session")
+    __slots__ = ("_before", "_began_us", "_block", "_calls", "_examiner", "_refusals", "_session")
 
     def __init__(
         self,
@@ -81,6 +81,7 @@ class BlockRead:
         self._block = block
         self._before = before
         self._examiner = examiner
+        self._began_us = 0
         self._calls: Calls[Question]
         self._refusals: Refusals
 
@@ -101,8 +102,13 @@ class BlockRead:
         descent = await self._begin()
         await self._ask(descent.begin())
         while True:
-            if not await self._listen(descent) and descent.is_overtaken:
-                return None
+            call = await self._calls.reply()
+            if call is not None:
+                self._take(descent, *call)
+            else:
+                await self._ask(descent.lapse())
+                if descent.is_overtaken:
+                    return None
             while isinstance(decision := descent.decide(), Usable):
                 version = await self._use(descent.responses, decision)
                 if version is not None:
@@ -116,7 +122,7 @@ class BlockRead:
     async def _begin(self) -> Descent:
         session = self._session
         peers, thresholds = session.peers, session.thresholds
-        now_us = await Now()
+        self._began_us = now_us = await Now()
         # Stripes first, but nodes that were silent or faulty lately last.
         by_fragment = session.by_fragment[rotation_of(self._block, thresholds.N)]
         nodes, probes = peers.order(by_fragment, now_us)
@@ -145,23 +151,16 @@ class BlockRead:
             )
             await self._calls.send(question.node, request, tag=question)
 
-    async def _listen(self, descent: Descent) -> bool:
-        """Take the next reply, or draw the consequences of a silence; False for a silence."""
-        call = await self._calls.reply()
-        if call is None:
-            await self._ask(descent.lapse())
-            return False
-        delivery, question = call
+    def _take(self, descent: Descent, delivery: Delivery, question: Question) -> None:
         node, message = question.node, delivery.message
         verdict = descent.take(question, message, delivery.body)
         if verdict is not ReplyVerdict.VALID:
-            note_verdict(self._session.peers, node, verdict, await Now())
+            note_verdict(self._session.peers, node, verdict, self._began_us)
         elif isinstance(message, ReadReply):
             if self._examiner is not None:
                 self._examiner.heard(node, message)
         elif not message.may_pass:
             self._refusals.add(node, message)
-        return True
 
     # --- using a candidate -------------------------------------------------------------------
 

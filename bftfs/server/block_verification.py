@@ -63,6 +63,7 @@ from bftfs.server.block_examination import Findings, Own, VerificationPolicy, se
 from bftfs.server.idle_time import IdleTime, claimed_ms
 from bftfs.server.step import Host, Ready, Role, Sender, Want
 from bftfs.server.tally import counter
+from bftfs.server.worker import retry_after_us
 from bftfs.storage import StorageView, Table, Write, after_keys
 from bftfs.thresholds import ReadWriteThresholds
 
@@ -306,8 +307,7 @@ class LazyVerifier:
         self._put_off(block, now_us)
 
     def _put_off(self, block: BlockId, now_us: int) -> None:
-        wait_us = limits.VERIFY_RETRY_US << min(self.backlog.failures(block), 16)
-        self.backlog.failed(block, now_us + min(wait_us, limits.VERIFY_RETRY_MOST_US))
+        self.backlog.failed(block, now_us + retry_after_us(self.backlog.failures(block)))
 
     def _index(self, block: BlockId) -> int:
         return fragment_index(block, self._node, self._thresholds.N)
