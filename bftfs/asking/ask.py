@@ -20,7 +20,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Callable
 from enum import Enum
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
 from bftfs import limits
 from bftfs.asking.peers import Pace, Peers
@@ -83,11 +83,9 @@ class Calls(Generic[Tag]):
         self._heard: Nodes = 0
         self._unanswered: dict[int, tuple[NodeId, Tag]] = {}
 
-    async def send(
-        self, node: NodeId, message: Any, body: bytes | memoryview = b"", *, tag: Tag
-    ) -> None:
-        """Send a request; its reply comes with the tag."""
-        self._unanswered[await Send(node, message, body)] = (node, tag)
+    def sent(self, number: int, node: NodeId, tag: Tag) -> None:
+        """A request was sent to `node`; its reply comes with the tag."""
+        self._unanswered[number] = (node, tag)
 
     async def reply(self) -> tuple[Delivery, Tag] | None:
         """The next reply; None after a silence, each of which is twice as long as the last.

@@ -8,7 +8,7 @@ from bftfs.asking.ask import Calls
 from bftfs.asking.peers import Peers
 from bftfs.asking.quorum import ThresholdQuorums
 from bftfs.cluster import ClusterDescription
-from bftfs.conversation import Now
+from bftfs.conversation import Now, Send
 from bftfs.envelope import HealthReply, HealthRequest
 from bftfs.errors import QuorumUnavailable
 from bftfs.identifiers import NodeId
@@ -29,7 +29,7 @@ async def health_reports(description: ClusterDescription) -> dict[NodeId, Health
         now_us=await Now(),
     )
     for member in description.members:
-        await calls.send(member.node, HealthRequest(), tag=None)
+        calls.sent(await Send(member.node, HealthRequest()), member.node, None)
     replies: dict[NodeId, object] = {}
     with suppress(QuorumUnavailable):
         while len(replies) < description.n:

@@ -27,7 +27,7 @@ from functools import partial
 from typing import Protocol
 
 from bftfs.asking.ask import Calls, Refusals
-from bftfs.conversation import Compute, Delivery, Now
+from bftfs.conversation import Compute, Delivery, Now, Send
 from bftfs.identifiers import BlockId, NodeId
 from bftfs.read_write.classification import CandidateClass
 from bftfs.read_write.descent import Descent, Overtaken, Question, Usable
@@ -149,7 +149,7 @@ class BlockRead:
             request = ReadRequest(
                 self._block, question.before, question.want_data, question.history
             )
-            await self._calls.send(question.node, request, tag=question)
+            self._calls.sent(await Send(question.node, request), question.node, question)
 
     def _take(self, descent: Descent, delivery: Delivery, question: Question) -> None:
         node, message = question.node, delivery.message

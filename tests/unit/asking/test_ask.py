@@ -350,7 +350,7 @@ def test_a_reply_comes_with_the_tag_of_its_request() -> None:
     async def conversation() -> None:
         calls = calling(Peers(QUORUMS))
         for tag in ("a list", "a fragment"):
-            await calls.send(NodeId(3), tag, tag=tag)
+            calls.sent(await Send(NodeId(3), tag), NodeId(3), tag)
         replies.extend([await calls.reply() for _ in range(3)])
 
     network = Network(lambda node, times: 100 if times == 2 else 70_000)
@@ -367,7 +367,7 @@ def test_each_silence_is_longer_and_the_last_is_an_error() -> None:
 
     async def conversation() -> None:
         calls = calling(peers, patience_total_us=1_000_000)
-        await calls.send(NodeId(3), "request", tag="")
+        calls.sent(await Send(NodeId(3), "request"), NodeId(3), "")
         while True:
             assert await calls.reply() is None
             silences.append(network.now)
@@ -389,7 +389,7 @@ def test_calls_teach_their_pace() -> None:
     async def conversation() -> None:
         calls = Calls(peers, peers.reads, subject="the test", required=3, now_us=network.now)
         for node in ORDER[:3]:
-            await calls.send(node, "request", tag="")
+            calls.sent(await Send(node, "request"), node, "")
         heard = 0
         while heard < 3:
             heard += await calls.reply() is not None
