@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from bftfs.identifiers import ObjectId, ObjectKind, kind_of
+from bftfs.identifiers import ObjectId
 from bftfs.restoration.changes import ChangeLog
 from bftfs.restoration.name_plan import NamePlan, tops
 from bftfs.restoration.tree import Name, SpareNames
@@ -35,17 +35,14 @@ class Move:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Let a free name stand for an object: by a link if it exists; else it is made anew."""
+    """Let a free name stand for an object: by a link if it exists; else it is made anew.
+
+    `inside` puts the entries into a directory that is made anew.
+    """
 
     name: Name
     identifier: ObjectId
-
-
-@dataclass(frozen=True, slots=True)
-class Finish:
-    """Give a directory that was made anew its attributes, once its entries are made."""
-
-    identifier: ObjectId
+    inside: Sequence[Action] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +53,7 @@ class Remove:
     identifier: ObjectId
 
 
-Action = Move | Place | Finish | Remove
+Action = Move | Place | Remove
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,14 +127,11 @@ class _Ordering:
         return Move(source, target, there is not None)
 
     def _bring_back(self, name: Name, wanted: ObjectId) -> list[Action]:
-        actions = [*self._clear(name), Place(name, wanted)]
+        cleared = self._clear(name)
         self._now.put(name, wanted)
-        if kind_of(wanted) == ObjectKind.DIRECTORY:
-            for each, child in self._plan.tree.names(wanted):
-                group = self.reach(each, child)
-                actions += () if group is None else group.actions
-            actions.append(Finish(wanted))
-        return actions
+        groups = [self.reach(each, child) for each, child in self._plan.tree.names(wanted)]
+        inside = [action for group in groups if group is not None for action in group.actions]
+        return [*cleared, Place(name, wanted, inside)]
 
     def _clear(self, name: Name) -> list[Action]:
         there = self._now.get(name)

@@ -17,7 +17,7 @@ from bftfs.errors import FileSystemError
 from bftfs.filesystem.contents import OpenFile
 from bftfs.filesystem.directory import RENAME_EXCHANGE, RENAME_NOREPLACE
 from bftfs.identifiers import ObjectId, ObjectKind, kind_of
-from bftfs.restoration.actions import Action, Finish, Move, Place, Remove
+from bftfs.restoration.actions import Action, Move, Place, Remove
 from bftfs.restoration.attribute_changes import AttributeChanges, others_attributes, set_attributes
 from bftfs.restoration.changes import ChangeLog
 from bftfs.restoration.contents import others_or_last_contents
@@ -41,11 +41,8 @@ class CarryingOut:
                     flags = RENAME_EXCHANGE if exchange else RENAME_NOREPLACE
                     places = (*self._translated(source), *self._translated(target))
                     await self._view.files.rename(*places, self._view.who, flags=flags)
-                case Place(name, identifier):
-                    await self._place(self._translated(name), identifier)
-                case Finish(identifier):
-                    attributes = await others_attributes(self._view, self._log, identifier)
-                    await set_attributes(self._view, self._made[identifier], attributes)
+                case Place(name, identifier, inside):
+                    await self._place(self._translated(name), identifier, inside)
                 case Remove(name, identifier):
                     await self._remove(self._translated(name), identifier)
                 case _:
@@ -64,11 +61,14 @@ class CarryingOut:
         """The same name in the directory that was made anew, if its directory was."""
         return name._replace(directory=self._made.get(name.directory, name.directory))
 
-    async def _place(self, name: Name, identifier: ObjectId) -> None:
+    async def _place(self, name: Name, identifier: ObjectId, inside: Sequence[Action]) -> None:
         files, who, view = self._view.files, self._view.who, self._view
         if kind_of(identifier) == ObjectKind.DIRECTORY:
             found = await files.make_directory(name.directory, name.name, 0o700, who)
             self._made[identifier] = found.identifier
+            await self.perform(inside)  # which changes the directory's times
+            attributes = await others_attributes(view, self._log, identifier)
+            await set_attributes(view, found.identifier, attributes)
             return
         there = self._made.get(identifier, identifier)
         if there != identifier or self._log.is_there(identifier):

@@ -307,7 +307,7 @@ class _Planning:
         else:
             what = f"put there by {self._label}, and there is no other place for it: it stays"
         if wanted is not None:
-            self._keep_all_again()
+            self._see_if_kept(wanted)
             if self._is_missing(wanted):
                 returned = self._history.returned_to(name, wanted)
                 there_now = None if returned is None else shown(returned.name)
@@ -338,6 +338,13 @@ class _Planning:
 
     def _keep(self, identifier: ObjectId) -> None:
         self.kept.update(self.tree.below((identifier,)))
+
+    def _see_if_kept(self, identifier: ObjectId) -> None:
+        """Something that was kept has lost a place."""
+        if kind_of(identifier) == ObjectKind.DIRECTORY:
+            self._keep_all_again()
+        elif all(each.directory not in self.kept for each in self.tree.places(identifier)):
+            self.kept.discard(identifier)
 
     def _keep_all_again(self) -> None:
         self.kept = set(self.tree.below(tops(self._log)))
