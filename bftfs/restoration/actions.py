@@ -1,16 +1,17 @@
-"""From the names as they are to the names as they are to be: actions, in an order that works.
+"""The actions that lead from the present names to the planned tree, in an order that works.
 
-The final tree is gone through from the top down. So a directory is in its final place before
-anything is done in it, and no move puts a directory below itself. At each name that is to stand for
-something else:
+`order_actions` goes through the planned tree from the top down. So a directory is in its final
+place before anything is done in it, and no move puts a directory below itself. Each name that is to
+stand for another object gets it in one of these ways:
 
-- An object that stands in a wrong place is moved here. What is in the way goes there in exchange;
-  its own turn comes at its own name, or at the end.
-- Otherwise a file that exists gets one more link, and what is gone is made anew, a directory with
-  all its entries. What is in the way is removed, or put aside if anything in it is kept.
+- An object that stands at a wrong name is moved. An object that is in the way takes its place in
+  exchange; it is moved or removed when its own turn comes.
+- Otherwise, an existing file gets one more link, and an object that is gone is made anew; a
+  directory with all its entries. An object that is in the way is removed, or put aside if it or
+  anything in it is kept.
 
-At the end, what still stands at a wrong name is removed: links to files that are kept, then what
-the client made. Tests: `tests/unit/restoration/test_undo.py`.
+At the end, objects that still stand at wrong names are removed: links to files that are kept, then
+the objects that the client made. Tests: `tests/unit/restoration/test_undo.py`.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class Remove:
-    """Remove an object that stands at a name; a directory with what the client made in it."""
+    """Remove an object from a name; a directory together with the client's objects in it."""
 
     name: Name
     identifier: ObjectId
@@ -58,14 +59,14 @@ Action = Move | Place | Remove
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Actions that belong together, and what they do in words."""
+    """Actions that belong together, and a description of them."""
 
     text: str
     actions: Sequence[Action]
 
 
 def order_actions(log: ChangeLog, plan: NamePlan, spare: SpareNames) -> list[Group]:
-    """The actions after which all names stand for what is planned."""
+    """The actions that turn the present names into the planned tree."""
     ordering = _Ordering(log, plan, spare)
     groups = [
         group
@@ -86,7 +87,7 @@ class _Ordering:
         self._now = log.tree.copy()
 
     def reach(self, name: Name, wanted: ObjectId) -> Group | None:
-        """What lets the name stand for `wanted`; None if it does already."""
+        """The actions that let the name stand for `wanted`; None if it does already."""
         if self._now.get(name) == wanted:
             return None
         path = self._log.path(name)
@@ -97,7 +98,7 @@ class _Ordering:
         return Group(f"bring back {path}", self._bring_back(name, wanted))
 
     def removals(self) -> list[Group]:
-        """What removes everything that is left at a wrong name."""
+        """The removal of all objects that are left at wrong names."""
         left = [
             (name, there)
             for directory in self._now.below(tops(self._log))
@@ -116,7 +117,7 @@ class _Ordering:
         there = self._now.get(name)
         if there is None or not self._now.is_in(source.directory, there):
             return [self._move(source, name)]
-        aside = self._spare.take_aside(name)  # out of what it is to change places with
+        aside = self._spare.take_aside(name)  # `there` cannot change places with what is inside it
         return [self._move(source, aside), self._move(aside, name)]
 
     def _move(self, source: Name, target: Name) -> Move:

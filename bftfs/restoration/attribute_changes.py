@@ -1,8 +1,8 @@
 """Mode, owner, times, extended attributes and ACLs as others left them.
 
-Each of these is taken by itself: its value before the client's first change of the object, replaced
-by each value that others set later. That a client has read something is no change of its: access
-times that its reading left stay.
+Each of them is treated separately: its value before the client's first change of the object,
+replaced by each value that others set later. Access times count as nobody's change: those that the
+client's reading has left stay.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _TYPES: Final = object_types()
 
 @dataclass(frozen=True, slots=True)
 class AttributeChanges:
-    """What is to be set; of extended attributes also what is to be removed (None)."""
+    """Attributes to set; an extended attribute whose value is None is to be removed."""
 
     standard: Changes = NO_CHANGES
     extended: dict[bytes, bytes | None] = field(default_factory=dict)
@@ -68,7 +68,7 @@ async def others_attributes(
         assert change.attributes is not None, "others are left out"
         after = _values(change.attributes)
         if not _is_clients(log, change):
-            asked = _asked(change)  # which may be what it was already
+            asked = _asked(change)  # even if they had this value before
             wanted = wanted | {n: v for n, v in after.items() if v != before[n] or n in asked}
             for name in _extended_names(change):
                 extended[name] = await _value(view, identifier, name, change.time_us)
@@ -79,7 +79,7 @@ async def others_attributes(
 async def attributes_to_restore(
     view: Viewpoint, log: ChangeLog, identifier: ObjectId
 ) -> AttributeChanges:
-    """What has to be set on an object so that its attributes are as others left them."""
+    """The changes after which an object's attributes are as others left them."""
     changes = _changes_since_client(log, identifier)
     if not changes:
         return AttributeChanges()
@@ -118,7 +118,7 @@ def _values(attributes: Attributes) -> dict[str, int]:
 
 
 def _asked(change: Change) -> set[str]:
-    """What chmod, chown or utimens has set."""
+    """The attributes that chmod, chown or utimens has set."""
     if change.operation.method != CHANGE_ATTRIBUTES:
         return set()
     return {name for name in _WORDS if getattr(_arguments(change), name) is not None}

@@ -1,4 +1,4 @@
-"""What a client has changed below a directory since a time, and what others did to the same things.
+"""The changes that a client made below a directory since a time, and others' changes there.
 
 Every version carries the client whose key made it, which the servers that accepted it have checked.
 `read_changes` visits every directory below the root, every object that has changed since, and every

@@ -1,4 +1,4 @@
-"""What a file would contain if only others had changed it.
+"""The contents that a file would have if only others had changed it.
 
 The situation: versions of a file alternate between the client's and others', and one update may
 show blocks of both sides (`foreign_blocks`). The stored operations say how long a file became and
@@ -6,9 +6,9 @@ which blocks are valid, never which bytes were meant: a program that inserts a l
 blocks, among them what the client had written.
 
 The rule: start with the contents before the client's first change. Then compare each version that
-others made with the version before it, and carry that difference over (`merging`). What one side
-did in a row is one change, since programs make several versions when they rewrite a file. Where the
-difference cannot be carried over, the contents are unknown (None): that is a conflict.
+others made with the version before it, and carry that difference over (`merging`). Consecutive
+versions of one side count as one change, since programs make several versions when they rewrite a
+file. Where the difference cannot be carried over, the contents are unknown (None): a conflict.
 
 Tests: `tests/unit/restoration/test_merging.py`, `test_foreign_blocks.py`, `test_undo.py`.
 """
@@ -57,7 +57,7 @@ def first_tainted(log: ChangeLog, identifier: ObjectId) -> Change | None:
 
 
 async def others_contents(view: Viewpoint, log: ChangeLog, identifier: ObjectId) -> bytes | None:
-    """What others' changes alone would have made of the contents; None if that is unknown."""
+    """The contents that others' changes alone would have left; None if that is unknown."""
     first = first_tainted(log, identifier)
     if first is None:
         return await view.contents(identifier, log.now_us)

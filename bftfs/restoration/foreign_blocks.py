@@ -1,7 +1,7 @@
 """Foreign blocks: block versions whose author is not the author of the update that shows them.
 
-What a client writes to a file's blocks becomes visible when an update of the inode covers it, and
-that may be anybody's next update: an intruder's own program need not send one. So a version of a
+A block that a client writes becomes visible when an update of the inode covers it, and that may be
+anybody's next update: an intruder's own program need not send one. So a version of a
 file may show blocks that its author did not write. A block is foreign if the client in question
 wrote it and another's update shows it, or if another wrote it and the client's update shows it. It
 counts as the work of whoever wrote it.
@@ -128,7 +128,7 @@ async def without(
     client: ClientId,
     block_bytes: int,
 ) -> bytes:
-    """`contents` with what stood in the foreign blocks before they were written."""
+    """`contents` with the foreign blocks as they were before the foreign versions."""
     patched = bytearray(contents)
     for each in foreign:
         start = block_number_of(each.block) * block_bytes
@@ -139,7 +139,7 @@ async def without(
 
 
 async def _before(view: Viewpoint, foreign: ForeignBlock, client: ClientId) -> bytes:
-    """What stood in the block before the author of the foreign version wrote to it."""
+    """The contents of the block before the author of the foreign version wrote to it."""
     time_us = foreign.time_us - 1
     while True:
         stamp, block = await view.history.block_at(foreign.block, time_us)

@@ -1,18 +1,19 @@
-"""What names are to stand for once a client's changes are taken back.
+"""The plan for names: the tree that is to be once a client's changes are taken back.
 
-The rule: each name that the client changed is to stand for what others last put there; if they have
-not changed it since, for what it stood for before the client's first change. All other names stay
-as they are. That is the tree which a replay of others' operations alone would make, wherever such a
-replay would refuse none of them (decision 13).
+The rule: each name that the client changed is to stand for the object that others last put there;
+if they have not changed it since, for the object that it stood for before the client's first
+change. All other names stay as they are. That is the tree which a replay of others' operations
+alone would make, wherever such a replay would refuse none of them (decision 13).
 
-Three corrections make a tree of that in which nothing of others' is lost. What they correct is a
-conflict, which is reported:
+Three corrections make sure that the result is a tree, and that nothing of others' is lost. Each
+correction is a conflict, which is reported:
 
-1. A directory has one place. Where others have moved it on, it stays there.
-2. What the client took from a name, and others have replaced there, is put beside the name.
-3. Every object that others made or changed has a place. One that has none stays where it is, and
-   what was to be there instead is put beside it. So does a file that the client made and others
-   changed, unless it is moved to where others had put it.
+1. A directory has one place. If others have moved it on, it stays there.
+2. An object that the client took from a name, and that others have replaced there, is put beside
+   the name.
+3. Every object that others made or changed has a place. If it has none, it stays where it is, and
+   the object that was to be there is put beside it. A file that the client made and others changed
+   stays at its name as well, unless it is moved to where others had put it.
 
 Why nothing is lost: an undo removes only objects that have no place in the final tree, and after
 the third correction these are objects that the client made and nobody else changed.
@@ -42,13 +43,13 @@ from bftfs.restoration.viewpoint import Viewpoint
 
 @dataclass(slots=True)
 class NameHistory:
-    """What others have made of the names that the client changed."""
+    """The names that the client changed, and the objects that others had there."""
 
     wanted: dict[Name, ObjectId | None] = field(default_factory=dict)  # by the rule
     taken: dict[Name, ObjectId] = field(default_factory=dict)  # by the client; replaced by others
     # The entries of directories that are gone, with others' later changes.
     lost: dict[ObjectId, dict[bytes, ObjectId]] = field(default_factory=dict)
-    # Where an earlier undo has put what it made anew of an object that was to be at a name.
+    # Where an earlier undo has put the copy of an object that was to be at a name.
     returned: dict[tuple[Name, ObjectId], Name] = field(default_factory=dict)
 
     def stays(self, name: Name, there: ObjectId) -> bool:
@@ -56,7 +57,7 @@ class NameHistory:
         return self.wanted.get(name, there) == there
 
     def returned_to(self, name: Name, lost: ObjectId) -> Name | None:
-        """Where an earlier undo has put what was to be at `name`; a directory has one place."""
+        """Where an earlier undo has put the copy of `lost`; of a directory there is only one."""
         found = self.returned.get((name, lost))
         if found is None and kind_of(lost) == ObjectKind.DIRECTORY:
             places = (place for (_, each), place in self.returned.items() if each == lost)
@@ -65,7 +66,7 @@ class NameHistory:
 
 
 async def read_names(view: Viewpoint, log: ChangeLog, spare: SpareNames) -> NameHistory:
-    """What others have made of the names that the client changed."""
+    """Read which objects others had at the names that the client changed."""
     history = NameHistory()
     for directory in log.touched():
         if kind_of(directory) == ObjectKind.DIRECTORY and log.is_there(directory):
@@ -96,7 +97,7 @@ async def _entries_by_others(
 ) -> tuple[dict[bytes, ObjectId], dict[Name, ObjectId]]:
     """A directory's entries before the client's first change, with others' later changes.
 
-    Also what the client took from a name, and others then replaced there.
+    Also the objects that the client took from a name and that others then replaced there.
     """
     time_us = log.last_untainted_us(directory)
     entries = await view.entries(directory, time_us)
@@ -140,7 +141,7 @@ async def find_staying(
 async def _is_made_anew(
     view: Viewpoint, log: ChangeLog, history: NameHistory, lost: ObjectId, there: ObjectId
 ) -> bool:
-    """True if an earlier undo may have made `there` for an object that is gone."""
+    """True if `there` may be the copy that an earlier undo has made of an object that is gone."""
     if log.is_made_by_client(there) or kind_of(there) != kind_of(lost):
         return False
     if lost in history.lost:
@@ -171,7 +172,7 @@ class Conflict:
 
 @dataclass(frozen=True, slots=True)
 class NamePlan:
-    """What names are to stand for. `kept` are the objects that then have a place."""
+    """The tree that is to be. `kept` are the objects that have a place in it."""
 
     tree: Tree
     kept: frozenset[ObjectId]
@@ -179,7 +180,7 @@ class NamePlan:
 
 
 def plan_names(log: ChangeLog, history: NameHistory, spare: SpareNames, *, label: str) -> NamePlan:
-    """What names are to stand for, by the rule and its corrections. `label` is the client's."""
+    """The tree by the rule and its corrections. `label` is what the client is called."""
     planning = _Planning(log, history, spare, label)
     planning.apply_rule()
     while planning.correct():
@@ -190,7 +191,7 @@ def plan_names(log: ChangeLog, history: NameHistory, spare: SpareNames, *, label
 
 
 class _Planning:
-    """A plan in the making: the tree, what has a place in it, and the conflicts so far."""
+    """A plan in the making: the tree, the objects with a place in it, and the conflicts so far."""
 
     def __init__(self, log: ChangeLog, history: NameHistory, spare: SpareNames, label: str) -> None:
         self._log = log
@@ -215,13 +216,13 @@ class _Planning:
         self._keep_all_again()
 
     def correct(self) -> bool:
-        """Make the corrections. False if there were none; else what they did may need others.
+        """Make the corrections. False if there were none; else they may have made others necessary.
 
         That ends, because each name is corrected once.
         """
         count = len(self.conflicts)
         self._give_directories_one_place()
-        # What the client has taken gets its place beside; other things need not wait for that.
+        # Objects that the client has taken get their place in the next correction.
         self._let_others_work_stay(0, but=self._history.taken.values())
         self._put_taken_beside()
         for stage in range(3):
@@ -263,7 +264,7 @@ class _Planning:
                 self._let_stay(name)
 
     def report_names_by_others(self) -> None:
-        """Report what the client made and others have given a name."""
+        """Report the objects that the client made and to which others have given a name."""
         log, reported = self._log, {conflict.name for conflict in self.conflicts}
         for identifier in log.touched():
             if identifier in self.kept and log.is_made_by_client(identifier):
@@ -278,7 +279,7 @@ class _Planning:
             return 3
         places = self.tree.places(there)
         if there in self.kept:
-            # What the client made has its own name, unless it is moved to where others had it.
+            # A file of the client's keeps its name, unless it is moved to where others had it.
             is_moved = any(self._log.tree.get(each) != there for each in places)
             is_named = name in places or is_moved or not self._log.is_made_by_client(there)
             return 3 if is_named else 2
@@ -340,7 +341,7 @@ class _Planning:
         self.kept.update(self.tree.below((identifier,)))
 
     def _see_if_kept(self, identifier: ObjectId) -> None:
-        """Something that was kept has lost a place."""
+        """Update `kept` after the object has lost a place."""
         if kind_of(identifier) == ObjectKind.DIRECTORY:
             self._keep_all_again()
         elif all(each.directory not in self.kept for each in self.tree.places(identifier)):
@@ -354,5 +355,5 @@ class _Planning:
 
 
 def tops(log: ChangeLog) -> list[ObjectId]:
-    """The root, and directories outside it, where nothing is known to be above them."""
+    """The root, and directories outside it of which no name is known."""
     return [log.root, *(each for each in log.tree.directories() if not log.is_there(each))]

@@ -25,7 +25,7 @@ _ACLS: Final = (acl.ACCESS, acl.DEFAULT)
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """What a target tells of a path, links not followed."""
+    """The attributes of what is at a path, links not followed."""
 
     identity: object  # equal for two names of one file
     mode: int

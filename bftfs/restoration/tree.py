@@ -1,4 +1,4 @@
-"""Which name stands for which object: as it is, as it is to be, and in between."""
+"""Trees of names: as they are, as they are to be, and in between."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ class Tree:
 
 
 class SpareNames:
-    """Names for what is put beside others: NAME.before-LABEL, NAME.before-LABEL-2 and so on."""
+    """Free names beside others: NAME.before-LABEL, NAME.before-LABEL-2 and so on."""
 
     def __init__(self, label: str, tree: Tree) -> None:
         self._label = label
@@ -107,7 +107,7 @@ class SpareNames:
         return self._take(name, f".before-{self._label}")
 
     def take_aside(self, name: Name) -> Name:
-        """The same for something that does not stay there: NAME.aside-LABEL and so on."""
+        """The same for an object that does not stay there: NAME.aside-LABEL and so on."""
         return self._take(name, f".aside-{self._label}")
 
     def _take(self, name: Name, suffix: str) -> Name:

@@ -4,25 +4,25 @@ The situation: a client's key was stolen, or its program ran wild. Its changes a
 others', which often rest on them. Every version is still there, and says whose it is.
 
 The rule: everything is to be as if only others had changed it. Where that cannot be known, both
-versions are kept: what is there stays, and what was there before the client is put beside it, as
+versions are kept: the present one stays, and the one from before the client is put beside it, as
 NAME.before-CLIENT. That is a conflict, which is reported.
 
 The steps:
 
-1. `changes.read_changes`: what the client and others have changed, by reading versions.
-2. `name_plan`: which object each name is to stand for: a tree, and conflicts.
-3. `actions`: what leads from the present names to that tree, in an order that works.
-4. `contents`: what others' changes make of each file's contents.
-5. `attribute_changes`: the same for mode, owner, times, extended attributes and ACLs. They are
+1. `changes.read_changes` reads which objects the client and others have changed.
+2. `name_plan` computes the object that each name is to stand for: a tree, and conflicts.
+3. `actions` finds the way from the present names to that tree; `carry_out` performs it.
+4. `contents` merges others' changes of each file that the client changed.
+5. `attribute_changes` does the same for mode, owner, times, extended attributes and ACLs. They are
    set last, because all other actions change times.
 
 Why nothing is lost: an undo removes only what the client made and nobody else changed, and it is
 made of ordinary changes. The client's versions stay in the history, and so does the state before
 the undo. A second run finds nothing to do.
 
-Why undo does not invoke others' operations once more without the client's is told in
-docs/decisions/0013-undo.md. Tests: `tests/unit/restoration`, `tests/end_to_end/test_undo.py`;
-`tests/simulation/test_undo.py` compares with a model, while nodes lie.
+docs/decisions/0013-undo.md says why undo does not invoke others' operations once more instead.
+Tests: `tests/unit/restoration`, `tests/end_to_end/test_undo.py`; `tests/simulation/test_undo.py`
+compares with a model, while nodes lie.
 
 Concurrency: others may work meanwhile; see `carry_out`.
 """
@@ -58,7 +58,7 @@ from bftfs.restoration.viewpoint import Viewpoint
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """Something to be done. Without `perform`, a conflict in which nothing is done."""
+    """Something to do; or, without `perform`, a conflict in which nothing is done."""
 
     what: str
     perform: Callable[[], Conversation[object]] | None = None
@@ -77,7 +77,7 @@ class Undo:
         self._spare = SpareNames(label, log.tree)
 
     async def steps(self) -> list[Step]:
-        """What is to be done, in an order in which it can be done."""
+        """The steps, in an order in which they can be done."""
         log = self._log
         history = await read_names(self._view, log, self._spare)
         plan = plan_names(log, history, self._spare, label=self._label)
@@ -85,7 +85,7 @@ class Undo:
             Step(group.text, partial(self._carrying_out.perform, group.actions))
             for group in order_actions(log, plan, self._spare)
         ]
-        # What the client made stays as it is, if it stays at all.
+        # Objects that the client made stay as they are, if they stay at all.
         changed = [
             each for each in log.touched() if log.is_there(each) and not log.is_made_by_client(each)
         ]

@@ -1,4 +1,4 @@
-"""What a user sees of a file system through a client: as it is now, and as it was at any time."""
+"""The file system as a user sees it through a client: now, and at any time."""
 
 from __future__ import annotations
 

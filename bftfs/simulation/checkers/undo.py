@@ -1,14 +1,16 @@
-"""What was brought back, against a model that keeps every state.
+"""Checks restores and undos against models.
 
-A tree that was restored as of a time is what clients were shown of that time, which another checker
-compares with the model [`past`]: names, kinds, contents, modes, and which names are one file.
+A restored tree must be equal to the tree that clients were shown of that time, which another
+checker compares with a model that keeps every state (`past`): names, kinds, contents, modes, and
+which names are one file.
 
-After an undo the tree is what a model has that is given everybody's changes but the client's: each
-name stands for what the others alone would have left there, each file has their contents and mode.
-Where the tree is not that, the undo must have said so, and have kept both versions. What the client
-made, and others have made their own, is as it was. And if all that others did since would have gone
-the same way without the client, there is nothing to be said except of contents. What an audit lists
-is what the client has changed.
+After an undo, the tree must be equal to that of a model which is given everybody's operations but
+the client's: each name stands for the object that the others alone would have left there, each file
+has their contents and mode. Wherever it differs, the undo must have reported a conflict and kept
+both versions. Objects that the client made, and others use, must be as they were. If others'
+operations would all have gone the same way without the client, only contents may be in conflict. An
+audit must list exactly the client's changes. The model is the checker's own: it shares no code with
+the product.
 """
 
 from __future__ import annotations
@@ -34,7 +36,7 @@ Path = tuple[bytes, ...]
 
 @dataclass(slots=True)
 class Undone:
-    """What became of a client's changes since a time."""
+    """An undo of a client's changes since a time, and its result."""
 
     client: ClientId
     since_us: int
@@ -49,7 +51,7 @@ class Undone:
 
 @dataclass(slots=True)
 class Restored:
-    """What became of a tree that was to be as of a time."""
+    """A restore of the tree as of a time, and its result."""
 
     time_us: int
     delete: bool
@@ -94,7 +96,7 @@ def _by_path(objects: Mapping[ObjectId, SeenObject], root: ObjectId) -> _Tree:
 
 
 def _shared(paths: Iterable[Path], tree: _Tree) -> set[frozenset[Path]]:
-    """Which paths are one file."""
+    """The sets of paths that are one file."""
     groups: dict[ObjectId, set[Path]] = {}
     for path in paths:
         groups.setdefault(tree[path][0], set()).add(path)
@@ -117,18 +119,18 @@ def _shown(path: Path) -> str:
 
 @dataclass(slots=True)
 class _Honest:
-    """The file system as all others would have left it; `whole` is what it was with the client."""
+    """The file system as the others would have left it; `whole` is the one with the client."""
 
     whole: NamespaceModel = field(default_factory=NamespaceModel)
     alone: NamespaceModel = field(default_factory=NamespaceModel)
     entries: dict[ObjectId, dict[bytes, ObjectId]] = field(default_factory=dict)
     modes: dict[ObjectId, int] = field(default_factory=dict)
     contents: dict[ObjectId, set[bytes]] = field(default_factory=dict)  # what may be there
-    before: dict[ObjectId, set[bytes]] = field(default_factory=dict)  # the client's first came in
+    before: dict[ObjectId, set[bytes]] = field(default_factory=dict)  # before the client
     taken: dict[tuple[ObjectId, bytes], set[ObjectId]] = field(default_factory=dict)  # by name
     merged: set[ObjectId] = field(default_factory=set)  # files that others wrote after the client
-    made: set[ObjectId] = field(default_factory=set)  # what the client has made
-    independent: bool = True  # whether all would have gone the same way without the client
+    made: set[ObjectId] = field(default_factory=set)  # by the client
+    independent: bool = True  # all operations of others go the same way without the client's
 
 
 def check_undone(
@@ -141,7 +143,7 @@ def check_undone(
     auditor: ClientId,
     root: ObjectId,
 ) -> list[str]:
-    """Findings against what became of a client's changes; `auditor` is who took them back."""
+    """Findings against an undo; `auditor` is the client that performed it."""
     findings: list[str] = []
     honest = _Honest()
     own: set[LogicalTimestamp] = set()
@@ -171,8 +173,8 @@ def check_undone(
             assert changed is not None, "nobody takes an object's attributes away"
             covered_us = decode_attributes(changed).contents
             known = contents.get(identifier, WrittenContents())
-            # Blocks count for who wrote them, whoever covered them; if it is not known what others
-            # would have left without the client's, they count for who covered them.
+            # Blocks count for their author, whoever covered them. If it is unknown what others
+            # would have left without the client's blocks, they count for whoever covered them.
             others = known.without(undone.client, undone.since_us)
             left, shown = others.possible(covered_us), known.possible(covered_us)
             if left != shown and not is_own:  # others have covered what the client wrote
@@ -238,7 +240,7 @@ def _entries(model: NamespaceModel, objects: Sequence[ObjectId]) -> _Entries:
 
 
 def _changes(before: _Entries, after: _Entries) -> set[tuple[ObjectId, bytes, ObjectId | None]]:
-    """Which names stand for something else, or for nothing."""
+    """The names that stand for another object, or for none."""
     return {
         (each, name, entries.get(name))
         for each, entries in after.items()
@@ -257,7 +259,7 @@ def _write(honest: _Honest, identifier: ObjectId, written: set[bytes], *, is_own
 
 
 class _Comparison:
-    """What there is after an undo beside what the others alone would have left."""
+    """Compares the tree after an undo with the one that the others alone would have left."""
 
     def __init__(self, undone: Undone, honest: _Honest) -> None:
         self._undone = undone
@@ -280,8 +282,8 @@ class _Comparison:
         contents: set[bytes | None] = {*honest.contents[wanted]}
         before = self._undone.before.get(there)
         if before is not None and there in honest.made:
-            # What the client made stays, if others use it, and stays as it is: of what it was
-            # before the client nobody can speak.
+            # An object that the client made stays as it is, if others use it: it was nothing before
+            # the client.
             mode, contents = before.attributes.mode, {before.content}
         elif before is not None and wanted in honest.merged:
             contents.add(before.content)  # it stays: see below
@@ -305,7 +307,7 @@ class _Comparison:
     def _require_conflict(
         self, path: Path, wanted: ObjectId | None, there: ObjectId | None
     ) -> None:
-        """Both have changed what a conflict is about, or there is none."""
+        """A conflict is reported only where both the client and others have changed something."""
         honest = self._honest
         if wanted is None and there in honest.whole.objects.keys() - honest.made - self._placed:
             return  # others removed it from where they had it; undo removes nothing of theirs
@@ -317,7 +319,7 @@ class _Comparison:
     def _check_kept(
         self, path: Path, wanted: ObjectId, directory: ObjectId, there: ObjectId | None
     ) -> None:
-        """What there was before stands beside what stays."""
+        """An object beside a name must be one that stood there before, and must be in conflict."""
         honest = self._honest
         base = self._beside.sub(b"", path[-1])
         if (directory, base) not in self._conflicts or there is None:

@@ -1,6 +1,6 @@
-"""What an auditor does at the end of a simulation: `bftfs audit`, `undo` and `restore`.
+"""The auditor at the end of a simulation: it performs `bftfs audit`, `undo` and `restore`.
 
-It performs the same conversations as the commands. Only the target of a restore differs: the file
+The conversations are those of the commands. Only the target of a restore differs: the file
 system itself instead of a path in a mount of it.
 """
 
@@ -83,7 +83,7 @@ class FilesTarget:
         return await self._find(above), os.fsencode(name)
 
     async def status(self, path: str) -> Status | None:
-        """What is there."""
+        """The status of what is at the path; None if nothing is."""
         try:
             identifier = await self._find(path)
         except FileSystemError:
@@ -92,7 +92,7 @@ class FilesTarget:
         return Status(identifier, found.mode, found.uid, found.gid, found.size, found.mtime_ns)
 
     async def names(self, path: str) -> list[str]:
-        """What is in a directory."""
+        """The names in a directory."""
         opened = await self._files.open_directory(await self._find(path), ROOT)
         found: list[str] = []
         after = 0
@@ -137,7 +137,7 @@ class FilesTarget:
         await self._files.link(await self._find(first), directory, name, ROOT)
 
     async def holds(self, path: str, reading: Reading) -> bool:
-        """Whether the file holds what is read."""
+        """True if the file has the contents that are read."""
         file = await self._files.open(await self._find(path), os.O_RDONLY, ROOT)
         try:
             offset = 0
