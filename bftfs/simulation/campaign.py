@@ -25,14 +25,14 @@ class SeedOutcome:
 
 @dataclass(frozen=True, slots=True)
 class CampaignPlan:
-    """What to do with every seed."""
+    """How each seed of a campaign is run."""
 
     operations: int
     kind: str | None = None
     most_runs: int = MOST_RUNS  # to make a failing configuration smaller
 
     def simulate(self, seed: int) -> SeedOutcome:
-        """What becomes of one seed."""
+        """Run one seed."""
         return examine(
             draw(seed, operations=self.operations, kind=self.kind), most_runs=self.most_runs
         )
@@ -54,7 +54,7 @@ def examine(configuration: Configuration, *, most_runs: int = MOST_RUNS) -> Seed
 def campaign(
     seeds: Iterator[int], plan: CampaignPlan, *, parallel: int = 1
 ) -> Generator[SeedOutcome, None, None]:
-    """What becomes of all seeds, as it comes in; closing it stops the work."""
+    """The outcomes of all seeds, as they come in; closing the generator stops the work."""
     if parallel == 1:
         for seed in seeds:
             yield plan.simulate(seed)
@@ -83,7 +83,7 @@ def _leave_interrupts_to_the_parent() -> None:
 
 
 class SeedResult(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What is kept of one seed's report."""
+    """The part of one seed's report that a record keeps."""
 
     seed: int
     kind: str

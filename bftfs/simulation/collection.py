@@ -19,7 +19,7 @@ from bftfs.server.file_collection import Collector, Release
 
 @dataclass(frozen=True, slots=True)
 class CollectionPlan:
-    """What the nodes of a cluster collect."""
+    """Which nodes of a cluster collect, and what."""
 
     window_us: int
     roomy: tuple[NodeId, ...] = ()  # nodes that are never short of room, and keep everything

@@ -1,4 +1,4 @@
-"""What a run depends on, drawn from its seed.
+"""The configuration of a run, drawn from its seed.
 
 Each seed switches some faults off altogether (swarm testing), because faults hide one another: a
 node that crashes all the time never shows what it does under contention.
@@ -78,7 +78,7 @@ def to_json(configuration: Configuration) -> bytes:
 
 
 def from_json(encoded: bytes) -> Configuration:
-    """What `to_json` was given. Raises one of `UNREADABLE` if `encoded` is something else."""
+    """The inverse of `to_json`. Raises one of `UNREADABLE` if `encoded` is something else."""
     return msgspec.json.decode(encoded, type=Configuration)
 
 
@@ -230,7 +230,7 @@ def _with_losses(
 
 
 def _draw_verification(random: Random) -> VerificationSettings | None:
-    """How nodes verify; often with limits that are soon reached."""
+    """The settings of verification; often with limits that are soon reached."""
     policy = random.choice(
         (VerificationPolicy.COOPERATIVE, VerificationPolicy.LAZY, *VerificationPolicy)
     )

@@ -59,7 +59,7 @@ class Sizes:
 
     @property
     def n(self) -> int:
-        """How many nodes there are."""
+        """The number of nodes."""
         return self.query_update.n
 
     @classmethod
@@ -136,7 +136,7 @@ class Deployment:
         return tuple(self._senders)
 
     def keys(self, node: NodeId) -> AuthenticatorKeys:
-        """What `node` knows of the secrets."""
+        """The secrets that `node` shares with the others."""
         return AuthenticatorKeys(
             node,
             tuple(

@@ -32,7 +32,7 @@ class Disk(MemoryStorage):
                 rows[key] = value if type(value) is bytes else bytes(value)
 
     def uncommitted(self) -> tuple[Write, ...]:
-        """What was applied since the last commit, in order."""
+        """The writes since the last commit, in order."""
         return tuple(self._applied)
 
     def commit(self) -> None:

@@ -36,7 +36,7 @@ class FaultPlan:
 
 @dataclass(slots=True)
 class FaultCounts:
-    """How many faults there have been so far."""
+    """The number of faults so far."""
 
     partitions: int = 0
     severed: int = 0

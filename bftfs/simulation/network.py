@@ -18,13 +18,13 @@ Endpoint = Hashable
 
 
 class Kind(Enum):
-    """What a message is to its receiver."""
+    """The kind of a message, for its receiver."""
 
     REQUEST = "request"
     REPLY = "reply"
 
 
-# What an endpoint does with a message: source, kind, request number, metadata, body.
+# Takes a message: source, kind, request number, metadata, body.
 Receiver = Callable[[Endpoint, Kind, int, bytes, bytes], None]
 
 
@@ -40,7 +40,7 @@ class NetworkFaults:
 
 @dataclass(slots=True)
 class Traffic:
-    """What happened on the network so far."""
+    """The traffic so far."""
 
     sent: int = 0
     requests: int = 0  # of those that were sent

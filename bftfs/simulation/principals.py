@@ -27,7 +27,7 @@ from bftfs.storage import Write
 
 Servers = Mapping[type, Server]
 
-# What goes to many nodes, or comes from all of them alike, is decoded once: a decoder is a function
+# A message to many nodes, or from many alike, is decoded once: a decoder is a function
 # of the bytes, and messages cannot be changed.
 _MESSAGES_KEPT = 4_096
 _decode_request = lru_cache(_MESSAGES_KEPT)(REQUESTS.decode)

@@ -19,7 +19,7 @@ from bftfs.wire.codec import UNREADABLE
 
 
 class Heading(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What a campaign simulates: another one must not go on with its record."""
+    """Identifies a campaign: another one must not go on with its record."""
 
     commit: str
     operations: int  # of correct clients, per seed, as they are drawn

@@ -69,7 +69,7 @@ HEALS_PER_WINDOW = 4  # where nodes collect; real ones heal every ten minutes, a
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What became of a run."""
+    """The outcome of a run."""
 
     configuration: Configuration
     findings: tuple[str, ...]
@@ -85,7 +85,7 @@ class Report:
 
     @property
     def passed(self) -> bool:
-        """Whether nothing was found."""
+        """True if nothing was found."""
         return not self.findings
 
 
@@ -100,7 +100,7 @@ def run(configuration: Configuration) -> Report:
 
 
 def _forgets(error: BaseException) -> bool:
-    """Whether that is what comes of an operation on what nodes have let go of meanwhile."""
+    """True if an operation may end so because nodes have collected its versions meanwhile."""
     return isinstance(error, ContentionExhausted) or (
         isinstance(error, AdmissionRefused) and error.code == errno.ESTALE
     )
@@ -130,7 +130,7 @@ def _workload(configuration: Configuration) -> Workload:
 def _admission_records(
     configuration: Configuration, candidates: CandidateRecord
 ) -> tuple[PossibleVersionsRecord | None, UnfinishedRecord | None]:
-    """What the limits of one client are judged by, where they are so small that he reaches them."""
+    """Records for the limits of one client, where they are small enough to be reached."""
     verification, sizes = configuration.verification, configuration.sizes.query_update
     versions: PossibleVersionsRecord | None = None
     unfinished: UnfinishedRecord | None = None
@@ -331,18 +331,18 @@ class Simulation:
         self.quiet = False
 
     def take_share(self) -> bool:
-        """Whether there is another operation to do, which the caller then begins."""
+        """True if there is another operation to do; the caller then begins it."""
         if self.issued >= self.configuration.operations:
             return False
         self.issued += 1
         return True
 
     def keeps(self, number: int) -> bool:
-        """Whether operation `number` takes place: unless shrinking has dropped it."""
+        """True if operation `number` takes place; false if shrinking has dropped it."""
         return self._kept is None or number in self._kept
 
     def may_be_forgotten(self, since_us: int) -> bool:
-        """Whether nodes may have let go of what an operation did that began at that time.
+        """True if nodes may have collected the versions of an operation that began at that time.
 
         Then nobody can tell its client what became of it, once others have changed the same object:
         it took place once, or not at all. And a file that it reads may have been deleted. Real
@@ -516,8 +516,8 @@ class Simulation:
                     {other: self.deployment.nodes[other].disk for other in self._correct},
                     objects=self.configuration.sizes.query_update,
                     blocks=self.configuration.sizes.read_write,
-                    is_owed=partial(
-                        self._is_owed,
+                    is_required=partial(
+                        self._is_required,
                         latest_us=hurried_us[node] + limits.CLOCK_SKEW_US,
                         clock_us=self.deployment.nodes[node].wall_clock_us(),
                     ),
@@ -530,14 +530,14 @@ class Simulation:
                 healer.throttle.hurry()
         self.world.after(window_us // HEALS_PER_WINDOW, self._hurry_healing, window_us)
 
-    def _is_owed(self, key: bytes, *, latest_us: int, clock_us: int) -> bool:
-        """Whether a node with this clock has to host a version of a block that is complete.
+    def _is_required(self, key: bytes, *, latest_us: int, clock_us: int) -> bool:
+        """True if a node with this clock has to host a complete version of a block.
 
         What is later than `latest_us` was too far ahead of it when it looked. [design §4]
         """
         retention = self.retention
         return block_time_of(key) <= latest_us and (
-            retention is None or retention.is_owed(key, clock_us - retention.window_us)
+            retention is None or retention.is_required(key, clock_us - retention.window_us)
         )
 
     def _go_on(self, longest_us: int, *, until: Callable[[], bool] = lambda: False) -> None:
@@ -589,7 +589,7 @@ class Simulation:
     # --- the report --------------------------------------------------------------------------
 
     def report(self) -> Report:
-        """What became of it."""
+        """The outcome."""
         return Report(
             configuration=self.configuration,
             findings=tuple(self.findings),

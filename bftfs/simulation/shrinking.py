@@ -24,18 +24,18 @@ from bftfs.simulation.world import SECOND_US
 MOST_RUNS = 400
 
 Element = TypeVar("Element")
-Judge = Callable[[Configuration], bool]  # whether a configuration fails as the first one did
+Judge = Callable[[Configuration], bool]  # true if a configuration fails as the first one did
 
 
 @dataclass(slots=True)
 class _Runs:
-    """How many runs are left, and what they found."""
+    """Runs the candidates, as long as runs are left."""
 
     fails: Judge
     left: int
 
     def try_out(self, configuration: Configuration) -> bool:
-        """Whether `configuration` fails; not known, and taken for no, when no runs are left."""
+        """True if `configuration` fails; false also if no runs are left to find out."""
         if self.left <= 0:
             return False
         self.left -= 1
@@ -43,7 +43,7 @@ class _Runs:
 
 
 def sort_of(finding: str) -> str:
-    """What sort of finding it is: its words up to the first number, name or value."""
+    """The sort of a finding: its words up to the first number, name or value."""
     words = re.match(r"[A-Za-z ]*", finding)
     return words.group().strip() if words else ""
 
@@ -144,7 +144,7 @@ Changes = Callable[[Configuration], dict[str, Any]]
 
 
 def _simplifications() -> Iterator[Changes]:
-    """What to make of a configuration, the greatest simplification first."""
+    """Changes to a configuration, the greatest simplification first."""
     yield lambda _: {"faults": FaultPlan()}
     yield lambda now: {"faults": replace(now.faults, network=NetworkFaults())}
     for name, value in (

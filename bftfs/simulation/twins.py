@@ -77,12 +77,12 @@ def schedules(rounds: int) -> Iterator[Schedule]:
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """Who has twins, and what clients do."""
+    """Which principals have twins, and what clients do."""
 
     kind: str = "objects"  # or "blocks"
     sizes: Sizes = _SIZES
     twinned_nodes: tuple[NodeId, ...] = ()
-    twinned_client: bool = False  # whether the second client is the first one's twin
+    twinned_client: bool = False  # the second client is the first one's twin
     seed: int = 0
 
 
@@ -146,7 +146,7 @@ class _Run:
         return [first, self.deployment.client("client 1")]
 
     def run(self, schedule: Schedule) -> list[str]:
-        """What the checkers find."""
+        """The findings of the checkers."""
         administrator = self.deployment.client("administrator")
         self._perform(administrator, self.workload.session(administrator, "administrator").prepare)
         hosts = self._clients()
@@ -243,7 +243,7 @@ SCENES = tuple(
 
 
 def run(scene: Scene, schedule: Schedule) -> list[str]:
-    """What the checkers find in one schedule."""
+    """The findings of the checkers in one schedule."""
     try:
         return _Run(scene).run(schedule)
     except Exception:

@@ -131,11 +131,11 @@ def test_of_two_versions_of_one_microsecond_the_older_is_superseded() -> None:
     assert retention is not None
     disk = simulation.deployment.nodes[0].disk
     rows = disk.scan(Table.BLOCK, b"", b"\xff")
-    keys = [key for key, row in rows if row[0] & VERIFIED and retention.is_owed(key, 0)]
+    keys = [key for key, row in rows if row[0] & VERIFIED and retention.is_required(key, 0)]
     assert keys
     for key in keys:
         least = beginning_of(time_of(key))
-        assert not retention.is_owed(version_key(BlockId(key[:BLOCK_ID_BYTES]), least), 0)
+        assert not retention.is_required(version_key(BlockId(key[:BLOCK_ID_BYTES]), least), 0)
 
 
 # --- must fail -------------------------------------------------------------------------------

@@ -22,7 +22,7 @@ from bftfs.wire.codec import encode
 
 
 class _Writer:
-    """What all of these clients do: put fragments of their own making on nodes of their choice."""
+    """The tools of these clients: put fragments of their own making on nodes of their choice."""
 
     def __init__(self, position: ClientPosition) -> None:
         self.position = position

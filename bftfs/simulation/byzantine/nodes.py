@@ -142,7 +142,7 @@ class Equivocator:
     def step(
         self, view: StorageView, sender: Sender, message: Any, body: bytes | memoryview, now_us: int
     ) -> Ready:
-        """What a correct node would do that had met only this half of the others."""
+        """Do what a correct node would that had met only this half of the others."""
         digest = hashlib.blake2b(sender.client, key=self._salt, digest_size=1).digest()
         life = self._lives.get(digest[0] & 1)
         if life is None:
@@ -226,7 +226,7 @@ class InsaneClock:
     def step(
         self, view: StorageView, sender: Sender, message: Any, body: bytes | memoryview, now_us: int
     ) -> Ready:
-        """What a correct node would do then."""
+        """Do what a correct node with that clock would."""
         return self._position.honest(view, sender, message, body, now_us + self._skew_us)
 
 
@@ -244,7 +244,7 @@ class FullDisk:
     def step(
         self, view: StorageView, sender: Sender, message: Any, body: bytes | memoryview, now_us: int
     ) -> Ready:
-        """What a correct node would do, if it takes no room."""
+        """Do what a correct node would, unless it takes room."""
         ready = self._position.honest(view, sender, message, body, now_us)
         if ready.writes and self._position.random.random() < self._refuses:
             return Ready(Refused(errno.ENOSPC, "the disk is full"))
@@ -268,7 +268,7 @@ class BrokenDisk:
     def step(
         self, view: StorageView, sender: Sender, message: Any, body: bytes | memoryview, now_us: int
     ) -> Ready:
-        """What a correct node would do with such a disk, or nothing if it cannot make sense of it.
+        """Do what a correct node with such a disk would; nothing if it cannot make sense of it.
 
         Servers trust their own disk, so that what breaks here is a node that has stopped.
         """
@@ -322,7 +322,7 @@ class _Damaged:
         return (key for key, _ in self.scan(table, start, stop, reverse=reverse))
 
     def count(self, table: Table) -> int:
-        """How many rows there were."""
+        """The number of rows there were."""
         return self._view.count(table)
 
 

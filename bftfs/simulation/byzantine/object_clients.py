@@ -52,7 +52,7 @@ Sets = tuple[tuple[ObjectHistorySet, ...], tuple[bytes, ...]]  # with their auth
 
 
 class _Updater:
-    """What all of these clients do: collect histories, and send what they like to anyone."""
+    """The tools of these clients: collect histories, and send anything to any server."""
 
     def __init__(self, position: ClientPosition) -> None:
         self.position = position
@@ -122,7 +122,7 @@ class _Updater:
                 said.append(known)
 
     def latest(self, name: ObjectId) -> dict[NodeId, Known]:
-        """What a correct client would know."""
+        """The latest histories: those that a correct client would use."""
         return {node: said[-1] for node, said in self.said.get(name, {}).items()}
 
     def sets(self, known: Mapping[ObjectId, Mapping[NodeId, Known]]) -> Sets:

@@ -67,7 +67,7 @@ class PastLiar:
         body: bytes | memoryview,
         now_us: int,
     ) -> Ready:
-        """What was at another time, or never."""
+        """An answer about another time, or one that never was true."""
         random = self._position.random
         choice = random.randrange(5)
         if choice == 0:  # as if the latest versions had not been, or later ones already

@@ -1,4 +1,4 @@
-"""What an adversary has in its hands: a node, or a client."""
+"""The position of an adversary: a node or a client, with its state and keys."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class NodePosition:
         body: bytes | memoryview,
         now_us: int,
     ) -> Ready:
-        """What a correct node would do."""
+        """The step of a correct node."""
         return self.servers[type(message)].step(view, sender, message, body, now_us)
 
 

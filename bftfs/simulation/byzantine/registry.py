@@ -71,14 +71,14 @@ _OBJECT_CLIENTS: _Clients = {
     "trespasser": object_clients.ObjectTrespasser,
 }
 
-# What each kind of workload can be attacked with.
+# The adversaries of each kind of workload.
 CLIENTS: Mapping[str, _Clients] = {
     "blocks": _BLOCK_CLIENTS,
     "objects": _OBJECT_CLIENTS,
     "files": _OBJECT_CLIENTS,
 }
 
-# What an adversary may do, if it is less than everything.
+# The grants of adversaries that do not have every right.
 GRANTS: Mapping[str, tuple[Grant, ...]] = {
     "trespasser": (Grant(write=False), Grant(uids=(CREDENTIALS.uid + 1,)))
 }
@@ -94,7 +94,7 @@ class SeveralAdversaries:
     def step(
         self, view: StorageView, sender: Sender, message: Any, body: bytes | memoryview, now_us: int
     ) -> Ready:
-        """What one of them does."""
+        """Do what one of them would."""
         return self._random.choice(self._heads).step(view, sender, message, body, now_us)
 
 

@@ -1,4 +1,4 @@
-"""What one client leaves unverified or unfinished at a correct node is bounded. [design §9, G7]
+"""Unverified versions and incomplete updates of one client at a correct node are bounded. [G7]
 
 Counted is what the client itself has brought about for certain: a version of a block for which too
 few vouched when this node took it, an update that too few had accepted, for anybody else to bring
@@ -55,7 +55,7 @@ class PossibleVersionsRecord:
     def committed(
         self, node: NodeId, clock_us: int, writes: Iterable[Write], *, lives: int
     ) -> None:
-        """What `node` commits in the last of so many lives."""
+        """Record what `node` commits; it has been started `lives` times."""
         if self.settings.policy not in {VerificationPolicy.LAZY, VerificationPolicy.COOPERATIVE}:
             return
         if self._life.get(node) != lives:  # what was taken and excused before, it does not know
@@ -82,7 +82,7 @@ class PossibleVersionsRecord:
     def _judge(
         self, node: NodeId, clock_us: int, timestamp: BlockTimestamp, block: BlockId
     ) -> None:
-        """There is one more version of `block`, of which it is not known whether it is complete."""
+        """There is one more version of `block` that is not known to be complete."""
         client = timestamp.client
         total = self._settle(node, client, clock_us)
         self.most = max(self.most, total)
@@ -197,7 +197,7 @@ class UnfinishedRecord:
 
 @dataclass(slots=True)
 class VolumesRecord:
-    """What the versions that each client has written take of each correct node."""
+    """The bytes that each client's versions use at each correct node."""
 
     client_bytes: int
     believed: int  # correct nodes that, with the Byzantine ones, vouch for a version
@@ -209,7 +209,7 @@ class VolumesRecord:
     )
 
     def committed(self, node: NodeId, view: StorageView, writes: Iterable[Write]) -> None:
-        """What `node` commits, as it now is in `view`."""
+        """Record what `node` commits; `view` shows the store with it."""
         for table, key, value in writes:
             if table is not Table.BLOCK:
                 continue

@@ -1,4 +1,4 @@
-"""What correct nodes take from anybody is bounded, whoever asks. [design §1 G7, §4]
+"""Correct nodes accept only a bounded amount from any client or node. [design §1 G7, §4]
 
 The record is taken at the commits of correct nodes. Bounds are those of `bftfs.limits`:
 
@@ -28,7 +28,7 @@ _MOST_FINDINGS = 20  # of one run; one is enough, and a broken bound breaks all 
 
 @dataclass(slots=True)
 class BoundsRecord:
-    """What correct nodes accept, against the bounds."""
+    """Compares what correct nodes accept with the bounds."""
 
     repairable: int  # servers that vouch for what is finished
     byzantine: int = 0  # servers that vouch for anything

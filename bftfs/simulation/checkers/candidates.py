@@ -1,4 +1,4 @@
-"""What correct nodes have accepted of objects: one chain, and one content per timestamp.
+"""Correct nodes accept one chain of candidates per object, and one content per timestamp.
 
 [Q/U §4.3.8] "Every established object version is in the conditioned-on chain and the chain goes
 back to the initial candidate." [§4.3.2] nobody can "force object versions at different benign
@@ -48,7 +48,7 @@ class CandidateRecord:
     findings: list[str] = field(default_factory=list)
 
     def take_down(self, node: NodeId, writes: Iterable[Write]) -> list[Acceptance]:
-        """What `node` commits; the candidates that it has accepted with that."""
+        """Record what `node` commits; the candidates that it accepted with it."""
         fresh: list[Acceptance] = []
         for table, key, value in writes:
             if value is None:

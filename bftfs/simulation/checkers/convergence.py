@@ -59,7 +59,7 @@ def check_convergence(
 
 
 def _contents(disk: StorageView, identifier: ObjectId) -> dict[bytes, bytes]:
-    """What an object holds, without the number of the version that each value is since."""
+    """The content of an object, without the numbers of the versions that wrote its values."""
     return {
         key: value[_NUMBER_BYTES:]
         for key, value in disk.scan(Table.STATE, identifier, identifier + _BEYOND)

@@ -1,4 +1,4 @@
-"""What was acknowledged is on the disks of enough correct nodes, and stays there.
+"""Acknowledged writes are on the disks of enough correct nodes, and stay there.
 
 [PASIS §3.4.4] (3.1): a write is complete once QC benign nodes host it; its N - t acknowledgements,
 of which b may be lies, come from at least as many. What correct nodes host of one version is what

@@ -73,12 +73,12 @@ class Call:
 
     @property
     def ended(self) -> bool:
-        """Whether it had an answer, or was refused."""
+        """True if it had an answer, or was refused."""
         return self.responded < inf
 
     @property
     def asked(self) -> tuple[ClientId, str, tuple[ObjectId, ...], bytes]:
-        """Who asked for what."""
+        """The client and its call, for findings."""
         return self.client, self.method, self.objects, encode_record(self.arguments)
 
 
@@ -155,7 +155,7 @@ def check_namespace(
 
 @dataclass(frozen=True, slots=True)
 class Established:
-    """What took place, according to the chains of correct nodes."""
+    """An operation that took place, by the chains of correct nodes."""
 
     operations: Mapping[LogicalTimestamp, Operation]
     versions: Mapping[ObjectId, Sequence[LogicalTimestamp]]  # of each object, the oldest first
@@ -164,7 +164,7 @@ class Established:
 def established_operations(
     record: CandidateRecord, established: int, findings: list[str]
 ) -> Established:
-    """What took place; findings if something did so in part, or twice."""
+    """The operations that took place; findings if one did so in part, or twice."""
     chains = _Chains(record.accepted, established)
     return Established(_operations_on(chains, record, findings), chains.versions)
 
@@ -248,7 +248,7 @@ def _asked(
 
 
 def arguments_of(types: ObjectTypes, operation: Operation) -> Any:
-    """What an operation that took place was asked with."""
+    """The arguments of an operation that took place."""
     method = types.method(operation.method)
     assert method is not None, "correct nodes have executed it"
     return types.decode_arguments(method, operation.arguments)
@@ -326,7 +326,7 @@ class NamespaceModel:
         return reached
 
     def entries(self, identifier: ObjectId) -> dict[bytes, ObjectId]:
-        """What stands in a directory."""
+        """The entries of a directory."""
         return self.objects[identifier].entries
 
     def _do(self, method: str, objects: Sequence[ObjectId], arguments: Any) -> None:
@@ -454,7 +454,7 @@ class NamespaceModel:
     # --- answers -----------------------------------------------------------------------------
 
     def _compare(self, call: Call) -> str:
-        """What is wrong with the answer to `call`, given the state after it."""
+        """The error in the answer to `call`, given the state after it; empty if there is none."""
         objects, answer = call.objects, call.answer
         match answer:
             case LookupAnswer(directory, child):
@@ -482,7 +482,7 @@ class NamespaceModel:
                 return ""
 
     def differs(self, identifier: ObjectId, attributes: Attributes) -> str:
-        """What is wrong with the attributes of one object."""
+        """The error in the attributes of one object; empty if there is none."""
         known = self.objects[identifier]
         links = known.names
         if known.directory:
@@ -504,7 +504,7 @@ class NamespaceModel:
 def _named(
     source: _Object, target: _Object, arguments: Renaming | Relocation
 ) -> tuple[ObjectId, ObjectId | None]:
-    """What has the source's name, and what the target's, if the flags allow that."""
+    """The objects with the source's and with the target's name, if the flags allow that."""
     exchange = bool(arguments.flags & RENAME_EXCHANGE)
     if exchange and arguments.flags & RENAME_NOREPLACE:
         raise _RefusedByModel(errno.EINVAL)

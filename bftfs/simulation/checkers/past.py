@@ -43,7 +43,7 @@ class SeenObject:
 
 @dataclass(slots=True)
 class PastTree:
-    """What was shown of a time: all that the root led to then; nothing if it was not there."""
+    """The tree as it was shown of a time: everything below the root; empty if there was no root."""
 
     time_us: int
     objects: dict[ObjectId, SeenObject]
@@ -59,10 +59,10 @@ class ListedVersions:
 
 @dataclass(slots=True)
 class WrittenContents:
-    """What was ever written as a file's one block."""
+    """Everything that was ever written to a file's only block."""
 
     acknowledged: dict[BlockTimestamp, bytes] = field(default_factory=dict)
-    # How often without an acknowledgement: what is brought back is written again.
+    # Writes without an acknowledgement, by content: a restored content is written again.
     attempted: Counter[bytes] = field(default_factory=Counter)
 
     def begins(self, content: bytes) -> None:
@@ -70,18 +70,18 @@ class WrittenContents:
         self.attempted[content] += 1
 
     def ends(self, content: bytes, version: BlockTimestamp) -> None:
-        """What somebody began to write is there."""
+        """True if somebody began to write this content."""
         self.acknowledged[version] = content
         self.attempted -= Counter((content,))  # and leaves no zero behind
 
     def possible(self, covered_us: int) -> set[bytes]:
-        """What may be the newest complete version as of a time."""
+        """Contents that may be the newest complete version as of a time."""
         older = [version for version in self.acknowledged if version.time <= covered_us]
         newest = {self.acknowledged[max(older)]} if older else {b""}
         return newest.union(self.attempted)
 
     def without(self, client: ClientId, since_us: int) -> WrittenContents:
-        """What others have written, and the client before a time."""
+        """Contents that others have written, or the client before a time."""
         kept = {
             version: content
             for version, content in self.acknowledged.items()
@@ -159,7 +159,7 @@ def _check_tree(
 def _check_versions(
     identifier: ObjectId, listing: ListedVersions, taken: Established, record: CandidateRecord
 ) -> list[str]:
-    """Whether the versions of one object, the newest first, are those that were made.
+    """Compare listed versions of one object, the newest first, with those that were made.
 
     Where nodes collect, the oldest may be left out, but for those that have to be kept.
     """

@@ -33,11 +33,11 @@ def check_redundancy(
     *,
     objects: QueryUpdateThresholds,
     blocks: ReadWriteThresholds,
-    is_owed: Callable[[bytes], bool] = lambda _key: True,
+    is_required: Callable[[bytes], bool] = lambda _key: True,
 ) -> list[str]:
     """Findings against the disk of node `healed`, beside those of the other correct nodes.
 
-    `is_owed` says whether the version of a block with that key still has to be hosted.
+    `is_required` is true of the keys of blocks' versions that still have to be hosted.
     """
     own = disks[healed]
     others = {node: disk for node, disk in disks.items() if node != healed}
@@ -46,7 +46,7 @@ def check_redundancy(
     for key, count in hosts.items():
         if count < blocks.QC or _is_hosted(own, healed, key, blocks.N):
             continue
-        if is_owed(key) and not _is_poison(others, key, blocks):
+        if is_required(key) and not _is_poison(others, key, blocks):
             findings.append(
                 f"redundancy: node {healed} lacks version {timestamp_of(key).time} of block "
                 f"{key[:BLOCK_ID_BYTES].hex()[-6:]}, which {count} others host"
@@ -78,7 +78,7 @@ def _is_hosted(disk: StorageView, node: NodeId, key: bytes, n: int) -> bool:
 def _is_poison(
     disks: Mapping[NodeId, StorageView], key: bytes, thresholds: ReadWriteThresholds
 ) -> bool:
-    """Whether the fragments of a version are of no one value. [PASIS §3.4.2.3]"""
+    """True if the fragments of a version do not encode one value. [PASIS §3.4.2.3]"""
     block = BlockId(key[:BLOCK_ID_BYTES])
     checksum, fragments = CrossChecksum(b""), {}
     for node, disk in disks.items():

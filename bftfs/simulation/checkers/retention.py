@@ -1,4 +1,4 @@
-"""What correct nodes let go of is what nobody may ask for any more. [design §8, G1, G5]
+"""Correct nodes remove only versions that no reader may still ask for. [design §8, G1, G5]
 
 The record is taken at the commits of correct nodes, and judged by the versions that were accepted
 and verified anywhere, not by what the node's collector has made of them:
@@ -37,7 +37,7 @@ _MOST_FINDINGS = 20  # of one run
 
 @dataclass(slots=True)
 class RetentionRecord:
-    """What correct nodes have let go of, against what they had to keep."""
+    """Compares the versions that correct nodes remove with those that they have to keep."""
 
     candidates: CandidateRecord
     established: int  # correct nodes that make a candidate established
@@ -52,11 +52,11 @@ class RetentionRecord:
 
     @property
     def collected(self) -> int:
-        """How many versions have gone, over all correct nodes."""
+        """The number of removed versions, over all correct nodes."""
         return self.object_versions + self.block_versions
 
     def committed(self, node: NodeId, clock_us: int, writes: Iterable[Write]) -> None:
-        """What `node` commits, whose clock this is."""
+        """Record what `node` commits; `clock_us` is its clock."""
         horizon_us = clock_us - self.window_us
         chains: dict[ObjectId, list[LogicalTimestamp]] = {}
         # An object that is made anew with its past is removed and written again at once.
@@ -109,7 +109,7 @@ class RetentionRecord:
         keys = frozenset(acknowledged)
         found = []
         for node, key, horizon_us in self._gone:
-            if key in keys and (node in self.roomy or self.is_owed(key, horizon_us)):
+            if key in keys and (node in self.roomy or self.is_required(key, horizon_us)):
                 found.append(
                     f"retention: node {node} let go of the version of {block_time_of(key)} of "
                     f"block {key[:BLOCK_ID_BYTES].hex()[-6:]}, which is shown at or after "
@@ -117,8 +117,8 @@ class RetentionRecord:
                 )
         return found[:_MOST_FINDINGS]
 
-    def is_owed(self, key: bytes, horizon_us: int) -> bool:
-        """Whether a reader may want this version of a block who asks for a moment from then on."""
+    def is_required(self, key: bytes, horizon_us: int) -> bool:
+        """True if a reader who asks for a time from then on may want this version of a block."""
         block, time_us = BlockId(key[:BLOCK_ID_BYTES]), block_time_of(key)
         # Of two versions of one microsecond, too, one is the newer: its key comes first.
         newer = [block_time_of(each) for each in self._verified.get(block, ()) if each < key]
@@ -135,7 +135,7 @@ class RetentionRecord:
         return alive and not newer
 
     def _shown_from(self, inode: ObjectId, horizon_us: int) -> Iterator[Attributes]:
-        """What an inode was at `horizon_us`, and all that it has been since."""
+        """The version of an inode at `horizon_us`, and all later ones."""
         at_first: Attributes | None = None
         for timestamp in self._chain(inode):
             version = self.candidates.contents.get((inode, timestamp))

@@ -1,4 +1,4 @@
-"""What correct clients do in a simulation, and how it is judged: one module per kind of operation.
+"""Workloads: the operations of correct clients, one module per kind, and their checkers.
 
 A workload draws operations, records when each began and ended and what it returned, and checks this
 history at the end. It knows nothing of faults and adversaries.
@@ -34,7 +34,7 @@ class Task:
 
 @dataclass(frozen=True, slots=True)
 class CorrectNodes:
-    """What correct nodes have."""
+    """The disks of the correct nodes, and what was recorded of their commits."""
 
     disks: Mapping[NodeId, StorageView]
     candidates: CandidateRecord
@@ -67,14 +67,14 @@ class Workload(Protocol):
         """A client's session; a client that comes back after a crash starts a new one."""
 
     def findings(self) -> list[str]:
-        """What is wrong with the history."""
+        """Errors in the history."""
 
     def findings_on_disks(self, evidence: CorrectNodes) -> list[str]:
-        """What is wrong with what correct nodes have accepted and kept, given the history."""
+        """Errors in what correct nodes have accepted and stored, given the history."""
 
     def digested(self) -> Iterable[str]:
         """The history in a form that is the same in every process."""
 
     @property
     def operations(self) -> int:
-        """How many operations were begun."""
+        """The number of operations begun."""

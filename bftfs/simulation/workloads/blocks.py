@@ -31,7 +31,7 @@ from bftfs.simulation.workloads import CorrectNodes, Task
 
 @dataclass(frozen=True, slots=True)
 class BlockMix:
-    """What blocks are used, and how."""
+    """Which blocks are used, and how."""
 
     blocks: int = 3
     writes: float = 0.5  # the share of operations that write
@@ -80,7 +80,7 @@ class BlockWorkload:
 
     @property
     def operations(self) -> int:
-        """How many operations were begun, on one block each."""
+        """The number of operations begun, on one block each."""
         return len(self.history) + self.past_reads
 
     def session(self, host: SimulatedClient, name: str) -> BlockSession:
@@ -96,7 +96,7 @@ class BlockWorkload:
         return item, label
 
     def label(self, item: bytes | None) -> str | None:
-        """What `item` is called; an item that nobody wrote is called by its first bytes."""
+        """The label of `item`; an item that nobody wrote is called by its first bytes."""
         if item is None:
             return None
         return self._labels.get(item) or f"unknown {len(item)} bytes {item[:24]!r}"
@@ -204,7 +204,7 @@ class BlockSession:
         least = TIMES_PER_WRITE * sum(self._volume(len(item)) for item, _ in items)
 
         def failed(error: BaseException, _at: float) -> bool:
-            """Who has written so much may be refused more."""
+            """True if the client has written so much that it may be refused more."""
             limit = workload.client_bytes
             if not isinstance(error, AdmissionRefused) or error.code != errno.EDQUOT:
                 return False
@@ -218,7 +218,7 @@ class BlockSession:
         return Task(f"write {numbers}", conversation, began, ended, failed)
 
     def _volume(self, item_bytes: int) -> int:
-        """What a version of an item takes of a node."""
+        """The bytes that a version of an item uses at a node."""
         thresholds = self._workload.sizes.read_write
         code = ErasureCode(thresholds.m, thresholds.N)
         return code.fragment_bytes(item_bytes) + thresholds.N * DIGEST_BYTES

@@ -81,7 +81,7 @@ class FileMix:
     made: float = 0.0  # the share of operations that make a file, write it and close it
     past: float = 0.0  # the share of operations that read the tree as it was
     modes: float = 0.0  # the share of operations that change permissions
-    undo: bool = False  # whether the auditor undoes what a client did, and restores what was
+    undo: bool = False  # the auditor undoes a client's changes, and restores a former state
 
 
 @dataclass(slots=True)
@@ -131,7 +131,7 @@ class FileWorkload:
 
     @property
     def operations(self) -> int:
-        """How many calls were begun: on the namespace, and of contents."""
+        """The number of calls begun: on the namespace, and of contents."""
         return len(self.calls) + sum(map(len, self.contents.values())) + self.past_reads
 
     @property
@@ -200,7 +200,7 @@ class FileWorkload:
     # --- judging -----------------------------------------------------------------------------
 
     def findings(self) -> list[str]:
-        """What is wrong with the tree, with private names, and with contents."""
+        """Errors in the tree, in private names, and in contents."""
         found: list[str] = []
         for identifier, operations in self.contents.items():
             check = check_regular if identifier in self.made else check_register
@@ -302,7 +302,7 @@ class FileWorkload:
         return found
 
     def digested(self) -> Iterable[str]:
-        """What was done, line by line."""
+        """The operations, line by line."""
         return self.done
 
 
@@ -477,7 +477,7 @@ class FileSession:
         for time_us in self.workload.past_times():
             walk = partial(self._walk_past, time_us)
             yield self._task(f"walk at {time_us}", walk, self._take_down_past)
-        # What nodes have let go of is no model of anything.
+        # A state of which nodes have removed a part is no model of anything.
         if self.workload.mix.undo and self.workload.kept_since_us is None:
             yield from self._undo_and_restore()
         for identifier in list(self.workload.known)[:LISTED]:
@@ -785,7 +785,7 @@ class FileSession:
             self.workload.pasts.append(tree)
 
     async def _view(self) -> Viewpoint:
-        """What the commands about history see."""
+        """The history as the commands see it."""
         history = History(
             self._system,
             self._objects,

@@ -46,11 +46,11 @@ class Transfer(Record, frozen=True):
 
 
 class Audit(Record, frozen=True):
-    """How do these accounts stand?"""
+    """Arguments of an audit of accounts."""
 
 
 class LedgerAccount(Record, frozen=True):
-    """How one account stands: balance, length of its journal, and the journal's hash chain."""
+    """The state of one account: balance, length of its journal, and the journal's hash chain."""
 
     balance: int
     count: int
@@ -58,7 +58,7 @@ class LedgerAccount(Record, frozen=True):
 
 
 class Accounts(Record, frozen=True):
-    """How each account stands, in the order of the roles."""
+    """The state of each account, in the order of the roles."""
 
     accounts: tuple[LedgerAccount, ...]
 

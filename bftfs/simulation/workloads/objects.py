@@ -49,7 +49,7 @@ FIRST_DEPOSIT = 1_000_000
 
 @dataclass(frozen=True, slots=True)
 class ObjectMix:
-    """What objects there are, and how they are used."""
+    """Which objects there are, and how they are used."""
 
     counters: int = 2
     accounts: int = 3
@@ -143,7 +143,7 @@ class ObjectWorkload:
 
     @property
     def operations(self) -> int:
-        """How many operations were begun."""
+        """The number of operations begun."""
         return len(self.history)
 
     def session(self, host: SimulatedClient, name: str) -> ObjectSession:

@@ -1,4 +1,4 @@
-"""How an auditor reads what was: the whole tree as of a time, and all versions of an object."""
+"""An auditor's reads of the past: the whole tree as of a time, and all versions of an object."""
 
 from __future__ import annotations
 
