@@ -208,6 +208,7 @@ class Asking:
         "_patience_us",
         "_peers",
         "_probes",
+        "_quiet_before_us",
         "_quiet_us",
         "_refusals",
         "_request",
@@ -218,6 +219,7 @@ class Asking:
         "_subject",
         "_suffices",
         "_unasked",
+        "_until_us",
         "_waited_us",
         "answered",
         "asked",
@@ -281,6 +283,8 @@ class Asking:
         self._quiet_us = 0  # of silence since the last reply…
         self._hedge_us = self._pace.hedge_us  # …so much until others are asked, too…
         self._patience_us = self._within(self._pace.patience_us)  # …and until they count as silent
+        self._until_us = min(self._hedge_us, self._patience_us)  # the next of these
+        self._quiet_before_us = 0  # before the last reply
         self._silences = 0
         self._busy: list[NodeId] = []
         self._busy_us = _NEVER  # until those that were busy are asked again
@@ -338,7 +342,7 @@ class Asking:
         try:
             self._refusals.add(node, refusal)
         except AdmissionRefused as failure:
-            self._failure = failure
+            self._failure, self._said = failure, _Said.ENOUGH
         else:
             self.more()
 
@@ -363,37 +367,33 @@ class Asking:
 
     async def send(self) -> None:
         """Send the first requests, if the replies are to be waited for later."""
-        for node in self.order[: self.first]:
-            await self._ask(node)
-        for node in self._probes:
-            if not self.asked >> node & 1:
-                await self._ask(node)
-        self._unasked = [node for node in self.order if not self.asked >> node & 1]
+        first = self.order[: self.first]
+        if self._probes:
+            first += tuple(node for node in self._probes if node not in first)
+        self._unasked = [node for node in self.order if node not in first]
+        for node in first:
+            self.asked |= 1 << node
+            self._numbers[await self._request(node)] = node
 
     def __aiter__(self) -> Asking:
         return self
 
     async def __anext__(self) -> Delivery:
         """The next node's reply."""
-        if self._last < 0:
-            if not self.asked:
-                await self.send()
-        elif (
-            self._said is not _Said.WAIT
-            or self._failure is not None
-            or (self._half_us is None and self._heard.bit_count() == self._half)
-        ):
+        if self._said is not _Said.WAIT or self._heard.bit_count() == self._half:
             await self._go_on(self._last)
-        else:
-            self._quiet_us = 0
+        elif not self.asked:
+            await self.send()
+        numbers = self._numbers
         while True:
-            until_us = min(self._patience_us, self._hedge_us, self._busy_us)
+            until_us = self._until_us
             delivery = await Receive(until_us - self._quiet_us)
             if delivery is None:
                 self._quiet_us = until_us
                 await self._bear_silence(until_us)
+                self._until_us = min(self._patience_us, self._hedge_us, self._busy_us)
                 continue
-            node = self._numbers.get(delivery.request_number)
+            node = numbers.get(delivery.request_number)
             if node is None or self._heard >> node & 1:
                 continue
             bit = 1 << node
@@ -403,6 +403,7 @@ class Asking:
                 self._withdraw(node)
             self._peers.answered(node)
             self._last = node
+            self._quiet_before_us, self._quiet_us = self._quiet_us, 0
             return delivery
 
     async def _go_on(self, node: NodeId) -> None:
@@ -414,21 +415,19 @@ class Asking:
             await self._conclude(node)
             raise StopAsyncIteration
         if said is _Said.AGAIN:
+            self._quiet_us = self._quiet_before_us
             self._heard &= ~(1 << node)
             for number in [number for number, owner in self._numbers.items() if owner == node]:
                 del self._numbers[number]
             self._busy.append(node)
             if self._busy_us == _NEVER:
                 self._busy_us = self._quiet_us + (BUSY_US << min(self._retries, 16))
+                self._until_us = min(self._until_us, self._busy_us)
                 self._retries += 1
-        else:
-            self._quiet_us = 0
-            if self._half_us is None and self._heard.bit_count() == self._half:
-                self._half_us = await Now()
-                self._pace.took_half(self._half_us - self._now_us)
-            if said is _Said.WAIT:
-                return
-        if self._unasked:
+        elif self._half_us is None and self._heard.bit_count() == self._half:
+            self._half_us = await Now()
+            self._pace.took_half(self._half_us - self._now_us)
+        if said is not _Said.WAIT and self._unasked:
             await self._ask(self._unasked.pop(0))
 
     async def _conclude(self, last: NodeId) -> None:

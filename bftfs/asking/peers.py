@@ -25,10 +25,15 @@ as few as explain all quarrels are disbelieved; and servers whose histories time
 something that hardly anybody else has, and that only a repair gets rid of. Under contention correct
 servers do so now and then: the divergences are counted, and agreement makes up for them.
 
+**Ahead of the clock.** Histories whose times are far ahead of the principal's clock do not count
+either, unless a benign server must have them (`query_update.observation`). A principal that has
+been told that its own clock is wrong does not judge by it for a while.
+
 **Rule 2.** Never are so many disbelieved that they cannot all be malevolent. Nobody is disbelieved
 for divergences without whom those that answer are no quorum. And when attempts fail time and again
 while the same servers are disbelieved, all that is not proven is forgotten: one of them may be
-needed, because another one is silent. Tests: tests/unit/query_update/test_shunned_in_need.py.
+needed, because another one is silent. So may one that is ahead of the clock: then the clock is in
+doubt, and does not judge for a while. Tests: tests/unit/query_update/test_shunned_in_need.py.
 
 **Concurrency.** Conversations of one engine share it between their awaits; every method leaves it
 consistent.
@@ -41,6 +46,7 @@ from itertools import combinations
 
 from bftfs import limits
 from bftfs.asking.quorum import Nodes, QuorumSystem
+from bftfs.clock_skew import is_ahead
 from bftfs.identifiers import NodeId
 
 HEDGE_US = 20_000  # silence after which others are asked as well, at the earliest
@@ -61,6 +67,7 @@ _CONFORMITIES = 4  # agreements that make up for one divergence
 _DIVERGENT = DIVERGENCES * _CONFORMITIES
 _FAILURES_BORNE = 8  # in a row, before what is not proven is forgotten
 _FAILURES_ALONE = 3  # …if those that are left are no quorum
+_DOUBT_US = 2 * limits.SECOND_US  # of the own clock, where nobody has said that it is wrong
 
 
 class Condition(Enum):
@@ -146,6 +153,7 @@ class Peers:
     __slots__ = (
         "_convicted",
         "_forget_us",
+        "_judges_from_us",
         "_last",
         "_mute",
         "_quarrels",
@@ -153,6 +161,7 @@ class Peers:
         "_trusted",
         "_watched",
         "disbelieved",
+        "epoch",
         "faults",
         "metadata",
         "quorums",
@@ -176,6 +185,8 @@ class Peers:
         self._convicted: Nodes = 0
         self._watched: Nodes = 0  # those with divergences
         self._forget_us = 0
+        self._judges_from_us = 0  # when the clock is trusted again
+        self.epoch = 0  # grows when other servers are believed, or the clock is trusted or not
 
     # --- what is asked of it --------------------------------------------------------------------
 
@@ -287,6 +298,8 @@ class Peers:
 
     def convict(self, nodes: Nodes, now_us: int) -> None:
         """`nodes` said what no correct node says."""
+        if not nodes:
+            return
         for node in range(self.quorums.n):
             self.faults[node] += nodes >> node & 1
         if nodes & ~self._convicted:
@@ -333,16 +346,37 @@ class Peers:
                 elif record.divergences == _DIVERGENT - 1:
                     self._conclude()
 
-    def failed(self, failures: int, disbelieved: Nodes) -> None:
-        """So many attempts in a row have failed, the last one while these were disbelieved.
+    def failed(
+        self, failures: int, *, disbelieved: Nodes, ahead_of_clock: Nodes, now_us: int
+    ) -> None:
+        """So many attempts of an operation have failed, the last one without these servers.
 
         Rule 2: one of them may be needed, and then all that has to be done is to take note of what
         it reports. A suspicion that this very attempt has raised is given its chance first: those
         that are left may be slow, and have been silent for no worse reason.
         """
         borne = _FAILURES_BORNE if self.quorum_willing() else _FAILURES_ALONE
-        if failures % borne == 0 and self.disbelieved == disbelieved:
+        if failures % borne == 0 and disbelieved and self.disbelieved == disbelieved:
             self.relent()
+        needed = ahead_of_clock and not self.quorum_willing(without=ahead_of_clock)
+        if needed and failures % _FAILURES_ALONE == 0:
+            self.doubt_clock(now_us + _DOUBT_US)
+
+    # --- the principal's own clock --------------------------------------------------------------
+
+    def is_ahead(self, time_us: int, clock_us: int) -> bool:
+        """True if `time_us` is so far ahead of the clock that correct nodes may refuse it."""
+        return is_ahead(time_us, clock_us) and clock_us >= self._judges_from_us
+
+    def doubt_clock(self, until_us: int) -> None:
+        """The clock seems to be wrong: until then, nobody is ahead of it.
+
+        A correct server that alone has what somebody has left there may be needed.
+        """
+        self._judges_from_us = max(self._judges_from_us, until_us)
+        self.epoch += 1
+
+    # --- conclusions ----------------------------------------------------------------------------
 
     def relent(self) -> None:
         """Forget what is not proven."""
@@ -380,7 +414,11 @@ class Peers:
             bit = 1 << node & ~self._trusted
             if record.divergences >= _DIVERGENT and not includes_benign(disbelieved | bit):
                 disbelieved |= bit
-        self.disbelieved = 0 if includes_benign(disbelieved) else disbelieved
+        if includes_benign(disbelieved):
+            disbelieved = 0
+        if disbelieved != self.disbelieved:
+            self.disbelieved = disbelieved
+            self.epoch += 1
 
 
 def _least_cover(quarrels: set[tuple[NodeId, NodeId]]) -> Nodes:

@@ -19,6 +19,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -37,38 +38,23 @@ from bftfs.errors import (
 )
 from bftfs.identifiers import ClientId, NodeId, ObjectId
 from bftfs.lock import Locks
-from bftfs.query_update.classification import OperationType
-from bftfs.query_update.contention import BackOff, Streaks
+from bftfs.query_update.contention import Streaks
+from bftfs.query_update.effort import Outcome
 from bftfs.query_update.history import (
-    ZERO,
     Conditioned,
     ConditionedKind,
-    Fact,
-    Known,
     LogicalTimestamp,
     Operation,
-    is_barrier,
-    parse_history,
     time_of,
     timestamp_of,
 )
-from bftfs.query_update.messages import (
-    Query,
-    QueryReply,
-    Update,
-    UpdateReply,
-    Verdict,
-    Voucher,
-)
+from bftfs.query_update.messages import Query, Update, Verdict
 from bftfs.query_update.object_type import Method, ObjectTypes, Record, encode_record
 from bftfs.query_update.observation import Observations, Observed
-from bftfs.query_update.repair import Repair
-from bftfs.query_update.rounds import Answer, Plan, Rounds, Tally, UpdateTally, Votes
+from bftfs.query_update.repair import Attempts, Repair
+from bftfs.query_update.rounds import Rounds
+from bftfs.query_update.tallies import Answer, QueryTally, UpdateTally, WholeTally
 from bftfs.wire.codec import Message, encode
-
-_UNCERTAIN = 64  # how often to ask what became of an attempt that servers know nothing of
-_LENIENT = 4  # failures of a query, while others may just be at work, before it stops them
-_CLOCK_TROUBLE = 8  # attempts whose time the servers find insane, before giving up
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,11 +74,11 @@ class Answered:
 
 
 @dataclass(frozen=True, slots=True)
-class _Attempt:
-    """An update that some servers may have accepted, and too few are known to have."""
+class _Earlier:
+    """An attempt at an update that some servers may have accepted, and too few are known to."""
 
     timestamp: LogicalTimestamp
-    conditioned_on: LogicalTimestamp  # of the first object
+    conditioned_on: LogicalTimestamp  # the version of the first object
 
 
 class QueryUpdateClient:
@@ -131,43 +117,41 @@ class QueryUpdateClient:
         """Invoke a query. Raises FileSystemError if it refuses."""
         found = self._method(method, update=False)
         names = _distinct(objects)
-        encoded = encode_record(arguments)
-        back_off = BackOff(self.peers.metadata)
-        locked = False
-        failures = 0
+        ask = partial(
+            Query,
+            objects,
+            method,
+            encode_record(arguments),
+            credentials.uid,
+            credentials.gid,
+            credentials.groups,
+        )
+        attempts = Attempts(self.repairs, reads=True)
+        is_locked = False
         versions: tuple[LogicalTimestamp, ...] = ()
         before: tuple[LogicalTimestamp, ...] = ()
         try:
             while True:
-                outcome = await self._query_round(
-                    objects, names, found, encoded, credentials, versions, again=failures > 0
+                tally = await self._query_round(
+                    ask, names, method, versions, again=attempts.effort.failures > 0
                 )
-                if outcome.answer is not None and (
-                    not outcome.deduced or outcome.versions == before
-                ):
-                    return await self._answered(outcome, objects, found, encoded, credentials)
-                before = outcome.versions
-                failures += 1
-                if outcome.disorderly:
-                    versions = ()
-                    if not locked:
-                        # Perhaps it is only an update of our own that is under way.
-                        wait = self._locks.is_held(names)
-                        await self._locks.acquire(names)
-                        locked = True
-                        if wait:
-                            continue
-                    for name in outcome.disorderly:
-                        self.observations.keep(name, outcome.reported[name])
-                    await self.repairs.repair(
-                        outcome.disorderly, back_off, reading=failures < _LENIENT
-                    )
-                else:
-                    versions = () if outcome.unknown else outcome.versions
-                if failures > 2:
-                    await back_off.pause()
+                if tally.answer is not None and (not tally.deduced or tally.versions == before):
+                    return await self._answered(tally, found, ask)
+                before = tally.versions
+                versions = () if tally.disorderly or tally.unknown else tally.versions
+                outcome = Outcome.DISORDER if tally.disorderly else Outcome.UNSETTLED
+                if tally.disorderly and not is_locked:
+                    if self._locks.is_held(names):
+                        # Perhaps it is only an update of this very client that is under way.
+                        outcome = Outcome.UNSETTLED
+                    await self._locks.acquire(names)
+                    is_locked = True
+                if outcome is Outcome.DISORDER:
+                    for name in tally.disorderly:
+                        self.observations.keep(name, tally.reported[name])
+                await attempts.go_on(outcome, tally.disorderly)
         finally:
-            if locked:
+            if is_locked:
                 self._locks.release(names)
 
     async def update(
@@ -211,63 +195,35 @@ class QueryUpdateClient:
 
     async def _query_round(
         self,
-        objects: tuple[ObjectId, ...],
+        ask: Callable[..., Query],
         names: tuple[ObjectId, ...],
-        method: Method,
-        arguments: bytes,
-        credentials: Credentials,
+        method: str,
         versions: tuple[LogicalTimestamp, ...],
         *,
         again: bool,
-    ) -> _QueryTally:
+    ) -> QueryTally:
+        """Ask a quorum for the answer on these versions, or on the latest ones."""
         plan = await self.rounds.plan(names)
-        message = Query(
-            objects,
-            method.name,
-            arguments,
-            credentials.uid,
-            credentials.gid,
-            credentials.groups,
-            plan.order[0],
-            again or bool(plan.probes) or not self.peers.willing(plan.order[-1]),
-            versions,
-        )
-        tally = _QueryTally(self.rounds, plan, versions)
-        await self.rounds.run(plan, message, tally, subject=method.name)
+        deduce = again or bool(plan.probes) or not self.peers.willing(plan.order[-1])
+        message = ask(plan.order[0], deduce, versions)
+        tally = QueryTally(self.rounds, plan, versions)
+        await self.rounds.run(plan, message, tally, subject=method)
         tally.conclude()
         return tally
 
     async def _answered(
-        self,
-        outcome: _QueryTally,
-        objects: tuple[ObjectId, ...],
-        method: Method,
-        arguments: bytes,
-        credentials: Credentials,
+        self, tally: QueryTally, method: Method, ask: Callable[..., Query]
     ) -> Answered:
         """The answer agreed on, whole."""
-        answer, versions = outcome.answer, outcome.versions
+        answer, versions = tally.answer, tally.versions
         assert answer is not None
         if answer.error:
             raise FileSystemError(answer.error, method.name, versions=versions)
-        content = outcome.votes.wholes.get((versions, answer))
+        content = tally.votes.wholes.get((versions, answer))
         if content is None:
-            voters = outcome.votes.by[(versions, answer)]
+            voters = tally.votes.by[(versions, answer)]
             content = await self._whole(
-                answer,
-                voters,
-                outcome,
-                lambda node: Query(
-                    objects,
-                    method.name,
-                    arguments,
-                    credentials.uid,
-                    credentials.gid,
-                    credentials.groups,
-                    node,
-                    False,
-                    versions,
-                ),
+                answer, voters, tally, lambda node: ask(node, False, versions)
             )
         return Answered(self.types.decode_answer(method, content), max(versions))
 
@@ -281,87 +237,77 @@ class QueryUpdateClient:
         not_before_us: int,
     ) -> Answered:
         """c_increment: repair and retry until a candidate is established. [Q/U lines 300-307]"""
-        attempts: list[_Attempt] = []
-        uncertain = troubled = late = 0
-        fresh = False  # whether it is conditioned on what was seen after the last pause
-        back_off = BackOff(self.peers.metadata)
-        observations = self.observations
+        attempts = Attempts(self.repairs)
+        earlier: list[_Earlier] = []
         try:
             while True:
-                observed = [observations.condition_on(name) for name in names]
-                if any(each.classification.type is not OperationType.METHOD for each in observed):
-                    await self.repairs.repair(names, back_off)
-                    continue
-                if attempts:
-                    effect = await self._effect(attempts, names, observed[0])
-                    if isinstance(effect, _Effect):
-                        return self._decoded(method, effect.answer, effect.timestamp)
-                    if not effect:
-                        uncertain += 1
-                        if uncertain > _UNCERTAIN:
-                            raise ContentionExhausted(attempts=uncertain, subject=method.name)
-                        await back_off.pause()
-                        await self.repairs.refresh(names)
-                        continue
-                shunned = self.peers.disbelieved
-                outcome, timestamp, message = await self._attempt(
-                    names, method, operation, observed, not_before_us
+                outcome = await self._attempt(
+                    names, method, operation, not_before_us, attempts, earlier
                 )
-                if outcome.complete:
-                    await self._streaks.succeeded(names, outcome.contenders or 0)
-                    content = await self._agreed(outcome, message, timestamp, names)
-                    return self._decoded(method, content, timestamp)
-                if outcome.refusal:
-                    versions = tuple(
-                        each.classification.object_candidate.timestamp for each in observed
-                    )
-                    raise FileSystemError(outcome.refusal, method.name, versions=versions)
-                if outcome.possible:
-                    base = observed[0].classification.object_candidate.timestamp
-                    attempts.append(_Attempt(timestamp, base))
-                    self.repairs.own[timestamp] = message.conditioned
-                if self.quorums.includes_benign(outcome.insane):
-                    now_us = await Now()
-                    if is_pushed_ahead(time_of(timestamp), now_us) or any(
-                        each.is_pushed_ahead(now_us) for each in observed
-                    ):
-                        await back_off.pause_for_clocks()
-                        await self.repairs.refresh(names)
-                        continue
-                    observations.doubt_clock(now_us + MEMORY_US)
-                    troubled += 1
-                    if troubled == _CLOCK_TROUBLE:
-                        raise AdmissionRefused(
-                            code=errno.ETIME,
-                            reason="the nodes find this client's clock too far from theirs",
-                        )
-                self._streaks.interrupted(names)
-                back_off.ahead = outcome.contenders
-                if self.quorums.includes_benign(outcome.insane | outcome.overdrawn):
-                    await back_off.pause()
-                elif all(map(self.repairs.is_orderly, names)):
-                    # Who was only late tries again at once, if nobody is ahead; and who has waited
-                    # was bound to be late. Who is late time and again may be so for a server that
-                    # is shunned, and has something later that nobody else has: if it is needed, it
-                    # has to be repaired.
-                    if shunned:
-                        late += 1
-                        self.rounds.failed(late, shunned)
-                    if fresh or outcome.contenders:
-                        await back_off.pause()
-                        fresh = False
-                    else:
-                        fresh = True
-                elif not self.quorums.is_repairable(outcome.accepted):
-                    # Of those that came at the same moment, who got further finishes.
-                    await back_off.pause()
-                    await self.repairs.refresh(names)
-                    fresh = True
+                if isinstance(outcome, Answered):
+                    return outcome
+                if not await attempts.go_on(outcome, names):
+                    raise _given_up(outcome, attempts, method)
         finally:
-            for attempt in attempts:
-                self.repairs.own.pop(attempt.timestamp, None)
+            for each in earlier:
+                self.repairs.own.pop(each.timestamp, None)
 
     async def _attempt(
+        self,
+        names: tuple[ObjectId, ...],
+        method: Method,
+        operation: Operation,
+        not_before_us: int,
+        attempts: Attempts,
+        earlier: list[_Earlier],
+    ) -> Answered | Outcome:
+        """Try an update once, on the versions that are known."""
+        observed = [self.observations.condition_on(name) for name in names]
+        if not all(each.is_orderly for each in observed):
+            return Outcome.DISORDER
+        if earlier:
+            effect = await self._effect(earlier, names, observed[0], method)
+            if effect is not None:
+                return effect
+        tally, timestamp, message = await self._send(
+            names, method, operation, observed, not_before_us
+        )
+        if tally.complete:
+            await self._streaks.succeeded(names, tally.contenders or 0)
+            content = await self._agreed(tally, message, timestamp, names)
+            return self._decoded(method, content, timestamp)
+        if tally.refusal:
+            versions = tuple(each.version for each in observed)
+            raise FileSystemError(tally.refusal, method.name, versions=versions)
+        if tally.possible:
+            earlier.append(_Earlier(timestamp, observed[0].version))
+            self.repairs.own[timestamp] = message.conditioned
+        self._streaks.interrupted(names)
+        attempts.back_off.ahead = tally.contenders
+        return await self._failure(tally, timestamp, observed)
+
+    async def _failure(
+        self, tally: UpdateTally, timestamp: LogicalTimestamp, observed: list[Observed]
+    ) -> Outcome:
+        """Why too few servers have accepted an update."""
+        includes_benign = self.quorums.includes_benign
+        if includes_benign(tally.insane):
+            now_us = await Now()
+            if is_pushed_ahead(time_of(timestamp), now_us) or any(
+                each.is_pushed_ahead(now_us) for each in observed
+            ):
+                return Outcome.PUSHED_AHEAD
+            self.peers.doubt_clock(now_us + MEMORY_US)
+            return Outcome.WRONG_CLOCK
+        if includes_benign(tally.insane | tally.overdrawn):
+            return Outcome.OVERDRAWN
+        if all(map(self.repairs.is_orderly, tally.plan.names)):
+            return Outcome.IN_LINE if tally.contenders else Outcome.STALE
+        if self.quorums.is_repairable(tally.accepted):
+            return Outcome.DISORDER
+        return Outcome.OVERTAKEN
+
+    async def _send(
         self,
         names: tuple[ObjectId, ...],
         method: Method,
@@ -371,25 +317,22 @@ class QueryUpdateClient:
     ) -> tuple[UpdateTally, LogicalTimestamp, Update]:
         """One round of the operation, conditioned on what was observed."""
         plan = await self.rounds.plan(names)
-        facts: tuple[Fact, ...] = ()
-        vouchers: tuple[tuple[Voucher, ...], ...] = ()
-        if any(not self.quorums.is_quorum(each.classification.nodes) for each in observed):
-            facts, vouchers = self.observations.relevant(
-                each.classification.object_candidate for each in observed
-            )
+        candidates = [each.classification.object_candidate for each in observed]
+        if all(self.quorums.is_quorum(each.classification.nodes) for each in observed):
+            candidates = []  # that they are established needs no voucher
+        facts, vouchers = self.observations.deductions.relevant(candidates)
         conditioned = Conditioned(
             ConditionedKind.METHOD,
             operation,
             max(plan.now_us, not_before_us),
-            tuple(each.history_set for each in observed),
+            tuple([each.history_set for each in observed]),
             (),
             facts,
         )
         encoded = encode(conditioned)
-        timestamp = timestamp_of(
-            conditioned, encoded, (each.culled for each in observed), self.client
-        )
-        authenticators = tuple(each.authenticators for each in observed)
+        culled = [each.culled for each in observed]
+        timestamp = timestamp_of(conditioned, encoded, culled, self.client)
+        authenticators = tuple([each.authenticators for each in observed])
         message = Update(encoded, authenticators, vouchers, plan.order[0])
         tally = UpdateTally(self.rounds, plan)
         await self.rounds.run(plan, message, tally, subject=method.name)
@@ -397,53 +340,58 @@ class QueryUpdateClient:
         return tally, timestamp, message
 
     async def _effect(
-        self, attempts: list[_Attempt], names: tuple[ObjectId, ...], observed: Observed
-    ) -> _Effect | bool:
-        """Whether an earlier attempt is in the chain of what the next one is conditioned on.
+        self,
+        earlier: list[_Earlier],
+        names: tuple[ObjectId, ...],
+        observed: Observed,
+        method: Method,
+    ) -> Answered | Outcome | None:
+        """The answer of an earlier attempt, if that took effect; UNCERTAIN if nobody knows.
 
-        Drops the attempts that can never be. False: there are some of which nothing is known.
+        It has taken effect if it is in the chain of what the next one is conditioned on. Drops the
+        attempts that never will be.
         """
         base = observed.classification.object_candidate
-        certain = True
-        for attempt in tuple(attempts):
+        uncertain: Outcome | None = None
+        for attempt in tuple(earlier):
             if base.timestamp == attempt.conditioned_on:
                 continue  # nothing has happened since: if it completes, the next attempt cannot
             if (
                 base.conditioned_on == attempt.conditioned_on
                 and base.timestamp != attempt.timestamp
             ):
-                attempts.remove(attempt)  # another update of the same version was established
+                earlier.remove(attempt)  # another update of the same version was established
                 continue
             verdict, answer = await self.repairs.chained(attempt.timestamp, names, base.timestamp)
             if verdict is Verdict.ESTABLISHED:
-                return _Effect(attempt.timestamp, answer)
+                return self._decoded(method, answer, attempt.timestamp)
             if verdict is Verdict.DEAD:
-                attempts.remove(attempt)
+                earlier.remove(attempt)
             else:
-                certain = False
-        return certain
+                uncertain = Outcome.UNCERTAIN
+        return uncertain
 
     async def _agreed(
         self,
-        outcome: UpdateTally,
+        tally: UpdateTally,
         message: Update,
         timestamp: LogicalTimestamp,
         names: tuple[ObjectId, ...],
     ) -> bytes:
-        """The answer that those who accepted the update agree on, whole."""
-        answer = outcome.answers.agreed()
+        """The answer that the servers that accepted the update agree on, whole."""
+        answer = tally.answers.agreed()
         if answer is None:  # too many have the version from object sync, without its answer
             verdict, content = await self.repairs.chained(timestamp, names, timestamp)
             if verdict is not Verdict.ESTABLISHED:
                 raise QuorumUnavailable(heard=0, required=1, subject="the answer to an update")
             return content
-        self.peers.convict(outcome.answers.dissenters(answer), outcome.now_us)
-        whole = outcome.answers.wholes.get(answer)
+        self.peers.convict(tally.answers.dissenters(answer), tally.plan.now_us)
+        whole = tally.answers.wholes.get(answer)
         if whole is None:
             whole = await self._whole(
                 answer,
-                outcome.answers.by[answer],
-                outcome,
+                tally.answers.by[answer],
+                tally,
                 lambda node: msgspec.structs.replace(message, whole_answer_from=node),
             )
         return whole
@@ -454,196 +402,35 @@ class QueryUpdateClient:
         self,
         answer: Answer,
         voters: Nodes,
-        outcome: UpdateTally | _QueryTally,
+        tally: UpdateTally | QueryTally,
         request: Callable[[NodeId], Message],
     ) -> bytes:
         """The content of an answer of which only digests came: each voter is asked for it."""
-        plan = await self.rounds.plan(outcome.names)
-        order = tuple(node for node in outcome.asking.order if voters >> node & 1)
-        asking = await self.rounds.run(
+        plan = await self.rounds.plan(tally.plan.names)
+        order = tuple(node for node in tally.plan.order if voters >> node & 1)
+        whole = await self.rounds.run(
             plan._replace(order=order, probes=()),
             request,
-            _WholeTally(answer),
+            WholeTally(answer),
             subject="a large answer",
             first=1,
         )
-        if asking.content is None:
+        if whole.content is None:
             raise QuorumUnavailable(heard=0, required=1, subject="a large answer")
-        return asking.content
+        return whole.content
 
     def _decoded(self, method: Method, content: bytes, timestamp: LogicalTimestamp) -> Answered:
         return Answered(self.types.decode_answer(method, content), timestamp)
 
 
-@dataclass(frozen=True, slots=True)
-class _Effect:
-    """An earlier attempt took effect."""
-
-    timestamp: LogicalTimestamp
-    answer: bytes
-
-
-class _QueryTally(Tally):
-    """A round of queries: answers by the versions they were made on."""
-
-    expects = QueryReply
-
-    def __init__(self, rounds: Rounds, plan: Plan, wanted: tuple[LogicalTimestamp, ...]) -> None:
-        self.rounds = rounds
-        self.quorums = rounds.quorums
-        self.now_us = plan.now_us
-        names = self.names = plan.names
-        # What those report whose histories can be parsed, by object.
-        self.reported: dict[ObjectId, dict[NodeId, Known]] = {name: {} for name in names}
-        self._wanted = wanted  # the versions that were asked for, if not the latest
-        self._first: tuple[bytes, ...] = ()  # histories of the first reply
-        self._heads: tuple[LogicalTimestamp, ...] = ()
-        self._plain = False  # whether these end with object versions
-        self._alike: Nodes = 0  # those that report the same histories
-        self.votes: Votes[tuple[tuple[LogicalTimestamp, ...], Answer]] = Votes(self.quorums)
-        self._reported: dict[tuple[LogicalTimestamp, ...], Nodes] = {}  # who has these as latest
-        self.answer: Answer | None = None
-        self.versions: tuple[LogicalTimestamp, ...] = ()  # the latest established ones
-        self.disorderly: tuple[ObjectId, ...] = ()  # objects that need repair first
-        self.unknown = False  # whether the histories of some object tell nothing: ask again
-        self.deduced = False  # whether they may not all have been the latest at one moment
-        self._hosting: Nodes = 0  # those that have the latest candidate of every object
-
-    def take(self, node: NodeId, reply: QueryReply) -> None:
-        bit = 1 << node
-        learned = self.rounds.learn(self.names, node, reply, self.now_us)
-        if learned is not None:
-            histories = reply.histories
-            for name, known in zip(self.names, learned, strict=True):
-                self.reported[name][node] = known
-            if not self._first:
-                self._first = histories
-                parsed = [parse_history(history) for history in histories]
-                self._heads = tuple(each.latest_object.timestamp for each in parsed)
-                self._plain = not any(is_barrier(each.latest) for each in parsed)
-            if histories == self._first:
-                heads = self._heads
-                self._alike |= bit
-            else:
-                heads = tuple(
-                    parse_history(history).latest_object.timestamp for history in histories
-                )
-            if reply.verdict is not Verdict.UNKNOWN:
-                self.rounds.observations.state(heads[0], node, reply.verdict, reply.voucher)
-            if reply.answered:
-                answer = Answer.given(error=reply.error, answer=reply.answer, whole=reply.whole)
-                key = (self._wanted or heads, answer)
-                alike = self.votes.add(node, key, reply.answer, whole=reply.whole)
-                self._reported[heads] = self._reported.get(heads, 0) | bit
-                if (
-                    self._plain
-                    and self.quorums.is_quorum(alike & self._alike)
-                    and (len(self.names) == 1 or key[0] == heads)
-                ):
-                    # [Q/U §4.3.2]: all have the same latest candidate, so it is complete. (What
-                    # was asked for of one object was the latest when it was asked for. Of several
-                    # it must be the latest still, or they were not read together.)
-                    self.answer, self.versions, self.disorderly = answer, key[0], ()
-                    self.asking.enough()
-                    return
-        if self.quorums.is_quorum(self.asking.answered):
-            if self._evaluate():
-                self.asking.enough()
-            else:
-                self.asking.more()
-
-    def expire(self) -> None:
-        self.answer, self.disorderly, self.unknown = None, (), True
-
-    def _evaluate(self) -> bool:
-        """Whether the replies of a quorum contain the answer. [Q/U §4.3.5, Optimistic query]
-
-        What is later than the latest candidate that is repairable or complete is incomplete: if
-        that one is complete, it is the latest established, whatever is going on.
-        """
-        observations = self.rounds.observations
-        heard = sum(1 << node for node in self.reported[self.names[0]])
-        versions = []
-        disorderly = []
-        self.unknown = False
-        self._hosting = heard
-        for name in self.names:
-            found = observations.survey(name, self.reported[name])
-            timestamp = found.object_candidate.timestamp
-            self._hosting &= found.nodes
-            complete = self.quorums.is_quorum(found.nodes & heard)
-            if timestamp == ZERO and not complete:
-                # Histories that were reported at different moments, while others succeed, may have
-                # nothing in common.
-                self.unknown = True
-            elif not complete and found.type is not OperationType.METHOD:
-                # Complete by deduction alone is enough only if nothing later is seen: while others
-                # succeed, a later established version may be pruned from all but a few histories.
-                disorderly.append(name)
-            versions.append(timestamp)
-        self.versions = tuple(versions)
-        self.disorderly = tuple(disorderly)
-        # Several objects were read together only if a quorum has exactly these versions: two such
-        # reads share a server, at which versions only grow. If not, a second round, whose replies
-        # were all asked for after the first was over, has to find the same.
-        exactly = self._reported.get(self.versions, 0)
-        self.deduced = len(self.names) > 1 and not self.quorums.is_quorum(exactly)
-        if disorderly or self.unknown:
-            return False
-        for (heads, answer), nodes in self.votes.by.items():
-            if heads == self.versions and self.quorums.includes_benign(nodes):
-                self.answer = answer
-                return True
-        return False
-
-    def hopes(self) -> bool:
-        """If all that were not heard had the latest candidate, it would be complete.
-
-        A server that is late is no reason to repair what those who wrote it have finished.
-        """
-        return self.quorums.is_quorum(self._hosting | self.asking.waiting)
-
-    def conclude(self) -> None:
-        """Remember who answers differently, or reports what nobody else has."""
-        if self.answer is None:
-            return
-        peers = self.rounds.peers
-        for (versions, answer), nodes in self.votes.by.items():
-            if versions == self.versions and answer != self.answer:
-                peers.convict(nodes, self.now_us)
-        if self.quorums.is_quorum(self._alike):
-            peers.conformed(self._alike)
-            apart = self.asking.answered & ~self._alike
-            if not apart:
-                return
-        ahead = 0
-        for name, version in zip(self.names, self.versions, strict=True):
-            for node, known in self.reported[name].items():
-                if parse_history(known.history).latest > version:
-                    ahead |= 1 << node
-        peers.diverged(ahead, self.now_us)
-        if not self.quorums.is_quorum(self._alike):
-            peers.conformed(self.asking.answered & ~ahead)
-
-
-class _WholeTally(Tally):
-    """An answer of which the digest is known, from whichever server gives it."""
-
-    expects = QueryReply | UpdateReply
-
-    def __init__(self, answer: Answer) -> None:
-        self._answer = answer
-        self.content: bytes | None = None
-
-    def take(self, node: NodeId, reply: QueryReply | UpdateReply) -> None:
-        given = Answer.given(error=reply.error, answer=reply.answer, whole=reply.whole)
-        if reply.whole and given == self._answer:
-            self.content = reply.answer
-            self.asking.enough()
-        elif not self.asking.waiting:
-            self.asking.more()
-
-
 def _distinct(objects: tuple[ObjectId, ...]) -> tuple[ObjectId, ...]:
     """The objects without repetition, ascending."""
     return objects if len(objects) == 1 else tuple(sorted(set(objects)))
+
+
+def _given_up(outcome: Outcome, attempts: Attempts, method: Method) -> Exception:
+    if outcome is Outcome.WRONG_CLOCK:
+        return AdmissionRefused(
+            code=errno.ETIME, reason="the nodes find this client's clock too far from theirs"
+        )
+    return ContentionExhausted(attempts=attempts.effort.failures, subject=method.name)

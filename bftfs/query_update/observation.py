@@ -1,13 +1,18 @@
-"""What a client has observed: object history sets, cached by object, and what it deduced.
+"""What a client has observed of objects: their history sets, and what it deduced.
 
 [Q/U §4.3.5, Cached object history set; §4.3.7]
 
-A time that is far ahead of the client's clock, and that nobody reports but servers who may all be
-liars, is left out. Whoever repaired what a liar invents would carry it to the correct servers with
-the fastest clocks, which bear it, and not to the slower ones: these have to catch up first, and by
-then the liar is ahead again. No operation would ever end. [design §4: no liar can push time away]
-A client that has been told that its own clock is wrong does not judge by it, nor one that finds no
-quorum without those whom it has left out.
+`Observations` keeps, for each object, the latest replica history of each server, and what follows
+from them: the object history set and its classification. A query surveys the replies of its own
+round instead.
+
+**What does not count.** Histories of servers that are disbelieved (`bftfs.asking.peers`); and a
+time that is far ahead of the client's clock and that only servers report who may all be liars.
+Whoever repaired what a liar invents would carry it to the correct servers with the fastest clocks,
+which bear it, and not to the slower ones: these have to catch up first, and by then the liar is
+ahead again. No operation would ever end. [design §4: no liar can push time away] A client that has
+been told that its own clock is wrong does not judge by it, nor one that finds no quorum without the
+servers that are ahead (Rule 2, in `Peers.failed`).
 
 Bounded: the least recently used are forgotten, which costs a round trip when they are needed again.
 """
@@ -21,12 +26,12 @@ from typing import NamedTuple
 
 from bftfs import limits
 from bftfs.asking.peers import Peers
-from bftfs.asking.quorum import Nodes
-from bftfs.clock_skew import is_ahead, is_pushed_ahead
+from bftfs.asking.quorum import Nodes, QuorumSystem
+from bftfs.clock_skew import is_pushed_ahead
 from bftfs.crypto.authenticator import MAC_BYTES
 from bftfs.errors import MalformedMessage
 from bftfs.identifiers import NodeId, ObjectId
-from bftfs.query_update.classification import Classification, OperationType, classify
+from bftfs.query_update.classification import Classification, Facts, OperationType, classify
 from bftfs.query_update.history import (
     Candidate,
     CulledObjectHistorySet,
@@ -50,11 +55,21 @@ class Observed(NamedTuple):
     authenticators: bytes
     culled: CulledObjectHistorySet
     classification: Classification
-    ahead_of_clock: Nodes = 0  # servers that are far ahead, and may all be liars
+    ahead_of_clock: Nodes = 0  # servers that are far ahead, may all be liars, and do not count
     ahead_us: tuple[int, ...] = ()  # their latest times
 
+    @property
+    def is_orderly(self) -> bool:
+        """True if a method can be conditioned on it."""
+        return self.classification.type is OperationType.METHOD
+
+    @property
+    def version(self) -> LogicalTimestamp:
+        """The object version that it shows."""
+        return self.classification.object_candidate.timestamp
+
     def is_pushed_ahead(self, now_us: int) -> bool:
-        """Whether the latest candidate of some server is of a time that others may not bear yet."""
+        """True if the latest candidate of some server has a time that others may refuse."""
         return any(is_pushed_ahead(time_us, now_us) for time_us in self.ahead_us) or any(
             is_pushed_ahead(time_of(history.latest), now_us) for history, _ in self.culled.hosted
         )
@@ -68,20 +83,61 @@ class _Entry:
     observed: Observed | None = None
     conditioned_on: Observed | None = None
     epoch: int = 0
-    ahead: bool = False  # whether some server has reported a time that was far ahead…
-    observed_us: int = 0  # …and when that was looked at
+    has_ahead: bool = False  # some server has reported a time that was far ahead…
+    observed_us: int = 0  # …as of this time
 
 
 @dataclass(slots=True)
 class _Statements:
-    """Who says what of one candidate."""
+    """What servers say of one candidate."""
 
     nodes: dict[Verdict, Nodes] = field(default_factory=dict)
     vouchers: dict[Verdict, dict[NodeId, bytes]] = field(default_factory=dict)
 
 
-def _volume_of(known: Known) -> int:
-    return len(known.history) + len(known.authenticator)
+class Deductions:
+    """What servers say became of candidates; enough of the same make it a fact. [Q/U §4.3.7]"""
+
+    def __init__(self, quorums: QuorumSystem) -> None:
+        self._quorums = quorums
+        self._statements: OrderedDict[LogicalTimestamp, _Statements] = OrderedDict()
+        self.facts: dict[LogicalTimestamp, bool] = {}
+        self.epoch = 0  # grows with each new fact
+
+    def state(
+        self, timestamp: LogicalTimestamp, node: NodeId, verdict: Verdict, voucher: bytes
+    ) -> None:
+        """`node` says what became of a candidate."""
+        if verdict is Verdict.UNKNOWN:
+            return
+        statements = self._statements.get(timestamp)
+        if statements is None:
+            statements = self._statements[timestamp] = _Statements()
+            if len(self._statements) > _DEDUCTIONS:
+                old, _ = self._statements.popitem(last=False)
+                self.facts.pop(old, None)
+        nodes = statements.nodes[verdict] = statements.nodes.get(verdict, 0) | 1 << node
+        statements.vouchers.setdefault(verdict, {})[node] = voucher
+        if self._quorums.includes_benign(nodes) and timestamp not in self.facts:
+            self.facts[timestamp] = verdict is Verdict.ESTABLISHED
+            self.epoch += 1
+
+    def relevant(
+        self, candidates: Iterable[Candidate]
+    ) -> tuple[tuple[Fact, ...], tuple[tuple[Voucher, ...], ...]]:
+        """What is known of `candidates`, and how to convince servers of it."""
+        timestamps = {candidate.timestamp for candidate in candidates} & self.facts.keys()
+        facts = [Fact(each, self.facts[each]) for each in sorted(timestamps)[-limits.FACTS :]]
+        return tuple(facts), tuple(map(self._vouchers_for, facts))
+
+    def _vouchers_for(self, fact: Fact) -> tuple[Voucher, ...]:
+        verdict = Verdict.ESTABLISHED if fact.established else Verdict.DEAD
+        vouchers = self._statements[fact.timestamp].vouchers[verdict]
+        return tuple(Voucher(node, vouchers[node]) for node in sorted(vouchers))
+
+
+def _volume_of(known: Mapping[NodeId, Known]) -> int:
+    return sum(len(each.history) + len(each.authenticator) for each in known.values())
 
 
 def _latest_us(known: Known) -> int:
@@ -102,14 +158,16 @@ class Observations:
         self._peers = peers
         self._bound = bound
         self._bound_bytes = bound_bytes
+        self._authenticator_bytes = MAC_BYTES * peers.quorums.n
         self.volume = 0  # bytes of all histories and authenticators
         self._entries: OrderedDict[ObjectId, _Entry] = OrderedDict()
-        self._statements: OrderedDict[LogicalTimestamp, _Statements] = OrderedDict()
-        self.facts: dict[LogicalTimestamp, bool] = {}
-        self._epoch = 0
-        self._disbelieved: Nodes = 0
+        self.deductions = Deductions(peers.quorums)
         self._clock_us = 0  # when something was reported last, by the client's clock
-        self._judges_from_us = 0  # from when on times are judged by that clock
+
+    @property
+    def facts(self) -> Facts:
+        """What became of candidates, as far as it is known."""
+        return self.deductions.facts
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -135,42 +193,32 @@ class Observations:
             parsed = parse_history(history)
         except MalformedMessage:
             return None
-        if history and len(authenticator) != MAC_BYTES * self._quorums.n:
+        if history and len(authenticator) != self._authenticator_bytes:
             return None
         entry = self._entry(identifier)
         self._clock_us = now_us
-        if self._is_ahead(time_of(parsed.latest)):
-            entry.ahead = True
+        if self._peers.is_ahead(time_of(parsed.latest), now_us):
+            entry.has_ahead = True
         known = entry.known.get(node)
         if known is not None:
-            if known.history == history and known.authenticator == authenticator:
+            before, authenticator_before = known
+            if before == history and authenticator_before == authenticator:
                 return known
-            if parsed.latest < parse_history(known.history).latest:
+            if parsed.latest < parse_history(before).latest:
                 return known
-            self.volume -= _volume_of(known)
+            self.volume -= len(before) + len(authenticator_before)
         learned = entry.known[node] = Known(parsed.encoded, authenticator)
-        self.volume += _volume_of(learned)
+        self.volume += len(history) + len(authenticator)
         entry.observed = entry.conditioned_on = None
         while self.volume > self._bound_bytes and len(self._entries) > 1:
             self._forget_oldest()
         return learned
 
-    def doubt_clock(self, until_us: int) -> None:
-        """The client's clock seems to be wrong: nobody is ahead of it.
-
-        A correct server that alone has what somebody has left there may be needed.
-        """
-        self._judges_from_us = max(self._judges_from_us, until_us)
-        self._epoch += 1
-
-    def _is_ahead(self, time_us: int) -> bool:
-        return self._clock_us >= self._judges_from_us and is_ahead(time_us, self._clock_us)
-
     def forget(self, identifier: ObjectId) -> None:
         """Start afresh with an object."""
         entry = self._entries.pop(identifier, None)
         if entry is not None:
-            self.volume -= sum(map(_volume_of, entry.known.values()))
+            self.volume -= _volume_of(entry.known)
 
     def keep(self, identifier: ObjectId, reported: Mapping[NodeId, Known]) -> None:
         """Know what was `reported` in one round, and nothing else: repair what can be seen now.
@@ -181,55 +229,58 @@ class Observations:
         entry = self._entry(identifier)
         before = entry.known
         entry.known = dict(reported)
-        self.volume -= sum(map(_volume_of, before.values()))
-        self.volume += sum(map(_volume_of, entry.known.values()))
+        self.volume += _volume_of(entry.known) - _volume_of(before)
         entry.observed = entry.conditioned_on = None
 
     def observe(self, identifier: ObjectId) -> Observed:
-        """All that is known of an object, but from servers that are disbelieved or far ahead."""
+        """All that is known of an object and counts."""
         entry = self._current(identifier)
         observed = entry.observed
         if observed is None:
             known: Mapping[NodeId, Known] = entry.known
-            if self._disbelieved:
-                known = {
-                    node: each for node, each in known.items() if not self._disbelieved >> node & 1
-                }
-            ahead_us: tuple[int, ...] = ()
-            if entry.ahead:
-                times_us = {node: _latest_us(each) for node, each in known.items()}
+            disbelieved = self._peers.disbelieved
+            if disbelieved:
+                known = {node: each for node, each in known.items() if not disbelieved >> node & 1}
+            ahead: dict[NodeId, int] = {}
+            if entry.has_ahead:
                 entry.observed_us = self._clock_us
-                entry.ahead = any(map(self._is_ahead, times_us.values()))
-                known = self._credible(known)
-                ahead_us = tuple(times_us[node] for node in times_us if node not in known)
+                entry.has_ahead = any(self._is_ahead(_latest_us(each)) for each in known.values())
+                ahead = self._far_ahead(known)
+                known = {node: each for node, each in known.items() if node not in ahead}
             observed = self._assemble(identifier, known)
-            if ahead_us:
-                ahead_of_clock = sum(1 << node for node in times_us if node not in known)
-                observed = observed._replace(ahead_of_clock=ahead_of_clock, ahead_us=ahead_us)
+            if ahead:
+                observed = observed._replace(
+                    ahead_of_clock=sum(1 << node for node in ahead), ahead_us=tuple(ahead.values())
+                )
             entry.observed = observed
         return observed
 
     def ahead_of_clock(self, identifiers: Iterable[ObjectId]) -> Nodes:
-        """Servers whose histories of some of these objects are left out: better asked last."""
+        """Servers whose histories of some of these objects do not count: better asked last."""
         nodes: Nodes = 0
         for identifier in identifiers:
             entry = self._entries.get(identifier)
-            if entry is not None and entry.ahead:
+            if entry is not None and entry.has_ahead:
                 nodes |= self.observe(identifier).ahead_of_clock
         return nodes
 
-    def _credible(self, known: Mapping[NodeId, Known]) -> Mapping[NodeId, Known]:
-        """`known` without servers that are far ahead, unless a benign one is as far as that."""
+    def _is_ahead(self, time_us: int) -> bool:
+        return self._peers.is_ahead(time_us, self._clock_us)
+
+    def _far_ahead(self, known: Mapping[NodeId, Known]) -> dict[NodeId, int]:
+        """Servers that are further ahead than any that must be benign; their latest times."""
         latest_us = {node: _latest_us(each) for node, each in known.items()}
-        apart: Nodes = 0
+        apart: dict[NodeId, int] = {}
+        nodes: Nodes = 0
         for node in sorted(latest_us, key=lambda each: latest_us[each], reverse=True):
-            if not self._is_ahead(latest_us[node]):
+            time_us = latest_us[node]
+            if not self._is_ahead(time_us):
                 break
-            apart |= 1 << node
-            if self._quorums.includes_benign(apart):
-                most_us = latest_us[node]
-                return {each: known[each] for each in known if latest_us[each] <= most_us}
-        return {each: known[each] for each in known if not apart >> each & 1}
+            nodes |= 1 << node
+            if self._quorums.includes_benign(nodes):
+                return {each: apart[each] for each in apart if apart[each] > time_us}
+            apart[node] = time_us
+        return apart
 
     def condition_on(self, identifier: ObjectId) -> Observed:
         """What to condition a method on: the histories that make its version complete, no more."""
@@ -262,58 +313,14 @@ class Observations:
         (Those that are far ahead are not needed where the others are a quorum.)
         """
         entry = self._entry(identifier)
-        if entry.ahead:
-            credible = self._credible(reported)
+        if entry.has_ahead:
+            ahead = self._far_ahead(reported)
+            credible = {node: each for node, each in reported.items() if node not in ahead}
             if self._quorums.is_quorum(sum(1 << node for node in credible)):
                 reported = credible
         elif not self._peers.disbelieved and reported == entry.known:
             return self.observe(identifier).classification
         return self._assemble(identifier, reported).classification
-
-    # --- deduction ------------------------------------------------------------------------------
-
-    def state(
-        self, timestamp: LogicalTimestamp, node: NodeId, verdict: Verdict, voucher: bytes
-    ) -> None:
-        """`node` says what became of a candidate. Enough of the same make it a fact."""
-        if verdict is Verdict.UNKNOWN:
-            return
-        statements = self._statements.get(timestamp)
-        if statements is None:
-            statements = self._statements[timestamp] = _Statements()
-            if len(self._statements) > _DEDUCTIONS:
-                old, _ = self._statements.popitem(last=False)
-                self.facts.pop(old, None)
-        nodes = statements.nodes[verdict] = statements.nodes.get(verdict, 0) | 1 << node
-        statements.vouchers.setdefault(verdict, {})[node] = voucher
-        if self._quorums.includes_benign(nodes) and timestamp not in self.facts:
-            self.facts[timestamp] = verdict is Verdict.ESTABLISHED
-            self._epoch += 1
-
-    def fact(self, timestamp: LogicalTimestamp) -> tuple[Fact, tuple[Voucher, ...]] | None:
-        """What is known of a candidate, and how to convince servers of it."""
-        established = self.facts.get(timestamp)
-        if established is None:
-            return None
-        verdict = Verdict.ESTABLISHED if established else Verdict.DEAD
-        vouchers = self._statements[timestamp].vouchers[verdict]
-        return Fact(timestamp, established), tuple(
-            Voucher(node, vouchers[node]) for node in sorted(vouchers)
-        )
-
-    def relevant(
-        self, candidates: Iterable[Candidate]
-    ) -> tuple[tuple[Fact, ...], tuple[tuple[Voucher, ...], ...]]:
-        """What is known of `candidates`, and how to convince servers of it."""
-        found = []
-        for timestamp in sorted({candidate.timestamp for candidate in candidates}):
-            known = self.fact(timestamp)
-            if known is not None:
-                found.append(known)
-        found = found[-limits.FACTS :]
-        return tuple(fact for fact, _ in found), tuple(vouchers for _, vouchers in found)
-
-    # --------------------------------------------------------------------------------------------
 
     def _entry(self, identifier: ObjectId) -> _Entry:
         entry = self._entries.get(identifier)
@@ -330,17 +337,18 @@ class Observations:
 
     def _current(self, identifier: ObjectId) -> _Entry:
         """The entry, with nothing cached that rests on outdated facts or suspicions."""
-        if self._disbelieved != self._peers.disbelieved:
-            self._disbelieved = self._peers.disbelieved
-            self._epoch += 1
         entry = self._entry(identifier)
-        if entry.epoch != self._epoch or (entry.ahead and entry.observed_us != self._clock_us):
-            entry.epoch = self._epoch
+        epoch = self._peers.epoch + self.deductions.epoch
+        if entry.epoch != epoch or (entry.has_ahead and entry.observed_us != self._clock_us):
+            entry.epoch = epoch
             entry.observed = entry.conditioned_on = None
         return entry
 
     def _assemble(self, identifier: ObjectId, known: Mapping[NodeId, Known]) -> Observed:
         history_set, authenticators, culled = assemble(identifier, known)
         return Observed(
-            history_set, authenticators, culled, classify(culled, self._quorums, self.facts)
+            history_set,
+            authenticators,
+            culled,
+            classify(culled, self._quorums, self.deductions.facts),
         )

@@ -31,7 +31,7 @@ from bftfs.errors import FileSystemError, NoLongerKept, PastUnknown
 from bftfs.identifiers import NodeId, ObjectId
 from bftfs.query_update.classification import OperationType
 from bftfs.query_update.client import QueryUpdateClient
-from bftfs.query_update.contention import BackOff
+from bftfs.query_update.effort import Outcome
 from bftfs.query_update.history import (
     ZERO,
     Known,
@@ -49,9 +49,10 @@ from bftfs.query_update.messages import (
     VersionsRequest,
 )
 from bftfs.query_update.object_type import Record, encode_record
-from bftfs.query_update.rounds import Answer, Plan, Rounds, Tally, Votes
+from bftfs.query_update.repair import Attempts
+from bftfs.query_update.rounds import Plan, Rounds, Tally
+from bftfs.query_update.tallies import Answer, Votes
 
-_LENIENT: Final = 4  # failures, while others may just be at work, before they are stopped
 _ATTEMPTS: Final = 64  # at agreement, with repair and back-off in between
 
 _decode_page = msgspec.msgpack.Decoder(tuple[PastVersion, ...]).decode
@@ -76,6 +77,7 @@ class PastReader:
     def __init__(self, client: QueryUpdateClient) -> None:
         self._client = client
         self._rounds = client.rounds
+        self._repairs = client.repairs
 
     async def query(
         self,
@@ -92,10 +94,10 @@ class PastReader:
         NoLongerKept if a benign one says that it had to forget it.
         """
         encoded = encode_record(arguments)
-        back_off = BackOff(self._rounds.peers.metadata)
+        attempts = Attempts(self._repairs, reads=True)
         cursors: dict[NodeId, LogicalTimestamp] = {}
         whole_from: NodeId | None = None
-        for failures in range(_ATTEMPTS):
+        for _ in range(_ATTEMPTS):
             plan = await self._rounds.plan((identifier,))
             chosen = plan.order[0] if whole_from is None else whole_from
 
@@ -131,24 +133,16 @@ class PastReader:
                 raise NoLongerKept(subject=identifier.hex(), at_us=at_us)
             if outcome.is_forgotten:
                 raise PastUnknown(subject=identifier.hex(), at_us=at_us)
-            if outcome.is_disorderly and failures >= 1:
+            if outcome.is_disorderly:
                 self._client.observations.keep(identifier, outcome.reported)
-                await self._client.repairs.repair(
-                    (identifier,),
-                    back_off,
-                    reading=failures < _LENIENT and not outcome.is_pending,
-                )
-            if failures > 1 or outcome.is_pending:
-                await back_off.pause()
+            await attempts.go_on(outcome.outcome, (identifier,))
         raise PastUnknown(subject=identifier.hex(), at_us=at_us)
 
     async def latest(self, identifier: ObjectId) -> LogicalTimestamp:
         """The latest established version of an object."""
-        back_off = BackOff(self._rounds.peers.metadata)
-        await self._client.repairs.refresh((identifier,))
-        await self._client.repairs.repair((identifier,), back_off)
-        observed = self._client.observations.condition_on(identifier)
-        return observed.classification.object_candidate.timestamp
+        await self._repairs.refresh((identifier,))
+        await self._repairs.repair((identifier,))
+        return self._client.observations.condition_on(identifier).version
 
     async def versions(
         self,
@@ -207,7 +201,7 @@ class _PastTally(Tally):
     ) -> None:
         self.rounds = rounds
         self.quorums = rounds.quorums
-        self.now_us = plan.now_us
+        self.plan = plan
         (self._identifier,) = plan.names
         self._at_us = at_us
         self._cursors = cursors
@@ -215,10 +209,17 @@ class _PastTally(Tally):
         self.reported: dict[NodeId, Known] = {}  # the replica histories of those that answered
         self.votes: Votes[tuple[LogicalTimestamp, Answer]] = Votes(self.quorums)
         self.found: tuple[LogicalTimestamp, Answer] | None = None
-        self.is_disorderly = False  # the object needs repair before it has a past
+        self.is_disorderly = False  # the object has to be repaired before its past can be read
         self.is_pending = False  # a candidate that would count is undecided
         self.is_forgotten = False  # all have answered, and too few remember
         self.is_collected = False  # too few remember, and some of them need not any longer
+
+    @property
+    def outcome(self) -> Outcome:
+        """What has happened, if nothing was found."""
+        if self.is_pending:
+            return Outcome.PENDING
+        return Outcome.DISORDER if self.is_disorderly else Outcome.UNSETTLED
 
     def take(self, node: NodeId, reply: PastReply) -> None:
         if reply.looked is Looked.FURTHER:
@@ -227,9 +228,9 @@ class _PastTally(Tally):
                 self._cursors[node] = reply.version
                 self.asking.again(node)
                 return
-            self.rounds.peers.convict(1 << node, self.now_us)
+            self.rounds.peers.convict(1 << node, self.plan.now_us)
         else:
-            learned = self.rounds.learn((self._identifier,), node, reply, self.now_us)
+            learned = self.rounds.learn(self.plan, node, reply)
             if learned is not None:
                 self._seen[node] = (parse_history(reply.histories[0]), reply)
                 (self.reported[node],) = learned

@@ -41,7 +41,6 @@ from bftfs.identifiers import ClientId, NodeId, ObjectId, placement_of
 from bftfs.query_update.admission import Entry, IncompleteUpdates
 from bftfs.query_update.between_nodes import latest_of_all
 from bftfs.query_update.classification import OperationType
-from bftfs.query_update.contention import BackOff
 from bftfs.query_update.history import LogicalTimestamp, is_barrier
 from bftfs.query_update.messages import LatestReply, LatestRequest
 from bftfs.query_update.observation import Observations
@@ -254,7 +253,7 @@ class Finisher:
         try:
             await self._repairs.refresh((name,))
             found = observations.observe(name).classification.type
-            await self._repairs.repair((name,), BackOff(self._rounds.peers.metadata))
+            await self._repairs.repair((name,))
         except OperationFailed:
             self._failed(entry, await Now())
             return

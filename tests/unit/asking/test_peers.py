@@ -260,18 +260,34 @@ def test_nobody_who_is_needed_is_disbelieved_for_divergences() -> None:
     assert not subject.disbelieved
 
 
+def fail(subject: Peers, failures: int, disbelieved: int, ahead: int = 0) -> None:
+    subject.failed(failures, disbelieved=disbelieved, ahead_of_clock=ahead, now_us=0)
+
+
 def test_after_failures_what_is_not_proven_is_forgotten() -> None:
     """Sooner if those that are believed are no quorum; but each suspicion is given its chance."""
     subject = peers()
     for _ in range(DIVERGENCES):
         subject.diverged(0b100, 0)
     for failures in range(1, 8):
-        subject.failed(failures, 0b100)
+        fail(subject, failures, 0b100)
     assert subject.disbelieved
-    subject.failed(8, 0)
+    fail(subject, 8, 0)
     assert subject.disbelieved, "the attempt has only just raised it"
     subject.silent(NodeId(0), 0)
-    subject.failed(2, 0b100)
+    fail(subject, 2, 0b100)
     assert subject.disbelieved
-    subject.failed(3, 0b100)
+    fail(subject, 3, 0b100)
     assert not subject.disbelieved
+
+
+def test_who_needs_those_that_are_ahead_doubts_its_clock() -> None:
+    subject, far_us = peers(), limits.CLOCK_SKEW_US
+    fail(subject, 3, 0, ahead=0b100)
+    assert subject.is_ahead(far_us, 0), "a quorum is left without it"
+    subject.silent(NodeId(0), 0)
+    fail(subject, 2, 0, ahead=0b100)
+    assert subject.is_ahead(far_us, 0)
+    fail(subject, 3, 0, ahead=0b100)
+    assert not subject.is_ahead(far_us, 0)
+    assert subject.is_ahead(far_us + limits.SECOND_US * 2, limits.SECOND_US * 2), "for a while"

@@ -34,8 +34,8 @@ def test_a_query_rests_on_its_own_replies_whatever_another_conversation_forgets(
     assert observations.survey(A, reported) == before
 
 
-def observing(now_us: int, *histories: bytes) -> Observations:
-    observations = Observations(Peers(QUORUMS))
+def observing(now_us: int, *histories: bytes, peers: Peers | None = None) -> Observations:
+    observations = Observations(peers or Peers(QUORUMS))
     for node, each in enumerate(histories):
         assert observations.learn(A, NodeId(node), each, MACS, now_us)
     return observations
@@ -81,9 +81,10 @@ def test_nobody_is_ahead_of_a_clock_that_benign_servers_find_wrong() -> None:
     """Its owner is told; until then, what one correct server alone has may be needed."""
     honest, far_us = history(method(5)), 5 + 12 * CLOCK_SKEW_US
     pushed = history(method(5), barrier(far_us, 5))
-    observations = observing(5, pushed, honest, honest, honest, honest, honest)
+    peers = Peers(QUORUMS)
+    observations = observing(5, pushed, honest, honest, honest, honest, honest, peers=peers)
     assert observations.observe(A).ahead_of_clock == 0b000001
-    observations.doubt_clock(6 + MEMORY_US)
+    peers.doubt_clock(6 + MEMORY_US)
     observations.learn(A, NodeId(0), pushed, MACS, 6)
     assert observations.observe(A).classification.latest == barrier(far_us, 5).timestamp
     observations.learn(A, NodeId(0), pushed, MACS, 6 + MEMORY_US)  # it may have been set right
