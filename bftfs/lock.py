@@ -22,8 +22,8 @@ class Lock:
 
     __slots__ = ("_held", "_waiting")
 
-    def __init__(self) -> None:
-        self._held = False
+    def __init__(self, *, is_held: bool = False) -> None:
+        self._held = is_held
         self._waiting: deque[Event] = deque()
 
     @property
@@ -80,8 +80,9 @@ class Locks(Generic[Key]):
             for key in keys:
                 lock = self._locks.get(key)
                 if lock is None:
-                    lock = self._locks[key] = Lock()
-                await lock.acquire()
+                    self._locks[key] = Lock(is_held=True)
+                else:
+                    await lock.acquire()
                 taken += 1
         except BaseException:
             self.release(keys[:taken])

@@ -176,6 +176,9 @@ class _Said(Enum):
     AGAIN = "again"
 
 
+_WAIT, _ENOUGH, _MORE, _AGAIN = _Said  # a member of a class takes longer to find
+
+
 class Asking:
     """One round: a request to each of some nodes, and one reply from each.
 
@@ -223,9 +226,11 @@ class Asking:
         "_waited_us",
         "answered",
         "asked",
+        "ended_us",
         "first",
         "order",
         "refusing",
+        "waiting",
     )
 
     def __init__(
@@ -258,6 +263,8 @@ class Asking:
         self.asked: Nodes = 0
         self.answered: Nodes = 0  # and did not refuse
         self.refusing: Nodes = 0  # and have not answered since
+        self.waiting: Nodes = 0  # asked, and neither answered nor refused
+        self.ended_us = now_us  # when the round was over
         self._peers = peers
         self._request = request
         self._subject = subject
@@ -276,7 +283,7 @@ class Asking:
         self._refusals: Refusals | None = None
         self._failure: AdmissionRefused | None = None
         self._last = NodeId(-1)  # the node whose reply the caller has
-        self._said = _Said.WAIT
+        self._said = _WAIT
         self._waited_us = 0
         self._half = (self.first + 1) // 2
         self._half_us: int | None = None
@@ -294,7 +301,7 @@ class Asking:
 
     def enough(self) -> None:
         """The round is over."""
-        self._said = _Said.ENOUGH
+        self._said = _ENOUGH
 
     def more(self) -> None:
         """Ask one node more: one from which an answer may be expected, or one that is needed."""
@@ -302,28 +309,29 @@ class Asking:
             self._peers.willing(self._unasked[0])
             or not (self.waiting or self._needed(self.answered))
         ):
-            self._said = _Said.MORE
+            self._said = _MORE
         else:
             self.rest()
 
     def rest(self) -> None:
         """Wait for those from which an answer may be expected; without any, it is enough."""
-        waiting = self.waiting
-        if self._needed(self.answered):
-            hopeful = self._is_hopeful()
-            for node in self.order:
-                if waiting >> node & 1 and (
-                    hopeful or (self._peers.willing(node) and not self._overdue >> node & 1)
-                ):
-                    return
-            self._said = _Said.ENOUGH
-        elif not waiting and not self.refusing:
-            self._said = _Said.ENOUGH
+        if not self._needed(self.answered):
+            if not self.waiting and not self.refusing:
+                self._said = _ENOUGH
+            return
+        waiting, hopeful = self.waiting, self._is_hopeful()
+        for node in self.order:
+            if waiting >> node & 1 and (
+                hopeful or (self._peers.willing(node) and not self._overdue >> node & 1)
+            ):
+                return
+        self._said = _ENOUGH
 
     def again(self, node: NodeId) -> None:
         """The reply counts as none: its node is asked again soon, and another one besides."""
         self.answered &= ~(1 << node)
-        self._said = _Said.AGAIN
+        self.waiting |= 1 << node
+        self._said = _AGAIN
 
     def refused(self, reply: Delivery) -> None:
         """The reply is no answer: its node does not serve the request, or answers another one.
@@ -342,14 +350,9 @@ class Asking:
         try:
             self._refusals.add(node, refusal)
         except AdmissionRefused as failure:
-            self._failure, self._said = failure, _Said.ENOUGH
+            self._failure, self._said = failure, _ENOUGH
         else:
             self.more()
-
-    @property
-    def waiting(self) -> Nodes:
-        """Those that were asked, and have neither answered nor refused."""
-        return self.asked & ~self.answered & ~self.refusing
 
     def _is_hopeful(self) -> bool:
         """True if it is worth while to wait for the silent: without them, nothing can succeed.
@@ -372,7 +375,7 @@ class Asking:
             first += tuple(node for node in self._probes if node not in first)
         self._unasked = [node for node in self.order if node not in first]
         for node in first:
-            self.asked |= 1 << node
+            self.asked = self.waiting = self.asked | 1 << node
             self._numbers[await self._request(node)] = node
 
     def __aiter__(self) -> Asking:
@@ -380,7 +383,7 @@ class Asking:
 
     async def __anext__(self) -> Delivery:
         """The next node's reply."""
-        if self._said is not _Said.WAIT or self._heard.bit_count() == self._half:
+        if self._said is not _WAIT or self._heard.bit_count() == self._half:
             await self._go_on(self._last)
         elif not self.asked:
             await self.send()
@@ -399,6 +402,7 @@ class Asking:
             bit = 1 << node
             self._heard |= bit
             self.answered |= bit
+            self.waiting &= ~bit
             if self.refusing & bit:
                 self._withdraw(node)
             self._peers.answered(node)
@@ -410,11 +414,11 @@ class Asking:
         """Do what the caller wants after the reply of `node`."""
         if self._failure is not None:
             raise self._failure
-        said, self._said = self._said, _Said.WAIT
-        if said is _Said.ENOUGH:
+        said, self._said = self._said, _WAIT
+        if said is _ENOUGH:
             await self._conclude(node)
             raise StopAsyncIteration
-        if said is _Said.AGAIN:
+        if said is _AGAIN:
             self._quiet_us = self._quiet_before_us
             self._heard &= ~(1 << node)
             for number in [number for number, owner in self._numbers.items() if owner == node]:
@@ -427,13 +431,13 @@ class Asking:
         elif self._half_us is None and self._heard.bit_count() == self._half:
             self._half_us = await Now()
             self._pace.took_half(self._half_us - self._now_us)
-        if said is not _Said.WAIT and self._unasked:
+        if said is not _WAIT and self._unasked:
             await self._ask(self._unasked.pop(0))
 
     async def _conclude(self, last: NodeId) -> None:
         """The round is over with the reply of `last`: note how long it took, and who was late."""
         peers, pace = self._peers, self._pace
-        finished_us = await Now()
+        finished_us = self.ended_us = await Now()
         pace.took(finished_us - self._now_us)
         self._note_full(finished_us)
         if self._half_us is None or finished_us - self._half_us <= pace.late_us:
@@ -512,7 +516,7 @@ class Asking:
 
     async def _give_up(self, silent: list[NodeId]) -> None:
         """Note who has not answered; and whose disks are full, while the others may do."""
-        now_us = await Now()
+        now_us = self.ended_us = await Now()
         for node in silent:
             self._peers.silent(node, now_us)
         self._note_full(now_us)
@@ -534,4 +538,5 @@ class Asking:
 
     async def _ask(self, node: NodeId) -> None:
         self.asked |= 1 << node
+        self.waiting |= 1 << node & ~self.refusing
         self._numbers[await self._request(node)] = node

@@ -180,7 +180,8 @@ class QueryUpdateClient:
         )
         await self._locks.acquire(names)
         try:
-            await self._streaks.step_back(names)
+            if self._streaks:
+                await self._streaks.step_back(names)
             return await self._update(names, found, operation, not_before_us)
         finally:
             self._locks.release(names)
@@ -273,7 +274,8 @@ class QueryUpdateClient:
             names, method, operation, observed, not_before_us
         )
         if tally.complete:
-            await self._streaks.succeeded(names, tally.contenders or 0)
+            if tally.contenders or self._streaks:
+                await self._streaks.succeeded(names, tally.contenders or 0)
             content = await self._agreed(tally, message, timestamp, names)
             return self._decoded(method, content, timestamp)
         if tally.refusal:

@@ -86,6 +86,10 @@ class Streaks:
         self._pace = pace
         self._streaks: OrderedDict[ObjectId, _Streak] = OrderedDict()
 
+    def __bool__(self) -> bool:
+        """True if others stand in line for some object."""
+        return bool(self._streaks)
+
     async def step_back(self, names: tuple[ObjectId, ...]) -> None:
         """Leave the turn to others, if it is time."""
         if not self._streaks:

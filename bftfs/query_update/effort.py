@@ -84,6 +84,7 @@ class Effort(NamedTuple):
     reads: bool = False  # a reader does not stop others who may just be at work
     failures: int = 0
     is_fresh: bool = False  # what is known was heard after the last pause
+    has_looked: bool = False  # before it stopped others
     uncertain: int = 0
     wrong_clock: int = 0
 
@@ -91,38 +92,46 @@ class Effort(NamedTuple):
 DONE = frozenset({Outcome.ESTABLISHED, Outcome.REFUSED})
 NO_FAILURE = DONE | {Outcome.PROGRESS, Outcome.INTRUSIVE}
 
+# Where neither the effort nor the operation makes a difference.
+_MOVES: dict[Outcome, Move] = {
+    Outcome.ESTABLISHED: AT_ONCE,
+    Outcome.REFUSED: AT_ONCE,
+    Outcome.PROGRESS: AT_ONCE,
+    Outcome.INTRUSIVE: LOOK,
+    Outcome.STALE: PAUSE,
+    Outcome.IN_LINE: PAUSE,
+    Outcome.OVERTAKEN: PAUSE_AND_LOOK,
+    Outcome.NO_PROGRESS: PAUSE_AND_LOOK,
+    Outcome.UNCERTAIN: PAUSE_AND_LOOK,
+    Outcome.PENDING: PAUSE,
+    Outcome.OVERDRAWN: PAUSE,
+    Outcome.WRONG_CLOCK: PAUSE,
+    Outcome.PUSHED_AHEAD: WAIT_FOR_CLOCKS,
+}
+
 
 def next_move(outcome: Outcome, effort: Effort) -> tuple[Move, Effort]:
     """The steps to take after `outcome`, and the effort up to then."""
-    if outcome not in NO_FAILURE:
-        effort = effort._replace(failures=effort.failures + 1)
+    effort = effort._replace(
+        failures=effort.failures + (outcome not in NO_FAILURE),
+        has_looked=effort.has_looked or outcome is Outcome.INTRUSIVE,
+        uncertain=effort.uncertain + (outcome is Outcome.UNCERTAIN),
+        wrong_clock=effort.wrong_clock + (outcome is Outcome.WRONG_CLOCK),
+    )
+    if effort.uncertain > _UNCERTAIN or effort.wrong_clock == _WRONG_CLOCK:
+        return GIVE_UP, effort
+    if outcome is Outcome.STALE and not effort.is_fresh:
+        return AT_ONCE, effort._replace(is_fresh=True)  # its replies show what is the latest
+    if outcome is Outcome.DISORDER:
+        lenient = effort.reads and effort.failures < LENIENT
+        move: Move = (Step.MAKE_READABLE if lenient else Step.REPAIR,)
+    elif outcome is Outcome.PENDING and effort.failures > 1:
+        move = (Step.REPAIR, Step.PAUSE)
+    else:
+        move = _MOVES.get(outcome, AT_ONCE)
     tired = effort.reads and effort.failures > _BORNE_AT_ONCE
-    move = AT_ONCE
-    match outcome:
-        case Outcome.DISORDER:
-            lenient = effort.reads and effort.failures < LENIENT
-            repair = Step.MAKE_READABLE if lenient else Step.REPAIR
-            move = (repair, Step.PAUSE) if tired else (repair,)
-        case Outcome.INTRUSIVE:
-            move = LOOK
-        case Outcome.STALE if not effort.is_fresh:
-            effort = effort._replace(is_fresh=True)  # its replies show what is the latest
-        case Outcome.STALE | Outcome.IN_LINE | Outcome.OVERDRAWN:
-            move = PAUSE
-        case Outcome.OVERTAKEN | Outcome.NO_PROGRESS:
-            move = PAUSE_AND_LOOK
-        case Outcome.UNCERTAIN:
-            effort = effort._replace(uncertain=effort.uncertain + 1)
-            move = GIVE_UP if effort.uncertain > _UNCERTAIN else PAUSE_AND_LOOK
-        case Outcome.UNSETTLED if tired:
-            move = PAUSE
-        case Outcome.PENDING:
-            move = (Step.REPAIR, Step.PAUSE) if effort.failures > 1 else PAUSE
-        case Outcome.WRONG_CLOCK:
-            effort = effort._replace(wrong_clock=effort.wrong_clock + 1)
-            move = GIVE_UP if effort.wrong_clock == _WRONG_CLOCK else PAUSE
-        case Outcome.PUSHED_AHEAD:
-            move = WAIT_FOR_CLOCKS
-    if move:
-        effort = effort._replace(is_fresh=move[-1] is Step.LOOK)
+    if tired and outcome in {Outcome.DISORDER, Outcome.UNSETTLED}:
+        move = (*move, Step.PAUSE)
+    if Step.LOOK in move or Step.PAUSE in move:
+        effort = effort._replace(is_fresh=Step.LOOK in move)
     return move, effort

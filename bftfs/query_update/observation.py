@@ -48,6 +48,9 @@ from bftfs.query_update.messages import Verdict, Voucher
 _DEDUCTIONS = 4096  # candidates of which a client remembers what became of them
 
 
+_METHOD = OperationType.METHOD  # a member of a class takes longer to find
+
+
 class Observed(NamedTuple):
     """An object history set, with what it says."""
 
@@ -61,7 +64,7 @@ class Observed(NamedTuple):
     @property
     def is_orderly(self) -> bool:
         """True if a method can be conditioned on it."""
-        return self.classification.type is OperationType.METHOD
+        return self.classification.type is _METHOD
 
     @property
     def version(self) -> LogicalTimestamp:
@@ -207,8 +210,8 @@ class Observations:
             if parsed.latest < parse_history(before).latest:
                 return known
             self.volume -= len(before) + len(authenticator_before)
-        learned = entry.known[node] = Known(parsed.encoded, authenticator)
         self.volume += len(history) + len(authenticator)
+        learned = entry.known[node] = Known(parsed.encoded, authenticator)
         entry.observed = entry.conditioned_on = None
         while self.volume > self._bound_bytes and len(self._entries) > 1:
             self._forget_oldest()

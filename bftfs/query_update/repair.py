@@ -178,7 +178,7 @@ class Repair:
     ) -> Outcome:
         """Take one step towards an orderly object."""
         before = self._observe(name).classification
-        if before.type is OperationType.BARRIER and not effort.is_fresh:
+        if before.type is OperationType.BARRIER and not effort.has_looked:
             # What was observed may be histories of different moments while others succeed.
             return Outcome.INTRUSIVE
         had_effect = await self._step(name, inline_attempts)

@@ -119,7 +119,7 @@ class Rounds:
                 take(reply.node, reply.message)
             else:
                 asking.refused(reply)
-        if not 0 <= await Now() - plan.now_us <= limits.COUNTED_US:
+        if not 0 <= asking.ended_us - plan.now_us <= limits.COUNTED_US:
             tally.expire()
         return tally
 
@@ -131,11 +131,11 @@ class Rounds:
         None if no correct node replies like that.
         """
         names, histories, authenticators = plan.names, reply.histories, reply.authenticators
-        learned = []
+        learned: list[Known] = []
         if len(histories) == len(authenticators) == len(names):
-            learn = self.observations.learn
-            for name, history, authenticator in zip(names, histories, authenticators, strict=True):
-                known = learn(name, node, history, authenticator, plan.now_us)
+            learn, now_us = self.observations.learn, plan.now_us
+            for at, name in enumerate(names):
+                known = learn(name, node, histories[at], authenticators[at], now_us)
                 if known is None:
                     break
                 learned.append(known)

@@ -37,6 +37,8 @@ from bftfs.query_update.messages import (
 from bftfs.query_update.rounds import Plan, Rounds, Tally
 from bftfs.wire.codec import Message
 
+_SUCCESS, _UNKNOWN = Status.SUCCESS, Verdict.UNKNOWN  # a member of a class takes longer to find
+
 
 class Answer(NamedTuple):
     """An answer as servers give it: comparable, whether it came whole or as its digest."""
@@ -69,14 +71,10 @@ class Votes(Generic[Choice]):
         self.wholes: dict[Choice, bytes] = {}
 
     def add(self, node: NodeId, answer: Choice, content: bytes, *, whole: bool) -> Nodes:
-        """Count a vote; all who voted alike so far."""
+        """Count a vote; all that voted alike so far."""
         if whole:
             self.wholes[answer] = content
-        return self.count(node, answer)
-
-    def count(self, node: NodeId, choice: Choice) -> Nodes:
-        """Count a vote for anything; all who voted alike so far."""
-        nodes = self.by[choice] = self.by.get(choice, 0) | 1 << node
+        nodes = self.by[answer] = self.by.get(answer, 0) | 1 << node
         return nodes
 
     def agreed(self) -> Choice | None:
@@ -147,56 +145,58 @@ class UpdateTally(Tally):
         self._expired = True
 
     def take(self, node: NodeId, reply: UpdateReply) -> None:
-        asking, bit = self.asking, 1 << node
+        bit = 1 << node
         if self.rounds.learn(self.plan, node, reply) is None:
             self.failed |= bit
-            self._go_on()
-            return
-        status = reply.status
-        if status is Status.SUCCESS or status is Status.NOT_CURRENT:
-            number = reply.contenders
-            self._contenders[number] = self._contenders.get(number, 0) | bit
-        if status is Status.SUCCESS:
+        elif reply.status is not _SUCCESS:
+            self._take_failure(node, reply)
+        else:
             self.accepted |= bit
-            histories = reply.histories
+            number, histories = reply.contenders, reply.histories
+            self._contenders[number] = self._contenders.get(number, 0) | bit
             self._reported[histories] = self._reported.get(histories, 0) | bit
             if reply.whole or reply.answer:
                 answer = Answer.given(error=0, answer=reply.answer, whole=reply.whole)
                 self.answers.add(node, answer, reply.answer, whole=reply.whole)
-            if self.complete:
-                asking.enough()
-                return
-        elif status is Status.REFUSED:
+        if self.complete or self.refusal:
+            self.asking.enough()
+        elif self.asking.waiting:
+            self.asking.rest()
+        else:
+            self._go_on()
+
+    def _take_failure(self, node: NodeId, reply: UpdateReply) -> None:
+        status, bit = reply.status, 1 << node
+        if status is Status.REFUSED:
             nodes = self.refused[reply.error] = self.refused.get(reply.error, 0) | bit
             if reply.error and self.quorums.is_quorum(nodes):
                 self.refusal = reply.error
-                asking.enough()
-                return
-        else:
-            self.failed |= bit
-            if status is Status.CULLED:
-                self.rounds.peers.accuse(node, reply.forged | reply.insane, self.plan.now_us)
-            if status is Status.INSANE_TIME or (status is Status.CULLED and reply.insane):
+            return
+        self.failed |= bit
+        if status is Status.NOT_CURRENT:
+            number = reply.contenders
+            self._contenders[number] = self._contenders.get(number, 0) | bit
+        elif status is Status.CULLED:
+            self.rounds.peers.accuse(node, reply.forged | reply.insane, self.plan.now_us)
+            if reply.insane:
                 self.insane |= bit
-            elif status is Status.TOO_MANY:
-                self.overdrawn |= bit
-        self._go_on()
+        elif status is Status.INSANE_TIME:
+            self.insane |= bit
+        elif status is Status.TOO_MANY:
+            self.overdrawn |= bit
 
     def hopes(self) -> bool:
         """If all that were not heard accepted it, it would be complete."""
         return self.quorums.is_quorum(self.accepted | self.asking.waiting)
 
     def _go_on(self) -> None:
-        """Once all that were asked have answered: can a quorum still accept, or refuse, it?"""
-        asking = self.asking
-        unasked = (1 << self.quorums.n) - 1 & ~asking.asked
-        if not asking.waiting and any(
-            nodes and self.quorums.is_quorum(nodes | unasked)
-            for nodes in (self.accepted, *self.refused.values())
-        ):
-            asking.more()
-        else:
-            asking.rest()
+        """All that were asked have answered: ask another one if a quorum can still agree."""
+        unasked = (1 << self.quorums.n) - 1 & ~self.asking.asked
+        for nodes in (self.accepted, *self.refused.values()):
+            if nodes and self.quorums.is_quorum(nodes | unasked):
+                self.asking.more()
+                return
+        self.asking.rest()
 
     def conclude(self) -> None:
         """Remember which servers failed it, or accepted it and report another latest candidate.
@@ -261,49 +261,55 @@ class QueryTally(Tally):
         self._hosting: Nodes = 0  # those that have the latest candidate of every object
 
     def take(self, node: NodeId, reply: QueryReply) -> None:
-        bit = 1 << node
         learned = self.rounds.learn(self.plan, node, reply)
         if learned is not None:
-            histories = reply.histories
             for name, known in zip(self.names, learned, strict=True):
                 self.reported[name][node] = known
-            if not self._first:
-                self._first = histories
-                parsed = [parse_history(history) for history in histories]
-                self._heads = tuple(each.latest_object.timestamp for each in parsed)
-                self._plain = not any(is_barrier(each.latest) for each in parsed)
-            if histories == self._first:
-                heads = self._heads
-                self._alike |= bit
-            else:
-                heads = tuple(
-                    parse_history(history).latest_object.timestamp for history in histories
-                )
-            if reply.verdict is not Verdict.UNKNOWN:
-                self.rounds.observations.deductions.state(
-                    heads[0], node, reply.verdict, reply.voucher
-                )
-            if reply.answered:
-                answer = Answer.given(error=reply.error, answer=reply.answer, whole=reply.whole)
-                key = (self._wanted or heads, answer)
-                alike = self.votes.add(node, key, reply.answer, whole=reply.whole)
-                self._reported[heads] = self._reported.get(heads, 0) | bit
-                if (
-                    self._plain
-                    and self.quorums.is_quorum(alike & self._alike)
-                    and (len(self.names) == 1 or key[0] == heads)
-                ):
-                    # [Q/U §4.3.2]: all have the same latest candidate, so it is complete. (What
-                    # was asked for of one object was the latest when it was asked for. Of several
-                    # it must be the latest still, or they were not read together.)
-                    self.answer, self.versions, self.disorderly = answer, key[0], ()
-                    self.asking.enough()
-                    return
+            heads = self._heads_in(reply.histories, node)
+            if reply.verdict is not _UNKNOWN:
+                deductions = self.rounds.observations.deductions
+                deductions.state(heads[0], node, reply.verdict, reply.voucher)
+            if reply.answered and self._is_simple(node, reply, heads):
+                self.asking.enough()
+                return
         if self.quorums.is_quorum(self.asking.answered):
             if self._evaluate():
                 self.asking.enough()
             else:
                 self.asking.more()
+
+    def _heads_in(self, histories: tuple[bytes, ...], node: NodeId) -> tuple[LogicalTimestamp, ...]:
+        """The latest object version in each of these histories."""
+        if not self._first:
+            self._first = histories
+            parsed = [parse_history(history) for history in histories]
+            self._heads = tuple(each.latest_object.timestamp for each in parsed)
+            self._plain = not any(is_barrier(each.latest) for each in parsed)
+        if histories == self._first:
+            self._alike |= 1 << node
+            return self._heads
+        return tuple(parse_history(history).latest_object.timestamp for history in histories)
+
+    def _is_simple(
+        self, node: NodeId, reply: QueryReply, heads: tuple[LogicalTimestamp, ...]
+    ) -> bool:
+        """Count an answer; True if a quorum gives it and has the same latest candidates.
+
+        [Q/U §4.3.2] These are complete then. (What was asked for of one object was the latest when
+        it was asked for. Of several it must be the latest still, or they were not read together.)
+        """
+        answer = Answer.given(error=reply.error, answer=reply.answer, whole=reply.whole)
+        key = (self._wanted or heads, answer)
+        alike = self.votes.add(node, key, reply.answer, whole=reply.whole)
+        self._reported[heads] = self._reported.get(heads, 0) | 1 << node
+        if (
+            self._plain
+            and self.quorums.is_quorum(alike & self._alike)
+            and (len(self.names) == 1 or key[0] == heads)
+        ):
+            self.answer, self.versions, self.disorderly = answer, key[0], ()
+            return True
+        return False
 
     def expire(self) -> None:
         self.answer, self.disorderly, self.unknown = None, (), True
