@@ -515,6 +515,8 @@ class Conditioned(Value, frozen=True):
             return "the objects are out of order"
         if (operation is None) is (self.kind is ConditionedKind.METHOD):
             return "only a method invocation has an operation"
+        if operation is None and self.clock:
+            return "only a method invocation carries a clock"
         if self.evidence and self.kind is not ConditionedKind.COPY:
             return "only a copy rests on evidence"
         if self.evidence and not {each.object for each in self.evidence}.isdisjoint(names):

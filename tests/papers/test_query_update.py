@@ -1404,6 +1404,17 @@ def test_every_barrier_that_is_not_complete_is_repaired_inline(
     assert classified(cluster).latest == barrier.timestamp
 
 
+@pytest.mark.parametrize("kind", [BARRIER, COPY])
+def test_barriers_and_copies_carry_no_clock(
+    cluster: Cluster, alice: Client, kind: ConditionedKind
+) -> None:
+    """Their time is one more than the latest that was seen: or whoever repairs could push it on."""
+    dictates_barrier(cluster, alice)
+    message = request(alice, sight(cluster), kind, clock=START_US).message
+    (reply,) = place(cluster, alice, message, [3])
+    assert reply.code == errno.EINVAL
+
+
 def test_barriers_are_not_repaired_where_later_candidates_are(
     cluster: Cluster, alice: Client
 ) -> None:
@@ -1414,7 +1425,7 @@ def test_barriers_are_not_repaired_where_later_candidates_are(
     assert statuses(place(cluster, alice, message, [3])) == [Status.DIFFERENT]
     place(cluster, alice, request(alice, old, BARRIER).message, [0])
     barred = sight(cluster)
-    place(cluster, alice, request(alice, old, BARRIER, clock=START_US).message, [3])
+    place(cluster, alice, request(alice, barred, BARRIER).message, [3])
     message = InlineBarrier(barred.history_set, barred.authenticators)
     assert statuses(place(cluster, alice, message, [3])) == [Status.NOT_CURRENT]
 
