@@ -36,9 +36,7 @@ def test_a_short_schedule_has_every_kind(t: int, b: int) -> None:
 
 @pytest.mark.parametrize(("t", "b"), [(1, 1), (2, 1), (2, 2), (1, 0)])
 @pytest.mark.parametrize("seed", range(20))
-def test_never_more_than_t_nodes_are_disturbed_and_b_have_forgotten(
-    seed: int, t: int, b: int
-) -> None:
+def test_never_more_than_t_nodes_are_disturbed(seed: int, t: int, b: int) -> None:
     bad: set[int] = set()
     for turn in draw(seed, t=t, b=b):
         nodes = [each for each in turn.injections if each.kind not in OF_MOUNTS]

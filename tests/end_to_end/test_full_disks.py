@@ -185,7 +185,7 @@ def everything(top: Path) -> Iterator[tuple[Path, os.stat_result]]:
                 yield from everything(Path(entry.path))
 
 
-def test_full_disks_refuse_writers_serve_readers_and_are_used_when_there_is_room(
+def test_full_disks_refuse_writers_and_serve_readers(
     small: SmallDisks, guarded: None, playground: Path
 ) -> None:
     files = small.mountpoint

@@ -261,9 +261,7 @@ def test_mistakes_get_clear_answers(directory: Path, cluster: Cluster) -> None:
         assert "not a name for a snapshot" in fails("snapshot", "create", directory, name)
 
 
-def test_what_a_time_is_does_not_depend_on_the_names_of_snapshots(
-    directory: Path, cluster: Cluster
-) -> None:
+def test_times_do_not_depend_on_names_of_snapshots(directory: Path, cluster: Cluster) -> None:
     """Who has stolen a key could call a snapshot `yesterday`, to be audited from then on only."""
     file = directory / "file"
     file.write_text("one")

@@ -45,7 +45,7 @@ def test_a_decoder_that_raises_what_it_does_not_declare_is_found(
     assert "IndexError: planted" in found.what
 
 
-def test_a_parser_that_believes_a_length_before_it_is_checked_is_found(
+def test_a_parser_that_believes_a_length_is_found(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     original = framing.FrameParser.feed

@@ -164,7 +164,7 @@ def correct(deployment: Deployment) -> Iterator[Callable[[], list[Correct]]]:
         client.network.close()
 
 
-def test_clients_that_misuse_metadata_change_nothing_that_they_may_not(
+def test_clients_that_misuse_metadata_change_nothing_else(
     deployment: Deployment, correct: Callable[[], list[Correct]]
 ) -> None:
     admit(deployment, UPDATERS)

@@ -103,7 +103,7 @@ def collected(deployment: Deployment) -> list[bool]:
     return [metric(deployment, "bftfs_collected_blocks", each) > 30 for each in range(6)]
 
 
-def test_a_full_pool_refuses_the_greedy_and_what_is_collected_is_room_again(
+def test_a_full_pool_refuses_the_greedy_and_recovers(
     deployment: Deployment, time_machine: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     greedy, modest = Mounted(deployment), Mounted(deployment, 1)

@@ -154,7 +154,7 @@ def test_everything_survives_the_death_of_all_nodes(either: Deployment) -> None:
     after.network.close()
 
 
-def test_a_node_that_was_away_catches_up_with_what_it_is_needed_for(
+def test_a_node_that_was_away_catches_up_when_needed(
     deployment: Deployment, client: Callable[..., Client]
 ) -> None:
     deployment.start()

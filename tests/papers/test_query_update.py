@@ -944,7 +944,7 @@ def test_repeated_requests_are_answered_as_the_first_time(
     assert parse_history(cluster.histories(A)[0]).find(first.timestamp) is None
 
 
-def test_a_request_that_is_not_current_fails_with_the_replica_history(
+def test_a_request_that_is_not_current_fails_with_history(
     cluster: Cluster, alice: Client, bob: Client
 ) -> None:
     """'if (latest_time(s.RH) > LTcurrent) then reply(s, FAIL, ⊥, s.⟨RH, α⟩)' (lines 1007-1008)."""
@@ -958,7 +958,7 @@ def test_a_request_that_is_not_current_fails_with_the_replica_history(
         assert reply.answer == b""
 
 
-def test_barriers_prevent_operations_with_earlier_timestamps_from_completing(
+def test_barriers_keep_earlier_operations_from_completing(
     cluster: Cluster, alice: Client, bob: Client
 ) -> None:
     """'barriers prevent operations with earlier timestamps from completing.'"""
@@ -1026,9 +1026,7 @@ def test_a_server_object_syncs_a_version_that_it_lacks(cluster: Cluster, alice: 
     assert replica.version(replica.head) is not None
 
 
-def test_object_sync_asks_b_plus_one_servers_one_of_them_for_the_whole(
-    cluster: Cluster, alice: Client
-) -> None:
+def test_object_sync_asks_b_plus_one_servers(cluster: Cluster, alice: Client) -> None:
     """'a server uses the conditioned-on object history set to identify b+1 servers from which to
     solicit the object state'; 'only a single correct server need send the entire object version
     state and other servers can send a collision-resistant hash'."""
@@ -1115,9 +1113,7 @@ def test_refusals_are_answers_and_make_no_version(cluster: Cluster, alice: Clien
 # --- 4.3.5 Cached object history sets, quorums, queries ------------------------------------------
 
 
-def test_an_update_with_a_current_history_set_takes_a_single_phase(
-    cluster: Cluster, alice: Client
-) -> None:
+def test_an_update_on_a_current_set_takes_one_phase(cluster: Cluster, alice: Client) -> None:
     """'If the cached object history set is current, then the operation completes in a single
     phase.' Also the first: clients begin with ⟨0,0⟩ (line 200)."""
     for count in range(1, 4):
@@ -1127,7 +1123,7 @@ def test_an_update_with_a_current_history_set_takes_a_single_phase(
         assert len(sent(cluster, alice, object)) == SMALLEST.q
 
 
-def test_an_update_with_an_outdated_history_set_is_rejected_and_retried(
+def test_an_update_on_an_outdated_set_is_retried(
     cluster: Cluster, alice: Client, bob: Client
 ) -> None:
     """'If not, then a server rejects the operation and returns its current replica history so that
@@ -1175,7 +1171,7 @@ def test_queries_are_optimistic(cluster: Cluster, alice: Client) -> None:
 
 
 @pytest.mark.parametrize("hosts", range(1, SMALLEST.r))
-def test_a_query_returns_the_established_version_below_incomplete_ones(
+def test_a_query_returns_what_lies_below_incomplete_ones(
     cluster: Cluster, alice: Client, bob: Client, hosts: int
 ) -> None:
     """'If classification identifies that all of the candidates with timestamps later then the
@@ -1433,7 +1429,7 @@ def test_barriers_are_not_repaired_where_later_candidates_are(
 # --- 4.3.5 Repeated requests, back-off, histories ------------------------------------------------
 
 
-def test_an_update_that_others_finish_takes_effect_once_and_has_its_answer(
+def test_an_update_that_others_finish_takes_effect_once(
     cluster: Cluster, alice: Client, bob: Client
 ) -> None:
     """Retrying (lines 302-306) is safe: before an operation is made anew it is known that no
@@ -1488,7 +1484,7 @@ def test_contending_clients_make_progress(seed: int) -> None:
     assert sorted(answers) == list(range(1, 21))
 
 
-def test_replica_histories_are_pruned_below_the_conditioned_on_timestamp(
+def test_histories_are_pruned_below_the_conditioned_on_time(
     cluster: Cluster, alice: Client
 ) -> None:
     """'In the common case, the replica history contains two candidates: one for the latest object
@@ -1500,9 +1496,7 @@ def test_replica_histories_are_pruned_below_the_conditioned_on_timestamp(
         assert candidates[-1].conditioned_on == made[-2].timestamp
 
 
-def test_failures_and_contention_leave_more_candidates_until_the_next_update(
-    cluster: Cluster, alice: Client
-) -> None:
+def test_failures_leave_candidates_until_the_next_update(cluster: Cluster, alice: Client) -> None:
     """'Failures and concurrency may lead to additional barrier and incomplete candidates in the
     replica history.'"""
     accept(cluster, alice)
@@ -1558,7 +1552,7 @@ LARGE = "♠" * limits.ANSWER_INLINE_BYTES
 
 @pytest.mark.parametrize("liar", [None, *QUORUM])
 @pytest.mark.parametrize("behaviour", [adversaries.wrong_answers, adversaries.mute])
-def test_large_answers_come_whole_from_one_server_and_digests_from_the_others(
+def test_large_answers_come_whole_from_one_server(
     liar: int | None, behaviour: Callable[[], Any]
 ) -> None:
     """'only a single correct server need send the entire … and other servers can send a
@@ -1679,7 +1673,7 @@ def test_with_fewer_corrupt_hmacs_more_servers_are_asked(liar: int, victim: int)
 
 
 @pytest.mark.parametrize("liar", [0, 3])
-def test_false_accusations_exclude_no_set_that_includes_a_benign_server(liar: int) -> None:
+def test_false_accusations_exclude_no_benign_server(liar: int) -> None:
     """'A malevolent server can also return lists of valid authenticators to the client, indicating
     they are invalid.'"""
     cluster = Cluster()
@@ -1691,9 +1685,7 @@ def test_false_accusations_exclude_no_set_that_includes_a_benign_server(liar: in
 
 @pytest.mark.parametrize("liar", [0, 3])
 @pytest.mark.parametrize("barrier", [False, True])
-def test_isolated_clients_make_progress_in_spite_of_forged_candidates(
-    liar: int, barrier: bool
-) -> None:
+def test_isolated_clients_progress_beside_forged_candidates(liar: int, barrier: bool) -> None:
     """'the Q/U protocol can ensure that isolated clients make progress in spite of malevolent
     components.' Forged candidates are incomplete; forged barriers are repaired inline, which
     bounds them by n."""
@@ -1808,9 +1800,7 @@ def read(client: Client, *names: ObjectId) -> Accounts:
     return answer
 
 
-def test_a_multi_object_update_has_one_timestamp_and_names_all_objects(
-    cluster: Cluster, alice: Client
-) -> None:
+def test_a_multi_object_update_has_one_timestamp(cluster: Cluster, alice: Client) -> None:
     """'all objects updated by a multi-object update have the same multi-OHS in their timestamp.'"""
     accept(cluster, alice)  # so that the objects differ in age
     made = request(alice, sights(cluster), METHOD, transfer((B, A)))
@@ -1972,7 +1962,7 @@ def test_servers_deduce_from_the_evidence_shown(
         assert balances(cluster.nodes[number], [A]) == [-1 if established else 0]
 
 
-def test_what_deduction_does_not_decide_is_repaired_over_the_same_objects(
+def test_what_deduction_leaves_open_is_repaired(
     cluster: Cluster, alice: Client, bob: Client
 ) -> None:
     """'Repair … consists of a barrier and copy operation. The multi-OHS for multi-object barriers

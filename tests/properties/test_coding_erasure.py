@@ -39,7 +39,7 @@ def test_any_fragments(fragments: dict[int, bytes]) -> None:
 
 @FUZZ
 @given(st.sampled_from([(0, 1, 2), (1, 3, 5), (3, 4, 5)]), st.integers(1, 12), st.data())
-def test_what_decodes_from_liars_is_the_item_of_exactly_those_fragments(
+def test_what_decodes_is_the_item_of_those_fragments(
     indices: tuple[int, ...], size: int, data: st.DataObject
 ) -> None:
     """An item has one encoding, so regenerating and comparing finds every poisonous write."""

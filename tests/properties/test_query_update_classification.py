@@ -258,7 +258,7 @@ def test_object_history_sets_of_six_servers_drawn() -> None:
         compared(reports, SIX, {})
 
 
-def test_servers_are_interchangeable_and_their_order_is_immaterial() -> None:
+def test_servers_are_interchangeable() -> None:
     quorums = ThresholdQuorums(FOUR)
     plain = histories(PLAIN)
     for number, reports in enumerate(combinations_with_replacement(plain, FOUR.n)):
@@ -317,7 +317,7 @@ def test_an_established_candidate_is_never_incomplete(sizes: QueryUpdateThreshol
 
 
 @pytest.mark.parametrize("sizes", [FOUR, SIX], ids=str)
-def test_two_potential_candidates_on_one_base_preclude_an_established_one(
+def test_two_potential_candidates_preclude_establishment(
     sizes: QueryUpdateThresholds,
 ) -> None:
     """'at most one of any concurrent updates in the Q/U protocol establishes a candidate and …, if

@@ -155,7 +155,7 @@ def test_the_check_can_fail(wrong: Collector) -> None:
     assert not lost(versions, retention, by_the_rule)
 
 
-def test_pressure_takes_the_oldest_first_and_nothing_of_the_window() -> None:
+def test_pressure_takes_the_oldest_behind_the_window() -> None:
     versions = [Standing(time_us, certain=True) for time_us in (90, 70, 50, 30, 10)]
     for pressure_us, left in ((0, 5), (40, 4), (60, 3), (1 << 60, 2)):
         retention = Retention(now_us=100, window_us=20, pressure_us=pressure_us)

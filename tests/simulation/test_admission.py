@@ -55,7 +55,7 @@ def beyond_a_limit(finding: str) -> bool:
     return finding.startswith("bounds:")
 
 
-def test_possible_versions_of_one_client_are_bounded_and_others_go_on() -> None:
+def test_possible_versions_of_one_client_are_bounded() -> None:
     for configuration in stutterers():
         simulation = Simulation(configuration)
         simulation.run()
@@ -64,7 +64,7 @@ def test_possible_versions_of_one_client_are_bounded_and_others_go_on() -> None:
         assert simulation.possible.most >= 2
 
 
-def test_unfinished_updates_of_one_client_are_bounded_and_others_go_on() -> None:
+def test_incomplete_updates_of_one_client_are_bounded() -> None:
     waited = 0
     for configuration in partial_updaters():
         simulation = Simulation(configuration)
@@ -75,7 +75,7 @@ def test_unfinished_updates_of_one_client_are_bounded_and_others_go_on() -> None
     assert waited
 
 
-def test_who_has_written_too_much_is_refused_more_and_others_go_on() -> None:
+def test_a_client_over_its_quota_is_refused_alone() -> None:
     refused = most = 0
     for configuration in flooding_clients():
         simulation = Simulation(configuration)

@@ -283,7 +283,7 @@ def test_a_collector_that_ignores_the_window_is_found_out() -> None:
 
 
 @pytest.mark.parametrize("table", list(Table), ids=lambda table: table.name)
-def test_rows_that_rot_while_nodes_collect_stop_nobody_and_are_mended(table: Table) -> None:
+def test_rows_that_rot_while_nodes_collect_are_mended(table: Table) -> None:
     """One node of them has them, as few as one disk may damage; it looks for what may go."""
     simulation = Simulation(5)
     simulation.run(simulation.systems[0].format(CREDENTIALS, block_bytes=BLOCK))
@@ -394,11 +394,11 @@ def test_no_client_destroys_what_the_window_keeps(way: str) -> None:
     assert survives(attacked(window_us=BY_THE_CLOCK_US), way) == (True, False)
 
 
-def test_what_the_inode_still_shows_is_kept_whatever_is_written_to_its_blocks() -> None:
+def test_blocks_that_the_inode_shows_are_kept() -> None:
     assert survives(attacked(), "without covering") == (True, True)
 
 
-def test_a_policy_counts_without_pressure_and_only_behind_the_window() -> None:
+def test_a_policy_counts_behind_the_window_only() -> None:
     assert survives(attacked(short=False), "overwriting") == (True, True)
     assert survives(attacked(short=False), "asking for retention 0") == (True, False)
     simulation = attacked(short=False)
@@ -423,7 +423,7 @@ def test_a_window_that_is_too_short_is_found_out(way: str) -> None:
 # --- healing -----------------------------------------------------------------------------------
 
 
-def test_healing_and_scrubbing_bring_nothing_back_that_was_collected(
+def test_healing_brings_nothing_back_that_was_collected(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Half of the nodes keep it, and could give it to the others."""

@@ -88,7 +88,7 @@ def test_liars_neither_hinder_healing_nor_make_it_false(
         assert report.fault_counts.lost_disks >= 2
 
 
-def test_must_fail_a_node_that_believes_one_peer_heals_to_what_is_false(
+def test_must_fail_a_node_that_believes_one_peer(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     begin: Callable[..., None] = Asking.__init__

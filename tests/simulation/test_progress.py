@@ -25,7 +25,7 @@ def test_operations_do_not_end_with_more_than_t_nodes_down(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_was_acknowledged_cannot_be_seen_with_more_than_t_nodes_down(kind: str) -> None:
+def test_with_more_than_t_nodes_down_nothing_is_read(kind: str) -> None:
     report = run(attacked(1, kind=kind, operations=40, down_in_audit=TOO_MANY))
     assert any(finding.startswith("durability:") for finding in report.findings)
 
@@ -58,7 +58,7 @@ def test_many_operations_may_take_longer_than_one(monkeypatch: pytest.MonkeyPatc
     assert simulation.world.now_us > 2 * scenario.QUIET_US
 
 
-def test_must_fail_clients_that_ask_for_everything_time_and_again(
+def test_must_fail_clients_that_ask_for_everything_again(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """They get there as well, at a price that is found."""

@@ -124,7 +124,7 @@ def test_windows_are_longer_by_what_clients_may_date_back() -> None:
     assert min(behind) >= CLOCK_SKEW_US + WINDOW_US
 
 
-def test_of_two_versions_of_one_microsecond_the_older_is_superseded() -> None:
+def test_of_two_versions_at_one_time_the_older_is_past() -> None:
     simulation = Simulation(next(collected("files")))
     simulation.run()
     retention = simulation.retention

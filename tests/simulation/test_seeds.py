@@ -58,7 +58,7 @@ for kind in {kinds!r}:
 """
 
 
-def test_a_seed_replays_in_another_process_whatever_its_hash_seed() -> None:
+def test_a_seed_replays_whatever_the_hash_seed() -> None:
     def digests(hash_seed: str) -> list[str]:
         environment = {**os.environ, "PYTHONHASHSEED": hash_seed, "PYTHONPATH": str(PROJECT)}
         finished = subprocess.run(

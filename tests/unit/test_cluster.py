@@ -246,7 +246,7 @@ def test_an_altered_description_is_refused(stored: Path) -> None:
     assert "bftfs cluster sign" in str(raised.value)
 
 
-def test_a_forged_description_is_refused_where_the_administrator_is_known(stored: Path) -> None:
+def test_a_forged_description_is_refused(stored: Path) -> None:
     forged = new_cluster(first=100)
     cluster.store(stored, forged.description, forged.administrator)
     assert cluster.load(stored) == forged.description

@@ -62,7 +62,7 @@ def test_a_reply_resumes_the_conversation_that_asked(host: Host) -> None:
     assert host.outcomes == [("answer", None)]
 
 
-def test_silence_is_reported_when_patience_has_run_out_and_not_before(host: Host) -> None:
+def test_silence_is_reported_when_patience_has_run_out(host: Host) -> None:
     host.start(ask(0, patience_us=100))
     assert host.engine.next_deadline_us() == 100
     host.clock = 99
@@ -74,7 +74,7 @@ def test_silence_is_reported_when_patience_has_run_out_and_not_before(host: Host
     assert host.engine.next_deadline_us() is None
 
 
-def test_late_repeated_and_unasked_replies_are_dropped_and_counted(host: Host) -> None:
+def test_late_and_repeated_replies_are_dropped_and_counted(host: Host) -> None:
     host.start(ask(0))
     host.answer(0, "first")
     host.answer(0, "again")
@@ -111,7 +111,7 @@ def test_a_node_cannot_answer_in_the_name_of_another(host: Host) -> None:
     assert host.outcomes == [("answer", None)]
 
 
-def test_replies_that_come_before_they_are_awaited_are_kept_in_order(host: Host) -> None:
+def test_early_replies_are_kept_in_order(host: Host) -> None:
     async def both() -> list[Any]:
         await Send(NodeId(0), "a")
         await Send(NodeId(1), "b")
@@ -126,7 +126,7 @@ def test_replies_that_come_before_they_are_awaited_are_kept_in_order(host: Host)
     assert host.outcomes == [(["B", "A"], None)]
 
 
-def test_together_gives_results_in_order_whatever_the_order_of_replies(host: Host) -> None:
+def test_together_gives_results_in_order(host: Host) -> None:
     async def fan_out() -> Any:
         return await Together(tuple((lambda n=n: ask(n)) for n in range(3)))
 
@@ -136,7 +136,7 @@ def test_together_gives_results_in_order_whatever_the_order_of_replies(host: Hos
     assert host.outcomes == [(("r0", "r1", "r2"), None)]
 
 
-def test_together_of_nothing_and_of_conversations_that_never_wait(host: Host) -> None:
+def test_together_of_conversations_that_never_wait(host: Host) -> None:
     async def at_once(value: int) -> int:
         return value
 
@@ -214,7 +214,7 @@ def test_a_failing_computation_raises_where_it_was_awaited(host: Host) -> None:
     assert host.outcomes == [("caught", None)]
 
 
-def test_awaiting_anything_but_an_effect_is_an_error_in_the_conversation(host: Host) -> None:
+def test_awaiting_anything_but_an_effect_is_an_error(host: Host) -> None:
     class Foreign:
         def __await__(self) -> Any:
             yield "trap"
@@ -228,7 +228,7 @@ def test_awaiting_anything_but_an_effect_is_an_error_in_the_conversation(host: H
     assert isinstance(error, TypeError)
 
 
-def test_an_announcement_wakes_all_that_wait_in_order_and_is_not_remembered(host: Host) -> None:
+def test_an_announcement_wakes_all_that_wait_in_order(host: Host) -> None:
     event = Event()
     woken: list[str] = []
 
@@ -245,7 +245,7 @@ def test_an_announcement_wakes_all_that_wait_in_order_and_is_not_remembered(host
     assert woken == ["a", "b"]
 
 
-def test_what_is_woken_runs_after_the_conversation_that_announced(host: Host) -> None:
+def test_woken_conversations_run_after_the_announcing_one(host: Host) -> None:
     event = Event()
     order: list[str] = []
 
@@ -309,7 +309,7 @@ def test_a_spawned_conversation_outlives_the_one_that_started_it(host: Host) -> 
     assert answers == ["later"]
 
 
-def test_a_failure_that_escapes_from_a_spawned_conversation_reaches_the_host(host: Host) -> None:
+def test_a_spawned_conversations_failure_reaches_the_host(host: Host) -> None:
     async def background() -> None:
         raise ValueError("unhandled")
 

@@ -12,7 +12,7 @@ from tests.unit.filesystem.world import Host
 from tests.unit.query_update.building import A, B, C
 
 
-def test_conversations_pass_one_by_one_in_the_order_in_which_they_came() -> None:
+def test_conversations_pass_a_lock_in_order() -> None:
     host, lock, go = Host(), Lock(), Event()
     inside: list[str] = []
 

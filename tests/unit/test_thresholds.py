@@ -32,7 +32,7 @@ QUERY_UPDATE = {
 
 
 @pytest.mark.parametrize("N", range(1, 10))
-def test_read_write_configurations_are_accepted_exactly_if_all_inequalities_hold(N: int) -> None:
+def test_read_write_sizes_are_those_of_the_inequalities(N: int) -> None:
     accepted = 0
     for t, b, QC, m in product(range(-1, 5), range(-1, 5), range(N + 2), range(N + 2)):
         broken = [label for label, holds in READ_WRITE.items() if not holds(N, t, b, QC, m)]
@@ -48,7 +48,7 @@ def test_read_write_configurations_are_accepted_exactly_if_all_inequalities_hold
 
 
 @pytest.mark.parametrize("n", range(1, 11))
-def test_query_update_configurations_are_accepted_exactly_if_all_inequalities_hold(n: int) -> None:
+def test_query_update_sizes_are_those_of_the_inequalities(n: int) -> None:
     accepted = 0
     for t, b, q, r in product(range(-1, 4), range(-1, 4), range(n + 2), range(-1, n + 2)):
         broken = [label for label, holds in QUERY_UPDATE.items() if not holds(n, t, b, q, r)]
@@ -128,7 +128,7 @@ def test_quorum_intersections_by_enumeration() -> None:
             assert all((quorum & repairable) - lying for lying in liars)
 
 
-def test_first_asked_nodes_meet_every_complete_write_by_enumeration() -> None:
+def test_first_asked_nodes_meet_every_complete_write() -> None:
     """And QC + b nodes alone do not, in a system that the source never has."""
     sizes = ReadWriteThresholds(N=8, t=1, b=1, QC=3, m=1)
     complete_writes = [set(hosts) for hosts in combinations(range(sizes.N), sizes.QC)]

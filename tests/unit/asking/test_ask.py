@@ -328,7 +328,7 @@ def test_a_node_that_is_busy_is_asked_again_soon() -> None:
     assert network.now < 4 * BUSY_US
 
 
-def test_whose_disk_is_full_is_asked_last_if_a_quorum_does_without_it() -> None:
+def test_a_full_server_is_asked_last() -> None:
     peers = Peers(QUORUMS)
     refusing({1: errno.ENOSPC}).run(conversation(taking(5, []), peers))
     assert peers.condition(NodeId(1)) is Condition.FULL

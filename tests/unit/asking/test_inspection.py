@@ -60,7 +60,7 @@ def test_a_block_that_is_whole() -> None:
 
 @pytest.mark.parametrize("lacking", [(), (0,), (2, 3), (0, 4, 5)])
 @pytest.mark.parametrize("down", [(), (1,)])
-def test_what_it_says_that_a_block_survives_it_survives_and_no_more(
+def test_a_block_survives_as_many_faults_as_inspect_says(
     lacking: tuple[int, ...], down: tuple[int, ...]
 ) -> None:
     """Whichever nodes fail."""
@@ -91,7 +91,7 @@ def test_what_it_says_that_a_block_survives_it_survives_and_no_more(
         assert again.client("reader").read(block(0)) == b"item"
 
 
-def test_a_false_fragment_and_a_false_claim_are_told_from_true_ones() -> None:
+def test_false_fragments_and_claims_are_detected() -> None:
     cluster = Cluster(READ_TIME)
     client = cluster.client()
     timestamp = client.write(block(0), b"item")
@@ -116,7 +116,7 @@ def test_a_false_fragment_and_a_false_claim_are_told_from_true_ones() -> None:
     )
 
 
-def test_since_when_a_block_is_verified_is_what_no_b_liars_can_say() -> None:
+def test_no_b_liars_say_since_when_a_block_is_verified() -> None:
     cluster = Cluster(VerificationSettings())
     client = cluster.client()
     timestamp = client.write(block(0), b"item")
@@ -217,7 +217,7 @@ def test_who_hosts_the_latest_version_of_an_object() -> None:
     assert counting.increment(0) == 2
 
 
-def test_a_server_that_says_it_hosts_a_version_and_answers_otherwise() -> None:
+def test_a_server_that_claims_a_version_and_answers_falsely() -> None:
     cluster = Cluster()
     counting = Counting(cluster)
     counting.increment(0)

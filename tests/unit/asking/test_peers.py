@@ -80,7 +80,7 @@ def test_a_proven_lie_convicts_at_once() -> None:
     assert subject.disbelieved == 0, "two cannot both be lying if b is one"
 
 
-def test_who_always_stands_apart_is_disbelieved_until_it_conforms_for_long() -> None:
+def test_a_contrary_server_is_disbelieved_for_long() -> None:
     subject = peers()
     for _ in range(DIVERGENCES - 1):
         subject.diverged(0b100, 0)
@@ -219,7 +219,7 @@ def test_a_first_silence_is_forgiven_at_the_next_answer() -> None:
     assert subject.willing(NodeId(1))
 
 
-def test_of_those_asked_last_the_silent_come_after_those_that_answer() -> None:
+def test_the_silent_are_asked_after_those_that_answer() -> None:
     subject = peers()
     subject.silent(NodeId(0), 0)
     for now_us in (0, 1):

@@ -259,9 +259,7 @@ def power_failure(at_sync: Path, later: Path, chance: random.Random) -> None:
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_a_crash_of_the_machine_leaves_the_batches_up_to_some_moment_after_the_last_sync(
-    tmp_path: Path, seed: int
-) -> None:
+def test_a_power_cut_leaves_a_prefix_of_the_batches(tmp_path: Path, seed: int) -> None:
     history = History(tmp_path / "store", Durability.INTERVAL, seed)
     path = history.path
     for life in range(4):
@@ -289,7 +287,7 @@ def test_a_crash_of_the_machine_leaves_the_batches_up_to_some_moment_after_the_l
     history.store.close()
 
 
-def test_what_a_crash_has_kept_of_a_lost_future_does_not_come_back(tmp_path: Path) -> None:
+def test_remains_of_a_lost_batch_do_not_come_back(tmp_path: Path) -> None:
     path = tmp_path / "store"
     first = opened(path, Durability.INTERVAL)
     for value in (b"1", b"2", b"3", b"4"):

@@ -34,7 +34,7 @@ def test_a_first_store_replaces_none(directory: NodeDirectory) -> None:
     assert not resumed(directory).rebuilding
 
 
-def test_a_lost_store_is_known_until_it_is_rebuilt_and_its_floor_for_ever(
+def test_a_lost_stores_floor_is_kept_for_ever(
     directory: NodeDirectory,
 ) -> None:
     use(directory)

@@ -144,7 +144,7 @@ def test_a_store_without_its_journal_has_lost_something(tmp_path: Path) -> None:
         opened(tmp_path)
 
 
-def test_damage_that_is_met_while_reading_ends_the_use_of_the_store(tmp_path: Path) -> None:
+def test_damage_met_in_reading_ends_the_use_of_the_store(tmp_path: Path) -> None:
     """Or the node would start again and serve until it meets it again, and again."""
     data = damage(tmp_path)
     pages = data.read_bytes()
@@ -164,7 +164,7 @@ def test_damage_that_is_met_while_reading_ends_the_use_of_the_store(tmp_path: Pa
     opened(tmp_path).close()
 
 
-def test_a_batch_that_is_lost_in_the_midst_of_the_journal_is_missed(tmp_path: Path) -> None:
+def test_a_batch_lost_within_the_journal_is_missed(tmp_path: Path) -> None:
     """It was acknowledged, as those after it: the node must not forget it in silence."""
     store = opened(tmp_path)
     for number in range(4):
@@ -247,7 +247,7 @@ def test_a_store_whose_making_was_interrupted_is_made_anew(tmp_path: Path) -> No
 # --- room ------------------------------------------------------------------------------------
 
 
-def test_a_map_that_is_outgrown_grows_and_the_batch_can_be_stepped_again(tmp_path: Path) -> None:
+def test_a_full_map_grows_and_the_batch_is_stepped_again(tmp_path: Path) -> None:
     store = opened(tmp_path, map_bytes=128 * KIB)
     writes = [Write(Table.FRAGMENT, b"%d" % number, b"v" * 64 * KIB) for number in range(4)]
     attempts = 0
@@ -372,7 +372,7 @@ def test_a_full_disk_refuses_the_batch_and_loses_nothing(small_disk: Path) -> No
     store.close()
 
 
-def test_what_draws_on_the_reserve_is_stored_on_a_disk_without_a_free_byte(
+def test_the_reserve_stores_on_a_disk_without_a_free_byte(
     small_disk: Path,
 ) -> None:
     store = opened(small_disk)

@@ -133,7 +133,7 @@ def test_an_authenticator_of_another_length_spoils_no_operation(spoil: Any) -> N
 # --- progress -------------------------------------------------------------------------------
 
 
-def test_a_liar_and_a_slow_server_together_do_not_keep_a_client_from_repairing() -> None:
+def test_a_liar_and_a_slow_server_do_not_stop_repair() -> None:
     """What the liar reports is culled by everybody. The client shuns it, and then needs the slow
     one, of which it has not heard in time: it must wait for it, not turn to the liar again.
     """
@@ -161,7 +161,7 @@ def test_a_liar_and_a_slow_server_together_do_not_keep_a_client_from_repairing()
     assert len(cluster.sent) < 300
 
 
-def test_a_server_that_takes_back_what_it_reported_does_not_keep_a_client_from_reading() -> None:
+def test_a_server_that_takes_back_reports_stops_no_reader() -> None:
     """What a query finds in disorder must be so for the repair as well, or neither ever ends."""
     cluster = Cluster()
     cluster.route = lambda source, target, message: 2_000 if ("node", 5) in (source, target) else 50
@@ -203,7 +203,7 @@ def _chain(objects: tuple[ObjectId, ...], *, odd: bool) -> bytes:
     )
 
 
-def test_an_inline_update_costs_no_more_than_reading_it_until_servers_vouch_for_it() -> None:
+def test_an_inline_update_without_vouchers_costs_little() -> None:
     """What it says it is conditioned on is not authenticated, and deduction on it is costly."""
     cluster = Cluster()
     node, sender = cluster.nodes[0], cluster.client("attacker").sender
@@ -233,7 +233,7 @@ def _long_history(number: int) -> bytes:
     )
 
 
-def test_histories_that_are_kept_parsed_are_bounded_by_their_volume(
+def test_parsed_histories_are_bounded_by_volume(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(limits, "HISTORIES_PARSED_BYTES", 1_000_000)

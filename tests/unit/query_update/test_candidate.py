@@ -32,7 +32,7 @@ def test_a_timestamp_has_its_fields() -> None:
     assert digest_of(timestamp) == b"d" * 32
 
 
-def test_timestamps_order_by_time_then_barrier_then_client_then_digest() -> None:
+def test_timestamps_order_by_their_fields() -> None:
     def make(time: int, barred: bool, client: bytes, digest: bytes) -> bytes:
         return logical_timestamp(
             time_us=time, barrier=barred, client=ClientId(client * 16), digest=digest * 32

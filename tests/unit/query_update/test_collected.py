@@ -33,7 +33,7 @@ def collect(node: Node, name: ObjectId = NAME) -> None:
 
 
 @pytest.mark.parametrize("missed", [1, 4])
-def test_an_update_is_finished_where_what_it_was_made_on_is_missing(missed: int) -> None:
+def test_an_update_is_finished_without_its_base(missed: int) -> None:
     """One server has missed it; of the quorum that has it, another is down now."""
     cluster = Cluster()
     before, after = cluster.client("X"), cluster.client("Y")
@@ -58,7 +58,7 @@ def test_an_update_is_finished_where_what_it_was_made_on_is_missing(missed: int)
 
 
 @pytest.mark.parametrize("collected", [0, 1])
-def test_that_an_operation_was_established_is_known_after_one_object_let_go_of_it(
+def test_establishment_is_known_after_one_object_forgot_it(
     collected: int,
 ) -> None:
     """It is deduced for the other one [Q/U §4.3.7], which fewer than a quorum still have it of."""

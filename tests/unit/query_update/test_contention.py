@@ -140,7 +140,7 @@ def test_who_is_alone_is_not_delayed() -> None:
     assert len(crowd.cluster.sent) == 50 * 2 * crowd.cluster.quorums.q
 
 
-def test_one_that_is_always_late_does_not_halve_the_rate_of_others() -> None:
+def test_a_latecomer_does_not_halve_the_rate_of_others() -> None:
     """It stands in the line for ever, and never takes its turn."""
     alone = Crowd(1, increment)
     alone.go_on_for(limits.SECOND_US)

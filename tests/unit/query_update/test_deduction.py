@@ -147,7 +147,7 @@ def test_a_copy_over_both_objects_that_only_one_shows_is_dead() -> None:
     assert found == {A: at(2), B: at(2)}
 
 
-def test_a_copy_that_left_an_object_out_knew_the_candidate_established() -> None:
+def test_a_copy_that_skips_an_object_knew_it_established() -> None:
     alone = copy(4, 2)
     found = evidence(
         {A: behind((3, (BELOW, M)), (2, (BELOW,)))},

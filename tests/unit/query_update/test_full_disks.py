@@ -65,7 +65,7 @@ def test_more_full_disks_than_t_refuse_updates_at_once(thresholds: QueryUpdateTh
     assert fetch(reader) == fetch(client) != before
 
 
-def test_what_some_have_taken_is_finished_once_the_others_have_room() -> None:
+def test_an_update_is_finished_once_there_is_room() -> None:
     cluster = Cluster()
     client, reader = cluster.client("X"), cluster.client("Y")
     increment(client)
@@ -127,9 +127,7 @@ def test_must_fail_without_a_reserve_readers_are_refused() -> None:
     assert refused.value.code == errno.ENOSPC
 
 
-def test_who_takes_the_place_of_a_full_one_is_waited_for_and_it_is_asked_last_from_then_on() -> (
-    None
-):
+def test_a_full_server_is_replaced_and_asked_last() -> None:
     """To end the round without him would leave something behind to be repaired, each time."""
     cluster = Cluster()
     client = cluster.client("X")

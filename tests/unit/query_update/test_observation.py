@@ -15,7 +15,7 @@ QUORUMS = ThresholdQuorums(QueryUpdateThresholds.smallest(t=1, b=1))  # n=6, q=5
 MACS = bytes(16 * 6)
 
 
-def test_a_query_rests_on_its_own_replies_whatever_another_conversation_forgets() -> None:
+def test_a_query_rests_on_its_own_replies() -> None:
     """A server whose history is missing would count for ⟨0, 0⟩, and a client read the past."""
     quorums = ThresholdQuorums(QueryUpdateThresholds.smallest(t=1, b=0))  # n=4, q=3, r=2
     observations = Observations(Peers(quorums))
@@ -57,7 +57,7 @@ def test_what_only_liars_may_have_is_left_out_if_it_is_far_ahead() -> None:
     assert observations.survey(A, reported).latest != method(5).timestamp  # type: ignore[arg-type]
 
 
-def test_what_a_benign_server_has_is_not_left_out_and_nothing_beyond_it_counts() -> None:
+def test_candidates_of_benign_servers_are_never_ignored() -> None:
     honest, far_us = history(method(5)), 5 + CLOCK_SKEW_US // 2
     pushed = history(method(5), barrier(far_us, 5))
     further = history(method(5), barrier(far_us + SECOND_US, 5))
@@ -77,7 +77,7 @@ def test_what_is_left_out_counts_once_it_is_no_longer_far_ahead() -> None:
     assert not observations.ahead_of_clock([A])
 
 
-def test_nobody_is_ahead_of_a_clock_that_benign_servers_find_wrong() -> None:
+def test_nobody_is_ahead_of_a_clock_found_wrong() -> None:
     """Its owner is told; until then, what one correct server alone has may be needed."""
     honest, far_us = history(method(5)), 5 + 12 * CLOCK_SKEW_US
     pushed = history(method(5), barrier(far_us, 5))

@@ -100,7 +100,7 @@ def assert_past_is(client: Client, times: list[int]) -> None:
     assert value_at(client, times[-1] + limits.SECOND_US // 2) == len(times)
 
 
-def test_the_state_at_a_time_is_that_of_the_newest_version_up_to_then(alice: Client) -> None:
+def test_the_state_at_a_time_is_the_newest_version_then(alice: Client) -> None:
     assert_past_is(alice, [increment(alice) for _ in range(8)])
 
 
@@ -158,9 +158,7 @@ def test_a_liar_changes_nothing_in_the_past(
 
 
 @pytest.mark.parametrize("liar", EVERYONE)
-def test_candidates_forged_for_a_time_of_the_past_do_not_keep_it_from_being_read(
-    cluster: Cluster, alice: Client, liar: int
-) -> None:
+def test_forged_candidates_do_not_hide_the_past(cluster: Cluster, alice: Client, liar: int) -> None:
     times = [increment(alice) for _ in range(3)]
     keys = cluster.nodes[liar].keys
     made = [0]
@@ -275,7 +273,7 @@ def test_a_late_repetition_is_answered_as_the_first_time(cluster: Cluster, alice
 # --- gaps, and versions left behind -----------------------------------------------------------
 
 
-def test_a_server_that_was_brought_up_to_date_says_nothing_of_what_it_missed(
+def test_a_synced_server_says_nothing_of_what_it_skipped(
     cluster: Cluster, alice: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(limits, "SYNC_LINKS", 2)
@@ -442,7 +440,7 @@ ASKED: list[tuple[str, Any]] = [
 
 @pytest.mark.parametrize(("method", "arguments"), ASKED)
 @pytest.mark.parametrize("is_checked", [True, False])
-def test_nodes_tell_nobody_of_the_past_what_is_forbidden_to_him_now(
+def test_what_is_forbidden_now_is_not_told_of_the_past(
     method: str, arguments: Any, is_checked: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whatever program asks. Must fail: without the check of now, it is told."""
@@ -473,7 +471,7 @@ def test_nodes_tell_nobody_of_the_past_what_is_forbidden_to_him_now(
     assert refused.value.code == errno.EACCES
 
 
-def test_a_server_that_is_behind_does_not_say_who_may_list_versions() -> None:
+def test_a_server_behind_does_not_say_who_may_list() -> None:
     """It knows nothing of the object: neither of its versions, nor that it is not there."""
     client, root = file_system(Cluster(types=file_system_types()))
     newest = client.run(PastReader(client.qu).latest(root))

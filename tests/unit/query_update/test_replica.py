@@ -129,7 +129,7 @@ def test_the_past_is_read_only() -> None:
         past.delete(b"a")
 
 
-def test_the_chain_is_never_moved_back_behind_what_is_established() -> None:
+def test_the_chain_never_moves_behind_the_established() -> None:
     storage = MemoryStorage()
     accept(storage, at(1), ZERO, {b"a": b"1"})
     accept(storage, at(2), at(1), {b"a": b"2"}, established=at(1))
@@ -177,7 +177,7 @@ def stage(storage: MemoryStorage, timestamp: LogicalTimestamp, state: State) -> 
     )
 
 
-def test_a_whole_state_replaces_what_is_not_established_and_leaves_a_gap() -> None:
+def test_a_whole_state_leaves_a_gap() -> None:
     storage = MemoryStorage()
     accept(storage, at(1), ZERO, {b"a": b"1", b"b": b"1"})
     accept(storage, at(2), at(1), {b"a": b"2"}, established=at(1))
@@ -231,7 +231,7 @@ def applied(state: State, delta: dict[bytes, bytes | None]) -> State:
 
 
 @given(steps)
-def test_every_version_of_the_chain_can_be_read_wherever_the_head_moves(
+def test_every_version_of_the_chain_can_be_read(
     script: list[tuple[int, dict[bytes, bytes | None]]],
 ) -> None:
     """Versions branch off anywhere; the head jumps between branches by undo and redo."""

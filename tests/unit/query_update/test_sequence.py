@@ -158,7 +158,7 @@ LEFT_BEHIND = [
 ]
 
 
-def test_the_holes_of_a_version_that_was_left_behind_are_forgotten() -> None:
+def test_the_holes_of_an_abandoned_version_are_forgotten() -> None:
     run(LEFT_BEHIND)
 
 
@@ -247,7 +247,7 @@ def test_what_appears_costs_no_row_more() -> None:
     assert key_of(1 << 62) < BEYOND_SEQUENCE
 
 
-def test_what_is_collected_leaves_no_notes_and_the_rest_is_read_as_before() -> None:
+def test_collected_versions_leave_no_notes() -> None:
     storage, states = churned(300, kept_every=16)
     kept = {200, 201, 202, 290, 299, 300}
     notes = (bytes(A) + b"\0\0", bytes(A) + b"\0\0\xff")

@@ -55,7 +55,7 @@ def test_a_shunned_server_is_heard_when_a_silent_one_is_missing(seed: int) -> No
         assert len(cluster.sent) - before < 3 * MESSAGES_ENOUGH
 
 
-def test_what_a_shunned_server_alone_has_is_repaired_where_it_is_needed_to_refuse() -> None:
+def test_a_shunned_candidate_is_repaired_when_needed() -> None:
     """An update is late at it, and nothing that the client counts shows why.
 
     (Where the others accept, it finds out when it looks for what has become of the update.)

@@ -142,7 +142,7 @@ def test_a_request_and_its_reply(world: World) -> None:
     node.close()
 
 
-def test_requests_to_a_node_that_is_down_wait_for_it_within_bounds(
+def test_requests_wait_for_a_down_node_within_bounds(
     world: World, now: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(links, "EARLY_REQUESTS", 3)
@@ -172,13 +172,13 @@ def test_a_node_that_stays_down_is_not_dialled_for_ever(world: World, now: list[
     assert world.links.next_deadline_us() is None
 
 
-def test_large_requests_to_a_node_that_is_down_cost_bounded_memory(world: World) -> None:
+def test_large_requests_to_a_down_node_cost_bounded_memory(world: World) -> None:
     for _ in range(10):
         world.ask(body=bytes(4 * MIB))
     assert world.links.dropped == 7
 
 
-def test_requests_that_a_node_does_not_take_are_dropped_beyond_a_bound(world: World) -> None:
+def test_requests_beyond_a_bound_are_dropped(world: World) -> None:
     node = world.node()
     world.ask()
     meet(world, node)
@@ -188,9 +188,7 @@ def test_requests_that_a_node_does_not_take_are_dropped_beyond_a_bound(world: Wo
     node.close()
 
 
-def test_a_lost_connection_is_made_again_after_longer_and_longer_pauses(
-    tmp_path: Path, now: list[int]
-) -> None:
+def test_reconnecting_backs_off(tmp_path: Path, now: list[int]) -> None:
     world = World(tmp_path, persistent=True)
     pauses = []
     for _ in range(12):
@@ -245,9 +243,7 @@ def test_a_node_that_does_not_greet_is_given_up(world: World, now: list[int]) ->
         os.urandom(300),
     ],
 )
-def test_garbage_from_a_node_costs_it_the_connection_and_nothing_else(
-    world: World, said: bytes
-) -> None:
+def test_garbage_from_a_node_costs_only_its_connection(world: World, said: bytes) -> None:
     node = world.node()
     world.ask()
     world.links.turn()

@@ -29,7 +29,7 @@ def drained(receiver: socket.socket) -> bytes:
         st.lists(st.one_of(st.integers(1, 300), st.integers(1, 200_000)), max_size=5), max_size=6
     )
 )
-def test_everything_arrives_in_order_however_little_the_kernel_takes(
+def test_everything_arrives_in_order_in_small_writes(
     sizes: list[list[int]],
 ) -> None:
     sender, receiver = socket.socketpair()
@@ -99,7 +99,7 @@ def test_a_file_that_is_no_socket_is_never_removed(tmp_path: Path) -> None:
     assert (tmp_path / "precious").read_text() == "data"
 
 
-def test_a_tcp_address_that_is_taken_or_unknown_is_a_mistake_that_is_explained() -> None:
+def test_a_bad_tcp_address_is_explained() -> None:
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()

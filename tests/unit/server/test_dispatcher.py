@@ -89,7 +89,7 @@ def host() -> Host:
     return Host()
 
 
-def test_a_request_that_can_be_served_is_answered_and_its_writes_show(host: Host) -> None:
+def test_a_request_is_answered_and_its_writes_show(host: Host) -> None:
     host.store.apply([Write(Table.STATE, b"a", b"1")])
     host.request(b"a")
     assert host.replies() == [(1, b"1")]
@@ -97,7 +97,7 @@ def test_a_request_that_can_be_served_is_answered_and_its_writes_show(host: Host
     assert host.dispatcher.parked == 0
 
 
-def test_requests_that_want_the_same_share_it_and_are_stepped_again(host: Host) -> None:
+def test_requests_that_want_the_same_share_it(host: Host) -> None:
     for _ in range(3):
         host.request(b"a")
     assert host.replies() == []
@@ -122,7 +122,7 @@ def test_the_body_of_a_parked_request_is_its_own(host: Host) -> None:
     assert host.dispatcher.outbox[0].body == b"body"
 
 
-def test_what_no_peer_supplies_is_refused_and_can_be_asked_for_again(host: Host) -> None:
+def test_what_no_peer_supplies_is_refused_for_now(host: Host) -> None:
     host.request(b"a")
     host.clock = 100
     host.engine.expire()
@@ -210,7 +210,7 @@ class Worker:
         await look(host, self.look)
 
 
-def test_a_request_that_meets_a_damaged_row_is_refused_and_the_object_is_mended() -> None:
+def test_a_damaged_row_refuses_the_request_and_is_mended() -> None:
     told: list[bytes] = []
     host = Host()
     host.dispatcher = Dispatcher(
@@ -224,7 +224,7 @@ def test_a_request_that_meets_a_damaged_row_is_refused_and_the_object_is_mended(
     assert told == [NAME]
 
 
-def test_work_that_meets_a_damaged_row_begins_anew_when_it_may_be_mended() -> None:
+def test_work_that_met_a_damaged_row_begins_anew() -> None:
     told: list[bytes] = []
     host, worker = Host(), Worker(rotten=2)
     host.dispatcher = Dispatcher(

@@ -110,7 +110,7 @@ def test_what_a_node_missed_while_it_was_down_is_rebuilt() -> None:
     assert {number: reader.read(block(number)) for number in items} == items
 
 
-def test_what_a_node_missed_while_it_was_cut_off_is_rebuilt_in_time() -> None:
+def test_what_a_node_missed_while_cut_off_is_rebuilt() -> None:
     cluster = Cluster()
     client = cluster.client()
     cluster.run_for(3 * SECOND_US)
@@ -163,7 +163,7 @@ def test_a_walk_goes_on_where_a_crash_has_stopped_it(monkeypatch: pytest.MonkeyP
     assert len(fragments(cluster, 2)) == 60
 
 
-def test_a_walk_does_not_forget_in_a_crash_what_it_has_left_behind(
+def test_a_crash_makes_a_walk_forget_nothing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Or the node would say that it has all it ever had, and answer for what it lacks."""
@@ -204,7 +204,7 @@ def test_a_poisonous_version_holds_nobody_up() -> None:
     assert not cluster.deployment.recoveries[NodeId(2)].rebuilding
 
 
-def test_a_node_that_rebuilds_its_store_does_not_say_that_it_hosts_nothing() -> None:
+def test_a_rebuilding_node_does_not_deny_what_it_hosted() -> None:
     cluster = Cluster()
     client = cluster.client()
     client.write(block(0), b"item")
@@ -410,7 +410,7 @@ def test_must_fail_a_server_that_forgets_that_it_has_forgotten() -> None:
     assert forgetful(Cluster(), remembers=False) is Status.SUCCESS
 
 
-def test_a_server_that_may_have_forgotten_something_still_refuses_what_a_method_refuses() -> None:
+def test_a_forgetful_server_refuses_what_a_method_refuses() -> None:
     """With another server gone it makes the quorum that a refusal takes; nobody would be told."""
     cluster = Cluster()
     counting = Counting(cluster)
@@ -467,7 +467,7 @@ def test_what_is_established_with_a_forgotten_acceptance_is_read() -> None:
     assert forgotten_and_established(Cluster(sizes=Sizes.smallest(t=1, b=0))) == (2, 2)
 
 
-def test_must_fail_a_server_that_believes_what_it_heard_before_clients_gave_up(
+def test_must_fail_a_server_that_compares_too_early(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(limits, "FORGOTTEN_US", 0)

@@ -107,7 +107,7 @@ def scenario(seed: int, *, background: bool = True, down: int | None = None) -> 
 
 
 @pytest.mark.parametrize("seed", range(12))
-def test_what_crashed_clients_left_behind_becomes_clean_without_a_request(seed: int) -> None:
+def test_updates_of_crashed_clients_are_finished_unasked(seed: int) -> None:
     cluster = scenario(seed)
     rest(cluster)
     assert all(clean(cluster, name) for name in NAMES)
@@ -137,7 +137,7 @@ def _dirty(cluster: Cluster) -> bool:
     return not all(clean(cluster, name) for name in NAMES)
 
 
-def test_a_candidate_at_one_server_outside_the_preferred_quorum_is_fenced() -> None:
+def test_a_candidate_outside_the_quorum_is_fenced() -> None:
     cluster = Cluster(background=True)
     name = counter_id()
     client = cluster.client("client")
@@ -313,7 +313,7 @@ def look_on_demand(cluster: Cluster, number: int) -> int:
     return cluster.now_us - began_us
 
 
-def test_who_was_waited_for_in_vain_is_waited_for_when_he_has_answered(
+def test_a_silent_peer_is_waited_for_again_once_it_answers(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(limits, "POSSIBLE_OBJECTS_OF_CLIENT", 1)
@@ -354,7 +354,7 @@ def test_what_is_being_settled_peers_are_asked_about_once(monkeypatch: pytest.Mo
     assert [len(request.objects) for request in requests] == [4]
 
 
-def test_an_update_waits_for_nobody_who_is_silent_about_what_is_superseded(
+def test_no_update_waits_for_silence_on_superseded_objects(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """What the others have later makes room at once; this server gets it when it has time."""
@@ -386,7 +386,7 @@ def test_an_update_waits_for_nobody_who_is_silent_about_what_is_superseded(
         assert len(set(latest(cluster, name, frozenset()))) == 1
 
 
-def test_what_is_accepted_while_an_object_is_settled_is_kept_in_mind(
+def test_updates_accepted_while_settling_are_remembered(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Or a client could have more objects in question than the limit of one client."""

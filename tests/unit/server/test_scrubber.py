@@ -159,7 +159,7 @@ def lose_history(disk: Disk) -> None:
 
 
 @pytest.mark.parametrize("damage", [rot_history, rot_authenticator, rot_row, lose_history])
-def test_a_server_that_does_not_know_what_it_has_accepted_recovers_as_if_all_were_lost(
+def test_a_damaged_history_recovers_as_if_all_were_lost(
     cluster: Cluster, damage: Callable[[Disk], None]
 ) -> None:
     """[Q/U §4.3.3] What it has forgotten it must not contradict; the others tell what there is."""
@@ -235,7 +235,7 @@ def test_b_liars_damage_nothing(cluster: Cluster) -> None:
     assert rows(cluster.nodes[NODE].disk) == before
 
 
-def test_with_a_server_down_and_another_that_lies_damage_is_found(cluster: Cluster) -> None:
+def test_damage_is_found_beside_a_liar_and_a_down_server(cluster: Cluster) -> None:
     disk = cluster.nodes[NODE].disk
     before = rows(disk)
     cluster.nodes[5].crash(down_us=None)

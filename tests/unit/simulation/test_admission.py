@@ -41,7 +41,7 @@ class Updating:
         )
 
 
-def test_the_last_update_that_was_let_in_may_be_wide_in_every_life() -> None:
+def test_the_last_update_let_in_may_be_wide() -> None:
     updating = Updating(most=1)
     updating.update(2, lives=1)
     updating.update(2, lives=2)  # the server has forgotten the first
@@ -50,7 +50,7 @@ def test_the_last_update_that_was_let_in_may_be_wide_in_every_life() -> None:
     assert updating.record.findings
 
 
-def test_in_one_life_a_client_has_no_more_than_the_limit_before_it_is_let_in() -> None:
+def test_a_client_has_no_more_than_the_limit_in_one_life() -> None:
     updating = Updating(most=2)
     updating.update(1, lives=1)
     updating.update(3, lives=1)
@@ -67,7 +67,7 @@ def possible(record: PossibleVersionsRecord, ms: int, *, lives: int) -> None:
     record.committed(NODE, clock_us, [write], lives=lives)
 
 
-def test_beyond_the_limit_a_node_takes_one_version_in_a_while_in_every_life() -> None:
+def test_beyond_the_limit_one_version_is_taken_in_a_while() -> None:
     record = PossibleVersionsRecord(VerificationSettings(client=4, block=1), believed=2)
     while_ms = limits.VERIFY_EXCUSED_US // 1_000
     possible(record, 0, lives=1)

@@ -83,7 +83,7 @@ def test_what_is_said_of_blocks_is_not_what_a_correct_node_says(name: str) -> No
     assert _differs(name, ReadRequest(bytes(32), None, True, 2))
 
 
-def test_a_forged_history_is_authentic_as_that_nodes_own_and_no_one_elses() -> None:
+def test_a_forged_history_is_authentic_as_ones_own_only() -> None:
     reply: QueryReply | None = None
     for seed in range(TRIES):
         reply = Stage("history-forger", seed=seed).step(HISTORIES).reply
@@ -191,7 +191,7 @@ def test_slow_and_flooding_nodes_use_what_hosts_offer() -> None:
     assert flood.node != NODE
 
 
-def test_a_block_forger_invents_a_version_that_binds_its_fragment() -> None:
+def test_a_block_forger_binds_the_fragment_it_invents() -> None:
     request = ReadRequest(bytes(32), None, True, 2)
     replies = [Stage("block-forger", seed=seed).step(request) for seed in range(TRIES)]
     assert any(

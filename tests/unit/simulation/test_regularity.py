@@ -35,13 +35,13 @@ def by_definition(operations: list[RegisterOperation]) -> bool:
     )
 
 
-def test_a_read_may_give_what_is_being_written_and_the_next_one_what_was_there() -> None:
+def test_a_read_during_a_write_may_give_either_value() -> None:
     history = [write(1, 0, 1), write(2, 2, 9), read(2, 3, 4), read(1, 5, 6)]
     assert check_regular(history) == []
     assert check_register(history)
 
 
-def test_a_value_that_was_overwritten_before_the_read_began_is_found() -> None:
+def test_a_read_of_an_overwritten_value_is_found() -> None:
     assert check_regular([write(1, 0, 1), write(2, 2, 3), read(1, 4, 5)])
 
 

@@ -43,7 +43,7 @@ def test_a_serial_history_with_the_right_answers_passes() -> None:
     assert check_operations(history, model=Counter()) == []
 
 
-def test_versions_may_run_against_the_clock_across_objects_that_nobody_links() -> None:
+def test_unlinked_objects_may_order_versions_against_time() -> None:
     history = [update({"x": 1000}, 0, 1), update({"y": 500}, 2, 3)]
     assert check_operations(history) == []
 

@@ -11,7 +11,7 @@ from bftfs.simulation.world import World
 from bftfs.storage import Table, Write
 
 
-def test_things_happen_in_the_order_of_time_and_then_of_scheduling() -> None:
+def test_events_happen_in_order_of_time_and_scheduling() -> None:
     world = World(1)
     happened: list[str] = []
     world.after(20, happened.append, "later")
@@ -22,7 +22,7 @@ def test_things_happen_in_the_order_of_time_and_then_of_scheduling() -> None:
     assert world.now_us == 20
 
 
-def test_a_run_ends_when_nothing_is_left_to_happen_or_too_much_has() -> None:
+def test_a_run_ends_when_nothing_is_left_or_too_much() -> None:
     world = World(1)
     assert not world.run(until=lambda: False, most_events=10)
 
@@ -59,7 +59,7 @@ class _Endpoints:
         self.world.run(until=lambda: False, most_events=10 * count)
 
 
-def test_a_good_network_delivers_everything_once_through_the_codec() -> None:
+def test_a_good_network_delivers_everything_once() -> None:
     ends = _Endpoints(NetworkFaults(delay_us=(5, 5)))
     ends.send(10)
     assert ends.arrived == [("b", number) for number in range(10)]
