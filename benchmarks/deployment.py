@@ -161,7 +161,7 @@ class Deployment:
         self._processes.clear()
 
     def stored_bytes(self) -> int:
-        """What all nodes together have stored, to a page.
+        """The bytes that all nodes together have stored, to a page.
 
         They are stopped for it, which brings everything from their journals to their stores, and
         started again: clients have to connect anew.

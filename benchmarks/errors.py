@@ -1,4 +1,4 @@
-"""What can go wrong with a benchmark: the user's mistakes, and a file system that misbehaves."""
+"""Errors of a benchmark: the user's mistakes, and a file system that misbehaves."""
 
 
 class BenchmarkError(Exception):

@@ -24,7 +24,7 @@ def drop_pages(paths: Iterable[Path]) -> None:
 
 
 def drop_dentries() -> bool:
-    """Drop cached names and attributes; whether the kernel did.  Only root may ask for it."""
+    """Drop cached names and attributes; true if the kernel did. Only root may ask for it."""
     try:
         _DROP_CACHES.write_text(_DENTRIES_AND_INODES)
     except OSError:

@@ -11,7 +11,7 @@ _REPOSITORY = Path(__file__).resolve().parent.parent
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """What a reader needs to know before comparing figures with another machine's."""
+    """The facts that matter when figures are compared with another machine's."""
 
     processor: str
     cores: int

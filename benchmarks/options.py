@@ -1,4 +1,4 @@
-"""What the scenarios have in common on the command line, as values."""
+"""The options that all scenarios share, as values."""
 
 import functools
 import re

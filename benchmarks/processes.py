@@ -17,7 +17,7 @@ _MEMORY_FIELDS = ("VmRSS", "RssAnon", "RssFile", "VmHWM")
 
 @dataclass(frozen=True, slots=True)
 class ProcessUse:
-    """What one process used during a phase (CPU), and held at its end (memory)."""
+    """The CPU time that one process used in a phase, and its memory at the end."""
 
     name: str
     pid: int

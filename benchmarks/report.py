@@ -38,7 +38,7 @@ def show(result: Result, console: Console) -> None:
 
 
 def _close(result: Result, console: Console) -> None:
-    """What happened during the run, and what failed."""
+    """Events and failures during the run."""
     for run in result.disturbances:
         status = "did not end" if run.exit_status is None else f"exit status {run.exit_status}"
         console.print(

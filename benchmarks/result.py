@@ -59,7 +59,7 @@ class Result:
         parameters: dict[str, Parameter],
         targets: Iterable[TargetDescription],
     ) -> "Result":
-        """What `session` measured."""
+        """The measurements of `session`."""
         return cls(
             schema=SCHEMA,
             scenario=scenario,

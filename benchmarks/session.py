@@ -22,7 +22,7 @@ class Place:
     target: str
     round: int
     variant: str = ""
-    disturbed: bool = False  # whether the disturbances of the session apply here
+    disturbed: bool = False  # the disturbances of the session apply here
 
 
 @dataclass(frozen=True, slots=True)

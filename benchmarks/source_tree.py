@@ -29,7 +29,7 @@ _DOWNLOAD_PATIENCE_S = 300.0
 
 
 class Kind(Enum):
-    """What an entry of a tree is."""
+    """The kind of an entry of a tree."""
 
     DIRECTORY = "directory"
     FILE = "file"
@@ -47,7 +47,7 @@ class Entry:
     content: str  # digest of a file, target of a symbolic link
 
     def differences(self, copied: "Entry") -> Iterator[str]:
-        """What is not the same in `copied`."""
+        """The differences in `copied`."""
         if self.kind is not copied.kind:
             yield f"{self.path}: a {copied.kind.value}, not a {self.kind.value}"
         elif self.content != copied.content:

@@ -61,7 +61,7 @@ _SPREAD = 41  # placements between the directories of two clients
 
 
 class Work(msgspec.Struct):
-    """What one line of a victim's output says."""
+    """One line of a victim's output."""
 
     seconds: float
     latencies_us: list[int]
@@ -76,7 +76,7 @@ def directory_of(number: int) -> ObjectId:
 
 
 def blocks_of(number: int) -> tuple[BlockId, ...]:
-    """What one client writes and reads. They belong to no file: anyone may write them."""
+    """The blocks that one client uses; they belong to no file, so that anyone may write them."""
     inode = object_id(
         ObjectKind.INODE, placement=_SPREAD * number % 256, unique=b"%014d" % (number + 1)
     )

@@ -122,7 +122,7 @@ class _Blocks:
 
 
 def _pieces(description: ClusterDescription, item: bytes) -> dict[str, float | str]:
-    """What parts of a client's work on one block cost, in µs, each repeated by itself.
+    """The cost of the parts of a client's work on one block, in µs, each repeated by itself.
 
     `decode_parity` is what a reader pays if as many stripes are missing as may be; with all stripes
     at hand, decoding is one concatenation.

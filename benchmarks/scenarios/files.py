@@ -29,7 +29,7 @@ PHASES = (
     "mkdir",
 )
 
-# What a file takes at least, beside its content: an inode, an entry, a block.
+# The least that a file takes beside its content: an inode, an entry, a block.
 _OVERHEAD_BYTES = 4096
 
 
@@ -109,7 +109,7 @@ class _Variant:
             self._session.note("names and attributes stayed cached: only root may drop them")
 
     def _content(self, index: int) -> bytes:
-        """What the file of that number holds: no two hold the same, if there is room for it."""
+        """The content of the file of that number: no two are alike, if there is room for it."""
         return index.to_bytes(8, "big") * (self._size // 8) + bytes(self._size % 8)
 
     def _stat(self, base: str, index: int) -> None:

@@ -70,7 +70,7 @@ class Attack:
 
     @property
     def workloads(self) -> tuple[str, ...]:
-        """What it attacks: a node everything, a client what it was made for."""
+        """The workloads it attacks: a node all of them, a client the one it was made for."""
         if not self.liars:
             return WORKLOADS
         return tuple(workload for workload in WORKLOADS if self.name in _ATTACKERS[workload])
@@ -205,7 +205,7 @@ class _Worker:
             self._process.stdin.flush()
 
     def finish(self) -> Work:
-        """What came of it."""
+        """The outcome."""
         return msgspec.json.decode(self._line(), type=Work)
 
     def prepare(self) -> None:
@@ -269,7 +269,7 @@ class Line:
 
     @property
     def falls_short(self) -> bool:
-        """Whether correct clients keep less than they should, or wait for long."""
+        """True if correct clients keep less than they should, or wait for long."""
         return self.throughput.median < self.aim or self.stall_s > STALL_S
 
 

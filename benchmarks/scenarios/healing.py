@@ -205,7 +205,7 @@ def _report(session: Session, target: Target, watch: _Watch) -> None:
 
 
 def charts(samples: Sequence[Sample]) -> list[Chart]:
-    """What was rebuilt, over time."""
+    """The versions and objects rebuilt, over time."""
     curves = {
         sample.target: {
             float(second): float(done)

@@ -343,7 +343,7 @@ class _History:
 
 
 def _compared(stored: float, copy: float) -> dict[str, float]:
-    """What a version has stored at all nodes, beside what a copy would take there."""
+    """The bytes that a version stores at all nodes, beside those that a copy would take."""
     return {
         "stored_bytes": round(stored),
         "copy_bytes": round(copy),

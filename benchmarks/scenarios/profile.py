@@ -103,7 +103,7 @@ class _Cost:
 def _costs(
     session: Session, place: Place, below: Path | None, workload: str, parameters: Parameters
 ) -> dict[str, _Cost]:
-    """What an operation costs the client and one node."""
+    """The cost of an operation for the client and one node."""
     with (
         deployed(_SYSTEM, parameters.durability, below=below) as deployment,
         client_of(deployment) as client,
