@@ -14,7 +14,7 @@ PACKAGES := fuse3 libfuse3-dev pkg-config gcc python3-dev python3-venv
 TEST_PACKAGES := $(PACKAGES) git make rsync sqlite3 attr acl iproute2 procps tar libc6-dev vim-tiny
 
 # Tests that need no mount and share nothing: they run on two cores at once, the others alone.
-PURE_TESTS := tests/unit tests/papers tests/properties tests/seams tests/simulation tests/fuzz
+PURE_TESTS := tests/unit tests/papers tests/properties tests/seams tests/simulation tests/fuzz \
 	tests/transcripts
 
 .PHONY: up down status test check format clean packages test-packages help

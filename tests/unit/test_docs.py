@@ -52,7 +52,7 @@ def words(*, product: bool = False) -> frozenset[str]:
 
 
 @cache
-def tests() -> frozenset[str]:
+def names_of_tests() -> frozenset[str]:
     return frozenset(
         name
         for path in (PROJECT / "tests").rglob("test_*.py")
@@ -87,7 +87,7 @@ def is_named(name: str, path: str) -> bool:
 
 def is_test(name: str) -> bool:
     pattern = re.compile(re.escape(name).replace("…", r"\w*"))
-    return any(pattern.fullmatch(test) for test in tests())
+    return any(pattern.fullmatch(test) for test in names_of_tests())
 
 
 def is_there(name: str, page: str, modules: list[str]) -> bool:
