@@ -11,7 +11,7 @@ from bftfs import limits
 from bftfs.conversation import Now, Pause, Receive, Send
 from bftfs.credentials import Credentials
 from bftfs.identifiers import ClientId, NodeId, ObjectKind, object_id
-from bftfs.query_update.counter import Increment
+from bftfs.query_update.counter import Fetch, Increment
 from bftfs.query_update.history import (
     ZERO,
     Candidate,
@@ -26,7 +26,7 @@ from bftfs.query_update.messages import InlineBarrier, Query, QueryReply, Update
 from bftfs.query_update.replica import Replica
 from bftfs.simulation.world import SECOND_US
 from bftfs.wire.codec import encode
-from tests.seams.world import READERS_GRANT, Hand, User, World
+from tests.seams.world import READERS_GRANT, STRANGER, Hand, User, World
 
 COUNTER = object_id(ObjectKind.COUNTER, placement=0, unique=bytes(14))
 AHEAD_US = 200 * SECOND_US
@@ -231,3 +231,30 @@ def test_many_readers_with_a_nodes_key_do_not_stop_updates(delay_us: int, every_
     attacks = [(hand.host, flood(world, barriers, 4 * every_us)) for hand in hands]
     alone, attacked = rates(world, *attacks, apart_us=every_us)
     assert attacked >= alone / 2, f"{alone:.0f} updates/s became {attacked:.1f}"
+
+
+# --- what must stay possible ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("hosts", [(0,), (0, 1), (0, 1, 2), (1, 3, 5)])
+def test_a_reader_repairs_what_a_crashed_writer_left(hosts: tuple[int, ...]) -> None:
+    """An update has reached some servers when its client dies; nodes do not repair by themselves.
+
+    A client that may only read finds the object in order within a second, whoever else is down.
+    """
+    world = World(verifying=False)
+    writer = world.user("writer")
+    writer.run(writer.objects.update((COUNTER,), "counter.increment", Increment(1), writer.who))
+    world.ways.hold(
+        lambda source, target, *_: source == writer.host.endpoint and target[1] not in hosts
+    )
+    world.start(
+        writer.host,
+        writer.objects.update((COUNTER,), "counter.increment", Increment(1), writer.who),
+    )
+    world.run_for(SECOND_US)
+    writer.host.crash()
+    world.nodes[4].crash(down_us=None)
+    reader = world.user("reader", STRANGER, grant=READERS_GRANT)
+    query = reader.objects.query((COUNTER,), "counter.fetch", Fetch(), reader.who)
+    assert reader.run(query, within_us=SECOND_US).answer.value in (1, 2)

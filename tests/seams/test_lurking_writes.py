@@ -128,15 +128,19 @@ def test_a_writer_that_was_revoked_changes_nothing(
 def test_the_past_stays_as_it_was_read(nodes: tuple[int, ...], liars: int, away: bool) -> None:
     """Root has written again since: the version could show in the past alone."""
     case = plant(nodes, liars, away)
-    world, blocks = case.world, case.root.blocks
+    world, then_us = case.world, case.version.timestamp.time
     case.root.put(case.identifier, "later")
     world.run_for(SETTLED_US)
-    then_us = case.version.timestamp.time
-    before = case.root.run(blocks.read(case.version.block, at_time_us=then_us)).item
+    before = read_past(case, "reader", then_us)
     finish(case)
-    reader = world.user("reader of the past")
-    after = reader.run(reader.blocks.read(case.version.block, at_time_us=then_us)).item
-    assert after == before
+    assert read_past(case, "later reader", then_us) == before
+
+
+def read_past(case: Planted, name: str, time_us: int) -> bytes:
+    """The file as it was then, to somebody who has read nothing before."""
+    user = case.world.user(name)
+    contents: bytes = user.run(viewpoint(user, case.world).contents(case.identifier, time_us))
+    return contents
 
 
 @pytest.mark.parametrize("moment_s", [0, 599, 601, 660])
