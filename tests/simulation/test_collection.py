@@ -302,8 +302,7 @@ def test_rows_that_rot_while_nodes_collect_are_mended(table: Table) -> None:
     scrubber.throttle.start()
     simulation.pass_time(60 * SECOND_US)
     assert scrubber.tally.passes
-    healer, _ = simulation.deployment.healers[NodeId(2)]
-    assert not healer.damaged
+    assert not simulation.deployment.recoveries[NodeId(2)].damaged
     for _, row in damaged.disk.scan(Table.OBJECT, b"", b"\xff" * 200):
         assert stored_row(row)
     for _, row in damaged.disk.scan(Table.VERSION, b"", b"\xff" * 200):
