@@ -189,7 +189,8 @@ class Asking:
                 asking.enough()
 
     After each reply the caller says at most one thing: `enough`, `more`, `rest`, `again` or
-    `refused`. If it says nothing, the round waits for the others that were asked.
+    `refused`. If it says nothing, the round waits for the others that were asked;
+    if there are none, and the answers are not enough, one node more is asked.
     """
 
     __slots__ = (
@@ -366,6 +367,13 @@ class Asking:
             and not self._peers.quorums.is_quorum(self.answered & ~self._peers.disbelieved)
         )
 
+    def _is_stuck(self) -> bool:
+        """True if nobody is left to wait for, and those that have answered are not enough.
+
+        One of them was of no use; while others were waited for, they could have been enough.
+        """
+        return not (self.waiting or self._needed(self.answered))
+
     # --- the round ------------------------------------------------------------------------------
 
     async def send(self) -> None:
@@ -383,7 +391,11 @@ class Asking:
 
     async def __anext__(self) -> Delivery:
         """The next node's reply."""
-        if self._said is not _WAIT or self._heard.bit_count() == self._half:
+        if (
+            self._said is not _WAIT
+            or self._heard.bit_count() == self._half
+            or (not self.waiting and self._unasked)
+        ):
             await self._go_on(self._last)
         elif not self.asked:
             await self.send()
@@ -431,7 +443,7 @@ class Asking:
         elif self._half_us is None and self._heard.bit_count() == self._half:
             self._half_us = await Now()
             self._pace.took_half(self._half_us - self._now_us)
-        if said is not _WAIT and self._unasked:
+        if self._unasked and (said is not _WAIT or self._is_stuck()):
             await self._ask(self._unasked.pop(0))
 
     async def _conclude(self, last: NodeId) -> None:
@@ -498,8 +510,9 @@ class Asking:
             )
         for number in list(self._numbers)[: -limits.LATE_REQUESTS]:
             del self._numbers[number]
-        further = self._unasked[: len(silent)]
-        del self._unasked[: len(silent)]
+        missing = max(1, len(silent))  # nobody is silent if all who were asked have answered
+        further = self._unasked[:missing]
+        del self._unasked[:missing]
         if not further:
             self._heard &= ~self.refusing
             further = self._silent()

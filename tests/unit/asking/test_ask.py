@@ -251,6 +251,34 @@ def test_a_caller_may_ask_for_more() -> None:
     assert network.now == 200
 
 
+def test_answers_of_no_use_are_made_up_for_by_a_node_that_is_asked_last() -> None:
+    network, heard = Network(lambda node, times: 100 * (node + 1)), []
+    peers = Peers(QUORUMS)
+    peers.silent(NodeId(5), 0)
+
+    def judge(asking: Asking, reply: Delivery) -> None:
+        if reply.node == 0:
+            asking.more()  # the others that were asked are waited for first
+        else:
+            counting(5, heard)(asking, reply)
+
+    network.run(conversation(judge, peers, needed=lambda answered: len(heard) == 5))
+    assert heard == [1, 2, 3, 4, 5]
+    assert network.asked[5:] == [(500, 5)]
+    assert network.outcome == [(None, None)]
+
+
+def test_a_node_more_is_asked_if_nobody_is_silent_and_it_does_not_suffice() -> None:
+    network, heard = Network(lambda node, times: 100), []
+    peers = Peers(QUORUMS)
+    peers.silent(NodeId(5), 0)
+    options: dict[str, Any] = {"hopes": lambda: True, "suffices": lambda: False}
+    peers.convict(1, 0)
+    network.run(conversation(counting(6, heard), peers, **options))
+    assert heard == [0, 1, 2, 3, 4, 5]
+    assert network.outcome == [(None, None)]
+
+
 def test_an_answer_that_counts_as_none_is_asked_for_again() -> None:
     heard: list[tuple[int, int]] = []
 
