@@ -188,8 +188,8 @@ class Asking:
             if len(replies) == 3:
                 asking.enough()
 
-    After each reply the caller says at most one thing: `enough`, `more`, `rest`, `again` or
-    `refused`. If it says nothing, the round waits for the others that were asked;
+    After each reply the caller says at most one thing: `enough`, `more`, `rest`, `again`,
+    `useless` or `refused`. If it says nothing, the round waits for the others that were asked;
     if there are none, and the answers are not enough, one node more is asked.
     """
 
@@ -333,6 +333,15 @@ class Asking:
         self.answered &= ~(1 << node)
         self.waiting |= 1 << node
         self._said = _AGAIN
+
+    def useless(self, node: NodeId) -> None:
+        """The reply counts as none: one node more is asked, and its node again after a silence.
+
+        So a round never ends with fewer answers than it needs, whatever nodes say.
+        """
+        self.answered &= ~(1 << node)
+        self.refusing |= 1 << node
+        self.more()
 
     def refused(self, reply: Delivery) -> None:
         """The reply is no answer: its node does not serve the request, or answers another one.

@@ -94,5 +94,5 @@ class Gathering(Generic[Answer]):
                 asking.refused(reply)
             else:
                 self._peers.convict(1 << reply.node, await Now())
-                asking.more()
+                asking.useless(reply.node)
         return answers

@@ -145,6 +145,19 @@ def test_a_write_without_n_minus_t_nodes_gives_up() -> None:
     assert 10 * limits.SECOND_US <= world.now_us < 11 * limits.SECOND_US
 
 
+def test_a_write_with_too_few_usable_answers_fails() -> None:
+    """More than t nodes lie: what fewer than N - t host is not taken for written."""
+    world = World()
+    for number in (1, 4):
+        world.nodes[number].behaviour = adversaries.answer_nonsense
+    alice = world.client(patience_total_us=10 * limits.SECOND_US)
+    with pytest.raises(QuorumUnavailable):
+        alice.write(ITEM)
+    for number in (1, 4):
+        world.nodes[number].behaviour = lambda _node, _sender, _message, honest: honest()
+    assert world.nodes[0].hosts(alice.write(ITEM))
+
+
 def test_a_patient_write_waits_until_nodes_are_back() -> None:
     world = World()
     for number in (1, 3, 4):
