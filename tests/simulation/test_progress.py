@@ -88,7 +88,7 @@ def test_must_fail_nodes_that_ask_without_patience(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(scenario, "REQUESTS_PER_OPERATION", 25)
     monkeypatch.setattr(scenario, "REQUESTS_OF_NODES", 250)
     assert run(configuration).passed
-    monkeypatch.setattr("bftfs.asking.peers.PATIENCE_US", 1)
-    monkeypatch.setattr("bftfs.asking.ask.PATIENCE_MAX_US", 1)
+    monkeypatch.setattr("bftfs.asking.peers.PATIENCE_US", 3)
+    monkeypatch.setattr("bftfs.asking.ask.PATIENCE_MAX_US", 3)
     report = run(configuration)
     assert any("requests of nodes in the quiet phase" in finding for finding in report.findings)
