@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from benchmarks import plot, report, result
+from benchmarks import plot, report, result, turns
 from benchmarks.build import require_tools
 from benchmarks.deployment import System
 from benchmarks.errors import BenchmarkError
@@ -15,6 +15,7 @@ from benchmarks.options import (
     NodeCommon,
     Size,
     common_options,
+    finish,
     measure,
     measure_cases,
     measure_nodes,
@@ -504,6 +505,22 @@ def healing_command(
 
         cases = (healing.HEALING, healing.WELL)
         measure_cases(healing.NAME, directory, cases, json, parameters, run)
+
+
+@main.command("turns", context_settings={"ignore_unknown_options": True})
+@click.option("--rounds", type=click.IntRange(1, 1000), default=5, show_default=True)
+@click.option("--json", metavar="FILE", type=click.Path(dir_okay=False, path_type=Path))
+@click.argument("tree", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.argument("scenario", nargs=-1, required=True, type=click.UNPROCESSED)
+def turns_command(rounds: int, json: Path | None, tree: Path, scenario: tuple[str, ...]) -> None:
+    """Measure the program in TREE, another commit's checkout, in turns with this one.
+
+    SCENARIO is one that starts nodes of its own, with its options except --repeat and --json:
+    python -m benchmarks turns ../before blocks --size 128KiB
+    """
+    if json is not None:
+        result.require_writable(json)
+    finish(turns.run(tree, scenario, rounds), json)
 
 
 @main.command("plot")
