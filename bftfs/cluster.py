@@ -24,8 +24,7 @@ from typing import Any, TypeVar
 import tomli_w
 
 from bftfs import limits
-from bftfs.crypto.authenticator import AuthenticatorKeys
-from bftfs.crypto.digest import Digest, client_id_of, cluster_digest
+from bftfs.crypto.digest import AuthenticatorKeys, Digest, client_id_of, cluster_digest
 from bftfs.crypto.keys import (
     PUBLIC_KEY_BYTES,
     Identity,

@@ -23,7 +23,7 @@ from bftfs.asking.peers import Peers
 from bftfs.asking.quorum import ThresholdQuorums
 from bftfs.conversation import Now, Pause
 from bftfs.credentials import Credentials
-from bftfs.crypto.authenticator import AuthenticatorKeys
+from bftfs.crypto.digest import AuthenticatorKeys
 from bftfs.envelope import REPLIES, REQUESTS
 from bftfs.errors import FileSystemError
 from bftfs.filesystem import object_types

@@ -1,7 +1,15 @@
-"""Domain-separated digests: one named function per use, so that no two uses share an input space.
+"""Domain-separated digests, and the authenticators over them.
 
-Small values are hashed with BLAKE2b under a `person` tag of their own; fragments with keyed BLAKE3,
-which runs at the speed of memory.
+One named function per use of a digest, so that no two uses share an input space. Small values are
+hashed with BLAKE2b under a `person` tag of their own; fragments with keyed BLAKE3, which runs at
+the speed of memory.
+
+An authenticator is one MAC per server over a digest of what a server reports. [Q/U §4.3.4] Server s
+makes n MACs, the i-th with the key that it shares with server i, so that every server can check
+that s really reported that replica history (or hosts that version of a block; the digest's tag
+tells which). An authenticator is one value of 16·n bytes. The key of a pair is the same in both
+directions; the MAC's input therefore begins with the number of the server that makes it, and a
+server's MAC cannot be handed back to it as its peer's.
 
 **Invariant.** Each tag below is used by exactly one function. The functions take fixed-length
 fields before the one field of variable length, so that concatenation is unambiguous.
@@ -10,35 +18,50 @@ fields before the one field of variable length, so that concatenation is unambig
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+import hmac
+from collections.abc import Callable, Iterable
 from typing import NewType
 
 from blake3 import blake3
 
-from bftfs.identifiers import CLIENT_ID_BYTES, BlockId, ClientId, ObjectId
+from bftfs.identifiers import CLIENT_ID_BYTES, BlockId, ClientId, NodeId, ObjectId
 
 Digest = NewType("Digest", bytes)  # 32 bytes
 
 DIGEST_BYTES = 32
+MAC_BYTES = 16
 
 
-def _tagged(tag: bytes, digest_size: int = DIGEST_BYTES) -> hashlib.blake2b:
-    return hashlib.blake2b(digest_size=digest_size, person=tag)
+def _tagged(tag: bytes, digest_size: int = DIGEST_BYTES) -> Callable[[bytes], Digest]:
+    """The function that hashes under `tag`."""
+    prepared = hashlib.blake2b(digest_size=digest_size, person=tag)
+
+    def digest(data: bytes) -> Digest:
+        state = prepared.copy()  # which is cheaper than to prepare it again
+        state.update(data)
+        return state.digest()  # type: ignore[return-value]
+
+    return digest
 
 
-# Copying a prepared state is cheaper than preparing it again.
-_VERIFIER = _tagged(b"bftfs.verifier")
-_VOUCHER = _tagged(b"bftfs.voucher")
-_REPLICA_HISTORY = _tagged(b"bftfs.history")
-_OPERATION = _tagged(b"bftfs.operation")
-_DEDUCTION = _tagged(b"bftfs.deduction")
-_ANSWER = _tagged(b"bftfs.answer")
-_SYNC_PAGE = _tagged(b"bftfs.syncpage")
-_LINK = _tagged(b"bftfs.link")
-_INVENTORY = _tagged(b"bftfs.inventory")
-_CLUSTER = _tagged(b"bftfs.cluster")
-_CLIENT = _tagged(b"bftfs.client", CLIENT_ID_BYTES)
-_FRAGMENT_KEY = _tagged(b"bftfs.fragment").digest()
+# The digest that binds a timestamp to the value it was made for. [PASIS §3.4.2]
+verifier_of = _tagged(b"bftfs.verifier")
+# The part of a compact timestamp that stands for operation and history set. [Q/U §4.3.4]
+operation_digest = _tagged(b"bftfs.operation")
+# What a server sends instead of a large answer that another one sends whole.
+answer_digest = _tagged(b"bftfs.answer")
+# What a server sends instead of a page that another one sends whole.
+sync_page_digest = _tagged(b"bftfs.syncpage")
+# The identity of one version of a cluster description.
+cluster_digest = _tagged(b"bftfs.cluster")
+
+_voucher = _tagged(b"bftfs.voucher")
+_replica_history = _tagged(b"bftfs.history")
+_deduction = _tagged(b"bftfs.deduction")
+_link = _tagged(b"bftfs.link")
+_inventory = _tagged(b"bftfs.inventory")
+_client = _tagged(b"bftfs.client", CLIENT_ID_BYTES)
+_FRAGMENT_KEY = _tagged(b"bftfs.fragment")(b"")
 
 
 def fragment_digest(fragment: bytes | bytearray | memoryview) -> Digest:
@@ -46,78 +69,91 @@ def fragment_digest(fragment: bytes | bytearray | memoryview) -> Digest:
     return Digest(blake3(fragment, key=_FRAGMENT_KEY).digest())
 
 
-def verifier_of(cross_checksum: bytes) -> Digest:
-    """The digest that binds a timestamp to the value it was made for. [PASIS §3.4.2]"""
-    state = _VERIFIER.copy()
-    state.update(cross_checksum)
-    return Digest(state.digest())
-
-
 def voucher_digest(*, block: BlockId, timestamp: bytes) -> Digest:
     """The input of a voucher's MACs: a node hosts this version of this block."""
-    state = _VOUCHER.copy()
-    state.update(block + timestamp)
-    return Digest(state.digest())
+    return _voucher(block + timestamp)
 
 
 def replica_history_digest(*, object: ObjectId, encoded: bytes) -> Digest:  # noqa: A002
     """The input of an authenticator's MACs: the object, and its replica history. [Q/U §4.3.4]"""
-    state = _REPLICA_HISTORY.copy()
-    state.update(object + encoded)
-    return Digest(state.digest())
-
-
-def operation_digest(encoded: bytes) -> Digest:
-    """The part of a compact timestamp that stands for operation and history set. [Q/U §4.3.4]"""
-    state = _OPERATION.copy()
-    state.update(encoded)
-    return Digest(state.digest())
+    return _replica_history(object + encoded)
 
 
 def deduction_digest(*, timestamp: bytes, established: bool) -> Digest:
     """The input of the MACs over a server's deduction: a candidate's fate. [Q/U §4.3.7]"""
-    state = _DEDUCTION.copy()
-    state.update(timestamp + (b"\1" if established else b"\0"))
-    return Digest(state.digest())
-
-
-def answer_digest(answer: bytes) -> Digest:
-    """The digest that a server sends instead of a large answer that another one sends whole."""
-    state = _ANSWER.copy()
-    state.update(answer)
-    return Digest(state.digest())
-
-
-def sync_page_digest(encoded: bytes) -> Digest:
-    """The digest that a server sends instead of a page that another one sends whole."""
-    state = _SYNC_PAGE.copy()
-    state.update(encoded)
-    return Digest(state.digest())
+    return _deduction(timestamp + (b"\1" if established else b"\0"))
 
 
 def link_digest(*, object: ObjectId, encoded: bytes) -> Digest:  # noqa: A002
     """The digest of a version of an object, by which two servers compare theirs."""
-    state = _LINK.copy()
-    state.update(object + encoded)
-    return Digest(state.digest())
+    return _link(object + encoded)
 
 
 def inventory_digest(keys: Iterable[bytes]) -> Digest:
     """The digest of the keys of versions that a node hosts, all of one length."""
-    state = _INVENTORY.copy()
-    state.update(b"".join(keys))
-    return Digest(state.digest())
-
-
-def cluster_digest(encoded: bytes) -> Digest:
-    """The identity of one version of a cluster description."""
-    state = _CLUSTER.copy()
-    state.update(encoded)
-    return Digest(state.digest())
+    return _inventory(b"".join(keys))
 
 
 def client_id_of(public_key: bytes) -> ClientId:
     """The name under which a principal's requests are accounted and its timestamps ordered."""
-    state = _CLIENT.copy()
-    state.update(public_key)
-    return ClientId(state.digest())
+    return ClientId(_client(public_key))
+
+
+class AuthenticatorKeys:
+    """The keys that server `node` shares with every server, itself included, by server number."""
+
+    __slots__ = ("_from", "_mine", "_to", "node")
+
+    def __init__(self, node: NodeId, keys: tuple[bytes, ...]) -> None:
+        self.node = node
+        self._to = tuple(_state(key, maker=node) for key in keys)
+        self._from = tuple(_state(key, maker=maker) for maker, key in enumerate(keys))
+        self._mine = slice(MAC_BYTES * node, MAC_BYTES * (node + 1))
+
+    def make(self, digest: bytes) -> bytes:
+        """This server's authenticator over `digest`."""
+        macs = []
+        for prepared in self._to:
+            state = prepared.copy()
+            state.update(digest)
+            macs.append(state.digest())
+        return b"".join(macs)
+
+    def check(self, *, claimed_by: int, digest: bytes, authenticator: bytes) -> bool:
+        """True if our MAC in server `claimed_by`'s `authenticator` over `digest` is valid.
+
+        A Byzantine server may make MACs that are valid for some servers only: other servers may
+        find theirs invalid.
+        """
+        if len(authenticator) != MAC_BYTES * len(self._from):
+            return False
+        if not 0 <= claimed_by < len(self._from):
+            return False
+        state = self._from[claimed_by].copy()
+        state.update(digest)
+        return hmac.compare_digest(state.digest(), authenticator[self._mine])
+
+    def refuted(self, *, makers: bytes, digest: bytes, authenticators: bytes) -> int:
+        """The servers among `makers` whose MACs for us are not valid, as a bit mask.
+
+        Requires: `authenticators` are the makers' over `digest`, concatenated; makers are servers.
+        """
+        position, end = self._mine.start, self._mine.stop
+        width = MAC_BYTES * len(self._from)
+        states = self._from
+        refuted = 0
+        for maker in makers:
+            state = states[maker].copy()
+            state.update(digest)
+            if not hmac.compare_digest(state.digest(), authenticators[position:end]):
+                refuted |= 1 << maker
+            position += width
+            end += width
+        return refuted
+
+
+def _state(key: bytes, *, maker: int) -> hashlib.blake2b:
+    """A keyed state that has taken in the maker's number; copying it spares both."""
+    return hashlib.blake2b(
+        maker.to_bytes(2, "big"), key=key, digest_size=MAC_BYTES, person=b"bftfs.entry"
+    )

@@ -40,8 +40,7 @@ from typing import NamedTuple
 
 from bftfs import limits
 from bftfs.asking.quorum import Nodes, QuorumSystem
-from bftfs.crypto.authenticator import AuthenticatorKeys
-from bftfs.crypto.digest import answer_digest, deduction_digest
+from bftfs.crypto.digest import AuthenticatorKeys, answer_digest, deduction_digest
 from bftfs.identifiers import ClientId, NodeId, ObjectId
 from bftfs.query_update import object_sync
 from bftfs.query_update.admission import Allowance, IncompleteUpdates, Lines

@@ -12,8 +12,7 @@ from __future__ import annotations
 import errno
 from typing import Any
 
-from bftfs.crypto.authenticator import AuthenticatorKeys
-from bftfs.crypto.digest import deduction_digest
+from bftfs.crypto.digest import AuthenticatorKeys, deduction_digest
 from bftfs.identifiers import ClientId, NodeId, ObjectId, kind_of
 from bftfs.query_update.accepting import abridged
 from bftfs.query_update.history import TIMESTAMP_BYTES, LogicalTimestamp, time_of

@@ -40,8 +40,13 @@ from msgspec import Meta
 
 from bftfs import limits
 from bftfs.asking.quorum import Nodes
-from bftfs.crypto.authenticator import MAC_BYTES, AuthenticatorKeys
-from bftfs.crypto.digest import DIGEST_BYTES, operation_digest, replica_history_digest
+from bftfs.crypto.digest import (
+    DIGEST_BYTES,
+    MAC_BYTES,
+    AuthenticatorKeys,
+    operation_digest,
+    replica_history_digest,
+)
 from bftfs.errors import MalformedMessage
 from bftfs.identifiers import CLIENT_ID_BYTES, OBJECT_ID_BYTES, ClientId, NodeId, ObjectId
 from bftfs.wire.codec import Decoder, Value

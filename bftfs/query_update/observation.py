@@ -28,7 +28,7 @@ from bftfs import limits
 from bftfs.asking.peers import Peers
 from bftfs.asking.quorum import Nodes, QuorumSystem
 from bftfs.clock_skew import is_pushed_ahead
-from bftfs.crypto.authenticator import MAC_BYTES
+from bftfs.crypto.digest import MAC_BYTES
 from bftfs.errors import MalformedMessage
 from bftfs.identifiers import NodeId, ObjectId
 from bftfs.query_update.classification import Classification, Facts, OperationType, classify

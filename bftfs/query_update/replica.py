@@ -30,8 +30,7 @@ from typing import Annotated, TypeAlias
 import msgspec
 
 from bftfs import limits
-from bftfs.crypto.authenticator import AuthenticatorKeys
-from bftfs.crypto.digest import replica_history_digest
+from bftfs.crypto.digest import AuthenticatorKeys, replica_history_digest
 from bftfs.errors import DamagedRow, MalformedMessage
 from bftfs.identifiers import ObjectId
 from bftfs.query_update.history import (

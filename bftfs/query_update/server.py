@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 from bftfs.asking.quorum import QuorumSystem
 from bftfs.asking.refusal import Refused
-from bftfs.crypto.authenticator import AuthenticatorKeys
+from bftfs.crypto.digest import AuthenticatorKeys
 from bftfs.errors import MalformedMessage
 from bftfs.identifiers import NodeId, ObjectId
 from bftfs.query_update import between_nodes

@@ -14,8 +14,7 @@ from msgspec import Meta
 from bftfs import limits
 from bftfs.asking.refusal import Refused
 from bftfs.coding.cross_checksum import CrossChecksum
-from bftfs.crypto.authenticator import MAC_BYTES
-from bftfs.crypto.digest import DIGEST_BYTES
+from bftfs.crypto.digest import DIGEST_BYTES, MAC_BYTES
 from bftfs.identifiers import BLOCK_ID_BYTES
 from bftfs.read_write.timestamp import TIMESTAMP_BYTES, BlockTimestamp
 from bftfs.wire.codec import Message, Value

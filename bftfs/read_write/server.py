@@ -23,8 +23,13 @@ from bftfs.asking.refusal import Refused
 from bftfs.coding import cross_checksum
 from bftfs.coding.cross_checksum import CrossChecksum
 from bftfs.credentials import Credentials
-from bftfs.crypto.authenticator import AuthenticatorKeys
-from bftfs.crypto.digest import DIGEST_BYTES, inventory_digest, verifier_of, voucher_digest
+from bftfs.crypto.digest import (
+    DIGEST_BYTES,
+    AuthenticatorKeys,
+    inventory_digest,
+    verifier_of,
+    voucher_digest,
+)
 from bftfs.identifiers import BlockId, ClientId, NodeId
 from bftfs.read_write import version_row
 from bftfs.read_write.authorship import authored, last_block

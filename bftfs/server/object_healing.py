@@ -47,7 +47,7 @@ from typing import NamedTuple
 from bftfs import limits
 from bftfs.asking.quorum import Nodes, QuorumSystem
 from bftfs.conversation import Now, Pause, Together
-from bftfs.crypto.authenticator import AuthenticatorKeys
+from bftfs.crypto.digest import AuthenticatorKeys
 from bftfs.errors import MalformedMessage
 from bftfs.identifiers import OBJECT_ID_BYTES, NodeId, ObjectId, ObjectKind
 from bftfs.query_update import object_sync

@@ -25,8 +25,7 @@ from typing import NamedTuple, Protocol
 
 from bftfs import limits
 from bftfs.asking.quorum import Nodes, QuorumSystem
-from bftfs.crypto.authenticator import AuthenticatorKeys
-from bftfs.crypto.digest import DIGEST_BYTES
+from bftfs.crypto.digest import DIGEST_BYTES, AuthenticatorKeys
 from bftfs.errors import MalformedMessage
 from bftfs.identifiers import OBJECT_ID_BYTES, NodeId, ObjectId
 from bftfs.query_update.between_nodes import attested, digest_of_version

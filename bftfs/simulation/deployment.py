@@ -12,7 +12,7 @@ from bftfs import limits
 from bftfs.asking.peers import Peers
 from bftfs.asking.quorum import QuorumSystem, ThresholdQuorums
 from bftfs.credentials import Credentials
-from bftfs.crypto.authenticator import AuthenticatorKeys
+from bftfs.crypto.digest import AuthenticatorKeys
 from bftfs.identifiers import CLIENT_ID_BYTES, ClientId, NodeId
 from bftfs.query_update.messages import Request as QueryUpdateRequest
 from bftfs.query_update.object_type import ObjectTypes

@@ -24,13 +24,12 @@ from __future__ import annotations
 import hashlib
 import hmac
 from struct import Struct
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, NamedTuple, Protocol, TypeVar
 
-from bftfs import limits
 from bftfs.crypto.keys import PUBLIC_KEY_BYTES, Identity, pairwise_key
 from bftfs.errors import InvalidAuthenticator, NotAdmitted, ProtocolViolation
 from bftfs.identifiers import NodeId
-from bftfs.wire.framing import HEADER, MAC_BYTES, MAGIC, Frame, FrameKind, FrameParser
+from bftfs.wire.framing import HEADER, MAC_BYTES, MAGIC, Buffer, Frame, FrameKind, FrameParser
 
 NONCE_BYTES = 32
 
@@ -67,9 +66,7 @@ class _Stream:
         self._sequence = 0
         self._view = view
 
-    def seal(
-        self, kind: int, number: int, metadata: bytes, body: bytes | bytearray | memoryview
-    ) -> list[bytes | bytearray | memoryview]:
+    def seal(self, kind: int, number: int, metadata: bytes, body: Buffer) -> list[Buffer]:
         header = _SEQUENCED_HEADER.pack(
             self._sequence, MAGIC, kind, 0, 0, self._view, number, len(metadata), len(body)
         )
@@ -91,53 +88,33 @@ class _Stream:
         self._sequence += 1
 
 
-def _stream(
-    pairwise: bytes, hello: bytes, *, responder: bytes, nonce: bytes, view: int, tag: bytes
-) -> _Stream:
-    """`hello` names cluster, node, initiator and its nonce; `responder` is the node's key."""
-    key = hashlib.blake2b(
-        hello + responder + nonce, key=pairwise, digest_size=32, person=tag
-    ).digest()
-    return _Stream(key, view)
+class _Handshake(NamedTuple):
+    """What both ends know of a session before the node's nonce."""
+
+    pairwise: bytes
+    hello: bytes  # names cluster, node, initiator and its nonce
+    responder: bytes  # the node's public key
+    view: int
+
+    def stream(self, tag: bytes, nonce: bytes = b"") -> _Stream:
+        """The stream for one use: HELLO and FAREWELL precede the node's nonce."""
+        key = hashlib.blake2b(
+            self.hello + self.responder + nonce, key=self.pairwise, digest_size=32, person=tag
+        ).digest()
+        return _Stream(key, self.view)
+
+    def session(self, nonce: bytes) -> tuple[_Stream, _Stream]:
+        """The streams of requests and of replies."""
+        return self.stream(b"bftfs.requests", nonce), self.stream(b"bftfs.replies", nonce)
 
 
-def _seal_hello(pairwise: bytes, hello: bytes, responder: bytes, view: int) -> _Stream:
-    return _stream(pairwise, hello, responder=responder, nonce=b"", view=view, tag=b"bftfs.hello")
-
-
-def _farewell(pairwise: bytes, hello: bytes, responder: bytes, view: int) -> _Stream:
-    return _stream(
-        pairwise, hello, responder=responder, nonce=b"", view=view, tag=b"bftfs.farewell"
-    )
-
-
-def _session(
-    pairwise: bytes, hello: bytes, *, responder: bytes, nonce: bytes, view: int
-) -> tuple[_Stream, _Stream]:
-    """The streams of requests and of replies."""
-    return (
-        _stream(
-            pairwise, hello, responder=responder, nonce=nonce, view=view, tag=b"bftfs.requests"
-        ),
-        _stream(pairwise, hello, responder=responder, nonce=nonce, view=view, tag=b"bftfs.replies"),
-    )
+def _require_nonce(nonce: bytes) -> None:
+    if len(nonce) != NONCE_BYTES:
+        raise ValueError(f"a nonce has {NONCE_BYTES} bytes, not {len(nonce)}")
 
 
 class ClientChannel:
     """The initiating end: a client's, or a node's that asks its peers."""
-
-    __slots__ = (
-        "_hello",
-        "_identity",
-        "_node_public_key",
-        "_pairwise",
-        "_parser",
-        "_replies",
-        "_requests",
-        "_view",
-        "established",
-        "node",
-    )
 
     def __init__(
         self,
@@ -149,23 +126,23 @@ class ClientChannel:
         view: int,
         nonce: bytes,
     ) -> None:
-        if len(nonce) != NONCE_BYTES:
-            raise ValueError(f"a nonce has {NONCE_BYTES} bytes, not {len(nonce)}")
+        _require_nonce(nonce)
         self.node = node
         self.established = False  # True once the node has proven its identity: requests may be sent
-        self._identity = identity
-        self._node_public_key = node_public_key
-        self._view = view
-        self._hello = _HELLO.pack(cluster_id, node, identity.public_key, nonce)
-        self._pairwise = pairwise_key(identity, node_public_key, purpose="channel")
+        self._handshake = _Handshake(
+            pairwise_key(identity, node_public_key, purpose="channel"),
+            _HELLO.pack(cluster_id, node, identity.public_key, nonce),
+            node_public_key,
+            view,
+        )
         self._parser = FrameParser(metadata_limit=NONCE_BYTES, body_limit=0)
         self._requests: _Stream | None = None
         self._replies: _Stream | None = None
 
     def opening(self) -> bytes:
         """The first bytes to send: HELLO."""
-        stream = _seal_hello(self._pairwise, self._hello, self._node_public_key, self._view)
-        return bytes(stream.seal(FrameKind.HELLO, 0, self._hello, b"")[0])
+        stream = self._handshake.stream(b"bftfs.hello")
+        return bytes(stream.seal(FrameKind.HELLO, 0, self._handshake.hello, b"")[0])
 
     def receive(self, data: bytes) -> list[Frame]:
         """The replies that `data` completes. Raises PeerFault."""
@@ -179,9 +156,7 @@ class ClientChannel:
             replies.check(frame)
         return frames
 
-    def seal_request(
-        self, number: int, metadata: bytes, body: bytes | bytearray | memoryview = b""
-    ) -> list[bytes | bytearray | memoryview]:
+    def seal_request(self, number: int, metadata: bytes, body: Buffer = b"") -> list[Buffer]:
         """The buffers to send, in order, for one request. `body` is not copied.
 
         Requires: the channel is established. The frames are sent in the order they are sealed.
@@ -191,39 +166,19 @@ class ClientChannel:
 
     def _welcome(self, frame: Frame) -> None:
         if frame.kind == FrameKind.FAREWELL:
-            _farewell(self._pairwise, self._hello, self._node_public_key, self._view).check(frame)
+            self._handshake.stream(b"bftfs.farewell").check(frame)
             raise NotAdmitted("the node does not know this key")
         if frame.kind != FrameKind.WELCOME or len(frame.metadata) != NONCE_BYTES:
             raise ProtocolViolation(f"a frame of kind {frame.kind} where WELCOME is due")
-        self._requests, replies = _session(
-            self._pairwise,
-            self._hello,
-            responder=self._node_public_key,
-            nonce=frame.metadata,
-            view=self._view,
-        )
+        self._requests, replies = self._handshake.session(frame.metadata)
         replies.check(frame)
         self._replies = replies
-        self._parser.metadata_limit = limits.FRAME_METADATA_BYTES
-        self._parser.body_limit = limits.FRAME_BODY_BYTES
+        self._parser.raise_limits()
         self.established = True
 
 
 class ServerChannel(Generic[Principal]):
     """A node's end of a connection that it has accepted."""
-
-    __slots__ = (
-        "_identity",
-        "_membership",
-        "_node",
-        "_nonce",
-        "_output",
-        "_parser",
-        "_replies",
-        "_requests",
-        "claimed",
-        "peer",
-    )
 
     def __init__(
         self,
@@ -233,8 +188,7 @@ class ServerChannel(Generic[Principal]):
         cluster: Membership[Principal],
         nonce: bytes,
     ) -> None:
-        if len(nonce) != NONCE_BYTES:
-            raise ValueError(f"a nonce has {NONCE_BYTES} bytes, not {len(nonce)}")
+        _require_nonce(nonce)
         self.peer: Principal | None = None  # set once the other end has proven its identity
         # The other end's identity as HELLO claims it: true, unless HELLO was recorded and replayed.
         self.claimed: Principal | None = None
@@ -275,9 +229,7 @@ class ServerChannel(Generic[Principal]):
         self._output.clear()
         return output
 
-    def seal_reply(
-        self, number: int, metadata: bytes, body: bytes | bytearray | memoryview = b""
-    ) -> list[bytes | bytearray | memoryview]:
+    def seal_reply(self, number: int, metadata: bytes, body: Buffer = b"") -> list[Buffer]:
         """The buffers to send, in order, for one reply. `body` is not copied.
 
         Requires: a request has been received. The frames are sent in the order they are sealed.
@@ -295,17 +247,17 @@ class ServerChannel(Generic[Principal]):
         if node != self._node:
             raise ProtocolViolation(f"HELLO to node {node}")
         self.claimed = membership.principal(public_key)
-        view = membership.view
-        ours = self._identity.public_key
-        pairwise = pairwise_key(self._identity, public_key, purpose="channel")
-        _seal_hello(pairwise, frame.metadata, ours, view).check(frame)
+        handshake = _Handshake(
+            pairwise_key(self._identity, public_key, purpose="channel"),
+            frame.metadata,
+            self._identity.public_key,
+            membership.view,
+        )
+        handshake.stream(b"bftfs.hello").check(frame)
         if self.claimed is None:
-            farewell = _farewell(pairwise, frame.metadata, ours, view)
+            farewell = handshake.stream(b"bftfs.farewell")
             self._output += map(bytes, farewell.seal(FrameKind.FAREWELL, 0, b"", b""))
             raise InvalidAuthenticator(f"HELLO with an unknown key, {public_key[:8].hex()}…")
-        self._requests, self._replies = _session(
-            pairwise, frame.metadata, responder=ours, nonce=self._nonce, view=view
-        )
+        self._requests, self._replies = handshake.session(self._nonce)
         self._output += map(bytes, self._replies.seal(FrameKind.WELCOME, 0, self._nonce, b""))
-        self._parser.metadata_limit = limits.FRAME_METADATA_BYTES
-        self._parser.body_limit = limits.FRAME_BODY_BYTES
+        self._parser.raise_limits()

@@ -14,11 +14,14 @@ from __future__ import annotations
 
 from enum import IntEnum
 from struct import Struct
+from typing import TypeAlias
 
 import msgspec
 
 from bftfs import limits
 from bftfs.errors import MalformedMessage
+
+Buffer: TypeAlias = bytes | bytearray | memoryview
 
 MAGIC = b"bft1"
 HEADER = Struct("!4sBBHIQII")
@@ -49,12 +52,7 @@ class Frame(msgspec.Struct, frozen=True, gc=False):
 
 
 class FrameParser:
-    """Cuts a stream of bytes into frames, incrementally.
-
-    `metadata_limit` and `body_limit` may be raised once the peer is known.
-    """
-
-    __slots__ = ("_partial", "_wanted", "body_limit", "metadata_limit")
+    """Cuts a stream of bytes into frames, incrementally."""
 
     def __init__(
         self,
@@ -62,10 +60,15 @@ class FrameParser:
         metadata_limit: int = limits.FRAME_METADATA_BYTES,
         body_limit: int = limits.FRAME_BODY_BYTES,
     ) -> None:
-        self.metadata_limit = metadata_limit
-        self.body_limit = body_limit
+        self._metadata_limit = metadata_limit
+        self._body_limit = body_limit
         self._partial = bytearray()
         self._wanted = PREAMBLE_BYTES
+
+    def raise_limits(self) -> None:
+        """The peer is known: it may send frames of any size."""
+        self._metadata_limit = limits.FRAME_METADATA_BYTES
+        self._body_limit = limits.FRAME_BODY_BYTES
 
     @property
     def buffered(self) -> int:
@@ -77,7 +80,7 @@ class FrameParser:
 
         Requires: `data` never changes afterwards, for bodies are views of it.
         """
-        received: bytes | bytearray = data
+        received: Buffer = data
         if self._partial:
             self._partial += data
             if len(self._partial) < self._wanted:
@@ -99,10 +102,10 @@ class FrameParser:
                 or not FrameKind.HELLO <= kind <= FrameKind.FAREWELL
             ):
                 raise MalformedMessage("what should be the header of a frame is none")
-            if metadata_length > self.metadata_limit or body_length > self.body_limit:
+            if metadata_length > self._metadata_limit or body_length > self._body_limit:
                 raise MalformedMessage(
                     f"a frame of {metadata_length} + {body_length} bytes where "
-                    f"{self.metadata_limit} + {self.body_limit} are the limit"
+                    f"{self._metadata_limit} + {self._body_limit} are the limit"
                 )
             metadata = start + PREAMBLE_BYTES
             body = metadata + metadata_length

@@ -13,8 +13,7 @@ import msgspec
 
 from bftfs.conversation import Conversation
 from bftfs.credentials import Credentials
-from bftfs.crypto.authenticator import AuthenticatorKeys
-from bftfs.crypto.digest import replica_history_digest
+from bftfs.crypto.digest import AuthenticatorKeys, replica_history_digest
 from bftfs.envelope import HealthReply, HealthRequest
 from bftfs.errors import MalformedMessage
 from bftfs.filesystem import object_types

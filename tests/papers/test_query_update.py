@@ -18,8 +18,7 @@ from bftfs.asking.peers import Pace, Peers
 from bftfs.asking.quorum import ThresholdQuorums
 from bftfs.asking.refusal import Refused
 from bftfs.conversation import Draw, Pause
-from bftfs.crypto.authenticator import MAC_BYTES
-from bftfs.crypto.digest import answer_digest, replica_history_digest
+from bftfs.crypto.digest import MAC_BYTES, answer_digest, replica_history_digest
 from bftfs.engine import Running
 from bftfs.errors import AdmissionRefused, FileSystemError, QuorumUnavailable
 from bftfs.identifiers import NodeId, ObjectId, ObjectKind

@@ -9,8 +9,7 @@ from typing import Any, TypeVar
 import pytest
 
 from bftfs.asking.quorum import Nodes, QuorumSystem
-from bftfs.crypto.authenticator import AuthenticatorKeys
-from bftfs.crypto.digest import DIGEST_BYTES
+from bftfs.crypto.digest import DIGEST_BYTES, AuthenticatorKeys
 from bftfs.identifiers import NodeId
 from bftfs.query_update import accepting, history, observation
 from bftfs.query_update.classification import Classification, OperationType, classify

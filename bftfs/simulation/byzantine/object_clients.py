@@ -11,8 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from bftfs import limits
 from bftfs.conversation import Delivery, Draw, Now, Receive, Send
-from bftfs.crypto.authenticator import MAC_BYTES
-from bftfs.crypto.digest import deduction_digest, replica_history_digest
+from bftfs.crypto.digest import MAC_BYTES, deduction_digest, replica_history_digest
 from bftfs.errors import MalformedMessage
 from bftfs.identifiers import ClientId, NodeId, ObjectId
 from bftfs.query_update.history import (

@@ -8,8 +8,12 @@ from typing import Any
 import msgspec
 
 from bftfs import limits
-from bftfs.crypto.authenticator import MAC_BYTES
-from bftfs.crypto.digest import deduction_digest, replica_history_digest, sync_page_digest
+from bftfs.crypto.digest import (
+    MAC_BYTES,
+    deduction_digest,
+    replica_history_digest,
+    sync_page_digest,
+)
 from bftfs.errors import MalformedMessage
 from bftfs.identifiers import ClientId, ObjectId
 from bftfs.query_update.history import (

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from random import Random
 from typing import Any, Protocol
 
-from bftfs.crypto.authenticator import AuthenticatorKeys
+from bftfs.crypto.digest import AuthenticatorKeys
 from bftfs.identifiers import ClientId, NodeId
 from bftfs.server.step import Ready, Sender, Server
 from bftfs.simulation.deployment import Sizes

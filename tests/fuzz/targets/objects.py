@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from bftfs.asking.quorum import ThresholdQuorums
-from bftfs.crypto.authenticator import AuthenticatorKeys
-from bftfs.crypto.digest import replica_history_digest
+from bftfs.crypto.digest import AuthenticatorKeys, replica_history_digest
 from bftfs.errors import MalformedMessage
 from bftfs.identifiers import NodeId, ObjectId, ObjectKind, object_id
 from bftfs.query_update.classification import classify

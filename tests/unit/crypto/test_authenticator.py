@@ -4,7 +4,7 @@ import hashlib
 
 import pytest
 
-from bftfs.crypto.authenticator import MAC_BYTES, AuthenticatorKeys
+from bftfs.crypto.digest import MAC_BYTES, AuthenticatorKeys
 from bftfs.crypto.keys import Identity, pairwise_key
 from bftfs.identifiers import NodeId
 

@@ -12,8 +12,7 @@ from typing import Any
 import msgspec
 
 from bftfs.asking.refusal import Refused
-from bftfs.crypto.authenticator import AuthenticatorKeys
-from bftfs.crypto.digest import deduction_digest, replica_history_digest
+from bftfs.crypto.digest import AuthenticatorKeys, deduction_digest, replica_history_digest
 from bftfs.query_update.history import (
     Candidate,
     client_of,

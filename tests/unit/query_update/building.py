@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from bftfs.crypto.authenticator import AuthenticatorKeys
-from bftfs.crypto.digest import replica_history_digest
+from bftfs.crypto.digest import AuthenticatorKeys, replica_history_digest
 from bftfs.identifiers import ClientId, NodeId, ObjectId
 from bftfs.query_update.history import (
     ZERO,
