@@ -182,11 +182,13 @@ _WAIT, _ENOUGH, _MORE, _AGAIN = _Said  # a member of a class takes longer to fin
 class Asking:
     """One round: a request to each of some nodes, and one reply from each.
 
-        asking = Asking(peers, order, lambda node: Send(node, request), subject=…, now_us=…)
-        async for reply in asking:
+        def take(reply: Delivery) -> None:
             replies.append(reply.message)
             if len(replies) == 3:
                 asking.enough()
+
+        asking = Asking(peers, order, lambda node: Send(node, request), subject=…, now_us=…)
+        await asking.collect(take)
 
     After each reply the caller says at most one thing: `enough`, `more`, `rest`, `again`,
     `useless` or `refused`. If it says nothing, the round waits for the others that were asked;
@@ -196,13 +198,11 @@ class Asking:
     __slots__ = (
         "_busy",
         "_busy_us",
-        "_failure",
         "_half",
         "_half_us",
         "_heard",
         "_hedge_us",
         "_hopes",
-        "_last",
         "_needed",
         "_now_us",
         "_numbers",
@@ -282,8 +282,6 @@ class Asking:
         self._heard: Nodes = 0  # whose reply is not taken any more
         self._overdue: Nodes = 0  # those that are slower than usual
         self._refusals: Refusals | None = None
-        self._failure: AdmissionRefused | None = None
-        self._last = NodeId(-1)  # the node whose reply the caller has
         self._said = _WAIT
         self._waited_us = 0
         self._half = (self.first + 1) // 2
@@ -347,7 +345,7 @@ class Asking:
         """The reply is no answer: its node does not serve the request, or answers another one.
 
         If that may pass (the node is busy), the node is asked again soon. Otherwise one node more
-        is asked. The round ends with AdmissionRefused when the refusals are final.
+        is asked. Raises AdmissionRefused when the refusals are final.
         """
         node, refusal = reply.node, reply.message
         if not isinstance(refusal, Refused) or refusal.may_pass:
@@ -357,12 +355,8 @@ class Asking:
         self.refusing |= 1 << node
         if self._refusals is None:
             self._refusals = Refusals(self._peers.quorums)
-        try:
-            self._refusals.add(node, refusal)
-        except AdmissionRefused as failure:
-            self._failure, self._said = failure, _ENOUGH
-        else:
-            self.more()
+        self._refusals.add(node, refusal)
+        self.more()
 
     def _is_hopeful(self) -> bool:
         """True if it is worth while to wait for the silent: without them, nothing can succeed.
@@ -395,26 +389,18 @@ class Asking:
             self.asked = self.waiting = self.asked | 1 << node
             self._numbers[await self._request(node)] = node
 
-    def __aiter__(self) -> Asking:
-        return self
-
-    async def __anext__(self) -> Delivery:
-        """The next node's reply."""
-        if (
-            self._said is not _WAIT
-            or self._heard.bit_count() == self._half
-            or (not self.waiting and self._unasked)
-        ):
-            await self._go_on(self._last)
-        elif not self.asked:
+    async def collect(self, take: Callable[[Delivery], None]) -> None:
+        """Give each reply to `take`, until that or a silence ends the round."""
+        if not self.asked:
             await self.send()
-        numbers = self._numbers
+        numbers, answered = self._numbers, self._peers.answered
         while True:
             until_us = self._until_us
             delivery = await Receive(until_us - self._quiet_us)
             if delivery is None:
                 self._quiet_us = until_us
-                await self._bear_silence(until_us)
+                if await self._bear_silence(until_us):
+                    return
                 self._until_us = min(self._patience_us, self._hedge_us, self._busy_us)
                 continue
             node = numbers.get(delivery.request_number)
@@ -426,19 +412,22 @@ class Asking:
             self.waiting &= ~bit
             if self.refusing & bit:
                 self._withdraw(node)
-            self._peers.answered(node)
-            self._last = node
+            answered(node)
             self._quiet_before_us, self._quiet_us = self._quiet_us, 0
-            return delivery
+            take(delivery)
+            if self._said is _ENOUGH:
+                await self._conclude(node)
+                return
+            if (
+                self._said is not _WAIT
+                or self._heard.bit_count() == self._half
+                or (not self.waiting and self._unasked)
+            ):
+                await self._go_on(node)
 
     async def _go_on(self, node: NodeId) -> None:
         """Do what the caller wants after the reply of `node`."""
-        if self._failure is not None:
-            raise self._failure
         said, self._said = self._said, _WAIT
-        if said is _ENOUGH:
-            await self._conclude(node)
-            raise StopAsyncIteration
         if said is _AGAIN:
             self._quiet_us = self._quiet_before_us
             self._heard &= ~(1 << node)
@@ -470,19 +459,19 @@ class Asking:
             elif self._hedge_us == _NEVER and not self._heard >> node & 1:
                 peers.silent(node, finished_us)
 
-    async def _bear_silence(self, until_us: int) -> None:
-        """Nothing was heard for so long."""
+    async def _bear_silence(self, until_us: int) -> bool:
+        """Nothing was heard for so long. True if that ends the round."""
         if until_us == self._busy_us:
             for node in self._busy:
                 await self._ask(node)
             self._busy.clear()
             self._busy_us = _NEVER
-        elif until_us == self._hedge_us:
-            await self._hedge()
-        else:
-            await self._lapse()
+            return False
+        if until_us == self._hedge_us:
+            return await self._hedge()
+        return await self._lapse()
 
-    async def _hedge(self) -> None:
+    async def _hedge(self) -> bool:
         """Nodes take longer than usual: ask others in their place; without any, this has to do."""
         self._hedge_us = _NEVER
         silent = self._silent()
@@ -494,12 +483,13 @@ class Asking:
                 further = self._unasked[:]  # better those than nobody
             elif not self._is_hopeful():
                 await self._give_up(silent)
-                raise StopAsyncIteration
+                return True
         for node in further[: len(silent)]:
             self._unasked.remove(node)
             await self._ask(node)
+        return False
 
-    async def _lapse(self) -> None:
+    async def _lapse(self) -> bool:
         """Those that have not answered count as silent: ask others, or repeat the requests."""
         self._quiet_us = 0
         self._waited_us += self._patience_us
@@ -512,7 +502,7 @@ class Asking:
         else:
             suffices = self._suffices()
         if suffices:
-            raise StopAsyncIteration
+            return True
         if self._patience_total_us is not None and self._waited_us >= self._patience_total_us:
             raise QuorumUnavailable(
                 heard=self._heard.bit_count(), required=self._required, subject=self._subject
@@ -529,6 +519,7 @@ class Asking:
         self._patience_us = self._within(self._patience_us)
         for node in further:
             await self._ask(node)
+        return False
 
     def _within(self, patience_us: int) -> int:
         """So much, or what is left of all patience."""

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from bftfs.asking.ask import Asking
 from bftfs.asking.peers import Peers
-from bftfs.conversation import Now, Send
+from bftfs.conversation import Delivery, Now, Send
 from bftfs.envelope import HealthReply, HealthRequest
 from bftfs.identifiers import NodeId
 from bftfs.thresholds import ReadWriteThresholds
@@ -52,13 +52,16 @@ class ClusterCapacity:
             subject="room on the nodes",
             patience_total_us=self._patience_total_us,
         )
-        async for reply in asking:
+
+        def take(reply: Delivery) -> None:
             if not isinstance(reply.message, HealthReply):
                 asking.refused(reply)
-                continue
+                return
             replies.append(reply.message)
             if len(replies) == thresholds.responses:
                 asking.enough()
+
+        await asking.collect(take)
         return Capacity(
             thresholds.m * self._believable(reply.store_bytes for reply in replies),
             thresholds.m * self._believable(reply.free_bytes for reply in replies),

@@ -19,7 +19,7 @@ from bftfs import limits
 from bftfs.asking import ask
 from bftfs.asking.peers import Peers
 from bftfs.asking.quorum import Nodes, QuorumSystem
-from bftfs.conversation import Now, Send
+from bftfs.conversation import Delivery, Now, Send
 from bftfs.crypto.digest import sync_page_digest
 from bftfs.errors import QuorumUnavailable
 from bftfs.identifiers import NodeId, ObjectId
@@ -179,7 +179,9 @@ class Asking:
             subject="object sync",
             patience_total_us=_PATIENCE_TOTAL_US,
         )
-        async for delivery in asking:
+
+        def take(delivery: Delivery) -> None:
+            nonlocal agreed, unchained
             reply, node = delivery.message, delivery.node
             if not isinstance(reply, SyncReply) or reply.found is Found.NOTHING:
                 pass
@@ -198,6 +200,8 @@ class Asking:
                 asking.enough()
             elif not asking.waiting:
                 asking.more()
+
+        await asking.collect(take)
         return agreed
 
 

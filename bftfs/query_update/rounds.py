@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, TypeVar
 from bftfs import limits
 from bftfs.asking.ask import Asking
 from bftfs.asking.peers import Peers
-from bftfs.conversation import Now, Send
+from bftfs.conversation import Delivery, Now, Send
 from bftfs.identifiers import NodeId, ObjectId, placement_of
 from bftfs.query_update.history import Known
 from bftfs.query_update.messages import PastReply, QueryReply, UpdateReply
@@ -113,12 +113,15 @@ class Rounds:
             suffices=suffices,
             patience_total_us=self.patience_total_us,
         )
-        take, expects = tally.take, tally.expects
-        async for reply in asking:
+        expects = tally.expects
+
+        def take(reply: Delivery) -> None:
             if isinstance(reply.message, expects):
-                take(reply.node, reply.message)
+                tally.take(reply.node, reply.message)
             else:
                 asking.refused(reply)
+
+        await asking.collect(take)
         if not 0 <= asking.ended_us - plan.now_us <= limits.COUNTED_US:
             tally.expire()
         return tally

@@ -17,7 +17,7 @@ from bftfs.asking.ask import Asking
 from bftfs.asking.peers import Pace
 from bftfs.asking.quorum import Nodes
 from bftfs.asking.refusal import Refused
-from bftfs.conversation import Now, Send
+from bftfs.conversation import Delivery, Send
 from bftfs.identifiers import NodeId
 from bftfs.read_write.session import Session
 
@@ -27,7 +27,7 @@ Answer = TypeVar("Answer")
 class Gathering(Generic[Answer]):
     """`request(node)` to nodes, and what `judge` makes of their replies (None: not usable)."""
 
-    __slots__ = ("_answers", "_asking", "_judge", "_peers", "_required")
+    __slots__ = ("_answers", "_asking", "_judge", "_now_us", "_peers", "_required")
 
     def __init__(
         self,
@@ -53,6 +53,7 @@ class Gathering(Generic[Answer]):
         else:
             order, probes = peers.order(order, now_us)
         self._peers = peers
+        self._now_us = now_us
         self._judge = judge
         self._answers: dict[NodeId, Answer] = {}
         self._required = thresholds.responses if required is None else required
@@ -84,15 +85,19 @@ class Gathering(Generic[Answer]):
         runs out.
         """
         answers, asking = self._answers, self._asking
-        async for reply in asking:
-            answer = self._judge(reply.message)
+        judge, required = self._judge, self._required
+
+        def take(reply: Delivery) -> None:
+            answer = judge(reply.message)
             if answer is not None:
                 answers[reply.node] = answer
-                if len(answers) >= self._required and awaited <= answers.keys():
+                if len(answers) >= required and awaited <= answers.keys():
                     asking.enough()
             elif isinstance(reply.message, Refused):
                 asking.refused(reply)
             else:
-                self._peers.convict(1 << reply.node, await Now())
+                self._peers.convict(1 << reply.node, self._now_us)
                 asking.useless(reply.node)
+
+        await asking.collect(take)
         return answers

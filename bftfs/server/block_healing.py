@@ -35,7 +35,7 @@ from bftfs.asking.ask import Asking
 from bftfs.asking.peers import Peers
 from bftfs.asking.refusal import Refused
 from bftfs.coding.cross_checksum import CrossChecksum
-from bftfs.conversation import Compute, Now, Send, Together
+from bftfs.conversation import Compute, Delivery, Now, Send, Together
 from bftfs.crypto.digest import inventory_digest
 from bftfs.errors import QuorumUnavailable
 from bftfs.identifiers import BLOCK_ID_BYTES, BlockId, ClientId, NodeId
@@ -134,7 +134,9 @@ async def _fetch(
         patience_total_us=_PATIENCE_US,
     )
     unclear = False
-    async for reply in asking:
+
+    def take(reply: Delivery) -> None:
+        nonlocal unclear
         node, message = reply.node, reply.message
         if isinstance(message, ReadReply):
             verdict = responses.add(
@@ -147,6 +149,8 @@ async def _fetch(
             asking.enough()
         elif not asking.waiting or not responses.has_fragment_of(node, timestamp):
             asking.more()
+
+    await asking.collect(take)
     return unclear
 
 

@@ -6,6 +6,7 @@ import errno
 import heapq
 import itertools
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -85,8 +86,7 @@ async def conversation(
         subject="the test",
         **options,
     )
-    async for reply in asking:
-        judge(asking, reply)
+    await asking.collect(partial(judge, asking))
 
 
 def counting(enough: int, heard: list[int]) -> Judge:
@@ -467,8 +467,7 @@ def test_requests_of_a_long_outage_are_forgotten(monkeypatch: pytest.MonkeyPatch
             Peers(QUORUMS), ORDER, lambda node: Send(node, ""), now_us=0, subject="the test"
         )
         rounds.append(asking)
-        async for _ in asking:
-            pass
+        await asking.collect(lambda _: None)
 
     network = Network(lambda node, times: None)
     network.run(conversation(), until=60_000_000)
