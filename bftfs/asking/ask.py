@@ -212,7 +212,6 @@ class Asking:
         "_patience_us",
         "_peers",
         "_probes",
-        "_quiet_before_us",
         "_quiet_us",
         "_refusals",
         "_request",
@@ -286,11 +285,10 @@ class Asking:
         self._waited_us = 0
         self._half = (self.first + 1) // 2
         self._half_us: int | None = None
-        self._quiet_us = 0  # of silence since the last reply…
+        self._quiet_us = 0  # of silence since the last reply that counts…
         self._hedge_us = self._pace.hedge_us  # …so much until others are asked, too…
         self._patience_us = self._within(self._pace.patience_us)  # …and until they count as silent
         self._until_us = min(self._hedge_us, self._patience_us)  # the next of these
-        self._quiet_before_us = 0  # before the last reply
         self._silences = 0
         self._busy: list[NodeId] = []
         self._busy_us = _NEVER  # until those that were busy are asked again
@@ -330,6 +328,14 @@ class Asking:
         """The reply counts as none: its node is asked again soon, and another one besides."""
         self.answered &= ~(1 << node)
         self.waiting |= 1 << node
+        self._heard &= ~(1 << node)
+        for number in [number for number, owner in self._numbers.items() if owner == node]:
+            del self._numbers[number]
+        self._busy.append(node)
+        if self._busy_us == _NEVER:
+            self._busy_us = self._quiet_us + (BUSY_US << min(self._retries, 16))
+            self._until_us = min(self._until_us, self._busy_us)
+            self._retries += 1
         self._said = _AGAIN
 
     def useless(self, node: NodeId) -> None:
@@ -394,6 +400,7 @@ class Asking:
         if not self.asked:
             await self.send()
         numbers, answered = self._numbers, self._peers.answered
+        half, pace = self._half, self._pace
         while True:
             until_us = self._until_us
             delivery = await Receive(until_us - self._quiet_us)
@@ -413,36 +420,20 @@ class Asking:
             if self.refusing & bit:
                 self._withdraw(node)
             answered(node)
-            self._quiet_before_us, self._quiet_us = self._quiet_us, 0
             take(delivery)
-            if self._said is _ENOUGH:
+            said = self._said
+            if said is _ENOUGH:
                 await self._conclude(node)
                 return
-            if (
-                self._said is not _WAIT
-                or self._heard.bit_count() == self._half
-                or (not self.waiting and self._unasked)
-            ):
-                await self._go_on(node)
-
-    async def _go_on(self, node: NodeId) -> None:
-        """Do what the caller wants after the reply of `node`."""
-        said, self._said = self._said, _WAIT
-        if said is _AGAIN:
-            self._quiet_us = self._quiet_before_us
-            self._heard &= ~(1 << node)
-            for number in [number for number, owner in self._numbers.items() if owner == node]:
-                del self._numbers[number]
-            self._busy.append(node)
-            if self._busy_us == _NEVER:
-                self._busy_us = self._quiet_us + (BUSY_US << min(self._retries, 16))
-                self._until_us = min(self._until_us, self._busy_us)
-                self._retries += 1
-        elif self._half_us is None and self._heard.bit_count() == self._half:
-            self._half_us = await Now()
-            self._pace.took_half(self._half_us - self._now_us)
-        if self._unasked and (said is not _WAIT or self._is_stuck()):
-            await self._ask(self._unasked.pop(0))
+            if said is not _AGAIN:
+                self._quiet_us = 0
+                if self._heard.bit_count() == half and self._half_us is None:
+                    self._half_us = await Now()
+                    pace.took_half(self._half_us - self._now_us)
+            if said is not _WAIT or (self._unasked and self._is_stuck()):
+                self._said = _WAIT
+                if self._unasked:
+                    await self._ask(self._unasked.pop(0))
 
     async def _conclude(self, last: NodeId) -> None:
         """The round is over with the reply of `last`: note how long it took, and who was late."""

@@ -90,38 +90,45 @@ class Pace:
     that.)
     """
 
-    __slots__ = ("_hedge_us", "_patience_us", "mean_us", "usual_us")
+    __slots__ = (
+        "_hedge_us",
+        "_patience_us",
+        "hedge_us",
+        "late_us",
+        "mean_us",
+        "patience_us",
+        "usual_us",
+    )
 
     def __init__(self, *, hedge_us: int, patience_us: int) -> None:
         self._hedge_us = hedge_us
         self._patience_us = patience_us
         self.mean_us = 0  # how long rounds take
         self.usual_us = 0  # how long half of the nodes that are asked take
+        self.patience_us = patience_us  # a node that has been silent for so long counts as silent
+        self.hedge_us = min(hedge_us, patience_us)  # after which other nodes are asked as well
+        self.late_us = _LATE_US  # an answer is late so long after half of the nodes have answered
 
     def took(self, elapsed_us: int) -> None:
         """A round took this long."""
         if elapsed_us >= 0:
             self.mean_us += (min(elapsed_us, limits.COUNTED_US) - self.mean_us) >> 3
+            adapted_us = min(_USUAL_TIMES * self.mean_us, _ADAPTED_MAX_US)
+            patience_us = max(self._patience_us, adapted_us)
+            if patience_us != self.patience_us:
+                self.patience_us = patience_us
+                self._adapt()
 
     def took_half(self, elapsed_us: int) -> None:
         """The first half of the nodes took this long."""
         if elapsed_us >= 0:
             self.usual_us += (elapsed_us - self.usual_us) >> 3
+            self._adapt()
 
-    @property
-    def late_us(self) -> int:
-        """An answer is late so long after half of the nodes have answered."""
-        return max(_LATE_US, _LATE_TIMES * self.usual_us)
-
-    @property
-    def patience_us(self) -> int:
-        """A node that has been silent for so long counts as silent."""
-        return max(self._patience_us, min(_USUAL_TIMES * self.mean_us, _ADAPTED_MAX_US))
-
-    @property
-    def hedge_us(self) -> int:
-        """After a silence of this length other nodes are asked as well."""
-        return min(max(self._hedge_us, _USUAL_TIMES * self.usual_us), self.patience_us)
+    def _adapt(self) -> None:
+        usual_us = self.usual_us
+        self.late_us = max(_LATE_US, _LATE_TIMES * usual_us)
+        self.hedge_us = min(max(self._hedge_us, _USUAL_TIMES * usual_us), self.patience_us)
 
 
 class _Record:
