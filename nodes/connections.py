@@ -9,8 +9,8 @@ never read their replies, or open as many connections as they can.
   takes its replies. So nobody makes the node queue requests without end.
 - The bytes that connections hold are counted; above `HELD_BYTES` the greediest is closed.
 - Bytes that break the rules close the connection on which they arrived, and no other. A principal
-  whose connections did so too often has to wait (`nodes.admission`). A connection that has not
-  proven which principal it belongs to is counted against none.
+  that has authenticated such messages too often has to wait (`nodes.admission`). What fails the
+  channel's check counts against nobody: the network may have damaged it.
 
 **Tests.** `tests/integration/test_node.py`, and the fuzzer's target `connections`.
 
@@ -163,7 +163,7 @@ class Connections:
             assert connection.socket is not None
             with contextlib.suppress(OSError):
                 connection.socket.send(channel.pending_output())
-            self.offend(connection, fault)
+            self.close(connection, type(fault).__name__)
             return False
         if connection.sender is None:
             self._greet(connection)
@@ -259,10 +259,9 @@ class Connections:
                 self.close(connection, "no longer admitted")
 
     def offend(self, connection: Connection, fault: PeerFault) -> None:
-        """Close a connection that has broken the rules, and count it against its principal."""
-        # Only if the peer has proven its identity: others can replay a greeting in its name.
-        if connection.account is not None and connection.channel.peer is not None:
-            connection.account.offend(clock.monotonic_us())
+        """Close a connection over a message that its peer has authenticated, and count that."""
+        assert connection.account is not None
+        connection.account.offend(clock.monotonic_us())
         self.close(connection, type(fault).__name__)
 
     def close(self, connection: Connection, reason: str) -> None:

@@ -11,9 +11,9 @@ WELCOME proves the node, the first request proves the principal; until then noth
 HELLO itself carries a MAC under the static secret, so that a node spends little on a connection
 without a listed key; FAREWELL carries one for this HELLO, so that only the node can send it.
 
-A MAC covers the frame's position in its direction's stream, its header and its metadata. So frames
-cannot be dropped, repeated, reordered or moved to another session. Bodies are fragments and are
-covered by their digests in the metadata.
+A MAC covers the frame's position in its direction's stream, its header, its metadata and the digest
+of its body. So frames cannot be dropped, repeated, reordered or moved to another session; and bytes
+that the network has damaged end the session, instead of passing for what the other end has sent.
 
 **Invariants.** A frame is delivered only after its MAC has been checked. Any PeerFault raised here
 ends the session: its host closes the connection.
@@ -26,6 +26,7 @@ import hmac
 from struct import Struct
 from typing import Generic, NamedTuple, Protocol, TypeVar
 
+from bftfs.crypto.digest import fragment_digest
 from bftfs.crypto.keys import PUBLIC_KEY_BYTES, Identity, pairwise_key
 from bftfs.errors import InvalidAuthenticator, NotAdmitted, ProtocolViolation
 from bftfs.identifiers import NodeId
@@ -71,21 +72,25 @@ class _Stream:
             self._sequence, MAGIC, kind, 0, 0, self._view, number, len(metadata), len(body)
         )
         self._sequence += 1
-        state = self._keyed.copy()
-        state.update(header)
-        state.update(metadata)
-        sealed = b"".join((header[_SEQUENCE_BYTES:], state.digest(), metadata))
+        mac = self._mac(header, metadata, body)
+        sealed = b"".join((header[_SEQUENCE_BYTES:], mac, metadata))
         return [sealed, body] if len(body) else [sealed]
 
     def check(self, frame: Frame) -> None:
-        state = self._keyed.copy()
-        state.update(self._sequence.to_bytes(_SEQUENCE_BYTES, "big") + frame.header)
-        state.update(frame.metadata)
-        if not hmac.compare_digest(state.digest(), frame.mac):
+        header = self._sequence.to_bytes(_SEQUENCE_BYTES, "big") + frame.header
+        if not hmac.compare_digest(self._mac(header, frame.metadata, frame.body), frame.mac):
             raise InvalidAuthenticator(f"frame {self._sequence} has a MAC that does not match")
         if frame.view != self._view:
             raise ProtocolViolation(f"a frame of view {frame.view} in view {self._view}")
         self._sequence += 1
+
+    def _mac(self, header: bytes, metadata: bytes, body: Buffer) -> bytes:
+        state = self._keyed.copy()
+        state.update(header)
+        state.update(metadata)
+        if len(body):
+            state.update(fragment_digest(body))
+        return state.digest()
 
 
 class _Handshake(NamedTuple):

@@ -4,7 +4,7 @@
                       length of the metadata, length of the body
     mac     16 bytes  made and checked by the channel
     metadata          an encoded message
-    body              a fragment; covered by its digest in the metadata, hence not by the MAC
+    body              a fragment; the MAC covers its digest
 
 A header is checked before any of its frame is kept. Memory is spent on what has arrived, never on
 what was announced.

@@ -383,7 +383,7 @@ def test_who_keeps_breaking_the_rules_has_to_wait_alone(
         offender.greet()
         offender.socket.sendall(offender.sealed(Fetch(b"c")))
         assert offender.socket.recv(4096)
-        offender.socket.sendall(b"garbage" * 10)
+        offender.socket.sendall(b"".join(offender.channel.seal_request(2, b"garbage")))
         assert offender.is_cut_off()
     barred = peer(1)
     barred.socket.sendall(barred.channel.opening())
