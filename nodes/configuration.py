@@ -27,8 +27,7 @@ from bftfs.limits import (
     POSSIBLE_VERSIONS_OF_BLOCK,
     POSSIBLE_VERSIONS_OF_CLIENT,
 )
-from bftfs.server.block_examination import VerificationPolicy
-from bftfs.server.block_verification import VerificationSettings
+from bftfs.server.block_verification import VerificationPolicy, VerificationSettings
 
 SIZE_BYTES_MIN = 16 * MIB
 _SIZES = ("capacity_bytes", "pool_bytes", "client_bytes")

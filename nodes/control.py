@@ -26,7 +26,7 @@ from bftfs.errors import BftfsError
 from bftfs.limits import SECOND_US
 from bftfs.runtime import clock
 from bftfs.runtime.sockets import forget, listen
-from bftfs.server.throttle import RATE_BYTES_LEAST, Throttle
+from bftfs.server.worker import RATE_BYTES_LEAST, Throttle
 from bftfs.wire.codec import UNREADABLE
 
 PATIENCE_S = 5.0

@@ -10,8 +10,7 @@ from typing import Any
 from bftfs.asking.refusal import Refused
 from bftfs.errors import DamagedRow
 from bftfs.query_update.messages import Update
-from bftfs.server.quota import accounts
-from bftfs.server.room import Room
+from bftfs.server.room import Room, accounts
 from bftfs.server.step import Ready, Sender, Server
 from bftfs.storage import StorageView
 from nodes.store_errors import StepAgain, StoreFailed, StoreFull

@@ -22,18 +22,21 @@ from bftfs.read_write.messages import Notice
 from bftfs.read_write.messages import Request as ReadWriteRequest
 from bftfs.read_write.server import ReadWriteServer
 from bftfs.server.block_healing import BlockHealer
-from bftfs.server.block_scrubbing import BlockScrubber
 from bftfs.server.block_verification import LazyVerifier
 from bftfs.server.file_collection import CollectedPast, Collector
 from bftfs.server.incomplete_updates import Finisher
 from bftfs.server.object_healing import ObjectHealer
-from bftfs.server.object_scrubbing import HistoryScrubber, RequestScrubber, VersionScrubber
-from bftfs.server.quota import ClientQuota
 from bftfs.server.recovery import Recovery
-from bftfs.server.room import Room
-from bftfs.server.scrubber import Scrubber
+from bftfs.server.room import ClientQuota, Room
+from bftfs.server.scrubbing import (
+    BlockScrubber,
+    HistoryScrubber,
+    RequestScrubber,
+    Scrubber,
+    VersionScrubber,
+)
 from bftfs.server.tally import Figure, figures
-from bftfs.server.throttle import healing_throttle
+from bftfs.server.worker import healing_throttle
 from nodes.authority import InodeAuthority
 from nodes.configuration import NodeConfiguration
 from nodes.control import Standing, Work

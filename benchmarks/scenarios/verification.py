@@ -33,7 +33,7 @@ from bftfs.conversation import Conversation
 from bftfs.identifiers import BlockId
 from bftfs.read_write.reading import FoundVersion
 from bftfs.read_write.timestamp import BlockTimestamp
-from bftfs.server.block_examination import VerificationPolicy
+from bftfs.server.block_verification import VerificationPolicy
 from nodes.configuration import POSSIBLE_VERSIONS_MOST
 
 POLICIES = tuple(policy.value for policy in VerificationPolicy)

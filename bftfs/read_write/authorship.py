@@ -20,9 +20,8 @@ from typing import Any, NamedTuple
 from bftfs import limits
 from bftfs.conversation import Now, Send
 from bftfs.identifiers import BLOCK_ID_BYTES, OBJECT_ID_BYTES, BlockId, ClientId, ObjectId
-from bftfs.read_write.gathering import Gathering
 from bftfs.read_write.messages import AuthoredReply, AuthoredRequest
-from bftfs.read_write.session import Session
+from bftfs.read_write.session import Gathering, Session
 from bftfs.read_write.timestamp import (
     TIMESTAMP_BYTES,
     VERSION_KEY_BYTES,

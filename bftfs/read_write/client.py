@@ -20,14 +20,14 @@ One read (`read`):
 2. The greatest version that they list is the candidate. Hosted by five it is complete
    (`classification.py`): its three fragments are decoded, and returned.
 3. If three or four host it, it may be complete. The sixth node is asked. If that does not settle
-   it, the reader completes the write itself (`repair.py`), so that later reads find it too.
+   it, the reader completes the write itself (`writing.repair`), so that later reads find it too.
 4. If fewer host it, it was never complete: the next older version is the candidate.
 5. Unless it is known to be valid, all six fragments are generated from three and compared with the
    cross-checksum (`validation.py`): a faulty writer may have written what decodes differently
    from other fragments. Such a version counts as incomplete.
 
 Read in this order: `thresholds.ReadWriteThresholds`, `timestamp.py`, `classification.py`, this
-file, `writing.py`, `descent.py` and `reading.py`, `repair.py`; for a node, `server.py`, and then
+file, `writing.py`, `descent.py` and `reading.py`; for a node, `server.py`, and then
 `bftfs/server/block_verification.py` and `block_healing.py`. docs/protocols-read-write.md has a
 table of all rules with their tests.
 
@@ -52,10 +52,9 @@ from bftfs.errors import AdmissionRefused
 from bftfs.identifiers import BlockId, ClientId, ObjectId
 from bftfs.read_write.authorship import Authored, versions_by
 from bftfs.read_write.reading import BlockRead, FoundVersion
-from bftfs.read_write.repair import repair
 from bftfs.read_write.session import Session
 from bftfs.read_write.timestamp import BlockTimestamp, beginning_of, successor_of
-from bftfs.read_write.writing import Encoded, TimeRound, encode, write_at
+from bftfs.read_write.writing import Encoded, TimeRound, encode, repair, write_at
 from bftfs.thresholds import ReadWriteThresholds
 
 

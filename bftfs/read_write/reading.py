@@ -33,12 +33,11 @@ from bftfs.read_write.classification import CandidateClass
 from bftfs.read_write.descent import Descent, Overtaken, Question, Usable
 from bftfs.read_write.messages import ReadReply, ReadRequest
 from bftfs.read_write.placement import rotation_of
-from bftfs.read_write.repair import repair
 from bftfs.read_write.responses import ReplyVerdict, Responses, note_verdict
 from bftfs.read_write.session import Session
 from bftfs.read_write.timestamp import ZERO, BlockTimestamp
 from bftfs.read_write.validation import item_of, validate
-from bftfs.read_write.writing import Encoded
+from bftfs.read_write.writing import Encoded, repair
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,17 +1,32 @@
-"""What all reads and writes of one client share.
+"""What all reads and writes of one client share, and how it asks nodes: TIME, WRITE and vouching.
 
-**Concurrency.** Conversations of one engine share it; nothing is left half-changed across an await.
+[PASIS §3.4.3.2] In an asynchronous system a client can wait for no more than N - t answers. A WRITE
+is sent to the other nodes all the same, and nobody waits for them; other requests go to no more
+nodes than have to answer, and to further ones in place of those that do not. Every request here is
+idempotent: it is repeated to silent nodes for as long as the round lasts.
+
+**Concurrency.** Conversations of one engine share a session; nothing is left half-changed across an
+await. A gathering belongs to one conversation.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any, Generic, TypeVar
+
 from bftfs import limits
-from bftfs.asking.peers import Peers
+from bftfs.asking.ask import Asking
+from bftfs.asking.peers import Pace, Peers
+from bftfs.asking.quorum import Nodes
+from bftfs.asking.refusal import Refused
 from bftfs.coding.erasure import ErasureCode
-from bftfs.identifiers import ClientId
+from bftfs.conversation import Delivery, Send
+from bftfs.identifiers import ClientId, NodeId
 from bftfs.read_write.placement import nodes_by_fragment
 from bftfs.read_write.validation import ValidatedVersions
 from bftfs.thresholds import ReadWriteThresholds
+
+Answer = TypeVar("Answer")
 
 
 class Session:
@@ -42,3 +57,82 @@ class Session:
         self.code = ErasureCode(thresholds.m, thresholds.N)
         self.by_fragment = nodes_by_fragment(thresholds.N)
         self.validated = ValidatedVersions(limits.VALIDATED_VERSIONS)
+
+
+class Gathering(Generic[Answer]):
+    """`request(node)` to nodes, and what `judge` makes of their replies (None: not usable)."""
+
+    __slots__ = ("_answers", "_asking", "_judge", "_now_us", "_peers", "_required")
+
+    def __init__(
+        self,
+        session: Session,
+        request: Callable[[NodeId], Send],
+        judge: Callable[[Any], Answer | None],
+        *,
+        subject: str,
+        pace: Pace,
+        now_us: int,
+        order: tuple[NodeId, ...] | None = None,
+        required: int | None = None,
+    ) -> None:
+        """To all nodes, of which N - t have to answer.
+
+        Or, if so many are `required`: to as many, the first in `order`, and to others in place of
+        those that are silent or of no use.
+        """
+        peers, thresholds = session.peers, session.thresholds
+        probes: tuple[NodeId, ...] = ()
+        if order is None:
+            order = session.by_fragment[0]
+        else:
+            order, probes = peers.order(order, now_us)
+        self._peers = peers
+        self._now_us = now_us
+        self._judge = judge
+        self._answers: dict[NodeId, Answer] = {}
+        self._required = thresholds.responses if required is None else required
+        self._asking = Asking(
+            peers,
+            order,
+            request,
+            subject=subject,
+            now_us=now_us,
+            first=thresholds.N if required is None else required,
+            probes=probes,
+            pace=pace,
+            needed=self._suffices,
+            required=self._required,
+            patience_total_us=session.patience_total_us,
+        )
+
+    def _suffices(self, _answered: Nodes) -> bool:
+        return len(self._answers) >= self._required
+
+    async def send(self) -> None:
+        """Send the request to the first nodes; `answers` does it otherwise."""
+        await self._asking.send()
+
+    async def answers(self, awaited: frozenset[NodeId] = frozenset()) -> dict[NodeId, Answer]:
+        """As many answers as required, and those of `awaited` unless they are silent.
+
+        Raises AdmissionRefused if more than t nodes refuse, QuorumUnavailable if total patience
+        runs out.
+        """
+        answers, asking = self._answers, self._asking
+        judge, required = self._judge, self._required
+
+        def take(reply: Delivery) -> None:
+            answer = judge(reply.message)
+            if answer is not None:
+                answers[reply.node] = answer
+                if len(answers) >= required and awaited <= answers.keys():
+                    asking.enough()
+            elif isinstance(reply.message, Refused):
+                asking.refused(reply)
+            else:
+                self._peers.convict(1 << reply.node, self._now_us)
+                asking.useless(reply.node)
+
+        await asking.collect(take)
+        return answers

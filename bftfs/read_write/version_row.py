@@ -9,6 +9,8 @@ them, and not since when.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from bftfs.coding import cross_checksum
 from bftfs.coding.cross_checksum import CrossChecksum
 from bftfs.crypto.digest import DIGEST_BYTES, verifier_of
@@ -20,6 +22,14 @@ DATED = 0x04  # flag: the row ends with the time at which it was verified
 
 _TIME_BYTES = 8
 _LATEST_US = (1 << 63) - 1  # that a message can tell
+
+
+@dataclass(frozen=True, slots=True)
+class Own:
+    """A node's own part of a version."""
+
+    cross_checksum: CrossChecksum
+    fragment: bytes | memoryview
 
 
 def unverified(checksum: CrossChecksum, *, before: bytes | None = None) -> bytes:

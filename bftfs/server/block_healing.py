@@ -58,12 +58,19 @@ from bftfs.read_write.timestamp import (
     timestamp_of,
 )
 from bftfs.read_write.validation import validate
-from bftfs.server.background import ask_all, look
-from bftfs.server.block_examination import Own
+from bftfs.read_write.version_row import Own
 from bftfs.server.recovery import BLOCKS, Recovery
 from bftfs.server.step import Host
-from bftfs.server.throttle import Throttle, healing_throttle
-from bftfs.server.worker import HealingTally, Walk, in_chunks, passes
+from bftfs.server.worker import (
+    HealingTally,
+    Throttle,
+    Walk,
+    ask_all,
+    healing_throttle,
+    in_chunks,
+    look,
+    passes,
+)
 from bftfs.storage import StorageView, Table, Write
 from bftfs.thresholds import ReadWriteThresholds
 

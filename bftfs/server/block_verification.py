@@ -3,15 +3,16 @@
 **Theory of operation.** A faulty client may leave versions behind that decode to no single item, or
 that too few nodes host. A reader would have to validate every version, and to look at all of these.
 So each node verifies its own versions in the background, by reading the block as a client does
-(`block_examination.py`): the latest complete version is flagged if it is valid, and later ones that
-fail are discarded. What is older than a flagged version needs no verification. Readers that see the
+(`verify`): the latest complete version is flagged if it is valid, and later ones that fail are
+poisonous and discarded. `settled` turns the findings into writes, in a later step and on the store
+as it is by then. What is older than a flagged version needs no verification. Readers that see the
 flag at b + 1 nodes, one of them correct, validate nothing.
 
 A version that this node hosts, that is not flagged and not older than a flagged one of its block is
 *possible*. The possible versions are the `Backlog`.
 
 1. *When.* In idle time, when no client has asked anything for a while, neither this node nor its
-   peers (`idle_time.py`); the blocks with most possible versions first, and none that was written
+   peers (`IdleTime`); the blocks with most possible versions first, and none that was written
    just now.
 2. *Bound.* When the possible versions of a client, of a client and block, or of the node reach a
    limit, the writes of that client wait for verification on demand. So a faulty client can leave
@@ -36,18 +37,26 @@ runs with its next batch.
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
+from enum import Enum
 from functools import partial
 from typing import Any
 
 from bftfs import limits
 from bftfs.asking.peers import Peers
 from bftfs.asking.refusal import Refused
-from bftfs.conversation import Event, Now, Pause, Send, Together, Wait
+from bftfs.coding import cross_checksum
+from bftfs.conversation import Compute, Event, Now, Pause, Send, Together, Wait
+from bftfs.errors import OperationFailed
 from bftfs.identifiers import BLOCK_ID_BYTES, BlockId, ClientId, NodeId
-from bftfs.read_write.messages import Notice
+from bftfs.read_write import version_row
+from bftfs.read_write.classification import CandidateClass
+from bftfs.read_write.descent import Usable
+from bftfs.read_write.messages import Notice, ReadReply
 from bftfs.read_write.placement import fragment_index, rotation_of
+from bftfs.read_write.reading import BlockRead, FoundVersion
+from bftfs.read_write.responses import Responses
 from bftfs.read_write.session import Session
 from bftfs.read_write.timestamp import (
     TIMESTAMP_BYTES,
@@ -57,19 +66,25 @@ from bftfs.read_write.timestamp import (
     timestamp_of,
     version_key,
 )
-from bftfs.read_write.version_row import VERIFIED
+from bftfs.read_write.validation import validate
+from bftfs.read_write.version_row import VERIFIED, Own
 from bftfs.server.backlog import Backlog
-from bftfs.server.block_examination import Findings, Own, VerificationPolicy, settled, verify
-from bftfs.server.idle_time import IdleTime, claimed_ms
 from bftfs.server.step import Host, Ready, Role, Sender, Want
 from bftfs.server.tally import counter
-from bftfs.server.worker import retry_after_us
+from bftfs.server.worker import IdleTime, claimed_ms, retry_after_us
 from bftfs.storage import StorageView, Table, Write, after_keys
 from bftfs.thresholds import ReadWriteThresholds
 
 _ROWS_PER_LOOK = 2_000  # read in one step when the store is searched for possible versions
-_TIRED_MOST_US = 100_000  # between two looks for idle time
-_DELAYED_MOST = 6  # times that it gives way to others on a busy machine, for each block
+
+
+class VerificationPolicy(Enum):
+    """When the versions of blocks are verified. [LazyVer §3.10.2]"""
+
+    WRITE_TIME = "write-time"  # by every node, before it answers the write
+    READ_TIME = "read-time"  # by readers only
+    LAZY = "lazy"  # by every node, in idle time or when a limit is reached
+    COOPERATIVE = "lazy+cooperative"  # by b + 1 nodes, which notify the others
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +109,121 @@ class VerificationTally:
     notices: int = counter("Notices sent to other nodes.")
     demands: int = counter("Writes that had to wait for it.", name="verification_demands")
     demanded: dict[ClientId, int] = field(default_factory=dict)  # the same, by client
+
+
+# --- one block ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Findings:
+    """The result of one verification of `block`."""
+
+    block: BlockId
+    verified: BlockTimestamp  # the latest complete valid version; ZERO if there is none
+    poisonous: tuple[BlockTimestamp, ...]
+    own: Own | None  # of `verified`, for a node that lacks it
+    idle_ms: Mapping[NodeId, int]  # for how long clients have left each node alone, as it claims
+
+
+class _Examination:
+    """The `Examiner` of one verification: it validates every candidate, and repairs none."""
+
+    __slots__ = ("_index", "_node", "_session", "idle_ms", "own", "poisonous")
+
+    def __init__(self, session: Session, block: BlockId, node: NodeId) -> None:
+        self._session = session
+        self._node = node
+        self._index = fragment_index(block, node, session.thresholds.N)
+        self.idle_ms: dict[NodeId, int] = {}
+        self.poisonous: list[BlockTimestamp] = []
+        self.own: Own | None = None
+
+    def order(self, nodes: tuple[NodeId, ...]) -> tuple[NodeId, ...]:
+        """The node asks those with stripes, then itself before others."""
+        m = self._session.thresholds.m
+        return tuple(dict.fromkeys((*nodes[:m], self._node, *nodes)))
+
+    def heard(self, node: NodeId, reply: ReadReply) -> None:
+        """Take down for how long clients have left the peer alone."""
+        self.idle_ms[node] = reply.idle_ms
+
+    async def use(self, responses: Responses, usable: Usable) -> FoundVersion | None:
+        """The candidate, if it is valid and complete.
+
+        [LazyVer §3.8.3] A node that verifies need not repair: it reads prior versions until it
+        finds a complete one. A version that fails validation is poisonous whichever nodes host it.
+        """
+        timestamp, code = usable.timestamp, self._session.code
+        checksum, fragments = responses.cross_checksum(timestamp), responses.fragments(timestamp)
+        valid = await Compute(partial(validate, code, checksum, fragments))
+        if valid is None:
+            self.poisonous.append(timestamp)
+            return None
+        if usable.classification is CandidateClass.REPAIRABLE:
+            return None
+        self.own = Own(checksum, memoryview(valid.fragments[self._index]))
+        return FoundVersion(timestamp, None)
+
+
+async def verify(session: Session, block: BlockId, node: NodeId) -> Findings | None:
+    """Verify `block` for `node`; None if too few peers answer."""
+    examination = _Examination(session, block, node)
+    try:
+        version = await BlockRead(session, block, None, examination).run()
+    except OperationFailed:
+        return None
+    poisonous = tuple(examination.poisonous)
+    return Findings(block, version.timestamp, poisonous, examination.own, examination.idle_ms)
+
+
+def settled(
+    view: StorageView,
+    block: BlockId,
+    *,
+    verified: BlockTimestamp | None,
+    poisonous: Collection[BlockTimestamp],
+    own: Own | None,
+    index: int,
+    now_us: int,
+) -> list[Write]:
+    """The writes that flag the verified version and discard the poisonous ones.
+
+    A version that was flagged before keeps the time of that. `own`, this node's part of the
+    verified version, is stored if the node lacks it or its disk has damaged it.
+    """
+    writes: list[Write] = []
+    for timestamp in poisonous:
+        writes += discarded(view, block, timestamp)
+    if verified is None:
+        return writes
+    key = version_key(block, verified)
+    row = view.get(Table.BLOCK, key)
+    if row is None:
+        if own is not None:
+            writes.append(Write(Table.BLOCK, key, version_row.verified(own.cross_checksum, now_us)))
+            writes.append(Write(Table.FRAGMENT, key, own.fragment))
+        return writes
+    if not row[0] & VERIFIED:
+        dated = version_row.verified(version_row.checksum_of(row), now_us, before=row)
+        writes.append(Write(Table.BLOCK, key, dated))
+    if own is not None:
+        stored = view.get(Table.FRAGMENT, key)
+        if stored is None or not cross_checksum.matches(own.cross_checksum, index, stored):
+            dated = version_row.verified(own.cross_checksum, now_us, before=row)
+            writes.append(Write(Table.BLOCK, key, dated))
+            writes.append(Write(Table.FRAGMENT, key, own.fragment))
+    return writes
+
+
+def discarded(view: StorageView, block: BlockId, timestamp: BlockTimestamp) -> list[Write]:
+    """The writes that remove a poisonous version, which no reader returns. [LazyVer §3.8.1]"""
+    key = version_key(block, timestamp)
+    if view.get(Table.BLOCK, key) is None:
+        return []
+    return [Write(Table.BLOCK, key, None), Write(Table.FRAGMENT, key, None)]
+
+
+# --- all of them ----------------------------------------------------------------------------------
 
 
 class LazyVerifier:
@@ -388,38 +518,22 @@ class LazyVerifier:
         if not self._lazy:
             return
         idle = self._idle
-        tired_us = 0
-        at_once = 1
-        delayed = 0
         while True:
             if not self.backlog.total and self._looked_until == VERSIONS_END:
                 self._asleep = True
                 await Wait(self._event)
-            before_us = await Now()
-            idle_us = before_us - idle.foreground_us(host.foreground_us)
-            if 0 <= idle_us < idle.required_us or 0 < delayed < _DELAYED_MOST:
-                wait_us = max(idle.required_us - max(idle_us, 0), tired_us)
-                await Pause(wait_us)
-                # A node that is woken late shares its processor with more urgent work.
-                late_us = await Now() - before_us - wait_us
-                delayed = delayed + 1 if late_us > limits.VERIFY_LATE_US else 0
-                tired_us = min(2 * tired_us + 1_000, _TIRED_MOST_US)
-                at_once = 1  # what looked like idle time may have been a gap
+            if await idle.clients_are_busy(host):
                 continue
-            tired_us = 0
-            if delayed:
-                delayed, at_once = 1, 1
             now_us = await Now()
             blocks = [
                 block
-                for block in self.backlog.ripe(now_us, at_once)
+                for block in self.backlog.ripe(now_us, idle.at_once)
                 if block not in self._under_way
             ]
             if blocks:
                 idle.begin()
                 await Together(tuple(partial(self._verify, block) for block in blocks))
-                undisturbed = idle.end(now_us, host.foreground_us)
-                at_once = min(2 * at_once, limits.VERIFY_AT_ONCE) if undisturbed else 1
+                idle.end(now_us, host.foreground_us)
                 continue
             if self._looked_until != VERSIONS_END and self.backlog.total < self.settings.node // 2:
                 host.arrange(self._look)
@@ -428,7 +542,7 @@ class LazyVerifier:
             due_us = self.backlog.next_due_us
             wait_us = limits.VERIFY_IDLE_US if due_us is None else due_us - now_us
             await Pause(min(max(wait_us, limits.VERIFY_IDLE_US), limits.VERIFY_FRESH_US))
-            at_once = 1
+            idle.at_once = 1
 
     def _look(self, view: StorageView, now_us: int) -> list[Write]:
         """Find possible versions in the store after a restart: some rows at a time.

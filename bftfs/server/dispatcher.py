@@ -28,8 +28,8 @@ from bftfs.asking.refusal import Refused
 from bftfs.engine import Engine
 from bftfs.errors import DamagedRow
 from bftfs.identifiers import ClientId, ObjectId
-from bftfs.server.background import carry_on
 from bftfs.server.step import Background, Role, Sender, Server, Task, Want
+from bftfs.server.worker import carry_on
 from bftfs.storage import StorageView, Write
 
 MOST_STEPS = 8  # of one request: the first and those after something wanted has come

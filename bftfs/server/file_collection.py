@@ -77,10 +77,10 @@ from bftfs.read_write.version_row import (
     with_versions_collected_below,
 )
 from bftfs.retention import KEEP_ALL, Keeps, Policy, Retention, parse_policy
-from bftfs.server.background import ask_all, carry_on, give_way, look, step
 from bftfs.server.object_collection import ObjectWalk, establish, settled_everywhere
 from bftfs.server.step import Host
 from bftfs.server.tally import counter
+from bftfs.server.worker import ask_all, carry_on, give_way, look, step
 from bftfs.storage import StorageView, Table, Write, after_keys
 from bftfs.wire.codec import UNREADABLE, encode
 

@@ -47,10 +47,9 @@ from bftfs.query_update.observation import Observations
 from bftfs.query_update.repair import Repair
 from bftfs.query_update.replica import Replica
 from bftfs.query_update.rounds import Rounds
-from bftfs.server.background import ask_all, look
 from bftfs.server.object_healing import ObjectHealer
 from bftfs.server.step import Host
-from bftfs.server.worker import Idle, retry_after_us
+from bftfs.server.worker import IdleTime, ask_all, look, retry_after_us
 from bftfs.storage import Write
 
 _REPAIRS_AT_ONCE = 4
@@ -91,7 +90,7 @@ class Finisher:
         incomplete = self._incomplete
         incomplete.demand = self._on_demand
         self._healer.on_difference = incomplete.accepted
-        idle = Idle()
+        idle = IdleTime()
         tick_us = 0
         while True:
             if not incomplete.total and not self._behind:

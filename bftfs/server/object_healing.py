@@ -80,12 +80,20 @@ from bftfs.query_update.replica import (
     rows_of,
     stored_row,
 )
-from bftfs.server.background import ask_all, look, step
 from bftfs.server.object_rebuilding import Past, fetch_past, has_beside, remade, replacement
 from bftfs.server.recovery import OBJECTS, Recovery
 from bftfs.server.step import Host, Want
-from bftfs.server.throttle import Throttle, healing_throttle
-from bftfs.server.worker import HealingTally, Walk, in_chunks, passes
+from bftfs.server.worker import (
+    HealingTally,
+    Throttle,
+    Walk,
+    ask_all,
+    healing_throttle,
+    in_chunks,
+    look,
+    passes,
+    step,
+)
 from bftfs.storage import StorageView, Table, Write, after_keys
 from bftfs.wire.codec import UNREADABLE, encode
 

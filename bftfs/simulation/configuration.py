@@ -14,8 +14,7 @@ import msgspec
 
 from bftfs.identifiers import NodeId
 from bftfs.limits import CLOCK_SKEW_US
-from bftfs.server.block_examination import VerificationPolicy
-from bftfs.server.block_verification import VerificationSettings
+from bftfs.server.block_verification import VerificationPolicy, VerificationSettings
 from bftfs.simulation.byzantine.registry import CLIENTS, NODES
 from bftfs.simulation.collection import CollectionPlan
 from bftfs.simulation.deployment import Sizes

@@ -21,16 +21,19 @@ from bftfs.read_write.messages import Notice
 from bftfs.read_write.messages import Request as ReadWriteRequest
 from bftfs.read_write.server import ReadWriteServer
 from bftfs.server.block_healing import BlockHealer
-from bftfs.server.block_scrubbing import BlockScrubber
 from bftfs.server.block_verification import LazyVerifier, VerificationSettings
 from bftfs.server.file_collection import CollectedPast, Collector, Release
 from bftfs.server.incomplete_updates import Finisher
 from bftfs.server.object_healing import ObjectHealer
-from bftfs.server.object_scrubbing import HistoryScrubber, RequestScrubber, VersionScrubber
-from bftfs.server.quota import ClientQuota
 from bftfs.server.recovery import Recovery
-from bftfs.server.room import Room
-from bftfs.server.scrubber import Scrubber
+from bftfs.server.room import ClientQuota, Room
+from bftfs.server.scrubbing import (
+    BlockScrubber,
+    HistoryScrubber,
+    RequestScrubber,
+    Scrubber,
+    VersionScrubber,
+)
 from bftfs.server.step import Grant, Role, Sender, Server
 from bftfs.simulation.network import Endpoint, SimulatedNetwork
 from bftfs.simulation.principals import (

@@ -10,8 +10,8 @@ import pytest
 from bftfs.coding.erasure import ErasureCode
 from bftfs.errors import AdmissionRefused
 from bftfs.identifiers import NodeId
-from bftfs.read_write.gathering import Gathering
 from bftfs.read_write.server import ReadWriteServer
+from bftfs.read_write.session import Gathering
 from bftfs.read_write.validation import item_of
 from bftfs.read_write.writing import write_at
 from bftfs.simulation.world import START_US

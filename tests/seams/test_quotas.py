@@ -9,7 +9,7 @@ import pytest
 
 from bftfs.identifiers import ObjectId
 from bftfs.read_write.timestamp import timestamp_of
-from bftfs.server.block_examination import VerificationPolicy
+from bftfs.server.block_verification import VerificationPolicy
 from bftfs.simulation.world import SECOND_US
 from bftfs.storage import Table
 from tests.seams.world import (

@@ -35,8 +35,7 @@ from bftfs.read_write.messages import Voucher, VouchReply, VouchRequest, WriteRe
 from bftfs.read_write.placement import rotation_of
 from bftfs.read_write.timestamp import BlockTimestamp, encoded, version_key
 from bftfs.read_write.writing import Encoded, encode
-from bftfs.server.block_examination import VerificationPolicy
-from bftfs.server.block_verification import VerificationSettings
+from bftfs.server.block_verification import VerificationPolicy, VerificationSettings
 from bftfs.server.step import Grant
 from bftfs.simulation.deployment import Deployment, Sizes
 from bftfs.simulation.network import Kind, NetworkFaults, SimulatedNetwork

@@ -10,7 +10,7 @@ from bftfs.identifiers import ClientId
 from bftfs.query_update.admission import IncompleteUpdates
 from bftfs.server import quota
 from bftfs.server.block_verification import LazyVerifier, VerificationSettings
-from bftfs.server.quota import ClientQuota
+from bftfs.server.room import ClientQuota
 from bftfs.simulation.configuration import Configuration, draw
 from bftfs.simulation.scenario import Simulation
 from bftfs.simulation.workloads.blocks import BlockWorkload

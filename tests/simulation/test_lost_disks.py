@@ -15,9 +15,8 @@ import pytest
 from bftfs.asking.quorum import ThresholdQuorums
 from bftfs.identifiers import NodeId
 from bftfs.query_update.object_sync import Asking
-from bftfs.server.block_examination import VerificationPolicy
 from bftfs.server.block_healing import BlockHealer
-from bftfs.server.block_verification import VerificationSettings
+from bftfs.server.block_verification import VerificationPolicy, VerificationSettings
 from bftfs.server.object_healing import ObjectHealer
 from bftfs.server.recovery import Recovery
 from bftfs.simulation.configuration import KINDS, ClientPlan, Configuration

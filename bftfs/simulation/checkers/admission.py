@@ -26,8 +26,7 @@ from bftfs.identifiers import BLOCK_ID_BYTES, BlockId, ClientId, NodeId, ObjectI
 from bftfs.query_update.history import Candidate, LogicalTimestamp, client_of
 from bftfs.read_write.timestamp import BlockTimestamp, timestamp_of
 from bftfs.read_write.version_row import VERIFIED, checksum_of
-from bftfs.server.block_examination import VerificationPolicy
-from bftfs.server.block_verification import VerificationSettings
+from bftfs.server.block_verification import VerificationPolicy, VerificationSettings
 from bftfs.simulation.checkers.candidates import Acceptance, CandidateRecord
 from bftfs.storage import StorageView, Table, Write
 

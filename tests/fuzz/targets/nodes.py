@@ -29,7 +29,7 @@ from bftfs.runtime.links import Links
 from bftfs.server.dispatcher import Dispatcher
 from bftfs.server.room import Room
 from bftfs.server.step import Ready, Sender
-from bftfs.server.throttle import Throttle
+from bftfs.server.worker import Throttle
 from bftfs.wire.channel import ClientChannel, ServerChannel
 from bftfs.wire.codec import encode
 from bftfs.wire.framing import PREAMBLE_BYTES

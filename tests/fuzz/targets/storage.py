@@ -19,7 +19,7 @@ from bftfs.identifiers import OBJECT_ID_BYTES, ObjectId, ObjectKind, block_id, o
 from bftfs.query_update.history import LogicalTimestamp
 from bftfs.query_update.replica import Replica
 from bftfs.read_write.validation import item_of, regenerate
-from bftfs.server.object_scrubbing import _check_versions, attested
+from bftfs.server.scrubbing import _check_versions, attested
 from bftfs.storage import Table, Write
 from nodes.journal import Journal
 from tests.fuzz.choices import Choices

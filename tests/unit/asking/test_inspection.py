@@ -19,8 +19,7 @@ from bftfs.read_write.inspection import inspect as inspect_block
 from bftfs.read_write.messages import Listed, ReadReply
 from bftfs.read_write.timestamp import version_key
 from bftfs.read_write.version_row import VERIFIED
-from bftfs.server.block_examination import VerificationPolicy
-from bftfs.server.block_verification import VerificationSettings
+from bftfs.server.block_verification import VerificationPolicy, VerificationSettings
 from bftfs.storage import Table, Write
 from tests.unit.server.test_healing import Counting, counter
 from tests.unit.server.verifying import SECOND_US, USER, Client, Cluster, block

@@ -8,8 +8,7 @@ import pytest
 
 from bftfs.cluster import Durability
 from bftfs.errors import UsageError
-from bftfs.server.block_examination import VerificationPolicy
-from bftfs.server.block_verification import VerificationSettings
+from bftfs.server.block_verification import VerificationPolicy, VerificationSettings
 from nodes.configuration import NodeConfiguration
 
 DEFAULTS = NodeConfiguration(

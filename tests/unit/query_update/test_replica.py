@@ -16,7 +16,7 @@ from bftfs.query_update.messages import Verdict
 from bftfs.query_update.object_sync import StatePage, take_staged
 from bftfs.query_update.past_state import state_at
 from bftfs.query_update.replica import Link, Reach, Replica, Version, Workspace
-from bftfs.server.object_scrubbing import attested
+from bftfs.server.scrubbing import attested
 from bftfs.storage import MemoryStorage, Table, Write
 from bftfs.wire.codec import encode
 from tests.unit.query_update.building import A, B, at

@@ -17,8 +17,7 @@ from bftfs import limits
 from bftfs.identifiers import BlockId, NodeId
 from bftfs.read_write.messages import Notice
 from bftfs.read_write.timestamp import ZERO
-from bftfs.server.block_examination import VerificationPolicy
-from bftfs.server.block_verification import VerificationSettings
+from bftfs.server.block_verification import VerificationPolicy, VerificationSettings
 from bftfs.simulation.byzantine.positions import ClientPosition, NodePosition
 from bftfs.simulation.byzantine.registry import CLIENTS, NODES
 from bftfs.simulation.network import Kind

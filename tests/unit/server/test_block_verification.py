@@ -14,8 +14,7 @@ from bftfs.identifiers import BlockId, ClientId, NodeId
 from bftfs.read_write.messages import Notice
 from bftfs.read_write.timestamp import ZERO, BlockTimestamp
 from bftfs.server.backlog import Backlog
-from bftfs.server.block_examination import VerificationPolicy
-from bftfs.server.block_verification import VerificationSettings
+from bftfs.server.block_verification import VerificationPolicy, VerificationSettings
 from bftfs.server.step import Ready
 from bftfs.simulation.network import Kind
 from bftfs.simulation.principals import node_endpoint

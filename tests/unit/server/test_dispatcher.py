@@ -13,9 +13,9 @@ from bftfs.conversation import Conversation, Receive, Send
 from bftfs.engine import Engine
 from bftfs.errors import DamagedRow
 from bftfs.identifiers import ClientId, NodeId, ObjectId
-from bftfs.server.background import look
 from bftfs.server.dispatcher import MOST_STEPS, Dispatcher
 from bftfs.server.step import Ready, Role, Sender, Want
+from bftfs.server.worker import look
 from bftfs.storage import MemoryStorage, StorageView, Table, Write
 
 PEER = NodeId(3)

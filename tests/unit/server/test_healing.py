@@ -28,8 +28,7 @@ from bftfs.query_update.replica import Replica, link_of
 from bftfs.read_write.messages import InventoryReply, ReadReply, ReadRequest
 from bftfs.read_write.timestamp import VERSIONS_END, version_key
 from bftfs.read_write.version_row import checksum_of
-from bftfs.server.block_examination import VerificationPolicy
-from bftfs.server.block_verification import VerificationSettings
+from bftfs.server.block_verification import VerificationPolicy, VerificationSettings
 from bftfs.server.object_rebuilding import Past, has_beside
 from bftfs.simulation.deployment import Sizes
 from bftfs.simulation.network import Kind

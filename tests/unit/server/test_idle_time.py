@@ -7,9 +7,8 @@ import pytest
 from bftfs import limits
 from bftfs.identifiers import NodeId
 from bftfs.read_write.messages import ReadRequest, TimeRequest
-from bftfs.server.block_examination import VerificationPolicy
-from bftfs.server.block_verification import LazyVerifier, VerificationSettings
-from bftfs.server.idle_time import IdleTime, claimed_ms
+from bftfs.server.block_verification import LazyVerifier, VerificationPolicy, VerificationSettings
+from bftfs.server.worker import IdleTime, claimed_ms
 from bftfs.simulation.network import Kind, NetworkFaults
 from bftfs.simulation.principals import node_endpoint
 from tests.unit.server.verifying import SECOND_US, Client, Cluster, block

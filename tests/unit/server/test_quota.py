@@ -6,8 +6,7 @@ import errno
 
 from bftfs.asking.refusal import Refused
 from bftfs.identifiers import BlockId, ClientId
-from bftfs.server.quota import ClientQuota
-from bftfs.server.room import Room
+from bftfs.server.room import ClientQuota, Room
 from bftfs.storage import MemoryStorage
 
 ALICE, BOB = ClientId(b"a" * 16), ClientId(b"b" * 16)

@@ -11,8 +11,16 @@ import pytest
 from bftfs.asking.refusal import Refused
 from bftfs.identifiers import BlockId, ClientId
 from bftfs.limits import MIB
-from bftfs.server.quota import ClientQuota, accounts
-from bftfs.server.room import SHORT, SLOW, TIGHT, Figures, ReserveShares, Room
+from bftfs.server.room import (
+    SHORT,
+    SLOW,
+    TIGHT,
+    ClientQuota,
+    Figures,
+    ReserveShares,
+    Room,
+    accounts,
+)
 from bftfs.storage import MemoryStorage, Table, Write
 
 ALICE, BOB, CAROL = (ClientId(name * 16) for name in (b"a", b"b", b"c"))

@@ -12,9 +12,8 @@ from bftfs.query_update.history import LogicalTimestamp
 from bftfs.query_update.messages import AttestReply
 from bftfs.query_update.replica import Replica, stored_version
 from bftfs.read_write.timestamp import version_key
-from bftfs.server import object_scrubbing as scrubbing
-from bftfs.server.object_scrubbing import HistoryScrubber, VersionScrubber
-from bftfs.server.scrubber import ScrubTally
+from bftfs.server import scrubbing
+from bftfs.server.scrubbing import HistoryScrubber, ScrubTally, VersionScrubber
 from bftfs.simulation.disk import Disk
 from bftfs.storage import Table, Write
 from tests.unit.server.test_healing import Counting, counter, fragments

@@ -11,8 +11,7 @@ from bftfs import limits
 from bftfs.conversation import Conversation
 from bftfs.engine import Engine
 from bftfs.server.step import Task
-from bftfs.server.throttle import Throttle
-from bftfs.server.worker import HealingTally, Idle, Walk, in_chunks, retry_after_us
+from bftfs.server.worker import HealingTally, IdleTime, Throttle, Walk, in_chunks, retry_after_us
 from bftfs.storage import MemoryStorage
 
 END = b"\xff"
@@ -152,7 +151,7 @@ def test_clients_that_are_busy_come_first(busy: bool, sizes: list[int]) -> None:
 
 
 def test_idle_time_is_looked_for_less_and_less_often() -> None:
-    node, idle = Node(), Idle()
+    node, idle = Node(), IdleTime()
     pauses = []
     node.busy = True
     for _ in range(12):
