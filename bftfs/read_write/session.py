@@ -11,6 +11,7 @@ await. A gathering belongs to one conversation.
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
@@ -128,11 +129,14 @@ class Gathering(Generic[Answer]):
                 answers[reply.node] = answer
                 if len(answers) >= required and awaited <= answers.keys():
                     asking.enough()
-            elif isinstance(reply.message, Refused):
-                asking.refused(reply)
-            else:
+            elif not isinstance(reply.message, Refused):
                 self._peers.convict(1 << reply.node, self._now_us)
                 asking.useless(reply.node)
+            elif reply.message.code == errno.EAGAIN:
+                # Nodes slow writers down like this: to ask again at once would be no slower.
+                asking.useless(reply.node)
+            else:
+                asking.refused(reply)
 
         await asking.collect(take)
         return answers

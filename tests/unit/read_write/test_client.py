@@ -273,6 +273,26 @@ def test_eagain_is_no_verdict() -> None:
     assert alice.read().item == ITEM
 
 
+def test_a_write_that_nodes_put_off_is_sent_again_after_a_while() -> None:
+    """Nodes that are short of room slow greedy writers down so. [bftfs.server.room]"""
+    world = World()
+    alice = world.client()
+    slowed = set(range(6))
+
+    def slow(node: Node, _sender: Sender, message: Any, honest: Honest) -> Answer | None:
+        if isinstance(message, WriteRequest) and node.number in slowed:
+            slowed.discard(node.number)
+            return Refused(errno.EAGAIN, "slowed"), b""
+        return honest()
+
+    for node in world.nodes:
+        node.behaviour = slow
+    began_us = world.now_us
+    alice.write(ITEM)
+    assert world.now_us - began_us >= limits.WRITE_PATIENCE_US
+    assert len(requests(alice, WriteRequest)) == 12
+
+
 @pytest.mark.parametrize("skew_s", [-400, 400])
 def test_a_client_with_a_wrong_clock_is_told_so(skew_s: int) -> None:
     world = World()
