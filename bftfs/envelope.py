@@ -21,7 +21,7 @@ class HealthRequest(Message, frozen=True, tag=0x51):
     """How is the node?"""
 
 
-class Figure(Value, frozen=True):
+class HealthFigure(Value, frozen=True):
     """One number that a node's background work tells of itself."""
 
     name: Annotated[str, Meta(max_length=64)]
@@ -40,7 +40,7 @@ class HealthReply(Message, frozen=True, tag=0x52):
     requests: int
     memory_bytes: int
     # Of lazy verification and healing, by the names of the metrics.
-    background: Annotated[tuple[Figure, ...], Meta(max_length=128)] = ()
+    background: Annotated[tuple[HealthFigure, ...], Meta(max_length=128)] = ()
 
 
 Request: TypeAlias = query_update.Request | read_write.Request | HealthRequest

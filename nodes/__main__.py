@@ -11,6 +11,7 @@ import click
 from bftfs.data_directory import NodeDirectory
 from bftfs.errors import BftfsError, UsageError
 from nodes.node import Protocols, refuse_optimised_python, run
+from nodes.protocols import HONEST
 
 
 @click.command()
@@ -34,12 +35,8 @@ def _node(protocols: Protocols, data: Path, description: Path) -> None:
     run(NodeDirectory(data), description, protocols)
 
 
-def main(arguments: Sequence[str] | None = None, *, protocols: Protocols | None = None) -> int:
+def main(arguments: Sequence[str] | None = None, *, protocols: Protocols = HONEST) -> int:
     """Run a node with these command line arguments; the exit code."""
-    if protocols is None:
-        from nodes.protocols import HONEST
-
-        protocols = HONEST
     try:
         _node.main(arguments, prog_name="python -m nodes", standalone_mode=False, obj=protocols)
     except click.ClickException as mistake:

@@ -1,8 +1,16 @@
-"""The limits of one principal at a node, however many connections it has. [design §9]
+"""Who may connect to a node, and how much of it one principal may use.
+
+A principal has limits, however many connections it has. [design §9]
 
 A principal over a limit is delayed (its connections are not read), then cut off; others do not
 notice. Principals take turns: one that has had its share of a turn, in requests or in time spent on
 them, waits until the others have had theirs.
+
+The administrator may change the clients in the cluster description while nodes run: a new client
+can connect at once, and one that was removed is cut off. Everything else in it is fixed while a
+node runs. Its files are looked at when a greeting arrives, at most once a second while there are
+requests to serve, and on SIGHUP. A description is ignored unless it is signed by the administrator
+with whom the node has started, and names the same nodes and thresholds.
 
 Concurrency: one thread, the node's loop.
 """
@@ -10,8 +18,15 @@ Concurrency: one thread, the node's loop.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TypeAlias
 
-from bftfs.identifiers import ClientId
+import structlog
+
+from bftfs import cluster
+from bftfs.cluster import ClusterDescription, signature_path
+from bftfs.errors import UsageError
 from bftfs.limits import KIB, MIB, SECOND_US
 from bftfs.server.step import Sender
 
@@ -28,18 +43,16 @@ OFFENCES = 16  # broken connections, before a principal has to wait
 OFFENCE_FORGIVEN_US = SECOND_US
 
 
+@dataclass(slots=True, eq=False)
 class Account:
     """A principal's connections, offences and use of the current turn."""
 
-    __slots__ = ("_forgiven_us", "connections", "offences", "spent_us", "stepped", "turn")
-
-    def __init__(self) -> None:
-        self.connections = 0
-        self.offences = 0
-        self._forgiven_us = 0
-        self.turn = 0  # to which the next two refer
-        self.stepped = 0  # requests
-        self.spent_us = 0  # on them
+    connections: int = 0
+    offences: int = 0
+    forgiven_us: int = 0  # when offences were forgiven last
+    turn: int = 0  # to which the next two refer
+    stepped: int = 0  # requests
+    spent_us: int = 0  # on them
 
     def offend(self, now_us: int) -> None:
         """The principal has broken the rules of the channel."""
@@ -52,10 +65,10 @@ class Account:
         return self.offences >= OFFENCES
 
     def _forgive(self, now_us: int) -> None:
-        forgiven = (now_us - self._forgiven_us) // OFFENCE_FORGIVEN_US
+        forgiven = (now_us - self.forgiven_us) // OFFENCE_FORGIVEN_US
         if forgiven > 0:
             self.offences = max(0, self.offences - forgiven)
-            self._forgiven_us = now_us
+            self.forgiven_us = now_us
 
 
 class Turn:
@@ -87,15 +100,65 @@ class Turn:
         self._last_us = now_us
 
 
-class Admission:
-    """The accounts of all principals that have connected; the cluster lists no more of them."""
+_Seen: TypeAlias = tuple[tuple[int, int, int], ...]  # of each file: inode, size, change time
 
-    def __init__(self) -> None:
-        self._accounts: dict[ClientId, Account] = {}
 
-    def account(self, sender: Sender) -> Account:
-        """The account of a principal."""
-        account = self._accounts.get(sender.client)
-        if account is None:
-            account = self._accounts[sender.client] = Account()
-        return account
+class LiveMembership:
+    """The description with which the node has started, with the clients that it names by now."""
+
+    def __init__(self, path: Path, description: ClusterDescription) -> None:
+        self._path = path
+        self._files = (path, signature_path(path))
+        self._description = description
+        self._seen: _Seen | None = None
+        self._logger = structlog.get_logger()
+
+    @property
+    def cluster_id(self) -> bytes:
+        """16 bytes that no other cluster has."""
+        return self._description.cluster_id
+
+    @property
+    def view(self) -> int:
+        """The number of the membership's epoch."""
+        return self._description.view
+
+    def principal(self, public_key: bytes) -> Sender | None:
+        """The holder of `public_key`, if the cluster knows it by now."""
+        self.refresh()
+        return self._description.principal(public_key)
+
+    def admits(self, sender: Sender) -> bool:
+        """True if `sender` may still connect, with the same rights."""
+        if sender.node is not None:
+            return True
+        entry = self._description.client(sender.client)
+        return entry is not None and entry.grant == sender.grant
+
+    def refresh(self) -> None:
+        """Read the description again if its files have changed."""
+        try:
+            seen = tuple(
+                (status.st_ino, status.st_size, status.st_mtime_ns)
+                for status in (path.stat() for path in self._files)
+            )
+        except OSError:
+            return  # it is being replaced, or was taken away: the description read before holds
+        if seen == self._seen:
+            return
+        self._seen = seen
+        before = self._description
+        try:
+            described = cluster.load(self._path, administrator=before.administrator)
+        except UsageError as mistake:
+            self._logger.warning("cluster description not taken over", reason=str(mistake))
+            return
+        if replace(described, clients=before.clients) != before:
+            self._logger.warning(
+                "cluster description not taken over",
+                reason="more than its clients has changed; restart the node to use it",
+            )
+            return
+        if described.clients != before.clients:
+            self._description = described
+            self._logger.info("clients changed", clients=[each.name for each in described.clients])

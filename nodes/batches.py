@@ -26,6 +26,7 @@ from __future__ import annotations
 import errno
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -38,11 +39,10 @@ from bftfs.server.dispatcher import Dispatcher, Outgoing
 from bftfs.server.room import Room
 from bftfs.server.step import Sender
 from nodes.admission import UNSENT_BYTES, Turn
-from nodes.connection import Connection
-from nodes.connections import Connections
-from nodes.metrics import Tally
+from nodes.connections import Connection, Connections
+from nodes.metrics import LoopTally
 from nodes.store import Batch, Store
-from nodes.store_errors import StepAgain, StoreFull
+from nodes.store_directory import StepAgain, StoreFull
 
 BATCH_BYTES = 8 * MIB  # bodies of requests and replies in one batch
 
@@ -59,47 +59,38 @@ class Arrival(msgspec.Struct, gc=False):
     body: bytes | memoryview
 
 
+@dataclass(slots=True, kw_only=True)
 class Batches:
     """Serves the requests that have arrived, batch by batch."""
 
-    def __init__(
-        self,
-        *,
-        connections: Connections,
-        decode: Callable[[bytes], Any],
-        dispatcher: Dispatcher,
-        store: Store,
-        room: Room,
-        tally: Tally,
-    ) -> None:
-        self._connections = connections
-        self._decode = decode
-        self._dispatcher = dispatcher
-        self._store = store
-        self._room = room
-        self._tally = tally
-        self._early = 0  # replies in the outbox that need no commit
+    connections: Connections
+    decode: Callable[[bytes], Any]
+    dispatcher: Dispatcher
+    store: Store
+    room: Room
+    tally: LoopTally
+    early: int = 0  # replies in the outbox that need no commit
 
     def serve(self) -> None:
         """Step the requests that have arrived, commit, send the replies."""
-        self._tally.batches += 1
-        self._connections.dismiss()
-        outbox = self._dispatcher.outbox
+        self.tally.batches += 1
+        self.connections.dismiss()
+        outbox = self.dispatcher.outbox
         arrivals: list[Arrival] = []
         resumed = 0  # replies ahead of those to `arrivals`, to requests that were parked
         first = True
         while True:
             try:
-                with self._store.batch() as batch:
+                with self.store.batch() as batch:
                     if first:
-                        self._dispatcher.resume(batch, clock.now_us())
+                        self.dispatcher.resume(batch, clock.now_us())
                         resumed = len(outbox)
                         early = self._step_backlogs(batch, arrivals)
                     else:
                         early = self._step_again(batch, arrivals)
                     if batch.writes:
                         if early:
-                            self._connections.send(outbox[:early])
+                            self.connections.send(outbox[:early])
                             del outbox[:early]
                             del arrivals[: early - resumed]
                             resumed = 0
@@ -108,26 +99,26 @@ class Batches:
             except StepAgain:
                 pass
             except StoreFull as full:
-                self._room.disk_is_full(full.reason, self._store.space.figures())
+                self.room.disk_is_full(full.reason, self.store.space.figures())
             outbox[:] = [
                 Outgoing(reply.origin, reply.number, _ASK_AGAIN, b"") for reply in outbox[:resumed]
             ]
             first = False
-        self._connections.send(outbox)
+        self.connections.send(outbox)
         outbox.clear()
-        self._store.maintain()
+        self.store.maintain()
 
     def _step_backlogs(self, batch: Batch, arrivals: list[Arrival]) -> int:
         """Step the requests that wait, a fair share of each principal.
 
         The result is how many of the replies in the outbox do not depend on a write.
         """
-        connections = self._connections
+        connections = self.connections
         waiting, connections.backlogged = connections.backlogged, []
         accounts = (each.account for each in waiting if each.account is not None)
-        turn = Turn(self._tally.batches, accounts, clock.monotonic_us())
+        turn = Turn(self.tally.batches, accounts, clock.monotonic_us())
         now_us = clock.now_us()
-        self._early = 0 if batch.writes else len(self._dispatcher.outbox)
+        self.early = 0 if batch.writes else len(self.dispatcher.outbox)
         served: list[Connection] = []
         remaining = iter(waiting)
         for connection in remaining:
@@ -151,7 +142,7 @@ class Batches:
             if turn.volume > BATCH_BYTES:
                 break
         connections.backlogged += [*remaining, *served]
-        return self._early
+        return self.early
 
     def _step(
         self,
@@ -163,34 +154,25 @@ class Batches:
     ) -> bool:
         """Step the connection's requests; False if its peer must take its replies first."""
         backlog, sender, account = connection.backlog, connection.sender, connection.account
-        handle, outbox = self._dispatcher.handle, self._dispatcher.outbox
+        outbox = self.dispatcher.outbox
         promised = connection.output.size
         while backlog and account is not None and turn.goes_on(account):
             assert sender is not None
             frame = backlog.popleft()
-            message = self._decode(frame.metadata)
-            self._tally.requests[type(message)] += 1
+            message = self.decode(frame.metadata)
+            self.tally.requests[type(message)] += 1
             arrivals.append(Arrival(connection, sender, frame.number, message, frame.body))
-            replies = len(outbox)
-            handle(
-                batch,
-                origin=connection,
-                sender=sender,
-                number=frame.number,
-                message=message,
-                body=frame.body,
-                now_us=now_us,
-            )
+            is_answered = self._handle(batch, arrivals[-1], now_us)
             turn.charge(account, clock.monotonic_us())
             turn.volume += len(frame.body)
-            if len(outbox) == replies:
-                arrivals.pop()  # it is parked, and the dispatcher will resume it
+            if not is_answered:
+                arrivals.pop()
             else:
                 size = len(outbox[-1].body)
                 turn.volume += size
                 promised += size
                 if not batch.writes:
-                    self._early = replies + 1
+                    self.early = len(outbox)
             if turn.volume > BATCH_BYTES or promised > UNSENT_BYTES:
                 break
         return promised <= UNSENT_BYTES
@@ -198,26 +180,28 @@ class Batches:
     def _step_again(self, batch: Batch, arrivals: list[Arrival]) -> int:
         """Step the requests of a batch that was not committed."""
         now_us = clock.now_us()
-        outbox = self._dispatcher.outbox
-        again = arrivals[:]
-        arrivals.clear()
-        for arrival in again:
-            replies = len(outbox)
-            self._dispatcher.handle(
-                batch,
-                origin=arrival.connection,
-                sender=arrival.sender,
-                number=arrival.number,
-                message=arrival.message,
-                body=arrival.body,
-                now_us=now_us,
-            )
-            if len(outbox) > replies:
-                arrivals.append(arrival)
+        for arrival in tuple(arrivals):
+            if not self._handle(batch, arrival, now_us):
+                arrivals.remove(arrival)
         return 0
+
+    def _handle(self, batch: Batch, arrival: Arrival, now_us: int) -> bool:
+        """Step a request; False if it is parked, and the dispatcher will resume it."""
+        outbox = self.dispatcher.outbox
+        replies = len(outbox)
+        self.dispatcher.handle(
+            batch,
+            origin=arrival.connection,
+            sender=arrival.sender,
+            number=arrival.number,
+            message=arrival.message,
+            body=arrival.body,
+            now_us=now_us,
+        )
+        return len(outbox) > replies
 
     def _commit(self, batch: Batch) -> None:
         started = time.perf_counter()
-        batch.commit(use_reserve=self._room.full)
-        self._tally.commit_s += time.perf_counter() - started
-        self._tally.commits += 1
+        batch.commit(use_reserve=self.room.full)
+        self.tally.commit_s += time.perf_counter() - started
+        self.tally.commits += 1

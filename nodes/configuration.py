@@ -73,14 +73,7 @@ class NodeConfiguration:
     def _from(
         cls, settings: dict[str, Any], *, durability: Durability, metrics: str
     ) -> NodeConfiguration:
-        known = (
-            "durability",
-            *_SIZES,
-            "metrics",
-            "log_level",
-            "verification",
-            *_POSSIBLE,
-        )
+        known = ("durability", *_SIZES, "metrics", "log_level", "verification", *_POSSIBLE)
         for name in settings:
             if name not in known:
                 raise UsageError(
@@ -89,8 +82,8 @@ class NodeConfiguration:
         chosen = settings.get("durability", durability.value)
         if chosen not in [one.value for one in Durability]:
             raise UsageError(f'durability = {chosen!r}; write "sync" or "interval"')
-        sizes = [settings.get(name) for name in _SIZES]
-        for name, size in zip(_SIZES, sizes, strict=True):
+        sizes = {name: settings.get(name) for name in _SIZES}
+        for name, size in sizes.items():
             if size is not None and (type(size) is not int or size < SIZE_BYTES_MIN):
                 raise UsageError(
                     f"{name} = {size!r}; write a whole number, {SIZE_BYTES_MIN} or more"
@@ -105,9 +98,7 @@ class NodeConfiguration:
             raise UsageError(f"log_level = {level!r}; write one of {', '.join(LOG_LEVELS)}")
         return cls(
             durability=Durability(chosen),
-            capacity_bytes=sizes[0],
-            pool_bytes=sizes[1],
-            client_bytes=sizes[2],
+            **sizes,
             metrics=None if address == _OFF else address,
             log_level=level,
             verification=_verification(settings),

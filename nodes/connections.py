@@ -23,18 +23,21 @@ import contextlib
 import os
 import select
 import socket
-from collections import OrderedDict
+from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
 from bftfs.asking.refusal import Refused
 from bftfs.errors import PeerFault
+from bftfs.identifiers import ClientId
 from bftfs.limits import CONNECTIONS, SECOND_US
 from bftfs.runtime import clock
-from bftfs.runtime.sockets import RECEIVE_BYTES, adjust
+from bftfs.runtime.sockets import RECEIVE_BYTES, Output, adjust
 from bftfs.server.dispatcher import Outgoing
 from bftfs.server.step import Sender
 from bftfs.wire.channel import NONCE_BYTES, ServerChannel
 from bftfs.wire.codec import encode
+from bftfs.wire.framing import Frame
 from nodes.admission import (
     CONNECTIONS_PER_PRINCIPAL,
     GREETING_PATIENCE_US,
@@ -43,17 +46,34 @@ from nodes.admission import (
     UNAUTHENTICATED_MAX,
     UNCOUNTED_BYTES,
     UNSENT_BYTES,
-    Admission,
+    Account,
+    LiveMembership,
 )
-from nodes.connection import Connection
-from nodes.membership import LiveMembership
-from nodes.metrics import Tally
+from nodes.metrics import LoopTally
 
 ACCEPTS_PER_TURN = 64
 MEMBERSHIP_EVERY_US = SECOND_US
 
 _IN = select.EPOLLIN
 _OUT = select.EPOLLOUT
+
+
+@dataclass(slots=True, eq=False)
+class Connection:
+    """The state of one accepted connection. Replies are addressed to this object."""
+
+    socket: socket.socket | None  # None once it is closed
+    channel: ServerChannel[Sender]
+    deadline_us: int  # by which its greeting must be here
+    sender: Sender | None = None  # as its greeting claims
+    account: Account | None = None
+    backlog: deque[Frame] = field(default_factory=deque)  # requests that have not been stepped
+    backlog_bytes: int = 0
+    held_bytes: int = 0  # of its requests and replies, as last counted
+    waiting: bool = False  # True while it is in the list of connections with a backlog
+    output: Output = field(default_factory=Output)
+    queued: bool = False  # True while it is in the list of connections to be flushed
+    interest: int = select.EPOLLIN  # the events that epoll watches
 
 
 class Connections:
@@ -63,26 +83,26 @@ class Connections:
         self,
         *,
         listener: socket.socket,
-        epoll: select.epoll,
         new_channel: Callable[[bytes], ServerChannel[Sender]],
         membership: LiveMembership,
-        tally: Tally,
+        tally: LoopTally,
     ) -> None:
         self.by_descriptor: dict[int, Connection] = {}
         self.backlogged: list[Connection] = []  # those with requests that wait to be stepped
-        self._listener = listener
-        self._epoll = epoll
+        self.listener = listener
+        self.epoll = select.epoll()
         self._new_channel = new_channel
         self._membership = membership
         self._membership_us = 0  # when it is looked at again, if there is something to serve
         self._tally = tally
-        self._admission = Admission()
+        # One per principal that has connected; the cluster lists no more of them.
+        self._accounts: defaultdict[ClientId, Account] = defaultdict(Account)
         self._scratch = memoryview(bytearray(RECEIVE_BYTES))
         self._unauthenticated: OrderedDict[Connection, None] = OrderedDict()  # the oldest first
         self._unflushed: list[Connection] = []
         self._held_bytes = 0
         self._accepting = True
-        epoll.register(listener.fileno(), _IN)
+        self.epoll.register(listener.fileno(), _IN)
 
     # --- time --------------------------------------------------------------------------------
 
@@ -106,12 +126,12 @@ class Connections:
         """Accept connections."""
         for _ in range(ACCEPTS_PER_TURN):
             try:
-                accepted, _ = self._listener.accept()
+                accepted, _ = self.listener.accept()
             except (BlockingIOError, ConnectionAbortedError):
                 return
             except OSError:
                 # No descriptor is left: connections are accepted again once one is closed.
-                self._epoll.modify(self._listener.fileno(), 0)
+                self.epoll.modify(self.listener.fileno(), 0)
                 self._accepting = False
                 return
             self._tally.accepted += 1
@@ -129,7 +149,7 @@ class Connections:
             )
             self.by_descriptor[accepted.fileno()] = connection
             self._unauthenticated[connection] = None
-            self._epoll.register(accepted.fileno(), _IN)
+            self.epoll.register(accepted.fileno(), _IN)
 
     def receive(self, connection: Connection) -> None:
         """Take in the bytes that a peer has sent, unless requests of its wait already."""
@@ -182,7 +202,7 @@ class Connections:
         sender = connection.channel.claimed
         if sender is None:
             return
-        account = self._admission.account(sender)
+        account = self._accounts[sender.client]
         if account.barred(clock.monotonic_us()):
             self.close(connection, "barred")
         elif account.connections >= CONNECTIONS_PER_PRINCIPAL:
@@ -235,7 +255,7 @@ class Connections:
         interest = (_OUT if output.size else 0) | (_IN if takes_replies else 0)
         if interest != connection.interest:
             connection.interest = interest
-            self._epoll.modify(connection.socket.fileno(), interest)
+            self.epoll.modify(connection.socket.fileno(), interest)
         if connection.backlog and takes_replies:
             self.queue(connection)
         if output.size > UNCOUNTED_BYTES or connection.held_bytes:
@@ -278,13 +298,14 @@ class Connections:
         connection.backlog.clear()
         self._held_bytes -= connection.held_bytes
         if not self._accepting:
-            self._epoll.modify(self._listener.fileno(), _IN)
+            self.epoll.modify(self.listener.fileno(), _IN)
             self._accepting = True
 
     def close_all(self) -> None:
         """Close all connections: the node stops."""
         for connection in tuple(self.by_descriptor.values()):
             self.close(connection, "node stopped")
+        self.epoll.close()
 
     def _hold(self, connection: Connection) -> None:
         """Count what the connection makes the node keep; close the greediest if it is too much."""

@@ -18,7 +18,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol, TypeAlias, TypeVar
+from typing import Literal, TypeAlias
 
 import msgspec
 
@@ -33,8 +33,6 @@ PATIENCE_S = 5.0
 _LINE_BYTES = 4096
 _ANSWER_BYTES = 1 << 20
 _CREDENTIALS = struct.Struct("3i")  # pid, uid, gid
-
-Called = TypeVar("Called")
 
 Verb: TypeAlias = Literal["start", "pause", "resume", "throttle", "status"]
 
@@ -60,7 +58,7 @@ class WorkStatus(msgspec.Struct, frozen=True):
     figures: dict[str, int]
 
 
-class Answer(msgspec.Struct, frozen=True):
+class ControlAnswer(msgspec.Struct, frozen=True):
     """The node's answer: the state of the work, or an error."""
 
     error: str = ""
@@ -69,13 +67,6 @@ class Answer(msgspec.Struct, frozen=True):
 
 class ControlFailed(BftfsError):
     """The command was not carried out, and why."""
-
-    def __init__(self, reason: str) -> None:
-        super().__init__(reason)
-        self.reason = reason
-
-    def __str__(self) -> str:
-        return self.reason
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,11 +88,8 @@ class Work:
     standing: Callable[[int], Standing]  # now
 
 
-class CallInLoop(Protocol):
-    """Runs a function in the node's loop, and gives its result."""
-
-    def __call__(self, function: Callable[[], Called], patience_s: float) -> Called:
-        """Raises TimeoutError if the loop does not come to it."""
+# Runs a function in the node's loop, and gives its result; TimeoutError if it does not come to it.
+CallInLoop: TypeAlias = Callable[[Callable[[], ControlAnswer], float], ControlAnswer]
 
 
 # --- the node -----------------------------------------------------------------------------------
@@ -141,26 +129,27 @@ class Control:
                 asking.settimeout(PATIENCE_S)
                 asking.sendall(msgspec.json.encode(self._answer(asking)) + b"\n")
 
-    def _answer(self, asking: socket.socket) -> Answer:
+    def _answer(self, asking: socket.socket) -> ControlAnswer:
         credentials = asking.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
         _, uid, _ = _CREDENTIALS.unpack(credentials)
         if uid not in {0, os.geteuid()}:
-            return Answer("only the user that the node runs as may steer it")
+            return ControlAnswer("only the user that the node runs as may steer it")
         try:
-            command = msgspec.json.decode(_line(asking), type=Command)
+            with asking.makefile("rb") as received:
+                command = msgspec.json.decode(received.readline(_LINE_BYTES), type=Command)
         except UNREADABLE as error:
-            return Answer(f"this is no command: {error}")
+            return ControlAnswer(f"this is no command: {error}")
         try:
             return self._call(lambda: self.perform(command), PATIENCE_S)
         except TimeoutError:
-            return Answer("the node is too busy to answer")
+            return ControlAnswer("the node is too busy to answer")
 
-    def perform(self, command: Command) -> Answer:
+    def perform(self, command: Command) -> ControlAnswer:
         """Carry out a command. In the loop's thread."""
         work = self._works.get(command.work)
         if work is None:
             known = " and ".join(sorted(self._works)) or "nothing"
-            return Answer(f"this node has no work called {command.work!r}: there is {known}")
+            return ControlAnswer(f"this node has no work called {command.work!r}: there is {known}")
         throttle = work.throttle
         match command.verb:
             case "start":
@@ -172,11 +161,11 @@ class Control:
             case "throttle":
                 rate = command.rate_bytes
                 if rate is None or not RATE_BYTES_LEAST <= rate < 1 << 62:
-                    return Answer(f"a rate is at least {RATE_BYTES_LEAST} bytes per second")
+                    return ControlAnswer(f"a rate is at least {RATE_BYTES_LEAST} bytes per second")
                 throttle.set_rate(rate)
             case "status":
                 pass
-        return Answer(status=status_of(work))
+        return ControlAnswer(status=status_of(work))
 
 
 def status_of(work: Work) -> WorkStatus:
@@ -196,16 +185,6 @@ def status_of(work: Work) -> WorkStatus:
     )
 
 
-def _line(asking: socket.socket) -> bytes:
-    received = b""
-    while not received.endswith(b"\n") and len(received) <= _LINE_BYTES:
-        more = asking.recv(_LINE_BYTES)
-        if not more:
-            break
-        received += more
-    return received
-
-
 # --- its owner ----------------------------------------------------------------------------------
 
 
@@ -216,7 +195,8 @@ def steer(path: Path, command: Command) -> WorkStatus:
         try:
             connection.connect(str(path))
             connection.sendall(msgspec.json.encode(command) + b"\n")
-            answer = msgspec.json.decode(_whole(connection), type=Answer)
+            with connection.makefile("rb") as received:
+                answer = msgspec.json.decode(received.read(_ANSWER_BYTES), type=ControlAnswer)
         except (FileNotFoundError, ConnectionRefusedError):
             raise ControlFailed("does not run on this machine") from None
         except PermissionError:
@@ -226,10 +206,3 @@ def steer(path: Path, command: Command) -> WorkStatus:
     if answer.status is None:
         raise ControlFailed(answer.error)
     return answer.status
-
-
-def _whole(connection: socket.socket) -> bytes:
-    received = b""
-    while len(received) <= _ANSWER_BYTES and (more := connection.recv(65536)):
-        received += more
-    return received

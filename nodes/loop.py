@@ -16,20 +16,12 @@ import socket
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from bftfs.limits import SECOND_US
 from bftfs.runtime import clock
 from bftfs.runtime.links import Links
-from bftfs.server.dispatcher import Dispatcher
-from bftfs.server.room import Room
-from bftfs.server.step import Sender
-from bftfs.wire.channel import ServerChannel
 from nodes.batches import Batches
-from nodes.connections import Connections
-from nodes.membership import LiveMembership
-from nodes.metrics import Tally
-from nodes.store import Store
 
 EVENTS_PER_TURN = 256
 SYNC_EVERY_US = SECOND_US  # under interval durability
@@ -45,24 +37,11 @@ Called = TypeVar("Called")
 class Loop:
     """Serves connections until it is told to stop."""
 
-    def __init__(
-        self,
-        *,
-        listener: socket.socket,
-        new_channel: Callable[[bytes], ServerChannel[Sender]],
-        membership: LiveMembership,
-        decode: Callable[[bytes], Any],
-        dispatcher: Dispatcher,
-        store: Store,
-        links: Links,
-        room: Room,
-        tally: Tally,
-    ) -> None:
-        self._listener = listener
-        self._dispatcher = dispatcher
-        self._store = store
+    def __init__(self, batches: Batches, links: Links) -> None:
+        self._batches = batches
+        self._connections, self._dispatcher = batches.connections, batches.dispatcher
+        self._store, self._room = batches.store, batches.room
         self._links = links
-        self._room = room
         self._sync_us: int | None = None  # when the store has to be synced
         self._room_us: int | None = None  # when to look for room on a full disk
         self._stopping = False
@@ -70,24 +49,8 @@ class Loop:
         self._wakeup, self._waker = socket.socketpair()
         self._wakeup.setblocking(False)
         self._waker.setblocking(False)
-        self._epoll = select.epoll()
-        self._connections = Connections(
-            listener=listener,
-            epoll=self._epoll,
-            new_channel=new_channel,
-            membership=membership,
-            tally=tally,
-        )
-        self._batches = Batches(
-            connections=self._connections,
-            decode=decode,
-            dispatcher=dispatcher,
-            store=store,
-            room=room,
-            tally=tally,
-        )
         for watched in (links, self._wakeup):
-            self._epoll.register(watched.fileno(), _IN)
+            self._connections.epoll.register(watched.fileno(), _IN)
 
     def call(self, function: Callable[[], Called], patience_s: float) -> Called:
         """The result of `function`, run in the loop's thread; to be called from another thread.
@@ -115,10 +78,11 @@ class Loop:
 
     def run(self) -> None:
         """Serve until a signal ends it."""
-        poll, connections, dispatcher = self._epoll.poll, self._connections, self._dispatcher
+        connections, dispatcher = self._connections, self._dispatcher
+        poll = connections.epoll.poll
         by_descriptor = connections.by_descriptor
         others: dict[int, Callable[[], object]] = {
-            self._listener.fileno(): connections.accept,
+            connections.listener.fileno(): connections.accept,
             self._links.fileno(): self._links.turn,
             self._wakeup.fileno(): self._woken,
         }
@@ -145,7 +109,6 @@ class Loop:
     def close(self) -> None:
         """Close all connections."""
         self._connections.close_all()
-        self._epoll.close()
         self._wakeup.close()
         self._waker.close()
 

@@ -1,4 +1,4 @@
-"""What a node counts, and its metrics, served over HTTP.
+"""What a node tells of itself: what it counts, its health, and both as metrics over HTTP.
 
 Concurrency: the node's loop counts; the exposition's thread, which sleeps until somebody asks,
 reads. Each counter is read at some moment of its own.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import socket
 import sys
 import threading
@@ -24,14 +25,21 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.registry import Collector
 
-from bftfs.envelope import HealthReply
+from bftfs.envelope import HealthFigure, HealthReply
+from bftfs.runtime import clock
+from bftfs.runtime.links import Links
+from bftfs.server.recovery import Recovery
+from bftfs.server.room import Room
+from bftfs.server.step import Ready, Sender
 from bftfs.server.tally import Figure, counter, figures
+from bftfs.storage import StorageView
+from nodes.data_file import DiskSpace
 
 ASKING_PATIENCE_S = 5.0  # for one request, since there is one thread for all of them
 
 
 @dataclass(slots=True)
-class Tally:
+class LoopTally:
     """The counters of a node's loop."""
 
     requests: Counter[type] = field(default_factory=Counter)  # by message class
@@ -45,22 +53,17 @@ class Tally:
     bytes_received: int = counter("Bytes received.", name="received_bytes")
 
 
+@dataclass(slots=True, eq=False)
 class NodeCollector(Collector):
     """Makes metrics of a node's tally, health and gauges."""
 
-    def __init__(
-        self,
-        tally: Tally,
-        health: Callable[[], HealthReply],
-        gauges: Callable[[], Iterable[Figure]],
-    ) -> None:
-        self._tally = tally
-        self._health = health
-        self._gauges = gauges
+    tally: LoopTally
+    health: Callable[[], HealthReply]
+    gauges: Callable[[], Iterable[Figure]]
 
     def collect(self) -> Iterator[Metric]:
         """All metrics of the node."""
-        tally, health = self._tally, self._health()
+        tally, health = self.tally, self.health()
         requests = {kind.__name__: count for kind, count in tuple(tally.requests.items())}
         refused = {errno.errorcode.get(c, str(c)): n for c, n in tuple(tally.refused.items())}
         closed = dict(tuple(tally.closed.items()))
@@ -83,7 +86,7 @@ class NodeCollector(Collector):
             ("bftfs_healthy", "1 if nothing is degraded.", health.healthy),
         ):
             yield GaugeMetricFamily(name, text, value=value)
-        for each in self._gauges():
+        for each in self.gauges():
             yield GaugeMetricFamily(each.name, each.help, value=each.value)
 
 
@@ -96,7 +99,7 @@ class Exposition(HTTPServer):
     def __init__(
         self,
         listener: socket.socket,
-        tally: Tally,
+        tally: LoopTally,
         health: Callable[[], HealthReply],
         gauges: Callable[[], Iterable[Figure]] = tuple,
     ) -> None:
@@ -155,3 +158,70 @@ def resident_bytes() -> int:
         if line.startswith("VmRSS:"):
             return int(line.split()[1]) * 1024
     return 0
+
+
+REBUILDING = (
+    "its store was lost and is rebuilt from the other nodes: until then it counts as one of those "
+    "that the cluster tolerates"
+)
+
+
+@dataclass(slots=True, kw_only=True)
+class Health:
+    """Answers `HealthRequest`, and makes the page `/health`: is anything degraded, and why."""
+
+    space: DiskSpace
+    links: Links
+    room: Room
+    tally: LoopTally
+    recovery: Recovery
+    gauges: Callable[[], Iterable[Figure]]
+    started_us: int = field(default_factory=clock.monotonic_us)
+
+    def reply(self) -> HealthReply:
+        """The state of the node now."""
+        reasons = self._reasons()
+        return HealthReply(
+            pid=os.getpid(),
+            uptime_us=clock.monotonic_us() - self.started_us,
+            healthy=not reasons,
+            reasons=(*reasons, *self._remarks()),
+            store_bytes=self.space.used_bytes,
+            free_bytes=self.space.free_bytes,
+            requests=sum(self.tally.requests.values()),
+            memory_bytes=resident_bytes(),
+            background=tuple(
+                HealthFigure(gauge.name, float(gauge.value)) for gauge in self.gauges()
+            ),
+        )
+
+    def step(
+        self,
+        view: StorageView,
+        sender: Sender,
+        message: Any,
+        body: bytes | memoryview,
+        now_us: int,
+    ) -> Ready:
+        """Serve a `HealthRequest`."""
+        return Ready(self.reply())
+
+    def _reasons(self) -> tuple[str, ...]:
+        reasons = []
+        if self.room.full:
+            reasons.append(f"writes are refused: {self.room.why_full}")
+        if self.tally.faults:
+            reasons.append(f"{self.tally.faults} requests met a fault in the node; see its log")
+        return tuple(reason[:512] for reason in reasons)
+
+    def _remarks(self) -> tuple[str, ...]:
+        """Remarks of a node that may be healthy all the same.
+
+        A peer that was down when it was last dialled may be up again, and its failure is not this
+        node's in any case.
+        """
+        unreachable = (
+            f"node {node} could not be reached: {why}"[:512]
+            for node, why in self.links.unreachable()
+        )
+        return (REBUILDING, *unreachable) if self.recovery.rebuilding else tuple(unreachable)

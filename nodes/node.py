@@ -3,43 +3,50 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import faulthandler
+import logging
 import os
 import resource
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import structlog
 
 from bftfs import cluster
+from bftfs.asking.refusal import Refused
 from bftfs.cluster import ClusterDescription
 from bftfs.crypto.keys import Identity, read_identity
 from bftfs.data_directory import NodeDirectory
 from bftfs.envelope import HealthRequest
-from bftfs.errors import UsageError
+from bftfs.errors import DamagedRow, UsageError
 from bftfs.identifiers import NodeId, ObjectId
 from bftfs.limits import CONNECTIONS, MIB
+from bftfs.query_update.messages import Update
 from bftfs.runtime.links import Links
+from bftfs.runtime.log_file import log_file
 from bftfs.runtime.memory import collect_rarely, keep_freed_memory
 from bftfs.runtime.sockets import forget, listen
 from bftfs.server.dispatcher import Dispatcher
 from bftfs.server.recovery import Recovery
-from bftfs.server.room import Room
-from bftfs.server.step import Background, Sender, Server
+from bftfs.server.room import Room, accounts
+from bftfs.server.step import Background, Ready, Sender, Server
 from bftfs.server.tally import Figure
+from bftfs.storage import StorageView
 from bftfs.wire.channel import ServerChannel
-from nodes import log
+from nodes.admission import LiveMembership
+from nodes.batches import Batches
 from nodes.configuration import NodeConfiguration
+from nodes.connections import Connections
 from nodes.control import Control, Work
-from nodes.guard import Guard
-from nodes.health import REBUILDING, Health
 from nodes.loop import Loop
-from nodes.lost_store import resumed
-from nodes.membership import LiveMembership
-from nodes.metrics import Exposition, Tally
+from nodes.metrics import REBUILDING, Exposition, Health, LoopTally
 from nodes.store import Store
+from nodes.store_directory import StepAgain, StoreFailed, StoreFull, resumed
 
 FREED_BYTES_KEPT = 16 * MIB  # a batch of blocks
 DESCRIPTORS_BESIDE_CONNECTIONS = 256  # store, peers, metrics
@@ -70,6 +77,54 @@ class Protocols:
     decode_reply: Callable[[bytes], Any]
 
 
+class Guard:
+    """A server that writes only what the node has room for, and outlives its own bugs.
+
+    A step that raises has changed nothing: its request is refused, and the node goes on. But an
+    AssertionError says that the server itself is wrong: it stops the node, as a failing store does,
+    and the cluster masks that. Damaged rows are left to the dispatcher, which has them mended.
+    """
+
+    __slots__ = ("_report", "_room", "_step")
+
+    def __init__(
+        self, server: Server, room: Room, report: Callable[[Any, Exception], None]
+    ) -> None:
+        self._step = server.step
+        self._room = room
+        self._report = report
+
+    def step(
+        self,
+        view: StorageView,
+        sender: Sender,
+        message: Any,
+        body: bytes | memoryview,
+        now_us: int,
+    ) -> Ready:
+        """Serve one message, or refuse it."""
+        try:
+            ready = self._step(view, sender, message, body, now_us)
+        except (AssertionError, DamagedRow, StepAgain, StoreFailed, StoreFull):
+            raise
+        except Exception as error:
+            self._report(message, error)
+            return Ready(Refused(errno.EIO, "a fault in the node, which has logged it"))
+        refusal = self._refusal(view, sender, message, ready) if ready.writes else None
+        return ready if refusal is None else Ready(refusal)
+
+    def _refusal(
+        self, view: StorageView, sender: Sender, message: Any, ready: Ready
+    ) -> Refused | None:
+        client, writes, uses_reserve = sender.client, ready.writes, ready.uses_reserve
+        refusal = None
+        if type(message) is Update and not ready.wants:
+            refusal = self._room.admits_update(
+                client, writes, uses_reserve=uses_reserve, accounts=partial(accounts, view)
+            )
+        return refusal or self._room.admits(client, writes, uses_reserve=uses_reserve)
+
+
 def run(directory: NodeDirectory, description_file: Path, protocols: Protocols) -> None:
     """Run the node whose directory this is, until SIGTERM or SIGINT.
 
@@ -83,7 +138,7 @@ def run(directory: NodeDirectory, description_file: Path, protocols: Protocols) 
         durability=description.durability,
         metrics=f"unix:{directory.metrics.absolute()}",
     )
-    log.configure(configuration.log_level, node=node)
+    configure_log(configuration.log_level, node=node)
     logger = structlog.get_logger()
     _allow_descriptors()
     keep_freed_memory(FREED_BYTES_KEPT)
@@ -97,7 +152,7 @@ def run(directory: NodeDirectory, description_file: Path, protocols: Protocols) 
             capacity_bytes=configuration.capacity_bytes,
         )
         stack.callback(store.close)
-        tally = Tally()
+        tally = LoopTally()
         links = stack.enter_context(
             Links(description, identity, decode=protocols.decode_reply, persistent=False)
         )
@@ -133,12 +188,16 @@ def run(directory: NodeDirectory, description_file: Path, protocols: Protocols) 
         listener = stack.enter_context(listen(address))
         stack.callback(forget, address)
         membership = LiveMembership(description_file, description)
-        loop = Loop(
+        connections = Connections(
             listener=listener,
             new_channel=lambda nonce: ServerChannel[Sender](
                 identity=identity, node=node, cluster=membership, nonce=nonce
             ),
             membership=membership,
+            tally=tally,
+        )
+        batches = Batches(
+            connections=connections,
             decode=protocols.decode_request,
             dispatcher=Dispatcher(
                 servers={**servers, HealthRequest: health},
@@ -148,10 +207,10 @@ def run(directory: NodeDirectory, description_file: Path, protocols: Protocols) 
                 is_full=lambda: room.full,
             ),
             store=store,
-            links=links,
             room=room,
             tally=tally,
         )
+        loop = Loop(batches, links)
         stack.callback(loop.close)
         control.serve(loop.call)
         loop.stop_on_signals()
@@ -202,3 +261,30 @@ def refuse_optimised_python() -> None:
     """Assertions are how a node notices that it is wrong, and stops: never run without them."""
     if sys.flags.optimize:
         raise UsageError("a node does not run under `python -O`; start it without -O")
+
+
+_STANDARD_ERROR = 2
+
+
+def configure_log(level: str, *, node: NodeId) -> None:
+    """Log from now on, at `level` and above, as node `node`.
+
+    Also how the process ends if a signal ends it: a file that somebody cuts short while it is
+    mapped into memory ends it by SIGBUS.
+    """
+    faulthandler.enable(_STANDARD_ERROR)
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.format_exc_info,
+            structlog.processors.JSONRenderer(),
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(
+            logging.getLevelNamesMapping()[level.upper()]
+        ),
+        logger_factory=structlog.WriteLoggerFactory(log_file(_STANDARD_ERROR)),
+        cache_logger_on_first_use=True,
+    )
+    structlog.contextvars.bind_contextvars(node=node)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from functools import partial
 from typing import get_args
 
@@ -10,13 +11,18 @@ import structlog
 from bftfs import limits
 from bftfs.asking.peers import Peers
 from bftfs.asking.quorum import ThresholdQuorums
+from bftfs.asking.refusal import Refused
 from bftfs.cluster import ClusterDescription
+from bftfs.credentials import Credentials
 from bftfs.crypto.digest import client_id_of
 from bftfs.crypto.keys import Identity
 from bftfs.envelope import REPLIES, REQUESTS
+from bftfs.errors import DamagedRow
 from bftfs.filesystem import object_types
-from bftfs.identifiers import NodeId
+from bftfs.filesystem.authorization import UNKNOWN_INODE, may_write_blocks
+from bftfs.identifiers import BlockId, NodeId, inode_of
 from bftfs.query_update.messages import Request as QueryUpdateRequest
+from bftfs.query_update.replica import Replica
 from bftfs.query_update.server import QueryUpdateServer
 from bftfs.read_write.messages import Notice
 from bftfs.read_write.messages import Request as ReadWriteRequest
@@ -35,12 +41,31 @@ from bftfs.server.scrubbing import (
     Scrubber,
     VersionScrubber,
 )
+from bftfs.server.step import Sender
 from bftfs.server.tally import Figure, figures
 from bftfs.server.worker import healing_throttle
-from nodes.authority import InodeAuthority
+from bftfs.storage import StorageView
+from bftfs.wire.codec import UNREADABLE
 from nodes.configuration import NodeConfiguration
 from nodes.control import Standing, Work
 from nodes.node import Protocols, Services
+
+
+class InodeAuthority:
+    """Asks the node's own replica of the inode; a node that has none allows it."""
+
+    def may_write(
+        self, view: StorageView, sender: Sender, block: BlockId, credentials: Credentials
+    ) -> Refused | None:
+        """None if the user may write, otherwise why not."""
+        name = inode_of(block)
+        try:
+            code = may_write_blocks(Replica(view, name).workspace, credentials, sender.grant)
+        except UNREADABLE as error:
+            raise DamagedRow(name, str(error)) from error
+        if code in (0, UNKNOWN_INODE):
+            return None
+        return Refused(code, f"user {credentials.uid} may not write: {os.strerror(code)}")
 
 
 def honest_services(

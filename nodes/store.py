@@ -6,7 +6,7 @@ for each batch with two flushes and a dozen pages, each copied anew.
 **Rule.** The order of a commit:
 
 1. The batch is applied to a write transaction that stays open over many batches.
-2. The room that it may need is taken from the disk (`nodes.disk_space`).
+2. The room that it may need is taken from the disk (`nodes.data_file`).
 3. The batch is appended to the journal (`nodes.journal`): from here on it survives a crash.
 4. The node answers.
 5. At a checkpoint, seldom, the transaction is committed and the journal begins anew.
@@ -36,6 +36,7 @@ import errno
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -49,10 +50,9 @@ from bftfs.limits import KIB, MIB
 from bftfs.server.room import Figures
 from bftfs.storage import Table, Write
 from nodes import store_directory
-from nodes.disk_space import OUT_OF_SPACE, PAGE_BYTES_PER_WRITE, DiskSpace, disk_is_full
+from nodes.data_file import OUT_OF_SPACE, PAGE_BYTES_PER_WRITE, DiskSpace, MappedFile, disk_is_full
 from nodes.journal import Journal, Row
-from nodes.mapped_memory import MappedFile
-from nodes.store_errors import MapFull, NeedsCheckpoint, StoreFailed, StoreFull, advice
+from nodes.store_directory import MapFull, NeedsCheckpoint, StoreFailed, StoreFull, advice
 
 MAP_BYTES_INITIAL = 1024 * MIB  # address space, not disk: the file grows as its pages are used
 MAP_BYTES_MAX = 1 << 44
@@ -203,7 +203,7 @@ class Store:
             key=head.journal_key,
             synced=durability is Durability.SYNC,
         )
-        self._syncing: _Syncing | None = None
+        self._syncing: Future[None] | None = None
         self._transaction: lmdb.Transaction[bytes]
         self._checkpointed = head.checkpoint  # sequence of the last batch that LMDB holds
         self._writes = 0  # since then
@@ -279,16 +279,25 @@ class Store:
         """
         assert self._syncing is None
         self.unsynced = False
-        self._syncing = _Syncing(self._journal, done)
-        self._syncing.start()
+        self._syncing = Future()
+        self._syncing.add_done_callback(lambda _: done())
+        threading.Thread(target=self._sync, args=(self._syncing,), name="sync", daemon=True).start()
+
+    def _sync(self, syncing: Future[None]) -> None:
+        try:
+            self._journal.sync()
+            syncing.set_result(None)
+        except OSError as error:
+            syncing.set_exception(error)
 
     def finish_sync(self) -> None:
         """Wait for the sync that was started last, if there is one."""
         syncing, self._syncing = self._syncing, None
-        if syncing is not None:
-            syncing.join()
-            if syncing.error is not None:
-                raise StoreFailed(self.path, f"it cannot be synced ({syncing.error})")
+        try:
+            if syncing is not None:
+                syncing.result()
+        except OSError as error:
+            raise StoreFailed(self.path, f"it cannot be synced ({error})") from error
 
     @property
     def syncing(self) -> bool:
@@ -514,24 +523,6 @@ class Store:
     @property
     def _map_is_short(self) -> bool:
         return self._map_bytes < min(self._needed_bytes, self.space.limit_bytes)
-
-
-class _Syncing(threading.Thread):
-    """A sync in progress."""
-
-    def __init__(self, journal: Journal, done: Callable[[], None]) -> None:
-        super().__init__(name="sync", daemon=True)
-        self.error: OSError | None = None
-        self._journal = journal
-        self._done = done
-
-    def run(self) -> None:
-        """Wait for the disk."""
-        try:
-            self._journal.sync()
-        except OSError as error:
-            self.error = error
-        self._done()
 
 
 def _last_before(cursor: lmdb.Cursor[bytes], stop: bytes) -> bool:

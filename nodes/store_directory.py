@@ -5,7 +5,7 @@
     damaged    there only if this store must not be used any more; says why
 
 The lock file is beside the directory, and stays when that is moved away or lost: so a node knows
-that it once had a store (`nodes.lost_store`).
+that it once had a store (`nodes.store_directory`).
 """
 
 from __future__ import annotations
@@ -18,13 +18,16 @@ from pathlib import Path
 from typing import NamedTuple
 
 import lmdb
+import structlog
 
-from bftfs.durable_files import sync_directory
-from bftfs.errors import UsageError
+from bftfs.data_directory import NodeDirectory
+from bftfs.durable_files import replace_file, sync_directory
+from bftfs.errors import BftfsError, UsageError
 from bftfs.identifiers import NodeId
-from bftfs.limits import MIB
+from bftfs.limits import CLOCK_SKEW_US, MIB
+from bftfs.runtime import clock
+from bftfs.server.recovery import Recovery
 from bftfs.storage import Table
-from nodes.store_errors import unusable
 
 FORMAT = 1
 
@@ -43,6 +46,55 @@ JOURNAL_KEY = b"journal key"  # of the digests in it, drawn anew in each life
 _NEW_BYTES = 1 * MIB  # of a new data file, more than its first pages take
 
 Databases = tuple[lmdb._Database, ...]  # by table
+
+
+class StoreError(BftfsError):
+    """A store and the reason why it did not do its work."""
+
+    def __init__(self, path: Path, reason: str) -> None:
+        super().__init__(path, reason)
+        self.path = path
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.reason}"
+
+
+class StoreFull(StoreError):
+    """No room for a batch, on the disk or in the node's share of it; nothing of it was applied."""
+
+
+class StoreFailed(StoreError):
+    """The disk fails, or what it holds is damaged; the node has to stop."""
+
+
+class StepAgain(BftfsError):
+    """The store has to prepare for this batch: leave it, and step its requests in a new one."""
+
+
+class MapFull(StepAgain):
+    """The batch needs more address space than is mapped; leaving it maps more."""
+
+
+class NeedsCheckpoint(StepAgain):
+    """Free space is unknown until a checkpoint; leaving the batch makes one.
+
+    If that fails for want of room, leaving the batch raises StoreFull.
+    """
+
+
+def unusable(path: Path, reason: str) -> UsageError:
+    """The mistake of starting a node on a store that cannot be used."""
+    return UsageError(f"{path}: {advice(reason)}")
+
+
+def advice(reason: str) -> str:
+    """Why a store cannot be used, and what to do."""
+    return (
+        f"the store cannot be used: {reason}; move this directory away and start the node "
+        "again: it rejoins the cluster with an empty store (until it has caught up it counts as "
+        "one of the failed nodes that the cluster masks)"
+    )
 
 
 class Head(NamedTuple):
@@ -175,3 +227,46 @@ def _name(table: Table) -> bytes:
 
 def _text(value: bytes | None) -> str:
     return "(none)" if value is None else value.decode("ascii", "replace")
+
+
+_REBUILDING = "rebuilding"
+_REBUILT = "rebuilt"
+
+
+def resumed(directory: NodeDirectory) -> Recovery:
+    """The node's recovery state. To be called before its store is opened, which makes a new one.
+
+    A node that has had a store, as its lock file shows, and has none has lost it.
+    """
+    if lock_file(directory.store).exists() and not directory.store.exists():
+        # It has refused times that were ahead: all that it has accepted is earlier than this.
+        _write(directory, clock.now_us() + CLOCK_SKEW_US, _REBUILDING)
+    try:
+        floor, state = directory.recovery.read_text().split()
+        floor_us, rebuilding = int(floor), state != _REBUILT
+    except FileNotFoundError:
+        return _recovery(directory, 0, rebuilding=False)
+    except (OSError, ValueError):
+        raise UsageError(
+            f"{directory.recovery}: it does not say what the node has forgotten; move the store "
+            "away and start the node again: it rebuilds its store"
+        ) from None
+
+    return _recovery(directory, floor_us, rebuilding=rebuilding)
+
+
+def _recovery(directory: NodeDirectory, floor_us: int, *, rebuilding: bool) -> Recovery:
+    def lose(floor_us: int) -> None:
+        _write(directory, floor_us, _REBUILDING)
+        structlog.get_logger().warning("rebuilding", reason="a part of its store is damaged")
+
+    def end() -> None:
+        _write(directory, recovery.floor_us, _REBUILT)
+        structlog.get_logger().info("rebuilt")
+
+    recovery = Recovery(floor_us=floor_us, rebuilding=rebuilding, on_loss=lose, on_end=end)
+    return recovery
+
+
+def _write(directory: NodeDirectory, floor_us: int, state: str) -> None:
+    replace_file(directory.recovery, f"{floor_us} {state}\n".encode())

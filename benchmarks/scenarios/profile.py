@@ -61,7 +61,7 @@ _KINDS = (
     ("Query/Update", r"bftfs/(query_update|asking)/"),
     ("read/write", r"bftfs/(read_write|coding)/"),
     ("file system methods", r"bftfs/filesystem/"),
-    ("store", r"nodes/(store|mapped_memory|checkpoint)\.py|bftfs/storage\.py"),
+    ("store", r"nodes/(store|data_file|checkpoint)\.py|bftfs/storage\.py"),
     ("node loop", r"nodes/"),
     ("the benchmark itself", r"benchmarks/"),
 )

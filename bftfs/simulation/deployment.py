@@ -206,7 +206,7 @@ class Deployment:
         )
 
     def lose_disk(self, number: NodeId) -> None:
-        """A node comes back at once with an empty disk, and knows it. [nodes/lost_store.py]"""
+        """A node comes back at once with an empty disk, and knows it. [nodes/store_directory.py]"""
         node = self.nodes[number]
         node.crash(down_us=None)
         node.disk.wipe()

@@ -16,7 +16,7 @@ from bftfs.limits import KIB
 from bftfs.storage import MemoryStorage, StorageView, Table, Write
 from nodes import store as stores
 from nodes.store import Store
-from nodes.store_errors import MapFull
+from nodes.store_directory import MapFull
 
 CLUSTER = b"c" * 16
 

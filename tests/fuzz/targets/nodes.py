@@ -33,12 +33,14 @@ from bftfs.server.worker import Throttle
 from bftfs.wire.channel import ClientChannel, ServerChannel
 from bftfs.wire.codec import encode
 from bftfs.wire.framing import PREAMBLE_BYTES
-from nodes.authority import InodeAuthority
+from nodes.admission import LiveMembership
+from nodes.batches import Batches
+from nodes.connections import Connections
 from nodes.control import Command, Control, ControlFailed, Standing, Work, steer
-from nodes.guard import Guard
 from nodes.loop import Loop
-from nodes.membership import LiveMembership
-from nodes.metrics import Exposition, Tally
+from nodes.metrics import Exposition, LoopTally
+from nodes.node import Guard
+from nodes.protocols import InodeAuthority
 from nodes.store import Store
 from tests.fuzz.choices import Choices
 from tests.fuzz.target import KIB, MIB, Target
@@ -105,7 +107,7 @@ class _Health:
 
 
 @contextmanager
-def _node() -> Iterator[tuple[Loop, Path, Tally]]:
+def _node() -> Iterator[tuple[Loop, Path, LoopTally]]:
     """Node 0 of the cluster, with an empty store, listening."""
     description, identities = _described()
     directory = Path(tempfile.mkdtemp(prefix="bftfs-fuzz-"))
@@ -120,7 +122,7 @@ def _node() -> Iterator[tuple[Loop, Path, Tally]]:
             node=NodeId(0),
             durability=Durability.INTERVAL,
         )
-        tally, room, health = Tally(), Room(), _Health()
+        tally, room, health = LoopTally(), Room(), _Health()
         faults: list[Exception] = []
 
         def report(_: Any, error: Exception) -> None:
@@ -129,22 +131,27 @@ def _node() -> Iterator[tuple[Loop, Path, Tally]]:
         with Links(description, identities[0], decode=REPLIES.decode, persistent=False) as links:
             guarded = {kind: Guard(server, room, report) for kind, server in _servers().items()}
             membership = LiveMembership(directory / "cluster.toml", description)
-            health.loop = loop = Loop(
+            connections = Connections(
                 listener=listener,
                 new_channel=lambda _: ServerChannel(
                     identity=identities[0], node=NodeId(0), cluster=membership, nonce=_NONCE
                 ),
                 membership=membership,
+                tally=tally,
+            )
+            batches = Batches(
+                connections=connections,
                 decode=REQUESTS.decode,
                 dispatcher=Dispatcher(
                     servers={**guarded, HealthRequest: health}, engine=links.engine
                 ),
                 store=store,
-                links=links,
                 room=room,
                 tally=tally,
             )
-            loop._epoll = _Impatient(loop._epoll)
+            health.loop = loop = Loop(batches, links)
+            node: Any = connections
+            node.epoll = _Impatient(connections.epoll)
             try:
                 yield loop, directory / "socket", tally
             finally:
@@ -274,7 +281,7 @@ class _Asking:
 @cache
 def _exposition() -> Exposition:
     """An exposition that serves when it is told to."""
-    return Exposition(socket.socket(), Tally(), lambda: _HEALTHY, tuple)
+    return Exposition(socket.socket(), LoopTally(), lambda: _HEALTHY, tuple)
 
 
 def status(data: bytes) -> None:

@@ -20,13 +20,13 @@ import pytest
 from bftfs import cluster
 from bftfs.crypto.keys import Identity
 from bftfs.data_directory import NodeDirectory
-from bftfs.envelope import REPLIES, Figure, HealthReply
+from bftfs.envelope import REPLIES, HealthFigure, HealthReply
 from bftfs.identifiers import NodeId
 from bftfs.server import tally as tallies
 from bftfs.server.recovery import Recovery
 from bftfs.wire.codec import encode
 from nodes.configuration import NodeConfiguration
-from nodes.metrics import NodeCollector, Tally
+from nodes.metrics import LoopTally, NodeCollector
 from nodes.protocols import HONEST
 
 PROJECT = Path(__file__).parents[3]
@@ -133,7 +133,7 @@ def gauges() -> tuple[tallies.Figure, ...]:
 def told(gauges: tuple[tallies.Figure, ...]) -> dict[str, set[str]]:
     """The labels of all that a node exposes, once everything has happened that it counts."""
     health = HealthReply(1, 1, True, (), 1, 1, 1, 1)
-    tally = Tally()
+    tally = LoopTally()
     tally.requests[HealthReply] = tally.refused[errno.ENOSPC] = tally.closed["lost"] = 1
     exposed: dict[str, set[str]] = {}
     for metric in NodeCollector(tally, lambda: health, lambda: gauges).collect():
@@ -198,7 +198,7 @@ def test_every_gauge_of_background_work_is_documented(gauges: tuple[tallies.Figu
 
 
 def test_the_figures_fit_into_a_health_answer(gauges: tuple[tallies.Figure, ...]) -> None:
-    figures = tuple(Figure(gauge.name, float(gauge.value)) for gauge in gauges)
+    figures = tuple(HealthFigure(gauge.name, float(gauge.value)) for gauge in gauges)
     health = HealthReply(1, 1, True, (), 1, 1, 1, 1, figures)
 
     assert REPLIES.decode(encode(health)) == health

@@ -17,10 +17,9 @@ from bftfs.server.recovery import Recovery
 from bftfs.server.room import Figures, Room
 from bftfs.server.step import Ready, Role, Sender
 from bftfs.storage import MemoryStorage, Table, Write
-from nodes.guard import Guard
-from nodes.health import Health
-from nodes.metrics import Tally
-from nodes.store_errors import MapFull, StoreFailed, StoreFull
+from nodes.metrics import Health, LoopTally
+from nodes.node import Guard
+from nodes.store_directory import MapFull, StoreFailed, StoreFull
 
 SENDER = Sender(Role.CLIENT, ClientId(bytes(16)))
 
@@ -120,7 +119,7 @@ def test_a_full_disk_is_told_of_until_there_is_room() -> None:
         space=space,  # type: ignore[arg-type]
         links=links,  # type: ignore[arg-type]
         room=room,
-        tally=Tally(),
+        tally=LoopTally(),
         recovery=Recovery(),
         gauges=tuple,
     )

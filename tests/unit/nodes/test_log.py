@@ -13,8 +13,8 @@ from tests.integration.deployment import PROJECT
 _SPEAKER = """
 import structlog
 from bftfs.identifiers import NodeId
-from nodes import log
-log.configure("info", node=NodeId(3))
+from nodes.node import configure_log
+configure_log("info", node=NodeId(3))
 structlog.get_logger().error("something", reason="\\udcff")
 print("alive")
 """

@@ -13,8 +13,8 @@ from bftfs.identifiers import NodeId
 from bftfs.limits import CLOCK_SKEW_US
 from bftfs.runtime import clock
 from bftfs.server.recovery import BLOCKS, OBJECTS
-from nodes.lost_store import resumed
 from nodes.store import Store
+from nodes.store_directory import resumed
 
 
 @pytest.fixture

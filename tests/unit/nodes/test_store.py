@@ -21,10 +21,10 @@ from bftfs.errors import UsageError
 from bftfs.identifiers import NodeId
 from bftfs.limits import KIB, MIB
 from bftfs.storage import Table, Write
-from nodes import mapped_memory
+from nodes import data_file
 from nodes.journal import Journal
 from nodes.store import Store
-from nodes.store_errors import MapFull, NeedsCheckpoint, StoreFailed, StoreFull
+from nodes.store_directory import MapFull, NeedsCheckpoint, StoreFailed, StoreFull
 
 CLUSTER = bytes(range(16))
 
@@ -204,7 +204,7 @@ def test_a_store_that_goes_while_it_is_open_is_used_no_more(tmp_path: Path, how:
         store.batch()
     store.close()
     if how == "removed":
-        opened(tmp_path).close()  # a new one: `nodes.lost_store` has to notice
+        opened(tmp_path).close()  # a new one: `nodes.store_directory` has to notice
     else:
         with pytest.raises(UsageError, match="move this directory away"):
             opened(tmp_path)
@@ -525,7 +525,7 @@ def test_reading_much_does_not_fill_the_memory(
 ) -> None:
     before = mapped_bytes()
     limit = before + 8 * MIB
-    monkeypatch.setattr(mapped_memory, "RESIDENT_BYTES_MAX", limit)
+    monkeypatch.setattr(data_file, "RESIDENT_BYTES_MAX", limit)
     store = opened(tmp_path, durability=Durability.INTERVAL)
     for number in range(64):
         put(store, b"%d" % number, os.urandom(MIB))
@@ -533,7 +533,7 @@ def test_reading_much_does_not_fill_the_memory(
     for number in range(64):
         assert len(get(store, b"%d" % number) or b"") == MIB
         most = max(most, mapped_bytes())
-    assert most < limit + mapped_memory.BYTES_PER_LOOK + 4 * MIB
+    assert most < limit + data_file.BYTES_PER_LOOK + 4 * MIB
     store.close()
 
 

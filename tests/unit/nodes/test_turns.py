@@ -11,7 +11,8 @@ import pytest
 from bftfs.runtime import clock
 from bftfs.server.dispatcher import Outgoing
 from nodes.admission import REQUESTS_PER_TURN, TIME_PER_TURN_US, Account, Turn
-from nodes.batches import Batches
+from nodes.batches import Arrival, Batches
+from nodes.store_directory import MapFull
 
 
 def test_a_principal_has_so_many_requests_in_a_turn() -> None:
@@ -134,3 +135,25 @@ def test_nothing_is_left_behind(monkeypatch: pytest.MonkeyPatch) -> None:
         total += served.turn()
     assert all(total[id(each)] == 300 for each in connections)
     assert not any(each.waiting for each in connections)
+
+
+def test_steps_that_begin_anew_twice_lose_no_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    served = _Served(monkeypatch)
+    batch: Any = SimpleNamespace(writes=1)
+    sender: Any = None
+    arrivals = [Arrival(served.connection(Account(), 0), sender, at, 0, b"") for at in range(3)]
+    origins = [each.connection for each in arrivals]
+    step = served.dispatcher.handle
+    faults = iter((MapFull(), None, None, None))
+
+    def handle(*arguments: Any, origin: Any, **others: Any) -> None:
+        if origin is origins[1] and (fault := next(faults)) is not None:
+            raise fault
+        step(*arguments, origin=origin, **others)
+
+    served.dispatcher.handle = handle
+    with pytest.raises(MapFull):
+        served.batches._step_again(batch, arrivals)
+    served.log.clear()
+    assert served.batches._step_again(batch, arrivals) == 0
+    assert served.log == origins
