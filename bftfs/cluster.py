@@ -19,8 +19,9 @@ from dataclasses import dataclass, field, replace
 from enum import Enum
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any
 
+import msgspec
 import tomli_w
 
 from bftfs import limits
@@ -34,15 +35,7 @@ from bftfs.crypto.keys import (
 )
 from bftfs.durable_files import replace_file
 from bftfs.errors import ImpossibleThresholds, UsageError
-from bftfs.identifiers import (
-    OBJECT_ID_BYTES,
-    ClientId,
-    NodeId,
-    ObjectId,
-    ObjectKind,
-    kind_of,
-    object_id,
-)
+from bftfs.identifiers import OBJECT_ID_BYTES, ClientId, NodeId, ObjectId, ObjectKind, object_id
 from bftfs.retention import format_duration, parse_duration
 from bftfs.server.step import Grant, Role, Sender
 from bftfs.thresholds import QueryUpdateThresholds, ReadWriteThresholds
@@ -63,8 +56,6 @@ _COMMENT = (
     "# A bftfs cluster. Nodes and clients accept it only as signed in the file next to it;\n"
     "# after a change by hand, run `bftfs cluster sign`.\n\n"
 )
-
-Chosen = TypeVar("Chosen", bound=Enum)
 
 
 class Durability(Enum):
@@ -436,7 +427,9 @@ def store(path: Path, description: ClusterDescription, administrator: Identity) 
 
 
 def _is_signed(encoded: bytes, line: bytes, administrator: bytes) -> bool:
-    return verify_signature(administrator, message=_SIGNED + encoded, signature=_from_hex(line))
+    return verify_signature(
+        administrator, message=_SIGNED + encoded, signature=_from_hex(line.decode(errors="replace"))
+    )
 
 
 def _read(path: Path, what: str, next_step: str) -> bytes:
@@ -450,9 +443,10 @@ def _read(path: Path, what: str, next_step: str) -> bytes:
         ) from error
 
 
-def _from_hex(text: bytes) -> bytes:
+def _from_hex(digits: str) -> bytes:
+    """The bytes that hexadecimal digits stand for; none for what is no digits."""
     try:
-        return bytes.fromhex(text.decode("ascii"))
+        return bytes.fromhex(digits)
     except ValueError:
         return b""
 
@@ -460,43 +454,68 @@ def _from_hex(text: bytes) -> bytes:
 # --- TOML ------------------------------------------------------------------------------------
 
 
+class _MemberTable(msgspec.Struct, forbid_unknown_fields=True):
+    node: int
+    address: str
+    public_key: str
+
+
+class _ClientTable(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
+    name: str
+    public_key: str
+    write: bool
+    subtree: str
+    uids: tuple[int, ...] | None = None
+
+
+class _Document(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    """The file, field by field; bytes are hexadecimal digits."""
+
+    format: int
+    cluster_id: str
+    view: Annotated[int, msgspec.Meta(ge=1, lt=1 << 32)]
+    t: int
+    b: int
+    administrator: str
+    durability: str
+    block_bytes: int
+    detection_window: str = format_duration(limits.DETECTION_WINDOW_US)
+    volume: str
+    root: str
+    members: tuple[_MemberTable, ...] = ()
+    clients: tuple[_ClientTable, ...] = ()
+
+
 def encode(description: ClusterDescription) -> bytes:
     """The description as TOML."""
-    document = {
-        "format": FORMAT,
-        "cluster_id": description.cluster_id.hex(),
-        "view": description.view,
-        "t": description.t,
-        "b": description.b,
-        "administrator": description.administrator.hex(),
-        "durability": description.durability.value,
-        "block_bytes": description.block_bytes,
-        "detection_window": format_duration(description.window_us),
-        "volume": description.volume.hex(),
-        "root": description.root.hex(),
-        "members": [
-            {
-                "node": member.node,
-                "address": member.address,
-                "public_key": member.public_key.hex(),
-            }
+    document = _Document(
+        format=FORMAT,
+        cluster_id=description.cluster_id.hex(),
+        view=description.view,
+        t=description.t,
+        b=description.b,
+        administrator=description.administrator.hex(),
+        durability=description.durability.value,
+        block_bytes=description.block_bytes,
+        detection_window=format_duration(description.window_us),
+        volume=description.volume.hex(),
+        root=description.root.hex(),
+        members=tuple(
+            _MemberTable(member.node, member.address, member.public_key.hex())
             for member in description.members
-        ],
-        "clients": [_client_table(entry) for entry in description.clients],
-    }
-    return (_COMMENT + tomli_w.dumps(document)).encode()
-
-
-def _client_table(entry: ClientEntry) -> dict[str, Any]:
-    table: dict[str, Any] = {
-        "name": entry.name,
-        "public_key": entry.public_key.hex(),
-        "write": entry.grant.write,
-        "subtree": entry.grant.subtree,
-    }
-    if entry.grant.uids is not None:
-        table["uids"] = list(entry.grant.uids)
-    return table
+        ),
+        clients=tuple(
+            _ClientTable(
+                entry.name,
+                entry.public_key.hex(),
+                entry.grant.write,
+                entry.grant.subtree,
+                entry.grant.uids,
+            )
+            for entry in description.clients
+        ),
+    )
+    return (_COMMENT + tomli_w.dumps(msgspec.to_builtins(document))).encode()
 
 
 def decode(encoded: bytes, *, source: str) -> ClusterDescription:
@@ -507,139 +526,64 @@ def decode(encoded: bytes, *, source: str) -> ClusterDescription:
         raise UsageError(f"{source} is not UTF-8 text; get the file again") from error
     except (ValueError, RecursionError) as error:  # a superclass of tomllib.TOMLDecodeError
         raise UsageError(f"{source} is not valid TOML: {error}; correct it there") from error
+    found = document.get("format", FORMAT)
+    if found != FORMAT:
+        raise UsageError(
+            f"{source}: format = {found}, and this bftfs reads format {FORMAT}; "
+            "use the version of bftfs that wrote the file"
+        )
     try:
-        return _description(_Table(document, ""))
+        return _described(msgspec.convert(document, _Document))
+    except msgspec.ValidationError as error:
+        reason = str(error).replace("`$.", "`")
+        raise UsageError(f"{source}: {reason}; correct it there") from error
     except UsageError as error:
         raise UsageError(f"{source}: {error.message}") from error
 
 
-def _description(table: _Table) -> ClusterDescription:
-    found = table.integer("format", low=0)
-    if found != FORMAT:
-        raise UsageError(
-            f"format = {found}, and this bftfs reads format {FORMAT}; "
-            "use the version of bftfs that wrote the file"
-        )
-    description = ClusterDescription(
-        cluster_id=table.octets("cluster_id", CLUSTER_ID_BYTES),
-        view=table.integer("view", low=1, high=(1 << 32) - 1),
-        t=table.integer("t", low=0),
-        b=table.integer("b", low=0),
-        administrator=table.public_key("administrator"),
-        durability=table.choice("durability", Durability),
-        block_bytes=table.integer("block_bytes", low=0),
-        window_us=table.duration("detection_window", limits.DETECTION_WINDOW_US),
-        volume=table.object_id("volume", ObjectKind.VOLUME),
-        root=table.object_id("root", ObjectKind.DIRECTORY),
-        members=tuple(map(_member, table.tables("members"))),
-        clients=tuple(map(_client, table.tables("clients"))),
-    )
-    table.finish()
-    return description
-
-
-def _member(table: _Table) -> Member:
-    member = Member(
-        NodeId(table.integer("node", low=0)),
-        table.text("address"),
-        table.public_key("public_key"),
-    )
-    table.finish()
-    return member
-
-
-def _client(table: _Table) -> ClientEntry:
-    entry = ClientEntry(
-        table.text("name"),
-        table.public_key("public_key"),
-        Grant(
-            uids=table.optional_integers("uids"),
-            write=table.flag("write"),
-            subtree=table.text("subtree"),
+def _described(document: _Document) -> ClusterDescription:
+    kinds = [kind.value for kind in Durability]
+    if document.durability not in kinds:
+        raise UsageError(f"durability: {document.durability!r} is none of {', '.join(kinds)}")
+    return ClusterDescription(
+        cluster_id=_octets("cluster_id", document.cluster_id, CLUSTER_ID_BYTES),
+        view=document.view,
+        t=document.t,
+        b=document.b,
+        administrator=_octets("administrator", document.administrator, PUBLIC_KEY_BYTES),
+        members=tuple(
+            Member(
+                NodeId(each.node),
+                each.address,
+                _octets(f"members[{at}].public_key", each.public_key, PUBLIC_KEY_BYTES),
+            )
+            for at, each in enumerate(document.members)
         ),
+        clients=tuple(
+            ClientEntry(
+                each.name,
+                _octets(f"clients[{at}].public_key", each.public_key, PUBLIC_KEY_BYTES),
+                Grant(each.uids, each.write, each.subtree),
+            )
+            for at, each in enumerate(document.clients)
+        ),
+        volume=_object_id("volume", document.volume, ObjectKind.VOLUME),
+        root=_object_id("root", document.root, ObjectKind.DIRECTORY),
+        durability=Durability(document.durability),
+        block_bytes=document.block_bytes,
+        window_us=parse_duration(document.detection_window),
     )
-    table.finish()
-    return entry
 
 
-class _Table:
-    """A TOML table whose fields are taken and checked one by one; one left over is a mistake."""
+def _octets(name: str, digits: str, length: int) -> bytes:
+    octets = _from_hex(digits)
+    if len(octets) != length or len(digits) != 2 * length:
+        raise UsageError(f"{name}: it must have {2 * length} hexadecimal digits")
+    return octets
 
-    def __init__(self, values: dict[str, Any], place: str) -> None:
-        self._values = dict(values)
-        self._place = place
 
-    def integer(self, name: str, *, low: int, high: int = (1 << 63) - 1) -> int:
-        value: int = self._take(name, int, "a whole number")
-        if not low <= value <= high:
-            raise self._wrong(name, f"{value} is not from {low} to {high}")
-        return value
-
-    def text(self, name: str) -> str:
-        value: str = self._take(name, str, 'text in quotes, "…"')
-        return value
-
-    def duration(self, name: str, default_us: int) -> int:
-        if name not in self._values:
-            return default_us
-        try:
-            return parse_duration(self.text(name))
-        except UsageError as error:
-            raise self._wrong(name, error.message) from None
-
-    def flag(self, name: str) -> bool:
-        value: bool = self._take(name, bool, "true or false")
-        return value
-
-    def choice(self, name: str, kind: type[Chosen]) -> Chosen:
-        value = self.text(name)
-        for one in kind:
-            if one.value == value:
-                return one
-        raise self._wrong(name, f"{value!r} is none of {', '.join(one.value for one in kind)}")
-
-    def octets(self, name: str, length: int) -> bytes:
-        value = self.text(name)
-        octets = _from_hex(value.encode("utf-8", "replace"))
-        if len(octets) != length or len(value) != 2 * length:
-            raise self._wrong(name, f"it must have {2 * length} hexadecimal digits")
-        return octets
-
-    def public_key(self, name: str) -> bytes:
-        return self.octets(name, PUBLIC_KEY_BYTES)
-
-    def object_id(self, name: str, kind: ObjectKind) -> ObjectId:
-        identifier = ObjectId(self.octets(name, OBJECT_ID_BYTES))
-        if kind_of(identifier) != kind:
-            raise self._wrong(name, f"it must begin with {kind:02x}, the mark of a {kind.name}")
-        return identifier
-
-    def optional_integers(self, name: str) -> tuple[int, ...] | None:
-        if name not in self._values:
-            return None
-        values: list[Any] = self._take(name, list, "a list of whole numbers")
-        if not all(type(value) is int for value in values):
-            raise self._wrong(name, "it must be a list of whole numbers")
-        return tuple(values)
-
-    def tables(self, name: str) -> list[_Table]:
-        values: list[Any] = self._values.pop(name, [])
-        if not isinstance(values, list) or not all(isinstance(value, dict) for value in values):
-            raise self._wrong(name, f"write each one as a table, headed [[{name}]]")
-        return [_Table(value, f"{name}[{at}]") for at, value in enumerate(values)]
-
-    def finish(self) -> None:
-        """Raise UsageError if there are fields that were not taken."""
-        for name in self._values:
-            raise self._wrong(name, "there is no such field; check its spelling or remove it")
-
-    def _take(self, name: str, kind: type, wanted: str) -> Any:
-        if name not in self._values:
-            raise self._wrong(name, f"it is missing; it must be {wanted}")
-        value = self._values.pop(name)
-        if type(value) is not kind:
-            raise self._wrong(name, f"it must be {wanted}, not {value!r}")
-        return value
-
-    def _wrong(self, name: str, reason: str) -> UsageError:
-        return UsageError(f"{self._place}.{name}: {reason}".removeprefix("."))
+def _object_id(name: str, digits: str, kind: ObjectKind) -> ObjectId:
+    octets = _octets(name, digits, OBJECT_ID_BYTES)
+    if octets[0] != kind:
+        raise UsageError(f"{name}: it must begin with {kind:02x}, the mark of a {kind.name}")
+    return ObjectId(octets)
