@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import socket
 import subprocess
 import time
 from pathlib import Path
@@ -24,9 +23,10 @@ from bftfs.cli.processes import (
     start_detached,
     stop,
 )
-from bftfs.cluster import ClusterDescription, Durability, UnixAddress, parse_address
+from bftfs.cluster import ClusterDescription, Durability
 from bftfs.data_directory import DataDirectory
 from bftfs.errors import UsageError
+from bftfs.runtime.sockets import unconnected
 
 START_PATIENCE_S = 30.0
 
@@ -159,16 +159,13 @@ def start_nodes(directory: DataDirectory, description: ClusterDescription) -> in
 
 
 def _listens(address: str) -> bool:
-    where = parse_address(address)
-    family = socket.AF_UNIX if isinstance(where, UnixAddress) else socket.AF_INET
-    target = where.path if isinstance(where, UnixAddress) else (where.host, where.port)
-    with socket.socket(family, socket.SOCK_STREAM) as probe:
+    try:
+        probe, target = unconnected(address)
+    except OSError:
+        return False
+    with probe:
         probe.settimeout(1.0)
-        try:
-            probe.connect(target)
-        except OSError:
-            return False
-    return True
+        return probe.connect_ex(target) == 0
 
 
 @click.command()

@@ -32,18 +32,14 @@ def listen(address: str) -> socket.socket:
     """
     listener: socket.socket | None = None
     try:
-        match parse_address(address):
-            case UnixAddress(path):
-                with contextlib.suppress(FileNotFoundError):
-                    if stat.S_ISSOCK(os.lstat(path).st_mode):
-                        os.unlink(path)
-                listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-                listener.bind(path)
-            case TcpAddress(host, port):
-                family, target = _resolve(host, port)
-                listener = socket.socket(family, socket.SOCK_STREAM)
-                listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                listener.bind(target)
+        listener, target = unconnected(address)
+        if isinstance(target, str):
+            with contextlib.suppress(FileNotFoundError):
+                if stat.S_ISSOCK(os.lstat(target).st_mode):
+                    os.unlink(target)
+        else:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(target)
         listener.setblocking(False)
         listener.listen(BACKLOG)
     except OSError as error:
@@ -58,23 +54,15 @@ def listen(address: str) -> socket.socket:
 
 def forget(address: str) -> None:
     """Remove the file of a Unix socket that is no longer listened at."""
-    match parse_address(address):
-        case UnixAddress(path):
-            with contextlib.suppress(OSError):
-                os.unlink(path)
-        case TcpAddress():
-            pass
+    where = parse_address(address)
+    if isinstance(where, UnixAddress):
+        with contextlib.suppress(OSError):
+            os.unlink(where.path)
 
 
 def dial(address: str) -> socket.socket:
     """A socket that is connected to `address`, or about to be. Raises OSError."""
-    match parse_address(address):
-        case UnixAddress(path):
-            connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-            target: str | tuple[object, ...] = path
-        case TcpAddress(host, port):
-            family, target = _resolve(host, port)
-            connection = socket.socket(family, socket.SOCK_STREAM)
+    connection, target = unconnected(address)
     try:
         adjust(connection)
         failure = connection.connect_ex(target)
@@ -84,6 +72,19 @@ def dial(address: str) -> socket.socket:
         connection.close()
         raise
     return connection
+
+
+def unconnected(address: str) -> tuple[socket.socket, str | tuple[object, ...]]:
+    """A new socket, and `address` in the form that its calls take. Raises OSError."""
+    match parse_address(address):
+        case UnixAddress(path):
+            return socket.socket(socket.AF_UNIX, socket.SOCK_STREAM), path
+        case TcpAddress(host, port):
+            try:
+                family, _, _, _, target = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+            except socket.gaierror as error:
+                raise OSError(errno.EADDRNOTAVAIL, f"{host}: {error.strerror}") from None
+            return socket.socket(family, socket.SOCK_STREAM), target
 
 
 def adjust(connection: socket.socket) -> None:
@@ -135,11 +136,3 @@ class Output:
             if sent:
                 buffers[whole] = memoryview(buffers[whole])[sent:]
             del buffers[:whole]
-
-
-def _resolve(host: str, port: int) -> tuple[int, tuple[object, ...]]:
-    try:
-        family, _, _, _, target = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-    except socket.gaierror as error:
-        raise OSError(errno.EADDRNOTAVAIL, f"{host}: {error.strerror}") from None
-    return family, target
