@@ -1,9 +1,13 @@
-"""`bftfs cluster …`: make and change the description of a cluster (the administrator's work)."""
+"""`bftfs cluster …`, the administrator's work: make a cluster, and change its description.
+
+`bftfs node run` starts one of its nodes by hand.
+"""
 
 from __future__ import annotations
 
 import os
 import signal
+import sys
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,7 +18,7 @@ from rich.table import Table
 
 from bftfs import cluster as description_files
 from bftfs import limits
-from bftfs.cli.options import data_option
+from bftfs.cli.options import data_option, new_data_option
 from bftfs.cli.processes import require_writable, running_nodes
 from bftfs.cluster import ClientEntry, ClusterDescription, Durability
 from bftfs.crypto.keys import (
@@ -43,11 +47,11 @@ def smallest_cluster(*, t: int, b: int) -> int:
     return 3 * t + 2 * b + 1
 
 
-def local_addresses(directory: DataDirectory, nodes: int, *, unique: str) -> list[str]:
+def local_addresses(directory: DataDirectory, nodes: int) -> list[str]:
     """Unix socket addresses for nodes that all run on this machine."""
     sockets = [directory.node(number).socket.absolute() for number in range(nodes)]
     if any(len(os.fsencode(socket)) > _SOCKET_PATH_BYTES for socket in sockets):
-        short = Path(tempfile.gettempdir()) / f"bftfs-{unique}"
+        short = Path(tempfile.gettempdir()) / f"bftfs-{os.urandom(4).hex()}"
         sockets = [short / f"{number}.socket" for number in range(nodes)]
     return [f"unix:{socket}" for socket in sockets]
 
@@ -76,7 +80,7 @@ def create_cluster(
     directory.path.chmod(0o700)
     _clear_unfinished(directory)
     if addresses is None:
-        addresses = local_addresses(directory, nodes, unique=os.urandom(4).hex())
+        addresses = local_addresses(directory, nodes)
     made = description_files.create(
         addresses, t=t, b=b, draw=os.urandom, durability=durability, window_us=window_us
     )
@@ -96,13 +100,13 @@ def create_cluster(
 
 def _clear_unfinished(directory: DataDirectory) -> None:
     """Remove keys of an interrupted creation: there is no description, which is made last."""
-    for key in (directory.administrator_key, directory.volume_key):
-        key.unlink(missing_ok=True)
     for key in (
+        directory.administrator_key,
+        directory.volume_key,
         *directory.client_key(DEFAULT_CLIENT).parent.glob("*.key"),
         *directory.path.glob("nodes/*/node.key"),
     ):
-        key.unlink()
+        key.unlink(missing_ok=True)
 
 
 def _with_new_client(
@@ -118,7 +122,7 @@ def _with_new_client(
 
 
 @cluster.command()
-@data_option
+@new_data_option
 @click.option(
     "--node",
     "addresses",
@@ -142,7 +146,7 @@ def _with_new_client(
     help="The detection window: versions younger than this are always kept.",
 )
 def init(
-    data: Path,
+    directory: DataDirectory,
     addresses: tuple[str, ...],
     byzantine: int,
     faulty: int | None,
@@ -161,7 +165,6 @@ def init(
             f"b={byzantine}, t={t} needs at least {needed} nodes; "
             "give the address of each with --node"
         )
-    directory = DataDirectory(data.absolute())
     description = create_cluster(
         directory,
         list(addresses),
@@ -171,15 +174,14 @@ def init(
         durability=Durability(durability),
         window_us=parse_duration(window),
     )
-    console = Console(highlight=False)
-    console.print(f"Cluster of {description.n} nodes described in {directory.description}")
-    console.print("On the machine of each node I, with a copy of these files:")
-    console.print(
-        f"  bftfs node run --data {directory.path}/nodes/I --cluster {directory.description}"
+    click.echo(
+        f"Cluster of {description.n} nodes described in {directory.description}\n"
+        "On the machine of each node I, with a copy of these files:\n"
+        f"  bftfs node run --data {directory.path}/nodes/I --cluster {directory.description}\n"
+        "On each client's machine, as root or with `user_allow_other` in /etc/fuse.conf:\n"
+        f"  bftfs mount --data {directory.path} MOUNTPOINT\n"
+        f"Keep {directory.administrator_key} where nobody else can read it."
     )
-    console.print("On each client's machine, as root or with `user_allow_other` in /etc/fuse.conf:")
-    console.print(f"  bftfs mount --data {directory.path} MOUNTPOINT")
-    console.print(f"Keep {directory.administrator_key} where nobody else can read it.")
 
 
 @cluster.command("add-client")
@@ -193,15 +195,13 @@ def init(
     help="May act as this uid (repeat; default: any).",
 )
 @click.option("--read-only", is_flag=True, help="May only read.")
-def add_client(data: Path, name: str, uids: tuple[int, ...], read_only: bool) -> None:
+def add_client(directory: DataDirectory, name: str, uids: tuple[int, ...], read_only: bool) -> None:
     """Make a key and a grant for client NAME, and sign the new description."""
-    directory = DataDirectory.existing(data.absolute())
     description = description_files.load(directory.description)
     administrator = read_identity(directory.administrator_key)
     grant = Grant(uids=uids or None, write=not read_only)
     description = _with_new_client(directory, description, name, grant)
-    description_files.store(directory.description, description, administrator)
-    _tell_nodes(directory, description)
+    _announce(directory, description, administrator)
     click.echo(f"Client {name}: key in {directory.client_key(name)}")
     click.echo("Give the client that file, cluster.toml, cluster.toml.sig and volume.key.")
     _remind_of_others(description)
@@ -210,20 +210,19 @@ def add_client(data: Path, name: str, uids: tuple[int, ...], read_only: bool) ->
 @cluster.command("revoke-client")
 @data_option
 @click.argument("name")
-def revoke_client(data: Path, name: str) -> None:
+def revoke_client(directory: DataDirectory, name: str) -> None:
     """Revoke client NAME's right to connect, at once."""
-    directory = DataDirectory.existing(data.absolute())
     description = description_files.load(directory.description).without_client(name)
-    description_files.store(
-        directory.description, description, read_identity(directory.administrator_key)
-    )
-    told = _tell_nodes(directory, description)
+    told = _announce(directory, description, read_identity(directory.administrator_key))
     click.echo(f"Client {name} may not connect any more; {told} running nodes have cut it off.")
     _remind_of_others(description)
 
 
-def _tell_nodes(directory: DataDirectory, description: ClusterDescription) -> int:
-    """Have the nodes that run here read the description again. Gives their number."""
+def _announce(
+    directory: DataDirectory, description: ClusterDescription, administrator: Identity
+) -> int:
+    """Store the description, and have the nodes that run here read it. Gives their number."""
+    description_files.store(directory.description, description, administrator)
     running = running_nodes(directory, description)
     for pid in running.values():
         os.kill(pid, signal.SIGHUP)
@@ -240,9 +239,8 @@ def _remind_of_others(description: ClusterDescription) -> None:
 
 @cluster.command()
 @data_option
-def sign(data: Path) -> None:
+def sign(directory: DataDirectory) -> None:
     """Sign cluster.toml after editing it by hand."""
-    directory = DataDirectory.existing(data.absolute())
     description = description_files.load_unsigned(directory.description)
     description_files.store(
         directory.description, description, read_identity(directory.administrator_key)
@@ -252,9 +250,8 @@ def sign(data: Path) -> None:
 
 @cluster.command()
 @data_option
-def show(data: Path) -> None:
+def show(directory: DataDirectory) -> None:
     """Print the nodes and clients of the cluster."""
-    directory = DataDirectory.existing(data.absolute())
     description = description_files.load(directory.description)
     console = Console(highlight=False)
     sizes, blocks = description.query_update, description.read_write
@@ -272,3 +269,29 @@ def show(data: Path) -> None:
         uids = "any" if entry.grant.uids is None else ", ".join(map(str, entry.grant.uids))
         table.add_row(entry.name, uids, "yes" if entry.grant.write else "no")
     console.print(table)
+
+
+@click.group()
+def node() -> None:
+    """Storage nodes: one process, one directory each."""
+
+
+@node.command()
+@click.option(
+    "--data",
+    type=click.Path(path_type=Path, file_okay=False),
+    required=True,
+    help="The node's directory, as `bftfs cluster init` made it (DIR/nodes/I).",
+)
+@click.option(
+    "--cluster",
+    "description",
+    type=click.Path(path_type=Path, dir_okay=False),
+    required=True,
+    help="The signed cluster description, cluster.toml.",
+)
+def run(data: Path, description: Path) -> None:
+    """Run a node until SIGTERM or Ctrl-C."""
+    from nodes.__main__ import main as node_main
+
+    sys.exit(node_main(["--data", str(data), "--cluster", str(description)]))

@@ -9,12 +9,11 @@ import time
 from pathlib import Path
 
 import click
-from rich.console import Console
 
 from bftfs import cluster as description_files
 from bftfs.cli.cluster import create_cluster, smallest_cluster
 from bftfs.cli.mount import await_end_of_mounts, mount_cluster, mounts_of, unmount_path
-from bftfs.cli.options import data_option
+from bftfs.cli.options import data_option, new_data_option
 from bftfs.cli.processes import (
     NODE_MODULE,
     last_words,
@@ -32,7 +31,7 @@ START_PATIENCE_S = 30.0
 
 
 @click.command()
-@data_option
+@new_data_option
 @click.option(
     "--mount",
     "mountpoint",
@@ -52,7 +51,7 @@ START_PATIENCE_S = 30.0
 )
 @click.option("-o", "options", default="", help="Mount options, as of `bftfs mount`.")
 def up(
-    data: Path,
+    directory: DataDirectory,
     mountpoint: Path | None,
     nodes: int | None,
     byzantine: int | None,
@@ -64,8 +63,6 @@ def up(
 
     Repeating it is harmless: nodes that run are left alone, others are started.
     """
-    console = Console(highlight=False, soft_wrap=True)
-    directory = DataDirectory(data.absolute())
     if directory.description.exists():
         description = description_files.load(directory.description)
         _refuse_other_sizes(description, nodes=nodes, b=byzantine, t=faulty)
@@ -80,9 +77,9 @@ def up(
             b=b,
             durability=Durability(durability or Durability.SYNC.value),
         )
-        console.print(f"Made a cluster of {description.n} nodes in {directory.path}")
+        click.echo(f"Made a cluster of {description.n} nodes in {directory.path}")
     started = start_nodes(directory, description)
-    console.print(
+    click.echo(
         f"{description.n} nodes are running ({started} started); "
         f"any {description.t} may fail, {description.b} of them may lie"
     )
@@ -95,18 +92,17 @@ def up(
         require_writable(mountpoint, purpose="the mount")
     except OSError:
         pass  # a mount whose process was killed; mounting removes it
-    if mount_cluster(directory, mountpoint, options=options):
-        console.print(f"Mounted at {mountpoint}")
-    else:
-        console.print(f"Already mounted at {mountpoint}")
-    console.print("\nTry next:")
-    console.print(f"  echo hello > {mountpoint}/hello && cat {mountpoint}/hello")
-    console.print(f"  bftfs status --data {directory.path}")
-    console.print(
+    is_new = mount_cluster(directory, mountpoint, options=options)
+    click.echo(
+        f"{'Mounted' if is_new else 'Already mounted'} at {mountpoint}\n"
+        "\n"
+        "Try next:\n"
+        f"  echo hello > {mountpoint}/hello && cat {mountpoint}/hello\n"
+        f"  bftfs status --data {directory.path}\n"
         f"  kill -9 $(cat {directory.node(0).pid})   # any one node; the files stay readable and "
-        "writable; `bftfs up` again restarts it"
+        "writable; `bftfs up` again restarts it\n"
+        f"  bftfs down --data {directory.path}   # the data stays"
     )
-    console.print(f"  bftfs down --data {directory.path}   # the data stays")
 
 
 def _refuse_other_sizes(
@@ -171,9 +167,8 @@ def _listens(address: str) -> bool:
 @click.command()
 @data_option
 @click.option("--destroy", is_flag=True, help="Delete all of its data and keys afterwards.")
-def down(data: Path, destroy: bool) -> None:
+def down(directory: DataDirectory, destroy: bool) -> None:
     """Unmount a local cluster and stop its nodes. The data stays."""
-    directory = DataDirectory.existing(data.absolute())
     description = description_files.load(directory.description)
     for mountpoint in mounts_of(directory):
         unmount_path(directory, mountpoint)

@@ -37,7 +37,7 @@ _COMMANDS = {
     "audit": ("undo", "What a client has changed, and what others built on it."),
     "undo": ("undo", "Take back what a client has changed."),
     "cluster": ("cluster", "Make a cluster, and manage its clients."),
-    "node": ("node", "Storage nodes: one process, one directory each."),
+    "node": ("cluster", "Storage nodes: one process, one directory each."),
     "simulate": ("simulate", "Run the protocols in a simulated world full of faults."),
 }
 

@@ -36,13 +36,14 @@ class MountProcess(NamedTuple):
 @click.option("-o", "options", default="", help="Mount options, separated by commas.")
 @click.option("--foreground", "-f", is_flag=True, help="Stay in the foreground.")
 @click.option("--at", default=None, help="Mount the files as of this time or snapshot, read-only.")
-def mount(data: Path, mountpoint: Path, options: str, foreground: bool, at: str | None) -> None:
+def mount(
+    directory: DataDirectory, mountpoint: Path, options: str, foreground: bool, at: str | None
+) -> None:
     """Mount a cluster whose nodes are running.
 
     Options: close-to-open (the default) or strict, ro, hard (the default) or soft, allow_other,
     client=NAME, and those of mount(8).
     """
-    directory = DataDirectory.existing(data.absolute())
     mountpoint = mountpoint.absolute()
     if at is not None:
         time_us = parse_time(at, now_us=clock.now_us())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 import click
@@ -31,9 +30,8 @@ _NODES_SENTENCE = "node: "  # the beginning of the last message of `python -m no
 @data_option
 @click.option("--client", default=DEFAULT_CLIENT, show_default=True, help="Ask as this client.")
 @json_option
-def status(data: Path, client: str, as_json: bool) -> int:
+def status(directory: DataDirectory, client: str, as_json: bool) -> int:
     """Show the state of the nodes. Exit code 1 if more are down than the cluster tolerates."""
-    directory = DataDirectory.existing(data.absolute())
     description = description_files.load(directory.description)
     nodes = node_states(directory, description, client=client)
     down = sum(1 for node in nodes if not node["up"])

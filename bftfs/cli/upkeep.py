@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 import re
-import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import click
@@ -30,84 +29,64 @@ _RATE = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([kmg]?)i?b?(?:/s)?", re.IGNORECASE
 _UNITS = {"": 1, "k": KIB, "m": MIB, "g": KIB * MIB}
 _BAR_WIDTH = 24
 
-
-class _Rate(click.ParamType):  # type: ignore[type-arg]
-    """Bytes per second, as people write them: 512k, 8MiB, 1.5M/s."""
-
-    name = "RATE"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        found = _RATE.fullmatch(str(value).strip())
-        if found is None:
-            self.fail(f"{value!r} is no rate: write bytes per second, as 512k or 8MiB", param, ctx)
-        return round(float(found[1]) * _UNITS[found[2].lower()])
-
-
-_node = click.option("--node", type=int, help="This node only. [default: all on this machine]")
-
 Report = dict[int, WorkStatus | str]  # by node; a sentence, if it does not obey
+
+
+def _rate(text: str) -> int:
+    """Bytes per second, as people write them: 512k, 8MiB, 1.5M/s."""
+    found = _RATE.fullmatch(text.strip())
+    if found is None:
+        raise click.BadParameter(f"{text!r} is no rate: write bytes per second, as 512k or 8MiB")
+    return round(float(found[1]) * _UNITS[found[2].lower()])
+
+
+# Verb -> what it does, and its option, if it has one of its own.
+_VERBS: dict[Verb, tuple[str, Callable[[Any], Any] | None]] = {
+    "start": (
+        "{does} now; resumes paused work.",
+        click.option("--wait", is_flag=True, help="Wait until it is done, and show the progress."),
+    ),
+    "pause": ("Pause until resumed or started, also across restarts of a node.", None),
+    "resume": ("Continue where the work was paused.", None),
+    "throttle": (
+        "Limit the work to RATE bytes per second at each node, from now on (512k, 8MiB).",
+        click.argument("rate", type=_rate),
+    ),
+    "status": (
+        "Show the progress, the pace, and the remaining time.",
+        click.option("--watch", is_flag=True, help="Show the progress until it is done."),
+    ),
+}
+_node = click.option("--node", type=int, help="This node only. [default: all on this machine]")
 
 
 def _group(work: str, purpose: str, does: str) -> click.Group:
     """The commands for one kind of work."""
-
-    @click.group(name=work, help=purpose)
-    def group() -> None:
-        pass
-
-    def command(
-        verb: Verb, text: str, *options: Callable[[Callable[..., int]], Callable[..., int]]
-    ) -> Callable[[Callable[..., int]], click.Command]:
-        def made(function: Callable[..., int]) -> click.Command:
-            option: Any
-            for option in reversed((data_option, _node, json_option, *options)):
-                function = option(function)
-            named = click.command(verb, help=text)(function)
-            group.add_command(named)
-            return named
-
-        return made
-
-    @command(
-        "start",
-        f"{does} now; resumes paused work.",
-        click.option("--wait", is_flag=True, help="Wait until it is done, and show the progress."),
-    )
-    def start(data: Path, node: int | None, *, as_json: bool, wait: bool) -> int:
-        report = _control_all(data, node, Command(work, "start"))
-        if wait:
-            report = _watch(data, node, work, quiet=as_json, since=report)
-        return _tell(report, as_json=as_json)
-
-    @command("pause", "Pause until resumed or started, also across restarts of a node.")
-    def pause(data: Path, node: int | None, *, as_json: bool) -> int:
-        return _tell(_control_all(data, node, Command(work, "pause")), as_json=as_json)
-
-    @command("resume", "Continue where the work was paused.")
-    def resume(data: Path, node: int | None, *, as_json: bool) -> int:
-        return _tell(_control_all(data, node, Command(work, "resume")), as_json=as_json)
-
-    @command(
-        "throttle",
-        "Limit the work to RATE bytes per second at each node, from now on (512k, 8MiB).",
-        click.argument("rate", type=_Rate()),
-    )
-    def throttle(data: Path, node: int | None, *, as_json: bool, rate: int) -> int:
-        return _tell(_control_all(data, node, Command(work, "throttle", rate)), as_json=as_json)
-
-    @command(
-        "status",
-        "Show the progress, the pace, and the remaining time.",
-        click.option("--watch", is_flag=True, help="Show the progress until it is done."),
-    )
-    def status(data: Path, node: int | None, *, as_json: bool, watch: bool) -> int:
-        if watch:
-            report = _watch(data, node, work, quiet=as_json, since=None)
-        else:
-            report = _control_all(data, node, Command(work, "status"))
-        return _tell(report, as_json=as_json)
-
+    group = click.Group(work, help=purpose)
+    for verb, (text, own_option) in _VERBS.items():
+        run: Any = partial(_run, work, verb)
+        if own_option is not None:
+            run = own_option(run)
+        run = data_option(_node(json_option(run)))
+        group.add_command(click.command(verb, help=text.format(does=does))(run))
     return group
+
+
+def _run(
+    work: str,
+    verb: Verb,
+    directory: DataDirectory,
+    node: int | None,
+    *,
+    as_json: bool,
+    rate: int | None = None,
+    wait: bool = False,
+    watch: bool = False,
+) -> int:
+    report = None if watch else _control_all(directory, node, Command(work, verb, rate))
+    if report is None or wait:
+        report = _watch(directory, node, work, quiet=as_json, since=report)
+    return _tell(report, as_json=as_json)
 
 
 heal = _group(
@@ -125,9 +104,8 @@ scrub = _group(
 # --- asking the nodes -------------------------------------------------------------------------
 
 
-def _control_all(data: Path, node: int | None, command: Command) -> Report:
+def _control_all(directory: DataDirectory, node: int | None, command: Command) -> Report:
     """The answer of each node. A UsageError if none of them is on this machine."""
-    directory = DataDirectory.existing(data.absolute())
     report: Report = {}
     for number in _numbers(directory, node):
         try:
@@ -153,23 +131,25 @@ def _numbers(directory: DataDirectory, node: int | None) -> list[int]:
     return here
 
 
-def _watch(data: Path, node: int | None, work: str, *, quiet: bool, since: Report | None) -> Report:
+def _watch(
+    directory: DataDirectory, node: int | None, work: str, *, quiet: bool, since: Report | None
+) -> Report:
     """Show the progress until no node is at work. Gives their last answers.
 
     Nodes whose answer is still that in `since` have not begun yet.
     """
-    console = Console(stderr=True, quiet=quiet)
+    before = since or {}
     columns = (
         TextColumn("node {task.description}"),
         BarColumn(_BAR_WIDTH),
         TextColumn("{task.percentage:>3.0f} %"),
         TextColumn("{task.fields[said]}"),
     )
-    with Progress(*columns, console=console) as shown:
+    with Progress(*columns, console=Console(stderr=True, quiet=quiet)) as shown:
         tasks: dict[int, TaskID] = {}
         while True:
-            report = _control_all(data, node, Command(work, "status"))
-            report |= {at: said for at, said in (since or {}).items() if isinstance(said, str)}
+            report = _control_all(directory, node, Command(work, "status"))
+            report |= {at: said for at, said in before.items() if isinstance(said, str)}
             for number, said in report.items():
                 if number not in tasks:
                     tasks[number] = shown.add_task(str(number), total=1.0, said="")
@@ -178,7 +158,6 @@ def _watch(data: Path, node: int | None, work: str, *, quiet: bool, since: Repor
                     shown.update(tasks[number], completed=said.progress, said=words)
                 else:
                     shown.update(tasks[number], said=said)
-            before = since or {}
             if not any(_goes_on(said, before.get(number)) for number, said in report.items()):
                 return report
             time.sleep(_WATCH_S)
@@ -210,9 +189,9 @@ def _tell(report: Report, *, as_json: bool) -> int:
     else:
         _print(report)
         for number, why in silent.items():
-            print(f"bftfs: node {number} {why}", file=sys.stderr)
+            click.echo(f"bftfs: node {number} {why}", err=True)
         if silent:
-            print("bftfs: `bftfs up` starts local nodes that are down", file=sys.stderr)
+            click.echo("bftfs: `bftfs up` starts local nodes that are down", err=True)
     return 1 if silent else 0
 
 

@@ -9,6 +9,7 @@ import pytest
 
 from bftfs.cli import upkeep
 from bftfs.cli.upkeep import Report
+from bftfs.data_directory import DataDirectory
 from nodes.control import WorkStatus
 
 
@@ -32,7 +33,7 @@ def watched(
     left = list(reports)
     monkeypatch.setattr(upkeep, "_control_all", lambda *_: dict(left.pop(0)))
     monkeypatch.setattr(upkeep.time, "sleep", lambda _: None)
-    told = upkeep._watch(Path(), None, "scrub", quiet=True, since=since)
+    told = upkeep._watch(DataDirectory(Path()), None, "scrub", quiet=True, since=since)
     return told, len(reports) - len(left)
 
 
