@@ -20,8 +20,8 @@ from rich.table import Table
 
 from bftfs.asking.inspection import Witnesses
 from bftfs.cli.command_session import CommandSession, Located, file_kind, session_at, session_of
-from bftfs.cli.health import health_reports
 from bftfs.cli.options import json_option
+from bftfs.cli.status import health_reports
 from bftfs.data_directory import DEFAULT_CLIENT
 from bftfs.errors import UsageError
 from bftfs.filesystem.objects import NoArguments

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from typing import Any
 
 import click
@@ -10,15 +11,19 @@ from rich.console import Console
 from rich.table import Table
 
 from bftfs import cluster as description_files
-from bftfs.cli.health import health_reports
 from bftfs.cli.mount import mount_processes
 from bftfs.cli.options import data_option, json_option
 from bftfs.cli.processes import last_words, running_nodes
 from bftfs.cluster import ClusterDescription
+from bftfs.conversation import Receive, Send, Together
 from bftfs.crypto.keys import read_identity
 from bftfs.data_directory import DEFAULT_CLIENT, DataDirectory, NodeDirectory
-from bftfs.envelope import REPLIES
+from bftfs.envelope import REPLIES, HealthReply, HealthRequest
+from bftfs.identifiers import NodeId
+from bftfs.limits import SECOND_US
 from bftfs.runtime.blocking import BlockingNetwork
+
+_PATIENCE_US = 2 * SECOND_US
 
 _POOL_WORTH_SAYING = 0.85  # the share from which on a node collects, and soon slows writers
 _NEARLY = 0.8  # the share of a limit that is worth a warning
@@ -59,6 +64,20 @@ def status(directory: DataDirectory, client: str, as_json: bool) -> int:
     return 0 if report["available"] else 1
 
 
+async def health_reports(description: ClusterDescription) -> dict[NodeId, HealthReply]:
+    """The reports of those nodes that answer in time. They are claims: a node may lie."""
+    asked = tuple(partial(_health, member.node) for member in description.members)
+    replies: tuple[HealthReply | None, ...] = await Together(asked)
+    return {NodeId(node): reply for node, reply in enumerate(replies) if reply is not None}
+
+
+async def _health(node: NodeId) -> HealthReply | None:
+    await Send(node, HealthRequest())
+    delivery = await Receive(_PATIENCE_US)
+    answer = None if delivery is None else delivery.message
+    return answer if isinstance(answer, HealthReply) else None
+
+
 def node_states(
     directory: DataDirectory, description: ClusterDescription, *, client: str
 ) -> list[dict[str, Any]]:
@@ -69,19 +88,21 @@ def node_states(
     running = running_nodes(directory, description)
     states = []
     for member in description.members:
+        state: dict[str, Any] = {"node": member.node, "address": member.address}
         reply = replies.get(member.node)
-        state: dict[str, Any] = {
-            "node": member.node,
-            "address": member.address,
-            "pid": running.get(member.node) if reply is None else reply.pid,
-            "up": reply is not None,
-            "healthy": reply is not None and reply.healthy,
-            "reasons": (
-                _silence(directory.node(member.node)) if reply is None else list(reply.reasons)
-            ),
-        }
-        if reply is not None:
+        if reply is None:
             state |= {
+                "pid": running.get(member.node),
+                "up": False,
+                "healthy": False,
+                "reasons": _silence(directory.node(member.node)),
+            }
+        else:
+            state |= {
+                "pid": reply.pid,
+                "up": True,
+                "healthy": reply.healthy,
+                "reasons": list(reply.reasons),
                 "uptime_s": reply.uptime_us / 1e6,
                 "store_bytes": reply.store_bytes,
                 "free_bytes": reply.free_bytes,
@@ -122,25 +143,22 @@ def quorums(description: ClusterDescription, nodes: list[dict[str, Any]]) -> dic
 
 def degraded(nodes: list[dict[str, Any]]) -> dict[str, Any]:
     """The objects and blocks that nodes lack, as of their last comparison with the others."""
-    found: dict[str, Any] = {
-        what: sum(_whole(node, f"bftfs_heal_{what}_lacking") for node in nodes)
-        for what in ("objects", "blocks")
+    return {
+        "objects": _total(nodes, "bftfs_heal_objects_lacking"),
+        "blocks": _total(nodes, "bftfs_heal_blocks_lacking"),
+        "damaged_objects": _total(nodes, "bftfs_damaged_objects"),
+        "rebuilding_nodes": [node["node"] for node in nodes if _figure(node, "bftfs_recovering")],
+        "absent_nodes": [node["node"] for node in nodes if not node["up"]],
     }
-    found["damaged_objects"] = sum(_whole(node, "bftfs_damaged_objects") for node in nodes)
-    found["rebuilding_nodes"] = [
-        node["node"] for node in nodes if _figure(node, "bftfs_recovering")
-    ]
-    found["absent_nodes"] = [node["node"] for node in nodes if not node["up"]]
-    return found
 
 
 def unverified(nodes: list[dict[str, Any]]) -> dict[str, int]:
     """The largest backlogs: block versions not verified, and objects with incomplete updates."""
+    versions = [_figure(node, "bftfs_possible_versions") for node in nodes]
+    objects = [_figure(node, "bftfs_possible_objects") for node in nodes]
     return {
-        "block_versions": max(
-            (_whole(node, "bftfs_possible_versions") for node in nodes), default=0
-        ),
-        "objects": max((_whole(node, "bftfs_possible_objects") for node in nodes), default=0),
+        "block_versions": round(max(versions, default=0)),
+        "objects": round(max(objects, default=0)),
     }
 
 
@@ -160,13 +178,12 @@ def _share(node: dict[str, Any]) -> float:
 
 def writers(nodes: list[dict[str, Any]]) -> list[str]:
     """The reasons why writers are slow or refused, the worst first."""
-    said = []
-    for node in nodes:
-        said += [
-            f"node {node['node']}: {reason}"
-            for reason in node["reasons"]
-            if reason.startswith(_WRITES_REFUSED)
-        ]
+    said = [
+        f"node {node['node']}: {reason}"
+        for node in nodes
+        for reason in node["reasons"]
+        if reason.startswith(_WRITES_REFUSED)
+    ]
     for node in nodes:
         limit = _figure(node, "bftfs_possible_versions_limit")
         share = _figure(node, "bftfs_possible_versions") / limit if limit else 0.0
@@ -180,8 +197,7 @@ def writers(nodes: list[dict[str, Any]]) -> list[str]:
         ("bftfs_verification_demands", "writes have waited for verification"),
         ("bftfs_repair_demands", "updates have waited for what their client left unfinished"),
     ):
-        waited = sum(_whole(node, name) for node in nodes)
-        if waited:
+        if waited := _total(nodes, name):
             said.append(f"{waited} {why}, at all nodes together, since they were started")
     return said
 
@@ -192,8 +208,8 @@ def _figure(node: dict[str, Any], name: str) -> float:
     return value
 
 
-def _whole(node: dict[str, Any], name: str) -> int:
-    return round(_figure(node, name))
+def _total(nodes: list[dict[str, Any]], name: str) -> int:
+    return sum(round(_figure(node, name)) for node in nodes)
 
 
 # --- of one node ------------------------------------------------------------------------------
@@ -229,28 +245,22 @@ def _summary(report: dict[str, Any]) -> list[str]:
     """The numbers of the whole cluster, in sentences."""
     objects, blocks = report["quorums"]["objects"], report["quorums"]["blocks"]
     whole = report["quorums"]["whole"]
-    lines = [
+    lack, waiting = report["degraded"], report["unverified"]
+    parts = [f"{lack[what]} {what} that some node lacks" for what in ("objects", "blocks")]
+    parts.append(f"{lack['damaged_objects']} damaged objects")
+    for name, why in (("absent_nodes", "away"), ("rebuilding_nodes", "rebuilding")):
+        if lack[name]:
+            parts.append(f"what nodes {', '.join(map(str, lack[name]))} host ({why})")
+    lacking = "; ".join(part for part in parts if part[0] != "0")
+    return [
         f"quorums: {whole} of {objects['n']} nodes are up and whole; objects need "
-        f"{objects['quorum']} ({_more(objects)}), blocks {blocks['answers']} ({_more(blocks)})"
-    ]
-    lack = report["degraded"]
-    if any(lack.values()):
-        parts = [f"{lack[what]} {what} that some node lacks" for what in ("objects", "blocks")]
-        parts.append(f"{lack['damaged_objects']} damaged objects")
-        for name, why in (("absent_nodes", "away"), ("rebuilding_nodes", "rebuilding")):
-            if lack[name]:
-                parts.append(f"what nodes {', '.join(map(str, lack[name]))} host ({why})")
-        lines.append(f"degraded: {'; '.join(part for part in parts if part[0] != '0')}")
-    else:
-        lines.append("degraded: nothing that nodes know of")
-    waiting = report["unverified"]
-    lines.append(
+        f"{objects['quorum']} ({_more(objects)}), blocks {blocks['answers']} ({_more(blocks)})",
+        f"degraded: {lacking or 'nothing that nodes know of'}",
         f"unverified: {waiting['block_versions']} versions of blocks, {waiting['objects']} objects"
-        " (at the node with most)"
-    )
-    lines.append(f"room: {report['pool']['fullest']:.1%} is taken at the fullest node")
-    lines += [f"writers: {limit}" for limit in report["writers"] or ["nothing limits them"]]
-    return lines
+        " (at the node with most)",
+        f"room: {report['pool']['fullest']:.1%} is taken at the fullest node",
+        *(f"writers: {limit}" for limit in report["writers"] or ["nothing limits them"]),
+    ]
 
 
 def _more(protocol: dict[str, Any]) -> str:
@@ -265,20 +275,16 @@ def _print(report: dict[str, Any], *, down: int) -> None:
     )
     for node in report["nodes"]:
         state = "; ".join([*(["ok"] if node["healthy"] else []), *node["reasons"], *_work(node)])
+        row = [str(node["node"]), node["address"], str(node["pid"] or "-"), state]
         if node["up"]:
-            table.add_row(
-                str(node["node"]),
-                node["address"],
-                str(node["pid"]),
-                state,
+            row += [
                 f"{node['store_bytes'] / 2**20:.1f} MiB",
                 f"{node['memory_bytes'] / 2**20:.0f} MiB",
                 str(node["requests"]),
                 f"{node['background'].get('bftfs_possible_versions', 0):.0f}",
                 f"{node['uptime_s']:.0f} s",
-            )
-        else:
-            table.add_row(str(node["node"]), node["address"], str(node["pid"] or "-"), state)
+            ]
+        table.add_row(*row)
     console.print(table)
     tolerated = report["t"]
     if down == 0:
