@@ -10,17 +10,14 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
-
-import click
+from typing import Self, TypeVar
 
 from bftfs.cli.mount import mount_processes
 from bftfs.cli.times import parse_time
-from bftfs.cluster import ClusterDescription
 from bftfs.conversation import Conversation
 from bftfs.credentials import Credentials
 from bftfs.crypto.digest import client_id_of
@@ -29,7 +26,7 @@ from bftfs.data_directory import DataDirectory
 from bftfs.envelope import REPLIES
 from bftfs.errors import FileSystemError, UsageError
 from bftfs.filesystem.attributes import Attributes
-from bftfs.filesystem.file_history import Change, History
+from bftfs.filesystem.file_history import Change
 from bftfs.filesystem.names import shown
 from bftfs.filesystem.operations import FileSystem
 from bftfs.filesystem.time_names import format_time_name
@@ -63,49 +60,57 @@ class Located:
         return Node(self.identifier, self.attributes)
 
 
-class CommandSession:
-    """A connection to the cluster whose file system a path is in."""
+_GONE = "no such file (at that time); `bftfs log` shows when there was one"
+_REASONS = {errno.ENOENT: _GONE, errno.ESTALE: _GONE}
 
-    def __init__(
-        self,
-        mounted: Mounted,
-        directory: DataDirectory,
-        description: ClusterDescription,
-        network: BlockingNetwork,
-        client: ClientId,
-        files: FileSystem,
-        history: History,
-    ) -> None:
-        self.client = client  # the client as which nodes are asked
+
+@contextmanager
+def refusals_explained(shown: str, reasons: Mapping[int, str] = _REASONS) -> Iterator[None]:
+    """Say why `shown` is refused: in words of ours, if there are any for the errno."""
+    try:
+        yield
+    except FileSystemError as refusal:
+        why = reasons.get(refusal.code, os.strerror(refusal.code))
+        raise UsageError(f"{shown}: {why}", exit_code=1) from None
+
+
+class CommandSession:
+    """A connection, as the client called `name`, to the cluster whose file system a path is in."""
+
+    def __init__(self, mounted: Mounted, directory: DataDirectory, name: str) -> None:
+        options = MountOptions(client=name, patience_s=PATIENCE_S)
+        try:
+            self.description, identity = credentials_of(directory, options)
+        except PermissionError as error:
+            raise UsageError(
+                f"{error.filename}: you may not read the mount's key; run this as its owner or as "
+                "root"
+            ) from None
         self.mounted = mounted
         self.directory = directory
-        self.description = description
-        self.network = network
-        self.files = files
-        self.history = history
+        self.client = client_id_of(public_key=identity.public_key)  # as which nodes are asked
+        self.network = BlockingNetwork(self.description, identity, decode=REPLIES.decode)
+        self.files, self.history = file_system(directory, self.description, identity, options)
         self.who = Credentials(os.geteuid(), os.getegid(), tuple(os.getgroups()[:64]))
         self.now_us = clock.now_us()
-        self.view = Viewpoint(files, history, self.who, self.now_us)
+        self.view = Viewpoint(self.files, self.history, self.who, self.now_us)
         self._keys: dict[ClientId, str] | None = None  # of clients, by id
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.network.close()
 
     def perform(self, conversation: Conversation[Result]) -> Result:
         """The result of a conversation with the nodes."""
         return self.network.perform(conversation)
 
-    def at(self, time_us: int | None) -> FileSystem:
-        """The file system at a time; None: now."""
-        return self.view.at(time_us)
-
     # --- times and clients -------------------------------------------------------------------
 
     def time(self, text: str) -> int:
         """The time that `text` stands for, or the snapshot of that name."""
-        # Times first: a snapshot called "yesterday" does not change the meaning of the word.
-        time_us = parse_time(text, now_us=self.now_us)
-        if time_us is None:
-            named = self.perform(self.history.snapshots(self.who))
-            encoded = os.fsencode(text)
-            time_us = next((each.time_us for each in named if each.name == encoded), None)
+        time_us = self.time_called(text)
         if time_us is None:
             raise UsageError(
                 f"{text!r} is neither a time (2026-11-21T10:02, '10 minutes ago', "
@@ -115,12 +120,14 @@ class CommandSession:
             raise UsageError(f"{text}: that time is yet to come")
         return time_us
 
-    def is_time(self, text: str) -> bool:
-        """True if `text` stands for a time, or is the name of a snapshot."""
-        if parse_time(text, now_us=self.now_us) is not None:
-            return True
+    def time_called(self, text: str) -> int | None:
+        """The time that `text` stands for, or the snapshot of that name; None if it is neither."""
+        # Times first: a snapshot called "yesterday" does not change the meaning of the word.
+        time_us = parse_time(text, now_us=self.now_us)
+        if time_us is not None:
+            return time_us
         named = self.perform(self.history.snapshots(self.who))
-        return any(each.name == os.fsencode(text) for each in named)
+        return next((each.time_us for each in named if each.name == os.fsencode(text)), None)
 
     def client_name(self, client: ClientId) -> str:
         """The client's name in the cluster; for a revoked one, the name of its key on this machine.
@@ -148,25 +155,30 @@ class CommandSession:
             path_text, time_us = given, None
         else:
             time_us = self.time(time_text)
-        path = absolute(path_text)
-        return self.locate_at(path, time_us)
+        return self.locate_at(absolute(path_text), time_us)
 
     def locate_at(self, path: Path, time_us: int | None) -> Located:
         """The object at a path at a time (None: now)."""
         shown = str(path) if time_us is None else f"{path}@{format_time_name(time_us)}"
-        files = self.at(time_us)
-        try:
-            identifier = files.root
-            for name in self.names(path):
-                identifier = self.perform(
-                    files.lookup(identifier, os.fsencode(name), self.who)
-                ).identifier
-            attributes = self.perform(files.attributes(identifier, self.who))
-        except FileSystemError as refusal:
-            if time_us is not None:
-                self.require_root(shown, time_us)
-            raise UsageError(_why_not(shown, refusal.code), exit_code=1) from None
+        files = self.view.at(time_us)
+        with refusals_explained(shown):
+            try:
+                *_, (_, identifier) = self.steps(files, path)
+                attributes = self.perform(files.attributes(identifier, self.who))
+            except FileSystemError:
+                if time_us is not None:
+                    self.require_root(shown, time_us)
+                raise
         return Located(path, shown, identifier, attributes, time_us)
+
+    def steps(self, files: FileSystem, path: Path) -> Iterator[tuple[str, ObjectId]]:
+        """The objects that lead to a path, with their names, and its own."""
+        identifier = files.root
+        yield "/", identifier
+        for name in self.names(path):
+            found = self.perform(files.lookup(identifier, os.fsencode(name), self.who))
+            identifier = found.identifier
+            yield name, identifier
 
     def require_root(self, shown: str, time_us: int) -> None:
         """Refuse a time at which there was no file system."""
@@ -195,14 +207,14 @@ class CommandSession:
             so_far /= name
             encoded = os.fsencode(name)
             if gone_us is None:
-                try:
-                    identifier = self.perform(
-                        self.files.lookup(identifier, encoded, self.who)
-                    ).identifier
-                    continue
-                except FileSystemError as refusal:
-                    if refusal.code != errno.ENOENT:
-                        raise UsageError(_why_not(str(path), refusal.code), exit_code=1) from None
+                with refusals_explained(str(path)):
+                    try:
+                        found = self.perform(self.files.lookup(identifier, encoded, self.who))
+                        identifier = found.identifier
+                        continue
+                    except FileSystemError as refusal:
+                        if refusal.code != errno.ENOENT:
+                            raise
             last = last_removal(self.changes(identifier), encoded)
             if last is None:
                 raise UsageError(
@@ -218,36 +230,18 @@ class CommandSession:
 
     def changes(self, identifier: ObjectId, *, since_us: int = 0) -> list[Change]:
         """The versions of an object, the latest first."""
-        try:
+        with refusals_explained("its history"):
             return self.perform(self.view.changes(identifier, since_us=since_us))
-        except FileSystemError as refusal:
-            raise UsageError(_why_not("its history", refusal.code), exit_code=1) from None
-
-    def pieces(self, identifier: ObjectId, time_us: int | None) -> Iterator[bytes]:
-        """The contents of a file."""
-        reading = self.perform(self.view.reading(identifier, time_us))
-        try:
-            while piece := self.perform(reading.next()):
-                yield piece
-        finally:
-            self.perform(reading.close())
-
-    def contents(self, identifier: ObjectId, time_us: int | None) -> bytes:
-        """The contents of a file, as a whole."""
-        return self.perform(self.view.contents(identifier, time_us))
-
-    def link_target(self, identifier: ObjectId, time_us: int | None) -> bytes:
-        """The target of a symlink."""
-        return self.perform(self.view.link_target(identifier, time_us))
 
     def text(self, node: Node, time_us: int | None) -> str | None:
         """A file's contents as text; None if it is no text, or too large to compare by line."""
         attributes = node.attributes
         if stat.S_ISLNK(attributes.mode):
-            return f"symlink to {shown(self.link_target(node.identifier, time_us))}\n"
+            target = self.perform(self.view.link_target(node.identifier, time_us))
+            return f"symlink to {shown(target)}\n"
         if not attributes.is_regular or attributes.size > TEXT_BYTES:
             return None
-        contents = self.contents(node.identifier, time_us)
+        contents = self.perform(self.view.contents(node.identifier, time_us))
         try:
             return None if b"\0" in contents else contents.decode()
         except UnicodeDecodeError:
@@ -275,8 +269,7 @@ def last_removal(changes: list[Change], name: bytes) -> tuple[ObjectId, int] | N
     return None
 
 
-@contextmanager
-def session_at(given: str) -> Iterator[CommandSession]:
+def session_at(given: str) -> CommandSession:
     """A session with the cluster that is mounted where `PATH` or `PATH@TIME` is."""
     mounted = _mount_of(absolute(given)) or _mount_of(absolute(given.rpartition("@")[0] or given))
     if mounted is None:
@@ -293,52 +286,22 @@ def session_at(given: str) -> Iterator[CommandSession]:
         ),
         MountOptions(),
     )
-    with _session(mounted, directory, options.client) as session:
-        yield session
+    return CommandSession(mounted, directory, options.client)
 
 
-@contextmanager
-def session_of(data: Path, *, client: str) -> Iterator[CommandSession]:
+def session_of(data: Path, *, client: str) -> CommandSession:
     """A session with the cluster in a data directory: paths begin at its root directory."""
     directory = DataDirectory.existing(data.absolute())
     whole = Mounted(Path("/"), "", FILE_SYSTEM_TYPE, str(directory.path))
-    with _session(whole, directory, client) as session:
-        yield session
-
-
-@contextmanager
-def _session(mounted: Mounted, directory: DataDirectory, name: str) -> Iterator[CommandSession]:
-    options = MountOptions(client=name, patience_s=PATIENCE_S)
-    try:
-        description, identity = credentials_of(directory, options)
-    except PermissionError as error:
-        raise UsageError(
-            f"{error.filename}: you may not read the mount's key; run this as its owner or as root"
-        ) from None
-    with BlockingNetwork(description, identity, decode=REPLIES.decode) as network:
-        files, history = file_system(directory, description, identity, options)
-        client = client_id_of(public_key=identity.public_key)
-        yield CommandSession(mounted, directory, description, network, client, files, history)
+    return CommandSession(whole, directory, client)
 
 
 def _mount_of(path: Path) -> Mounted | None:
     """The mount of bftfs that `path` is in, if it is in one."""
-    above = (path, *path.parents)
-    best: Mounted | None = None
-    for mounted in mounts():
-        if mounted.path in above and (
-            best is None or len(mounted.path.parts) >= len(best.path.parts)
-        ):
-            best = mounted
-    return best if best is not None and best.kind == FILE_SYSTEM_TYPE else None
-
-
-def _why_not(shown: str, code: int) -> str:
-    match code:
-        case errno.ENOENT | errno.ESTALE:
-            return f"{shown}: no such file (at that time); `bftfs log` shows when there was one"
-        case _:
-            return f"{shown}: {os.strerror(code)}"
+    above = [mounted for mounted in mounts() if mounted.path in (path, *path.parents)]
+    # Of several at one place, the last covers the others.
+    innermost = max(reversed(above), key=lambda mounted: len(mounted.path.parts), default=None)
+    return innermost if innermost is not None and innermost.kind == FILE_SYSTEM_TYPE else None
 
 
 def file_kind(attributes: Attributes) -> str:
@@ -348,6 +311,3 @@ def file_kind(attributes: Attributes) -> str:
         stat.S_IFDIR: "directory",
         stat.S_IFLNK: "symlink",
     }.get(stat.S_IFMT(attributes.mode), "special file")
-
-
-path_argument = click.argument("path", type=str, metavar="PATH")

@@ -8,7 +8,6 @@ claims.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bftfs.asking.inspection import Witnesses
-from bftfs.cli.command_session import CommandSession, Located, file_kind, session_at, session_of
+from bftfs.cli.command_session import CommandSession, file_kind, session_at, session_of
 from bftfs.cli.options import json_option
 from bftfs.cli.status import health_reports
 from bftfs.data_directory import DEFAULT_CLIENT
@@ -101,7 +100,7 @@ def _inspected(
         raise UsageError(f"{given}: inspect shows what is stored now; leave out the time")
     description = session.description
     thresholds = description.read_write
-    steps, witnesses = list(_steps(session, located)), Witnesses()
+    steps, witnesses = list(session.steps(session.files, located.path)), Witnesses()
     objects = session.network.perform_many(
         (
             object_inspection.inspect(
@@ -153,16 +152,6 @@ def _inspected(
         ],
         "scrubbed_claims": _scrubs(session),
     }
-
-
-def _steps(session: CommandSession, located: Located) -> Iterator[tuple[str, Any]]:
-    """The objects that lead to a path, and its own."""
-    identifier = session.files.root
-    yield "/", identifier
-    for name in session.names(located.path):
-        found = session.perform(session.files.lookup(identifier, os.fsencode(name), session.who))
-        identifier = found.identifier
-        yield name, identifier
 
 
 def _scrubs(session: CommandSession) -> dict[str, str | None]:

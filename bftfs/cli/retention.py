@@ -1,4 +1,4 @@
-"""`bftfs retention`: which versions are kept once they are older than the detection window."""
+"""`bftfs retention` and `bftfs snapshot`: which old versions are kept, and names for times."""
 
 from __future__ import annotations
 
@@ -6,17 +6,21 @@ import errno
 import json
 import os
 from functools import partial
+from pathlib import Path
 
 import click
 
-from bftfs.cli.command_session import CommandSession, path_argument, session_at
+from bftfs.cli.command_session import CommandSession, refusals_explained, session_at
 from bftfs.cli.options import json_option
-from bftfs.conversation import Together
+from bftfs.cli.times import parse_time
+from bftfs.cli.versions import diff
 from bftfs.errors import FileSystemError, UsageError
+from bftfs.filesystem.time_names import format_time_name
 from bftfs.identifiers import ObjectId
+from bftfs.restoration.viewpoint import in_batches
 from bftfs.retention import Policy, format_duration, parse_policy
 
-_TOGETHER = 16
+# --- retention --------------------------------------------------------------------------------
 
 
 @click.group()
@@ -25,7 +29,7 @@ def retention() -> None:
 
 
 @retention.command()
-@path_argument
+@click.argument("path", metavar="PATH")
 @json_option
 def show(path: str, as_json: bool) -> None:
     """The policy of a file or directory."""
@@ -41,7 +45,7 @@ def show(path: str, as_json: bool) -> None:
 
 
 @retention.command(name="set")
-@path_argument
+@click.argument("path", metavar="PATH")
 @click.argument("policy")
 @click.option("--only", is_flag=True, help="Leave objects that are already in PATH alone.")
 def set_(path: str, policy: str, only: bool) -> None:
@@ -79,7 +83,6 @@ def set_(path: str, policy: str, only: bool) -> None:
 
 def _apply(session: CommandSession, objects: list[ObjectId], policy: Policy) -> int:
     """Set the policy of all `objects`. Gives the number of refusals."""
-    refused = 0
 
     async def give(identifier: ObjectId) -> bool:
         try:
@@ -90,10 +93,100 @@ def _apply(session: CommandSession, objects: list[ObjectId], policy: Policy) -> 
             return refusal.code == errno.ESTALE  # it is gone meanwhile
         return True
 
-    async def give_all(batch: list[ObjectId]) -> int:
-        given: tuple[bool, ...] = await Together(tuple(partial(give, each) for each in batch))
-        return given.count(False)
+    given = session.perform(in_batches([partial(give, each) for each in objects]))
+    return given.count(False)
 
-    for at in range(0, len(objects), _TOGETHER):
-        refused += session.perform(give_all(objects[at : at + _TOGETHER]))
-    return refused
+
+# --- snapshots --------------------------------------------------------------------------------
+
+
+@click.group()
+def snapshot() -> None:
+    """Give times names: nothing is copied, and .history/NAME shows the files of that time."""
+
+
+@snapshot.command()
+@click.argument("mountpoint", metavar="MOUNT")
+@click.argument("name")
+@click.option("--at", default=None, help="A time in the past. [default: now]")
+def create(mountpoint: str, name: str, at: str | None) -> None:
+    """Give a time a name. The snapshot has all writes that were closed or synced by then."""
+    with session_at(mountpoint) as session:
+        if not name or "/" in name or parse_time(name, now_us=session.now_us) is not None:
+            raise UsageError(f"{name!r}: {_WHY_NOT[errno.EINVAL]}")
+        _push(session)
+        time_us = 0 if at is None else session.time(at)
+        if at is not None:
+            session.require_root(f"{name}: {at}", time_us)
+        with refusals_explained(name, _WHY_NOT):
+            made = session.perform(
+                session.history.create_snapshot(os.fsencode(name), session.who, time_us=time_us)
+            )
+    click.echo(f"{name}: {format_time_name(made.time_us)}")
+
+
+def _push(session: CommandSession) -> None:
+    """Have the mount save all writes of its programs."""
+    descriptor = os.open(session.mounted.path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    except OSError:
+        pass  # a snapshot promises to have closed and synced writes only
+    finally:
+        os.close(descriptor)
+
+
+@snapshot.command(name="list")
+@click.argument("mountpoint", metavar="[MOUNT]", default=".")
+@json_option
+def list_(mountpoint: str, as_json: bool) -> None:
+    """All snapshots, the oldest first."""
+    with session_at(mountpoint) as session:
+        found = session.perform(session.history.snapshots(session.who))
+    rows = [
+        {
+            "name": os.fsdecode(each.name),
+            "time": format_time_name(each.time_us),
+            "uid": each.uid,
+            "made": format_time_name(each.made_us),
+        }
+        for each in sorted(found, key=lambda each: each.time_us)
+    ]
+    if as_json:
+        click.echo(json.dumps(rows, indent=2))
+        return
+    for row in rows:
+        click.echo(f"{row['time']}  uid {row['uid']:<5} {row['name']}")
+
+
+@snapshot.command()
+@click.argument("mountpoint", metavar="MOUNT")
+@click.argument("name")
+def delete(mountpoint: str, name: str) -> None:
+    """Delete a snapshot's name. The versions that it showed are kept as retention says."""
+    with session_at(mountpoint) as session, refusals_explained(name, _WHY_NOT):
+        session.perform(session.history.delete_snapshot(os.fsencode(name), session.who))
+
+
+@snapshot.command(name="diff")
+@click.argument("path", metavar="PATH")
+@click.argument("old")
+@click.argument("new", required=False)
+@click.option("--brief", "-q", is_flag=True, help="Print the paths that differ, not how.")
+@click.pass_context
+def diff_(context: click.Context, path: str, old: str, new: str | None, brief: bool) -> int:
+    """Show what changed below PATH between two snapshots, or from one until now."""
+    later = None if new is None else f"@{new}"
+    old = f"{Path(path)}@{old}"
+    code: int = context.invoke(diff, old=old, new=later, brief=brief, as_json=False)
+    return code
+
+
+_WHY_NOT = {
+    errno.EEXIST: "there is a snapshot of that name; delete it, or choose another name",
+    errno.ENOENT: "there is no such snapshot; `bftfs snapshot list` shows all",
+    errno.EINVAL: "not a name for a snapshot: it is empty, looks like a time, begins with a dot, "
+    "or has a slash; choose another name",
+    errno.EPERM: "only its author or root may delete it; run this as one of them",
+    errno.EDQUOT: "there are too many snapshots; delete some first",
+}

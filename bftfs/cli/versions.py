@@ -1,4 +1,4 @@
-"""`bftfs log`, `cat` and `annotate`: the versions of a file or directory."""
+"""`bftfs log`, `cat`, `diff` and `annotate`: the versions of a file or directory."""
 
 from __future__ import annotations
 
@@ -7,39 +7,30 @@ import json
 import os
 import stat
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import click
 
-from bftfs.cli.command_session import CommandSession, Located, absolute, session_at
+from bftfs.cli.command_session import (
+    CommandSession,
+    Located,
+    absolute,
+    file_kind,
+    refusals_explained,
+    session_at,
+)
 from bftfs.cli.options import json_option
-from bftfs.errors import FileSystemError, UsageError
-from bftfs.filesystem import object_types
+from bftfs.errors import UsageError
+from bftfs.filesystem import object_types, registry
+from bftfs.filesystem.attributes import Attributes
 from bftfs.filesystem.file_history import Change
 from bftfs.filesystem.names import shown
-from bftfs.filesystem.registry import (
-    ACCESSED,
-    CHANGE_ATTRIBUTES,
-    CREATE,
-    FORMAT,
-    LINK,
-    MAKE_DIRECTORY,
-    MERGE,
-    RELOCATE,
-    REMOVE_DIRECTORY,
-    REMOVE_EXTENDED,
-    RENAME,
-    SET_EXTENDED,
-    SET_RETENTION,
-    TRUNCATE,
-    UNLINK,
-    WRITE,
-)
 from bftfs.filesystem.time_names import format_time_name
 from bftfs.restoration.viewpoint import Node
 
-_CONTENT_METHODS = frozenset((WRITE, TRUNCATE, CREATE))
+_CONTENT_METHODS = frozenset((registry.WRITE, registry.TRUNCATE, registry.CREATE))
 
 
 def _changed_attributes(arguments: Any) -> str:
@@ -57,22 +48,22 @@ def _changed_attributes(arguments: Any) -> str:
 
 
 _SAID: dict[str, Callable[[Any], str]] = {
-    CREATE: lambda a: f"create {shown(a.name)}",
-    MAKE_DIRECTORY: lambda a: f"mkdir {shown(a.name)}",
-    LINK: lambda a: f"link {shown(a.name)}",
-    UNLINK: lambda a: f"unlink {shown(a.name)}",
-    REMOVE_DIRECTORY: lambda a: f"rmdir {shown(a.name)}",
-    RENAME: lambda a: f"rename {shown(a.name)} to {shown(a.target_name)}",
-    RELOCATE: lambda a: f"move {shown(a.name)} to {shown(a.target_name)}",
-    WRITE: lambda _: "write",
-    TRUNCATE: lambda a: f"truncate to {a.size}",
-    MERGE: lambda _: "rearrange",
-    CHANGE_ATTRIBUTES: _changed_attributes,
-    SET_EXTENDED: lambda a: f"set attribute {shown(a.name)}",
-    REMOVE_EXTENDED: lambda a: f"remove attribute {shown(a.name)}",
-    ACCESSED: lambda _: "access",
-    SET_RETENTION: lambda arguments: f"set retention {arguments.policy}",
-    FORMAT: lambda _: "make file system",
+    registry.CREATE: lambda a: f"create {shown(a.name)}",
+    registry.MAKE_DIRECTORY: lambda a: f"mkdir {shown(a.name)}",
+    registry.LINK: lambda a: f"link {shown(a.name)}",
+    registry.UNLINK: lambda a: f"unlink {shown(a.name)}",
+    registry.REMOVE_DIRECTORY: lambda a: f"rmdir {shown(a.name)}",
+    registry.RENAME: lambda a: f"rename {shown(a.name)} to {shown(a.target_name)}",
+    registry.RELOCATE: lambda a: f"move {shown(a.name)} to {shown(a.target_name)}",
+    registry.WRITE: lambda _: "write",
+    registry.TRUNCATE: lambda a: f"truncate to {a.size}",
+    registry.MERGE: lambda _: "rearrange",
+    registry.CHANGE_ATTRIBUTES: _changed_attributes,
+    registry.SET_EXTENDED: lambda a: f"set attribute {shown(a.name)}",
+    registry.REMOVE_EXTENDED: lambda a: f"remove attribute {shown(a.name)}",
+    registry.ACCESSED: lambda _: "access",
+    registry.SET_RETENTION: lambda arguments: f"set retention {arguments.policy}",
+    registry.FORMAT: lambda _: "make file system",
 }
 _TYPES = object_types()
 
@@ -102,7 +93,7 @@ def log(path: str, since: str | None, count: int | None, everything: bool, as_js
     """
     with session_at(path) as session:
         plain, at, time_text = path.rpartition("@")
-        if at and not os.path.lexists(path) and session.is_time(time_text):
+        if at and not os.path.lexists(path) and session.time_called(time_text) is not None:
             raise UsageError(
                 f"{path}: all versions are listed, not those of a time; name {plain}, and leave "
                 "out older versions with --since"
@@ -112,7 +103,7 @@ def log(path: str, since: str | None, count: int | None, everything: bool, as_js
         changes = [
             change
             for change in session.changes(identifier, since_us=since_us)
-            if everything or change.operation.method not in (ACCESSED, MERGE)
+            if everything or change.operation.method not in (registry.ACCESSED, registry.MERGE)
         ][:count]
         rows = [_row(session, change) for change in changes]
     if as_json:
@@ -151,8 +142,13 @@ def cat(path: str) -> None:
     with session_at(path) as session:
         located = session.locate(path)
         _require_file(located)
-        for piece in _readable(session, located):
-            sys.stdout.buffer.write(piece)
+        with refusals_explained(located.shown):
+            reading = session.perform(session.view.reading(located.identifier, located.time_us))
+            try:
+                while piece := session.perform(reading.next()):
+                    sys.stdout.buffer.write(piece)
+            finally:
+                session.perform(reading.close())
         sys.stdout.buffer.flush()
 
 
@@ -161,11 +157,171 @@ def _require_file(located: Located) -> None:
         raise UsageError(f"{located.shown}: not a regular file", exit_code=1)
 
 
-def _readable(session: CommandSession, located: Located) -> Iterator[bytes]:
-    try:
-        yield from session.pieces(located.identifier, located.time_us)
-    except FileSystemError as refusal:
-        raise UsageError(f"{located.shown}: {os.strerror(refusal.code)}", exit_code=1) from None
+# --- diff -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """How the object at one path differs between the two times."""
+
+    status: str  # added, removed, modified, renamed
+    path: str
+    old: Node | None
+    new: Node | None
+    old_path: str = ""
+    contents_differ: bool = False
+
+
+@click.command()
+@click.argument("old", metavar="PATH@TIME")
+@click.argument("new", required=False, metavar="[PATH@TIME]")
+@click.option("--brief", "-q", is_flag=True, help="Print the paths that differ, not how.")
+@json_option
+def diff(old: str, new: str | None, brief: bool, as_json: bool) -> int:
+    """Show what changed between two times as a unified diff, of a file or a whole tree.
+
+    Without the second PATH@TIME, compares with the present; @TIME alone means the same path at that
+    time. Exit code 1 if there are differences.
+    """
+    with session_at(old) as session:
+        before = session.locate(old)
+        if new is None:
+            after = session.locate_at(before.path, None)
+        elif new.startswith("@"):
+            after = session.locate_at(before.path, session.time(new[1:]))
+        else:
+            after = session.locate(new)
+        kinds = [file_kind(each.attributes) for each in (before, after)]
+        if kinds[0] != kinds[1] and before.path != after.path:
+            raise UsageError(
+                f"{before.shown} is a {kinds[0]} and {after.shown} a {kinds[1]}: "
+                "name two of the same kind",
+                exit_code=2,
+            )
+        differences = differences_between(session, before, after)
+        if as_json:
+            click.echo(json.dumps([_json_of(each) for each in differences], indent=2))
+        else:
+            for each in differences:
+                _print_difference(session, before, after, each, brief=brief)
+    return 1 if differences else 0
+
+
+def differences_between(
+    session: CommandSession, before: Located, after: Located
+) -> list[Difference]:
+    """The differences between two files or trees, by path; a moved object counts as renamed."""
+    old, new = (
+        session.tree(each) if each.attributes.is_directory else {"": each.node}
+        for each in (before, after)
+    )
+    gone = {old[path].identifier: path for path in sorted(old.keys() - new.keys())}
+    found: list[Difference] = []
+    kept: set[str] = set()  # paths of `old` whose object is still there, here or elsewhere
+    for path in sorted(new):
+        is_now = new[path]
+        origin = path if path in old else gone.pop(is_now.identifier, None)
+        if origin is None:
+            found.append(Difference("added", path, None, is_now, contents_differ=True))
+            continue
+        kept.add(origin)
+        was = old[origin]
+        differ = _contents_differ(session, was, is_now, before.time_us, after.time_us)
+        if origin != path:
+            found.append(Difference("renamed", path, was, is_now, origin, differ))
+        elif differ or _attributes_differ(was.attributes, is_now.attributes):
+            found.append(Difference("modified", path, was, is_now, contents_differ=differ))
+    found += [
+        Difference("removed", path, old[path], None, contents_differ=True)
+        for path in old.keys() - kept
+    ]
+    return sorted(found, key=lambda each: each.path)
+
+
+def _attributes_differ(old: Attributes, new: Attributes) -> bool:
+    return (old.mode, old.uid, old.gid) != (new.mode, new.uid, new.gid)
+
+
+def _contents_differ(
+    session: CommandSession, old: Node, new: Node, old_us: int | None, new_us: int | None
+) -> bool:
+    one, other = old.attributes, new.attributes
+    if stat.S_IFMT(one.mode) != stat.S_IFMT(other.mode):
+        return True
+    view = session.view
+    if stat.S_ISLNK(one.mode):
+        target = session.perform(view.link_target(old.identifier, old_us))
+        return target != session.perform(view.link_target(new.identifier, new_us))
+    if not one.is_regular:
+        return one.device != other.device
+    if old.identifier == new.identifier and one.contents == other.contents:
+        return False
+    if one.size != other.size:
+        return True
+    contents = session.perform(view.contents(old.identifier, old_us))
+    return contents != session.perform(view.contents(new.identifier, new_us))
+
+
+def _json_of(each: Difference) -> dict[str, Any]:
+    return {
+        "status": each.status,
+        "path": each.path,
+        **({"from": each.old_path} if each.old_path else {}),
+        "contents": each.contents_differ,
+        "old_size": None if each.old is None else each.old.attributes.size,
+        "new_size": None if each.new is None else each.new.attributes.size,
+    }
+
+
+def _print_difference(
+    session: CommandSession, before: Located, after: Located, each: Difference, *, brief: bool
+) -> None:
+    old_name = _joined(before.path.name, each.old_path or each.path)
+    new_name = _joined(after.path.name, each.path)
+    if brief or before.attributes.is_directory:
+        origin = f" (was {old_name})" if each.status == "renamed" else ""
+        click.echo(f"{each.status:<8}  {new_name}{origin}")
+    if brief:
+        return
+    if each.old is not None and each.new is not None:
+        _print_attributes(each.old.attributes, each.new.attributes)
+    if each.contents_differ:
+        old = (each.old, before.time_us, old_name)
+        _print_contents(session, old, (each.new, after.time_us, new_name))
+
+
+_Side = tuple[Node | None, int | None, str]  # the object (None: not there), when, its name
+
+
+def _print_contents(session: CommandSession, old: _Side, new: _Side) -> None:
+    texts: list[list[str]] = []
+    labels: list[str] = []
+    for node, time_us, name in (old, new):
+        text = "" if node is None else session.text(node, time_us)
+        if text is None:
+            if node is not None and not node.attributes.is_directory:
+                click.echo(f"binary files {old[2]} and {new[2]} differ")
+            return
+        texts.append(text.splitlines(keepends=True))
+        when = "now" if time_us is None else format_time_name(time_us)
+        labels.append("/dev/null" if node is None else f"{name}\t{when}")
+    for line in difflib.unified_diff(texts[0], texts[1], labels[0], labels[1]):
+        click.echo(line, nl=False)
+        if not line.endswith("\n"):
+            click.echo("\n\\ No newline at end of file")
+
+
+def _print_attributes(old: Attributes, new: Attributes) -> None:
+    modes = (stat.S_IMODE(old.mode), stat.S_IMODE(new.mode))
+    if modes[0] != modes[1]:
+        click.echo(f"mode {modes[0]:04o} -> {modes[1]:04o}")
+    for name, was, is_now in (("uid", old.uid, new.uid), ("gid", old.gid, new.gid)):
+        if was != is_now:
+            click.echo(f"{name} {was} -> {is_now}")
+
+
+def _joined(name: str, path: str) -> str:
+    return f"{name}/{path}" if path else name
 
 
 # --- annotate -------------------------------------------------------------------------------
