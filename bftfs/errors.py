@@ -14,43 +14,45 @@ from __future__ import annotations
 
 import errno
 import os
-from dataclasses import dataclass, field
 
 
 class BftfsError(Exception):
     """Root of all of the project's exceptions."""
 
 
-@dataclass(eq=False)
 class ImpossibleThresholds(BftfsError):
     """A configuration that no protocol can make safe; names the inequality that it breaks."""
 
-    inequality: str
-    given: str
+    def __init__(self, inequality: str, given: str) -> None:
+        super().__init__(inequality, given)
+        self.inequality = inequality
+        self.given = given
 
     def __str__(self) -> str:
         return f"impossible configuration: {self.inequality} does not hold for {self.given}"
 
 
-@dataclass(eq=False)
 class DamagedRow(BftfsError):
     """A row of this node's own store cannot be read: its disk has damaged it.
 
     `object` is the identifier of the object or inode to which the row belongs.
     """
 
-    object: bytes
-    reason: str
+    def __init__(self, identifier: bytes, reason: str) -> None:
+        super().__init__(identifier, reason)
+        self.object = identifier
+        self.reason = reason
 
     def __str__(self) -> str:
         return f"the node's row of it cannot be read ({self.reason}) and will be mended"
 
 
-@dataclass(eq=False)
 class PeerFault(BftfsError):
     """A peer sent something that a correct peer would not have sent."""
 
-    evidence: str
+    def __init__(self, evidence: str) -> None:
+        super().__init__(evidence)
+        self.evidence = evidence
 
     def __str__(self) -> str:
         return f"{type(self).__name__}: {self.evidence}"
@@ -76,13 +78,14 @@ class OperationFailed(BftfsError):
     """The caller gets no result."""
 
 
-@dataclass(eq=False, kw_only=True)
 class QuorumUnavailable(OperationFailed):
     """Fewer nodes answered than the operation needs, within the time that it may take."""
 
-    heard: int
-    required: int
-    subject: str
+    def __init__(self, *, heard: int, required: int, subject: str) -> None:
+        super().__init__(heard, required, subject)
+        self.heard = heard
+        self.required = required
+        self.subject = subject
 
     def __str__(self) -> str:
         return (
@@ -91,32 +94,35 @@ class QuorumUnavailable(OperationFailed):
         )
 
 
-@dataclass(eq=False, kw_only=True)
 class ContentionExhausted(OperationFailed):
     """Other clients won in every attempt that the operation may make."""
 
-    attempts: int
-    subject: str
+    def __init__(self, *, attempts: int, subject: str) -> None:
+        super().__init__(attempts, subject)
+        self.attempts = attempts
+        self.subject = subject
 
     def __str__(self) -> str:
         return f"{self.subject}: gave up after {self.attempts} attempts under contention"
 
 
-@dataclass(eq=False)
 class VersionUnrecoverable(OperationFailed):
     """Too few correct fragments of a version that must exist answered."""
 
-    subject: str
+    def __init__(self, subject: str) -> None:
+        super().__init__(subject)
+        self.subject = subject
 
     def __str__(self) -> str:
         return f"{self.subject}: too few correct fragments could be read"
 
 
-@dataclass(eq=False)
 class UnreadableAnswer(OperationFailed):
     """Nodes that cannot all be lying agree on an answer that this client cannot decode."""
 
-    method: str
+    def __init__(self, method: str) -> None:
+        super().__init__(method)
+        self.method = method
 
     def __str__(self) -> str:
         return (
@@ -125,12 +131,13 @@ class UnreadableAnswer(OperationFailed):
         )
 
 
-@dataclass(eq=False, kw_only=True)
 class PastUnknown(OperationFailed):
     """Too few nodes remember an object as it was at a time of the past."""
 
-    subject: str
-    at_us: int
+    def __init__(self, *, subject: str, at_us: int) -> None:
+        super().__init__(subject, at_us)
+        self.subject = subject
+        self.at_us = at_us
 
     def __str__(self) -> str:
         return f"{self.subject}: too few nodes remember what it was at that time"
@@ -143,40 +150,43 @@ class NoLongerKept(PastUnknown):
         return f"{self.subject}: what it was at that time is no longer kept"
 
 
-@dataclass(eq=False, kw_only=True)
 class AdmissionRefused(OperationFailed):
     """The nodes refuse the request for now: a limit, a full disk, or a missing right."""
 
-    code: int
-    reason: str
-    nodes: int = 1  # how many gave this code
+    def __init__(self, *, code: int, reason: str, nodes: int = 1) -> None:
+        super().__init__(code, reason, nodes)
+        self.code = code
+        self.reason = reason
+        self.nodes = nodes  # how many gave this code
 
     def __str__(self) -> str:
         return f"refused by the nodes: {self.reason} ({os.strerror(self.code)})"
 
 
-@dataclass(eq=False)
 class FileSystemError(BftfsError):
     """A POSIX answer: the errno that Linux users know, and its subject.
 
     `versions` are those of the objects on which a method refused, in the order of their ids.
     """
 
-    code: int
-    subject: str = ""
-    versions: tuple[bytes, ...] = field(default=(), kw_only=True)
+    def __init__(self, code: int, subject: str = "", *, versions: tuple[bytes, ...] = ()) -> None:
+        super().__init__(code, subject)
+        self.code = code
+        self.subject = subject
+        self.versions = versions
 
     def __str__(self) -> str:
         name = errno.errorcode.get(self.code, str(self.code))
         return f"{name}: {os.strerror(self.code)}" + (f": {self.subject}" if self.subject else "")
 
 
-@dataclass(eq=False)
 class UsageError(BftfsError):
     """The human's mistake, as a sentence that names the thing, the reason and the next step."""
 
-    message: str
-    exit_code: int = field(default=2, kw_only=True)
+    def __init__(self, message: str, *, exit_code: int = 2) -> None:
+        super().__init__(message)
+        self.message = message
+        self.exit_code = exit_code
 
     def __str__(self) -> str:
         return self.message
