@@ -44,21 +44,6 @@ class Calls(Generic[Tag]):
     Replies that come after a silence are still taken, but for all except the latest requests.
     """
 
-    __slots__ = (
-        "_half",
-        "_heard",
-        "_now_us",
-        "_pace",
-        "_patience_total_us",
-        "_required",
-        "_step_us",
-        "_subject",
-        "_unanswered",
-        "_waited_us",
-        "lapses",
-        "peers",
-    )
-
     def __init__(
         self,
         peers: Peers,
@@ -195,44 +180,6 @@ class Asking:
     if there are none, and the answers are not enough, one node more is asked.
     """
 
-    __slots__ = (
-        "_busy",
-        "_busy_us",
-        "_half",
-        "_half_us",
-        "_heard",
-        "_hedge_us",
-        "_hopes",
-        "_needed",
-        "_now_us",
-        "_numbers",
-        "_overdue",
-        "_pace",
-        "_patience_total_us",
-        "_patience_us",
-        "_peers",
-        "_probes",
-        "_quiet_us",
-        "_refusals",
-        "_request",
-        "_required",
-        "_retries",
-        "_said",
-        "_silences",
-        "_subject",
-        "_suffices",
-        "_unasked",
-        "_until_us",
-        "_waited_us",
-        "answered",
-        "asked",
-        "ended_us",
-        "first",
-        "order",
-        "refusing",
-        "waiting",
-    )
-
     def __init__(
         self,
         peers: Peers,
@@ -245,8 +192,8 @@ class Asking:
         probes: tuple[NodeId, ...] = (),
         pace: Pace | None = None,
         needed: Callable[[Nodes], bool] | None = None,
-        hopes: Callable[[], bool] | None = None,
-        suffices: Callable[[], bool] | None = None,
+        hopes: Callable[[Nodes], bool] | None = None,
+        suffices: Callable[[Nodes], bool] | None = None,
         required: int | None = None,
         patience_total_us: int | None = None,
     ) -> None:
@@ -268,7 +215,7 @@ class Asking:
         self._peers = peers
         self._request = request
         self._subject = subject
-        self._now_us = now_us
+        self.began_us = now_us
         self._probes = probes
         self._pace = peers.metadata if pace is None else pace
         self._needed = peers.quorums.is_quorum if needed is None else needed
@@ -372,7 +319,7 @@ class Asking:
         return (
             self._hopes is not None
             and self._silences < _SILENCES
-            and self._hopes()
+            and self._hopes(self.waiting)
             and not self._peers.quorums.is_quorum(self.answered & ~self._peers.disbelieved)
         )
 
@@ -429,7 +376,7 @@ class Asking:
                 self._quiet_us = 0
                 if self._heard.bit_count() == half and self._half_us is None:
                     self._half_us = await Now()
-                    pace.took_half(self._half_us - self._now_us)
+                    pace.took_half(self._half_us - self.began_us)
             if said is not _WAIT or (self._unasked and self._is_stuck()):
                 self._said = _WAIT
                 if self._unasked:
@@ -439,7 +386,7 @@ class Asking:
         """The round is over with the reply of `last`: note how long it took, and who was late."""
         peers, pace = self._peers, self._pace
         finished_us = self.ended_us = await Now()
-        pace.took(finished_us - self._now_us)
+        pace.took(finished_us - self.began_us)
         self._note_full(finished_us)
         if self._half_us is None or finished_us - self._half_us <= pace.late_us:
             peers.timely(last)
@@ -491,7 +438,7 @@ class Asking:
         if self._suffices is None:
             suffices = self._needed(self.answered) and not self._is_hopeful()
         else:
-            suffices = self._suffices()
+            suffices = self._suffices(self.asked)
         if suffices:
             return True
         if self._patience_total_us is not None and self._waited_us >= self._patience_total_us:

@@ -90,16 +90,6 @@ class Pace:
     that.)
     """
 
-    __slots__ = (
-        "_hedge_us",
-        "_patience_us",
-        "hedge_us",
-        "late_us",
-        "mean_us",
-        "patience_us",
-        "usual_us",
-    )
-
     def __init__(self, *, hedge_us: int, patience_us: int) -> None:
         self._hedge_us = hedge_us
         self._patience_us = patience_us
@@ -134,16 +124,6 @@ class Pace:
 class _Record:
     """What is known of one node."""
 
-    __slots__ = (
-        "condition",
-        "divergences",
-        "interval_us",
-        "is_forgivable",
-        "lateness",
-        "relapse_until_us",
-        "retry_us",
-    )
-
     def __init__(self) -> None:
         self.condition = Condition.WELL  # why it is asked last; disbelief is another matter
         self.retry_us = 0  # when it is to be probed
@@ -156,25 +136,6 @@ class _Record:
 
 class Peers:
     """The nodes, as one principal knows them."""
-
-    __slots__ = (
-        "_convicted",
-        "_forget_us",
-        "_judges_from_us",
-        "_last",
-        "_mute",
-        "_quarrels",
-        "_records",
-        "_trusted",
-        "_watched",
-        "disbelieved",
-        "epoch",
-        "faults",
-        "metadata",
-        "quorums",
-        "reads",
-        "writes",
-    )
 
     def __init__(self, quorums: QuorumSystem, *, trusted: Nodes = 0) -> None:
         """`trusted` are always believed: a node believes what it has itself accepted."""

@@ -25,6 +25,7 @@ from typing import Any
 import msgspec
 
 from bftfs import limits
+from bftfs.asking.ask import Asking
 from bftfs.asking.peers import MEMORY_US, Peers
 from bftfs.asking.quorum import Nodes
 from bftfs.clock_skew import is_pushed_ahead
@@ -48,12 +49,11 @@ from bftfs.query_update.history import (
     time_of,
     timestamp_of,
 )
-from bftfs.query_update.messages import Query, Update, Verdict
+from bftfs.query_update.messages import Query, QueryReply, Update, UpdateReply, Verdict
 from bftfs.query_update.object_type import Method, ObjectTypes, Record, encode_record
 from bftfs.query_update.observation import Observations, Observed
 from bftfs.query_update.repair import Attempts, Repair
-from bftfs.query_update.rounds import Rounds
-from bftfs.query_update.tallies import Answer, QueryTally, UpdateTally, WholeTally
+from bftfs.query_update.rounds import Answer, QueryTally, Rounds, UpdateTally, update_round
 from bftfs.wire.codec import Message, encode
 
 
@@ -61,7 +61,7 @@ from bftfs.wire.codec import Message, encode
 class Answered:
     """A method's answer, and the version that an update made or a query read.
 
-    A query of several objects names the latest of the versions.
+    A query of several objects names the latest of the versions, one of the past may name ZERO.
     """
 
     answer: Any
@@ -208,8 +208,10 @@ class QueryUpdateClient:
         deduce = again or bool(plan.probes) or not self.peers.willing(plan.order[-1])
         message = ask(plan.order[0], deduce, versions)
         tally = QueryTally(self.rounds, plan, versions)
-        await self.rounds.run(plan, message, tally, subject=method)
-        tally.conclude()
+        asking = await self.rounds.run(
+            plan, message, QueryReply, tally.take, subject=method, hopes=tally.hopes
+        )
+        tally.conclude(asking)
         return tally
 
     async def _answered(
@@ -336,9 +338,7 @@ class QueryUpdateClient:
         timestamp = timestamp_of(conditioned, encoded, culled, self.client)
         authenticators = tuple([each.authenticators for each in observed])
         message = Update(encoded, authenticators, vouchers, plan.order[0])
-        tally = UpdateTally(self.rounds, plan)
-        await self.rounds.run(plan, message, tally, subject=method.name)
-        tally.conclude()
+        tally = await update_round(self.rounds, plan, message, method.name)
         return tally, timestamp, message
 
     async def _effect(
@@ -410,16 +410,28 @@ class QueryUpdateClient:
         """The content of an answer of which only digests came: each voter is asked for it."""
         plan = await self.rounds.plan(tally.plan.names)
         order = tuple(node for node in tally.plan.order if voters >> node & 1)
-        whole = await self.rounds.run(
+        content: bytes | None = None
+
+        def take(asking: Asking, _node: NodeId, reply: QueryReply | UpdateReply) -> None:
+            nonlocal content
+            given = Answer.given(error=reply.error, answer=reply.answer, whole=reply.whole)
+            if reply.whole and given == answer:
+                content = reply.answer
+                asking.enough()
+            elif not asking.waiting:
+                asking.more()
+
+        await self.rounds.run(
             plan._replace(order=order, probes=()),
             request,
-            WholeTally(answer),
+            QueryReply | UpdateReply,
+            take,
             subject="a large answer",
             first=1,
         )
-        if whole.content is None:
+        if content is None:
             raise QuorumUnavailable(heard=0, required=1, subject="a large answer")
-        return whole.content
+        return content
 
     def _decoded(self, method: Method, content: bytes, timestamp: LogicalTimestamp) -> Answered:
         return Answered(self.types.decode_answer(method, content), timestamp)

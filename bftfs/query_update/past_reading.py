@@ -20,17 +20,17 @@ and the order of timestamps is a serial order of all operations. [Q/U §4.3.7]
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 
-from bftfs.asking.quorum import Nodes, QuorumSystem
+from bftfs.asking.ask import Asking
+from bftfs.asking.quorum import Nodes
 from bftfs.credentials import Credentials
 from bftfs.errors import FileSystemError, NoLongerKept, PastUnknown
 from bftfs.identifiers import NodeId, ObjectId
 from bftfs.query_update.classification import OperationType
-from bftfs.query_update.client import QueryUpdateClient
+from bftfs.query_update.client import Answered, QueryUpdateClient
 from bftfs.query_update.effort import Outcome
 from bftfs.query_update.history import (
     ZERO,
@@ -50,25 +50,11 @@ from bftfs.query_update.messages import (
 )
 from bftfs.query_update.object_type import Record, encode_record
 from bftfs.query_update.repair import Attempts
-from bftfs.query_update.rounds import Plan, Rounds, Tally
-from bftfs.query_update.tallies import Answer, Votes
+from bftfs.query_update.rounds import Answer, Plan, Rounds, Votes, is_outdated
 
 _ATTEMPTS: Final = 64  # at agreement, with repair and back-off in between
 
 _decode_page = msgspec.msgpack.Decoder(tuple[PastVersion, ...]).decode
-
-
-@dataclass(frozen=True, slots=True)
-class PastAnswer:
-    """A query's answer on a version of the past. ZERO: the object's initial version."""
-
-    answer: Any
-    timestamp: LogicalTimestamp
-
-    @property
-    def time_us(self) -> int:
-        """The version's time."""
-        return time_of(self.timestamp)
 
 
 class PastReader:
@@ -87,8 +73,10 @@ class PastReader:
         credentials: Credentials,
         *,
         at_us: int,
-    ) -> PastAnswer:
+    ) -> Answered:
         """Invoke a query on the newest established version whose time is `at_us` or earlier.
+
+        Its timestamp is ZERO for the object's initial version.
 
         Raises FileSystemError if it refuses, PastUnknown if too few servers remember that time,
         NoLongerKept if a benign one says that it had to forget it.
@@ -115,27 +103,27 @@ class PastReader:
                 )
 
             tally = _PastTally(self._rounds, plan, at_us, cursors)
-            outcome = await self._rounds.run(plan, request, tally, subject=method)
-            if outcome.found is not None:
-                version, answer = outcome.found
+            tally.conclude(
+                await self._rounds.run(plan, request, PastReply, tally.take, subject=method)
+            )
+            if tally.found is not None:
+                version, answer = tally.found
                 if answer.error:
                     raise FileSystemError(answer.error, method)
-                content = outcome.votes.wholes.get(outcome.found)
+                content = tally.votes.wholes.get(tally.found)
                 if content is not None:
                     found = self._client.types.method(method)
                     assert found is not None, "servers have invoked it"
-                    return PastAnswer(self._client.types.decode_answer(found, content), version)
-                voters = outcome.votes.by[outcome.found]
-                willing = [node for node in plan.order if voters >> node & 1 and node != whole_from]
-                whole_from = willing[0] if willing else None
+                    return Answered(self._client.types.decode_answer(found, content), version)
+                whole_from = _another(plan, tally.votes.by[tally.found], whole_from)
                 continue
-            if outcome.is_collected:
+            if tally.is_collected:
                 raise NoLongerKept(subject=identifier.hex(), at_us=at_us)
-            if outcome.is_forgotten:
+            if tally.is_forgotten:
                 raise PastUnknown(subject=identifier.hex(), at_us=at_us)
-            if outcome.is_disorderly:
-                self._client.observations.keep(identifier, outcome.reported)
-            await attempts.go_on(outcome.outcome, (identifier,))
+            if tally.is_disorderly:
+                self._client.observations.keep(identifier, tally.reported)
+            await attempts.go_on(tally.outcome, (identifier,))
         raise PastUnknown(subject=identifier.hex(), at_us=at_us)
 
     async def latest(self, identifier: ObjectId) -> LogicalTimestamp:
@@ -159,6 +147,7 @@ class PastReader:
         The page is empty if what is asked for is no longer kept.
         Raises FileSystemError if the object does not permit it now.
         """
+        quorums = self._rounds.quorums
         whole_from: NodeId | None = None
         for _ in range(_ATTEMPTS):
             plan = await self._rounds.plan((identifier,))
@@ -172,29 +161,46 @@ class PastReader:
                 prefixes,
                 plan.order[0] if whole_from is None else whole_from,
             )
-            tally = _VersionsTally(self._rounds.quorums)
-            outcome = await self._rounds.run(plan, request, tally, subject="versions")
-            if outcome.page is None:
+            votes: Votes[Answer] = Votes(quorums)
+
+            def take(
+                asking: Asking,
+                node: NodeId,
+                reply: VersionsReply,
+                votes: Votes[Answer] = votes,
+            ) -> None:
+                if reply.found:
+                    answer = Answer.given(error=reply.error, answer=reply.page, whole=reply.whole)
+                    votes.add(node, answer, reply.page, whole=reply.whole)
+                agreed = votes.agreed()
+                if agreed is not None and agreed in votes.wholes:
+                    asking.enough()
+                elif quorums.is_quorum(asking.answered):
+                    if agreed is not None:
+                        asking.enough()
+                    else:
+                        asking.more()
+
+            await self._rounds.run(plan, request, VersionsReply, take, subject="versions")
+            page = votes.agreed()
+            if page is None:
                 raise PastUnknown(subject=identifier.hex(), at_us=time_of(newest))
-            if outcome.page.error:
-                raise FileSystemError(outcome.page.error, "versions")
-            content = outcome.votes.wholes.get(outcome.page)
+            if page.error:
+                raise FileSystemError(page.error, "versions")
+            content = votes.wholes.get(page)
             if content is not None:
                 return _decode_page(content)
-            voters = outcome.votes.by[outcome.page]
-            willing = [node for node in plan.order if voters >> node & 1 and node != whole_from]
-            whole_from = willing[0] if willing else None
+            whole_from = _another(plan, votes.by[page], whole_from)
         raise PastUnknown(subject=identifier.hex(), at_us=time_of(newest))
 
 
-class _Seen(dict[NodeId, tuple[ReplicaHistory, PastReply]]):
-    """What each server has said in a round."""
+def _another(plan: Plan, voters: Nodes, tried: NodeId | None) -> NodeId | None:
+    """The next one to ask for the whole of what `voters` say."""
+    return next((node for node in plan.order if voters >> node & 1 and node != tried), None)
 
 
-class _PastTally(Tally):
+class _PastTally:
     """A round of queries of the past."""
-
-    expects = PastReply
 
     def __init__(
         self, rounds: Rounds, plan: Plan, at_us: int, cursors: dict[NodeId, LogicalTimestamp]
@@ -205,7 +211,7 @@ class _PastTally(Tally):
         (self._identifier,) = plan.names
         self._at_us = at_us
         self._cursors = cursors
-        self._seen = _Seen()
+        self._seen: dict[NodeId, tuple[ReplicaHistory, PastReply]] = {}
         self.reported: dict[NodeId, Known] = {}  # the replica histories of those that answered
         self.votes: Votes[tuple[LogicalTimestamp, Answer]] = Votes(self.quorums)
         self.found: tuple[LogicalTimestamp, Answer] | None = None
@@ -221,12 +227,13 @@ class _PastTally(Tally):
             return Outcome.PENDING
         return Outcome.DISORDER if self.is_disorderly else Outcome.UNSETTLED
 
-    def take(self, node: NodeId, reply: PastReply) -> None:
+    def take(self, asking: Asking, node: NodeId, reply: PastReply) -> None:
+        """Count the reply of one server."""
         if reply.looked is Looked.FURTHER:
             before = self._cursors.get(node)
             if before is None or reply.version < before:
                 self._cursors[node] = reply.version
-                self.asking.again(node)
+                asking.again(node)
                 return
             self.rounds.peers.convict(1 << node, self.plan.now_us)
         else:
@@ -234,17 +241,19 @@ class _PastTally(Tally):
             if learned is not None:
                 self._seen[node] = (parse_history(reply.histories[0]), reply)
                 (self.reported[node],) = learned
-        if self.quorums.is_quorum(self.asking.answered):
-            if self._evaluate():
-                self.asking.enough()
+        if self.quorums.is_quorum(asking.answered):
+            if self._evaluate(asking.answered):
+                asking.enough()
             else:
-                self.asking.more()
+                asking.more()
 
-    def expire(self) -> None:
-        self.found = None
-        self.is_collected = self.is_forgotten = self.is_disorderly = False
+    def conclude(self, asking: Asking) -> None:
+        """The round is over; what was heard counts only if that did not take too long."""
+        if is_outdated(asking):
+            self.found = None
+            self.is_collected = self.is_forgotten = self.is_disorderly = False
 
-    def _evaluate(self) -> bool:
+    def _evaluate(self, answered: Nodes) -> bool:
         """Whether the replies of a quorum contain the answer, or show that there is none yet."""
         quorums, observations = self.quorums, self.rounds.observations
         reported = self.reported
@@ -268,7 +277,7 @@ class _PastTally(Tally):
         self.found = self.votes.agreed()
         if self.found is None:
             everyone: Nodes = (1 << quorums.n) - 1
-            self.is_forgotten = self.asking.answered == everyone
+            self.is_forgotten = answered == everyone
             collected = sum(
                 1 << node
                 for node, (_, reply) in self._seen.items()
@@ -305,28 +314,3 @@ class _PastTally(Tally):
             if quorums.is_repairable(nodes | hiding | unheard):
                 return True
         return False
-
-
-class _VersionsTally(Tally):
-    """A page of versions that servers agree on."""
-
-    expects = VersionsReply
-
-    def __init__(self, quorums: QuorumSystem) -> None:
-        self._quorums = quorums
-        self.votes: Votes[Answer] = Votes(quorums)
-        self.page: Answer | None = None
-
-    def take(self, node: NodeId, reply: VersionsReply) -> None:
-        if reply.found:
-            answer = Answer.given(error=reply.error, answer=reply.page, whole=reply.whole)
-            self.votes.add(node, answer, reply.page, whole=reply.whole)
-            self.page = self.votes.agreed()
-            if self.page is not None and self.page in self.votes.wholes:
-                self.asking.enough()
-                return
-        if self._quorums.is_quorum(self.asking.answered):
-            if self.page is not None:
-                self.asking.enough()
-            else:
-                self.asking.more()

@@ -24,6 +24,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from bftfs.asking.ask import Asking
 from bftfs.asking.quorum import Nodes
 from bftfs.conversation import Now
 from bftfs.errors import ContentionExhausted
@@ -39,26 +40,23 @@ from bftfs.query_update.history import (
     ConditionedKind,
     LogicalTimestamp,
     client_of,
+    is_original,
 )
 from bftfs.query_update.messages import (
+    DeduceReply,
     DeduceRequest,
+    FetchReply,
     FetchRequest,
     InlineBarrier,
     InlineUpdate,
     Query,
+    QueryReply,
     Update,
     Verdict,
 )
 from bftfs.query_update.observation import Observed
-from bftfs.query_update.rounds import Rounds
-from bftfs.query_update.tallies import (
-    ChainTally,
-    DeduceTally,
-    FetchTally,
-    HistoriesTally,
-    update_round,
-)
-from bftfs.wire.codec import encode
+from bftfs.query_update.rounds import Answer, Rounds, Votes, update_round
+from bftfs.wire.codec import Message, encode
 
 _INLINE_ATTEMPTS = 2  # at one candidate, before a barrier ends it
 _MOST_STEPS = 1_000  # of one repair; far beyond what contention can cause with back-off
@@ -148,7 +146,13 @@ class Repair:
         rounds = self._rounds
         plan = await rounds.plan(names)
         message = Query(names, "", b"", 0, 0, (), plan.order[0], True)
-        await rounds.run(plan, message, HistoriesTally(rounds, plan), subject="replica histories")
+
+        def take(asking: Asking, node: NodeId, reply: QueryReply) -> None:
+            rounds.learn(plan, node, reply)
+            if rounds.quorums.is_quorum(asking.answered):
+                asking.enough()
+
+        await rounds.run(plan, message, QueryReply, take, subject="replica histories")
         # The latest candidate, if hardly anybody has it, takes a repair to get rid of. It counts
         # once for each server: one operation may be the latest of several objects.
         alone: Nodes = 0
@@ -214,16 +218,14 @@ class Repair:
         if observed.classification.type is not OperationType.INLINE_BARRIER:
             return await self._barrier(name)
         message = InlineBarrier(observed.history_set, observed.authenticators)
-        outcome = await update_round(self._rounds, message, (name,), subject="inline barrier")
-        return outcome.complete
+        return await self._send(message, (name,), "inline barrier")
 
     async def _barrier(self, name: ObjectId) -> bool:
         """Keep everything earlier from completing. [Q/U §4.3.2]"""
         observed = self._observe(name)
         conditioned = Conditioned(ConditionedKind.BARRIER, None, 0, (observed.history_set,))
         message = Update(encode(conditioned), (observed.authenticators,), (), NodeId(0))
-        outcome = await update_round(self._rounds, message, (name,), subject="barrier")
-        return outcome.complete
+        return await self._send(message, (name,), "barrier")
 
     async def _inline(self, name: ObjectId, candidate: Candidate) -> bool:
         """Finish a repairable operation in place.
@@ -244,8 +246,7 @@ class Repair:
             NodeId(0),
         )
         names = candidate.objects or (name,)
-        outcome = await update_round(self._rounds, message, names, subject="inline repair")
-        return outcome.complete
+        return await self._send(message, names, "inline repair")
 
     async def _copy(self, name: ObjectId, *, for_another: bool = False) -> bool:
         """Copy what is to be copied; or take a step towards knowing it. [Q/U §4.3.2, §4.3.7]
@@ -319,7 +320,12 @@ class Repair:
         )
         authenticators = tuple(everything[each].authenticators for each in (*names, *evidence))
         message = Update(encode(conditioned), authenticators, vouchers, NodeId(0))
-        return (await update_round(self._rounds, message, names, subject="copy")).complete
+        return await self._send(message, names, "copy")
+
+    async def _send(self, message: Message, names: tuple[ObjectId, ...], subject: str) -> bool:
+        """Send one step to a quorum for `names`, ascending; True if it is established."""
+        plan = await self._rounds.plan(names)
+        return (await update_round(self._rounds, plan, message, subject)).complete
 
     def _evidence(
         self, barred: Mapping[ObjectId, Observed], others: Mapping[ObjectId, Observed]
@@ -335,26 +341,55 @@ class Repair:
 
     async def _deduce(self, candidate: Candidate) -> bool | None:
         """Ask servers about a candidate: True if it is established, False if it is dead."""
-        facts = self.observations.facts
-        if candidate.timestamp not in facts:
-            request = DeduceRequest(candidate.timestamp, candidate.objects)
-            tally = DeduceTally(self._rounds, candidate.timestamp)
+        deductions, timestamp = self.observations.deductions, candidate.timestamp
+        is_quorum = self._rounds.quorums.is_quorum
+
+        def take(asking: Asking, node: NodeId, reply: DeduceReply) -> None:
+            deductions.state(timestamp, node, reply.verdict, reply.voucher)
+            if is_quorum(asking.answered):
+                if timestamp in deductions.facts:
+                    asking.enough()
+                else:
+                    asking.more()
+
+        if timestamp not in deductions.facts:
+            request = DeduceRequest(timestamp, candidate.objects)
             plan = await self._rounds.plan(candidate.objects)
-            await self._rounds.run(plan, request, tally, subject="deduction")
-        return facts.get(candidate.timestamp)
+            await self._rounds.run(plan, request, DeduceReply, take, subject="deduction")
+        return deductions.facts.get(timestamp)
 
     async def chained(
         self, timestamp: LogicalTimestamp, names: tuple[ObjectId, ...], version: LogicalTimestamp
     ) -> tuple[Verdict, bytes]:
         """If an operation is in the chain of a version of its first object, with its answer."""
+        quorums = self._rounds.quorums
+        answers: Votes[Answer] = Votes(quorums)
+        dead: Nodes = 0
+        found = Verdict.UNKNOWN, b""
+
+        def take(asking: Asking, node: NodeId, reply: DeduceReply) -> None:
+            nonlocal dead, found
+            if reply.verdict is Verdict.DEAD:
+                dead |= 1 << node
+                if quorums.includes_benign(dead):
+                    found = Verdict.DEAD, b""
+            elif reply.verdict is Verdict.ESTABLISHED:
+                answer = Answer.given(error=0, answer=reply.answer, whole=reply.whole)
+                answers.add(node, answer, reply.answer, whole=reply.whole)
+                agreed = answers.agreed()
+                if agreed is not None and agreed in answers.wholes:
+                    found = Verdict.ESTABLISHED, answers.wholes[agreed]
+            if found[0] is not Verdict.UNKNOWN:
+                asking.enough()
+            elif not asking.waiting:
+                asking.more()
 
         def request(node: NodeId) -> DeduceRequest:
             return DeduceRequest(timestamp, names, version, node)
 
-        tally = ChainTally(self._rounds.quorums)
         plan = await self._rounds.plan(names)
-        await self._rounds.run(plan, request, tally, subject="chain of versions")
-        return tally.verdict, tally.answer
+        await self._rounds.run(plan, request, DeduceReply, take, subject="chain of versions")
+        return found
 
     async def _fetch(self, name: ObjectId, timestamp: LogicalTimestamp) -> bytes | None:
         """The original request of a candidate; it proves itself."""
@@ -364,13 +399,23 @@ class Repair:
         order = tuple(node for node in plan.order if hosts >> node & 1)
         if not order:
             return None
-        tally = FetchTally(timestamp, n=rounds.quorums.n)
+        original: bytes | None = None
+
+        def take(asking: Asking, _node: NodeId, reply: FetchReply) -> None:
+            nonlocal original
+            if is_original(reply.conditioned, timestamp, n=rounds.quorums.n):
+                original = reply.conditioned
+                asking.enough()
+            elif not asking.waiting:
+                asking.more()
+
         await rounds.run(
             plan._replace(order=order, probes=()),
             FetchRequest(timestamp),
-            tally,
+            FetchReply,
+            take,
             subject="original request",
             first=min(2, len(order)),
-            suffices=lambda: tally.asking.asked == hosts,
+            suffices=lambda asked: asked == hosts,
         )
-        return tally.conditioned
+        return original

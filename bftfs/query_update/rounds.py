@@ -1,26 +1,101 @@
-"""One round: a request to a quorum of servers, and what their replies amount to.
+"""Rounds: a request to a quorum of servers, and what their replies amount to.
 
-[Q/U §4.3.4, c_quorum_rpc] `Rounds.plan` says whom to ask; `Rounds.run` sends the request and feeds
-the replies to a `Tally`, which says after each of them if the round goes on. `tallies` has one kind
-for each kind of round. No server is believed alone: an answer counts when servers give it that
-cannot all be malevolent.
+[Q/U §4.3.4, c_quorum_rpc] `Rounds.plan` says whom to ask; `Rounds.run` sends the request and gives
+each reply to a function, which tells the `Asking` how to go on. A tally counts the replies of a
+round of updates or queries: what follows from it is up to `client` and `repair`. No server is
+believed alone: an answer counts when servers give it that cannot all be malevolent.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from types import UnionType
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from bftfs import limits
 from bftfs.asking.ask import Asking
 from bftfs.asking.peers import Peers
+from bftfs.asking.quorum import Nodes, QuorumSystem
 from bftfs.conversation import Delivery, Now, Send
+from bftfs.crypto.digest import answer_digest
 from bftfs.identifiers import NodeId, ObjectId, placement_of
-from bftfs.query_update.history import Known
-from bftfs.query_update.messages import PastReply, QueryReply, UpdateReply
+from bftfs.query_update.classification import OperationType
+from bftfs.query_update.history import (
+    ZERO,
+    Known,
+    LogicalTimestamp,
+    is_barrier,
+    parse_history,
+)
+from bftfs.query_update.messages import PastReply, QueryReply, Status, UpdateReply, Verdict
 from bftfs.query_update.observation import Observations
 from bftfs.wire.codec import Message
+
+_SUCCESS, _UNKNOWN = Status.SUCCESS, Verdict.UNKNOWN  # a member of a class takes longer to find
+
+Take = Callable[[Asking, NodeId, Any], None]  # what the reply of one server amounts to
+
+
+def is_outdated(asking: Asking) -> bool:
+    """True if a round has lasted too long: of those heard first, some may have lost their store.
+
+    What a server has accepted and forgotten counts only in rounds of before; when they are over, it
+    asks its peers what has become of it. `bftfs.server.object_healing` has the rule.
+    """
+    return not 0 <= asking.ended_us - asking.began_us <= limits.COUNTED_US
+
+
+class Answer(NamedTuple):
+    """An answer as servers give it: comparable, whether it came whole or as its digest."""
+
+    error: int
+    large: bool
+    content: bytes  # of a large answer, the digest
+
+    @classmethod
+    def given(cls, *, error: int, answer: bytes, whole: bool) -> Answer:
+        """The answer in a reply."""
+        if not whole:
+            return cls(error, True, answer)
+        if len(answer) > limits.ANSWER_INLINE_BYTES:
+            return cls(error, True, answer_digest(answer))
+        return cls(error, False, answer)
+
+
+Choice = TypeVar("Choice", bound=Hashable)
+
+
+class Votes(Generic[Choice]):
+    """Answers, or whatever servers can differ in, and who gave them."""
+
+    __slots__ = ("_quorums", "by", "wholes")
+
+    def __init__(self, quorums: QuorumSystem) -> None:
+        self._quorums = quorums
+        self.by: dict[Choice, Nodes] = {}
+        self.wholes: dict[Choice, bytes] = {}
+
+    def add(self, node: NodeId, answer: Choice, content: bytes, *, whole: bool) -> Nodes:
+        """Count a vote; all that voted alike so far."""
+        if whole:
+            self.wholes[answer] = content
+        nodes = self.by[answer] = self.by.get(answer, 0) | 1 << node
+        return nodes
+
+    def agreed(self) -> Choice | None:
+        """The answer that servers give that cannot all be malevolent."""
+        for answer, nodes in self.by.items():
+            if self._quorums.includes_benign(nodes):
+                return answer
+        return None
+
+    def dissenters(self, answer: Choice) -> Nodes:
+        """Those who gave another one."""
+        nodes = 0
+        for other, voters in self.by.items():
+            if other != answer:
+                nodes |= voters
+        return nodes
 
 
 class Plan(NamedTuple):
@@ -30,34 +105,6 @@ class Plan(NamedTuple):
     order: tuple[NodeId, ...]
     probes: tuple[NodeId, ...]
     now_us: int
-
-
-class Tally:
-    """What the replies of one round amount to.
-
-    After each reply it tells `asking` how to go on; it may be read when the round is over.
-    """
-
-    expects: type | UnionType  # the replies that are counted; any other is a refusal
-    asking: Asking  # set when the round begins
-
-    def take(self, node: NodeId, reply: Any) -> None:
-        """Count the reply of one server."""
-        raise NotImplementedError
-
-    def hopes(self) -> bool:
-        """True if those that have not answered could, together, bring what is sought."""
-        return False
-
-    def expire(self) -> None:
-        """The round has lasted too long: of those heard first, some may have lost their store.
-
-        What a server has accepted and forgotten counts only in rounds of before; when they are
-        over, it asks its peers what has become of it. `healing` has the rule.
-        """
-
-
-T = TypeVar("T", bound=Tally)
 
 
 class Rounds:
@@ -89,19 +136,30 @@ class Rounds:
         self,
         plan: Plan,
         message: Message | Callable[[NodeId], Message],
-        tally: T,
+        expects: type | UnionType,
+        take: Take,
         *,
         subject: str,
         first: int | None = None,
-        suffices: Callable[[], bool] | None = None,
-    ) -> T:
-        """Send `message` to a quorum, and to others as `tally` or silence require."""
+        hopes: Callable[[Nodes], bool] | None = None,
+        suffices: Callable[[Nodes], bool] | None = None,
+    ) -> Asking:
+        """Send `message` to a quorum, and to others as `take` or silence require.
+
+        `take` is given the replies that are of the type `expects`; any other is a refusal.
+        """
         each = None if isinstance(message, Message) else message
 
         def request(node: NodeId) -> Send:
             return Send(node, message if each is None else each(node))
 
-        asking = tally.asking = Asking(
+        def heard(reply: Delivery) -> None:
+            if isinstance(reply.message, expects):
+                take(asking, reply.node, reply.message)
+            else:
+                asking.refused(reply)
+
+        asking = Asking(
             self.peers,
             plan.order,
             request,
@@ -109,22 +167,12 @@ class Rounds:
             now_us=plan.now_us,
             first=first,
             probes=plan.probes,
-            hopes=tally.hopes,
+            hopes=hopes,
             suffices=suffices,
             patience_total_us=self.patience_total_us,
         )
-        expects = tally.expects
-
-        def take(reply: Delivery) -> None:
-            if isinstance(reply.message, expects):
-                tally.take(reply.node, reply.message)
-            else:
-                asking.refused(reply)
-
-        await asking.collect(take)
-        if not 0 <= asking.ended_us - plan.now_us <= limits.COUNTED_US:
-            tally.expire()
-        return tally
+        await asking.collect(heard)
+        return asking
 
     def learn(
         self, plan: Plan, node: NodeId, reply: QueryReply | UpdateReply | PastReply
@@ -146,3 +194,290 @@ class Rounds:
                 return learned
         self.peers.convict(1 << node, plan.now_us)
         return None
+
+
+class UpdateTally:
+    """A round of updates, barriers or copies: which servers have accepted it."""
+
+    def __init__(self, rounds: Rounds, plan: Plan) -> None:
+        self.rounds = rounds
+        self.quorums = rounds.quorums
+        self.plan = plan
+        self.accepted: Nodes = 0
+        self.failed: Nodes = 0
+        self.refused: dict[int, Nodes] = {}
+        self.insane: Nodes = 0  # those that found a time too far ahead
+        self.overdrawn: Nodes = 0  # those that wait for older updates of this client
+        self._contenders: dict[int, Nodes] = {}  # by how many there are, as these servers say
+        self.answers: Votes[Answer] = Votes(self.quorums)
+        self.refusal = 0
+        self.is_outdated = False
+        self.asked: Nodes = 0
+        self._reported: dict[tuple[bytes, ...], Nodes] = {}  # histories of those that accepted it
+
+    @property
+    def possible(self) -> Nodes:
+        """The servers that may have accepted it: it may take effect yet."""
+        ruled_out = self.failed
+        for nodes in self.refused.values():
+            ruled_out |= nodes
+        return self.asked & ~ruled_out
+
+    @property
+    def contenders(self) -> int | None:
+        """How many others stand in the line, or are ahead in it; None if too few servers tell.
+
+        The least number than which servers that cannot all be malevolent say there are no more.
+        (Clients that come at the same moment are late in another order at each server: more than
+        one may believe that it is next.)
+        """
+        nodes = 0
+        for number in sorted(self._contenders):
+            nodes |= self._contenders[number]
+            if self.quorums.includes_benign(nodes):
+                return number
+        return None
+
+    @property
+    def complete(self) -> bool:
+        """True if a quorum has accepted it: it is established."""
+        return self.quorums.is_quorum(self.accepted) and not self.is_outdated
+
+    def take(self, asking: Asking, node: NodeId, reply: UpdateReply) -> None:
+        """Count the reply of one server."""
+        bit = 1 << node
+        if self.rounds.learn(self.plan, node, reply) is None:
+            self.failed |= bit
+        elif reply.status is not _SUCCESS:
+            self._take_failure(node, reply)
+        else:
+            self.accepted |= bit
+            number, histories = reply.contenders, reply.histories
+            self._contenders[number] = self._contenders.get(number, 0) | bit
+            self._reported[histories] = self._reported.get(histories, 0) | bit
+            if reply.whole or reply.answer:
+                answer = Answer.given(error=0, answer=reply.answer, whole=reply.whole)
+                self.answers.add(node, answer, reply.answer, whole=reply.whole)
+        if self.complete or self.refusal:
+            asking.enough()
+        elif not asking.waiting and self._can_agree(asking.asked):
+            asking.more()
+        else:
+            asking.rest()
+
+    def _take_failure(self, node: NodeId, reply: UpdateReply) -> None:
+        status, bit = reply.status, 1 << node
+        if status is Status.REFUSED:
+            nodes = self.refused[reply.error] = self.refused.get(reply.error, 0) | bit
+            if reply.error and self.quorums.is_quorum(nodes):
+                self.refusal = reply.error
+            return
+        self.failed |= bit
+        if status is Status.NOT_CURRENT:
+            number = reply.contenders
+            self._contenders[number] = self._contenders.get(number, 0) | bit
+        elif status is Status.CULLED:
+            self.rounds.peers.accuse(node, reply.forged | reply.insane, self.plan.now_us)
+            if reply.insane:
+                self.insane |= bit
+        elif status is Status.INSANE_TIME:
+            self.insane |= bit
+        elif status is Status.TOO_MANY:
+            self.overdrawn |= bit
+
+    def hopes(self, waiting: Nodes) -> bool:
+        """If all that were not heard accepted it, it would be complete."""
+        return self.quorums.is_quorum(self.accepted | waiting)
+
+    def _can_agree(self, asked: Nodes) -> bool:
+        """All that were asked have answered: a quorum may agree yet if others are asked."""
+        unasked = (1 << self.quorums.n) - 1 & ~asked
+        return any(
+            nodes and self.quorums.is_quorum(nodes | unasked)
+            for nodes in (self.accepted, *self.refused.values())
+        )
+
+    def conclude(self) -> None:
+        """Remember which servers failed it, or accepted it and report another latest candidate.
+
+        To servers that accept it, an operation is the latest, whatever contention has left behind
+        it. One that reports something else as its latest has accepted it in vain: repair follows.
+        """
+        peers = self.rounds.peers
+        if not self.quorums.is_repairable(self.accepted):
+            return
+        if len(self._reported) == 1 and not self.failed:
+            peers.conformed(self.accepted)
+            return
+        latest: dict[tuple[LogicalTimestamp, ...], Nodes] = {}
+        for histories, nodes in self._reported.items():
+            key = tuple(parse_history(history).latest for history in histories)
+            latest[key] = latest.get(key, 0) | nodes
+        alike = max(latest.values(), key=int.bit_count)
+        peers.conformed(alike)
+        for apart in (self.failed, self.accepted & ~alike):
+            peers.diverged(apart, self.plan.now_us)
+        for error, nodes in self.refused.items():
+            # The method, its arguments and the version are the same everywhere: so is its answer.
+            if error and self.quorums.includes_benign(alike):
+                peers.convict(nodes, self.plan.now_us)
+
+
+async def update_round(rounds: Rounds, plan: Plan, message: Message, subject: str) -> UpdateTally:
+    """Send one update, barrier or copy to a quorum."""
+    tally = UpdateTally(rounds, plan)
+    asking = await rounds.run(
+        plan, message, UpdateReply, tally.take, subject=subject, hopes=tally.hopes
+    )
+    tally.asked, tally.is_outdated = asking.asked, is_outdated(asking)
+    tally.conclude()
+    return tally
+
+
+class QueryTally:
+    """A round of queries: answers by the versions they were made on."""
+
+    def __init__(self, rounds: Rounds, plan: Plan, wanted: tuple[LogicalTimestamp, ...]) -> None:
+        self.rounds = rounds
+        self.quorums = rounds.quorums
+        self.plan = plan
+        names = self.names = plan.names
+        # By object, what servers report whose histories can be parsed.
+        self.reported: dict[ObjectId, dict[NodeId, Known]] = {name: {} for name in names}
+        self._wanted = wanted  # the versions that were asked for, if not the latest
+        self._first: tuple[bytes, ...] = ()  # histories of the first reply
+        self._heads: tuple[LogicalTimestamp, ...] = ()
+        self._plain = False  # all of these end with object versions
+        self._alike: Nodes = 0  # those that report the same histories
+        self.votes: Votes[tuple[tuple[LogicalTimestamp, ...], Answer]] = Votes(self.quorums)
+        self._reported: dict[tuple[LogicalTimestamp, ...], Nodes] = {}  # by their latest versions
+        self.answer: Answer | None = None
+        self.versions: tuple[LogicalTimestamp, ...] = ()  # the latest established ones
+        self.disorderly: tuple[ObjectId, ...] = ()  # objects that need repair first
+        self.unknown = False  # the histories of some object tell nothing: ask again
+        self.deduced = False  # they may not all have been the latest at one moment
+        self._hosting: Nodes = 0  # those that have the latest candidate of every object
+
+    def take(self, asking: Asking, node: NodeId, reply: QueryReply) -> None:
+        """Count the reply of one server."""
+        learned = self.rounds.learn(self.plan, node, reply)
+        if learned is not None:
+            for name, known in zip(self.names, learned, strict=True):
+                self.reported[name][node] = known
+            heads = self._heads_in(reply.histories, node)
+            if reply.verdict is not _UNKNOWN:
+                deductions = self.rounds.observations.deductions
+                deductions.state(heads[0], node, reply.verdict, reply.voucher)
+            if reply.answered and self._is_simple(node, reply, heads):
+                asking.enough()
+                return
+        if self.quorums.is_quorum(asking.answered):
+            if self._evaluate():
+                asking.enough()
+            else:
+                asking.more()
+
+    def _heads_in(self, histories: tuple[bytes, ...], node: NodeId) -> tuple[LogicalTimestamp, ...]:
+        """The latest object version in each of these histories."""
+        if not self._first:
+            self._first = histories
+            parsed = [parse_history(history) for history in histories]
+            self._heads = tuple(each.latest_object.timestamp for each in parsed)
+            self._plain = not any(is_barrier(each.latest) for each in parsed)
+        if histories == self._first:
+            self._alike |= 1 << node
+            return self._heads
+        return tuple(parse_history(history).latest_object.timestamp for history in histories)
+
+    def _is_simple(
+        self, node: NodeId, reply: QueryReply, heads: tuple[LogicalTimestamp, ...]
+    ) -> bool:
+        """Count an answer; True if a quorum gives it and has the same latest candidates.
+
+        [Q/U §4.3.2] These are complete then. (What was asked for of one object was the latest when
+        it was asked for. Of several it must be the latest still, or they were not read together.)
+        """
+        answer = Answer.given(error=reply.error, answer=reply.answer, whole=reply.whole)
+        key = (self._wanted or heads, answer)
+        alike = self.votes.add(node, key, reply.answer, whole=reply.whole)
+        self._reported[heads] = self._reported.get(heads, 0) | 1 << node
+        if (
+            self._plain
+            and self.quorums.is_quorum(alike & self._alike)
+            and (len(self.names) == 1 or key[0] == heads)
+        ):
+            self.answer, self.versions, self.disorderly = answer, key[0], ()
+            return True
+        return False
+
+    def _evaluate(self) -> bool:
+        """True if the replies of a quorum contain the answer. [Q/U §4.3.5, Optimistic query]
+
+        What is later than the latest candidate that is repairable or complete is incomplete: if
+        that one is complete, it is the latest established, whatever is going on.
+        """
+        observations = self.rounds.observations
+        heard = sum(1 << node for node in self.reported[self.names[0]])
+        versions = []
+        disorderly = []
+        self.unknown = False
+        self._hosting = heard
+        for name in self.names:
+            found = observations.survey(name, self.reported[name])
+            timestamp = found.object_candidate.timestamp
+            self._hosting &= found.nodes
+            complete = self.quorums.is_quorum(found.nodes & heard)
+            if timestamp == ZERO and not complete:
+                # Histories that were reported at different moments, while others succeed, may have
+                # nothing in common.
+                self.unknown = True
+            elif not complete and found.type is not OperationType.METHOD:
+                # Complete by deduction alone is enough only if nothing later is seen: while others
+                # succeed, a later established version may be pruned from all but a few histories.
+                disorderly.append(name)
+            versions.append(timestamp)
+        self.versions = tuple(versions)
+        self.disorderly = tuple(disorderly)
+        # Several objects were read together only if a quorum has exactly these versions: two such
+        # reads share a server, at which versions only grow. If not, a second round, whose replies
+        # were all asked for after the first was over, has to find the same.
+        exactly = self._reported.get(self.versions, 0)
+        self.deduced = len(self.names) > 1 and not self.quorums.is_quorum(exactly)
+        if disorderly or self.unknown:
+            return False
+        for (heads, answer), nodes in self.votes.by.items():
+            if heads == self.versions and self.quorums.includes_benign(nodes):
+                self.answer = answer
+                return True
+        return False
+
+    def hopes(self, waiting: Nodes) -> bool:
+        """If all that were not heard had the latest candidate, it would be complete.
+
+        A server that is late is no reason to repair what those who wrote it have finished.
+        """
+        return self.quorums.is_quorum(self._hosting | waiting)
+
+    def conclude(self, asking: Asking) -> None:
+        """Remember servers that answer differently, or report what no other server has."""
+        if is_outdated(asking):
+            self.answer, self.disorderly, self.unknown = None, (), True
+        if self.answer is None:
+            return
+        peers = self.rounds.peers
+        for (versions, answer), nodes in self.votes.by.items():
+            if versions == self.versions and answer != self.answer:
+                peers.convict(nodes, self.plan.now_us)
+        if self.quorums.is_quorum(self._alike):
+            peers.conformed(self._alike)
+            apart = asking.answered & ~self._alike
+            if not apart:
+                return
+        ahead = 0
+        for name, version in zip(self.names, self.versions, strict=True):
+            for node, known in self.reported[name].items():
+                if parse_history(known.history).latest > version:
+                    ahead |= 1 << node
+        peers.diverged(ahead, self.plan.now_us)
+        if not self.quorums.is_quorum(self._alike):
+            peers.conformed(asking.answered & ~ahead)

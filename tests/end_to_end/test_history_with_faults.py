@@ -23,7 +23,7 @@ FRESH = "attr_timeout=0,entry_timeout=0,negative_timeout=0"
 CREDULOUS = f"""
 from bftfs.cli.main import main
 from bftfs.query_update import past_reading
-from bftfs.query_update.tallies import Votes
+from bftfs.query_update.rounds import Votes
 
 class Credulous(Votes):
     def agreed(self):

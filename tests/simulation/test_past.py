@@ -10,7 +10,7 @@ import pytest
 from bftfs.filesystem.contents import Contents
 from bftfs.query_update import answering, past_reading, past_state
 from bftfs.query_update.history import LogicalTimestamp, time_of
-from bftfs.query_update.tallies import Votes
+from bftfs.query_update.rounds import Votes
 from bftfs.simulation.configuration import Configuration
 from bftfs.simulation.scenario import Simulation, run
 from bftfs.simulation.workloads.files import FileMix

@@ -130,7 +130,7 @@ def test_who_is_silent_for_long_is_not_waited_for_again() -> None:
 def test_who_is_silent_anyway_is_asked_after_long_silence_only() -> None:
     network, peers = Network(lambda node, times: None if node == 2 else 100), Peers(QUORUMS)
     peers.silent(NodeId(5), 0)
-    needed, hopes = (lambda _: True), (lambda: True)
+    needed, hopes = (lambda _: True), (lambda _: True)
     network.run(conversation(counting(5, []), peers, needed=needed, hopes=hopes))
     assert network.asked[-1] == (100 + PATIENCE_US, 5)
 
@@ -222,8 +222,8 @@ def test_what_was_heard_may_suffice() -> None:
             counting(5, heard),
             peers,
             needed=lambda _: True,
-            hopes=lambda: True,
-            suffices=lambda: len(heard) == 4,
+            hopes=lambda _: True,
+            suffices=lambda _: len(heard) == 4,
         )
     )
     assert network.outcome == [(None, None)]
@@ -232,7 +232,7 @@ def test_what_was_heard_may_suffice() -> None:
 
 def test_hope_ends_with_the_third_silence() -> None:
     network = Network(lambda node, times: 100 if node < 4 else None)
-    needed, hopes = (lambda _: True), (lambda: True)
+    needed, hopes = (lambda _: True), (lambda _: True)
     network.run(conversation(counting(5, []), needed=needed, hopes=hopes))
     assert network.outcome == [(None, None)]
     assert network.now == 100 + (1 + 2 + 4) * PATIENCE_US
@@ -272,7 +272,7 @@ def test_a_node_more_is_asked_if_nobody_is_silent_and_it_does_not_suffice() -> N
     network, heard = Network(lambda node, times: 100), []
     peers = Peers(QUORUMS)
     peers.silent(NodeId(5), 0)
-    options: dict[str, Any] = {"hopes": lambda: True, "suffices": lambda: False}
+    options: dict[str, Any] = {"hopes": lambda _: True, "suffices": lambda _: False}
     peers.convict(1, 0)
     network.run(conversation(counting(6, heard), peers, **options))
     assert heard == [0, 1, 2, 3, 4, 5]
