@@ -17,8 +17,8 @@ from bftfs.filesystem import (
     volume,
 )
 from bftfs.identifiers import ObjectKind
-from bftfs.query_update.answering import GUARD
 from bftfs.query_update.object_type import Method, ObjectTypes, Record
+from bftfs.query_update.server import GUARD
 
 _VOLUME: Final = frozenset({ObjectKind.VOLUME})
 _DIRECTORY: Final = frozenset({ObjectKind.DIRECTORY})

@@ -42,7 +42,7 @@ from bftfs import limits
 from bftfs.asking.quorum import Nodes, QuorumSystem
 from bftfs.crypto.digest import AuthenticatorKeys, answer_digest, deduction_digest
 from bftfs.identifiers import ClientId, NodeId, ObjectId
-from bftfs.query_update import object_sync
+from bftfs.query_update import between_nodes
 from bftfs.query_update.admission import Allowance, IncompleteUpdates, Lines
 from bftfs.query_update.classification import (
     NO_FACTS,
@@ -280,7 +280,7 @@ class Accepting:
         lacking = self._lacking(request)
         if len(lacking) < len(request.replicas):
             return self._adopt(request, lacking, hosts)
-        if all(object_sync.is_staged(each, request.timestamp) for each in lacking):
+        if all(between_nodes.is_staged(each, request.timestamp) for each in lacking):
             ready = self._adopt(request, lacking, hosts)
             ready.writes.append(Write(Table.REQUEST, request.timestamp, request.encoded))
             return ready
@@ -313,13 +313,13 @@ class Accepting:
         quorum had accepted it long ago of which a server is down by now. What b + 1 of those who
         host the result say alike is what a benign one has made of it.
         """
-        known = {each.object: object_sync.known_versions(each) for each in request.replicas}
+        known = {each.object: between_nodes.known_versions(each) for each in request.replicas}
 
         async def fetch(view: StorageView) -> list[Write] | None:
             writes = await want.fetch(view)
             if writes is not None:
                 return writes
-            return await object_sync.fetch_versions(
+            return await between_nodes.fetch_versions(
                 known, request.timestamp, hosts=hosts, me=self._node, quorums=self._quorums
             )
 
@@ -540,18 +540,18 @@ class Accepting:
             return
         if reach is Reach.BLOCKED or version < replica.row.established:
             raise _Fail(Status.NOT_CURRENT)
-        if object_sync.take_staged(replica, version):
+        if between_nodes.take_staged(replica, version):
             return
         fetch = partial(
-            object_sync.fetch_version,
+            between_nodes.fetch_version,
             replica.object,
             version,
-            known=object_sync.known_versions(replica),
+            known=between_nodes.known_versions(replica),
             hosts=hosts,
             me=self._node,
             quorums=self._quorums,
         )
-        raise WaitFor(Want(object_sync.sync_key(replica.object, version), lambda _: fetch()))
+        raise WaitFor(Want(between_nodes.sync_key(replica.object, version), lambda _: fetch()))
 
     def _accept_method(
         self,

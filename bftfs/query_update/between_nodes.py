@@ -1,17 +1,32 @@
-"""Answers to other servers: for object sync, healing, scrubbing, and to finish updates.
+"""What servers ask each other: object sync, and questions for healing and scrubbing.
 
 Every benign server that has what is asked for gives the same, so that what b + 1 servers say alike
 is true. Whole pages come from one server, digests from the others.
+
+**Object sync** is how a server gets an object version that it lacks. [Q/U §4.3.5, Object syncing]
+It asks servers that host the version, one for the whole and others for digests, and widens on
+silence or mismatch until so many agree that one of them is benign. Preferably it gets the chain of
+versions from one that it has; if that is long or unknown, the whole state, page by page.
+
+What was agreed on is true for ever, whatever has happened at the server meanwhile; so it is staged
+in a row of its own, and the request that wanted it moves the head when it is stepped again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 
+import msgspec
+
 from bftfs import limits
+from bftfs.asking import ask
+from bftfs.asking.peers import Peers
+from bftfs.asking.quorum import Nodes, QuorumSystem
+from bftfs.conversation import Delivery, Now, Send
 from bftfs.crypto.digest import link_digest, sync_page_digest
-from bftfs.identifiers import OBJECT_ID_BYTES, ObjectId
+from bftfs.errors import QuorumUnavailable
+from bftfs.identifiers import OBJECT_ID_BYTES, NodeId, ObjectId
 from bftfs.query_update.history import TIMESTAMP_BYTES, ZERO, LogicalTimestamp
 from bftfs.query_update.messages import (
     AttestReply,
@@ -31,6 +46,7 @@ from bftfs.query_update.messages import (
 from bftfs.query_update.past_state import state_at
 from bftfs.query_update.replica import (
     Link,
+    Reach,
     Replica,
     StatePage,
     Version,
@@ -38,14 +54,227 @@ from bftfs.query_update.replica import (
     link_of,
     stored_version,
 )
-from bftfs.storage import StorageView, Table, after_keys
+from bftfs.storage import StorageView, Table, Write, after_keys
 from bftfs.wire.codec import UNREADABLE, encode
 
 _BEYOND_KEYS = after_keys(limits.STATE_KEY_BYTES)
 _BEYOND_OBJECTS = after_keys(OBJECT_ID_BYTES)
+_PATIENCE_TOTAL_US = 10 * limits.SECOND_US
+_CHAIN = b"c"
+_STATE = b"s"
+_BEYOND_VERSIONS = b"\xff" * (len(ZERO) + 5)
+
+_decode_links = msgspec.msgpack.Decoder(tuple[Link, ...]).decode
+_decode_page = msgspec.msgpack.Decoder(StatePage).decode
 
 
-# --- object sync: versions, and the state at a version ------------------------------------------
+# --- object sync: fetching ------------------------------------------------------------------------
+
+
+def sync_key(identifier: ObjectId, version: LogicalTimestamp) -> bytes:
+    """The key under which a fetched version is staged; also the key of the want."""
+    return b"sync" + identifier + version
+
+
+def known_versions(replica: Replica) -> tuple[LogicalTimestamp, ...]:
+    """Versions that a chain may end at: the latest ones on this server's own."""
+    own = [
+        candidate.timestamp
+        for candidate in reversed(replica.history.candidates)
+        if not candidate.barrier
+    ]
+    return (*own[: limits.SYNC_KNOWN - 2], replica.row.established, ZERO)
+
+
+async def fetch_version(
+    identifier: ObjectId,
+    version: LogicalTimestamp,
+    *,
+    known: tuple[LogicalTimestamp, ...],
+    hosts: Nodes,
+    me: NodeId,
+    quorums: QuorumSystem,
+) -> list[Write] | None:
+    """The writes that stage `version`; None if too few servers give the same."""
+    ring = tuple(NodeId((me + step) % quorums.n) for step in range(1, quorums.n))
+    order = tuple(sorted(ring, key=lambda node: not hosts >> node & 1))
+    key = sync_key(identifier, version)
+    asking = Asking(order, quorums)
+    try:
+        chain = await asking.agree(SyncRequest(identifier, version, known, b"", True))
+        if chain is not None and _is_chain(chain, version, known):
+            return [Write(Table.REQUEST, key, _CHAIN + chain)]
+        pages = await state_pages(asking, identifier, version)
+        if pages is None:
+            return None
+        return [
+            *(
+                Write(Table.REQUEST, key + number.to_bytes(4, "big"), page)
+                for number, page in enumerate(pages)
+            ),
+            Write(Table.REQUEST, key, _STATE + len(pages).to_bytes(4, "big")),
+        ]
+    except (QuorumUnavailable, *UNREADABLE, IndexError):
+        return None
+
+
+async def fetch_versions(
+    known: dict[ObjectId, tuple[LogicalTimestamp, ...]],
+    version: LogicalTimestamp,
+    *,
+    hosts: Nodes,
+    me: NodeId,
+    quorums: QuorumSystem,
+) -> list[Write] | None:
+    """`fetch_version` for each of the objects, which `known` has with what is known of them."""
+    staged: list[Write] = []
+    for name, versions in known.items():
+        writes = await fetch_version(
+            name, version, known=versions, hosts=hosts, me=me, quorums=quorums
+        )
+        if writes is None:
+            return None
+        staged += writes
+    return staged
+
+
+async def state_pages(
+    asking: Asking, identifier: ObjectId, version: LogicalTimestamp
+) -> list[bytes] | None:
+    """The whole state at `version`, in encoded pages; None if too few servers give the same."""
+    pages: list[bytes] = []
+    after = b""
+    while True:
+        page = await asking.agree(SyncRequest(identifier, version, (), after, True))
+        if page is None:
+            return None
+        decoded = _decode_page(page)
+        pages.append(page)
+        if not decoded.more:
+            return pages
+        after = decoded.pairs[-1][0]
+
+
+def pairs_in(pages: Iterable[bytes]) -> Iterator[tuple[bytes, bytes]]:
+    """The pairs in these pages of `state_pages`."""
+    for page in pages:
+        yield from _decode_page(page).pairs
+
+
+def _is_chain(
+    encoded: bytes, version: LogicalTimestamp, known: tuple[LogicalTimestamp, ...]
+) -> bool:
+    """True if the links lead from `version` down to a version that was known."""
+    at = version
+    for link in _decode_links(encoded):
+        if link.timestamp != at or link.parent >= at:
+            return False
+        at = link.parent
+    return at in known
+
+
+class Asking:
+    """Asks servers for pages until a set of them that includes a benign one agrees."""
+
+    def __init__(self, order: tuple[NodeId, ...], quorums: QuorumSystem) -> None:
+        self._order = order
+        self._quorums = quorums
+        self._peers = Peers(quorums)
+        mask = 0
+        self._first = 0
+        while self._first < len(order) and not quorums.includes_benign(mask):
+            mask |= 1 << order[self._first]
+            self._first += 1
+
+    async def agree(self, request: SyncRequest | ChainRequest) -> bytes | None:
+        """The page; None if all have answered, or a benign one has the version, but no chain."""
+        for_digest = msgspec.structs.replace(request, whole=False)
+        pages: dict[bytes, bytes] = {}
+        votes: dict[bytes, Nodes] = {}
+        wholes = {self._order[0], *self._order[self._first :]}
+        unchained: Nodes = 0
+        agreed: bytes | None = None
+
+        def send(node: NodeId) -> Send:
+            return Send(node, request if node in wholes else for_digest)
+
+        asking = ask.Asking(
+            self._peers,
+            self._order,
+            send,
+            first=self._first,
+            needed=lambda _: False,
+            now_us=await Now(),
+            subject="object sync",
+            patience_total_us=_PATIENCE_TOTAL_US,
+        )
+
+        def take(delivery: Delivery) -> None:
+            nonlocal agreed, unchained
+            reply, node = delivery.message, delivery.node
+            if not isinstance(reply, SyncReply) or reply.found is Found.NOTHING:
+                pass
+            elif reply.found is Found.UNCHAINED:
+                unchained |= 1 << node
+            else:
+                digest = reply.page
+                if node in wholes:
+                    digest = sync_page_digest(reply.page)
+                    pages[digest] = reply.page
+                votes[digest] = votes.get(digest, 0) | 1 << node
+            for digest, nodes in votes.items():
+                if digest in pages and self._quorums.includes_benign(nodes):
+                    agreed = pages[digest]
+            if agreed is not None or self._quorums.includes_benign(unchained):
+                asking.enough()
+            elif not asking.waiting:
+                asking.more()
+
+        await asking.collect(take)
+        return agreed
+
+
+# --- object sync: using what was fetched ----------------------------------------------------------
+
+
+def is_staged(replica: Replica, version: LogicalTimestamp) -> bool:
+    """True if `version` has been fetched and staged, and not used yet."""
+    return replica.view.get(Table.REQUEST, sync_key(replica.object, version)) is not None
+
+
+def take_staged(replica: Replica, version: LogicalTimestamp) -> bool:
+    """Move the head to `version` with the staged rows. False if they do not lead there."""
+    key = sync_key(replica.object, version)
+    staged = replica.view.get(Table.REQUEST, key)
+    if staged is None:
+        return False
+    first = sync_key(replica.object, ZERO)
+    # Rows that were staged for this object and never used go as well.
+    replica.writes += [
+        Write(Table.REQUEST, old, None)
+        for old in replica.view.keys(Table.REQUEST, first, first[: -len(ZERO)] + _BEYOND_VERSIONS)
+    ]
+    if staged.startswith(_CHAIN):
+        replica.learn(_decode_links(staged[1:]))
+        if replica.reach(version) in {Reach.HERE, Reach.KNOWN}:
+            replica.move_to(version)
+            return True
+        return False
+    page_keys = (
+        key + number.to_bytes(4, "big") for number in range(int.from_bytes(staged[1:], "big"))
+    )
+    replica.install(version, pairs_in(_staged(replica.view, page_keys)))
+    return True
+
+
+def _staged(view: StorageView, page_keys: Iterable[bytes]) -> Iterator[bytes]:
+    for page_key in page_keys:
+        page = view.get(Table.REQUEST, page_key)
+        assert page is not None, "pages are staged together with their number"
+        yield page
+
+
+# --- object sync: answers -------------------------------------------------------------------------
 
 
 def sync(view: StorageView, request: SyncRequest) -> SyncReply:
@@ -61,24 +290,33 @@ def sync(view: StorageView, request: SyncRequest) -> SyncReply:
     return SyncReply(Found.PAGE, page if request.whole else sync_page_digest(page))
 
 
+def _links_from(
+    replica: Replica, at: LogicalTimestamp, known: tuple[LogicalTimestamp, ...]
+) -> Iterator[tuple[Link, int]]:
+    """The versions from `at` down to one of `known` or one that is missing; the size of each."""
+    while at not in known:
+        version = replica.version(at)
+        if version is None or version.gap:
+            return
+        link = link_of(at, version)
+        yield link, len(encode(link))
+        at = version.parent
+
+
 def _chain_down_to(
     replica: Replica, version: LogicalTimestamp, known: tuple[LogicalTimestamp, ...]
 ) -> bytes | None:
     """The versions from `version` down to one of `known`, or None if they are too many."""
+    known = (*known, ZERO)
     links: list[Link] = []
-    size = 0
-    at = version
-    while at != ZERO and at not in known:
-        found = replica.version(at)
-        if found is None or found.gap or len(links) == limits.SYNC_LINKS:
-            return None
-        link = link_of(at, found)
-        size += len(encode(link))
-        if size > limits.SYNC_PAGE_BYTES:
+    volume = 0
+    for link, size in _links_from(replica, version, known):
+        volume += size
+        if volume > limits.SYNC_PAGE_BYTES or len(links) == limits.SYNC_LINKS:
             return None
         links.append(link)
-        at = found.parent
-    return encode(tuple(links))
+    lowest = links[-1].parent if links else version
+    return encode(tuple(links)) if lowest in known else None
 
 
 def _state_page(replica: Replica, version: LogicalTimestamp, after: bytes) -> bytes | None:
@@ -101,20 +339,14 @@ def chain(view: StorageView, request: ChainRequest) -> SyncReply:
 
     A server that lacks some of these versions gives a shorter page, or nothing.
     """
-    replica = Replica(view, request.object)
     links: list[Link] = []
-    size = 0
-    at = request.version
-    while at != ZERO and len(links) < limits.LINKS_IN_CHAIN_PAGE:
-        version = replica.version(at)
-        if version is None or version.gap:
-            break
-        link = link_of(at, version)
-        size += len(encode(link))
-        if links and size > limits.CHAIN_PAGE_BYTES:
+    volume = 0
+    down = _links_from(Replica(view, request.object), request.version, (ZERO,))
+    for link, size in islice(down, limits.LINKS_IN_CHAIN_PAGE):
+        volume += size
+        if links and volume > limits.CHAIN_PAGE_BYTES:
             break
         links.append(link)
-        at = version.parent
     page = encode(tuple(links))
     if not links or len(page) > 2 * limits.SYNC_PAGE_BYTES:
         return SyncReply(Found.NOTHING, b"")

@@ -50,7 +50,7 @@ from bftfs.conversation import Now, Pause, Together
 from bftfs.crypto.digest import AuthenticatorKeys
 from bftfs.errors import MalformedMessage
 from bftfs.identifiers import OBJECT_ID_BYTES, NodeId, ObjectId, ObjectKind
-from bftfs.query_update import object_sync
+from bftfs.query_update import between_nodes
 from bftfs.query_update.between_nodes import catalogue, latest_of_all
 from bftfs.query_update.classification import Shared, shared_candidates
 from bftfs.query_update.history import (
@@ -119,7 +119,7 @@ def take_over(
     if reach is Reach.KNOWN:
         replica.move_to(timestamp)
     elif reach is not Reach.HERE and not (
-        reach is Reach.MISSING and object_sync.take_staged(replica, timestamp)
+        reach is Reach.MISSING and between_nodes.take_staged(replica, timestamp)
     ):
         return False
     return replica.extend(candidate, keys, complete=candidate if established else INITIAL)
@@ -396,7 +396,7 @@ class ObjectHealer:
         for name, (candidate, nodes) in found.items():
             own = await look(host, partial(_own, name, candidate))
             if own.reach is Reach.MISSING and own.latest < candidate.timestamp:
-                staged = await object_sync.fetch_version(
+                staged = await between_nodes.fetch_version(
                     name,
                     candidate.timestamp,
                     known=own.known,
@@ -564,7 +564,7 @@ def _fraction(cursor: bytes) -> float:
 def _own(name: ObjectId, candidate: Candidate, view: StorageView) -> _Own:
     replica = Replica(view, name)
     reach = replica.reach(candidate.timestamp)
-    return _Own(replica.history.latest, reach, object_sync.known_versions(replica))
+    return _Own(replica.history.latest, reach, between_nodes.known_versions(replica))
 
 
 def _is_catalogue(after: bytes, reply: object) -> CatalogueReply | None:

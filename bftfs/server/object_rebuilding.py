@@ -21,7 +21,8 @@ from bftfs.asking.quorum import QuorumSystem
 from bftfs.conversation import Pause
 from bftfs.errors import QuorumUnavailable
 from bftfs.identifiers import NodeId, ObjectId
-from bftfs.query_update import object_sync
+from bftfs.query_update import between_nodes
+from bftfs.query_update.between_nodes import Asking
 from bftfs.query_update.history import (
     TIMESTAMP_BYTES,
     ZERO,
@@ -30,7 +31,6 @@ from bftfs.query_update.history import (
     history_of,
 )
 from bftfs.query_update.messages import ChainRequest
-from bftfs.query_update.object_sync import Asking
 from bftfs.query_update.replica import (
     Link,
     ObjectRow,
@@ -75,11 +75,11 @@ async def fetch_past(
             volume += len(page)
             links += more
             at = links[-1].parent
-        state = [] if at == ZERO else await object_sync.state_pages(asking, name, at)
+        state = [] if at == ZERO else await between_nodes.state_pages(asking, name, at)
         if state is None and links:
             # Nobody has the version below: the oldest that there is begins it all.
             at = links.pop().timestamp
-            state = await object_sync.state_pages(asking, name, at)
+            state = await between_nodes.state_pages(asking, name, at)
     except (QuorumUnavailable, *UNREADABLE, IndexError):
         return None
     return None if state is None else Past(tuple(links), at, tuple(state))
@@ -101,7 +101,7 @@ async def remade(name: ObjectId, past: Past) -> MemoryStorage | None:
     store = MemoryStorage()
     if past.base != ZERO:
         replica = Replica(store, name)
-        replica.install(past.base, object_sync.pairs_in(past.state))
+        replica.install(past.base, between_nodes.pairs_in(past.state))
         _stand_at(store, replica, past.base)
     for count, link in enumerate(reversed(past.links), 1):
         replica = Replica(store, name)

@@ -14,7 +14,7 @@ import pytest
 
 from bftfs.asking.quorum import ThresholdQuorums
 from bftfs.identifiers import NodeId
-from bftfs.query_update.object_sync import Asking
+from bftfs.query_update.between_nodes import Asking
 from bftfs.server.block_healing import BlockHealer
 from bftfs.server.block_verification import VerificationPolicy, VerificationSettings
 from bftfs.server.object_healing import ObjectHealer

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from bftfs.asking.quorum import ThresholdQuorums
-from bftfs.query_update import object_sync
+from bftfs.query_update import between_nodes
 from bftfs.simulation.configuration import Configuration
 from bftfs.simulation.deployment import Sizes
 from bftfs.simulation.network import NetworkFaults
@@ -102,10 +102,10 @@ def test_no_second_opinion_in_object_sync(monkeypatch: pytest.MonkeyPatch) -> No
     """[Q/U §4.3.2] b + 1: else one liar gives a server another past."""
     lossy = NetworkFaults(loss=0.1, delay_us=(50, 2_000), straggling=0.05)
     assert hunt(attacks(node="sync-liar", network=lossy)) is None
-    begin: Callable[..., None] = object_sync.Asking.__init__
+    begin: Callable[..., None] = between_nodes.Asking.__init__
 
     def credulous(asking: Any, order: Any, quorums: ThresholdQuorums) -> None:
         begin(asking, order, Trusting(quorums))
 
-    monkeypatch.setattr(object_sync.Asking, "__init__", credulous)
+    monkeypatch.setattr(between_nodes.Asking, "__init__", credulous)
     assert hunt(attacks(node="sync-liar", network=lossy), not_serializable)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from bftfs.filesystem.contents import Contents
-from bftfs.query_update import answering, past_reading, past_state
+from bftfs.query_update import past_reading, past_state, server
 from bftfs.query_update.history import LogicalTimestamp, time_of
 from bftfs.query_update.rounds import Votes
 from bftfs.simulation.configuration import Configuration
@@ -77,7 +77,7 @@ def test_objects_as_of_different_times(monkeypatch: pytest.MonkeyPatch) -> None:
     def shifted(replica: Any, at_us: int, below: bytes) -> Any:
         return newest_at(replica, at_us - replica.object[-1] * 4_000, below)
 
-    monkeypatch.setattr(answering, "newest_at", shifted)
+    monkeypatch.setattr(server, "newest_at", shifted)
     assert hunt(attacks(None), about_the_past)
 
 

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from bftfs import limits
 from bftfs.errors import DamagedRow
+from bftfs.query_update.between_nodes import StatePage, take_staged
 from bftfs.query_update.history import ZERO, Candidate, LogicalTimestamp, Operation, history_of
 from bftfs.query_update.messages import Verdict
-from bftfs.query_update.object_sync import StatePage, take_staged
 from bftfs.query_update.past_state import state_at
 from bftfs.query_update.replica import Link, Reach, Replica, Version, Workspace
 from bftfs.server.scrubbing import attested
