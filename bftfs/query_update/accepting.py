@@ -35,11 +35,11 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Sequence
-from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from bftfs import limits
 from bftfs.asking.quorum import Nodes, QuorumSystem
+from bftfs.conversation import Conversation
 from bftfs.crypto.digest import AuthenticatorKeys, answer_digest, deduction_digest
 from bftfs.identifiers import ClientId, NodeId, ObjectId
 from bftfs.query_update import between_nodes
@@ -47,12 +47,13 @@ from bftfs.query_update.admission import Allowance, IncompleteUpdates, Lines
 from bftfs.query_update.classification import (
     NO_FACTS,
     Classification,
+    Evidence,
     OperationType,
+    Undecided,
     classify,
     greatest_complete,
     sharing,
 )
-from bftfs.query_update.deduction import Evidence, Undecided
 from bftfs.query_update.history import (
     ZERO,
     Candidate,
@@ -89,14 +90,10 @@ from bftfs.storage import StorageView, Table, Write
 class _Fail(Exception):
     """Control flow: the request fails with a status and the replica histories."""
 
-    def __init__(
-        self, status: Status, *, forged: Nodes = 0, insane: Nodes = 0, contenders: int = 0
-    ) -> None:
+    def __init__(self, status: Status, **more: Any) -> None:
         super().__init__(status)
         self.status = status
-        self.forged = forged
-        self.insane = insane
-        self.contenders = contenders
+        self.more = more  # fields of the reply
 
 
 class _Plan(NamedTuple):
@@ -109,34 +106,48 @@ class _Plan(NamedTuple):
     complete: Candidate  # the greatest object candidate that the history set shows complete
 
 
-class _Request(NamedTuple):
-    """An operation, copy or barrier whose parts are verified, and the plan for each object."""
+class _Request:
+    """An operation, copy or barrier; when it is verified, its timestamp and what it does."""
 
-    conditioned: Conditioned
-    encoded: bytes  # `conditioned`, as it came
-    method: Method | None
-    timestamp: LogicalTimestamp
-    replicas: list[Replica]
-    plans: list[_Plan]  # one for each of `replicas`
-    whole_answer_from: NodeId
+    def __init__(
+        self,
+        view: StorageView,
+        author: ClientId,
+        message: Update | InlineUpdate,
+        conditioned: Conditioned,
+        method: Method | None,
+    ) -> None:
+        self.author = author
+        self.encoded = message.conditioned
+        self.whole_answer_from = message.whole_answer_from
+        self.conditioned = conditioned
+        self.method = method
+        self.replicas = [Replica(view, history_set.object) for history_set in conditioned.sets]
+        self.timestamp = ZERO
+        self.plans: list[_Plan] = []  # one for each of `replicas`
 
-    @property
-    def names(self) -> tuple[ObjectId, ...]:
-        """The objects as its candidate lists them: none if it is only one."""
-        replicas = self.replicas
-        return tuple([each.object for each in replicas]) if len(replicas) > 1 else ()
+    def set_up(self, sets: list[CulledObjectHistorySet], now_us: int) -> None:
+        """`s_setup`: the timestamp, one for all objects of the operation. [Q/U lines 1100-1118]"""
+        self.timestamp = timestamp_of(self.conditioned, self.encoded, sets, self.author)
+        if time_of(self.timestamp) > now_us + limits.CLOCK_SKEW_US:
+            raise _Fail(Status.INSANE_TIME)
 
     def candidate(self, plan: _Plan) -> Candidate:
         """The candidate that is accepted for one of its objects."""
-        kind = self.conditioned.kind
-        if kind is ConditionedKind.BARRIER:
-            return Candidate(self.timestamp, plan.conditioned_on.timestamp)
+        kind, replicas = self.conditioned.kind, self.replicas
+        names: tuple[ObjectId, ...] = ()  # none if it is only one, or a barrier
+        if len(replicas) > 1 and kind is not ConditionedKind.BARRIER:
+            names = tuple([each.object for each in replicas])
         return Candidate(
-            self.timestamp,
-            plan.conditioned_on.timestamp,
-            self.names,
-            kind is ConditionedKind.COPY,
+            self.timestamp, plan.conditioned_on.timestamp, names, kind is ConditionedKind.COPY
         )
+
+    @property
+    def late(self) -> list[ObjectId]:
+        """Where something later than the sets' current has been accepted. [Q/U line 1007]"""
+        return [
+            plan.replica.object for plan in self.plans if plan.replica.history.latest > plan.current
+        ]
 
 
 class Accepting:
@@ -171,49 +182,39 @@ class Accepting:
         now_us: int,
     ) -> Ready:
         """A direct request of `client`, who is entitled to it; `conditioned` is decoded from it."""
-        method = self._method_of(conditioned)
-        replicas = [Replica(view, history_set.object) for history_set in conditioned.sets]
+        request = _Request(view, client, message, conditioned, self._method_of(conditioned))
         try:
             shown = (*conditioned.sets, *conditioned.evidence)
             culled = self._cull(shown, message.authenticators, now_us)
-            sets, evidence = culled[: len(replicas)], culled[len(replicas) :]
-            timestamp = _set_up(conditioned, message.conditioned, sets, client, now_us)
-            repeated = self._repeated(replicas, timestamp, message.whole_answer_from)
-            if repeated is not None:
-                return repeated
-            if method is not None and time_of(timestamp) < now_us - limits.CLOCK_SKEW_US:
+            sets, evidence = culled[: len(conditioned.sets)], culled[len(conditioned.sets) :]
+            request.set_up(sets, now_us)
+            if self._is_repeated(request):
+                return self._accepted_before(request)
+            method = request.method
+            if method is not None and time_of(request.timestamp) < now_us - limits.CLOCK_SKEW_US:
                 # Or a client could make versions of yesterday: what was at a time of the past, and
                 # has been read, would change. (A repair may finish what was begun at its time.)
                 raise _Fail(Status.INSANE_TIME)
             if conditioned.facts:
                 self._require_vouched(conditioned, message)
-            request = _Request(
-                conditioned,
-                message.conditioned,
-                method,
-                timestamp,
-                replicas,
-                self._plan(replicas, conditioned, sets, evidence, timestamp),
-                message.whole_answer_from,
-            )
+            request.plans = self._plan(request, sets, evidence)
             if method is not None:
-                return self._update(request, method, client, now_us)
-            if _late(request) or not self._remembers(request):
+                return self._update(request, method, now_us)
+            if request.late or not self._remembers(request):
                 raise _Fail(Status.NOT_CURRENT)
-            self._require_allowance(replicas, client, now_us)
+            self._require_allowance(request, now_us)
             if conditioned.kind is ConditionedKind.COPY:
                 return self._accept_copy(request)
             return self._accept_barrier(request)
         except _Fail as failure:
-            return _failed(replicas, failure)
+            return _failed(request.replicas, failure)
 
-    def _update(self, request: _Request, method: Method, client: ClientId, now_us: int) -> Ready:
+    def _update(self, request: _Request, method: Method, now_us: int) -> Ready:
         """A direct method: contending clients take their turns, and none leaves too much behind."""
-        late = _late(request)
+        client, late = request.author, request.late
         if late:
-            ahead = self._lines.join(late, client, now_us)
-            raise _Fail(Status.NOT_CURRENT, contenders=ahead)
-        self._require_settled(request, client, now_us)
+            raise _Fail(Status.NOT_CURRENT, contenders=self._lines.join(late, client, now_us))
+        self._require_settled(request, now_us)
         names = [replica.object for replica in request.replicas]
         return self._accept_method(
             request,
@@ -232,36 +233,27 @@ class Accepting:
             raise Refuse(errno.EINVAL, "barriers are repaired by showing them")
         if all(message.evidence.object != each.object for each in conditioned.sets):
             raise Refuse(errno.EINVAL, "the evidence is about another object")
-        replicas = [Replica(view, history_set.object) for history_set in conditioned.sets]
+        request = _Request(view, message.author, message, conditioned, method)
         n = self._quorums.n
         try:
             (shown,) = self._cull((message.evidence,), (message.authenticators,), now_us)
             sets = [parse_set(each, n=n) for each in conditioned.sets]
             evidence = [parse_set(each, n=n) for each in conditioned.evidence]
-            timestamp = _set_up(conditioned, message.conditioned, sets, message.author, now_us)
-            repeated = self._repeated(replicas, timestamp, message.whole_answer_from)
-            if repeated is not None:
-                return repeated
+            request.set_up(sets, now_us)
+            if self._is_repeated(request):
+                return self._accepted_before(request)
             # Nothing of the request is worth any work before servers vouch for it: its own history
             # sets are not authenticated, and may be as long as one likes.
-            if shown.latest != timestamp or not self._quorums.is_repairable(
-                sharing(shown, timestamp)
+            if shown.latest != request.timestamp or not self._quorums.is_repairable(
+                sharing(shown, request.timestamp)
             ):
                 raise _Fail(Status.DIFFERENT)
-            request = _Request(
-                conditioned,
-                message.conditioned,
-                method,
-                timestamp,
-                replicas,
-                self._plan(replicas, conditioned, sets, evidence, timestamp),
-                message.whole_answer_from,
-            )
+            request.plans = self._plan(request, sets, evidence)
             vouching = self._vouching(request, shown)
             self._require_others(vouching)
             return self._finish(request, vouching)
         except _Fail as failure:
-            return _failed(replicas, failure)
+            return _failed(request.replicas, failure)
 
     def _vouching(self, request: _Request, shown: CulledObjectHistorySet) -> Nodes:
         """The servers that have accepted the operation, as the history set of one object shows."""
@@ -408,14 +400,12 @@ class Accepting:
 
     def _plan(
         self,
-        replicas: list[Replica],
-        conditioned: Conditioned,
+        request: _Request,
         sets: list[CulledObjectHistorySet],
         evidence: list[CulledObjectHistorySet],
-        timestamp: LogicalTimestamp,
     ) -> list[_Plan]:
         """The plan for each object. Fails unless the history sets dictate the operation."""
-        quorums = self._quorums
+        quorums, replicas, conditioned = self._quorums, request.replicas, request.conditioned
         facts = conditioned.known if conditioned.facts else NO_FACTS
         found = [classify(history_set, quorums, facts) for history_set in sets]
         if conditioned.kind is ConditionedKind.METHOD:
@@ -426,7 +416,9 @@ class Accepting:
                 for replica, (_, base, nodes, _, _) in zip(replicas, found, strict=True)
             ]
         if conditioned.kind is ConditionedKind.COPY:
-            shown = Evidence(_by_object(sets), _by_object(evidence), quorums, facts)
+            barred = {each.object: each for each in sets}
+            others = {each.object: each for each in evidence}
+            shown = Evidence(barred, others, quorums, facts)
             return self._plan_copy(replicas, found, shown)
         if all(each.type is OperationType.METHOD for each in found):
             raise _Fail(Status.DIFFERENT)
@@ -434,7 +426,7 @@ class Accepting:
             _Plan(
                 replica,
                 each.object_candidate,
-                timestamp,
+                request.timestamp,
                 each.nodes,
                 greatest_complete(history_set, quorums),
             )
@@ -488,9 +480,10 @@ class Accepting:
 
     # --- the bounds of one client ---------------------------------------------------------------
 
-    def _require_allowance(self, replicas: list[Replica], client: ClientId, now_us: int) -> None:
+    def _require_allowance(self, request: _Request, now_us: int) -> None:
         """A client's barriers and copies are bounded, per object and in time. [Q/U §4.3.5]"""
-        for replica in replicas:
+        client = request.author
+        for replica in request.replicas:
             candidates = replica.history.candidates
             if len(candidates) >= limits.HISTORY_CANDIDATES:
                 own = sum(client_of(candidate.timestamp) == client for candidate in candidates)
@@ -499,7 +492,7 @@ class Accepting:
         if not self._allowance.take(client, now_us):
             raise _Fail(Status.TOO_MANY)
 
-    def _require_settled(self, request: _Request, client: ClientId, now_us: int) -> None:
+    def _require_settled(self, request: _Request, now_us: int) -> None:
         """A client's incomplete updates are bounded over all objects.
 
         What is built on is at a quorum, as the history sets have shown: nobody has to be asked. A
@@ -509,7 +502,7 @@ class Accepting:
         for plan in request.plans:
             if self._quorums.is_quorum(plan.hosts):
                 self._incomplete.settle(plan.replica.object)
-        wait = self._incomplete.before_update(client, now_us)
+        wait = self._incomplete.before_update(request.author, now_us)
         if isinstance(wait, Want):
             raise WaitFor(wait)
         if not wait:
@@ -517,18 +510,18 @@ class Accepting:
 
     # --- acceptance -----------------------------------------------------------------------------
 
-    def _repeated(
-        self, replicas: list[Replica], timestamp: LogicalTimestamp, whole_answer_from: NodeId
-    ) -> Ready | None:
-        """The first time's answer, if the request has been accepted before. [Q/U line 1005]"""
-        for replica in replicas:
-            # What is older than the replica history may have been pruned from it.
-            if replica.history.latest < timestamp or (
-                replica.history.find(timestamp) is None
-                and replica.verdict(timestamp) is not Verdict.ESTABLISHED
-            ):
-                return None
-        return self._accepted_before(replicas, timestamp, whole_answer_from)
+    def _is_repeated(self, request: _Request) -> bool:
+        """True if the request has been accepted before. [Q/U line 1005]"""
+        timestamp = request.timestamp
+        # What is older than the replica history may have been pruned from it.
+        return all(
+            replica.history.latest >= timestamp
+            and (
+                replica.history.find(timestamp) is not None
+                or replica.verdict(timestamp) is Verdict.ESTABLISHED
+            )
+            for replica in request.replicas
+        )
 
     def _obtain(self, replica: Replica, version: LogicalTimestamp, hosts: Nodes) -> None:
         """Move the head to `version`, which object sync may have to bring. [Q/U lines 1011-1014]"""
@@ -542,16 +535,19 @@ class Accepting:
             raise _Fail(Status.NOT_CURRENT)
         if between_nodes.take_staged(replica, version):
             return
-        fetch = partial(
-            between_nodes.fetch_version,
-            replica.object,
-            version,
-            known=between_nodes.known_versions(replica),
-            hosts=hosts,
-            me=self._node,
-            quorums=self._quorums,
-        )
-        raise WaitFor(Want(between_nodes.sync_key(replica.object, version), lambda _: fetch()))
+        known = between_nodes.known_versions(replica)
+
+        def fetch(_view: StorageView) -> Conversation[list[Write] | None]:
+            return between_nodes.fetch_version(
+                replica.object,
+                version,
+                known=known,
+                hosts=hosts,
+                me=self._node,
+                quorums=self._quorums,
+            )
+
+        raise WaitFor(Want(between_nodes.sync_key(replica.object, version), fetch))
 
     def _accept_method(
         self,
@@ -589,15 +585,14 @@ class Accepting:
             method.invoke, states, self._types.decode_arguments(method, operation.arguments), caller
         )
         if error:
-            return _failed(replicas, _Fail(Status.REFUSED), error=error)
+            raise _Fail(Status.REFUSED, error=error)
         if not may_accept:
             raise _Fail(Status.NOT_CURRENT)
-        names = request.names
         writes = [Write(Table.REQUEST, timestamp, request.encoded)]
         first: Operation | None = operation
         for plan in request.plans:
             replica, base = plan.replica, plan.conditioned_on
-            candidate = Candidate(timestamp, base.timestamp, names)
+            candidate = request.candidate(plan)
             # What the request conditions on is established: what came before it is decided.
             writes += [
                 Write(Table.REQUEST, old.timestamp, None)
@@ -645,7 +640,7 @@ class Accepting:
             if plan.replica in lacking:
                 self._obtain(plan.replica, request.timestamp, hosts)
                 self._extend(plan.replica, request.candidate(plan), plan.complete)
-        return self._accepted_before(request.replicas, request.timestamp, request.whole_answer_from)
+        return self._accepted_before(request)
 
     def _extend(self, replica: Replica, candidate: Candidate, complete: Candidate) -> None:
         if not replica.extend(candidate, self._keys, complete=complete):
@@ -682,45 +677,17 @@ class Accepting:
             uses_reserve=uses_reserve,
         )
 
-    def _accepted_before(
-        self, replicas: list[Replica], timestamp: LogicalTimestamp, whole_answer_from: NodeId
-    ) -> Ready:
+    def _accepted_before(self, request: _Request) -> Ready:
         """Success with the answer that is stored with the version of the first object.
 
         Object sync may have brought the state without the answer: then none is given.
         """
-        version = replicas[0].version(timestamp)
+        replicas = request.replicas
+        version = replicas[0].version(request.timestamp)
         if version is None or version.operation is None:
             return self._accepted(replicas, whole=False)
-        whole, answer = abridged(version.answer, whole_answer_from == self._node)
+        whole, answer = abridged(version.answer, request.whole_answer_from == self._node)
         return self._accepted(replicas, answer=answer, whole=whole)
-
-
-def _set_up(
-    conditioned: Conditioned,
-    encoded: bytes,
-    sets: list[CulledObjectHistorySet],
-    author: ClientId,
-    now_us: int,
-) -> LogicalTimestamp:
-    """`s_setup`: the timestamp, one for all objects of the operation. [Q/U lines 1100-1118]"""
-    timestamp = timestamp_of(conditioned, encoded, sets, author)
-    if time_of(timestamp) > now_us + limits.CLOCK_SKEW_US:
-        raise _Fail(Status.INSANE_TIME)
-    return timestamp
-
-
-def _by_object(
-    sets: list[CulledObjectHistorySet],
-) -> dict[ObjectId, CulledObjectHistorySet]:
-    return {history_set.object: history_set for history_set in sets}
-
-
-def _late(request: _Request) -> list[ObjectId]:
-    """Where something later than the history sets' current has been accepted. [Q/U line 1007]"""
-    return [
-        plan.replica.object for plan in request.plans if plan.replica.history.latest > plan.current
-    ]
 
 
 def abridged(answer: bytes, wanted_whole: bool) -> tuple[bool, bytes]:
@@ -730,16 +697,13 @@ def abridged(answer: bytes, wanted_whole: bool) -> tuple[bool, bytes]:
     return False, answer_digest(answer)
 
 
-def _failed(replicas: list[Replica], failure: _Fail, *, error: int = 0) -> Ready:
+def _failed(replicas: list[Replica], failure: _Fail) -> Ready:
     """Nothing was accepted: the reply has the replica histories as they were before the step."""
     return Ready(
         UpdateReply(
             failure.status,
             tuple([replica.stored.history for replica in replicas]),
             tuple([replica.stored.authenticator for replica in replicas]),
-            error,
-            forged=failure.forged,
-            insane=failure.insane,
-            contenders=failure.contenders,
+            **failure.more,
         )
     )

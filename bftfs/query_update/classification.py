@@ -1,4 +1,4 @@
-"""Which operation an object history set dictates: a pure function that clients and servers share.
+"""Which operation object history sets dictate: pure functions that clients and servers share.
 
 [Q/U §4.3.3 (4.1); §4.3.4, lines 700-712, 800, 1200-1206; §4.3.5, Inline repair and Malevolent
 components]
@@ -21,17 +21,41 @@ that have not pruned it, and by those that were not heard.
 
 What is known by deduction (§4.3.7) comes first: an established candidate is complete once it is
 repairable, and a dead one, which can never be established, is no object candidate.
+
+**Deduction, and what a copy copies.** [Q/U §4.3.7]
+A multi-object operation M has one timestamp; a server accepts it for all of its objects or for
+none. So what is known of M at one object decides it at the others. Beyond what is complete or
+incomplete in a single object history set:
+
+- M is *established* (in the chain of an established candidate at one of its objects, hence at all)
+  if, at some object of M, it is complete, or something later that is repairable builds on it as on
+  an established version.
+- M is *dead* (in no such chain, ever) if, at some object of M, something later is repairable whose
+  chain does not contain M: two such candidates meet in a benign server (4.4), which accepted the
+  later one on top of an established version at or beyond M. Or if a complete barrier stands there
+  and M is incomplete below it: servers behind the barrier accept M no more.
+
+Which candidates are in the chain of which is read from the histories as far as they reach; beyond
+that, from statements of servers about their own chains (`Facts`), of which any set that includes a
+benign server convinces.
+
+A copy may carry M forward only at all of M's objects together (unless M is established), and each
+object's barrier must stand. A copy that leaves M behind may be made at any object at which M is
+known dead. So, at every object of M, either M is in the chain or it is not: the same at all.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from enum import Enum
 from typing import NamedTuple, TypeAlias
 
 from bftfs.asking.quorum import Nodes, QuorumSystem
+from bftfs.identifiers import ObjectId
 from bftfs.query_update.history import (
     INITIAL,
+    ZERO,
     Candidate,
     CulledObjectHistorySet,
     LogicalTimestamp,
@@ -141,3 +165,217 @@ def classify(
     else:
         kind = OperationType.BARRIER
     return Classification(kind, found.candidate, found.nodes, complete, latest)
+
+
+# --- deduction ------------------------------------------------------------------------------------
+
+Settled: TypeAlias = dict[ObjectId, LogicalTimestamp]  # what each object's copy is conditioned on
+
+
+@dataclass(frozen=True, slots=True)
+class Undecided:
+    """A copy cannot be made yet: it is not known whether `candidate` is established or dead.
+
+    A barrier at (and a fresh history set of) each of `objects` would decide it; if there are none,
+    only servers' statements about the candidate can.
+    """
+
+    candidate: Candidate
+    objects: tuple[ObjectId, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """History sets of several objects that are read together.
+
+    `barred` are those on which a complete barrier stands, so that what is below it has been decided
+    (even if nobody knows how); `others` tell only what is true for ever.
+    """
+
+    barred: Mapping[ObjectId, CulledObjectHistorySet]
+    others: Mapping[ObjectId, CulledObjectHistorySet]
+    quorums: QuorumSystem
+    facts: Facts
+
+    def settle(self) -> Settled | Undecided:
+        """What a copy of all the barred objects must copy at each of them."""
+        settled: Settled = {}
+        shared: list[Candidate] = []
+        for identifier in self.barred:
+            outcome = self._settle(identifier)
+            if isinstance(outcome, Undecided):
+                return outcome
+            if isinstance(outcome, Candidate):
+                settled[identifier] = outcome.timestamp
+                if outcome.objects:
+                    shared.append(outcome)
+            else:
+                settled[identifier] = outcome
+        for candidate in shared:
+            # What is copied because all of its objects still have it is copied at all of them.
+            astray = tuple(
+                identifier
+                for identifier in candidate.objects
+                if settled.get(identifier) != candidate.timestamp
+            )
+            if astray and not self._established(candidate):
+                return Undecided(candidate, astray)
+        return settled
+
+    def _settle(self, identifier: ObjectId) -> Candidate | LogicalTimestamp | Undecided:
+        """What to copy at one object: the latest candidate that is not dead."""
+        bound: LogicalTimestamp | None = None
+        for candidate, nodes in shared_candidates(self.barred[identifier], self.quorums):
+            if bound is not None and candidate.timestamp > bound:
+                continue  # not in the chain of a later potential candidate: never established
+            established: bool | Undecided | None
+            if self.quorums.is_quorum(nodes):
+                established = True
+            elif candidate.objects:
+                established = self.decide(candidate, identifier)
+            else:
+                established = self.facts.get(candidate.timestamp)
+            if isinstance(established, Undecided):
+                return established
+            if established is not False:
+                return candidate
+            if not candidate.copy:
+                return candidate.conditioned_on  # established: a method is accepted on nothing else
+            bound = candidate.conditioned_on
+        if self.quorums.is_repairable(initial_at(self.barred[identifier], self.quorums)):
+            return ZERO
+        return Undecided(INITIAL, (identifier,))
+
+    def decide(self, candidate: Candidate, identifier: ObjectId) -> bool | Undecided | None:
+        """Is `candidate` of `identifier` established (True) or dead (False)?
+
+        None: it is neither, and every one of its objects has it as the latest below its barrier.
+        """
+        fact = self.facts.get(candidate.timestamp)
+        if fact is not None:
+            return fact
+        open_objects: list[ObjectId] = []
+        astray = False
+        for other in candidate.objects:
+            if other == identifier:
+                continue
+            history_set = self.barred.get(other) or self.others.get(other)
+            if history_set is None:
+                open_objects.append(other)
+                continue
+            outcome = self._decide_at(candidate, identifier, other, history_set)
+            if isinstance(outcome, bool):
+                return outcome
+            if outcome is _UNKNOWN_CHAIN:
+                astray = True
+            elif outcome is not _COMMON or other not in self.barred:
+                open_objects.append(other)
+        if astray or open_objects:
+            return Undecided(candidate, tuple(open_objects))
+        return None
+
+    def _decide_at(
+        self,
+        candidate: Candidate,
+        identifier: ObjectId,
+        other: ObjectId,
+        history_set: CulledObjectHistorySet,
+    ) -> bool | object:
+        """The fate of `candidate`, by the history set of one other of its objects."""
+        quorums = self.quorums
+        timestamp = candidate.timestamp
+        if quorums.is_quorum(self._sharing(history_set, candidate)):
+            return True
+        for later, _ in self._shared(other):
+            if later.timestamp <= timestamp:
+                break
+            outcome = self._descent(later, timestamp, identifier, history_set)
+            if outcome is not _COVERED:
+                return outcome
+            # `later` copies the candidate at both objects, but `identifier` shows it incomplete.
+            # Below a barrier that means that it is dead, and what it copied is still undecided.
+            if not self._closed(identifier, later.timestamp):
+                return _OPEN
+        if quorums.is_repairable(self._sharing(history_set, candidate)):
+            return _COMMON
+        return False if self._closed(other, timestamp) else _OPEN
+
+    def _descent(
+        self,
+        later: Candidate,
+        timestamp: LogicalTimestamp,
+        identifier: ObjectId,
+        history_set: CulledObjectHistorySet,
+    ) -> bool | object:
+        """Does `later`, repairable at another object, build on the candidate at `timestamp`?"""
+        step: Candidate | None = later
+        while step is not None:
+            if step.conditioned_on < timestamp:
+                return False
+            if step.conditioned_on == timestamp:
+                if not step.copy:
+                    return True
+                # A copy that did not take in the candidate's other objects had seen it established.
+                return _COVERED if identifier in step.objects else True
+            step = self._vouched(history_set, step.conditioned_on)
+        return _UNKNOWN_CHAIN
+
+    def _closed(self, identifier: ObjectId, timestamp: LogicalTimestamp) -> bool:
+        """True if a complete barrier keeps servers from accepting `timestamp` at this object."""
+        history_set = self.barred.get(identifier)
+        return history_set is not None and history_set.latest > timestamp
+
+    def _vouched(
+        self, history_set: CulledObjectHistorySet, timestamp: LogicalTimestamp
+    ) -> Candidate | None:
+        """The candidate at `timestamp` as at least one benign server has it."""
+        nodes: dict[Candidate, Nodes] = {}
+        for history, hosts in history_set.hosted:
+            candidate = history.find(timestamp)
+            if candidate is not None:
+                nodes[candidate] = nodes.get(candidate, 0) | hosts
+        for candidate, hosts in nodes.items():
+            if self.quorums.includes_benign(hosts):
+                return candidate
+        return None
+
+    def _shared(self, identifier: ObjectId) -> tuple[Shared, ...]:
+        """The candidates of an object that are repairable or complete and not known dead."""
+        history_set = self.barred.get(identifier) or self.others[identifier]
+        return tuple(
+            shared
+            for shared in shared_candidates(history_set, self.quorums)
+            if self.facts.get(shared.candidate.timestamp) is not False
+        )
+
+    def _sharing(self, history_set: CulledObjectHistorySet, candidate: Candidate) -> Nodes:
+        """The servers that report `candidate` of an operation, at another of its objects."""
+        nodes = 0
+        for history, hosts in history_set.hosted:
+            found = history.find(candidate.timestamp)
+            if (
+                found is not None
+                and found.objects == candidate.objects
+                and found.copy == candidate.copy
+            ):
+                nodes |= hosts
+        return nodes
+
+    def _established(self, candidate: Candidate) -> bool:
+        """True if `candidate` is known to be established."""
+        if self.facts.get(candidate.timestamp) is True:
+            return True
+        return any(
+            self.quorums.is_quorum(sharing(history_set, candidate.timestamp))
+            for history_set in (*self.barred.values(), *self.others.values())
+        ) or any(
+            self.decide(candidate, identifier) is True
+            for identifier in candidate.objects
+            if identifier in self.barred
+        )
+
+
+_COMMON = object()  # repairable there too, with nothing later
+_OPEN = object()  # nothing stands there that would decide it
+_UNKNOWN_CHAIN = object()  # something later does, but the histories do not reach far enough
+_COVERED = object()  # something later copies it, together with the object in question

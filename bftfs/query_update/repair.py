@@ -29,9 +29,14 @@ from bftfs.asking.quorum import Nodes
 from bftfs.conversation import Now
 from bftfs.errors import ContentionExhausted
 from bftfs.identifiers import ClientId, NodeId, ObjectId
-from bftfs.query_update.classification import OperationType, shared_candidates, sharing
+from bftfs.query_update.classification import (
+    Evidence,
+    OperationType,
+    Undecided,
+    shared_candidates,
+    sharing,
+)
 from bftfs.query_update.contention import BackOff
-from bftfs.query_update.deduction import Evidence, Undecided
 from bftfs.query_update.effort import NO_FAILURE, Effort, Outcome, Step, next_move
 from bftfs.query_update.history import (
     INITIAL,

@@ -8,8 +8,7 @@ from bftfs.asking.quorum import ThresholdQuorums
 from bftfs.crypto.digest import AuthenticatorKeys, replica_history_digest
 from bftfs.errors import MalformedMessage
 from bftfs.identifiers import NodeId, ObjectId, ObjectKind, object_id
-from bftfs.query_update.classification import classify
-from bftfs.query_update.deduction import Evidence, Undecided
+from bftfs.query_update.classification import Evidence, Undecided, classify
 from bftfs.query_update.history import (
     ZERO,
     Candidate,

@@ -8,7 +8,7 @@ import pytest
 
 from bftfs.asking.quorum import ThresholdQuorums
 from bftfs.identifiers import ObjectId
-from bftfs.query_update.deduction import Evidence, Undecided
+from bftfs.query_update.classification import Evidence, Undecided
 from bftfs.query_update.history import INITIAL, ZERO, Candidate
 from bftfs.thresholds import QueryUpdateThresholds
 from tests.unit.query_update.building import A, B, at, barrier, copy, history, method, seen
