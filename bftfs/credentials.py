@@ -6,11 +6,10 @@ and what they permit is that of whoever knows the object.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 
-@dataclass(frozen=True, slots=True)
-class Credentials:
+class Credentials(NamedTuple):
     """A user, its group, and its supplementary groups."""
 
     uid: int

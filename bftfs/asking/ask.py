@@ -18,7 +18,7 @@ silences show of a node, `Peers` remembers.
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from enum import Enum
 from typing import Generic, TypeVar
 
@@ -36,6 +36,8 @@ PATIENCE_MAX_US = 2_000_000  # the longest interval between repetitions of a req
 BUSY_US = 5_000  # after which a node that was busy is asked again; doubles with each time
 _SILENCES = 3  # that a round bears for the sake of the last nodes that it needs
 _NEVER = 1 << 62
+WITNESS_PATIENCE_US = 3 * limits.SECOND_US  # for the nodes that an inspection asks…
+WITNESS_AGAIN_US = 200_000  # …and for those that have been silent before
 
 
 class Calls(Generic[Tag]):
@@ -491,3 +493,32 @@ class Asking:
         self.asked |= 1 << node
         self.waiting |= 1 << node & ~self.refusing
         self._numbers[await self._request(node)] = node
+
+
+class Witnesses:
+    """The nodes of a cluster, as one inspection asks them: all of them, patiently, but once."""
+
+    def __init__(self) -> None:
+        self._silent: set[NodeId] = set()
+
+    async def ask(self, requests: Mapping[NodeId, object]) -> dict[NodeId, Delivery]:
+        """What those answer that do so in time."""
+        numbers = {await Send(node, request): node for node, request in requests.items()}
+        answers: dict[NodeId, Delivery] = {}
+        began_us = await Now()
+        while numbers:
+            patience_us = (
+                WITNESS_AGAIN_US
+                if self._silent.issuperset(numbers.values())
+                else WITNESS_PATIENCE_US
+            )
+            delivery = await Receive(max(began_us + patience_us - await Now(), 1))
+            if delivery is not None:
+                node = numbers.pop(delivery.request_number, None)
+                if node is not None:
+                    answers[node] = delivery
+                    self._silent.discard(node)
+            elif await Now() - began_us >= patience_us:
+                self._silent.update(numbers.values())
+                break
+        return answers

@@ -17,7 +17,7 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
-from bftfs.asking.inspection import Witnesses
+from bftfs.asking.ask import Witnesses
 from bftfs.cli.command_session import CommandSession, file_kind, session_at, session_of
 from bftfs.cli.options import json_option
 from bftfs.cli.status import health_reports

@@ -39,8 +39,7 @@ from bftfs.errors import (
 )
 from bftfs.identifiers import ClientId, NodeId, ObjectId
 from bftfs.lock import Locks
-from bftfs.query_update.contention import Streaks
-from bftfs.query_update.effort import Outcome
+from bftfs.query_update.effort import Outcome, Streaks
 from bftfs.query_update.history import (
     Conditioned,
     ConditionedKind,
@@ -122,9 +121,7 @@ class QueryUpdateClient:
             objects,
             method,
             encode_record(arguments),
-            credentials.uid,
-            credentials.gid,
-            credentials.groups,
+            *credentials,
         )
         attempts = Attempts(self.repairs, reads=True)
         is_locked = False
@@ -173,9 +170,7 @@ class QueryUpdateClient:
             method,
             objects,
             encode_record(arguments),
-            credentials.uid,
-            credentials.gid,
-            credentials.groups,
+            *credentials,
             await Draw(1 << 62),
         )
         await self._locks.acquire(names)

@@ -13,7 +13,7 @@ from collections import Counter
 from dataclasses import dataclass
 from enum import Enum
 
-from bftfs.asking.inspection import Witnesses
+from bftfs.asking.ask import Witnesses
 from bftfs.asking.quorum import Nodes, ThresholdQuorums
 from bftfs.credentials import Credentials
 from bftfs.errors import MalformedMessage
@@ -80,10 +80,9 @@ async def inspect(
     """What can be shown of object `name` now; `method` is a query that it always answers."""
     quorums = ThresholdQuorums(thresholds)
     everyone = tuple(NodeId(node) for node in range(thresholds.n))
-    whoever = (who.uid, who.gid, who.groups)
     histories: dict[NodeId, ReplicaHistory] = {}
     refused: set[NodeId] = set()
-    asked = Query((name,), "", b"", *whoever, everyone[0])
+    asked = Query((name,), "", b"", *who, everyone[0])
     for node, delivery in (await witnesses.ask(dict.fromkeys(everyone, asked))).items():
         history = _history(delivery.message)
         if history is None:
@@ -99,10 +98,7 @@ async def inspect(
     ]
     encoded = encode_record(arguments)
     answers = await witnesses.ask(
-        {
-            node: Query((name,), method, encoded, *whoever, node, versions=(version,))
-            for node in hosts
-        }
+        {node: Query((name,), method, encoded, *who, node, versions=(version,)) for node in hosts}
     )
     given = {
         node: (reply.error, reply.answer)

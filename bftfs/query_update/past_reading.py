@@ -96,9 +96,7 @@ class PastReader:
                     cursors.get(node, b""),
                     method,
                     encoded,
-                    credentials.uid,
-                    credentials.gid,
-                    credentials.groups,
+                    *credentials,
                     chosen,
                 )
 
@@ -154,9 +152,7 @@ class PastReader:
             request = VersionsRequest(
                 identifier,
                 newest,
-                credentials.uid,
-                credentials.gid,
-                credentials.groups,
+                *credentials,
                 most,
                 prefixes,
                 plan.order[0] if whole_from is None else whole_from,

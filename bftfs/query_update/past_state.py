@@ -27,7 +27,9 @@ side. [Q/U §4.2.1, versioning servers]
 from __future__ import annotations
 
 from collections.abc import Iterator
+from heapq import merge
 from itertools import islice
+from operator import itemgetter
 
 import msgspec
 
@@ -120,20 +122,7 @@ class PastState:
             past = self._past_backward(low, high)
         else:
             past = self._past_forward(low, high, _Holes(self, start))
-        one, other = next(kept, None), next(past, None)
-        while one is not None and other is not None:
-            if one[0] > other[0] if reverse else one[0] < other[0]:
-                yield one
-                one = next(kept, None)
-            else:
-                yield other
-                other = next(past, None)
-        if one is not None:
-            yield one
-            yield from kept
-        if other is not None:
-            yield other
-            yield from past
+        return merge(kept, past, key=itemgetter(0), reverse=reverse)
 
     def _kept(self, start: bytes, stop: bytes, *, reverse: bool) -> Iterator[tuple[bytes, bytes]]:
         """The pairs that are in the head's state as they were at this version."""

@@ -36,8 +36,7 @@ from bftfs.query_update.classification import (
     shared_candidates,
     sharing,
 )
-from bftfs.query_update.contention import BackOff
-from bftfs.query_update.effort import NO_FAILURE, Effort, Outcome, Step, next_move
+from bftfs.query_update.effort import NO_FAILURE, BackOff, Effort, Outcome, Step, next_move
 from bftfs.query_update.history import (
     INITIAL,
     Candidate,

@@ -25,6 +25,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from enum import Enum
+from heapq import merge
+from operator import itemgetter
 from typing import Annotated, TypeAlias
 
 import msgspec
@@ -110,26 +112,17 @@ class StatePage(Value, frozen=True):
 
 INITIAL_ROW = ObjectRow(0, ZERO, ZERO, b"", b"")
 
-_decode_row = msgspec.msgpack.Decoder(ObjectRow).decode
-_decode_version = msgspec.msgpack.Decoder(Version).decode
+# They raise msgspec's errors if a row is damaged.
+stored_row = msgspec.msgpack.Decoder(ObjectRow).decode
+stored_version = msgspec.msgpack.Decoder(Version).decode
 
 
 def latest_of(name: ObjectId, stored: bytes) -> LogicalTimestamp:
     """The latest timestamp in the replica history of an object's row. Raises `DamagedRow`."""
     try:
-        return latest_in(_decode_row(stored).history)
+        return latest_in(stored_row(stored).history)
     except (*UNREADABLE, MalformedMessage) as error:
         raise DamagedRow(name, str(error)) from error
-
-
-def stored_row(stored: bytes) -> ObjectRow:
-    """An OBJECT row. Raises msgspec's errors if it is damaged."""
-    return _decode_row(stored)
-
-
-def stored_version(stored: bytes) -> Version:
-    """A VERSION row. Raises msgspec's errors if it is damaged."""
-    return _decode_version(stored)
 
 
 def own_authenticator(keys: AuthenticatorKeys, name: ObjectId, history: bytes) -> bytes:
@@ -252,16 +245,18 @@ class Workspace:
         self, start: bytes, stop: bytes, *, reverse: bool = False
     ) -> Iterator[tuple[bytes, bytes]]:
         """Pairs with start <= key < stop in key order, or in reverse key order. Lazy."""
-        stored = self._view.scan(
-            Table.STATE, self._prefix + start, self._prefix + stop, reverse=reverse
-        )
-        changed = self._changed(start, stop) if self._moved or self.delta else None
-        if changed:
-            yield from self._merged(stored, changed, reverse=reverse)
-            return
         skip = len(self._prefix)
-        for key, row in stored:
-            yield key[skip:], row[NUMBER_BYTES:]
+        low, high = self._prefix + start, self._prefix + stop
+        stored = self._view.scan(Table.STATE, low, high, reverse=reverse)
+        changed = self._changed(start, stop) if self._moved or self.delta else {}
+        kept = (
+            (key[skip:], row[NUMBER_BYTES:]) for key, row in stored if key[skip:] not in changed
+        )
+        if not changed:
+            return kept
+        put = [(key, value) for key, value in changed.items() if value is not None]
+        put.sort(reverse=reverse)
+        return merge(kept, put, key=itemgetter(0), reverse=reverse)
 
     def _changed(self, start: bytes, stop: bytes) -> dict[bytes, bytes | None]:
         """The values that this step has changed between the keys; None: removed."""
@@ -271,29 +266,6 @@ class Workspace:
             changed[key] = None if row is None else row[NUMBER_BYTES:]
         changed.update(self.delta)
         return {key: value for key, value in changed.items() if start <= key < stop}
-
-    def _merged(
-        self,
-        stored: Iterator[tuple[bytes, bytes]],
-        changed: dict[bytes, bytes | None],
-        *,
-        reverse: bool,
-    ) -> Iterator[tuple[bytes, bytes]]:
-        """The stored rows with `changed` in their places, in order."""
-        skip = len(self._prefix)
-        ahead = sorted(changed, reverse=not reverse)  # the next one is the last
-        for full_key, row in stored:
-            key = full_key[skip:]
-            while ahead and (ahead[-1] >= key if reverse else ahead[-1] <= key):
-                value = changed[pending := ahead.pop()]
-                if value is not None:
-                    yield pending, value
-            if key not in changed:
-                yield key, row[NUMBER_BYTES:]
-        while ahead:
-            value = changed[pending := ahead.pop()]
-            if value is not None:
-                yield pending, value
 
     # --- for the replica ------------------------------------------------------------------------
 
@@ -391,7 +363,7 @@ class Replica:
         self.object = identifier
         stored = view.get(Table.OBJECT, identifier)
         try:
-            self.row: ObjectRow = INITIAL_ROW if stored is None else _decode_row(stored)
+            self.row: ObjectRow = INITIAL_ROW if stored is None else stored_row(stored)
             self.history: ReplicaHistory = parse_history(self.row.history)
         except (*UNREADABLE, MalformedMessage) as error:
             raise DamagedRow(identifier, str(error)) from error
@@ -421,7 +393,7 @@ class Replica:
             return version
         stored = self.view.get(Table.VERSION, self.object + timestamp)
         try:
-            return None if stored is None else _decode_version(stored)
+            return None if stored is None else stored_version(stored)
         except UNREADABLE as error:
             raise DamagedRow(self.object, str(error)) from error
 

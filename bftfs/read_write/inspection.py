@@ -16,7 +16,7 @@ from enum import Enum
 from functools import partial
 
 from bftfs import limits
-from bftfs.asking.inspection import Witnesses
+from bftfs.asking.ask import Witnesses
 from bftfs.coding.erasure import ErasureCode
 from bftfs.conversation import Compute, Now
 from bftfs.identifiers import BlockId, NodeId

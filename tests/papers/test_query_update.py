@@ -23,8 +23,8 @@ from bftfs.engine import Running
 from bftfs.errors import AdmissionRefused, FileSystemError, QuorumUnavailable
 from bftfs.identifiers import NodeId, ObjectId, ObjectKind
 from bftfs.query_update.classification import Classification, OperationType, classify, sharing
-from bftfs.query_update.contention import BACK_OFF_US, BackOff
 from bftfs.query_update.counter import Count, Fetch, Increment
+from bftfs.query_update.effort import BACK_OFF_US, BackOff
 from bftfs.query_update.history import (
     INITIAL,
     TIMESTAMP_BYTES,

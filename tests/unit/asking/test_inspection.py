@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from bftfs.asking.inspection import Witnesses
+from bftfs.asking.ask import Witnesses
 from bftfs.identifiers import NodeId
 from bftfs.query_update.counter import Fetch
 from bftfs.query_update.inspection import Copy, ObjectReport

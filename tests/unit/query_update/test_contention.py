@@ -15,8 +15,8 @@ from bftfs.filesystem.directory import Creation
 from bftfs.filesystem.volume import Format
 from bftfs.identifiers import ObjectKind, object_id, placement_of
 from bftfs.query_update.admission import Lines
-from bftfs.query_update.contention import Streaks
 from bftfs.query_update.counter import Increment
+from bftfs.query_update.effort import Streaks
 from bftfs.query_update.messages import Status, UpdateReply
 from bftfs.simulation.deployment import client_named
 from tests.builders import USER
