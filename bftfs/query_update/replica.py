@@ -249,11 +249,11 @@ class Workspace:
         low, high = self._prefix + start, self._prefix + stop
         stored = self._view.scan(Table.STATE, low, high, reverse=reverse)
         changed = self._changed(start, stop) if self._moved or self.delta else {}
+        if not changed:
+            return ((key[skip:], row[NUMBER_BYTES:]) for key, row in stored)
         kept = (
             (key[skip:], row[NUMBER_BYTES:]) for key, row in stored if key[skip:] not in changed
         )
-        if not changed:
-            return kept
         put = [(key, value) for key, value in changed.items() if value is not None]
         put.sort(reverse=reverse)
         return merge(kept, put, key=itemgetter(0), reverse=reverse)
