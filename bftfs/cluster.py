@@ -266,7 +266,8 @@ def _validate_sizes(description: ClusterDescription) -> None:
             "remove those that are no longer used"
         )
     try:
-        _ = description.query_update, description.read_write
+        _ = description.query_update
+        description.read_write.require_knowing_vouchers()
     except ImpossibleThresholds as error:
         t, b = description.t, description.b
         raise UsageError(

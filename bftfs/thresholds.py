@@ -77,8 +77,16 @@ class ReadWriteThresholds:
 
     @property
     def repairable(self) -> int:
-        """A candidate seen at fewer nodes than this is incomplete: QC - t. (3.3)"""
+        """A candidate seen at fewer nodes than this is incomplete: QC - t. (3.3)
+
+        Also how many nodes vouch for what a repair writes.
+        """
         return self.QC - self.t
+
+    def require_knowing_vouchers(self) -> None:
+        """Of those that vouch for a repair, one neither lies nor lacks the last update."""
+        t, b, QC = self.t, self.b, self.QC
+        _require(QC - t > t + b, "QC - t > t + b", QC=QC, t=t, b=b)
 
     @property
     def first_asked(self) -> int:

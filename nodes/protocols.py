@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from functools import partial
 from typing import get_args
@@ -52,7 +53,12 @@ from nodes.node import Protocols, Services
 
 
 class InodeAuthority:
-    """Asks the node's own replica of the inode; a node that has none allows it."""
+    """Asks the node's own replica of the inode. A node that has never had one allows it, one that
+    may have lost it does not: more than t nodes that know of no inode could be deceived.
+    """
+
+    def __init__(self, recovery: Recovery) -> None:
+        self._recovery = recovery
 
     def may_write(
         self, view: StorageView, sender: Sender, block: BlockId, credentials: Credentials
@@ -63,6 +69,8 @@ class InodeAuthority:
             code = may_write_blocks(Replica(view, name).workspace, credentials, sender.grant)
         except UNREADABLE as error:
             raise DamagedRow(name, str(error)) from error
+        if code == UNKNOWN_INODE and self._recovery.doubtful:
+            return Refused(errno.EAGAIN, "this node is rebuilding its store")
         if code in (0, UNKNOWN_INODE):
             return None
         return Refused(code, f"user {credentials.uid} may not write: {os.strerror(code)}")
@@ -96,7 +104,7 @@ def honest_services(
         client,
         peers,
         recovery,
-        charge=quota.charge_anyway,
+        charge=quota.charge,
         wants=past.wants,
         throttle=healing,
     )
@@ -125,12 +133,13 @@ def honest_services(
         client,
         peers,
         configuration.verification,
+        quota.charge,
     )
     read_write = ReadWriteServer(
         node,
         description.read_write,
         keys,
-        authority=InodeAuthority(),
+        authority=InodeAuthority(recovery),
         quota=quota,
         watch=verifier,
         memory=block_healer if recovery.rebuilding else None,

@@ -155,7 +155,8 @@ class ReadWriteClient:
             # The write took so long that its time is no longer accepted. Some nodes may host it all
             # the same, and readers may have seen it: then it must be completed at this timestamp,
             # since its value must not appear twice. Otherwise it takes a new one.
-            if await repair(session, block, timestamp, encoded):
+            everybody = frozenset(session.by_fragment[0])
+            if await repair(session, block, timestamp, encoded, hosts=everybody):
                 break
             time_round = TimeRound(session, (block,), after_us=after_us)
             await time_round.send()

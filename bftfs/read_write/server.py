@@ -8,7 +8,7 @@ touches a constant number of rows at one place of each table.
 **Invariants.** A version is hosted only if its fragment is the one that its timestamp binds, so a
 fragment that fails this check at a reader convicts the node and never the writer [PASIS §3.4.2.3].
 A version's timestamp names the client that wrote it: a node takes a version from its author, or
-from a repairing client for which b + 1 nodes vouch that they host it.
+from a repairing client for which QC - t nodes vouch that they host it.
 """
 
 from __future__ import annotations
@@ -86,10 +86,11 @@ class Authority(Protocol):
 class Quota(Protocol):
     """Limits the room that each client's versions take. The host supplies it, and counts."""
 
-    def charge(
-        self, view: StorageView, client: ClientId, block: BlockId, volume: int
-    ) -> Refused | list[Write]:
-        """The writes that account for a new version of `volume` bytes, or why it is refused."""
+    def refusal(self, view: StorageView, client: ClientId, volume: int) -> Refused | None:
+        """Why the client must not write a new version of `volume` bytes, if so."""
+
+    def charge(self, view: StorageView, client: ClientId, volume: int) -> list[Write]:
+        """The writes that account for a new version, which is never refused."""
 
 
 class Watch(Protocol):
@@ -142,9 +143,10 @@ class GrantAuthority:
 class NoQuota:
     """Every client may use all the room there is."""
 
-    def charge(
-        self, view: StorageView, client: ClientId, block: BlockId, volume: int
-    ) -> Refused | list[Write]:
+    def refusal(self, view: StorageView, client: ClientId, volume: int) -> Refused | None:
+        """None."""
+
+    def charge(self, view: StorageView, client: ClientId, volume: int) -> list[Write]:
         """Nothing is counted."""
         return []
 
@@ -276,10 +278,9 @@ class ReadWriteServer:
             if wait is not None:
                 return Ready(wants=(wait,))
         volume = len(fragment) + len(message.cross_checksum)
-        charged = self._quota.charge(view, client, block, volume)
-        if isinstance(charged, Refused):
-            return Ready(reply=charged)
-        return self._host(key, message, fragment, charged, now_us, uses_reserve=False)
+        if (refusal := self._quota.refusal(view, client, volume)) is not None:
+            return Ready(reply=refusal)
+        return self._host(view, key, message, fragment, now_us, uses_reserve=False)
 
     def _accept_repair(
         self,
@@ -290,33 +291,28 @@ class ReadWriteServer:
         now_us: int,
     ) -> Ready:
         """A version that a reader, or its author belatedly, completes: other nodes host it."""
-        block, timestamp = message.block, message.timestamp
-        refusal = self._not_vouched(message) or _too_far_ahead(timestamp.time, now_us)
+        refusal = self._not_vouched(message) or _too_far_ahead(message.timestamp.time, now_us)
         if refusal is not None:
             return Ready(reply=refusal)
         if self._past is not None and not self._past.wants(view, key):
             # A repair makes sure that no later reader misses the version; this node tells readers
             # that it has collected it, and so counts for none of them.
             return Ready(reply=_WRITTEN)
-        volume = len(fragment) + len(message.cross_checksum)
-        charged = self._quota.charge(view, timestamp.client, block, volume)
-        if isinstance(charged, Refused):
-            charged = []  # the version exists elsewhere already; refusing it would block readers
-        return self._host(key, message, fragment, charged, now_us, uses_reserve=True)
+        return self._host(view, key, message, fragment, now_us, uses_reserve=True)
 
     def _host(
         self,
+        view: StorageView,
         key: bytes,
         message: WriteRequest,
         fragment: bytes | memoryview,
-        writes: list[Write],
         now_us: int,
         *,
         uses_reserve: bool,
     ) -> Ready:
         """Store the version, and acknowledge it once what the verifier wants is done."""
-        writes.append(Write(Table.BLOCK, key, version_row.unverified(message.cross_checksum)))
-        writes.append(Write(Table.FRAGMENT, key, fragment))
+        row = version_row.unverified(message.cross_checksum)
+        writes = version_row.hosted(view, key, row, fragment, self._quota.charge)
         if self._watch is not None:
             want = self._watch.written(message.block, message.timestamp, now_us)
             if want is not None:
@@ -362,11 +358,12 @@ class ReadWriteServer:
         ]
 
     def _not_vouched(self, message: WriteRequest) -> Refused | None:
-        """A repair is taken if b + 1 nodes, hence a correct one, host the version already.
+        """A repair is taken if QC - t nodes host the version already.
 
-        That correct node has checked the author's authority. And if the version is complete, any
-        N - t nodes include QC - t > b benign ones that vouch for it: no repair that a reader owes
-        is refused by a correct node.
+        If the version is complete, any N - t nodes include as many benign ones that vouch for it:
+        no repair that a reader owes is refused by a correct node. And of more than t + b nodes one
+        is correct and knows the inode as it is, of which t may lack the last update: it has checked
+        the author's authority. (docs/threat-model.md, G4)
         """
         digest = _voucher_digest(message.block, message)
         vouching = {
@@ -376,10 +373,10 @@ class ReadWriteServer:
                 claimed_by=voucher.node, digest=digest, authenticator=voucher.authenticator
             )
         }
-        if len(vouching) > self._thresholds.b:
+        if len(vouching) >= self._thresholds.repairable:
             return None
         return Refused(
-            errno.EPERM, "only its author may write a version for which no b + 1 nodes vouch"
+            errno.EPERM, "only its author may write a version for which too few nodes vouch"
         )
 
     # --- READ_LATEST, READ_PREV --------------------------------------------------------------

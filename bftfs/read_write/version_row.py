@@ -9,16 +9,22 @@ them, and not since when.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from bftfs.coding import cross_checksum
 from bftfs.coding.cross_checksum import CrossChecksum
 from bftfs.crypto.digest import DIGEST_BYTES, verifier_of
-from bftfs.read_write.timestamp import BlockTimestamp
+from bftfs.identifiers import ClientId
+from bftfs.read_write.timestamp import BlockTimestamp, timestamp_of
+from bftfs.storage import StorageView, Table, Write
 
 VERIFIED = 0x01  # flag: this node has verified the version [LazyVer §3.8.1]
 COLLECTED_BELOW = 0x02  # flag: versions that came right before it were collected here
 DATED = 0x04  # flag: the row ends with the time at which it was verified
+
+# Accounts for so many bytes of a client's: see `bftfs.server.quota`.
+Charge = Callable[[StorageView, ClientId, int], list[Write]]
 
 _TIME_BYTES = 8
 _LATEST_US = (1 << 63) - 1  # that a message can tell
@@ -41,6 +47,18 @@ def verified(checksum: CrossChecksum, now_us: int, *, before: bytes | None = Non
     """The row of a version that this node has verified now; `before` is the one it replaces."""
     stamp = min(max(now_us, 0), _LATEST_US).to_bytes(_TIME_BYTES, "big")
     return bytes((_lasting(before) | VERIFIED | DATED,)) + checksum + stamp
+
+
+def hosted(
+    view: StorageView, key: bytes, row: bytes, fragment: bytes | memoryview, charge: Charge
+) -> list[Write]:
+    """The writes that store a version which is not here yet. Its author pays for it."""
+    volume = len(fragment) + len(checksum_of(row))
+    return [
+        *charge(view, timestamp_of(key).client, volume),
+        Write(Table.BLOCK, key, row),
+        Write(Table.FRAGMENT, key, fragment),
+    ]
 
 
 def with_versions_collected_below(row: bytes) -> bytes:

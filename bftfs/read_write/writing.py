@@ -6,9 +6,9 @@ that host it already ignore that. Once N - t nodes have acknowledged, the candid
 no later reader can miss it.
 
 A version's timestamp names its author, and nodes take versions from their authors only. The reader
-therefore first asks the nodes to vouch that they host the candidate; b + 1 vouchers prove that the
-author did write it. If N - t nodes have answered and fewer vouch, then fewer than QC benign nodes
-host it: it was not complete, and the reader may go on as if it were incomplete.
+therefore first asks the nodes to vouch that they host the candidate; QC - t vouchers prove that the
+author wrote it, and was entitled to. If N - t nodes have answered and fewer vouch, then fewer than
+QC benign nodes host it: it was not complete, and the reader may go on as if it were incomplete.
 """
 
 from __future__ import annotations
@@ -207,12 +207,12 @@ async def repair(
     vouchers = tuple(
         Voucher(node, authenticator) for node, authenticator in answers.items() if authenticator
     )
-    if len(vouchers) <= session.thresholds.b:
+    if len(vouchers) < session.thresholds.repairable:
         return False
     try:
         await write_at(session, block, timestamp, encoded, credentials=NOBODY, vouchers=vouchers)
     except AdmissionRefused as refused:
-        # A correct node is among these, and found fewer than b + 1 of the vouchers valid.
+        # A correct node is among these, and found fewer than QC - t of the vouchers valid.
         if refused.code == errno.EPERM and refused.nodes > session.thresholds.b:
             return False
         raise

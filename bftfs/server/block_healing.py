@@ -6,13 +6,14 @@ its store.
 
 1. It walks over all versions in the order of their keys, a page at a time, and asks its peers which
    versions they host in that range. A peer with the same versions says no more than that.
-2. A version that b + 1 peers list, and it lacks, it rebuilds: it fetches m fragments, generates all
-   N, checks them against the cross-checksum that the timestamp binds, and stores its own.
+2. A version that QC - t peers list, and it lacks, it rebuilds: it fetches m fragments, generates
+   all N, checks them against the cross-checksum that the timestamp binds, and stores its own.
 3. While it rebuilds a lost store, it refuses to list versions that the walk has not come to
    (`may_answer`): to say that it hosts none would deny what it has acknowledged.
 
-Safe whatever the version's fate: b + 1 nodes, hence a correct one, have it from its author or from
-a repair, and one more host is what the arrival of a delayed WRITE would have brought.
+Safe whatever the version's fate: as many nodes vouch for what a repair writes, and one more host is
+what that would have brought. Every complete version is rebuilt: QC benign nodes have it, of which
+the node itself may be one, and t - 1 more may be silent.
 
 Live: no b liars hold the walk up. Silent peers are waited for only so long, the b + 1 shortest
 listings do not bound a page, and liars that answer first do not keep a fragment from being rebuilt.
@@ -58,7 +59,7 @@ from bftfs.read_write.timestamp import (
     timestamp_of,
 )
 from bftfs.read_write.validation import validate
-from bftfs.read_write.version_row import Own
+from bftfs.read_write.version_row import Charge, Own
 from bftfs.server.recovery import BLOCKS, Recovery
 from bftfs.server.step import Host
 from bftfs.server.worker import (
@@ -182,7 +183,7 @@ class BlockHealer:
         peers: Peers,
         recovery: Recovery,
         *,
-        charge: Callable[[StorageView, ClientId, BlockId, int], list[Write]],
+        charge: Charge,
         wants: Callable[[StorageView, bytes], bool] = lambda _view, _key: True,
         throttle: Throttle | None = None,
     ) -> None:
@@ -263,29 +264,21 @@ class BlockHealer:
     def _store(self, key: bytes, own: Own, view: StorageView, now_us: int) -> list[Write]:
         """Keep what was rebuilt, unless it has come meanwhile."""
         before = view.get(Table.BLOCK, key)
-        hosted = before is not None
-        if hosted and self._is_sound(view, key):
+        if before is not None and self._is_sound(view, key):
             return []
-        block, author = BlockId(key[:BLOCK_ID_BYTES]), timestamp_of(key).client
-        volume = len(own.fragment) + len(own.cross_checksum)
         self.tally.rebuilt += 1
-        self.tally.rebuilt_bytes += volume
-        return [
-            *([] if hosted else self._charge(view, author, block, volume)),
-            Write(
-                Table.BLOCK,
-                key,
-                version_row.verified(own.cross_checksum, now_us, before=before),
-            ),
-            Write(Table.FRAGMENT, key, own.fragment),
-        ]
+        self.tally.rebuilt_bytes += len(own.fragment) + len(own.cross_checksum)
+        row = version_row.verified(own.cross_checksum, now_us, before=before)
+        if before is None:
+            return version_row.hosted(view, key, row, own.fragment, self._charge)
+        return [Write(Table.BLOCK, key, row), Write(Table.FRAGMENT, key, own.fragment)]
 
     # --- the peers ---------------------------------------------------------------------------
 
     async def _compare(
         self, after: bytes, page: _Page
     ) -> tuple[bytes | None, dict[bytes, list[NodeId]]]:
-        """How far the peers' listings reach, and for each version its hosts, if b + 1 list it.
+        """How far the peers' listings reach, and for each version its hosts, if QC - t list it.
 
         None if too few answer to know of all complete versions.
         """
@@ -303,9 +296,7 @@ class BlockHealer:
             for key in page.keys if reply.same else reply.keys:
                 hosts.setdefault(key, []).append(node)
         horizon = sorted(bounds)[b]
-        # Fewer hosts than these, and it is not complete: it was never acknowledged.
-        needed = self._thresholds.QC - 1 - (len(self._peers) - len(replies))
-        least = max(b + 1, min(needed, self._thresholds.m))
+        least = self._thresholds.repairable
         return horizon, {
             key: nodes for key, nodes in hosts.items() if len(nodes) >= least and key <= horizon
         }

@@ -67,7 +67,7 @@ from bftfs.read_write.timestamp import (
     version_key,
 )
 from bftfs.read_write.validation import validate
-from bftfs.read_write.version_row import VERIFIED, Own
+from bftfs.read_write.version_row import VERIFIED, Charge, Own
 from bftfs.server.backlog import Backlog
 from bftfs.server.step import Host, Ready, Role, Sender, Want
 from bftfs.server.tally import counter
@@ -185,6 +185,7 @@ def settled(
     own: Own | None,
     index: int,
     now_us: int,
+    charge: Charge,
 ) -> list[Write]:
     """The writes that flag the verified version and discard the poisonous ones.
 
@@ -200,8 +201,8 @@ def settled(
     row = view.get(Table.BLOCK, key)
     if row is None:
         if own is not None:
-            writes.append(Write(Table.BLOCK, key, version_row.verified(own.cross_checksum, now_us)))
-            writes.append(Write(Table.FRAGMENT, key, own.fragment))
+            row = version_row.verified(own.cross_checksum, now_us)
+            writes += version_row.hosted(view, key, row, own.fragment, charge)
         return writes
     if not row[0] & VERIFIED:
         dated = version_row.verified(version_row.checksum_of(row), now_us, before=row)
@@ -236,12 +237,16 @@ class LazyVerifier:
         client: ClientId,
         peers: Peers,
         settings: VerificationSettings,
+        charge: Charge,
     ) -> None:
-        """`client` is the node's own id: it reads from its peers like a client."""
+        """`client` is the node's own id: it reads from its peers like a client. `charge` accounts
+        for a version that the verification has brought, to its author.
+        """
         self.backlog = Backlog()
         self.tally = VerificationTally()
         self.settings = settings
         self._node = node
+        self._charge = charge
         self._thresholds = thresholds
         self._session = Session(
             client, thresholds, peers, patience_total_us=limits.VERIFY_PATIENCE_US
@@ -366,6 +371,7 @@ class LazyVerifier:
             own=None,
             index=self._index(block),
             now_us=now_us,
+            charge=self._charge,
         )
 
     async def _notify(self, findings: Findings) -> None:
@@ -415,6 +421,7 @@ class LazyVerifier:
             own=own if accepts else None,
             index=self._index(block),
             now_us=now_us,
+            charge=self._charge,
         )
         self.tally.poisonous += sum(
             write.table is Table.BLOCK and write.value is None for write in writes

@@ -46,7 +46,7 @@ from typing import NamedTuple
 
 from bftfs.asking.refusal import Refused
 from bftfs.conversation import Event
-from bftfs.identifiers import CLIENT_ID_BYTES, BlockId, ClientId
+from bftfs.identifiers import CLIENT_ID_BYTES, ClientId
 from bftfs.limits import MIB
 from bftfs.storage import StorageView, Table, Write, after_keys
 
@@ -275,18 +275,15 @@ class ClientQuota:
     def __init__(self, room: Room) -> None:
         self._room = room
 
-    def charge(
-        self, view: StorageView, client: ClientId, block: BlockId, volume: int
-    ) -> Refused | list[Write]:
-        """The writes that account for a new version of `volume` bytes, or why it is refused."""
+    def refusal(self, view: StorageView, client: ClientId, volume: int) -> Refused | None:
+        """Why the client must not write a new version of `volume` bytes, if so."""
         used = volume + _used(view, client)
-        refusal = self._room.admits_version(client, volume, used, partial(accounts, view))
-        return refusal or [_account(client, used)]
+        return self._room.admits_version(client, volume, used, partial(accounts, view))
 
-    def charge_anyway(
-        self, view: StorageView, client: ClientId, block: BlockId, volume: int
-    ) -> list[Write]:
-        """Account for a version that the cluster has accepted before; it is never refused."""
+    def charge(self, view: StorageView, client: ClientId, volume: int) -> list[Write]:
+        """Account for a new version. One that the cluster has accepted before is never refused:
+        its author, over the limit by then, is refused the next.
+        """
         return [_account(client, volume + _used(view, client))]
 
     def release(self, view: StorageView, freed: Mapping[ClientId, int]) -> list[Write]:

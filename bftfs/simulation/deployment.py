@@ -164,14 +164,14 @@ class Deployment:
         )
         servers: dict[type, Server] = dict.fromkeys(get_args(QueryUpdateRequest), objects)
         limit = self._client_bytes
-        quota = None if limit is None else ClientQuota(Room(client_bytes=limit))
+        quota = ClientQuota(Room(client_bytes=limit))
         if self.verification is None:
             blocks = ReadWriteServer(node, sizes, keys, quota=quota)
             asked = (kind for kind in get_args(ReadWriteRequest) if kind is not Notice)
             return servers | dict.fromkeys(asked, blocks)
         name = client_named(f"node {node}")
         peers = Peers(quorums, trusted=1 << node)
-        verifier = LazyVerifier(node, sizes, name, peers, self.verification)
+        verifier = LazyVerifier(node, sizes, name, peers, self.verification, quota.charge)
         past = CollectedPast()
         healer = BlockHealer(
             node,
@@ -179,7 +179,7 @@ class Deployment:
             name,
             peers,
             recovery,
-            charge=quota.charge_anyway if quota else lambda *_: [],
+            charge=quota.charge,
             wants=past.wants,
         )
         blocks = ReadWriteServer(
@@ -197,7 +197,7 @@ class Deployment:
             )
         )
         collecting = self._collecting
-        release: Release = quota.release if quota else lambda _view, _freed: []
+        release: Release = quota.release
         collectors = () if collecting is None else (collecting(node, quorums, release),)
         return NodeServices(
             servers,

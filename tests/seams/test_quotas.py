@@ -8,10 +8,12 @@ from collections.abc import Iterable
 import pytest
 
 from bftfs.identifiers import ObjectId
+from bftfs.read_write import version_row
 from bftfs.read_write.timestamp import timestamp_of
+from bftfs.read_write.version_row import Charge
 from bftfs.server.block_verification import VerificationPolicy
 from bftfs.simulation.world import SECOND_US
-from bftfs.storage import Table
+from bftfs.storage import StorageView, Table, Write
 from tests.seams.world import (
     READERS_GRANT,
     STRANGERS_GRANT,
@@ -26,10 +28,6 @@ from tests.seams.world import (
 QUOTA = 20_000
 LIAR = 5
 CORRECT = range(5)
-
-REPAIRS_ARE_FREE = pytest.mark.xfail(
-    strict=True, raises=AssertionError, reason="repairs are charged to nobody"
-)
 
 
 class Store:
@@ -87,7 +85,6 @@ class Store:
         return int.from_bytes(row or b"", "big")
 
 
-@REPAIRS_ARE_FREE
 def test_a_quota_bounds_what_is_stored() -> None:
     """Each correct node is filled with other versions; a liar vouches, a reader finishes them.
 
@@ -110,12 +107,18 @@ def test_who_is_over_his_quota_is_refused_everywhere() -> None:
     assert not accepted(replies)
 
 
-VERIFIED = pytest.mark.xfail(
-    strict=True, raises=AssertionError, reason="what verification brings is charged to nobody"
-)
+def test_must_fail_where_repairs_are_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    def for_nothing(
+        _view: StorageView, key: bytes, row: bytes, fragment: bytes, _charge: Charge
+    ) -> list[Write]:
+        return [Write(Table.BLOCK, key, row), Write(Table.FRAGMENT, key, fragment)]
+
+    monkeypatch.setattr(version_row, "hosted", for_nothing)
+    with pytest.raises(AssertionError):
+        test_the_account_says_what_is_stored("repaired")
 
 
-@pytest.mark.parametrize("how", ["repaired", pytest.param("verified", marks=VERIFIED), "healed"])
+@pytest.mark.parametrize("how", ["repaired", "verified", "healed"])
 def test_the_account_says_what_is_stored(how: str) -> None:
     """A version that a reader repairs, that a node verifies or that it heals is its author's."""
     policies = VerificationPolicy

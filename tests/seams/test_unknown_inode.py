@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import pytest
 
-from bftfs.identifiers import ObjectId
+from bftfs.identifiers import NodeId, ObjectId
 from bftfs.simulation.world import SECOND_US
+from bftfs.thresholds import ReadWriteThresholds
 from tests.seams.world import STRANGER, STRANGERS_GRANT, World, accepted
 
 MINE, EVIL = "what root wrote", "EVIL!!"
@@ -20,7 +21,7 @@ def outside(world: World) -> list[int]:
     return list(range(world.sizes.query_update.q, world.sizes.n))
 
 
-def overwrite(world: World, identifier: ObjectId, liars: int) -> list[int]:
+def overwrite(world: World, identifier: ObjectId, liars: int, lost: int = 0) -> list[int]:
     """What a stranger without permission does to a file. The nodes that took it in the end.
 
     He writes to all nodes; asks all to vouch that they host it; and shows the vouchers to the rest
@@ -31,6 +32,9 @@ def overwrite(world: World, identifier: ObjectId, liars: int) -> list[int]:
     found = world.user("onlooker", STRANGER).attributes(identifier)
     assert found.layout is not None
     version = stranger.version(found.layout.block(identifier, 0), EVIL, found.contents)
+    for node in range(lost):
+        world.deployment.lose_disk(NodeId(node))
+        world.nodes[node].start()
     direct = stranger.write(version, range(world.sizes.n))
     assert set(accepted(direct)) <= {*outside(world), *stranger.allies}, "knowing nodes refuse it"
     stranger.finish(version, stranger.vouchers(version))
@@ -40,29 +44,38 @@ def overwrite(world: World, identifier: ObjectId, liars: int) -> list[int]:
 SIZES = [(1, 1, 1), (1, 0, 0), (2, 1, 0), (2, 1, 1)]  # t, b, and how many lie
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=AssertionError,
-    reason="a node that does not know an inode lets every write pass",
-)
 @pytest.mark.parametrize(("t", "b", "liars"), SIZES)
 def test_new_file_is_not_overwritten(t: int, b: int, liars: int) -> None:
     """Root makes a file 0600; t nodes have not heard of it; a stranger writes to all."""
+    assert what_is_read_of_a_new_file(t, b, liars) == MINE
+
+
+def what_is_read_of_a_new_file(t: int, b: int, liars: int, lost: int = 0) -> str:
     world = World(t, b)
     root = world.user("root")
     root.format()
     world.run_for(2 * SECOND_US)
     identifier = root.make("secret", MINE, mode=0o600)
     assert world.knowing(identifier) == list(range(world.sizes.query_update.q))
-    overwrite(world, identifier, liars)
-    assert world.user("reader").read(identifier) == MINE
+    overwrite(world, identifier, liars, lost)
+    return world.user("reader").read(identifier)
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=AssertionError,
-    reason="b + 1 vouchers need not hold one of a node that knows",
-)
+@pytest.mark.parametrize(("t", "b", "liars"), SIZES)
+def test_nodes_that_lost_their_stores_do_not_let_strangers_in(t: int, b: int, liars: int) -> None:
+    """As many as may fail: beside t that have not heard of the file they are more than t."""
+    assert what_is_read_of_a_new_file(t, b, liars, lost=t - liars) == MINE
+
+
+@pytest.mark.parametrize(("t", "b", "liars"), SIZES)
+def test_must_fail_where_too_few_nodes_vouch(
+    monkeypatch: pytest.MonkeyPatch, t: int, b: int, liars: int
+) -> None:
+    """With vouchers of b + 1 nodes, none of them needs to know the file."""
+    monkeypatch.setattr(ReadWriteThresholds, "repairable", property(lambda sizes: sizes.b + 1))
+    assert what_is_read_of_a_new_file(t, b, liars).startswith(EVIL)
+
+
 @pytest.mark.parametrize(("t", "b", "liars"), SIZES)
 @pytest.mark.parametrize("wait_s", [0, 60])
 def test_closed_file_is_not_overwritten(t: int, b: int, liars: int, wait_s: int) -> None:

@@ -105,7 +105,8 @@ class GuardedDeployment(Deployment):
 
     def servers(self, node: NodeId) -> Servers:
         servers = super().servers(node)
-        servers[WriteRequest]._authority = InodeAuthority()  # type: ignore[attr-defined]
+        authority = InodeAuthority(self.recoveries[node])
+        servers[WriteRequest]._authority = authority  # type: ignore[attr-defined]
         return servers
 
 

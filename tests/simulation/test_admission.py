@@ -8,7 +8,7 @@ import pytest
 
 from bftfs.identifiers import ClientId
 from bftfs.query_update.admission import IncompleteUpdates
-from bftfs.server import quota
+from bftfs.server import room
 from bftfs.server.block_verification import LazyVerifier, VerificationSettings
 from bftfs.server.room import ClientQuota
 from bftfs.simulation.configuration import Configuration, draw
@@ -113,7 +113,7 @@ def test_must_fail_a_server_that_takes_as_many_updates_as_come(
 
 
 def test_must_fail_a_node_without_quotas(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ClientQuota, "charge", lambda *_: [])
+    monkeypatch.setattr(ClientQuota, "refusal", lambda *_: None)
     assert hunt(flooding_clients(), beyond_a_limit)
 
 
@@ -124,5 +124,5 @@ def test_must_fail_quotas_that_let_one_client_pay_for_another(
         rows = view.scan(Table.ADMISSION, b"", b"\xff" * 40)
         return sum(int.from_bytes(row, "big") for _, row in rows)
 
-    monkeypatch.setattr(quota, "_used", used_by_all)
+    monkeypatch.setattr(room, "_used", used_by_all)
     assert hunt(flooding_clients(), lambda finding: "AdmissionRefused" in finding)

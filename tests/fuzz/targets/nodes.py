@@ -27,6 +27,7 @@ from bftfs.query_update.server import QueryUpdateServer
 from bftfs.read_write.server import ReadWriteServer
 from bftfs.runtime.links import Links
 from bftfs.server.dispatcher import Dispatcher
+from bftfs.server.recovery import Recovery
 from bftfs.server.room import Room
 from bftfs.server.step import Ready, Sender
 from bftfs.server.worker import Throttle
@@ -75,7 +76,8 @@ def _servers() -> dict[type, Any]:
     objects = QueryUpdateServer(
         NodeId(0), ThresholdQuorums(description.query_update), keys, object_types()
     )
-    blocks = ReadWriteServer(NodeId(0), description.read_write, keys, authority=InodeAuthority())
+    authority = InodeAuthority(Recovery())
+    blocks = ReadWriteServer(NodeId(0), description.read_write, keys, authority=authority)
     return {**dict.fromkeys(objects._handlers, objects), **dict.fromkeys(blocks._serve, blocks)}
 
 

@@ -762,7 +762,7 @@ def test_timestamps_name_their_author() -> None:
 def test_a_host_that_goes_silent_does_not_stop_a_repair() -> None:
     world = World()
     alice, bob = world.client("alice"), world.client("bob")
-    timestamp = world.placed(alice, ITEM, [0, 1, 2])
+    timestamp = world.placed(alice, ITEM, [0, 1, 2, 3])
     world.nodes[1].behaviour = lambda _node, _sender, message, honest: (
         None if isinstance(message, VouchRequest) else honest()
     )

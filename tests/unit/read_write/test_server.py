@@ -211,13 +211,17 @@ class Purse:
     def __init__(self, most: int) -> None:
         self.most = most
 
-    def charge(
-        self, view: StorageView, client: ClientId, block: BlockId, volume: int
-    ) -> Refused | list[Write]:
-        used = int.from_bytes(view.get(Table.ADMISSION, client) or b"", "big") + volume
-        if used > self.most:
+    def refusal(self, view: StorageView, client: ClientId, volume: int) -> Refused | None:
+        if self._used(view, client) + volume > self.most:
             return Refused(errno.EDQUOT, "history quota exceeded")
+        return None
+
+    def charge(self, view: StorageView, client: ClientId, volume: int) -> list[Write]:
+        used = self._used(view, client) + volume
         return [Write(Table.ADMISSION, client, used.to_bytes(8, "big"))]
+
+    def _used(self, view: StorageView, client: ClientId) -> int:
+        return int.from_bytes(view.get(Table.ADMISSION, client) or b"", "big")
 
 
 def test_quota_is_charged_and_refuses_the_next() -> None:
@@ -252,16 +256,16 @@ def vouchers(world: World, timestamp: BlockTimestamp, nodes: list[int]) -> tuple
     return tuple(given)
 
 
-def test_a_repair_needs_vouchers_of_more_than_b_nodes(world: World, alice: Principal) -> None:
+def test_a_repair_needs_vouchers_of_qc_minus_t_nodes(world: World, alice: Principal) -> None:
     timestamp = world.placed(alice, ITEM, [0, 1, 4])
     bob = world.client("bob")
     node = world.nodes[NODE]
-    one, fragment = request(world, alice, vouchers=vouchers(world, timestamp, [0]))
-    assert refused(node, bob.sender, one, fragment) == errno.EPERM
-    twice, _ = request(world, alice, vouchers=vouchers(world, timestamp, [0, 0, 0]))
+    two, fragment = request(world, alice, vouchers=vouchers(world, timestamp, [0, 4]))
+    assert refused(node, bob.sender, two, fragment) == errno.EPERM
+    twice, _ = request(world, alice, vouchers=vouchers(world, timestamp, [0, 0, 4, 4]))
     assert refused(node, bob.sender, twice, fragment) == errno.EPERM
-    two, _ = request(world, alice, vouchers=vouchers(world, timestamp, [0, 4]))
-    assert node.step(bob.sender, two, fragment, START_US)[0] == WriteReply()
+    three, _ = request(world, alice, vouchers=vouchers(world, timestamp, [0, 1, 4]))
+    assert node.step(bob.sender, three, fragment, START_US)[0] == WriteReply()
     assert node.hosts(timestamp)
 
 
@@ -287,8 +291,8 @@ def test_a_node_cannot_vouch_in_anothers_name(world: World, alice: Principal) ->
 
 
 def test_a_repair_may_be_of_any_age_but_not_of_the_future(world: World, alice: Principal) -> None:
-    timestamp = world.placed(alice, ITEM, [0, 1])
-    message, fragment = request(world, alice, vouchers=vouchers(world, timestamp, [0, 1]))
+    timestamp = world.placed(alice, ITEM, [0, 1, 4])
+    message, fragment = request(world, alice, vouchers=vouchers(world, timestamp, [0, 1, 4]))
     bob = world.client("bob")
     slow = START_US - limits.CLOCK_SKEW_US - 1
     reply, _ = world.nodes[NODE].step(bob.sender, message, fragment, slow)
@@ -301,20 +305,20 @@ def test_a_repair_may_be_of_any_age_but_not_of_the_future(world: World, alice: P
 
 def test_an_author_repairs_like_anyone_else(world: World, alice: Principal) -> None:
     """Its own partial write may be old, and its permission gone."""
-    timestamp = world.placed(alice, ITEM, [0, 1])
-    message, fragment = request(world, alice, vouchers=vouchers(world, timestamp, [0, 1]))
+    timestamp = world.placed(alice, ITEM, [0, 1, 4])
+    message, fragment = request(world, alice, vouchers=vouchers(world, timestamp, [0, 1, 4]))
     sender = Sender(Role.CLIENT, alice.id, None, Grant(write=False))
     reply, _ = world.nodes[NODE].step(sender, message, fragment, START_US + 10**14)
     assert reply == WriteReply()
-    few, fragment = request(world, alice, vouchers=vouchers(world, timestamp, [0]))
+    few, fragment = request(world, alice, vouchers=vouchers(world, timestamp, [0, 1]))
     assert refused(world.nodes[NODE + 1], alice.sender, few, fragment) == errno.EBADMSG
     fragment = bytes(world.encoded(ITEM).fragments[NODE + 1])
     assert refused(world.nodes[NODE + 1], alice.sender, few, fragment) == errno.EPERM
 
 
 def test_a_vouched_repair_is_bound_like_any_write(world: World, alice: Principal) -> None:
-    timestamp = world.placed(alice, ITEM, [0, 1])
-    message, fragment = request(world, alice, vouchers=vouchers(world, timestamp, [0, 1]))
+    timestamp = world.placed(alice, ITEM, [0, 1, 4])
+    message, fragment = request(world, alice, vouchers=vouchers(world, timestamp, [0, 1, 4]))
     bob = world.client("bob")
     assert refused(world.nodes[NODE], bob.sender, message, fragment[::-1]) == errno.EBADMSG
 
@@ -322,9 +326,9 @@ def test_a_vouched_repair_is_bound_like_any_write(world: World, alice: Principal
 def test_quota_does_not_stop_a_repair() -> None:
     world = World(server=lambda *given: ReadWriteServer(*given, quota=Purse(800)))
     alice, bob = world.client("alice"), world.client("bob")
-    timestamp = world.placed(alice, ITEM, [0, 1])
+    timestamp = world.placed(alice, ITEM, [0, 1, 4])
     world.placed(alice, b"uses the quota up", [NODE], time_us=START_US + 5)
-    message, fragment = request(world, alice, vouchers=vouchers(world, timestamp, [0, 1]))
+    message, fragment = request(world, alice, vouchers=vouchers(world, timestamp, [0, 1, 4]))
     reply, _ = world.nodes[NODE].step(bob.sender, message, fragment, START_US)
     assert reply == WriteReply()
     assert world.nodes[NODE].hosts(timestamp)

@@ -9,7 +9,7 @@ from functools import partial
 import pytest
 
 from bftfs.asking.refusal import Refused
-from bftfs.identifiers import BlockId, ClientId
+from bftfs.identifiers import ClientId
 from bftfs.limits import MIB
 from bftfs.server.room import (
     SHORT,
@@ -24,7 +24,6 @@ from bftfs.server.room import (
 from bftfs.storage import MemoryStorage, Table, Write
 
 ALICE, BOB, CAROL = (ClientId(name * 16) for name in (b"a", b"b", b"c"))
-BLOCK = BlockId(bytes(32))
 LIMIT = 1_000_000
 
 
@@ -51,10 +50,9 @@ class Node:
 
     def write(self, client: ClientId, volume: int) -> int:
         """0, or the errno with which a version is refused."""
-        outcome = self.quota.charge(self.view, client, BLOCK, volume)
-        if isinstance(outcome, Refused):
-            return outcome.code
-        self.view.apply(outcome)
+        if (refusal := self.quota.refusal(self.view, client, volume)) is not None:
+            return refusal.code
+        self.view.apply(self.quota.charge(self.view, client, volume))
         self.disk.taken += volume
         self.room.measure()
         return 0
@@ -72,8 +70,7 @@ class Node:
 
     def fill(self, client: ClientId, share: float) -> None:
         """Let `client` take so much of the pool."""
-        outcome = self.quota.charge_anyway(self.view, client, BLOCK, int(share * LIMIT))
-        self.view.apply(outcome)
+        self.view.apply(self.quota.charge(self.view, client, int(share * LIMIT)))
         self.disk.taken += int(share * LIMIT)
         self.room.measure()
 
