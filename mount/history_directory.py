@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import errno
 import stat
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, cast
 
 from msgspec import structs
 
@@ -38,16 +38,8 @@ _DIRECTORY_TYPE: Final = stat.S_IFDIR >> 12
 _WRITE_BITS: Final = 0o222
 
 
-class OpenHistory(NamedTuple):
-    """A listing of `.history` in progress."""
-
-    identifier: ObjectId
-    who: Credentials
-    entries: tuple[DirectoryEntry, ...]
-
-
 class Entrance:
-    """The `.history` directories, with those methods of `FileSystem` that fit them."""
+    """The `.history` directories, with those methods of `FileSystem` that a reader calls."""
 
     def __init__(self, history: History) -> None:
         self._history = history
@@ -77,7 +69,9 @@ class Entrance:
             attributes, mode=attributes.mode & ~_WRITE_BITS, links=2, flags=0, extended=0
         )
 
-    async def entries(self, identifier: ObjectId, who: Credentials) -> OpenHistory:
+    async def open_directory(
+        self, identifier: ObjectId, who: Credentials
+    ) -> tuple[DirectoryEntry, ...]:
         """The snapshots, and the times at which something changed."""
         times = await self._history.change_times(identifier, who)
         listed = [(format_time_name(each).encode(), each) for each in times[:TIMES_LISTED]]
@@ -86,33 +80,31 @@ class Entrance:
             for snapshot in await self._history.snapshots(who)
             if times and snapshot.time_us >= times[-1]
         ]
-        return OpenHistory(
-            identifier,
-            who,
-            tuple(
-                DirectoryEntry(name, cookie, key_of(identifier, time_us), _DIRECTORY_TYPE, None)
-                for cookie, (name, time_us) in enumerate(sorted(listed), 1)
-            ),
+        return tuple(
+            DirectoryEntry(name, cookie, key_of(identifier, time_us), _DIRECTORY_TYPE, None)
+            for cookie, (name, time_us) in enumerate(sorted(listed), 1)
         )
 
-    async def read_link(self, identifier: ObjectId, who: Credentials) -> bytes:
+    async def read_directory(
+        self, opened: tuple[DirectoryEntry, ...], after: int, *, count: int, with_attributes: bool
+    ) -> tuple[DirectoryEntry, ...]:
+        """Up to `count` entries behind the one with cookie `after`."""
+        return opened[after : after + count]
+
+    async def read_link(self, *_: object) -> bytes:
         """EINVAL: it is a directory."""
-        del identifier, who
         raise FileSystemError(errno.EINVAL)
 
-    async def open(self, identifier: ObjectId, flags: int, who: Credentials) -> OpenFile:
+    async def open(self, *_: object) -> OpenFile:
         """EISDIR: it is a directory."""
-        del identifier, flags, who
         raise FileSystemError(errno.EISDIR)
 
-    async def get_extended(self, identifier: ObjectId, name: bytes, who: Credentials) -> bytes:
+    async def get_extended(self, *_: object) -> bytes:
         """ENODATA: it has none."""
-        del identifier, name, who
         raise FileSystemError(errno.ENODATA)
 
-    async def list_extended(self, identifier: ObjectId, who: Credentials) -> tuple[bytes, ...]:
+    async def list_extended(self, *_: object) -> tuple[bytes, ...]:
         """None."""
-        del identifier, who
         return ()
 
 
@@ -135,9 +127,9 @@ class ObjectInView(NamedTuple):
     Keys of objects that are found in it end with `suffix`.
     """
 
-    files: FileSystem | Entrance
+    files: FileSystem
     identifier: ObjectId
-    suffix: bytes
+    suffix: bytes = b""
 
 
 class Places:
@@ -151,7 +143,7 @@ class Places:
         """The object with this key, and the file system that shows it."""
         identifier, suffix = ObjectId(key[:OBJECT_ID_BYTES]), key[OBJECT_ID_BYTES:]
         if suffix == _ENTRANCE:
-            return ObjectInView(self._entrance, identifier, b"")
+            return ObjectInView(cast(FileSystem, self._entrance), identifier)
         return ObjectInView(self._history.at(int.from_bytes(suffix, "big")), identifier, suffix)
 
     async def enter(self, directory: ObjectId, who: Credentials) -> FoundObject:

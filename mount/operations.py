@@ -18,7 +18,7 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from functools import wraps
 from threading import Thread
-from typing import Any, Final, NamedTuple, TypeVar
+from typing import Any, Final, TypeVar
 
 import pyfuse3
 import trio
@@ -34,17 +34,15 @@ from bftfs.filesystem.contents import OpenFile
 from bftfs.filesystem.dirty import Buffer
 from bftfs.filesystem.file_history import History
 from bftfs.filesystem.listing import OpenDirectory
-from bftfs.filesystem.operations import FileSystem, FoundObject, Statistics
+from bftfs.filesystem.operations import FileSystem, FoundObject
 from bftfs.identifiers import ObjectId
-from mount.attributes import fill
-from mount.errnos import errno_of
-from mount.handles import Handle, Handles
 from mount.history_directory import NAME as HISTORY
-from mount.history_directory import Entrance, ObjectInView, OpenHistory, Places
-from mount.inode_table import LAST_NUMBER, InodeTable
+from mount.history_directory import ObjectInView, Places
+from mount.kernel_numbers import LAST_NUMBER, Handle, Handles, InodeTable
 from mount.options import MountOptions
 from mount.processes import Callers
 from mount.requests import KernelRequest, Requests
+from mount.translation import errno_of, fill, statvfs
 
 Result = TypeVar("Result")
 
@@ -72,29 +70,6 @@ def _answers(handler: Handler) -> Handler:
     return answer  # type: ignore[return-value]
 
 
-class _Present(NamedTuple):
-    """An object of the present."""
-
-    files: FileSystem
-    identifier: ObjectId
-    suffix: bytes = b""
-
-
-class _FileHandle(NamedTuple):
-    """An open file, and the file system that it is part of: the present, or a past."""
-
-    files: FileSystem
-    file: OpenFile
-
-
-class _OpenListing(NamedTuple):
-    """A listing in progress, of a directory or of `.history`."""
-
-    files: FileSystem | None
-    opened: OpenDirectory | OpenHistory
-    suffix: bytes
-
-
 class Operations(pyfuse3.Operations):
     """The request handlers."""
 
@@ -117,8 +92,8 @@ class Operations(pyfuse3.Operations):
         self._options = options
         self._log = log
         self._inodes = InodeTable(files.root)
-        self._open: Handles[_FileHandle] = Handles()
-        self._listed: Handles[_OpenListing] = Handles()
+        self._open: Handles[OpenFile] = Handles()
+        self._listed: Handles[OpenDirectory] = Handles()
         self._callers = Callers()
         self.greeted = trio.Event()
 
@@ -160,21 +135,14 @@ class Operations(pyfuse3.Operations):
     async def create(
         self, parent_inode: int, name: bytes, mode: int, flags: int, ctx: RequestContext
     ) -> tuple[FileInfo, EntryAttributes]:
-        found, opened = await self._perform(
-            "create",
-            self._files.create(
-                self._changeable(parent_inode, name),
-                name,
-                mode,
-                self._who(ctx),
-                umask=ctx.umask,
-                flags=flags,
-            ),
-            parent_inode,
-            ctx,
+        directory = self._changeable(parent_inode, name)
+        creating = self._files.create(
+            directory, name, mode, self._who(ctx), umask=ctx.umask, flags=flags
         )
+        found, opened = await self._perform("create", creating, parent_inode, ctx)
         entry = self._remembered(found)
-        return self._opened(self._files, opened, entry.st_ino, ctx, keep_cache=True), entry
+        handle = Handle(self._files, opened, entry.st_ino, ctx.pid)
+        return self._file_info(handle, keep_cache=True), entry
 
     @_answers
     async def mknod(
@@ -235,13 +203,10 @@ class Operations(pyfuse3.Operations):
         flags: int,
         ctx: RequestContext,
     ) -> None:
+        source = self._changeable(parent_inode_old, name_old)
+        target = self._changeable(parent_inode_new, name_new)
         renaming = self._files.rename(
-            self._changeable(parent_inode_old, name_old),
-            name_old,
-            self._changeable(parent_inode_new, name_new),
-            name_new,
-            self._who(ctx),
-            flags=flags,
+            source, name_old, target, name_new, self._who(ctx), flags=flags
         )
         await self._perform("rename", renaming, parent_inode_old, ctx)
 
@@ -340,21 +305,19 @@ class Operations(pyfuse3.Operations):
         if not opened.keep_cache:
             # The reply drops the kernel's pages, but not its old size of the file.
             pyfuse3.invalidate_inode(inode, attr_only=True)
-        files = self._files if isinstance(place.files, Entrance) else place.files
-        return self._opened(files, opened, inode, ctx, keep_cache=opened.keep_cache)
+        handle = Handle(place.files, opened, inode, ctx.pid)
+        return self._file_info(handle, keep_cache=opened.keep_cache)
 
     @_answers
     async def read(self, fh: int, off: int, size: int) -> Buffer:  # type: ignore[override]
         # Any buffer will do, whatever pyfuse3 declares.
         handle = self._open.get(fh)
-        files, opened = handle.opened
-        reading = files.read(opened, off, size)
-        return await self._perform_on(handle, "read", reading)
+        return await self._perform_on(handle, "read", handle.files.read(handle.opened, off, size))
 
     @_answers
     async def write(self, fh: int, off: int, buf: bytes) -> int:
         handle = self._open.get(fh)
-        files, opened = handle.opened
+        files, opened = handle.files, handle.opened
         known = self._inodes.known(handle.inode)
         # The kernel appends at the end that it believes in; another mount may have moved it.
         misplaced = opened.append and off == known.size != opened.contents.size
@@ -363,8 +326,7 @@ class Operations(pyfuse3.Operations):
         if misplaced:
             self._disown_pages(handle.inode)
         if must_wait:
-            waiting = files.write_behind(opened)
-            await self._perform_on(handle, "write", waiting)
+            await self._perform_on(handle, "write", files.write_behind(opened))
         return len(buf)
 
     @staticmethod
@@ -378,23 +340,18 @@ class Operations(pyfuse3.Operations):
     @_answers
     async def flush(self, fh: int) -> None:
         handle = self._open.get(fh)
-        files, opened = handle.opened
-        flushing = files.flush(opened)
-        await self._perform_on(handle, "flush", flushing)
+        await self._perform_on(handle, "flush", handle.files.flush(handle.opened))
 
     @_answers
     async def fsync(self, fh: int, datasync: bool) -> None:
         del datasync
         handle = self._open.get(fh)
-        files, opened = handle.opened
-        synchronizing = files.synchronize(opened)
-        await self._perform_on(handle, "fsync", synchronizing)
+        await self._perform_on(handle, "fsync", handle.files.synchronize(handle.opened))
 
     @_answers
     async def release(self, fh: int) -> None:
         handle = self._open.remove(fh)
-        files, opened = handle.opened
-        releasing = files.release(opened)
+        releasing = handle.files.release(handle.opened)
         await self._requests.perform(KernelRequest("release", handle.inode), releasing)
 
     # --- directories -------------------------------------------------------------------------
@@ -402,35 +359,23 @@ class Operations(pyfuse3.Operations):
     @_answers
     async def opendir(self, inode: int, ctx: RequestContext) -> int:
         place = self._place(inode)
-        who = self._who(ctx)
-        if isinstance(place.files, Entrance):
-            gathering = place.files.entries(place.identifier, who)
-            history = await self._perform("opendir", gathering, inode, ctx)
-            listing = _OpenListing(None, history, b"")
-        else:
-            opening = place.files.open_directory(place.identifier, who)
-            opened = await self._perform("opendir", opening, inode, ctx)
-            listing = _OpenListing(place.files, opened, place.suffix)
-        return self._listed.add(listing, inode=inode, opener=ctx.pid)
+        opening = place.files.open_directory(place.identifier, self._who(ctx))
+        opened = await self._perform("opendir", opening, inode, ctx)
+        return self._listed.add(Handle(place.files, opened, inode, ctx.pid, place.suffix))
 
     @_answers
     async def readdir(self, fh: int, start_id: int, token: pyfuse3.ReaddirToken) -> None:
         handle = self._listed.get(fh)
-        files, opened, suffix = handle.opened
         after = start_id
         while True:
-            if isinstance(opened, OpenHistory):
-                page = opened.entries[after : after + DIRECTORY_PAGE]
-            else:
-                assert files is not None, "a directory is part of a file system"
-                reading = files.read_directory(
-                    opened, after, count=DIRECTORY_PAGE, with_attributes=False
-                )
-                page = await self._perform_on(handle, "readdir", reading)
+            reading = handle.files.read_directory(
+                handle.opened, after, count=DIRECTORY_PAGE, with_attributes=False
+            )
+            page = await self._perform_on(handle, "readdir", reading)
             if not page:
                 return
             for listed in page:
-                number = self._inodes.remember(ObjectId(listed.identifier + suffix))
+                number = self._inodes.remember(ObjectId(listed.identifier + handle.suffix))
                 entry = self._listed_entry(number, listed.file_type, listed.attributes)
                 if not pyfuse3.readdir_reply(token, listed.name, entry, listed.cookie):
                     self._inodes.forget(number, 1)
@@ -449,8 +394,7 @@ class Operations(pyfuse3.Operations):
     @_answers
     async def statfs(self, ctx: RequestContext) -> pyfuse3.StatvfsData:
         asking = self._files.statistics(self._who(ctx))
-        statistics = await self._perform("statfs", asking, pyfuse3.ROOT_INODE, ctx)
-        return _statvfs(statistics)
+        return statvfs(await self._perform("statfs", asking, pyfuse3.ROOT_INODE, ctx))
 
     # -----------------------------------------------------------------------------------------
 
@@ -481,11 +425,11 @@ class Operations(pyfuse3.Operations):
         number = self._inodes.remember(ObjectId(found.identifier + suffix))
         return self._entry(number, found.attributes)
 
-    def _place(self, number: int) -> ObjectInView | _Present:
+    def _place(self, number: int) -> ObjectInView:
         """The object behind the kernel's inode, in the present or a past."""
         identifier = self._inodes.identifier(number)
         if number <= LAST_NUMBER:
-            return _Present(self._files, identifier)
+            return ObjectInView(self._files, identifier)
         assert self._places is not None, "only its inodes have such numbers"
         return self._places.find(identifier)
 
@@ -511,20 +455,9 @@ class Operations(pyfuse3.Operations):
         entry.st_size = -1
         return entry
 
-    def _opened(
-        self,
-        files: FileSystem,
-        opened: OpenFile,
-        inode: int,
-        ctx: RequestContext,
-        *,
-        keep_cache: bool,
-    ) -> FileInfo:
-        return FileInfo(
-            fh=self._open.add(_FileHandle(files, opened), inode=inode, opener=ctx.pid),
-            direct_io=self._options.strict,
-            keep_cache=keep_cache,
-        )
+    def _file_info(self, handle: Handle[OpenFile], *, keep_cache: bool) -> FileInfo:
+        number = self._open.add(handle)
+        return FileInfo(fh=number, direct_io=self._options.strict, keep_cache=keep_cache)
 
 
 def _at_present(changes: Changes) -> Changes:
@@ -539,15 +472,3 @@ def _at_present(changes: Changes) -> Changes:
 
 def _now_if_near(moment: int | None, now: int) -> int | None:
     return NOW if moment is not None and abs(moment - now) < NOW_WITHIN_NS else moment
-
-
-def _statvfs(statistics: Statistics) -> pyfuse3.StatvfsData:
-    answer = pyfuse3.StatvfsData()
-    unit = statistics.block_bytes
-    answer.f_bsize = answer.f_frsize = unit
-    answer.f_blocks = statistics.capacity_bytes // unit
-    answer.f_bfree = answer.f_bavail = statistics.free_bytes // unit
-    answer.f_files = statistics.capacity_inodes
-    answer.f_ffree = answer.f_favail = statistics.free_inodes
-    answer.f_namemax = statistics.name_bytes
-    return answer

@@ -11,16 +11,16 @@ Concurrency: one thread. A conversation that ends without waiting costs no turn 
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Final, Protocol, TypeVar
+from typing import Any, Final, TypeVar
 
 import trio
 from structlog.typing import FilteringBoundLogger
 
 from bftfs.conversation import Conversation
-from bftfs.engine import Outcome, Running
 from bftfs.errors import FileSystemError
+from bftfs.runtime.network import Network
 from mount import processes
 
 LOOK_EVERY_S: Final = 0.5
@@ -29,13 +29,6 @@ SLOW_S: Final = 10.0  # a request that takes longer is worth a line in the log
 SLOW_AGAIN_S: Final = 60.0
 
 Result = TypeVar("Result")
-
-
-class Starter(Protocol):
-    """The part of `bftfs.runtime.network.Network` that is used here."""
-
-    def start(self, conversation: Conversation[Any], outcome: Outcome) -> Running:
-        """Run `conversation` without waiting for it; `outcome(result, error)` when it ends."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +56,7 @@ class WaitingRequest:
 class Requests:
     """Performs the conversations of requests, and watches over those that wait."""
 
-    def __init__(self, network: Starter, log: FilteringBoundLogger) -> None:
+    def __init__(self, network: Network, log: FilteringBoundLogger) -> None:
         self.device = ""  # of the mount, "major:minor"
         self._network = network
         self._log = log
@@ -120,7 +113,7 @@ class Requests:
         while True:
             await trio.sleep(LOOK_EVERY_S)
             now = trio.current_time()
-            patient = tuple(self._older_than(now - PATIENT_S))
+            patient = [each for each in self._waiting if each.since < now - PATIENT_S]
             anonymous = any(pending.request.opener is not None for pending in patient)
             ending = processes.ending() if anonymous else ()
             for pending in patient:
@@ -132,9 +125,6 @@ class Requests:
                     pending.report_at = now + SLOW_AGAIN_S
                     pending.reported = True
                     self._report("slow request", pending)
-
-    def _older_than(self, moment: float) -> Iterator[WaitingRequest]:
-        return (pending for pending in self._waiting if pending.since < moment)
 
     def _shall_end(self, request: KernelRequest, ending: tuple[int, ...]) -> bool:
         """True if the calling process wants to end; `ending` are all processes that do."""

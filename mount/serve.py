@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
+import structlog
 import trio
 from structlog.typing import FilteringBoundLogger
 
@@ -19,10 +22,10 @@ from bftfs.filesystem.file_history import History
 from bftfs.filesystem.operations import FileSystem
 from bftfs.filesystem.time_names import parse_time_name
 from bftfs.limits import MIB
+from bftfs.runtime.log_file import log_file
 from bftfs.runtime.memory import collect_rarely, keep_freed_memory
 from bftfs.runtime.network import Network
 from mount.access import ROOT, credentials_of, file_system
-from mount.logs import open_log
 from mount.options import MountOptions
 from mount.session import Mount
 
@@ -130,3 +133,49 @@ async def _past(history: History, at: str) -> FileSystem:
             f"mount option at={at}: the file system did not exist then, or that time is yet to come"
         ) from None
     return history.at(time_us)
+
+
+@contextmanager
+def open_log(path: Path, **facts: object) -> Iterator[FilteringBoundLogger]:
+    """A logger that writes `facts` into every line of `path`; libraries' warnings go there, too."""
+    try:
+        file = path.open("ab", buffering=0)
+    except OSError as error:
+        raise UsageError(
+            f"{path}: cannot write the mount's log ({error.strerror}); make this file writable",
+            exit_code=1,
+        ) from None
+    with file:
+        log: FilteringBoundLogger = structlog.wrap_logger(
+            structlog.WriteLogger(log_file(file.fileno())),
+            processors=[
+                structlog.processors.add_log_level,
+                structlog.processors.TimeStamper(fmt="iso", utc=True),
+                structlog.processors.format_exc_info,
+                structlog.processors.JSONRenderer(default=repr),
+            ],
+            wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
+        ).bind(**facts)
+        libraries = _Libraries(log)
+        root = logging.getLogger()
+        root.addHandler(libraries)
+        try:
+            yield log
+        finally:
+            root.removeHandler(libraries)
+
+
+class _Libraries(logging.Handler):
+    """Passes on the warnings of pyfuse3 and trio."""
+
+    def __init__(self, log: FilteringBoundLogger) -> None:
+        super().__init__(logging.WARNING)
+        self._log = log
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._log.log(
+            record.levelno,
+            record.getMessage(),
+            library=record.name,
+            exc_info=record.exc_info or None,
+        )

@@ -18,20 +18,20 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Final, Protocol, TypeVar
+from typing import Final
 
 import pyfuse3
 import trio
 from structlog.typing import FilteringBoundLogger
 
-from bftfs.conversation import Conversation
 from bftfs.errors import BftfsError, UsageError
 from bftfs.filesystem.file_history import History
 from bftfs.filesystem.operations import FileSystem
+from bftfs.runtime.network import Network
 from mount import mountpoint as mountpoints
 from mount.operations import Operations
 from mount.options import MountOptions
-from mount.requests import Requests, Starter
+from mount.requests import Requests
 
 # Tasks that may wait for the cluster at once. Without a free one no request is answered, not even
 # from memory; a task costs little.
@@ -42,22 +42,13 @@ WRITE_BACK_EVERY_S: Final = 1.0
 WRITE_BACK_OLDER_US: Final = 5_000_000
 GOODBYE_PATIENCE_S: Final = 45.0  # for what is unwritten at the end, if the cluster does not answer
 
-Result = TypeVar("Result")
-
-
-class Performer(Starter, Protocol):
-    """The part of `bftfs.runtime.network.Network` that is used here."""
-
-    async def perform(self, conversation: Conversation[Result]) -> Result:
-        """The result of `conversation`, or the exception that ended it."""
-
 
 class Mount:
     """A file system, mounted."""
 
     def __init__(
         self,
-        network: Performer,
+        network: Network,
         files: FileSystem,
         history: History | None,
         options: MountOptions,

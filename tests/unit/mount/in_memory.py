@@ -35,8 +35,8 @@ from bftfs.limits import SECOND_US
 from bftfs.query_update.object_type import Record
 from bftfs.read_write.timestamp import BlockTimestamp
 from bftfs.runtime import clock
-from mount.logs import open_log
 from mount.options import parse
+from mount.serve import open_log
 from mount.session import Mount
 from tests.builders import Answer, InMemoryBlocks, InMemoryObjects, Outcome
 

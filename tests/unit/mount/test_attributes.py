@@ -1,4 +1,4 @@
-"""mount.attributes"""
+"""mount.translation"""
 
 import stat
 from types import SimpleNamespace
@@ -8,7 +8,7 @@ from pyfuse3 import EntryAttributes
 from bftfs import limits
 from bftfs.filesystem.attributes import Attributes
 from bftfs.filesystem.layout import Layout
-from mount.attributes import fill
+from mount.translation import fill
 
 FILE = Attributes(
     mode=stat.S_IFREG | 0o4751,

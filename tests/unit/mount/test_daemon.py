@@ -1,4 +1,4 @@
-"""mount.daemon, by programs that use it: forking pytest itself would be rash."""
+"""mount.main, by programs that use it: forking pytest itself would be rash."""
 
 import os
 import subprocess
@@ -10,7 +10,7 @@ import pytest
 PROGRAM = """
 import os, sys
 from pathlib import Path
-from mount.daemon import run_in_background
+from mount.main import run_in_background
 
 def work(ready):
     print("on the way", file=sys.stderr)

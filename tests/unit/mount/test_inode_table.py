@@ -1,4 +1,4 @@
-"""mount.inode_table"""
+"""mount.kernel_numbers"""
 
 import errno
 
@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from bftfs.errors import FileSystemError
 from bftfs.identifiers import ObjectId, ObjectKind, object_id
-from mount.inode_table import LAST_NUMBER, ROOT_NUMBER, InodeTable
+from mount.kernel_numbers import LAST_NUMBER, ROOT_NUMBER, InodeTable
 
 ROOT = object_id(ObjectKind.DIRECTORY, placement=0, unique=bytes(14))
 

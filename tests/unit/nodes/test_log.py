@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from mount.logs import open_log
+from mount.serve import open_log
 from tests.integration.deployment import PROJECT
 
 _SPEAKER = """

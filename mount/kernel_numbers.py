@@ -1,6 +1,6 @@
-"""The inode numbers that the kernel uses, and the objects behind them.
+"""The numbers that the kernel uses: of inodes, and of open files and directories.
 
-An object's number is derived from its id, so that `st_ino` is the same in every mount and after
+An inode's number is derived from its id, so that `st_ino` is the same in every mount and after
 every restart, and all names of a hard-linked file share it. Two objects may collide in 63 bits;
 the later one then gets the next free number for as long as both are known. Objects below `.history`
 have longer identifiers, and numbers from 2^63 on.
@@ -16,9 +16,12 @@ from __future__ import annotations
 import errno
 from dataclasses import dataclass
 from hashlib import blake2b
+from itertools import count
+from typing import Generic, TypeVar
 
 from bftfs.errors import FileSystemError
 from bftfs.filesystem.attributes import inode_number
+from bftfs.filesystem.operations import FileSystem
 from bftfs.identifiers import OBJECT_ID_BYTES, ObjectId
 
 ROOT_NUMBER = 1
@@ -109,3 +112,51 @@ def _next(number: int) -> int:
     if number == LAST_NUMBER:
         return ROOT_NUMBER + 1
     return _FIRST_OF_THE_PAST if number == _LAST_OF_THE_PAST else number + 1
+
+
+Opened = TypeVar("Opened")
+
+
+@dataclass(slots=True, frozen=True, eq=False)
+class Handle(Generic[Opened]):
+    """A file or directory that a process has opened, and the file system that shows it.
+
+    A file stays usable through its handle after its last name is removed: reads and writes refer
+    to the handle, not to a name.
+    """
+
+    files: FileSystem  # the present, or a past
+    opened: Opened
+    inode: int  # the kernel's number
+    opener: int  # the thread that opened it; others may use the handle, too
+    suffix: bytes = b""  # of the keys of what is found in it
+
+
+class Handles(Generic[Opened]):
+    """The open handles, by number. Numbers are never used again."""
+
+    def __init__(self) -> None:
+        self._numbers = count(1)
+        self._open: dict[int, Handle[Opened]] = {}
+
+    def add(self, handle: Handle[Opened]) -> int:
+        """The number of a new handle."""
+        number = next(self._numbers)
+        self._open[number] = handle
+        return number
+
+    def get(self, number: int) -> Handle[Opened]:
+        """The handle with this number."""
+        handle = self._open.get(number)
+        if handle is None:
+            raise FileSystemError(errno.EBADF, f"handle {number}")
+        return handle
+
+    def remove(self, number: int) -> Handle[Opened]:
+        """The handle with this number, which the kernel will not name again."""
+        handle = self.get(number)
+        del self._open[number]
+        return handle
+
+    def __len__(self) -> int:
+        return len(self._open)
