@@ -61,8 +61,6 @@ from bftfs.thresholds import ReadWriteThresholds
 class ReadWriteClient:
     """Reads and writes blocks of one cluster as `client`."""
 
-    __slots__ = ("_session",)
-
     def __init__(
         self,
         client: ClientId,
@@ -74,11 +72,6 @@ class ReadWriteClient:
         """Rounds and reads give up after `patience_total_us` of silence; with None, never."""
         self._session = Session(client, thresholds, peers, patience_total_us=patience_total_us)
 
-    @property
-    def faults(self) -> tuple[int, ...]:
-        """For each node, how many of its replies no correct node would have sent."""
-        return tuple(self._session.peers.faults)
-
     # --- WRITE -------------------------------------------------------------------------------
 
     async def write(self, block: BlockId, item: Buffer, credentials: Credentials) -> BlockTimestamp:
@@ -89,7 +82,7 @@ class ReadWriteClient:
         `patience_total_us` of silence.
         """
         session = self._session
-        time_round = TimeRound(session, (block,))
+        time_round = TimeRound(session, (block,), await Now())
         await time_round.send()
         # The time is not needed before the fragments are made; meanwhile the nodes answer.
         encoded = await Compute(partial(encode, session.code, item))
@@ -116,9 +109,8 @@ class ReadWriteClient:
         for at in range(0, len(items), limits.BLOCKS_PER_TIME_REQUEST):
             batch = items[at : at + limits.BLOCKS_PER_TIME_REQUEST]
             if is_asking:
-                time_round = TimeRound(session, [block for block, _ in batch], after_us=after_us)
-                await time_round.send()
-                times = await time_round.times()
+                blocks = [block for block, _ in batch]
+                times = await TimeRound(session, blocks, await Now(), after_us=after_us).times()
             else:
                 times = [max(after_us + 1, await Now())] * len(batch)
             writes = tuple(
@@ -158,9 +150,7 @@ class ReadWriteClient:
             everybody = frozenset(session.by_fragment[0])
             if await repair(session, block, timestamp, encoded, hosts=everybody):
                 break
-            time_round = TimeRound(session, (block,), after_us=after_us)
-            await time_round.send()
-            (time,) = await time_round.times()
+            (time,) = await TimeRound(session, (block,), await Now(), after_us=after_us).times()
         session.validated.add(encoded.verifier)
         return timestamp
 

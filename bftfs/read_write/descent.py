@@ -28,7 +28,6 @@ asked `LISTINGS_AT_ONCE` times before others are.
 
 from __future__ import annotations
 
-from enum import Enum
 from typing import Any, NamedTuple
 
 from bftfs import limits
@@ -61,35 +60,13 @@ class Usable(NamedTuple):
     classification: CandidateClass
 
 
-class Overtaken(Enum):
-    """Garbage collection has overtaken the descent: the read starts anew."""
-
-    OVERTAKEN = "overtaken"
-
-
-Decision = list[Question] | Usable | Overtaken  # of no questions: wait for replies
+# No questions: wait for replies. None: garbage collection has overtaken the descent, and the read
+# starts anew.
+Decision = list[Question] | Usable | None
 
 
 class Descent:
     """The state of one descent below `before`."""
-
-    __slots__ = (
-        "_before",
-        "_block",
-        "_candidate",
-        "_cursor",
-        "_fetching",
-        "_first_asked",
-        "_lapses",
-        "_listed",
-        "_listing",
-        "_nodes",
-        "_probes",
-        "_silent",
-        "_thresholds",
-        "_withheld",
-        "responses",
-    )
 
     def __init__(
         self,
@@ -190,7 +167,7 @@ class Descent:
     @property
     def is_overtaken(self) -> bool:
         """True if a silence means that the read of the latest version has to start anew."""
-        return self._before is None and self.responses.forgetful(self._candidate) > 0
+        return self._before is None and bool(self.responses.forgetful(self._candidate))
 
     def pass_over(self, candidate: BlockTimestamp) -> None:
         """[PASIS Figure 3.2 line 18] Incomplete, or the cross-checksum did not validate."""
@@ -218,10 +195,10 @@ class Descent:
         if self._listing.keys() - self._silent:
             return []  # a silent node that was asked again is not waited for
         questions = self._hear_more(again=False)
-        if questions or responses.forgetful(candidate) <= thresholds.b:
+        if questions or len(responses.forgetful(candidate)) <= thresholds.b:
             return questions
         if self._before is None:
-            return Overtaken.OVERTAKEN
+            return None
         raise NoLongerKept(subject=f"block {self._block.hex()}", at_us=self._before.time)
 
     def _next_candidate(self) -> BlockTimestamp | None:
@@ -241,7 +218,7 @@ class Descent:
             testimony = testimony._replace(
                 damaged_hosting=len(responses.damaged_hosts(candidate)),
                 damaged_heard=len(responses.damaged_heard(candidate)),
-                forgetful=responses.forgetful(candidate),
+                forgetful=len(responses.forgetful(candidate)),
                 pending=sum(
                     1
                     for node in self._nodes

@@ -15,7 +15,7 @@ Safe, whichever nodes answer in whatever order: the classes of candidates are (3
 source. Shown by `tests/properties/test_read_write_byzantine.py` (every adversary at every node) and
 `tests/properties/test_read_write_must_fail.py` (without a rule, reads go wrong).
 
-A node that verifies a block reads it in the same way; its `Examiner` takes the place of using.
+A node that verifies a block reads it in the same way, and uses it in another (`Verification`).
 
 **Concurrency.** A `BlockRead` belongs to one conversation and is used once.
 """
@@ -24,13 +24,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol
 
 from bftfs.asking.ask import Calls, Refusals
 from bftfs.conversation import Compute, Delivery, Now, Send
 from bftfs.identifiers import BlockId, NodeId
 from bftfs.read_write.classification import CandidateClass
-from bftfs.read_write.descent import Descent, Overtaken, Question, Usable
+from bftfs.read_write.descent import Descent, Question, Usable
 from bftfs.read_write.messages import ReadReply, ReadRequest
 from bftfs.read_write.placement import rotation_of
 from bftfs.read_write.responses import ReplyVerdict, Responses, note_verdict
@@ -51,35 +50,15 @@ class FoundVersion:
 NEVER_WRITTEN = FoundVersion(ZERO, None)
 
 
-class Examiner(Protocol):
-    """A node's verification of a block, which reads it. [LazyVer §3.8.1]"""
-
-    def order(self, nodes: tuple[NodeId, ...]) -> tuple[NodeId, ...]:
-        """The order in which to ask nodes; `nodes` is the order of a client."""
-
-    def heard(self, node: NodeId, reply: ReadReply) -> None:
-        """`node` has replied."""
-
-    async def use(self, responses: Responses, usable: Usable) -> FoundVersion | None:
-        """The version, or None if it is not the latest complete valid one."""
-
-
 class BlockRead:
     """One read of the latest complete version, strictly below `before` if that is given."""
 
-    __slots__ = ("_before", "_began_us", "_block", "_calls", "_examiner", "_refusals", "_session")
+    __slots__ = ("_before", "_began_us", "_block", "_calls", "_refusals", "_session")
 
-    def __init__(
-        self,
-        session: Session,
-        block: BlockId,
-        before: BlockTimestamp | None,
-        examiner: Examiner | None = None,
-    ) -> None:
+    def __init__(self, session: Session, block: BlockId, before: BlockTimestamp | None) -> None:
         self._session = session
         self._block = block
         self._before = before
-        self._examiner = examiner
         self._began_us = 0
         self._calls: Calls[Question]
         self._refusals: Refusals
@@ -113,7 +92,7 @@ class BlockRead:
                 if version is not None:
                     return version
                 descent.pass_over(decision.timestamp)
-            if decision is Overtaken.OVERTAKEN:
+            if decision is None:
                 return None
             if decision:
                 await self._ask(decision)
@@ -128,8 +107,7 @@ class BlockRead:
         silent: frozenset[NodeId] = frozenset()
         if nodes is not by_fragment:
             silent = frozenset(node for node in nodes if not peers.willing(node))
-        if self._examiner is not None:
-            nodes = self._examiner.order(nodes)
+        nodes = self._order(nodes)
         self._refusals = Refusals(peers.quorums)
         self._calls = Calls(
             peers,
@@ -140,6 +118,10 @@ class BlockRead:
             patience_total_us=session.patience_total_us,
         )
         return Descent(thresholds, self._block, self._before, nodes, silent=silent, probes=probes)
+
+    def _order(self, nodes: tuple[NodeId, ...]) -> tuple[NodeId, ...]:
+        """The order in which to ask `nodes`."""
+        return nodes
 
     # --- asking and listening ----------------------------------------------------------------
 
@@ -155,10 +137,7 @@ class BlockRead:
         verdict = descent.take(question, message, delivery.body)
         if verdict is not ReplyVerdict.VALID:
             note_verdict(self._session.peers, node, verdict, self._began_us)
-        elif isinstance(message, ReadReply):
-            if self._examiner is not None:
-                self._examiner.heard(node, message)
-        elif not message.may_pass:
+        elif not isinstance(message, ReadReply) and not message.may_pass:
             self._refusals.add(node, message)
 
     # --- using a candidate -------------------------------------------------------------------
@@ -168,8 +147,6 @@ class BlockRead:
         session, timestamp = self._session, usable.timestamp
         if timestamp == ZERO:
             return NEVER_WRITTEN
-        if self._examiner is not None:
-            return await self._examiner.use(responses, usable)
         fragments, verifier = responses.fragments(timestamp), timestamp.verifier
         trusted = verifier in session.validated or responses.verified(timestamp)
         if trusted and usable.classification is CandidateClass.COMPLETE:

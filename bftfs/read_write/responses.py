@@ -44,21 +44,6 @@ def note_verdict(peers: Peers, node: NodeId, verdict: ReplyVerdict, now_us: int)
 class Responses:
     """The valid responses to one read of one block."""
 
-    __slots__ = (
-        "_N",
-        "_b",
-        "_bound",
-        "_fragments",
-        "_rotation",
-        "_shown",
-        "collected",
-        "damaged",
-        "depth",
-        "discarded",
-        "hosted",
-        "verified_us",
-    )
-
     def __init__(self, thresholds: ReadWriteThresholds, rotation: int) -> None:
         self._N = thresholds.N
         self._b = thresholds.b
@@ -108,8 +93,7 @@ class Responses:
         It counts as heard and not hosting; if garbage collection is the reason, as not heard.
         """
         if collected:
-            self.hosted.pop(node, None)
-            self.depth.pop(node, None)
+            self._drop(node)
             self.collected.add(node)
         elif node in self.hosted:
             self.hosted[node].pop(candidate, None)
@@ -188,6 +172,9 @@ class Responses:
     def discard(self, node: NodeId) -> None:
         """No correct node sends what `node` has sent: nothing that it says counts."""
         self.discarded.add(node)
+        self._drop(node)
+
+    def _drop(self, node: NodeId) -> None:
         self.hosted.pop(node, None)
         self.depth.pop(node, None)
         self.collected.discard(node)
@@ -212,22 +199,19 @@ class Responses:
         """The nodes that have listed down to `candidate`, hence said if they host it."""
         return [node for node, depth in self.depth.items() if depth <= candidate]
 
-    def forgetful(self, candidate: BlockTimestamp | None) -> int:
-        """The number of nodes that have collected what they may have hosted down to `candidate`."""
-        forgetful = 0
-        for node in self.collected:
-            depth = self.depth.get(node)
-            forgetful += candidate is None or depth is None or depth > candidate
-        return forgetful
+    def forgetful(self, candidate: BlockTimestamp | None) -> list[NodeId]:
+        """The nodes that have collected what they may have hosted down to `candidate`."""
+        depth = self.depth
+        return [
+            node
+            for node in self.collected
+            if candidate is None or node not in depth or depth[node] > candidate
+        ]
 
     def hear_anew(self, candidate: BlockTimestamp | None) -> None:
         """Drop the lists of the `forgetful`: they are asked once more."""
-        for node in tuple(self.collected):
-            depth = self.depth.get(node)
-            if candidate is None or depth is None or depth > candidate:
-                self.hosted.pop(node, None)
-                self.depth.pop(node, None)
-                self.collected.discard(node)
+        for node in self.forgetful(candidate):
+            self._drop(node)
 
     def damaged_hosts(self, candidate: BlockTimestamp) -> list[NodeId]:
         """Nodes that list `candidate`, and have sent a false fragment."""
@@ -247,8 +231,7 @@ class Responses:
 
     def verified(self, candidate: BlockTimestamp) -> bool:
         """True if b + 1 nodes, hence a correct one, have verified it. [LazyVer §3.8.1]"""
-        verified = [hosted for hosted in self.hosted.values() if hosted.get(candidate)]
-        return len(verified) > self._b
+        return sum(hosted.get(candidate, False) for hosted in self.hosted.values()) > self._b
 
     def fragments(self, candidate: BlockTimestamp) -> dict[int, Buffer]:
         """The fragments in hand, by index."""

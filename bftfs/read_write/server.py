@@ -154,18 +154,6 @@ class NoQuota:
 class ReadWriteServer:
     """Serves PASIS requests for node `node`. Stateless: everything is in the store."""
 
-    __slots__ = (
-        "_authority",
-        "_keys",
-        "_memory",
-        "_node",
-        "_past",
-        "_quota",
-        "_serve",
-        "_thresholds",
-        "_watch",
-    )
-
     def __init__(
         self,
         node: NodeId,
@@ -243,81 +231,51 @@ class ReadWriteServer:
         fragment: bytes | memoryview,
         now_us: int,
     ) -> Ready:
+        """Host a version that its author writes, or that a reader or its author completes."""
         block, timestamp = message.block, message.timestamp
-        if (refusal := self._not_bound(block, message, fragment)) is not None:
+        refusal = self._not_bound(block, message, fragment)
+        if refusal is not None:
             return Ready(reply=refusal)
         key = version_key(block, timestamp)
         hosted = view.get(Table.BLOCK, key)
         if hosted is not None:
             writes = self._restored(view, key, hosted, message, fragment)
             return Ready(reply=_WRITTEN, writes=writes, uses_reserve=True)
-        if message.vouchers or sender.client != timestamp.client or sender.role is not Role.CLIENT:
-            return self._accept_repair(view, key, message, fragment, now_us)
-        return self._accept_new(view, sender, key, message, fragment, now_us)
-
-    def _accept_new(
-        self,
-        view: StorageView,
-        sender: Sender,
-        key: bytes,
-        message: WriteRequest,
-        fragment: bytes | memoryview,
-        now_us: int,
-    ) -> Ready:
-        """A version that its author writes."""
-        block, client = message.block, message.timestamp.client
-        refusal = self._authority.may_write(
-            view, sender, block, Credentials(message.uid, message.gid, message.groups)
-        ) or _insane(message.timestamp.time, now_us)
+        repairs = (
+            bool(message.vouchers)
+            or sender.client != timestamp.client
+            or sender.role is not Role.CLIENT
+        )
+        watch = self._watch
+        if repairs:
+            refusal = self._not_vouched(message) or _too_far_ahead(timestamp.time, now_us)
+        else:
+            credentials = Credentials(message.uid, message.gid, message.groups)
+            refusal = self._authority.may_write(view, sender, block, credentials)
+            refusal = refusal or _insane(timestamp.time, now_us)
         if refusal is not None:
             return Ready(reply=refusal)
-        if self._watch is not None:
-            wait = self._watch.before_write(block, client, now_us)
+        if repairs:
+            if self._past is not None and not self._past.wants(view, key):
+                # A repair makes sure that no later reader misses the version; this node tells
+                # readers that it has collected it, and so counts for none of them.
+                return Ready(reply=_WRITTEN)
+        else:
+            wait = None if watch is None else watch.before_write(block, timestamp.client, now_us)
             if isinstance(wait, Refused):
                 return Ready(reply=wait)
             if wait is not None:
                 return Ready(wants=(wait,))
-        volume = len(fragment) + len(message.cross_checksum)
-        if (refusal := self._quota.refusal(view, client, volume)) is not None:
-            return Ready(reply=refusal)
-        return self._host(view, key, message, fragment, now_us, uses_reserve=False)
-
-    def _accept_repair(
-        self,
-        view: StorageView,
-        key: bytes,
-        message: WriteRequest,
-        fragment: bytes | memoryview,
-        now_us: int,
-    ) -> Ready:
-        """A version that a reader, or its author belatedly, completes: other nodes host it."""
-        refusal = self._not_vouched(message) or _too_far_ahead(message.timestamp.time, now_us)
-        if refusal is not None:
-            return Ready(reply=refusal)
-        if self._past is not None and not self._past.wants(view, key):
-            # A repair makes sure that no later reader misses the version; this node tells readers
-            # that it has collected it, and so counts for none of them.
-            return Ready(reply=_WRITTEN)
-        return self._host(view, key, message, fragment, now_us, uses_reserve=True)
-
-    def _host(
-        self,
-        view: StorageView,
-        key: bytes,
-        message: WriteRequest,
-        fragment: bytes | memoryview,
-        now_us: int,
-        *,
-        uses_reserve: bool,
-    ) -> Ready:
-        """Store the version, and acknowledge it once what the verifier wants is done."""
+            volume = len(fragment) + len(message.cross_checksum)
+            refusal = self._quota.refusal(view, timestamp.client, volume)
+            if refusal is not None:
+                return Ready(reply=refusal)
         row = version_row.unverified(message.cross_checksum)
         writes = version_row.hosted(view, key, row, fragment, self._quota.charge)
-        if self._watch is not None:
-            want = self._watch.written(message.block, message.timestamp, now_us)
-            if want is not None:
-                return Ready(writes=writes, wants=(want,), uses_reserve=uses_reserve)
-        return Ready(reply=_WRITTEN, writes=writes, uses_reserve=uses_reserve)
+        want = None if watch is None else watch.written(block, timestamp, now_us)
+        if want is not None:  # before the version is acknowledged
+            return Ready(writes=writes, wants=(want,), uses_reserve=repairs)
+        return Ready(reply=_WRITTEN, writes=writes, uses_reserve=repairs)
 
     def _not_bound(
         self, block: BlockId, message: WriteRequest, fragment: bytes | memoryview
@@ -410,15 +368,11 @@ class ReadWriteServer:
                 break
         if not listed and self._past is not None and self._past.is_gone(view, block):
             return Ready(reply=_COLLECTED if before is not None else _GONE)
-        idle_ms = self._idle_ms(sender, now_us)
+        idle_ms = 0  # only nodes are told for how long no client has asked this one for anything
+        if sender.role is Role.NODE and self._watch is not None:
+            idle_ms = self._watch.idle_ms(now_us)
         reply = ReadReply(tuple(listed), below, checksum, idle_ms, verified_us)
         return Ready(reply=reply, body=fragment)
-
-    def _idle_ms(self, sender: Sender, now_us: int) -> int:
-        """Only nodes are told for how long no client has asked this one for anything."""
-        if sender.role is not Role.NODE or self._watch is None:
-            return 0
-        return self._watch.idle_ms(now_us)
 
     def _may_lack(self, view: StorageView, block: BlockId, before: BlockTimestamp) -> bool:
         """True if the latest version below `before` may have been collected here."""

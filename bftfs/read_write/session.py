@@ -18,7 +18,6 @@ from typing import Any, Generic, TypeVar
 from bftfs import limits
 from bftfs.asking.ask import Asking
 from bftfs.asking.peers import Pace, Peers
-from bftfs.asking.quorum import Nodes
 from bftfs.asking.refusal import Refused
 from bftfs.coding.erasure import ErasureCode
 from bftfs.conversation import Delivery, Send
@@ -32,16 +31,6 @@ Answer = TypeVar("Answer")
 
 class Session:
     """One client, its view of the nodes, and the versions that it knows to be valid."""
-
-    __slots__ = (
-        "by_fragment",
-        "client",
-        "code",
-        "patience_total_us",
-        "peers",
-        "thresholds",
-        "validated",
-    )
 
     def __init__(
         self,
@@ -60,10 +49,8 @@ class Session:
         self.validated = ValidatedVersions(limits.VALIDATED_VERSIONS)
 
 
-class Gathering(Generic[Answer]):
+class Gathering(Asking, Generic[Answer]):
     """`request(node)` to nodes, and what `judge` makes of their replies (None: not usable)."""
-
-    __slots__ = ("_answers", "_asking", "_judge", "_now_us", "_peers", "_required")
 
     def __init__(
         self,
@@ -88,12 +75,7 @@ class Gathering(Generic[Answer]):
             order = session.by_fragment[0]
         else:
             order, probes = peers.order(order, now_us)
-        self._peers = peers
-        self._now_us = now_us
-        self._judge = judge
-        self._answers: dict[NodeId, Answer] = {}
-        self._required = thresholds.responses if required is None else required
-        self._asking = Asking(
+        super().__init__(
             peers,
             order,
             request,
@@ -102,17 +84,13 @@ class Gathering(Generic[Answer]):
             first=thresholds.N if required is None else required,
             probes=probes,
             pace=pace,
-            needed=self._suffices,
-            required=self._required,
+            needed=lambda _answered: len(self._answers) >= self._required,
+            required=thresholds.responses if required is None else required,
             patience_total_us=session.patience_total_us,
         )
-
-    def _suffices(self, _answered: Nodes) -> bool:
-        return len(self._answers) >= self._required
-
-    async def send(self) -> None:
-        """Send the request to the first nodes; `answers` does it otherwise."""
-        await self._asking.send()
+        self._judge = judge
+        self._answers: dict[NodeId, Answer] = {}
+        self._awaited: frozenset[NodeId] = frozenset()
 
     async def answers(self, awaited: frozenset[NodeId] = frozenset()) -> dict[NodeId, Answer]:
         """As many answers as required, and those of `awaited` unless they are silent.
@@ -120,23 +98,22 @@ class Gathering(Generic[Answer]):
         Raises AdmissionRefused if more than t nodes refuse, QuorumUnavailable if total patience
         runs out.
         """
-        answers, asking = self._answers, self._asking
-        judge, required = self._judge, self._required
+        self._awaited = awaited
+        await self.collect(self._take)
+        return self._answers
 
-        def take(reply: Delivery) -> None:
-            answer = judge(reply.message)
-            if answer is not None:
-                answers[reply.node] = answer
-                if len(answers) >= required and awaited <= answers.keys():
-                    asking.enough()
-            elif not isinstance(reply.message, Refused):
-                self._peers.convict(1 << reply.node, self._now_us)
-                asking.useless(reply.node)
-            elif reply.message.code == errno.EAGAIN:
-                # Nodes slow writers down like this: to ask again at once would be no slower.
-                asking.useless(reply.node)
-            else:
-                asking.refused(reply)
-
-        await asking.collect(take)
-        return answers
+    def _take(self, reply: Delivery) -> None:
+        answer = self._judge(reply.message)
+        if answer is not None:
+            answers = self._answers
+            answers[reply.node] = answer
+            if len(answers) >= self._required and self._awaited <= answers.keys():
+                self.enough()
+        elif not isinstance(reply.message, Refused):
+            self._peers.convict(1 << reply.node, self.began_us)
+            self.useless(reply.node)
+        elif reply.message.code == errno.EAGAIN:
+            # Nodes slow writers down like this: to ask again at once would be no slower.
+            self.useless(reply.node)
+        else:
+            self.refused(reply)

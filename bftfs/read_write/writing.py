@@ -56,42 +56,36 @@ def encode(code: ErasureCode, item: Buffer) -> Encoded:
     return Encoded(fragments, checksum, cross_checksum.verifier(checksum))
 
 
-class TimeRound:
+class TimeRound(Gathering[tuple[int, ...]]):
     """READ_TIMESTAMP for several blocks in one round. [PASIS Figure 3.1]
 
     Of the N - t reports that a client can wait for, N - QC + b + 1 are enough, and it asks for no
     more.
     """
 
-    __slots__ = ("_after_us", "_blocks", "_gathering", "_session")
-
-    def __init__(self, session: Session, blocks: Sequence[BlockId], *, after_us: int = 0) -> None:
-        self._session = session
-        self._blocks = blocks
-        self._after_us = after_us
-        self._gathering: Gathering[tuple[int, ...]]
-
-    async def send(self) -> None:
-        """Ask as many nodes as have to answer."""
-        session, blocks = self._session, self._blocks
-        thresholds, peers = session.thresholds, session.peers
+    def __init__(
+        self, session: Session, blocks: Sequence[BlockId], now_us: int, *, after_us: int = 0
+    ) -> None:
+        """Asks as many nodes as have to answer."""
+        thresholds = session.thresholds
         request = TimeRequest(tuple(blocks))
 
         def judge(reply: Any) -> tuple[int, ...] | None:
             usable = isinstance(reply, TimeReply) and len(reply.times) == len(blocks)
             return reply.times if usable else None
 
-        self._gathering = Gathering(
+        super().__init__(
             session,
             lambda node: Send(node, request),
             judge,
             subject=_named(blocks),
-            pace=peers.reads,
-            now_us=await Now(),
+            pace=session.peers.reads,
+            now_us=now_us,
             order=session.by_fragment[rotation_of(blocks[0], thresholds.N)],
             required=thresholds.times,
         )
-        await self._gathering.send()
+        self._b = thresholds.b
+        self._after_us = after_us
 
     async def times(self) -> list[int]:
         """For each block the time of a new write, from enough reports.
@@ -101,11 +95,11 @@ class TimeRound:
         and no liar can then push time away. And at least the client's clock, so that versions can
         be found by the time at which they were written. [design §4] And later than `after_us`.
         """
-        b = self._session.thresholds.b
-        reports = list((await self._gathering.answers()).values())
+        reports = (await self.answers()).values()
         least = max(await Now(), self._after_us + 1)
         return [
-            max(least_safe_time(reported, b) + 1, least) for reported in zip(*reports, strict=True)
+            max(least_safe_time(reported, self._b) + 1, least)
+            for reported in zip(*reports, strict=True)
         ]
 
 

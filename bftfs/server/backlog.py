@@ -38,17 +38,6 @@ class _Pending:
 class Backlog:
     """Possible versions by block, by client, and by client and block."""
 
-    __slots__ = (
-        "_blocks",
-        "_clients",
-        "_excused_us",
-        "_heap",
-        "_hopeless_until_us",
-        "_ripe",
-        "_totals",
-        "total",
-    )
-
     def __init__(self) -> None:
         self.total = 0
         self._blocks: dict[BlockId, _Pending] = {}

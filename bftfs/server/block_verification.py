@@ -3,10 +3,10 @@
 **Theory of operation.** A faulty client may leave versions behind that decode to no single item, or
 that too few nodes host. A reader would have to validate every version, and to look at all of these.
 So each node verifies its own versions in the background, by reading the block as a client does
-(`verify`): the latest complete version is flagged if it is valid, and later ones that fail are
-poisonous and discarded. `settled` turns the findings into writes, in a later step and on the store
-as it is by then. What is older than a flagged version needs no verification. Readers that see the
-flag at b + 1 nodes, one of them correct, validate nothing.
+(`Verification`): the latest complete version is flagged if it is valid, and later ones that fail
+are poisonous and discarded. `settled` turns the findings into writes, in a later step and on the
+store as it is by then. What is older than a flagged version needs no verification. Readers that see
+the flag at b + 1 nodes, one of them correct, validate nothing.
 
 A version that this node hosts, that is not flagged and not older than a flagged one of its block is
 *possible*. The possible versions are the `Backlog`.
@@ -37,7 +37,7 @@ runs with its next batch.
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from enum import Enum
 from functools import partial
@@ -47,15 +47,15 @@ from bftfs import limits
 from bftfs.asking.peers import Peers
 from bftfs.asking.refusal import Refused
 from bftfs.coding import cross_checksum
-from bftfs.conversation import Compute, Event, Now, Pause, Send, Together, Wait
+from bftfs.conversation import Compute, Delivery, Event, Now, Pause, Send, Together, Wait
 from bftfs.errors import OperationFailed
 from bftfs.identifiers import BLOCK_ID_BYTES, BlockId, ClientId, NodeId
 from bftfs.read_write import version_row
 from bftfs.read_write.classification import CandidateClass
-from bftfs.read_write.descent import Usable
+from bftfs.read_write.descent import Descent, Question, Usable
 from bftfs.read_write.messages import Notice, ReadReply
 from bftfs.read_write.placement import fragment_index, rotation_of
-from bftfs.read_write.reading import BlockRead, FoundVersion
+from bftfs.read_write.reading import NEVER_WRITTEN, BlockRead, FoundVersion
 from bftfs.read_write.responses import Responses
 from bftfs.read_write.session import Session
 from bftfs.read_write.timestamp import (
@@ -114,66 +114,48 @@ class VerificationTally:
 # --- one block ------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class Findings:
-    """The result of one verification of `block`."""
-
-    block: BlockId
-    verified: BlockTimestamp  # the latest complete valid version; ZERO if there is none
-    poisonous: tuple[BlockTimestamp, ...]
-    own: Own | None  # of `verified`, for a node that lacks it
-    idle_ms: Mapping[NodeId, int]  # for how long clients have left each node alone, as it claims
-
-
-class _Examination:
-    """The `Examiner` of one verification: it validates every candidate, and repairs none."""
-
-    __slots__ = ("_index", "_node", "_session", "idle_ms", "own", "poisonous")
+class Verification(BlockRead):
+    """One verification of a block by a node: it validates every candidate, and repairs none."""
 
     def __init__(self, session: Session, block: BlockId, node: NodeId) -> None:
-        self._session = session
-        self._node = node
-        self._index = fragment_index(block, node, session.thresholds.N)
-        self.idle_ms: dict[NodeId, int] = {}
+        super().__init__(session, block, None)
+        self.verified = ZERO  # the latest complete valid version; ZERO if there is none
         self.poisonous: list[BlockTimestamp] = []
-        self.own: Own | None = None
+        self.own: Own | None = None  # of `verified`, for a node that lacks it
+        self.idle_ms: dict[NodeId, int] = {}  # for how long clients left each node alone, it claims
+        self._node = node
 
-    def order(self, nodes: tuple[NodeId, ...]) -> tuple[NodeId, ...]:
+    def _order(self, nodes: tuple[NodeId, ...]) -> tuple[NodeId, ...]:
         """The node asks those with stripes, then itself before others."""
         m = self._session.thresholds.m
         return tuple(dict.fromkeys((*nodes[:m], self._node, *nodes)))
 
-    def heard(self, node: NodeId, reply: ReadReply) -> None:
-        """Take down for how long clients have left the peer alone."""
-        self.idle_ms[node] = reply.idle_ms
+    def _take(self, descent: Descent, delivery: Delivery, question: Question) -> None:
+        super()._take(descent, delivery, question)
+        node, message = question.node, delivery.message
+        if isinstance(message, ReadReply) and node not in descent.responses.discarded:
+            self.idle_ms[node] = message.idle_ms
 
-    async def use(self, responses: Responses, usable: Usable) -> FoundVersion | None:
+    async def _use(self, responses: Responses, usable: Usable) -> FoundVersion | None:
         """The candidate, if it is valid and complete.
 
         [LazyVer §3.8.3] A node that verifies need not repair: it reads prior versions until it
         finds a complete one. A version that fails validation is poisonous whichever nodes host it.
         """
-        timestamp, code = usable.timestamp, self._session.code
+        timestamp, session = usable.timestamp, self._session
+        if timestamp == ZERO:
+            return NEVER_WRITTEN
         checksum, fragments = responses.cross_checksum(timestamp), responses.fragments(timestamp)
-        valid = await Compute(partial(validate, code, checksum, fragments))
+        valid = await Compute(partial(validate, session.code, checksum, fragments))
         if valid is None:
             self.poisonous.append(timestamp)
             return None
         if usable.classification is CandidateClass.REPAIRABLE:
             return None
-        self.own = Own(checksum, memoryview(valid.fragments[self._index]))
+        index = fragment_index(self._block, self._node, session.thresholds.N)
+        self.verified = timestamp
+        self.own = Own(checksum, memoryview(valid.fragments[index]))
         return FoundVersion(timestamp, None)
-
-
-async def verify(session: Session, block: BlockId, node: NodeId) -> Findings | None:
-    """Verify `block` for `node`; None if too few peers answer."""
-    examination = _Examination(session, block, node)
-    try:
-        version = await BlockRead(session, block, None, examination).run()
-    except OperationFailed:
-        return None
-    poisonous = tuple(examination.poisonous)
-    return Findings(block, version.timestamp, poisonous, examination.own, examination.idle_ms)
 
 
 def settled(
@@ -374,14 +356,11 @@ class LazyVerifier:
             charge=self._charge,
         )
 
-    async def _notify(self, findings: Findings) -> None:
-        notice = Notice(
-            findings.block,
-            findings.verified,
-            findings.poisonous[: limits.POISONOUS_IN_NOTICE],
-        )
+    async def _notify(self, block: BlockId, findings: Verification) -> None:
+        poisonous = tuple(findings.poisonous[: limits.POISONOUS_IN_NOTICE])
+        notice = Notice(block, findings.verified, poisonous)
         # [§3.8.2] A node that has sent a notice of this version or a later one needs none.
-        known = self._notices.get(findings.block, {})
+        known = self._notices.get(block, {})
         for number in range(self._thresholds.N):
             node = NodeId(number)
             told = known.get(node)
@@ -451,17 +430,21 @@ class LazyVerifier:
 
     # --- verifying ---------------------------------------------------------------------------
 
-    async def _verify(self, block: BlockId) -> Findings | None:
+    async def _verify(self, block: BlockId) -> Verification | None:
         """Verify one block, notify the others, and have the findings noted."""
         if block in self._under_way:
             return None
+        findings = Verification(self._session, block, self._node)
         self._under_way.add(block)
         try:
-            findings = await verify(self._session, block, self._node)
+            await findings.run()
+            has_answers = True
+        except OperationFailed:
+            has_answers = False
         finally:
             self._under_way.discard(block)
         assert self._host is not None
-        if findings is None:
+        if not has_answers:
             self._host.arrange(partial(self._note_silence, block))
             return None
         self.tally.verified += 1
@@ -471,7 +454,7 @@ class LazyVerifier:
         # The findings are noted in the next batch; until then the block is not verified again.
         self.backlog.postpone(block, now_us + limits.VERIFY_RETRY_US)
         if self._cooperative:
-            await self._notify(findings)
+            await self._notify(block, findings)
         self._host.arrange(
             lambda view, now_us: self._note(
                 view,

@@ -126,7 +126,7 @@ def test_modified_fragments_are_detected_and_masked(liar: int) -> None:
     world.settle()
     world.nodes[liar].behaviour = adversaries.corrupt_fragments
     assert bob.read().item == ITEM
-    assert bob.client.faults[liar] == (1 if liar < DEFAULT.m else 0)
+    assert bob.peers.faults[liar] == (1 if liar < DEFAULT.m else 0)
 
 
 # --- 3.4.2.3 Write operation integrity -----------------------------------------------------------
@@ -181,7 +181,7 @@ def test_no_client_makes_a_correct_node_look_byzantine() -> None:
     world.place(mallory, poisonous(world), range(6))
     world.place(mallory, poisonous(world, foreign=0), range(3))
     assert bob.read().item == ITEM
-    assert bob.client.faults == (0,) * 6
+    assert bob.peers.faults == [0] * 6
 
 
 @pytest.mark.parametrize("foreign", range(DEFAULT.N))
@@ -358,7 +358,7 @@ def test_only_timestamps_strictly_below_the_bound_count() -> None:
 
     world.nodes[0].behaviour = ignores_the_bound
     assert bob.read(before=second).timestamp == first
-    assert bob.client.faults[0] == 1
+    assert bob.peers.faults[0] == 1
 
 
 def test_the_candidate_is_the_greatest_timestamp(world: World, alice: Principal) -> None:

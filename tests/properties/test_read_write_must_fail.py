@@ -113,7 +113,7 @@ def test_without_storage_node_verification(monkeypatch: pytest.MonkeyPatch) -> N
     outcome = bob.start(bob.client.read(BLOCK))
     with pytest.raises(AssertionError, match="did not come to an end"):
         world.run(outcome, most_events=2_000)
-    assert sum(bob.client.faults) > 0
+    assert sum(bob.peers.faults) > 0
 
 
 def test_with_qc_plus_b_first_responses_in_a_larger_system(

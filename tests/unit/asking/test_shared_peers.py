@@ -81,7 +81,7 @@ def test_a_damaged_disk_is_remembered_by_both() -> None:
     disk.rot(Table.FRAGMENT, key, 0)
     assert client.run(client.blocks.read(BLOCK)).item == b"item" * 100
     assert client.peers.condition(DOWN) is Condition.DAMAGED
-    assert client.blocks.faults[DOWN] == 1
+    assert client.peers.faults[DOWN] == 1
     assert DOWN not in first_asked(cluster, client, increment(client))
 
 

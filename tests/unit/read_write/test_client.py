@@ -499,11 +499,11 @@ def test_a_false_fragment_counts_and_is_worked_around() -> None:
     started = world.now_us
     assert bob.read().item == ITEM
     assert world.now_us - started < limits.READ_PATIENCE_US
-    assert bob.client.faults == (1, 0, 0, 0, 0, 0)
+    assert bob.peers.faults == [1, 0, 0, 0, 0, 0]
     bob.sent.clear()
     assert bob.read().item == ITEM
     assert [node for node, _ in bob.sent] == [1, 2, 3, 4, 5]
-    assert bob.client.faults == (1, 0, 0, 0, 0, 0)
+    assert bob.peers.faults == [1, 0, 0, 0, 0, 0]
 
 
 def test_a_read_without_n_minus_t_nodes_gives_up() -> None:
@@ -795,7 +795,7 @@ def test_nonsense_counts_against_its_node() -> None:
     world.settle()
     assert bob.read().item == ITEM
     # A time, and that it hosts a write; and what it hosts.
-    assert (alice.client.faults[2], bob.client.faults[2]) == (2, 1)
+    assert (alice.peers.faults[2], bob.peers.faults[2]) == (2, 1)
 
 
 def test_an_overtaken_read_retries_with_a_node_down() -> None:

@@ -17,7 +17,7 @@ from bftfs.coding.erasure import Buffer, ErasureCode
 from bftfs.errors import NoLongerKept, VersionUnrecoverable
 from bftfs.identifiers import NodeId
 from bftfs.read_write.classification import CandidateClass
-from bftfs.read_write.descent import Decision, Descent, Overtaken, Question, Usable
+from bftfs.read_write.descent import Decision, Descent, Question, Usable
 from bftfs.read_write.messages import Below, Listed, ReadReply
 from bftfs.read_write.timestamp import ZERO, BlockTimestamp, successor_of
 from bftfs.read_write.writing import encode
@@ -211,7 +211,7 @@ def test_a_read_overtaken_by_collection_starts_anew() -> None:
     for node in range(4):
         play.reply(node, 9 - node, below=Below.COLLECTED)
     assert play.reply(4, 1, below=Below.COLLECTED) == ["5: data below 9"]
-    assert play.reply(5, 1, below=Below.COLLECTED) is Overtaken.OVERTAKEN
+    assert play.reply(5, 1, below=Below.COLLECTED) is None
 
 
 def test_a_past_that_more_than_b_have_collected_is_not_kept() -> None:
