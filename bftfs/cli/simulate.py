@@ -19,14 +19,16 @@ import bftfs
 from bftfs.errors import ImpossibleThresholds, UsageError
 from bftfs.simulation.campaign import (
     CampaignPlan,
+    CampaignRecord,
     CampaignTally,
+    Heading,
     SeedOutcome,
     SeedResult,
     campaign,
     examine,
+    summary,
 )
 from bftfs.simulation.configuration import KINDS, Configuration, from_json, to_json
-from bftfs.simulation.record import CampaignRecord, Heading, summary
 from bftfs.simulation.scenario import Report
 from bftfs.simulation.shrinking import MOST_RUNS
 from bftfs.simulation.twins import SCENES, enumerate_schedules

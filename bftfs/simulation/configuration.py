@@ -16,8 +16,7 @@ from bftfs.identifiers import NodeId
 from bftfs.limits import CLOCK_SKEW_US
 from bftfs.server.block_verification import VerificationPolicy, VerificationSettings
 from bftfs.simulation.byzantine.registry import CLIENTS, NODES
-from bftfs.simulation.collection import CollectionPlan
-from bftfs.simulation.deployment import Sizes
+from bftfs.simulation.deployment import CollectionPlan, Sizes
 from bftfs.simulation.faults import FaultPlan
 from bftfs.simulation.network import NetworkFaults
 from bftfs.simulation.principals import DiskFaults

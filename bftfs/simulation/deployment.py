@@ -10,10 +10,11 @@ from typing import get_args
 
 from bftfs import limits
 from bftfs.asking.peers import Peers
-from bftfs.asking.quorum import QuorumSystem, ThresholdQuorums
+from bftfs.asking.quorum import ThresholdQuorums
+from bftfs.conversation import Event
 from bftfs.credentials import Credentials
 from bftfs.crypto.digest import AuthenticatorKeys
-from bftfs.identifiers import CLIENT_ID_BYTES, ClientId, NodeId
+from bftfs.identifiers import CLIENT_ID_BYTES, ClientId, NodeId, ObjectId
 from bftfs.query_update.messages import Request as QueryUpdateRequest
 from bftfs.query_update.object_type import ObjectTypes
 from bftfs.query_update.server import QueryUpdateServer
@@ -22,7 +23,7 @@ from bftfs.read_write.messages import Request as ReadWriteRequest
 from bftfs.read_write.server import ReadWriteServer
 from bftfs.server.block_healing import BlockHealer
 from bftfs.server.block_verification import LazyVerifier, VerificationSettings
-from bftfs.server.file_collection import CollectedPast, Collector, Release
+from bftfs.server.file_collection import CollectedPast, Collector
 from bftfs.server.incomplete_updates import Finisher
 from bftfs.server.object_healing import ObjectHealer
 from bftfs.server.recovery import Recovery
@@ -34,7 +35,7 @@ from bftfs.server.scrubbing import (
     Scrubber,
     VersionScrubber,
 )
-from bftfs.server.step import Grant, Role, Sender, Server
+from bftfs.server.step import Background, Grant, Role, Sender, Server
 from bftfs.simulation.network import Endpoint, SimulatedNetwork
 from bftfs.simulation.principals import (
     NodeServices,
@@ -48,9 +49,36 @@ from bftfs.storage import Write
 from bftfs.thresholds import QueryUpdateThresholds, ReadWriteThresholds
 
 CREDENTIALS = Credentials(uid=1000, gid=1000)
+USER = (CREDENTIALS.uid, CREDENTIALS.gid, CREDENTIALS.groups)  # as requests name them
 
-Collecting = Callable[[NodeId, QuorumSystem, Release], Collector]
 OnCommit = Callable[[NodeId, Sequence[Write]], None]
+
+
+@dataclass(frozen=True, slots=True)
+class CollectionPlan:
+    """Which nodes of a cluster collect, and what.
+
+    A real window is days, and longer by what clocks may differ by [design §8]. Here it is seconds,
+    so that within one run nearly everything becomes old. It is compared with the times of versions,
+    whatever the clocks of their authors: a version stays if its successor's time lies within the
+    window of the node.
+    """
+
+    window_us: int
+    roomy: tuple[NodeId, ...] = ()  # nodes that are never short of room, and keep everything
+    rest_us: int = 0  # between quiet phase and audit, for what is old to go
+
+
+class ConstantPool:
+    """A pool that is always too small, or never."""
+
+    def __init__(self, *, short: bool) -> None:
+        self.shortage = Event()
+        self._short = short
+
+    def is_short(self) -> bool:
+        """True if versions that no rule keeps have to go."""
+        return self._short
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,17 +114,19 @@ class Deployment:
         commit_us: tuple[int, int] = (20, 200),
         on_commit: OnCommit | None = None,
         verification: VerificationSettings | None = None,
-        collecting: Collecting | None = None,
+        collection: CollectionPlan | None = None,
+        volume: ObjectId | None = None,
         possible_objects: int | None = None,
         client_bytes: int | None = None,
     ) -> None:
         """Without `verification` settings, nodes neither verify nor heal of their own accord.
 
-        With them, `collecting` makes the collector of a node, if nodes are to collect, and
+        With them, nodes collect as `collection` says, by the snapshots of `volume`, and
         `possible_objects` are all that one client may leave unfinished. The versions of blocks of
         one client may take `client_bytes` of a node.
         """
-        self._collecting = collecting
+        self._collection = collection
+        self._volume = volume
         self._possible_objects = possible_objects
         self._client_bytes = client_bytes
         self.verification = verification
@@ -196,14 +226,19 @@ class Deployment:
                 RequestScrubber(sizes.N),
             )
         )
-        collecting = self._collecting
-        release: Release = quota.release
-        collectors = () if collecting is None else (collecting(node, quorums, release),)
-        return NodeServices(
-            servers,
-            (verifier, finisher, objects_healer, healer, scrubber, *collectors),
-            objects_healer.note_damage,
-        )
+        background: list[Background] = [verifier, finisher, objects_healer, healer, scrubber]
+        if self._collection is not None:
+            assert self._volume is not None
+            collector = Collector(
+                node,
+                quorums,
+                self._volume,
+                window_us=self._collection.window_us,
+                pool=ConstantPool(short=node not in self._collection.roomy),
+                release=quota.release,
+            )
+            background.append(collector)
+        return NodeServices(servers, tuple(background), objects_healer.note_damage)
 
     def lose_disk(self, number: NodeId) -> None:
         """A node comes back at once with an empty disk, and knows it. [nodes/store_directory.py]"""

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from random import Random
-from typing import Any, Protocol
+from typing import Any
 
 from bftfs import limits
 from bftfs.errors import AdmissionRefused, ContentionExhausted
@@ -31,16 +31,15 @@ from bftfs.read_write.timestamp import time_of as block_time_of
 from bftfs.server.step import Grant
 from bftfs.simulation.byzantine.positions import ClientPosition, NodePosition
 from bftfs.simulation.byzantine.registry import CLIENTS, GRANTS, corrupted
-from bftfs.simulation.checkers.admission import (
+from bftfs.simulation.checkers.bounds import (
+    BoundsRecord,
     PossibleVersionsRecord,
     UnfinishedRecord,
     VolumesRecord,
 )
-from bftfs.simulation.checkers.bounds import BoundsRecord
 from bftfs.simulation.checkers.candidates import CandidateRecord
-from bftfs.simulation.checkers.redundancy import check_redundancy
+from bftfs.simulation.checkers.disks import check_redundancy
 from bftfs.simulation.checkers.retention import RetentionRecord
-from bftfs.simulation.collection import collecting
 from bftfs.simulation.configuration import ClientPlan, Configuration
 from bftfs.simulation.deployment import Deployment
 from bftfs.simulation.faults import FaultCounts, FaultInjector
@@ -107,45 +106,19 @@ def _forgets(error: BaseException) -> bool:
 
 
 def _workload(configuration: Configuration) -> Workload:
-    random = Random(f"workload {configuration.seed}")
+    random, sizes = Random(f"workload {configuration.seed}"), configuration.sizes
     match configuration.kind:
         case "blocks":
-            return BlockWorkload(
-                random,
-                configuration.sizes,
-                configuration.blocks,
-                client_bytes=configuration.client_bytes,
-            )
+            limit = configuration.client_bytes
+            return BlockWorkload(random, sizes, configuration.blocks, client_bytes=limit)
         case "objects":
             collected = configuration.collection is not None
-            return ObjectWorkload(
-                random, configuration.sizes, TYPES, configuration.objects, with_volume=collected
-            )
+            objects = configuration.objects
+            return ObjectWorkload(random, sizes, TYPES, objects, with_volume=collected)
         case "files":
-            return FileWorkload(random, configuration.sizes, TYPES, configuration.files)
+            return FileWorkload(random, sizes, TYPES, configuration.files)
         case unknown:
             raise ValueError(f"no workload is called {unknown}")
-
-
-def _admission_records(
-    configuration: Configuration, candidates: CandidateRecord
-) -> tuple[PossibleVersionsRecord | None, UnfinishedRecord | None]:
-    """Records for the limits of one client, where they are small enough to be reached."""
-    verification, sizes = configuration.verification, configuration.sizes.query_update
-    versions: PossibleVersionsRecord | None = None
-    unfinished: UnfinishedRecord | None = None
-    believed = sizes.b + 1 - len(configuration.byzantine_nodes)
-    if verification is not None and verification.client < limits.POSSIBLE_VERSIONS_OF_CLIENT:
-        versions = PossibleVersionsRecord(verification, believed)
-    if verification is not None and configuration.possible_objects is not None:
-        unfinished = UnfinishedRecord(candidates, configuration.possible_objects, believed=believed)
-    return versions, unfinished
-
-
-class Finding(Protocol):
-    """A record that is judged while it is taken down."""
-
-    findings: list[str]
 
 
 class _CorrectClient:
@@ -265,17 +238,22 @@ class Simulation:
             configuration.sizes.query_update.r, len(configuration.byzantine_nodes)
         )
         # By how much the fastest clock of a correct node is ahead.
-        self._fastest_us = (
-            max((configuration.node_skews_us[node] for node in self._correct), default=0)
-            if configuration.node_skews_us
-            else 0
-        )
+        skews_us = configuration.node_skews_us
+        self._fastest_us = max((skews_us[node] for node in self._correct if skews_us), default=0)
         self.world = World(configuration.seed)
         self.network = SimulatedNetwork(self.world, NetworkFaults())
         quota = configuration.client_bytes
+        # Correct nodes that, with the Byzantine ones, make others believe something.
         believed = configuration.sizes.read_write.b + 1 - len(byzantine)
         self.volumes = None if quota is None else VolumesRecord(quota, believed)
-        self.possible, self.unfinished = _admission_records(configuration, self._record)
+        # Where the limits of one client are small enough to be reached:
+        self.possible: PossibleVersionsRecord | None = None
+        self.unfinished: UnfinishedRecord | None = None
+        verification, most_objects = configuration.verification, configuration.possible_objects
+        if verification and verification.client < limits.POSSIBLE_VERSIONS_OF_CLIENT:
+            self.possible = PossibleVersionsRecord(verification, believed)
+        if verification and most_objects is not None:
+            self.unfinished = UnfinishedRecord(self._record, most_objects, believed)
         self.workload = _workload(configuration)
         plan = configuration.collection
         self.retention = (
@@ -299,7 +277,8 @@ class Simulation:
             commit_us=configuration.commit_us,
             on_commit=self._committed,
             verification=configuration.verification,
-            collecting=None if plan is None else collecting(plan, self.workload.volume),
+            collection=plan,
+            volume=self.workload.volume,
             possible_objects=configuration.possible_objects,
             client_bytes=configuration.client_bytes,
         )
@@ -377,13 +356,7 @@ class Simulation:
         if not self.findings:
             self._audit()
         self.findings += self._bounds.findings
-        records: tuple[Finding | None, ...] = (
-            self.retention,
-            self.possible,
-            self.unfinished,
-            self.volumes,
-        )
-        for record in records:
+        for record in (self.retention, self.possible, self.unfinished, self.volumes):
             if record is not None:
                 self.findings += record.findings
         self.findings += self.workload.findings()
@@ -419,7 +392,7 @@ class Simulation:
             if self.possible is not None:
                 self.possible.committed(node, clock_us, writes, lives=host.crashes + 1)
             if self.volumes is not None:
-                self.volumes.committed(node, self.deployment.nodes[node].disk, writes)
+                self.volumes.committed(node, host.disk, writes)
             if self.unfinished is not None:
                 self.unfinished.accepted(node, acceptances, lives=host.crashes + 1)
 
@@ -437,11 +410,7 @@ class Simulation:
             participant.begin()
         for intruder in self.intruders:
             intruder.begin()
-        self.world.run(
-            until=lambda: self.ended >= enough,
-            most_events=self._most_events(),
-            deadline_us=longest_us,
-        )
+        self._let(longest_us, lambda: self.ended >= enough)
         self.quiet = True
         self.faults.end(stay_down=self.configuration.down_when_quiet)
 
@@ -456,10 +425,8 @@ class Simulation:
                 default=began_us,
             )
             deadline_us = max(began_us, begun_us) + QUIET_US
-            goes_on = self.world.now_us < deadline_us and self.world.run(
-                until=lambda: self.ended >= operations,
-                most_events=self._most_events(),
-                deadline_us=deadline_us,
+            goes_on = self.world.now_us < deadline_us and self._let(
+                deadline_us, lambda: self.ended >= operations
             )
         by_nodes = self._requests_of_nodes() - by_nodes
         by_clients = self.network.traffic.requests - requests - by_nodes
@@ -544,11 +511,12 @@ class Simulation:
         """Let time pass, until something is so."""
         deadline_us = self.world.now_us + longest_us
         self.world.after(longest_us, lambda: None)
-        self.world.run(
-            until=until,
-            most_events=self._most_events(),
-            deadline_us=deadline_us,
-        )
+        self._let(deadline_us, until)
+
+    def _let(self, deadline_us: int, until: Callable[[], bool]) -> bool:
+        """Let things happen until something is so; false if that is not going to be."""
+        most_events = EVENTS_PER_OPERATION * max(100, self.configuration.operations)
+        return self.world.run(until=until, most_events=most_events, deadline_us=deadline_us)
 
     def _audit(self) -> None:
         self.faults.only_down(self.configuration.down_in_audit)
@@ -574,17 +542,10 @@ class Simulation:
                 self.world.after(0, self.start, host, task, go_on)
 
         go_on(None)
-        self.world.run(
-            until=lambda: over,
-            most_events=self._most_events(),
-            deadline_us=deadline_us,
-        )
+        self._let(deadline_us, lambda: over)
         if not over:
             assert task is not None
             self.findings.append(f"durability: still waiting for {task.name}")
-
-    def _most_events(self) -> int:
-        return EVENTS_PER_OPERATION * max(100, self.configuration.operations)
 
     # --- the report --------------------------------------------------------------------------
 
@@ -606,10 +567,7 @@ class Simulation:
 
     def _digest(self) -> str:
         state = hashlib.blake2b(digest_size=16)
-        for line in self._digested():
+        for line in self.workload.digested():
             state.update(line.encode())
+        state.update(repr((self.world.now_us, self.world.events, self.network.traffic)).encode())
         return state.hexdigest()
-
-    def _digested(self) -> Iterator[str]:
-        yield from self.workload.digested()
-        yield repr((self.world.now_us, self.world.events, self.network.traffic))

@@ -9,11 +9,11 @@ violation needs.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from itertools import chain
+from typing import Any
 
-from bftfs.errors import ImpossibleThresholds
 from bftfs.simulation.configuration import ClientPlan, Configuration
 from bftfs.simulation.deployment import Sizes
 from bftfs.simulation.faults import FaultPlan
@@ -23,7 +23,6 @@ from bftfs.simulation.world import SECOND_US
 
 MOST_RUNS = 400
 
-Element = TypeVar("Element")
 Judge = Callable[[Configuration], bool]  # true if a configuration fails as the first one did
 
 
@@ -40,6 +39,10 @@ class _Runs:
             return False
         self.left -= 1
         return self.fails(configuration)
+
+    def simpler(self, now: Configuration, proposed: Configuration) -> Configuration:
+        """`proposed`, if that fails as well; else `now`."""
+        return proposed if proposed != now and self.try_out(proposed) else now
 
 
 def sort_of(finding: str) -> str:
@@ -66,167 +69,101 @@ def shrink(
             return configuration
 
 
-def _take_steps(configuration: Configuration, runs: _Runs) -> Configuration:
+def _take_steps(now: Configuration, runs: _Runs) -> Configuration:
     """Take every step that leaves the failure, the greatest first."""
-    steps = _steps(configuration)
-    proposed = next(steps, None)
-    while proposed is not None:
-        taken = proposed != configuration and runs.try_out(proposed)
-        if taken:
-            configuration = proposed
-        try:
-            proposed = steps.send(taken)
-        except StopIteration:
-            proposed = None
-    return configuration
-
-
-Steps = Generator[Configuration, bool, Configuration]
-
-
-def _steps(now: Configuration) -> Steps:
-    """Proposals, each on top of those that were accepted."""
-    for simplification in _simplifications():
-        simpler = _changed(now, simplification(now))
-        if simpler is not None and (yield simpler):
-            now = simpler
+    for changes in _SIMPLIFICATIONS:
+        proposed = now
+        for path, value in changes.items():
+            proposed = _with(proposed, path, value)
+        now = runs.simpler(now, proposed)
+    for divisor in (8, 2):
+        longest_us = max(SECOND_US, now.faults.longest_us // divisor)
+        now = runs.simpler(now, _with(now, "faults.longest_us", longest_us))
+    for sizes in (Sizes.smallest(t=1, b=1), Sizes.smallest(t=1, b=0)):
+        if _fits(now, sizes):
+            skews_us = now.node_skews_us[: sizes.n]
+            now = runs.simpler(now, replace(now, sizes=sizes, node_skews_us=skews_us))
     for name in ("byzantine_clients", "byzantine_nodes", "clients"):
-        now = yield from _fewer(now, name)
-    now = yield from _one_adversary_each(now)
-    return (yield from _plainer_clients(now))
-
-
-def _fewer(now: Configuration, name: str) -> Steps:
-    """Drop clients, or adversaries, one by one; one correct client is left."""
-    kept: Sequence[Any] = getattr(now, name)
-    for position in reversed(range(len(kept))):
-        fewer = (*kept[:position], *kept[position + 1 :])
-        if fewer or name != "clients":
-            changes: dict[str, Any] = {name: fewer}
-            proposed = replace(now, **changes)
-            if (yield proposed):
-                now, kept = proposed, fewer
-    return now
-
-
-def _one_adversary_each(now: Configuration) -> Steps:
-    """A node that several adversaries have taken over is left to one of them."""
+        for position in reversed(range(len(getattr(now, name)))):
+            fewer = getattr(now, name)
+            fewer = (*fewer[:position], *fewer[position + 1 :])
+            if fewer or name != "clients":  # one correct client is left
+                now = runs.simpler(now, _with(now, name, fewer))
+    # A node that several adversaries have taken over is left to one of them.
     for position, (node, names) in enumerate(now.byzantine_nodes):
         for adversary in names if len(names) > 1 else ():
-            nodes = list(now.byzantine_nodes)
-            nodes[position] = (node, (adversary,))
-            proposed = replace(now, byzantine_nodes=tuple(nodes))
-            if (yield proposed):
-                now = proposed
+            before = now
+            now = runs.simpler(
+                now, _with_one(now, "byzantine_nodes", position, (node, (adversary,)))
+            )
+            if now != before:
                 break
-    return now
+    return _with_plainer_clients(now, runs)
 
 
-def _plainer_clients(now: Configuration) -> Steps:
+_SIMPLIFICATIONS: tuple[dict[str, Any], ...] = (
+    {"faults": FaultPlan()},
+    {"faults.network": NetworkFaults()},
+    {"faults.disk": DiskFaults()},
+    *({f"faults.{what}_every_us": 0} for what in ("crash", "partition", "sever", "lose")),
+    {"faults.distances_us": ()},
+    *({f"faults.network.{what}": 0.0} for what in ("loss", "duplication", "straggling")),
+    {"faults.network.delay_us": NetworkFaults().delay_us},
+    {"faulty_share": 1.0},
+    {"down_when_quiet": ()},
+    {"down_in_audit": ()},
+    {"node_skews_us": ()},
+    {"collection": None},
+    {"possible_objects": None},
+    {"client_bytes": None},
+    {"verification": None, "collection": None, "possible_objects": None},
+    {"commit_us": (20, 200)},
+    {"blocks.blocks": 1, "blocks.many": 0.0, "blocks.past_reads": 0.0},
+    {"objects.accounts": 0, "objects.counters": 1},
+    {"objects.accounts": 2, "objects.counters": 0},
+    {"files.names": 2, "files.contents": 0.0, "files.private": 0.0},
+    {"files.contents": 0.0},
+)
+
+
+def _with(now: Any, path: str, value: Any) -> Any:
+    """`now` with another value of the field at `path`, in whatever record of records."""
+    name, _, rest = path.partition(".")
+    return replace(now, **{name: _with(getattr(now, name), rest, value) if rest else value})
+
+
+def _with_one(now: Configuration, name: str, position: int, value: Any) -> Configuration:
+    """`now` with another element at a position of one of its tuples."""
+    elements = list(getattr(now, name))
+    elements[position] = value
+    changed: Configuration = _with(now, name, tuple(elements))
+    return changed
+
+
+def _fits(now: Configuration, sizes: Sizes) -> bool:
+    """True if a smaller cluster has all nodes that fail, and bears as many failures."""
+    down = (now.faults.losers, now.down_when_quiet, now.down_in_audit)
+    byzantine = [node for node, _ in now.byzantine_nodes]
+    bound = sizes.query_update
+    return (
+        sizes.n < now.sizes.n
+        and len(byzantine) <= bound.b
+        and len(byzantine) + max(map(len, down)) <= bound.t
+        and all(node < sizes.n for node in chain(byzantine, *down))
+    )
+
+
+def _with_plainer_clients(now: Configuration, runs: _Runs) -> Configuration:
     """Correct clients that do one thing after the other, do not crash, and have exact clocks."""
     plain = ClientPlan()
     for position in range(len(now.clients)):
-        one_by_one = (
-            replace(now.clients[position], **{name: getattr(plain, name)})
-            for name in ("width", "crash_every_us", "skew_us", "think_us")
-            if now.clients[position].sane or name != "skew_us"
-        )
-        for plan in (plain, *one_by_one):
-            clients = list(now.clients)
-            clients[position] = plan
-            proposed = replace(now, clients=tuple(clients))
-            if proposed != now and (yield proposed):
-                now = proposed
+        now = runs.simpler(now, _with_one(now, "clients", position, plain))
+        for name in ("width", "crash_every_us", "skew_us", "think_us"):
+            client = now.clients[position]
+            if client.sane or name != "skew_us":
+                plainer = replace(client, **{name: getattr(plain, name)})
+                now = runs.simpler(now, _with_one(now, "clients", position, plainer))
     return now
-
-
-Changes = Callable[[Configuration], dict[str, Any]]
-
-
-def _simplifications() -> Iterator[Changes]:
-    """Changes to a configuration, the greatest simplification first."""
-    yield lambda _: {"faults": FaultPlan()}
-    yield lambda now: {"faults": replace(now.faults, network=NetworkFaults())}
-    for name, value in (
-        ("disk", DiskFaults()),
-        ("crash_every_us", 0),
-        ("partition_every_us", 0),
-        ("sever_every_us", 0),
-        ("lose_every_us", 0),
-        ("distances_us", ()),
-    ):
-        yield _in_faults(name, value)
-    for name, harmless in (("loss", 0.0), ("duplication", 0.0), ("straggling", 0.0)):
-        yield _in_network(name, harmless)
-    yield _in_network("delay_us", NetworkFaults().delay_us)
-    for divisor in (8, 2):
-        yield _shorter_faults(divisor)
-    yield lambda _: {"faulty_share": 1.0}
-    yield lambda _: {"down_when_quiet": ()}
-    yield lambda _: {"down_in_audit": ()}
-    yield lambda _: {"node_skews_us": ()}
-    yield lambda _: {"collection": None}
-    yield lambda _: {"possible_objects": None}
-    yield lambda _: {"client_bytes": None}
-    yield lambda _: {"verification": None, "collection": None, "possible_objects": None}
-    yield lambda _: {"commit_us": (20, 200)}
-    for sizes in (Sizes.smallest(t=1, b=1), Sizes.smallest(t=1, b=0)):
-        yield _fewer_nodes(sizes)
-    yield lambda now: {"blocks": replace(now.blocks, blocks=1, many=0.0, past_reads=0.0)}
-    yield lambda now: {"objects": replace(now.objects, accounts=0, counters=1)}
-    yield lambda now: {"objects": replace(now.objects, accounts=2, counters=0)}
-    yield lambda now: {"files": replace(now.files, names=2, contents=0.0, private=0.0)}
-    yield lambda now: {"files": replace(now.files, contents=0.0)}
-
-
-def _in_faults(name: str, value: Any) -> Changes:
-    return lambda now: {"faults": replace(now.faults, **{name: value})}
-
-
-def _shorter_faults(divisor: int) -> Changes:
-    def shorter(now: Configuration) -> dict[str, Any]:
-        longest_us = max(SECOND_US, now.faults.longest_us // divisor)
-        return {"faults": replace(now.faults, longest_us=longest_us)}
-
-    return shorter
-
-
-def _in_network(name: str, value: Any) -> Changes:
-    return lambda now: {
-        "faults": replace(now.faults, network=replace(now.faults.network, **{name: value}))
-    }
-
-
-def _fewer_nodes(sizes: Sizes) -> Changes:
-    def fewer(now: Configuration) -> dict[str, Any]:
-        if sizes.n >= now.sizes.n:
-            return {}
-        return {"sizes": sizes, "node_skews_us": now.node_skews_us[: sizes.n]}
-
-    return fewer
-
-
-def _changed(now: Configuration, changes: dict[str, Any]) -> Configuration | None:
-    """`now` with these changes, if there is such a configuration."""
-    try:
-        changed = replace(now, **changes)
-    except ImpossibleThresholds:
-        return None
-    named = (
-        *(node for node, _ in changed.byzantine_nodes),
-        *changed.down_when_quiet,
-        *changed.down_in_audit,
-        *changed.faults.losers,
-    )
-    bound = changed.sizes.query_update
-    failing = len(changed.byzantine_nodes) + max(
-        len(changed.faults.losers), len(changed.down_when_quiet), len(changed.down_in_audit)
-    )
-    if any(node >= changed.sizes.n for node in named) or (
-        changes.get("sizes") and (len(changed.byzantine_nodes) > bound.b or failing > bound.t)
-    ):
-        return None
-    return changed
 
 
 def _fewer_operations(configuration: Configuration, runs: _Runs) -> Configuration:
@@ -251,7 +188,7 @@ def _without_needless_operations(configuration: Configuration, runs: _Runs) -> C
     group = max(1, len(kept) // 2)
     while runs.left > 0:
         smaller = False
-        for dropped in list(_groups(kept, group)):
+        for dropped in [frozenset(kept[at : at + group]) for at in range(0, len(kept), group)]:
             fewer = tuple(number for number in kept if number not in dropped)
             if runs.try_out(replace(configuration, kept=fewer)):
                 kept, smaller = fewer, True
@@ -261,8 +198,3 @@ def _without_needless_operations(configuration: Configuration, runs: _Runs) -> C
     if len(kept) == configuration.operations:
         return configuration
     return replace(configuration, kept=kept)
-
-
-def _groups(kept: Sequence[Element], size: int) -> Iterable[frozenset[Element]]:
-    for start in range(0, len(kept), size):
-        yield frozenset(kept[start : start + size])

@@ -12,9 +12,8 @@ from pathlib import Path
 from typing import TypeAlias
 
 from bftfs.identifiers import ObjectId
-from bftfs.simulation.checkers.linearizability import RegisterOperation, check_register
 from bftfs.simulation.checkers.models import ModelOperation, SearchExhausted, check_model
-from bftfs.simulation.checkers.regularity import check_regular
+from bftfs.simulation.checkers.registers import RegisterOperation, check_register, check_regular
 from bftfs.simulation.checkers.tree import TreeNode, check_tree
 from tests.chaos.history import Event
 from tests.chaos.workers import BLOCK_BYTES, BLOCKS_PER_FILE, NAMES

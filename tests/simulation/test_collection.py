@@ -31,8 +31,7 @@ from bftfs.query_update.replica import stored_row, stored_version
 from bftfs.read_write.client import ReadWriteClient
 from bftfs.retention import Policy
 from bftfs.server.block_verification import VerificationSettings
-from bftfs.simulation.collection import CollectionPlan, collecting
-from bftfs.simulation.deployment import CREDENTIALS, Deployment, Sizes
+from bftfs.simulation.deployment import CREDENTIALS, CollectionPlan, Deployment, Sizes
 from bftfs.simulation.network import NetworkFaults, SimulatedNetwork
 from bftfs.simulation.world import SECOND_US, START_US, World
 from bftfs.storage import Table
@@ -77,7 +76,8 @@ class Simulation:
             SIZES,
             types=file_system_types(),
             verification=VerificationSettings(),
-            collecting=collecting(plan, VOLUME),
+            collection=plan,
+            volume=VOLUME,
         )
         self.systems: list[FileSystem] = []
         self.hosts = [self.deployment.client(f"client {number}") for number in range(3)]

@@ -19,10 +19,10 @@ from bftfs.read_write.timestamp import beginning_of, time_of, version_key
 from bftfs.read_write.version_row import VERIFIED
 from bftfs.retention import Keeps, Retention
 from bftfs.server.block_verification import VerificationSettings
-from bftfs.server.file_collection import ShownBlocks
-from bftfs.simulation import scenario
-from bftfs.simulation.collection import CollectionPlan, ConstantPool, collecting
+from bftfs.server.file_collection import Collector, ShownBlocks
+from bftfs.simulation import deployment
 from bftfs.simulation.configuration import ClientPlan, Configuration, draw
+from bftfs.simulation.deployment import CollectionPlan, ConstantPool
 from bftfs.simulation.faults import FaultPlan
 from bftfs.simulation.scenario import Simulation, run
 from bftfs.simulation.workloads.files import FileMix, FileWorkload
@@ -142,10 +142,10 @@ def test_of_two_versions_at_one_time_the_older_is_past() -> None:
 
 
 def test_must_fail_a_collector_that_ignores_the_window(monkeypatch: pytest.MonkeyPatch) -> None:
-    def hasty(plan: CollectionPlan, volume: Any) -> Any:
-        return collecting(replace(plan, window_us=0), volume)
+    def hasty(*arguments: Any, **more: Any) -> Collector:
+        return Collector(*arguments, **more | {"window_us": 0})
 
-    monkeypatch.setattr(scenario, "collecting", hasty)
+    monkeypatch.setattr(deployment, "Collector", hasty)
     for kind in ("files", "objects"):
         assert hunt(collected(kind), about_retention)
     # And readers miss what has gone.

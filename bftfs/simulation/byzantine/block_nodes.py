@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections import deque
 from typing import Any
+
+from msgspec.structs import replace
 
 from bftfs import limits
 from bftfs.coding import cross_checksum
 from bftfs.coding.erasure import ErasureCode
 from bftfs.conversation import Send
-from bftfs.identifiers import CLIENT_ID_BYTES, BlockId, ClientId, NodeId
+from bftfs.identifiers import CLIENT_ID_BYTES, BlockId, ClientId
 from bftfs.read_write.messages import (
     AuthoredReply,
     Below,
@@ -27,12 +28,12 @@ from bftfs.read_write.messages import (
 )
 from bftfs.read_write.placement import fragment_index
 from bftfs.read_write.timestamp import ZERO, BlockTimestamp, version_key
-from bftfs.server.step import Ready, Sender, Want
-from bftfs.simulation.byzantine.positions import NodePosition
-from bftfs.storage import StorageView, Table, Write
+from bftfs.server.step import Ready
+from bftfs.simulation.byzantine.positions import Asked, NodeAdversary, NodePosition
+from bftfs.storage import Table, Write
 
 
-class BlockForger:
+class BlockForger(NodeAdversary):
     """Claims times and versions that were never written, with fragments that fit them.
 
     [PASIS §3.4.4] (3.4) b + t < QC: "Byzantine storage-nodes can never fabricate write requests"
@@ -40,45 +41,44 @@ class BlockForger:
     linearizability: what is read was written.
     """
 
+    chances = (0.2, 1.0)
+
     def __init__(self, position: NodePosition) -> None:
-        self._position = position
-        self._forges = position.random.choice((0.2, 1.0))
+        super().__init__(position)
         thresholds = position.sizes.read_write
         self._code = ErasureCode(thresholds.m, thresholds.N)
         self._forged: dict[BlockId, tuple[BlockTimestamp, Any, Any]] = {}
 
-    def step(
-        self, view: StorageView, sender: Sender, message: Any, body: bytes | memoryview, now_us: int
-    ) -> Ready:
+    def answer(self, asked: Asked) -> Ready:
         """A version of the node's own invention on top of what it hosts."""
-        ready = self._position.honest(view, sender, message, body, now_us)
-        if self._position.random.random() >= self._forges:
+        ready = self.honest(asked)
+        if not self.misbehaves():
             return ready
-        match message, ready.reply:
+        match asked.message, ready.reply:
             case TimeRequest(), TimeReply(times):
                 ready.reply = TimeReply(tuple(time + self._leap() for time in times))
             case ReadRequest(), ReadReply():
-                self._forge(message, ready, now_us)
-            case VouchRequest(), _:
-                forged = self._forged.get(message.block)
-                if forged is not None and forged[0] == message.timestamp:
-                    digest = self._position.random.randbytes(32)
-                    ready.reply = VouchReply(self._position.keys.make(digest))
+                self._forge(asked.message, ready, asked.now_us)
+            case VouchRequest(block=block, timestamp=timestamp), _:
+                forged = self._forged.get(block)
+                if forged is not None and forged[0] == timestamp:
+                    digest = self.random.randbytes(32)
+                    ready.reply = VouchReply(self.position.keys.make(digest))
             case _:
                 pass
         return ready
 
     def _leap(self) -> int:
         bound = limits.CLOCK_SKEW_US
-        return self._position.random.choice(
+        return self.random.choice(
             (1, 1_000, 200_000_000, bound - 1_000_000, bound, bound + 1_000_000, 1 << 60)
         )
 
     def _forge(self, message: ReadRequest, ready: Ready, now_us: int) -> None:
-        random, block = self._position.random, message.block
+        random, block = self.random, message.block
         forged = self._forged.get(block)
         if forged is None or random.random() < 0.1:
-            item = b"forged by node %d: " % self._position.node + random.randbytes(
+            item = b"forged by node %d: " % self.position.node + random.randbytes(
                 random.randrange(99)
             )
             fragments = self._code.encode(item)
@@ -95,7 +95,7 @@ class BlockForger:
         verified = random.random() < 0.5
         versions = (Listed(timestamp, verified), *older)[: message.history + 1]
         below = honest.below if len(versions) == len(older) + 1 else Below.MORE
-        index = fragment_index(block, self._position.node, self._position.sizes.n)
+        index = fragment_index(block, self.position.node, self.position.sizes.n)
         if message.want_data:
             ready.reply = ReadReply(versions, below, checksum)
             ready.body = bytes(fragments[index])
@@ -103,52 +103,43 @@ class BlockForger:
             ready.reply = ReadReply(versions, below, cross_checksum.CrossChecksum(b""))
 
 
-class FragmentCorrupter:
+class FragmentCorrupter(NodeAdversary):
     """Sends fragments that are not what was written.
 
     [PASIS §3.4.2.2] "Cross checksums enable read operations to detect data-fragments that have been
     modified by storage-nodes." Shown by linearizability.
     """
 
-    def __init__(self, position: NodePosition) -> None:
-        self._position = position
-        self._corrupts = position.random.choice((0.3, 1.0))
+    chances = (0.3, 1.0)
 
-    def step(
-        self, view: StorageView, sender: Sender, message: Any, body: bytes | memoryview, now_us: int
-    ) -> Ready:
+    def answer(self, asked: Asked) -> Ready:
         """The right version with a wrong fragment."""
-        ready = self._position.honest(view, sender, message, body, now_us)
-        random = self._position.random
-        if isinstance(message, ReadRequest) and ready.body and random.random() < self._corrupts:
+        ready = self.honest(asked)
+        random = self.random
+        if isinstance(asked.message, ReadRequest) and ready.body and self.misbehaves():
             fragment = bytearray(ready.body)
             fragment[random.randrange(len(fragment))] ^= 1 << random.randrange(8)
             ready.body = bytes(fragment)[: random.choice((None, -1))]
         return ready
 
 
-class ChecksumLiar:
+class ChecksumLiar(NodeAdversary):
     """Sends cross-checksums that fit its own false fragment, or nothing at all.
 
     [PASIS §3.4.2.3] "the hash of the cross checksum is placed in the low order bits of the logical
     timestamp": a checksum that is not the version's own does not verify. Shown by linearizability.
     """
 
-    def __init__(self, position: NodePosition) -> None:
-        self._position = position
-
-    def step(
-        self, view: StorageView, sender: Sender, message: Any, body: bytes | memoryview, now_us: int
-    ) -> Ready:
+    def answer(self, asked: Asked) -> Ready:
         """The right version with a wrong cross-checksum."""
-        ready = self._position.honest(view, sender, message, body, now_us)
+        ready = self.honest(asked)
         reply = ready.reply
         if not isinstance(reply, ReadReply) or not reply.cross_checksum:
             return ready
-        random, sizes = self._position.random, self._position.sizes
+        random, sizes = self.random, self.position.sizes
         fragment = random.randbytes(len(ready.body))
         fragments = [random.randbytes(len(fragment)) for _ in range(sizes.n)]
-        fragments[fragment_index(message.block, self._position.node, sizes.n)] = fragment
+        fragments[fragment_index(asked.message.block, self.position.node, sizes.n)] = fragment
         checksum = cross_checksum.make(fragments)
         versions = reply.versions
         if random.random() < 0.5:  # a timestamp that binds the false checksum, at the same time
@@ -160,7 +151,7 @@ class ChecksumLiar:
         return ready
 
 
-class Concealer:
+class Concealer(NodeAdversary):
     """Hides versions that it hosts: the newest, all, or those that it says were collected.
 
     [PASIS §3.4.4] (3.1), (3.3): a complete write is hosted by QC benign nodes, and N - t responses
@@ -168,29 +159,22 @@ class Concealer:
     durability, amends and redundancy.
     """
 
-    def __init__(self, position: NodePosition) -> None:
-        self._position = position
-
-    def step(
-        self, view: StorageView, sender: Sender, message: Any, body: bytes | memoryview, now_us: int
-    ) -> Ready:
+    def answer(self, asked: Asked) -> Ready:
         """An older state of the block."""
-        ready = self._position.honest(view, sender, message, body, now_us)
-        random = self._position.random
+        ready = self.honest(asked)
+        random = self.random
         match ready.reply:
             case TimeReply(times):
                 ready.reply = TimeReply(tuple(random.choice((0, time // 2)) for time in times))
-            case ReadReply(versions) if versions and isinstance(message, ReadRequest):
+            case ReadReply(versions) if versions and isinstance(asked.message, ReadRequest):
                 choice = random.randrange(3)
                 empty = cross_checksum.CrossChecksum(b"")
                 if choice == 0:
                     below = random.choice((Below.ORIGIN, Below.COLLECTED, Below.MORE))
                     ready.reply, ready.body = ReadReply((), below, empty), b""
                 elif choice == 1:
-                    older = ReadRequest(
-                        message.block, versions[0].timestamp, message.want_data, message.history
-                    )
-                    return self._position.honest(view, sender, older, b"", now_us)
+                    older = replace(asked.message, before=versions[0].timestamp)
+                    return self.honest(asked._replace(message=older, body=b""))
             case VouchReply():
                 ready.reply = VouchReply(b"")
             case InventoryReply(keys, more):
@@ -206,7 +190,7 @@ class Concealer:
         return ready
 
 
-class Accomplice:
+class Accomplice(NodeAdversary):
     """Takes every write unseen, vouches for everything, and says that it has verified it all.
 
     What a Byzantine client needs from a node in league with it. [LazyVer §3.8.1] "b + 1" nodes must
@@ -214,30 +198,26 @@ class Accomplice:
     poisonous write is not read.
     """
 
-    def __init__(self, position: NodePosition) -> None:
-        self._position = position
-
-    def step(
-        self, view: StorageView, sender: Sender, message: Any, body: bytes | memoryview, now_us: int
-    ) -> Ready:
+    def answer(self, asked: Asked) -> Ready:
         """No questions asked."""
+        message = asked.message
         if isinstance(message, WriteRequest):
             key = version_key(message.block, message.timestamp)
             return Ready(
                 reply=WriteReply(),
                 writes=[
                     Write(Table.BLOCK, key, b"\x01" + message.cross_checksum),
-                    Write(Table.FRAGMENT, key, bytes(body)),
+                    Write(Table.FRAGMENT, key, bytes(asked.body)),
                 ],
             )
-        ready = self._position.honest(view, sender, message, body, now_us)
+        ready = self.honest(asked)
         if isinstance(ready.reply, ReadReply):
             versions = tuple(Listed(each.timestamp, verified=True) for each in ready.reply.versions)
             ready.reply = ReadReply(versions, ready.reply.below, ready.reply.cross_checksum)
         return ready
 
 
-class FalseVerifier:
+class FalseVerifier(NodeAdversary):
     """Says that it has verified what it has not, poisonous versions too, and good ones poisonous.
 
     [LazyVer §3.8.1] a reader spares itself the work if "b + 1" nodes have verified a version, hence
@@ -245,42 +225,23 @@ class FalseVerifier:
     durability: a poisonous write is not read, and a good one is not discarded.
     """
 
-    def __init__(self, position: NodePosition) -> None:
-        self._position = position
-        self._claims = position.random.choice((0.5, 1.0))
-        self._told: deque[Any] = deque(maxlen=256)  # writes that notices were sent of
-        self._number = 0
+    chances = (0.5, 1.0)
 
-    def step(
-        self, view: StorageView, sender: Sender, message: Any, body: bytes | memoryview, now_us: int
-    ) -> Ready:
+    def answer(self, asked: Asked) -> Ready:
         """The right versions, with false flags; and notices of what it has not looked at."""
-        random = self._position.random
-        if isinstance(message, WriteRequest) and not any(message is told for told in self._told):
-            self._told.append(message)
-            if random.random() < self._claims:
-                return self._tell(message)
-        ready = self._position.honest(view, sender, message, body, now_us)
+        message = asked.message
+        if isinstance(message, WriteRequest) and self.is_new(message) and self.misbehaves():
+            return self._tell(message)
+        ready = self.honest(asked)
         if isinstance(ready.reply, ReadReply):
             versions = tuple(
-                Listed(each.timestamp, verified=random.random() < self._claims)
-                for each in ready.reply.versions
+                Listed(each.timestamp, verified=self.misbehaves()) for each in ready.reply.versions
             )
             ready.reply = ReadReply(versions, ready.reply.below, ready.reply.cross_checksum)
         return ready
 
     def _tell(self, message: WriteRequest) -> Ready:
         """First send false notices of a write to everybody, then serve it."""
-        self._number += 1
         block, timestamp = message.block, message.timestamp
-        notice = self._position.random.choice(
-            (Notice(block, timestamp), Notice(block, ZERO, (timestamp,)))
-        )
-        nodes = [node for node in range(self._position.sizes.n) if node != self._position.node]
-
-        async def tell() -> list[Write]:
-            for node in nodes:
-                await Send(NodeId(node), notice)
-            return []
-
-        return Ready(wants=(Want(b"tell" + self._number.to_bytes(8, "big"), lambda _: tell()),))
+        notice = self.random.choice((Notice(block, timestamp), Notice(block, ZERO, (timestamp,))))
+        return self.after(*(Send(node, notice) for node in self.others()))

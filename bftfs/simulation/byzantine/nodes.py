@@ -10,16 +10,15 @@ from typing import Any
 
 from bftfs.asking.refusal import Refused
 from bftfs.conversation import Conversation, Pause, Send
-from bftfs.identifiers import NodeId
-from bftfs.server.step import Ready, Sender, Want
-from bftfs.simulation.byzantine.positions import NodePosition, mutated
+from bftfs.server.step import Ready, Want
+from bftfs.simulation.byzantine.positions import Asked, NodeAdversary, NodePosition, mutated
 from bftfs.storage import MemoryStorage, StorageView, Table, Write
 from bftfs.wire.codec import encode
 
 _LAST_KEY = b"\xff" * 512  # above every key of a store
 
 
-class Mute:
+class Mute(NodeAdversary):
     """Keeps silent: now and then, or always towards some.
 
     [PASIS §3.4.3.2] "a client can wait for no more than N - t responses"; [Q/U §4.3.5] "If
@@ -27,24 +26,20 @@ class Mute:
     requests to additional servers." Shown by progress.
     """
 
+    chances = (0.2, 0.9, 1.0)
+
     def __init__(self, position: NodePosition) -> None:
-        self._position = position
-        self._silence = position.random.choice((0.2, 0.9, 1.0))
+        super().__init__(position)
         self._works = position.random.random() < 0.5  # does what it is asked, and keeps quiet
 
-    def step(
-        self, view: StorageView, sender: Sender, message: Any, body: bytes | memoryview, now_us: int
-    ) -> Ready:
+    def answer(self, asked: Asked) -> Ready:
         """No answer, often."""
-        if self._position.random.random() >= self._silence:
-            return self._position.honest(view, sender, message, body, now_us)
-        if not self._works:
-            return Ready()
-        ready = self._position.honest(view, sender, message, body, now_us)
-        return Ready(writes=ready.writes)
+        if not self.misbehaves():
+            return self.honest(asked)
+        return Ready(writes=self.honest(asked).writes) if self._works else Ready()
 
 
-class Slow:
+class Slow(NodeAdversary):
     """Answers correctly, long after everybody has stopped waiting.
 
     [Q/U §4.3.1] "no assumptions are made about the duration of message transmission delays". Shown
@@ -53,51 +48,34 @@ class Slow:
     """
 
     def __init__(self, position: NodePosition) -> None:
-        self._position = position
+        super().__init__(position)
         self._most_us = position.random.choice((20_000, 500_000, 5_000_000))
-        self._slept: deque[Any] = deque(maxlen=256)  # messages that have had their delay
-        self._number = 0
 
-    def step(
-        self, view: StorageView, sender: Sender, message: Any, body: bytes | memoryview, now_us: int
-    ) -> Ready:
+    def answer(self, asked: Asked) -> Ready:
         """Want a pause first; the host steps the message again after it."""
-        if any(message is slept for slept in self._slept):
-            return self._position.honest(view, sender, message, body, now_us)
-        self._slept.append(message)
-        self._number += 1
-        delay_us = self._position.random.randrange(self._most_us)
-
-        async def pause() -> list[Write]:
-            await Pause(delay_us)
-            return []
-
-        key = b"slow" + self._number.to_bytes(8, "big")
-        return Ready(wants=(Want(key, lambda _view: pause()),))
+        if not self.is_new(asked.message):
+            return self.honest(asked)
+        return self.after(Pause(self.random.randrange(self._most_us)))
 
 
-class Amnesiac:
+class Amnesiac(NodeAdversary):
     """Acknowledges what it does not keep, so that it answers from an old state.
 
     [PASIS §3.4.4] a complete write is hosted by QC benign nodes, whatever b others do; [Q/U §4.3.3]
     (4.3) an established candidate is always seen. Shown by durability and serializability.
     """
 
-    def __init__(self, position: NodePosition) -> None:
-        self._position = position
-        self._forgets = position.random.choice((0.3, 1.0))
+    chances = (0.3, 1.0)
 
-    def step(
-        self, view: StorageView, sender: Sender, message: Any, body: bytes | memoryview, now_us: int
-    ) -> Ready:
+    def answer(self, asked: Asked) -> Ready:
         """The right answer, and nothing written."""
-        ready = self._position.honest(view, sender, message, body, now_us)
-        if ready.writes and self._position.random.random() < self._forgets:
+        ready = self.honest(asked)
+        if ready.writes and self.misbehaves():
             ready.writes = []
         return ready
 
 
-class Replayer:
+class Replayer(NodeAdversary):
     """Answers with what it said earlier, to somebody else, about something else.
 
     [Q/U §4.3.5] repeated requests and stale histories; [PASIS §3.4.2.3] "HASH(CC) against
@@ -105,28 +83,26 @@ class Replayer:
     convict. Shown by linearizability and serializability.
     """
 
+    chances = (0.1, 0.7)
+
     def __init__(self, position: NodePosition) -> None:
-        self._position = position
-        self._replays = position.random.choice((0.1, 0.7))
+        super().__init__(position)
         self._said: dict[type, deque[tuple[Any, bytes]]] = {}
 
-    def step(
-        self, view: StorageView, sender: Sender, message: Any, body: bytes | memoryview, now_us: int
-    ) -> Ready:
+    def answer(self, asked: Asked) -> Ready:
         """An old answer in place of the new one."""
-        ready = self._position.honest(view, sender, message, body, now_us)
+        ready = self.honest(asked)
         if ready.reply is None:
             return ready
-        said = self._said.setdefault(type(message), deque(maxlen=64))
-        random = self._position.random
-        if said and random.random() < self._replays:
-            ready.reply, ready.body = random.choice(said)
+        said = self._said.setdefault(type(asked.message), deque(maxlen=64))
+        if said and self.misbehaves():
+            ready.reply, ready.body = self.random.choice(said)
         else:
             said.append((ready.reply, bytes(ready.body)))
         return ready
 
 
-class Equivocator:
+class Equivocator(NodeAdversary):
     """Leads two lives: each half of the others sees a store of its own, which is consistent.
 
     [Q/U §4.3.3] (4.4): established and potential candidates meet at a benign server, so that two
@@ -135,48 +111,41 @@ class Equivocator:
     """
 
     def __init__(self, position: NodePosition) -> None:
-        self._position = position
+        super().__init__(position)
         self._salt = position.random.randbytes(8)
         self._lives: dict[int, MemoryStorage] = {}
 
-    def step(
-        self, view: StorageView, sender: Sender, message: Any, body: bytes | memoryview, now_us: int
-    ) -> Ready:
+    def answer(self, asked: Asked) -> Ready:
         """Do what a correct node would that had met only this half of the others."""
-        digest = hashlib.blake2b(sender.client, key=self._salt, digest_size=1).digest()
+        digest = hashlib.blake2b(asked.sender.client, key=self._salt, digest_size=1).digest()
         life = self._lives.get(digest[0] & 1)
         if life is None:
-            life = self._lives[digest[0] & 1] = copy_of(view)
-        ready = self._position.honest(life, sender, message, body, now_us)
+            life = self._lives[digest[0] & 1] = copy_of(asked.view)
+        ready = self.honest(asked._replace(view=life))
         life.apply(ready.writes)
         ready.writes = []
         ready.wants = tuple(_supplying(want, life) for want in ready.wants)
         return ready
 
 
-class Garbler:
+class Garbler(NodeAdversary):
     """Sends bytes that are nearly a message.
 
     [architecture §6] whatever does not decode to a declared message is dropped at the door, and its
     sender is as good as silent. Shown by progress.
     """
 
-    def __init__(self, position: NodePosition) -> None:
-        self._position = position
-        self._garbles = position.random.choice((0.2, 1.0))
+    chances = (0.2, 1.0)
 
-    def step(
-        self, view: StorageView, sender: Sender, message: Any, body: bytes | memoryview, now_us: int
-    ) -> Ready:
+    def answer(self, asked: Asked) -> Ready:
         """The right answer, spoilt."""
-        ready = self._position.honest(view, sender, message, body, now_us)
-        random = self._position.random
-        if ready.reply is not None and random.random() < self._garbles:
-            ready.reply = mutated(encode(ready.reply), random)
+        ready = self.honest(asked)
+        if ready.reply is not None and self.misbehaves():
+            ready.reply = mutated(encode(ready.reply), self.random)
         return ready
 
 
-class FloodingNode:
+class FloodingNode(NodeAdversary):
     """Answers, and besides sends every other node what it was sent, again and again.
 
     [design §3] "Requests are bound to cluster, sender, receiver and request id: a replay is
@@ -185,33 +154,19 @@ class FloodingNode:
     """
 
     def __init__(self, position: NodePosition) -> None:
-        self._position = position
+        super().__init__(position)
         self._copies = position.random.choice((1, 5))
-        self._number = 0
-        self._flooded: deque[Any] = deque(maxlen=256)
 
-    def step(
-        self, view: StorageView, sender: Sender, message: Any, body: bytes | memoryview, now_us: int
-    ) -> Ready:
+    def answer(self, asked: Asked) -> Ready:
         """First flood, then answer."""
-        if any(message is flooded for flooded in self._flooded) or sender.node is not None:
-            return self._position.honest(view, sender, message, body, now_us)
-        self._flooded.append(message)
-        self._number += 1
-        payload, copies = bytes(body), self._copies
-        nodes = [node for node in range(self._position.sizes.n) if node != self._position.node]
-
-        async def flood() -> list[Write]:
-            for node in nodes:
-                for _ in range(copies):
-                    await Send(NodeId(node), message, payload)
-            return []
-
-        key = b"flood" + self._number.to_bytes(8, "big")
-        return Ready(wants=(Want(key, lambda _view: flood()),))
+        if asked.sender.node is not None or not self.is_new(asked.message):
+            return self.honest(asked)
+        payload = bytes(asked.body)
+        flood = [Send(node, asked.message, payload) for node in self.others()]
+        return self.after(*(each for each in flood for _ in range(self._copies)))
 
 
-class InsaneClock:
+class InsaneClock(NodeAdversary):
     """Is honest, but lives an hour in the future or in the past.
 
     [design §4] "a correct node refuses anything whose Time is beyond its own clock plus a bound":
@@ -220,38 +175,32 @@ class InsaneClock:
     """
 
     def __init__(self, position: NodePosition) -> None:
-        self._position = position
+        super().__init__(position)
         self._skew_us = position.random.choice((-1, 1)) * 3_600_000_000
 
-    def step(
-        self, view: StorageView, sender: Sender, message: Any, body: bytes | memoryview, now_us: int
-    ) -> Ready:
+    def answer(self, asked: Asked) -> Ready:
         """Do what a correct node with that clock would."""
-        return self._position.honest(view, sender, message, body, now_us + self._skew_us)
+        return self.honest(asked._replace(now_us=asked.now_us + self._skew_us))
 
 
-class FullDisk:
+class FullDisk(NodeAdversary):
     """Has no room: reads are answered, and whatever would have to be written is refused.
 
     [design §9] a full disk is one of the t faults: "ENOSPC end to end", and never a write that
     vanishes. It need not be consistent: room comes and goes. Shown by progress and durability.
     """
 
-    def __init__(self, position: NodePosition) -> None:
-        self._position = position
-        self._refuses = position.random.choice((0.3, 1.0))
+    chances = (0.3, 1.0)
 
-    def step(
-        self, view: StorageView, sender: Sender, message: Any, body: bytes | memoryview, now_us: int
-    ) -> Ready:
+    def answer(self, asked: Asked) -> Ready:
         """Do what a correct node would, unless it takes room."""
-        ready = self._position.honest(view, sender, message, body, now_us)
-        if ready.writes and self._position.random.random() < self._refuses:
+        ready = self.honest(asked)
+        if ready.writes and self.misbehaves():
             return Ready(Refused(errno.ENOSPC, "the disk is full"))
         return ready
 
 
-class BrokenDisk:
+class BrokenDisk(NodeAdversary):
     """Serves from a disk that has lost rows, changed others, and takes only parts of batches.
 
     [design §9] "A store that was damaged is detected, quarantined and rebuilt"; until then, or if
@@ -260,25 +209,22 @@ class BrokenDisk:
     """
 
     def __init__(self, position: NodePosition) -> None:
-        self._position = position
+        super().__init__(position)
         self._salt = position.random.randbytes(8)
         self._damage = position.random.choice((8, 60))  # of 256 rows: so many lost, as many changed
         self._tears = position.random.choice((0.0, 0.3))
 
-    def step(
-        self, view: StorageView, sender: Sender, message: Any, body: bytes | memoryview, now_us: int
-    ) -> Ready:
+    def answer(self, asked: Asked) -> Ready:
         """Do what a correct node with such a disk would; nothing if it cannot make sense of it.
 
         Servers trust their own disk, so that what breaks here is a node that has stopped.
         """
         try:
-            ready = self._position.honest(
-                _Damaged(view, self._salt, self._damage), sender, message, body, now_us
-            )
+            damaged = _Damaged(asked.view, self._salt, self._damage)
+            ready = self.honest(asked._replace(view=damaged))
         except Exception:
             return Ready()
-        random = self._position.random
+        random = self.random
         if ready.writes and random.random() < self._tears:
             ready.writes = ready.writes[: random.randrange(len(ready.writes))]
         return ready

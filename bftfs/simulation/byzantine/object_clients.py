@@ -8,10 +8,11 @@ make servers build on different ones, or to keep the others from making progress
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from operator import attrgetter
 
 from bftfs import limits
-from bftfs.conversation import Delivery, Draw, Now, Receive, Send
-from bftfs.crypto.digest import MAC_BYTES, deduction_digest, replica_history_digest
+from bftfs.conversation import Delivery, Draw, Now, Receive
+from bftfs.crypto.digest import MAC_BYTES, deduction_digest
 from bftfs.errors import MalformedMessage
 from bftfs.identifiers import ClientId, NodeId, ObjectId
 from bftfs.query_update.history import (
@@ -41,8 +42,8 @@ from bftfs.query_update.messages import (
     Voucher,
 )
 from bftfs.query_update.object_type import Record, encode_record
-from bftfs.simulation.byzantine.positions import ClientPosition, mutated
-from bftfs.simulation.deployment import CREDENTIALS
+from bftfs.simulation.byzantine.positions import LEAPS_US, ClientAdversary, ClientPosition, mutated
+from bftfs.simulation.deployment import USER
 from bftfs.wire.codec import encode
 
 _LISTEN_US = 10_000
@@ -50,13 +51,11 @@ _LISTEN_US = 10_000
 Sets = tuple[tuple[ObjectHistorySet, ...], tuple[bytes, ...]]  # with their authenticators
 
 
-class _Updater:
+class Updater(ClientAdversary):
     """The tools of these clients: collect histories, and send anything to any server."""
 
     def __init__(self, position: ClientPosition) -> None:
-        self.position = position
-        self.random = position.random
-        self.n = position.sizes.n
+        super().__init__(position)
         # All that servers have ever said: the latest is what a correct client would use.
         self.said: dict[ObjectId, dict[NodeId, list[Known]]] = {}
 
@@ -70,30 +69,12 @@ class _Updater:
     ) -> Operation:
         """The invocation of a method, on behalf of the user that all clients act for."""
         method, objects, arguments = invocation
-        return Operation(
-            method,
-            objects,
-            encode_record(arguments),
-            CREDENTIALS.uid,
-            CREDENTIALS.gid,
-            CREDENTIALS.groups,
-            serial,
-        )
+        return Operation(method, objects, encode_record(arguments), *USER, serial)
 
     async def observe(self, objects: Sequence[ObjectId]) -> None:
         """Ask all servers for their histories, and listen for a while."""
         names = tuple(sorted(set(objects)))
-        query = Query(
-            names,
-            "",
-            b"",
-            CREDENTIALS.uid,
-            CREDENTIALS.gid,
-            CREDENTIALS.groups,
-            NodeId(0),
-        )
-        for node in range(self.n):
-            await Send(NodeId(node), query)
+        await self.send(range(self.n), Query(names, "", b"", *USER, NodeId(0)))
         await self.listen(names)
 
     async def listen(self, names: Sequence[ObjectId]) -> None:
@@ -147,8 +128,7 @@ class _Updater:
             kind, operation, now_us if clock is None else clock, history_sets, (), facts
         )
         request = Update(encode(conditioned), authenticators, vouchers, NodeId(0))
-        for node in nodes:
-            await Send(NodeId(node), request)
+        await self.send(nodes, request)
         await self.listen([each.object for each in history_sets])
         return conditioned
 
@@ -156,15 +136,15 @@ class _Updater:
         """An operation, and the history sets that a correct client would condition it on."""
         operation = self.operation(await Draw(1 << 62))
         await self.observe(operation.objects)
-        return operation, self.sets({name: self.latest(name) for name in operation.objects})
+        return operation, self.latest_sets(operation.objects)
+
+    def latest_sets(self, objects: Iterable[ObjectId]) -> Sets:
+        """The history sets of these objects that a correct client would use."""
+        return self.sets({name: self.latest(name) for name in objects})
 
     def some_nodes(self) -> list[int]:
         """Some of them, in any order."""
         return self.random.sample(range(self.n), self.random.randint(1, self.n))
-
-    def all_nodes(self) -> list[int]:
-        """All of them, in any order."""
-        return self.random.sample(range(self.n), self.n)
 
     def an_object(self) -> ObjectId:
         """One of the objects that everybody uses."""
@@ -172,7 +152,7 @@ class _Updater:
         return identifier
 
 
-class PartialUpdater:
+class PartialUpdater(Updater):
     """Sends a good update to some servers only, and stops.
 
     [Q/U §4.3.3] what is potential is repaired or superseded, and "established candidates are
@@ -180,91 +160,75 @@ class PartialUpdater:
     at all of its objects alike.
     """
 
-    def __init__(self, position: ClientPosition) -> None:
-        self._updater = _Updater(position)
-
     async def act(self) -> None:
         """One update."""
-        updater = self._updater
-        operation, sets = await updater.fresh()
-        await updater.update(updater.some_nodes(), sets, operation=operation)
+        operation, sets = await self.fresh()
+        await self.update(self.some_nodes(), sets, operation=operation)
 
 
-class TwoFacedUpdater:
+class TwoFacedUpdater(Updater):
     """Conditions two operations on the same version, and shows each to some of the servers.
 
     [Q/U §4.3.5] "Only one update of a specific object version can complete successfully", since the
     operation is tied to the timestamp. Shown by serializability and candidates.
     """
 
-    def __init__(self, position: ClientPosition) -> None:
-        self._updater = _Updater(position)
-
     async def act(self) -> None:
         """One operation here, another one there, at one time."""
-        updater = self._updater
-        one, sets = await updater.fresh()
-        other = updater.operation(await Draw(1 << 62))
+        one, sets = await self.fresh()
+        other = self.operation(await Draw(1 << 62))
         if set(other.objects) != set(one.objects):
-            await updater.observe(other.objects)
-        others = updater.sets({name: updater.latest(name) for name in other.objects})
+            await self.observe(other.objects)
+        others = self.latest_sets(other.objects)
         clock = await Now()
-        nodes = updater.all_nodes()
-        half = updater.random.randint(0, updater.n)
-        overlap = updater.random.randint(0, 2)
-        await updater.update(nodes[: half + overlap], sets, operation=one, clock=clock)
-        await updater.update(nodes[half:], others, operation=other, clock=clock)
+        nodes = self.all_nodes()
+        half = self.random.randint(0, self.n)
+        overlap = self.random.randint(0, 2)
+        await self.update(nodes[: half + overlap], sets, operation=one, clock=clock)
+        await self.update(nodes[half:], others, operation=other, clock=clock)
 
 
-class StaleConditioner:
+class StaleConditioner(Updater):
     """Conditions on histories that were true once.
 
     [Q/U §4.3.4] line 1007: a server accepts nothing that is not conditioned on the latest it has
     accepted. Shown by serializability.
     """
 
-    def __init__(self, position: ClientPosition) -> None:
-        self._updater = _Updater(position)
-
     async def act(self) -> None:
         """An update on histories from anywhere in the past, or none at all."""
-        updater = self._updater
-        random = updater.random
-        operation, _ = await updater.fresh()
+        random = self.random
+        operation, _ = await self.fresh()
         known = {
             name: {
                 node: said[random.randrange(len(said))]
-                for node, said in updater.said.get(name, {}).items()
+                for node, said in self.said.get(name, {}).items()
                 if random.random() < 0.9
             }
             for name in operation.objects
         }
         if random.random() < 0.2:
             known = {name: {} for name in operation.objects}
-        await updater.update(updater.all_nodes(), updater.sets(known), operation=operation)
+        await self.update(self.all_nodes(), self.sets(known), operation=operation)
 
 
-class CherryPicker:
+class CherryPicker(Updater):
     """Leaves histories out, so that what is established looks as if it were not, and repairs that.
 
     [Q/U §4.3.3] (4.3): "some repairable set of an established candidate is contained in every other
     quorum", whichever histories a client chooses to show. Shown by serializability and candidates.
     """
 
-    def __init__(self, position: ClientPosition) -> None:
-        self._updater = _Updater(position)
-
     async def act(self) -> None:
         """A barrier, a copy or a method on some of the histories, fresh ones and old ones."""
-        updater = self._updater
-        random = updater.random
-        operation = updater.operation(await Draw(1 << 62))
-        await updater.observe(operation.objects)
+        random = self.random
+        operation = self.operation(await Draw(1 << 62))
+        await self.observe(operation.objects)
         for _ in range(random.randint(1, 4)):
             known = {
                 name: {
                     node: said[-1] if random.random() < 0.8 else random.choice(said)
-                    for node, said in updater.said.get(name, {}).items()
+                    for node, said in self.said.get(name, {}).items()
                     if random.random() < random.choice((0.3, 0.7, 1.0))
                 }
                 for name in random.sample(
@@ -273,10 +237,10 @@ class CherryPicker:
             }
             kind = random.choice(tuple(ConditionedKind))
             if kind is ConditionedKind.METHOD:
-                known = {name: known.get(name, updater.latest(name)) for name in operation.objects}
-            await updater.update(
-                updater.some_nodes(),
-                updater.sets(known),
+                known = {name: known.get(name, self.latest(name)) for name in operation.objects}
+            await self.update(
+                self.some_nodes(),
+                self.sets(known),
                 kind=kind,
                 operation=operation if kind is ConditionedKind.METHOD else None,
             )
@@ -284,34 +248,29 @@ class CherryPicker:
                 return  # another one would be another update, under the same label
 
 
-class BarrierSpammer:
+class BarrierSpammer(Updater):
     """Makes barriers all the time, and never copies what is behind them.
 
     [Q/U §4.3.5] "back-off and unfinished work are limited at the server per client": beyond its
     allowance, a server refuses. Shown by progress and serializability.
     """
 
-    def __init__(self, position: ClientPosition) -> None:
-        self._updater = _Updater(position)
-
     async def act(self) -> None:
         """A burst of barriers at one object, showing too little to see that there is no need."""
-        updater = self._updater
-        random, name = updater.random, updater.an_object()
+        random, name = self.random, self.an_object()
         for _ in range(random.randint(1, 8)):
-            await updater.observe((name,))
-            latest = sorted(updater.latest(name).items())
+            await self.observe((name,))
+            latest = sorted(self.latest(name).items())
             few = dict(random.sample(latest, min(len(latest), random.randint(1, 2))))
-            await updater.update(
-                updater.some_nodes(), updater.sets({name: few}), kind=ConditionedKind.BARRIER
+            await self.update(
+                self.some_nodes(), self.sets({name: few}), kind=ConditionedKind.BARRIER
             )
-            sets, authenticators = updater.sets({name: updater.latest(name)})
+            sets, authenticators = self.latest_sets((name,))
             if random.random() < 0.5:
-                for node in updater.some_nodes():
-                    await Send(NodeId(node), InlineBarrier(sets[0], authenticators[0]))
+                await self.send(self.some_nodes(), InlineBarrier(sets[0], authenticators[0]))
 
 
-class ImpatientUpdater:
+class ImpatientUpdater(Updater):
     """Never backs off: update upon update, and a barrier and a copy wherever it is in the way.
 
     [Q/U §4.3.5] "clients […] use a back-off policy": those that do not slow the others down while
@@ -319,23 +278,19 @@ class ImpatientUpdater:
     serializability.
     """
 
-    def __init__(self, position: ClientPosition) -> None:
-        self._updater = _Updater(position)
-
     async def act(self) -> None:
         """A burst at one operation's objects."""
-        updater = self._updater
-        operation, sets = await updater.fresh()
-        for _ in range(updater.random.randint(2, 8)):
-            await updater.update(updater.all_nodes(), sets, operation=operation)
-            latest = updater.sets({name: updater.latest(name) for name in operation.objects})
+        operation, sets = await self.fresh()
+        for _ in range(self.random.randint(2, 8)):
+            await self.update(self.all_nodes(), sets, operation=operation)
+            latest = self.latest_sets(operation.objects)
             for kind in (ConditionedKind.BARRIER, ConditionedKind.COPY):
-                await updater.update(updater.all_nodes(), latest, kind=kind)
-                latest = updater.sets({name: updater.latest(name) for name in operation.objects})
-            operation, sets = await updater.fresh()
+                await self.update(self.all_nodes(), latest, kind=kind)
+                latest = self.latest_sets(operation.objects)
+            operation, sets = await self.fresh()
 
 
-class HalfMultiObject:
+class HalfMultiObject(Updater):
     """Begins an operation on several objects, and goes on with one of them as if it were not there.
 
     [Q/U §4.3.7] "either all of the objects in the multi-OHS are classified as repairable, some are
@@ -343,26 +298,22 @@ class HalfMultiObject:
     by serializability: its label is in all of its objects' journals, or in none.
     """
 
-    def __init__(self, position: ClientPosition) -> None:
-        self._updater = _Updater(position)
-
     async def act(self) -> None:
         """A transfer to some servers, then a barrier, a copy or a deposit at one account."""
-        updater = self._updater
-        random = updater.random
-        operation, sets = await updater.fresh()
-        await updater.update(updater.some_nodes(), sets, operation=operation)
+        random = self.random
+        operation, sets = await self.fresh()
+        await self.update(self.some_nodes(), sets, operation=operation)
         name = random.choice(operation.objects)
         for _ in range(random.randint(1, 3)):
-            await updater.observe((name,))
+            await self.observe((name,))
             kind = random.choice((ConditionedKind.BARRIER, ConditionedKind.COPY))
-            known = updater.latest(name)
+            known = self.latest(name)
             if random.random() < 0.5:
                 known = {node: each for node, each in known.items() if random.random() < 0.7}
-            await updater.update(updater.some_nodes(), updater.sets({name: known}), kind=kind)
+            await self.update(self.some_nodes(), self.sets({name: known}), kind=kind)
 
 
-class Fabricator:
+class Fabricator(Updater):
     """Invents histories in which everybody stands behind a barrier and nothing was ever done.
 
     [Q/U §4.3.2] "Authenticators […] prevent malevolent clients and servers from fabricating replica
@@ -370,54 +321,47 @@ class Fabricator:
     copy of the initial version would undo everything.
     """
 
-    def __init__(self, position: ClientPosition) -> None:
-        self._updater = _Updater(position)
-
     async def act(self) -> None:
         """A copy, or an update, that rests on a forged barrier or an established version."""
-        updater = self._updater
-        random, name = updater.random, updater.an_object()
-        operation = updater.operation(await Draw(1 << 62))
+        random, name = self.random, self.an_object()
+        operation = self.operation(await Draw(1 << 62))
         now_us = await Now()
         barrier = Candidate(
             logical_timestamp(
                 time_us=now_us + random.choice((0, 1_000_000)),
                 barrier=True,
-                client=updater.position.client,
+                client=self.position.client,
                 digest=random.randbytes(32),
             ),
             ZERO,
         )
-        await updater.observe(operation.objects)
+        await self.observe(operation.objects)
         forged = history_of((barrier,), initial=True)
-        known = {NodeId(node): self._forge(NodeId(node), name, forged) for node in range(updater.n)}
-        await updater.update(
-            updater.all_nodes(), updater.sets({name: known}), kind=ConditionedKind.COPY
-        )
+        known = {NodeId(node): self._forge(NodeId(node), name, forged) for node in range(self.n)}
+        await self.update(self.all_nodes(), self.sets({name: known}), kind=ConditionedKind.COPY)
         # A candidate that servers have accepted, shown as if all of them had.
         subject = operation.objects[0]
-        histories = [each.history for each in updater.latest(subject).values()]
+        histories = [each.history for each in self.latest(subject).values()]
         chosen = random.choice(histories) if histories else b""
-        shown = updater.latest(subject) | {
+        shown = self.latest(subject) | {
             NodeId(node): self._forge(NodeId(node), subject, chosen)
-            for node in range(updater.n)
+            for node in range(self.n)
             if chosen and random.random() < 0.8
         }
-        others = {other: updater.latest(other) for other in operation.objects if other != subject}
-        await updater.update(
-            updater.all_nodes(), updater.sets({subject: shown, **others}), operation=operation
+        others = {other: self.latest(other) for other in operation.objects if other != subject}
+        await self.update(
+            self.all_nodes(), self.sets({subject: shown, **others}), operation=operation
         )
 
     def _forge(self, node: NodeId, name: ObjectId, history: bytes) -> Known:
         """`history` as if `node` had reported it; for an ally, that is as good as true."""
-        for ally in self._updater.position.allies:
+        for ally in self.position.allies:
             if ally.node == node:
-                digest = replica_history_digest(object=name, encoded=history)
-                return Known(history, ally.keys.make(digest))
-        return Known(history, self._updater.random.randbytes(MAC_BYTES * self._updater.n))
+                return ally.reported(name, history)
+        return Known(history, self.random.randbytes(MAC_BYTES * self.n))
 
 
-class FalseRepairer:
+class FalseRepairer(Updater):
     """Repairs inline what was never begun, in another's name, and copies on false statements.
 
     [Q/U §4.3.5] an inline repair needs a repairable set of histories with the candidate; [§4.3.7] a
@@ -425,138 +369,102 @@ class FalseRepairer:
     clients that do not exist.
     """
 
-    def __init__(self, position: ClientPosition) -> None:
-        self._updater = _Updater(position)
-
     async def act(self) -> None:
         """An inline repair in a false name; or a copy that leaves an established version behind."""
-        updater = self._updater
-        random = updater.random
-        operation, (sets, _) = await updater.fresh()
-        nodes = updater.all_nodes()
+        random = self.random
+        operation, (sets, _) = await self.fresh()
+        nodes = self.all_nodes()
         if random.random() < 0.5:
             author = ClientId(random.randbytes(16))
             conditioned = Conditioned(ConditionedKind.METHOD, operation, await Now(), sets, (), ())
             encoded = encode(conditioned)
-            culled = [parse_set(each, n=updater.n) for each in sets]
+            culled = [parse_set(each, n=self.n) for each in sets]
             timestamp = timestamp_of(conditioned, encoded, culled, author)
             hosted = culled[0].hosted
             base = max((each.history.latest_object.timestamp for each in hosted), default=ZERO)
             forged = history_of((Candidate(timestamp, base),), initial=random.random() < 0.5)
             name = sets[0].object
-            known = dict(updater.latest(name))
-            for ally in updater.position.allies:
-                digest = replica_history_digest(object=name, encoded=forged)
-                known[ally.node] = Known(forged, ally.keys.make(digest))
+            known = dict(self.latest(name))
+            for ally in self.position.allies:
+                known[ally.node] = ally.reported(name, forged)
             evidence, macs, _ = assemble(name, known)
             request = InlineUpdate(encoded, author, evidence, macs, NodeId(0))
-            for node in nodes:
-                await Send(NodeId(node), request)
-            await updater.listen([each.object for each in sets])
+            await self.send(nodes, request)
+            await self.listen([each.object for each in sets])
             return
         name = random.choice(operation.objects)
-        latest = [parse_history(each.history) for each in updater.latest(name).values()]
-        target = max((each.latest_object for each in latest), key=_time, default=INITIAL)
+        latest = [parse_history(each.history) for each in self.latest(name).values()]
+        target = max(
+            (each.latest_object for each in latest), key=attrgetter("timestamp"), default=INITIAL
+        )
         fact = Fact(target.timestamp, random.random() < 0.5)
         digest = deduction_digest(timestamp=fact.timestamp, established=fact.established)
         vouchers = tuple(
-            Voucher(ally.node, ally.keys.make(digest)) for ally in updater.position.allies
+            Voucher(ally.node, ally.keys.make(digest)) for ally in self.position.allies
         )
         kind = random.choice((ConditionedKind.BARRIER, ConditionedKind.COPY))
-        await updater.update(
+        await self.update(
             nodes,
-            updater.sets({name: updater.latest(name)}),
+            self.latest_sets((name,)),
             kind=kind,
             facts=(fact,),
             vouchers=(vouchers + vouchers[:1],),
         )
 
 
-class FutureUpdater:
+class FutureUpdater(Updater):
     """Makes its updates at times ahead of everybody's clock, within what is sane and beyond.
 
     [design §4] "LT.Time = max(latest_time(OHS) + 1, operation's clock)", and nobody accepts what is
     beyond its clock and the bound. Shown by progress and serializability.
     """
 
-    def __init__(self, position: ClientPosition) -> None:
-        self._updater = _Updater(position)
-
     async def act(self) -> None:
         """One complete update at a time of the client's choice."""
-        updater = self._updater
-        operation, sets = await updater.fresh()
-        bound = limits.CLOCK_SKEW_US
-        leap = updater.random.choice(
-            (
-                1_000,
-                1_000_000,
-                bound // 100,
-                bound - 1_000_000,
-                bound - 1_000,
-                bound + 1_000,
-                2 * bound,
-                1 << 59,
-                -bound,
-            )
-        )
-        clock = await Now() + leap
-        await updater.update(updater.all_nodes(), sets, operation=operation, clock=clock)
+        operation, sets = await self.fresh()
+        clock = await Now() + self.random.choice((*LEAPS_US, -limits.CLOCK_SKEW_US))
+        await self.update(self.all_nodes(), sets, operation=operation, clock=clock)
 
 
-class ObjectTrespasser:
+class ObjectTrespasser(Updater):
     """Updates as a user whom its grant does not cover, or without the right to write at all.
 
     [design §3] "A grant says which uids a client may act as (or all), whether it may write". Shown
     by the journals and names that its updates must not appear in.
     """
 
-    def __init__(self, position: ClientPosition) -> None:
-        self._updater = _Updater(position)
-
     async def act(self) -> None:
         """A good update that is not allowed, and its inline repair."""
-        updater = self._updater
-        forbidden = updater.position.workload.forbidden()
+        forbidden = self.position.workload.forbidden()
         if forbidden is None:
             await Receive(_LISTEN_US)
             return
-        operation = updater.wrapped(forbidden, await Draw(1 << 62))
-        await updater.observe(operation.objects)
-        sets, macs = updater.sets({name: updater.latest(name) for name in operation.objects})
-        conditioned = await updater.update(updater.all_nodes(), (sets, macs), operation=operation)
+        operation = self.wrapped(forbidden, await Draw(1 << 62))
+        await self.observe(operation.objects)
+        sets, macs = self.latest_sets(operation.objects)
+        conditioned = await self.update(self.all_nodes(), (sets, macs), operation=operation)
         request = InlineUpdate(
-            encode(conditioned), updater.position.client, sets[0], macs[0], NodeId(0)
+            encode(conditioned), self.position.client, sets[0], macs[0], NodeId(0)
         )
-        for node in updater.all_nodes():
-            await Send(NodeId(node), request)
-        await updater.listen([each.object for each in sets])
+        await self.send(self.all_nodes(), request)
+        await self.listen([each.object for each in sets])
 
 
-class GarbledUpdater:
+class GarbledUpdater(Updater):
     """Sends bytes that are nearly a request, or a request that is nearly well-formed.
 
     [architecture §6] what does not decode to a declared message is dropped at the door; what
     decodes and makes no sense is rejected. Shown by the absence of exceptions.
     """
 
-    def __init__(self, position: ClientPosition) -> None:
-        self._updater = _Updater(position)
-
     async def act(self) -> None:
         """A spoilt update to every server."""
-        updater = self._updater
-        random = updater.random
-        operation, (sets, authenticators) = await updater.fresh()
+        random = self.random
+        operation, (sets, authenticators) = await self.fresh()
         encoded = encode(Conditioned(ConditionedKind.METHOD, operation, await Now(), sets))
-        for node in updater.all_nodes():
+        for node in self.all_nodes():
             inner = encoded if random.random() < 0.5 else mutated(encoded, random)
             request = Update(inner, authenticators, (), NodeId(0))
-            if inner is encoded:
-                await Send(NodeId(node), mutated(encode(request), random))
-            else:
-                await Send(NodeId(node), request)
-
-
-def _time(candidate: Candidate) -> bytes:
-    return candidate.timestamp
+            await self.send(
+                (node,), mutated(encode(request), random) if inner is encoded else request
+            )

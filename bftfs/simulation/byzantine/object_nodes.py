@@ -6,20 +6,17 @@ from collections.abc import Sequence
 from typing import Any
 
 import msgspec
+from msgspec.structs import replace
 
 from bftfs import limits
-from bftfs.crypto.digest import (
-    MAC_BYTES,
-    deduction_digest,
-    replica_history_digest,
-    sync_page_digest,
-)
+from bftfs.crypto.digest import MAC_BYTES, deduction_digest, sync_page_digest
 from bftfs.errors import MalformedMessage
 from bftfs.identifiers import ClientId, ObjectId
 from bftfs.query_update.history import (
     ZERO,
     Candidate,
     LogicalTimestamp,
+    client_of,
     decode_conditioned,
     history_of,
     logical_timestamp,
@@ -39,6 +36,10 @@ from bftfs.query_update.messages import (
     InlineBarrier,
     InlineUpdate,
     LatestReply,
+    Looked,
+    PastQuery,
+    PastReply,
+    PastVersion,
     Query,
     QueryReply,
     Status,
@@ -47,13 +48,19 @@ from bftfs.query_update.messages import (
     Update,
     UpdateReply,
     Verdict,
+    VersionsReply,
+    VersionsRequest,
 )
-from bftfs.server.step import Ready, Sender
-from bftfs.simulation.byzantine.positions import NodePosition, mutated
-from bftfs.storage import StorageView
+from bftfs.server.step import Ready
+from bftfs.simulation.byzantine.positions import Asked, NodeAdversary, NodePosition, mutated
+from bftfs.wire.codec import encode
+
+_SECOND_US = 1_000_000
+
+_decode_page = msgspec.msgpack.Decoder(tuple[PastVersion, ...]).decode
 
 
-class HistoryForger:
+class HistoryForger(NodeAdversary):
     """Reports candidates that it never accepted, barriers too, or leaves out what it did accept.
 
     [Q/U §4.3.5] "malevolent servers cannot forge a potential or established candidate: any forged
@@ -61,28 +68,31 @@ class HistoryForger:
     inline repaired. This bounds the number of barriers". Shown by serializability and progress.
     """
 
+    chances = (0.1, 0.5, 1.0)
+
     def __init__(self, position: NodePosition) -> None:
-        self._position = position
-        self._forges = position.random.choice((0.1, 0.5, 1.0))
+        super().__init__(position)
         self._forged: dict[ObjectId, bytes] = {}  # lies that are told consistently
 
-    def step(
-        self, view: StorageView, sender: Sender, message: Any, body: bytes | memoryview, now_us: int
-    ) -> Ready:
+    def answer(self, asked: Asked) -> Ready:
         """A history of the node's own invention, with its own authenticator."""
-        ready = self._position.honest(view, sender, message, body, now_us)
-        random = self._position.random
-        if not isinstance(ready.reply, QueryReply | UpdateReply) or random.random() >= self._forges:
+        ready = self.honest(asked)
+        if not isinstance(ready.reply, QueryReply | UpdateReply) or not self.misbehaves():
             return ready
+        names = _objects_of(asked.message)
         histories = [
-            self._forge(name, history, now_us)
-            for name, history in zip(_objects_of(message), ready.reply.histories, strict=True)
+            self._forge(name, history, asked.now_us)
+            for name, history in zip(names, ready.reply.histories, strict=True)
         ]
-        ready.reply = _reporting(self._position, ready.reply, _objects_of(message), histories)
+        reported = map(self.position.reported, names, histories)
+        authenticators = tuple(known.authenticator for known in reported)
+        ready.reply = replace(
+            ready.reply, histories=tuple(histories), authenticators=authenticators
+        )
         return ready
 
     def _forge(self, name: ObjectId, history: bytes, now_us: int) -> bytes:
-        random = self._position.random
+        random = self.random
         if name in self._forged and random.random() < 0.5:
             return self._forged[name]
         honest = parse_history(history)
@@ -114,7 +124,7 @@ class HistoryForger:
         return forged
 
 
-class SelectiveAuthenticator:
+class SelectiveAuthenticator(NodeAdversary):
     """Makes authenticators that are valid for some servers and invalid for others.
 
     [Q/U §4.3.5] "If a malevolent server corrupts more than b HMACs in its authenticator, then a
@@ -123,18 +133,16 @@ class SelectiveAuthenticator:
     """
 
     def __init__(self, position: NodePosition) -> None:
-        self._position = position
+        super().__init__(position)
         n = position.sizes.n
         self._spoilt = position.random.sample(range(n), position.random.randint(1, n))
 
-    def step(
-        self, view: StorageView, sender: Sender, message: Any, body: bytes | memoryview, now_us: int
-    ) -> Ready:
+    def answer(self, asked: Asked) -> Ready:
         """The right answer, with an authenticator that not everybody can verify."""
-        ready = self._position.honest(view, sender, message, body, now_us)
+        ready = self.honest(asked)
         if isinstance(ready.reply, QueryReply | UpdateReply):
             authenticators = tuple(map(self._spoil, ready.reply.authenticators))
-            ready.reply = msgspec.structs.replace(ready.reply, authenticators=authenticators)
+            ready.reply = replace(ready.reply, authenticators=authenticators)
         return ready
 
     def _spoil(self, authenticator: bytes) -> bytes:
@@ -145,28 +153,24 @@ class SelectiveAuthenticator:
         return bytes(spoilt)
 
 
-class WrongAnswers:
+class WrongAnswers(NodeAdversary):
     """Gives answers, errors and statuses that are not the method's, and claims to have accepted.
 
     [Q/U §4.3.2] q equal successes finish an update, and b + 1 equal answers include a correct one.
     Shown by serializability, whose model knows every answer.
     """
 
-    def __init__(self, position: NodePosition) -> None:
-        self._position = position
-        self._lies = position.random.choice((0.2, 1.0))
+    chances = (0.2, 1.0)
 
-    def step(
-        self, view: StorageView, sender: Sender, message: Any, body: bytes | memoryview, now_us: int
-    ) -> Ready:
+    def answer(self, asked: Asked) -> Ready:
         """Another answer than the right one."""
-        ready = self._position.honest(view, sender, message, body, now_us)
-        random = self._position.random
-        if random.random() >= self._lies:
+        ready = self.honest(asked)
+        random = self.random
+        if not self.misbehaves():
             return ready
         match ready.reply:
             case QueryReply(error=error, answer=answer, whole=whole):
-                ready.reply = msgspec.structs.replace(
+                ready.reply = replace(
                     ready.reply,
                     answered=True,
                     error=random.choice((error, 2, 122)),
@@ -174,21 +178,21 @@ class WrongAnswers:
                     whole=random.choice((whole, True, False)),
                 )
             case UpdateReply(status=status, answer=answer, whole=whole):
-                ready.reply = msgspec.structs.replace(
+                ready.reply = replace(
                     ready.reply,
                     status=random.choice((status, *Status)),
                     error=random.choice((0, 2, 122)),
                     answer=random.choice((answer, mutated(answer, random))),
                     whole=random.choice((whole, True, False)),
-                    forged=random.randrange(1 << self._position.sizes.n),
-                    insane=random.choice((0, random.randrange(1 << self._position.sizes.n))),
+                    forged=random.randrange(1 << self.position.sizes.n),
+                    insane=random.choice((0, random.randrange(1 << self.position.sizes.n))),
                 )
             case _:
                 pass
         return ready
 
 
-class SyncLiar:
+class SyncLiar(NodeAdversary):
     """Lies to nodes that lack a version, and to clients that ask what became of an operation.
 
     [Q/U §4.3.2] "Responses from at least b + 1 host-servers are required for the sync-server to
@@ -197,15 +201,11 @@ class SyncLiar:
     serializability and redundancy.
     """
 
-    def __init__(self, position: NodePosition) -> None:
-        self._position = position
-
-    def step(
-        self, view: StorageView, sender: Sender, message: Any, body: bytes | memoryview, now_us: int
-    ) -> Ready:
+    def answer(self, asked: Asked) -> Ready:
         """Another past than the real one."""
-        ready = self._position.honest(view, sender, message, body, now_us)
-        random = self._position.random
+        ready = self.honest(asked)
+        random = self.random
+        message = asked.message
         match message, ready.reply:
             case SyncRequest() | ChainRequest(), SyncReply(found=Found.PAGE, page=page):
                 false = (
@@ -221,7 +221,7 @@ class SyncLiar:
             case Query(), QueryReply(histories=histories) if histories:
                 verdict = random.choice((Verdict.ESTABLISHED, Verdict.DEAD))
                 timestamp = parse_history(histories[0]).latest_object.timestamp
-                ready.reply = msgspec.structs.replace(
+                ready.reply = replace(
                     ready.reply, verdict=verdict, voucher=self._voucher(timestamp, verdict)
                 )
             case _, FetchReply(conditioned=conditioned):
@@ -242,7 +242,7 @@ class SyncLiar:
 
     def _another_time(self, timestamp: LogicalTimestamp) -> LogicalTimestamp:
         """The same, none, or one that never was and is a little later."""
-        random = self._position.random
+        random = self.random
         later = logical_timestamp(
             time_us=time_of(timestamp) + random.randint(1, 1_000),
             barrier=random.random() < 0.5,
@@ -255,7 +255,7 @@ class SyncLiar:
         """A candidate less, or one more that was never made."""
         honest = parse_history(history)
         candidates = list(honest.candidates)
-        if candidates and self._position.random.random() < 0.5:
+        if candidates and self.random.random() < 0.5:
             candidates.pop()
         else:
             later = self._another_time(honest.latest)
@@ -265,7 +265,7 @@ class SyncLiar:
 
     def _another_catalogue(self, objects: Sequence[Catalogued]) -> tuple[Catalogued, ...]:
         """Some left out, others at other versions, and one that nobody has."""
-        random = self._position.random
+        random = self.random
         told = [
             Catalogued(each.object, self._another_time(each.latest))
             for each in objects
@@ -280,7 +280,7 @@ class SyncLiar:
 
     def _voucher(self, timestamp: Any, verdict: Verdict) -> bytes:
         digest = deduction_digest(timestamp=timestamp, established=verdict is Verdict.ESTABLISHED)
-        return self._position.keys.make(digest)
+        return self.position.keys.make(digest)
 
 
 def _another_page(page: bytes) -> bytes:
@@ -317,12 +317,86 @@ def _objects_of(message: Any) -> Sequence[ObjectId]:
             return ()
 
 
-def _reporting(
-    position: NodePosition, reply: Any, names: Sequence[ObjectId], histories: Sequence[bytes]
-) -> Any:
-    """`reply` with these histories, authenticated by the node."""
-    authenticators = tuple(
-        position.keys.make(replica_history_digest(object=name, encoded=history))
-        for name, history in zip(names, histories, strict=True)
-    )
-    return msgspec.structs.replace(reply, histories=tuple(histories), authenticators=authenticators)
+# --- the past --------------------------------------------------------------------------------
+
+
+class PastLiar(NodeAdversary):
+    """Rewrites the past: what was there, which versions there were, when, and who made them.
+
+    [Q/U §4.3.2] b + 1 equal answers include a correct one: so many have to tell the same of what
+    came before a version that a quorum shows to be established. Shown by the checker of the past,
+    whose model keeps every state.
+    """
+
+    chances = (0.3, 1.0)
+
+    def answer(self, asked: Asked) -> Ready:
+        """Another past than the real one."""
+        if not isinstance(asked.message, PastQuery | VersionsRequest) or not self.misbehaves():
+            return self.honest(asked)
+        whole = replace(asked.message, whole_answer_from=self.position.node)
+        asked = asked._replace(message=whole)
+        if isinstance(whole, PastQuery):
+            return self._elsewhen(asked)
+        ready = self.honest(asked)
+        if isinstance(ready.reply, VersionsReply):
+            ready.reply = self._another_list(ready.reply)
+        return ready
+
+    def _elsewhen(self, asked: Asked) -> Ready:
+        """An answer about another time, or one that never was true."""
+        random = self.random
+        choice = random.randrange(5)
+        if choice == 0:  # as if the latest versions had not been, or later ones already
+            moved_us = asked.message.at_us + random.choice((-1, 1)) * random.randrange(_SECOND_US)
+            asked = asked._replace(message=replace(asked.message, at_us=max(0, moved_us)))
+        ready = self.honest(asked)
+        reply = ready.reply
+        if not isinstance(reply, PastReply):
+            return ready
+        match choice:
+            case 0:
+                pass
+            case 1:  # other contents
+                ready.reply = replace(
+                    reply,
+                    looked=Looked.FOUND,
+                    error=random.choice((reply.error, 2, 13, 116)),
+                    answer=mutated(reply.answer, random),
+                )
+            case 2:  # another time
+                ready.reply = replace(reply, version=self._moved(reply.version))
+            case 3:  # nothing that anybody knows
+                ready.reply = replace(
+                    reply, looked=random.choice((Looked.UNKNOWN, Looked.FURTHER)), answer=b""
+                )
+            case _:  # an answer of its own
+                ready.reply = replace(reply, answer=random.randbytes(24))
+        return ready
+
+    def _another_list(self, reply: VersionsReply) -> VersionsReply:
+        random = self.random
+        if random.random() < 0.2:
+            return random.choice((VersionsReply(False), VersionsReply(True, 13)))
+        versions = list(_decode_page(reply.page)) if reply.page else []
+        if not versions:
+            return VersionsReply(True, 0, random.randbytes(32), whole=False)
+        place = random.randrange(len(versions))
+        version = versions[place]
+        match random.randrange(4):
+            case 0:  # one that nobody is to know of
+                del versions[place]
+            case 1:  # at another time
+                moved = self._moved(version.timestamp)
+                versions[place] = replace(version, timestamp=moved)
+            case 2:  # by somebody else
+                author = self.random.randbytes(16)
+                renamed = bytes(version.timestamp).replace(client_of(version.timestamp), author)
+                versions[place] = replace(version, timestamp=LogicalTimestamp(renamed))
+            case _:  # that did something else
+                versions[place] = replace(version, operation=None, changes=())
+        return VersionsReply(True, 0, encode(tuple(versions)))
+
+    def _moved(self, timestamp: LogicalTimestamp) -> LogicalTimestamp:
+        moved_us = time_of(timestamp) + self.random.randrange(1, _SECOND_US)
+        return LogicalTimestamp(moved_us.to_bytes(8, "big") + timestamp[8:])

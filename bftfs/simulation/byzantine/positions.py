@@ -1,17 +1,33 @@
-"""The position of an adversary: a node or a client, with its state and keys."""
+"""The position of an adversary: a node or a client, with its state and keys; and what it can do."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from random import Random
-from typing import Any, Protocol
+from typing import Any, ClassVar, NamedTuple
 
-from bftfs.crypto.digest import AuthenticatorKeys
-from bftfs.identifiers import ClientId, NodeId
-from bftfs.server.step import Ready, Sender, Server
+from bftfs import limits
+from bftfs.conversation import Effect, Send
+from bftfs.crypto.digest import AuthenticatorKeys, replica_history_digest
+from bftfs.identifiers import ClientId, NodeId, ObjectId
+from bftfs.query_update.history import Known
+from bftfs.server.step import Ready, Sender, Server, Want
 from bftfs.simulation.deployment import Sizes
-from bftfs.storage import StorageView
+from bftfs.storage import StorageView, Write
+
+# How far ahead of its clock a client dates what it makes: at the edge of what is sane, and beyond.
+LEAPS_US = (
+    1_000,
+    1_000_000,
+    limits.CLOCK_SKEW_US // 100,
+    limits.CLOCK_SKEW_US - 1_000_000,
+    limits.CLOCK_SKEW_US - 1_000,
+    limits.CLOCK_SKEW_US + 1_000,
+    2 * limits.CLOCK_SKEW_US,
+    1 << 59,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,19 +40,74 @@ class NodePosition:
     sizes: Sizes
     random: Random
 
-    def honest(
-        self,
-        view: StorageView,
-        sender: Sender,
-        message: Any,
-        body: bytes | memoryview,
-        now_us: int,
+    def reported(self, name: ObjectId, history: bytes) -> Known:
+        """A history of an object as this node reports it, with its authenticator."""
+        digest = replica_history_digest(object=name, encoded=history)
+        return Known(history, self.keys.make(digest))
+
+
+class Asked(NamedTuple):
+    """What a server's step is given."""
+
+    view: StorageView
+    sender: Sender
+    message: Any
+    body: bytes | memoryview
+    now_us: int
+
+
+class NodeAdversary:
+    """A node that was taken over: it does what a correct one would, but for what `answer` says."""
+
+    chances: ClassVar[tuple[float, ...]] = ()  # how often it misbehaves: one of them is drawn
+
+    def __init__(self, position: NodePosition) -> None:
+        self.position = position
+        self.random = position.random
+        self._chance = self.random.choice(self.chances) if self.chances else 1.0
+        self._met: deque[Any] = deque(maxlen=256)
+        self._postponed = 0
+
+    def step(
+        self, view: StorageView, sender: Sender, message: Any, body: bytes | memoryview, now_us: int
     ) -> Ready:
+        """Serve one message, as a `Server` does."""
+        return self.answer(Asked(view, sender, message, body, now_us))
+
+    def answer(self, asked: Asked) -> Ready:
+        """What the adversary does about one message."""
+        raise NotImplementedError
+
+    def honest(self, asked: Asked) -> Ready:
         """The step of a correct node."""
-        return self.servers[type(message)].step(view, sender, message, body, now_us)
+        return self.position.servers[type(asked.message)].step(*asked)
 
+    def misbehaves(self) -> bool:
+        """True if it is to misbehave this time."""
+        return self.random.random() < self._chance
 
-NodeAdversary = Callable[[NodePosition], Server]
+    def is_new(self, message: Any) -> bool:
+        """True if this very message was not met before: hosts step those that waited again."""
+        if any(message is met for met in self._met):
+            return False
+        self._met.append(message)
+        return True
+
+    def after(self, *effects: Effect[Any]) -> Ready:
+        """First await these effects; the host steps the message again then."""
+
+        async def perform(_view: StorageView) -> list[Write]:
+            for effect in effects:
+                await effect
+            return []
+
+        self._postponed += 1
+        return Ready(wants=(Want(f"{type(self).__name__} {self._postponed}".encode(), perform),))
+
+    def others(self) -> list[NodeId]:
+        """All nodes but this one."""
+        own = self.position.node
+        return [NodeId(node) for node in range(self.position.sizes.n) if node != own]
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,11 +123,26 @@ class ClientPosition:
     allies: tuple[NodePosition, ...] = ()
 
 
-class ClientAdversary(Protocol):
-    """A client that misbehaves over and over."""
+class ClientAdversary:
+    """A client that misbehaves over and over, and the tools of all of them."""
+
+    def __init__(self, position: ClientPosition) -> None:
+        self.position = position
+        self.random = position.random
+        self.n = position.sizes.n
 
     async def act(self) -> None:
         """Misbehave once."""
+        raise NotImplementedError
+
+    def all_nodes(self) -> list[int]:
+        """All nodes, in any order."""
+        return self.random.sample(range(self.n), self.n)
+
+    async def send(self, nodes: Iterable[int], message: Any, body: bytes = b"") -> None:
+        """Send one message to each of `nodes`."""
+        for node in nodes:
+            await Send(NodeId(node), message, body)
 
 
 def mutated(encoded: bytes, random: Random) -> bytes:

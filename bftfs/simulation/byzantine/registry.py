@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
-from bftfs.server.step import Grant, Ready, Sender, Server
+from bftfs.server.step import Grant, Ready, Server
 from bftfs.simulation.byzantine import (
     block_clients,
     block_nodes,
     nodes,
     object_clients,
     object_nodes,
-    past_nodes,
 )
-from bftfs.simulation.byzantine.positions import ClientAdversary, ClientPosition, NodePosition
+from bftfs.simulation.byzantine.positions import (
+    Asked,
+    ClientAdversary,
+    ClientPosition,
+    NodeAdversary,
+    NodePosition,
+)
 from bftfs.simulation.deployment import CREDENTIALS
-from bftfs.storage import StorageView
 
-NODES: Mapping[str, Callable[[NodePosition], Server]] = {
+NODES: Mapping[str, type[NodeAdversary]] = {
     "mute": nodes.Mute,
     "slow": nodes.Slow,
     "amnesiac": nodes.Amnesiac,
@@ -39,7 +42,7 @@ NODES: Mapping[str, Callable[[NodePosition], Server]] = {
     "selective-authenticator": object_nodes.SelectiveAuthenticator,
     "wrong-answers": object_nodes.WrongAnswers,
     "sync-liar": object_nodes.SyncLiar,
-    "past-liar": past_nodes.PastLiar,
+    "past-liar": object_nodes.PastLiar,
 }
 
 _Clients = Mapping[str, Callable[[ClientPosition], ClientAdversary]]
@@ -84,18 +87,16 @@ GRANTS: Mapping[str, tuple[Grant, ...]] = {
 }
 
 
-class SeveralAdversaries:
+class SeveralAdversaries(NodeAdversary):
     """Several adversaries in one node, of which each request meets one."""
 
     def __init__(self, position: NodePosition, names: Sequence[str]) -> None:
-        self._random = position.random
+        super().__init__(position)
         self._heads = [NODES[name](position) for name in names]
 
-    def step(
-        self, view: StorageView, sender: Sender, message: Any, body: bytes | memoryview, now_us: int
-    ) -> Ready:
+    def answer(self, asked: Asked) -> Ready:
         """Do what one of them would."""
-        return self._random.choice(self._heads).step(view, sender, message, body, now_us)
+        return self.random.choice(self._heads).answer(asked)
 
 
 def corrupted(position: NodePosition, names: Sequence[str]) -> Mapping[type, Server]:

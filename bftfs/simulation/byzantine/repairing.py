@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from bftfs import limits
 from bftfs.conversation import Now, Pause, Receive, Send
-from bftfs.crypto.digest import replica_history_digest, voucher_digest
+from bftfs.crypto.digest import voucher_digest
 from bftfs.errors import MalformedMessage
 from bftfs.identifiers import BlockId, ClientId, NodeId, ObjectId
 from bftfs.query_update.history import (
@@ -36,8 +36,8 @@ from bftfs.query_update.messages import (
 from bftfs.read_write.messages import Voucher, VouchReply, VouchRequest
 from bftfs.read_write.timestamp import BlockTimestamp, encoded
 from bftfs.server.step import Host
-from bftfs.simulation.byzantine.block_clients import _Writer
-from bftfs.simulation.byzantine.object_clients import _Updater
+from bftfs.simulation.byzantine.block_clients import Writer
+from bftfs.simulation.byzantine.object_clients import Updater
 from bftfs.simulation.byzantine.positions import ClientAdversary, ClientPosition, NodePosition
 from bftfs.simulation.principals import NodeServices, Servers
 
@@ -48,23 +48,19 @@ _SECOND_US = limits.SECOND_US
 _AHEAD_US = (1_000, _SECOND_US, limits.CLOCK_SKEW_US // 3, limits.CLOCK_SKEW_US - _SECOND_US)
 
 
-class ClockedBarrier:
+class ClockedBarrier(Updater):
     """Bars an object at a time far ahead, on whatever it was ever told of it.
 
     [Q/U §4.3.5] a barrier's time is one more than what it has seen; one that carries a clock of its
     own interrupts what servers have accepted since. Shown by progress and serializability.
     """
 
-    def __init__(self, position: ClientPosition) -> None:
-        self._hand = _Updater(position)
-
     async def act(self) -> None:
         """A burst of barriers at one object, each later than the one before."""
-        hand = self._hand
-        random, name = hand.random, hand.an_object()
-        if not hand.said.get(name):
-            await hand.observe((name,))
-        said = hand.said.get(name, {})
+        random, name = self.random, self.an_object()
+        if not self.said.get(name):
+            await self.observe((name,))
+        said = self.said.get(name, {})
         if not said:
             return
         ahead_us = random.choice(_AHEAD_US)
@@ -72,114 +68,95 @@ class ClockedBarrier:
             node = random.choice(sorted(said))
             few = {node: random.choice(said[node])}
             clock_us = await Now() + ahead_us
-            await hand.update(
-                hand.some_nodes(),
-                hand.sets({name: few}),
+            await self.update(
+                self.some_nodes(),
+                self.sets({name: few}),
                 kind=ConditionedKind.BARRIER,
                 clock=clock_us,
             )
 
 
-class RacingBarrier:
+class RacingBarrier(Updater):
     """Bars whatever is latest as soon as it hears of it, with nothing forged and no clock.
 
     [Q/U §4.3.5] servers hold each client to an allowance. Shown by progress and serializability.
     """
 
-    def __init__(self, position: ClientPosition) -> None:
-        self._hand = _Updater(position)
-
     async def act(self) -> None:
         """Ask one server, bar on top of what it says; some times in a row."""
-        hand = self._hand
-        random, name = hand.random, hand.an_object()
+        random, name = self.random, self.an_object()
         for _ in range(random.randint(1, 8)):
-            await hand.observe((name,))
-            latest = sorted(hand.latest(name).items())
+            await self.observe((name,))
+            latest = sorted(self.latest(name).items())
             if latest:
                 few = dict(random.sample(latest, 1))
-                await hand.update(
-                    hand.all_nodes(), hand.sets({name: few}), kind=ConditionedKind.BARRIER, clock=0
+                await self.update(
+                    self.all_nodes(), self.sets({name: few}), kind=ConditionedKind.BARRIER, clock=0
                 )
 
 
-class ForgedBarrier:
+class ForgedBarrier(Updater):
     """Shows servers barriers that an ally has never accepted, or bars on top of them.
 
     [Q/U §4.3.5] "every barrier that is not complete is repaired inline": that of a single server,
     which may be a liar, must not cost the others more than the liar could. Shown by progress.
     """
 
-    def __init__(self, position: ClientPosition) -> None:
-        self._hand = _Updater(position)
-
     async def act(self) -> None:
         """Some barriers at one object; nothing without an ally."""
-        hand = self._hand
-        random, name = hand.random, hand.an_object()
-        if not hand.position.allies:
+        random, name = self.random, self.an_object()
+        if not self.position.allies:
             await Receive(_LISTEN_US)
             return
-        ally = random.choice(hand.position.allies)
-        await hand.observe((name,))
+        ally = random.choice(self.position.allies)
+        await self.observe((name,))
         ahead_us = random.choice(_AHEAD_US)
         for _ in range(random.randint(1, 8)):
             known = forged_barrier(
-                ally, name, hand.latest(name).get(ally.node), time_us=await Now() + ahead_us
+                ally, name, self.latest(name).get(ally.node), time_us=await Now() + ahead_us
             )
-            sets, authenticators = hand.sets({name: {ally.node: known}})
+            sets, authenticators = self.sets({name: {ally.node: known}})
             if random.random() < 0.5:
-                for node in hand.some_nodes():
-                    await Send(NodeId(node), InlineBarrier(sets[0], authenticators[0]))
-                await hand.listen((name,))
+                await self.send(self.some_nodes(), InlineBarrier(sets[0], authenticators[0]))
+                await self.listen((name,))
             else:
-                await hand.update(
-                    hand.some_nodes(),
-                    (sets, authenticators),
-                    kind=ConditionedKind.BARRIER,
-                    clock=0,
-                )
+                both = sets, authenticators
+                await self.update(self.some_nodes(), both, kind=ConditionedKind.BARRIER, clock=0)
 
 
-class Meddler:
+class Meddler(Updater):
     """Repairs whatever it meets, needed or not: finishes, bars and copies, and shows it to few.
 
     [Q/U §4.3.5] a repair of what takes place anyway changes nothing. Shown by serializability and
     candidates.
     """
 
-    def __init__(self, position: ClientPosition) -> None:
-        self._hand = _Updater(position)
-
     async def act(self) -> None:
         """One step at one object: whatever it finds there."""
-        hand = self._hand
-        random, name = hand.random, hand.an_object()
-        await hand.observe((name,))
-        known = {node: each for node, each in hand.latest(name).items() if random.random() < 0.8}
+        random, name = self.random, self.an_object()
+        await self.observe((name,))
+        known = {node: each for node, each in self.latest(name).items() if random.random() < 0.8}
         if not known:
             return
-        sets, authenticators = hand.sets({name: known})
+        sets, authenticators = self.sets({name: known})
         match random.randrange(3):
             case 0:
-                for node in hand.some_nodes():
-                    await Send(NodeId(node), InlineBarrier(sets[0], authenticators[0]))
-                await hand.listen((name,))
+                await self.send(self.some_nodes(), InlineBarrier(sets[0], authenticators[0]))
+                await self.listen((name,))
             case 1:
                 kind = random.choice((ConditionedKind.BARRIER, ConditionedKind.COPY))
-                await hand.update(hand.some_nodes(), (sets, authenticators), kind=kind, clock=0)
+                await self.update(self.some_nodes(), (sets, authenticators), kind=kind, clock=0)
             case _:
                 await self._finish(name, known)
 
     async def _finish(self, name: ObjectId, known: dict[NodeId, Known]) -> None:
         """Finish the latest candidate of one server at some others."""
-        hand = self._hand
-        host = hand.random.choice(sorted(known))
+        host = self.random.choice(sorted(known))
         candidate = parse_history(known[host].history).latest_object
         conditioned = await self._fetched(host, candidate)
         if not conditioned:
             return
-        sets, authenticators = hand.sets({name: known})
+        sets, authenticators = self.sets({name: known})
         request = InlineUpdate(
             conditioned,
             client_of(candidate.timestamp),
@@ -187,9 +164,8 @@ class Meddler:
             authenticators[0],
             NodeId(0),
         )
-        for node in hand.some_nodes():
-            await Send(NodeId(node), request)
-        await hand.listen(candidate.objects or (name,))
+        await self.send(self.some_nodes(), request)
+        await self.listen(candidate.objects or (name,))
 
     async def _fetched(self, host: NodeId, candidate: Candidate) -> bytes:
         await Send(host, FetchRequest(candidate.timestamp))
@@ -211,7 +187,7 @@ class _Planted(NamedTuple):
     vouchers: tuple[Voucher, ...]
 
 
-class LateFinisher:
+class LateFinisher(Writer):
     """Writes to few nodes, collects their vouchers and its allies', and finishes it much later.
 
     [PASIS §3.4.3.3] a repair shows vouchers of nodes of which one is correct; what was permitted
@@ -219,45 +195,41 @@ class LateFinisher:
     """
 
     def __init__(self, position: ClientPosition) -> None:
-        self._hand = _Writer(position)
+        super().__init__(position)
         self._planted: list[_Planted] = []
 
     async def act(self) -> None:
         """Plant one, or finish one that was planted before."""
-        hand = self._hand
-        if self._planted and hand.random.random() < 0.5:
-            await self._finish(self._planted.pop(hand.random.randrange(len(self._planted))))
+        if self._planted and self.random.random() < 0.5:
+            await self._finish(self._planted.pop(self.random.randrange(len(self._planted))))
             return
-        block = hand.block()
-        item = hand.item(block)
-        sizes = hand.position.sizes.read_write
-        nodes = hand.some_nodes(hand.random.randint(1, sizes.repairable))
-        timestamp = await hand.write(block, hand.code.encode(item), nodes=nodes, time=await Now())
+        block = self.block()
+        item = self.item(block)
+        sizes = self.position.sizes.read_write
+        nodes = self.some_nodes(self.random.randint(1, sizes.repairable))
+        timestamp = await self.write(block, self.code.encode(item), nodes=nodes, time=await Now())
         vouchers = await self._vouchers(block, timestamp)
         self._planted.append(_Planted(block, item, timestamp, vouchers))
 
     async def _vouchers(self, block: BlockId, timestamp: BlockTimestamp) -> tuple[Voucher, ...]:
-        hand = self._hand
         given: dict[NodeId, bytes] = {}
-        for node in range(hand.N):
-            await Send(NodeId(node), VouchRequest(block, timestamp))
-        for _ in range(hand.N):
+        await self.send(range(self.n), VouchRequest(block, timestamp))
+        for _ in range(self.n):
             delivery = await Receive(_LISTEN_US)
             if delivery is None:
                 break
             if isinstance(delivery.message, VouchReply) and delivery.message.authenticator:
                 given[delivery.node] = delivery.message.authenticator
         digest = voucher_digest(block=block, timestamp=encoded(timestamp))
-        for ally in hand.position.allies:
+        for ally in self.position.allies:
             given[ally.node] = ally.keys.make(digest)
         return tuple(Voucher(node, made) for node, made in sorted(given.items()))
 
     async def _finish(self, planted: _Planted) -> None:
-        hand = self._hand
-        await hand.write(
+        await self.write(
             planted.block,
-            hand.code.encode(planted.item),
-            nodes=hand.some_nodes(hand.random.randint(1, hand.N)),
+            self.code.encode(planted.item),
+            nodes=self.some_nodes(self.random.randint(1, self.n)),
             time=planted.timestamp.time,
             author=planted.timestamp.client,
             vouchers=planted.vouchers,
@@ -300,5 +272,4 @@ def forged_barrier(
     head = next((each.timestamp for each in reversed(kept) if not each.barrier), ZERO)
     barrier = Candidate(timestamp, head)
     history = history_of((*kept, barrier), initial=honest.initial)
-    digest = replica_history_digest(object=name, encoded=history)
-    return Known(history, ally.keys.make(digest))
+    return ally.reported(name, history)

@@ -1,38 +1,50 @@
 """Correct nodes accept only a bounded amount from any client or node. [design §1 G7, §4]
 
-The record is taken at the commits of correct nodes. Bounds are those of `bftfs.limits`:
+The records are taken at the commits of correct nodes. Bounds are those of `bftfs.limits`:
 
 - no time that a node accepts lies further ahead of its own clock than clocks may differ;
 - of the barriers and copies that one client makes, a node accepts so many at once and per second;
 - in a replica history that is long, no client has more than its share of unfinished work: it gets
   none in but what others finish, for which servers have to vouch that have accepted it;
-- no more requests wait for object sync, in all and of one principal, than there are places.
+- no more requests wait for object sync, in all and of one principal, than there are places;
+- [LazyVer §3.8.3] of one client, and of one client and block, a node takes only so many possible
+  versions, and beyond that, while they cannot be verified, one in `VERIFY_EXCUSED_US`;
+- [Q/U §4.3.5] of one client, a server takes updates of only so many objects that may be incomplete;
+- [design §9] the versions of one client take only so many bytes of a node.
+
+For the last three, counted is what the client itself has brought about for certain: a version of a
+block for which too few vouched when this node took it, an update that too few had accepted, for
+anybody else to bring it here. Whatever a correct node has verified, or a quorum accepted, is
+settled, whether or not this node knows: so nothing here rests on what the nodes' own counters say.
+
+Servers keep two of these counters in memory, and when they made an exception last: with every life
+of a node, a client has as much again. And an update that is let in may leave several objects in
+question at once.
 """
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from bftfs import limits
-from bftfs.identifiers import ClientId, NodeId
-from bftfs.query_update.history import client_of, time_of
+from bftfs.identifiers import BLOCK_ID_BYTES, BlockId, ClientId, NodeId, ObjectId
+from bftfs.query_update.history import Candidate, LogicalTimestamp, client_of, time_of
+from bftfs.read_write.timestamp import BlockTimestamp, timestamp_of
 from bftfs.read_write.timestamp import time_of as block_time_of
-from bftfs.read_write.version_row import VERIFIED
-from bftfs.simulation.checkers.candidates import Acceptance
-from bftfs.storage import Table, Write
-
-_MOST_FINDINGS = 20  # of one run; one is enough, and a broken bound breaks all the time
+from bftfs.read_write.version_row import VERIFIED, checksum_of
+from bftfs.server.block_verification import VerificationPolicy, VerificationSettings
+from bftfs.simulation.checkers.candidates import Acceptance, CandidateRecord, Judgement
+from bftfs.storage import StorageView, Table, Write
 
 
 @dataclass(slots=True)
-class BoundsRecord:
+class BoundsRecord(Judgement):
     """Compares what correct nodes accept with the bounds."""
 
     repairable: int  # servers that vouch for what is finished
     byzantine: int = 0  # servers that vouch for anything
-    findings: list[str] = field(default_factory=list)
     # Per node and client: tokens left, and when that was so. Kept apart from the servers' own.
     _allowances: dict[tuple[NodeId, ClientId], tuple[float, int]] = field(default_factory=dict)
 
@@ -61,7 +73,7 @@ class BoundsRecord:
                 and own > limits.HISTORY_SHARE
                 and elsewhere < vouching - self.byzantine
             ):
-                self._find(
+                self.find(
                     f"node {node} has {own} candidates of one client in a history of {len(history)}"
                 )
         for client, number in repairs.items():
@@ -83,12 +95,12 @@ class BoundsRecord:
     def parked(self, node: NodeId, total: int, most_of_one: int) -> None:
         """So many requests wait for object sync at `node`."""
         if total > limits.PARKED_REQUESTS or most_of_one > limits.PARKED_REQUESTS_OF_ONE:
-            self._find(f"{total} requests wait at node {node}, {most_of_one} of one principal")
+            self.find(f"{total} requests wait at node {node}, {most_of_one} of one principal")
 
     def _require_sane(self, node: NodeId, clock_us: int, time_us: int, subject: bytes) -> None:
         ahead_us = time_us - clock_us
         if ahead_us > limits.CLOCK_SKEW_US:
-            self._find(
+            self.find(
                 f"node {node} has accepted a time {ahead_us // 1_000} ms ahead of its clock, of "
                 f"{subject.hex()[-6:]}"
             )
@@ -100,8 +112,191 @@ class BoundsRecord:
         left = min(most, left + earned) - number
         self._allowances[node, client] = (left, clock_us)
         if left < -1:  # the server counts in whole tokens
-            self._find(f"node {node} has accepted {-left:.0f} repairs too many of one client")
+            self.find(f"node {node} has accepted {-left:.0f} repairs too many of one client")
 
-    def _find(self, finding: str) -> None:
-        if len(self.findings) < _MOST_FINDINGS:
-            self.findings.append("bounds: " + finding)
+
+Possible = dict[BlockId, set[BlockTimestamp]]
+
+
+@dataclass(slots=True)
+class PossibleVersionsRecord(Judgement):
+    """The possible versions that each client has left at each correct node."""
+
+    settings: VerificationSettings
+    believed: int  # correct nodes that, with the Byzantine ones, vouch for a version
+    most: int = 0  # possible versions of one client, at any node
+    _possible: dict[NodeId, dict[ClientId, Possible]] = field(
+        default_factory=lambda: defaultdict(lambda: defaultdict(dict))
+    )
+    _hosts: dict[bytes, set[NodeId]] = field(default_factory=lambda: defaultdict(set))
+    _verified: dict[BlockId, BlockTimestamp] = field(default_factory=dict)  # the greatest
+    _excused_us: dict[tuple[NodeId, ClientId], int] = field(default_factory=dict)
+    _life: dict[NodeId, int] = field(default_factory=dict)
+
+    def committed(
+        self, node: NodeId, clock_us: int, writes: Iterable[Write], *, lives: int
+    ) -> None:
+        """Record what `node` commits; it has been started `lives` times."""
+        if self.settings.policy not in {VerificationPolicy.LAZY, VerificationPolicy.COOPERATIVE}:
+            return
+        if self._life.get(node) != lives:  # what was taken and excused before, it does not know
+            self._life[node] = lives
+            self._possible.pop(node, None)
+            self._excused_us = {key: at for key, at in self._excused_us.items() if key[0] != node}
+        for table, key, value in writes:
+            if table is not Table.BLOCK:
+                continue
+            block, timestamp = BlockId(bytes(key[:BLOCK_ID_BYTES])), timestamp_of(key)
+            if value is None:
+                self._possible[node][timestamp.client].get(block, set()).discard(timestamp)
+            elif value[0] & VERIFIED:
+                known = self._verified.get(block)
+                if known is None or known < timestamp:
+                    self._verified[block] = timestamp
+            elif len(self._hosts[bytes(key)] - {node}) < self.believed:
+                versions = self._possible[node][timestamp.client].setdefault(block, set())
+                if timestamp not in versions:
+                    versions.add(timestamp)
+                    self._judge(node, clock_us, timestamp, block)
+            self._hosts[bytes(key)].add(node)
+
+    def _judge(
+        self, node: NodeId, clock_us: int, timestamp: BlockTimestamp, block: BlockId
+    ) -> None:
+        """There is one more version of `block` that is not known to be complete."""
+        client = timestamp.client
+        total = self._settle(node, client, clock_us)
+        self.most = max(self.most, total)
+        versions = self._possible[node][client].get(block, set())
+        if timestamp not in versions:
+            return  # a later one is verified: nobody has to know what has become of it
+        of_block = len(versions)
+        if total <= 1:
+            self._excused_us.pop((node, client), None)
+        if total <= self.settings.client and of_block <= self.settings.block:
+            return
+        excused_us = self._excused_us.get((node, client))
+        self._excused_us[node, client] = clock_us
+        if excused_us is not None and 0 <= clock_us - excused_us < limits.VERIFY_EXCUSED_US:
+            self.find(
+                f"node {node} has taken {total} possible versions of one client, {of_block} of one "
+                f"block, the last two of them {(clock_us - excused_us) // 1_000} ms apart"
+            )
+
+    def _settle(self, node: NodeId, client: ClientId, clock_us: int) -> int:
+        """Forget what is possible no more; how many versions of `client` still are."""
+        total = 0
+        possible = self._possible[node][client]
+        for block in list(possible):
+            verified = self._verified.get(block)
+            possible[block] = {
+                each
+                for each in possible[block]
+                if (verified is None or verified < each)
+                and each.time >= clock_us - limits.ABANDONED_US
+            }
+            total += len(possible[block])
+            if not possible[block]:
+                del possible[block]
+        return total
+
+
+@dataclass(slots=True)
+class UnfinishedRecord(Judgement):
+    """The objects that each client has left in question at each correct node."""
+
+    candidates: CandidateRecord
+    most_of_client: int
+    believed: int  # correct nodes that, with the Byzantine ones, make others take what they have
+    most: int = 0  # objects in question because of one client, at any node
+    _widest: int = 1  # objects of one update, so far
+    _latest: dict[NodeId, dict[ObjectId, LogicalTimestamp]] = field(
+        default_factory=lambda: defaultdict(dict)
+    )
+    # The objects in `_latest`, by the client whose update is the latest there.
+    _of_client: dict[tuple[NodeId, ClientId], dict[ObjectId, LogicalTimestamp]] = field(
+        default_factory=lambda: defaultdict(dict)
+    )
+    _greatest: dict[ObjectId, LogicalTimestamp] = field(default_factory=dict)
+    _at: dict[tuple[ObjectId, LogicalTimestamp], set[Candidate]] = field(
+        default_factory=lambda: defaultdict(set)
+    )
+
+    def accepted(self, node: NodeId, acceptances: Iterable[Acceptance], *, lives: int) -> None:
+        """`node` has accepted candidates in the last of so many lives."""
+        latest = self._latest[node]
+        updates: dict[LogicalTimestamp, set[ObjectId]] = {}
+        for identifier, candidate, history, _ in acceptances:
+            self._at[identifier, candidate.timestamp].add(candidate)
+            if candidate.timestamp == history[-1].timestamp:
+                updates.setdefault(candidate.timestamp, set()).add(identifier)
+        for timestamp, objects in updates.items():
+            of_client = self._of_client[node, client_of(timestamp)]
+            for identifier in objects:
+                before = latest.get(identifier)
+                if before is not None:
+                    del self._of_client[node, client_of(before)][identifier]
+                latest[identifier] = of_client[identifier] = timestamp
+                if self._greatest.get(identifier, b"") < timestamp:
+                    self._greatest[identifier] = timestamp
+            self._judge(node, timestamp, objects, lives)
+
+    def _judge(
+        self, node: NodeId, timestamp: LogicalTimestamp, objects: set[ObjectId], lives: int
+    ) -> None:
+        """`node` has accepted an update of `objects`."""
+        if not all(self._is_in_question(identifier, timestamp) for identifier in objects):
+            return
+        self._widest = max(self._widest, len(objects))
+        # In each life the last update was let in with less than the limit, whatever its width.
+        allowed = self.most_of_client * lives + (self._widest - 1) * (lives - 1)
+        others = sum(
+            identifier not in objects and self._is_in_question(identifier, each)
+            for identifier, each in self._of_client[node, client_of(timestamp)].items()
+        )
+        self.most = max(self.most, others + len(objects))
+        if others >= allowed:
+            self.find(
+                f"node {node} has accepted an update of a client because of whom {others} "
+                "other objects were in question"
+            )
+
+    def _is_in_question(self, identifier: ObjectId, timestamp: LogicalTimestamp) -> bool:
+        if self._greatest[identifier] != timestamp:
+            return False
+        accepted = self.candidates.accepted[identifier]
+        return all(
+            not (candidate.barrier or candidate.copy) and len(accepted[candidate]) <= self.believed
+            for candidate in self._at[identifier, timestamp]
+        )
+
+
+@dataclass(slots=True)
+class VolumesRecord(Judgement):
+    """The bytes that each client's versions use at each correct node."""
+
+    client_bytes: int
+    believed: int  # correct nodes that, with the Byzantine ones, vouch for a version
+    most: int = 0  # bytes of one client, at any node
+    _hosts: dict[bytes, set[NodeId]] = field(default_factory=lambda: defaultdict(set))
+    _taken: dict[tuple[NodeId, ClientId], dict[bytes, int]] = field(
+        default_factory=lambda: defaultdict(dict)
+    )
+
+    def committed(self, node: NodeId, view: StorageView, writes: Iterable[Write]) -> None:
+        """Record what `node` commits; `view` shows the store with it."""
+        for table, key, value in writes:
+            if table is not Table.BLOCK:
+                continue
+            client = timestamp_of(key).client
+            taken = self._taken[node, client]
+            if value is None:
+                taken.pop(bytes(key), None)
+            elif len(self._hosts[bytes(key)] - {node}) < self.believed:
+                fragment = view.get(Table.FRAGMENT, key) or b""
+                taken[bytes(key)] = len(fragment) + len(checksum_of(bytes(value)))
+                volume = sum(taken.values())
+                self.most = max(self.most, volume)
+                if volume > self.client_bytes:
+                    self.find(f"the versions of one client take {volume} bytes of node {node}")
+            self._hosts[bytes(key)].add(node)

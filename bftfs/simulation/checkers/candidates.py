@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import msgspec
 
@@ -28,6 +28,22 @@ from bftfs.storage import Table, Write
 
 _decode_row = msgspec.msgpack.Decoder(ObjectRow).decode
 _decode_version = msgspec.msgpack.Decoder(Version).decode
+
+
+MOST_FINDINGS = 20  # of one record; one is enough, and what is broken breaks all the time
+
+
+@dataclass(slots=True)
+class Judgement:
+    """A record of what correct nodes commit, which is judged while it is taken down."""
+
+    sort: ClassVar[str] = "bounds"  # of the findings
+    findings: list[str] = field(default_factory=list, kw_only=True)
+
+    def find(self, finding: str) -> None:
+        """Take down a finding, unless there are plenty."""
+        if len(self.findings) < MOST_FINDINGS:
+            self.findings.append(f"{self.sort}: {finding}")
 
 
 class Acceptance(NamedTuple):

@@ -16,7 +16,6 @@ from dataclasses import dataclass, field
 from operator import attrgetter
 
 from bftfs.filesystem import registry
-from bftfs.filesystem.attributes import Attributes
 from bftfs.filesystem.file_history import CHANGES_SHOWN
 from bftfs.identifiers import ClientId, ObjectId
 from bftfs.query_update.history import time_of
@@ -30,15 +29,7 @@ from bftfs.simulation.checkers.namespace import (
     arguments_of,
     established_operations,
 )
-
-
-@dataclass(slots=True)
-class SeenObject:
-    """An object as it was shown as of a time."""
-
-    attributes: Attributes
-    entries: dict[bytes, ObjectId] = field(default_factory=dict)
-    content: bytes | None = None  # of a file
+from bftfs.simulation.checkers.tree import SeenObject
 
 
 @dataclass(slots=True)

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from bftfs.filesystem.attributes import Attributes, decode_attributes
 from bftfs.filesystem.objects import ATTRIBUTES_KEY
@@ -29,21 +30,19 @@ from bftfs.identifiers import (
 from bftfs.query_update.history import LogicalTimestamp, time_of
 from bftfs.read_write.timestamp import time_of as block_time_of
 from bftfs.read_write.version_row import VERIFIED
-from bftfs.simulation.checkers.candidates import CandidateRecord, chain_of
+from bftfs.simulation.checkers.candidates import MOST_FINDINGS, CandidateRecord, Judgement, chain_of
 from bftfs.storage import Table, Write
-
-_MOST_FINDINGS = 20  # of one run
 
 
 @dataclass(slots=True)
-class RetentionRecord:
+class RetentionRecord(Judgement):
     """Compares the versions that correct nodes remove with those that they have to keep."""
 
+    sort: ClassVar[str] = "retention"
     candidates: CandidateRecord
     established: int  # correct nodes that make a candidate established
     window_us: int
     roomy: frozenset[NodeId] = frozenset()
-    findings: list[str] = field(default_factory=list)
     object_versions: int = 0  # that were let go, over all correct nodes
     block_versions: int = 0  # likewise
     # Versions of blocks that have gone: where, which, and the first moment of the window then.
@@ -89,14 +88,14 @@ class RetentionRecord:
         if superseding is not None and version not in chain:
             return  # it never was the truth
         if node in self.roomy:
-            self._find(f"node {node} has room, and let go of {_named(identifier, version)}")
+            self.find(f"node {node} has room, and let go of {_named(identifier, version)}")
         elif superseding is None:
-            self._find(
+            self.find(
                 f"node {node} let go of {_named(identifier, version)}, which nothing established "
                 "has superseded"
             )
         elif time_of(superseding) > horizon_us:
-            self._find(
+            self.find(
                 f"node {node} let go of {_named(identifier, version)}, which was the truth until "
                 f"{(time_of(superseding) - horizon_us) // 1_000} ms after its window began"
             )
@@ -115,7 +114,7 @@ class RetentionRecord:
                     f"block {key[:BLOCK_ID_BYTES].hex()[-6:]}, which is shown at or after "
                     f"{horizon_us}"
                 )
-        return found[:_MOST_FINDINGS]
+        return found[:MOST_FINDINGS]
 
     def is_required(self, key: bytes, horizon_us: int) -> bool:
         """True if a reader who asks for a time from then on may want this version of a block."""
@@ -156,10 +155,6 @@ class RetentionRecord:
     def _chain(self, identifier: ObjectId) -> list[LogicalTimestamp]:
         accepted = self.candidates.accepted.get(identifier, {})
         return chain_of(accepted, established=self.established)
-
-    def _find(self, finding: str) -> None:
-        if len(self.findings) < _MOST_FINDINGS:
-            self.findings.append("retention: " + finding)
 
 
 def _named(identifier: ObjectId, version: LogicalTimestamp) -> str:

@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
+from bftfs.filesystem.attributes import Attributes
 from bftfs.identifiers import ObjectId
 
 
 @dataclass(slots=True)
-class TreeNode:
-    """A directory or an inode, as its attributes and a listing of it say."""
+class SeenObject:
+    """A directory or an inode, as a client was shown it."""
 
-    is_directory: bool
-    links: int
-    parent: ObjectId | None = None  # of a directory
-    counted: int = 0  # how many entries a directory says that it has
+    attributes: Attributes
     entries: dict[bytes, ObjectId] = field(default_factory=dict)
+    content: bytes | None = None  # of a file, if it was read
 
 
-def check_tree(nodes: Mapping[ObjectId, TreeNode], *, root: ObjectId) -> list[str]:
+def check_tree(nodes: Mapping[ObjectId, SeenObject], *, root: ObjectId) -> list[str]:
     """Findings against `nodes`, which are all objects that there are, reachable or not."""
     findings: list[str] = []
     if root not in nodes:
@@ -30,56 +29,46 @@ def check_tree(nodes: Mapping[ObjectId, TreeNode], *, root: ObjectId) -> list[st
             names.setdefault(child, []).append((identifier, name))
             if child not in nodes:
                 findings.append(f"tree: {name!r} in {_short(identifier)} stands for nothing")
-        if node.is_directory and node.counted != len(node.entries):
-            findings.append(
-                f"tree: {_short(identifier)} says that it has {node.counted} entries, and has "
-                f"{len(node.entries)}"
-            )
-    for identifier, node in nodes.items():
-        places = names.get(identifier, [])
-        if node.is_directory:
-            findings += _check_directory(identifier, node, places, nodes, root=root)
-        elif node.links != len(places):
-            findings.append(
-                f"tree: {_short(identifier)} says that it has {node.links} names, and has {places}"
-            )
     reached = _reachable(nodes, root)
-    findings += [
-        f"tree: {_short(identifier)} is in use and cannot be reached"
-        for identifier, node in nodes.items()
-        if node.links and identifier not in reached
-    ]
+    for identifier, node in nodes.items():
+        said, places = node.attributes, names.get(identifier, [])
+        if said.is_directory:
+            findings += _check_directory(identifier, node, places, nodes, root=root)
+        elif said.links != len(places):
+            findings.append(
+                f"tree: {_short(identifier)} says that it has {said.links} names, and has {places}"
+            )
+        if said.links and identifier not in reached:
+            findings.append(f"tree: {_short(identifier)} is in use and cannot be reached")
     return findings
 
 
 def _check_directory(
     identifier: ObjectId,
-    node: TreeNode,
+    node: SeenObject,
     places: list[tuple[ObjectId, bytes]],
-    nodes: Mapping[ObjectId, TreeNode],
+    nodes: Mapping[ObjectId, SeenObject],
     *,
     root: ObjectId,
-) -> list[str]:
-    findings = []
-    if not node.links:
-        if places or node.counted:
-            findings.append(f"tree: {_short(identifier)} was removed, and is at {places}")
-        return findings
-    below = sum(child in nodes and nodes[child].is_directory for child in node.entries.values())
-    if node.links != 2 + below:
-        findings.append(
-            f"tree: directory {_short(identifier)} says that it has {node.links} links, and has "
-            f"{below} directories in it"
-        )
-    wanted = 0 if identifier == root else 1
-    if len(places) != wanted:
-        findings.append(f"tree: directory {_short(identifier)} has the names {places}")
-    elif places and places[0][0] != node.parent:
-        findings.append(f"tree: directory {_short(identifier)} does not know where it stands")
-    return findings
+) -> Iterator[str]:
+    said, where = node.attributes, f"tree: directory {_short(identifier)}"
+    if said.entries != len(node.entries):
+        yield f"{where} says that it has {said.entries} entries, and has {len(node.entries)}"
+    if not said.links:
+        if places or said.entries:
+            yield f"{where} was removed, and is at {places}"
+        return
+    children = [nodes[child] for child in node.entries.values() if child in nodes]
+    below = sum(child.attributes.is_directory for child in children)
+    if said.links != 2 + below:
+        yield f"{where} says that it has {said.links} links, and has {below} directories in it"
+    if len(places) != (0 if identifier == root else 1):
+        yield f"{where} has the names {places}"
+    elif places and places[0][0] != said.parent:
+        yield f"{where} does not know where it stands"
 
 
-def _reachable(nodes: Mapping[ObjectId, TreeNode], root: ObjectId) -> set[ObjectId]:
+def _reachable(nodes: Mapping[ObjectId, SeenObject], root: ObjectId) -> set[ObjectId]:
     reached = {root}
     waiting = [root]
     while waiting:

@@ -29,7 +29,8 @@ from bftfs.query_update.object_type import ObjectTypes
 from bftfs.restoration.undo import Step
 from bftfs.simulation.checkers.candidates import CandidateRecord
 from bftfs.simulation.checkers.namespace import NamespaceModel, arguments_of, established_operations
-from bftfs.simulation.checkers.past import PastTree, SeenObject, WrittenContents
+from bftfs.simulation.checkers.past import PastTree, WrittenContents
+from bftfs.simulation.checkers.tree import SeenObject
 
 Path = tuple[bytes, ...]
 

@@ -25,8 +25,8 @@ class Task:
 
     name: str
     conversation: Callable[[], Conversation[Any]]
-    began: Callable[[float], None]
-    ended: Callable[[Any, float], None]
+    began: Callable[[float], None] = lambda _at: None
+    ended: Callable[[Any, float], None] = lambda _result, _at: None
     # Takes an error that the conversation may end with, if it is part of what the operation is
     # about.
     failed: Callable[[BaseException, float], bool] = lambda _error, _at: False

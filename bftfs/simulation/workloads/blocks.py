@@ -22,8 +22,8 @@ from bftfs.limits import TIMES_PER_WRITE
 from bftfs.read_write.client import ReadWriteClient
 from bftfs.read_write.reading import FoundVersion
 from bftfs.read_write.timestamp import BlockTimestamp, successor_of
-from bftfs.simulation.checkers.durability import check_bound, check_hosted
-from bftfs.simulation.checkers.linearizability import RegisterOperation, check_register
+from bftfs.simulation.checkers.disks import check_bound, check_hosted
+from bftfs.simulation.checkers.registers import RegisterOperation, check_register
 from bftfs.simulation.deployment import CREDENTIALS, Sizes
 from bftfs.simulation.principals import SimulatedClient
 from bftfs.simulation.workloads import CorrectNodes, Task

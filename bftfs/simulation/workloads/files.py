@@ -10,7 +10,7 @@ import errno
 import os
 import stat
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from random import Random
 from typing import Any
@@ -18,12 +18,14 @@ from typing import Any
 from bftfs import limits
 from bftfs.asking.peers import Peers
 from bftfs.asking.quorum import ThresholdQuorums
+from bftfs.coding.erasure import Buffer
 from bftfs.conversation import Conversation, Now, Pause
 from bftfs.credentials import Credentials
 from bftfs.errors import FileSystemError, PastUnknown
 from bftfs.filesystem import registry
-from bftfs.filesystem.attributes import Attributes, Changes
+from bftfs.filesystem.attributes import Changes
 from bftfs.filesystem.capacity import ClusterCapacity
+from bftfs.filesystem.contents import OpenFile
 from bftfs.filesystem.directory import Creation, DirectoryCreation, Name, Renaming
 from bftfs.filesystem.file_history import History
 from bftfs.filesystem.operations import FileSystem
@@ -43,17 +45,14 @@ from bftfs.query_update.history import LogicalTimestamp, time_of
 from bftfs.query_update.object_type import ObjectTypes, Record
 from bftfs.query_update.past_reading import PastReader
 from bftfs.read_write.client import ReadWriteClient
-from bftfs.read_write.reading import FoundVersion
 from bftfs.read_write.timestamp import BlockTimestamp, version_key
 from bftfs.restoration.viewpoint import Viewpoint
 from bftfs.simulation.checkers.candidates import chain_of, check_chain
-from bftfs.simulation.checkers.convergence import check_convergence
-from bftfs.simulation.checkers.durability import check_bound
-from bftfs.simulation.checkers.linearizability import RegisterOperation, check_register
+from bftfs.simulation.checkers.disks import check_bound, check_convergence
 from bftfs.simulation.checkers.namespace import Call, check_namespace
 from bftfs.simulation.checkers.past import ListedVersions, PastTree, WrittenContents, check_past
-from bftfs.simulation.checkers.regularity import check_regular
-from bftfs.simulation.checkers.tree import TreeNode, check_tree
+from bftfs.simulation.checkers.registers import RegisterOperation, check_register, check_regular
+from bftfs.simulation.checkers.tree import SeenObject, check_tree
 from bftfs.simulation.checkers.undo import Restored, Undone, check_restored, check_undone
 from bftfs.simulation.deployment import CREDENTIALS, Sizes
 from bftfs.simulation.principals import SimulatedClient
@@ -67,6 +66,8 @@ WALKS = 4  # of the tree, at most, until two of them agree
 PAUSE_US = 300_000  # between a file's creation and the first write to it, at most
 LISTED = 12  # objects whose versions it lists
 INTRUSIONS = 8  # of a client's changes, at most, are taken back
+Path = tuple[bytes, ...]  # of names, from the root on
+
 FORBIDDEN = b"forbidden"  # a name that only clients without the right to it create
 
 
@@ -111,7 +112,7 @@ class FileWorkload:
         self.made: set[ObjectId] = set()  # by mounts that show what they write when they close it
         self.calls: list[Call] = []  # on the namespace, by correct clients
         self.correct: dict[ClientId, None] = {}
-        self.tree: dict[ObjectId, TreeNode] | None = None  # as the auditor has found it
+        self.tree: dict[ObjectId, SeenObject] | None = None  # as the auditor has found it
         self.pasts: list[PastTree] = []  # likewise, as of times
         self.listed: dict[ObjectId, ListedVersions] = {}  # versions of objects, likewise
         self.kept_since_us: Callable[[], int] | None = None
@@ -306,16 +307,16 @@ class FileWorkload:
         return self.done
 
 
-class _RecordedMetadata:
+class _RecordedMetadata(QueryUpdateClient):
     """A client's access to metadata, which takes down every call and what became of it."""
 
-    def __init__(self, workload: FileWorkload, host: SimulatedClient, name: str) -> None:
+    def __init__(
+        self, workload: FileWorkload, host: SimulatedClient, name: str, peers: Peers
+    ) -> None:
+        super().__init__(host.client, peers, workload.types)
         self._workload = workload
         self._host = host
         self._name = name
-        self.peers = Peers(ThresholdQuorums(workload.sizes.query_update))
-        self._client = QueryUpdateClient(host.client, self.peers, workload.types)
-        self.past = PastReader(self._client)
         workload.correct[host.client] = None
 
     async def query(
@@ -326,10 +327,8 @@ class _RecordedMetadata:
         credentials: Credentials,
     ) -> Answered:
         """Invoke a query."""
-        call = self._begun(method, objects, arguments, update=False)
-        return await self._witnessed(
-            call, self._client.query(objects, method, arguments, credentials)
-        )
+        asking = super().query(objects, method, arguments, credentials)
+        return await self._witnessed(method, objects, arguments, asking, update=False)
 
     async def update(
         self,
@@ -341,96 +340,82 @@ class _RecordedMetadata:
         not_before_us: int = 0,
     ) -> Answered:
         """Invoke an update."""
-        call = self._begun(method, objects, arguments, update=True)
-        return await self._witnessed(
-            call,
-            self._client.update(
-                objects, method, arguments, credentials, not_before_us=not_before_us
-            ),
+        asking = super().update(
+            objects, method, arguments, credentials, not_before_us=not_before_us
         )
+        return await self._witnessed(method, objects, arguments, asking, update=True)
 
-    def _begun(
-        self, method: str, objects: tuple[ObjectId, ...], arguments: Record, *, update: bool
-    ) -> Call:
-        host = self._host
-        now_us = host.world.now_us
-        call = Call(host.client, self._name, method, update, objects, arguments, now_us)
+    async def _witnessed(
+        self,
+        method: str,
+        objects: tuple[ObjectId, ...],
+        arguments: Record,
+        asking: Conversation[Answered],
+        *,
+        update: bool,
+    ) -> Answered:
+        world = self._host.world
+        call = Call(self.client, self._name, method, update, objects, arguments, world.now_us)
         self._workload.calls.append(call)
-        return call
-
-    async def _witnessed(self, call: Call, conversation: Conversation[Answered]) -> Answered:
         try:
-            answered = await conversation
+            answered = await asking
         except FileSystemError as refusal:
             call.refusal = refusal.code
             call.versions = tuple(map(LogicalTimestamp, refusal.versions))
-            call.responded = self._host.world.now_us
+            call.responded = world.now_us
             raise
         call.answer = answered.answer
         call.versions = (answered.timestamp,) * len(set(call.objects))
-        call.responded = self._host.world.now_us
+        call.responded = world.now_us
         return answered
 
 
-class _RecordedBlocks:
+class _RecordedBlocks(ReadWriteClient):
     """A client's access to blocks, which takes down what was written, and what became of it."""
 
-    def __init__(self, workload: FileWorkload, client: ReadWriteClient) -> None:
+    def __init__(self, workload: FileWorkload, client: ClientId, peers: Peers) -> None:
+        super().__init__(client, workload.sizes.read_write, peers)
         self._workload = workload
-        self._client = client
 
     async def write_many(
         self,
-        items: Sequence[tuple[BlockId, bytes]],
+        items: Sequence[tuple[BlockId, Buffer]],
         credentials: Credentials,
         *,
         after_us: int = 0,
         is_asking: bool = True,
-    ) -> Sequence[BlockTimestamp]:
+    ) -> tuple[BlockTimestamp, ...]:
         """Write blocks."""
         for block, item in items:
             self._contents(block).begins(bytes(item))
-        times = await self._client.write_many(
-            items, credentials, after_us=after_us, is_asking=is_asking
-        )
+        times = await super().write_many(items, credentials, after_us=after_us, is_asking=is_asking)
         for (block, item), made in zip(items, times, strict=True):
             self._contents(block).ends(bytes(item), made)
             self._workload.acknowledged.append(version_key(block, made))
         return times
 
-    async def read(self, block: BlockId, *, at_time_us: int | None = None) -> FoundVersion:
-        """Read a block."""
-        return await self._client.read(block, at_time_us=at_time_us)
-
-    async def written(self, block: BlockId, timestamp: BlockTimestamp) -> FoundVersion:
-        """Read what was written."""
-        return await self._client.written(block, timestamp)
-
     def _contents(self, block: BlockId) -> WrittenContents:
         return self._workload.blocks.setdefault(inode_of(block), WrittenContents())
 
 
-@dataclass(slots=True)
 class FileSession:
     """One client, from its start to its crash."""
 
-    workload: FileWorkload
-    host: SimulatedClient
-    name: str
-    _objects: _RecordedMetadata = field(init=False)
-    _blocks: ReadWriteClient = field(init=False)
-    _system: FileSystem = field(init=False)
-    _closing: FileSystem = field(init=False)  # of a mount that is not strict
-
-    def __post_init__(self) -> None:
-        workload, client = self.workload, self.host.client
-        self._objects = _RecordedMetadata(workload, self.host, self.name)
-        self._blocks = ReadWriteClient(client, workload.sizes.read_write, self._objects.peers)
+    def __init__(self, workload: FileWorkload, host: SimulatedClient, name: str) -> None:
+        self.workload = workload
+        self.host = host
+        self.name = name
+        peers = Peers(ThresholdQuorums(workload.sizes.query_update))
+        self._objects = _RecordedMetadata(workload, host, name, peers)
+        self._past = PastReader(self._objects)
+        self._blocks = _RecordedBlocks(workload, host.client, peers)
+        self._capacity = ClusterCapacity(workload.sizes.read_write, peers)
+        # The second one is that of a mount that is not strict.
         self._system, self._closing = (
             FileSystem(
                 self._objects,
-                _RecordedBlocks(workload, self._blocks),
-                ClusterCapacity(workload.sizes.read_write, self._objects.peers),
+                self._blocks,
+                self._capacity,
                 None,
                 root=workload.root,
                 volume=workload.volume,
@@ -470,7 +455,7 @@ class FileSession:
         # one tree if the next one shows the same.
         before = None
         for _ in range(WALKS):
-            yield self._task("walk", self._walk, self._take_down_tree)
+            yield self._task("walk", self._walk)
             if self.workload.tree == before:
                 break
             before = self.workload.tree
@@ -492,18 +477,12 @@ class FileSession:
             return
         client, since_us = whose
         taking_back = partial(self._undo, client, since_us)
-        undoing = self._task(f"undo since {since_us}", taking_back, self._take_down_undone)
-        undoing.failed = _unexpected
-        yield undoing
+        yield self._task(f"undo since {since_us}", taking_back, may_fail=False)
         pasts = [past for past in workload.pasts if past.objects]
         if pasts:
             past, delete = workload.random.choice(pasts), workload.random.random() < 0.7
             restoring = partial(self._restore, past.time_us, delete=delete)
-            bringing_back = self._task(
-                f"restore {past.time_us}", restoring, self._take_down_restored
-            )
-            bringing_back.failed = _unexpected
-            yield bringing_back
+            yield self._task(f"restore {past.time_us}", restoring, may_fail=False)
 
     # --- operations --------------------------------------------------------------------------
 
@@ -513,7 +492,10 @@ class FileSession:
         conversation: Callable[[], Conversation[Any]],
         ended: Callable[[Any, float], None] = lambda _result, _at: None,
         began: Callable[[float], None] = lambda _at: None,
+        *,
+        may_fail: bool = True,
     ) -> Task:
+        """An operation, which may fail as operations on names do, if it is one of a user."""
         workload = self.workload
 
         def end(result: Any, at: float) -> None:
@@ -522,7 +504,7 @@ class FileSession:
 
         def fail(error: BaseException, at: float) -> bool:
             workload.done.append(f"{self.name} {name} {at} {error!r}")
-            return isinstance(error, FileSystemError)
+            return may_fail and isinstance(error, FileSystemError)
 
         return Task(name, conversation, began, end, fail)
 
@@ -540,12 +522,12 @@ class FileSession:
         conversation = partial(operation, *places, one, other)
         return self._task(f"{operation.__name__} {places} {one!r} {other!r}", conversation)
 
-    def _path(self) -> tuple[bytes, ...]:
+    def _path(self) -> Path:
         """Where: the root, or a directory that may be there."""
         random = self.workload.random
         return tuple(random.choices(self.workload.names, k=random.choice((0, 0, 0, 1, 1, 2))))
 
-    async def _resolve(self, path: tuple[bytes, ...]) -> ObjectId:
+    async def _resolve(self, path: Path) -> ObjectId:
         identifier = self.workload.root
         for name in path:
             identifier = (await self._system.lookup(identifier, name, CREDENTIALS)).identifier
@@ -554,40 +536,28 @@ class FileSession:
                 raise FileSystemError(errno.ENOTDIR)  # as a kernel would
         return identifier
 
-    async def _create(
-        self, place: tuple[bytes, ...], _: tuple[bytes, ...], name: bytes, __: bytes
-    ) -> None:
+    async def _create(self, place: Path, _: Path, name: bytes, __: bytes) -> None:
         directory = await self._resolve(place)
         mode = stat.S_IFREG | 0o600
         found = await self._system.make_node(directory, name, mode, CREDENTIALS)
         self.workload.known[found.identifier] = None
 
-    async def _make_directory(
-        self, place: tuple[bytes, ...], _: tuple[bytes, ...], name: bytes, __: bytes
-    ) -> None:
+    async def _make_directory(self, place: Path, _: Path, name: bytes, __: bytes) -> None:
         directory = await self._resolve(place)
         found = await self._system.make_directory(directory, name, 0o700, CREDENTIALS)
         self.workload.known[found.identifier] = None
 
-    async def _link(
-        self, place: tuple[bytes, ...], other: tuple[bytes, ...], name: bytes, title: bytes
-    ) -> None:
+    async def _link(self, place: Path, other: Path, name: bytes, title: bytes) -> None:
         found = await self._system.lookup(await self._resolve(place), name, CREDENTIALS)
         await self._system.link(found.identifier, await self._resolve(other), title, CREDENTIALS)
 
-    async def _unlink(
-        self, place: tuple[bytes, ...], _: tuple[bytes, ...], name: bytes, __: bytes
-    ) -> None:
+    async def _unlink(self, place: Path, _: Path, name: bytes, __: bytes) -> None:
         await self._system.unlink(await self._resolve(place), name, CREDENTIALS)
 
-    async def _remove_directory(
-        self, place: tuple[bytes, ...], _: tuple[bytes, ...], name: bytes, __: bytes
-    ) -> None:
+    async def _remove_directory(self, place: Path, _: Path, name: bytes, __: bytes) -> None:
         await self._system.remove_directory(await self._resolve(place), name, CREDENTIALS)
 
-    async def _rename(
-        self, place: tuple[bytes, ...], other: tuple[bytes, ...], name: bytes, title: bytes
-    ) -> None:
+    async def _rename(self, place: Path, other: Path, name: bytes, title: bytes) -> None:
         source, target = await self._resolve(place), await self._resolve(other)
         flags = self.workload.random.choice((0, 0, 0, 1, 2))
         await self._system.rename(source, name, target, title, CREDENTIALS, flags=flags)
@@ -635,26 +605,27 @@ class FileSession:
         workload = self.workload
         place, name = self._path(), workload.random.choice(workload.names)
         content = workload.new_content(self.name)
-        operation: list[RegisterOperation] = []
 
         async def write() -> None:
             system = self._system
             found = await system.lookup(await self._resolve(place), name, CREDENTIALS)
             file = await system.open(found.identifier, os.O_RDWR, CREDENTIALS)
-            operations = workload.contents.setdefault(found.identifier, [])
-            begun = RegisterOperation(self.name, "write", content, self.host.world.now_us)
-            operation.append(begun)
-            operations.append(begun)
-            now_ns = (START_US + self.host.world.now_us) * 1_000
-            if system.write(file, 0, content, now_ns=now_ns):
-                await system.write_behind(file)
-            await system.synchronize(file)
-            await system.release(file)
-            operations[operations.index(begun)] = RegisterOperation(
-                self.name, "write", content, begun.invoked, self.host.world.now_us
-            )
+            await self._overwrite(system, found.identifier, file, content)
 
         return self._task(f"write {place} {name!r}", write)
+
+    async def _overwrite(
+        self, system: FileSystem, identifier: ObjectId, file: OpenFile, content: bytes
+    ) -> None:
+        """Write an open file's contents, close it, and take that down."""
+        world = self.host.world
+        begun = RegisterOperation(self.name, "write", content, world.now_us)
+        self.workload.contents.setdefault(identifier, []).append(begun)
+        if system.write(file, 0, content, now_ns=(START_US + world.now_us) * 1_000):
+            await system.write_behind(file)
+        await system.synchronize(file)
+        await system.release(file)
+        begun.responded = world.now_us
 
     def _make_file(self) -> Task:
         """Make a file, and write it a moment later, when others may have done so."""
@@ -669,15 +640,7 @@ class FileSession:
             workload.known[found.identifier] = None
             workload.made.add(found.identifier)
             await Pause(pause_us)
-            operations = workload.contents.setdefault(found.identifier, [])
-            begun = RegisterOperation(self.name, "write", content, self.host.world.now_us)
-            operations.append(begun)
-            closing.write(file, 0, content, now_ns=(START_US + self.host.world.now_us) * 1_000)
-            await closing.synchronize(file)
-            await closing.release(file)
-            operations[operations.index(begun)] = RegisterOperation(
-                self.name, "write", content, begun.invoked, self.host.world.now_us
-            )
+            await self._overwrite(closing, found.identifier, file, content)
             await Pause(1)
             await self._look(found.identifier)
 
@@ -715,30 +678,10 @@ class FileSession:
 
     # --- audit -------------------------------------------------------------------------------
 
-    async def _walk(self) -> dict[ObjectId, TreeNode]:
-        """Every object that is reachable or was heard of."""
-        system = self._system
-        nodes: dict[ObjectId, TreeNode] = {}
-        waiting = list(self.workload.known)
-        while waiting:
-            identifier = waiting.pop()
-            if identifier in nodes:
-                continue
-            try:
-                attributes = await system.attributes(identifier, CREDENTIALS)
-            except FileSystemError:
-                continue  # it was never created
-            node = nodes[identifier] = _node(attributes)
-            if not attributes.is_directory or not attributes.links:
-                continue
-            opened = await system.open_directory(identifier, CREDENTIALS)
-            after = 0
-            while entries := await system.read_directory(opened, after, with_attributes=False):
-                for entry in entries:
-                    node.entries[entry.name] = entry.identifier
-                    waiting.append(entry.identifier)
-                    after = entry.cookie
-        return nodes
+    async def _walk(self) -> None:
+        """Take down every object that is reachable or was heard of."""
+        known = list(self.workload.known)
+        self.workload.tree = await tree_of(self._system, known, CREDENTIALS, with_contents=False)
 
     def _read_past(self) -> Task:
         """Read the tree as it was a while ago, while it may be collected.
@@ -758,8 +701,18 @@ class FileSession:
 
     async def _walk_past(self, time_us: int) -> PastTree | None:
         """Everything that the root led to at a time; None if it has gone, as it may."""
+        view = past_file_system(
+            self._system,
+            self._past,
+            self._blocks,
+            self._capacity,
+            None,
+            volume=self.workload.volume,
+            at_us=time_us,
+            asking_as=CREDENTIALS,
+        )
         try:
-            return await self._tree_at(time_us)
+            return PastTree(time_us, await tree_of(view, [self.workload.root], CREDENTIALS))
         except PastUnknown:
             kept_since_us = self.workload.kept_since_us
             if kept_since_us is None or time_us >= kept_since_us():
@@ -770,15 +723,15 @@ class FileSession:
     async def _tree_at(self, time_us: int) -> PastTree:
         view = past_file_system(
             self._system,
-            self._objects.past,
+            self._past,
             self._blocks,
-            ClusterCapacity(self.workload.sizes.read_write, self._objects.peers),
+            self._capacity,
             None,
             volume=self.workload.volume,
             at_us=time_us,
             asking_as=CREDENTIALS,
         )
-        return PastTree(time_us, await tree_of(view, self.workload.root, CREDENTIALS))
+        return PastTree(time_us, await tree_of(view, [self.workload.root], CREDENTIALS))
 
     def _take_down_past(self, tree: PastTree | None, _at: float) -> None:
         if tree is not None:
@@ -789,9 +742,9 @@ class FileSession:
         history = History(
             self._system,
             self._objects,
-            self._objects.past,
+            self._past,
             self._blocks,
-            ClusterCapacity(self.workload.sizes.read_write, self._objects.peers),
+            self._capacity,
             None,
             volume=self.workload.volume,
             asking_as=ROOT,
@@ -801,42 +754,19 @@ class FileSession:
         await Pause(max(0, latest_us - await Now()) + 1)
         return Viewpoint(self._system, history, ROOT, await Now())
 
-    async def _undo(self, client: ClientId, since_us: int) -> Undone:
-        return await undo(await self._view(), client, since_us)
+    async def _undo(self, client: ClientId, since_us: int) -> None:
+        self.workload.undone = await undo(await self._view(), client, since_us)
 
-    def _take_down_undone(self, undone: Undone, _at: float) -> None:
-        self.workload.undone = undone
-
-    async def _restore(self, time_us: int, *, delete: bool) -> Restored:
-        return await restore(await self._view(), time_us, delete=delete)
-
-    def _take_down_restored(self, restored: Restored, _at: float) -> None:
-        self.workload.restored = restored
+    async def _restore(self, time_us: int, *, delete: bool) -> None:
+        self.workload.restored = await restore(await self._view(), time_us, delete=delete)
 
     async def _list_versions(self, identifier: ObjectId) -> None:
         kept_since_us = self.workload.kept_since_us
         try:
-            versions = await versions_of(self._objects.past, identifier)
+            versions = await versions_of(self._past, identifier)
         except PastUnknown:
             if kept_since_us is None:
                 raise
             return  # where each node has collected up to another version, no b + 1 lists are alike
         kept_us = 0 if kept_since_us is None else kept_since_us()
         self.workload.listed[identifier] = ListedVersions(versions, kept_us)
-
-    def _take_down_tree(self, nodes: dict[ObjectId, TreeNode], _at: float) -> None:
-        self.workload.tree = nodes
-
-
-def _unexpected(_error: BaseException, _at: float) -> bool:
-    """No failure is part of what the operation is about."""
-    return False
-
-
-def _node(attributes: Attributes) -> TreeNode:
-    return TreeNode(
-        is_directory=attributes.is_directory,
-        links=attributes.links,
-        parent=attributes.parent if attributes.is_directory else None,
-        counted=attributes.entries,
-    )

@@ -26,7 +26,7 @@ from bftfs.query_update.counter import Fetch, Increment
 from bftfs.query_update.history import ZERO, LogicalTimestamp
 from bftfs.query_update.object_type import ObjectTypes, Record
 from bftfs.simulation.checkers.candidates import chain_of, check_chain
-from bftfs.simulation.checkers.convergence import check_convergence
+from bftfs.simulation.checkers.disks import check_convergence
 from bftfs.simulation.checkers.serializability import ObjectOperation, check_operations
 from bftfs.simulation.deployment import CREDENTIALS, Sizes
 from bftfs.simulation.principals import SimulatedClient
@@ -337,7 +337,7 @@ class ObjectSession:
             objects = (workload.volume, workload.root)
             volume = Format(limits.BLOCK_BYTES_MIN, 0o700)
             format_it = partial(self._client.update, objects, FORMAT, volume, CREDENTIALS)
-            yield Task("format", format_it, lambda _at: None, lambda _result, _at: None)
+            yield Task("format", format_it)
 
     def next_task(self) -> Task:
         """One operation."""
@@ -415,4 +415,4 @@ class ObjectSession:
             Audit(),
             CREDENTIALS,
         )
-        return Task(f"journal of {number}", conversation, lambda _at: None, ended)
+        return Task(f"journal of {number}", conversation, ended=ended)

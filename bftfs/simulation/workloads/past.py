@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Collection
 from typing import Final
 
 from bftfs.credentials import Credentials
@@ -13,17 +14,23 @@ from bftfs.identifiers import ObjectId
 from bftfs.query_update.history import ZERO
 from bftfs.query_update.messages import PastVersion
 from bftfs.query_update.past_reading import PastReader
-from bftfs.simulation.checkers.past import SeenObject
+from bftfs.simulation.checkers.tree import SeenObject
 from bftfs.simulation.deployment import CREDENTIALS
 
 CONTENT_BYTES: Final = 48  # of every file
 _PAGE: Final = 7  # versions; so few that there are several pages
 
 
-async def tree_of(view: FileSystem, root: ObjectId, who: Credentials) -> dict[ObjectId, SeenObject]:
-    """Everything that the root leads to; nothing if it is not there."""
+async def tree_of(
+    view: FileSystem, start: Collection[ObjectId], who: Credentials, *, with_contents: bool = True
+) -> dict[ObjectId, SeenObject]:
+    """Everything that is there of `start`, and that this leads to.
+
+    Without contents it is a walk of a tree that may change meanwhile: what names lead to may have
+    gone as well.
+    """
     found: dict[ObjectId, SeenObject] = {}
-    waiting = [root]
+    waiting = [*start]
     while waiting:
         identifier = waiting.pop()
         if identifier in found:
@@ -31,11 +38,11 @@ async def tree_of(view: FileSystem, root: ObjectId, who: Credentials) -> dict[Ob
         try:
             attributes = await view.attributes(identifier, who)
         except FileSystemError:
-            if identifier == root:
-                return found
-            raise
+            if with_contents and identifier not in start:
+                raise
+            continue
         seen = found[identifier] = SeenObject(attributes)
-        if attributes.is_directory:
+        if attributes.is_directory and attributes.links:
             opened = await view.open_directory(identifier, who)
             after = 0
             while entries := await view.read_directory(opened, after, with_attributes=False):
@@ -43,7 +50,7 @@ async def tree_of(view: FileSystem, root: ObjectId, who: Credentials) -> dict[Ob
                     seen.entries[entry.name] = entry.identifier
                     after = entry.cookie
             waiting += seen.entries.values()
-        else:
+        elif with_contents and not attributes.is_directory:
             file = await view.open(identifier, os.O_RDONLY, who)
             seen.content = bytes(await view.read(file, 0, CONTENT_BYTES))
             await view.release(file)

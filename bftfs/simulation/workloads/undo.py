@@ -36,7 +36,7 @@ async def undo(view: Viewpoint, client: ClientId, since_us: int) -> Undone:
         client,
         since_us,
         frozenset(change.timestamp for _, change in own),
-        await tree_of(view.files, root, ROOT),
+        await tree_of(view.files, [root], ROOT),
         LABEL,
     )
     undone.steps = await Undo(view, log, label=LABEL).steps()
@@ -46,7 +46,7 @@ async def undo(view: Viewpoint, client: ClientId, since_us: int) -> Undone:
                 await step.perform()
         except (FileSystemError, OperationFailed) as failure:
             undone.failed.append(f"{step.what} ({failure!r})")
-    undone.after = await tree_of(view.files, root, ROOT)
+    undone.after = await tree_of(view.files, [root], ROOT)
     later = Viewpoint(view.files, view.history, view.who, await Now())
     log = await read_changes(later, root, path="", client=client, since_us=since_us)
     undone.again = await Undo(later, log, label=LABEL).steps()
@@ -62,7 +62,7 @@ async def restore(view: Viewpoint, time_us: int, *, delete: bool) -> Restored:
         restoring = Restoring(view, FilesTarget(view.files), time_us)
         await restoring.restore(top, delete=delete)
         left = str(restoring.counts) if restoring.counts else ""
-    return Restored(time_us, delete, left, await tree_of(view.files, root, ROOT))
+    return Restored(time_us, delete, left, await tree_of(view.files, [root], ROOT))
 
 
 class FilesTarget:

@@ -37,7 +37,7 @@ from bftfs.query_update.replica import Replica
 from bftfs.read_write.inspection import inspect as inspect_block
 from bftfs.read_write.messages import Reply as BlockReply
 from bftfs.server.step import Ready, Sender
-from bftfs.simulation.checkers.redundancy import check_redundancy
+from bftfs.simulation.checkers.disks import check_redundancy
 from bftfs.simulation.principals import node_endpoint
 from tests.fuzz.choices import Choices
 from tests.fuzz.cluster import (

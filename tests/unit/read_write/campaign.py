@@ -6,7 +6,7 @@ from random import Random
 
 from bftfs.identifiers import block_id
 from bftfs.read_write.timestamp import BlockTimestamp
-from bftfs.simulation.checkers.linearizability import RegisterOperation, check_register
+from bftfs.simulation.checkers.registers import RegisterOperation, check_register
 from bftfs.simulation.world import START_US
 from tests.builders import USER, Outcome
 from tests.unit.read_write.harness import INODE, Principal, World, poisoned

@@ -10,7 +10,7 @@ from bftfs.query_update.history import ZERO, Candidate
 from bftfs.read_write.timestamp import BlockTimestamp, version_key
 from bftfs.read_write.version_row import unverified
 from bftfs.server.block_verification import VerificationSettings
-from bftfs.simulation.checkers.admission import PossibleVersionsRecord, UnfinishedRecord
+from bftfs.simulation.checkers.bounds import PossibleVersionsRecord, UnfinishedRecord
 from bftfs.simulation.checkers.candidates import Acceptance, CandidateRecord
 from bftfs.simulation.world import START_US
 from bftfs.storage import Table, Write

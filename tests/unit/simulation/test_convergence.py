@@ -11,7 +11,7 @@ from bftfs.query_update.history import (
     logical_timestamp,
 )
 from bftfs.query_update.replica import INITIAL_ROW, ObjectRow
-from bftfs.simulation.checkers.convergence import check_convergence
+from bftfs.simulation.checkers.disks import check_convergence
 from bftfs.simulation.deployment import client_named
 from bftfs.storage import MemoryStorage, Table, Write
 from bftfs.wire.codec import encode

@@ -7,7 +7,7 @@ from bftfs.coding.erasure import ErasureCode
 from bftfs.identifiers import BlockId, ClientId, NodeId
 from bftfs.read_write.placement import fragment_index
 from bftfs.read_write.timestamp import BlockTimestamp, version_key
-from bftfs.simulation.checkers.durability import check_bound, check_hosted
+from bftfs.simulation.checkers.disks import check_bound, check_hosted
 from bftfs.simulation.disk import Disk
 from bftfs.storage import Table, Write
 

@@ -8,7 +8,7 @@ from math import inf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bftfs.simulation.checkers.linearizability import RegisterOperation, check_register
+from bftfs.simulation.checkers.registers import RegisterOperation, check_register
 
 
 def write(value: int, invoked: float, responded: float = inf) -> RegisterOperation:

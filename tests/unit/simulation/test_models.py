@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bftfs.simulation.checkers import models
-from bftfs.simulation.checkers.linearizability import RegisterOperation, check_register
 from bftfs.simulation.checkers.models import ModelOperation, SearchExhausted, check_model
+from bftfs.simulation.checkers.registers import RegisterOperation, check_register
 
 
 def take(answer: bool | None, invoked: float, responded: float = inf) -> ModelOperation:

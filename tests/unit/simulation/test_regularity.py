@@ -7,8 +7,7 @@ from math import inf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bftfs.simulation.checkers.linearizability import RegisterOperation, check_register
-from bftfs.simulation.checkers.regularity import check_regular
+from bftfs.simulation.checkers.registers import RegisterOperation, check_register, check_regular
 
 
 def write(value: int, invoked: float, responded: float = inf) -> RegisterOperation:

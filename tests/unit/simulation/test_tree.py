@@ -2,22 +2,38 @@
 
 from __future__ import annotations
 
-import pytest
+import stat
+from typing import Any
 
+import pytest
+from msgspec.structs import replace
+
+from bftfs.filesystem.attributes import Attributes
 from bftfs.identifiers import ObjectId
-from bftfs.simulation.checkers.tree import TreeNode, check_tree
+from bftfs.simulation.checkers.tree import SeenObject, check_tree
 
 ROOT, SUB, DEEP, FILE, GONE = (ObjectId(bytes([number]) * 16) for number in range(1, 6))
 
 
-def tree() -> dict[ObjectId, TreeNode]:
+def _directory(
+    links: int, parent: ObjectId, counted: int, entries: dict[bytes, ObjectId]
+) -> SeenObject:
+    said = Attributes(stat.S_IFDIR, 0, 0, links, 0, 0, 0, 0, 0, parent=parent, entries=counted)
+    return SeenObject(said, entries)
+
+
+def _say(node: SeenObject, **changes: Any) -> None:
+    node.attributes = replace(node.attributes, **changes)
+
+
+def tree() -> dict[ObjectId, SeenObject]:
     """A root with a file under two names, and a directory with one in it; something was removed."""
     return {
-        ROOT: TreeNode(True, 3, ROOT, 2, {b"sub": SUB, b"file": FILE}),
-        SUB: TreeNode(True, 3, ROOT, 2, {b"again": FILE, b"deep": DEEP}),
-        DEEP: TreeNode(True, 2, SUB, 0, {}),
-        FILE: TreeNode(False, 2),
-        GONE: TreeNode(True, 0, ROOT, 0, {}),
+        ROOT: _directory(3, ROOT, 2, {b"sub": SUB, b"file": FILE}),
+        SUB: _directory(3, ROOT, 2, {b"again": FILE, b"deep": DEEP}),
+        DEEP: _directory(2, SUB, 0, {}),
+        FILE: SeenObject(Attributes(stat.S_IFREG, 0, 0, 2, 0, 0, 0, 0, 0)),
+        GONE: _directory(0, ROOT, 0, {}),
     }
 
 
@@ -25,43 +41,43 @@ def test_a_tree_passes() -> None:
     assert check_tree(tree(), root=ROOT) == []
 
 
-def _more_names(nodes: dict[ObjectId, TreeNode]) -> None:
-    nodes[FILE].links = 3
+def _more_names(nodes: dict[ObjectId, SeenObject]) -> None:
+    _say(nodes[FILE], links=3)
 
 
-def _an_orphan(nodes: dict[ObjectId, TreeNode]) -> None:
+def _an_orphan(nodes: dict[ObjectId, SeenObject]) -> None:
     del nodes[SUB].entries[b"deep"]
-    nodes[SUB].counted, nodes[SUB].links = 1, 2
+    _say(nodes[SUB], entries=1, links=2)
 
 
-def _a_name_of_nothing(nodes: dict[ObjectId, TreeNode]) -> None:
+def _a_name_of_nothing(nodes: dict[ObjectId, SeenObject]) -> None:
     del nodes[DEEP]
 
 
-def _a_wrong_count(nodes: dict[ObjectId, TreeNode]) -> None:
-    nodes[ROOT].counted = 3
+def _a_wrong_count(nodes: dict[ObjectId, SeenObject]) -> None:
+    _say(nodes[ROOT], entries=3)
 
 
-def _a_wrong_parent(nodes: dict[ObjectId, TreeNode]) -> None:
-    nodes[DEEP].parent = ROOT
+def _a_wrong_parent(nodes: dict[ObjectId, SeenObject]) -> None:
+    _say(nodes[DEEP], parent=ROOT)
 
 
-def _a_second_name_of_a_directory(nodes: dict[ObjectId, TreeNode]) -> None:
+def _a_second_name_of_a_directory(nodes: dict[ObjectId, SeenObject]) -> None:
     nodes[ROOT].entries[b"other"] = DEEP
-    nodes[ROOT].counted, nodes[ROOT].links = 3, 4
+    _say(nodes[ROOT], entries=3, links=4)
 
 
-def _a_loop(nodes: dict[ObjectId, TreeNode]) -> None:
+def _a_loop(nodes: dict[ObjectId, SeenObject]) -> None:
     del nodes[ROOT].entries[b"sub"]
-    nodes[ROOT].counted, nodes[ROOT].links = 1, 2
+    _say(nodes[ROOT], entries=1, links=2)
     nodes[DEEP].entries[b"sub"] = SUB
-    nodes[DEEP].counted, nodes[DEEP].links = 1, 3
-    nodes[SUB].parent = DEEP
-    nodes[FILE].links = 2
+    _say(nodes[DEEP], entries=1, links=3)
+    _say(nodes[SUB], parent=DEEP)
+    _say(nodes[FILE], links=2)
 
 
-def _a_removed_directory_in_use(nodes: dict[ObjectId, TreeNode]) -> None:
-    nodes[DEEP].links = 0
+def _a_removed_directory_in_use(nodes: dict[ObjectId, SeenObject]) -> None:
+    _say(nodes[DEEP], links=0)
 
 
 @pytest.mark.parametrize(

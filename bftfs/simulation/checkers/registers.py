@@ -1,4 +1,4 @@
-"""Linearizability of one read/write register whose written values are all different.
+"""Linearizability and regularity of one register whose written values are all different.
 
 With unique values the operations on one value form a zone, between the first response and the last
 invocation among them, and a history is linearizable exactly if (after Gibbons and Korach)
@@ -9,6 +9,12 @@ invocation among them, and a history is linearizable exactly if (after Gibbons a
 3. no backward zone lies inside a forward zone.
 
 This is exact and takes O(n log n). The value None is the register's initial one.
+
+Regularity is what close-to-open promises: a read gives the value of a write that had not been
+overwritten, by a write that began after it had ended, before the read began; or of a write that was
+going on meanwhile. Unlike linearizability this lets two readers disagree about the order of writes
+that overlap them, and one reader see a new value and another one, later, the old: as long as the
+new one's writer has not closed the file.
 """
 
 from __future__ import annotations
@@ -16,11 +22,13 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Hashable, Iterable, Iterator
 from dataclasses import dataclass
-from itertools import pairwise
+from functools import partial
+from itertools import accumulate, chain, pairwise
 from math import inf
+from operator import attrgetter
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class RegisterOperation:
     """One read or write as its client saw it; `responded` is infinite if it never ended."""
 
@@ -100,14 +108,34 @@ def _overlaps(zones: list[_Zone]) -> Iterator[str]:
         if zone.forward:
             continue
         # The only forward zone that can contain it is the last one that starts before it.
-        container = _last_before(forward, starts, zone.last_invocation)
-        if container is not None and zone.first_response < container.last_invocation:
+        position = bisect_left(starts, zone.last_invocation)
+        if position and zone.first_response < forward[position - 1].last_invocation:
             yield (
                 f"{zone.value!r} took place between {zone.last_invocation} and "
-                f"{zone.first_response}, while {container.value!r} was the value throughout"
+                f"{zone.first_response}, while {forward[position - 1].value!r} was the value "
+                "throughout"
             )
 
 
-def _last_before(zones: list[_Zone], starts: list[float], time: float) -> _Zone | None:
-    position = bisect_left(starts, time)
-    return zones[position - 1] if position else None
+def check_regular(operations: Iterable[RegisterOperation], *, name: str = "") -> list[str]:
+    """Findings against the regularity of `operations` on one register."""
+    writes, reads = _by_value(operations)
+    # Of the writes that ended before a moment, the one that began last has overwritten most.
+    ended = sorted((w for w in writes.values() if w.responded < inf), key=lambda w: w.responded)
+    responses = [write.responded for write in ended]
+    latest = list(accumulate(ended, partial(max, key=attrgetter("invoked"))))
+    findings: list[str] = []
+    for read in chain.from_iterable(reads.values()):
+        written = writes.get(read.value)
+        if written is None:
+            findings.append(f"{name}: {read.value!r} was read by {read} and never written")
+        elif read.responded < written.invoked:
+            findings.append(f"{name}: {read} ended before the write of its value began: {written}")
+        else:
+            before = bisect_left(responses, read.invoked)
+            if before and latest[before - 1].invoked > written.responded:
+                findings.append(
+                    f"{name}: {read} gave a value that {latest[before - 1]} had overwritten "
+                    f"before: {written}"
+                )
+    return findings
