@@ -12,7 +12,7 @@ from typing import Any, get_args
 
 import msgspec
 
-from bftfs.asking.inspection import Witnesses
+from bftfs.asking.ask import Witnesses
 from bftfs.asking.refusal import Refused
 from bftfs.crypto.digest import replica_history_digest
 from bftfs.envelope import HealthReply
