@@ -89,12 +89,13 @@ async def inspect(
     request = ReadRequest(block, None, want_data=True, history=limits.HISTORY_IN_REPLY)
     refused = await _ask(witnesses, responses, everyone, request, lists=True)
     silent = set(everyone) - refused - responses.depth.keys() - responses.discarded
+    away = dict.fromkeys(refused, Fragment.REFUSED) | dict.fromkeys(silent, Fragment.SILENT)
     below: BlockTimestamp | None = None
     passed_over: list[PassedOver] = []
     while True:
         version = responses.candidate(below)
         if version is None or version == ZERO:
-            report = _unwritten(block, thresholds.N, thresholds.t, silent, refused)
+            report = _unwritten(block, thresholds.N, thresholds.t, away)
             break
         hosts = responses.hosts(version)
         found = classify(
@@ -110,7 +111,7 @@ async def inspect(
         if found is not CandidateClass.INCOMPLETE and not poisonous:
             now_us = await Now()
             holdings = tuple(
-                _holding(responses, node, version, block, thresholds.N, silent, refused, now_us)
+                _holding(responses, node, version, block, thresholds.N, away, now_us)
                 for node in everyone
             )
             report = _judged(thresholds, block, version, found, holdings)
@@ -165,18 +166,15 @@ def _holding(
     version: BlockTimestamp,
     block: BlockId,
     n: int,
-    silent: set[NodeId],
-    refused: set[NodeId],
+    away: dict[NodeId, Fragment],
     now_us: int,
 ) -> Holding:
     claims = bool(responses.hosted.get(node, {}).get(version))
     since_us = responses.verified_us.get((node, version), 0) if claims else 0
     if not version.time - limits.CLOCK_SKEW_US <= since_us <= now_us + limits.CLOCK_SKEW_US:
         since_us = 0  # no correct node says that
-    if node in silent:
-        fragment = Fragment.SILENT
-    elif node in refused:
-        fragment = Fragment.REFUSED
+    if node in away:
+        fragment = away[node]
     elif node in responses.discarded:
         fragment = Fragment.FALSE
     elif responses.has_fragment_of(node, version):
@@ -237,27 +235,12 @@ def _verified_since_us(holdings: tuple[Holding, ...], b: int) -> int | None:
     return dated[b] if len(dated) > b else 0
 
 
-def _unwritten(
-    block: BlockId, n: int, t: int, silent: set[NodeId], refused: set[NodeId]
-) -> BlockReport:
+def _unwritten(block: BlockId, n: int, t: int, away: dict[NodeId, Fragment]) -> BlockReport:
     """A block that no node hosts: a hole, unless too few have said so."""
-    away = silent | refused
-    reasons = tuple(
-        f"node {node} {_WHY[Fragment.SILENT if node in silent else Fragment.REFUSED]}"
-        for node in sorted(away)
-    )
+    reasons = tuple(f"node {node} {_WHY[away[node]]}" for node in sorted(away))
     found = CandidateClass.COMPLETE if len(away) <= t else CandidateClass.UNDECIDED
     holdings = tuple(
-        Holding(
-            NodeId(node),
-            fragment_index(block, NodeId(node), n),
-            Fragment.SILENT
-            if node in silent
-            else Fragment.REFUSED
-            if node in refused
-            else Fragment.LACKING,
-            claims_verified=False,
-        )
-        for node in range(n)
+        Holding(node, fragment_index(block, node, n), away.get(node, Fragment.LACKING), False)
+        for node in map(NodeId, range(n))
     )
     return BlockReport(block, None, found, holdings, t - len(away), reasons)

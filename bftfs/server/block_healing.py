@@ -67,6 +67,7 @@ from bftfs.server.worker import (
     Throttle,
     Walk,
     ask_all,
+    fraction_below,
     healing_throttle,
     in_chunks,
     look,
@@ -75,7 +76,6 @@ from bftfs.server.worker import (
 from bftfs.storage import StorageView, Table, Write
 from bftfs.thresholds import ReadWriteThresholds
 
-_CURSOR = b"heal blocks"  # in Table.META: where the walk is
 _KEYS_PER_PAGE = 512
 _PATIENCE_US = limits.SECOND_US  # for the hosts of one version
 
@@ -202,11 +202,11 @@ class BlockHealer:
         self._wants = wants
         self._peers = tuple(NodeId(peer) for peer in range(thresholds.N) if peer != node)
         self._walk = Walk(
-            _CURSOR,
+            b"heal blocks",
             VERSIONS_END,
             throttle=self.throttle,
             tally=self.tally,
-            fraction=_fraction,
+            fraction=lambda cursor: fraction_below(cursor[1:]),  # the first byte is the same in all
             rebuilding=recovery.rebuilding,
         )
 
@@ -235,7 +235,9 @@ class BlockHealer:
         # A version ahead of this node's clock is not accepted from anybody yet. [design §4]
         latest_us = await Now() + limits.CLOCK_SKEW_US
         sane = [key for key in lacking if time_of(key) <= latest_us]
-        missed = await look(host, partial(self._missed, sane)) if sane else []
+        missed = []
+        if sane:
+            missed = await look(host, lambda view: [key for key in sane if self._wants(view, key)])
         self.tally.compared += len(page.keys)
         self.tally.lacking += len(lacking)
         failed = self.tally.failed
@@ -250,9 +252,6 @@ class BlockHealer:
         until = listed[-1] if len(listed) == _KEYS_PER_PAGE else VERSIONS_END
         whole = frozenset(view.keys(Table.FRAGMENT, after + b"\0", until + b"\0"))
         return _Page(tuple(key for key in listed if key in whole), until)
-
-    def _missed(self, keys: Sequence[bytes], view: StorageView) -> list[bytes]:
-        return [key for key in keys if self._wants(view, key)]
 
     def _is_sound(self, view: StorageView, key: bytes) -> bool:
         row = view.get(Table.BLOCK, key)
@@ -283,7 +282,9 @@ class BlockHealer:
         None if too few answer to know of all complete versions.
         """
         request = InventoryRequest(after, page.until, inventory_digest(page.keys))
-        replies = await ask_all(self._peers, request, partial(_is_listing, after, page.until))
+        replies = await ask_all(
+            self._peers, request, InventoryReply, partial(_is_listing, after, page.until)
+        )
         b, t = self._thresholds.b, self._thresholds.t
         # While it recovers, the node itself is one of the t.
         away = max(t - 1, 0) if self._recovery.rebuilding else t
@@ -330,20 +331,13 @@ class BlockHealer:
         return volume
 
 
-def _fraction(cursor: bytes) -> float:
-    """Roughly the share of all keys below `cursor`; the first byte is the same in all."""
-    return int.from_bytes(cursor[1:9].ljust(8, b"\0"), "big") / (1 << 64)
-
-
-def _is_listing(after: bytes, until: bytes, reply: object) -> InventoryReply | None:
-    """The reply, if a correct node may have sent it."""
-    if not isinstance(reply, InventoryReply) or (reply.more and not reply.keys):
-        return None
+def _is_listing(after: bytes, until: bytes, reply: InventoryReply) -> bool:
+    """True if a correct node may have sent this reply."""
     keys = reply.keys
-    if any(len(key) != VERSION_KEY_BYTES for key in keys) or any(
-        low >= high for low, high in pairwise(keys)
-    ):
-        return None
-    if keys and not (after < keys[0] and keys[-1] <= until):
-        return None
-    return reply
+    if not keys:
+        return not reply.more
+    return (
+        keys[-1] <= until
+        and all(low < high for low, high in pairwise((after, *keys)))
+        and all(len(key) == VERSION_KEY_BYTES for key in keys)
+    )

@@ -33,7 +33,7 @@ to clients between steps.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice, pairwise
 from typing import NamedTuple, Protocol
@@ -80,7 +80,7 @@ from bftfs.retention import KEEP_ALL, Keeps, Policy, Retention, parse_policy
 from bftfs.server.object_collection import ObjectWalk, establish, settled_everywhere
 from bftfs.server.step import Host
 from bftfs.server.tally import counter
-from bftfs.server.worker import ask_all, carry_on, give_way, look, step
+from bftfs.server.worker import ask_all, carry_on, fraction_below, give_way, look, step
 from bftfs.storage import StorageView, Table, Write, after_keys
 from bftfs.wire.codec import UNREADABLE, encode
 
@@ -215,11 +215,8 @@ class CollectedPast:
         shown = shown_by(replica, collected_us)
         if shown is None:
             return True
-        until_us = None
-        for newer, row in view.scan(Table.BLOCK, block, key, reverse=True):
-            if row[0] & VERIFIED:
-                until_us = block_time_of(newer)
-                break
+        newer = view.scan(Table.BLOCK, block, key, reverse=True)
+        until_us = next((block_time_of(at) for at, row in newer if row[0] & VERIFIED), None)
         return shown.keeps(block)(time_us, until_us)
 
 
@@ -356,13 +353,12 @@ class Collector:
     # --- one pass ----------------------------------------------------------------------------
 
     async def _pass(self, host: Host, *, short: bool) -> None:
-        if self._is_passing:
-            return
-        self._is_passing = True
-        try:
-            await self._pass_over_all(host, short=short)
-        finally:
-            self._is_passing = False
+        if not self._is_passing:
+            self._is_passing = True
+            try:
+                await self._pass_over_all(host, short=short)
+            finally:
+                self._is_passing = False
 
     async def _pass_over_all(self, host: Host, *, short: bool) -> None:
         now_us = await Now()
@@ -381,13 +377,13 @@ class Collector:
         self.tally.pressure_us = pressure_us
         cursor = b""
         while cursor != _AFTER_OBJECTS:
-            self.tally.progress = int.from_bytes(cursor[:8].ljust(8, b"\0"), "big") / (1 << 64)
+            self.tally.progress = fraction_below(cursor)
             listed, until = await look(
                 host, partial(self._page, after=cursor, horizon_us=horizon_us, short=short)
             )
             await self._settle(host, cursor, listed, horizon_us)
+            retention = Retention(now_us, self._window_us, (), facts.snapshots_us, pressure_us)
             for each in listed:
-                retention = Retention(now_us, self._window_us, (), facts.snapshots_us, pressure_us)
                 await self._collect(host, each.object, retention)
             cursor = until
             await self._give_way(host)
@@ -449,23 +445,17 @@ class Collector:
         ]
         if not open_ones:
             return
-        replies = await ask_all(self._peers, CatalogueRequest(after), _is_catalogue)
+        replies = await ask_all(self._peers, CatalogueRequest(after), CatalogueReply)
         for each in open_ones:
             if settled_everywhere(each.object, each.latest, replies, self._node, self._quorums):
-                host.arrange(_establishing(each))
+                host.arrange(partial(establish, each.object, each.latest))
 
     async def _collect(self, host: Host, name: ObjectId, retention: Retention) -> None:
         """Remove the versions of one object, and of its blocks, that may go."""
         policies = await look(
             host, lambda view: self._policies(Replica(view, name), retention.horizon_us)
         )
-        retention = Retention(
-            retention.now_us,
-            retention.window_us,
-            policies,
-            retention.snapshots_us,
-            retention.pressure_us,
-        )
+        retention = replace(retention, policies=policies)
         if not await step(host, partial(_begin, name, retention.horizon_us)):
             return
         walk = ObjectWalk(name, retention.keeps, horizon_us=retention.horizon_us)
@@ -533,10 +523,6 @@ def _attributes(replica: Replica, encoded: bytes) -> Attributes:
         raise DamagedRow(replica.object, str(error)) from error
 
 
-def _establishing(listed: _Collectable) -> Callable[[StorageView, int], list[Write]]:
-    return lambda view, _now_us: establish(view, listed.object, listed.latest)
-
-
 def _policy(stored: bytes | None) -> Policy:
     """The policy that is stored with an object; an unreadable one keeps everything."""
     if stored is None:
@@ -545,7 +531,3 @@ def _policy(stored: bytes | None) -> Policy:
         return parse_policy(stored.decode("ascii"))
     except (UsageError, UnicodeDecodeError):
         return KEEP_ALL
-
-
-def _is_catalogue(reply: object) -> CatalogueReply | None:
-    return reply if isinstance(reply, CatalogueReply) else None

@@ -162,7 +162,8 @@ class Finisher:
         replies = await ask_all(
             self._peers,
             LatestRequest(tuple(names)),
-            partial(_is_latest, len(names)),
+            LatestReply,
+            lambda reply: len(reply.latest) == len(names),
             partial(self._is_enough, accepted),
         )
         heard = sum(1 << node for node in replies) | 1 << self._node
@@ -284,7 +285,3 @@ class Finisher:
         self._incomplete.tally.failed += 1
         entry.retry_us = now_us + retry_after_us(entry.failures)
         entry.failures += 1
-
-
-def _is_latest(count: int, reply: object) -> LatestReply | None:
-    return reply if isinstance(reply, LatestReply) and len(reply.latest) == count else None

@@ -49,7 +49,9 @@ def settled_everywhere(
     return quorums.is_quorum(nodes)
 
 
-def establish(view: StorageView, name: ObjectId, latest: LogicalTimestamp) -> list[Write]:
+def establish(
+    name: ObjectId, latest: LogicalTimestamp, view: StorageView, _now_us: int
+) -> list[Write]:
     """Take note that the head is established, if `latest` still is the head."""
     replica = Replica(view, name)
     if replica.history.latest != latest or replica.head != latest:

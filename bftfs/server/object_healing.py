@@ -88,6 +88,7 @@ from bftfs.server.worker import (
     Throttle,
     Walk,
     ask_all,
+    fraction_below,
     healing_throttle,
     in_chunks,
     look,
@@ -252,7 +253,9 @@ class ObjectHealer:
 
     async def _heal_page(self, host: Host, after: bytes) -> tuple[bytes, bool] | None:
         """Heal the objects that follow `after`, as far as the peers' pages reach."""
-        replies = await ask_all(self._peers, CatalogueRequest(after), partial(_is_catalogue, after))
+        replies = await ask_all(
+            self._peers, CatalogueRequest(after), CatalogueReply, partial(_is_catalogue, after)
+        )
         if not self._quorums.is_quorum(sum(1 << node for node in replies)):
             return None
         here = await look(host, lambda view: catalogue(view, CatalogueRequest(after)))
@@ -348,12 +351,12 @@ class ObjectHealer:
 
     async def _histories(self, name: ObjectId) -> CulledObjectHistorySet | None:
         """The peers' histories of an object; None if they are no quorum."""
-        replies = await ask_all(self._peers, HistoryRequest(name), _is_history)
+        replies = await ask_all(self._peers, HistoryRequest(name), HistoryReply, _is_history)
         if not self._quorums.is_quorum(sum(1 << node for node in replies)):
             return None
         by_history: dict[bytes, Nodes] = {}
-        for node, encoded in replies.items():
-            by_history[encoded] = by_history.get(encoded, 0) | 1 << node
+        for node, reply in replies.items():
+            by_history[reply.history] = by_history.get(reply.history, 0) | 1 << node
         return CulledObjectHistorySet(
             name, tuple(Hosted(parse_history(each), nodes) for each, nodes in by_history.items())
         )
@@ -361,7 +364,7 @@ class ObjectHealer:
     async def _fate(self, candidate: Candidate) -> Verdict:
         """The fate of an operation on several objects, as b + 1 peers know it. [Q/U §4.3.7]"""
         request = DeduceRequest(candidate.timestamp, candidate.objects)
-        replies = await ask_all(self._peers, request, _is_deduction)
+        replies = await ask_all(self._peers, request, DeduceReply)
         for verdict in (Verdict.ESTABLISHED, Verdict.DEAD):
             nodes = sum(1 << node for node, reply in replies.items() if reply.verdict is verdict)
             if self._quorums.includes_benign(nodes):
@@ -477,7 +480,7 @@ class ObjectHealer:
         if self._marked.get(name) != _DAMAGED:
             self._unmark(host, name)
             return True
-        replies = await ask_all(self._peers, HistoryRequest(name), _is_history)
+        replies = await ask_all(self._peers, HistoryRequest(name), HistoryReply, _is_history)
         if not self._quorums.is_quorum(sum(1 << node for node in replies)):
             return False  # some day there are enough
         # Nobody else can be asked for the version, or what was accepted is not known any more.
@@ -487,11 +490,7 @@ class ObjectHealer:
 
         def drop(view: StorageView, _now_us: int) -> list[Write]:
             rows = [Write(table, key, None) for table, key in rows_of(view, name)]
-            return [
-                *rows,
-                Write(Table.OBJECT, name, None),
-                anew,
-            ]
+            return [*rows, Write(Table.OBJECT, name, None), anew]
 
         host.arrange(drop)
         self._unmark(host, name)
@@ -557,7 +556,7 @@ def _fraction(cursor: bytes) -> float:
     if not cursor:
         return 0.0
     kinds = max(ObjectKind)
-    within = int.from_bytes(cursor[1:9].ljust(8, b"\0"), "big") / (1 << 64)
+    within = fraction_below(cursor[1:])
     return min((min(cursor[0], kinds) - 1 + within) / kinds, 1.0) if cursor[0] else 0.0
 
 
@@ -567,23 +566,17 @@ def _own(name: ObjectId, candidate: Candidate, view: StorageView) -> _Own:
     return _Own(replica.history.latest, reach, between_nodes.known_versions(replica))
 
 
-def _is_catalogue(after: bytes, reply: object) -> CatalogueReply | None:
-    """A reply that a correct server can give."""
-    if not isinstance(reply, CatalogueReply) or (reply.more and not reply.objects):
-        return None
+def _is_catalogue(after: bytes, reply: CatalogueReply) -> bool:
+    """True if a correct server can give this reply."""
     names = [after, *(entry.object for entry in reply.objects)]
-    return reply if all(low < high for low, high in pairwise(names)) else None
+    return (not reply.more or bool(reply.objects)) and all(
+        low < high for low, high in pairwise(names)
+    )
 
 
-def _is_deduction(reply: object) -> DeduceReply | None:
-    return reply if isinstance(reply, DeduceReply) else None
-
-
-def _is_history(reply: object) -> bytes | None:
-    if not isinstance(reply, HistoryReply):
-        return None
+def _is_history(reply: HistoryReply) -> bool:
     try:
         parse_history(reply.history)
     except MalformedMessage:
-        return None
-    return reply.history
+        return False
+    return True

@@ -64,6 +64,7 @@ from bftfs.query_update.replica import (
 from bftfs.read_write import version_row
 from bftfs.read_write.placement import fragment_index
 from bftfs.read_write.timestamp import VERSION_KEY_BYTES, VERSIONS_END, timestamp_of
+from bftfs.server.object_healing import ObjectHealer
 from bftfs.server.step import Host
 from bftfs.server.tally import counter, figure
 from bftfs.server.worker import Throttle, ask_all, give_way, look, step
@@ -303,13 +304,6 @@ class BlockScrubber:
 # --- objects --------------------------------------------------------------------------------------
 
 
-class Marks(Protocol):
-    """The healer, which mends marked objects."""
-
-    def mark_damaged(self, host: Host, names: set[ObjectId]) -> None:
-        """These have rows that are damaged, or lost."""
-
-
 def _page_of(
     view: StorageView, table: Table, after: bytes
 ) -> tuple[list[tuple[bytes, bytes]], int]:
@@ -347,7 +341,7 @@ class VersionScrubber:
 
     table = Table.VERSION
 
-    def __init__(self, node: NodeId, quorums: QuorumSystem, marks: Marks) -> None:
+    def __init__(self, node: NodeId, quorums: QuorumSystem, marks: ObjectHealer) -> None:
         self._quorums = quorums
         self._marks = marks
         # The first is asked first: the one that has answered last.
@@ -379,7 +373,9 @@ class VersionScrubber:
             return unconfirmed
         # Of parents there may be as many as of versions.
         request = AttestRequest(tuple(unconfirmed[: limits.VERSIONS_ATTESTED]))
-        replies = await ask_all(self._peers, request, partial(_is_attestation, len(unconfirmed)))
+        replies = await ask_all(
+            self._peers, request, AttestReply, partial(_is_attestation, len(unconfirmed))
+        )
         if not self._quorums.includes_benign(sum(1 << node for node in replies)):
             return None
         refuted = []
@@ -402,7 +398,9 @@ class VersionScrubber:
         request = AttestRequest(tuple(keys))
         for _ in self._peers:
             peer = self._peers[0]
-            replies = await ask_all((peer,), request, partial(_is_attestation, len(keys)))
+            replies = await ask_all(
+                (peer,), request, AttestReply, partial(_is_attestation, len(keys))
+            )
             if peer in replies:
                 given = replies[peer].digests
                 return [
@@ -502,12 +500,11 @@ def _digests_of(keys: tuple[bytes, ...], view: StorageView) -> dict[bytes, bytes
     return {key: attested(view, key) for key in keys}
 
 
-def _is_attestation(length: int, reply: object) -> AttestReply | None:
-    """A reply that a correct server can give."""
-    if not isinstance(reply, AttestReply) or len(reply.digests) != length:
-        return None
-    right = all(len(digest) in {0, DIGEST_BYTES} for digest in reply.digests)
-    return reply if right else None
+def _is_attestation(length: int, reply: AttestReply) -> bool:
+    """True if a correct server can give this reply."""
+    return len(reply.digests) == length and all(
+        len(digest) in {0, DIGEST_BYTES} for digest in reply.digests
+    )
 
 
 # --- replica histories --------------------------------------------------------------------------
@@ -518,7 +515,7 @@ class HistoryScrubber:
 
     table = Table.OBJECT
 
-    def __init__(self, keys: AuthenticatorKeys, marks: Marks) -> None:
+    def __init__(self, keys: AuthenticatorKeys, marks: ObjectHealer) -> None:
         self._keys = keys
         self._marks = marks
 

@@ -92,10 +92,13 @@ async def carry_on(host: Host, work: Callable[[Host], Conversation[None]]) -> No
 async def ask_all(
     peers: Sequence[NodeId],
     request: object,
-    judge: Callable[[object], Seen | None],
+    kind: type[Seen],
+    is_possible: Callable[[Seen], bool] = lambda _: True,
     enough: Callable[[dict[NodeId, Seen]], bool] = lambda _: False,
 ) -> dict[NodeId, Seen]:
-    """The usable answers of all peers, waiting for the silent only so long.
+    """The answers of all peers that are of this kind, and that a correct node may have sent.
+
+    Waits for the silent only so long.
 
     Once there are `enough`, nobody is waited for.
     """
@@ -107,12 +110,11 @@ async def ask_all(
         if delivery is None:
             break
         peer = numbers.pop(delivery.request_number, None)
-        if peer is not None:
-            answer = judge(delivery.message)
-            if answer is not None:
-                answers[peer] = answer
-                if enough(answers):
-                    break
+        answer = delivery.message
+        if peer is not None and isinstance(answer, kind) and is_possible(answer):
+            answers[peer] = answer
+            if enough(answers):
+                break
     return answers
 
 
@@ -471,6 +473,11 @@ async def in_chunks(
         at += len(chunk)
         began_us = await Now()
         await throttle.spend(await work(chunk), began_us)
+
+
+def fraction_below(key: bytes) -> float:
+    """Roughly how much of all keys is below this one, if they are evenly spread."""
+    return int.from_bytes(key[:8].ljust(8, b"\0"), "big") / (1 << 64)
 
 
 def retry_after_us(failures: int) -> int:

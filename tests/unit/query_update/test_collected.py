@@ -22,7 +22,7 @@ def collect(node: Node, name: ObjectId = NAME) -> None:
     """Let go of all that the head has superseded, as if that were long ago."""
     storage = node.storage
     head = node.replica(name).head
-    storage.apply(establish(storage, name, head))
+    storage.apply(establish(name, head, storage, 0))
     horizon_us = time_of(head) + 1
     row = msgspec.structs.replace(node.replica(name).row, collected_us=horizon_us)
     storage.apply([Write(Table.OBJECT, name, encode(row))])
