@@ -222,10 +222,10 @@ def _scrubbing_state(scrubber: Scrubber, now_us: int) -> Standing:
         ended_us=tally.ended_us,
         figures={
             "passes": tally.passes,
-            "rows checked": tally.rows,
-            "bytes checked": tally.bytes,
+            "rows checked": tally.place.rows,
+            "bytes checked": tally.place.volume,
             "bytes to come": tally.bytes_to_come if tally.under_way else 0,
-            "damaged": tally.damaged,
+            "damaged": tally.place.damaged,
         },
     )
 

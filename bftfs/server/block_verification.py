@@ -4,9 +4,9 @@
 that too few nodes host. A reader would have to validate every version, and to look at all of these.
 So each node verifies its own versions in the background, by reading the block as a client does
 (`Verification`): the latest complete version is flagged if it is valid, and later ones that fail
-are poisonous and discarded. `settled` turns the findings into writes, in a later step and on the
-store as it is by then. What is older than a flagged version needs no verification. Readers that see
-the flag at b + 1 nodes, one of them correct, validate nothing.
+are poisonous and discarded. What follows from the findings is written in a later step, on the store
+as it is by then (`LazyVerifier._settled`). What is older than a flagged version needs no
+verification. Readers that see the flag at b + 1 nodes, one of them correct, validate nothing.
 
 A version that this node hosts, that is not flagged and not older than a flagged one of its block is
 *possible*. The possible versions are the `Backlog`.
@@ -38,7 +38,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import Enum
 from functools import partial
 from typing import Any
@@ -108,7 +108,6 @@ class VerificationTally:
     failed: int = counter("Those that settled nothing.", name="verifications_failed")
     notices: int = counter("Notices sent to other nodes.")
     demands: int = counter("Writes that had to wait for it.", name="verification_demands")
-    demanded: dict[ClientId, int] = field(default_factory=dict)  # the same, by client
 
 
 # --- one block ------------------------------------------------------------------------------------
@@ -156,46 +155,6 @@ class Verification(BlockRead):
         self.verified = timestamp
         self.own = Own(checksum, memoryview(valid.fragments[index]))
         return FoundVersion(timestamp, None)
-
-
-def settled(
-    view: StorageView,
-    block: BlockId,
-    *,
-    verified: BlockTimestamp | None,
-    poisonous: Collection[BlockTimestamp],
-    own: Own | None,
-    index: int,
-    now_us: int,
-    charge: Charge,
-) -> list[Write]:
-    """The writes that flag the verified version and discard the poisonous ones.
-
-    A version that was flagged before keeps the time of that. `own`, this node's part of the
-    verified version, is stored if the node lacks it or its disk has damaged it.
-    """
-    writes: list[Write] = []
-    for timestamp in poisonous:
-        writes += discarded(view, block, timestamp)
-    if verified is None:
-        return writes
-    key = version_key(block, verified)
-    row = view.get(Table.BLOCK, key)
-    if row is None:
-        if own is not None:
-            row = version_row.verified(own.cross_checksum, now_us)
-            writes += version_row.hosted(view, key, row, own.fragment, charge)
-        return writes
-    if not row[0] & VERIFIED:
-        dated = version_row.verified(version_row.checksum_of(row), now_us, before=row)
-        writes.append(Write(Table.BLOCK, key, dated))
-    if own is not None:
-        stored = view.get(Table.FRAGMENT, key)
-        if stored is None or not cross_checksum.matches(own.cross_checksum, index, stored):
-            dated = version_row.verified(own.cross_checksum, now_us, before=row)
-            writes.append(Write(Table.BLOCK, key, dated))
-            writes.append(Write(Table.FRAGMENT, key, own.fragment))
-    return writes
 
 
 def discarded(view: StorageView, block: BlockId, timestamp: BlockTimestamp) -> list[Write]:
@@ -272,7 +231,6 @@ class LazyVerifier:
         else:
             return None
         self.tally.demands += 1
-        self.tally.demanded[client] = self.tally.demanded.get(client, 0) + 1
         if not worthwhile:
             # A client that has left partial writes behind, say because its machine crashed, could
             # otherwise not write before they are abandoned; its next complete write makes all of
@@ -345,16 +303,7 @@ class LazyVerifier:
         obsolete = [one for one in self.backlog.versions(block) if one < behind]
         self.tally.settled += self.backlog.settle(block, [*obsolete, *poisonous])
         self.backlog.hasten(block, now_us)
-        return settled(
-            view,
-            block,
-            verified=None,
-            poisonous=poisonous,
-            own=None,
-            index=self._index(block),
-            now_us=now_us,
-            charge=self._charge,
-        )
+        return self._settled(view, block, None, poisonous, None, now_us)
 
     async def _notify(self, block: BlockId, findings: Verification) -> None:
         poisonous = tuple(findings.poisonous[: limits.POISONOUS_IN_NOTICE])
@@ -392,16 +341,8 @@ class LazyVerifier:
         # ahead of this node's clock is not accepted yet. [design §4]
         is_full = self._host is not None and self._host.full
         accepts = not is_full and verified.time <= now_us + limits.CLOCK_SKEW_US
-        writes = settled(
-            view,
-            block,
-            verified=None if verified == ZERO else verified,
-            poisonous=poisonous,
-            own=own if accepts else None,
-            index=self._index(block),
-            now_us=now_us,
-            charge=self._charge,
-        )
+        found = None if verified == ZERO else verified
+        writes = self._settled(view, block, found, poisonous, own if accepts else None, now_us)
         self.tally.poisonous += sum(
             write.table is Table.BLOCK and write.value is None for write in writes
         )
@@ -409,6 +350,45 @@ class LazyVerifier:
         if own is None and accepts and not hosted:
             # This node's own verification brings its part of the version.
             self.backlog.add(block, verified, now_us)
+        return writes
+
+    def _settled(
+        self,
+        view: StorageView,
+        block: BlockId,
+        verified: BlockTimestamp | None,
+        poisonous: Collection[BlockTimestamp],
+        own: Own | None,
+        now_us: int,
+    ) -> list[Write]:
+        """The writes that flag the verified version and discard the poisonous ones.
+
+        A version that was flagged before keeps the time of that. `own`, this node's part of the
+        verified version, is stored if the node lacks it or its disk has damaged it.
+        """
+        writes: list[Write] = []
+        for timestamp in poisonous:
+            writes += discarded(view, block, timestamp)
+        if verified is None:
+            return writes
+        key = version_key(block, verified)
+        row = view.get(Table.BLOCK, key)
+        if row is None:
+            if own is not None:
+                row = version_row.verified(own.cross_checksum, now_us)
+                writes += version_row.hosted(view, key, row, own.fragment, self._charge)
+            return writes
+        if not row[0] & VERIFIED:
+            dated = version_row.verified(version_row.checksum_of(row), now_us, before=row)
+            writes.append(Write(Table.BLOCK, key, dated))
+        if own is not None:
+            stored = view.get(Table.FRAGMENT, key)
+            if stored is None or not cross_checksum.matches(
+                own.cross_checksum, self._index(block), stored
+            ):
+                dated = version_row.verified(own.cross_checksum, now_us, before=row)
+                writes.append(Write(Table.BLOCK, key, dated))
+                writes.append(Write(Table.FRAGMENT, key, own.fragment))
         return writes
 
     def _settle(self, block: BlockId, done: list[BlockTimestamp], now_us: int) -> None:

@@ -113,19 +113,19 @@ class _Place(Value, frozen=True):
     part_volume: int = 0
 
 
+_START = _Place(0)
+
+
 @dataclass(slots=True)
 class ScrubTally:
     """The results of scrubbing."""
 
     passes: int = counter("Passes over all that is stored.", name="scrub_passes")
     under_way: bool = False
-    began_us: int = 0  # the pass under way, or the last one
+    place: _Place = _START  # of the pass under way, or the last one
     ended_us: int = 0  # the last one, also of an earlier life of the node; 0: never
-    rows: int = 0  # in that pass…
-    bytes: int = 0
     bytes_to_come: int = counter("In the pass under way.", name="scrub_bytes_to_come")
-    damaged: int = 0
-    # …and since the node was started
+    # since the node was started
     checked_rows: int = counter("Rows that were read and checked.", name="scrub_rows")
     checked_bytes: int = counter("Bytes that were read and checked.", name="scrub_bytes")
     found_damaged: int = counter("Rows that were found damaged.", name="scrub_damaged")
@@ -140,8 +140,8 @@ class ScrubTally:
         """Of the pass under way; 1 if there is none."""
         if not self.under_way:
             return 1.0
-        in_all = self.bytes + self.bytes_to_come
-        return self.bytes / in_all if in_all else 0.0
+        in_all = self.place.volume + self.bytes_to_come
+        return self.place.volume / in_all if in_all else 0.0
 
     def remaining_us(self, rate_bytes: float) -> int | None:
         """Until the pass under way is over, at this rate; None if it does not go on."""
@@ -230,10 +230,8 @@ class Scrubber:
             self._report(part.table.name.lower(), page.damaged)
 
     def _tell(self, place: _Place) -> None:
-        tally = self.tally
-        tally.began_us, tally.rows, tally.bytes = place.began_us, place.rows, place.volume
-        tally.damaged = place.damaged
-        tally.bytes_to_come = self._to_come(place)
+        self.tally.place = place
+        self.tally.bytes_to_come = self._to_come(place)
 
     def _to_come(self, place: _Place) -> int:
         """About how many bytes are still to be read, going by the rows that were."""

@@ -286,7 +286,7 @@ def test_a_pass_goes_on_where_a_crash_has_stopped_it(cluster: Cluster) -> None:
     scrubber = cluster.deployment.scrubbers[NodeId(NODE)]
     scrubber.throttle.set_rate(4096)
     scrubber.throttle.start()
-    cluster.run_until(lambda: scrubber.tally.rows >= 48)
+    cluster.run_until(lambda: scrubber.tally.place.rows >= 48)
     assert scrubber.tally.under_way
     assert 0 < scrubber.tally.progress < 1
     node.disk.rot(Table.FRAGMENT, version_key(block(99), stamps[99]), 1)
@@ -297,7 +297,7 @@ def test_a_pass_goes_on_where_a_crash_has_stopped_it(cluster: Cluster) -> None:
     assert again.throttle.rate_bytes == 4096  # as it was told
     again.throttle.set_rate(limits.SCRUB_RATE_BYTES)
     cluster.run_until(lambda: again.tally.passes == 1)
-    assert again.tally.checked_rows < again.tally.rows
+    assert again.tally.checked_rows < again.tally.place.rows
     cluster.run_for(5 * SECOND_US)
     assert fragments(cluster, NODE) == before
 
