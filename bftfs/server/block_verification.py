@@ -38,7 +38,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from functools import partial
 from typing import Any
@@ -108,6 +108,7 @@ class VerificationTally:
     failed: int = counter("Those that settled nothing.", name="verifications_failed")
     notices: int = counter("Notices sent to other nodes.")
     demands: int = counter("Writes that had to wait for it.", name="verification_demands")
+    demanded: dict[ClientId, int] = field(default_factory=dict)  # the same, by client
 
 
 # --- one block ------------------------------------------------------------------------------------
@@ -231,6 +232,7 @@ class LazyVerifier:
         else:
             return None
         self.tally.demands += 1
+        self.tally.demanded[client] = self.tally.demanded.get(client, 0) + 1
         if not worthwhile:
             # A client that has left partial writes behind, say because its machine crashed, could
             # otherwise not write before they are abandoned; its next complete write makes all of
