@@ -15,7 +15,8 @@ import errno
 import os
 import stat
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import wraps
 from threading import Thread
 from typing import Any, Final, TypeVar
@@ -68,6 +69,23 @@ def _answers(handler: Handler) -> Handler:
             raise self.failure(handler.__name__, error) from None
 
     return answer  # type: ignore[return-value]
+
+
+@contextmanager
+def _looked_up_if_in_doubt(*names: tuple[int, bytes]) -> Iterator[None]:
+    """If an update of these names fails, and may take effect all the same, have the kernel forget.
+
+    Otherwise a program that tries again would see, until its entries expire, what was there before.
+    """
+    try:
+        yield
+    except FileSystemError:  # nothing has changed
+        raise
+    except Exception:
+        for parent, name in names:
+            # In a thread: the kernel forgets when it has the answer to this request.
+            pyfuse3.invalidate_entry_async(parent, name, ignore_enoent=True)
+        raise
 
 
 class Operations(pyfuse3.Operations):
@@ -185,13 +203,15 @@ class Operations(pyfuse3.Operations):
     async def unlink(self, parent_inode: int, name: bytes, ctx: RequestContext) -> None:
         directory = self._changeable(parent_inode, name)
         removing = self._files.unlink(directory, name, self._who(ctx))
-        await self._perform("unlink", removing, parent_inode, ctx)
+        with _looked_up_if_in_doubt((parent_inode, name)):
+            await self._perform("unlink", removing, parent_inode, ctx)
 
     @_answers
     async def rmdir(self, parent_inode: int, name: bytes, ctx: RequestContext) -> None:
         directory = self._changeable(parent_inode, name)
         removing = self._files.remove_directory(directory, name, self._who(ctx))
-        await self._perform("rmdir", removing, parent_inode, ctx)
+        with _looked_up_if_in_doubt((parent_inode, name)):
+            await self._perform("rmdir", removing, parent_inode, ctx)
 
     @_answers
     async def rename(
@@ -208,7 +228,9 @@ class Operations(pyfuse3.Operations):
         renaming = self._files.rename(
             source, name_old, target, name_new, self._who(ctx), flags=flags
         )
-        await self._perform("rename", renaming, parent_inode_old, ctx)
+        names = (parent_inode_old, name_old), (parent_inode_new, name_new)
+        with _looked_up_if_in_doubt(*names):
+            await self._perform("rename", renaming, parent_inode_old, ctx)
 
     async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
         for number, lookups in inode_list:

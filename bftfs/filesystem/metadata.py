@@ -71,10 +71,24 @@ class Metadata:
         """The answer of an update."""
         if self._read_only:
             raise FileSystemError(errno.EROFS)
-        answered = await self._service.update(
-            objects, method, arguments, who, not_before_us=not_before_us
-        )
+        try:
+            answered = await self._service.update(
+                objects, method, arguments, who, not_before_us=not_before_us
+            )
+        except FileSystemError:  # nothing has changed
+            raise
+        except BaseException:
+            self._doubt(objects)
+            raise
         return answered.answer
+
+    def _doubt(self, objects: tuple[ObjectId, ...]) -> None:
+        """An update of these may take effect or not: what the cache says of them is uncertain."""
+        for identifier in objects:
+            entry = self._attributes.get(identifier)
+            if entry is not None:
+                self._attributes[identifier] = entry._replace(heard_us=0)
+        self._names.distrust()
 
     # --- attributes --------------------------------------------------------------------------
 

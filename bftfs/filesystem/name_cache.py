@@ -166,7 +166,10 @@ class NameCache:
         self._forget_directory(directory)
 
     def distrust(self) -> None:
-        """Let no entry be valid because of its age alone: the clock was set back."""
+        """Let no entry be valid because of its age alone.
+
+        The clock was set back, or nobody knows if an update has taken effect.
+        """
         for place, entry in self._entries.items():
             self._entries[place] = entry._replace(heard_us=0)
 

@@ -105,7 +105,7 @@ def test_a_version_is_not_older_than_its_blocks(world: World, operation: str) ->
         world.run(mount.flush(file))
     else:
         world.run(mount.truncate(file.identifier, 10, ALICE))
-    version = world.run(mount.translation(file.identifier, ALICE)).contents
+    version = world.run(mount.attributes(file.identifier, ALICE)).contents
     assert version >= world.host.clock_us + 7_000_000
 
 
@@ -796,7 +796,7 @@ def test_attributes_show_what_is_not_saved_yet(world: World) -> None:
     mount = world.mount()
     file = create(world, mount)
     mount.write(file, 10, b"abc", now_ns=START_US * 1_000 + 5)
-    attributes = world.run(mount.translation(file.identifier, ALICE))
+    attributes = world.run(mount.attributes(file.identifier, ALICE))
     assert (attributes.size, attributes.mtime_ns) == (13, START_US * 1_000 + 5)
     assert world.run(world.mount().attributes(file.identifier, ALICE)).size == 0
 

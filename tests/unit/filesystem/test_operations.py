@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from bftfs.errors import FileSystemError
+from bftfs.errors import AdmissionRefused, FileSystemError
 from bftfs.filesystem import registry
 from bftfs.filesystem.attributes import Changes, inode_number
 from bftfs.filesystem.directory import RENAME_EXCHANGE
@@ -60,7 +60,7 @@ def test_names_and_attributes_are_believed_for_a_while(world: World) -> None:
     world.objects.calls.clear()
     world.pass_time(999_999)
     world.run(mount.lookup(ROOT_ID, b"file", ALICE))
-    world.run(mount.translation(file, ALICE))
+    world.run(mount.attributes(file, ALICE))
     assert not world.objects.calls
     world.pass_time(1)
     world.run(mount.lookup(ROOT_ID, b"file", ALICE))
@@ -89,11 +89,11 @@ def test_a_clock_that_is_set_back_makes_nothing_young_again(world: World) -> Non
     world.pass_time(-60_000_000)
     world.run(other.rename(ROOT_ID, b"file", ROOT_ID, b"moved", ALICE))
     refused(errno.ENOENT, world, mount.lookup(ROOT_ID, b"file", ALICE))
-    world.run(mount.translation(file, ALICE))
+    world.run(mount.attributes(file, ALICE))
     world.objects.calls.clear()
     world.pass_time(60_500_000)  # now the clock shows what it showed when that was heard of
     refused(errno.ENOENT, world, mount.lookup(ROOT_ID, b"file", ALICE))
-    world.run(mount.translation(file, ALICE))
+    world.run(mount.attributes(file, ALICE))
     assert world.objects.calls
 
 
@@ -174,7 +174,7 @@ def test_strict_mounts_believe_nothing(world: World) -> None:
     file = make(world, mount, b"file")
     world.objects.calls.clear()
     world.run(mount.lookup(ROOT_ID, b"file", ALICE))
-    world.run(mount.translation(file, ALICE))
+    world.run(mount.attributes(file, ALICE))
     assert world.objects.calls == {registry.LOOKUP: 1, registry.GET_ATTRIBUTES: 2}
 
 
@@ -188,7 +188,7 @@ def test_own_changes_are_known_without_asking(world: World) -> None:
     assert world.run(mount.lookup(directory, b"b", ALICE)).attributes.links == 2
     assert world.run(mount.lookup(directory, b"c", ALICE)).identifier == file
     refused(errno.ENOENT, world, mount.lookup(ROOT_ID, b"a", ALICE))
-    assert world.run(mount.translation(ROOT_ID, ALICE)).links == 3
+    assert world.run(mount.attributes(ROOT_ID, ALICE)).links == 3
     assert not world.objects.calls
     world.run(mount.unlink(directory, b"b", ALICE))
     world.run(mount.unlink(directory, b"c", ALICE))
@@ -198,7 +198,7 @@ def test_own_changes_are_known_without_asking(world: World) -> None:
 
 def test_a_lookup_overtaken_by_an_own_change_is_not_cached(world: World) -> None:
     mount = world.mount()
-    world.run(mount.translation(ROOT_ID, ALICE))
+    world.run(mount.attributes(ROOT_ID, ALICE))
     world.objects.latency = lambda: 100
     looking = world.host.start(mount.lookup(ROOT_ID, b"x", ALICE))
     world.host.step()  # the nodes have answered: there is no such name
@@ -214,13 +214,13 @@ def test_attributes_never_go_back(world: World) -> None:
     file = make(world, mount, b"x")
     world.pass_time(HOUR_US)
     world.objects.latency = lambda: 100
-    asking = world.host.start(mount.translation(file, ALICE))
+    asking = world.host.start(mount.attributes(file, ALICE))
     world.host.step()  # the nodes have answered
     world.objects.latency = lambda: 0
     world.run(mount.change_attributes(file, Changes(mode=0o600), ALICE))
     world.host.settle()
     assert asking[0].mode & 0o777 == 0o600
-    assert world.run(mount.translation(file, ALICE)).mode & 0o777 == 0o600
+    assert world.run(mount.attributes(file, ALICE)).mode & 0o777 == 0o600
 
 
 @pytest.mark.parametrize("operation", ["unlink", "rename", "rename onto", "exchange"])
@@ -249,6 +249,28 @@ def test_a_guess_that_was_wrong_does_no_harm(world: World, operation: str) -> No
         world.pass_time(HOUR_US)
         assert world.run(other.lookup(ROOT_ID, b"a", ALICE)).identifier == kept
         assert world.run(other.lookup(ROOT_ID, b"b", ALICE)).identifier == replacement
+
+
+def test_what_is_in_doubt_is_asked_for_anew(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An update that nodes refuse for want of room may be finished by others, later."""
+    mount = world.mount(
+        entry_timeout_us=HOUR_US, attribute_timeout_us=HOUR_US, absence_timeout_us=HOUR_US
+    )
+    moved = make(world, mount, b"here")
+    refused(errno.ENOENT, world, mount.lookup(ROOT_ID, b"there", ALICE))
+    perform = world.objects.perform
+
+    def perform_and_fail(method: str, *arguments: Any) -> None:
+        perform(method, *arguments)
+        raise AdmissionRefused(code=errno.ENOSPC, reason="the disk is full")
+
+    with monkeypatch.context() as doubtful:
+        doubtful.setattr(world.objects, "perform", perform_and_fail)
+        with pytest.raises(AdmissionRefused):
+            world.run(mount.rename(ROOT_ID, b"here", ROOT_ID, b"there", ALICE))
+    assert world.run(mount.lookup(ROOT_ID, b"there", ALICE)).identifier == moved
+    refused(errno.ENOENT, world, mount.lookup(ROOT_ID, b"here", ALICE))
+    world.run(mount.rename(ROOT_ID, b"there", ROOT_ID, b"here", ALICE))
 
 
 def test_a_directory_that_became_a_file_meanwhile(world: World) -> None:
@@ -544,7 +566,7 @@ def test_statistics_and_formatting_again(world: World) -> None:
 
 
 def atime_us(world: World, mount: FileSystem, identifier: ObjectId) -> int:
-    return world.run(mount.translation(identifier, ALICE)).atime_ns // 1_000
+    return world.run(mount.attributes(identifier, ALICE)).atime_ns // 1_000
 
 
 def test_access_times_show_at_once_and_are_recorded_later(world: World) -> None:
