@@ -271,7 +271,7 @@ class ReadWriteServer:
             if refusal is not None:
                 return Ready(reply=refusal)
         row = version_row.unverified(message.cross_checksum)
-        writes = version_row.hosted(view, key, row, fragment, self._quota.charge)
+        writes = version_row.hosted(view, key, row, fragment, timestamp.client, self._quota.charge)
         want = None if watch is None else watch.written(block, timestamp, now_us)
         if want is not None:  # before the version is acknowledged
             return Ready(writes=writes, wants=(want,), uses_reserve=repairs)

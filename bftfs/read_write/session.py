@@ -52,6 +52,8 @@ class Session:
 class Gathering(Asking, Generic[Answer]):
     """`request(node)` to nodes, and what `judge` makes of their replies (None: not usable)."""
 
+    __slots__ = ("_answers", "_awaited", "_judge")
+
     def __init__(
         self,
         session: Session,

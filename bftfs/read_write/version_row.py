@@ -16,7 +16,7 @@ from bftfs.coding import cross_checksum
 from bftfs.coding.cross_checksum import CrossChecksum
 from bftfs.crypto.digest import DIGEST_BYTES, verifier_of
 from bftfs.identifiers import ClientId
-from bftfs.read_write.timestamp import BlockTimestamp, timestamp_of
+from bftfs.read_write.timestamp import BlockTimestamp
 from bftfs.storage import StorageView, Table, Write
 
 VERIFIED = 0x01  # flag: this node has verified the version [LazyVer §3.8.1]
@@ -50,12 +50,16 @@ def verified(checksum: CrossChecksum, now_us: int, *, before: bytes | None = Non
 
 
 def hosted(
-    view: StorageView, key: bytes, row: bytes, fragment: bytes | memoryview, charge: Charge
+    view: StorageView,
+    key: bytes,
+    row: bytes,
+    fragment: bytes | memoryview,
+    author: ClientId,
+    charge: Charge,
 ) -> list[Write]:
     """The writes that store a version which is not here yet. Its author pays for it."""
-    volume = len(fragment) + len(checksum_of(row))
     return [
-        *charge(view, timestamp_of(key).client, volume),
+        *charge(view, author, len(fragment) + len(checksum_of(row))),
         Write(Table.BLOCK, key, row),
         Write(Table.FRAGMENT, key, fragment),
     ]

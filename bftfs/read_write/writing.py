@@ -63,6 +63,8 @@ class TimeRound(Gathering[tuple[int, ...]]):
     more.
     """
 
+    __slots__ = ("_after_us", "_b")
+
     def __init__(
         self, session: Session, blocks: Sequence[BlockId], now_us: int, *, after_us: int = 0
     ) -> None:
@@ -96,7 +98,7 @@ class TimeRound(Gathering[tuple[int, ...]]):
         be found by the time at which they were written. [design §4] And later than `after_us`.
         """
         reports = (await self.answers()).values()
-        least = max(await Now(), self._after_us + 1)
+        least = max(self.ended_us, self._after_us + 1)
         return [
             max(least_safe_time(reported, self._b) + 1, least)
             for reported in zip(*reports, strict=True)

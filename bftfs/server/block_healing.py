@@ -269,7 +269,9 @@ class BlockHealer:
         self.tally.rebuilt_bytes += len(own.fragment) + len(own.cross_checksum)
         row = version_row.verified(own.cross_checksum, now_us, before=before)
         if before is None:
-            return version_row.hosted(view, key, row, own.fragment, self._charge)
+            return version_row.hosted(
+                view, key, row, own.fragment, timestamp_of(key).client, self._charge
+            )
         return [Write(Table.BLOCK, key, row), Write(Table.FRAGMENT, key, own.fragment)]
 
     # --- the peers ---------------------------------------------------------------------------

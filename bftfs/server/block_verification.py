@@ -378,7 +378,9 @@ class LazyVerifier:
         if row is None:
             if own is not None:
                 row = version_row.verified(own.cross_checksum, now_us)
-                writes += version_row.hosted(view, key, row, own.fragment, self._charge)
+                writes += version_row.hosted(
+                    view, key, row, own.fragment, verified.client, self._charge
+                )
             return writes
         if not row[0] & VERIFIED:
             dated = version_row.verified(version_row.checksum_of(row), now_us, before=row)
