@@ -19,6 +19,7 @@ from collections.abc import Iterable
 from bftfs import limits
 from bftfs.identifiers import BlockId, ClientId
 from bftfs.read_write.timestamp import BlockTimestamp
+from bftfs.server.worker import retry_after_us
 
 
 class _Pending:
@@ -132,24 +133,19 @@ class Backlog:
                 self._postpone(block, pending, pending.due_us)
         return settled
 
-    def failed(self, block: BlockId, retry_us: int) -> None:
-        """A verification has settled nothing: the next one is due at `retry_us`."""
+    def failed(self, block: BlockId, now_us: int) -> None:
+        """A verification has settled nothing: the next one is due later and later."""
         pending = self._blocks.get(block)
         if pending is not None:
+            pending.retry_us = now_us + retry_after_us(pending.failures)
             pending.failures += 1
-            pending.retry_us = retry_us
-            self._postpone(block, pending, retry_us)
+            self._postpone(block, pending, pending.retry_us)
 
     def postpone(self, block: BlockId, due_us: int) -> None:
         """`block` is being verified: it is not ripe again before `due_us`."""
         pending = self._blocks.get(block)
         if pending is not None:
             self._postpone(block, pending, due_us)
-
-    def failures(self, block: BlockId) -> int:
-        """How many verifications in a row have settled nothing."""
-        pending = self._blocks.get(block)
-        return 0 if pending is None else pending.failures
 
     def hasten(self, block: BlockId, due_us: int) -> None:
         """Verification of `block` is due earlier than it was."""

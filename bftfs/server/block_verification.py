@@ -71,7 +71,7 @@ from bftfs.read_write.version_row import VERIFIED, Charge, Own
 from bftfs.server.backlog import Backlog
 from bftfs.server.step import Host, Ready, Role, Sender, Want
 from bftfs.server.tally import counter
-from bftfs.server.worker import IdleTime, claimed_ms, retry_after_us
+from bftfs.server.worker import IdleTime, claimed_ms
 from bftfs.storage import StorageView, Table, Write, after_keys
 from bftfs.thresholds import ReadWriteThresholds
 
@@ -404,10 +404,7 @@ class LazyVerifier:
             return
         if not count:
             self.tally.failed += 1
-        self._put_off(block, now_us)
-
-    def _put_off(self, block: BlockId, now_us: int) -> None:
-        self.backlog.failed(block, now_us + retry_after_us(self.backlog.failures(block)))
+        self.backlog.failed(block, now_us)
 
     def _index(self, block: BlockId) -> int:
         return fragment_index(block, self._node, self._thresholds.N)
@@ -453,7 +450,7 @@ class LazyVerifier:
 
     def _note_silence(self, block: BlockId, _view: StorageView, now_us: int) -> list[Write]:
         self.tally.failed += 1
-        self._put_off(block, now_us)
+        self.backlog.failed(block, now_us)
         return []
 
     async def _demand(self, choose: Callable[[], list[BlockId]]) -> list[Write] | None:

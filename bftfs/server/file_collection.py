@@ -282,13 +282,6 @@ class BlockWalk:
 # --- the collector ------------------------------------------------------------------------------
 
 
-class _Facts(NamedTuple):
-    """The facts that a pass takes from the volume."""
-
-    snapshots_us: tuple[int, ...]
-    created_us: int
-
-
 class _Collectable(NamedTuple):
     """An object with versions that may go."""
 
@@ -366,10 +359,11 @@ class Collector:
         facts = await look(host, partial(self._facts, horizon_us=horizon_us))
         if facts is None or horizon_us <= 0:
             return  # without the snapshots, nothing may go
+        snapshots_us, created_us = facts
         pressure_us = 0
         if short:
             # The oldest first: this pass takes half of the past, the next one half of the rest.
-            left_us = max(horizon_us - facts.created_us, 0)
+            left_us = max(horizon_us - created_us, 0)
             left_us >>= self._halvings + 1
             pressure_us = horizon_us - (left_us if self._halvings < _HALVINGS else 0)
             self._halvings += 1
@@ -382,7 +376,7 @@ class Collector:
                 host, partial(self._page, after=cursor, horizon_us=horizon_us, short=short)
             )
             await self._settle(host, cursor, listed, horizon_us)
-            retention = Retention(now_us, self._window_us, (), facts.snapshots_us, pressure_us)
+            retention = Retention(now_us, self._window_us, (), snapshots_us, pressure_us)
             for each in listed:
                 await self._collect(host, each.object, retention)
             cursor = until
@@ -390,8 +384,8 @@ class Collector:
         self.tally.progress = 1.0
         self.tally.passes += 1
 
-    def _facts(self, view: StorageView, *, horizon_us: int) -> _Facts | None:
-        """The snapshots, as they are and as they were when the window began."""
+    def _facts(self, view: StorageView, *, horizon_us: int) -> tuple[tuple[int, ...], int] | None:
+        """The snapshots, now and when the window began; and when the volume was made."""
         replica = Replica(view, self._volume)
         looked, version = newest_at(replica, horizon_us, b"")
         state = state_at(replica, version) if looked is Looked.FOUND else None
@@ -404,7 +398,7 @@ class Collector:
             return None
         except UNREADABLE as error:
             raise DamagedRow(self._volume, str(error)) from error
-        return _Facts(tuple(sorted(times)), created_us)
+        return tuple(sorted(times)), created_us
 
     def _page(
         self, view: StorageView, *, after: bytes, horizon_us: int, short: bool

@@ -28,7 +28,7 @@ other servers have it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -562,12 +562,10 @@ class RequestScrubber:
 
     def _check(self, view: StorageView, *, after: bytes) -> tuple[Page, list[Write]]:
         rows, volume = _page_of(view, Table.REQUEST, after)
-        dropped = list(self._dropped(rows))
+        dropped = [
+            Write(Table.REQUEST, key, None)
+            for key, stored in rows
+            if len(key) == TIMESTAMP_BYTES
+            and not is_original(stored, LogicalTimestamp(key), n=self._n)
+        ]
         return Page(_until(rows, volume), len(rows), volume, len(dropped)), dropped
-
-    def _dropped(self, rows: list[tuple[bytes, bytes]]) -> Iterator[Write]:
-        for key, stored in rows:
-            if len(key) == TIMESTAMP_BYTES and not is_original(
-                stored, LogicalTimestamp(key), n=self._n
-            ):
-                yield Write(Table.REQUEST, key, None)

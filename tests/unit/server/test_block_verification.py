@@ -222,11 +222,11 @@ def test_that_no_block_is_worthwhile_is_found_once_a_second() -> None:
     for number in range(3):
         backlog.add(block(number), BlockTimestamp(1, client, Digest(bytes(32))), 0)
         assert backlog.has_worthwhile(client, SECOND_US)
-        backlog.failed(block(number), 60 * SECOND_US)
+        backlog.failed(block(number), 59 * SECOND_US)
     assert not backlog.has_worthwhile(client, SECOND_US)
     assert not backlog.has_worthwhile(client, 59 * SECOND_US)
     assert backlog.has_worthwhile(client, 60 * SECOND_US)
-    backlog.failed(block(0), 90 * SECOND_US)
+    backlog.failed(block(0), 88 * SECOND_US)
     assert not backlog.is_worthwhile(block(0), 60 * SECOND_US)
     backlog.add(block(0), BlockTimestamp(2, client, Digest(bytes(32))), 0)
     assert backlog.is_worthwhile(block(0), 60 * SECOND_US)
@@ -252,7 +252,7 @@ def test_a_client_with_unverifiable_versions_has_to_wait() -> None:
     client = cluster.client()
     cluster.place(client, block(0), cluster.pieces(b"partial"), [0])
     verifier = cluster.verifier(0)
-    verifier.backlog.failed(block(0), cluster.now_us + SECOND_US)
+    verifier.backlog.failed(block(0), cluster.now_us)
     assert verifier.before_write(block(0), client.host.client, cluster.now_us) is None
     refused = verifier.before_write(block(0), client.host.client, cluster.now_us)
     assert isinstance(refused, Refused)
