@@ -24,7 +24,7 @@ from bftfs.errors import FileSystemError
 from bftfs.filesystem.attributes import Attributes
 from bftfs.filesystem.contents import OpenFile
 from bftfs.filesystem.file_history import History
-from bftfs.filesystem.listing import DirectoryEntry
+from bftfs.filesystem.metadata import DirectoryEntry
 from bftfs.filesystem.operations import FileSystem, FoundObject
 from bftfs.filesystem.time_names import format_time_name, parse_time_name
 from bftfs.identifiers import OBJECT_ID_BYTES, ObjectId

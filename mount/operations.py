@@ -34,7 +34,7 @@ from bftfs.filesystem.attributes import NOW, Attributes, Changes
 from bftfs.filesystem.contents import OpenFile
 from bftfs.filesystem.dirty import Buffer
 from bftfs.filesystem.file_history import History
-from bftfs.filesystem.listing import OpenDirectory
+from bftfs.filesystem.metadata import OpenDirectory
 from bftfs.filesystem.operations import FileSystem, FoundObject
 from bftfs.identifiers import ObjectId
 from mount.history_directory import NAME as HISTORY

@@ -20,7 +20,7 @@ from bftfs.crypto.keys import Identity
 from bftfs.envelope import REPLIES, REQUESTS
 from bftfs.errors import DamagedRow
 from bftfs.filesystem import object_types
-from bftfs.filesystem.authorization import UNKNOWN_INODE, may_write_blocks
+from bftfs.filesystem.inode import UNKNOWN_INODE, may_write_blocks
 from bftfs.identifiers import BlockId, NodeId, inode_of
 from bftfs.query_update.messages import Request as QueryUpdateRequest
 from bftfs.query_update.replica import Replica

@@ -35,7 +35,7 @@ from bftfs.filesystem import registry
 from bftfs.filesystem.attributes import NO_CHANGES, Changes
 from bftfs.filesystem.directory import DirectoryPage, Listing, Name
 from bftfs.filesystem.inode import Writing
-from bftfs.filesystem.listing import PAGE_BYTES
+from bftfs.filesystem.metadata import PAGE_BYTES
 from bftfs.identifiers import ObjectId, block_id
 from bftfs.query_update.history import time_of
 from bftfs.query_update.past_reading import PastReader

@@ -26,8 +26,8 @@ from bftfs.data_directory import DataDirectory
 from bftfs.envelope import REPLIES
 from bftfs.errors import FileSystemError, UsageError
 from bftfs.filesystem.attributes import Attributes
+from bftfs.filesystem.directory import shown
 from bftfs.filesystem.file_history import Change
-from bftfs.filesystem.names import shown
 from bftfs.filesystem.operations import FileSystem
 from bftfs.filesystem.time_names import format_time_name
 from bftfs.identifiers import ClientId, ObjectId

@@ -25,8 +25,8 @@ from bftfs.cli.options import json_option
 from bftfs.errors import UsageError
 from bftfs.filesystem import object_types, registry
 from bftfs.filesystem.attributes import Attributes
+from bftfs.filesystem.directory import shown
 from bftfs.filesystem.file_history import Change
-from bftfs.filesystem.names import shown
 from bftfs.filesystem.time_names import format_time_name
 from bftfs.restoration.viewpoint import Node
 

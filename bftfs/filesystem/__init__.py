@@ -1,9 +1,8 @@
 """Files and directories, expressed in terms of the two protocols. Knows nothing of FUSE.
 
-The replicated side, run by the nodes: `directory`, `inode`, `attribute_methods`,
-`extended_attributes`, `volume` and `mkfs` are methods on objects' states; `registry` lists them,
-and `object_types()` gives them to the Q/U server and client. `authorization` says who may write
-blocks.
+The replicated side, run by the nodes: `directory`, `inode`, `attribute_methods` and `volume` are
+methods on objects' states; `registry` lists them, and `object_types()` gives them to the Q/U server
+and client. `inode.may_write_blocks` says who may write blocks.
 
 The client side, run by the mount and the command line: `operations.FileSystem`. Its conversations
 (`async def` over effects) are performed by a driver; `write` and a few others are plain calls.
@@ -53,7 +52,7 @@ Failures are `FileSystemError(errno)`, or `OperationFailed` where the cluster ga
       await .write_back(older_than_us)                       to be called every few seconds
       await .synchronize_all()                               before unmounting
 
-`past_file_system.past_file_system(…)` gives the same for a time, read-only; `file_history.History`
+`file_history.past_file_system(…)` gives the same for a time, read-only; `file_history.History`
 gives times, versions and snapshots.
 
 `attributes.Attributes` has the fields of `struct stat`; `attributes.inode_number` gives `st_ino`.

@@ -17,8 +17,6 @@ from bftfs import limits
 ACCESS: Final = b"system.posix_acl_access"
 DEFAULT: Final = b"system.posix_acl_default"
 
-READ, WRITE, EXECUTE = 4, 2, 1
-
 
 class Tag(IntEnum):
     """The kind of an entry; the numbers are those of the extended attribute."""

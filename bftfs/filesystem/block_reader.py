@@ -13,51 +13,45 @@ Concurrency: everything is touched between awaits only, and checked again after 
 
 from __future__ import annotations
 
+import errno
+from dataclasses import dataclass
 from functools import partial
 
-from bftfs.conversation import Spawn, Together, Wait
+from bftfs.conversation import Compute, Draw, Spawn, Together, Wait
 from bftfs.credentials import Credentials
-from bftfs.crypto.cipher import BlockCipher
-from bftfs.errors import FileSystemError, OperationFailed
+from bftfs.crypto.cipher import NONCE_BYTES, BlockCipher
+from bftfs.errors import FileSystemError, OperationFailed, PeerFault
+from bftfs.filesystem.attributes import spans
 from bftfs.filesystem.block_cache import BlockCache, Load
 from bftfs.filesystem.contents import Contents, OpenFile
 from bftfs.filesystem.dirty import Buffer, part
-from bftfs.filesystem.layout import spans
 from bftfs.filesystem.metadata import Metadata
-from bftfs.filesystem.options import Options
-from bftfs.filesystem.sealing import plaintext_of
-from bftfs.filesystem.services import BlockService
+from bftfs.filesystem.services import BlockService, Options
+from bftfs.identifiers import BlockId
 
 
+@dataclass(slots=True, eq=False)
 class BlockReader:
     """Reads the blocks of files, as this mount's programs see them."""
 
-    def __init__(
-        self,
-        metadata: Metadata,
-        blocks: BlockService,
-        cipher: BlockCipher | None,
-        options: Options,
-        cache: BlockCache,
-    ) -> None:
-        self._metadata = metadata
-        self._blocks = blocks
-        self._cipher = cipher
-        self._options = options
-        self._cache = cache
-        self._prefetching_bytes = 0
+    metadata: Metadata
+    blocks: BlockService
+    cipher: BlockCipher | None
+    options: Options
+    cache: BlockCache
+    prefetching_bytes: int = 0
 
     async def read(self, file: OpenFile, offset: int, size: int) -> Buffer:
         """Up to `size` bytes from `offset` on; fewer at the end of the file."""
         contents = file.contents
-        if self._options.strict:
+        if self.options.strict:
             await self.refresh(contents, file.who)
         else:
             self.notice(contents)
         stop = min(offset + size, contents.size)
         if stop <= offset:
             return b""
-        if not self._options.strict:
+        if not self.options.strict:
             await self._read_ahead(file, offset, stop)
         wanted = tuple(spans(offset, stop - offset, contents.layout.block_bytes))
         if len(wanted) == 1:
@@ -69,13 +63,13 @@ class BlockReader:
 
     def notice(self, contents: Contents) -> None:
         """Take note of the newest attributes that the mount has heard of."""
-        attributes = self._metadata.known(contents.identifier)
+        attributes = self.metadata.known(contents.identifier)
         if attributes is not None:
             contents.adopt(attributes)
 
     async def refresh(self, contents: Contents, who: Credentials) -> None:
         """Ask the nodes for the file's attributes."""
-        contents.adopt(await self._metadata.latest(contents.identifier, who))
+        contents.adopt(await self.metadata.latest(contents.identifier, who))
 
     async def _span(
         self, contents: Contents, number: int, start: int, stop: int, who: Credentials
@@ -90,7 +84,7 @@ class BlockReader:
 
     async def block(self, contents: Contents, number: int, who: Credentials) -> Buffer:
         """A block without its dirty pieces; perhaps shorter than a whole one."""
-        cache, inode = self._cache, contents.identifier
+        cache, inode = self.cache, contents.identifier
         while True:
             block = contents.pushing.get(number)
             if block is None:
@@ -110,14 +104,14 @@ class BlockReader:
 
     async def _load(self, contents: Contents, number: int, who: Credentials) -> Load:
         """Read a block from the nodes into the cache."""
-        load = self._cache.begin(contents.identifier, number)
+        load = self.cache.begin(contents.identifier, number)
         block: Buffer | None = None
         try:
             block = await self._shown(contents, number, load, who)
             if block is not None and len(block) > contents.valid_bytes(number):
                 block = memoryview(block)[: contents.valid_bytes(number)]
         finally:
-            self._cache.finish(contents.identifier, number, load, block)
+            self.cache.finish(contents.identifier, number, load, block)
         return load
 
     async def _shown(
@@ -125,7 +119,7 @@ class BlockReader:
     ) -> bytes | None:
         """The version of a block that programs may see; None if it is on its way to the nodes."""
         block = contents.layout.block(contents.identifier, number)
-        version = await self._blocks.read(block)
+        version = await self.blocks.read(block)
         if version.timestamp.time > contents.shown_us(number):
             # Another mount has written it, and has covered that since, or not yet, or never will.
             await self.refresh(contents, who)
@@ -135,8 +129,8 @@ class BlockReader:
             if version.timestamp.time > contents.shown_us(number):
                 contents.saw_uncovered_elsewhere(number)
             block = contents.layout.block(contents.identifier, number)
-            version = await self._blocks.read(block, at_time_us=contents.shown_us(number))
-        return await plaintext_of(self._cipher, block, version.item)
+            version = await self.blocks.read(block, at_time_us=contents.shown_us(number))
+        return await plaintext_of(self.cipher, block, version.item)
 
     # --- reading ahead -----------------------------------------------------------------------
 
@@ -147,7 +141,7 @@ class BlockReader:
         if file.expected - file.window <= offset <= file.expected + file.window:
             if offset:
                 window = max(2 * file.window, 2 * block_bytes)
-                file.window = min(window, self._options.read_ahead_bytes)
+                file.window = min(window, self.options.read_ahead_bytes)
             file.expected = max(file.expected, stop)
             file.ahead = max(file.ahead, stop)
         else:
@@ -158,19 +152,19 @@ class BlockReader:
         end = min(stop + file.window, file.contents.attributes.size)
         first = -(-file.ahead // block_bytes)
         for number in range(first, -(-end // block_bytes)):
-            if self._prefetching_bytes >= self._options.prefetch_bytes:
+            if self.prefetching_bytes >= self.options.prefetch_bytes:
                 return
             file.ahead = (number + 1) * block_bytes
             if self._is_absent(file.contents, number):
-                self._prefetching_bytes += block_bytes
+                self.prefetching_bytes += block_bytes
                 await Spawn(partial(self._prefetch, file.contents, number, file.who))
 
     def _is_absent(self, contents: Contents, number: int) -> bool:
         """True if the block is neither in memory nor on its way there."""
         return (
             number not in contents.pushing
-            and self._cache.load(contents.identifier, number) is None
-            and self._cache.get(contents.identifier, number) is None
+            and self.cache.load(contents.identifier, number) is None
+            and self.cache.get(contents.identifier, number) is None
         )
 
     async def _prefetch(self, contents: Contents, number: int, who: Credentials) -> None:
@@ -180,4 +174,28 @@ class BlockReader:
         except (FileSystemError, OperationFailed):
             pass  # a reader of the block will meet the failure itself
         finally:
-            self._prefetching_bytes -= contents.layout.block_bytes
+            self.prefetching_bytes -= contents.layout.block_bytes
+
+
+async def plaintext_of(cipher: BlockCipher | None, block: BlockId, item: bytes | None) -> bytes:
+    """The contents of a data-item; empty if it was never written."""
+    if item is None:
+        return b""
+    if cipher is None:
+        return item
+    try:
+        plaintext: bytes = await Compute(partial(cipher.open, block, item))
+    except PeerFault as fault:
+        raise FileSystemError(errno.EIO, str(fault)) from fault
+    return plaintext
+
+
+async def sealed(
+    cipher: BlockCipher | None, block: BlockId, plaintext: Buffer
+) -> tuple[BlockId, bytes]:
+    """The block with the data-item to write for it."""
+    if cipher is None:
+        return block, bytes(plaintext)
+    nonce = (await Draw(1 << 8 * NONCE_BYTES)).to_bytes(NONCE_BYTES, "big")
+    view = plaintext if isinstance(plaintext, bytes) else memoryview(plaintext)
+    return block, await Compute(partial(cipher.seal, block, view, nonce=nonce))

@@ -28,6 +28,7 @@ from __future__ import annotations
 import errno
 from collections import OrderedDict, deque
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Final
 
@@ -36,17 +37,14 @@ from bftfs.credentials import Credentials
 from bftfs.crypto.cipher import BlockCipher
 from bftfs.errors import FileSystemError
 from bftfs.filesystem import inode
-from bftfs.filesystem.attributes import NO_CHANGES
+from bftfs.filesystem.attributes import INCARNATION_GAP, NO_CHANGES, spans
 from bftfs.filesystem.block_cache import BlockCache
-from bftfs.filesystem.block_reader import BlockReader
+from bftfs.filesystem.block_reader import BlockReader, plaintext_of, sealed
 from bftfs.filesystem.contents import Contents, Sharing
 from bftfs.filesystem.dirty import Buffer, DirtyBlock, Extent, part
-from bftfs.filesystem.layout import INCARNATION_GAP, spans
 from bftfs.filesystem.metadata import Metadata
-from bftfs.filesystem.options import Options
 from bftfs.filesystem.registry import MERGE, TRUNCATE, WRITE
-from bftfs.filesystem.sealing import plaintext_of, sealed
-from bftfs.filesystem.services import BlockService
+from bftfs.filesystem.services import BlockService, Options
 from bftfs.identifiers import BlockId, ObjectId, block_id
 from bftfs.query_update.object_type import Record
 from bftfs.read_write.timestamp import BlockTimestamp
@@ -54,27 +52,19 @@ from bftfs.read_write.timestamp import BlockTimestamp
 ATTEMPTS: Final = 32  # at an update that other mounts' truncations keep overtaking
 
 
+@dataclass(slots=True, eq=False)
 class BlockWriter:
     """Takes the writes of programs, and brings them to the nodes."""
 
-    def __init__(
-        self,
-        metadata: Metadata,
-        blocks: BlockService,
-        cipher: BlockCipher | None,
-        options: Options,
-        cache: BlockCache,
-        reader: BlockReader,
-    ) -> None:
-        self.unsaved: OrderedDict[ObjectId, Contents] = OrderedDict()  # by when they became so
-        self.dirty_bytes = 0  # dirty, or on their way
-        self.progress = Event()  # fewer bytes are dirty
-        self._metadata = metadata
-        self._blocks = blocks
-        self._cipher = cipher
-        self._options = options
-        self._cache = cache
-        self._reader = reader
+    metadata: Metadata
+    blocks: BlockService
+    cipher: BlockCipher | None
+    options: Options
+    cache: BlockCache
+    reader: BlockReader
+    unsaved: OrderedDict[ObjectId, Contents] = field(default_factory=OrderedDict)  # as they became
+    dirty_bytes: int = 0  # dirty, or on their way
+    progress: Event = field(default_factory=Event)  # fewer bytes are dirty
 
     def take(self, contents: Contents, offset: int, data: bytes) -> None:
         """Make `data` dirty; it must not change afterwards, since it is not copied."""
@@ -129,8 +119,8 @@ class BlockWriter:
 
     async def _push_dirty(self, contents: Contents, numbers: Iterable[int]) -> None:
         queue = deque(sorted(numbers))
-        batch = max(1, self._options.batch_bytes // contents.layout.block_bytes)
-        workers = min(self._options.batches_in_flight, -(-len(queue) // batch))
+        batch = max(1, self.options.batch_bytes // contents.layout.block_bytes)
+        workers = min(self.options.batches_in_flight, -(-len(queue) // batch))
         if workers == 1:
             await self._push_batches(contents, queue, batch)
         elif workers:
@@ -152,12 +142,12 @@ class BlockWriter:
             extents[number] = dirty.extents()
             block = contents.pushing[number] = dirty.over(bases.get(number, b""))
             self.dirty_bytes += len(block) - dirty.cost
-            self._cache.drop(contents.identifier, number)
+            self.cache.drop(contents.identifier, number)
         is_asking = contents.sharing is not Sharing.EXCLUSIVE
         try:
             items = [
                 await sealed(
-                    self._cipher,
+                    self.cipher,
                     layout.block(contents.identifier, number),
                     contents.pushing[number],
                 )
@@ -173,7 +163,7 @@ class BlockWriter:
         for number, timestamp in zip(numbers, written, strict=True):
             block = contents.pushing.pop(number)
             self.dirty_bytes -= len(block)
-            self._cache.put(contents.identifier, number, block)
+            self.cache.put(contents.identifier, number, block)
             contents.pushed(number, extents[number], layout, timestamp, is_unasked=not is_asking)
         self.progress.announce()
 
@@ -189,7 +179,7 @@ class BlockWriter:
         if not incomplete:
             return {}
         blocks = await Together(
-            tuple(partial(self._reader.block, contents, number, who) for number in incomplete)
+            tuple(partial(self.reader.block, contents, number, who) for number in incomplete)
         )
         return dict(zip(incomplete, blocks, strict=True))
 
@@ -216,7 +206,7 @@ class BlockWriter:
     ) -> Sequence[BlockTimestamp]:
         """Make blocks durable, later than what is covered. Their timestamps."""
         after_us = contents.version if is_asking else max(contents.version, contents.pushed_us)
-        written = await self._blocks.write_many(items, who, after_us=after_us, is_asking=is_asking)
+        written = await self.blocks.write_many(items, who, after_us=after_us, is_asking=is_asking)
         contents.pushed_us = max(contents.pushed_us, *(timestamp.time for timestamp in written))
         return written
 
@@ -226,15 +216,15 @@ class BlockWriter:
         Only the bytes that programs here wrote are written, onto the block as it is now.
         """
         overtaken = contents.overtaken()
-        batch = max(1, self._options.batch_bytes // contents.layout.block_bytes)
+        batch = max(1, self.options.batch_bytes // contents.layout.block_bytes)
         for position in range(0, len(overtaken), batch):
             numbers = overtaken[position : position + batch]
             for number in numbers:
                 block = contents.uncovered[number]
                 target = block_id(contents.identifier, incarnation=block.incarnation, number=number)
                 # By its timestamp: another mount may have written at the same time.
-                version = await self._blocks.written(target, block.timestamp)
-                written = await plaintext_of(self._cipher, target, version.item)
+                version = await self.blocks.written(target, block.timestamp)
+                written = await plaintext_of(self.cipher, target, version.item)
                 del contents.uncovered[number]
                 self._redirty(contents, number, written, block.extents)
             await self._push_dirty(contents, numbers)
@@ -261,7 +251,7 @@ class BlockWriter:
             await self._update(contents, WRITE, arguments, who)
         except FileSystemError as refusal:
             if refusal.code == errno.EAGAIN:
-                await self._reader.refresh(contents, who)
+                await self.reader.refresh(contents, who)
             elif changes and refusal.code in (errno.EPERM, errno.EACCES):
                 # The user has lost the right to change attributes, not to write: without these
                 # changes the bytes can still be saved.
@@ -273,7 +263,8 @@ class BlockWriter:
         if contents.overtaken():
             return False  # the answer has told of another mount's change
         contents.uncovered.clear()
-        contents.sharing = contents.sharing.covered()
+        if contents.sharing is Sharing.OVERTAKEN:
+            contents.sharing = Sharing.SHARED
         contents.pushed_end = 0
         if contents.end <= end:
             contents.end = 0
@@ -285,10 +276,10 @@ class BlockWriter:
         self, contents: Contents, method: str, arguments: Record, who: Credentials
     ) -> None:
         """Update the inode, at a time not before that of the blocks that were written for it."""
-        answer: inode.ContentsChanged = await self._metadata.update(
+        answer: inode.ContentsChanged = await self.metadata.update(
             (contents.identifier,), method, arguments, who, not_before_us=contents.pushed_us
         )
-        self._metadata.learn(contents.identifier, answer.attributes, await Now())
+        self.metadata.learn(contents.identifier, answer.attributes, await Now())
         contents.adopt(answer.attributes, ours_after=answer.before)
 
     # --- truncating --------------------------------------------------------------------------
@@ -305,7 +296,7 @@ class BlockWriter:
             except FileSystemError as refusal:
                 if refusal.code != errno.EAGAIN:
                     raise
-                await self._reader.refresh(contents, who)
+                await self.reader.refresh(contents, who)
             else:
                 return
         raise FileSystemError(errno.EAGAIN, "other mounts keep changing the file")
@@ -333,11 +324,11 @@ class BlockWriter:
             incarnation = layout.newest + 1 + await Draw(INCARNATION_GAP)
             if boundary:
                 version = contents.version
-                block = await self._reader.block(contents, number, who)
+                block = await self.reader.block(contents, number, who)
                 if len(block):
                     target = block_id(contents.identifier, incarnation=incarnation, number=number)
                     shortened = part(block, 0, min(boundary, len(block)))
-                    item = await sealed(self._cipher, target, shortened)
+                    item = await sealed(self.cipher, target, shortened)
                     await self._write_blocks(contents, (item,), who)
         writes = contents.writes
         arguments = inode.Truncation(size, incarnation, version)
@@ -354,14 +345,14 @@ class BlockWriter:
         version = contents.version
         first, stop = layout.cheapest_merge(contents.attributes.size)
         incarnation = layout.newest + 1 + await Draw(INCARNATION_GAP)
-        batch = max(1, self._options.batch_bytes // layout.block_bytes)
+        batch = max(1, self.options.batch_bytes // layout.block_bytes)
         for position in range(first, stop, batch):
             items = []
             for number in range(position, min(position + batch, stop)):
-                block = await self._reader.block(contents, number, who)
+                block = await self.reader.block(contents, number, who)
                 if len(block):
                     target = block_id(contents.identifier, incarnation=incarnation, number=number)
-                    items.append(await sealed(self._cipher, target, block))
+                    items.append(await sealed(self.cipher, target, block))
             if items:
                 await self._write_blocks(contents, items, who)
         arguments = inode.Merging(first, stop, incarnation, version)

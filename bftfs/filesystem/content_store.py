@@ -12,6 +12,7 @@ and writes go on meanwhile. Everything else is touched between awaits only.
 from __future__ import annotations
 
 import errno
+import os
 from collections import OrderedDict
 from functools import partial
 from itertools import islice
@@ -30,8 +31,7 @@ from bftfs.filesystem.block_writer import BlockWriter
 from bftfs.filesystem.contents import Contents, Failure, OpenFile, Sharing
 from bftfs.filesystem.dirty import Buffer
 from bftfs.filesystem.metadata import Metadata
-from bftfs.filesystem.options import Options
-from bftfs.filesystem.services import BlockService
+from bftfs.filesystem.services import BlockService, Options
 from bftfs.identifiers import ObjectId
 
 IDLE_CONTENTS: Final = 4_096  # files that nobody has open, whose blocks may be cached
@@ -65,12 +65,12 @@ class ContentStore:
         self,
         identifier: ObjectId,
         attributes: Attributes,
+        flags: int,
         who: Credentials,
         *,
-        append: bool,
         is_new: bool = False,
     ) -> OpenFile:
-        """A handle on the file whose latest attributes are given.
+        """A handle on the file whose latest attributes are given; `flags` are those of open(2).
 
         `is_new`: this mount has just made it, and these are its first attributes.
         """
@@ -81,7 +81,14 @@ class ContentStore:
         contents.handles += 1
         keep_cache = contents.is_kernel_current and not strict
         contents.is_kernel_current = True
-        return OpenFile(contents, who, append, keep_cache, contents.failures)
+        return OpenFile(
+            contents,
+            who,
+            append=bool(flags & os.O_APPEND),
+            keep_cache=keep_cache,
+            failures_seen=contents.failures,
+            is_access_noted=bool(flags & os.O_NOATIME),
+        )
 
     def contents_of(self, identifier: ObjectId, attributes: Attributes) -> Contents:
         """The contents of the file whose latest attributes are given."""

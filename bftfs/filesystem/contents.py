@@ -36,12 +36,10 @@ import msgspec
 
 from bftfs.credentials import Credentials
 from bftfs.errors import FileSystemError, OperationFailed
-from bftfs.filesystem.attributes import NO_CHANGES, PERMISSION_BITS, Attributes, Changes
+from bftfs.filesystem.attributes import NO_CHANGES, PERMISSION_BITS, Attributes, Changes, Layout
 from bftfs.filesystem.block_cache import BlockCache
 from bftfs.filesystem.dirty import Buffer, DirtyBlock, Extent, united
-from bftfs.filesystem.layout import Layout
-from bftfs.filesystem.objects import NANOSECONDS_PER_MICROSECOND
-from bftfs.filesystem.permission import ROOT, without_set_id_bits
+from bftfs.filesystem.objects import NANOSECONDS_PER_MICROSECOND, ROOT, without_set_id_bits
 from bftfs.identifiers import ObjectId
 from bftfs.lock import Lock
 from bftfs.read_write.timestamp import BlockTimestamp
@@ -57,14 +55,6 @@ class Sharing(Enum):
     EXCLUSIVE = 0
     SHARED = 1
     OVERTAKEN = 2
-
-    def changed_elsewhere(self) -> Sharing:
-        """Another mount has changed the contents, or may have since a block was pushed."""
-        return Sharing.OVERTAKEN
-
-    def covered(self) -> Sharing:
-        """All that was pushed is covered."""
-        return Sharing.EXCLUSIVE if self is Sharing.EXCLUSIVE else Sharing.SHARED
 
 
 class Uncovered(NamedTuple):
@@ -144,7 +134,7 @@ class Contents:
         else:
             self.drop_blocks(0)
             self.is_kernel_current = False
-            self.sharing = self.sharing.changed_elsewhere()
+            self.sharing = Sharing.OVERTAKEN
 
     def drop_blocks(self, first: int) -> None:
         """Forget clean blocks from `first` on."""
@@ -252,7 +242,7 @@ class Contents:
         incarnation = layout.incarnation(number)
         self.uncovered[number] = Uncovered(incarnation, extents, timestamp, is_unasked)
         if layout is not self.layout or (is_unasked and self.sharing is not Sharing.EXCLUSIVE):
-            self.sharing = self.sharing.changed_elsewhere()
+            self.sharing = Sharing.OVERTAKEN
         self.pushed_end = max(self.pushed_end, number * self.layout.block_bytes + extents[-1][1])
 
     def fold(self, changes: Changes, after: Attributes) -> None:

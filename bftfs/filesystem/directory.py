@@ -26,7 +26,7 @@ from __future__ import annotations
 
 import errno
 import stat
-from typing import Annotated, Final, NamedTuple
+from typing import Annotated, Any, Final, NamedTuple
 
 from msgspec import Meta
 
@@ -37,30 +37,24 @@ from bftfs.filesystem.attributes import (
     DEFAULT_ACL,
     PERMISSION_BITS,
     Attributes,
+    Layout,
     ModeField,
 )
-from bftfs.filesystem.layout import Layout
-from bftfs.filesystem.names import fault_of, is_dots
 from bftfs.filesystem.objects import (
-    ACCESS_ACL_KEY,
-    DEFAULT_ACL_KEY,
-    AttributesAfter,
-    States,
-    Subject,
-    concluded,
-    loaded,
-    time_ns,
-)
-from bftfs.filesystem.permission import (
     EXECUTE,
     READ,
     ROOT,
     WRITE,
+    AttributesAfter,
+    States,
+    Subject,
+    concluded,
+    inherit_retention,
     is_member,
+    loaded,
     may_remove_from,
+    time_ns,
 )
-from bftfs.filesystem.retention_methods import inherit_retention
-from bftfs.filesystem.volume import conclude_relocation
 from bftfs.identifiers import ObjectId
 from bftfs.query_update.object_type import (
     FIRST_SERIAL,
@@ -93,6 +87,22 @@ _INODE_FORMATS = (
     stat.S_IFCHR,
     stat.S_IFBLK,
 )
+
+
+def fault_of(name: bytes) -> int:
+    """0 if `name` is a possible name of an entry, else an errno."""
+    if len(name) > limits.NAME_BYTES:
+        return errno.ENAMETOOLONG
+    if not name:
+        return errno.ENOENT
+    if b"/" in name or b"\0" in name:
+        return errno.EINVAL
+    return 0
+
+
+def shown(name: bytes) -> str:
+    """A name for people: in messages and listings."""
+    return name.decode(errors="backslashreplace")
 
 
 class StoredEntry(NamedTuple):
@@ -144,8 +154,8 @@ def _modified(directory: Subject, caller: Caller) -> None:
 
 
 def _require_name(name: bytes, *, dots: int) -> None:
-    fault = fault_of(name) or (dots if is_dots(name) else 0)
-    if fault:
+    """`dots` is the refusal of "." and "..", which every directory has and none stores."""
+    if fault := dots if name in (b".", b"..") else fault_of(name):
         raise Refusal(fault)
 
 
@@ -210,13 +220,6 @@ def permit_lookup(states: States, arguments: Name, caller: Caller) -> bytes:
     """Refuse a caller who may not search the directory."""
     del arguments
     Subject.existing(states[0]).require(caller, EXECUTE)
-    return b""
-
-
-def permit_listing(states: States, arguments: Listing, caller: Caller) -> bytes:
-    """Refuse a caller who may not list the directory."""
-    del arguments
-    Subject.existing(states[0]).require(caller, READ)
     return b""
 
 
@@ -324,49 +327,46 @@ def create(states: States, arguments: Creation, caller: Caller) -> AttributesAft
         and not is_member(caller, gid)
     ):
         mode &= ~stat.S_ISGID  # only members of a group may pass its privileges on
-    now = time_ns(caller)
     inode = Subject.created(
         states[1],
-        Attributes(
+        _new_attributes(
+            caller,
             mode=form | mode,
-            uid=caller.uid,
             gid=gid,
             links=1,
             size=len(target),
-            atime_ns=now,
-            mtime_ns=now,
-            ctime_ns=now,
-            version=caller.time_us,
-            contents=caller.time_us,
             device=arguments.device if form in (stat.S_IFCHR, stat.S_IFBLK) else 0,
             layout=Layout(arguments.block_bytes) if form == stat.S_IFREG else None,
         ),
     )
     if target:
         inode.state.put(SYMLINK_TARGET_KEY, target)
-    inode.store_acl(ACCESS_ACL, ACCESS_ACL_KEY, acl)
+    inode.store_acl(ACCESS_ACL, acl)
     inherit_retention(directory, inode)
     _insert(directory, arguments.name, inode.identifier, form >> 12)
     _modified(directory, caller)
     return concluded(caller, directory, inode)
 
 
-def new_directory(caller: Caller, *, mode: int, gid: int, parent: ObjectId) -> Attributes:
-    """The attributes of an empty directory."""
-    now = time_ns(caller)
+def _new_attributes(caller: Caller, **fields: Any) -> Attributes:
+    """The attributes of an object that the caller makes now."""
+    now, version = time_ns(caller), caller.time_us
     return Attributes(
-        mode=stat.S_IFDIR | mode,
         uid=caller.uid,
-        gid=gid,
-        links=2,
-        size=0,
         atime_ns=now,
         mtime_ns=now,
         ctime_ns=now,
-        version=caller.time_us,
-        contents=caller.time_us,
-        parent=parent,
-        next_serial=FIRST_SERIAL,
+        version=version,
+        contents=version,
+        **fields,
+    )
+
+
+def new_directory(caller: Caller, *, mode: int, gid: int, parent: ObjectId) -> Attributes:
+    """The attributes of an empty directory."""
+    mode |= stat.S_IFDIR
+    return _new_attributes(
+        caller, mode=mode, gid=gid, links=2, size=0, parent=parent, next_serial=FIRST_SERIAL
     )
 
 
@@ -379,17 +379,11 @@ def make_directory(states: States, arguments: DirectoryCreation, caller: Caller)
     )
     if directory.attributes.mode & stat.S_ISGID:
         mode |= stat.S_ISGID
-    child = Subject.created(
-        states[1],
-        new_directory(
-            caller,
-            mode=mode,
-            gid=_owning_group(directory, caller),
-            parent=directory.identifier,
-        ),
-    )
-    child.store_acl(ACCESS_ACL, ACCESS_ACL_KEY, acl)
-    child.store_acl(DEFAULT_ACL, DEFAULT_ACL_KEY, default)
+    gid = _owning_group(directory, caller)
+    attributes = new_directory(caller, mode=mode, gid=gid, parent=directory.identifier)
+    child = Subject.created(states[1], attributes)
+    child.store_acl(ACCESS_ACL, acl)
+    child.store_acl(DEFAULT_ACL, default)
     inherit_retention(directory, child)
     _insert(directory, arguments.name, child.identifier, _DIRECTORY_TYPE)
     directory.change(links=directory.attributes.links + 1)
@@ -414,18 +408,25 @@ def link(states: States, arguments: Name, caller: Caller) -> AttributesAfter:
 # --- removals --------------------------------------------------------------------------------
 
 
-def _removable(directory: Subject, name: bytes, child: Subject, caller: Caller) -> StoredEntry:
-    """The entry `name`, which the caller may remove.
+def _remove(states: States, name: bytes, caller: Caller, *, dots: int) -> tuple[Subject, Subject]:
+    """Remove the entry `name` of the first object, which stands for the second one.
 
-    ESTALE tells the client that the name stands for another object than the `child` it named.
+    ESTALE tells the client that the name stands for another object than the one it named.
     """
+    directory, child = loaded(*states)
+    directory.require(caller, EXECUTE)
+    _require_name(name, dots=dots)
     entry = find(directory, name)
     if entry is None:
         raise Refusal(errno.ENOENT)
     if entry.child != child.identifier:
         raise Refusal(errno.ESTALE)
     _require_right_to_remove(directory, child, caller)
-    return entry
+    if child.attributes.entries:
+        raise Refusal(errno.ENOTEMPTY)
+    _erase(directory, name, entry)
+    _modified(directory, caller)
+    return directory, child
 
 
 def unlink(states: States, arguments: Name, caller: Caller) -> AttributesAfter:
@@ -433,27 +434,15 @@ def unlink(states: States, arguments: Name, caller: Caller) -> AttributesAfter:
 
     An inode without names keeps its state, for its history and for programs that have it open.
     """
-    directory, inode = loaded(*states)
-    directory.require(caller, EXECUTE)
-    _require_name(arguments.name, dots=errno.EISDIR)
-    entry = _removable(directory, arguments.name, inode, caller)
-    _erase(directory, arguments.name, entry)
-    _modified(directory, caller)
+    directory, inode = _remove(states, arguments.name, caller, dots=errno.EISDIR)
     inode.change(links=inode.attributes.links - 1, ctime_ns=time_ns(caller))
     return concluded(caller, directory, inode)
 
 
 def remove_directory(states: States, arguments: Name, caller: Caller) -> AttributesAfter:
     """Remove an empty directory. Roles: directory, child."""
-    directory, child = loaded(*states)
-    directory.require(caller, EXECUTE)
-    _require_name(arguments.name, dots=errno.EINVAL)
-    entry = _removable(directory, arguments.name, child, caller)
-    if child.attributes.entries:
-        raise Refusal(errno.ENOTEMPTY)
-    _erase(directory, arguments.name, entry)
+    directory, child = _remove(states, arguments.name, caller, dots=errno.EINVAL)
     directory.change(links=directory.attributes.links - 1)
-    _modified(directory, caller)
     child.change(links=0, ctime_ns=time_ns(caller))
     return concluded(caller, directory, child)
 
@@ -469,16 +458,13 @@ class Renaming(Record, frozen=True):
     flags: Annotated[int, Meta(ge=0, le=RENAME_NOREPLACE | RENAME_EXCHANGE)]
 
 
-class Relocation(Record, frozen=True):
+class Relocation(Renaming, frozen=True):
     """A rename that moves a directory between directories.
 
     `epoch` is the volume's relocation epoch, read before the client checked that no directory
     moves below itself. If another directory was moved since, the client must check again.
     """
 
-    name: NameField
-    target_name: NameField
-    flags: Annotated[int, Meta(ge=0, le=RENAME_NOREPLACE | RENAME_EXCHANGE)]
     epoch: Annotated[int, Meta(ge=0)]
 
 
@@ -496,24 +482,21 @@ def rename(states: States, arguments: Renaming, caller: Caller) -> AttributesAft
     ):
         # Only `relocate`, which prevents loops, gives a directory another parent.
         raise Refusal(errno.EXDEV)
-    _Rename(subjects, arguments, caller).perform()
-    return concluded(caller, *subjects)
+    return rename_objects(subjects, arguments, caller)
 
 
-def relocate(states: States, arguments: Relocation, caller: Caller) -> AttributesAfter:
-    """Rename a directory into another directory. Roles: those of `rename`, then the volume."""
-    subjects = loaded(*states[:4])
+def rename_objects(
+    subjects: tuple[Subject, ...], arguments: Renaming, caller: Caller
+) -> AttributesAfter:
+    """A rename of any objects. Roles: those of `rename`."""
     _Rename(subjects, arguments, caller).perform()
-    conclude_relocation(states[4], arguments.epoch)
     return concluded(caller, *subjects)
 
 
 class _Rename:
     """A rename in progress: its objects by role, and the entries under the two names."""
 
-    def __init__(
-        self, subjects: tuple[Subject, ...], arguments: Renaming | Relocation, caller: Caller
-    ) -> None:
+    def __init__(self, subjects: tuple[Subject, ...], arguments: Renaming, caller: Caller) -> None:
         """Find the entries. The order of refusals, here and in `perform`, is that of Linux."""
         self.source, self.target, self.child, self.replaced = subjects
         self.arguments = arguments

@@ -3,6 +3,21 @@
 Every version carries a time: microseconds of its author's clock, later than the version before.
 Copies, which repair makes, are not shown.
 
+A file system as it was at a time is the code for the present, on services that read the past.
+
+Situation: a program reads `.history/TIME` while clients go on changing the file system.
+
+The rule: every object is read as of the one time of the view, and a file's blocks as of the time
+of the last update of its contents at that time. Why that is one state: updates of several objects
+have one time in all of them, so that no object shows half of an update [design §4]; and size and
+blocks belong together, without blocks that were written but not covered by then. Which version is
+the one of a time is decided by the two protocols, with the same evidence as for the present.
+
+Answers are cached for ever, since the past does not change. (Of the last few minutes it may change,
+by operations of clients whose clocks are behind; a view keeps what it read first.)
+
+(tests/simulation/test_past.py, which also breaks each rule and has the checkers find it.)
+
 Concurrency: caches are touched between awaits only.
 """
 
@@ -10,41 +25,37 @@ from __future__ import annotations
 
 import errno
 from collections import OrderedDict
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass, field
 from functools import partial
-from typing import Final
+from typing import Any, Final
 
 from bftfs import limits
 from bftfs.conversation import Now, Together
 from bftfs.credentials import Credentials
 from bftfs.crypto.cipher import BlockCipher
 from bftfs.errors import FileSystemError
+from bftfs.filesystem import registry
+from bftfs.filesystem.attribute_methods import PolicySetting
 from bftfs.filesystem.attributes import Attributes, decode_attributes
-from bftfs.filesystem.directory import StoredEntry, entry_in, name_in
+from bftfs.filesystem.block_reader import plaintext_of
+from bftfs.filesystem.directory import Name, StoredEntry, entry_in, name_in
 from bftfs.filesystem.objects import ATTRIBUTES_KEY, NoArguments
 from bftfs.filesystem.operations import FileSystem, FoundObject
-from bftfs.filesystem.past_file_system import past_file_system
-from bftfs.filesystem.registry import (
-    CREATE_SNAPSHOT,
-    DELETE_SNAPSHOT,
-    GET_RETENTION,
-    LIST_SNAPSHOTS,
-    SET_RETENTION,
-)
-from bftfs.filesystem.retention_methods import PolicySetting
-from bftfs.filesystem.sealing import plaintext_of
 from bftfs.filesystem.services import (
     CapacityService,
     MetadataService,
+    MethodAnswer,
+    Options,
     PastBlockService,
     PastService,
 )
-from bftfs.filesystem.snapshots import Snapshot, SnapshotCreation, SnapshotName
-from bftfs.identifiers import BlockId, ClientId, ObjectId
+from bftfs.filesystem.volume import Snapshot, SnapshotCreation
+from bftfs.identifiers import BlockId, ClientId, ObjectId, inode_of
+from bftfs.limits import MIB
 from bftfs.query_update.history import ZERO, LogicalTimestamp, Operation, client_of, time_of
 from bftfs.query_update.messages import PastVersion
-from bftfs.read_write.authorship import Authored
+from bftfs.query_update.object_type import Record
+from bftfs.read_write.reading import FoundVersion
 from bftfs.read_write.timestamp import BlockTimestamp
 from bftfs.retention import Policy, parse_policy
 
@@ -56,13 +67,123 @@ _TOGETHER: Final = 32  # objects whose changes are asked for at the same time
 ENTRY_PREFIX: Final = b"e"
 CHANGES_SHOWN: Final = (ATTRIBUTES_KEY, ENTRY_PREFIX)
 
+_KEPT_US: Final = 1 << 62  # for ever
+_ATTRIBUTES_CACHED: Final = 16_384  # objects, in one view
+_CACHE_BYTES: Final = 8 * MIB  # of clean blocks, in one view
+
+
+# --- views of the past -----------------------------------------------------------------------
+
+
+class PastMetadata:
+    """Queries of replicated objects as of a time. A `MetadataService` that refuses updates."""
+
+    def __init__(self, service: PastService, at_us: int) -> None:
+        self._service = service
+        self._at_us = at_us
+        self._attributes: OrderedDict[ObjectId, MethodAnswer] = OrderedDict()
+
+    async def query(
+        self,
+        objects: tuple[ObjectId, ...],
+        method: str,
+        arguments: Record,
+        credentials: Credentials,
+    ) -> MethodAnswer:
+        """Invoke a query of one object."""
+        (identifier,) = objects
+        is_cached = method == registry.GET_ATTRIBUTES
+        if is_cached and (known := self._attributes.get(identifier)) is not None:
+            return known
+        found = await self._service.query(
+            identifier, method, arguments, credentials, at_us=self._at_us
+        )
+        if is_cached:
+            self._attributes[identifier] = found
+            if len(self._attributes) > _ATTRIBUTES_CACHED:
+                self._attributes.popitem(last=False)
+        return found
+
+    async def update(self, *_arguments: Any, **_options: Any) -> MethodAnswer:
+        """The past does not change."""
+        raise FileSystemError(errno.EROFS)
+
+    async def covered_us(self, inode: ObjectId, credentials: Credentials) -> int:
+        """The time of the last update of the file's contents, as of the time of this view."""
+        found = await self.query((inode,), registry.GET_ATTRIBUTES, NoArguments(), credentials)
+        time_us: int = found.answer.contents
+        return time_us
+
+
+class PastBlocks:
+    """Blocks as of their inode's version at a time. A `BlockService` that takes no writes."""
+
+    def __init__(
+        self, service: PastBlockService, metadata: PastMetadata, credentials: Credentials
+    ) -> None:
+        self._service = service
+        self._metadata = metadata
+        self._credentials = credentials
+
+    async def write_many(self, *_arguments: Any, **_options: Any) -> tuple[BlockTimestamp, ...]:
+        """The past does not change."""
+        raise FileSystemError(errno.EROFS)
+
+    async def read(self, block: BlockId, *, at_time_us: int | None = None) -> FoundVersion:
+        """The version of a block that belongs to the file's contents then."""
+        assert at_time_us is None, "a view that takes no writes has no uncovered blocks"
+        time_us = await self._metadata.covered_us(inode_of(block), self._credentials)
+        return await self._service.read(block, at_time_us=time_us)
+
+    async def written(self, block: BlockId, timestamp: BlockTimestamp) -> FoundVersion:
+        """Nothing is written to the past."""
+        raise FileSystemError(errno.EROFS)
+
+
+def past_file_system(
+    present: FileSystem,
+    objects: PastService,
+    blocks: PastBlockService,
+    capacity: CapacityService,
+    cipher: BlockCipher | None,
+    *,
+    volume: ObjectId,
+    at_us: int,
+    asking_as: Credentials,
+) -> FileSystem:
+    """`present` as it was at a time; read-only. A read must be permitted both then and now.
+
+    `asking_as` is a user whom the client's grant covers: attributes that any user may know are
+    asked for in this user's name, where no request of a program is at hand.
+    """
+    metadata = PastMetadata(objects, at_us)
+    return FileSystem(
+        metadata,
+        PastBlocks(blocks, metadata, asking_as),
+        capacity,
+        cipher,
+        root=present.root,
+        volume=volume,
+        options=Options(
+            read_only=True,
+            access_times=False,
+            attribute_timeout_us=_KEPT_US,
+            entry_timeout_us=_KEPT_US,
+            absence_timeout_us=_KEPT_US,
+            cache_bytes=_CACHE_BYTES,
+        ),
+        present=present,
+    )
+
+
+# --- the history -----------------------------------------------------------------------------
+
 
 @dataclass(frozen=True, slots=True)
 class Change:
     """A version of an object: its time, author and operation, and what the operation changed."""
 
     timestamp: LogicalTimestamp
-    parent: LogicalTimestamp
     objects: tuple[ObjectId, ...]  # that the operation changed together
     operation: Operation
     attributes: Attributes | None  # after it, if it changed any
@@ -79,30 +200,20 @@ class Change:
         return client_of(self.timestamp)
 
 
+@dataclass(eq=False)
 class History:
     """The history of one file system."""
 
-    def __init__(
-        self,
-        present: FileSystem,
-        objects: MetadataService,
-        past: PastService,
-        blocks: PastBlockService,
-        capacity: CapacityService,
-        cipher: BlockCipher | None,
-        *,
-        volume: ObjectId,
-        asking_as: Credentials,
-    ) -> None:
-        self.present = present
-        self._objects = objects
-        self._past = past
-        self._blocks = blocks
-        self._capacity = capacity
-        self._cipher = cipher
-        self._volume = volume
-        self._asking_as = asking_as
-        self._views: OrderedDict[int, FileSystem] = OrderedDict()
+    present: FileSystem
+    objects: MetadataService
+    past: PastService
+    blocks: PastBlockService
+    capacity: CapacityService
+    cipher: BlockCipher | None
+    _: KW_ONLY
+    volume: ObjectId
+    asking_as: Credentials  # see `past_file_system`
+    _views: OrderedDict[int, FileSystem] = field(default_factory=OrderedDict, init=False)
 
     def at(self, time_us: int) -> FileSystem:
         """The file system as it was at a time."""
@@ -110,13 +221,13 @@ class History:
         if view is None:
             view = self._views[time_us] = past_file_system(
                 self.present,
-                self._past,
-                self._blocks,
-                self._capacity,
-                self._cipher,
-                volume=self._volume,
+                self.past,
+                self.blocks,
+                self.capacity,
+                self.cipher,
+                volume=self.volume,
                 at_us=time_us,
-                asking_as=self._asking_as,
+                asking_as=self.asking_as,
             )
             if len(self._views) > VIEWS:
                 self._views.popitem(last=False)
@@ -140,52 +251,43 @@ class History:
 
     async def snapshots(self, who: Credentials) -> tuple[Snapshot, ...]:
         """All snapshots, by name."""
-        answered = await self._objects.query((self._volume,), LIST_SNAPSHOTS, NoArguments(), who)
-        found: tuple[Snapshot, ...] = answered.answer.snapshots
-        return found
+        method = registry.LIST_SNAPSHOTS
+        answered = await self.objects.query((self.volume,), method, NoArguments(), who)
+        return tuple(answered.answer.snapshots)
 
     async def create_snapshot(self, name: bytes, who: Credentials, *, time_us: int = 0) -> Snapshot:
         """Give a time (by default the present) a name."""
         arguments = SnapshotCreation(name, time_us)
-        answered = await self._objects.update((self._volume,), CREATE_SNAPSHOT, arguments, who)
-        made: Snapshot = answered.answer
-        return made
+        return await self._change_snapshots(registry.CREATE_SNAPSHOT, arguments, who)
 
     async def delete_snapshot(self, name: bytes, who: Credentials) -> Snapshot:
         """Delete the name of a snapshot."""
-        arguments = SnapshotName(name)
-        answered = await self._objects.update((self._volume,), DELETE_SNAPSHOT, arguments, who)
-        gone: Snapshot = answered.answer
-        return gone
+        return await self._change_snapshots(registry.DELETE_SNAPSHOT, Name(name), who)
+
+    async def _change_snapshots(self, method: str, arguments: Record, who: Credentials) -> Snapshot:
+        answered = await self.objects.update((self.volume,), method, arguments, who)
+        changed: Snapshot = answered.answer
+        return changed
 
     # --- retention ---------------------------------------------------------------------------
 
     async def retention(self, identifier: ObjectId, who: Credentials) -> Policy:
         """The policy for versions of the object older than the detection window."""
-        answered = await self._objects.query((identifier,), GET_RETENTION, NoArguments(), who)
+        method = registry.GET_RETENTION
+        answered = await self.objects.query((identifier,), method, NoArguments(), who)
         return parse_policy(answered.answer.policy)
 
     async def set_retention(self, identifier: ObjectId, policy: Policy, who: Credentials) -> None:
         """Change that policy."""
         arguments = PolicySetting(str(policy))
-        await self._objects.update((identifier,), SET_RETENTION, arguments, who)
+        await self.objects.update((identifier,), registry.SET_RETENTION, arguments, who)
 
     # --- blocks ------------------------------------------------------------------------------
 
-    async def written(
-        self, files: Sequence[ObjectId], *, author: ClientId | None, since_us: int
-    ) -> Sequence[Authored]:
-        """The versions of the files' blocks written since then, covered or not."""
-        return await self._blocks.versions_by(files, author=author, since_us=since_us)
-
-    async def block_stamp(self, block: BlockId, time_us: int | None) -> BlockTimestamp:
-        """The timestamp of a block's version at a time, or now."""
-        return (await self._blocks.read(block, at_time_us=time_us)).timestamp
-
     async def block_at(self, block: BlockId, time_us: int) -> tuple[BlockTimestamp, bytes]:
         """The timestamp and the plaintext of a block's version at a time."""
-        version = await self._blocks.read(block, at_time_us=time_us)
-        return version.timestamp, await plaintext_of(self._cipher, block, version.item)
+        version = await self.blocks.read(block, at_time_us=time_us)
+        return version.timestamp, await plaintext_of(self.cipher, block, version.item)
 
     # --- versions ----------------------------------------------------------------------------
 
@@ -194,9 +296,9 @@ class History:
     ) -> list[Change]:
         """The versions of an object, the latest first."""
         found: list[Change] = []
-        at = await self._past.latest(identifier)
+        at = await self.past.latest(identifier)
         while at != ZERO and len(found) < most:
-            page = await self._past.versions(
+            page = await self.past.versions(
                 identifier,
                 newest=at,
                 most=min(limits.VERSIONS_IN_REPLY, most),
@@ -251,18 +353,15 @@ class History:
 
 
 def _change(version: PastVersion, operation: Operation) -> Change:
-    attributes: Attributes | None = None
-    entries: list[tuple[bytes, StoredEntry | None]] = []
-    for key, value in version.changes:
-        if key == ATTRIBUTES_KEY:
-            attributes = None if value is None else decode_attributes(value)
-        else:
-            entries.append((name_in(key), None if value is None else entry_in(value)))
+    changed = dict(version.changes)
+    encoded = changed.pop(ATTRIBUTES_KEY, None)
     return Change(
         version.timestamp,
-        version.parent,
         version.objects,
         operation,
-        attributes,
-        tuple(entries),
+        None if encoded is None else decode_attributes(encoded),
+        tuple(
+            (name_in(key), None if value is None else entry_in(value))
+            for key, value in changed.items()
+        ),
     )

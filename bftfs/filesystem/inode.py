@@ -7,24 +7,43 @@ that cuts inside a block first writes the shortened block under the fresh incarn
 version of the contents that it read the block from.
 
 Map keys of an inode's state, beside those of `objects`: b"t" the target of a symlink.
+
+A storage node asks `may_write_blocks` before it accepts a block of a file. It checks against its
+own replica of the inode. If it missed the creation, it cannot tell and accepts the block. That is
+safe: the correct nodes that know the inode are enough to keep a write without permission from ever
+being complete. It is also needed: a node that refuses a permitted write counts as faulty. So does a
+node that is behind and refuses what was permitted since then; while it is, one more failing node
+may be one too many.
 """
 
 from __future__ import annotations
 
 import errno
-from typing import Annotated, TypeAlias
+from typing import Annotated, Final, TypeAlias
 
 from msgspec import Meta
 
 from bftfs import limits
 from bftfs.filesystem.attribute_methods import apply_changes
-from bftfs.filesystem.attributes import Attributes, Changes
+from bftfs.filesystem.attributes import Attributes, Changes, Layout
 from bftfs.filesystem.directory import SYMLINK_TARGET_KEY
-from bftfs.filesystem.layout import Layout
-from bftfs.filesystem.objects import NoArguments, States, Subject, time_ns
-from bftfs.filesystem.permission import ROOT, WRITE, owns, without_set_id_bits
+from bftfs.filesystem.objects import (
+    ATTRIBUTES_KEY,
+    ROOT,
+    WRITE,
+    NoArguments,
+    Principal,
+    States,
+    Subject,
+    owns,
+    time_ns,
+    without_set_id_bits,
+)
 from bftfs.query_update.object_type import Caller, MutableState, Record, Refusal
+from bftfs.server.step import Grant
 from bftfs.wire.fields import TimeField
+
+UNKNOWN_INODE: Final = -1  # this node cannot tell who may write its blocks
 
 SizeField: TypeAlias = Annotated[int, Meta(ge=0, le=(1 << 63) - 1)]
 IncarnationField: TypeAlias = Annotated[int, Meta(ge=0, le=(1 << 63) - 1)]
@@ -80,13 +99,13 @@ class ContentsChanged(Record, frozen=True):
     before: int
 
 
-def may_write(subject: Subject, caller: Caller) -> bool:
-    """True if the caller may change a file's bytes.
+def may_write(subject: Subject, who: Principal) -> bool:
+    """True if `who` may change a file's bytes.
 
     The owner may whatever the permission bits say, as with NFS: the file may have been open since
     before they changed, or since it was created without them.
     """
-    return owns(caller, subject.attributes) or subject.permits(caller, WRITE)
+    return owns(who, subject.attributes) or subject.permits(who, WRITE)
 
 
 def _writable(state: MutableState, caller: Caller) -> tuple[Subject, Layout]:
@@ -106,10 +125,6 @@ def _contents_changed(subject: Subject, caller: Caller, mtime_ns: int) -> None:
     subject.change(mode=mode, mtime_ns=mtime_ns, ctime_ns=time_ns(caller), contents=caller.time_us)
 
 
-def _conclusion(subject: Subject, before: int, caller: Caller) -> ContentsChanged:
-    return ContentsChanged(subject.conclude(caller), before)
-
-
 def write(states: States, arguments: Writing, caller: Caller) -> ContentsChanged:
     """Cover blocks that were written. The size never shrinks: others may have extended it."""
     subject, layout = _writable(states[0], caller)
@@ -123,7 +138,7 @@ def write(states: States, arguments: Writing, caller: Caller) -> ContentsChanged
         subject.change(size=arguments.end)
     if arguments.changes:
         apply_changes(subject, arguments.changes, caller)
-    return _conclusion(subject, before, caller)
+    return ContentsChanged(subject.conclude(caller), before)
 
 
 def truncate(states: States, arguments: Truncation, caller: Caller) -> ContentsChanged:
@@ -144,7 +159,7 @@ def truncate(states: States, arguments: Truncation, caller: Caller) -> ContentsC
         subject.change(layout=layout)
     subject.change(size=size)
     _contents_changed(subject, caller, time_ns(caller))
-    return _conclusion(subject, before, caller)
+    return ContentsChanged(subject.conclude(caller), before)
 
 
 def merge(states: States, arguments: Merging, caller: Caller) -> ContentsChanged:
@@ -153,15 +168,21 @@ def merge(states: States, arguments: Merging, caller: Caller) -> ContentsChanged
     before = subject.attributes.contents
     if arguments.contents != before or arguments.incarnation <= layout.newest:
         raise Refusal(errno.EAGAIN)
-    starts = [first for first, _ in layout.ranges]
-    if arguments.first not in starts or not (
-        arguments.stop in starts or arguments.stop > starts[-1]
-    ):
+    first, stop = arguments.first, arguments.stop
+    starts = [start for start, _ in layout.ranges]
+    if first not in starts or not first < stop or not (stop in starts or stop > starts[-1]):
         raise Refusal(errno.EINVAL)
-    if arguments.first >= arguments.stop:
-        raise Refusal(errno.EINVAL)
-    subject.change(
-        layout=layout.merged(arguments.first, arguments.stop, arguments.incarnation),
-        contents=caller.time_us,
-    )
-    return _conclusion(subject, before, caller)
+    merged = layout.merged(first, stop, arguments.incarnation)
+    subject.change(layout=merged, contents=caller.time_us)
+    return ContentsChanged(subject.conclude(caller), before)
+
+
+def may_write_blocks(inode: MutableState, who: Principal, grant: Grant) -> int:
+    """0 if a client with `grant` may write the blocks for `who`, UNKNOWN_INODE, or an errno."""
+    if not grant.allows(who.uid):
+        return errno.EPERM
+    if not grant.write:
+        return errno.EROFS
+    if inode.get(ATTRIBUTES_KEY) is None:
+        return UNKNOWN_INODE
+    return 0 if may_write(Subject.existing(inode), who) else errno.EACCES

@@ -5,6 +5,13 @@ never goes back to an older version of an object, whatever order answers come in
 is no longer valid is still a good guess: an update that builds on it is checked by its method,
 which refuses with ESTALE if the guess was wrong.
 
+A listing reads a directory page by page, entry by entry. Entries that exist from its beginning to
+its end appear exactly once, whatever happens to others. Entries that appeared since its beginning
+are left out, so that it ends.
+
+Access times go by relatime: noted on a read, shown to programs at once, sent to the nodes later.
+Pending access times are lost if the mount process dies. No other change waits like this.
+
 Concurrency: caches are touched between awaits only. The service runs updates of one object one
 after the other, so that the conversations of one mount do not contend with each other.
 """
@@ -12,24 +19,41 @@ after the other, so that the conversations of one mount do not contend with each
 from __future__ import annotations
 
 import errno
+from bisect import bisect_left, bisect_right
 from collections import OrderedDict
 from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
+import msgspec
+
+from bftfs import limits
 from bftfs.conversation import Now
 from bftfs.credentials import Credentials
-from bftfs.errors import FileSystemError
+from bftfs.errors import FileSystemError, OperationFailed
+from bftfs.filesystem.attribute_methods import Access, is_access_due
 from bftfs.filesystem.attributes import Attributes
-from bftfs.filesystem.directory import Child, DirectoryPage, Listing, LookupAnswer, Name
+from bftfs.filesystem.directory import (
+    Child,
+    DirectoryPage,
+    ListedEntry,
+    Listing,
+    LookupAnswer,
+    Name,
+)
 from bftfs.filesystem.name_cache import CachedName, Changed, NameCache
-from bftfs.filesystem.objects import NoArguments
-from bftfs.filesystem.options import Options
-from bftfs.filesystem.registry import GET_ATTRIBUTES, LOOKUP, READ_DIRECTORY
-from bftfs.filesystem.services import MetadataService
+from bftfs.filesystem.objects import NANOSECONDS_PER_MICROSECOND, NoArguments
+from bftfs.filesystem.registry import ACCESSED, GET_ATTRIBUTES, LOOKUP, READ_DIRECTORY
+from bftfs.filesystem.services import MetadataService, Options
 from bftfs.identifiers import ObjectId, ObjectKind, kind_of
 from bftfs.query_update.object_type import Record
 
 ATTRIBUTES_CACHED: Final = 32_768  # about 1 KiB each
+PAGE_BYTES: Final = 128 * limits.KIB  # of a directory, in one answer
+PENDING: Final = 4_096  # access times that wait; beyond that, the oldest is forgotten
+
+_END_OF_DIRECTORY = 1 << 63
 
 
 class _KnownAttributes(NamedTuple):
@@ -46,7 +70,7 @@ class Metadata:
         strict = options.strict
         self._attribute_timeout_us = 0 if strict else options.attribute_timeout_us
         self._attributes: OrderedDict[ObjectId, _KnownAttributes] = OrderedDict()
-        self._names = NameCache(
+        self.names = NameCache(
             0 if strict else options.entry_timeout_us, 0 if strict else options.absence_timeout_us
         )
         self._latest_us = 0  # the latest time that the clock has shown
@@ -54,10 +78,10 @@ class Metadata:
     # --- operations --------------------------------------------------------------------------
 
     async def query(
-        self, objects: tuple[ObjectId, ...], method: str, arguments: Record, who: Credentials
+        self, identifier: ObjectId, method: str, arguments: Record, who: Credentials
     ) -> Any:
-        """The answer of a query."""
-        return (await self._service.query(objects, method, arguments, who)).answer
+        """The answer of a query of one object."""
+        return (await self._service.query((identifier,), method, arguments, who)).answer
 
     async def update(
         self,
@@ -88,7 +112,7 @@ class Metadata:
             entry = self._attributes.get(identifier)
             if entry is not None:
                 self._attributes[identifier] = entry._replace(heard_us=0)
-        self._names.distrust()
+        self.names.distrust()
 
     # --- attributes --------------------------------------------------------------------------
 
@@ -110,12 +134,12 @@ class Metadata:
         if now_us < self._latest_us:
             for identifier, entry in self._attributes.items():
                 self._attributes[identifier] = entry._replace(heard_us=0)
-            self._names.distrust()
+            self.names.distrust()
         self._latest_us = now_us
 
     def learn(self, identifier: ObjectId, attributes: Attributes, now_us: int) -> Attributes:
         """Cache attributes from an answer. Gives the newest that are known."""
-        self._names.saw(identifier, attributes)
+        self.names.saw(identifier, attributes)
         return self._keep(identifier, attributes, now_us)
 
     def _keep(self, identifier: ObjectId, attributes: Attributes, now_us: int) -> Attributes:
@@ -135,17 +159,17 @@ class Metadata:
 
     async def latest(self, identifier: ObjectId, who: Credentials) -> Attributes:
         """The attributes as a quorum has them now."""
-        attributes = await self.query((identifier,), GET_ATTRIBUTES, NoArguments(), who)
+        attributes = await self.query(identifier, GET_ATTRIBUTES, NoArguments(), who)
         return self.learn(identifier, attributes, await Now())
 
     # --- names -------------------------------------------------------------------------------
 
     async def look_up(self, directory: ObjectId, name: bytes, who: Credentials) -> Child | None:
         """Ask a quorum for the object that the name stands for, if any."""
-        found: LookupAnswer = await self.query((directory,), LOOKUP, Name(name), who)
+        found: LookupAnswer = await self.query(directory, LOOKUP, Name(name), who)
         now_us = await Now()
         self.learn(directory, found.directory, now_us)
-        self._names.found(directory, found.directory, name, found.child, now_us)
+        self.names.found(directory, found.directory, name, found.child, now_us)
         return found.child
 
     def cached_name(self, directory: ObjectId, name: bytes, now_us: int) -> CachedName | None:
@@ -153,46 +177,136 @@ class Metadata:
         self._notice(now_us)
         known = self._attributes.get(directory)
         if known is None or now_us - known.heard_us >= self._attribute_timeout_us:
-            return self._names.cached_name(directory, name, now_us)
-        return self._names.cached_name(
+            return self.names.cached_name(directory, name, now_us)
+        return self.names.cached_name(
             directory, name, now_us, version=known.attributes.version, heard_us=known.heard_us
         )
 
-    def guess(self, directory: ObjectId, name: bytes) -> CachedName | None:
-        """The last known meaning of the name, valid or not."""
-        return self._names.guess(directory, name)
-
-    async def listed(
-        self, directory: ObjectId, after: int, volume: int, who: Credentials
-    ) -> DirectoryPage:
+    async def listed(self, directory: ObjectId, after: int, who: Credentials) -> DirectoryPage:
         """The entries of the directory after a cookie."""
-        page: DirectoryPage = await self.query(
-            (directory,), READ_DIRECTORY, Listing(after, volume), who
-        )
+        arguments = Listing(after, PAGE_BYTES)
+        page: DirectoryPage = await self.query(directory, READ_DIRECTORY, arguments, who)
         now_us = await Now()
         self.learn(directory, page.directory, now_us)
         is_whole = page.complete and not after
-        self._names.listed(directory, page.directory, page.entries, now_us, is_whole=is_whole)
+        self.names.listed(directory, page.directory, page.entries, now_us, is_whole=is_whole)
         return page
 
     def made(self, directory: ObjectId, attributes: Attributes, now_us: int) -> None:
         """This mount has made the directory."""
-        self._names.made(directory, attributes)
+        self.names.made(directory, attributes)
         self._keep(directory, attributes, now_us)
 
     def changed(
         self, directory: ObjectId, attributes: Attributes, changes: Iterable[Changed], now_us: int
     ) -> None:
         """This mount has changed the directory: its attributes, and these names in it."""
-        self._names.changed(directory, attributes, changes, now_us)
+        self.names.changed(directory, attributes, changes, now_us)
         self._keep(directory, attributes, now_us)
 
     def changed_itself(self, identifier: ObjectId, attributes: Attributes, now_us: int) -> None:
         """This mount has changed the object's attributes; if it is a directory, no names in it."""
         if kind_of(identifier) == ObjectKind.DIRECTORY:
-            self._names.changed(identifier, attributes, (), now_us)
+            self.names.changed(identifier, attributes, (), now_us)
         self._keep(identifier, attributes, now_us)
 
-    def forget(self, directory: ObjectId, name: bytes) -> None:
-        """Drop a name that turned out to stand for another object."""
-        self._names.forget(directory, name)
+
+# --- listings --------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class DirectoryEntry:
+    """One entry of a listing. `attributes` is None if the object is gone, or was not asked."""
+
+    name: bytes
+    cookie: int
+    identifier: ObjectId
+    file_type: int
+    attributes: Attributes | None
+
+
+class _CachedPage(NamedTuple):
+    """The entries after cookies in [begins, ends)."""
+
+    begins: int
+    ends: int
+    entries: tuple[ListedEntry, ...]
+
+
+class OpenDirectory:
+    """A listing in progress."""
+
+    __slots__ = ("_part", "_stop", "identifier", "is_access_noted", "who")
+
+    def __init__(self, identifier: ObjectId, who: Credentials) -> None:
+        self.identifier = identifier
+        self.who = who
+        self.is_access_noted = False
+        self._part: _CachedPage | None = None
+        self._stop = 0  # the serial of the first entry that appeared since the listing began
+
+    async def entries(self, metadata: Metadata, after: int, count: int) -> tuple[ListedEntry, ...]:
+        """Up to `count` entries after a cookie; a cookie of 0 begins anew."""
+        part = self._part
+        if not after or part is None or not part.begins <= after < part.ends:
+            page = await metadata.listed(self.identifier, after, self.who)
+            ends = _END_OF_DIRECTORY if page.complete else page.entries[-1].serial
+            part = self._part = _CachedPage(after, ends, page.entries)
+            if not after or not self._stop:
+                self._stop = page.directory.next_serial
+        entries = part.entries
+        first = bisect_right(entries, after, key=lambda entry: entry.serial)
+        last = bisect_left(entries, self._stop, key=lambda entry: entry.serial)
+        return entries[first : min(last, first + count)]
+
+
+# --- access times ----------------------------------------------------------------------------
+
+
+class AccessTimes:
+    """The access times that have not been sent to the nodes."""
+
+    def __init__(self, metadata: Metadata) -> None:
+        self._metadata = metadata
+        self._pending: OrderedDict[ObjectId, tuple[int, Credentials]] = OrderedDict()  # by time
+
+    def seen_by_programs(self, identifier: ObjectId, attributes: Attributes) -> Attributes:
+        """`attributes` with the pending access time, if there is one."""
+        pending = self._pending.get(identifier)
+        if pending is None or pending[0] <= attributes.atime_ns:
+            return attributes
+        return msgspec.structs.replace(attributes, atime_ns=pending[0])
+
+    async def note(self, identifier: ObjectId, seen: Attributes, who: Credentials) -> None:
+        """Remember a read of the object with attributes `seen`, if relatime records it."""
+        atime_ns = await Now() * NANOSECONDS_PER_MICROSECOND
+        if is_access_due(seen, atime_ns):
+            self._pending[identifier] = (atime_ns, who)
+            self._pending.move_to_end(identifier)
+            if len(self._pending) > PENDING:
+                self._pending.popitem(last=False)
+
+    def forget(self, identifier: ObjectId) -> None:
+        """Drop the pending access time: it was set explicitly, or the object is gone."""
+        self._pending.pop(identifier, None)
+
+    async def record(self, *, older_than_us: int, most: int = PENDING) -> None:
+        """Send up to `most` access times that are so old, the oldest first.
+
+        An access time that the nodes refuse is forgotten.
+        """
+        due_ns = (await Now() - older_than_us) * NANOSECONDS_PER_MICROSECOND
+        for _ in range(most):
+            if not self._pending:
+                return
+            identifier, (atime_ns, who) = next(iter(self._pending.items()))
+            if atime_ns > due_ns:
+                return
+            with suppress(FileSystemError, OperationFailed):
+                outcome = await self._metadata.update(
+                    (identifier,), ACCESSED, Access(atime_ns), who
+                )
+                (attributes,) = outcome.attributes
+                self._metadata.changed_itself(identifier, attributes, await Now())
+            if self._pending.get(identifier, (0, who))[0] == atime_ns:
+                del self._pending[identifier]

@@ -8,16 +8,22 @@ policy (a `retention.Policy` in words), b"x" + name an extended attribute, and t
 `directory` and `inode` name.
 
 Queries get mutable states, too; their changes are never kept.
+
+The permission checks are pure functions over attributes and a principal: permission bits, access
+control lists, ownership, the sticky bit. The methods on the nodes enforce them; the client uses
+them where it can answer without asking.
 """
 
 from __future__ import annotations
 
 import errno
+import stat
 from collections.abc import Iterator
 from typing import Any, TypeAlias
 
 import msgspec
 
+from bftfs.credentials import Credentials
 from bftfs.filesystem.acl import AccessControlList
 from bftfs.filesystem.attributes import (
     ACCESS_ACL,
@@ -26,13 +32,68 @@ from bftfs.filesystem.attributes import (
     decode_attributes,
     encode_attributes,
 )
-from bftfs.filesystem.permission import Principal, permits
 from bftfs.identifiers import ObjectId
 from bftfs.query_update.object_type import Caller, MutableState, Record, Refusal
 
+ROOT = 0
+READ, WRITE, EXECUTE = 4, 2, 1
+
+
+# A POSIX user with its groups: at a client, or in a method.
+Principal: TypeAlias = Credentials | Caller
+
+
+def is_member(who: Principal, gid: int) -> bool:
+    """True if `who` is in group `gid`."""
+    return who.gid == gid or gid in who.groups
+
+
+def owns(who: Principal, attributes: Attributes) -> bool:
+    """True if `who` has the owner's rights."""
+    return who.uid in (ROOT, attributes.uid)
+
+
+def permits(
+    attributes: Attributes, acl: AccessControlList | None, who: Principal, want: int
+) -> bool:
+    """True if `who` has all permissions in `want` (READ | WRITE | EXECUTE) on the object."""
+    mode = attributes.mode
+    if who.uid == ROOT:
+        # Root may execute a file only if some execute bit is set.
+        return not want & EXECUTE or stat.S_ISDIR(mode) or bool(mode & 0o111)
+    if acl is not None:
+        return acl.permits(
+            want,
+            uid=who.uid,
+            groups=(who.gid, *who.groups),
+            owner=attributes.uid,
+            owning_group=attributes.gid,
+        )
+    if who.uid == attributes.uid:
+        mode >>= 6
+    elif is_member(who, attributes.gid):
+        mode >>= 3
+    return mode & want == want
+
+
+def may_remove_from(directory: Attributes, entry: Attributes, who: Principal) -> bool:
+    """The sticky bit's rule: only owners remove or rename entries of such a directory."""
+    return not directory.mode & stat.S_ISVTX or owns(who, directory) or who.uid == entry.uid
+
+
+def without_set_id_bits(mode: int) -> int:
+    """`mode` after a write by an unprivileged user, or after a change of owner.
+
+    Set-group-ID without group execute permission is no privilege, and stays.
+    """
+    mode &= ~stat.S_ISUID
+    if mode & stat.S_IXGRP:
+        mode &= ~stat.S_ISGID
+    return mode
+
+
 ATTRIBUTES_KEY = b"a"
-ACCESS_ACL_KEY = b"A"
-DEFAULT_ACL_KEY = b"D"
+ACL_KEYS = {ACCESS_ACL: b"A", DEFAULT_ACL: b"D"}  # by flag
 RETENTION_KEY = b"r"
 
 NANOSECONDS_PER_MICROSECOND = 1_000
@@ -93,26 +154,26 @@ class Subject:
 
     def access_acl(self) -> AccessControlList | None:
         """The access ACL, if the object has one beyond its permission bits."""
-        return self._acl(ACCESS_ACL, ACCESS_ACL_KEY)
+        return self._acl(ACCESS_ACL)
 
     def default_acl(self) -> AccessControlList | None:
         """The ACL that a directory passes on to new objects in it."""
-        return self._acl(DEFAULT_ACL, DEFAULT_ACL_KEY)
+        return self._acl(DEFAULT_ACL)
 
-    def _acl(self, flag: int, key: bytes) -> AccessControlList | None:
+    def _acl(self, flag: int) -> AccessControlList | None:
         if not self.attributes.flags & flag:
             return None
-        encoded = self.state.get(key)
+        encoded = self.state.get(ACL_KEYS[flag])
         assert encoded is not None, "the flags say that an ACL is stored"
         return AccessControlList.decode(encoded)
 
-    def store_acl(self, flag: int, key: bytes, acl: AccessControlList | None) -> None:
+    def store_acl(self, flag: int, acl: AccessControlList | None) -> None:
         """Set or remove an ACL."""
         if acl is not None:
-            self.state.put(key, acl.encode())
+            self.state.put(ACL_KEYS[flag], acl.encode())
             self.change(flags=self.attributes.flags | flag)
         elif self.attributes.flags & flag:
-            self.state.delete(key)
+            self.state.delete(ACL_KEYS[flag])
             self.change(flags=self.attributes.flags & ~flag)
 
     def permits(self, who: Principal, want: int) -> bool:
@@ -171,3 +232,10 @@ def concluded(caller: Caller, *subjects: Subject) -> AttributesAfter:
 def time_ns(caller: Caller) -> int:
     """The time of the operation."""
     return caller.time_us * NANOSECONDS_PER_MICROSECOND
+
+
+def inherit_retention(directory: Subject, child: Subject) -> None:
+    """Give a new object the policy of its directory."""
+    policy = directory.state.get(RETENTION_KEY)
+    if policy is not None:
+        child.state.put(RETENTION_KEY, policy)

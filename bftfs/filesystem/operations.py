@@ -25,9 +25,14 @@ from bftfs.credentials import Credentials
 from bftfs.crypto.cipher import BlockCipher
 from bftfs.errors import FileSystemError
 from bftfs.filesystem import acl as acls
-from bftfs.filesystem.access_times import AccessTimes
+from bftfs.filesystem import registry
 from bftfs.filesystem.acl import AccessControlList
-from bftfs.filesystem.attribute_methods import apply_changes
+from bftfs.filesystem.attribute_methods import (
+    ExtendedName,
+    ExtendedSetting,
+    apply_changes,
+    fault_of_name,
+)
 from bftfs.filesystem.attributes import (
     ACCESS_ACL,
     DEFAULT_ACL,
@@ -47,43 +52,14 @@ from bftfs.filesystem.directory import (
     Name,
     Relocation,
     Renaming,
+    fault_of,
+    shown,
 )
 from bftfs.filesystem.dirty import Buffer
-from bftfs.filesystem.extended_attributes import (
-    ExtendedName,
-    ExtendedSetting,
-    fault_of_name,
-)
-from bftfs.filesystem.listing import DirectoryEntry, OpenDirectory
-from bftfs.filesystem.metadata import Metadata
+from bftfs.filesystem.metadata import AccessTimes, DirectoryEntry, Metadata, OpenDirectory
 from bftfs.filesystem.name_cache import Changed
-from bftfs.filesystem.names import fault_of, shown
-from bftfs.filesystem.objects import (
-    AttributesAfter,
-    NoArguments,
-    NoState,
-    Subject,
-)
-from bftfs.filesystem.options import Options
-from bftfs.filesystem.permission import permits
-from bftfs.filesystem.registry import (
-    CHANGE_ATTRIBUTES,
-    CREATE,
-    DESCRIBE,
-    FORMAT,
-    GET_EXTENDED,
-    LINK,
-    LIST_EXTENDED,
-    MAKE_DIRECTORY,
-    READ_LINK,
-    RELOCATE,
-    REMOVE_DIRECTORY,
-    REMOVE_EXTENDED,
-    RENAME,
-    SET_EXTENDED,
-    UNLINK,
-)
-from bftfs.filesystem.services import BlockService, CapacityService, MetadataService
+from bftfs.filesystem.objects import AttributesAfter, NoArguments, NoState, Subject, permits
+from bftfs.filesystem.services import BlockService, CapacityService, MetadataService, Options
 from bftfs.filesystem.volume import Format, Volume
 from bftfs.identifiers import ClientId, ObjectId, ObjectKind, kind_of, object_id, placement_of
 from bftfs.query_update.object_type import Caller, Record, Refusal
@@ -160,7 +136,7 @@ class FileSystem:
     ) -> None:
         """Make the file system, with a root directory owned by `who`, if there is none."""
         await self._metadata.update(
-            (self._volume, self.root), FORMAT, Format(block_bytes, mode), who
+            (self._volume, self.root), registry.FORMAT, Format(block_bytes, mode), who
         )
 
     async def statistics(self, who: Credentials) -> Statistics:
@@ -181,7 +157,7 @@ class FileSystem:
     async def _volume_record(self, who: Credentials) -> Volume:
         now_us = await Now()
         if self._described is None or self._described[1] <= now_us:
-            volume = await self._metadata.query((self._volume,), DESCRIBE, NoArguments(), who)
+            volume = await self._metadata.query(self._volume, registry.DESCRIBE, NoArguments(), who)
             self._described = (volume, now_us + VOLUME_KEPT_US)
         return self._described[0]
 
@@ -194,7 +170,7 @@ class FileSystem:
         if self._present is not None:
             await self._present.access(directory, os.X_OK, who)
         known = self._metadata.cached_name(directory, name, await Now())
-        guess = known or self._metadata.guess(directory, name)
+        guess = known or self._metadata.names.guess(directory, name)
         if known is not None and known.child is None:
             raise FileSystemError(errno.ENOENT, shown(name))
         if guess is None or guess.child is None:
@@ -202,6 +178,7 @@ class FileSystem:
             return await self._found_at(child.identifier, who)
         if known is not None:
             return await self._found_at(guess.child.identifier, who)
+        found: FoundObject
         # Probably the name still stands for that object: ask for both at once.
         child, found = await Together(
             (
@@ -210,7 +187,7 @@ class FileSystem:
             )
         )
         if child.identifier == found.identifier:
-            return FoundObject(found.identifier, found.attributes)
+            return found
         return await self._found_at(child.identifier, who)
 
     async def _lookup(self, directory: ObjectId, name: bytes, who: Credentials) -> Child:
@@ -222,7 +199,7 @@ class FileSystem:
 
     async def _resolve(self, directory: ObjectId, name: bytes, who: Credentials) -> Child:
         """The last known object of this name: to be checked by the update that uses it."""
-        guess = self._metadata.guess(directory, name)
+        guess = self._metadata.names.guess(directory, name)
         if guess is not None and guess.child is not None:
             return guess.child
         return await self._lookup(directory, name, who)
@@ -235,10 +212,7 @@ class FileSystem:
         return await self._found_at(identifier, who)
 
     async def _found_at(self, identifier: ObjectId, who: Credentials) -> FoundObject:
-        return self._found(identifier, await self._metadata.attributes(identifier, who))
-
-    def _found(self, identifier: ObjectId, attributes: Attributes) -> FoundObject:
-        return FoundObject(identifier, self._seen_by_programs(identifier, attributes))
+        return FoundObject(identifier, await self.attributes(identifier, who))
 
     # --- attributes --------------------------------------------------------------------------
 
@@ -262,7 +236,7 @@ class FileSystem:
             return await self.attributes(identifier, who)
         if changes.atime_ns is not None:
             self._accesses.forget(identifier)
-        return await self._change_object(identifier, CHANGE_ATTRIBUTES, changes, who)
+        return await self._change_object(identifier, registry.CHANGE_ATTRIBUTES, changes, who)
 
     async def _fold(self, contents: Contents, changes: Changes, who: Credentials) -> bool:
         """Leave `changes` to the update that will cover unsaved writes; False if there are none.
@@ -325,7 +299,7 @@ class FileSystem:
         """The target of a symlink; asked for once, since it never changes."""
         target = self._targets.get(identifier)
         if target is None:
-            target = await self._metadata.query((identifier,), READ_LINK, NoArguments(), who)
+            target = await self._metadata.query(identifier, registry.READ_LINK, NoArguments(), who)
             self._keep_target(identifier, target)
         return target
 
@@ -354,17 +328,17 @@ class FileSystem:
             outcome = await self._metadata.update((directory, child), method, arguments, who)
         except FileSystemError as refusal:
             if refusal.code == errno.EEXIST:  # the name was believed to be free
-                self._metadata.forget(directory, name)
+                self._metadata.names.forget(directory, name)
             raise
         now_us = await Now()
         parent, attributes = outcome.attributes
         change = (name, Child(child, attributes.file_type))
         self._metadata.changed(directory, parent, (change,), now_us)
-        if method == MAKE_DIRECTORY:
+        if method == registry.MAKE_DIRECTORY:
             self._metadata.made(child, attributes, now_us)
         else:
             self._metadata.learn(child, attributes, now_us)
-        return self._found(child, attributes)
+        return FoundObject(child, self._seen_by_programs(child, attributes))
 
     async def make_node(
         self,
@@ -384,7 +358,7 @@ class FileSystem:
         block_bytes = (await self._volume_record(who)).block_bytes
         identifier = await self._new_identifier(ObjectKind.INODE, placement_of(directory))
         arguments = Creation(name, mode, umask, device, target, block_bytes)
-        return await self._add(directory, name, identifier, CREATE, arguments, who)
+        return await self._add(directory, name, identifier, registry.CREATE, arguments, who)
 
     async def make_symlink(
         self, directory: ObjectId, name: bytes, target: bytes, who: Credentials
@@ -407,7 +381,7 @@ class FileSystem:
         placement = await Draw(256) if directory == self.root else placement_of(directory)
         identifier = await self._new_identifier(ObjectKind.DIRECTORY, placement)
         arguments = DirectoryCreation(name, mode & PERMISSION_BITS, umask)
-        return await self._add(directory, name, identifier, MAKE_DIRECTORY, arguments, who)
+        return await self._add(directory, name, identifier, registry.MAKE_DIRECTORY, arguments, who)
 
     async def create(
         self,
@@ -429,7 +403,8 @@ class FileSystem:
                 if refusal.code != errno.EEXIST or flags & os.O_EXCL:
                     raise
             else:
-                file = self._opened(found.identifier, found.attributes, flags, who, is_new=True)
+                attributes = found.attributes
+                file = self._contents.open(found.identifier, attributes, flags, who, is_new=True)
                 return found, file
             try:
                 child = await self._lookup(directory, name, who)
@@ -449,48 +424,39 @@ class FileSystem:
         """One more name for an inode."""
         if kind_of(identifier) != ObjectKind.INODE:
             raise FileSystemError(errno.EPERM, "directories have one name")
-        return await self._add(directory, name, identifier, LINK, Name(name), who)
+        return await self._add(directory, name, identifier, registry.LINK, Name(name), who)
 
     # --- removals ----------------------------------------------------------------------------
 
     async def unlink(self, directory: ObjectId, name: bytes, who: Credentials) -> FoundObject:
         """Remove a name of an inode."""
-
-        async def attempt() -> FoundObject:
-            child = await self._resolve(directory, name, who)
-            if kind_of(child.identifier) == ObjectKind.DIRECTORY:
-                await self._require_current(directory, name, child.identifier, who)
-                raise FileSystemError(errno.EISDIR, shown(name))
-            return await self._remove(directory, name, child, UNLINK, who)
-
-        return await self._with_current_names(attempt, (directory, name))
+        return await self._remove(directory, name, registry.UNLINK, who)
 
     async def remove_directory(
         self, directory: ObjectId, name: bytes, who: Credentials
     ) -> FoundObject:
         """Remove an empty directory."""
-
-        async def attempt() -> FoundObject:
-            child = await self._resolve(directory, name, who)
-            if kind_of(child.identifier) != ObjectKind.DIRECTORY:
-                await self._require_current(directory, name, child.identifier, who)
-                raise FileSystemError(errno.ENOTDIR, shown(name))
-            return await self._remove(directory, name, child, REMOVE_DIRECTORY, who)
-
-        return await self._with_current_names(attempt, (directory, name))
+        return await self._remove(directory, name, registry.REMOVE_DIRECTORY, who)
 
     async def _remove(
-        self, directory: ObjectId, name: bytes, child: Child, method: str, who: Credentials
+        self, directory: ObjectId, name: bytes, method: str, who: Credentials
     ) -> FoundObject:
-        outcome = await self._metadata.update(
-            (directory, child.identifier), method, Name(name), who
-        )
-        now_us = await Now()
-        parent, attributes = outcome.attributes
-        self._metadata.changed(directory, parent, ((name, None),), now_us)
-        self._metadata.learn(child.identifier, attributes, now_us)
-        self._accesses.forget(child.identifier)
-        return self._found(child.identifier, attributes)
+        async def attempt() -> FoundObject:
+            child = (await self._resolve(directory, name, who)).identifier
+            is_directory = kind_of(child) == ObjectKind.DIRECTORY
+            if is_directory != (method == registry.REMOVE_DIRECTORY):
+                await self._require_current(directory, name, child, who)
+                fault = errno.EISDIR if is_directory else errno.ENOTDIR
+                raise FileSystemError(fault, shown(name))
+            outcome = await self._metadata.update((directory, child), method, Name(name), who)
+            now_us = await Now()
+            parent, attributes = outcome.attributes
+            self._metadata.changed(directory, parent, ((name, None),), now_us)
+            self._metadata.learn(child, attributes, now_us)
+            self._accesses.forget(child)
+            return FoundObject(child, self._seen_by_programs(child, attributes))
+
+        return await self._with_current_names(attempt, (directory, name))
 
     async def _require_current(
         self, directory: ObjectId, name: bytes, known: ObjectId, who: Credentials
@@ -511,7 +477,7 @@ class FileSystem:
             except FileSystemError as refusal:
                 if refusal.code in (errno.ESTALE, errno.EAGAIN, errno.ENOENT, errno.EEXIST):
                     for name in names:
-                        self._metadata.forget(*name)
+                        self._metadata.names.forget(*name)
                 if refusal.code not in (errno.ESTALE, errno.EAGAIN):
                     raise
         return await attempt()
@@ -534,7 +500,7 @@ class FileSystem:
 
         async def attempt() -> None:
             child = await self._resolve(source, name, who)
-            guess = self._metadata.guess(target, target_name)
+            guess = self._metadata.names.guess(target, target_name)
             if guess is not None:
                 replaced = guess.child
             else:
@@ -554,7 +520,7 @@ class FileSystem:
                 outcome = await self._relocate(roles, name, target_name, flags, who)
             else:
                 arguments = Renaming(name, target_name, flags)
-                outcome = await self._metadata.update(roles, RENAME, arguments, who)
+                outcome = await self._metadata.update(roles, registry.RENAME, arguments, who)
             now_us = await Now()
             changes: tuple[tuple[ObjectId, Changed], ...] = ()
             if replaced is None or replaced.identifier != child.identifier:
@@ -578,7 +544,9 @@ class FileSystem:
     ) -> AttributesAfter:
         """Rename a directory into another one, unless it would then be below itself."""
         source, target, child, replaced = roles
-        volume: Volume = await self._metadata.query((self._volume,), DESCRIBE, NoArguments(), who)
+        volume: Volume = await self._metadata.query(
+            self._volume, registry.DESCRIBE, NoArguments(), who
+        )
         if await self._is_above(child, target, who) or (
             flags & RENAME_EXCHANGE and await self._is_above(replaced, source, who)
         ):
@@ -591,7 +559,7 @@ class FileSystem:
             raise FileSystemError(errno.EINVAL, "a directory cannot be below itself")
         arguments = Relocation(name, target_name, flags, volume.relocations)
         outcome: AttributesAfter = await self._metadata.update(
-            (*roles, self._volume), RELOCATE, arguments, who
+            (*roles, self._volume), registry.RELOCATE, arguments, who
         )
         return outcome
 
@@ -676,24 +644,9 @@ class FileSystem:
             await self.access(identifier, os.R_OK, who)
             await self._present.access(identifier, os.R_OK, who)
         attributes = await self._metadata.latest(identifier, who)
-        file = self._opened(identifier, attributes, flags, who)
+        file = self._contents.open(identifier, attributes, flags, who)
         if flags & os.O_TRUNC:
             await self._contents.truncate(file.contents, 0, who)
-        return file
-
-    def _opened(
-        self,
-        identifier: ObjectId,
-        attributes: Attributes,
-        flags: int,
-        who: Credentials,
-        *,
-        is_new: bool = False,
-    ) -> OpenFile:
-        file = self._contents.open(
-            identifier, attributes, who, append=bool(flags & os.O_APPEND), is_new=is_new
-        )
-        file.is_access_noted = bool(flags & os.O_NOATIME)
         return file
 
     async def read(self, file: OpenFile, offset: int, size: int) -> Buffer:
@@ -773,18 +726,17 @@ class FileSystem:
         there = attributes.flags & flag if flag is not None else attributes.extended
         if not there and not self._options.strict:
             raise FileSystemError(errno.ENODATA, shown(name))
-        answer = await self._metadata.query((identifier,), GET_EXTENDED, ExtendedName(name), who)
-        value: bytes = answer.value
-        return value
+        arguments = ExtendedName(name)
+        answer = await self._metadata.query(identifier, registry.GET_EXTENDED, arguments, who)
+        return bytes(answer.value)
 
     async def list_extended(self, identifier: ObjectId, who: Credentials) -> tuple[bytes, ...]:
         """The names of the extended attributes."""
         attributes = await self._metadata.attributes(identifier, who)
         if not attributes.extended and not attributes.flags and not self._options.strict:
             return ()
-        answer = await self._metadata.query((identifier,), LIST_EXTENDED, NoArguments(), who)
-        names: tuple[bytes, ...] = answer.names
-        return names
+        answer = await self._metadata.query(identifier, registry.LIST_EXTENDED, NoArguments(), who)
+        return tuple(answer.names)
 
     async def set_extended(
         self,
@@ -801,10 +753,11 @@ class FileSystem:
         if len(value) > limits.XATTR_VALUE_BYTES:
             raise FileSystemError(errno.E2BIG, shown(name))
         arguments = ExtendedSetting(name, value, flags)
-        return await self._change_object(identifier, SET_EXTENDED, arguments, who)
+        return await self._change_object(identifier, registry.SET_EXTENDED, arguments, who)
 
     async def remove_extended(
         self, identifier: ObjectId, name: bytes, who: Credentials
     ) -> Attributes:
         """Remove an extended attribute."""
-        return await self._change_object(identifier, REMOVE_EXTENDED, ExtendedName(name), who)
+        arguments = ExtendedName(name)
+        return await self._change_object(identifier, registry.REMOVE_EXTENDED, arguments, who)

@@ -6,16 +6,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, Final, get_type_hints
 
-from bftfs.filesystem import (
-    attribute_methods,
-    directory,
-    extended_attributes,
-    inode,
-    mkfs,
-    retention_methods,
-    snapshots,
-    volume,
-)
+from bftfs.filesystem import attribute_methods as attributes
+from bftfs.filesystem import directory, inode, volume
 from bftfs.identifiers import ObjectKind
 from bftfs.query_update.object_type import Method, ObjectTypes, Record
 from bftfs.query_update.server import GUARD
@@ -73,38 +65,33 @@ _query = partial(_method, update=False)
 
 _METHODS = (
     _query(LOOKUP, directory.lookup, _DIRECTORY, permit=directory.permit_lookup),
-    _query(READ_DIRECTORY, directory.read_directory, _DIRECTORY, permit=directory.permit_listing),
+    _query(READ_DIRECTORY, directory.read_directory, _DIRECTORY, permit=attributes.permit_reading),
     _method(CREATE, directory.create, _DIRECTORY, _INODE),
     _method(MAKE_DIRECTORY, directory.make_directory, _DIRECTORY, _DIRECTORY),
     _method(LINK, directory.link, _DIRECTORY, _INODE),
     _method(UNLINK, directory.unlink, _DIRECTORY, _INODE, frees=True),
     _method(REMOVE_DIRECTORY, directory.remove_directory, _DIRECTORY, _DIRECTORY, frees=True),
     _method(RENAME, directory.rename, _DIRECTORY, _DIRECTORY, _EITHER, _EITHER),
-    _method(RELOCATE, directory.relocate, _DIRECTORY, _DIRECTORY, _EITHER, _EITHER, _VOLUME),
+    _method(RELOCATE, volume.relocate, _DIRECTORY, _DIRECTORY, _EITHER, _EITHER, _VOLUME),
     _query(READ_LINK, inode.read_link, _INODE),
     _method(WRITE, inode.write, _INODE),
     _method(TRUNCATE, inode.truncate, _INODE, frees=True),
     _method(MERGE, inode.merge, _INODE),
-    _query(GET_ATTRIBUTES, attribute_methods.get_attributes, _EITHER),
-    _query(PERMIT_HISTORY, attribute_methods.permit_history, _EITHER),
-    _method(CHANGE_ATTRIBUTES, attribute_methods.change_attributes, _EITHER),
-    _method(ACCESSED, attribute_methods.accessed, _EITHER),
-    _query(
-        GET_EXTENDED,
-        extended_attributes.get_extended,
-        _EITHER,
-        permit=extended_attributes.permit_extended,
-    ),
-    _query(LIST_EXTENDED, extended_attributes.list_extended, _EITHER),
-    _method(SET_EXTENDED, extended_attributes.set_extended, _EITHER),
-    _method(REMOVE_EXTENDED, extended_attributes.remove_extended, _EITHER, frees=True),
-    _query(GET_RETENTION, retention_methods.get_retention, _EITHER),
-    _method(SET_RETENTION, retention_methods.set_retention, _EITHER),
-    _method(FORMAT, mkfs.format_volume, _VOLUME, _DIRECTORY),
+    _query(GET_ATTRIBUTES, attributes.get_attributes, _EITHER),
+    _query(PERMIT_HISTORY, attributes.permit_reading, _EITHER),
+    _method(CHANGE_ATTRIBUTES, attributes.change_attributes, _EITHER),
+    _method(ACCESSED, attributes.accessed, _EITHER),
+    _query(GET_EXTENDED, attributes.get_extended, _EITHER, permit=attributes.permit_extended),
+    _query(LIST_EXTENDED, attributes.list_extended, _EITHER),
+    _method(SET_EXTENDED, attributes.set_extended, _EITHER),
+    _method(REMOVE_EXTENDED, attributes.remove_extended, _EITHER, frees=True),
+    _query(GET_RETENTION, attributes.get_retention, _EITHER),
+    _method(SET_RETENTION, attributes.set_retention, _EITHER),
+    _method(FORMAT, volume.format_volume, _VOLUME, _DIRECTORY),
     _query(DESCRIBE, volume.describe, _VOLUME),
-    _query(LIST_SNAPSHOTS, snapshots.list_snapshots, _VOLUME),
-    _method(CREATE_SNAPSHOT, snapshots.create_snapshot, _VOLUME),
-    _method(DELETE_SNAPSHOT, snapshots.delete_snapshot, _VOLUME, frees=True),
+    _query(LIST_SNAPSHOTS, volume.list_snapshots, _VOLUME),
+    _method(CREATE_SNAPSHOT, volume.create_snapshot, _VOLUME),
+    _method(DELETE_SNAPSHOT, volume.delete_snapshot, _VOLUME, frees=True),
 )
 
 

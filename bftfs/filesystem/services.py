@@ -7,11 +7,13 @@ in memory.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from bftfs.credentials import Credentials
 from bftfs.filesystem.capacity import Capacity
 from bftfs.identifiers import BlockId, ClientId, ObjectId
+from bftfs.limits import MIB, SECOND_US
 from bftfs.query_update.history import LogicalTimestamp
 from bftfs.query_update.messages import PastVersion
 from bftfs.query_update.object_type import Record
@@ -123,3 +125,30 @@ class PastBlockService(Protocol):
         self, inodes: Sequence[ObjectId], *, author: ClientId | None, since_us: int
     ) -> Sequence[Authored]:
         """Versions of blocks of these files by `author` (None: by anybody) since then."""
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """`strict`: nothing is cached and nothing postponed; else close-to-open.
+
+    Windows are in bytes, so that the memory of a mount does not depend on the number of open files.
+    A byte in flight takes about four bytes of memory: the block, sealed, and its fragments.
+    """
+
+    strict: bool = False
+    read_only: bool = False
+    access_times: bool = True  # relatime, or none at all
+    attribute_timeout_us: int = 1 * SECOND_US
+    entry_timeout_us: int = 1 * SECOND_US
+    absence_timeout_us: int = SECOND_US // 2  # for negative entries: there is no such name
+    write_behind_bytes: int = 8 * MIB  # unwritten bytes from which on they are written behind
+    dirty_bytes: int = 32 * MIB  # unwritten bytes from which on a writer waits
+    batch_bytes: int = 2 * MIB  # blocks that are written together
+    batches_in_flight: int = 4  # of one file
+    read_ahead_bytes: int = 8 * MIB  # of one sequential reader
+    prefetch_bytes: int = 16 * MIB  # of all readers together, on their way
+    cache_bytes: int = 32 * MIB  # clean blocks
+
+    def __post_init__(self) -> None:
+        if self.write_behind_bytes > self.dirty_bytes:
+            raise ValueError("a writer would wait before anything is written behind")

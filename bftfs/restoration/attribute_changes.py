@@ -16,8 +16,8 @@ import msgspec
 from bftfs.errors import FileSystemError
 from bftfs.filesystem import acl, object_types
 from bftfs.filesystem.attributes import NO_CHANGES, Attributes, Changes
+from bftfs.filesystem.directory import shown
 from bftfs.filesystem.file_history import Change
-from bftfs.filesystem.names import shown
 from bftfs.filesystem.registry import ACCESSED, CHANGE_ATTRIBUTES, REMOVE_EXTENDED, SET_EXTENDED
 from bftfs.identifiers import ObjectId
 from bftfs.restoration.changes import ChangeLog, creates

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from functools import partial
 from math import inf
 
+from bftfs.filesystem.directory import shown
 from bftfs.filesystem.file_history import Change
-from bftfs.filesystem.names import shown
 from bftfs.filesystem.registry import ACCESSED, CREATE, MAKE_DIRECTORY
 from bftfs.identifiers import ClientId, ObjectId, ObjectKind, inode_of, kind_of
 from bftfs.restoration.foreign_blocks import ForeignBlock, find_foreign_blocks
@@ -170,12 +170,13 @@ def _name_what_is_gone(log: ChangeLog) -> None:
 
 async def _add_foreign_blocks(log: ChangeLog, view: Viewpoint) -> None:
     client, since_us = log.client, log.since_us
+    versions_by = view.history.blocks.versions_by
     files = {
         each for each in (*log.tree.objects(), *log.changes) if kind_of(each) == ObjectKind.INODE
     }
-    own = await view.history.written(sorted(files), author=client, since_us=since_us)
+    own = await versions_by(sorted(files), author=client, since_us=since_us)
     concerned = {inode_of(written.block) for written in own} | (files & set(log.touched()))
-    everybodys = await view.history.written(sorted(concerned), author=None, since_us=since_us)
+    everybodys = await versions_by(sorted(concerned), author=None, since_us=since_us)
     log.foreign_blocks = await find_foreign_blocks(
         view, everybodys, log.changes, client=client, since_us=since_us
     )

@@ -85,6 +85,7 @@ class _Search:
 
     async def perform(self, changes: Sequence[Change], since_us: int) -> list[ForeignBlock]:
         foreign: list[ForeignBlock] = []
+        blocks = self.view.history.blocks
         shown_us = since_us - 1  # versions up to here are visible already, or never will be
         for change in changes:
             after, time_us = change.attributes, change.time_us
@@ -92,14 +93,14 @@ class _Search:
                 continue
             by_client = change.client == self.client
             if any(shown_us < at_us <= time_us and by != by_client for at_us, by in self.versions):
-                stamp = await self.view.history.block_stamp(self.block, time_us)
+                stamp = (await blocks.read(self.block, at_time_us=time_us)).timestamp
                 if stamp.time > shown_us and (stamp.client == self.client) != by_client:
                     foreign.append(
                         ForeignBlock(self.block, stamp.time, not by_client, change, shown_us)
                     )
             shown_us = time_us
         if self._may_be_uncovered(shown_us):
-            stamp = await self.view.history.block_stamp(self.block, None)
+            stamp = (await blocks.read(self.block)).timestamp
             if stamp.time > shown_us and stamp.client == self.client:
                 foreign.append(ForeignBlock(self.block, stamp.time, True, None, shown_us))
         return foreign

@@ -31,7 +31,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from bftfs.conversation import Conversation
-from bftfs.filesystem.names import shown
+from bftfs.filesystem.directory import shown
 from bftfs.identifiers import ObjectId, ObjectKind, kind_of
 from bftfs.restoration.changes import ChangeLog
 from bftfs.restoration.contents import others_or_last_contents

@@ -11,7 +11,7 @@ The steps:
 
 1. `changes.read_changes` reads which objects the client and others have changed.
 2. `name_plan` computes the object that each name is to stand for: a tree, and conflicts.
-3. `actions` finds the way from the present names to that tree; `carry_out` performs it.
+3. `actions` finds the way from the present names to that tree, and performs it.
 4. `contents` merges others' changes of each file that the client changed.
 5. `attribute_changes` does the same for mode, owner, times, extended attributes and ACLs. They are
    set last, because all other actions change times.
@@ -24,7 +24,7 @@ docs/decisions/0013-undo.md says why undo does not invoke others' operations onc
 Tests: `tests/unit/restoration`, `tests/end_to_end/test_undo.py`; `tests/simulation/test_undo.py`
 compares with a model, while nodes lie.
 
-Concurrency: others may work meanwhile; see `carry_out`.
+Concurrency: others may work meanwhile; see `actions`.
 """
 
 from __future__ import annotations
@@ -34,15 +34,14 @@ from dataclasses import dataclass
 from functools import partial
 
 from bftfs.conversation import Conversation
-from bftfs.filesystem.names import shown
+from bftfs.filesystem.directory import shown
 from bftfs.identifiers import ObjectId, ObjectKind, kind_of
-from bftfs.restoration.actions import order_actions
+from bftfs.restoration.actions import CarryingOut, order_actions
 from bftfs.restoration.attribute_changes import (
     attributes_at,
     attributes_to_restore,
     set_attributes,
 )
-from bftfs.restoration.carry_out import CarryingOut
 from bftfs.restoration.changes import ChangeLog
 from bftfs.restoration.contents import contents_before, first_tainted, others_contents
 from bftfs.restoration.name_plan import (

@@ -14,7 +14,7 @@ The rules, and why they are safe:
    nothing.
 2. Retention keeps states of the file system at certain times. An object's version is kept if it was
    the state at a time to keep. A block's version is kept if a kept version of its inode shows it,
-   which it does at the time of the inode's `contents` (`filesystem.past_file_system`). So size and
+   which it does at the time of the inode's `contents` (`filesystem.file_history`). So size and
    blocks still belong together after other versions are removed.
 3. Policies and snapshots count both as they were when the detection window began and as they are
    now. So deleting a snapshot, or asking for less, removes nothing before the window has passed,
@@ -44,11 +44,9 @@ from bftfs import limits
 from bftfs.asking.quorum import QuorumSystem
 from bftfs.conversation import Event, Now, Pause, Spawn, Wait
 from bftfs.errors import DamagedRow, UsageError
-from bftfs.filesystem.attributes import Attributes, decode_attributes
-from bftfs.filesystem.layout import Layout
+from bftfs.filesystem.attributes import Attributes, Layout, decode_attributes
 from bftfs.filesystem.objects import ATTRIBUTES_KEY, RETENTION_KEY
-from bftfs.filesystem.snapshots import times_of_snapshots
-from bftfs.filesystem.volume import record_of
+from bftfs.filesystem.volume import record_of, times_of_snapshots
 from bftfs.identifiers import (
     BLOCK_ID_BYTES,
     OBJECT_ID_BYTES,

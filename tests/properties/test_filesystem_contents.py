@@ -157,7 +157,7 @@ class Contents(RuleBasedStateMachine):
             self.world.run(self.mount.release(file))
         store = self.mount._contents
         assert store._writer.dirty_bytes == 0, "every byte that was counted has been uncounted"
-        assert store._reader._prefetching_bytes == 0
+        assert store._reader.prefetching_bytes == 0
         assert not store._writer.unsaved
         other = self.world.mount()
         file = self.world.run(other.open(file.identifier, os.O_RDONLY, ALICE))

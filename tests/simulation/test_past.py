@@ -88,7 +88,7 @@ def test_contents_as_of_another_time_than_the_size(monkeypatch: pytest.MonkeyPat
         return int(self._at_us)
 
     monkeypatch.setattr(Contents, "shown_us", lambda *_: 1 << 62)
-    monkeypatch.setattr("bftfs.filesystem.past_file_system.PastMetadata.covered_us", asked_for)
+    monkeypatch.setattr("bftfs.filesystem.file_history.PastMetadata.covered_us", asked_for)
     contents = FileMix(names=1, contents=0.9, directories=0.0, private=0.0)
     found = hunt(
         (attacked(seed, kind="files", files=contents, operations=150) for seed in range(12)),

@@ -27,10 +27,9 @@ from bftfs.filesystem.attributes import Changes
 from bftfs.filesystem.capacity import ClusterCapacity
 from bftfs.filesystem.contents import OpenFile
 from bftfs.filesystem.directory import Creation, DirectoryCreation, Name, Renaming
-from bftfs.filesystem.file_history import History
+from bftfs.filesystem.file_history import History, past_file_system
 from bftfs.filesystem.operations import FileSystem
-from bftfs.filesystem.options import Options
-from bftfs.filesystem.past_file_system import past_file_system
+from bftfs.filesystem.services import Options
 from bftfs.identifiers import (
     BlockId,
     ClientId,

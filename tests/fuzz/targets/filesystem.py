@@ -10,9 +10,9 @@ import msgspec
 
 from bftfs.credentials import Credentials
 from bftfs.errors import UnreadableAnswer
-from bftfs.filesystem import names as entry_names
 from bftfs.filesystem import object_types
 from bftfs.filesystem.acl import AccessControlList
+from bftfs.filesystem.directory import fault_of
 from bftfs.filesystem.registry import (
     CREATE,
     FORMAT,
@@ -132,7 +132,7 @@ def _sound(objects: InMemoryObjects) -> None:
         children = [entry for entry in page.entries if entry.identifier[0] == ObjectKind.DIRECTORY]
         assert page.directory.links == 2 + len(children)
         for entry in page.entries:
-            assert entry_names.fault_of(entry.name) == 0
+            assert fault_of(entry.name) == 0
             links[entry.identifier] = links.get(entry.identifier, 0) + 1
         below += [entry.identifier for entry in children]
     for identifier, count in links.items():
@@ -183,7 +183,7 @@ def access_control_lists(data: bytes) -> None:
 
 def names(data: bytes) -> None:
     """Any bytes are the name of an entry, or are told why not."""
-    fault = entry_names.fault_of(data)
+    fault = fault_of(data)
     assert fault in (0, errno.ENAMETOOLONG, errno.ENOENT, errno.EINVAL)
     assert (fault == 0) == (0 < len(data) <= 255 and b"/" not in data and b"\0" not in data)
 

@@ -10,8 +10,7 @@ import pytest
 
 from bftfs import limits
 from bftfs.filesystem import inode, registry
-from bftfs.filesystem.attributes import NO_CHANGES, Changes
-from bftfs.filesystem.layout import Layout
+from bftfs.filesystem.attributes import NO_CHANGES, Changes, Layout
 from bftfs.identifiers import ObjectId
 from tests.unit.filesystem.test_attribute_methods import START_NS, file_of, put
 from tests.unit.filesystem.test_directory import BLOCK, Tree, refused, tree

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from bftfs import limits
-from bftfs.filesystem.layout import Layout, Span, spans
+from bftfs.filesystem.attributes import Layout, Span, spans
 from bftfs.identifiers import ObjectId, block_id
 
 

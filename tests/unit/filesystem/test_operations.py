@@ -390,7 +390,7 @@ def listing(
 def test_entries_that_stay_are_listed_exactly_once(
     world: World, monkeypatch: pytest.MonkeyPatch, page_bytes: int
 ) -> None:
-    monkeypatch.setattr("bftfs.filesystem.listing.PAGE_BYTES", page_bytes)
+    monkeypatch.setattr("bftfs.filesystem.metadata.PAGE_BYTES", page_bytes)
     mount, other = world.mount(), world.mount()
     staying = [b"stay %03d" % number for number in range(150)]
     going = [b"go %03d" % number for number in range(150)]

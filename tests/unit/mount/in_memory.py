@@ -24,12 +24,12 @@ from bftfs.conversation import Conversation, Event, Wait
 from bftfs.credentials import Credentials
 from bftfs.engine import Engine, Running
 from bftfs.engine import Outcome as Ended
+from bftfs.filesystem.attribute_methods import ExtendedName, ExtendedSetting
 from bftfs.filesystem.capacity import Capacity
-from bftfs.filesystem.extended_attributes import ExtendedName, ExtendedSetting
 from bftfs.filesystem.objects import AttributesAfter, NoArguments
 from bftfs.filesystem.operations import FileSystem
-from bftfs.filesystem.options import Options
 from bftfs.filesystem.registry import GET_ATTRIBUTES
+from bftfs.filesystem.services import Options
 from bftfs.identifiers import BlockId, ObjectId, ObjectKind, object_id
 from bftfs.limits import SECOND_US
 from bftfs.query_update.object_type import Record

@@ -6,8 +6,7 @@ from types import SimpleNamespace
 from pyfuse3 import EntryAttributes
 
 from bftfs import limits
-from bftfs.filesystem.attributes import Attributes
-from bftfs.filesystem.layout import Layout
+from bftfs.filesystem.attributes import Attributes, Layout
 from mount.translation import fill
 
 FILE = Attributes(

@@ -1,4 +1,4 @@
-"""bftfs.restoration.merging"""
+"""bftfs.restoration.contents"""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bftfs.restoration.merging import carried_over
+from bftfs.restoration.contents import carried_over
 
 
 @pytest.mark.parametrize(
