@@ -96,39 +96,13 @@ async def rebuild(
     rebuild their own store [PASIS (3.5)]: so it is incomplete, and nodes that waited for one
     another's fragments of it would wait for ever.
     """
-    N = session.thresholds.N
-    rotation = rotation_of(block, N)
+    peers, thresholds = session.peers, session.thresholds
+    rotation, m = rotation_of(block, thresholds.N), thresholds.m
     others = tuple(node for node in session.by_fragment[rotation] if node in hosts and node != me)
-    responses = Responses(session.thresholds, rotation)
+    responses = Responses(thresholds, rotation)
     request = ReadRequest(block, successor_of(timestamp), want_data=True, history=0)
-    try:
-        unclear = await _fetch(session, request, timestamp, others, responses)
-    except QuorumUnavailable:
-        return None
-    fragments = responses.fragments(timestamp)
-    if len(fragments) < session.thresholds.m:
-        return None if unclear else NEEDLESS
-    checksum = responses.cross_checksum(timestamp)
-    valid = await Compute(partial(validate, session.code, checksum, fragments))
-    if valid is None:
-        return NEEDLESS
-    return Own(checksum, memoryview(valid.fragments[fragment_index(block, me, N)]))
-
-
-async def _fetch(
-    session: Session,
-    request: ReadRequest,
-    timestamp: BlockTimestamp,
-    nodes: tuple[NodeId, ...],
-    responses: Responses,
-) -> bool:
-    """Take m fragments from `nodes`. True if one without may give it another time.
-
-    Raises QuorumUnavailable if too many are silent.
-    """
-    peers, m = session.peers, session.thresholds.m
     now_us = await Now()
-    order, probes = peers.order(nodes, now_us)
+    order, probes = peers.order(others, now_us)
     asking = Asking(
         peers,
         order,
@@ -141,7 +115,7 @@ async def _fetch(
         needed=lambda _: len(responses.fragments(timestamp)) >= m,
         patience_total_us=_PATIENCE_US,
     )
-    unclear = False
+    unclear = False  # True: a node without a fragment may give it another time
 
     def take(reply: Delivery) -> None:
         nonlocal unclear
@@ -158,8 +132,18 @@ async def _fetch(
         elif not asking.waiting or not responses.has_fragment_of(node, timestamp):
             asking.more()
 
-    await asking.collect(take)
-    return unclear
+    try:
+        await asking.collect(take)
+    except QuorumUnavailable:
+        return None
+    fragments = responses.fragments(timestamp)
+    if len(fragments) < m:
+        return None if unclear else NEEDLESS
+    checksum = responses.cross_checksum(timestamp)
+    valid = await Compute(partial(validate, session.code, checksum, fragments))
+    if valid is None:
+        return NEEDLESS
+    return Own(checksum, memoryview(valid.fragments[fragment_index(block, me, thresholds.N)]))
 
 
 # --- all of them --------------------------------------------------------------------------------

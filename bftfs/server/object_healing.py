@@ -42,7 +42,6 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import count, pairwise
-from typing import NamedTuple
 
 from bftfs import limits
 from bftfs.asking.quorum import Nodes, QuorumSystem
@@ -124,14 +123,6 @@ def take_over(
     ):
         return False
     return replica.extend(candidate, keys, complete=candidate if established else INITIAL)
-
-
-class _Own(NamedTuple):
-    """The state of an object at this server."""
-
-    latest: LogicalTimestamp
-    reach: Reach
-    known: tuple[LogicalTimestamp, ...]
 
 
 @dataclass(slots=True)
@@ -397,12 +388,12 @@ class ObjectHealer:
             if time_of(candidate.timestamp) > await Now() + limits.CLOCK_SKEW_US:
                 return False  # times ahead of its clock are accepted from nobody yet [design §4]
         for name, (candidate, nodes) in found.items():
-            own = await look(host, partial(_own, name, candidate))
-            if own.reach is Reach.MISSING and own.latest < candidate.timestamp:
+            own_latest, reach, known = await look(host, partial(_own, name, candidate))
+            if reach is Reach.MISSING and own_latest < candidate.timestamp:
                 staged = await between_nodes.fetch_version(
                     name,
                     candidate.timestamp,
-                    known=own.known,
+                    known=known,
                     hosts=nodes,
                     me=self._node,
                     quorums=self._quorums,
@@ -560,10 +551,13 @@ def _fraction(cursor: bytes) -> float:
     return min((min(cursor[0], kinds) - 1 + within) / kinds, 1.0) if cursor[0] else 0.0
 
 
-def _own(name: ObjectId, candidate: Candidate, view: StorageView) -> _Own:
+def _own(
+    name: ObjectId, candidate: Candidate, view: StorageView
+) -> tuple[LogicalTimestamp, Reach, tuple[LogicalTimestamp, ...]]:
+    """The latest version of an object here, how `candidate` can be reached, and what is known."""
     replica = Replica(view, name)
     reach = replica.reach(candidate.timestamp)
-    return _Own(replica.history.latest, reach, between_nodes.known_versions(replica))
+    return replica.history.latest, reach, between_nodes.known_versions(replica)
 
 
 def _is_catalogue(after: bytes, reply: CatalogueReply) -> bool:
