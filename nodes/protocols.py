@@ -89,7 +89,7 @@ def honest_services(
     healing = healing_throttle()
     object_healer = ObjectHealer(node, quorums, keys, recovery, healing)
     query_update = QueryUpdateServer(
-        node, quorums, keys, object_types(), recovery=recovery, doubts=object_healer
+        node, quorums, keys, object_types(), recovery=recovery, doubts=object_healer.wanted
     )
     room = Room(client_bytes=configuration.client_bytes, pool_bytes=configuration.pool_bytes)
     quota = ClientQuota(room)

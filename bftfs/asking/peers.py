@@ -188,10 +188,6 @@ class Peers:
         """True if a prompt and useful answer may be expected from `node`."""
         return not (self._last | self.disbelieved) >> node & 1
 
-    def is_disbelieved(self, node: NodeId) -> bool:
-        """True if what `node` reports is left out at present."""
-        return bool(self.disbelieved >> node & 1)
-
     def quorum_willing(self, *, without: Nodes = 0) -> bool:
         """True if the willing ones are a quorum, also without these."""
         everyone = (1 << self.quorums.n) - 1

@@ -24,7 +24,6 @@ from typing import Any
 
 import msgspec
 
-from bftfs import limits
 from bftfs.asking.ask import Asking
 from bftfs.asking.peers import MEMORY_US, Peers
 from bftfs.asking.quorum import Nodes
@@ -94,13 +93,12 @@ class QueryUpdateClient:
         types: ObjectTypes,
         *,
         patience_total_us: int | None = None,
-        history_sets_cached: int = limits.HISTORY_SETS_CACHED,
     ) -> None:
         self.client = client
         self.quorums = peers.quorums
         self.types = types
         self.peers = peers
-        self.observations = Observations(self.peers, bound=history_sets_cached)
+        self.observations = Observations(self.peers)
         self.rounds = Rounds(self.peers, self.observations, patience_total_us=patience_total_us)
         self.repairs = Repair(client, self.rounds)
         self._locks: Locks[ObjectId] = Locks()

@@ -1,13 +1,12 @@
 """What to do after a round, and how long to wait: one table, and the pauses.
 
-Updates, queries, repairs and reads of the past go on in the same way. A round has an outcome; the
-outcome, and what has been tried so far (`Effort`), determine the next steps. `next_move` is a pure
-function, and tests/unit/query_update/test_effort.py goes through all of its cases.
+Updates, queries, repairs and reads of the past go on in the same way. A round that does not end
+them (a quorum has accepted, refused or answered) has an outcome; that, and what has been tried so
+far (`Effort`), determine the next steps. `next_move` is a pure function, and
+tests/unit/query_update/test_effort.py goes through all of its cases.
 
 | outcome | what has happened | what is done |
 |---|---|---|
-| ESTABLISHED | a quorum accepted it, or agrees | it is done |
-| REFUSED | a quorum refuses it: the method's own error | it is done |
 | PROGRESS | a step of a repair had its effect | look what is left to be repaired |
 | DISORDER | an object has to be repaired first | repair it; a reader is lenient, and pauses then |
 | INTRUSIVE | repair would stop others, who may only be at work | look again |
@@ -57,8 +56,6 @@ _WRONG_CLOCK = 8  # attempts whose time the servers find insane
 class Outcome(Enum):
     """What has happened in a round."""
 
-    ESTABLISHED = "established"
-    REFUSED = "refused"
     PROGRESS = "progress"
     DISORDER = "disorder"
     INTRUSIVE = "intrusive"
@@ -106,13 +103,10 @@ class Effort(NamedTuple):
     wrong_clock: int = 0
 
 
-DONE = frozenset({Outcome.ESTABLISHED, Outcome.REFUSED})
-NO_FAILURE = DONE | {Outcome.PROGRESS, Outcome.INTRUSIVE}
+NO_FAILURE = frozenset({Outcome.PROGRESS, Outcome.INTRUSIVE})
 
 # Where neither the effort nor the operation makes a difference.
 _MOVES: dict[Outcome, Move] = {
-    Outcome.ESTABLISHED: AT_ONCE,
-    Outcome.REFUSED: AT_ONCE,
     Outcome.PROGRESS: AT_ONCE,
     Outcome.INTRUSIVE: LOOK,
     Outcome.STALE: PAUSE,

@@ -92,11 +92,6 @@ def client_of(timestamp: LogicalTimestamp) -> ClientId:
     return ClientId(timestamp[_CLIENT_AT:_DIGEST_AT])
 
 
-def digest_of(timestamp: LogicalTimestamp) -> bytes:
-    """The digest in place of `LT.Operation` and `LT.OHS`."""
-    return timestamp[_DIGEST_AT:]
-
-
 # --- candidates -----------------------------------------------------------------------------------
 
 _COPY = 0x80

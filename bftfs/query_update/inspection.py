@@ -14,19 +14,12 @@ from dataclasses import dataclass
 from enum import Enum
 
 from bftfs.asking.ask import Witnesses
-from bftfs.asking.quorum import Nodes, ThresholdQuorums
+from bftfs.asking.quorum import ThresholdQuorums
 from bftfs.credentials import Credentials
 from bftfs.errors import MalformedMessage
 from bftfs.identifiers import NodeId, ObjectId
 from bftfs.query_update.classification import classify
-from bftfs.query_update.history import (
-    ZERO,
-    CulledObjectHistorySet,
-    Hosted,
-    LogicalTimestamp,
-    ReplicaHistory,
-    parse_history,
-)
+from bftfs.query_update.history import ZERO, Known, LogicalTimestamp, assemble, parse_history
 from bftfs.query_update.messages import Query, QueryReply
 from bftfs.query_update.object_type import Record, encode_record
 from bftfs.thresholds import QueryUpdateThresholds
@@ -80,7 +73,7 @@ async def inspect(
     """What can be shown of object `name` now; `method` is a query that it always answers."""
     quorums = ThresholdQuorums(thresholds)
     everyone = tuple(NodeId(node) for node in range(thresholds.n))
-    histories: dict[NodeId, ReplicaHistory] = {}
+    known: dict[NodeId, Known] = {}
     refused: set[NodeId] = set()
     asked = Query((name,), "", b"", *who, everyone[0])
     for node, delivery in (await witnesses.ask(dict.fromkeys(everyone, asked))).items():
@@ -88,8 +81,10 @@ async def inspect(
         if history is None:
             refused.add(node)
         else:
-            histories[node] = history
-    found = classify(_history_set(name, histories), quorums)
+            known[node] = Known(history, b"")
+    histories = {node: parse_history(each.history) for node, each in known.items()}
+    _, _, shown = assemble(name, known)
+    found = classify(shown, quorums)
     version = found.object_candidate.timestamp
     hosts = [
         node
@@ -122,21 +117,15 @@ async def inspect(
     return _judged(name, version, found.complete, tuple(hostings), thresholds)
 
 
-def _history(reply: object) -> ReplicaHistory | None:
+def _history(reply: object) -> bytes | None:
+    """The replica history in a reply, if it is one."""
     if not isinstance(reply, QueryReply) or len(reply.histories) != 1:
         return None
     try:
-        return parse_history(reply.histories[0])
+        parse_history(reply.histories[0])
     except MalformedMessage:
         return None
-
-
-def _history_set(name: ObjectId, histories: dict[NodeId, ReplicaHistory]) -> CulledObjectHistorySet:
-    by_encoding: dict[bytes, tuple[ReplicaHistory, Nodes]] = {}
-    for node, history in histories.items():
-        _, nodes = by_encoding.get(history.encoded, (history, 0))
-        by_encoding[history.encoded] = (history, nodes | 1 << node)
-    return CulledObjectHistorySet(name, tuple(Hosted(*each) for each in by_encoding.values()))
+    return reply.histories[0]
 
 
 _WHY = {

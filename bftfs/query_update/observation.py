@@ -214,7 +214,7 @@ class Observations:
         learned = entry.known[node] = Known(parsed.encoded, authenticator)
         entry.observed = entry.conditioned_on = None
         while self.volume > self._bound_bytes and len(self._entries) > 1:
-            self._forget_oldest()
+            self.forget(next(iter(self._entries)))
         return learned
 
     def forget(self, identifier: ObjectId) -> None:
@@ -330,13 +330,10 @@ class Observations:
         if entry is None:
             entry = self._entries[identifier] = _Entry()
             if len(self._entries) > self._bound:
-                self._forget_oldest()
+                self.forget(next(iter(self._entries)))
         else:
             self._entries.move_to_end(identifier)
         return entry
-
-    def _forget_oldest(self) -> None:
-        self.forget(next(iter(self._entries)))
 
     def _current(self, identifier: ObjectId) -> _Entry:
         """The entry, with nothing cached that rests on outdated facts or suspicions."""

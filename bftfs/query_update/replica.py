@@ -26,7 +26,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from enum import Enum
 from heapq import merge
-from operator import itemgetter
+from operator import attrgetter, itemgetter
 from typing import Annotated, TypeAlias
 
 import msgspec
@@ -61,6 +61,7 @@ from bftfs.wire.codec import UNREADABLE, Value, encode
 NUMBER_BYTES = 8
 _MISSING = object()
 
+_Steps: TypeAlias = "list[tuple[LogicalTimestamp, Version]]"
 Change = tuple[bytes, bytes | None]  # key and new value; None: the key is gone
 _Natural: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
 
@@ -130,17 +131,13 @@ def own_authenticator(keys: AuthenticatorKeys, name: ObjectId, history: bytes) -
     return keys.make(replica_history_digest(object=name, encoded=history))
 
 
+# What servers tell each other of a version: the same at every benign one that has it.
+_told = attrgetter("parent", "objects", "copy", "delta", "operation", "answer")
+
+
 def link_of(timestamp: LogicalTimestamp, version: Version) -> Link:
-    """A version as servers tell it each other: the same at every benign one that has it."""
-    return Link(
-        timestamp,
-        version.parent,
-        version.objects,
-        version.copy,
-        version.delta,
-        version.operation,
-        version.answer,
-    )
+    """A version as servers tell it each other."""
+    return Link(timestamp, *_told(version))
 
 
 def rows_of(view: StorageView, identifier: ObjectId) -> Iterator[tuple[Table, bytes]]:
@@ -451,12 +448,7 @@ class Replica:
             self._store_version(timestamp, placed)
         self.row = msgspec.structs.replace(self.row, number=number)
 
-    def _route(
-        self, target: LogicalTimestamp
-    ) -> (
-        tuple[list[tuple[LogicalTimestamp, Version]], list[tuple[LogicalTimestamp, Version]]]
-        | Reach
-    ):
+    def _route(self, target: LogicalTimestamp) -> tuple[_Steps, _Steps] | Reach:
         """The versions to undo and then those to redo on the way from the head to `target`."""
         redone = []
         meeting = target
@@ -485,18 +477,7 @@ class Replica:
         """Store versions that object sync has brought, off the chain, unless they are known."""
         for link in links:
             if self.version(link.timestamp) is None:
-                self._store_version(
-                    link.timestamp,
-                    Version(
-                        0,
-                        link.parent,
-                        link.objects,
-                        link.copy,
-                        link.delta,
-                        link.operation,
-                        link.answer,
-                    ),
-                )
+                self._store_version(link.timestamp, Version(0, *_told(link)))
 
     def install(self, target: LogicalTimestamp, state: Iterator[tuple[bytes, bytes]]) -> None:
         """Move the head to `target`, whose whole `state` object sync has brought.

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 from bftfs.asking.quorum import QuorumSystem
 from bftfs.asking.refusal import Refused
@@ -78,14 +78,9 @@ _BETWEEN_NODES: dict[type, Callable[[StorageView, Any], Any]] = {
 }
 
 
-class Doubts(Protocol):
-    """Keeps a server from saying something false of objects: the healer of its node."""
-
-    def wanted(self, names: Sequence[ObjectId], request: object, now_us: int) -> Want | None:
-        """The want that a request about these objects has to wait for; None if it need not.
-
-        Called while `Recovery.doubtful`.
-        """
+# Keeps a server from saying something false of objects: the healer of its node. Given the objects
+# and the request, tells what that has to wait for, if anything. Called while `Recovery.doubtful`.
+Doubts = Callable[[Sequence[ObjectId], object, int], Want | None]
 
 
 class QueryUpdateServer:
@@ -139,7 +134,7 @@ class QueryUpdateServer:
                     return Ready(Refused(errno.EPERM, "only nodes may ask for this"))
                 return Ready(_BETWEEN_NODES[kind](view, message))
             if self._recovery.doubtful and self._doubts is not None:
-                want = self._doubts.wanted(_objects_of(message), message, now_us)
+                want = self._doubts(_objects_of(message), message, now_us)
                 if want is not None:
                     return Ready(wants=(want,))
             return handler(view, sender, message, now_us)

@@ -189,7 +189,7 @@ class Deployment:
             keys,
             self.types,
             recovery=recovery,
-            doubts=objects_healer,
+            doubts=objects_healer.wanted,
             possible_objects=self._possible_objects,
         )
         servers: dict[type, Server] = dict.fromkeys(get_args(QueryUpdateRequest), objects)

@@ -42,8 +42,8 @@ def test_who_accuses_two_is_disbelieved_and_not_the_accused() -> None:
     subject = peers()
     accuse(subject, 5, 0, 1)
     assert subject.disbelieved == 0b100000
-    assert subject.is_disbelieved(NodeId(5))
-    assert not subject.is_disbelieved(NodeId(0))
+    assert subject.disbelieved >> NodeId(5) & 1
+    assert not subject.disbelieved >> NodeId(0) & 1
 
 
 def test_a_single_quarrel_disbelieves_the_accused() -> None:

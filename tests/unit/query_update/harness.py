@@ -101,7 +101,7 @@ class Node(SimulatedNode):
             self.keys,
             self._cluster.types,
             recovery=recovery,
-            doubts=self.healer,
+            doubts=self.healer.wanted,
         )
         finisher = Finisher(
             self.number, self.sender.client, quorums, self.server.incomplete, self.healer

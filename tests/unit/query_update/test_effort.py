@@ -8,7 +8,6 @@ import pytest
 
 from bftfs.query_update.effort import (
     AT_ONCE,
-    DONE,
     GIVE_UP,
     LENIENT,
     LOOK,
@@ -28,8 +27,6 @@ MAKE_READABLE: Move = (Step.MAKE_READABLE,)
 
 # For each outcome: the moves of a writer after the first, second, … such outcome in a row.
 WRITER: dict[Outcome, list[Move]] = {
-    Outcome.ESTABLISHED: [AT_ONCE],
-    Outcome.REFUSED: [AT_ONCE],
     Outcome.PROGRESS: [AT_ONCE],
     Outcome.DISORDER: [REPAIR],
     Outcome.INTRUSIVE: [LOOK],
@@ -84,8 +81,6 @@ def test_whatever_was_tried_before(outcome: Outcome) -> None:
             assert after.is_fresh, "after a look, what is known is fresh"
         if move and move[-1] is Step.PAUSE:
             assert not after.is_fresh, "after a pause, it is not"
-        if outcome in DONE:
-            assert (move, after) == (AT_ONCE, effort)
         assert after.has_looked == (effort.has_looked or outcome is Outcome.INTRUSIVE)
         if Step.MAKE_READABLE in move:
             assert effort.reads
