@@ -182,6 +182,13 @@ class Asking:
     if there are none, and the answers are not enough, one node more is asked.
     """
 
+    # What most rounds never set.
+    _overdue: Nodes = 0  # those that are slower than usual
+    _refusals: Refusals | None = None
+    _waited_us = 0
+    _silences = 0
+    _retries = 0
+
     def __init__(
         self,
         peers: Peers,
@@ -228,20 +235,14 @@ class Asking:
         self._numbers: dict[int, NodeId] = {}
         self._unasked: list[NodeId] = []
         self._heard: Nodes = 0  # whose reply is not taken any more
-        self._overdue: Nodes = 0  # those that are slower than usual
-        self._refusals: Refusals | None = None
         self._said = _WAIT
-        self._waited_us = 0
-        self._half = (self.first + 1) // 2
         self._half_us: int | None = None
         self._quiet_us = 0  # of silence since the last reply that counts…
         self._hedge_us = self._pace.hedge_us  # …so much until others are asked, too…
         self._patience_us = self._within(self._pace.patience_us)  # …and until they count as silent
         self._until_us = min(self._hedge_us, self._patience_us)  # the next of these
-        self._silences = 0
         self._busy: list[NodeId] = []
         self._busy_us = _NEVER  # until those that were busy are asked again
-        self._retries = 0
 
     # --- what the caller says of a reply --------------------------------------------------------
 
@@ -349,7 +350,7 @@ class Asking:
         if not self.asked:
             await self.send()
         numbers, answered = self._numbers, self._peers.answered
-        half, pace = self._half, self._pace
+        half, pace = (self.first + 1) // 2, self._pace
         while True:
             until_us = self._until_us
             delivery = await Receive(until_us - self._quiet_us)
