@@ -284,9 +284,12 @@ class Evidence:
         """The fate of `candidate`, by the history set of one other of its objects."""
         quorums = self.quorums
         timestamp = candidate.timestamp
-        if quorums.is_quorum(self._sharing(history_set, candidate)):
+        sharing_it = self._sharing(history_set, candidate)
+        if quorums.is_quorum(sharing_it):
             return True
-        for later, _ in self._shared(other):
+        for later, _ in shared_candidates(history_set, quorums):
+            if self.facts.get(later.timestamp) is False:
+                continue
             if later.timestamp <= timestamp:
                 break
             outcome = self._descent(later, timestamp, identifier, history_set)
@@ -296,7 +299,7 @@ class Evidence:
             # Below a barrier that means that it is dead, and what it copied is still undecided.
             if not self._closed(identifier, later.timestamp):
                 return _OPEN
-        if quorums.is_repairable(self._sharing(history_set, candidate)):
+        if quorums.is_repairable(sharing_it):
             return _COMMON
         return False if self._closed(other, timestamp) else _OPEN
 
@@ -338,15 +341,6 @@ class Evidence:
             if self.quorums.includes_benign(hosts):
                 return candidate
         return None
-
-    def _shared(self, identifier: ObjectId) -> tuple[Shared, ...]:
-        """The candidates of an object that are repairable or complete and not known dead."""
-        history_set = self.barred.get(identifier) or self.others[identifier]
-        return tuple(
-            shared
-            for shared in shared_candidates(history_set, self.quorums)
-            if self.facts.get(shared.candidate.timestamp) is not False
-        )
 
     def _sharing(self, history_set: CulledObjectHistorySet, candidate: Candidate) -> Nodes:
         """The servers that report `candidate` of an operation, at another of its objects."""

@@ -39,6 +39,7 @@ or stands in it for ever, costs the others a pause of a few rounds.
 from __future__ import annotations
 
 from collections import OrderedDict
+from dataclasses import dataclass
 from enum import Enum
 from typing import NamedTuple
 
@@ -196,15 +197,13 @@ class BackOff:
         await Pause(pause_us)
 
 
+@dataclass(slots=True)
 class _Streak:
     """Successes in a row at an object for which others stand in line."""
 
-    __slots__ = ("doublings", "known_us", "since_us")
-
-    def __init__(self, now_us: int) -> None:
-        self.since_us = now_us
-        self.known_us = now_us  # when servers last said that others stand in line
-        self.doublings = 0
+    since_us: int
+    known_us: int = 0  # when servers last said that others stand in line
+    doublings: int = 0
 
 
 class Streaks:
@@ -246,8 +245,7 @@ class Streaks:
     async def succeeded(self, names: tuple[ObjectId, ...], others: int) -> None:
         """An update took effect; so many others stand in the line."""
         if not others:
-            for name in names if self._streaks else ():
-                self._streaks.pop(name, None)
+            self.interrupted(names)
             return
         now_us = await Now()
         for name in names:
@@ -259,6 +257,6 @@ class Streaks:
             streak.known_us = now_us
 
     def interrupted(self, names: tuple[ObjectId, ...]) -> None:
-        """Somebody else had the turn."""
+        """Somebody else had the turn, or nobody stands in line any more."""
         for name in names if self._streaks else ():
             self._streaks.pop(name, None)

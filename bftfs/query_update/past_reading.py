@@ -298,15 +298,13 @@ class _PastTally:
                 ):
                     showing[timestamp] = showing.get(timestamp, 0) | 1 << node
         quorums = self.quorums
+        unheard = (1 << quorums.n) - 1 & ~sum(1 << node for node in self._seen)
         for nodes in showing.values():
             hiding: Nodes = 0  # as many of those that do not show it as may all be malevolent
             for node in self._seen:
                 more = hiding | 1 << node
                 if not nodes >> node & 1 and not quorums.includes_benign(more):
                     hiding = more
-            unheard = (1 << quorums.n) - 1
-            for node in self._seen:
-                unheard &= ~(1 << node)
             if quorums.is_repairable(nodes | hiding | unheard):
                 return True
         return False
