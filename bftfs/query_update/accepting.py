@@ -259,10 +259,7 @@ class Accepting:
         """The servers that have accepted the operation, as the history set of one object shows."""
         plan = next(each for each in request.plans if each.replica.object == shown.object)
         candidate = request.candidate(plan)
-        vouching = 0
-        for history, nodes in shown.hosted:
-            if history.find(request.timestamp) == candidate:
-                vouching |= nodes
+        vouching = sharing(shown, request.timestamp, alike=lambda found: found == candidate)
         if not self._quorums.is_repairable(vouching):
             raise _Fail(Status.DIFFERENT)
         return vouching

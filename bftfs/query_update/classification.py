@@ -46,7 +46,7 @@ known dead. So, at every object of M, either M is in the chain or it is not: the
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from typing import NamedTuple, TypeAlias
@@ -120,11 +120,17 @@ def greatest_complete(history_set: CulledObjectHistorySet, quorums: QuorumSystem
     return INITIAL
 
 
-def sharing(history_set: CulledObjectHistorySet, timestamp: LogicalTimestamp) -> Nodes:
-    """The servers that report a candidate at `timestamp`, whatever else they say of it."""
+def sharing(
+    history_set: CulledObjectHistorySet,
+    timestamp: LogicalTimestamp,
+    *,
+    alike: Callable[[Candidate], bool] | None = None,
+) -> Nodes:
+    """The servers that report a candidate at `timestamp`: one that is `alike`, or any."""
     nodes = 0
     for history, hosts in history_set.hosted:
-        if history.find(timestamp) is not None:
+        found = history.find(timestamp)
+        if found is not None and (alike is None or alike(found)):
             nodes |= hosts
     return nodes
 
@@ -284,7 +290,11 @@ class Evidence:
         """The fate of `candidate`, by the history set of one other of its objects."""
         quorums = self.quorums
         timestamp = candidate.timestamp
-        sharing_it = self._sharing(history_set, candidate)
+        sharing_it = sharing(
+            history_set,
+            timestamp,
+            alike=lambda it: it.objects == candidate.objects and it.copy == candidate.copy,
+        )
         if quorums.is_quorum(sharing_it):
             return True
         for later, _ in shared_candidates(history_set, quorums):
@@ -341,19 +351,6 @@ class Evidence:
             if self.quorums.includes_benign(hosts):
                 return candidate
         return None
-
-    def _sharing(self, history_set: CulledObjectHistorySet, candidate: Candidate) -> Nodes:
-        """The servers that report `candidate` of an operation, at another of its objects."""
-        nodes = 0
-        for history, hosts in history_set.hosted:
-            found = history.find(candidate.timestamp)
-            if (
-                found is not None
-                and found.objects == candidate.objects
-                and found.copy == candidate.copy
-            ):
-                nodes |= hosts
-        return nodes
 
     def _established(self, candidate: Candidate) -> bool:
         """True if `candidate` is known to be established."""

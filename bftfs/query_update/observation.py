@@ -31,7 +31,13 @@ from bftfs.clock_skew import is_pushed_ahead
 from bftfs.crypto.digest import MAC_BYTES
 from bftfs.errors import MalformedMessage
 from bftfs.identifiers import NodeId, ObjectId
-from bftfs.query_update.classification import Classification, Facts, OperationType, classify
+from bftfs.query_update.classification import (
+    Classification,
+    Facts,
+    OperationType,
+    classify,
+    sharing,
+)
 from bftfs.query_update.history import (
     Candidate,
     CulledObjectHistorySet,
@@ -293,10 +299,7 @@ class Observations:
         observed = self.observe(identifier)
         classification = observed.classification
         if classification.type is OperationType.METHOD and len(observed.culled.hosted) > 1:
-            hosts = 0
-            for history, nodes in observed.culled.hosted:
-                if history.find(classification.object_candidate.timestamp) is not None:
-                    hosts |= nodes
+            hosts = sharing(observed.culled, observed.version)
             trimmed = self._assemble(
                 identifier, {node: each for node, each in entry.known.items() if hosts >> node & 1}
             )
