@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -77,6 +77,18 @@ class _Earlier:
 
     timestamp: LogicalTimestamp
     conditioned_on: LogicalTimestamp  # the version of the first object
+
+
+@dataclass(slots=True)
+class _Ongoing:
+    """An update that is under way."""
+
+    names: tuple[ObjectId, ...]
+    method: Method
+    operation: Operation
+    not_before_us: int
+    attempts: Attempts
+    earlier: list[_Earlier] = field(default_factory=list)
 
 
 class QueryUpdateClient:
@@ -175,7 +187,8 @@ class QueryUpdateClient:
         try:
             if self._streaks:
                 await self._streaks.step_back(names)
-            return await self._update(names, found, operation, not_before_us)
+            attempts = Attempts(self.repairs)
+            return await self._update(_Ongoing(names, found, operation, not_before_us, attempts))
         finally:
             self._locks.release(names)
 
@@ -225,62 +238,43 @@ class QueryUpdateClient:
 
     # --- updates --------------------------------------------------------------------------------
 
-    async def _update(
-        self,
-        names: tuple[ObjectId, ...],
-        method: Method,
-        operation: Operation,
-        not_before_us: int,
-    ) -> Answered:
+    async def _update(self, update: _Ongoing) -> Answered:
         """c_increment: repair and retry until a candidate is established. [Q/U lines 300-307]"""
-        attempts = Attempts(self.repairs)
-        earlier: list[_Earlier] = []
         try:
             while True:
-                outcome = await self._attempt(
-                    names, method, operation, not_before_us, attempts, earlier
-                )
+                outcome = await self._attempt(update)
                 if isinstance(outcome, Answered):
                     return outcome
-                if not await attempts.go_on(outcome, names):
-                    raise _given_up(outcome, attempts, method)
+                if not await update.attempts.go_on(outcome, update.names):
+                    raise _given_up(outcome, update.attempts, update.method)
         finally:
-            for each in earlier:
+            for each in update.earlier:
                 self.repairs.own.pop(each.timestamp, None)
 
-    async def _attempt(
-        self,
-        names: tuple[ObjectId, ...],
-        method: Method,
-        operation: Operation,
-        not_before_us: int,
-        attempts: Attempts,
-        earlier: list[_Earlier],
-    ) -> Answered | Outcome:
+    async def _attempt(self, update: _Ongoing) -> Answered | Outcome:
         """Try an update once, on the versions that are known."""
+        names, method = update.names, update.method
         observed = [self.observations.condition_on(name) for name in names]
         if not all(each.is_orderly for each in observed):
             return Outcome.DISORDER
-        if earlier:
-            effect = await self._effect(earlier, names, observed[0], method)
+        if update.earlier:
+            effect = await self._effect(update, observed[0])
             if effect is not None:
                 return effect
-        tally, timestamp, message = await self._send(
-            names, method, operation, observed, not_before_us
-        )
+        tally, timestamp, message = await self._send(update, observed)
         if tally.complete:
             if tally.contenders or self._streaks:
                 await self._streaks.succeeded(names, tally.contenders or 0)
-            content = await self._agreed(tally, message, timestamp, names)
-            return self._decoded(method, content, timestamp)
+            content = await self._agreed(tally, message, timestamp)
+            return Answered(self.types.decode_answer(method, content), timestamp)
         if tally.refusal:
             versions = tuple(each.version for each in observed)
             raise FileSystemError(tally.refusal, method.name, versions=versions)
         if tally.possible:
-            earlier.append(_Earlier(timestamp, observed[0].version))
+            update.earlier.append(_Earlier(timestamp, observed[0].version))
             self.repairs.own[timestamp] = message.conditioned
         self._streaks.interrupted(names)
-        attempts.back_off.ahead = tally.contenders
+        update.attempts.back_off.ahead = tally.contenders
         return await self._failure(tally, timestamp, observed)
 
     async def _failure(
@@ -305,23 +299,18 @@ class QueryUpdateClient:
         return Outcome.OVERTAKEN
 
     async def _send(
-        self,
-        names: tuple[ObjectId, ...],
-        method: Method,
-        operation: Operation,
-        observed: list[Observed],
-        not_before_us: int,
+        self, update: _Ongoing, observed: list[Observed]
     ) -> tuple[UpdateTally, LogicalTimestamp, Update]:
         """One round of the operation, conditioned on what was observed."""
-        plan = await self.rounds.plan(names)
+        plan = await self.rounds.plan(update.names)
         candidates = [each.classification.object_candidate for each in observed]
         if all(self.quorums.is_quorum(each.classification.nodes) for each in observed):
             candidates = []  # that they are established needs no voucher
         facts, vouchers = self.observations.deductions.relevant(candidates)
         conditioned = Conditioned(
             ConditionedKind.METHOD,
-            operation,
-            max(plan.now_us, not_before_us),
+            update.operation,
+            max(plan.now_us, update.not_before_us),
             tuple([each.history_set for each in observed]),
             (),
             facts,
@@ -331,22 +320,16 @@ class QueryUpdateClient:
         timestamp = timestamp_of(conditioned, encoded, culled, self.client)
         authenticators = tuple([each.authenticators for each in observed])
         message = Update(encoded, authenticators, vouchers, plan.order[0])
-        tally = await update_round(self.rounds, plan, message, method.name)
+        tally = await update_round(self.rounds, plan, message, update.method.name)
         return tally, timestamp, message
 
-    async def _effect(
-        self,
-        earlier: list[_Earlier],
-        names: tuple[ObjectId, ...],
-        observed: Observed,
-        method: Method,
-    ) -> Answered | Outcome | None:
+    async def _effect(self, update: _Ongoing, observed: Observed) -> Answered | Outcome | None:
         """The answer of an earlier attempt, if that took effect; UNCERTAIN if nobody knows.
 
         It has taken effect if it is in the chain of what the next one is conditioned on. Drops the
         attempts that never will be.
         """
-        base = observed.classification.object_candidate
+        base, earlier = observed.classification.object_candidate, update.earlier
         uncertain: Outcome | None = None
         for attempt in tuple(earlier):
             if base.timestamp == attempt.conditioned_on:
@@ -357,9 +340,12 @@ class QueryUpdateClient:
             ):
                 earlier.remove(attempt)  # another update of the same version was established
                 continue
-            verdict, answer = await self.repairs.chained(attempt.timestamp, names, base.timestamp)
+            verdict, answer = await self.repairs.chained(
+                attempt.timestamp, update.names, base.timestamp
+            )
             if verdict is Verdict.ESTABLISHED:
-                return self._decoded(method, answer, attempt.timestamp)
+                found = self.types.decode_answer(update.method, answer)
+                return Answered(found, attempt.timestamp)
             if verdict is Verdict.DEAD:
                 earlier.remove(attempt)
             else:
@@ -367,16 +353,12 @@ class QueryUpdateClient:
         return uncertain
 
     async def _agreed(
-        self,
-        tally: UpdateTally,
-        message: Update,
-        timestamp: LogicalTimestamp,
-        names: tuple[ObjectId, ...],
+        self, tally: UpdateTally, message: Update, timestamp: LogicalTimestamp
     ) -> bytes:
         """The answer that the servers that accepted the update agree on, whole."""
         answer = tally.answers.agreed()
         if answer is None:  # too many have the version from object sync, without its answer
-            verdict, content = await self.repairs.chained(timestamp, names, timestamp)
+            verdict, content = await self.repairs.chained(timestamp, tally.plan.names, timestamp)
             if verdict is not Verdict.ESTABLISHED:
                 raise QuorumUnavailable(heard=0, required=1, subject="the answer to an update")
             return content
@@ -425,9 +407,6 @@ class QueryUpdateClient:
         if content is None:
             raise QuorumUnavailable(heard=0, required=1, subject="a large answer")
         return content
-
-    def _decoded(self, method: Method, content: bytes, timestamp: LogicalTimestamp) -> Answered:
-        return Answered(self.types.decode_answer(method, content), timestamp)
 
 
 def _distinct(objects: tuple[ObjectId, ...]) -> tuple[ObjectId, ...]:
