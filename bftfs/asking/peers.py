@@ -41,6 +41,7 @@ consistent.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from enum import Enum
 from itertools import combinations
 
@@ -121,17 +122,17 @@ class Pace:
         self.hedge_us = min(max(self._hedge_us, _USUAL_TIMES * usual_us), self.patience_us)
 
 
+@dataclass(slots=True)
 class _Record:
     """What is known of one node."""
 
-    def __init__(self) -> None:
-        self.condition = Condition.WELL  # why it is asked last; disbelief is another matter
-        self.retry_us = 0  # when it is to be probed
-        self.interval_us = 0
-        self.relapse_until_us = 0
-        self.is_forgivable = False  # whether its next answer puts it back in its place
-        self.lateness = 0
-        self.divergences = 0
+    condition: Condition = Condition.WELL  # why it is asked last; disbelief is another matter
+    retry_us: int = 0  # when it is to be probed
+    interval_us: int = 0
+    relapse_until_us: int = 0
+    is_forgivable: bool = False  # whether its next answer puts it back in its place
+    lateness: int = 0
+    divergences: int = 0
 
 
 class Peers:

@@ -96,12 +96,7 @@ class _Entry:
     observed_us: int = 0  # …as of this time
 
 
-@dataclass(slots=True)
-class _Statements:
-    """What servers say of one candidate."""
-
-    nodes: dict[Verdict, Nodes] = field(default_factory=dict)
-    vouchers: dict[Verdict, dict[NodeId, bytes]] = field(default_factory=dict)
+_Statements = dict[Verdict, dict[NodeId, bytes]]
 
 
 class Deductions:
@@ -109,6 +104,7 @@ class Deductions:
 
     def __init__(self, quorums: QuorumSystem) -> None:
         self._quorums = quorums
+        # Who says what of each candidate, with its voucher.
         self._statements: OrderedDict[LogicalTimestamp, _Statements] = OrderedDict()
         self.facts: dict[LogicalTimestamp, bool] = {}
         self.epoch = 0  # grows with each new fact
@@ -121,12 +117,13 @@ class Deductions:
             return
         statements = self._statements.get(timestamp)
         if statements is None:
-            statements = self._statements[timestamp] = _Statements()
+            statements = self._statements[timestamp] = {}
             if len(self._statements) > _DEDUCTIONS:
                 old, _ = self._statements.popitem(last=False)
                 self.facts.pop(old, None)
-        nodes = statements.nodes[verdict] = statements.nodes.get(verdict, 0) | 1 << node
-        statements.vouchers.setdefault(verdict, {})[node] = voucher
+        vouchers = statements.setdefault(verdict, {})
+        vouchers[node] = voucher
+        nodes = sum(1 << each for each in vouchers)
         if self._quorums.includes_benign(nodes) and timestamp not in self.facts:
             self.facts[timestamp] = verdict is Verdict.ESTABLISHED
             self.epoch += 1
@@ -141,7 +138,7 @@ class Deductions:
 
     def _vouchers_for(self, fact: Fact) -> tuple[Voucher, ...]:
         verdict = Verdict.ESTABLISHED if fact.established else Verdict.DEAD
-        vouchers = self._statements[fact.timestamp].vouchers[verdict]
+        vouchers = self._statements[fact.timestamp][verdict]
         return tuple(Voucher(node, vouchers[node]) for node in sorted(vouchers))
 
 

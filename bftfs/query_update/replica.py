@@ -311,10 +311,9 @@ class Workspace:
     def _holes(self, changes: tuple[Change, ...]) -> dict[int, int]:
         """Beginnings and ends of the holes that the head has left in a sequence."""
         found: dict[int, int] = {}
+        # A state that object sync has brought: without its holes it is only slower.
         if len(changes) > limits.DELTA_ENTRIES:
-            return (
-                found  # a state that object sync has brought: without its holes it is only slower
-            )
+            return found
         for key, value in changes:
             if value is None and is_in_sequence(key):
                 start = FIRST_SERIAL
