@@ -96,7 +96,7 @@ def honest_services(
     client = client_id_of(public_key=identity.public_key)
     peers = Peers(quorums, trusted=1 << node)
     incomplete = query_update.incomplete
-    finisher = Finisher(node, client, quorums, incomplete, object_healer)
+    finisher = Finisher(node, quorums, incomplete, object_healer)
     past = CollectedPast()
     block_healer = BlockHealer(
         node,

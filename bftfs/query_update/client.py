@@ -65,11 +65,6 @@ class Answered:
     answer: Any
     timestamp: LogicalTimestamp
 
-    @property
-    def time_us(self) -> int:
-        """The version's time."""
-        return time_of(self.timestamp)
-
 
 @dataclass(frozen=True, slots=True)
 class _Earlier:
@@ -112,7 +107,7 @@ class QueryUpdateClient:
         self.peers = peers
         self.observations = Observations(self.peers)
         self.rounds = Rounds(self.peers, self.observations, patience_total_us=patience_total_us)
-        self.repairs = Repair(client, self.rounds)
+        self.repairs = Repair(self.rounds)
         self._locks: Locks[ObjectId] = Locks()
         self._streaks = Streaks(self.peers.metadata)
 

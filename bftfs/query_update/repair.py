@@ -28,7 +28,7 @@ from bftfs.asking.ask import Asking
 from bftfs.asking.quorum import Nodes
 from bftfs.conversation import Now
 from bftfs.errors import ContentionExhausted
-from bftfs.identifiers import ClientId, NodeId, ObjectId
+from bftfs.identifiers import NodeId, ObjectId
 from bftfs.query_update.classification import (
     Evidence,
     OperationType,
@@ -111,8 +111,7 @@ class Attempts:
 class Repair:
     """One client's way of repairing objects."""
 
-    def __init__(self, client: ClientId, rounds: Rounds) -> None:
-        self._client = client
+    def __init__(self, rounds: Rounds) -> None:
         self._rounds = rounds
         self.peers = rounds.peers
         self.observations = rounds.observations

@@ -62,12 +62,10 @@ class Finisher:
     def __init__(
         self,
         node: NodeId,
-        client: ClientId,
         quorums: QuorumSystem,
         incomplete: IncompleteUpdates,
         healer: ObjectHealer,
     ) -> None:
-        """`client` is the node's own id: it repairs like a client."""
         self._node = node
         self._quorums = quorums
         self._incomplete = incomplete
@@ -78,7 +76,7 @@ class Finisher:
         self._rounds = Rounds(
             peers, self._observations, patience_total_us=limits.VERIFY_PATIENCE_US
         )
-        self._repairs = Repair(client, self._rounds)
+        self._repairs = Repair(self._rounds)
         self._under_way: set[ObjectId] = set()
         self._silent: Nodes = 0  # peers that were waited for in vain, and have not answered since
         self._behind: dict[ObjectId, None] = {}  # where others have something later

@@ -216,7 +216,7 @@ class Deployment:
             node, sizes, keys, quota=quota, watch=verifier, memory=healer, past=past
         )
         servers |= dict.fromkeys(get_args(ReadWriteRequest), blocks) | {Notice: verifier}
-        finisher = Finisher(node, name, quorums, objects.incomplete, objects_healer)
+        finisher = Finisher(node, quorums, objects.incomplete, objects_healer)
         self.healers[node] = objects_healer, healer
         scrubber = self.scrubbers[node] = Scrubber(
             (

@@ -103,9 +103,7 @@ class Node(SimulatedNode):
             recovery=recovery,
             doubts=self.healer.wanted,
         )
-        finisher = Finisher(
-            self.number, self.sender.client, quorums, self.server.incomplete, self.healer
-        )
+        finisher = Finisher(self.number, quorums, self.server.incomplete, self.healer)
         return NodeServices(
             dict.fromkeys(Request.__args__, _Behaving(self)),
             (finisher,) if self._cluster.background else (),

@@ -80,13 +80,13 @@ def increment(client: Client, *, by: int = 1) -> int:
     """Count, a second later than before; the version's time."""
     pass_time(client.cluster, SECOND_US)
     answered = client.run(client.qu.update((A,), "counter.increment", Increment(by), USER))
-    return int(answered.time_us)
+    return time_of(answered.timestamp)
 
 
 def value_at(client: Client, at_us: int) -> int:
     reader = PastReader(client.qu)
     answered = client.run(reader.query(A, "counter.fetch", Fetch(), USER, at_us=at_us))
-    assert answered.time_us <= at_us
+    assert time_of(answered.timestamp) <= at_us
     return int(answered.answer.value)
 
 
