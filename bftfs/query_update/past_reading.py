@@ -145,7 +145,6 @@ class PastReader:
         The page is empty if what is asked for is no longer kept.
         Raises FileSystemError if the object does not permit it now.
         """
-        quorums = self._rounds.quorums
         whole_from: NodeId | None = None
         for _ in range(_ATTEMPTS):
             plan = await self._rounds.plan((identifier,))
@@ -157,27 +156,7 @@ class PastReader:
                 prefixes,
                 plan.order[0] if whole_from is None else whole_from,
             )
-            votes: Votes[Answer] = Votes(quorums)
-
-            def take(
-                asking: Asking,
-                node: NodeId,
-                reply: VersionsReply,
-                votes: Votes[Answer] = votes,
-            ) -> None:
-                if reply.found:
-                    answer = Answer.given(error=reply.error, answer=reply.page, whole=reply.whole)
-                    votes.add(node, answer, reply.page, whole=reply.whole)
-                agreed = votes.agreed()
-                if agreed is not None and agreed in votes.wholes:
-                    asking.enough()
-                elif quorums.is_quorum(asking.answered):
-                    if agreed is not None:
-                        asking.enough()
-                    else:
-                        asking.more()
-
-            await self._rounds.run(plan, request, VersionsReply, take, subject="versions")
+            votes = await self._listed(plan, request)
             page = votes.agreed()
             if page is None:
                 raise PastUnknown(subject=identifier.hex(), at_us=time_of(newest))
@@ -188,6 +167,27 @@ class PastReader:
                 return _decode_page(content)
             whole_from = _another(plan, votes.by[page], whole_from)
         raise PastUnknown(subject=identifier.hex(), at_us=time_of(newest))
+
+    async def _listed(self, plan: Plan, request: VersionsRequest) -> Votes[Answer]:
+        """A page of versions, as servers give it."""
+        quorums = self._rounds.quorums
+        votes: Votes[Answer] = Votes(quorums)
+
+        def take(asking: Asking, node: NodeId, reply: VersionsReply) -> None:
+            if reply.found:
+                answer = Answer.given(error=reply.error, answer=reply.page, whole=reply.whole)
+                votes.add(node, answer, reply.page, whole=reply.whole)
+            agreed = votes.agreed()
+            if agreed in votes.wholes:
+                asking.enough()
+            elif quorums.is_quorum(asking.answered):
+                if agreed is not None:
+                    asking.enough()
+                else:
+                    asking.more()
+
+        await self._rounds.run(plan, request, VersionsReply, take, subject="versions")
+        return votes
 
 
 def _another(plan: Plan, voters: Nodes, tried: NodeId | None) -> NodeId | None:
