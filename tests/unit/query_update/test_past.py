@@ -389,7 +389,8 @@ def test_objects_read_at_one_time_show_one_state() -> None:
         pass_time(cluster, SECOND_US)
         client = alice if number % 2 else bob
         transfer = Transfer(f"t{number}", number + 1)
-        times.append(client.run(client.qu.update((A, B), "transfer.2", transfer, USER)).time_us)
+        made = client.run(client.qu.update((A, B), "transfer.2", transfer, USER))
+        times.append(time_of(made.timestamp))
     carol = cluster.client("carol")
     reader = PastReader(carol.qu)
 
