@@ -54,6 +54,7 @@ from bftfs.query_update.replica import (
     link_of,
     stored_version,
 )
+from bftfs.query_update.rounds import Votes
 from bftfs.storage import StorageView, Table, Write, after_keys
 from bftfs.wire.codec import UNREADABLE, encode
 
@@ -102,7 +103,8 @@ async def fetch_version(
     asking = Asking(order, quorums)
     try:
         chain = await asking.agree(SyncRequest(identifier, version, known, b"", True))
-        if chain is not None and _is_chain(chain, version, known):
+        links = None if chain is None else links_down_from(version, chain)
+        if chain is not None and links is not None and links[-1].parent in known:
             return [Write(Table.REQUEST, key, _CHAIN + chain)]
         pages = await state_pages(asking, identifier, version)
         if pages is None:
@@ -161,16 +163,15 @@ def pairs_in(pages: Iterable[bytes]) -> Iterator[tuple[bytes, bytes]]:
         yield from _decode_page(page).pairs
 
 
-def _is_chain(
-    encoded: bytes, version: LogicalTimestamp, known: tuple[LogicalTimestamp, ...]
-) -> bool:
-    """True if the links lead from `version` down to a version that was known."""
+def links_down_from(version: LogicalTimestamp, page: bytes) -> tuple[Link, ...] | None:
+    """The links of a page, if they are a chain that leads down from `version`."""
+    links = _decode_links(page)
     at = version
-    for link in _decode_links(encoded):
+    for link in links:
         if link.timestamp != at or link.parent >= at:
-            return False
+            return None
         at = link.parent
-    return at in known
+    return links or None
 
 
 class Asking:
@@ -189,11 +190,9 @@ class Asking:
     async def agree(self, request: SyncRequest | ChainRequest) -> bytes | None:
         """The page; None if all have answered, or a benign one has the version, but no chain."""
         for_digest = msgspec.structs.replace(request, whole=False)
-        pages: dict[bytes, bytes] = {}
-        votes: dict[bytes, Nodes] = {}
+        votes: Votes[bytes] = Votes(self._quorums)
         wholes = {self._order[0], *self._order[self._first :]}
         unchained: Nodes = 0
-        agreed: bytes | None = None
 
         def send(node: NodeId) -> Send:
             return Send(node, request if node in wholes else for_digest)
@@ -210,28 +209,24 @@ class Asking:
         )
 
         def take(delivery: Delivery) -> None:
-            nonlocal agreed, unchained
+            nonlocal unchained
             reply, node = delivery.message, delivery.node
             if not isinstance(reply, SyncReply) or reply.found is Found.NOTHING:
                 pass
             elif reply.found is Found.UNCHAINED:
                 unchained |= 1 << node
             else:
-                digest = reply.page
-                if node in wholes:
-                    digest = sync_page_digest(reply.page)
-                    pages[digest] = reply.page
-                votes[digest] = votes.get(digest, 0) | 1 << node
-            for digest, nodes in votes.items():
-                if digest in pages and self._quorums.includes_benign(nodes):
-                    agreed = pages[digest]
-            if agreed is not None or self._quorums.includes_benign(unchained):
+                whole = node in wholes
+                digest = sync_page_digest(reply.page) if whole else reply.page
+                votes.add(node, digest, reply.page, whole=whole)
+            if votes.agreed() in votes.wholes or self._quorums.includes_benign(unchained):
                 asking.enough()
             elif not asking.waiting:
                 asking.more()
 
         await asking.collect(take)
-        return agreed
+        agreed = votes.agreed()
+        return None if agreed is None else votes.wholes.get(agreed)
 
 
 # --- object sync: using what was fetched ----------------------------------------------------------

@@ -45,8 +45,6 @@ from bftfs.wire.codec import UNREADABLE, encode
 
 _LINKS_AT_A_TIME = 64
 
-_decode_links = msgspec.msgpack.Decoder(tuple[Link, ...]).decode
-
 
 @dataclass(frozen=True, slots=True)
 class Past:
@@ -69,7 +67,7 @@ async def fetch_past(
     try:
         while at != ZERO and volume < limits.CHAIN_REBUILT_BYTES:
             page = await asking.agree(ChainRequest(name, at, True))
-            more = None if page is None else _leading_down_from(at, page)
+            more = None if page is None else between_nodes.links_down_from(at, page)
             if page is None or more is None:
                 break
             volume += len(page)
@@ -83,17 +81,6 @@ async def fetch_past(
     except (QuorumUnavailable, *UNREADABLE, IndexError):
         return None
     return None if state is None else Past(tuple(links), at, tuple(state))
-
-
-def _leading_down_from(version: LogicalTimestamp, page: bytes) -> tuple[Link, ...] | None:
-    """The links of a page, if they are a chain."""
-    links = _decode_links(page)
-    at = version
-    for link in links:
-        if link.timestamp != at or link.parent >= at:
-            return None
-        at = link.parent
-    return links or None
 
 
 async def remade(name: ObjectId, past: Past) -> MemoryStorage | None:
