@@ -114,7 +114,7 @@ def test_who_only_reads_soon_asks_a_forger_last(forges: float) -> None:
     cluster.mute(LIAR)  # so that everybody else has the latest versions
     Run(cluster, cluster.client("X"), 1).operate(50, updates=1)
     cluster.heal()
-    corrupt(cluster, "history-forger", 1, _forges=forges)
+    corrupt(cluster, "history-forger", 1, _chance=forges)
     reader = cluster.client("Y")
     Run(cluster, reader, 2).operate(60, updates=0)
     assert reader.qu.peers.disbelieved >> NodeId(LIAR) & 1
@@ -127,7 +127,7 @@ def test_who_only_reads_soon_asks_a_forger_last(forges: float) -> None:
 def test_a_wrong_answer_on_the_same_version_convicts() -> None:
     cluster = Cluster(seed=1)
     Run(cluster, cluster.client("X"), 1).operate(50, updates=1)
-    corrupt(cluster, "wrong-answers", 1, _lies=1.0)
+    corrupt(cluster, "wrong-answers", 1, _chance=1.0)
     reader = cluster.client("Y")
     Run(cluster, reader, 2).operate(10, updates=0)
     assert reader.qu.peers.disbelieved == 1 << LIAR
@@ -144,7 +144,7 @@ def test_readers_wait_for_a_late_node_and_repair_nothing(seed: int) -> None:
     cluster.mute(LIAR)  # so that everybody else has the latest versions
     Run(cluster, cluster.client("X"), seed).operate(50, updates=1)
     cluster.heal()
-    corrupt(cluster, "history-forger", seed, _forges=1.0)
+    corrupt(cluster, "history-forger", seed, _chance=1.0)
     reader = cluster.client("Y")
     Run(cluster, reader, seed).operate(60, updates=0)
     soon = cluster.route
@@ -167,7 +167,7 @@ def test_readers_wait_for_a_late_node_and_repair_nothing(seed: int) -> None:
 
 def test_a_silent_node_costs_a_hedge_now_and_then() -> None:
     cluster = Cluster(seed=1)
-    corrupt(cluster, "mute", 1, _silence=0.3)
+    corrupt(cluster, "mute", 1, _chance=0.3)
     run = Run(cluster, cluster.client("X"), 1)
     run.operate(1_000, updates=0.3)
     waits = [took for took in run.took_us if took >= HEDGE_US]
