@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable, Mapping
-from enum import Enum
 from typing import Generic, TypeVar
 
 from bftfs import limits
@@ -36,6 +35,7 @@ PATIENCE_MAX_US = 2_000_000  # the longest interval between repetitions of a req
 BUSY_US = 5_000  # after which a node that was busy is asked again; doubles with each time
 _SILENCES = 3  # that a round bears for the sake of the last nodes that it needs
 _NEVER = 1 << 62
+_WAIT, _ENOUGH, _MORE, _AGAIN = range(4)  # what a caller says of a reply
 WITNESS_PATIENCE_US = 3 * limits.SECOND_US  # for the nodes that an inspection asks…
 WITNESS_AGAIN_US = 200_000  # …and for those that have been silent before
 
@@ -154,18 +154,6 @@ class Refusals:
         return tuple(self._by_code.get(code, ()))
 
 
-class _Said(Enum):
-    """What the caller has said of a reply."""
-
-    WAIT = "wait"  # for the others that were asked
-    ENOUGH = "enough"
-    MORE = "more"
-    AGAIN = "again"
-
-
-_WAIT, _ENOUGH, _MORE, _AGAIN = _Said  # a member of a class takes longer to find
-
-
 class Asking:
     """One round: a request to each of some nodes, and one reply from each.
 
@@ -252,10 +240,7 @@ class Asking:
 
     def more(self) -> None:
         """Ask one node more: one from which an answer may be expected, or one that is needed."""
-        if self._unasked and (
-            self._peers.willing(self._unasked[0])
-            or not (self.waiting or self._needed(self.answered))
-        ):
+        if self._unasked and (self._peers.willing(self._unasked[0]) or self._is_stuck()):
             self._said = _MORE
         else:
             self.rest()
@@ -307,12 +292,10 @@ class Asking:
         if not isinstance(refusal, Refused) or refusal.may_pass:
             self.again(node)
             return
-        self.answered &= ~(1 << node)
-        self.refusing |= 1 << node
         if self._refusals is None:
             self._refusals = Refusals(self._peers.quorums)
         self._refusals.add(node, refusal)
-        self.more()
+        self.useless(node)
 
     def _is_hopeful(self) -> bool:
         """True if it is worth while to wait for the silent: without them, nothing can succeed.
@@ -368,19 +351,21 @@ class Asking:
             self.answered |= bit
             self.waiting &= ~bit
             if self.refusing & bit:
-                self._withdraw(node)
+                self.refusing &= ~bit
+                if self._refusals is not None:
+                    self._refusals.withdraw(node)
             answered(node)
             take(delivery)
             said = self._said
-            if said is _ENOUGH:
+            if said == _ENOUGH:
                 await self._conclude(node)
                 return
-            if said is not _AGAIN:
+            if said != _AGAIN:
                 self._quiet_us = 0
                 if self._heard.bit_count() == half and self._half_us is None:
                     self._half_us = await Now()
                     pace.took_half(self._half_us - self.began_us)
-            if said is not _WAIT or (self._unasked and self._is_stuck()):
+            if said != _WAIT or (self._unasked and self._is_stuck()):
                 self._said = _WAIT
                 if self._unasked:
                     await self._ask(self._unasked.pop(0))
@@ -479,12 +464,6 @@ class Asking:
         if self._refusals is not None:
             for node in self._refusals.with_code(errno.ENOSPC):
                 self._peers.full(node, now_us)
-
-    def _withdraw(self, node: NodeId) -> None:
-        """`node` answers after it had refused."""
-        self.refusing &= ~(1 << node)
-        if self._refusals is not None:
-            self._refusals.withdraw(node)
 
     def _silent(self) -> list[NodeId]:
         """Those that were asked, and have not answered."""

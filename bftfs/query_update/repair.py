@@ -261,7 +261,12 @@ class Repair:
         others: dict[ObjectId, Observed] = {}
         asked: set[LogicalTimestamp] = set()
         while True:
-            settled = self._evidence(barred, others).settle()
+            settled = Evidence(
+                {other: observed.culled for other, observed in barred.items()},
+                {other: observed.culled for other, observed in others.items()},
+                self._rounds.quorums,
+                self.observations.facts,
+            ).settle()
             if not isinstance(settled, Undecided):
                 return await self._send_copy(barred, others)
             candidate = settled.candidate
@@ -329,16 +334,6 @@ class Repair:
         """Send one step to a quorum for `names`, ascending; True if it is established."""
         plan = await self._rounds.plan(names)
         return (await update_round(self._rounds, plan, message, subject)).complete
-
-    def _evidence(
-        self, barred: Mapping[ObjectId, Observed], others: Mapping[ObjectId, Observed]
-    ) -> Evidence:
-        return Evidence(
-            {name: observed.culled for name, observed in barred.items()},
-            {name: observed.culled for name, observed in others.items()},
-            self._rounds.quorums,
-            self.observations.facts,
-        )
 
     # --- asking about candidates ----------------------------------------------------------------
 
