@@ -15,9 +15,9 @@ from bftfs.cli.options import json_option
 from bftfs.cli.times import parse_time
 from bftfs.cli.versions import diff
 from bftfs.errors import FileSystemError, UsageError
+from bftfs.filesystem.file_history import in_batches
 from bftfs.filesystem.time_names import format_time_name
 from bftfs.identifiers import ObjectId
-from bftfs.restoration.viewpoint import in_batches
 from bftfs.retention import Policy, format_duration, parse_policy
 
 # --- retention --------------------------------------------------------------------------------

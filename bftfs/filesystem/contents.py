@@ -238,7 +238,7 @@ class Contents:
         """Take note of a block that the nodes hold now, of which `extents` were written."""
         before = self.uncovered.get(number)
         if before is not None:
-            extents = united(before.extents, extents)
+            extents = united((*before.extents, *extents))
         incarnation = layout.incarnation(number)
         self.uncovered[number] = Uncovered(incarnation, extents, timestamp, is_unasked)
         if layout is not self.layout or (is_unasked and self.sharing is not Sharing.EXCLUSIVE):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections.abc import Iterable
 from typing import Final, TypeAlias
 
 Buffer: TypeAlias = bytes | bytearray | memoryview
@@ -81,13 +82,10 @@ class DirtyBlock:
 
     def extents(self) -> tuple[Extent, ...]:
         """The ranges of bytes that were written."""
-        extents: list[Extent] = []
-        for start, piece in zip(self._starts, self._pieces, strict=True):
-            if extents and extents[-1][1] == start:
-                extents[-1] = (extents[-1][0], start + len(piece))
-            else:
-                extents.append((start, start + len(piece)))
-        return tuple(extents)
+        return united(
+            (start, start + len(piece))
+            for start, piece in zip(self._starts, self._pieces, strict=True)
+        )
 
     def covers(self, start: int, stop: int) -> bool:
         """True if every byte of [start, stop) was written."""
@@ -127,10 +125,10 @@ class DirtyBlock:
         return result
 
 
-def united(one: tuple[Extent, ...], other: tuple[Extent, ...]) -> tuple[Extent, ...]:
-    """The extents that either covers."""
+def united(extents: Iterable[Extent]) -> tuple[Extent, ...]:
+    """The extents that some of these cover, with neighbours joined."""
     result: list[Extent] = []
-    for start, stop in sorted((*one, *other)):
+    for start, stop in sorted(extents):
         if result and start <= result[-1][1]:
             result[-1] = (result[-1][0], max(result[-1][1], stop))
         else:

@@ -25,12 +25,13 @@ from __future__ import annotations
 
 import errno
 from collections import OrderedDict
+from collections.abc import Callable, Sequence
 from dataclasses import KW_ONLY, dataclass, field
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from bftfs import limits
-from bftfs.conversation import Now, Together
+from bftfs.conversation import Conversation, Now, Together
 from bftfs.credentials import Credentials
 from bftfs.crypto.cipher import BlockCipher
 from bftfs.errors import FileSystemError
@@ -62,7 +63,8 @@ from bftfs.retention import Policy, parse_policy
 VIEWS: Final = 16  # views of the past that are kept
 OBJECTS_SEARCHED: Final = 1024  # below a directory, for its times of change
 VERSIONS_SEARCHED: Final = 1024  # of one object, for the times of a directory above it
-_TOGETHER: Final = 32  # objects whose changes are asked for at the same time
+
+_TOGETHER: Final = 32  # conversations that are held at the same time
 
 ENTRY_PREFIX: Final = b"e"
 CHANGES_SHOWN: Final = (ATTRIBUTES_KEY, ENTRY_PREFIX)
@@ -174,6 +176,19 @@ def past_file_system(
         ),
         present=present,
     )
+
+
+_Result = TypeVar("_Result")
+
+
+async def in_batches(
+    conversations: Sequence[Callable[[], Conversation[_Result]]],
+) -> list[_Result]:
+    """The results of many conversations, of which some are held at the same time."""
+    results: list[_Result] = []
+    for position in range(0, len(conversations), _TOGETHER):
+        results += await Together(tuple(conversations[position : position + _TOGETHER]))
+    return results
 
 
 # --- the history -----------------------------------------------------------------------------
@@ -326,20 +341,17 @@ class History:
         seen = {directory}
         level = [directory]
         while level:
-            below: list[ObjectId] = []
-            for position in range(0, len(level), _TOGETHER):
-                batch = level[position : position + _TOGETHER]
-                listed = await Together(
-                    tuple(partial(self._changes_if_permitted, each, who) for each in batch)
-                )
-                for changes in listed:
-                    times.update(change.time_us for change in changes)
-                    below += (
-                        entry.child
-                        for change in changes
-                        for _, entry in change.entries
-                        if entry is not None
-                    )
+            visits = await in_batches(
+                [partial(self._changes_if_permitted, each, who) for each in level]
+            )
+            changes = [change for visited in visits for change in visited]
+            times.update(change.time_us for change in changes)
+            below = [
+                entry.child
+                for change in changes
+                for _, entry in change.entries
+                if entry is not None
+            ]
             room = OBJECTS_SEARCHED - len(seen)
             level = [child for child in dict.fromkeys(below) if child not in seen][:room]
             seen.update(level)

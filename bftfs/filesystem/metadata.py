@@ -225,36 +225,28 @@ class DirectoryEntry:
     attributes: Attributes | None
 
 
-class _CachedPage(NamedTuple):
-    """The entries after cookies in [begins, ends)."""
-
-    begins: int
-    ends: int
-    entries: tuple[ListedEntry, ...]
-
-
 class OpenDirectory:
     """A listing in progress."""
 
-    __slots__ = ("_part", "_stop", "identifier", "is_access_noted", "who")
+    __slots__ = ("_begins", "_ends", "_entries", "_stop", "identifier", "is_access_noted", "who")
 
     def __init__(self, identifier: ObjectId, who: Credentials) -> None:
         self.identifier = identifier
         self.who = who
         self.is_access_noted = False
-        self._part: _CachedPage | None = None
+        self._entries: tuple[ListedEntry, ...] = ()  # those after cookies in [begins, ends)
+        self._begins = self._ends = 0
         self._stop = 0  # the serial of the first entry that appeared since the listing began
 
     async def entries(self, metadata: Metadata, after: int, count: int) -> tuple[ListedEntry, ...]:
         """Up to `count` entries after a cookie; a cookie of 0 begins anew."""
-        part = self._part
-        if not after or part is None or not part.begins <= after < part.ends:
+        if not after or not self._begins <= after < self._ends:
             page = await metadata.listed(self.identifier, after, self.who)
-            ends = _END_OF_DIRECTORY if page.complete else page.entries[-1].serial
-            part = self._part = _CachedPage(after, ends, page.entries)
+            self._begins, self._entries = after, page.entries
+            self._ends = _END_OF_DIRECTORY if page.complete else page.entries[-1].serial
             if not after or not self._stop:
                 self._stop = page.directory.next_serial
-        entries = part.entries
+        entries = self._entries
         first = bisect_right(entries, after, key=lambda entry: entry.serial)
         last = bisect_left(entries, self._stop, key=lambda entry: entry.serial)
         return entries[first : min(last, first + count)]

@@ -8,16 +8,17 @@ an offset such as `+01:00` follows it.
 from __future__ import annotations
 
 import re
-from datetime import UTC, datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from typing import Final
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND: Final = timedelta(microseconds=1)
 _ISO: Final = re.compile(
-    r"(\d{4})(?:-(\d\d)(?:-(\d\d)(?:[T ](\d\d)(?::(\d\d)(?::(\d\d)(?:[.,](\d{1,9}))?)?)?"
+    r"\d{4}(?:-\d\d(?:-\d\d(?:[T ]\d\d(?::\d\d(?::\d\d(?:[.,]\d{1,9})?)?)?"
     r"(Z|[+-]\d\d(?::?\d\d)?)?)?)?)?",
     re.ASCII,
 )
+_FIRST_INSTANT: Final = "0000-01-01T00:00:00"
 
 
 def looks_like_a_time_name(name: bytes) -> bool:
@@ -33,29 +34,12 @@ def parse_time_name(text: str) -> int | None:
     match = _ISO.fullmatch(text)
     if match is None:
         return None
-    year, month, day, hour, minute, second, fraction, zone = match.groups()
+    zone = match[1] or ""
+    stamp = text.removesuffix(zone).replace(",", ".")
     try:
-        time = datetime(
-            int(year),
-            int(month or 1),
-            int(day or 1),
-            int(hour or 0),
-            int(minute or 0),
-            int(second or 0),
-            int((fraction or "0")[:6].ljust(6, "0")),
-            tzinfo=None if zone is None else _zone(zone),
-        )
-        return microseconds(time)
+        return microseconds(datetime.fromisoformat(stamp + _FIRST_INSTANT[len(stamp) :] + zone))
     except (ValueError, OverflowError):
         return None
-
-
-def _zone(text: str) -> timezone:
-    if text == "Z":
-        return UTC
-    digits = text[1:].replace(":", "")
-    offset = timedelta(hours=int(digits[:2]), minutes=int(digits[2:] or 0))
-    return timezone(-offset if text[0] == "-" else offset)
 
 
 def microseconds(time: datetime) -> int:

@@ -33,10 +33,9 @@ from bftfs.filesystem.contents import OpenFile
 from bftfs.filesystem.directory import RENAME_EXCHANGE, RENAME_NOREPLACE
 from bftfs.identifiers import ObjectId, ObjectKind, kind_of
 from bftfs.restoration.attribute_changes import AttributeChanges, others_attributes, set_attributes
-from bftfs.restoration.changes import ChangeLog
+from bftfs.restoration.changes import ChangeLog, Name, SpareNames
 from bftfs.restoration.contents import others_or_last_contents
 from bftfs.restoration.name_plan import NamePlan, tops
-from bftfs.restoration.tree import Name, SpareNames
 from bftfs.restoration.viewpoint import PIECE_BYTES, Viewpoint
 
 
@@ -201,7 +200,7 @@ class CarryingOut:
     async def _place(self, name: Name, identifier: ObjectId, inside: Sequence[Action]) -> None:
         files, who, view = self._view.files, self._view.who, self._view
         if kind_of(identifier) == ObjectKind.DIRECTORY:
-            found = await files.make_directory(name.directory, name.name, 0o700, who)
+            found = await files.make_directory(*name, 0o700, who)
             self._made[identifier] = found.identifier
             await self.perform(inside)  # which changes the directory's times
             attributes = await others_attributes(view, self._log, identifier)
@@ -209,45 +208,40 @@ class CarryingOut:
             return
         there = self._made.get(identifier, identifier)
         if there != identifier or self._log.is_there(identifier):
-            await files.link(there, name.directory, name.name, who)
+            await files.link(there, *name, who)
             return
         time_us = self._log.last_untainted_us(identifier)
         was = await view.at(time_us).attributes(identifier, who)
         if was.is_regular:
             contents = await others_or_last_contents(view, self._log, identifier)
             attributes = await others_attributes(view, self._log, identifier)
-            self._made[identifier] = await self._make_file(name, contents, attributes)
+            made = await self._make_file(name, contents, attributes)
         elif stat.S_ISLNK(was.mode):
             target = await view.link_target(identifier, time_us)
-            found = await files.make_symlink(name.directory, name.name, target, who)
-            self._made[identifier] = found.identifier
+            made = (await files.make_symlink(*name, target, who)).identifier
         else:
-            found = await files.make_node(
-                name.directory, name.name, was.mode, who, device=was.device
-            )
-            self._made[identifier] = found.identifier
+            made = (await files.make_node(*name, was.mode, who, device=was.device)).identifier
+        self._made[identifier] = made
 
     async def _remove(self, name: Name, expected: ObjectId) -> None:
         files, who = self._view.files, self._view.who
-        found = await files.lookup(name.directory, name.name, who)
+        found = await files.lookup(*name, who)
         if found.identifier != expected:
             raise FileSystemError(errno.ESTALE, "the name stands for something else by now")
         if kind_of(expected) != ObjectKind.DIRECTORY:
-            await files.unlink(name.directory, name.name, who)
+            await files.unlink(*name, who)
             return
         for child, identifier in (await self._view.entries(expected, None)).items():
             if not self._log.is_made_by_client(identifier):
                 raise FileSystemError(errno.ENOTEMPTY, "there is something in it by now")
             await self._remove(Name(expected, child), identifier)
-        await files.remove_directory(name.directory, name.name, who)
+        await files.remove_directory(*name, who)
 
     async def _make_file(
         self, name: Name, contents: bytes, attributes: AttributeChanges
     ) -> ObjectId:
         files, flags, mode = self._view.files, os.O_WRONLY | os.O_EXCL, stat.S_IFREG | 0o600
-        found, opened = await files.create(
-            name.directory, name.name, mode, self._view.who, flags=flags
-        )
+        found, opened = await files.create(*name, mode, self._view.who, flags=flags)
         await self._fill(opened, contents)
         await set_attributes(self._view, found.identifier, attributes)
         return found.identifier

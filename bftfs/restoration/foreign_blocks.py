@@ -19,10 +19,10 @@ from functools import partial
 
 from bftfs.errors import FileSystemError
 from bftfs.filesystem.attributes import Attributes
-from bftfs.filesystem.file_history import Change
+from bftfs.filesystem.file_history import Change, in_batches
 from bftfs.identifiers import BlockId, ClientId, ObjectId, block_number_of, inode_of
 from bftfs.read_write.authorship import Authored
-from bftfs.restoration.viewpoint import Viewpoint, in_batches
+from bftfs.restoration.viewpoint import Viewpoint
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,9 +33,8 @@ from functools import partial
 from bftfs.conversation import Conversation
 from bftfs.filesystem.directory import shown
 from bftfs.identifiers import ObjectId, ObjectKind, kind_of
-from bftfs.restoration.changes import ChangeLog
+from bftfs.restoration.changes import ChangeLog, Name, SpareNames
 from bftfs.restoration.contents import others_or_last_contents
-from bftfs.restoration.tree import Name, SpareNames, Tree
 from bftfs.restoration.viewpoint import Viewpoint
 
 # --- reading ---------------------------------------------------------------------------------
@@ -170,28 +169,19 @@ class Conflict:
     name: Name
 
 
-@dataclass(frozen=True, slots=True)
-class NamePlan:
-    """The tree that is to be. `kept` are the objects that have a place in it."""
-
-    tree: Tree
-    kept: frozenset[ObjectId]
-    conflicts: tuple[Conflict, ...]
-
-
 def plan_names(log: ChangeLog, history: NameHistory, spare: SpareNames, *, label: str) -> NamePlan:
     """The tree by the rule and its corrections. `label` is what the client is called."""
-    planning = _Planning(log, history, spare, label)
-    planning.apply_rule()
-    while planning.correct():
+    plan = NamePlan(log, history, spare, label)
+    plan.apply_rule()
+    while plan.correct():
         pass
-    planning.report_names_by_others()
-    assert all(each in planning.kept or not log.is_others(each) for each in log.tree.objects())
-    return NamePlan(planning.tree, frozenset(planning.kept), tuple(planning.conflicts))
+    plan.report_names_by_others()
+    assert all(each in plan.kept or not log.is_others(each) for each in log.tree.objects())
+    return plan
 
 
-class _Planning:
-    """A plan in the making: the tree, the objects with a place in it, and the conflicts so far."""
+class NamePlan:
+    """The tree that is to be, the objects that have a place in it (`kept`), and the conflicts."""
 
     def __init__(self, log: ChangeLog, history: NameHistory, spare: SpareNames, label: str) -> None:
         self._log = log

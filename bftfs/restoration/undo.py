@@ -42,7 +42,7 @@ from bftfs.restoration.attribute_changes import (
     attributes_to_restore,
     set_attributes,
 )
-from bftfs.restoration.changes import ChangeLog
+from bftfs.restoration.changes import ChangeLog, Name, SpareNames
 from bftfs.restoration.contents import contents_before, first_tainted, others_contents
 from bftfs.restoration.name_plan import (
     NameHistory,
@@ -51,7 +51,6 @@ from bftfs.restoration.name_plan import (
     plan_names,
     read_names,
 )
-from bftfs.restoration.tree import Name, SpareNames
 from bftfs.restoration.viewpoint import Viewpoint
 
 

@@ -3,33 +3,19 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Final, TypeVar
+from typing import Final
 
-from bftfs.conversation import Conversation, Together
 from bftfs.credentials import Credentials
 from bftfs.filesystem.attributes import Attributes
 from bftfs.filesystem.contents import OpenFile
-from bftfs.filesystem.file_history import Change, History
+from bftfs.filesystem.file_history import Change, History, in_batches
+from bftfs.filesystem.metadata import DirectoryEntry
 from bftfs.filesystem.operations import FileSystem
 from bftfs.identifiers import ObjectId
 
 PIECE_BYTES: Final = 4 << 20  # of a file, that are held at a time
-_TOGETHER: Final = 32  # conversations that are held at the same time
-
-_Result = TypeVar("_Result")
-
-
-async def in_batches(
-    conversations: Sequence[Callable[[], Conversation[_Result]]],
-) -> list[_Result]:
-    """The results of many conversations, of which some are held at the same time."""
-    results: list[_Result] = []
-    for position in range(0, len(conversations), _TOGETHER):
-        results += await Together(tuple(conversations[position : position + _TOGETHER]))
-    return results
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,31 +90,30 @@ class Viewpoint:
         names = await files.list_extended(identifier, self.who)
         return {name: await files.get_extended(identifier, name, self.who) for name in names}
 
-    async def listing(self, identifier: ObjectId, time_us: int | None) -> list[tuple[bytes, Node]]:
-        """The entries of a directory."""
+    async def _listed(
+        self, directory: ObjectId, time_us: int | None, *, with_attributes: bool
+    ) -> list[DirectoryEntry]:
         files = self.at(time_us)
-        opened = await files.open_directory(identifier, self.who)
-        found: list[tuple[bytes, Node]] = []
+        opened = await files.open_directory(directory, self.who)
+        found: list[DirectoryEntry] = []
         after = 0
-        while page := await files.read_directory(opened, after):
-            found += [
-                (entry.name, Node(entry.identifier, entry.attributes))
-                for entry in page
-                if entry.attributes is not None
-            ]
+        while page := await files.read_directory(opened, after, with_attributes=with_attributes):
+            found += page
             after = page[-1].cookie
         return found
 
+    async def listing(self, identifier: ObjectId, time_us: int | None) -> list[tuple[bytes, Node]]:
+        """The entries of a directory."""
+        return [
+            (entry.name, Node(entry.identifier, entry.attributes))
+            for entry in await self._listed(identifier, time_us, with_attributes=True)
+            if entry.attributes is not None
+        ]
+
     async def entries(self, directory: ObjectId, time_us: int | None) -> dict[bytes, ObjectId]:
         """The entries of a directory, without attributes."""
-        files = self.at(time_us)
-        opened = await files.open_directory(directory, self.who)
-        found: dict[bytes, ObjectId] = {}
-        after = 0
-        while page := await files.read_directory(opened, after, with_attributes=False):
-            found |= {entry.name: entry.identifier for entry in page}
-            after = page[-1].cookie
-        return found
+        listed = await self._listed(directory, time_us, with_attributes=False)
+        return {entry.name: entry.identifier for entry in listed}
 
     async def tree(self, top: Node, time_us: int | None) -> dict[str, Node]:
         """Everything below a directory by relative path; the directory itself by the empty path."""
