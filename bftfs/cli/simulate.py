@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import secrets
 import subprocess
-import sys
 import time
 from collections.abc import Generator, Iterator
 from dataclasses import asdict
@@ -14,6 +13,8 @@ from pathlib import Path
 
 import click
 import msgspec
+from rich.console import Console
+from rich.progress import Progress, TextColumn
 
 import bftfs
 from bftfs.errors import ImpossibleThresholds, UsageError
@@ -29,7 +30,6 @@ from bftfs.simulation.campaign import (
     summary,
 )
 from bftfs.simulation.configuration import KINDS, Configuration, from_json, to_json
-from bftfs.simulation.scenario import Report
 from bftfs.simulation.shrinking import MOST_RUNS
 from bftfs.simulation.twins import SCENES, enumerate_schedules
 from bftfs.wire.codec import UNREADABLE
@@ -144,26 +144,46 @@ def simulate(
     new = (each for each in seeds if each not in known)
     plan = CampaignPlan(operations, kind, most_runs)
     outcomes = _replay(replay, most_runs) if replay else campaign(new, plan, parallel=parallel)
-    progress = _Progress(tally, as_json=as_json)
+    began, known_operations = time.monotonic(), tally.operations.total()
+
+    def rate() -> float:
+        new_operations = tally.operations.total() - known_operations
+        return new_operations / max(time.monotonic() - began, 0.001)
+
+    progress = Progress(
+        TextColumn("{task.description}"),
+        console=Console(stderr=True),
+        transient=True,
+        auto_refresh=False,
+        disable=as_json,
+    )
+    line = progress.add_task("")
     try:
-        for outcome in _until(enough, tally, outcomes):
-            record.add(SeedResult.of(outcome.report))
-            progress.report(outcome.report)
-            if not outcome.report.passed:
-                saved = _save(outcome, saved_in)
-                progress.tell(_failure(outcome, plan, replay, saved))
-            progress.show()
+        with progress:
+            for outcome in _until(enough, tally, outcomes):
+                report = outcome.report
+                record.add(SeedResult.of(report))
+                saved = None if report.passed else _save(outcome, saved_in)
+                if as_json:
+                    told = {"commit": heading.commit, "passed": report.passed, **asdict(report)}
+                    click.echo(json.dumps(told, default=msgspec.to_builtins))
+                elif saved is not None:
+                    click.echo(_failure(outcome, heading, replay, saved))
+                standing = (
+                    f"{tally.seeds.total()} seeds, {tally.operations.total()} operations "
+                    f"({rate():.0f}/s), {len(tally.failed)} failed"
+                )
+                progress.update(line, description=standing, refresh=True)
     except KeyboardInterrupt:
-        progress.clear()
         click.echo("Stopped.", err=True)
     finally:
         outcomes.close()
         if isinstance(record, CampaignRecord):
             record.close()
-    progress.clear()
-    click.echo(_summary(tally, progress), err=as_json)
+    seconds = time.monotonic() - began
+    click.echo(_summary(tally, seconds, rate()), err=as_json)
     if summed_up_in is not None:
-        command = f"bftfs simulate {_options_of(plan)}"
+        command = f"bftfs simulate {_options_of(heading)}"
         summed_up_in.write_text(summary(tally, heading=heading, command=command))
     return 1 if tally.failed else 0
 
@@ -187,9 +207,10 @@ def _until(
         yield outcome
 
 
-def _options_of(plan: CampaignPlan) -> str:
-    """The options that make a plan again."""
-    return f"--operations {plan.operations}" + (f" --kind {plan.kind}" if plan.kind else "")
+def _options_of(heading: Heading) -> str:
+    """The options that make the same simulations again."""
+    kind = f" --kind {heading.kind}" if heading.kind else ""
+    return f"--operations {heading.operations}{kind}"
 
 
 def _twins(rounds: int) -> int:
@@ -219,72 +240,22 @@ def _save(outcome: SeedOutcome, directory: Path) -> Path:
     """Keep what failed: the configuration as it was drawn and, beside it, the smallest one."""
     configuration = outcome.report.configuration
     name = f"{configuration.kind}-{configuration.seed}-{configuration.operations}"
-    path = _keep(configuration, directory / f"{name}.json")
-    if outcome.smallest is not None:
-        path = _keep(outcome.smallest.configuration, directory / f"{name}-small.json")
-    return path
-
-
-def _keep(configuration: Configuration, path: Path) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path = directory / f"{name}.json"
+    directory.mkdir(parents=True, exist_ok=True)
     path.write_bytes(to_json(configuration) + b"\n")
+    if outcome.smallest is not None:
+        path = directory / f"{name}-small.json"
+        path.write_bytes(to_json(outcome.smallest.configuration) + b"\n")
     return path
 
 
-class _Progress:
-    """One line on a terminal, written over and over."""
-
-    def __init__(self, tally: CampaignTally, *, as_json: bool) -> None:
-        self._tally = tally
-        self._as_json = as_json
-        self._shown = sys.stderr.isatty() and not as_json
-        self._began = time.monotonic()
-        self._before = tally.operations.total()  # in the record already
-
-    @property
-    def seconds(self) -> float:
-        """Since the beginning."""
-        return time.monotonic() - self._began
-
-    @property
-    def rate(self) -> float:
-        """Operations per second, since the beginning."""
-        return (self._tally.operations.total() - self._before) / max(self.seconds, 0.001)
-
-    def show(self) -> None:
-        """Say how far it is."""
-        if self._shown:
-            tally = self._tally
-            line = (
-                f"{tally.seeds.total()} seeds, {tally.operations.total()} operations "
-                f"({self.rate:.0f}/s), {len(tally.failed)} failed"
-            )
-            click.echo(f"\r{line:<78}", nl=False, err=True)
-
-    def report(self, report: Report) -> None:
-        """Print a seed's report, if JSON is asked for."""
-        if self._as_json:
-            click.echo(json.dumps(_as_json(report), default=msgspec.to_builtins))
-
-    def tell(self, text: str) -> None:
-        """Print a text for people."""
-        self.clear()
-        if not self._as_json:
-            click.echo(text)
-
-    def clear(self) -> None:
-        """Make room for other output."""
-        if self._shown:
-            click.echo(f"\r{'':78}\r", nl=False, err=True)
-
-
-def _failure(outcome: SeedOutcome, plan: CampaignPlan, replay: Path | None, saved: Path) -> str:
+def _failure(outcome: SeedOutcome, heading: Heading, replay: Path | None, saved: Path) -> str:
     report, smallest = outcome.report, outcome.smallest
-    again = f"--seed {report.configuration.seed} {_options_of(plan)}"
+    again = f"--seed {report.configuration.seed} {_options_of(heading)}"
     if replay is not None:
         again = f"--replay {replay}"
     lines = [
-        f"Seed {report.configuration.seed} failed at commit {_commit()} "
+        f"Seed {report.configuration.seed} failed at commit {heading.commit} "
         f"({_described(report.configuration)}):",
         *(f"  - {finding}" for finding in report.findings),
         f"  Replay: bftfs simulate {again}",
@@ -301,33 +272,26 @@ def _failure(outcome: SeedOutcome, plan: CampaignPlan, replay: Path | None, save
 def _described(configuration: Configuration) -> str:
     sizes = configuration.sizes.query_update
     kept = configuration.operations if configuration.kept is None else len(configuration.kept)
-    byzantine = [
-        f"node {node} is {'/'.join(names)}" for node, names in configuration.byzantine_nodes
-    ] + [f"a client is {name}" for name in configuration.byzantine_clients]
-    return ", ".join(
-        (
-            configuration.kind,
-            f"n={sizes.n} t={sizes.t} b={sizes.b}",
-            f"{kept} operations of {len(configuration.clients)} clients",
-            *byzantine,
-        )
-    )
+    parts = [
+        configuration.kind,
+        f"n={sizes.n} t={sizes.t} b={sizes.b}",
+        f"{kept} operations of {len(configuration.clients)} clients",
+    ]
+    for node, names in configuration.byzantine_nodes:
+        parts.append(f"node {node} is {'/'.join(names)}")
+    parts += [f"a client is {name}" for name in configuration.byzantine_clients]
+    return ", ".join(parts)
 
 
-def _summary(tally: CampaignTally, progress: _Progress) -> str:
+def _summary(tally: CampaignTally, seconds: float, rate: float) -> str:
     failed = " No violation found."
     if tally.failed:
         failed = f"\nFAILED: {len(tally.failed)} seeds: " + " ".join(map(str, tally.failed))
     happened = ", ".join(f"{number} {what}" for what, number in tally.counts.items())
     return (
-        f"{tally.seeds.total()} seeds in {progress.seconds:.1f} s: {tally.operations.total()} "
-        f"operations ({progress.rate:.0f}/s): {happened}.{failed}"
+        f"{tally.seeds.total()} seeds in {seconds:.1f} s: {tally.operations.total()} "
+        f"operations ({rate:.0f}/s): {happened}.{failed}"
     )
-
-
-def _as_json(report: Report) -> dict[str, object]:
-    fields = asdict(report)
-    return {"commit": _commit(), "passed": report.passed, **fields}
 
 
 def _commit() -> str:
