@@ -14,14 +14,7 @@ from bftfs import cluster as description_files
 from bftfs.cli.cluster import create_cluster, smallest_cluster
 from bftfs.cli.mount import await_end_of_mounts, mount_cluster, mounts_of, unmount_path
 from bftfs.cli.options import data_option, new_data_option
-from bftfs.cli.processes import (
-    NODE_MODULE,
-    last_words,
-    require_writable,
-    running_nodes,
-    start_detached,
-    stop,
-)
+from bftfs.cli.processes import last_words, require_writable, running_nodes, start, stop
 from bftfs.cluster import ClusterDescription, Durability
 from bftfs.data_directory import DataDirectory
 from bftfs.errors import UsageError
@@ -127,30 +120,23 @@ def start_nodes(directory: DataDirectory, description: ClusterDescription) -> in
     for member in description.members:
         if member.node in running:
             continue
-        node = directory.node(member.node)
-        processes[member.node] = start_detached(
-            NODE_MODULE,
-            ["--data", str(node.path), "--cluster", str(directory.description)],
-            log=node.log,
-        )
+        processes[member.node] = start(directory.node(member.node), directory.description)
     deadline = time.monotonic() + START_PATIENCE_S
     for member in description.members:
+        process = processes.get(member.node)
         while not _listens(member.address):
-            process = processes.get(member.node)
-            log = directory.node(member.node).log
             if process is not None and process.poll() is not None:
-                raise UsageError(
-                    f"node {member.node} stopped at once (exit code {process.returncode}); the end "
-                    f"of its log {log}:\n  {last_words(log)}",
-                    exit_code=1,
-                )
-            if time.monotonic() > deadline:
-                raise UsageError(
-                    f"node {member.node} does not answer at {member.address} after "
-                    f"{START_PATIENCE_S:.0f} s; the end of its log {log}:\n  {last_words(log)}",
-                    exit_code=1,
-                )
-            time.sleep(0.02)
+                why = f"stopped at once (exit code {process.returncode})"
+            elif time.monotonic() > deadline:
+                why = f"does not answer at {member.address} after {START_PATIENCE_S:.0f} s"
+            else:
+                time.sleep(0.02)
+                continue
+            log = directory.node(member.node).log
+            raise UsageError(
+                f"node {member.node} {why}; the end of its log {log}:\n  {last_words(log)}",
+                exit_code=1,
+            )
     return len(processes)
 
 
@@ -177,7 +163,7 @@ def down(directory: DataDirectory, destroy: bool) -> None:
     running = running_nodes(directory, description)
     for number, pid in running.items():
         node = directory.node(number)
-        if not stop(pid, module=NODE_MODULE, directory=node.path):
+        if not stop(pid, node):
             raise UsageError(
                 f"node {number} (process {pid}) does not stop; see its log {node.log}",
                 exit_code=1,

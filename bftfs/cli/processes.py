@@ -14,21 +14,22 @@ import time
 from pathlib import Path
 
 from bftfs.cluster import ClusterDescription
-from bftfs.data_directory import DataDirectory
+from bftfs.data_directory import DataDirectory, NodeDirectory
 from bftfs.errors import UsageError
 from bftfs.identifiers import NodeId
 
-NODE_MODULE = "nodes"
+STOP_PATIENCE_S = 20.0
+_MODULE = "nodes"
 
 
-def is_running(pid: int, *, module: str, directory: Path) -> bool:
-    """True if process `pid` is `python -m module … directory …`, and no zombie."""
+def is_running(pid: int, node: NodeDirectory) -> bool:
+    """True if process `pid` is `python -m nodes … directory …`, and no zombie."""
     try:
         words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
         state = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
     except (OSError, IndexError):
         return False
-    return state != "Z" and module.encode() in words and os.fsencode(directory) in words
+    return state != "Z" and _MODULE.encode() in words and os.fsencode(node.path) in words
 
 
 def pid_in(file: Path) -> int | None:
@@ -45,17 +46,18 @@ def running_nodes(directory: DataDirectory, description: ClusterDescription) -> 
     for member in description.members:
         node = directory.node(member.node)
         pid = pid_in(node.pid)
-        if pid is not None and is_running(pid, module=NODE_MODULE, directory=node.path):
+        if pid is not None and is_running(pid, node):
             found[member.node] = pid
     return found
 
 
-def start_detached(module: str, arguments: list[str], *, log: Path) -> subprocess.Popen[bytes]:
-    """Start `python -m module arguments` in a session of its own, its output appended to `log`."""
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("ab") as output:
+def start(node: NodeDirectory, description: Path) -> subprocess.Popen[bytes]:
+    """Start a node in a session of its own, its output appended to its log."""
+    node.log.parent.mkdir(parents=True, exist_ok=True)
+    arguments = ["--data", str(node.path), "--cluster", str(description)]
+    with node.log.open("ab") as output:
         return subprocess.Popen(
-            [sys.executable, "-m", module, *arguments],
+            [sys.executable, "-m", _MODULE, *arguments],
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
@@ -63,17 +65,16 @@ def start_detached(module: str, arguments: list[str], *, log: Path) -> subproces
         )
 
 
-def stop(pid: int, *, module: str, directory: Path, patience_s: float = 20.0) -> bool:
+def stop(pid: int, node: NodeDirectory) -> bool:
     """Ask the process to stop and wait for it. False if it does not stop in time."""
-    if not is_running(pid, module=module, directory=directory):
-        return True
-    os.kill(pid, signal.SIGTERM)
-    deadline = time.monotonic() + patience_s
-    while time.monotonic() < deadline:
-        if not is_running(pid, module=module, directory=directory):
-            return True
+    if is_running(pid, node):
+        os.kill(pid, signal.SIGTERM)
+    deadline = time.monotonic() + STOP_PATIENCE_S
+    while is_running(pid, node):
+        if time.monotonic() > deadline:
+            return False
         time.sleep(0.02)
-    return False
+    return True
 
 
 def last_words(log: Path, *, lines: int = 3) -> str:

@@ -1,4 +1,4 @@
-"""`bftfs restore`, `undelete`, `audit` and `undo`: bring back what was, and take back what was done.
+"""`bftfs restore`, `undelete`, `audit`, `undo`: bring back what was, take back what was done.
 
 Old contents are read from the nodes, and written through the mount as by any program: with the
 permissions of the user who runs the command, and as new versions. So a restore is part of the

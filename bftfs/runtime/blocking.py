@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from functools import partial
-from types import TracebackType
+from itertools import islice
 from typing import Any, Self, TypeVar
 
 from bftfs.cluster import ClusterDescription
@@ -42,43 +42,33 @@ class BlockingNetwork:
         """
         engine = self.links.engine
         source = iter(conversations)
-        results: list[Any] = []
-        running: dict[int, Running] = {}
+        started: list[Running] = []
+        results: dict[int, Any] = {}
         failures: list[BaseException] = []
-        done = 0
 
         def ended(position: int, result: Any, error: BaseException | None) -> None:
-            nonlocal done
-            done += 1
-            running.pop(position, None)
+            results[position] = result
             if error is not None:
                 failures.append(error)
-            results[position] = result
 
-        exhausted = False
         self.links.turn()  # notice what has happened since the last time
         try:
             while not failures:
-                while not exhausted and len(results) - done < in_flight:
-                    conversation = next(source, None)
-                    if conversation is None:
-                        exhausted = True
-                        break
-                    position = len(results)
-                    results.append(None)
-                    started = engine.start(conversation, partial(ended, position))
-                    if started.coroutine is not None:
-                        running[position] = started
+                room = in_flight - (len(started) - len(results))
+                new = list(islice(source, room))
+                for conversation in new:
+                    started.append(engine.start(conversation, partial(ended, len(started))))
                 self.links.flush()
-                if exhausted and done == len(results):
+                if len(results) < len(started):
+                    self._wait()
+                elif not new:
                     break
-                self._wait()
         finally:
-            for abandoned in tuple(running.values()):
-                abandoned.cancel()
+            for running in started:
+                running.cancel()
         if failures:
             raise failures[0]
-        return results
+        return [results[position] for position in range(len(started))]
 
     def _wait(self) -> None:
         """Wait until something happens, and do it."""
@@ -99,10 +89,5 @@ class BlockingNetwork:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()

@@ -21,7 +21,6 @@ import select
 import socket
 from collections import Counter, deque
 from collections.abc import Callable
-from types import TracebackType
 from typing import Any, Self
 
 from bftfs.asking.refusal import Refused
@@ -199,12 +198,7 @@ class Links:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     # -----------------------------------------------------------------------------------------

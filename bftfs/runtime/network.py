@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from types import TracebackType
 from typing import Any, Self, TypeVar
 
 import trio
@@ -100,15 +99,10 @@ class Network:
         self._nursery = nursery
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> bool | None:
+    async def __aexit__(self, *error: Any) -> bool | None:
         self._nursery.cancel_scope.cancel()
         try:
-            handled: bool | None = await self._nursery_manager.__aexit__(kind, error, traceback)
+            handled: bool | None = await self._nursery_manager.__aexit__(*error)
         finally:
             self._links.close()
         return handled
