@@ -26,7 +26,7 @@ from benchmarks.processes import ProcessWatch, WatchedProcess
 from benchmarks.session import Phase, Place, Session
 from bftfs.asking.peers import Peers
 from bftfs.asking.quorum import ThresholdQuorums
-from bftfs.cli.cluster import create_cluster, smallest_cluster
+from bftfs.cli.cluster import create_cluster, local_addresses, smallest_cluster
 from bftfs.cluster import ClusterDescription, Durability, UnixAddress, parse_address
 from bftfs.conversation import Conversation, Receive, Send
 from bftfs.credentials import Credentials
@@ -98,8 +98,7 @@ class Deployment:
         self.directory = DataDirectory(path)
         self.description: ClusterDescription = create_cluster(
             self.directory,
-            None,
-            nodes=system.n,
+            local_addresses(self.directory, system.n),
             t=system.t,
             b=system.b,
             durability=durability,

@@ -19,6 +19,8 @@ from functools import partial
 from itertools import count
 from typing import Any
 
+import msgspec
+
 from bftfs import limits
 from bftfs.conversation import (
     Compute,
@@ -39,38 +41,25 @@ from bftfs.identifiers import NodeId
 Outcome = Callable[[Any, BaseException | None], None]
 
 
-class Running:
+class Running(msgspec.Struct, eq=False):
     """A conversation in progress. `cancel` abandons it; its outcome is then never reported."""
 
-    __slots__ = (
-        "_engine",
-        "children",
-        "coroutine",
-        "event",
-        "inbox",
-        "outcome",
-        "requests",
-        "timer",
-        "waits",
-    )
-
-    def __init__(self, engine: Engine, coroutine: Conversation[Any], outcome: Outcome) -> None:
-        self._engine = engine
-        self.coroutine: Conversation[Any] | None = coroutine
-        self.outcome = outcome
-        self.inbox: deque[Delivery] = deque()
-        self.requests: list[int] = []
-        self.children: list[Running] = []
-        self.timer = 0  # number of the timer that this conversation waits for, 0 if none
-        self.waits = False  # True while it is in Receive
-        self.event: Event | None = None  # the event that it waits for
+    engine: Engine
+    coroutine: Conversation[Any] | None  # None once it has ended
+    outcome: Outcome
+    inbox: deque[Delivery] = msgspec.field(default_factory=deque)
+    requests: list[int] = []
+    children: list[Running] = []
+    timer: int = 0  # number of the timer that this conversation waits for, 0 if none
+    waits: bool = False  # True while it is in Receive
+    event: Event | None = None  # the event that it waits for
 
     def cancel(self) -> None:
         """Close the conversation and those it holds."""
         for child in self.children:
             child.cancel()
         self.children.clear()
-        self._engine.forget(self)
+        self.engine.forget(self)
         coroutine, self.coroutine = self.coroutine, None
         if coroutine is not None:
             coroutine.close()

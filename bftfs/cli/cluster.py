@@ -58,16 +58,15 @@ def local_addresses(directory: DataDirectory, nodes: int) -> list[str]:
 
 def create_cluster(
     directory: DataDirectory,
-    addresses: list[str] | None,
+    addresses: list[str],
     *,
-    nodes: int,
     t: int,
     b: int,
     durability: Durability,
     clients: Mapping[str, Grant] | None = None,
     window_us: int = limits.DETECTION_WINDOW_US,
 ) -> ClusterDescription:
-    """Make the files of a new cluster; without `addresses`, all nodes are on this machine.
+    """Make the files of a new cluster with a node at each address.
 
     Without a choice of `clients` there is one, for this machine, with all rights.
     """
@@ -79,8 +78,6 @@ def create_cluster(
         )
     directory.path.chmod(0o700)
     _clear_unfinished(directory)
-    if addresses is None:
-        addresses = local_addresses(directory, nodes)
     made = description_files.create(
         addresses, t=t, b=b, draw=os.urandom, durability=durability, window_us=window_us
     )
@@ -168,7 +165,6 @@ def init(
     description = create_cluster(
         directory,
         list(addresses),
-        nodes=len(addresses),
         t=t,
         b=byzantine,
         durability=Durability(durability),

@@ -11,7 +11,7 @@ from pathlib import Path
 import click
 
 from bftfs import cluster as description_files
-from bftfs.cli.cluster import create_cluster, smallest_cluster
+from bftfs.cli.cluster import create_cluster, local_addresses, smallest_cluster
 from bftfs.cli.mount import await_end_of_mounts, mount_cluster, mounts_of, unmount_path
 from bftfs.cli.options import data_option, new_data_option
 from bftfs.cli.processes import last_words, require_writable, running_nodes, start, stop
@@ -64,8 +64,7 @@ def up(
         t = b if faulty is None else faulty
         description = create_cluster(
             directory,
-            None,
-            nodes=smallest_cluster(t=t, b=b) if nodes is None else nodes,
+            local_addresses(directory, nodes or smallest_cluster(t=t, b=b)),
             t=t,
             b=b,
             durability=Durability(durability or Durability.SYNC.value),

@@ -14,22 +14,17 @@ from typing import Final
 from bftfs.filesystem.time_names import local, microseconds, parse_time_name
 
 _UNITS_US: Final = {
-    "us": 1,
-    "microsecond": 1,
-    "ms": 1_000,
-    "millisecond": 1_000,
-    "s": 1_000_000,
-    "sec": 1_000_000,
-    "second": 1_000_000,
-    "m": 60_000_000,
-    "min": 60_000_000,
-    "minute": 60_000_000,
-    "h": 3_600_000_000,
-    "hour": 3_600_000_000,
-    "d": 86_400_000_000,
-    "day": 86_400_000_000,
-    "w": 604_800_000_000,
-    "week": 604_800_000_000,
+    name: unit_us
+    for unit_us, names in (
+        (1, "us microsecond"),
+        (1_000, "ms millisecond"),
+        (1_000_000, "s sec second"),
+        (60_000_000, "m min minute"),
+        (3_600_000_000, "h hour"),
+        (86_400_000_000, "d day"),
+        (604_800_000_000, "w week"),
+    )
+    for name in names.split()
 }
 _DAYS: Final = ("monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday")
 # In one way only: a name such as `a@aaa…` is tried as well, and may not take for ever.

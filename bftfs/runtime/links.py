@@ -21,6 +21,7 @@ import select
 import socket
 from collections import Counter, deque
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any, Self
 
 from bftfs.asking.refusal import Refused
@@ -54,38 +55,23 @@ _GONE = select.EPOLLHUP | select.EPOLLERR
 Request = tuple[int, bytes, bytes | memoryview]  # number, metadata, body
 
 
+@dataclass(slots=True, eq=False, repr=False)
 class Link:
     """The state of the connection to one node."""
 
-    __slots__ = (
-        "channel",
-        "deadline_us",
-        "early",
-        "early_bytes",
-        "failures",
-        "interest",
-        "member",
-        "opened",
-        "output",
-        "queued",
-        "reason",
-        "socket",
-    )
-
-    def __init__(self, member: Member) -> None:
-        self.member = member
-        self.socket: socket.socket | None = None
-        self.channel: ClientChannel | None = None
-        self.output = Output()
-        self.queued = False  # True while it is in the list of links to be flushed
-        self.interest = 0  # the events that epoll watches
-        self.opened = False  # True if the channel is established: requests may go out
-        self.early: deque[Request] = deque()  # waiting for that
-        self.early_bytes = 0
-        self.failures = 0  # since the channel was last established
-        # When a dialled connection must be open; when a lost one may be dialled again.
-        self.deadline_us: int | None = None
-        self.reason = ""  # why the connection was lost last
+    member: Member
+    socket: socket.socket | None = None
+    channel: ClientChannel | None = None
+    output: Output = field(default_factory=Output)
+    queued: bool = False  # True while it is in the list of links to be flushed
+    interest: int = 0  # the events that epoll watches
+    opened: bool = False  # True if the channel is established: requests may go out
+    early: deque[Request] = field(default_factory=deque)  # waiting for that
+    early_bytes: int = 0
+    failures: int = 0  # since the channel was last established
+    # When a dialled connection must be open; when a lost one may be dialled again.
+    deadline_us: int | None = None
+    reason: str = ""  # why the connection was lost last
 
 
 class Links:
