@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.errors import BenchmarkError
-from bftfs.cli.mount import mount_processes
-from bftfs.cli.processes import pid_in
+from bftfs.cli.processes import mount_processes, pid_in
 from bftfs.data_directory import DataDirectory
 
 _TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self, TypeVar
 
-from bftfs.cli.mount import mount_processes
+from bftfs.cli.processes import mount_processes
 from bftfs.cli.times import parse_time
 from bftfs.conversation import Conversation
 from bftfs.credentials import Credentials

@@ -314,15 +314,14 @@ def _passed_over(report: dict[str, Any]) -> Iterator[str]:
 
 def _reasons(report: dict[str, Any]) -> Iterator[str]:
     """The reasons for degradation, each once, with the objects and blocks concerned."""
+    places = [(f"object {row['name']}", row) for row in report["objects"]]
+    places += [(f"block {row['number']}", row) for row in report["blocks"]]
     where: dict[str, list[str]] = {}
-    for row in report["objects"]:
+    for place, row in places:
         for reason in row["reasons"]:
-            where.setdefault(reason, []).append(f"object {row['name']}")
-    for row in report["blocks"]:
-        for reason in row["reasons"]:
-            where.setdefault(reason, []).append(f"block {row['number']}")
+            where.setdefault(reason, []).append(place)
     if not where:
         yield "nothing is degraded: every node has all of its objects and fragments"
-    for reason, places in where.items():
-        some = ", ".join(places[:4]) + (f" and {len(places) - 4} more" if len(places) > 4 else "")
+    for reason, here in where.items():
+        some = ", ".join(here[:4]) + (f" and {len(here) - 4} more" if len(here) > 4 else "")
         yield f"degraded: {reason} ({some})"

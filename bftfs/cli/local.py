@@ -11,10 +11,9 @@ from pathlib import Path
 import click
 
 from bftfs import cluster as description_files
+from bftfs.cli import processes
 from bftfs.cli.cluster import create_cluster, local_addresses, smallest_cluster
-from bftfs.cli.mount import await_end_of_mounts, mount_cluster, mounts_of, unmount_path
 from bftfs.cli.options import data_option, new_data_option
-from bftfs.cli.processes import last_words, require_writable, running_nodes, start, stop
 from bftfs.cluster import ClusterDescription, Durability
 from bftfs.data_directory import DataDirectory
 from bftfs.errors import UsageError
@@ -81,10 +80,10 @@ def up(
     try:
         os.lstat(mountpoint)
     except FileNotFoundError:
-        require_writable(mountpoint, purpose="the mount")
+        processes.require_writable(mountpoint, purpose="the mount")
     except OSError:
         pass  # a mount whose process was killed; mounting removes it
-    is_new = mount_cluster(directory, mountpoint, options=options)
+    is_new = processes.mount_cluster(directory, mountpoint, options=options)
     click.echo(
         f"{'Mounted' if is_new else 'Already mounted'} at {mountpoint}\n"
         "\n"
@@ -114,15 +113,15 @@ def _refuse_other_sizes(
 
 def start_nodes(directory: DataDirectory, description: ClusterDescription) -> int:
     """Start the nodes that do not run, and wait until all listen. Gives how many were started."""
-    processes: dict[int, subprocess.Popen[bytes]] = {}
-    running = running_nodes(directory, description)
+    started: dict[int, subprocess.Popen[bytes]] = {}
+    running = processes.running_nodes(directory, description)
     for member in description.members:
         if member.node in running:
             continue
-        processes[member.node] = start(directory.node(member.node), directory.description)
+        started[member.node] = processes.start(directory.node(member.node), directory.description)
     deadline = time.monotonic() + START_PATIENCE_S
     for member in description.members:
-        process = processes.get(member.node)
+        process = started.get(member.node)
         while not _listens(member.address):
             if process is not None and process.poll() is not None:
                 why = f"stopped at once (exit code {process.returncode})"
@@ -132,11 +131,11 @@ def start_nodes(directory: DataDirectory, description: ClusterDescription) -> in
                 time.sleep(0.02)
                 continue
             log = directory.node(member.node).log
+            words = processes.last_words(log)
             raise UsageError(
-                f"node {member.node} {why}; the end of its log {log}:\n  {last_words(log)}",
-                exit_code=1,
+                f"node {member.node} {why}; the end of its log {log}:\n  {words}", exit_code=1
             )
-    return len(processes)
+    return len(started)
 
 
 def _listens(address: str) -> bool:
@@ -155,14 +154,14 @@ def _listens(address: str) -> bool:
 def down(directory: DataDirectory, destroy: bool) -> None:
     """Unmount a local cluster and stop its nodes. The data stays."""
     description = description_files.load(directory.description)
-    for mountpoint in mounts_of(directory):
-        unmount_path(directory, mountpoint)
+    for mountpoint in processes.mounts_of(directory):
+        processes.unmount_path(directory, mountpoint)
         click.echo(f"Unmounted {mountpoint}")
-    await_end_of_mounts(directory)
-    running = running_nodes(directory, description)
+    processes.await_end_of_mounts(directory)
+    running = processes.running_nodes(directory, description)
     for number, pid in running.items():
         node = directory.node(number)
-        if not stop(pid, node):
+        if not processes.stop(pid, node):
             raise UsageError(
                 f"node {number} (process {pid}) does not stop; see its log {node.log}",
                 exit_code=1,

@@ -1,7 +1,9 @@
-"""Processes that `bftfs up` starts and `bftfs down` stops, known by their pid files.
+"""The processes of a cluster on this machine: its nodes and its mounts.
 
-A pid file alone proves nothing after a reboot: a process counts as ours only while its command line
-names the module that we started and the directory that it serves.
+`bftfs up` and `down` start and stop nodes; `bftfs mount` and `unmount`, below, mounts. Nodes have
+pid files, and mounts are known by their command lines. A pid file alone proves nothing after a
+reboot: a process counts as ours only while its command line names the module that we started and
+the directory that it serves.
 """
 
 from __future__ import annotations
@@ -12,12 +14,21 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import NamedTuple
 
+import click
+
+from bftfs.cli.options import data_option
+from bftfs.cli.times import parse_time
 from bftfs.cluster import ClusterDescription
 from bftfs.data_directory import DataDirectory, NodeDirectory
 from bftfs.errors import UsageError
+from bftfs.filesystem.time_names import format_time_name
 from bftfs.identifiers import NodeId
+from bftfs.runtime import clock
+from mount.mountpoint import FILE_SYSTEM_TYPE, mounts
 
+UNMOUNT_PATIENCE_S = 60.0  # dirty data is written first
 STOP_PATIENCE_S = 20.0
 _MODULE = "nodes"
 
@@ -102,3 +113,155 @@ def require_writable(directory: Path, *, purpose: str) -> None:
         ) from None
     if not os.access(directory, os.W_OK | os.X_OK):
         raise UsageError(f"{directory}: not writable; give another directory for {purpose}")
+
+
+# --- mounts ---------------------------------------------------------------------------------
+
+
+class MountProcess(NamedTuple):
+    """A process that serves a mount, known by its command line."""
+
+    pid: int
+    mountpoint: Path
+    options: str
+
+
+@click.command()
+@data_option
+@click.argument("mountpoint", type=Path)
+@click.option("-o", "options", default="", help="Mount options, separated by commas.")
+@click.option("--foreground", "-f", is_flag=True, help="Stay in the foreground.")
+@click.option("--at", default=None, help="Mount the files as of this time or snapshot, read-only.")
+def mount(
+    directory: DataDirectory, mountpoint: Path, options: str, foreground: bool, at: str | None
+) -> None:
+    """Mount a cluster whose nodes are running.
+
+    Options: close-to-open (the default) or strict, ro, hard (the default) or soft, allow_other,
+    client=NAME, and those of mount(8).
+    """
+    mountpoint = mountpoint.absolute()
+    if at is not None:
+        time_us = parse_time(at, now_us=clock.now_us())
+        at = at if time_us is None else format_time_name(time_us)
+        if "," in at:
+            raise UsageError(f"--at {at}: neither a time nor the name of a snapshot")
+        options = f"{options},at={at}" if options else f"at={at}"
+    command = _command(directory, mountpoint, options)
+    if foreground:
+        os.execv(command[0], [*command, "--foreground"])
+    if not mount_cluster(directory, mountpoint, options=options):
+        raise UsageError(f"{mountpoint}: this cluster is mounted there already")
+
+
+@click.command()
+@click.argument("mountpoint", type=Path)
+def unmount(mountpoint: Path) -> None:
+    """Unmount, after writing all data to the nodes, as `umount` and `fusermount3 -u` do."""
+    mountpoint = mountpoint.absolute()
+    for mounted in mounts():
+        if mounted.kind == FILE_SYSTEM_TYPE and mounted.path == mountpoint:
+            unmount_path(DataDirectory(Path(mounted.source)), mountpoint)
+            return
+    raise UsageError(f"{mountpoint}: no bftfs is mounted there; /proc/mounts lists all mounts")
+
+
+def _command(directory: DataDirectory, mountpoint: Path, options: str) -> list[str]:
+    # -P: a directory that happens to be the current one must not provide modules.
+    command = [sys.executable, "-P", "-m", "mount", "--data", str(directory.path), str(mountpoint)]
+    return [*command, "-o", options] if options else command
+
+
+def mount_cluster(directory: DataDirectory, mountpoint: Path, *, options: str) -> bool:
+    """Mount the cluster and return once it is usable; False if it was mounted there before."""
+    if mountpoint in mounts_of(directory) and _answers(mountpoint):
+        return False
+    outcome = subprocess.run(
+        _command(directory, mountpoint, options),
+        stdin=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
+    if outcome.returncode != 0:
+        message = outcome.stderr.strip().removeprefix("bftfs: ")
+        raise UsageError(
+            message or f"{mountpoint}: the mount process failed; see {directory.mount_log}",
+            exit_code=1,
+        )
+    return True
+
+
+def _answers(mountpoint: Path) -> bool:
+    """True if there is a process behind the mount (not after it was killed)."""
+    try:
+        os.statvfs(mountpoint)
+    except OSError:
+        return False
+    return True
+
+
+def mounts_of(directory: DataDirectory) -> list[Path]:
+    """Where the cluster in `directory` is mounted on this machine."""
+    return [
+        mounted.path
+        for mounted in mounts()
+        if mounted.kind == FILE_SYSTEM_TYPE and mounted.source == str(directory.path)
+    ]
+
+
+def mount_processes(directory: DataDirectory) -> list[MountProcess]:
+    """The processes that serve mounts of the cluster in `directory`."""
+    marker = [b"-m", b"mount", b"--data", os.fsencode(directory.path)]
+    found = []
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdecimal():
+            continue
+        try:
+            words = (entry / "cmdline").read_bytes().split(b"\0")
+        except OSError:
+            continue  # it has just ended
+        for at in range(len(words) - len(marker)):
+            if words[at : at + len(marker)] == marker:
+                mountpoint, *rest = map(os.fsdecode, words[at + len(marker) :])
+                options = rest[rest.index("-o") + 1] if "-o" in rest[:-1] else ""
+                found.append(MountProcess(int(entry.name), Path(mountpoint), options))
+                break
+    return found
+
+
+def unmount_path(directory: DataDirectory, mountpoint: Path) -> None:
+    """Unmount and wait until the mount process has written everything and ended."""
+    # Without a look at the mount, which hangs where no node answers.
+    is_root = os.geteuid() == 0
+    command = ["umount", "--no-canonicalize"] if is_root else ["fusermount3", "-u"]
+    outcome = subprocess.run(
+        [*command, str(mountpoint)], capture_output=True, text=True, check=False
+    )
+    if outcome.returncode != 0:
+        raise UsageError(
+            f"{mountpoint}: {outcome.stderr.strip() or 'cannot be unmounted'}; "
+            "end the programs that use it (`fuser -vm` lists them) and try again",
+            exit_code=1,
+        )
+    await_end_of_mounts(directory, mountpoint)
+
+
+def await_end_of_mounts(directory: DataDirectory, mountpoint: Path | None = None) -> None:
+    """Wait until no process is left that serves the `mountpoint`, or any of the cluster.
+
+    A process whose mount was detached, or is being unmounted by another command, may still write.
+    """
+    deadline = time.monotonic() + UNMOUNT_PATIENCE_S
+    while writing := [
+        process
+        for process in mount_processes(directory)
+        if mountpoint is None or process.mountpoint == mountpoint
+    ]:
+        if time.monotonic() > deadline:
+            raise UsageError(
+                f"{writing[0].mountpoint}: unmounted, but its process {writing[0].pid} still "
+                f"writes; see {directory.mount_log}",
+                exit_code=1,
+            )
+        time.sleep(0.02)

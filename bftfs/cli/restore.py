@@ -42,6 +42,7 @@ from bftfs.restoration.undo import Undo
 from bftfs.restoration.viewpoint import Reading
 
 _ID_DIGITS: Final = 8
+_PAUSE_US: Final = 5_000_000
 
 
 @click.command()
@@ -103,32 +104,23 @@ def _last_seen(session: CommandSession, path: Path, gone_us: int) -> Located:
     located = session.locate_at(path, gone_us - 1)
     if not located.attributes.is_directory:
         return located
-    begun_us = _removal_began(session, located, gone_us)
-    return session.locate_at(path, begun_us - 1)
-
-
-_PAUSE_US = 5_000_000
-
-
-def _removal_began(session: CommandSession, located: Located, gone_us: int) -> int:
-    removals = [gone_us]
+    removals: set[int] = set()
     waiting = [located.identifier]
     seen = set(waiting)
     while waiting:
         for change in session.changes(waiting.pop()):
             for _, entry in change.entries:
                 if entry is None:
-                    removals.append(change.time_us)
+                    removals.add(change.time_us)
                 elif entry.child not in seen and entry.file_type == stat.S_IFDIR >> 12:
                     seen.add(entry.child)
                     waiting.append(entry.child)
     begun_us = gone_us
-    for removed_us in sorted(set(removals), reverse=True):
-        if removed_us <= begun_us:
-            if begun_us - removed_us > _PAUSE_US:
-                break
-            begun_us = removed_us
-    return begun_us
+    for removed_us in sorted(removals, reverse=True):
+        if begun_us - removed_us > _PAUSE_US:
+            break
+        begun_us = min(begun_us, removed_us)
+    return session.locate_at(path, begun_us - 1)
 
 
 def _list_removed(session: CommandSession, path: Path) -> None:

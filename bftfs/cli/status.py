@@ -11,9 +11,8 @@ from rich.console import Console
 from rich.table import Table
 
 from bftfs import cluster as description_files
-from bftfs.cli.mount import mount_processes
 from bftfs.cli.options import data_option, json_option
-from bftfs.cli.processes import last_words, running_nodes
+from bftfs.cli.processes import last_words, mount_processes, running_nodes
 from bftfs.cluster import ClusterDescription
 from bftfs.conversation import Receive, Send, Together
 from bftfs.crypto.keys import read_identity

@@ -24,7 +24,6 @@ from bftfs.cli.command_session import (
 from bftfs.cli.options import json_option
 from bftfs.errors import UsageError
 from bftfs.filesystem import object_types, registry
-from bftfs.filesystem.attributes import Attributes
 from bftfs.filesystem.directory import shown
 from bftfs.filesystem.file_history import Change
 from bftfs.filesystem.time_names import format_time_name
@@ -229,7 +228,7 @@ def differences_between(
         differ = _contents_differ(session, was, is_now, before.time_us, after.time_us)
         if origin != path:
             found.append(Difference("renamed", path, was, is_now, origin, differ))
-        elif differ or _attributes_differ(was.attributes, is_now.attributes):
+        elif differ or _permissions(was) != _permissions(is_now):
             found.append(Difference("modified", path, was, is_now, contents_differ=differ))
     found += [
         Difference("removed", path, old[path], None, contents_differ=True)
@@ -238,8 +237,13 @@ def differences_between(
     return sorted(found, key=lambda each: each.path)
 
 
-def _attributes_differ(old: Attributes, new: Attributes) -> bool:
-    return (old.mode, old.uid, old.gid) != (new.mode, new.uid, new.gid)
+def _permissions(node: Node) -> dict[str, str]:
+    attributes = node.attributes
+    return {
+        "mode": f"{stat.S_IMODE(attributes.mode):04o}",
+        "uid": str(attributes.uid),
+        "gid": str(attributes.gid),
+    }
 
 
 def _contents_differ(
@@ -284,7 +288,10 @@ def _print_difference(
     if brief:
         return
     if each.old is not None and each.new is not None:
-        _print_attributes(each.old.attributes, each.new.attributes)
+        is_now = _permissions(each.new)
+        for name, was in _permissions(each.old).items():
+            if was != is_now[name]:
+                click.echo(f"{name} {was} -> {is_now[name]}")
     if each.contents_differ:
         old = (each.old, before.time_us, old_name)
         _print_contents(session, old, (each.new, after.time_us, new_name))
@@ -309,15 +316,6 @@ def _print_contents(session: CommandSession, old: _Side, new: _Side) -> None:
         click.echo(line, nl=False)
         if not line.endswith("\n"):
             click.echo("\n\\ No newline at end of file")
-
-
-def _print_attributes(old: Attributes, new: Attributes) -> None:
-    modes = (stat.S_IMODE(old.mode), stat.S_IMODE(new.mode))
-    if modes[0] != modes[1]:
-        click.echo(f"mode {modes[0]:04o} -> {modes[1]:04o}")
-    for name, was, is_now in (("uid", old.uid, new.uid), ("gid", old.gid, new.gid)):
-        if was != is_now:
-            click.echo(f"{name} {was} -> {is_now}")
 
 
 def _joined(name: str, path: str) -> str:
