@@ -19,8 +19,6 @@ from functools import partial
 from itertools import count
 from typing import Any
 
-import msgspec
-
 from bftfs import limits
 from bftfs.conversation import (
     Compute,
@@ -41,25 +39,26 @@ from bftfs.identifiers import NodeId
 Outcome = Callable[[Any, BaseException | None], None]
 
 
-class Running(msgspec.Struct, eq=False):
+class Running:
     """A conversation in progress. `cancel` abandons it; its outcome is then never reported."""
 
-    engine: Engine
-    coroutine: Conversation[Any] | None  # None once it has ended
-    outcome: Outcome
-    inbox: deque[Delivery] = msgspec.field(default_factory=deque)
-    requests: list[int] = []
-    children: list[Running] = []
-    timer: int = 0  # number of the timer that this conversation waits for, 0 if none
-    waits: bool = False  # True while it is in Receive
-    event: Event | None = None  # the event that it waits for
+    def __init__(self, engine: Engine, coroutine: Conversation[Any], outcome: Outcome) -> None:
+        self._engine = engine
+        self.coroutine: Conversation[Any] | None = coroutine
+        self.outcome = outcome
+        self.inbox: deque[Delivery] = deque()
+        self.requests: list[int] = []
+        self.children: list[Running] = []
+        self.timer = 0  # number of the timer that this conversation waits for, 0 if none
+        self.waits = False  # True while it is in Receive
+        self.event: Event | None = None  # the event that it waits for
 
     def cancel(self) -> None:
         """Close the conversation and those it holds."""
         for child in self.children:
             child.cancel()
         self.children.clear()
-        self.engine.forget(self)
+        self._engine.forget(self)
         coroutine, self.coroutine = self.coroutine, None
         if coroutine is not None:
             coroutine.close()
@@ -249,55 +248,44 @@ class Engine:
     def _hold(self, parent: Running, effect: Together) -> None:
         """Start the children of a `Together`; the parent goes on when all are done or one fails."""
         results: list[Any] = [None] * len(effect.conversations)
-        state = _Held(len(results))
+        remaining = len(results)
+        failures: list[BaseException] = []
+        is_starting = True
 
         def ended(position: int, result: Any, error: BaseException | None) -> None:
-            if state.over:
+            nonlocal remaining
+            if failures:
                 return
-            if error is not None:
-                state.over = True
-                state.error = error
-            else:
+            if error is None:
                 results[position] = result
-                state.remaining -= 1
-                state.over = state.remaining == 0
-            if state.over and state.started:
-                self._release(parent, results, state)
+                remaining -= 1
+            else:
+                failures.append(error)
+            if not is_starting and (failures or not remaining):
+                release()
+
+        def release() -> None:
+            children, parent.children = parent.children, []
+            for child in children:
+                if child.coroutine is not None:
+                    child.cancel()
+            if failures:
+                self._advance(parent, None, failures[0])
+            else:
+                self._advance(parent, tuple(results))
 
         for position, thunk in enumerate(effect.conversations):
             child = Running(self, thunk(), partial(ended, position))
             parent.children.append(child)
             self._advance(child, None)
-            if state.over:
+            if failures:
                 break
-        state.started = True
-        if state.over:
-            self._release(parent, results, state)
-
-    def _release(self, parent: Running, results: list[Any], state: _Held) -> None:
-        children, parent.children = parent.children, []
-        for child in children:
-            if child.coroutine is not None:
-                child.cancel()
-        if state.error is None:
-            self._advance(parent, tuple(results))
-        else:
-            self._advance(parent, None, state.error)
+        is_starting = False
+        if failures or not remaining:
+            release()
 
 
 def _raise_failure(_: None, error: BaseException | None) -> None:
     """The outcome of a spawned conversation, whose failure nobody else would notice."""
     if error is not None:
         raise error
-
-
-class _Held:
-    """Progress of one `Together`."""
-
-    __slots__ = ("error", "over", "remaining", "started")
-
-    def __init__(self, remaining: int) -> None:
-        self.remaining = remaining
-        self.over = remaining == 0
-        self.started = False
-        self.error: BaseException | None = None

@@ -76,19 +76,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; does not return."""
     try:
         outcome = program.main(args=arguments, prog_name="bftfs", standalone_mode=False)
-    except click.exceptions.Abort:
+    except (click.exceptions.Abort, KeyboardInterrupt):
         print("bftfs: interrupted", file=sys.stderr)
         sys.exit(130)
     except click.ClickException as mistake:
         mistake.show()
         sys.exit(mistake.exit_code)
-    except UsageError as mistake:
-        print(f"bftfs: {mistake}", file=sys.stderr)
-        sys.exit(mistake.exit_code)
     except BftfsError as failure:
         print(f"bftfs: {failure}", file=sys.stderr)
-        sys.exit(1)
-    except KeyboardInterrupt:
-        print("bftfs: interrupted", file=sys.stderr)
-        sys.exit(130)
+        sys.exit(failure.exit_code if isinstance(failure, UsageError) else 1)
     sys.exit(outcome if isinstance(outcome, int) else 0)
