@@ -304,21 +304,19 @@ class BlockScrubber:
 
 def _page_of(
     view: StorageView, table: Table, after: bytes
-) -> tuple[list[tuple[bytes, bytes]], int]:
-    """The rows that follow `after`, up to a bound of their number and volume; and their volume."""
+) -> tuple[list[tuple[bytes, bytes]], int, bytes]:
+    """The rows that follow `after`, up to a bound of their number and volume.
+
+    And their volume, and the key that ends the page; nothing at the end of the table.
+    """
     rows: list[tuple[bytes, bytes]] = []
     volume = 0
-    for key, row in islice(view.scan(table, after + b"\0", _END), _ROWS_PER_PAGE):
+    for key, row in view.scan(table, after + b"\0", _END):
         rows.append((bytes(key), row))
         volume += len(key) + len(row)
-        if volume > _BYTES_PER_PAGE:
-            break
-    return rows, volume
-
-
-def _until(rows: list[tuple[bytes, bytes]], volume: int) -> bytes:
-    full = len(rows) == _ROWS_PER_PAGE or volume > _BYTES_PER_PAGE
-    return rows[-1][0] if full else b""
+        if volume > _BYTES_PER_PAGE or len(rows) == _ROWS_PER_PAGE:
+            return rows, volume, rows[-1][0]
+    return rows, volume, b""
 
 
 # --- versions -----------------------------------------------------------------------------------
@@ -411,7 +409,7 @@ class VersionScrubber:
 
 
 def _check_versions(view: StorageView, *, after: bytes) -> _Checked:
-    rows, volume = _page_of(view, Table.VERSION, after)
+    rows, volume, until = _page_of(view, Table.VERSION, after)
     damaged: set[ObjectId] = set()
     digests: dict[bytes, bytes] = {}
     versions: dict[bytes, Version] = {}
@@ -430,7 +428,7 @@ def _check_versions(view: StorageView, *, after: bytes) -> _Checked:
         if not version.gap:
             digests[key] = digest_of_version(key, version)
         _check_parent(view, name, version, versions, damaged, digests)
-    return _Checked(len(rows), volume, _until(rows, volume), damaged | lacking, digests)
+    return _Checked(len(rows), volume, until, damaged | lacking, digests)
 
 
 def is_as_written(view: StorageView, identifier: ObjectId, version: Version) -> bool:
@@ -525,11 +523,11 @@ class HistoryScrubber:
         return page
 
     def _check(self, view: StorageView, *, after: bytes) -> tuple[Page, set[ObjectId]]:
-        rows, volume = _page_of(view, Table.OBJECT, after)
+        rows, volume, until = _page_of(view, Table.OBJECT, after)
         damaged = {
             ObjectId(key) for key, row in rows if not self._is_sound(view, ObjectId(key), row)
         }
-        return Page(_until(rows, volume), len(rows), volume, len(damaged)), damaged
+        return Page(until, len(rows), volume, len(damaged)), damaged
 
     def _is_sound(self, view: StorageView, name: ObjectId, stored: bytes) -> bool:
         try:
@@ -561,11 +559,11 @@ class RequestScrubber:
         return await step(host, partial(self._check, after=after))
 
     def _check(self, view: StorageView, *, after: bytes) -> tuple[Page, list[Write]]:
-        rows, volume = _page_of(view, Table.REQUEST, after)
+        rows, volume, until = _page_of(view, Table.REQUEST, after)
         dropped = [
             Write(Table.REQUEST, key, None)
             for key, stored in rows
             if len(key) == TIMESTAMP_BYTES
             and not is_original(stored, LogicalTimestamp(key), n=self._n)
         ]
-        return Page(_until(rows, volume), len(rows), volume, len(dropped)), dropped
+        return Page(until, len(rows), volume, len(dropped)), dropped
