@@ -458,13 +458,16 @@ class Renaming(Record, frozen=True):
     flags: Annotated[int, Meta(ge=0, le=RENAME_NOREPLACE | RENAME_EXCHANGE)]
 
 
-class Relocation(Renaming, frozen=True):
+class Relocation(Record, frozen=True):
     """A rename that moves a directory between directories.
 
     `epoch` is the volume's relocation epoch, read before the client checked that no directory
     moves below itself. If another directory was moved since, the client must check again.
     """
 
+    name: NameField
+    target_name: NameField
+    flags: Annotated[int, Meta(ge=0, le=RENAME_NOREPLACE | RENAME_EXCHANGE)]
     epoch: Annotated[int, Meta(ge=0)]
 
 
@@ -486,7 +489,7 @@ def rename(states: States, arguments: Renaming, caller: Caller) -> AttributesAft
 
 
 def rename_objects(
-    subjects: tuple[Subject, ...], arguments: Renaming, caller: Caller
+    subjects: tuple[Subject, ...], arguments: Renaming | Relocation, caller: Caller
 ) -> AttributesAfter:
     """A rename of any objects. Roles: those of `rename`."""
     _Rename(subjects, arguments, caller).perform()
@@ -496,7 +499,9 @@ def rename_objects(
 class _Rename:
     """A rename in progress: its objects by role, and the entries under the two names."""
 
-    def __init__(self, subjects: tuple[Subject, ...], arguments: Renaming, caller: Caller) -> None:
+    def __init__(
+        self, subjects: tuple[Subject, ...], arguments: Renaming | Relocation, caller: Caller
+    ) -> None:
         """Find the entries. The order of refusals, here and in `perform`, is that of Linux."""
         self.source, self.target, self.child, self.replaced = subjects
         self.arguments = arguments
