@@ -12,7 +12,7 @@ prune; answer. There are four ways in:
 - An *inline* method or copy: somebody finishes another one's operation. A repairable set of
   authenticated histories has its candidate. So a benign server has verified the original request,
   from which the candidate is recomputed here.
-- An *inline barrier*, which some server reports. It needs no evidence: barriers have no data.
+- An *inline barrier*, which b + 1 servers report. It needs no evidence: barriers have no data.
 - What *healing* has found at the peers, in `bftfs.server.object_healing`.
 
 **Rules.** Safety rests on these, and on nothing that is only remembered between requests:
@@ -39,11 +39,12 @@ from typing import Any, NamedTuple
 
 from bftfs import limits
 from bftfs.asking.quorum import Nodes, QuorumSystem
+from bftfs.clock_skew import is_ahead
 from bftfs.conversation import Conversation
 from bftfs.crypto.digest import AuthenticatorKeys, answer_digest, deduction_digest
 from bftfs.identifiers import ClientId, NodeId, ObjectId
 from bftfs.query_update import between_nodes
-from bftfs.query_update.admission import Allowance, IncompleteUpdates, Lines
+from bftfs.query_update.admission import Allowance, BarrierBudget, IncompleteUpdates, Lines
 from bftfs.query_update.classification import (
     NO_FACTS,
     Classification,
@@ -90,9 +91,10 @@ from bftfs.storage import StorageView, Table, Write
 class _Fail(Exception):
     """Control flow: the request fails with a status and the replica histories."""
 
-    def __init__(self, status: Status, **more: Any) -> None:
+    def __init__(self, status: Status, *, writes: Sequence[Write] = (), **more: Any) -> None:
         super().__init__(status)
         self.status = status
+        self.writes = writes
         self.more = more  # fields of the reply
 
 
@@ -170,6 +172,7 @@ class Accepting:
         self._incomplete = incomplete
         self._allowance = Allowance()
         self._lines = Lines()
+        self._budget = BarrierBudget()
 
     # --- the ways in ----------------------------------------------------------------------------
 
@@ -205,6 +208,7 @@ class Accepting:
             self._require_allowance(request, now_us)
             if conditioned.kind is ConditionedKind.COPY:
                 return self._accept_copy(request)
+            self._require_barrier(request, sets, now_us)
             return self._accept_barrier(request)
         except _Fail as failure:
             return _failed(request.replicas, failure)
@@ -317,10 +321,12 @@ class Accepting:
     def inline_barrier(
         self, view: StorageView, _sender: Sender, message: InlineBarrier, now_us: int
     ) -> Ready:
-        """A barrier that some server reports as its latest candidate, accepted as it is.
+        """A barrier that b + 1 servers report as their latest candidate, accepted as it is.
 
-        It needs no more evidence than that: barriers have no data associated with them, and are
-        safe to accept whoever made them. [Q/U §4.3.2, §4.3.5 Malevolent components]
+        Unlike [Q/U §4.3.5, Malevolent components], where one server's word is enough: barriers have
+        no data associated with them, and are safe to accept whoever made them. But they stop all
+        updates of the object. Of b + 1 servers one has accepted this one from who made it, and it
+        was in its budget.
         """
         replica = Replica(view, message.evidence.object)
         try:
@@ -332,8 +338,11 @@ class Accepting:
                 return self._accepted([replica])
             if replica.history.latest > timestamp:
                 raise _Fail(Status.NOT_CURRENT)
+            witnesses = sharing(evidence, timestamp)
+            if not self._quorums.includes_benign(witnesses):
+                raise _Fail(Status.DIFFERENT)
             if time_of(timestamp) <= self._recovery.floor_us:
-                self._require_others(sharing(evidence, timestamp))
+                self._require_others(witnesses)
             candidate = next(
                 found
                 for history, _ in evidence.hosted
@@ -489,6 +498,24 @@ class Accepting:
         if not self._allowance.take(client, now_us):
             raise _Fail(Status.TOO_MANY)
 
+    def _require_barrier(
+        self, request: _Request, sets: Sequence[CulledObjectHistorySet], now_us: int
+    ) -> None:
+        """A barrier costs everybody three rounds: they are few, and move no object's time.
+
+        The latest candidate of the history set may be forged, if b servers report it.
+        """
+        barrier_us = time_of(request.timestamp)
+        for replica, shown in zip(request.replicas, sets, strict=True):
+            if (
+                is_ahead(barrier_us, now_us)
+                and barrier_us > time_of(replica.history.latest) + 1
+                and not self._quorums.includes_benign(sharing(shown, shown.latest))
+            ):
+                raise _Fail(Status.INSANE_TIME)
+            if not self._budget.take(replica.object, request.author, now_us):
+                raise _Fail(Status.TOO_MANY)
+
     def _require_settled(self, request: _Request, now_us: int) -> None:
         """A client's incomplete updates are bounded over all objects.
 
@@ -532,6 +559,8 @@ class Accepting:
             raise _Fail(Status.NOT_CURRENT)
         if between_nodes.take_staged(replica, version):
             return
+        if between_nodes.is_staged(replica, version):  # what the peers have does not lead there
+            raise _Fail(Status.NOT_CURRENT, writes=between_nodes.unstaged(replica))
         known = between_nodes.known_versions(replica)
 
         def fetch(_view: StorageView) -> Conversation[list[Write] | None]:
@@ -596,6 +625,7 @@ class Accepting:
                 for old in replica.history.candidates
                 if old.timestamp > replica.row.established and not old.barrier
             ]
+            self._budget.earn(replica.object, request.author)
             replica.append(candidate, operation=first, answer=answer if first is not None else b"")
             history = built_on(base, candidate)
             authenticator = own_authenticator(self._keys, replica.object, history)
@@ -702,5 +732,6 @@ def _failed(replicas: list[Replica], failure: _Fail) -> Ready:
             tuple([replica.stored.history for replica in replicas]),
             tuple([replica.stored.authenticator for replica in replicas]),
             **failure.more,
-        )
+        ),
+        writes=list(failure.writes),
     )

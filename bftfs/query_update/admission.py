@@ -2,6 +2,7 @@
 
 - `Lines`: who was too late at which object, so that contending clients come one after the other.
 - `Allowance`: how many barriers and copies a client may still make. [Q/U §4.3.5]
+- `BarrierBudget`: how often an object may still be barred, so that no others' updates stop for it.
 - `IncompleteUpdates`: whose latest candidates may be incomplete, so that one client's unfinished
   work is bounded over all objects. `bftfs.server.incomplete_updates` finishes it.
 
@@ -79,24 +80,85 @@ def _expire(line: dict[ClientId, int], now_us: int) -> None:
             del line[client]
 
 
+class Bucket:
+    """Tokens that come with time, one each `each_us`, up to `most`; it is full at first."""
+
+    __slots__ = ("_each_us", "_full_us", "_saved_us", "_since_us")
+
+    def __init__(self, each_us: int, most: int) -> None:
+        self._each_us = each_us
+        self._full_us = self._saved_us = most * each_us
+        self._since_us = 0
+
+    def add(self, time_us: int) -> None:
+        """Fill it as if so much more time had passed."""
+        self._saved_us += time_us
+
+    def take(self, now_us: int) -> bool:
+        """Take a token; False if there is none."""
+        self._saved_us += max(0, now_us - self._since_us)
+        self._since_us = now_us
+        self._saved_us = min(self._saved_us, self._full_us)
+        if self._saved_us < self._each_us:
+            return False
+        self._saved_us -= self._each_us
+        return True
+
+
 class Allowance:
-    """How many barriers and copies each client may still make: a bucket that fills with time."""
+    """How many barriers and copies each client may still make."""
 
     __slots__ = ("_buckets",)
 
     def __init__(self) -> None:
-        self._buckets: dict[ClientId, tuple[int, int]] = {}  # tokens in µs of filling, since when
+        self._buckets: dict[ClientId, Bucket] = {}
 
     def take(self, client: ClientId, now_us: int) -> bool:
         """Take one; False if there is none left."""
-        each_us = limits.SECOND_US // limits.REPAIRS_PER_SECOND
-        full_us = limits.REPAIRS_BURST * each_us
-        saved_us, since_us = self._buckets.get(client, (full_us, now_us))
-        saved_us = min(full_us, saved_us + max(0, now_us - since_us))
-        if saved_us < each_us:
-            return False
-        self._buckets[client] = (saved_us - each_us, now_us)
+        bucket = self._buckets.get(client)
+        if bucket is None:
+            each_us = limits.SECOND_US // limits.REPAIRS_PER_SECOND
+            bucket = self._buckets[client] = Bucket(each_us, limits.REPAIRS_BURST)
+        return bucket.take(now_us)
+
+
+class BarrierBudget:
+    """How often each object may be barred: by those that update it, and by all others together.
+
+    A barrier stops all updates of an object until it is copied forward. Who updates it himself has
+    earned some by that, and needs them where clients contend. All others need few, however many
+    they are: once one has barred an object, it is barred for all of them.
+    """
+
+    __slots__ = ("_objects",)
+
+    def __init__(self) -> None:
+        # What each client has earned, and what is left for all others.
+        self._objects: OrderedDict[ObjectId, tuple[dict[ClientId, int], Bucket]] = OrderedDict()
+
+    def earn(self, name: ObjectId, client: ClientId) -> None:
+        """The client has updated the object."""
+        earned, others = self._of(name)
+        earned[client] = min(earned.get(client, 0) + limits.BARRIERS_EARNED, limits.BARRIERS_MOST)
+        others.add(limits.SECOND_US // limits.BARRIER_UPDATES)
+
+    def take(self, name: ObjectId, client: ClientId, now_us: int) -> bool:
+        """Take one; False if there is none left for this client."""
+        earned, others = self._of(name)
+        if not earned.get(client):
+            return others.take(now_us)
+        earned[client] -= 1
         return True
+
+    def _of(self, name: ObjectId) -> tuple[dict[ClientId, int], Bucket]:
+        found = self._objects.get(name)
+        if found is None:
+            found = {}, Bucket(limits.SECOND_US, limits.BARRIERS_OF_OTHERS)
+            self._objects[name] = found
+        self._objects.move_to_end(name)
+        if len(self._objects) > limits.CONTENDED_OBJECTS:
+            self._objects.popitem(last=False)
+        return found
 
 
 @dataclass(slots=True)

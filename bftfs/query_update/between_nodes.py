@@ -237,18 +237,22 @@ def is_staged(replica: Replica, version: LogicalTimestamp) -> bool:
     return replica.view.get(Table.REQUEST, sync_key(replica.object, version)) is not None
 
 
+def unstaged(replica: Replica) -> list[Write]:
+    """The writes that remove all rows staged for the object, those never used as well."""
+    first = sync_key(replica.object, ZERO)
+    last = first[: -len(ZERO)] + _BEYOND_VERSIONS
+    return [
+        Write(Table.REQUEST, key, None) for key in replica.view.keys(Table.REQUEST, first, last)
+    ]
+
+
 def take_staged(replica: Replica, version: LogicalTimestamp) -> bool:
     """Move the head to `version` with the staged rows. False if they do not lead there."""
     key = sync_key(replica.object, version)
     staged = replica.view.get(Table.REQUEST, key)
     if staged is None:
         return False
-    first = sync_key(replica.object, ZERO)
-    # Rows that were staged for this object and never used go as well.
-    replica.writes += [
-        Write(Table.REQUEST, old, None)
-        for old in replica.view.keys(Table.REQUEST, first, first[: -len(ZERO)] + _BEYOND_VERSIONS)
-    ]
+    replica.writes += unstaged(replica)
     if staged.startswith(_CHAIN):
         replica.learn(_decode_links(staged[1:]))
         if replica.reach(version) in {Reach.HERE, Reach.KNOWN}:

@@ -218,7 +218,11 @@ class Repair:
     async def _bar(self, name: ObjectId) -> bool:
         """A step towards a complete barrier at an object."""
         observed = self._observe(name)
-        if observed.classification.type is not OperationType.INLINE_BARRIER:
+        reporting = sharing(observed.culled, observed.culled.latest)
+        # A barrier that fewer servers report is not taken from anybody: one on top of it is.
+        if observed.classification.type is not OperationType.INLINE_BARRIER or not (
+            self._rounds.quorums.includes_benign(reporting)
+        ):
             return await self._barrier(name)
         message = InlineBarrier(observed.history_set, observed.authenticators)
         return await self._send(message, (name,), "inline barrier")

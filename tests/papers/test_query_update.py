@@ -840,7 +840,7 @@ def test_insane_times_are_culled(cluster: Cluster, alice: Client) -> None:
         for number in (0, 2, 3, 4)
         if (each := cluster.nodes[number].replica(A).row)
     }
-    for ahead_us, sane in ((limits.CLOCK_SKEW_US - limits.SECOND_US, True), (1 << 50, False)):
+    for ahead_us, sane in ((limits.SECOND_US, True), (1 << 50, False)):
         forged = Candidate(
             logical_timestamp(
                 time_us=node.now_us() + ahead_us,
@@ -856,6 +856,20 @@ def test_insane_times_are_culled(cluster: Cluster, alice: Client) -> None:
         (reply,) = place(cluster, alice, request(alice, seen, BARRIER).message, [5])
         assert reply.status is (Status.SUCCESS if sane else Status.CULLED)
         assert (reply.forged, reply.insane) == (0, 0 if sane else 1 << 1)
+
+
+@pytest.mark.parametrize("witnesses", [1, 2])
+def test_one_servers_word_moves_no_objects_time(
+    cluster: Cluster, alice: Client, witnesses: int
+) -> None:
+    """A barrier far ahead of a server's clock rests on what b + 1 servers report, or on what this
+    server has itself: or one that forges histories would move the object's time on."""
+    ahead_us = cluster.nodes[0].now_us() + limits.CLOCK_SKEW_US // 2
+    accept(cluster, alice, range(witnesses), clock=ahead_us)
+    barrier = request(alice, sight(cluster), BARRIER).message
+    outcomes = statuses(place(cluster, alice, barrier, [0, 4]))
+    refused = Status.INSANE_TIME if witnesses == 1 else Status.SUCCESS
+    assert outcomes == [Status.SUCCESS, refused]
 
 
 @pytest.mark.parametrize("excess_us", [0, 1])
@@ -1382,7 +1396,7 @@ def test_inline_repair_does_not_let_clients_act_in_another_name(
         assert statuses(place(cluster, bob, message, [3, 4, 5])) == [Status.DIFFERENT] * 3
 
 
-@pytest.mark.parametrize("hosts", range(1, SMALLEST.q))
+@pytest.mark.parametrize("hosts", range(SMALLEST.b + 1, SMALLEST.q))
 def test_every_barrier_that_is_not_complete_is_repaired_inline(
     cluster: Cluster, alice: Client, bob: Client, hosts: int
 ) -> None:
@@ -1397,6 +1411,20 @@ def test_every_barrier_that_is_not_complete_is_repaired_inline(
     assert set(statuses(place(cluster, bob, message))) == {Status.SUCCESS}
     assert classified(cluster).type is OperationType.COPY
     assert classified(cluster).latest == barrier.timestamp
+
+
+def test_a_barrier_that_b_servers_report_is_not_taken(
+    cluster: Cluster, alice: Client, bob: Client
+) -> None:
+    """They may have forged it. Who meets it makes one of his own on top, if it is in the way."""
+    dictates_barrier(cluster, alice)
+    place(cluster, alice, request(alice, sight(cluster), BARRIER).message, [0])
+    seen = sight(cluster)
+    message = InlineBarrier(seen.history_set, seen.authenticators)
+    assert statuses(place(cluster, bob, message, [1, 2, 3, 4])) == [Status.DIFFERENT] * 4
+    own = request(bob, seen, BARRIER)
+    assert set(statuses(place(cluster, bob, own.message))) == {Status.SUCCESS}
+    assert classified(cluster).latest == own.timestamp
 
 
 @pytest.mark.parametrize("kind", [BARRIER, COPY])
@@ -1725,11 +1753,14 @@ def test_forged_candidates_are_classified_incomplete(cluster: Cluster, alice: Cl
     assert SMALLEST.b < SMALLEST.r
 
 
-def test_servers_rate_limit_the_repairs_of_a_client(cluster: Cluster, alice: Client) -> None:
+def test_servers_rate_limit_the_repairs_of_a_client(
+    monkeypatch: pytest.MonkeyPatch, cluster: Cluster, alice: Client
+) -> None:
     """'additional server-side code could rate limit clients': barriers and copies, which ignore
     what others are about, are an allowance that fills with time. Others have their own."""
+    monkeypatch.setattr(limits, "BARRIERS_OF_OTHERS", 2 * limits.REPAIRS_BURST)
     bob = cluster.client("bob")
-    dictates_barrier(cluster, alice)
+    dictates_barrier(cluster, bob)
     node = cluster.nodes[0]
 
     def bar(client: Client) -> Status:
@@ -1741,6 +1772,26 @@ def test_servers_rate_limit_the_repairs_of_a_client(cluster: Cluster, alice: Cli
     node.skew_us += limits.SECOND_US
     refilled = [bar(alice) for _ in range(limits.REPAIRS_PER_SECOND + 1)]
     assert refilled.count(Status.SUCCESS) == limits.REPAIRS_PER_SECOND
+
+
+def test_who_does_not_update_an_object_bars_it_seldom(cluster: Cluster, alice: Client) -> None:
+    """'additional server-side code could rate limit clients': at an object, all that have not
+    updated it together, however many they are; for once it is barred, it is barred for them all."""
+    accept(cluster, alice)
+    dictates_barrier(cluster, alice)
+    node = cluster.nodes[0]
+
+    def bar(client: Client) -> Status:
+        return step(node, client, request(client, sight(cluster), BARRIER).message).reply.status
+
+    others = [cluster.client(f"reader {number}") for number in range(limits.BARRIERS_OF_OTHERS)]
+    assert [bar(each) for each in others] == [Status.SUCCESS] * len(others)
+    assert bar(cluster.client("one more")) is Status.TOO_MANY
+    assert [bar(alice) for _ in range(limits.BARRIERS_EARNED)] == (
+        [Status.SUCCESS] * limits.BARRIERS_EARNED
+    )
+    node.skew_us += limits.SECOND_US
+    assert [bar(each) for each in others[:2]] == [Status.SUCCESS, Status.TOO_MANY]
 
 
 @pytest.mark.parametrize("mallorys_share", [limits.HISTORY_SHARE - 1, limits.HISTORY_SHARE])

@@ -113,9 +113,6 @@ def test_the_root_directory_is_not_stuck(back: tuple[int, ...]) -> None:
     assert other.read(kept).rstrip("\0") == "what was there before"
 
 
-@pytest.mark.xfail(
-    strict=True, raises=AssertionError, reason="a sync that cannot help is repeated eight times"
-)
 def test_a_request_costs_one_object_sync() -> None:
     """Nodes that know something later fetch what they cannot use: for each request once."""
     counted = Counted((0, 2, 3, 5))
