@@ -11,10 +11,11 @@ from math import inf
 from pathlib import Path
 from typing import TypeAlias
 
+from bftfs.filesystem.attributes import Attributes
 from bftfs.identifiers import ObjectId
 from bftfs.simulation.checkers.models import ModelOperation, SearchExhausted, check_model
 from bftfs.simulation.checkers.registers import RegisterOperation, check_register, check_regular
-from bftfs.simulation.checkers.tree import TreeNode, check_tree
+from bftfs.simulation.checkers.tree import SeenObject, check_tree
 from tests.chaos.history import Event
 from tests.chaos.workers import BLOCK_BYTES, BLOCKS_PER_FILE, NAMES
 
@@ -178,19 +179,28 @@ def _with(state: State, changes: Mapping[str, str | None]) -> State:
 
 def judge_tree(root: Path) -> list[str]:
     """The names below a mount form a tree, with every link counted."""
-    nodes: dict[ObjectId, TreeNode] = {}
+    nodes: dict[ObjectId, SeenObject] = {}
 
-    def visit(path: Path, parent: ObjectId | None) -> ObjectId:
+    def visit(path: Path, parent: ObjectId) -> ObjectId:
         status = os.lstat(path)
         identifier = ObjectId(status.st_ino.to_bytes(16, "big"))
-        if not stat.S_ISDIR(status.st_mode):
-            nodes.setdefault(identifier, TreeNode(is_directory=False, links=status.st_nlink))
-            return identifier
-        names = os.listdir(path)
-        node = TreeNode(is_directory=True, links=status.st_nlink, parent=parent, counted=len(names))
-        nodes[identifier] = node
+        names = os.listdir(path) if stat.S_ISDIR(status.st_mode) else []
+        attributes = Attributes(
+            mode=status.st_mode,
+            uid=status.st_uid,
+            gid=status.st_gid,
+            links=status.st_nlink,
+            size=status.st_size,
+            atime_ns=status.st_atime_ns,
+            mtime_ns=status.st_mtime_ns,
+            ctime_ns=status.st_ctime_ns,
+            version=0,
+            parent=parent,
+            entries=len(names),
+        )
+        node = nodes.setdefault(identifier, SeenObject(attributes))
         for name in names:
             node.entries[name.encode()] = visit(path / name, identifier)
         return identifier
 
-    return check_tree(nodes, root=visit(root, None))
+    return check_tree(nodes, root=visit(root, ObjectId(b"")))
