@@ -111,9 +111,25 @@ def draw(seed: int, *, operations: int, kind: str | None = None) -> Configuratio
         faulty_share=random.choice((0.3, 0.7, 1.0)),
         down_when_quiet=tuple(sorted(random.sample(others, random.randint(0, spare)))),
         down_in_audit=tuple(sorted(random.sample(others, spare))),
-        blocks=_draw_block_mix(random),
-        objects=_draw_object_mix(random),
-        files=_draw_file_mix(random),
+        blocks=BlockMix(
+            blocks=random.randint(1, 4),
+            writes=random.choice((0.2, 0.5, 0.8)),
+            past_reads=random.choice((0.0, 0.2)),
+            many=random.choice((0.0, 0.2)),
+        ),
+        objects=ObjectMix(
+            counters=random.randint(1, 3),
+            accounts=random.choice((0, 2, 3, 5)),
+            updates=random.choice((0.2, 0.5, 0.9)),
+            ledger=random.choice((0.2, 0.7, 1.0)),
+            several=random.choice((0.1, 0.7, 1.0)),
+        ),
+        files=FileMix(
+            names=random.choice((2, 4, 8)),
+            contents=random.choice((0.0, 0.3, 0.8)),
+            directories=random.choice((0.1, 0.5)),
+            private=random.choice((0.0, 0.3)),
+        ),
         verification=_draw_verification(Random(f"verification {seed}")),
     )
     if drawn.verification is not None and not long:
@@ -122,34 +138,6 @@ def draw(seed: int, *, operations: int, kind: str | None = None) -> Configuratio
     if drawn.verification is not None and not long:
         drawn = _with_collection(drawn, Random(f"collection {seed}"))
     return replace(drawn, files=_draw_rare_uses(drawn, Random(f"uses {seed}")))
-
-
-def _draw_block_mix(random: Random) -> BlockMix:
-    return BlockMix(
-        blocks=random.randint(1, 4),
-        writes=random.choice((0.2, 0.5, 0.8)),
-        past_reads=random.choice((0.0, 0.2)),
-        many=random.choice((0.0, 0.2)),
-    )
-
-
-def _draw_object_mix(random: Random) -> ObjectMix:
-    return ObjectMix(
-        counters=random.randint(1, 3),
-        accounts=random.choice((0, 2, 3, 5)),
-        updates=random.choice((0.2, 0.5, 0.9)),
-        ledger=random.choice((0.2, 0.7, 1.0)),
-        several=random.choice((0.1, 0.7, 1.0)),
-    )
-
-
-def _draw_file_mix(random: Random) -> FileMix:
-    return FileMix(
-        names=random.choice((2, 4, 8)),
-        contents=random.choice((0.0, 0.3, 0.8)),
-        directories=random.choice((0.1, 0.5)),
-        private=random.choice((0.0, 0.3)),
-    )
 
 
 def _with_limits(drawn: Configuration, random: Random) -> Configuration:

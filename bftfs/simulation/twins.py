@@ -95,17 +95,11 @@ class _TwinNetwork(SimulatedNetwork):
         self.sides: dict[Endpoint, int] = {}
 
     def send(
-        self,
-        source: Endpoint,
-        target: Endpoint,
-        kind: Kind,
-        number: int,
-        message: Any,
-        body: bytes | memoryview = b"",
+        self, source: Endpoint, target: Endpoint, kind: Kind, *rest: Any, **named: Any
     ) -> None:
         if kind is Kind.REQUEST and target in self._twinned and self.sides.get(source):
             target = twin_endpoint(target)
-        super().send(source, target, kind, number, message, body)
+        super().send(source, target, kind, *rest, **named)
 
 
 class _Run:

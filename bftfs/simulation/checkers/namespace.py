@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import errno
 import stat
-from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 from math import inf
 from typing import Any
@@ -39,7 +39,6 @@ from bftfs.filesystem.volume import Volume
 from bftfs.identifiers import ClientId, ObjectId, ObjectKind, kind_of
 from bftfs.query_update.history import (
     ZERO,
-    Candidate,
     LogicalTimestamp,
     Operation,
     client_of,
@@ -83,17 +82,10 @@ class Call:
 
 
 def check_namespace(
-    calls: Sequence[Call],
-    record: CandidateRecord,
-    *,
-    established: int,
-    types: ObjectTypes,
-    correct: Collection[ClientId],
+    calls: Sequence[Call], taken: Established, *, correct: Collection[ClientId]
 ) -> list[str]:
     """Findings against `calls`, which are all that clients in `correct` have made."""
-    chains = _Chains(record.accepted, established)
-    findings: list[str] = []
-    taken = _operations_on(chains, record, findings)
+    findings = list(taken.findings)
     placed: list[ObjectOperation] = []
     pending: dict[Hashable, list[Call]] = {}
     acknowledged: set[LogicalTimestamp] = set()
@@ -102,12 +94,12 @@ def check_namespace(
             if call.update:
                 pending.setdefault(call.asked, []).append(call)
             continue
-        versions = chains.places(call, findings)
+        versions = taken.places(call, findings)
         made = call.update and not call.refusal
         if made and call.versions:
             timestamp = call.versions[0]
             acknowledged.add(timestamp)
-            operation = taken.get(timestamp)
+            operation = taken.operations.get(timestamp)
             if operation is not None and _asked(timestamp, operation) != call.asked:
                 findings.append(f"namespace: {_shown(call)} is another operation on the disks")
         placed.append(
@@ -122,12 +114,11 @@ def check_namespace(
                 (call.objects, call.arguments),
             )
         )
-    for timestamp, operation in taken.items():
+    for timestamp, operation in taken.operations.items():
         if timestamp in acknowledged:
             continue
-        author = client_of(timestamp)
         invoked = 0.0
-        if author in correct:
+        if client_of(timestamp) in correct:
             waiting = pending.get(_asked(timestamp, operation))
             if not waiting:
                 findings.append(
@@ -141,11 +132,11 @@ def check_namespace(
                 "another",
                 operation.method,
                 True,
-                chains.places_of(timestamp, operation.objects),
+                taken.places_of(timestamp, operation.objects),
                 None,
                 invoked,
                 inf,
-                (operation.objects, arguments_of(types, operation)),
+                (operation.objects, taken.arguments_of(operation)),
             )
         )
     if findings:
@@ -153,39 +144,35 @@ def check_namespace(
     return [f"namespace: {finding}" for finding in check_operations(placed, model=NamespaceModel())]
 
 
-@dataclass(frozen=True, slots=True)
 class Established:
-    """An operation that took place, by the chains of correct nodes."""
+    """What took place, by the established versions on the chains of correct nodes.
 
-    operations: Mapping[LogicalTimestamp, Operation]
-    versions: Mapping[ObjectId, Sequence[LogicalTimestamp]]  # of each object, the oldest first
+    `findings` if an operation took place in part, or twice.
+    """
 
-
-def established_operations(
-    record: CandidateRecord, established: int, findings: list[str]
-) -> Established:
-    """The operations that took place; findings if one did so in part, or twice."""
-    chains = _Chains(record.accepted, established)
-    return Established(_operations_on(chains, record, findings), chains.versions)
-
-
-class _Chains:
-    """The established versions of every object, and their places; a copy is what it copies."""
-
-    def __init__(
-        self, accepted: Mapping[ObjectId, Mapping[Candidate, set[Any]]], established: int
-    ) -> None:
-        self.versions: dict[ObjectId, list[LogicalTimestamp]] = {}  # made by operations
+    def __init__(self, record: CandidateRecord, established: int, types: ObjectTypes) -> None:
+        """`established` is how many correct nodes make a candidate established."""
+        self.record = record
+        self._types = types
+        self.findings: list[str] = []
+        # Made by operations, of each object, the oldest first; a copy is what it copies.
+        self.versions: dict[ObjectId, list[LogicalTimestamp]] = {}
         self._places: dict[ObjectId, dict[LogicalTimestamp, int]] = {}
-        for identifier, candidates in accepted.items():
+        for identifier, candidates in record.accepted.items():
             copies = {each.timestamp for each in candidates if each.copy}
-            chain = chain_of(dict(candidates), established=established)
             places = self._places[identifier] = {}
             made = self.versions[identifier] = []
-            for timestamp in chain:
+            for timestamp in chain_of(candidates, established=established):
                 if timestamp != ZERO and timestamp not in copies:
                     made.append(timestamp)
                 places[timestamp] = len(made)
+        self.operations = self._operations()
+
+    def arguments_of(self, operation: Operation) -> Any:
+        """The arguments of an operation that took place."""
+        method = self._types.method(operation.method)
+        assert method is not None, "correct nodes have executed it"
+        return self._types.decode_arguments(method, operation.arguments)
 
     def places(self, call: Call, findings: list[str]) -> dict[Hashable, int]:
         """Where the versions that `call` names stand on their chains."""
@@ -207,51 +194,37 @@ class _Chains:
         """Where the versions that one update made stand."""
         return {each: self._places[each][timestamp] for each in dict.fromkeys(objects)}
 
-
-def _operations_on(
-    chains: _Chains, record: CandidateRecord, findings: list[str]
-) -> dict[LogicalTimestamp, Operation]:
-    """The operations that took place; findings if one did so in part, or twice."""
-    found: dict[LogicalTimestamp, Operation] = {}
-    serials: dict[tuple[ClientId, int], LogicalTimestamp] = {}
-    for identifier, made in chains.versions.items():
-        for timestamp in made:
-            version = record.contents.get((identifier, timestamp))
-            if version is None:
-                findings.append(f"namespace: nobody has the version at {time_of(timestamp)}")
+    def _operations(self) -> dict[LogicalTimestamp, Operation]:
+        found: dict[LogicalTimestamp, Operation] = {}
+        serials: dict[tuple[ClientId, int], LogicalTimestamp] = {}
+        contents = self.record.contents
+        made = ((each, at) for each, versions in self.versions.items() for at in versions)
+        for identifier, timestamp in made:
+            version = contents.get((identifier, timestamp))
+            objects = (version and version.objects) or (identifier,)
+            first = contents.get((min(objects), timestamp))
+            if version is None or first is None or first.operation is None:
+                self._find(f"nobody has the operation at {time_of(timestamp)}")
                 continue
-            first = record.contents.get((min(version.objects or (identifier,)), timestamp))
-            operation = None if first is None else first.operation
-            if operation is None:
-                findings.append(f"namespace: nobody has the operation at {time_of(timestamp)}")
-                continue
-            if any(timestamp not in chains.versions.get(other, ()) for other in operation.objects):
-                findings.append(
-                    f"namespace: {operation.method} at {time_of(timestamp)} took place at some of "
-                    "its objects"
-                )
+            operation = first.operation
+            what = f"{operation.method} at {time_of(timestamp)}"
+            if any(timestamp not in self.versions.get(other, ()) for other in operation.objects):
+                self._find(f"{what} took place at some of its objects")
                 continue
             found[timestamp] = operation
             known = serials.setdefault((client_of(timestamp), operation.serial), timestamp)
             if known != timestamp:
-                findings.append(
-                    f"namespace: {operation.method} took place at {time_of(known)} and at "
-                    f"{time_of(timestamp)}"
-                )
-    return found
+                self._find(f"{what} took place at {time_of(known)} as well")
+        return found
+
+    def _find(self, finding: str) -> None:
+        self.findings.append(f"namespace: {finding}")
 
 
 def _asked(
     timestamp: LogicalTimestamp, operation: Operation
 ) -> tuple[ClientId, str, tuple[ObjectId, ...], bytes]:
     return client_of(timestamp), operation.method, operation.objects, operation.arguments
-
-
-def arguments_of(types: ObjectTypes, operation: Operation) -> Any:
-    """The arguments of an operation that took place."""
-    method = types.method(operation.method)
-    assert method is not None, "correct nodes have executed it"
-    return types.decode_arguments(method, operation.arguments)
 
 
 def _shown(call: Call) -> str:

@@ -20,14 +20,10 @@ from bftfs.filesystem.file_history import CHANGES_SHOWN
 from bftfs.identifiers import ClientId, ObjectId
 from bftfs.query_update.history import time_of
 from bftfs.query_update.messages import PastVersion
-from bftfs.query_update.object_type import ObjectTypes
 from bftfs.read_write.timestamp import BlockTimestamp
-from bftfs.simulation.checkers.candidates import CandidateRecord
 from bftfs.simulation.checkers.namespace import (
     Established,
     NamespaceModel,
-    arguments_of,
-    established_operations,
 )
 from bftfs.simulation.checkers.tree import SeenObject
 
@@ -84,15 +80,12 @@ class WrittenContents:
 def check_past(
     trees: Sequence[PastTree],
     listed: Mapping[ObjectId, ListedVersions],
-    record: CandidateRecord,
+    taken: Established,
     *,
-    established: int,
-    types: ObjectTypes,
     contents: Mapping[ObjectId, WrittenContents],
 ) -> list[str]:
     """Findings against what was shown of the past."""
     findings: list[str] = []
-    taken = established_operations(record, established, findings)
     model = NamespaceModel()
     waiting = sorted(taken.operations, reverse=True)
     covered: set[ObjectId] = set()
@@ -100,7 +93,7 @@ def check_past(
         while waiting and time_of(waiting[-1]) <= tree.time_us:
             timestamp = waiting.pop()
             operation = taken.operations[timestamp]
-            arguments = arguments_of(types, operation)
+            arguments = taken.arguments_of(operation)
             refusal = model.apply(operation.method, operation.objects, arguments)
             if refusal:
                 findings.append(
@@ -111,7 +104,7 @@ def check_past(
                 covered.add(operation.objects[0])
         findings += _check_tree(tree, model, contents, covered)
     for identifier, listing in listed.items():
-        findings += _check_versions(identifier, listing, taken, record)
+        findings += _check_versions(identifier, listing, taken)
     return findings
 
 
@@ -147,9 +140,7 @@ def _check_tree(
     return findings
 
 
-def _check_versions(
-    identifier: ObjectId, listing: ListedVersions, taken: Established, record: CandidateRecord
-) -> list[str]:
+def _check_versions(identifier: ObjectId, listing: ListedVersions, taken: Established) -> list[str]:
     """Compare listed versions of one object, the newest first, with those that were made.
 
     Where nodes collect, the oldest may be left out, but for those that have to be kept.
@@ -169,7 +160,7 @@ def _check_versions(
         operation = taken.operations.get(each.timestamp)
         if each.operation != operation:
             findings.append(f"{at} by {operation}, and {each.operation} was listed")
-        delta = record.contents[identifier, each.timestamp].delta
+        delta = taken.record.contents[identifier, each.timestamp].delta
         changes = tuple(change for change in delta if change[0].startswith(CHANGES_SHOWN))
         if each.changes != changes:
             findings.append(f"{at}: {changes}, and {each.changes} were listed")

@@ -25,10 +25,8 @@ from bftfs.filesystem.attributes import decode_attributes
 from bftfs.filesystem.objects import ATTRIBUTES_KEY
 from bftfs.identifiers import ClientId, ObjectId
 from bftfs.query_update.history import LogicalTimestamp, client_of, time_of
-from bftfs.query_update.object_type import ObjectTypes
 from bftfs.restoration.undo import Step
-from bftfs.simulation.checkers.candidates import CandidateRecord
-from bftfs.simulation.checkers.namespace import NamespaceModel, arguments_of, established_operations
+from bftfs.simulation.checkers.namespace import Established, NamespaceModel
 from bftfs.simulation.checkers.past import PastTree, WrittenContents
 from bftfs.simulation.checkers.tree import SeenObject
 
@@ -136,10 +134,8 @@ class _Honest:
 
 def check_undone(
     undone: Undone,
-    record: CandidateRecord,
+    taken: Established,
     *,
-    established: int,
-    types: ObjectTypes,
     contents: Mapping[ObjectId, WrittenContents],
     auditor: ClientId,
     root: ObjectId,
@@ -149,7 +145,6 @@ def check_undone(
     honest = _Honest()
     own: set[LogicalTimestamp] = set()
     there: set[ObjectId] = set()  # since then
-    taken = established_operations(record, established, findings)
     for timestamp in sorted(taken.operations):
         author = client_of(timestamp)
         if author == auditor:
@@ -165,12 +160,12 @@ def check_undone(
             honest,
             operation.method,
             operation.objects,
-            arguments_of(types, operation),
+            taken.arguments_of(operation),
             is_own=is_own,
         )
         if operation.method in (registry.WRITE, registry.TRUNCATE):
             identifier = operation.objects[0]
-            changed = dict(record.contents[identifier, timestamp].delta)[ATTRIBUTES_KEY]
+            changed = dict(taken.record.contents[identifier, timestamp].delta)[ATTRIBUTES_KEY]
             assert changed is not None, "nobody takes an object's attributes away"
             covered_us = decode_attributes(changed).contents
             known = contents.get(identifier, WrittenContents())

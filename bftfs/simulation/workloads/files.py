@@ -48,7 +48,7 @@ from bftfs.read_write.timestamp import BlockTimestamp, version_key
 from bftfs.restoration.viewpoint import Viewpoint
 from bftfs.simulation.checkers.candidates import chain_of, check_chain
 from bftfs.simulation.checkers.disks import check_bound, check_convergence
-from bftfs.simulation.checkers.namespace import Call, check_namespace
+from bftfs.simulation.checkers.namespace import Call, Established, check_namespace
 from bftfs.simulation.checkers.past import ListedVersions, PastTree, WrittenContents, check_past
 from bftfs.simulation.checkers.registers import RegisterOperation, check_register, check_regular
 from bftfs.simulation.checkers.tree import SeenObject, check_tree
@@ -235,22 +235,21 @@ class FileWorkload:
             root = evidence.candidates.accepted[self.root]
             settled[self.root] = chain_of(root, established=established)[-1]
         found += check_convergence(evidence.disks, settled=settled, needed=established)
-        found += check_past(
-            self.pasts,
-            self.listed,
-            evidence.candidates,
-            established=established,
-            types=self.types,
-            contents=self.blocks,
-        )
-        found += self._findings_in_undo(evidence, established)
-        return found + check_namespace(
-            self.calls,
-            evidence.candidates,
-            established=established,
-            types=self.types,
-            correct=self.correct,
-        )
+        taken = Established(evidence.candidates, established, self.types)
+        found += check_past(self.pasts, self.listed, taken, contents=self.blocks)
+        if self.undone is not None:
+            found += check_undone(
+                self.undone,
+                taken,
+                contents=self.blocks,
+                auditor=self.calls[-1].client,
+                root=self.root,
+            )
+        if self.restored is not None:
+            time_us = self.restored.time_us
+            then = next(past for past in self.pasts if past.time_us == time_us)
+            found += check_restored(self.restored, then, root=self.root)
+        return found + check_namespace(self.calls, taken, correct=self.correct)
 
     def past_times(self) -> list[int]:
         """Times to look at: when something changed, just before, and any others."""
@@ -282,24 +281,6 @@ class FileWorkload:
             return None
         client = self.random.choice(sorted(changed))
         return client, self.random.choice(sorted(changed[client])[-INTRUSIONS:])
-
-    def _findings_in_undo(self, evidence: CorrectNodes, established: int) -> list[str]:
-        found: list[str] = []
-        if self.undone is not None:
-            found += check_undone(
-                self.undone,
-                evidence.candidates,
-                established=established,
-                types=self.types,
-                contents=self.blocks,
-                auditor=self.calls[-1].client,
-                root=self.root,
-            )
-        if self.restored is not None:
-            time_us = self.restored.time_us
-            then = next(past for past in self.pasts if past.time_us == time_us)
-            found += check_restored(self.restored, then, root=self.root)
-        return found
 
     def digested(self) -> Iterable[str]:
         """The operations, line by line."""
@@ -718,19 +699,6 @@ class FileSession:
                 raise
             self.workload.no_longer_kept += 1
             return None
-
-    async def _tree_at(self, time_us: int) -> PastTree:
-        view = past_file_system(
-            self._system,
-            self._past,
-            self._blocks,
-            self._capacity,
-            None,
-            volume=self.workload.volume,
-            at_us=time_us,
-            asking_as=CREDENTIALS,
-        )
-        return PastTree(time_us, await tree_of(view, [self.workload.root], CREDENTIALS))
 
     def _take_down_past(self, tree: PastTree | None, _at: float) -> None:
         if tree is not None:

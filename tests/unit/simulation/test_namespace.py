@@ -36,7 +36,7 @@ from bftfs.query_update.history import (
 from bftfs.query_update.object_type import Record, encode_record
 from bftfs.query_update.replica import Version
 from bftfs.simulation.checkers.candidates import CandidateRecord
-from bftfs.simulation.checkers.namespace import Call, check_namespace
+from bftfs.simulation.checkers.namespace import Call, Established, check_namespace
 from bftfs.simulation.deployment import client_named
 
 CLIENT = client_named("a client")
@@ -158,13 +158,8 @@ class History:
         )
 
     def findings(self) -> list[str]:
-        return check_namespace(
-            self.calls,
-            self.record,
-            established=2,
-            types=file_system_types(),
-            correct={CLIENT},
-        )
+        taken = Established(self.record, 2, file_system_types())
+        return check_namespace(self.calls, taken, correct={CLIENT})
 
 
 @pytest.fixture
