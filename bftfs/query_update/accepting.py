@@ -34,7 +34,7 @@ timestamp of each of its attempts, hence whether a failed one was finished by so
 from __future__ import annotations
 
 import errno
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from bftfs import limits
@@ -86,6 +86,8 @@ from bftfs.query_update.replica import Reach, Replica, own_authenticator
 from bftfs.server.recovery import Recovery
 from bftfs.server.step import Ready, Refuse, Sender, WaitFor, Want
 from bftfs.storage import StorageView, Table, Write
+
+_Fetch = Callable[[StorageView], Conversation[list[Write] | None]]
 
 
 class _Fail(Exception):
@@ -306,15 +308,19 @@ class Accepting:
         quorum had accepted it long ago of which a server is down by now. What b + 1 of those who
         host the result say alike is what a benign one has made of it.
         """
-        known = {each.object: between_nodes.known_versions(each) for each in request.replicas}
+        fetches = [self._fetching(each, request.timestamp, hosts) for each in request.replicas]
 
         async def fetch(view: StorageView) -> list[Write] | None:
             writes = await want.fetch(view)
             if writes is not None:
                 return writes
-            return await between_nodes.fetch_versions(
-                known, request.timestamp, hosts=hosts, me=self._node, quorums=self._quorums
-            )
+            staged: list[Write] = []
+            for each in fetches:
+                writes = await each(view)
+                if writes is None:
+                    return None
+                staged += writes
+            return staged
 
         return Want(want.key, fetch)
 
@@ -561,19 +567,16 @@ class Accepting:
             return
         if between_nodes.is_staged(replica, version):  # what the peers have does not lead there
             raise _Fail(Status.NOT_CURRENT, writes=between_nodes.unstaged(replica))
-        known = between_nodes.known_versions(replica)
-
-        def fetch(_view: StorageView) -> Conversation[list[Write] | None]:
-            return between_nodes.fetch_version(
-                replica.object,
-                version,
-                known=known,
-                hosts=hosts,
-                me=self._node,
-                quorums=self._quorums,
-            )
-
+        fetch = self._fetching(replica, version, hosts)
         raise WaitFor(Want(between_nodes.sync_key(replica.object, version), fetch))
+
+    def _fetching(self, replica: Replica, version: LogicalTimestamp, hosts: Nodes) -> _Fetch:
+        """How to get a version of an object that `hosts` have."""
+        known = between_nodes.known_versions(replica)
+        me, quorums = self._node, self._quorums
+        return lambda _view: between_nodes.fetch_version(
+            replica.object, version, known=known, hosts=hosts, me=me, quorums=quorums
+        )
 
     def _accept_method(
         self,

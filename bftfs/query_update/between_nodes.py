@@ -120,26 +120,6 @@ async def fetch_version(
         return None
 
 
-async def fetch_versions(
-    known: dict[ObjectId, tuple[LogicalTimestamp, ...]],
-    version: LogicalTimestamp,
-    *,
-    hosts: Nodes,
-    me: NodeId,
-    quorums: QuorumSystem,
-) -> list[Write] | None:
-    """`fetch_version` for each of the objects, which `known` has with what is known of them."""
-    staged: list[Write] = []
-    for name, versions in known.items():
-        writes = await fetch_version(
-            name, version, known=versions, hosts=hosts, me=me, quorums=quorums
-        )
-        if writes is None:
-            return None
-        staged += writes
-    return staged
-
-
 async def state_pages(
     asking: Asking, identifier: ObjectId, version: LogicalTimestamp
 ) -> list[bytes] | None:
