@@ -47,9 +47,9 @@ from bftfs.query_update import between_nodes
 from bftfs.query_update.admission import Allowance, BarrierBudget, IncompleteUpdates, Lines
 from bftfs.query_update.classification import (
     NO_FACTS,
-    Classification,
     Evidence,
     OperationType,
+    Settled,
     Undecided,
     classify,
     greatest_complete,
@@ -416,8 +416,11 @@ class Accepting:
         sets: list[CulledObjectHistorySet],
         evidence: list[CulledObjectHistorySet],
     ) -> list[_Plan]:
-        """The plan for each object. Fails unless the history sets dictate the operation."""
-        quorums, replicas, conditioned = self._quorums, request.replicas, request.conditioned
+        """The plan for each object. Fails unless the history sets dictate the operation.
+
+        And, of a copy, unless it is decided which versions to copy. [Q/U §4.3.7]
+        """
+        quorums, conditioned = self._quorums, request.conditioned
         facts = conditioned.known if conditioned.facts else NO_FACTS
         found = [classify(history_set, quorums, facts) for history_set in sets]
         if conditioned.kind is ConditionedKind.METHOD:
@@ -425,47 +428,28 @@ class Accepting:
                 raise _Fail(Status.DIFFERENT)
             return [
                 _Plan(replica, base, base.timestamp, nodes, base)
-                for replica, (_, base, nodes, _, _) in zip(replicas, found, strict=True)
+                for replica, (_, base, nodes, _, _) in zip(request.replicas, found, strict=True)
             ]
+        types = {each.type for each in found}
+        copied: Settled | None = None
         if conditioned.kind is ConditionedKind.COPY:
             barred = {each.object: each for each in sets}
             others = {each.object: each for each in evidence}
             shown = Evidence(barred, others, quorums, facts)
-            return self._plan_copy(replicas, found, shown)
-        if all(each.type is OperationType.METHOD for each in found):
-            raise _Fail(Status.DIFFERENT)
-        return [
-            _Plan(
-                replica,
-                each.object_candidate,
-                request.timestamp,
-                each.nodes,
-                greatest_complete(history_set, quorums),
-            )
-            for replica, each, history_set in zip(replicas, found, sets, strict=True)
-        ]
-
-    def _plan_copy(
-        self, replicas: list[Replica], found: list[Classification], shown: Evidence
-    ) -> list[_Plan]:
-        """The plan of a copy. Fails unless it is decided which versions to copy. [Q/U §4.3.7]"""
-        if any(each.type is not OperationType.COPY for each in found):
-            raise _Fail(Status.DIFFERENT)
-        copied = shown.settle()
-        if isinstance(copied, Undecided):
+            settled = shown.settle() if types == {OperationType.COPY} else None
+            if settled is None or isinstance(settled, Undecided):
+                raise _Fail(Status.DIFFERENT)
+            copied = settled
+        elif types == {OperationType.METHOD}:
             raise _Fail(Status.DIFFERENT)
         plans = []
-        for replica, each in zip(replicas, found, strict=True):
-            history_set, base = shown.barred[replica.object], copied[replica.object]
-            plans.append(
-                _Plan(
-                    replica,
-                    Candidate(base, ZERO),
-                    each.latest,
-                    sharing(history_set, base),
-                    greatest_complete(history_set, self._quorums),
-                )
-            )
+        for replica, each, history_set in zip(request.replicas, found, sets, strict=True):
+            base, current, hosts = each.object_candidate, request.timestamp, each.nodes
+            if copied is not None:
+                base, current = Candidate(copied[replica.object], ZERO), each.latest
+                hosts = sharing(history_set, base.timestamp)
+            complete = greatest_complete(history_set, quorums)
+            plans.append(_Plan(replica, base, current, hosts, complete))
         return plans
 
     # --- what a server that has lost its store still may do -------------------------------------

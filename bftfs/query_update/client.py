@@ -240,8 +240,16 @@ class QueryUpdateClient:
                 outcome = await self._attempt(update)
                 if isinstance(outcome, Answered):
                     return outcome
-                if not await update.attempts.go_on(outcome, update.names):
-                    raise _given_up(outcome, update.attempts, update.method)
+                if await update.attempts.go_on(outcome, update.names):
+                    continue
+                if outcome is Outcome.WRONG_CLOCK:
+                    raise AdmissionRefused(
+                        code=errno.ETIME,
+                        reason="the nodes find this client's clock too far from theirs",
+                    )
+                raise ContentionExhausted(
+                    attempts=update.attempts.effort.failures, subject=update.method.name
+                )
         finally:
             for each in update.earlier:
                 self.repairs.own.pop(each.timestamp, None)
@@ -407,11 +415,3 @@ class QueryUpdateClient:
 def _distinct(objects: tuple[ObjectId, ...]) -> tuple[ObjectId, ...]:
     """The objects without repetition, ascending."""
     return objects if len(objects) == 1 else tuple(sorted(set(objects)))
-
-
-def _given_up(outcome: Outcome, attempts: Attempts, method: Method) -> Exception:
-    if outcome is Outcome.WRONG_CLOCK:
-        return AdmissionRefused(
-            code=errno.ETIME, reason="the nodes find this client's clock too far from theirs"
-        )
-    return ContentionExhausted(attempts=attempts.effort.failures, subject=method.name)

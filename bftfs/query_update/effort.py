@@ -221,8 +221,6 @@ class Streaks:
 
     async def step_back(self, names: tuple[ObjectId, ...]) -> None:
         """Leave the turn to others, if it is time."""
-        if not self._streaks:
-            return
         now_us = await Now()
         round_us = max(BACK_OFF_US, self._pace.mean_us)
         due = []

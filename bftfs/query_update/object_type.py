@@ -17,6 +17,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Final, Protocol
 
 import msgspec
@@ -117,21 +118,21 @@ class Method:
         )
 
 
+@cache
+def _decode_as(kind: type[Record]) -> Callable[[bytes], Any]:
+    return msgspec.msgpack.Decoder(kind).decode
+
+
 class ObjectTypes:
-    """The methods that a service exports, by name, with their codecs."""
+    """The methods that a service exports, by name, with the decoding of what they take and give."""
 
     def __init__(self, methods: Iterable[Method]) -> None:
         self._methods: dict[str, Method] = {}
-        self._decoders: dict[str, msgspec.msgpack.Decoder[Any]] = {}
-        self._answers: dict[str, msgspec.msgpack.Decoder[Any]] = {}
         self.failures = 0  # exceptions that are no refusals: bugs of object types
         for method in methods:
             if method.name in self._methods:
                 raise ValueError(f"two methods are called {method.name}")
             self._methods[method.name] = method
-            self._decoders[method.name] = msgspec.msgpack.Decoder(method.arguments)
-            if method.answer is not None:
-                self._answers[method.name] = msgspec.msgpack.Decoder(method.answer)
 
     def __or__(self, other: ObjectTypes) -> ObjectTypes:
         """The methods of both."""
@@ -143,7 +144,7 @@ class ObjectTypes:
 
     def decode_arguments(self, method: Method, encoded: bytes) -> Any:
         """The method's arguments; raises `msgspec.DecodeError` if they are none."""
-        return self._decoders[method.name].decode(encoded)
+        return _decode_as(method.arguments)(encoded)
 
     def invoke(
         self,
@@ -168,9 +169,8 @@ class ObjectTypes:
 
     def decode_answer(self, method: Method, encoded: bytes) -> Any:
         """The method's answer, on which servers agree; raises UnreadableAnswer if it is none."""
-        decoder = self._answers.get(method.name)
         try:
-            return encoded if decoder is None else decoder.decode(encoded)
+            return encoded if method.answer is None else _decode_as(method.answer)(encoded)
         except msgspec.DecodeError:
             raise UnreadableAnswer(method.name) from None
 
