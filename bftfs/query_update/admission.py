@@ -200,10 +200,7 @@ class IncompleteUpdates:
         """The server has accepted a candidate for `name`, which is its latest now."""
         self.settle(name)
         client = client_of(timestamp)
-        entries = self._of.get(client)
-        if entries is None:
-            entries = self._of[client] = {}
-        entries[name] = Entry(timestamp, self.tick)
+        self._of.setdefault(client, {})[name] = Entry(timestamp, self.tick)
         self._client[name] = client
         self.total += 1
         if self.total == 1:
@@ -223,8 +220,7 @@ class IncompleteUpdates:
 
     def of_client(self, client: ClientId) -> int:
         """How many objects may be incomplete because of `client`."""
-        entries = self._of.get(client)
-        return 0 if entries is None else len(entries)
+        return len(self._of.get(client, ()))
 
     def entry(self, name: ObjectId) -> Entry | None:
         """The entry of `name`, if it may be incomplete."""

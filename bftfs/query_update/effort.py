@@ -106,9 +106,8 @@ class Effort(NamedTuple):
 
 NO_FAILURE = frozenset({Outcome.PROGRESS, Outcome.INTRUSIVE})
 
-# Where neither the effort nor the operation makes a difference.
+# Where neither the effort nor the operation makes a difference; at once after any other outcome.
 _MOVES: dict[Outcome, Move] = {
-    Outcome.PROGRESS: AT_ONCE,
     Outcome.INTRUSIVE: LOOK,
     Outcome.STALE: PAUSE,
     Outcome.IN_LINE: PAUSE,

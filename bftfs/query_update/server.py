@@ -283,12 +283,10 @@ class QueryUpdateServer:
         self, view: StorageView, timestamp: LogicalTimestamp, objects: tuple[ObjectId, ...]
     ) -> tuple[Verdict, bytes]:
         """The fate of an operation, by any of its objects here, and an authenticator over it."""
-        verdict = Verdict.UNKNOWN
-        for identifier in objects:
-            verdict = Replica(view, identifier).verdict(timestamp)
-            if verdict is not Verdict.UNKNOWN:
-                break
-        else:
+        verdicts = (Replica(view, identifier).verdict(timestamp) for identifier in objects)
+        known = (each for each in verdicts if each is not Verdict.UNKNOWN)
+        verdict = next(known, Verdict.UNKNOWN)
+        if verdict is Verdict.UNKNOWN:
             if not was_collected(view, timestamp):
                 return Verdict.UNKNOWN, b""
             verdict = Verdict.ESTABLISHED
