@@ -165,9 +165,10 @@ class Asking:
         asking = Asking(peers, order, lambda node: Send(node, request), subject=…, now_us=…)
         await asking.collect(take)
 
-    After each reply the caller says at most one thing: `enough`, `more`, `rest`, `again`,
-    `useless` or `refused`. If it says nothing, the round waits for the others that were asked;
-    if there are none, and the answers are not enough, one node more is asked.
+    After each reply the caller says at most one thing: `enough`, `more` (or one of these, or
+    neither), `rest`, `again`, `useless` or `refused`. If it says nothing, the round waits for the
+    others that were asked; if there are none, and the answers are not enough, one node more is
+    asked.
     """
 
     # What most rounds never set.
@@ -244,6 +245,18 @@ class Asking:
             self._said = _MORE
         else:
             self.rest()
+
+    def enough_or_more(self, is_enough: bool) -> None:
+        """The round is over, or one node more is asked."""
+        if is_enough:
+            self.enough()
+        else:
+            self.more()
+
+    def until(self, is_found: bool) -> None:
+        """The round is over if that is so; if not, and nobody is left, one node more is asked."""
+        if is_found or not self.waiting:
+            self.enough_or_more(is_found)
 
     def rest(self) -> None:
         """Wait for those from which an answer may be expected; without any, it is enough."""

@@ -199,10 +199,8 @@ class Asking:
                 whole = node in wholes
                 digest = sync_page_digest(reply.page) if whole else reply.page
                 votes.add(node, digest, reply.page, whole=whole)
-            if votes.agreed() in votes.wholes or self._quorums.includes_benign(unchained):
-                asking.enough()
-            elif not asking.waiting:
-                asking.more()
+            agreed = votes.agreed() in votes.wholes
+            asking.until(agreed or self._quorums.includes_benign(unchained))
 
         await asking.collect(take)
         agreed = votes.agreed()

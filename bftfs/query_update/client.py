@@ -395,9 +395,7 @@ class QueryUpdateClient:
             given = Answer.given(error=reply.error, answer=reply.answer, whole=reply.whole)
             if reply.whole and given == answer:
                 content = reply.answer
-                asking.enough()
-            elif not asking.waiting:
-                asking.more()
+            asking.until(content is not None)
 
         await self.rounds.run(
             plan._replace(order=order, probes=()),

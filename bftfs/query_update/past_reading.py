@@ -181,10 +181,7 @@ class PastReader:
             if agreed in votes.wholes:
                 asking.enough()
             elif quorums.is_quorum(asking.answered):
-                if agreed is not None:
-                    asking.enough()
-                else:
-                    asking.more()
+                asking.enough_or_more(agreed is not None)
 
         await self._rounds.run(plan, request, VersionsReply, take, subject="versions")
         return votes
@@ -238,10 +235,7 @@ class _PastTally:
                 self._seen[node] = (parse_history(reply.histories[0]), reply)
                 (self.reported[node],) = learned
         if self.quorums.is_quorum(asking.answered):
-            if self._evaluate(asking.answered):
-                asking.enough()
-            else:
-                asking.more()
+            asking.enough_or_more(self._evaluate(asking.answered))
 
     def conclude(self, asking: Asking) -> None:
         """The round is over; what was heard counts only if that did not take too long."""

@@ -349,10 +349,7 @@ class Repair:
         def take(asking: Asking, node: NodeId, reply: DeduceReply) -> None:
             deductions.state(timestamp, node, reply.verdict, reply.voucher)
             if is_quorum(asking.answered):
-                if timestamp in deductions.facts:
-                    asking.enough()
-                else:
-                    asking.more()
+                asking.enough_or_more(timestamp in deductions.facts)
 
         if timestamp not in deductions.facts:
             request = DeduceRequest(timestamp, candidate.objects)
@@ -381,10 +378,7 @@ class Repair:
                 agreed = answers.agreed()
                 if agreed is not None and agreed in answers.wholes:
                     found = Verdict.ESTABLISHED, answers.wholes[agreed]
-            if found[0] is not Verdict.UNKNOWN:
-                asking.enough()
-            elif not asking.waiting:
-                asking.more()
+            asking.until(found[0] is not Verdict.UNKNOWN)
 
         def request(node: NodeId) -> DeduceRequest:
             return DeduceRequest(timestamp, names, version, node)
@@ -407,9 +401,7 @@ class Repair:
             nonlocal original
             if is_original(reply.conditioned, timestamp, n=rounds.quorums.n):
                 original = reply.conditioned
-                asking.enough()
-            elif not asking.waiting:
-                asking.more()
+            asking.until(original is not None)
 
         await rounds.run(
             plan._replace(order=order, probes=()),

@@ -372,10 +372,7 @@ class QueryTally:
                 asking.enough()
                 return
         if self.quorums.is_quorum(asking.answered):
-            if self._evaluate():
-                asking.enough()
-            else:
-                asking.more()
+            asking.enough_or_more(self._evaluate())
 
     def _heads_in(self, histories: tuple[bytes, ...], node: NodeId) -> tuple[LogicalTimestamp, ...]:
         """The latest object version in each of these histories."""
