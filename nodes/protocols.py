@@ -11,7 +11,7 @@ import structlog
 
 from bftfs import limits
 from bftfs.asking.peers import Peers
-from bftfs.asking.quorum import ThresholdQuorums
+from bftfs.asking.quorum import Nodes, ThresholdQuorums
 from bftfs.asking.refusal import Refused
 from bftfs.cluster import ClusterDescription
 from bftfs.credentials import Credentials
@@ -94,7 +94,7 @@ def honest_services(
     room = Room(client_bytes=configuration.client_bytes, pool_bytes=configuration.pool_bytes)
     quota = ClientQuota(room)
     client = client_id_of(public_key=identity.public_key)
-    peers = Peers(quorums, trusted=1 << node)
+    peers = Peers(quorums, trusted=Nodes.of([node]))
     incomplete = query_update.incomplete
     finisher = Finisher(node, quorums, incomplete, object_healer)
     past = CollectedPast()

@@ -64,7 +64,7 @@ class Memory:
         node = self._node
         if isinstance(value, bool | Enum | _ATOMS):
             return None
-        if type(value).__name__ == "NodeSet":
+        if type(value).__name__ == "Nodes":
             return "in it" if node in value else None  # type: ignore[operator]
         if isinstance(value, int):
             return "in it" if 0 < value < 1 << self._n and value >> node & 1 else None

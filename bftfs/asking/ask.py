@@ -23,7 +23,7 @@ from typing import Generic, TypeVar
 
 from bftfs import limits
 from bftfs.asking.peers import Pace, Peers
-from bftfs.asking.quorum import Nodes, QuorumSystem
+from bftfs.asking.quorum import NOBODY, Nodes, QuorumSystem
 from bftfs.asking.refusal import Refused
 from bftfs.conversation import Delivery, Now, Receive, Send
 from bftfs.errors import AdmissionRefused, QuorumUnavailable
@@ -67,7 +67,7 @@ class Calls(Generic[Tag]):
         self._patience_total_us = patience_total_us
         self._step_us = pace.hedge_us
         self._waited_us = 0
-        self._heard: Nodes = 0
+        self._heard = NOBODY
         self._unanswered: dict[int, tuple[NodeId, Tag]] = {}
 
     def sent(self, number: int, node: NodeId, tag: Tag) -> None:
@@ -89,10 +89,9 @@ class Calls(Generic[Tag]):
                 return None
             call = self._unanswered.pop(delivery.request_number, None)
             if call is not None:  # and no answer to an earlier round of this conversation
-                bit = 1 << delivery.node
-                if not self._heard & bit:
-                    self._heard |= bit
-                    if self._heard.bit_count() == self._half:
+                if delivery.node not in self._heard:
+                    self._heard = self._heard.plus(delivery.node)
+                    if len(self._heard) == self._half:
                         elapsed_us = await Now() - self._now_us
                         self._pace.took(elapsed_us)
                         self._pace.took_half(elapsed_us)
@@ -104,7 +103,7 @@ class Calls(Generic[Tag]):
         self._waited_us += patience_us
         if self._patience_total_us is not None and self._waited_us >= self._patience_total_us:
             raise QuorumUnavailable(
-                heard=self._heard.bit_count(), required=self._required, subject=self._subject
+                heard=len(self._heard), required=self._required, subject=self._subject
             )
         now_us = await Now()
         for node in {node for node, _ in self._unanswered.values()}:
@@ -120,7 +119,7 @@ class Refusals:
     __slots__ = ("_by_code", "_quorums", "nodes")
 
     def __init__(self, quorums: QuorumSystem) -> None:
-        self.nodes: Nodes = 0
+        self.nodes = NOBODY
         self._quorums = quorums
         self._by_code: dict[int, dict[NodeId, str]] = {}
 
@@ -131,21 +130,21 @@ class Refusals:
         refusal that will pass, as that of a clock that is behind. Nothing is final because nodes
         are rebuilding their stores.
         """
-        self.nodes |= 1 << node
+        self.nodes = self.nodes.plus(node)
         if refused.code == errno.ENODATA:
             return
         self._by_code.setdefault(refused.code, {})[node] = refused.reason
         quorums = self._quorums
-        if quorums.is_quorum((1 << quorums.n) - 1 & ~self.nodes):
+        if quorums.is_quorum(quorums.everyone - self.nodes):
             return
         code, alike = max(self._by_code.items(), key=lambda item: len(item[1]))
-        if quorums.includes_benign(sum(1 << each for each in alike)):
+        if quorums.includes_benign(Nodes.of(alike)):
             reason = next(iter(alike.values()))
             raise AdmissionRefused(code=code, reason=reason, nodes=len(alike))
 
     def withdraw(self, node: NodeId) -> None:
         """`node` answers after it had refused."""
-        self.nodes &= ~(1 << node)
+        self.nodes = self.nodes.minus(node)
         for nodes in self._by_code.values():
             nodes.pop(node, None)
 
@@ -172,7 +171,7 @@ class Asking:
     """
 
     # What most rounds never set.
-    _overdue: Nodes = 0  # those that are slower than usual
+    _overdue: Nodes = NOBODY  # those that are slower than usual
     _refusals: Refusals | None = None
     _waited_us = 0
     _silences = 0
@@ -205,10 +204,10 @@ class Asking:
         """
         self.order = order
         self.first = peers.quorums.first_quorum(order) if first is None else first
-        self.asked: Nodes = 0
-        self.answered: Nodes = 0  # and did not refuse
-        self.refusing: Nodes = 0  # and have not answered since
-        self.waiting: Nodes = 0  # asked, and neither answered nor refused
+        self.asked = NOBODY
+        self.answered = NOBODY  # and did not refuse
+        self.refusing = NOBODY  # and have not answered since
+        self.waiting = NOBODY  # asked, and neither answered nor refused
         self.ended_us = now_us  # when the round was over
         self._peers = peers
         self._request = request
@@ -223,7 +222,7 @@ class Asking:
         self._patience_total_us = patience_total_us
         self._numbers: dict[int, NodeId] = {}
         self._unasked: list[NodeId] = []
-        self._heard: Nodes = 0  # whose reply is not taken any more
+        self._heard = NOBODY  # whose reply is not taken any more
         self._said = _WAIT
         self._half_us: int | None = None
         self._quiet_us = 0  # of silence since the last reply that counts…
@@ -266,17 +265,17 @@ class Asking:
             return
         waiting, hopeful = self.waiting, self._is_hopeful()
         for node in self.order:
-            if waiting >> node & 1 and (
-                hopeful or (self._peers.willing(node) and not self._overdue >> node & 1)
+            if node in waiting and (
+                hopeful or (self._peers.willing(node) and node not in self._overdue)
             ):
                 return
         self._said = _ENOUGH
 
     def again(self, node: NodeId) -> None:
         """The reply counts as none: its node is asked again soon, and another one besides."""
-        self.answered &= ~(1 << node)
-        self.waiting |= 1 << node
-        self._heard &= ~(1 << node)
+        self.answered = self.answered.minus(node)
+        self.waiting = self.waiting.plus(node)
+        self._heard = self._heard.minus(node)
         for number in [number for number, owner in self._numbers.items() if owner == node]:
             del self._numbers[number]
         self._busy.append(node)
@@ -291,8 +290,8 @@ class Asking:
 
         So a round never ends with fewer answers than it needs, whatever nodes say.
         """
-        self.answered &= ~(1 << node)
-        self.refusing |= 1 << node
+        self.answered = self.answered.minus(node)
+        self.refusing = self.refusing.plus(node)
         self.more()
 
     def refused(self, reply: Delivery) -> None:
@@ -319,7 +318,7 @@ class Asking:
             self._hopes is not None
             and self._silences < _SILENCES
             and self._hopes(self.waiting)
-            and not self._peers.quorums.is_quorum(self.answered & ~self._peers.disbelieved)
+            and not self._peers.quorums.is_quorum(self.answered - self._peers.disbelieved)
         )
 
     def _is_stuck(self) -> bool:
@@ -338,7 +337,7 @@ class Asking:
             first += tuple(node for node in self._probes if node not in first)
         self._unasked = [node for node in self.order if node not in first]
         for node in first:
-            self.asked = self.waiting = self.asked | 1 << node
+            self.asked = self.waiting = self.asked.plus(node)
             self._numbers[await self._request(node)] = node
 
     async def collect(self, take: Callable[[Delivery], None]) -> None:
@@ -357,14 +356,13 @@ class Asking:
                 self._until_us = min(self._patience_us, self._hedge_us, self._busy_us)
                 continue
             node = numbers.get(delivery.request_number)
-            if node is None or self._heard >> node & 1:
+            if node is None or node in self._heard:
                 continue
-            bit = 1 << node
-            self._heard |= bit
-            self.answered |= bit
-            self.waiting &= ~bit
-            if self.refusing & bit:
-                self.refusing &= ~bit
+            self._heard = self._heard.plus(node)
+            self.answered = self.answered.plus(node)
+            self.waiting = self.waiting.minus(node)
+            if node in self.refusing:
+                self.refusing = self.refusing.minus(node)
                 if self._refusals is not None:
                     self._refusals.withdraw(node)
             answered(node)
@@ -375,7 +373,7 @@ class Asking:
                 return
             if said != _AGAIN:
                 self._quiet_us = 0
-                if self._heard.bit_count() == half and self._half_us is None:
+                if len(self._heard) == half and self._half_us is None:
                     self._half_us = await Now()
                     pace.took_half(self._half_us - self.began_us)
             if said != _WAIT or (self._unasked and self._is_stuck()):
@@ -395,7 +393,7 @@ class Asking:
         for node in self.order[: self.first]:
             if node == last:
                 peers.late(node, finished_us)
-            elif self._hedge_us == _NEVER and not self._heard >> node & 1:
+            elif self._hedge_us == _NEVER and node not in self._heard:
                 peers.silent(node, finished_us)
 
     async def _bear_silence(self, until_us: int) -> bool:
@@ -415,7 +413,7 @@ class Asking:
         self._hedge_us = _NEVER
         silent = self._silent()
         for node in silent:
-            self._overdue |= 1 << node
+            self._overdue = self._overdue.plus(node)
         further = [node for node in self._unasked if self._peers.willing(node)]
         if not further:
             if not self._needed(self.answered):
@@ -444,7 +442,7 @@ class Asking:
             return True
         if self._patience_total_us is not None and self._waited_us >= self._patience_total_us:
             raise QuorumUnavailable(
-                heard=self._heard.bit_count(), required=self._required, subject=self._subject
+                heard=len(self._heard), required=self._required, subject=self._subject
             )
         for number in list(self._numbers)[: -limits.LATE_REQUESTS]:
             del self._numbers[number]
@@ -452,7 +450,7 @@ class Asking:
         further = self._unasked[:missing]
         del self._unasked[:missing]
         if not further:
-            self._heard &= ~self.refusing
+            self._heard -= self.refusing
             further = self._silent()
             self._patience_us = min(2 * self._patience_us, PATIENCE_MAX_US)
         self._patience_us = self._within(self._patience_us)
@@ -480,11 +478,13 @@ class Asking:
 
     def _silent(self) -> list[NodeId]:
         """Those that were asked, and have not answered."""
-        return [node for node in self.order if (self.asked & ~self._heard) >> node & 1]
+        silent = self.asked - self._heard
+        return [node for node in self.order if node in silent]
 
     async def _ask(self, node: NodeId) -> None:
-        self.asked |= 1 << node
-        self.waiting |= 1 << node & ~self.refusing
+        self.asked = self.asked.plus(node)
+        if node not in self.refusing:
+            self.waiting = self.waiting.plus(node)
         self._numbers[await self._request(node)] = node
 
 

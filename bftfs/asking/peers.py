@@ -46,7 +46,7 @@ from enum import Enum
 from itertools import combinations
 
 from bftfs import limits
-from bftfs.asking.quorum import Nodes, QuorumSystem
+from bftfs.asking.quorum import NOBODY, Nodes, QuorumSystem
 from bftfs.clock_skew import is_ahead
 from bftfs.identifiers import NodeId
 
@@ -138,21 +138,21 @@ class _Record:
 class Peers:
     """The nodes, as one principal knows them."""
 
-    def __init__(self, quorums: QuorumSystem, *, trusted: Nodes = 0) -> None:
+    def __init__(self, quorums: QuorumSystem, *, trusted: Nodes = NOBODY) -> None:
         """`trusted` are always believed: a node believes what it has itself accepted."""
         self.quorums = quorums
         self.metadata = Pace(hedge_us=HEDGE_US, patience_us=PATIENCE_US)
         self.reads = Pace(hedge_us=limits.READ_PATIENCE_US, patience_us=PATIENCE_US)
         self.writes = Pace(hedge_us=limits.READ_PATIENCE_US, patience_us=limits.WRITE_PATIENCE_US)
         self.faults = [0] * quorums.n  # replies that a correct node does not send, so far
-        self.disbelieved: Nodes = 0
+        self.disbelieved = NOBODY
         self._trusted = trusted
         self._records = tuple(_Record() for _ in range(quorums.n))
-        self._last: Nodes = 0  # those that are asked last
-        self._mute: Nodes = 0  # of these, those that have not answered since
+        self._last = NOBODY  # those that are asked last
+        self._mute = NOBODY  # of these, those that have not answered since
         self._quarrels: set[tuple[NodeId, NodeId]] = set()  # accuser and accused
-        self._convicted: Nodes = 0
-        self._watched: Nodes = 0  # those with divergences
+        self._convicted = NOBODY
+        self._watched = NOBODY  # those with divergences
         self._forget_us = 0
         self._judges_from_us = 0  # when the clock is trusted again
         self.epoch = 0  # grows when other servers are believed, or the clock is trusted or not
@@ -172,7 +172,7 @@ class Peers:
             self.forget()
         probes = []
         for node in preference:
-            if self._last >> node & 1:
+            if node in self._last:
                 record = self._records[node]
                 if record.retry_us <= now_us:
                     record.retry_us = now_us + record.interval_us
@@ -182,23 +182,23 @@ class Peers:
 
     def _place(self, node: NodeId) -> int:
         """Where it comes in an order: those that are asked last, and have not answered, later."""
-        later = 4 * (self.disbelieved >> node & 1) + 2 * (self._last >> node & 1)
-        return later + (self._last >> node & self._mute >> node & 1)
+        later = 4 * (node in self.disbelieved) + 2 * (node in self._last)
+        return later + (node in self._last and node in self._mute)
 
     def willing(self, node: NodeId) -> bool:
         """True if a prompt and useful answer may be expected from `node`."""
-        return not (self._last | self.disbelieved) >> node & 1
+        return node not in self._last and node not in self.disbelieved
 
-    def quorum_willing(self, *, without: Nodes = 0) -> bool:
+    def quorum_willing(self, *, without: Nodes = NOBODY) -> bool:
         """True if the willing ones are a quorum, also without these."""
-        everyone = (1 << self.quorums.n) - 1
-        return self.quorums.is_quorum(everyone & ~(self._last | self.disbelieved | without))
+        willing = self.quorums.everyone - self._last - self.disbelieved - without
+        return self.quorums.is_quorum(willing)
 
     def condition(self, node: NodeId) -> Condition:
         """What is known of `node`, the worst first."""
-        if self._convicted >> node & 1:
+        if node in self._convicted:
             return Condition.LYING
-        if self.disbelieved >> node & 1:
+        if node in self.disbelieved:
             return Condition.CONTRARY
         return self._records[node].condition
 
@@ -206,15 +206,15 @@ class Peers:
 
     def answered(self, node: NodeId) -> None:
         """`node` has answered."""
-        if self._last >> node & 1:
-            self._mute &= ~(1 << node)
+        if node in self._last:
+            self._mute = self._mute.minus(node)
             if self._records[node].is_forgivable:
-                self._last &= ~(1 << node)
+                self._last = self._last.minus(node)
                 self._records[node].condition = Condition.WELL
 
     def silent(self, node: NodeId, now_us: int) -> None:
         """`node` has not answered in the time that others take."""
-        self._mute |= 1 << node
+        self._mute = self._mute.plus(node)
         self._ask_last(node, Condition.SILENT, now_us)
 
     def full(self, node: NodeId, now_us: int) -> None:
@@ -244,7 +244,7 @@ class Peers:
         self, node: NodeId, condition: Condition, now_us: int, interval_us: int = 0
     ) -> None:
         record = self._records[node]
-        known = self._last >> node & 1
+        known = node in self._last
         if known and record.retry_us > now_us and not interval_us:
             return
         relapsed = known or record.relapse_until_us > now_us
@@ -252,7 +252,7 @@ class Peers:
             interval_us = SILENCE_US
             if relapsed:
                 interval_us = min(2 * record.interval_us, SILENCE_MAX_US)
-        self._last |= 1 << node
+        self._last = self._last.plus(node)
         record.condition = condition
         record.interval_us = interval_us
         record.retry_us = now_us + interval_us
@@ -265,9 +265,9 @@ class Peers:
         """`nodes` said what no correct node says."""
         if not nodes:
             return
-        for node in range(self.quorums.n):
-            self.faults[node] += nodes >> node & 1
-        if nodes & ~self._convicted:
+        for node in nodes:
+            self.faults[node] += 1
+        if nodes - self._convicted:
             self._forget_us = now_us + MEMORY_US
             self._convicted |= nodes
             self._conclude()
@@ -275,9 +275,9 @@ class Peers:
     def accuse(self, accuser: NodeId, forged: Nodes, now_us: int) -> None:
         """`accuser` says that it culled the histories of the servers `forged`."""
         self._forget_us = now_us + MEMORY_US
-        for accused in range(self.quorums.n):
-            if forged >> accused & 1 and accused != accuser:
-                self._quarrels.add((accuser, NodeId(accused)))
+        self._quarrels |= {
+            (accuser, accused) for accused in forged & self.quorums.everyone if accused != accuser
+        }
         self._conclude()
 
     def diverged(self, nodes: Nodes, now_us: int) -> None:
@@ -290,26 +290,23 @@ class Peers:
         if not self.quorum_willing(without=nodes):
             return
         self._watched |= nodes
-        for node, record in enumerate(self._records):
-            if nodes >> node & 1:
-                before = record.divergences
-                record.divergences = min(before + _CONFORMITIES, 2 * _DIVERGENT)
-                if before < _DIVERGENT <= before + _CONFORMITIES:
-                    self._forget_us = now_us + MEMORY_US
-                    self._conclude()
+        for node in nodes:
+            record = self._records[node]
+            before = record.divergences
+            record.divergences = min(before + _CONFORMITIES, 2 * _DIVERGENT)
+            if before < _DIVERGENT <= before + _CONFORMITIES:
+                self._forget_us = now_us + MEMORY_US
+                self._conclude()
 
     def conformed(self, nodes: Nodes) -> None:
         """`nodes` report what others report."""
-        nodes &= self._watched
-        if not nodes:
-            return
-        for node, record in enumerate(self._records):
-            if nodes >> node & 1:
-                record.divergences -= 1
-                if not record.divergences:
-                    self._watched &= ~(1 << node)
-                elif record.divergences == _DIVERGENT - 1:
-                    self._conclude()
+        for node in nodes & self._watched:
+            record = self._records[node]
+            record.divergences -= 1
+            if not record.divergences:
+                self._watched = self._watched.minus(node)
+            elif record.divergences == _DIVERGENT - 1:
+                self._conclude()
 
     def failed(
         self, failures: int, *, disbelieved: Nodes, ahead_of_clock: Nodes, now_us: int
@@ -348,12 +345,12 @@ class Peers:
         self._quarrels.clear()
         for record in self._records:
             record.divergences = 0
-        self._watched = 0
+        self._watched = NOBODY
         self._conclude()
 
     def forget(self) -> None:
         """Believe everybody again."""
-        self._convicted = 0
+        self._convicted = NOBODY
         self.relent()
 
     def _conclude(self) -> None:
@@ -361,26 +358,23 @@ class Peers:
         includes_benign = self.quorums.includes_benign
         convicted = self._convicted
         for accused in range(self.quorums.n):
-            accusers = 0
-            for one, other in self._quarrels:
-                if other == accused:
-                    accusers |= 1 << one
+            accusers = Nodes.of(one for one, other in self._quarrels if other == accused)
             if includes_benign(accusers):
-                convicted |= 1 << accused
+                convicted = convicted.plus(accused)
         disbelieved = convicted | _least_cover(
             {
                 (one, other)
                 for one, other in self._quarrels
-                if not (convicted >> one | convicted >> other) & 1
+                if one not in convicted and other not in convicted
             }
         )
-        disbelieved &= ~self._trusted
+        disbelieved -= self._trusted
         for node, record in enumerate(self._records):
-            bit = 1 << node & ~self._trusted
-            if record.divergences >= _DIVERGENT and not includes_benign(disbelieved | bit):
-                disbelieved |= bit
+            more = disbelieved.plus(node) - self._trusted
+            if record.divergences >= _DIVERGENT and not includes_benign(more):
+                disbelieved = more
         if includes_benign(disbelieved):
-            disbelieved = 0
+            disbelieved = NOBODY
         if disbelieved != self.disbelieved:
             self.disbelieved = disbelieved
             self.epoch += 1
@@ -394,5 +388,5 @@ def _least_cover(quarrels: set[tuple[NodeId, NodeId]]) -> Nodes:
     for size in range(len(involved) + 1):
         for chosen in combinations(involved, size):
             if all(one in chosen or other in chosen for one, other in quarrels):
-                return sum(1 << node for node in chosen)
+                return Nodes.of(chosen)
     raise AssertionError("all the involved are a cover")

@@ -6,12 +6,72 @@ partitions are others.
 
 from __future__ import annotations
 
-from typing import Protocol, TypeAlias
+from collections.abc import Iterable, Iterator
+from typing import Protocol
 
 from bftfs.identifiers import NodeId
 from bftfs.thresholds import QueryUpdateThresholds
 
-Nodes: TypeAlias = int  # a set of servers: bit i stands for server i
+
+class Nodes:
+    """A set of nodes. It is immutable; in messages it is `bits`, an integer: bit i for node i."""
+
+    __slots__ = ("bits",)
+
+    def __init__(self, bits: int) -> None:
+        self.bits = bits
+
+    @staticmethod
+    def of(nodes: Iterable[int]) -> Nodes:
+        """The set of these."""
+        bits = 0
+        for node in nodes:
+            bits |= 1 << node
+        return Nodes.known(bits)
+
+    @staticmethod
+    def known(bits: int) -> Nodes:
+        """The set for which `bits` stands; those of small clusters are made once."""
+        return _SMALL[bits] if bits < len(_SMALL) else Nodes(bits)
+
+    def plus(self, node: int) -> Nodes:
+        """This set with `node`."""
+        return Nodes.known(self.bits | 1 << node)
+
+    def minus(self, node: int) -> Nodes:
+        """This set without `node`."""
+        return Nodes.known(self.bits & ~(1 << node))
+
+    def __contains__(self, node: int) -> bool:
+        return bool(self.bits >> node & 1)
+
+    def __iter__(self) -> Iterator[NodeId]:
+        return (NodeId(node) for node in range(self.bits.bit_length()) if node in self)
+
+    def __len__(self) -> int:
+        return self.bits.bit_count()
+
+    def __or__(self, other: Nodes) -> Nodes:
+        return Nodes.known(self.bits | other.bits)
+
+    def __and__(self, other: Nodes) -> Nodes:
+        return Nodes.known(self.bits & other.bits)
+
+    def __sub__(self, other: Nodes) -> Nodes:
+        return Nodes.known(self.bits & ~other.bits)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Nodes) and self.bits == other.bits
+
+    def __hash__(self) -> int:
+        return self.bits
+
+    def __repr__(self) -> str:
+        return f"Nodes({set(self) or '{}'})"
+
+
+_SMALL = tuple(map(Nodes, range(1 << 8)))
+NOBODY = _SMALL[0]
 
 
 class QuorumSystem(Protocol):
@@ -20,6 +80,10 @@ class QuorumSystem(Protocol):
     @property
     def n(self) -> int:
         """How many servers there are."""
+
+    @property
+    def everyone(self) -> Nodes:
+        """All servers."""
 
     def is_quorum(self, nodes: Nodes) -> bool:
         """Whether some quorum Q ⊆ `nodes`: a candidate that they share is complete. (4.1)"""
@@ -43,10 +107,11 @@ class QuorumSystem(Protocol):
 class ThresholdQuorums:
     """Quorums of q, repairable sets of r, at most b malevolent, among n. [Q/U §4.3.3]"""
 
-    __slots__ = ("_preferences", "b", "n", "q", "r")
+    __slots__ = ("_preferences", "b", "everyone", "n", "q", "r")
 
     def __init__(self, thresholds: QueryUpdateThresholds) -> None:
         self.n = thresholds.n
+        self.everyone = Nodes.of(range(thresholds.n))
         self.q = thresholds.q
         self.r = thresholds.r
         self.b = thresholds.b
@@ -57,15 +122,15 @@ class ThresholdQuorums:
 
     def is_quorum(self, nodes: Nodes) -> bool:
         """At least q servers."""
-        return nodes.bit_count() >= self.q
+        return len(nodes) >= self.q
 
     def is_repairable(self, nodes: Nodes) -> bool:
         """At least r servers."""
-        return nodes.bit_count() >= self.r
+        return len(nodes) >= self.r
 
     def includes_benign(self, nodes: Nodes) -> bool:
         """More than b servers."""
-        return nodes.bit_count() > self.b
+        return len(nodes) > self.b
 
     def preference(self, placement: int) -> tuple[NodeId, ...]:
         """The servers from `placement mod n` on, around the ring."""

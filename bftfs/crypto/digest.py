@@ -133,20 +133,20 @@ class AuthenticatorKeys:
         state.update(digest)
         return hmac.compare_digest(state.digest(), authenticator[self._mine])
 
-    def refuted(self, *, makers: bytes, digest: bytes, authenticators: bytes) -> int:
-        """The servers among `makers` whose MACs for us are not valid, as a bit mask.
+    def refuted(self, *, makers: bytes, digest: bytes, authenticators: bytes) -> list[int]:
+        """The servers among `makers` whose MACs for us are not valid.
 
         Requires: `authenticators` are the makers' over `digest`, concatenated; makers are servers.
         """
         position, end = self._mine.start, self._mine.stop
         width = MAC_BYTES * len(self._from)
         states = self._from
-        refuted = 0
+        refuted: list[int] = []
         for maker in makers:
             state = states[maker].copy()
             state.update(digest)
             if not hmac.compare_digest(state.digest(), authenticators[position:end]):
-                refuted |= 1 << maker
+                refuted.append(maker)
             position += width
             end += width
         return refuted

@@ -38,7 +38,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from bftfs import limits
-from bftfs.asking.quorum import Nodes, QuorumSystem
+from bftfs.asking.quorum import NOBODY, Nodes, QuorumSystem
 from bftfs.clock_skew import is_ahead
 from bftfs.conversation import Conversation
 from bftfs.crypto.digest import AuthenticatorKeys, answer_digest, deduction_digest
@@ -383,7 +383,7 @@ class Accepting:
         if len(macs) != len(history_sets):
             raise Refuse(errno.EINVAL, "a history set lacks its authenticators")
         culled = []
-        forged = insane = 0
+        forged = insane = NOBODY
         sane_us = now_us + limits.CLOCK_SKEW_US
         n = self._quorums.n
         for history_set, of_set in zip(history_sets, macs, strict=True):
@@ -392,7 +392,7 @@ class Accepting:
             forged |= bad
             insane |= mad
         if forged or insane:
-            raise _Fail(Status.CULLED, forged=forged, insane=insane)
+            raise _Fail(Status.CULLED, forged=forged.bits, insane=insane.bits)
         return culled
 
     def _require_vouched(self, conditioned: Conditioned, message: Update) -> None:
@@ -401,12 +401,13 @@ class Accepting:
             raise Refuse(errno.EINVAL, "a fact lacks its vouchers")
         for fact, vouchers in zip(conditioned.facts, message.vouchers, strict=True):
             digest = deduction_digest(timestamp=fact.timestamp, established=fact.established)
-            vouching = 0
-            for voucher in vouchers:
+            vouching = Nodes.of(
+                voucher.node
+                for voucher in vouchers
                 if self._keys.check(
                     claimed_by=voucher.node, digest=digest, authenticator=voucher.authenticator
-                ):
-                    vouching |= 1 << voucher.node
+                )
+            )
             if not self._quorums.includes_benign(vouching):
                 raise _Fail(Status.DIFFERENT)
 
@@ -469,9 +470,7 @@ class Accepting:
 
     def _require_others(self, vouching: Nodes) -> None:
         """A server that may have forgotten what it accepted does not count itself as a witness."""
-        if self._recovery.floor_us and not self._quorums.is_repairable(
-            vouching & ~(1 << self._node)
-        ):
+        if self._recovery.floor_us and not self._quorums.is_repairable(vouching.minus(self._node)):
             raise _Fail(Status.NOT_CURRENT)
 
     # --- the bounds of one client ---------------------------------------------------------------

@@ -22,7 +22,7 @@ import msgspec
 from bftfs import limits
 from bftfs.asking import ask
 from bftfs.asking.peers import Peers
-from bftfs.asking.quorum import Nodes, QuorumSystem
+from bftfs.asking.quorum import NOBODY, Nodes, QuorumSystem
 from bftfs.conversation import Delivery, Now, Send
 from bftfs.crypto.digest import link_digest, sync_page_digest
 from bftfs.errors import QuorumUnavailable
@@ -98,7 +98,7 @@ async def fetch_version(
 ) -> list[Write] | None:
     """The writes that stage `version`; None if too few servers give the same."""
     ring = tuple(NodeId((me + step) % quorums.n) for step in range(1, quorums.n))
-    order = tuple(sorted(ring, key=lambda node: not hosts >> node & 1))
+    order = tuple(sorted(ring, key=lambda node: node not in hosts))
     key = sync_key(identifier, version)
     asking = Asking(order, quorums)
     try:
@@ -161,10 +161,10 @@ class Asking:
         self._order = order
         self._quorums = quorums
         self._peers = Peers(quorums)
-        mask = 0
         self._first = 0
-        while self._first < len(order) and not quorums.includes_benign(mask):
-            mask |= 1 << order[self._first]
+        while self._first < len(order) and not quorums.includes_benign(
+            Nodes.of(order[: self._first])
+        ):
             self._first += 1
 
     async def agree(self, request: SyncRequest | ChainRequest) -> bytes | None:
@@ -172,7 +172,7 @@ class Asking:
         for_digest = msgspec.structs.replace(request, whole=False)
         votes: Votes[bytes] = Votes(self._quorums)
         wholes = {self._order[0], *self._order[self._first :]}
-        unchained: Nodes = 0
+        unchained = NOBODY
 
         def send(node: NodeId) -> Send:
             return Send(node, request if node in wholes else for_digest)
@@ -194,7 +194,7 @@ class Asking:
             if not isinstance(reply, SyncReply) or reply.found is Found.NOTHING:
                 pass
             elif reply.found is Found.UNCHAINED:
-                unchained |= 1 << node
+                unchained = unchained.plus(node)
             else:
                 whole = node in wholes
                 digest = sync_page_digest(reply.page) if whole else reply.page

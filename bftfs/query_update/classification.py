@@ -51,7 +51,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import NamedTuple, TypeAlias
 
-from bftfs.asking.quorum import Nodes, QuorumSystem
+from bftfs.asking.quorum import NOBODY, Nodes, QuorumSystem
 from bftfs.identifiers import ObjectId
 from bftfs.query_update.history import (
     INITIAL,
@@ -105,7 +105,7 @@ def shared_candidates(
             if not is_barrier(candidate.timestamp):
                 encoded = candidate.encoded
                 candidates[encoded] = candidate
-                nodes[encoded] = nodes.get(encoded, 0) | hosts
+                nodes[encoded] = nodes.get(encoded, NOBODY) | hosts
     is_repairable = quorums.is_repairable
     repairable = [encoded for encoded, hosts in nodes.items() if is_repairable(hosts)]
     repairable.sort(reverse=True)
@@ -127,7 +127,7 @@ def sharing(
     alike: Callable[[Candidate], bool] | None = None,
 ) -> Nodes:
     """The servers that report a candidate at `timestamp`: one that is `alike`, or any."""
-    nodes = 0
+    nodes = NOBODY
     for history, hosts in history_set.hosted:
         found = history.find(timestamp)
         if found is not None and (alike is None or alike(found)):
@@ -137,10 +137,10 @@ def sharing(
 
 def initial_at(history_set: CulledObjectHistorySet, quorums: QuorumSystem) -> Nodes:
     """The servers that still have ⟨0, 0⟩, as far as `history_set` shows. [Q/U line 200]"""
-    nodes = (1 << quorums.n) - 1
+    nodes = quorums.everyone
     for history, hosts in history_set.hosted:
         if not history.initial:
-            nodes &= ~hosts
+            nodes -= hosts
     return nodes
 
 
@@ -346,7 +346,7 @@ class Evidence:
         for history, hosts in history_set.hosted:
             candidate = history.find(timestamp)
             if candidate is not None:
-                nodes[candidate] = nodes.get(candidate, 0) | hosts
+                nodes[candidate] = nodes.get(candidate, NOBODY) | hosts
         for candidate, hosts in nodes.items():
             if self.quorums.includes_benign(hosts):
                 return candidate

@@ -387,7 +387,7 @@ class QueryUpdateClient:
     ) -> bytes:
         """The content of an answer of which only digests came: each voter is asked for it."""
         plan = await self.rounds.plan(tally.plan.names)
-        order = tuple(node for node in tally.plan.order if voters >> node & 1)
+        order = tuple(node for node in tally.plan.order if node in voters)
         content: bytes | None = None
 
         def take(asking: Asking, _node: NodeId, reply: QueryReply | UpdateReply) -> None:

@@ -39,7 +39,7 @@ import msgspec
 from msgspec import Meta
 
 from bftfs import limits
-from bftfs.asking.quorum import Nodes
+from bftfs.asking.quorum import NOBODY, Nodes
 from bftfs.crypto.digest import (
     DIGEST_BYTES,
     MAC_BYTES,
@@ -332,7 +332,7 @@ class CulledObjectHistorySet(msgspec.Struct, frozen=True, gc=False):
     @property
     def nodes(self) -> Nodes:
         """The servers whose histories it holds."""
-        nodes = 0
+        nodes = NOBODY
         for each in self.hosted:
             nodes |= each.nodes
         return nodes
@@ -362,8 +362,7 @@ def assemble(
         known[node].authenticator for nodes in by_history.values() for node in nodes
     )
     hosted = tuple(
-        Hosted(parse_history(history), sum(1 << node for node in nodes))
-        for history, nodes in by_history.items()
+        Hosted(parse_history(history), Nodes.of(nodes)) for history, nodes in by_history.items()
     )
     return (
         ObjectHistorySet(identifier, groups),
@@ -380,22 +379,21 @@ def parse_set(history_set: ObjectHistorySet, *, n: int) -> CulledObjectHistorySe
     Ensures: no server is counted twice.
     """
     hosted: list[Hosted] = []
-    seen = 0
+    seen = NOBODY
     first_before = -1
     for group in history_set.groups:
         nodes = group.nodes
-        mask = 0
         before = -1
         for node in nodes:
             if node <= before or node >= n:
                 raise MalformedMessage("the servers of a history set are out of order")
             before = node
-            mask |= 1 << node
-        if mask & seen or nodes[0] <= first_before or not group.history:
+        hosts = Nodes.of(nodes)
+        if hosts & seen or nodes[0] <= first_before or not group.history:
             raise MalformedMessage("a history set is not canonical")
-        seen |= mask
+        seen |= hosts
         first_before = nodes[0]
-        hosted.append(Hosted(parse_history(group.history), mask))
+        hosted.append(Hosted(parse_history(group.history), hosts))
     if len(hosted) > 1 and len({each.history.encoded for each in hosted}) != len(hosted):
         raise MalformedMessage("a history set lists one history twice")
     return CulledObjectHistorySet(history_set.object, tuple(hosted))
@@ -417,18 +415,20 @@ def cull(
     """
     parsed = parse_set(history_set, n=n)
     width = MAC_BYTES * n
-    if len(authenticators) != width * parsed.nodes.bit_count():
+    if len(authenticators) != width * len(parsed.nodes):
         raise MalformedMessage("a history set lacks authenticators")
     position = 0
-    forged = insane = 0
+    forged = insane = NOBODY
     for group, each in zip(history_set.groups, parsed.hosted, strict=True):
         if time_of(each.history.latest) > latest_sane_us:
             insane |= each.nodes
         end = position + width * len(group.nodes)
-        forged |= keys.refuted(
-            makers=group.nodes,
-            digest=replica_history_digest(object=history_set.object, encoded=group.history),
-            authenticators=authenticators[position:end],
+        forged |= Nodes.of(
+            keys.refuted(
+                makers=group.nodes,
+                digest=replica_history_digest(object=history_set.object, encoded=group.history),
+                authenticators=authenticators[position:end],
+            )
         )
         position = end
     culled = forged | insane
@@ -436,9 +436,9 @@ def cull(
         parsed = CulledObjectHistorySet(
             history_set.object,
             tuple(
-                Hosted(each.history, each.nodes & ~culled)
+                Hosted(each.history, each.nodes - culled)
                 for each in parsed.hosted
-                if each.nodes & ~culled
+                if each.nodes - culled
             ),
         )
     return parsed, forged, insane

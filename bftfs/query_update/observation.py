@@ -26,7 +26,7 @@ from typing import NamedTuple
 
 from bftfs import limits
 from bftfs.asking.peers import Peers
-from bftfs.asking.quorum import Nodes, QuorumSystem
+from bftfs.asking.quorum import NOBODY, Nodes, QuorumSystem
 from bftfs.clock_skew import is_pushed_ahead
 from bftfs.crypto.digest import MAC_BYTES
 from bftfs.errors import MalformedMessage
@@ -64,7 +64,7 @@ class Observed(NamedTuple):
     authenticators: bytes
     culled: CulledObjectHistorySet
     classification: Classification
-    ahead_of_clock: Nodes = 0  # servers that are far ahead, may all be liars, and do not count
+    ahead_of_clock: Nodes = NOBODY  # servers that are far ahead, may all be liars, and do not count
     ahead_us: tuple[int, ...] = ()  # their latest times
 
     @property
@@ -123,7 +123,7 @@ class Deductions:
                 self.facts.pop(old, None)
         vouchers = statements.setdefault(verdict, {})
         vouchers[node] = voucher
-        nodes = sum(1 << each for each in vouchers)
+        nodes = Nodes.of(vouchers)
         if self._quorums.includes_benign(nodes) and timestamp not in self.facts:
             self.facts[timestamp] = verdict is Verdict.ESTABLISHED
             self.epoch += 1
@@ -246,7 +246,7 @@ class Observations:
             known: Mapping[NodeId, Known] = entry.known
             disbelieved = self._peers.disbelieved
             if disbelieved:
-                known = {node: each for node, each in known.items() if not disbelieved >> node & 1}
+                known = {node: each for node, each in known.items() if node not in disbelieved}
             ahead: dict[NodeId, int] = {}
             if entry.has_ahead:
                 entry.observed_us = self._clock_us
@@ -256,14 +256,14 @@ class Observations:
             observed = self._assemble(identifier, known)
             if ahead:
                 observed = observed._replace(
-                    ahead_of_clock=sum(1 << node for node in ahead), ahead_us=tuple(ahead.values())
+                    ahead_of_clock=Nodes.of(ahead), ahead_us=tuple(ahead.values())
                 )
             entry.observed = observed
         return observed
 
     def ahead_of_clock(self, identifiers: Iterable[ObjectId]) -> Nodes:
         """Servers whose histories of some of these objects do not count: better asked last."""
-        nodes: Nodes = 0
+        nodes = NOBODY
         for identifier in identifiers:
             entry = self._entries.get(identifier)
             if entry is not None and entry.has_ahead:
@@ -277,12 +277,12 @@ class Observations:
         """Servers that are further ahead than any that must be benign; their latest times."""
         latest_us = {node: _latest_us(each) for node, each in known.items()}
         apart: dict[NodeId, int] = {}
-        nodes: Nodes = 0
+        nodes = NOBODY
         for node in sorted(latest_us, key=lambda each: latest_us[each], reverse=True):
             time_us = latest_us[node]
             if not self._is_ahead(time_us):
                 break
-            nodes |= 1 << node
+            nodes = nodes.plus(node)
             if self._quorums.includes_benign(nodes):
                 return {each: apart[each] for each in apart if apart[each] > time_us}
             apart[node] = time_us
@@ -298,7 +298,7 @@ class Observations:
         if classification.type is OperationType.METHOD and len(observed.culled.hosted) > 1:
             hosts = sharing(observed.culled, observed.version)
             trimmed = self._assemble(
-                identifier, {node: each for node, each in entry.known.items() if hosts >> node & 1}
+                identifier, {node: each for node, each in entry.known.items() if node in hosts}
             )
             if trimmed.classification.type is OperationType.METHOD:
                 observed = trimmed
@@ -319,7 +319,7 @@ class Observations:
         if entry.has_ahead:
             ahead = self._far_ahead(reported)
             credible = {node: each for node, each in reported.items() if node not in ahead}
-            if self._quorums.is_quorum(sum(1 << node for node in credible)):
+            if self._quorums.is_quorum(Nodes.of(credible)):
                 reported = credible
         elif not self._peers.disbelieved and reported == entry.known:
             return self.observe(identifier).classification

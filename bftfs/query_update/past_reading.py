@@ -25,7 +25,7 @@ from typing import Final
 import msgspec
 
 from bftfs.asking.ask import Asking
-from bftfs.asking.quorum import Nodes
+from bftfs.asking.quorum import NOBODY, Nodes
 from bftfs.credentials import Credentials
 from bftfs.errors import FileSystemError, NoLongerKept, PastUnknown
 from bftfs.identifiers import NodeId, ObjectId
@@ -189,7 +189,7 @@ class PastReader:
 
 def _another(plan: Plan, voters: Nodes, tried: NodeId | None) -> NodeId | None:
     """The next one to ask for the whole of what `voters` say."""
-    return next((node for node in plan.order if voters >> node & 1 and node != tried), None)
+    return next((node for node in plan.order if node in voters and node != tried), None)
 
 
 class _PastTally:
@@ -228,7 +228,7 @@ class _PastTally:
                 self._cursors[node] = reply.version
                 asking.again(node)
                 return
-            self.rounds.peers.convict(1 << node, self.plan.now_us)
+            self.rounds.peers.convict(Nodes.of([node]), self.plan.now_us)
         else:
             learned = self.rounds.learn(self.plan, node, reply)
             if learned is not None:
@@ -249,7 +249,7 @@ class _PastTally:
         reported = self.reported
         survey = observations.survey(self._identifier, reported)
         established = survey.object_candidate.timestamp
-        complete = quorums.is_quorum(survey.nodes & sum(1 << node for node in reported))
+        complete = quorums.is_quorum(survey.nodes & Nodes.of(reported))
         self.is_disorderly = not complete and (
             established == ZERO or survey.type is not OperationType.METHOD
         )
@@ -266,12 +266,9 @@ class _PastTally:
                 self.votes.add(node, (reply.version, answer), reply.answer, whole=reply.whole)
         self.found = self.votes.agreed()
         if self.found is None:
-            everyone: Nodes = (1 << quorums.n) - 1
-            self.is_forgotten = answered == everyone
-            collected = sum(
-                1 << node
-                for node, (_, reply) in self._seen.items()
-                if reply.looked is Looked.COLLECTED
+            self.is_forgotten = answered == quorums.everyone
+            collected = Nodes.of(
+                node for node, (_, reply) in self._seen.items() if reply.looked is Looked.COLLECTED
             )
             self.is_collected = quorums.includes_benign(collected)
         return self.found is not None or self.is_collected
@@ -290,14 +287,14 @@ class _PastTally:
                     and not candidate.barrier
                     and self.rounds.observations.facts.get(timestamp) is not False
                 ):
-                    showing[timestamp] = showing.get(timestamp, 0) | 1 << node
+                    showing[timestamp] = showing.get(timestamp, NOBODY).plus(node)
         quorums = self.quorums
-        unheard = (1 << quorums.n) - 1 & ~sum(1 << node for node in self._seen)
+        unheard = quorums.everyone - Nodes.of(self._seen)
         for nodes in showing.values():
-            hiding: Nodes = 0  # as many of those that do not show it as may all be malevolent
+            hiding = NOBODY  # as many of those that do not show it as may all be malevolent
             for node in self._seen:
-                more = hiding | 1 << node
-                if not nodes >> node & 1 and not quorums.includes_benign(more):
+                more = hiding.plus(node)
+                if node not in nodes and not quorums.includes_benign(more):
                     hiding = more
             if quorums.is_repairable(nodes | hiding | unheard):
                 return True

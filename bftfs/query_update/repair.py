@@ -25,7 +25,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from bftfs.asking.ask import Asking
-from bftfs.asking.quorum import Nodes
+from bftfs.asking.quorum import NOBODY, Nodes
 from bftfs.conversation import Now
 from bftfs.errors import ContentionExhausted
 from bftfs.identifiers import NodeId, ObjectId
@@ -158,14 +158,14 @@ class Repair:
         await rounds.run(plan, message, QueryReply, take, subject="replica histories")
         # The latest candidate, if hardly anybody has it, takes a repair to get rid of. It counts
         # once for each server: one operation may be the latest of several objects.
-        alone: Nodes = 0
+        alone = NOBODY
         for name in names:
             culled = self._observe(name).culled
             latest = sharing(culled, culled.latest)
             if not rounds.quorums.includes_benign(latest):
                 alone |= latest
-        for node in range(rounds.quorums.n):
-            rounds.peers.diverged(alone & 1 << node, plan.now_us)
+        for node in alone:
+            rounds.peers.diverged(Nodes.of([node]), plan.now_us)
 
     # --- one step -------------------------------------------------------------------------------
 
@@ -363,13 +363,13 @@ class Repair:
         """If an operation is in the chain of a version of its first object, with its answer."""
         quorums = self._rounds.quorums
         answers: Votes[Answer] = Votes(quorums)
-        dead: Nodes = 0
+        dead = NOBODY
         found = Verdict.UNKNOWN, b""
 
         def take(asking: Asking, node: NodeId, reply: DeduceReply) -> None:
             nonlocal dead, found
             if reply.verdict is Verdict.DEAD:
-                dead |= 1 << node
+                dead = dead.plus(node)
                 if quorums.includes_benign(dead):
                     found = Verdict.DEAD, b""
             elif reply.verdict is Verdict.ESTABLISHED:
@@ -392,7 +392,7 @@ class Repair:
         rounds = self._rounds
         plan = await rounds.plan((name,))
         hosts = sharing(self._observe(name).culled, timestamp)
-        order = tuple(node for node in plan.order if hosts >> node & 1)
+        order = tuple(node for node in plan.order if node in hosts)
         if not order:
             return None
         original: bytes | None = None

@@ -15,7 +15,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 from bftfs import limits
 from bftfs.asking.ask import Asking
 from bftfs.asking.peers import Peers
-from bftfs.asking.quorum import Nodes, QuorumSystem
+from bftfs.asking.quorum import NOBODY, Nodes, QuorumSystem
 from bftfs.conversation import Delivery, Now, Send
 from bftfs.crypto.digest import answer_digest
 from bftfs.identifiers import NodeId, ObjectId, placement_of
@@ -79,7 +79,7 @@ class Votes(Generic[Choice]):
         """Count a vote; all that voted alike so far."""
         if whole:
             self.wholes[answer] = content
-        nodes = self.by[answer] = self.by.get(answer, 0) | 1 << node
+        nodes = self.by[answer] = self.by.get(answer, NOBODY).plus(node)
         return nodes
 
     def agreed(self) -> Choice | None:
@@ -91,7 +91,7 @@ class Votes(Generic[Choice]):
 
     def dissenters(self, answer: Choice) -> Nodes:
         """Those who gave another one."""
-        nodes = 0
+        nodes = NOBODY
         for other, voters in self.by.items():
             if other != answer:
                 nodes |= voters
@@ -129,7 +129,7 @@ class Rounds:
         order, probes = self.peers.order(self.quorums.preference(placement_of(names[-1])), now_us)
         ahead = self.observations.ahead_of_clock(names)
         if ahead:  # what they accept is not counted
-            order = tuple(sorted(order, key=lambda node: ahead >> node & 1))
+            order = tuple(sorted(order, key=lambda node: node in ahead))
         return Plan(names, order, probes, now_us)
 
     async def run(
@@ -192,7 +192,7 @@ class Rounds:
                 learned.append(known)
             else:
                 return learned
-        self.peers.convict(1 << node, plan.now_us)
+        self.peers.convict(Nodes.of([node]), plan.now_us)
         return None
 
 
@@ -203,16 +203,16 @@ class UpdateTally:
         self.rounds = rounds
         self.quorums = rounds.quorums
         self.plan = plan
-        self.accepted: Nodes = 0
-        self.failed: Nodes = 0
+        self.accepted = NOBODY
+        self.failed = NOBODY
         self.refused: dict[int, Nodes] = {}
-        self.insane: Nodes = 0  # those that found a time too far ahead
-        self.overdrawn: Nodes = 0  # those that wait for older updates of this client
+        self.insane = NOBODY  # those that found a time too far ahead
+        self.overdrawn = NOBODY  # those that wait for older updates of this client
         self._contenders: dict[int, Nodes] = {}  # by how many there are, as these servers say
         self.answers: Votes[Answer] = Votes(self.quorums)
         self.refusal = 0
         self.is_outdated = False
-        self.asked: Nodes = 0
+        self.asked = NOBODY
         self._reported: dict[tuple[bytes, ...], Nodes] = {}  # histories of those that accepted it
 
     @property
@@ -221,7 +221,7 @@ class UpdateTally:
         ruled_out = self.failed
         for nodes in self.refused.values():
             ruled_out |= nodes
-        return self.asked & ~ruled_out
+        return self.asked - ruled_out
 
     @property
     def contenders(self) -> int | None:
@@ -231,7 +231,7 @@ class UpdateTally:
         (Clients that come at the same moment are late in another order at each server: more than
         one may believe that it is next.)
         """
-        nodes = 0
+        nodes = NOBODY
         for number in sorted(self._contenders):
             nodes |= self._contenders[number]
             if self.quorums.includes_benign(nodes):
@@ -245,16 +245,15 @@ class UpdateTally:
 
     def take(self, asking: Asking, node: NodeId, reply: UpdateReply) -> None:
         """Count the reply of one server."""
-        bit = 1 << node
         if self.rounds.learn(self.plan, node, reply) is None:
-            self.failed |= bit
+            self.failed = self.failed.plus(node)
         elif reply.status is not _SUCCESS:
             self._take_failure(node, reply)
         else:
-            self.accepted |= bit
+            self.accepted = self.accepted.plus(node)
             number, histories = reply.contenders, reply.histories
-            self._contenders[number] = self._contenders.get(number, 0) | bit
-            self._reported[histories] = self._reported.get(histories, 0) | bit
+            self._contenders[number] = self._contenders.get(number, NOBODY).plus(node)
+            self._reported[histories] = self._reported.get(histories, NOBODY).plus(node)
             if reply.whole or reply.answer:
                 answer = Answer.given(error=0, answer=reply.answer, whole=reply.whole)
                 self.answers.add(node, answer, reply.answer, whole=reply.whole)
@@ -266,24 +265,26 @@ class UpdateTally:
             asking.rest()
 
     def _take_failure(self, node: NodeId, reply: UpdateReply) -> None:
-        status, bit = reply.status, 1 << node
+        status = reply.status
         if status is Status.REFUSED:
-            nodes = self.refused[reply.error] = self.refused.get(reply.error, 0) | bit
+            nodes = self.refused.get(reply.error, NOBODY).plus(node)
+            self.refused[reply.error] = nodes
             if reply.error and self.quorums.is_quorum(nodes):
                 self.refusal = reply.error
             return
-        self.failed |= bit
+        self.failed = self.failed.plus(node)
         if status is Status.NOT_CURRENT:
             number = reply.contenders
-            self._contenders[number] = self._contenders.get(number, 0) | bit
+            self._contenders[number] = self._contenders.get(number, NOBODY).plus(node)
         elif status is Status.CULLED:
-            self.rounds.peers.accuse(node, reply.forged | reply.insane, self.plan.now_us)
+            accused = Nodes.known(reply.forged | reply.insane)
+            self.rounds.peers.accuse(node, accused, self.plan.now_us)
             if reply.insane:
-                self.insane |= bit
+                self.insane = self.insane.plus(node)
         elif status is Status.INSANE_TIME:
-            self.insane |= bit
+            self.insane = self.insane.plus(node)
         elif status is Status.TOO_MANY:
-            self.overdrawn |= bit
+            self.overdrawn = self.overdrawn.plus(node)
 
     def hopes(self, waiting: Nodes) -> bool:
         """If all that were not heard accepted it, it would be complete."""
@@ -291,7 +292,7 @@ class UpdateTally:
 
     def _can_agree(self, asked: Nodes) -> bool:
         """All that were asked have answered: a quorum may agree yet if others are asked."""
-        unasked = (1 << self.quorums.n) - 1 & ~asked
+        unasked = self.quorums.everyone - asked
         return any(
             nodes and self.quorums.is_quorum(nodes | unasked)
             for nodes in (self.accepted, *self.refused.values())
@@ -312,10 +313,10 @@ class UpdateTally:
         latest: dict[tuple[LogicalTimestamp, ...], Nodes] = {}
         for histories, nodes in self._reported.items():
             key = tuple(parse_history(history).latest for history in histories)
-            latest[key] = latest.get(key, 0) | nodes
-        alike = max(latest.values(), key=int.bit_count)
+            latest[key] = latest.get(key, NOBODY) | nodes
+        alike = max(latest.values(), key=len)
         peers.conformed(alike)
-        for apart in (self.failed, self.accepted & ~alike):
+        for apart in (self.failed, self.accepted - alike):
             peers.diverged(apart, self.plan.now_us)
         for error, nodes in self.refused.items():
             # The method, its arguments and the version are the same everywhere: so is its answer.
@@ -348,7 +349,7 @@ class QueryTally:
         self._first: tuple[bytes, ...] = ()  # histories of the first reply
         self._heads: tuple[LogicalTimestamp, ...] = ()
         self._plain = False  # all of these end with object versions
-        self._alike: Nodes = 0  # those that report the same histories
+        self._alike = NOBODY  # those that report the same histories
         self.votes: Votes[tuple[tuple[LogicalTimestamp, ...], Answer]] = Votes(self.quorums)
         self._reported: dict[tuple[LogicalTimestamp, ...], Nodes] = {}  # by their latest versions
         self.answer: Answer | None = None
@@ -356,7 +357,7 @@ class QueryTally:
         self.disorderly: tuple[ObjectId, ...] = ()  # objects that need repair first
         self.unknown = False  # the histories of some object tell nothing: ask again
         self.deduced = False  # they may not all have been the latest at one moment
-        self._hosting: Nodes = 0  # those that have the latest candidate of every object
+        self._hosting = NOBODY  # those that have the latest candidate of every object
 
     def take(self, asking: Asking, node: NodeId, reply: QueryReply) -> None:
         """Count the reply of one server."""
@@ -382,7 +383,7 @@ class QueryTally:
             self._heads = tuple(each.latest_object.timestamp for each in parsed)
             self._plain = not any(is_barrier(each.latest) for each in parsed)
         if histories == self._first:
-            self._alike |= 1 << node
+            self._alike = self._alike.plus(node)
             return self._heads
         return tuple(parse_history(history).latest_object.timestamp for history in histories)
 
@@ -397,7 +398,7 @@ class QueryTally:
         answer = Answer.given(error=reply.error, answer=reply.answer, whole=reply.whole)
         key = (self._wanted or heads, answer)
         alike = self.votes.add(node, key, reply.answer, whole=reply.whole)
-        self._reported[heads] = self._reported.get(heads, 0) | 1 << node
+        self._reported[heads] = self._reported.get(heads, NOBODY).plus(node)
         if (
             self._plain
             and self.quorums.is_quorum(alike & self._alike)
@@ -414,7 +415,7 @@ class QueryTally:
         that one is complete, it is the latest established, whatever is going on.
         """
         observations = self.rounds.observations
-        heard = sum(1 << node for node in self.reported[self.names[0]])
+        heard = Nodes.of(self.reported[self.names[0]])
         versions = []
         disorderly = []
         self.unknown = False
@@ -438,7 +439,7 @@ class QueryTally:
         # Several objects were read together only if a quorum has exactly these versions: two such
         # reads share a server, at which versions only grow. If not, a second round, whose replies
         # were all asked for after the first was over, has to find the same.
-        exactly = self._reported.get(self.versions, 0)
+        exactly = self._reported.get(self.versions, NOBODY)
         self.deduced = len(self.names) > 1 and not self.quorums.is_quorum(exactly)
         if disorderly or self.unknown:
             return False
@@ -467,14 +468,14 @@ class QueryTally:
                 peers.convict(nodes, self.plan.now_us)
         if self.quorums.is_quorum(self._alike):
             peers.conformed(self._alike)
-            apart = asking.answered & ~self._alike
+            apart = asking.answered - self._alike
             if not apart:
                 return
-        ahead = 0
+        ahead = NOBODY
         for name, version in zip(self.names, self.versions, strict=True):
             for node, known in self.reported[name].items():
                 if parse_history(known.history).latest > version:
-                    ahead |= 1 << node
+                    ahead = ahead.plus(node)
         peers.diverged(ahead, self.plan.now_us)
         if not self.quorums.is_quorum(self._alike):
-            peers.conformed(asking.answered & ~ahead)
+            peers.conformed(asking.answered - ahead)

@@ -15,6 +15,7 @@ from enum import Enum
 from itertools import pairwise
 
 from bftfs.asking.peers import Peers
+from bftfs.asking.quorum import Nodes
 from bftfs.coding import cross_checksum
 from bftfs.coding.cross_checksum import CrossChecksum
 from bftfs.coding.erasure import Buffer
@@ -38,7 +39,7 @@ def note_verdict(peers: Peers, node: NodeId, verdict: ReplyVerdict, now_us: int)
     if verdict is ReplyVerdict.DAMAGED:
         peers.damaged(node, now_us)
     elif verdict is ReplyVerdict.IMPOSSIBLE:
-        peers.convict(1 << node, now_us)
+        peers.convict(Nodes.of([node]), now_us)
 
 
 class Responses:

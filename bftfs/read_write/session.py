@@ -18,6 +18,7 @@ from typing import Any, Generic, TypeVar
 from bftfs import limits
 from bftfs.asking.ask import Asking
 from bftfs.asking.peers import Pace, Peers
+from bftfs.asking.quorum import Nodes
 from bftfs.asking.refusal import Refused
 from bftfs.coding.erasure import ErasureCode
 from bftfs.conversation import Delivery, Send
@@ -112,7 +113,7 @@ class Gathering(Asking, Generic[Answer]):
             if len(answers) >= self._required and self._awaited <= answers.keys():
                 self.enough()
         elif not isinstance(reply.message, Refused):
-            self._peers.convict(1 << reply.node, self.began_us)
+            self._peers.convict(Nodes.of([reply.node]), self.began_us)
             self.useless(reply.node)
         elif reply.message.code == errno.EAGAIN:
             # Nodes slow writers down like this: to ask again at once would be no slower.

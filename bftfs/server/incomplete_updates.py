@@ -34,7 +34,7 @@ from functools import partial
 
 from bftfs import limits
 from bftfs.asking.peers import Peers
-from bftfs.asking.quorum import Nodes, QuorumSystem
+from bftfs.asking.quorum import NOBODY, Nodes, QuorumSystem
 from bftfs.conversation import Now, Pause, Together, Wait
 from bftfs.errors import OperationFailed
 from bftfs.identifiers import ClientId, NodeId, ObjectId, placement_of
@@ -71,14 +71,14 @@ class Finisher:
         self._incomplete = incomplete
         self._healer = healer
         self._peers = tuple(NodeId(peer) for peer in range(quorums.n) if peer != node)
-        peers = Peers(quorums, trusted=1 << node)
+        peers = Peers(quorums, trusted=Nodes.of([node]))
         self._observations = Observations(peers, bound=_OBSERVED)
         self._rounds = Rounds(
             peers, self._observations, patience_total_us=limits.VERIFY_PATIENCE_US
         )
         self._repairs = Repair(self._rounds)
         self._under_way: set[ObjectId] = set()
-        self._silent: Nodes = 0  # peers that were waited for in vain, and have not answered since
+        self._silent = NOBODY  # peers that were waited for in vain, and have not answered since
         self._behind: dict[ObjectId, None] = {}  # where others have something later
         self._host: Host | None = None
 
@@ -164,10 +164,10 @@ class Finisher:
             lambda reply: len(reply.latest) == len(names),
             partial(self._is_enough, accepted),
         )
-        heard = sum(1 << node for node in replies) | 1 << self._node
-        self._silent &= ~heard
+        heard = Nodes.of(replies).plus(self._node)
+        self._silent -= heard
         if not self._is_enough(accepted, replies):
-            self._silent = (1 << self._quorums.n) - 1 & ~heard
+            self._silent = self._quorums.everyone - heard
         return replies
 
     def _is_disorderly(
@@ -190,15 +190,15 @@ class Finisher:
             if latest > entry.timestamp:
                 incomplete.accepted(name, latest)
             return False
-        me: Nodes = 1 << self._node
-        alike: Nodes = me | sum(1 << node for node, other in reported.items() if other == latest)
-        later: Nodes = sum(1 << node for node, other in reported.items() if other > latest)
+        me = Nodes.of([self._node])
+        alike = me | Nodes.of(node for node, other in reported.items() if other == latest)
+        later = Nodes.of(node for node, other in reported.items() if other > latest)
         if quorums.is_quorum(alike) and not is_barrier(latest):
             incomplete.settle(name)
             incomplete.tally.settled += 1
         elif quorums.includes_benign(later):
             self._superseded(name, entry)
-        elif not quorums.is_quorum(me | sum(1 << node for node in reported)):
+        elif not quorums.is_quorum(me | Nodes.of(reported)):
             self._failed(entry, now_us)
         elif not incomplete.rested(entry):
             entry.retry_us = now_us + limits.UNFINISHED_REST_US
@@ -216,9 +216,9 @@ class Finisher:
         that is down.
         """
         quorums = self._quorums
-        heard = 1 << self._node | sum(1 << node for node in replies)
+        heard = Nodes.of(replies).plus(self._node)
         return quorums.is_quorum(heard) and (
-            heard | self._silent == (1 << quorums.n) - 1
+            heard | self._silent == quorums.everyone
             or all(
                 quorums.is_quorum(self._sharing(latest, at, replies))
                 for at, latest in enumerate(accepted)
@@ -229,10 +229,8 @@ class Finisher:
         self, latest: LogicalTimestamp, at: int, replies: dict[NodeId, LatestReply]
     ) -> Nodes:
         """This server, and those whose latest candidate of object `at` is this one as well."""
-        nodes: Nodes = 1 << self._node
-        for node, reply in replies.items():
-            nodes |= (reply.latest[at] == latest) << node
-        return nodes
+        sharing = (node for node, reply in replies.items() if reply.latest[at] == latest)
+        return Nodes.of(sharing).plus(self._node)
 
     async def _repair(self, host: Host, name: ObjectId, entry: Entry) -> None:
         """Repair one object, unless it is another server's turn first."""

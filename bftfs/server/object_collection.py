@@ -42,10 +42,10 @@ def settled_everywhere(
     quorums: QuorumSystem,
 ) -> bool:
     """True if the `latest` candidate here is the latest at a whole quorum, and so established."""
-    nodes: Nodes = 1 << me
+    nodes = Nodes.of([me])
     for node, reply in replies.items():
         if any(each.object == name and each.latest == latest for each in reply.objects):
-            nodes |= 1 << node
+            nodes = nodes.plus(node)
     return quorums.is_quorum(nodes)
 
 

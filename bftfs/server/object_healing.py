@@ -44,7 +44,7 @@ from functools import partial
 from itertools import count, pairwise
 
 from bftfs import limits
-from bftfs.asking.quorum import Nodes, QuorumSystem
+from bftfs.asking.quorum import NOBODY, Nodes, QuorumSystem
 from bftfs.conversation import Now, Pause, Together
 from bftfs.crypto.digest import AuthenticatorKeys
 from bftfs.errors import MalformedMessage
@@ -247,7 +247,7 @@ class ObjectHealer:
         replies = await ask_all(
             self._peers, CatalogueRequest(after), CatalogueReply, partial(_is_catalogue, after)
         )
-        if not self._quorums.is_quorum(sum(1 << node for node in replies)):
+        if not self._quorums.is_quorum(Nodes.of(replies)):
             return None
         here = await look(host, lambda view: catalogue(view, CatalogueRequest(after)))
         until = min(self._reach(replies), _end_of(here))
@@ -271,7 +271,7 @@ class ObjectHealer:
         """The id up to which peers have listed all, of whom one is benign."""
         bounds = sorted(_end_of(reply) for reply in replies.values())
         for number, bound in enumerate(bounds, 1):
-            if self._quorums.includes_benign((1 << number) - 1):
+            if self._quorums.includes_benign(Nodes.of(range(number))):
                 return bound
         return bounds[-1]
 
@@ -286,15 +286,15 @@ class ObjectHealer:
         While it recovers, the server believes every single peer that there is something: what it
         has forgotten may be at one of them only.
         """
-        later: Nodes = sum(1 << node for node, latest in reported if latest > own)
-        alike: Nodes = sum(1 << node for node, latest in reported if latest == own)
+        later = Nodes.of(node for node, latest in reported if latest > own)
+        alike = Nodes.of(node for node, latest in reported if latest == own)
         if (
             self.on_difference is not None
             and own != ZERO
-            and not self._quorums.is_quorum(alike | 1 << self._node)
+            and not self._quorums.is_quorum(alike.plus(self._node))
         ):
             self.on_difference(name, own)
-        return self._quorums.includes_benign(later) or (later > 0 and self._recovery.rebuilding)
+        return self._quorums.includes_benign(later) or (bool(later) and self._recovery.rebuilding)
 
     async def _heal_chunk(self, host: Host, names: Sequence[ObjectId]) -> int:
         await Together(tuple(partial(self._heal_patiently, host, name) for name in names))
@@ -343,11 +343,11 @@ class ObjectHealer:
     async def _histories(self, name: ObjectId) -> CulledObjectHistorySet | None:
         """The peers' histories of an object; None if they are no quorum."""
         replies = await ask_all(self._peers, HistoryRequest(name), HistoryReply, _is_history)
-        if not self._quorums.is_quorum(sum(1 << node for node in replies)):
+        if not self._quorums.is_quorum(Nodes.of(replies)):
             return None
         by_history: dict[bytes, Nodes] = {}
         for node, reply in replies.items():
-            by_history[reply.history] = by_history.get(reply.history, 0) | 1 << node
+            by_history[reply.history] = by_history.get(reply.history, NOBODY).plus(node)
         return CulledObjectHistorySet(
             name, tuple(Hosted(parse_history(each), nodes) for each, nodes in by_history.items())
         )
@@ -357,7 +357,7 @@ class ObjectHealer:
         request = DeduceRequest(candidate.timestamp, candidate.objects)
         replies = await ask_all(self._peers, request, DeduceReply)
         for verdict in (Verdict.ESTABLISHED, Verdict.DEAD):
-            nodes = sum(1 << node for node, reply in replies.items() if reply.verdict is verdict)
+            nodes = Nodes.of(node for node, reply in replies.items() if reply.verdict is verdict)
             if self._quorums.includes_benign(nodes):
                 return verdict
         return Verdict.UNKNOWN
@@ -472,7 +472,7 @@ class ObjectHealer:
             self._unmark(host, name)
             return True
         replies = await ask_all(self._peers, HistoryRequest(name), HistoryReply, _is_history)
-        if not self._quorums.is_quorum(sum(1 << node for node in replies)):
+        if not self._quorums.is_quorum(Nodes.of(replies)):
             return False  # some day there are enough
         # Nobody else can be asked for the version, or what was accepted is not known any more.
         self._recovery.forget(OBJECTS, await Now())

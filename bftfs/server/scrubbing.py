@@ -37,7 +37,7 @@ from typing import NamedTuple, Protocol
 import msgspec
 
 from bftfs import limits
-from bftfs.asking.quorum import Nodes, QuorumSystem
+from bftfs.asking.quorum import NOBODY, Nodes, QuorumSystem
 from bftfs.conversation import Now, Pause
 from bftfs.crypto.digest import DIGEST_BYTES, AuthenticatorKeys
 from bftfs.errors import MalformedMessage
@@ -372,14 +372,14 @@ class VersionScrubber:
         replies = await ask_all(
             self._peers, request, AttestReply, partial(_is_attestation, len(unconfirmed))
         )
-        if not self._quorums.includes_benign(sum(1 << node for node in replies)):
+        if not self._quorums.includes_benign(Nodes.of(replies)):
             return None
         refuted = []
         for at, key in enumerate(unconfirmed):
             votes: dict[bytes, Nodes] = {}
             for node, reply in replies.items():
                 digest = reply.digests[at]
-                votes[digest] = votes.get(digest, 0) | 1 << node
+                votes[digest] = votes.get(digest, NOBODY).plus(node)
             own = digests[key]
             if (not own or own not in votes) and any(
                 digest and digest != own and self._quorums.includes_benign(nodes)

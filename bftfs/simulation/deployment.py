@@ -10,7 +10,7 @@ from typing import get_args
 
 from bftfs import limits
 from bftfs.asking.peers import Peers
-from bftfs.asking.quorum import ThresholdQuorums
+from bftfs.asking.quorum import Nodes, ThresholdQuorums
 from bftfs.conversation import Event
 from bftfs.credentials import Credentials
 from bftfs.crypto.digest import AuthenticatorKeys
@@ -200,7 +200,7 @@ class Deployment:
             asked = (kind for kind in get_args(ReadWriteRequest) if kind is not Notice)
             return servers | dict.fromkeys(asked, blocks)
         name = client_named(f"node {node}")
-        peers = Peers(quorums, trusted=1 << node)
+        peers = Peers(quorums, trusted=Nodes.of([node]))
         verifier = LazyVerifier(node, sizes, name, peers, self.verification, quota.charge)
         past = CollectedPast()
         healer = BlockHealer(

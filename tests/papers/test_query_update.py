@@ -15,7 +15,7 @@ import pytest
 
 from bftfs import limits
 from bftfs.asking.peers import Pace, Peers
-from bftfs.asking.quorum import ThresholdQuorums
+from bftfs.asking.quorum import Nodes, ThresholdQuorums
 from bftfs.asking.refusal import Refused
 from bftfs.conversation import Draw, Pause
 from bftfs.crypto.digest import MAC_BYTES, answer_digest, replica_history_digest
@@ -1745,8 +1745,8 @@ def test_forged_candidates_are_classified_incomplete(cluster: Cluster, alice: Cl
     )
     lie = parse_history(history + forged.encoded)
     for liar in QUORUM:
-        others = sum(1 << node for node in QUORUM if node != liar)
-        hosted = (Hosted(parse_history(history), others), Hosted(lie, 1 << liar))
+        others = Nodes.of(node for node in QUORUM if node != liar)
+        hosted = (Hosted(parse_history(history), others), Hosted(lie, Nodes.of([liar])))
         found = classify(CulledObjectHistorySet(A, hosted), cluster.quorums)
         assert found.type is OperationType.BARRIER
         assert found.object_candidate.timestamp == made.timestamp

@@ -12,7 +12,7 @@ from bftfs.asking.peers import (
     Pace,
     Peers,
 )
-from bftfs.asking.quorum import ThresholdQuorums
+from bftfs.asking.quorum import NOBODY, Nodes, ThresholdQuorums
 from bftfs.identifiers import NodeId
 from bftfs.thresholds import QueryUpdateThresholds
 
@@ -24,118 +24,118 @@ def peers(b: int = 1) -> Peers:
 
 
 def accuse(subject: Peers, accuser: int, *accused: int) -> None:
-    subject.accuse(NodeId(accuser), sum(1 << node for node in accused), 0)
+    subject.accuse(NodeId(accuser), Nodes.of(accused), 0)
 
 
 def test_nobody_is_disbelieved_without_a_reason() -> None:
-    assert peers().disbelieved == 0
+    assert peers().disbelieved == NOBODY
 
 
 def test_more_than_b_accusers_convict() -> None:
     subject = peers()
     accuse(subject, 1, 0)
     accuse(subject, 2, 0)
-    assert subject.disbelieved == 0b000001
+    assert subject.disbelieved == Nodes(0b000001)
 
 
 def test_who_accuses_two_is_disbelieved_and_not_the_accused() -> None:
     subject = peers()
     accuse(subject, 5, 0, 1)
-    assert subject.disbelieved == 0b100000
-    assert subject.disbelieved >> NodeId(5) & 1
-    assert not subject.disbelieved >> NodeId(0) & 1
+    assert subject.disbelieved == Nodes(0b100000)
+    assert NodeId(5) in subject.disbelieved
+    assert NodeId(0) not in subject.disbelieved
 
 
 def test_a_single_quarrel_disbelieves_the_accused() -> None:
     subject = peers()
     accuse(subject, 5, 0)
-    assert subject.disbelieved == 0b000001
+    assert subject.disbelieved == Nodes(0b000001)
 
 
 def test_quarrels_that_b_liars_cannot_explain_shun_nobody() -> None:
     subject = peers()
     accuse(subject, 0, 1)
     accuse(subject, 2, 3)
-    assert subject.disbelieved == 0
+    assert subject.disbelieved == NOBODY
 
 
 def test_with_more_liars_more_are_disbelieved() -> None:
     subject = peers(b=2)
     accuse(subject, 0, 1, 2, 3)
     accuse(subject, 5, 6, 7)
-    assert subject.disbelieved == 0b100001
+    assert subject.disbelieved == Nodes(0b100001)
 
 
 def test_nobody_quarrels_with_itself() -> None:
     subject = peers()
     accuse(subject, 3, 3)
-    assert subject.disbelieved == 0
+    assert subject.disbelieved == NOBODY
 
 
 def test_a_proven_lie_convicts_at_once() -> None:
     subject = peers()
-    subject.convict(0b100, 0)
-    assert subject.disbelieved == 0b100
-    subject.convict(0b1000, 0)
-    assert subject.disbelieved == 0, "two cannot both be lying if b is one"
+    subject.convict(Nodes(0b100), 0)
+    assert subject.disbelieved == Nodes(0b100)
+    subject.convict(Nodes(0b1000), 0)
+    assert subject.disbelieved == NOBODY, "two cannot both be lying if b is one"
 
 
 def test_a_contrary_server_is_disbelieved_for_long() -> None:
     subject = peers()
     for _ in range(DIVERGENCES - 1):
-        subject.diverged(0b100, 0)
-    assert subject.disbelieved == 0
+        subject.diverged(Nodes(0b100), 0)
+    assert subject.disbelieved == NOBODY
     for _ in range(10):
-        subject.diverged(0b100, 0)
-    assert subject.disbelieved == 0b100
-    subject.conformed(0b111111)
-    assert subject.disbelieved == 0b100, "one agreement may be feigned"
+        subject.diverged(Nodes(0b100), 0)
+    assert subject.disbelieved == Nodes(0b100)
+    subject.conformed(Nodes(0b111111))
+    assert subject.disbelieved == Nodes(0b100), "one agreement may be feigned"
     for _ in range(100):
-        subject.conformed(0b111111)
-    assert subject.disbelieved == 0
+        subject.conformed(Nodes(0b111111))
+    assert subject.disbelieved == NOBODY
 
 
 def test_who_lies_every_other_time_is_disbelieved() -> None:
     subject = peers()
     for _ in range(2 * DIVERGENCES):
-        subject.diverged(0b100, 0)
-        subject.conformed(0b111111)
-    assert subject.disbelieved == 0b100
+        subject.diverged(Nodes(0b100), 0)
+        subject.conformed(Nodes(0b111111))
+    assert subject.disbelieved == Nodes(0b100)
 
 
 def test_who_is_ahead_of_others_now_and_then_is_not_disbelieved() -> None:
     subject = peers()
     for number in range(1000):
         if number % 6 == 0:
-            subject.diverged(0b100, 0)
+            subject.diverged(Nodes(0b100), 0)
         else:
-            subject.conformed(0b111111)
-        assert subject.disbelieved == 0
+            subject.conformed(Nodes(0b111111))
+        assert subject.disbelieved == NOBODY
 
 
 def test_a_proof_outlasts_doubts_about_suspicions() -> None:
     subject = peers()
-    subject.convict(0b1, 0)
+    subject.convict(Nodes(0b1), 0)
     subject.relent()
-    assert subject.disbelieved == 0b1
+    assert subject.disbelieved == Nodes(0b1)
     subject.forget()
     for _ in range(DIVERGENCES):
-        subject.diverged(0b10, 0)
-    assert subject.disbelieved == 0b10
+        subject.diverged(Nodes(0b10), 0)
+    assert subject.disbelieved == Nodes(0b10)
     subject.relent()
-    assert subject.disbelieved == 0
+    assert subject.disbelieved == NOBODY
 
 
 def test_suspicion_is_forgotten() -> None:
     subject = peers()
-    subject.convict(0b1, 0)
+    subject.convict(Nodes(0b1), 0)
     subject.order(ORDER, MEMORY_US - 1)
-    assert subject.disbelieved == 0b1
+    assert subject.disbelieved == Nodes(0b1)
     subject.order(ORDER, MEMORY_US)
-    assert subject.disbelieved == 0
-    subject.convict(0b10, MEMORY_US)
+    assert subject.disbelieved == NOBODY
+    subject.convict(Nodes(0b10), MEMORY_US)
     subject.forget()
-    assert subject.disbelieved == 0
+    assert subject.disbelieved == NOBODY
 
 
 # --- asked last -----------------------------------------------------------------------------
@@ -244,7 +244,7 @@ def test_a_damaged_fragment_is_not_forgiven_at_the_next_answer() -> None:
 def test_the_disbelieved_come_after_the_silent() -> None:
     subject = peers()
     subject.silent(NodeId(0), 0)
-    subject.convict(0b100, 0)
+    subject.convict(Nodes(0b100), 0)
     assert subject.condition(NodeId(2)) is Condition.LYING
     assert subject.order(ORDER, 1) == ((1, 3, 4, 5, 0, 2), ())
 
@@ -256,7 +256,7 @@ def test_nobody_who_is_needed_is_disbelieved_for_divergences() -> None:
     subject = peers()
     subject.silent(NodeId(0), 0)
     for _ in range(10 * DIVERGENCES):
-        subject.diverged(0b100, 0)
+        subject.diverged(Nodes(0b100), 0)
     assert not subject.disbelieved
 
 
@@ -268,26 +268,26 @@ def test_after_failures_what_is_not_proven_is_forgotten() -> None:
     """Sooner if those that are believed are no quorum; but each suspicion is given its chance."""
     subject = peers()
     for _ in range(DIVERGENCES):
-        subject.diverged(0b100, 0)
+        subject.diverged(Nodes(0b100), 0)
     for failures in range(1, 8):
-        fail(subject, failures, 0b100)
+        fail(subject, failures, Nodes(0b100))
     assert subject.disbelieved
     fail(subject, 8, 0)
     assert subject.disbelieved, "the attempt has only just raised it"
     subject.silent(NodeId(0), 0)
-    fail(subject, 2, 0b100)
+    fail(subject, 2, Nodes(0b100))
     assert subject.disbelieved
-    fail(subject, 3, 0b100)
+    fail(subject, 3, Nodes(0b100))
     assert not subject.disbelieved
 
 
 def test_who_needs_those_that_are_ahead_doubts_its_clock() -> None:
     subject, far_us = peers(), limits.CLOCK_SKEW_US
-    fail(subject, 3, 0, ahead=0b100)
+    fail(subject, 3, NOBODY, ahead=Nodes(0b100))
     assert subject.is_ahead(far_us, 0), "a quorum is left without it"
     subject.silent(NodeId(0), 0)
-    fail(subject, 2, 0, ahead=0b100)
+    fail(subject, 2, NOBODY, ahead=Nodes(0b100))
     assert subject.is_ahead(far_us, 0)
-    fail(subject, 3, 0, ahead=0b100)
+    fail(subject, 3, NOBODY, ahead=Nodes(0b100))
     assert not subject.is_ahead(far_us, 0)
     assert subject.is_ahead(far_us + limits.SECOND_US * 2, limits.SECOND_US * 2), "for a while"

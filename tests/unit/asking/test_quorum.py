@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import pytest
 
-from bftfs.asking.quorum import ThresholdQuorums
+from bftfs.asking.quorum import Nodes, ThresholdQuorums
 from bftfs.thresholds import QueryUpdateThresholds
 
 QUORUMS = ThresholdQuorums(QueryUpdateThresholds.smallest(t=1, b=1))
 
 
 def test_thresholds_as_predicates() -> None:
-    assert [QUORUMS.is_quorum((1 << size) - 1) for size in (4, 5, 6)] == [False, True, True]
-    assert [QUORUMS.is_repairable((1 << size) - 1) for size in (2, 3)] == [False, True]
-    assert [QUORUMS.includes_benign((1 << size) - 1) for size in (0, 1, 2)] == [False, False, True]
+    assert [QUORUMS.is_quorum(Nodes.of(range(size))) for size in (4, 5, 6)] == [False, True, True]
+    assert [QUORUMS.is_repairable(Nodes.of(range(size))) for size in (2, 3)] == [False, True]
+    assert [QUORUMS.includes_benign(Nodes.of(range(size))) for size in (0, 1, 2)] == [
+        False,
+        False,
+        True,
+    ]
 
 
 @pytest.mark.parametrize("placement", [0, 4, 5, 6, 255])

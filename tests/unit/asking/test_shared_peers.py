@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from bftfs.asking.peers import Condition
+from bftfs.asking.quorum import Nodes
 from bftfs.conversation import Conversation, Now
 from bftfs.identifiers import NodeId, ObjectKind, block_id, object_id
 from bftfs.query_update.counter import Increment, counter_types
@@ -89,7 +90,7 @@ def test_a_lie_told_of_metadata_is_known_to_readers() -> None:
     cluster, client = prepared()
 
     async def convict() -> None:
-        client.peers.convict(1 << DOWN, await Now())
+        client.peers.convict(Nodes.of([DOWN]), await Now())
 
     client.run(convict())
     assert client.peers.condition(DOWN) is Condition.LYING

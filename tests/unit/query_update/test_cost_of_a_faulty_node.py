@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from bftfs.asking.peers import HEDGE_US, PATIENCE_US
+from bftfs.asking.quorum import Nodes
 from bftfs.identifiers import NodeId
 from bftfs.query_update.counter import Fetch, Increment
 from bftfs.query_update.messages import Query, Request
@@ -130,7 +131,7 @@ def test_a_wrong_answer_on_the_same_version_convicts() -> None:
     corrupt(cluster, "wrong-answers", 1, _chance=1.0)
     reader = cluster.client("Y")
     Run(cluster, reader, 2).operate(10, updates=0)
-    assert reader.qu.peers.disbelieved == 1 << LIAR
+    assert reader.qu.peers.disbelieved == Nodes.of([LIAR])
 
 
 @pytest.mark.parametrize("seed", range(2))
@@ -161,7 +162,7 @@ def test_readers_wait_for_a_late_node_and_repair_nothing(seed: int) -> None:
     run.operate(100, updates=0)
     sent = [message for source, _, message in cluster.sent[before:] if source[0] == "client"]
     assert {type(message) for message in sent} == {Query}
-    assert reader.qu.peers.disbelieved == 1 << LIAR
+    assert reader.qu.peers.disbelieved == Nodes.of([LIAR])
     assert max(run.took_us) < 2 * PATIENCE_US
 
 

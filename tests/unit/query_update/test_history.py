@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from bftfs.asking.quorum import NOBODY, Nodes
 from bftfs.errors import MalformedMessage
 from bftfs.identifiers import NodeId
 from bftfs.query_update.history import (
@@ -73,7 +74,7 @@ def test_servers_that_report_the_same_share_a_group() -> None:
     history_set, authenticators, culled = assemble(A, entries)
     assert history_set.groups == (HistoryGroup(other, b"\0"), HistoryGroup(one, b"\2\5"))
     assert authenticators == b"025"
-    assert culled.nodes == 0b100101
+    assert culled.nodes == Nodes(0b100101)
     assert culled.latest == at(2)
     assert parse_set(history_set, n=6) == culled
 
@@ -124,7 +125,7 @@ def test_a_history_is_authentic_for_its_object_and_server_only() -> None:
     culled, forged, insane = cull(
         history_set, authenticators, keys(5), n=6, latest_sane_us=LONG_AGO
     )
-    assert (forged, insane) == (0b010110, 0)
+    assert (forged, insane) == (Nodes(0b010110), NOBODY)
     assert culled == seen(A, history(method(1)))
 
 
@@ -147,8 +148,8 @@ def test_insane_times_are_culled_and_reported_apart() -> None:
     }
     history_set, authenticators, _ = assemble(A, entries)
     culled, forged, insane = cull(history_set, authenticators, keys(2), n=6, latest_sane_us=100)
-    assert (forged, insane) == (0, 0b10)
-    assert culled.nodes == 0b01
+    assert (forged, insane) == (NOBODY, Nodes(0b10))
+    assert culled.nodes == Nodes(0b01)
 
 
 @pytest.mark.parametrize("authenticators", [b"", b"x" * 95, b"x" * 192])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bftfs.asking.peers import MEMORY_US, Peers
-from bftfs.asking.quorum import ThresholdQuorums
+from bftfs.asking.quorum import Nodes, ThresholdQuorums
 from bftfs.identifiers import NodeId
 from bftfs.limits import CLOCK_SKEW_US, SECOND_US
 from bftfs.query_update.history import Known
@@ -48,7 +48,7 @@ def test_what_only_liars_may_have_is_left_out_if_it_is_far_ahead() -> None:
     observations = observing(5, forged, honest, honest, honest, honest, honest)
     observed = observations.observe(A)
     assert observed.classification.latest == method(5).timestamp
-    assert observed.ahead_of_clock == observations.ahead_of_clock([A]) == 0b000001
+    assert observed.ahead_of_clock == observations.ahead_of_clock([A]) == Nodes(0b000001)
     assert observed.is_pushed_ahead(5), "it may yet be what one waits for"
     # A query rests on the others if they are a quorum, and else on all that it has.
     reported = dict(enumerate(Known(each, MACS) for each in [forged] + [honest] * 5))
@@ -63,7 +63,7 @@ def test_candidates_of_benign_servers_are_never_ignored() -> None:
     further = history(method(5), barrier(far_us + SECOND_US, 5))
     observed = observing(5, further, pushed, honest, honest, honest, honest).observe(A)
     assert observed.classification.latest == barrier(far_us, 5).timestamp
-    assert observed.ahead_of_clock == 0b000001
+    assert observed.ahead_of_clock == Nodes(0b000001)
 
 
 def test_what_is_left_out_counts_once_it_is_no_longer_far_ahead() -> None:
@@ -83,9 +83,9 @@ def test_nobody_is_ahead_of_a_clock_found_wrong() -> None:
     pushed = history(method(5), barrier(far_us, 5))
     peers = Peers(QUORUMS)
     observations = observing(5, pushed, honest, honest, honest, honest, honest, peers=peers)
-    assert observations.observe(A).ahead_of_clock == 0b000001
+    assert observations.observe(A).ahead_of_clock == Nodes(0b000001)
     peers.doubt_clock(6 + MEMORY_US)
     observations.learn(A, NodeId(0), pushed, MACS, 6)
     assert observations.observe(A).classification.latest == barrier(far_us, 5).timestamp
     observations.learn(A, NodeId(0), pushed, MACS, 6 + MEMORY_US)  # it may have been set right
-    assert observations.observe(A).ahead_of_clock == 0b000001
+    assert observations.observe(A).ahead_of_clock == Nodes(0b000001)

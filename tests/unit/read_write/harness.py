@@ -9,6 +9,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any, get_args
 
 from bftfs.asking.peers import Peers
+from bftfs.asking.quorum import Nodes
 from bftfs.asking.refusal import Refused
 from bftfs.coding import cross_checksum
 from bftfs.coding.erasure import Buffer, ErasureCode
@@ -125,16 +126,17 @@ class ResponseQuorums:
 
     def __init__(self, thresholds: ReadWriteThresholds) -> None:
         self.n = thresholds.N
+        self.everyone = Nodes.of(range(thresholds.N))
         self._thresholds = thresholds
 
-    def is_quorum(self, nodes: int) -> bool:
-        return nodes.bit_count() >= self._thresholds.responses
+    def is_quorum(self, nodes: Nodes) -> bool:
+        return len(nodes) >= self._thresholds.responses
 
-    def is_repairable(self, nodes: int) -> bool:
-        return nodes.bit_count() >= self._thresholds.repairable
+    def is_repairable(self, nodes: Nodes) -> bool:
+        return len(nodes) >= self._thresholds.repairable
 
-    def includes_benign(self, nodes: int) -> bool:
-        return nodes.bit_count() > self._thresholds.b
+    def includes_benign(self, nodes: Nodes) -> bool:
+        return len(nodes) > self._thresholds.b
 
     def preference(self, placement: int) -> tuple[NodeId, ...]:
         return nodes_by_fragment(self.n)[placement % self.n]
