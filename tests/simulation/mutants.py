@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import pytest
 
-from bftfs.asking.quorum import Nodes, QuorumSystem
+from bftfs.asking.quorum import NOBODY, Nodes, QuorumSystem
 from bftfs.crypto.digest import DIGEST_BYTES, AuthenticatorKeys
 from bftfs.identifiers import NodeId
 from bftfs.query_update import accepting, history, observation
@@ -44,7 +44,7 @@ def remove_culling(monkeypatch: pytest.MonkeyPatch) -> None:
         n: int,
         latest_sane_us: int,
     ) -> tuple[CulledObjectHistorySet, Nodes, Nodes]:
-        return parse_set(history_set, n=n), 0, 0
+        return parse_set(history_set, n=n), NOBODY, NOBODY
 
     monkeypatch.setattr(accepting, "cull", believe)
 

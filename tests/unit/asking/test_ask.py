@@ -14,7 +14,7 @@ import pytest
 from bftfs import limits
 from bftfs.asking.ask import BUSY_US, PATIENCE_MAX_US, Asking, Calls
 from bftfs.asking.peers import HEDGE_US, PATIENCE_US, Condition, Peers
-from bftfs.asking.quorum import ThresholdQuorums
+from bftfs.asking.quorum import Nodes, ThresholdQuorums
 from bftfs.asking.refusal import Refused
 from bftfs.conversation import Delivery, Send
 from bftfs.engine import Engine
@@ -273,7 +273,7 @@ def test_a_node_more_is_asked_if_nobody_is_silent_and_it_does_not_suffice() -> N
     peers = Peers(QUORUMS)
     peers.silent(NodeId(5), 0)
     options: dict[str, Any] = {"hopes": lambda _: True, "suffices": lambda _: False}
-    peers.convict(1, 0)
+    peers.convict(Nodes.of([0]), 0)
     network.run(conversation(counting(6, heard), peers, **options))
     assert heard == [0, 1, 2, 3, 4, 5]
     assert network.outcome == [(None, None)]

@@ -138,7 +138,7 @@ def test_a_corrupt_entry_is_seen_by_its_server_only() -> None:
         cull(history_set, authenticators, keys(node), n=6, latest_sane_us=LONG_AGO)[1]
         for node in range(6)
     ]
-    assert found == [0, 0, 0, 1, 0, 0]
+    assert found == [NOBODY, NOBODY, NOBODY, Nodes(1), NOBODY, NOBODY]
 
 
 def test_insane_times_are_culled_and_reported_apart() -> None:
