@@ -10,7 +10,6 @@ import pytest
 from bftfs.identifiers import ObjectId
 from bftfs.read_write import version_row
 from bftfs.read_write.timestamp import timestamp_of
-from bftfs.read_write.version_row import Charge
 from bftfs.server.block_verification import VerificationPolicy
 from bftfs.simulation.world import SECOND_US
 from bftfs.storage import StorageView, Table, Write
@@ -109,7 +108,7 @@ def test_who_is_over_his_quota_is_refused_everywhere() -> None:
 
 def test_must_fail_where_repairs_are_free(monkeypatch: pytest.MonkeyPatch) -> None:
     def for_nothing(
-        _view: StorageView, key: bytes, row: bytes, fragment: bytes, _charge: Charge
+        _view: StorageView, key: bytes, row: bytes, fragment: bytes, *_author_and_charge: object
     ) -> list[Write]:
         return [Write(Table.BLOCK, key, row), Write(Table.FRAGMENT, key, fragment)]
 

@@ -109,8 +109,8 @@ def test_nothing_is_culled_from_what_is_authentic() -> None:
     for node in range(6):
         assert cull(history_set, authenticators, keys(node), n=6, latest_sane_us=LONG_AGO) == (
             culled,
-            0,
-            0,
+            NOBODY,
+            NOBODY,
         )
 
 
