@@ -34,7 +34,7 @@ class Memory:
 
     def _walk(self, value: object, path: str) -> None:
         """Record what the instances in `value` say, and those that they refer to."""
-        if _is_instance(value):
+        if _is_instance(value) and not _is_node_set(value):
             if id(value) in self._seen:
                 return
             self._seen.add(id(value))
@@ -64,7 +64,7 @@ class Memory:
         node = self._node
         if isinstance(value, bool | Enum | _ATOMS):
             return None
-        if type(value).__name__ == "Nodes":
+        if _is_node_set(value):
             return "in it" if node in value else None  # type: ignore[operator]
         if isinstance(value, int):
             return "in it" if 0 < value < 1 << self._n and value >> node & 1 else None
@@ -80,6 +80,11 @@ class Memory:
                 return _text(value[node])
             return _joined((str(at), self._about(each)) for at, each in enumerate(value))
         return None
+
+
+def _is_node_set(value: object) -> bool:
+    """True for `bftfs.asking.quorum.Nodes`: trees from before it used integers instead."""
+    return type(value).__name__ == "Nodes"
 
 
 def _has(value: object, node: int) -> bool:

@@ -102,19 +102,18 @@ async def inspect(
     }
     votes = Counter(given.values())
     right = next((answer for answer, count in votes.most_common() if count > thresholds.b), None)
-    hostings = []
-    for node in everyone:
-        if node in histories:
-            if node not in hosts:
-                copy = Copy.BEHIND
-            elif node not in given:
-                copy = Copy.UNSHOWN
-            else:
-                copy = Copy.LATEST if given[node] == right else Copy.DIFFERENT
-            hostings.append(Hosting(node, copy, histories[node].latest_object.timestamp))
-        else:
-            hostings.append(Hosting(node, Copy.REFUSED if node in refused else Copy.SILENT, None))
-    return _judged(name, version, found.complete, tuple(hostings), thresholds)
+    copies = (
+        dict.fromkeys(everyone, Copy.SILENT)
+        | dict.fromkeys(refused, Copy.REFUSED)
+        | dict.fromkeys(known, Copy.BEHIND)
+        | dict.fromkeys(hosts, Copy.UNSHOWN)
+        | {n: Copy.LATEST if answer == right else Copy.DIFFERENT for n, answer in given.items()}
+    )
+    hostings = tuple(
+        Hosting(node, copy, histories[node].latest_object.timestamp if node in known else None)
+        for node, copy in copies.items()
+    )
+    return _judged(name, version, found.complete, hostings, thresholds)
 
 
 def _history(reply: object) -> bytes | None:
