@@ -133,7 +133,7 @@ class Control:
         credentials = asking.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
         _, uid, _ = _CREDENTIALS.unpack(credentials)
         if uid not in {0, os.geteuid()}:
-            return ControlAnswer("only the user that the node runs as may steer it")
+            return ControlAnswer("only the user that the node runs as may control it")
         try:
             with asking.makefile("rb") as received:
                 command = msgspec.json.decode(received.readline(_LINE_BYTES), type=Command)
@@ -188,7 +188,7 @@ def status_of(work: Work) -> WorkStatus:
 # --- its owner ----------------------------------------------------------------------------------
 
 
-def steer(path: Path, command: Command) -> WorkStatus:
+def send_command(path: Path, command: Command) -> WorkStatus:
     """Have the node with the control socket at `path` carry out a command, or ControlFailed."""
     with socket.socket(socket.AF_UNIX) as connection:
         connection.settimeout(2 * PATIENCE_S)
@@ -200,9 +200,9 @@ def steer(path: Path, command: Command) -> WorkStatus:
         except (FileNotFoundError, ConnectionRefusedError):
             raise ControlFailed("does not run on this machine") from None
         except PermissionError:
-            raise ControlFailed("belongs to another user: only its owner may steer it") from None
+            raise ControlFailed("belongs to another user: only its owner may control it") from None
         except (OSError, *UNREADABLE) as error:
-            raise ControlFailed(f"cannot be steered ({error})") from None
+            raise ControlFailed(f"cannot be controlled ({error})") from None
     if answer.status is None:
         raise ControlFailed(answer.error)
     return answer.status

@@ -37,7 +37,7 @@ from bftfs.filesystem.file_history import Change
 from bftfs.filesystem.time_names import format_time_name
 from bftfs.identifiers import CLIENT_ID_BYTES, ClientId, ObjectId
 from bftfs.restoration.changes import ChangeLog, audited, read_changes
-from bftfs.restoration.restore import Counts, Restoring, Status
+from bftfs.restoration.restore import Counts, PathStatus, Restoring
 from bftfs.restoration.undo import Undo
 from bftfs.restoration.viewpoint import Reading
 
@@ -159,13 +159,13 @@ class PathTarget:
     def _at(self, path: str) -> Path:
         return self._path / path if path else self._path
 
-    async def status(self, path: str) -> Status | None:
+    async def status(self, path: str) -> PathStatus | None:
         """The status of the object there, if there is one."""
         try:
             found = self._at(path).lstat()
         except FileNotFoundError:
             return None
-        return Status(
+        return PathStatus(
             (found.st_dev, found.st_ino),
             found.st_mode,
             found.st_uid,

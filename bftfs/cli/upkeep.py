@@ -22,7 +22,7 @@ from bftfs.cli.options import data_option, json_option
 from bftfs.data_directory import DataDirectory
 from bftfs.errors import UsageError
 from bftfs.limits import KIB, MIB
-from nodes.control import Command, ControlFailed, Verb, WorkStatus, steer
+from nodes.control import Command, ControlFailed, Verb, WorkStatus, send_command
 
 _WATCH_S = 0.5
 _RATE = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([kmg]?)i?b?(?:/s)?", re.IGNORECASE)
@@ -109,7 +109,7 @@ def _control_all(directory: DataDirectory, node: int | None, command: Command) -
     report: Report = {}
     for number in _numbers(directory, node):
         try:
-            report[number] = steer(directory.node(number).control, command)
+            report[number] = send_command(directory.node(number).control, command)
         except ControlFailed as failure:
             report[number] = str(failure)
     return report

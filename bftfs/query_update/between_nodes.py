@@ -100,7 +100,7 @@ async def fetch_version(
     ring = tuple(NodeId((me + step) % quorums.n) for step in range(1, quorums.n))
     order = tuple(sorted(ring, key=lambda node: node not in hosts))
     key = sync_key(identifier, version)
-    asking = Asking(order, quorums)
+    asking = PageAsking(order, quorums)
     try:
         chain = await asking.agree(SyncRequest(identifier, version, known, b"", True))
         links = None if chain is None else links_down_from(version, chain)
@@ -121,7 +121,7 @@ async def fetch_version(
 
 
 async def state_pages(
-    asking: Asking, identifier: ObjectId, version: LogicalTimestamp
+    asking: PageAsking, identifier: ObjectId, version: LogicalTimestamp
 ) -> list[bytes] | None:
     """The whole state at `version`, in encoded pages; None if too few servers give the same."""
     pages: list[bytes] = []
@@ -154,7 +154,7 @@ def links_down_from(version: LogicalTimestamp, page: bytes) -> tuple[Link, ...] 
     return links or None
 
 
-class Asking:
+class PageAsking:
     """Asks servers for pages until a set of them that includes a benign one agrees."""
 
     def __init__(self, order: tuple[NodeId, ...], quorums: QuorumSystem) -> None:

@@ -187,10 +187,8 @@ _FLAGS = (b"\0", b"\1")
 _FEW = 8  # candidates, among which nothing is faster than to look at each
 _KEPT_BYTES = 512  # of a parsed history, besides its encoding
 _timestamp_of = attrgetter("timestamp")
-AUTHENTICATOR_BYTES = limits.NODES * MAC_BYTES
 
 HistoryField: TypeAlias = Annotated[bytes, Meta(max_length=_HISTORY_BYTES)]
-AuthenticatorField: TypeAlias = Annotated[bytes, Meta(max_length=AUTHENTICATOR_BYTES)]
 
 
 @dataclass(frozen=True, slots=True, eq=False)

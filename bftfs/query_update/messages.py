@@ -19,7 +19,6 @@ from bftfs.query_update.history import (
     TIMESTAMP_BYTES,
     AnswerField,
     ArgumentsField,
-    AuthenticatorField,
     GroupsField,
     HistoryField,
     MethodField,
@@ -28,7 +27,15 @@ from bftfs.query_update.history import (
     TimestampField,
 )
 from bftfs.wire.codec import Message, Value
-from bftfs.wire.fields import ClientField, NodeField, ObjectField, TimeField, UserField
+from bftfs.wire.fields import (
+    AuthenticatorField,
+    ClientField,
+    NodeField,
+    ObjectField,
+    TimeField,
+    UserField,
+    Voucher,
+)
 
 _OBJECTS = Meta(min_length=1, max_length=limits.OBJECTS_PER_OPERATION)
 _SOME_OBJECTS = Meta(max_length=limits.OBJECTS_PER_OPERATION)
@@ -45,17 +52,6 @@ SetAuthenticatorsField: TypeAlias = Annotated[
     tuple[Annotated[bytes, Meta(max_length=limits.FRAME_METADATA_BYTES)], ...],
     Meta(max_length=2 * limits.OBJECTS_PER_OPERATION),
 ]
-
-
-# --- values ---------------------------------------------------------------------------------
-
-
-class Voucher(Value, frozen=True):
-    """A server's statement of a fact, for the other servers: its authenticator over it."""
-
-    node: NodeField
-    authenticator: AuthenticatorField
-
 
 # --- requests -------------------------------------------------------------------------------
 

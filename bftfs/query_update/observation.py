@@ -49,7 +49,8 @@ from bftfs.query_update.history import (
     parse_history,
     time_of,
 )
-from bftfs.query_update.messages import Verdict, Voucher
+from bftfs.query_update.messages import Verdict
+from bftfs.wire.fields import Voucher
 
 _DEDUCTIONS = 4096  # candidates of which a client remembers what became of them
 

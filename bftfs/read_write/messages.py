@@ -14,24 +14,24 @@ from msgspec import Meta
 from bftfs import limits
 from bftfs.asking.refusal import Refused
 from bftfs.coding.cross_checksum import CrossChecksum
-from bftfs.crypto.digest import DIGEST_BYTES, MAC_BYTES
+from bftfs.crypto.digest import DIGEST_BYTES
 from bftfs.identifiers import BLOCK_ID_BYTES
 from bftfs.read_write.timestamp import TIMESTAMP_BYTES, BlockTimestamp
 from bftfs.wire.codec import Message, Value
 from bftfs.wire.fields import (
+    AuthenticatorField,
     BlockField,
     ClientField,
     DigestField,
-    NodeField,
     ObjectField,
     TimeField,
     UserField,
+    Voucher,
 )
 
 CrossChecksumField: TypeAlias = Annotated[
     CrossChecksum, Meta(max_length=DIGEST_BYTES * limits.NODES)
 ]
-AuthenticatorField: TypeAlias = Annotated[bytes, Meta(max_length=MAC_BYTES * limits.NODES)]
 GroupsField: TypeAlias = Annotated[tuple[UserField, ...], Meta(max_length=limits.GROUPS)]
 VersionKeyField: TypeAlias = Annotated[bytes, Meta(max_length=BLOCK_ID_BYTES + TIMESTAMP_BYTES + 1)]
 HistoryLengthField: TypeAlias = Annotated[int, Meta(ge=0, le=limits.HISTORY_IN_REPLY)]
@@ -49,13 +49,6 @@ class TimeReply(Message, frozen=True, tag=0x40):
     """TIME_RESPONSE, in the order of the blocks; 0 for a block that was never written."""
 
     times: Annotated[tuple[TimeField, ...], Meta(max_length=limits.BLOCKS_PER_TIME_REQUEST)]
-
-
-class Voucher(Value, frozen=True):
-    """`node` vouches that it hosts a version: its authenticator over block and timestamp."""
-
-    node: NodeField
-    authenticator: AuthenticatorField
 
 
 class WriteRequest(Message, frozen=True, tag=0x31):

@@ -30,7 +30,6 @@ from bftfs.identifiers import BlockId, NodeId
 from bftfs.read_write.messages import (
     TimeReply,
     TimeRequest,
-    Voucher,
     VouchReply,
     VouchRequest,
     WriteReply,
@@ -39,6 +38,7 @@ from bftfs.read_write.messages import (
 from bftfs.read_write.placement import rotation_of
 from bftfs.read_write.session import Gathering, Session
 from bftfs.read_write.timestamp import BlockTimestamp
+from bftfs.wire.fields import Voucher
 
 
 class Encoded(NamedTuple):

@@ -33,7 +33,7 @@ from bftfs.filesystem.contents import OpenFile
 from bftfs.filesystem.directory import RENAME_EXCHANGE, RENAME_NOREPLACE
 from bftfs.identifiers import ObjectId, ObjectKind, kind_of
 from bftfs.restoration.attribute_changes import AttributeChanges, others_attributes, set_attributes
-from bftfs.restoration.changes import ChangeLog, Name, SpareNames
+from bftfs.restoration.changes import ChangeLog, Slot, SpareNames
 from bftfs.restoration.contents import others_or_last_contents
 from bftfs.restoration.name_plan import NamePlan, tops
 from bftfs.restoration.viewpoint import PIECE_BYTES, Viewpoint
@@ -43,8 +43,8 @@ from bftfs.restoration.viewpoint import PIECE_BYTES, Viewpoint
 class Move:
     """Move what is at `source` to `target`: in exchange for what is there, or to a free name."""
 
-    source: Name
-    target: Name
+    source: Slot
+    target: Slot
     exchange: bool
 
 
@@ -55,7 +55,7 @@ class Place:
     `inside` puts the entries into a directory that is made anew.
     """
 
-    name: Name
+    name: Slot
     identifier: ObjectId
     inside: Sequence[Action] = ()
 
@@ -64,7 +64,7 @@ class Place:
 class Remove:
     """Remove an object from a name; a directory together with the client's objects in it."""
 
-    name: Name
+    name: Slot
     identifier: ObjectId
 
 
@@ -100,7 +100,7 @@ class _Ordering:
         self._spare = spare
         self._now = log.tree.copy()
 
-    def reach(self, name: Name, wanted: ObjectId) -> Group | None:
+    def reach(self, name: Slot, wanted: ObjectId) -> Group | None:
         """The actions that let the name stand for `wanted`; None if it does already."""
         if self._now.get(name) == wanted:
             return None
@@ -127,28 +127,28 @@ class _Ordering:
             for name, there in (*links, *made)
         ]
 
-    def _fetch(self, source: Name, name: Name) -> list[Action]:
+    def _fetch(self, source: Slot, name: Slot) -> list[Action]:
         there = self._now.get(name)
         if there is None or not self._now.is_in(source.directory, there):
             return [self._move(source, name)]
         aside = self._spare.take_aside(name)  # `there` cannot change places with what is inside it
         return [self._move(source, aside), self._move(aside, name)]
 
-    def _move(self, source: Name, target: Name) -> Move:
+    def _move(self, source: Slot, target: Slot) -> Move:
         moved, there = self._now.get(source), self._now.get(target)
         self._now.put(source, None)
         self._now.put(target, moved)
         self._now.put(source, there)
         return Move(source, target, there is not None)
 
-    def _bring_back(self, name: Name, wanted: ObjectId) -> list[Action]:
+    def _bring_back(self, name: Slot, wanted: ObjectId) -> list[Action]:
         cleared = self._clear(name)
         self._now.put(name, wanted)
         groups = [self.reach(each, child) for each, child in self._plan.tree.names(wanted)]
         inside = [action for group in groups if group is not None for action in group.actions]
         return [*cleared, Place(name, wanted, inside)]
 
-    def _clear(self, name: Name) -> list[Action]:
+    def _clear(self, name: Slot) -> list[Action]:
         there = self._now.get(name)
         if there is None:
             return []
@@ -189,15 +189,15 @@ class CarryingOut:
         files, view = self._view.files, self._view
         await self._fill(await files.open(identifier, os.O_WRONLY | os.O_TRUNC, view.who), contents)
 
-    async def write_new(self, name: Name, contents: bytes, attributes: AttributeChanges) -> None:
+    async def write_new(self, name: Slot, contents: bytes, attributes: AttributeChanges) -> None:
         """Make a file."""
         await self._make_file(self._translated(name), contents, attributes)
 
-    def _translated(self, name: Name) -> Name:
+    def _translated(self, name: Slot) -> Slot:
         """The same name in the directory that was made anew, if its directory was."""
         return name._replace(directory=self._made.get(name.directory, name.directory))
 
-    async def _place(self, name: Name, identifier: ObjectId, inside: Sequence[Action]) -> None:
+    async def _place(self, name: Slot, identifier: ObjectId, inside: Sequence[Action]) -> None:
         files, who, view = self._view.files, self._view.who, self._view
         if kind_of(identifier) == ObjectKind.DIRECTORY:
             found = await files.make_directory(*name, 0o700, who)
@@ -223,7 +223,7 @@ class CarryingOut:
             made = (await files.make_node(*name, was.mode, who, device=was.device)).identifier
         self._made[identifier] = made
 
-    async def _remove(self, name: Name, expected: ObjectId) -> None:
+    async def _remove(self, name: Slot, expected: ObjectId) -> None:
         files, who = self._view.files, self._view.who
         found = await files.lookup(*name, who)
         if found.identifier != expected:
@@ -234,11 +234,11 @@ class CarryingOut:
         for child, identifier in (await self._view.entries(expected, None)).items():
             if not self._log.is_made_by_client(identifier):
                 raise FileSystemError(errno.ENOTEMPTY, "there is something in it by now")
-            await self._remove(Name(expected, child), identifier)
+            await self._remove(Slot(expected, child), identifier)
         await files.remove_directory(*name, who)
 
     async def _make_file(
-        self, name: Name, contents: bytes, attributes: AttributeChanges
+        self, name: Slot, contents: bytes, attributes: AttributeChanges
     ) -> ObjectId:
         files, flags, mode = self._view.files, os.O_WRONLY | os.O_EXCL, stat.S_IFREG | 0o600
         found, opened = await files.create(*name, mode, self._view.who, flags=flags)

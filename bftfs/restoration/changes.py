@@ -28,8 +28,8 @@ from bftfs.restoration.viewpoint import Node, Viewpoint
 # --- trees of names: as they are, as they are to be, and in between --------------------------
 
 
-class Name(NamedTuple):
-    """A name in a directory."""
+class Slot(NamedTuple):
+    """A name in a directory, taken or free."""
 
     directory: ObjectId
     name: bytes
@@ -40,7 +40,7 @@ class Tree:
 
     def __init__(self) -> None:
         self._entries: dict[ObjectId, dict[bytes, ObjectId]] = {}
-        self._places: dict[ObjectId, dict[Name, None]] = {}
+        self._places: dict[ObjectId, dict[Slot, None]] = {}
 
     def copy(self) -> Tree:
         """A tree of its own."""
@@ -49,11 +49,11 @@ class Tree:
         copied._places = {each: dict(places) for each, places in self._places.items()}
         return copied
 
-    def get(self, name: Name) -> ObjectId | None:
+    def get(self, name: Slot) -> ObjectId | None:
         """The object that the name stands for."""
         return self._entries.get(name.directory, {}).get(name.name)
 
-    def put(self, name: Name, identifier: ObjectId | None) -> None:
+    def put(self, name: Slot, identifier: ObjectId | None) -> None:
         """Let the name stand for an object, or for nothing."""
         entries = self._entries.setdefault(name.directory, {})
         before = entries.pop(name.name, None)
@@ -63,7 +63,7 @@ class Tree:
             entries[name.name] = identifier
             self._places.setdefault(identifier, {})[name] = None
 
-    def places(self, identifier: ObjectId) -> list[Name]:
+    def places(self, identifier: ObjectId) -> list[Slot]:
         """The names that stand for the object."""
         return list(self._places.get(identifier, ()))
 
@@ -75,10 +75,10 @@ class Tree:
         """All directories that have, or had, entries."""
         return sorted(self._entries)
 
-    def names(self, directory: ObjectId) -> list[tuple[Name, ObjectId]]:
+    def names(self, directory: ObjectId) -> list[tuple[Slot, ObjectId]]:
         """The entries of a directory, sorted."""
         entries = sorted(self._entries.get(directory, {}).items())
-        return [(Name(directory, name), identifier) for name, identifier in entries]
+        return [(Slot(directory, name), identifier) for name, identifier in entries]
 
     def below(self, tops: Iterable[ObjectId]) -> Iterator[ObjectId]:
         """The objects at `tops` and below, each once, and each after one that it stands in."""
@@ -108,26 +108,26 @@ class SpareNames:
     def __init__(self, label: str, tree: Tree) -> None:
         self._label = label
         self._tree = tree
-        self._used: set[Name] = set()
+        self._used: set[Slot] = set()
 
-    def used_beside(self, name: Name) -> Iterator[Name]:
+    def used_beside(self, name: Slot) -> Iterator[Slot]:
         """The names beside `name` that are in use now."""
         names = self._like(name, f".before-{self._label}")
         return takewhile(lambda each: self._tree.get(each) is not None, names)
 
-    def use(self, name: Name) -> None:
+    def use(self, name: Slot) -> None:
         """The name is no longer free."""
         self._used.add(name)
 
-    def take_beside(self, name: Name) -> Name:
+    def take_beside(self, name: Slot) -> Slot:
         """A free name beside `name`; it is no longer free."""
         return self._take(name, f".before-{self._label}")
 
-    def take_aside(self, name: Name) -> Name:
+    def take_aside(self, name: Slot) -> Slot:
         """The same for an object that does not stay there: NAME.aside-LABEL and so on."""
         return self._take(name, f".aside-{self._label}")
 
-    def _take(self, name: Name, suffix: str) -> Name:
+    def _take(self, name: Slot, suffix: str) -> Slot:
         free = next(
             each
             for each in self._like(name, suffix)
@@ -137,7 +137,7 @@ class SpareNames:
         return free
 
     @staticmethod
-    def _like(name: Name, suffix: str) -> Iterator[Name]:
+    def _like(name: Slot, suffix: str) -> Iterator[Slot]:
         for number in count(1):
             end = (suffix + (f"-{number}" if number > 1 else "")).encode()
             yield name._replace(name=name.name[: limits.NAME_BYTES - len(end)] + end)
@@ -157,7 +157,7 @@ class ChangeLog:
     now_us: int  # not before the latest of the changes
     changes: dict[ObjectId, list[Change]] = field(default_factory=dict)
     tree: Tree = field(default_factory=Tree)  # as it is now
-    last_names: dict[ObjectId, Name] = field(default_factory=dict)  # of what is gone
+    last_names: dict[ObjectId, Slot] = field(default_factory=dict)  # of what is gone
     foreign_blocks: dict[ObjectId, list[ForeignBlock]] = field(default_factory=dict)
 
     def by_client(self, change: Change) -> bool:
@@ -209,11 +209,11 @@ class ChangeLog:
                 return change.time_us - 1
         return self.now_us
 
-    def path(self, name: Name) -> str:
+    def path(self, name: Slot) -> str:
         """A name, as a path."""
         names: list[str] = []
         passed: set[ObjectId] = set()
-        known: Name | None = name
+        known: Slot | None = name
         while known is not None and known.directory not in passed:
             names.append(shown(known.name))
             if known.directory == self.root:
@@ -229,7 +229,7 @@ class ChangeLog:
             return self.root_path
         return identifier.hex() if name is None else self.path(name)
 
-    def _name_of(self, identifier: ObjectId) -> Name | None:
+    def _name_of(self, identifier: ObjectId) -> Slot | None:
         places = self.tree.places(identifier)
         return places[0] if places else self.last_names.get(identifier)
 
@@ -257,14 +257,14 @@ async def read_changes(
                 log.changes[identifier] = changes[::-1]
                 log.now_us = max(log.now_us, changes[0].time_us)
             for each, node in nodes:
-                log.tree.put(Name(identifier, each), node.identifier)
+                log.tree.put(Slot(identifier, each), node.identifier)
                 # A file that has not changed need not be visited.
                 if node.attributes.is_directory or node.attributes.version >= since_us:
                     found.append(node.identifier)
             for change in changes:
                 for each, entry in change.entries:
                     if entry is not None:
-                        log.last_names.setdefault(entry.child, Name(identifier, each))
+                        log.last_names.setdefault(entry.child, Slot(identifier, each))
                 found += (each for each in change.objects if kind_of(each) != ObjectKind.VOLUME)
         level = [each for each in dict.fromkeys(found) if each not in seen]
         seen.update(level)
@@ -289,7 +289,7 @@ def _name_what_is_gone(log: ChangeLog) -> None:
             for name, entry in change.entries:
                 if entry is None:
                     for each in change.objects:
-                        log.last_names.setdefault(each, Name(identifier, name))
+                        log.last_names.setdefault(each, Slot(identifier, name))
 
 
 async def _add_foreign_blocks(log: ChangeLog, view: Viewpoint) -> None:

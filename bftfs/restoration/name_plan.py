@@ -33,7 +33,7 @@ from functools import partial
 from bftfs.conversation import Conversation
 from bftfs.filesystem.directory import shown
 from bftfs.identifiers import ObjectId, ObjectKind, kind_of
-from bftfs.restoration.changes import ChangeLog, Name, SpareNames
+from bftfs.restoration.changes import ChangeLog, Slot, SpareNames
 from bftfs.restoration.contents import others_or_last_contents
 from bftfs.restoration.viewpoint import Viewpoint
 
@@ -44,18 +44,18 @@ from bftfs.restoration.viewpoint import Viewpoint
 class NameHistory:
     """The names that the client changed, and the objects that others had there."""
 
-    wanted: dict[Name, ObjectId | None] = field(default_factory=dict)  # by the rule
-    taken: dict[Name, ObjectId] = field(default_factory=dict)  # by the client; replaced by others
+    wanted: dict[Slot, ObjectId | None] = field(default_factory=dict)  # by the rule
+    taken: dict[Slot, ObjectId] = field(default_factory=dict)  # by the client; replaced by others
     # The entries of directories that are gone, with others' later changes.
     lost: dict[ObjectId, dict[bytes, ObjectId]] = field(default_factory=dict)
     # Where an earlier undo has put the copy of an object that was to be at a name.
-    returned: dict[tuple[Name, ObjectId], Name] = field(default_factory=dict)
+    returned: dict[tuple[Slot, ObjectId], Slot] = field(default_factory=dict)
 
-    def stays(self, name: Name, there: ObjectId) -> bool:
+    def stays(self, name: Slot, there: ObjectId) -> bool:
         """True if the name may go on standing for what it stands for."""
         return self.wanted.get(name, there) == there
 
-    def returned_to(self, name: Name, lost: ObjectId) -> Name | None:
+    def returned_to(self, name: Slot, lost: ObjectId) -> Slot | None:
         """Where an earlier undo has put the copy of `lost`; of a directory there is only one."""
         found = self.returned.get((name, lost))
         if found is None and kind_of(lost) == ObjectKind.DIRECTORY:
@@ -72,7 +72,7 @@ async def read_names(view: Viewpoint, log: ChangeLog, spare: SpareNames) -> Name
             entries, taken = await _entries_by_others(view, log, directory)
             own = filter(log.by_client, log.changes[directory])
             for name in sorted({name for change in own for name, _ in change.entries}):
-                history.wanted[Name(directory, name)] = entries.get(name)
+                history.wanted[Slot(directory, name)] = entries.get(name)
             history.taken |= taken
     waiting = [*filter(None, history.wanted.values()), *history.taken.values()]
     while waiting:
@@ -93,7 +93,7 @@ async def read_names(view: Viewpoint, log: ChangeLog, spare: SpareNames) -> Name
 
 async def _entries_by_others(
     view: Viewpoint, log: ChangeLog, directory: ObjectId
-) -> tuple[dict[bytes, ObjectId], dict[Name, ObjectId]]:
+) -> tuple[dict[bytes, ObjectId], dict[Slot, ObjectId]]:
     """A directory's entries before the client's first change, with others' later changes.
 
     Also the objects that the client took from a name and that others then replaced there.
@@ -119,16 +119,16 @@ async def _entries_by_others(
             else:
                 away.discard(name)
     return entries, {
-        Name(directory, name): child for name, child in taken.items() if entries.get(name) != child
+        Slot(directory, name): child for name, child in taken.items() if entries.get(name) != child
     }
 
 
 async def find_staying(
     log: ChangeLog,
     history: NameHistory,
-    names: Iterable[Name],
+    names: Iterable[Slot],
     is_it: Callable[[ObjectId], Conversation[bool]],
-) -> Name | None:
+) -> Slot | None:
     """The first of some names that goes on standing for an object that `is_it` accepts."""
     for name in names:
         there = log.tree.get(name)
@@ -144,7 +144,7 @@ async def _is_made_anew(
     if log.is_made_by_client(there) or kind_of(there) != kind_of(lost):
         return False
     if lost in history.lost:
-        return all(log.tree.get(Name(there, each)) is not None for each in history.lost[lost])
+        return all(log.tree.get(Slot(there, each)) is not None for each in history.lost[lost])
     time_us = log.last_untainted_us(lost)
     was = await view.at(time_us).attributes(lost, view.who)
     now = await view.files.attributes(there, view.who)
@@ -166,7 +166,7 @@ class Conflict:
     """Something that both the client and others have changed; a person has to look at it."""
 
     text: str
-    name: Name
+    name: Slot
 
 
 def plan_names(log: ChangeLog, history: NameHistory, spare: SpareNames, *, label: str) -> NamePlan:
@@ -192,8 +192,8 @@ class NamePlan:
         self.kept: set[ObjectId] = set()
         self.conflicts: list[Conflict] = []
         # Names with what the client took from them beside them, and names left as they are.
-        self._corrected: set[Name] = set()
-        self._staying: set[Name] = set()
+        self._corrected: set[Slot] = set()
+        self._staying: set[Slot] = set()
 
     def apply_rule(self) -> None:
         for name, wanted in self._history.wanted.items():
@@ -202,7 +202,7 @@ class NamePlan:
                 self._spare.use(name)
         for directory, entries in self._history.lost.items():
             for each, child in entries.items():
-                self.tree.put(Name(directory, each), child)
+                self.tree.put(Slot(directory, each), child)
         self._keep_all_again()
 
     def correct(self) -> bool:
@@ -263,7 +263,7 @@ class NamePlan:
                         what = f"made by {self._label}, and named so by others: it stays"
                         self._report(place, log.path(place), what)
 
-    def _stage(self, name: Name, there: ObjectId) -> int:
+    def _stage(self, name: Slot, there: ObjectId) -> int:
         """In which stage what stands at a name has to stay there; 3 if in none."""
         if name in self._staying or not self._log.is_others(there):
             return 3
@@ -277,7 +277,7 @@ class NamePlan:
             return 0
         return 1 if any(self.tree.is_in(each.directory, there) for each in places) else 2
 
-    def _let_stay(self, name: Name) -> None:
+    def _let_stay(self, name: Slot) -> None:
         """Let the name stand for what it stands for now, together with the directories above it."""
         log, there = self._log, self._log.tree.get(name)
         assert there is not None, "only such names are kept as they are"
@@ -315,12 +315,12 @@ class NamePlan:
         )
         return identifier not in self.kept or is_gone_file
 
-    def _put_beside(self, name: Name, identifier: ObjectId) -> str:
+    def _put_beside(self, name: Slot, identifier: ObjectId) -> str:
         beside = self._spare.take_beside(name)
         self._put(beside, identifier)
         return shown(beside.name)
 
-    def _put(self, name: Name, identifier: ObjectId) -> None:
+    def _put(self, name: Slot, identifier: ObjectId) -> None:
         if kind_of(identifier) == ObjectKind.DIRECTORY:
             for each in self.tree.places(identifier):
                 self.tree.put(each, None)
@@ -340,7 +340,7 @@ class NamePlan:
     def _keep_all_again(self) -> None:
         self.kept = set(self.tree.below(tops(self._log)))
 
-    def _report(self, name: Name, path: str, what: str) -> None:
+    def _report(self, name: Slot, path: str, what: str) -> None:
         self.conflicts.append(Conflict(f"{path}: {what}", name))
 
 

@@ -24,7 +24,7 @@ _ACLS: Final = (acl.ACCESS, acl.DEFAULT)
 
 
 @dataclass(frozen=True, slots=True)
-class Status:
+class PathStatus:
     """The attributes of what is at a path, links not followed."""
 
     identity: object  # equal for two names of one file
@@ -38,7 +38,7 @@ class Status:
 class Target(Protocol):
     """Where a tree is restored to. Paths are relative; the empty path is the target itself."""
 
-    async def status(self, path: str) -> Status | None:
+    async def status(self, path: str) -> PathStatus | None:
         """The status of what is at the path; None if nothing is."""
 
     async def names(self, path: str) -> list[str]:
@@ -170,7 +170,7 @@ class Restoring:
             self._links[node.identifier] = path
         await self._restore_attributes(path, node, made=made)
 
-    async def _restore_link(self, first: str, path: str, there: Status | None) -> None:
+    async def _restore_link(self, first: str, path: str, there: PathStatus | None) -> None:
         target = self._target
         found = await target.status(first)
         assert found is not None, "it was restored before"
@@ -181,7 +181,7 @@ class Restoring:
         await target.link(first, path)
         self.counts.made += 1
 
-    async def _restore_contents(self, path: str, node: Node, there: Status | None) -> None:
+    async def _restore_contents(self, path: str, node: Node, there: PathStatus | None) -> None:
         """Write a file in place, unless it has the contents already."""
         if (
             there is not None
@@ -226,7 +226,7 @@ class Restoring:
         if changed and not made:
             self.counts.changed += 1
 
-    async def _status(self, path: str) -> Status:
+    async def _status(self, path: str) -> PathStatus:
         found = await self._target.status(path)
         if found is None:
             raise FileSystemError(errno.ENOENT, "it was removed while it was restored")

@@ -42,7 +42,7 @@ from bftfs.restoration.attribute_changes import (
     attributes_to_restore,
     set_attributes,
 )
-from bftfs.restoration.changes import ChangeLog, Name, SpareNames
+from bftfs.restoration.changes import ChangeLog, Slot, SpareNames
 from bftfs.restoration.contents import contents_before, first_tainted, others_contents
 from bftfs.restoration.name_plan import (
     NameHistory,
@@ -55,13 +55,13 @@ from bftfs.restoration.viewpoint import Viewpoint
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class UndoStep:
     """Something to do; or, without `perform`, a conflict in which nothing is done."""
 
     what: str
     perform: Callable[[], Conversation[object]] | None = None
     conflict: bool = False
-    name: Name | None = None  # of a conflict: where it is
+    name: Slot | None = None  # of a conflict: where it is
 
 
 class Undo:
@@ -74,13 +74,13 @@ class Undo:
         self._carrying_out = CarryingOut(view, log)
         self._spare = SpareNames(label, log.tree)
 
-    async def steps(self) -> list[Step]:
+    async def steps(self) -> list[UndoStep]:
         """The steps, in an order in which they can be done."""
         log = self._log
         history = await read_names(self._view, log, self._spare)
         plan = plan_names(log, history, self._spare, label=self._label)
         steps = [
-            Step(group.text, partial(self._carrying_out.perform, group.actions))
+            UndoStep(group.text, partial(self._carrying_out.perform, group.actions))
             for group in order_actions(log, plan, self._spare)
         ]
         # Objects that the client made stay as they are, if they stay at all.
@@ -94,17 +94,17 @@ class Undo:
             attributes = await attributes_to_restore(self._view, log, identifier)
             if attributes:
                 steps.append(
-                    Step(
+                    UndoStep(
                         f"give {log.path_of(identifier)} its attributes back ({attributes})",
                         partial(set_attributes, self._view, identifier, attributes),
                     )
                 )
-        conflicts = (Step(each.text, conflict=True, name=each.name) for each in plan.conflicts)
+        conflicts = (UndoStep(each.text, conflict=True, name=each.name) for each in plan.conflicts)
         return [*steps, *conflicts]
 
     async def _contents_steps(
         self, identifier: ObjectId, history: NameHistory, plan: NamePlan
-    ) -> list[Step]:
+    ) -> list[UndoStep]:
         view, log = self._view, self._log
         first = first_tainted(log, identifier)
         # Blocks that no update covers yet are left behind when the file is rewritten.
@@ -116,13 +116,13 @@ class Undo:
         if wanted is not None:
             if wanted == await view.contents(identifier, None) and not uncovered:
                 return []
-            return [Step(text, partial(self._carrying_out.rewrite, identifier, wanted))]
+            return [UndoStep(text, partial(self._carrying_out.rewrite, identifier, wanted))]
         assert first is not None, "blocks that no update covers contradict nobody"
-        steps: list[Step] = []
+        steps: list[UndoStep] = []
         if uncovered:
             covered = await view.contents(identifier, log.now_us)
             rewrite = partial(self._carrying_out.rewrite, identifier, covered)
-            steps.append(Step(f"{text}, and is not covered", rewrite))
+            steps.append(UndoStep(f"{text}, and is not covered", rewrite))
         before = await contents_before(view, log, identifier, first)
         names = [each for each in plan.tree.places(identifier) if each.directory in plan.kept]
         candidates = (each for name in names for each in self._spare.used_beside(name))
@@ -131,7 +131,7 @@ class Undo:
         beside = self._spare.take_beside(names[0])
         attributes = await attributes_at(view, identifier, first.time_us - 1)
         steps.append(
-            Step(
+            UndoStep(
                 f"{log.path(names[0])}: changed by {self._label}, and then by others in the same "
                 f"places; what it was before is {shown(beside.name)}",
                 partial(self._carrying_out.write_new, beside, before, attributes),

@@ -56,7 +56,7 @@ Request = tuple[int, bytes, bytes | memoryview]  # number, metadata, body
 
 
 @dataclass(slots=True, eq=False, repr=False)
-class Link:
+class NodeLink:
     """The state of the connection to one node."""
 
     member: Member
@@ -94,9 +94,9 @@ class Links:
         self._description = description
         self._identity = identity
         self._persistent = persistent
-        self._links = tuple(Link(member) for member in description.members)
-        self._by_descriptor: dict[int, Link] = {}
-        self._unflushed: list[Link] = []
+        self._links = tuple(NodeLink(member) for member in description.members)
+        self._by_descriptor: dict[int, NodeLink] = {}
+        self._unflushed: list[NodeLink] = []
         self._epoll = select.epoll()
         self._poll = self._epoll.poll
         self._scratch = memoryview(bytearray(RECEIVE_BYTES))
@@ -218,7 +218,7 @@ class Links:
         ):
             self._dial(link)
 
-    def _dial(self, link: Link) -> None:
+    def _dial(self, link: NodeLink) -> None:
         try:
             connection = dial(link.member.address)
         except OSError as error:
@@ -241,7 +241,7 @@ class Links:
         link.interest = _IN_OUT  # epoll tells when it is connected
         self._epoll.register(connection.fileno(), _IN_OUT)
 
-    def _lose(self, link: Link, reason: str) -> None:
+    def _lose(self, link: NodeLink, reason: str) -> None:
         connection = link.socket
         if connection is None:
             return
@@ -254,7 +254,7 @@ class Links:
         link.output = Output()
         self._back_off(link, reason)
 
-    def _back_off(self, link: Link, reason: str) -> None:
+    def _back_off(self, link: NodeLink, reason: str) -> None:
         self.lost[reason] += 1
         link.reason = reason
         pause = min(BACKOFF_FIRST_US << min(link.failures, 16), BACKOFF_LAST_US)
@@ -266,7 +266,7 @@ class Links:
         # Half of it is drawn, so that many clients do not come back at the same moment.
         link.deadline_us = clock.monotonic_us() + pause // 2 + clock.draw(pause // 2)
 
-    def _write(self, link: Link) -> None:
+    def _write(self, link: NodeLink) -> None:
         assert link.socket is not None
         try:
             link.output.write(link.socket)
@@ -278,7 +278,7 @@ class Links:
             link.interest = interest
             self._epoll.modify(link.socket.fileno(), interest)
 
-    def _receive(self, link: Link) -> None:
+    def _receive(self, link: NodeLink) -> None:
         assert link.socket is not None
         assert link.channel is not None
         try:
@@ -307,7 +307,7 @@ class Links:
         for number, message, body in replies:
             deliver(node, number, message, body)
 
-    def _reject(self, link: Link) -> None:
+    def _reject(self, link: NodeLink) -> None:
         """Answer the requests that wait for a node that does not know our key."""
         waiting = tuple(link.early)
         link.early.clear()
@@ -315,7 +315,7 @@ class Links:
         for number, _, _ in waiting:
             self.engine.deliver(link.member.node, number, _NOT_ADMITTED, b"")
 
-    def _open(self, link: Link) -> None:
+    def _open(self, link: NodeLink) -> None:
         """The node has proven its identity: send the requests that waited for that."""
         assert link.channel is not None
         link.opened = True

@@ -35,7 +35,7 @@ from bftfs.storage import StorageView, Write
 MOST_STEPS = 8  # of one request: the first and those after something wanted has come
 
 
-class Batch(StorageView, Protocol):
+class BatchView(StorageView, Protocol):
     """A view of the store that takes writes; they become visible at once, durable at commit."""
 
     def apply(self, writes: list[Write]) -> None:
@@ -119,7 +119,7 @@ class Dispatcher:
 
     def handle(
         self,
-        batch: Batch,
+        batch: BatchView,
         *,
         origin: Any,
         sender: Sender,
@@ -133,7 +133,7 @@ class Dispatcher:
             self.foreground_us = now_us
         self._step(batch, Parked(origin, sender, number, message, body), now_us)
 
-    def resume(self, batch: Batch, now_us: int) -> None:
+    def resume(self, batch: BatchView, now_us: int) -> None:
         """Apply what has been supplied since the last batch and step what waited for it.
 
         Tasks come first: what a supply rests on may be one of them.
@@ -157,7 +157,7 @@ class Dispatcher:
             for request in waiting:
                 self._step(batch, request, now_us)
 
-    def _step(self, batch: Batch, request: Parked, now_us: int) -> None:
+    def _step(self, batch: BatchView, request: Parked, now_us: int) -> None:
         server = self._servers.get(type(request.message))
         if server is None:
             self._refuse(request, errno.EOPNOTSUPP, "no such request")
@@ -177,7 +177,7 @@ class Dispatcher:
         if ready.reply is not None:  # a correct server always replies
             self.outbox.append(Outgoing(request.origin, request.number, ready.reply, ready.body))
 
-    def _park(self, batch: Batch, request: Parked, want: Want) -> None:
+    def _park(self, batch: BatchView, request: Parked, want: Want) -> None:
         client = request.sender.client
         if (
             self.parked >= limits.PARKED_REQUESTS

@@ -22,7 +22,7 @@ from bftfs.conversation import Pause
 from bftfs.errors import QuorumUnavailable
 from bftfs.identifiers import NodeId, ObjectId
 from bftfs.query_update import between_nodes
-from bftfs.query_update.between_nodes import Asking
+from bftfs.query_update.between_nodes import PageAsking
 from bftfs.query_update.history import (
     TIMESTAMP_BYTES,
     ZERO,
@@ -60,7 +60,7 @@ async def fetch_past(
 ) -> Past | None:
     """As much of the past of `version` as so many peers tell alike that one of them is benign."""
     order = tuple(NodeId((me + step) % quorums.n) for step in range(1, quorums.n))
-    asking = Asking(order, quorums)
+    asking = PageAsking(order, quorums)
     links: list[Link] = []
     volume = 0
     at = version

@@ -212,7 +212,7 @@ def claimed_ms(foreground_us: int, now_us: int) -> int:
     return min(max(now_us - foreground_us, 0), limits.VERIFY_IDLE_MOST_US) // 1_000
 
 
-# --- what people steer --------------------------------------------------------------------------
+# --- what people control ------------------------------------------------------------------------
 
 
 class Throttle:

@@ -7,7 +7,7 @@ from typing import Annotated, TypeAlias
 from msgspec import Meta
 
 from bftfs import limits
-from bftfs.crypto.digest import DIGEST_BYTES, Digest
+from bftfs.crypto.digest import DIGEST_BYTES, MAC_BYTES, Digest
 from bftfs.identifiers import (
     BLOCK_ID_BYTES,
     CLIENT_ID_BYTES,
@@ -17,6 +17,7 @@ from bftfs.identifiers import (
     NodeId,
     ObjectId,
 )
+from bftfs.wire.codec import Value
 
 NodeField: TypeAlias = Annotated[NodeId, Meta(ge=0, lt=limits.NODES)]
 ClientField: TypeAlias = Annotated[
@@ -31,3 +32,14 @@ BlockField: TypeAlias = Annotated[
 DigestField: TypeAlias = Annotated[Digest, Meta(min_length=DIGEST_BYTES, max_length=DIGEST_BYTES)]
 TimeField: TypeAlias = Annotated[int, Meta(ge=0, le=(1 << 63) - 1)]  # microseconds since the epoch
 UserField: TypeAlias = Annotated[int, Meta(ge=0, lt=1 << 32)]  # a uid or gid
+AuthenticatorField: TypeAlias = Annotated[bytes, Meta(max_length=MAC_BYTES * limits.NODES)]
+
+
+class Voucher(Value, frozen=True):
+    """`node` vouches for a fact to the other nodes: its authenticator over it.
+
+    The facts are versions of blocks that it hosts, and fates of candidates that it has deduced.
+    """
+
+    node: NodeField
+    authenticator: AuthenticatorField

@@ -1,4 +1,4 @@
-"""`bftfs scrub` and `bftfs heal` with real nodes, and who may steer them."""
+"""`bftfs scrub` and `bftfs heal` with real nodes, and who may control them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from bftfs.cli.main import program
 from bftfs.identifiers import NodeId
 from bftfs.limits import MIB
 from bftfs.storage import Table, Write
-from nodes.control import Command, ControlFailed, steer
+from nodes.control import Command, ControlFailed, send_command
 from nodes.store import Store
 from tests.integration.deployment import Deployment
 from tests.integration.test_node import metric, page
@@ -152,13 +152,13 @@ def test_only_the_owner_steers_a_node(deployment: Deployment) -> None:
     path = deployment.node(0).control
     assert stat.S_IMODE(os.stat(path).st_mode) == 0o600
     with pytest.raises(ControlFailed, match="no work called 'everything'"):
-        steer(path, Command("everything", "start"))
+        send_command(path, Command("everything", "start"))
     if os.geteuid() == 0:
         pid = os.fork()
         if pid == 0:
             os.setuid(65534)
             try:
-                steer(path, Command("scrub", "pause"))
+                send_command(path, Command("scrub", "pause"))
             except ControlFailed:
                 os._exit(0)
             os._exit(1)
@@ -177,7 +177,7 @@ def test_what_is_no_command_is_refused(deployment: Deployment, sent: bytes) -> N
 
 
 def test_the_node_listens_for_its_owner_beside_its_store_only(deployment: Deployment) -> None:
-    """Clients reach a node at its address; there is no message with which they could steer it."""
+    """Clients reach a node at its address; there is no message with which they could control it."""
     listed = Path("/proc/net/unix").read_text()
     pid = deployment.processes[0].pid
     here = [

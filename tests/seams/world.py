@@ -31,7 +31,7 @@ from bftfs.query_update.client import QueryUpdateClient
 from bftfs.query_update.history import Known
 from bftfs.query_update.replica import Replica
 from bftfs.read_write.client import ReadWriteClient
-from bftfs.read_write.messages import Voucher, VouchReply, VouchRequest, WriteReply, WriteRequest
+from bftfs.read_write.messages import VouchReply, VouchRequest, WriteReply, WriteRequest
 from bftfs.read_write.placement import rotation_of
 from bftfs.read_write.timestamp import BlockTimestamp, encoded, version_key
 from bftfs.read_write.writing import Encoded, encode
@@ -44,6 +44,7 @@ from bftfs.simulation.workloads.ledger import ledger_types
 from bftfs.simulation.world import SECOND_US, START_US
 from bftfs.simulation.world import World as Agenda
 from bftfs.storage import Table
+from bftfs.wire.fields import Voucher
 from nodes.protocols import InodeAuthority
 
 Tables = Any  # all rows of a simulated disk

@@ -14,7 +14,7 @@ import pytest
 
 from bftfs.asking.quorum import ThresholdQuorums
 from bftfs.identifiers import NodeId
-from bftfs.query_update.between_nodes import Asking
+from bftfs.query_update.between_nodes import PageAsking
 from bftfs.server.block_healing import BlockHealer
 from bftfs.server.block_verification import VerificationPolicy, VerificationSettings
 from bftfs.server.object_healing import ObjectHealer
@@ -90,12 +90,12 @@ def test_liars_neither_hinder_healing_nor_make_it_false(
 def test_must_fail_a_node_that_believes_one_peer(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    begin: Callable[..., None] = Asking.__init__
+    begin: Callable[..., None] = PageAsking.__init__
 
     def credulous(asking: Any, order: Any, quorums: ThresholdQuorums) -> None:
         begin(asking, order, Trusting(quorums))
 
-    monkeypatch.setattr(Asking, "__init__", credulous)
+    monkeypatch.setattr(PageAsking, "__init__", credulous)
     assert hunt(beside_liars("objects", range(4), "sync-liar"))
 
 

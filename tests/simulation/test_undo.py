@@ -9,7 +9,7 @@ import pytest
 
 from bftfs.restoration.changes import ChangeLog
 from bftfs.restoration.restore import Restoring
-from bftfs.restoration.undo import Step, Undo
+from bftfs.restoration.undo import Undo, UndoStep
 from bftfs.restoration.viewpoint import Viewpoint
 from bftfs.simulation.configuration import Configuration, draw
 from bftfs.simulation.scenario import Simulation, run
@@ -61,7 +61,7 @@ def test_amends_are_drawn_where_nothing_is_collected() -> None:
 def test_an_undo_that_leaves_something_out(monkeypatch: pytest.MonkeyPatch) -> None:
     steps = Undo.steps
 
-    async def all_but_one(undo: Undo) -> list[Step]:
+    async def all_but_one(undo: Undo) -> list[UndoStep]:
         found = await steps(undo)
         return [step for step in found if not step.conflict][1:]
 
@@ -77,7 +77,7 @@ def test_an_undo_that_takes_back_what_others_did(monkeypatch: pytest.MonkeyPatch
 def test_a_conflict_that_nobody_hears_of(monkeypatch: pytest.MonkeyPatch) -> None:
     steps = Undo.steps
 
-    async def unsaid(undo: Undo) -> list[Step]:
+    async def unsaid(undo: Undo) -> list[UndoStep]:
         return [step for step in await steps(undo) if not step.conflict]
 
     monkeypatch.setattr(Undo, "steps", unsaid)

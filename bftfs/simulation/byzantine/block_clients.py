@@ -13,12 +13,13 @@ from bftfs.coding.erasure import Buffer, ErasureCode
 from bftfs.conversation import Now, Receive, Send
 from bftfs.crypto.digest import voucher_digest
 from bftfs.identifiers import BlockId, ClientId, NodeId
-from bftfs.read_write.messages import Voucher, WriteRequest
+from bftfs.read_write.messages import WriteRequest
 from bftfs.read_write.placement import rotation_of
 from bftfs.read_write.timestamp import BlockTimestamp, encoded
 from bftfs.simulation.byzantine.positions import LEAPS_US, ClientAdversary, ClientPosition, mutated
 from bftfs.simulation.deployment import USER
 from bftfs.wire.codec import encode
+from bftfs.wire.fields import Voucher
 
 
 class Writer(ClientAdversary):

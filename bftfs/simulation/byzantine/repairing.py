@@ -33,13 +33,14 @@ from bftfs.query_update.messages import (
     InlineBarrier,
     InlineUpdate,
 )
-from bftfs.read_write.messages import Voucher, VouchReply, VouchRequest
+from bftfs.read_write.messages import VouchReply, VouchRequest
 from bftfs.read_write.timestamp import BlockTimestamp, encoded
 from bftfs.server.step import Host
 from bftfs.simulation.byzantine.block_clients import Writer
 from bftfs.simulation.byzantine.object_clients import Updater
 from bftfs.simulation.byzantine.positions import ClientAdversary, ClientPosition, NodePosition
 from bftfs.simulation.principals import NodeServices, Servers
+from bftfs.wire.fields import Voucher
 
 _LISTEN_US = 10_000
 _NOBODY = ClientId(b"?" * 16)

@@ -25,7 +25,7 @@ from bftfs.filesystem.attributes import decode_attributes
 from bftfs.filesystem.objects import ATTRIBUTES_KEY
 from bftfs.identifiers import ClientId, ObjectId
 from bftfs.query_update.history import LogicalTimestamp, client_of, time_of
-from bftfs.restoration.undo import Step
+from bftfs.restoration.undo import UndoStep
 from bftfs.simulation.checkers.namespace import Established, NamespaceModel
 from bftfs.simulation.checkers.past import PastTree, WrittenContents
 from bftfs.simulation.checkers.tree import SeenObject
@@ -42,9 +42,9 @@ class Undone:
     own: frozenset[LogicalTimestamp]  # what an audit said that it changed
     before: dict[ObjectId, SeenObject]  # all that there was
     label: str  # what is put beside something bears this name
-    steps: list[Step] = field(default_factory=list)
+    steps: list[UndoStep] = field(default_factory=list)
     failed: list[str] = field(default_factory=list)  # steps that were not done, and why
-    again: list[Step] = field(default_factory=list)  # what a second run found to be done
+    again: list[UndoStep] = field(default_factory=list)  # what a second run found to be done
     after: dict[ObjectId, SeenObject] = field(default_factory=dict)
 
 

@@ -41,7 +41,7 @@ class BlockMix:
 
 
 @dataclass(slots=True)
-class _Entry:
+class _BlockOperation:
     """One operation on one block."""
 
     client: str
@@ -71,7 +71,7 @@ class BlockWorkload:
         )
         self.volume = object_id(ObjectKind.VOLUME, placement=0, unique=bytes(14))  # there is none
         self.kept_since_us: Callable[[], int] | None = None
-        self.history: list[_Entry] = []
+        self.history: list[_BlockOperation] = []
         # Every version whose write was acknowledged: what later reads of the past must find.
         self.acknowledged: list[tuple[int, BlockTimestamp, str]] = []
         self._labels: dict[bytes, str] = {}  # of every item that somebody set out to write
@@ -104,7 +104,7 @@ class BlockWorkload:
     def attempted(self, name: str, block: BlockId, now: float) -> bytes:
         """An item that a Byzantine client may write to `block` from now on: it may take place."""
         item, label = self.new_item(name)
-        self.history.append(_Entry(name, "write", self.blocks.index(block), label, now))
+        self.history.append(_BlockOperation(name, "write", self.blocks.index(block), label, now))
         return item
 
     def forbidden(self) -> bytes:
@@ -184,7 +184,7 @@ class BlockSession:
         workload = self._workload
         items = [workload.new_item(self._name) for _ in numbers]
         entries = [
-            _Entry(self._name, "write", number, label)
+            _BlockOperation(self._name, "write", number, label)
             for number, (_, label) in zip(numbers, items, strict=True)
         ]
         blocks = [workload.blocks[number] for number in numbers]
@@ -225,7 +225,7 @@ class BlockSession:
 
     def _read(self, numbers: Sequence[int]) -> Task:
         workload = self._workload
-        entries = [_Entry(self._name, "read", number, None) for number in numbers]
+        entries = [_BlockOperation(self._name, "read", number, None) for number in numbers]
         blocks = [workload.blocks[number] for number in numbers]
         conversation: Callable[[], Conversation[Any]] = (
             partial(self._client.read, blocks[0])
@@ -267,7 +267,7 @@ class BlockSession:
         )
         return Task(f"read of {label}", conversation, began, ended, failed)
 
-    def _began(self, entries: Sequence[_Entry], at: float) -> None:
+    def _began(self, entries: Sequence[_BlockOperation], at: float) -> None:
         for entry in entries:
             entry.invoked = at
         self._workload.history.extend(entries)

@@ -17,7 +17,7 @@ from bftfs.filesystem.attributes import Changes
 from bftfs.filesystem.operations import FileSystem, FoundObject
 from bftfs.identifiers import ClientId, ObjectId
 from bftfs.restoration.changes import audited, read_changes
-from bftfs.restoration.restore import Restoring, Status
+from bftfs.restoration.restore import PathStatus, Restoring
 from bftfs.restoration.undo import Undo
 from bftfs.restoration.viewpoint import Node, Reading, Viewpoint
 from bftfs.simulation.checkers.undo import Restored, Undone
@@ -82,14 +82,14 @@ class FilesTarget:
         above, _, name = path.rpartition("/")
         return await self._find(above), os.fsencode(name)
 
-    async def status(self, path: str) -> Status | None:
+    async def status(self, path: str) -> PathStatus | None:
         """The status of what is at the path; None if nothing is."""
         try:
             identifier = await self._find(path)
         except FileSystemError:
             return None
         found = await self._files.attributes(identifier, ROOT)
-        return Status(identifier, found.mode, found.uid, found.gid, found.size, found.mtime_ns)
+        return PathStatus(identifier, found.mode, found.uid, found.gid, found.size, found.mtime_ns)
 
     async def names(self, path: str) -> list[str]:
         """The names in a directory."""

@@ -37,7 +37,7 @@ from bftfs.wire.framing import PREAMBLE_BYTES
 from nodes.admission import LiveMembership
 from nodes.batches import Batches
 from nodes.connections import Connections
-from nodes.control import Command, Control, ControlFailed, Standing, Work, steer
+from nodes.control import Command, Control, ControlFailed, Standing, Work, send_command
 from nodes.loop import Loop
 from nodes.metrics import Exposition, LoopTally
 from nodes.node import Guard
@@ -371,7 +371,7 @@ def control_answers(data: bytes) -> None:
         listener.bind(str(directory / "control"))
         listener.listen()
         thread.start()
-        steer(directory / "control", Command("scrub", "status"))
+        send_command(directory / "control", Command("scrub", "status"))
     finally:
         thread.join()
         listener.close()

@@ -34,13 +34,14 @@ from bftfs.query_update.messages import (
     Update,
 )
 from bftfs.query_update.messages import Request as ObjectRequest
-from bftfs.read_write.messages import InventoryRequest, Notice, Voucher, WriteRequest
+from bftfs.read_write.messages import InventoryRequest, Notice, WriteRequest
 from bftfs.read_write.messages import Request as BlockRequest
 from bftfs.read_write.timestamp import encoded as encoded_timestamp
 from bftfs.server.step import Grant
 from bftfs.simulation.network import Kind
 from bftfs.simulation.principals import node_endpoint
 from bftfs.wire.codec import encode
+from bftfs.wire.fields import Voucher
 from tests.fuzz.choices import Choices
 from tests.fuzz.cluster import (
     BLOCKS,

@@ -19,7 +19,6 @@ from bftfs.read_write.messages import (
     ReadRequest,
     TimeReply,
     TimeRequest,
-    Voucher,
     VouchReply,
     VouchRequest,
     WriteReply,
@@ -27,6 +26,7 @@ from bftfs.read_write.messages import (
 )
 from bftfs.read_write.timestamp import BlockTimestamp
 from bftfs.wire.codec import encode
+from bftfs.wire.fields import Voucher
 from tests.unit.read_write.harness import BLOCK
 
 TIMESTAMP = BlockTimestamp(2**62, b"c" * 16, b"v" * 32)

@@ -17,7 +17,7 @@ from bftfs.filesystem.services import Options
 from bftfs.identifiers import ObjectId, ObjectKind, object_id
 from bftfs.query_update.past_reading import PastReader
 from bftfs.restoration.changes import ChangeLog, read_changes
-from bftfs.restoration.undo import Step, Undo
+from bftfs.restoration.undo import Undo, UndoStep
 from bftfs.restoration.viewpoint import Viewpoint
 from bftfs.simulation.deployment import CREDENTIALS
 from tests.builders import ClusterClient, SimulatedCluster
@@ -151,11 +151,11 @@ class Stage(SimulatedCluster):
         log: ChangeLog = self.honest.run(following)
         return log
 
-    def steps(self) -> list[Step]:
+    def steps(self) -> list[UndoStep]:
         """What is to be done against the intruder."""
         view = self.view()
         log = self.log(view)
-        steps: list[Step] = self.honest.run(Undo(view, log, label="K").steps())
+        steps: list[UndoStep] = self.honest.run(Undo(view, log, label="K").steps())
         return steps
 
     def undo(self) -> list[str]:
