@@ -87,16 +87,17 @@ def honest_services(
     keys = description.authenticator_keys(identity, node)
     quorums = ThresholdQuorums(description.query_update)
     healing = healing_throttle()
-    object_healer = ObjectHealer(node, quorums, keys, recovery, healing)
+    # A node, too, is a principal: it has one `Peers`, and believes itself.
+    peers = Peers(quorums, trusted=Nodes.of([node]))
+    object_healer = ObjectHealer(node, peers, keys, recovery, healing)
     query_update = QueryUpdateServer(
         node, quorums, keys, object_types(), recovery=recovery, doubts=object_healer.wanted
     )
     room = Room(client_bytes=configuration.client_bytes, pool_bytes=configuration.pool_bytes)
     quota = ClientQuota(room)
     client = client_id_of(public_key=identity.public_key)
-    peers = Peers(quorums, trusted=Nodes.of([node]))
     incomplete = query_update.incomplete
-    finisher = Finisher(node, quorums, incomplete, object_healer)
+    finisher = Finisher(node, peers, incomplete, object_healer)
     past = CollectedPast()
     block_healer = BlockHealer(
         node,
@@ -111,7 +112,7 @@ def honest_services(
     scrubber = Scrubber(
         (
             BlockScrubber(node, description.n, healing.hurry),
-            VersionScrubber(node, quorums, object_healer),
+            VersionScrubber(node, peers, object_healer),
             HistoryScrubber(keys, object_healer),
             RequestScrubber(description.n),
         ),
@@ -119,7 +120,7 @@ def honest_services(
     )
     collector = Collector(
         node,
-        quorums,
+        peers,
         description.volume,
         # A client may date a version back by as much as clocks may differ: so nothing that has
         # been the truth within the window counts as superseded before it.

@@ -2,7 +2,8 @@
 
 `Calls` are the unanswered requests of one operation, which sends what it likes to whom it likes: a
 READ asks for lists of versions and for fragments as replies come in. `Asking` is a round on top of
-it: a request to each of some nodes, and one reply from each.
+it: a request to each of some nodes, and one reply from each. `ask_all` asks each of some nodes
+once, as workers and inspections do.
 
 A round never waits for a node that is not needed. A node that takes longer than others usually do
 is replaced by the next one, if there is one from which an answer may be expected. A node that is
@@ -30,14 +31,15 @@ from bftfs.errors import AdmissionRefused, QuorumUnavailable
 from bftfs.identifiers import NodeId
 
 Tag = TypeVar("Tag")
+Answer = TypeVar("Answer")
 
 PATIENCE_MAX_US = 2_000_000  # the longest interval between repetitions of a request
 BUSY_US = 5_000  # after which a node that was busy is asked again; doubles with each time
 _SILENCES = 3  # that a round bears for the sake of the last nodes that it needs
 _NEVER = 1 << 62
 _WAIT, _ENOUGH, _MORE, _AGAIN = range(4)  # what a caller says of a reply
-WITNESS_PATIENCE_US = 3 * limits.SECOND_US  # for the nodes that an inspection asks…
-WITNESS_AGAIN_US = 200_000  # …and for those that have been silent before
+INSPECTED_PATIENCE_US = 3 * limits.SECOND_US  # for the nodes that an inspection asks…
+INSPECTED_AGAIN_US = 200_000  # …and for those that have been silent before
 
 
 class Calls(Generic[Tag]):
@@ -488,30 +490,51 @@ class Asking:
         self._numbers[await self._request(node)] = node
 
 
-class Witnesses:
-    """The nodes of a cluster, as one inspection asks them: all of them, patiently, but once."""
+async def ask_all(
+    peers: Peers,
+    requests: Mapping[NodeId, object],
+    judge: Callable[[Delivery], Answer | None],
+    *,
+    patience_us: int,
+    silent_us: int | None = None,
+    enough: Callable[[dict[NodeId, Answer]], bool] = lambda _: False,
+) -> dict[NodeId, Answer]:
+    """What `judge` makes of the replies to these requests (None: not usable), each sent once.
 
-    def __init__(self) -> None:
-        self._silent: set[NodeId] = set()
-
-    async def ask(self, requests: Mapping[NodeId, object]) -> dict[NodeId, Delivery]:
-        """What those answer that do so in time."""
-        numbers = {await Send(node, request): node for node, request in requests.items()}
-        answers: dict[NodeId, Delivery] = {}
-        began_us = await Now()
-        while numbers:
-            patience_us = (
-                WITNESS_AGAIN_US
-                if self._silent.issuperset(numbers.values())
-                else WITNESS_PATIENCE_US
-            )
-            delivery = await Receive(max(began_us + patience_us - await Now(), 1))
-            if delivery is not None:
-                node = numbers.pop(delivery.request_number, None)
-                if node is not None:
-                    answers[node] = delivery
-                    self._silent.discard(node)
-            elif await Now() - began_us >= patience_us:
-                self._silent.update(numbers.values())
+    Nodes' workers and inspections ask like this. Nobody is waited for once there is `enough`; the
+    silent for `patience_us` only, or for `silent_us` when all of them have been silent before.
+    """
+    numbers = {await Send(node, request): node for node, request in requests.items()}
+    answers: dict[NodeId, Answer] = {}
+    began_us = await Now()
+    while numbers:
+        until_us = began_us + patience_us
+        if silent_us is not None and all(node in peers.mute for node in numbers.values()):
+            until_us = began_us + silent_us
+        delivery = await Receive(max(until_us - await Now(), 1))
+        if delivery is None:
+            now_us = await Now()
+            for node in numbers.values():
+                peers.silent(node, now_us)
+            break
+        if delivery.request_number not in numbers:
+            continue
+        node = numbers.pop(delivery.request_number)
+        peers.answered(node)
+        answer = judge(delivery)
+        if answer is not None:
+            answers[node] = answer
+            if enough(answers):
                 break
-        return answers
+    return answers
+
+
+async def inspect_nodes(peers: Peers, requests: Mapping[NodeId, object]) -> dict[NodeId, Delivery]:
+    """The replies of all nodes that an inspection asks: patiently, until one has been silent."""
+    return await ask_all(
+        peers,
+        requests,
+        lambda delivery: delivery,
+        patience_us=INSPECTED_PATIENCE_US,
+        silent_us=INSPECTED_AGAIN_US,
+    )

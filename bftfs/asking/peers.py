@@ -149,7 +149,7 @@ class Peers:
         self._trusted = trusted
         self._records = tuple(_Record() for _ in range(quorums.n))
         self._last = NOBODY  # those that are asked last
-        self._mute = NOBODY  # of these, those that have not answered since
+        self.mute = NOBODY  # of these, those that have not answered since they were waited for
         self._quarrels: set[tuple[NodeId, NodeId]] = set()  # accuser and accused
         self._convicted = NOBODY
         self._watched = NOBODY  # those with divergences
@@ -183,7 +183,7 @@ class Peers:
     def _place(self, node: NodeId) -> int:
         """Where it comes in an order: those that are asked last, and have not answered, later."""
         later = 4 * (node in self.disbelieved) + 2 * (node in self._last)
-        return later + (node in self._last and node in self._mute)
+        return later + (node in self._last and node in self.mute)
 
     def willing(self, node: NodeId) -> bool:
         """True if a prompt and useful answer may be expected from `node`."""
@@ -207,14 +207,14 @@ class Peers:
     def answered(self, node: NodeId) -> None:
         """`node` has answered."""
         if node in self._last:
-            self._mute = self._mute.minus(node)
+            self.mute = self.mute.minus(node)
             if self._records[node].is_forgivable:
                 self._last = self._last.minus(node)
                 self._records[node].condition = Condition.WELL
 
     def silent(self, node: NodeId, now_us: int) -> None:
         """`node` has not answered in the time that others take."""
-        self._mute = self._mute.plus(node)
+        self.mute = self.mute.plus(node)
         self._ask_last(node, Condition.SILENT, now_us)
 
     def full(self, node: NodeId, now_us: int) -> None:

@@ -17,7 +17,8 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
-from bftfs.asking.ask import Witnesses
+from bftfs.asking.peers import Peers
+from bftfs.asking.quorum import ThresholdQuorums
 from bftfs.cli.command_session import CommandSession, file_kind, session_at, session_of
 from bftfs.cli.options import json_option
 from bftfs.cli.status import health_reports
@@ -100,11 +101,13 @@ def _inspected(
         raise UsageError(f"{given}: inspect shows what is stored now; leave out the time")
     description = session.description
     thresholds = description.read_write
-    steps, witnesses = list(session.steps(session.files, located.path)), Witnesses()
+    steps = list(session.steps(session.files, located.path))
+    # Of its own: to show who answers, it waits patiently once, also for those that were slow.
+    peers = Peers(ThresholdQuorums(description.query_update))
     objects = session.network.perform_many(
         (
             object_inspection.inspect(
-                witnesses,
+                peers,
                 identifier,
                 description.query_update,
                 GET_ATTRIBUTES,
@@ -126,7 +129,7 @@ def _inspected(
         found = session.network.perform_many(
             (
                 block_inspection.inspect(
-                    witnesses, thresholds, layout.block(located.identifier, number)
+                    peers, thresholds, layout.block(located.identifier, number)
                 )
                 for number in numbers
             ),

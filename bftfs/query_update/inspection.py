@@ -13,8 +13,8 @@ from collections import Counter
 from dataclasses import dataclass
 from enum import Enum
 
-from bftfs.asking.ask import Witnesses
-from bftfs.asking.quorum import ThresholdQuorums
+from bftfs.asking.ask import inspect_nodes
+from bftfs.asking.peers import Peers
 from bftfs.credentials import Credentials
 from bftfs.errors import MalformedMessage
 from bftfs.identifiers import NodeId, ObjectId
@@ -63,7 +63,7 @@ class ObjectReport:
 
 
 async def inspect(
-    witnesses: Witnesses,
+    peers: Peers,
     name: ObjectId,
     thresholds: QueryUpdateThresholds,
     method: str,
@@ -71,12 +71,11 @@ async def inspect(
     who: Credentials,
 ) -> ObjectReport:
     """What can be shown of object `name` now; `method` is a query that it always answers."""
-    quorums = ThresholdQuorums(thresholds)
     everyone = tuple(NodeId(node) for node in range(thresholds.n))
     known: dict[NodeId, Known] = {}
     refused: set[NodeId] = set()
     asked = Query((name,), "", b"", *who, everyone[0])
-    for node, delivery in (await witnesses.ask(dict.fromkeys(everyone, asked))).items():
+    for node, delivery in (await inspect_nodes(peers, dict.fromkeys(everyone, asked))).items():
         history = _history(delivery.message)
         if history is None:
             refused.add(node)
@@ -84,7 +83,7 @@ async def inspect(
             known[node] = Known(history, b"")
     histories = {node: parse_history(each.history) for node, each in known.items()}
     _, _, shown = assemble(name, known)
-    found = classify(shown, quorums)
+    found = classify(shown, peers.quorums)
     version = found.object_candidate.timestamp
     hosts = [
         node
@@ -92,8 +91,9 @@ async def inspect(
         if version == ZERO or history.find(version) is not None
     ]
     encoded = encode_record(arguments)
-    answers = await witnesses.ask(
-        {node: Query((name,), method, encoded, *who, node, versions=(version,)) for node in hosts}
+    answers = await inspect_nodes(
+        peers,
+        {node: Query((name,), method, encoded, *who, node, versions=(version,)) for node in hosts},
     )
     given = {
         node: (reply.error, reply.answer)

@@ -16,7 +16,8 @@ from enum import Enum
 from functools import partial
 
 from bftfs import limits
-from bftfs.asking.ask import Witnesses
+from bftfs.asking.ask import inspect_nodes
+from bftfs.asking.peers import Peers
 from bftfs.coding.erasure import ErasureCode
 from bftfs.conversation import Compute, Now
 from bftfs.identifiers import BlockId, NodeId
@@ -80,14 +81,12 @@ class BlockReport:
         return bool(self.reasons)
 
 
-async def inspect(
-    witnesses: Witnesses, thresholds: ReadWriteThresholds, block: BlockId
-) -> BlockReport:
+async def inspect(peers: Peers, thresholds: ReadWriteThresholds, block: BlockId) -> BlockReport:
     """What can be shown of `block` now."""
     responses = Responses(thresholds, rotation_of(block, thresholds.N))
     everyone = tuple(NodeId(node) for node in range(thresholds.N))
     request = ReadRequest(block, None, want_data=True, history=limits.HISTORY_IN_REPLY)
-    refused = await _ask(witnesses, responses, everyone, request, lists=True)
+    refused = await _ask(peers, responses, everyone, request, lists=True)
     silent = set(everyone) - refused - responses.depth.keys() - responses.discarded
     away = dict.fromkeys(refused, Fragment.REFUSED) | dict.fromkeys(silent, Fragment.SILENT)
     below: BlockTimestamp | None = None
@@ -105,7 +104,7 @@ async def inspect(
         )
         further = [node for node in hosts if not responses.has_fragment_of(node, version)]
         request = ReadRequest(block, successor_of(version), want_data=True, history=0)
-        await _ask(witnesses, responses, further, request, lists=False)
+        await _ask(peers, responses, further, request, lists=False)
         valid = await _is_valid(thresholds, responses, version)
         poisonous = not valid and len(responses.fragments(version)) >= thresholds.m
         if found is not CandidateClass.INCOMPLETE and not poisonous:
@@ -122,7 +121,7 @@ async def inspect(
 
 
 async def _ask(
-    witnesses: Witnesses,
+    peers: Peers,
     responses: Responses,
     nodes: Iterable[NodeId],
     request: ReadRequest,
@@ -131,7 +130,7 @@ async def _ask(
 ) -> set[NodeId]:
     """Take the replies of all `nodes` that give one in time; those that refused."""
     refused: set[NodeId] = set()
-    for node, delivery in (await witnesses.ask(dict.fromkeys(nodes, request))).items():
+    for node, delivery in (await inspect_nodes(peers, dict.fromkeys(nodes, request))).items():
         if isinstance(delivery.message, ReadReply):
             responses.add(
                 node,

@@ -64,9 +64,9 @@ from bftfs.server.recovery import BLOCKS, Recovery
 from bftfs.server.step import Host
 from bftfs.server.worker import (
     HealingTally,
+    OtherNodes,
     Throttle,
     Walk,
-    ask_all,
     fraction_below,
     healing_throttle,
     in_chunks,
@@ -184,7 +184,7 @@ class BlockHealer:
         self._recovery = recovery
         self._charge = charge
         self._wants = wants
-        self._peers = tuple(NodeId(peer) for peer in range(thresholds.N) if peer != node)
+        self._others = OtherNodes(node, peers)
         self._walk = Walk(
             b"heal blocks",
             VERSIONS_END,
@@ -268,13 +268,13 @@ class BlockHealer:
         None if too few answer to know of all complete versions.
         """
         request = InventoryRequest(after, page.until, inventory_digest(page.keys))
-        replies = await ask_all(
-            self._peers, request, InventoryReply, partial(_is_listing, after, page.until)
+        replies = await self._others.ask(
+            request, InventoryReply, partial(_is_listing, after, page.until)
         )
         b, t = self._thresholds.b, self._thresholds.t
         # While it recovers, the node itself is one of the t.
         away = max(t - 1, 0) if self._recovery.rebuilding else t
-        if len(replies) < len(self._peers) - away:
+        if len(replies) < len(self._others.nodes) - away:
             return None, {}
         bounds: list[bytes] = []
         hosts: dict[bytes, list[NodeId]] = {}

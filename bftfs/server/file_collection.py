@@ -41,7 +41,7 @@ from typing import NamedTuple, Protocol
 import msgspec
 
 from bftfs import limits
-from bftfs.asking.quorum import QuorumSystem
+from bftfs.asking.peers import Peers
 from bftfs.conversation import Event, Now, Pause, Spawn, Wait
 from bftfs.errors import DamagedRow, UsageError
 from bftfs.filesystem.attributes import Attributes, Layout, decode_attributes
@@ -78,7 +78,7 @@ from bftfs.retention import KEEP_ALL, Keeps, Policy, Retention, parse_policy
 from bftfs.server.object_collection import ObjectWalk, establish, settled_everywhere
 from bftfs.server.step import Host
 from bftfs.server.tally import counter
-from bftfs.server.worker import ask_all, carry_on, fraction_below, give_way, look, step
+from bftfs.server.worker import OtherNodes, carry_on, fraction_below, give_way, look, step
 from bftfs.storage import StorageView, Table, Write, after_keys
 from bftfs.wire.codec import UNREADABLE, encode
 
@@ -294,7 +294,7 @@ class Collector:
     def __init__(
         self,
         node: NodeId,
-        quorums: QuorumSystem,
+        peers: Peers,
         volume: ObjectId,
         *,
         window_us: int,
@@ -308,12 +308,12 @@ class Collector:
         """
         self.tally = CollectionTally()
         self._node = node
-        self._quorums = quorums
+        self._quorums = peers.quorums
         self._volume = volume
         self._window_us = window_us
         self._pool = pool
         self._release = release
-        self._peers = tuple(NodeId(peer) for peer in range(quorums.n) if peer != node)
+        self._others = OtherNodes(node, peers)
         self._halvings = 0  # passes under the present pressure
         self._is_passing = False
 
@@ -437,7 +437,7 @@ class Collector:
         ]
         if not open_ones:
             return
-        replies = await ask_all(self._peers, CatalogueRequest(after), CatalogueReply)
+        replies = await self._others.ask(CatalogueRequest(after), CatalogueReply)
         for each in open_ones:
             if settled_everywhere(each.object, each.latest, replies, self._node, self._quorums):
                 host.arrange(partial(establish, each.object, each.latest))

@@ -34,7 +34,7 @@ from functools import partial
 
 from bftfs import limits
 from bftfs.asking.peers import Peers
-from bftfs.asking.quorum import NOBODY, Nodes, QuorumSystem
+from bftfs.asking.quorum import Nodes
 from bftfs.conversation import Now, Pause, Together, Wait
 from bftfs.errors import OperationFailed
 from bftfs.identifiers import ClientId, NodeId, ObjectId, placement_of
@@ -49,7 +49,7 @@ from bftfs.query_update.replica import Replica
 from bftfs.query_update.rounds import Rounds
 from bftfs.server.object_healing import ObjectHealer
 from bftfs.server.step import Host
-from bftfs.server.worker import IdleTime, ask_all, look, retry_after_us
+from bftfs.server.worker import IdleTime, OtherNodes, look, retry_after_us
 from bftfs.storage import Write
 
 _REPAIRS_AT_ONCE = 4
@@ -62,23 +62,22 @@ class Finisher:
     def __init__(
         self,
         node: NodeId,
-        quorums: QuorumSystem,
+        peers: Peers,
         incomplete: IncompleteUpdates,
         healer: ObjectHealer,
     ) -> None:
         self._node = node
-        self._quorums = quorums
+        self._peers = peers
+        self._quorums = peers.quorums
         self._incomplete = incomplete
         self._healer = healer
-        self._peers = tuple(NodeId(peer) for peer in range(quorums.n) if peer != node)
-        peers = Peers(quorums, trusted=Nodes.of([node]))
+        self._others = OtherNodes(node, peers)
         self._observations = Observations(peers, bound=_OBSERVED)
         self._rounds = Rounds(
             peers, self._observations, patience_total_us=limits.VERIFY_PATIENCE_US
         )
         self._repairs = Repair(self._rounds)
         self._under_way: set[ObjectId] = set()
-        self._silent = NOBODY  # peers that were waited for in vain, and have not answered since
         self._behind: dict[ObjectId, None] = {}  # where others have something later
         self._host: Host | None = None
 
@@ -156,19 +155,13 @@ class Finisher:
     async def _ask(
         self, names: list[ObjectId], accepted: list[LogicalTimestamp]
     ) -> dict[NodeId, LatestReply]:
-        """The peers' latest timestamps of the objects. Remembers which peers are silent."""
-        replies = await ask_all(
-            self._peers,
+        """The peers' latest timestamps of the objects."""
+        return await self._others.ask(
             LatestRequest(tuple(names)),
             LatestReply,
             lambda reply: len(reply.latest) == len(names),
-            partial(self._is_enough, accepted),
+            enough=partial(self._is_enough, accepted),
         )
-        heard = Nodes.of(replies).plus(self._node)
-        self._silent -= heard
-        if not self._is_enough(accepted, replies):
-            self._silent = self._quorums.everyone - heard
-        return replies
 
     def _is_disorderly(
         self,
@@ -218,7 +211,7 @@ class Finisher:
         quorums = self._quorums
         heard = Nodes.of(replies).plus(self._node)
         return quorums.is_quorum(heard) and (
-            heard | self._silent == quorums.everyone
+            heard | self._peers.mute == quorums.everyone
             or all(
                 quorums.is_quorum(self._sharing(latest, at, replies))
                 for at, latest in enumerate(accepted)

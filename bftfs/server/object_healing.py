@@ -44,7 +44,8 @@ from functools import partial
 from itertools import count, pairwise
 
 from bftfs import limits
-from bftfs.asking.quorum import NOBODY, Nodes, QuorumSystem
+from bftfs.asking.peers import Peers
+from bftfs.asking.quorum import NOBODY, Nodes
 from bftfs.conversation import Now, Pause, Together
 from bftfs.crypto.digest import AuthenticatorKeys
 from bftfs.errors import MalformedMessage
@@ -84,9 +85,9 @@ from bftfs.server.recovery import OBJECTS, Recovery
 from bftfs.server.step import Host, Want
 from bftfs.server.worker import (
     HealingTally,
+    OtherNodes,
     Throttle,
     Walk,
-    ask_all,
     fraction_below,
     healing_throttle,
     in_chunks,
@@ -139,7 +140,7 @@ class ObjectHealer:
     def __init__(
         self,
         node: NodeId,
-        quorums: QuorumSystem,
+        peers: Peers,
         keys: AuthenticatorKeys,
         recovery: Recovery,
         throttle: Throttle | None = None,
@@ -147,10 +148,10 @@ class ObjectHealer:
         self.throttle = throttle or healing_throttle()
         self.tally = HealingTally()
         self._node = node
-        self._quorums = quorums
+        self._quorums = peers.quorums
         self._keys = keys
         self._recovery = recovery
-        self._peers = tuple(NodeId(peer) for peer in range(quorums.n) if peer != node)
+        self._others = OtherNodes(node, peers)
         self._host: Host | None = None
         self._asked_for: set[ObjectId] = set()  # objects beyond the walk that were healed
         self._looks: dict[bytes, _Look] = {}  # by the key of the want
@@ -244,8 +245,8 @@ class ObjectHealer:
 
     async def _heal_page(self, host: Host, after: bytes) -> tuple[bytes, bool] | None:
         """Heal the objects that follow `after`, as far as the peers' pages reach."""
-        replies = await ask_all(
-            self._peers, CatalogueRequest(after), CatalogueReply, partial(_is_catalogue, after)
+        replies = await self._others.ask(
+            CatalogueRequest(after), CatalogueReply, partial(_is_catalogue, after)
         )
         if not self._quorums.is_quorum(Nodes.of(replies)):
             return None
@@ -342,7 +343,7 @@ class ObjectHealer:
 
     async def _histories(self, name: ObjectId) -> CulledObjectHistorySet | None:
         """The peers' histories of an object; None if they are no quorum."""
-        replies = await ask_all(self._peers, HistoryRequest(name), HistoryReply, _is_history)
+        replies = await self._others.ask(HistoryRequest(name), HistoryReply, _is_history)
         if not self._quorums.is_quorum(Nodes.of(replies)):
             return None
         by_history: dict[bytes, Nodes] = {}
@@ -355,7 +356,7 @@ class ObjectHealer:
     async def _fate(self, candidate: Candidate) -> Verdict:
         """The fate of an operation on several objects, as b + 1 peers know it. [Q/U §4.3.7]"""
         request = DeduceRequest(candidate.timestamp, candidate.objects)
-        replies = await ask_all(self._peers, request, DeduceReply)
+        replies = await self._others.ask(request, DeduceReply)
         for verdict in (Verdict.ESTABLISHED, Verdict.DEAD):
             nodes = Nodes.of(node for node, reply in replies.items() if reply.verdict is verdict)
             if self._quorums.includes_benign(nodes):
@@ -471,7 +472,7 @@ class ObjectHealer:
         if self._marked.get(name) != _DAMAGED:
             self._unmark(host, name)
             return True
-        replies = await ask_all(self._peers, HistoryRequest(name), HistoryReply, _is_history)
+        replies = await self._others.ask(HistoryRequest(name), HistoryReply, _is_history)
         if not self._quorums.is_quorum(Nodes.of(replies)):
             return False  # some day there are enough
         # Nobody else can be asked for the version, or what was accepted is not known any more.

@@ -37,7 +37,8 @@ from typing import NamedTuple, Protocol
 import msgspec
 
 from bftfs import limits
-from bftfs.asking.quorum import NOBODY, Nodes, QuorumSystem
+from bftfs.asking.peers import Peers
+from bftfs.asking.quorum import NOBODY, Nodes
 from bftfs.conversation import Now, Pause
 from bftfs.crypto.digest import DIGEST_BYTES, AuthenticatorKeys
 from bftfs.errors import MalformedMessage
@@ -67,7 +68,7 @@ from bftfs.read_write.timestamp import VERSION_KEY_BYTES, VERSIONS_END, timestam
 from bftfs.server.object_healing import ObjectHealer
 from bftfs.server.step import Host
 from bftfs.server.tally import counter, figure
-from bftfs.server.worker import Throttle, ask_all, give_way, look, step
+from bftfs.server.worker import OtherNodes, Throttle, give_way, look, step
 from bftfs.storage import StorageView, Table, Write, after_keys
 from bftfs.wire.codec import UNREADABLE, Value, encode
 
@@ -337,17 +338,19 @@ class VersionScrubber:
 
     table = Table.VERSION
 
-    def __init__(self, node: NodeId, quorums: QuorumSystem, marks: ObjectHealer) -> None:
-        self._quorums = quorums
+    def __init__(self, node: NodeId, peers: Peers, marks: ObjectHealer) -> None:
+        self._quorums = peers.quorums
         self._marks = marks
+        self._others = OtherNodes(node, peers)
         # The first is asked first: the one that has answered last.
-        self._peers = [NodeId((node + step) % quorums.n) for step in range(1, quorums.n)]
+        after, before = self._others.nodes[node:], self._others.nodes[:node]
+        self._order = [*after, *before]
 
     async def scrub(self, host: Host, after: bytes) -> Page | None:
         """Check the versions that follow `after`."""
         checked = await look(host, partial(_check_versions, after=after))
         damaged = checked.damaged
-        if checked.digests and self._peers:
+        if checked.digests and self._order:
             refuted = await self._refuted(checked.digests)
             if refuted is None:
                 return None
@@ -369,8 +372,8 @@ class VersionScrubber:
             return unconfirmed
         # Of parents there may be as many as of versions.
         request = AttestRequest(tuple(unconfirmed[: limits.VERSIONS_ATTESTED]))
-        replies = await ask_all(
-            self._peers, request, AttestReply, partial(_is_attestation, len(unconfirmed))
+        replies = await self._others.ask(
+            request, AttestReply, partial(_is_attestation, len(unconfirmed))
         )
         if not self._quorums.includes_benign(Nodes.of(replies)):
             return None
@@ -392,10 +395,10 @@ class VersionScrubber:
         """Those that the first peer that answers does not have as they are here."""
         keys = list(digests)
         request = AttestRequest(tuple(keys))
-        for _ in self._peers:
-            peer = self._peers[0]
-            replies = await ask_all(
-                (peer,), request, AttestReply, partial(_is_attestation, len(keys))
+        for _ in self._order:
+            peer = self._order[0]
+            replies = await self._others.ask(
+                request, AttestReply, partial(_is_attestation, len(keys)), nodes=(peer,)
             )
             if peer in replies:
                 given = replies[peer].digests
@@ -404,7 +407,7 @@ class VersionScrubber:
                     for key, digest in zip(keys, given, strict=True)
                     if digest != digests[key] or not digest
                 ]
-            self._peers.append(self._peers.pop(0))
+            self._order.append(self._order.pop(0))
         return None
 
 

@@ -20,13 +20,15 @@ Healing and rebuilding, scrubbing, collection, verification and finishing update
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
 
 from bftfs import limits
-from bftfs.conversation import Conversation, Event, Now, Pause, Receive, Send, Spawn, Wait
+from bftfs.asking.ask import ask_all
+from bftfs.asking.peers import Peers
+from bftfs.conversation import Conversation, Delivery, Event, Now, Pause, Spawn, Wait
 from bftfs.errors import DamagedRow
 from bftfs.identifiers import NodeId
 from bftfs.server.step import Host
@@ -89,33 +91,35 @@ async def carry_on(host: Host, work: Callable[[Host], Conversation[None]]) -> No
         await Pause(limits.HEAL_AGAIN_US)
 
 
-async def ask_all(
-    peers: Sequence[NodeId],
-    request: object,
-    kind: type[Seen],
-    is_possible: Callable[[Seen], bool] = lambda _: True,
-    enough: Callable[[dict[NodeId, Seen]], bool] = lambda _: False,
-) -> dict[NodeId, Seen]:
-    """The answers of all peers that are of this kind, and that a correct node may have sent.
+class OtherNodes:
+    """All nodes but a worker's own, as the worker asks them."""
 
-    Waits for the silent only so long.
+    def __init__(self, node: NodeId, peers: Peers) -> None:
+        self.nodes = tuple(NodeId(other) for other in range(peers.quorums.n) if other != node)
+        self._peers = peers
 
-    Once there are `enough`, nobody is waited for.
-    """
-    numbers = {await Send(peer, request): peer for peer in peers}
-    answers: dict[NodeId, Seen] = {}
-    deadline_us = await Now() + limits.HEAL_PATIENCE_US
-    while numbers:
-        delivery = await Receive(max(deadline_us - await Now(), 1))
-        if delivery is None:
-            break
-        peer = numbers.pop(delivery.request_number, None)
-        answer = delivery.message
-        if peer is not None and isinstance(answer, kind) and is_possible(answer):
-            answers[peer] = answer
-            if enough(answers):
-                break
-    return answers
+    async def ask(
+        self,
+        request: object,
+        kind: type[Seen],
+        is_possible: Callable[[Seen], bool] = lambda _: True,
+        *,
+        nodes: Iterable[NodeId] | None = None,
+        enough: Callable[[dict[NodeId, Seen]], bool] = lambda _: False,
+    ) -> dict[NodeId, Seen]:
+        """The answers of this kind that a correct node may have sent, of all (or these) `nodes`."""
+
+        def judge(delivery: Delivery) -> Seen | None:
+            answer = delivery.message
+            return answer if isinstance(answer, kind) and is_possible(answer) else None
+
+        return await ask_all(
+            self._peers,
+            dict.fromkeys(self.nodes if nodes is None else nodes, request),
+            judge,
+            patience_us=limits.HEAL_PATIENCE_US,
+            enough=enough,
+        )
 
 
 # --- idle time ----------------------------------------------------------------------------------

@@ -182,7 +182,8 @@ class Deployment:
         keys, sizes = self.keys(node), self.sizes.read_write
         recovery = self.recoveries.setdefault(node, Recovery())
         quorums = ThresholdQuorums(self.sizes.query_update)
-        objects_healer = ObjectHealer(node, quorums, keys, recovery)
+        peers = Peers(quorums, trusted=Nodes.of([node]))
+        objects_healer = ObjectHealer(node, peers, keys, recovery)
         objects = QueryUpdateServer(
             node,
             quorums,
@@ -200,7 +201,6 @@ class Deployment:
             asked = (kind for kind in get_args(ReadWriteRequest) if kind is not Notice)
             return servers | dict.fromkeys(asked, blocks)
         name = client_named(f"node {node}")
-        peers = Peers(quorums, trusted=Nodes.of([node]))
         verifier = LazyVerifier(node, sizes, name, peers, self.verification, quota.charge)
         past = CollectedPast()
         healer = BlockHealer(
@@ -216,12 +216,12 @@ class Deployment:
             node, sizes, keys, quota=quota, watch=verifier, memory=healer, past=past
         )
         servers |= dict.fromkeys(get_args(ReadWriteRequest), blocks) | {Notice: verifier}
-        finisher = Finisher(node, quorums, objects.incomplete, objects_healer)
+        finisher = Finisher(node, peers, objects.incomplete, objects_healer)
         self.healers[node] = objects_healer, healer
         scrubber = self.scrubbers[node] = Scrubber(
             (
                 BlockScrubber(node, sizes.N, healer.throttle.hurry),
-                VersionScrubber(node, quorums, objects_healer),
+                VersionScrubber(node, peers, objects_healer),
                 HistoryScrubber(keys, objects_healer),
                 RequestScrubber(sizes.N),
             )
@@ -231,7 +231,7 @@ class Deployment:
             assert self._volume is not None
             collector = Collector(
                 node,
-                quorums,
+                peers,
                 self._volume,
                 window_us=self._collection.window_us,
                 pool=ConstantPool(short=node not in self._collection.roomy),

@@ -12,7 +12,8 @@ from typing import Any, get_args
 
 import msgspec
 
-from bftfs.asking.ask import Witnesses
+from bftfs.asking.peers import Peers
+from bftfs.asking.quorum import ThresholdQuorums
 from bftfs.asking.refusal import Refused
 from bftfs.crypto.digest import replica_history_digest
 from bftfs.envelope import HealthReply
@@ -316,13 +317,13 @@ def testimonies(data: bytes) -> None:
     room = cluster.run(client, ClusterCapacity(SIZES.read_write, client.objects.peers).capacity())
     m = SIZES.read_write.m
     assert room == Capacity(m * ACCOUNT.store_bytes, m * ACCOUNT.free_bytes)
-    witnesses = Witnesses()
+    peers = Peers(ThresholdQuorums(SIZES.query_update))
     objects = inspect_object(
-        witnesses, DIRECTORY, SIZES.query_update, GET_ATTRIBUTES, NoArguments(), ROOT_USER
+        peers, DIRECTORY, SIZES.query_update, GET_ATTRIBUTES, NoArguments(), ROOT_USER
     )
     report = cluster.run(client, objects)
     assert report.version == Replica(cluster.nodes[0].disk, DIRECTORY).head
-    block = cluster.run(client, inspect_block(witnesses, SIZES.read_write, BLOCKS[0]))
+    block = cluster.run(client, inspect_block(peers, SIZES.read_write, BLOCKS[0]))
     written = cluster.run(client, client.blocks.read(BLOCKS[0]))
     assert block.version == written.timestamp
     assert block.survives >= 0

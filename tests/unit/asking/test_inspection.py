@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from bftfs.asking.ask import Witnesses
+from bftfs.asking.peers import Peers
+from bftfs.asking.quorum import ThresholdQuorums
 from bftfs.identifiers import NodeId
 from bftfs.query_update.counter import Fetch
 from bftfs.query_update.inspection import Copy, ObjectReport
@@ -30,8 +31,9 @@ READ_TIME = VerificationSettings(
 
 
 def seen(client: Client, number: int = 0) -> BlockReport:
-    sizes = client.cluster.sizes.read_write
-    report: BlockReport = client.do(inspect_block(Witnesses(), sizes, block(number)))
+    sizes = client.cluster.sizes
+    peers = Peers(ThresholdQuorums(sizes.query_update))
+    report: BlockReport = client.do(inspect_block(peers, sizes.read_write, block(number)))
     return report
 
 
@@ -194,8 +196,9 @@ def test_a_hole_is_no_loss() -> None:
 
 def looked(client: Client, number: int = 0) -> ObjectReport:
     sizes = client.cluster.sizes.query_update
+    peers = Peers(ThresholdQuorums(sizes))
     report: ObjectReport = client.do(
-        inspect_object(Witnesses(), counter(number), sizes, "counter.fetch", Fetch(), USER)
+        inspect_object(peers, counter(number), sizes, "counter.fetch", Fetch(), USER)
     )
     return report
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 from bftfs.asking.peers import Peers
-from bftfs.asking.quorum import ThresholdQuorums
+from bftfs.asking.quorum import Nodes, ThresholdQuorums
 from bftfs.engine import Running
 from bftfs.identifiers import NodeId, ObjectId, ObjectKind, object_id
 from bftfs.query_update.client import QueryUpdateClient
@@ -94,7 +94,8 @@ class Node(SimulatedNode):
 
     def _serve(self) -> Servers:
         quorums, recovery = self._cluster.quorums, Recovery()
-        self.healer = ObjectHealer(self.number, quorums, self.keys, recovery)
+        peers = Peers(quorums, trusted=Nodes.of([self.number]))
+        self.healer = ObjectHealer(self.number, peers, self.keys, recovery)
         self.server = QueryUpdateServer(
             self.number,
             quorums,
@@ -103,7 +104,7 @@ class Node(SimulatedNode):
             recovery=recovery,
             doubts=self.healer.wanted,
         )
-        finisher = Finisher(self.number, quorums, self.server.incomplete, self.healer)
+        finisher = Finisher(self.number, peers, self.server.incomplete, self.healer)
         return NodeServices(
             dict.fromkeys(Request.__args__, _Behaving(self)),
             (finisher,) if self._cluster.background else (),
