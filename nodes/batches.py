@@ -8,7 +8,7 @@ a commit runs share the next one.
 1. A reply that depends on a write leaves only after the commit of that write. [design §9] This
    order is decided here and nowhere else. Replies of requests that were stepped before anything was
    written do not wait for it.
-2. In each batch every principal that waits has a fair share (`nodes.admission.Turn`); those that
+2. In each batch every principal that waits has a fair share (`nodes.connections.Turn`); those that
    had nothing come first in the next.
 3. A batch that cannot be committed has not happened: its requests are stepped again, in a new one.
    Parked requests, whose peers' supplies are lost with it, are told to ask again.
@@ -38,8 +38,7 @@ from bftfs.runtime import clock
 from bftfs.server.dispatcher import Dispatcher, Outgoing
 from bftfs.server.room import Room
 from bftfs.server.step import Sender
-from nodes.admission import UNSENT_BYTES, Turn
-from nodes.connections import Connection, Connections
+from nodes.connections import UNSENT_BYTES, Connection, Connections, Turn
 from nodes.metrics import LoopTally
 from nodes.store import Batch, Store
 from nodes.store_directory import StepAgain, StoreFull

@@ -1,4 +1,4 @@
-"""A node's end of its connections: accepts them, takes in requests, sends replies, closes them.
+"""A node's end of its connections: who may connect, how much one principal gets, and the bytes.
 
 **Situation.** Anybody can connect, and clients of the cluster may be malicious: they send garbage,
 never read their replies, or open as many connections as they can.
@@ -9,8 +9,14 @@ never read their replies, or open as many connections as they can.
   takes its replies. So nobody makes the node queue requests without end.
 - The bytes that connections hold are counted; above `HELD_BYTES` the greediest is closed.
 - Bytes that break the rules close the connection on which they arrived, and no other. A principal
-  that has authenticated such messages too often has to wait (`nodes.admission`). What fails the
-  channel's check counts against nobody: the network may have damaged it.
+  that has authenticated such messages too often has to wait (`Account`). What fails the channel's
+  check counts against nobody: the network may have damaged it.
+- A principal has limits, however many connections it has. [design §9] One over a limit is delayed
+  (its connections are not read), then cut off; others do not notice. Principals take turns: one
+  that has had its share of a turn, in requests or in time spent on them, waits until the others
+  have had theirs (`Turn`).
+- The administrator may change the clients in the cluster description while nodes run: a new client
+  can connect at once, and one that was removed is cut off (`LiveMembership`).
 
 **Tests.** `tests/integration/test_node.py`, and the fuzzer's target `connections`.
 
@@ -24,13 +30,18 @@ import os
 import select
 import socket
 from collections import OrderedDict, defaultdict, deque
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 
+import structlog
+
+from bftfs import cluster
 from bftfs.asking.refusal import Refused
-from bftfs.errors import PeerFault
+from bftfs.cluster import ClusterDescription, signature_path
+from bftfs.errors import PeerFault, UsageError
 from bftfs.identifiers import ClientId
-from bftfs.limits import CONNECTIONS, SECOND_US
+from bftfs.limits import CONNECTIONS, KIB, MIB, SECOND_US
 from bftfs.runtime import clock
 from bftfs.runtime.sockets import RECEIVE_BYTES, Output, adjust
 from bftfs.server.dispatcher import Outgoing
@@ -38,24 +49,142 @@ from bftfs.server.step import Sender
 from bftfs.wire.channel import NONCE_BYTES, ServerChannel
 from bftfs.wire.codec import encode
 from bftfs.wire.framing import Frame
-from nodes.admission import (
-    CONNECTIONS_PER_PRINCIPAL,
-    GREETING_PATIENCE_US,
-    HELD_BYTES,
-    RECEIVES_PER_TURN,
-    UNAUTHENTICATED_MAX,
-    UNCOUNTED_BYTES,
-    UNSENT_BYTES,
-    Account,
-    LiveMembership,
-)
 from nodes.metrics import LoopTally
 
+CONNECTIONS_PER_PRINCIPAL = 16  # one per mount and tool that uses the same key
+UNAUTHENTICATED_MAX = 64  # connections that sent no greeting yet; the oldest gives way
+GREETING_PATIENCE_US = 10 * SECOND_US  # for a new connection to send its greeting
+REQUESTS_PER_TURN = 128  # of one principal, before the others have their turn…
+TIME_PER_TURN_US = 4_000  # …or its share of this time, of which all that wait have the same
+RECEIVES_PER_TURN = 8  # reads from one connection, before the others have their turn
+UNSENT_BYTES = 1 * MIB  # answers that a connection does not take, beyond which it is not served
+HELD_BYTES = 64 * MIB  # of requests and answers over all connections; the greediest is cut off
+UNCOUNTED_BYTES = 64 * KIB  # that a connection may hold without being counted
+OFFENCES = 16  # broken connections, before a principal has to wait
+OFFENCE_FORGIVEN_US = SECOND_US
 ACCEPTS_PER_TURN = 64
 MEMBERSHIP_EVERY_US = SECOND_US
 
 _IN = select.EPOLLIN
 _OUT = select.EPOLLOUT
+
+
+@dataclass(slots=True, eq=False)
+class Account:
+    """A principal's connections, offences and use of the current turn."""
+
+    connections: int = 0
+    offences: int = 0
+    forgiven_us: int = 0  # when offences were forgiven last
+    turn: int = 0  # to which the next two refer
+    stepped: int = 0  # requests
+    spent_us: int = 0  # on them
+
+    def offend(self, now_us: int) -> None:
+        """The principal has broken the rules of the channel."""
+        self._forgive(now_us)
+        self.offences += 1
+
+    def barred(self, now_us: int) -> bool:
+        """True if the principal has to wait before it may connect again."""
+        self._forgive(now_us)
+        return self.offences >= OFFENCES
+
+    def _forgive(self, now_us: int) -> None:
+        forgiven = (now_us - self.forgiven_us) // OFFENCE_FORGIVEN_US
+        if forgiven > 0:
+            self.offences = max(0, self.offences - forgiven)
+            self.forgiven_us = now_us
+
+
+class Turn:
+    """One turn of the loop, of which each principal has a share."""
+
+    __slots__ = ("_last_us", "_number", "_share_us", "volume")
+
+    def __init__(self, number: int, waiting: Iterable[Account], now_us: int) -> None:
+        """Requires: each turn has another number."""
+        self._number = number
+        self._last_us = now_us  # when the last request had been stepped
+        self.volume = 0  # bytes of the bodies of requests and replies
+        principals = len(set(map(id, waiting)))
+        self._share_us = TIME_PER_TURN_US // principals if principals > 1 else None
+
+    def goes_on(self, account: Account) -> bool:
+        """True if another request of the principal belongs to this turn."""
+        if account.turn != self._number:
+            account.turn = self._number
+            account.stepped = account.spent_us = 0
+        return account.stepped < REQUESTS_PER_TURN and (
+            self._share_us is None or account.spent_us < self._share_us
+        )
+
+    def charge(self, account: Account, now_us: int) -> None:
+        """A request of the principal has been stepped, since the last one."""
+        account.stepped += 1
+        account.spent_us += now_us - self._last_us
+        self._last_us = now_us
+
+
+class LiveMembership:
+    """The description with which the node has started, with the clients that it names by now.
+
+    Everything else in it is fixed while a node runs. Its files are looked at when a greeting
+    arrives, at most once a second while there are requests to serve, and on SIGHUP. A description
+    is ignored unless it is signed by the administrator with whom the node has started, and names
+    the same nodes and thresholds.
+    """
+
+    def __init__(self, path: Path, description: ClusterDescription) -> None:
+        self._path = path
+        self._files = (path, signature_path(path))
+        self._description = description
+        # Of each file: inode, size, change time.
+        self._seen: tuple[tuple[int, int, int], ...] | None = None
+        self._logger = structlog.get_logger()
+
+    def principal(self, public_key: bytes) -> Sender | None:
+        """The holder of `public_key`, if the cluster knows it by now."""
+        self.refresh()
+        return self._description.principal(public_key)
+
+    def admits(self, sender: Sender) -> bool:
+        """True if `sender` may still connect, with the same rights."""
+        if sender.node is not None:
+            return True
+        entry = self._description.client(sender.client)
+        return entry is not None and entry.grant == sender.grant
+
+    def refresh(self) -> None:
+        """Read the description again if its files have changed."""
+        try:
+            seen = tuple(
+                (status.st_ino, status.st_size, status.st_mtime_ns)
+                for status in (path.stat() for path in self._files)
+            )
+        except OSError:
+            return  # it is being replaced, or was taken away: the description read before holds
+        if seen == self._seen:
+            return
+        self._seen = seen
+        before = self._description
+        try:
+            described = cluster.load(self._path, administrator=before.administrator)
+        except UsageError as mistake:
+            self._logger.warning("cluster description not taken over", reason=str(mistake))
+            return
+        if replace(described, clients=before.clients) != before:
+            self._logger.warning(
+                "cluster description not taken over",
+                reason="more than its clients has changed; restart the node to use it",
+            )
+            return
+        if described.clients != before.clients:
+            self._description = described
+            self._logger.info("clients changed", clients=[each.name for each in described.clients])
+
+
+# --- connections --------------------------------------------------------------------------------
 
 
 @dataclass(slots=True, eq=False)

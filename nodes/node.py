@@ -38,10 +38,9 @@ from bftfs.server.step import Background, Ready, Sender, Server
 from bftfs.server.tally import Figure
 from bftfs.storage import StorageView
 from bftfs.wire.channel import ServerChannel
-from nodes.admission import LiveMembership
 from nodes.batches import Batches
 from nodes.configuration import NodeConfiguration
-from nodes.connections import Connections
+from nodes.connections import Connections, LiveMembership
 from nodes.control import Control, Work
 from nodes.loop import Loop
 from nodes.metrics import REBUILDING, Exposition, Health, LoopTally
@@ -191,7 +190,12 @@ def run(directory: NodeDirectory, description_file: Path, protocols: Protocols) 
         connections = Connections(
             listener=listener,
             new_channel=lambda nonce: ServerChannel[Sender](
-                identity=identity, node=node, cluster=membership, nonce=nonce
+                identity=identity,
+                node=node,
+                cluster_id=description.cluster_id,
+                view=description.view,
+                principal=membership.principal,
+                nonce=nonce,
             ),
             membership=membership,
             tally=tally,

@@ -23,8 +23,9 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+from collections.abc import Callable
 from struct import Struct
-from typing import Generic, NamedTuple, Protocol, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 from bftfs.crypto.digest import fragment_digest
 from bftfs.crypto.keys import PUBLIC_KEY_BYTES, Identity, pairwise_key
@@ -39,22 +40,6 @@ _SEQUENCED_HEADER = Struct("!Q" + HEADER.format.lstrip("!"))
 _SEQUENCE_BYTES = 8
 
 Principal = TypeVar("Principal")
-Principal_co = TypeVar("Principal_co", covariant=True)
-
-
-class Membership(Protocol[Principal_co]):
-    """The part of the cluster description that a node's end needs."""
-
-    @property
-    def cluster_id(self) -> bytes:
-        """16 bytes that no other cluster has."""
-
-    @property
-    def view(self) -> int:
-        """The number of the membership's epoch."""
-
-    def principal(self, public_key: bytes) -> Principal_co | None:
-        """The holder of `public_key`, if the cluster knows it."""
 
 
 class _Stream:
@@ -190,16 +175,21 @@ class ServerChannel(Generic[Principal]):
         *,
         identity: Identity,
         node: NodeId,
-        cluster: Membership[Principal],
+        cluster_id: bytes,
+        view: int,
+        principal: Callable[[bytes], Principal | None],
         nonce: bytes,
     ) -> None:
+        """`principal` gives the holder of a public key, if the cluster knows it."""
         _require_nonce(nonce)
         self.peer: Principal | None = None  # set once the other end has proven its identity
         # The other end's identity as HELLO claims it: true, unless HELLO was recorded and replayed.
         self.claimed: Principal | None = None
         self._identity = identity
         self._node = node
-        self._membership = cluster
+        self._cluster_id = cluster_id
+        self._view = view
+        self._principal = principal
         self._nonce = nonce
         self._output: list[bytes] = []
         # Until it is authenticated, the other end may make us keep the bytes of one HELLO.
@@ -246,17 +236,16 @@ class ServerChannel(Generic[Principal]):
         if frame.kind != FrameKind.HELLO or len(frame.metadata) != _HELLO.size:
             raise ProtocolViolation(f"a frame of kind {frame.kind} where HELLO is due")
         cluster_id, node, public_key, _nonce = _HELLO.unpack(frame.metadata)
-        membership = self._membership
-        if cluster_id != membership.cluster_id:
+        if cluster_id != self._cluster_id:
             raise ProtocolViolation(f"HELLO to another cluster, {cluster_id.hex()}")
         if node != self._node:
             raise ProtocolViolation(f"HELLO to node {node}")
-        self.claimed = membership.principal(public_key)
+        self.claimed = self._principal(public_key)
         handshake = _Handshake(
             pairwise_key(self._identity, public_key, purpose="channel"),
             frame.metadata,
             self._identity.public_key,
-            membership.view,
+            self._view,
         )
         handshake.stream(b"bftfs.hello").check(frame)
         if self.claimed is None:

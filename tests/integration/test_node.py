@@ -31,7 +31,7 @@ from bftfs.server.step import Grant
 from bftfs.wire.channel import ClientChannel
 from bftfs.wire.codec import encode
 from bftfs.wire.framing import HEADER, MAGIC
-from nodes.admission import CONNECTIONS_PER_PRINCIPAL, HELD_BYTES, OFFENCES, UNAUTHENTICATED_MAX
+from nodes.connections import CONNECTIONS_PER_PRINCIPAL, HELD_BYTES, OFFENCES, UNAUTHENTICATED_MAX
 from tests.integration.counting import Adopt, Counted, Fetch, Increment, ask
 from tests.integration.deployment import PROJECT, Deployment
 

@@ -12,7 +12,7 @@ from bftfs import cluster
 from bftfs.cluster import ClientEntry, ClusterDescription
 from bftfs.crypto.keys import Identity
 from bftfs.server.step import Grant
-from nodes.admission import LiveMembership
+from nodes.connections import LiveMembership
 
 LAPTOP = Identity.generate(b"l" * 32)
 DRAWS = count(1)

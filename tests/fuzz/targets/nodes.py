@@ -6,7 +6,7 @@ import shutil
 import socket
 import tempfile
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
@@ -34,9 +34,8 @@ from bftfs.server.worker import Throttle
 from bftfs.wire.channel import ClientChannel, ServerChannel
 from bftfs.wire.codec import encode
 from bftfs.wire.framing import PREAMBLE_BYTES
-from nodes.admission import LiveMembership
 from nodes.batches import Batches
-from nodes.connections import Connections
+from nodes.connections import Connections, LiveMembership
 from nodes.control import Command, Control, ControlFailed, Standing, Work, send_command
 from nodes.loop import Loop
 from nodes.metrics import Exposition, LoopTally
@@ -135,9 +134,7 @@ def _node() -> Iterator[tuple[Loop, Path, LoopTally]]:
             membership = LiveMembership(directory / "cluster.toml", description)
             connections = Connections(
                 listener=listener,
-                new_channel=lambda _: ServerChannel(
-                    identity=identities[0], node=NodeId(0), cluster=membership, nonce=_NONCE
-                ),
+                new_channel=lambda _: _node_end(membership.principal),
                 membership=membership,
                 tally=tally,
             )
@@ -166,6 +163,18 @@ def _node() -> Iterator[tuple[Loop, Path, LoopTally]]:
         shutil.rmtree(directory)
 
 
+def _node_end(principal: Callable[[bytes], Sender | None]) -> ServerChannel[Sender]:
+    description, identities = _described()
+    return ServerChannel(
+        identity=identities[0],
+        node=NodeId(0),
+        cluster_id=description.cluster_id,
+        view=description.view,
+        principal=principal,
+        nonce=_NONCE,
+    )
+
+
 def _session(identity: Identity) -> tuple[ClientChannel, bytes]:
     """A client's end that knows already what the node will say, and its greeting."""
     description, identities = _described()
@@ -178,9 +187,7 @@ def _session(identity: Identity) -> tuple[ClientChannel, bytes]:
         nonce=_NONCE,
     )
     greeting = channel.opening()
-    mirror: ServerChannel[Sender] = ServerChannel(
-        identity=identities[0], node=NodeId(0), cluster=description, nonce=_NONCE
-    )
+    mirror = _node_end(description.principal)
     if description.principal(identity.public_key) is not None:
         mirror.receive(greeting)
         channel.receive(mirror.pending_output())

@@ -22,12 +22,8 @@ _CLUSTER_ID = b"fuzzed cluster.."
 _NONCE = bytes(range(32))
 
 
-class _Members:
-    cluster_id = _CLUSTER_ID
-    view = 1
-
-    def principal(self, public_key: bytes) -> str | None:
-        return "client" if public_key == _CLIENT.public_key else None
+def _principal(public_key: bytes) -> str | None:
+    return "client" if public_key == _CLIENT.public_key else None
 
 
 def _client_end() -> ClientChannel:
@@ -42,7 +38,14 @@ def _client_end() -> ClientChannel:
 
 
 def _node_end() -> ServerChannel[str]:
-    return ServerChannel(identity=_NODE, node=NodeId(0), cluster=_Members(), nonce=_NONCE)
+    return ServerChannel(
+        identity=_NODE,
+        node=NodeId(0),
+        cluster_id=_CLUSTER_ID,
+        view=1,
+        principal=_principal,
+        nonce=_NONCE,
+    )
 
 
 # --- frames ---------------------------------------------------------------------------------

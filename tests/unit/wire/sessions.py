@@ -50,7 +50,15 @@ def client_end(
 def server_end(
     identity: Identity = NODES[1], *, node: int = 1, nonce: bytes = b"m" * 32
 ) -> ServerChannel[str]:
-    return ServerChannel(identity=identity, node=NodeId(node), cluster=Members(), nonce=nonce)
+    members = Members()
+    return ServerChannel(
+        identity=identity,
+        node=NodeId(node),
+        cluster_id=members.cluster_id,
+        view=members.view,
+        principal=members.principal,
+        nonce=nonce,
+    )
 
 
 def established(
