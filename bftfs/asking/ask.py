@@ -66,9 +66,8 @@ class Calls(Generic[Tag]):
         self._subject = subject
         self._required = required
         self._half = (required + 1) // 2
-        self._patience_total_us = patience_total_us
-        self._step_us = pace.hedge_us
-        self._waited_us = 0
+        self._left_us = _NEVER if patience_total_us is None else patience_total_us
+        self._patience_us = min(pace.hedge_us, self._left_us)
         self._heard = NOBODY
         self._unanswered: dict[int, tuple[NodeId, Tag]] = {}
 
@@ -82,12 +81,9 @@ class Calls(Generic[Tag]):
         Raises QuorumUnavailable when total patience has run out.
         """
         while True:
-            patience_us = self._step_us
-            if self._patience_total_us is not None:
-                patience_us = min(patience_us, self._patience_total_us - self._waited_us)
-            delivery = await Receive(patience_us)
+            delivery = await Receive(self._patience_us)
             if delivery is None:
-                await self._lapse(patience_us)
+                await self._lapse()
                 return None
             call = self._unanswered.pop(delivery.request_number, None)
             if call is not None:  # and no answer to an earlier round of this conversation
@@ -100,17 +96,18 @@ class Calls(Generic[Tag]):
                 self.peers.answered(delivery.node)
                 return delivery, call[1]
 
-    async def _lapse(self, patience_us: int) -> None:
+    async def _lapse(self) -> None:
         self.lapses += 1
-        self._waited_us += patience_us
-        if self._patience_total_us is not None and self._waited_us >= self._patience_total_us:
+        self._left_us -= self._patience_us
+        if self._left_us <= 0:
             raise QuorumUnavailable(
                 heard=len(self._heard), required=self._required, subject=self._subject
             )
         now_us = await Now()
         for node in {node for node, _ in self._unanswered.values()}:
             self.peers.silent(node, now_us)
-        self._step_us = min(2 * self._step_us, limits.PATIENCE_MOST_US)
+        doubled_us = min(2 * self._patience_us, limits.PATIENCE_MOST_US)
+        self._patience_us = min(doubled_us, self._left_us)
         for number in list(self._unanswered)[: -limits.LATE_REQUESTS]:
             del self._unanswered[number]
 

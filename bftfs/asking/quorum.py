@@ -32,11 +32,12 @@ class Nodes:
     @staticmethod
     def known(bits: int) -> Nodes:
         """The set for which `bits` stands; those of small clusters are made once."""
-        return _SMALL[bits] if bits < len(_SMALL) else Nodes(bits)
+        return _SMALL[bits] if bits < _MADE_ONCE else Nodes(bits)
 
     def plus(self, node: int) -> Nodes:
         """This set with `node`."""
-        return Nodes.known(self.bits | 1 << node)
+        bits = self.bits | 1 << node
+        return _SMALL[bits] if bits < _MADE_ONCE else Nodes(bits)
 
     def minus(self, node: int) -> Nodes:
         """This set without `node`."""
@@ -70,7 +71,8 @@ class Nodes:
         return f"Nodes({set(self) or '{}'})"
 
 
-_SMALL = tuple(map(Nodes, range(1 << 8)))
+_MADE_ONCE = 1 << 8
+_SMALL = tuple(map(Nodes, range(_MADE_ONCE)))
 NOBODY = _SMALL[0]
 
 
