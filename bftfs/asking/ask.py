@@ -206,7 +206,6 @@ class Asking:
         self.asked = NOBODY
         self.answered = NOBODY  # and did not refuse
         self.refusing = NOBODY  # and have not answered since
-        self.waiting = NOBODY  # asked, and neither answered nor refused
         self.ended_us = now_us  # when the round was over
         self._peers = peers
         self._request = request
@@ -230,6 +229,11 @@ class Asking:
         self._until_us = min(self._hedge_us, self._patience_us)  # the next of these
         self._busy: list[NodeId] = []
         self._busy_us = _NEVER  # until those that were busy are asked again
+
+    @property
+    def waiting(self) -> Nodes:
+        """Those that were asked, and neither answered nor refused."""
+        return Nodes.known(self.asked.bits & ~(self.answered.bits | self.refusing.bits))
 
     # --- what the caller says of a reply --------------------------------------------------------
 
@@ -273,7 +277,6 @@ class Asking:
     def again(self, node: NodeId) -> None:
         """The reply counts as none: its node is asked again soon, and another one besides."""
         self.answered = self.answered.minus(node)
-        self.waiting = self.waiting.plus(node)
         self._heard = self._heard.minus(node)
         for number in [number for number, owner in self._numbers.items() if owner == node]:
             del self._numbers[number]
@@ -335,8 +338,8 @@ class Asking:
         if self._probes:
             first += tuple(node for node in self._probes if node not in first)
         self._unasked = [node for node in self.order if node not in first]
+        self.asked = Nodes.of(first)
         for node in first:
-            self.asked = self.waiting = self.asked.plus(node)
             self._numbers[await self._request(node)] = node
 
     async def collect(self, take: Callable[[Delivery], None]) -> None:
@@ -359,8 +362,7 @@ class Asking:
                 continue
             self._heard = self._heard.plus(node)
             self.answered = self.answered.plus(node)
-            self.waiting = self.waiting.minus(node)
-            if node in self.refusing:
+            if self.refusing is not NOBODY and node in self.refusing:
                 self.refusing = self.refusing.minus(node)
                 if self._refusals is not None:
                     self._refusals.withdraw(node)
@@ -372,7 +374,7 @@ class Asking:
                 return
             if said != _AGAIN:
                 self._quiet_us = 0
-                if len(self._heard) == half and self._half_us is None:
+                if self._half_us is None and len(self._heard) == half:
                     self._half_us = await Now()
                     pace.took_half(self._half_us - self.began_us)
             if said != _WAIT or (self._unasked and self._is_stuck()):
@@ -482,8 +484,6 @@ class Asking:
 
     async def _ask(self, node: NodeId) -> None:
         self.asked = self.asked.plus(node)
-        if node not in self.refusing:
-            self.waiting = self.waiting.plus(node)
         self._numbers[await self._request(node)] = node
 
 
