@@ -28,8 +28,7 @@ from bftfs.identifiers import NodeId, ObjectId
 from bftfs.limits import CONNECTIONS, MIB
 from bftfs.query_update.messages import Update
 from bftfs.runtime.links import Links
-from bftfs.runtime.log_file import log_file
-from bftfs.runtime.memory import collect_rarely, keep_freed_memory
+from bftfs.runtime.process import collect_rarely, keep_freed_memory, log_file
 from bftfs.runtime.sockets import forget, listen
 from bftfs.server.dispatcher import Dispatcher
 from bftfs.server.recovery import Recovery

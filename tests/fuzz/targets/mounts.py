@@ -24,7 +24,7 @@ from bftfs.filesystem.registry import (
 )
 from bftfs.identifiers import ObjectKind, block_id, object_id
 from bftfs.query_update.object_type import Refusal, encode_record
-from mount.translation import errno_of, fill
+from mount.operations import errno_of, fill
 from tests.fuzz.choices import Choices
 from tests.fuzz.target import MIB, Target
 from tests.fuzz.values import Pool, generate

@@ -36,8 +36,7 @@ from bftfs.query_update.object_type import Record
 from bftfs.read_write.timestamp import BlockTimestamp
 from bftfs.runtime import clock
 from mount.options import parse
-from mount.serve import open_log
-from mount.session import Mount
+from mount.serve import Mount, open_log
 from tests.builders import Answer, InMemoryBlocks, InMemoryObjects, Outcome
 
 ROOT_DIRECTORY = object_id(ObjectKind.DIRECTORY, placement=0, unique=bytes(14))

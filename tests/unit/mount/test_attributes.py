@@ -1,4 +1,4 @@
-"""mount.translation"""
+"""mount.operations"""
 
 import stat
 from types import SimpleNamespace
@@ -7,7 +7,7 @@ from pyfuse3 import EntryAttributes
 
 from bftfs import limits
 from bftfs.filesystem.attributes import Attributes, Layout
-from mount.translation import fill
+from mount.operations import fill
 
 FILE = Attributes(
     mode=stat.S_IFREG | 0o4751,

@@ -1,4 +1,4 @@
-"""mount.translation"""
+"""mount.operations"""
 
 import errno
 import inspect
@@ -6,7 +6,7 @@ import inspect
 import pytest
 
 from bftfs import errors
-from mount.translation import TABLE, errno_of
+from mount.operations import TABLE, errno_of
 
 
 def test_an_answer_of_posix_keeps_its_number():

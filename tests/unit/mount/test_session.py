@@ -13,8 +13,8 @@ import structlog
 import trio
 import trio.testing
 
-from mount import session
-from mount.session import Mount
+from mount import serve
+from mount.serve import Mount
 
 
 class Nobody:
@@ -33,11 +33,11 @@ def test_a_silent_cluster_keeps_no_mount_from_ending(
     """Having mapped pages written is a request to ourselves, which may wait for ever."""
     ended: list[str] = []
     answer = threading.Event()
-    monkeypatch.setattr(session, "GOODBYE_PATIENCE_S", 0.01)
-    monkeypatch.setattr(session, "_push_mapped_pages", lambda _: answer.wait())
-    monkeypatch.setattr(session.mountpoints, "unmount", lambda _: False)
-    monkeypatch.setattr(session.mountpoints, "detach", lambda _: ended.append("mountpoint"))
-    monkeypatch.setattr(session.pyfuse3, "terminate", lambda: ended.append("loop"))
+    monkeypatch.setattr(serve, "GOODBYE_PATIENCE_S", 0.01)
+    monkeypatch.setattr(serve, "_push_mapped_pages", lambda _: answer.wait())
+    monkeypatch.setattr(serve.mountpoints, "unmount", lambda _: False)
+    monkeypatch.setattr(serve.mountpoints, "detach", lambda _: ended.append("mountpoint"))
+    monkeypatch.setattr(serve.pyfuse3, "terminate", lambda: ended.append("loop"))
     mount: Any = Mount.__new__(Mount)
     mount._log = structlog.get_logger()
     mount._mountpoint = Path("/nowhere")
