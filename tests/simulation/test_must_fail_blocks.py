@@ -24,11 +24,15 @@ from tests.simulation.mutants import ENOUGH, attacked, hunt, unchecked
 
 SEEDS = range(20)
 
-# N = 2t + 2b with everything else as it would be: QC = N - t - b, m = QC - t.
-ONE_TOO_FEW = Sizes(
-    unchecked(QueryUpdateThresholds, n=4, t=1, b=1, q=3, r=1),
-    unchecked(ReadWriteThresholds, N=4, t=1, b=1, QC=2, m=1),
-)
+
+def one_too_few(QC: int) -> Sizes:
+    """N = 2t + 2b with everything else as it would be: m = QC - t."""
+    return Sizes(
+        unchecked(QueryUpdateThresholds, n=4, t=1, b=1, q=3, r=1),
+        unchecked(ReadWriteThresholds, N=4, t=1, b=1, QC=QC, m=QC - 1),
+    )
+
+
 JUST_ENOUGH = Sizes(
     unchecked(QueryUpdateThresholds, n=5, t=1, b=1, q=4, r=1),
     ReadWriteThresholds.smallest(t=1, b=1),
@@ -58,9 +62,16 @@ def not_linearizable(finding: str) -> bool:
 
 
 @pytest.mark.parametrize("node", ["amnesiac", "concealer"])
-def test_one_node_too_few(node: str) -> None:
-    assert hunt(attacks(sizes=ONE_TOO_FEW, node=node), not_linearizable)
+def test_one_node_too_few_to_keep_a_write(node: str) -> None:
+    """[PASIS §3.4.4] QC > N - t - b (3.1): a write may be complete and at too few nodes."""
+    assert hunt(attacks(sizes=one_too_few(QC=3), node=node), not_linearizable)
     assert hunt(attacks(sizes=JUST_ENOUGH, node=node)) is None
+
+
+def test_one_node_too_few_to_fabricate_nothing() -> None:
+    """[PASIS §3.4.4] b + t = QC (3.4): what a liar alone vouches for is repairable."""
+    assert hunt(attacks(sizes=one_too_few(QC=2), node="block-forger"), reads_what_nobody_wrote)
+    assert hunt(attacks(sizes=JUST_ENOUGH, node="block-forger")) is None
 
 
 def test_no_regeneration_by_the_reader(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,7 @@ from bftfs import limits
 from bftfs.coding import cross_checksum
 from bftfs.coding.erasure import ErasureCode
 from bftfs.conversation import Send
+from bftfs.crypto.digest import DIGEST_BYTES, voucher_digest
 from bftfs.identifiers import CLIENT_ID_BYTES, BlockId, ClientId
 from bftfs.read_write.messages import (
     AuthoredReply,
@@ -27,7 +28,7 @@ from bftfs.read_write.messages import (
     WriteRequest,
 )
 from bftfs.read_write.placement import fragment_index
-from bftfs.read_write.timestamp import ZERO, BlockTimestamp, version_key
+from bftfs.read_write.timestamp import ZERO, BlockTimestamp, encoded, version_key
 from bftfs.server.step import Ready
 from bftfs.simulation.byzantine.positions import Asked, NodeAdversary, NodePosition
 from bftfs.storage import Table, Write
@@ -62,7 +63,8 @@ class BlockForger(NodeAdversary):
             case VouchRequest(block=block, timestamp=timestamp), _:
                 forged = self._forged.get(block)
                 if forged is not None and forged[0] == timestamp:
-                    digest = self.random.randbytes(32)
+                    own = voucher_digest(block=block, timestamp=encoded(timestamp))
+                    digest = self.random.choice((own, self.random.randbytes(DIGEST_BYTES)))
                     ready.reply = VouchReply(self.position.keys.make(digest))
             case _:
                 pass
