@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
+from types import ModuleType
 
 from bftfs.server.step import Grant, Ready, Server
 from bftfs.simulation.byzantine import (
@@ -21,62 +23,33 @@ from bftfs.simulation.byzantine.positions import (
 )
 from bftfs.simulation.deployment import CREDENTIALS
 
+
+def _adversaries(module: ModuleType, base: type, *, of: str = "") -> dict[str, type]:
+    """The adversaries that a module defines: `FullDisk` is called "full-disk".
+
+    The name leaves out what it is an adversary `of`: both trespassers are called that.
+    """
+    return {
+        re.sub(r"(?<=[a-z])(?=[A-Z])", "-", name.removeprefix(of)).lower(): found
+        for name, found in vars(module).items()
+        if isinstance(found, type)
+        and issubclass(found, base)
+        and found is not base
+        and found.__module__ == module.__name__
+    }
+
+
 NODES: Mapping[str, type[NodeAdversary]] = {
-    "mute": nodes.Mute,
-    "slow": nodes.Slow,
-    "amnesiac": nodes.Amnesiac,
-    "replayer": nodes.Replayer,
-    "equivocator": nodes.Equivocator,
-    "garbler": nodes.Garbler,
-    "flooding-node": nodes.FloodingNode,
-    "insane-clock": nodes.InsaneClock,
-    "full-disk": nodes.FullDisk,
-    "broken-disk": nodes.BrokenDisk,
-    "block-forger": block_nodes.BlockForger,
-    "fragment-corrupter": block_nodes.FragmentCorrupter,
-    "checksum-liar": block_nodes.ChecksumLiar,
-    "concealer": block_nodes.Concealer,
-    "accomplice": block_nodes.Accomplice,
-    "false-verifier": block_nodes.FalseVerifier,
-    "history-forger": object_nodes.HistoryForger,
-    "selective-authenticator": object_nodes.SelectiveAuthenticator,
-    "wrong-answers": object_nodes.WrongAnswers,
-    "sync-liar": object_nodes.SyncLiar,
-    "past-liar": object_nodes.PastLiar,
+    name: adversary
+    for module in (nodes, block_nodes, object_nodes)
+    for name, adversary in _adversaries(module, NodeAdversary).items()
 }
 
-_Clients = Mapping[str, Callable[[ClientPosition], ClientAdversary]]
-
-_BLOCK_CLIENTS: _Clients = {
-    "poisonous-writer": block_clients.PoisonousWriter,
-    "partial-writer": block_clients.PartialWriter,
-    "stutterer": block_clients.Stutterer,
-    "false-fragment-writer": block_clients.FalseFragmentWriter,
-    "two-faced-writer": block_clients.TwoFacedWriter,
-    "timestamp-racer": block_clients.TimestampRacer,
-    "impersonator": block_clients.Impersonator,
-    "garbage-client": block_clients.GarbageClient,
-    "trespasser": block_clients.BlockTrespasser,
-}
-
-_OBJECT_CLIENTS: _Clients = {
-    "partial-updater": object_clients.PartialUpdater,
-    "two-faced-updater": object_clients.TwoFacedUpdater,
-    "stale-conditioner": object_clients.StaleConditioner,
-    "cherry-picker": object_clients.CherryPicker,
-    "barrier-spammer": object_clients.BarrierSpammer,
-    "impatient-updater": object_clients.ImpatientUpdater,
-    "half-multi-object": object_clients.HalfMultiObject,
-    "fabricator": object_clients.Fabricator,
-    "false-repairer": object_clients.FalseRepairer,
-    "future-updater": object_clients.FutureUpdater,
-    "garbled-updater": object_clients.GarbledUpdater,
-    "trespasser": object_clients.ObjectTrespasser,
-}
+_OBJECT_CLIENTS = _adversaries(object_clients, object_clients.Updater, of="Object")
 
 # The adversaries of each kind of workload.
-CLIENTS: Mapping[str, _Clients] = {
-    "blocks": _BLOCK_CLIENTS,
+CLIENTS: Mapping[str, Mapping[str, Callable[[ClientPosition], ClientAdversary]]] = {
+    "blocks": _adversaries(block_clients, block_clients.Writer, of="Block"),
     "objects": _OBJECT_CLIENTS,
     "files": _OBJECT_CLIENTS,
 }
