@@ -151,11 +151,12 @@ class _CorrectClient:
                 return
             self.pending[number] = task, simulation.world.now_us
             began_us = self._host.wall_clock_us()
-            simulation.start(
-                self._host, task, lambda error: self._ended(life, number, began_us, error)
-            )
+            ended = partial(self._ended, life, number, began_us)
+            self._host.start(task.conversation(), ended)
 
-    def _ended(self, life: int, number: int, began_us: int, error: BaseException | None) -> None:
+    def _ended(
+        self, life: int, number: int, began_us: int, _result: Any, error: BaseException | None
+    ) -> None:
         simulation = self._simulation
         del self.pending[number]
         simulation.ended += 1
@@ -329,19 +330,6 @@ class Simulation:
         for longer.
         """
         return self.configuration.collection is not None and since_us < self._kept_since_us()
-
-    def start(self, host: SimulatedClient, task: Task, ended: Any) -> None:
-        """Begin `task` at `host`; `ended(error)` is called unless the host crashes first."""
-
-        def outcome(result: Any, error: BaseException | None) -> None:
-            if error is None:
-                task.ended(result, self.world.now_us)
-            elif task.failed(error, self.world.now_us):
-                error = None
-            ended(error)
-
-        task.began(self.world.now_us)
-        host.start(task.conversation(), outcome)
 
     # --- the three parts ---------------------------------------------------------------------
 
@@ -529,7 +517,7 @@ class Simulation:
         over = False
         task: Task | None = None
 
-        def go_on(error: BaseException | None) -> None:
+        def go_on(_result: Any, error: BaseException | None) -> None:
             nonlocal over, task
             if error is not None:
                 assert task is not None
@@ -539,9 +527,9 @@ class Simulation:
                 over = True
             else:
                 # Through the agenda: a conversation may not start another from within its end.
-                self.world.after(0, self.start, host, task, go_on)
+                self.world.after(0, lambda: host.start(task.conversation(), go_on))
 
-        go_on(None)
+        go_on(None, None)
         self._let(deadline_us, lambda: over)
         if not over:
             assert task is not None

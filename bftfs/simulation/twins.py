@@ -197,14 +197,11 @@ class _Run:
         number = self._begun
         self.waiting[number] = task
 
-        def outcome(result: Any, error: BaseException | None) -> None:
+        def outcome(_result: Any, error: BaseException | None) -> None:
             del self.waiting[number]
-            if error is None:
-                task.ended(result, self.world.now_us)
-            elif not task.failed(error, self.world.now_us):
+            if error is not None:
                 self.findings.append(f"progress: no result of {task.name}: {error!r}")
 
-        task.began(self.world.now_us)
         host.start(task.conversation(), outcome)
 
     def _wait(self) -> None:

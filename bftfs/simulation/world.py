@@ -26,10 +26,10 @@ class World:
         self.random = Random(seed)
         self.now_us = 0
         self.events = 0
-        self._agenda: list[tuple[int, int, Callable[..., None], tuple[Any, ...]]] = []
+        self._agenda: list[tuple[int, int, Callable[..., Any], tuple[Any, ...]]] = []
         self._sequence = count()
 
-    def after(self, delay_us: int, action: Callable[..., None], *arguments: Any) -> None:
+    def after(self, delay_us: int, action: Callable[..., Any], *arguments: Any) -> None:
         """Do `action(*arguments)` when `delay_us` microseconds have passed."""
         heapq.heappush(
             self._agenda, (self.now_us + delay_us, next(self._sequence), action, arguments)

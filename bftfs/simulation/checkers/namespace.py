@@ -44,41 +44,23 @@ from bftfs.query_update.history import (
     client_of,
     time_of,
 )
-from bftfs.query_update.object_type import ObjectTypes, Record, encode_record
+from bftfs.query_update.object_type import ObjectTypes, encode_record
 from bftfs.simulation.checkers.candidates import CandidateRecord, chain_of
-from bftfs.simulation.checkers.serializability import ObjectOperation, check_operations
+from bftfs.simulation.checkers.serializability import ObjectEntry, check_operations
 
 
-@dataclass(slots=True, repr=False)
-class Call:
+@dataclass(slots=True, kw_only=True)
+class Call(ObjectEntry):
     """One operation on the namespace, as its client saw it."""
 
-    client: ClientId
-    name: str  # of the client
-    method: str
-    update: bool
-    objects: tuple[ObjectId, ...]
-    arguments: Record
-    invoked: float
-    responded: float = inf
-    answer: Any = None
-    refusal: int = 0
-    versions: tuple[
-        LogicalTimestamp, ...
-    ] = ()  # of the distinct objects, in the order of their ids
-
-    def __repr__(self) -> str:
-        return f"errno {self.refusal}" if self.refusal else f"{self.answer}"
-
-    @property
-    def ended(self) -> bool:
-        """True if it had an answer, or was refused."""
-        return self.responded < inf
+    author: ClientId
+    # The versions of the distinct objects, in the order of their ids.
+    named: tuple[LogicalTimestamp, ...] = ()
 
     @property
     def asked(self) -> tuple[ClientId, str, tuple[ObjectId, ...], bytes]:
         """The client and its call, for findings."""
-        return self.client, self.method, self.objects, encode_record(self.arguments)
+        return self.author, self.method, self.objects, encode_record(self.arguments)
 
 
 def check_namespace(
@@ -86,34 +68,22 @@ def check_namespace(
 ) -> list[str]:
     """Findings against `calls`, which are all that clients in `correct` have made."""
     findings = list(taken.findings)
-    placed: list[ObjectOperation] = []
+    placed: list[ObjectEntry] = []
     pending: dict[Hashable, list[Call]] = {}
     acknowledged: set[LogicalTimestamp] = set()
     for call in calls:
-        if not call.ended:
+        if call.responded == inf:
             if call.update:
                 pending.setdefault(call.asked, []).append(call)
             continue
-        versions = taken.places(call, findings)
-        made = call.update and not call.refusal
-        if made and call.versions:
-            timestamp = call.versions[0]
+        call.versions = taken.places(call, findings)
+        if call.update and not call.error and call.named:
+            timestamp = call.named[0]
             acknowledged.add(timestamp)
             operation = taken.operations.get(timestamp)
             if operation is not None and _asked(timestamp, operation) != call.asked:
                 findings.append(f"namespace: {_shown(call)} is another operation on the disks")
-        placed.append(
-            ObjectOperation(
-                call.name,
-                call.method,
-                made,
-                versions,
-                call,
-                call.invoked,
-                call.responded,
-                (call.objects, call.arguments),
-            )
-        )
+        placed.append(call)
     for timestamp, operation in taken.operations.items():
         if timestamp in acknowledged:
             continue
@@ -128,15 +98,14 @@ def check_namespace(
                 continue
             invoked = waiting.pop(0).invoked
         placed.append(
-            ObjectOperation(
+            ObjectEntry(
                 "another",
                 operation.method,
+                operation.objects,
+                taken.arguments_of(operation),
                 True,
-                taken.places_of(timestamp, operation.objects),
-                None,
                 invoked,
-                inf,
-                (operation.objects, taken.arguments_of(operation)),
+                versions=taken.places_of(timestamp, operation.objects),
             )
         )
     if findings:
@@ -177,7 +146,7 @@ class Established:
     def places(self, call: Call, findings: list[str]) -> dict[Hashable, int]:
         """Where the versions that `call` names stand on their chains."""
         found: dict[Hashable, int] = {}
-        for identifier, timestamp in zip(sorted(set(call.objects)), call.versions, strict=False):
+        for identifier, timestamp in zip(sorted(set(call.objects)), call.named, strict=False):
             place = self._places.get(identifier, {ZERO: 0}).get(timestamp)
             if place is None:
                 findings.append(
@@ -229,7 +198,7 @@ def _asked(
 
 def _shown(call: Call) -> str:
     objects = " ".join(map(_short, call.objects))
-    return f"{call.name} {call.method} {objects} {call.arguments} [{call.invoked}]"
+    return f"{call.client} {call.method} {objects} {call.arguments} [{call.invoked}]"
 
 
 def _short(identifier: ObjectId | None) -> str:
@@ -266,18 +235,15 @@ class NamespaceModel:
     root: ObjectId | None = None
     relocations: int = 0
 
-    def __call__(self, operation: ObjectOperation) -> Any:
+    def __call__(self, operation: ObjectEntry) -> Any:
         """The operation's own answer, if the model gives the same; else what it should be."""
-        refusal = self.apply(operation.name, *operation.arguments)
-        call: Call | None = operation.answer
-        if call is None:
-            return None  # nobody was told
-        if call.refusal != refusal:
-            if call.refusal and not _is_modelled(call.method):
-                return call
-            return f"errno {refusal}"
-        wrong = "" if refusal else self._compare(call)
-        return wrong or call
+        error = self.apply(operation.method, operation.objects, operation.arguments)
+        if operation.error != error:
+            unmodelled = operation.error and operation.method in _UNMODELLED
+            return operation.answer if unmodelled else f"errno {error}"
+        if error or operation.answer is None:  # nobody was told
+            return operation.answer
+        return self._compare(operation) or operation.answer
 
     def apply(self, method: str, objects: Sequence[ObjectId], arguments: Any) -> int:
         """Do it; the errno if it is refused."""
@@ -426,13 +392,13 @@ class NamespaceModel:
 
     # --- answers -----------------------------------------------------------------------------
 
-    def _compare(self, call: Call) -> str:
+    def _compare(self, call: ObjectEntry) -> str:
         """The error in the answer to `call`, given the state after it; empty if there is none."""
         objects, answer = call.objects, call.answer
         match answer:
             case LookupAnswer(directory, child):
                 wrong = self.differs(objects[0], directory)
-                there = self.objects[objects[0]].entries.get(call.arguments.name)  # type: ignore[attr-defined]
+                there = self.objects[objects[0]].entries.get(call.arguments.name)
                 if (None if child is None else child.identifier) != there:
                     wrong = f"{call.arguments} stands for {_short(there)}"
                 return wrong
@@ -443,7 +409,7 @@ class NamespaceModel:
             case DirectoryPage(entries, complete, directory):
                 wrong = self.differs(objects[0], directory)
                 listed = {each.name: each.identifier for each in entries}
-                whole = complete and not call.arguments.after  # type: ignore[attr-defined]
+                whole = complete and not call.arguments.after
                 if whole and (
                     listed != self.objects[objects[0]].entries or len(listed) < len(entries)
                 ):
@@ -512,7 +478,3 @@ _UNMODELLED = (
     registry.CHANGE_ATTRIBUTES,
     registry.GET_EXTENDED,
 )
-
-
-def _is_modelled(method: str) -> bool:
-    return method not in _UNMODELLED

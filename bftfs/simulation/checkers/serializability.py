@@ -22,10 +22,12 @@ from heapq import heapify, heappop, heappush
 from math import inf
 from typing import Any
 
+from bftfs.query_update.history import ZERO, LogicalTimestamp
 
-@dataclass(frozen=True, slots=True)
-class ObjectOperation:
-    """One operation as its client saw it.
+
+@dataclass(slots=True)
+class ObjectEntry:
+    """One operation on objects as its client saw it.
 
     `versions` names, per object, the version that was made (update) or read (query); versions of
     one object compare in their order, and the initial one is the least. `responded` is infinite for
@@ -33,30 +35,31 @@ class ObjectOperation:
     """
 
     client: str
-    name: str
+    method: str
+    objects: tuple[Any, ...]
+    arguments: Any
     update: bool
-    versions: Mapping[Hashable, Any]
-    answer: Any
-    invoked: float
+    invoked: float = inf
     responded: float = inf
-    arguments: Any = None
+    answer: Any = None
+    error: int = 0  # that it was refused with
+    timestamp: LogicalTimestamp = ZERO  # of the version, once it is known
+    versions: Mapping[Hashable, Any] = field(default_factory=dict, repr=False)
 
 
 @dataclass(slots=True)
 class _Node:
-    operation: ObjectOperation | None
+    operation: ObjectEntry | None
     successors: list[int] = field(default_factory=list)
     predecessors: int = 0
 
 
 _CYCLE_STARTS = 200  # from how many operations a shortest cycle is looked for
 
-Model = Callable[[ObjectOperation], Any]
+Model = Callable[[ObjectEntry], Any]
 
 
-def check_operations(
-    operations: Iterable[ObjectOperation], *, model: Model | None = None
-) -> list[str]:
+def check_operations(operations: Iterable[ObjectEntry], *, model: Model | None = None) -> list[str]:
     """Findings against strict serializability; `model(operation)` gives the answer expected.
 
     The model is stateful and is called in a serial order.
@@ -84,9 +87,11 @@ def check_operations(
     return findings
 
 
-def _describe(operation: ObjectOperation) -> str:
+def _describe(operation: ObjectEntry) -> str:
+    answer = f"errno {operation.error}" if operation.error else repr(operation.answer)
     return (
-        f"{operation.client} {operation.name}({operation.arguments!r}) -> {operation.answer!r} "
+        f"{operation.client} {operation.method} {operation.objects} {operation.arguments} -> "
+        f"{answer} "
         f"[{operation.invoked}, {operation.responded}] at {dict(operation.versions)!r}"
     )
 
@@ -96,7 +101,7 @@ def _edge(nodes: list[_Node], source: int, target: int) -> None:
     nodes[target].predecessors += 1
 
 
-def _order_versions(placed: list[ObjectOperation], nodes: list[_Node]) -> list[str]:
+def _order_versions(placed: list[ObjectEntry], nodes: list[_Node]) -> list[str]:
     """Edges between makers and readers of versions; findings if a version has two makers."""
     makers, readers, findings = _makers_and_readers(placed)
     for subject in makers.keys() | readers.keys():
@@ -105,7 +110,7 @@ def _order_versions(placed: list[ObjectOperation], nodes: list[_Node]) -> list[s
 
 
 def _makers_and_readers(
-    placed: list[ObjectOperation],
+    placed: list[ObjectEntry],
 ) -> tuple[dict[Hashable, dict[Any, int]], dict[Hashable, dict[Any, list[int]]], list[str]]:
     """Of each subject and version: the update that made it, and the queries that saw it."""
     findings: list[str] = []
@@ -113,7 +118,7 @@ def _makers_and_readers(
     readers: dict[Hashable, dict[Any, list[int]]] = {}
     for position, operation in enumerate(placed):
         for subject, version in operation.versions.items():
-            if operation.update:
+            if operation.update and not operation.error:
                 previous = makers.setdefault(subject, {}).setdefault(version, position)
                 if previous != position:
                     findings.append(
@@ -157,7 +162,7 @@ def _order_versions_of(
         earlier_readers = [*earlier_readers, *here]
 
 
-def _order_real_time(placed: list[ObjectOperation], nodes: list[_Node]) -> None:
+def _order_real_time(placed: list[ObjectEntry], nodes: list[_Node]) -> None:
     """Edges from each operation to those invoked after it ended, through a chain of instants.
 
     Operations lead to the instant of their response, instants lead to the next one, and the last
@@ -181,7 +186,7 @@ def _order_real_time(placed: list[ObjectOperation], nodes: list[_Node]) -> None:
             _edge(nodes, position, place[placed[position].responded])
 
 
-def _shortest_cycle(nodes: list[_Node]) -> list[ObjectOperation]:
+def _shortest_cycle(nodes: list[_Node]) -> list[ObjectEntry]:
     """The operations of a shortest cycle through one of the nodes that are on any.
 
     Requires: `_topological` has left the nodes on cycles, and those behind them, with predecessors.

@@ -19,17 +19,12 @@ from bftfs.simulation.principals import SimulatedClient
 from bftfs.storage import StorageView
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Task:
-    """One operation, not yet begun."""
+    """One operation, not yet begun: its conversation takes down what becomes of it."""
 
     name: str
     conversation: Callable[[], Conversation[Any]]
-    began: Callable[[float], None] = lambda _at: None
-    ended: Callable[[Any, float], None] = lambda _result, _at: None
-    # Takes an error that the conversation may end with, if it is part of what the operation is
-    # about.
-    failed: Callable[[BaseException, float], bool] = lambda _error, _at: False
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,15 +6,12 @@ import errno
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from math import inf
 from random import Random
-from typing import Any
 
 from bftfs.asking.peers import Peers
 from bftfs.asking.quorum import ThresholdQuorums
 from bftfs.coding.erasure import ErasureCode
-from bftfs.conversation import Conversation
 from bftfs.crypto.digest import DIGEST_BYTES
 from bftfs.errors import AdmissionRefused, VersionUnrecoverable
 from bftfs.identifiers import BlockId, ObjectKind, block_id, object_id
@@ -151,6 +148,7 @@ class BlockSession:
     def __init__(self, workload: BlockWorkload, host: SimulatedClient, name: str) -> None:
         self._workload = workload
         self._name = name
+        self._world = host.world
         peers = Peers(ThresholdQuorums(workload.sizes.query_update))
         self._client = ReadWriteClient(host.client, workload.sizes.read_write, peers)
 
@@ -187,35 +185,34 @@ class BlockSession:
             _BlockOperation(self._name, "write", number, label)
             for number, (_, label) in zip(numbers, items, strict=True)
         ]
-        blocks = [workload.blocks[number] for number in numbers]
-        pairs = [(block, item) for block, (item, _) in zip(blocks, items, strict=True)]
-        conversation: Callable[[], Conversation[Any]] = (
-            partial(self._client.write, *pairs[0], CREDENTIALS)
-            if len(pairs) == 1
-            else partial(self._client.write_many, pairs, CREDENTIALS)
-        )
-
-        def ended(result: Any, at: float) -> None:
-            timestamps = result if isinstance(result, tuple) else (result,)
-            for entry, timestamp in zip(entries, timestamps, strict=True):
-                entry.responded = at
-                workload.acknowledged.append((entry.block, timestamp, str(entry.value)))
-
+        pairs = [
+            (workload.blocks[number], item)
+            for number, (item, _) in zip(numbers, items, strict=True)
+        ]
         least = TIMES_PER_WRITE * sum(self._volume(len(item)) for item, _ in items)
 
-        def failed(error: BaseException, _at: float) -> bool:
-            """True if the client has written so much that it may be refused more."""
-            limit = workload.client_bytes
-            if not isinstance(error, AdmissionRefused) or error.code != errno.EDQUOT:
-                return False
-            workload.refused += 1
-            return limit is not None and workload.written[self._name] > limit
-
-        def began(at: float) -> None:
+        async def conversation() -> None:
             workload.written[self._name] += least
-            self._began(entries, at)
+            self._begin(entries)
+            try:
+                if len(pairs) == 1:
+                    timestamps: tuple[BlockTimestamp, ...] = (
+                        await self._client.write(*pairs[0], CREDENTIALS),
+                    )
+                else:
+                    timestamps = await self._client.write_many(pairs, CREDENTIALS)
+            except AdmissionRefused as error:
+                if error.code == errno.EDQUOT:
+                    workload.refused += 1
+                    limit = workload.client_bytes
+                    if limit is not None and workload.written[self._name] > limit:
+                        return  # it has written so much that it may be refused more
+                raise
+            for entry, timestamp in zip(entries, timestamps, strict=True):
+                entry.responded = self._world.now_us
+                workload.acknowledged.append((entry.block, timestamp, str(entry.value)))
 
-        return Task(f"write {numbers}", conversation, began, ended, failed)
+        return Task(f"write {numbers}", conversation)
 
     def _volume(self, item_bytes: int) -> int:
         """The bytes that a version of an item uses at a node."""
@@ -227,25 +224,31 @@ class BlockSession:
         workload = self._workload
         entries = [_BlockOperation(self._name, "read", number, None) for number in numbers]
         blocks = [workload.blocks[number] for number in numbers]
-        conversation: Callable[[], Conversation[Any]] = (
-            partial(self._client.read, blocks[0])
-            if len(numbers) == 1
-            else partial(self._client.read_many, blocks)
-        )
 
-        def ended(result: Any, at: float) -> None:
-            versions = (result,) if isinstance(result, FoundVersion) else result
+        async def conversation() -> None:
+            self._begin(entries)
+            if len(blocks) == 1:
+                versions: tuple[FoundVersion, ...] = (await self._client.read(blocks[0]),)
+            else:
+                versions = await self._client.read_many(blocks)
             for entry, version in zip(entries, versions, strict=True):
                 entry.value = workload.label(version.item)
-                entry.responded = at
+                entry.responded = self._world.now_us
 
-        return Task(f"read {numbers}", conversation, partial(self._began, entries), ended)
+        return Task(f"read {numbers}", conversation)
 
     def _read_past(self, number: int, timestamp: BlockTimestamp, label: str) -> Task:
         """A read of an acknowledged version, which must be there for ever."""
         workload = self._workload
+        block, before = workload.blocks[number], successor_of(timestamp)
 
-        def ended(version: FoundVersion, _at: float) -> None:
+        async def conversation() -> None:
+            workload.past_reads += 1
+            try:
+                version = await self._client.read(block, before=before)
+            except VersionUnrecoverable as error:
+                workload.wrong(f"block {number}: acknowledged, then lost: {label}: {error}")
+                return
             if version.timestamp != timestamp or workload.label(version.item) != label:
                 workload.wrong(
                     f"block {number}: the write of {label} at {timestamp.time} was acknowledged, "
@@ -253,21 +256,9 @@ class BlockSession:
                     f"{version.timestamp.time}"
                 )
 
-        def failed(error: BaseException, _at: float) -> bool:
-            if isinstance(error, VersionUnrecoverable):
-                workload.wrong(f"block {number}: acknowledged, then lost: {label}: {error}")
-                return True
-            return False
+        return Task(f"read of {label}", conversation)
 
-        def began(_at: float) -> None:
-            workload.past_reads += 1
-
-        conversation = partial(
-            self._client.read, workload.blocks[number], before=successor_of(timestamp)
-        )
-        return Task(f"read of {label}", conversation, began, ended, failed)
-
-    def _began(self, entries: Sequence[_BlockOperation], at: float) -> None:
+    def _begin(self, entries: Sequence[_BlockOperation]) -> None:
         for entry in entries:
-            entry.invoked = at
+            entry.invoked = self._world.now_us
         self._workload.history.extend(entries)

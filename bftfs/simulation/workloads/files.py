@@ -12,6 +12,7 @@ import stat
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from math import inf
 from random import Random
 from typing import Any
 
@@ -242,7 +243,7 @@ class FileWorkload:
                 self.undone,
                 taken,
                 contents=self.blocks,
-                auditor=self.calls[-1].client,
+                auditor=self.calls[-1].author,
                 root=self.root,
             )
         if self.restored is not None:
@@ -256,8 +257,8 @@ class FileWorkload:
         changed = {
             time_of(version)
             for call in self.calls
-            if call.update and not call.refusal
-            for version in call.versions[:1]
+            if call.update and not call.error
+            for version in call.named[:1]
         }
         if not changed:
             return []
@@ -274,9 +275,10 @@ class FileWorkload:
         """A client, and a time since which it has changed a little."""
         changed: dict[ClientId, list[int]] = {}
         for call in self.calls:
-            if call.update and call.ended and not call.refusal and call.method != registry.FORMAT:
-                changed.setdefault(call.client, []).append(time_of(call.versions[0]))
-        changed.pop(self.calls[-1].client, None)  # the auditor
+            made = call.update and call.responded < inf and not call.error
+            if made and call.method != registry.FORMAT:
+                changed.setdefault(call.author, []).append(time_of(call.named[0]))
+        changed.pop(self.calls[-1].author, None)  # the auditor
         if not changed:
             return None
         client = self.random.choice(sorted(changed))
@@ -335,17 +337,19 @@ class _RecordedMetadata(QueryUpdateClient):
         update: bool,
     ) -> Answered:
         world = self._host.world
-        call = Call(self.client, self._name, method, update, objects, arguments, world.now_us)
+        call = Call(
+            self._name, method, objects, arguments, update, world.now_us, author=self.client
+        )
         self._workload.calls.append(call)
         try:
             answered = await asking
         except FileSystemError as refusal:
-            call.refusal = refusal.code
-            call.versions = tuple(map(LogicalTimestamp, refusal.versions))
+            call.error = refusal.code
+            call.named = tuple(map(LogicalTimestamp, refusal.versions))
             call.responded = world.now_us
             raise
         call.answer = answered.answer
-        call.versions = (answered.timestamp,) * len(set(call.objects))
+        call.named = (answered.timestamp,) * len(set(call.objects))
         call.responded = world.now_us
         return answered
 
@@ -441,7 +445,7 @@ class FileSession:
             before = self.workload.tree
         for time_us in self.workload.past_times():
             walk = partial(self._walk_past, time_us)
-            yield self._task(f"walk at {time_us}", walk, self._take_down_past)
+            yield self._task(f"walk at {time_us}", walk)
         # A state of which nodes have removed a part is no model of anything.
         if self.workload.mix.undo and self.workload.kept_since_us is None:
             yield from self._undo_and_restore()
@@ -470,23 +474,23 @@ class FileSession:
         self,
         name: str,
         conversation: Callable[[], Conversation[Any]],
-        ended: Callable[[Any, float], None] = lambda _result, _at: None,
-        began: Callable[[float], None] = lambda _at: None,
         *,
         may_fail: bool = True,
     ) -> Task:
         """An operation, which may fail as operations on names do, if it is one of a user."""
-        workload = self.workload
 
-        def end(result: Any, at: float) -> None:
-            workload.done.append(f"{self.name} {name} {at}")
-            ended(result, at)
+        async def perform() -> None:
+            what, world, done = f"{self.name} {name}", self.host.world, self.workload.done
+            try:
+                await conversation()
+            except Exception as error:
+                done.append(f"{what} {world.now_us} {error!r}")
+                if not may_fail or not isinstance(error, FileSystemError):
+                    raise
+            else:
+                done.append(f"{what} {world.now_us}")
 
-        def fail(error: BaseException, at: float) -> bool:
-            workload.done.append(f"{self.name} {name} {at} {error!r}")
-            return may_fail and isinstance(error, FileSystemError)
-
-        return Task(name, conversation, began, end, fail)
+        return Task(name, perform)
 
     def _on_names(self) -> Task:
         random, mix = self.workload.random, self.workload.mix
@@ -562,23 +566,20 @@ class FileSession:
         if mine and random.random() < 0.4:
             private = random.choice(mine)
 
-            def removing(_at: float) -> None:
+            async def unlink() -> None:
                 private.removing = True
-
-            def removed(_result: Any, _at: float) -> None:
+                await system.unlink(workload.root, private.name, CREDENTIALS)
                 private.removed = True
 
-            unlink = partial(system.unlink, workload.root, private.name, CREDENTIALS)
-            return self._task(f"unlink {private.name!r}", unlink, removed, removing)
+            return self._task(f"unlink {private.name!r}", unlink)
         private = _Private(b"private %d" % len(workload.private))
         workload.private.append(private)
 
-        def created(_result: Any, _at: float) -> None:
+        async def create() -> None:
+            await system.make_node(workload.root, private.name, stat.S_IFREG | 0o600, CREDENTIALS)
             private.created = True
 
-        mode = stat.S_IFREG | 0o600
-        make = partial(system.make_node, workload.root, private.name, mode, CREDENTIALS)
-        return self._task(f"create {private.name!r}", make, created)
+        return self._task(f"create {private.name!r}", create)
 
     def _write(self) -> Task:
         """Overwrite a file's contents."""
@@ -674,12 +675,19 @@ class FileSession:
         oldest_us = now_us - SECOND_US if kept_since_us is None else 2 * kept_since_us() - now_us
         time_us = workload.random.randint(min(oldest_us, now_us), now_us)
 
-        def began(_at: float) -> None:
+        async def read() -> None:
             workload.past_reads += 1
+            await self._tree_at(time_us)
 
-        return self._task(f"tree of {time_us}", partial(self._walk_past, time_us), began=began)
+        return self._task(f"tree of {time_us}", read)
 
-    async def _walk_past(self, time_us: int) -> PastTree | None:
+    async def _walk_past(self, time_us: int) -> None:
+        """Take down everything that the root led to at a time."""
+        tree = await self._tree_at(time_us)
+        if tree is not None:
+            self.workload.pasts.append(tree)
+
+    async def _tree_at(self, time_us: int) -> PastTree | None:
         """Everything that the root led to at a time; None if it has gone, as it may."""
         view = past_file_system(
             self._system,
@@ -699,10 +707,6 @@ class FileSession:
                 raise
             self.workload.no_longer_kept += 1
             return None
-
-    def _take_down_past(self, tree: PastTree | None, _at: float) -> None:
-        if tree is not None:
-            self.workload.pasts.append(tree)
 
     async def _view(self) -> Viewpoint:
         """The history as the commands see it."""

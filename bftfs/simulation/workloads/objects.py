@@ -23,11 +23,11 @@ from bftfs.filesystem.volume import Format
 from bftfs.identifiers import ObjectId, ObjectKind, object_id
 from bftfs.query_update.client import QueryUpdateClient
 from bftfs.query_update.counter import Fetch, Increment
-from bftfs.query_update.history import ZERO, LogicalTimestamp
+from bftfs.query_update.history import ZERO
 from bftfs.query_update.object_type import ObjectTypes, Record
 from bftfs.simulation.checkers.candidates import chain_of, check_chain
 from bftfs.simulation.checkers.disks import check_convergence
-from bftfs.simulation.checkers.serializability import ObjectOperation, check_operations
+from bftfs.simulation.checkers.serializability import ObjectEntry, check_operations
 from bftfs.simulation.deployment import CREDENTIALS, Sizes
 from bftfs.simulation.principals import SimulatedClient
 from bftfs.simulation.workloads import CorrectNodes, Task
@@ -39,7 +39,6 @@ from bftfs.simulation.workloads.ledger import (
     Audit,
     Deposit,
     LedgerAccount,
-    LedgerJournal,
     Transfer,
     next_chain,
 )
@@ -59,31 +58,15 @@ class ObjectMix:
 
 
 @dataclass(slots=True)
-class ObjectEntry:
-    """One operation as its client saw it."""
-
-    client: str
-    method: str
-    objects: tuple[int, ...]  # positions among the workload's objects
-    arguments: Any
-    update: bool
-    invoked: float = inf
-    responded: float = inf
-    answer: Any = None
-    error: int = 0
-    timestamp: LogicalTimestamp = ZERO  # of the version, once it is known
-
-
-@dataclass(slots=True)
 class _Model:
     """The objects as they would be if operations took place one after the other."""
 
     accounts: dict[int, LedgerAccount] = field(default_factory=dict)
 
-    def __call__(self, operation: ObjectOperation) -> Any:
+    def __call__(self, operation: ObjectEntry) -> Any:
         """The answer that `operation` must have been given."""
-        objects, arguments = operation.arguments
-        match arguments:
+        objects = operation.objects
+        match operation.arguments:
             case Increment() | Fetch():
                 return operation.answer  # which is its version: their order is all that counts
             case Deposit(label, amount):
@@ -205,22 +188,9 @@ class ObjectWorkload:
         found = list(self._findings)
         positions = self._check_journals(found)
         self._check_counters(found)
-        operations = []
         for entry in self.history:
-            versions = self._versions(entry, positions)
-            if entry.invoked < inf and not entry.error:
-                operations.append(
-                    ObjectOperation(
-                        entry.client,
-                        entry.method,
-                        entry.update,
-                        versions,
-                        entry.answer,
-                        entry.invoked,
-                        entry.responded,
-                        (entry.objects, entry.arguments),
-                    )
-                )
+            entry.versions = self._versions(entry, positions)
+        operations = [each for each in self.history if each.invoked < inf and not each.error]
         # Without the journals it is not known which of the updates that never ended took place.
         return found + check_operations(operations, model=_Model() if self.journals else None)
 
@@ -327,6 +297,7 @@ class ObjectSession:
     def __init__(self, workload: ObjectWorkload, host: SimulatedClient, name: str) -> None:
         self._workload = workload
         self._name = name
+        self._world = host.world
         quorums = ThresholdQuorums(workload.sizes.query_update)
         self._client = QueryUpdateClient(host.client, Peers(quorums), workload.types)
 
@@ -368,51 +339,39 @@ class ObjectSession:
         objects = tuple(workload.objects[number] for number in entry.objects)
         perform = self._client.update if entry.update else self._client.query
 
-        def began(at: float) -> None:
-            entry.invoked = at
+        async def conversation() -> None:
+            entry.invoked = self._world.now_us
             workload.history.append(entry)
-
-        def ended(result: Any, at: float) -> None:
+            try:
+                result = await perform(objects, entry.method, entry.arguments, CREDENTIALS)
+            except FileSystemError as error:
+                if not isinstance(entry.arguments, Transfer):
+                    raise
+                entry.error, entry.responded = error.code, self._world.now_us
+                if error.code != errno.EDQUOT:  # which is part of what is agreed
+                    raise
+                return
             answer = result.answer
             entry.answer = answer if isinstance(answer, Accounts) else answer.value
-            entry.timestamp = result.timestamp
-            entry.responded = at
+            entry.timestamp, entry.responded = result.timestamp, self._world.now_us
 
-        def failed(error: BaseException, at: float) -> bool:
-            """An update may be refused, as part of what is agreed."""
-            if not isinstance(error, FileSystemError) or not isinstance(entry.arguments, Transfer):
-                return False
-            entry.error = error.code
-            entry.responded = at
-            return error.code == errno.EDQUOT
-
-        conversation = partial(perform, objects, entry.method, entry.arguments, CREDENTIALS)
-        name = f"{entry.method} {entry.objects} {entry.arguments}"
-        return Task(name, conversation, began, ended, failed)
+        return Task(f"{entry.method} {entry.objects} {entry.arguments}", conversation)
 
     def _last_count(self, number: int) -> Task:
-        task = self._task(ObjectEntry(self._name, "counter.fetch", (number,), Fetch(), False))
-        take_down = task.ended
+        entry = ObjectEntry(self._name, "counter.fetch", (number,), Fetch(), False)
+        task = self._task(entry)
 
-        def ended(result: Any, at: float) -> None:
-            take_down(result, at)
-            self._workload.last_counts[number] = result.answer.value
+        async def conversation() -> None:
+            await task.conversation()
+            self._workload.last_counts[number] = entry.answer
 
-        task.ended = ended
-        return task
+        return Task(task.name, conversation)
 
     def _journal(self, number: int) -> Task:
-        workload = self._workload
+        account = self._workload.objects[number]
 
-        def ended(result: Any, _at: float) -> None:
-            journal: LedgerJournal = result.answer
-            workload.journals[number] = journal.labels
+        async def conversation() -> None:
+            found = await self._client.query((account,), "ledger.journal", Audit(), CREDENTIALS)
+            self._workload.journals[number] = found.answer.labels
 
-        conversation = partial(
-            self._client.query,
-            (workload.objects[number],),
-            "ledger.journal",
-            Audit(),
-            CREDENTIALS,
-        )
-        return Task(f"journal of {number}", conversation, ended=ended)
+        return Task(f"journal of {number}", conversation)

@@ -97,11 +97,11 @@ class History:
                 1, before, names, False, (), operation if name == names[0] else None
             )
             self.latest[name] = timestamp
-        call = Call(CLIENT, "a client", method, True, tuple(objects), arguments, invoked=self.now)
+        call = Call("a client", method, tuple(objects), arguments, True, self.now, author=CLIENT)
         if ended:
             call.responded = self.now + 5
             call.answer = AttributesAfter(answer)
-            call.versions = (timestamp,) * len(names)
+            call.named = (timestamp,) * len(names)
         if asked:
             self.calls.append(call)
         return call
@@ -111,16 +111,16 @@ class History:
     ) -> Call:
         self.now += 10
         call = Call(
-            CLIENT,
             "a client",
             method,
-            False,
             tuple(objects),
             arguments,
+            False,
             self.now,
             self.now + 5,
             answer,
-            versions=tuple(self.latest.get(name, ZERO) for name in sorted(set(objects))),
+            author=CLIENT,
+            named=tuple(self.latest.get(name, ZERO) for name in sorted(set(objects))),
         )
         self.calls.append(call)
         return call
@@ -129,7 +129,7 @@ class History:
         self, method: str, objects: Sequence[ObjectId], arguments: Record, code: int
     ) -> Call:
         call = self.query(method, objects, arguments, None)
-        call.update, call.refusal = True, code
+        call.update, call.error = True, code
         return call
 
     def lookup(self, name: bytes, child: ObjectId | None, entries: int, *, links: int = 2) -> Call:
@@ -249,7 +249,7 @@ def test_a_name_taken_twice(history: History) -> None:
 def test_an_acknowledged_operation_that_is_lost(history: History) -> None:
     call = history.create(b"a", inode(1), 1)
     lost = logical_timestamp(time_us=77, barrier=False, client=CLIENT, digest=bytes(32))
-    call.versions = (lost, lost)
+    call.named = (lost, lost)
     assert found(history, "not on its chain")
 
 
@@ -258,7 +258,7 @@ def test_an_answer_from_the_past(history: History) -> None:
     before = history.latest[ROOT]
     history.create(b"a", inode(1), 1)
     stale = history.lookup(b"a", None, 0)
-    stale.versions = (before,)
+    stale.named = (before,)
     assert found(history, "no serial order")
 
 
@@ -274,7 +274,7 @@ def test_an_operation_that_nobody_asked_for(history: History) -> None:
 
 def test_an_operation_that_took_place_after_it_was_refused(history: History) -> None:
     call = history.create(b"a", inode(1), 1)
-    call.refusal, call.answer, call.versions = errno.EEXIST, None, (ZERO, ZERO)
+    call.error, call.answer, call.named = errno.EEXIST, None, (ZERO, ZERO)
     assert found(history, "did not ask for it, or was told that it did not")
 
 

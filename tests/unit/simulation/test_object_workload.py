@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from bftfs.query_update.counter import Increment
+from bftfs.simulation.checkers.serializability import ObjectEntry
 from bftfs.simulation.deployment import Sizes
 from bftfs.simulation.workloads.ledger import (
     FIRST_CHAIN,
@@ -19,7 +20,7 @@ from bftfs.simulation.workloads.ledger import (
     ledger_types,
     next_chain,
 )
-from bftfs.simulation.workloads.objects import ObjectEntry, ObjectMix, ObjectWorkload
+from bftfs.simulation.workloads.objects import ObjectMix, ObjectWorkload
 
 ONE, TWO = 1, 2  # the accounts, after one counter
 INFINITE = float("inf")

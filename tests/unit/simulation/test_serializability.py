@@ -5,19 +5,21 @@ from __future__ import annotations
 from math import inf
 from typing import Any
 
-from bftfs.simulation.checkers.serializability import ObjectOperation, check_operations
+from bftfs.simulation.checkers.serializability import ObjectEntry, check_operations
 
 
 def update(
     version: Any, invoked: float, responded: float = inf, *, answer: Any = None, by: int = 1
-) -> ObjectOperation:
+) -> ObjectEntry:
     versions = version if isinstance(version, dict) else {"x": version}
-    return ObjectOperation("c", "increment", True, versions, answer, invoked, responded, by)
+    return ObjectEntry(
+        "c", "increment", (), by, True, invoked, responded, answer, versions=versions
+    )
 
 
-def query(version: Any, invoked: float, responded: float, *, answer: Any = None) -> ObjectOperation:
+def query(version: Any, invoked: float, responded: float, *, answer: Any = None) -> ObjectEntry:
     versions = version if isinstance(version, dict) else {"x": version}
-    return ObjectOperation("c", "fetch", False, versions, answer, invoked, responded)
+    return ObjectEntry("c", "fetch", (), None, False, invoked, responded, answer, versions=versions)
 
 
 class Counter:
@@ -26,7 +28,7 @@ class Counter:
     def __init__(self) -> None:
         self.value = 0
 
-    def __call__(self, operation: ObjectOperation) -> int:
+    def __call__(self, operation: ObjectEntry) -> int:
         if operation.update:
             self.value += operation.arguments
         return self.value
