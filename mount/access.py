@@ -82,9 +82,5 @@ def file_system(
         objects,
         PastReader(objects),
         blocks,
-        capacity,
-        cipher,
-        volume=description.volume,
-        asking_as=ROOT,
     )
     return files, history

@@ -42,8 +42,8 @@ from bftfs.errors import (
     VersionUnrecoverable,
 )
 from bftfs.filesystem.attributes import NOW, Attributes, Changes
+from bftfs.filesystem.block_memory import Buffer
 from bftfs.filesystem.contents import OpenFile
-from bftfs.filesystem.dirty import Buffer
 from bftfs.filesystem.file_history import History
 from bftfs.filesystem.metadata import OpenDirectory
 from bftfs.filesystem.operations import FileSystem, FoundObject, Statistics

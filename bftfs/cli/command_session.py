@@ -28,10 +28,10 @@ from bftfs.errors import FileSystemError, UsageError
 from bftfs.filesystem.attributes import Attributes
 from bftfs.filesystem.directory import shown
 from bftfs.filesystem.file_history import Change
-from bftfs.filesystem.operations import FileSystem
+from bftfs.filesystem.operations import FileSystem, FoundObject
 from bftfs.filesystem.time_names import format_time_name
 from bftfs.identifiers import ClientId, ObjectId
-from bftfs.restoration.viewpoint import Node, Viewpoint
+from bftfs.restoration.viewpoint import Viewpoint
 from bftfs.runtime import clock
 from bftfs.runtime.blocking import BlockingNetwork
 from mount.access import credentials_of, file_system
@@ -55,9 +55,9 @@ class Located:
     time_us: int | None
 
     @property
-    def node(self) -> Node:
+    def node(self) -> FoundObject:
         """The object, without the path."""
-        return Node(self.identifier, self.attributes)
+        return FoundObject(self.identifier, self.attributes)
 
 
 _GONE = "no such file (at that time); `bftfs log` shows when there was one"
@@ -233,7 +233,7 @@ class CommandSession:
         with refusals_explained("its history"):
             return self.perform(self.view.changes(identifier, since_us=since_us))
 
-    def text(self, node: Node, time_us: int | None) -> str | None:
+    def text(self, node: FoundObject, time_us: int | None) -> str | None:
         """A file's contents as text; None if it is no text, or too large to compare by line."""
         attributes = node.attributes
         if stat.S_ISLNK(attributes.mode):
@@ -247,7 +247,7 @@ class CommandSession:
         except UnicodeDecodeError:
             return None
 
-    def tree(self, located: Located) -> dict[str, Node]:
+    def tree(self, located: Located) -> dict[str, FoundObject]:
         """All objects below a directory, by relative path; the directory has the empty path."""
         return self.perform(self.view.tree(located.node, located.time_us))
 

@@ -26,8 +26,8 @@ from bftfs.errors import UsageError
 from bftfs.filesystem import object_types, registry
 from bftfs.filesystem.directory import shown
 from bftfs.filesystem.file_history import Change
+from bftfs.filesystem.operations import FoundObject
 from bftfs.filesystem.time_names import format_time_name
-from bftfs.restoration.viewpoint import Node
 
 _CONTENT_METHODS = frozenset((registry.WRITE, registry.TRUNCATE, registry.CREATE))
 
@@ -165,8 +165,8 @@ class Difference:
 
     status: str  # added, removed, modified, renamed
     path: str
-    old: Node | None
-    new: Node | None
+    old: FoundObject | None
+    new: FoundObject | None
     old_path: str = ""
     contents_differ: bool = False
 
@@ -237,7 +237,7 @@ def differences_between(
     return sorted(found, key=lambda each: each.path)
 
 
-def _permissions(node: Node) -> dict[str, str]:
+def _permissions(node: FoundObject) -> dict[str, str]:
     attributes = node.attributes
     return {
         "mode": f"{stat.S_IMODE(attributes.mode):04o}",
@@ -247,7 +247,11 @@ def _permissions(node: Node) -> dict[str, str]:
 
 
 def _contents_differ(
-    session: CommandSession, old: Node, new: Node, old_us: int | None, new_us: int | None
+    session: CommandSession,
+    old: FoundObject,
+    new: FoundObject,
+    old_us: int | None,
+    new_us: int | None,
 ) -> bool:
     one, other = old.attributes, new.attributes
     if stat.S_IFMT(one.mode) != stat.S_IFMT(other.mode):
@@ -297,7 +301,7 @@ def _print_difference(
         _print_contents(session, old, (each.new, after.time_us, new_name))
 
 
-_Side = tuple[Node | None, int | None, str]  # the object (None: not there), when, its name
+_Side = tuple[FoundObject | None, int | None, str]  # the object (None: not there), when, its name
 
 
 def _print_contents(session: CommandSession, old: _Side, new: _Side) -> None:
@@ -347,7 +351,7 @@ def annotate(path: str, count: int, as_json: bool) -> None:
         authors: list[Change] = []
         for change in reversed(versions):
             assert change.attributes is not None, "what changes contents changes attributes"
-            node = Node(located.identifier, change.attributes)
+            node = FoundObject(located.identifier, change.attributes)
             text = session.text(node, change.time_us)
             if text is None:
                 raise UsageError(f"{located.shown}: not text", exit_code=1)

@@ -3,7 +3,7 @@
 Written bytes wait in memory until the file is closed or synced, until they are a few seconds old
 (`write_back`), or until there are many: from `write_behind_bytes` on they are written in the
 background, and from `dirty_bytes` on writers wait. A failure is reported once to each handle.
-`contents` draws the states of a file; `block_reader` and `block_writer` do the work.
+`contents` draws the states of a file; `file_blocks` does the work.
 
 Concurrency: `write` is synchronous. Pushing, covering and truncating hold the file's lock; reads
 and writes go on meanwhile. Everything else is touched between awaits only.
@@ -25,11 +25,9 @@ from bftfs.crypto.cipher import BlockCipher
 from bftfs.errors import FileSystemError, OperationFailed
 from bftfs.filesystem import contents as file_contents
 from bftfs.filesystem.attributes import Attributes
-from bftfs.filesystem.block_cache import BlockCache
-from bftfs.filesystem.block_reader import BlockReader
-from bftfs.filesystem.block_writer import BlockWriter
+from bftfs.filesystem.block_memory import BlockCache, Buffer
 from bftfs.filesystem.contents import Contents, Failure, OpenFile, Sharing
-from bftfs.filesystem.dirty import Buffer
+from bftfs.filesystem.file_blocks import BlockReader, BlockWriter
 from bftfs.filesystem.metadata import Metadata
 from bftfs.filesystem.services import BlockService, Options
 from bftfs.identifiers import ObjectId

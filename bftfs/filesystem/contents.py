@@ -37,8 +37,7 @@ import msgspec
 from bftfs.credentials import Credentials
 from bftfs.errors import FileSystemError, OperationFailed
 from bftfs.filesystem.attributes import NO_CHANGES, PERMISSION_BITS, Attributes, Changes, Layout
-from bftfs.filesystem.block_cache import BlockCache
-from bftfs.filesystem.dirty import Buffer, DirtyBlock, Extent, united
+from bftfs.filesystem.block_memory import BlockCache, Buffer, DirtyBlock, Extent, united
 from bftfs.filesystem.objects import NANOSECONDS_PER_MICROSECOND, ROOT, without_set_id_bits
 from bftfs.identifiers import ObjectId
 from bftfs.lock import Lock

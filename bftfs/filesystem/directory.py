@@ -246,23 +246,20 @@ def read_directory(states: States, arguments: Listing, caller: Caller) -> Direct
 # --- additions -------------------------------------------------------------------------------
 
 
-class Creation(Record, frozen=True):
-    """A new inode: `target` of a symlink, `device` of a device node, `block_bytes` of a file."""
-
-    name: NameField
-    mode: ModeField
-    umask: ModeField
-    device: Annotated[int, Meta(ge=0, lt=1 << 32)]
-    target: Annotated[bytes, Meta(max_length=limits.SYMLINK_BYTES + 1)]
-    block_bytes: Annotated[int, Meta(ge=limits.BLOCK_BYTES_MIN, le=limits.BLOCK_BYTES_MAX)]
-
-
 class DirectoryCreation(Record, frozen=True):
     """A new directory."""
 
     name: NameField
     mode: ModeField
     umask: ModeField
+
+
+class Creation(DirectoryCreation, frozen=True):
+    """A new inode: `target` of a symlink, `device` of a device node, `block_bytes` of a file."""
+
+    device: Annotated[int, Meta(ge=0, lt=1 << 32)]
+    target: Annotated[bytes, Meta(max_length=limits.SYMLINK_BYTES + 1)]
+    block_bytes: Annotated[int, Meta(ge=limits.BLOCK_BYTES_MIN, le=limits.BLOCK_BYTES_MAX)]
 
 
 def _require_room_for(directory: Subject, name: bytes, caller: Caller) -> None:

@@ -26,24 +26,22 @@ from __future__ import annotations
 import errno
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import KW_ONLY, dataclass, field
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final, TypeVar
 
 from bftfs import limits
 from bftfs.conversation import Conversation, Now, Together
 from bftfs.credentials import Credentials
-from bftfs.crypto.cipher import BlockCipher
 from bftfs.errors import FileSystemError
 from bftfs.filesystem import registry
 from bftfs.filesystem.attribute_methods import PolicySetting
 from bftfs.filesystem.attributes import Attributes, decode_attributes
-from bftfs.filesystem.block_reader import plaintext_of
 from bftfs.filesystem.directory import Name, StoredEntry, entry_in, name_in
+from bftfs.filesystem.file_blocks import plaintext_of
 from bftfs.filesystem.objects import ATTRIBUTES_KEY, NoArguments
 from bftfs.filesystem.operations import FileSystem, FoundObject
 from bftfs.filesystem.services import (
-    CapacityService,
     MetadataService,
     MethodAnswer,
     Options,
@@ -51,12 +49,11 @@ from bftfs.filesystem.services import (
     PastService,
 )
 from bftfs.filesystem.volume import Snapshot, SnapshotCreation
-from bftfs.identifiers import BlockId, ClientId, ObjectId, inode_of
+from bftfs.identifiers import BlockId, ClientId, ObjectId
 from bftfs.limits import MIB
 from bftfs.query_update.history import ZERO, LogicalTimestamp, Operation, client_of, time_of
 from bftfs.query_update.messages import PastVersion
 from bftfs.query_update.object_type import Record
-from bftfs.read_write.reading import FoundVersion
 from bftfs.read_write.timestamp import BlockTimestamp
 from bftfs.retention import Policy, parse_policy
 
@@ -110,64 +107,21 @@ class PastMetadata:
         """The past does not change."""
         raise FileSystemError(errno.EROFS)
 
-    async def covered_us(self, inode: ObjectId, credentials: Credentials) -> int:
-        """The time of the last update of the file's contents, as of the time of this view."""
-        found = await self.query((inode,), registry.GET_ATTRIBUTES, NoArguments(), credentials)
-        time_us: int = found.answer.contents
-        return time_us
-
-
-class PastBlocks:
-    """Blocks as of their inode's version at a time. A `BlockService` that takes no writes."""
-
-    def __init__(
-        self, service: PastBlockService, metadata: PastMetadata, credentials: Credentials
-    ) -> None:
-        self._service = service
-        self._metadata = metadata
-        self._credentials = credentials
-
-    async def write_many(self, *_arguments: Any, **_options: Any) -> tuple[BlockTimestamp, ...]:
-        """The past does not change."""
-        raise FileSystemError(errno.EROFS)
-
-    async def read(self, block: BlockId, *, at_time_us: int | None = None) -> FoundVersion:
-        """The version of a block that belongs to the file's contents then."""
-        assert at_time_us is None, "a view that takes no writes has no uncovered blocks"
-        time_us = await self._metadata.covered_us(inode_of(block), self._credentials)
-        return await self._service.read(block, at_time_us=time_us)
-
-    async def written(self, block: BlockId, timestamp: BlockTimestamp) -> FoundVersion:
-        """Nothing is written to the past."""
-        raise FileSystemError(errno.EROFS)
-
 
 def past_file_system(
-    present: FileSystem,
-    objects: PastService,
-    blocks: PastBlockService,
-    capacity: CapacityService,
-    cipher: BlockCipher | None,
-    *,
-    volume: ObjectId,
-    at_us: int,
-    asking_as: Credentials,
+    present: FileSystem, objects: PastService, blocks: PastBlockService, *, at_us: int
 ) -> FileSystem:
-    """`present` as it was at a time; read-only. A read must be permitted both then and now.
-
-    `asking_as` is a user whom the client's grant covers: attributes that any user may know are
-    asked for in this user's name, where no request of a program is at hand.
-    """
-    metadata = PastMetadata(objects, at_us)
+    """`present` as it was at a time; read-only. A read must be permitted both then and now."""
     return FileSystem(
-        metadata,
-        PastBlocks(blocks, metadata, asking_as),
-        capacity,
-        cipher,
+        PastMetadata(objects, at_us),
+        blocks,
+        present.capacity,
+        present.cipher,
         root=present.root,
-        volume=volume,
+        volume=present.volume,
         options=Options(
             read_only=True,
+            is_past=True,
             access_times=False,
             attribute_timeout_us=_KEPT_US,
             entry_timeout_us=_KEPT_US,
@@ -223,11 +177,6 @@ class History:
     objects: MetadataService
     past: PastService
     blocks: PastBlockService
-    capacity: CapacityService
-    cipher: BlockCipher | None
-    _: KW_ONLY
-    volume: ObjectId
-    asking_as: Credentials  # see `past_file_system`
     _views: OrderedDict[int, FileSystem] = field(default_factory=OrderedDict, init=False)
 
     def at(self, time_us: int) -> FileSystem:
@@ -235,14 +184,7 @@ class History:
         view = self._views.get(time_us)
         if view is None:
             view = self._views[time_us] = past_file_system(
-                self.present,
-                self.past,
-                self.blocks,
-                self.capacity,
-                self.cipher,
-                volume=self.volume,
-                at_us=time_us,
-                asking_as=self.asking_as,
+                self.present, self.past, self.blocks, at_us=time_us
             )
             if len(self._views) > VIEWS:
                 self._views.popitem(last=False)
@@ -267,7 +209,7 @@ class History:
     async def snapshots(self, who: Credentials) -> tuple[Snapshot, ...]:
         """All snapshots, by name."""
         method = registry.LIST_SNAPSHOTS
-        answered = await self.objects.query((self.volume,), method, NoArguments(), who)
+        answered = await self.objects.query((self.present.volume,), method, NoArguments(), who)
         return tuple(answered.answer.snapshots)
 
     async def create_snapshot(self, name: bytes, who: Credentials, *, time_us: int = 0) -> Snapshot:
@@ -280,7 +222,7 @@ class History:
         return await self._change_snapshots(registry.DELETE_SNAPSHOT, Name(name), who)
 
     async def _change_snapshots(self, method: str, arguments: Record, who: Credentials) -> Snapshot:
-        answered = await self.objects.update((self.volume,), method, arguments, who)
+        answered = await self.objects.update((self.present.volume,), method, arguments, who)
         changed: Snapshot = answered.answer
         return changed
 
@@ -302,7 +244,7 @@ class History:
     async def block_at(self, block: BlockId, time_us: int) -> tuple[BlockTimestamp, bytes]:
         """The timestamp and the plaintext of a block's version at a time."""
         version = await self.blocks.read(block, at_time_us=time_us)
-        return version.timestamp, await plaintext_of(self.cipher, block, version.item)
+        return version.timestamp, await plaintext_of(self.present.cipher, block, version.item)
 
     # --- versions ----------------------------------------------------------------------------
 

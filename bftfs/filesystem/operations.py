@@ -40,6 +40,7 @@ from bftfs.filesystem.attributes import (
     Attributes,
     Changes,
 )
+from bftfs.filesystem.block_memory import Buffer
 from bftfs.filesystem.capacity import Capacity
 from bftfs.filesystem.content_store import ContentStore
 from bftfs.filesystem.contents import Contents, OpenFile
@@ -55,9 +56,7 @@ from bftfs.filesystem.directory import (
     fault_of,
     shown,
 )
-from bftfs.filesystem.dirty import Buffer
-from bftfs.filesystem.metadata import AccessTimes, DirectoryEntry, Metadata, OpenDirectory
-from bftfs.filesystem.name_cache import Changed
+from bftfs.filesystem.metadata import AccessTimes, Changed, DirectoryEntry, Metadata, OpenDirectory
 from bftfs.filesystem.objects import AttributesAfter, NoArguments, NoState, Subject, permits
 from bftfs.filesystem.services import BlockService, CapacityService, MetadataService, Options
 from bftfs.filesystem.volume import Format, Volume
@@ -114,15 +113,16 @@ class FileSystem:
     ) -> None:
         """With `present`, this is a past of it; the permissions of the present count, too."""
         self.root = root
+        self.volume = volume
+        self.capacity = capacity
+        self.cipher = cipher
         self._present = present
-        self._volume = volume
         self._options = options or Options()
         self._metadata = Metadata(metadata, self._options)
         self._contents = ContentStore(self._metadata, blocks, cipher, self._options)
         self._targets: OrderedDict[ObjectId, bytes] = OrderedDict()  # of symlinks
         self._accesses = AccessTimes(self._metadata)
         self._described: tuple[Volume, int] | None = None
-        self._capacity = capacity
         self._room: tuple[Capacity, int] | None = None
 
     # --- the volume --------------------------------------------------------------------------
@@ -136,7 +136,7 @@ class FileSystem:
     ) -> None:
         """Make the file system, with a root directory owned by `who`, if there is none."""
         await self._metadata.update(
-            (self._volume, self.root), registry.FORMAT, Format(block_bytes, mode), who
+            (self.volume, self.root), registry.FORMAT, Format(block_bytes, mode), who
         )
 
     async def statistics(self, who: Credentials) -> Statistics:
@@ -144,7 +144,7 @@ class FileSystem:
         volume = await self._volume_record(who)
         now_us = await Now()
         if self._room is None or self._room[1] <= now_us:
-            self._room = (await self._capacity.capacity(), now_us + ROOM_KEPT_US)
+            self._room = (await self.capacity.capacity(), now_us + ROOM_KEPT_US)
         room, _ = self._room
         return Statistics(
             block_bytes=volume.block_bytes,
@@ -157,7 +157,7 @@ class FileSystem:
     async def _volume_record(self, who: Credentials) -> Volume:
         now_us = await Now()
         if self._described is None or self._described[1] <= now_us:
-            volume = await self._metadata.query(self._volume, registry.DESCRIBE, NoArguments(), who)
+            volume = await self._metadata.query(self.volume, registry.DESCRIBE, NoArguments(), who)
             self._described = (volume, now_us + VOLUME_KEPT_US)
         return self._described[0]
 
@@ -545,7 +545,7 @@ class FileSystem:
         """Rename a directory into another one, unless it would then be below itself."""
         source, target, child, replaced = roles
         volume: Volume = await self._metadata.query(
-            self._volume, registry.DESCRIBE, NoArguments(), who
+            self.volume, registry.DESCRIBE, NoArguments(), who
         )
         if await self._is_above(child, target, who) or (
             flags & RENAME_EXCHANGE and await self._is_above(replaced, source, who)
@@ -559,7 +559,7 @@ class FileSystem:
             raise FileSystemError(errno.EINVAL, "a directory cannot be below itself")
         arguments = Relocation(name, target_name, flags, volume.relocations)
         outcome: AttributesAfter = await self._metadata.update(
-            (*roles, self._volume), registry.RELOCATE, arguments, who
+            (*roles, self.volume), registry.RELOCATE, arguments, who
         )
         return outcome
 

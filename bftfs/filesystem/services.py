@@ -115,11 +115,8 @@ class PastService(Protocol):
         """One page of the versions from `newest` down, with their changes to some keys."""
 
 
-class PastBlockService(Protocol):
-    """The past of blocks."""
-
-    async def read(self, block: BlockId, *, at_time_us: int | None = None) -> FoundVersion:
-        """The latest version of a block with a time of `at_time_us` or earlier."""
+class PastBlockService(BlockService, Protocol):
+    """Versioned blocks, and who wrote them."""
 
     async def versions_by(
         self, inodes: Sequence[ObjectId], *, author: ClientId | None, since_us: int
@@ -137,6 +134,7 @@ class Options:
 
     strict: bool = False
     read_only: bool = False
+    is_past: bool = False  # blocks are read as of the version of their file that is shown
     access_times: bool = True  # relatime, or none at all
     attribute_timeout_us: int = 1 * SECOND_US
     entry_timeout_us: int = 1 * SECOND_US

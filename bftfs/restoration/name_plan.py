@@ -34,7 +34,7 @@ from bftfs.conversation import Conversation
 from bftfs.filesystem.directory import shown
 from bftfs.identifiers import ObjectId, ObjectKind, kind_of
 from bftfs.restoration.changes import ChangeLog, Slot, SpareNames
-from bftfs.restoration.contents import others_or_last_contents
+from bftfs.restoration.others_work import others_or_last_contents
 from bftfs.restoration.viewpoint import Viewpoint
 
 # --- reading ---------------------------------------------------------------------------------

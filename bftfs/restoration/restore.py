@@ -15,8 +15,9 @@ from typing import Final, Protocol, TypeVar
 
 from bftfs.errors import FileSystemError
 from bftfs.filesystem import acl
+from bftfs.filesystem.operations import FoundObject
 from bftfs.identifiers import ObjectId
-from bftfs.restoration.viewpoint import Node, Reading, Viewpoint
+from bftfs.restoration.viewpoint import Reading, Viewpoint
 
 _Result = TypeVar("_Result")
 
@@ -118,7 +119,7 @@ class Restoring:
         self._used: dict[object, ObjectId] = {}  # existing files: what each was restored as
         self.counts = Counts()
 
-    async def restore(self, top: Node, *, delete: bool) -> None:
+    async def restore(self, top: FoundObject, *, delete: bool) -> None:
         """Make the target what `top` was; with `delete`, also remove what was not in `top` then."""
         view = self._view
         tree = {"": top}
@@ -132,7 +133,7 @@ class Restoring:
             if tree[path].attributes.is_directory:
                 await self._restore_attributes(path, tree[path], made=False)
 
-    async def _restore(self, path: str, node: Node) -> None:
+    async def _restore(self, path: str, node: FoundObject) -> None:
         target, counts, attributes = self._target, self.counts, node.attributes
         form = stat.S_IFMT(attributes.mode)
         there = await target.status(path)
@@ -181,7 +182,9 @@ class Restoring:
         await target.link(first, path)
         self.counts.made += 1
 
-    async def _restore_contents(self, path: str, node: Node, there: PathStatus | None) -> None:
+    async def _restore_contents(
+        self, path: str, node: FoundObject, there: PathStatus | None
+    ) -> None:
         """Write a file in place, unless it has the contents already."""
         if (
             there is not None
@@ -196,7 +199,7 @@ class Restoring:
             self.counts.written += 1
 
     async def _read(
-        self, path: str, node: Node, use: Callable[[str, Reading], Awaitable[_Result]]
+        self, path: str, node: FoundObject, use: Callable[[str, Reading], Awaitable[_Result]]
     ) -> _Result:
         reading = await self._view.reading(node.identifier, self._time_us)
         try:
@@ -204,7 +207,7 @@ class Restoring:
         finally:
             await reading.close()
 
-    async def _restore_attributes(self, path: str, node: Node, *, made: bool) -> None:
+    async def _restore_attributes(self, path: str, node: FoundObject, *, made: bool) -> None:
         """Restore owner, mode, times and extended attributes, as far as the user may set them."""
         target, attributes = self._target, node.attributes
         status = await self._status(path)
@@ -232,7 +235,7 @@ class Restoring:
             raise FileSystemError(errno.ENOENT, "it was removed while it was restored")
         return found
 
-    async def _restore_extended(self, path: str, node: Node) -> bool:
+    async def _restore_extended(self, path: str, node: FoundObject) -> bool:
         wanted = await self._view.extended(node, self._time_us)
         there = {
             name: value
@@ -247,7 +250,7 @@ class Restoring:
             changed |= await self._target.change_extended(path, name, None)
         return changed
 
-    async def _remove_others(self, path: str, tree: dict[str, Node]) -> None:
+    async def _remove_others(self, path: str, tree: dict[str, FoundObject]) -> None:
         """Remove what did not exist then."""
         for name in await self._target.names(path):
             full = f"{path}/{name}" if path else name

@@ -8,22 +8,13 @@ from functools import partial
 from typing import Final
 
 from bftfs.credentials import Credentials
-from bftfs.filesystem.attributes import Attributes
 from bftfs.filesystem.contents import OpenFile
 from bftfs.filesystem.file_history import Change, History, in_batches
 from bftfs.filesystem.metadata import DirectoryEntry
-from bftfs.filesystem.operations import FileSystem
+from bftfs.filesystem.operations import FileSystem, FoundObject
 from bftfs.identifiers import ObjectId
 
 PIECE_BYTES: Final = 4 << 20  # of a file, that are held at a time
-
-
-@dataclass(frozen=True, slots=True)
-class Node:
-    """One object of a tree."""
-
-    identifier: ObjectId
-    attributes: Attributes
 
 
 class Reading:
@@ -82,7 +73,7 @@ class Viewpoint:
         """The target of a symlink."""
         return await self.at(time_us).read_link(identifier, self.who)
 
-    async def extended(self, node: Node, time_us: int | None) -> dict[bytes, bytes]:
+    async def extended(self, node: FoundObject, time_us: int | None) -> dict[bytes, bytes]:
         """Extended attributes, ACLs among them."""
         if not node.attributes.extended and not node.attributes.flags:
             return {}
@@ -102,10 +93,12 @@ class Viewpoint:
             after = page[-1].cookie
         return found
 
-    async def listing(self, identifier: ObjectId, time_us: int | None) -> list[tuple[bytes, Node]]:
+    async def listing(
+        self, identifier: ObjectId, time_us: int | None
+    ) -> list[tuple[bytes, FoundObject]]:
         """The entries of a directory."""
         return [
-            (entry.name, Node(entry.identifier, entry.attributes))
+            (entry.name, FoundObject(entry.identifier, entry.attributes))
             for entry in await self._listed(identifier, time_us, with_attributes=True)
             if entry.attributes is not None
         ]
@@ -115,7 +108,7 @@ class Viewpoint:
         listed = await self._listed(directory, time_us, with_attributes=False)
         return {entry.name: entry.identifier for entry in listed}
 
-    async def tree(self, top: Node, time_us: int | None) -> dict[str, Node]:
+    async def tree(self, top: FoundObject, time_us: int | None) -> dict[str, FoundObject]:
         """Everything below a directory by relative path; the directory itself by the empty path."""
         found = {"": top}
         level = [("", top.identifier)]

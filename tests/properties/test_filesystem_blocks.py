@@ -5,8 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bftfs.filesystem.block_cache import BlockCache
-from bftfs.filesystem.dirty import DirtyBlock, part
+from bftfs.filesystem.block_memory import BlockCache, DirtyBlock, part
 from bftfs.identifiers import ObjectId
 
 SIZE = 200

@@ -23,7 +23,6 @@ from tests.seams.world import (
     READERS_GRANT,
     ROOT,
     STRANGERS_GRANT,
-    VOLUME,
     Hand,
     User,
     Version,
@@ -180,10 +179,6 @@ def viewpoint(user: User, world: World) -> Viewpoint:
         user.objects,
         PastReader(user.objects),
         user.blocks,
-        user.capacity,
-        None,
-        volume=VOLUME,
-        asking_as=user.who,
     )
     return Viewpoint(user.files, history, user.who, world.now_us)
 

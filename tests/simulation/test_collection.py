@@ -125,10 +125,6 @@ class Simulation:
             objects,
             PastReader(objects),
             ReadWriteClient(name, SIZES.read_write, peers),
-            ClusterCapacity(SIZES.read_write, peers),
-            None,
-            volume=VOLUME,
-            asking_as=CREDENTIALS,
         )
 
     # --- changes -------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from bftfs.filesystem.contents import Contents
+from bftfs.filesystem.file_history import past_file_system
 from bftfs.query_update import past_reading, past_state, server
 from bftfs.query_update.history import LogicalTimestamp, time_of
 from bftfs.query_update.rounds import Votes
@@ -84,11 +85,18 @@ def test_objects_as_of_different_times(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_contents_as_of_another_time_than_the_size(monkeypatch: pytest.MonkeyPatch) -> None:
     """Blocks as of the time that was asked for, and not as of the update that covered them."""
 
-    async def asked_for(self: Any, *_: Any) -> int:
-        return int(self._at_us)
+    class AsAskedFor:
+        def __init__(self, blocks: Any, at_us: int) -> None:
+            self._blocks, self._at_us = blocks, at_us
+
+        async def read(self, block: Any, **_: Any) -> Any:
+            return await self._blocks.read(block, at_time_us=self._at_us)
+
+    def past(present: Any, objects: Any, blocks: Any, *, at_us: int) -> Any:
+        return past_file_system(present, objects, AsAskedFor(blocks, at_us), at_us=at_us)
 
     monkeypatch.setattr(Contents, "shown_us", lambda *_: 1 << 62)
-    monkeypatch.setattr("bftfs.filesystem.file_history.PastMetadata.covered_us", asked_for)
+    monkeypatch.setattr("bftfs.simulation.workloads.files.past_file_system", past)
     contents = FileMix(names=1, contents=0.9, directories=0.0, private=0.0)
     found = hunt(
         (attacked(seed, kind="files", files=contents, operations=150) for seed in range(12)),

@@ -693,11 +693,7 @@ class FileSession:
             self._system,
             self._past,
             self._blocks,
-            self._capacity,
-            None,
-            volume=self.workload.volume,
             at_us=time_us,
-            asking_as=CREDENTIALS,
         )
         try:
             return PastTree(time_us, await tree_of(view, [self.workload.root], CREDENTIALS))
@@ -715,10 +711,6 @@ class FileSession:
             self._objects,
             self._past,
             self._blocks,
-            self._capacity,
-            None,
-            volume=self.workload.volume,
-            asking_as=ROOT,
         )
         # Clients whose clocks are ahead have made what is seen: not before that.
         latest_us = max((past.time_us for past in self.workload.pasts), default=0)

@@ -19,7 +19,7 @@ from bftfs.identifiers import ClientId, ObjectId
 from bftfs.restoration.changes import audited, read_changes
 from bftfs.restoration.restore import PathStatus, Restoring
 from bftfs.restoration.undo import Undo
-from bftfs.restoration.viewpoint import Node, Reading, Viewpoint
+from bftfs.restoration.viewpoint import Reading, Viewpoint
 from bftfs.simulation.checkers.undo import Restored, Undone
 from bftfs.simulation.workloads.past import tree_of
 
@@ -56,7 +56,7 @@ async def undo(view: Viewpoint, client: ClientId, since_us: int) -> Undone:
 async def restore(view: Viewpoint, time_us: int, *, delete: bool) -> Restored:
     """`bftfs restore` of everything, twice."""
     root = view.files.root
-    top = Node(root, await view.at(time_us).attributes(root, view.who))
+    top = FoundObject(root, await view.at(time_us).attributes(root, view.who))
     left = ""
     for _ in range(2):
         restoring = Restoring(view, FilesTarget(view.files), time_us)

@@ -132,10 +132,6 @@ class Stage(SimulatedCluster):
             honest.objects,
             PastReader(honest.objects),
             honest.blocks,
-            honest.capacity,
-            None,
-            volume=VOLUME,
-            asking_as=CREDENTIALS,
         )
         return Viewpoint(honest.files, history, CREDENTIALS, self.now_us)
 

@@ -1,4 +1,4 @@
-"""bftfs.restoration.foreign_blocks: an intruder writes blocks, and leaves the inode to others."""
+"""Foreign blocks: an intruder writes blocks, and leaves the inode to others."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 
-from bftfs.restoration import foreign_blocks as module
 from bftfs.simulation.deployment import CREDENTIALS
 from tests.unit.restoration.conftest import BLOCK
 
@@ -117,7 +116,6 @@ def test_must_fail_if_blocks_count_for_who_covers_them(
         return {}
 
     monkeypatch.setattr("bftfs.restoration.changes.find_foreign_blocks", none)
-    assert module.find_foreign_blocks is not none
     stage.intruder.scribble("a", "E\n")
     stage.honest.cover("a")
     assert stage.undo() == []

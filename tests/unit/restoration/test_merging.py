@@ -1,4 +1,4 @@
-"""bftfs.restoration.contents"""
+"""bftfs.restoration.others_work"""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bftfs.restoration.contents import carried_over
+from bftfs.restoration.others_work import carried_over
 
 
 @pytest.mark.parametrize(

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from bftfs.filesystem.operations import FoundObject
 from bftfs.restoration.restore import Counts, Restoring
-from bftfs.restoration.viewpoint import Node
 from bftfs.simulation.workloads.undo import FilesTarget
 
 BEFORE = {"a": "a\n", "b": "b\n", "d": "", "d/c": "c\n"}
@@ -14,7 +14,7 @@ BEFORE = {"a": "a\n", "b": "b\n", "d": "", "d/c": "c\n"}
 def restored(stage: Any, time_us: int, *, delete: bool = True) -> Counts:
     view, run = stage.view(), stage.honest.run
     root = view.files.root
-    top = Node(root, run(view.at(time_us).attributes(root, view.who)))
+    top = FoundObject(root, run(view.at(time_us).attributes(root, view.who)))
     restoring = Restoring(view, FilesTarget(view.files), time_us)
     run(restoring.restore(top, delete=delete))
     return restoring.counts

@@ -1,38 +1,48 @@
-"""The contents that a file would have if only others had changed it.
+"""What an object would be if only others had changed it: contents and attributes.
 
 The situation: versions of a file alternate between the client's and others', and one update may
-show blocks of both sides (`foreign_blocks`). The stored operations say how long a file became and
+show blocks of both sides (`changes`). The stored operations say how long a file became and
 which blocks are valid, never which bytes were meant: a program that inserts a line rewrites whole
 blocks, among them what the client had written.
 
-The rule: start with the contents before the client's first change. Then compare each version that
-others made with the version before it, and carry that difference over. Consecutive
+The rule for contents: start with the contents before the client's first change. Then compare each
+version that others made with the version before it, and carry that difference over. Consecutive
 versions of one side count as one change, since programs make several versions when they rewrite a
 file. Where the difference cannot be carried over, the contents are unknown (None): a conflict.
 
 Text is merged line by line; other contents of unchanged length piece by piece. Where both have
 changed the same place there is no answer, and a person has to look.
 
+Mode, owner, times, extended attributes and ACLs are each treated separately: the value before the
+client's first change of the object, replaced by each value that others set later. Access times
+count as nobody's change: those that the client's reading has left stay.
+
 Tests: `tests/unit/restoration/test_merging.py`, `test_foreign_blocks.py`, `test_undo.py`.
 """
 
 from __future__ import annotations
 
+import stat
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from difflib import SequenceMatcher
 from itertools import groupby, pairwise
-from typing import Final
+from typing import Any, Final
 
+import msgspec
+
+from bftfs.errors import FileSystemError
+from bftfs.filesystem import acl, object_types, registry
+from bftfs.filesystem.attributes import NO_CHANGES, Attributes, Changes
+from bftfs.filesystem.directory import shown
 from bftfs.filesystem.file_history import Change
-from bftfs.filesystem.registry import CREATE, MERGE, TRUNCATE, WRITE
+from bftfs.filesystem.operations import FoundObject
 from bftfs.identifiers import ObjectId
-from bftfs.restoration.changes import ChangeLog, creates
-from bftfs.restoration.foreign_blocks import ForeignBlock, without
+from bftfs.restoration.changes import ChangeLog, ForeignBlock, creates, without
 from bftfs.restoration.viewpoint import Viewpoint
 
 _PIECE_BYTES = 512
-_METHODS: Final = frozenset((CREATE, WRITE, TRUNCATE))
+_METHODS: Final = frozenset((registry.CREATE, registry.WRITE, registry.TRUNCATE))
 
 
 # --- carrying a change over ------------------------------------------------------------------
@@ -129,7 +139,7 @@ def changes_of_contents(log: ChangeLog, identifier: ObjectId) -> list[Change]:
         change
         for change in log.changes.get(identifier, ())
         if change.operation.method in _METHODS
-        or (change.operation.method == MERGE and log.is_tainted(identifier, change))
+        or (change.operation.method == registry.MERGE and log.is_tainted(identifier, change))
     ]
 
 
@@ -202,3 +212,145 @@ async def contents_before(
         return await view.contents(identifier, change.time_us - 1)
     foreign = log.foreign_blocks_in(identifier, change)
     return await _contents_of(view, log, identifier, _Version(False, change, foreign))
+
+
+_WORDS: Final = {
+    "mode": "mode",
+    "uid": "owner",
+    "gid": "owner",
+    "atime_ns": "times",
+    "mtime_ns": "times",
+}
+_TYPES: Final = object_types()
+
+
+@dataclass(frozen=True, slots=True)
+class AttributeChanges:
+    """Attributes to set; an extended attribute whose value is None is to be removed."""
+
+    standard: Changes = NO_CHANGES
+    extended: dict[bytes, bytes | None] = field(default_factory=dict)
+
+    def __bool__(self) -> bool:
+        return bool(self.standard) or bool(self.extended)
+
+    def __str__(self) -> str:
+        words = [word for name, word in _WORDS.items() if getattr(self.standard, name) is not None]
+        words += [shown(name) for name in sorted(self.extended)]
+        return ", ".join(dict.fromkeys(words))
+
+
+async def attributes_at(view: Viewpoint, identifier: ObjectId, time_us: int) -> AttributeChanges:
+    """All attributes that an object had, for a new object in its place."""
+    attributes = await view.at(time_us).attributes(identifier, view.who)
+    extended = await view.extended(FoundObject(identifier, attributes), time_us)
+    return AttributeChanges(Changes(**_values(attributes)), dict(extended))
+
+
+async def others_attributes(
+    view: Viewpoint, log: ChangeLog, identifier: ObjectId
+) -> AttributeChanges:
+    """All attributes as others left them."""
+    changes = _changes_since_client(log, identifier)
+    left = await attributes_at(view, identifier, changes[0].time_us - 1 if changes else log.now_us)
+    before = wanted = msgspec.structs.asdict(left.standard)
+    extended = left.extended
+    for change in changes:
+        assert change.attributes is not None, "others are left out"
+        after = _values(change.attributes)
+        if not _is_clients(log, change):
+            asked = _asked(change)  # even if they had this value before
+            wanted = wanted | {n: v for n, v in after.items() if v != before[n] or n in asked}
+            for name in _extended_names(change):
+                extended[name] = await _value(view, identifier, name, change.time_us)
+        before = after
+    return AttributeChanges(Changes(**wanted), extended)
+
+
+async def attributes_to_restore(
+    view: Viewpoint, log: ChangeLog, identifier: ObjectId
+) -> AttributeChanges:
+    """The changes after which an object's attributes are as others left them."""
+    changes = _changes_since_client(log, identifier)
+    if not changes:
+        return AttributeChanges()
+    last = changes[-1].attributes
+    assert last is not None, "others are left out"
+    now, wanted = _values(last), await others_attributes(view, log, identifier)
+    extended = {
+        name: wanted.extended.get(name)
+        for name in dict.fromkeys(name for change in changes for name in _extended_names(change))
+        if wanted.extended.get(name) != await _value(view, identifier, name, None)
+    }
+    different = {
+        name: value
+        for name, value in msgspec.structs.asdict(wanted.standard).items()
+        # Setting an ACL changes the mode.
+        if value != now[name] or (name == "mode" and acl.ACCESS in extended)
+    }
+    return AttributeChanges(Changes(**different), extended)
+
+
+def _changes_since_client(log: ChangeLog, identifier: ObjectId) -> list[Change]:
+    """The changes of attributes from the client's first on; its creation of the object is none."""
+    changes = [each for each in log.changes.get(identifier, ()) if each.attributes is not None]
+    first = (at for at, each in enumerate(changes) if _is_clients(log, each) and not creates(each))
+    return changes[next(first, len(changes)) :]
+
+
+def _is_clients(log: ChangeLog, change: Change) -> bool:
+    return log.by_client(change) and change.operation.method != registry.ACCESSED
+
+
+def _values(attributes: Attributes) -> dict[str, int]:
+    return {name: getattr(attributes, name) for name in _WORDS} | {
+        "mode": stat.S_IMODE(attributes.mode)
+    }
+
+
+def _asked(change: Change) -> set[str]:
+    """The attributes that chmod, chown or utimens has set."""
+    if change.operation.method != registry.CHANGE_ATTRIBUTES:
+        return set()
+    return {name for name in _WORDS if getattr(_arguments(change), name) is not None}
+
+
+def _arguments(change: Change) -> Any:
+    method = _TYPES.method(change.operation.method)
+    assert method is not None, "servers have executed it"
+    return _TYPES.decode_arguments(method, change.operation.arguments)
+
+
+def _extended_names(change: Change) -> tuple[bytes, ...]:
+    """The extended attributes and ACLs that a change concerns."""
+    if change.operation.method in (registry.SET_EXTENDED, registry.REMOVE_EXTENDED):
+        return (_arguments(change).name,)
+    return (
+        (acl.ACCESS,) if "mode" in _asked(change) else ()
+    )  # which a mode changes, if there is one
+
+
+async def _value(
+    view: Viewpoint, identifier: ObjectId, name: bytes, time_us: int | None
+) -> bytes | None:
+    try:
+        value: bytes = await view.at(time_us).get_extended(identifier, name, view.who)
+    except FileSystemError:
+        return None
+    return value
+
+
+async def set_attributes(view: Viewpoint, identifier: ObjectId, changes: AttributeChanges) -> None:
+    """Set ACLs before the mode, which they change, and times last."""
+    files, who = view.files, view.who
+    for name, value in changes.extended.items():
+        if value is not None:
+            await files.set_extended(identifier, name, value, who)
+        elif await _value(view, identifier, name, None) is not None:
+            await files.remove_extended(identifier, name, who)
+    wanted = changes.standard
+    times = Changes(atime_ns=wanted.atime_ns, mtime_ns=wanted.mtime_ns)
+    others = msgspec.structs.replace(wanted, atime_ns=None, mtime_ns=None)
+    for each in (others, times):
+        if each:
+            await files.change_attributes(identifier, each, who)
