@@ -19,6 +19,8 @@ import os
 class BftfsError(Exception):
     """Root of all of the project's exceptions."""
 
+    exit_code = 1  # of a program that it ends
+
 
 class ImpossibleThresholds(BftfsError):
     """A configuration that no protocol can make safe; names the inequality that it breaks."""

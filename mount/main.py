@@ -15,7 +15,8 @@ from pathlib import Path
 import click
 
 from bftfs.data_directory import DataDirectory
-from bftfs.errors import BftfsError, UsageError
+from bftfs.errors import UsageError
+from bftfs.exit_code import exit_code_of
 from mount.mountpoint import prepare, require_fuse, resolved
 from mount.options import MountOptions, parse
 
@@ -106,7 +107,7 @@ def _mount(data: Path, mountpoint: Path, options: MountOptions, *, foreground: b
     if foreground:
         return work(lambda: print(f"{mountpoint}: mounted; Ctrl-C unmounts it", flush=True))
     return run_in_background(
-        lambda ready: _outcome(lambda: work(ready)), output=directory.mount_log
+        lambda ready: exit_code_of(lambda: work(ready)), output=directory.mount_log
     )
 
 
@@ -148,31 +149,13 @@ def helper_command(
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """`python -m mount`; does not return."""
-    sys.exit(_outcome(lambda: _run(mount_command, "python -m mount", arguments)))
+    _run(mount_command, "python -m mount", arguments)
 
 
 def mount_helper(arguments: Sequence[str] | None = None) -> None:
     """`mount.bftfs`; does not return."""
-    sys.exit(_outcome(lambda: _run(helper_command, "mount.bftfs", arguments)))
+    _run(helper_command, "mount.bftfs", arguments)
 
 
-def _run(command: click.Command, name: str, arguments: Sequence[str] | None) -> int:
-    code: int = command.main(args=arguments, prog_name=name, standalone_mode=False) or 0
-    return code
-
-
-def _outcome(work: Callable[[], int]) -> int:
-    """The exit code of `work`; a failure is printed as one sentence."""
-    try:
-        return work()
-    except click.ClickException as mistake:
-        mistake.show()
-        return mistake.exit_code
-    except UsageError as mistake:
-        print(f"bftfs: {mistake}", file=sys.stderr, flush=True)
-        return mistake.exit_code
-    except BftfsError as failure:
-        print(f"bftfs: {failure}", file=sys.stderr, flush=True)
-        return 1
-    except (KeyboardInterrupt, click.exceptions.Abort):
-        return 130
+def _run(command: click.Command, name: str, arguments: Sequence[str] | None) -> None:
+    sys.exit(exit_code_of(lambda: command.main(arguments, prog_name=name, standalone_mode=False)))

@@ -13,7 +13,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Final, TypeVar
+from typing import Final, TypeVar
 
 import trio
 from structlog.typing import FilteringBoundLogger
@@ -64,41 +64,21 @@ class Requests:
 
     async def perform(self, request: KernelRequest, conversation: Conversation[Result]) -> Result:
         """The result of `conversation`; EINTR if the calling process has a pending signal."""
-        task: trio.lowlevel.Task | None = None
-        ended: list[tuple[Any, BaseException | None]] = []
+        pending: WaitingRequest | None = None
 
-        def end(result: Any, error: BaseException | None) -> None:
-            if ended:
-                return  # it was interrupted just when it ended
-            ended.append((result, error))
-            if task is not None:
-                trio.lowlevel.reschedule(task)
-
-        running = self._network.start(conversation, end)
-        if not ended:
-
-            def interrupt(reason: BaseException) -> None:
-                running.cancel()
-                end(None, reason)
-
-            def abandon(_: trio.lowlevel.RaiseCancelT) -> trio.lowlevel.Abort:
-                running.cancel()
-                return trio.lowlevel.Abort.SUCCEEDED
-
+        def waits(abandon: Callable[[BaseException], None]) -> None:
+            nonlocal pending
             now = trio.current_time()
-            pending = WaitingRequest(request, interrupt, since=now, report_at=now + SLOW_S)
+            pending = WaitingRequest(request, abandon, since=now, report_at=now + SLOW_S)
             self._waiting.add(pending)
-            task = trio.lowlevel.current_task()
-            try:
-                await trio.lowlevel.wait_task_rescheduled(abandon)
-            finally:
+
+        try:
+            return await self._network.perform(conversation, waits)
+        finally:
+            if pending is not None:
                 self._waiting.discard(pending)
                 if pending.reported:
                     self._report("slow request ended", pending)
-        result, error = ended[0]
-        if error is not None:
-            raise error
-        return result  # type: ignore[no-any-return]
 
     def __len__(self) -> int:
         return len(self._waiting)

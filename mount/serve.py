@@ -58,7 +58,7 @@ def serve(
 
     async def session(log: FilteringBoundLogger) -> None:
         description, identity = credentials_of(directory, options)
-        async with Network(description, identity, decode=REPLIES.decode) as network:
+        async with Network.connected(description, identity, decode=REPLIES.decode) as network:
             files, history = file_system(directory, description, identity, options)
             await _reach(directory, network, description, files, options)
             if options.at is not None:

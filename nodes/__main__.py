@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from bftfs.data_directory import NodeDirectory
-from bftfs.errors import BftfsError, UsageError
+from bftfs.exit_code import exit_code_of
 from nodes.node import Protocols, refuse_optimised_python, run
 from nodes.protocols import HONEST
 
@@ -19,14 +19,14 @@ from nodes.protocols import HONEST
     "--data",
     type=click.Path(path_type=Path, file_okay=False),
     required=True,
-    help="The node's directory, with its key and its store.",
+    help="The node's directory, as `bftfs cluster init` made it (DIR/nodes/I).",
 )
 @click.option(
     "--cluster",
     "description",
     type=click.Path(path_type=Path, dir_okay=False),
     required=True,
-    help="The signed cluster description.",
+    help="The signed cluster description, cluster.toml.",
 )
 @click.pass_obj
 def _node(protocols: Protocols, data: Path, description: Path) -> None:
@@ -35,20 +35,17 @@ def _node(protocols: Protocols, data: Path, description: Path) -> None:
     run(NodeDirectory(data), description, protocols)
 
 
-def main(arguments: Sequence[str] | None = None, *, protocols: Protocols = HONEST) -> int:
+def main(
+    arguments: Sequence[str] | None = None,
+    *,
+    protocols: Protocols = HONEST,
+    name: str = "python -m nodes",
+) -> int:
     """Run a node with these command line arguments; the exit code."""
-    try:
-        _node.main(arguments, prog_name="python -m nodes", standalone_mode=False, obj=protocols)
-    except click.ClickException as mistake:
-        mistake.show()
-        return mistake.exit_code
-    except UsageError as mistake:
-        print(f"node: {mistake}", file=sys.stderr)
-        return mistake.exit_code
-    except BftfsError as failure:
-        print(f"node: {failure}", file=sys.stderr)
-        return 1
-    return 0
+    return exit_code_of(
+        lambda: _node.main(arguments, prog_name=name, standalone_mode=False, obj=protocols),
+        program="node",
+    )
 
 
 if __name__ == "__main__":

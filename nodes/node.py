@@ -37,11 +37,10 @@ from bftfs.server.step import Background, Ready, Sender, Server
 from bftfs.server.tally import Figure
 from bftfs.storage import StorageView
 from bftfs.wire.channel import ServerChannel
-from nodes.batches import Batches
 from nodes.configuration import NodeConfiguration
 from nodes.connections import Connections, LiveMembership
 from nodes.control import Control, Work
-from nodes.loop import Loop
+from nodes.loop import Batches, Loop
 from nodes.metrics import REBUILDING, Exposition, Health, LoopTally
 from nodes.store import Store
 from nodes.store_directory import StepAgain, StoreFailed, StoreFull, resumed

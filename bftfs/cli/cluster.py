@@ -1,14 +1,17 @@
-"""`bftfs cluster …`, the administrator's work: make a cluster, and change its description.
+"""Clusters: `bftfs cluster …` makes one and changes its description, the administrator's work.
 
-`bftfs node run` starts one of its nodes by hand.
+`bftfs node run` starts one of its nodes by hand. `bftfs up` and `bftfs down`, below, start and stop
+a whole cluster and a mount on this machine.
 """
 
 from __future__ import annotations
 
 import os
+import shutil
 import signal
-import sys
+import subprocess
 import tempfile
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -18,8 +21,8 @@ from rich.table import Table
 
 from bftfs import cluster as description_files
 from bftfs import limits
+from bftfs.cli import processes
 from bftfs.cli.options import data_option, new_data_option
-from bftfs.cli.processes import require_writable, running_nodes
 from bftfs.cluster import ClientEntry, ClusterDescription, Durability
 from bftfs.crypto.keys import (
     VOLUME_KEY_BYTES,
@@ -31,6 +34,7 @@ from bftfs.crypto.keys import (
 from bftfs.data_directory import DEFAULT_CLIENT, DataDirectory
 from bftfs.errors import UsageError
 from bftfs.retention import format_duration, parse_duration
+from bftfs.runtime.sockets import unconnected
 from bftfs.server.step import Grant
 
 # A socket's path may have 107 bytes; a data directory that lies deeper has its sockets elsewhere.
@@ -70,7 +74,7 @@ def create_cluster(
 
     Without a choice of `clients` there is one, for this machine, with all rights.
     """
-    require_writable(directory.path, purpose="the cluster's files")
+    processes.require_writable(directory.path, purpose="the cluster's files")
     if directory.description.exists():
         raise UsageError(
             f"{directory.path}: there is a cluster already; start it with `bftfs up`, or choose "
@@ -219,7 +223,7 @@ def _announce(
 ) -> int:
     """Store the description, and have the nodes that run here read it. Gives their number."""
     description_files.store(directory.description, description, administrator)
-    running = running_nodes(directory, description)
+    running = processes.running_nodes(directory, description)
     for pid in running.values():
         os.kill(pid, signal.SIGHUP)
     return len(running)
@@ -272,22 +276,166 @@ def node() -> None:
     """Storage nodes: one process, one directory each."""
 
 
-@node.command()
-@click.option(
-    "--data",
-    type=click.Path(path_type=Path, file_okay=False),
-    required=True,
-    help="The node's directory, as `bftfs cluster init` made it (DIR/nodes/I).",
-)
-@click.option(
-    "--cluster",
-    "description",
-    type=click.Path(path_type=Path, dir_okay=False),
-    required=True,
-    help="The signed cluster description, cluster.toml.",
-)
-def run(data: Path, description: Path) -> None:
+@node.command(add_help_option=False, context_settings={"ignore_unknown_options": True})
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def run(arguments: tuple[str, ...]) -> int:
     """Run a node until SIGTERM or Ctrl-C."""
     from nodes.__main__ import main as node_main
 
-    sys.exit(node_main(["--data", str(data), "--cluster", str(description)]))
+    return node_main(arguments, name="bftfs node run")
+
+
+# --- on this machine -------------------------------------------------------------------------
+
+
+START_PATIENCE_S = 30.0
+
+
+@click.command()
+@new_data_option
+@click.option(
+    "--mount",
+    "mountpoint",
+    type=Path,  # click.Path would stat it, which waits for a cluster that is not started yet
+    help="Mount it here (made if missing).",
+)
+@click.option("--nodes", type=click.IntRange(1), default=None, help="Default: 3t + 2b + 1.")
+@click.option("--b", "byzantine", type=click.IntRange(0), default=None, help="Byzantine nodes. [1]")
+@click.option(
+    "--t", "faulty", type=click.IntRange(0), default=None, help="Faulty nodes in all. [b]"
+)
+@click.option(
+    "--durability",
+    type=click.Choice([kind.value for kind in Durability]),
+    default=None,
+    help="For a new cluster. [sync]",
+)
+@click.option("-o", "options", default="", help="Mount options, as of `bftfs mount`.")
+def up(
+    directory: DataDirectory,
+    mountpoint: Path | None,
+    nodes: int | None,
+    byzantine: int | None,
+    faulty: int | None,
+    durability: str | None,
+    options: str,
+) -> None:
+    """Start a local cluster (made if there is none) and mount it.
+
+    Repeating it is harmless: nodes that run are left alone, others are started.
+    """
+    if directory.description.exists():
+        description = description_files.load(directory.description)
+        _refuse_other_sizes(description, nodes=nodes, b=byzantine, t=faulty)
+    else:
+        b = 1 if byzantine is None else byzantine
+        t = b if faulty is None else faulty
+        description = create_cluster(
+            directory,
+            local_addresses(directory, nodes or smallest_cluster(t=t, b=b)),
+            t=t,
+            b=b,
+            durability=Durability(durability or Durability.SYNC.value),
+        )
+        click.echo(f"Made a cluster of {description.n} nodes in {directory.path}")
+    started = start_nodes(directory, description)
+    click.echo(
+        f"{description.n} nodes are running ({started} started); "
+        f"any {description.t} may fail, {description.b} of them may lie"
+    )
+    if mountpoint is None:
+        return
+    mountpoint = mountpoint.absolute()
+    try:
+        os.lstat(mountpoint)
+    except FileNotFoundError:
+        processes.require_writable(mountpoint, purpose="the mount")
+    except OSError:
+        pass  # a mount whose process was killed; mounting removes it
+    is_new = processes.mount_cluster(directory, mountpoint, options=options)
+    click.echo(
+        f"{'Mounted' if is_new else 'Already mounted'} at {mountpoint}\n"
+        "\n"
+        "Try next:\n"
+        f"  echo hello > {mountpoint}/hello && cat {mountpoint}/hello\n"
+        f"  bftfs status --data {directory.path}\n"
+        f"  kill -9 $(cat {directory.node(0).pid})   # any one node; the files stay readable and "
+        "writable; `bftfs up` again restarts it\n"
+        f"  bftfs down --data {directory.path}   # the data stays"
+    )
+
+
+def _refuse_other_sizes(
+    description: ClusterDescription, *, nodes: int | None, b: int | None, t: int | None
+) -> None:
+    for name, asked, there in (
+        ("nodes", nodes, description.n),
+        ("b", b, description.b),
+        ("t", t, description.t),
+    ):
+        if asked is not None and asked != there:
+            raise UsageError(
+                f"this cluster has {name}={there}, not {asked}; leave --{name} out, or make "
+                "another cluster with another --data"
+            )
+
+
+def start_nodes(directory: DataDirectory, description: ClusterDescription) -> int:
+    """Start the nodes that do not run, and wait until all listen. Gives how many were started."""
+    started: dict[int, subprocess.Popen[bytes]] = {}
+    running = processes.running_nodes(directory, description)
+    for member in description.members:
+        if member.node in running:
+            continue
+        started[member.node] = processes.start(directory.node(member.node), directory.description)
+    deadline = time.monotonic() + START_PATIENCE_S
+    for member in description.members:
+        process = started.get(member.node)
+        while not _listens(member.address):
+            if process is not None and process.poll() is not None:
+                why = f"stopped at once (exit code {process.returncode})"
+            elif time.monotonic() > deadline:
+                why = f"does not answer at {member.address} after {START_PATIENCE_S:.0f} s"
+            else:
+                time.sleep(0.02)
+                continue
+            log = directory.node(member.node).log
+            words = processes.last_words(log)
+            raise UsageError(
+                f"node {member.node} {why}; the end of its log {log}:\n  {words}", exit_code=1
+            )
+    return len(started)
+
+
+def _listens(address: str) -> bool:
+    try:
+        probe, target = unconnected(address)
+    except OSError:
+        return False
+    with probe:
+        probe.settimeout(1.0)
+        return probe.connect_ex(target) == 0
+
+
+@click.command()
+@data_option
+@click.option("--destroy", is_flag=True, help="Delete all of its data and keys afterwards.")
+def down(directory: DataDirectory, destroy: bool) -> None:
+    """Unmount a local cluster and stop its nodes. The data stays."""
+    description = description_files.load(directory.description)
+    for mountpoint in processes.mounts_of(directory):
+        processes.unmount_path(directory, mountpoint)
+        click.echo(f"Unmounted {mountpoint}")
+    processes.await_end_of_mounts(directory)
+    running = processes.running_nodes(directory, description)
+    for number, pid in running.items():
+        node = directory.node(number)
+        if not processes.stop(pid, node):
+            raise UsageError(
+                f"node {number} (process {pid}) does not stop; see its log {node.log}",
+                exit_code=1,
+            )
+    click.echo(f"Stopped {len(running)} nodes; the data is in {directory.path}")
+    if destroy:
+        shutil.rmtree(directory.path)
+        click.echo(f"Deleted {directory.path}")

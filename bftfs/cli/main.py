@@ -1,8 +1,7 @@
-"""The program `bftfs`: parser, exit codes, and the composition root that may import anything.
+"""The program `bftfs`: its parser, and the composition root that may import anything.
 
-A user's mistake ends in one message on standard error and exit code 2; an operation that failed in
-exit code 1; an interrupt in 130. None of them prints a traceback. A command's module is imported
-when the command is used, so that each needs only what it uses, and starts quickly.
+A command's module is imported when the command is used, so that each needs only what it uses, and
+starts quickly.
 """
 
 from __future__ import annotations
@@ -14,12 +13,12 @@ from collections.abc import Sequence
 import click
 
 import bftfs
-from bftfs.errors import BftfsError, UsageError
+from bftfs.exit_code import exit_code_of
 
 # Command -> the module below `bftfs.cli` that defines it, and its purpose.
 _COMMANDS = {
-    "up": ("local", "Start a local cluster (made if there is none) and mount it."),
-    "down": ("local", "Unmount a local cluster and stop its nodes. The data stays."),
+    "up": ("cluster", "Start a local cluster (made if there is none) and mount it."),
+    "down": ("cluster", "Unmount a local cluster and stop its nodes. The data stays."),
     "status": ("status", "Show the state of the nodes, and what limits the cluster."),
     "heal": ("upkeep", "Control how nodes fetch objects and blocks that they lack."),
     "scrub": ("upkeep", "Control how nodes read and check all that they store."),
@@ -74,15 +73,6 @@ def program() -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; does not return."""
-    try:
-        outcome = program.main(args=arguments, prog_name="bftfs", standalone_mode=False)
-    except (click.exceptions.Abort, KeyboardInterrupt):
-        print("bftfs: interrupted", file=sys.stderr)
-        sys.exit(130)
-    except click.ClickException as mistake:
-        mistake.show()
-        sys.exit(mistake.exit_code)
-    except BftfsError as failure:
-        print(f"bftfs: {failure}", file=sys.stderr)
-        sys.exit(failure.exit_code if isinstance(failure, UsageError) else 1)
-    sys.exit(outcome if isinstance(outcome, int) else 0)
+    sys.exit(
+        exit_code_of(lambda: program.main(arguments, prog_name="bftfs", standalone_mode=False))
+    )

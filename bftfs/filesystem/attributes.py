@@ -28,7 +28,7 @@ from msgspec import Meta
 from bftfs import limits
 from bftfs.identifiers import BlockId, ObjectId, block_id, block_number_of, incarnation_of
 from bftfs.query_update.object_type import Record
-from bftfs.wire.fields import UserField
+from bftfs.wire.codec import UserField
 
 # Incarnations are drawn this far apart, so that two clients that truncate at the same time do not
 # prepare the same one.

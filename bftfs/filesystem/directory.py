@@ -66,7 +66,7 @@ from bftfs.query_update.object_type import (
     serial_from,
     serial_key,
 )
-from bftfs.wire.fields import ObjectField
+from bftfs.wire.codec import ObjectField
 
 RENAME_NOREPLACE: Final = 1
 RENAME_EXCHANGE: Final = 2

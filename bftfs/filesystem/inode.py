@@ -41,7 +41,7 @@ from bftfs.filesystem.objects import (
 )
 from bftfs.query_update.object_type import Caller, MutableState, Record, Refusal
 from bftfs.server.step import Grant
-from bftfs.wire.fields import TimeField
+from bftfs.wire.codec import TimeField
 
 UNKNOWN_INODE: Final = -1  # this node cannot tell who may write its blocks
 

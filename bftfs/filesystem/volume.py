@@ -30,7 +30,7 @@ from bftfs.filesystem.directory import (
 from bftfs.filesystem.objects import ROOT, AttributesAfter, NoArguments, States, Subject, loaded
 from bftfs.filesystem.time_names import looks_like_a_time_name
 from bftfs.query_update.object_type import Caller, MutableState, Record, Refusal, State
-from bftfs.wire.fields import ObjectField, TimeField
+from bftfs.wire.codec import ObjectField, TimeField
 
 SNAPSHOTS: Final = 1024  # of one volume: a list of all of them is one answer
 SNAPSHOTS_OF_ONE: Final = 128  # …and of one user, root excepted

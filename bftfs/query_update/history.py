@@ -49,8 +49,7 @@ from bftfs.crypto.digest import (
 )
 from bftfs.errors import MalformedMessage
 from bftfs.identifiers import CLIENT_ID_BYTES, OBJECT_ID_BYTES, ClientId, NodeId, ObjectId
-from bftfs.wire.codec import Decoder, Value
-from bftfs.wire.fields import ObjectField, TimeField, UserField
+from bftfs.wire.codec import Decoder, ObjectField, TimeField, UserField, Value
 
 # --- timestamps -----------------------------------------------------------------------------------
 

@@ -26,14 +26,15 @@ from bftfs.query_update.history import (
     Operation,
     TimestampField,
 )
-from bftfs.wire.codec import Message, Value
-from bftfs.wire.fields import (
+from bftfs.wire.codec import (
     AuthenticatorField,
     ClientField,
+    Message,
     NodeField,
     ObjectField,
     TimeField,
     UserField,
+    Value,
     Voucher,
 )
 

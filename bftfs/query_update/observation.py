@@ -50,7 +50,7 @@ from bftfs.query_update.history import (
     time_of,
 )
 from bftfs.query_update.messages import Verdict
-from bftfs.wire.fields import Voucher
+from bftfs.wire.codec import Voucher
 
 _DEDUCTIONS = 4096  # candidates of which a client remembers what became of them
 

@@ -17,15 +17,16 @@ from bftfs.coding.cross_checksum import CrossChecksum
 from bftfs.crypto.digest import DIGEST_BYTES
 from bftfs.identifiers import BLOCK_ID_BYTES
 from bftfs.read_write.timestamp import TIMESTAMP_BYTES, BlockTimestamp
-from bftfs.wire.codec import Message, Value
-from bftfs.wire.fields import (
+from bftfs.wire.codec import (
     AuthenticatorField,
     BlockField,
     ClientField,
     DigestField,
+    Message,
     ObjectField,
     TimeField,
     UserField,
+    Value,
     Voucher,
 )
 

@@ -11,8 +11,7 @@ from __future__ import annotations
 from bftfs.crypto.digest import DIGEST_BYTES, Digest
 from bftfs.identifiers import BLOCK_ID_BYTES, CLIENT_ID_BYTES, BlockId, ClientId
 from bftfs.storage import after_keys
-from bftfs.wire.codec import Value
-from bftfs.wire.fields import ClientField, DigestField, TimeField
+from bftfs.wire.codec import ClientField, DigestField, TimeField, Value
 
 TIMESTAMP_BYTES = 8 + CLIENT_ID_BYTES + DIGEST_BYTES
 VERSION_KEY_BYTES = BLOCK_ID_BYTES + TIMESTAMP_BYTES

@@ -38,7 +38,7 @@ from bftfs.read_write.messages import (
 from bftfs.read_write.placement import rotation_of
 from bftfs.read_write.session import Gathering, Session
 from bftfs.read_write.timestamp import BlockTimestamp
-from bftfs.wire.fields import Voucher
+from bftfs.wire.codec import Voucher
 
 
 class Encoded(NamedTuple):

@@ -12,7 +12,8 @@ them and run there until they first wait.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from typing import Any, Self, TypeVar
 
 import trio
@@ -20,7 +21,6 @@ import trio
 from bftfs.cluster import ClusterDescription
 from bftfs.conversation import Conversation
 from bftfs.crypto.keys import Identity
-from bftfs.engine import Outcome, Running
 from bftfs.runtime import clock
 from bftfs.runtime.links import Links
 
@@ -28,54 +28,64 @@ Result = TypeVar("Result")
 
 
 class Network:
-    """`async with Network(…) as network: result = await network.perform(conversation)`."""
+    """`async with Network.connected(…) as network: await network.perform(conversation)`."""
 
-    def __init__(
-        self,
-        description: ClusterDescription,
-        identity: Identity,
-        *,
-        decode: Callable[[bytes], Any],
-    ) -> None:
-        self._description = description
-        self._identity = identity
-        self._decode = decode
-        self._nursery_manager: Any = None
+    def __init__(self, links: Links) -> None:
+        self.links = links
         self._flusher: trio.lowlevel.Task | None = None  # while it sleeps
         self._alarm: trio.CancelScope | None = None  # its deadline is when the clock wakes
 
-    @property
-    def links(self) -> Links:
-        """The connections."""
-        return self._links
+    @classmethod
+    @asynccontextmanager
+    async def connected(
+        cls, description: ClusterDescription, identity: Identity, *, decode: Callable[[bytes], Any]
+    ) -> AsyncIterator[Self]:
+        """A network with connections to all nodes."""
+        with Links(description, identity, decode=decode, persistent=True) as links:
+            async with trio.open_nursery() as nursery:
+                network = cls(links)
+                nursery.start_soon(network._pump)
+                nursery.start_soon(network._flush)
+                nursery.start_soon(network._keep_time)
+                yield network
+                nursery.cancel_scope.cancel()
 
-    async def perform(self, conversation: Conversation[Result]) -> Result:
-        """The result of `conversation`, or the exception that ended it. Cancelling abandons it."""
-        task = trio.lowlevel.current_task()
+    async def perform(
+        self,
+        conversation: Conversation[Result],
+        waits: Callable[[Callable[[BaseException], None]], None] = lambda _: None,
+    ) -> Result:
+        """The result of `conversation`, or the exception that ended it. Cancelling abandons it.
+
+        One that ends without waiting costs no turn of the scheduler. If it has to wait, `waits` is
+        called before, with the function that ends it with an exception.
+        """
+        task: trio.lowlevel.Task | None = None
         ended: list[tuple[Any, BaseException | None]] = []
-        waiting = False
 
-        def outcome(result: Any, error: BaseException | None) -> None:
+        def end(result: Any, error: BaseException | None) -> None:
+            if ended:
+                return  # it was interrupted just when it ended
             ended.append((result, error))
-            if waiting:
+            if task is not None:
                 trio.lowlevel.reschedule(task)
 
-        try:
-            await trio.lowlevel.checkpoint_if_cancelled()
-        except BaseException:
-            conversation.close()
-            raise
-        running = self._links.engine.start(conversation, outcome)
-        self._started()
-        if ended:
-            await trio.lowlevel.cancel_shielded_checkpoint()
-        else:
-            waiting = True
+        running = self.links.engine.start(conversation, end)
+        if self._flusher is not None:  # it sees to the requests, and to the patience
+            flusher, self._flusher = self._flusher, None
+            trio.lowlevel.reschedule(flusher)
+        if not ended:
+
+            def interrupt(reason: BaseException) -> None:
+                running.cancel()
+                end(None, reason)
 
             def abandon(_: trio.lowlevel.RaiseCancelT) -> trio.lowlevel.Abort:
                 running.cancel()
                 return trio.lowlevel.Abort.SUCCEEDED
 
+            waits(interrupt)
+            task = trio.lowlevel.current_task()
             await trio.lowlevel.wait_task_rescheduled(abandon)
         result: Result
         result, error = ended[0]
@@ -83,40 +93,10 @@ class Network:
             raise error
         return result
 
-    def start(self, conversation: Conversation[Any], outcome: Outcome) -> Running:
-        """Run `conversation` without waiting for it; `outcome(result, error)` when it ends."""
-        running = self._links.engine.start(conversation, outcome)
-        self._started()
-        return running
-
-    async def __aenter__(self) -> Self:
-        self._links = Links(self._description, self._identity, decode=self._decode, persistent=True)
-        self._nursery_manager = trio.open_nursery()
-        nursery = await self._nursery_manager.__aenter__()
-        nursery.start_soon(self._pump)
-        nursery.start_soon(self._flush)
-        nursery.start_soon(self._keep_time)
-        self._nursery = nursery
-        return self
-
-    async def __aexit__(self, *error: Any) -> bool | None:
-        self._nursery.cancel_scope.cancel()
-        try:
-            handled: bool | None = await self._nursery_manager.__aexit__(*error)
-        finally:
-            self._links.close()
-        return handled
-
     # -----------------------------------------------------------------------------------------
 
-    def _started(self) -> None:
-        """A conversation was started: see to its requests and its patience."""
-        if self._flusher is not None:
-            flusher, self._flusher = self._flusher, None
-            trio.lowlevel.reschedule(flusher)
-
     async def _pump(self) -> None:
-        links = self._links
+        links = self.links
         descriptor = links.fileno()
         while True:
             await trio.lowlevel.wait_readable(descriptor)
@@ -137,11 +117,11 @@ class Network:
         while True:
             self._flusher = trio.lowlevel.current_task()
             await trio.lowlevel.wait_task_rescheduled(abandon)
-            self._links.flush()
+            self.links.flush()
             self._set_alarm()
 
     async def _keep_time(self) -> None:
-        links = self._links
+        links = self.links
         while True:
             with trio.CancelScope() as alarm:
                 self._alarm = alarm
@@ -151,7 +131,7 @@ class Network:
             links.expire()
 
     def _set_alarm(self) -> None:
-        deadline_us = self._links.next_deadline_us()
+        deadline_us = self.links.next_deadline_us()
         if deadline_us is None or self._alarm is None:
             return
         deadline = trio.current_time() + (deadline_us - clock.monotonic_us()) / 1e6

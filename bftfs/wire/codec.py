@@ -8,12 +8,23 @@ or authenticated has exactly one encoding.
 
 from __future__ import annotations
 
-from typing import Any, Final, Generic, TypeVar
+from typing import Annotated, Any, Final, Generic, TypeAlias, TypeVar
 
 import msgspec
+from msgspec import Meta
 
 from bftfs import limits
+from bftfs.crypto.digest import DIGEST_BYTES, MAC_BYTES, Digest
 from bftfs.errors import MalformedMessage
+from bftfs.identifiers import (
+    BLOCK_ID_BYTES,
+    CLIENT_ID_BYTES,
+    OBJECT_ID_BYTES,
+    BlockId,
+    ClientId,
+    NodeId,
+    ObjectId,
+)
 
 Decoded = TypeVar("Decoded")
 
@@ -54,3 +65,32 @@ class Decoder(Generic[Decoded]):
         if encode(message) != encoded:
             raise MalformedMessage(f"a {type(message).__name__} that is not encoded canonically")
         return message
+
+
+# --- fields: types whose length or range is checked when they are decoded ----------------------
+
+
+NodeField: TypeAlias = Annotated[NodeId, Meta(ge=0, lt=limits.NODES)]
+ClientField: TypeAlias = Annotated[
+    ClientId, Meta(min_length=CLIENT_ID_BYTES, max_length=CLIENT_ID_BYTES)
+]
+ObjectField: TypeAlias = Annotated[
+    ObjectId, Meta(min_length=OBJECT_ID_BYTES, max_length=OBJECT_ID_BYTES)
+]
+BlockField: TypeAlias = Annotated[
+    BlockId, Meta(min_length=BLOCK_ID_BYTES, max_length=BLOCK_ID_BYTES)
+]
+DigestField: TypeAlias = Annotated[Digest, Meta(min_length=DIGEST_BYTES, max_length=DIGEST_BYTES)]
+TimeField: TypeAlias = Annotated[int, Meta(ge=0, le=(1 << 63) - 1)]  # microseconds since the epoch
+UserField: TypeAlias = Annotated[int, Meta(ge=0, lt=1 << 32)]  # a uid or gid
+AuthenticatorField: TypeAlias = Annotated[bytes, Meta(max_length=MAC_BYTES * limits.NODES)]
+
+
+class Voucher(Value, frozen=True):
+    """`node` vouches for a fact to the other nodes: its authenticator over it.
+
+    The facts are versions of blocks that it hosts, and fates of candidates that it has deduced.
+    """
+
+    node: NodeField
+    authenticator: AuthenticatorField

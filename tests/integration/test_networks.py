@@ -37,7 +37,7 @@ def under_trio(deployment: Deployment, main: Callable[[Network], Any], *, client
 
     async def guarded() -> None:
         with trio.fail_after(60):
-            async with Network(
+            async with Network.connected(
                 deployment.description, deployment.clients[client], decode=REPLIES.decode
             ) as network:
                 await main(network)
@@ -244,24 +244,6 @@ def test_cancelling_the_task_abandons_the_conversation(counting: Deployment) -> 
             await network.perform(conversation)
         assert scope.cancelled_caught
         assert network.links.engine.next_deadline_us() is None
-
-    under_trio(counting, main)
-
-
-def test_a_conversation_can_be_started_and_left_to_itself(counting: Deployment) -> None:
-    counting.start([0])
-
-    async def main(network: Network) -> None:
-        ended = trio.Event()
-        outcomes: list[Any] = []
-
-        def outcome(result: Any, error: BaseException | None) -> None:
-            outcomes.append((result, error))
-            ended.set()
-
-        network.start(ask(ZERO, Increment(b"c", 4)), outcome)
-        await ended.wait()
-        assert outcomes == [((Counted(4), b""), None)]
 
     under_trio(counting, main)
 

@@ -7,8 +7,16 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from bftfs.errors import MalformedMessage
-from bftfs.wire.codec import Decoder, Message, Value, encode
-from bftfs.wire.fields import DigestField, NodeField, ObjectField, TimeField
+from bftfs.wire.codec import (
+    Decoder,
+    DigestField,
+    Message,
+    NodeField,
+    ObjectField,
+    TimeField,
+    Value,
+    encode,
+)
 
 FUZZ = settings(max_examples=500, deadline=None, derandomize=True)
 

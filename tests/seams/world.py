@@ -44,7 +44,7 @@ from bftfs.simulation.workloads.ledger import ledger_types
 from bftfs.simulation.world import SECOND_US, START_US
 from bftfs.simulation.world import World as Agenda
 from bftfs.storage import Table
-from bftfs.wire.fields import Voucher
+from bftfs.wire.codec import Voucher
 from nodes.protocols import InodeAuthority
 
 Tables = Any  # all rows of a simulated disk

@@ -18,8 +18,7 @@ from bftfs.read_write.placement import rotation_of
 from bftfs.read_write.timestamp import BlockTimestamp, encoded
 from bftfs.simulation.byzantine.positions import LEAPS_US, ClientAdversary, ClientPosition, mutated
 from bftfs.simulation.deployment import USER
-from bftfs.wire.codec import encode
-from bftfs.wire.fields import Voucher
+from bftfs.wire.codec import Voucher, encode
 
 
 class Writer(ClientAdversary):

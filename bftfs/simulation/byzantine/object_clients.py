@@ -43,8 +43,7 @@ from bftfs.query_update.messages import (
 from bftfs.query_update.object_type import Record, encode_record
 from bftfs.simulation.byzantine.positions import LEAPS_US, ClientAdversary, ClientPosition, mutated
 from bftfs.simulation.deployment import USER
-from bftfs.wire.codec import encode
-from bftfs.wire.fields import Voucher
+from bftfs.wire.codec import Voucher, encode
 
 _LISTEN_US = 10_000
 

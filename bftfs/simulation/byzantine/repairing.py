@@ -40,7 +40,7 @@ from bftfs.simulation.byzantine.block_clients import Writer
 from bftfs.simulation.byzantine.object_clients import Updater
 from bftfs.simulation.byzantine.positions import ClientAdversary, ClientPosition, NodePosition
 from bftfs.simulation.principals import NodeServices, Servers
-from bftfs.wire.fields import Voucher
+from bftfs.wire.codec import Voucher
 
 _LISTEN_US = 10_000
 _NOBODY = ClientId(b"?" * 16)

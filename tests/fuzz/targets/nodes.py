@@ -34,10 +34,9 @@ from bftfs.server.worker import Throttle
 from bftfs.wire.channel import ClientChannel, ServerChannel
 from bftfs.wire.codec import encode
 from bftfs.wire.framing import PREAMBLE_BYTES
-from nodes.batches import Batches
 from nodes.connections import Connections, LiveMembership
 from nodes.control import Command, Control, ControlFailed, Standing, Work, send_command
-from nodes.loop import Loop
+from nodes.loop import Batches, Loop
 from nodes.metrics import Exposition, LoopTally
 from nodes.node import Guard
 from nodes.protocols import InodeAuthority

@@ -40,8 +40,7 @@ from bftfs.read_write.timestamp import encoded as encoded_timestamp
 from bftfs.server.step import Grant
 from bftfs.simulation.network import Kind
 from bftfs.simulation.principals import node_endpoint
-from bftfs.wire.codec import encode
-from bftfs.wire.fields import Voucher
+from bftfs.wire.codec import Voucher, encode
 from tests.fuzz.choices import Choices
 from tests.fuzz.cluster import (
     BLOCKS,

@@ -16,14 +16,14 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import trio
 
-from bftfs.conversation import Conversation, Event, Wait
+from bftfs.conversation import Event, Wait
 from bftfs.credentials import Credentials
-from bftfs.engine import Engine, Running
-from bftfs.engine import Outcome as Ended
+from bftfs.engine import Engine
 from bftfs.filesystem.attribute_methods import ExtendedName, ExtendedSetting
 from bftfs.filesystem.capacity import Capacity
 from bftfs.filesystem.objects import AttributesAfter, NoArguments
@@ -35,9 +35,10 @@ from bftfs.limits import SECOND_US
 from bftfs.query_update.object_type import Record
 from bftfs.read_write.timestamp import BlockTimestamp
 from bftfs.runtime import clock
+from bftfs.runtime.network import Network
 from mount.options import parse
 from mount.serve import Mount, open_log
-from tests.builders import Answer, InMemoryBlocks, InMemoryObjects, Outcome
+from tests.builders import Answer, InMemoryBlocks, InMemoryObjects
 
 ROOT_DIRECTORY = object_id(ObjectKind.DIRECTORY, placement=0, unique=bytes(14))
 SOURCE = "in, memory"
@@ -118,30 +119,18 @@ class Blocks(InMemoryBlocks):
         return await super().write_many(items, credentials, after_us=after_us, is_asking=is_asking)
 
 
-class Host:
-    """An engine whose timers run on trio."""
+class Host(Network):
+    """A network without nodes: an engine."""
 
     def __init__(self) -> None:
-        self.engine = Engine(
+        engine = Engine(
             send=lambda *_: None,
             now_us=clock.now_us,
             monotonic_us=clock.monotonic_us,
             draw=clock.draw,
         )
-
-    def start(self, conversation: Conversation[Any], outcome: Ended) -> Running:
-        return self.engine.start(conversation, outcome)
-
-    async def perform(self, conversation: Conversation[Any]) -> Any:
-        outcome, done = Outcome(), trio.Event()
-
-        def end(result: Any, error: BaseException | None) -> None:
-            outcome(result, error)
-            done.set()
-
-        self.engine.start(conversation, end)
-        await done.wait()
-        return outcome.value()
+        links: Any = SimpleNamespace(engine=engine)
+        super().__init__(links)
 
 
 def main(mountpoint: str, log_path: str, words: str) -> None:

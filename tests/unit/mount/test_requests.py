@@ -9,8 +9,9 @@ import trio
 import trio.testing
 
 from bftfs.conversation import Event, Wait
-from bftfs.engine import Engine, Outcome, Running
+from bftfs.engine import Engine
 from bftfs.errors import FileSystemError
+from bftfs.runtime.network import Network
 from mount import processes, requests
 from mount.requests import KernelRequest, Requests
 
@@ -25,16 +26,18 @@ class Log:
         self.events.append((event, facts))
 
 
-class Host:
-    """An engine as a network that nobody is on."""
+class NobodysLinks:
+    """An engine for a network that nobody is on."""
 
     def __init__(self) -> None:
         self.engine = Engine(
             send=lambda *_: None, now_us=lambda: 0, monotonic_us=lambda: 0, draw=lambda _: 0
         )
 
-    def start(self, conversation: Any, outcome: Outcome) -> Running:
-        return self.engine.start(conversation, outcome)
+
+def nobodys_network() -> Network:
+    links: Any = NobodysLinks()
+    return Network(links)
 
 
 async def answer(value: Any) -> Any:
@@ -61,7 +64,7 @@ def run(
     log = Log()
 
     async def session() -> None:
-        subject = Requests(Host(), log)
+        subject = Requests(nobodys_network(), log)
         subject.device = "0:99"
         async with trio.open_nursery() as nursery:
             if watch:

@@ -10,8 +10,8 @@ import pytest
 
 from bftfs.runtime import clock
 from bftfs.server.dispatcher import Outgoing
-from nodes.batches import Arrival, Batches
 from nodes.connections import REQUESTS_PER_TURN, TIME_PER_TURN_US, Account, Turn
+from nodes.loop import Arrival, Batches
 from nodes.store_directory import MapFull
 
 

@@ -25,8 +25,7 @@ from bftfs.read_write.messages import (
     WriteRequest,
 )
 from bftfs.read_write.timestamp import BlockTimestamp
-from bftfs.wire.codec import encode
-from bftfs.wire.fields import Voucher
+from bftfs.wire.codec import Voucher, encode
 from tests.unit.read_write.harness import BLOCK
 
 TIMESTAMP = BlockTimestamp(2**62, b"c" * 16, b"v" * 32)

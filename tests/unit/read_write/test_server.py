@@ -29,7 +29,7 @@ from bftfs.read_write.version_row import VERIFIED
 from bftfs.server.step import Grant, Role, Sender
 from bftfs.simulation.world import START_US
 from bftfs.storage import StorageView, Table, Write
-from bftfs.wire.fields import Voucher
+from bftfs.wire.codec import Voucher
 from tests.builders import USER
 from tests.unit.read_write.harness import BLOCK, INODE, Node, Principal, World
 

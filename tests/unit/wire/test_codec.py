@@ -6,15 +6,18 @@ import msgspec
 import pytest
 
 from bftfs.errors import MalformedMessage
-from bftfs.wire.codec import Decoder, Message, Value, encode
-from bftfs.wire.fields import (
+from bftfs.wire.codec import (
     BlockField,
     ClientField,
+    Decoder,
     DigestField,
+    Message,
     NodeField,
     ObjectField,
     TimeField,
     UserField,
+    Value,
+    encode,
 )
 
 

@@ -1,0 +1,29 @@
+"""How a program ends: with an exit code, and at most one sentence instead of a traceback.
+
+0: done. 1: an operation has failed. 2: the user's mistake. 130: interrupted.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+
+import click
+
+from bftfs.errors import BftfsError
+
+
+def exit_code_of(work: Callable[[], object], *, program: str = "bftfs") -> int:
+    """The exit code of `work`, or the one that it gives; a failure is printed for people."""
+    try:
+        outcome = work()
+    except (click.exceptions.Abort, KeyboardInterrupt):
+        print(f"{program}: interrupted", file=sys.stderr, flush=True)
+        return 130
+    except click.ClickException as mistake:
+        mistake.show()
+        return mistake.exit_code
+    except BftfsError as failure:
+        print(f"{program}: {failure}", file=sys.stderr, flush=True)
+        return failure.exit_code
+    return outcome if isinstance(outcome, int) else 0
