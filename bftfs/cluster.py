@@ -19,7 +19,7 @@ from dataclasses import dataclass, field, replace
 from enum import Enum
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import msgspec
 import tomli_w
@@ -42,6 +42,8 @@ from bftfs.thresholds import QueryUpdateThresholds, ReadWriteThresholds
 
 FORMAT = 1
 CLUSTER_ID_BYTES = 16
+
+Parsed = TypeVar("Parsed")
 
 _CLIENTS = 4096
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")  # also the name of a key file
@@ -239,7 +241,7 @@ def _validate(description: ClusterDescription) -> None:
                 f"member {position} has node = {member.node}; "
                 "members are numbered from 0 in the order in which they are listed"
             )
-        parse_address(member.address)
+        _parsed(f"members[{position}].address", member.address, parse_address)
     for entry in description.clients:
         _validate_client(entry)
     _distinct("address", ((m.address, f"member {m.node}") for m in description.members))
@@ -536,16 +538,26 @@ def decode(encoded: bytes, *, source: str) -> ClusterDescription:
     try:
         return _described(msgspec.convert(document, _Document))
     except msgspec.ValidationError as error:
-        reason = str(error).replace("`$.", "`")
-        raise UsageError(f"{source}: {reason}; correct it there") from error
+        reason, _, place = str(error).partition(" - at `$.")
+        where = _shown(document, place.rstrip("`"))
+        raise UsageError(f"{source}: {where}{reason}; correct it there") from error
     except UsageError as error:
         raise UsageError(f"{source}: {error.message}") from error
+
+
+def _shown(document: Any, place: str) -> str:
+    """The field at `place`, such as `members[1].node`, with the value found there."""
+    for key in re.findall(r"\w+", place):
+        document = document[int(key) if isinstance(document, list) else key]
+    if not place or isinstance(document, (dict, list)):
+        return f"{place}: " if place else ""
+    return f"{place} = {document!r}: "
 
 
 def _described(document: _Document) -> ClusterDescription:
     kinds = [kind.value for kind in Durability]
     if document.durability not in kinds:
-        raise UsageError(f"durability: {document.durability!r} is none of {', '.join(kinds)}")
+        raise UsageError(f"durability = {document.durability!r}: write {' or '.join(kinds)}")
     return ClusterDescription(
         cluster_id=_octets("cluster_id", document.cluster_id, CLUSTER_ID_BYTES),
         view=document.view,
@@ -572,19 +584,29 @@ def _described(document: _Document) -> ClusterDescription:
         root=_object_id("root", document.root, ObjectKind.DIRECTORY),
         durability=Durability(document.durability),
         block_bytes=document.block_bytes,
-        window_us=parse_duration(document.detection_window),
+        window_us=_parsed("detection_window", document.detection_window, parse_duration),
     )
+
+
+def _parsed(name: str, text: str, parse: Callable[[str], Parsed]) -> Parsed:
+    """What `text` stands for; a mistake in it names the field."""
+    try:
+        return parse(text)
+    except UsageError as error:
+        raise UsageError(f"{name}: {error.message}") from None
 
 
 def _octets(name: str, digits: str, length: int) -> bytes:
     octets = _from_hex(digits)
     if len(octets) != length or len(digits) != 2 * length:
-        raise UsageError(f"{name}: it must have {2 * length} hexadecimal digits")
+        raise UsageError(f"{name} = {digits!r}: write {2 * length} hexadecimal digits")
     return octets
 
 
 def _object_id(name: str, digits: str, kind: ObjectKind) -> ObjectId:
     octets = _octets(name, digits, OBJECT_ID_BYTES)
     if octets[0] != kind:
-        raise UsageError(f"{name}: it must begin with {kind:02x}, the mark of a {kind.name}")
+        raise UsageError(
+            f"{name} = {digits!r}: write {kind:02x}, the mark of a {kind.name}, at its beginning"
+        )
     return ObjectId(octets)

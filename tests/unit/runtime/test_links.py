@@ -44,7 +44,12 @@ class ScriptedNode:
 
     def accept(self) -> None:
         self.channel = ServerChannel[Sender](
-            identity=self.identity, node=ZERO, cluster=self.description, nonce=os.urandom(32)
+            identity=self.identity,
+            node=ZERO,
+            cluster_id=self.description.cluster_id,
+            view=self.description.view,
+            principal=self.description.principal,
+            nonce=os.urandom(32),
         )
         self.connection: socket.socket | None = None
 
