@@ -46,9 +46,8 @@ from bftfs.runtime import clock
 from bftfs.runtime.sockets import RECEIVE_BYTES, Output, adjust
 from bftfs.server.dispatcher import Outgoing
 from bftfs.server.step import Sender
-from bftfs.wire.channel import NONCE_BYTES, ServerChannel
+from bftfs.wire.channel import NONCE_BYTES, Frame, ServerChannel
 from bftfs.wire.codec import encode
-from bftfs.wire.framing import Frame
 from nodes.metrics import LoopTally
 
 CONNECTIONS_PER_PRINCIPAL = 16  # one per mount and tool that uses the same key

@@ -96,19 +96,13 @@ class Exposition(HTTPServer):
     `listener` listens already, at an address of either family.
     """
 
-    def __init__(
-        self,
-        listener: socket.socket,
-        tally: LoopTally,
-        health: Callable[[], HealthReply],
-        gauges: Callable[[], Iterable[Figure]] = tuple,
-    ) -> None:
+    def __init__(self, listener: socket.socket, collector: NodeCollector) -> None:
         BaseServer.__init__(self, listener.getsockname(), _Handler)
         listener.setblocking(True)
         self.socket = listener
-        self._health = health
+        self._health = collector.health
         self._registry = CollectorRegistry(auto_describe=False)
-        self._registry.register(NodeCollector(tally, health, gauges))
+        self._registry.register(collector)
 
     def start(self) -> None:
         """Serve from now on."""

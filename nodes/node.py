@@ -41,7 +41,7 @@ from nodes.configuration import NodeConfiguration
 from nodes.connections import Connections, LiveMembership
 from nodes.control import Control, Work
 from nodes.loop import Batches, Loop
-from nodes.metrics import REBUILDING, Exposition, Health, LoopTally
+from nodes.metrics import REBUILDING, Exposition, Health, LoopTally, NodeCollector
 from nodes.store import Store
 from nodes.store_directory import StepAgain, StoreFailed, StoreFull, resumed
 
@@ -173,9 +173,8 @@ def run(directory: NodeDirectory, description_file: Path, protocols: Protocols) 
         _note_pid(directory.pid)
         stack.callback(directory.pid.unlink, missing_ok=True)
         if configuration.metrics is not None:
-            exposition = Exposition(
-                listen(configuration.metrics), tally, health.reply, services.gauges
-            )
+            collector = NodeCollector(tally, health.reply, services.gauges)
+            exposition = Exposition(listen(configuration.metrics), collector)
             stack.callback(forget, configuration.metrics)
             stack.callback(exposition.server_close)
             exposition.start()

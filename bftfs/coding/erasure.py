@@ -26,14 +26,13 @@ LENGTH_BYTES = 4
 class ErasureCode:
     """The code for one (m, N): any m of the N fragments determine the item."""
 
-    __slots__ = ("N", "_decoder", "_encoder", "_parity", "_stripes", "m")
+    __slots__ = ("N", "_decoder", "_encoder", "_parity", "m")
 
     def __init__(self, m: int, N: int) -> None:
         self.m = m
         self.N = N
         self._encoder = zfec.Encoder(m, N)
         self._decoder = zfec.Decoder(m, N)
-        self._stripes = tuple(range(m))
         self._parity = tuple(range(m, N))
 
     def fragment_bytes(self, length: int) -> int:

@@ -11,7 +11,7 @@ from bftfs.errors import MalformedMessage
 from bftfs.limits import NODES
 from bftfs.query_update import history
 from bftfs.query_update.history import parse_history
-from bftfs.wire import framing
+from bftfs.wire import channel
 from tests.fuzz.corpus import minimal
 from tests.fuzz.mutation import Campaign
 from tests.fuzz.target import MIB, Finding, Target, judge
@@ -48,15 +48,15 @@ def test_a_decoder_that_raises_what_it_does_not_declare_is_found(
 def test_a_parser_that_believes_a_length_is_found(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    original = framing.FrameParser.feed
+    original = channel.FrameParser.feed
 
-    def credulous(self: framing.FrameParser, data: bytes) -> object:
-        if len(data) >= framing.HEADER.size:
-            announced = framing.HEADER.unpack_from(data)[-1]
+    def credulous(self: channel.FrameParser, data: bytes) -> object:
+        if len(data) >= channel.HEADER.size:
+            announced = channel.HEADER.unpack_from(data)[-1]
             bytearray(min(announced, 64 * MIB))
         return original(self, data)
 
-    monkeypatch.setattr(framing.FrameParser, "feed", credulous)
+    monkeypatch.setattr(channel.FrameParser, "feed", credulous)
     found = _find(all_targets()["frames"])
     assert "bytes of memory" in found.what
 

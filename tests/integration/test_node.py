@@ -28,9 +28,8 @@ from bftfs.identifiers import NodeId
 from bftfs.limits import KIB, MIB
 from bftfs.runtime.blocking import BlockingNetwork
 from bftfs.server.step import Grant
-from bftfs.wire.channel import ClientChannel
+from bftfs.wire.channel import HEADER, MAGIC, ClientChannel
 from bftfs.wire.codec import encode
-from bftfs.wire.framing import HEADER, MAGIC
 from nodes.connections import CONNECTIONS_PER_PRINCIPAL, HELD_BYTES, OFFENCES, UNAUTHENTICATED_MAX
 from tests.integration.counting import Adopt, Counted, Fetch, Increment, ask
 from tests.integration.deployment import PROJECT, Deployment

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bftfs.errors import MalformedMessage, PeerFault
-from bftfs.wire.framing import HEADER, PREAMBLE_BYTES, FrameParser
+from bftfs.wire.channel import HEADER, PREAMBLE_BYTES, FrameParser
 from tests.unit.wire.sessions import client_end, established, server_end
 
 FUZZ = settings(max_examples=300, deadline=None, derandomize=True)

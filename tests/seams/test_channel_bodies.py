@@ -9,7 +9,7 @@ from __future__ import annotations
 import pytest
 
 from bftfs.errors import PeerFault
-from bftfs.wire.framing import PREAMBLE_BYTES
+from bftfs.wire.channel import PREAMBLE_BYTES
 from tests.unit.wire.sessions import established
 
 BODY = bytes(range(256)) * 172  # as long as a fragment of a usual block

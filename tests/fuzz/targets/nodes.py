@@ -31,13 +31,12 @@ from bftfs.server.recovery import Recovery
 from bftfs.server.room import Room
 from bftfs.server.step import Ready, Sender
 from bftfs.server.worker import Throttle
-from bftfs.wire.channel import ClientChannel, ServerChannel
+from bftfs.wire.channel import PREAMBLE_BYTES, ClientChannel, ServerChannel
 from bftfs.wire.codec import encode
-from bftfs.wire.framing import PREAMBLE_BYTES
 from nodes.connections import Connections, LiveMembership
 from nodes.control import Command, Control, ControlFailed, Standing, Work, send_command
 from nodes.loop import Batches, Loop
-from nodes.metrics import Exposition, LoopTally
+from nodes.metrics import Exposition, LoopTally, NodeCollector
 from nodes.node import Guard
 from nodes.protocols import InodeAuthority
 from nodes.store import Store
@@ -289,7 +288,7 @@ class _Asking:
 @cache
 def _exposition() -> Exposition:
     """An exposition that serves when it is told to."""
-    return Exposition(socket.socket(), LoopTally(), lambda: _HEALTHY, tuple)
+    return Exposition(socket.socket(), NodeCollector(LoopTally(), lambda: _HEALTHY, tuple))
 
 
 def status(data: bytes) -> None:

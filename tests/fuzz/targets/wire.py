@@ -10,9 +10,8 @@ from bftfs.envelope import REPLIES, REQUESTS, Reply, Request
 from bftfs.errors import MalformedMessage, PeerFault
 from bftfs.identifiers import NodeId
 from bftfs.query_update.history import decode_conditioned
-from bftfs.wire.channel import ClientChannel, ServerChannel
+from bftfs.wire.channel import HEADER, MAC_BYTES, MAGIC, ClientChannel, FrameParser, ServerChannel
 from bftfs.wire.codec import Decoder, encode
-from bftfs.wire.framing import HEADER, MAC_BYTES, MAGIC, FrameParser
 from tests.fuzz.choices import Choices
 from tests.fuzz.target import Target
 from tests.fuzz.values import Pool, generate

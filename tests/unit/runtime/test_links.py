@@ -24,9 +24,8 @@ from bftfs.runtime import clock, links
 from bftfs.runtime.links import Links
 from bftfs.runtime.sockets import listen
 from bftfs.server.step import Sender
-from bftfs.wire.channel import ServerChannel
+from bftfs.wire.channel import Frame, ServerChannel
 from bftfs.wire.codec import encode
-from bftfs.wire.framing import Frame
 
 ZERO = NodeId(0)
 ME = Identity(os.urandom(32))

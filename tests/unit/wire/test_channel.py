@@ -13,7 +13,7 @@ from bftfs.errors import (
     PeerFault,
     ProtocolViolation,
 )
-from bftfs.wire.framing import HEADER, PREAMBLE_BYTES, FrameKind
+from bftfs.wire.channel import HEADER, PREAMBLE_BYTES, FrameKind
 from tests.unit.wire.sessions import (
     CLIENT,
     NODES,

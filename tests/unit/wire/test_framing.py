@@ -5,7 +5,7 @@ import tracemalloc
 import pytest
 
 from bftfs.errors import MalformedMessage
-from bftfs.wire.framing import HEADER, MAC_BYTES, PREAMBLE_BYTES, Frame, FrameParser
+from bftfs.wire.channel import HEADER, MAC_BYTES, PREAMBLE_BYTES, Frame, FrameParser
 
 MAC = bytes(range(MAC_BYTES))
 
