@@ -189,6 +189,3 @@ class UsageError(BftfsError):
         super().__init__(message)
         self.message = message
         self.exit_code = exit_code
-
-    def __str__(self) -> str:
-        return self.message

@@ -48,14 +48,12 @@ from nodes.store_directory import StepAgain, StoreFailed, StoreFull, resumed
 FREED_BYTES_KEPT = 16 * MIB  # a batch of blocks
 DESCRIPTORS_BESIDE_CONNECTIONS = 256  # store, peers, metrics
 
-Servers = Mapping[type, Server]
-
 
 @dataclass(frozen=True, slots=True)
 class Services:
     """The servers of a node, by message class, and its background work."""
 
-    servers: Servers
+    servers: Mapping[type, Server]
     background: tuple[Background, ...] = ()
     gauges: Callable[[], tuple[Figure, ...]] = tuple  # of the background work
     works: tuple[Work, ...] = ()  # that the owner may control

@@ -241,21 +241,18 @@ def resumed(directory: NodeDirectory) -> Recovery:
     if lock_file(directory.store).exists() and not directory.store.exists():
         # It has refused times that were ahead: all that it has accepted is earlier than this.
         _write(directory, clock.now_us() + CLOCK_SKEW_US, _REBUILDING)
+    floor_us, rebuilding = 0, False
     try:
         floor, state = directory.recovery.read_text().split()
         floor_us, rebuilding = int(floor), state != _REBUILT
     except FileNotFoundError:
-        return _recovery(directory, 0, rebuilding=False)
+        pass  # no store was ever lost
     except (OSError, ValueError):
         raise UsageError(
             f"{directory.recovery}: it does not say what the node has forgotten; move the store "
             "away and start the node again: it rebuilds its store"
         ) from None
 
-    return _recovery(directory, floor_us, rebuilding=rebuilding)
-
-
-def _recovery(directory: NodeDirectory, floor_us: int, *, rebuilding: bool) -> Recovery:
     def lose(floor_us: int) -> None:
         _write(directory, floor_us, _REBUILDING)
         structlog.get_logger().warning("rebuilding", reason="a part of its store is damaged")

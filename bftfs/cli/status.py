@@ -231,10 +231,8 @@ def _work(node: dict[str, Any]) -> list[str]:
             said.append(f"heals: {progress:.0%} of {what} compared, {rebuilt:.0f} rebuilt")
         if failed := figures.get(f"bftfs_heal_{what}_failed", 0):
             said.append(f"{failed:.0f} times {what} could not be rebuilt")
-    if limit := figures.get("bftfs_pool_limit_bytes", 0):
-        taken = figures.get("bftfs_pool_bytes", 0) / limit
-        if taken >= _POOL_WORTH_SAYING:
-            said.append(f"{taken:.0%} of the history pool is taken")
+    if figures.get("bftfs_pool_limit_bytes") and _share(node) >= _POOL_WORTH_SAYING:
+        said.append(f"{_share(node):.0%} of the history pool is taken")
     if demands := figures.get("bftfs_verification_demands", 0):
         said.append(f"{demands:.0f} writes waited for verification: their client was at a limit")
     return said
