@@ -64,9 +64,9 @@ from bftfs.server.recovery import BLOCKS, Recovery
 from bftfs.server.step import Host
 from bftfs.server.worker import (
     HealingTally,
+    HealingWalk,
     OtherNodes,
     Throttle,
-    Walk,
     fraction_below,
     healing_throttle,
     in_chunks,
@@ -185,7 +185,7 @@ class BlockHealer:
         self._charge = charge
         self._wants = wants
         self._others = OtherNodes(node, peers)
-        self._walk = Walk(
+        self._walk = HealingWalk(
             b"heal blocks",
             VERSIONS_END,
             throttle=self.throttle,

@@ -78,7 +78,16 @@ from bftfs.retention import KEEP_ALL, Keeps, Policy, Retention, parse_policy
 from bftfs.server.object_collection import ObjectWalk, establish, settled_everywhere
 from bftfs.server.step import Host
 from bftfs.server.tally import counter
-from bftfs.server.worker import OtherNodes, carry_on, fraction_below, give_way, look, step
+from bftfs.server.worker import (
+    OtherNodes,
+    PassTally,
+    Walk,
+    carry_on,
+    fraction_below,
+    give_way,
+    look,
+    step,
+)
 from bftfs.storage import StorageView, Table, Write, after_keys
 from bftfs.wire.codec import UNREADABLE, encode
 
@@ -90,15 +99,15 @@ Release = Callable[[StorageView, Mapping[ClientId, int]], list[Write]]
 
 
 @dataclass(slots=True)
-class CollectionTally:
-    """Counters of collection; all but the last two only grow."""
+class CollectionTally(PassTally):
+    """Counters of collection."""
 
     passes: int = counter("Passes over all objects.", name="collect_passes")
+    progress: float = counter("Of the pass under way.", name="collect_progress", default=1.0)
     object_versions: int = counter("Versions of objects removed.", name="collected_objects")
     block_versions: int = counter("Versions of blocks removed.", name="collected_blocks")
     block_bytes: int = counter("Bytes of these.", name="collected_bytes")
     pressed: int = counter("Passes for want of room.", name="collect_pressed")
-    progress: float = counter("Of the pass under way.", name="collect_progress", default=1.0)
     pressure_us: int = 0  # versions not shown from this time on go because of a full pool; 0: none
 
 
@@ -314,6 +323,7 @@ class Collector:
         self._pool = pool
         self._release = release
         self._others = OtherNodes(node, peers)
+        self._walk = Walk(_AFTER_OBJECTS, tally=self.tally, fraction=fraction_below)
         self._halvings = 0  # passes under the present pressure
         self._is_passing = False
 
@@ -367,20 +377,23 @@ class Collector:
             self._halvings += 1
             self.tally.pressed += 1
         self.tally.pressure_us = pressure_us
-        cursor = b""
-        while cursor != _AFTER_OBJECTS:
-            self.tally.progress = fraction_below(cursor)
-            listed, until = await look(
-                host, partial(self._page, after=cursor, horizon_us=horizon_us, short=short)
-            )
-            await self._settle(host, cursor, listed, horizon_us)
-            retention = Retention(now_us, self._window_us, (), snapshots_us, pressure_us)
-            for each in listed:
-                await self._collect(host, each.object, retention)
-            cursor = until
-            await self._give_way(host)
-        self.tally.progress = 1.0
-        self.tally.passes += 1
+        retention = Retention(now_us, self._window_us, (), snapshots_us, pressure_us)
+        await self._walk.one_pass(host, partial(self._collect_page, retention))
+
+    async def _collect_page(
+        self, retention: Retention, host: Host, after: bytes
+    ) -> tuple[bytes, bool]:
+        """Collect from the objects that follow `after`, a page of them."""
+        horizon_us = retention.horizon_us
+        short = bool(retention.pressure_us)
+        listed, until = await look(
+            host, partial(self._page, after=after, horizon_us=horizon_us, short=short)
+        )
+        await self._settle(host, after, listed, horizon_us)
+        for each in listed:
+            await self._collect(host, each.object, retention)
+        await self._give_way(host)
+        return until, True
 
     def _facts(self, view: StorageView, *, horizon_us: int) -> tuple[tuple[int, ...], int] | None:
         """The snapshots, now and when the window began; and when the volume was made."""

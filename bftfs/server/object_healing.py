@@ -85,9 +85,9 @@ from bftfs.server.recovery import OBJECTS, Recovery
 from bftfs.server.step import Host, Want
 from bftfs.server.worker import (
     HealingTally,
+    HealingWalk,
     OtherNodes,
     Throttle,
-    Walk,
     fraction_below,
     healing_throttle,
     in_chunks,
@@ -156,7 +156,7 @@ class ObjectHealer:
         self._asked_for: set[ObjectId] = set()  # objects beyond the walk that were healed
         self._looks: dict[bytes, _Look] = {}  # by the key of the want
         self._numbers = count()
-        self._walk = Walk(
+        self._walk = HealingWalk(
             b"heal objects",
             _END,
             throttle=self.throttle,

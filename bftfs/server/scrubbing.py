@@ -68,7 +68,7 @@ from bftfs.read_write.timestamp import VERSION_KEY_BYTES, VERSIONS_END, timestam
 from bftfs.server.object_healing import ObjectHealer
 from bftfs.server.step import Host
 from bftfs.server.tally import counter, figure
-from bftfs.server.worker import OtherNodes, Throttle, give_way, look, step
+from bftfs.server.worker import OtherNodes, PassTally, Throttle, Walk, give_way, look, step
 from bftfs.storage import StorageView, Table, Write, after_keys
 from bftfs.wire.codec import UNREADABLE, Value, encode
 
@@ -118,13 +118,14 @@ _START = _Place(0)
 
 
 @dataclass(slots=True)
-class ScrubTally:
+class ScrubTally(PassTally):
     """The results of scrubbing."""
 
     passes: int = counter("Passes over all that is stored.", name="scrub_passes")
-    under_way: bool = False
+    progress: float = counter(
+        "Of the pass under way; 1: none is.", name="scrub_progress", default=1.0
+    )
     place: _Place = _START  # of the pass under way, or the last one
-    ended_us: int = 0  # the last one, also of an earlier life of the node; 0: never
     bytes_to_come: int = counter("In the pass under way.", name="scrub_bytes_to_come")
     # since the node was started
     checked_rows: int = counter("Rows that were read and checked.", name="scrub_rows")
@@ -133,16 +134,8 @@ class ScrubTally:
 
     @figure("When all was checked last.", name="scrubbed_seconds")
     def ended_s(self) -> float:
-        """When the last pass ended, in seconds since the epoch."""
+        """When the last pass, also of an earlier life of the node, ended; since the epoch."""
         return self.ended_us / limits.SECOND_US
-
-    @figure("Of the pass under way; 1: none is.", name="scrub_progress")
-    def progress(self) -> float:
-        """Of the pass under way; 1 if there is none."""
-        if not self.under_way:
-            return 1.0
-        in_all = self.place.volume + self.bytes_to_come
-        return self.place.volume / in_all if in_all else 0.0
 
     def remaining_us(self, rate_bytes: float) -> int | None:
         """Until the pass under way is over, at this rate; None if it does not go on."""
@@ -152,6 +145,23 @@ class ScrubTally:
 
 
 _decode_place = msgspec.msgpack.Decoder(_Place).decode
+
+
+class _ScrubWalk(Walk):
+    """A walk over all parts. A cursor is the number of a part, and a key in it."""
+
+    _tally: ScrubTally
+
+    async def _resume(self, _host: Host) -> tuple[bytes, bool]:
+        return _cursor(self._tally.place), True
+
+    def _keep(self, host: Host, _cursor: bytes, *, complete: bool) -> None:
+        row = encode(self._tally.place)
+        host.arrange(lambda _view, _now_us: [Write(Table.META, _PLACE, row)])
+
+
+def _cursor(place: _Place) -> bytes:
+    return bytes((place.part,)) + place.after
 
 
 class Scrubber:
@@ -166,6 +176,12 @@ class Scrubber:
         self._parts = tuple(parts)
         self._report = report
         self._counts: list[int] = [0] * len(self._parts)
+        self._walk = _ScrubWalk(
+            bytes((len(self._parts),)),
+            tally=self.tally,
+            fraction=self._fraction,
+            throttle=self.throttle,
+        )
 
     async def run(self, host: Host) -> None:
         """Scrub when it is due, or when people say so."""
@@ -191,48 +207,44 @@ class Scrubber:
 
     async def _pass(self, host: Host, place: _Place) -> None:
         """Everything from `place` on."""
-        self.tally.under_way = True
+        self.tally.place = place
         self._counts = await look(host, self._count)
-        while place.part < len(self._parts):
-            self._tell(place)
-            await self.throttle.permission()
-            await give_way(host, limits.SCRUB_YIELD_US)
-            began_us = await Now()
-            part = self._parts[place.part]
-            page = await part.scrub(host, place.after)
-            if page is None:
-                await Pause(_AGAIN_US)
-                continue
-            place = msgspec.structs.replace(
-                place,
-                part=place.part if page.until else place.part + 1,
-                after=page.until,
-                rows=place.rows + page.rows,
-                volume=place.volume + page.volume,
-                damaged=place.damaged + page.damaged,
-                part_rows=place.part_rows + page.rows if page.until else 0,
-                part_volume=place.part_volume + page.volume if page.until else 0,
-            )
-            self._count_page(part, page)
-            host.arrange(_at(place))
-            await self.throttle.spend(page.volume, began_us)
-        self._tell(place)
-        self.tally.under_way = False
-        self.tally.passes += 1
-        self.tally.ended_us = await Now()
+        self.tally.bytes_to_come = self._to_come(place)
+        await self._walk.one_pass(host, self._scrub_page)
         host.arrange(_scrubbed_at(self.tally.ended_us))
 
-    def _count_page(self, part: Part, page: Page) -> None:
-        tally = self.tally
+    async def _scrub_page(self, host: Host, cursor: bytes) -> tuple[bytes, bool]:
+        await give_way(host, limits.SCRUB_YIELD_US)
+        began_us = await Now()
+        tally, place = self.tally, self.tally.place
+        part = self._parts[place.part]
+        page = await part.scrub(host, place.after)
+        if page is None:
+            await Pause(_AGAIN_US)
+            return cursor, True
+        place = tally.place = msgspec.structs.replace(
+            place,
+            part=place.part if page.until else place.part + 1,
+            after=page.until,
+            rows=place.rows + page.rows,
+            volume=place.volume + page.volume,
+            damaged=place.damaged + page.damaged,
+            part_rows=place.part_rows + page.rows if page.until else 0,
+            part_volume=place.part_volume + page.volume if page.until else 0,
+        )
+        tally.bytes_to_come = self._to_come(place)
         tally.checked_rows += page.rows
         tally.checked_bytes += page.volume
         tally.found_damaged += page.damaged
         if page.damaged:
             self._report(part.table.name.lower(), page.damaged)
+        await self.throttle.spend(page.volume, began_us)
+        return _cursor(place), True
 
-    def _tell(self, place: _Place) -> None:
-        self.tally.place = place
-        self.tally.bytes_to_come = self._to_come(place)
+    def _fraction(self, _cursor: bytes) -> float:
+        read = self.tally.place.volume
+        in_all = read + self.tally.bytes_to_come
+        return read / in_all if in_all else 0.0
 
     def _to_come(self, place: _Place) -> int:
         """About how many bytes are still to be read, going by the rows that were."""
@@ -256,10 +268,6 @@ def _scrubbed_at(now_us: int) -> Callable[[StorageView, int], list[Write]]:
         Write(Table.META, _SCRUBBED, now_us.to_bytes(8, "big")),
     ]
     return lambda _view, _now_us: writes
-
-
-def _at(place: _Place) -> Callable[[StorageView, int], list[Write]]:
-    return lambda _view, _now_us: [Write(Table.META, _PLACE, encode(place))]
 
 
 # --- blocks ---------------------------------------------------------------------------------------

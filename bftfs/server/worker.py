@@ -9,7 +9,7 @@ Healing and rebuilding, scrubbing, collection, verification and finishing update
    for them to be idle, but only so long (`give_way`), or until they are (`IdleTime`).
 2. People come first, too: a worker asks its `Throttle` for permission before each piece.
 3. Neither a crash nor silent peers may make a worker forget that something is left to be done.
-   Where a walk is, and whether it has left anything behind, is stored (`Walk`).
+   Where a walk is, and whether it has left anything behind, is stored (`HealingWalk`).
 4. What could not be done is tried again, less and less often (`retry_after_us`).
 
 `tests/unit/server/test_worker.py` and `test_idle_time.py` have a test for each.
@@ -346,16 +346,11 @@ def healing_throttle() -> Throttle:
 
 
 @dataclass(slots=True)
-class HealingTally:
-    """The results of healing since the node was started, and how far the pass under way is."""
+class PassTally:
+    """How often a worker has been through everything, and how far the pass under way is."""
 
     passes: int = counter("Passes over all {what}.")
     progress: float = counter("Of the pass under way.", default=1.0)
-    compared: int = counter("{what} compared with peers.")
-    rebuilt: int = counter("{what} rebuilt.")
-    rebuilt_bytes: int = counter("Bytes rebuilt.", name="bytes")
-    lacking: int = counter("{what} found lacking, still.")  # in this pass, or the last one
-    failed: int = counter("{what} that could not be.")
     began_us: int = 0  # the pass under way, or the last one…
     began_at: float = 0.0  # …which goes on where another had been stopped
     ended_us: int = 0  # the last one; 0: none since the start
@@ -363,7 +358,6 @@ class HealingTally:
     def begin(self, now_us: int, progress: float) -> None:
         """A pass begins, or goes on."""
         self.began_us, self.began_at, self.progress = now_us, progress, progress
-        self.lacking = 0
 
     def end(self, now_us: int) -> None:
         """A pass is over."""
@@ -371,9 +365,30 @@ class HealingTally:
         self.progress = 1.0
         self.ended_us = now_us
 
+    @property
+    def under_way(self) -> bool:
+        """True while there is a pass."""
+        return self.progress < 1.0
+
+
+@dataclass(slots=True)
+class HealingTally(PassTally):
+    """The results of healing since the node was started."""
+
+    compared: int = counter("{what} compared with peers.")
+    rebuilt: int = counter("{what} rebuilt.")
+    rebuilt_bytes: int = counter("Bytes rebuilt.", name="bytes")
+    lacking: int = counter("{what} found lacking, still.")  # in this pass, or the last one
+    failed: int = counter("{what} that could not be.")
+
+    def begin(self, now_us: int, progress: float) -> None:
+        """A pass begins, or goes on."""
+        PassTally.begin(self, now_us, progress)
+        self.lacking = 0
+
     def remaining_us(self, now_us: int) -> int | None:
         """Until the pass under way is over, if it goes on as it did; None if nobody can tell."""
-        if self.progress >= 1.0:
+        if not self.under_way:
             return 0
         done = self.progress - self.began_at
         if done <= 0:
@@ -382,7 +397,61 @@ class HealingTally:
 
 
 class Walk:
-    """Passes over everything that a healer looks after, in the order of the keys, page by page."""
+    """Passes over everything that a worker looks after, in the order of the keys, page by page.
+
+    Each pass begins at the start. Walks that go on where a restart has stopped them are derived.
+    """
+
+    def __init__(
+        self,
+        end: bytes,
+        *,
+        tally: PassTally,
+        fraction: Callable[[bytes], float],
+        throttle: Throttle | None = None,
+    ) -> None:
+        """`end` is after all keys; `fraction` tells how much of everything is before a key."""
+        self._end = end
+        self._tally = tally
+        self._fraction = fraction
+        self._throttle = throttle
+        self._starts = 0  # how often it began anew
+
+    async def one_pass(
+        self, host: Host, do_page: Callable[[Host, bytes], Conversation[tuple[bytes, bool] | None]]
+    ) -> bool:
+        """Go from where the walk is to the end. True if nothing is left to be done.
+
+        `do_page(host, after)` gives the key that ends the page, and whether all of it is done; None
+        if it could not, and the next pass goes on here.
+        """
+        starts = self._starts
+        cursor, complete = await self._resume(host)
+        self._tally.begin(await Now(), self._fraction(cursor))
+        while cursor != self._end:
+            if self._throttle is not None:
+                await self._throttle.permission()
+            self._tally.progress = self._fraction(cursor)
+            done = await do_page(host, cursor)
+            if done is None or self._starts != starts:
+                complete = False
+                break
+            cursor = done[0]
+            complete &= done[1]
+            self._keep(host, cursor, complete=complete)
+        self._tally.end(await Now())
+        return complete
+
+    async def _resume(self, _host: Host) -> tuple[bytes, bool]:
+        """Where the walk is, and whether nothing before that is left to be done."""
+        return b"", True
+
+    def _keep(self, host: Host, cursor: bytes, *, complete: bool) -> None:
+        """The walk has come so far."""
+
+
+class HealingWalk(Walk):
+    """A walk whose place, and whether it has left anything behind, survive restarts."""
 
     def __init__(
         self,
@@ -394,44 +463,11 @@ class Walk:
         fraction: Callable[[bytes], float],
         rebuilding: bool,
     ) -> None:
-        """`end` is after all keys; `fraction` tells how much of everything is before a key.
-
-        The walk is stored in Table.META by its `name`.
-        """
+        """The walk is stored in Table.META by its `name`."""
+        super().__init__(end, tally=tally, fraction=fraction, throttle=throttle)
         self._name = name
-        self._end = end
-        self._throttle = throttle
-        self._tally = tally
-        self._fraction = fraction
         # Up to this key, all that others have was here when the walk was there.
         self.complete_until = b"" if rebuilding else end
-        self._starts = 0  # how often it began anew
-
-    async def one_pass(
-        self, host: Host, heal: Callable[[Host, bytes], Conversation[tuple[bytes, bool] | None]]
-    ) -> bool:
-        """Go from where the walk is to the end. True if nothing is left to be done.
-
-        `heal(host, after)` does a page. It gives the key that ends it, and whether all of it is
-        healed; None if it could not, and the next pass goes on here.
-        """
-        starts = self._starts
-        cursor, complete = await look(host, self._stored)
-        self._tally.begin(await Now(), self._fraction(cursor))
-        while cursor != self._end:
-            await self._throttle.permission()
-            self._tally.progress = self._fraction(cursor)
-            healed = await heal(host, cursor)
-            if healed is None or self._starts != starts:
-                complete = False
-                break
-            cursor = healed[0]
-            complete &= healed[1]
-            if complete:
-                self.complete_until = max(self.complete_until, cursor)
-            host.arrange(self._storing(cursor, complete))
-        self._tally.end(await Now())
-        return complete
 
     def begin_anew(self) -> Write:
         """Something was lost: break the pass off; the next one begins at the start."""
@@ -439,13 +475,15 @@ class Walk:
         self._starts += 1
         return Write(Table.META, self._name, None)
 
-    def _stored(self, view: StorageView) -> tuple[bytes, bool]:
-        row = view.get(Table.META, self._name)
+    async def _resume(self, host: Host) -> tuple[bytes, bool]:
+        row = await look(host, lambda view: view.get(Table.META, self._name))
         return (row[1:], row[0] == 1) if row else (b"", True)
 
-    def _storing(self, cursor: bytes, complete: bool) -> Callable[[StorageView, int], list[Write]]:
+    def _keep(self, host: Host, cursor: bytes, *, complete: bool) -> None:
+        if complete:
+            self.complete_until = max(self.complete_until, cursor)
         row = b"\1" if cursor == self._end else bytes((complete,)) + cursor
-        return lambda _view, _now_us: [Write(Table.META, self._name, row)]
+        host.arrange(lambda _view, _now_us: [Write(Table.META, self._name, row)])
 
 
 async def passes(

@@ -11,7 +11,14 @@ from bftfs import limits
 from bftfs.conversation import Conversation
 from bftfs.engine import Engine
 from bftfs.server.step import Task
-from bftfs.server.worker import HealingTally, IdleTime, Throttle, Walk, in_chunks, retry_after_us
+from bftfs.server.worker import (
+    HealingTally,
+    HealingWalk,
+    IdleTime,
+    Throttle,
+    in_chunks,
+    retry_after_us,
+)
 from bftfs.storage import MemoryStorage
 
 END = b"\xff"
@@ -63,8 +70,8 @@ class Node:
         return result
 
 
-def walk(*, rebuilding: bool = True) -> Walk:
-    return Walk(
+def walk(*, rebuilding: bool = True) -> HealingWalk:
+    return HealingWalk(
         b"walk",
         END,
         throttle=Throttle("test", rate_bytes=1 << 30),
@@ -105,7 +112,9 @@ def test_what_is_left_behind_makes_a_pass_incomplete() -> None:
 
 
 @pytest.mark.parametrize("again", [lambda way: way, lambda _: walk()], ids=["alive", "restarted"])
-def test_a_pass_goes_on_where_silence_stopped_it(again: Callable[[Walk], Walk]) -> None:
+def test_a_pass_goes_on_where_silence_stopped_it(
+    again: Callable[[HealingWalk], HealingWalk],
+) -> None:
     node, way = Node(), walk()
     assert not node.run(way.one_pass(node, Pages(WHOLE | {b"d": None}).heal))
     pages, way = Pages(dict(WHOLE)), again(way)
