@@ -28,6 +28,7 @@ from bftfs.query_update.server import QueryUpdateServer
 from bftfs.read_write.messages import Notice
 from bftfs.read_write.messages import Request as ReadWriteRequest
 from bftfs.read_write.server import ReadWriteServer
+from bftfs.read_write.session import Session
 from bftfs.server.block_healing import BlockHealer
 from bftfs.server.block_verification import LazyVerifier
 from bftfs.server.file_collection import CollectedPast, Collector
@@ -95,15 +96,18 @@ def honest_services(
     )
     room = Room(client_bytes=configuration.client_bytes, pool_bytes=configuration.pool_bytes)
     quota = ClientQuota(room)
-    client = client_id_of(public_key=identity.public_key)
+    session = Session(
+        client_id_of(public_key=identity.public_key),
+        description.read_write,
+        peers,
+        patience_total_us=limits.VERIFY_PATIENCE_US,
+    )
     incomplete = query_update.incomplete
     finisher = Finisher(node, peers, incomplete, object_healer)
     past = CollectedPast()
     block_healer = BlockHealer(
         node,
-        description.read_write,
-        client,
-        peers,
+        session,
         recovery,
         charge=quota.charge,
         wants=past.wants,
@@ -128,14 +132,7 @@ def honest_services(
         pool=room,
         release=quota.release,
     )
-    verifier = LazyVerifier(
-        node,
-        description.read_write,
-        client,
-        peers,
-        configuration.verification,
-        quota.charge,
-    )
+    verifier = LazyVerifier(node, session, configuration.verification, quota.charge)
     read_write = ReadWriteServer(
         node,
         description.read_write,

@@ -16,7 +16,7 @@ from bftfs.coding import cross_checksum
 from bftfs.coding.cross_checksum import CrossChecksum
 from bftfs.crypto.digest import DIGEST_BYTES, verifier_of
 from bftfs.identifiers import ClientId
-from bftfs.read_write.timestamp import BlockTimestamp
+from bftfs.read_write.timestamp import BlockTimestamp, timestamp_of
 from bftfs.storage import StorageView, Table, Write
 
 VERIFIED = 0x01  # flag: this node has verified the version [LazyVer §3.8.1]
@@ -63,6 +63,22 @@ def hosted(
         Write(Table.BLOCK, key, row),
         Write(Table.FRAGMENT, key, fragment),
     ]
+
+
+def brought(
+    view: StorageView, key: bytes, own: Own, index: int, now_us: int, charge: Charge
+) -> list[Write]:
+    """The writes that store this node's part of a verified version, if it lacks or damaged it.
+
+    `index` is the one of the fragment that belongs to this node.
+    """
+    before = view.get(Table.BLOCK, key)
+    row = verified(own.cross_checksum, now_us, before=before)
+    if before is None:
+        return hosted(view, key, row, own.fragment, timestamp_of(key).client, charge)
+    if is_sound(before, view.get(Table.FRAGMENT, key), timestamp_of(key), index):
+        return []
+    return [Write(Table.BLOCK, key, row), Write(Table.FRAGMENT, key, own.fragment)]
 
 
 def with_versions_collected_below(row: bytes) -> bytes:

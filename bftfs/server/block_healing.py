@@ -33,13 +33,12 @@ from typing import NamedTuple
 
 from bftfs import limits
 from bftfs.asking.ask import Asking
-from bftfs.asking.peers import Peers
 from bftfs.asking.refusal import Refused
 from bftfs.coding.cross_checksum import CrossChecksum
 from bftfs.conversation import Compute, Delivery, Now, Send, Together
 from bftfs.crypto.digest import inventory_digest
 from bftfs.errors import QuorumUnavailable
-from bftfs.identifiers import BLOCK_ID_BYTES, BlockId, ClientId, NodeId
+from bftfs.identifiers import BLOCK_ID_BYTES, BlockId, NodeId
 from bftfs.read_write import version_row
 from bftfs.read_write.messages import (
     InventoryReply,
@@ -74,7 +73,6 @@ from bftfs.server.worker import (
     passes,
 )
 from bftfs.storage import StorageView, Table, Write
-from bftfs.thresholds import ReadWriteThresholds
 
 _KEYS_PER_PAGE = 512
 _PATIENCE_US = limits.SECOND_US  # for the hosts of one version
@@ -162,9 +160,7 @@ class BlockHealer:
     def __init__(
         self,
         node: NodeId,
-        thresholds: ReadWriteThresholds,
-        client: ClientId,
-        peers: Peers,
+        session: Session,
         recovery: Recovery,
         *,
         charge: Charge,
@@ -177,14 +173,12 @@ class BlockHealer:
         self.throttle = throttle or healing_throttle()
         self.tally = HealingTally()
         self._node = node
-        self._thresholds = thresholds
-        self._session = Session(
-            client, thresholds, peers, patience_total_us=limits.VERIFY_PATIENCE_US
-        )
+        self._thresholds = session.thresholds
+        self._session = session
         self._recovery = recovery
         self._charge = charge
         self._wants = wants
-        self._others = OtherNodes(node, peers)
+        self._others = OtherNodes(node, session.peers)
         self._walk = HealingWalk(
             b"heal blocks",
             VERSIONS_END,
@@ -237,26 +231,14 @@ class BlockHealer:
         whole = frozenset(view.keys(Table.FRAGMENT, after + b"\0", until + b"\0"))
         return _Page(tuple(key for key in listed if key in whole), until)
 
-    def _is_sound(self, view: StorageView, key: bytes) -> bool:
-        row = view.get(Table.BLOCK, key)
-        index = fragment_index(BlockId(key[:BLOCK_ID_BYTES]), self._node, self._thresholds.N)
-        return row is not None and version_row.is_sound(
-            row, view.get(Table.FRAGMENT, key), timestamp_of(key), index
-        )
-
     def _store(self, key: bytes, own: Own, view: StorageView, now_us: int) -> list[Write]:
         """Keep what was rebuilt, unless it has come meanwhile."""
-        before = view.get(Table.BLOCK, key)
-        if before is not None and self._is_sound(view, key):
-            return []
-        self.tally.rebuilt += 1
-        self.tally.rebuilt_bytes += len(own.fragment) + len(own.cross_checksum)
-        row = version_row.verified(own.cross_checksum, now_us, before=before)
-        if before is None:
-            return version_row.hosted(
-                view, key, row, own.fragment, timestamp_of(key).client, self._charge
-            )
-        return [Write(Table.BLOCK, key, row), Write(Table.FRAGMENT, key, own.fragment)]
+        index = fragment_index(BlockId(key[:BLOCK_ID_BYTES]), self._node, self._thresholds.N)
+        writes = version_row.brought(view, key, own, index, now_us, self._charge)
+        if writes:
+            self.tally.rebuilt += 1
+            self.tally.rebuilt_bytes += len(own.fragment) + len(own.cross_checksum)
+        return writes
 
     # --- the peers ---------------------------------------------------------------------------
 

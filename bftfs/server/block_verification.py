@@ -44,9 +44,7 @@ from functools import partial
 from typing import Any
 
 from bftfs import limits
-from bftfs.asking.peers import Peers
 from bftfs.asking.refusal import Refused
-from bftfs.coding import cross_checksum
 from bftfs.conversation import Compute, Delivery, Event, Now, Pause, Send, Together, Wait
 from bftfs.errors import OperationFailed
 from bftfs.identifiers import BLOCK_ID_BYTES, BlockId, ClientId, NodeId
@@ -73,7 +71,6 @@ from bftfs.server.step import Host, Ready, Role, Sender, Want
 from bftfs.server.tally import counter
 from bftfs.server.worker import IdleTime, claimed_ms
 from bftfs.storage import StorageView, Table, Write, after_keys
-from bftfs.thresholds import ReadWriteThresholds
 
 _ROWS_PER_LOOK = 2_000  # read in one step when the store is searched for possible versions
 
@@ -175,24 +172,20 @@ class LazyVerifier:
     def __init__(
         self,
         node: NodeId,
-        thresholds: ReadWriteThresholds,
-        client: ClientId,
-        peers: Peers,
+        session: Session,
         settings: VerificationSettings,
         charge: Charge,
     ) -> None:
-        """`client` is the node's own id: it reads from its peers like a client. `charge` accounts
-        for a version that the verification has brought, to its author.
+        """In `session`, the node reads from its peers like a client. `charge` accounts for a
+        version that the verification has brought, to its author.
         """
         self.backlog = Backlog()
         self.tally = VerificationTally()
         self.settings = settings
         self._node = node
         self._charge = charge
-        self._thresholds = thresholds
-        self._session = Session(
-            client, thresholds, peers, patience_total_us=limits.VERIFY_PATIENCE_US
-        )
+        self._thresholds = session.thresholds
+        self._session = session
         self._lazy = settings.policy in {VerificationPolicy.LAZY, VerificationPolicy.COOPERATIVE}
         self._cooperative = settings.policy is VerificationPolicy.COOPERATIVE
         self._notices: dict[BlockId, dict[NodeId, Notice]] = {}
@@ -200,7 +193,7 @@ class LazyVerifier:
         self._event = Event()
         self._asleep = False
         self._under_way: set[BlockId] = set()
-        self._idle = IdleTime(thresholds.b)
+        self._idle = IdleTime(session.thresholds.b)
         self._looked_until = b""  # the store is known up to here; b"\xff": all of it
         self._least = min(settings.node, settings.client, settings.block)
 
@@ -375,24 +368,12 @@ class LazyVerifier:
             return writes
         key = version_key(block, verified)
         row = view.get(Table.BLOCK, key)
-        if row is None:
-            if own is not None:
-                row = version_row.verified(own.cross_checksum, now_us)
-                writes += version_row.hosted(
-                    view, key, row, own.fragment, verified.client, self._charge
-                )
-            return writes
-        if not row[0] & VERIFIED:
+        if row is not None and not row[0] & VERIFIED:
             dated = version_row.verified(version_row.checksum_of(row), now_us, before=row)
             writes.append(Write(Table.BLOCK, key, dated))
         if own is not None:
-            stored = view.get(Table.FRAGMENT, key)
-            if stored is None or not cross_checksum.matches(
-                own.cross_checksum, self._index(block), stored
-            ):
-                dated = version_row.verified(own.cross_checksum, now_us, before=row)
-                writes.append(Write(Table.BLOCK, key, dated))
-                writes.append(Write(Table.FRAGMENT, key, own.fragment))
+            index = fragment_index(block, self._node, self._thresholds.N)
+            writes += version_row.brought(view, key, own, index, now_us, self._charge)
         return writes
 
     def _settle(self, block: BlockId, done: list[BlockTimestamp], now_us: int) -> None:
@@ -405,9 +386,6 @@ class LazyVerifier:
         if not count:
             self.tally.failed += 1
         self.backlog.failed(block, now_us)
-
-    def _index(self, block: BlockId) -> int:
-        return fragment_index(block, self._node, self._thresholds.N)
 
     # --- verifying ---------------------------------------------------------------------------
 

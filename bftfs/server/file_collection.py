@@ -63,8 +63,8 @@ from bftfs.identifiers import (
 from bftfs.query_update.history import ZERO, LogicalTimestamp, time_of
 from bftfs.query_update.messages import CatalogueReply, CatalogueRequest, Looked
 from bftfs.query_update.object_type import Refusal
-from bftfs.query_update.past_state import newest_at, state_at
-from bftfs.query_update.replica import NUMBER_BYTES, Replica, past_prefix
+from bftfs.query_update.past_state import PastState, newest_at, state_at
+from bftfs.query_update.replica import NUMBER_BYTES, Replica, Workspace, past_prefix
 from bftfs.read_write.timestamp import TIMESTAMP_BYTES
 from bftfs.read_write.timestamp import time_of as block_time_of
 from bftfs.read_write.timestamp import timestamp_of as block_timestamp_of
@@ -156,13 +156,25 @@ class ShownBlocks(NamedTuple):
         return keeps
 
 
+def _established_at(replica: Replica, at_us: int) -> LogicalTimestamp | None:
+    """The established version of that time; None if there was none, or that is not known."""
+    looked, version = newest_at(replica, at_us, b"")
+    known = looked is Looked.FOUND and ZERO < version <= replica.row.established
+    return version if known else None
+
+
+def _past_at(replica: Replica, at_us: int) -> Workspace | PastState | None:
+    looked, version = newest_at(replica, at_us, b"")
+    return state_at(replica, version) if looked is Looked.FOUND else None
+
+
 def shown_by(replica: Replica, horizon_us: int) -> ShownBlocks | None:
     """The blocks shown by the versions of a file that are left after collection to `horizon_us`.
 
     None if the node does not know enough: then all blocks are kept.
     """
-    looked, version = newest_at(replica, horizon_us, b"")
-    if looked is not Looked.FOUND or version == ZERO or version > replica.row.established:
+    version = _established_at(replica, horizon_us)
+    if version is None:
         return None
     state = state_at(replica, version)
     encoded = None if state is None else state.get(ATTRIBUTES_KEY)
@@ -289,14 +301,6 @@ class BlockWalk:
 # --- the collector ------------------------------------------------------------------------------
 
 
-class _Collectable(NamedTuple):
-    """An object with versions that may go."""
-
-    object: ObjectId
-    latest: LogicalTimestamp
-    established: LogicalTimestamp
-
-
 class Collector:
     """The garbage collection of one node."""
 
@@ -386,20 +390,19 @@ class Collector:
         """Collect from the objects that follow `after`, a page of them."""
         horizon_us = retention.horizon_us
         short = bool(retention.pressure_us)
-        listed, until = await look(
+        listed, heads, until = await look(
             host, partial(self._page, after=after, horizon_us=horizon_us, short=short)
         )
-        await self._settle(host, after, listed, horizon_us)
-        for each in listed:
-            await self._collect(host, each.object, retention)
+        await self._settle(host, after, heads)
+        for name in listed:
+            await self._collect(host, name, retention)
         await self._give_way(host)
         return until, True
 
     def _facts(self, view: StorageView, *, horizon_us: int) -> tuple[tuple[int, ...], int] | None:
         """The snapshots, now and when the window began; and when the volume was made."""
         replica = Replica(view, self._volume)
-        looked, version = newest_at(replica, horizon_us, b"")
-        state = state_at(replica, version) if looked is Looked.FOUND else None
+        state = _past_at(replica, horizon_us)
         try:
             created_us = record_of(replica.workspace).created_us
             times = set(times_of_snapshots(replica.workspace))
@@ -413,13 +416,17 @@ class Collector:
 
     def _page(
         self, view: StorageView, *, after: bytes, horizon_us: int, short: bool
-    ) -> tuple[list[_Collectable], bytes]:
-        """The next objects after `after` with versions that may go; and where the page ends."""
+    ) -> tuple[list[ObjectId], dict[ObjectId, LogicalTimestamp], bytes]:
+        """The next objects after `after` with versions that may go; and where the page ends.
+
+        And the heads of these that may be established, and are not known to be.
+        """
         keys = tuple(
             islice(view.keys(Table.OBJECT, after + b"\0", _AFTER_OBJECTS), limits.COLLECT_OBJECTS)
         )
         until = bytes(keys[-1]) if len(keys) == limits.COLLECT_OBJECTS else _AFTER_OBJECTS
-        listed = []
+        listed: list[ObjectId] = []
+        heads: dict[ObjectId, LogicalTimestamp] = {}
         for key in keys:
             name = ObjectId(bytes(key))
             replica = Replica(view, name)
@@ -427,33 +434,30 @@ class Collector:
                 short
                 or any(not policy.is_keep_all for policy in self._policies(replica, horizon_us))
             ) and _has_superseded(replica, horizon_us):
-                listed.append(_Collectable(name, replica.history.latest, replica.row.established))
-        return listed, until
+                listed.append(name)
+                latest = replica.history.latest
+                if replica.row.established < latest and time_of(latest) <= horizon_us:
+                    heads[name] = latest
+        return listed, heads, until
 
     def _policies(self, replica: Replica, horizon_us: int) -> tuple[Policy, ...]:
         """The object's policies, as it is and as it was when the window began."""
         found = [replica.workspace.get(RETENTION_KEY)]
         if found[0] is not None:
-            looked, version = newest_at(replica, horizon_us, b"")
-            state = state_at(replica, version) if looked is Looked.FOUND else None
+            state = _past_at(replica, horizon_us)
             found.append(None if state is None else state.get(RETENTION_KEY))
         return tuple(map(_policy, found))
 
     async def _settle(
-        self, host: Host, after: bytes, listed: list[_Collectable], horizon_us: int
+        self, host: Host, after: bytes, heads: dict[ObjectId, LogicalTimestamp]
     ) -> None:
-        """Ask peers which heads without a successor are established."""
-        open_ones = [
-            each
-            for each in listed
-            if each.established < each.latest and time_of(each.latest) <= horizon_us
-        ]
-        if not open_ones:
+        """Ask peers which of these heads are established."""
+        if not heads:
             return
         replies = await self._others.ask(CatalogueRequest(after), CatalogueReply)
-        for each in open_ones:
-            if settled_everywhere(each.object, each.latest, replies, self._node, self._quorums):
-                host.arrange(partial(establish, each.object, each.latest))
+        for name, latest in heads.items():
+            if settled_everywhere(name, latest, replies, self._node, self._quorums):
+                host.arrange(partial(establish, name, latest))
 
     async def _collect(self, host: Host, name: ObjectId, retention: Retention) -> None:
         """Remove the versions of one object, and of its blocks, that may go."""
@@ -489,9 +493,8 @@ class Collector:
 def _begin(name: ObjectId, horizon_us: int, view: StorageView) -> tuple[bool, list[Write]]:
     """Record that versions may be missing, before the first is removed; False if none may go."""
     replica = Replica(view, name)
-    looked, version = newest_at(replica, horizon_us, b"")
-    if looked is not Looked.FOUND or version == ZERO or version > replica.row.established:
-        return False, []  # it did not exist by then, or its state is not known
+    if _established_at(replica, horizon_us) is None:
+        return False, []
     if replica.row.collected_us >= horizon_us:
         return True, []
     row = msgspec.structs.replace(replica.row, collected_us=horizon_us)

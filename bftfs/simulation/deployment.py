@@ -21,6 +21,7 @@ from bftfs.query_update.server import QueryUpdateServer
 from bftfs.read_write.messages import Notice
 from bftfs.read_write.messages import Request as ReadWriteRequest
 from bftfs.read_write.server import ReadWriteServer
+from bftfs.read_write.session import Session
 from bftfs.server.block_healing import BlockHealer
 from bftfs.server.block_verification import LazyVerifier, VerificationSettings
 from bftfs.server.file_collection import CollectedPast, Collector
@@ -200,14 +201,14 @@ class Deployment:
             blocks = ReadWriteServer(node, sizes, keys, quota=quota)
             asked = (kind for kind in get_args(ReadWriteRequest) if kind is not Notice)
             return servers | dict.fromkeys(asked, blocks)
-        name = client_named(f"node {node}")
-        verifier = LazyVerifier(node, sizes, name, peers, self.verification, quota.charge)
+        session = Session(
+            client_named(f"node {node}"), sizes, peers, patience_total_us=limits.VERIFY_PATIENCE_US
+        )
+        verifier = LazyVerifier(node, session, self.verification, quota.charge)
         past = CollectedPast()
         healer = BlockHealer(
             node,
-            sizes,
-            name,
-            peers,
+            session,
             recovery,
             charge=quota.charge,
             wants=past.wants,
