@@ -15,6 +15,7 @@ block_possible_versions = 100      # …and of one client and block
 from __future__ import annotations
 
 import tomllib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,16 +31,35 @@ from bftfs.limits import (
 from bftfs.server.block_verification import VerificationPolicy, VerificationSettings
 
 SIZE_BYTES_MIN = 16 * MIB
-_SIZES = ("capacity_bytes", "pool_bytes", "client_bytes")
 LOG_LEVELS = ("debug", "info", "warning", "error")
-
 POSSIBLE_VERSIONS_MOST = 1_000_000  # each costs a node some 700 bytes of memory
 
 _OFF = "off"
-_POSSIBLE = {
-    "possible_versions": POSSIBLE_VERSIONS,
-    "client_possible_versions": POSSIBLE_VERSIONS_OF_CLIENT,
-    "block_possible_versions": POSSIBLE_VERSIONS_OF_BLOCK,
+_POLICIES = tuple(policy.value for policy in VerificationPolicy)
+
+
+def _is_size(value: Any) -> bool:
+    return type(value) is int and value >= SIZE_BYTES_MIN
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) is int and 1 <= value <= POSSIBLE_VERSIONS_MOST
+
+
+_SIZE = (_is_size, f"write a whole number, {SIZE_BYTES_MIN} or more")
+_NUMBER = (_is_number, f"write a whole number from 1 to {POSSIBLE_VERSIONS_MOST}")
+# Of each setting: whether a value is one, and what to write instead.
+_SETTINGS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "durability": (lambda value: value in ("sync", "interval"), 'write "sync" or "interval"'),
+    "capacity_bytes": _SIZE,
+    "pool_bytes": _SIZE,
+    "client_bytes": _SIZE,
+    "metrics": (lambda value: isinstance(value, str), 'write an address or "off", in quotes'),
+    "log_level": (lambda value: value in LOG_LEVELS, f"write one of {', '.join(LOG_LEVELS)}"),
+    "verification": (lambda value: value in _POLICIES, f"write one of {', '.join(_POLICIES)}"),
+    "possible_versions": _NUMBER,
+    "client_possible_versions": _NUMBER,
+    "block_possible_versions": _NUMBER,
 }
 
 
@@ -73,48 +93,29 @@ class NodeConfiguration:
     def _from(
         cls, settings: dict[str, Any], *, durability: Durability, metrics: str
     ) -> NodeConfiguration:
-        known = ("durability", *_SIZES, "metrics", "log_level", "verification", *_POSSIBLE)
-        for name in settings:
-            if name not in known:
+        for name, value in settings.items():
+            if name not in _SETTINGS:
                 raise UsageError(
-                    f"there is no setting {name!r}; the settings are {', '.join(known)}"
+                    f"there is no setting {name!r}; the settings are {', '.join(_SETTINGS)}"
                 )
-        chosen = settings.get("durability", durability.value)
-        if chosen not in [one.value for one in Durability]:
-            raise UsageError(f'durability = {chosen!r}; write "sync" or "interval"')
-        sizes = {name: settings.get(name) for name in _SIZES}
-        for name, size in sizes.items():
-            if size is not None and (type(size) is not int or size < SIZE_BYTES_MIN):
-                raise UsageError(
-                    f"{name} = {size!r}; write a whole number, {SIZE_BYTES_MIN} or more"
-                )
-        address = settings.get("metrics", metrics)
-        if not isinstance(address, str):
-            raise UsageError(f'metrics = {address!r}; write an address or "off", in quotes')
+            is_valid, advice = _SETTINGS[name]
+            if not is_valid(value):
+                raise UsageError(f"{name} = {value!r}; {advice}")
+        setting = settings.get
+        address = setting("metrics", metrics)
         if address != _OFF:
             parse_address(address)
-        level = settings.get("log_level", "info")
-        if level not in LOG_LEVELS:
-            raise UsageError(f"log_level = {level!r}; write one of {', '.join(LOG_LEVELS)}")
         return cls(
-            durability=Durability(chosen),
-            **sizes,
+            durability=Durability(setting("durability", durability.value)),
+            capacity_bytes=setting("capacity_bytes"),
+            pool_bytes=setting("pool_bytes"),
+            client_bytes=setting("client_bytes"),
             metrics=None if address == _OFF else address,
-            log_level=level,
-            verification=_verification(settings),
+            log_level=setting("log_level", "info"),
+            verification=VerificationSettings(
+                VerificationPolicy(setting("verification", VerificationPolicy.COOPERATIVE.value)),
+                setting("possible_versions", POSSIBLE_VERSIONS),
+                setting("client_possible_versions", POSSIBLE_VERSIONS_OF_CLIENT),
+                setting("block_possible_versions", POSSIBLE_VERSIONS_OF_BLOCK),
+            ),
         )
-
-
-def _verification(settings: dict[str, Any]) -> VerificationSettings:
-    policies = [one.value for one in VerificationPolicy]
-    policy = settings.get("verification", VerificationPolicy.COOPERATIVE.value)
-    if policy not in policies:
-        raise UsageError(f"verification = {policy!r}; write one of {', '.join(policies)}")
-    chosen = {name: settings.get(name, default) for name, default in _POSSIBLE.items()}
-    for name, most in chosen.items():
-        if type(most) is not int or not 1 <= most <= POSSIBLE_VERSIONS_MOST:
-            raise UsageError(
-                f"{name} = {most!r}; write a whole number from 1 to {POSSIBLE_VERSIONS_MOST}"
-            )
-    node, client, block = chosen.values()
-    return VerificationSettings(VerificationPolicy(policy), node, client, block)
