@@ -27,20 +27,10 @@ from msgspec import structs
 from pyfuse3 import EntryAttributes, FileInfo, FUSEError, RequestContext, SetattrFields, StatvfsData
 from structlog.typing import FilteringBoundLogger
 
-from bftfs import limits
+from bftfs import errors, limits
 from bftfs.conversation import Conversation
 from bftfs.credentials import Credentials
-from bftfs.errors import (
-    AdmissionRefused,
-    ContentionExhausted,
-    FileSystemError,
-    NoLongerKept,
-    OperationFailed,
-    PastUnknown,
-    QuorumUnavailable,
-    UnreadableAnswer,
-    VersionUnrecoverable,
-)
+from bftfs.errors import FileSystemError
 from bftfs.filesystem.attributes import NOW, Attributes, Changes
 from bftfs.filesystem.block_memory import Buffer
 from bftfs.filesystem.contents import OpenFile
@@ -554,14 +544,14 @@ def statvfs(statistics: Statistics) -> StatvfsData:
 # The first class that fits decides. None: the exception carries the errno.
 TABLE: tuple[tuple[type[Exception], int | None], ...] = (
     (FileSystemError, None),
-    (AdmissionRefused, None),
-    (QuorumUnavailable, errno.ETIMEDOUT),  # only a `soft` mount gives up
-    (ContentionExhausted, errno.ETIMEDOUT),
-    (VersionUnrecoverable, errno.EIO),
-    (NoLongerKept, errno.ENODATA),
-    (PastUnknown, errno.EIO),
-    (UnreadableAnswer, errno.EIO),
-    (OperationFailed, errno.EIO),
+    (errors.AdmissionRefused, None),
+    (errors.QuorumUnavailable, errno.ETIMEDOUT),  # only a `soft` mount gives up
+    (errors.ContentionExhausted, errno.ETIMEDOUT),
+    (errors.VersionUnrecoverable, errno.EIO),
+    (errors.NoLongerKept, errno.ENODATA),
+    (errors.PastUnknown, errno.EIO),
+    (errors.UnreadableAnswer, errno.EIO),
+    (errors.OperationFailed, errno.EIO),
 )
 
 

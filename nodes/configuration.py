@@ -20,17 +20,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bftfs import limits
 from bftfs.cluster import Durability, parse_address
 from bftfs.errors import UsageError
-from bftfs.limits import (
-    MIB,
-    POSSIBLE_VERSIONS,
-    POSSIBLE_VERSIONS_OF_BLOCK,
-    POSSIBLE_VERSIONS_OF_CLIENT,
-)
 from bftfs.server.block_verification import VerificationPolicy, VerificationSettings
 
-SIZE_BYTES_MIN = 16 * MIB
+SIZE_BYTES_MIN = 16 * limits.MIB
 LOG_LEVELS = ("debug", "info", "warning", "error")
 POSSIBLE_VERSIONS_MOST = 1_000_000  # each costs a node some 700 bytes of memory
 
@@ -114,8 +109,8 @@ class NodeConfiguration:
             log_level=setting("log_level", "info"),
             verification=VerificationSettings(
                 VerificationPolicy(setting("verification", VerificationPolicy.COOPERATIVE.value)),
-                setting("possible_versions", POSSIBLE_VERSIONS),
-                setting("client_possible_versions", POSSIBLE_VERSIONS_OF_CLIENT),
-                setting("block_possible_versions", POSSIBLE_VERSIONS_OF_BLOCK),
+                setting("possible_versions", limits.POSSIBLE_VERSIONS),
+                setting("client_possible_versions", limits.POSSIBLE_VERSIONS_OF_CLIENT),
+                setting("block_possible_versions", limits.POSSIBLE_VERSIONS_OF_BLOCK),
             ),
         )

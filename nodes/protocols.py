@@ -29,6 +29,7 @@ from bftfs.read_write.messages import Notice
 from bftfs.read_write.messages import Request as ReadWriteRequest
 from bftfs.read_write.server import ReadWriteServer
 from bftfs.read_write.session import Session
+from bftfs.server import scrubbing
 from bftfs.server.block_healing import BlockHealer
 from bftfs.server.block_verification import LazyVerifier
 from bftfs.server.file_collection import CollectedPast, Collector
@@ -36,13 +37,6 @@ from bftfs.server.incomplete_updates import Finisher
 from bftfs.server.object_healing import ObjectHealer
 from bftfs.server.recovery import Recovery
 from bftfs.server.room import ClientQuota, Room
-from bftfs.server.scrubbing import (
-    BlockScrubber,
-    HistoryScrubber,
-    RequestScrubber,
-    Scrubber,
-    VersionScrubber,
-)
 from bftfs.server.step import Sender
 from bftfs.server.tally import Figure, figures
 from bftfs.server.worker import healing_throttle
@@ -113,12 +107,12 @@ def honest_services(
         wants=past.wants,
         throttle=healing,
     )
-    scrubber = Scrubber(
+    scrubber = scrubbing.Scrubber(
         (
-            BlockScrubber(node, description.n, healing.hurry),
-            VersionScrubber(node, peers, object_healer),
-            HistoryScrubber(keys, object_healer),
-            RequestScrubber(description.n),
+            scrubbing.BlockScrubber(node, description.n, healing.hurry),
+            scrubbing.VersionScrubber(node, peers, object_healer),
+            scrubbing.HistoryScrubber(keys, object_healer),
+            scrubbing.RequestScrubber(description.n),
         ),
         report=_report,
     )
@@ -210,7 +204,7 @@ def _healing_state(
     )
 
 
-def _scrubbing_state(scrubber: Scrubber, now_us: int) -> Standing:
+def _scrubbing_state(scrubber: scrubbing.Scrubber, now_us: int) -> Standing:
     tally = scrubber.tally
     rate = min(scrubber.throttle.measured_rate(now_us), scrubber.throttle.rate_bytes)
     return Standing(

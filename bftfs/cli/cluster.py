@@ -24,13 +24,7 @@ from bftfs import limits
 from bftfs.cli import processes
 from bftfs.cli.options import data_option, new_data_option
 from bftfs.cluster import ClientEntry, ClusterDescription, Durability
-from bftfs.crypto.keys import (
-    VOLUME_KEY_BYTES,
-    Identity,
-    read_identity,
-    write_identity,
-    write_volume_key,
-)
+from bftfs.crypto import keys
 from bftfs.data_directory import DEFAULT_CLIENT, DataDirectory
 from bftfs.errors import UsageError
 from bftfs.retention import format_duration, parse_duration
@@ -85,13 +79,13 @@ def create_cluster(
     made = description_files.create(
         addresses, t=t, b=b, draw=os.urandom, durability=durability, window_us=window_us
     )
-    write_identity(directory.administrator_key, made.administrator)
-    write_volume_key(directory.volume_key, os.urandom(VOLUME_KEY_BYTES))
+    keys.write_identity(directory.administrator_key, made.administrator)
+    keys.write_volume_key(directory.volume_key, os.urandom(keys.VOLUME_KEY_BYTES))
     for number, identity in enumerate(made.nodes):
         node = directory.node(number)
         node.path.mkdir(parents=True, exist_ok=True)
         node.path.chmod(0o700)
-        write_identity(node.key, identity)
+        keys.write_identity(node.key, identity)
     description = made.description
     for name, grant in ({DEFAULT_CLIENT: Grant()} if clients is None else clients).items():
         description = _with_new_client(directory, description, name, grant)
@@ -114,11 +108,11 @@ def _with_new_client(
     directory: DataDirectory, description: ClusterDescription, name: str, grant: Grant
 ) -> ClusterDescription:
     key = directory.client_key(name)
-    identity = Identity.generate(os.urandom(32))
+    identity = keys.Identity.generate(os.urandom(32))
     description = description.with_client(ClientEntry(name, identity.public_key, grant))
     key.parent.mkdir(exist_ok=True)
     key.parent.chmod(0o700)
-    write_identity(key, identity)
+    keys.write_identity(key, identity)
     return description
 
 
@@ -198,7 +192,7 @@ def init(
 def add_client(directory: DataDirectory, name: str, uids: tuple[int, ...], read_only: bool) -> None:
     """Make a key and a grant for client NAME, and sign the new description."""
     description = description_files.load(directory.description)
-    administrator = read_identity(directory.administrator_key)
+    administrator = keys.read_identity(directory.administrator_key)
     grant = Grant(uids=uids or None, write=not read_only)
     description = _with_new_client(directory, description, name, grant)
     _announce(directory, description, administrator)
@@ -213,13 +207,13 @@ def add_client(directory: DataDirectory, name: str, uids: tuple[int, ...], read_
 def revoke_client(directory: DataDirectory, name: str) -> None:
     """Revoke client NAME's right to connect, at once."""
     description = description_files.load(directory.description).without_client(name)
-    told = _announce(directory, description, read_identity(directory.administrator_key))
+    told = _announce(directory, description, keys.read_identity(directory.administrator_key))
     click.echo(f"Client {name} may not connect any more; {told} running nodes have cut it off.")
     _remind_of_others(description)
 
 
 def _announce(
-    directory: DataDirectory, description: ClusterDescription, administrator: Identity
+    directory: DataDirectory, description: ClusterDescription, administrator: keys.Identity
 ) -> int:
     """Store the description, and have the nodes that run here read it. Gives their number."""
     description_files.store(directory.description, description, administrator)
@@ -243,7 +237,7 @@ def sign(directory: DataDirectory) -> None:
     """Sign cluster.toml after editing it by hand."""
     description = description_files.load_unsigned(directory.description)
     description_files.store(
-        directory.description, description, read_identity(directory.administrator_key)
+        directory.description, description, keys.read_identity(directory.administrator_key)
     )
     click.echo(f"Signed {directory.description}")
 
