@@ -353,18 +353,13 @@ class Operations(pyfuse3.Operations):
         must_wait = files.write(opened, None if misplaced else off, buf, now_ns=time.time_ns())
         known.size = max(known.size, off + len(buf))
         if misplaced:
-            self._disown_pages(handle.inode)
+            # The kernel drops the pages that it filled at the wrong place. In a thread: the call
+            # waits for requests on those pages, which this thread answers.
+            drop = pyfuse3.invalidate_inode
+            Thread(target=drop, args=(handle.inode,), daemon=True).start()
         if must_wait:
             await self._perform_on(handle, "write", files.write_behind(opened))
         return len(buf)
-
-    @staticmethod
-    def _disown_pages(inode: int) -> None:
-        """Have the kernel drop pages that it filled at the wrong place.
-
-        In a thread: the call waits for requests on those pages, which this thread answers.
-        """
-        Thread(target=pyfuse3.invalidate_inode, args=(inode,), daemon=True).start()
 
     @_answers
     async def flush(self, fh: int) -> None:

@@ -249,8 +249,9 @@ class Mount:
     # --- the beginning -----------------------------------------------------------------------
 
     def _mount(self) -> None:
+        source = self._source.replace("\\", "\\\\").replace(",", "\\,")  # as libfuse reads it
         options = {
-            f"fsname={_escaped(self._source)}",
+            f"fsname={source}",
             "subtype=bftfs",
             "default_permissions",
             *self._options.kernel,
@@ -337,11 +338,6 @@ class Mount:
             f"{GOODBYE_PATIENCE_S:.0f} s; writes that were neither synced nor closed are lost",
             exit_code=1,
         )
-
-
-def _escaped(text: str) -> str:
-    """`text` as part of a libfuse option."""
-    return text.replace("\\", "\\\\").replace(",", "\\,")
 
 
 @contextmanager

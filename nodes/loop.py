@@ -267,7 +267,7 @@ class Loop:
         signal.set_wakeup_fd(self._waker.fileno(), warn_on_full_buffer=False)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._stop)
-        signal.signal(signal.SIGHUP, self._reconsider)
+        signal.signal(signal.SIGHUP, lambda *_: self._connections.reconsider())
 
     def run(self) -> None:
         """Serve until a signal ends it."""
@@ -366,6 +366,3 @@ class Loop:
 
     def _stop(self, _number: int, _frame: object) -> None:
         self._stopping = True
-
-    def _reconsider(self, _number: int, _frame: object) -> None:
-        self._connections.reconsider()
