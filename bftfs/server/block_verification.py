@@ -155,14 +155,6 @@ class Verification(BlockRead):
         return FoundVersion(timestamp, None)
 
 
-def discarded(view: StorageView, block: BlockId, timestamp: BlockTimestamp) -> list[Write]:
-    """The writes that remove a poisonous version, which no reader returns. [LazyVer §3.8.1]"""
-    key = version_key(block, timestamp)
-    if view.get(Table.BLOCK, key) is None:
-        return []
-    return [Write(Table.BLOCK, key, None), Write(Table.FRAGMENT, key, None)]
-
-
 # --- all of them ----------------------------------------------------------------------------------
 
 
@@ -362,8 +354,10 @@ class LazyVerifier:
         verified version, is stored if the node lacks it or its disk has damaged it.
         """
         writes: list[Write] = []
-        for timestamp in poisonous:
-            writes += discarded(view, block, timestamp)
+        for timestamp in poisonous:  # no reader returns these [LazyVer §3.8.1]
+            key = version_key(block, timestamp)
+            if view.get(Table.BLOCK, key) is not None:
+                writes += (Write(Table.BLOCK, key, None), Write(Table.FRAGMENT, key, None))
         if verified is None:
             return writes
         key = version_key(block, verified)

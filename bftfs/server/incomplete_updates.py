@@ -132,7 +132,13 @@ class Finisher:
         names = list(entries)
         self._under_way.update(names)
         try:
-            replies = await self._ask(names, [entry.timestamp for entry in entries.values()])
+            accepted = [entry.timestamp for entry in entries.values()]
+            replies = await self._others.ask(
+                LatestRequest(tuple(names)),
+                LatestReply,
+                lambda reply: len(reply.latest) == len(names),
+                enough=partial(self._is_enough, accepted),
+            )
             own = await look(host, partial(latest_of_all, names))
             now_us = await Now()
             disorderly = []
@@ -151,17 +157,6 @@ class Finisher:
                 )
         finally:
             self._under_way.difference_update(names)
-
-    async def _ask(
-        self, names: list[ObjectId], accepted: list[LogicalTimestamp]
-    ) -> dict[NodeId, LatestReply]:
-        """The peers' latest timestamps of the objects."""
-        return await self._others.ask(
-            LatestRequest(tuple(names)),
-            LatestReply,
-            lambda reply: len(reply.latest) == len(names),
-            enough=partial(self._is_enough, accepted),
-        )
 
     def _is_disorderly(
         self,
@@ -210,20 +205,15 @@ class Finisher:
         """
         quorums = self._quorums
         heard = Nodes.of(replies).plus(self._node)
-        return quorums.is_quorum(heard) and (
-            heard | self._peers.mute == quorums.everyone
-            or all(
-                quorums.is_quorum(self._sharing(latest, at, replies))
-                for at, latest in enumerate(accepted)
-            )
-        )
-
-    def _sharing(
-        self, latest: LogicalTimestamp, at: int, replies: dict[NodeId, LatestReply]
-    ) -> Nodes:
-        """This server, and those whose latest candidate of object `at` is this one as well."""
-        sharing = (node for node, reply in replies.items() if reply.latest[at] == latest)
-        return Nodes.of(sharing).plus(self._node)
+        if not quorums.is_quorum(heard):
+            return False
+        if heard | self._peers.mute == quorums.everyone:
+            return True
+        for at, latest in enumerate(accepted):
+            alike = Nodes.of(node for node, reply in replies.items() if reply.latest[at] == latest)
+            if not quorums.is_quorum(alike.plus(self._node)):
+                return False
+        return True
 
     async def _repair(self, host: Host, name: ObjectId, entry: Entry) -> None:
         """Repair one object, unless it is another server's turn first."""

@@ -472,8 +472,7 @@ class ObjectHealer:
         if self._marked.get(name) != _DAMAGED:
             self._unmark(host, name)
             return True
-        replies = await self._others.ask(HistoryRequest(name), HistoryReply, _is_history)
-        if not self._quorums.is_quorum(Nodes.of(replies)):
+        if await self._histories(name) is None:
             return False  # some day there are enough
         # Nobody else can be asked for the version, or what was accepted is not known any more.
         self._recovery.forget(OBJECTS, await Now())
