@@ -88,7 +88,7 @@ class Trusting:
         return getattr(self._quorums, name)
 
     def includes_benign(self, nodes: Nodes) -> bool:
-        return nodes != 0
+        return bool(nodes)
 
 
 def attacked(
