@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass, field
 from functools import partial
 from typing import get_args
 
@@ -101,45 +101,41 @@ class Sizes:
         return cls(query_update, ReadWriteThresholds.for_nodes(query_update.n, t=t, b=b))
 
 
+@dataclass
 class Deployment:
-    """The nodes of one cluster in `world`, all correct and up."""
+    """The nodes of one cluster in `world`, all correct and up.
 
-    def __init__(
-        self,
-        world: World,
-        network: SimulatedNetwork,
-        sizes: Sizes,
-        *,
-        types: ObjectTypes,
-        skews_us: tuple[int, ...] = (),
-        commit_us: tuple[int, int] = (20, 200),
-        on_commit: OnCommit | None = None,
-        verification: VerificationSettings | None = None,
-        collection: CollectionPlan | None = None,
-        volume: ObjectId | None = None,
-        possible_objects: int | None = None,
-        client_bytes: int | None = None,
-    ) -> None:
-        """Without `verification` settings, nodes neither verify nor heal of their own accord.
+    Without `verification` settings, nodes neither verify nor heal of their own accord.
 
-        With them, nodes collect as `collection` says, by the snapshots of `volume`, and
-        `possible_objects` are all that one client may leave unfinished. The versions of blocks of
-        one client may take `client_bytes` of a node.
-        """
-        self._collection = collection
-        self._volume = volume
-        self._possible_objects = possible_objects
-        self._client_bytes = client_bytes
-        self.verification = verification
-        self.recoveries: dict[NodeId, Recovery] = {}  # of nodes that have lost their disk
-        # Of nodes that verify and heal:
-        self.scrubbers: dict[NodeId, Scrubber] = {}
-        self.healers: dict[NodeId, tuple[ObjectHealer, BlockHealer]] = {}
-        self.world = world
-        self.network = network
-        self.sizes = sizes
-        self.types = types
-        self._senders: dict[Endpoint, Sender] = {}
+    With them, nodes collect as `collection` says, by the snapshots of `volume`, and
+    `possible_objects` are all that one client may leave unfinished. The versions of blocks of
+    one client may take `client_bytes` of a node.
+    """
+
+    world: World
+    network: SimulatedNetwork
+    sizes: Sizes
+    _: KW_ONLY
+    types: ObjectTypes
+    skews_us: tuple[int, ...] = ()
+    commit_us: tuple[int, int] = (20, 200)
+    on_commit: OnCommit | None = None
+    verification: VerificationSettings | None = None
+    collection: CollectionPlan | None = None
+    volume: ObjectId | None = None
+    possible_objects: int | None = None
+    client_bytes: int | None = None
+    # Of nodes that have lost their disk:
+    recoveries: dict[NodeId, Recovery] = field(default_factory=dict, init=False)
+    # Of nodes that verify and heal:
+    scrubbers: dict[NodeId, Scrubber] = field(default_factory=dict, init=False)
+    healers: dict[NodeId, tuple[ObjectHealer, BlockHealer]] = field(
+        default_factory=dict, init=False
+    )
+    _senders: dict[Endpoint, Sender] = field(default_factory=dict, init=False)
+
+    def __post_init__(self) -> None:
+        world, sizes = self.world, self.sizes
         # One secret per pair of nodes; only the two of them hold it.
         self._secrets = {
             (one, other): world.random.randbytes(32)
@@ -153,13 +149,13 @@ class Deployment:
         self.nodes = tuple(
             SimulatedNode(
                 world,
-                network,
+                self.network,
                 NodeId(node),
                 servers=partial(self.servers, NodeId(node)),
                 senders=self._senders,
-                skew_us=skews_us[node] if skews_us else 0,
-                commit_us=commit_us,
-                on_commit=on_commit,
+                skew_us=self.skews_us[node] if self.skews_us else 0,
+                commit_us=self.commit_us,
+                on_commit=self.on_commit,
             )
             for node in range(sizes.n)
         )
@@ -192,10 +188,10 @@ class Deployment:
             self.types,
             recovery=recovery,
             doubts=objects_healer.wanted,
-            possible_objects=self._possible_objects,
+            possible_objects=self.possible_objects,
         )
         servers: dict[type, Server] = dict.fromkeys(get_args(QueryUpdateRequest), objects)
-        limit = self._client_bytes
+        limit = self.client_bytes
         quota = ClientQuota(Room(client_bytes=limit))
         if self.verification is None:
             blocks = ReadWriteServer(node, sizes, keys, quota=quota)
@@ -228,14 +224,14 @@ class Deployment:
             )
         )
         background: list[Background] = [verifier, finisher, objects_healer, healer, scrubber]
-        if self._collection is not None:
-            assert self._volume is not None
+        if self.collection is not None:
+            assert self.volume is not None
             collector = Collector(
                 node,
                 peers,
-                self._volume,
-                window_us=self._collection.window_us,
-                pool=ConstantPool(short=node not in self._collection.roomy),
+                self.volume,
+                window_us=self.collection.window_us,
+                pool=ConstantPool(short=node not in self.collection.roomy),
                 release=quota.release,
             )
             background.append(collector)

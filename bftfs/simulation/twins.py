@@ -21,20 +21,17 @@ from itertools import product
 from random import Random
 from typing import Any
 
-from bftfs.filesystem.registry import file_system_types
 from bftfs.identifiers import NodeId
-from bftfs.query_update.counter import counter_types
 from bftfs.simulation.checkers.candidates import CandidateRecord
 from bftfs.simulation.deployment import Deployment, Sizes, twin_endpoint
 from bftfs.simulation.network import Endpoint, Kind, NetworkFaults, SimulatedNetwork
 from bftfs.simulation.principals import SimulatedClient, node_endpoint
+from bftfs.simulation.scenario import TYPES
 from bftfs.simulation.workloads import ClientSession, CorrectNodes, Task, Workload
 from bftfs.simulation.workloads.blocks import BlockMix, BlockWorkload
-from bftfs.simulation.workloads.ledger import ledger_types
 from bftfs.simulation.workloads.objects import ObjectMix, ObjectWorkload
 from bftfs.simulation.world import SECOND_US, World
 
-TYPES = counter_types() | ledger_types() | file_system_types()
 KINDS = ("objects", "blocks")
 
 CLIENTS = 2

@@ -26,6 +26,7 @@ from functools import partial
 from itertools import accumulate, chain, pairwise
 from math import inf
 from operator import attrgetter
+from typing import Any
 
 
 @dataclass(slots=True)
@@ -34,8 +35,8 @@ class RegisterOperation:
 
     client: str
     kind: str  # "read" or "write"
-    value: Hashable
-    invoked: float
+    value: Any
+    invoked: float = inf
     responded: float = inf
 
 

@@ -37,16 +37,11 @@ class BlockMix:
     most_bytes: int = 400
 
 
-@dataclass(slots=True)
-class _BlockOperation:
-    """One operation on one block."""
+@dataclass(slots=True, kw_only=True)
+class _BlockOperation(RegisterOperation):
+    """One operation on one block, which is a register."""
 
-    client: str
-    kind: str
     block: int
-    value: str | None
-    invoked: float = inf
-    responded: float = inf
 
 
 class BlockWorkload:
@@ -101,7 +96,9 @@ class BlockWorkload:
     def attempted(self, name: str, block: BlockId, now: float) -> bytes:
         """An item that a Byzantine client may write to `block` from now on: it may take place."""
         item, label = self.new_item(name)
-        self.history.append(_BlockOperation(name, "write", self.blocks.index(block), label, now))
+        self.history.append(
+            _BlockOperation(name, "write", label, now, block=self.blocks.index(block))
+        )
         return item
 
     def forbidden(self) -> bytes:
@@ -116,16 +113,8 @@ class BlockWorkload:
         """Violations of linearizability, and what was found in passing."""
         found = list(self._findings)
         for number in range(len(self.blocks)):
-            found += check_register(
-                (
-                    RegisterOperation(
-                        entry.client, entry.kind, entry.value, entry.invoked, entry.responded
-                    )
-                    for entry in self.history
-                    if entry.block == number and entry.invoked < inf
-                ),
-                name=f"block {number}",
-            )
+            begun = (each for each in self.history if each.block == number and each.invoked < inf)
+            found += check_register(begun, name=f"block {number}")
         return found
 
     def findings_on_disks(self, evidence: CorrectNodes) -> list[str]:
@@ -182,7 +171,7 @@ class BlockSession:
         workload = self._workload
         items = [workload.new_item(self._name) for _ in numbers]
         entries = [
-            _BlockOperation(self._name, "write", number, label)
+            _BlockOperation(self._name, "write", label, block=number)
             for number, (_, label) in zip(numbers, items, strict=True)
         ]
         pairs = [
@@ -222,7 +211,7 @@ class BlockSession:
 
     def _read(self, numbers: Sequence[int]) -> Task:
         workload = self._workload
-        entries = [_BlockOperation(self._name, "read", number, None) for number in numbers]
+        entries = [_BlockOperation(self._name, "read", None, block=number) for number in numbers]
         blocks = [workload.blocks[number] for number in numbers]
 
         async def conversation() -> None:
