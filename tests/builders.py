@@ -227,7 +227,7 @@ class Item:
 
 
 class InMemoryBlocks:
-    """Blocks in a dictionary: a `BlockService`."""
+    """Blocks in a dictionary, as a `ReadWriteClient` has them."""
 
     def __init__(self) -> None:
         self.versions: dict[BlockId, dict[int, bytes]] = {}  # by their times

@@ -29,8 +29,9 @@ from bftfs.filesystem.block_memory import BlockCache, Buffer
 from bftfs.filesystem.contents import Contents, Failure, OpenFile, Sharing
 from bftfs.filesystem.file_blocks import BlockReader, BlockWriter
 from bftfs.filesystem.metadata import Metadata
-from bftfs.filesystem.services import BlockService, Options
+from bftfs.filesystem.services import Options
 from bftfs.identifiers import ObjectId
+from bftfs.read_write.client import ReadWriteClient
 
 IDLE_CONTENTS: Final = 4_096  # files that nobody has open, whose blocks may be cached
 FLUSHES_TOGETHER: Final = 16  # files that are written back at the same time
@@ -42,7 +43,7 @@ class ContentStore:
     def __init__(
         self,
         metadata: Metadata,
-        blocks: BlockService,
+        blocks: ReadWriteClient,
         cipher: BlockCipher | None,
         options: Options,
     ) -> None:

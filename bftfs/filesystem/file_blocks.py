@@ -22,9 +22,10 @@ from bftfs.filesystem.block_memory import BlockCache, Buffer, DirtyBlock, Extent
 from bftfs.filesystem.contents import Contents, OpenFile, Sharing
 from bftfs.filesystem.metadata import Metadata
 from bftfs.filesystem.registry import MERGE, TRUNCATE, WRITE
-from bftfs.filesystem.services import BlockService, Options
+from bftfs.filesystem.services import Options
 from bftfs.identifiers import BlockId, ObjectId, block_id
 from bftfs.query_update.object_type import Record
+from bftfs.read_write.client import ReadWriteClient
 from bftfs.read_write.timestamp import BlockTimestamp
 
 
@@ -44,7 +45,7 @@ class BlockReader:
     """
 
     metadata: Metadata
-    blocks: BlockService
+    blocks: ReadWriteClient
     cipher: BlockCipher | None
     options: Options
     cache: BlockCache
@@ -244,7 +245,7 @@ class BlockWriter:
     """
 
     metadata: Metadata
-    blocks: BlockService
+    blocks: ReadWriteClient
     cipher: BlockCipher | None
     options: Options
     cache: BlockCache

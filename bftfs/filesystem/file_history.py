@@ -35,25 +35,22 @@ from bftfs.conversation import Conversation, Now, Together
 from bftfs.credentials import Credentials
 from bftfs.errors import FileSystemError
 from bftfs.filesystem import registry
-from bftfs.filesystem.attribute_methods import PolicySetting
 from bftfs.filesystem.attributes import Attributes, decode_attributes
 from bftfs.filesystem.directory import Name, StoredEntry, entry_in, name_in
 from bftfs.filesystem.file_blocks import plaintext_of
+from bftfs.filesystem.inode import PolicySetting
 from bftfs.filesystem.objects import ATTRIBUTES_KEY, NoArguments
 from bftfs.filesystem.operations import FileSystem, FoundObject
-from bftfs.filesystem.services import (
-    MetadataService,
-    MethodAnswer,
-    Options,
-    PastBlockService,
-    PastService,
-)
+from bftfs.filesystem.services import MetadataService, Options
 from bftfs.filesystem.volume import Snapshot, SnapshotCreation
 from bftfs.identifiers import BlockId, ClientId, ObjectId
 from bftfs.limits import MIB
+from bftfs.query_update.client import Answered
 from bftfs.query_update.history import ZERO, LogicalTimestamp, Operation, client_of, time_of
 from bftfs.query_update.messages import PastVersion
 from bftfs.query_update.object_type import Record
+from bftfs.query_update.past_reading import PastReader
+from bftfs.read_write.client import ReadWriteClient
 from bftfs.read_write.timestamp import BlockTimestamp
 from bftfs.retention import Policy, parse_policy
 
@@ -77,10 +74,10 @@ _CACHE_BYTES: Final = 8 * MIB  # of clean blocks, in one view
 class PastMetadata:
     """Queries of replicated objects as of a time. A `MetadataService` that refuses updates."""
 
-    def __init__(self, service: PastService, at_us: int) -> None:
+    def __init__(self, service: PastReader, at_us: int) -> None:
         self._service = service
         self._at_us = at_us
-        self._attributes: OrderedDict[ObjectId, MethodAnswer] = OrderedDict()
+        self._attributes: OrderedDict[ObjectId, Answered] = OrderedDict()
 
     async def query(
         self,
@@ -88,7 +85,7 @@ class PastMetadata:
         method: str,
         arguments: Record,
         credentials: Credentials,
-    ) -> MethodAnswer:
+    ) -> Answered:
         """Invoke a query of one object."""
         (identifier,) = objects
         is_cached = method == registry.GET_ATTRIBUTES
@@ -103,13 +100,13 @@ class PastMetadata:
                 self._attributes.popitem(last=False)
         return found
 
-    async def update(self, *_arguments: Any, **_options: Any) -> MethodAnswer:
+    async def update(self, *_arguments: Any, **_options: Any) -> Answered:
         """The past does not change."""
         raise FileSystemError(errno.EROFS)
 
 
 def past_file_system(
-    present: FileSystem, objects: PastService, blocks: PastBlockService, *, at_us: int
+    present: FileSystem, objects: PastReader, blocks: ReadWriteClient, *, at_us: int
 ) -> FileSystem:
     """`present` as it was at a time; read-only. A read must be permitted both then and now."""
     return FileSystem(
@@ -175,8 +172,8 @@ class History:
 
     present: FileSystem
     objects: MetadataService
-    past: PastService
-    blocks: PastBlockService
+    past: PastReader
+    blocks: ReadWriteClient
     _views: OrderedDict[int, FileSystem] = field(default_factory=OrderedDict, init=False)
 
     def at(self, time_us: int) -> FileSystem:

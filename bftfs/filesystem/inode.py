@@ -1,4 +1,16 @@
-"""Files and symlinks as replicated objects: readlink, and changes of a file's size and layout.
+"""Inodes as replicated objects: attributes, which directories have as well, and files' contents.
+
+The attributes are those of stat(2), extended ones, ACLs, and the retention policy.
+
+Names of extended attributes fall into the namespaces of xattr(7), with Linux' rules: `user.` on
+files and directories, by their permissions; `trusted.` for the superuser alone; `security.`
+readable by all; and the two ACLs. A change of the access ACL changes the permission bits, and vice
+versa.
+
+The retention policy, set by the owner, says which versions are kept once they are older than the
+detection window. [design §8] It is part of the object's state, so that nodes find it without
+looking at directories, and its changes are history, too. A new object inherits the policy of its
+directory; to change that of a subtree is to change it for every object in it.
 
 Blocks are written before the update that covers them. `write` then extends the size and sets the
 times; `truncate` cuts and `merge` rearranges the layout. A writer names the newest incarnation that
@@ -19,29 +31,381 @@ may be one too many.
 from __future__ import annotations
 
 import errno
+import stat
 from typing import Annotated, Final, TypeAlias
 
 from msgspec import Meta
 
 from bftfs import limits
-from bftfs.filesystem.attribute_methods import apply_changes
-from bftfs.filesystem.attributes import Attributes, Changes, Layout
+from bftfs.errors import UsageError
+from bftfs.filesystem import acl as acls
+from bftfs.filesystem.acl import AccessControlList
+from bftfs.filesystem.attributes import (
+    ACCESS_ACL,
+    DEFAULT_ACL,
+    NOW,
+    PERMISSION_BITS,
+    Attributes,
+    Changes,
+    Layout,
+)
 from bftfs.filesystem.directory import SYMLINK_TARGET_KEY
 from bftfs.filesystem.objects import (
+    ACL_KEYS,
     ATTRIBUTES_KEY,
+    EXECUTE,
+    READ,
+    RETENTION_KEY,
     ROOT,
     WRITE,
+    AttributesAfter,
     NoArguments,
     Principal,
     States,
     Subject,
+    concluded,
+    is_member,
     owns,
     time_ns,
     without_set_id_bits,
 )
 from bftfs.query_update.object_type import Caller, MutableState, Record, Refusal
+from bftfs.retention import KEEP_ALL, POLICY_BYTES, parse_policy
 from bftfs.server.step import Grant
 from bftfs.wire.codec import TimeField
+
+DAY_NS: Final = 86_400 * 1_000_000_000
+XATTR_CREATE: Final = 1
+XATTR_REPLACE: Final = 2
+
+_VALUE = b"x"
+_PREFIXES = _USER, _TRUSTED, _SECURITY, _SYSTEM = b"user.", b"trusted.", b"security.", b"system."
+_ACLS: Final = {acls.ACCESS: ACCESS_ACL, acls.DEFAULT: DEFAULT_ACL}
+
+ExtendedNameField: TypeAlias = Annotated[bytes, Meta(max_length=4096)]
+ExtendedValueField: TypeAlias = Annotated[bytes, Meta(max_length=limits.XATTR_VALUE_BYTES + 1)]
+
+
+def get_attributes(states: States, arguments: NoArguments, caller: Caller) -> Attributes:
+    """The attributes; as with a file handle, knowing the object's id is permission enough."""
+    del arguments, caller
+    return Subject.existing(states[0]).attributes
+
+
+def permit_reading(states: States, arguments: Record, caller: Caller) -> bytes:
+    """Refuse a caller who may not read the object now: its history is closed to that user, too."""
+    del arguments
+    Subject.existing(states[0]).require(caller, READ)
+    return b""
+
+
+def change_attributes(states: States, arguments: Changes, caller: Caller) -> AttributesAfter:
+    """chmod, chown and utimens in one."""
+    subject = Subject.existing(states[0])
+    apply_changes(subject, arguments, caller)
+    return concluded(caller, subject)
+
+
+def apply_changes(subject: Subject, changes: Changes, caller: Caller) -> None:
+    """Make `changes`, or refuse all of them. The rules are those of Linux' setattr_prepare."""
+    _require_mode_right(subject, changes, caller)
+    _require_owner_right(subject, changes, caller)
+    _require_times_right(subject, changes, caller)
+    before, now = subject.attributes, time_ns(caller)
+    gid = before.gid if changes.gid is None else changes.gid
+    mode = before.mode
+    if (changes.uid is not None or changes.gid is not None) and not stat.S_ISDIR(mode):
+        mode = without_set_id_bits(mode)
+    if changes.mode is not None:
+        mode = stat.S_IFMT(mode) | changes.mode & PERMISSION_BITS
+        if caller.uid != ROOT and not is_member(caller, gid):
+            mode &= ~stat.S_ISGID
+        acl = subject.access_acl()
+        if acl is not None:
+            subject.store_acl(ACCESS_ACL, acl.with_mode(mode))
+    subject.change(
+        mode=mode,
+        uid=before.uid if changes.uid is None else changes.uid,
+        gid=gid,
+        atime_ns=_new_time(changes.atime_ns, before=before.atime_ns, now=now),
+        mtime_ns=_new_time(changes.mtime_ns, before=before.mtime_ns, now=now),
+        ctime_ns=now,
+    )
+
+
+def _require_mode_right(subject: Subject, changes: Changes, caller: Caller) -> None:
+    before = subject.attributes
+    if changes.mode is not None and not owns(caller, before):
+        # Before a write by another user than the owner, Linux removes the set-id bits in that
+        # user's name.
+        if changes.mode & PERMISSION_BITS != without_set_id_bits(before.mode & PERMISSION_BITS):
+            raise Refusal(errno.EPERM)
+        subject.require(caller, WRITE)
+
+
+def _require_owner_right(subject: Subject, changes: Changes, caller: Caller) -> None:
+    before = subject.attributes
+    if caller.uid == ROOT:
+        return
+    if changes.uid is not None and not caller.uid == before.uid == changes.uid:
+        raise Refusal(errno.EPERM)
+    if changes.gid is not None and not (
+        caller.uid == before.uid and (changes.gid == before.gid or is_member(caller, changes.gid))
+    ):
+        raise Refusal(errno.EPERM)
+
+
+def _require_times_right(subject: Subject, changes: Changes, caller: Caller) -> None:
+    times = [time for time in (changes.atime_ns, changes.mtime_ns) if time is not None]
+    if times and not owns(caller, subject.attributes):
+        if any(time != NOW for time in times):
+            raise Refusal(errno.EPERM)
+        subject.require(caller, WRITE)
+
+
+def _new_time(asked: int | None, *, before: int, now: int) -> int:
+    if asked is None:
+        return before
+    return now if asked == NOW else asked
+
+
+class Access(Record, frozen=True):
+    """A report that the object was read at this time."""
+
+    atime_ns: Annotated[int, Meta(ge=0, le=(1 << 63) - 1)]
+
+
+def is_access_due(attributes: Attributes, atime_ns: int) -> bool:
+    """relatime: True for the first access after each change, and once a day."""
+    return (
+        attributes.atime_ns <= max(attributes.mtime_ns, attributes.ctime_ns)
+        or atime_ns - attributes.atime_ns >= DAY_NS
+    )
+
+
+def accessed(states: States, arguments: Access, caller: Caller) -> AttributesAfter:
+    """Record an access, if one is due; anybody who may read the object may report it."""
+    subject = Subject.existing(states[0])
+    if not subject.permits(caller, READ) and not subject.permits(caller, EXECUTE):
+        raise Refusal(errno.EACCES)
+    atime_ns = min(arguments.atime_ns, time_ns(caller))
+    if is_access_due(subject.attributes, atime_ns) and atime_ns > subject.attributes.atime_ns:
+        subject.change(atime_ns=atime_ns)
+    return concluded(caller, subject)
+
+
+# --- the retention policy --------------------------------------------------------------------
+
+
+class PolicySetting(Record, frozen=True):
+    """A policy in words."""
+
+    policy: Annotated[str, Meta(max_length=POLICY_BYTES)]
+
+
+def get_retention(states: States, arguments: NoArguments, caller: Caller) -> PolicySetting:
+    """The object's policy; as for its attributes, knowing the object's id is permission enough."""
+    del arguments, caller
+    stored = Subject.existing(states[0]).state.get(RETENTION_KEY)
+    return PolicySetting(str(KEEP_ALL) if stored is None else stored.decode("ascii"))
+
+
+def set_retention(states: States, arguments: PolicySetting, caller: Caller) -> AttributesAfter:
+    """Set the policy; only the owner may."""
+    subject = Subject.existing(states[0])
+    if not owns(caller, subject.attributes):
+        raise Refusal(errno.EPERM)
+    try:
+        policy = parse_policy(arguments.policy)
+    except UsageError:
+        raise Refusal(errno.EINVAL) from None
+    if policy == KEEP_ALL:
+        subject.state.delete(RETENTION_KEY)
+    else:
+        subject.state.put(RETENTION_KEY, str(policy).encode("ascii"))
+    subject.change(ctime_ns=time_ns(caller))
+    return concluded(caller, subject)
+
+
+# --- extended attributes ---------------------------------------------------------------------
+
+
+class ExtendedName(Record, frozen=True):
+    """The name of an extended attribute."""
+
+    name: ExtendedNameField
+
+
+class ExtendedValue(Record, frozen=True):
+    """The value of an extended attribute."""
+
+    value: bytes
+
+
+class ExtendedNames(Record, frozen=True):
+    """The names of an object's extended attributes."""
+
+    names: tuple[bytes, ...]
+
+
+class ExtendedSetting(Record, frozen=True):
+    """A new value of an extended attribute; XATTR_CREATE, XATTR_REPLACE, or either."""
+
+    name: ExtendedNameField
+    value: ExtendedValueField
+    flags: Annotated[int, Meta(ge=0, le=XATTR_CREATE | XATTR_REPLACE)]
+
+
+def fault_of_name(attributes: Attributes, name: bytes, *, uid: int, writing: bool) -> int:
+    """The errno with which any access to an attribute of this name fails, else 0. [xattr(7)]"""
+    if not name or len(name) > limits.XATTR_NAME_BYTES:
+        return errno.ERANGE
+    if b"\0" in name:
+        return errno.EINVAL
+    if name in _ACLS:
+        return 0
+    namespace = next((prefix for prefix in _PREFIXES if name.startswith(prefix)), b"")
+    if not namespace or namespace == _SYSTEM:
+        return errno.EOPNOTSUPP
+    if name == namespace:
+        return errno.EINVAL
+    if _is_usable(namespace, attributes, uid=uid, writing=writing):
+        return 0
+    return errno.EPERM if writing else errno.ENODATA
+
+
+def _is_usable(namespace: bytes, attributes: Attributes, *, uid: int, writing: bool) -> bool:
+    if namespace == _TRUSTED:
+        return uid == ROOT
+    if namespace == _SECURITY:
+        return uid == ROOT or not writing
+    return attributes.is_regular or attributes.is_directory
+
+
+def _subject_for(state: MutableState, name: bytes, caller: Caller, *, writing: bool) -> Subject:
+    """The object, if the caller may get or set the attribute of this name."""
+    subject = Subject.existing(state)
+    attributes = subject.attributes
+    fault = fault_of_name(attributes, name, uid=caller.uid, writing=writing)
+    if fault:
+        raise Refusal(fault)
+    if name.startswith(_USER):
+        sticky = attributes.is_directory and attributes.mode & stat.S_ISVTX
+        if writing and sticky and not owns(caller, attributes):
+            raise Refusal(errno.EPERM)
+        subject.require(caller, WRITE if writing else READ)
+    return subject
+
+
+def get_extended(states: States, arguments: ExtendedName, caller: Caller) -> ExtendedValue:
+    """The value of one extended attribute."""
+    name = arguments.name
+    subject = _subject_for(states[0], name, caller, writing=False)
+    key = ACL_KEYS[_ACLS[name]] if name in _ACLS else _VALUE + name
+    value = subject.state.get(key)
+    if value is None:
+        raise Refusal(errno.ENODATA)
+    return ExtendedValue(bytes(value))
+
+
+def permit_extended(states: States, arguments: ExtendedName, caller: Caller) -> bytes:
+    """Refuse a caller who may not read the attribute of this name."""
+    if arguments.name.startswith(_USER):
+        Subject.existing(states[0]).require(caller, READ)
+    return b""
+
+
+def list_extended(states: States, arguments: NoArguments, caller: Caller) -> ExtendedNames:
+    """The names of all extended attributes that the caller may see."""
+    del arguments
+    subject = Subject.existing(states[0])
+    names = [name for name, flag in _ACLS.items() if subject.attributes.flags & flag]
+    for key, _ in subject.state.scan(_VALUE, bytes((_VALUE[0] + 1,))):
+        name = bytes(key[1:])
+        if caller.uid == ROOT or not name.startswith(_TRUSTED):
+            names.append(name)
+    return ExtendedNames(tuple(names))
+
+
+def set_extended(states: States, arguments: ExtendedSetting, caller: Caller) -> AttributesAfter:
+    """Create or replace an extended attribute."""
+    name, value = arguments.name, arguments.value
+    subject = _subject_for(states[0], name, caller, writing=True)
+    if len(value) > limits.XATTR_VALUE_BYTES:
+        raise Refusal(errno.E2BIG)
+    if name in _ACLS:
+        _set_acl(subject, name, value, caller)
+    else:
+        attributes = subject.attributes
+        before = subject.state.get(_VALUE + name)
+        if before is None and arguments.flags & XATTR_REPLACE:
+            raise Refusal(errno.ENODATA)
+        if before is not None and arguments.flags & XATTR_CREATE:
+            raise Refusal(errno.EEXIST)
+        count = attributes.extended + (before is None)
+        volume = attributes.extended_bytes + len(value)
+        volume += len(name) if before is None else -len(before)
+        if count > limits.XATTRS or volume > limits.XATTRS_BYTES:
+            raise Refusal(errno.ENOSPC)
+        subject.state.put(_VALUE + name, value)
+        subject.change(extended=count, extended_bytes=volume)
+    subject.change(ctime_ns=time_ns(caller))
+    return concluded(caller, subject)
+
+
+def remove_extended(states: States, arguments: ExtendedName, caller: Caller) -> AttributesAfter:
+    """Remove an extended attribute."""
+    name = arguments.name
+    subject = _subject_for(states[0], name, caller, writing=True)
+    if name in _ACLS:
+        flag = _ACLS[name]
+        if not owns(caller, subject.attributes):
+            raise Refusal(errno.EPERM)
+        if not subject.attributes.flags & flag:
+            raise Refusal(errno.ENODATA)
+        subject.store_acl(flag, None)
+    else:
+        attributes = subject.attributes
+        before = subject.state.get(_VALUE + name)
+        if before is None:
+            raise Refusal(errno.ENODATA)
+        subject.state.delete(_VALUE + name)
+        subject.change(
+            extended=attributes.extended - 1,
+            extended_bytes=attributes.extended_bytes - len(name) - len(before),
+        )
+    subject.change(ctime_ns=time_ns(caller))
+    return concluded(caller, subject)
+
+
+def _set_acl(subject: Subject, name: bytes, value: bytes, caller: Caller) -> None:
+    """Set an ACL. An empty value removes it, and so does one that permission bits can express."""
+    attributes = subject.attributes
+    if not owns(caller, attributes):
+        raise Refusal(errno.EPERM)
+    if stat.S_ISLNK(attributes.mode):
+        raise Refusal(errno.EOPNOTSUPP)
+    flag = _ACLS[name]
+    if name == acls.DEFAULT and not attributes.is_directory:
+        raise Refusal(errno.EACCES)
+    if not value:
+        subject.store_acl(flag, None)
+        return
+    try:
+        acl = AccessControlList.decode(value)
+    except ValueError:
+        raise Refusal(errno.EINVAL) from None
+    if name == acls.DEFAULT:
+        subject.store_acl(flag, acl)
+        return
+    mode = attributes.mode & ~0o777 | acl.mode
+    if caller.uid != ROOT and not is_member(caller, attributes.gid):
+        mode &= ~stat.S_ISGID
+    subject.change(mode=mode)
+    subject.store_acl(flag, None if acl.is_minimal else acl)
+
+
+# --- contents --------------------------------------------------------------------------------
 
 UNKNOWN_INODE: Final = -1  # this node cannot tell who may write its blocks
 

@@ -32,7 +32,6 @@ from bftfs import limits
 from bftfs.conversation import Now
 from bftfs.credentials import Credentials
 from bftfs.errors import FileSystemError, OperationFailed
-from bftfs.filesystem.attribute_methods import Access, is_access_due
 from bftfs.filesystem.attributes import Attributes
 from bftfs.filesystem.directory import (
     Child,
@@ -42,6 +41,7 @@ from bftfs.filesystem.directory import (
     LookupAnswer,
     Name,
 )
+from bftfs.filesystem.inode import Access, is_access_due
 from bftfs.filesystem.objects import NANOSECONDS_PER_MICROSECOND, NoArguments
 from bftfs.filesystem.registry import ACCESSED, GET_ATTRIBUTES, LOOKUP, READ_DIRECTORY
 from bftfs.filesystem.services import MetadataService, Options
@@ -318,15 +318,13 @@ class CachedName(NamedTuple):
     heard_us: int
 
 
+@dataclass(slots=True)
 class _Directory:
     """The known version of a directory, and all its names, if they are known."""
 
-    __slots__ = ("names", "since", "version")
-
-    def __init__(self, version: int, names: set[bytes] | None) -> None:
-        self.version = version
-        self.since = version
-        self.names = names
+    version: int
+    since: int
+    names: set[bytes] | None = None
 
 
 _FREE = CachedName(None, 0, 0)
@@ -399,7 +397,7 @@ class NameCache:
         """These are the directory's attributes now: a new version may be another mount's change."""
         known = self._directories.get(directory)
         if known is not None and known.version < attributes.version:
-            self._know(directory, _Directory(attributes.version, None))
+            self._know(directory, _Directory(attributes.version, attributes.version))
 
     def found(
         self, directory: ObjectId, at: Attributes, name: bytes, child: Child | None, now_us: int
@@ -427,11 +425,11 @@ class NameCache:
             names.add(entry.name)
         if is_whole:
             known = self._directories[directory]
-            self._know(directory, _Directory(at.version, names), since=known.since)
+            self._know(directory, _Directory(at.version, known.since, names))
 
     def made(self, directory: ObjectId, at: Attributes) -> None:
         """This mount has made the directory: it is empty."""
-        self._know(directory, _Directory(at.version, set()))
+        self._know(directory, _Directory(at.version, at.version, set()))
 
     def changed(
         self, directory: ObjectId, at: Attributes, changes: Iterable[Changed], now_us: int
@@ -443,7 +441,7 @@ class NameCache:
                 self.forget(directory, name)
             return
         if known is None or known.version not in (at.previous, at.version):
-            known = _Directory(at.version, None)
+            known = _Directory(at.version, at.version)
             self._know(directory, known)
         known.version = at.version
         for name, child in changes:
@@ -473,13 +471,11 @@ class NameCache:
         """True if no later version of the directory is known than that of an answer."""
         known = self._directories.get(directory)
         if known is None or known.version < version:
-            self._know(directory, _Directory(version, None))
+            self._know(directory, _Directory(version, version))
             return True
         return known.version == version
 
-    def _know(self, directory: ObjectId, known: _Directory, *, since: int | None = None) -> None:
-        if since is not None:
-            known.since = since
+    def _know(self, directory: ObjectId, known: _Directory) -> None:
         self._forget_directory(directory)
         self._directories[directory] = known
         self._names += len(known.names or ())

@@ -27,12 +27,6 @@ from bftfs.errors import FileSystemError
 from bftfs.filesystem import acl as acls
 from bftfs.filesystem import registry
 from bftfs.filesystem.acl import AccessControlList
-from bftfs.filesystem.attribute_methods import (
-    ExtendedName,
-    ExtendedSetting,
-    apply_changes,
-    fault_of_name,
-)
 from bftfs.filesystem.attributes import (
     ACCESS_ACL,
     DEFAULT_ACL,
@@ -41,7 +35,7 @@ from bftfs.filesystem.attributes import (
     Changes,
 )
 from bftfs.filesystem.block_memory import Buffer
-from bftfs.filesystem.capacity import Capacity
+from bftfs.filesystem.capacity import Capacity, ClusterCapacity
 from bftfs.filesystem.content_store import ContentStore
 from bftfs.filesystem.contents import Contents, OpenFile
 from bftfs.filesystem.directory import (
@@ -56,12 +50,19 @@ from bftfs.filesystem.directory import (
     fault_of,
     shown,
 )
+from bftfs.filesystem.inode import (
+    ExtendedName,
+    ExtendedSetting,
+    apply_changes,
+    fault_of_name,
+)
 from bftfs.filesystem.metadata import AccessTimes, Changed, DirectoryEntry, Metadata, OpenDirectory
 from bftfs.filesystem.objects import AttributesAfter, NoArguments, NoState, Subject, permits
-from bftfs.filesystem.services import BlockService, CapacityService, MetadataService, Options
+from bftfs.filesystem.services import MetadataService, Options
 from bftfs.filesystem.volume import Format, Volume
 from bftfs.identifiers import ClientId, ObjectId, ObjectKind, kind_of, object_id, placement_of
 from bftfs.query_update.object_type import Caller, Record, Refusal
+from bftfs.read_write.client import ReadWriteClient
 
 ATTEMPTS: Final = 16  # at an operation whose objects other mounts keep changing
 DEPTH: Final = 4_096  # of nested directories
@@ -102,8 +103,8 @@ class FileSystem:
     def __init__(
         self,
         metadata: MetadataService,
-        blocks: BlockService,
-        capacity: CapacityService,
+        blocks: ReadWriteClient,
+        capacity: ClusterCapacity,
         cipher: BlockCipher | None,
         *,
         root: ObjectId,

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, Final, get_type_hints
 
-from bftfs.filesystem import attribute_methods as attributes
 from bftfs.filesystem import directory, inode, volume
 from bftfs.identifiers import ObjectKind
 from bftfs.query_update.object_type import Method, ObjectTypes, Record
@@ -65,7 +64,7 @@ _query = partial(_method, update=False)
 
 _METHODS = (
     _query(LOOKUP, directory.lookup, _DIRECTORY, permit=directory.permit_lookup),
-    _query(READ_DIRECTORY, directory.read_directory, _DIRECTORY, permit=attributes.permit_reading),
+    _query(READ_DIRECTORY, directory.read_directory, _DIRECTORY, permit=inode.permit_reading),
     _method(CREATE, directory.create, _DIRECTORY, _INODE),
     _method(MAKE_DIRECTORY, directory.make_directory, _DIRECTORY, _DIRECTORY),
     _method(LINK, directory.link, _DIRECTORY, _INODE),
@@ -77,16 +76,16 @@ _METHODS = (
     _method(WRITE, inode.write, _INODE),
     _method(TRUNCATE, inode.truncate, _INODE, frees=True),
     _method(MERGE, inode.merge, _INODE),
-    _query(GET_ATTRIBUTES, attributes.get_attributes, _EITHER),
-    _query(PERMIT_HISTORY, attributes.permit_reading, _EITHER),
-    _method(CHANGE_ATTRIBUTES, attributes.change_attributes, _EITHER),
-    _method(ACCESSED, attributes.accessed, _EITHER),
-    _query(GET_EXTENDED, attributes.get_extended, _EITHER, permit=attributes.permit_extended),
-    _query(LIST_EXTENDED, attributes.list_extended, _EITHER),
-    _method(SET_EXTENDED, attributes.set_extended, _EITHER),
-    _method(REMOVE_EXTENDED, attributes.remove_extended, _EITHER, frees=True),
-    _query(GET_RETENTION, attributes.get_retention, _EITHER),
-    _method(SET_RETENTION, attributes.set_retention, _EITHER),
+    _query(GET_ATTRIBUTES, inode.get_attributes, _EITHER),
+    _query(PERMIT_HISTORY, inode.permit_reading, _EITHER),
+    _method(CHANGE_ATTRIBUTES, inode.change_attributes, _EITHER),
+    _method(ACCESSED, inode.accessed, _EITHER),
+    _query(GET_EXTENDED, inode.get_extended, _EITHER, permit=inode.permit_extended),
+    _query(LIST_EXTENDED, inode.list_extended, _EITHER),
+    _method(SET_EXTENDED, inode.set_extended, _EITHER),
+    _method(REMOVE_EXTENDED, inode.remove_extended, _EITHER, frees=True),
+    _query(GET_RETENTION, inode.get_retention, _EITHER),
+    _method(SET_RETENTION, inode.set_retention, _EITHER),
     _method(FORMAT, volume.format_volume, _VOLUME, _DIRECTORY),
     _query(DESCRIBE, volume.describe, _VOLUME),
     _query(LIST_SNAPSHOTS, volume.list_snapshots, _VOLUME),

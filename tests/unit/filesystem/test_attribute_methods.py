@@ -10,8 +10,8 @@ import msgspec
 import pytest
 
 from bftfs.filesystem import registry
-from bftfs.filesystem.attribute_methods import DAY_NS, Access
 from bftfs.filesystem.attributes import NOW, Attributes, encode_attributes
+from bftfs.filesystem.inode import DAY_NS, Access
 from bftfs.identifiers import ObjectId
 from tests.unit.filesystem.test_directory import Tree, refused, tree
 from tests.unit.filesystem.world import ALICE, BOB, CAROL, ROOT, ROOT_ID, START_US

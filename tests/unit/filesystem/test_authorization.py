@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 
 from bftfs.filesystem import registry
-from bftfs.filesystem.attribute_methods import ExtendedSetting
-from bftfs.filesystem.inode import UNKNOWN_INODE, may_write_blocks
+from bftfs.filesystem.inode import UNKNOWN_INODE, ExtendedSetting, may_write_blocks
 from bftfs.identifiers import ObjectId, ObjectKind
 from bftfs.server.step import Grant
 from tests.builders import Overlay

@@ -13,7 +13,6 @@ import pytest
 
 from bftfs import limits
 from bftfs.filesystem import registry
-from bftfs.filesystem.attribute_methods import ExtendedName, ExtendedSetting
 from bftfs.filesystem.attributes import Attributes, Changes, encode_attributes
 from bftfs.filesystem.directory import (
     RENAME_EXCHANGE,
@@ -27,6 +26,7 @@ from bftfs.filesystem.directory import (
     Relocation,
     Renaming,
 )
+from bftfs.filesystem.inode import ExtendedName, ExtendedSetting
 from bftfs.filesystem.objects import NoArguments
 from bftfs.filesystem.volume import Format
 from bftfs.identifiers import ObjectId, ObjectKind

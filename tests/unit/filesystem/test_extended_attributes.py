@@ -10,13 +10,13 @@ import pytest
 
 from bftfs import limits
 from bftfs.filesystem import registry
-from bftfs.filesystem.attribute_methods import (
+from bftfs.filesystem.attributes import Attributes
+from bftfs.filesystem.inode import (
     XATTR_CREATE,
     XATTR_REPLACE,
     ExtendedName,
     ExtendedSetting,
 )
-from bftfs.filesystem.attributes import Attributes
 from bftfs.filesystem.objects import NoArguments
 from bftfs.identifiers import ObjectId
 from tests.unit.filesystem.test_acl import acl

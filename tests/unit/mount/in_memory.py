@@ -24,8 +24,8 @@ import trio
 from bftfs.conversation import Event, Wait
 from bftfs.credentials import Credentials
 from bftfs.engine import Engine
-from bftfs.filesystem.attribute_methods import ExtendedName, ExtendedSetting
 from bftfs.filesystem.capacity import Capacity
+from bftfs.filesystem.inode import ExtendedName, ExtendedSetting
 from bftfs.filesystem.objects import AttributesAfter, NoArguments
 from bftfs.filesystem.operations import FileSystem
 from bftfs.filesystem.registry import GET_ATTRIBUTES

@@ -15,9 +15,9 @@ from bftfs.asking.refusal import Refused
 from bftfs.credentials import Credentials
 from bftfs.errors import AdmissionRefused, FileSystemError, PastUnknown
 from bftfs.filesystem import registry
-from bftfs.filesystem.attribute_methods import ExtendedName, ExtendedSetting
 from bftfs.filesystem.attributes import Changes
 from bftfs.filesystem.directory import Creation, Listing, Name
+from bftfs.filesystem.inode import ExtendedName, ExtendedSetting
 from bftfs.filesystem.registry import file_system_types
 from bftfs.filesystem.volume import Format
 from bftfs.identifiers import ObjectId, ObjectKind, object_id

@@ -10,8 +10,8 @@ import pytest
 
 from bftfs import limits
 from bftfs.errors import FileSystemError
-from bftfs.filesystem.attribute_methods import Access
 from bftfs.filesystem.directory import RENAME_EXCHANGE
+from bftfs.filesystem.inode import Access
 from bftfs.filesystem.registry import ACCESSED
 from bftfs.simulation.deployment import CREDENTIALS
 
