@@ -286,7 +286,7 @@ def _inherited(
 
     A default ACL takes the umask's place.
     """
-    default = directory.default_acl()
+    default = directory.acl(DEFAULT_ACL)
     if default is None:
         return mode & ~(umask & 0o777), None, None
     access = default.inherited(mode)
@@ -501,6 +501,7 @@ class _Rename:
     ) -> None:
         """Find the entries. The order of refusals, here and in `perform`, is that of Linux."""
         self.source, self.target, self.child, self.replaced = subjects
+        self.crosses = self.source is not self.target
         self.arguments = arguments
         self.caller = caller
         self.exchange = bool(arguments.flags & RENAME_EXCHANGE)
@@ -567,15 +568,11 @@ class _Rename:
         if self.replaced.attributes.entries:
             raise Refusal(errno.ENOTEMPTY)
 
-    @property
-    def _crosses(self) -> bool:
-        return self.source is not self.target
-
     def _require_parents_writable(self) -> None:
         """A directory that gets another parent must be writable: its ".." changes."""
-        if self._crosses and self.child_is_directory:
+        if self.crosses and self.child_is_directory:
             self.child.require(self.caller, WRITE)
-        if self._crosses and self.exchange and self.replaced_is_directory:
+        if self.crosses and self.exchange and self.replaced_is_directory:
             self.replaced.require(self.caller, WRITE)
 
     def _change_entries(self) -> None:
@@ -587,7 +584,7 @@ class _Rename:
             else:
                 _erase(source, name, moved)
             _put(target, target_name, moved._replace(serial=found.serial))
-        elif self._crosses:
+        elif self.crosses:
             _erase(source, name, moved)
             _insert(target, target_name, moved.child, moved.file_type)
         else:
@@ -597,11 +594,11 @@ class _Rename:
     def _change_parents(self) -> None:
         """Count the directories in each parent anew, and name the new parents."""
         source, target = self.source, self.target
-        if self._crosses and self.child_is_directory:
+        if self.crosses and self.child_is_directory:
             source.change(links=source.attributes.links - 1)
             target.change(links=target.attributes.links + 1)
             self.child.change(parent=target.identifier)
-        if self.replaced_is_directory and (self._crosses or not self.exchange):
+        if self.replaced_is_directory and (self.crosses or not self.exchange):
             target.change(links=target.attributes.links - 1)
             if self.exchange:
                 source.change(links=source.attributes.links + 1)

@@ -120,7 +120,7 @@ def apply_changes(subject: Subject, changes: Changes, caller: Caller) -> None:
         mode = stat.S_IFMT(mode) | changes.mode & PERMISSION_BITS
         if caller.uid != ROOT and not is_member(caller, gid):
             mode &= ~stat.S_ISGID
-        acl = subject.access_acl()
+        acl = subject.acl(ACCESS_ACL)
         if acl is not None:
             subject.store_acl(ACCESS_ACL, acl.with_mode(mode))
     subject.change(

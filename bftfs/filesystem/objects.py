@@ -152,15 +152,8 @@ class Subject:
             self.state.put(ATTRIBUTES_KEY, encode_attributes(self.attributes))
         return self.attributes
 
-    def access_acl(self) -> AccessControlList | None:
-        """The access ACL, if the object has one beyond its permission bits."""
-        return self._acl(ACCESS_ACL)
-
-    def default_acl(self) -> AccessControlList | None:
-        """The ACL that a directory passes on to new objects in it."""
-        return self._acl(DEFAULT_ACL)
-
-    def _acl(self, flag: int) -> AccessControlList | None:
+    def acl(self, flag: int) -> AccessControlList | None:
+        """ACCESS_ACL: the list beyond its permission bits. DEFAULT_ACL: what new objects get."""
         if not self.attributes.flags & flag:
             return None
         encoded = self.state.get(ACL_KEYS[flag])
@@ -178,7 +171,7 @@ class Subject:
 
     def permits(self, who: Principal, want: int) -> bool:
         """True if `who` has the permissions `want` on the object."""
-        return permits(self.attributes, self.access_acl(), who, want)
+        return permits(self.attributes, self.acl(ACCESS_ACL), who, want)
 
     def require(self, who: Principal, want: int) -> None:
         """Refuse unless `who` has the permissions `want`."""

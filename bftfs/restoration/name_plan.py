@@ -162,11 +162,15 @@ async def _is_made_anew(
 
 
 @dataclass(frozen=True, slots=True)
-class Conflict:
-    """Something that both the client and others have changed; a person has to look at it."""
+class UndoStep:
+    """Something to do; or a conflict: both sides have changed something, and a person has to look.
 
-    text: str
-    name: Slot
+    Without `perform`, nothing is done."""
+
+    what: str
+    perform: Callable[[], Conversation[object]] | None = None
+    conflict: bool = False
+    name: Slot | None = None  # of a conflict: where it is
 
 
 def plan_names(log: ChangeLog, history: NameHistory, spare: SpareNames, *, label: str) -> NamePlan:
@@ -190,7 +194,7 @@ class NamePlan:
         self._label = label
         self.tree = log.tree.copy()
         self.kept: set[ObjectId] = set()
-        self.conflicts: list[Conflict] = []
+        self.conflicts: list[UndoStep] = []
         # Names with what the client took from them beside them, and names left as they are.
         self._corrected: set[Slot] = set()
         self._staying: set[Slot] = set()
@@ -341,7 +345,7 @@ class NamePlan:
         self.kept = set(self.tree.below(tops(self._log)))
 
     def _report(self, name: Slot, path: str, what: str) -> None:
-        self.conflicts.append(Conflict(f"{path}: {what}", name))
+        self.conflicts.append(UndoStep(f"{path}: {what}", conflict=True, name=name))
 
 
 def tops(log: ChangeLog) -> list[ObjectId]:

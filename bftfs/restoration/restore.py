@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import stat
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Final, Protocol, TypeVar
@@ -85,27 +86,16 @@ class Target(Protocol):
         """Set or remove (None) an extended attribute; False if that is not permitted."""
 
 
-class Counts:
+_MADE, _REWRITTEN, _CHANGED, _REMOVED = "made", "rewritten", "with other attributes", "removed"
+
+
+class Counts(Counter[str]):
     """How much a restore has changed."""
 
-    def __init__(self) -> None:
-        self.written = self.made = self.removed = self.changed = 0
-
-    def __bool__(self) -> bool:
-        return bool(self.written or self.made or self.removed or self.changed)
-
     def __str__(self) -> str:
-        words = [
-            f"{count} {what}"
-            for count, what in (
-                (self.made, "made"),
-                (self.written, "rewritten"),
-                (self.changed, "with other attributes"),
-                (self.removed, "removed"),
-            )
-            if count
-        ]
-        return ", ".join(words) if words else "nothing had to be changed"
+        kinds = (_MADE, _REWRITTEN, _CHANGED, _REMOVED)
+        words = [f"{self[kind]} {kind}" for kind in kinds if self[kind]]
+        return ", ".join(words) or "nothing had to be changed"
 
 
 class Restoring:
@@ -147,13 +137,13 @@ class Restoring:
             or self._used.setdefault(there.identity, node.identifier) != node.identifier
         ):
             await target.remove(path)
-            counts.removed += 1
+            counts[_REMOVED] += 1
             there = None
         made = there is None
         if form == stat.S_IFDIR:
             if made:
                 await target.make_directory(path)
-                counts.made += 1
+                counts[_MADE] += 1
             return
         if form == stat.S_IFREG:
             await self._restore_contents(path, node, there)
@@ -163,10 +153,10 @@ class Restoring:
                 if not made:
                     await target.remove(path)
                 await target.make_symlink(path, leads_to)
-                counts.made += 1
+                counts[_MADE] += 1
         elif made:
             await target.make_node(path, attributes.mode, attributes.device)
-            counts.made += 1
+            counts[_MADE] += 1
         if attributes.links > 1:
             self._links[node.identifier] = path
         await self._restore_attributes(path, node, made=made)
@@ -180,7 +170,7 @@ class Restoring:
         if there is not None:
             await target.remove(path)
         await target.link(first, path)
-        self.counts.made += 1
+        self.counts[_MADE] += 1
 
     async def _restore_contents(
         self, path: str, node: FoundObject, there: PathStatus | None
@@ -194,9 +184,9 @@ class Restoring:
             return
         await self._read(path, node, self._target.write)
         if there is None:
-            self.counts.made += 1
+            self.counts[_MADE] += 1
         else:
-            self.counts.written += 1
+            self.counts[_REWRITTEN] += 1
 
     async def _read(
         self, path: str, node: FoundObject, use: Callable[[str, Reading], Awaitable[_Result]]
@@ -227,7 +217,7 @@ class Restoring:
             )
             changed = True
         if changed and not made:
-            self.counts.changed += 1
+            self.counts[_CHANGED] += 1
 
     async def _status(self, path: str) -> PathStatus:
         found = await self._target.status(path)
@@ -256,6 +246,6 @@ class Restoring:
             full = f"{path}/{name}" if path else name
             if full not in tree:
                 await self._target.remove(full)
-                self.counts.removed += 1
+                self.counts[_REMOVED] += 1
             elif tree[full].attributes.is_directory:
                 await self._remove_others(full, tree)

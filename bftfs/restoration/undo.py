@@ -32,12 +32,12 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import assert_never
 
-from bftfs.conversation import Conversation, Now
+from bftfs.conversation import Now
 from bftfs.errors import FileSystemError
 from bftfs.filesystem.contents import OpenFile
 from bftfs.filesystem.directory import RENAME_EXCHANGE, RENAME_NOREPLACE, shown
@@ -47,6 +47,7 @@ from bftfs.restoration.changes import ChangeLog, Slot, SpareNames
 from bftfs.restoration.name_plan import (
     NameHistory,
     NamePlan,
+    UndoStep,
     find_staying,
     plan_names,
     read_names,
@@ -54,16 +55,6 @@ from bftfs.restoration.name_plan import (
 )
 from bftfs.restoration.others_work import AttributeChanges
 from bftfs.restoration.viewpoint import PIECE_BYTES, Viewpoint
-
-
-@dataclass(frozen=True, slots=True)
-class UndoStep:
-    """Something to do; or, without `perform`, a conflict in which nothing is done."""
-
-    what: str
-    perform: Callable[[], Conversation[object]] | None = None
-    conflict: bool = False
-    name: Slot | None = None  # of a conflict: where it is
 
 
 class Undo:
@@ -101,8 +92,7 @@ class Undo:
                         partial(others_work.set_attributes, self._view, identifier, attributes),
                     )
                 )
-        conflicts = (UndoStep(each.text, conflict=True, name=each.name) for each in plan.conflicts)
-        return [*steps, *conflicts]
+        return [*steps, *plan.conflicts]
 
     async def _contents_steps(
         self, identifier: ObjectId, history: NameHistory, plan: NamePlan

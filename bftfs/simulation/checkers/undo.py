@@ -25,7 +25,7 @@ from bftfs.filesystem.attributes import decode_attributes
 from bftfs.filesystem.objects import ATTRIBUTES_KEY
 from bftfs.identifiers import ClientId, ObjectId
 from bftfs.query_update.history import LogicalTimestamp, client_of, time_of
-from bftfs.restoration.undo import UndoStep
+from bftfs.restoration.name_plan import UndoStep
 from bftfs.simulation.checkers.namespace import Established, NamespaceModel
 from bftfs.simulation.checkers.past import PastTree, WrittenContents
 from bftfs.simulation.checkers.tree import SeenObject
