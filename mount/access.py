@@ -16,7 +16,7 @@ from bftfs.filesystem import object_types
 from bftfs.filesystem.capacity import ClusterCapacity
 from bftfs.filesystem.file_history import History
 from bftfs.filesystem.operations import FileSystem
-from bftfs.filesystem.services import Options
+from bftfs.filesystem.options import Options
 from bftfs.limits import SECOND_US
 from bftfs.query_update.client import QueryUpdateClient
 from bftfs.query_update.past_reading import PastReader

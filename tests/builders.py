@@ -121,7 +121,7 @@ class Answer:
 
 
 class InMemoryObjects:
-    """Replicated objects without replicas: a `MetadataService`.
+    """Replicated objects without replicas, in place of a `QueryUpdateClient`.
 
     It runs the registered methods as Query/Update does: atomically, one after the other, with
     encoded arguments and answers; nothing is kept of a method that refuses.

@@ -29,7 +29,7 @@ from bftfs.filesystem.block_memory import BlockCache, Buffer
 from bftfs.filesystem.contents import Contents, Failure, OpenFile, Sharing
 from bftfs.filesystem.file_blocks import BlockReader, BlockWriter
 from bftfs.filesystem.metadata import Metadata
-from bftfs.filesystem.services import Options
+from bftfs.filesystem.options import Options
 from bftfs.identifiers import ObjectId
 from bftfs.read_write.client import ReadWriteClient
 

@@ -21,8 +21,8 @@ from bftfs.filesystem.attributes import INCARNATION_GAP, NO_CHANGES, spans
 from bftfs.filesystem.block_memory import BlockCache, Buffer, DirtyBlock, Extent, Load, part
 from bftfs.filesystem.contents import Contents, OpenFile, Sharing
 from bftfs.filesystem.metadata import Metadata
+from bftfs.filesystem.options import Options
 from bftfs.filesystem.registry import MERGE, TRUNCATE, WRITE
-from bftfs.filesystem.services import Options
 from bftfs.identifiers import BlockId, ObjectId, block_id
 from bftfs.query_update.object_type import Record
 from bftfs.read_write.client import ReadWriteClient

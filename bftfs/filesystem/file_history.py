@@ -28,7 +28,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Final, TypeVar
+from typing import Final, TypeVar
 
 from bftfs import limits
 from bftfs.conversation import Conversation, Now, Together
@@ -39,13 +39,14 @@ from bftfs.filesystem.attributes import Attributes, decode_attributes
 from bftfs.filesystem.directory import Name, StoredEntry, entry_in, name_in
 from bftfs.filesystem.file_blocks import plaintext_of
 from bftfs.filesystem.inode import PolicySetting
+from bftfs.filesystem.metadata import PastMetadata
 from bftfs.filesystem.objects import ATTRIBUTES_KEY, NoArguments
 from bftfs.filesystem.operations import FileSystem, FoundObject
-from bftfs.filesystem.services import MetadataService, Options
+from bftfs.filesystem.options import Options
 from bftfs.filesystem.volume import Snapshot, SnapshotCreation
 from bftfs.identifiers import BlockId, ClientId, ObjectId
 from bftfs.limits import MIB
-from bftfs.query_update.client import Answered
+from bftfs.query_update.client import QueryUpdateClient
 from bftfs.query_update.history import ZERO, LogicalTimestamp, Operation, client_of, time_of
 from bftfs.query_update.messages import PastVersion
 from bftfs.query_update.object_type import Record
@@ -64,45 +65,10 @@ ENTRY_PREFIX: Final = b"e"
 CHANGES_SHOWN: Final = (ATTRIBUTES_KEY, ENTRY_PREFIX)
 
 _KEPT_US: Final = 1 << 62  # for ever
-_ATTRIBUTES_CACHED: Final = 16_384  # objects, in one view
 _CACHE_BYTES: Final = 8 * MIB  # of clean blocks, in one view
 
 
 # --- views of the past -----------------------------------------------------------------------
-
-
-class PastMetadata:
-    """Queries of replicated objects as of a time. A `MetadataService` that refuses updates."""
-
-    def __init__(self, service: PastReader, at_us: int) -> None:
-        self._service = service
-        self._at_us = at_us
-        self._attributes: OrderedDict[ObjectId, Answered] = OrderedDict()
-
-    async def query(
-        self,
-        objects: tuple[ObjectId, ...],
-        method: str,
-        arguments: Record,
-        credentials: Credentials,
-    ) -> Answered:
-        """Invoke a query of one object."""
-        (identifier,) = objects
-        is_cached = method == registry.GET_ATTRIBUTES
-        if is_cached and (known := self._attributes.get(identifier)) is not None:
-            return known
-        found = await self._service.query(
-            identifier, method, arguments, credentials, at_us=self._at_us
-        )
-        if is_cached:
-            self._attributes[identifier] = found
-            if len(self._attributes) > _ATTRIBUTES_CACHED:
-                self._attributes.popitem(last=False)
-        return found
-
-    async def update(self, *_arguments: Any, **_options: Any) -> Answered:
-        """The past does not change."""
-        raise FileSystemError(errno.EROFS)
 
 
 def past_file_system(
@@ -171,7 +137,7 @@ class History:
     """The history of one file system."""
 
     present: FileSystem
-    objects: MetadataService
+    objects: QueryUpdateClient
     past: PastReader
     blocks: ReadWriteClient
     _views: OrderedDict[int, FileSystem] = field(default_factory=OrderedDict, init=False)

@@ -43,10 +43,12 @@ from bftfs.filesystem.directory import (
 )
 from bftfs.filesystem.inode import Access, is_access_due
 from bftfs.filesystem.objects import NANOSECONDS_PER_MICROSECOND, NoArguments
+from bftfs.filesystem.options import Options
 from bftfs.filesystem.registry import ACCESSED, GET_ATTRIBUTES, LOOKUP, READ_DIRECTORY
-from bftfs.filesystem.services import MetadataService, Options
 from bftfs.identifiers import ObjectId, ObjectKind, kind_of
+from bftfs.query_update.client import Answered, QueryUpdateClient
 from bftfs.query_update.object_type import Record
+from bftfs.query_update.past_reading import PastReader
 
 ATTRIBUTES_CACHED: Final = 32_768  # about 1 KiB each
 PAGE_BYTES: Final = 128 * limits.KIB  # of a directory, in one answer
@@ -60,12 +62,32 @@ class _KnownAttributes(NamedTuple):
     heard_us: int
 
 
+class PastMetadata:
+    """The objects as they were at a time, in place of a `QueryUpdateClient`."""
+
+    def __init__(self, reader: PastReader, at_us: int) -> None:
+        self._reader = reader
+        self._at_us = at_us
+
+    async def query(
+        self, objects: tuple[ObjectId, ...], method: str, arguments: Record, who: Credentials
+    ) -> Answered:
+        """Invoke a query of one object."""
+        (identifier,) = objects
+        return await self._reader.query(identifier, method, arguments, who, at_us=self._at_us)
+
+    async def update(self, *_arguments: Any, **_options: Any) -> Answered:
+        """The past does not change."""
+        raise FileSystemError(errno.EROFS)
+
+
 class Metadata:
     """Queries and updates of objects, with their cached attributes and names."""
 
-    def __init__(self, service: MetadataService, options: Options) -> None:
+    def __init__(self, service: QueryUpdateClient | PastMetadata, options: Options) -> None:
         self._service = service
         self._read_only = options.read_only
+        self._is_past = options.is_past
         strict = options.strict
         self._attribute_timeout_us = 0 if strict else options.attribute_timeout_us
         self._attributes: OrderedDict[ObjectId, _KnownAttributes] = OrderedDict()
@@ -157,7 +179,9 @@ class Metadata:
         return await self.latest(identifier, who) if attributes is None else attributes
 
     async def latest(self, identifier: ObjectId, who: Credentials) -> Attributes:
-        """The attributes as a quorum has them now."""
+        """The attributes as a quorum has them now. The past does not change: known ones will do."""
+        if self._is_past and (known := self.known(identifier)) is not None:
+            return known
         attributes = await self.query(identifier, GET_ATTRIBUTES, NoArguments(), who)
         return self.learn(identifier, attributes, await Now())
 

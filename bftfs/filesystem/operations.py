@@ -56,11 +56,19 @@ from bftfs.filesystem.inode import (
     apply_changes,
     fault_of_name,
 )
-from bftfs.filesystem.metadata import AccessTimes, Changed, DirectoryEntry, Metadata, OpenDirectory
+from bftfs.filesystem.metadata import (
+    AccessTimes,
+    Changed,
+    DirectoryEntry,
+    Metadata,
+    OpenDirectory,
+    PastMetadata,
+)
 from bftfs.filesystem.objects import AttributesAfter, NoArguments, NoState, Subject, permits
-from bftfs.filesystem.services import MetadataService, Options
+from bftfs.filesystem.options import Options
 from bftfs.filesystem.volume import Format, Volume
 from bftfs.identifiers import ClientId, ObjectId, ObjectKind, kind_of, object_id, placement_of
+from bftfs.query_update.client import QueryUpdateClient
 from bftfs.query_update.object_type import Caller, Record, Refusal
 from bftfs.read_write.client import ReadWriteClient
 
@@ -102,7 +110,7 @@ class FileSystem:
 
     def __init__(
         self,
-        metadata: MetadataService,
+        metadata: QueryUpdateClient | PastMetadata,
         blocks: ReadWriteClient,
         capacity: ClusterCapacity,
         cipher: BlockCipher | None,

@@ -25,7 +25,7 @@ from bftfs.filesystem.attributes import Attributes, Changes
 from bftfs.filesystem.capacity import ClusterCapacity
 from bftfs.filesystem.objects import ATTRIBUTES_KEY
 from bftfs.filesystem.operations import FileSystem
-from bftfs.filesystem.services import Options
+from bftfs.filesystem.options import Options
 from bftfs.identifiers import BlockId, NodeId, ObjectId, ObjectKind, object_id
 from bftfs.query_update.client import QueryUpdateClient
 from bftfs.query_update.history import Known

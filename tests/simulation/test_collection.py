@@ -22,8 +22,8 @@ from bftfs.errors import NoLongerKept
 from bftfs.filesystem.capacity import ClusterCapacity
 from bftfs.filesystem.file_history import History
 from bftfs.filesystem.operations import FileSystem
+from bftfs.filesystem.options import Options
 from bftfs.filesystem.registry import file_system_types
-from bftfs.filesystem.services import Options
 from bftfs.identifiers import NodeId, ObjectId, ObjectKind, block_id, object_id
 from bftfs.query_update.client import QueryUpdateClient
 from bftfs.query_update.past_reading import PastReader

@@ -30,7 +30,7 @@ from bftfs.filesystem.contents import OpenFile
 from bftfs.filesystem.directory import Creation, DirectoryCreation, Name, Renaming
 from bftfs.filesystem.file_history import History, past_file_system
 from bftfs.filesystem.operations import FileSystem
-from bftfs.filesystem.services import Options
+from bftfs.filesystem.options import Options
 from bftfs.identifiers import (
     BlockId,
     ClientId,

@@ -13,8 +13,8 @@ from bftfs.crypto.cipher import BlockCipher
 from bftfs.engine import Engine
 from bftfs.filesystem.capacity import Capacity
 from bftfs.filesystem.operations import FileSystem
+from bftfs.filesystem.options import Options
 from bftfs.filesystem.registry import FORMAT
-from bftfs.filesystem.services import Options
 from bftfs.filesystem.volume import Format
 from bftfs.identifiers import ObjectId, ObjectKind, object_id
 from bftfs.simulation.world import START_US

@@ -28,8 +28,8 @@ from bftfs.filesystem.capacity import Capacity
 from bftfs.filesystem.inode import ExtendedName, ExtendedSetting
 from bftfs.filesystem.objects import AttributesAfter, NoArguments
 from bftfs.filesystem.operations import FileSystem
+from bftfs.filesystem.options import Options
 from bftfs.filesystem.registry import GET_ATTRIBUTES
-from bftfs.filesystem.services import Options
 from bftfs.identifiers import BlockId, ObjectId, ObjectKind, object_id
 from bftfs.limits import SECOND_US
 from bftfs.query_update.object_type import Record

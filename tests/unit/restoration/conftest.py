@@ -12,8 +12,8 @@ from bftfs.filesystem.attributes import NO_CHANGES, Changes
 from bftfs.filesystem.file_history import History
 from bftfs.filesystem.inode import Writing
 from bftfs.filesystem.operations import FileSystem
+from bftfs.filesystem.options import Options
 from bftfs.filesystem.registry import WRITE
-from bftfs.filesystem.services import Options
 from bftfs.identifiers import ObjectId, ObjectKind, object_id
 from bftfs.query_update.past_reading import PastReader
 from bftfs.restoration.changes import ChangeLog, read_changes

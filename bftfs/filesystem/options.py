@@ -1,42 +1,10 @@
-"""The service that a file system's metadata are on, and the options of a mount.
-
-`QueryUpdateClient` and `file_history.PastMetadata` are such services; tests have others, in memory.
-"""
+"""The options of a mount: consistency, and the sizes of all windows."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
 
-from bftfs.credentials import Credentials
-from bftfs.identifiers import ObjectId
 from bftfs.limits import MIB, SECOND_US
-from bftfs.query_update.client import Answered
-from bftfs.query_update.object_type import Record
-
-
-class MetadataService(Protocol):
-    """Operations on replicated objects; a method's refusal is raised as a `FileSystemError`."""
-
-    async def query(
-        self,
-        objects: tuple[ObjectId, ...],
-        method: str,
-        arguments: Record,
-        credentials: Credentials,
-    ) -> Answered:
-        """Invoke a query."""
-
-    async def update(
-        self,
-        objects: tuple[ObjectId, ...],
-        method: str,
-        arguments: Record,
-        credentials: Credentials,
-        *,
-        not_before_us: int = 0,
-    ) -> Answered:
-        """Invoke an update, which makes versions with a time of `not_before_us` or later."""
 
 
 @dataclass(frozen=True, slots=True)
