@@ -144,11 +144,14 @@ class Metadata:
 
     def fresh(self, identifier: ObjectId, now_us: int) -> Attributes | None:
         """The cached attributes, if they are valid."""
+        entry = self._valid(identifier, now_us)
+        return None if entry is None else entry.attributes
+
+    def _valid(self, identifier: ObjectId, now_us: int) -> _KnownAttributes | None:
         self._notice(now_us)
         entry = self._attributes.get(identifier)
-        if entry is None or now_us - entry.heard_us >= self._attribute_timeout_us:
-            return None
-        return entry.attributes
+        is_valid = entry is not None and now_us - entry.heard_us < self._attribute_timeout_us
+        return entry if is_valid else None
 
     def _notice(self, now_us: int) -> None:
         """Expire everything if the clock was set back: the age of older entries is unknown."""
@@ -197,13 +200,7 @@ class Metadata:
 
     def cached_name(self, directory: ObjectId, name: bytes, now_us: int) -> CachedName | None:
         """The cached meaning of the name, if it is valid."""
-        self._notice(now_us)
-        known = self._attributes.get(directory)
-        if known is None or now_us - known.heard_us >= self._attribute_timeout_us:
-            return self.names.cached_name(directory, name, now_us)
-        return self.names.cached_name(
-            directory, name, now_us, version=known.attributes.version, heard_us=known.heard_us
-        )
+        return self.names.cached_name(directory, name, now_us, self._valid(directory, now_us))
 
     async def listed(self, directory: ObjectId, after: int, who: Credentials) -> DirectoryPage:
         """The entries of the directory after a cookie."""
@@ -388,27 +385,18 @@ class NameCache:
         return entry
 
     def cached_name(
-        self,
-        directory: ObjectId,
-        name: bytes,
-        now_us: int,
-        *,
-        version: int = 0,
-        heard_us: int = 0,
+        self, directory: ObjectId, name: bytes, now_us: int, at: _KnownAttributes | None
     ) -> CachedName | None:
-        """The entry, if it is valid.
-
-        `version` is that of the directory's attributes, heard of at `heard_us`, if these are valid.
-        """
+        """The entry, if it is valid; `at` are the directory's attributes, if these are."""
         entry = self._entries.get((directory, name))
         if entry is not None:
             kept_us = self._absence_timeout_us if entry.child is None else self._timeout_us
             if now_us - entry.heard_us < kept_us:
                 return entry
         known = self._directories.get(directory)
-        if known is None or known.version != version:
+        if known is None or at is None or known.version != at.attributes.version:
             return None
-        is_absent_still = now_us - heard_us < self._absence_timeout_us
+        is_absent_still = now_us - at.heard_us < self._absence_timeout_us
         if entry is not None and entry.version >= known.since:
             return entry if entry.child is not None or is_absent_still else None
         if known.names is not None and name not in known.names and is_absent_still:

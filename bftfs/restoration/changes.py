@@ -20,7 +20,7 @@ A block of the client's that no update covers yet is foreign as well: the next u
 from __future__ import annotations
 
 from collections import defaultdict, deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -323,9 +323,7 @@ async def _add_foreign_blocks(log: ChangeLog, view: Viewpoint) -> None:
     own = await versions_by(sorted(files), author=client, since_us=since_us)
     concerned = {inode_of(written.block) for written in own} | (files & set(log.touched()))
     everybodys = await versions_by(sorted(concerned), author=None, since_us=since_us)
-    log.foreign_blocks = await find_foreign_blocks(
-        view, everybodys, log.changes, client=client, since_us=since_us
-    )
+    log.foreign_blocks = await find_foreign_blocks(view, log, everybodys)
     for identifier in log.foreign_blocks:
         log.changes.setdefault(identifier, [])
 
@@ -367,33 +365,23 @@ class ForeignBlock:
 
 
 async def find_foreign_blocks(
-    view: Viewpoint,
-    written: Sequence[Authored],
-    changes: Mapping[ObjectId, Sequence[Change]],
-    *,
-    client: ClientId,
-    since_us: int,
+    view: Viewpoint, log: ChangeLog, written: Sequence[Authored]
 ) -> dict[ObjectId, list[ForeignBlock]]:
-    """The foreign blocks among all block versions `written` since then. `changes` are ascending."""
+    """The foreign blocks among all block versions `written` since the time of the log."""
     versions: dict[BlockId, list[tuple[int, bool]]] = defaultdict(list)
     for each in written:
-        versions[each.block].append((each.time_us, each.author == client))
+        versions[each.block].append((each.time_us, each.author == log.client))
     present: dict[ObjectId, Attributes | None] = {}
     for identifier in dict.fromkeys(map(inode_of, versions)):
         present[identifier] = None
         with suppress(FileSystemError):  # it is gone
             present[identifier] = await view.files.attributes(identifier, view.who)
     searches = [
-        _Search(view, client, block, versions[block], present[inode_of(block)])
+        _Search(view, log, block, versions[block], present[inode_of(block)]).perform
         for block in sorted(versions)
     ]
     found: dict[ObjectId, list[ForeignBlock]] = defaultdict(list)
-    for blocks in await in_batches(
-        [
-            partial(each.perform, changes.get(inode_of(each.block), ()), since_us)
-            for each in searches
-        ]
-    ):
+    for blocks in await in_batches(searches):
         for block in blocks:
             found[inode_of(block.block)].append(block)
     return dict(found)
@@ -408,30 +396,33 @@ class _Search:
     """
 
     view: Viewpoint
-    client: ClientId
+    log: ChangeLog
     block: BlockId
     versions: Sequence[tuple[int, bool]]
     present: Attributes | None  # of the file, if it exists
 
-    async def perform(self, changes: Sequence[Change], since_us: int) -> list[ForeignBlock]:
+    async def perform(self) -> list[ForeignBlock]:
+        client = self.log.client
         foreign: list[ForeignBlock] = []
         blocks = self.view.history.blocks
-        shown_us = since_us - 1  # versions up to here are visible already, or never will be
-        for change in changes:
+        shown_us = (
+            self.log.since_us - 1
+        )  # versions up to here are visible already, or never will be
+        for change in self.log.changes.get(inode_of(self.block), ()):
             after, time_us = change.attributes, change.time_us
             if after is None or after.contents != time_us or not self._is_in(after):
                 continue
-            by_client = change.client == self.client
+            by_client = self.log.by_client(change)
             if any(shown_us < at_us <= time_us and by != by_client for at_us, by in self.versions):
                 stamp = (await blocks.read(self.block, at_time_us=time_us)).timestamp
-                if stamp.time > shown_us and (stamp.client == self.client) != by_client:
+                if stamp.time > shown_us and (stamp.client == client) != by_client:
                     foreign.append(
                         ForeignBlock(self.block, stamp.time, not by_client, change, shown_us)
                     )
             shown_us = time_us
         if self._may_be_uncovered(shown_us):
             stamp = (await blocks.read(self.block)).timestamp
-            if stamp.time > shown_us and stamp.client == self.client:
+            if stamp.time > shown_us and stamp.client == client:
                 foreign.append(ForeignBlock(self.block, stamp.time, True, None, shown_us))
         return foreign
 
