@@ -355,6 +355,7 @@ class Accepting:
                 if (found := history.find(timestamp)) is not None
             )
             self._extend(replica, candidate, greatest_complete(evidence, self._quorums))
+            self._budget.charge(replica.object, client_of(timestamp), now_us)
             return self._accepted([replica])
         except _Fail as failure:
             return _failed([replica], failure)
@@ -492,12 +493,14 @@ class Accepting:
     ) -> None:
         """A barrier costs everybody three rounds: they are few, and move no object's time.
 
-        The latest candidate of the history set may be forged, if b servers report it.
+        The latest candidate of the history set may be forged, if b servers report it. (Who updates
+        the object may move its time by that.)
         """
         barrier_us = time_of(request.timestamp)
         for replica, shown in zip(request.replicas, sets, strict=True):
             if (
                 is_ahead(barrier_us, now_us)
+                and not self._budget.updates(replica.object, request.author)
                 and barrier_us > time_of(replica.history.latest) + 1
                 and not self._quorums.includes_benign(sharing(shown, shown.latest))
             ):

@@ -96,13 +96,21 @@ class Bucket:
 
     def take(self, now_us: int) -> bool:
         """Take a token; False if there is none."""
-        self._saved_us += max(0, now_us - self._since_us)
-        self._since_us = now_us
-        self._saved_us = min(self._saved_us, self._full_us)
+        self._fill(now_us)
         if self._saved_us < self._each_us:
             return False
         self._saved_us -= self._each_us
         return True
+
+    def owe(self, now_us: int) -> None:
+        """Take a token even if there is none: at most as many are owed as it can hold."""
+        self._fill(now_us)
+        self._saved_us = max(self._saved_us - self._each_us, -self._full_us)
+
+    def _fill(self, now_us: int) -> None:
+        self._saved_us += max(0, now_us - self._since_us)
+        self._since_us = now_us
+        self._saved_us = min(self._saved_us, self._full_us)
 
 
 class Allowance:
@@ -127,7 +135,9 @@ class BarrierBudget:
 
     A barrier stops all updates of an object until it is copied forward. Who updates it himself has
     earned some by that, and needs them where clients contend. All others need few, however many
-    they are: once one has barred an object, it is barred for all of them.
+    they are. Each begins with as many as one update earns: or somebody else could take what they
+    have together as it comes, with another barrier at each server, and no newcomer would ever bar
+    the object at all of them.
     """
 
     __slots__ = ("_objects",)
@@ -139,16 +149,31 @@ class BarrierBudget:
     def earn(self, name: ObjectId, client: ClientId) -> None:
         """The client has updated the object."""
         earned, others = self._of(name)
-        earned[client] = min(earned.get(client, 0) + limits.BARRIERS_EARNED, limits.BARRIERS_MOST)
+        left = earned.get(client, limits.BARRIERS_EARNED)
+        earned[client] = min(left + limits.BARRIERS_EARNED, limits.BARRIERS_MOST)
         others.add(limits.SECOND_US // limits.BARRIER_UPDATES)
+
+    def updates(self, name: ObjectId, client: ClientId) -> bool:
+        """True if the client has updated the object, and not barred it as often as it may."""
+        return self._of(name)[0].get(client, 0) > limits.BARRIERS_EARNED
 
     def take(self, name: ObjectId, client: ClientId, now_us: int) -> bool:
         """Take one; False if there is none left for this client."""
-        earned, others = self._of(name)
-        if not earned.get(client):
-            return others.take(now_us)
-        earned[client] -= 1
-        return True
+        return self._take_own(name, client) or self._of(name)[1].take(now_us)
+
+    def charge(self, name: ObjectId, client: ClientId, now_us: int) -> None:
+        """A barrier of the client's comes from other servers: it is charged, and never refused.
+
+        Or one that each server has let him make once would be one more for each server.
+        """
+        if not self._take_own(name, client):
+            self._of(name)[1].owe(now_us)
+
+    def _take_own(self, name: ObjectId, client: ClientId) -> bool:
+        earned, _ = self._of(name)
+        left = earned.get(client, limits.BARRIERS_EARNED)
+        earned[client] = max(left - 1, 0)
+        return left > 0
 
     def _of(self, name: ObjectId) -> tuple[dict[ClientId, int], Bucket]:
         found = self._objects.get(name)

@@ -514,6 +514,8 @@ class Conditioned(Value, frozen=True):
             return "only a method invocation has an operation"
         if operation is None and self.clock:
             return "only a method invocation carries a clock"
+        if self.kind is ConditionedKind.BARRIER and len(names) != 1:
+            return "objects are barred one by one"
         if self.evidence and self.kind is not ConditionedKind.COPY:
             return "only a copy rests on evidence"
         if self.evidence and not {each.object for each in self.evidence}.isdisjoint(names):

@@ -10,7 +10,7 @@ import pytest
 from bftfs import limits
 from bftfs.conversation import Now, Pause, Receive, Send
 from bftfs.credentials import Credentials
-from bftfs.identifiers import ClientId, NodeId, ObjectKind, object_id
+from bftfs.identifiers import ClientId, NodeId, ObjectId, ObjectKind, object_id
 from bftfs.query_update.admission import BarrierBudget
 from bftfs.query_update.counter import Fetch, Increment
 from bftfs.query_update.history import (
@@ -22,14 +22,23 @@ from bftfs.query_update.history import (
     assemble,
     history_of,
     logical_timestamp,
+    time_of,
 )
-from bftfs.query_update.messages import InlineBarrier, Query, QueryReply, Update
+from bftfs.query_update.messages import (
+    InlineBarrier,
+    Query,
+    QueryReply,
+    Status,
+    Update,
+    UpdateReply,
+)
 from bftfs.query_update.replica import Replica
 from bftfs.simulation.world import SECOND_US
 from bftfs.wire.codec import encode
 from tests.seams.world import READERS_GRANT, STRANGER, Hand, User, World
 
 COUNTER = object_id(ObjectKind.COUNTER, placement=0, unique=bytes(14))
+OTHER = object_id(ObjectKind.COUNTER, placement=0, unique=bytes(13) + b"2")
 AHEAD_US = 200 * SECOND_US
 FORGER = NodeId(5)
 
@@ -76,9 +85,9 @@ def rates(
     return alone, counting.rate(SECOND_US)
 
 
-def histories(world: World, hand: Hand) -> dict[NodeId, Known]:
-    """What nodes report of the counter."""
-    replies = hand.ask_all(Query((COUNTER,), "", b"", 0, 0, (), NodeId(0)))
+def histories(world: World, hand: Hand, name: ObjectId = COUNTER) -> dict[NodeId, Known]:
+    """What nodes report of a counter."""
+    replies = hand.ask_all(Query((name,), "", b"", 0, 0, (), NodeId(0)))
     return {
         NodeId(node): Known(reply.histories[0], reply.authenticators[0])
         for node, reply in replies.items()
@@ -153,14 +162,14 @@ def test_must_fail_where_barriers_have_no_budget(monkeypatch: pytest.MonkeyPatch
 # --- barriers that a node forges -----------------------------------------------------------------
 
 
-def forged(world: World) -> Iterator[Known]:
+def forged(world: World, ahead_us: int = AHEAD_US) -> Iterator[Known]:
     """Histories with barriers that node 5 says it has accepted, each later than the one before."""
     hand = Hand(world, "forger", None, (int(FORGER),))
     number = 0
     while True:
         number += 1
         later = logical_timestamp(
-            time_us=world.now_us + AHEAD_US,
+            time_us=world.now_us + ahead_us,
             barrier=True,
             client=ClientId(b"c" * 16),
             digest=number.to_bytes(32, "big"),
@@ -232,7 +241,124 @@ def test_many_readers_with_a_nodes_key_do_not_stop_updates(delay_us: int, every_
     assert attacked >= alone / 2, f"{alone:.0f} updates/s became {attacked:.1f}"
 
 
+# --- budgets ----------------------------------------------------------------------------------
+
+
+async def query(node: int) -> Known:
+    """What a server reports of the counter, asked until it answers."""
+    while True:
+        await Send(NodeId(node), Query((COUNTER,), "", b"", 0, 0, (), NodeId(0)))
+        delivery = await Receive(SECOND_US)
+        if delivery is not None and isinstance(delivery.message, QueryReply):
+            return Known(delivery.message.histories[0], delivery.message.authenticators[0])
+
+
+async def drain(node: int, pause_us: int) -> None:
+    """At one server, a barrier on whatever it has; with other clients, one of its own at each."""
+    while True:
+        history_set, authenticators, _ = assemble(COUNTER, {NodeId(node): await query(node)})
+        conditioned = Conditioned(ConditionedKind.BARRIER, None, 0, (history_set,))
+        await Send(NodeId(node), Update(encode(conditioned), (authenticators,), (), NodeId(0)))
+        await Pause(pause_us)
+
+
+def waits_us(world: World, *, pause_us: int = 5_100) -> int:
+    """How long a client waits that has never updated the object, while readers drain its budget."""
+    user = world.user("first")
+    user.run(user.objects.update((COUNTER,), "counter.increment", Increment(1), user.who))
+    for node in range(world.sizes.n):
+        reader = world.hand(f"reader {node}", grant=READERS_GRANT)
+        world.start(reader.host, drain(node, pause_us))
+    world.run_for(6 * SECOND_US)
+    begun_us = world.now_us
+    newcomer = world.user("newcomer", Credentials(uid=7, gid=7))
+    newcomer.run(
+        newcomer.objects.update((COUNTER,), "counter.increment", Increment(1), newcomer.who)
+    )
+    return world.now_us - begun_us
+
+
+@pytest.mark.parametrize("delay_us", [2_000, 10_000])
+def test_readers_do_not_use_up_what_a_newcomer_needs(delay_us: int) -> None:
+    """Readers take each server's barriers as they come, and a different one at each server."""
+    world = World(delay_us=(delay_us, delay_us))
+    assert waits_us(world) < 5 * SECOND_US
+
+
+async def spread(world: World, reader: Hand, barriers: Iterator[Known], pause_us: int) -> None:
+    """Bar at one server after the other; with its ally's word, each is taken inline by the rest."""
+    number = 0
+    while True:
+        number += 1
+        node = NodeId(number % int(FORGER))
+        history_set, authenticators, _ = assemble(COUNTER, {FORGER: next(barriers)})
+        conditioned = Conditioned(ConditionedKind.BARRIER, None, 0, (history_set,))
+        await Send(node, Update(encode(conditioned), (authenticators,), (), NodeId(0)))
+        delivery = await Receive(SECOND_US)
+        while delivery is not None and delivery.node != node:
+            delivery = await Receive(SECOND_US)
+        reply = None if delivery is None else delivery.message
+        if isinstance(reply, UpdateReply) and reply.status is Status.SUCCESS:
+            known = Known(reply.histories[0], reply.authenticators[0])
+            alike = {node: known, FORGER: reader.forged(int(FORGER), COUNTER, known.history)}
+            shown, made, _ = assemble(COUNTER, alike)
+            for other in range(world.sizes.n):
+                await Send(NodeId(other), InlineBarrier(shown, made))
+        await Pause(pause_us)
+
+
+def test_what_one_server_lets_pass_counts_at_all() -> None:
+    """A reader and a node that knows each barrier: five servers are not five budgets."""
+    world = World(delay_us=(20_000, 20_000))
+    reader = world.hand("reader", grant=READERS_GRANT, allies=(FORGER,))
+    barriers = forged(world, 60 * SECOND_US)
+    counting = Counting(world)
+    world.run_for(SECOND_US)
+    alone = counting.rate(SECOND_US)
+    world.start(reader.host, spread(world, reader, barriers, pause_us=40_000))
+    world.run_for(6 * SECOND_US)
+    attacked = counting.rate(5 * SECOND_US)
+    assert attacked >= alone / 2, f"{alone:.0f} updates/s became {attacked:.1f}"
+
+
+def test_one_object_does_not_move_the_time_of_another() -> None:
+    """A barrier over two objects would be later than both; one of them is its maker's."""
+    world = World()
+    user = world.user("first")
+    user.run(user.objects.update((COUNTER,), "counter.increment", Increment(1), user.who))
+    maker = world.user("maker", Credentials(uid=7, gid=7), skew_us=AHEAD_US)
+    maker.run(maker.objects.update((OTHER,), "counter.increment", Increment(1), maker.who))
+    hand = world.hand("hand")
+    sets, macs = [], []
+    for name in (COUNTER, OTHER):
+        history_set, authenticators, _ = assemble(name, histories(world, hand, name))
+        sets.append(history_set)
+        macs.append(authenticators)
+    conditioned = Conditioned(ConditionedKind.BARRIER, None, 0, tuple(sets))
+    hand.ask_all(Update(encode(conditioned), tuple(macs), (), NodeId(0)))
+    latest = [Replica(node.disk, COUNTER).history.latest for node in world.nodes]
+    assert max(map(time_of, latest)) < world.now_us
+
+
 # --- what must stay possible ---------------------------------------------------------------------
+
+
+def test_clients_whose_clocks_are_fast_contend() -> None:
+    """Within what clocks may differ; one node is down, so that all others are needed."""
+    world = World(delay_us=(500, 2_500))
+    world.nodes[4].crash(down_us=None)
+    users = [
+        world.user(f"user {number}", Credentials(uid=number, gid=1), skew_us=AHEAD_US)
+        for number in range(1, 11)
+    ]
+
+    async def work(user: User) -> None:
+        for _ in range(5):
+            await user.objects.update((COUNTER,), "counter.increment", Increment(1), user.who)
+
+    ended = [world.start(user.host, work(user)) for user in users]
+    world.run_until(lambda: all(ended), within_us=5 * SECOND_US)
+    assert ended == [[None]] * len(users)
 
 
 @pytest.mark.parametrize("hosts", [(0,), (0, 1), (0, 1, 2), (1, 3, 5)])
