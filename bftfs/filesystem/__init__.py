@@ -1,7 +1,7 @@
 """Files and directories, expressed in terms of the two protocols. Knows nothing of FUSE.
 
-The replicated side, run by the nodes: `directory`, `inode`, `attribute_methods` and `volume` are
-methods on objects' states; `registry` lists them, and `object_types()` gives them to the Q/U server
+The replicated side, run by the nodes: `directory`, `inode` and `volume` are methods on objects'
+states; `registry` lists them, and `object_types()` gives them to the Q/U server
 and client. `inode.may_write_blocks` says who may write blocks.
 
 The client side, run by the mount and the command line: `operations.FileSystem`. Its conversations

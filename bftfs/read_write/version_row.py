@@ -23,7 +23,7 @@ VERIFIED = 0x01  # flag: this node has verified the version [LazyVer §3.8.1]
 COLLECTED_BELOW = 0x02  # flag: versions that came right before it were collected here
 DATED = 0x04  # flag: the row ends with the time at which it was verified
 
-# Accounts for so many bytes of a client's: see `bftfs.server.quota`.
+# Accounts for so many bytes of a client's: see `bftfs.server.room`.
 Charge = Callable[[StorageView, ClientId, int], list[Write]]
 
 _TIME_BYTES = 8
