@@ -27,24 +27,23 @@ class Nodes:
         bits = 0
         for node in nodes:
             bits |= 1 << node
-        return Nodes.known(bits)
+        return _KNOWN[bits]
 
     @staticmethod
     def known(bits: int) -> Nodes:
-        """The set for which `bits` stands; those of small clusters are made once."""
-        return _SMALL[bits] if bits < _MADE_ONCE else Nodes(bits)
+        """The set for which `bits` stands."""
+        return _KNOWN[bits]
 
     def plus(self, node: int) -> Nodes:
         """This set with `node`."""
-        bits = self.bits | 1 << node
-        return _SMALL[bits] if bits < _MADE_ONCE else Nodes(bits)
+        return _KNOWN[self.bits | 1 << node]
 
     def minus(self, node: int) -> Nodes:
         """This set without `node`."""
-        return Nodes.known(self.bits & ~(1 << node))
+        return _KNOWN[self.bits & ~(1 << node)]
 
     def __contains__(self, node: int) -> bool:
-        return bool(self.bits >> node & 1)
+        return self.bits >> node & 1 == 1
 
     def __iter__(self) -> Iterator[NodeId]:
         return (NodeId(node) for node in range(self.bits.bit_length()) if node in self)
@@ -53,13 +52,13 @@ class Nodes:
         return self.bits.bit_count()
 
     def __or__(self, other: Nodes) -> Nodes:
-        return Nodes.known(self.bits | other.bits)
+        return _KNOWN[self.bits | other.bits]
 
     def __and__(self, other: Nodes) -> Nodes:
-        return Nodes.known(self.bits & other.bits)
+        return _KNOWN[self.bits & other.bits]
 
     def __sub__(self, other: Nodes) -> Nodes:
-        return Nodes.known(self.bits & ~other.bits)
+        return _KNOWN[self.bits & ~other.bits]
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Nodes) and self.bits == other.bits
@@ -71,9 +70,19 @@ class Nodes:
         return f"Nodes({set(self) or '{}'})"
 
 
-_MADE_ONCE = 1 << 8
-_SMALL = tuple(map(Nodes, range(_MADE_ONCE)))
-NOBODY = _SMALL[0]
+class _Known(dict[int, Nodes]):
+    """The sets of the nodes of a small cluster, each made once; others are made as they come."""
+
+    def __missing__(self, bits: int) -> Nodes:
+        nodes = Nodes(bits)
+        if bits < _FEW:
+            self[bits] = nodes
+        return nodes
+
+
+_FEW = 1 << 12  # sets are kept: this bounds the memory, whatever a message names
+_KNOWN = _Known()
+NOBODY = _KNOWN[0]
 
 
 class QuorumSystem(Protocol):
