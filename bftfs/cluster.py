@@ -589,7 +589,7 @@ def _described(document: _Document) -> ClusterDescription:
 
 
 def _parsed(name: str, text: str, parse: Callable[[str], Parsed]) -> Parsed:
-    """What `text` stands for; a mistake in it names the field."""
+    """Parse the `text` of the field `name`. Raises UsageError, which names the field."""
     try:
         return parse(text)
     except UsageError as error:

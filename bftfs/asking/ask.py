@@ -169,7 +169,7 @@ class Asking:
     asked.
     """
 
-    # What most rounds never set.
+    # Most rounds never change these: as attributes of the class they cost a round nothing.
     _overdue: Nodes = NOBODY  # those that are slower than usual
     _refusals: Refusals | None = None
     _waited_us = 0
@@ -398,7 +398,7 @@ class Asking:
                 peers.silent(node, finished_us)
 
     async def _bear_silence(self, until_us: int) -> bool:
-        """Nothing was heard for so long. True if that ends the round."""
+        """No reply came until `until_us` of silence. True if that ends the round."""
         if until_us == self._busy_us:
             for node in self._busy:
                 await self._ask(node)
@@ -496,10 +496,11 @@ async def ask_all(
     silent_us: int | None = None,
     enough: Callable[[dict[NodeId, Answer]], bool] = lambda _: False,
 ) -> dict[NodeId, Answer]:
-    """What `judge` makes of the replies to these requests (None: not usable), each sent once.
+    """Send each node its request once; return what `judge` makes of each usable reply.
 
-    Nodes' workers and inspections ask like this. Nobody is waited for once there is `enough`; the
-    silent for `patience_us` only, or for `silent_us` when all of them have been silent before.
+    Nodes' workers and inspections call this. `judge` returns None for a reply that is not usable.
+    The call ends when `enough` is true of the answers, or after `patience_us`; after `silent_us`
+    already if all nodes that have not answered were silent before.
     """
     numbers = {await Send(node, request): node for node, request in requests.items()}
     answers: dict[NodeId, Answer] = {}

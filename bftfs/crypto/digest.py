@@ -48,9 +48,9 @@ def _tagged(tag: bytes, digest_size: int = DIGEST_BYTES) -> Callable[[bytes], Di
 verifier_of = _tagged(b"bftfs.verifier")
 # The part of a compact timestamp that stands for operation and history set. [Q/U §4.3.4]
 operation_digest = _tagged(b"bftfs.operation")
-# What a server sends instead of a large answer that another one sends whole.
+# A server sends this digest of a large answer if another server sends the answer whole.
 answer_digest = _tagged(b"bftfs.answer")
-# What a server sends instead of a page that another one sends whole.
+# A server sends this digest of a page if another server sends the page whole.
 sync_page_digest = _tagged(b"bftfs.syncpage")
 # The identity of one version of a cluster description.
 cluster_digest = _tagged(b"bftfs.cluster")

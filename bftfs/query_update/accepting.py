@@ -529,7 +529,7 @@ class Accepting:
     def _is_repeated(self, request: _Request) -> bool:
         """True if the request has been accepted before. [Q/U line 1005]"""
         timestamp = request.timestamp
-        # What is older than the replica history may have been pruned from it.
+        # A candidate older than the oldest in the replica history may have been pruned from it.
         return all(
             replica.history.latest >= timestamp
             and (

@@ -133,17 +133,17 @@ class Allowance:
 class BarrierBudget:
     """How often each object may be barred: by those that update it, and by all others together.
 
-    A barrier stops all updates of an object until it is copied forward. Who updates it himself has
-    earned some by that, and needs them where clients contend. All others need few, however many
-    they are. Each begins with as many as one update earns: or somebody else could take what they
-    have together as it comes, with another barrier at each server, and no newcomer would ever bar
-    the object at all of them.
+    A barrier stops all updates of an object until a copy follows. A client that updates the object
+    earns barriers by its updates, and needs them where clients contend. All other clients share a
+    few. Each client begins with as many as one update earns: otherwise one attacker could spend
+    the shared ones as they come, with another barrier at each server, and no new client would
+    ever bar the object at all servers.
     """
 
     __slots__ = ("_objects",)
 
     def __init__(self) -> None:
-        # What each client has earned, and what is left for all others.
+        # By object: the barriers left to each client, and the bucket that all clients share.
         self._objects: OrderedDict[ObjectId, tuple[dict[ClientId, int], Bucket]] = OrderedDict()
 
     def earn(self, name: ObjectId, client: ClientId) -> None:

@@ -1,4 +1,4 @@
-"""What servers ask each other: object sync, and questions for healing and scrubbing.
+"""Requests from server to server: object sync, and those of healing and scrubbing.
 
 Every benign server that has what is asked for gives the same, so that what b + 1 servers say alike
 is true. Whole pages come from one server, digests from the others.

@@ -204,7 +204,7 @@ class Evidence:
     facts: Facts
 
     def settle(self) -> Settled | Undecided:
-        """What a copy of all the barred objects must copy at each of them."""
+        """By barred object, the version that a copy of all of them must copy."""
         settled: Settled = {}
         shared: list[Candidate] = []
         for identifier in self.barred:
@@ -218,7 +218,7 @@ class Evidence:
             else:
                 settled[identifier] = outcome
         for candidate in shared:
-            # What is copied because all of its objects still have it is copied at all of them.
+            # An operation on several objects is copied at all of them, unless it is established.
             astray = tuple(
                 identifier
                 for identifier in candidate.objects
@@ -229,7 +229,7 @@ class Evidence:
         return settled
 
     def _settle(self, identifier: ObjectId) -> Candidate | LogicalTimestamp | Undecided:
-        """What to copy at one object: the latest candidate that is not dead."""
+        """The version to copy at one object: its latest candidate that is not dead."""
         bound: LogicalTimestamp | None = None
         for candidate, nodes in shared_candidates(self.barred[identifier], self.quorums):
             if bound is not None and candidate.timestamp > bound:

@@ -1,4 +1,4 @@
-"""What to do after a round, and how long to wait: one table, and the pauses.
+"""The next move after each round, and how long to pause: one table, and the back-off.
 
 Updates, queries, repairs and reads of the past go on in the same way. A round that does not end
 them (a quorum has accepted, refused or answered) has an outcome; that, and what has been tried so
