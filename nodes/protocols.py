@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import errno
-import os
 from functools import partial
 from typing import get_args
 
@@ -12,18 +10,14 @@ import structlog
 from bftfs import limits
 from bftfs.asking.peers import Peers
 from bftfs.asking.quorum import Nodes, ThresholdQuorums
-from bftfs.asking.refusal import Refused
 from bftfs.cluster import ClusterDescription
-from bftfs.credentials import Credentials
 from bftfs.crypto.digest import client_id_of
 from bftfs.crypto.keys import Identity
 from bftfs.envelope import REPLIES, REQUESTS
-from bftfs.errors import DamagedRow
 from bftfs.filesystem import object_types
-from bftfs.filesystem.inode import UNKNOWN_INODE, may_write_blocks
-from bftfs.identifiers import BlockId, NodeId, inode_of
+from bftfs.filesystem.inode_authority import InodeAuthority
+from bftfs.identifiers import NodeId
 from bftfs.query_update.messages import Request as QueryUpdateRequest
-from bftfs.query_update.replica import Replica
 from bftfs.query_update.server import QueryUpdateServer
 from bftfs.read_write.messages import Notice
 from bftfs.read_write.messages import Request as ReadWriteRequest
@@ -37,38 +31,11 @@ from bftfs.server.incomplete_updates import Finisher
 from bftfs.server.object_healing import ObjectHealer
 from bftfs.server.recovery import Recovery
 from bftfs.server.room import ClientQuota, Room
-from bftfs.server.step import Sender
 from bftfs.server.tally import Figure, figures
 from bftfs.server.worker import healing_throttle
-from bftfs.storage import StorageView
-from bftfs.wire.codec import UNREADABLE
 from nodes.configuration import NodeConfiguration
 from nodes.control import Standing, Work
 from nodes.node import Protocols, Services
-
-
-class InodeAuthority:
-    """Asks the node's own replica of the inode. A node that has never had one allows it, one that
-    may have lost it does not: more than t nodes that know of no inode could be deceived.
-    """
-
-    def __init__(self, recovery: Recovery) -> None:
-        self._recovery = recovery
-
-    def may_write(
-        self, view: StorageView, sender: Sender, block: BlockId, credentials: Credentials
-    ) -> Refused | None:
-        """None if the user may write, otherwise why not."""
-        name = inode_of(block)
-        try:
-            code = may_write_blocks(Replica(view, name).workspace, credentials, sender.grant)
-        except UNREADABLE as error:
-            raise DamagedRow(name, str(error)) from error
-        if code == UNKNOWN_INODE and self._recovery.doubtful:
-            return Refused(errno.EAGAIN, "this node is rebuilding its store")
-        if code in (0, UNKNOWN_INODE):
-            return None
-        return Refused(code, f"user {credentials.uid} may not write: {os.strerror(code)}")
 
 
 def honest_services(

@@ -14,6 +14,7 @@ from bftfs.asking.quorum import Nodes, ThresholdQuorums
 from bftfs.conversation import Event
 from bftfs.credentials import Credentials
 from bftfs.crypto.digest import AuthenticatorKeys
+from bftfs.filesystem.inode_authority import InodeAuthority
 from bftfs.identifiers import CLIENT_ID_BYTES, ClientId, NodeId, ObjectId
 from bftfs.query_update.messages import Request as QueryUpdateRequest
 from bftfs.query_update.object_type import ObjectTypes
@@ -193,8 +194,9 @@ class Deployment:
         servers: dict[type, Server] = dict.fromkeys(get_args(QueryUpdateRequest), objects)
         limit = self.client_bytes
         quota = ClientQuota(Room(client_bytes=limit))
+        authority = InodeAuthority(recovery)
         if self.verification is None:
-            blocks = ReadWriteServer(node, sizes, keys, quota=quota)
+            blocks = ReadWriteServer(node, sizes, keys, authority=authority, quota=quota)
             asked = (kind for kind in get_args(ReadWriteRequest) if kind is not Notice)
             return servers | dict.fromkeys(asked, blocks)
         session = Session(
@@ -210,7 +212,14 @@ class Deployment:
             wants=past.wants,
         )
         blocks = ReadWriteServer(
-            node, sizes, keys, quota=quota, watch=verifier, memory=healer, past=past
+            node,
+            sizes,
+            keys,
+            authority=authority,
+            quota=quota,
+            watch=verifier,
+            memory=healer,
+            past=past,
         )
         servers |= dict.fromkeys(get_args(ReadWriteRequest), blocks) | {Notice: verifier}
         finisher = Finisher(node, peers, objects.incomplete, objects_healer)

@@ -1,8 +1,8 @@
 """A simulated cluster with real nodes, for attacks that use one protocol against the other.
 
-The nodes are those of `bftfs.simulation`, but they ask the real block authority: their replica of
-the inode. Byzantine clients send what they like (`Hand`), with the keys of lying nodes if the two
-work together. Any message can be held back for as long as a schedule wants (`Ways.hold`).
+The nodes are those of `bftfs.simulation`. Byzantine clients send what they like (`Hand`), with the
+keys of lying nodes if the two work together. Any message can be held back for as long as a schedule
+wants (`Ways.hold`).
 """
 
 from __future__ import annotations
@@ -39,13 +39,12 @@ from bftfs.server.block_verification import VerificationPolicy, VerificationSett
 from bftfs.server.step import Grant
 from bftfs.simulation.deployment import Deployment, Sizes
 from bftfs.simulation.network import Kind, NetworkFaults, SimulatedNetwork
-from bftfs.simulation.principals import Servers, SimulatedClient, SimulatedPrincipal
+from bftfs.simulation.principals import SimulatedClient, SimulatedPrincipal
 from bftfs.simulation.workloads.ledger import ledger_types
 from bftfs.simulation.world import SECOND_US, START_US
 from bftfs.simulation.world import World as Agenda
 from bftfs.storage import Table
 from bftfs.wire.codec import Voucher
-from nodes.protocols import InodeAuthority
 
 Tables = Any  # all rows of a simulated disk
 TYPES = object_types() | ledger_types()
@@ -101,16 +100,6 @@ class Ways(SimulatedNetwork):
         self.release()
 
 
-class GuardedDeployment(Deployment):
-    """A deployment whose nodes ask their replica of the inode who may write, as real ones do."""
-
-    def servers(self, node: NodeId) -> Servers:
-        servers = super().servers(node)
-        authority = InodeAuthority(self.recoveries[node])
-        servers[WriteRequest]._authority = authority  # type: ignore[attr-defined]
-        return servers
-
-
 class World:
     """Nodes and clients in virtual time. `verifying` nodes verify, repair and heal unasked."""
 
@@ -129,7 +118,7 @@ class World:
         self.sizes = sizes or Sizes.smallest(t=t, b=b)
         self.agenda = Agenda(seed)
         self.ways = Ways(self.agenda, delay_us)
-        self.deployment = GuardedDeployment(
+        self.deployment = Deployment(
             self.agenda,
             self.ways,
             self.sizes,

@@ -19,6 +19,7 @@ from bftfs.crypto.keys import Identity
 from bftfs.envelope import REPLIES, REQUESTS, HealthReply, HealthRequest, Request
 from bftfs.filesystem import object_types
 from bftfs.filesystem.directory import Name
+from bftfs.filesystem.inode_authority import InodeAuthority
 from bftfs.filesystem.registry import LOOKUP
 from bftfs.identifiers import NodeId
 from bftfs.query_update.messages import Query, QueryReply
@@ -38,7 +39,6 @@ from nodes.control import Command, Control, ControlFailed, Standing, Work, send_
 from nodes.loop import Batches, Loop
 from nodes.metrics import Exposition, LoopTally, NodeCollector
 from nodes.node import Guard
-from nodes.protocols import InodeAuthority
 from nodes.store import Store
 from tests.fuzz.choices import Choices
 from tests.fuzz.target import KIB, MIB, Target
