@@ -38,7 +38,7 @@ class NodeDirectory:
     key = _File("node.key")
     configuration = _File("node.toml")
     store = _File("store")
-    recovery = _File("recovery")  # there once a store was lost; says when, and if it is rebuilt
+    recovery = _File("recovery")  # there once a store was lost; says how far it is rebuilt
     log = _File("log")
     pid = _File("pid")
     socket = _File("socket")

@@ -59,6 +59,7 @@ class Services:
     works: tuple[Work, ...] = ()  # that the owner may control
     on_damage: Callable[[ObjectId], None] = lambda _object: None  # is told of objects to be mended
     room: Room = field(default_factory=Room)  # decides which writes are taken
+    recall: Callable[[StorageView], None] = lambda _view: None  # what must be known from the start
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,6 +153,8 @@ def run(directory: NodeDirectory, description_file: Path, protocols: Protocols) 
             Links(description, identity, decode=protocols.decode_reply, persistent=False)
         )
         services = protocols.services(description, identity, node, configuration, recovery)
+        with store.batch() as batch:
+            services.recall(batch)
         room = services.room
         room.attach(store.space.measure)
         health = Health(

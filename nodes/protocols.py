@@ -23,7 +23,7 @@ from bftfs.read_write.messages import Notice
 from bftfs.read_write.messages import Request as ReadWriteRequest
 from bftfs.read_write.server import ReadWriteServer
 from bftfs.read_write.session import Session
-from bftfs.server import scrubbing
+from bftfs.server import known_lives, scrubbing
 from bftfs.server.block_healing import BlockHealer
 from bftfs.server.block_verification import LazyVerifier
 from bftfs.server.file_collection import CollectedPast, Collector
@@ -53,7 +53,7 @@ def honest_services(
     peers = Peers(quorums, trusted=Nodes.of([node]))
     object_healer = ObjectHealer(node, peers, keys, recovery, healing)
     query_update = QueryUpdateServer(
-        node, quorums, keys, object_types(), recovery=recovery, doubts=object_healer.wanted
+        node, quorums, keys, object_types(), recovery=recovery, doubts=object_healer
     )
     room = Room(client_bytes=configuration.client_bytes, pool_bytes=configuration.pool_bytes)
     quota = ClientQuota(room)
@@ -147,6 +147,7 @@ def honest_services(
         ),
         object_healer.note_damage,
         room,
+        recall=lambda view: known_lives.recall(view, keys),
     )
 
 

@@ -24,9 +24,8 @@ from bftfs.data_directory import NodeDirectory
 from bftfs.durable_files import replace_file, sync_directory
 from bftfs.errors import BftfsError, UsageError
 from bftfs.identifiers import NodeId
-from bftfs.limits import CLOCK_SKEW_US, MIB
-from bftfs.runtime import clock
-from bftfs.server.recovery import Recovery
+from bftfs.limits import MIB
+from bftfs.server.recovery import Recovery, Stage
 from bftfs.storage import Table
 
 FORMAT = 1
@@ -229,41 +228,25 @@ def _text(value: bytes | None) -> str:
     return "(none)" if value is None else value.decode("ascii", "replace")
 
 
-_REBUILDING = "rebuilding"
-_REBUILT = "rebuilt"
-
-
 def resumed(directory: NodeDirectory) -> Recovery:
     """The node's recovery state. To be called before its store is opened, which makes a new one.
 
     A node that has had a store, as its lock file shows, and has none has lost it.
     """
+
+    def store(stage: Stage) -> None:
+        replace_file(directory.recovery, f"{stage.value}\n".encode())
+        structlog.get_logger().warning(stage.value)
+
     if lock_file(directory.store).exists() and not directory.store.exists():
-        # It has refused times that were ahead: all that it has accepted is earlier than this.
-        _write(directory, clock.now_us() + CLOCK_SKEW_US, _REBUILDING)
-    floor_us, rebuilding = 0, False
+        store(Stage.LOST)
     try:
-        floor, state = directory.recovery.read_text().split()
-        floor_us, rebuilding = int(floor), state != _REBUILT
+        stage = Stage(directory.recovery.read_text().split()[-1])
     except FileNotFoundError:
-        pass  # no store was ever lost
-    except (OSError, ValueError):
+        stage = Stage.REBUILT
+    except (OSError, ValueError, IndexError):
         raise UsageError(
             f"{directory.recovery}: it does not say what the node has forgotten; move the store "
             "away and start the node again: it rebuilds its store"
         ) from None
-
-    def lose(floor_us: int) -> None:
-        _write(directory, floor_us, _REBUILDING)
-        structlog.get_logger().warning("rebuilding", reason="a part of its store is damaged")
-
-    def end() -> None:
-        _write(directory, recovery.floor_us, _REBUILT)
-        structlog.get_logger().info("rebuilt")
-
-    recovery = Recovery(floor_us=floor_us, rebuilding=rebuilding, on_loss=lose, on_end=end)
-    return recovery
-
-
-def _write(directory: NodeDirectory, floor_us: int, state: str) -> None:
-    replace_file(directory.recovery, f"{floor_us} {state}\n".encode())
+    return Recovery(stage, store=store)

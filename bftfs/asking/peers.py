@@ -53,6 +53,7 @@ from bftfs.identifiers import NodeId
 HEDGE_US = 20_000  # silence after which others are asked as well, at the earliest
 PATIENCE_US = 200_000  # silence after which a node counts as silent, to begin with
 _ADAPTED_MAX_US = 2_000_000  # what both grow to at most, where the network is slow
+_LONGEST_US = 4_000_000  # what a round that took longer counts for
 _USUAL_TIMES = 8  # the usual time, after which a silence means something
 _LATE_US = 2_000  # after half of the others, at least, and only then is an answer late
 _LATE_TIMES = 4  # the usual time after half of the others
@@ -103,7 +104,7 @@ class Pace:
     def took(self, elapsed_us: int) -> None:
         """A round took this long."""
         if elapsed_us >= 0:
-            self.mean_us += (min(elapsed_us, limits.COUNTED_US) - self.mean_us) >> 3
+            self.mean_us += (min(elapsed_us, _LONGEST_US) - self.mean_us) >> 3
             adapted_us = min(_USUAL_TIMES * self.mean_us, _ADAPTED_MAX_US)
             patience_us = max(self._patience_us, adapted_us)
             if patience_us != self.patience_us:

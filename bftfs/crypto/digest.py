@@ -7,9 +7,13 @@ the speed of memory.
 An authenticator is one MAC per server over a digest of what a server reports. [Q/U §4.3.4] Server s
 makes n MACs, the i-th with the key that it shares with server i, so that every server can check
 that s really reported that replica history (or hosts that version of a block; the digest's tag
-tells which). An authenticator is one value of 16·n bytes. The key of a pair is the same in both
-directions; the MAC's input therefore begins with the number of the server that makes it, and a
-server's MAC cannot be handed back to it as its peer's.
+tells which). The key of a pair is the same in both directions; the MAC's input therefore begins
+with the number of the server that makes it, and a server's MAC cannot be handed back to it as its
+peer's.
+
+A server that may have forgotten something begins a new *life* (`bftfs.server.recovery`). An
+authenticator is one value of 8 + 16·n bytes: the life in which it was made, which all MACs cover,
+and the MACs. What a server signed in an earlier life counts for nothing with those who know that.
 
 **Invariant.** Each tag below is used by exactly one function. The functions take fixed-length
 fields before the one field of variable length, so that concatenation is unambiguous.
@@ -30,6 +34,7 @@ Digest = NewType("Digest", bytes)  # 32 bytes
 
 DIGEST_BYTES = 32
 MAC_BYTES = 16
+LIFE_BYTES = 8
 
 
 def _tagged(tag: bytes, digest_size: int = DIGEST_BYTES) -> Callable[[bytes], Digest]:
@@ -54,6 +59,9 @@ answer_digest = _tagged(b"bftfs.answer")
 sync_page_digest = _tagged(b"bftfs.syncpage")
 # The identity of one version of a cluster description.
 cluster_digest = _tagged(b"bftfs.cluster")
+
+# What a server signs to show which life it lives.
+LIFE_DIGEST = _tagged(b"bftfs.life")(b"")
 
 _voucher = _tagged(b"bftfs.voucher")
 _replica_history = _tagged(b"bftfs.history")
@@ -99,57 +107,102 @@ def client_id_of(public_key: bytes) -> ClientId:
     return ClientId(_client(public_key))
 
 
-class AuthenticatorKeys:
-    """The keys that server `node` shares with every server, itself included, by server number."""
+def authenticator_bytes(n: int) -> int:
+    """The size of an authenticator for n servers."""
+    return LIFE_BYTES + MAC_BYTES * n
 
-    __slots__ = ("_from", "_mine", "_to", "node")
+
+def life_of(authenticator: bytes) -> int:
+    """The life in which it was made; 0 for nothing, which stands for the initial history."""
+    return int.from_bytes(authenticator[:LIFE_BYTES], "big")
+
+
+class AuthenticatorKeys:
+    """The keys that server `node` shares with every server, itself included, by server number.
+
+    And the latest life of each server that it knows of, by which it makes and checks.
+    """
+
+    __slots__ = ("_from", "_mine", "_presents", "_to", "lives", "node")
 
     def __init__(self, node: NodeId, keys: tuple[bytes, ...]) -> None:
         self.node = node
+        self.lives = (0,) * len(keys)
+        self._presents = [bytes(LIFE_BYTES)] * len(keys)  # the same, as authenticators begin
         self._to = tuple(_state(key, maker=node) for key in keys)
         self._from = tuple(_state(key, maker=maker) for maker, key in enumerate(keys))
-        self._mine = slice(MAC_BYTES * node, MAC_BYTES * (node + 1))
+        begin = LIFE_BYTES + MAC_BYTES * node
+        self._mine = slice(begin, begin + MAC_BYTES)
 
-    def make(self, digest: bytes) -> bytes:
-        """This server's authenticator over `digest`."""
-        macs = []
+    def learn(self, maker: int, life: int) -> None:
+        """`maker` has begun `life`: what it made before is outlived."""
+        if life > self.lives[maker]:
+            self.lives = (*self.lives[:maker], life, *self.lives[maker + 1 :])
+            self._presents[maker] = life.to_bytes(LIFE_BYTES, "big")
+
+    def make(self, digest: bytes, *, life: int | None = None) -> bytes:
+        """This server's authenticator over `digest`; one of another life shows what it signed."""
+        present = self._presents[self.node] if life is None else life.to_bytes(LIFE_BYTES, "big")
+        parts = [present]
         for prepared in self._to:
             state = prepared.copy()
-            state.update(digest)
-            macs.append(state.digest())
-        return b"".join(macs)
+            state.update(present + digest)
+            parts.append(state.digest())
+        return b"".join(parts)
 
     def check(self, *, claimed_by: int, digest: bytes, authenticator: bytes) -> bool:
-        """True if our MAC in server `claimed_by`'s `authenticator` over `digest` is valid.
+        """True if server `claimed_by`'s `authenticator` over `digest` holds for this server.
 
         A Byzantine server may make MACs that are valid for some servers only: other servers may
         find theirs invalid.
         """
-        if len(authenticator) != MAC_BYTES * len(self._from):
+        if len(authenticator) != authenticator_bytes(len(self._from)):
             return False
         if not 0 <= claimed_by < len(self._from):
             return False
-        state = self._from[claimed_by].copy()
-        state.update(digest)
-        return hmac.compare_digest(state.digest(), authenticator[self._mine])
+        makers = bytes((claimed_by,))
+        return self.refuted(makers=makers, digest=digest, authenticators=authenticator) == (
+            [],
+            [],
+        )
 
-    def refuted(self, *, makers: bytes, digest: bytes, authenticators: bytes) -> list[int]:
-        """The servers among `makers` whose MACs for us are not valid.
+    def is_own(self, digest: bytes, authenticator: bytes) -> bool:
+        """True if this server has made it, in whatever life."""
+        if len(authenticator) != authenticator_bytes(len(self._from)):
+            return False
+        makers = bytes((self.node,))
+        return not self.refuted(makers=makers, digest=digest, authenticators=authenticator)[0]
+
+    def refuted(
+        self, *, makers: bytes, digest: bytes, authenticators: bytes
+    ) -> tuple[list[int], list[int]]:
+        """The servers among `makers` whose MACs for us are not valid, and those whose are outlived.
+
+        A valid one of a later life tells that the maker has begun that; but of its own lives a
+        server knows by itself.
 
         Requires: `authenticators` are the makers' over `digest`, concatenated; makers are servers.
         """
-        position, end = self._mine.start, self._mine.stop
-        width = MAC_BYTES * len(self._from)
-        states = self._from
+        start, position, end = 0, self._mine.start, self._mine.stop
+        width = authenticator_bytes(len(self._from))
+        states, presents = self._from, self._presents
         refuted: list[int] = []
+        outlived: list[int] = []
         for maker in makers:
+            life = authenticators[start : start + LIFE_BYTES]
             state = states[maker].copy()
-            state.update(digest)
+            state.update(life + digest)
             if not hmac.compare_digest(state.digest(), authenticators[position:end]):
                 refuted.append(maker)
+            elif life != presents[maker]:
+                if life > presents[maker] and maker != self.node:
+                    self.learn(maker, life_of(life))
+                else:
+                    outlived.append(maker)
+            start += width
             position += width
             end += width
-        return refuted
+        return refuted, outlived
 
 
 def _state(key: bytes, *, maker: int) -> hashlib.blake2b:

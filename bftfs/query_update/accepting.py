@@ -20,8 +20,8 @@ prune; answer. There are four ways in:
 1. A server accepts a candidate on top of another only if nothing later than what the request is
    conditioned on stands in its history. [line 1007]
 2. It accepts for all objects of an operation or for none: all writes are of one step.
-3. A server that has lost its store accepts only what is later than all that it may have forgotten,
-   or what a repairable set of others has accepted: see `bftfs.server.object_healing`.
+3. A server that has lost its store counts no statement of its own of before, as nobody does, and
+   accepts nothing before it has what the others know: see `bftfs.server.object_healing`.
 
 Unlike [Q/U §4.3.4, lines 1001-1004]: a request from which anything was culled is not carried out on
 what remains, but fails with the report. With the rest of the set the server would set up another
@@ -83,7 +83,6 @@ from bftfs.query_update.messages import (
 )
 from bftfs.query_update.object_type import Caller, Method, ObjectTypes
 from bftfs.query_update.replica import Reach, Replica, own_authenticator
-from bftfs.server.recovery import Recovery
 from bftfs.server.step import Ready, Refuse, Sender, WaitFor, Want
 from bftfs.storage import StorageView, Table, Write
 
@@ -163,14 +162,12 @@ class Accepting:
         quorums: QuorumSystem,
         keys: AuthenticatorKeys,
         types: ObjectTypes,
-        recovery: Recovery,
         incomplete: IncompleteUpdates,
     ) -> None:
         self._node = node
         self._quorums = quorums
         self._keys = keys
         self._types = types
-        self._recovery = recovery
         self._incomplete = incomplete
         self._allowance = Allowance()
         self._lines = Lines()
@@ -205,7 +202,7 @@ class Accepting:
             request.plans = self._plan(request, sets, evidence)
             if method is not None:
                 return self._update(request, method, now_us)
-            if request.late or not self._remembers(request):
+            if request.late:
                 raise _Fail(Status.NOT_CURRENT)
             self._require_allowance(request, now_us)
             if conditioned.kind is ConditionedKind.COPY:
@@ -213,7 +210,7 @@ class Accepting:
             self._require_barrier(request, sets, now_us)
             return self._accept_barrier(request)
         except _Fail as failure:
-            return _failed(request.replicas, failure)
+            return self._failed(request.replicas, failure)
 
     def _update(self, request: _Request, method: Method, now_us: int) -> Ready:
         """A direct method: contending clients take their turns, and none leaves too much behind."""
@@ -225,7 +222,6 @@ class Accepting:
         return self._accept_method(
             request,
             contenders=self._lines.leave(names, client, now_us),
-            may_accept=self._remembers(request),
             uses_reserve=method.frees,
         )
 
@@ -256,10 +252,9 @@ class Accepting:
                 raise _Fail(Status.DIFFERENT)
             request.plans = self._plan(request, sets, evidence)
             vouching = self._vouching(request, shown)
-            self._require_others(vouching)
             return self._finish(request, vouching)
         except _Fail as failure:
-            return _failed(request.replicas, failure)
+            return self._failed(request.replicas, failure)
 
     def _vouching(self, request: _Request, shown: CulledObjectHistorySet) -> Nodes:
         """The servers that have accepted the operation, as the history set of one object shows."""
@@ -344,11 +339,8 @@ class Accepting:
                 return self._accepted([replica])
             if replica.history.latest > timestamp:
                 raise _Fail(Status.NOT_CURRENT)
-            witnesses = sharing(evidence, timestamp)
-            if not self._quorums.includes_benign(witnesses):
+            if not self._quorums.includes_benign(sharing(evidence, timestamp)):
                 raise _Fail(Status.DIFFERENT)
-            if time_of(timestamp) <= self._recovery.floor_us:
-                self._require_others(witnesses)
             candidate = next(
                 found
                 for history, _ in evidence.hosted
@@ -358,7 +350,7 @@ class Accepting:
             self._budget.charge(replica.object, client_of(timestamp), now_us)
             return self._accepted([replica])
         except _Fail as failure:
-            return _failed([replica], failure)
+            return self._failed([replica], failure)
 
     # --- verification ---------------------------------------------------------------------------
 
@@ -384,15 +376,16 @@ class Accepting:
         if len(macs) != len(history_sets):
             raise Refuse(errno.EINVAL, "a history set lacks its authenticators")
         culled = []
-        forged = insane = NOBODY
+        forged = insane = outlived = NOBODY
         sane_us = now_us + limits.CLOCK_SKEW_US
         n = self._quorums.n
         for history_set, of_set in zip(history_sets, macs, strict=True):
-            kept, bad, mad = cull(history_set, of_set, self._keys, n=n, latest_sane_us=sane_us)
+            kept, bad, mad, old = cull(history_set, of_set, self._keys, n=n, latest_sane_us=sane_us)
             culled.append(kept)
             forged |= bad
             insane |= mad
-        if forged or insane:
+            outlived |= old
+        if forged or insane or outlived:
             raise _Fail(Status.CULLED, forged=forged.bits, insane=insane.bits)
         return culled
 
@@ -453,26 +446,6 @@ class Accepting:
             complete = greatest_complete(history_set, quorums)
             plans.append(_Plan(replica, base, current, hosts, complete))
         return plans
-
-    # --- what a server that has lost its store still may do -------------------------------------
-
-    def _remembers(self, request: _Request) -> bool:
-        """True if nothing that this server may have forgotten is later than what is built on.
-
-        Once it has lost its store, a server accepts only what is conditioned on something later, or
-        what a repairable set of others has accepted. An object that is only being created goes by
-        those that are changed together with it.
-        """
-        floor_us = self._recovery.floor_us
-        if not floor_us:
-            return True
-        times = [time_of(plan.current) for plan in request.plans]
-        return any(times) and not any(0 < time_us <= floor_us for time_us in times)
-
-    def _require_others(self, vouching: Nodes) -> None:
-        """A server that may have forgotten what it accepted does not count itself as a witness."""
-        if self._recovery.floor_us and not self._quorums.is_repairable(vouching.minus(self._node)):
-            raise _Fail(Status.NOT_CURRENT)
 
     # --- the bounds of one client ---------------------------------------------------------------
 
@@ -569,15 +542,9 @@ class Accepting:
         request: _Request,
         *,
         contenders: int = 0,
-        may_accept: bool = True,
         uses_reserve: bool = True,
     ) -> Ready:
-        """Invoke the method; unless it refuses, accept. [Q/U lines 1017-1030]
-
-        A refusal changes nothing, and what was established before it is seen by every quorum even
-        if t servers have forgotten it: 2q - n > t. So a server may refuse that must not accept; or
-        nobody could be told that a name is taken, once t others are silent.
-        """
+        """Invoke the method; unless it refuses, accept. [Q/U lines 1017-1030]"""
         method, operation = request.method, request.conditioned.operation
         assert method is not None
         assert operation is not None
@@ -601,8 +568,6 @@ class Accepting:
         )
         if error:
             raise _Fail(Status.REFUSED, error=error)
-        if not may_accept:
-            raise _Fail(Status.NOT_CURRENT)
         writes = [Write(Table.REQUEST, timestamp, request.encoded)]
         first: Operation | None = operation
         for plan in request.plans:
@@ -684,6 +649,7 @@ class Accepting:
                 Status.SUCCESS,
                 tuple([replica.row.history for replica in replicas]),
                 tuple([replica.row.authenticator for replica in replicas]),
+                self._keys.lives,
                 0,
                 answer,
                 whole,
@@ -705,22 +671,22 @@ class Accepting:
         whole, answer = abridged(version.answer, request.whole_answer_from == self._node)
         return self._accepted(replicas, answer=answer, whole=whole)
 
+    def _failed(self, replicas: list[Replica], failure: _Fail) -> Ready:
+        """Nothing was accepted: the reply has the histories as they were before the step."""
+        return Ready(
+            UpdateReply(
+                failure.status,
+                tuple([replica.stored.history for replica in replicas]),
+                tuple([replica.stored.authenticator for replica in replicas]),
+                self._keys.lives,
+                **failure.more,
+            ),
+            writes=list(failure.writes),
+        )
+
 
 def abridged(answer: bytes, wanted_whole: bool) -> tuple[bool, bytes]:
     """True and the answer if it is sent whole; else False and its digest."""
     if wanted_whole or len(answer) <= limits.ANSWER_INLINE_BYTES:
         return True, answer
     return False, answer_digest(answer)
-
-
-def _failed(replicas: list[Replica], failure: _Fail) -> Ready:
-    """Nothing was accepted: the reply has the replica histories as they were before the step."""
-    return Ready(
-        UpdateReply(
-            failure.status,
-            tuple([replica.stored.history for replica in replicas]),
-            tuple([replica.stored.authenticator for replica in replicas]),
-            **failure.more,
-        ),
-        writes=list(failure.writes),
-    )

@@ -36,8 +36,6 @@ from bftfs.query_update.messages import (
     CatalogueRequest,
     ChainRequest,
     Found,
-    HistoryReply,
-    HistoryRequest,
     LatestReply,
     LatestRequest,
     SyncReply,
@@ -331,11 +329,6 @@ def chain(view: StorageView, request: ChainRequest) -> SyncReply:
 
 
 # --- healing, and updates that may be incomplete --------------------------------------------------
-
-
-def history(view: StorageView, request: HistoryRequest) -> HistoryReply:
-    """The replica history of an object."""
-    return HistoryReply(Replica(view, request.object).row.history)
 
 
 def catalogue(view: StorageView, request: CatalogueRequest) -> CatalogueReply:

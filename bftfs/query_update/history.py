@@ -42,8 +42,8 @@ from bftfs import limits
 from bftfs.asking.quorum import NOBODY, Nodes
 from bftfs.crypto.digest import (
     DIGEST_BYTES,
-    MAC_BYTES,
     AuthenticatorKeys,
+    authenticator_bytes,
     operation_digest,
     replica_history_digest,
 )
@@ -403,32 +403,33 @@ def cull(
     *,
     n: int,
     latest_sane_us: int,
-) -> tuple[CulledObjectHistorySet, Nodes, Nodes]:
+) -> tuple[CulledObjectHistorySet, Nodes, Nodes, Nodes]:
     """`history_set` without what does not convince the server that holds `keys`.
 
-    The other two results are the servers whose histories were culled: because the authenticator is
-    invalid, and because the history shows an insane time. Raises MalformedMessage if the set is not
+    The other results are the servers whose histories were culled: because the authenticator is
+    invalid, because the history shows an insane time, and because the server has begun a new life
+    since then, which is nobody's fault. Raises MalformedMessage if the set is not
     canonical. [Q/U §4.3.4, lines 1001-1002; §4.3.5, Malevolent components]
     """
     parsed = parse_set(history_set, n=n)
-    width = MAC_BYTES * n
+    width = authenticator_bytes(n)
     if len(authenticators) != width * len(parsed.nodes):
         raise MalformedMessage("a history set lacks authenticators")
     position = 0
-    forged = insane = NOBODY
+    forged = insane = outlived = NOBODY
     for group, each in zip(history_set.groups, parsed.hosted, strict=True):
         if time_of(each.history.latest) > latest_sane_us:
             insane |= each.nodes
         end = position + width * len(group.nodes)
-        forged |= Nodes.of(
-            keys.refuted(
-                makers=group.nodes,
-                digest=replica_history_digest(object=history_set.object, encoded=group.history),
-                authenticators=authenticators[position:end],
-            )
+        bad, old = keys.refuted(
+            makers=group.nodes,
+            digest=replica_history_digest(object=history_set.object, encoded=group.history),
+            authenticators=authenticators[position:end],
         )
+        forged |= Nodes.of(bad)
+        outlived |= Nodes.of(old)
         position = end
-    culled = forged | insane
+    culled = forged | insane | outlived
     if culled:
         parsed = CulledObjectHistorySet(
             history_set.object,
@@ -438,7 +439,7 @@ def cull(
                 if each.nodes - culled
             ),
         )
-    return parsed, forged, insane
+    return parsed, forged, insane, outlived
 
 
 # --- what a timestamp stands for ------------------------------------------------------------------

@@ -45,6 +45,12 @@ ErrnoField: TypeAlias = Annotated[int, Meta(ge=0, le=4095)]
 NodesField: TypeAlias = Annotated[
     int, Meta(ge=0, le=(1 << 63) - 1)
 ]  # a set of servers, as a bit mask
+# The latest life of each server that the sender knows of, its own included.
+LifeField: TypeAlias = Annotated[int, Meta(ge=0, le=(1 << 63) - 1)]
+LivesField: TypeAlias = Annotated[tuple[LifeField, ...], Meta(max_length=limits.NODES)]
+AuthenticatorsOfAllField: TypeAlias = Annotated[
+    tuple[AuthenticatorField, ...], Meta(max_length=limits.NODES)
+]
 HistoriesField: TypeAlias = Annotated[tuple[HistoryField, ...], _SOME_OBJECTS]
 AuthenticatorsField: TypeAlias = Annotated[tuple[AuthenticatorField, ...], _SOME_OBJECTS]
 PrefixField: TypeAlias = Annotated[bytes, Meta(min_length=1, max_length=limits.STATE_KEY_BYTES)]
@@ -184,6 +190,15 @@ class HistoryRequest(Message, frozen=True, tag=0x1A):
     """From node to node: your replica history of an object, for healing."""
 
     object: ObjectField
+    proof: AuthenticatorField = b""  # of the life that the asking server has begun, if it recovers
+
+
+class LifeRequest(Message, frozen=True, tag=0x19):
+    """From node to node: which lives do you know of? With the proof that the sender has begun one,
+    if it has.
+    """
+
+    proof: AuthenticatorField
 
 
 class CatalogueRequest(Message, frozen=True, tag=0x1B):
@@ -236,6 +251,7 @@ class QueryReply(Message, frozen=True, tag=0x20):
 
     histories: HistoriesField
     authenticators: AuthenticatorsField
+    lives: LivesField
     answered: bool
     error: ErrnoField
     answer: AnswerField  # or its digest
@@ -265,6 +281,7 @@ class UpdateReply(Message, frozen=True, tag=0x21):
     status: Status
     histories: HistoriesField
     authenticators: AuthenticatorsField
+    lives: LivesField
     error: ErrnoField = 0
     answer: AnswerField = b""  # or its digest; nothing, and not whole, if it is not known
     whole: bool = True
@@ -317,6 +334,7 @@ class PastReply(Message, frozen=True, tag=0x27):
 
     histories: HistoriesField
     authenticators: AuthenticatorsField
+    lives: LivesField
     looked: Looked
     version: TimestampField
     error: ErrnoField = 0
@@ -350,6 +368,14 @@ class HistoryReply(Message, frozen=True, tag=0x2A):
     """The replica history; nothing for the initial one."""
 
     history: HistoryField
+    remembers: bool  # False if the server may have forgotten some of it
+    life: LifeField  # the latest of the asking server that is stored here
+
+
+class LifeReply(Message, frozen=True, tag=0x29):
+    """For each server the proof of its latest life that is stored here; empty for the first."""
+
+    proofs: AuthenticatorsOfAllField
 
 
 class Catalogued(Value, frozen=True):
@@ -392,6 +418,7 @@ Request: TypeAlias = (
     | PastQuery
     | VersionsRequest
     | HistoryRequest
+    | LifeRequest
     | CatalogueRequest
     | AttestRequest
     | ChainRequest
@@ -406,6 +433,7 @@ Reply: TypeAlias = (
     | PastReply
     | VersionsReply
     | HistoryReply
+    | LifeReply
     | CatalogueReply
     | AttestReply
     | LatestReply

@@ -28,7 +28,7 @@ from bftfs import limits
 from bftfs.asking.peers import Peers
 from bftfs.asking.quorum import NOBODY, Nodes, QuorumSystem
 from bftfs.clock_skew import is_pushed_ahead
-from bftfs.crypto.digest import MAC_BYTES
+from bftfs.crypto.digest import authenticator_bytes, life_of
 from bftfs.errors import MalformedMessage
 from bftfs.identifiers import NodeId, ObjectId
 from bftfs.query_update.classification import (
@@ -165,7 +165,7 @@ class Observations:
         self._peers = peers
         self._bound = bound
         self._bound_bytes = bound_bytes
-        self._authenticator_bytes = MAC_BYTES * peers.quorums.n
+        self._authenticator_bytes = authenticator_bytes(peers.quorums.n)
         self.volume = 0  # bytes of all histories and authenticators
         self._entries: OrderedDict[ObjectId, _Entry] = OrderedDict()
         self.deductions = Deductions(peers.quorums)
@@ -220,6 +220,15 @@ class Observations:
         while self.volume > self._bound_bytes and len(self._entries) > 1:
             self.forget(next(iter(self._entries)))
         return learned
+
+    def outlive(self, node: NodeId, life: int) -> None:
+        """`node` has begun `life`, it is said: forget what it reported before."""
+        for entry in self._entries.values():
+            known = entry.known.get(node)
+            if known is not None and life_of(known.authenticator) < life:
+                self.volume -= len(known.history) + len(known.authenticator)
+                del entry.known[node]
+                entry.observed = entry.conditioned_on = None
 
     def forget(self, identifier: ObjectId) -> None:
         """Start afresh with an object."""

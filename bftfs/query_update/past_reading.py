@@ -50,7 +50,7 @@ from bftfs.query_update.messages import (
 )
 from bftfs.query_update.object_type import Record, encode_record
 from bftfs.query_update.repair import Attempts
-from bftfs.query_update.rounds import Answer, Plan, Rounds, Votes, is_outdated
+from bftfs.query_update.rounds import Answer, Plan, Rounds, Votes
 
 _ATTEMPTS: Final = 64  # at agreement, with repair and back-off in between
 
@@ -238,8 +238,8 @@ class _PastTally:
             asking.enough_or_more(self._evaluate(asking.answered))
 
     def conclude(self, asking: Asking) -> None:
-        """The round is over; what was heard counts only if that did not take too long."""
-        if is_outdated(asking):
+        """The round is over; what was heard counts only if nobody has begun a new life since."""
+        if self.rounds.is_outdated(self.plan):
             self.found = None
             self.is_collected = self.is_forgotten = self.is_disorderly = False
 

@@ -27,6 +27,7 @@ from bftfs.query_update.history import (
     is_barrier,
     parse_history,
 )
+from bftfs.query_update.lives import Lives, Told
 from bftfs.query_update.messages import PastReply, QueryReply, Status, UpdateReply, Verdict
 from bftfs.query_update.observation import Observations
 from bftfs.wire.codec import Message
@@ -34,15 +35,6 @@ from bftfs.wire.codec import Message
 _SUCCESS, _UNKNOWN = Status.SUCCESS, Verdict.UNKNOWN  # a member of a class takes longer to find
 
 Take = Callable[[Asking, NodeId, Any], None]  # what the reply of one server amounts to
-
-
-def is_outdated(asking: Asking) -> bool:
-    """True if a round has lasted too long: of those heard first, some may have lost their store.
-
-    What a server has accepted and forgotten counts only in rounds of before; when they are over, it
-    asks its peers what has become of it. `bftfs.server.object_healing` has the rule.
-    """
-    return not 0 <= asking.ended_us - asking.began_us <= limits.COUNTED_US
 
 
 class Answer(NamedTuple):
@@ -105,12 +97,14 @@ class Plan(NamedTuple):
     order: tuple[NodeId, ...]
     probes: tuple[NodeId, ...]
     now_us: int
+    began: int  # its moment, for `lives`
+    heard: dict[NodeId, Told]  # what those whose replies count tell of lives
 
 
 class Rounds:
     """How a client asks: in which order, how long, and what it remembers of the replies."""
 
-    __slots__ = ("observations", "patience_total_us", "peers", "quorums")
+    __slots__ = ("_told", "lives", "observations", "patience_total_us", "peers", "quorums")
 
     def __init__(
         self, peers: Peers, observations: Observations, *, patience_total_us: int | None
@@ -119,6 +113,8 @@ class Rounds:
         self.observations = observations
         self.peers = peers
         self.patience_total_us = patience_total_us
+        self.lives = Lives()
+        self._told: dict[NodeId, Told] = {}  # what each server has told of lives last
 
     async def plan(self, names: tuple[ObjectId, ...]) -> Plan:
         """Whom to ask about `names`, ascending. The highest object's preferred quorum comes first.
@@ -130,7 +126,7 @@ class Rounds:
         ahead = self.observations.ahead_of_clock(names)
         if ahead:  # what they accept is not counted
             order = tuple(sorted(order, key=lambda node: node in ahead))
-        return Plan(names, order, probes, now_us)
+        return Plan(names, order, probes, now_us, self.lives.begin(), {})
 
     async def run(
         self,
@@ -179,11 +175,15 @@ class Rounds:
     ) -> list[Known] | None:
         """Remember the reported histories; what is known of each object at `node` then.
 
-        None if no correct node replies like that.
+        None if no correct node replies like that, or if it has begun a new life since then.
         """
         names, histories, authenticators = plan.names, reply.histories, reply.authenticators
-        learned: list[Known] = []
-        if len(histories) == len(authenticators) == len(names):
+        lives = reply.lives
+        if len(histories) == len(authenticators) == len(names) and len(lives) == self.quorums.n:
+            if lives != self._told.get(node) and not self._hear(node, lives, plan.now_us):
+                return None
+            plan.heard[node] = lives
+            learned: list[Known] = []
             learn, now_us = self.observations.learn, plan.now_us
             for at, name in enumerate(names):
                 known = learn(name, node, histories[at], authenticators[at], now_us)
@@ -194,6 +194,26 @@ class Rounds:
                 return learned
         self.peers.convict(Nodes.of([node]), plan.now_us)
         return None
+
+    def _hear(self, node: NodeId, lives: Told, now_us: int) -> bool:
+        """Forget what servers reported in earlier lives; False if this is of an earlier one."""
+        before = self._told.get(node, lives)
+        if lives[node] < before[node]:
+            return False
+        if lives[node] > before[node]:  # a liar could take back what it has accepted, for ever
+            self.peers.diverged(Nodes.of([node]), now_us)
+        self._told[node] = lives
+        for maker, life in enumerate(lives):
+            if life and self.lives.believes(node, NodeId(maker)):
+                self.observations.outlive(NodeId(maker), life)
+        return True
+
+    def is_outdated(self, plan: Plan) -> bool:
+        """True if some that were heard know that others of them have begun new lives since then.
+
+        Then the round does not count.
+        """
+        return not self.lives.agree(plan.heard, plan.began)
 
 
 class UpdateTally:
@@ -330,7 +350,7 @@ async def update_round(rounds: Rounds, plan: Plan, message: Message, subject: st
     asking = await rounds.run(
         plan, message, UpdateReply, tally.take, subject=subject, hopes=tally.hopes
     )
-    tally.asked, tally.is_outdated = asking.asked, is_outdated(asking)
+    tally.asked, tally.is_outdated = asking.asked, rounds.is_outdated(plan)
     tally.conclude()
     return tally
 
@@ -458,7 +478,7 @@ class QueryTally:
 
     def conclude(self, asking: Asking) -> None:
         """Remember servers that answer differently, or report what no other server has."""
-        if is_outdated(asking):
+        if self.rounds.is_outdated(self.plan):
             self.answer, self.disorderly, self.unknown = None, (), True
         if self.answer is None:
             return

@@ -17,11 +17,11 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from bftfs.asking.quorum import QuorumSystem
 from bftfs.asking.refusal import Refused
-from bftfs.crypto.digest import AuthenticatorKeys, deduction_digest
+from bftfs.crypto.digest import AuthenticatorKeys, deduction_digest, life_of
 from bftfs.errors import MalformedMessage
 from bftfs.identifiers import ClientId, NodeId, ObjectId, kind_of
 from bftfs.query_update import between_nodes
@@ -41,10 +41,13 @@ from bftfs.query_update.messages import (
     DeduceRequest,
     FetchReply,
     FetchRequest,
+    HistoryReply,
     HistoryRequest,
     InlineBarrier,
     InlineUpdate,
     LatestRequest,
+    LifeReply,
+    LifeRequest,
     Looked,
     PastQuery,
     PastReply,
@@ -59,6 +62,7 @@ from bftfs.query_update.messages import (
 from bftfs.query_update.object_type import Caller, Method, ObjectTypes
 from bftfs.query_update.past_state import newest_at, state_at, versions_page, was_collected
 from bftfs.query_update.replica import Replica
+from bftfs.server import known_lives
 from bftfs.server.recovery import Recovery
 from bftfs.server.step import Ready, Refuse, Role, Sender, WaitFor, Want
 from bftfs.storage import StorageView, Table
@@ -71,16 +75,20 @@ Handler = Callable[[StorageView, Sender, Any, int], Ready]
 _BETWEEN_NODES: dict[type, Callable[[StorageView, Any], Any]] = {
     SyncRequest: between_nodes.sync,
     ChainRequest: between_nodes.chain,
-    HistoryRequest: between_nodes.history,
     CatalogueRequest: between_nodes.catalogue,
     LatestRequest: between_nodes.latest,
     AttestRequest: between_nodes.attest,
 }
 
 
-# Keeps a server from saying something false of objects: the healer of its node. Given the objects
-# and the request, tells what that has to wait for, if anything. Called while `Recovery.doubtful`.
-Doubts = Callable[[Sequence[ObjectId], object, int], Want | None]
+class Doubts(Protocol):
+    """Keeps a server from saying something false of objects: the healer of its node."""
+
+    def wanted(self, names: Sequence[ObjectId]) -> Want | None:
+        """What a request for these objects has to wait for. Called while `Recovery.doubtful`."""
+
+    def remembers(self, name: ObjectId) -> bool:
+        """True if this server has forgotten nothing of what it has accepted for an object."""
 
 
 class QueryUpdateServer:
@@ -104,7 +112,7 @@ class QueryUpdateServer:
         self._doubts = doubts
         self._node = node
         self._keys = keys
-        accepting = Accepting(node, quorums, keys, types, self._recovery, self.incomplete)
+        accepting = Accepting(node, quorums, keys, types, self.incomplete)
         self._accepting = accepting
         self._handlers: dict[type, Handler] = {  # nodes repair like clients, but for grants
             Update: self._update,
@@ -115,6 +123,10 @@ class QueryUpdateServer:
             VersionsRequest: self._versions,
             FetchRequest: self._fetch,
             DeduceRequest: self._deduce,
+        }
+        self._of_nodes: dict[type, Callable[[StorageView, NodeId, Any], Ready]] = {
+            HistoryRequest: self._history,
+            LifeRequest: self._life,
         }
 
     def step(
@@ -130,11 +142,15 @@ class QueryUpdateServer:
         try:
             handler = self._handlers.get(kind)
             if handler is None:
-                if sender.role is not Role.NODE:
+                if sender.node is None:
                     return Ready(Refused(errno.EPERM, "only nodes may ask for this"))
+                if kind in self._of_nodes:
+                    return self._of_nodes[kind](view, sender.node, message)
                 return Ready(_BETWEEN_NODES[kind](view, message))
-            if self._recovery.doubtful and self._doubts is not None:
-                want = self._doubts(_objects_of(message), message, now_us)
+            # What nodes deduce for each other is true whatever they have forgotten besides.
+            is_deduction = kind is DeduceRequest and sender.role is Role.NODE
+            if self._recovery.doubtful and self._doubts is not None and not is_deduction:
+                want = self._doubts.wanted(_objects_of(message))
                 if want is not None:
                     return Ready(wants=(want,))
             return handler(view, sender, message, now_us)
@@ -165,17 +181,18 @@ class QueryUpdateServer:
         replicas = {
             name: Replica(view, name) for name in (sorted(set(names)) if len(names) > 1 else names)
         }
-        histories = tuple(replica.row.history for replica in replicas.values())
-        authenticators = tuple(replica.row.authenticator for replica in replicas.values())
+        told = (
+            tuple(replica.row.history for replica in replicas.values()),
+            tuple(replica.row.authenticator for replica in replicas.values()),
+            self._keys.lives,
+        )
         verdict, voucher = Verdict.UNKNOWN, b""
         if message.deduce:
             candidate = next(iter(replicas.values())).history.latest_object
             if candidate.objects:
                 verdict, voucher = self._vouch(view, candidate.timestamp, candidate.objects)
         if not message.method:
-            return Ready(
-                QueryReply(histories, authenticators, False, 0, b"", True, verdict, voucher)
-            )
+            return Ready(QueryReply(*told, False, 0, b"", True, verdict, voucher))
         method = self._method(message.method, names)
         arguments = self.types.decode_arguments(method, message.arguments)
         states: dict[ObjectId, Any] | None
@@ -183,7 +200,7 @@ class QueryUpdateServer:
             versions = message.versions
             states = _states_at(replicas, versions)
             if states is None:
-                return Ready(QueryReply(histories, authenticators, False, 0, b"", True))
+                return Ready(QueryReply(*told, False, 0, b"", True))
         else:
             versions = tuple([replica.head for replica in replicas.values()])
             states = {name: replica.workspace for name, replica in replicas.items()}
@@ -192,9 +209,7 @@ class QueryUpdateServer:
             method.invoke, tuple(states[name] for name in names), arguments, caller
         )
         whole, answer = abridged(answer, message.whole_answer_from == self._node)
-        return Ready(
-            QueryReply(histories, authenticators, True, error, answer, whole, verdict, voucher)
-        )
+        return Ready(QueryReply(*told, True, error, answer, whole, verdict, voucher))
 
     def _method(self, name: str, objects: tuple[ObjectId, ...]) -> Method:
         """The query of that name, which takes these objects."""
@@ -214,11 +229,11 @@ class QueryUpdateServer:
         _require_grant(sender, message.uid)
         method = self._method(message.method, (message.object,))
         replica = Replica(view, message.object)
-        histories, authenticators = (replica.row.history,), (replica.row.authenticator,)
+        told = (replica.row.history,), (replica.row.authenticator,), self._keys.lives
         looked, version = newest_at(replica, message.at_us, message.below)
         state = state_at(replica, version) if looked is Looked.FOUND else None
         if state is None:
-            return Ready(PastReply(histories, authenticators, looked, version))
+            return Ready(PastReply(*told, looked, version))
         invoke = self.types.invoke
         caller = _caller(sender.client, message, time_of(version))
         arguments = self.types.decode_arguments(method, message.arguments)
@@ -228,7 +243,7 @@ class QueryUpdateServer:
         if not error:
             error, answer = invoke(method.invoke, (state,), arguments, caller)
         whole, answer = abridged(answer, message.whole_answer_from == self._node)
-        return Ready(PastReply(histories, authenticators, looked, version, error, answer, whole))
+        return Ready(PastReply(*told, looked, version, error, answer, whole))
 
     def _versions(
         self, view: StorageView, sender: Sender, message: VersionsRequest, _now_us: int
@@ -249,6 +264,24 @@ class QueryUpdateServer:
                 return Ready(VersionsReply(True, error))
         whole, page = abridged(page, message.whole_answer_from == self._node)
         return Ready(VersionsReply(True, 0, page, whole))
+
+    # --- what recovery asks for -----------------------------------------------------------------
+
+    def _history(self, view: StorageView, asking: NodeId, message: HistoryRequest) -> Ready:
+        """The replica history of an object, and whether a server that recovers may rest on it."""
+        remembers = self._doubts is None or self._doubts.remembers(message.object)
+        writes = known_lives.note(view, self._keys, asking, message.proof)
+        life = life_of(message.proof if writes else known_lives.proof_of(view, asking))
+        history = Replica(view, message.object).row.history
+        return Ready(HistoryReply(history, remembers, life), writes=writes)
+
+    def _life(self, view: StorageView, asking: NodeId, message: LifeRequest) -> Ready:
+        """What this server knows of lives; it stores that the one that asks has begun one."""
+        writes = known_lives.note(view, self._keys, asking, message.proof)
+        proofs = [known_lives.proof_of(view, maker) for maker in range(len(self._keys.lives))]
+        if writes:
+            proofs[asking] = message.proof
+        return Ready(LifeReply(tuple(proofs)), writes=writes)
 
     # --- what repair asks for -------------------------------------------------------------------
 

@@ -16,12 +16,10 @@ where it has accepted nothing later itself, and
   An operation on several objects it takes over at all of them, as the latest, or at none, unless
   b + 1 peers say that it is established.
 
-What it has accepted and forgotten may become established later, when others accept it: a client
-that has heard of it counts it. So clients count what they hear for `COUNTED_US` only, from the
-beginning of a round. For `FORGOTTEN_US` after the loss, the server asks its peers anew for each
-request, and its answer is as if it had accepted then what they have; only then does it walk.
-
-`bftfs.query_update.accepting` holds a recovering server to the second half of that.
+A recovering server has begun a new life (`.lives`), and asks q others that remember the object and
+have stored that: what it accepted in its earlier lives, and they did not when they answered, cannot
+be counted together with them any more. It serves an object only after it has taken over what r of
+them have. [docs/protocols-query-update.md, A server that lost its store]
 
 **Damaged objects.** Scrubbing marks them. One whose replica history is whole is made anew from what
 the peers have of the version that it stands at. Of one whose replica history is damaged, or whose
@@ -29,9 +27,8 @@ version nobody else has, the server has forgotten what it accepted: the object i
 server recovers as if it had lost its store. Objects of which it has the latest state only, because
 object sync brought no more, are marked too, and made anew with their past once that can be had.
 
-**Tests.** `tests/unit/server/test_healing.py`; must fail:
-`test_must_fail_a_server_that_forgets_that_it_has_forgotten`,
-`tests/simulation/test_lost_disks.py`.
+**Tests.** `tests/unit/server/test_healing.py`, `tests/simulation/test_lost_disks.py`,
+`tests/seams/test_lost_disks.py`, which has the must-fail tests.
 
 **Concurrency.** One thread. A walk and a request may heal one object: the later changes nothing.
 """
@@ -39,15 +36,14 @@ object sync brought no more, are marked too, and made anew with their past once 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from functools import partial
-from itertools import count, pairwise
+from itertools import pairwise
 
 from bftfs import limits
 from bftfs.asking.peers import Peers
 from bftfs.asking.quorum import NOBODY, Nodes
 from bftfs.conversation import Now, Pause, Together
-from bftfs.crypto.digest import AuthenticatorKeys
+from bftfs.crypto.digest import LIFE_DIGEST, AuthenticatorKeys, life_of
 from bftfs.errors import MalformedMessage
 from bftfs.identifiers import OBJECT_ID_BYTES, NodeId, ObjectId, ObjectKind
 from bftfs.query_update import between_nodes
@@ -76,10 +72,12 @@ from bftfs.query_update.replica import (
     ObjectRow,
     Reach,
     Replica,
+    is_signed,
     own_authenticator,
     rows_of,
     stored_row,
 )
+from bftfs.server import lives
 from bftfs.server.object_rebuilding import Past, fetch_past, has_beside, remade, replacement
 from bftfs.server.recovery import OBJECTS, Recovery
 from bftfs.server.step import Host, Want
@@ -126,14 +124,6 @@ def take_over(
     return replica.extend(candidate, keys, complete=candidate if established else INITIAL)
 
 
-@dataclass(slots=True)
-class _Look:
-    """Objects are healed for the sake of one request, which waits for that."""
-
-    request: object
-    done: bool = False
-
-
 class ObjectHealer:
     """Fetches versions that one server lacks: in the background, or at once for a request."""
 
@@ -153,9 +143,8 @@ class ObjectHealer:
         self._recovery = recovery
         self._others = OtherNodes(node, peers)
         self._host: Host | None = None
+        self._beginning = False
         self._asked_for: set[ObjectId] = set()  # objects beyond the walk that were healed
-        self._looks: dict[bytes, _Look] = {}  # by the key of the want
-        self._numbers = count()
         self._walk = HealingWalk(
             b"heal objects",
             _END,
@@ -170,51 +159,43 @@ class ObjectHealer:
 
     # --- on demand ---------------------------------------------------------------------------
 
-    def wanted(self, names: Sequence[ObjectId], request: object, now_us: int) -> Want | None:
+    def wanted(self, names: Sequence[ObjectId]) -> Want | None:
         """The want that a request for these objects has to wait for; None if it need not."""
+        if self._recovery.is_lost:
+            return Want(b"life", lambda _view: self._begin_on_demand())
         for name in names:
             if self._marked.get(name) == _DAMAGED:
                 return Want(b"mend" + name, lambda _view, name=name: self._mend_on_demand(name))  # type: ignore[misc]
-        if self._is_counted_on(now_us):
-            return self._look_for(names, request) if names else None
-        self._looks.clear()
-        for name in names:
-            if name >= self._walk.complete_until and name not in self._asked_for:
+            if not self.remembers(name):
                 return Want(b"heal" + name, lambda _view, name=name: self._on_demand(name))  # type: ignore[misc]
         return None
 
+    def remembers(self, name: ObjectId) -> bool:
+        """True if this server has forgotten nothing of what it has accepted for an object."""
+        return not self._recovery.is_lost and (
+            name < self._walk.complete_until or name in self._asked_for
+        )
+
+    async def _begin_on_demand(self) -> list[Write] | None:
+        return [] if self._host is not None and await self._begin_life(self._host) else None
+
+    async def _begin_life(self, host: Host) -> bool:
+        """Begin a new life, unless that is done. False if too few peers answer."""
+        while self._beginning:  # two at a time would begin two, and the peers know the later one
+            await Pause(_TRY_AGAIN_US)
+        if self._recovery.is_lost:
+            self._beginning = True
+            try:
+                if await lives.begin(host, self._keys, self._others, self._quorums):
+                    self._recovery.begun()
+            finally:
+                self._beginning = False
+        return not self._recovery.is_lost
+
     async def _on_demand(self, name: ObjectId) -> list[Write] | None:
-        if self._host is None or await self._heal(self._host, name) is None:
+        if self._host is None or not await self._heal(self._host, name):
             return None
         self._asked_for.add(name)
-        return []
-
-    def _is_counted_on(self, now_us: int) -> bool:
-        """True while some client may still count a candidate that this server has forgotten."""
-        return self._recovery.rebuilding and now_us < self._recovery.counted_until_us
-
-    def _look_for(self, names: Sequence[ObjectId], request: object) -> Want | None:
-        """Heal the objects for this very request, whatever was done for others that are alike.
-
-        None once that has been done, and the request is stepped again.
-        """
-        under_way = (key for key, look in self._looks.items() if look.request is request)
-        key = next(under_way, b"")
-        if key and self._looks[key].done:
-            del self._looks[key]
-            return None
-        key = key or b"look" + next(self._numbers).to_bytes(8, "big")
-        return Want(key, lambda _view: self._look(key, names, request))
-
-    async def _look(
-        self, key: bytes, names: Sequence[ObjectId], request: object
-    ) -> list[Write] | None:
-        look = self._looks[key] = _Look(request)
-        for name in names:
-            if self._host is None or not await self._heal(self._host, name):
-                self._looks.pop(key, None)
-                return None
-        look.done = True
         return []
 
     async def _mend_on_demand(self, name: ObjectId) -> list[Write] | None:
@@ -222,7 +203,7 @@ class ObjectHealer:
 
     async def catch_up(self, host: Host, name: ObjectId) -> bool:
         """Take over later established versions. True if nothing is lacking after that."""
-        return bool(await self._heal(host, name))
+        return await self._heal(host, name)
 
     # --- the walk ----------------------------------------------------------------------------
 
@@ -234,8 +215,8 @@ class ObjectHealer:
 
     async def _pass(self, host: Host) -> bool:
         complete = await self._mend_all(host)
-        while self._is_counted_on(await Now()):
-            await Pause(limits.FORGOTTEN_US // 8)
+        if not await self._begin_life(host):
+            return False
         walked = await self._walk.one_pass(host, self._heal_page)
         if walked:
             self._asked_for.clear()
@@ -284,8 +265,7 @@ class ObjectHealer:
     ) -> bool:
         """True if peers have something later than this server, as far as it can tell.
 
-        While it recovers, the server believes every single peer that there is something: what it
-        has forgotten may be at one of them only.
+        While it recovers, it asks about all of them: it has to sign what it has in this life.
         """
         later = Nodes.of(node for node, latest in reported if latest > own)
         alike = Nodes.of(node for node, latest in reported if latest == own)
@@ -295,7 +275,7 @@ class ObjectHealer:
             and not self._quorums.is_quorum(alike.plus(self._node))
         ):
             self.on_difference(name, own)
-        return self._quorums.includes_benign(later) or (bool(later) and self._recovery.rebuilding)
+        return self._recovery.rebuilding or self._quorums.includes_benign(later)
 
     async def _heal_chunk(self, host: Host, names: Sequence[ObjectId]) -> int:
         await Together(tuple(partial(self._heal_patiently, host, name) for name in names))
@@ -311,17 +291,32 @@ class ObjectHealer:
 
     # --- one object --------------------------------------------------------------------------
 
-    async def _heal(self, host: Host, name: ObjectId) -> bool | None:
-        """Heal one object. True if nothing is lacking now; None if too few peers answer.
+    async def _heal(self, host: Host, name: ObjectId) -> bool:
+        """Heal one object. True if nothing is lacking now; False also if too few peers answer."""
+        if not await self._catch_up(host, name):
+            return False
+        if self._recovery.rebuilding:
+            await step(host, partial(self._sign, name))
+        return True
 
-        Nothing later than its history is reported then. While it recovers, it is enough that
+    def _sign(self, name: ObjectId, view: StorageView) -> tuple[bool, list[Write]]:
+        """Sign in this life what is left of an earlier one."""
+        replica = Replica(view, name)
+        row = replica.row
+        if life_of(row.authenticator) != self._keys.lives[self._node] and row.history:
+            signed = own_authenticator(self._keys, name, row.history)
+            replica.report(row.history, signed, established=row.established)
+        return True, replica.writes
+
+    async def _catch_up(self, host: Host, name: ObjectId) -> bool:
+        """Nothing later than its history is reported then. While it recovers, it is enough that
         nothing later is at a repairable set of those who have answered: what is established, at a
         quorum, is at one, since 2q - n - b >= r. [(4.4)] Or a liar could keep it from ever being
         rebuilt, with a candidate that nobody else has.
         """
         history_set = await self._histories(name)
         if history_set is None:
-            return None
+            return False
         recovering = self._recovery.rebuilding
         own_latest = await look(host, lambda view: Replica(view, name).history.latest)
         for shared in shared_candidates(history_set, self._quorums):
@@ -342,8 +337,18 @@ class ObjectHealer:
         return recovering or own_latest >= history_set.latest
 
     async def _histories(self, name: ObjectId) -> CulledObjectHistorySet | None:
-        """The peers' histories of an object; None if they are no quorum."""
-        replies = await self._others.ask(HistoryRequest(name), HistoryReply, _is_history)
+        """The peers' histories of an object; None if they are no quorum.
+
+        Those of peers that have forgotten some of it themselves, or that have not heard yet of the
+        life that this server has begun, do not tell enough to one that recovers.
+        """
+        proof = self._keys.make(LIFE_DIGEST) if self._recovery.rebuilding else b""
+
+        def counts(reply: HistoryReply) -> bool:
+            knows_enough = not proof or (reply.remembers and reply.life >= life_of(proof))
+            return _is_history(reply) and knows_enough
+
+        replies = await self._others.ask(HistoryRequest(name, proof), HistoryReply, counts)
         if not self._quorums.is_quorum(Nodes.of(replies)):
             return None
         by_history: dict[bytes, Nodes] = {}
@@ -464,7 +469,7 @@ class ObjectHealer:
             row is not None
             and head is not None
             and head != ZERO
-            and row.authenticator == own_authenticator(self._keys, name, row.history)
+            and is_signed(self._keys, name, row)
         ):
             past = await fetch_past(name, head, me=self._node, quorums=self._quorums)
             if past is not None:
@@ -475,7 +480,7 @@ class ObjectHealer:
         if await self._histories(name) is None:
             return False  # some day there are enough
         # Nobody else can be asked for the version, or what was accepted is not known any more.
-        self._recovery.forget(OBJECTS, await Now())
+        self._recovery.forget(OBJECTS)
         self._asked_for.clear()
         anew = self._walk.begin_anew()
 

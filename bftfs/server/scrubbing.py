@@ -56,7 +56,7 @@ from bftfs.query_update.replica import (
     NUMBER_BYTES,
     Replica,
     Version,
-    own_authenticator,
+    is_signed,
     past_prefix,
     stamp_of,
     stored_row,
@@ -544,7 +544,7 @@ class HistoryScrubber:
         try:
             row = stored_row(stored)
             head = parse_history(row.history).latest_object.timestamp
-            if row.authenticator != own_authenticator(self._keys, name, row.history):
+            if not is_signed(self._keys, name, row):
                 return False
             if head == ZERO:
                 return row.number == 0

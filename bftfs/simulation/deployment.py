@@ -23,12 +23,13 @@ from bftfs.read_write.messages import Notice
 from bftfs.read_write.messages import Request as ReadWriteRequest
 from bftfs.read_write.server import ReadWriteServer
 from bftfs.read_write.session import Session
+from bftfs.server import known_lives
 from bftfs.server.block_healing import BlockHealer
 from bftfs.server.block_verification import LazyVerifier, VerificationSettings
 from bftfs.server.file_collection import CollectedPast, Collector
 from bftfs.server.incomplete_updates import Finisher
 from bftfs.server.object_healing import ObjectHealer
-from bftfs.server.recovery import Recovery
+from bftfs.server.recovery import Recovery, Stage
 from bftfs.server.room import ClientQuota, Room
 from bftfs.server.scrubbing import (
     BlockScrubber,
@@ -178,6 +179,8 @@ class Deployment:
     def servers(self, node: NodeId) -> Servers:
         """The servers of a correct node, by request, with nothing in memory."""
         keys, sizes = self.keys(node), self.sizes.read_write
+        if node in self.recoveries:  # it starts again
+            known_lives.recall(self.nodes[node].disk, keys)
         recovery = self.recoveries.setdefault(node, Recovery())
         quorums = ThresholdQuorums(self.sizes.query_update)
         peers = Peers(quorums, trusted=Nodes.of([node]))
@@ -188,7 +191,7 @@ class Deployment:
             keys,
             self.types,
             recovery=recovery,
-            doubts=objects_healer.wanted,
+            doubts=objects_healer,
             possible_objects=self.possible_objects,
         )
         servers: dict[type, Server] = dict.fromkeys(get_args(QueryUpdateRequest), objects)
@@ -251,9 +254,7 @@ class Deployment:
         node = self.nodes[number]
         node.crash(down_us=None)
         node.disk.wipe()
-        self.recoveries[number] = Recovery(
-            floor_us=node.wall_clock_us() + limits.CLOCK_SKEW_US, rebuilding=True
-        )
+        self.recoveries[number] = Recovery(Stage.LOST)
         node.start()
 
     def client(self, name: str, *, skew_us: int = 0, grant: Grant | None = None) -> SimulatedClient:

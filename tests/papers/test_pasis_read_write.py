@@ -13,7 +13,7 @@ import pytest
 from bftfs import limits
 from bftfs.asking.refusal import Refused
 from bftfs.coding.erasure import ErasureCode
-from bftfs.crypto.digest import fragment_digest, verifier_of
+from bftfs.crypto.digest import authenticator_bytes, fragment_digest, verifier_of
 from bftfs.errors import QuorumUnavailable
 from bftfs.read_write.messages import (
     Below,
@@ -670,5 +670,5 @@ def test_a_vouch_request_tells_no_more_than_a_listing(world: World, alice: Princ
     timestamp = alice.write(ITEM)
     world.settle()
     reply, body = world.nodes[0].step(alice.sender, VouchRequest(BLOCK, timestamp), b"", START_US)
-    assert len(reply.authenticator) == 16 * DEFAULT.N
+    assert len(reply.authenticator) == authenticator_bytes(DEFAULT.N)
     assert body == b""

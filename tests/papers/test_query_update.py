@@ -18,7 +18,13 @@ from bftfs.asking.peers import Pace, Peers
 from bftfs.asking.quorum import Nodes, ThresholdQuorums
 from bftfs.asking.refusal import Refused
 from bftfs.conversation import Draw, Pause
-from bftfs.crypto.digest import MAC_BYTES, answer_digest, replica_history_digest
+from bftfs.crypto.digest import (
+    LIFE_BYTES,
+    MAC_BYTES,
+    answer_digest,
+    authenticator_bytes,
+    replica_history_digest,
+)
 from bftfs.engine import Running
 from bftfs.errors import AdmissionRefused, FileSystemError, QuorumUnavailable
 from bftfs.identifiers import NodeId, ObjectId, ObjectKind
@@ -757,7 +763,8 @@ def spoilt(seen: Sight, *, of: int, at: int) -> Sight:
     """The HMAC for server `at` in the authenticator of server `of` is invalid."""
     macs = bytearray(seen.authenticators)
     order = [node for group in seen.history_set.groups for node in group.nodes]
-    macs[(order.index(of) * SMALLEST.n + at) * MAC_BYTES] ^= 1
+    width = authenticator_bytes(SMALLEST.n)
+    macs[order.index(of) * width + LIFE_BYTES + at * MAC_BYTES] ^= 1
     return seen._replace(authenticators=bytes(macs))
 
 
@@ -1563,7 +1570,7 @@ def test_authenticators_are_n_hmacs_over_the_hash_of_the_history(
     accept(cluster, alice)
     for maker, verifier in combinations(EVERYONE[: SMALLEST.q], 2):
         row = cluster.nodes[maker].replica(A).row
-        assert len(row.authenticator) == SMALLEST.n * MAC_BYTES
+        assert len(row.authenticator) == authenticator_bytes(SMALLEST.n)
         digest = replica_history_digest(object=A, encoded=row.history)
         assert len(digest) == 32
         check = cluster.nodes[verifier].keys.check

@@ -43,8 +43,8 @@ def remove_culling(monkeypatch: pytest.MonkeyPatch) -> None:
         *,
         n: int,
         latest_sane_us: int,
-    ) -> tuple[CulledObjectHistorySet, Nodes, Nodes]:
-        return parse_set(history_set, n=n), NOBODY, NOBODY
+    ) -> tuple[CulledObjectHistorySet, Nodes, Nodes, Nodes]:
+        return parse_set(history_set, n=n), NOBODY, NOBODY, NOBODY
 
     monkeypatch.setattr(accepting, "cull", believe)
 

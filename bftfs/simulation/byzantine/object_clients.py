@@ -12,7 +12,7 @@ from operator import attrgetter
 
 from bftfs import limits
 from bftfs.conversation import Delivery, Draw, Now, Receive
-from bftfs.crypto.digest import MAC_BYTES, deduction_digest
+from bftfs.crypto.digest import authenticator_bytes, deduction_digest
 from bftfs.errors import MalformedMessage
 from bftfs.identifiers import ClientId, NodeId, ObjectId
 from bftfs.query_update.history import (
@@ -357,7 +357,7 @@ class Fabricator(Updater):
         for ally in self.position.allies:
             if ally.node == node:
                 return ally.reported(name, history)
-        return Known(history, self.random.randbytes(MAC_BYTES * self.n))
+        return Known(history, self.random.randbytes(authenticator_bytes(self.n)))
 
 
 class FalseRepairer(Updater):

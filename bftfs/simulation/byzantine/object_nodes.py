@@ -9,7 +9,7 @@ import msgspec
 from msgspec.structs import replace
 
 from bftfs import limits
-from bftfs.crypto.digest import MAC_BYTES, deduction_digest, sync_page_digest
+from bftfs.crypto.digest import LIFE_BYTES, MAC_BYTES, deduction_digest, sync_page_digest
 from bftfs.errors import MalformedMessage
 from bftfs.identifiers import ClientId, ObjectId
 from bftfs.query_update.history import (
@@ -148,8 +148,9 @@ class SelectiveAuthenticator(NodeAdversary):
     def _spoil(self, authenticator: bytes) -> bytes:
         spoilt = bytearray(authenticator)
         for server in self._spoilt:
-            if len(spoilt) >= MAC_BYTES * (server + 1):
-                spoilt[MAC_BYTES * server] ^= 1
+            position = LIFE_BYTES + MAC_BYTES * server
+            if len(spoilt) > position:
+                spoilt[position] ^= 1
         return bytes(spoilt)
 
 
@@ -227,7 +228,7 @@ class SyncLiar(NodeAdversary):
             case _, FetchReply(conditioned=conditioned):
                 ready.reply = FetchReply(mutated(conditioned, random))
             case _, HistoryReply(history=history):
-                ready.reply = HistoryReply(self._another_history(history))
+                ready.reply = replace(ready.reply, history=self._another_history(history))
             case _, LatestReply(latest=latest):
                 ready.reply = LatestReply(tuple(map(self._another_time, latest)))
             case _, AttestReply(digests=digests):

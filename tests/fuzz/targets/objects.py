@@ -124,14 +124,14 @@ def history_sets(data: bytes) -> None:
     for identifier in _OBJECTS[:count]:
         history_set, authenticators = _set(choices, identifier)
         parse_set(history_set, n=_QUORUMS.n)
-        culled, forged, insane = cull(
+        culled, forged, insane, outlived = cull(
             history_set,
             authenticators,
             _KEYS[choices.number(_QUORUMS.n)],
             n=_QUORUMS.n,
             latest_sane_us=_NOW_US + 10**9,
         )
-        assert not culled.nodes & (forged | insane)
+        assert not culled.nodes & (forged | insane | outlived)
         found = classify(culled, _QUORUMS)
         if found.complete:
             assert _QUORUMS.is_quorum(found.nodes)

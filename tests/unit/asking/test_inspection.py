@@ -230,7 +230,13 @@ def test_a_server_that_claims_a_version_and_answers_falsely() -> None:
     ) -> None:
         if source == ("node", 1) and isinstance(message, QueryReply) and message.answered:
             message = QueryReply(
-                message.histories, message.authenticators, True, 0, b"\x91\x07", True
+                message.histories,
+                message.authenticators,
+                message.lives,
+                True,
+                0,
+                b"\x91\x07",
+                True,
             )
         send(source, target, kind, number, message, body)
 

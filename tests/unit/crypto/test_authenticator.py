@@ -4,11 +4,18 @@ import hashlib
 
 import pytest
 
-from bftfs.crypto.digest import MAC_BYTES, AuthenticatorKeys
+from bftfs.crypto.digest import (
+    LIFE_BYTES,
+    MAC_BYTES,
+    AuthenticatorKeys,
+    authenticator_bytes,
+    life_of,
+)
 from bftfs.crypto.keys import Identity, pairwise_key
 from bftfs.identifiers import NodeId
 
 N = 6
+WHOLE = authenticator_bytes(N)
 DIGEST = b"d" * 32
 IDENTITIES = [Identity.generate(bytes([node + 1]) * 32) for node in range(N)]
 SERVERS = [
@@ -25,23 +32,24 @@ SERVERS = [
 def test_vector() -> None:
     keys = AuthenticatorKeys(NodeId(1), tuple(bytes([node]) * 32 for node in range(3)))
     assert keys.make(bytes(32)).hex() == (
-        "e5e0ad3670ff22a53ce578493c4f263f645aaf864413c9fc052c445ef36c03b24fe7a870fbfe6c17ad3ef46ee02b88e5"
+        "0000000000000000"
+        "bd3f97b024aed82a8f3362a55c782c6747fd39553f06a7872f10cca26cb397460805e59797b31b1a1d17f301521ed067"
     )
 
 
-def test_a_mac_covers_the_maker_and_the_digest() -> None:
+def test_a_mac_covers_the_maker_its_life_and_the_digest() -> None:
     key = bytes([2]) * 32
     authenticator = AuthenticatorKeys(NodeId(1), (bytes(32), bytes(32), key)).make(DIGEST)
     expected = hashlib.blake2b(
-        b"\x00\x01" + DIGEST, key=key, digest_size=16, person=b"bftfs.entry"
+        b"\x00\x01" + bytes(LIFE_BYTES) + DIGEST, key=key, digest_size=16, person=b"bftfs.entry"
     ).digest()
-    assert authenticator[2 * MAC_BYTES :] == expected
+    assert authenticator[LIFE_BYTES + 2 * MAC_BYTES :] == expected
 
 
 @pytest.mark.parametrize("maker", range(N))
 def test_every_server_accepts_what_a_server_made(maker: int) -> None:
     authenticator = SERVERS[maker].make(DIGEST)
-    assert len(authenticator) == N * MAC_BYTES
+    assert len(authenticator) == authenticator_bytes(N)
     for server in SERVERS:
         assert server.check(claimed_by=maker, digest=DIGEST, authenticator=authenticator)
 
@@ -60,12 +68,12 @@ def test_it_convinces_of_no_other_maker_or_digest() -> None:
 def test_a_servers_own_mac_does_not_pass_as_its_peers() -> None:
     """The pair's key is the same in both directions; the maker's number tells them apart."""
     mine = SERVERS[1].make(DIGEST)
-    reflected = bytearray(N * MAC_BYTES)
-    reflected[1 * MAC_BYTES : 2 * MAC_BYTES] = mine[4 * MAC_BYTES : 5 * MAC_BYTES]
+    reflected = bytearray(authenticator_bytes(N))
+    reflected[24:40] = mine[72:88]  # the entries of 1 and 4
     assert not SERVERS[1].check(claimed_by=4, digest=DIGEST, authenticator=bytes(reflected))
 
 
-@pytest.mark.parametrize("length", [0, 15, MAC_BYTES, N * MAC_BYTES - 1, N * MAC_BYTES + 1])
+@pytest.mark.parametrize("length", [0, 15, MAC_BYTES, N * MAC_BYTES, WHOLE - 1, WHOLE + 1])
 def test_a_wrong_length_is_false_not_an_error(length: int) -> None:
     assert not SERVERS[0].check(claimed_by=1, digest=DIGEST, authenticator=bytes(length))
 
@@ -73,9 +81,48 @@ def test_a_wrong_length_is_false_not_an_error(length: int) -> None:
 def test_only_ones_own_entry_counts() -> None:
     """A Byzantine server can convince some servers and not others; [Q/U §4.3.4] lives with it."""
     authenticator = bytearray(SERVERS[1].make(DIGEST))
-    authenticator[3 * MAC_BYTES] ^= 1
+    authenticator[LIFE_BYTES + 3 * MAC_BYTES] ^= 1
     verdicts = [
         server.check(claimed_by=1, digest=DIGEST, authenticator=bytes(authenticator))
         for server in SERVERS
     ]
     assert verdicts == [True, True, True, False, True, True]
+
+
+# --- lives ---------------------------------------------------------------------------------------
+
+
+def servers() -> list[AuthenticatorKeys]:
+    return [
+        AuthenticatorKeys(
+            NodeId(node), tuple(bytes([1 + node * peer, 1 + node + peer]) for peer in range(3))
+        )
+        for node in range(3)
+    ]
+
+
+def test_what_was_made_in_an_earlier_life_is_outlived() -> None:
+    one, other, _ = servers()
+    before = one.make(DIGEST)
+    one.learn(0, 1)
+    after = one.make(DIGEST)
+    assert (life_of(before), life_of(after)) == (0, 1)
+    assert other.refuted(makers=b"\0", digest=DIGEST, authenticators=before) == ([], [])
+    assert other.refuted(makers=b"\0", digest=DIGEST, authenticators=after) == ([], [])
+    assert other.lives == (1, 0, 0)  # which a valid one of that life has told
+    assert other.refuted(makers=b"\0", digest=DIGEST, authenticators=before) == ([], [0])
+    assert not other.check(claimed_by=0, digest=DIGEST, authenticator=before)
+
+
+def test_nobody_can_say_that_another_has_begun_a_new_life() -> None:
+    one, other, _ = servers()
+    forged = (7).to_bytes(LIFE_BYTES, "big") + one.make(DIGEST)[LIFE_BYTES:]
+    assert other.refuted(makers=b"\0", digest=DIGEST, authenticators=forged) == ([0], [])
+    assert other.lives == (0, 0, 0)
+
+
+def test_of_its_own_lives_a_server_knows_by_itself() -> None:
+    one, _, _ = servers()
+    later = one.make(DIGEST, life=3)
+    assert one.refuted(makers=b"\0", digest=DIGEST, authenticators=later) == ([], [0])
+    assert one.lives == (0, 0, 0)

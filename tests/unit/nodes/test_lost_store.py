@@ -10,8 +10,6 @@ import pytest
 from bftfs.data_directory import NodeDirectory
 from bftfs.errors import UsageError
 from bftfs.identifiers import NodeId
-from bftfs.limits import CLOCK_SKEW_US
-from bftfs.runtime import clock
 from bftfs.server.recovery import BLOCKS, OBJECTS
 from nodes.store import Store
 from nodes.store_directory import resumed
@@ -27,47 +25,40 @@ def use(directory: NodeDirectory) -> None:
 
 
 def test_a_first_store_replaces_none(directory: NodeDirectory) -> None:
-    recovery = resumed(directory)
-    assert not recovery.rebuilding
-    assert recovery.floor_us == 0
+    assert not resumed(directory).rebuilding
     use(directory)
     assert not resumed(directory).rebuilding
 
 
-def test_a_lost_stores_floor_is_kept_for_ever(
-    directory: NodeDirectory,
-) -> None:
+def test_a_lost_store_is_remembered_until_all_is_rebuilt(directory: NodeDirectory) -> None:
     use(directory)
     shutil.rmtree(directory.store)
-    before_us = clock.now_us()
-    recovery = resumed(directory)
-    assert recovery.rebuilding
-    assert recovery.floor_us >= before_us + CLOCK_SKEW_US
+    assert resumed(directory).is_lost
     # A crash now, or after the new store has been made, makes it forget nothing.
-    assert resumed(directory).rebuilding
+    assert resumed(directory).is_lost
     use(directory)
     recovery = resumed(directory)
-    assert recovery.rebuilding
+    assert recovery.is_lost
+    recovery.begun()
+    recovery = resumed(directory)
+    assert (recovery.is_lost, recovery.rebuilding) == (False, True)
     recovery.rebuilt(OBJECTS)
     assert resumed(directory).rebuilding
     recovery.rebuilt(BLOCKS)
     assert not recovery.rebuilding
-    again = resumed(directory)
-    assert not again.rebuilding
-    assert again.floor_us == recovery.floor_us
+    assert not resumed(directory).rebuilding
 
 
 def test_a_store_that_is_lost_again_is_rebuilt_again(directory: NodeDirectory) -> None:
     use(directory)
     shutil.rmtree(directory.store)
     first = resumed(directory)
+    first.begun()
     first.rebuilt(OBJECTS)
     first.rebuilt(BLOCKS)
     use(directory)
     shutil.rmtree(directory.store)
-    second = resumed(directory)
-    assert second.rebuilding
-    assert second.floor_us > first.floor_us
+    assert resumed(directory).is_lost
 
 
 def test_a_note_that_cannot_be_read_stops_the_node(directory: NodeDirectory) -> None:

@@ -102,7 +102,7 @@ class Node(SimulatedNode):
             self.keys,
             self._cluster.types,
             recovery=recovery,
-            doubts=self.healer.wanted,
+            doubts=self.healer,
         )
         finisher = Finisher(self.number, peers, self.server.incomplete, self.healer)
         return NodeServices(

@@ -10,6 +10,7 @@ import pytest
 from bftfs import limits
 from bftfs.asking.peers import Peers
 from bftfs.asking.quorum import ThresholdQuorums
+from bftfs.crypto.digest import authenticator_bytes
 from bftfs.envelope import REQUESTS
 from bftfs.errors import MalformedMessage
 from bftfs.identifiers import ClientId, NodeId, ObjectId
@@ -146,7 +147,7 @@ def test_a_liar_and_a_slow_server_do_not_stop_repair() -> None:
             ready.reply = msgspec.structs.replace(
                 ready.reply,
                 histories=((before or b"\1") + invented.encoded,),
-                authenticators=(bytes(16 * SMALLEST.n),),
+                authenticators=(bytes(authenticator_bytes(SMALLEST.n)),),
             )
         return ready
 
@@ -248,7 +249,7 @@ def test_parsed_histories_are_bounded_by_volume(
 def test_a_clients_observations_are_bounded_by_their_volume() -> None:
     quorums = ThresholdQuorums(SMALLEST)
     observations = Observations(Peers(quorums), bound_bytes=1_000_000)
-    macs = bytes(16 * quorums.n)
+    macs = bytes(authenticator_bytes(quorums.n))
     for number in range(20):
         history = _long_history(number)
         assert observations.learn(counter_id(number), NodeId(0), history, macs, 0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from bftfs.asking.quorum import NOBODY, Nodes
+from bftfs.crypto.digest import LIFE_BYTES, MAC_BYTES
 from bftfs.errors import MalformedMessage
 from bftfs.identifiers import NodeId
 from bftfs.query_update.history import (
@@ -111,6 +112,7 @@ def test_nothing_is_culled_from_what_is_authentic() -> None:
             culled,
             NOBODY,
             NOBODY,
+            NOBODY,
         )
 
 
@@ -122,7 +124,7 @@ def test_a_history_is_authentic_for_its_object_and_server_only() -> None:
         NodeId(4): Known(history(method(2)), known(A, 4, history(method(1))).authenticator),
     }
     history_set, authenticators, _ = assemble(A, entries)
-    culled, forged, insane = cull(
+    culled, forged, insane, _ = cull(
         history_set, authenticators, keys(5), n=6, latest_sane_us=LONG_AGO
     )
     assert (forged, insane) == (Nodes(0b010110), NOBODY)
@@ -132,7 +134,7 @@ def test_a_history_is_authentic_for_its_object_and_server_only() -> None:
 def test_a_corrupt_entry_is_seen_by_its_server_only() -> None:
     honest = known(A, 0, history(method(1)))
     spoilt = bytearray(honest.authenticator)
-    spoilt[3 * 16] ^= 1
+    spoilt[LIFE_BYTES + 3 * MAC_BYTES] ^= 1
     history_set, authenticators, _ = assemble(A, {NodeId(0): Known(honest.history, bytes(spoilt))})
     found = [
         cull(history_set, authenticators, keys(node), n=6, latest_sane_us=LONG_AGO)[1]
@@ -147,12 +149,12 @@ def test_insane_times_are_culled_and_reported_apart() -> None:
         NodeId(1): known(A, 1, history(method(101))),
     }
     history_set, authenticators, _ = assemble(A, entries)
-    culled, forged, insane = cull(history_set, authenticators, keys(2), n=6, latest_sane_us=100)
+    culled, forged, insane, _ = cull(history_set, authenticators, keys(2), n=6, latest_sane_us=100)
     assert (forged, insane) == (NOBODY, Nodes(0b10))
     assert culled.nodes == Nodes(0b01)
 
 
-@pytest.mark.parametrize("authenticators", [b"", b"x" * 95, b"x" * 192])
+@pytest.mark.parametrize("authenticators", [b"", b"x" * 103, b"x" * 208])
 def test_missing_authenticators_are_malformed(authenticators: bytes) -> None:
     history_set, _, _ = assemble(A, {NodeId(0): known(A, 0, history(method(1)))})
     with pytest.raises(MalformedMessage):

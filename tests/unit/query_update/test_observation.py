@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bftfs.asking.peers import MEMORY_US, Peers
 from bftfs.asking.quorum import Nodes, ThresholdQuorums
+from bftfs.crypto.digest import authenticator_bytes
 from bftfs.identifiers import NodeId
 from bftfs.limits import CLOCK_SKEW_US, SECOND_US
 from bftfs.query_update.history import Known
@@ -12,7 +13,7 @@ from bftfs.thresholds import QueryUpdateThresholds
 from tests.unit.query_update.building import A, barrier, history, method
 
 QUORUMS = ThresholdQuorums(QueryUpdateThresholds.smallest(t=1, b=1))  # n=6, q=5, r=3
-MACS = bytes(16 * 6)
+MACS = bytes(authenticator_bytes(6))
 
 
 def test_a_query_rests_on_its_own_replies() -> None:
@@ -21,9 +22,9 @@ def test_a_query_rests_on_its_own_replies() -> None:
     observations = Observations(Peers(quorums))
     first, second = method(1), method(2, 1)
     reported = {
-        NodeId(1): Known(history(first, second), bytes(16 * 4)),
-        NodeId(2): Known(history(first, initial=True), bytes(16 * 4)),
-        NodeId(3): Known(history(), bytes(16 * 4)),
+        NodeId(1): Known(history(first, second), bytes(authenticator_bytes(4))),
+        NodeId(2): Known(history(first, initial=True), bytes(authenticator_bytes(4))),
+        NodeId(3): Known(history(), bytes(authenticator_bytes(4))),
     }
     for node, known in reported.items():
         assert observations.learn(A, node, known.history, known.authenticator, 0)

@@ -2,17 +2,32 @@
 
 from __future__ import annotations
 
-from bftfs.server.recovery import BLOCKS, OBJECTS, Recovery
+from bftfs.server.recovery import BLOCKS, OBJECTS, Recovery, Stage
 
 
-def test_the_end_of_rebuilding_is_durable_before_it_is_told() -> None:
+def test_each_stage_is_durable_before_it_is_told() -> None:
     """A node that is killed as soon as it says that it is whole comes back whole."""
-    heard: list[bool] = []
-    recovery = Recovery(rebuilding=True, on_end=lambda: heard.append(recovery.rebuilding))
+    heard: list[tuple[Stage, bool, bool]] = []
+    recovery = Recovery(
+        Stage.LOST,
+        store=lambda stage: heard.append((stage, recovery.is_lost, recovery.rebuilding)),
+    )
+    recovery.begun()
+    assert heard.pop() == (Stage.REBUILDING, True, True)
     recovery.rebuilt(OBJECTS)
     assert not heard
     recovery.rebuilt(BLOCKS)
-    assert heard == [True]
+    assert heard == [(Stage.REBUILT, False, True)]
     assert not recovery.rebuilding
     recovery.rebuilt(BLOCKS)
-    assert heard == [True], "there was nothing to end"
+    assert len(heard) == 1, "there was nothing to end"
+
+
+def test_a_node_that_forgets_again_begins_another_life() -> None:
+    stages: list[Stage] = []
+    recovery = Recovery(store=stages.append)
+    recovery.forget(OBJECTS)
+    assert (recovery.is_lost, recovery.rebuilding, recovery.doubtful) == (True, True, True)
+    recovery.begun()
+    recovery.rebuilt(OBJECTS)
+    assert stages == [Stage.LOST, Stage.REBUILDING, Stage.REBUILT]

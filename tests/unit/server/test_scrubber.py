@@ -7,10 +7,11 @@ from collections.abc import Callable
 import pytest
 
 from bftfs import limits
+from bftfs.crypto.digest import life_of
 from bftfs.identifiers import NodeId
 from bftfs.query_update.history import LogicalTimestamp
 from bftfs.query_update.messages import AttestReply
-from bftfs.query_update.replica import Replica, stored_version
+from bftfs.query_update.replica import ObjectRow, Replica, stored_version
 from bftfs.read_write.timestamp import version_key
 from bftfs.server import scrubbing
 from bftfs.server.scrubbing import HistoryScrubber, ScrubTally, VersionScrubber
@@ -120,6 +121,10 @@ WITH_ITS_HISTORY = [
 ]
 
 
+def own(cluster: Cluster) -> ObjectRow:
+    return Replica(cluster.nodes[NODE].disk, counter(NODE)).row
+
+
 @pytest.mark.parametrize("damage", WITH_ITS_HISTORY)
 def test_an_object_with_damaged_rows_is_made_anew(
     cluster: Cluster, damage: Callable[[Disk], None]
@@ -132,7 +137,7 @@ def test_an_object_with_damaged_rows_is_made_anew(
     assert rows(disk) == before
     assert tally.found_damaged >= 1
     assert tally.checked_bytes > 0
-    assert not cluster.deployment.recoveries[NodeId(NODE)].floor_us  # it has forgotten nothing
+    assert not life_of(own(cluster).authenticator)  # it has forgotten nothing
 
 
 def rot_history(disk: Disk) -> None:
@@ -169,9 +174,8 @@ def test_a_damaged_history_recovers_as_if_all_were_lost(
     scrub(cluster)
     assert rows(disk, Table.VERSION, Table.STATE, Table.PAST) == state
     assert Replica(disk, counter(NODE)).head == head
-    recovery = cluster.deployment.recoveries[NodeId(NODE)]
-    assert recovery.floor_us > cluster.now_us
-    assert not recovery.rebuilding
+    assert not cluster.deployment.recoveries[NodeId(NODE)].rebuilding
+    assert life_of(own(cluster).authenticator) == 1
     cluster.nodes[0].crash(down_us=None)  # and it makes the quorum
     assert Counting(cluster, "bob").increment(NODE) == 5
 

@@ -103,7 +103,7 @@ def test_a_forged_history_is_authentic_as_ones_own_only() -> None:
 def test_a_selective_authenticator_convinces_some_only() -> None:
     keys = Stage("mute").deployment.keys(NODE)
     digest = replica_history_digest(object=COUNTER, encoded=b"history")
-    authentic = QueryReply((b"history",), (keys.make(digest),), False, 0, b"", True)
+    authentic = QueryReply((b"history",), (keys.make(digest),), keys.lives, False, 0, b"", True)
 
     class Honest:
         def step(self, *_: Any) -> Ready:
