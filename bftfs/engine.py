@@ -1,7 +1,8 @@
 """The sans-IO interpreter of effects: runs conversations for any host.
 
-The mount (on trio), a node (on its poll loop) and the simulator (in virtual time) host the same
-engine: they carry its messages, feed it replies, and tell it when time has passed.
+The mount (on trio), a node (on its poll loop), commands (on a blocking loop) and the simulator (in
+virtual time) host the same engine: they send its messages, give it replies, and tell it when time
+has passed.
 
 Concurrency: an engine belongs to one thread. It never blocks: `start`, `deliver` and `expire` run
 every conversation that they make ready until it waits again. Completion callbacks run inside them,

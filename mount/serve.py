@@ -363,8 +363,8 @@ def _errors_of_libfuse() -> Iterator[Callable[[], str]]:
 def _push_mapped_pages(mountpoint: Path) -> None:
     """Have the kernel write what programs changed in memory.
 
-    Newer kernels only begin to write then, and do not wait; but what they have sent comes to us
-    before what is asked next.
+    Newer kernels only begin to write, and do not wait. But these writes reach this process before
+    the request that follows here.
     """
     with suppress(OSError):
         descriptor = os.open(mountpoint, os.O_RDONLY | os.O_DIRECTORY)

@@ -4,8 +4,8 @@
     journal    the write-ahead log (`nodes.journal`)
     damaged    there only if this store must not be used any more; says why
 
-The lock file is beside the directory, and stays when that is moved away or lost: so a node knows
-that it once had a store (`nodes.store_directory`).
+The lock file is beside the directory, and stays when that is moved away or lost. So a node knows
+that it once had a store.
 """
 
 from __future__ import annotations

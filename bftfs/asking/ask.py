@@ -1,4 +1,4 @@
-"""Sending requests and waiting for replies: the one place that does both.
+"""Sending requests and waiting for replies: the one place in both protocols that does so.
 
 `Calls` are the unanswered requests of one operation, which sends what it likes to whom it likes: a
 READ asks for lists of versions and for fragments as replies come in. `Asking` is a round on top of

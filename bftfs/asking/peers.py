@@ -5,8 +5,10 @@ counts as evidence is decided by the protocols.
 Rule 2: whoever is left out, a quorum remains. It is enforced here, and nowhere else.
 
 A principal (a mount, a node, a command) has one `Peers`, which both protocols use: a node that lies
-to one is known to the other, and a node that is down is found out once. As in etcd/raft, where a
-leader keeps a `tracker.Progress` for each follower, there is one record for each node.
+to one is known to the other, and a node that is down is found out once. (Object sync at a node
+still begins with a new one each time; so does `bftfs inspect`, which is to see who answers.) As in
+etcd/raft, where a leader keeps a `tracker.Progress` for each follower, there is one record for each
+node.
 
 **Asked last.** A node that is slow, silent or full, or whose disk is damaged, is asked after the
 others, and nobody waits for it as long as the others are a quorum. The order stays a function of
@@ -236,7 +238,7 @@ class Peers:
             self._ask_last(node, Condition.SLOW, now_us)
 
     def timely(self, node: NodeId) -> None:
-        """`node` was the last that a round waited for, and in time."""
+        """A round ended with the reply of `node`, which was not late."""
         record = self._records[node]
         if record.lateness:
             record.lateness -= 1

@@ -194,7 +194,7 @@ def writers(nodes: list[dict[str, Any]]) -> list[str]:
             said.append(f"node {node['node']}: its room for versions is {_share(node):.0%} taken")
     for name, why in (
         ("bftfs_verification_demands", "writes have waited for verification"),
-        ("bftfs_repair_demands", "updates have waited for what their client left unfinished"),
+        ("bftfs_repair_demands", "updates have waited because their client left others incomplete"),
     ):
         if waited := _total(nodes, name):
             said.append(f"{waited} {why}, at all nodes together, since they were started")

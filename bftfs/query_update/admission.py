@@ -3,8 +3,8 @@
 - `Lines`: who was too late at which object, so that contending clients come one after the other.
 - `Allowance`: how many barriers and copies a client may still make. [Q/U §4.3.5]
 - `BarrierBudget`: how often an object may still be barred, so that no others' updates stop for it.
-- `IncompleteUpdates`: whose latest candidates may be incomplete, so that one client's unfinished
-  work is bounded over all objects. `bftfs.server.incomplete_updates` finishes it.
+- `IncompleteUpdates`: whose latest candidates may be incomplete, so that one client leaves
+  only so many incomplete, over all objects. `bftfs.server.incomplete_updates` finishes them.
 
 All of it is in memory, and a restart loses it: only whether a request is refused, or has to wait,
 depends on it, never what is accepted for an object.
@@ -40,7 +40,7 @@ class Lines:
     def join(self, objects: list[ObjectId], client: ClientId, now_us: int) -> int:
         """Put `client` into these objects' lines, or keep it there.
 
-        How many others are ahead of it in the line where that is most.
+        Returns how many others are ahead of it, in the line where these are most.
         """
         ahead = 0
         for identifier in objects:
@@ -60,7 +60,10 @@ class Lines:
         return ahead
 
     def leave(self, objects: list[ObjectId], client: ClientId, now_us: int) -> int:
-        """Take `client` out: it was its turn. How many others stand in the longest of the lines."""
+        """Take `client` out of these lines, since its update was accepted.
+
+        Returns how many others stand in the longest of them.
+        """
         longest = 0
         for identifier in objects if self._lines else ():
             line = self._lines.get(identifier)
@@ -103,7 +106,7 @@ class Bucket:
         return True
 
     def owe(self, now_us: int) -> None:
-        """Take a token even if there is none: at most as many are owed as it can hold."""
+        """Take a token even if there is none; at most as many are owed as the bucket can hold."""
         self._fill(now_us)
         self._saved_us = max(self._saved_us - self._each_us, -self._full_us)
 

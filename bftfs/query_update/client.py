@@ -1,9 +1,29 @@
 """The client of Query/Update: queries and updates of replicated objects. [Q/U §4.3.4, §4.3.5]
 
-A query goes to the preferred quorum and is answered on the latest versions there; if the replies
-show that these are the latest established ones, it is over in one round. An update is conditioned
-on the cached object history sets; if these are current, it is over in one round. Otherwise the
-client repairs what classification finds, and tries again.
+**Start here.** An object is a replicated map. Each update makes a new version of it, named by a
+logical timestamp. Each server reports which versions it has accepted: its replica history.
+
+One update (`update`, with n = 6, t = b = 1: five servers are a quorum, three a repairable set):
+
+1. From earlier replies the client has the object's replica histories (`observation.py`). They say
+   what is to be done next; as a rule, to build on the latest version (`classification.py`).
+2. It sends the operation and these histories to the five servers of the object's preferred quorum
+   (`rounds.py`). Each server checks the histories by its own entry of their authenticators, draws
+   the same conclusion, invokes the method, and accepts the version (`accepting.py`).
+3. When five servers have accepted it, the update is established.
+4. If the histories were stale, the servers refuse, and report theirs: the client tries again. What
+   it does after each other outcome is in one table (`effort.py`).
+5. If classification dictates anything else than an update, the object is repaired first
+   (`repair.py`).
+
+One query (`query`): five servers answer on their latest versions, and report their histories. If
+these show that the version is the latest established one, that is all. If not, the client asks
+again, and repairs the object if that does not help.
+
+Read in this order: `thresholds.QueryUpdateThresholds`, `history.py`, `classification.py`, this
+file, `effort.py`, `rounds.py`, `observation.py`, `repair.py`; for a server, `server.py`,
+`accepting.py`, `replica.py`. tests/transcripts shows these rounds message by message;
+docs/protocols-query-update.md has a table of all rules with their tests.
 
 **Invariants.** An operation takes effect once: before an update is tried again, it is known that no
 earlier attempt is in the chain of the version that it is now conditioned on. Nothing that servers

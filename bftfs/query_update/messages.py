@@ -268,7 +268,7 @@ class Status(IntEnum):
     NOT_CURRENT = 2  # FAIL: the server has accepted something later
     CULLED = 3  # FAIL: see the culled servers; nothing was classified
     DIFFERENT = 4  # FAIL: the history sets do not dictate this operation
-    TOO_MANY = 5  # FAIL: the client has too much unfinished business at the object or server
+    TOO_MANY = 5  # FAIL: the client has too many incomplete updates at the object or server
     INSANE_TIME = 6  # FAIL: the timestamp is too far in the future
 
 

@@ -1,19 +1,25 @@
 """Reading the past of replicated objects: the state at a time, and the versions down from one.
 
-An answer about the past needs the same evidence as one about the present. Established versions of
-an object form one chain. A quorum's replica histories show the latest established version E, as for
-any query; servers that have E on their chain tell which version of it was the newest at the time
-asked for, and the answer on it, and are believed when they cannot all be malevolent: one of them is
-benign, and the chain below E is the same at all benign servers that know it.
+**Situation.** A reader asks for an object as of a time. Servers may lie about the past as about
+the present, and candidates from before that time may still be undecided.
 
-Nothing more can become established at a time of the past. A candidate later than E that is old
-enough to count, and that so many servers show, or may have without showing it, that somebody could
-find it repairable, is decided by repair before there is an answer. Others stay incomplete, because
-correct servers accept no method whose time lies behind their clock by more than
-`limits.CLOCK_SKEW_US`. So what is read at a
-time further back than that is the same whoever reads it, and whenever; and what several objects are
-read to be at one time is one state, because an operation has one timestamp at all of its objects
-and the order of timestamps is a serial order of all operations. [Q/U §4.3.7]
+**Rules.** An answer about the past needs the same evidence as one about the present:
+
+1. A quorum's replica histories show the latest established version E, as for any query.
+2. Servers that have E on their chain tell which version on it was the newest at that time, and the
+   answer on that version. They are believed when they cannot all be malevolent.
+3. A candidate later than E, with a time up to the one asked for, is repaired first if anybody could
+   yet find it repairable: if enough servers show it, or may have it without showing it.
+
+**Why it is safe.** One of the servers that are believed is benign; and established versions form
+one chain, which is the same below E at all benign servers that know it. Nothing more can become
+established at a time of the past: candidates that rule 3 passes over stay incomplete, and correct
+servers accept no method whose time is behind their clock by more than `limits.CLOCK_SKEW_US`. So
+a state from before that is the same for all readers, now and later. Several objects as of one time
+are one state: an operation has one timestamp at all of its objects, and the order of timestamps is
+a serial order of all operations. [Q/U §4.3.7]
+
+**Tests.** `tests/unit/query_update/test_past.py`, `tests/simulation/test_past.py`.
 
 **Concurrency.** As `client`: consistent between awaits.
 """

@@ -237,7 +237,7 @@ class UpdateTally:
 
     @property
     def possible(self) -> Nodes:
-        """The servers that may have accepted it: it may take effect yet."""
+        """The servers that may have accepted it. If there are any, it may still take effect."""
         ruled_out = self.failed
         for nodes in self.refused.values():
             ruled_out |= nodes
@@ -247,7 +247,7 @@ class UpdateTally:
     def contenders(self) -> int | None:
         """How many others stand in the line, or are ahead in it; None if too few servers tell.
 
-        The least number than which servers that cannot all be malevolent say there are no more.
+        It is the smallest number that is not exceeded at b + 1 servers, one of which is benign.
         (Clients that come at the same moment are late in another order at each server: more than
         one may believe that it is next.)
         """

@@ -268,7 +268,7 @@ class NamePlan:
                         self._report(place, log.path(place), what)
 
     def _stage(self, name: Slot, there: ObjectId) -> int:
-        """In which stage what stands at a name has to stay there; 3 if in none."""
+        """The stage in which it is decided that the object at a name stays there; 3 if in none."""
         if name in self._staying or not self._log.is_others(there):
             return 3
         places = self.tree.places(there)

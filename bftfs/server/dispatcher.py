@@ -8,7 +8,7 @@ and network. Its host collects what has arrived into a batch, and for each batch
 3. and only then sends what `outbox` holds.
 
 A request that wants something from peers is parked, and stepped again from the beginning when that
-has come: nothing of a step survives but the store. Requests that want the same thing share it.
+has come: nothing of the first attempt is kept. Requests that want the same thing share it.
 
 Concurrency: one thread. `handle` and `resume` run inside a batch; the completion of a wanted
 conversation may come at any time, and only queues its writes for the next batch.

@@ -107,7 +107,9 @@ _TRY_AGAIN_US = 50_000
 def take_over(
     replica: Replica, candidate: Candidate, keys: AuthenticatorKeys, *, established: bool
 ) -> bool:
-    """Take `candidate` into the replica history; False if its version is missing, or no room there.
+    """Take `candidate` into the replica history.
+
+    False if the version is missing here, or the history is full.
 
     Requires: the rule above allows it.
     """
@@ -160,7 +162,7 @@ class ObjectHealer:
     # --- on demand ---------------------------------------------------------------------------
 
     def wanted(self, names: Sequence[ObjectId]) -> Want | None:
-        """The want that a request for these objects has to wait for; None if it need not."""
+        """What a request for these objects has to wait for; None if it can be answered now."""
         if self._recovery.is_lost:
             return Want(b"life", lambda _view: self._begin_on_demand())
         for name in names:

@@ -1,9 +1,20 @@
 """A node's memory of having lost its store.
 
-A node that lost its store has forgotten what it accepted. It begins a new life (`.lives`), in which
-nobody counts what it signed before; and until it has asked the others about all of it, it must not
-act as if it had never accepted anything: that would be a lie, though not meant.
-`docs/protocols-query-update.md` has the rule and why it is safe.
+**Situation.** A node that lost its store has forgotten what it accepted. Others may still count on
+it: if it acts as if it had accepted nothing, it lies without knowing it.
+
+**Rules.**
+
+1. It begins a new life (`bftfs.server.lives`). What it signed in an earlier one counts no more.
+2. Until it has compared everything with its peers, it asks them about each object that a request
+   names before it answers (`object_healing`), and does not list the versions of blocks that it has
+   not compared (`block_healing`).
+3. How far it has come survives any crash: `Stage` is stored before anything depends on it.
+
+**Why it is safe.** docs/protocols-query-update.md ("A server that lost its store") says it.
+
+**Tests.** `tests/unit/server/test_recovery.py`, `tests/unit/server/test_lives.py`,
+`tests/unit/server/test_healing.py`, `tests/seams/test_lost_disks.py`.
 
 **Concurrency.** One thread.
 """
@@ -64,8 +75,7 @@ class Recovery:
     def rebuilt(self, what: str) -> None:
         """All objects (or blocks) that others have are here.
 
-        Who hears that nothing is being rebuilt (metrics are asked for in a thread of their own)
-        can rely on it: first it is made to survive a crash.
+        That survives a crash before anybody is told: metrics are read in a thread of their own.
         """
         if self._remaining == {what}:
             self._store(Stage.REBUILT)

@@ -63,7 +63,7 @@ class Configuration:
     files: FileMix = field(default_factory=FileMix)
     verification: VerificationSettings | None = None  # of blocks by nodes, in idle time
     collection: CollectionPlan | None = None  # of the past, by nodes that verify
-    possible_objects: int | None = None  # that one client may leave unfinished, if not the usual
+    possible_objects: int | None = None  # that one client may leave incomplete, if not the usual
     faulty_share: float = 1.0  # of the operations: when so many have ended, faults stop
     client_bytes: int | None = None  # of a node, that the versions of one client may take
     # The numbers of the operations that take place, if not all: what shrinking has left.

@@ -110,7 +110,7 @@ class Deployment:
     Without `verification` settings, nodes neither verify nor heal of their own accord.
 
     With them, nodes collect as `collection` says, by the snapshots of `volume`, and
-    `possible_objects` are all that one client may leave unfinished. The versions of blocks of
+    `possible_objects` are all that one client may leave incomplete. The versions of blocks of
     one client may take `client_bytes` of a node.
     """
 

@@ -158,7 +158,7 @@ class Concealer(NodeAdversary):
 
     [PASIS §3.4.4] (3.1), (3.3): a complete write is hosted by QC benign nodes, and N - t responses
     include enough of them, to readers, auditors and nodes that heal. Shown by linearizability,
-    durability, amends and redundancy.
+    durability, undo and redundancy.
     """
 
     def answer(self, asked: Asked) -> Ready:

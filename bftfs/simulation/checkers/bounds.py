@@ -4,8 +4,8 @@ The records are taken at the commits of correct nodes. Bounds are those of `bftf
 
 - no time that a node accepts lies further ahead of its own clock than clocks may differ;
 - of the barriers and copies that one client makes, a node accepts so many at once and per second;
-- in a replica history that is long, no client has more than its share of unfinished work: it gets
-  none in but what others finish, for which servers have to vouch that have accepted it;
+- in a replica history that is long, no client has more than its share of incomplete updates. Beyond
+  that the history takes only what others finish, and only if servers vouch that they accepted it;
 - no more requests wait for object sync, in all and of one principal, than there are places;
 - [LazyVer §3.8.3] of one client, and of one client and block, a node takes only so many possible
   versions, and beyond that, while they cannot be verified, one in `VERIFY_EXCUSED_US`;
