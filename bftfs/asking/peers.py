@@ -364,14 +364,18 @@ class Peers:
             accusers = Nodes.of(one for one, other in self._quarrels if other == accused)
             if includes_benign(accusers):
                 convicted = convicted.plus(accused)
-        disbelieved = convicted | _least_cover(
+        convicted -= self._trusted
+        cover = _least_cover(
             {
                 (one, other)
                 for one, other in self._quarrels
                 if one not in convicted and other not in convicted
             }
         )
-        disbelieved -= self._trusted
+        # What is proven stands, whatever accusations there are besides: a correct server whose
+        # clock is slow accuses all that are ahead of it.
+        suspected = (convicted | cover) - self._trusted
+        disbelieved = convicted if includes_benign(suspected) else suspected
         for node, record in enumerate(self._records):
             more = disbelieved.plus(node) - self._trusted
             if record.divergences >= _DIVERGENT and not includes_benign(more):

@@ -59,6 +59,14 @@ def test_quarrels_that_b_liars_cannot_explain_shun_nobody() -> None:
     assert subject.disbelieved == NOBODY
 
 
+def test_what_is_proven_outlasts_a_slow_clocks_accusations() -> None:
+    subject = peers()
+    for accuser in (0, 1, 2, 5):
+        accuse(subject, accuser, 3)  # they find its histories forged
+    accuse(subject, 4, 0, 1, 2, 3, 5)  # its clock is slow: it finds all others insane
+    assert subject.disbelieved == Nodes.of([3])
+
+
 def test_with_more_liars_more_are_disbelieved() -> None:
     subject = peers(b=2)
     accuse(subject, 0, 1, 2, 3)
