@@ -53,7 +53,7 @@ def set_(path: str, policy: str, only: bool) -> None:
 
     A policy is a list of all, hourly, daily and weekly, each with the age up to which it holds, or
     without one: `all 30d, hourly 60d, daily 1y, weekly`. `none` (or 0) keeps only the detection
-    window. Without a policy, all versions are kept until a node's history pool is full. A change
+    window. Without a policy, all versions are kept until a node is short of room. A change
     takes effect once the detection window has passed.
     """
     chosen = parse_policy(policy)
