@@ -11,8 +11,8 @@ A version is kept if one of these keeps it:
 2. **Snapshots.** It was current at the time of a snapshot.
 3. **Policy.** It was current at a time that the object's policy chooses: any time, or one per hour,
    day or week. These times are the same for all objects, so that the kept versions form one tree.
-4. **Pressure.** A node whose history pool is nearly full lets policies count only from `pressure_us` on,
-   which never lies within the window.
+4. **Pressure.** A node whose history pool is nearly full lets policies count only from
+   `pressure_us` on, which never lies within the window.
 
 A version that is not known to be established (Q/U) or verified (PASIS) supersedes nothing: the one
 before it may turn out to be the current one.

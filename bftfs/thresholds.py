@@ -106,10 +106,11 @@ class ReadWriteThresholds:
 
     @property
     def times(self) -> int:
-        """Of so many reports the (b + 1)-th largest is no less than the latest complete write's.
+        """The number of times that a writer asks for.
 
-        QC benign nodes have it, so N - QC may lack it, and b + 1 of the reports know it.
-        No more than `responses`, by (3.4).
+        The (b + 1)-th largest of these is not below the latest complete write's: QC benign nodes
+        have that, and N - QC may not, so b + 1 of them are not below it. The number is at most
+        `responses`, by (3.4).
         """
         return self.N - self.QC + self.b + 1
 

@@ -98,7 +98,7 @@ class InodeTable:
         return self.known(number).identifier
 
     def forget(self, number: int, lookups: int) -> ObjectId | None:
-        """The kernel has dropped so many lookups. Gives the object if they were the last."""
+        """The kernel has dropped `lookups` lookups. Returns the object if they were the last."""
         known = self._by_number.get(number)
         if known is None or number == ROOT_NUMBER:
             return None

@@ -94,13 +94,13 @@ class DiskSpace:
             self.file_bytes = size
 
     def checkpointed(self, used_bytes: int) -> None:
-        """A checkpoint has brought all growth into the file, of which so much is used now."""
+        """A checkpoint has brought all growth into the file; `used_bytes` of it are used now."""
         self.used_bytes = used_bytes
         self._taken_bytes = max(self._taken_bytes, used_bytes)
         self.growth_bytes = 0
 
     def _end_with(self, growth: int) -> int:
-        """How long the file has to be for so much more, and the reserve behind it."""
+        """How long the file has to be for this growth, and the reserve behind it."""
         return self.used_bytes + self.growth_bytes + growth + self.reserve_bytes
 
     def _take(self, end: int) -> bool:

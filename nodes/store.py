@@ -388,7 +388,7 @@ class Store:
             self._checkpoint()
 
     def touched(self, size: int) -> None:
-        """A batch has read and written values of so many bytes."""
+        """A batch has read and written values of `size` bytes."""
         self._mapped.touched(size)
 
     # -----------------------------------------------------------------------------------------

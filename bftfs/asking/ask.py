@@ -58,7 +58,7 @@ class Calls(Generic[Tag]):
         now_us: int,
         patience_total_us: int | None = None,
     ) -> None:
-        """So many nodes are `required`: half of them tell the pace. `subject` is for errors."""
+        """Half of the `required` nodes tell the pace. `subject` is for error messages."""
         self.peers = peers
         self.lapses = 0  # silences so far
         self._pace = pace
@@ -125,9 +125,9 @@ class Refusals:
     def add(self, node: NodeId, refused: Refused) -> None:
         """Raises AdmissionRefused once the others are no quorum.
 
-        So many must say why alike that a benign one does: a liar's reason must not be given for a
-        refusal that will pass, as that of a clock that is behind. Nothing is final because nodes
-        are rebuilding their stores.
+        At least b + 1 of them must give the same reason: a liar's must not be given for a refusal
+        that will pass, as of a node whose clock is behind. ENODATA is never final: nodes that
+        rebuild their stores will answer later.
         """
         self.nodes = self.nodes.plus(node)
         if refused.code == errno.ENODATA:
@@ -460,13 +460,13 @@ class Asking:
         return False
 
     def _within(self, patience_us: int) -> int:
-        """So much, or what is left of all patience."""
+        """`patience_us`, or what is left of the total patience."""
         if self._patience_total_us is None:
             return patience_us
         return min(patience_us, self._patience_total_us - self._waited_us)
 
     async def _give_up(self, silent: list[NodeId]) -> None:
-        """Note who has not answered; and whose disks are full, while the others may do."""
+        """Note which nodes have not answered, and which have full disks."""
         now_us = self.ended_us = await Now()
         for node in silent:
             self._peers.silent(node, now_us)

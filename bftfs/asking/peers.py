@@ -89,9 +89,9 @@ class Condition(Enum):
 class Pace:
     """How long one kind of request takes, and how long to wait for an answer.
 
-    Whoever backs off for less than others take, because what they waited for was not counted,
-    collides with them again and again: so all waits count. (How long an outage was says nothing of
-    that.)
+    All waits count: a client that backs off for less than the others' rounds take collides with
+    them again and again. (Waits of more than `limits.COUNTED_US` count as that long: they tell of
+    an outage.)
     """
 
     def __init__(self, *, hedge_us: int, patience_us: int) -> None:
@@ -314,11 +314,10 @@ class Peers:
     def failed(
         self, failures: int, *, disbelieved: Nodes, ahead_of_clock: Nodes, now_us: int
     ) -> None:
-        """So many attempts of an operation have failed, the last one without these servers.
+        """An operation's attempts have failed, `failures` in a row, the last without these servers.
 
-        Rule 2: one of them may be needed, and then all that has to be done is to take note of what
-        it reports. A suspicion that this very attempt has raised is given its chance first: those
-        that are left may be slow, and have been silent for no worse reason.
+        Rule 2: one of them may be needed, and then it is enough to count what it reports. But a
+        suspicion that this attempt has raised is given a chance first: the others may only be slow.
         """
         borne = _FAILURES_BORNE if self.quorum_willing() else _FAILURES_ALONE
         if failures % borne == 0 and disbelieved and self.disbelieved == disbelieved:

@@ -322,12 +322,11 @@ class Accepting:
     def inline_barrier(
         self, view: StorageView, _sender: Sender, message: InlineBarrier, now_us: int
     ) -> Ready:
-        """A barrier that b + 1 servers report as their latest candidate, accepted as it is.
+        """Accept a barrier that b + 1 servers report as their latest candidate.
 
-        Unlike [Q/U §4.3.5, Malevolent components], where one server's word is enough: barriers have
-        no data associated with them, and are safe to accept whoever made them. But they stop all
-        updates of the object. Of b + 1 servers one has accepted this one from who made it, and it
-        was in its budget.
+        Unlike [Q/U §4.3.5, Malevolent components], where one server's word is enough. Barriers have
+        no data, and are safe to accept whoever made them; but they stop all updates of the object.
+        One of b + 1 servers is benign: it took this one from its maker, within the budget.
         """
         replica = Replica(view, message.evidence.object)
         try:
@@ -464,10 +463,11 @@ class Accepting:
     def _require_barrier(
         self, request: _Request, sets: Sequence[CulledObjectHistorySet], now_us: int
     ) -> None:
-        """A barrier costs everybody three rounds: they are few, and move no object's time.
+        """Refuse a barrier beyond the budget, or one that moves an object's time far ahead.
 
-        The latest candidate of the history set may be forged, if b servers report it. (Who updates
-        the object may move its time by that.)
+        A barrier costs everybody three rounds. The latest candidate of the history set may be
+        forged if only b servers report it. (A client that updates the object may build on it all
+        the same.)
         """
         barrier_us = time_of(request.timestamp)
         for replica, shown in zip(request.replicas, sets, strict=True):

@@ -94,7 +94,7 @@ class Bucket:
         self._since_us = 0
 
     def add(self, time_us: int) -> None:
-        """Fill it as if so much more time had passed."""
+        """Fill it as if `time_us` more had passed."""
         self._saved_us += time_us
 
     def take(self, now_us: int) -> bool:
@@ -213,7 +213,7 @@ class IncompleteUpdates:
     """The objects whose latest candidates at this server may be incomplete, by client."""
 
     def __init__(self, most_of_client: int | None = None) -> None:
-        """At most so many objects of one client, if not as many as usual."""
+        """`most_of_client`: the limit of objects for one client, if not the usual one."""
         self._most_of_client = most_of_client or limits.POSSIBLE_OBJECTS_OF_CLIENT
         self.tally = IncompleteTally()
         self.total = 0
@@ -260,7 +260,7 @@ class IncompleteUpdates:
         return entry.tick <= self.tick - _REST_TICKS
 
     def due(self, now_us: int, most: int) -> list[ObjectId]:
-        """At most so many objects that have rested."""
+        """At most `most` objects that have rested."""
         chosen: list[ObjectId] = []
         for entries in self._of.values():
             for name, entry in entries.items():

@@ -164,8 +164,8 @@ _STREAK_DOUBLINGS = 2  # of the streak, at most, while nobody takes the turn tha
 class BackOff:
     """The random exponential back-off of one operation. [Q/U §4.3.5, Retry and backoff policies]
 
-    Whoever else is at work must be able to finish in the pause: it grows beyond what rounds take,
-    unless servers say how many are ahead.
+    Others must be able to finish in the pause. So it grows beyond what rounds take, unless servers
+    say how many clients are ahead.
     """
 
     __slots__ = ("_clocks_us", "_pace", "ahead", "failures")
@@ -240,7 +240,7 @@ class Streaks:
                 streak.doublings = min(streak.doublings + 1, _STREAK_DOUBLINGS)
 
     async def succeeded(self, names: tuple[ObjectId, ...], others: int) -> None:
-        """An update took effect; so many others stand in the line."""
+        """An update took effect; `others` stand in the line."""
         if not others:
             self.interrupted(names)
             return

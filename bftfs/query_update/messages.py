@@ -172,8 +172,8 @@ class PastQuery(Message, frozen=True, tag=0x17):
 class VersionsRequest(Message, frozen=True, tag=0x18):
     """The versions of an object from `newest` down, the newest first: one page of at most `most`.
 
-    With what each did to the keys that begin with one of `prefixes`; if the object permits it to
-    who asks, as it is now.
+    Each with its changes of the keys that begin with one of `prefixes`. The object, as it is now,
+    must permit that to the user.
     """
 
     object: ObjectField

@@ -187,14 +187,13 @@ class Observations:
         authenticator: bytes,
         now_us: int,
     ) -> Known | None:
-        """Remember that `node` reports `history`; what is known of it then.
+        """Remember that `node` reports `history`. Returns what is known of it then.
 
-        None if no correct node would report that. What is older than what the node reported before
-        was overtaken on its way, and does not count: the histories of servers only grow. A liar
-        that takes back what it has accepted, and accepts it again from whoever repairs it, could
-        keep a client busy for ever. Whether the authenticator is valid only servers can tell; but
-        with one of another length than all have, they could not even tell where the next one
-        begins, and would reject the whole request.
+        None if no correct node would report that. A report that is older than an earlier one does
+        not count: histories only grow, so it was overtaken on its way. (If it counted, a liar that
+        takes back and accepts again could keep a client busy for ever.) Only servers can tell if
+        the authenticator is valid. But one of a wrong length is refused here: servers could not
+        tell where the next one begins, and would reject the whole request.
         """
         try:
             parsed = parse_history(history)
@@ -237,10 +236,10 @@ class Observations:
             self.volume -= _volume_of(entry.known)
 
     def keep(self, identifier: ObjectId, reported: Mapping[NodeId, Known]) -> None:
-        """Know what was `reported` in one round, and nothing else: repair what can be seen now.
+        """Replace what is known of an object by what was `reported` in one round.
 
-        The very same: if the repair saw order where the round has found disorder, neither of them
-        would ever end.
+        So the repair that follows sees the same disorder as the round. If it saw order, it would do
+        nothing, the round would be repeated, and neither would ever end.
         """
         entry = self._entry(identifier)
         before = entry.known

@@ -58,7 +58,7 @@ Choice = TypeVar("Choice", bound=Hashable)
 
 
 class Votes(Generic[Choice]):
-    """Answers, or whatever servers can differ in, and who gave them."""
+    """Answers, or anything else in which servers can differ, and the servers that gave each."""
 
     __slots__ = ("_quorums", "by", "wholes")
 
@@ -82,7 +82,7 @@ class Votes(Generic[Choice]):
         return None
 
     def dissenters(self, answer: Choice) -> Nodes:
-        """Those who gave another one."""
+        """The servers that gave another answer."""
         nodes = NOBODY
         for other, voters in self.by.items():
             if other != answer:

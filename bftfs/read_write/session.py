@@ -67,10 +67,10 @@ class Gathering(Asking, Generic[Answer]):
         order: tuple[NodeId, ...] | None = None,
         required: int | None = None,
     ) -> None:
-        """To all nodes, of which N - t have to answer.
+        """Ask all nodes, of which N - t have to answer.
 
-        Or, if so many are `required`: to as many, the first in `order`, and to others in place of
-        those that are silent or of no use.
+        With `required`: ask that many, the first in `order`, and others in place of those that are
+        silent or of no use.
         """
         peers, thresholds = session.peers, session.thresholds
         probes: tuple[NodeId, ...] = ()

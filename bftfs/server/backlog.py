@@ -156,7 +156,7 @@ class Backlog:
     # --- choosing ----------------------------------------------------------------------------
 
     def ripe(self, now_us: int, most: int) -> list[BlockId]:
-        """The blocks of the highest yield that may be verified now, at most so many."""
+        """The blocks of the highest yield that may be verified now, at most `most`."""
         self._ripen(now_us)
         chosen: list[BlockId] = []
         for rank in sorted(self._ripe, reverse=True):

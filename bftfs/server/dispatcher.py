@@ -134,9 +134,9 @@ class Dispatcher:
         self._step(batch, Parked(origin, sender, number, message, body), now_us)
 
     def resume(self, batch: BatchView, now_us: int) -> None:
-        """Apply what has been supplied since the last batch and step what waited for it.
+        """Apply what was supplied since the last batch, and step the requests that waited for it.
 
-        Tasks come first: what a supply rests on may be one of them.
+        Tasks come first: a supply may rest on one of them.
         """
         for _ in range(len(self._tasks)):
             try:

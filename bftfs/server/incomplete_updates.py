@@ -247,9 +247,9 @@ class Finisher:
     def _superseded(self, name: ObjectId, entry: Entry) -> None:
         """A later candidate, which others share, supersedes `entry`: that settles it.
 
-        Those who have accepted what is later see to that. This server gets it from them if it can,
-        and else when it heals; but in idle time, since an update may wait for this, and peers that
-        are down would be waited for. Of what is accepted meanwhile nobody has said that.
+        The servers that accepted the later one finish it. This server fetches it in idle time, or
+        when it heals: not now, because an update may be waiting for this, and peers that are down
+        would hold it up. Candidates that are accepted here meanwhile are not settled.
         """
         incomplete = self._incomplete
         if incomplete.entry(name) is entry:

@@ -311,10 +311,12 @@ class ObjectHealer:
         return True, replica.writes
 
     async def _catch_up(self, host: Host, name: ObjectId) -> bool:
-        """Nothing later than its history is reported then. While it recovers, it is enough that
-        nothing later is at a repairable set of those who have answered: what is established, at a
-        quorum, is at one, since 2q - n - b >= r. [(4.4)] Or a liar could keep it from ever being
-        rebuilt, with a candidate that nobody else has.
+        """Bring an object to where its peers are. True if they report nothing later then.
+
+        While the server recovers, it is enough that no repairable set of those that have answered
+        reports anything later: what is established, at a quorum, is at such a set, since
+        2q - n - b >= r. [(4.4)] Otherwise a liar could keep the object from ever being rebuilt,
+        with a candidate that nobody else has.
         """
         history_set = await self._histories(name)
         if history_set is None:

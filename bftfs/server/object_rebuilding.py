@@ -58,7 +58,7 @@ class Past:
 async def fetch_past(
     name: ObjectId, version: LogicalTimestamp, *, me: NodeId, quorums: QuorumSystem
 ) -> Past | None:
-    """As much of the past of `version` as so many peers tell alike that one of them is benign."""
+    """The past of `version`, as far down as b + 1 peers tell the same."""
     order = tuple(NodeId((me + step) % quorums.n) for step in range(1, quorums.n))
     asking = PageAsking(order, quorums)
     links: list[Link] = []

@@ -52,7 +52,7 @@ class Recovery:
         self._conclude()
 
     def count_damaged(self, count: int) -> None:
-        """So many objects have rows that are damaged or lost, and are not mended yet."""
+        """`count` objects have rows that are damaged or lost, and are not mended yet."""
         self.damaged = count
         self._conclude()
 

@@ -255,7 +255,7 @@ class Room:
         return self.share
 
     def _took(self, volume: int) -> None:
-        """So much was added since the pool was measured."""
+        """`volume` bytes were added since the pool was measured."""
         self.live_bytes += volume
         if self.share >= SHORT:
             self.shortage.announce()

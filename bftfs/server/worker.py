@@ -260,7 +260,7 @@ class Throttle:
         self._keep()
 
     def set_rate(self, rate_bytes: int) -> None:
-        """Handle no more than so many bytes in a second."""
+        """Handle at most `rate_bytes` in a second."""
         self.rate_bytes = max(rate_bytes, RATE_BYTES_LEAST)
         self._keep()
 
@@ -309,7 +309,7 @@ class Throttle:
             await Pause(min(due_us - now_us, limits.SECOND_US))
 
     async def rest(self, duration_us: int, starts: int) -> None:
-        """Wait until so much time has passed, or somebody asks for more than `starts` passes."""
+        """Wait for `duration_us`, or until somebody has asked for more than `starts` passes."""
         self._samples.clear()
         until_us = await Now() + duration_us
         await Spawn(partial(self._ring, duration_us))
@@ -523,5 +523,5 @@ def fraction_below(key: bytes) -> float:
 
 
 def retry_after_us(failures: int) -> int:
-    """The pause before the next try, after so many failures and this one."""
+    """The pause before the next try, after this failure and so many before it."""
     return min(limits.VERIFY_RETRY_US << min(failures, 16), limits.VERIFY_RETRY_MOST_US)

@@ -241,7 +241,7 @@ class Initiative:
     """What a Byzantine node does of its own accord, under its own name: a client's misdeeds."""
 
     def __init__(self, adversary: ClientAdversary, *, every_us: int, acts: int) -> None:
-        """So many acts, and a pause after each."""
+        """The number of acts, and the pause after each."""
         self._adversary = adversary
         self._every_us = every_us
         self._acts = acts

@@ -667,7 +667,8 @@ class FileSession:
     def _read_past(self) -> Task:
         """Read the tree as it was a while ago, while it may be collected.
 
-        What somebody whose clock is behind does may still change what it was: it has to be there.
+        It has to be there. What it contains is not judged: a client whose clock is behind may still
+        change it.
         """
         workload = self.workload
         kept_since_us = workload.kept_since_us
@@ -688,7 +689,7 @@ class FileSession:
             self.workload.pasts.append(tree)
 
     async def _tree_at(self, time_us: int) -> PastTree | None:
-        """Everything that the root led to at a time; None if it has gone, as it may."""
+        """Everything that the root led to at a time; None if that is no longer kept."""
         view = past_file_system(
             self._system,
             self._past,
