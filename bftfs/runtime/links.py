@@ -66,9 +66,10 @@ class NodeLink:
     queued: bool = False  # True while it is in the list of links to be flushed
     interest: int = 0  # the events that epoll watches
     opened: bool = False  # True if the channel is established: requests may go out
+    opened_us: int = 0  # when it was established last
     early: deque[Request] = field(default_factory=deque)  # waiting for that
     early_bytes: int = 0
-    failures: int = 0  # since the channel was last established
+    failures: int = 0  # since a connection has last lived for `BACKOFF_LAST_US`
     # When a dialled connection must be open; when a lost one may be dialled again.
     deadline_us: int | None = None
     reason: str = ""  # why the connection was lost last
@@ -245,6 +246,10 @@ class Links:
         connection = link.socket
         if connection is None:
             return
+        # Not forgiven by a greeting alone: a path that damages what follows would be dialled as
+        # fast as possible.
+        if link.opened and clock.monotonic_us() - link.opened_us >= BACKOFF_LAST_US:
+            link.failures = 0
         self._by_descriptor.pop(connection.fileno(), None)
         connection.close()
         link.socket = None
@@ -319,7 +324,7 @@ class Links:
         """The node has proven its identity: send the requests that waited for that."""
         assert link.channel is not None
         link.opened = True
-        link.failures = 0
+        link.opened_us = clock.monotonic_us()
         link.deadline_us = None
         for number, metadata, body in link.early:
             link.output.add(link.channel.seal_request(number, metadata, body))

@@ -14,18 +14,21 @@ without a listed key; FAREWELL carries one for this HELLO, so that only the node
 A MAC covers the frame's position in its direction's stream, its header, its metadata and the digest
 of its body. So frames cannot be dropped, repeated, reordered or moved to another session; and bytes
 that the network has damaged end the session, instead of passing for what the other end has sent.
+The head has a MAC of its own, which is checked before the rest of a frame is waited for: a length
+that the network has damaged announces bytes that never come, and would silence the session.
 
     header  28 bytes  "bft1", kind, flags (0), reserved (0), view, request number,
                       length of the metadata, length of the body
-    mac     16 bytes
+    mac     16 bytes  of position and header
+    mac     16 bytes  of position, header, first MAC, metadata and the body's digest
     metadata          an encoded message
     body              a fragment
 
-A header is checked before any of its frame is kept. Memory is spent on what has arrived, never on
-what was announced.
+Memory is spent on what has arrived, never on what was announced.
 
-**Invariants.** A frame is delivered only after its MAC has been checked. Any PeerFault raised here
-ends the session: its host closes the connection.
+**Invariants.** A frame is delivered only after its MAC has been checked. Bytes are waited for only
+if the other end has announced them; if it is gone, TCP tells. (Of a greeting the host limits the
+time.) Any PeerFault raised here ends the session: its host closes the connection.
 """
 
 from __future__ import annotations
@@ -50,7 +53,8 @@ Buffer: TypeAlias = bytes | bytearray | memoryview
 MAGIC = b"bft1"
 HEADER = Struct("!4sBBHIQII")
 MAC_BYTES = 16
-PREAMBLE_BYTES = HEADER.size + MAC_BYTES
+HEAD_BYTES = HEADER.size + MAC_BYTES
+PREAMBLE_BYTES = HEAD_BYTES + MAC_BYTES
 
 
 class FrameKind(IntEnum):
@@ -71,7 +75,7 @@ class Frame(msgspec.Struct, frozen=True, gc=False):
     number: int
     metadata: bytes
     body: bytes | memoryview
-    header: bytes
+    head: bytes  # header and its MAC
     mac: bytes
 
 
@@ -88,6 +92,7 @@ class FrameParser:
         self._body_limit = body_limit
         self._partial = bytearray()
         self._wanted = PREAMBLE_BYTES
+        self._announcement = b""
 
     def raise_limits(self) -> None:
         """The peer is known: it may send frames of any size."""
@@ -98,6 +103,11 @@ class FrameParser:
     def buffered(self) -> int:
         """Bytes kept of a frame that is not complete yet."""
         return len(self._partial)
+
+    def announcement(self) -> bytes:
+        """The head of the frame that is waited for; once, and empty if there is none."""
+        head, self._announcement = self._announcement, b""
+        return head
 
     def feed(self, data: bytes) -> list[Frame]:
         """The frames that `data` completes. Raises MalformedMessage; the stream is then lost.
@@ -115,6 +125,7 @@ class FrameParser:
         view = memoryview(received)
         start, end = 0, len(received)
         self._wanted = PREAMBLE_BYTES
+        self._announcement = b""
         while end - start >= PREAMBLE_BYTES:
             magic, kind, flags, reserved, epoch, number, metadata_length, body_length = (
                 HEADER.unpack_from(received, start)
@@ -134,10 +145,11 @@ class FrameParser:
             metadata = start + PREAMBLE_BYTES
             body = metadata + metadata_length
             stop = body + body_length
+            mac = start + HEAD_BYTES
             if stop > end:
                 self._wanted = stop - start
+                self._announcement = bytes(view[start:mac])
                 break
-            mac = start + HEADER.size
             frames.append(
                 Frame(
                     kind,
@@ -179,21 +191,36 @@ class _Stream:
             self._sequence, MAGIC, kind, 0, 0, self._view, number, len(metadata), len(body)
         )
         self._sequence += 1
-        mac = self._mac(header, metadata, body)
-        sealed = b"".join((header[_SEQUENCE_BYTES:], mac, metadata))
+        state = self._keyed.copy()
+        state.update(header)
+        head_mac = state.digest()
+        state.update(head_mac)
+        mac = self._mac(state, metadata, body)
+        sealed = b"".join((header[_SEQUENCE_BYTES:], head_mac, mac, metadata))
         return [sealed, body] if len(body) else [sealed]
 
+    def check_head(self, head: bytes) -> None:
+        """Raises PeerFault if the other end does not announce what `head` does as the next frame.
+
+        Requires: all frames before it have been checked.
+        """
+        state = self._keyed.copy()
+        state.update(self._sequence.to_bytes(_SEQUENCE_BYTES, "big") + head[:-MAC_BYTES])
+        if not hmac.compare_digest(state.digest(), head[-MAC_BYTES:]):
+            raise InvalidAuthenticator(f"the head of frame {self._sequence} has another MAC")
+
     def check(self, frame: Frame) -> None:
-        header = self._sequence.to_bytes(_SEQUENCE_BYTES, "big") + frame.header
-        if not hmac.compare_digest(self._mac(header, frame.metadata, frame.body), frame.mac):
+        state = self._keyed.copy()
+        state.update(self._sequence.to_bytes(_SEQUENCE_BYTES, "big") + frame.head)
+        if not hmac.compare_digest(self._mac(state, frame.metadata, frame.body), frame.mac):
             raise InvalidAuthenticator(f"frame {self._sequence} has a MAC that does not match")
         if frame.view != self._view:
             raise ProtocolViolation(f"a frame of view {frame.view} in view {self._view}")
         self._sequence += 1
 
-    def _mac(self, header: bytes, metadata: bytes, body: Buffer) -> bytes:
-        state = self._keyed.copy()
-        state.update(header)
+    @staticmethod
+    def _mac(state: hashlib.blake2b, metadata: bytes, body: Buffer) -> bytes:
+        """The MAC of a frame whose head is in `state`."""
         state.update(metadata)
         if len(body):
             state.update(fragment_digest(body))
@@ -266,6 +293,8 @@ class ClientChannel:
             if replies is None or frame.kind != FrameKind.REPLY:
                 raise ProtocolViolation(f"a frame of kind {frame.kind} where a reply is due")
             replies.check(frame)
+        if replies is not None and (head := self._parser.announcement()):
+            replies.check_head(head)
         return frames
 
     def seal_request(self, number: int, metadata: bytes, body: Buffer = b"") -> list[Buffer]:
@@ -338,6 +367,8 @@ class ServerChannel(Generic[Principal]):
                 raise ProtocolViolation(f"a frame of kind {frame.kind} where a request is due")
             requests.check(frame)
             self.peer = self.claimed
+        if requests is not None and (head := self._parser.announcement()):
+            requests.check_head(head)
         return frames
 
     def pending_output(self) -> bytes:

@@ -256,8 +256,8 @@ def test_garbage_closes_its_own_connection_only(
     network.perform(ask(ZERO, Increment(b"c", 1)))
     for garbage in (
         b"GET / HTTP/1.1\r\nHost: node\r\n\r\n" + b"x" * 100,
-        HEADER.pack(MAGIC, 1, 0, 0, 1, 0, 1 << 30, 0) + b"m" * 16,
-        HEADER.pack(MAGIC, 3, 0, 0, 1, 0, 10, 0) + b"m" * 26,
+        HEADER.pack(MAGIC, 1, 0, 0, 1, 0, 1 << 30, 0) + b"m" * 32,
+        HEADER.pack(MAGIC, 3, 0, 0, 1, 0, 10, 0) + b"m" * 42,
         os.urandom(4096),
     ):
         stranger = peer()

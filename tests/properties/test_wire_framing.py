@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bftfs.errors import MalformedMessage, PeerFault
-from bftfs.wire.channel import HEADER, PREAMBLE_BYTES, FrameParser
+from bftfs.wire.channel import HEADER, MAC_BYTES, PREAMBLE_BYTES, FrameParser
 from tests.unit.wire.sessions import client_end, established, server_end
 
 FUZZ = settings(max_examples=300, deadline=None, derandomize=True)
@@ -25,7 +25,7 @@ def serialised(
     kind: int, view: int, number: int, metadata: bytes, body: bytes, mac: bytes
 ) -> bytes:
     header = HEADER.pack(b"bft1", kind, 0, 0, view, number, len(metadata), len(body))
-    return header + mac + metadata + body
+    return header + bytes(MAC_BYTES) + mac + metadata + body
 
 
 def divided(stream: bytes, data: st.DataObject) -> list[bytes]:
@@ -41,7 +41,7 @@ def test_any_division_of_a_stream(sent: list[tuple], data: st.DataObject) -> Non
     parser = FrameParser()
     found = [frame for piece in divided(stream, data) for frame in parser.feed(piece)]
     assert [(f.kind, f.view, f.number, f.metadata, bytes(f.body), f.mac) for f in found] == sent
-    assert [f.header + f.mac for f in found] == [
+    assert [f.head + f.mac for f in found] == [
         serialised(*frame)[:PREAMBLE_BYTES] for frame in sent
     ]
 

@@ -52,7 +52,7 @@ def _node_end() -> ServerChannel[str]:
 
 def _frame(kind: int, metadata: bytes, body: bytes = b"", number: int = 1) -> bytes:
     header = HEADER.pack(MAGIC, kind, 0, 0, 1, number, len(metadata), len(body))
-    return header + bytes(MAC_BYTES) + metadata + body
+    return header + bytes(2 * MAC_BYTES) + metadata + body
 
 
 def _pieces(choices: Choices, data: bytes) -> Iterator[bytes]:

@@ -216,6 +216,32 @@ def test_reconnecting_backs_off(tmp_path: Path, now: list[int]) -> None:
     node.close()
 
 
+def test_a_greeting_does_not_end_the_backing_off(world: World, now: list[int]) -> None:
+    """What is lost soon after it is dialled less and less often; a connection that lived is not."""
+
+    def pause(*, life_us: int) -> int:
+        meet(world, node)
+        assert world.links.open == 1
+        now[0] += life_us
+        node.hang_up()
+        world.links.turn()
+        world.ask()
+        deadline = world.links.next_deadline_us()
+        assert deadline is not None
+        waited = deadline - now[0]
+        now[0] = deadline
+        world.links.expire()
+        return waited
+
+    node = world.node()
+    world.ask()
+    pauses = [pause(life_us=1_000) for _ in range(8)]
+    assert pauses[0] <= links.BACKOFF_FIRST_US
+    assert pauses[-1] >= links.BACKOFF_LAST_US // 2
+    assert pause(life_us=links.BACKOFF_LAST_US) <= links.BACKOFF_FIRST_US
+    node.close()
+
+
 def test_nothing_is_due_once_all_is_quiet(world: World) -> None:
     node = world.node()
     world.ask()
@@ -242,8 +268,8 @@ def test_a_node_that_does_not_greet_is_given_up(world: World, now: list[int]) ->
     "said",
     [
         b"HTTP/1.1 400 Bad Request\r\n\r\n" + b" " * 64,
-        struct.pack("!4sBBHIQII", b"bft1", 2, 0, 0, 1, 0, 1 << 31, 0) + b"m" * 16,
-        struct.pack("!4sBBHIQII", b"bft1", 2, 0, 0, 1, 0, 32, 0) + b"m" * 48,
+        struct.pack("!4sBBHIQII", b"bft1", 2, 0, 0, 1, 0, 1 << 31, 0) + b"m" * 32,
+        struct.pack("!4sBBHIQII", b"bft1", 2, 0, 0, 1, 0, 32, 0) + b"m" * 64,
         os.urandom(300),
     ],
 )

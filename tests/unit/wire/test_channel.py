@@ -1,6 +1,5 @@
 """The channel: who is at the other end, and that nothing was altered, repeated or moved."""
 
-import contextlib
 from typing import Any
 
 import pytest
@@ -13,7 +12,7 @@ from bftfs.errors import (
     PeerFault,
     ProtocolViolation,
 )
-from bftfs.wire.channel import HEADER, PREAMBLE_BYTES, FrameKind
+from bftfs.wire.channel import HEAD_BYTES, HEADER, PREAMBLE_BYTES, FrameKind, _Stream
 from tests.unit.wire.sessions import (
     CLIENT,
     NODES,
@@ -23,10 +22,10 @@ from tests.unit.wire.sessions import (
     server_end,
 )
 
-HELLO_MAC = "03af18a83929363f01ad95e498a465f1"
-WELCOME_MAC = "47aa1cba83b6201cc13555821efe1af5"
-REQUEST_MAC = "a01a4827fc807d385eb1153dad27b3c9"
-REPLY_MAC = "3b5a6b84303f554d9fd376f87756c11f"
+HELLO_MACS = "7a3d34dcc0b9cfa9a99a7215ab9fee2e789c6067c9e3db226f5305d8f70c641b"
+WELCOME_MACS = "ebccc711a4611e574f85f0124b0dcb75b58fa5f591e6be0376280bb98991efca"
+REQUEST_MACS = "f4e7f05dfebbae3f6b3059874a8959d9db4bf3e5376a34717b4887f781fb8115"
+REPLY_MACS = "66136d4d8ff43852a3ce8bf5dc719f6da5a2001f9b9022dd36b8150b9a0bc5fc"
 
 
 def sealed(buffers: list) -> bytes:
@@ -42,7 +41,7 @@ def test_vectors() -> None:
     opening = client.opening()
     assert opening.hex() == (
         header("01", 0, 114, 0)
-        + HELLO_MAC
+        + HELLO_MACS
         + b"0123456789abcdef".hex()
         + "0001"
         + CLIENT.public_key.hex()
@@ -50,13 +49,13 @@ def test_vectors() -> None:
     )
     server.receive(opening)
     welcome = server.pending_output()
-    assert welcome.hex() == header("02", 0, 32, 0) + WELCOME_MAC + "6d" * 32
+    assert welcome.hex() == header("02", 0, 32, 0) + WELCOME_MACS + "6d" * 32
     client.receive(welcome)
     request = sealed(client.seal_request(5, b"metadata", b"body"))
-    assert request.hex() == header("03", 5, 8, 4) + REQUEST_MAC + b"metadatabody".hex()
+    assert request.hex() == header("03", 5, 8, 4) + REQUEST_MACS + b"metadatabody".hex()
     server.receive(request)
     reply = sealed(server.seal_reply(5, b"metadata", b"body"))
-    assert reply.hex() == header("04", 5, 8, 4) + REPLY_MAC + b"metadatabody".hex()
+    assert reply.hex() == header("04", 5, 8, 4) + REPLY_MACS + b"metadatabody".hex()
 
 
 def test_requests_and_replies_travel() -> None:
@@ -234,13 +233,13 @@ def test_the_first_answer_must_be_welcome(kind: int) -> None:
 
 
 def test_a_stranger_gets_no_memory() -> None:
-    announced = HEADER.pack(b"bft1", FrameKind.HELLO, 0, 0, 1, 0, 115, 0) + bytes(16)
+    announced = HEADER.pack(b"bft1", FrameKind.HELLO, 0, 0, 1, 0, 115, 0) + bytes(32)
     with pytest.raises(MalformedMessage, match="are the limit"):
         server_end().receive(announced)
-    announced = HEADER.pack(b"bft1", FrameKind.HELLO, 0, 0, 1, 0, 114, 1) + bytes(16)
+    announced = HEADER.pack(b"bft1", FrameKind.HELLO, 0, 0, 1, 0, 114, 1) + bytes(32)
     with pytest.raises(MalformedMessage, match="are the limit"):
         server_end().receive(announced)
-    announced = HEADER.pack(b"bft1", FrameKind.WELCOME, 0, 0, 1, 0, 33, 0) + bytes(16)
+    announced = HEADER.pack(b"bft1", FrameKind.WELCOME, 0, 0, 1, 0, 33, 0) + bytes(32)
     with pytest.raises(MalformedMessage, match="are the limit"):
         client_end().receive(announced)
 
@@ -263,17 +262,42 @@ def test_a_request_piled_onto_hello_is_refused() -> None:
 
 
 def test_every_bit_of_a_frame_is_covered() -> None:
-    """An altered length may make the node wait for more; nothing altered is ever delivered."""
+    """A length, too: the node does not wait for what never comes."""
     covered = PREAMBLE_BYTES + len(b"metadata") + len(b"body")
     for bit in range(8 * covered):
         client, server = established()
         altered = bytearray(sealed(client.seal_request(5, b"metadata", b"body")))
         altered[bit // 8] ^= 1 << bit % 8
-        delivered = []
-        with contextlib.suppress(PeerFault):
-            delivered += server.receive(bytes(altered) + bytes(1 << 10))
-        assert delivered == []
+        with pytest.raises(PeerFault):
+            server.receive(bytes(altered))
         assert server.peer is None
+
+
+def test_a_head_is_checked_before_the_rest_is_here() -> None:
+    """In either direction, and behind frames that are whole."""
+    for bit in range(8 * HEAD_BYTES):
+        client, server = established()
+        first = sealed(client.seal_request(5, b"metadata", b"body"))
+        altered = bytearray(sealed(client.seal_request(6, b"metadata", b"body")))
+        altered[bit // 8] ^= 1 << bit % 8
+        with pytest.raises(PeerFault):
+            server.receive(first + altered[:PREAMBLE_BYTES])
+        client, server = established()
+        server.receive(sealed(client.seal_request(5, b"m")))
+        altered = bytearray(sealed(server.seal_reply(5, b"metadata", b"body")))
+        altered[bit // 8] ^= 1 << bit % 8
+        with pytest.raises(PeerFault):
+            client.receive(bytes(altered[:PREAMBLE_BYTES]))
+
+
+def test_must_fail_without_a_check_of_the_head(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_Stream, "check_head", lambda *_: None)
+    client, server = established()
+    altered = bytearray(sealed(client.seal_request(5, b"metadata", b"body")))
+    altered[HEADER.size - 3] ^= 1
+    assert server.receive(bytes(altered)) == []
+    for number in range(100):
+        assert server.receive(sealed(client.seal_request(number, b"metadata"))) == []
 
 
 def test_a_request_is_accepted_once() -> None:
@@ -346,7 +370,7 @@ def test_after_welcome_frames_may_be_as_large_as_the_limits() -> None:
         b"bft1", FrameKind.REQUEST, 0, 0, 1, 0, limits.FRAME_METADATA_BYTES + 1, 0
     )
     with pytest.raises(MalformedMessage):
-        server.receive(announced + bytes(16))
+        server.receive(announced + bytes(32))
 
 
 def test_nonces_have_their_size() -> None:

@@ -5,9 +5,16 @@ import tracemalloc
 import pytest
 
 from bftfs.errors import MalformedMessage
-from bftfs.wire.channel import HEADER, MAC_BYTES, PREAMBLE_BYTES, Frame, FrameParser
+from bftfs.wire.channel import (
+    HEAD_BYTES,
+    HEADER,
+    MAC_BYTES,
+    PREAMBLE_BYTES,
+    Frame,
+    FrameParser,
+)
 
-MAC = bytes(range(MAC_BYTES))
+HEAD_MAC, MAC = bytes(range(100, 100 + MAC_BYTES)), bytes(range(MAC_BYTES))
 
 
 def frame(
@@ -22,7 +29,7 @@ def frame(
     number: int = 9,
 ) -> bytes:
     header = HEADER.pack(magic, kind, flags, reserved, view, number, len(metadata), len(body))
-    return header + MAC + metadata + body
+    return header + HEAD_MAC + MAC + metadata + body
 
 
 def contents(frames: list[Frame]) -> list[tuple[int, bytes, bytes]]:
@@ -40,12 +47,13 @@ def test_vector() -> None:
         "0000000000000003"
         "00000008"
         "00000004"
+        "6465666768696a6b6c6d6e6f70717273"
         "000102030405060708090a0b0c0d0e0f" + b"metadatabody".hex()
     )
     [found] = FrameParser().feed(encoded)
     assert (found.kind, found.view, found.number) == (3, 2, 3)
     assert (found.metadata, bytes(found.body)) == (b"metadata", b"body")
-    assert (found.header, found.mac) == (encoded[:28], MAC)
+    assert (found.head, found.mac) == (encoded[:HEAD_BYTES], MAC)
 
 
 def test_many_frames_in_one_piece() -> None:
@@ -69,8 +77,8 @@ def test_earlier_bodies_stay_what_they_were() -> None:
     """Bodies are views; later input must not show through them."""
     parser = FrameParser()
     stream = frame(b"m", b"first") + frame(b"m", b"second")
-    assert parser.feed(stream[:40]) == []
-    frames = [*parser.feed(stream[40:80]), *parser.feed(stream[80:])]
+    assert parser.feed(stream[:60]) == []
+    frames = [*parser.feed(stream[60:110]), *parser.feed(stream[110:])]
     parser.feed(b"\x00" * 10)
     assert [bytes(frame.body) for frame in frames] == [b"first", b"second"]
 
@@ -108,7 +116,7 @@ def test_limits_hold_for_what_is_announced() -> None:
 
 
 def test_memory_is_spent_on_what_has_arrived_only() -> None:
-    header = HEADER.pack(b"bft1", 3, 0, 0, 1, 1, 4 << 20, 8 << 20) + MAC
+    header = HEADER.pack(b"bft1", 3, 0, 0, 1, 1, 4 << 20, 8 << 20) + HEAD_MAC + MAC
     parsers = [FrameParser() for _ in range(100)]
     tracemalloc.start()
     for parser in parsers:
