@@ -5,6 +5,9 @@ A frozen value, kept as TOML in `cluster.toml` and signed by the administrator: 
 previous description beside the current one, so that at every moment of a replacement the
 description that is there is a signed one.
 
+Each description has a number, its serial, one more than that of the description it was made from.
+So whoever has seen one knows an older one, however its files came back.
+
 Every mistake in the file is a `UsageError` that names the file, the place, the reason and the next
 step: people edit this file.
 """
@@ -140,6 +143,8 @@ class ClientEntry:
 class ClusterDescription:
     """One version of the description that the administrator has signed.
 
+    Of two with different serials the higher one holds.
+
     Node i is the i-th member. All public keys, addresses and client names differ.
     """
 
@@ -155,6 +160,7 @@ class ClusterDescription:
     durability: Durability = Durability.SYNC
     block_bytes: int = limits.BLOCK_BYTES_DEFAULT
     window_us: int = limits.DETECTION_WINDOW_US  # history younger than that stays [design §8]
+    serial: int = 0
 
     def __post_init__(self) -> None:
         _validate(self)
@@ -205,7 +211,7 @@ class ClusterDescription:
 
     def with_client(self, entry: ClientEntry) -> ClusterDescription:
         """This description with one more client."""
-        return replace(self, clients=(*self.clients, entry))
+        return replace(self, clients=(*self.clients, entry), serial=self.serial + 1)
 
     def without_client(self, name: str) -> ClusterDescription:
         """This description without the client called `name`."""
@@ -213,7 +219,15 @@ class ClusterDescription:
         if len(remaining) == len(self.clients):
             known = ", ".join(entry.name for entry in self.clients) or "none"
             raise UsageError(f"there is no client {name!r}; the clients are: {known}")
-        return replace(self, clients=remaining)
+        return replace(self, clients=remaining, serial=self.serial + 1)
+
+    def is_superseded_by(self, other: ClusterDescription) -> bool:
+        """True if a machine that has seen this description takes `other` in its place.
+
+        Of two with the same serial, which an administrator made from the same one without knowing
+        of the other, a machine keeps the one that it has seen first.
+        """
+        return other.cluster_id == self.cluster_id and other.serial > self.serial
 
     @cached_property
     def _clients_by_id(self) -> dict[ClientId, ClientEntry]:
@@ -370,7 +384,21 @@ def signature_path(path: Path) -> Path:
     return path.with_name(path.name + ".sig")
 
 
+@dataclass(frozen=True, slots=True)
+class SignedDescription:
+    """A description as its file has it, and its signature in hexadecimal digits."""
+
+    description: ClusterDescription
+    encoded: bytes
+    signature: bytes
+
+
 def load(path: Path, *, administrator: bytes | None = None) -> ClusterDescription:
+    """The description in `path`, verified as by `read`."""
+    return read(path, administrator=administrator).description
+
+
+def read(path: Path, *, administrator: bytes | None = None) -> SignedDescription:
     """The description in `path`, verified.
 
     With `administrator`, it must be signed by that key, wherever the file comes from; without, by
@@ -386,15 +414,13 @@ def load(path: Path, *, administrator: bytes | None = None) -> ClusterDescriptio
             f"{path} names another administrator than the one this machine trusts; "
             "get the description from your administrator again"
         )
-    if not any(
-        _is_signed(encoded, line, description.administrator)
-        for line in signatures.split()[:_SIGNATURES]
-    ):
-        raise UsageError(
-            f"{path} is not signed by its administrator: {signature_path(path)} does not match; "
-            "if you have changed the file, run `bftfs cluster sign`, else get both files again"
-        )
-    return description
+    for line in signatures.split()[:_SIGNATURES]:
+        if _is_signed(encoded, line, description.administrator):
+            return SignedDescription(description, encoded, line)
+    raise UsageError(
+        f"{path} is not signed by its administrator: {signature_path(path)} does not match; "
+        "if you have changed the file, run `bftfs cluster sign`, else get both files again"
+    )
 
 
 def load_unsigned(path: Path) -> ClusterDescription:
@@ -404,25 +430,31 @@ def load_unsigned(path: Path) -> ClusterDescription:
 
 
 def store(path: Path, description: ClusterDescription, administrator: Identity) -> None:
-    """Replace the description in `path`, signed; at no moment is there an unsigned one."""
+    """Sign the description, and replace the one in `path` by it."""
     if administrator.public_key != description.administrator:
         raise UsageError(
             f"the key given is not that of the administrator whom {path} names; "
             "give the `admin.key` that was made with the cluster"
         )
     encoded = encode(description)
+    signature = administrator.sign(_SIGNED + encoded).hex().encode()
+    keep(path, SignedDescription(description, encoded, signature))
+
+
+def keep(path: Path, signed: SignedDescription) -> None:
+    """Replace the description in `path`; at no moment is there an unsigned one."""
     signatures = signature_path(path)
-    lines = [administrator.sign(_SIGNED + encoded).hex().encode()]
+    lines = [signed.signature]
     try:
         if path.exists() and signatures.exists():
             replaced = path.read_bytes()
             lines += (
                 line
                 for line in signatures.read_bytes().split()
-                if _is_signed(replaced, line, administrator.public_key)
+                if _is_signed(replaced, line, signed.description.administrator)
             )
         replace_file(signatures, b"\n".join(lines[:_SIGNATURES]) + b"\n")
-        replace_file(path, encoded)
+        replace_file(path, signed.encoded)
     except OSError as error:
         raise UsageError(
             f"cannot write {path}: {error.strerror}; check that its directory exists and is yours"
@@ -476,6 +508,7 @@ class _Document(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
 
     format: int
     cluster_id: str
+    serial: Annotated[int, msgspec.Meta(ge=0, lt=1 << 62)] = 0
     view: Annotated[int, msgspec.Meta(ge=1, lt=1 << 32)]
     t: int
     b: int
@@ -494,6 +527,7 @@ def encode(description: ClusterDescription) -> bytes:
     document = _Document(
         format=FORMAT,
         cluster_id=description.cluster_id.hex(),
+        serial=description.serial,
         view=description.view,
         t=description.t,
         b=description.b,
@@ -585,6 +619,7 @@ def _described(document: _Document) -> ClusterDescription:
         durability=Durability(document.durability),
         block_bytes=document.block_bytes,
         window_us=_parsed("detection_window", document.detection_window, parse_duration),
+        serial=document.serial,
     )
 
 

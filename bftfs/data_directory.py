@@ -38,6 +38,7 @@ class NodeDirectory:
     key = _File("node.key")
     configuration = _File("node.toml")
     store = _File("store")
+    description = _File("description.toml")  # the latest that the node has seen, with its signature
     recovery = _File("recovery")  # there once a store was lost; says how far it is rebuilt
     log = _File("log")
     pid = _File("pid")

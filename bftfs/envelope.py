@@ -10,6 +10,7 @@ from typing import Annotated, TypeAlias
 
 from msgspec import Meta
 
+from bftfs.crypto.digest import DIGEST_BYTES
 from bftfs.query_update import messages as query_update
 from bftfs.read_write import messages as read_write
 from bftfs.wire.codec import Decoder, Message, Value
@@ -41,6 +42,9 @@ class HealthReply(Message, frozen=True, tag=0x52):
     memory_bytes: int
     # Of lazy verification and healing, by the names of the metrics.
     background: Annotated[tuple[HealthFigure, ...], Meta(max_length=128)] = ()
+    # The latest cluster description that the node has seen.
+    description_serial: Annotated[int, Meta(ge=0, le=_BYTES_MOST)] = 0
+    description_digest: Annotated[bytes, Meta(max_length=DIGEST_BYTES)] = b""
 
 
 Request: TypeAlias = query_update.Request | read_write.Request | HealthRequest

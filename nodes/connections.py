@@ -16,7 +16,7 @@ never read their replies, or open as many connections as they can.
   that has had its share of a turn, in requests or in time spent on them, waits until the others
   have had theirs (`Turn`).
 - The administrator may change the clients in the cluster description while nodes run: a new client
-  can connect at once, and one that was removed is cut off (`LiveMembership`).
+  can connect at once, and one that was removed is cut off (`nodes.membership`).
 
 **Tests.** `tests/integration/test_node.py`, and the fuzzer's target `connections`.
 
@@ -31,15 +31,10 @@ import select
 import socket
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from dataclasses import dataclass, field
 
-import structlog
-
-from bftfs import cluster
 from bftfs.asking.refusal import Refused
-from bftfs.cluster import ClusterDescription, signature_path
-from bftfs.errors import PeerFault, UsageError
+from bftfs.errors import PeerFault
 from bftfs.identifiers import ClientId
 from bftfs.limits import CONNECTIONS, KIB, MIB, SECOND_US
 from bftfs.runtime import clock
@@ -48,6 +43,7 @@ from bftfs.server.dispatcher import Outgoing
 from bftfs.server.step import Sender
 from bftfs.wire.channel import NONCE_BYTES, Frame, ServerChannel
 from bftfs.wire.codec import encode
+from nodes.membership import LiveMembership
 from nodes.metrics import LoopTally
 
 CONNECTIONS_PER_PRINCIPAL = 16  # one per mount and tool that uses the same key
@@ -123,64 +119,6 @@ class Turn:
         account.stepped += 1
         account.spent_us += now_us - self._last_us
         self._last_us = now_us
-
-
-class LiveMembership:
-    """The description with which the node has started, with the clients that it names by now.
-
-    Everything else in it is fixed while a node runs. Its files are looked at when a greeting
-    arrives, at most once a second while there are requests to serve, and on SIGHUP. A description
-    is ignored unless it is signed by the administrator with whom the node has started, and names
-    the same nodes and thresholds.
-    """
-
-    def __init__(self, path: Path, description: ClusterDescription) -> None:
-        self._path = path
-        self._files = (path, signature_path(path))
-        self._description = description
-        # Of each file: inode, size, change time.
-        self._seen: tuple[tuple[int, int, int], ...] | None = None
-        self._logger = structlog.get_logger()
-
-    def principal(self, public_key: bytes) -> Sender | None:
-        """The holder of `public_key`, if the cluster knows it by now."""
-        self.refresh()
-        return self._description.principal(public_key)
-
-    def admits(self, sender: Sender) -> bool:
-        """True if `sender` may still connect, with the same rights."""
-        if sender.node is not None:
-            return True
-        entry = self._description.client(sender.client)
-        return entry is not None and entry.grant == sender.grant
-
-    def refresh(self) -> None:
-        """Read the description again if its files have changed."""
-        try:
-            seen = tuple(
-                (status.st_ino, status.st_size, status.st_mtime_ns)
-                for status in (path.stat() for path in self._files)
-            )
-        except OSError:
-            return  # it is being replaced, or was taken away: the description read before holds
-        if seen == self._seen:
-            return
-        self._seen = seen
-        before = self._description
-        try:
-            described = cluster.load(self._path, administrator=before.administrator)
-        except UsageError as mistake:
-            self._logger.warning("cluster description not taken over", reason=str(mistake))
-            return
-        if replace(described, clients=before.clients) != before:
-            self._logger.warning(
-                "cluster description not taken over",
-                reason="more than its clients has changed; restart the node to use it",
-            )
-            return
-        if described.clients != before.clients:
-            self._description = described
-            self._logger.info("clients changed", clients=[each.name for each in described.clients])
 
 
 # --- connections --------------------------------------------------------------------------------

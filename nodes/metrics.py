@@ -34,6 +34,7 @@ from bftfs.server.step import Ready, Sender
 from bftfs.server.tally import Figure, counter, figures
 from bftfs.storage import StorageView
 from nodes.data_file import DiskSpace
+from nodes.membership import RESTART, LiveMembership
 
 ASKING_PATIENCE_S = 5.0  # for one request, since there is one thread for all of them
 
@@ -124,6 +125,7 @@ class Exposition(HTTPServer):
         if path == "/health":
             health = self._health()
             facts = {name: getattr(health, name) for name in health.__struct_fields__}
+            facts["description_digest"] = health.description_digest.hex()
             facts["background"] = {figure.name: figure.value for figure in health.background}
             status = 200 if health.healthy else 503
             return status, "application/json", json.dumps(facts).encode() + b"\n"
@@ -169,6 +171,7 @@ class Health:
     room: Room
     tally: LoopTally
     recovery: Recovery
+    membership: LiveMembership
     gauges: Callable[[], Iterable[Figure]]
     started_us: int = field(default_factory=clock.monotonic_us)
 
@@ -187,6 +190,8 @@ class Health:
             background=tuple(
                 HealthFigure(gauge.name, float(gauge.value)) for gauge in self.gauges()
             ),
+            description_serial=self.membership.latest.serial,
+            description_digest=self.membership.latest.digest,
         )
 
     def step(
@@ -206,7 +211,8 @@ class Health:
             reasons.append(f"writes are refused: {self.room.why_full}")
         if self.tally.faults:
             reasons.append(f"{self.tally.faults} requests met a fault in the node; see its log")
-        return tuple(reason[:512] for reason in reasons)
+        reasons += (self.membership.outdated, self.membership.unused)
+        return tuple(reason[:512] for reason in reasons if reason)
 
     def _remarks(self) -> tuple[str, ...]:
         """Remarks of a node that may be healthy all the same.
@@ -214,8 +220,11 @@ class Health:
         A peer that was down when it was last dialled may be up again, and its failure is not this
         node's in any case.
         """
-        unreachable = (
-            f"node {node} could not be reached: {why}"[:512]
-            for node, why in self.links.unreachable()
+        return (
+            *((REBUILDING,) if self.recovery.rebuilding else ()),
+            *((RESTART,) if self.membership.is_partial else ()),
+            *(
+                f"node {node} could not be reached: {why}"[:512]
+                for node, why in self.links.unreachable()
+            ),
         )
-        return (REBUILDING, *unreachable) if self.recovery.rebuilding else tuple(unreachable)

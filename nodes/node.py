@@ -17,7 +17,6 @@ from typing import Any
 
 import structlog
 
-from bftfs import cluster
 from bftfs.asking.refusal import Refused
 from bftfs.cluster import ClusterDescription
 from bftfs.crypto.keys import Identity, read_identity
@@ -30,6 +29,7 @@ from bftfs.query_update.messages import Update
 from bftfs.runtime.links import Links
 from bftfs.runtime.process import collect_rarely, keep_freed_memory, log_file
 from bftfs.runtime.sockets import forget, listen
+from bftfs.server.comparison import Comparison
 from bftfs.server.dispatcher import Dispatcher
 from bftfs.server.recovery import Recovery
 from bftfs.server.room import Room, accounts
@@ -38,9 +38,10 @@ from bftfs.server.tally import Figure
 from bftfs.storage import StorageView
 from bftfs.wire.channel import ServerChannel
 from nodes.configuration import NodeConfiguration
-from nodes.connections import Connections, LiveMembership
+from nodes.connections import Connections
 from nodes.control import Control, Work
 from nodes.loop import Batches, Loop
+from nodes.membership import LiveMembership, latest_description
 from nodes.metrics import REBUILDING, Exposition, Health, LoopTally, NodeCollector
 from nodes.store import Store
 from nodes.store_directory import StepAgain, StoreFailed, StoreFull, resumed
@@ -126,7 +127,7 @@ def run(directory: NodeDirectory, description_file: Path, protocols: Protocols) 
 
     The node listens when its address can be connected to; its pid file is written before that.
     """
-    description = cluster.load(description_file)
+    description = latest_description(description_file, directory.description)
     identity = read_identity(directory.key)
     node = _number_of(identity, description, directory)
     configuration = NodeConfiguration.load(
@@ -157,12 +158,15 @@ def run(directory: NodeDirectory, description_file: Path, protocols: Protocols) 
             services.recall(batch)
         room = services.room
         room.attach(store.space.measure)
+        membership = LiveMembership(description_file, directory.description, description)
+        comparison = Comparison(node, description, membership.compare)
         health = Health(
             space=store.space,
             links=links,
             room=room,
             tally=tally,
             recovery=recovery,
+            membership=membership,
             gauges=services.gauges,
         )
 
@@ -184,7 +188,6 @@ def run(directory: NodeDirectory, description_file: Path, protocols: Protocols) 
         address = description.member(node).address
         listener = stack.enter_context(listen(address))
         stack.callback(forget, address)
-        membership = LiveMembership(description_file, description)
         connections = Connections(
             listener=listener,
             new_channel=lambda nonce: ServerChannel[Sender](
@@ -204,7 +207,7 @@ def run(directory: NodeDirectory, description_file: Path, protocols: Protocols) 
             dispatcher=Dispatcher(
                 servers={**servers, HealthRequest: health},
                 engine=links.engine,
-                background=services.background,
+                background=(*services.background, comparison),
                 on_damage=services.on_damage,
                 is_full=lambda: room.full,
             ),

@@ -13,6 +13,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -235,11 +236,11 @@ def _remind_of_others(description: ClusterDescription) -> None:
 @data_option
 def sign(directory: DataDirectory) -> None:
     """Sign cluster.toml after editing it by hand."""
-    description = description_files.load_unsigned(directory.description)
-    description_files.store(
-        directory.description, description, keys.read_identity(directory.administrator_key)
-    )
-    click.echo(f"Signed {directory.description}")
+    edited = description_files.load_unsigned(directory.description)
+    description = replace(edited, serial=edited.serial + 1)
+    _announce(directory, description, keys.read_identity(directory.administrator_key))
+    click.echo(f"Signed {directory.description}, number {description.serial}")
+    _remind_of_others(description)
 
 
 @cluster.command()
@@ -250,7 +251,8 @@ def show(directory: DataDirectory) -> None:
     console = Console(highlight=False)
     sizes, blocks = description.query_update, description.read_write
     console.print(
-        f"cluster {description.cluster_id.hex()}: n={sizes.n} t={sizes.t} b={sizes.b}; "
+        f"cluster {description.cluster_id.hex()}, description number {description.serial}: "
+        f"n={sizes.n} t={sizes.t} b={sizes.b}; "
         f"Q/U q={sizes.q} r={sizes.r}; PASIS QC={blocks.QC} m={blocks.m}; "
         f"durability {description.durability.value}"
     )

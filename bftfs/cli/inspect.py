@@ -21,7 +21,6 @@ from bftfs.asking.peers import Peers
 from bftfs.asking.quorum import ThresholdQuorums
 from bftfs.cli.command_session import CommandSession, file_kind, session_at, session_of
 from bftfs.cli.options import json_option
-from bftfs.cli.status import health_reports
 from bftfs.data_directory import DEFAULT_CLIENT
 from bftfs.errors import UsageError
 from bftfs.filesystem.objects import NoArguments
@@ -33,6 +32,7 @@ from bftfs.query_update.history import ZERO, time_of
 from bftfs.query_update.inspection import Copy, ObjectReport
 from bftfs.read_write import inspection as block_inspection
 from bftfs.read_write.inspection import BlockReport, Fragment
+from bftfs.server.comparison import health_reports
 
 _WIDTH = 200  # of what is not shown on a terminal
 _BLOCKS = 256  # that are shown unless others are asked for
@@ -159,7 +159,7 @@ def _inspected(
 
 def _scrubs(session: CommandSession) -> dict[str, str | None]:
     """The time of each node's last complete scrub, as it claims."""
-    replies = session.perform(health_reports(session.description))
+    replies = session.perform(health_reports(range(session.description.n)))
     scrubbed: dict[str, str | None] = {}
     for member in session.description.members:
         reply = replies.get(member.node)

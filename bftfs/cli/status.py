@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from functools import partial
 from typing import Any
 
 import click
@@ -14,15 +13,11 @@ from bftfs import cluster as description_files
 from bftfs.cli.options import data_option, json_option
 from bftfs.cli.processes import last_words, mount_processes, running_nodes
 from bftfs.cluster import ClusterDescription
-from bftfs.conversation import Receive, Send, Together
 from bftfs.crypto.keys import read_identity
 from bftfs.data_directory import DEFAULT_CLIENT, DataDirectory, NodeDirectory
-from bftfs.envelope import REPLIES, HealthReply, HealthRequest
-from bftfs.identifiers import NodeId
-from bftfs.limits import SECOND_US
+from bftfs.envelope import REPLIES
 from bftfs.runtime.blocking import BlockingNetwork
-
-_PATIENCE_US = 2 * SECOND_US
+from bftfs.server.comparison import health_reports, with_a_correct_one
 
 _POOL_WORTH_SAYING = 0.85  # the share from which on a node collects, and soon slows writers
 _NEARLY = 0.8  # the share of a limit that is worth a warning
@@ -50,6 +45,7 @@ def status(directory: DataDirectory, client: str, as_json: bool) -> int:
         "unverified": unverified(nodes),
         "pool": pool(nodes),
         "writers": writers(nodes),
+        "descriptions": descriptions(description, nodes),
         "nodes": nodes,
         "mounts": [
             {"pid": process.pid, "mountpoint": str(process.mountpoint)}
@@ -63,27 +59,13 @@ def status(directory: DataDirectory, client: str, as_json: bool) -> int:
     return 0 if report["available"] else 1
 
 
-async def health_reports(description: ClusterDescription) -> dict[NodeId, HealthReply]:
-    """The reports of those nodes that answer in time. They are claims: a node may lie."""
-    asked = tuple(partial(_health, member.node) for member in description.members)
-    replies: tuple[HealthReply | None, ...] = await Together(asked)
-    return {NodeId(node): reply for node, reply in enumerate(replies) if reply is not None}
-
-
-async def _health(node: NodeId) -> HealthReply | None:
-    await Send(node, HealthRequest())
-    delivery = await Receive(_PATIENCE_US)
-    answer = None if delivery is None else delivery.message
-    return answer if isinstance(answer, HealthReply) else None
-
-
 def node_states(
     directory: DataDirectory, description: ClusterDescription, *, client: str
 ) -> list[dict[str, Any]]:
     """Per node: number, address, pid, and its report on itself, if it answers."""
     identity = read_identity(directory.client_key(client))
     with BlockingNetwork(description, identity, decode=REPLIES.decode) as network:
-        replies = network.perform(health_reports(description))
+        replies = network.perform(health_reports(range(description.n)))
     running = running_nodes(directory, description)
     states = []
     for member in description.members:
@@ -107,6 +89,8 @@ def node_states(
                 "free_bytes": reply.free_bytes,
                 "memory_bytes": reply.memory_bytes,
                 "requests": reply.requests,
+                "description": reply.description_serial,
+                "description_digest": reply.description_digest.hex(),
                 "background": {figure.name: figure.value for figure in reply.background},
             }
         states.append(state)
@@ -201,6 +185,33 @@ def writers(nodes: list[dict[str, Any]]) -> list[str]:
     return said
 
 
+def descriptions(description: ClusterDescription, nodes: list[dict[str, Any]]) -> list[str]:
+    """How the descriptions of the nodes and of this machine differ, and what to do about it."""
+    serials = {node["node"]: node["description"] for node in nodes if node["up"]}
+    mine = description.serial
+    latest = max(mine, with_a_correct_one(serials.values(), b=description.b))
+    copy = "copy cluster.toml and cluster.toml.sig"
+    said = [
+        f"node {node} has number {serial}, older than its peers' or this machine's, number "
+        f"{latest}: {copy} to its machine"
+        for node, serial in serials.items()
+        if serial < latest
+    ]
+    if mine < latest:
+        said.append(
+            f"this machine has number {mine}, older than the nodes', number {latest}: {copy} here "
+            "from the administrator's machine"
+        )
+    return said + [
+        f"node {node['node']} and this machine have different ones, both number {mine}: sign "
+        f"the right one again (`bftfs cluster sign`), and {copy} to all machines"
+        for node in nodes
+        if node["up"]
+        and node["description"] == mine
+        and node["description_digest"] != description.digest.hex()
+    ]
+
+
 def _figure(node: dict[str, Any], name: str) -> float:
     """A figure in a node's report; 0 if it is not there."""
     value: float = node.get("background", {}).get(name, 0.0)
@@ -257,6 +268,7 @@ def _summary(report: dict[str, Any]) -> list[str]:
         " (at the node with most)",
         f"room: {report['pool']['fullest']:.1%} is taken at the fullest node",
         *(f"writers: {limit}" for limit in report["writers"] or ["nothing limits them"]),
+        *(f"description: {difference}" for difference in report["descriptions"]),
     ]
 
 

@@ -62,6 +62,7 @@ class Deployment:
             write_identity(self.node(number).key, identity)
         self.identities = made.nodes
         self.processes: dict[int, subprocess.Popen[bytes]] = {}
+        self.description_files: dict[int, Path] = {}  # of nodes that have their own
 
     def describe(self, description: ClusterDescription) -> None:
         """Sign another description of the cluster."""
@@ -93,7 +94,7 @@ class Deployment:
                         "--data",
                         str(self.node(number).path),
                         "--cluster",
-                        str(self.directory.description),
+                        str(self.description_files.get(number, self.directory.description)),
                     ],
                     cwd=PROJECT,
                     stdin=subprocess.DEVNULL,

@@ -1,7 +1,8 @@
 """The cluster description: a value, its file, its signature, and every mistake people make."""
 
 import tomllib
-from itertools import count
+from dataclasses import replace
+from itertools import combinations, count
 from pathlib import Path
 
 import pytest
@@ -131,12 +132,31 @@ def test_authenticators_work_between_all_nodes() -> None:
         )
 
 
+def test_descriptions_have_an_order() -> None:
+    grown = DESCRIPTION.with_client(ClientEntry("desk", STRANGER.public_key))
+    shrunk = grown.without_client("desk")
+    in_order = (NEW.description, DESCRIPTION, grown, shrunk)
+    for earlier, later in combinations(in_order, 2):
+        assert earlier.is_superseded_by(later)
+        assert not later.is_superseded_by(earlier)
+    assert not grown.is_superseded_by(grown)
+    assert not grown.is_superseded_by(replace(DESCRIPTION.without_client("laptop")))
+    elsewhere = new_cluster(first=100).description
+    assert not DESCRIPTION.is_superseded_by(replace(elsewhere, serial=9))
+
+
+def test_a_description_of_before_there_was_an_order_is_the_first() -> None:
+    encoded = cluster.encode(DESCRIPTION).replace(b"serial = 1\n", b"")
+    assert cluster.decode(encoded, source="here") == replace(DESCRIPTION, serial=0)
+
+
 def test_clients_come_and_go() -> None:
     grown = DESCRIPTION.with_client(ClientEntry("desk", STRANGER.public_key))
     assert [entry.name for entry in grown.clients] == ["laptop", "desk"]
     assert grown.digest != DESCRIPTION.digest
-    assert grown.without_client("desk") == DESCRIPTION
-    assert grown.without_client("desk").digest == DESCRIPTION.digest
+    shrunk = grown.without_client("desk")
+    assert replace(shrunk, serial=DESCRIPTION.serial) == DESCRIPTION
+    assert replace(shrunk, serial=DESCRIPTION.serial).digest == DESCRIPTION.digest
     with pytest.raises(UsageError, match="there is no client 'desk'; the clients are: laptop"):
         DESCRIPTION.without_client("desk")
     with pytest.raises(UsageError, match="have the same name"):

@@ -34,9 +34,10 @@ from bftfs.server.step import Ready, Sender
 from bftfs.server.worker import Throttle
 from bftfs.wire.channel import PREAMBLE_BYTES, ClientChannel, ServerChannel
 from bftfs.wire.codec import encode
-from nodes.connections import Connections, LiveMembership
+from nodes.connections import Connections
 from nodes.control import Command, Control, ControlFailed, Standing, Work, send_command
 from nodes.loop import Batches, Loop
+from nodes.membership import LiveMembership
 from nodes.metrics import Exposition, LoopTally, NodeCollector
 from nodes.node import Guard
 from nodes.store import Store
@@ -129,7 +130,7 @@ def _node() -> Iterator[tuple[Loop, Path, LoopTally]]:
 
         with Links(description, identities[0], decode=REPLIES.decode, persistent=False) as links:
             guarded = {kind: Guard(server, room, report) for kind, server in _servers().items()}
-            membership = LiveMembership(directory / "cluster.toml", description)
+            membership = LiveMembership(directory / "cluster.toml", directory / "kept", description)
             connections = Connections(
                 listener=listener,
                 new_channel=lambda _: _node_end(membership.principal),

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 
 from bftfs import cluster
-from bftfs.cli.status import _work, degraded, pool, quorums, unverified, writers
+from bftfs.cli.status import _work, degraded, descriptions, pool, quorums, unverified, writers
 from bftfs.cluster import ClusterDescription
 
 
@@ -99,3 +100,45 @@ def test_what_limits_writers() -> None:
         "node 3: its room for versions is 88% taken",
         "5 writes have waited for verification, at all nodes together, since they were started",
     ]
+
+
+# --- descriptions of the cluster --------------------------------------------------------------
+
+
+def described(own: ClusterDescription, *serials: int | None, digest: str = "") -> list[str]:
+    """What is said where the nodes have these descriptions; None: the node is down."""
+    digest = digest or own.digest.hex()
+    states = [
+        {"node": number, "up": serial is not None}
+        | ({} if serial is None else {"description": serial, "description_digest": digest})
+        for number, serial in enumerate(serials)
+    ]
+    return descriptions(own, states)
+
+
+def test_who_has_an_old_description_is_named() -> None:
+    own = replace(description(), serial=4)
+    assert described(own, 4, 4, 4, None, 4, 4) == []
+    (said,) = described(own, 4, 4, 4, 3, None, 4)
+    assert said == (
+        "node 3 has number 3, older than its peers' or this machine's, number 4: "
+        "copy cluster.toml and cluster.toml.sig to its machine"
+    )
+
+
+def test_this_machine_may_be_the_one_that_is_behind() -> None:
+    own = replace(description(), serial=4)
+    (said,) = described(own, 6, 6, 6, 6, 6, 6)
+    assert said.startswith("this machine has number 4, older than the nodes', number 6: copy")
+
+
+def test_a_liar_makes_nobody_old() -> None:
+    own = replace(description(), serial=4)
+    assert described(own, 4, 4, 4, 1 << 60, 4, 4) == []
+
+
+def test_two_descriptions_with_one_number_are_named() -> None:
+    own = replace(description(), serial=4)
+    said = described(own, 3, 4, None, None, None, None, digest="00")
+    assert [each[:24] for each in said] == ["node 0 has number 3, old", "node 1 and this machine "]
+    assert "sign the right one again" in said[1]

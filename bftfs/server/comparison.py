@@ -1,0 +1,71 @@
+"""What a node learns of itself when it compares itself with its peers.
+
+A node's files may be those of long ago: a folder put back from a backup has an old description of
+the cluster, which admits who was revoked since. Nothing in the folder says so; the peers do.
+
+**Rule.** What fewer than b + 1 peers say is not believed: b of them lie.
+
+Tests: `tests/unit/server/test_comparison.py`; with real nodes,
+`tests/integration/test_descriptions.py`.
+
+**Concurrency.** One thread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from functools import partial
+
+from bftfs.cluster import ClusterDescription
+from bftfs.conversation import Pause, Receive, Send, Together
+from bftfs.envelope import HealthReply, HealthRequest
+from bftfs.identifiers import NodeId
+from bftfs.limits import SECOND_US
+from bftfs.server.step import Host
+
+FIRST_AFTER_US = 5 * SECOND_US  # when those that started with the node are up
+EVERY_US = 60 * SECOND_US
+_PATIENCE_US = 2 * SECOND_US
+
+
+async def health_reports(nodes: Iterable[int]) -> dict[NodeId, HealthReply]:
+    """The reports of those of `nodes` that answer in time. They are claims: a node may lie."""
+    asked = tuple(NodeId(node) for node in nodes)
+    replies: tuple[HealthReply | None, ...] = await Together(
+        tuple(partial(_health, node) for node in asked)
+    )
+    return {node: reply for node, reply in zip(asked, replies, strict=True) if reply is not None}
+
+
+async def _health(node: NodeId) -> HealthReply | None:
+    await Send(node, HealthRequest())
+    delivery = await Receive(_PATIENCE_US)
+    answer = None if delivery is None else delivery.message
+    return answer if isinstance(answer, HealthReply) else None
+
+
+def with_a_correct_one(claimed: Iterable[int], *, b: int) -> int:
+    """The highest number that some correct node has, or a lower one than it; 0 if none is known."""
+    highest = sorted(claimed, reverse=True)
+    return highest[b] if len(highest) > b else 0
+
+
+class Comparison:
+    """A node's background work: it asks its peers how they are, once a minute."""
+
+    def __init__(
+        self, node: NodeId, description: ClusterDescription, tell_serial: Callable[[int], None]
+    ) -> None:
+        """`tell_serial` is told which description a correct peer has, or an older one than it."""
+        self._others = tuple(other for other in range(description.n) if other != node)
+        self._b = description.b
+        self._tell_serial = tell_serial
+
+    async def run(self, host: Host) -> None:
+        """Compare, for as long as the node lives."""
+        await Pause(FIRST_AFTER_US)
+        while True:
+            reports = await health_reports(self._others)
+            serials = (report.description_serial for report in reports.values())
+            self._tell_serial(with_a_correct_one(serials, b=self._b))
+            await Pause(EVERY_US)

@@ -1,0 +1,159 @@
+"""Who may connect to a node: by the latest description of the cluster that the node has seen.
+
+**Situation.** An administrator changes the clients while nodes run, copies files by hand, and has
+backups. A machine may have an old description again, or one that differs in more than its clients.
+
+**Rules.**
+
+1. A node keeps the latest description that it has seen beside its store, with its signature, before
+   it goes by it. One that does not supersede it is not used, at a start neither: an old file brings
+   nobody back, and widens no grant.
+2. The clients are those of the latest description, whatever else has changed in it. All other parts
+   are those with which the node has started: it takes them over at its next start, and says so.
+3. Who is not listed any more is cut off; so is who has other rights now, and connects anew with
+   those.
+
+A folder that was put back from a backup may have nothing but old descriptions. The node's peers
+know that (`bftfs.server.comparison`).
+
+**Tests.** `tests/seams/test_descriptions.py`.
+
+Concurrency: belongs to the loop's thread.
+"""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from pathlib import Path
+
+import structlog
+
+from bftfs import cluster
+from bftfs.cluster import ClusterDescription, SignedDescription, signature_path
+from bftfs.errors import UsageError
+from bftfs.server.step import Sender
+
+_OF_CLIENTS = {"clients", "serial"}  # the fields that nodes take over at once
+RESTART = "more than its clients has changed in its cluster description: restart the node to use it"
+
+
+def latest_description(path: Path, kept: Path) -> ClusterDescription:
+    """The description to start with: that in `path`, unless a later one is kept in `kept`."""
+    given = cluster.read(path)
+    if not kept.exists():
+        cluster.keep(kept, given)
+        return given.description
+    try:
+        known = cluster.load(kept)
+    except UsageError as mistake:
+        raise UsageError(
+            f"{kept}, the latest cluster description that this node has seen, cannot be used "
+            f"({mistake.message}); if {path} is the latest one there is, remove {kept}"
+        ) from mistake
+    described = given.description
+    if (known.cluster_id, known.administrator) != (described.cluster_id, described.administrator):
+        raise UsageError(
+            f"{path} describes another cluster than {kept}, which this node belongs to; "
+            "give the node its own directory, or the description of its cluster"
+        )
+    if not known.is_superseded_by(described):
+        return known
+    cluster.keep(kept, given)
+    return described
+
+
+class LiveMembership:
+    """The clients that the cluster description names by now.
+
+    The files in `path` are looked at when a greeting arrives, at most once a second while there are
+    requests to serve, and on SIGHUP.
+    """
+
+    def __init__(self, path: Path, kept: Path, description: ClusterDescription) -> None:
+        """The node has started with `description`, as `latest_description` gave it."""
+        self._path = path
+        self._kept = kept
+        self._files = (path, signature_path(path))
+        self._started = description
+        self.latest = description
+        self.unused = ""  # why the files are not used; empty if they are
+        self.is_partial = False  # True: parts of the latest description wait for a restart
+        self._peers_serial = 0  # of what the peers have
+        # Of each file: inode, size, change time.
+        self._seen: tuple[tuple[int, int, int], ...] | None = None
+        self._logger = structlog.get_logger()
+
+    def principal(self, public_key: bytes) -> Sender | None:
+        """The holder of `public_key`, if the cluster knows it by now."""
+        self.refresh()
+        member = self._started.principal(public_key)
+        if member is not None and member.node is not None:
+            return member
+        client = self.latest.principal(public_key)
+        return client if client is not None and client.node is None else None
+
+    def admits(self, sender: Sender) -> bool:
+        """True if `sender` may still connect, with the same rights."""
+        if sender.node is not None:
+            return True
+        entry = self.latest.client(sender.client)
+        return entry is not None and entry.grant == sender.grant
+
+    def refresh(self) -> None:
+        """Read the description again if its files have changed."""
+        try:
+            seen = tuple(
+                (status.st_ino, status.st_size, status.st_mtime_ns)
+                for status in (path.stat() for path in self._files)
+            )
+        except OSError:
+            return  # it is being replaced, or was taken away: the description read before holds
+        if seen == self._seen:
+            return
+        self._seen = seen
+        try:
+            self._consider(cluster.read(self._path, administrator=self._started.administrator))
+        except UsageError as mistake:
+            self._logger.warning("cluster description not taken over", reason=str(mistake))
+
+    def _consider(self, signed: SignedDescription) -> None:
+        """Go by this description if it supersedes the latest. Raises UsageError."""
+        described, latest = signed.description, self.latest
+        if latest.is_superseded_by(described):
+            self.latest = described  # also if it cannot be kept: who is revoked is cut off
+            if described.clients != latest.clients:
+                names = [each.name for each in described.clients]
+                self._logger.info("clients changed", serial=described.serial, clients=names)
+        elif described.digest != latest.digest:
+            self.unused = (
+                f"{self._path} is not used: it is number {described.serial} of the descriptions, "
+                f"and the node has seen another one, number {latest.serial} ({self._kept}); copy "
+                "the latest cluster.toml and cluster.toml.sig here, or sign this one again"
+            )
+            raise UsageError(self.unused)
+        self.unused = ""
+        self.is_partial = any(
+            getattr(described, each.name) != getattr(self._started, each.name)
+            for each in fields(described)
+            if each.name not in _OF_CLIENTS
+        )
+        if self.is_partial:
+            self._logger.warning("cluster description taken over in part", reason=RESTART)
+        if described is self.latest:
+            cluster.keep(self._kept, signed)
+
+    def compare(self, peers_serial: int) -> None:
+        """A correct one of the peers has this description, or a later one."""
+        if peers_serial > max(self._peers_serial, self.latest.serial):
+            self._peers_serial = peers_serial
+            self._logger.warning("old cluster description", reason=self.outdated)
+
+    @property
+    def outdated(self) -> str:
+        """How the latest description that the node has seen is older than its peers', if it is."""
+        if self._peers_serial <= self.latest.serial:
+            return ""
+        return (
+            f"its cluster description, number {self.latest.serial}, is older than its peers', "
+            f"number {self._peers_serial}: copy cluster.toml and cluster.toml.sig to its machine"
+        )
