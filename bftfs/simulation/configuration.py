@@ -155,7 +155,8 @@ def _with_limits(drawn: Configuration, random: Random) -> Configuration:
 
 
 def _draw_rare_uses(drawn: Configuration, random: Random) -> FileMix:
-    """Now and then, mounts make files and write them, and the auditor undoes and restores.
+    """Now and then, mounts make files and write them, and the auditor undoes and restores, or files
+    are open to a stranger for a while.
 
     Where nodes collect, what would have to be restored may be gone.
     """
@@ -164,6 +165,9 @@ def _draw_rare_uses(drawn: Configuration, random: Random) -> FileMix:
         files = replace(files, made=0.1)
     if random.random() < 0.1 and drawn.collection is None:
         files = replace(files, undo=True, modes=0.1)
+    elif random.random() < 0.3:
+        doors, guests = random.choice((0.05, 0.2)), random.choice((0.0, 0.3))
+        files = replace(files, doors=doors, guests=guests, contents=0.6)
     return files
 
 

@@ -52,7 +52,10 @@ from bftfs.storage import Write
 from bftfs.thresholds import QueryUpdateThresholds, ReadWriteThresholds
 
 CREDENTIALS = Credentials(uid=1000, gid=1000)
-USER = (CREDENTIALS.uid, CREDENTIALS.gid, CREDENTIALS.groups)  # as requests name them
+STRANGER = Credentials(uid=2000, gid=2000)  # owns nothing, unless it is given to him
+# As requests name them:
+USER = (CREDENTIALS.uid, CREDENTIALS.gid, CREDENTIALS.groups)
+STRANGERS = (STRANGER.uid, STRANGER.gid, STRANGER.groups)
 
 OnCommit = Callable[[NodeId, Sequence[Write]], None]
 

@@ -17,7 +17,6 @@ from bftfs.read_write.messages import WriteRequest
 from bftfs.read_write.placement import rotation_of
 from bftfs.read_write.timestamp import BlockTimestamp, encoded
 from bftfs.simulation.byzantine.positions import LEAPS_US, ClientAdversary, ClientPosition, mutated
-from bftfs.simulation.deployment import USER
 from bftfs.wire.codec import Voucher, encode
 
 
@@ -56,7 +55,7 @@ class Writer(ClientAdversary):
         timestamp = BlockTimestamp(
             time, author or self.position.client, cross_checksum.verifier(checksum)
         )
-        request = WriteRequest(block, timestamp, checksum, *USER, vouchers)
+        request = WriteRequest(block, timestamp, checksum, *self.user, vouchers)
         rotation = rotation_of(block, self.n)
         for node in nodes:
             await Send(NodeId(node), request, bytes(fragments[(node - rotation) % self.n]))

@@ -42,7 +42,6 @@ from bftfs.query_update.messages import (
 )
 from bftfs.query_update.object_type import Record, encode_record
 from bftfs.simulation.byzantine.positions import LEAPS_US, ClientAdversary, ClientPosition, mutated
-from bftfs.simulation.deployment import USER
 from bftfs.wire.codec import Voucher, encode
 
 _LISTEN_US = 10_000
@@ -66,14 +65,14 @@ class Updater(ClientAdversary):
     def wrapped(
         self, invocation: tuple[str, tuple[ObjectId, ...], Record], serial: int
     ) -> Operation:
-        """The invocation of a method, on behalf of the user that all clients act for."""
+        """The invocation of a method, on behalf of the user that it acts for."""
         method, objects, arguments = invocation
-        return Operation(method, objects, encode_record(arguments), *USER, serial)
+        return Operation(method, objects, encode_record(arguments), *self.user, serial)
 
     async def observe(self, objects: Sequence[ObjectId]) -> None:
         """Ask all servers for their histories, and listen for a while."""
         names = tuple(sorted(set(objects)))
-        await self.send(range(self.n), Query(names, "", b"", *USER, NodeId(0)))
+        await self.send(range(self.n), Query(names, "", b"", *self.user, NodeId(0)))
         await self.listen(names)
 
     async def listen(self, names: Sequence[ObjectId]) -> None:

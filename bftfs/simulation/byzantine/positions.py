@@ -14,7 +14,7 @@ from bftfs.crypto.digest import AuthenticatorKeys, replica_history_digest
 from bftfs.identifiers import ClientId, NodeId, ObjectId
 from bftfs.query_update.history import Known
 from bftfs.server.step import Ready, Sender, Server, Want
-from bftfs.simulation.deployment import Sizes
+from bftfs.simulation.deployment import USER, Sizes
 from bftfs.storage import StorageView, Write
 
 # How far ahead of its clock a client dates what it makes: at the edge of what is sane, and beyond.
@@ -125,6 +125,8 @@ class ClientPosition:
 
 class ClientAdversary:
     """A client that misbehaves over and over, and the tools of all of them."""
+
+    user = USER  # for whom it says it acts
 
     def __init__(self, position: ClientPosition) -> None:
         self.position = position

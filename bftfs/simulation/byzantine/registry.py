@@ -13,6 +13,7 @@ from bftfs.simulation.byzantine import (
     nodes,
     object_clients,
     object_nodes,
+    repairing,
 )
 from bftfs.simulation.byzantine.positions import (
     Asked,
@@ -21,7 +22,7 @@ from bftfs.simulation.byzantine.positions import (
     NodeAdversary,
     NodePosition,
 )
-from bftfs.simulation.deployment import CREDENTIALS
+from bftfs.simulation.deployment import CREDENTIALS, STRANGER
 
 
 def _adversaries(module: ModuleType, base: type, *, of: str = "") -> dict[str, type]:
@@ -45,18 +46,20 @@ NODES: Mapping[str, type[NodeAdversary]] = {
     for name, adversary in _adversaries(module, NodeAdversary).items()
 }
 
+_BLOCK_CLIENTS = _adversaries(block_clients, block_clients.Writer, of="Block")
 _OBJECT_CLIENTS = _adversaries(object_clients, object_clients.Updater, of="Object")
 
 # The adversaries of each kind of workload.
 CLIENTS: Mapping[str, Mapping[str, Callable[[ClientPosition], ClientAdversary]]] = {
-    "blocks": _adversaries(block_clients, block_clients.Writer, of="Block"),
+    "blocks": _BLOCK_CLIENTS,
     "objects": _OBJECT_CLIENTS,
-    "files": _OBJECT_CLIENTS,
+    "files": {**_OBJECT_CLIENTS, "overwriter": repairing.Overwriter},
 }
 
 # The grants of adversaries that do not have every right.
 GRANTS: Mapping[str, tuple[Grant, ...]] = {
-    "trespasser": (Grant(write=False), Grant(uids=(CREDENTIALS.uid + 1,)))
+    "trespasser": (Grant(write=False), Grant(uids=(CREDENTIALS.uid + 1,))),
+    "overwriter": (Grant(uids=(STRANGER.uid,)),),
 }
 
 

@@ -16,7 +16,10 @@ from bftfs import limits
 from bftfs.conversation import Now, Pause, Receive, Send
 from bftfs.crypto.digest import voucher_digest
 from bftfs.errors import MalformedMessage
-from bftfs.identifiers import BlockId, ClientId, NodeId, ObjectId
+from bftfs.filesystem.attributes import Changes
+from bftfs.filesystem.inode import Writing
+from bftfs.filesystem.registry import WRITE
+from bftfs.identifiers import BlockId, ClientId, NodeId, ObjectId, inode_of
 from bftfs.query_update.history import (
     ZERO,
     Candidate,
@@ -33,13 +36,15 @@ from bftfs.query_update.messages import (
     InlineBarrier,
     InlineUpdate,
 )
-from bftfs.read_write.messages import VouchReply, VouchRequest
+from bftfs.read_write.messages import TimeReply, TimeRequest, VouchReply, VouchRequest
 from bftfs.read_write.timestamp import BlockTimestamp, encoded
 from bftfs.server.step import Host
 from bftfs.simulation.byzantine.block_clients import Writer
 from bftfs.simulation.byzantine.object_clients import Updater
 from bftfs.simulation.byzantine.positions import ClientAdversary, ClientPosition, NodePosition
+from bftfs.simulation.deployment import STRANGERS
 from bftfs.simulation.principals import NodeServices, Servers
+from bftfs.simulation.workloads.past import CONTENT_BYTES
 from bftfs.wire.codec import Voucher
 
 _LISTEN_US = 10_000
@@ -208,9 +213,15 @@ class LateFinisher(Writer):
         item = self.item(block)
         sizes = self.position.sizes.read_write
         nodes = self.some_nodes(self.random.randint(1, sizes.repairable))
-        timestamp = await self.write(block, self.code.encode(item), nodes=nodes, time=await Now())
+        time = await self.time(block)
+        timestamp = await self.write(block, self.code.encode(item), nodes=nodes, time=time)
         vouchers = await self._vouchers(block, timestamp)
         self._planted.append(_Planted(block, item, timestamp, vouchers))
+
+    async def time(self, block: BlockId) -> int:
+        """When it dates a version of `block`."""
+        del block
+        return await Now()
 
     async def _vouchers(self, block: BlockId, timestamp: BlockTimestamp) -> tuple[Voucher, ...]:
         given: dict[NodeId, bytes] = {}
@@ -235,6 +246,59 @@ class LateFinisher(Writer):
             author=planted.timestamp.client,
             vouchers=planted.vouchers,
         )
+
+
+class Overwriter(LateFinisher):
+    """Writes to files as a user who may not, unless somebody lets him in; the same for repairs.
+
+    [design §6] "Nodes check write permission before they accept a block", each against its own
+    replica of the inode, which may be behind. Shown by permission: what it wrote is read only where
+    it was permitted meanwhile.
+    """
+
+    def __init__(self, position: ClientPosition) -> None:
+        super().__init__(position)
+        self._updater = Updater(position)
+        self.user = self._updater.user = STRANGERS
+
+    def block(self) -> BlockId:
+        """The block of one of the files."""
+        block: BlockId = self.position.workload.block_of_a_file()
+        return block
+
+    def item(self, block: BlockId) -> bytes:
+        """Contents by which the checker knows them."""
+        item: bytes = self.position.workload.intruding(
+            self.position.name, block, self.position.now()
+        )
+        return item
+
+    async def time(self, block: BlockId) -> int:
+        """Now, or as the newest version that some node has: what is shown of the file covers it."""
+        await self.send(self.some_nodes(1), TimeRequest((block,)))
+        delivery = await Receive(_LISTEN_US)
+        if delivery is not None and isinstance(delivery.message, TimeReply):
+            return delivery.message.times[0] + self.random.choice((0, 1))
+        return await Now()
+
+    async def act(self) -> None:
+        """Plant or finish a version, write one to all nodes, or cover what is there."""
+        match self.random.randrange(4):
+            case 0:
+                block = self.block()
+                item, time = self.code.encode(self.item(block)), await self.time(block)
+                await self.write(block, item, nodes=self.all_nodes(), time=time)
+            case 1:
+                await self._cover(inode_of(self.block()))
+            case _:
+                await super().act()
+
+    async def _cover(self, inode: ObjectId) -> None:
+        await self._updater.observe((inode,))
+        writing = Writing(CONTENT_BYTES, 0, 0, Changes())
+        operation = self._updater.wrapped((WRITE, (inode,), writing), self.random.getrandbits(62))
+        sets = self._updater.latest_sets((inode,))
+        await self._updater.update(self.all_nodes(), sets, operation=operation)
 
 
 class Initiative:

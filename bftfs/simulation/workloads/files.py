@@ -22,7 +22,8 @@ from bftfs.asking.quorum import ThresholdQuorums
 from bftfs.coding.erasure import Buffer
 from bftfs.conversation import Conversation, Now, Pause
 from bftfs.credentials import Credentials
-from bftfs.errors import FileSystemError, PastUnknown
+from bftfs.errors import AdmissionRefused, FileSystemError, PastUnknown
+from bftfs.filesystem import acl as acls
 from bftfs.filesystem import registry
 from bftfs.filesystem.attributes import Changes
 from bftfs.filesystem.capacity import ClusterCapacity
@@ -36,6 +37,7 @@ from bftfs.identifiers import (
     ClientId,
     ObjectId,
     ObjectKind,
+    block_id,
     inode_of,
     kind_of,
     object_id,
@@ -51,10 +53,11 @@ from bftfs.simulation.checkers.candidates import chain_of, check_chain
 from bftfs.simulation.checkers.disks import check_bound, check_convergence
 from bftfs.simulation.checkers.namespace import Call, Established, check_namespace
 from bftfs.simulation.checkers.past import ListedVersions, PastTree, WrittenContents, check_past
+from bftfs.simulation.checkers.permission import Doors, Shown, check_permitted
 from bftfs.simulation.checkers.registers import RegisterOperation, check_register, check_regular
 from bftfs.simulation.checkers.tree import SeenObject, check_tree
 from bftfs.simulation.checkers.undo import Restored, Undone, check_restored, check_undone
-from bftfs.simulation.deployment import CREDENTIALS, Sizes
+from bftfs.simulation.deployment import CREDENTIALS, STRANGER, Sizes
 from bftfs.simulation.principals import SimulatedClient
 from bftfs.simulation.workloads import CorrectNodes, Task
 from bftfs.simulation.workloads.past import CONTENT_BYTES, tree_of, versions_of
@@ -67,6 +70,24 @@ PAUSE_US = 300_000  # between a file's creation and the first write to it, at mo
 LISTED = 12  # objects whose versions it lists
 INTRUSIONS = 8  # of a client's changes, at most, are taken back
 Path = tuple[bytes, ...]  # of names, from the root on
+
+SUPERUSER = Credentials(uid=0, gid=0)
+
+
+def _acl(mask: int) -> bytes:
+    """A list that names the stranger, and what the mask leaves of his permissions."""
+    tag = acls.Tag
+    entries = (
+        acls.AclEntry(tag.OWNER, 0o6),
+        acls.AclEntry(tag.USER, 0o6, STRANGER.uid),
+        acls.AclEntry(tag.OWNING_GROUP, 0),
+        acls.AclEntry(tag.MASK, mask),
+        acls.AclEntry(tag.OTHERS, 0),
+    )
+    return acls.AccessControlList(entries).encode()
+
+
+_ACL_OPEN, _ACL_MASKED = _acl(0o6), _acl(0o4)
 
 FORBIDDEN = b"forbidden"  # a name that only clients without the right to it create
 
@@ -82,6 +103,8 @@ class FileMix:
     made: float = 0.0  # the share of operations that make a file, write it and close it
     past: float = 0.0  # the share of operations that read the tree as it was
     modes: float = 0.0  # the share of operations that change permissions
+    doors: float = 0.0  # the share of those that open files to a stranger, or close them to him
+    guests: float = 0.0  # the share of writes that the stranger makes, permitted or not
     undo: bool = False  # the auditor undoes a client's changes, and restores a former state
 
 
@@ -122,6 +145,7 @@ class FileWorkload:
         self.restored: Restored | None = None  # …and what it brought back
         self.blocks: dict[ObjectId, WrittenContents] = {}  # what correct clients wrote in files
         self.acknowledged: list[bytes] = []  # the keys of these versions
+        self.strange: dict[bytes, float] = {}  # contents that the stranger wrote, and since when
         self.done: list[str] = []  # operations that ended, for the digest
         self._items = 0
 
@@ -198,6 +222,23 @@ class FileWorkload:
         creation = Creation(FORBIDDEN, stat.S_IFREG | 0o600, 0, 0, b"", limits.BLOCK_BYTES_MIN)
         return registry.CREATE, (self.root, fresh), creation
 
+    def block_of_a_file(self) -> BlockId:
+        """The only block of a file that there may be."""
+        inodes = [each for each in self.known if kind_of(each) == ObjectKind.INODE] or [
+            self._identifier(ObjectKind.INODE)
+        ]
+        return block_id(self.random.choice(inodes), incarnation=0, number=0)
+
+    def intruding(self, name: str, block: BlockId, at: float) -> bytes:
+        """Contents that a Byzantine client may write from now on, as the stranger."""
+        content = self.new_content(name)
+        self.strange[content] = at
+        identifier = inode_of(block)
+        begun = RegisterOperation(name, "write", content, at)
+        self.contents.setdefault(identifier, []).append(begun)
+        self.blocks.setdefault(identifier, WrittenContents()).begins(content)
+        return content
+
     # --- judging -----------------------------------------------------------------------------
 
     def findings(self) -> list[str]:
@@ -250,7 +291,21 @@ class FileWorkload:
             time_us = self.restored.time_us
             then = next(past for past in self.pasts if past.time_us == time_us)
             found += check_restored(self.restored, then, root=self.root)
+        found += check_permitted(self._shown(), Doors(taken, self.calls, STRANGER))
         return found + check_namespace(self.calls, taken, correct=self.correct)
+
+    def _shown(self) -> Iterator[Shown]:
+        """What was read of the stranger's bytes."""
+        for identifier, operations in self.contents.items():
+            for each in operations:
+                if each.kind == "read" and each.value in self.strange and each.responded < inf:
+                    began = self.strange[each.value]
+                    yield Shown(identifier, each.value, began, each.responded)
+        for past in self.pasts:
+            for identifier, seen in past.objects.items():
+                if seen.content in self.strange:
+                    began = self.strange[seen.content]
+                    yield Shown(identifier, seen.content, began, inf)
 
     def past_times(self) -> list[int]:
         """Times to look at: when something changed, just before, and any others."""
@@ -394,8 +449,8 @@ class FileSession:
         self._past = PastReader(self._objects)
         self._blocks = _RecordedBlocks(workload, host.client, peers)
         self._capacity = ClusterCapacity(workload.sizes.read_write, peers)
-        # The second one is that of a mount that is not strict.
-        self._system, self._closing = (
+        # The second one is that of a mount that is not strict, the third one a stranger's.
+        self._system, self._closing, self._strangers = (
             FileSystem(
                 self._objects,
                 self._blocks,
@@ -405,7 +460,7 @@ class FileSession:
                 volume=workload.volume,
                 options=Options(strict=strict, access_times=False),
             )
-            for strict in (True, False)
+            for strict in (True, False, True)
         )
 
     def prepare(self) -> Iterator[Task]:
@@ -424,6 +479,10 @@ class FileSession:
             return self._read_past()
         if mix.modes and random.random() < mix.modes:
             return self._change_mode()
+        if mix.doors and random.random() < mix.doors:
+            return self._open_or_close()
+        if mix.guests and random.random() < mix.contents * mix.guests:
+            return self._intrude()
         if random.random() < mix.contents:
             return random.choice((self._read, self._write))()
         if random.random() < mix.private:
@@ -485,7 +544,10 @@ class FileSession:
                 await conversation()
             except Exception as error:
                 done.append(f"{what} {world.now_us} {error!r}")
-                if not may_fail or not isinstance(error, FileSystemError):
+                # A write may be refused for want of permission, by nodes that are behind as well;
+                # a mount tells it to whoever closes the file.
+                refused = isinstance(error, AdmissionRefused) and error.code == errno.EACCES
+                if not may_fail or not (refused or isinstance(error, FileSystemError)):
                     raise
             else:
                 done.append(f"{what} {world.now_us}")
@@ -558,6 +620,45 @@ class FileSession:
 
         return self._task(f"chmod {place} {name!r} {mode:o}", change)
 
+    def _open_or_close(self) -> Task:
+        """Let the stranger write to a file, or keep him out: by mode, by ACL, or as its owner."""
+        random = self.workload.random
+        place, name = self._path(), random.choice(self.workload.names)
+        way, opens = random.randrange(3), random.random() < 0.5
+
+        async def change() -> None:
+            system = self._system
+            found = (await system.lookup(await self._resolve(place), name, CREDENTIALS)).identifier
+            if kind_of(found) != ObjectKind.INODE:
+                return
+            match way:
+                case 0:
+                    changes = Changes(mode=0o606 if opens else random.choice((0o600, 0o664)))
+                    await system.change_attributes(found, changes, CREDENTIALS)
+                case 1:
+                    acl = _ACL_OPEN if opens else random.choice((b"", _ACL_MASKED))
+                    await system.set_extended(found, acls.ACCESS, acl, CREDENTIALS)
+                case _:
+                    uid = STRANGER.uid if opens else CREDENTIALS.uid
+                    await system.change_attributes(found, Changes(uid=uid), SUPERUSER)
+
+        return self._task(f"{'open' if opens else 'close'} {way} {place} {name!r}", change)
+
+    def _intrude(self) -> Task:
+        """Overwrite a file's contents as the stranger, without asking whether he may."""
+        workload, world = self.workload, self.host.world
+        place, name = self._path(), workload.random.choice(workload.names)
+        content = workload.new_content(self.name)
+
+        async def write() -> None:
+            directory = await self._resolve(place)
+            found = (await self._system.lookup(directory, name, CREDENTIALS)).identifier
+            workload.strange[content] = world.now_us
+            file = await self._strangers.open(found, os.O_RDWR, STRANGER)
+            await self._overwrite(self._strangers, found, file, content)
+
+        return self._task(f"intrude {place} {name!r}", write)
+
     def _private(self) -> Task:
         """Create a name that nobody else uses, or remove one."""
         workload, system = self.workload, self._system
@@ -588,10 +689,10 @@ class FileSession:
         content = workload.new_content(self.name)
 
         async def write() -> None:
-            system = self._system
-            found = await system.lookup(await self._resolve(place), name, CREDENTIALS)
-            file = await system.open(found.identifier, os.O_RDWR, CREDENTIALS)
-            await self._overwrite(system, found.identifier, file, content)
+            directory = await self._resolve(place)
+            found = (await self._system.lookup(directory, name, CREDENTIALS)).identifier
+            file = await self._system.open(found, os.O_RDWR, CREDENTIALS)
+            await self._overwrite(self._system, found, file, content)
 
         return self._task(f"write {place} {name!r}", write)
 
@@ -653,7 +754,7 @@ class FileSession:
         ):
             operations.append(
                 RegisterOperation(
-                    self.name, "read", content or None, invoked, self.host.world.now_us
+                    self.name, "read", content.strip(b"\0") or None, invoked, self.host.world.now_us
                 )
             )
 

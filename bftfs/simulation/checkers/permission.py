@@ -1,0 +1,108 @@
+"""What a stranger writes shows only in files that he was permitted to write meanwhile.
+
+The states of an inode are those on its chain. When each of them was the truth is known from the
+calls of correct clients: not before the call began that made it or one before it, and no more once
+a call had ended that made a later one. From the moment at which a stranger began to make some bytes
+to the one at which somebody had read them, there must have been a state that let him write. (The
+converse is not so: a node that is behind refuses what was permitted since, and counts as faulty.)
+
+Who may write is worked out here from mode, owner and list, not as nodes do it. [acl(5)]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import cache
+from itertools import accumulate
+from math import inf
+from typing import NamedTuple
+
+from bftfs.credentials import Credentials
+from bftfs.filesystem.acl import AccessControlList, Tag
+from bftfs.filesystem.attributes import ACCESS_ACL, decode_attributes
+from bftfs.filesystem.objects import ACL_KEYS, ATTRIBUTES_KEY
+from bftfs.identifiers import ObjectId
+from bftfs.simulation.checkers.namespace import Call, Established
+
+_WRITE = 0o2
+
+
+class Shown(NamedTuple):
+    """Somebody's bytes that were read in a file."""
+
+    identifier: ObjectId
+    content: bytes
+    began: float  # when he began to make them
+    read: float
+
+
+class Door(NamedTuple):
+    """A state of an inode: when it was the truth at the most, and whether it let the user write."""
+
+    since: float
+    until: float
+    open: bool
+
+
+class Doors:
+    """The files of one run, as they let one user write."""
+
+    def __init__(self, taken: Established, calls: Iterable[Call], who: Credentials) -> None:
+        """`calls` are those of correct clients."""
+        self._taken = taken
+        self._who = who
+        self._calls = {
+            call.named[0]: call for call in calls if call.update and not call.error and call.named
+        }
+        self._of = cache(self._states)
+
+    def open_between(self, identifier: ObjectId, since: float, until: float) -> bool:
+        """True if a state let the user write that may have been the truth meanwhile."""
+        return any(
+            door.open and door.since <= until and since <= door.until
+            for door in self._of(identifier)
+        )
+
+    def _states(self, identifier: ObjectId) -> tuple[Door, ...]:
+        versions = self._taken.versions.get(identifier, [])
+        calls = [self._calls.get(version) for version in versions]
+        begun = accumulate((-inf if call is None else call.invoked for call in calls), max)
+        ended = accumulate(
+            (inf if call is None else call.responded for call in reversed(calls)), min
+        )
+        until = [*reversed(list(ended)), inf]
+        state: dict[bytes, bytes | None] = {}
+        doors = [Door(-inf, until[0], False)]  # before the file was made
+        for version, since, superseded in zip(versions, begun, until[1:], strict=True):
+            state |= dict(self._taken.record.contents[identifier, version].delta)
+            doors.append(Door(since, superseded, _permits(state, self._who)))
+        return tuple(doors)
+
+
+def _permits(state: dict[bytes, bytes | None], who: Credentials) -> bool:
+    encoded = state.get(ATTRIBUTES_KEY)
+    if encoded is None:
+        return False
+    attributes = decode_attributes(encoded)
+    if who.uid == attributes.uid:
+        return True
+    acl = state.get(ACL_KEYS[ACCESS_ACL])
+    if acl is None:
+        shift = 3 if who.gid == attributes.gid else 0
+        return bool(attributes.mode >> shift & _WRITE)
+    entries = AccessControlList.decode(acl).entries
+    mask = next((each.permissions for each in entries if each.tag is Tag.MASK), 0o7)
+    for each in entries:
+        if each.tag is Tag.USER and each.identity == who.uid:
+            return bool(each.permissions & mask & _WRITE)
+    return bool(entries[-1].permissions & _WRITE)
+
+
+def check_permitted(shown: Iterable[Shown], doors: Doors) -> list[str]:
+    """Findings against bytes that were shown."""
+    return [
+        f"permission: {each.content!r} was read at {each.read} in {each.identifier.hex()[-6:]}, "
+        f"which its author was not permitted to write since {each.began}"
+        for each in shown
+        if not doors.open_between(each.identifier, each.began, each.read)
+    ]
