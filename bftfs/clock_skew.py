@@ -14,9 +14,10 @@ _AHEAD_US = CLOCK_SKEW_US // 4
 
 
 def is_ahead(time_us: int, clock_us: int) -> bool:
-    """Whether a client with this clock may doubt that all correct nodes bear `time_us`.
+    """True if some correct node may refuse `time_us`, as far as a client with this clock can tell.
 
-    What is not ahead they all do, if none is behind the client by the rest of CLOCK_SKEW_US.
+    A time that is not ahead is taken by every correct node whose clock is not too far behind the
+    client's: by the rest of CLOCK_SKEW_US.
     """
     return time_us - clock_us > _AHEAD_US
 

@@ -143,8 +143,8 @@ class Contents:
     def saw_uncovered_elsewhere(self, number: int) -> None:
         """Nodes hold a later version of the block than may be shown, by another mount.
 
-        It is shown once anybody's update covers it: also an update of this mount's own, so that the
-        block may not stay in the cache beyond that.
+        It is shown once any mount's update covers it. So this mount's next update drops the block
+        from the cache.
         """
         if len(self._uncovered_elsewhere) >= UNCOVERED_BLOCKS:
             self._drop_uncovered_elsewhere()

@@ -299,9 +299,9 @@ class Accepting:
     def _or_result(self, want: Want, request: _Request, hosts: Nodes) -> Want:
         """`want`; if the peers cannot supply that, the versions that the operation has made.
 
-        Unlike [Q/U §4.3.5]: what it was invoked on may have been collected everywhere, where a
-        quorum had accepted it long ago of which a server is down by now. What b + 1 of those who
-        host the result say alike is what a benign one has made of it.
+        Unlike [Q/U §4.3.5]: a quorum may have accepted the operation so long ago that the version
+        on which it was invoked has been collected everywhere. If b + 1 servers that host its result
+        give the same, one of them is benign.
         """
         fetches = [self._fetching(each, request.timestamp, hosts) for each in request.replicas]
 
@@ -484,9 +484,9 @@ class Accepting:
     def _require_settled(self, request: _Request, now_us: int) -> None:
         """A client's incomplete updates are bounded over all objects.
 
-        What is built on is at a quorum, as the history sets have shown: nobody has to be asked. A
-        server that is ahead with this very update would not confirm it. If a liar said so, and we
-        believed it, all others would refuse the update, and its client would bar and copy for ever.
+        The versions that this update builds on do not count, if its history sets show them at a
+        quorum. Peers are not asked about these: one that has already accepted this very update
+        would not confirm them, nor would a liar, and the update would be refused again and again.
         """
         for plan in request.plans:
             if self._quorums.is_quorum(plan.hosts):

@@ -349,8 +349,8 @@ class QueryUpdateClient:
     async def _effect(self, update: _Ongoing, observed: Observed) -> Answered | Outcome | None:
         """The answer of an earlier attempt, if that took effect; UNCERTAIN if nobody knows.
 
-        It has taken effect if it is in the chain of what the next one is conditioned on. Drops the
-        attempts that never will be.
+        An attempt has taken effect if it is in the chain of the version that the next one is
+        conditioned on. Attempts that can no longer get there are dropped.
         """
         base, earlier = observed.classification.object_candidate, update.earlier
         uncertain: Outcome | None = None

@@ -1,14 +1,20 @@
-"""A client's knowledge of servers' lives: whose statements of this round count together.
+"""A client's knowledge of servers' lives: which replies of a round count together.
 
-A server that may have forgotten what it accepted begins a new life (`bftfs.server.recovery`). What
-it said before counts, as long as nobody who counts with it knows better. So every reply tells the
-life in which the server itself replies, and the latest lives of the others that it knows of; and a
-round in which one of those that were heard knows that another one has begun a later life than it
-replied in does not count. [docs/protocols-query-update.md, A server that lost its store]
+**Situation.** A server that may have forgotten what it accepted begins a new life
+(`bftfs.server.recovery`). What it said in an earlier one must not be counted together with replies
+of servers that know the new one. [docs/protocols-query-update.md, A server that lost its store]
 
-A liar may claim that others have begun new lives. The claim holds one round up: in the next one the
-server in question answers for itself. If it does not confirm the claim, then either it lies or who
-claimed it does, and the claimant is not listened to about this server any more.
+**Rules.**
+
+1. Each reply tells in which life its server replies, and the latest life that it knows of each
+   other server.
+2. A round counts only if none of the servers that were heard knows a later life of another one of
+   them than that one replied in.
+3. A liar may claim lives that nobody has begun. A claim holds one round up: in the next one the
+   server in question answers for itself. If it does not confirm the claim, one of the two lies, and
+   this client no longer counts what the claimant says of that server's lives.
+
+**Tests.** `tests/unit/query_update/test_lives.py`.
 
 **Concurrency.** One thread; rounds overlap. A claim that was heard when a round had begun already
 is not refuted by what that round hears.

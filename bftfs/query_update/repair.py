@@ -237,8 +237,8 @@ class Repair:
     async def _inline(self, name: ObjectId, candidate: Candidate) -> bool:
         """Finish a repairable operation in place.
 
-        If nobody gives the original request, it is probably established, and something has been
-        built on it: that calls for another look, and not yet for a barrier.
+        If no server has the original request, the operation is probably established and has been
+        built upon: the client looks again before it sets a barrier.
         """
         timestamp = candidate.timestamp
         conditioned = self.own.get(timestamp) or await self._fetch(name, timestamp)

@@ -173,7 +173,7 @@ class Rounds:
     def learn(
         self, plan: Plan, node: NodeId, reply: QueryReply | UpdateReply | PastReply
     ) -> list[Known] | None:
-        """Remember the reported histories; what is known of each object at `node` then.
+        """Remember the reported histories. Returns what is known of each object at `node` then.
 
         None if no correct node replies like that, or if it has begun a new life since then.
         """
@@ -412,8 +412,9 @@ class QueryTally:
     ) -> bool:
         """Count an answer; True if a quorum gives it and has the same latest candidates.
 
-        [Q/U §4.3.2] These are complete then. (What was asked for of one object was the latest when
-        it was asked for. Of several it must be the latest still, or they were not read together.)
+        [Q/U §4.3.2] These are complete then. (A version of one object that was asked for was the
+        latest at that time, which is enough. Versions of several objects must still be the latest:
+        otherwise they were not read at one moment.)
         """
         answer = Answer.given(error=reply.error, answer=reply.answer, whole=reply.whole)
         key = (self._wanted or heads, answer)
@@ -431,8 +432,8 @@ class QueryTally:
     def _evaluate(self) -> bool:
         """True if the replies of a quorum contain the answer. [Q/U §4.3.5, Optimistic query]
 
-        What is later than the latest candidate that is repairable or complete is incomplete: if
-        that one is complete, it is the latest established, whatever is going on.
+        If the latest candidate that is not incomplete is complete, it is the latest established
+        one, whatever else is going on.
         """
         observations = self.rounds.observations
         heard = Nodes.of(self.reported[self.names[0]])

@@ -2,8 +2,9 @@
 
 **Situation.** A server that lost its store has forgotten what it accepted, and what it signed stays
 with clients and peers for as long as they like. So it begins a new *life*: a number that is larger
-than any it has had. All that it signs names its life, and who knows the new one takes nothing that
-was signed in an earlier one. [docs/protocols-query-update.md, A server that lost its store]
+than any it has had. All that it signs names its life, and a server that knows the new one takes
+nothing that was signed in an earlier one.
+[docs/protocols-query-update.md, A server that lost its store]
 
 **Rules.**
 
@@ -13,7 +14,7 @@ was signed in an earlier one. [docs/protocols-query-update.md, A server that los
 3. They tell it in the same way of all other servers' lives, which it has forgotten, too.
 
 **Why no life is begun twice.** Two times q - 1 of the n - 1 others share 2q - 2 - (n - 1) > b: one
-of those who are asked is benign, has stored the latest life, and shows its proof.
+of the servers that are asked is benign, has stored the latest life, and shows its proof.
 
 **Tests.** `tests/unit/server/test_lives.py`, `tests/seams/test_lost_disks.py`.
 """

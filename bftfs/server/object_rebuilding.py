@@ -111,7 +111,7 @@ def _stand_at(store: MemoryStorage, replica: Replica, version: LogicalTimestamp)
 def has_beside(view: StorageView, name: ObjectId, past: Past) -> bool:
     """True if this server has versions of the object's chain that are not in `past`.
 
-    Peers may have collected them, which this server has room for. [design §8]
+    Peers may have collected them while this server, which has more room, has not. [design §8]
     """
     known = {past.base, *(link.timestamp for link in past.links)}
     return any(

@@ -174,9 +174,8 @@ def _draw_rare_uses(drawn: Configuration, random: Random) -> FileMix:
 def _with_collection(drawn: Configuration, random: Random) -> Configuration:
     """In half of the seeds, nodes collect what is older than some seconds; clients pause as long.
 
-    The window is longer by what clocks differ by, as that of real nodes is [design §8]: a client
-    whose clock is behind by more makes versions of the past, for as long as nodes take them.
-    Blocks that belong to no file have no past that anybody could do without.
+    As in real nodes, the window is longer by as much as clocks may differ [design §8]: a client
+    whose clock is behind still makes versions of the past. Blocks of no file are not collected.
     """
     if drawn.kind == "blocks" or random.random() >= 0.5:
         return drawn

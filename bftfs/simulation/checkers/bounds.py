@@ -84,8 +84,8 @@ class BoundsRecord(Judgement):
     ) -> None:
         """`node` hosts more versions of blocks.
 
-        What it has verified is complete, so that correct nodes took it when it was written; it may
-        be ahead for this node, and must not be so for the one whose clock is the fastest.
+        A version that it has verified is complete: correct nodes took it when it was written. Its
+        time may be too far ahead for this node's clock, but not for the fastest one.
         """
         for table, key, value in writes:
             if table is Table.BLOCK and value is not None:
