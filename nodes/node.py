@@ -29,10 +29,11 @@ from bftfs.query_update.messages import Update
 from bftfs.runtime.links import Links
 from bftfs.runtime.process import collect_rarely, keep_freed_memory, log_file
 from bftfs.runtime.sockets import forget, listen
+from bftfs.server.accounts import accounts
 from bftfs.server.comparison import Comparison
 from bftfs.server.dispatcher import Dispatcher
 from bftfs.server.recovery import Recovery
-from bftfs.server.room import Room, accounts
+from bftfs.server.room import Room
 from bftfs.server.step import Background, Ready, Sender, Server
 from bftfs.server.tally import Figure
 from bftfs.storage import StorageView

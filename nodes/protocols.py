@@ -70,7 +70,6 @@ def honest_services(
         node,
         session,
         recovery,
-        charge=quota.charge,
         wants=past.wants,
         throttle=healing,
     )
@@ -91,9 +90,8 @@ def honest_services(
         # been the truth within the window counts as superseded before it.
         window_us=description.window_us + limits.CLOCK_SKEW_US,
         pool=room,
-        release=quota.release,
     )
-    verifier = LazyVerifier(node, session, configuration.verification, quota.charge)
+    verifier = LazyVerifier(node, session, configuration.verification)
     read_write = ReadWriteServer(
         node,
         description.read_write,

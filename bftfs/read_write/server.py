@@ -59,7 +59,7 @@ from bftfs.read_write.timestamp import (
     timestamp_of,
     version_key,
 )
-from bftfs.read_write.version_row import COLLECTED_BELOW, VERIFIED
+from bftfs.read_write.version_row import COLLECTED_BELOW, VERIFIED, Change
 from bftfs.server.step import Ready, Role, Sender, Want
 from bftfs.storage import StorageView, Table, Write
 from bftfs.thresholds import ReadWriteThresholds
@@ -84,13 +84,10 @@ class Authority(Protocol):
 
 
 class Quota(Protocol):
-    """Limits the room that each client's versions take. The host supplies it, and counts."""
+    """Limits the room that each client's versions take. The host supplies it."""
 
     def refusal(self, view: StorageView, client: ClientId, volume: int) -> Refused | None:
         """Why the client must not write a new version of `volume` bytes, if so."""
-
-    def charge(self, view: StorageView, client: ClientId, volume: int) -> list[Write]:
-        """The writes that account for a new version, which is never refused."""
 
 
 class Watch(Protocol):
@@ -145,10 +142,6 @@ class NoQuota:
 
     def refusal(self, view: StorageView, client: ClientId, volume: int) -> Refused | None:
         """None."""
-
-    def charge(self, view: StorageView, client: ClientId, volume: int) -> list[Write]:
-        """Nothing is counted."""
-        return []
 
 
 class ReadWriteServer:
@@ -271,7 +264,7 @@ class ReadWriteServer:
             if refusal is not None:
                 return Ready(reply=refusal)
         row = version_row.unverified(message.cross_checksum)
-        writes = version_row.hosted(view, key, row, fragment, timestamp.client, self._quota.charge)
+        writes = version_row.stored(view, (Change(key, row, fragment),))
         want = None if watch is None else watch.written(block, timestamp, now_us)
         if want is not None:  # before the version is acknowledged
             return Ready(writes=writes, wants=(want,), uses_reserve=repairs)
@@ -310,10 +303,8 @@ class ReadWriteServer:
         stored = view.get(Table.FRAGMENT, key)
         if stored is not None and cross_checksum.matches(message.cross_checksum, index, stored):
             return []
-        return [
-            Write(Table.BLOCK, key, version_row.unverified(message.cross_checksum, before=hosted)),
-            Write(Table.FRAGMENT, key, fragment),
-        ]
+        row = version_row.unverified(message.cross_checksum, before=hosted)
+        return version_row.stored(view, (Change(key, row, fragment),))
 
     def _not_vouched(self, message: WriteRequest) -> Refused | None:
         """A repair is taken if QC - t nodes host the version already.

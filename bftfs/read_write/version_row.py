@@ -5,26 +5,27 @@
 That time is written with the flag that it belongs to, in the row that is rewritten for it anyway.
 Rows of stores that did not keep it are read like others; of these a node knows that it has verified
 them, and not since when.
+
+What is stored of a version changes by `stored` only, which moves its author's account by as much.
+Flags and times are not counted, and may be written without it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from bftfs.coding import cross_checksum
 from bftfs.coding.cross_checksum import CrossChecksum
 from bftfs.crypto.digest import DIGEST_BYTES, verifier_of
-from bftfs.identifiers import ClientId
 from bftfs.read_write.timestamp import BlockTimestamp, timestamp_of
+from bftfs.server import accounts
 from bftfs.storage import StorageView, Table, Write
 
 VERIFIED = 0x01  # flag: this node has verified the version [LazyVer §3.8.1]
 COLLECTED_BELOW = 0x02  # flag: versions that came right before it were collected here
 DATED = 0x04  # flag: the row ends with the time at which it was verified
-
-# Accounts for so many bytes of a client's: see `bftfs.server.room`.
-Charge = Callable[[StorageView, ClientId, int], list[Write]]
 
 _TIME_BYTES = 8
 _LATEST_US = (1 << 63) - 1  # that a message can tell
@@ -38,6 +39,14 @@ class Own:
     fragment: bytes | memoryview
 
 
+class Change(NamedTuple):
+    """What a node keeps of a version from now on; no row: nothing."""
+
+    key: bytes
+    row: bytes | None = None
+    fragment: bytes | memoryview | None = None
+
+
 def unverified(checksum: CrossChecksum, *, before: bytes | None = None) -> bytes:
     """The row of a version that this node takes from a writer; `before` is the one it replaces."""
     return bytes((_lasting(before),)) + checksum
@@ -49,36 +58,41 @@ def verified(checksum: CrossChecksum, now_us: int, *, before: bytes | None = Non
     return bytes((_lasting(before) | VERIFIED | DATED,)) + checksum + stamp
 
 
-def hosted(
-    view: StorageView,
-    key: bytes,
-    row: bytes,
-    fragment: bytes | memoryview,
-    author: ClientId,
-    charge: Charge,
-) -> list[Write]:
-    """The writes that store a version which is not here yet. Its author pays for it."""
-    return [
-        *charge(view, author, len(fragment) + len(checksum_of(row))),
-        Write(Table.BLOCK, key, row),
-        Write(Table.FRAGMENT, key, fragment),
-    ]
+def volume(row: bytes | None, fragment: bytes | memoryview | None) -> int:
+    """The bytes for which a version's author pays; none for a fragment that lacks its row."""
+    if row is None:
+        return 0
+    return len(checksum_of(row)) + (0 if fragment is None else len(fragment))
 
 
-def brought(
-    view: StorageView, key: bytes, own: Own, index: int, now_us: int, charge: Charge
-) -> list[Write]:
-    """The writes that store this node's part of a verified version, if it lacks or damaged it.
+def stored(view: StorageView, changes: Iterable[Change]) -> list[Write]:
+    """The writes that make all `changes` of a step, each of another version.
+
+    Their authors pay for what they add, and get back what they remove.
+    """
+    writes: list[Write] = []
+    moves = []
+    for key, row, fragment in changes:
+        before = view.get(Table.BLOCK, key)
+        freed = 0 if before is None else volume(before, view.get(Table.FRAGMENT, key))
+        moves.append((timestamp_of(key).client, volume(row, fragment) - freed))
+        if row != before:
+            writes.append(Write(Table.BLOCK, key, row))
+        writes.append(Write(Table.FRAGMENT, key, fragment))
+    return writes + accounts.moved(view, moves)
+
+
+def brought(view: StorageView, key: bytes, own: Own, index: int, now_us: int) -> list[Change]:
+    """What stores this node's part of a verified version, if it lacks or damaged it.
 
     `index` is the one of the fragment that belongs to this node.
     """
     before = view.get(Table.BLOCK, key)
-    row = verified(own.cross_checksum, now_us, before=before)
-    if before is None:
-        return hosted(view, key, row, own.fragment, timestamp_of(key).client, charge)
-    if is_sound(before, view.get(Table.FRAGMENT, key), timestamp_of(key), index):
+    if before is not None and is_sound(
+        before, view.get(Table.FRAGMENT, key), timestamp_of(key), index
+    ):
         return []
-    return [Write(Table.BLOCK, key, row), Write(Table.FRAGMENT, key, own.fragment)]
+    return [Change(key, verified(own.cross_checksum, now_us, before=before), own.fragment)]
 
 
 def with_versions_collected_below(row: bytes) -> bytes:

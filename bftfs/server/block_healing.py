@@ -58,7 +58,7 @@ from bftfs.read_write.timestamp import (
     timestamp_of,
 )
 from bftfs.read_write.validation import validate
-from bftfs.read_write.version_row import Charge, Own
+from bftfs.read_write.version_row import Own
 from bftfs.server.recovery import BLOCKS, Recovery
 from bftfs.server.step import Host
 from bftfs.server.worker import (
@@ -163,20 +163,16 @@ class BlockHealer:
         session: Session,
         recovery: Recovery,
         *,
-        charge: Charge,
         wants: Callable[[StorageView, bytes], bool] = lambda _view, _key: True,
         throttle: Throttle | None = None,
     ) -> None:
-        """`charge` accounts for a stored version, to its author. `wants` is False for a version
-        that was collected here, though peers may still have it.
-        """
+        """`wants` is False for a version that was collected here: peers may still have it."""
         self.throttle = throttle or healing_throttle()
         self.tally = HealingTally()
         self._node = node
         self._thresholds = session.thresholds
         self._session = session
         self._recovery = recovery
-        self._charge = charge
         self._wants = wants
         self._others = OtherNodes(node, session.peers)
         self._walk = HealingWalk(
@@ -234,11 +230,11 @@ class BlockHealer:
     def _store(self, key: bytes, own: Own, view: StorageView, now_us: int) -> list[Write]:
         """Keep what was rebuilt, unless it has come meanwhile."""
         index = fragment_index(BlockId(key[:BLOCK_ID_BYTES]), self._node, self._thresholds.N)
-        writes = version_row.brought(view, key, own, index, now_us, self._charge)
-        if writes:
+        changes = version_row.brought(view, key, own, index, now_us)
+        if changes:
             self.tally.rebuilt += 1
             self.tally.rebuilt_bytes += len(own.fragment) + len(own.cross_checksum)
-        return writes
+        return version_row.stored(view, changes)
 
     # --- the peers ---------------------------------------------------------------------------
 

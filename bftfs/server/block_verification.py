@@ -65,7 +65,7 @@ from bftfs.read_write.timestamp import (
     version_key,
 )
 from bftfs.read_write.validation import validate
-from bftfs.read_write.version_row import VERIFIED, Charge, Own
+from bftfs.read_write.version_row import VERIFIED, Change, Own
 from bftfs.server.backlog import Backlog
 from bftfs.server.step import Host, Ready, Role, Sender, Want
 from bftfs.server.tally import counter
@@ -166,16 +166,12 @@ class LazyVerifier:
         node: NodeId,
         session: Session,
         settings: VerificationSettings,
-        charge: Charge,
     ) -> None:
-        """In `session`, the node reads from its peers like a client. `charge` accounts for a
-        version that the verification has brought, to its author.
-        """
+        """In `session`, the node reads from its peers like a client."""
         self.backlog = Backlog()
         self.tally = VerificationTally()
         self.settings = settings
         self._node = node
-        self._charge = charge
         self._thresholds = session.thresholds
         self._session = session
         self._lazy = settings.policy in {VerificationPolicy.LAZY, VerificationPolicy.COOPERATIVE}
@@ -354,21 +350,19 @@ class LazyVerifier:
         verified version, is stored if the node lacks it or its disk has damaged it.
         """
         writes: list[Write] = []
-        for timestamp in poisonous:  # no reader returns these [LazyVer §3.8.1]
-            key = version_key(block, timestamp)
-            if view.get(Table.BLOCK, key) is not None:
-                writes += (Write(Table.BLOCK, key, None), Write(Table.FRAGMENT, key, None))
-        if verified is None:
-            return writes
-        key = version_key(block, verified)
-        row = view.get(Table.BLOCK, key)
-        if row is not None and not row[0] & VERIFIED:
-            dated = version_row.verified(version_row.checksum_of(row), now_us, before=row)
-            writes.append(Write(Table.BLOCK, key, dated))
-        if own is not None:
-            index = fragment_index(block, self._node, self._thresholds.N)
-            writes += version_row.brought(view, key, own, index, now_us, self._charge)
-        return writes
+        keys = [version_key(block, timestamp) for timestamp in poisonous]
+        # No reader returns these. [LazyVer §3.8.1]
+        changes = [Change(key) for key in keys if view.get(Table.BLOCK, key) is not None]
+        if verified is not None:
+            key = version_key(block, verified)
+            row = view.get(Table.BLOCK, key)
+            if row is not None and not row[0] & VERIFIED:
+                dated = version_row.verified(version_row.checksum_of(row), now_us, before=row)
+                writes.append(Write(Table.BLOCK, key, dated))
+            if own is not None:
+                index = fragment_index(block, self._node, self._thresholds.N)
+                changes += version_row.brought(view, key, own, index, now_us)
+        return writes + version_row.stored(view, changes)
 
     def _settle(self, block: BlockId, done: list[BlockTimestamp], now_us: int) -> None:
         """These versions are possible no more; others of the block are verified again later."""

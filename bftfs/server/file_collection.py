@@ -32,7 +32,6 @@ to clients between steps.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice, pairwise
@@ -51,7 +50,6 @@ from bftfs.identifiers import (
     BLOCK_ID_BYTES,
     OBJECT_ID_BYTES,
     BlockId,
-    ClientId,
     NodeId,
     ObjectId,
     ObjectKind,
@@ -67,11 +65,12 @@ from bftfs.query_update.past_state import PastState, newest_at, state_at
 from bftfs.query_update.replica import NUMBER_BYTES, Replica, Workspace, past_prefix
 from bftfs.read_write.timestamp import TIMESTAMP_BYTES
 from bftfs.read_write.timestamp import time_of as block_time_of
-from bftfs.read_write.timestamp import timestamp_of as block_timestamp_of
 from bftfs.read_write.version_row import (
     COLLECTED_BELOW,
     VERIFIED,
-    checksum_of,
+    Change,
+    stored,
+    volume,
     with_versions_collected_below,
 )
 from bftfs.retention import KEEP_ALL, Keeps, Policy, Retention, parse_policy
@@ -94,8 +93,6 @@ from bftfs.wire.codec import UNREADABLE, encode
 _AFTER_OBJECTS = after_keys(OBJECT_ID_BYTES)
 _AFTER_BLOCKS = b"\xff" * (BLOCK_ID_BYTES + TIMESTAMP_BYTES)
 _HALVINGS = 6  # passes under pressure, each over half of the past that is left, then one over all
-
-Release = Callable[[StorageView, Mapping[ClientId, int]], list[Write]]
 
 
 @dataclass(slots=True)
@@ -259,13 +256,13 @@ class BlockWalk:
         self._until_us: int | None = None
         self._above = b""  # the key of the version before, if it stays and is of the same block
 
-    def step(self, view: StorageView, release: Release) -> list[Write]:
+    def step(self, view: StorageView) -> list[Write]:
         """Look at some versions, newest first; the writes that remove those that may go."""
         writes: list[Write] = []
         if Replica(view, self._inode).row.collected_us < self._horizon_us:
             self.done = True  # the batch that recorded this walk was lost
             return writes
-        freed: dict[ClientId, int] = {}
+        removed: list[Change] = []
         marked: set[bytes] = set()
         rows = tuple(islice(view.scan(Table.BLOCK, self._cursor, self._end), limits.COLLECT_ROWS))
         for key, row in rows:
@@ -276,13 +273,9 @@ class BlockWalk:
             if self._keeps(block_time_of(key), self._until_us):
                 self._above = key
             else:
-                fragment = view.get(Table.FRAGMENT, key) or b""
-                size = len(fragment) + len(checksum_of(row))
-                author = block_timestamp_of(key).client
-                freed[author] = freed.get(author, 0) + size
                 self.removed += 1
-                self.removed_bytes += size
-                writes += (Write(Table.BLOCK, key, None), Write(Table.FRAGMENT, key, None))
+                self.removed_bytes += volume(row, view.get(Table.FRAGMENT, key))
+                removed.append(Change(key))
                 if self._above:
                     marked.add(self._above)
             if row[0] & VERIFIED:
@@ -295,7 +288,7 @@ class BlockWalk:
             self.done = True
         else:
             self._cursor = rows[-1][0] + b"\0"
-        return writes + (release(view, freed) if freed else [])
+        return writes + stored(view, removed)
 
 
 # --- the collector ------------------------------------------------------------------------------
@@ -312,11 +305,8 @@ class Collector:
         *,
         window_us: int,
         pool: Pool,
-        release: Release,
     ) -> None:
-        """`release` gives clients back the quota that their versions used.
-
-        Requires: `window_us` is as long as the detection window by the clock of any correct node,
+        """Requires: `window_us` is as long as the detection window by any correct node's clock,
         whatever time a client may have given its versions.
         """
         self.tally = CollectionTally()
@@ -325,7 +315,6 @@ class Collector:
         self._volume = volume
         self._window_us = window_us
         self._pool = pool
-        self._release = release
         self._others = OtherNodes(node, peers)
         self._walk = Walk(_AFTER_OBJECTS, tally=self.tally, fraction=fraction_below)
         self._halvings = 0  # passes under the present pressure
@@ -479,7 +468,7 @@ class Collector:
             return
         blocks = BlockWalk(name, shown, horizon_us=retention.horizon_us)
         while not blocks.done:
-            await step(host, lambda view: (None, blocks.step(view, self._release)))
+            await step(host, lambda view: (None, blocks.step(view)))
             await self._give_way(host)
         self.tally.block_versions += blocks.removed
         self.tally.block_bytes += blocks.removed_bytes

@@ -23,8 +23,7 @@ repair what they read, and without removals there would never be room again.
   node's own work waits: healing, and its own fragments of versions that it verifies.
 - Repairs of blocks are never refused for want of quota or pool: the version exists elsewhere.
 
-**Accounts.** A row per client, with the bytes that its versions of blocks use: written in the batch
-that stores a version, and lowered in the one that collects it (`ClientQuota`).
+**Accounts.** A row per client, with the bytes that its versions of blocks use: `accounts.py`.
 
 **Why it is safe.** A refused write has changed nothing, and no protocol relies on a certain node to
 take a write: a full node is one of the t that may fail. Steps mark writes that use the reserve
@@ -40,17 +39,17 @@ from __future__ import annotations
 
 import errno
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import NamedTuple
 
 from bftfs.asking.refusal import Refused
 from bftfs.conversation import Event
-from bftfs.identifiers import CLIENT_ID_BYTES, ClientId
+from bftfs.identifiers import ClientId
 from bftfs.limits import MIB
-from bftfs.storage import StorageView, Table, Write, after_keys
+from bftfs.server.accounts import accounts, used
+from bftfs.storage import StorageView, Write
 
-_END = after_keys(CLIENT_ID_BYTES)
 SHORT = 0.85  # of the pool: from here on, collection removes all that retention does not need
 SLOW = 0.90  # from here on, the greediest writers are slowed…
 TIGHT = 0.95  # …and from here on refused; the others have the rest
@@ -72,7 +71,7 @@ _POOL_FULL = (
 # The writer takes it for silence, and sends it again after a while.
 _SLOWED = Refused(errno.EAGAIN, "slowed: the node's history pool is nearly full")
 
-Accounts = Callable[[], Counter[ClientId]]  # bytes that the versions of each client use
+Accounts = Callable[[], Counter[ClientId]]  # reads them
 
 
 class Figures(NamedTuple):
@@ -266,48 +265,17 @@ class Room:
         return (used + self._metadata[client]) * max(len(accounts), 1) >= accounts.total()
 
 
-# --- accounts -------------------------------------------------------------------------------------
-
-
 class ClientQuota:
-    """Keeps the accounts; new versions are refused as the node's `Room` says."""
+    """Refuses new versions as the node's `Room` says.
+
+    One that the cluster has accepted before is not asked about: its author, over the limit by then,
+    is refused the next.
+    """
 
     def __init__(self, room: Room) -> None:
         self._room = room
 
     def refusal(self, view: StorageView, client: ClientId, volume: int) -> Refused | None:
         """Why the client must not write a new version of `volume` bytes, if so."""
-        used = volume + _used(view, client)
-        return self._room.admits_version(client, volume, used, partial(accounts, view))
-
-    def charge(self, view: StorageView, client: ClientId, volume: int) -> list[Write]:
-        """Account for a new version. One that the cluster has accepted before is never refused:
-        its author, over the limit by then, is refused the next.
-        """
-        return [_account(client, volume + _used(view, client))]
-
-    def release(self, view: StorageView, freed: Mapping[ClientId, int]) -> list[Write]:
-        """Lower the accounts of these clients by the bytes that collection has freed."""
-        return [
-            _account(client, max(_used(view, client) - volume, 0))
-            for client, volume in freed.items()
-        ]
-
-
-def accounts(view: StorageView) -> Counter[ClientId]:
-    """The bytes that the versions of each client use."""
-    return Counter(
-        {
-            ClientId(name): int.from_bytes(row, "big")
-            for name, row in view.scan(Table.ADMISSION, b"", _END)
-        }
-    )
-
-
-def _account(client: ClientId, used: int) -> Write:
-    return Write(Table.ADMISSION, client, used.to_bytes(8, "big"))
-
-
-def _used(view: StorageView, client: ClientId) -> int:
-    stored = view.get(Table.ADMISSION, client)
-    return 0 if stored is None else int.from_bytes(stored, "big")
+        with_it = volume + used(view, client)
+        return self._room.admits_version(client, volume, with_it, partial(accounts, view))

@@ -208,13 +208,12 @@ class Deployment:
         session = Session(
             client_named(f"node {node}"), sizes, peers, patience_total_us=limits.VERIFY_PATIENCE_US
         )
-        verifier = LazyVerifier(node, session, self.verification, quota.charge)
+        verifier = LazyVerifier(node, session, self.verification)
         past = CollectedPast()
         healer = BlockHealer(
             node,
             session,
             recovery,
-            charge=quota.charge,
             wants=past.wants,
         )
         blocks = ReadWriteServer(
@@ -247,7 +246,6 @@ class Deployment:
                 self.volume,
                 window_us=self.collection.window_us,
                 pool=ConstantPool(short=node not in self.collection.roomy),
-                release=quota.release,
             )
             background.append(collector)
         return NodeServices(servers, tuple(background), objects_healer.note_damage)

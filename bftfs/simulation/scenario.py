@@ -31,6 +31,7 @@ from bftfs.read_write.timestamp import time_of as block_time_of
 from bftfs.server.step import Grant
 from bftfs.simulation.byzantine.positions import ClientPosition, NodePosition
 from bftfs.simulation.byzantine.registry import CLIENTS, GRANTS, corrupted
+from bftfs.simulation.checkers.accounts import check_accounts
 from bftfs.simulation.checkers.bounds import (
     BoundsRecord,
     PossibleVersionsRecord,
@@ -348,9 +349,11 @@ class Simulation:
             if record is not None:
                 self.findings += record.findings
         self.findings += self.workload.findings()
+        disks = {node: self.deployment.nodes[node].disk for node in self._correct}
+        self.findings += check_accounts(disks)
         self.findings += self.workload.findings_on_disks(
             CorrectNodes(
-                {node: self.deployment.nodes[node].disk for node in self._correct},
+                disks,
                 self._record,
                 len(self.configuration.byzantine_nodes),
                 self.retention,

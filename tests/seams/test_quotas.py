@@ -9,10 +9,12 @@ import pytest
 
 from bftfs.identifiers import ObjectId
 from bftfs.read_write import version_row
-from bftfs.read_write.timestamp import timestamp_of
+from bftfs.read_write.timestamp import VERSIONS_END, BlockTimestamp, timestamp_of, version_key
+from bftfs.server import accounts
 from bftfs.server.block_verification import VerificationPolicy
+from bftfs.simulation.checkers.accounts import check_accounts, stored_bytes
 from bftfs.simulation.world import SECOND_US
-from bftfs.storage import StorageView, Table, Write
+from bftfs.storage import Table
 from tests.seams.world import (
     READERS_GRANT,
     STRANGERS_GRANT,
@@ -71,17 +73,16 @@ class Store:
 
     def stored(self, node: int) -> int:
         """What a node stores of the stranger's fragments and cross-checksums, in bytes."""
-        client, disk = self.stranger.host.client, self.world.nodes[node].disk
-        checksums = 32 * self.world.sizes.n
-        return sum(
-            len(row) + checksums
-            for key, row in disk.scan(Table.FRAGMENT, b"", b"\xff" * 128)
-            if timestamp_of(key).client == client
-        )
+        return stored_bytes(self.world.nodes[node].disk)[self.stranger.host.client]
 
-    def account(self, node: int) -> int:
-        row = self.world.nodes[node].disk.get(Table.ADMISSION, self.stranger.host.client)
-        return int.from_bytes(row or b"", "big")
+    def hosted(self, node: int) -> list[BlockTimestamp]:
+        """The stranger's versions at a node."""
+        keys = self.world.nodes[node].disk.keys(Table.BLOCK, b"", VERSIONS_END)
+        found = [timestamp_of(key) for key in keys]
+        return [each for each in found if each.client == self.stranger.host.client]
+
+    def wrong_accounts(self) -> list[str]:
+        return check_accounts({node.node: node.disk for node in self.world.nodes})
 
 
 def test_a_quota_bounds_what_is_stored() -> None:
@@ -106,15 +107,75 @@ def test_who_is_over_his_quota_is_refused_everywhere() -> None:
     assert not accepted(replies)
 
 
-def test_must_fail_where_repairs_are_free(monkeypatch: pytest.MonkeyPatch) -> None:
-    def for_nothing(
-        _view: StorageView, key: bytes, row: bytes, fragment: bytes, *_author_and_charge: object
-    ) -> list[Write]:
-        return [Write(Table.BLOCK, key, row), Write(Table.FRAGMENT, key, fragment)]
+# --- accounts -------------------------------------------------------------------------------------
 
-    monkeypatch.setattr(version_row, "hosted", for_nothing)
+
+def discard(store: Store) -> None:
+    """Versions that decode to nothing; each node finds out, and keeps none of them."""
+    found = store.root.attributes(store.identifier)
+    assert found.layout is not None
+    block = found.layout.block(store.identifier, 9)
+    good = store.stranger.version(block, "x" * 3_000, store.world.now_us)
+    bad = store.stranger.poisonous(block, "y" * 3_000, store.world.now_us + 1)
+    store.stranger.write(good, CORRECT)
+    store.stranger.write(bad, CORRECT)
+    assert bad.timestamp in store.hosted(0)
+    store.world.run_for(60 * SECOND_US)
+    assert store.hosted(0) == [good.timestamp]
+
+
+def damage(store: Store) -> None:
+    """A disk damages a fragment, which scrubbing drops and a repair or healing brings again."""
+    version = store.version()
+    store.stranger.write(version, CORRECT)
+    node, key = store.world.nodes[0], version_key(version.block, version.timestamp)
+    node.disk.rot(Table.FRAGMENT, key, 7)
+    store.world.deployment.scrubbers[node.node].throttle.start()
+    store.world.run_until(lambda: node.disk.get(Table.FRAGMENT, key) is None)
+    assert not store.wrong_accounts()
+    store.world.run_until(lambda: node.disk.get(Table.FRAGMENT, key) is not None)
+
+
+def restore(store: Store) -> None:
+    """A disk has cut a fragment off, and its author repeats the write."""
+    version = store.version()
+    store.stranger.write(version, CORRECT)
+    disk, key = store.world.nodes[0].disk, version_key(version.block, version.timestamp)
+    row = disk.get(Table.BLOCK, key)
+    assert row is not None
+    disk.apply(version_row.stored(disk, [version_row.Change(key, row, b"a part")]))
+    disk.commit()
+    store.stranger.write(version, (0,))
+    assert disk.get(Table.FRAGMENT, key) == version.fragment(0)
+
+
+WAYS = {"discarded": discard, "damaged": damage, "restored": restore}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_what_is_discarded_or_mended_is_given_back(way: str) -> None:
+    store = Store()
+    WAYS[way](store)
+    assert not store.wrong_accounts()
+
+
+@pytest.mark.parametrize("way", ["discarded", "damaged"])
+def test_must_fail_where_nothing_is_given_back(monkeypatch: pytest.MonkeyPatch, way: str) -> None:
+    moved = accounts.moved
+    monkeypatch.setattr(
+        accounts, "moved", lambda view, moves: moved(view, [one for one in moves if one[1] > 0])
+    )
     with pytest.raises(AssertionError):
-        test_the_account_says_what_is_stored("repaired")
+        test_what_is_discarded_or_mended_is_given_back(way)
+
+
+def test_must_fail_where_repairs_are_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Store()
+    version = store.version()
+    store.stranger.write(version, (0, 1))
+    monkeypatch.setattr(accounts, "moved", lambda *_: [])
+    store.finish((version,))
+    assert store.wrong_accounts()
 
 
 @pytest.mark.parametrize("how", ["repaired", "verified", "healed"])
@@ -135,4 +196,4 @@ def test_the_account_says_what_is_stored(how: str) -> None:
             store.world.run_for(1_300 * SECOND_US)
     hosts = store.world.hosting(version.block, version.timestamp)
     assert len(hosts) > len(nodes)
-    assert [store.account(node) for node in hosts] == [store.stored(node) for node in hosts]
+    assert not store.wrong_accounts()

@@ -16,6 +16,7 @@ from typing import Any
 from bftfs.asking.peers import Peers
 from bftfs.asking.quorum import ThresholdQuorums
 from bftfs.asking.refusal import Refused
+from bftfs.coding import cross_checksum
 from bftfs.coding.erasure import ErasureCode
 from bftfs.conversation import Now, Receive, Send
 from bftfs.credentials import Credentials
@@ -303,10 +304,16 @@ class User:
 class Version:
     """A version of a block that a hand makes: who has it is another matter."""
 
-    def __init__(self, hand: Hand, block: BlockId, contents: str, time_us: int) -> None:
+    def __init__(
+        self, hand: Hand, block: BlockId, contents: str, time_us: int, *, poisonous: bool = False
+    ) -> None:
         sizes = hand.world.sizes.read_write
         self.block = block
         self.pieces: Encoded = encode(ErasureCode(sizes.m, sizes.N), contents.encode())
+        if poisonous:  # the fragments change places
+            fragments = (*self.pieces.fragments[1:], self.pieces.fragments[0])
+            checksum = cross_checksum.make(fragments)
+            self.pieces = Encoded(fragments, checksum, cross_checksum.verifier(checksum))
         self.timestamp = BlockTimestamp(time_us, hand.host.client, self.pieces.verifier)
         self._rotation = rotation_of(block, sizes.N)
         self._sizes = sizes
@@ -366,6 +373,10 @@ class Hand:
 
     def version(self, block: BlockId, contents: str, time_us: int) -> Version:
         return Version(self, block, contents, time_us)
+
+    def poisonous(self, block: BlockId, contents: str, time_us: int) -> Version:
+        """A version that decodes to nothing."""
+        return Version(self, block, contents, time_us, poisonous=True)
 
     def write(
         self,

@@ -8,7 +8,7 @@ import pytest
 
 from bftfs.identifiers import ClientId
 from bftfs.query_update.admission import IncompleteUpdates
-from bftfs.server import room
+from bftfs.server import accounts, room
 from bftfs.server.block_verification import LazyVerifier, VerificationSettings
 from bftfs.server.room import ClientQuota
 from bftfs.simulation.configuration import Configuration, draw
@@ -51,6 +51,13 @@ def flooding_clients() -> Iterator[Configuration]:
         )
 
 
+def poisonous_writers() -> Iterator[Configuration]:
+    for seed in SEEDS:
+        yield attacked(
+            seed, kind="blocks", client="poisonous-writer", verification=VerificationSettings()
+        )
+
+
 def beyond_a_limit(finding: str) -> bool:
     return finding.startswith("bounds:")
 
@@ -89,6 +96,10 @@ def test_a_client_over_its_quota_is_refused_alone() -> None:
     assert most > 2_000
 
 
+def test_what_is_discarded_is_given_back() -> None:
+    assert hunt(poisonous_writers()) is None
+
+
 def test_limits_are_drawn() -> None:
     drawn = [draw(seed, operations=10) for seed in range(300)]
     assert sum(each.possible_objects is not None for each in drawn) > 20
@@ -124,5 +135,13 @@ def test_must_fail_quotas_that_let_one_client_pay_for_another(
         rows = view.scan(Table.ADMISSION, b"", b"\xff" * 40)
         return sum(int.from_bytes(row, "big") for _, row in rows)
 
-    monkeypatch.setattr(room, "_used", used_by_all)
+    monkeypatch.setattr(room, "used", used_by_all)
     assert hunt(flooding_clients(), lambda finding: "AdmissionRefused" in finding)
+
+
+def test_must_fail_accounts_that_only_grow(monkeypatch: pytest.MonkeyPatch) -> None:
+    moved = accounts.moved
+    monkeypatch.setattr(
+        accounts, "moved", lambda view, moves: moved(view, [one for one in moves if one[1] > 0])
+    )
+    assert hunt(poisonous_writers(), lambda finding: finding.startswith("accounts:"))

@@ -26,6 +26,7 @@ from bftfs.read_write.messages import (
 from bftfs.read_write.server import ReadWriteServer
 from bftfs.read_write.timestamp import BlockTimestamp, beginning_of, successor_of, version_key
 from bftfs.read_write.version_row import VERIFIED
+from bftfs.server.accounts import used
 from bftfs.server.step import Grant, Role, Sender
 from bftfs.simulation.world import START_US
 from bftfs.storage import StorageView, Table, Write
@@ -212,16 +213,9 @@ class Purse:
         self.most = most
 
     def refusal(self, view: StorageView, client: ClientId, volume: int) -> Refused | None:
-        if self._used(view, client) + volume > self.most:
+        if used(view, client) + volume > self.most:
             return Refused(errno.EDQUOT, "history quota exceeded")
         return None
-
-    def charge(self, view: StorageView, client: ClientId, volume: int) -> list[Write]:
-        used = self._used(view, client) + volume
-        return [Write(Table.ADMISSION, client, used.to_bytes(8, "big"))]
-
-    def _used(self, view: StorageView, client: ClientId) -> int:
-        return int.from_bytes(view.get(Table.ADMISSION, client) or b"", "big")
 
 
 def test_quota_is_charged_and_refuses_the_next() -> None:
@@ -230,10 +224,9 @@ def test_quota_is_charged_and_refuses_the_next() -> None:
     node = world.nodes[NODE]
     first, fragment = request(world, alice)
     node.step(alice.sender, first, fragment, START_US)
-    used = int.from_bytes(node.storage.get(Table.ADMISSION, alice.id) or b"", "big")
-    assert used == len(fragment) + len(first.cross_checksum)
+    assert used(node.storage, alice.id) == len(fragment) + len(first.cross_checksum)
     node.step(alice.sender, first, fragment, START_US)
-    assert node.storage.get(Table.ADMISSION, alice.id) == used.to_bytes(8, "big")
+    assert used(node.storage, alice.id) == len(fragment) + len(first.cross_checksum)
     second, fragment = request(world, alice, b"second" * 200, time_us=START_US + 1)
     third, third_fragment = request(world, alice, b"third!" * 200, time_us=START_US + 2)
     assert node.step(alice.sender, second, fragment, START_US)[0] == WriteReply()
