@@ -50,7 +50,7 @@ class LoopTally:
     batches: int = counter("Batches that were stepped.")
     commits: int = counter("Batches that were committed.")
     commit_s: float = counter("Time spent in commits.", name="commit_seconds")
-    faults: int = counter("Requests that met a bug of the node.")
+    faults: int = counter("Requests that failed because of a bug in the node.")
     bytes_received: int = counter("Bytes received.", name="received_bytes")
 
 
@@ -81,10 +81,10 @@ class NodeCollector(Collector):
             yield CounterMetricFamily(each.name, each.help, value=each.value)
         for name, text, value in (
             ("bftfs_store_bytes", "Size of the store.", health.store_bytes),
-            ("bftfs_free_bytes", "That the store can still grow by.", health.free_bytes),
+            ("bftfs_free_bytes", "Bytes by which the store can still grow.", health.free_bytes),
             ("bftfs_memory_bytes", "Resident memory of the process.", health.memory_bytes),
             ("bftfs_uptime_seconds", "Time since the start.", health.uptime_us / 1e6),
-            ("bftfs_healthy", "1 if nothing is degraded.", health.healthy),
+            ("bftfs_healthy", "1 if the node is healthy.", health.healthy),
         ):
             yield GaugeMetricFamily(name, text, value=value)
         for each in self.gauges():

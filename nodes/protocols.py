@@ -114,22 +114,26 @@ def honest_services(
         else (verifier, finisher, collector),
         lambda: (
             Figure("bftfs_members", "Nodes of the cluster.", description.n),
-            Figure("bftfs_tolerated_faults", "Of which may fail.", description.t),
+            Figure("bftfs_tolerated_faults", "Nodes that may fail.", description.t),
             Figure(
                 "bftfs_possible_versions",
                 "Versions of blocks not verified yet.",
                 verifier.backlog.total,
             ),
             Figure(
-                "bftfs_possible_versions_limit", "From which writers wait.", verifier.settings.node
+                "bftfs_possible_versions_limit",
+                "Number of unverified versions from which writers have to wait.",
+                verifier.settings.node,
             ),
-            Figure("bftfs_possible_blocks", "Blocks that have such.", verifier.backlog.blocks),
-            Figure("bftfs_possible_objects", "Not known to be complete.", incomplete.total),
-            Figure("bftfs_pool_bytes", "Of the history pool that is taken.", room.live_bytes),
-            Figure("bftfs_pool_limit_bytes", "Of the history pool.", room.limit_bytes),
-            Figure("bftfs_damaged_objects", "Known damaged.", recovery.damaged),
-            Figure("bftfs_heal_paused", "1 while it is paused.", healing.paused),
-            Figure("bftfs_scrub_paused", "1 while it is paused.", scrubber.throttle.paused),
+            Figure(
+                "bftfs_possible_blocks", "Blocks with unverified versions.", verifier.backlog.blocks
+            ),
+            Figure("bftfs_possible_objects", "Objects with incomplete updates.", incomplete.total),
+            Figure("bftfs_pool_bytes", "Bytes used of the history pool.", room.live_bytes),
+            Figure("bftfs_pool_limit_bytes", "Size of the history pool.", room.limit_bytes),
+            Figure("bftfs_damaged_objects", "Objects that need repair.", recovery.damaged),
+            Figure("bftfs_heal_paused", "1 while healing is paused.", healing.paused),
+            Figure("bftfs_scrub_paused", "1 while scrubbing is paused.", scrubber.throttle.paused),
             Figure("bftfs_recovering", "1 while a lost store is rebuilt.", recovery.rebuilding),
             *(
                 each

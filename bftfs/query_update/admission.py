@@ -203,10 +203,10 @@ class Entry:
 class IncompleteTally:
     """Counts what a server has done about incomplete updates."""
 
-    settled: int = counter("Objects found finished.", name="settled_objects")
+    settled: int = counter("Objects that turned out to be complete.", name="settled_objects")
     repaired: int = counter("Objects repaired by this node.", name="repaired_objects")
-    failed: int = counter("Repairs that came to nothing.", name="repairs_failed")
-    demands: int = counter("Updates that had to wait for it.", name="repair_demands")
+    failed: int = counter("Repairs of objects that failed.", name="repairs_failed")
+    demands: int = counter("Updates that waited for a repair.", name="repair_demands")
 
 
 class IncompleteUpdates:

@@ -30,8 +30,8 @@ class _Pending:
     def __init__(self) -> None:
         self.versions: dict[BlockTimestamp, None] = {}
         self.due_us = 0  # when it may be verified in idle time
-        self.retry_us = 0  # before that, verification on demand is in vain
-        self.failures = 0  # verifications that settled nothing
+        self.retry_us = 0  # before that, it is not verified on demand
+        self.failures = 0  # verifications in a row that settled nothing
         self.queued = False  # True: it is in the heap
         self.rank = 0  # the number of versions under which it is listed as ripe; 0: not ripe
 
@@ -45,8 +45,10 @@ class Backlog:
         self._clients: dict[ClientId, dict[BlockId, int]] = {}
         self._totals: dict[ClientId, int] = {}
         self._excused_us: dict[ClientId, int] = {}
-        self._hopeless_until_us: dict[ClientId, int] = {}  # no block is worth a try before this
-        self._heap: list[tuple[int, BlockId]] = []  # blocks that are not ripe, by when they are
+        self._hopeless_until_us: dict[
+            ClientId, int
+        ] = {}  # none of the client's blocks is worth a try before this
+        self._heap: list[tuple[int, BlockId]] = []  # when blocks that are not ripe become ripe
         self._ripe: dict[int, dict[BlockId, None]] = {}  # by number of versions
 
     def __contains__(self, block: BlockId) -> bool:
@@ -80,7 +82,7 @@ class Backlog:
         return 0 if blocks is None else blocks.get(block, 0)
 
     def excuse(self, client: ClientId, now_us: int, every_us: int) -> bool:
-        """True if `client`, which has possible versions, may add one more; once in `every_us`."""
+        """True if `client` may add a version although it has too many; once in `every_us`."""
         if now_us - self._excused_us.get(client, now_us - every_us) < every_us:
             return False
         self._excused_us[client] = now_us
@@ -104,7 +106,7 @@ class Backlog:
     # --- settling ----------------------------------------------------------------------------
 
     def settle(self, block: BlockId, versions: Iterable[BlockTimestamp]) -> int:
-        """`versions` are possible no more. Returns how many of them were."""
+        """`versions` are not possible any more. Returns how many of them were."""
         pending = self._blocks.get(block)
         if pending is None:
             return 0
@@ -134,7 +136,7 @@ class Backlog:
         return settled
 
     def failed(self, block: BlockId, now_us: int) -> None:
-        """A verification has settled nothing: the next one is due later and later."""
+        """A verification has settled nothing: the next one is due after a growing interval."""
         pending = self._blocks.get(block)
         if pending is not None:
             pending.retry_us = now_us + retry_after_us(pending.failures)
@@ -148,7 +150,7 @@ class Backlog:
             self._postpone(block, pending, due_us)
 
     def hasten(self, block: BlockId, due_us: int) -> None:
-        """Verification of `block` is due earlier than it was."""
+        """Verification of `block` is due at `due_us` if it was due later."""
         pending = self._blocks.get(block)
         if pending is not None and not pending.rank and due_us < pending.due_us:
             self._postpone(block, pending, due_us)
@@ -156,7 +158,7 @@ class Backlog:
     # --- choosing ----------------------------------------------------------------------------
 
     def ripe(self, now_us: int, most: int) -> list[BlockId]:
-        """The blocks of the highest yield that may be verified now, at most `most`."""
+        """At most `most` blocks to verify now: those that settle most versions come first."""
         self._ripen(now_us)
         chosen: list[BlockId] = []
         for rank in sorted(self._ripe, reverse=True):
@@ -168,7 +170,7 @@ class Backlog:
 
     @property
     def next_due_us(self) -> int | None:
-        """When `ripe` may next give a block that it does not give now; None: after `add`."""
+        """When another block becomes ripe; None if none does before the next `add`."""
         return self._heap[0][0] if self._heap else None
 
     def is_worthwhile(self, block: BlockId, now_us: int) -> bool:

@@ -98,13 +98,13 @@ class VerificationSettings:
 class VerificationTally:
     """What the verifier has done; each number only grows."""
 
-    verified: int = counter("Verifications of blocks by this node.", name="verified_blocks")
-    convinced: int = counter("Verifications taken from notices.", name="convinced_blocks")
-    settled: int = counter("Versions that are possible no more.", name="settled_versions")
-    poisonous: int = counter("Versions found poisonous.", name="poisonous_versions")
-    failed: int = counter("Those that settled nothing.", name="verifications_failed")
+    verified: int = counter("Blocks that this node verified.", name="verified_blocks")
+    convinced: int = counter("Blocks verified by notices.", name="convinced_blocks")
+    settled: int = counter("Versions no longer unverified.", name="settled_versions")
+    poisonous: int = counter("Versions found to be poisonous.", name="poisonous_versions")
+    failed: int = counter("Verifications that failed.", name="verifications_failed")
     notices: int = counter("Notices sent to other nodes.")
-    demands: int = counter("Writes that had to wait for it.", name="verification_demands")
+    demands: int = counter("Writes that waited for verification.", name="verification_demands")
     demanded: dict[ClientId, int] = field(default_factory=dict)  # the same, by client
 
 

@@ -1,9 +1,11 @@
-"""What a node learns of itself when it compares itself with its peers.
+"""A node compares its description of the cluster with those of its peers.
 
-A node's files may be those of long ago: a folder put back from a backup has an old description of
-the cluster, which admits who was revoked since. Nothing in the folder says so; the peers do.
+A node's files may be outdated: a folder restored from a backup has an old description of the
+cluster, which still admits clients that have been revoked since. Nothing in the folder tells so;
+the peers do.
 
-**Rule.** What fewer than b + 1 peers say is not believed: b of them lie.
+**Rule.** A serial counts only if at least b + 1 peers report it or a later one, because b of them
+may lie.
 
 Tests: `tests/unit/server/test_comparison.py`; with real nodes,
 `tests/integration/test_descriptions.py`.
@@ -23,13 +25,13 @@ from bftfs.identifiers import NodeId
 from bftfs.limits import SECOND_US
 from bftfs.server.step import Host
 
-FIRST_AFTER_US = 5 * SECOND_US  # when those that started with the node are up
+FIRST_AFTER_US = 5 * SECOND_US  # by then, nodes that were started together are up
 EVERY_US = 60 * SECOND_US
 _PATIENCE_US = 2 * SECOND_US
 
 
 async def health_reports(nodes: Iterable[int]) -> dict[NodeId, HealthReply]:
-    """The reports of those of `nodes` that answer in time. They are claims: a node may lie."""
+    """The health reports of `nodes` that answer in time. They are claims: a node may lie."""
     asked = tuple(NodeId(node) for node in nodes)
     replies: tuple[HealthReply | None, ...] = await Together(
         tuple(partial(_health, node) for node in asked)
@@ -45,7 +47,7 @@ async def _health(node: NodeId) -> HealthReply | None:
 
 
 def with_a_correct_one(claimed: Iterable[int], *, b: int) -> int:
-    """The highest number that some correct node has, or a lower one than it; 0 if none is known."""
+    """The highest number that at least one correct node certainly reaches; 0 if there is none."""
     highest = sorted(claimed, reverse=True)
     return highest[b] if len(highest) > b else 0
 
@@ -56,13 +58,13 @@ class Comparison:
     def __init__(
         self, node: NodeId, description: ClusterDescription, tell_serial: Callable[[int], None]
     ) -> None:
-        """`tell_serial` is told which description a correct peer has, or an older one than it."""
+        """`tell_serial` is called with a serial that some correct peer's description reaches."""
         self._others = tuple(other for other in range(description.n) if other != node)
         self._b = description.b
         self._tell_serial = tell_serial
 
     async def run(self, host: Host) -> None:
-        """Compare, for as long as the node lives."""
+        """Compare once a minute, as long as the node runs."""
         await Pause(FIRST_AFTER_US)
         while True:
             reports = await health_reports(self._others)

@@ -7,7 +7,7 @@ and network. Its host collects what has arrived into a batch, and for each batch
 2. commits what they wrote,
 3. and only then sends what `outbox` holds.
 
-A request that wants something from peers is parked, and stepped again from the beginning when that
+A request that wants something from peers is parked, and stepped again from the beginning when it
 has come: nothing of the first attempt is kept. Requests that want the same thing share it.
 
 Concurrency: one thread. `handle` and `resume` run inside a batch; the completion of a wanted
@@ -32,7 +32,7 @@ from bftfs.server.step import Background, Role, Sender, Server, Task, Want
 from bftfs.server.worker import carry_on
 from bftfs.storage import StorageView, Write
 
-MOST_STEPS = 8  # of one request: the first and those after something wanted has come
+MOST_STEPS = 8  # of one request: the first one, and one after each want
 
 
 class BatchView(StorageView, Protocol):
@@ -43,7 +43,7 @@ class BatchView(StorageView, Protocol):
 
 
 class Parked(msgspec.Struct):
-    """A request and how often it has been stepped."""
+    """A request that waits for what it wants; `steps` counts its attempts."""
 
     origin: Any  # whatever the host needs to send the reply
     sender: Sender
@@ -86,7 +86,7 @@ class Dispatcher:
         self.parked = 0
         self.outbox: list[Outgoing] = []
         self.on_supply: Callable[[], None] = lambda: None  # tells the host that a batch is due
-        self.foreground_us = 0  # when a client asked for something last
+        self.foreground_us = 0  # when a client last asked for something
         self._is_full = is_full
         self._tasks: deque[Task] = deque()
         self._on_damage = on_damage
@@ -100,21 +100,21 @@ class Dispatcher:
 
     @property
     def full(self) -> bool:
-        """True while nothing but a reserve is left of the disk."""
+        """True while the disk is full: only the reserve is left."""
         return self._is_full()
 
     def arrange(self, task: Task) -> None:
-        """Step `task`, of the host's own, in the next batch."""
+        """Run `task` as a step of the next batch."""
         self._tasks.append(task)
         self.on_supply()
 
     def note_damage(self, damage: DamagedRow) -> None:
-        """Tell whoever has it mended."""
+        """Report a damaged row to the healer."""
         self._on_damage(ObjectId(damage.object))
 
     @property
     def most_parked_of_one(self) -> int:
-        """How many requests of one principal wait for object sync, at most."""
+        """The largest number of parked requests of one principal."""
         return max(self._parked_of.values(), default=0)
 
     def handle(
@@ -209,6 +209,6 @@ class Dispatcher:
 
 
 def _raise_failure(_: None, error: BaseException | None) -> None:
-    """Background work handles its peers' failures: what escapes from it is a programming error."""
+    """Workers handle the failures of peers: any exception that escapes is a programming error."""
     if error is not None:
         raise error

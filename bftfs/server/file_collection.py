@@ -99,12 +99,20 @@ _HALVINGS = 6  # passes under pressure, each over half of the past that is left,
 class CollectionTally(PassTally):
     """Counters of collection."""
 
-    passes: int = counter("Passes over all objects.", name="collect_passes")
-    progress: float = counter("Of the pass under way.", name="collect_progress", default=1.0)
-    object_versions: int = counter("Versions of objects removed.", name="collected_objects")
-    block_versions: int = counter("Versions of blocks removed.", name="collected_blocks")
-    block_bytes: int = counter("Bytes of these.", name="collected_bytes")
-    pressed: int = counter("Passes for want of room.", name="collect_pressed")
+    passes: int = counter("Completed passes of garbage collection.", name="collect_passes")
+    progress: float = counter(
+        "How much of the current pass of garbage collection is done; 1 if there is none.",
+        name="collect_progress",
+        default=1.0,
+    )
+    object_versions: int = counter(
+        "Versions of objects that were removed.", name="collected_objects"
+    )
+    block_versions: int = counter("Versions of blocks that were removed.", name="collected_blocks")
+    block_bytes: int = counter(
+        "Bytes of the block versions that were removed.", name="collected_bytes"
+    )
+    pressed: int = counter("Passes because the pool was full.", name="collect_pressed")
     pressure_us: int = 0  # versions not shown from this time on go because of a full pool; 0: none
 
 

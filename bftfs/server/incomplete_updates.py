@@ -53,7 +53,7 @@ from bftfs.server.worker import IdleTime, OtherNodes, look, retry_after_us
 from bftfs.storage import Write
 
 _REPAIRS_AT_ONCE = 4
-_OBSERVED = 256  # objects that a server remembers of its own repairs
+_OBSERVED = 256  # objects whose histories a server caches for its own repairs
 
 
 class Finisher:
@@ -78,11 +78,11 @@ class Finisher:
         )
         self._repairs = Repair(self._rounds)
         self._under_way: set[ObjectId] = set()
-        self._behind: dict[ObjectId, None] = {}  # where others have something later
+        self._behind: dict[ObjectId, None] = {}  # objects of which peers have a later version
         self._host: Host | None = None
 
     async def run(self, host: Host) -> None:
-        """Settle incomplete updates, for as long as the node lives."""
+        """Settle incomplete updates, as long as the node runs."""
         self._host = host
         incomplete = self._incomplete
         incomplete.demand = self._on_demand
@@ -116,11 +116,11 @@ class Finisher:
         if self._host is not None and entries:
             await self._settle(self._host, entries)
         elif oldest:
-            return None  # all of it is being looked at already: the update comes again
+            return None  # all of them are being settled already: the client sends its update again
         return []
 
     def _left_alone(self, names: Iterable[ObjectId]) -> dict[ObjectId, Entry]:
-        """Of those in question, the ones that are not being settled."""
+        """The entries of `names` that no other conversation is settling."""
         return {
             name: entry
             for name in names
@@ -128,7 +128,10 @@ class Finisher:
         }
 
     async def _settle(self, host: Host, entries: dict[ObjectId, Entry]) -> None:
-        """Compare with the peers; repair what no quorum shares. Requires: they are left alone."""
+        """Ask the peers about `entries`, and repair what no quorum shares.
+
+        Requires: no other conversation is settling them.
+        """
         names = list(entries)
         self._under_way.update(names)
         try:
@@ -144,7 +147,7 @@ class Finisher:
             disorderly = []
             for at, (name, entry) in enumerate(entries.items()):
                 if self._incomplete.entry(name) is not entry:
-                    continue  # something later has been accepted since: what was heard is older
+                    continue  # a later candidate was accepted meanwhile: the replies are outdated
                 reported = {node: reply.latest[at] for node, reply in replies.items()}
                 if self._is_disorderly(name, entry, own[name], reported, now_us):
                     disorderly.append((name, entry))
@@ -166,14 +169,14 @@ class Finisher:
         reported: dict[NodeId, LogicalTimestamp],
         now_us: int,
     ) -> bool:
-        """True if the object has to be repaired: no quorum shares `latest`, which is the one here.
+        """True if the object must be repaired: no quorum shares its latest candidate, `latest`.
 
-        Otherwise `entry` is settled or put off.
+        Otherwise `entry` is settled or postponed.
         """
         incomplete, quorums = self._incomplete, self._quorums
         if latest != entry.timestamp:
-            # Something later is in question now; or what was accepted has been lost with the batch
-            # in which it was to be stored.
+            # A later candidate was accepted meanwhile; or this one was lost, because the batch
+            # that should have stored it failed.
             incomplete.settle(name)
             if latest > entry.timestamp:
                 incomplete.accepted(name, latest)
@@ -197,10 +200,10 @@ class Finisher:
     def _is_enough(
         self, accepted: list[LogicalTimestamp], replies: dict[NodeId, LatestReply]
     ) -> bool:
-        """True if no further reply is worth waiting for: a client's update may wait for this.
+        """True if the replies so far are enough, so that a waiting update does not wait longer.
 
-        So it is if a quorum shares everything; or if all have answered but those that were waited
-        for in vain before, and they are a quorum. Otherwise each such update would wait for a node
+        They are if a quorum shares all candidates; or if they come from a quorum and only nodes
+        that did not answer before are missing. Otherwise each such update would wait for a node
         that is down.
         """
         quorums = self._quorums
@@ -216,7 +219,7 @@ class Finisher:
         return True
 
     async def _repair(self, host: Host, name: ObjectId, entry: Entry) -> None:
-        """Repair one object, unless it is another server's turn first."""
+        """Repair one object; if another server is to try first, postpone it."""
         if self._incomplete.entry(name) is not entry:
             return
         now_us = await Now()
@@ -224,7 +227,7 @@ class Finisher:
         if distance and not entry.retry_us:
             entry.retry_us = now_us + distance * limits.UNFINISHED_STAGGER_US
             return
-        # What is here counts, whether or not this server is in the quorum that is asked.
+        # This server's own history counts, even if it is not in the quorum that is asked.
         row = (await look(host, lambda view: Replica(view, name))).row
         observations = self._observations
         observations.forget(name)
@@ -237,19 +240,19 @@ class Finisher:
             self._failed(entry, await Now())
             return
         if observations.observe(name).classification.latest < entry.timestamp:
-            # The others agree without the candidate here: its time is too far ahead for now.
+            # The others do not count the candidate here: for now, its time is too far ahead.
             self._failed(entry, await Now())
             return
-        # Now a quorum shares the latest candidate: the one here, or a later one.
+        # Now a quorum shares the latest candidate: this server's, or a later one.
         self._incomplete.tally.repaired += found is not OperationType.METHOD
         self._superseded(name, entry)
 
     def _superseded(self, name: ObjectId, entry: Entry) -> None:
-        """A later candidate, which others share, supersedes `entry`: that settles it.
+        """Settle `entry`: others share a later candidate, which supersedes it.
 
-        The servers that accepted the later one finish it. This server fetches it in idle time, or
-        when it heals: not now, because an update may be waiting for this, and peers that are down
-        would hold it up. Candidates that are accepted here meanwhile are not settled.
+        The servers that accepted the later candidate finish it. This server fetches it in idle
+        time, or when it heals: not now, since an update may be waiting, and peers that are down
+        would delay it. If a newer candidate was accepted here meanwhile, it stays unsettled.
         """
         incomplete = self._incomplete
         if incomplete.entry(name) is entry:

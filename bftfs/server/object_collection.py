@@ -1,16 +1,20 @@
-"""How a server lets go of an object's past. [design §7, §8]
+"""Removes the old versions of one object. [design §7, §8]
 
-A version of the head's chain may go once an established version has superseded it and retention
-does not need it. With it go its operation and answer, and what no version that stays can see of the
-object's map. What stays says what is missing: the version before a gap, until when it was the
-latest; and the object, below which version there are gaps.
+**Theory of operation.** A version of an object's chain may be removed once an established version
+has superseded it and retention does not keep it. Its operation and answer go with it, and so do the
+values of the object's map that only removed versions can see. The rows that stay tell what is
+missing: a version before a gap has the time until which it was the latest (`Version.until_us`), and
+the object's row has the version up to which some may be missing (`floor`). So a server never
+answers about the past as if a removed version had not existed.
 
-**Invariants.** Nothing later than what is known established is touched, and no replica history is:
-what could still be undone, repaired or asked for again by its client stays. A version on the way
-between two that stay is removed whole or not at all.
+**Why it is safe.** Only versions below the latest one known to be established are removed, and
+replica histories are not touched: whatever can still be repaired, or asked for again by its client,
+stays. A version is removed with all of its rows or not at all. `file_collection.py` says who
+decides that a version is old enough. Tests: `tests/unit/query_update/test_collected.py`,
+`tests/simulation/test_collection.py`.
 
-**Concurrency.** One walk through an object takes several steps; what it holds in between is about
-the chain below the established version, which does not change.
+**Concurrency.** One walk through an object takes several steps. What it remembers between them is
+about the chain below the established version, which does not change.
 """
 
 from __future__ import annotations
@@ -52,7 +56,7 @@ def settled_everywhere(
 def establish(
     name: ObjectId, latest: LogicalTimestamp, view: StorageView, _now_us: int
 ) -> list[Write]:
-    """Take note that the head is established, if `latest` still is the head."""
+    """The writes that record that the head is established, if `latest` is still the head."""
     replica = Replica(view, name)
     if replica.history.latest != latest or replica.head != latest:
         return []
@@ -64,9 +68,9 @@ class ObjectWalk:
     """One pass over the versions of one object, some of them in each step."""
 
     def __init__(self, name: ObjectId, keeps: Keeps, *, horizon_us: int) -> None:
-        """`horizon_us` is the first moment that `keeps` holds everything of.
+        """`keeps` keeps all versions that were the latest at `horizon_us` or later.
 
-        Requires: the object's row says so.
+        Requires: the object's row records `horizon_us` in `collected_us`.
         """
         self.object = name
         self.done = False
@@ -74,17 +78,17 @@ class ObjectWalk:
         self._keeps = keeps
         self._horizon_us = horizon_us
         self._cursor = ZERO
-        self._held: tuple[LogicalTimestamp, Version] | None = None  # its fate is the next one's
-        self._kept: LogicalTimestamp = ZERO  # the latest version that stays, before the one held
+        self._held: tuple[LogicalTimestamp, Version] | None = None  # waits for its successor
+        self._kept: LogicalTimestamp = ZERO  # the latest version before `_held` that is kept
         self._kept_number = 0
-        self._dead: list[LogicalTimestamp] = []  # versions off the chain, since then
+        self._dead: list[LogicalTimestamp] = []  # versions beside the chain, since then
 
     def step(self, view: StorageView) -> list[Write]:
-        """Look at some versions; gives the writes that remove those that may go."""
+        """Look at some versions; return the writes that remove those that may go."""
         replica = Replica(view, self.object)
         writes: list[Write] = []
         if replica.row.collected_us < self._horizon_us:
-            self.done = True  # the object's row, as this walk requires it, was lost with its batch
+            self.done = True  # the batch with the object's row was lost
             return writes
         floor = replica.row.floor
         prefix = self.object
@@ -126,7 +130,7 @@ class ObjectWalk:
     def _decide(
         self, view: StorageView, replica: Replica, successor: LogicalTimestamp
     ) -> tuple[bool, list[Write]]:
-        """True if the version held goes, which `successor` supersedes; and the writes for that."""
+        """True if `_held`, which `successor` supersedes, is removed; and the writes for that."""
         if self._held is None:
             return False, []
         timestamp, version = self._held
@@ -147,9 +151,9 @@ class ObjectWalk:
         return True, writes
 
     def _forget_unseen(self, view: StorageView, version: Version) -> list[Write]:
-        """Remove the rows that `version` overwrote and that no version that stays can see.
+        """Remove the overwritten values that only removed versions see; `version` overwrote them.
 
-        With what was gone from a sequence goes the note of the hole that it left.
+        If `version` removed a value from a sequence, the record of that hole is removed, too.
         """
         writes = []
         for key, value in version.delta:
@@ -164,10 +168,11 @@ class ObjectWalk:
     def _hand_on(
         self, view: StorageView, timestamp: LogicalTimestamp, version: Version
     ) -> list[Write]:
-        """Keep or remove the operation, which stands with the first of its objects.
+        """Keep or remove the operation of a removed version.
 
-        As long as another of them has the version, it is kept apart: who asks what was done to that
-        one is told. That there is something apart, be it nothing, says that it was established.
+        The operation is stored with the first of its objects. While another of its objects still
+        has the version, it is kept in a row of its own, to answer questions about that object. The
+        existence of this row, even if it is empty, says that the version was established.
         """
         if not version.objects:
             return []
@@ -184,7 +189,7 @@ class ObjectWalk:
         return [] if view.get(Table.META, key) is not None else [Write(Table.META, key, b"")]
 
     def _bury(self) -> list[Write]:
-        """Versions that were left behind: a later one is established, and old."""
+        """Remove versions beside the chain: a later one is established, and old."""
         if self._held is None or time_of(self._held[0]) > self._horizon_us:
             return []
         dead, self._dead = self._dead, []

@@ -122,18 +122,20 @@ _START = _Place(0)
 class ScrubTally(PassTally):
     """The results of scrubbing."""
 
-    passes: int = counter("Passes over all that is stored.", name="scrub_passes")
+    passes: int = counter("Completed passes of scrubbing.", name="scrub_passes")
     progress: float = counter(
-        "Of the pass under way; 1: none is.", name="scrub_progress", default=1.0
+        "How much of the current pass is done; 1 if there is none.",
+        name="scrub_progress",
+        default=1.0,
     )
     place: _Place = _START  # of the pass under way, or the last one
-    bytes_to_come: int = counter("In the pass under way.", name="scrub_bytes_to_come")
+    bytes_to_come: int = counter("Bytes left to check in this pass.", name="scrub_bytes_to_come")
     # since the node was started
     checked_rows: int = counter("Rows that were read and checked.", name="scrub_rows")
     checked_bytes: int = counter("Bytes that were read and checked.", name="scrub_bytes")
     found_damaged: int = counter("Rows that were found damaged.", name="scrub_damaged")
 
-    @figure("When all was checked last.", name="scrubbed_seconds")
+    @figure("When the last pass of scrubbing ended.", name="scrubbed_seconds")
     def ended_s(self) -> float:
         """When the last pass, also of an earlier life of the node, ended; since the epoch."""
         return self.ended_us / limits.SECOND_US

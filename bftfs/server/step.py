@@ -55,11 +55,11 @@ class Sender:
 
 @dataclass(frozen=True, slots=True)
 class Want:
-    """Something that must come from peers first; requests that want the same `key` share it.
+    """What a step lacks and must fetch from peers; requests that want the same `key` share it.
 
-    `fetch(view)` is the conversation; it may read the view before its first `await` only. It gives
-    the writes that supply what was wanted, or None where the peers could not (the parked request
-    is then refused).
+    `fetch(view)` is the conversation that fetches it; it may read the view before its first `await`
+    only. It returns the writes that store what was fetched; or None if the peers could not supply
+    it, and then the parked request is refused.
     """
 
     key: bytes
@@ -91,40 +91,41 @@ class Refuse(Exception):
 
 
 class WaitFor(Exception):
-    """Control flow within a step: the request has to wait, and is stepped again then."""
+    """Control flow within a step: the request has to wait for `want`, and is stepped again."""
 
     def __init__(self, want: Want) -> None:
         super().__init__(want)
         self.want = want
 
 
-Task = Callable[[StorageView, int], list[Write]]  # the view, the time, and what is to be written
+Task = Callable[[StorageView, int], list[Write]]  # view and time to the writes of a step
 
 
 class Host(Protocol):
     """The services of a node to its background work."""
 
-    foreground_us: int  # when a client asked for something last
+    foreground_us: int  # when a client last asked for something
 
     @property
     def full(self) -> bool:
-        """True while nothing but a reserve is left of its disk, which is not for new rows."""
+        """True while the disk is full: only the reserve is left, which is not for new rows."""
 
     def arrange(self, task: Task) -> None:
-        """Have `task` stepped in the next batch, where its writes are applied.
+        """Run `task` as a step of the next batch, which applies its writes.
 
-        It may be lost with its batch, if the disk is full: nothing may depend on it but progress.
+        If the disk is full, the batch may be lost, and `task` with it: only progress may depend
+        on it.
         """
 
     def note_damage(self, damage: DamagedRow) -> None:
-        """Have it mended."""
+        """A row is damaged: report it to the healer."""
 
 
 class Background(Protocol):
     """Work that a node does of its own accord."""
 
     def run(self, host: Host) -> Conversation[None]:
-        """Do it, for as long as the node lives."""
+        """Do the work, as long as the node runs."""
 
 
 class Server(Protocol):

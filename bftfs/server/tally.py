@@ -4,7 +4,7 @@
     class HealingTally:
         passes: int = counter("Passes over all {what}.")
 
-        @figure("Of the pass under way.")
+        @figure("How much of the current pass is done.")
         def progress(self) -> float: ...
 
     figures(tally, "bftfs_heal_objects_", what="objects")   # "bftfs_heal_objects_passes", …
@@ -42,7 +42,7 @@ class _FigureProperty(property):
 
 
 def figure(help: str, *, name: str = "") -> Callable[[Callable[[Any], float]], Any]:  # noqa: A002
-    """Makes a method a property that is a figure: `@figure("What it tells.")`."""
+    """Makes a method a property that is a figure: `@figure("Its help text.")`."""
     return lambda method: _FigureProperty(method, help, name)
 
 

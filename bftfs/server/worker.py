@@ -5,12 +5,13 @@ Healing and rebuilding, scrubbing, collection, verification and finishing update
 
 **Rules.**
 
-1. Clients come first. A worker goes one piece at a time while clients are busy (`in_chunks`), waits
-   for them to be idle, but only so long (`give_way`), or until they are (`IdleTime`).
-2. People come first, too: a worker asks its `Throttle` for permission before each piece.
+1. Clients come first. While clients are busy, a worker does one piece at a time (`in_chunks`),
+   waits for a limited time until they are idle (`give_way`), or does nothing before they are
+   (`IdleTime`).
+2. Administrators decide how fast a worker goes: it asks its `Throttle` before each piece.
 3. Neither a crash nor silent peers may make a worker forget that something is left to be done.
-   Where a walk is, and whether it has left anything behind, is stored (`HealingWalk`).
-4. What could not be done is tried again, less and less often (`retry_after_us`).
+   A walk stores its position, and whether it has skipped anything (`HealingWalk`).
+4. What failed is tried again, at growing intervals (`retry_after_us`).
 
 `tests/unit/server/test_worker.py` and `test_idle_time.py` have a test for each.
 
@@ -41,21 +42,21 @@ Item = TypeVar("Item")
 RATE_BYTES_LEAST = 1024
 _SAMPLES = 16  # over which a rate is measured, of a second or more each
 _TIRED_MOST_US = 100_000  # between two looks for idle time
-_DELAYED_MOST = 6  # times that a worker gives way to others on a busy machine, for each piece
+_DELAYED_MOST = 6  # how often a worker gives way before each piece, on a busy machine
 
 
 # --- the store and the peers --------------------------------------------------------------------
 
 
 async def look(host: Host, function: Callable[[StorageView], Seen]) -> Seen:
-    """The result of `function` on the store, in a step of its own."""
+    """Read from the store in a step of its own; return what `function` returns."""
     return await step(host, lambda view: (function(view), []))
 
 
 async def step(host: Host, function: Callable[[StorageView], tuple[Seen, list[Write]]]) -> Seen:
-    """The first thing that `function` gives in a step of its own, which applies its writes.
+    """Run `function` as a step of its own: apply the writes that it returns, return its result.
 
-    Raises `DamagedRow` if what it has to read cannot be read.
+    Raises `DamagedRow` if a row that `function` reads is damaged.
     """
     seen: list[Seen] = []
     damages: list[DamagedRow] = []
@@ -80,7 +81,7 @@ async def step(host: Host, function: Callable[[StorageView], tuple[Seen, list[Wr
 
 
 async def carry_on(host: Host, work: Callable[[Host], Conversation[None]]) -> None:
-    """Do the work. If a damaged row stops it, begin anew when the row may be mended."""
+    """Do `work`. If a damaged row stops it, report the row and begin again after a while."""
     while True:
         try:
             await work(host)
@@ -92,7 +93,7 @@ async def carry_on(host: Host, work: Callable[[Host], Conversation[None]]) -> No
 
 
 class OtherNodes:
-    """All nodes but a worker's own, as the worker asks them."""
+    """All nodes except the worker's own; sends them requests for the worker."""
 
     def __init__(self, node: NodeId, peers: Peers) -> None:
         self.nodes = tuple(NodeId(other) for other in range(peers.quorums.n) if other != node)
@@ -107,7 +108,7 @@ class OtherNodes:
         nodes: Iterable[NodeId] | None = None,
         enough: Callable[[dict[NodeId, Seen]], bool] = lambda _: False,
     ) -> dict[NodeId, Seen]:
-        """The answers of this kind that a correct node may have sent, of all (or these) `nodes`."""
+        """Ask `nodes` (by default all); return answers of type `kind` that pass `is_possible`."""
 
         def judge(delivery: Delivery) -> Seen | None:
             answer = delivery.message
@@ -148,23 +149,24 @@ class IdleTime:
     latest claim counts. b liars can neither pretend that all nodes are busy nor hide it.
     [LazyVer §3.9]
 
-    How long clients must be silent before that counts as idle time is learnt: if a client's request
-    comes during the work, the gaps between requests are shorter than the work, and the silence
-    required doubles; undisturbed work halves it. Otherwise the work could slow clients down so far
-    that the gaps which it causes look like idle time. So is the number of pieces to do at once.
+    How long clients must be silent before work begins is adapted (`required_us`): it doubles when a
+    client's request comes during the work, because then the gaps between requests are shorter than
+    the work, and it halves after undisturbed work. Otherwise the work could slow clients down so
+    far that the gaps which it causes look like idle time. The number of pieces done at once is
+    adapted in the same way (`at_once`).
 
-    Nothing is refused or delayed for this, here or at a peer: work on demand begins at once. In a
-    cluster whose clients never pause, a node still does one piece a second.
+    This delays background work only: no request of a client or a peer is refused or delayed for it,
+    and work on demand begins at once. If clients never pause, a node still does one piece a second.
     """
 
     def __init__(self, b: int = 0) -> None:
         self._b = b
-        self._claims: dict[NodeId, int] = {}  # of this piece of work: when each saw a client last
-        self._elsewhere_us = 0  # when clients asked more than b peers for something, as they claim
-        self._tired_us = 0  # the least pause, the longer the longer clients are busy
-        self._delayed = 0  # how often in a row this node was woken late
-        self.required_us = limits.VERIFY_IDLE_US  # silence after which there is idle time
-        self.at_once = 1  # pieces of work that are not likely to meet a client's request
+        self._claims: dict[NodeId, int] = {}  # when each last saw a client, as it said meanwhile
+        self._elsewhere_us = 0  # when a client last asked a peer, as more than b peers claim
+        self._tired_us = 0  # the shortest pause; grows while clients are busy
+        self._delayed = 0  # how many times in a row a pause took too long
+        self.required_us = limits.VERIFY_IDLE_US  # silence of clients that counts as idle time
+        self.at_once = 1  # pieces of work to do in one idle time
 
     async def clients_are_busy(self, host: Host) -> bool:
         """False if clients are idle; else True, after a pause."""
@@ -173,11 +175,11 @@ class IdleTime:
         if 0 <= idle_us < self.required_us or 0 < self._delayed < _DELAYED_MOST:
             wait_us = max(self.required_us - max(idle_us, 0), self._tired_us)
             await Pause(wait_us)
-            # A node that is woken late shares its processor with more urgent work.
+            # If the pause took too long, other programs need the processor.
             late_us = await Now() - began_us - wait_us
             self._delayed = self._delayed + 1 if late_us > limits.VERIFY_LATE_US else 0
             self._tired_us = min(2 * self._tired_us + 1_000, _TIRED_MOST_US)
-            self.at_once = 1  # what looked like idle time may have been a gap
+            self.at_once = 1  # the last idle time may have been only a gap between requests
             return True
         self._tired_us = 0
         if self._delayed:
@@ -185,19 +187,19 @@ class IdleTime:
         return False
 
     def heard(self, node: NodeId, idle_ms: int, now_us: int) -> None:
-        """`node` claims that no client has asked it for anything since so long."""
+        """`node` claims that no client has asked it for anything for `idle_ms`."""
         self._claims[node] = now_us - 1_000 * idle_ms
 
     def foreground_us(self, here_us: int) -> int:
-        """When clients asked for something last; this node itself was asked at `here_us`."""
+        """When a client last asked a node; `here_us` is when one last asked this node."""
         return max(here_us, self._elsewhere_us)
 
     def begin(self) -> None:
-        """A piece of work begins: only claims heard from now on count."""
+        """A piece of work begins: forget what peers claimed before."""
         self._claims.clear()
 
     def end(self, began_us: int, here_us: int) -> bool:
-        """The work is done. True if no client asked for anything meanwhile or shortly before."""
+        """The work is done. True if no client asked for anything during it or shortly before."""
         if len(self._claims) > self._b:
             latest_us = sorted(self._claims.values(), reverse=True)[self._b]
             self._elsewhere_us = max(self._elsewhere_us, latest_us)
@@ -212,40 +214,40 @@ class IdleTime:
 
 
 def claimed_ms(foreground_us: int, now_us: int) -> int:
-    """The claim of a node that a client asked for something last at `foreground_us`."""
+    """What a node tells its peers if a client last asked it at `foreground_us`."""
     return min(max(now_us - foreground_us, 0), limits.VERIFY_IDLE_MOST_US) // 1_000
 
 
-# --- what people control ------------------------------------------------------------------------
+# --- what administrators control ----------------------------------------------------------------
 
 
 class Throttle:
     """How fast one kind of background work may go, and whether it may go at all.
 
-    What people have said is kept in the store: a node that is started again goes on as it was told.
+    Administrators control it. Their settings are stored, and hold after a restart as well.
     """
 
     def __init__(self, name: str, *, rate_bytes: int, stores: bool = False) -> None:
-        """`stores`: it adds to what is stored, and so waits while the disk is full."""
+        """With `stores`, the work adds rows to the store, so it waits while the disk is full."""
         self.name = name
         self._stores = stores
         self.paused = False
         self.rate_bytes = rate_bytes
-        self.starts = 0  # how often somebody has asked for a pass
+        self.starts = 0  # how often a pass was requested
         self._changed = Event()
         self._host: Host | None = None
-        self._done = 0  # bytes, ever
+        self._done = 0  # bytes handled since the start
         self._samples: deque[tuple[int, int]] = deque(maxlen=_SAMPLES)
 
-    # --- people ------------------------------------------------------------------------------
+    # --- administrators ----------------------------------------------------------------------
 
     def start(self) -> None:
-        """Do a pass now, instead of when one is due; go on, if it is paused."""
+        """Begin a pass now instead of waiting until it is due; resume if paused."""
         self.hurry()
         self.resume()
 
     def hurry(self) -> None:
-        """There is something to do: do a pass now, unless it is paused."""
+        """Begin a pass now, because there is something to do; but stay paused if paused."""
         self.starts += 1
         self._changed.announce()
 
@@ -255,7 +257,7 @@ class Throttle:
         self._keep()
 
     def resume(self) -> None:
-        """Go on where it was paused."""
+        """Continue after a pause."""
         self.paused = False
         self._keep()
 
@@ -265,7 +267,7 @@ class Throttle:
         self._keep()
 
     def measured_rate(self, now_us: int) -> float:
-        """Bytes per second, in the last seconds."""
+        """Bytes handled per second, over the last seconds."""
         if not self._samples:
             return 0.0
         since_us, done = self._samples[0]
@@ -274,7 +276,7 @@ class Throttle:
     # --- the work ----------------------------------------------------------------------------
 
     async def begin(self, host: Host) -> None:
-        """Take up the orders that people gave before the node was started."""
+        """Load the settings that were stored before the node was started."""
         if self._host is None:
             self._host = host
             row = await look(host, lambda view: view.get(Table.META, self._key))
@@ -283,7 +285,7 @@ class Throttle:
                 self.rate_bytes = max(int.from_bytes(row[1:], "big"), RATE_BYTES_LEAST)
 
     async def permission(self) -> None:
-        """Wait for as long as the work is paused, or has no room."""
+        """Wait while the work is paused, or while it needs room and the disk is full."""
         while True:
             if self.paused:
                 self._samples.clear()
@@ -295,7 +297,7 @@ class Throttle:
                 return
 
     async def spend(self, volume: int, began_us: int) -> None:
-        """`volume` bytes have been handled since `began_us`: wait until more may be."""
+        """`volume` bytes were handled since `began_us`: wait until the rate allows more."""
         now_us = await Now()
         if not self._samples or now_us - self._samples[-1][0] >= limits.SECOND_US:
             self._samples.append((now_us, self._done))
@@ -309,7 +311,7 @@ class Throttle:
             await Pause(min(due_us - now_us, limits.SECOND_US))
 
     async def rest(self, duration_us: int, starts: int) -> None:
-        """Wait for `duration_us`, or until somebody has asked for more than `starts` passes."""
+        """Wait for `duration_us`, or until a pass is requested (`starts` were before)."""
         self._samples.clear()
         until_us = await Now() + duration_us
         await Spawn(partial(self._ring, duration_us))
@@ -334,11 +336,11 @@ class Throttle:
 
     @property
     def _key(self) -> bytes:
-        return b"steering " + self.name.encode()  # as stores have it
+        return b"steering " + self.name.encode()  # existing stores have this key
 
 
 def healing_throttle() -> Throttle:
-    """How healing goes unless somebody says otherwise."""
+    """The throttle that healing of objects and of blocks share."""
     return Throttle("heal", rate_bytes=limits.HEAL_RATE_BYTES, stores=True)
 
 
@@ -347,27 +349,29 @@ def healing_throttle() -> Throttle:
 
 @dataclass(slots=True)
 class PassTally:
-    """How often a worker has been through everything, and how far the pass under way is."""
+    """How many passes a worker has completed, and how far the current pass is."""
 
-    passes: int = counter("Passes over all {what}.")
-    progress: float = counter("Of the pass under way.", default=1.0)
-    began_us: int = 0  # the pass under way, or the last one…
-    began_at: float = 0.0  # …which goes on where another had been stopped
-    ended_us: int = 0  # the last one; 0: none since the start
+    passes: int = counter("Completed passes over all {what}.")
+    progress: float = counter(
+        "How much of the current pass over all {what} is done; 1 if there is none.", default=1.0
+    )
+    began_us: int = 0  # when the current or last pass began or was resumed…
+    began_at: float = 0.0  # …and at which fraction
+    ended_us: int = 0  # when the last pass ended; 0: none has since the start
 
     def begin(self, now_us: int, progress: float) -> None:
-        """A pass begins, or goes on."""
+        """A pass begins, or continues after a restart."""
         self.began_us, self.began_at, self.progress = now_us, progress, progress
 
     def end(self, now_us: int) -> None:
-        """A pass is over."""
+        """The current pass is over."""
         self.passes += 1
         self.progress = 1.0
         self.ended_us = now_us
 
     @property
     def under_way(self) -> bool:
-        """True while there is a pass."""
+        """True during a pass."""
         return self.progress < 1.0
 
 
@@ -375,19 +379,19 @@ class PassTally:
 class HealingTally(PassTally):
     """The results of healing since the node was started."""
 
-    compared: int = counter("{what} compared with peers.")
-    rebuilt: int = counter("{what} rebuilt.")
-    rebuilt_bytes: int = counter("Bytes rebuilt.", name="bytes")
-    lacking: int = counter("{what} found lacking, still.")  # in this pass, or the last one
-    failed: int = counter("{what} that could not be.")
+    compared: int = counter("Number of {what} compared with peers.")
+    rebuilt: int = counter("Number of {what} rebuilt.")
+    rebuilt_bytes: int = counter("Bytes of {what} rebuilt.", name="bytes")
+    lacking: int = counter("Number of {what} that the current or the last pass left missing.")
+    failed: int = counter("Attempts to rebuild {what} that failed.")
 
     def begin(self, now_us: int, progress: float) -> None:
-        """A pass begins, or goes on."""
+        """A pass begins, or continues after a restart."""
         PassTally.begin(self, now_us, progress)
         self.lacking = 0
 
     def remaining_us(self, now_us: int) -> int | None:
-        """Until the pass under way is over, if it goes on as it did; None if nobody can tell."""
+        """How long the current pass will take at its present speed; None if unknown."""
         if not self.under_way:
             return 0
         done = self.progress - self.began_at
@@ -397,9 +401,9 @@ class HealingTally(PassTally):
 
 
 class Walk:
-    """Passes over everything that a worker looks after, in the order of the keys, page by page.
+    """Passes over all keys that a worker looks after, in order, page by page.
 
-    Each pass begins at the start. Walks that go on where a restart has stopped them are derived.
+    Each pass begins with the first key. A `HealingWalk` continues after a restart where it was.
     """
 
     def __init__(
@@ -410,20 +414,21 @@ class Walk:
         fraction: Callable[[bytes], float],
         throttle: Throttle | None = None,
     ) -> None:
-        """`end` is after all keys; `fraction` tells how much of everything is before a key."""
+        """`end` is greater than all keys; `fraction` is the share of keys below a given one."""
         self._end = end
         self._tally = tally
         self._fraction = fraction
         self._throttle = throttle
-        self._starts = 0  # how often it began anew
+        self._starts = 0  # how often a pass was broken off to begin again
 
     async def one_pass(
         self, host: Host, do_page: Callable[[Host, bytes], Conversation[tuple[bytes, bool] | None]]
     ) -> bool:
-        """Go from where the walk is to the end. True if nothing is left to be done.
+        """Walk from the current position to the end. True if nothing is left to be done.
 
-        `do_page(host, after)` gives the key that ends the page, and whether all of it is done; None
-        if it could not, and the next pass goes on here.
+        `do_page(host, after)` handles the keys that follow `after`. It returns the last key of the
+        page and True if all of the page is done; or None if it failed, and then the pass ends, and
+        the next one continues here.
         """
         starts = self._starts
         cursor, complete = await self._resume(host)
@@ -443,15 +448,15 @@ class Walk:
         return complete
 
     async def _resume(self, _host: Host) -> tuple[bytes, bool]:
-        """Where the walk is, and whether nothing before that is left to be done."""
+        """The position of the walk, and True if nothing before it is left to be done."""
         return b"", True
 
     def _keep(self, host: Host, cursor: bytes, *, complete: bool) -> None:
-        """The walk has come so far."""
+        """Remember the position of the walk."""
 
 
 class HealingWalk(Walk):
-    """A walk whose place, and whether it has left anything behind, survive restarts."""
+    """A walk that stores its position, and whether it has skipped anything."""
 
     def __init__(
         self,
@@ -466,11 +471,11 @@ class HealingWalk(Walk):
         """The walk is stored in Table.META by its `name`."""
         super().__init__(end, tally=tally, fraction=fraction, throttle=throttle)
         self._name = name
-        # Up to this key, all that others have was here when the walk was there.
+        # Up to this key, nothing was missing here when the walk passed.
         self.complete_until = b"" if rebuilding else end
 
     def begin_anew(self) -> Write:
-        """Something was lost: break the pass off; the next one begins at the start."""
+        """Something was lost: break off this pass, and begin the next one at the first key."""
         self.complete_until = b""
         self._starts += 1
         return Write(Table.META, self._name, None)
@@ -489,7 +494,7 @@ class HealingWalk(Walk):
 async def passes(
     host: Host, throttle: Throttle, one_pass: Callable[[Host], Conversation[bool]]
 ) -> None:
-    """One pass after the other: soon, if something was left to be done, or when people say so."""
+    """Make one pass after the other: early if something is left to be done, or on request."""
     await throttle.begin(host)
     while True:
         starts = throttle.starts
@@ -503,9 +508,9 @@ async def in_chunks(
     items: Sequence[Item],
     work: Callable[[Sequence[Item]], Conversation[int]],
 ) -> None:
-    """Have all items worked on, some at a time, or one by one while clients are busy.
+    """Call `work` on all items, some at a time, or one by one while clients are busy.
 
-    `work` gives the volume that it has handled, in bytes: the throttle says how fast that may be.
+    `work` returns how many bytes it has handled; `throttle` limits these bytes per second.
     """
     at = 0
     while at < len(items):
@@ -518,10 +523,10 @@ async def in_chunks(
 
 
 def fraction_below(key: bytes) -> float:
-    """Roughly how much of all keys is below this one, if they are evenly spread."""
+    """Roughly the share of keys that are below `key`, if they are evenly spread."""
     return int.from_bytes(key[:8].ljust(8, b"\0"), "big") / (1 << 64)
 
 
 def retry_after_us(failures: int) -> int:
-    """The pause before the next try, after this failure and so many before it."""
+    """How long to wait before the next attempt, after `failures` earlier failures."""
     return min(limits.VERIFY_RETRY_US << min(failures, 16), limits.VERIFY_RETRY_MOST_US)
