@@ -129,10 +129,20 @@ class _Request:
         self.timestamp = ZERO
         self.plans: list[_Plan] = []  # one for each of `replicas`
 
-    def set_up(self, sets: list[CulledObjectHistorySet], now_us: int) -> None:
+    def set_up(self, sets: list[CulledObjectHistorySet]) -> None:
         """`s_setup`: the timestamp, one for all objects of the operation. [Q/U lines 1100-1118]"""
         self.timestamp = timestamp_of(self.conditioned, self.encoded, sets, self.author)
-        if time_of(self.timestamp) > now_us + limits.CLOCK_SKEW_US:
+
+    def require_sane(self, now_us: int) -> None:
+        """An author's clock is near this server's; what it builds on may be ahead of both.
+
+        A time of the past would make versions of yesterday: what was at that time, and has been
+        read, would change. (A repair may finish what was begun at its time.)
+        """
+        if (
+            self.conditioned.clock > now_us + limits.CLOCK_SKEW_US
+            or time_of(self.timestamp) < now_us - limits.CLOCK_SKEW_US
+        ):
             raise _Fail(Status.INSANE_TIME)
 
     def candidate(self, plan: _Plan) -> Candidate:
@@ -189,14 +199,12 @@ class Accepting:
             shown = (*conditioned.sets, *conditioned.evidence)
             culled = self._cull(shown, message.authenticators, now_us)
             sets, evidence = culled[: len(conditioned.sets)], culled[len(conditioned.sets) :]
-            request.set_up(sets, now_us)
+            request.set_up(sets)
             if self._is_repeated(request):
                 return self._accepted_before(request)
             method = request.method
-            if method is not None and time_of(request.timestamp) < now_us - limits.CLOCK_SKEW_US:
-                # Or a client could make versions of yesterday: what was at a time of the past, and
-                # has been read, would change. (A repair may finish what was begun at its time.)
-                raise _Fail(Status.INSANE_TIME)
+            if method is not None:
+                request.require_sane(now_us)
             if conditioned.facts:
                 self._require_vouched(conditioned, message)
             request.plans = self._plan(request, sets, evidence)
@@ -241,7 +249,7 @@ class Accepting:
             (shown,) = self._cull((message.evidence,), (message.authenticators,), now_us)
             sets = [parse_set(each, n=n) for each in conditioned.sets]
             evidence = [parse_set(each, n=n) for each in conditioned.evidence]
-            request.set_up(sets, now_us)
+            request.set_up(sets)
             if self._is_repeated(request):
                 return self._accepted_before(request)
             # Nothing of the request is worth any work before servers vouch for it: its own history
@@ -376,10 +384,12 @@ class Accepting:
             raise Refuse(errno.EINVAL, "a history set lacks its authenticators")
         culled = []
         forged = insane = outlived = NOBODY
-        sane_us = now_us + limits.CLOCK_SKEW_US
-        n = self._quorums.n
+        sane_us = now_us + limits.CLOCK_SKEW_US - 1  # so that what comes next is sane as well
+        quorums = self._quorums
         for history_set, of_set in zip(history_sets, macs, strict=True):
-            kept, bad, mad, old = cull(history_set, of_set, self._keys, n=n, latest_sane_us=sane_us)
+            kept, bad, mad, old = cull(
+                history_set, of_set, self._keys, quorums=quorums, latest_sane_us=sane_us
+            )
             culled.append(kept)
             forged |= bad
             insane |= mad
@@ -475,7 +485,7 @@ class Accepting:
                 is_ahead(barrier_us, now_us)
                 and not self._budget.updates(replica.object, request.author)
                 and barrier_us > time_of(replica.history.latest) + 1
-                and not self._quorums.includes_benign(sharing(shown, shown.latest))
+                and barrier_us > shown.reached_us(self._quorums) + limits.STEPS_AHEAD_US
             ):
                 raise _Fail(Status.INSANE_TIME)
             if not self._budget.take(replica.object, request.author, now_us):

@@ -32,14 +32,14 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import IntEnum
 from itertools import pairwise
-from operator import attrgetter
+from operator import attrgetter, itemgetter
 from typing import Annotated, NamedTuple, NewType, TypeAlias
 
 import msgspec
 from msgspec import Meta
 
 from bftfs import limits
-from bftfs.asking.quorum import NOBODY, Nodes
+from bftfs.asking.quorum import NOBODY, Nodes, QuorumSystem
 from bftfs.crypto.digest import (
     DIGEST_BYTES,
     AuthenticatorKeys,
@@ -334,6 +334,25 @@ class CulledObjectHistorySet(msgspec.Struct, frozen=True, gc=False):
             nodes |= each.nodes
         return nodes
 
+    def reached_us(self, quorums: QuorumSystem) -> int:
+        """The time that the object has reached: see `reached_us`."""
+        return reached_us(
+            ((time_of(history.latest), nodes) for history, nodes in self.hosted), quorums
+        )
+
+
+def reached_us(latest_us: Iterable[tuple[int, Nodes]], quorums: QuorumSystem) -> int:
+    """The latest time such that servers have accepted it, or a later one, that cannot all lie.
+
+    `latest_us` has the latest times of servers. 0 if there are too few of them.
+    """
+    nodes = NOBODY
+    for time_us, hosts in sorted(latest_us, key=itemgetter(0), reverse=True):
+        nodes |= hosts
+        if quorums.includes_benign(nodes):
+            return time_us
+    return 0
+
 
 class Known(NamedTuple):
     """One server's replica history of an object, as its client has heard it last."""
@@ -401,7 +420,7 @@ def cull(
     authenticators: bytes,
     keys: AuthenticatorKeys,
     *,
-    n: int,
+    quorums: QuorumSystem,
     latest_sane_us: int,
 ) -> tuple[CulledObjectHistorySet, Nodes, Nodes, Nodes]:
     """`history_set` without what does not convince the server that holds `keys`.
@@ -410,13 +429,18 @@ def cull(
     invalid, because the history shows an insane time, and because the server has begun a new life
     since then, which is nobody's fault. Raises MalformedMessage if the set is not
     canonical. [Q/U §4.3.4, lines 1001-1002; §4.3.5, Malevolent components]
+
+    A time is insane if it is later than `latest_sane_us`, and than what the object has reached by
+    more than a few steps. (docs/decisions/0017-clock-jumps.md)
     """
-    parsed = parse_set(history_set, n=n)
-    width = authenticator_bytes(n)
+    parsed = parse_set(history_set, n=quorums.n)
+    width = authenticator_bytes(quorums.n)
     if len(authenticators) != width * len(parsed.nodes):
         raise MalformedMessage("a history set lacks authenticators")
     position = 0
     forged = insane = outlived = NOBODY
+    if time_of(parsed.latest) > latest_sane_us:
+        latest_sane_us = max(latest_sane_us, parsed.reached_us(quorums) + limits.STEPS_AHEAD_US)
     for group, each in zip(history_set.groups, parsed.hosted, strict=True):
         if time_of(each.history.latest) > latest_sane_us:
             insane |= each.nodes

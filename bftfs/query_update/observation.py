@@ -47,6 +47,7 @@ from bftfs.query_update.history import (
     ObjectHistorySet,
     assemble,
     parse_history,
+    reached_us,
     time_of,
 )
 from bftfs.query_update.messages import Verdict
@@ -283,19 +284,16 @@ class Observations:
         return self._peers.is_ahead(time_us, self._clock_us)
 
     def _far_ahead(self, known: Mapping[NodeId, Known]) -> dict[NodeId, int]:
-        """Servers that are further ahead than any that must be benign; their latest times."""
+        """Servers that are ahead of the clock, and of what the object has reached; their times."""
         latest_us = {node: _latest_us(each) for node, each in known.items()}
-        apart: dict[NodeId, int] = {}
-        nodes = NOBODY
-        for node in sorted(latest_us, key=lambda each: latest_us[each], reverse=True):
-            time_us = latest_us[node]
-            if not self._is_ahead(time_us):
-                break
-            nodes = nodes.plus(node)
-            if self._quorums.includes_benign(nodes):
-                return {each: apart[each] for each in apart if apart[each] > time_us}
-            apart[node] = time_us
-        return apart
+        reached = reached_us(
+            ((time_us, Nodes.of([node])) for node, time_us in latest_us.items()), self._quorums
+        )
+        return {
+            node: time_us
+            for node, time_us in latest_us.items()
+            if time_us > reached + limits.STEPS_AHEAD_US and self._is_ahead(time_us)
+        }
 
     def condition_on(self, identifier: ObjectId) -> Observed:
         """What to condition a method on: the histories that make its version complete, no more."""

@@ -39,10 +39,9 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from itertools import pairwise
 
-from bftfs import limits
 from bftfs.asking.peers import Peers
 from bftfs.asking.quorum import NOBODY, Nodes
-from bftfs.conversation import Now, Pause, Together
+from bftfs.conversation import Pause, Together
 from bftfs.crypto.digest import LIFE_DIGEST, AuthenticatorKeys, life_of
 from bftfs.errors import MalformedMessage
 from bftfs.identifiers import OBJECT_ID_BYTES, NodeId, ObjectId, ObjectKind
@@ -57,7 +56,6 @@ from bftfs.query_update.history import (
     Hosted,
     LogicalTimestamp,
     parse_history,
-    time_of,
 )
 from bftfs.query_update.messages import (
     CatalogueReply,
@@ -394,9 +392,6 @@ class ObjectHealer:
         self, host: Host, found: dict[ObjectId, Shared], *, established: bool
     ) -> bool:
         """Take over candidates, which are of one operation, at all these objects or at none."""
-        for candidate, _ in found.values():
-            if time_of(candidate.timestamp) > await Now() + limits.CLOCK_SKEW_US:
-                return False  # times ahead of its clock are accepted from nobody yet [design §4]
         for name, (candidate, nodes) in found.items():
             own_latest, reach, known = await look(host, partial(_own, name, candidate))
             if reach is Reach.MISSING and own_latest < candidate.timestamp:

@@ -889,6 +889,28 @@ def test_insane_timestamps_are_not_set_up(cluster: Cluster, alice: Client, exces
     assert reply.status is (Status.INSANE_TIME if excess_us else Status.SUCCESS)
 
 
+@pytest.mark.parametrize("alone", [False, True])
+def test_what_is_ahead_goes_on_by_successors(
+    cluster: Cluster, alice: Client, *, alone: bool
+) -> None:
+    """All clocks were ahead, and are right again: an update may build on what they left, at its
+    immediate successor, and at no time of the client's choice. So may a repair of what is at one
+    server only. (docs/decisions/0017-clock-jumps.md)"""
+    now_us, year_us = cluster.nodes[0].now_us(), 365 * 24 * 3600 * limits.SECOND_US
+    for node in cluster.nodes:
+        node.skew_us = year_us
+    accept(cluster, alice, clock=now_us + year_us)
+    if alone:
+        accept(cluster, alice, [3])
+    for node in cluster.nodes:
+        node.skew_us = 0
+    made = request(alice, sight(cluster), BARRIER if alone else METHOD)
+    assert time_of(made.timestamp) == now_us + year_us + 1 + alone
+    assert set(statuses(place(cluster, alice, made.message, EVERYONE))) == {Status.SUCCESS}
+    later = request(alice, sight(cluster), clock=now_us + year_us + limits.SECOND_US)
+    assert Status.SUCCESS not in statuses(place(cluster, alice, later.message, EVERYONE))
+
+
 def dictates_method(cluster: Cluster, alice: Client) -> None:
     accept(cluster, alice)
 

@@ -41,10 +41,10 @@ def remove_culling(monkeypatch: pytest.MonkeyPatch) -> None:
         _authenticators: bytes,
         _keys: AuthenticatorKeys,
         *,
-        n: int,
+        quorums: QuorumSystem,
         latest_sane_us: int,
     ) -> tuple[CulledObjectHistorySet, Nodes, Nodes, Nodes]:
-        return parse_set(history_set, n=n), NOBODY, NOBODY, NOBODY
+        return parse_set(history_set, n=quorums.n), NOBODY, NOBODY, NOBODY
 
     monkeypatch.setattr(accepting, "cull", believe)
 

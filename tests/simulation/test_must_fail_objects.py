@@ -12,10 +12,11 @@ from typing import Any
 import pytest
 
 from bftfs.asking.quorum import ThresholdQuorums
-from bftfs.query_update import between_nodes
+from bftfs.query_update import between_nodes, history
 from bftfs.simulation.configuration import Configuration
 from bftfs.simulation.deployment import Sizes
 from bftfs.simulation.network import NetworkFaults
+from bftfs.simulation.scenario import run
 from bftfs.simulation.workloads.objects import ObjectMix
 from bftfs.thresholds import QueryUpdateThresholds, ReadWriteThresholds
 from tests.simulation.mutants import (
@@ -90,6 +91,16 @@ def test_no_culling(monkeypatch: pytest.MonkeyPatch) -> None:
     remove_culling(monkeypatch)
     # In some seeds nothing comes to an end any more, which takes minutes to find: not in these.
     assert hunt(attacks(client="fabricator", seeds=range(2, 4)), not_serializable)
+
+
+def test_one_servers_word_for_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What one server reports moves the times of objects as far as it likes."""
+    configurations = list(attacks(node="history-forger", seeds=range(3)))
+    assert not any(run(each).findings for each in configurations)
+    monkeypatch.setattr(
+        history, "reached_us", lambda latest_us, _: max(time_us for time_us, _ in latest_us)
+    )
+    assert hunt(configurations, lambda finding: "ahead of its clock" in finding)
 
 
 def test_no_barriers(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,8 @@
 
 The records are taken at the commits of correct nodes. Bounds are those of `bftfs.limits`:
 
-- no time that a node accepts lies further ahead of its own clock than clocks may differ;
+- no time that a node accepts lies further ahead of its own clock than clocks may differ, or than
+  a few steps beyond what a correct node has accepted of the object before;
 - of the barriers and copies that one client makes, a node accepts so many at once and per second;
 - in a replica history that is long, no client has more than its share of incomplete updates. Beyond
   that the history takes only what others finish, and only if servers vouch that they accepted it;
@@ -45,6 +46,8 @@ class BoundsRecord(Judgement):
 
     repairable: int  # servers that vouch for what is finished
     byzantine: int = 0  # servers that vouch for anything
+    # The latest times of objects that correct nodes have accepted.
+    _reached_us: dict[ObjectId, int] = field(default_factory=dict)
     # Per node and client: tokens left, and when that was so. Kept apart from the servers' own.
     _allowances: dict[tuple[NodeId, ClientId], tuple[float, int]] = field(default_factory=dict)
 
@@ -57,9 +60,15 @@ class BoundsRecord(Judgement):
         """`node` has accepted candidates, each of an object and at the end of a history."""
         repairs: Counter[ClientId] = Counter()
         made = set()
+        reached_us = self._reached_us
+        times_us: dict[ObjectId, int] = {}
         for identifier, candidate, history, elsewhere in acceptances:
             timestamp = candidate.timestamp
-            self._require_sane(node, clock_us, time_of(timestamp), identifier)
+            time_us = times_us[identifier] = time_of(timestamp)
+            names = candidate.objects or (identifier,)
+            reached = max(reached_us.get(name, 0) for name in names) + limits.STEPS_AHEAD_US
+            if time_us > reached + 1:
+                self._require_sane(node, clock_us, time_us, identifier)
             if not (candidate.barrier or candidate.copy):
                 continue
             client = client_of(timestamp)
@@ -76,6 +85,8 @@ class BoundsRecord(Judgement):
                 self.find(
                     f"node {node} has {own} candidates of one client in a history of {len(history)}"
                 )
+        for identifier, time_us in times_us.items():
+            reached_us[identifier] = max(reached_us.get(identifier, 0), time_us)
         for client, number in repairs.items():
             self._spend(node, client, number, clock_us)
 

@@ -128,7 +128,7 @@ def history_sets(data: bytes) -> None:
             history_set,
             authenticators,
             _KEYS[choices.number(_QUORUMS.n)],
-            n=_QUORUMS.n,
+            quorums=_QUORUMS,
             latest_sane_us=_NOW_US + 10**9,
         )
         assert not culled.nodes & (forged | insane | outlived)

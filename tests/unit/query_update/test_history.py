@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from bftfs.asking.quorum import NOBODY, Nodes
+from bftfs import limits
+from bftfs.asking.quorum import NOBODY, Nodes, ThresholdQuorums
 from bftfs.crypto.digest import LIFE_BYTES, MAC_BYTES
 from bftfs.errors import MalformedMessage
 from bftfs.identifiers import NodeId
@@ -20,6 +21,7 @@ from bftfs.query_update.history import (
     parse_history,
     parse_set,
 )
+from bftfs.thresholds import QueryUpdateThresholds
 from tests.unit.query_update.building import (
     A,
     B,
@@ -34,6 +36,7 @@ from tests.unit.query_update.building import (
 )
 
 LONG_AGO = 10**15
+QUORUMS = ThresholdQuorums(QueryUpdateThresholds.smallest(t=1, b=1))
 
 
 def test_the_initial_history_is_nothing() -> None:
@@ -108,7 +111,9 @@ def test_nothing_is_culled_from_what_is_authentic() -> None:
     entries = {NodeId(i): known(A, i, history(method(1))) for i in range(5)}
     history_set, authenticators, culled = assemble(A, entries)
     for node in range(6):
-        assert cull(history_set, authenticators, keys(node), n=6, latest_sane_us=LONG_AGO) == (
+        assert cull(
+            history_set, authenticators, keys(node), quorums=QUORUMS, latest_sane_us=LONG_AGO
+        ) == (
             culled,
             NOBODY,
             NOBODY,
@@ -125,7 +130,7 @@ def test_a_history_is_authentic_for_its_object_and_server_only() -> None:
     }
     history_set, authenticators, _ = assemble(A, entries)
     culled, forged, insane, _ = cull(
-        history_set, authenticators, keys(5), n=6, latest_sane_us=LONG_AGO
+        history_set, authenticators, keys(5), quorums=QUORUMS, latest_sane_us=LONG_AGO
     )
     assert (forged, insane) == (Nodes(0b010110), NOBODY)
     assert culled == seen(A, history(method(1)))
@@ -137,7 +142,7 @@ def test_a_corrupt_entry_is_seen_by_its_server_only() -> None:
     spoilt[LIFE_BYTES + 3 * MAC_BYTES] ^= 1
     history_set, authenticators, _ = assemble(A, {NodeId(0): Known(honest.history, bytes(spoilt))})
     found = [
-        cull(history_set, authenticators, keys(node), n=6, latest_sane_us=LONG_AGO)[1]
+        cull(history_set, authenticators, keys(node), quorums=QUORUMS, latest_sane_us=LONG_AGO)[1]
         for node in range(6)
     ]
     assert found == [NOBODY, NOBODY, NOBODY, Nodes(1), NOBODY, NOBODY]
@@ -146,16 +151,38 @@ def test_a_corrupt_entry_is_seen_by_its_server_only() -> None:
 def test_insane_times_are_culled_and_reported_apart() -> None:
     entries = {
         NodeId(0): known(A, 0, history(method(100))),
-        NodeId(1): known(A, 1, history(method(101))),
+        NodeId(1): known(A, 1, history(method(100 + limits.STEPS_AHEAD_US + 1))),
     }
     history_set, authenticators, _ = assemble(A, entries)
-    culled, forged, insane, _ = cull(history_set, authenticators, keys(2), n=6, latest_sane_us=100)
+    culled, forged, insane, _ = cull(
+        history_set, authenticators, keys(2), quorums=QUORUMS, latest_sane_us=100
+    )
     assert (forged, insane) == (NOBODY, Nodes(0b10))
     assert culled.nodes == Nodes(0b01)
+
+
+@pytest.mark.parametrize(
+    ("times", "insane"),
+    [
+        ([900, 900, 1], 0),  # b + 1 servers have accepted it: one of them is benign
+        ([900, 901, 1], 0),
+        ([900, 900 + limits.STEPS_AHEAD_US, 1], 0),  # what a client has left at one of them
+        ([900, 901 + limits.STEPS_AHEAD_US, 1], 0b10),
+        ([1, 900, 1], 0b10),
+        ([100, 100, 101], 0),
+    ],
+)
+def test_no_time_is_insane_that_servers_share_which_cannot_all_lie(
+    times: list[int], insane: int
+) -> None:
+    entries = {NodeId(i): known(A, i, history(method(time))) for i, time in enumerate(times)}
+    history_set, authenticators, _ = assemble(A, entries)
+    found = cull(history_set, authenticators, keys(4), quorums=QUORUMS, latest_sane_us=100)
+    assert found[2] == Nodes(insane)
 
 
 @pytest.mark.parametrize("authenticators", [b"", b"x" * 103, b"x" * 208])
 def test_missing_authenticators_are_malformed(authenticators: bytes) -> None:
     history_set, _, _ = assemble(A, {NodeId(0): known(A, 0, history(method(1)))})
     with pytest.raises(MalformedMessage):
-        cull(history_set, authenticators, keys(1), n=6, latest_sane_us=LONG_AGO)
+        cull(history_set, authenticators, keys(1), quorums=QUORUMS, latest_sane_us=LONG_AGO)
