@@ -44,7 +44,18 @@ def test_times_up_to_the_bound_are_fine_and_no_others() -> None:
     record = BoundsRecord(repairable=3)
     accept(record, barrier(0, ahead_us=limits.CLOCK_SKEW_US))
     assert record.findings == []
+    record = BoundsRecord(repairable=3)
     accept(record, barrier(1, ahead_us=limits.CLOCK_SKEW_US + 1))
+    assert "ahead of its clock" in record.findings[0]
+
+
+def test_times_may_follow_what_a_correct_node_has_accepted() -> None:
+    record = BoundsRecord(repairable=3)
+    next_us = limits.CLOCK_SKEW_US + limits.STEPS_AHEAD_US + 1
+    accept(record, barrier(0, ahead_us=limits.CLOCK_SKEW_US))
+    accept(record, barrier(1, ahead_us=next_us))
+    assert record.findings == []
+    accept(record, barrier(2, ahead_us=next_us + limits.STEPS_AHEAD_US + 2))
     assert "ahead of its clock" in record.findings[0]
 
 
