@@ -20,8 +20,9 @@ answers only now and then is noticed as rarely as one that never does.
 
 **Disbelieved.** A client leaves out of its history sets what some servers report. [Q/U §4.3.5,
 Malevolent] A server that said what no correct server says is convicted. One that reports another's
-authenticator as invalid quarrels with it: one of the two is malevolent, for correct servers never
-quarrel (over an insane time they may, while it lies between their clocks). A server accused by a
+authenticator as invalid, or as outlived while the other one denies it, quarrels with it: one of the
+two is malevolent, for correct servers never quarrel (over an insane time they may, while it lies
+between their clocks). A server accused by a
 set that includes a benign one has corrupted more than it can deny, and is convicted. Of the others,
 as few as explain all quarrels are disbelieved; and servers whose histories time and again show
 something that hardly anybody else has, and that only a repair gets rid of. Under contention correct

@@ -35,6 +35,8 @@ Digest = NewType("Digest", bytes)  # 32 bytes
 DIGEST_BYTES = 32
 MAC_BYTES = 16
 LIFE_BYTES = 8
+LIFE_MOST = (1 << 63) - 1  # what replies can tell; nobody's authenticator of a later one is valid
+_LATEST = LIFE_MOST.to_bytes(LIFE_BYTES, "big")
 
 
 def _tagged(tag: bytes, digest_size: int = DIGEST_BYTES) -> Callable[[bytes], Digest]:
@@ -136,7 +138,7 @@ class AuthenticatorKeys:
 
     def learn(self, maker: int, life: int) -> None:
         """`maker` has begun `life`: what it made before is outlived."""
-        if life > self.lives[maker]:
+        if self.lives[maker] < life <= LIFE_MOST:
             self.lives = (*self.lives[:maker], life, *self.lives[maker + 1 :])
             self._presents[maker] = life.to_bytes(LIFE_BYTES, "big")
 
@@ -192,7 +194,9 @@ class AuthenticatorKeys:
             life = authenticators[start : start + LIFE_BYTES]
             state = states[maker].copy()
             state.update(life + digest)
-            if not hmac.compare_digest(state.digest(), authenticators[position:end]):
+            if life > _LATEST or not hmac.compare_digest(
+                state.digest(), authenticators[position:end]
+            ):
                 refuted.append(maker)
             elif life != presents[maker]:
                 if life > presents[maker] and maker != self.node:

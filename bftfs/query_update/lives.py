@@ -12,7 +12,8 @@ of servers that know the new one. [docs/protocols-query-update.md, A server that
    them than that one replied in.
 3. A liar may claim lives that nobody has begun. A claim holds one round up: in the next one the
    server in question answers for itself. If it does not confirm the claim, one of the two lies, and
-   this client no longer counts what the claimant says of that server's lives.
+   this client no longer counts what the claimant says of that server's lives. If the claimant culls
+   what the other one signed, they quarrel (`Rounds.denied`): the other one may be who lies.
 
 **Tests.** `tests/unit/query_update/test_lives.py`.
 

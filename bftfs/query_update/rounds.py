@@ -208,6 +208,16 @@ class Rounds:
                 self.observations.outlive(NodeId(maker), life)
         return True
 
+    def denied(self, claimant: NodeId, lives: Told) -> Nodes:
+        """The servers that have answered since `claimant` said that they have begun a new life,
+        and not in that life. One of the two lies: what a correct server shows to one, it lives.
+        """
+        return Nodes.of(
+            maker
+            for maker, told in self._told.items()
+            if told[maker] < lives[maker] and not self.lives.believes(claimant, maker)
+        )
+
     def is_outdated(self, plan: Plan) -> bool:
         """True if some that were heard know that others of them have begun new lives since then.
 
@@ -298,6 +308,7 @@ class UpdateTally:
             self._contenders[number] = self._contenders.get(number, NOBODY).plus(node)
         elif status is Status.CULLED:
             accused = Nodes.known(reply.forged | reply.insane)
+            accused |= self.rounds.denied(node, reply.lives)
             self.rounds.peers.accuse(node, accused, self.plan.now_us)
             if reply.insane:
                 self.insane = self.insane.plus(node)

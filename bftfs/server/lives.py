@@ -24,7 +24,7 @@ from __future__ import annotations
 from functools import partial
 
 from bftfs.asking.quorum import Nodes, QuorumSystem
-from bftfs.crypto.digest import LIFE_DIGEST, AuthenticatorKeys, life_of
+from bftfs.crypto.digest import LIFE_DIGEST, LIFE_MOST, AuthenticatorKeys, life_of
 from bftfs.identifiers import NodeId
 from bftfs.query_update.messages import LifeReply, LifeRequest
 from bftfs.server.known_lives import note, proof_of, stored
@@ -36,7 +36,11 @@ from bftfs.storage import StorageView, Write
 async def begin(
     host: Host, keys: AuthenticatorKeys, others: OtherNodes, quorums: QuorumSystem
 ) -> bool:
-    """Begin a new life. False if too few others answer."""
+    """Begin a new life.
+
+    False if too few others answer, or if this server has used up all lives: it has been Byzantine
+    with the key that it has, and needs another one.
+    """
     me = keys.node
 
     def enough(answers: dict[NodeId, LifeReply]) -> bool:
@@ -49,7 +53,7 @@ async def begin(
     if not enough(known):
         return False
 
-    def choose(view: StorageView) -> tuple[bytes, list[Write]]:
+    def choose(view: StorageView) -> tuple[bytes | None, list[Write]]:
         latest = life_of(proof_of(view, me))
         writes = {}
         for reply in known.values():
@@ -60,10 +64,14 @@ async def begin(
                             writes[maker] = write
                 elif keys.is_own(LIFE_DIGEST, proof):
                     latest = max(latest, life_of(proof))
+        if latest == LIFE_MOST:
+            return None, list(writes.values())
         proof = keys.make(LIFE_DIGEST, life=latest + 1)
         return proof, [*writes.values(), stored(me, proof)]
 
     proof = await step(host, choose)
+    if proof is None:
+        return False
     life = life_of(proof)
     knowing = await others.ask(LifeRequest(proof), LifeReply, partial(told, life), enough=enough)
     if not enough(knowing):

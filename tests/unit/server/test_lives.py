@@ -7,10 +7,10 @@ from typing import Any
 import msgspec
 import pytest
 
-from bftfs.crypto.digest import LIFE_DIGEST, life_of
+from bftfs.crypto.digest import LIFE_DIGEST, LIFE_MOST, life_of
 from bftfs.identifiers import NodeId
 from bftfs.query_update.messages import LifeReply, LifeRequest
-from bftfs.server.known_lives import proof_of
+from bftfs.server.known_lives import proof_of, stored
 from bftfs.simulation.network import Kind
 from bftfs.simulation.world import SECOND_US
 from tests.unit.server.test_healing import Counting
@@ -107,3 +107,19 @@ def test_who_missed_it_hears_of_it_with_the_next_request() -> None:
     cluster.run_for(20 * SECOND_US)
     assert not cluster.deployment.recoveries[NodeId(LOSER)].rebuilding
     assert lives(cluster) == [1] * 6
+
+
+def test_who_has_used_up_all_lives_begins_none() -> None:
+    """It was Byzantine once, with the same key: it stays lost, and everybody else goes on."""
+    cluster = Cluster()
+    Counting(cluster).increment(0)
+    last = cluster.deployment.keys(NodeId(LOSER)).make(LIFE_DIGEST, life=LIFE_MOST)
+    for node in cluster.nodes:
+        if node.node != LOSER:
+            node.disk.apply([stored(LOSER, last)])
+            node.disk.commit()
+            node.crash(down_us=1)
+    cluster.lose_store(LOSER)
+    cluster.run_for(20 * SECOND_US)
+    assert cluster.deployment.recoveries[NodeId(LOSER)].is_lost
+    assert Counting(cluster, "bob").increment(0) == 2

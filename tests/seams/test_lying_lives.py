@@ -1,0 +1,167 @@
+"""One node lies about its own lives: what others can do without it, they go on doing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import msgspec
+import pytest
+
+from bftfs.asking.quorum import NOBODY
+from bftfs.conversation import Pause, Send
+from bftfs.crypto import digest
+from bftfs.crypto.digest import LIFE_DIGEST
+from bftfs.identifiers import NodeId, ObjectId, ObjectKind, object_id
+from bftfs.query_update.counter import Fetch, Increment
+from bftfs.query_update.messages import LifeRequest, QueryReply, UpdateReply
+from bftfs.query_update.rounds import Rounds
+from bftfs.simulation.network import Kind
+from bftfs.simulation.world import SECOND_US
+from tests.seams.world import User, World
+
+LIAR = NodeId(5)
+COUNTERS = [object_id(ObjectKind.COUNTER, placement=each, unique=bytes(14)) for each in range(6)]
+
+
+def claim(world: World, life: int, nodes: Iterable[int]) -> None:
+    """The liar shows these nodes that it has begun a life."""
+
+    async def tell() -> None:
+        proof = world.deployment.keys(LIAR).make(LIFE_DIGEST, life=life)
+        for node in nodes:
+            await Send(NodeId(node), LifeRequest(proof))
+
+    world.start(world.nodes[LIAR], tell())
+    world.run_for(SECOND_US // 10)
+
+
+def increment(user: User, name: ObjectId) -> Any:
+    return user.objects.update((name,), "counter.increment", Increment(1), user.who)
+
+
+def fetch(user: User, name: ObjectId) -> int:
+    query = user.objects.query((name,), "counter.fetch", Fetch(), user.who)
+    value: int = user.run(query, within_us=5 * SECOND_US).answer.value
+    return value
+
+
+@pytest.mark.parametrize("life", [1 << 62, (1 << 63) - 1, 1 << 63, (1 << 64) - 1])
+def test_a_life_that_no_reply_can_tell_is_none(life: int) -> None:
+    """Correct nodes name the liar's life in each of their replies."""
+    world = World()
+    user = world.user("user")
+    user.run(increment(user, COUNTERS[0]))
+    claim(world, life, range(5))
+    user.run(increment(user, COUNTERS[0]), within_us=5 * SECOND_US)
+    assert fetch(world.user("other"), COUNTERS[0]) == 2
+
+
+@pytest.mark.parametrize("told", [(1,), (1, 2), (1, 2, 3), (0, 1, 2, 3, 4)])
+def test_a_new_life_that_only_some_are_told_of_stops_nobody(told: tuple[int, ...]) -> None:
+    """To clients and to the other nodes the liar is what it was before."""
+    world = World()
+    users = [world.user(f"user {number}") for number in range(2)]
+    for name in COUNTERS:
+        users[0].run(increment(users[0], name))
+    claim(world, 1, told)
+    for round_ in range(3):
+        for user in users:
+            for name in COUNTERS:
+                user.run(increment(user, name), within_us=5 * SECOND_US)
+        assert fetch(world.user(f"reader {round_}"), COUNTERS[0]) == 1 + 2 * (round_ + 1)
+
+
+def test_must_fail_clients_that_never_doubt_who_denies_a_life(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(Rounds, "denied", lambda *_: NOBODY)
+    with pytest.raises(AssertionError):
+        test_a_new_life_that_only_some_are_told_of_stops_nobody((1, 2, 3))
+
+
+def test_must_fail_servers_that_believe_any_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(digest, "LIFE_MOST", (1 << 64) - 1)
+    monkeypatch.setattr(digest, "_LATEST", b"\xff" * digest.LIFE_BYTES)
+    with pytest.raises(AssertionError):
+        test_a_life_that_no_reply_can_tell_is_none(1 << 63)
+
+
+Change = Callable[[Any, Any], Any]  # of what the liar answers: by who asks, and the honest reply
+
+
+def lie(world: World, change: Change) -> None:
+    """From now on the liar's answers to clients are changed so."""
+    send = world.ways.send
+
+    def changed(
+        source: Any, target: Any, kind: Kind, number: int, message: Any, body: Any = b""
+    ) -> None:
+        is_reply = source == ("node", LIAR) and kind is Kind.REPLY and target[0] == "client"
+        if is_reply and isinstance(message, QueryReply | UpdateReply):
+            message = change(target, message)
+        send(source, target, kind, number, message, body)
+
+    world.ways.send = changed  # type: ignore[method-assign]
+
+
+def test_a_life_that_its_own_histories_are_not_of_stops_nobody() -> None:
+    """All know of the new life; the liar says that it lives it, and shows what it signed before."""
+    world = World()
+    user = world.user("user")
+    for name in COUNTERS:
+        user.run(increment(user, name))
+    claim(world, 1, range(5))
+    lie(
+        world,
+        lambda _to, reply: msgspec.structs.replace(reply, lives=(*reply.lives[:LIAR], 1)),
+    )
+    for each in (user, world.user("other")):
+        for name in COUNTERS * 3:
+            each.run(increment(each, name), within_us=SECOND_US // 2)
+
+
+async def begin_lives(world: World, told: Iterable[int], every_us: int) -> None:
+    """A new life every now and then, of which some hear."""
+    keys, life = world.deployment.keys(LIAR), 0
+    while True:
+        life += 1
+        for node in told:
+            await Send(NodeId(node), LifeRequest(keys.make(LIFE_DIGEST, life=life)))
+        await Pause(every_us)
+
+
+@pytest.mark.parametrize("told", [(1, 2, 3), (0, 1, 2, 3, 4)])
+@pytest.mark.parametrize("signs", [False, True])
+def test_ever_new_lives_slow_nobody_down(told: tuple[int, ...], signs: bool) -> None:
+    """It begins one before each update, so that what clients have of it is outlived."""
+    world = World(delay_us=(1_000, 1_000))
+    user = world.user("user")
+    for name in COUNTERS:
+        user.run(increment(user, name))
+    count = 0
+
+    async def work() -> None:
+        nonlocal count
+        while True:
+            await increment(user, COUNTERS[count % 6])
+            count += 1
+
+    ended = world.start(user.host, work())
+    world.run_for(SECOND_US // 2)
+    alone = count
+    world.start(world.nodes[LIAR], begin_lives(world, told, every_us=1_000))
+    if signs:
+        life = 0
+
+        def sign(_to: Any, reply: Any) -> Any:
+            nonlocal life
+            life += 1
+            return msgspec.structs.replace(reply, lives=(*reply.lives[:LIAR], life))
+
+        lie(world, sign)
+    world.run_for(SECOND_US // 4)  # until it is disbelieved
+    before = count
+    world.run_for(SECOND_US // 2)
+    assert not ended
+    assert count - before >= alone / 2, f"{alone} updates became {count - before}"
