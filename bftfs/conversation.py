@@ -49,6 +49,12 @@ class Send(Effect[int], msgspec.Struct, frozen=True, gc=False):
     body: bytes | memoryview = b""
 
 
+class SendAll(Effect[list[int]], msgspec.Struct, frozen=True, gc=False):
+    """Hand several requests to the network; the answer is their numbers, in order."""
+
+    requests: list[Send]
+
+
 class Delivery(msgspec.Struct, frozen=True, gc=False):
     """A reply to one of this conversation's requests, already authenticated and decoded."""
 

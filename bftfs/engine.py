@@ -31,6 +31,7 @@ from bftfs.conversation import (
     Pause,
     Receive,
     Send,
+    SendAll,
     Spawn,
     Together,
     Wait,
@@ -201,21 +202,17 @@ class Engine:
                 return
             error = None
             kind = type(effect)
-            if kind is Send:
-                number = next(self._numbers)
-                self._owner[number] = (running, effect.node)
-                running.requests.append(number)
-                if len(running.requests) > limits.UNANSWERED_REQUESTS:
-                    self._forget_oldest(running)
-                self._send(effect.node, number, effect.message, effect.body)
-                answer = number
-            elif kind is Receive:
+            if kind is Receive:
                 if running.inbox:
                     answer = running.inbox.popleft()
                 else:
                     running.waits = True
                     self._set_timer(running, effect.patience_us)
                     return
+            elif kind is SendAll:
+                answer = [self._request(running, each) for each in effect.requests]
+            elif kind is Send:
+                answer = self._request(running, effect)
             elif kind is Now:
                 answer = self._now_us()
             elif kind is Pause:
@@ -233,6 +230,16 @@ class Engine:
                     answer = self._at_once(effect)
                 except Exception as exception:
                     error = exception
+
+    def _request(self, running: Running, request: Send) -> int:
+        """Hand a request of `running` to the network; its number."""
+        number = next(self._numbers)
+        self._owner[number] = (running, request.node)
+        running.requests.append(number)
+        if len(running.requests) > limits.UNANSWERED_REQUESTS:
+            self._forget_oldest(running)
+        self._send(request.node, number, request.message, request.body)
+        return number
 
     def _at_once(self, effect: Any) -> Any:
         """The answer to one of the effects that never wait."""

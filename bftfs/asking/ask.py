@@ -26,7 +26,7 @@ from bftfs import limits
 from bftfs.asking.peers import Pace, Peers
 from bftfs.asking.quorum import NOBODY, Nodes, QuorumSystem
 from bftfs.asking.refusal import Refused
-from bftfs.conversation import Delivery, Now, Receive, Send
+from bftfs.conversation import Delivery, Now, Receive, Send, SendAll
 from bftfs.errors import AdmissionRefused, QuorumUnavailable
 from bftfs.identifiers import NodeId
 
@@ -339,8 +339,8 @@ class Asking:
             first += tuple(node for node in self._probes if node not in first)
         self._unasked = [node for node in self.order if node not in first]
         self.asked = Nodes.of(first)
-        for node in first:
-            self._numbers[await self._request(node)] = node
+        numbers = await SendAll(list(map(self._request, first)))
+        self._numbers.update(zip(numbers, first, strict=True))
 
     async def collect(self, take: Callable[[Delivery], None]) -> None:
         """Give each reply to `take`, until that or a silence ends the round."""
@@ -502,7 +502,8 @@ async def ask_all(
     The call ends when `enough` is true of the answers, or after `patience_us`; after `silent_us`
     already if all nodes that have not answered were silent before.
     """
-    numbers = {await Send(node, request): node for node, request in requests.items()}
+    sent = await SendAll([Send(node, request) for node, request in requests.items()])
+    numbers = dict(zip(sent, requests, strict=True))
     answers: dict[NodeId, Answer] = {}
     began_us = await Now()
     while numbers:

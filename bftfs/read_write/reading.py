@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from bftfs.asking.ask import Calls, Refusals
-from bftfs.conversation import Compute, Delivery, Now, Send
+from bftfs.conversation import Compute, Delivery, Now, Send, SendAll
 from bftfs.identifiers import BlockId, NodeId
 from bftfs.read_write.classification import CandidateClass
 from bftfs.read_write.descent import Descent, Question, Usable
@@ -126,11 +126,13 @@ class BlockRead:
     # --- asking and listening ----------------------------------------------------------------
 
     async def _ask(self, questions: list[Question]) -> None:
-        for question in questions:
-            request = ReadRequest(
-                self._block, question.before, question.want_data, question.history
-            )
-            self._calls.sent(await Send(question.node, request), question.node, question)
+        block = self._block
+        requests = [
+            Send(each.node, ReadRequest(block, each.before, each.want_data, each.history))
+            for each in questions
+        ]
+        for number, question in zip(await SendAll(requests), questions, strict=True):
+            self._calls.sent(number, question.node, question)
 
     def _take(self, descent: Descent, delivery: Delivery, question: Question) -> None:
         node, message = question.node, delivery.message

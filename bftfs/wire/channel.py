@@ -194,10 +194,11 @@ class _Stream:
         state = self._keyed.copy()
         state.update(header)
         head_mac = state.digest()
-        state.update(head_mac)
-        mac = self._mac(state, metadata, body)
-        sealed = b"".join((header[_SEQUENCE_BYTES:], head_mac, mac, metadata))
-        return [sealed, body] if len(body) else [sealed]
+        state.update(head_mac + metadata)
+        if not len(body):
+            return [b"".join((header[_SEQUENCE_BYTES:], head_mac, state.digest(), metadata))]
+        state.update(fragment_digest(body))
+        return [b"".join((header[_SEQUENCE_BYTES:], head_mac, state.digest(), metadata)), body]
 
     def check_head(self, head: bytes) -> None:
         """Raises PeerFault if the other end does not announce what `head` does as the next frame.
@@ -211,20 +212,15 @@ class _Stream:
 
     def check(self, frame: Frame) -> None:
         state = self._keyed.copy()
-        state.update(self._sequence.to_bytes(_SEQUENCE_BYTES, "big") + frame.head)
-        if not hmac.compare_digest(self._mac(state, frame.metadata, frame.body), frame.mac):
+        sequence = self._sequence.to_bytes(_SEQUENCE_BYTES, "big")
+        state.update(sequence + frame.head + frame.metadata)
+        if len(frame.body):
+            state.update(fragment_digest(frame.body))
+        if not hmac.compare_digest(state.digest(), frame.mac):
             raise InvalidAuthenticator(f"frame {self._sequence} has a MAC that does not match")
         if frame.view != self._view:
             raise ProtocolViolation(f"a frame of view {frame.view} in view {self._view}")
         self._sequence += 1
-
-    @staticmethod
-    def _mac(state: hashlib.blake2b, metadata: bytes, body: Buffer) -> bytes:
-        """The MAC of a frame whose head is in `state`."""
-        state.update(metadata)
-        if len(body):
-            state.update(fragment_digest(body))
-        return state.digest()
 
 
 class _Handshake(NamedTuple):

@@ -14,6 +14,7 @@ from bftfs.conversation import (
     Pause,
     Receive,
     Send,
+    SendAll,
     Spawn,
     Together,
     Wait,
@@ -60,6 +61,19 @@ def test_a_reply_resumes_the_conversation_that_asked(host: Host) -> None:
     assert host.sent == [(3, 1, "?")]
     host.answer(0, "answer")
     assert host.outcomes == [("answer", None)]
+
+
+def test_several_requests_are_sent_at_once_and_numbered_in_order(host: Host) -> None:
+    async def ask_three() -> tuple[list[int], list[Any]]:
+        numbers = await SendAll([Send(NodeId(node), node) for node in (5, 2, 4)])
+        replies = [await Receive(100) for _ in numbers]
+        return numbers, [(reply.request_number, reply.message) for reply in replies if reply]
+
+    host.start(ask_three())
+    assert host.sent == [(5, 1, 5), (2, 2, 2), (4, 3, 4)]
+    for position in (2, 0, 1):
+        host.answer(position, "reply")
+    assert host.outcomes == [(([1, 2, 3], [(3, "reply"), (1, "reply"), (2, "reply")]), None)]
 
 
 def test_silence_is_reported_when_patience_has_run_out(host: Host) -> None:

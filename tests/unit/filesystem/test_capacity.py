@@ -11,10 +11,11 @@ import pytest
 from bftfs.asking.peers import Peers
 from bftfs.asking.quorum import ThresholdQuorums
 from bftfs.asking.refusal import Refused
-from bftfs.conversation import Delivery, Now, Receive, Send
+from bftfs.conversation import Delivery, Now, Receive, Send, SendAll
 from bftfs.envelope import HealthReply
 from bftfs.errors import AdmissionRefused, QuorumUnavailable
 from bftfs.filesystem.capacity import Capacity, ClusterCapacity
+from bftfs.identifiers import NodeId
 from bftfs.thresholds import QueryUpdateThresholds, ReadWriteThresholds
 
 QUORUMS = ThresholdQuorums(QueryUpdateThresholds.for_nodes(6, t=1, b=1))
@@ -27,19 +28,27 @@ def told(accounts: dict[int, tuple[int, int] | Refused]) -> Capacity:
     arriving: deque[Delivery] = deque()
     answer: Any = None
     number = 0
+
+    def send(node: NodeId) -> int:
+        nonlocal number
+        number += 1
+        account = accounts.get(node)
+        if isinstance(account, tuple):
+            reply = HealthReply(1, 1, True, (), *account, 0, 0)
+            arriving.append(Delivery(node, number, reply, b""))
+        elif account is not None and number < 20:
+            arriving.append(Delivery(node, number, account, b""))
+        return number
+
     try:
         while True:
             match conversation.send(answer):
                 case Now():
                     answer = 0
                 case Send(node=node):
-                    answer = number = number + 1
-                    account = accounts.get(node)
-                    if isinstance(account, tuple):
-                        reply = HealthReply(1, 1, True, (), *account, 0, 0)
-                        arriving.append(Delivery(node, number, reply, b""))
-                    elif account is not None and number < 20:
-                        arriving.append(Delivery(node, number, account, b""))
+                    answer = send(node)
+                case SendAll(requests=requests):
+                    answer = [send(request.node) for request in requests]
                 case Receive():
                     answer = arriving.popleft() if arriving else None
                 case other:
