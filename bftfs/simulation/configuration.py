@@ -15,7 +15,7 @@ import msgspec
 from bftfs.identifiers import NodeId
 from bftfs.limits import CLOCK_SKEW_US
 from bftfs.server.block_verification import VerificationPolicy, VerificationSettings
-from bftfs.simulation.byzantine.registry import CLIENTS, NODES
+from bftfs.simulation.byzantine.registry import CLIENTS, INITIATIVES, NODES
 from bftfs.simulation.deployment import CollectionPlan, Sizes
 from bftfs.simulation.faults import FaultPlan
 from bftfs.simulation.network import NetworkFaults
@@ -66,6 +66,8 @@ class Configuration:
     possible_objects: int | None = None  # that one client may leave incomplete, if not the usual
     faulty_share: float = 1.0  # of the operations: when so many have ended, faults stop
     client_bytes: int | None = None  # of a node, that the versions of one client may take
+    # What Byzantine nodes start themselves, as clients do.
+    initiatives: tuple[tuple[NodeId, str], ...] = ()
     # The numbers of the operations that take place, if not all: what shrinking has left.
     kept: tuple[int, ...] | None = None
 
@@ -137,7 +139,21 @@ def draw(seed: int, *, operations: int, kind: str | None = None) -> Configuratio
     drawn = _with_limits(drawn, Random(f"admission {seed}"))
     if drawn.verification is not None and not long:
         drawn = _with_collection(drawn, Random(f"collection {seed}"))
+    drawn = _with_initiatives(drawn, Random(f"initiatives {seed}"))
     return replace(drawn, files=_draw_rare_uses(drawn, Random(f"uses {seed}")))
+
+
+def _with_initiatives(drawn: Configuration, random: Random) -> Configuration:
+    """In a part of the seeds, Byzantine nodes start repairs as well."""
+    names = sorted(INITIATIVES[drawn.kind])
+    return replace(
+        drawn,
+        initiatives=tuple(
+            (node, random.choice(names))
+            for node, _ in drawn.byzantine_nodes
+            if random.random() < 0.3
+        ),
+    )
 
 
 def _with_limits(drawn: Configuration, random: Random) -> Configuration:

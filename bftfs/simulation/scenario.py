@@ -29,8 +29,9 @@ from bftfs.identifiers import NodeId
 from bftfs.query_update.counter import counter_types
 from bftfs.read_write.timestamp import time_of as block_time_of
 from bftfs.server.step import Grant
+from bftfs.simulation.byzantine.initiative import Initiative, with_initiative
 from bftfs.simulation.byzantine.positions import ClientPosition, NodePosition
-from bftfs.simulation.byzantine.registry import CLIENTS, GRANTS, corrupted
+from bftfs.simulation.byzantine.registry import CLIENTS, GRANTS, INITIATIVES, corrupted
 from bftfs.simulation.checkers.accounts import check_accounts
 from bftfs.simulation.checkers.bounds import (
     BoundsRecord,
@@ -42,10 +43,10 @@ from bftfs.simulation.checkers.candidates import CandidateRecord
 from bftfs.simulation.checkers.disks import check_redundancy
 from bftfs.simulation.checkers.retention import RetentionRecord
 from bftfs.simulation.configuration import ClientPlan, Configuration
-from bftfs.simulation.deployment import Deployment
+from bftfs.simulation.deployment import Deployment, client_named
 from bftfs.simulation.faults import FaultCounts, FaultInjector
 from bftfs.simulation.network import NetworkFaults, SimulatedNetwork, Traffic
-from bftfs.simulation.principals import SimulatedClient
+from bftfs.simulation.principals import Servers, SimulatedClient
 from bftfs.simulation.workloads import ClientSession, CorrectNodes, Task, Workload
 from bftfs.simulation.workloads.blocks import BlockWorkload
 from bftfs.simulation.workloads.files import FileWorkload
@@ -299,8 +300,11 @@ class Simulation:
             )
             for node, _ in configuration.byzantine_nodes
         )
+        self._initiatives = [
+            (node, self._initiative(node, name)) for node, name in configuration.initiatives
+        ]
         for ally, (node, names) in zip(self.allies, configuration.byzantine_nodes, strict=True):
-            self.deployment.nodes[node].become(partial(corrupted, ally, names))
+            self.deployment.nodes[node].become(partial(self._taken_over, ally, names))
         self.intruders = [
             _ByzantineClient(self, f"intruder {number} {name}", name)
             for number, name in enumerate(configuration.byzantine_clients)
@@ -310,6 +314,28 @@ class Simulation:
         self.issued = 0
         self.ended = 0
         self.quiet = False
+
+    def _taken_over(self, ally: NodePosition, names: Sequence[str]) -> Servers:
+        """What a Byzantine node serves, and starts itself."""
+        initiatives = (each for node, each in self._initiatives if node == ally.node)
+        return with_initiative(corrupted(ally, names), *initiatives)
+
+    def _initiative(self, node: NodeId, name: str) -> Initiative:
+        configuration = self.configuration
+        random = Random(f"initiative {configuration.seed} {node}")
+        adversary = INITIATIVES[configuration.kind][name](
+            ClientPosition(
+                f"node {node}",
+                client_named(f"node {node}"),
+                configuration.sizes,
+                random,
+                self.workload,
+                lambda: self.world.now_us,
+                self.allies,
+            )
+        )
+        every_us = random.choice((500, 20_000, 500_000))
+        return Initiative(adversary, every_us=every_us, acts=configuration.operations // 2)
 
     def take_share(self) -> bool:
         """True if there is another operation to do; the caller then begins it."""
@@ -407,8 +433,7 @@ class Simulation:
 
     def _run_quiet_phase(self) -> None:
         operations, began_us = self.configuration.operations, self.world.now_us
-        left, by_nodes = operations - self.ended, self._requests_of_nodes()
-        requests = self.network.traffic.requests
+        left, before = operations - self.ended, self._requests()
         goes_on = True
         while goes_on and self.ended < operations:
             begun_us = min(
@@ -419,8 +444,9 @@ class Simulation:
             goes_on = self.world.now_us < deadline_us and self._let(
                 deadline_us, lambda: self.ended >= operations
             )
-        by_nodes = self._requests_of_nodes() - by_nodes
-        by_clients = self.network.traffic.requests - requests - by_nodes
+        by_clients, by_nodes = (
+            after - made for made, after in zip(before, self._requests(), strict=True)
+        )
         most = REQUESTS_WHEN_QUIET + REQUESTS_PER_OPERATION * left
         for made, whose, bound in (
             (by_clients, "clients", most),
@@ -439,8 +465,11 @@ class Simulation:
                     f"{waited_us // SECOND_US} s without faults"
                 )
 
-    def _requests_of_nodes(self) -> int:
-        return sum(node.requests for node in self.deployment.nodes)
+    def _requests(self) -> tuple[int, int]:
+        """The requests that clients have made, and those that correct nodes have made."""
+        by_nodes = {node.node: node.requests for node in self.deployment.nodes}
+        by_clients = self.network.traffic.requests - sum(by_nodes.values())
+        return by_clients, sum(by_nodes[node] for node in self._correct)
 
     def _await_healing(self) -> None:
         """Nodes that have lost their disks must have rebuilt all that they host."""

@@ -110,6 +110,7 @@ _SIMPLIFICATIONS: tuple[dict[str, Any], ...] = (
     *({f"faults.network.{what}": 0.0} for what in ("loss", "duplication", "straggling")),
     {"faults.network.delay_us": NetworkFaults().delay_us},
     {"faulty_share": 1.0},
+    {"initiatives": ()},
     {"down_when_quiet": ()},
     {"down_in_audit": ()},
     {"node_skews_us": ()},

@@ -8,7 +8,7 @@ import pytest
 
 from bftfs.identifiers import NodeId
 from bftfs.server.block_verification import VerificationSettings
-from bftfs.simulation.byzantine.registry import CLIENTS, NODES
+from bftfs.simulation.byzantine.registry import CLIENTS, INITIATIVES, NODES
 from bftfs.simulation.configuration import KINDS
 from bftfs.simulation.scenario import Simulation, run
 from tests.simulation.mutants import attacked
@@ -30,6 +30,25 @@ def test_a_byzantine_node_is_harmless(kind: str, node: str) -> None:
 def test_byzantine_clients_are_harmless(kind: str, client: str) -> None:
     for seed in SEEDS:
         report = run(attacked(seed, kind=kind, client=client, operations=60))
+        assert report.passed, "\n".join(report.findings)
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"), [(kind, name) for kind in KINDS for name in sorted(INITIATIVES[kind])]
+)
+def test_nodes_that_start_repairs_are_harmless(kind: str, name: str) -> None:
+    """And the clients that do the same with the keys of such a node; nodes repair, too."""
+    for seed in SEEDS:
+        configuration = attacked(
+            seed,
+            kind=kind,
+            node="wrong-answers",
+            client=name,
+            operations=60,
+            verification=VerificationSettings(),
+        )
+        ((node, _),) = configuration.byzantine_nodes
+        report = run(replace(configuration, initiatives=((node, name),)))
         assert report.passed, "\n".join(report.findings)
 
 

@@ -10,10 +10,12 @@ from bftfs.server.step import Grant, Ready, Server
 from bftfs.simulation.byzantine import (
     block_clients,
     block_nodes,
+    block_repairs,
+    file_clients,
     nodes,
     object_clients,
     object_nodes,
-    repairing,
+    object_repairs,
 )
 from bftfs.simulation.byzantine.positions import (
     Asked,
@@ -46,14 +48,29 @@ NODES: Mapping[str, type[NodeAdversary]] = {
     for name, adversary in _adversaries(module, NodeAdversary).items()
 }
 
-_BLOCK_CLIENTS = _adversaries(block_clients, block_clients.Writer, of="Block")
-_OBJECT_CLIENTS = _adversaries(object_clients, object_clients.Updater, of="Object")
+_BLOCK_REPAIRS = _adversaries(block_repairs, block_clients.Writer, of="Block")
+_OBJECT_REPAIRS = _adversaries(object_repairs, object_clients.Updater)
+_BLOCK_CLIENTS = {
+    **_adversaries(block_clients, block_clients.Writer, of="Block"),
+    **_BLOCK_REPAIRS,
+}
+_OBJECT_CLIENTS = {
+    **_adversaries(object_clients, object_clients.Updater, of="Object"),
+    **_OBJECT_REPAIRS,
+}
 
 # The adversaries of each kind of workload.
 CLIENTS: Mapping[str, Mapping[str, Callable[[ClientPosition], ClientAdversary]]] = {
     "blocks": _BLOCK_CLIENTS,
     "objects": _OBJECT_CLIENTS,
-    "files": {**_OBJECT_CLIENTS, "overwriter": repairing.Overwriter},
+    "files": {**_OBJECT_CLIENTS, **_adversaries(file_clients, block_clients.Writer)},
+}
+
+# Of these, what a node can do as well, whose grant does not let it write.
+INITIATIVES: Mapping[str, Mapping[str, Callable[[ClientPosition], ClientAdversary]]] = {
+    "blocks": {"meddler": block_repairs.BlockMeddler},
+    "objects": {**_OBJECT_REPAIRS, "barrier-spammer": object_clients.BarrierSpammer},
+    "files": {**_OBJECT_REPAIRS, "file-meddler": file_clients.FileMeddler},
 }
 
 # The grants of adversaries that do not have every right.

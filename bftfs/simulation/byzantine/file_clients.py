@@ -1,0 +1,85 @@
+"""Clients that misuse the blocks of files: nodes ask their replicas of the inode who may write."""
+
+from __future__ import annotations
+
+from bftfs.conversation import Now, Receive
+from bftfs.filesystem.attributes import Changes
+from bftfs.filesystem.inode import Writing
+from bftfs.filesystem.registry import WRITE
+from bftfs.identifiers import BlockId, ObjectId, inode_of
+from bftfs.read_write.messages import TimeReply, TimeRequest
+from bftfs.simulation.byzantine.block_repairs import LISTEN_US, BlockMeddler, LateFinisher
+from bftfs.simulation.byzantine.object_clients import Updater
+from bftfs.simulation.byzantine.positions import ClientPosition
+from bftfs.simulation.deployment import STRANGERS
+from bftfs.simulation.workloads.past import CONTENT_BYTES
+
+
+class Overwriter(LateFinisher):
+    """Writes to files as a user who may not, unless somebody lets him in; the same for repairs.
+
+    [design §6] "Nodes check write permission before they accept a block", each against its own
+    replica of the inode, which may be behind. Shown by permission: what it wrote is read only where
+    it was permitted meanwhile.
+    """
+
+    def __init__(self, position: ClientPosition) -> None:
+        super().__init__(position)
+        self._updater = Updater(position)
+        self.user = self._updater.user = STRANGERS
+
+    def block(self) -> BlockId:
+        """The block of one of the files."""
+        block: BlockId = self.position.workload.block_of_a_file()
+        return block
+
+    def item(self, block: BlockId) -> bytes:
+        """Contents by which the checker knows them."""
+        item: bytes = self.position.workload.intruding(
+            self.position.name, block, self.position.now()
+        )
+        return item
+
+    def hosts(self) -> list[int]:
+        """A few nodes; or all, of which those take it that do not know the inode as it is."""
+        return self.random.choice((super().hosts(), self.all_nodes()))
+
+    async def time(self, block: BlockId) -> int:
+        """Now, or as the newest version that some node has: what is shown of the file covers it."""
+        await self.send(self.some_nodes(1), TimeRequest((block,)))
+        delivery = await Receive(LISTEN_US)
+        if delivery is not None and isinstance(delivery.message, TimeReply):
+            return delivery.message.times[0] + self.random.choice((0, 1))
+        return await Now()
+
+    async def act(self) -> None:
+        """Plant or finish a version, write one to all nodes, or cover what is there."""
+        match self.random.randrange(4):
+            case 0:
+                block = self.block()
+                item, time = self.code.encode(self.item(block)), await self.time(block)
+                await self.write(block, item, nodes=self.all_nodes(), time=time)
+            case 1:
+                await self._cover(inode_of(self.block()))
+            case _:
+                await super().act()
+
+    async def _cover(self, inode: ObjectId) -> None:
+        await self._updater.observe((inode,))
+        writing = Writing(CONTENT_BYTES, 0, 0, Changes())
+        operation = self._updater.wrapped((WRITE, (inode,), writing), self.random.getrandbits(62))
+        sets = self._updater.latest_sets((inode,))
+        await self._updater.update(self.all_nodes(), sets, operation=operation)
+
+
+class FileMeddler(BlockMeddler):
+    """Repairs versions of files' blocks, of any age and author, also of files that are gone.
+
+    [PASIS §3.4.3.3] as of blocks; and [design §8] what was collected stays so. Shown by the
+    contents of files, the past and retention.
+    """
+
+    def block(self) -> BlockId:
+        """The block of one of the files."""
+        block: BlockId = self.position.workload.block_of_a_file()
+        return block
