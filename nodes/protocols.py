@@ -69,6 +69,7 @@ def honest_services(
     block_healer = BlockHealer(
         node,
         session,
+        keys,
         recovery,
         wants=past.wants,
         throttle=healing,
@@ -96,10 +97,10 @@ def honest_services(
         node,
         description.read_write,
         keys,
-        authority=InodeAuthority(recovery),
+        authority=InodeAuthority(recovery, object_healer),
         quota=quota,
         watch=verifier,
-        memory=block_healer if recovery.rebuilding else None,
+        memory=block_healer,
         past=past,
     )
     return Services(

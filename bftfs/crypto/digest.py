@@ -158,15 +158,22 @@ class AuthenticatorKeys:
         A Byzantine server may make MACs that are valid for some servers only: other servers may
         find theirs invalid.
         """
+        return self._judge(claimed_by, digest, authenticator) == ([], [])
+
+    def is_outlived(self, *, claimed_by: int, digest: bytes, authenticator: bytes) -> bool:
+        """True if it holds for this server, but its maker has begun a new life since."""
+        return self._judge(claimed_by, digest, authenticator) == ([], [claimed_by])
+
+    def _judge(
+        self, claimed_by: int, digest: bytes, authenticator: bytes
+    ) -> tuple[list[int], list[int]]:
+        """`refuted`, of one authenticator that may be anything."""
         if len(authenticator) != authenticator_bytes(len(self._from)):
-            return False
+            return [claimed_by], []
         if not 0 <= claimed_by < len(self._from):
-            return False
+            return [claimed_by], []
         makers = bytes((claimed_by,))
-        return self.refuted(makers=makers, digest=digest, authenticators=authenticator) == (
-            [],
-            [],
-        )
+        return self.refuted(makers=makers, digest=digest, authenticators=authenticator)
 
     def is_own(self, digest: bytes, authenticator: bytes) -> bool:
         """True if this server has made it, in whatever life."""

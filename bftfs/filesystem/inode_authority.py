@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 
 from bftfs.asking.refusal import Refused
@@ -11,31 +10,34 @@ from bftfs.errors import DamagedRow
 from bftfs.filesystem.inode import UNKNOWN_INODE, may_write_blocks
 from bftfs.identifiers import BlockId, inode_of
 from bftfs.query_update.replica import Replica
+from bftfs.query_update.server import Doubts
 from bftfs.server.recovery import Recovery
-from bftfs.server.step import Sender
+from bftfs.server.step import Sender, Want
 from bftfs.storage import StorageView
 from bftfs.wire.codec import UNREADABLE
 
 
 class InodeAuthority:
-    """Asks the node's own replica of the inode. A node that has never had one allows it, one that
-    may have lost it does not: more than t nodes that know of no inode could be deceived.
+    """Asks the node's own replica of the inode. A node that has never had one allows it. One that
+    may have lost it, or its latest version, brings it first: more than t nodes that do not know the
+    inode as it is could be deceived.
     """
 
-    def __init__(self, recovery: Recovery) -> None:
+    def __init__(self, recovery: Recovery, doubts: Doubts) -> None:
         self._recovery = recovery
+        self._doubts = doubts
 
     def may_write(
         self, view: StorageView, sender: Sender, block: BlockId, credentials: Credentials
-    ) -> Refused | None:
-        """None if the user may write, otherwise why not."""
+    ) -> Refused | Want | None:
+        """None if the user may write, otherwise why not, or what must be brought first."""
         name = inode_of(block)
+        if self._recovery.doubtful and (want := self._doubts.wanted((name,))) is not None:
+            return want
         try:
             code = may_write_blocks(Replica(view, name).workspace, credentials, sender.grant)
         except UNREADABLE as error:
             raise DamagedRow(name, str(error)) from error
-        if code == UNKNOWN_INODE and self._recovery.doubtful:
-            return Refused(errno.EAGAIN, "this node is rebuilding its store")
         if code in (0, UNKNOWN_INODE):
             return None
         return Refused(code, f"user {credentials.uid} may not write: {os.strerror(code)}")

@@ -13,7 +13,7 @@ from msgspec import Meta
 
 from bftfs import limits
 from bftfs.asking.refusal import Refused
-from bftfs.crypto.digest import DIGEST_BYTES, LIFE_MOST
+from bftfs.crypto.digest import DIGEST_BYTES
 from bftfs.identifiers import OBJECT_ID_BYTES
 from bftfs.query_update.history import (
     TIMESTAMP_BYTES,
@@ -29,6 +29,8 @@ from bftfs.query_update.history import (
 from bftfs.wire.codec import (
     AuthenticatorField,
     ClientField,
+    LifeField,
+    LivesField,
     Message,
     NodeField,
     ObjectField,
@@ -45,9 +47,6 @@ ErrnoField: TypeAlias = Annotated[int, Meta(ge=0, le=4095)]
 NodesField: TypeAlias = Annotated[
     int, Meta(ge=0, le=(1 << 63) - 1)
 ]  # a set of servers, as a bit mask
-# The latest life of each server that the sender knows of, its own included.
-LifeField: TypeAlias = Annotated[int, Meta(ge=0, le=LIFE_MOST)]
-LivesField: TypeAlias = Annotated[tuple[LifeField, ...], Meta(max_length=limits.NODES)]
 AuthenticatorsOfAllField: TypeAlias = Annotated[
     tuple[AuthenticatorField, ...], Meta(max_length=limits.NODES)
 ]

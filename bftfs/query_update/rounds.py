@@ -14,6 +14,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 from bftfs import limits
 from bftfs.asking.ask import Asking
+from bftfs.asking.lives import Lives, Told
 from bftfs.asking.peers import Peers
 from bftfs.asking.quorum import NOBODY, Nodes, QuorumSystem
 from bftfs.conversation import Delivery, Now, Send
@@ -27,7 +28,6 @@ from bftfs.query_update.history import (
     is_barrier,
     parse_history,
 )
-from bftfs.query_update.lives import Lives, Told
 from bftfs.query_update.messages import PastReply, QueryReply, Status, UpdateReply, Verdict
 from bftfs.query_update.observation import Observations
 from bftfs.wire.codec import Message

@@ -18,6 +18,9 @@ below the cursor. `classification.judge` says what it is:
 A node that lists a version and does not send its fragment while patience runs out withholds it: it
 counts as silent about that version. On the second silence the silent nodes are asked again.
 
+**Lives.** What a node lists, it may have lost since. If a candidate is complete only with nodes
+that others of its hosts know to have begun a new life, these are asked anew.
+
 **Garbage collection.** A node that has collected versions says so. Where nobody else can be asked,
 a read of the latest version has been overtaken by a newer complete one, and starts anew
 [LazyVer §3.8.3]; a read of the past fails if more than b nodes, hence a correct one, say so.
@@ -31,6 +34,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from bftfs import limits
+from bftfs.asking.lives import Heard, Lives
 from bftfs.asking.refusal import Refused
 from bftfs.coding.erasure import Buffer
 from bftfs.errors import NoLongerKept, VersionUnrecoverable
@@ -74,6 +78,7 @@ class Descent:
         block: BlockId,
         before: BlockTimestamp | None,
         nodes: tuple[NodeId, ...],
+        lives: Lives,
         *,
         silent: frozenset[NodeId] = frozenset(),
         probes: tuple[NodeId, ...] = (),
@@ -95,6 +100,9 @@ class Descent:
         self._fetching: set[NodeId] = set()  # nodes whose fragment of the candidate is on its way
         self._withheld: set[NodeId] = set()  # nodes that list the candidate and keep its fragment
         self._silent = set(silent)
+        self._lives = lives
+        self._asked: dict[NodeId, int] = {}  # when a node was asked for its latest listing
+        self._anew: set[NodeId] = set()  # nodes that were asked anew, for what they listed before
         self._probes = probes
         self._lapses = 0
 
@@ -133,6 +141,8 @@ class Descent:
                 lists=wanted is None,
             )
             if verdict is ReplyVerdict.VALID:
+                if wanted is None and node not in responses.lives:
+                    self._ask_anew(node)
                 if wanted is not None and not responses.has_fragment_of(node, wanted):
                     collected = message.below is Below.COLLECTED
                     responses.withdraw(node, wanted, collected=collected)
@@ -145,6 +155,18 @@ class Descent:
             responses.discard(node)
         self._withheld.discard(node)
         return verdict
+
+    def _ask_anew(self, node: NodeId) -> None:
+        """What `node` has listed does not count: it has lost its store since, or that is claimed.
+
+        A node of which that is true twice in one read is left out of it.
+        """
+        if node in self._anew:
+            self.responses.discard(node)
+            return
+        self._anew.add(node)
+        self.responses.drop(node)
+        self._listed.pop(node, None)
 
     def lapse(self) -> list[Question]:
         """Patience has run out: widen, and from the second silence on ask the silent again."""
@@ -188,6 +210,8 @@ class Descent:
             if not is_final:
                 break
             if classification is not CandidateClass.INCOMPLETE:
+                if classification is CandidateClass.COMPLETE and self._has_outlived(candidate):
+                    continue
                 if candidate == ZERO or len(responses.fragments(candidate)) >= thresholds.m:
                     return Usable(candidate, classification)
                 return self._fetch(candidate)
@@ -236,11 +260,27 @@ class Descent:
             counts_forgetful=self._before is not None and self._lapses > 1,
         )
 
+    def _has_outlived(self, candidate: BlockTimestamp) -> bool:
+        """True if some that list `candidate` did so in an earlier life, as others of them know."""
+        if candidate == ZERO:
+            return False
+        told = self.responses.told(candidate)
+        if len(set(told.values())) == 1:
+            return False
+        asked = self._asked
+        outlived = self._lives.outlived(
+            {node: Heard(lives, asked[node]) for node, lives in told.items()}
+        )
+        for node in outlived:
+            self._ask_anew(node)
+        return bool(outlived)
+
     # --- questions ---------------------------------------------------------------------------
 
     def _list(
         self, node: NodeId, before: BlockTimestamp | None, *, want_data: bool, history: int
     ) -> Question:
+        self._asked[node] = self._lives.begin()
         self._listing[node] = want_data
         self._listed[node] = self._listed.get(node, 0) + 1
         return Question(node, before, want_data, history)

@@ -22,6 +22,8 @@ from bftfs.wire.codec import (
     BlockField,
     ClientField,
     DigestField,
+    LifeField,
+    LivesField,
     Message,
     ObjectField,
     TimeField,
@@ -68,7 +70,12 @@ class WriteRequest(Message, frozen=True, tag=0x31):
 
 
 class WriteReply(Message, frozen=True, tag=0x41):
-    """WRITE_RESPONSE: this node hosts the version, on stable storage."""
+    """WRITE_RESPONSE: this node hosts the version, on stable storage.
+
+    `lives`, here and below: the latest life of each node that this one knows of. Empty: the first.
+    """
+
+    lives: LivesField = ()
 
 
 class ReadRequest(Message, frozen=True, tag=0x32):
@@ -112,6 +119,7 @@ class ReadReply(Message, frozen=True, tag=0x42):
     cross_checksum: CrossChecksumField
     idle_ms: Annotated[int, Meta(ge=0, le=limits.VERIFY_IDLE_MOST_US // 1_000)] = 0
     verified_us: TimeField = 0
+    lives: LivesField = ()
 
 
 class VouchRequest(Message, frozen=True, tag=0x33):
@@ -125,6 +133,7 @@ class VouchReply(Message, frozen=True, tag=0x43):
     """The node's authenticator over block and timestamp; empty if it does not host the version."""
 
     authenticator: AuthenticatorField
+    lives: LivesField = ()
 
 
 class Notice(Message, frozen=True, tag=0x34):
@@ -144,20 +153,27 @@ class Notice(Message, frozen=True, tag=0x34):
 class InventoryRequest(Message, frozen=True, tag=0x35):
     """From node to node: which versions do you host, from `after` (excluded) to `until`?
 
-    By their keys in the store. The sender hosts those of which `digest` is the digest.
+    By their keys in the store. The sender hosts those of which `digest` is the digest. If it has
+    lost some, `proof` is that of the life that it has begun since.
     """
 
     after: VersionKeyField
     until: VersionKeyField
     digest: DigestField
+    proof: AuthenticatorField = b""
 
 
 class InventoryReply(Message, frozen=True, tag=0x45):
-    """The keys, ascending; `more`: there are further ones; `same`: they are those that you have."""
+    """The keys, ascending; `more`: there are further ones; `same`: they are those that you have.
+
+    A node that has lost versions rests on those that have lost none there, and know its new life.
+    """
 
     keys: Annotated[tuple[VersionKeyField, ...], Meta(max_length=limits.KEYS_IN_INVENTORY)]
     more: bool
     same: bool = False
+    remembers: bool = True  # all that it has accepted up to the end of the listing
+    life: LifeField = 0  # the latest of the asking node that this one has stored
 
 
 class AuthoredRequest(Message, frozen=True, tag=0x36):

@@ -117,7 +117,15 @@ class BlockRead:
             now_us=now_us,
             patience_total_us=session.patience_total_us,
         )
-        return Descent(thresholds, self._block, self._before, nodes, silent=silent, probes=probes)
+        return Descent(
+            thresholds,
+            self._block,
+            self._before,
+            nodes,
+            session.lives,
+            silent=silent,
+            probes=probes,
+        )
 
     def _order(self, nodes: tuple[NodeId, ...]) -> tuple[NodeId, ...]:
         """The order in which to ask `nodes`."""

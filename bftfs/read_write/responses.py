@@ -14,6 +14,7 @@ from bisect import bisect_left
 from enum import Enum
 from itertools import pairwise
 
+from bftfs.asking.lives import Told
 from bftfs.asking.peers import Peers
 from bftfs.asking.quorum import Nodes
 from bftfs.coding import cross_checksum
@@ -55,6 +56,7 @@ class Responses:
         self.collected: set[NodeId] = set()  # nodes that have forgotten what was below their depth
         self.discarded: set[NodeId] = set()
         self.damaged: dict[NodeId, ReadReply] = {}  # of nodes with a false fragment: the rest
+        self.lives: dict[NodeId, Told] = {}  # as nodes tell that list versions
         self.verified_us: dict[tuple[NodeId, BlockTimestamp], int] = {}  # since when, as they say
         # Every version that was ever shown, ascending: a stuttering client may have left thousands.
         self._shown: list[BlockTimestamp] = []
@@ -85,7 +87,11 @@ class Responses:
             if verdict is ReplyVerdict.DAMAGED:
                 self.damaged[node] = reply
         elif lists:
-            self._extend(node, reply, before)
+            told = reply.lives or (0,) * self._N
+            if self.lives.setdefault(node, told)[node] == told[node]:
+                self._extend(node, reply, before)
+            else:  # it has lost its store since it began to list
+                self.drop(node)
         return verdict
 
     def withdraw(self, node: NodeId, candidate: BlockTimestamp, *, collected: bool) -> None:
@@ -94,7 +100,7 @@ class Responses:
         It counts as heard and not hosting; if garbage collection is the reason, as not heard.
         """
         if collected:
-            self._drop(node)
+            self.drop(node)
             self.collected.add(node)
         elif node in self.hosted:
             self.hosted[node].pop(candidate, None)
@@ -110,6 +116,8 @@ class Responses:
     ) -> ReplyVerdict:
         """VALIDATE, and what else must hold of a correct node's reply. [PASIS Figure 3.2]"""
         versions, checksum = reply.versions, reply.cross_checksum
+        if len(reply.lives) not in (0, self._N):
+            return ReplyVerdict.IMPOSSIBLE
         if not versions:
             possible = reply.below is Below.ORIGIN or (
                 reply.below is Below.COLLECTED and before is not None
@@ -173,9 +181,11 @@ class Responses:
     def discard(self, node: NodeId) -> None:
         """No correct node sends what `node` has sent: nothing that it says counts."""
         self.discarded.add(node)
-        self._drop(node)
+        self.drop(node)
 
-    def _drop(self, node: NodeId) -> None:
+    def drop(self, node: NodeId) -> None:
+        """What `node` has listed so far does not count: it is to be asked anew."""
+        self.lives.pop(node, None)
         self.hosted.pop(node, None)
         self.depth.pop(node, None)
         self.collected.discard(node)
@@ -212,7 +222,7 @@ class Responses:
     def hear_anew(self, candidate: BlockTimestamp | None) -> None:
         """Drop the lists of the `forgetful`: they are asked once more."""
         for node in self.forgetful(candidate):
-            self._drop(node)
+            self.drop(node)
 
     def damaged_hosts(self, candidate: BlockTimestamp) -> list[NodeId]:
         """Nodes that list `candidate`, and have sent a false fragment."""
@@ -221,6 +231,14 @@ class Responses:
             for node, reply in self.damaged.items()
             if any(version.timestamp == candidate for version in reply.versions)
         ]
+
+    def told(self, candidate: BlockTimestamp) -> dict[NodeId, Told]:
+        """What the nodes that count as hosts tell of lives."""
+        damaged = {
+            node: self.damaged[node].lives or (0,) * self._N
+            for node in self.damaged_hosts(candidate)
+        }
+        return damaged | {node: self.lives[node] for node in self.hosts(candidate)}
 
     def damaged_heard(self, candidate: BlockTimestamp) -> list[NodeId]:
         """Nodes that listed down to `candidate`, and have sent a false fragment."""

@@ -9,6 +9,10 @@ touches a constant number of rows at one place of each table.
 fragment that fails this check at a reader convicts the node and never the writer [PASIS §3.4.2.3].
 A version's timestamp names the client that wrote it: a node takes a version from its author, or
 from a repairing client for which QC - t nodes vouch that they host it.
+
+What a node has said in one life counts no more when it has lost its store and begun another. So
+each reply that others count tells the latest lives that the node knows of.
+[docs/protocols-read-write.md, What a node has forgotten]
 """
 
 from __future__ import annotations
@@ -27,6 +31,7 @@ from bftfs.crypto.digest import (
     DIGEST_BYTES,
     AuthenticatorKeys,
     inventory_digest,
+    life_of,
     verifier_of,
     voucher_digest,
 )
@@ -60,6 +65,7 @@ from bftfs.read_write.timestamp import (
     version_key,
 )
 from bftfs.read_write.version_row import COLLECTED_BELOW, VERIFIED, Change
+from bftfs.server import known_lives
 from bftfs.server.step import Ready, Role, Sender, Want
 from bftfs.storage import StorageView, Table, Write
 from bftfs.thresholds import ReadWriteThresholds
@@ -67,11 +73,9 @@ from bftfs.thresholds import ReadWriteThresholds
 # Above every version key of a block: no version has the timestamp whose inverse this is.
 _END = b"\xff" * TIMESTAMP_BYTES
 
-_WRITTEN = WriteReply()
-_NOT_HOSTED = VouchReply(b"")
-_COLLECTED = ReadReply((), Below.COLLECTED, CrossChecksum(b""))
 _GONE = Refused(errno.ESTALE, "the file was deleted, and its contents are no longer kept")
 _FORGOTTEN = Refused(errno.ENODATA, "this node is rebuilding its store")
+_OUTLIVED = Refused(errno.EKEYEXPIRED, "a node that vouches has lost its store since")
 
 
 class Authority(Protocol):
@@ -79,8 +83,11 @@ class Authority(Protocol):
 
     def may_write(
         self, view: StorageView, sender: Sender, block: BlockId, credentials: Credentials
-    ) -> Refused | None:
-        """None, or why not. `view` is the one in which the write is about to be stored."""
+    ) -> Refused | Want | None:
+        """None, or why not, or what must be brought before that can be told.
+
+        `view` is the one in which the write is about to be stored.
+        """
 
 
 class Quota(Protocol):
@@ -108,6 +115,13 @@ class Memory(Protocol):
 
     def may_answer(self, block: BlockId) -> bool:
         """True if this node knows which versions of `block` it should host."""
+
+    def remembers(self, until: bytes) -> bool:
+        """True if it lacks none of the versions that it has accepted, up to this key."""
+
+    @property
+    def is_lost(self) -> bool:
+        """True if the node has lost something, and has not begun a new life yet."""
 
 
 class RetainedPast(Protocol):
@@ -192,9 +206,12 @@ class ReadWriteServer:
     def _remembers(self, message: Request) -> bool:
         """False if this node is rebuilding its store and has not come to the blocks in question.
 
-        To list none of their versions would deny what it has acknowledged. It accepts writes.
+        To list none of their versions would deny what it has acknowledged. It accepts writes, once
+        it has begun a new life: before, it does not know of those that others have begun.
         """
         assert self._memory is not None
+        if self._memory.is_lost:
+            return False
         match message:
             case TimeRequest():
                 return all(map(self._memory.may_answer, message.blocks))
@@ -233,7 +250,7 @@ class ReadWriteServer:
         hosted = view.get(Table.BLOCK, key)
         if hosted is not None:
             writes = self._restored(view, key, hosted, message, fragment)
-            return Ready(reply=_WRITTEN, writes=writes, uses_reserve=True)
+            return Ready(reply=self._written(), writes=writes, uses_reserve=True)
         repairs = (
             bool(message.vouchers)
             or sender.client != timestamp.client
@@ -244,15 +261,17 @@ class ReadWriteServer:
             refusal = self._not_vouched(message) or _too_far_ahead(timestamp.time, now_us)
         else:
             credentials = Credentials(message.uid, message.gid, message.groups)
-            refusal = self._authority.may_write(view, sender, block, credentials)
-            refusal = refusal or _insane(timestamp.time, now_us)
+            answer = self._authority.may_write(view, sender, block, credentials)
+            if isinstance(answer, Want):
+                return Ready(wants=(answer,))
+            refusal = answer or _insane(timestamp.time, now_us)
         if refusal is not None:
             return Ready(reply=refusal)
         if repairs:
             if self._past is not None and not self._past.wants(view, key):
                 # A repair makes sure that no later reader misses the version; this node tells
                 # readers that it has collected it, and so counts for none of them.
-                return Ready(reply=_WRITTEN)
+                return Ready(reply=self._written())
         else:
             wait = None if watch is None else watch.before_write(block, timestamp.client, now_us)
             if isinstance(wait, Refused):
@@ -268,7 +287,15 @@ class ReadWriteServer:
         want = None if watch is None else watch.written(block, timestamp, now_us)
         if want is not None:  # before the version is acknowledged
             return Ready(writes=writes, wants=(want,), uses_reserve=repairs)
-        return Ready(reply=_WRITTEN, writes=writes, uses_reserve=repairs)
+        return Ready(reply=self._written(), writes=writes, uses_reserve=repairs)
+
+    def _written(self) -> WriteReply:
+        return WriteReply(self._lives())
+
+    def _lives(self) -> tuple[int, ...]:
+        """What replies tell of lives: nothing while nobody has begun a second one."""
+        lives = self._keys.lives
+        return lives if any(lives) else ()
 
     def _not_bound(
         self, block: BlockId, message: WriteRequest, fragment: bytes | memoryview
@@ -313,17 +340,23 @@ class ReadWriteServer:
         no repair that a reader owes is refused by a correct node. And of more than t + b nodes one
         is correct and knows the inode as it is, of which t may lack the last update: it has checked
         the author's authority. (docs/threat-model.md, G4)
+
+        Nodes that have lost their stores since may not host it any more: their vouchers do not
+        count. Who shows them is told so, since the version may be complete all the same.
         """
         digest = _voucher_digest(message.block, message)
-        vouching = {
-            voucher.node
-            for voucher in message.vouchers
-            if self._keys.check(
-                claimed_by=voucher.node, digest=digest, authenticator=voucher.authenticator
-            )
-        }
-        if len(vouching) >= self._thresholds.repairable:
+        least = self._thresholds.repairable
+        vouching, outlived = set(), set()
+        for voucher in message.vouchers:
+            node, made = voucher.node, voucher.authenticator
+            if self._keys.check(claimed_by=node, digest=digest, authenticator=made):
+                vouching.add(node)
+            elif self._keys.is_outlived(claimed_by=node, digest=digest, authenticator=made):
+                outlived.add(node)
+        if len(vouching) >= least:
             return None
+        if len(vouching | outlived) >= least:
+            return _OUTLIVED
         return Refused(
             errno.EPERM, "only its author may write a version for which too few nodes vouch"
         )
@@ -340,7 +373,7 @@ class ReadWriteServer:
     ) -> Ready:
         block, before = message.block, message.before
         if before is not None and self._may_lack(view, block, before):
-            return Ready(reply=_COLLECTED)
+            return Ready(self._collected())
         start = block if before is None else version_key(block, before) + b"\x00"
         listed: list[Listed] = []
         below, checksum, fragment = Below.ORIGIN, CrossChecksum(b""), b""
@@ -358,12 +391,16 @@ class ReadWriteServer:
                 below = Below.COLLECTED
                 break
         if not listed and self._past is not None and self._past.is_gone(view, block):
-            return Ready(reply=_COLLECTED if before is not None else _GONE)
+            return Ready(self._collected() if before is not None else _GONE)
         idle_ms = 0  # only nodes are told for how long no client has asked this one for anything
         if sender.role is Role.NODE and self._watch is not None:
             idle_ms = self._watch.idle_ms(now_us)
-        reply = ReadReply(tuple(listed), below, checksum, idle_ms, verified_us)
+        lives = self._lives()
+        reply = ReadReply(tuple(listed), below, checksum, idle_ms, verified_us, lives)
         return Ready(reply=reply, body=fragment)
+
+    def _collected(self) -> ReadReply:
+        return ReadReply((), Below.COLLECTED, CrossChecksum(b""), lives=self._lives())
 
     def _may_lack(self, view: StorageView, block: BlockId, before: BlockTimestamp) -> bool:
         """True if the latest version below `before` may have been collected here."""
@@ -386,12 +423,18 @@ class ReadWriteServer:
     ) -> Ready:
         if sender.role is not Role.NODE:
             return Ready(reply=Refused(errno.EPERM, "inventories are for nodes"))
+        assert sender.node is not None
+        writes = known_lives.note(view, self._keys, sender.node, message.proof)
+        life = life_of(message.proof if writes else known_lives.proof_of(view, sender.node))
         listed = view.keys(Table.BLOCK, message.after + b"\0", message.until + b"\0")
         keys = tuple(islice(listed, limits.KEYS_IN_INVENTORY + 1))
         more = len(keys) > limits.KEYS_IN_INVENTORY
-        if not more and inventory_digest(keys) == message.digest:
-            return Ready(reply=InventoryReply((), more=False, same=True))
-        return Ready(reply=InventoryReply(keys[: limits.KEYS_IN_INVENTORY], more))
+        same = not more and inventory_digest(keys) == message.digest
+        keys = () if same else keys[: limits.KEYS_IN_INVENTORY]
+        remembers = self._memory is None or self._memory.remembers(
+            keys[-1] if more else message.until
+        )
+        return Ready(InventoryReply(keys, more, same, remembers, life), writes=writes)
 
     # --- authors ----------------------------------------------------------------------------
 
@@ -403,9 +446,11 @@ class ReadWriteServer:
     # --- vouching ----------------------------------------------------------------------------
 
     def _vouch(self, view: StorageView, _sender: Any, message: VouchRequest, *_: Any) -> Ready:
+        lives = self._lives()
         if view.get(Table.BLOCK, version_key(message.block, message.timestamp)) is None:
-            return Ready(reply=_NOT_HOSTED)
-        return Ready(reply=VouchReply(self._keys.make(_voucher_digest(message.block, message))))
+            return Ready(VouchReply(b"", lives))
+        digest = _voucher_digest(message.block, message)
+        return Ready(VouchReply(self._keys.make(digest), lives))
 
 
 def _voucher_digest(block: BlockId, message: WriteRequest | VouchRequest) -> bytes:

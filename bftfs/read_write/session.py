@@ -12,11 +12,12 @@ await. A gathering belongs to one conversation.
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Generic, TypeVar
 
 from bftfs import limits
 from bftfs.asking.ask import Asking
+from bftfs.asking.lives import Lives, Told
 from bftfs.asking.peers import Pace, Peers
 from bftfs.asking.quorum import Nodes
 from bftfs.asking.refusal import Refused
@@ -48,6 +49,14 @@ class Session:
         self.code = ErasureCode(thresholds.m, thresholds.N)
         self.by_fragment = nodes_by_fragment(thresholds.N)
         self.validated = ValidatedVersions(limits.VALIDATED_VERSIONS)
+        self.lives = Lives()
+
+    def told(self, lives: Told) -> Told | None:
+        """What a reply tells of lives; None if no correct node tells that."""
+        N = self.thresholds.N
+        if not lives:
+            return (0,) * N
+        return lives if len(lives) == N else None
 
 
 class Gathering(Asking, Generic[Answer]):
@@ -105,13 +114,28 @@ class Gathering(Asking, Generic[Answer]):
         await self.collect(self._take)
         return self._answers
 
+    def _is_enough(self) -> bool:
+        return len(self._answers) >= self._required and self._awaited <= self._answers.keys()
+
+    def _outlived(self, _answers: dict[NodeId, Answer]) -> Iterable[NodeId]:
+        """Those whose answers count no more: they have lost their stores since."""
+        return ()
+
     def _take(self, reply: Delivery) -> None:
         answer = self._judge(reply.message)
         if answer is not None:
             answers = self._answers
             answers[reply.node] = answer
-            if len(answers) >= self._required and self._awaited <= answers.keys():
+            if not self._is_enough():
+                return
+            outlived = self._outlived(answers)
+            for node in outlived:
+                del answers[node]
+            if self._is_enough():
                 self.enough()
+                return
+            for node in outlived:
+                self.again(node)
         elif not isinstance(reply.message, Refused):
             self._peers.convict(Nodes.of([reply.node]), self.began_us)
             self.useless(reply.node)

@@ -9,22 +9,28 @@ A version's timestamp names its author, and nodes take versions from their autho
 therefore first asks the nodes to vouch that they host the candidate; QC - t vouchers prove that the
 author wrote it, and was entitled to. If N - t nodes have answered and fewer vouch, then fewer than
 QC benign nodes host it: it was not complete, and the reader may go on as if it were incomplete.
+
+What a node has acknowledged or vouched for, it may have lost since. Acknowledgements count together
+while none of those that give them knows that another one has begun a new life. Vouchers are judged
+by the nodes: one that knows of a later life says so, and they are gathered anew.
+[docs/protocols-read-write.md, What a node has forgotten]
 """
 
 from __future__ import annotations
 
 import errno
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 from bftfs import limits
+from bftfs.asking.lives import Heard, Told
 from bftfs.clock_skew import is_pushed_ahead
 from bftfs.coding import cross_checksum
 from bftfs.coding.cross_checksum import CrossChecksum
 from bftfs.coding.erasure import Buffer, ErasureCode
 from bftfs.conversation import Now, Pause, Send
 from bftfs.credentials import NOBODY, Credentials
-from bftfs.crypto.digest import Digest
+from bftfs.crypto.digest import Digest, life_of
 from bftfs.errors import AdmissionRefused
 from bftfs.identifiers import BlockId, NodeId
 from bftfs.read_write.messages import (
@@ -39,6 +45,8 @@ from bftfs.read_write.placement import rotation_of
 from bftfs.read_write.session import Gathering, Session
 from bftfs.read_write.timestamp import BlockTimestamp
 from bftfs.wire.codec import Voucher
+
+_GATHERINGS = 4  # of vouchers, by one repair
 
 
 class Encoded(NamedTuple):
@@ -105,6 +113,44 @@ class TimeRound(Gathering[tuple[int, ...]]):
         ]
 
 
+class WriteRound(Gathering[Told]):
+    """WRITE of one version: each node its fragment. An answer is what a node tells of lives."""
+
+    __slots__ = ("_asked", "_lives")
+
+    def __init__(
+        self, session: Session, request: WriteRequest, fragments: Sequence[Buffer], now_us: int
+    ) -> None:
+        rotation, N = rotation_of(request.block, session.thresholds.N), session.thresholds.N
+        asked: dict[NodeId, int] = {}  # when
+
+        def with_fragment(node: NodeId) -> Send:
+            asked[node] = session.lives.begin()
+            return Send(node, request, memoryview(fragments[(node - rotation) % N]))
+
+        def judge(reply: Any) -> Told | None:
+            return session.told(reply.lives) if isinstance(reply, WriteReply) else None
+
+        super().__init__(
+            session,
+            with_fragment,
+            judge,
+            subject=_named((request.block,)),
+            pace=session.peers.writes,
+            now_us=now_us,
+        )
+        self._asked = asked
+        self._lives = session.lives
+
+    def _outlived(self, answers: dict[NodeId, Told]) -> Iterable[NodeId]:
+        if len(set(answers.values())) == 1:
+            return ()
+        asked = self._asked
+        return self._lives.outlived(
+            {node: Heard(told, asked[node]) for node, told in answers.items()}
+        )
+
+
 def least_safe_time(reported: Sequence[int], b: int) -> int:
     """The (b + 1)-th largest of the times that enough nodes report."""
     return sorted(reported, reverse=True)[b]
@@ -128,7 +174,6 @@ async def write_at(
     as far ahead as the fastest clocks bear, and those that are behind refuse until they have caught
     up. That delays the write, and must not fail it. [design §4]
     """
-    N = session.thresholds.N
     request = WriteRequest(
         block,
         timestamp,
@@ -138,26 +183,10 @@ async def write_at(
         credentials.groups,
         vouchers,
     )
-    rotation = rotation_of(block, N)
-
-    def with_fragment(node: NodeId) -> Send:
-        return Send(node, request, memoryview(encoded.fragments[(node - rotation) % N]))
-
-    def judge(reply: Any) -> bool | None:
-        return isinstance(reply, WriteReply) or None
-
     waited_us, pause_us = 0, limits.CLOCKS_PATIENCE_US
     while True:
-        gathering: Gathering[bool] = Gathering(
-            session,
-            with_fragment,
-            judge,
-            subject=_named((block,)),
-            pace=session.peers.writes,
-            now_us=await Now(),
-        )
         try:
-            await gathering.answers()
+            await WriteRound(session, request, encoded.fragments, await Now()).answers()
         except AdmissionRefused as refused:
             if (
                 refused.code != errno.ETIME
@@ -186,12 +215,45 @@ async def repair(
     AdmissionRefused if nodes refuse for another reason, QuorumUnavailable if total patience runs
     out.
     """
+    begun = (0,) * session.thresholds.N
+    for tries_left in reversed(range(_GATHERINGS)):
+        answers = await _vouch(session, block, timestamp, hosts)
+        # Who vouches in an earlier life than others knew of before it was asked, lies.
+        vouchers = tuple(
+            Voucher(node, reply.authenticator)
+            for node, reply in answers.items()
+            if reply.authenticator and life_of(reply.authenticator) >= begun[node]
+        )
+        begun = _begun(session, answers.values())
+        if len(vouchers) < session.thresholds.repairable:
+            return False
+        try:
+            await write_at(
+                session, block, timestamp, encoded, credentials=NOBODY, vouchers=vouchers
+            )
+        except AdmissionRefused as refused:
+            # A correct node is among these, and found fewer than QC - t of the vouchers valid, with
+            # those that are outlived.
+            if refused.code == errno.EPERM and refused.nodes > session.thresholds.b:
+                return False
+            if refused.code != errno.EKEYEXPIRED or not tries_left:
+                raise
+        else:
+            break
+    return True
+
+
+async def _vouch(
+    session: Session, block: BlockId, timestamp: BlockTimestamp, hosts: frozenset[NodeId]
+) -> dict[NodeId, VouchReply]:
+    """What N - t nodes and `hosts` vouch for."""
     request = VouchRequest(block, timestamp)
 
-    def judge(reply: Any) -> bytes | None:
-        return reply.authenticator if isinstance(reply, VouchReply) else None
+    def judge(reply: Any) -> VouchReply | None:
+        usable = isinstance(reply, VouchReply) and session.told(reply.lives) is not None
+        return reply if usable else None
 
-    gathering: Gathering[bytes] = Gathering(
+    gathering: Gathering[VouchReply] = Gathering(
         session,
         lambda node: Send(node, request),
         judge,
@@ -199,20 +261,14 @@ async def repair(
         pace=session.peers.writes,
         now_us=await Now(),
     )
-    answers = await gathering.answers(hosts)
-    vouchers = tuple(
-        Voucher(node, authenticator) for node, authenticator in answers.items() if authenticator
-    )
-    if len(vouchers) < session.thresholds.repairable:
-        return False
-    try:
-        await write_at(session, block, timestamp, encoded, credentials=NOBODY, vouchers=vouchers)
-    except AdmissionRefused as refused:
-        # A correct node is among these, and found fewer than QC - t of the vouchers valid.
-        if refused.code == errno.EPERM and refused.nodes > session.thresholds.b:
-            return False
-        raise
-    return True
+    return await gathering.answers(hosts)
+
+
+def _begun(session: Session, answers: Iterable[VouchReply]) -> Told:
+    """Of each node, the latest life that b + 1 nodes know it to have begun."""
+    told = [session.told(reply.lives) or () for reply in answers]
+    b = session.thresholds.b
+    return tuple(sorted(lives, reverse=True)[b] for lives in zip(*told, strict=True))
 
 
 def _named(blocks: Sequence[BlockId]) -> str:

@@ -10,6 +10,9 @@ its store.
    all N, checks them against the cross-checksum that the timestamp binds, and stores its own.
 3. While it rebuilds a lost store, it refuses to list versions that the walk has not come to
    (`may_answer`): to say that it hosts none would deny what it has acknowledged.
+4. Then it rests on N - t peers that have stored its new life (`.lives`), and lack none of what they
+   have accepted themselves. So what it acknowledged before, and its walk does not find, nobody
+   counts any more. [docs/protocols-read-write.md, What a node has forgotten]
 
 Safe whatever the version's fate: as many nodes vouch for what a repair writes, and one more host is
 what that would have brought. Every complete version is rebuilt: QC benign nodes have it, of which
@@ -35,8 +38,8 @@ from bftfs import limits
 from bftfs.asking.ask import Asking
 from bftfs.asking.refusal import Refused
 from bftfs.coding.cross_checksum import CrossChecksum
-from bftfs.conversation import Compute, Delivery, Now, Send, Together
-from bftfs.crypto.digest import inventory_digest
+from bftfs.conversation import Compute, Delivery, Now, Pause, Send, Together
+from bftfs.crypto.digest import LIFE_DIGEST, AuthenticatorKeys, inventory_digest, life_of
 from bftfs.errors import QuorumUnavailable
 from bftfs.identifiers import BLOCK_ID_BYTES, BlockId, NodeId
 from bftfs.read_write import version_row
@@ -76,6 +79,7 @@ from bftfs.storage import StorageView, Table, Write
 
 _KEYS_PER_PAGE = 512
 _PATIENCE_US = limits.SECOND_US  # for the hosts of one version
+_LOST_US = 50_000  # between two looks whether the node has begun a new life
 
 
 # --- one version --------------------------------------------------------------------------------
@@ -161,6 +165,7 @@ class BlockHealer:
         self,
         node: NodeId,
         session: Session,
+        keys: AuthenticatorKeys,
         recovery: Recovery,
         *,
         wants: Callable[[StorageView, bytes], bool] = lambda _view, _key: True,
@@ -172,6 +177,7 @@ class BlockHealer:
         self._node = node
         self._thresholds = session.thresholds
         self._session = session
+        self._keys = keys
         self._recovery = recovery
         self._wants = wants
         self._others = OtherNodes(node, session.peers)
@@ -188,11 +194,22 @@ class BlockHealer:
         """True if the node knows which versions of `block` it should host."""
         return block < self._walk.complete_until
 
+    def remembers(self, until: bytes) -> bool:
+        """True if the node lacks none of the versions that it has accepted, up to this key."""
+        return until <= self._walk.complete_until
+
+    @property
+    def is_lost(self) -> bool:
+        """True if the node has lost something, and has not begun a new life yet."""
+        return self._recovery.is_lost
+
     async def run(self, host: Host) -> None:
         """Heal at the start, and from time to time."""
         await passes(host, self.throttle, self._pass)
 
     async def _pass(self, host: Host) -> bool:
+        while self._recovery.is_lost:  # the healer of objects begins the new life
+            await Pause(_LOST_US)
         # A pass that is complete missed at most what was under way; the next one finds it.
         complete = await self._walk.one_pass(host, self._heal_page)
         if complete:
@@ -245,10 +262,14 @@ class BlockHealer:
 
         None if too few answer to know of all complete versions.
         """
-        request = InventoryRequest(after, page.until, inventory_digest(page.keys))
-        replies = await self._others.ask(
-            request, InventoryReply, partial(_is_listing, after, page.until)
-        )
+        proof = self._keys.make(LIFE_DIGEST) if self._recovery.rebuilding else b""
+
+        def counts(reply: InventoryReply) -> bool:
+            knows_enough = not proof or (reply.remembers and reply.life >= life_of(proof))
+            return _is_listing(after, page.until, reply) and knows_enough
+
+        request = InventoryRequest(after, page.until, inventory_digest(page.keys), proof)
+        replies = await self._others.ask(request, InventoryReply, counts)
         b, t = self._thresholds.b, self._thresholds.t
         # While it recovers, the node itself is one of the t.
         away = max(t - 1, 0) if self._recovery.rebuilding else t

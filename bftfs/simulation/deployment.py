@@ -200,7 +200,7 @@ class Deployment:
         servers: dict[type, Server] = dict.fromkeys(get_args(QueryUpdateRequest), objects)
         limit = self.client_bytes
         quota = ClientQuota(Room(client_bytes=limit))
-        authority = InodeAuthority(recovery)
+        authority = InodeAuthority(recovery, objects_healer)
         if self.verification is None:
             blocks = ReadWriteServer(node, sizes, keys, authority=authority, quota=quota)
             asked = (kind for kind in get_args(ReadWriteRequest) if kind is not Notice)
@@ -213,6 +213,7 @@ class Deployment:
         healer = BlockHealer(
             node,
             session,
+            keys,
             recovery,
             wants=past.wants,
         )

@@ -14,7 +14,7 @@ import msgspec
 from msgspec import Meta
 
 from bftfs import limits
-from bftfs.crypto.digest import DIGEST_BYTES, Digest, authenticator_bytes
+from bftfs.crypto.digest import DIGEST_BYTES, LIFE_MOST, Digest, authenticator_bytes
 from bftfs.errors import MalformedMessage
 from bftfs.identifiers import (
     BLOCK_ID_BYTES,
@@ -83,6 +83,9 @@ BlockField: TypeAlias = Annotated[
 DigestField: TypeAlias = Annotated[Digest, Meta(min_length=DIGEST_BYTES, max_length=DIGEST_BYTES)]
 TimeField: TypeAlias = Annotated[int, Meta(ge=0, le=(1 << 63) - 1)]  # microseconds since the epoch
 UserField: TypeAlias = Annotated[int, Meta(ge=0, lt=1 << 32)]  # a uid or gid
+# The latest life of each server that the sender knows of, its own included.
+LifeField: TypeAlias = Annotated[int, Meta(ge=0, le=LIFE_MOST)]
+LivesField: TypeAlias = Annotated[tuple[LifeField, ...], Meta(max_length=limits.NODES)]
 AuthenticatorField: TypeAlias = Annotated[bytes, Meta(max_length=authenticator_bytes(limits.NODES))]
 
 

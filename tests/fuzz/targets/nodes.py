@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from bftfs import cluster
+from bftfs.asking.peers import Peers
 from bftfs.asking.quorum import ThresholdQuorums
 from bftfs.cluster import ClusterDescription, Durability
 from bftfs.crypto.keys import Identity
@@ -28,6 +29,7 @@ from bftfs.query_update.server import QueryUpdateServer
 from bftfs.read_write.server import ReadWriteServer
 from bftfs.runtime.links import Links
 from bftfs.server.dispatcher import Dispatcher
+from bftfs.server.object_healing import ObjectHealer
 from bftfs.server.recovery import Recovery
 from bftfs.server.room import Room
 from bftfs.server.step import Ready, Sender
@@ -71,10 +73,11 @@ def _servers() -> dict[type, Any]:
     """What the node serves, without any work of its own."""
     description, identities = _described()
     keys = description.authenticator_keys(identities[0], NodeId(0))
-    objects = QueryUpdateServer(
-        NodeId(0), ThresholdQuorums(description.query_update), keys, object_types()
-    )
-    authority = InodeAuthority(Recovery())
+    quorums = ThresholdQuorums(description.query_update)
+    objects = QueryUpdateServer(NodeId(0), quorums, keys, object_types())
+    recovery = Recovery()
+    healer = ObjectHealer(NodeId(0), Peers(quorums), keys, recovery)
+    authority = InodeAuthority(recovery, healer)
     blocks = ReadWriteServer(NodeId(0), description.read_write, keys, authority=authority)
     return {**dict.fromkeys(objects._handlers, objects), **dict.fromkeys(blocks._serve, blocks)}
 

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from bftfs import limits
+from bftfs.asking.lives import Lives, Told
 from bftfs.asking.refusal import Refused
 from bftfs.coding.erasure import Buffer, ErasureCode
 from bftfs.errors import NoLongerKept, VersionUnrecoverable
@@ -37,7 +38,7 @@ class Play:
     """A descent, and the questions on their way."""
 
     def __init__(self, before: BlockTimestamp | None = None) -> None:
-        self.descent = Descent(DEFAULT, BLOCK, before, NODES)
+        self.descent = Descent(DEFAULT, BLOCK, before, NODES, Lives())
         self.asked: list[Question] = []
         self.ask(self.descent.begin())
 
@@ -49,7 +50,12 @@ class Play:
         return [_shown(question) for question in decision]
 
     def reply(
-        self, node: int, *times: int, below: Below = Below.ORIGIN, rotten: bool = False
+        self,
+        node: int,
+        *times: int,
+        below: Below = Below.ORIGIN,
+        rotten: bool = False,
+        lives: Told = (),
     ) -> Any:
         """`node` lists these versions, with its fragment of the first if data was wanted."""
         question = self._question(node)
@@ -58,7 +64,7 @@ class Play:
         if question.want_data and times:
             checksum = ENCODED.cross_checksum
             fragment = b"rotten" if rotten else bytes(ENCODED.fragments[node])
-        return self._take(question, ReadReply(listed, below, checksum), fragment)
+        return self._take(question, ReadReply(listed, below, checksum, lives=lives), fragment)
 
     def refuse(self, node: int) -> Any:
         return self._take(self._question(node), Refused(errno.EAGAIN, "busy"), b"")
@@ -236,3 +242,44 @@ def test_a_lister_without_end_is_asked_so_often() -> None:
         asked = play.reply(0, time, below=Below.MORE)
     else:
         raise AssertionError("a liar keeps the read going")
+
+
+# --- lives: node 5 has never hosted the version -------------------------------------------------
+
+
+def test_a_host_of_an_earlier_life_is_asked_anew() -> None:
+    """Node 0 has listed the version, and lost its store; others know that when they list it."""
+    play = Play()
+    for node in range(4):
+        assert play.reply(node, 7) == []
+    assert play.reply(4, 7, lives=(1, 0, 0, 0, 0, 0)) == ["0: list", "5: list"]
+    assert play.reply(0, lives=(1, 0, 0, 0, 0, 0)) == []
+    assert play.reply(5) == Usable(at(7), REPAIRABLE)
+
+
+def test_it_counts_again_when_it_says_so_in_its_new_life() -> None:
+    play = Play()
+    for node in range(4):
+        play.reply(node, 7)
+    play.reply(4, 7, lives=(1, 0, 0, 0, 0, 0))
+    assert play.reply(0, 7, lives=(1, 0, 0, 0, 0, 0)) == Usable(at(7), COMPLETE)
+
+
+def test_a_liars_claim_holds_a_read_up_for_one_question() -> None:
+    play = Play()
+    for node in range(4):
+        play.reply(node, 7)
+    assert play.reply(4, 7, lives=(1, 1, 0, 0, 0, 0)) == ["0: list", "1: list", "5: list"]
+    play.reply(0, 7)
+    assert play.reply(1, 7) == Usable(at(7), COMPLETE)
+
+
+def test_lists_of_two_lives_are_not_put_together() -> None:
+    play = Play()
+    play.reply(0, 9, below=Below.MORE)
+    for node in range(1, 4):
+        play.reply(node, 7)
+    assert play.reply(4, 7) == ["0: list below 9", "5: data below 9"]
+    assert play.reply(0, 7, lives=(1, 0, 0, 0, 0, 0)) == []
+    assert play.reply(5) == ["0: data below 9"]
+    assert play.reply(0, 7, lives=(1, 0, 0, 0, 0, 0)) == Usable(at(7), COMPLETE)

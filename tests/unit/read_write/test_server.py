@@ -9,10 +9,13 @@ import pytest
 
 from bftfs import limits
 from bftfs.asking.refusal import Refused
+from bftfs.crypto.digest import LIFE_DIGEST, inventory_digest
 from bftfs.identifiers import BlockId, ClientId, NodeId, block_id
 from bftfs.read_write import version_row
 from bftfs.read_write.messages import (
     Below,
+    InventoryReply,
+    InventoryRequest,
     Listed,
     ReadReply,
     ReadRequest,
@@ -27,6 +30,7 @@ from bftfs.read_write.server import ReadWriteServer
 from bftfs.read_write.timestamp import BlockTimestamp, beginning_of, successor_of, version_key
 from bftfs.read_write.version_row import VERIFIED
 from bftfs.server.accounts import used
+from bftfs.server.known_lives import proof_of
 from bftfs.server.step import Grant, Role, Sender
 from bftfs.simulation.world import START_US
 from bftfs.storage import StorageView, Table, Write
@@ -325,6 +329,83 @@ def test_quota_does_not_stop_a_repair() -> None:
     reply, _ = world.nodes[NODE].step(bob.sender, message, fragment, START_US)
     assert reply == WriteReply()
     assert world.nodes[NODE].hosts(timestamp)
+
+
+# --- lives ---------------------------------------------------------------------------------------
+
+
+def test_what_counts_tells_the_lives_that_the_node_knows_of(world: World, alice: Principal) -> None:
+    """Nothing while all live the first. [protocols-read-write.md, What a node has forgotten]"""
+    message, fragment = request(world, alice)
+    node, vouch = world.nodes[NODE], VouchRequest(BLOCK, message.timestamp)
+    asked: list[tuple[Any, bytes]] = [
+        (message, fragment),
+        (ReadRequest(BLOCK, None, False, 0), b""),
+        (vouch, b""),
+    ]
+    for lives in ((), (0, 0, 0, 3, 0, 0)):
+        for life in lives:
+            world.keys[NODE].learn(3, life)
+        for each, body in asked:
+            assert node.step(alice.sender, each, body, START_US)[0].lives == lives
+
+
+def test_vouchers_of_an_earlier_life_do_not_count(world: World, alice: Principal) -> None:
+    """Whoever shows them is told so: the version may be complete all the same."""
+    timestamp = world.placed(alice, ITEM, [0, 1, 4])
+    bob, node = world.client("bob"), world.nodes[NODE]
+    given = vouchers(world, timestamp, [0, 1, 4])
+    world.keys[NODE].learn(4, 1)
+    repair, fragment = request(world, alice, vouchers=given)
+    assert refused(node, bob.sender, repair, fragment) == errno.EKEYEXPIRED
+    forged, _ = request(world, alice, vouchers=(*given[1:], Voucher(NodeId(0), bytes(8 + 16 * 6))))
+    assert refused(node, bob.sender, forged, fragment) == errno.EPERM
+    world.keys[4].learn(4, 1)
+    anew, _ = request(world, alice, vouchers=vouchers(world, timestamp, [0, 1, 4]))
+    assert node.step(bob.sender, anew, fragment, START_US)[0] == WriteReply((0, 0, 0, 0, 1, 0))
+
+
+class Walk:
+    """The memory of a node that has come so far with rebuilding its store."""
+
+    def __init__(self, until: bytes, *, is_lost: bool = False) -> None:
+        self._until = until
+        self.is_lost = is_lost
+
+    def may_answer(self, block: BlockId) -> bool:
+        return block < self._until
+
+    def remembers(self, until: bytes) -> bool:
+        return until <= self._until
+
+
+def test_before_it_has_begun_a_new_life_it_serves_nothing() -> None:
+    """It does not know which lives others have begun, and replies tell that."""
+    memory = Walk(b"", is_lost=True)
+    world = World(server=lambda *given: ReadWriteServer(*given, memory=memory))
+    alice = world.client("alice")
+    message, fragment = request(world, alice)
+    assert refused(world.nodes[NODE], alice.sender, message, fragment) == errno.ENODATA
+    memory.is_lost = False
+    assert world.nodes[NODE].step(alice.sender, message, fragment, START_US)[0] == WriteReply()
+    assert refused(world.nodes[NODE], alice.sender, read()) == errno.ENODATA
+
+
+def test_an_inventory_says_whether_it_may_be_rested_on() -> None:
+    """It lacks nothing up to its end, and the life of the one that asks is stored first."""
+    other = block_id(INODE, incarnation=0, number=9)
+    world = World(server=lambda *given: ReadWriteServer(*given, memory=Walk(other)))
+    peer = Sender(Role.NODE, ClientId(bytes(16)), NodeId(4))
+    proof = world.keys[4].make(LIFE_DIGEST, life=7)
+    node, nothing = world.nodes[NODE], inventory_digest(())
+    for until, remembers in ((other, True), (other + b"\0", False)):
+        listing = InventoryRequest(b"", until, nothing, proof)
+        assert node.step(peer, listing, b"", START_US)[0] == InventoryReply(
+            (), False, True, remembers, 7
+        )
+    assert proof_of(node.storage, 4) == proof
+    earlier = InventoryRequest(b"", other, nothing, world.keys[4].make(LIFE_DIGEST, life=6))
+    assert node.step(peer, earlier, b"", START_US)[0].life == 7
 
 
 # --- TIME_REQUEST, READ_LATEST, READ_PREV --------------------------------------------------------

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from bftfs import limits
+from bftfs.asking.lives import Lives
 from bftfs.asking.peers import Peers
 from bftfs.asking.quorum import ThresholdQuorums
 from bftfs.asking.refusal import Refused
@@ -17,7 +18,6 @@ from bftfs.identifiers import ClientId, NodeId, ObjectId, ObjectKind, object_id
 from bftfs.query_update.client import QueryUpdateClient
 from bftfs.query_update.counter import Fetch, Increment
 from bftfs.query_update.history import ZERO, Candidate, history_of, logical_timestamp
-from bftfs.query_update.lives import Lives
 from bftfs.query_update.messages import (
     Catalogued,
     CatalogueReply,
@@ -256,7 +256,7 @@ class _Inventing:
     ) -> None:
         if source == ("node", 5) and isinstance(message, InventoryReply):
             self.invented += 1
-            message = InventoryReply((b"\x01" * 88,), more=True)
+            message = InventoryReply((b"\x01" * 88,), more=True, life=message.life)
         self._send(source, target, kind, number, message, body)
 
 

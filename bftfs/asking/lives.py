@@ -2,7 +2,8 @@
 
 **Situation.** A server that may have forgotten what it accepted begins a new life
 (`bftfs.server.recovery`). What it said in an earlier one must not be counted together with replies
-of servers that know the new one. [docs/protocols-query-update.md, A server that lost its store]
+of servers that know the new one. So it is in both protocols. [docs/protocols-query-update.md, A
+server that lost its store; docs/protocols-read-write.md, What a node has forgotten]
 
 **Rules.**
 
@@ -15,7 +16,7 @@ of servers that know the new one. [docs/protocols-query-update.md, A server that
    this client no longer counts what the claimant says of that server's lives. If the claimant culls
    what the other one signed, they quarrel (`Rounds.denied`): the other one may be who lies.
 
-**Tests.** `tests/unit/query_update/test_lives.py`.
+**Tests.** `tests/unit/asking/test_lives.py`.
 
 **Concurrency.** One thread; rounds overlap. A claim that was heard when a round had begun already
 is not refuted by what that round hears.
@@ -25,10 +26,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from itertools import count
+from typing import NamedTuple
 
+from bftfs.asking.quorum import NOBODY, Nodes
 from bftfs.identifiers import NodeId
 
 Told = tuple[int, ...]  # the latest life of each server that one of them knows of
+
+
+class Heard(NamedTuple):
+    """What one server has told of lives, and when it was asked."""
+
+    lives: Told
+    asked: int  # a moment of `Lives`
 
 
 class Lives:
@@ -43,7 +53,7 @@ class Lives:
         self._false: set[tuple[NodeId, NodeId]] = set()
 
     def begin(self) -> int:
-        """A round begins now: its moment."""
+        """Servers are asked now: the moment."""
         return next(self._moments)
 
     def believes(self, claimant: NodeId, maker: NodeId) -> bool:
@@ -57,16 +67,20 @@ class Lives:
         """
         if len(set(heard.values())) <= 1:
             return True
-        agree = True
-        for claimant, lives in heard.items():
-            for maker, told in heard.items():
+        return not self.outlived({node: Heard(lives, began) for node, lives in heard.items()})
+
+    def outlived(self, heard: Mapping[NodeId, Heard]) -> Nodes:
+        """Those that others of them know to have begun a later life than they replied in."""
+        outlived = NOBODY
+        for claimant, (lives, _) in heard.items():
+            for maker, (told, asked) in heard.items():
                 pair, claimed, own = (claimant, maker), lives[maker], told[maker]
                 if claimed <= own or pair in self._false:
                     continue
-                before, moment = self._claims.get(pair, (own, began))
-                if before > own and moment < began:
+                before, moment = self._claims.get(pair, (own, asked))
+                if before > own and moment < asked:
                     self._false.add(pair)
                     continue
                 self._claims[pair] = claimed, next(self._moments)
-                agree = False
-        return agree
+                outlived = outlived.plus(maker)
+        return outlived

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from bftfs.asking.lives import Lives, Told
 from bftfs.identifiers import NodeId
-from bftfs.query_update.lives import Lives, Told
 
 ONE, TWO, THREE = NodeId(0), NodeId(1), NodeId(2)
 
