@@ -35,7 +35,7 @@ from bftfs.query_update.messages import (
 from bftfs.query_update.replica import Replica
 from bftfs.simulation.world import SECOND_US
 from bftfs.wire.codec import encode
-from tests.seams.world import READERS_GRANT, STRANGER, Hand, User, World
+from tests.seams.world import READERS_GRANT, STRANGER, FreeHand, Hand, User, World
 
 COUNTER = object_id(ObjectKind.COUNTER, placement=0, unique=bytes(14))
 OTHER = object_id(ObjectKind.COUNTER, placement=0, unique=bytes(13) + b"2")
@@ -85,8 +85,8 @@ def rates(
     return alone, counting.rate(SECOND_US)
 
 
-def histories(world: World, hand: Hand, name: ObjectId = COUNTER) -> dict[NodeId, Known]:
-    """What nodes report of a counter."""
+def histories(hand: FreeHand, name: ObjectId = COUNTER) -> dict[NodeId, Known]:
+    """What nodes report of an object."""
     replies = hand.ask_all(Query((name,), "", b"", 0, 0, (), NodeId(0)))
     return {
         NodeId(node): Known(reply.histories[0], reply.authenticators[0])
@@ -97,11 +97,18 @@ def histories(world: World, hand: Hand, name: ObjectId = COUNTER) -> dict[NodeId
 # --- barriers that carry a clock -----------------------------------------------------------------
 
 
-async def bar(world: World, known: Known, reporter: NodeId, clock_us: int = 0) -> None:
-    """Send all nodes a barrier that is conditioned on what one server reports."""
-    history_set, authenticators, _ = assemble(COUNTER, {reporter: known})
+def barrier(
+    known: Known, reporter: NodeId, clock_us: int = 0, *, name: ObjectId = COUNTER
+) -> Update:
+    """A barrier that is conditioned on what one server reports."""
+    history_set, authenticators, _ = assemble(name, {reporter: known})
     conditioned = Conditioned(ConditionedKind.BARRIER, None, clock_us, (history_set,))
-    request = Update(encode(conditioned), (authenticators,), (), NodeId(0))
+    return Update(encode(conditioned), (authenticators,), (), NodeId(0))
+
+
+async def bar(world: World, known: Known, reporter: NodeId, clock_us: int = 0) -> None:
+    """Send all nodes such a barrier."""
+    request = barrier(known, reporter, clock_us)
     for node in range(world.sizes.n):
         await Send(NodeId(node), request)
 
@@ -124,7 +131,7 @@ def test_a_reader_does_not_stop_updates(delay_us: int, every_us: int) -> None:
     user = world.user("first")
     user.run(user.objects.update((COUNTER,), "counter.increment", Increment(1), user.who))
     reader = world.hand("reader", grant=READERS_GRANT)
-    known = histories(world, reader)[NodeId(0)]
+    known = histories(reader)[NodeId(0)]
     alone, attacked = rates(world, (reader.host, clocked(world, known, every_us)))
     assert attacked >= alone / 2, f"{alone:.0f} updates/s became {attacked:.1f}"
 
@@ -256,9 +263,7 @@ async def query(node: int) -> Known:
 async def drain(node: int, pause_us: int) -> None:
     """At one server, a barrier on whatever it has; with other clients, one of its own at each."""
     while True:
-        history_set, authenticators, _ = assemble(COUNTER, {NodeId(node): await query(node)})
-        conditioned = Conditioned(ConditionedKind.BARRIER, None, 0, (history_set,))
-        await Send(NodeId(node), Update(encode(conditioned), (authenticators,), (), NodeId(0)))
+        await Send(NodeId(node), barrier(await query(node), NodeId(node)))
         await Pause(pause_us)
 
 
@@ -291,9 +296,7 @@ async def spread(world: World, reader: Hand, barriers: Iterator[Known], pause_us
     while True:
         number += 1
         node = NodeId(number % int(FORGER))
-        history_set, authenticators, _ = assemble(COUNTER, {FORGER: next(barriers)})
-        conditioned = Conditioned(ConditionedKind.BARRIER, None, 0, (history_set,))
-        await Send(node, Update(encode(conditioned), (authenticators,), (), NodeId(0)))
+        await Send(node, barrier(next(barriers), FORGER))
         delivery = await Receive(SECOND_US)
         while delivery is not None and delivery.node != node:
             delivery = await Receive(SECOND_US)
@@ -331,7 +334,7 @@ def test_one_object_does_not_move_the_time_of_another() -> None:
     hand = world.hand("hand")
     sets, macs = [], []
     for name in (COUNTER, OTHER):
-        history_set, authenticators, _ = assemble(name, histories(world, hand, name))
+        history_set, authenticators, _ = assemble(name, histories(hand, name))
         sets.append(history_set)
         macs.append(authenticators)
     conditioned = Conditioned(ConditionedKind.BARRIER, None, 0, tuple(sets))

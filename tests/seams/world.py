@@ -20,14 +20,14 @@ from bftfs.coding import cross_checksum
 from bftfs.coding.erasure import ErasureCode
 from bftfs.conversation import Now, Receive, Send
 from bftfs.credentials import Credentials
-from bftfs.crypto.digest import replica_history_digest, voucher_digest
+from bftfs.crypto.digest import AuthenticatorKeys, replica_history_digest, voucher_digest
 from bftfs.filesystem import object_types
 from bftfs.filesystem.attributes import Attributes, Changes
 from bftfs.filesystem.capacity import ClusterCapacity
 from bftfs.filesystem.objects import ATTRIBUTES_KEY
 from bftfs.filesystem.operations import FileSystem
 from bftfs.filesystem.options import Options
-from bftfs.identifiers import BlockId, NodeId, ObjectId, ObjectKind, object_id
+from bftfs.identifiers import BlockId, ClientId, NodeId, ObjectId, ObjectKind, object_id
 from bftfs.query_update.client import QueryUpdateClient
 from bftfs.query_update.history import Known
 from bftfs.query_update.replica import Replica
@@ -305,16 +305,16 @@ class Version:
     """A version of a block that a hand makes: who has it is another matter."""
 
     def __init__(
-        self, hand: Hand, block: BlockId, contents: str, time_us: int, *, poisonous: bool = False
+        self, hand: FreeHand, block: BlockId, item: bytes, time_us: int, *, poisonous: bool = False
     ) -> None:
-        sizes = hand.world.sizes.read_write
+        sizes = hand.sizes.read_write
         self.block = block
-        self.pieces: Encoded = encode(ErasureCode(sizes.m, sizes.N), contents.encode())
+        self.pieces: Encoded = encode(ErasureCode(sizes.m, sizes.N), item)
         if poisonous:  # the fragments change places
             fragments = (*self.pieces.fragments[1:], self.pieces.fragments[0])
             checksum = cross_checksum.make(fragments)
             self.pieces = Encoded(fragments, checksum, cross_checksum.verifier(checksum))
-        self.timestamp = BlockTimestamp(time_us, hand.host.client, self.pieces.verifier)
+        self.timestamp = BlockTimestamp(time_us, hand.client, self.pieces.verifier)
         self._rotation = rotation_of(block, sizes.N)
         self._sizes = sizes
 
@@ -333,15 +333,21 @@ class Version:
         return bytes(self.pieces.fragments[(node - self._rotation) % self._sizes.N])
 
 
-class Hand:
+class FreeHand:
     """A client that sends what it likes, and has the keys of the nodes it is in league with."""
 
-    def __init__(
-        self, world: World, name: str, grant: Grant | None, allies: tuple[int, ...]
-    ) -> None:
-        self.world = world
-        self.host = world.deployment.client(name, grant=grant)
+    def __init__(self, client: ClientId, sizes: Sizes, allies: tuple[int, ...]) -> None:
+        self.client = client
+        self.sizes = sizes
         self.allies = allies
+
+    def perform(self, conversation: Coroutine[Any, Any, Any]) -> Any:
+        """The result of a conversation."""
+        raise NotImplementedError
+
+    def keys(self, ally: int) -> AuthenticatorKeys:
+        """An ally's."""
+        raise NotImplementedError
 
     def ask(
         self, requests: Mapping[int, tuple[Any, bytes]], *, patience_us: int = SECOND_US
@@ -363,20 +369,20 @@ class Hand:
                     replies[node] = delivery.message
             return replies
 
-        replies: dict[int, Any] = self.world.run(self.host, ask())
+        replies: dict[int, Any] = self.perform(ask())
         return replies
 
     def ask_all(self, message: Any) -> dict[int, Any]:
-        return self.ask(dict.fromkeys(range(self.world.sizes.n), (message, b"")))
+        return self.ask(dict.fromkeys(range(self.sizes.n), (message, b"")))
 
     # --- blocks ------------------------------------------------------------------------------
 
     def version(self, block: BlockId, contents: str, time_us: int) -> Version:
-        return Version(self, block, contents, time_us)
+        return Version(self, block, contents.encode(), time_us)
 
     def poisonous(self, block: BlockId, contents: str, time_us: int) -> Version:
         """A version that decodes to nothing."""
-        return Version(self, block, contents, time_us, poisonous=True)
+        return Version(self, block, contents.encode(), time_us, poisonous=True)
 
     def write(
         self,
@@ -400,19 +406,36 @@ class Hand:
         }
         digest = voucher_digest(block=version.block, timestamp=encoded(version.timestamp))
         for ally in self.allies:
-            given[ally] = self.world.deployment.keys(NodeId(ally)).make(digest)
+            given[ally] = self.keys(ally).make(digest)
         return tuple(Voucher(NodeId(node), made) for node, made in sorted(given.items()))
 
     def finish(self, version: Version, vouchers: tuple[Voucher, ...]) -> dict[int, Any]:
         """Send a version to all nodes, as the repair of somebody else's."""
-        return self.write(version, range(self.world.sizes.n), vouchers=vouchers)
+        return self.write(version, range(self.sizes.n), vouchers=vouchers)
 
     # --- objects -----------------------------------------------------------------------------
 
     def forged(self, node: int, name: ObjectId, history: bytes) -> Known:
         """A replica history that an ally reports."""
-        keys = self.world.deployment.keys(NodeId(node))
-        return Known(history, keys.make(replica_history_digest(object=name, encoded=history)))
+        digest = replica_history_digest(object=name, encoded=history)
+        return Known(history, self.keys(node).make(digest))
+
+
+class Hand(FreeHand):
+    """One in a simulated world."""
+
+    def __init__(
+        self, world: World, name: str, grant: Grant | None, allies: tuple[int, ...]
+    ) -> None:
+        self.world = world
+        self.host = world.deployment.client(name, grant=grant)
+        super().__init__(self.host.client, world.sizes, allies)
+
+    def perform(self, conversation: Coroutine[Any, Any, Any]) -> Any:
+        return self.world.run(self.host, conversation)
+
+    def keys(self, ally: int) -> AuthenticatorKeys:
+        return self.world.deployment.keys(NodeId(ally))
 
 
 def accepted(replies: Mapping[int, Any]) -> list[int]:

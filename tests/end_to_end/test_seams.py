@@ -1,0 +1,200 @@
+"""What one protocol knows, used against the other: lying clients and nodes against real mounts.
+
+Each attack is one of `tests/seams`, where it is tried in every variety. Here the nodes, the liar
+and the mounts are processes. Six nodes, one of which lies; root's two mounts; a stranger with a
+write grant and a reader, who both know the liar's key. In the end the other nodes are replaced by
+ones without the rules (`tests.integration.careless_node`), and the same attacks succeed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from bftfs.crypto.keys import write_identity, write_volume_key
+from bftfs.filesystem.attributes import Attributes
+from bftfs.identifiers import ObjectId
+from tests.end_to_end.cluster import Cluster
+from tests.end_to_end.watchdog import Watchdog
+from tests.integration.deployment import Deployment
+from tests.integration.process_hand import ProcessHand, admit
+from tests.integration.test_collection import Mounted
+from tests.integration.test_node import metric
+from tests.integration.test_verification import await_that
+from tests.seams.world import READERS_GRANT, STRANGER, STRANGERS_GRANT, accepted
+
+pytestmark = [pytest.mark.timeout(120, func_only=True), pytest.mark.slow]
+
+MINE, EVIL = "what root wrote", "EVIL!!"
+LIAR = 3
+BEHIND = 5  # outside of the preferred quorum of the root directory, and of the files in it
+HONEST = ("nodes",)
+CARELESS = ("tests.integration.careless_node",)
+ACCOMPLICE = ("tests.lying_node", "accomplice")
+ATTEMPTS = 5  # at a file that node 5 has not heard of
+
+
+class Attacked:
+    """The nodes, the mounts, and what the test process knows of them."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self.cluster = cluster
+        self.deployment = deployment = Deployment(cluster.data, module="nodes")
+        write_volume_key(deployment.directory.volume_key, bytes(32))
+        deployment.directory.client_key("any").parent.mkdir()
+        for number, identity in enumerate(deployment.clients):
+            write_identity(deployment.directory.client_key(f"client{number}"), identity)
+        admit(deployment, "stranger", STRANGERS_GRANT)
+        admit(deployment, "reader", READERS_GRANT)
+        self.programs: dict[int, tuple[str, ...]] = {}
+        self._numbers = itertools.count()
+        self.owner = self.other = cluster.mountpoint
+
+    def run(self, correct: tuple[str, ...], liar: tuple[str, ...]) -> None:
+        """Have the nodes run these programs; the others than the liar have healed then."""
+        wanted = dict.fromkeys(self.deployment.nodes, correct) | {LIAR: liar}
+        changed = [node for node in wanted if self.programs.get(node) != wanted[node]]
+        for node in changed:
+            if node in self.programs:
+                self.deployment.kill(node)
+        for program in (correct, liar):
+            nodes = [node for node in changed if wanted[node] == program]
+            self.deployment.start(nodes, program=program)
+        self.programs = wanted
+        passes = "bftfs_heal_objects_passes"
+        healing = [node for node in changed if node != LIAR]
+        await_that(lambda: all(metric(self.deployment, passes, node) for node in healing))
+
+    def new_name(self, kind: str) -> str:
+        return f"{kind}-{next(self._numbers)}"
+
+    def attributes(self, name: str) -> tuple[ObjectId, Attributes]:
+        """What a client that may read is told of a file in the root directory."""
+        onlooker = Mounted(self.deployment, 1)
+        files, root = onlooker.files, onlooker.root
+
+        async def asked() -> tuple[ObjectId, Attributes]:
+            found = await files.lookup(root, name.encode(), STRANGER)
+            return found.identifier, await files.attributes(found.identifier, STRANGER)
+
+        try:
+            return onlooker.network.perform(asked())
+        finally:
+            onlooker.network.close()
+
+    def hand(self, name: str) -> ProcessHand:
+        return ProcessHand(self.deployment, name, (LIAR,))
+
+
+@pytest.fixture(scope="module")
+def attacked(mounting: None, playground: Path, watchdog: Watchdog) -> Iterator[Attacked]:
+    attacked = Attacked(Cluster(playground / "seams"))
+    try:
+        attacked.run(HONEST, ACCOMPLICE)
+        with contextlib.ExitStack() as stack:
+            cluster = attacked.cluster
+            for number, name in enumerate(("owner", "other")):
+                mount = cluster.mount(cluster.data.parent / name, f"client=client{number}")
+                setattr(attacked, name, stack.enter_context(mount))
+            yield attacked
+    finally:
+        attacked.deployment.close()
+
+
+# --- who may write --------------------------------------------------------------------------------
+
+
+def overwritten(attacked: Attacked, made: Callable[[Attacked], str]) -> str:
+    """A file of root's, and what the stranger does to it.
+
+    He writes to all nodes; asks all to vouch that they host it; and shows the vouchers to the rest
+    as a reader does that repairs. The version is dated when root wrote last, so that it is covered.
+    If the mount was impatient, and has told node 5 of the file, too, he tries another one.
+    """
+    for _ in range(ATTEMPTS):
+        name = made(attacked)
+        identifier, found = attacked.attributes(name)
+        assert found.layout is not None
+        with attacked.hand("stranger") as stranger:
+            version = stranger.version(found.layout.block(identifier, 0), EVIL, found.contents)
+            took = accepted(stranger.write(version, attacked.deployment.nodes))
+            assert set(took) <= {LIAR, BEHIND}, "nodes that know the file refuse it"
+            if BEHIND in took:
+                stranger.finish(version, stranger.vouchers(version))
+                return name
+    raise AssertionError(f"node {BEHIND} has always heard of the file")
+
+
+@contextlib.contextmanager
+def stopped(attacked: Attacked, node: int) -> Iterator[None]:
+    """A node that does not hear what is said meanwhile."""
+    process = attacked.deployment.processes[node]
+    process.send_signal(signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        process.send_signal(signal.SIGCONT)
+
+
+def new_file(attacked: Attacked) -> str:
+    """A file that node 5 has not heard of."""
+    name = attacked.new_name("new")
+    with stopped(attacked, BEHIND):
+        write(attacked.owner / name, 0o600)
+    return name
+
+
+def closed_file(attacked: Attacked) -> str:
+    """A file that node 5 believes to be open to all."""
+    name = attacked.new_name("closed")
+    path = attacked.owner / name
+    write(path, 0o666)
+    # When it starts again it compares what it stores, and learns of the file.
+    attacked.deployment.kill(BEHIND)
+    attacked.programs.pop(BEHIND)
+    attacked.run(attacked.programs[0], ACCOMPLICE)
+    with stopped(attacked, BEHIND):
+        path.chmod(0o600)
+    return name
+
+
+def write(path: Path, mode: int) -> None:
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT, 0o600), "w") as file:
+        os.fchmod(file.fileno(), mode)
+        file.write(MINE)
+
+
+def check_that_root_reads_its_own(attacked: Attacked, made: Callable[[Attacked], str]) -> None:
+    attacked.run(HONEST, ACCOMPLICE)
+    name = overwritten(attacked, made)
+    for mount in (attacked.owner, attacked.other):
+        assert (mount / name).read_text() == MINE
+        assert (mount / name).stat().st_mode & 0o777 == 0o600
+
+
+def test_a_stranger_does_not_overwrite_a_new_file(guarded: None, attacked: Attacked) -> None:
+    check_that_root_reads_its_own(attacked, new_file)
+
+
+def test_a_stranger_does_not_overwrite_a_file_that_was_closed(
+    guarded: None, attacked: Attacked
+) -> None:
+    check_that_root_reads_its_own(attacked, closed_file)
+
+
+# --- the same without the rules -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("made", [new_file, closed_file])
+def test_must_fail_careless_nodes_let_the_stranger_in(
+    guarded: None, attacked: Attacked, made: Callable[[Attacked], str]
+) -> None:
+    attacked.run(CARELESS, ACCOMPLICE)
+    name = overwritten(attacked, made)
+    assert (attacked.other / name).read_bytes().startswith(EVIL.encode())
