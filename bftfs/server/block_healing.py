@@ -18,7 +18,7 @@ Safe whatever the version's fate: as many nodes vouch for what a repair writes, 
 what that would have brought. Every complete version is rebuilt: QC benign nodes have it, of which
 the node itself may be one, and t - 1 more may be silent.
 
-Live: no b liars hold the walk up. Silent peers are waited for only so long, the b + 1 shortest
+Live: no b liars hold the walk up. Silent peers are waited for only so long, the b shortest
 listings do not bound a page, and liars that answer first do not keep a fragment from being rebuilt.
 Tests: `tests/unit/server/test_healing.py`, `tests/simulation/test_lost_disks.py`.
 
@@ -260,8 +260,32 @@ class BlockHealer:
     ) -> tuple[bytes | None, dict[bytes, list[NodeId]]]:
         """How far the peers' listings reach, and for each version its hosts, if QC - t list it.
 
-        None if too few answer to know of all complete versions.
+        None if too few answer to know of all complete versions. Listings of b peers may end before
+        that: whether they host a version on which that depends, they are asked one by one.
         """
+        replies = await self._listings(after, page)
+        if replies is None:
+            return None, {}
+        bounds: list[bytes] = []
+        hosts: dict[bytes, list[NodeId]] = {}
+        for node, reply in replies.items():
+            bounds.append(reply.keys[-1] if reply.more else page.until)
+            for key in page.keys if reply.same else reply.keys:
+                hosts.setdefault(key, []).append(node)
+        horizon = sorted(bounds)[self._thresholds.b]
+        least = self._thresholds.repairable
+        for key in sorted(key for key in hosts.keys() - set(page.keys) if key <= horizon):
+            if len(hosts[key]) < least <= len(hosts[key]) + sum(bound < key for bound in bounds):
+                replies = await self._listings(_before(key), _Page((), key))
+                if replies is None:
+                    return None, {}
+                hosts[key] = [node for node, reply in replies.items() if key in reply.keys]
+        return horizon, {
+            key: nodes for key, nodes in hosts.items() if len(nodes) >= least and key <= horizon
+        }
+
+    async def _listings(self, after: bytes, page: _Page) -> dict[NodeId, InventoryReply] | None:
+        """What peers list from `after` to the page's end; None if too few answer."""
         proof = self._keys.make(LIFE_DIGEST) if self._recovery.rebuilding else b""
 
         def counts(reply: InventoryReply) -> bool:
@@ -270,22 +294,10 @@ class BlockHealer:
 
         request = InventoryRequest(after, page.until, inventory_digest(page.keys), proof)
         replies = await self._others.ask(request, InventoryReply, counts)
-        b, t = self._thresholds.b, self._thresholds.t
         # While it recovers, the node itself is one of the t.
+        t = self._thresholds.t
         away = max(t - 1, 0) if self._recovery.rebuilding else t
-        if len(replies) < len(self._others.nodes) - away:
-            return None, {}
-        bounds: list[bytes] = []
-        hosts: dict[bytes, list[NodeId]] = {}
-        for node, reply in replies.items():
-            bounds.append(reply.keys[-1] if reply.more else page.until)
-            for key in page.keys if reply.same else reply.keys:
-                hosts.setdefault(key, []).append(node)
-        horizon = sorted(bounds)[b]
-        least = self._thresholds.repairable
-        return horizon, {
-            key: nodes for key, nodes in hosts.items() if len(nodes) >= least and key <= horizon
-        }
+        return replies if len(replies) >= len(self._others.nodes) - away else None
 
     async def _rebuild(
         self, host: Host, hosts: dict[bytes, list[NodeId]], keys: Sequence[bytes]
@@ -314,6 +326,11 @@ class BlockHealer:
                 volume += self._thresholds.m * len(own.fragment)
                 host.arrange(partial(self._store, key, own))
         return volume
+
+
+def _before(key: bytes) -> bytes:
+    """The greatest key of its length below `key`."""
+    return max(int.from_bytes(key, "big") - 1, 0).to_bytes(len(key), "big")
 
 
 def _is_listing(after: bytes, until: bytes, reply: InventoryReply) -> bool:

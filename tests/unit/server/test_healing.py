@@ -29,6 +29,7 @@ from bftfs.query_update.replica import Replica, link_of
 from bftfs.read_write.messages import InventoryReply, ReadReply, ReadRequest
 from bftfs.read_write.timestamp import VERSIONS_END, version_key
 from bftfs.read_write.version_row import checksum_of
+from bftfs.server import block_healing
 from bftfs.server.block_verification import VerificationPolicy, VerificationSettings
 from bftfs.server.object_rebuilding import Past, has_beside
 from bftfs.simulation.deployment import Sizes
@@ -191,6 +192,37 @@ def test_a_crash_makes_a_walk_forget_nothing(
     cluster.run_for(2 * limits.HEAL_AGAIN_US)
     assert len(fragments(cluster, 2)) == 60
     assert not cluster.deployment.recoveries[NodeId(2)].rebuilding
+
+
+def rebuilt_by_short_lists(monkeypatch: pytest.MonkeyPatch) -> bool:
+    """True if a version is rebuilt before which the list of one of its three hosts ends.
+
+    That one hosts something else besides, so that it lists one version of the others less.
+    """
+    monkeypatch.setattr(limits, "KEYS_IN_INVENTORY", 4)
+    cluster = Cluster(VerificationSettings(VerificationPolicy.READ_TIME))
+    client = cluster.client()
+    for number in (0, 1, 2):
+        client.write(block(number), b"item")
+    last = cluster.place(client, block(3), cluster.pieces(b"item"), range(4))
+    client.write(block(4), b"item")
+    cluster.place(client, block(0), cluster.pieces(b"planted"), [1])
+    assert cluster.hosting(block(3), last) == [0, 1, 2, 3], "it is complete"
+    cluster.lose_store(0)
+    cluster.run_for(20 * SECOND_US)
+    assert not cluster.deployment.recoveries[NodeId(0)].rebuilding
+    return 0 in cluster.hosting(block(3), last)
+
+
+def test_lists_that_end_early_hide_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert rebuilt_by_short_lists(monkeypatch)
+
+
+def test_must_fail_where_lists_that_end_early_deny_the_rest(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(block_healing, "_before", lambda key: key)
+    assert not rebuilt_by_short_lists(monkeypatch)
 
 
 def test_a_poisonous_version_holds_nobody_up() -> None:
