@@ -17,6 +17,7 @@ from typing import Any, Generic, TypeAlias, TypeVar
 
 import msgspec
 
+from bftfs.crypto.digest import Body
 from bftfs.identifiers import NodeId
 
 Answer = TypeVar("Answer")
@@ -46,7 +47,7 @@ class Send(Effect[int], msgspec.Struct, frozen=True, gc=False):
 
     node: NodeId
     message: Any
-    body: bytes | memoryview = b""
+    body: Body = b""
 
 
 class SendAll(Effect[list[int]], msgspec.Struct, frozen=True, gc=False):
@@ -61,7 +62,7 @@ class Delivery(msgspec.Struct, frozen=True, gc=False):
     node: NodeId
     request_number: int
     message: Any
-    body: bytes | memoryview = b""
+    body: Body = b""
 
 
 class Receive(Effect[Delivery | None], msgspec.Struct, frozen=True, gc=False):

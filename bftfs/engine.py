@@ -36,6 +36,7 @@ from bftfs.conversation import (
     Together,
     Wait,
 )
+from bftfs.crypto.digest import Body
 from bftfs.identifiers import NodeId
 
 Outcome = Callable[[Any, BaseException | None], None]
@@ -72,7 +73,7 @@ class Engine:
     def __init__(
         self,
         *,
-        send: Callable[[NodeId, int, Any, bytes | memoryview], None],
+        send: Callable[[NodeId, int, Any, Body], None],
         now_us: Callable[[], int],
         monotonic_us: Callable[[], int],
         draw: Callable[[int], int],
@@ -97,9 +98,7 @@ class Engine:
         self._enter(running, None)
         return running
 
-    def deliver(
-        self, node: NodeId, number: int, message: Any, body: bytes | memoryview = b""
-    ) -> None:
+    def deliver(self, node: NodeId, number: int, message: Any, body: Body = b"") -> None:
         """Give a reply to its conversation. A reply that none waits for is counted and dropped."""
         owner = self._owner.get(number)
         if owner is None or owner[1] != node:  # a liar must not use up another node's reply

@@ -41,6 +41,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from bftfs.asking.refusal import Refused
+from bftfs.crypto.digest import Body
 from bftfs.errors import PeerFault
 from bftfs.limits import MIB, SECOND_US
 from bftfs.runtime import clock
@@ -65,7 +66,7 @@ class Arrival(msgspec.Struct, gc=False):
     sender: Sender
     number: int
     message: Any
-    body: bytes | memoryview
+    body: Body
 
 
 @dataclass(slots=True, kw_only=True)

@@ -25,6 +25,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.registry import Collector
 
+from bftfs.crypto.digest import Body
 from bftfs.envelope import HealthFigure, HealthReply
 from bftfs.runtime import clock
 from bftfs.runtime.links import Links
@@ -199,7 +200,7 @@ class Health:
         view: StorageView,
         sender: Sender,
         message: Any,
-        body: bytes | memoryview,
+        body: Body,
         now_us: int,
     ) -> Ready:
         """Serve a `HealthRequest`."""

@@ -19,6 +19,7 @@ import structlog
 
 from bftfs.asking.refusal import Refused
 from bftfs.cluster import ClusterDescription
+from bftfs.crypto.digest import Body
 from bftfs.crypto.keys import Identity, read_identity
 from bftfs.data_directory import NodeDirectory
 from bftfs.envelope import HealthRequest
@@ -97,7 +98,7 @@ class Guard:
         view: StorageView,
         sender: Sender,
         message: Any,
-        body: bytes | memoryview,
+        body: Body,
         now_us: int,
     ) -> Ready:
         """Serve one message, or refuse it."""

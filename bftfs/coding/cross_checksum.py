@@ -11,7 +11,14 @@ from collections.abc import Iterable
 from typing import NewType
 
 from bftfs.coding.erasure import Buffer
-from bftfs.crypto.digest import DIGEST_BYTES, Digest, fragment_digest, verifier_of
+from bftfs.crypto.digest import (
+    DIGEST_BYTES,
+    Body,
+    Digest,
+    HashedFragment,
+    fragment_digest,
+    verifier_of,
+)
 
 CrossChecksum = NewType("CrossChecksum", bytes)  # 32·N bytes
 
@@ -21,12 +28,20 @@ def make(fragments: Iterable[Buffer]) -> CrossChecksum:
     return CrossChecksum(b"".join(map(fragment_digest, fragments)))
 
 
-def matches(cross_checksum: CrossChecksum, index: int, fragment: Buffer) -> bool:
+def matches(cross_checksum: CrossChecksum, index: int, fragment: Body | bytearray) -> bool:
     """True if `fragment` is the one that `cross_checksum` lists at `index`."""
     if index < 0:
         return False
-    listed = cross_checksum[DIGEST_BYTES * index : DIGEST_BYTES * (index + 1)]
-    return hmac.compare_digest(listed, fragment_digest(fragment))
+    return hmac.compare_digest(_listed(cross_checksum, index), fragment_digest(fragment))
+
+
+def hashed(cross_checksum: CrossChecksum, index: int, fragment: Buffer) -> HashedFragment:
+    """The fragment with its digest. Requires: it was found to match, or `make` has hashed it."""
+    return HashedFragment(memoryview(fragment), Digest(_listed(cross_checksum, index)))
+
+
+def _listed(cross_checksum: CrossChecksum, index: int) -> bytes:
+    return cross_checksum[DIGEST_BYTES * index : DIGEST_BYTES * (index + 1)]
 
 
 def verifier(cross_checksum: CrossChecksum) -> Digest:

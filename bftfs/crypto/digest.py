@@ -24,7 +24,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 from collections.abc import Callable, Iterable
-from typing import NewType
+from typing import NewType, TypeAlias
 
 from blake3 import blake3
 
@@ -74,9 +74,39 @@ _client = _tagged(b"bftfs.client", CLIENT_ID_BYTES)
 _FRAGMENT_KEY = _tagged(b"bftfs.fragment")(b"")
 
 
-def fragment_digest(fragment: bytes | bytearray | memoryview) -> Digest:
+class HashedFragment:
+    """A fragment and its digest, which whoever made this has computed itself.
+
+    The channel needs the digest, and so does the cross-checksum: at each end the bytes are hashed
+    once. It is never made of a digest that another principal has told.
+    """
+
+    __slots__ = ("data", "digest")
+
+    def __init__(self, data: bytes | memoryview, digest: Digest) -> None:
+        self.data = data
+        self.digest = digest
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __bytes__(self) -> bytes:
+        return bytes(self.data)
+
+
+Body: TypeAlias = bytes | memoryview | HashedFragment  # what travels behind a message
+
+
+def fragment_digest(fragment: Body | bytearray) -> Digest:
     """The digest of one fragment: an entry of a cross-checksum. [PASIS §3.4.2]"""
+    if isinstance(fragment, HashedFragment):
+        return fragment.digest
     return Digest(blake3(fragment, key=_FRAGMENT_KEY).digest())
+
+
+def data_of(fragment: Body) -> bytes | memoryview:
+    """The bytes of a fragment, hashed or not."""
+    return fragment.data if isinstance(fragment, HashedFragment) else fragment
 
 
 def voucher_digest(*, block: BlockId, timestamp: bytes) -> Digest:

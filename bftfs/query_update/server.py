@@ -21,7 +21,7 @@ from typing import Any, Protocol
 
 from bftfs.asking.quorum import QuorumSystem
 from bftfs.asking.refusal import Refused
-from bftfs.crypto.digest import AuthenticatorKeys, deduction_digest, life_of
+from bftfs.crypto.digest import AuthenticatorKeys, Body, deduction_digest, life_of
 from bftfs.errors import MalformedMessage
 from bftfs.identifiers import ClientId, NodeId, ObjectId, kind_of
 from bftfs.query_update import between_nodes
@@ -134,7 +134,7 @@ class QueryUpdateServer:
         view: StorageView,
         sender: Sender,
         message: Any,
-        body: bytes | memoryview,
+        body: Body,
         now_us: int,
     ) -> Ready:
         """Serve one message."""

@@ -36,7 +36,7 @@ from typing import Any, NamedTuple
 from bftfs import limits
 from bftfs.asking.lives import Heard, Lives
 from bftfs.asking.refusal import Refused
-from bftfs.coding.erasure import Buffer
+from bftfs.crypto.digest import Body
 from bftfs.errors import NoLongerKept, VersionUnrecoverable
 from bftfs.identifiers import BlockId, NodeId
 from bftfs.read_write.classification import CandidateClass, Judgement, Testimony, judge
@@ -122,7 +122,7 @@ class Descent:
             for position, node in enumerate(nodes)
         ]
 
-    def take(self, question: Question, message: Any, body: Buffer) -> ReplyVerdict:
+    def take(self, question: Question, message: Any, body: Body) -> ReplyVerdict:
         """Take the reply to a question."""
         node, wanted, responses = question.node, question.fetches, self.responses
         self._silent.discard(node)

@@ -20,7 +20,7 @@ from bftfs.asking.quorum import Nodes
 from bftfs.coding import cross_checksum
 from bftfs.coding.cross_checksum import CrossChecksum
 from bftfs.coding.erasure import Buffer
-from bftfs.crypto.digest import DIGEST_BYTES, verifier_of
+from bftfs.crypto.digest import DIGEST_BYTES, Body, data_of, verifier_of
 from bftfs.identifiers import NodeId
 from bftfs.read_write.messages import Below, Listed, ReadReply
 from bftfs.read_write.timestamp import ZERO, BlockTimestamp
@@ -69,7 +69,7 @@ class Responses:
         self,
         node: NodeId,
         reply: ReadReply,
-        fragment: Buffer,
+        fragment: Body,
         *,
         before: BlockTimestamp | None,
         want_data: bool,
@@ -109,7 +109,7 @@ class Responses:
         self,
         node: NodeId,
         reply: ReadReply,
-        fragment: Buffer,
+        fragment: Body,
         before: BlockTimestamp | None,
         *,
         want_data: bool,
@@ -134,7 +134,7 @@ class Responses:
             return ReplyVerdict.VALID if empty else ReplyVerdict.IMPOSSIBLE
         return self._check_data(node, reply, fragment)
 
-    def _check_data(self, node: NodeId, reply: ReadReply, fragment: Buffer) -> ReplyVerdict:
+    def _check_data(self, node: NodeId, reply: ReadReply, fragment: Body) -> ReplyVerdict:
         """The cross-checksum against the timestamp, and the fragment against the cross-checksum."""
         newest, checksum = reply.versions[0].timestamp, reply.cross_checksum
         bound = self._bound.get(newest)
@@ -151,7 +151,7 @@ class Responses:
         index = (node - self._rotation) % self._N
         if not cross_checksum.matches(checksum, index, fragment):
             return ReplyVerdict.DAMAGED
-        self._fragments.setdefault(newest, {})[index] = fragment
+        self._fragments.setdefault(newest, {})[index] = data_of(fragment)
         if reply.versions[0].verified and reply.verified_us:
             self.verified_us[node, newest] = reply.verified_us
         return ReplyVerdict.VALID

@@ -30,6 +30,8 @@ from bftfs.credentials import Credentials
 from bftfs.crypto.digest import (
     DIGEST_BYTES,
     AuthenticatorKeys,
+    Body,
+    data_of,
     inventory_digest,
     life_of,
     verifier_of,
@@ -195,7 +197,7 @@ class ReadWriteServer:
         view: StorageView,
         sender: Sender,
         message: Request,
-        body: bytes | memoryview,
+        body: Body,
         now_us: int,
     ) -> Ready:
         """Serve one request. [PASIS §3.4.3.1]"""
@@ -238,7 +240,7 @@ class ReadWriteServer:
         view: StorageView,
         sender: Sender,
         message: WriteRequest,
-        fragment: bytes | memoryview,
+        fragment: Body,
         now_us: int,
     ) -> Ready:
         """Host a version that its author writes, or that a reader or its author completes."""
@@ -283,7 +285,7 @@ class ReadWriteServer:
             if refusal is not None:
                 return Ready(reply=refusal)
         row = version_row.unverified(message.cross_checksum)
-        writes = version_row.stored(view, (Change(key, row, fragment),))
+        writes = version_row.stored(view, (Change(key, row, data_of(fragment)),))
         want = None if watch is None else watch.written(block, timestamp, now_us)
         if want is not None:  # before the version is acknowledged
             return Ready(writes=writes, wants=(want,), uses_reserve=repairs)
@@ -297,9 +299,7 @@ class ReadWriteServer:
         lives = self._keys.lives
         return lives if any(lives) else ()
 
-    def _not_bound(
-        self, block: BlockId, message: WriteRequest, fragment: bytes | memoryview
-    ) -> Refused | None:
+    def _not_bound(self, block: BlockId, message: WriteRequest, fragment: Body) -> Refused | None:
         """Storage-node verification of a write. [PASIS §3.4.2.3]
 
         The fragment against its hash in the cross-checksum, and the cross-checksum against the
@@ -320,7 +320,7 @@ class ReadWriteServer:
         key: bytes,
         hosted: bytes,
         message: WriteRequest,
-        fragment: bytes | memoryview,
+        fragment: Body,
     ) -> list[Write]:
         """A version that is hosted already is left alone, unless the disk has damaged it.
 
@@ -331,7 +331,7 @@ class ReadWriteServer:
         if stored is not None and cross_checksum.matches(message.cross_checksum, index, stored):
             return []
         row = version_row.unverified(message.cross_checksum, before=hosted)
-        return version_row.stored(view, (Change(key, row, fragment),))
+        return version_row.stored(view, (Change(key, row, data_of(fragment)),))
 
     def _not_vouched(self, message: WriteRequest) -> Refused | None:
         """A repair is taken if QC - t nodes host the version already.
@@ -368,7 +368,7 @@ class ReadWriteServer:
         view: StorageView,
         sender: Sender,
         message: ReadRequest,
-        _body: bytes | memoryview,
+        _body: Body,
         now_us: int,
     ) -> Ready:
         block, before = message.block, message.before

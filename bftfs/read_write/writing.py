@@ -126,7 +126,9 @@ class WriteRound(Gathering[Told]):
 
         def with_fragment(node: NodeId) -> Send:
             asked[node] = session.lives.begin()
-            return Send(node, request, memoryview(fragments[(node - rotation) % N]))
+            at = (node - rotation) % N
+            fragment = cross_checksum.hashed(request.cross_checksum, at, fragments[at])
+            return Send(node, request, fragment)
 
         def judge(reply: Any) -> Told | None:
             return session.told(reply.lives) if isinstance(reply, WriteReply) else None

@@ -26,6 +26,7 @@ from typing import Any, Self
 
 from bftfs.asking.refusal import Refused
 from bftfs.cluster import ClusterDescription, Member
+from bftfs.crypto.digest import Body
 from bftfs.crypto.keys import Identity
 from bftfs.engine import Engine
 from bftfs.errors import NotAdmitted, PeerFault
@@ -52,7 +53,7 @@ _IN_OUT = select.EPOLLIN | select.EPOLLOUT
 _OUT = select.EPOLLOUT
 _GONE = select.EPOLLHUP | select.EPOLLERR
 
-Request = tuple[int, bytes, bytes | memoryview]  # number, metadata, body
+Request = tuple[int, bytes, Body]  # number, metadata, body
 
 
 @dataclass(slots=True, eq=False, repr=False)
@@ -190,7 +191,7 @@ class Links:
 
     # -----------------------------------------------------------------------------------------
 
-    def _send(self, node: NodeId, number: int, message: Any, body: bytes | memoryview) -> None:
+    def _send(self, node: NodeId, number: int, message: Any, body: Body) -> None:
         """Send a request; called by the engine."""
         link = self._links[node]
         known, metadata = self._encoded

@@ -25,6 +25,7 @@ import msgspec
 
 from bftfs import limits
 from bftfs.asking.refusal import Refused
+from bftfs.crypto.digest import Body
 from bftfs.engine import Engine
 from bftfs.errors import DamagedRow
 from bftfs.identifiers import ClientId, ObjectId
@@ -49,7 +50,7 @@ class Parked(msgspec.Struct):
     sender: Sender
     number: int
     message: Any
-    body: bytes | memoryview
+    body: Body
     steps: int = 0
 
 
@@ -59,7 +60,7 @@ class Outgoing(NamedTuple):
     origin: Any
     number: int
     message: Any
-    body: bytes | memoryview
+    body: Body
 
 
 class Dispatcher:
@@ -125,7 +126,7 @@ class Dispatcher:
         sender: Sender,
         number: int,
         message: Any,
-        body: bytes | memoryview,
+        body: Body,
         now_us: int,
     ) -> None:
         """Step one request; its reply is in `outbox`, or will be in a later batch's."""

@@ -18,6 +18,7 @@ import msgspec
 
 from bftfs.asking.refusal import Refused
 from bftfs.conversation import Conversation
+from bftfs.crypto.digest import Body
 from bftfs.errors import DamagedRow
 from bftfs.identifiers import ClientId, NodeId
 from bftfs.storage import StorageView, Write
@@ -76,7 +77,7 @@ class Ready(msgspec.Struct):
     """
 
     reply: Any = None
-    body: bytes | memoryview = b""
+    body: Body = b""
     writes: list[Write] = msgspec.field(default_factory=list)
     wants: tuple[Want, ...] = ()
     uses_reserve: bool = False
@@ -136,7 +137,7 @@ class Server(Protocol):
         view: StorageView,
         sender: Sender,
         message: Any,
-        body: bytes | memoryview,
+        body: Body,
         now_us: int,
     ) -> Ready:
         """Serve one message."""

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
+from bftfs.crypto.digest import Body
 from bftfs.simulation.world import World
 from bftfs.wire.codec import encode
 
@@ -92,7 +93,7 @@ class SimulatedNetwork:
         kind: Kind,
         number: int,
         message: Any,
-        body: bytes | memoryview = b"",
+        body: Body = b"",
     ) -> None:
         """Encode `message` and carry it, perhaps. An adversary may pass encoded bytes instead."""
         # The hottest path of a simulation: what it draws, and in which order, decides every seed.

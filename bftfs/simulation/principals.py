@@ -14,6 +14,7 @@ from functools import lru_cache
 from typing import Any
 
 from bftfs.conversation import Conversation
+from bftfs.crypto.digest import Body
 from bftfs.engine import Engine, Outcome, Running
 from bftfs.envelope import REPLIES, REQUESTS
 from bftfs.errors import MalformedMessage
@@ -86,9 +87,7 @@ class SimulatedPrincipal:
             first_request=1 + self.world.draw(1 << 40),
         )
 
-    def _send_request(
-        self, node: NodeId, number: int, message: Any, body: bytes | memoryview
-    ) -> None:
+    def _send_request(self, node: NodeId, number: int, message: Any, body: Body) -> None:
         self.requests += 1
         self.network.send(self.endpoint, node_endpoint(node), Kind.REQUEST, number, message, body)
 

@@ -43,7 +43,7 @@ from typing import Generic, NamedTuple, TypeAlias, TypeVar
 import msgspec
 
 from bftfs import limits
-from bftfs.crypto.digest import fragment_digest
+from bftfs.crypto.digest import Body, HashedFragment, data_of, fragment_digest
 from bftfs.crypto.keys import PUBLIC_KEY_BYTES, Identity, pairwise_key
 from bftfs.errors import InvalidAuthenticator, MalformedMessage, NotAdmitted, ProtocolViolation
 from bftfs.identifiers import NodeId
@@ -67,14 +67,14 @@ class FrameKind(IntEnum):
     FAREWELL = 5
 
 
-class Frame(msgspec.Struct, frozen=True, gc=False):
-    """One frame, well-formed but not yet authentic. `body` is a view of what was received."""
+class Frame(msgspec.Struct, gc=False):
+    """One frame. `body` is a view of what was received; hashed, once the frame is authentic."""
 
     kind: int
     view: int
     number: int
     metadata: bytes
-    body: bytes | memoryview
+    body: Body
     head: bytes  # header and its MAC
     mac: bytes
 
@@ -186,7 +186,7 @@ class _Stream:
         self._sequence = 0
         self._view = view
 
-    def seal(self, kind: int, number: int, metadata: bytes, body: Buffer) -> list[Buffer]:
+    def seal(self, kind: int, number: int, metadata: bytes, body: Body) -> list[Buffer]:
         header = _SEQUENCED_HEADER.pack(
             self._sequence, MAGIC, kind, 0, 0, self._view, number, len(metadata), len(body)
         )
@@ -198,7 +198,8 @@ class _Stream:
         if not len(body):
             return [b"".join((header[_SEQUENCE_BYTES:], head_mac, state.digest(), metadata))]
         state.update(fragment_digest(body))
-        return [b"".join((header[_SEQUENCE_BYTES:], head_mac, state.digest(), metadata)), body]
+        sealed = b"".join((header[_SEQUENCE_BYTES:], head_mac, state.digest(), metadata))
+        return [sealed, data_of(body)]
 
     def check_head(self, head: bytes) -> None:
         """Raises PeerFault if the other end does not announce what `head` does as the next frame.
@@ -214,8 +215,11 @@ class _Stream:
         state = self._keyed.copy()
         sequence = self._sequence.to_bytes(_SEQUENCE_BYTES, "big")
         state.update(sequence + frame.head + frame.metadata)
-        if len(frame.body):
-            state.update(fragment_digest(frame.body))
+        body = frame.body
+        if len(body):
+            digest = fragment_digest(body)
+            frame.body = HashedFragment(data_of(body), digest)
+            state.update(digest)
         if not hmac.compare_digest(state.digest(), frame.mac):
             raise InvalidAuthenticator(f"frame {self._sequence} has a MAC that does not match")
         if frame.view != self._view:
@@ -293,7 +297,7 @@ class ClientChannel:
             replies.check_head(head)
         return frames
 
-    def seal_request(self, number: int, metadata: bytes, body: Buffer = b"") -> list[Buffer]:
+    def seal_request(self, number: int, metadata: bytes, body: Body = b"") -> list[Buffer]:
         """The buffers to send, in order, for one request. `body` is not copied.
 
         Requires: the channel is established. The frames are sent in the order they are sealed.
@@ -373,7 +377,7 @@ class ServerChannel(Generic[Principal]):
         self._output.clear()
         return output
 
-    def seal_reply(self, number: int, metadata: bytes, body: Buffer = b"") -> list[Buffer]:
+    def seal_reply(self, number: int, metadata: bytes, body: Body = b"") -> list[Buffer]:
         """The buffers to send, in order, for one reply. `body` is not copied.
 
         Requires: a request has been received. The frames are sent in the order they are sealed.

@@ -119,7 +119,7 @@ class FragmentCorrupter(NodeAdversary):
         ready = self.honest(asked)
         random = self.random
         if isinstance(asked.message, ReadRequest) and ready.body and self.misbehaves():
-            fragment = bytearray(ready.body)
+            fragment = bytearray(bytes(ready.body))
             fragment[random.randrange(len(fragment))] ^= 1 << random.randrange(8)
             ready.body = bytes(fragment)[: random.choice((None, -1))]
         return ready

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, NamedTuple
 
 from bftfs import limits
 from bftfs.conversation import Effect, Send
-from bftfs.crypto.digest import AuthenticatorKeys, replica_history_digest
+from bftfs.crypto.digest import AuthenticatorKeys, Body, replica_history_digest
 from bftfs.identifiers import ClientId, NodeId, ObjectId
 from bftfs.query_update.history import Known
 from bftfs.server.step import Ready, Sender, Server, Want
@@ -52,7 +52,7 @@ class Asked(NamedTuple):
     view: StorageView
     sender: Sender
     message: Any
-    body: bytes | memoryview
+    body: Body
     now_us: int
 
 
@@ -69,7 +69,7 @@ class NodeAdversary:
         self._postponed = 0
 
     def step(
-        self, view: StorageView, sender: Sender, message: Any, body: bytes | memoryview, now_us: int
+        self, view: StorageView, sender: Sender, message: Any, body: Body, now_us: int
     ) -> Ready:
         """Serve one message, as a `Server` does."""
         return self.answer(Asked(view, sender, message, body, now_us))

@@ -3,8 +3,10 @@
 from typing import Any
 
 import pytest
+from blake3 import blake3
 
 from bftfs import limits
+from bftfs.crypto.digest import HashedFragment, fragment_digest
 from bftfs.errors import (
     InvalidAuthenticator,
     MalformedMessage,
@@ -70,6 +72,31 @@ def test_requests_and_replies_travel() -> None:
     assert [(f.kind, f.number, f.metadata, f.body) for f in replies] == [
         (FrameKind.REPLY, 3, b"tell", b"")
     ]
+
+
+def test_a_body_that_was_hashed_is_not_hashed_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    client, server = established()
+    body = HashedFragment(b"body", fragment_digest(b"body"))
+    hashed: list[bytes] = []
+
+    def counting(data: Any, *, key: bytes) -> Any:
+        hashed.append(bytes(data))
+        return blake3(data, key=key)
+
+    monkeypatch.setattr("bftfs.crypto.digest.blake3", counting)
+    buffers = client.seal_request(1, b"m", body)
+    assert not hashed
+    (frame,) = server.receive(sealed(buffers))
+    assert isinstance(frame.body, HashedFragment)
+    assert (frame.body.data, fragment_digest(frame.body)) == (b"body", body.digest)
+    assert hashed == [b"body"]  # by the other end, which believes nobody
+
+
+def test_a_false_digest_of_a_body_is_found_by_the_other_end() -> None:
+    client, server = established()
+    body = HashedFragment(b"body", fragment_digest(b"another"))
+    with pytest.raises(InvalidAuthenticator):
+        server.receive(sealed(client.seal_request(1, b"m", body)))
 
 
 def test_a_body_is_not_copied_and_nothing_is_sent_for_none() -> None:
