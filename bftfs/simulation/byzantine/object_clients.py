@@ -119,12 +119,14 @@ class Updater(ClientAdversary):
         facts: tuple[Fact, ...] = (),
         vouchers: tuple[tuple[Voucher, ...], ...] = (),
     ) -> Conditioned:
-        """Send a request to `nodes`, and listen."""
+        """Send a request to `nodes`, and listen. Its clock: now, and none in a barrier or a copy.
+
+        Servers refuse a barrier or a copy that carries a clock, whatever else is wrong with it.
+        """
         history_sets, authenticators = sets
-        now_us = await Now()
-        conditioned = Conditioned(
-            kind, operation, now_us if clock is None else clock, history_sets, (), facts
-        )
+        if clock is None:
+            clock = await Now() if kind is ConditionedKind.METHOD else 0
+        conditioned = Conditioned(kind, operation, clock, history_sets, (), facts)
         request = Update(encode(conditioned), authenticators, vouchers, NodeId(0))
         await self.send(nodes, request)
         await self.listen([each.object for each in history_sets])

@@ -82,7 +82,7 @@ class RacingBarrier(Updater):
             if latest:
                 few = dict(random.sample(latest, 1))
                 await self.update(
-                    self.all_nodes(), self.sets({name: few}), kind=ConditionedKind.BARRIER, clock=0
+                    self.all_nodes(), self.sets({name: few}), kind=ConditionedKind.BARRIER
                 )
 
 
@@ -112,7 +112,7 @@ class ForgedBarrier(Updater):
                 await self.listen((name,))
             else:
                 both = sets, authenticators
-                await self.update(self.some_nodes(), both, kind=ConditionedKind.BARRIER, clock=0)
+                await self.update(self.some_nodes(), both, kind=ConditionedKind.BARRIER)
 
 
 class Meddler(Updater):
@@ -141,7 +141,7 @@ class Meddler(Updater):
                 await self.listen((name,))
             case 1:
                 kind = random.choice((ConditionedKind.BARRIER, ConditionedKind.COPY))
-                await self.update(self.some_nodes(), (sets, authenticators), kind=kind, clock=0)
+                await self.update(self.some_nodes(), (sets, authenticators), kind=kind)
             case _:
                 await self._finish(name, known)
 
