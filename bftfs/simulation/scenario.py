@@ -33,6 +33,7 @@ from bftfs.simulation.byzantine.initiative import Initiative, with_initiative
 from bftfs.simulation.byzantine.positions import ClientPosition, NodePosition
 from bftfs.simulation.byzantine.registry import CLIENTS, GRANTS, INITIATIVES, corrupted
 from bftfs.simulation.checkers.accounts import check_accounts
+from bftfs.simulation.checkers.barriers import BarriersRecord
 from bftfs.simulation.checkers.bounds import (
     BoundsRecord,
     PossibleVersionsRecord,
@@ -238,8 +239,11 @@ class Simulation:
         ]
         self._record = CandidateRecord()
         self._bounds = BoundsRecord(
-            configuration.sizes.query_update.r, len(configuration.byzantine_nodes)
+            configuration.sizes.query_update.r,
+            configuration.sizes.query_update.b + 1,
+            len(configuration.byzantine_nodes),
         )
+        self.barriers = BarriersRecord(healing=configuration.verification is not None)
         # By how much the fastest clock of a correct node is ahead.
         skews_us = configuration.node_skews_us
         self._fastest_us = max((skews_us[node] for node in self._correct if skews_us), default=0)
@@ -370,7 +374,7 @@ class Simulation:
             self._go_on(self.configuration.collection.rest_us)
         if not self.findings:
             self._audit()
-        self.findings += self._bounds.findings
+        self.findings += self._bounds.findings + self.barriers.findings
         for record in (self.retention, self.possible, self.unfinished, self.volumes):
             if record is not None:
                 self.findings += record.findings
@@ -402,6 +406,7 @@ class Simulation:
                 return
             acceptances = self._record.take_down(node, writes)
             self._bounds.accepted(node, clock_us, acceptances)
+            self.barriers.accepted(node, clock_us, acceptances, lives=host.crashes + 1)
             fastest_us = clock_us - host.skew_us + self._fastest_us
             self._bounds.hosted(node, clock_us, writes, fastest_us=fastest_us)
             if self.retention is not None:

@@ -20,6 +20,7 @@ from bftfs.query_update.history import (
     Known,
     client_of,
     history_of,
+    is_barrier,
     logical_timestamp,
     parse_history,
 )
@@ -33,6 +34,7 @@ from bftfs.simulation.byzantine.object_clients import Updater
 from bftfs.simulation.byzantine.positions import NodePosition
 
 _LISTEN_US = 10_000
+_BARRIER = ConditionedKind.BARRIER
 _NOBODY = ClientId(b"?" * 16)
 _SECOND_US = limits.SECOND_US
 # How far ahead of its clock an adversary dates what it makes.
@@ -62,7 +64,7 @@ class ClockedBarrier(Updater):
             await self.update(
                 self.some_nodes(),
                 self.sets({name: few}),
-                kind=ConditionedKind.BARRIER,
+                kind=_BARRIER,
                 clock=clock_us,
             )
 
@@ -81,16 +83,15 @@ class RacingBarrier(Updater):
             latest = sorted(self.latest(name).items())
             if latest:
                 few = dict(random.sample(latest, 1))
-                await self.update(
-                    self.all_nodes(), self.sets({name: few}), kind=ConditionedKind.BARRIER
-                )
+                await self.update(self.all_nodes(), self.sets({name: few}), kind=_BARRIER)
 
 
 class ForgedBarrier(Updater):
-    """Shows servers barriers that an ally has never accepted, or bars on top of them.
+    """Shows servers barriers that an ally has forged, or bars on top of them, here and there.
 
     [Q/U §4.3.5] "every barrier that is not complete is repaired inline": that of a single server,
-    which may be a liar, must not cost the others more than the liar could. Shown by progress.
+    which may be a liar, must not cost the others more than the liar could; and what one server lets
+    pass counts at all. Shown by progress and bounds.
     """
 
     async def act(self) -> None:
@@ -107,12 +108,27 @@ class ForgedBarrier(Updater):
                 ally, name, self.latest(name).get(ally.node), time_us=await Now() + ahead_us
             )
             sets, authenticators = self.sets({name: {ally.node: known}})
-            if random.random() < 0.5:
-                await self.send(self.some_nodes(), InlineBarrier(sets[0], authenticators[0]))
-                await self.listen((name,))
-            else:
-                both = sets, authenticators
-                await self.update(self.some_nodes(), both, kind=ConditionedKind.BARRIER)
+            match random.randrange(3):
+                case 0:
+                    await self.send(self.some_nodes(), InlineBarrier(sets[0], authenticators[0]))
+                    await self.listen((name,))
+                case 1:
+                    both = sets, authenticators
+                    await self.update(self.some_nodes(), both, kind=_BARRIER)
+                case _:
+                    await self._spread(name, ally, known)
+
+    async def _spread(self, name: ObjectId, ally: NodePosition, known: Known) -> None:
+        """Bar at one server; with the ally's word, the others take that barrier inline."""
+        server = NodeId(self.random.randrange(self.n))
+        await self.update((server,), self.sets({name: {ally.node: known}}), kind=_BARRIER)
+        barred = self.latest(name).get(server)
+        if barred is None or not is_barrier(parse_history(barred.history).latest):
+            return
+        agreed = {server: barred, ally.node: ally.reported(name, barred.history)}
+        sets, authenticators = self.sets({name: agreed})
+        await self.send(self.all_nodes(), InlineBarrier(sets[0], authenticators[0]))
+        await self.listen((name,))
 
 
 class Meddler(Updater):
@@ -140,7 +156,7 @@ class Meddler(Updater):
                 await self.send(self.some_nodes(), InlineBarrier(sets[0], authenticators[0]))
                 await self.listen((name,))
             case 1:
-                kind = random.choice((ConditionedKind.BARRIER, ConditionedKind.COPY))
+                kind = random.choice((_BARRIER, ConditionedKind.COPY))
                 await self.update(self.some_nodes(), (sets, authenticators), kind=kind)
             case _:
                 await self._finish(name, known)

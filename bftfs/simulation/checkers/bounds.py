@@ -45,6 +45,7 @@ class BoundsRecord(Judgement):
     """Compares what correct nodes accept with the bounds."""
 
     repairable: int  # servers that vouch for what is finished
+    believed: int = 1  # servers that report a barrier which others take
     byzantine: int = 0  # servers that vouch for anything
     # The latest times of objects that correct nodes have accepted.
     _reached_us: dict[ObjectId, int] = field(default_factory=dict)
@@ -76,7 +77,7 @@ class BoundsRecord(Judgement):
                 made.add(timestamp)
                 repairs[client] += 1
             own = sum(client_of(each.timestamp) == client for each in history)
-            vouching = 1 if candidate.barrier else self.repairable  # any server shows a barrier
+            vouching = self.believed if candidate.barrier else self.repairable
             if (
                 len(history) > limits.HISTORY_CANDIDATES
                 and own > limits.HISTORY_SHARE

@@ -1,0 +1,130 @@
+"""How often correct nodes let each object be barred. [Q/U §4.3.5; protocols-query-update.md, 4]
+
+A barrier that a correct node accepts before all other correct ones comes from its maker: nobody
+else could show it b + 1 servers that report it. It must lie within that node's budget for the
+object: so many barriers of each client at first, as many for each update of its own, and besides
+few of all clients together. Barriers that come to the node from other nodes use this budget up as
+well, but for those of healing. So these are left out where nodes heal.
+
+Nor may one server's word move an object's time far ahead: such a barrier comes from a client that
+updates the object, or follows what a correct node has accepted.
+
+Counted here is what nodes have committed. A node keeps its budgets in memory: with every life of a
+node they are whole again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from bftfs import limits
+from bftfs.clock_skew import is_ahead
+from bftfs.identifiers import ClientId, NodeId, ObjectId
+from bftfs.query_update.history import Candidate, client_of, time_of
+from bftfs.simulation.checkers.candidates import Acceptance, Judgement
+
+
+@dataclass(slots=True)
+class _Budget:
+    """Of one object at one node: the barriers that are left, as far as others can tell."""
+
+    since_us: int
+    own: dict[ClientId, int] = field(default_factory=dict)
+    shared: float = limits.BARRIERS_OF_OTHERS
+
+    def updates(self, client: ClientId) -> bool:
+        """True if the client has updated the object, and not barred it as often as it may."""
+        return self.own.get(client, 0) > limits.BARRIERS_EARNED
+
+    def update(self, client: ClientId) -> None:
+        """The node has accepted an update of the client's."""
+        left = self.own.get(client, limits.BARRIERS_EARNED) + limits.BARRIERS_EARNED
+        self.own[client] = min(left, limits.BARRIERS_MOST)
+        self.shared += 1 / limits.BARRIER_UPDATES
+
+    def bar(self, client: ClientId, clock_us: int) -> float:
+        """The node has accepted a barrier of the client's; what is left for it after that."""
+        left = self.own.get(client, limits.BARRIERS_EARNED)
+        self.own[client] = max(left - 1, 0)
+        if left:
+            return left - 1
+        gone_s = max(0, clock_us - self.since_us) / limits.SECOND_US
+        self.since_us = clock_us
+        most = limits.BARRIERS_OF_OTHERS
+        self.shared = max(min(self.shared + gone_s, most) - 1, -most)
+        return self.shared
+
+
+def _time(barrier: tuple[Candidate, ObjectId, int]) -> bytes:
+    return barrier[0].timestamp
+
+
+@dataclass(slots=True)
+class BarriersRecord(Judgement):
+    """The budgets of all objects at all correct nodes."""
+
+    healing: bool = False  # nodes take barriers over from their peers without a client
+    total: int = 0  # barriers that correct nodes were the first to accept
+    _budgets: dict[NodeId, dict[ObjectId, _Budget]] = field(default_factory=dict)
+    _lives: dict[NodeId, int] = field(default_factory=dict)
+    # The latest times of objects that correct nodes have accepted.
+    _reached_us: dict[ObjectId, int] = field(default_factory=dict)
+
+    def accepted(
+        self, node: NodeId, clock_us: int, acceptances: Iterable[Acceptance], *, lives: int
+    ) -> None:
+        """`node` has accepted candidates in the last of so many lives."""
+        if self._lives.get(node) != lives:
+            self._lives[node] = lives
+            self._budgets[node] = {}
+        budgets = self._budgets[node]
+        barriers = []
+        for identifier, candidate, _, elsewhere in acceptances:
+            if candidate.barrier:
+                barriers.append((candidate, identifier, elsewhere))
+                continue
+            self._reach(identifier, candidate)
+            if not candidate.copy:
+                budget = budgets.setdefault(identifier, _Budget(clock_us))
+                budget.update(client_of(candidate.timestamp))
+        # What came first in a batch is not known: updates, that is, and barriers in their order.
+        for candidate, identifier, elsewhere in sorted(barriers, key=_time):
+            if elsewhere and self.healing:
+                continue
+            budget = budgets.setdefault(identifier, _Budget(clock_us))
+            if not elsewhere:
+                self.total += 1
+                self._require_near(node, clock_us, identifier, candidate, budget)
+            left = budget.bar(client_of(candidate.timestamp), clock_us)
+            # A node that has more objects to mind forgets some, and their budgets are whole again.
+            if left < -0.01 and not elsewhere and len(budgets) <= limits.CONTENDED_OBJECTS:
+                self.find(
+                    f"node {node} has accepted a barrier at {identifier.hex()[-6:]} from its "
+                    f"maker, beyond the budget by {-left:.1f}"
+                )
+            self._reach(identifier, candidate)
+
+    def _reach(self, identifier: ObjectId, candidate: Candidate) -> None:
+        reached_us = self._reached_us.get(identifier, 0)
+        self._reached_us[identifier] = max(reached_us, time_of(candidate.timestamp))
+
+    def _require_near(
+        self,
+        node: NodeId,
+        clock_us: int,
+        identifier: ObjectId,
+        candidate: Candidate,
+        budget: _Budget,
+    ) -> None:
+        barrier_us = time_of(candidate.timestamp)
+        beyond_us = barrier_us - self._reached_us.get(identifier, 0) - limits.STEPS_AHEAD_US - 1
+        if (
+            is_ahead(barrier_us, clock_us)
+            and beyond_us > 0
+            and not budget.updates(client_of(candidate.timestamp))
+        ):
+            self.find(
+                f"node {node} has accepted a barrier {beyond_us // 1_000} ms beyond the time that "
+                f"{identifier.hex()[-6:]} has reached"
+            )
