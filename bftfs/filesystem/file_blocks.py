@@ -12,10 +12,11 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Final
 
+from bftfs.clock_skew import is_ahead
 from bftfs.conversation import Compute, Draw, Event, Now, Spawn, Together, Wait
 from bftfs.credentials import Credentials
 from bftfs.crypto.cipher import NONCE_BYTES, BlockCipher
-from bftfs.errors import FileSystemError, OperationFailed, PeerFault
+from bftfs.errors import AdmissionRefused, FileSystemError, OperationFailed, PeerFault
 from bftfs.filesystem import inode
 from bftfs.filesystem.attributes import INCARNATION_GAP, NO_CHANGES, spans
 from bftfs.filesystem.block_memory import BlockCache, Buffer, DirtyBlock, Extent, Load, part
@@ -24,6 +25,7 @@ from bftfs.filesystem.metadata import Metadata
 from bftfs.filesystem.options import Options
 from bftfs.filesystem.registry import MERGE, TRUNCATE, WRITE
 from bftfs.identifiers import BlockId, ObjectId, block_id
+from bftfs.limits import STEPS_AHEAD_US
 from bftfs.query_update.object_type import Record
 from bftfs.read_write.client import ReadWriteClient
 from bftfs.read_write.timestamp import BlockTimestamp
@@ -331,7 +333,9 @@ class BlockWriter:
             block = contents.pushing[number] = dirty.over(bases.get(number, b""))
             self.dirty_bytes += len(block) - dirty.cost
             self.cache.drop(contents.identifier, number)
-        is_asking = contents.sharing is not Sharing.EXCLUSIVE
+        # A clock that the file is far ahead of tells no time for its blocks.
+        is_alone = contents.sharing is Sharing.EXCLUSIVE
+        is_asking = not is_alone or is_ahead(contents.version, await Now())
         try:
             items = [
                 await sealed(
@@ -394,9 +398,26 @@ class BlockWriter:
     ) -> Sequence[BlockTimestamp]:
         """Make blocks durable, later than what is covered. Their timestamps."""
         after_us = contents.version if is_asking else max(contents.version, contents.pushed_us)
-        written = await self.blocks.write_many(items, who, after_us=after_us, is_asking=is_asking)
+        try:
+            written = await self.blocks.write_many(
+                items, who, after_us=after_us, is_asking=is_asking
+            )
+        except AdmissionRefused as refused:
+            if refused.code != errno.ETIME or not is_ahead(contents.version, await Now()):
+                raise
+            await self._move_on(contents, who)
+            written = await self.blocks.write_many(items, who, after_us=contents.version)
         contents.pushed_us = max(contents.pushed_us, *(timestamp.time for timestamp in written))
         return written
+
+    async def _move_on(self, contents: Contents, who: Credentials) -> None:
+        """Let a file that is ahead of all clocks go on by as much as nodes take at once.
+
+        Its blocks have to come soon after its last version, and others have left some there.
+        """
+        contents.pushed_us = max(contents.pushed_us, contents.version + STEPS_AHEAD_US)
+        arguments = inode.Writing(0, contents.layout.newest, contents.mtime_ns, NO_CHANGES)
+        await self._update(contents, WRITE, arguments, who)
 
     async def _write_again(self, contents: Contents) -> None:
         """Write overtaken blocks again, so that they come after other mounts' changes.

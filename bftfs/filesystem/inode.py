@@ -550,3 +550,10 @@ def may_write_blocks(inode: MutableState, who: Principal, grant: Grant) -> int:
     if inode.get(ATTRIBUTES_KEY) is None:
         return UNKNOWN_INODE
     return 0 if may_write(Subject.existing(inode), who) else errno.EACCES
+
+
+def contents_us(inode: MutableState) -> int:
+    """The time of the last change of the contents; 0 if there is no such inode."""
+    if inode.get(ATTRIBUTES_KEY) is None:
+        return 0
+    return Subject.existing(inode).attributes.contents

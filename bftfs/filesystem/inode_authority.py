@@ -7,7 +7,7 @@ import os
 from bftfs.asking.refusal import Refused
 from bftfs.credentials import Credentials
 from bftfs.errors import DamagedRow
-from bftfs.filesystem.inode import UNKNOWN_INODE, may_write_blocks
+from bftfs.filesystem.inode import UNKNOWN_INODE, contents_us, may_write_blocks
 from bftfs.identifiers import BlockId, inode_of
 from bftfs.query_update.replica import Replica
 from bftfs.query_update.server import Doubts
@@ -41,3 +41,7 @@ class InodeAuthority:
         if code in (0, UNKNOWN_INODE):
             return None
         return Refused(code, f"user {credentials.uid} may not write: {os.strerror(code)}")
+
+    def reached_us(self, view: StorageView, block: BlockId) -> int:
+        """The time of the file's last change of contents, as far as this node knows."""
+        return contents_us(Replica(view, inode_of(block)).workspace)

@@ -133,16 +133,21 @@ class _Request:
         """`s_setup`: the timestamp, one for all objects of the operation. [Q/U lines 1100-1118]"""
         self.timestamp = timestamp_of(self.conditioned, self.encoded, sets, self.author)
 
-    def require_sane(self, now_us: int) -> None:
+    def require_sane(
+        self, sets: Sequence[CulledObjectHistorySet], quorums: QuorumSystem, now_us: int
+    ) -> None:
         """An author's clock is near this server's; what it builds on may be ahead of both.
+
+        So may its clock then, by a few steps: a file's blocks come after its last version, and the
+        update that covers them after the blocks.
 
         A time of the past would make versions of yesterday: what was at that time, and has been
         read, would change. (A repair may finish what was begun at its time.)
         """
-        if (
-            self.conditioned.clock > now_us + limits.CLOCK_SKEW_US
-            or time_of(self.timestamp) < now_us - limits.CLOCK_SKEW_US
-        ):
+        clock_us, latest_us = self.conditioned.clock, now_us + limits.CLOCK_SKEW_US
+        if clock_us > latest_us:
+            latest_us = limits.STEPS_AHEAD_US + max(each.reached_us(quorums) for each in sets)
+        if clock_us > latest_us or time_of(self.timestamp) < now_us - limits.CLOCK_SKEW_US:
             raise _Fail(Status.INSANE_TIME)
 
     def candidate(self, plan: _Plan) -> Candidate:
@@ -204,7 +209,7 @@ class Accepting:
                 return self._accepted_before(request)
             method = request.method
             if method is not None:
-                request.require_sane(now_us)
+                request.require_sane(sets, self._quorums, now_us)
             if conditioned.facts:
                 self._require_vouched(conditioned, message)
             request.plans = self._plan(request, sets, evidence)

@@ -91,6 +91,9 @@ class Authority(Protocol):
         `view` is the one in which the write is about to be stored.
         """
 
+    def reached_us(self, view: StorageView, block: BlockId) -> int:
+        """The time that the contents have reached which `block` belongs to; 0 if unknown."""
+
 
 class Quota(Protocol):
     """Limits the room that each client's versions take. The host supplies it."""
@@ -151,6 +154,10 @@ class GrantAuthority:
         if not sender.grant.allows(credentials.uid):
             return Refused(errno.EPERM, f"this client may not act as uid {credentials.uid}")
         return None
+
+    def reached_us(self, view: StorageView, block: BlockId) -> int:
+        """Nothing is known of any file."""
+        return 0
 
 
 class NoQuota:
@@ -260,13 +267,13 @@ class ReadWriteServer:
         )
         watch = self._watch
         if repairs:
-            refusal = self._not_vouched(message) or _too_far_ahead(timestamp.time, now_us)
+            refusal = self._not_vouched(message)
         else:
             credentials = Credentials(message.uid, message.gid, message.groups)
             answer = self._authority.may_write(view, sender, block, credentials)
             if isinstance(answer, Want):
                 return Ready(wants=(answer,))
-            refusal = answer or _insane(timestamp.time, now_us)
+            refusal = answer or self._insane(view, block, timestamp.time, now_us)
         if refusal is not None:
             return Ready(reply=refusal)
         if repairs:
@@ -360,6 +367,34 @@ class ReadWriteServer:
         return Refused(
             errno.EPERM, "only its author may write a version for which too few nodes vouch"
         )
+
+    def _insane(
+        self, view: StorageView, block: BlockId, time_us: int, now_us: int
+    ) -> Refused | None:
+        """An author's time must be near the node's clock, on either side.
+
+        No liar can push time away: a time beyond clock and skew is malformed. [design §4] But a
+        file that was changed while all clocks were ahead goes on from there, by a few steps at a
+        time. (docs/decisions/0017-clock-jumps.md)
+
+        Versions are found by their time: a client that could place a new one in the past would
+        change what history shows there. A writer that was delayed for so long takes a new
+        timestamp. (A repair may be of any time: of those that vouch one is correct.)
+        """
+        if time_us < now_us - limits.CLOCK_SKEW_US:
+            behind = (now_us - time_us) // limits.SECOND_US
+            return Refused(
+                errno.ETIME, f"the time is {behind} s behind this node: check the client's clock"
+            )
+        if (
+            time_us > now_us + limits.CLOCK_SKEW_US
+            and time_us > self._authority.reached_us(view, block) + limits.STEPS_AHEAD_US
+        ):
+            ahead = (time_us - now_us) // limits.SECOND_US
+            return Refused(
+                errno.ETIME, f"the time is {ahead} s ahead of this node: check the client's clock"
+            )
+        return None
 
     # --- READ_LATEST, READ_PREV --------------------------------------------------------------
 
@@ -455,28 +490,3 @@ class ReadWriteServer:
 
 def _voucher_digest(block: BlockId, message: WriteRequest | VouchRequest) -> bytes:
     return voucher_digest(block=block, timestamp=encoded(message.timestamp))
-
-
-def _too_far_ahead(time_us: int, now_us: int) -> Refused | None:
-    """No liar can push time away: a time beyond clock and skew is malformed. [design §4]"""
-    if time_us > now_us + limits.CLOCK_SKEW_US:
-        ahead = (time_us - now_us) // limits.SECOND_US
-        return Refused(
-            errno.ETIME, f"the time is {ahead} s ahead of this node: check the client's clock"
-        )
-    return None
-
-
-def _insane(time_us: int, now_us: int) -> Refused | None:
-    """An author's time must be near the node's clock, on either side.
-
-    Versions are found by their time: a client that could place a new one in the past would change
-    what history shows there. (A repair may be of any age: its version has been there.) A writer
-    that was delayed for so long takes a new timestamp.
-    """
-    if time_us < now_us - limits.CLOCK_SKEW_US:
-        behind = (now_us - time_us) // limits.SECOND_US
-        return Refused(
-            errno.ETIME, f"the time is {behind} s behind this node: check the client's clock"
-        )
-    return _too_far_ahead(time_us, now_us)

@@ -57,7 +57,6 @@ from bftfs.read_write.timestamp import (
     VERSIONS_END,
     BlockTimestamp,
     successor_of,
-    time_of,
     timestamp_of,
 )
 from bftfs.read_write.validation import validate
@@ -223,17 +222,16 @@ class BlockHealer:
         if horizon is None:
             return None
         lacking = sorted(hosts.keys() - set(page.keys))
-        # A version ahead of this node's clock is not accepted from anybody yet. [design §4]
-        latest_us = await Now() + limits.CLOCK_SKEW_US
-        sane = [key for key in lacking if time_of(key) <= latest_us]
         missed = []
-        if sane:
-            missed = await look(host, lambda view: [key for key in sane if self._wants(view, key)])
+        if lacking:
+            missed = await look(
+                host, lambda view: [key for key in lacking if self._wants(view, key)]
+            )
         self.tally.compared += len(page.keys)
         self.tally.lacking += len(lacking)
         failed = self.tally.failed
         await in_chunks(host, self.throttle, missed, partial(self._rebuild, host, hosts))
-        return horizon, self.tally.failed == failed and len(sane) == len(lacking)
+        return horizon, self.tally.failed == failed
 
     # --- the store, in steps -----------------------------------------------------------------
 

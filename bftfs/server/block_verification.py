@@ -320,10 +320,8 @@ class LazyVerifier:
             if one <= verified or one in poisonous or one.time < abandoned_us
         ]
         self._settle(block, done, now_us)
-        # Without room, healing brings this node's part of the version once there is some. A version
-        # ahead of this node's clock is not accepted yet. [design §4]
-        is_full = self._host is not None and self._host.full
-        accepts = not is_full and verified.time <= now_us + limits.CLOCK_SKEW_US
+        # Without room, healing brings this node's part of the version once there is some.
+        accepts = self._host is None or not self._host.full
         found = None if verified == ZERO else verified
         writes = self._settled(view, block, found, poisonous, own if accepts else None, now_us)
         self.tally.poisonous += sum(

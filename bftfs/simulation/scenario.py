@@ -407,8 +407,7 @@ class Simulation:
             acceptances = self._record.take_down(node, writes)
             self._bounds.accepted(node, clock_us, acceptances)
             self.barriers.accepted(node, clock_us, acceptances, lives=host.crashes + 1)
-            fastest_us = clock_us - host.skew_us + self._fastest_us
-            self._bounds.hosted(node, clock_us, writes, fastest_us=fastest_us)
+            self._bounds.hosted(node, clock_us, writes)
             if self.retention is not None:
                 self.retention.committed(node, clock_us, writes)
             if self.possible is not None:

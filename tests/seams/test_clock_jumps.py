@@ -6,22 +6,24 @@ until the clocks have come to that time again.
 
 from __future__ import annotations
 
+import os
+import stat
 from typing import Any
 
 import pytest
 
+from bftfs import limits
+from bftfs.conversation import Now
 from bftfs.errors import AdmissionRefused
-from bftfs.identifiers import ObjectKind, object_id
+from bftfs.filesystem.options import Options
+from bftfs.identifiers import ObjectId, ObjectKind, object_id
 from bftfs.query_update.counter import Fetch, Increment
 from bftfs.simulation.world import SECOND_US
-from tests.seams.world import User, World
+from tests.seams.world import BLOCK_BYTES, ROOT, User, World, accepted
 
 COUNTER = object_id(ObjectKind.COUNTER, placement=0, unique=bytes(14))
 YEAR_S = 365 * 24 * 3_600
 JUMPS_S = [200, 900, YEAR_S]
-frozen = pytest.mark.xfail(
-    strict=True, raises=AssertionError, reason="nodes refuse blocks that come after a future time"
-)
 
 
 def jump(world: World, users: list[User], by_s: int) -> None:
@@ -64,9 +66,7 @@ def test_an_object_is_not_frozen(jump_s: int) -> None:
     assert increment(other) == 4
 
 
-@pytest.mark.parametrize(
-    "jump_s", [JUMPS_S[0], *(pytest.param(jump_s, marks=frozen) for jump_s in JUMPS_S[1:])]
-)
+@pytest.mark.parametrize("jump_s", JUMPS_S)
 def test_a_file_is_not_frozen(jump_s: int) -> None:
     """A file is written during the jump, and again after it: its blocks and its inode."""
     world = World()
@@ -98,3 +98,79 @@ def test_an_object_with_an_incomplete_update_is_not_frozen() -> None:
     jump(world, [user, other], -YEAR_S)
     world.nodes[5].crash(down_us=None)
     assert done(world, other, incrementing(other)).answer.value in {3, 4}
+
+
+# --- files ---------------------------------------------------------------------------------------
+
+
+def after_a_jump() -> tuple[World, User, User, ObjectId]:
+    """A world in which a file was written while the clocks were a year ahead."""
+    world = World()
+    user, other = world.user("user"), world.user("other")
+    user.format()
+    identifier = user.make("file", "before")
+    jump(world, [user, other], YEAR_S)
+    user.put(identifier, "during")
+    jump(world, [user, other], -YEAR_S)
+    return world, user, other, identifier
+
+
+def test_a_large_file_in_a_directory_that_is_ahead() -> None:
+    """Each batch of its blocks would have a later time, if the mount went by its clock."""
+    world, user, other, _ = after_a_jump()
+    options = Options(access_times=False, batch_bytes=BLOCK_BYTES)
+    user.files = user.filesystem(options)
+
+    async def write() -> ObjectId:
+        found, file = await user.files.create(
+            ROOT, b"large", stat.S_IFREG | 0o600, user.who, flags=os.O_WRONLY
+        )
+        for number in range(2 * limits.STEPS_AHEAD_US):
+            data = b"%04d" % number * (BLOCK_BYTES // 4)
+            user.files.write(file, number * BLOCK_BYTES, data, now_ns=await Now() * 1000)
+        await user.files.release(file)
+        return found.identifier
+
+    identifier = done(world, user, write())
+    assert other.attributes(identifier).size == 2 * limits.STEPS_AHEAD_US * BLOCK_BYTES
+    assert other.read(identifier).startswith("0000")
+
+
+def test_what_a_writer_leaves_as_far_ahead_as_nodes_take_it_stops_nobody() -> None:
+    """And no further: see `test_a_version_follows_the_time_of_its_file_by_a_few_steps`."""
+    world, user, other, identifier = after_a_jump()
+    user.chmod(identifier, 0o666)
+    world.run_for(SECOND_US)
+    hand = world.hand("hand")
+    attributes = user.attributes(identifier)
+    assert attributes.layout is not None
+    block = attributes.layout.block(identifier, 0)
+    know = [0, 1, 2, 3, 4]  # the file as it is now
+    for step, nodes in ((limits.STEPS_AHEAD_US, know), (limits.STEPS_AHEAD_US + 1, [])):
+        left = hand.version(block, "left", attributes.contents + step)
+        assert accepted(hand.write(left, range(6))) == nodes
+    done(world, other, other.putting(identifier, "after!"))
+    assert user.read(identifier).rstrip("\0") == "after!"
+
+
+@pytest.mark.xfail(
+    strict=True, raises=AssertionError, reason="nodes take no block so far beyond its file"
+)
+def test_a_block_that_nobody_covered_is_not_frozen() -> None:
+    """Its writer died during the jump, a while after the file was written last."""
+    world = World()
+    user, other = world.user("user"), world.user("other")
+    user.format()
+    identifier = user.make("file", "before")
+    user.chmod(identifier, 0o666)
+    jump(world, [user, other], YEAR_S)
+    user.put(identifier, "during")
+    world.run_for(10 * SECOND_US)
+    hand = world.hand("hand")
+    layout = user.attributes(identifier).layout
+    assert layout is not None
+    left = hand.version(layout.block(identifier, 0), "left", world.now_us + YEAR_S * SECOND_US)
+    assert len(accepted(hand.write(left, range(6)))) == 6
+    jump(world, [user, other], -YEAR_S)
+    done(world, other, other.putting(identifier, "after!"))
+    assert user.read(identifier).rstrip("\0") == "after!"

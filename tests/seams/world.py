@@ -242,14 +242,18 @@ class User:
         self.objects = QueryUpdateClient(self.host.client, Peers(world.quorums), TYPES)
         self.blocks = ReadWriteClient(self.host.client, world.sizes.read_write, self.objects.peers)
         self.capacity = ClusterCapacity(world.sizes.read_write, self.objects.peers)
-        self.files = FileSystem(
+        self.files = self.filesystem(Options(strict=True, access_times=False))
+
+    def filesystem(self, options: Options) -> FileSystem:
+        """A mount with these options."""
+        return FileSystem(
             self.objects,
             self.blocks,
             self.capacity,
             None,
             root=ROOT,
             volume=VOLUME,
-            options=Options(strict=True, access_times=False),
+            options=options,
         )
 
     def run(self, conversation: Coroutine[Any, Any, Any], **bounds: Any) -> Any:

@@ -3,7 +3,8 @@
 The records are taken at the commits of correct nodes. Bounds are those of `bftfs.limits`:
 
 - no time that a node accepts lies further ahead of its own clock than clocks may differ, or than
-  a few steps beyond what a correct node has accepted of the object before;
+  a few steps beyond what a correct node has accepted of the object, or of the block's file, before
+  (and no version of a block that no correct node has accepted from its author);
 - of the barriers and copies that one client makes, a node accepts so many at once and per second;
 - in a replica history that is long, no client has more than its share of incomplete updates. Beyond
   that the history takes only what others finish, and only if servers vouch that they accepted it;
@@ -30,7 +31,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from bftfs import limits
-from bftfs.identifiers import BLOCK_ID_BYTES, BlockId, ClientId, NodeId, ObjectId
+from bftfs.identifiers import BLOCK_ID_BYTES, BlockId, ClientId, NodeId, ObjectId, inode_of
 from bftfs.query_update.history import Candidate, LogicalTimestamp, client_of, time_of
 from bftfs.read_write.timestamp import BlockTimestamp, timestamp_of
 from bftfs.read_write.timestamp import time_of as block_time_of
@@ -49,6 +50,7 @@ class BoundsRecord(Judgement):
     byzantine: int = 0  # servers that vouch for anything
     # The latest times of objects that correct nodes have accepted.
     _reached_us: dict[ObjectId, int] = field(default_factory=dict)
+    _hosted: set[bytes] = field(default_factory=set)  # versions, by any correct node
     # Per node and client: tokens left, and when that was so. Kept apart from the servers' own.
     _allowances: dict[tuple[NodeId, ClientId], tuple[float, int]] = field(default_factory=dict)
 
@@ -91,18 +93,15 @@ class BoundsRecord(Judgement):
         for client, number in repairs.items():
             self._spend(node, client, number, clock_us)
 
-    def hosted(
-        self, node: NodeId, clock_us: int, writes: Iterable[Write], *, fastest_us: int
-    ) -> None:
-        """`node` hosts more versions of blocks.
-
-        A version that it has verified is complete: correct nodes took it when it was written. Its
-        time may be too far ahead for this node's clock, but not for the fastest one.
-        """
+    def hosted(self, node: NodeId, clock_us: int, writes: Iterable[Write]) -> None:
+        """`node` hosts more versions of blocks."""
         for table, key, value in writes:
-            if table is Table.BLOCK and value is not None:
-                clock = fastest_us if value[0] & VERIFIED else clock_us
-                self._require_sane(node, clock, block_time_of(key), key[:32])
+            if table is Table.BLOCK and value is not None and bytes(key) not in self._hosted:
+                self._hosted.add(bytes(key))
+                block, time_us = BlockId(bytes(key[:BLOCK_ID_BYTES])), block_time_of(key)
+                reached_us = self._reached_us.get(inode_of(block), 0)
+                if time_us > reached_us + limits.STEPS_AHEAD_US:
+                    self._require_sane(node, clock_us, time_us, block)
 
     def parked(self, node: NodeId, total: int, most_of_one: int) -> None:
         """So many requests wait for object sync at `node`."""

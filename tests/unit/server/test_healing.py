@@ -478,8 +478,8 @@ def test_clients_work_while_a_store_is_rebuilt(number: int) -> None:
     assert [counting.fetch(one) for one in range(4)] == [5] * 4
 
 
-def test_what_is_ahead_of_its_clock_a_node_takes_from_nobody() -> None:
-    """Every time that a correct node holds is at most the bound ahead of its clock. [design §4]"""
+def test_what_is_ahead_of_its_clock_a_node_takes_from_those_that_cannot_all_lie() -> None:
+    """Not from its author. [design §4]"""
     cluster = Cluster()
     client = cluster.client()
     cluster.nodes[1].skew_us = -SECOND_US
@@ -490,8 +490,6 @@ def test_what_is_ahead_of_its_clock_a_node_takes_from_nobody() -> None:
     assert cluster.hosting(block(0), timestamp) == [0, 2, 3, 4, 5]
     cluster.nodes[1].crash(down_us=1)
     cluster.run_for(SECOND_US // 5)
-    assert 1 not in cluster.hosting(block(0), timestamp)
-    cluster.run_for(2 * limits.HEAL_AGAIN_US)
     assert 1 in cluster.hosting(block(0), timestamp)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bftfs import limits
-from bftfs.identifiers import BlockId, ClientId, NodeId, ObjectId, ObjectKind
+from bftfs.identifiers import ClientId, NodeId, ObjectId, ObjectKind, block_id
 from bftfs.query_update.history import ZERO, Candidate, logical_timestamp
 from bftfs.read_write.timestamp import BlockTimestamp, version_key
 from bftfs.read_write.version_row import VERIFIED
@@ -60,17 +60,28 @@ def test_times_may_follow_what_a_correct_node_has_accepted() -> None:
 
 
 def test_versions_of_blocks_are_not_of_the_future() -> None:
+    for ahead_us, sound in ((limits.CLOCK_SKEW_US, True), (limits.CLOCK_SKEW_US + 1, False)):
+        record = BoundsRecord(repairable=3)
+        record.hosted(NODE, NOW_US, written(ahead_us))
+        assert (record.findings == []) is sound
+
+
+def test_versions_of_blocks_may_be_brought_from_other_nodes_and_follow_their_file() -> None:
     record = BoundsRecord(repairable=3)
-    for ahead_us in (limits.CLOCK_SKEW_US, limits.CLOCK_SKEW_US + 1):
-        timestamp = BlockTimestamp(NOW_US + ahead_us, CLIENT, bytes(32))  # type: ignore[arg-type]
-        key = version_key(BlockId(bytes(32)), timestamp)
-        writes = [Write(Table.BLOCK, key, bytes((VERIFIED,)))]
-        record.hosted(NODE, NOW_US, writes, fastest_us=NOW_US + 1)
-        assert record.findings == []
-        record.hosted(NODE, NOW_US, [Write(Table.BLOCK, key, b"\0")], fastest_us=NOW_US + 1)
-    assert len(record.findings) == 1
-    record.hosted(NODE, NOW_US, writes, fastest_us=NOW_US)
-    assert len(record.findings) == 2
+    faster_us = limits.CLOCK_SKEW_US
+    record.hosted(NODE, NOW_US + faster_us, written(2 * faster_us))
+    record.hosted(NodeId(1), NOW_US, written(2 * faster_us))
+    accept(record, barrier(0, ahead_us=2 * faster_us), now_us=NOW_US + faster_us)
+    record.hosted(NodeId(1), NOW_US, written(2 * faster_us + limits.STEPS_AHEAD_US))
+    assert record.findings == []
+    record.hosted(NodeId(1), NOW_US, written(2 * faster_us + limits.STEPS_AHEAD_US + 1))
+    assert "ahead of its clock" in record.findings[0]
+
+
+def written(ahead_us: int) -> list[Write]:
+    timestamp = BlockTimestamp(NOW_US + ahead_us, CLIENT, bytes(32))  # type: ignore[arg-type]
+    key = version_key(block_id(OBJECT, incarnation=0, number=0), timestamp)
+    return [Write(Table.BLOCK, key, bytes((VERIFIED,)))]
 
 
 def test_repairs_beyond_a_clients_allowance() -> None:
