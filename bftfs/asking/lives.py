@@ -9,8 +9,8 @@ server that lost its store; docs/protocols-read-write.md, What a node has forgot
 
 1. Each reply tells in which life its server replies, and the latest life that it knows of each
    other server.
-2. A round counts only if none of the servers that were heard knows a later life of another one of
-   them than that one replied in.
+2. A round counts only if none of the servers that were heard, in it or before it, knows a later
+   life of one that was heard in it than that one replied in.
 3. A liar may claim lives that nobody has begun. A claim holds one round up: in the next one the
    server in question answers for itself. If it does not confirm the claim, one of the two lies, and
    this client no longer counts what the claimant says of that server's lives. If the claimant culls
@@ -60,19 +60,37 @@ class Lives:
         """True if `claimant` may know a life of `maker` that this client does not."""
         return (claimant, maker) not in self._false
 
-    def agree(self, heard: Mapping[NodeId, Told], began: int) -> bool:
-        """True if none of these servers knows that another one of them replied in an earlier life.
+    @property
+    def refuted(self) -> int:
+        """How many servers' words about how many others are not believed any more."""
+        return len(self._false)
 
-        `began` is the moment of the round in which they were heard.
+    def agree(
+        self, heard: Mapping[NodeId, Told], began: int, told: Mapping[NodeId, Told] = {}
+    ) -> bool:
+        """True if no server knows that one of those that were heard replied in an earlier life.
+
+        `began` is the moment of the round in which they were heard. `told` is what others have told
+        before: one that answers only where its victim is not asked is refuted all the same.
         """
-        if len(set(heard.values())) <= 1:
+        claims = {**told, **heard}
+        if len(set(claims.values())) <= 1:
             return True
-        return not self.outlived({node: Heard(lives, began) for node, lives in heard.items()})
+        return not self.outlived(
+            {node: Heard(lives, began) for node, lives in heard.items()}, claims
+        )
 
-    def outlived(self, heard: Mapping[NodeId, Heard]) -> Nodes:
-        """Those that others of them know to have begun a later life than they replied in."""
+    def outlived(
+        self, heard: Mapping[NodeId, Heard], claims: Mapping[NodeId, Told] | None = None
+    ) -> Nodes:
+        """Those that others know to have begun a later life than they replied in.
+
+        Others of them, or all that have made `claims`.
+        """
+        if claims is None:
+            claims = {node: lives for node, (lives, _) in heard.items()}
         outlived = NOBODY
-        for claimant, (lives, _) in heard.items():
+        for claimant, lives in claims.items():
             for maker, (told, asked) in heard.items():
                 pair, claimed, own = (claimant, maker), lives[maker], told[maker]
                 if claimed <= own or pair in self._false:

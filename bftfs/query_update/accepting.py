@@ -41,7 +41,7 @@ from bftfs import limits
 from bftfs.asking.quorum import NOBODY, Nodes, QuorumSystem
 from bftfs.clock_skew import is_ahead
 from bftfs.conversation import Conversation
-from bftfs.crypto.digest import AuthenticatorKeys, answer_digest, deduction_digest
+from bftfs.crypto.digest import AuthenticatorKeys, answer_digest, deduction_digest, life_of
 from bftfs.identifiers import ClientId, NodeId, ObjectId
 from bftfs.query_update import between_nodes
 from bftfs.query_update.admission import Allowance, BarrierBudget, IncompleteUpdates, Lines
@@ -409,15 +409,17 @@ class Accepting:
             raise Refuse(errno.EINVAL, "a fact lacks its vouchers")
         for fact, vouchers in zip(conditioned.facts, message.vouchers, strict=True):
             digest = deduction_digest(timestamp=fact.timestamp, established=fact.established)
-            vouching = Nodes.of(
-                voucher.node
-                for voucher in vouchers
-                if self._keys.check(
-                    claimed_by=voucher.node, digest=digest, authenticator=voucher.authenticator
-                )
-            )
+            vouching = forged = NOBODY
+            for voucher in vouchers:
+                node, authenticator = voucher.node, voucher.authenticator
+                if self._keys.check(claimed_by=node, digest=digest, authenticator=authenticator):
+                    vouching = vouching.plus(node)
+                elif node < self._quorums.n and (
+                    life_of(authenticator) >= self._keys.lives[node]
+                ):  # else it is outlived, which is nobody's fault
+                    forged = forged.plus(node)
             if not self._quorums.includes_benign(vouching):
-                raise _Fail(Status.DIFFERENT)
+                raise _Fail(Status.CULLED, forged=forged.bits)
 
     def _plan(
         self,

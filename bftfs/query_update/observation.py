@@ -25,8 +25,9 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from bftfs import limits
+from bftfs.asking.lives import Told
 from bftfs.asking.peers import Peers
-from bftfs.asking.quorum import NOBODY, Nodes, QuorumSystem
+from bftfs.asking.quorum import NOBODY, Nodes
 from bftfs.clock_skew import is_pushed_ahead
 from bftfs.crypto.digest import authenticator_bytes, life_of
 from bftfs.errors import MalformedMessage
@@ -102,40 +103,76 @@ _Statements = dict[Verdict, dict[NodeId, bytes]]
 
 
 class Deductions:
-    """What servers say became of candidates; enough of the same make it a fact. [Q/U §4.3.7]"""
+    """What servers say became of candidates; enough of the same make it a fact. [Q/U §4.3.7]
 
-    def __init__(self, quorums: QuorumSystem) -> None:
-        self._quorums = quorums
+    A fact has to convince servers as well, by vouchers. So what disbelieved servers state does not
+    count, nor what a server has stated in an earlier life than the client believes it to live.
+    """
+
+    def __init__(self, peers: Peers) -> None:
+        self._quorums = peers.quorums
+        self._peers = peers
+        self._peers_epoch = peers.epoch
         # Who says what of each candidate, with its voucher.
         self._statements: OrderedDict[LogicalTimestamp, _Statements] = OrderedDict()
-        self.facts: dict[LogicalTimestamp, bool] = {}
-        self.epoch = 0  # grows with each new fact
+        self._facts: dict[LogicalTimestamp, bool] = {}
+        self._lives = (0,) * peers.quorums.n  # the latest of each server that are believed
+        self.epoch = 0  # grows with each change of the facts
+
+    @property
+    def facts(self) -> dict[LogicalTimestamp, bool]:
+        """What became of candidates, as far as it is known."""
+        if self._peers_epoch != self._peers.epoch:
+            self._peers_epoch = self._peers.epoch
+            self._forget()
+        return self._facts
+
+    def believe(self, lives: Told) -> None:
+        """Servers live these lives: their vouchers of earlier ones convince nobody any more."""
+        self._lives = lives
+        self._forget()
+
+    def _counts(self, node: NodeId, voucher: bytes) -> bool:
+        return life_of(voucher) >= self._lives[node] and node not in self._peers.disbelieved
+
+    def _forget(self) -> None:
+        """Forget what does not count."""
+        for timestamp, statements in self._statements.items():
+            for verdict, vouchers in statements.items():
+                for node in [node for node in vouchers if not self._counts(node, vouchers[node])]:
+                    del vouchers[node]
+                if self._facts.get(timestamp) is (verdict is Verdict.ESTABLISHED) and (
+                    not self._quorums.includes_benign(Nodes.of(vouchers))
+                ):
+                    del self._facts[timestamp]
+                    self.epoch += 1
 
     def state(
         self, timestamp: LogicalTimestamp, node: NodeId, verdict: Verdict, voucher: bytes
     ) -> None:
         """`node` says what became of a candidate."""
-        if verdict is Verdict.UNKNOWN:
+        if verdict is Verdict.UNKNOWN or not self._counts(node, voucher):
             return
         statements = self._statements.get(timestamp)
         if statements is None:
             statements = self._statements[timestamp] = {}
             if len(self._statements) > _DEDUCTIONS:
                 old, _ = self._statements.popitem(last=False)
-                self.facts.pop(old, None)
+                self._facts.pop(old, None)
         vouchers = statements.setdefault(verdict, {})
         vouchers[node] = voucher
         nodes = Nodes.of(vouchers)
-        if self._quorums.includes_benign(nodes) and timestamp not in self.facts:
-            self.facts[timestamp] = verdict is Verdict.ESTABLISHED
+        if self._quorums.includes_benign(nodes) and timestamp not in self._facts:
+            self._facts[timestamp] = verdict is Verdict.ESTABLISHED
             self.epoch += 1
 
     def relevant(
         self, candidates: Iterable[Candidate]
     ) -> tuple[tuple[Fact, ...], tuple[tuple[Voucher, ...], ...]]:
         """What is known of `candidates`, and how to convince servers of it."""
-        timestamps = {candidate.timestamp for candidate in candidates} & self.facts.keys()
-        facts = [Fact(each, self.facts[each]) for each in sorted(timestamps)[-limits.FACTS :]]
+        known = self.facts
+        timestamps = {candidate.timestamp for candidate in candidates} & known.keys()
+        facts = [Fact(each, known[each]) for each in sorted(timestamps)[-limits.FACTS :]]
         return tuple(facts), tuple(map(self._vouchers_for, facts))
 
     def _vouchers_for(self, fact: Fact) -> tuple[Voucher, ...]:
@@ -169,7 +206,8 @@ class Observations:
         self._authenticator_bytes = authenticator_bytes(peers.quorums.n)
         self.volume = 0  # bytes of all histories and authenticators
         self._entries: OrderedDict[ObjectId, _Entry] = OrderedDict()
-        self.deductions = Deductions(peers.quorums)
+        self.deductions = Deductions(peers)
+        self._lives = (0,) * peers.quorums.n  # that servers are believed to live
         self._clock_us = 0  # when something was reported last, by the client's clock
 
     @property
@@ -202,6 +240,8 @@ class Observations:
             return None
         if history and len(authenticator) != self._authenticator_bytes:
             return None
+        if self._is_outlived(node, authenticator):
+            return Known(parsed.encoded, authenticator)
         entry = self._entry(identifier)
         self._clock_us = now_us
         if self._peers.is_ahead(time_of(parsed.latest), now_us):
@@ -221,14 +261,24 @@ class Observations:
             self.forget(next(iter(self._entries)))
         return learned
 
-    def outlive(self, node: NodeId, life: int) -> None:
-        """`node` has begun `life`, it is said: forget what it reported before."""
+    def believe(self, lives: Told) -> None:
+        """Servers live these lives: what they reported in earlier ones counts no more.
+
+        Nor does it if it comes late. Claims that have turned out to be false are taken back.
+        """
+        if lives == self._lives:
+            return
+        self._lives = lives
+        self.deductions.believe(lives)
         for entry in self._entries.values():
-            known = entry.known.get(node)
-            if known is not None and life_of(known.authenticator) < life:
-                self.volume -= len(known.history) + len(known.authenticator)
-                del entry.known[node]
-                entry.observed = entry.conditioned_on = None
+            for node, known in tuple(entry.known.items()):
+                if self._is_outlived(node, known.authenticator):
+                    self.volume -= len(known.history) + len(known.authenticator)
+                    del entry.known[node]
+                    entry.observed = entry.conditioned_on = None
+
+    def _is_outlived(self, node: NodeId, authenticator: bytes) -> bool:
+        return life_of(authenticator) < self._lives[node]
 
     def forget(self, identifier: ObjectId) -> None:
         """Start afresh with an object."""

@@ -18,7 +18,7 @@ from bftfs.asking.lives import Lives, Told
 from bftfs.asking.peers import Peers
 from bftfs.asking.quorum import NOBODY, Nodes, QuorumSystem
 from bftfs.conversation import Delivery, Now, Send
-from bftfs.crypto.digest import answer_digest
+from bftfs.crypto.digest import answer_digest, life_of
 from bftfs.identifiers import NodeId, ObjectId, placement_of
 from bftfs.query_update.classification import OperationType
 from bftfs.query_update.history import (
@@ -186,7 +186,10 @@ class Rounds:
             learned: list[Known] = []
             learn, now_us = self.observations.learn, plan.now_us
             for at, name in enumerate(names):
-                known = learn(name, node, histories[at], authenticators[at], now_us)
+                history, authenticator = histories[at], authenticators[at]
+                if history and life_of(authenticator) != lives[node]:
+                    break
+                known = learn(name, node, history, authenticator, now_us)
                 if known is None:
                     break
                 learned.append(known)
@@ -203,10 +206,25 @@ class Rounds:
         if lives[node] > before[node]:  # a liar could take back what it has accepted, for ever
             self.peers.diverged(Nodes.of([node]), now_us)
         self._told[node] = lives
-        for maker, life in enumerate(lives):
-            if life and self.lives.believes(node, NodeId(maker)):
-                self.observations.outlive(NodeId(maker), life)
+        self._believe()
         return True
+
+    def _believe(self) -> None:
+        """Each server lives the latest life that it tells, or others who are not known to lie."""
+        told, believes = self._told, self.lives.believes
+        self.observations.believe(
+            tuple(
+                max(
+                    (
+                        lives[maker]
+                        for node, lives in told.items()
+                        if node == maker or believes(node, NodeId(maker))
+                    ),
+                    default=0,
+                )
+                for maker in range(self.quorums.n)
+            )
+        )
 
     def denied(self, claimant: NodeId, lives: Told) -> Nodes:
         """The servers that have answered since `claimant` said that they have begun a new life,
@@ -219,11 +237,16 @@ class Rounds:
         )
 
     def is_outdated(self, plan: Plan) -> bool:
-        """True if some that were heard know that others of them have begun new lives since then.
+        """True if servers know that some that were heard have begun new lives since then.
 
         Then the round does not count.
         """
-        return not self.lives.agree(plan.heard, plan.began)
+        lives = self.lives
+        refuted = lives.refuted
+        agree = lives.agree(plan.heard, plan.began, self._told)
+        if lives.refuted != refuted:
+            self._believe()
+        return not agree
 
 
 class UpdateTally:

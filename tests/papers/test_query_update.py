@@ -23,6 +23,7 @@ from bftfs.crypto.digest import (
     MAC_BYTES,
     answer_digest,
     authenticator_bytes,
+    deduction_digest,
     replica_history_digest,
 )
 from bftfs.engine import Running
@@ -39,6 +40,7 @@ from bftfs.query_update.history import (
     Conditioned,
     ConditionedKind,
     CulledObjectHistorySet,
+    Fact,
     Hosted,
     Known,
     LogicalTimestamp,
@@ -80,6 +82,7 @@ from bftfs.server.step import Grant, Ready
 from bftfs.simulation.world import START_US
 from bftfs.storage import Table
 from bftfs.thresholds import QueryUpdateThresholds
+from bftfs.wire.codec import Voucher, encode
 from tests.builders import USER, Outcome
 from tests.unit.query_update import adversaries
 from tests.unit.query_update.harness import SMALLEST, Client, Cluster, Endpoint, Node, counter_id
@@ -2040,6 +2043,36 @@ def test_servers_deduce_from_the_evidence_shown(
     for number in through:
         assert cluster.nodes[number].replica(A).history.latest_object.conditioned_on == source
         assert balances(cluster.nodes[number], [A]) == [-1 if established else 0]
+
+
+@pytest.mark.parametrize("outlived", [False, True])
+def test_servers_name_those_whose_vouchers_are_invalid(
+    cluster: Cluster, alice: Client, outlived: bool
+) -> None:
+    """(Ours.) Or a liar's voucher would make requests fail, and nobody be suspected. One of an
+    earlier life than the server knows of is nobody's fault."""
+    made = accept(cluster, alice, range(6))
+    server, digest = cluster.nodes[0], deduction_digest(timestamp=made.timestamp, established=True)
+    following = request(alice, sight(cluster, (0, 1, 3, 4, 5))).message
+    fact = Fact(made.timestamp, established=True)
+    conditioned = msgspec.structs.replace(decode_conditioned(following.conditioned), facts=(fact,))
+
+    def status(**vouchers: bytes) -> tuple[Status, int]:
+        given = tuple(Voucher(NodeId(int(by[1:])), made) for by, made in vouchers.items())
+        message = Update(encode(conditioned), following.authenticators, (given,), NodeId(0))
+        reply = step(server, alice, message).reply
+        return reply.status, reply.forged
+
+    valid, bad = cluster.keys(1).make(digest), cluster.keys(2).make(digest)
+    if outlived:
+        server.keys.learn(2, 1)
+    else:
+        bad = bad[:LIFE_BYTES] + bytes(MAC_BYTES * 6)
+    forged = 0 if outlived else 0b100
+    assert status(_1=valid, _2=bad) == (Status.CULLED, forged)
+    assert status(_1=valid, _9=bad) == (Status.CULLED, 0)
+    enough = cluster.keys(3).make(digest)
+    assert status(_1=valid, _2=bad, _3=enough) == (Status.SUCCESS, 0)
 
 
 def test_what_deduction_leaves_open_is_repaired(

@@ -24,6 +24,7 @@ from bftfs.query_update.messages import (
     Update,
     UpdateReply,
 )
+from bftfs.query_update.observation import Observations
 from bftfs.query_update.replica import INITIAL_ROW, rows_of, stored_row
 from bftfs.query_update.server import QueryUpdateServer
 from bftfs.server.object_healing import ObjectHealer
@@ -305,6 +306,60 @@ def test_what_was_acknowledged_survives_t_lost_disks(t: int, b: int) -> None:
     world.ways.flow()
     world.run_until(lambda: bool(ended), within_us=60 * SECOND_US)
     assert ended[0].answer.accounts[0].balance == 150
+
+
+# --- word that comes late -------------------------------------------------------------------------
+
+
+def late_word() -> int:
+    """What an update has left that was acknowledged to its client; it added 50 to 100.
+
+    A server accepts the update, loses its disk, and rebuilds its store; then the update reaches
+    four others, and the word that the first one gave reaches the client last of all. One of the
+    four turns out to lie, and a reader does not hear another one.
+    """
+    world = World()
+    first, user, reader = (world.user(name) for name in ("first", "user", "reader"))
+    me, loser = user.host.endpoint, ("node", NodeId(LOSER))
+    first.run(deposit(first, ONE, 100))
+    world.run_for(605 * SECOND_US)
+    world.ways.hold(lambda source, target, *_: source == me and target == loser)
+    balances(user, ONE)  # or others would find what it shows of that server outlived
+    reached = [LOSER]
+
+    def late(source: Any, target: Any, kind: Kind, message: Any) -> bool:
+        if source == me and isinstance(message, Update):
+            return target[1] not in reached
+        repairs = source[0] == target[0] == "node" and isinstance(message, REPAIRS)
+        far = source == reader.host.endpoint and target[1] == 1
+        return far or (source == loser and target == me) or (kind is Kind.REQUEST and repairs)
+
+    world.ways.hold(late)
+    ended = world.start(user.host, deposit(user, ONE, 50))
+    world.run_for(SECOND_US)
+    reached.clear()
+    world.deployment.lose_disk(NodeId(LOSER))
+    world.run_for(40 * SECOND_US)
+    reached[:] = [1, 2, 3, 4]
+    world.ways.release(lambda source, target, *_: source == me and target[1] in reached)
+    world.run_for(SECOND_US)
+    assert not ended
+    reached.append(5)
+    world.ways.release(lambda source, target, *_: source == loser and target == me)
+    world.run_until(lambda: bool(ended), within_us=60 * SECOND_US)
+    assert ended[0].answer.accounts[0].balance == 150
+    adopt(world, NodeId(4), NodeId(5), ONE)
+    (left,) = balances(reader, ONE)
+    return left
+
+
+def test_an_update_is_not_acknowledged_by_late_word_of_an_earlier_life() -> None:
+    assert late_word() == 150
+
+
+def test_must_fail_clients_that_remember_what_is_outlived(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Observations, "_is_outlived", lambda *_: False)
+    assert late_word() == 100
 
 
 # --- each part of the rule is needed --------------------------------------------------------------

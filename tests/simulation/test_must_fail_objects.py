@@ -7,13 +7,15 @@ same attacks on the whole protocol find nothing.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from bftfs.asking.quorum import ThresholdQuorums
-from bftfs.query_update import between_nodes, history
-from bftfs.simulation.configuration import Configuration
+from bftfs.query_update import between_nodes, history, repair
+from bftfs.query_update.observation import Deductions
+from bftfs.simulation.configuration import Configuration, from_json
 from bftfs.simulation.deployment import Sizes
 from bftfs.simulation.network import NetworkFaults
 from bftfs.simulation.scenario import run
@@ -121,3 +123,14 @@ def test_no_second_opinion_in_object_sync(monkeypatch: pytest.MonkeyPatch) -> No
 
     monkeypatch.setattr(between_nodes.PageAsking, "__init__", credulous)
     assert hunt(attacks(node="sync-liar", network=lossy), not_serializable)
+
+
+SEED = Path(__file__).parent / "seeds" / "objects-8-100.json"  # a node lies about its own lives
+
+
+def test_facts_that_convince_no_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What disbelieved servers state, or stated in an earlier life, counts for clients alone."""
+    assert run(from_json(SEED.read_bytes())).passed
+    monkeypatch.setattr(Deductions, "_counts", lambda *_: True)
+    monkeypatch.setattr(repair, "_MOST_STEPS", 40)
+    assert any("ContentionExhausted" in each for each in run(from_json(SEED.read_bytes())).findings)

@@ -9,7 +9,16 @@ import msgspec
 from msgspec.structs import replace
 
 from bftfs import limits
-from bftfs.crypto.digest import LIFE_BYTES, MAC_BYTES, deduction_digest, sync_page_digest
+from bftfs.conversation import Send
+from bftfs.crypto.digest import (
+    LIFE_BYTES,
+    LIFE_DIGEST,
+    LIFE_MOST,
+    MAC_BYTES,
+    deduction_digest,
+    replica_history_digest,
+    sync_page_digest,
+)
 from bftfs.errors import MalformedMessage
 from bftfs.identifiers import ClientId, ObjectId
 from bftfs.query_update.history import (
@@ -36,6 +45,7 @@ from bftfs.query_update.messages import (
     InlineBarrier,
     InlineUpdate,
     LatestReply,
+    LifeRequest,
     Looked,
     PastQuery,
     PastReply,
@@ -140,9 +150,12 @@ class SelectiveAuthenticator(NodeAdversary):
     def answer(self, asked: Asked) -> Ready:
         """The right answer, with an authenticator that not everybody can verify."""
         ready = self.honest(asked)
-        if isinstance(ready.reply, QueryReply | UpdateReply):
-            authenticators = tuple(map(self._spoil, ready.reply.authenticators))
-            ready.reply = replace(ready.reply, authenticators=authenticators)
+        reply = ready.reply
+        if isinstance(reply, QueryReply | DeduceReply):
+            reply = replace(reply, voucher=self._spoil(reply.voucher))
+        if isinstance(reply, QueryReply | UpdateReply):
+            reply = replace(reply, authenticators=tuple(map(self._spoil, reply.authenticators)))
+        ready.reply = reply
         return ready
 
     def _spoil(self, authenticator: bytes) -> bytes:
@@ -152,6 +165,57 @@ class SelectiveAuthenticator(NodeAdversary):
             if len(spoilt) > position:
                 spoilt[position] ^= 1
         return bytes(spoilt)
+
+
+class LivesLiar(NodeAdversary):
+    """Signs in another life for each principal that asks, and shows new lives to some nodes only.
+
+    [docs/protocols-query-update.md, A server that lost its store] "the liar is left out like one
+    that corrupts its authenticators". Shown by progress, and by serializability.
+    """
+
+    chances = (0.02, 0.3)
+    _LIVES = (0, 1, 2, 3, LIFE_MOST, LIFE_MOST + 1, (1 << 64) - 1)
+
+    def __init__(self, position: NodePosition) -> None:
+        super().__init__(position)
+        self._lives: dict[ClientId, int] = {}
+        self._denies = position.random.random() < 0.5  # to all clients that it has begun any
+
+    def answer(self, asked: Asked) -> Ready:
+        """The right answer, signed in the life that this client is to believe in."""
+        if self.misbehaves() and self.is_new(asked.message):
+            keys = self.position.keys
+            proof = keys.make(LIFE_DIGEST, life=self.random.choice(self._LIVES))
+            told = self.random.sample(self.others(), self.random.randint(1, len(self.others())))
+            return self.after(*(Send(node, LifeRequest(proof)) for node in told))
+        ready = self.honest(asked)
+        if isinstance(ready.reply, QueryReply | UpdateReply) and not self._denies:
+            ready.reply = self._signed(asked, ready.reply)
+        return ready
+
+    def _signed(self, asked: Asked, reply: QueryReply | UpdateReply) -> QueryReply | UpdateReply:
+        keys, client = self.position.keys, asked.sender.client
+        if client not in self._lives or self.misbehaves():
+            self._lives[client] = self.random.choice(self._LIVES)
+        life = self._lives[client]
+        if isinstance(asked.message, Query):
+            names: Sequence[ObjectId] = sorted(set(asked.message.objects))
+        elif isinstance(asked.message, InlineBarrier):
+            names = (asked.message.evidence.object,)
+        else:
+            names = [each.object for each in decode_conditioned(asked.message.conditioned).sets]
+        authenticators = tuple(
+            keys.make(replica_history_digest(object=name, encoded=history), life=life)
+            if history
+            else b""
+            for name, history in zip(names, reply.histories, strict=True)
+        )
+        if life > LIFE_MOST or self.misbehaves():
+            return replace(reply, authenticators=authenticators)
+        me = keys.node  # it may be that it signs in the life, and does not say so
+        lives = (*reply.lives[:me], life, *reply.lives[me + 1 :])
+        return replace(reply, authenticators=authenticators, lives=lives)
 
 
 class WrongAnswers(NodeAdversary):

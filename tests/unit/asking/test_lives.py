@@ -55,3 +55,11 @@ def test_a_server_may_lose_its_store_again() -> None:
     assert lives.agree(heard((1, 0, 0), (1, 0, 0)), lives.begin())
     assert not lives.agree(heard((1, 0, 0), (2, 0, 0)), lives.begin())
     assert lives.believes(TWO, ONE)
+
+
+def test_who_answers_only_where_its_victim_is_not_asked_is_refuted_all_the_same() -> None:
+    lives, told = Lives(), {TWO: (9, 0, 0)}
+    victim = {ONE: (0, 0, 0), THREE: (0, 0, 0)}
+    assert not lives.agree(victim, lives.begin(), told)
+    assert lives.agree(victim, lives.begin(), told)
+    assert not lives.believes(TWO, ONE)

@@ -12,7 +12,12 @@ from typing import Any
 import msgspec
 
 from bftfs.asking.refusal import Refused
-from bftfs.crypto.digest import AuthenticatorKeys, deduction_digest, replica_history_digest
+from bftfs.crypto.digest import (
+    LIFE_BYTES,
+    AuthenticatorKeys,
+    deduction_digest,
+    replica_history_digest,
+)
 from bftfs.query_update.history import (
     Candidate,
     client_of,
@@ -110,7 +115,7 @@ def selective(victims: tuple[int, ...]) -> Any:
                 macs = bytearray(authenticator)
                 for victim in victims:
                     if macs:
-                        macs[16 * victim] ^= 1
+                        macs[LIFE_BYTES + 16 * victim] ^= 1
                 spoilt.append(bytes(macs))
             ready.reply = msgspec.structs.replace(reply, authenticators=tuple(spoilt))
         return ready

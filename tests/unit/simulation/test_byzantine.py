@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from bftfs.conversation import Pause, Send
-from bftfs.crypto.digest import replica_history_digest
+from bftfs.crypto.digest import LIFE_MOST, life_of, replica_history_digest
 from bftfs.identifiers import ClientId, NodeId, ObjectId
 from bftfs.query_update.history import parse_history
 from bftfs.query_update.messages import Query, QueryReply
@@ -126,6 +126,31 @@ def test_a_selective_authenticator_convinces_some_only() -> None:
         convinced.add(valid)
     assert convinced >= {0, 1, 5}
     assert 6 not in convinced
+
+
+def test_a_liar_about_lives_signs_validly_in_lives_that_differ() -> None:
+    keys = Stage("mute").deployment.keys(NODE)
+    digest = replica_history_digest(object=COUNTER, encoded=b"history")
+    authentic = QueryReply((b"history",), (keys.make(digest),), keys.lives, False, 0, b"", True)
+
+    class Honest:
+        def step(self, *_: Any) -> Ready:
+            return Ready(authentic)
+
+    lives: set[int] = set()
+    told: set[tuple[int, ...]] = set()
+    for seed in range(TRIES):
+        stage = Stage("mute")
+        position = NodePosition(NODE, {Query: Honest()}, keys, stage.deployment.sizes, Random(seed))
+        adversary = NODES["lives-liar"](position)
+        reply = adversary.step(stage.store, CLIENT, HISTORIES, b"", 0).reply
+        if reply is not None:
+            (authenticator,) = reply.authenticators
+            assert keys.is_own(digest, authenticator) == (life_of(authenticator) <= LIFE_MOST)
+            lives.add(life_of(authenticator))
+            told.add(reply.lives)
+    assert lives >= {0, 1, 2, LIFE_MOST, LIFE_MOST + 1}
+    assert len(told) > 3
 
 
 def test_an_amnesiac_forgets() -> None:
