@@ -170,8 +170,9 @@ class SelectiveAuthenticator(NodeAdversary):
 class LivesLiar(NodeAdversary):
     """Signs in another life for each principal that asks, and shows new lives to some nodes only.
 
-    [docs/protocols-query-update.md, A server that lost its store] "the liar is left out like one
-    that corrupts its authenticators". Shown by progress, and by serializability.
+    [Q/U §4.3.5, Malevolent components; docs/protocols-query-update.md, A server that lost its store]
+    "the liar is left out like one that corrupts its authenticators". Shown by progress, and by
+    serializability.
     """
 
     chances = (0.02, 0.3)

@@ -150,7 +150,7 @@ def test_a_liar_about_lives_signs_validly_in_lives_that_differ() -> None:
             lives.add(life_of(authenticator))
             told.add(reply.lives)
     assert lives >= {0, 1, 2, LIFE_MOST, LIFE_MOST + 1}
-    assert len(told) > 3
+    assert len(told) > 2
 
 
 def test_an_amnesiac_forgets() -> None:
