@@ -170,7 +170,7 @@ class SelectiveAuthenticator(NodeAdversary):
 class LivesLiar(NodeAdversary):
     """Signs in another life for each principal that asks, and shows new lives to some nodes only.
 
-    [Q/U §4.3.5, Malevolent components; docs/protocols-query-update.md, A server that lost its store]
+    [Q/U §4.3.5; docs/protocols-query-update.md, A server that lost its store]
     "the liar is left out like one that corrupts its authenticators". Shown by progress, and by
     serializability.
     """
