@@ -15,7 +15,7 @@ import msgspec
 from bftfs.identifiers import NodeId
 from bftfs.limits import CLOCK_SKEW_US
 from bftfs.server.block_verification import VerificationPolicy, VerificationSettings
-from bftfs.simulation.byzantine.registry import CLIENTS, INITIATIVES, NODES
+from bftfs.simulation.byzantine.registry import CLIENTS, CONSPIRATORS, INITIATIVES, NODES
 from bftfs.simulation.deployment import CollectionPlan, Sizes
 from bftfs.simulation.faults import FaultPlan
 from bftfs.simulation.network import NetworkFaults
@@ -140,6 +140,7 @@ def draw(seed: int, *, operations: int, kind: str | None = None) -> Configuratio
     if drawn.verification is not None and not long:
         drawn = _with_collection(drawn, Random(f"collection {seed}"))
     drawn = _with_initiatives(drawn, Random(f"initiatives {seed}"))
+    drawn = _with_pact(drawn, Random(f"pact {seed}"))
     return replace(drawn, files=_draw_rare_uses(drawn, Random(f"uses {seed}")))
 
 
@@ -152,6 +153,24 @@ def _with_initiatives(drawn: Configuration, random: Random) -> Configuration:
             (node, random.choice(names))
             for node, _ in drawn.byzantine_nodes
             if random.random() < 0.3
+        ),
+    )
+
+
+def _with_pact(drawn: Configuration, random: Random) -> Configuration:
+    """In a part of the seeds, a client has a pact with all Byzantine nodes."""
+    if not drawn.byzantine_nodes or random.random() >= 0.25:
+        return drawn
+    alone = random.random() < 0.5
+    return replace(
+        drawn,
+        byzantine_nodes=tuple(
+            (node, ("confederate", *(() if alone else names)))
+            for node, names in drawn.byzantine_nodes
+        ),
+        byzantine_clients=(
+            *drawn.byzantine_clients,
+            random.choice(CONSPIRATORS[drawn.kind]),
         ),
     )
 

@@ -28,7 +28,7 @@ LISTEN_US = 10_000
 _KEPT = 32  # versions that one of them keeps in mind
 
 
-class _Planted(NamedTuple):
+class Planted(NamedTuple):
     """A version that some nodes host, and who vouches for it."""
 
     block: BlockId
@@ -46,7 +46,7 @@ class LateFinisher(Writer):
 
     def __init__(self, position: ClientPosition) -> None:
         super().__init__(position)
-        self._planted: list[_Planted] = []
+        self._planted: list[Planted] = []
 
     async def act(self) -> None:
         """Plant one, or finish one that was planted before."""
@@ -70,10 +70,10 @@ class LateFinisher(Writer):
 
     async def keep(
         self, block: BlockId, timestamp: BlockTimestamp, fragments: tuple[Buffer, ...]
-    ) -> _Planted:
+    ) -> Planted:
         """Keep a version in mind, with the vouchers that nodes give for it now."""
         vouchers = await self._vouchers(block, timestamp)
-        kept = _Planted(block, timestamp, fragments, vouchers)
+        kept = Planted(block, timestamp, fragments, vouchers)
         self._planted.append(kept)
         del self._planted[:-_KEPT]
         return kept
@@ -92,7 +92,7 @@ class LateFinisher(Writer):
             given[ally.node] = ally.keys.make(digest)
         return tuple(Voucher(node, made) for node, made in sorted(given.items()))
 
-    async def finish(self, planted: _Planted) -> None:
+    async def finish(self, planted: Planted) -> None:
         """Send a version to some nodes, as its repair."""
         await self.write(
             planted.block,

@@ -10,6 +10,7 @@ from bftfs.identifiers import BlockId, ObjectId, inode_of
 from bftfs.read_write.messages import TimeReply, TimeRequest
 from bftfs.simulation.byzantine.block_repairs import LISTEN_US, BlockMeddler, LateFinisher
 from bftfs.simulation.byzantine.object_clients import Updater
+from bftfs.simulation.byzantine.pacts import BlockConspirator
 from bftfs.simulation.byzantine.positions import ClientPosition
 from bftfs.simulation.deployment import STRANGERS
 from bftfs.simulation.workloads.past import CONTENT_BYTES
@@ -70,6 +71,14 @@ class Overwriter(LateFinisher):
         operation = self._updater.wrapped((WRITE, (inode,), writing), self.random.getrandbits(62))
         sets = self._updater.latest_sets((inode,))
         await self._updater.update(self.all_nodes(), sets, operation=operation)
+
+
+class FileConspirator(BlockConspirator, Overwriter):
+    """An overwriter with an ally that shows its versions to some, and finishes them.
+
+    [design §6] a node that lies is one of those that tell the others who was permitted what. Shown
+    by permission.
+    """
 
 
 class FileMeddler(BlockMeddler):

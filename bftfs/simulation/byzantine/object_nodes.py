@@ -89,7 +89,7 @@ class HistoryForger(NodeAdversary):
         ready = self.honest(asked)
         if not isinstance(ready.reply, QueryReply | UpdateReply) or not self.misbehaves():
             return ready
-        names = _objects_of(asked.message)
+        names = objects_of(asked.message)
         histories = [
             self._forge(name, history, asked.now_us)
             for name, history in zip(names, ready.reply.histories, strict=True)
@@ -367,7 +367,7 @@ def _changed(value: Any) -> Any:
     return value
 
 
-def _objects_of(message: Any) -> Sequence[ObjectId]:
+def objects_of(message: Any) -> Sequence[ObjectId]:
     """The objects whose histories a reply to `message` reports."""
     match message:
         case Query(objects=objects):

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from random import Random
 from typing import Any, ClassVar, NamedTuple
 
 from bftfs import limits
 from bftfs.conversation import Effect, Send
 from bftfs.crypto.digest import AuthenticatorKeys, Body, replica_history_digest
-from bftfs.identifiers import ClientId, NodeId, ObjectId
+from bftfs.identifiers import BlockId, ClientId, NodeId, ObjectId
 from bftfs.query_update.history import Known
+from bftfs.read_write.timestamp import BlockTimestamp
 from bftfs.server.step import Ready, Sender, Server, Want
 from bftfs.simulation.deployment import USER, Sizes
 from bftfs.storage import StorageView, Write
@@ -30,15 +31,28 @@ LEAPS_US = (
 )
 
 
+@dataclass(slots=True)
+class Pact:
+    """What a node does for the client that it has a pact with. [pacts.Confederate]"""
+
+    # The histories that it reports: one to half of all clients and nodes, one to the others.
+    told: dict[ObjectId, tuple[bytes, bytes]] = field(default_factory=dict)
+    # The versions of blocks that it hides from half of them, and says to have verified.
+    planted: set[tuple[BlockId, BlockTimestamp]] = field(default_factory=set)
+    # What it sends to other nodes in its own name.
+    outbox: deque[tuple[NodeId, Any, bytes]] = field(default_factory=lambda: deque(maxlen=256))
+
+
 @dataclass(frozen=True, slots=True)
 class NodePosition:
-    """One node: its honest servers by request, and its keys."""
+    """One node: its honest servers by request, its keys, and its pact with a client."""
 
     node: NodeId
     servers: Mapping[type, Server]
     keys: AuthenticatorKeys
     sizes: Sizes
     random: Random
+    pact: Pact = field(default_factory=Pact)
 
     def reported(self, name: ObjectId, history: bytes) -> Known:
         """A history of an object as this node reports it, with its authenticator."""

@@ -16,6 +16,7 @@ from bftfs.simulation.byzantine import (
     object_clients,
     object_nodes,
     object_repairs,
+    pacts,
 )
 from bftfs.simulation.byzantine.positions import (
     Asked,
@@ -44,7 +45,7 @@ def _adversaries(module: ModuleType, base: type, *, of: str = "") -> dict[str, t
 
 NODES: Mapping[str, type[NodeAdversary]] = {
     name: adversary
-    for module in (nodes, block_nodes, object_nodes)
+    for module in (nodes, block_nodes, object_nodes, pacts)
     for name, adversary in _adversaries(module, NodeAdversary).items()
 }
 
@@ -53,10 +54,12 @@ _OBJECT_REPAIRS = _adversaries(object_repairs, object_clients.Updater)
 _BLOCK_CLIENTS = {
     **_adversaries(block_clients, block_clients.Writer, of="Block"),
     **_BLOCK_REPAIRS,
+    **_adversaries(pacts, block_clients.Writer, of="Block"),
 }
 _OBJECT_CLIENTS = {
     **_adversaries(object_clients, object_clients.Updater, of="Object"),
     **_OBJECT_REPAIRS,
+    **_adversaries(pacts, object_clients.Updater, of="Object"),
 }
 
 # The adversaries of each kind of workload.
@@ -73,10 +76,18 @@ INITIATIVES: Mapping[str, Mapping[str, Callable[[ClientPosition], ClientAdversar
     "files": {**_OBJECT_REPAIRS, "file-meddler": file_clients.FileMeddler},
 }
 
+# A client of each kind that has a pact with a node, which is a "confederate" then.
+CONSPIRATORS: Mapping[str, tuple[str, ...]] = {
+    "blocks": ("conspirator",),
+    "objects": ("conspirator",),
+    "files": ("conspirator", "file-conspirator"),
+}
+
 # The grants of adversaries that do not have every right.
 GRANTS: Mapping[str, tuple[Grant, ...]] = {
     "trespasser": (Grant(write=False), Grant(uids=(CREDENTIALS.uid + 1,))),
     "overwriter": (Grant(uids=(STRANGER.uid,)),),
+    "file-conspirator": (Grant(uids=(STRANGER.uid,)),),
 }
 
 

@@ -1,0 +1,82 @@
+"""A client and a node that know each other's keys are harmless; with one node too many, not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+
+from bftfs.identifiers import NodeId
+from bftfs.server.block_verification import VerificationSettings
+from bftfs.simulation.byzantine.registry import CONSPIRATORS
+from bftfs.simulation.configuration import KINDS, ClientPlan, Configuration
+from bftfs.simulation.faults import FaultPlan
+from bftfs.simulation.network import NetworkFaults
+from bftfs.simulation.scenario import Simulation, run
+from bftfs.simulation.workloads.blocks import BlockMix
+from bftfs.simulation.workloads.files import FileMix
+from tests.simulation.mutants import attacked, hunt
+
+ONE_BLOCK = BlockMix(blocks=1, writes=0.2)
+SHUT = FileMix(names=2, contents=0.7, directories=0.1, private=0.0)
+BAD = NetworkFaults(loss=0.1, delay_us=(50, 2_000), straggling=0.2)
+
+
+def pairs(
+    kind: str, client: str, seeds: range, *nodes: int, verifies: bool = False
+) -> Iterator[Configuration]:
+    """Two clients that have a pact with each of these nodes."""
+    for seed in seeds:
+        configuration = attacked(
+            seed,
+            kind=kind,
+            client=client,
+            operations=100,
+            blocks=ONE_BLOCK,
+            files=SHUT,
+            verification=VerificationSettings() if verifies else None,
+        )
+        liars = tuple((NodeId(node), ("confederate",)) for node in nodes)
+        configuration = replace(configuration, byzantine_nodes=liars)
+        if kind == "blocks":  # readers who have to see what the client does, and not the same
+            configuration = replace(
+                configuration,
+                clients=(ClientPlan(width=2, think_us=(0, 100_000)),) * 2,
+                faults=FaultPlan(network=BAD),
+            )
+        yield configuration
+
+
+@pytest.mark.parametrize("verifies", [False, True])
+@pytest.mark.parametrize(
+    ("kind", "client"), [(kind, name) for kind in KINDS for name in CONSPIRATORS[kind]]
+)
+def test_pairs_are_harmless(kind: str, client: str, verifies: bool) -> None:
+    for configuration in pairs(kind, client, range(2), 2, verifies=verifies):
+        report = run(configuration)
+        assert report.passed, "\n".join(report.findings)
+
+
+@pytest.mark.parametrize("kind", ["objects", "blocks"])
+def test_the_node_does_its_part(kind: str) -> None:
+    """It says about what the client has begun, to some this and to others that."""
+    (configuration,) = pairs(kind, "conspirator", range(1), 2)
+    simulation = Simulation(configuration)
+    simulation.run()
+    (ally,) = simulation.allies
+    assert ally.pact.told if kind == "objects" else ally.pact.planted
+
+
+@pytest.mark.parametrize(
+    ("kind", "client", "nodes", "seeds", "sign"),
+    [
+        ("objects", "conspirator", (2, 4), range(4, 8), "is not on the chain"),
+        ("blocks", "conspirator", (1, 2, 4), range(8), "was so at"),
+        ("files", "file-conspirator", (1, 2, 4), range(4), "permission:"),
+    ],
+)
+def test_must_fail_with_pairs_of_more_nodes_than_may_lie(
+    kind: str, client: str, nodes: tuple[int, ...], seeds: range, sign: str
+) -> None:
+    assert hunt(pairs(kind, client, seeds, *nodes), lambda finding: sign in finding)
