@@ -19,7 +19,8 @@ server that lost its store; docs/protocols-read-write.md, What a node has forgot
 **Tests.** `tests/unit/asking/test_lives.py`.
 
 **Concurrency.** One thread; rounds overlap. A claim that was heard when a round had begun already
-is not refuted by what that round hears.
+is not refuted by what that round hears. Whoever asks a server again says when it has asked first,
+unless replies to that are not taken any more.
 """
 
 from __future__ import annotations
@@ -96,9 +97,10 @@ class Lives:
                 if claimed <= own or pair in self._false:
                     continue
                 before, moment = self._claims.get(pair, (own, asked))
-                if before > own and moment < asked:
+                if before <= own:
+                    self._claims[pair] = claimed, next(self._moments)
+                elif moment < asked:
                     self._false.add(pair)
                     continue
-                self._claims[pair] = claimed, next(self._moments)
                 outlived = outlived.plus(maker)
         return outlived

@@ -55,6 +55,7 @@ class Question(NamedTuple):
     want_data: bool
     history: int  # how many further versions the reply may list
     fetches: BlockTimestamp | None = None  # the version whose fragment is wanted; None: a listing
+    asked: int = 0  # when, by `Lives`, for a listing
 
 
 class Usable(NamedTuple):
@@ -101,7 +102,7 @@ class Descent:
         self._withheld: set[NodeId] = set()  # nodes that list the candidate and keep its fragment
         self._silent = set(silent)
         self._lives = lives
-        self._asked: dict[NodeId, int] = {}  # when a node was asked for its latest listing
+        self._asked: dict[NodeId, int] = {}  # when a node was asked for what it has listed
         self._anew: set[NodeId] = set()  # nodes that were asked anew, for what they listed before
         self._probes = probes
         self._lapses = 0
@@ -143,6 +144,8 @@ class Descent:
             if verdict is ReplyVerdict.VALID:
                 if wanted is None and node not in responses.lives:
                     self._ask_anew(node)
+                elif wanted is None:
+                    self._asked[node] = min(self._asked.get(node, question.asked), question.asked)
                 if wanted is not None and not responses.has_fragment_of(node, wanted):
                     collected = message.below is Below.COLLECTED
                     responses.withdraw(node, wanted, collected=collected)
@@ -165,6 +168,7 @@ class Descent:
             self.responses.discard(node)
             return
         self._anew.add(node)
+        self._asked.pop(node, None)
         self.responses.drop(node)
         self._listed.pop(node, None)
 
@@ -280,10 +284,9 @@ class Descent:
     def _list(
         self, node: NodeId, before: BlockTimestamp | None, *, want_data: bool, history: int
     ) -> Question:
-        self._asked[node] = self._lives.begin()
         self._listing[node] = want_data
         self._listed[node] = self._listed.get(node, 0) + 1
-        return Question(node, before, want_data, history)
+        return Question(node, before, want_data, history, asked=self._lives.begin())
 
     def _hear_more(self, *, again: bool) -> list[Question]:
         """To every node that has not said whether it hosts the candidate.

@@ -122,10 +122,10 @@ class WriteRound(Gathering[Told]):
         self, session: Session, request: WriteRequest, fragments: Sequence[Buffer], now_us: int
     ) -> None:
         rotation, N = rotation_of(request.block, session.thresholds.N), session.thresholds.N
-        asked: dict[NodeId, int] = {}  # when
+        asked: dict[NodeId, int] = {}  # when first, of the requests that replies may be to
 
         def with_fragment(node: NodeId) -> Send:
-            asked[node] = session.lives.begin()
+            asked.setdefault(node, session.lives.begin())
             at = (node - rotation) % N
             fragment = cross_checksum.hashed(request.cross_checksum, at, fragments[at])
             return Send(node, request, fragment)
@@ -148,9 +148,14 @@ class WriteRound(Gathering[Told]):
         if len(set(answers.values())) == 1:
             return ()
         asked = self._asked
-        return self._lives.outlived(
+        outlived = self._lives.outlived(
             {node: Heard(told, asked[node]) for node, told in answers.items()}
         )
+        for (
+            node
+        ) in outlived:  # it is asked again, and no reply to what it was asked before is taken
+            del asked[node]
+        return outlived
 
 
 def least_safe_time(reported: Sequence[int], b: int) -> int:

@@ -7,13 +7,14 @@ yet when the node asks them what it has lost, the version has a host less than t
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Coroutine, Iterable
 from typing import Any
 
 import msgspec
 import pytest
 
-from bftfs.asking.lives import Lives
+from bftfs.asking.lives import Heard, Lives, Told
 from bftfs.asking.quorum import NOBODY
 from bftfs.crypto.digest import AuthenticatorKeys
 from bftfs.identifiers import BlockId, NodeId, ObjectKind, block_id, object_id
@@ -26,6 +27,7 @@ from bftfs.read_write.messages import (
 )
 from bftfs.read_write.server import ReadWriteServer
 from bftfs.read_write.timestamp import BlockTimestamp
+from bftfs.read_write.writing import WriteRound
 from bftfs.server.block_verification import VerificationPolicy
 from bftfs.server.step import Ready
 from bftfs.simulation.network import Kind
@@ -36,6 +38,7 @@ from tests.seams.world import SUPERUSER, User, World
 LOSER = NodeId(0)
 FILE = object_id(ObjectKind.INODE, placement=0, unique=bytes(14))
 BLOCK: BlockId = block_id(FILE, incarnation=0, number=0)  # node i hosts fragment i
+OTHER: BlockId = block_id(FILE, incarnation=0, number=6)  # and of this one
 CASES = [(1, 0, 0), (2, 0, 0), (2, 1, 1), (1, 1, 1)]  # t, b, and how many lie in the end
 
 
@@ -142,6 +145,74 @@ def test_what_was_acknowledged_before_a_loss_counts_no_more(t: int, b: int, liar
 def test_must_fail_writers_that_count_earlier_lives(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Lives, "outlived", lambda *_: NOBODY)
     assert lost_between_acknowledgements(1, 1, 1) == b"before"
+
+
+def late_acknowledgements() -> bytes | None:
+    """A node acknowledges two writes and loses its disk; that word reaches the writer last of all.
+
+    The first write that hears it asks the node anew, which does not answer; by then the other one
+    has asked it again, too. What is read of that other one, without one of its hosts.
+    """
+    scene = Scene(1, 1)
+    world, writer, loser = scene.world, scene.writer, ("node", LOSER)
+    me = writer.host.endpoint
+    blocks = (BLOCK, OTHER)
+    reached: dict[BlockId, Iterable[int]] = dict.fromkeys(blocks, (LOSER,))
+
+    def late(source: Any, target: Any, _kind: Kind, message: Any) -> bool:
+        if source == me and isinstance(message, WriteRequest):
+            return target[1] not in reached[message.block]
+        return target[1] in scene.far.get(source, ()) or (source == loser and target == me)
+
+    world.ways.hold(late)
+    writes = {}
+    for block in blocks:
+        writes[block] = world.start(writer.host, writer.blocks.write(block, b"after", SUPERUSER))
+        world.run_for(SECOND_US // 10)
+        reached[block] = ()
+    scene.lose_disks(LOSER)
+
+    def arrive(block: BlockId, acknowledgement: int) -> None:
+        """The write arrives at all nodes but one, then the word of the one that lost its disk."""
+        acknowledgements = itertools.count()
+        reached[block] = range(1, 5)
+
+        def is_written(source: Any, target: Any, _kind: Kind, message: Any) -> bool:
+            is_write = source == me and isinstance(message, WriteRequest)
+            return is_write and message.block == block and target[1] in reached[block]
+
+        def is_word(source: Any, target: Any, _kind: Kind, message: Any) -> bool:
+            is_old = isinstance(message, WriteReply) and not message.lives
+            return is_old and target == me and next(acknowledgements) == acknowledgement
+
+        world.ways.release(is_written)
+        world.run_for(SECOND_US)
+        assert world.ways.release(is_word) == 1
+        world.run_for(20 * SECOND_US)
+
+    arrive(OTHER, 1)
+    arrive(BLOCK, 0)
+    if not writes[BLOCK]:  # it waits for one more
+        reached[BLOCK] = range(1, 6)
+        world.ways.release(lambda source, target, *_: source == me and target[1] == 5)
+    scene.outcome(writes[BLOCK])
+    scene.lie((1,))
+    return scene.read("reader", far=(2,))
+
+
+def test_what_was_acknowledged_in_an_earlier_life_comes_late_and_counts_no_more() -> None:
+    assert late_acknowledgements() == b"after"
+
+
+def test_must_fail_writers_that_take_old_word_for_an_answer_to_what_they_ask_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def outlived(writing: WriteRound, answers: dict[NodeId, Told]) -> Iterable[NodeId]:
+        lives = writing._lives
+        return lives.outlived({node: Heard(told, lives.begin()) for node, told in answers.items()})
+
+    monkeypatch.setattr(WriteRound, "_outlived", outlived)
+    assert late_acknowledgements() == b"before"
 
 
 # --- lists ----------------------------------------------------------------------------------------

@@ -63,3 +63,13 @@ def test_who_answers_only_where_its_victim_is_not_asked_is_refuted_all_the_same(
     assert not lives.agree(victim, lives.begin(), told)
     assert lives.agree(victim, lives.begin(), told)
     assert not lives.believes(TWO, ONE)
+
+
+def test_rounds_that_overlap_do_not_keep_a_false_claim_alive() -> None:
+    lives, lie = Lives(), heard((0, 0, 0), (1, 0, 0))
+    began = lives.begin()
+    assert not lives.agree(lie, began)
+    again = lives.begin()
+    assert not lives.agree(lie, began)
+    assert lives.agree(lie, again)
+    assert not lives.believes(TWO, ONE)

@@ -283,3 +283,15 @@ def test_lists_of_two_lives_are_not_put_together() -> None:
     assert play.reply(0, 7, lives=(1, 0, 0, 0, 0, 0)) == []
     assert play.reply(5) == ["0: data below 9"]
     assert play.reply(0, 7, lives=(1, 0, 0, 0, 0, 0)) == Usable(at(7), COMPLETE)
+
+
+def test_a_list_that_comes_late_refutes_no_claim() -> None:
+    """Node 0 was asked twice before it lost its store; both answers come after the others'."""
+    play = Play()
+    for node in range(1, 5):
+        play.reply(node, 7, lives=(1, 0, 0, 0, 0, 0))
+    play.lapse()
+    assert "0: data" in play.lapse()
+    assert play.reply(0, 7) == ["0: list"]
+    assert play.reply(0, 7) == []
+    assert play.reply(5) == Usable(at(7), REPAIRABLE)
