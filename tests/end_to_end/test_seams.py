@@ -13,13 +13,23 @@ import itertools
 import os
 import signal
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from random import Random
+from typing import Any
 
 import pytest
 
+from bftfs.conversation import Pause
 from bftfs.crypto.keys import write_identity, write_volume_key
 from bftfs.filesystem.attributes import Attributes
-from bftfs.identifiers import ObjectId
+from bftfs.identifiers import NodeId, ObjectId
+from bftfs.limits import REPAIRS_PER_SECOND, SECOND_US
+from bftfs.query_update.history import Known, assemble, client_of, parse_history
+from bftfs.query_update.messages import InlineBarrier, Status, UpdateReply
+from bftfs.runtime import clock
+from bftfs.simulation.byzantine.object_repairs import NOBODY, forged_barrier
+from bftfs.simulation.byzantine.positions import NodePosition
 from tests.end_to_end.cluster import Cluster
 from tests.end_to_end.watchdog import Watchdog
 from tests.integration.deployment import Deployment
@@ -27,6 +37,7 @@ from tests.integration.process_hand import ProcessHand, admit
 from tests.integration.test_collection import Mounted
 from tests.integration.test_node import metric
 from tests.integration.test_verification import await_that
+from tests.seams.test_barriers import AHEAD_US, barrier, histories
 from tests.seams.world import READERS_GRANT, STRANGER, STRANGERS_GRANT, accepted
 
 pytestmark = [pytest.mark.timeout(120, func_only=True), pytest.mark.slow]
@@ -37,7 +48,11 @@ BEHIND = 5  # outside of the preferred quorum of the root directory, and of the 
 HONEST = ("nodes",)
 CARELESS = ("tests.integration.careless_node",)
 ACCOMPLICE = ("tests.lying_node", "accomplice")
+FORGER = ("tests.lying_node", "forged-barrier")
 ATTEMPTS = 5  # at a file that node 5 has not heard of
+UPDATES = 20  # of a correct client, which are over…
+BARRIERS = 300  # …before an attacker has made so many barriers
+SHOWN = 'bftfs_requests_total{message="InlineBarrier"}'
 
 
 class Attacked:
@@ -110,8 +125,8 @@ def attacked(mounting: None, playground: Path, watchdog: Watchdog) -> Iterator[A
 # --- who may write --------------------------------------------------------------------------------
 
 
-def overwritten(attacked: Attacked, made: Callable[[Attacked], str]) -> str:
-    """A file of root's, and what the stranger does to it.
+def overwritten(attacked: Attacked, made: Callable[[Attacked], str]) -> tuple[str, set[int]]:
+    """A file of root's, and the correct nodes that take what the stranger writes to it.
 
     He writes to all nodes; asks all to vouch that they host it; and shows the vouchers to the rest
     as a reader does that repairs. The version is dated when root wrote last, so that it is covered.
@@ -126,8 +141,8 @@ def overwritten(attacked: Attacked, made: Callable[[Attacked], str]) -> str:
             took = accepted(stranger.write(version, attacked.deployment.nodes))
             assert set(took) <= {LIAR, BEHIND}, "nodes that know the file refuse it"
             if BEHIND in took:
-                stranger.finish(version, stranger.vouchers(version))
-                return name
+                vouchers = stranger.vouchers(version)
+                return name, {*accepted(stranger.finish(version, vouchers))} - {LIAR}
     raise AssertionError(f"node {BEHIND} has always heard of the file")
 
 
@@ -172,7 +187,8 @@ def write(path: Path, mode: int) -> None:
 
 def check_that_root_reads_its_own(attacked: Attacked, made: Callable[[Attacked], str]) -> None:
     attacked.run(HONEST, ACCOMPLICE)
-    name = overwritten(attacked, made)
+    name, hosts = overwritten(attacked, made)
+    assert hosts <= {BEHIND}
     for mount in (attacked.owner, attacked.other):
         assert (mount / name).read_text() == MINE
         assert (mount / name).stat().st_mode & 0o777 == 0o600
@@ -188,6 +204,110 @@ def test_a_stranger_does_not_overwrite_a_file_that_was_closed(
     check_that_root_reads_its_own(attacked, closed_file)
 
 
+# --- barriers -------------------------------------------------------------------------------------
+
+
+def clocked(attacked: Attacked, reader: ProcessHand) -> Iterator[Any]:
+    """Barriers that carry a clock, all on one old history of a correct node."""
+    root = attacked.deployment.description.root
+    known = histories(reader, root)[NodeId(0)]
+    while True:
+        yield barrier(known, NodeId(0), clock.now_us() + AHEAD_US, name=root)
+
+
+def forged(attacked: Attacked, reader: ProcessHand) -> Iterator[Known]:
+    """What the liar says of the root directory: each time a later barrier, which nobody made."""
+    root = attacked.deployment.description.root
+    liar = NodePosition(NodeId(LIAR), {}, reader.keys(LIAR), reader.sizes, Random(1))
+    own = histories(reader, root)[liar.node]
+    while True:
+        yield forged_barrier(liar, root, own, time_us=clock.now_us() + AHEAD_US)
+
+
+def shown(attacked: Attacked, reader: ProcessHand) -> Iterator[Any]:
+    """Barriers that the liar has forged, shown to all nodes."""
+    root = attacked.deployment.description.root
+    for known in forged(attacked, reader):
+        history_set, authenticators, _ = assemble(root, {NodeId(LIAR): known})
+        yield InlineBarrier(history_set, authenticators)
+
+
+def built_on(attacked: Attacked, reader: ProcessHand) -> Iterator[Any]:
+    """The reader's own barriers, on top of what the liar has forged."""
+    root = attacked.deployment.description.root
+    for known in forged(attacked, reader):
+        yield barrier(known, NodeId(LIAR), name=root)
+
+
+Barrage = Callable[[Attacked, ProcessHand], Iterator[Any]]
+BARRAGES = [clocked, shown, built_on]
+
+
+def make_directories(attacked: Attacked) -> None:
+    """Root makes some directories in the root directory, and finds them there."""
+    names = [attacked.new_name("directory") for _ in range(UPDATES)]
+    for name in names:
+        (attacked.owner / name).mkdir()
+    assert {path.name for path in attacked.other.iterdir()} >= set(names)
+
+
+def barred(attacked: Attacked, barrage: Barrage) -> tuple[int, bool]:
+    """How many barriers of a reader correct nodes take while root makes directories.
+
+    He makes as many as a client's allowance lets him. And whether root was done before all were
+    sent.
+    """
+    count = 0
+    with attacked.hand("reader") as reader, ThreadPoolExecutor(1) as others:
+        made = others.submit(make_directories, attacked)
+        for request in itertools.islice(barrage(attacked, reader), BARRIERS):
+            count += any(
+                isinstance(reply, UpdateReply) and reply.status is Status.SUCCESS
+                for node, reply in reader.ask_all(request).items()
+                if node != LIAR
+            )
+            reader.perform(pause())
+            if made.done():
+                break
+        in_time = made.done()
+        made.result()
+    return count, in_time
+
+
+async def pause() -> None:
+    await Pause(SECOND_US // REPAIRS_PER_SECOND)
+
+
+@pytest.mark.parametrize("barrage", BARRAGES)
+def test_barriers_of_a_reader_do_not_stop_updates(
+    guarded: None, attacked: Attacked, barrage: Barrage
+) -> None:
+    attacked.run(HONEST, ACCOMPLICE)
+    assert barred(attacked, barrage) == (0, True)
+
+
+def forged_barriers(reader: ProcessHand, root: ObjectId) -> int:
+    """How many barriers that nobody made correct nodes have in their histories."""
+    return sum(
+        client_of(candidate.timestamp) == NOBODY
+        for node, known in histories(reader, root).items()
+        if node != LIAR
+        for candidate in parse_history(known.history).candidates
+        if candidate.barrier
+    )
+
+
+def test_barriers_that_a_node_forges_do_not_stop_updates(guarded: None, attacked: Attacked) -> None:
+    """It sends them to the others by itself, while root makes directories, and while it rests."""
+    attacked.run(HONEST, FORGER)
+    root = attacked.deployment.description.root
+    with attacked.hand("reader") as reader:
+        make_directories(attacked)
+        before = metric(attacked.deployment, SHOWN)
+        await_that(lambda: metric(attacked.deployment, SHOWN) >= before + UPDATES)
+        assert not forged_barriers(reader, root)
+
+
 # --- the same without the rules -------------------------------------------------------------------
 
 
@@ -196,5 +316,23 @@ def test_must_fail_careless_nodes_let_the_stranger_in(
     guarded: None, attacked: Attacked, made: Callable[[Attacked], str]
 ) -> None:
     attacked.run(CARELESS, ACCOMPLICE)
-    name = overwritten(attacked, made)
-    assert (attacked.other / name).read_bytes().startswith(EVIL.encode())
+    _, hosts = overwritten(attacked, made)
+    assert hosts == {*attacked.deployment.nodes} - {LIAR}
+
+
+@pytest.mark.parametrize("barrage", BARRAGES)
+def test_must_fail_careless_nodes_take_a_readers_barriers(
+    guarded: None, attacked: Attacked, barrage: Barrage
+) -> None:
+    attacked.run(CARELESS, ACCOMPLICE)
+    count, in_time = barred(attacked, barrage)
+    assert count
+    assert not in_time
+
+
+def test_must_fail_careless_nodes_take_what_a_node_forges(
+    guarded: None, attacked: Attacked
+) -> None:
+    attacked.run(CARELESS, FORGER)
+    with attacked.hand("reader") as reader:
+        await_that(lambda: forged_barriers(reader, attacked.deployment.description.root) > 0)

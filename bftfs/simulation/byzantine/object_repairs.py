@@ -35,7 +35,7 @@ from bftfs.simulation.byzantine.positions import NodePosition
 
 _LISTEN_US = 10_000
 _BARRIER = ConditionedKind.BARRIER
-_NOBODY = ClientId(b"?" * 16)
+NOBODY = ClientId(b"?" * 16)  # whose barriers those are that a node forges
 _SECOND_US = limits.SECOND_US
 # How far ahead of its clock an adversary dates what it makes.
 _AHEAD_US = (1_000, _SECOND_US, limits.CLOCK_SKEW_US // 3, limits.CLOCK_SKEW_US - _SECOND_US)
@@ -199,7 +199,7 @@ def forged_barrier(
     except MalformedMessage:
         honest = parse_history(b"")
     timestamp = logical_timestamp(
-        time_us=time_us, barrier=True, client=_NOBODY, digest=ally.random.randbytes(32)
+        time_us=time_us, barrier=True, client=NOBODY, digest=ally.random.randbytes(32)
     )
     kept = [each for each in honest.candidates if each.timestamp < timestamp]
     head = next((each.timestamp for each in reversed(kept) if not each.barrier), ZERO)
