@@ -36,6 +36,7 @@ class Deployment:
         module: str,
         nodes: int = 6,
         clients: int = 2,
+        b: int = 1,
         durability: Durability = Durability.SYNC,
         addresses: Sequence[str] = (),
     ) -> None:
@@ -45,7 +46,7 @@ class Deployment:
         made = cluster.create(
             addresses or [f"unix:{self.directory.node(number).socket}" for number in range(nodes)],
             t=1,
-            b=1,
+            b=b,
             draw=os.urandom,
             durability=durability,
         )

@@ -34,13 +34,13 @@ POOL_BYTES = 16 * MIB
 class Mounted:
     """A client's file system, without a kernel."""
 
-    def __init__(self, deployment: Deployment, number: int = 0) -> None:
+    def __init__(self, deployment: Deployment, number: int = 0, *, patience_s: float = 5.0) -> None:
         identity, description = deployment.clients[number], deployment.description
         self.network = BlockingNetwork(description, identity, decode=REPLIES.decode)
         self.files: FileSystem
         self.history: History
         self.files, self.history = file_system(
-            deployment.directory, description, identity, MountOptions(patience_s=5.0)
+            deployment.directory, description, identity, MountOptions(patience_s=patience_s)
         )
         self.root = description.root
 
