@@ -13,7 +13,7 @@ from msgspec import Meta
 from bftfs.crypto.digest import DIGEST_BYTES
 from bftfs.query_update import messages as query_update
 from bftfs.read_write import messages as read_write
-from bftfs.wire.codec import Decoder, Message, Value
+from bftfs.wire.codec import Decoder, Message, TimeField, Value
 
 _BYTES_MOST = (1 << 62) - 1
 
@@ -47,8 +47,18 @@ class HealthReply(Message, frozen=True, tag=0x52):
     description_digest: Annotated[bytes, Meta(max_length=DIGEST_BYTES)] = b""
 
 
-Request: TypeAlias = query_update.Request | read_write.Request | HealthRequest
-Reply: TypeAlias = query_update.Reply | read_write.Reply | HealthReply
+class ClockRequest(Message, frozen=True, tag=0x53):
+    """What time is it there?"""
+
+
+class ClockReply(Message, frozen=True, tag=0x54):
+    """The node's clock, in microseconds since the epoch."""
+
+    now_us: TimeField
+
+
+Request: TypeAlias = query_update.Request | read_write.Request | HealthRequest | ClockRequest
+Reply: TypeAlias = query_update.Reply | read_write.Reply | HealthReply | ClockReply
 
 REQUESTS: Decoder[Request] = Decoder(Request)
 REPLIES: Decoder[Reply] = Decoder(Reply)

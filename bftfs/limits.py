@@ -15,6 +15,8 @@ SECOND_US = 1_000_000
 CLOCK_SKEW_US = 300 * SECOND_US  # how far a timestamp may lie beyond a correct node's clock
 STEPS_AHEAD_US = 64  # …and beyond the time that its object has reached, whatever the clock says
 CLOCKS_AGREE_US = 2 * CLOCK_SKEW_US  # in which all correct clocks have come to where one was
+CLOCK_JUMP_US = 24 * 3_600 * SECOND_US  # a jump ahead by more makes no history old
+CLOCKS_COMPARED_EVERY_US = 60 * SECOND_US  # by nodes: each its own with its peers'
 CLOCKS_PATIENCE_US = 100_000  # pause before a time that is ahead is tried again; doubles…
 CLOCKS_PATIENCE_MOST_US = 4 * SECOND_US  # …up to this, until all correct clocks have caught up
 

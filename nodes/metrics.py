@@ -29,6 +29,7 @@ from bftfs.crypto.digest import Body
 from bftfs.envelope import HealthFigure, HealthReply
 from bftfs.runtime import clock
 from bftfs.runtime.links import Links
+from bftfs.server.own_clock import OwnClock
 from bftfs.server.recovery import Recovery
 from bftfs.server.room import Room
 from bftfs.server.step import Ready, Sender
@@ -173,6 +174,7 @@ class Health:
     tally: LoopTally
     recovery: Recovery
     membership: LiveMembership
+    own_clock: OwnClock
     gauges: Callable[[], Iterable[Figure]]
     started_us: int = field(default_factory=clock.monotonic_us)
 
@@ -212,7 +214,7 @@ class Health:
             reasons.append(f"writes are refused: {self.room.why_full}")
         if self.tally.faults:
             reasons.append(f"{self.tally.faults} requests met a fault in the node; see its log")
-        reasons += (self.membership.outdated, self.membership.unused)
+        reasons += (self.own_clock.reason, self.membership.outdated, self.membership.unused)
         return tuple(reason[:512] for reason in reasons if reason)
 
     def _remarks(self) -> tuple[str, ...]:

@@ -33,6 +33,7 @@ from bftfs.runtime.sockets import forget, listen
 from bftfs.server.accounts import accounts
 from bftfs.server.comparison import Comparison
 from bftfs.server.dispatcher import Dispatcher
+from bftfs.server.own_clock import OwnClock
 from bftfs.server.recovery import Recovery
 from bftfs.server.room import Room
 from bftfs.server.step import Background, Ready, Sender, Server
@@ -62,6 +63,7 @@ class Services:
     works: tuple[Work, ...] = ()  # that the owner may control
     on_damage: Callable[[ObjectId], None] = lambda _object: None  # is told of objects to be mended
     room: Room = field(default_factory=Room)  # decides which writes are taken
+    own_clock: OwnClock = field(default_factory=lambda: OwnClock(0))
     recall: Callable[[StorageView], None] = lambda _view: None  # what must be known from the start
 
 
@@ -169,6 +171,7 @@ def run(directory: NodeDirectory, description_file: Path, protocols: Protocols) 
             tally=tally,
             recovery=recovery,
             membership=membership,
+            own_clock=services.own_clock,
             gauges=services.gauges,
         )
 

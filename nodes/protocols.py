@@ -13,7 +13,7 @@ from bftfs.asking.quorum import Nodes, ThresholdQuorums
 from bftfs.cluster import ClusterDescription
 from bftfs.crypto.digest import client_id_of
 from bftfs.crypto.keys import Identity
-from bftfs.envelope import REPLIES, REQUESTS
+from bftfs.envelope import REPLIES, REQUESTS, ClockRequest
 from bftfs.filesystem import object_types
 from bftfs.filesystem.inode_authority import InodeAuthority
 from bftfs.identifiers import NodeId
@@ -26,9 +26,11 @@ from bftfs.read_write.session import Session
 from bftfs.server import known_lives, scrubbing
 from bftfs.server.block_healing import BlockHealer
 from bftfs.server.block_verification import LazyVerifier
+from bftfs.server.clock_comparison import ClockComparison, ClockServer
 from bftfs.server.file_collection import CollectedPast, Collector
 from bftfs.server.incomplete_updates import Finisher
 from bftfs.server.object_healing import ObjectHealer
+from bftfs.server.own_clock import OwnClock
 from bftfs.server.recovery import Recovery
 from bftfs.server.room import ClientQuota, Room
 from bftfs.server.tally import Figure, figures
@@ -52,8 +54,9 @@ def honest_services(
     # A node, too, is a principal: it has one `Peers`, and believes itself.
     peers = Peers(quorums, trusted=Nodes.of([node]))
     object_healer = ObjectHealer(node, peers, keys, recovery, healing)
+    clock = OwnClock(description.t, _report_clock)
     query_update = QueryUpdateServer(
-        node, quorums, keys, object_types(), recovery=recovery, doubts=object_healer
+        node, quorums, keys, object_types(), recovery=recovery, doubts=object_healer, clock=clock
     )
     room = Room(client_bytes=configuration.client_bytes, pool_bytes=configuration.pool_bytes)
     quota = ClientQuota(room)
@@ -91,6 +94,7 @@ def honest_services(
         # been the truth within the window counts as superseded before it.
         window_us=description.window_us + limits.CLOCK_SKEW_US,
         pool=room,
+        clock=clock if description.n > 1 else None,
     )
     verifier = LazyVerifier(node, session, configuration.verification)
     read_write = ReadWriteServer(
@@ -102,15 +106,26 @@ def honest_services(
         watch=verifier,
         memory=block_healer,
         past=past,
+        clock=clock,
     )
+    clock_comparison = ClockComparison(node, description.n, clock)
     return Services(
         {
             **dict.fromkeys(get_args(QueryUpdateRequest), query_update),
             **dict.fromkeys(get_args(ReadWriteRequest), read_write),
             Notice: verifier,
+            ClockRequest: ClockServer(),
         },
         # A node without peers has nothing to heal from.
-        (verifier, finisher, object_healer, block_healer, scrubber, collector)
+        (
+            clock_comparison,
+            verifier,
+            finisher,
+            object_healer,
+            block_healer,
+            scrubber,
+            collector,
+        )
         if description.n > 1
         else (verifier, finisher, collector),
         lambda: (
@@ -135,6 +150,7 @@ def honest_services(
             Figure("bftfs_damaged_objects", "Objects that need repair.", recovery.damaged),
             Figure("bftfs_heal_paused", "1 while healing is paused.", healing.paused),
             Figure("bftfs_scrub_paused", "1 while scrubbing is paused.", scrubber.throttle.paused),
+            *figures(clock, "bftfs_clock_"),
             Figure("bftfs_recovering", "1 while a lost store is rebuilt.", recovery.rebuilding),
             *(
                 each
@@ -151,6 +167,7 @@ def honest_services(
         object_healer.note_damage,
         room,
         recall=lambda view: known_lives.recall(view, keys),
+        own_clock=clock,
     )
 
 
@@ -195,6 +212,14 @@ def _scrubbing_state(scrubber: scrubbing.Scrubber, now_us: int) -> Standing:
 
 def _report(table: str, damaged: int) -> None:
     structlog.get_logger().warning("damaged", table=table, rows=damaged)
+
+
+def _report_clock(reason: str) -> None:
+    logger = structlog.get_logger()
+    if reason:
+        logger.warning("clock distrusted", reason=reason)
+    else:
+        logger.info("clock agrees with its peers again")
 
 
 HONEST = Protocols(honest_services, REQUESTS.decode, REPLIES.decode)

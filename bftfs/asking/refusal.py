@@ -2,8 +2,8 @@
 
 The code is an errno:
 
-- EAGAIN: the node is busy, or lacks what its peers must supply. EIO: it has a fault. Neither says
-  anything about the request, which may be served another time.
+- EAGAIN: the node is busy, distrusts its clock, or lacks what its peers must supply. EIO: it has a
+  fault. Neither says anything about the request, which may be served another time.
 - ENODATA: the node has lost its store and has not rebuilt this part of it yet.
 - ENOSPC: the node has no room. Other nodes may have.
 - Anything else: a correct client with this grant and quota would not send the request.

@@ -25,6 +25,12 @@ _WRITES_REFUSED = "writes are refused"  # the beginning of that reason in a node
 _NODES_SENTENCE = "node: "  # the beginning of the last message of `python -m nodes`
 
 
+_AHEAD = (
+    "objects (files, directories) have times of the future: they were changed while clocks were "
+    "ahead. They can be used as ever; the past has what was changed since, once clocks come there"
+)
+
+
 @click.command()
 @data_option
 @click.option("--client", default=DEFAULT_CLIENT, show_default=True, help="Ask as this client.")
@@ -46,6 +52,7 @@ def status(directory: DataDirectory, client: str, as_json: bool) -> int:
         "pool": pool(nodes),
         "writers": writers(nodes),
         "descriptions": descriptions(description, nodes),
+        "ahead": ahead(nodes, b=description.b),
         "nodes": nodes,
         "mounts": [
             {"pid": process.pid, "mountpoint": str(process.mountpoint)}
@@ -212,6 +219,12 @@ def descriptions(description: ClusterDescription, nodes: list[dict[str, Any]]) -
     ]
 
 
+def ahead(nodes: list[dict[str, Any]], *, b: int) -> int:
+    """How many objects have times of the future, as nodes say that cannot all lie."""
+    counts = (round(_figure(node, "bftfs_heal_objects_ahead")) for node in nodes if node["up"])
+    return with_a_correct_one(counts, b=b)
+
+
 def _figure(node: dict[str, Any], name: str) -> float:
     """A figure in a node's report; 0 if it is not there."""
     value: float = node.get("background", {}).get(name, 0.0)
@@ -269,6 +282,7 @@ def _summary(report: dict[str, Any]) -> list[str]:
         f"room: {report['pool']['fullest']:.1%} is taken at the fullest node",
         *(f"writers: {limit}" for limit in report["writers"] or ["nothing limits them"]),
         *(f"description: {difference}" for difference in report["descriptions"]),
+        *([f"times: {report['ahead']} {_AHEAD}"] if report["ahead"] else []),
     ]
 
 

@@ -304,8 +304,16 @@ class BlockWriter:
 
         Ensures: what was dirty at the beginning is uncovered at the end.
         """
+        numbers = frozenset(numbers)
+        try:
+            await self._push(contents, numbers)
+        except AdmissionRefused as refused:
+            await self._leave_behind(contents, refused)
+            await self._push(contents, numbers)
+
+    async def _push(self, contents: Contents, numbers: frozenset[int]) -> None:
         await self._write_again(contents)
-        await self._push_dirty(contents, numbers)
+        await self._push_dirty(contents, contents.dirty.keys() & numbers)
 
     async def _push_dirty(self, contents: Contents, numbers: Iterable[int]) -> None:
         queue = deque(sorted(numbers))
@@ -419,6 +427,34 @@ class BlockWriter:
         arguments = inode.Writing(0, contents.layout.newest, contents.mtime_ns, NO_CHANGES)
         await self._update(contents, WRITE, arguments, who)
 
+    async def _leave_behind(self, contents: Contents, refused: AdmissionRefused) -> None:
+        """Give all blocks of the file a new incarnation, if nodes find its times too far ahead.
+
+        Some were written while all clocks were ahead, and not covered before these went back. Nodes
+        take no version of them that comes later, nor an update that covers them. In the new
+        incarnation they have no versions yet. (docs/decisions/0017-clock-jumps.md)
+
+        If it is this mount's clock that is wrong, nodes refuse the same again.
+        """
+        if refused.code != errno.ETIME:
+            raise refused
+        who = contents.writer
+        assert who is not None, "what is written has a writer"
+        for _ in range(ATTEMPTS):
+            layout = contents.layout
+            contents.pushed_us = contents.version
+            blocks = -(-contents.attributes.size // layout.block_bytes)
+            try:
+                await self._rewrite(contents, 0, max(blocks, layout.ranges[-1][0] + 1), who)
+            except FileSystemError as refusal:
+                if refusal.code != errno.EAGAIN:
+                    raise
+                await self.reader.refresh(contents, who)
+            else:
+                contents.sharing = Sharing.OVERTAKEN  # what is uncovered is written again
+                return
+        raise FileSystemError(errno.EAGAIN, "other mounts keep changing the file")
+
     async def _write_again(self, contents: Contents) -> None:
         """Write overtaken blocks again, so that they come after other mounts' changes.
 
@@ -449,7 +485,7 @@ class BlockWriter:
 
     async def _cover(self, contents: Contents) -> bool:
         """One attempt; False if another one is needed."""
-        await self._write_again(contents)
+        await self.push(contents, ())
         who, changes, writes = contents.writer, contents.changes, contents.writes
         assert who is not None, "what is unsaved has a writer"
         # Bytes that were written since the blocks were pushed are covered another time.
@@ -458,6 +494,9 @@ class BlockWriter:
         arguments = inode.Writing(end, contents.layout.newest, contents.mtime_ns, changes)
         try:
             await self._update(contents, WRITE, arguments, who)
+        except AdmissionRefused as refused:
+            await self._leave_behind(contents, refused)
+            return False
         except FileSystemError as refusal:
             if refusal.code == errno.EAGAIN:
                 await self.reader.refresh(contents, who)
@@ -550,9 +589,12 @@ class BlockWriter:
 
     async def _merge(self, contents: Contents, who: Credentials) -> None:
         """Make room in the layout: give the blocks of two ranges one incarnation."""
-        layout = contents.layout
-        version = contents.version
-        first, stop = layout.cheapest_merge(contents.attributes.size)
+        first, stop = contents.layout.cheapest_merge(contents.attributes.size)
+        await self._rewrite(contents, first, stop, who)
+
+    async def _rewrite(self, contents: Contents, first: int, stop: int, who: Credentials) -> None:
+        """Give the blocks from `first` up to `stop`, where ranges begin, a new incarnation."""
+        layout, version = contents.layout, contents.version
         incarnation = layout.newest + 1 + await Draw(INCARNATION_GAP)
         batch = max(1, self.options.batch_bytes // layout.block_bytes)
         for position in range(first, stop, batch):

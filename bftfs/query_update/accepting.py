@@ -83,6 +83,7 @@ from bftfs.query_update.messages import (
 )
 from bftfs.query_update.object_type import Caller, Method, ObjectTypes
 from bftfs.query_update.replica import Reach, Replica, own_authenticator
+from bftfs.server.own_clock import OwnClock
 from bftfs.server.step import Ready, Refuse, Sender, WaitFor, Want
 from bftfs.storage import StorageView, Table, Write
 
@@ -178,8 +179,10 @@ class Accepting:
         keys: AuthenticatorKeys,
         types: ObjectTypes,
         incomplete: IncompleteUpdates,
+        clock: OwnClock,
     ) -> None:
         self._node = node
+        self._clock = clock
         self._quorums = quorums
         self._keys = keys
         self._types = types
@@ -200,6 +203,10 @@ class Accepting:
     ) -> Ready:
         """A direct request of `client`, who is entitled to it; `conditioned` is decoded from it."""
         request = _Request(view, client, message, conditioned, self._method_of(conditioned))
+        if request.method is not None:  # an author's; what others have begun needs no clock
+            distrust = self._clock.refusal(now_us)
+            if distrust is not None:
+                return Ready(distrust)
         try:
             shown = (*conditioned.sets, *conditioned.evidence)
             culled = self._cull(shown, message.authenticators, now_us)

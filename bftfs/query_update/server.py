@@ -63,6 +63,7 @@ from bftfs.query_update.object_type import Caller, Method, ObjectTypes
 from bftfs.query_update.past_state import newest_at, state_at, versions_page, was_collected
 from bftfs.query_update.replica import Replica
 from bftfs.server import known_lives
+from bftfs.server.own_clock import OwnClock
 from bftfs.server.recovery import Recovery
 from bftfs.server.step import Ready, Refuse, Role, Sender, WaitFor, Want
 from bftfs.storage import StorageView, Table
@@ -103,6 +104,7 @@ class QueryUpdateServer:
         *,
         recovery: Recovery | None = None,
         doubts: Doubts | None = None,
+        clock: OwnClock | None = None,
         possible_objects: int | None = None,
     ) -> None:
         """`possible_objects` of one client may be incomplete, if not as many as usual."""
@@ -112,7 +114,9 @@ class QueryUpdateServer:
         self._doubts = doubts
         self._node = node
         self._keys = keys
-        accepting = Accepting(node, quorums, keys, types, self.incomplete)
+        accepting = Accepting(
+            node, quorums, keys, types, self.incomplete, clock or OwnClock(quorums.n)
+        )
         self._accepting = accepting
         self._handlers: dict[type, Handler] = {  # nodes repair like clients, but for grants
             Update: self._update,

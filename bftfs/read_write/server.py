@@ -68,6 +68,7 @@ from bftfs.read_write.timestamp import (
 )
 from bftfs.read_write.version_row import COLLECTED_BELOW, VERIFIED, Change
 from bftfs.server import known_lives
+from bftfs.server.own_clock import OwnClock
 from bftfs.server.step import Ready, Role, Sender, Want
 from bftfs.storage import StorageView, Table, Write
 from bftfs.thresholds import ReadWriteThresholds
@@ -181,7 +182,9 @@ class ReadWriteServer:
         watch: Watch | None = None,
         memory: Memory | None = None,
         past: RetainedPast | None = None,
+        clock: OwnClock | None = None,
     ) -> None:
+        self._clock = clock or OwnClock(thresholds.N)
         self._node = node
         self._thresholds = thresholds
         self._keys = keys
@@ -273,7 +276,11 @@ class ReadWriteServer:
             answer = self._authority.may_write(view, sender, block, credentials)
             if isinstance(answer, Want):
                 return Ready(wants=(answer,))
-            refusal = answer or self._insane(view, block, timestamp.time, now_us)
+            refusal = (
+                answer
+                or self._clock.refusal(now_us)
+                or self._insane(view, block, timestamp.time, now_us)
+            )
         if refusal is not None:
             return Ready(reply=refusal)
         if repairs:

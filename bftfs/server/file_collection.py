@@ -75,6 +75,7 @@ from bftfs.read_write.version_row import (
 )
 from bftfs.retention import KEEP_ALL, Keeps, Policy, Retention, parse_policy
 from bftfs.server.object_collection import ObjectWalk, establish, settled_everywhere
+from bftfs.server.own_clock import OwnClock
 from bftfs.server.step import Host
 from bftfs.server.tally import counter
 from bftfs.server.worker import (
@@ -313,9 +314,10 @@ class Collector:
         *,
         window_us: int,
         pool: Pool,
+        clock: OwnClock | None = None,
     ) -> None:
         """Requires: `window_us` is as long as the detection window by any correct node's clock,
-        whatever time a client may have given its versions.
+        whatever time a client may have given its versions. Without a `clock`, this node's is right.
         """
         self.tally = CollectionTally()
         self._node = node
@@ -323,6 +325,7 @@ class Collector:
         self._volume = volume
         self._window_us = window_us
         self._pool = pool
+        self._clock = clock
         self._others = OtherNodes(node, peers)
         self._walk = Walk(_AFTER_OBJECTS, tally=self.tally, fraction=fraction_below)
         self._halvings = 0  # passes under the present pressure
@@ -332,6 +335,8 @@ class Collector:
         """Collect from time to time, and whenever the history pool is full."""
         await Spawn(partial(carry_on, host, self._relieve))
         while True:
+            while not self._knows_time(await Now()):
+                await Pause(limits.COLLECT_PRESSED_US)
             if not self._pool.is_short():
                 await self._pass(host, short=False)
             await Pause(limits.COLLECT_EVERY_US)
@@ -362,12 +367,19 @@ class Collector:
             finally:
                 self._is_passing = False
 
+    def _knows_time(self, now_us: int) -> bool:
+        """True if peers confirm this node's clock: one that is ahead makes young versions old."""
+        return self._clock is None or self._clock.is_confirmed(now_us)
+
     async def _pass_over_all(self, host: Host, *, short: bool) -> None:
         now_us = await Now()
+        knows_time = self._knows_time(now_us)
+        if self._clock is not None:
+            now_us -= self._clock.jumped_ahead_us(now_us, self._window_us)
         horizon_us = now_us - self._window_us
         facts = await look(host, partial(self._facts, horizon_us=horizon_us))
-        if facts is None or horizon_us <= 0:
-            return  # without the snapshots, nothing may go
+        if facts is None or horizon_us <= 0 or not knows_time:
+            return  # without the snapshots, or the time, nothing may go
         snapshots_us, created_us = facts
         pressure_us = 0
         if short:

@@ -36,12 +36,14 @@ object sync brought no more, are marked too, and made anew with their past once 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
 
+from bftfs import limits
 from bftfs.asking.peers import Peers
 from bftfs.asking.quorum import NOBODY, Nodes
-from bftfs.conversation import Pause, Together
+from bftfs.conversation import Now, Pause, Together
 from bftfs.crypto.digest import LIFE_DIGEST, AuthenticatorKeys, life_of
 from bftfs.errors import MalformedMessage
 from bftfs.identifiers import OBJECT_ID_BYTES, NodeId, ObjectId, ObjectKind
@@ -56,6 +58,7 @@ from bftfs.query_update.history import (
     Hosted,
     LogicalTimestamp,
     parse_history,
+    time_of,
 )
 from bftfs.query_update.messages import (
     CatalogueReply,
@@ -79,6 +82,7 @@ from bftfs.server import lives
 from bftfs.server.object_rebuilding import Past, fetch_past, has_beside, remade, replacement
 from bftfs.server.recovery import OBJECTS, Recovery
 from bftfs.server.step import Host, Want
+from bftfs.server.tally import counter
 from bftfs.server.worker import (
     HealingTally,
     HealingWalk,
@@ -124,6 +128,24 @@ def take_over(
     return replica.extend(candidate, keys, complete=candidate if established else INITIAL)
 
 
+@dataclass(slots=True)
+class ObjectHealingTally(HealingTally):
+    """And what the walk has seen of objects that no clock has come to yet."""
+
+    ahead: int = counter("Objects whose latest version is of the future, at the last pass.")
+    found_ahead: int = 0  # in the current one, so far
+
+    def begin(self, now_us: int, progress: float) -> None:
+        """A pass begins, or continues after a restart."""
+        HealingTally.begin(self, now_us, progress)
+        self.found_ahead = 0
+
+    def end(self, now_us: int) -> None:
+        """The current pass is over."""
+        HealingTally.end(self, now_us)
+        self.ahead = self.found_ahead
+
+
 class ObjectHealer:
     """Fetches versions that one server lacks: in the background, or at once for a request."""
 
@@ -136,7 +158,7 @@ class ObjectHealer:
         throttle: Throttle | None = None,
     ) -> None:
         self.throttle = throttle or healing_throttle()
-        self.tally = HealingTally()
+        self.tally = ObjectHealingTally()
         self._node = node
         self._quorums = peers.quorums
         self._keys = keys
@@ -243,6 +265,8 @@ class ObjectHealer:
         lacking = [
             name for name in names if self._is_behind(name, own[name], reported.get(name, ()))
         ]
+        latest_us = await Now() + limits.CLOCK_SKEW_US
+        self.tally.found_ahead += sum(time_of(own[name]) > latest_us for name in names)
         self.tally.compared += len(names)
         self.tally.lacking += len(lacking)
         failed = self.tally.failed

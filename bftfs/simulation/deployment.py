@@ -14,6 +14,7 @@ from bftfs.asking.quorum import Nodes, ThresholdQuorums
 from bftfs.conversation import Event
 from bftfs.credentials import Credentials
 from bftfs.crypto.digest import AuthenticatorKeys
+from bftfs.envelope import ClockRequest
 from bftfs.filesystem.inode_authority import InodeAuthority
 from bftfs.identifiers import CLIENT_ID_BYTES, ClientId, NodeId, ObjectId
 from bftfs.query_update.messages import Request as QueryUpdateRequest
@@ -26,9 +27,11 @@ from bftfs.read_write.session import Session
 from bftfs.server import known_lives
 from bftfs.server.block_healing import BlockHealer
 from bftfs.server.block_verification import LazyVerifier, VerificationSettings
+from bftfs.server.clock_comparison import ClockComparison, ClockServer
 from bftfs.server.file_collection import CollectedPast, Collector
 from bftfs.server.incomplete_updates import Finisher
 from bftfs.server.object_healing import ObjectHealer
+from bftfs.server.own_clock import OwnClock
 from bftfs.server.recovery import Recovery, Stage
 from bftfs.server.room import ClientQuota, Room
 from bftfs.server.scrubbing import (
@@ -130,8 +133,10 @@ class Deployment:
     volume: ObjectId | None = None
     possible_objects: int | None = None
     client_bytes: int | None = None
+    compares_clocks: bool = False  # of each node with its peers', as real ones do
     # Of nodes that have lost their disk:
     recoveries: dict[NodeId, Recovery] = field(default_factory=dict, init=False)
+    clocks: dict[NodeId, OwnClock] = field(default_factory=dict, init=False)
     # Of nodes that verify and heal:
     scrubbers: dict[NodeId, Scrubber] = field(default_factory=dict, init=False)
     healers: dict[NodeId, tuple[ObjectHealer, BlockHealer]] = field(
@@ -188,6 +193,7 @@ class Deployment:
         quorums = ThresholdQuorums(self.sizes.query_update)
         peers = Peers(quorums, trusted=Nodes.of([node]))
         objects_healer = ObjectHealer(node, peers, keys, recovery)
+        clock = self.clocks[node] = OwnClock(self.sizes.query_update.t)
         objects = QueryUpdateServer(
             node,
             quorums,
@@ -195,16 +201,24 @@ class Deployment:
             self.types,
             recovery=recovery,
             doubts=objects_healer,
+            clock=clock,
             possible_objects=self.possible_objects,
         )
         servers: dict[type, Server] = dict.fromkeys(get_args(QueryUpdateRequest), objects)
+        background: list[Background] = []
+        if self.compares_clocks:
+            servers[ClockRequest] = ClockServer()
+            background.append(ClockComparison(node, self.sizes.n, clock))
         limit = self.client_bytes
         quota = ClientQuota(Room(client_bytes=limit))
         authority = InodeAuthority(recovery, objects_healer)
         if self.verification is None:
-            blocks = ReadWriteServer(node, sizes, keys, authority=authority, quota=quota)
+            blocks = ReadWriteServer(
+                node, sizes, keys, authority=authority, quota=quota, clock=clock
+            )
             asked = (kind for kind in get_args(ReadWriteRequest) if kind is not Notice)
-            return servers | dict.fromkeys(asked, blocks)
+            servers |= dict.fromkeys(asked, blocks)
+            return NodeServices(servers, tuple(background), lambda _object: None)
         session = Session(
             client_named(f"node {node}"), sizes, peers, patience_total_us=limits.VERIFY_PATIENCE_US
         )
@@ -226,6 +240,7 @@ class Deployment:
             watch=verifier,
             memory=healer,
             past=past,
+            clock=clock,
         )
         servers |= dict.fromkeys(get_args(ReadWriteRequest), blocks) | {Notice: verifier}
         finisher = Finisher(node, peers, objects.incomplete, objects_healer)
@@ -238,7 +253,7 @@ class Deployment:
                 RequestScrubber(sizes.N),
             )
         )
-        background: list[Background] = [verifier, finisher, objects_healer, healer, scrubber]
+        background += (verifier, finisher, objects_healer, healer, scrubber)
         if self.collection is not None:
             assert self.volume is not None
             collector = Collector(
@@ -247,6 +262,7 @@ class Deployment:
                 self.volume,
                 window_us=self.collection.window_us,
                 pool=ConstantPool(short=node not in self.collection.roomy),
+                clock=clock if self.compares_clocks else None,
             )
             background.append(collector)
         return NodeServices(servers, tuple(background), objects_healer.note_damage)

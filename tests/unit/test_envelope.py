@@ -50,6 +50,8 @@ TAGS = {
     "Refused": 0x50,
     "HealthRequest": 0x51,
     "HealthReply": 0x52,
+    "ClockRequest": 0x53,
+    "ClockReply": 0x54,
 }
 
 

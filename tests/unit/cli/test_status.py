@@ -6,7 +6,16 @@ import os
 from dataclasses import replace
 
 from bftfs import cluster
-from bftfs.cli.status import _work, degraded, descriptions, pool, quorums, unverified, writers
+from bftfs.cli.status import (
+    _work,
+    ahead,
+    degraded,
+    descriptions,
+    pool,
+    quorums,
+    unverified,
+    writers,
+)
 from bftfs.cluster import ClusterDescription
 
 
@@ -142,3 +151,12 @@ def test_two_descriptions_with_one_number_are_named() -> None:
     said = described(own, 3, 4, None, None, None, None, digest="00")
     assert [each[:24] for each in said] == ["node 0 has number 3, old", "node 1 and this machine "]
     assert "sign the right one again" in said[1]
+
+
+def test_objects_of_the_future_are_counted_as_a_correct_node_does() -> None:
+    states = [
+        {"node": node, "up": True, "background": {"bftfs_heal_objects_ahead": count}}
+        for node, count in enumerate((1e9, 3.0, 2.0, 3.0, 0.0))
+    ]
+    assert ahead(states, b=1) == 3
+    assert ahead(states[:1], b=1) == 0

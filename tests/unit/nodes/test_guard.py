@@ -13,6 +13,7 @@ from bftfs.asking.refusal import Refused
 from bftfs.errors import DamagedRow
 from bftfs.identifiers import ClientId, NodeId, ObjectId
 from bftfs.query_update.messages import Update
+from bftfs.server.own_clock import OwnClock
 from bftfs.server.recovery import Recovery
 from bftfs.server.room import Figures, Room
 from bftfs.server.step import Ready, Role, Sender
@@ -124,6 +125,7 @@ def test_a_full_disk_is_told_of_until_there_is_room() -> None:
         tally=LoopTally(),
         recovery=Recovery(),
         membership=membership,  # type: ignore[arg-type]
+        own_clock=OwnClock(1),
         gauges=tuple,
     )
     assert health.reply().healthy

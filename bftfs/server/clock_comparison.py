@@ -1,0 +1,85 @@
+"""A node compares its clock with those of its peers.
+
+It asks them the time, again and again, and at once if its own clock has jumped. What follows from
+the answers is decided by `bftfs.server.own_clock`.
+
+A peer's clock has read what it says at some moment between question and answer: a difference is
+counted only as far as it cannot be explained by the time that these took.
+
+Tests: `tests/unit/server/test_own_clock.py`; with real nodes,
+`tests/integration/test_clocks.py`.
+
+**Concurrency.** One thread.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+from bftfs import limits
+from bftfs.conversation import Now, Pause, Receive, Send, Spawn, Together, Wait
+from bftfs.crypto.digest import Body
+from bftfs.envelope import ClockReply, ClockRequest
+from bftfs.identifiers import NodeId
+from bftfs.server.own_clock import OwnClock
+from bftfs.server.step import Host, Ready, Sender
+from bftfs.storage import StorageView
+
+_FIRST_AFTER_US = 5 * limits.SECOND_US  # by then, nodes that were started together are up
+_PATIENCE_US = 2 * limits.SECOND_US
+
+
+class ClockServer:
+    """Tells whoever asks what time it is here."""
+
+    def step(
+        self, view: StorageView, sender: Sender, message: ClockRequest, body: Body, now_us: int
+    ) -> Ready:
+        """Serve one request."""
+        return Ready(ClockReply(now_us))
+
+
+class ClockComparison:
+    """A node's background work: it asks its peers for the time."""
+
+    def __init__(self, node: NodeId, n: int, clock: OwnClock) -> None:
+        self._others = tuple(NodeId(other) for other in range(n) if other != node)
+        self._clock = clock
+
+    async def run(self, _host: Host) -> None:
+        """Compare from time to time, and when it is due, as long as the node runs."""
+        await Spawn(self._remind)
+        while True:
+            await Wait(self._clock.due)
+            await self._compare()
+
+    async def _remind(self) -> None:
+        pause_us = _FIRST_AFTER_US
+        while True:
+            await Pause(pause_us)
+            self._clock.due.announce()
+            pause_us = limits.CLOCKS_COMPARED_EVERY_US
+
+    async def _compare(self) -> None:
+        began_us = await Now()
+        found: tuple[int | None, ...] = await Together(
+            tuple(partial(_difference_us, node) for node in self._others)
+        )
+        ended_us = await Now()
+        if 0 <= ended_us - began_us <= limits.CLOCKS_AGREE_US:  # else it was set meanwhile
+            answers = zip(self._others, found, strict=True)
+            self._clock.compared(
+                {node: each for node, each in answers if each is not None}, ended_us
+            )
+
+
+async def _difference_us(node: NodeId) -> int | None:
+    """By how much a peer's clock is ahead of this one, or behind (< 0), at least."""
+    asked_us = await Now()
+    await Send(node, ClockRequest())
+    delivery = await Receive(_PATIENCE_US)
+    heard_us = await Now()
+    if delivery is None or not isinstance(delivery.message, ClockReply):
+        return None
+    said_us = delivery.message.now_us
+    return max(said_us - heard_us, min(said_us - asked_us, 0))

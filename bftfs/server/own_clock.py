@@ -1,0 +1,132 @@
+"""A node's trust in its own clock: whether it agrees with its peers' clocks.
+
+**Situation.** A time server is wrong, or a machine was restored or suspended: a node's clock is
+minutes or years from all others. By such a clock it would take versions that no correct node takes,
+and let go of history that is to be kept.
+
+**Rules.**
+
+1. A node that sees more than t others further from its clock than clocks may differ
+   (`limits.CLOCKS_AGREE_US`) distrusts its clock.
+2. So does one whose clock has gone on since the last comparison by more than that, beyond the time
+   between two comparisons; or back by more than that.
+3. It trusts it again when more than t others agree with it, and not more than t differ.
+4. For as long as the detection window after a jump ahead by more than `limits.CLOCK_JUMP_US`,
+   history is kept as if the clock had not jumped: if all clocks jump together, nobody notices
+   anything else. (A smaller one costs the window as much. So does a machine's sleep.)
+5. While it distrusts its clock it takes no new versions, from no author, and collects nothing. It
+   answers, heals, and takes what others have taken: these need no clock.
+   (docs/decisions/0017-clock-jumps.md)
+
+**Why it is safe.** docs/threat-model.md, G7, says it: of more than t others one is correct.
+
+**Tests.** `tests/unit/server/test_own_clock.py`, `tests/seams/test_clock_jumps.py`.
+
+**Concurrency.** One thread; `reason` may be read by any.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable, Mapping
+
+from bftfs import limits
+from bftfs.asking.refusal import Refused
+from bftfs.conversation import Event
+from bftfs.identifiers import NodeId
+from bftfs.server.tally import figure
+
+_NAMED = 8  # of the nodes that differ
+_JUMPED = "its clock has jumped, and its peers do not confirm it yet: it takes no new versions"
+
+
+class OwnClock:
+    """What one node knows of its clock."""
+
+    def __init__(self, t: int, tell: Callable[[str], None] = lambda _reason: None) -> None:
+        """Up to `t` others may be wrong. `tell` hears when trust ends, and why; or returns: ""."""
+        self.reason = ""  # why the clock is not trusted; empty if it is
+        self.due = Event()  # announced when the clock has to be compared
+        self._t = t
+        self._tell = tell
+        self._was_confirmed = False
+        self._jumps_us = 0  # the sum of the recent jumps, if they lead ahead…
+        self._jumped_us = 0  # …and when the last was seen, by this clock
+        self._compared_us: int | None = None  # when that was done last, by this clock
+
+    @figure("1 while the node takes no new versions, because its clock may be wrong.")
+    def distrusted(self) -> float:
+        """1 while it is not trusted."""
+        return bool(self.reason)
+
+    @figure("1 if peers have agreed with the node's clock.")
+    def confirmed(self) -> float:
+        """1 if it is trusted, and has been compared."""
+        return self._was_confirmed and not self.reason
+
+    def refusal(self, now_us: int) -> Refused | None:
+        """What an author is told whose version would be taken by this clock, if it is distrusted.
+
+        Other nodes may take it, and this one another time.
+        """
+        if self._has_jumped(now_us):
+            if not self.reason:
+                self._conclude(_JUMPED)
+            self.due.announce()
+        return Refused(errno.EAGAIN, self.reason) if self.reason else None
+
+    def is_confirmed(self, now_us: int) -> bool:
+        """True if peers have agreed with it since the node started, and it is trusted."""
+        return self.refusal(now_us) is None and self._was_confirmed
+
+    def jumped_ahead_us(self, now_us: int, within_us: int) -> int:
+        """By how much the clock has jumped ahead, if that was less than `within_us` ago."""
+        return self._jumps_us if now_us < self._jumped_us + within_us else 0
+
+    def compared(self, differences: Mapping[NodeId, int], now_us: int) -> None:
+        """The clocks of others that have answered are ahead of this one by so much, at least."""
+        if self._compared_us is not None and self._has_jumped(now_us):
+            by_us = now_us - self._compared_us
+            if not 0 <= by_us <= limits.CLOCK_JUMP_US:
+                self._jumps_us = max(self._jumps_us + by_us, 0)
+                self._jumped_us = now_us
+        apart = {
+            node: difference
+            for node, difference in sorted(differences.items())
+            if abs(difference) > limits.CLOCKS_AGREE_US
+        }
+        if len(apart) > self._t:
+            self._conclude(_differs(apart))
+        elif len(differences) - len(apart) > self._t:
+            self._was_confirmed = True
+            self._conclude("")
+        elif self._has_jumped(now_us) and not self.reason:
+            self._conclude(_JUMPED)
+        self._compared_us = now_us
+
+    def _has_jumped(self, now_us: int) -> bool:
+        before_us = self._compared_us
+        if before_us is None:
+            return False
+        latest_us = before_us + limits.CLOCKS_COMPARED_EVERY_US + limits.CLOCKS_AGREE_US
+        return not before_us - limits.CLOCKS_AGREE_US <= now_us <= latest_us
+
+    def _conclude(self, reason: str) -> None:
+        is_new = bool(reason) != bool(self.reason) or self.reason == _JUMPED != reason
+        self.reason = reason
+        if is_new:
+            self._tell(reason)
+
+
+def _differs(apart: Mapping[NodeId, int]) -> str:
+    named = list(apart.items())[:_NAMED]
+    said = ", ".join(
+        f"node {node}'s by {abs(difference) // limits.SECOND_US} s"
+        f" ({'ahead' if difference > 0 else 'behind'})"
+        for node, difference in named
+    )
+    more = f" and {len(apart) - len(named)} more" if len(apart) > len(named) else ""
+    return (
+        f"its clock differs from other nodes', {said}{more}: it takes no new versions until it "
+        "agrees with them; set the clocks"
+    )

@@ -1,0 +1,170 @@
+"""What a node makes of its peers' clocks."""
+
+from __future__ import annotations
+
+import errno
+from typing import Any
+
+import pytest
+
+from bftfs.envelope import ClockReply, ClockRequest
+from bftfs.identifiers import NodeId
+from bftfs.limits import CLOCK_JUMP_US, CLOCKS_AGREE_US, CLOCKS_COMPARED_EVERY_US, SECOND_US
+from bftfs.server.own_clock import OwnClock
+from bftfs.server.step import Ready
+from tests.seams.world import World
+
+NOW_US = 10**15
+FAR_US = CLOCKS_AGREE_US + 1
+FAR_AHEAD_US = CLOCK_JUMP_US + 1
+
+
+def seen(*differences_us: int) -> dict[NodeId, int]:
+    return {NodeId(node): each for node, each in enumerate(differences_us)}
+
+
+@pytest.mark.parametrize("t", [1, 2])
+@pytest.mark.parametrize("far_us", [FAR_US, -FAR_US])
+def test_more_than_t_others_end_trust_and_bring_it_back(t: int, far_us: int) -> None:
+    told: list[str] = []
+    clock = OwnClock(t, told.append)
+    clock.compared(seen(*[far_us] * t, *[0] * (2 * t)), NOW_US)
+    assert clock.refusal(NOW_US) is None
+    clock.compared(seen(*[far_us] * (t + 1), *[0] * t), NOW_US)
+    clock.compared(seen(*[far_us] * (t + 1), *[1] * t), NOW_US)
+    refused = clock.refusal(NOW_US)
+    assert refused is not None
+    assert refused.code == errno.EAGAIN
+    assert "node 0's by 600 s" in refused.reason
+    clock.compared(seen(*[0] * t), NOW_US)  # too few say so
+    assert clock.refusal(NOW_US) is not None
+    clock.compared(seen(*[far_us] * t, *[0] * (t + 1)), NOW_US)
+    assert clock.refusal(NOW_US) is None
+    assert len(told) == 2
+    assert told[-1] == ""
+
+
+def test_clocks_may_differ_by_the_bound() -> None:
+    clock = OwnClock(1)
+    clock.compared(seen(*[FAR_US - 1, 1 - FAR_US] * 3), NOW_US)
+    assert clock.is_confirmed(NOW_US)
+
+
+@pytest.mark.parametrize(
+    ("gone_on_us", "trusted"),
+    [
+        (CLOCKS_COMPARED_EVERY_US + CLOCKS_AGREE_US, True),
+        (CLOCKS_COMPARED_EVERY_US + CLOCKS_AGREE_US + 1, False),
+        (-CLOCKS_AGREE_US, True),
+        (-CLOCKS_AGREE_US - 1, False),
+    ],
+)
+def test_a_clock_that_jumps_waits_for_others_to_confirm_it(gone_on_us: int, trusted: bool) -> None:
+    clock = OwnClock(1)
+    clock.compared(seen(0, 0, 0), NOW_US)
+    now_us = NOW_US + gone_on_us
+    assert (clock.refusal(now_us) is None) is trusted
+    clock.compared({}, now_us)  # nobody answers
+    assert (clock.refusal(now_us) is None) is trusted
+    clock.compared(seen(0, 0), now_us)
+    assert clock.refusal(now_us) is None
+
+
+def test_without_a_comparison_a_clock_is_trusted_and_not_confirmed() -> None:
+    clock = OwnClock(1)
+    assert clock.refusal(NOW_US) is None
+    assert not clock.is_confirmed(NOW_US)
+    clock.compared(seen(0), NOW_US)
+    assert not clock.is_confirmed(NOW_US)
+    clock.compared(seen(0, 0), NOW_US)
+    assert clock.is_confirmed(NOW_US)
+    assert not clock.is_confirmed(NOW_US + 3 * CLOCKS_AGREE_US)
+
+
+def test_a_jump_ahead_is_remembered_for_a_while_and_forgotten_when_it_is_taken_back() -> None:
+    clock = OwnClock(1)
+    clock.compared(seen(0, 0), NOW_US)
+    clock.compared(seen(0, 0), NOW_US + SECOND_US)
+    assert clock.jumped_ahead_us(NOW_US, FAR_US) == 0
+    clock.compared(seen(0, 0), NOW_US + CLOCK_JUMP_US)  # this much is none
+    assert clock.jumped_ahead_us(NOW_US, FAR_US) == 0
+    clock.compared(seen(0, 0), NOW_US)
+    ahead_us = NOW_US + FAR_AHEAD_US
+    clock.compared(seen(0, 0), ahead_us)
+    assert clock.jumped_ahead_us(ahead_us + FAR_US - 1, FAR_US) == FAR_AHEAD_US
+    assert clock.jumped_ahead_us(ahead_us + FAR_US, FAR_US) == 0
+    clock.compared(seen(0, 0), NOW_US)
+    assert clock.jumped_ahead_us(NOW_US, FAR_US) == 0
+
+
+# --- nodes ---------------------------------------------------------------------------------------
+
+
+class Liar:
+    """A node that tells any time."""
+
+    def __init__(self, by_us: int) -> None:
+        self._by_us = by_us
+
+    def step(
+        self, _view: Any, _sender: Any, _message: ClockRequest, _body: Any, now_us: int
+    ) -> Ready:
+        return Ready(ClockReply(now_us + self._by_us))
+
+
+def world(*, t: int = 1, b: int = 1, **options: Any) -> World:
+    return World(t, b, verifying=False, compares_clocks=True, **options)
+
+
+def distrusting(cluster: World) -> list[int]:
+    clocks = cluster.deployment.clocks
+    return [int(node) for node, clock in sorted(clocks.items()) if clock.reason]
+
+
+@pytest.mark.parametrize("by_us", [2 * CLOCKS_AGREE_US, -(10**14)])
+@pytest.mark.parametrize("b", [0, 1])
+def test_a_node_whose_clock_is_wrong_finds_out_and_the_others_go_on(b: int, by_us: int) -> None:
+    cluster = world(b=b)
+    cluster.run_for(90 * SECOND_US)
+    cluster.nodes[0].skew_us += by_us
+    cluster.run_for(90 * SECOND_US)
+    assert distrusting(cluster) == [0]
+    cluster.nodes[0].skew_us = 0
+    cluster.run_for(90 * SECOND_US)
+    assert distrusting(cluster) == []
+
+
+@pytest.mark.parametrize(("t", "b"), [(1, 1), (2, 1), (2, 2)])
+def test_liars_and_wrong_clocks_up_to_t_stop_nobody(t: int, b: int) -> None:
+    """And a wrong one finds out all the same, whatever liars tell it."""
+    cluster = world(t=t, b=b)
+    for liar in range(b):
+        node = cluster.nodes[liar]
+        servers = cluster.deployment.servers(node.node)
+        servers[ClockRequest] = Liar(10**13)  # type: ignore[index]
+        node.become(lambda servers=servers: servers)  # type: ignore[misc]
+    wrong = list(range(b, t))
+    for number in wrong:
+        cluster.nodes[number].skew_us = 10**13
+    cluster.run_for(90 * SECOND_US)
+    assert [node for node in distrusting(cluster) if node >= b] == wrong
+
+
+def test_slow_answers_are_no_difference() -> None:
+    cluster = world(delay_us=(900_000, 990_000))
+    cluster.run_for(90 * SECOND_US)
+    assert distrusting(cluster) == []
+    assert all(clock.is_confirmed(cluster.now_us) for clock in cluster.deployment.clocks.values())
+
+
+def test_a_common_jump_is_confirmed_at_once() -> None:
+    """All agree: nobody can notice, and writers wait for one comparison."""
+    cluster = world()
+    cluster.run_for(90 * SECOND_US)
+    for node in cluster.nodes:
+        node.skew_us += 10**13
+    now_us = cluster.now_us + 10**13
+    clocks = cluster.deployment.clocks.values()
+    assert all(clock.refusal(now_us) is not None for clock in clocks)
+    cluster.run_for(SECOND_US // 2)
+    assert all(clock.refusal(now_us + SECOND_US // 2) is None for clock in clocks)
