@@ -369,6 +369,7 @@ class HistoryReply(Message, frozen=True, tag=0x2A):
     history: HistoryField
     remembers: bool  # False if the server may have forgotten some of it
     life: LifeField  # the latest of the asking server that is stored here
+    lives: LivesField  # the latest of each server that it knows of
 
 
 class LifeReply(Message, frozen=True, tag=0x29):

@@ -277,7 +277,7 @@ class QueryUpdateServer:
         writes = known_lives.note(view, self._keys, asking, message.proof)
         life = life_of(message.proof if writes else known_lives.proof_of(view, asking))
         history = Replica(view, message.object).row.history
-        return Ready(HistoryReply(history, remembers, life), writes=writes)
+        return Ready(HistoryReply(history, remembers, life, self._keys.lives), writes=writes)
 
     def _life(self, view: StorageView, asking: NodeId, message: LifeRequest) -> Ready:
         """What this server knows of lives; it stores that the one that asks has begun one."""

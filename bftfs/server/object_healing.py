@@ -41,6 +41,7 @@ from functools import partial
 from itertools import pairwise
 
 from bftfs import limits
+from bftfs.asking.lives import Heard, Lives
 from bftfs.asking.peers import Peers
 from bftfs.asking.quorum import NOBODY, Nodes
 from bftfs.conversation import Now, Pause, Together
@@ -164,6 +165,7 @@ class ObjectHealer:
         self._keys = keys
         self._recovery = recovery
         self._others = OtherNodes(node, peers)
+        self._lives = Lives()
         self._host: Host | None = None
         self._beginning = False
         self._asked_for: set[ObjectId] = set()  # objects beyond the walk that were healed
@@ -366,15 +368,20 @@ class ObjectHealer:
         """The peers' histories of an object; None if they are no quorum.
 
         Those of peers that have forgotten some of it themselves, or that have not heard yet of the
-        life that this server has begun, do not tell enough to one that recovers.
+        life that this server has begun, do not tell enough to one that recovers. And those of peers
+        that others of them know to have begun a new life since count no more.
         """
         proof = self._keys.make(LIFE_DIGEST) if self._recovery.rebuilding else b""
 
         def counts(reply: HistoryReply) -> bool:
             knows_enough = not proof or (reply.remembers and reply.life >= life_of(proof))
-            return _is_history(reply) and knows_enough
+            return knows_enough and len(reply.lives) == self._quorums.n and _is_history(reply)
 
+        began = self._lives.begin()
         replies = await self._others.ask(HistoryRequest(name, proof), HistoryReply, counts)
+        told = {node: Heard(reply.lives, began) for node, reply in replies.items()}
+        for node in self._lives.outlived(told):
+            del replies[node]
         if not self._quorums.is_quorum(Nodes.of(replies)):
             return None
         by_history: dict[bytes, Nodes] = {}

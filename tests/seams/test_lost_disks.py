@@ -6,17 +6,21 @@ send, are held back for as long as it takes. That is legal; they are late, not l
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
 import pytest
 
+from bftfs.asking.lives import Lives
+from bftfs.asking.quorum import NOBODY, Nodes
 from bftfs.crypto.digest import AuthenticatorKeys, replica_history_digest
 from bftfs.identifiers import NodeId, ObjectId, object_id
 from bftfs.query_update.history import ConditionedKind, decode_conditioned
 from bftfs.query_update.messages import (
     DeduceRequest,
     FetchRequest,
+    HistoryRequest,
     InlineBarrier,
     InlineUpdate,
     Query,
@@ -360,6 +364,80 @@ def test_an_update_is_not_acknowledged_by_late_word_of_an_earlier_life() -> None
 def test_must_fail_clients_that_remember_what_is_outlived(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Observations, "_is_outlived", lambda *_: False)
     assert late_word() == 100
+
+
+class Credulous(Lives):
+    """Doubts nobody's word."""
+
+    def outlived(self, *_: Any) -> Nodes:
+        return NOBODY
+
+
+def healed_by_late_word(*, credulous: bool = False) -> tuple[int, ...]:
+    """What is on two accounts after a transfer between them, and a deposit of 1 on the second.
+
+    While a server heals the first account, another one tells it of the transfer, loses its disk,
+    and rebuilds its store; then four others get the transfer, and tell of it, too. One of these
+    turns out to lie, and its client dies, so that the transfer is lost at the second account.
+    """
+    world = World()
+    first, user, later = (world.user(name) for name in ("first", "user", "later"))
+    me, loser, node = user.host.endpoint, ("node", NodeId(LOSER)), world.nodes[5]
+    for account in (ONE, OTHER):
+        first.run(deposit(first, account, 100))
+    world.run_for(605 * SECOND_US)
+    world.ways.hold(lambda source, target, *_: source == me and target == loser)
+    balances(user, ONE, OTHER)  # or others would find what it shows of that server outlived
+    reached = [LOSER]
+
+    def late(source: Any, target: Any, kind: Kind, message: Any) -> bool:
+        if kind is Kind.REPLY:
+            return False
+        if source == me:
+            return target[1] not in reached and not isinstance(message, Query)
+        if source == ("node", node.node) and isinstance(message, HistoryRequest):
+            return bool(target != loser)
+        repairs = source[0] == target[0] == "node" and isinstance(message, REPAIRS)
+        return repairs or (source == later.host.endpoint and target[1] == 1)
+
+    def arrive(which: Callable[..., bool]) -> None:
+        world.ways.release(which)
+        world.run_for(SECOND_US // 50)
+
+    world.ways.hold(late)
+    transfer = Transfer(b"move", 100)
+    world.start(
+        user.host, user.objects.update((ONE, OTHER), "ledger.transfer2", transfer, user.who)
+    )
+    world.run_for(SECOND_US)
+    reached.clear()
+    healer, _ = world.deployment.healers[node.node]
+    if credulous:
+        healer._lives = Credulous()
+    assert healer._host is not None
+    healed = world.start(node, healer.catch_up(healer._host, ONE))
+    world.run_for(SECOND_US // 50)
+    world.deployment.lose_disk(NodeId(LOSER))
+    recovery = world.deployment.recoveries[NodeId(LOSER)]
+    world.run_until(lambda: not recovery.rebuilding, within_us=3 * SECOND_US // 2)
+    reached[:] = [1, 2, 3, 4]
+    arrive(lambda source, target, *_: source == me and target[1] in reached)
+    user.host.crash()
+    arrive(lambda *message: isinstance(message[3], HistoryRequest))
+    assert healed == [credulous]
+    adopt(world, NodeId(4), node.node, OTHER)
+    later.run(deposit(later, OTHER, 1))
+    world.run_for(30 * SECOND_US)
+    world.ways.flow()
+    return balances(world.user("reader"), ONE, OTHER)
+
+
+def test_a_server_does_not_heal_by_word_of_several_lives() -> None:
+    assert healed_by_late_word() == (100, 101)
+
+
+def test_must_fail_servers_that_heal_by_word_of_earlier_lives() -> None:
+    assert healed_by_late_word(credulous=True) == (0, 101)
 
 
 # --- each part of the rule is needed --------------------------------------------------------------

@@ -352,7 +352,7 @@ class _AheadOfAll:
             if isinstance(message, HistoryReply):
                 self.lies += 1
                 forged = history_of((Candidate(later, ZERO),), initial=True)
-                message = HistoryReply(forged, True, message.life)
+                message = HistoryReply(forged, True, message.life, message.lives)
             if isinstance(message, CatalogueReply):
                 objects = tuple(Catalogued(each.object, later) for each in message.objects)
                 message = CatalogueReply(objects, message.more)
