@@ -1,4 +1,4 @@
-"""Whose clock is to blame for a time that nodes refuse. [design §4]
+"""Whose clock is to blame for a time that nodes refuse [design §4]; and clocks that are set back.
 
 A client whose own clock is wrong is told so. But somebody may have taken a time as far ahead as the
 fastest of the correct nodes bear; the others then refuse what comes after it until they have caught
@@ -11,6 +11,14 @@ from bftfs.limits import CLOCK_SKEW_US, CLOCKS_AGREE_US
 
 # Nodes refuse what is CLOCK_SKEW_US ahead of them; they may be ahead of the client by a part of it.
 _AHEAD_US = CLOCK_SKEW_US // 4
+
+
+def is_due(due_us: int, now_us: int, most_us: int) -> bool:
+    """True if it is time for what was put off by at most `most_us`, until `due_us`.
+
+    What is further away was put off before the clock was set back.
+    """
+    return not 0 < due_us - now_us <= most_us
 
 
 def is_ahead(time_us: int, clock_us: int) -> bool:

@@ -50,7 +50,7 @@ from itertools import combinations
 
 from bftfs import limits
 from bftfs.asking.quorum import NOBODY, Nodes, QuorumSystem
-from bftfs.clock_skew import is_ahead
+from bftfs.clock_skew import is_ahead, is_due
 from bftfs.identifiers import NodeId
 
 HEDGE_US = 20_000  # silence after which others are asked as well, at the earliest
@@ -172,13 +172,13 @@ class Peers:
         """
         if not (self._last or self.disbelieved):
             return preference, ()
-        if self.disbelieved and now_us >= self._forget_us:
+        if self.disbelieved and is_due(self._forget_us, now_us, MEMORY_US):
             self.forget()
         probes = []
         for node in preference:
             if node in self._last:
                 record = self._records[node]
-                if record.retry_us <= now_us:
+                if is_due(record.retry_us, now_us, record.interval_us):
                     record.retry_us = now_us + record.interval_us
                     record.is_forgivable = True
                     probes.append(node)
@@ -249,9 +249,10 @@ class Peers:
     ) -> None:
         record = self._records[node]
         known = node in self._last
-        if known and record.retry_us > now_us and not interval_us:
+        if known and not interval_us and not is_due(record.retry_us, now_us, record.interval_us):
             return
-        relapsed = known or record.relapse_until_us > now_us
+        relapsing_us = (1 + _RELAPSE) * record.interval_us
+        relapsed = known or not is_due(record.relapse_until_us, now_us, relapsing_us)
         if not interval_us:
             interval_us = SILENCE_US
             if relapsed:
@@ -331,14 +332,17 @@ class Peers:
 
     def is_ahead(self, time_us: int, clock_us: int) -> bool:
         """True if `time_us` is so far ahead of the clock that correct nodes may refuse it."""
-        return is_ahead(time_us, clock_us) and clock_us >= self._judges_from_us
+        # What is judged may have been heard a while before the clock was doubted.
+        most_us = 2 * MEMORY_US
+        return is_ahead(time_us, clock_us) and is_due(self._judges_from_us, clock_us, most_us)
 
     def doubt_clock(self, until_us: int) -> None:
         """The clock seems to be wrong: until then, nobody is ahead of it.
 
         A correct server that alone has what somebody has left there may be needed.
         """
-        self._judges_from_us = max(self._judges_from_us, until_us)
+        if is_due(self._judges_from_us, until_us, 2 * MEMORY_US):
+            self._judges_from_us = until_us
         self.epoch += 1
 
     # --- conclusions ----------------------------------------------------------------------------

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from itertools import islice
 
 from bftfs import limits
+from bftfs.clock_skew import is_due
 from bftfs.conversation import Conversation, Event
 from bftfs.identifiers import ClientId, ObjectId
 from bftfs.query_update.history import LogicalTimestamp, client_of
@@ -79,7 +80,7 @@ class Lines:
 def _expire(line: dict[ClientId, int], now_us: int) -> None:
     """Forget those that have not tried again."""
     for client, late_us in tuple(line.items()):
-        if late_us < now_us - limits.CONTENDED_US:
+        if is_due(late_us + limits.CONTENDED_US, now_us, limits.CONTENDED_US):
             del line[client]
 
 
@@ -198,6 +199,10 @@ class Entry:
     failures: int = 0
     retry_us: int = 0
 
+    def is_due(self, now_us: int) -> bool:
+        """True if it is time for another attempt to finish it."""
+        return is_due(self.retry_us, now_us, limits.VERIFY_RETRY_MOST_US)
+
 
 @dataclass(slots=True)
 class IncompleteTally:
@@ -266,7 +271,7 @@ class IncompleteUpdates:
             for name, entry in entries.items():
                 if not self.rested(entry):
                     break
-                if entry.retry_us <= now_us:
+                if entry.is_due(now_us):
                     chosen.append(name)
                     if len(chosen) == most:
                         return chosen
@@ -275,7 +280,7 @@ class IncompleteUpdates:
     def oldest(self, client: ClientId, now_us: int, most: int) -> list[ObjectId]:
         """The objects of `client` that are worth a look, those accepted first."""
         entries = self._of.get(client, {})
-        worthwhile = (name for name, entry in entries.items() if entry.retry_us <= now_us)
+        worthwhile = (name for name, entry in entries.items() if entry.is_due(now_us))
         return list(islice(worthwhile, most))
 
     def before_update(self, client: ClientId, now_us: int) -> Want | bool:

@@ -45,6 +45,7 @@ from typing import NamedTuple
 
 from bftfs import limits
 from bftfs.asking.peers import Pace
+from bftfs.clock_skew import is_due
 from bftfs.conversation import Draw, Now, Pause
 from bftfs.identifiers import ObjectId
 
@@ -227,7 +228,7 @@ class Streaks:
             streak = self._streaks.get(name)
             if streak is None:
                 continue
-            if now_us - streak.known_us > limits.CONTENDED_US:
+            if is_due(streak.known_us + limits.CONTENDED_US, now_us, limits.CONTENDED_US):
                 del self._streaks[name]
             elif now_us - streak.since_us >= _STREAK_ROUNDS * round_us << streak.doublings:
                 due.append(streak)

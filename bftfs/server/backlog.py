@@ -17,9 +17,14 @@ import heapq
 from collections.abc import Iterable
 
 from bftfs import limits
+from bftfs.clock_skew import is_due
 from bftfs.identifiers import BlockId, ClientId
 from bftfs.read_write.timestamp import BlockTimestamp
 from bftfs.server.worker import retry_after_us
+
+
+def _is_due(due_us: int, now_us: int) -> bool:
+    return is_due(due_us, now_us, limits.VERIFY_RETRY_MOST_US)
 
 
 class _Pending:
@@ -83,7 +88,8 @@ class Backlog:
 
     def excuse(self, client: ClientId, now_us: int, every_us: int) -> bool:
         """True if `client` may add a version although it has too many; once in `every_us`."""
-        if now_us - self._excused_us.get(client, now_us - every_us) < every_us:
+        excused_us = self._excused_us.get(client, now_us - every_us)
+        if not is_due(excused_us + every_us, now_us, every_us):
             return False
         self._excused_us[client] = now_us
         return True
@@ -176,16 +182,16 @@ class Backlog:
     def is_worthwhile(self, block: BlockId, now_us: int) -> bool:
         """True if a verification of `block` may settle something."""
         pending = self._blocks.get(block)
-        return pending is not None and pending.retry_us <= now_us
+        return pending is not None and _is_due(pending.retry_us, now_us)
 
     def has_worthwhile(self, client: ClientId, now_us: int) -> bool:
         """True if `is_worthwhile` holds for a block with versions of `client`."""
-        if now_us < self._hopeless_until_us.get(client, 0):
+        if not _is_due(self._hopeless_until_us.get(client, 0), now_us):
             return False
         earliest_us = now_us + limits.VERIFY_RETRY_US
         for block in self._clients.get(client, ()):
             retry_us = self._blocks[block].retry_us
-            if retry_us <= now_us:
+            if _is_due(retry_us, now_us):
                 return True
             earliest_us = min(earliest_us, retry_us)
         self._hopeless_until_us[client] = earliest_us
@@ -197,7 +203,7 @@ class Backlog:
         worthwhile = (
             (count, block)
             for block, count in self._clients.get(client, {}).items()
-            if blocks[block].retry_us <= now_us
+            if _is_due(blocks[block].retry_us, now_us)
         )
         return [block for _, block in heapq.nlargest(most, worthwhile)]
 
@@ -216,12 +222,12 @@ class Backlog:
 
     def _ripen(self, now_us: int) -> None:
         heap = self._heap
-        while heap and heap[0][0] <= now_us:
+        while heap and _is_due(heap[0][0], now_us):
             _, block = heapq.heappop(heap)
             pending = self._blocks.get(block)
             if pending is None or pending.rank:
                 continue
-            if pending.due_us > now_us:
+            if not _is_due(pending.due_us, now_us):
                 heapq.heappush(heap, (pending.due_us, block))
                 continue
             pending.queued = False
