@@ -128,6 +128,7 @@ class Deployment:
     skews_us: tuple[int, ...] = ()
     commit_us: tuple[int, int] = (20, 200)
     on_commit: OnCommit | None = None
+    on_loss: Callable[[NodeId], None] | None = None  # of a node's disk
     verification: VerificationSettings | None = None
     collection: CollectionPlan | None = None
     volume: ObjectId | None = None
@@ -272,6 +273,8 @@ class Deployment:
         node = self.nodes[number]
         node.crash(down_us=None)
         node.disk.wipe()
+        if self.on_loss is not None:
+            self.on_loss(number)
         self.recoveries[number] = Recovery(Stage.LOST)
         node.start()
 

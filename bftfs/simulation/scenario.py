@@ -238,6 +238,8 @@ class Simulation:
             NodeId(node) for node in range(configuration.sizes.n) if node not in byzantine
         ]
         self._record = CandidateRecord()
+        # Correct nodes that make a candidate established, with whatever the others say.
+        self._established = configuration.sizes.query_update.q - len(byzantine)
         self._bounds = BoundsRecord(
             configuration.sizes.query_update.r,
             configuration.sizes.query_update.b + 1,
@@ -268,7 +270,7 @@ class Simulation:
             if plan is None
             else RetentionRecord(
                 self._record,
-                established=configuration.sizes.query_update.q - len(byzantine),
+                established=self._established,
                 window_us=plan.window_us,
                 roomy=frozenset(plan.roomy),
             )
@@ -283,6 +285,7 @@ class Simulation:
             skews_us=configuration.node_skews_us,
             commit_us=configuration.commit_us,
             on_commit=self._committed,
+            on_loss=partial(self._record.forget, established=self._established),
             verification=configuration.verification,
             collection=plan,
             volume=self.workload.volume,

@@ -9,6 +9,10 @@ In each round every client begins an operation. Clients reach one instance of ea
 the round says, and correct nodes always the same; the ways between clients and nodes that the round
 cuts carry nothing. Then all ways are open, and every operation must end. As long as at most b nodes
 have a twin, nothing may be found. [Q/U §4.3.3 (4.3), (4.4); PASIS §3.4.4]
+
+In some scenes a correct node loses its disk, once, and rebuilds its store while the others go on:
+after each commit of a correct node from the beginning of the last round until its operations have
+ended, repairs included. In the audit another node is down, so that what it has rebuilt is needed.
 """
 
 from __future__ import annotations
@@ -22,6 +26,7 @@ from random import Random
 from typing import Any
 
 from bftfs.identifiers import NodeId
+from bftfs.server.block_verification import VerificationSettings
 from bftfs.simulation.checkers.candidates import CandidateRecord
 from bftfs.simulation.deployment import Deployment, Sizes, twin_endpoint
 from bftfs.simulation.network import Endpoint, Kind, NetworkFaults, SimulatedNetwork
@@ -39,6 +44,7 @@ ROUND_US = 900  # four exchanges: what is cut short is left behind half done
 DELAY_US = (100, 100)
 QUIET_US = 300 * SECOND_US
 MOST_EVENTS = 60_000
+MOST_COMMITS = 200  # of a round
 
 _SIZES = Sizes.smallest(t=1, b=1)
 _OBJECTS = ObjectMix(counters=1, accounts=2, updates=0.9, ledger=0.4, several=0.7)
@@ -64,9 +70,10 @@ class TwinRound:
 Schedule = tuple[TwinRound, ...]
 
 
-def schedules(rounds: int) -> Iterator[Schedule]:
-    """Every schedule of so many rounds, but for those that only swap the twins."""
-    each = [TwinRound(sides, cut) for sides in product((0, 1), repeat=CLIENTS) for cut in Cut]
+def schedules(rounds: int, *, twins: bool = True) -> Iterator[Schedule]:
+    """Every schedule of so many rounds, but for those that only swap the twins, if there are."""
+    instances = (0, 1) if twins else (0,)
+    each = [TwinRound(sides, cut) for sides in product(instances, repeat=CLIENTS) for cut in Cut]
     for schedule in product(each, repeat=rounds):
         if not schedule or schedule[0].sides[0] == 0:
             yield schedule
@@ -80,6 +87,7 @@ class Scene:
     sizes: Sizes = _SIZES
     twinned_nodes: tuple[NodeId, ...] = ()
     twinned_client: bool = False  # the second client is the first one's twin
+    loser: NodeId | None = None  # a correct node that loses its disk
     seed: int = 0
 
 
@@ -119,16 +127,27 @@ class _Run:
             types=TYPES,
             commit_us=(20, 20),
             on_commit=self._committed,
+            on_loss=self._forget,
+            verification=None if scene.loser is None else VerificationSettings(),
         )
         self.twins = [self.deployment.twin_of_node(node) for node in scene.twinned_nodes]
         for node in self._correct:
             self.network.sides[node_endpoint(node)] = node & 1
         self.waiting: dict[int, Task] = {}
         self._begun = 0
+        self._commits: int | None = None  # until the loser loses its disk
+        self.is_lost = False
 
     def _committed(self, node: NodeId, writes: Any) -> None:
         if node in self._correct:
             self._record.take_down(node, writes)
+            if writes and self._commits is not None:
+                self._commits -= 1
+                self._lose_when_due(node)
+
+    def _forget(self, node: NodeId) -> None:
+        established = self.scene.sizes.query_update.q - len(self.scene.twinned_nodes)
+        self._record.forget(node, established=established)
 
     def _clients(self) -> list[SimulatedClient]:
         first = self.deployment.client("client 0")
@@ -136,18 +155,24 @@ class _Run:
             return [first, self.deployment.twin_of_client(first)]
         return [first, self.deployment.client("client 1")]
 
-    def run(self, schedule: Schedule) -> list[str]:
-        """The findings of the checkers."""
+    def run(self, schedule: Schedule, commits: int | None = None) -> list[str]:
+        """The findings of the checkers. The disk is lost after that commit of the last round."""
         administrator = self.deployment.client("administrator")
         self._perform(administrator, self.workload.session(administrator, "administrator").prepare)
         hosts = self._clients()
         sessions = [
             self.workload.session(host, f"client {number}") for number, host in enumerate(hosts)
         ]
-        for each in schedule:
+        for left, each in zip(range(len(schedule) - 1, -1, -1), schedule, strict=True):
+            if not left:
+                self._commits = commits
+                self._lose_when_due()
             self._round(each, hosts, sessions)
         self.network.heal()
         self._wait()
+        self._commits = None
+        if self.is_lost:
+            self._await_healing()
         if not self.findings:
             auditor = self.deployment.client("auditor")
             self._perform(auditor, self.workload.session(auditor, "auditor").audit)
@@ -186,6 +211,37 @@ class _Run:
                 return [node for node in self._correct if node % 2 == client % 2]
             case Cut.FEW:
                 return self._correct[3:] if client == 0 else []
+
+    def _lose_when_due(self, committing: NodeId | None = None) -> None:
+        if self._commits == 0:
+            self._commits = None
+            if committing == self.scene.loser:
+                self.world.after(0, self._lose)  # the commit is over by then
+            else:
+                self._lose()  # before others commit at the same moment
+
+    def _lose(self) -> None:
+        assert self.scene.loser is not None
+        self.is_lost = True
+        self.deployment.lose_disk(self.scene.loser)
+
+    def _await_healing(self) -> None:
+        """The loser must have rebuilt its store; then another correct node is down."""
+        loser = self.scene.loser
+        assert loser is not None
+        deadline_us = self.world.now_us + QUIET_US
+
+        def is_whole() -> bool:
+            return not self.deployment.recoveries[loser].rebuilding
+
+        self.world.run(
+            until=lambda: is_whole() or self.world.now_us >= deadline_us,
+            most_events=10 * MOST_EVENTS,
+        )
+        if not is_whole():
+            self.findings.append(f"healing: node {loser} still rebuilds its store")
+        other = next(node for node in reversed(self._correct) if node != loser)
+        self.deployment.nodes[other].crash(down_us=None)
 
     # --- operations --------------------------------------------------------------------------
 
@@ -232,8 +288,12 @@ SCENES = tuple(
 
 def run(scene: Scene, schedule: Schedule) -> list[str]:
     """The findings of the checkers in one schedule."""
+    return _findings(_Run(scene), schedule)
+
+
+def _findings(one: _Run, schedule: Schedule, commits: int | None = None) -> list[str]:
     try:
-        return _Run(scene).run(schedule)
+        return one.run(schedule, commits)
     except Exception:
         return ["the simulation broke off: " + traceback.format_exc()]
 
@@ -242,3 +302,14 @@ def enumerate_schedules(scene: Scene, rounds: int) -> Iterator[tuple[Schedule, l
     """Every schedule, and what is found in it."""
     for schedule in schedules(rounds):
         yield schedule, run(scene, schedule)
+
+
+def enumerate_losses(scene: Scene, rounds: int) -> Iterator[tuple[Schedule, int, list[str]]]:
+    """Every schedule, the disk lost after each commit of the last round; and what is found."""
+    for schedule in schedules(rounds, twins=bool(scene.twinned_nodes)):
+        for commits in range(MOST_COMMITS):
+            one = _Run(scene)
+            findings = _findings(one, schedule, commits)
+            yield schedule, commits, findings
+            if not one.is_lost:
+                break

@@ -7,12 +7,18 @@ from collections.abc import Callable, Iterable
 import pytest
 
 from bftfs.identifiers import NodeId
+from bftfs.server.object_healing import ObjectHealer
+from bftfs.server.recovery import Recovery, Stage
+from bftfs.simulation import deployment
+from bftfs.simulation.deployment import Sizes
 from bftfs.simulation.twins import (
     CLIENTS,
     SCENES,
     Cut,
     Scene,
     Schedule,
+    _Run,
+    enumerate_losses,
     enumerate_schedules,
     run,
     schedules,
@@ -20,6 +26,7 @@ from bftfs.simulation.twins import (
 from tests.simulation.mutants import remove_binding_to_operations, remove_binding_to_values
 
 ROUNDS = 2
+FOUR, NINE = Sizes.smallest(t=1, b=0), Sizes.smallest(t=2, b=1)
 
 
 def _name(scene: Scene) -> str:
@@ -43,8 +50,6 @@ def test_twins_within_the_bound_are_harmless(scene: Scene) -> None:
 
 def test_twins_lead_two_lives() -> None:
     """Or they would prove nothing: what one of them has accepted, the other has not."""
-    from bftfs.simulation.twins import _Run
-
     scene = Scene("blocks", twinned_nodes=(NodeId(1),))
     differing = 0
     for schedule in schedules(1):
@@ -111,3 +116,77 @@ def test_a_schedule_replays() -> None:
             assert run(scene, schedule) == findings
             return
     raise AssertionError("nothing was found that could be replayed")
+
+
+# --- disks lost after every commit ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("scene", "rounds"),
+    [
+        *((Scene("objects", FOUR, loser=NodeId(loser)), ROUNDS) for loser in range(FOUR.n)),
+        (Scene("blocks", FOUR, loser=NodeId(2)), ROUNDS),
+        (Scene("objects", twinned_client=True, loser=NodeId(2)), 1),
+        (Scene("objects", NINE, (NodeId(1),), loser=NodeId(2)), 1),
+    ],
+    ids=lambda value: f"{_name(value)} of {value.sizes.n}" if isinstance(value, Scene) else None,
+)
+def test_a_disk_may_be_lost_after_every_commit(scene: Scene, rounds: int) -> None:
+    for schedule, commits, findings in enumerate_losses(scene, rounds):
+        assert not findings, (schedule, commits)
+
+
+def test_disks_are_lost_while_objects_are_barred_and_copied() -> None:
+    """Before, in the midst of and after each of the two."""
+    scene = Scene("objects", FOUR, loser=NodeId(0))
+    schedule = next(each for each in schedules(ROUNDS, twins=False) if each[0].cut is Cut.HALVES)
+    when = set()
+    for commits in range(40):
+        one = _Run(scene)
+        lose = one.deployment.on_loss
+        assert lose is not None
+
+        def lost(node: NodeId, one: _Run = one, lose: Callable[[NodeId], None] = lose) -> None:
+            when.add(_repairs(one))
+            lose(node)
+
+        one.deployment.on_loss = lost
+        one.run(schedule, commits)
+    quorum = FOUR.query_update.q
+    assert {barriers for barriers, copies in when if not copies} >= set(range(quorum + 1))
+    assert {copies for barriers, copies in when if barriers} >= set(range(quorum + 1))
+
+
+def _repairs(one: _Run) -> tuple[int, int]:
+    """How many barriers and copies correct nodes have accepted."""
+    accepted = [each for of_object in one._record.accepted.values() for each in of_object.items()]
+    barriers = sum(len(nodes) for candidate, nodes in accepted if candidate.barrier)
+    return barriers, sum(len(nodes) for candidate, nodes in accepted if candidate.copy)
+
+
+def _finds_after_a_loss(sign: str) -> bool:
+    scene = Scene("objects", FOUR, loser=NodeId(0))
+    return any(
+        sign in finding
+        for _, _, findings in enumerate_losses(scene, ROUNDS)
+        for finding in findings
+    )
+
+
+def test_must_fail_a_node_that_does_not_know_that_it_has_lost_its_disk(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def unaware(stage: Stage = Stage.REBUILT) -> Recovery:
+        del stage
+        return Recovery()
+
+    monkeypatch.setattr(deployment, "Recovery", unaware)
+    assert _finds_after_a_loss("two updates made version")
+
+
+def test_must_fail_a_node_that_takes_nothing_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def nothing(*_: object, **__: object) -> bool:
+        return True
+
+    monkeypatch.setattr(ObjectHealer, "_take_over", nothing)
+    assert _finds_after_a_loss("two updates made version")

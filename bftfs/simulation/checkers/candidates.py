@@ -62,6 +62,8 @@ class CandidateRecord:
     accepted: dict[ObjectId, dict[Candidate, set[NodeId]]] = field(default_factory=dict)
     contents: dict[tuple[ObjectId, LogicalTimestamp], Version] = field(default_factory=dict)
     findings: list[str] = field(default_factory=list)
+    # What nodes that have lost their disks had accepted before.
+    _forgotten: dict[NodeId, set[tuple[ObjectId, Candidate]]] = field(default_factory=dict)
 
     def take_down(self, node: NodeId, writes: Iterable[Write]) -> list[Acceptance]:
         """Record what `node` commits; the candidates that it accepted with it."""
@@ -78,11 +80,25 @@ class CandidateRecord:
                     if nodes is None:
                         nodes = accepted[candidate] = set()
                     if node not in nodes:
-                        fresh.append(Acceptance(identifier, candidate, candidates, len(nodes)))
+                        if (identifier, candidate) not in self._forgotten.get(node, ()):
+                            fresh.append(Acceptance(identifier, candidate, candidates, len(nodes)))
                         nodes.add(node)
             elif table is Table.VERSION:
                 self._take_down_version(node, key, _decode_version(value))
         return fresh
+
+    def forget(self, node: NodeId, *, established: int) -> None:
+        """`node` has lost its disk, and begins a new life.
+
+        What it signed before counts no more with what others accept from now on: a candidate that
+        is not established by then is so if others are enough. [protocols-query-update.md, Healing]
+        """
+        forgotten = self._forgotten.setdefault(node, set())
+        for identifier, accepted in self.accepted.items():
+            for candidate, nodes in accepted.items():
+                if node in nodes and len(nodes) < established:
+                    nodes.discard(node)
+                    forgotten.add((identifier, candidate))
 
     def _take_down_version(self, node: NodeId, key: bytes, version: Version) -> None:
         if version.gap:

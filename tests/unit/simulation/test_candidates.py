@@ -95,3 +95,19 @@ def test_two_contents_of_one_version_are_found() -> None:
     assert record.findings == []
     record.take_down(NodeId(3), committed(b"two"))
     assert any("another version" in finding for finding in record.findings)
+
+
+def test_what_a_node_forgets_before_others_accept_it_establishes_nothing() -> None:
+    record = CandidateRecord()
+    one, two = Candidate(at(1), ZERO), Candidate(at(2), at(1))
+
+    def accept(node: int, *candidates: Candidate) -> int:
+        return len(record.take_down(NodeId(node), [Write(Table.OBJECT, OBJECT, _row(*candidates))]))
+
+    accept(0, one, two)
+    accept(1, one)
+    record.forget(NodeId(0), established=2)
+    accept(2, two)
+    assert record.accepted[OBJECT] == {one: {0, 1}, two: {2}}  # one was established by then
+    assert accept(0, one, two) == 0  # it has them again, and has accepted nothing
+    assert record.accepted[OBJECT] == {one: {0, 1}, two: {0, 2}}
