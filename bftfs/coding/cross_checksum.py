@@ -6,8 +6,8 @@ node can check the fragment that it is given against the timestamp alone.
 
 from __future__ import annotations
 
-import hmac
 from collections.abc import Iterable
+from hmac import compare_digest
 from typing import NewType
 
 from bftfs.coding.erasure import Buffer
@@ -32,16 +32,14 @@ def matches(cross_checksum: CrossChecksum, index: int, fragment: Body | bytearra
     """True if `fragment` is the one that `cross_checksum` lists at `index`."""
     if index < 0:
         return False
-    return hmac.compare_digest(_listed(cross_checksum, index), fragment_digest(fragment))
+    listed = cross_checksum[DIGEST_BYTES * index : DIGEST_BYTES * (index + 1)]
+    return compare_digest(listed, fragment_digest(fragment))
 
 
 def hashed(cross_checksum: CrossChecksum, index: int, fragment: Buffer) -> HashedFragment:
     """The fragment with its digest. Requires: it was found to match, or `make` has hashed it."""
-    return HashedFragment(memoryview(fragment), Digest(_listed(cross_checksum, index)))
-
-
-def _listed(cross_checksum: CrossChecksum, index: int) -> bytes:
-    return cross_checksum[DIGEST_BYTES * index : DIGEST_BYTES * (index + 1)]
+    at = DIGEST_BYTES * index
+    return HashedFragment(memoryview(fragment), Digest(cross_checksum[at : at + DIGEST_BYTES]))
 
 
 def verifier(cross_checksum: CrossChecksum) -> Digest:

@@ -34,9 +34,9 @@ time.) Any PeerFault raised here ends the session: its host closes the connectio
 from __future__ import annotations
 
 import hashlib
-import hmac
 from collections.abc import Callable
 from enum import IntEnum
+from hmac import compare_digest
 from struct import Struct
 from typing import Generic, NamedTuple, TypeAlias, TypeVar
 
@@ -67,6 +67,13 @@ class FrameKind(IntEnum):
     FAREWELL = 5
 
 
+# How the headers of each kind begin.
+_KINDS = {MAGIC + bytes((kind, 0, 0, 0)): int(kind) for kind in FrameKind}
+_PARSED_HEADER = Struct("!8sIQII")  # HEADER, with this beginning in one
+# A member of a class takes longer to find.
+_REQUEST, _REPLY = int(FrameKind.REQUEST), int(FrameKind.REPLY)
+
+
 class Frame(msgspec.Struct, gc=False):
     """One frame. `body` is a view of what was received; hashed, once the frame is authentic."""
 
@@ -92,7 +99,7 @@ class FrameParser:
         self._body_limit = body_limit
         self._partial = bytearray()
         self._wanted = PREAMBLE_BYTES
-        self._announcement = b""
+        self.announced = b""  # the head of the frame that is waited for, until it is checked
 
     def raise_limits(self) -> None:
         """The peer is known: it may send frames of any size."""
@@ -104,66 +111,55 @@ class FrameParser:
         """Bytes kept of a frame that is not complete yet."""
         return len(self._partial)
 
-    def announcement(self) -> bytes:
-        """The head of the frame that is waited for; once, and empty if there is none."""
-        head, self._announcement = self._announcement, b""
-        return head
-
     def feed(self, data: bytes) -> list[Frame]:
         """The frames that `data` completes. Raises MalformedMessage; the stream is then lost.
 
         Requires: `data` never changes afterwards, for bodies are views of it.
         """
-        received: Buffer = data
         if self._partial:
             self._partial += data
             if len(self._partial) < self._wanted:
                 return []
-            # Hand the buffer over to the frames that are cut from it.
-            received, self._partial = self._partial, bytearray()
+            data, self._partial = bytes(self._partial), bytearray()
         frames: list[Frame] = []
-        view = memoryview(received)
-        start, end = 0, len(received)
+        start, end = 0, len(data)
         self._wanted = PREAMBLE_BYTES
-        self._announcement = b""
+        self.announced = b""
         while end - start >= PREAMBLE_BYTES:
-            magic, kind, flags, reserved, epoch, number, metadata_length, body_length = (
-                HEADER.unpack_from(received, start)
+            beginning, view, number, metadata_length, body_length = _PARSED_HEADER.unpack_from(
+                data, start
             )
-            if (
-                magic != MAGIC
-                or flags
-                or reserved
-                or not FrameKind.HELLO <= kind <= FrameKind.FAREWELL
-            ):
+            kind = _KINDS.get(beginning)
+            if kind is None:
                 raise MalformedMessage("what should be the header of a frame is none")
             if metadata_length > self._metadata_limit or body_length > self._body_limit:
                 raise MalformedMessage(
                     f"a frame of {metadata_length} + {body_length} bytes where "
                     f"{self._metadata_limit} + {self._body_limit} are the limit"
                 )
+            mac = start + HEAD_BYTES
+            head = data[start:mac]
             metadata = start + PREAMBLE_BYTES
             body = metadata + metadata_length
             stop = body + body_length
-            mac = start + HEAD_BYTES
             if stop > end:
                 self._wanted = stop - start
-                self._announcement = bytes(view[start:mac])
+                self.announced = head
                 break
             frames.append(
                 Frame(
                     kind,
-                    epoch,
+                    view,
                     number,
-                    bytes(view[metadata:body]),
-                    view[body:stop] if body_length else b"",
-                    bytes(view[start:mac]),
-                    bytes(view[mac:metadata]),
+                    data[metadata:body],
+                    memoryview(data)[body:stop] if body_length else b"",
+                    head,
+                    data[mac:metadata],
                 )
             )
             start = stop
         if start < end:
-            self._partial += view[start:]
+            self._partial += memoryview(data)[start:]
         return frames
 
 
@@ -187,19 +183,19 @@ class _Stream:
         self._view = view
 
     def seal(self, kind: int, number: int, metadata: bytes, body: Body) -> list[Buffer]:
+        size = len(body)
         header = _SEQUENCED_HEADER.pack(
-            self._sequence, MAGIC, kind, 0, 0, self._view, number, len(metadata), len(body)
+            self._sequence, MAGIC, kind, 0, 0, self._view, number, len(metadata), size
         )
         self._sequence += 1
         state = self._keyed.copy()
         state.update(header)
         head_mac = state.digest()
         state.update(head_mac + metadata)
-        if not len(body):
-            return [b"".join((header[_SEQUENCE_BYTES:], head_mac, state.digest(), metadata))]
-        state.update(fragment_digest(body))
+        if size:
+            state.update(fragment_digest(body))
         sealed = b"".join((header[_SEQUENCE_BYTES:], head_mac, state.digest(), metadata))
-        return [sealed, data_of(body)]
+        return [sealed, data_of(body)] if size else [sealed]
 
     def check_head(self, head: bytes) -> None:
         """Raises PeerFault if the other end does not announce what `head` does as the next frame.
@@ -208,7 +204,7 @@ class _Stream:
         """
         state = self._keyed.copy()
         state.update(self._sequence.to_bytes(_SEQUENCE_BYTES, "big") + head[:-MAC_BYTES])
-        if not hmac.compare_digest(state.digest(), head[-MAC_BYTES:]):
+        if not compare_digest(state.digest(), head[-MAC_BYTES:]):
             raise InvalidAuthenticator(f"the head of frame {self._sequence} has another MAC")
 
     def check(self, frame: Frame) -> None:
@@ -216,11 +212,11 @@ class _Stream:
         sequence = self._sequence.to_bytes(_SEQUENCE_BYTES, "big")
         state.update(sequence + frame.head + frame.metadata)
         body = frame.body
-        if len(body):
+        if body:
             digest = fragment_digest(body)
             frame.body = HashedFragment(data_of(body), digest)
             state.update(digest)
-        if not hmac.compare_digest(state.digest(), frame.mac):
+        if not compare_digest(state.digest(), frame.mac):
             raise InvalidAuthenticator(f"frame {self._sequence} has a MAC that does not match")
         if frame.view != self._view:
             raise ProtocolViolation(f"a frame of view {frame.view} in view {self._view}")
@@ -290,11 +286,12 @@ class ClientChannel:
             self._welcome(frames.pop(0))
         replies = self._replies
         for frame in frames:
-            if replies is None or frame.kind != FrameKind.REPLY:
+            if replies is None or frame.kind != _REPLY:
                 raise ProtocolViolation(f"a frame of kind {frame.kind} where a reply is due")
             replies.check(frame)
-        if replies is not None and (head := self._parser.announcement()):
-            replies.check_head(head)
+        if self._parser.announced and replies is not None:
+            replies.check_head(self._parser.announced)
+            self._parser.announced = b""
         return frames
 
     def seal_request(self, number: int, metadata: bytes, body: Body = b"") -> list[Buffer]:
@@ -303,7 +300,7 @@ class ClientChannel:
         Requires: the channel is established. The frames are sent in the order they are sealed.
         """
         assert self._requests is not None
-        return self._requests.seal(FrameKind.REQUEST, number, metadata, body)
+        return self._requests.seal(_REQUEST, number, metadata, body)
 
     def _welcome(self, frame: Frame) -> None:
         if frame.kind == FrameKind.FAREWELL:
@@ -363,12 +360,13 @@ class ServerChannel(Generic[Principal]):
             self._hello(frames.pop(0))
         requests = self._requests
         for frame in frames:
-            if requests is None or frame.kind != FrameKind.REQUEST:
+            if requests is None or frame.kind != _REQUEST:
                 raise ProtocolViolation(f"a frame of kind {frame.kind} where a request is due")
             requests.check(frame)
             self.peer = self.claimed
-        if requests is not None and (head := self._parser.announcement()):
-            requests.check_head(head)
+        if self._parser.announced and requests is not None:
+            requests.check_head(self._parser.announced)
+            self._parser.announced = b""
         return frames
 
     def pending_output(self) -> bytes:
@@ -383,7 +381,7 @@ class ServerChannel(Generic[Principal]):
         Requires: a request has been received. The frames are sent in the order they are sealed.
         """
         assert self._replies is not None
-        return self._replies.seal(FrameKind.REPLY, number, metadata, body)
+        return self._replies.seal(_REPLY, number, metadata, body)
 
     def _hello(self, frame: Frame) -> None:
         if frame.kind != FrameKind.HELLO or len(frame.metadata) != _HELLO.size:
