@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import heapq
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from itertools import count
 from typing import Any
@@ -209,9 +209,9 @@ class Engine:
                     self._set_timer(running, effect.patience_us)
                     return
             elif kind is SendAll:
-                answer = [self._request(running, each) for each in effect.requests]
+                answer = self._request(running, effect.requests)
             elif kind is Send:
-                answer = self._request(running, effect)
+                (answer,) = self._request(running, (effect,))
             elif kind is Now:
                 answer = self._now_us()
             elif kind is Pause:
@@ -230,15 +230,18 @@ class Engine:
                 except Exception as exception:
                     error = exception
 
-    def _request(self, running: Running, request: Send) -> int:
-        """Hand a request of `running` to the network; its number."""
-        number = next(self._numbers)
-        self._owner[number] = (running, request.node)
-        running.requests.append(number)
+    def _request(self, running: Running, requests: Iterable[Send]) -> list[int]:
+        """Hand requests of `running` to the network; their numbers."""
+        numbers: list[int] = []
+        for request in requests:
+            node, number = request.node, next(self._numbers)
+            self._owner[number] = (running, node)
+            numbers.append(number)
+            self._send(node, number, request.message, request.body)
+        running.requests += numbers
         if len(running.requests) > limits.UNANSWERED_REQUESTS:
             self._forget_oldest(running)
-        self._send(request.node, number, request.message, request.body)
-        return number
+        return numbers
 
     def _at_once(self, effect: Any) -> Any:
         """The answer to one of the effects that never wait."""

@@ -87,13 +87,14 @@ class Calls(Generic[Tag]):
                 return None
             call = self._unanswered.pop(delivery.request_number, None)
             if call is not None:  # and no answer to an earlier round of this conversation
-                if delivery.node not in self._heard:
-                    self._heard = self._heard.plus(delivery.node)
-                    if len(self._heard) == self._half:
+                node, heard = delivery.node, self._heard
+                if not heard.bits >> node & 1:
+                    self._heard = heard = heard.plus(node)
+                    if heard.bits.bit_count() == self._half:
                         elapsed_us = await Now() - self._now_us
                         self._pace.took(elapsed_us)
                         self._pace.took_half(elapsed_us)
-                self.peers.answered(delivery.node)
+                self.peers.answered(node)
                 return delivery, call[1]
 
     async def _lapse(self) -> None:
@@ -235,6 +236,11 @@ class Asking:
         """Those that were asked, and neither answered nor refused."""
         return Nodes.known(self.asked.bits & ~(self.answered.bits | self.refusing.bits))
 
+    @property
+    def is_waiting(self) -> bool:
+        """True if one that was asked has neither answered nor refused."""
+        return self.asked.bits & ~(self.answered.bits | self.refusing.bits) != 0
+
     # --- what the caller says of a reply --------------------------------------------------------
 
     def enough(self) -> None:
@@ -257,13 +263,13 @@ class Asking:
 
     def until(self, is_found: bool) -> None:
         """The round is over if that is so; if not, and nobody is left, one node more is asked."""
-        if is_found or not self.waiting:
+        if is_found or not self.is_waiting:
             self.enough_or_more(is_found)
 
     def rest(self) -> None:
         """Wait for those from which an answer may be expected; without any, it is enough."""
         if not self._needed(self.answered):
-            if not self.waiting and not self.refusing:
+            if not self.is_waiting and self.refusing is NOBODY:
                 self._said = _ENOUGH
             return
         waiting, hopeful = self.waiting, self._is_hopeful()
@@ -328,16 +334,16 @@ class Asking:
 
         One of them was of no use; while others were waited for, they could have been enough.
         """
-        return not (self.waiting or self._needed(self.answered))
+        return not (self.is_waiting or self._needed(self.answered))
 
     # --- the round ------------------------------------------------------------------------------
 
     async def send(self) -> None:
         """Send the first requests, if the replies are to be waited for later."""
-        first = self.order[: self.first]
+        first, self._unasked = self.order[: self.first], list(self.order[self.first :])
         if self._probes:
             first += tuple(node for node in self._probes if node not in first)
-        self._unasked = [node for node in self.order if node not in first]
+            self._unasked = [node for node in self._unasked if node not in first]
         self.asked = Nodes.of(first)
         numbers = await SendAll(list(map(self._request, first)))
         self._numbers.update(zip(numbers, first, strict=True))
@@ -357,11 +363,11 @@ class Asking:
                     return
                 self._until_us = min(self._patience_us, self._hedge_us, self._busy_us)
                 continue
-            node = numbers.get(delivery.request_number)
-            if node is None or node in self._heard:
+            node, heard = numbers.get(delivery.request_number), self._heard
+            if node is None or heard.bits >> node & 1:
                 continue
-            self._heard = self._heard.plus(node)
-            self.answered = self.answered.plus(node)
+            self._heard = heard.plus(node)
+            self.answered = self._heard if self.answered is heard else self.answered.plus(node)
             if self.refusing is not NOBODY and node in self.refusing:
                 self.refusing = self.refusing.minus(node)
                 if self._refusals is not None:
@@ -374,7 +380,7 @@ class Asking:
                 return
             if said != _AGAIN:
                 self._quiet_us = 0
-                if self._half_us is None and len(self._heard) == half:
+                if self._half_us is None and self._heard.bits.bit_count() == half:
                     self._half_us = await Now()
                     pace.took_half(self._half_us - self.began_us)
             if said != _WAIT or (self._unasked and self._is_stuck()):

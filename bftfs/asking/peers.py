@@ -210,7 +210,7 @@ class Peers:
 
     def answered(self, node: NodeId) -> None:
         """`node` has answered."""
-        if node in self._last:
+        if self._last.bits >> node & 1:
             self.mute = self.mute.minus(node)
             if self._records[node].is_forgivable:
                 self._last = self._last.minus(node)

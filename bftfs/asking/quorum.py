@@ -133,15 +133,15 @@ class ThresholdQuorums:
 
     def is_quorum(self, nodes: Nodes) -> bool:
         """At least q servers."""
-        return len(nodes) >= self.q
+        return nodes.bits.bit_count() >= self.q
 
     def is_repairable(self, nodes: Nodes) -> bool:
         """At least r servers."""
-        return len(nodes) >= self.r
+        return nodes.bits.bit_count() >= self.r
 
     def includes_benign(self, nodes: Nodes) -> bool:
         """More than b servers."""
-        return len(nodes) > self.b
+        return nodes.bits.bit_count() > self.b
 
     def preference(self, placement: int) -> tuple[NodeId, ...]:
         """The servers from `placement mod n` on, around the ring."""

@@ -312,7 +312,7 @@ class UpdateTally:
                 self.answers.add(node, answer, reply.answer, whole=reply.whole)
         if self.complete or self.refusal:
             asking.enough()
-        elif not asking.waiting and self._can_agree(asking.asked):
+        elif not asking.is_waiting and self._can_agree(asking.asked):
             asking.more()
         else:
             asking.rest()

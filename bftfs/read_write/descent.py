@@ -65,6 +65,8 @@ class Usable(NamedTuple):
     classification: CandidateClass
 
 
+_VALID = ReplyVerdict.VALID  # a member of a class takes longer to find
+
 # No questions: wait for replies. None: garbage collection has overtaken the descent, and the read
 # starts anew.
 Decision = list[Question] | Usable | None
@@ -141,7 +143,7 @@ class Descent:
                 want_data=question.want_data,
                 lists=wanted is None,
             )
-            if verdict is ReplyVerdict.VALID:
+            if verdict is _VALID:
                 if wanted is None and node not in responses.lives:
                     self._ask_anew(node)
                 elif wanted is None:
@@ -152,7 +154,7 @@ class Descent:
                 return verdict
         elif isinstance(message, Refused):
             self._silent.add(node)
-            return ReplyVerdict.VALID
+            return _VALID
         else:
             verdict = ReplyVerdict.IMPOSSIBLE
             responses.discard(node)

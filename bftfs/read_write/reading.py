@@ -47,6 +47,7 @@ class FoundVersion:
     item: bytes | None
 
 
+_VALID = ReplyVerdict.VALID  # a member of a class takes longer to find
 NEVER_WRITTEN = FoundVersion(ZERO, None)
 
 
@@ -145,7 +146,7 @@ class BlockRead:
     def _take(self, descent: Descent, delivery: Delivery, question: Question) -> None:
         node, message = question.node, delivery.message
         verdict = descent.take(question, message, delivery.body)
-        if verdict is not ReplyVerdict.VALID:
+        if verdict is not _VALID:
             note_verdict(self._session.peers, node, verdict, self._began_us)
         elif not isinstance(message, ReadReply) and not message.may_pass:
             self._refusals.add(node, message)

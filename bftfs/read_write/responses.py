@@ -35,6 +35,9 @@ class ReplyVerdict(Enum):
     IMPOSSIBLE = "impossible"  # no correct node sends it
 
 
+_VALID, _IMPOSSIBLE = ReplyVerdict.VALID, ReplyVerdict.IMPOSSIBLE  # take longer to find there
+
+
 def note_verdict(peers: Peers, node: NodeId, verdict: ReplyVerdict, now_us: int) -> None:
     """Let this client remember what the reply showed of `node`."""
     if verdict is ReplyVerdict.DAMAGED:
@@ -80,9 +83,9 @@ class Responses:
         A reply to a request for one fragment (not `lists`) says nothing about other versions.
         """
         if node in self.discarded:
-            return ReplyVerdict.IMPOSSIBLE
+            return _IMPOSSIBLE
         verdict = self._check(node, reply, fragment, before, want_data=want_data)
-        if verdict is not ReplyVerdict.VALID:
+        if verdict is not _VALID:
             self.discard(node)
             if verdict is ReplyVerdict.DAMAGED:
                 self.damaged[node] = reply
@@ -117,21 +120,21 @@ class Responses:
         """VALIDATE, and what else must hold of a correct node's reply. [PASIS Figure 3.2]"""
         versions, checksum = reply.versions, reply.cross_checksum
         if len(reply.lives) not in (0, self._N):
-            return ReplyVerdict.IMPOSSIBLE
+            return _IMPOSSIBLE
         if not versions:
             possible = reply.below is Below.ORIGIN or (
                 reply.below is Below.COLLECTED and before is not None
             )
-            return ReplyVerdict.VALID if possible and not checksum else ReplyVerdict.IMPOSSIBLE
+            return _VALID if possible and not checksum else _IMPOSSIBLE
         newest = versions[0].timestamp
         # [PASIS §3.4.3.3] only timestamps strictly less than that given in the request count.
         if before is not None and newest >= before:
-            return ReplyVerdict.IMPOSSIBLE
-        if versions[-1].timestamp <= ZERO or not _descends(versions):
-            return ReplyVerdict.IMPOSSIBLE
+            return _IMPOSSIBLE
+        if versions[-1].timestamp <= ZERO or (len(versions) > 1 and not _descends(versions)):
+            return _IMPOSSIBLE
         if not want_data:
             empty = not checksum and not len(fragment)
-            return ReplyVerdict.VALID if empty else ReplyVerdict.IMPOSSIBLE
+            return _VALID if empty else _IMPOSSIBLE
         return self._check_data(node, reply, fragment)
 
     def _check_data(self, node: NodeId, reply: ReadReply, fragment: Body) -> ReplyVerdict:
@@ -141,12 +144,12 @@ class Responses:
         if bound is None:
             # [PASIS Figure 3.2] HASH(CC) against LT.Verifier; the verifier binds one CC.
             if len(checksum) != DIGEST_BYTES * self._N:
-                return ReplyVerdict.IMPOSSIBLE
+                return _IMPOSSIBLE
             if verifier_of(checksum) != newest.verifier:
-                return ReplyVerdict.IMPOSSIBLE
+                return _IMPOSSIBLE
             self._bound[newest] = checksum
         elif checksum != bound:
-            return ReplyVerdict.IMPOSSIBLE
+            return _IMPOSSIBLE
         # [PASIS Figure 3.2] HASH(D) against CC[S].
         index = (node - self._rotation) % self._N
         if not cross_checksum.matches(checksum, index, fragment):
@@ -154,7 +157,7 @@ class Responses:
         self._fragments.setdefault(newest, {})[index] = data_of(fragment)
         if reply.versions[0].verified and reply.verified_us:
             self.verified_us[node, newest] = reply.verified_us
-        return ReplyVerdict.VALID
+        return _VALID
 
     def _extend(self, node: NodeId, reply: ReadReply, before: BlockTimestamp | None) -> None:
         hosted = self.hosted.setdefault(node, {})
@@ -198,8 +201,10 @@ class Responses:
         position = len(shown) if below is None else bisect_left(shown, below)
         while position:
             position -= 1
-            if self.hosts(shown[position]):
-                return shown[position]
+            candidate = shown[position]
+            for hosted in self.hosted.values():
+                if candidate in hosted:
+                    return candidate
         return None
 
     def hosts(self, candidate: BlockTimestamp) -> list[NodeId]:
@@ -234,11 +239,11 @@ class Responses:
 
     def told(self, candidate: BlockTimestamp) -> dict[NodeId, Told]:
         """What the nodes that count as hosts tell of lives."""
-        damaged = {
-            node: self.damaged[node].lives or (0,) * self._N
-            for node in self.damaged_hosts(candidate)
-        }
-        return damaged | {node: self.lives[node] for node in self.hosts(candidate)}
+        told = {node: self.lives[node] for node in self.hosts(candidate)}
+        if self.damaged:
+            for node in self.damaged_hosts(candidate):
+                told.setdefault(node, self.damaged[node].lives or (0,) * self._N)
+        return told
 
     def damaged_heard(self, candidate: BlockTimestamp) -> list[NodeId]:
         """Nodes that listed down to `candidate`, and have sent a false fragment."""

@@ -50,13 +50,13 @@ class Session:
         self.by_fragment = nodes_by_fragment(thresholds.N)
         self.validated = ValidatedVersions(limits.VALIDATED_VERSIONS)
         self.lives = Lives()
+        self._first_lives = (0,) * thresholds.N
 
     def told(self, lives: Told) -> Told | None:
         """What a reply tells of lives; None if no correct node tells that."""
-        N = self.thresholds.N
         if not lives:
-            return (0,) * N
-        return lives if len(lives) == N else None
+            return self._first_lives
+        return lives if len(lives) == len(self._first_lives) else None
 
 
 class Gathering(Asking, Generic[Answer]):
@@ -126,7 +126,7 @@ class Gathering(Asking, Generic[Answer]):
         if answer is not None:
             answers = self._answers
             answers[reply.node] = answer
-            if not self._is_enough():
+            if len(answers) < self._required or not self._is_enough():
                 return
             outlived = self._outlived(answers)
             for node in outlived:
