@@ -30,7 +30,7 @@ import os
 import select
 import socket
 from collections import OrderedDict, defaultdict, deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from bftfs.asking.refusal import Refused
@@ -95,28 +95,29 @@ class Account:
 class Turn:
     """One turn of the loop, of which each principal has a share."""
 
-    __slots__ = ("_last_us", "_number", "_share_us", "volume")
+    __slots__ = ("_last_us", "_number", "_share_us", "is_shared", "volume")
 
-    def __init__(self, number: int, waiting: Iterable[Account], now_us: int) -> None:
+    def __init__(self, number: int, waiting: Sequence[Account], now_us: int) -> None:
         """Requires: each turn has another number."""
         self._number = number
         self._last_us = now_us  # when the last request had been stepped
         self.volume = 0  # bytes of the bodies of requests and replies
-        principals = len(set(map(id, waiting)))
-        self._share_us = TIME_PER_TURN_US // principals if principals > 1 else None
+        principals = 1 if len(waiting) == 1 else len(set(map(id, waiting)))
+        self.is_shared = principals > 1  # otherwise time does not count
+        self._share_us = TIME_PER_TURN_US // max(principals, 1)
 
     def goes_on(self, account: Account) -> bool:
-        """True if another request of the principal belongs to this turn."""
+        """True if another request of the principal belongs to this turn; then it counts."""
         if account.turn != self._number:
             account.turn = self._number
             account.stepped = account.spent_us = 0
-        return account.stepped < REQUESTS_PER_TURN and (
-            self._share_us is None or account.spent_us < self._share_us
+        account.stepped += 1
+        return account.stepped <= REQUESTS_PER_TURN and (
+            not self.is_shared or account.spent_us < self._share_us
         )
 
     def charge(self, account: Account, now_us: int) -> None:
-        """A request of the principal has been stepped, since the last one."""
-        account.stepped += 1
+        """The principal's request has been stepped, since the last one of anybody."""
         account.spent_us += now_us - self._last_us
         self._last_us = now_us
 

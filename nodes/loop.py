@@ -38,17 +38,13 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-import msgspec
-
 from bftfs.asking.refusal import Refused
-from bftfs.crypto.digest import Body
 from bftfs.errors import PeerFault
 from bftfs.limits import MIB, SECOND_US
 from bftfs.runtime import clock
 from bftfs.runtime.links import Links
-from bftfs.server.dispatcher import Dispatcher, Outgoing
+from bftfs.server.dispatcher import Dispatcher, Incoming, Outgoing
 from bftfs.server.room import Room
-from bftfs.server.step import Sender
 from nodes.connections import UNSENT_BYTES, Connection, Connections, Turn
 from nodes.metrics import LoopTally
 from nodes.store import Batch, Store
@@ -57,16 +53,6 @@ from nodes.store_directory import StepAgain, StoreFull
 BATCH_BYTES = 8 * MIB  # bodies of requests and replies in one batch
 
 _ASK_AGAIN = Refused(errno.EAGAIN, "the node could not store the rows that its peers supplied")
-
-
-class Arrival(msgspec.Struct, gc=False):
-    """A request that was stepped and has its reply in the outbox."""
-
-    connection: Connection
-    sender: Sender
-    number: int
-    message: Any
-    body: Body
 
 
 @dataclass(slots=True, kw_only=True)
@@ -86,9 +72,9 @@ class Batches:
         self.tally.batches += 1
         self.connections.dismiss()
         outbox = self.dispatcher.outbox
-        arrivals: list[Arrival] = []
+        arrivals: list[Incoming] = []
         resumed = 0  # replies ahead of those to `arrivals`, to requests that were parked
-        first = True
+        first, wrote = True, False
         while True:
             try:
                 with self.store.batch() as batch:
@@ -105,6 +91,7 @@ class Batches:
                             del arrivals[: early - resumed]
                             resumed = 0
                         self._commit(batch)
+                        wrote = True
                 break
             except StepAgain:
                 pass
@@ -116,16 +103,17 @@ class Batches:
             first = False
         self.connections.send(outbox)
         outbox.clear()
-        self.store.maintain()
+        if wrote:
+            self.store.maintain()
 
-    def _step_backlogs(self, batch: Batch, arrivals: list[Arrival]) -> int:
+    def _step_backlogs(self, batch: Batch, arrivals: list[Incoming]) -> int:
         """Step the requests that wait, a fair share of each principal.
 
         The result is how many of the replies in the outbox do not depend on a write.
         """
         connections = self.connections
         waiting, connections.backlogged = connections.backlogged, []
-        accounts = (each.account for each in waiting if each.account is not None)
+        accounts = [each.account for each in waiting if each.account is not None]
         turn = Turn(self.tally.batches, accounts, clock.monotonic_us())
         now_us = clock.now_us()
         self.early = 0 if batch.writes else len(self.dispatcher.outbox)
@@ -158,57 +146,44 @@ class Batches:
         self,
         connection: Connection,
         batch: Batch,
-        arrivals: list[Arrival],
+        arrivals: list[Incoming],
         turn: Turn,
         now_us: int,
     ) -> bool:
         """Step the connection's requests; False if its peer must take its replies first."""
         backlog, sender, account = connection.backlog, connection.sender, connection.account
-        outbox = self.dispatcher.outbox
+        outbox, handle = self.dispatcher.outbox, self.dispatcher.handle
         promised = connection.output.size
         while backlog and account is not None and turn.goes_on(account):
             assert sender is not None
             frame = backlog.popleft()
-            message = self.decode(frame.metadata)
+            message, body = self.decode(frame.metadata), frame.body
             self.tally.requests[type(message)] += 1
-            arrivals.append(Arrival(connection, sender, frame.number, message, frame.body))
-            is_answered = self._handle(batch, arrivals[-1], now_us)
-            turn.charge(account, clock.monotonic_us())
-            turn.volume += len(frame.body)
-            if not is_answered:
-                arrivals.pop()
-            else:
+            request = Incoming(connection, sender, frame.number, message, body)
+            arrivals.append(request)
+            is_answered = handle(batch, request, now_us)
+            if turn.is_shared:
+                turn.charge(account, clock.monotonic_us())
+            turn.volume += len(body)
+            if is_answered:
                 size = len(outbox[-1].body)
                 turn.volume += size
                 promised += size
                 if not batch.writes:
                     self.early = len(outbox)
+            else:
+                arrivals.pop()
             if turn.volume > BATCH_BYTES or promised > UNSENT_BYTES:
                 break
         return promised <= UNSENT_BYTES
 
-    def _step_again(self, batch: Batch, arrivals: list[Arrival]) -> int:
+    def _step_again(self, batch: Batch, arrivals: list[Incoming]) -> int:
         """Step the requests of a batch that was not committed."""
         now_us = clock.now_us()
         for arrival in tuple(arrivals):
-            if not self._handle(batch, arrival, now_us):
+            if not self.dispatcher.handle(batch, arrival, now_us):  # it is parked
                 arrivals.remove(arrival)
         return 0
-
-    def _handle(self, batch: Batch, arrival: Arrival, now_us: int) -> bool:
-        """Step a request; False if it is parked, and the dispatcher will resume it."""
-        outbox = self.dispatcher.outbox
-        replies = len(outbox)
-        self.dispatcher.handle(
-            batch,
-            origin=arrival.connection,
-            sender=arrival.sender,
-            number=arrival.number,
-            message=arrival.message,
-            body=arrival.body,
-            now_us=now_us,
-        )
-        return len(outbox) > replies
 
     def _commit(self, batch: Batch) -> None:
         started = time.perf_counter()

@@ -11,7 +11,6 @@ import resource
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +29,6 @@ from bftfs.query_update.messages import Update
 from bftfs.runtime.links import Links
 from bftfs.runtime.process import collect_rarely, keep_freed_memory, log_file
 from bftfs.runtime.sockets import forget, listen
-from bftfs.server.accounts import accounts
 from bftfs.server.comparison import Comparison
 from bftfs.server.dispatcher import Dispatcher
 from bftfs.server.own_clock import OwnClock
@@ -111,19 +109,23 @@ class Guard:
         except Exception as error:
             self._report(message, error)
             return Ready(Refused(errno.EIO, "a fault in the node, which has logged it"))
-        refusal = self._refusal(view, sender, message, ready) if ready.writes else None
+        if not ready.writes:
+            return ready
+        refusal = self._refusal(view, sender, message, ready)
         return ready if refusal is None else Ready(refusal)
 
     def _refusal(
         self, view: StorageView, sender: Sender, message: Any, ready: Ready
     ) -> Refused | None:
         client, writes, uses_reserve = sender.client, ready.writes, ready.uses_reserve
-        refusal = None
+        room = self._room
         if type(message) is Update and not ready.wants:
-            refusal = self._room.admits_update(
-                client, writes, uses_reserve=uses_reserve, accounts=partial(accounts, view)
-            )
-        return refusal or self._room.admits(client, writes, uses_reserve=uses_reserve)
+            refusal = room.admits_update(view, client, writes, uses_reserve=uses_reserve)
+            if refusal is not None:
+                return refusal
+        if not room.why_full:
+            return None
+        return room.admits(client, writes, uses_reserve=uses_reserve)
 
 
 def run(directory: NodeDirectory, description_file: Path, protocols: Protocols) -> None:

@@ -167,7 +167,7 @@ class Batch:
     ) -> None:
         if self.writes:
             self._store.drop(kind)
-        self._store.touched(self.bytes_moved + self.volume)
+        self._store.mapped.touched(self.bytes_moved + self.volume)
 
 
 class Store:
@@ -197,7 +197,7 @@ class Store:
             limit_bytes=limit_bytes,
             live_bytes=self._live_bytes,
         )
-        self._mapped = MappedFile(data)
+        self.mapped = MappedFile(data)
         self._journal = Journal(
             path / store_directory.JOURNAL_FILE,
             key=head.journal_key,
@@ -337,7 +337,7 @@ class Store:
     def _release(self) -> None:
         self._environment.close()
         self._journal.close()
-        self._mapped.close()
+        self.mapped.close()
         self.space.close()
         os.close(self._lock)
 
@@ -386,10 +386,6 @@ class Store:
             self._replay()
         if reason is NeedsCheckpoint:
             self._checkpoint()
-
-    def touched(self, size: int) -> None:
-        """A batch has read and written values of `size` bytes."""
-        self._mapped.touched(size)
 
     # -----------------------------------------------------------------------------------------
 
@@ -512,7 +508,7 @@ class Store:
             raise StoreFull(self.path, self.space.limit_reached)
         self._map_bytes = min(2 * self._map_bytes, limit)
         self._environment.set_mapsize(self._map_bytes)
-        self._mapped.moved()
+        self.mapped.moved()
 
     @property
     def _needed_bytes(self) -> int:
@@ -522,7 +518,7 @@ class Store:
 
     @property
     def _map_is_short(self) -> bool:
-        return self._map_bytes < min(self._needed_bytes, self.space.limit_bytes)
+        return self._map_bytes < self._needed_bytes and self._map_bytes < self.space.limit_bytes
 
 
 def _last_before(cursor: lmdb.Cursor[bytes], stop: bytes) -> bool:

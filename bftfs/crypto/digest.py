@@ -22,8 +22,8 @@ fields before the one field of variable length, so that concatenation is unambig
 from __future__ import annotations
 
 import hashlib
-import hmac
 from collections.abc import Callable, Iterable
+from hmac import compare_digest
 from typing import NewType, TypeAlias
 
 from blake3 import blake3
@@ -155,11 +155,12 @@ class AuthenticatorKeys:
     And the latest life of each server that it knows of, by which it makes and checks.
     """
 
-    __slots__ = ("_from", "_mine", "_presents", "_to", "lives", "node")
+    __slots__ = ("_from", "_mine", "_presents", "_to", "lives", "node", "told")
 
     def __init__(self, node: NodeId, keys: tuple[bytes, ...]) -> None:
         self.node = node
         self.lives = (0,) * len(keys)
+        self.told: tuple[int, ...] = ()  # the same, but nothing while nobody has begun a second one
         self._presents = [bytes(LIFE_BYTES)] * len(keys)  # the same, as authenticators begin
         self._to = tuple(_state(key, maker=node) for key in keys)
         self._from = tuple(_state(key, maker=maker) for maker, key in enumerate(keys))
@@ -169,16 +170,16 @@ class AuthenticatorKeys:
     def learn(self, maker: int, life: int) -> None:
         """`maker` has begun `life`: what it made before is outlived."""
         if self.lives[maker] < life <= LIFE_MOST:
-            self.lives = (*self.lives[:maker], life, *self.lives[maker + 1 :])
+            self.told = self.lives = (*self.lives[:maker], life, *self.lives[maker + 1 :])
             self._presents[maker] = life.to_bytes(LIFE_BYTES, "big")
 
     def make(self, digest: bytes, *, life: int | None = None) -> bytes:
         """This server's authenticator over `digest`; one of another life shows what it signed."""
         present = self._presents[self.node] if life is None else life.to_bytes(LIFE_BYTES, "big")
-        parts = [present]
+        parts, covered = [present], present + digest
         for prepared in self._to:
             state = prepared.copy()
-            state.update(present + digest)
+            state.update(covered)
             parts.append(state.digest())
         return b"".join(parts)
 
@@ -222,7 +223,7 @@ class AuthenticatorKeys:
 
         Requires: `authenticators` are the makers' over `digest`, concatenated; makers are servers.
         """
-        start, position, end = 0, self._mine.start, self._mine.stop
+        start, begin, end = 0, self._mine.start, self._mine.stop
         width = authenticator_bytes(len(self._from))
         states, presents = self._from, self._presents
         refuted: list[int] = []
@@ -231,18 +232,16 @@ class AuthenticatorKeys:
             life = authenticators[start : start + LIFE_BYTES]
             state = states[maker].copy()
             state.update(life + digest)
-            if life > _LATEST or not hmac.compare_digest(
-                state.digest(), authenticators[position:end]
-            ):
+            if not compare_digest(state.digest(), authenticators[start + begin : start + end]):
                 refuted.append(maker)
             elif life != presents[maker]:
-                if life > presents[maker] and maker != self.node:
+                if life > _LATEST:
+                    refuted.append(maker)
+                elif life > presents[maker] and maker != self.node:
                     self.learn(maker, life_of(life))
                 else:
                     outlived.append(maker)
             start += width
-            position += width
-            end += width
         return refuted, outlived
 
 

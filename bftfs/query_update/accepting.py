@@ -406,7 +406,7 @@ class Accepting:
             forged |= bad
             insane |= mad
             outlived |= old
-        if forged or insane or outlived:
+        if forged.bits | insane.bits | outlived.bits:
             raise _Fail(Status.CULLED, forged=forged.bits, insane=insane.bits)
         return culled
 

@@ -450,11 +450,12 @@ def cull(
             digest=replica_history_digest(object=history_set.object, encoded=group.history),
             authenticators=authenticators[position:end],
         )
-        forged |= Nodes.of(bad)
-        outlived |= Nodes.of(old)
+        if bad or old:
+            forged |= Nodes.of(bad)
+            outlived |= Nodes.of(old)
         position = end
-    culled = forged | insane | outlived
-    if culled:
+    culled = Nodes.known(forged.bits | insane.bits | outlived.bits)
+    if culled is not NOBODY:
         parsed = CulledObjectHistorySet(
             history_set.object,
             tuple(

@@ -69,6 +69,7 @@ from bftfs.read_write.timestamp import (
 from bftfs.read_write.version_row import COLLECTED_BELOW, VERIFIED, Change
 from bftfs.server import known_lives
 from bftfs.server.own_clock import OwnClock
+from bftfs.server.recovery import Recovery
 from bftfs.server.step import Ready, Role, Sender, Want
 from bftfs.storage import StorageView, Table, Write
 from bftfs.thresholds import ReadWriteThresholds
@@ -126,8 +127,8 @@ class Memory(Protocol):
         """True if it lacks none of the versions that it has accepted, up to this key."""
 
     @property
-    def is_lost(self) -> bool:
-        """True if the node has lost something, and has not begun a new life yet."""
+    def recovery(self) -> Recovery:
+        """Whether the node has lost something, and how far it has come since."""
 
 
 class RetainedPast(Protocol):
@@ -211,28 +212,10 @@ class ReadWriteServer:
         now_us: int,
     ) -> Ready:
         """Serve one request. [PASIS §3.4.3.1]"""
-        if self._memory is not None and not self._remembers(message):
+        memory = self._memory
+        if memory is not None and memory.recovery.rebuilding and not _remembers(memory, message):
             return Ready(reply=_FORGOTTEN)
         return self._serve[type(message)](view, sender, message, body, now_us)
-
-    def _remembers(self, message: Request) -> bool:
-        """False if this node is rebuilding its store and has not come to the blocks in question.
-
-        To list none of their versions would deny what it has acknowledged. It accepts writes, once
-        it has begun a new life: before, it does not know of those that others have begun.
-        """
-        assert self._memory is not None
-        if self._memory.is_lost:
-            return False
-        match message:
-            case TimeRequest():
-                return all(map(self._memory.may_answer, message.blocks))
-            case ReadRequest() | VouchRequest():
-                return self._memory.may_answer(message.block)
-            case AuthoredRequest():
-                return self._memory.may_answer(last_block(max(message.inodes)))
-            case _:
-                return True
 
     # --- TIME_REQUEST ------------------------------------------------------------------------
 
@@ -262,7 +245,7 @@ class ReadWriteServer:
         hosted = view.get(Table.BLOCK, key)
         if hosted is not None:
             writes = self._restored(view, key, hosted, message, fragment)
-            return Ready(reply=self._written(), writes=writes, uses_reserve=True)
+            return Ready(reply=WriteReply(self._keys.told), writes=writes, uses_reserve=True)
         repairs = (
             bool(message.vouchers)
             or sender.client != timestamp.client
@@ -287,7 +270,7 @@ class ReadWriteServer:
             if self._past is not None and not self._past.wants(view, key):
                 # A repair makes sure that no later reader misses the version; this node tells
                 # readers that it has collected it, and so counts for none of them.
-                return Ready(reply=self._written())
+                return Ready(reply=WriteReply(self._keys.told))
         else:
             wait = None if watch is None else watch.before_write(block, timestamp.client, now_us)
             if isinstance(wait, Refused):
@@ -298,20 +281,12 @@ class ReadWriteServer:
             refusal = self._quota.refusal(view, timestamp.client, volume)
             if refusal is not None:
                 return Ready(reply=refusal)
-        row = version_row.unverified(message.cross_checksum)
-        writes = version_row.stored(view, (Change(key, row, data_of(fragment)),))
+        checksum = message.cross_checksum
+        writes = version_row.added(view, key, timestamp.client, checksum, data_of(fragment))
         want = None if watch is None else watch.written(block, timestamp, now_us)
         if want is not None:  # before the version is acknowledged
             return Ready(writes=writes, wants=(want,), uses_reserve=repairs)
-        return Ready(reply=self._written(), writes=writes, uses_reserve=repairs)
-
-    def _written(self) -> WriteReply:
-        return WriteReply(self._lives())
-
-    def _lives(self) -> tuple[int, ...]:
-        """What replies tell of lives: nothing while nobody has begun a second one."""
-        lives = self._keys.lives
-        return lives if any(lives) else ()
+        return Ready(reply=WriteReply(self._keys.told), writes=writes, uses_reserve=repairs)
 
     def _not_bound(self, block: BlockId, message: WriteRequest, fragment: Body) -> Refused | None:
         """Storage-node verification of a write. [PASIS §3.4.2.3]
@@ -437,12 +412,12 @@ class ReadWriteServer:
         idle_ms = 0  # only nodes are told for how long no client has asked this one for anything
         if sender.role is Role.NODE and self._watch is not None:
             idle_ms = self._watch.idle_ms(now_us)
-        lives = self._lives()
+        lives = self._keys.told
         reply = ReadReply(tuple(listed), below, checksum, idle_ms, verified_us, lives)
         return Ready(reply=reply, body=fragment)
 
     def _collected(self) -> ReadReply:
-        return ReadReply((), Below.COLLECTED, CrossChecksum(b""), lives=self._lives())
+        return ReadReply((), Below.COLLECTED, CrossChecksum(b""), lives=self._keys.told)
 
     def _may_lack(self, view: StorageView, block: BlockId, before: BlockTimestamp) -> bool:
         """True if the latest version below `before` may have been collected here."""
@@ -488,7 +463,7 @@ class ReadWriteServer:
     # --- vouching ----------------------------------------------------------------------------
 
     def _vouch(self, view: StorageView, _sender: Any, message: VouchRequest, *_: Any) -> Ready:
-        lives = self._lives()
+        lives = self._keys.told
         if view.get(Table.BLOCK, version_key(message.block, message.timestamp)) is None:
             return Ready(VouchReply(b"", lives))
         digest = _voucher_digest(message.block, message)
@@ -497,3 +472,22 @@ class ReadWriteServer:
 
 def _voucher_digest(block: BlockId, message: WriteRequest | VouchRequest) -> bytes:
     return voucher_digest(block=block, timestamp=encoded(message.timestamp))
+
+
+def _remembers(memory: Memory, message: Request) -> bool:
+    """False if this node is rebuilding its store and has not come to the blocks in question.
+
+    To list none of their versions would deny what it has acknowledged. It accepts writes, once
+    it has begun a new life: before, it does not know of those that others have begun.
+    """
+    if memory.recovery.is_lost:
+        return False
+    match message:
+        case TimeRequest():
+            return all(map(memory.may_answer, message.blocks))
+        case ReadRequest() | VouchRequest():
+            return memory.may_answer(message.block)
+        case AuthoredRequest():
+            return memory.may_answer(last_block(max(message.inodes)))
+        case _:
+            return True

@@ -8,6 +8,8 @@ own id, so that a version says who wrote it.
 
 from __future__ import annotations
 
+from struct import Struct
+
 from bftfs.crypto.digest import DIGEST_BYTES, Digest
 from bftfs.identifiers import BLOCK_ID_BYTES, CLIENT_ID_BYTES, BlockId, ClientId
 from bftfs.storage import after_keys
@@ -16,6 +18,7 @@ from bftfs.wire.codec import ClientField, DigestField, TimeField, Value
 TIMESTAMP_BYTES = 8 + CLIENT_ID_BYTES + DIGEST_BYTES
 VERSION_KEY_BYTES = BLOCK_ID_BYTES + TIMESTAMP_BYTES
 VERSIONS_END = after_keys(VERSION_KEY_BYTES)  # greater than every `version_key`
+_PARTS = Struct(f"!Q{CLIENT_ID_BYTES}s{DIGEST_BYTES}s")
 _INVERTED = bytes(range(255, -1, -1))  # what each byte is when all its bits are inverted
 
 
@@ -44,7 +47,7 @@ def successor_of(timestamp: BlockTimestamp) -> BlockTimestamp:
 
 def encoded(timestamp: BlockTimestamp) -> bytes:
     """The timestamp as bytes of fixed length that order as timestamps do."""
-    return timestamp.time.to_bytes(8, "big") + timestamp.client + timestamp.verifier
+    return _PARTS.pack(timestamp.time, timestamp.client, timestamp.verifier)
 
 
 def version_key(block: BlockId, timestamp: BlockTimestamp) -> bytes:
@@ -63,8 +66,4 @@ def time_of(key: bytes) -> int:
 
 
 def _decoded(number: bytes) -> BlockTimestamp:
-    return BlockTimestamp(
-        int.from_bytes(number[:8], "big"),
-        ClientId(number[8 : 8 + CLIENT_ID_BYTES]),
-        Digest(number[8 + CLIENT_ID_BYTES :]),
-    )
+    return BlockTimestamp(*_PARTS.unpack(number))

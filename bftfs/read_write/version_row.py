@@ -6,8 +6,8 @@ That time is written with the flag that it belongs to, in the row that is rewrit
 Rows of stores that did not keep it are read like others; of these a node knows that it has verified
 them, and not since when.
 
-What is stored of a version changes by `stored` only, which moves its author's account by as much.
-Flags and times are not counted, and may be written without it.
+What is stored of a version changes by `added` and `stored` only, which move its author's account by
+as much. Flags and times are not counted, and may be written without them.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from typing import NamedTuple
 from bftfs.coding import cross_checksum
 from bftfs.coding.cross_checksum import CrossChecksum
 from bftfs.crypto.digest import DIGEST_BYTES, verifier_of
+from bftfs.identifiers import ClientId
 from bftfs.read_write.timestamp import BlockTimestamp, timestamp_of
 from bftfs.server import accounts
 from bftfs.storage import StorageView, Table, Write
@@ -63,6 +64,21 @@ def volume(row: bytes | None, fragment: bytes | memoryview | None) -> int:
     if row is None:
         return 0
     return len(checksum_of(row)) + (0 if fragment is None else len(fragment))
+
+
+def added(
+    view: StorageView,
+    key: bytes,
+    author: ClientId,
+    checksum: CrossChecksum,
+    fragment: bytes | memoryview,
+) -> list[Write]:
+    """The writes that store a version of which this node has no row. Its author pays for it."""
+    return [
+        Write(Table.BLOCK, key, unverified(checksum)),
+        Write(Table.FRAGMENT, key, fragment),
+        *accounts.moved(view, ((author, len(checksum) + len(fragment)),)),
+    ]
 
 
 def stored(view: StorageView, changes: Iterable[Change]) -> list[Write]:

@@ -99,6 +99,7 @@ class Links:
         self._links = tuple(NodeLink(member) for member in description.members)
         self._by_descriptor: dict[int, NodeLink] = {}
         self._unflushed: list[NodeLink] = []
+        self._due: dict[NodeLink, None] = {}  # those that have a deadline: none, as a rule
         self._epoll = select.epoll()
         self._poll = self._epoll.poll
         self._scratch = memoryview(bytearray(RECEIVE_BYTES))
@@ -115,7 +116,7 @@ class Links:
     def next_deadline_us(self) -> int | None:
         """By when `expire` must be called, in monotonic microseconds; None if it need not."""
         deadline = self.engine.next_deadline_us()
-        for link in self._links:
+        for link in self._due:
             if link.deadline_us is not None and (deadline is None or link.deadline_us < deadline):
                 if link.socket is None and not (self._persistent or link.early):
                     continue  # it is dialled when there is something to send
@@ -140,7 +141,7 @@ class Links:
     def expire(self) -> None:
         """Wake conversations whose patience has run out; dial lost nodes again."""
         now = clock.monotonic_us()
-        for link in self._links:
+        for link in tuple(self._due):
             if link.deadline_us is None or link.deadline_us > now:
                 continue
             if link.socket is not None:
@@ -228,6 +229,7 @@ class Links:
             return
         link.socket = connection
         link.deadline_us = clock.monotonic_us() + GREETING_PATIENCE_US
+        self._due[link] = None
         link.output = Output()
         channel = ClientChannel(
             identity=self._identity,
@@ -271,6 +273,7 @@ class Links:
             link.early_bytes = 0
         # Half of it is drawn, so that many clients do not come back at the same moment.
         link.deadline_us = clock.monotonic_us() + pause // 2 + clock.draw(pause // 2)
+        self._due[link] = None
 
     def _write(self, link: NodeLink) -> None:
         assert link.socket is not None
@@ -327,6 +330,7 @@ class Links:
         link.opened = True
         link.opened_us = clock.monotonic_us()
         link.deadline_us = None
+        self._due.pop(link, None)
         for number, metadata, body in link.early:
             link.output.add(link.channel.seal_request(number, metadata, body))
         link.early.clear()

@@ -2,7 +2,7 @@
 
 An account is what is stored, no more and no less: the fragments and cross-checksums of the versions
 whose timestamps name the client, whoever has brought them here. Every write that adds or removes
-some of that is made by `bftfs.read_write.version_row.stored`, with the account in the same batch.
+some of that is made by `bftfs.read_write.version_row`, with the account in the same batch.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ def accounts(view: StorageView) -> Counter[ClientId]:
 
 def moved(view: StorageView, moves: Iterable[tuple[ClientId, int]]) -> list[Write]:
     """The writes that move these clients' accounts by so many bytes, all that a step moves."""
-    by_client: Counter[ClientId] = Counter()
+    by_client: dict[ClientId, int] = {}
     for client, volume in moves:
-        by_client[client] += volume
+        by_client[client] = by_client.get(client, 0) + volume
     return [
         Write(Table.ADMISSION, client, max(used(view, client) + volume, 0).to_bytes(8, "big"))
         for client, volume in by_client.items()

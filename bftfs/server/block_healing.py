@@ -130,7 +130,7 @@ async def rebuild(
             unclear |= not isinstance(message, Refused) or message.may_pass
         if len(responses.fragments(timestamp)) >= m:
             asking.enough()
-        elif not asking.waiting or not responses.has_fragment_of(node, timestamp):
+        elif not asking.is_waiting or not responses.has_fragment_of(node, timestamp):
             asking.more()
 
     try:
@@ -177,7 +177,7 @@ class BlockHealer:
         self._thresholds = session.thresholds
         self._session = session
         self._keys = keys
-        self._recovery = recovery
+        self.recovery = recovery
         self._wants = wants
         self._others = OtherNodes(node, session.peers)
         self._walk = HealingWalk(
@@ -197,22 +197,17 @@ class BlockHealer:
         """True if the node lacks none of the versions that it has accepted, up to this key."""
         return until <= self._walk.complete_until
 
-    @property
-    def is_lost(self) -> bool:
-        """True if the node has lost something, and has not begun a new life yet."""
-        return self._recovery.is_lost
-
     async def run(self, host: Host) -> None:
         """Heal at the start, and from time to time."""
         await passes(host, self.throttle, self._pass)
 
     async def _pass(self, host: Host) -> bool:
-        while self._recovery.is_lost:  # the healer of objects begins the new life
+        while self.recovery.is_lost:  # the healer of objects begins the new life
             await Pause(_LOST_US)
         # A pass that is complete missed at most what was under way; the next one finds it.
         complete = await self._walk.one_pass(host, self._heal_page)
         if complete:
-            self._recovery.rebuilt(BLOCKS)
+            self.recovery.rebuilt(BLOCKS)
         return complete
 
     async def _heal_page(self, host: Host, after: bytes) -> tuple[bytes, bool] | None:
@@ -284,7 +279,7 @@ class BlockHealer:
 
     async def _listings(self, after: bytes, page: _Page) -> dict[NodeId, InventoryReply] | None:
         """What peers list from `after` to the page's end; None if too few answer."""
-        proof = self._keys.make(LIFE_DIGEST) if self._recovery.rebuilding else b""
+        proof = self._keys.make(LIFE_DIGEST) if self.recovery.rebuilding else b""
 
         def counts(reply: InventoryReply) -> bool:
             knows_enough = not proof or (reply.remembers and reply.life >= life_of(proof))
@@ -294,7 +289,7 @@ class BlockHealer:
         replies = await self._others.ask(request, InventoryReply, counts)
         # While it recovers, the node itself is one of the t.
         t = self._thresholds.t
-        away = max(t - 1, 0) if self._recovery.rebuilding else t
+        away = max(t - 1, 0) if self.recovery.rebuilding else t
         return replies if len(replies) >= len(self._others.nodes) - away else None
 
     async def _rebuild(

@@ -33,6 +33,7 @@ from bftfs.server.step import Background, Role, Sender, Server, Task, Want
 from bftfs.server.worker import carry_on
 from bftfs.storage import StorageView, Write
 
+_CLIENT = Role.CLIENT  # a member of a class takes longer to find
 MOST_STEPS = 8  # of one request: the first one, and one after each want
 
 
@@ -43,8 +44,8 @@ class BatchView(StorageView, Protocol):
         """Apply `writes` in order."""
 
 
-class Parked(msgspec.Struct):
-    """A request that waits for what it wants; `steps` counts its attempts."""
+class Incoming(msgspec.Struct, gc=False):
+    """A request; `steps` counts its attempts."""
 
     origin: Any  # whatever the host needs to send the reply
     sender: Sender
@@ -81,7 +82,7 @@ class Dispatcher:
         """`on_damage` is told of objects whose rows cannot be read, `is_full` tells of the disk."""
         self._servers = servers  # by message class
         self._engine = engine
-        self._waiting: dict[bytes, list[Parked]] = {}  # by the key of what they want
+        self._waiting: dict[bytes, list[Incoming]] = {}  # by the key of what they want
         self._supplied: deque[tuple[bytes, list[Write] | None]] = deque()
         self._parked_of: Counter[ClientId] = Counter()
         self.parked = 0
@@ -118,21 +119,15 @@ class Dispatcher:
         """The largest number of parked requests of one principal."""
         return max(self._parked_of.values(), default=0)
 
-    def handle(
-        self,
-        batch: BatchView,
-        *,
-        origin: Any,
-        sender: Sender,
-        number: int,
-        message: Any,
-        body: Body,
-        now_us: int,
-    ) -> None:
-        """Step one request; its reply is in `outbox`, or will be in a later batch's."""
-        if sender.role is Role.CLIENT:
+    def handle(self, batch: BatchView, request: Incoming, now_us: int) -> bool:
+        """Step one request. True if its reply is in `outbox`; it may be in that of a later batch.
+
+        If the batch is lost, the request may be handled again in another one.
+        """
+        if request.sender.role is _CLIENT:
             self.foreground_us = now_us
-        self._step(batch, Parked(origin, sender, number, message, body), now_us)
+        request.steps = 0
+        return self._step(batch, request, now_us)
 
     def resume(self, batch: BatchView, now_us: int) -> None:
         """Apply what was supplied since the last batch, and step the requests that waited for it.
@@ -158,37 +153,36 @@ class Dispatcher:
             for request in waiting:
                 self._step(batch, request, now_us)
 
-    def _step(self, batch: BatchView, request: Parked, now_us: int) -> None:
-        server = self._servers.get(type(request.message))
+    def _step(self, batch: BatchView, request: Incoming, now_us: int) -> bool:
+        """True if the reply is in `outbox`."""
+        message = request.message
+        server = self._servers.get(type(message))
         if server is None:
-            self._refuse(request, errno.EOPNOTSUPP, "no such request")
-            return
+            return self._refuse(request, errno.EOPNOTSUPP, "no such request")
         request.steps += 1
         try:
-            ready = server.step(batch, request.sender, request.message, request.body, now_us)
+            ready = server.step(batch, request.sender, message, request.body, now_us)
         except DamagedRow as damage:
             self.note_damage(damage)
-            self._refuse(request, errno.EAGAIN, str(damage)[:256])
-            return
+            return self._refuse(request, errno.EAGAIN, str(damage)[:256])
         if ready.writes:
             batch.apply(ready.writes)
         if ready.wants:
-            self._park(batch, request, ready.wants[0])
-            return
-        if ready.reply is not None:  # a correct server always replies
-            self.outbox.append(Outgoing(request.origin, request.number, ready.reply, ready.body))
+            return self._park(batch, request, ready.wants[0])
+        if ready.reply is None:  # a correct server always replies
+            return False
+        self.outbox.append(Outgoing(request.origin, request.number, ready.reply, ready.body))
+        return True
 
-    def _park(self, batch: BatchView, request: Parked, want: Want) -> None:
+    def _park(self, batch: BatchView, request: Incoming, want: Want) -> bool:
         client = request.sender.client
         if (
             self.parked >= limits.PARKED_REQUESTS
             or self._parked_of[client] >= limits.PARKED_REQUESTS_OF_ONE
         ):
-            self._refuse(request, errno.EAGAIN, "too many requests wait for object sync")
-            return
+            return self._refuse(request, errno.EAGAIN, "too many requests wait for object sync")
         if request.steps >= MOST_STEPS:
-            self._refuse(request, errno.EAGAIN, "what the node lacks keeps changing")
-            return
+            return self._refuse(request, errno.EAGAIN, "what the node lacks keeps changing")
         # The body may lie in a buffer that the host uses again for the next batch.
         request.body = bytes(request.body)
         self.parked += 1
@@ -196,17 +190,19 @@ class Dispatcher:
         waiting = self._waiting.get(want.key)
         if waiting is not None:
             waiting.append(request)
-            return
+            return False
         self._waiting[want.key] = [request]
         key = want.key
         self._engine.start(want.fetch(batch), lambda writes, _error: self._supply(key, writes))
+        return False
 
     def _supply(self, key: bytes, writes: list[Write] | None) -> None:
         self._supplied.append((key, writes))
         self.on_supply()
 
-    def _refuse(self, request: Parked, code: int, reason: str) -> None:
+    def _refuse(self, request: Incoming, code: int, reason: str) -> bool:
         self.outbox.append(Outgoing(request.origin, request.number, Refused(code, reason), b""))
+        return True
 
 
 def _raise_failure(_: None, error: BaseException | None) -> None:

@@ -40,7 +40,6 @@ from __future__ import annotations
 import errno
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from functools import partial
 from typing import NamedTuple
 
 from bftfs.asking.refusal import Refused
@@ -70,8 +69,6 @@ _POOL_FULL = (
 )
 # The writer takes it for silence, and sends it again after a while.
 _SLOWED = Refused(errno.EAGAIN, "slowed: the node's history pool is nearly full")
-
-Accounts = Callable[[], Counter[ClientId]]  # reads them
 
 
 class Figures(NamedTuple):
@@ -196,18 +193,15 @@ class Room:
         self.measure()
         return self.share >= SHORT
 
-    def admits_version(
-        self, client: ClientId, volume: int, used: int, accounts: Accounts
-    ) -> Refused | None:
-        """None if a new version of a block is taken, with which the client has `used` bytes."""
-        if self._client_bytes is not None and used > self._client_bytes:
-            return Refused(
-                errno.EDQUOT, f"this client's versions may use {self._client_bytes} bytes of a node"
-            )
+    def admits_version(self, view: StorageView, client: ClientId, volume: int) -> Refused | None:
+        """None if a new version of a block is taken; otherwise why not."""
+        limit = self._client_bytes
+        if limit is not None and used(view, client) + volume > limit:
+            return Refused(errno.EDQUOT, f"this client's versions may use {limit} bytes of a node")
         share = self._charged()
         if share >= 1:
             return Refused(errno.ENOSPC, _POOL_FULL)
-        if share >= SLOW and self._is_greedy(client, used, accounts()):
+        if share >= SLOW and self._is_greedy(view, client, volume):
             if share >= TIGHT:
                 return Refused(errno.EDQUOT, _GREEDY)
             self._attempts[client] += 1
@@ -218,7 +212,7 @@ class Room:
         return None
 
     def admits_update(
-        self, client: ClientId, writes: Sequence[Write], *, uses_reserve: bool, accounts: Accounts
+        self, view: StorageView, client: ClientId, writes: Sequence[Write], *, uses_reserve: bool
     ) -> Refused | None:
         """None if an update of objects is taken; otherwise why not.
 
@@ -235,8 +229,7 @@ class Room:
         self._metadata[client] += volume
         if share < TIGHT:
             return None
-        used = accounts()
-        if not self._is_greedy(client, used[client], used):
+        if not self._is_greedy(view, client, 0):
             return None
         # However full it is: a pool without a budget shrinks while others fill the disk.
         self._overdraft.left = int(_OVERDRAFT * self.limit_bytes) - self._overdraft.given
@@ -259,10 +252,11 @@ class Room:
         if self.share >= SHORT:
             self.shortage.announce()
 
-    def _is_greedy(self, client: ClientId, used: int, accounts: Counter[ClientId]) -> bool:
-        """True if a client that uses so much uses as much as the average client, or more."""
-        accounts.update(self._metadata)
-        return (used + self._metadata[client]) * max(len(accounts), 1) >= accounts.total()
+    def _is_greedy(self, view: StorageView, client: ClientId, volume: int) -> bool:
+        """True if the client, with so much more, uses as much as the average client, or more."""
+        used = accounts(view)
+        used.update(self._metadata)
+        return (used[client] + volume) * max(len(used), 1) >= used.total()
 
 
 class ClientQuota:
@@ -277,5 +271,4 @@ class ClientQuota:
 
     def refusal(self, view: StorageView, client: ClientId, volume: int) -> Refused | None:
         """Why the client must not write a new version of `volume` bytes, if so."""
-        with_it = volume + used(view, client)
-        return self._room.admits_version(client, volume, with_it, partial(accounts, view))
+        return self._room.admits_version(view, client, volume)

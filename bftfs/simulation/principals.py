@@ -19,7 +19,7 @@ from bftfs.engine import Engine, Outcome, Running
 from bftfs.envelope import REPLIES, REQUESTS
 from bftfs.errors import MalformedMessage
 from bftfs.identifiers import ClientId, NodeId, ObjectId
-from bftfs.server.dispatcher import Dispatcher
+from bftfs.server.dispatcher import Dispatcher, Incoming
 from bftfs.server.step import Background, Sender, Server
 from bftfs.simulation.disk import Disk
 from bftfs.simulation.network import Endpoint, Kind, SimulatedNetwork
@@ -236,15 +236,8 @@ class SimulatedNode(SimulatedPrincipal):
             source, number, message, body = self._inbox.popleft()
             sender = self._senders.get(source)
             if sender is not None:
-                dispatcher.handle(
-                    self.disk,
-                    origin=source,
-                    sender=sender,
-                    number=number,
-                    message=message,
-                    body=body,
-                    now_us=now_us,
-                )
+                request = Incoming(source, sender, number, message, body)
+                dispatcher.handle(self.disk, request, now_us)
         if self._crashes(self.faults.before_commit):
             return
         if self._on_commit is not None:

@@ -11,6 +11,7 @@ from msgspec import Meta
 
 from bftfs.asking.refusal import Refused
 from bftfs.conversation import Conversation, Receive, Send
+from bftfs.crypto.digest import Body, data_of
 from bftfs.envelope import HealthReply, HealthRequest
 from bftfs.identifiers import NodeId
 from bftfs.server.step import Ready, Sender, Want
@@ -64,7 +65,7 @@ class CountingServer:
         view: StorageView,
         sender: Sender,
         message: Any,
-        body: bytes | memoryview,
+        body: Body,
         now_us: int,
     ) -> Ready:
         """Serve one message."""
@@ -76,7 +77,7 @@ class CountingServer:
                 if ballast:
                     writes.append(Write(Table.REQUEST, counter + b"%20d" % value, ballast))
                 if body:
-                    writes.append(Write(Table.FRAGMENT, counter, body))
+                    writes.append(Write(Table.FRAGMENT, counter, data_of(body)))
                 return Ready(Counted(value + by), writes=writes)
             case Fetch(counter, whole):
                 kept = (view.get(Table.FRAGMENT, counter) or b"") if whole else b""

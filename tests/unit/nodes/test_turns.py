@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from bftfs.runtime import clock
-from bftfs.server.dispatcher import Outgoing
+from bftfs.server.dispatcher import Incoming, Outgoing
 from nodes.connections import REQUESTS_PER_TURN, TIME_PER_TURN_US, Account, Turn
-from nodes.loop import Arrival, Batches
+from nodes.loop import Batches
 from nodes.store_directory import MapFull
 
 
@@ -20,7 +20,6 @@ def test_a_principal_has_so_many_requests_in_a_turn() -> None:
     turn = Turn(1, [greedy, modest], 0)
     for _ in range(REQUESTS_PER_TURN):
         assert turn.goes_on(greedy)
-        turn.charge(greedy, 0)
     assert not turn.goes_on(greedy)
     assert turn.goes_on(modest)
     assert Turn(2, [greedy], 0).goes_on(greedy)
@@ -60,10 +59,11 @@ class _Served:
             tally=self.tally,
         )
 
-    def _handle(self, _: Any, *, origin: Any, message: int, **others: Any) -> None:
-        self.now_us += message
-        self.log.append(origin)
-        self.dispatcher.outbox.append(Outgoing(origin, 0, None, b""))
+    def _handle(self, _batch: Any, request: Incoming, _now_us: int) -> bool:
+        self.now_us += request.message
+        self.log.append(request.origin)
+        self.dispatcher.outbox.append(Outgoing(request.origin, 0, None, b""))
+        return True
 
     def connection(self, account: Account, requests: int, *, each_us: int = 0) -> Any:
         frames = [SimpleNamespace(number=0, metadata=each_us, body=b"")] * requests
@@ -141,15 +141,15 @@ def test_steps_that_begin_anew_twice_lose_no_request(monkeypatch: pytest.MonkeyP
     served = _Served(monkeypatch)
     batch: Any = SimpleNamespace(writes=1)
     sender: Any = None
-    arrivals = [Arrival(served.connection(Account(), 0), sender, at, 0, b"") for at in range(3)]
-    origins = [each.connection for each in arrivals]
+    arrivals = [Incoming(served.connection(Account(), 0), sender, at, 0, b"") for at in range(3)]
+    origins = [each.origin for each in arrivals]
     step = served.dispatcher.handle
     faults = iter((MapFull(), None, None, None))
 
-    def handle(*arguments: Any, origin: Any, **others: Any) -> None:
-        if origin is origins[1] and (fault := next(faults)) is not None:
+    def handle(batch: Any, request: Incoming, now_us: int) -> bool:
+        if request.origin is origins[1] and (fault := next(faults)) is not None:
             raise fault
-        step(*arguments, origin=origin, **others)
+        return bool(step(batch, request, now_us))
 
     served.dispatcher.handle = handle
     with pytest.raises(MapFull):

@@ -31,6 +31,7 @@ from bftfs.read_write.timestamp import BlockTimestamp, beginning_of, successor_o
 from bftfs.read_write.version_row import VERIFIED
 from bftfs.server.accounts import used
 from bftfs.server.known_lives import proof_of
+from bftfs.server.recovery import Recovery, Stage
 from bftfs.server.step import Grant, Role, Sender
 from bftfs.simulation.world import START_US
 from bftfs.storage import StorageView, Table, Write
@@ -386,9 +387,9 @@ def test_vouchers_of_an_earlier_life_do_not_count(world: World, alice: Principal
 class Walk:
     """The memory of a node that has come so far with rebuilding its store."""
 
-    def __init__(self, until: bytes, *, is_lost: bool = False) -> None:
+    def __init__(self, until: bytes, stage: Stage = Stage.REBUILDING) -> None:
         self._until = until
-        self.is_lost = is_lost
+        self.recovery = Recovery(stage)
 
     def may_answer(self, block: BlockId) -> bool:
         return block < self._until
@@ -399,12 +400,12 @@ class Walk:
 
 def test_before_it_has_begun_a_new_life_it_serves_nothing() -> None:
     """It does not know which lives others have begun, and replies tell that."""
-    memory = Walk(b"", is_lost=True)
+    memory = Walk(b"", Stage.LOST)
     world = World(server=lambda *given: ReadWriteServer(*given, memory=memory))
     alice = world.client("alice")
     message, fragment = request(world, alice)
     assert refused(world.nodes[NODE], alice.sender, message, fragment) == errno.ENODATA
-    memory.is_lost = False
+    memory.recovery.begun()
     assert world.nodes[NODE].step(alice.sender, message, fragment, START_US)[0] == WriteReply()
     assert refused(world.nodes[NODE], alice.sender, read()) == errno.ENODATA
 

@@ -13,7 +13,7 @@ from bftfs.conversation import Conversation, Receive, Send
 from bftfs.engine import Engine
 from bftfs.errors import DamagedRow
 from bftfs.identifiers import ClientId, NodeId, ObjectId
-from bftfs.server.dispatcher import MOST_STEPS, Dispatcher
+from bftfs.server.dispatcher import MOST_STEPS, Dispatcher, Incoming
 from bftfs.server.step import Ready, Role, Sender, Want
 from bftfs.server.worker import look
 from bftfs.storage import MemoryStorage, StorageView, Table, Write
@@ -65,15 +65,8 @@ class Host:
 
     def request(self, name: bytes, *, client: int = 0, body: Any = b"") -> None:
         self.numbers += 1
-        self.dispatcher.handle(
-            self.store,
-            origin=client,
-            sender=Sender(Role.CLIENT, ClientId(bytes([client]) * 16)),
-            number=self.numbers,
-            message=name,
-            body=body,
-            now_us=0,
-        )
+        sender = Sender(Role.CLIENT, ClientId(bytes([client]) * 16))
+        self.dispatcher.handle(self.store, Incoming(client, sender, self.numbers, name, body), 0)
 
     def replies(self) -> list[tuple[int, Any]]:
         replies = [(answer.number, answer.message) for answer in self.dispatcher.outbox]
@@ -170,15 +163,8 @@ def test_all_together_have_a_limited_number_of_places(host: Host) -> None:
 
 
 def test_what_nobody_serves_is_refused(host: Host) -> None:
-    host.dispatcher.handle(
-        host.store,
-        origin=0,
-        sender=Sender(Role.CLIENT, ClientId(bytes(16))),
-        number=9,
-        message="a string",
-        body=b"",
-        now_us=0,
-    )
+    sender = Sender(Role.CLIENT, ClientId(bytes(16)))
+    host.dispatcher.handle(host.store, Incoming(0, sender, 9, "a string", b""), 0)
     ((number, refusal),) = host.replies()
     assert (number, refusal.code) == (9, errno.EOPNOTSUPP)
 

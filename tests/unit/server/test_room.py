@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import errno
 from collections import Counter
-from functools import partial
 
 import pytest
 
 from bftfs.asking.refusal import Refused
 from bftfs.identifiers import ClientId
 from bftfs.limits import MIB
-from bftfs.server.accounts import accounts, moved
+from bftfs.server.accounts import moved
 from bftfs.server.room import (
     SHORT,
     SLOW,
@@ -60,9 +59,7 @@ class Node:
     def update(self, client: ClientId, volume: int, *, uses_reserve: bool = False) -> int:
         """The same for metadata."""
         writes = [Write(Table.VERSION, b"key", bytes(volume)), Write(Table.STATE, b"key", None)]
-        rejected = self.room.admits_update(
-            client, writes, uses_reserve=uses_reserve, accounts=partial(accounts, self.view)
-        )
+        rejected = self.room.admits_update(self.view, client, writes, uses_reserve=uses_reserve)
         if rejected is not None:
             return rejected.code
         self.disk.taken += volume
