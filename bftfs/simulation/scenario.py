@@ -32,7 +32,7 @@ from bftfs.server.step import Grant
 from bftfs.simulation.byzantine.initiative import Initiative, with_initiative
 from bftfs.simulation.byzantine.positions import ClientPosition, NodePosition
 from bftfs.simulation.byzantine.registry import CLIENTS, GRANTS, INITIATIVES, corrupted
-from bftfs.simulation.checkers.accounts import check_accounts
+from bftfs.simulation.checkers.accounts import AccountsRecord, check_accounts
 from bftfs.simulation.checkers.barriers import BarriersRecord
 from bftfs.simulation.checkers.bounds import (
     BoundsRecord,
@@ -246,6 +246,7 @@ class Simulation:
             len(configuration.byzantine_nodes),
         )
         self.barriers = BarriersRecord(healing=configuration.verification is not None)
+        self._accounts = AccountsRecord()
         # By how much the fastest clock of a correct node is ahead.
         skews_us = configuration.node_skews_us
         self._fastest_us = max((skews_us[node] for node in self._correct if skews_us), default=0)
@@ -285,7 +286,7 @@ class Simulation:
             skews_us=configuration.node_skews_us,
             commit_us=configuration.commit_us,
             on_commit=self._committed,
-            on_loss=partial(self._record.forget, established=self._established),
+            on_loss=self._lost,
             verification=configuration.verification,
             collection=plan,
             volume=self.workload.volume,
@@ -377,7 +378,8 @@ class Simulation:
             self._go_on(self.configuration.collection.rest_us)
         if not self.findings:
             self._audit()
-        self.findings += self._bounds.findings + self.barriers.findings
+        for judged in (self._bounds, self.barriers, self._accounts):
+            self.findings += judged.findings
         for record in (self.retention, self.possible, self.unfinished, self.volumes):
             if record is not None:
                 self.findings += record.findings
@@ -410,6 +412,7 @@ class Simulation:
             acceptances = self._record.take_down(node, writes)
             self._bounds.accepted(node, clock_us, acceptances)
             self.barriers.accepted(node, clock_us, acceptances, lives=host.crashes + 1)
+            self._accounts.committed(node, host.disk, writes)
             self._bounds.hosted(node, clock_us, writes)
             if self.retention is not None:
                 self.retention.committed(node, clock_us, writes)
@@ -419,6 +422,11 @@ class Simulation:
                 self.volumes.committed(node, host.disk, writes)
             if self.unfinished is not None:
                 self.unfinished.accepted(node, acceptances, lives=host.crashes + 1)
+
+    def _lost(self, node: NodeId) -> None:
+        """`node` has lost its disk."""
+        self._record.forget(node, established=self._established)
+        self._accounts.forget(node)
 
     def _prepare(self) -> None:
         host = self.deployment.client("administrator")

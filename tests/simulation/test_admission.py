@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import pytest
 
@@ -15,7 +15,7 @@ from bftfs.simulation.configuration import Configuration, draw
 from bftfs.simulation.scenario import Simulation
 from bftfs.simulation.workloads.blocks import BlockWorkload
 from bftfs.simulation.workloads.objects import ObjectMix
-from bftfs.storage import StorageView, Table
+from bftfs.storage import StorageView, Table, Write
 from tests.simulation.mutants import attacked, hunt
 
 SEEDS = range(3)
@@ -126,6 +126,17 @@ def test_must_fail_a_server_that_takes_as_many_updates_as_come(
 def test_must_fail_a_node_without_quotas(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ClientQuota, "refusal", lambda *_: None)
     assert hunt(flooding_clients(), beyond_a_limit)
+
+
+def test_must_fail_accounts_that_give_nothing_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is found at the commit."""
+    moved = accounts.moved
+
+    def kept(view: StorageView, moves: Iterable[tuple[ClientId, int]]) -> list[Write]:
+        return moved(view, [each for each in moves if each[1] > 0])
+
+    monkeypatch.setattr(accounts, "moved", kept)
+    assert hunt(poisonous_writers(), lambda finding: "at a commit" in finding)
 
 
 def test_must_fail_quotas_that_let_one_client_pay_for_another(

@@ -7,13 +7,16 @@ every moment: whoever has brought a version, and whatever has become of it. [G7]
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import ClassVar
 
 from bftfs.identifiers import ClientId, NodeId
 from bftfs.read_write.timestamp import VERSION_KEY_BYTES, VERSIONS_END, timestamp_of
 from bftfs.read_write.version_row import checksum_of
-from bftfs.server.accounts import accounts
-from bftfs.storage import StorageView, Table
+from bftfs.server.accounts import accounts, used
+from bftfs.simulation.checkers.candidates import Judgement
+from bftfs.storage import StorageView, Table, Write
 
 
 def stored_bytes(disk: StorageView) -> Counter[ClientId]:
@@ -24,6 +27,45 @@ def stored_bytes(disk: StorageView) -> Counter[ClientId]:
             fragment = disk.get(Table.FRAGMENT, key) or b""
             volumes[timestamp_of(key).client] += len(checksum_of(row)) + len(fragment)
     return volumes
+
+
+@dataclass(slots=True)
+class AccountsRecord(Judgement):
+    """What correct nodes store of each client, commit by commit, beside its account."""
+
+    sort: ClassVar[str] = "accounts"
+    # By node: the bytes of each version, and of each client.
+    _versions: dict[NodeId, dict[bytes, int]] = field(default_factory=dict)
+    _clients: dict[NodeId, Counter[ClientId]] = field(default_factory=dict)
+
+    def committed(self, node: NodeId, view: StorageView, writes: Iterable[Write]) -> None:
+        """Judge what `node` commits; `view` shows the store with it."""
+        versions = self._versions.setdefault(node, {})
+        stored = self._clients.setdefault(node, Counter())
+        touched = set()
+        for table, key, _ in writes:
+            if table is Table.ADMISSION:
+                touched.add(ClientId(key))
+            elif table in {Table.BLOCK, Table.FRAGMENT} and len(key) == VERSION_KEY_BYTES:
+                client = timestamp_of(key).client
+                row = view.get(Table.BLOCK, key)
+                fragment = view.get(Table.FRAGMENT, key) or b""
+                volume = 0 if row is None else len(checksum_of(row)) + len(fragment)
+                stored[client] += volume - versions.get(key, 0)
+                versions[key] = volume
+                touched.add(client)
+        for client in sorted(touched):
+            counted, there = used(view, client), stored[client]
+            if counted != there:
+                self.find(
+                    f"{counted} bytes of one client are counted at node {node} at a commit, and "
+                    f"{there} are stored"
+                )
+
+    def forget(self, node: NodeId) -> None:
+        """`node` has lost its disk."""
+        self._versions.pop(node, None)
+        self._clients.pop(node, None)
 
 
 def check_accounts(disks: Mapping[NodeId, StorageView]) -> list[str]:
