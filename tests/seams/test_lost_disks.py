@@ -16,7 +16,14 @@ from bftfs.asking.lives import Lives
 from bftfs.asking.quorum import NOBODY, Nodes
 from bftfs.crypto.digest import AuthenticatorKeys, replica_history_digest
 from bftfs.identifiers import NodeId, ObjectId, object_id
-from bftfs.query_update.history import ConditionedKind, decode_conditioned
+from bftfs.query_update.history import (
+    Conditioned,
+    ConditionedKind,
+    Known,
+    Operation,
+    assemble,
+    decode_conditioned,
+)
 from bftfs.query_update.messages import (
     DeduceRequest,
     FetchRequest,
@@ -28,6 +35,7 @@ from bftfs.query_update.messages import (
     Update,
     UpdateReply,
 )
+from bftfs.query_update.object_type import encode_record
 from bftfs.query_update.observation import Observations
 from bftfs.query_update.replica import INITIAL_ROW, rows_of, stored_row
 from bftfs.query_update.server import QueryUpdateServer
@@ -40,7 +48,7 @@ from bftfs.simulation.world import SECOND_US
 from bftfs.simulation.world import World as Agenda
 from bftfs.storage import Table, Write
 from bftfs.wire.codec import encode
-from tests.seams.world import User, World
+from tests.seams.world import Hand, User, World
 
 ONE = object_id(ACCOUNT, placement=0, unique=b"1" * 14)
 OTHER = object_id(ACCOUNT, placement=0, unique=b"2" * 14)
@@ -438,6 +446,85 @@ def test_a_server_does_not_heal_by_word_of_several_lives() -> None:
 
 def test_must_fail_servers_that_heal_by_word_of_earlier_lives() -> None:
     assert healed_by_late_word(credulous=True) == (0, 101)
+
+
+@pytest.mark.xfail(strict=True, reason="histories do not tell which lives of others are known")
+def test_a_server_that_has_not_heard_of_a_new_life_is_not_deceived() -> None:
+    """Two servers may fail, one of them by lying. A transfer reaches one that loses its disk. It
+    rebuilds its store; one of the others does not hear of it. Then the transfer reaches six, and
+    a Byzantine client shows the one that has not heard of anything that seven have it.
+
+    Others leave the transfer behind at the second account, where one turns out to lie.
+    """
+    world = World(2, 1)
+    first, user, later, reader = (world.user(name) for name in ("first", "user", "later", "reader"))
+    me, loser, unaware = user.host.endpoint, ("node", NodeId(LOSER)), ("node", NodeId(8))
+    hand = world.hand("Byzantine client")
+    for account in (ONE, OTHER):
+        first.run(deposit(first, account, 100))
+    world.run_for(605 * SECOND_US)
+    world.ways.hold(lambda source, target, *_: source == me and target == loser)
+    balances(user, ONE, OTHER)  # or others would find what it shows of that server outlived
+    reached = [LOSER]
+    far = {later.host.endpoint: (1, 2), reader.host.endpoint: (0, 6)}
+
+    def late(source: Any, target: Any, kind: Kind, message: Any) -> bool:
+        if {source, target} == {loser, unaware}:
+            return True
+        if kind is Kind.REPLY:
+            return False
+        if source == me:
+            return target[1] not in reached and not isinstance(message, Query)
+        repairs = source[0] == target[0] == "node" and isinstance(message, REPAIRS)
+        return repairs or target[1] in far.get(source, ())
+
+    world.ways.hold(late)
+    word: list[UpdateReply] = []
+
+    def watch(source: Any, target: Any, _kind: Kind, message: Any) -> None:
+        if source == loser and target == me and isinstance(message, UpdateReply):
+            word.append(message)
+
+    world.ways.watch = watch
+    transfer = Transfer(b"move", 100)
+    world.start(
+        user.host, user.objects.update((ONE, OTHER), "ledger.transfer2", transfer, user.who)
+    )
+    world.run_for(SECOND_US)
+    world.ways.watch = None
+    reached.clear()
+    world.deployment.lose_disk(NodeId(LOSER))
+    recovery = world.deployment.recoveries[NodeId(LOSER)]
+    world.run_until(lambda: not recovery.rebuilding, within_us=60 * SECOND_US)
+    reached[:] = [1, 2, 3, 4, 5, 7]
+    world.ways.release(lambda source, target, *_: source == me and target[1] in reached)
+    world.run_for(SECOND_US // 20)
+    user.host.crash()
+    deceive(hand, unaware[1], reached, word[0])
+    adopt(world, NodeId(7), NodeId(6), OTHER)
+    later.run(deposit(later, OTHER, 1))
+    balances(reader, ONE)
+    world.run_for(30 * SECOND_US)
+    world.ways.flow()
+    one, other = balances(world.user("last"), ONE, OTHER)
+    assert one + other in (201, 206), "all that was moved is still there"
+
+
+def deceive(hand: Hand, unaware: int, reached: list[int], word: UpdateReply) -> None:
+    """Deposit 5 on the first account at one server, on what others have and one had."""
+    replies = hand.ask_all(Query((ONE,), "", b"", 0, 0, (), NodeId(0)))
+    known = {
+        NodeId(node): Known(replies[node].histories[0], replies[node].authenticators[0])
+        for node in reached
+    }
+    known[NodeId(LOSER)] = Known(word.histories[0], word.authenticators[0])
+    history_set, authenticators, _ = assemble(ONE, known)
+    arguments = encode_record(Deposit(b"5", 5))
+    operation = Operation("ledger.deposit", (ONE,), arguments, 0, 0, (), 1)
+    now_us = hand.world.now_us
+    conditioned = Conditioned(ConditionedKind.METHOD, operation, now_us, (history_set,))
+    message = Update(encode(conditioned), (authenticators,), (), NodeId(unaware))
+    hand.ask({unaware: (message, b"")})
 
 
 # --- each part of the rule is needed --------------------------------------------------------------
