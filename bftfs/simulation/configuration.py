@@ -93,8 +93,9 @@ def draw(seed: int, *, operations: int, kind: str | None = None) -> Configuratio
     long = random.random() < 0.04
     n, b, t = sizes.n, sizes.query_update.b, sizes.query_update.t
     byzantine = random.sample(range(n), random.randint(0, b)) if random.random() < 0.8 else []
+    names = sorted(NODES.keys() - {"rewound"})  # that has its own part of the seeds
     adversaries = tuple(
-        (NodeId(node), tuple(intrigue.sample(sorted(NODES), intrigue.choice((1, 1, 2, 4)))))
+        (NodeId(node), tuple(intrigue.sample(names, intrigue.choice((1, 1, 2, 4)))))
         for node in sorted(byzantine)
     )
     others = [NodeId(node) for node in range(n) if node not in byzantine]
@@ -141,6 +142,7 @@ def draw(seed: int, *, operations: int, kind: str | None = None) -> Configuratio
         drawn = _with_collection(drawn, Random(f"collection {seed}"))
     drawn = _with_initiatives(drawn, Random(f"initiatives {seed}"))
     drawn = _with_pact(drawn, Random(f"pact {seed}"))
+    drawn = _with_power_failures(drawn, Random(f"power {seed}"))
     return replace(drawn, files=_draw_rare_uses(drawn, Random(f"uses {seed}")))
 
 
@@ -173,6 +175,14 @@ def _with_pact(drawn: Configuration, random: Random) -> Configuration:
             random.choice(CONSPIRATORS[drawn.kind]),
         ),
     )
+
+
+def _with_power_failures(drawn: Configuration, random: Random) -> Configuration:
+    """In a few seeds, the machines of nodes that may lie lose power; the nodes are correct else."""
+    if random.random() >= 0.05:
+        return drawn
+    rewound = tuple((node, ("rewound",)) for node, _ in drawn.byzantine_nodes)
+    return replace(drawn, byzantine_nodes=rewound, initiatives=())
 
 
 def _with_limits(drawn: Configuration, random: Random) -> Configuration:

@@ -15,6 +15,7 @@ from bftfs.simulation.byzantine.positions import Asked, NodeAdversary, NodePosit
 from bftfs.storage import MemoryStorage, StorageView, Table, Write
 from bftfs.wire.codec import encode
 
+_SECOND_US = 1_000_000
 _LAST_KEY = b"\xff" * 512  # above every key of a store
 
 
@@ -72,6 +73,42 @@ class Amnesiac(NodeAdversary):
         ready = self.honest(asked)
         if ready.writes and self.misbehaves():
             ready.writes = []
+        return ready
+
+
+class Rewound(NodeAdversary):
+    """Correct, but its machine loses power now and then: it comes back as it was within the second.
+
+    That is what durability "interval" allows; the node does not know it. [Q/U §4.3.3] (4.3) and
+    [PASIS §3.4.4] (3.1) bear b nodes that have forgotten what others count on. Shown by durability
+    and serializability.
+    """
+
+    chances = (0.01, 0.1)
+
+    def __init__(self, position: NodePosition) -> None:
+        super().__init__(position)
+        # When something was stored, and what was there before.
+        self._stored: deque[tuple[int, list[Write]]] = deque(maxlen=4_096)
+
+    def answer(self, asked: Asked) -> Ready:
+        """The right answer; or none, since the machine starts again."""
+        stored, since_us = self._stored, asked.now_us - _SECOND_US
+        while stored and stored[0][0] < since_us:
+            stored.popleft()
+        if stored and self.misbehaves():
+            synced_us = self.random.randint(since_us, asked.now_us)
+            undone: list[Write] = []
+            while stored and stored[-1][0] >= synced_us:
+                undone += stored.pop()[1]
+            return Ready(writes=undone)
+        ready = self.honest(asked)
+        if ready.writes:
+            before = [
+                Write(table, key, asked.view.get(table, key))
+                for table, key, _ in reversed(ready.writes)
+            ]
+            stored.append((asked.now_us, before))
         return ready
 
 
