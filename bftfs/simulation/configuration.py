@@ -143,7 +143,33 @@ def draw(seed: int, *, operations: int, kind: str | None = None) -> Configuratio
     drawn = _with_initiatives(drawn, Random(f"initiatives {seed}"))
     drawn = _with_pact(drawn, Random(f"pact {seed}"))
     drawn = _with_power_failures(drawn, Random(f"power {seed}"))
-    return replace(drawn, files=_draw_rare_uses(drawn, Random(f"uses {seed}")))
+    drawn = replace(drawn, files=_draw_rare_uses(drawn, Random(f"uses {seed}")))
+    return _with_jumps(drawn, Random(f"jumps {seed}"))
+
+
+def _with_jumps(drawn: Configuration, random: Random) -> Configuration:
+    """In a part of the seeds, all clocks jump ahead together, and back, again and again.
+
+    What is left incomplete at one node then waits for all others (docs/threat-model.md): none is
+    Byzantine there, or down for long. What is undone and restored is found by its time, and blocks
+    of no file have nothing that would move on with them.
+    """
+    if (
+        random.random() >= 0.3
+        or drawn.kind == "blocks"
+        or drawn.byzantine_nodes
+        or drawn.collection is not None
+        or drawn.files.undo
+        or not all(client.sane for client in drawn.clients)
+    ):
+        return drawn
+    faults = replace(
+        drawn.faults,
+        jump_every_us=random.choice((SECOND_US, 5 * SECOND_US)),
+        jumps_us=random.choice(((CLOCK_SKEW_US // 2,), (3 * CLOCK_SKEW_US, 10**13), (10**14,))),
+        jumped_us=(1_000, random.choice((SECOND_US, 10 * SECOND_US))),
+    )
+    return replace(drawn, faults=faults, down_when_quiet=())
 
 
 def _with_initiatives(drawn: Configuration, random: Random) -> Configuration:

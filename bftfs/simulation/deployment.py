@@ -138,6 +138,7 @@ class Deployment:
     # Of nodes that have lost their disk:
     recoveries: dict[NodeId, Recovery] = field(default_factory=dict, init=False)
     clocks: dict[NodeId, OwnClock] = field(default_factory=dict, init=False)
+    clients: list[SimulatedClient] = field(default_factory=list, init=False)
     # Of nodes that verify and heal:
     scrubbers: dict[NodeId, Scrubber] = field(default_factory=dict, init=False)
     healers: dict[NodeId, tuple[ObjectHealer, BlockHealer]] = field(
@@ -282,7 +283,13 @@ class Deployment:
         """A new client that all nodes know."""
         client = SimulatedClient(self.world, self.network, client_named(name), skew_us=skew_us)
         self._senders[client.endpoint] = Sender(Role.CLIENT, client.client, None, grant or Grant())
+        self.clients.append(client)
         return client
+
+    def set_clocks(self, by_us: int) -> None:
+        """All clocks jump, of nodes and clients."""
+        for host in (*self.nodes, *self.clients):
+            host.skew_us += by_us
 
     def twin_of_node(self, node: NodeId) -> SimulatedNode:
         """Another instance of a node, with its keys and a disk of its own."""

@@ -1,9 +1,9 @@
 """The faults that are not Byzantine: what goes wrong in the faulty phase, drawn from the world.
 
-Messages are lost, repeated and delayed; partitions come and heal; nodes crash at random moments and
-around commits, and come back with their disks; a few lose their disks and have to heal. Afterwards
-the network is good and all nodes are up, except those that are to stay down. Byzantine nodes and
-clients are in `byzantine`.
+Messages are lost, repeated and delayed; partitions come and heal; all clocks jump, and back; nodes
+crash at random moments and around commits, and come back with their disks; a few lose their disks
+and have to heal. Afterwards the network is good and all nodes are up, except those that are to stay
+down. Byzantine nodes and clients are in `byzantine`.
 """
 
 from __future__ import annotations
@@ -30,6 +30,9 @@ class FaultPlan:
     cut_us: tuple[int, int] = (1_000, 2_000_000)
     lose_every_us: int = 0  # the disk of one of the losers, all of whom count as faulty
     losers: tuple[NodeId, ...] = ()
+    jump_every_us: int = 0  # all clocks jump ahead together, and back…
+    jumps_us: tuple[int, ...] = ()  # …by one of these
+    jumped_us: tuple[int, int] = (0, 0)  # …for so long
     distances_us: tuple[int, ...] = ()  # of the nodes: how much longer all their ways are
     longest_us: int = 120_000_000  # the faulty phase ends then at the latest
 
@@ -41,6 +44,7 @@ class FaultCounts:
     partitions: int = 0
     severed: int = 0
     lost_disks: int = 0
+    jumps: int = 0
 
 
 @dataclass(slots=True)
@@ -51,6 +55,7 @@ class FaultInjector:
     plan: FaultPlan
     counts: FaultCounts = field(default_factory=FaultCounts)
     _over: bool = False
+    _ahead_us: int = 0  # by which all clocks are ahead
 
     def begin(self) -> None:
         """Start the faults."""
@@ -65,12 +70,14 @@ class FaultInjector:
         self._every(plan.crash_every_us, self._crash)
         self._every(plan.partition_every_us, self._partition)
         self._every(plan.sever_every_us, self._sever)
+        self._every(plan.jump_every_us, self._jump)
         if plan.losers:
             self._every(plan.lose_every_us, self._lose)
 
     def end(self, *, stay_down: Iterable[NodeId] = ()) -> None:
         """Stop them: a good network, and every node up but `stay_down`."""
         self._over = True
+        self._jump_back()
         self.deployment.network.faults = NetworkFaults()
         self.deployment.network.distances_us = {}
         self.deployment.network.heal()
@@ -119,6 +126,19 @@ class FaultInjector:
     def _lose(self) -> None:
         self.counts.lost_disks += 1
         self.deployment.lose_disk(self.deployment.world.random.choice(self.plan.losers))
+
+    def _jump(self) -> None:
+        """All clocks jump ahead, of nodes and clients, unless they are ahead."""
+        if not self._ahead_us:
+            world = self.deployment.world
+            self.counts.jumps += 1
+            self._ahead_us = world.random.choice(self.plan.jumps_us)
+            self.deployment.set_clocks(self._ahead_us)
+            world.after(world.between(*self.plan.jumped_us), self._jump_back)
+
+    def _jump_back(self) -> None:
+        self.deployment.set_clocks(-self._ahead_us)
+        self._ahead_us = 0
 
     def _heal(self) -> None:
         self.deployment.network.heal()

@@ -292,6 +292,7 @@ class Simulation:
             volume=self.workload.volume,
             possible_objects=configuration.possible_objects,
             client_bytes=configuration.client_bytes,
+            compares_clocks=configuration.faults.jump_every_us > 0,
         )
         self.faults = FaultInjector(self.deployment, configuration.faults)
         self.participants = [

@@ -105,7 +105,7 @@ _SIMPLIFICATIONS: tuple[dict[str, Any], ...] = (
     {"faults": FaultPlan()},
     {"faults.network": NetworkFaults()},
     {"faults.disk": DiskFaults()},
-    *({f"faults.{what}_every_us": 0} for what in ("crash", "partition", "sever", "lose")),
+    *({f"faults.{what}_every_us": 0} for what in ("crash", "partition", "sever", "lose", "jump")),
     {"faults.distances_us": ()},
     *({f"faults.network.{what}": 0.0} for what in ("loss", "duplication", "straggling")),
     {"faults.network.delay_us": NetworkFaults().delay_us},

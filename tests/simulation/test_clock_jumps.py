@@ -1,0 +1,82 @@
+"""All clocks jump ahead together, and back, again and again, while clients work and nodes crash."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from bftfs.errors import AdmissionRefused
+from bftfs.filesystem.file_blocks import BlockWriter
+from bftfs.query_update.history import CulledObjectHistorySet
+from bftfs.server.block_verification import VerificationSettings
+from bftfs.simulation.configuration import ClientPlan, Configuration, draw
+from bftfs.simulation.scenario import run
+from bftfs.simulation.workloads.files import FileMix
+from bftfs.simulation.world import SECOND_US
+from tests.simulation.mutants import attacked, hunt
+
+DAYS_US = 10**12
+
+
+def jumping(
+    kind: str, seeds: range, *, client: str | None = None, operations: int = 60
+) -> Iterator[Configuration]:
+    """Nodes and a client crash; half of the operations are left when the clocks are right."""
+    for seed in seeds:
+        configuration = attacked(
+            seed,
+            kind=kind,
+            operations=operations,
+            faulty_share=0.5,
+            client=client,
+            verification=VerificationSettings() if seed % 2 else None,
+            files=FileMix(names=2, contents=0.8, directories=0.1, private=0.0),
+        )
+        faults = replace(
+            configuration.faults,
+            crash_every_us=2 * SECOND_US,
+            jump_every_us=SECOND_US // 10,
+            jumps_us=(DAYS_US,),
+            jumped_us=(1_000, SECOND_US // 10),
+        )
+        crashing = ClientPlan(width=2, crash_every_us=SECOND_US // 5)
+        yield replace(configuration, faults=faults, clients=(crashing, *configuration.clients))
+
+
+@pytest.mark.parametrize(
+    ("kind", "client"), [("objects", "partial-updater"), ("files", None), ("objects", None)]
+)
+def test_everything_goes_on(kind: str, client: str | None) -> None:
+    jumps = 0
+    for configuration in jumping(kind, range(8), client=client):
+        report = run(configuration)
+        assert report.passed, "\n".join(report.findings)
+        jumps += report.fault_counts.jumps
+    assert jumps > 8
+
+
+def test_must_fail_where_an_object_has_to_wait_for_the_clocks(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(CulledObjectHistorySet, "reached_us", lambda *_: 0)
+    assert hunt(
+        jumping("objects", range(4), operations=20), lambda each: each.startswith("progress:")
+    )
+
+
+def test_must_fail_where_a_block_has_to_wait_for_the_clocks(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def give_up(_writer: Any, _contents: Any, refused: AdmissionRefused) -> None:
+        raise refused
+
+    monkeypatch.setattr(BlockWriter, "_leave_behind", give_up)
+    assert hunt(jumping("files", range(16, 40)), lambda each: each.startswith("progress:"))
+
+
+def test_seeds_draw_them() -> None:
+    drawn = [draw(seed, operations=1) for seed in range(200)]
+    assert sum(each.faults.jump_every_us > 0 for each in drawn) > 5
