@@ -16,6 +16,7 @@ from typing import Any
 
 import structlog
 
+from bftfs.asking.peers import Peers
 from bftfs.asking.refusal import Refused
 from bftfs.cluster import ClusterDescription
 from bftfs.crypto.digest import Body
@@ -56,6 +57,7 @@ class Services:
     """The servers of a node, by message class, and its background work."""
 
     servers: Mapping[type, Server]
+    peers: Peers  # what the node knows of the others
     background: tuple[Background, ...] = ()
     gauges: Callable[[], tuple[Figure, ...]] = tuple  # of the background work
     works: tuple[Work, ...] = ()  # that the owner may control
@@ -165,7 +167,7 @@ def run(directory: NodeDirectory, description_file: Path, protocols: Protocols) 
         room = services.room
         room.attach(store.space.measure)
         membership = LiveMembership(description_file, directory.description, description)
-        comparison = Comparison(node, description, membership.compare)
+        comparison = Comparison(node, description, services.peers, membership.compare)
         health = Health(
             space=store.space,
             links=links,

@@ -56,7 +56,7 @@ def honest_services(
     object_healer = ObjectHealer(node, peers, keys, recovery, healing)
     clock = OwnClock(description.t, _report_clock)
     query_update = QueryUpdateServer(
-        node, quorums, keys, object_types(), recovery=recovery, doubts=object_healer, clock=clock
+        node, peers, keys, object_types(), recovery=recovery, doubts=object_healer, clock=clock
     )
     room = Room(client_bytes=configuration.client_bytes, pool_bytes=configuration.pool_bytes)
     quota = ClientQuota(room)
@@ -116,6 +116,7 @@ def honest_services(
             Notice: verifier,
             ClockRequest: ClockServer(),
         },
+        peers,
         # A node without peers has nothing to heal from.
         (
             clock_comparison,

@@ -6,7 +6,7 @@ before, nor says after the correct run. An attribute says something of node i in
 
 - the value at i of a mapping whose keys are nodes, or of a sequence with one element for each node;
 - membership of i, or of a tuple that has i, in a set;
-- bit i of a small integer, or membership of i in a `NodeSet`.
+- bit i of a small integer, or membership of i in a `Nodes`.
 
 Only objects that can be reached from the file system of the mount when no operation is under way
 are looked at. What a round keeps about its own replies goes with the round, and does not count.

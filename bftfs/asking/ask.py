@@ -394,6 +394,8 @@ class Asking:
         finished_us = self.ended_us = await Now()
         pace.took(finished_us - self.began_us)
         self._note_full(finished_us)
+        if not pace.judges_lateness:
+            return
         if self._half_us is None or finished_us - self._half_us <= pace.late_us:
             peers.timely(last)
             return

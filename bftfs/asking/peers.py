@@ -5,10 +5,9 @@ counts as evidence is decided by the protocols.
 Rule 2: whoever is left out, a quorum remains. It is enforced here, and nowhere else.
 
 A principal (a mount, a node, a command) has one `Peers`, which both protocols use: a node that lies
-to one is known to the other, and a node that is down is found out once. (Object sync at a node
-still begins with a new one each time; so does `bftfs inspect`, which is to see who answers.) As in
-etcd/raft, where a leader keeps a `tracker.Progress` for each follower, there is one record for each
-node.
+to one is known to the other, and a node that is down is found out once. (Only `bftfs inspect` uses
+a new one, because it is to show which nodes answer now.) As in etcd/raft, where a leader keeps a
+`tracker.Progress` for each follower, there is one record for each node.
 
 **Asked last.** A node that is slow, silent or full, or whose disk is damaged, is asked after the
 others, and nobody waits for it as long as the others are a quorum. The order stays a function of
@@ -91,11 +90,13 @@ class Pace:
     """How long one kind of request takes, and how long to wait for an answer.
 
     All waits count: a client that backs off for less than the others' rounds take collides with
-    them again and again. (Waits of more than `limits.COUNTED_US` count as that long: they tell of
+    them again and again. (Waits of more than `_LONGEST_US` count as that long: they tell of
     an outage.)
     """
 
-    def __init__(self, *, hedge_us: int, patience_us: int) -> None:
+    def __init__(self, *, hedge_us: int, patience_us: int, judges_lateness: bool = True) -> None:
+        """Without `judges_lateness`, no node is late: the replies of a round differ in size."""
+        self.judges_lateness = judges_lateness
         self._hedge_us = hedge_us
         self._patience_us = patience_us
         self.mean_us = 0  # how long rounds take
@@ -148,6 +149,7 @@ class Peers:
         self.metadata = Pace(hedge_us=HEDGE_US, patience_us=PATIENCE_US)
         self.reads = Pace(hedge_us=limits.READ_PATIENCE_US, patience_us=PATIENCE_US)
         self.writes = Pace(hedge_us=limits.READ_PATIENCE_US, patience_us=limits.WRITE_PATIENCE_US)
+        self.pages = Pace(hedge_us=HEDGE_US, patience_us=PATIENCE_US, judges_lateness=False)
         self.faults = [0] * quorums.n  # replies that a correct node does not send, so far
         self.disbelieved = NOBODY
         self._trusted = trusted

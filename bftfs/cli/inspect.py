@@ -153,13 +153,13 @@ def _inspected(
         "blocks": [
             _block(session, number, report) for number, report in zip(numbers, found, strict=True)
         ],
-        "scrubbed_claims": _scrubs(session),
+        "scrubbed_claims": _scrubs(session, peers),
     }
 
 
-def _scrubs(session: CommandSession) -> dict[str, str | None]:
+def _scrubs(session: CommandSession, peers: Peers) -> dict[str, str | None]:
     """The time of each node's last complete scrub, as it claims."""
-    replies = session.perform(health_reports(range(session.description.n)))
+    replies = session.perform(health_reports(peers, range(session.description.n)))
     scrubbed: dict[str, str | None] = {}
     for member in session.description.members:
         reply = replies.get(member.node)

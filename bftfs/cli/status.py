@@ -10,6 +10,8 @@ from rich.console import Console
 from rich.table import Table
 
 from bftfs import cluster as description_files
+from bftfs.asking.peers import Peers
+from bftfs.asking.quorum import ThresholdQuorums
 from bftfs.cli.options import data_option, json_option
 from bftfs.cli.processes import last_words, mount_processes, running_nodes
 from bftfs.cluster import ClusterDescription
@@ -71,8 +73,9 @@ def node_states(
 ) -> list[dict[str, Any]]:
     """Per node: number, address, pid, and its report on itself, if it answers."""
     identity = read_identity(directory.client_key(client))
+    peers = Peers(ThresholdQuorums(description.query_update))
     with BlockingNetwork(description, identity, decode=REPLIES.decode) as network:
-        replies = network.perform(health_reports(range(description.n)))
+        replies = network.perform(health_reports(peers, range(description.n)))
     running = running_nodes(directory, description)
     states = []
     for member in description.members:

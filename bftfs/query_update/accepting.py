@@ -38,6 +38,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from bftfs import limits
+from bftfs.asking.peers import Peers
 from bftfs.asking.quorum import NOBODY, Nodes, QuorumSystem
 from bftfs.clock_skew import is_ahead
 from bftfs.conversation import Conversation
@@ -175,7 +176,7 @@ class Accepting:
     def __init__(
         self,
         node: NodeId,
-        quorums: QuorumSystem,
+        peers: Peers,
         keys: AuthenticatorKeys,
         types: ObjectTypes,
         incomplete: IncompleteUpdates,
@@ -183,7 +184,8 @@ class Accepting:
     ) -> None:
         self._node = node
         self._clock = clock
-        self._quorums = quorums
+        self._peers = peers
+        self._quorums = peers.quorums
         self._keys = keys
         self._types = types
         self._incomplete = incomplete
@@ -556,9 +558,9 @@ class Accepting:
     def _fetching(self, replica: Replica, version: LogicalTimestamp, hosts: Nodes) -> _Fetch:
         """How to get a version of an object that `hosts` have."""
         known = between_nodes.known_versions(replica)
-        me, quorums = self._node, self._quorums
+        me, peers = self._node, self._peers
         return lambda _view: between_nodes.fetch_version(
-            replica.object, version, known=known, hosts=hosts, me=me, quorums=quorums
+            replica.object, version, known=known, hosts=hosts, me=me, peers=peers
         )
 
     def _accept_method(

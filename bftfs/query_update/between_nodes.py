@@ -85,6 +85,11 @@ def known_versions(replica: Replica) -> tuple[LogicalTimestamp, ...]:
     return (*own[: limits.SYNC_KNOWN - 2], replica.row.established, ZERO)
 
 
+def others_from(me: NodeId, quorums: QuorumSystem) -> tuple[NodeId, ...]:
+    """The servers other than `me`, around the ring: so not all servers ask the same ones first."""
+    return tuple(NodeId((me + step) % quorums.n) for step in range(1, quorums.n))
+
+
 async def fetch_version(
     identifier: ObjectId,
     version: LogicalTimestamp,
@@ -92,13 +97,12 @@ async def fetch_version(
     known: tuple[LogicalTimestamp, ...],
     hosts: Nodes,
     me: NodeId,
-    quorums: QuorumSystem,
+    peers: Peers,
 ) -> list[Write] | None:
     """The writes that stage `version`; None if too few servers give the same."""
-    ring = tuple(NodeId((me + step) % quorums.n) for step in range(1, quorums.n))
-    order = tuple(sorted(ring, key=lambda node: node not in hosts))
+    order = tuple(sorted(others_from(me, peers.quorums), key=lambda node: node not in hosts))
     key = sync_key(identifier, version)
-    asking = PageAsking(order, quorums)
+    asking = PageAsking(order, peers)
     try:
         chain = await asking.agree(SyncRequest(identifier, version, known, b"", True))
         links = None if chain is None else links_down_from(version, chain)
@@ -155,33 +159,35 @@ def links_down_from(version: LogicalTimestamp, page: bytes) -> tuple[Link, ...] 
 class PageAsking:
     """Asks servers for pages until a set of them that includes a benign one agrees."""
 
-    def __init__(self, order: tuple[NodeId, ...], quorums: QuorumSystem) -> None:
+    def __init__(self, order: tuple[NodeId, ...], peers: Peers) -> None:
         self._order = order
-        self._quorums = quorums
-        self._peers = Peers(quorums)
-        self._first = 0
-        while self._first < len(order) and not quorums.includes_benign(
-            Nodes.of(order[: self._first])
-        ):
-            self._first += 1
+        self._peers = peers
 
     async def agree(self, request: SyncRequest | ChainRequest) -> bytes | None:
         """The page; None if all have answered, or a benign one has the version, but no chain."""
+        peers, quorums = self._peers, self._peers.quorums
+        now_us = await Now()
+        order, probes = peers.order(self._order, now_us)
+        first = 0
+        while first < len(order) and not quorums.includes_benign(Nodes.of(order[:first])):
+            first += 1
         for_digest = msgspec.structs.replace(request, whole=False)
-        votes: Votes[bytes] = Votes(self._quorums)
-        wholes = {self._order[0], *self._order[self._first :]}
+        votes: Votes[bytes] = Votes(quorums)
+        wholes = {order[0], *order[first:]}
         unchained = NOBODY
 
         def send(node: NodeId) -> Send:
             return Send(node, request if node in wholes else for_digest)
 
         asking = ask.Asking(
-            self._peers,
-            self._order,
+            peers,
+            order,
             send,
-            first=self._first,
+            first=first,
+            probes=probes,
+            pace=peers.pages,
             needed=lambda _: False,
-            now_us=await Now(),
+            now_us=now_us,
             subject="object sync",
             patience_total_us=_PATIENCE_TOTAL_US,
         )
@@ -198,7 +204,7 @@ class PageAsking:
                 digest = sync_page_digest(reply.page) if whole else reply.page
                 votes.add(node, digest, reply.page, whole=whole)
             agreed = votes.agreed() in votes.wholes
-            asking.until(agreed or self._quorums.includes_benign(unchained))
+            asking.until(agreed or quorums.includes_benign(unchained))
 
         await asking.collect(take)
         agreed = votes.agreed()

@@ -19,7 +19,7 @@ import errno
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
-from bftfs.asking.quorum import QuorumSystem
+from bftfs.asking.peers import Peers
 from bftfs.asking.refusal import Refused
 from bftfs.crypto.digest import AuthenticatorKeys, Body, deduction_digest, life_of
 from bftfs.errors import MalformedMessage
@@ -98,7 +98,7 @@ class QueryUpdateServer:
     def __init__(
         self,
         node: NodeId,
-        quorums: QuorumSystem,
+        peers: Peers,
         keys: AuthenticatorKeys,
         types: ObjectTypes,
         *,
@@ -114,9 +114,8 @@ class QueryUpdateServer:
         self._doubts = doubts
         self._node = node
         self._keys = keys
-        accepting = Accepting(
-            node, quorums, keys, types, self.incomplete, clock or OwnClock(quorums.n)
-        )
+        own_clock = clock or OwnClock(peers.quorums.n)
+        accepting = Accepting(node, peers, keys, types, self.incomplete, own_clock)
         self._accepting = accepting
         self._handlers: dict[type, Handler] = {  # nodes repair like clients, but for grants
             Update: self._update,

@@ -16,10 +16,11 @@ Tests: `tests/unit/server/test_comparison.py`; with real nodes,
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from functools import partial
 
+from bftfs.asking.ask import ask_all
+from bftfs.asking.peers import Peers
 from bftfs.cluster import ClusterDescription
-from bftfs.conversation import Pause, Receive, Send, Together
+from bftfs.conversation import Delivery, Pause
 from bftfs.envelope import HealthReply, HealthRequest
 from bftfs.identifiers import NodeId
 from bftfs.limits import SECOND_US
@@ -30,20 +31,14 @@ EVERY_US = 60 * SECOND_US
 _PATIENCE_US = 2 * SECOND_US
 
 
-async def health_reports(nodes: Iterable[int]) -> dict[NodeId, HealthReply]:
+async def health_reports(peers: Peers, nodes: Iterable[int]) -> dict[NodeId, HealthReply]:
     """The health reports of `nodes` that answer in time. They are claims: a node may lie."""
-    asked = tuple(NodeId(node) for node in nodes)
-    replies: tuple[HealthReply | None, ...] = await Together(
-        tuple(partial(_health, node) for node in asked)
-    )
-    return {node: reply for node, reply in zip(asked, replies, strict=True) if reply is not None}
 
+    def judge(delivery: Delivery) -> HealthReply | None:
+        return delivery.message if isinstance(delivery.message, HealthReply) else None
 
-async def _health(node: NodeId) -> HealthReply | None:
-    await Send(node, HealthRequest())
-    delivery = await Receive(_PATIENCE_US)
-    answer = None if delivery is None else delivery.message
-    return answer if isinstance(answer, HealthReply) else None
+    requests = {NodeId(node): HealthRequest() for node in nodes}
+    return await ask_all(peers, requests, judge, patience_us=_PATIENCE_US)
 
 
 def with_a_correct_one(claimed: Iterable[int], *, b: int) -> int:
@@ -56,18 +51,23 @@ class Comparison:
     """A node's background work: it asks its peers how they are, once a minute."""
 
     def __init__(
-        self, node: NodeId, description: ClusterDescription, tell_serial: Callable[[int], None]
+        self,
+        node: NodeId,
+        description: ClusterDescription,
+        peers: Peers,
+        tell_serial: Callable[[int], None],
     ) -> None:
         """`tell_serial` is called with a serial that some correct peer's description reaches."""
         self._others = tuple(other for other in range(description.n) if other != node)
         self._b = description.b
+        self._peers = peers
         self._tell_serial = tell_serial
 
     async def run(self, host: Host) -> None:
         """Compare once a minute, as long as the node runs."""
         await Pause(FIRST_AFTER_US)
         while True:
-            reports = await health_reports(self._others)
+            reports = await health_reports(self._peers, self._others)
             serials = (report.description_serial for report in reports.values())
             self._tell_serial(with_a_correct_one(serials, b=self._b))
             await Pause(EVERY_US)

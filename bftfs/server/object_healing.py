@@ -161,6 +161,7 @@ class ObjectHealer:
         self.throttle = throttle or healing_throttle()
         self.tally = ObjectHealingTally()
         self._node = node
+        self._peers = peers
         self._quorums = peers.quorums
         self._keys = keys
         self._recovery = recovery
@@ -432,7 +433,7 @@ class ObjectHealer:
                     known=known,
                     hosts=nodes,
                     me=self._node,
-                    quorums=self._quorums,
+                    peers=self._peers,
                 )
                 if staged is None:
                     return False
@@ -501,7 +502,7 @@ class ObjectHealer:
             and head != ZERO
             and is_signed(self._keys, name, row)
         ):
-            past = await fetch_past(name, head, me=self._node, quorums=self._quorums)
+            past = await fetch_past(name, head, me=self._node, peers=self._peers)
             if past is not None:
                 return await self._replace(host, name, past)
         if self._marked.get(name) != _DAMAGED:

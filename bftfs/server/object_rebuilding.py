@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import msgspec
 
 from bftfs import limits
-from bftfs.asking.quorum import QuorumSystem
+from bftfs.asking.peers import Peers
 from bftfs.conversation import Pause
 from bftfs.errors import QuorumUnavailable
 from bftfs.identifiers import NodeId, ObjectId
@@ -56,11 +56,10 @@ class Past:
 
 
 async def fetch_past(
-    name: ObjectId, version: LogicalTimestamp, *, me: NodeId, quorums: QuorumSystem
+    name: ObjectId, version: LogicalTimestamp, *, me: NodeId, peers: Peers
 ) -> Past | None:
     """The past of `version`, as far down as b + 1 peers tell the same."""
-    order = tuple(NodeId((me + step) % quorums.n) for step in range(1, quorums.n))
-    asking = PageAsking(order, quorums)
+    asking = PageAsking(between_nodes.others_from(me, peers.quorums), peers)
     links: list[Link] = []
     volume = 0
     at = version

@@ -192,13 +192,12 @@ class Deployment:
         if node in self.recoveries:  # it starts again
             known_lives.recall(self.nodes[node].disk, keys)
         recovery = self.recoveries.setdefault(node, Recovery())
-        quorums = ThresholdQuorums(self.sizes.query_update)
-        peers = Peers(quorums, trusted=Nodes.of([node]))
+        peers = Peers(ThresholdQuorums(self.sizes.query_update), trusted=Nodes.of([node]))
         objects_healer = ObjectHealer(node, peers, keys, recovery)
         clock = self.clocks[node] = OwnClock(self.sizes.query_update.t)
         objects = QueryUpdateServer(
             node,
-            quorums,
+            peers,
             keys,
             self.types,
             recovery=recovery,

@@ -9,7 +9,10 @@ from typing import Annotated, Any
 
 from msgspec import Meta
 
+from bftfs.asking.peers import Peers
+from bftfs.asking.quorum import ThresholdQuorums
 from bftfs.asking.refusal import Refused
+from bftfs.cluster import ClusterDescription
 from bftfs.conversation import Conversation, Receive, Send
 from bftfs.crypto.digest import Body, data_of
 from bftfs.envelope import HealthReply, HealthRequest
@@ -99,10 +102,11 @@ async def adopt(counter: bytes, peer: NodeId) -> Conversation[list[Write] | None
     return [Write(Table.STATE, counter, delivery.message.value.to_bytes(8, "big"))]
 
 
-def services(*_: Any) -> Services:
+def services(description: ClusterDescription, *_: Any) -> Services:
     """What a node does that only counts."""
     server = CountingServer()
-    return Services({Increment: server, Fetch: server, Adopt: server})
+    peers = Peers(ThresholdQuorums(description.query_update))
+    return Services({Increment: server, Fetch: server, Adopt: server}, peers)
 
 
 PROTOCOLS = Protocols(services, REQUESTS.decode, REPLIES.decode)

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from bftfs.asking.quorum import ThresholdQuorums
+from bftfs.asking.peers import Peers
 from bftfs.query_update import between_nodes, history, repair
 from bftfs.query_update.observation import Deductions
 from bftfs.simulation.configuration import Configuration, from_json
@@ -118,8 +118,8 @@ def test_no_second_opinion_in_object_sync(monkeypatch: pytest.MonkeyPatch) -> No
     assert hunt(attacks(node="sync-liar", network=lossy)) is None
     begin: Callable[..., None] = between_nodes.PageAsking.__init__
 
-    def credulous(asking: Any, order: Any, quorums: ThresholdQuorums) -> None:
-        begin(asking, order, Trusting(quorums))
+    def credulous(asking: Any, order: Any, peers: Peers) -> None:
+        begin(asking, order, Peers(Trusting(peers.quorums)))
 
     monkeypatch.setattr(between_nodes.PageAsking, "__init__", credulous)
     assert hunt(attacks(node="sync-liar", network=lossy), not_serializable)

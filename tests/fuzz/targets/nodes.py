@@ -73,10 +73,10 @@ def _servers() -> dict[type, Any]:
     """What the node serves, without any work of its own."""
     description, identities = _described()
     keys = description.authenticator_keys(identities[0], NodeId(0))
-    quorums = ThresholdQuorums(description.query_update)
-    objects = QueryUpdateServer(NodeId(0), quorums, keys, object_types())
+    peers = Peers(ThresholdQuorums(description.query_update))
+    objects = QueryUpdateServer(NodeId(0), peers, keys, object_types())
     recovery = Recovery()
-    healer = ObjectHealer(NodeId(0), Peers(quorums), keys, recovery)
+    healer = ObjectHealer(NodeId(0), peers, keys, recovery)
     authority = InodeAuthority(recovery, healer)
     blocks = ReadWriteServer(NodeId(0), description.read_write, keys, authority=authority)
     return {**dict.fromkeys(objects._handlers, objects), **dict.fromkeys(blocks._serve, blocks)}

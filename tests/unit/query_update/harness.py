@@ -93,12 +93,12 @@ class Node(SimulatedNode):
         )
 
     def _serve(self) -> Servers:
-        quorums, recovery = self._cluster.quorums, Recovery()
-        peers = Peers(quorums, trusted=Nodes.of([self.number]))
+        recovery = Recovery()
+        peers = Peers(self._cluster.quorums, trusted=Nodes.of([self.number]))
         self.healer = ObjectHealer(self.number, peers, self.keys, recovery)
         self.server = QueryUpdateServer(
             self.number,
-            quorums,
+            peers,
             self.keys,
             self._cluster.types,
             recovery=recovery,

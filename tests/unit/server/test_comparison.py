@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 
 from bftfs import cluster
+from bftfs.asking.peers import Peers
+from bftfs.asking.quorum import ThresholdQuorums
 from bftfs.conversation import Pause
 from bftfs.envelope import HealthReply
 from bftfs.identifiers import NodeId
@@ -42,12 +44,13 @@ def test_a_node_asks_the_others_again_and_again(monkeypatch: pytest.MonkeyPatch)
     rounds = [{1: report(3), 2: report(4)}, {}, {4: report(9), 5: report(8), 1: report(8)}]
     asked: list[tuple[int, ...]] = []
 
-    async def reports(nodes: tuple[int, ...]) -> Any:
+    async def reports(_peers: Peers, nodes: tuple[int, ...]) -> Any:
         asked.append(nodes)
         return rounds.pop(0)
 
     monkeypatch.setattr(comparison, "health_reports", reports)
-    work: Any = Comparison(NodeId(0), DESCRIPTION, told.append).run(None)  # type: ignore[arg-type]
+    peers = Peers(ThresholdQuorums(DESCRIPTION.query_update))
+    work: Any = Comparison(NodeId(0), DESCRIPTION, peers, told.append).run(None)  # type: ignore[arg-type]
     assert isinstance(work.send(None), Pause)
     assert not asked
     while rounds:
