@@ -1,17 +1,19 @@
 """Sending requests and waiting for replies: the one place in both protocols that does so.
 
-`Calls` are the unanswered requests of one operation, which sends what it likes to whom it likes: a
-READ asks for lists of versions and for fragments as replies come in. `Asking` is a round on top of
-it: a request to each of some nodes, and one reply from each. `ask_all` asks each of some nodes
-once, as workers and inspections do.
+There are three ways to ask:
 
-A round never waits for a node that is not needed. A node that takes longer than others usually do
-is replaced by the next one, if there is one from which an answer may be expected. A node that is
-busy is asked again soon, and then less and less often. Requests are repeated to silent nodes.
-[Q/U §4.3.4, c_quorum_rpc]
+- `Asking` is a round: one request to each of some nodes, and one reply from each. All rounds of
+  both protocols are of this kind, except reads of blocks.
+- `Calls` are the unanswered requests of a read of a block. It asks one node several questions, and
+  chooses the next one by the replies.
+- `ask_all` sends each of some nodes one request, once. Workers, inspections and commands use it.
 
-Nothing here affects safety: the caller decides what counts, and when it is enough. What replies and
-silences show of a node, `Peers` remembers.
+A round never waits for a node that is not needed. A node that takes longer than usual is replaced
+by the next one, if that is likely to answer. A busy node is asked again soon, and then at growing
+intervals. Requests to silent nodes are repeated. [Q/U §4.3.4, c_quorum_rpc]
+
+Nothing here affects safety: the caller decides which replies count, and how many are enough. What
+replies and silences show of a node is kept in `Peers`.
 
 **Concurrency.** An `Asking` or `Calls` belongs to one conversation.
 """
@@ -34,18 +36,18 @@ Tag = TypeVar("Tag")
 Answer = TypeVar("Answer")
 
 PATIENCE_MAX_US = 2_000_000  # the longest interval between repetitions of a request
-BUSY_US = 5_000  # after which a node that was busy is asked again; doubles with each time
-_SILENCES = 3  # that a round bears for the sake of the last nodes that it needs
+BUSY_US = 5_000  # first pause before a busy node is asked again; doubles each time
+_SILENCES = 3  # silences in which a round waits for nodes that it hopes for
 _NEVER = 1 << 62
 _WAIT, _ENOUGH, _MORE, _AGAIN = range(4)  # what a caller says of a reply
-INSPECTED_PATIENCE_US = 3 * limits.SECOND_US  # for the nodes that an inspection asks…
-INSPECTED_AGAIN_US = 200_000  # …and for those that have been silent before
+INSPECTED_PATIENCE_US = 3 * limits.SECOND_US  # how long an inspection waits for a node…
+INSPECTED_AGAIN_US = 200_000  # …and for one that has been silent before
 
 
 class Calls(Generic[Tag]):
     """The unanswered requests of one operation.
 
-    Replies that come after a silence are still taken, but for all except the latest requests.
+    Replies still count if they come after a silence, unless their requests are very old.
     """
 
     def __init__(
@@ -58,7 +60,10 @@ class Calls(Generic[Tag]):
         now_us: int,
         patience_total_us: int | None = None,
     ) -> None:
-        """Half of the `required` nodes tell the pace. `subject` is for error messages."""
+        """The time until half of the `required` nodes answer goes to `pace`.
+
+        `subject` is for error messages.
+        """
         self.peers = peers
         self.lapses = 0  # silences so far
         self._pace = pace
@@ -72,11 +77,11 @@ class Calls(Generic[Tag]):
         self._unanswered: dict[int, tuple[NodeId, Tag]] = {}
 
     def sent(self, number: int, node: NodeId, tag: Tag) -> None:
-        """A request was sent to `node`; its reply comes with the tag."""
+        """A request was sent to `node`; `reply` returns `tag` with its reply."""
         self._unanswered[number] = (node, tag)
 
     async def reply(self) -> tuple[Delivery, Tag] | None:
-        """The next reply; None after a silence, each of which is twice as long as the last.
+        """The next reply; None after a silence. Each silence is twice as long as the last one.
 
         Raises QuorumUnavailable when total patience has run out.
         """
@@ -86,7 +91,7 @@ class Calls(Generic[Tag]):
                 await self._lapse()
                 return None
             call = self._unanswered.pop(delivery.request_number, None)
-            if call is not None:  # and no answer to an earlier round of this conversation
+            if call is not None:  # otherwise, a reply to an earlier round of this conversation
                 node, heard = delivery.node, self._heard
                 if not heard.bits >> node & 1:
                     self._heard = heard = heard.plus(node)
@@ -124,11 +129,11 @@ class Refusals:
         self._by_code: dict[int, dict[NodeId, str]] = {}
 
     def add(self, node: NodeId, refused: Refused) -> None:
-        """Raises AdmissionRefused once the others are no quorum.
+        """Note a refusal. Raises AdmissionRefused once the other nodes are no quorum.
 
-        At least b + 1 of them must give the same reason: a liar's must not be given for a refusal
-        that will pass, as of a node whose clock is behind. ENODATA is never final: nodes that
-        rebuild their stores will answer later.
+        It is raised only if b + 1 nodes give the same reason. Otherwise a liar's reason could be
+        reported where the other refusals will pass, say of a node whose clock is slow. ENODATA
+        is never final: nodes that rebuild their stores will answer later.
         """
         self.nodes = self.nodes.plus(node)
         if refused.code == errno.ENODATA:
@@ -143,7 +148,7 @@ class Refusals:
             raise AdmissionRefused(code=code, reason=reason, nodes=len(alike))
 
     def withdraw(self, node: NodeId) -> None:
-        """`node` answers after it had refused."""
+        """`node`, which had refused, answers now."""
         self.nodes = self.nodes.minus(node)
         for nodes in self._by_code.values():
             nodes.pop(node, None)
@@ -164,14 +169,13 @@ class Asking:
         asking = Asking(peers, order, lambda node: Send(node, request), subject=…, now_us=…)
         await asking.collect(take)
 
-    After each reply the caller says at most one thing: `enough`, `more` (or one of these, or
-    neither), `rest`, `again`, `useless` or `refused`. If it says nothing, the round waits for the
-    others that were asked; if there are none, and the answers are not enough, one node more is
-    asked.
+    After each reply the caller calls at most one of `enough`, `more`, `enough_or_more`, `until`,
+    `rest`, `again`, `useless` and `refused`. If it calls none, the round waits for the other nodes
+    that were asked; if there are none, and the answers are not enough, one more node is asked.
     """
 
-    # Most rounds never change these: as attributes of the class they cost a round nothing.
-    _overdue: Nodes = NOBODY  # those that are slower than usual
+    # Class attributes, since most rounds never change them: so they cost no time in `__init__`.
+    _overdue: Nodes = NOBODY  # nodes that are slower than usual
     _refusals: Refusals | None = None
     _waited_us = 0
     _silences = 0
@@ -196,17 +200,18 @@ class Asking:
     ) -> None:
         """The `first` nodes of `order` (by default a quorum) are asked at once, and the `probes`.
 
-        `required`, by default as many, is for the error message.
+        `required` (by default as many) is the number in the error message.
 
-        `needed` tells if those that have answered are all that the round must wait for; by default
-        if they are a quorum. `hopes` tells if it is worth while to wait for the silent all the
-        same, for some time. `suffices` replaces both when a silence has lasted.
+        `needed(answered)` is True if the round need not wait any longer; by default, if a quorum
+        has answered. `hopes(waiting)` is True if it is worth waiting for the silent nodes
+        nevertheless, for some time. After a silence of full patience, `suffices(asked)` replaces
+        both, if given.
         """
         self.order = order
         self.first = peers.quorums.first_quorum(order) if first is None else first
         self.asked = NOBODY
-        self.answered = NOBODY  # and did not refuse
-        self.refusing = NOBODY  # and have not answered since
+        self.answered = NOBODY  # nodes that have answered, and did not refuse
+        self.refusing = NOBODY  # nodes that have refused, and not answered since
         self.ended_us = now_us  # when the round was over
         self._peers = peers
         self._request = request
@@ -221,53 +226,53 @@ class Asking:
         self._patience_total_us = patience_total_us
         self._numbers: dict[int, NodeId] = {}
         self._unasked: list[NodeId] = []
-        self._heard = NOBODY  # whose reply is not taken any more
+        self._heard = NOBODY  # nodes whose further replies do not count
         self._said = _WAIT
         self._half_us: int | None = None
-        self._quiet_us = 0  # of silence since the last reply that counts…
-        self._hedge_us = self._pace.hedge_us  # …so much until others are asked, too…
-        self._patience_us = self._within(self._pace.patience_us)  # …and until they count as silent
+        self._quiet_us = 0  # silence since the last reply that counted…
+        self._hedge_us = self._pace.hedge_us  # …after this much, others are asked as well…
+        self._patience_us = self._within(self._pace.patience_us)  # …and after this, all are silent
         self._until_us = min(self._hedge_us, self._patience_us)  # the next of these
         self._busy: list[NodeId] = []
-        self._busy_us = _NEVER  # until those that were busy are asked again
+        self._busy_us = _NEVER  # …and after this, busy nodes are asked again
 
     @property
     def waiting(self) -> Nodes:
-        """Those that were asked, and neither answered nor refused."""
+        """Nodes that were asked, and have neither answered nor refused."""
         return Nodes.known(self.asked.bits & ~(self.answered.bits | self.refusing.bits))
 
     @property
     def is_waiting(self) -> bool:
-        """True if one that was asked has neither answered nor refused."""
+        """True if a node that was asked has neither answered nor refused."""
         return self.asked.bits & ~(self.answered.bits | self.refusing.bits) != 0
 
-    # --- what the caller says of a reply --------------------------------------------------------
+    # --- what the caller decides on a reply -----------------------------------------------------
 
     def enough(self) -> None:
         """The round is over."""
         self._said = _ENOUGH
 
     def more(self) -> None:
-        """Ask one node more: one from which an answer may be expected, or one that is needed."""
+        """Ask one more node, if it is likely to answer or if it is needed."""
         if self._unasked and (self._peers.willing(self._unasked[0]) or self._is_stuck()):
             self._said = _MORE
         else:
             self.rest()
 
     def enough_or_more(self, is_enough: bool) -> None:
-        """The round is over, or one node more is asked."""
+        """The round is over if `is_enough`; otherwise one more node is asked."""
         if is_enough:
             self.enough()
         else:
             self.more()
 
     def until(self, is_found: bool) -> None:
-        """The round is over if that is so; if not, and nobody is left, one node more is asked."""
+        """The round is over if `is_found`; otherwise one more node is asked if none is pending."""
         if is_found or not self.is_waiting:
             self.enough_or_more(is_found)
 
     def rest(self) -> None:
-        """Wait for those from which an answer may be expected; without any, it is enough."""
+        """Wait for the nodes that are likely to answer; without any, the round is over."""
         if not self._needed(self.answered):
             if not self.is_waiting and self.refusing is NOBODY:
                 self._said = _ENOUGH
@@ -281,7 +286,7 @@ class Asking:
         self._said = _ENOUGH
 
     def again(self, node: NodeId) -> None:
-        """The reply counts as none: its node is asked again soon, and another one besides."""
+        """Ignore the reply: ask its node again soon, and now another one in addition."""
         self.answered = self.answered.minus(node)
         self._heard = self._heard.minus(node)
         for number in [number for number, owner in self._numbers.items() if owner == node]:
@@ -294,18 +299,18 @@ class Asking:
         self._said = _AGAIN
 
     def useless(self, node: NodeId) -> None:
-        """The reply counts as none: one node more is asked, and its node again after a silence.
+        """Ignore the reply: ask one more node, and this one again only after a silence.
 
-        So a round never ends with fewer answers than it needs, whatever nodes say.
+        So a round never ends with fewer answers than it needs, whatever nodes reply.
         """
         self.answered = self.answered.minus(node)
         self.refusing = self.refusing.plus(node)
         self.more()
 
     def refused(self, reply: Delivery) -> None:
-        """The reply is no answer: its node does not serve the request, or answers another one.
+        """The reply is a refusal, or not a possible answer to the request.
 
-        If that may pass (the node is busy), the node is asked again soon. Otherwise one node more
+        If that may pass (the node is busy), the node is asked again soon. Otherwise one more node
         is asked. Raises AdmissionRefused when the refusals are final.
         """
         node, refusal = reply.node, reply.message
@@ -318,9 +323,9 @@ class Asking:
         self.useless(node)
 
     def _is_hopeful(self) -> bool:
-        """True if it is worth while to wait for the silent: without them, nothing can succeed.
+        """True if it is worth waiting for silent nodes, because nothing can succeed without them.
 
-        If a quorum of those that are believed has answered, repair can succeed at once.
+        It is not if a quorum of believed nodes has answered: then a repair can succeed at once.
         """
         return (
             self._hopes is not None
@@ -330,16 +335,16 @@ class Asking:
         )
 
     def _is_stuck(self) -> bool:
-        """True if nobody is left to wait for, and those that have answered are not enough.
+        """True if no reply is pending, and the answers so far are not enough.
 
-        One of them was of no use; while others were waited for, they could have been enough.
+        So a reply was useless; as long as others were pending, the round could have succeeded.
         """
         return not (self.is_waiting or self._needed(self.answered))
 
     # --- the round ------------------------------------------------------------------------------
 
     async def send(self) -> None:
-        """Send the first requests, if the replies are to be waited for later."""
+        """Send the first requests now, if `collect` is to be called later."""
         first, self._unasked = self.order[: self.first], list(self.order[self.first :])
         if self._probes:
             first += tuple(node for node in self._probes if node not in first)
@@ -349,7 +354,7 @@ class Asking:
         self._numbers.update(zip(numbers, first, strict=True))
 
     async def collect(self, take: Callable[[Delivery], None]) -> None:
-        """Give each reply to `take`, until that or a silence ends the round."""
+        """Pass each reply to `take`, until `take` or a silence ends the round."""
         if not self.asked:
             await self.send()
         numbers, answered = self._numbers, self._peers.answered
@@ -389,7 +394,7 @@ class Asking:
                     await self._ask(self._unasked.pop(0))
 
     async def _conclude(self, last: NodeId) -> None:
-        """The round is over with the reply of `last`: note how long it took, and who was late."""
+        """The reply of `last` ended the round: note how long it took, and which nodes were late."""
         peers, pace = self._peers, self._pace
         finished_us = self.ended_us = await Now()
         pace.took(finished_us - self.began_us)
@@ -406,7 +411,7 @@ class Asking:
                 peers.silent(node, finished_us)
 
     async def _bear_silence(self, until_us: int) -> bool:
-        """No reply came until `until_us` of silence. True if that ends the round."""
+        """There was no reply for `until_us`. True if that ends the round."""
         if until_us == self._busy_us:
             for node in self._busy:
                 await self._ask(node)
@@ -418,7 +423,7 @@ class Asking:
         return await self._lapse()
 
     async def _hedge(self) -> bool:
-        """Nodes take longer than usual: ask others in their place; without any, this has to do."""
+        """Nodes take longer than usual: ask others in their place. True if the round ends."""
         self._hedge_us = _NEVER
         silent = self._silent()
         for node in silent:
@@ -426,7 +431,7 @@ class Asking:
         further = [node for node in self._unasked if self._peers.willing(node)]
         if not further:
             if not self._needed(self.answered):
-                further = self._unasked[:]  # better those than nobody
+                further = self._unasked[:]  # unwilling nodes are better than none
             elif not self._is_hopeful():
                 await self._give_up(silent)
                 return True
@@ -436,7 +441,7 @@ class Asking:
         return False
 
     async def _lapse(self) -> bool:
-        """Those that have not answered count as silent: ask others, or repeat the requests."""
+        """Patience is over: ask other nodes, or repeat the requests. True if the round ends."""
         self._quiet_us = 0
         self._waited_us += self._patience_us
         self._silences += 1
@@ -455,7 +460,7 @@ class Asking:
             )
         for number in list(self._numbers)[: -limits.LATE_REQUESTS]:
             del self._numbers[number]
-        missing = max(1, len(silent))  # nobody is silent if all who were asked have answered
+        missing = max(1, len(silent))  # 1 if all that were asked have answered
         further = self._unasked[:missing]
         del self._unasked[:missing]
         if not further:
@@ -468,13 +473,13 @@ class Asking:
         return False
 
     def _within(self, patience_us: int) -> int:
-        """`patience_us`, or what is left of the total patience."""
+        """`patience_us`, or what is left of the total patience if that is less."""
         if self._patience_total_us is None:
             return patience_us
         return min(patience_us, self._patience_total_us - self._waited_us)
 
     async def _give_up(self, silent: list[NodeId]) -> None:
-        """Note which nodes have not answered, and which have full disks."""
+        """Note which nodes are silent, and which have full disks."""
         now_us = self.ended_us = await Now()
         for node in silent:
             self._peers.silent(node, now_us)
@@ -486,7 +491,7 @@ class Asking:
                 self._peers.full(node, now_us)
 
     def _silent(self) -> list[NodeId]:
-        """Those that were asked, and have not answered."""
+        """Nodes that were asked, and have not replied."""
         silent = self.asked - self._heard
         return [node for node in self.order if node in silent]
 
@@ -506,9 +511,9 @@ async def ask_all(
 ) -> dict[NodeId, Answer]:
     """Send each node its request once; return what `judge` makes of each usable reply.
 
-    Nodes' workers and inspections call this. `judge` returns None for a reply that is not usable.
-    The call ends when `enough` is true of the answers, or after `patience_us`; after `silent_us`
-    already if all nodes that have not answered were silent before.
+    Workers, inspections and commands call this. `judge` returns None for an unusable reply. The
+    call ends when `enough` is true of the answers, or after `patience_us`. If all nodes that have
+    not answered were silent before, it ends after `silent_us`, if given.
     """
     sent = await SendAll([Send(node, request) for node, request in requests.items()])
     numbers = dict(zip(sent, requests, strict=True))
@@ -537,7 +542,7 @@ async def ask_all(
 
 
 async def inspect_nodes(peers: Peers, requests: Mapping[NodeId, object]) -> dict[NodeId, Delivery]:
-    """The replies of all nodes that an inspection asks: patiently, until one has been silent."""
+    """The replies to the requests of an inspection, which waits long for a node only once."""
     return await ask_all(
         peers,
         requests,

@@ -1,8 +1,8 @@
-"""What one principal knows of each node: how it behaves, and whom to ask first.
+"""What one principal knows of each node: how it behaves, and which to ask first.
 
-Rule 1: nothing here affects safety. Any node may be asked in any order, at any time, or never; what
-counts as evidence is decided by the protocols.
-Rule 2: whoever is left out, a quorum remains. It is enforced here, and nowhere else.
+Rule 1: nothing here affects safety. The nodes may be asked in any order, at any time, or never; the
+protocols decide what counts as evidence.
+Rule 2: whoever is left out, a quorum remains. This rule is enforced here, and nowhere else.
 
 A principal (a mount, a node, a command) has one `Peers`, which both protocols use: a node that lies
 to one is known to the other, and a node that is down is found out once. (Only `bftfs inspect` uses
@@ -10,32 +10,38 @@ a new one, because it is to show which nodes answer now.) As in etcd/raft, where
 `tracker.Progress` for each follower, there is one record for each node.
 
 **Asked last.** A node that is slow, silent or full, or whose disk is damaged, is asked after the
-others, and nobody waits for it as long as the others are a quorum. The order stays a function of
-the object and of these nodes: locality survives a crash, and the load of a crashed server is
-dispersed. [Q/U §4.3.5] Once its interval is over the node is asked besides the others, as a probe,
-and is back in its place when it answers. A first silence is forgiven at the next answer. A node
-that falls silent again soon after waits for its probe, and each time for twice as long: one that
-answers only now and then is noticed as rarely as one that never does.
+others, and not waited for as long as the others are a quorum. The others keep their order, which is
+a function of the object: so an object's versions stay on the same servers, and the load of a
+crashed server is spread over all others. [Q/U §4.3.5] After an interval the node is asked again,
+in addition to the others (a probe), and returns to its place when it answers. After its first
+silence, its next answer is enough. A node that falls silent again soon after must wait for its next
+probe, and the interval doubles each time: so a node that answers only now and then costs as little
+as one that never answers.
 
-**Disbelieved.** A client leaves out of its history sets what some servers report. [Q/U §4.3.5,
-Malevolent] A server that said what no correct server says is convicted. One that reports another's
-authenticator as invalid, or as outlived while the other one denies it, quarrels with it: one of the
-two is malevolent, for correct servers never quarrel (over an insane time they may, while it lies
-between their clocks). A server accused by a
-set that includes a benign one has corrupted more than it can deny, and is convicted. Of the others,
-as few as explain all quarrels are disbelieved; and servers whose histories time and again show
-something that hardly anybody else has, and that only a repair gets rid of. Under contention correct
-servers do so now and then: the divergences are counted, and agreement makes up for them.
+**Disbelieved.** A client leaves what some servers report out of its history sets. [Q/U §4.3.5,
+Malevolent] Four rules tell which:
+
+- A server that said what no correct server says is convicted.
+- A server quarrels with another one if it reports that one's authenticator as invalid, or as
+  outlived while the other denies it. One of the two is malevolent: correct servers never quarrel.
+  (Over an insane time they may, while it lies between their clocks.) If servers that cannot all be
+  lying accuse the same one, it is convicted: no correct server's authenticators are invalid at so
+  many others.
+- Of the servers in other quarrels, the smallest set that explains all quarrels is disbelieved.
+- A server is contrary if its histories show, time and again, a candidate that hardly any other
+  server has and that only a repair gets rid of. Under contention correct servers do this
+  occasionally: divergences are counted, and each agreement takes something off the count.
 
 **Ahead of the clock.** Histories whose times are far ahead of the principal's clock do not count
-either, unless a benign server must have them (`query_update.observation`). A principal that has
-been told that its own clock is wrong does not judge by it for a while.
+either, unless servers that cannot all be lying report such times (`query_update.observation`). A
+principal that has been told that its own clock is wrong ignores this rule for a while.
 
-**Rule 2.** Never are so many disbelieved that they cannot all be malevolent. Nobody is disbelieved
-for divergences without whom those that answer are no quorum. And when attempts fail time and again
-while the same servers are disbelieved, all that is not proven is forgotten: one of them may be
-needed, because another one is silent. So may one that is ahead of the clock: then the clock is in
-doubt, and does not judge for a while. Tests: tests/unit/query_update/test_shunned_in_need.py.
+**Rule 2** in detail. The set of disbelieved servers is always one that may be all malevolent. A
+server that is needed for a quorum of those that answer is not disbelieved for divergences. When
+attempts keep failing while the same servers are disbelieved, all suspicions that are not proven are
+dropped, because one of these servers may be needed in place of a silent one. When they keep failing
+without the servers that are ahead of the clock, the clock is doubted for a while, for the same
+reason. Tests: tests/unit/query_update/test_shunned_in_need.py.
 
 **Concurrency.** Conversations of one engine share it between their awaits; every method leaves it
 consistent.
@@ -52,26 +58,26 @@ from bftfs.asking.quorum import NOBODY, Nodes, QuorumSystem
 from bftfs.clock_skew import is_ahead, is_due
 from bftfs.identifiers import NodeId
 
-HEDGE_US = 20_000  # silence after which others are asked as well, at the earliest
-PATIENCE_US = 200_000  # silence after which a node counts as silent, to begin with
-_ADAPTED_MAX_US = 2_000_000  # what both grow to at most, where the network is slow
-_LONGEST_US = 4_000_000  # what a round that took longer counts for
-_USUAL_TIMES = 8  # the usual time, after which a silence means something
-_LATE_US = 2_000  # after half of the others, at least, and only then is an answer late
-_LATE_TIMES = 4  # the usual time after half of the others
+HEDGE_US = 20_000  # the shortest silence after which other nodes are asked as well
+PATIENCE_US = 200_000  # the shortest silence after which a node counts as silent
+_ADAPTED_MAX_US = 2_000_000  # the longest, where the network is slow
+_LONGEST_US = 4_000_000  # a longer round counts as this long
+_USUAL_TIMES = 8  # times the usual time: a longer silence is unusual
+_LATE_US = 2_000  # an answer is late at least this long after half of the nodes answered…
+_LATE_TIMES = 4  # …and at least this many times the usual time after
 
 SILENCE_US = 1_000_000  # how long a node is asked last, to begin with
 SILENCE_MAX_US = 30_000_000
-_RELAPSE = 4  # intervals within which a node that answers again must not fall silent again
-_LATENESSES = 4  # more or less in a row, before a node is asked last for them
+_RELAPSE = 4  # intervals: a silence within them is a relapse
+_LATENESSES = 4  # more or less in a row, until a node counts as slow
 
-MEMORY_US = 300 * limits.SECOND_US  # without news, after which everybody is believed again
-DIVERGENCES = 4  # in a row, before a server is disbelieved for them
-_CONFORMITIES = 4  # agreements that make up for one divergence
+MEMORY_US = 300 * limits.SECOND_US  # after this time without news, all are believed again
+DIVERGENCES = 4  # in a row, until a server is contrary
+_CONFORMITIES = 4  # this many agreements take one divergence off the count
 _DIVERGENT = DIVERGENCES * _CONFORMITIES
-_FAILURES_BORNE = 8  # in a row, before what is not proven is forgotten
-_FAILURES_ALONE = 3  # …if those that are left are no quorum
-_DOUBT_US = 2 * limits.SECOND_US  # of the own clock, where nobody has said that it is wrong
+_FAILURES_BORNE = 8  # failed attempts in a row, until unproven suspicions are dropped
+_FAILURES_ALONE = 3  # …if the willing nodes are no quorum
+_DOUBT_US = 2 * limits.SECOND_US  # how long the clock is doubted, if nobody said it is wrong
 
 
 class Condition(Enum):
@@ -81,7 +87,7 @@ class Condition(Enum):
     SLOW = "slow"  # it was the last that rounds waited for, time and again
     SILENT = "silent"
     FULL = "full"  # it has no room to store anything
-    DAMAGED = "damaged"  # it sent a fragment that is not what it was made to be
+    DAMAGED = "damaged"  # it sent a damaged fragment
     CONTRARY = "contrary"  # it contradicts the others, and may be lying
     LYING = "lying"  # it said what no correct node says
 
@@ -89,9 +95,9 @@ class Condition(Enum):
 class Pace:
     """How long one kind of request takes, and how long to wait for an answer.
 
-    All waits count: a client that backs off for less than the others' rounds take collides with
-    them again and again. (Waits of more than `_LONGEST_US` count as that long: they tell of
-    an outage.)
+    Rounds with silences count as well: a client that backs off for less time than the rounds of
+    others take collides with them again and again. (A round of more than `_LONGEST_US` counts as
+    that long, because it shows an outage and not a pace.)
     """
 
     def __init__(self, *, hedge_us: int, patience_us: int, judges_lateness: bool = True) -> None:
@@ -99,11 +105,11 @@ class Pace:
         self.judges_lateness = judges_lateness
         self._hedge_us = hedge_us
         self._patience_us = patience_us
-        self.mean_us = 0  # how long rounds take
-        self.usual_us = 0  # how long half of the nodes that are asked take
+        self.mean_us = 0  # average time of a round
+        self.usual_us = 0  # average time until half of the nodes have answered
         self.patience_us = patience_us  # a node that has been silent for so long counts as silent
-        self.hedge_us = min(hedge_us, patience_us)  # after which other nodes are asked as well
-        self.late_us = _LATE_US  # an answer is late so long after half of the nodes have answered
+        self.hedge_us = min(hedge_us, patience_us)  # a silence after which others are asked as well
+        self.late_us = _LATE_US  # an answer this long after half of the nodes answered is late
 
     def took(self, elapsed_us: int) -> None:
         """A round took this long."""
@@ -131,11 +137,11 @@ class Pace:
 class _Record:
     """What is known of one node."""
 
-    condition: Condition = Condition.WELL  # why it is asked last; disbelief is another matter
-    retry_us: int = 0  # when it is to be probed
+    condition: Condition = Condition.WELL  # why it is asked last (not if it is disbelieved)
+    retry_us: int = 0  # when it is probed
     interval_us: int = 0
     relapse_until_us: int = 0
-    is_forgivable: bool = False  # whether its next answer puts it back in its place
+    is_forgivable: bool = False  # True: its next answer puts it back in its place
     lateness: int = 0
     divergences: int = 0
 
@@ -154,23 +160,23 @@ class Peers:
         self.disbelieved = NOBODY
         self._trusted = trusted
         self._records = tuple(_Record() for _ in range(quorums.n))
-        self._last = NOBODY  # those that are asked last
-        self.mute = NOBODY  # of these, those that have not answered since they were waited for
+        self._last = NOBODY  # nodes that are asked last
+        self.mute = NOBODY  # of these, nodes that have not answered since they fell silent
         self._quarrels: set[tuple[NodeId, NodeId]] = set()  # accuser and accused
         self._convicted = NOBODY
-        self._watched = NOBODY  # those with divergences
+        self._watched = NOBODY  # nodes with divergences
         self._forget_us = 0
-        self._judges_from_us = 0  # when the clock is trusted again
-        self.epoch = 0  # grows when other servers are believed, or the clock is trusted or not
+        self._judges_from_us = 0  # until then the clock is doubted
+        self.epoch = 0  # grows when the set of believed servers changes, or trust in the clock
 
-    # --- what is asked of it --------------------------------------------------------------------
+    # --- questions ------------------------------------------------------------------------------
 
     def order(
         self, preference: tuple[NodeId, ...], now_us: int
     ) -> tuple[tuple[NodeId, ...], tuple[NodeId, ...]]:
-        """The nodes in the order in which to ask them; and probes: nodes to ask besides.
+        """The nodes in the order in which to ask them; and probes: nodes to ask in addition.
 
-        A probe is a node whose time has come to be tried again. Nobody waits for it.
+        A probe is a node that is due to be tried again. Nobody waits for it.
         """
         if not (self._last or self.disbelieved):
             return preference, ()
@@ -187,7 +193,7 @@ class Peers:
         return tuple(sorted(preference, key=self._place)), tuple(probes)
 
     def _place(self, node: NodeId) -> int:
-        """Where it comes in an order: those that are asked last, and have not answered, later."""
+        """Sort key of a node: 0 for most, greater for those that are better asked later."""
         later = 4 * (node in self.disbelieved) + 2 * (node in self._last)
         return later + (node in self._last and node in self.mute)
 
@@ -196,12 +202,12 @@ class Peers:
         return node not in self._last and node not in self.disbelieved
 
     def quorum_willing(self, *, without: Nodes = NOBODY) -> bool:
-        """True if the willing ones are a quorum, also without these."""
+        """True if the willing nodes, without these, are a quorum."""
         willing = self.quorums.everyone - self._last - self.disbelieved - without
         return self.quorums.is_quorum(willing)
 
     def condition(self, node: NodeId) -> Condition:
-        """What is known of `node`, the worst first."""
+        """The worst that is known of `node`."""
         if node in self._convicted:
             return Condition.LYING
         if node in self.disbelieved:
@@ -219,16 +225,16 @@ class Peers:
                 self._records[node].condition = Condition.WELL
 
     def silent(self, node: NodeId, now_us: int) -> None:
-        """`node` has not answered in the time that others take."""
+        """`node` has not answered for longer than others take."""
         self.mute = self.mute.plus(node)
         self._ask_last(node, Condition.SILENT, now_us)
 
     def full(self, node: NodeId, now_us: int) -> None:
-        """`node` has no room: its disk is full, and stays so for now."""
+        """`node` has no room: its disk is full."""
         self._ask_last(node, Condition.FULL, now_us)
 
     def damaged(self, node: NodeId, now_us: int) -> None:
-        """`node` sent a fragment that is not what it was made to be: its disk may be damaged."""
+        """`node` sent a damaged fragment: its disk may be damaged."""
         self.faults[node] += 1
         self._ask_last(node, Condition.DAMAGED, now_us, limits.AVOID_FAULTY_US)
 
@@ -288,9 +294,9 @@ class Peers:
         self._conclude()
 
     def diverged(self, nodes: Nodes, now_us: int) -> None:
-        """Each of `nodes` reports something that hardly anybody else has.
+        """Each of `nodes` reports a candidate that hardly any other has.
 
-        It does not count if a benign one is among them, or if they are needed for a quorum.
+        It does not count if they cannot all be lying, or if they are needed for a quorum.
         """
         if not nodes or self.quorums.includes_benign(nodes):
             return
@@ -306,7 +312,7 @@ class Peers:
                 self._conclude()
 
     def conformed(self, nodes: Nodes) -> None:
-        """`nodes` report what others report."""
+        """`nodes` report the same as others."""
         for node in nodes & self._watched:
             record = self._records[node]
             record.divergences -= 1
@@ -318,10 +324,11 @@ class Peers:
     def failed(
         self, failures: int, *, disbelieved: Nodes, ahead_of_clock: Nodes, now_us: int
     ) -> None:
-        """An operation's attempts have failed, `failures` in a row, the last without these servers.
+        """An operation's attempts have failed `failures` times in a row.
 
-        Rule 2: one of them may be needed, and then it is enough to count what it reports. But a
-        suspicion that this attempt has raised is given a chance first: the others may only be slow.
+        The last one left out what the servers `disbelieved` and `ahead_of_clock` report. One of
+        these may be needed (Rule 2), so after some failures they count again. If this attempt has
+        changed who is disbelieved, the next one may succeed, and they stay left out for now.
         """
         borne = _FAILURES_BORNE if self.quorum_willing() else _FAILURES_ALONE
         if failures % borne == 0 and disbelieved and self.disbelieved == disbelieved:
@@ -339,9 +346,9 @@ class Peers:
         return is_ahead(time_us, clock_us) and is_due(self._judges_from_us, clock_us, most_us)
 
     def doubt_clock(self, until_us: int) -> None:
-        """The clock seems to be wrong: until then, nobody is ahead of it.
+        """The principal's clock may be wrong: until `until_us`, nobody counts as ahead of it.
 
-        A correct server that alone has what somebody has left there may be needed.
+        A server that is ahead may be correct, and needed, because it alone has a certain candidate.
         """
         if is_due(self._judges_from_us, until_us, 2 * MEMORY_US):
             self._judges_from_us = until_us
@@ -350,7 +357,7 @@ class Peers:
     # --- conclusions ----------------------------------------------------------------------------
 
     def relent(self) -> None:
-        """Forget what is not proven."""
+        """Drop all suspicions that are not proven."""
         self._quarrels.clear()
         for record in self._records:
             record.divergences = 0
@@ -363,7 +370,7 @@ class Peers:
         self.relent()
 
     def _conclude(self) -> None:
-        """Find out whom to disbelieve."""
+        """Determine whom to disbelieve."""
         includes_benign = self.quorums.includes_benign
         convicted = self._convicted
         for accused in range(self.quorums.n):
@@ -378,8 +385,8 @@ class Peers:
                 if one not in convicted and other not in convicted
             }
         )
-        # What is proven stands, whatever accusations there are besides: a correct server whose
-        # clock is slow accuses all that are ahead of it.
+        # The convicted stay disbelieved even if there are too many other accusations: a correct
+        # server whose clock is slow accuses all that are ahead of it.
         suspected = (convicted | cover) - self._trusted
         disbelieved = convicted if includes_benign(suspected) else suspected
         for node, record in enumerate(self._records):
@@ -394,7 +401,7 @@ class Peers:
 
 
 def _least_cover(quarrels: set[tuple[NodeId, NodeId]]) -> Nodes:
-    """The fewest servers of which each of `quarrels` has one; the accused rather."""
+    """The smallest set with a party of each quarrel; accused servers are preferred."""
     accused = sorted({other for _, other in quarrels})
     accusers = sorted({one for one, _ in quarrels}.difference(accused))
     involved = accused + accusers
@@ -402,4 +409,4 @@ def _least_cover(quarrels: set[tuple[NodeId, NodeId]]) -> Nodes:
         for chosen in combinations(involved, size):
             if all(one in chosen or other in chosen for one, other in quarrels):
                 return Nodes.of(chosen)
-    raise AssertionError("all the involved are a cover")
+    raise AssertionError("all parties together are a cover")

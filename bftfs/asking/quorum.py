@@ -23,7 +23,7 @@ class Nodes:
 
     @staticmethod
     def of(nodes: Iterable[int]) -> Nodes:
-        """The set of these."""
+        """The set of `nodes`."""
         bits = 0
         for node in nodes:
             bits |= 1 << node
@@ -31,7 +31,7 @@ class Nodes:
 
     @staticmethod
     def known(bits: int) -> Nodes:
-        """The set for which `bits` stands."""
+        """The set whose integer is `bits`."""
         return _KNOWN[bits]
 
     def plus(self, node: int) -> Nodes:
@@ -71,7 +71,7 @@ class Nodes:
 
 
 class _Known(dict[int, Nodes]):
-    """The sets of the nodes of a small cluster, each made once; others are made as they come."""
+    """Sets by their integers. In a small cluster each set is made once and kept."""
 
     def __missing__(self, bits: int) -> Nodes:
         nodes = Nodes(bits)
@@ -80,13 +80,13 @@ class _Known(dict[int, Nodes]):
         return nodes
 
 
-_FEW = 1 << 12  # sets are kept: this bounds the memory, whatever a message names
+_FEW = 1 << 12  # only sets below this are kept, so that messages cannot fill the memory
 _KNOWN = _Known()
 NOBODY = _KNOWN[0]
 
 
 class QuorumSystem(Protocol):
-    """Which sets of servers are quorums, repairable sets, and beyond what can all be lying."""
+    """Which sets of servers are quorums or repairable sets, and which cannot all be lying."""
 
     @property
     def n(self) -> int:

@@ -37,7 +37,6 @@ from bftfs.server.comparison import health_reports
 _WIDTH = 200  # of what is not shown on a terminal
 _BLOCKS = 256  # that are shown unless others are asked for
 _IN_FLIGHT = 8
-_PATIENCE_US = 3 * SECOND_US
 _SCRUBBED = "bftfs_scrubbed_seconds"
 
 _MARKS = {

@@ -19,7 +19,6 @@ from bftfs.errors import InvalidAuthenticator
 from bftfs.identifiers import BlockId, ObjectId, inode_of
 
 NONCE_BYTES = 12
-TAG_BYTES = 16
 
 _PREPARED_KEYS = 1024  # inodes whose cipher is kept ready
 

@@ -79,7 +79,6 @@ _ROW_BYTES = 512  # of one, before any was read
 _AGAIN_US = limits.HEAL_AGAIN_US  # after a page for which too few peers were there
 _BLOCKS_PER_PAGE = 16  # each of which is read and hashed, in one step
 _END = after_keys(OBJECT_ID_BYTES + TIMESTAMP_BYTES)  # after all keys of each of the tables
-_KEY_BYTES = OBJECT_ID_BYTES + TIMESTAMP_BYTES
 _ROWS_PER_PAGE = limits.VERSIONS_ATTESTED // 2  # each of which may name its parent as well
 _BYTES_PER_PAGE = limits.SYNC_PAGE_BYTES
 

@@ -25,11 +25,10 @@ def _ip(*words: str) -> None:
 
 
 class Network:
-    """So many machines, each with an address, all connected."""
+    """`machines` network namespaces, each with an address, all connected."""
 
     def __init__(self, prefix: str, machines: int, *, seed: int) -> None:
         self._names = [f"{prefix}{number}" for number in range(machines)]
-        self._ways: dict[tuple[int, int], Way] = {}
         self._wire: subprocess.Popen[str] | None = None
         self._seed = seed
 
