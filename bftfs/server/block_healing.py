@@ -6,21 +6,23 @@ its store.
 
 1. It walks over all versions in the order of their keys, a page at a time, and asks its peers which
    versions they host in that range. A peer with the same versions says no more than that.
-2. A version that QC - t peers list, and it lacks, it rebuilds: it fetches m fragments, generates
+2. It rebuilds each version that it lacks and QC - t peers list: it fetches m fragments, generates
    all N, checks them against the cross-checksum that the timestamp binds, and stores its own.
-3. While it rebuilds a lost store, it refuses to list versions that the walk has not come to
-   (`may_answer`): to say that it hosts none would deny what it has acknowledged.
+3. While it rebuilds a lost store, it refuses to list versions of blocks that the walk has not
+   reached (`may_answer`): to say that it hosts none would deny what it has acknowledged before.
 4. Then it rests on N - t peers that have stored its new life (`.lives`), and lack none of what they
    have accepted themselves. So what it acknowledged before, and its walk does not find, nobody
    counts any more. [docs/protocols-read-write.md, What a node has forgotten]
 
-Safe whatever the version's fate: as many nodes vouch for what a repair writes, and one more host is
-what that would have brought. Every complete version is rebuilt: QC benign nodes have it, of which
-the node itself may be one, and t - 1 more may be silent.
+**Why it is safe.** QC - t nodes also suffice for a repair, and a rebuilt fragment is one more host,
+as a repair would have made. So the version becomes no more complete than a client could make it.
+Every complete version is rebuilt: QC benign nodes have it; one of them may be this node, and t - 1
+others may be silent.
 
-Live: no b liars hold the walk up. Silent peers are waited for only so long, the b shortest
-listings do not bound a page, and liars that answer first do not keep a fragment from being rebuilt.
-Tests: `tests/unit/server/test_healing.py`, `tests/simulation/test_lost_disks.py`.
+**Why it ends.** b liars cannot hold up the walk: silent peers are waited for only for a limited
+time; a page ends where b + 1 listings reach, not at the shortest one; and a fragment is rebuilt
+even if liars answer first. **Tests.** `tests/unit/server/test_healing.py`,
+`tests/simulation/test_lost_disks.py`.
 
 **Invariants.** A rebuilt fragment is validated. A walk goes on where it stopped after a restart.
 
@@ -77,14 +79,14 @@ from bftfs.server.worker import (
 from bftfs.storage import StorageView, Table, Write
 
 _KEYS_PER_PAGE = 512
-_PATIENCE_US = limits.SECOND_US  # for the hosts of one version
-_LOST_US = 50_000  # between two looks whether the node has begun a new life
+_PATIENCE_US = limits.SECOND_US  # how long the hosts of one version are waited for
+_LOST_US = 50_000  # how often a node that has lost its store looks if its new life has begun
 
 
 # --- one version --------------------------------------------------------------------------------
 
 
-NEEDLESS = Own(CrossChecksum(b""), b"")  # the version is one that no reader will ever need
+NEEDLESS = Own(CrossChecksum(b""), b"")  # no reader will ever need the version
 
 
 async def rebuild(
@@ -93,9 +95,9 @@ async def rebuild(
     """This node's own part of a version that `hosts` list; None if it cannot be made now.
 
     NEEDLESS if the version is poisonous, or if all hosts have answered and fewer than m of them
-    have a fragment. Of the hosts of a complete version, at least QC - t >= m neither lie nor
-    rebuild their own store [PASIS (3.5)]: so it is incomplete, and nodes that waited for one
-    another's fragments of it would wait for ever.
+    have a fragment. Then it is incomplete: at least QC - t >= m hosts of a complete version neither
+    lie nor rebuild their own store. [PASIS (3.5)] (If nodes waited for each other's fragments of
+    an incomplete version, they would wait for ever.)
     """
     peers, thresholds = session.peers, session.thresholds
     rotation, m = rotation_of(block, thresholds.N), thresholds.m
@@ -116,7 +118,7 @@ async def rebuild(
         needed=lambda _: len(responses.fragments(timestamp)) >= m,
         patience_total_us=_PATIENCE_US,
     )
-    unclear = False  # True: a node without a fragment may give it another time
+    unclear = False  # True: a node that sent no fragment may send it later
 
     def take(reply: Delivery) -> None:
         nonlocal unclear
@@ -151,7 +153,7 @@ async def rebuild(
 
 
 class _Page(NamedTuple):
-    """A run of the versions that this node has whole, and where the run ends."""
+    """The versions in a range of keys that this node has whole, and the end of the range."""
 
     keys: tuple[bytes, ...]
     until: bytes
@@ -185,7 +187,7 @@ class BlockHealer:
             VERSIONS_END,
             throttle=self.throttle,
             tally=self.tally,
-            fraction=lambda cursor: fraction_below(cursor[1:]),  # the first byte is the same in all
+            fraction=lambda cursor: fraction_below(cursor[1:]),  # all keys have the same first byte
             rebuilding=recovery.rebuilding,
         )
 
@@ -204,14 +206,14 @@ class BlockHealer:
     async def _pass(self, host: Host) -> bool:
         while self.recovery.is_lost:  # the healer of objects begins the new life
             await Pause(_LOST_US)
-        # A pass that is complete missed at most what was under way; the next one finds it.
+        # A complete pass misses at most versions that are being written; the next one finds them.
         complete = await self._walk.one_pass(host, self._heal_page)
         if complete:
             self.recovery.rebuilt(BLOCKS)
         return complete
 
     async def _heal_page(self, host: Host, after: bytes) -> tuple[bytes, bool] | None:
-        """Rebuild what is lacking after `after`, as far as the peers' listings reach."""
+        """Rebuild missing versions after the key `after`, as far as the peers' listings reach."""
         page = await look(host, partial(self._page, after=after))
         horizon, hosts = await self._compare(after, page)
         if horizon is None:
@@ -231,14 +233,14 @@ class BlockHealer:
     # --- the store, in steps -----------------------------------------------------------------
 
     def _page(self, view: StorageView, *, after: bytes) -> _Page:
-        """The versions that follow `after`, those that are whole."""
+        """The whole versions (with fragment) in the page that follows `after`."""
         listed = tuple(islice(view.keys(Table.BLOCK, after + b"\0", VERSIONS_END), _KEYS_PER_PAGE))
         until = listed[-1] if len(listed) == _KEYS_PER_PAGE else VERSIONS_END
         whole = frozenset(view.keys(Table.FRAGMENT, after + b"\0", until + b"\0"))
         return _Page(tuple(key for key in listed if key in whole), until)
 
     def _store(self, key: bytes, own: Own, view: StorageView, now_us: int) -> list[Write]:
-        """Keep what was rebuilt, unless it has come meanwhile."""
+        """Store a rebuilt part, unless it has been stored meanwhile."""
         index = fragment_index(BlockId(key[:BLOCK_ID_BYTES]), self._node, self._thresholds.N)
         changes = version_row.brought(view, key, own, index, now_us)
         if changes:
@@ -251,10 +253,10 @@ class BlockHealer:
     async def _compare(
         self, after: bytes, page: _Page
     ) -> tuple[bytes | None, dict[bytes, list[NodeId]]]:
-        """How far the peers' listings reach, and for each version its hosts, if QC - t list it.
+        """Up to which key the peers' listings reach; and the hosts of versions that QC - t list.
 
-        None if too few answer to know of all complete versions. Listings of b peers may end before
-        that: whether they host a version on which that depends, they are asked one by one.
+        The key is None if too few peers answer to know of all complete versions. Listings of b
+        peers may end before it: those peers are asked about each version on which that depends.
         """
         replies = await self._listings(after, page)
         if replies is None:
@@ -295,7 +297,7 @@ class BlockHealer:
     async def _rebuild(
         self, host: Host, hosts: dict[bytes, list[NodeId]], keys: Sequence[bytes]
     ) -> int:
-        """Rebuild versions, and have them stored; how many bytes that took."""
+        """Rebuild versions and have them stored; returns how many bytes were fetched."""
         made = await Together(
             tuple(
                 partial(

@@ -1,28 +1,28 @@
 """Lazy verification at one node: when, of which blocks, and with which nodes. [LazyVer §3.8, §3.9]
 
-**Theory of operation.** A faulty client may leave versions behind that decode to no single item, or
-that too few nodes host. A reader would have to validate every version, and to look at all of these.
-So each node verifies its own versions in the background, by reading the block as a client does
-(`Verification`): the latest complete version is flagged if it is valid, and later ones that fail
-are poisonous and discarded. What follows from the findings is written in a later step, on the store
-as it is by then (`LazyVerifier._settled`). What is older than a flagged version needs no
-verification. Readers that see the flag at b + 1 nodes, one of them correct, validate nothing.
+**Theory of operation.** A faulty client may leave versions behind that do not decode to one item,
+or that too few nodes host. A reader would have to validate every version, and to look at all of
+these. So each node verifies its own versions in the background: it reads the block as a client does
+(`Verification`), flags the latest complete version if it is valid, and discards later ones that
+fail, which are poisonous. It writes this in a later step, and checks the store again in that step
+(`LazyVerifier._settled`). Versions older than a flagged one need no verification. Readers that see
+the flag at b + 1 nodes, one of them correct, validate nothing.
 
-A version that this node hosts, that is not flagged and not older than a flagged one of its block is
-*possible*. The possible versions are the `Backlog`.
+A version that this node hosts is *possible* if it is not flagged, and not older than a flagged one
+of its block. The `Backlog` has all possible versions.
 
-1. *When.* In idle time, when no client has asked anything for a while, neither this node nor its
-   peers (`IdleTime`); the blocks with most possible versions first, and none that was written
-   just now.
+1. *When.* In idle time: when no client has asked this node or its peers for anything for a while
+   (`IdleTime`). Blocks with the most possible versions come first; a block that was written just
+   now waits.
 2. *Bound.* When the possible versions of a client, of a client and block, or of the node reach a
-   limit, the writes of that client wait for verification on demand. So a faulty client can leave
-   only so much behind, and shuts out nobody but itself.
+   limit, the writes of that client wait for verification on demand. So what a faulty client can
+   leave behind is bounded, and it delays nobody but itself.
 3. *Cooperation.* Nodes k, k + 1, …, k + b (mod N) are responsible for a block; k is the rotation of
    its fragments. They verify it and send notices to the others. b + 1 equal notices convince a
-   node, as one of them is a correct node's. If b + 1 notices differ, the (b + 1)-st of their
-   versions, in descending order, is not later than what some correct node has verified: older ones
-   are possible no more. If the responsible nodes are silent, lie or disagree, the others verify the
-   block themselves, one after the other.
+   node, as one of them is a correct node's. If b + 1 notices differ, a correct
+   node has verified a version that is not older than the (b + 1)-st of theirs, in descending order:
+   versions older than that are not possible any more. If the responsible nodes are silent, lie or
+   disagree, the others verify the block themselves, one after the other.
 
 Safe: a flag is set only for what this node has validated, or b + 1 nodes say they have. Shown by
 `tests/unit/server/test_block_verification.py` (b liars convince nobody; b + 1 do) and
@@ -30,8 +30,8 @@ Safe: a flag is set only for what this node has validated, or b + 1 nodes say th
 
 **Invariants.** A node keeps notices only of blocks that are in its backlog, one from each node.
 
-**Concurrency.** One thread. What a conversation has found is noted in a later step, which the host
-runs with its next batch.
+**Concurrency.** One thread. The findings of a conversation are written in a later step, which the
+host runs in its next batch.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ from bftfs.server.tally import counter
 from bftfs.server.worker import IdleTime, claimed_ms
 from bftfs.storage import StorageView, Table, Write, after_keys
 
-_ROWS_PER_LOOK = 2_000  # read in one step when the store is searched for possible versions
+_ROWS_PER_LOOK = 2_000  # rows per step, when possible versions are searched in the store
 
 
 class VerificationPolicy(Enum):
@@ -96,16 +96,16 @@ class VerificationSettings:
 
 @dataclass(slots=True)
 class VerificationTally:
-    """What the verifier has done; each number only grows."""
+    """Counters of verification."""
 
     verified: int = counter("Blocks that this node verified.", name="verified_blocks")
     convinced: int = counter("Blocks verified by notices.", name="convinced_blocks")
-    settled: int = counter("Versions no longer unverified.", name="settled_versions")
+    settled: int = counter("Versions that need no verification any more.", name="settled_versions")
     poisonous: int = counter("Versions found to be poisonous.", name="poisonous_versions")
     failed: int = counter("Verifications that failed.", name="verifications_failed")
     notices: int = counter("Notices sent to other nodes.")
     demands: int = counter("Writes that waited for verification.", name="verification_demands")
-    demanded: dict[ClientId, int] = field(default_factory=dict)  # the same, by client
+    demanded: dict[ClientId, int] = field(default_factory=dict)  # `demands` by client
 
 
 # --- one block ------------------------------------------------------------------------------------
@@ -118,12 +118,12 @@ class Verification(BlockRead):
         super().__init__(session, block, None)
         self.verified = ZERO  # the latest complete valid version; ZERO if there is none
         self.poisonous: list[BlockTimestamp] = []
-        self.own: Own | None = None  # of `verified`, for a node that lacks it
-        self.idle_ms: dict[NodeId, int] = {}  # for how long clients left each node alone, it claims
+        self.own: Own | None = None  # this node's part of `verified`, in case it lacks it
+        self.idle_ms: dict[NodeId, int] = {}  # how long each node has been idle, as it claims
         self._node = node
 
     def _order(self, nodes: tuple[NodeId, ...]) -> tuple[NodeId, ...]:
-        """The node asks those with stripes, then itself before others."""
+        """First the nodes with stripes, then this node itself, then the others."""
         m = self._session.thresholds.m
         return tuple(dict.fromkeys((*nodes[:m], self._node, *nodes)))
 
@@ -134,7 +134,7 @@ class Verification(BlockRead):
             self.idle_ms[node] = message.idle_ms
 
     async def _use(self, responses: Responses, usable: Usable) -> FoundVersion | None:
-        """The candidate, if it is valid and complete.
+        """Return the candidate if it is valid and complete, else None.
 
         [LazyVer §3.8.3] A node that verifies need not repair: it reads prior versions until it
         finds a complete one. A version that fails validation is poisonous whichever nodes host it.
@@ -182,13 +182,13 @@ class LazyVerifier:
         self._asleep = False
         self._under_way: set[BlockId] = set()
         self._idle = IdleTime(session.thresholds.b)
-        self._looked_until = b""  # the store is known up to here; b"\xff": all of it
+        self._looked_until = b""  # the store has been searched up to this key
         self._least = min(settings.node, settings.client, settings.block)
 
-    # --- of the server -----------------------------------------------------------------------
+    # --- called by the server ----------------------------------------------------------------
 
     def before_write(self, block: BlockId, client: ClientId, now_us: int) -> Want | Refused | None:
-        """What must be done before a new version of `block` is accepted. [§3.8.3]"""
+        """None if a new version of `block` is accepted; otherwise a want or a refusal. [§3.8.3]"""
         if not self._lazy:
             return None
         backlog, settings = self.backlog, self.settings
@@ -200,7 +200,7 @@ class LazyVerifier:
             )
             worthwhile = backlog.is_worthwhile(block, now_us)
         elif backlog.of_client(client) >= settings.client or (
-            # Only clients that have more than their share wait.
+            # Only clients with more than their share of the node's limit wait.
             backlog.total >= settings.node
             and backlog.of_client(client) * backlog.clients >= settings.node
         ):
@@ -215,9 +215,9 @@ class LazyVerifier:
         self.tally.demands += 1
         self.tally.demanded[client] = self.tally.demanded.get(client, 0) + 1
         if not worthwhile:
-            # A client that has left partial writes behind, say because its machine crashed, could
-            # otherwise not write before they are abandoned; its next complete write makes all of
-            # them obsolete.
+            # Otherwise a client that has left partial writes behind, say because its machine
+            # crashed, could not write before they are abandoned. Its next complete write makes
+            # all of them obsolete.
             if backlog.excuse(client, now_us, limits.VERIFY_EXCUSED_US):
                 return None
             return Refused(
@@ -226,7 +226,7 @@ class LazyVerifier:
         return want
 
     def written(self, block: BlockId, timestamp: BlockTimestamp, now_us: int) -> Want | None:
-        """A version is hosted from now on; what must be done before the reply. [§3.10.2]"""
+        """A version is hosted from now on. Returns what the reply has to wait for. [§3.10.2]"""
         if self._lazy:
             self.backlog.add(block, timestamp, now_us + self._delay_us(block))
             if self._asleep:
@@ -240,11 +240,11 @@ class LazyVerifier:
         return None
 
     def idle_ms(self, now_us: int) -> int:
-        """For how long no client has asked this node for anything: told to peers that verify."""
+        """For how long no client has asked this node for anything; replies tell this to peers."""
         return 0 if self._host is None else claimed_ms(self._host.foreground_us, now_us)
 
     def _delay_us(self, block: BlockId) -> int:
-        """How long this node leaves a block alone after a write."""
+        """How long after a write this node may verify the block."""
         if not self._cooperative:
             return limits.VERIFY_FRESH_US
         N = self._thresholds.N
@@ -272,7 +272,7 @@ class LazyVerifier:
     def _weigh(
         self, view: StorageView, block: BlockId, notices: tuple[Notice, ...], now_us: int
     ) -> list[Write]:
-        """Conclude from b + 1 or more notices of `block`."""
+        """Draw conclusions from b + 1 or more notices of `block`."""
         b = self._thresholds.b
         verdicts = sorted((notice.verified for notice in notices), reverse=True)
         verified = next((one for one in verdicts if one != ZERO and verdicts.count(one) > b), None)
@@ -281,7 +281,7 @@ class LazyVerifier:
         if verified is not None:
             self.tally.convinced += 1
             return self._note(view, block, verified, poisonous, own=None, now_us=now_us)
-        # [§3.8.3] At least one of the b + 1 greatest is a correct node's.
+        # [§3.8.3] At least one of the b + 1 greatest comes from a correct node.
         behind = verdicts[b]
         obsolete = [one for one in self.backlog.versions(block) if one < behind]
         self.tally.settled += self.backlog.settle(block, [*obsolete, *poisonous])
@@ -291,7 +291,7 @@ class LazyVerifier:
     async def _notify(self, block: BlockId, findings: Verification) -> None:
         poisonous = tuple(findings.poisonous[: limits.POISONOUS_IN_NOTICE])
         notice = Notice(block, findings.verified, poisonous)
-        # [§3.8.2] A node that has sent a notice of this version or a later one needs none.
+        # [§3.8.2] A node that has itself sent a notice of this or a later version needs none.
         known = self._notices.get(block, {})
         for number in range(self._thresholds.N):
             node = NodeId(number)
@@ -300,7 +300,7 @@ class LazyVerifier:
                 self.tally.notices += 1
                 await Send(node, notice)
 
-    # --- noting ------------------------------------------------------------------------------
+    # --- writing the findings ----------------------------------------------------------------
 
     def _note(
         self,
@@ -312,7 +312,7 @@ class LazyVerifier:
         own: Own | None,
         now_us: int,
     ) -> list[Write]:
-        """Take note of a verdict, in the backlog and in the store."""
+        """Record a verdict in the backlog; return the writes that record it in the store."""
         abandoned_us = now_us - limits.ABANDONED_US
         done = [
             one
@@ -320,7 +320,7 @@ class LazyVerifier:
             if one <= verified or one in poisonous or one.time < abandoned_us
         ]
         self._settle(block, done, now_us)
-        # Without room, healing brings this node's part of the version once there is some.
+        # If the disk is full, healing brings this node's part later.
         accepts = self._host is None or not self._host.full
         found = None if verified == ZERO else verified
         writes = self._settled(view, block, found, poisonous, own if accepts else None, now_us)
@@ -329,7 +329,7 @@ class LazyVerifier:
         )
         hosted = verified == ZERO or view.get(Table.BLOCK, version_key(block, verified)) is not None
         if own is None and accepts and not hosted:
-            # This node's own verification brings its part of the version.
+            # A verification by this node will bring its part of the version.
             self.backlog.add(block, verified, now_us)
         return writes
 
@@ -344,8 +344,8 @@ class LazyVerifier:
     ) -> list[Write]:
         """The writes that flag the verified version and discard the poisonous ones.
 
-        A version that was flagged before keeps the time of that. `own`, this node's part of the
-        verified version, is stored if the node lacks it or its disk has damaged it.
+        A version that was flagged before keeps the time of its flag. `own`, this node's part of the
+        verified version, is stored if the node lacks it or has a damaged one.
         """
         writes: list[Write] = []
         keys = [version_key(block, timestamp) for timestamp in poisonous]
@@ -363,7 +363,7 @@ class LazyVerifier:
         return writes + version_row.stored(view, changes)
 
     def _settle(self, block: BlockId, done: list[BlockTimestamp], now_us: int) -> None:
-        """These versions are possible no more; others of the block are verified again later."""
+        """These versions are not possible any more; others of the block are verified later."""
         count = self.backlog.settle(block, done)
         self.tally.settled += count
         if block not in self.backlog:
@@ -376,7 +376,7 @@ class LazyVerifier:
     # --- verifying ---------------------------------------------------------------------------
 
     async def _verify(self, block: BlockId) -> Verification | None:
-        """Verify one block, notify the others, and have the findings noted."""
+        """Verify one block, notify the others, and have the findings written."""
         if block in self._under_way:
             return None
         findings = Verification(self._session, block, self._node)
@@ -396,7 +396,7 @@ class LazyVerifier:
         now_us = await Now()
         for node, idle_ms in findings.idle_ms.items():
             self._idle.heard(node, idle_ms, now_us)
-        # The findings are noted in the next batch; until then the block is not verified again.
+        # The findings are written in the next batch; until then, the block is not verified again.
         self.backlog.postpone(block, now_us + limits.VERIFY_RETRY_US)
         if self._cooperative:
             await self._notify(block, findings)
@@ -418,9 +418,9 @@ class LazyVerifier:
         return []
 
     async def _demand(self, choose: Callable[[], list[BlockId]]) -> list[Write] | None:
-        """Verify on demand; the findings are noted before the waiting writes go on.
+        """Verify on demand; the findings are written before the waiting writes are stepped again.
 
-        Many writes wait for one demand: its blocks are chosen once, when it begins.
+        Many writes may wait for one demand, so its blocks are chosen only once, at its beginning.
         """
         blocks = choose()
         for at in range(0, len(blocks), limits.VERIFY_AT_ONCE):
@@ -433,7 +433,7 @@ class LazyVerifier:
         return []
 
     async def _at_once(self, block: BlockId, timestamp: BlockTimestamp) -> list[Write] | None:
-        """Verify a write before it is acknowledged; other nodes may not host it yet. [§3.10.2]"""
+        """Verify a write before it is acknowledged, when other nodes may lack it yet. [§3.10.2]"""
         pause_us = 500
         for _ in range(12):
             findings = await self._verify(block)
@@ -448,7 +448,7 @@ class LazyVerifier:
     # --- idle time ---------------------------------------------------------------------------
 
     async def run(self, host: Host) -> None:
-        """Verify in idle time, for as long as the node lives."""
+        """Verify in idle time, as long as the node runs."""
         self._host = host
         if not self._lazy:
             return
@@ -480,9 +480,9 @@ class LazyVerifier:
             idle.at_once = 1
 
     def _look(self, view: StorageView, now_us: int) -> list[Write]:
-        """Find possible versions in the store after a restart: some rows at a time.
+        """After a restart, search the store for possible versions, some rows at a time.
 
-        A block's versions are in descending order: those after a verified one are older.
+        A block's versions are in descending order, so versions after a verified one are older.
         """
         start = self._looked_until
         rows = 0

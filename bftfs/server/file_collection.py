@@ -1,10 +1,10 @@
 """Garbage collection at a node: removes old versions of objects and of files' blocks. [design §7]
 
-The situation: versions that are older than the detection window may go, as far as retention
-(`bftfs.retention`) does not keep them. A client or up to b nodes may lie, in order to make a node
+**Situation.** Versions that were superseded before the detection window may be removed, unless
+retention (`bftfs.retention`) keeps them. Clients and up to b nodes may lie, in order to make a node
 remove a version that somebody needs.
 
-The rules, and why they are safe:
+**Rules, and why they are safe.**
 
 1. A node decides alone, by its own replicas. An object's version is superseded, a file cut or
    deleted, a snapshot taken only if the object's history at this node says so, in its established
@@ -20,14 +20,14 @@ The rules, and why they are safe:
    now. So deleting a snapshot, or asking for less, removes nothing before the window has passed,
    and people can notice and revert it.
 
-(tests/simulation/test_collection.py and test_retention.py, where collectors without these rules are
-found out.)
+**Tests.** tests/simulation/test_collection.py and test_retention.py: the checkers find the damage
+that collectors without these rules do.
 
 **Invariants.** `collected_us` of an object is committed before or with the removal of its first
 version: a node never claims that a version that it removed did not exist.
 
-**Concurrency.** One thread; one pass at a time. It looks at some rows in each step, and gives way
-to clients between steps.
+**Concurrency.** One thread; one pass at a time. A step looks at some rows only, and clients have
+their turn between steps.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ from bftfs.wire.codec import UNREADABLE, encode
 
 _AFTER_OBJECTS = after_keys(OBJECT_ID_BYTES)
 _AFTER_BLOCKS = b"\xff" * (BLOCK_ID_BYTES + TIMESTAMP_BYTES)
-_HALVINGS = 6  # passes under pressure, each over half of the past that is left, then one over all
+_HALVINGS = 6  # passes while the pool is full; each collects the older half of what is left
 
 
 @dataclass(slots=True)
@@ -114,7 +114,7 @@ class CollectionTally(PassTally):
         "Bytes of the block versions that were removed.", name="collected_bytes"
     )
     pressed: int = counter("Passes because the pool was full.", name="collect_pressed")
-    pressure_us: int = 0  # versions not shown from this time on go because of a full pool; 0: none
+    pressure_us: int = 0  # up to here, versions are removed because the pool is full; 0: none
 
 
 class Pool(Protocol):
@@ -122,10 +122,10 @@ class Pool(Protocol):
 
     @property
     def shortage(self) -> Event:
-        """Announced when the pool gets full, perhaps more than once."""
+        """Announced when the pool gets short, perhaps more than once."""
 
     def is_short(self) -> bool:
-        """True if the pool is so full that versions which no rule keeps have to go."""
+        """True if the pool is so full that all versions which no rule keeps are removed."""
 
 
 # --- the blocks that a file's versions show -----------------------------------------------------
@@ -139,7 +139,7 @@ class ShownBlocks(NamedTuple):
     shown_at: tuple[tuple[int, Layout], ...]  # times of earlier kept contents, and their layouts
 
     def keeps(self, block: BlockId) -> Keeps:
-        """The rule by which versions of one block are kept."""
+        """The rule that says which versions of one block are kept."""
         incarnation, number = incarnation_of(block), block_number_of(block)
         alive = self.alive
         lives = alive is not None and (
@@ -163,7 +163,7 @@ class ShownBlocks(NamedTuple):
 
 
 def _established_at(replica: Replica, at_us: int) -> LogicalTimestamp | None:
-    """The established version of that time; None if there was none, or that is not known."""
+    """The latest established version at `at_us`; None if there was none, or if unknown."""
     looked, version = newest_at(replica, at_us, b"")
     known = looked is Looked.FOUND and ZERO < version <= replica.row.established
     return version if known else None
@@ -175,7 +175,7 @@ def _past_at(replica: Replica, at_us: int) -> Workspace | PastState | None:
 
 
 def shown_by(replica: Replica, horizon_us: int) -> ShownBlocks | None:
-    """The blocks shown by the versions of a file that are left after collection to `horizon_us`.
+    """The blocks that a file's versions still show after collection up to `horizon_us`.
 
     None if the node does not know enough: then all blocks are kept.
     """
@@ -205,10 +205,10 @@ def shown_by(replica: Replica, horizon_us: int) -> ShownBlocks | None:
 
 
 class CollectedPast:
-    """Answers of the block server and the healer about versions that were collected."""
+    """Answers questions of the block server and the healer about collected versions."""
 
     def knows(self, view: StorageView, block: BlockId, at_us: int) -> bool:
-        """True if no version that `block` may have shown at that time was collected."""
+        """True if no version that was the latest of `block` at `at_us` can have been collected."""
         replica = Replica(view, inode_of(block))
         collected_us = replica.row.collected_us
         if not collected_us or at_us >= collected_us:
@@ -216,7 +216,8 @@ class CollectedPast:
         shown = shown_by(replica, collected_us)
         if shown is None:
             return False
-        # The inode's version of that time may be gone, while a later, kept one shows the block.
+        # The inode's version of that time may be removed while a later one, which stays, shows
+        # the block.
         return (shown.alive is not None and at_us >= shown.from_us) or any(
             at_us == time_us for time_us, _ in shown.shown_at
         )
@@ -230,7 +231,7 @@ class CollectedPast:
         return shown is not None and shown.alive is None
 
     def wants(self, view: StorageView, key: bytes) -> bool:
-        """True if the version of a block with this key would be kept."""
+        """True if collection would keep the version of a block with this key."""
         block = BlockId(key[:BLOCK_ID_BYTES])
         replica = Replica(view, inode_of(block))
         collected_us = replica.row.collected_us
@@ -263,10 +264,10 @@ class BlockWalk:
         self._block = b""
         self._keeps: Keeps = lambda *_: True
         self._until_us: int | None = None
-        self._above = b""  # the key of the version before, if it stays and is of the same block
+        self._above = b""  # key of the next newer version of the block, if that is kept
 
     def step(self, view: StorageView) -> list[Write]:
-        """Look at some versions, newest first; the writes that remove those that may go."""
+        """Look at some versions, newest first; return the writes that remove those that may go."""
         writes: list[Write] = []
         if Replica(view, self._inode).row.collected_us < self._horizon_us:
             self.done = True  # the batch that recorded this walk was lost
@@ -328,11 +329,11 @@ class Collector:
         self._clock = clock
         self._others = OtherNodes(node, peers)
         self._walk = Walk(_AFTER_OBJECTS, tally=self.tally, fraction=fraction_below)
-        self._halvings = 0  # passes under the present pressure
+        self._halvings = 0  # passes since the pool got short
         self._is_passing = False
 
     async def run(self, host: Host) -> None:
-        """Collect from time to time, and whenever the history pool is full."""
+        """Collect from time to time, and whenever the history pool is short."""
         await Spawn(partial(carry_on, host, self._relieve))
         while True:
             while not self._knows_time(await Now()):
@@ -342,7 +343,7 @@ class Collector:
             await Pause(limits.COLLECT_EVERY_US)
 
     async def _relieve(self, host: Host) -> None:
-        """Collect while the history pool is full, less and less often if nothing is found."""
+        """Collect while the history pool is short; at growing intervals if nothing is found."""
         while True:
             self._halvings = 0
             pause_us = limits.COLLECT_PRESSED_US
@@ -379,11 +380,12 @@ class Collector:
         horizon_us = now_us - self._window_us
         facts = await look(host, partial(self._facts, horizon_us=horizon_us))
         if facts is None or horizon_us <= 0 or not knows_time:
-            return  # without the snapshots, or the time, nothing may go
+            return  # the snapshots, or the time, are unknown: any version may be needed
         snapshots_us, created_us = facts
         pressure_us = 0
         if short:
-            # The oldest first: this pass takes half of the past, the next one half of the rest.
+            # The oldest first: this pass removes the older half of the past, the next one the older
+            # half of the rest.
             left_us = max(horizon_us - created_us, 0)
             left_us >>= self._halvings + 1
             pressure_us = horizon_us - (left_us if self._halvings < _HALVINGS else 0)
@@ -396,7 +398,7 @@ class Collector:
     async def _collect_page(
         self, retention: Retention, host: Host, after: bytes
     ) -> tuple[bytes, bool]:
-        """Collect from the objects that follow `after`, a page of them."""
+        """Collect from a page of the objects that follow `after`."""
         horizon_us = retention.horizon_us
         short = bool(retention.pressure_us)
         listed, heads, until = await look(
@@ -409,7 +411,7 @@ class Collector:
         return until, True
 
     def _facts(self, view: StorageView, *, horizon_us: int) -> tuple[tuple[int, ...], int] | None:
-        """The snapshots, now and when the window began; and when the volume was made."""
+        """The times of snapshots, now and when the window began; and when the volume was made."""
         replica = Replica(view, self._volume)
         state = _past_at(replica, horizon_us)
         try:
@@ -426,9 +428,9 @@ class Collector:
     def _page(
         self, view: StorageView, *, after: bytes, horizon_us: int, short: bool
     ) -> tuple[list[ObjectId], dict[ObjectId, LogicalTimestamp], bytes]:
-        """The next objects after `after` with versions that may go; and where the page ends.
+        """A page of objects: those with versions that may go, their heads, and the last key.
 
-        And the heads of these that may be established, and are not known to be.
+        Only those heads are given of which it is not known yet whether they are established.
         """
         keys = tuple(
             islice(view.keys(Table.OBJECT, after + b"\0", _AFTER_OBJECTS), limits.COLLECT_OBJECTS)
@@ -450,7 +452,7 @@ class Collector:
         return listed, heads, until
 
     def _policies(self, replica: Replica, horizon_us: int) -> tuple[Policy, ...]:
-        """The object's policies, as it is and as it was when the window began."""
+        """The object's policies: the present one, and the one when the window began."""
         found = [replica.workspace.get(RETENTION_KEY)]
         if found[0] is not None:
             state = _past_at(replica, horizon_us)
@@ -460,7 +462,7 @@ class Collector:
     async def _settle(
         self, host: Host, after: bytes, heads: dict[ObjectId, LogicalTimestamp]
     ) -> None:
-        """Ask peers which of these heads are established."""
+        """Ask the peers which of these heads are established, and record those."""
         if not heads:
             return
         replies = await self._others.ask(CatalogueRequest(after), CatalogueReply)
@@ -494,13 +496,13 @@ class Collector:
         self.tally.block_bytes += blocks.removed_bytes
 
     async def _give_way(self, host: Host) -> None:
-        """Pause; for longer, but not for ever, while clients are active."""
+        """Pause; longer, but for a limited time, while clients are active."""
         await give_way(host, limits.COLLECT_YIELD_US)
         await Pause(limits.COLLECT_PAUSE_US)
 
 
 def _begin(name: ObjectId, horizon_us: int, view: StorageView) -> tuple[bool, list[Write]]:
-    """Record that versions may be missing, before the first is removed; False if none may go."""
+    """Record that versions may be missing, before one is removed. False if none may be."""
     replica = Replica(view, name)
     if _established_at(replica, horizon_us) is None:
         return False, []
@@ -511,7 +513,7 @@ def _begin(name: ObjectId, horizon_us: int, view: StorageView) -> tuple[bool, li
 
 
 def _has_superseded(replica: Replica, horizon_us: int) -> bool:
-    """True if a version of the object may have been superseded. Quick: most objects have none."""
+    """False if certainly no version was superseded, as for most objects: a quick check."""
     view, name = replica.view, replica.object
     versions = view.keys(Table.VERSION, name, name + after_keys(len(ZERO)))
     second = next(islice(versions, 1, None), None)

@@ -1,4 +1,4 @@
-"""What a server's store knows of servers' lives: the proof of the latest of each. [`.lives`]"""
+"""The lives of servers in a server's store: the proof of the latest life of each. [`.lives`]"""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from bftfs.storage import StorageView, Table, Write
 
 
 def recall(view: StorageView, keys: AuthenticatorKeys) -> None:
-    """Learn the lives that the store knows: when the server starts."""
+    """Load the lives that are stored, when the server starts."""
     for maker in range(len(keys.lives)):
         keys.learn(maker, life_of(proof_of(view, maker)))
 

@@ -1,11 +1,14 @@
-"""Makes an object anew from its past and its state at the peers.
+"""Makes an object's rows anew from its past and its state at the peers.
 
-What b + 1 servers tell alike, a benign one tells. The chain of versions that leads to one that is
-established is the same at all benign servers that know it, and so is the state at each of them. So
-a server that has lost rows of an object, or never had its past, takes the chain page by page from
-the version that it stands at, as far down as b + 1 peers tell it, and the state below that; and
-from these it makes all of its rows again. What it has accepted stays as it is: the replica history
-and its authenticator are not touched.
+**Situation.** A server has lost rows of an object to a damaged disk, or has fetched only its latest
+state and lacks its past.
+
+**Rule.** It fetches the chain of versions page by page, from its head as far down as b + 1 peers
+give the same page; then the state below that; and makes all of its rows from these.
+
+**Why it is safe.** The chain that leads to an established version is the same at all benign servers
+that have it, and so is the state at each version. One of b + 1 servers is benign. What this server
+has accepted is not touched: it keeps its replica history and authenticator.
 
 **Concurrency.** One thread. Rows are replaced in one step, so that no request sees a part of them.
 """
@@ -58,7 +61,7 @@ class Past:
 async def fetch_past(
     name: ObjectId, version: LogicalTimestamp, *, me: NodeId, peers: Peers
 ) -> Past | None:
-    """The past of `version`, as far down as b + 1 peers tell the same."""
+    """The past of `version`, as far down as b + 1 peers give the same."""
     asking = PageAsking(between_nodes.others_from(me, peers.quorums), peers)
     links: list[Link] = []
     volume = 0
@@ -74,7 +77,7 @@ async def fetch_past(
             at = links[-1].parent
         state = [] if at == ZERO else await between_nodes.state_pages(asking, name, at)
         if state is None and links:
-            # Nobody has the version below: the oldest that there is begins it all.
+            # No peer has the version below: begin with the state at the oldest version.
             at = links.pop().timestamp
             state = await between_nodes.state_pages(asking, name, at)
     except (QuorumUnavailable, *UNREADABLE, IndexError):
@@ -97,7 +100,7 @@ async def remade(name: ObjectId, past: Past) -> MemoryStorage | None:
         replica.move_to(link.timestamp)
         _stand_at(store, replica, link.timestamp)
         if not count % _LINKS_AT_A_TIME:
-            await Pause(1_000)  # others have their turn
+            await Pause(1_000)  # so that others have their turn
     return store
 
 
@@ -122,13 +125,13 @@ def has_beside(view: StorageView, name: ObjectId, past: Past) -> bool:
 def replacement(
     view: StorageView, row: ObjectRow, name: ObjectId, past: Past, made: StorageView
 ) -> list[Write]:
-    """The writes that put the rows in `made` in the place of those that there are.
+    """The writes that replace the object's rows by those in `made`.
 
     Requires: `row` is sound, and `past` leads to the version that it stands at.
     """
     stored = made.get(Table.OBJECT, name)
     assert stored is not None, "every version has left one"
-    # Only a version that this server has known to be established before counts as such.
+    # Only a version that this server has known to be established before counts as established.
     known = {past.base, *(link.timestamp for link in past.links)}
     kept = msgspec.structs.replace(
         stored_row(stored),

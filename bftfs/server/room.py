@@ -2,8 +2,8 @@
 
 **Situation.** A node runs short of two things. Its *history pool* is the room for all versions;
 collection empties it only as fast as history ages. Its *disk* may be filled to the last byte, also
-by other programs. Clients may be malicious and fill either. And some writes must go on: readers
-repair what they read, and without removals there would never be room again.
+by other programs. Clients may be malicious and fill either. Some writes must succeed nevertheless:
+readers repair what they read, and only removals make room again.
 
 **Rules**, by the figures that the store has measured last:
 
@@ -17,8 +17,8 @@ repair what they read, and without removals there would never be room again.
 | the disk is full | ENOSPC | ENOSPC | a share of the reserve |
 
 - A client is greedy if its versions use as much as the average client's, or more.
-- A share: a client gets room as long as it has had at most half of the rest. So the first gets a
-  third of the whole, the next a third of the rest, and together they never use it up.
+- A share: a client gets room as long as it has had at most half of what is left. So the first gets
+  a third of the whole, the next a third of the rest, and together they never use it up.
 - From 85 % on, collection removes all that retention does not need. While the disk is full, the
   node's own work waits: healing, and its own fragments of versions that it verifies.
 - Repairs of blocks are never refused for want of quota or pool: the version exists elsewhere.
@@ -50,57 +50,57 @@ from bftfs.server.accounts import accounts, used
 from bftfs.storage import StorageView, Write
 
 SHORT = 0.85  # of the pool: from here on, collection removes all that retention does not need
-SLOW = 0.90  # from here on, the greediest writers are slowed…
-TIGHT = 0.95  # …and from here on refused; the others have the rest
-ROOM_BYTES = 16 * MIB  # with less than that to spare, a disk that was full is full still
+SLOW = 0.90  # from here on, greedy clients are slowed…
+TIGHT = 0.95  # …and from here on refused, so that the rest is for the others
+ROOM_BYTES = 16 * MIB  # a full disk counts as full until this much is free
 
-_UNBUDGETED = 0.9  # of the disk: the pool, if it has no budget of its own
-_OVERDRAFT = 1 / 16  # of the pool, as long as it is short, for repairs and removals
-_ATTEMPTS_MOST = 8  # of which a slowed client has one, just before it is refused
+_UNBUDGETED = 0.9  # the pool's share of the disk, if no size is configured
+_OVERDRAFT = 1 / 16  # of the pool: what repairs and removals may use beyond it
+_ATTEMPTS_MOST = 8  # of up to so many attempts of a slowed client, one is taken
 _CHARGES_PER_LOOK = 64
-_SHARE_PARTS = 2  # of the rest, one of which a client may have had
-_ROW_BYTES = 256  # of a row beside its key and value, half empty pages included
+_SHARE_PARTS = 2  # a client gets more only if it has had at most 1/2 of the rest
+_ROW_BYTES = 256  # what a row takes besides key and value, half-empty pages included
 
-# The same words at all nodes: a client believes what more than b of them say alike.
+# The same words at all nodes, because a client believes only what b + 1 nodes say alike.
 _GREEDY = "the nodes' history pools are full, and this client's versions use most of them"
 _POOL_FULL = (
-    "the node's history pool is full, and all in it is younger than the detection window or pinned "
-    "by snapshots"
+    "the node's history pool is full, and everything in it is younger than the detection window or "
+    "kept by snapshots"
 )
-# The writer takes it for silence, and sends it again after a while.
+# To the writer this is like silence: it sends the request again after a while.
 _SLOWED = Refused(errno.EAGAIN, "slowed: the node's history pool is nearly full")
 
 
 class Figures(NamedTuple):
-    """The room of a store, in bytes, as it measures it."""
+    """The room of a store, in bytes, as the store measures it."""
 
-    live_bytes: int  # of the tables; the rest of the file is used again before it grows
-    free_bytes: int  # that can still be stored, without the reserve
-    reserve_bytes: int  # that are kept back
-    drawable_bytes: int  # left for writes that use the reserve, if the disk gives no more
+    live_bytes: int  # used by tables; the file's other pages are reused before it grows
+    free_bytes: int  # can still be stored, without the reserve
+    reserve_bytes: int  # the size of the reserve
+    drawable_bytes: int  # left of the reserve, if the disk has nothing else
 
     @property
     def has_room_again(self) -> bool:
-        """True if there is room to speak of, now that there was none."""
+        """True if a disk that was full has enough room to count as not full."""
         return self.free_bytes >= min(ROOM_BYTES, self.reserve_bytes)
 
 
 class ReserveShares:
-    """Room that is kept back: each client gets a share, and none gets it all."""
+    """Divides a reserve among clients: each gets a share, and none can use it up."""
 
     __slots__ = ("_had", "left")
 
     def __init__(self) -> None:
         self._had: Counter[ClientId] = Counter()
-        self.left = 0  # bytes; measured anew by the owner, now and then
+        self.left = 0  # bytes; set by the owner whenever it measures
 
     @property
     def given(self) -> int:
-        """Bytes that all clients have had since the beginning."""
+        """Bytes that all clients have got so far."""
         return self._had.total()
 
     def gives(self, client: ClientId, writes: Iterable[Write]) -> bool:
-        """True if `client` may have room for these writes; then it has had it."""
+        """True if `client` gets room for these writes; then it is charged for them."""
         volume = sum(
             _ROW_BYTES + len(write.key) + (0 if write.value is None else len(write.value))
             for write in writes
@@ -113,7 +113,7 @@ class ReserveShares:
         return True
 
     def end(self) -> None:
-        """There is room for everybody again."""
+        """The shortage is over: forget the shares."""
         self._had.clear()
         self.left = 0
 
@@ -131,13 +131,13 @@ class Room:
         self._measure: Callable[[], Figures] | None = None
         self._charges = 0
         self._attempts: Counter[ClientId] = Counter()  # of clients that are slowed
-        self._metadata: Counter[ClientId] = Counter()  # bytes, since the pool is short
+        self._metadata: Counter[ClientId] = Counter()  # bytes added while the pool is short
         self._overdraft = ReserveShares()
         self._reserve = ReserveShares()
         self.shortage = Event()  # announced when the pool gets short, perhaps more than once
-        self.live_bytes = 0  # of the pool, that are taken
-        self.limit_bytes = pool_bytes or 0  # of the pool
-        self.why_full = ""  # why the disk takes no more, if it does not
+        self.live_bytes = 0  # used of the pool
+        self.limit_bytes = pool_bytes or 0  # size of the pool
+        self.why_full = ""  # why the disk is full; empty if it is not
 
     # --- the disk ----------------------------------------------------------------------------
 
@@ -147,7 +147,7 @@ class Room:
         return bool(self.why_full)
 
     def disk_is_full(self, reason: str, figures: Figures) -> None:
-        """A batch did not fit; if it used the reserve already, that is not there either."""
+        """A batch did not fit. If the disk was full already, the reserve is used up, too."""
         self._reserve.left = 0 if self.full else figures.drawable_bytes
         self.why_full = reason
 
@@ -170,12 +170,12 @@ class Room:
     # --- the history pool --------------------------------------------------------------------
 
     def attach(self, measure: Callable[[], Figures]) -> None:
-        """The versions are in the store that `measure` measures."""
+        """Use `measure`, which measures the store."""
         self._measure = measure
         self.measure()
 
     def measure(self) -> None:
-        """See how much is taken."""
+        """Measure how much of the pool is used, and how large it is."""
         if self._measure is not None:
             figures = self._measure()
             self.live_bytes = figures.live_bytes
@@ -185,7 +185,7 @@ class Room:
 
     @property
     def share(self) -> float:
-        """How much of the pool is taken; may exceed 1."""
+        """The used share of the pool; may exceed 1."""
         return self.live_bytes / self.limit_bytes if self.limit_bytes else 0.0
 
     def is_short(self) -> bool:
@@ -216,8 +216,8 @@ class Room:
     ) -> Refused | None:
         """None if an update of objects is taken; otherwise why not.
 
-        Metadata are counted only while the pool is short, and not kept in accounts: an update
-        costs nothing more for it while there is room.
+        Metadata are counted only while the pool is short, and not kept in accounts: so accounts
+        cost an update nothing while there is room.
         """
         share = self._charged()
         if share < SHORT:
@@ -231,14 +231,15 @@ class Room:
             return None
         if not self._is_greedy(view, client, 0):
             return None
-        # However full it is: a pool without a budget shrinks while others fill the disk.
+        # Measured from the limit: a pool without a configured size shrinks as other programs fill
+        # the disk.
         self._overdraft.left = int(_OVERDRAFT * self.limit_bytes) - self._overdraft.given
         if uses_reserve and self._overdraft.gives(client, writes):
             return None
         return Refused(errno.ENOSPC if share >= 1 else errno.EDQUOT, _GREEDY)
 
     def _charged(self) -> float:
-        """`share`, where something is about to be added: measured every now and then."""
+        """The used share, before something is added. Measures again after some additions."""
         self._charges += 1
         if self._charges >= _CHARGES_PER_LOOK:
             self._charges = 0
@@ -253,7 +254,7 @@ class Room:
             self.shortage.announce()
 
     def _is_greedy(self, view: StorageView, client: ClientId, volume: int) -> bool:
-        """True if the client, with so much more, uses as much as the average client, or more."""
+        """True if a client with `volume` bytes more uses at least as much as the average client."""
         used = accounts(view)
         used.update(self._metadata)
         return (used[client] + volume) * max(len(used), 1) >= used.total()
@@ -262,13 +263,13 @@ class Room:
 class ClientQuota:
     """Refuses new versions as the node's `Room` says.
 
-    One that the cluster has accepted before is not asked about: its author, over the limit by then,
-    is refused the next.
+    A version that the cluster has accepted before is not refused: if its author exceeds the limit
+    by it, the author's next version is refused.
     """
 
     def __init__(self, room: Room) -> None:
         self._room = room
 
     def refusal(self, view: StorageView, client: ClientId, volume: int) -> Refused | None:
-        """Why the client must not write a new version of `volume` bytes, if so."""
+        """None if the client may write a new version of `volume` bytes; otherwise why not."""
         return self._room.admits_version(view, client, volume)

@@ -1,12 +1,12 @@
 """Scrubbing: everything that a node stores is read and checked from time to time. [design §7]
 
-The `Scrubber` walks over the tables, part by part, a page at a time: no faster than it may, waiting
-for moments in which clients are idle, and going on where a restart has stopped it. A part checks
-its rows and marks what is damaged as lost; healing brings it back from the peers.
+The `Scrubber` walks over the tables, part by part, a page at a time. It keeps to its rate, waits
+for moments in which clients are idle, and continues after a restart where it was. A part checks its
+rows and marks damaged ones as lost; healing brings them back from the peers.
 
 Versions of blocks: each stored fragment must be the one that its version's timestamp binds. A
 damaged fragment is dropped. The version stays listed, since the node has acknowledged it. So the
-healer finds that its fragment is missing, and makes it again from those of its peers.
+healer finds that the fragment is missing, and makes it anew from those of the peers.
 
 Objects:
 
@@ -14,11 +14,11 @@ Objects:
 - A request that is kept for repair gives the timestamp under which it is kept. [Q/U §4.3.5]
 - The changes that a version has made are in the state, or in the past where a later one has
   overwritten them: each value is stored twice.
-- The rest of a version (operation, answer, parent) nothing here vouches for. But all benign servers
-  that have a version have the same: the server asks a peer for the digests of a page of versions,
-  and where these differ from its own, all peers. A digest that equals its own shows that nothing is
-  damaged (who does not have the damage cannot tell its digest); one that b + 1 peers give, and that
-  differs, shows that it is.
+- For the rest of a version (operation, answer, parent) there is no proof in the store. But all
+  benign servers that have a version have the same. So the server asks one peer for the digests of a
+  page of versions, and where one differs from its own, all peers. If one peer gives the same digest
+  as its own, nothing is damaged, because a peer cannot know the digest of damaged data. If b + 1
+  peers give another one, alike, the version is damaged.
 
 What is damaged is marked; `object_healing` makes it anew. A request that is damaged is dropped:
 other servers have it.
@@ -75,18 +75,18 @@ from bftfs.wire.codec import UNREADABLE, Value, encode
 
 _SCRUBBED = b"scrubbed"  # in Table.META: when everything was read and checked last
 _PLACE = b"scrub"  # in Table.META: where the pass under way is
-_ROW_BYTES = 512  # of one, before any was read
-_AGAIN_US = limits.HEAL_AGAIN_US  # after a page for which too few peers were there
+_ROW_BYTES = 512  # assumed size of a row before any was read
+_AGAIN_US = limits.HEAL_AGAIN_US  # pause after a page for which too few peers answered
 _BLOCKS_PER_PAGE = 16  # each of which is read and hashed, in one step
 _END = after_keys(OBJECT_ID_BYTES + TIMESTAMP_BYTES)  # after all keys of each of the tables
-_ROWS_PER_PAGE = limits.VERSIONS_ATTESTED // 2  # each of which may name its parent as well
+_ROWS_PER_PAGE = limits.VERSIONS_ATTESTED // 2  # half, since parents are attested as well
 _BYTES_PER_PAGE = limits.SYNC_PAGE_BYTES
 
 
 class Page(NamedTuple):
     """The result of one page."""
 
-    until: bytes  # where the next one begins; nothing at the end
+    until: bytes  # the last key; empty at the end of the table
     rows: int
     volume: int  # bytes read
     damaged: int
@@ -98,7 +98,7 @@ class Part(Protocol):
     table: Table
 
     async def scrub(self, host: Host, after: bytes) -> Page | None:
-        """Check the rows that follow `after`; None if its peers are needed and do not answer."""
+        """Check the rows that follow `after`; None if peers are needed and do not answer."""
 
 
 class _Place(Value, frozen=True):
@@ -127,20 +127,20 @@ class ScrubTally(PassTally):
         name="scrub_progress",
         default=1.0,
     )
-    place: _Place = _START  # of the pass under way, or the last one
+    place: _Place = _START  # of the current or the last pass
     bytes_to_come: int = counter("Bytes left to check in this pass.", name="scrub_bytes_to_come")
-    # since the node was started
+    # Since the node was started:
     checked_rows: int = counter("Rows that were read and checked.", name="scrub_rows")
     checked_bytes: int = counter("Bytes that were read and checked.", name="scrub_bytes")
     found_damaged: int = counter("Rows that were found damaged.", name="scrub_damaged")
 
     @figure("When the last pass of scrubbing ended.", name="scrubbed_seconds")
     def ended_s(self) -> float:
-        """When the last pass, also of an earlier life of the node, ended; since the epoch."""
+        """When the last pass ended, before or after the last restart, in seconds since 1970."""
         return self.ended_us / limits.SECOND_US
 
     def remaining_us(self, rate_bytes: float) -> int | None:
-        """Until the pass under way is over, at this rate; None if it does not go on."""
+        """How long the current pass will take at this rate; None if it stands still."""
         if not self.under_way:
             return 0
         return round(self.bytes_to_come * limits.SECOND_US / rate_bytes) if rate_bytes else None
@@ -172,7 +172,7 @@ class Scrubber:
     def __init__(
         self, parts: Sequence[Part], *, report: Callable[[str, int], None] = lambda *_: None
     ) -> None:
-        """`report` hears of the table and the number of rows that were found damaged."""
+        """`report(table, rows)` is called with the number of rows that were found damaged."""
         self.throttle = Throttle("scrub", rate_bytes=limits.SCRUB_RATE_BYTES)
         self.tally = ScrubTally()
         self._parts = tuple(parts)
@@ -186,14 +186,14 @@ class Scrubber:
         )
 
     async def run(self, host: Host) -> None:
-        """Scrub when it is due, or when people say so."""
+        """Scrub when it is due, or on request."""
         throttle, tally = self.throttle, self.tally
         await throttle.begin(host)
         tally.ended_us = await look(host, _scrubbed)
-        if not tally.ended_us:  # what is new needs no scrubbing
+        if not tally.ended_us:  # a new store needs no scrubbing
             tally.ended_us = await Now()
             host.arrange(_scrubbed_at(tally.ended_us))
-        starts = 0  # that this conversation has heeded
+        starts = 0  # requests for a pass that have been served
         while True:
             stored = await look(host, lambda view: view.get(Table.META, _PLACE))
             if stored:
@@ -208,7 +208,7 @@ class Scrubber:
             await self._pass(host, place)
 
     async def _pass(self, host: Host, place: _Place) -> None:
-        """Everything from `place` on."""
+        """Scrub everything from `place` on."""
         self.tally.place = place
         self._counts = await look(host, self._count)
         self.tally.bytes_to_come = self._to_come(place)
@@ -249,7 +249,7 @@ class Scrubber:
         return read / in_all if in_all else 0.0
 
     def _to_come(self, place: _Place) -> int:
-        """About how many bytes are still to be read, going by the rows that were."""
+        """Estimates how many bytes are left to read, from the average size of rows so far."""
         if place.part >= len(self._parts):
             return 0
         rows = max(self._counts[place.part] - place.part_rows, 0)
@@ -301,7 +301,7 @@ class BlockScrubber:
         for key, row in rows:
             fragment = view.get(Table.FRAGMENT, key)
             volume += len(row) + len(fragment or b"")
-            if len(key) != VERSION_KEY_BYTES:  # no version of anything
+            if len(key) != VERSION_KEY_BYTES:  # not the key of a version
                 writes.append(Write(Table.BLOCK, key, None))
                 continue
             index = fragment_index(BlockId(key[:BLOCK_ID_BYTES]), self._node, self._n)
@@ -318,9 +318,9 @@ class BlockScrubber:
 def _page_of(
     view: StorageView, table: Table, after: bytes
 ) -> tuple[list[tuple[bytes, bytes]], int, bytes]:
-    """The rows that follow `after`, up to a bound of their number and volume.
+    """A page of the rows that follow `after`; its volume; and its last key.
 
-    And their volume, and the key that ends the page; nothing at the end of the table.
+    The last key is empty at the end of the table. Number and volume of the rows are bounded.
     """
     rows: list[tuple[bytes, bytes]] = []
     volume = 0
@@ -342,7 +342,7 @@ class _Checked(NamedTuple):
     volume: int
     until: bytes
     damaged: set[ObjectId]
-    digests: dict[bytes, bytes]  # by key; nothing for a parent that is missing
+    digests: dict[bytes, bytes]  # by key; empty for a parent that is missing
 
 
 class VersionScrubber:
@@ -354,7 +354,7 @@ class VersionScrubber:
         self._quorums = peers.quorums
         self._marks = marks
         self._others = OtherNodes(node, peers)
-        # The first is asked first: the one that has answered last.
+        # The peer that has answered last comes first, and is asked first.
         after, before = self._others.nodes[node:], self._others.nodes[:node]
         self._order = [*after, *before]
 
@@ -366,7 +366,7 @@ class VersionScrubber:
             refuted = await self._refuted(checked.digests)
             if refuted is None:
                 return None
-            # What has changed or gone meanwhile, by clients' requests, is no damage.
+            # A version that a client's request has changed or removed meanwhile is not damaged.
             still = await look(host, partial(_digests_of, tuple(refuted)))
             damaged |= {
                 ObjectId(key[:OBJECT_ID_BYTES])
@@ -378,11 +378,11 @@ class VersionScrubber:
         return Page(checked.until, checked.rows, checked.volume, len(damaged))
 
     async def _refuted(self, digests: dict[bytes, bytes]) -> list[bytes] | None:
-        """The versions that are not as here at peers of which one is benign."""
+        """The versions of which b + 1 peers have the same digest, different from this node's."""
         unconfirmed = await self._unconfirmed_by_one(digests)
         if not unconfirmed:
             return unconfirmed
-        # Of parents there may be as many as of versions.
+        # There may be as many parents as versions.
         request = AttestRequest(tuple(unconfirmed[: limits.VERSIONS_ATTESTED]))
         replies = await self._others.ask(
             request, AttestReply, partial(_is_attestation, len(unconfirmed))
@@ -404,7 +404,7 @@ class VersionScrubber:
         return refuted
 
     async def _unconfirmed_by_one(self, digests: dict[bytes, bytes]) -> list[bytes] | None:
-        """Those that the first peer that answers does not have as they are here."""
+        """The versions of which the first peer that answers has another digest."""
         keys = list(digests)
         request = AttestRequest(tuple(keys))
         for _ in self._order:
@@ -447,10 +447,10 @@ def _check_versions(view: StorageView, *, after: bytes) -> _Checked:
 
 
 def is_as_written(view: StorageView, identifier: ObjectId, version: Version) -> bool:
-    """True if the rows of state and past are what a version of the chain has made them.
+    """True if the rows of state and past contain each change of a version of the chain.
 
-    Each of its changes is in the head's state, or was overwritten by a later version: then the one
-    that was first to do so has kept it.
+    A change is in the head's state, unless a later version has overwritten it; then the first
+    version to do so has kept it in the past.
     """
     stamp = stamp_of(version.number)
     for key, value in version.delta:
@@ -484,9 +484,9 @@ def _check_parent(
     damaged: set[ObjectId],
     digests: dict[bytes, bytes],
 ) -> None:
-    """A version of the chain follows its parent; if that is missing, peers say if it should.
+    """Check that the parent of a version of the chain is there; if not, the peers are asked.
 
-    Unless it may have been collected here: peers may have it longer.
+    They are not asked if it may have been collected here: peers may keep it longer.
     """
     if not version.number or version.gap or version.parent == ZERO:
         return
@@ -522,7 +522,7 @@ def _is_attestation(length: int, reply: AttestReply) -> bool:
 
 
 class HistoryScrubber:
-    """Checks replica histories, and that the version they end with is there."""
+    """Checks replica histories, and that the latest version in each is there."""
 
     table = Table.OBJECT
 

@@ -28,7 +28,7 @@ class Figure(NamedTuple):
 
 
 def counter(help: str, *, name: str = "", default: float = 0) -> Any:  # noqa: A002
-    """A field of a dataclass that is a figure. It is called like the field, if not otherwise."""
+    """A field of a dataclass that is a figure, named like the field unless `name` is given."""
     return field(default=default, metadata={"help": help, "name": name})
 
 
