@@ -1,15 +1,16 @@
 """Whose clock is to blame for a time that nodes refuse [design §4]; and clocks that are set back.
 
-A client whose own clock is wrong is told so. But somebody may have taken a time as far ahead as the
-fastest of the correct nodes bear; the others then refuse what comes after it until they have caught
-up, and that is no fault of the client that comes next: it waits.
+Nodes refuse times that are too far ahead of their clocks. A client whose own clock is wrong is told
+so. But another client may have used a time so far ahead that only the fastest correct nodes take
+it. The next version needs a later time, and the slower nodes refuse that until their clocks catch
+up. This is not the next client's fault, so it waits and tries again.
 """
 
 from __future__ import annotations
 
 from bftfs.limits import CLOCK_SKEW_US, CLOCKS_AGREE_US
 
-# Nodes refuse what is CLOCK_SKEW_US ahead of them; they may be ahead of the client by a part of it.
+# Nodes refuse times CLOCK_SKEW_US ahead of their clocks, which may differ from the client's.
 _AHEAD_US = CLOCK_SKEW_US // 4
 
 
@@ -22,14 +23,14 @@ def is_due(due_us: int, now_us: int, most_us: int) -> bool:
 
 
 def is_ahead(time_us: int, clock_us: int) -> bool:
-    """True if some correct node may refuse `time_us`, as far as a client with this clock can tell.
+    """True if `time_us` is so far ahead of a client's clock that correct nodes may refuse it.
 
-    A time that is not ahead is taken by every correct node whose clock is not too far behind the
-    client's: by the rest of CLOCK_SKEW_US.
+    Otherwise all correct nodes take it whose clocks are at most the remaining three quarters of
+    CLOCK_SKEW_US behind the client's.
     """
     return time_us - clock_us > _AHEAD_US
 
 
 def is_pushed_ahead(time_us: int, clock_us: int) -> bool:
-    """Whether others have brought it about that `time_us` is refused, for a client's clock."""
+    """True if `time_us` is refused because others took a time ahead, not because of the clock."""
     return is_ahead(time_us, clock_us) and time_us - clock_us <= CLOCKS_AGREE_US

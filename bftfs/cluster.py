@@ -1,12 +1,12 @@
-"""The cluster description: the nodes, the clients, and what all of them have to agree on.
+"""The cluster description: nodes, clients, and settings on which all of them must agree.
 
 A frozen value, kept as TOML in `cluster.toml` and signed by the administrator: the file next to it,
 `cluster.toml.sig`, holds detached Ed25519 signatures, one per line. It keeps the signature of the
-previous description beside the current one, so that at every moment of a replacement the
-description that is there is a signed one.
+previous description beside the current one, so that the description is signed at every moment
+while it is replaced.
 
 Each description has a number, its serial, one more than that of the description it was made from.
-So whoever has seen one knows an older one, however its files came back.
+So a machine that has seen a description recognises older ones, even if a backup brings them back.
 
 Every mistake in the file is a `UsageError` that names the file, the place, the reason and the next
 step: people edit this file.
@@ -111,7 +111,7 @@ def parse_address(text: str) -> Address:
     if tcp and 1 <= int(tcp["port"]) <= 65535:
         return TcpAddress(tcp["six"] or tcp["host"], int(tcp["port"]))
     raise UsageError(
-        f"{text!r} is no address; write `unix:/path/to/socket`, `tcp:host:port` "
+        f"{text!r} is not an address; write `unix:/path/to/socket`, `tcp:host:port` "
         "or, for IPv6, `tcp:[::1]:port`, with a port from 1 to 65535"
     )
 
@@ -143,7 +143,7 @@ class ClientEntry:
 class ClusterDescription:
     """One version of the description that the administrator has signed.
 
-    Of two with different serials the higher one holds.
+    Of two versions, the one with the higher serial is valid.
 
     Node i is the i-th member. All public keys, addresses and client names differ.
     """
@@ -159,7 +159,7 @@ class ClusterDescription:
     root: ObjectId
     durability: Durability = Durability.SYNC
     block_bytes: int = limits.BLOCK_BYTES_DEFAULT
-    window_us: int = limits.DETECTION_WINDOW_US  # history younger than that stays [design §8]
+    window_us: int = limits.DETECTION_WINDOW_US  # younger history is always kept [design §8]
     serial: int = 0
 
     def __post_init__(self) -> None:
@@ -222,10 +222,10 @@ class ClusterDescription:
         return replace(self, clients=remaining, serial=self.serial + 1)
 
     def is_superseded_by(self, other: ClusterDescription) -> bool:
-        """True if a machine that has seen this description takes `other` in its place.
+        """True if a machine that has seen this description replaces it by `other`.
 
-        Of two with the same serial, which an administrator made from the same one without knowing
-        of the other, a machine keeps the one that it has seen first.
+        If two descriptions have the same serial, because both were made from the same older one, a
+        machine keeps the one that it has seen first.
         """
         return other.cluster_id == self.cluster_id and other.serial > self.serial
 
@@ -268,7 +268,7 @@ def _validate(description: ClusterDescription) -> None:
     _distinct("public key", keys)
     for key, owner in keys:
         if not is_public_key(key):
-            raise UsageError(f"the public key of {owner} is not one; copy the key again")
+            raise UsageError(f"the public key of {owner} is not valid; copy the key again")
 
 
 def _validate_sizes(description: ClusterDescription) -> None:
@@ -308,7 +308,7 @@ def _validate_sizes(description: ClusterDescription) -> None:
 def _validate_client(entry: ClientEntry) -> None:
     if not _NAME.fullmatch(entry.name):
         raise UsageError(
-            f"{entry.name!r} is no name for a client; use 1 to 64 letters, digits, dots, dashes "
+            f"{entry.name!r} is not a name for a client; use 1 to 64 letters, digits, dots, dashes "
             "and underscores, and begin with a letter or digit"
         )
     if entry.grant.subtree != "/":
@@ -318,7 +318,7 @@ def _validate_client(entry: ClientEntry) -> None:
         )
     for uid in entry.grant.uids or ():
         if not 0 <= uid < 1 << 32:
-            raise UsageError(f"client {entry.name!r}: {uid} is no uid; uids are 0 to 4294967295")
+            raise UsageError(f"client {entry.name!r}: {uid} is not a uid; uids are 0 to 4294967295")
 
 
 def _distinct(what: str, named: Iterable[tuple[Any, str]]) -> None:
@@ -479,7 +479,7 @@ def _read(path: Path, what: str, next_step: str) -> bytes:
 
 
 def _from_hex(digits: str) -> bytes:
-    """The bytes that hexadecimal digits stand for; none for what is no digits."""
+    """The bytes that hexadecimal digits stand for; empty if they are not digits."""
     try:
         return bytes.fromhex(digits)
     except ValueError:

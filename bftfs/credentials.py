@@ -1,7 +1,7 @@
-"""On whose behalf a client asks: the POSIX user and groups that permissions are checked for.
+"""The POSIX user and groups on whose behalf a client asks; permissions are checked for these.
 
-A client claims credentials; whether it may is the grant's business (`bftfs.server.step.Grant`),
-and what they permit is that of whoever knows the object.
+A client claims credentials. Its grant says which users it may act as (`bftfs.server.step.Grant`);
+the methods of objects check what these users may do.
 """
 
 from __future__ import annotations

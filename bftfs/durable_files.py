@@ -18,7 +18,7 @@ def replace_file(path: Path, contents: bytes) -> None:
 
 
 def sync_directory(path: Path) -> None:
-    """Bring the names in the directory at `path` to stable storage."""
+    """Flush the directory at `path`: the names of new and replaced files survive a crash."""
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)

@@ -1,4 +1,4 @@
-"""The closed unions of everything that may be asked and answered between principals.
+"""All requests and replies between principals, as two closed unions.
 
 Each protocol declares its own messages; this module adds the few that belong to no protocol, and
 joins them. Tags: Q/U requests 0x10, replies 0x20; PASIS requests 0x30, replies 0x40; these 0x50.
@@ -19,25 +19,25 @@ _BYTES_MOST = (1 << 62) - 1
 
 
 class HealthRequest(Message, frozen=True, tag=0x51):
-    """How is the node?"""
+    """Asks a node for a report on its state."""
 
 
 class HealthFigure(Value, frozen=True):
-    """One number that a node's background work tells of itself."""
+    """One number that a node's background work reports."""
 
     name: Annotated[str, Meta(max_length=64)]
     value: float
 
 
 class HealthReply(Message, frozen=True, tag=0x52):
-    """The node's own account of itself."""
+    """The node's report on itself."""
 
     pid: int
     uptime_us: int
     healthy: bool
     reasons: tuple[Annotated[str, Meta(max_length=512)], ...]  # why it is degraded, if it is
     store_bytes: Annotated[int, Meta(ge=0, le=_BYTES_MOST)]
-    free_bytes: Annotated[int, Meta(ge=0, le=_BYTES_MOST)]  # that the store can still grow by
+    free_bytes: Annotated[int, Meta(ge=0, le=_BYTES_MOST)]  # by which the store can still grow
     requests: int
     memory_bytes: int
     # Of lazy verification and healing, by the names of the metrics.

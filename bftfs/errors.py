@@ -4,7 +4,7 @@
   connection is read, which is closed; conversations only notice that the peer is silent.
 - `OperationFailed`: the caller gets no result, and why.
 - `FileSystemError`: a POSIX answer, not a failure; it carries the errno.
-- `UsageError`: the human's mistake; printed without a traceback.
+- `UsageError`: a user's mistake; printed without a traceback.
 - `DamagedRow`: a node's own disk has damaged a row, which is mended.
 
 Each carries fields; `__str__` makes the sentence.
@@ -46,7 +46,7 @@ class DamagedRow(BftfsError):
         self.reason = reason
 
     def __str__(self) -> str:
-        return f"the node's row of it cannot be read ({self.reason}) and will be mended"
+        return f"the node cannot read its row of it ({self.reason}); it will be repaired"
 
 
 class PeerFault(BftfsError):
@@ -183,7 +183,7 @@ class FileSystemError(BftfsError):
 
 
 class UsageError(BftfsError):
-    """The human's mistake, as a sentence that names the thing, the reason and the next step."""
+    """A user's mistake: a sentence that names the thing, the reason and the next step."""
 
     def __init__(self, message: str, *, exit_code: int = 2) -> None:
         super().__init__(message)

@@ -1,7 +1,7 @@
 """A lock for conversations: first come, first served.
 
-Conversations of one engine take it while they work on something that others must not see half
-done, or when they would only get into each other's way.
+A conversation holds it while it works on something that others must not see half done, or where
+several at once would only hinder each other.
 
 **Concurrency.** One engine. A conversation that waits may be cancelled: its place passes on.
 """
@@ -48,7 +48,7 @@ class Lock:
             raise
 
     def release(self) -> None:
-        """Hand it to the next in line."""
+        """Hand it to the next conversation that waits."""
         if self._waiting:
             self._waiting.popleft().announce()
         else:
@@ -62,7 +62,7 @@ class Lock:
 
 
 class Locks(Generic[Key]):
-    """One lock for each key. Several are taken in ascending order: nobody waits in a circle."""
+    """One lock for each key. Several are taken in ascending order, so there is no deadlock."""
 
     __slots__ = ("_locks",)
 

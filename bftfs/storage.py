@@ -39,7 +39,7 @@ class Write(NamedTuple):
 
 
 def after_keys(length: int) -> bytes:
-    """Where a range ends that has all keys of at most `length` bytes; behind a prefix, likewise."""
+    """A key greater than all keys of at most `length` bytes: the end of a range of all of them."""
     return b"\xff" * (length + 1)
 
 
@@ -60,7 +60,7 @@ class StorageView(Protocol):
         """Like `scan`, without touching the values."""
 
     def count(self, table: Table) -> int:
-        """How many rows the table has; perhaps roughly. Costs nothing."""
+        """How many rows the table has, perhaps roughly. Takes constant time."""
 
 
 class MemoryStorage:

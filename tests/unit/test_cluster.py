@@ -165,13 +165,13 @@ def test_clients_come_and_go() -> None:
         DESCRIPTION.with_client(ClientEntry("desk", LAPTOP.public_key))
     with pytest.raises(UsageError, match="have the same public key"):
         DESCRIPTION.with_client(ClientEntry("desk", NEW.nodes[0].public_key))
-    with pytest.raises(UsageError, match="the public key of client 'desk' is not one"):
+    with pytest.raises(UsageError, match="the public key of client 'desk' is not valid"):
         DESCRIPTION.with_client(ClientEntry("desk", bytes(64)))
 
 
 @pytest.mark.parametrize("name", ["", ".hidden", "a/b", "a b", "ä", "a\n", "x" * 65])
 def test_a_clients_name_is_the_name_of_a_file(name: str) -> None:
-    with pytest.raises(UsageError, match="is no name for a client"):
+    with pytest.raises(UsageError, match="is not a name for a client"):
         DESCRIPTION.with_client(ClientEntry(name, STRANGER.public_key))
 
 
@@ -405,16 +405,16 @@ def explained(**changes: object) -> str:
             {"members__2__address": None},
             "members[2]: Object missing required field `address`",
         ),
-        ({"members__2__address": "host:1"}, "members[2].address: 'host:1' is no address"),
+        ({"members__2__address": "host:1"}, "members[2].address: 'host:1' is not an address"),
         ({"members__2__address": "unix:/run/bftfs/1"}, "member 2 and member 1 have the same addr"),
         ({"members__2__node": 1}, "member 2 has node = 1; members are numbered from 0"),
         ({"members__2__public_key": "00"}, "members[2].public_key = '00': write 128 hexadecimal"),
-        ({"members__2__public_key": "00" * 64}, "the public key of member 2 is not one"),
-        ({"clients__0__name": "a/b"}, "'a/b' is no name for a client"),
+        ({"members__2__public_key": "00" * 64}, "the public key of member 2 is not valid"),
+        ({"clients__0__name": "a/b"}, "'a/b' is not a name for a client"),
         ({"clients__0__write": 1}, "clients[0].write = 1: Expected `bool`, got `int`"),
         ({"clients__0__uids": 1000}, "clients[0].uids = 1000: Expected `array | null`, got `int`"),
         ({"clients__0__uids": [True]}, "clients[0].uids[0] = True: Expected `int`, got `bool`"),
-        ({"clients__0__uids": [-1]}, "client 'laptop': -1 is no uid"),
+        ({"clients__0__uids": [-1]}, "client 'laptop': -1 is not a uid"),
         (
             {"clients__0__subtree": "home"},
             "client 'laptop': nodes cannot hold a client to the subtree 'home'",

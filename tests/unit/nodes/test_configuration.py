@@ -72,7 +72,7 @@ def test_what_is_set_counts(tmp_path: Path) -> None:
         ("durability = 1", 'durability = 1; write "sync" or "interval"'),
         ('metric = "off"', "there is no setting 'metric'; the settings are durability"),
         ("metrics = 9100", 'metrics = 9100; write an address or "off"'),
-        ('metrics = "localhost"', "is no address"),
+        ('metrics = "localhost"', "is not an address"),
         ("capacity_bytes = 100", "capacity_bytes = 100; write a whole number, 16777216 or more"),
         ("client_bytes = true", "client_bytes = True; write a whole number"),
         ('log_level = "loud"', "log_level = 'loud'; write one of debug, info, warning, error"),
