@@ -1,8 +1,8 @@
 """Retention: which versions are kept. One rule for objects and for blocks. [design §8]
 
-Readers see a version from its own time until the time of the version that superseded it. So it is
-not a version's age that counts, but how long ago it was superseded: a version that was overwritten
-a minute ago was current until a minute ago, however old it is.
+Readers see a version from its own time until the time of the version that superseded it. So a
+version's age does not count, only how long ago it was superseded: a version that was overwritten a
+minute ago was current until a minute ago, however old it is.
 
 A version is kept if one of these keeps it:
 
@@ -51,7 +51,7 @@ _DURATION: Final = re.compile(r"([0-9]{1,10}) ?(s|min|h|d|w|y)")
 TIERS: Final = 8  # of one policy
 POLICY_BYTES: Final = 128  # written out
 
-Keeps = Callable[[int, int | None], bool]  # True if what was current between two times is kept
+Keeps = Callable[[int, int | None], bool]  # True if a version, current between two times, stays
 
 
 class Tier(NamedTuple):
@@ -68,7 +68,7 @@ class Policy:
     tiers: tuple[Tier, ...]
 
     def shows(self, since_us: int, until_us: int, *, now_us: int, from_us: int = 0) -> bool:
-        """True if it chooses a time in [since_us, until_us) that is not before `from_us`."""
+        """True if the policy chooses a time in [since_us, until_us) from `from_us` on."""
         for every_us, age_us in self.tiers:
             first_us = max(since_us, from_us, 0 if age_us is None else now_us - age_us)
             if every_us:
@@ -107,7 +107,7 @@ def parse_duration(text: str) -> int:
         return 0
     found = _DURATION.fullmatch(text.strip())
     if found is None:
-        raise UsageError(f"{text!r} is no length of time; write for example 30d, 12h or 90min")
+        raise UsageError(f"{text!r} is not a length of time; write for example 30d, 12h or 90min")
     return int(found[1]) * _UNITS[found[2]]
 
 

@@ -43,7 +43,7 @@ def _is_number(value: Any) -> bool:
 
 _SIZE = (_is_size, f"write a whole number, {SIZE_BYTES_MIN} or more")
 _NUMBER = (_is_number, f"write a whole number from 1 to {POSSIBLE_VERSIONS_MOST}")
-# Of each setting: whether a value is one, and what to write instead.
+# For each setting: a test of its value, and what to write instead.
 _SETTINGS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "durability": (lambda value: value in ("sync", "interval"), 'write "sync" or "interval"'),
     "capacity_bytes": _SIZE,

@@ -1,16 +1,17 @@
-"""A node's end of its connections: who may connect, how much one principal gets, and the bytes.
+"""The connections that a node accepts: who may connect, and how much one principal gets.
 
-**Situation.** Anybody can connect, and clients of the cluster may be malicious: they send garbage,
-never read their replies, or open as many connections as they can.
+**Situation.** Anybody can connect, and clients of the cluster may be malicious. They may send
+garbage, never read their replies, or open as many connections as they can.
 
 **Rules.**
 
 - A connection is read only while none of its requests waits to be stepped, and only while its peer
-  takes its replies. So nobody makes the node queue requests without end.
+  takes its replies. So nobody can make the node queue requests without limit.
 - The bytes that connections hold are counted; above `HELD_BYTES` the greediest is closed.
 - Bytes that break the rules close the connection on which they arrived, and no other. A principal
-  that has authenticated such messages too often has to wait (`Account`). What fails the channel's
-  check counts against nobody: the network may have damaged it.
+  that sends such bytes in authenticated messages too often must wait before it connects again
+  (`Account`). Bytes that fail the channel's check count against nobody, because the network may
+  have damaged them.
 - A principal has limits, however many connections it has. [design §9] One over a limit is delayed
   (its connections are not read), then cut off; others do not notice. Principals take turns: one
   that has had its share of a turn, in requests or in time spent on them, waits until the others
@@ -50,12 +51,12 @@ CONNECTIONS_PER_PRINCIPAL = 16  # one per mount and tool that uses the same key
 UNAUTHENTICATED_MAX = 64  # connections that sent no greeting yet; the oldest gives way
 GREETING_PATIENCE_US = 10 * SECOND_US  # for a new connection to send its greeting
 REQUESTS_PER_TURN = 128  # of one principal, before the others have their turn…
-TIME_PER_TURN_US = 4_000  # …or its share of this time, of which all that wait have the same
+TIME_PER_TURN_US = 4_000  # …or its share of this time, which is divided equally
 RECEIVES_PER_TURN = 8  # reads from one connection, before the others have their turn
-UNSENT_BYTES = 1 * MIB  # answers that a connection does not take, beyond which it is not served
-HELD_BYTES = 64 * MIB  # of requests and answers over all connections; the greediest is cut off
-UNCOUNTED_BYTES = 64 * KIB  # that a connection may hold without being counted
-OFFENCES = 16  # broken connections, before a principal has to wait
+UNSENT_BYTES = 1 * MIB  # a connection that leaves more of its replies unread is not served
+HELD_BYTES = 64 * MIB  # requests and replies of all connections; beyond, the greediest is closed
+UNCOUNTED_BYTES = 64 * KIB  # a connection with less is not counted
+OFFENCES = 16  # connections closed for offences, before a principal has to wait
 OFFENCE_FORGIVEN_US = SECOND_US
 ACCEPTS_PER_TURN = 64
 MEMBERSHIP_EVERY_US = SECOND_US
@@ -70,10 +71,10 @@ class Account:
 
     connections: int = 0
     offences: int = 0
-    forgiven_us: int = 0  # when offences were forgiven last
-    turn: int = 0  # to which the next two refer
+    forgiven_us: int = 0  # when an offence was last forgiven
+    turn: int = 0  # the turn in which these were used:
     stepped: int = 0  # requests
-    spent_us: int = 0  # on them
+    spent_us: int = 0  # time spent on them
 
     def offend(self, now_us: int) -> None:
         """The principal has broken the rules of the channel."""
@@ -93,12 +94,12 @@ class Account:
 
 
 class Turn:
-    """One turn of the loop, of which each principal has a share."""
+    """One turn of the loop, which the waiting principals share."""
 
     __slots__ = ("_last_us", "_number", "_share_us", "is_shared", "volume")
 
     def __init__(self, number: int, waiting: Sequence[Account], now_us: int) -> None:
-        """Requires: each turn has another number."""
+        """Requires: turns have different numbers."""
         self._number = number
         self._last_us = now_us  # when the last request had been stepped
         self.volume = 0  # bytes of the bodies of requests and replies
@@ -107,7 +108,7 @@ class Turn:
         self._share_us = TIME_PER_TURN_US // max(principals, 1)
 
     def goes_on(self, account: Account) -> bool:
-        """True if another request of the principal belongs to this turn; then it counts."""
+        """True if the principal's share of this turn is not used up; counts one more request."""
         if account.turn != self._number:
             account.turn = self._number
             account.stepped = account.spent_us = 0
@@ -117,7 +118,7 @@ class Turn:
         )
 
     def charge(self, account: Account, now_us: int) -> None:
-        """The principal's request has been stepped, since the last one of anybody."""
+        """Charge the principal for the time since the last charge: it went into its request."""
         account.spent_us += now_us - self._last_us
         self._last_us = now_us
 
@@ -131,7 +132,7 @@ class Connection:
 
     socket: socket.socket | None  # None once it is closed
     channel: ServerChannel[Sender]
-    deadline_us: int  # by which its greeting must be here
+    deadline_us: int  # its greeting must come before this time
     sender: Sender | None = None  # as its greeting claims
     account: Account | None = None
     backlog: deque[Frame] = field(default_factory=deque)  # requests that have not been stepped
@@ -160,7 +161,7 @@ class Connections:
         self.epoll = select.epoll()
         self._new_channel = new_channel
         self._membership = membership
-        self._membership_us = 0  # when it is looked at again, if there is something to serve
+        self._membership_us = 0  # when membership is checked next, if there are requests
         self._tally = tally
         # One per principal that has connected; the cluster lists no more of them.
         self._accounts: defaultdict[ClientId, Account] = defaultdict(Account)
@@ -219,7 +220,7 @@ class Connections:
             self.epoll.register(accepted.fileno(), _IN)
 
     def receive(self, connection: Connection) -> None:
-        """Take in the bytes that a peer has sent, unless requests of its wait already."""
+        """Read the bytes that a peer has sent, unless requests of its are waiting."""
         if connection.backlog:
             return
         for _ in range(RECEIVES_PER_TURN):
@@ -283,7 +284,7 @@ class Connections:
             self.write(connection)
 
     def queue(self, connection: Connection) -> None:
-        """Have the connection's requests stepped when it is its turn."""
+        """Let the connection's requests be stepped when it is its turn."""
         if not connection.waiting and connection.socket is not None:
             connection.waiting = True
             self.backlogged.append(connection)
@@ -331,11 +332,11 @@ class Connections:
     # --- closing -----------------------------------------------------------------------------
 
     def reconsider(self) -> None:
-        """Have `dismiss` look at the membership again, however recently it did."""
+        """Let the next `dismiss` check the membership, however recently it was checked."""
         self._membership_us = 0
 
     def dismiss(self) -> None:
-        """Close the connections of clients that may not connect any more, or with other rights."""
+        """Close the connections of clients that are revoked, or whose rights have changed."""
         now = clock.monotonic_us()
         if now < self._membership_us:
             return
@@ -346,7 +347,7 @@ class Connections:
                 self.close(connection, "no longer admitted")
 
     def offend(self, connection: Connection, fault: PeerFault) -> None:
-        """Close a connection over a message that its peer has authenticated, and count that."""
+        """Close a connection because of an authenticated message, and count the offence."""
         assert connection.account is not None
         connection.account.offend(clock.monotonic_us())
         self.close(connection, type(fault).__name__)
@@ -375,7 +376,7 @@ class Connections:
         self.epoll.close()
 
     def _hold(self, connection: Connection) -> None:
-        """Count what the connection makes the node keep; close the greediest if it is too much."""
+        """Count the bytes that are kept for the connection; if too many, close the greediest."""
         held = connection.channel.buffered + connection.backlog_bytes + connection.output.size
         self._held_bytes += held - connection.held_bytes
         connection.held_bytes = held

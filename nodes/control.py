@@ -1,11 +1,11 @@
-"""How a node's owner controls its background work: one command and one answer on a Unix socket.
+"""Lets a node's owner control its background work: a command and an answer on a Unix socket.
 
 The socket is in the node's own directory. Only the user that the node runs as (or root) may
 connect: the file's mode says so, and the kernel names the user at the other end. The socket cannot
 be reached over the network, and clients of the cluster have no message for it.
 
-Concurrency: a thread that sleeps until somebody connects. It has commands carried out by the node's
-loop.
+Concurrency: a thread that sleeps until somebody connects. It passes commands to the node's loop,
+which carries them out.
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ class Control:
         self._listener.setblocking(True)
 
     def serve(self, call: CallInLoop) -> None:
-        """Answer from now on, in a thread; earlier connections have waited."""
+        """Start to answer, in a thread; connections that were made before have waited."""
         self._call = call
         threading.Thread(target=self._serve, name="control", daemon=True).start()
 
@@ -138,7 +138,7 @@ class Control:
             with asking.makefile("rb") as received:
                 command = msgspec.json.decode(received.readline(_LINE_BYTES), type=Command)
         except UNREADABLE as error:
-            return ControlAnswer(f"this is no command: {error}")
+            return ControlAnswer(f"this is not a command: {error}")
         try:
             return self._call(lambda: self.perform(command), PATIENCE_S)
         except TimeoutError:
@@ -189,7 +189,7 @@ def status_of(work: Work) -> WorkStatus:
 
 
 def send_command(path: Path, command: Command) -> WorkStatus:
-    """Have the node with the control socket at `path` carry out a command, or ControlFailed."""
+    """Send a command to the node whose control socket is at `path`. Raises ControlFailed."""
     with socket.socket(socket.AF_UNIX) as connection:
         connection.settimeout(2 * PATIENCE_S)
         try:

@@ -1,4 +1,4 @@
-"""Takes room from the disk before a store needs it, and measures how much is left.
+"""Allocates room on the disk before a store needs it, and measures how much is left.
 
 **Situation.** LMDB lets its file grow in the midst of a commit and learns only then that the disk
 is full. Other programs share the disk and may fill it at any moment.
@@ -7,12 +7,12 @@ is full. Other programs share the disk and may fill it at any moment.
 
     used at the last checkpoint | growth until the next one, at most | the reserve
 
-An ordinary batch is refused unless all three have their blocks. A batch that may use the reserve
-is not asked (`bftfs.server.room` decides which may). If the disk gives no more blocks, pages that
-were freed inside of the file count as room.
+An ordinary batch is refused unless all three have blocks. A batch that may use the reserve is taken
+(`bftfs.server.room` decides which may). If the disk gives no more blocks, pages that were freed
+inside the file count as room.
 
 **Why it works.** Nobody else can take blocks that the file has already. A small write lets the file
-grow by `PAGE_BYTES_PER_WRITE` at most, a large one by its length beside, so that growth is never
+grow by at most `PAGE_BYTES_PER_WRITE`, a large one by that and its length. So growth is never
 underestimated; the true growth is known after a checkpoint.
 
 **Tests.** `tests/unit/nodes/test_store.py` ("room"), on a disk without a free byte; decision 12.
@@ -32,10 +32,10 @@ from bftfs.limits import KIB, MIB
 from bftfs.server.room import Figures
 from nodes.store_directory import StoreFailed
 
-RESERVE_BYTES = 64 * MIB  # at most, of room that ordinary batches do not get…
-RESERVE_SHARE = 8  # …and at most such a part of the disk, and of what the store may occupy
-AHEAD_BYTES = 8 * MIB  # that is taken from the disk at once, at most
-PAGE_BYTES_PER_WRITE = 8 * KIB  # by which a small write lets the file grow, at most
+RESERVE_BYTES = 64 * MIB  # the largest reserve, which ordinary batches do not get…
+RESERVE_SHARE = 8  # …and at most 1/8 of the disk, and of what the store may occupy
+AHEAD_BYTES = 8 * MIB  # the most that is allocated ahead of need
+PAGE_BYTES_PER_WRITE = 8 * KIB  # the most by which a small write lets the file grow
 
 OUT_OF_SPACE = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
 
@@ -52,10 +52,10 @@ class DiskSpace:
         self.file_bytes = os.fstat(self._file).st_size
         self.limit_bytes = limit_bytes
         self.used_bytes = used_bytes  # up to the last page in use, at the last checkpoint
-        self.growth_bytes = 0  # that the next checkpoint may bring, at most
+        self.growth_bytes = 0  # the most that the next checkpoint may add
         self._count_live_bytes = live_bytes
         self._live_bytes = used_bytes  # when last measured
-        self._taken_bytes = used_bytes  # of the file, from its beginning on, that have blocks
+        self._taken_bytes = used_bytes  # the file has blocks on the disk up to here
         disk = os.fstatvfs(self._file)
         whole = min(disk.f_blocks * disk.f_frsize, limit_bytes)
         self.reserve_bytes = min(RESERVE_BYTES, whole // RESERVE_SHARE)
@@ -65,10 +65,10 @@ class DiskSpace:
         held = os.fstat(self._file)
         return held.st_nlink > 0 and held.st_size >= self.file_bytes
 
-    # --- taking ------------------------------------------------------------------------------
+    # --- allocating --------------------------------------------------------------------------
 
     def fits(self, growth: int) -> bool:
-        """True if `growth` bytes may be added and leave the reserve whole; takes their blocks."""
+        """True if `growth` bytes can be added besides the reserve; allocates their blocks."""
         end = self._end_with(growth)
         if end <= self._taken_bytes or self._take(end):
             return True
@@ -77,14 +77,14 @@ class DiskSpace:
         return end - max(0, inside) <= self._taken_bytes
 
     def why_full(self, growth: int) -> str:
-        """Why `growth` bytes do not fit."""
+        """The reason why `growth` bytes do not fit."""
         if self._end_with(growth) > self.limit_bytes:
             return self.limit_reached
         return "the disk is full"
 
     @property
     def limit_reached(self) -> str:
-        """The reason given when a store has all that it may occupy."""
+        """The reason to give when a store has reached its limit."""
         return f"the store has reached its {self.limit_bytes} bytes"
 
     def extend(self, size: int) -> None:
@@ -94,17 +94,17 @@ class DiskSpace:
             self.file_bytes = size
 
     def checkpointed(self, used_bytes: int) -> None:
-        """A checkpoint has brought all growth into the file; `used_bytes` of it are used now."""
+        """A checkpoint has written all growth to the file, of which `used_bytes` are used now."""
         self.used_bytes = used_bytes
         self._taken_bytes = max(self._taken_bytes, used_bytes)
         self.growth_bytes = 0
 
     def _end_with(self, growth: int) -> int:
-        """How long the file has to be for this growth, and the reserve behind it."""
+        """How long the file must be for this growth and the reserve."""
         return self.used_bytes + self.growth_bytes + growth + self.reserve_bytes
 
     def _take(self, end: int) -> bool:
-        """Have the disk give the file all its blocks up to `end`; False if it does not."""
+        """Allocate all blocks of the file up to `end`; False if the disk has too few."""
         if end > self.limit_bytes:
             return False
         begin = self._taken_bytes
@@ -144,7 +144,7 @@ class DiskSpace:
         return max(0, self._left(disk.f_bavail * disk.f_frsize) - self.reserve_bytes)
 
     def _left(self, available: int) -> int:
-        """How much can be added, reserve included, if the disk still gives `available` bytes."""
+        """How much can be added, reserve included, if the disk has `available` bytes free."""
         growth = min(self._taken_bytes + available, self.limit_bytes) - self.used_bytes
         inside = max(0, self.used_bytes - self._live_bytes)
         return growth + inside - self.growth_bytes
@@ -155,7 +155,7 @@ class DiskSpace:
 
 
 def disk_is_full(directory: Path, size: int) -> bool:
-    """True if `size` more bytes cannot be had from the file system at `directory`."""
+    """True if the file system at `directory` has no room for `size` more bytes."""
     probe = directory / "probe"
     try:
         descriptor = os.open(probe, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)

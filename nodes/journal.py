@@ -1,8 +1,8 @@
 """A store's write-ahead log: the batches since its last checkpoint, in commit order.
 
-**Situation.** To bring a batch into LMDB's file takes a dozen scattered page writes and two
-flushes. To append it to a log takes one write at the end of one file, and one flush. LMDB gets
-many batches together at a checkpoint; after a crash, those that it lacks are applied again.
+**Situation.** To write a batch to LMDB's file takes a dozen scattered page writes and two flushes.
+To append it to a log takes one write and one flush. LMDB gets many batches together at a
+checkpoint; after a crash, those that it lacks are applied again.
 
 **Rule.** `replay` gives the records that follow the checkpoint, and stops at the first whose digest
 or sequence is wrong.
@@ -42,8 +42,8 @@ from bftfs.storage import Table, Write
 _HEADER = Struct("!16sQI")
 _DIGEST_BYTES = 16
 _ALIGNMENT = 512
-_AHEAD_BYTES = MIB  # of zeros, each time that the file has to grow
-_STAGE_BYTES = MIB  # of aligned memory, from which records go past the page cache
+_AHEAD_BYTES = MIB  # zeros written each time the file has to grow
+_STAGE_BYTES = MIB  # aligned memory, from which records are written past the page cache
 
 # A write, as it is encoded: the table's number, key, value.
 Row: TypeAlias = tuple[int, bytes, bytes | memoryview | None]
@@ -56,20 +56,20 @@ class Journal:
     """An open journal. Raises OSError where the disk does."""
 
     def __init__(self, path: Path, *, key: bytes, synced: bool) -> None:
-        """`key`: of the digests in it, 32 bytes, a secret.
+        """`key` is the secret key of the digests, 32 bytes.
 
-        `synced`: each batch is to be on stable storage before the next is appended.
+        With `synced`, each batch is on stable storage before the next is appended.
         """
         self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         self._direct = DirectFile.open(path) if synced else None
         self._unsynced = False  # True if something went through the page cache since the last sync
         self.size = 0  # bytes in use
         self.file_bytes = os.fstat(self._file).st_size
-        self.sequence = 0  # of the last record
+        self.sequence = 0  # number of the last record
         self.key = key
 
     def replay(self, after: int) -> Iterator[list[Write]]:
-        """The batches that follow the one with sequence `after`; then it is ready to append.
+        """The batches that follow the one with sequence `after`. Must run before `append`.
 
         Raises OSError (EBADMSG) at a record that is whole and holds no batch.
         """
@@ -134,7 +134,7 @@ class Journal:
         length = sum(map(len, record))
         written = os.pwritev(self._file, record, self.size)
         if written < length:
-            # A short write is how a full disk begins; writing the rest tells for certain.
+            # A short write is the first sign of a full disk; writing the rest tells for certain.
             whole = b"".join(record)
             while written < length:
                 written += os.pwrite(self._file, whole[written:], self.size + written)
@@ -151,7 +151,7 @@ class Journal:
         return False
 
     def sync(self) -> None:
-        """Bring all that was appended to stable storage; may be called from another thread."""
+        """Flush everything appended to stable storage; may be called from another thread."""
         if self._unsynced:
             self._unsynced = False
             os.fdatasync(self._file)

@@ -12,12 +12,12 @@ a commit runs share the next one.
 1. A reply that depends on a write leaves only after the commit of that write. [design §9] This
    order is decided here and nowhere else. Replies of requests that were stepped before anything was
    written do not wait for it.
-2. In each batch every principal that waits has a fair share (`nodes.connections.Turn`); those that
-   had nothing come first in the next.
-3. A batch that cannot be committed has not happened: its requests are stepped again, in a new one.
-   Parked requests, whose peers' supplies are lost with it, are told to ask again.
+2. In each batch every principal that waits has a fair share (`nodes.connections.Turn`); principals
+   that got nothing come first in the next batch.
+3. If a batch cannot be committed, nothing of it is stored: its requests are stepped again in a new
+   one. If it had rows from peers for parked requests, these are refused and told to ask again.
 
-**Why it is safe.** Servers keep nothing of a step but what they write, so a step may be repeated.
+**Why it is safe.** A step leaves nothing behind but its writes, so it may be repeated.
 
 **Tests.** `tests/unit/nodes/test_turns.py`, `tests/integration/test_node.py` (kill -9 at any moment
 loses nothing that was acknowledged; a full disk refuses writers and serves readers).
@@ -73,7 +73,7 @@ class Batches:
         self.connections.dismiss()
         outbox = self.dispatcher.outbox
         arrivals: list[Incoming] = []
-        resumed = 0  # replies ahead of those to `arrivals`, to requests that were parked
+        resumed = 0  # replies to parked requests, which are before the others in the outbox
         first, wrote = True, False
         while True:
             try:
@@ -107,9 +107,9 @@ class Batches:
             self.store.maintain()
 
     def _step_backlogs(self, batch: Batch, arrivals: list[Incoming]) -> int:
-        """Step the requests that wait, a fair share of each principal.
+        """Step waiting requests, a fair share of each principal's.
 
-        The result is how many of the replies in the outbox do not depend on a write.
+        Returns how many replies in the outbox do not depend on a write.
         """
         connections = self.connections
         waiting, connections.backlogged = connections.backlogged, []
@@ -291,7 +291,7 @@ class Loop:
     # --- time --------------------------------------------------------------------------------
 
     def _next_deadline_us(self) -> int | None:
-        """By when the loop has to wake up, even without an event; None if it need not."""
+        """When the loop must wake up if there is no event; None: never."""
         deadline = self._links.next_deadline_us()
         for other in (self._connections.next_deadline_us(), self._sync_us, self._room_us):
             if other is not None and (deadline is None or other < deadline):
@@ -335,7 +335,7 @@ class Loop:
             self._arrange_sync()
 
     def _arrange_sync(self) -> None:
-        """Have the store synced soon, if anything was committed without a sync."""
+        """Schedule a sync of the store, if something was committed without one."""
         store = self._store
         if store.unsynced and self._sync_us is None and not store.syncing:
             self._sync_us = clock.monotonic_us() + SYNC_EVERY_US

@@ -1,20 +1,21 @@
-"""Who may connect to a node: by the latest description of the cluster that the node has seen.
+"""Decides who may connect to a node: the clients in the latest description that it has seen.
 
 **Situation.** An administrator changes the clients while nodes run, copies files by hand, and has
 backups. A machine may have an old description again, or one that differs in more than its clients.
 
 **Rules.**
 
-1. A node keeps the latest description that it has seen beside its store, with its signature, before
-   it goes by it. One that does not supersede it is not used, at a start neither: an old file brings
-   nobody back, and widens no grant.
-2. The clients are those of the latest description, whatever else has changed in it. All other parts
-   are those with which the node has started: it takes them over at its next start, and says so.
-3. Who is not listed any more is cut off; so is who has other rights now, and connects anew with
-   those.
+1. A node stores the latest description that it has seen beside its store, with its signature,
+   before it uses it. It uses a description only if that supersedes the stored one, also when it
+   starts. So an old file cannot admit a revoked client, or give anybody more rights.
+2. The clients are those of the latest description, whatever else has changed in it. For all other
+   settings the node uses those with which it was started; its health report says that it must be
+   restarted to use the new ones.
+3. A client that is not listed any more is cut off. So is a client whose rights have changed; it
+   connects again and has the new ones.
 
-A folder that was put back from a backup may have nothing but old descriptions. The node's peers
-know that (`bftfs.server.comparison`).
+A folder that was restored from a backup may have old descriptions only. The node's peers know that
+(`bftfs.server.comparison`).
 
 **Tests.** `tests/seams/test_descriptions.py`.
 
@@ -63,14 +64,14 @@ def latest_description(path: Path, kept: Path) -> ClusterDescription:
 
 
 class LiveMembership:
-    """The clients that the cluster description names by now.
+    """The clients in the latest cluster description.
 
     The files in `path` are looked at when a greeting arrives, at most once a second while there are
     requests to serve, and on SIGHUP.
     """
 
     def __init__(self, path: Path, kept: Path, description: ClusterDescription) -> None:
-        """The node has started with `description`, as `latest_description` gave it."""
+        """`description` is that of `latest_description`, with which the node has started."""
         self._path = path
         self._kept = kept
         self._files = (path, signature_path(path))
@@ -78,13 +79,13 @@ class LiveMembership:
         self.latest = description
         self.unused = ""  # why the files are not used; empty if they are
         self.is_partial = False  # True: parts of the latest description wait for a restart
-        self._peers_serial = 0  # of what the peers have
+        self._peers_serial = 0  # the serial of the peers' description
         # Of each file: inode, size, change time.
         self._seen: tuple[tuple[int, int, int], ...] | None = None
         self._logger = structlog.get_logger()
 
     def principal(self, public_key: bytes) -> Sender | None:
-        """The holder of `public_key`, if the cluster knows it by now."""
+        """The holder of `public_key`, if the latest description lists it."""
         self.refresh()
         member = self._started.principal(public_key)
         if member is not None and member.node is not None:
@@ -107,7 +108,7 @@ class LiveMembership:
                 for status in (path.stat() for path in self._files)
             )
         except OSError:
-            return  # it is being replaced, or was taken away: the description read before holds
+            return  # it is being replaced, or was removed: keep the one read before
         if seen == self._seen:
             return
         self._seen = seen
@@ -117,10 +118,10 @@ class LiveMembership:
             self._logger.warning("cluster description not taken over", reason=str(mistake))
 
     def _consider(self, signed: SignedDescription) -> None:
-        """Go by this description if it supersedes the latest. Raises UsageError."""
+        """Use this description if it supersedes the latest one. Raises UsageError."""
         described, latest = signed.description, self.latest
         if latest.is_superseded_by(described):
-            self.latest = described  # also if it cannot be kept: who is revoked is cut off
+            self.latest = described  # even if it cannot be stored: revoked clients are cut off
             if described.clients != latest.clients:
                 names = [each.name for each in described.clients]
                 self._logger.info("clients changed", serial=described.serial, clients=names)
@@ -143,14 +144,14 @@ class LiveMembership:
             cluster.keep(self._kept, signed)
 
     def compare(self, peers_serial: int) -> None:
-        """A correct one of the peers has this description, or a later one."""
+        """Some correct peer has the description with this serial, or a later one."""
         if peers_serial > max(self._peers_serial, self.latest.serial):
             self._peers_serial = peers_serial
             self._logger.warning("old cluster description", reason=self.outdated)
 
     @property
     def outdated(self) -> str:
-        """How the latest description that the node has seen is older than its peers', if it is."""
+        """A message if the latest description here is older than that of the peers; else empty."""
         if self._peers_serial <= self.latest.serial:
             return ""
         return (

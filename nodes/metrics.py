@@ -1,7 +1,7 @@
-"""What a node tells of itself: what it counts, its health, and both as metrics over HTTP.
+"""A node's report on itself: its counters and its health, also as metrics over HTTP.
 
-Concurrency: the node's loop counts; the exposition's thread, which sleeps until somebody asks,
-reads. Each counter is read at some moment of its own.
+Concurrency: the node's loop counts. The exposition's thread, which sleeps until somebody asks,
+reads the counters one by one, so that they may be of different moments.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from bftfs.storage import StorageView
 from nodes.data_file import DiskSpace
 from nodes.membership import RESTART, LiveMembership
 
-ASKING_PATIENCE_S = 5.0  # for one request, since there is one thread for all of them
+ASKING_PATIENCE_S = 5.0  # for one HTTP request: one thread serves all of them
 
 
 @dataclass(slots=True)

@@ -49,7 +49,7 @@ from nodes.store import Store
 from nodes.store_directory import StepAgain, StoreFailed, StoreFull, resumed
 
 FREED_BYTES_KEPT = 16 * MIB  # a batch of blocks
-DESCRIPTORS_BESIDE_CONNECTIONS = 256  # store, peers, metrics
+DESCRIPTORS_BESIDE_CONNECTIONS = 256  # for store, peers, metrics
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,14 +57,14 @@ class Services:
     """The servers of a node, by message class, and its background work."""
 
     servers: Mapping[type, Server]
-    peers: Peers  # what the node knows of the others
+    peers: Peers  # what the node knows of the other nodes
     background: tuple[Background, ...] = ()
     gauges: Callable[[], tuple[Figure, ...]] = tuple  # of the background work
-    works: tuple[Work, ...] = ()  # that the owner may control
-    on_damage: Callable[[ObjectId], None] = lambda _object: None  # is told of objects to be mended
+    works: tuple[Work, ...] = ()  # kinds of work that the owner may control
+    on_damage: Callable[[ObjectId], None] = lambda _object: None  # called with damaged objects
     room: Room = field(default_factory=Room)  # decides which writes are taken
     own_clock: OwnClock = field(default_factory=lambda: OwnClock(0))
-    recall: Callable[[StorageView], None] = lambda _view: None  # what must be known from the start
+    recall: Callable[[StorageView], None] = lambda _view: None  # loads facts before any step
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,8 +82,9 @@ class Guard:
     """A server that writes only what the node has room for, and outlives its own bugs.
 
     A step that raises has changed nothing: its request is refused, and the node goes on. But an
-    AssertionError says that the server itself is wrong: it stops the node, as a failing store does,
-    and the cluster masks that. Damaged rows are left to the dispatcher, which has them mended.
+    AssertionError shows that the server itself is wrong: it stops the node, as a failing store
+    does, and the cluster masks that. Damaged rows are left to the dispatcher, which reports them to
+    the healer.
     """
 
     __slots__ = ("_report", "_room", "_step")
@@ -272,7 +273,7 @@ def _allow_descriptors() -> None:
 
 
 def refuse_optimised_python() -> None:
-    """Assertions are how a node notices that it is wrong, and stops: never run without them."""
+    """Refuse to run without assertions: by them a node notices that it is wrong, and stops."""
     if sys.flags.optimize:
         raise UsageError("a node does not run under `python -O`; start it without -O")
 

@@ -1,7 +1,7 @@
 """A node's store: LMDB, one named database per table of `bftfs.storage`, and a journal before it.
 
-**Situation.** A node must not answer before its writes are on stable storage. LMDB alone would pay
-for each batch with two flushes and a dozen pages, each copied anew.
+**Situation.** A node must not answer before its writes are on stable storage. LMDB alone would need
+two flushes and a dozen copied pages for each batch.
 
 **Rule.** The order of a commit:
 
@@ -9,11 +9,11 @@ for each batch with two flushes and a dozen pages, each copied anew.
 2. The room that it may need is taken from the disk (`nodes.data_file`).
 3. The batch is appended to the journal (`nodes.journal`): from here on it survives a crash.
 4. The node answers.
-5. At a checkpoint, seldom, the transaction is committed and the journal begins anew.
+5. At a checkpoint (seldom) the transaction is committed and the journal begins anew.
 
-Batches that are too large to be worth writing twice skip the journal: a checkpoint commits them. A
-batch that is dropped after writes were applied takes the transaction with it; a new one is made
-from the last checkpoint and the journal, as after a crash.
+Batches that are too large to be written twice skip the journal: a checkpoint commits them. If a
+batch is dropped after writes were applied, the transaction is dropped, too; a new one is made from
+the last checkpoint and the journal, as after a crash.
 
 **Why it is safe.** A batch is applied whole or not at all. Once `Batch.commit` has returned, the
 batch survives a crash of the process, and under `sync` durability of the machine; a crash of the
@@ -56,9 +56,9 @@ from nodes.store_directory import MapFull, NeedsCheckpoint, StoreFailed, StoreFu
 
 MAP_BYTES_INITIAL = 1024 * MIB  # address space, not disk: the file grows as its pages are used
 MAP_BYTES_MAX = 1 << 44
-HEADROOM_BYTES = 32 * MIB  # that a batch may add without the store making room in its midst
-JOURNAL_BYTES = 8 * MIB  # after which a checkpoint is due…
-WRITES_PER_CHECKPOINT = 8_192  # …or after so many: until then their pages are kept in memory
+HEADROOM_BYTES = 32 * MIB  # room for a batch, so that the map need not grow during it
+JOURNAL_BYTES = 8 * MIB  # size of the journal at which a checkpoint is due…
+WRITES_PER_CHECKPOINT = 8_192  # …or number of writes, whose pages are in memory until then
 STRAIGHT_BYTES = 256 * KIB  # larger batches are not worth writing twice, if they must be synced
 
 _DAMAGE = (lmdb.CorruptedError, lmdb.PageNotFoundError, lmdb.InvalidError)
@@ -68,9 +68,9 @@ _SEQUENCES_SKIPPED = 1 << 32
 
 
 class Batch:
-    """A `StorageView` in which the writes of earlier steps show; committed whole, or dropped.
+    """A `StorageView` that shows the writes of its earlier steps; committed whole, or dropped.
 
-    Left without `commit`, nothing that was applied has happened.
+    If it is left without `commit`, nothing of it is stored.
     """
 
     __slots__ = ("_databases", "_rows", "_store", "_transaction", "bytes_moved", "volume", "writes")
@@ -82,7 +82,7 @@ class Batch:
         self._rows: list[Row] = []
         self.writes = 0
         self.volume = 0  # bytes of the values written
-        self.bytes_moved = 0  # by values that fill pages of their own
+        self.bytes_moved = 0  # bytes of values that fill pages of their own
 
     def get(self, table: Table, key: bytes) -> bytes | None:
         """The value at `key`, or None."""
@@ -150,7 +150,7 @@ class Batch:
     def commit(self, *, use_reserve: bool = False) -> None:
         """Make the batch durable, as the store's durability says.
 
-        Raises StoreFull if there is no room, NeedsCheckpoint if that is not known.
+        Raises StoreFull if there is no room, NeedsCheckpoint if a checkpoint must tell.
         """
         if self.writes:
             self._store.commit(self._rows, self.volume, use_reserve=use_reserve)
@@ -243,16 +243,17 @@ class Store:
         return store
 
     def batch(self) -> Batch:
-        """A new batch. It costs nothing to have one in which nothing is written."""
+        """A new batch. One in which nothing is written costs nothing."""
         if not self.space.is_intact():
-            # To touch a page beyond the file's end kills the process; the rows in a file without a
-            # name are gone after the next start.
+            # Touching a page beyond the end of the file would kill the process; and a file without
+            # a name is gone at the next start.
             raise self._damaged("somebody has removed or cut short its file while it was in use")
         self.maintain()
         return Batch(self, self._transaction)
 
     def maintain(self) -> None:
-        """Make a checkpoint if one is due: better after the replies than before the next batch."""
+        """Make a checkpoint if one is due; called after replies have been sent, which do not
+        wait."""
         if (
             self._journal.size >= self._due_bytes
             or self._writes >= self._due_writes
@@ -261,7 +262,7 @@ class Store:
             try:
                 self._checkpoint()
             except StoreFull:
-                # Nothing is lost: the journal has it, and grows. Not every batch need try again.
+                # Nothing is lost: the journal has everything, and grows. Later batches try again.
                 self._due_bytes = self._journal.size + JOURNAL_BYTES // 4
                 self._due_writes = self._writes + WRITES_PER_CHECKPOINT // 4
 
@@ -273,7 +274,7 @@ class Store:
             self.finish_sync()
 
     def start_sync(self, done: Callable[[], None]) -> None:
-        """Begin to sync all that is committed by now; `done` is called in another thread.
+        """Begin to sync everything committed so far; `done` is called in another thread.
 
         Requires: no sync has been started that was not finished.
         """
@@ -349,7 +350,7 @@ class Store:
         growth = volume + len(rows) * PAGE_BYTES_PER_WRITE
         if not use_reserve and not space.fits(growth):
             if self._writes:
-                raise NeedsCheckpoint  # the growth since the last one may be less than was assumed
+                raise NeedsCheckpoint  # the true growth since the last one may be less than assumed
             raise StoreFull(self.path, space.why_full(growth))
         self._writes += len(rows)
         space.growth_bytes += growth
@@ -360,9 +361,9 @@ class Store:
             self.unsynced = True
 
     def _log(self, rows: list[Row]) -> bool:
-        """Append a batch to the journal; False if there is room in LMDB's file at most."""
+        """Append a batch to the journal; False if it does not fit, and only LMDB's file may do."""
         if self._journal.size > 2 * JOURNAL_BYTES:
-            raise StoreFull(self.path, "the disk is full")  # for checkpoints, for long
+            raise StoreFull(self.path, "the disk is full")  # checkpoints have failed for long
         try:
             self._journal.append(rows)
         except OSError as error:
@@ -390,7 +391,7 @@ class Store:
     # -----------------------------------------------------------------------------------------
 
     def failure(self, error: lmdb.Error, size: int) -> BftfsError:
-        """What an error of LMDB means to the node; it was about to write `size` bytes."""
+        """Translates an error of LMDB, which was about to write `size` bytes."""
         if isinstance(error, _DAMAGE):
             return self._damaged(f"it is damaged ({error})")
         # LMDB reports a short write, which is how a full disk shows, as EIO.
@@ -400,9 +401,9 @@ class Store:
         return StoreFailed(self.path, f"the store cannot be used any more ({error})")
 
     def _damaged(self, reason: str) -> StoreFailed:
-        """The store has to be replaced, and says so whenever somebody tries to open it.
+        """Mark the store as damaged, so that it is not opened any more.
 
-        Otherwise the node, started again, would serve until it meets the damage again; and so on.
+        Otherwise the node, started again, would serve until it finds the damage again, and so on.
         """
         self._failed = True
         with contextlib.suppress(OSError):
@@ -410,15 +411,15 @@ class Store:
         return StoreFailed(self.path, advice(reason))
 
     def _recover(self) -> None:
-        """Begin where the last process has ended, even if it was killed."""
+        """Continue where the last process ended, even if it was killed."""
         journal = self._journal
-        key = journal.key  # of its records: needed until they are in LMDB's file
+        key = journal.key  # needed until its records are in LMDB's file
         try:
             while True:
                 self._replay()
                 # Under sync durability a batch is appended once the last one is on stable storage.
                 if self.durability is Durability.SYNC and journal.breaks_off():
-                    raise self._damaged("batches in the midst of its journal are lost")
+                    raise self._damaged("batches in the middle of its journal are lost")
                 journal.key = os.urandom(store_directory.JOURNAL_KEY_BYTES)
                 journal.sequence += _SEQUENCES_SKIPPED
                 try:
@@ -455,7 +456,7 @@ class Store:
                 raise StoreFailed(self.path, f"the journal cannot be read ({error})") from error
 
     def _checkpoint(self) -> None:
-        """Bring the transaction to LMDB's file; if there is no room, go on as before and say so."""
+        """Write the transaction to LMDB's file. Raises StoreFull if there is no room."""
         while True:
             try:
                 self._commit_transaction()
@@ -486,7 +487,7 @@ class Store:
                 self._transaction.put(name, value, db=self.databases[Table.META])
             self._transaction.commit()
         except lmdb.MapFullError:
-            self._transaction.abort()  # it is open still if it was not the commit that failed
+            self._transaction.abort()  # still open if something else than the commit failed
             raise MapFull from None
         except lmdb.Error as error:
             self._transaction.abort()
@@ -512,7 +513,7 @@ class Store:
 
     @property
     def _needed_bytes(self) -> int:
-        """How long the file may be after the next checkpoint, with another batch."""
+        """The longest that the file can be after the next checkpoint and another batch."""
         headroom = min(HEADROOM_BYTES, self._map_bytes // 4)
         return self.space.used_bytes + self.space.growth_bytes + headroom
 

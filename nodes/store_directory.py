@@ -4,8 +4,8 @@
     journal    the write-ahead log (`nodes.journal`)
     damaged    there only if this store must not be used any more; says why
 
-The lock file is beside the directory, and stays when that is moved away or lost. So a node knows
-that it once had a store.
+The lock file is beside the directory, so it stays when the directory is moved away or lost. It
+tells a node that it once had a store.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ JOURNAL_KEY_BYTES = 32
 _FORMAT = b"format"
 _OWNER = b"owner"
 CHECKPOINT = b"checkpoint"  # sequence of the last batch that LMDB holds
-JOURNAL_ROOM = b"journal"  # how long the journal's file was, by then on stable storage
+JOURNAL_ROOM = b"journal"  # length of the journal's file that was on stable storage then
 JOURNAL_KEY = b"journal key"  # of the digests in it, drawn anew in each life
 
 _NEW_BYTES = 1 * MIB  # of a new data file, more than its first pages take
@@ -48,7 +48,7 @@ Databases = tuple[lmdb._Database, ...]  # by table
 
 
 class StoreError(BftfsError):
-    """A store and the reason why it did not do its work."""
+    """A failure of a store: its path and the reason."""
 
     def __init__(self, path: Path, reason: str) -> None:
         super().__init__(path, reason)
@@ -60,15 +60,15 @@ class StoreError(BftfsError):
 
 
 class StoreFull(StoreError):
-    """No room for a batch, on the disk or in the node's share of it; nothing of it was applied."""
+    """There is no room for a batch, on the disk or in the store's share; it was not applied."""
 
 
 class StoreFailed(StoreError):
-    """The disk fails, or what it holds is damaged; the node has to stop."""
+    """The disk fails, or the store on it is damaged; the node has to stop."""
 
 
 class StepAgain(BftfsError):
-    """The store has to prepare for this batch: leave it, and step its requests in a new one."""
+    """Leave this batch, for which the store must prepare, and step its requests in a new one."""
 
 
 class MapFull(StepAgain):
@@ -83,7 +83,7 @@ class NeedsCheckpoint(StepAgain):
 
 
 def unusable(path: Path, reason: str) -> UsageError:
-    """The mistake of starting a node on a store that cannot be used."""
+    """The error of a node that was started on a store that cannot be used."""
     return UsageError(f"{path}: {advice(reason)}")
 
 
@@ -135,7 +135,7 @@ def lock(path: Path) -> int:
 
 
 def create(path: Path, *, owner: bytes, map_bytes: int) -> None:
-    """Make an empty store. It appears at `path` all at once, and is never there half made."""
+    """Make an empty store. It appears at `path` complete."""
     new = path.with_name(path.name + ".new")
     try:
         shutil.rmtree(new, ignore_errors=True)
@@ -187,7 +187,7 @@ def read_head(path: Path, environment: lmdb.Environment, *, owner: bytes) -> Hea
             )
             journal_bytes = int.from_bytes(transaction.get(JOURNAL_ROOM, b""), "big")
     except lmdb.NotFoundError:
-        raise unusable(path, "it is no store of a bftfs node") from None
+        raise unusable(path, "it is not the store of a bftfs node") from None
     except lmdb.Error as error:
         raise unusable(path, f"it is damaged ({error})") from error
     if form != b"%d" % FORMAT:

@@ -36,7 +36,9 @@ def _rate(text: str) -> int:
     """Bytes per second, as people write them: 512k, 8MiB, 1.5M/s."""
     found = _RATE.fullmatch(text.strip())
     if found is None:
-        raise click.BadParameter(f"{text!r} is no rate: write bytes per second, as 512k or 8MiB")
+        raise click.BadParameter(
+            f"{text!r} is not a rate: write bytes per second, such as 512k or 8MiB"
+        )
     return round(float(found[1]) * _UNITS[found[2].lower()])
 
 

@@ -139,7 +139,7 @@ def test_a_node_that_does_not_run_is_named(deployment: Deployment) -> None:
     ("words", "sentence"),
     [
         (("scrub", "status", "--node", "6"), "there is no node 6: the cluster has nodes 0 to 5"),
-        (("scrub", "throttle", "fast"), "'fast' is no rate: write bytes per second"),
+        (("scrub", "throttle", "fast"), "'fast' is not a rate: write bytes per second"),
         (("scrub", "throttle", "5", "--node", "0"), "at least 1024 bytes per second"),
     ],
 )
@@ -172,7 +172,7 @@ def test_what_is_no_command_is_refused(deployment: Deployment, sent: bytes) -> N
         connection.connect(str(deployment.node(0).control))
         connection.sendall(sent)
         connection.shutdown(socket.SHUT_WR)
-        assert b"this is no command" in connection.recv(4096)
+        assert b"this is not a command" in connection.recv(4096)
     assert told(deployment, "scrub", "status", "--node", "0")
 
 

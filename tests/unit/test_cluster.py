@@ -393,7 +393,7 @@ def explained(**changes: object) -> str:
         ({"block_bytes": 5000}, "block_bytes = 5000 is not a power of two"),
         ({"volume": "03" * 16}, f"volume = '{'03' * 16}': write 02, the mark of a VOLUME"),
         ({"root": 5}, "root = 5: Expected `str`, got `int`"),
-        ({"detection_window": "soon"}, "detection_window: 'soon' is no length of time; write"),
+        ({"detection_window": "soon"}, "detection_window: 'soon' is not a length of time; write"),
         ({"colour": "red"}, "Object contains unknown field `colour`"),
         ({"members": 5}, "members = 5: Expected `array`, got `int`"),
         ({"members": [5]}, "members[0] = 5: Expected `object`, got `int`"),

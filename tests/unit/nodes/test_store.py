@@ -226,7 +226,7 @@ def test_somebody_elses_database_is_refused(tmp_path: Path) -> None:
     with lmdb.open(str(tmp_path / "store"), max_dbs=1) as environment:
         environment.open_db(b"something")
     (tmp_path / "store" / "journal").touch()
-    with pytest.raises(UsageError, match="no store of a bftfs node"):
+    with pytest.raises(UsageError, match="not the store of a bftfs node"):
         opened(tmp_path)
 
 
