@@ -41,7 +41,7 @@ server that is needed for a quorum of those that answer is not disbelieved for d
 attempts keep failing while the same servers are disbelieved, all suspicions that are not proven are
 dropped, because one of these servers may be needed in place of a silent one. When they keep failing
 without the servers that are ahead of the clock, the clock is doubted for a while, for the same
-reason. Tests: tests/unit/query_update/test_shunned_in_need.py.
+reason. Tests: tests/unit/query_update/test_disbelieved_in_need.py.
 
 **Concurrency.** Conversations of one engine share it between their awaits; every method leaves it
 consistent.

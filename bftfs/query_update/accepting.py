@@ -20,8 +20,9 @@ prune; answer. There are four ways in:
 1. A server accepts a candidate on top of another only if nothing later than what the request is
    conditioned on stands in its history. [line 1007]
 2. It accepts for all objects of an operation or for none: all writes are of one step.
-3. A server that has lost its store counts no statement of its own of before, as nobody does, and
-   accepts nothing before it has what the others know: see `bftfs.server.object_healing`.
+3. A server that has lost its store accepts nothing before it has what the others know. What it
+   stated before the loss counts no more, neither with itself nor with anybody else. See
+   `bftfs.server.object_healing`.
 
 Unlike [Q/U §4.3.4, lines 1001-1004]: a request from which anything was culled is not carried out on
 what remains, but fails with the report. With the rest of the set the server would set up another
@@ -138,13 +139,12 @@ class _Request:
     def require_sane(
         self, sets: Sequence[CulledObjectHistorySet], quorums: QuorumSystem, now_us: int
     ) -> None:
-        """An author's clock is near this server's; what it builds on may be ahead of both.
+        """Refuse a request whose author's clock is far from this server's.
 
-        So may its clock then, by a few steps: a file's blocks come after its last version, and the
-        update that covers them after the blocks.
-
-        A time of the past would make versions of yesterday: what was at that time, and has been
-        read, would change. (A repair may finish what was begun at its time.)
+        It may be ahead by a few steps of what the request builds on, which may itself be ahead of
+        all clocks: a file's blocks come after its last version, and the update that covers them
+        after the blocks. A time in the past would change what readers have already seen of that
+        time. Repairs are not checked: they finish an operation at the time at which it was begun.
         """
         clock_us, latest_us = self.conditioned.clock, now_us + limits.CLOCK_SKEW_US
         if clock_us > latest_us:
@@ -164,7 +164,7 @@ class _Request:
 
     @property
     def late(self) -> list[ObjectId]:
-        """Where something later than the sets' current has been accepted. [Q/U line 1007]"""
+        """The objects at which something later than LTcurrent was accepted. [Q/U line 1007]"""
         return [
             plan.replica.object for plan in self.plans if plan.replica.history.latest > plan.current
         ]
@@ -235,7 +235,7 @@ class Accepting:
             return self._failed(request.replicas, failure)
 
     def _update(self, request: _Request, method: Method, now_us: int) -> Ready:
-        """A direct method: contending clients take their turns, and none leaves too much behind."""
+        """A direct method: contending clients take turns, and each leaves few incomplete."""
         client, late = request.author, request.late
         if late:
             raise _Fail(Status.NOT_CURRENT, contenders=self._lines.join(late, client, now_us))
@@ -266,8 +266,8 @@ class Accepting:
             request.set_up(sets)
             if self._is_repeated(request):
                 return self._accepted_before(request)
-            # Nothing of the request is worth any work before servers vouch for it: its own history
-            # sets are not authenticated, and may be as long as one likes.
+            # Do no work for the request before servers vouch for it: its own history sets are not
+            # authenticated, and may be of any length.
             if shown.latest != request.timestamp or not self._quorums.is_repairable(
                 sharing(shown, request.timestamp)
             ):
@@ -413,7 +413,7 @@ class Accepting:
         return culled
 
     def _require_vouched(self, conditioned: Conditioned, message: Update) -> None:
-        """Each fact is stated by servers that cannot all be lying."""
+        """Refuse facts that are not stated by servers that cannot all be lying."""
         if len(message.vouchers) != len(conditioned.facts):
             raise Refuse(errno.EINVAL, "a fact lacks its vouchers")
         for fact, vouchers in zip(conditioned.facts, message.vouchers, strict=True):
@@ -438,7 +438,7 @@ class Accepting:
     ) -> list[_Plan]:
         """The plan for each object. Fails unless the history sets dictate the operation.
 
-        And, of a copy, unless it is decided which versions to copy. [Q/U §4.3.7]
+        A copy also fails unless it is decided which versions to copy. [Q/U §4.3.7]
         """
         quorums, conditioned = self._quorums, request.conditioned
         facts = conditioned.known if conditioned.facts else NO_FACTS
@@ -550,7 +550,7 @@ class Accepting:
             raise _Fail(Status.NOT_CURRENT)
         if between_nodes.take_staged(replica, version):
             return
-        if between_nodes.is_staged(replica, version):  # what the peers have does not lead there
+        if between_nodes.is_staged(replica, version):  # but the staged rows do not lead there
             raise _Fail(Status.NOT_CURRENT, writes=between_nodes.unstaged(replica))
         fetch = self._fetching(replica, version, hosts)
         raise WaitFor(Want(between_nodes.sync_key(replica.object, version), fetch))

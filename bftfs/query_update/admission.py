@@ -35,7 +35,7 @@ class Lines:
     __slots__ = ("_lines",)
 
     def __init__(self) -> None:
-        # To when each was last too late.
+        # By object, and by client: when it was last too late.
         self._lines: OrderedDict[ObjectId, dict[ClientId, int]] = OrderedDict()
 
     def join(self, objects: list[ObjectId], client: ClientId, now_us: int) -> int:
@@ -78,7 +78,7 @@ class Lines:
 
 
 def _expire(line: dict[ClientId, int], now_us: int) -> None:
-    """Forget those that have not tried again."""
+    """Remove from the line the clients that have not tried again."""
     for client, late_us in tuple(line.items()):
         if is_due(late_us + limits.CONTENDED_US, now_us, limits.CONTENDED_US):
             del line[client]
@@ -166,9 +166,9 @@ class BarrierBudget:
         return self._take_own(name, client) or self._of(name)[1].take(now_us)
 
     def charge(self, name: ObjectId, client: ClientId, now_us: int) -> None:
-        """A barrier of the client's comes from other servers: it is charged, and never refused.
+        """Charge the client for a barrier that other servers report; it is never refused.
 
-        Or one that each server has let him make once would be one more for each server.
+        Otherwise a client could make one barrier more for each server that lets it make one.
         """
         if not self._take_own(name, client):
             self._of(name)[1].owe(now_us)
@@ -278,7 +278,7 @@ class IncompleteUpdates:
         return chosen
 
     def oldest(self, client: ClientId, now_us: int, most: int) -> list[ObjectId]:
-        """The objects of `client` that are worth a look, those accepted first."""
+        """The objects of `client` that may be tried now, the oldest first."""
         entries = self._of.get(client, {})
         worthwhile = (name for name, entry in entries.items() if entry.is_due(now_us))
         return list(islice(worthwhile, most))

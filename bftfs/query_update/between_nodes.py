@@ -357,7 +357,7 @@ def latest(view: StorageView, request: LatestRequest) -> LatestReply:
 
 
 def latest_of_all(names: Sequence[ObjectId], view: StorageView) -> dict[ObjectId, LogicalTimestamp]:
-    """The latest timestamp of each object here; the initial one if the object is not here."""
+    """The latest timestamp of each object at this server; ZERO if it does not have the object."""
     rows = ((name, view.get(Table.OBJECT, name)) for name in names)
     return {name: ZERO if row is None else latest_of(name, row) for name, row in rows}
 
@@ -371,7 +371,7 @@ def attest(view: StorageView, request: AttestRequest) -> AttestReply:
 
 
 def attested(view: StorageView, key: bytes) -> bytes:
-    """The digest of a version, as servers tell it each other; nothing if it is not known here."""
+    """The digest by which servers compare a version; empty if this server does not know it."""
     if len(key) != OBJECT_ID_BYTES + TIMESTAMP_BYTES:
         return b""
     stored = view.get(Table.VERSION, key)

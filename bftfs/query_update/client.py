@@ -328,7 +328,7 @@ class QueryUpdateClient:
         plan = await self.rounds.plan(update.names)
         candidates = [each.classification.object_candidate for each in observed]
         if all(self.quorums.is_quorum(each.classification.nodes) for each in observed):
-            candidates = []  # that they are established needs no voucher
+            candidates = []  # the histories show that they are established: no vouchers are needed
         facts, vouchers = self.observations.deductions.relevant(candidates)
         conditioned = Conditioned(
             ConditionedKind.METHOD,

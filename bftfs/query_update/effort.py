@@ -26,14 +26,14 @@ dictates. [Q/U §4.3.5, Retry and backoff policies]
 
 **Contention.** Clients that change the same objects make room for each other.
 [Q/U §4.3.5, Retry and backoff policies] relies on random exponential back-off. That is enough for
-some client to make progress, and not for each: who has just succeeded knows the latest version
-before anybody else does, and goes on succeeding while the others back off. So servers let those
-that were too late stand in a line, and tell each how many are ahead of it: it tries again when it
-may be its turn (`admission.Lines`). And who succeeds while others stand in the line steps back
+some client to make progress, but not for each: a client that has just succeeded is the first to
+know the latest version, and goes on succeeding while the others back off. So servers put clients
+that were too late in a line, and tell each how many are ahead of it: it tries again when it may be
+its turn (`admission.Lines`). And a client that succeeds while others stand in the line steps back
 after a while.
 
-All of this is a courtesy: nothing but speed and fairness depends on it. Who lies about the line,
-or stands in it for ever, costs the others a pause of a few rounds.
+All of this is a courtesy: nothing but speed and fairness depends on it. A server that lies about
+the line, or a client that stays in it for ever, costs the others a pause of a few rounds.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ class Effort(NamedTuple):
 
 NO_FAILURE = frozenset({Outcome.PROGRESS, Outcome.INTRUSIVE})
 
-# Where neither the effort nor the operation makes a difference; at once after any other outcome.
+# For outcomes after which the effort makes no difference; AT_ONCE after those not listed.
 _MOVES: dict[Outcome, Move] = {
     Outcome.INTRUSIVE: LOOK,
     Outcome.STALE: PAUSE,
@@ -123,7 +123,7 @@ _MOVES: dict[Outcome, Move] = {
 
 
 def next_move(outcome: Outcome, effort: Effort) -> tuple[Move, Effort]:
-    """The steps to take after `outcome`, and the effort up to then."""
+    """The steps to take after `outcome`, and the effort including it."""
     effort = effort._replace(
         failures=effort.failures + (outcome not in NO_FAILURE),
         has_looked=effort.has_looked or outcome is Outcome.INTRUSIVE,
@@ -154,12 +154,12 @@ def next_move(outcome: Outcome, effort: Effort) -> tuple[Move, Effort]:
 BACK_OFF_US = 1_000  # bound of the first random back-off, or a round if that takes longer
 BACK_OFF_MOST_US = 256_000  # it doubles up to this, or so many rounds if rounds take long
 _BACK_OFF_ROUNDS = 16
-_PLACE_ROUNDS = 6  # for which one waits for each that is ahead in the line…
-_HEAD_ROUNDS = 4  # …and between tries when it may be one's turn
-_BELIEVED = 64  # pauses in which the line is believed: it may be of those that never succeed
-_STREAK_ROUNDS = 12  # after which one steps back, if others stand in the line…
+_PLACE_ROUNDS = 6  # how long a client waits for each client ahead of it in the line…
+_HEAD_ROUNDS = 4  # …and between tries when it may be its turn
+_BELIEVED = 64  # pauses for which it believes the line: perhaps none of those in it succeed
+_STREAK_ROUNDS = 12  # of successes, after which it steps back if others stand in the line…
 _ASIDE_ROUNDS = 6  # …for this to twice as many rounds
-_STREAK_DOUBLINGS = 2  # of the streak, at most, while nobody takes the turn that is left to him
+_STREAK_DOUBLINGS = 2  # of the streak, at most, while nobody takes the turn that is left to others
 
 
 class BackOff:
@@ -191,7 +191,7 @@ class BackOff:
         await Pause(1 + least_us + await Draw(bound_us - least_us))
 
     async def pause_for_clocks(self) -> None:
-        """Let servers' clocks come to where a time is no longer too far ahead."""
+        """Wait until, by the servers' clocks, a time is no longer too far ahead."""
         pause_us = self._clocks_us
         self._clocks_us = min(2 * pause_us, limits.CLOCKS_PATIENCE_MOST_US)
         await Pause(pause_us)
@@ -207,7 +207,7 @@ class _Streak:
 
 
 class Streaks:
-    """One client's successes where others wait: it steps back when it has had its share."""
+    """One client's successes at contended objects: it steps back when it has had its share."""
 
     __slots__ = ("_pace", "_streaks")
 

@@ -7,12 +7,12 @@ from them: the object history set and its classification. A query surveys the re
 round instead.
 
 **What does not count.** Histories of servers that are disbelieved (`bftfs.asking.peers`); and a
-time that is far ahead of the client's clock and that only servers report who may all be liars.
-Whoever repaired what a liar invents would carry it to the correct servers with the fastest clocks,
-which bear it, and not to the slower ones: these have to catch up first, and by then the liar is
-ahead again. No operation would ever end. [design §4: no liar can push time away] A client that has
-been told that its own clock is wrong does not judge by it, nor one that finds no quorum without the
-servers that are ahead (Rule 2, in `Peers.failed`).
+time that is far ahead of the client's clock and is reported only by servers that may all be liars.
+A client that repaired what a liar invents would bring it to the correct servers with the fastest
+clocks, which accept it, but not to the slower ones: these have to catch up first, and by then the
+liar is ahead again. No operation would ever end. [design §4: no liar can push time away] A client
+that has been told that its own clock is wrong does not judge by it, nor does one that finds no
+quorum without the servers that are ahead (Rule 2, in `Peers.failed`).
 
 Bounded: the least recently used are forgotten, which costs a round trip when they are needed again.
 """
@@ -346,7 +346,7 @@ class Observations:
         }
 
     def condition_on(self, identifier: ObjectId) -> Observed:
-        """What to condition a method on: the histories that make its version complete, no more."""
+        """What to condition a method on: only the histories that make the version complete."""
         entry = self._current(identifier)
         if entry.conditioned_on is not None:
             return entry.conditioned_on
@@ -363,8 +363,9 @@ class Observations:
         return observed
 
     def survey(self, identifier: ObjectId, reported: Mapping[NodeId, Known]) -> Classification:
-        """The classification of what was `reported`, disbelieved or not: a liar does no harm there.
+        """The classification of what was `reported` to a query.
 
+        Disbelieved servers count, too: a liar does no harm there.
         A query may rest only on a quorum of histories that were asked for after it was invoked.
         Older ones, from servers that did not answer it, could make an older candidate complete
         while the established one is pruned from the histories of servers that are ahead. And it

@@ -227,8 +227,9 @@ class Rounds:
         )
 
     def denied(self, claimant: NodeId, lives: Told) -> Nodes:
-        """The servers that have answered since `claimant` said that they have begun a new life,
-        and not in that life. One of the two lies: what a correct server shows to one, it lives.
+        """The servers that have answered in an earlier life than `claimant` says they have begun.
+
+        One of the two lies: a correct server that has shown somebody a life answers in it.
         """
         return Nodes.of(
             maker
@@ -341,11 +342,11 @@ class UpdateTally:
             self.overdrawn = self.overdrawn.plus(node)
 
     def hopes(self, waiting: Nodes) -> bool:
-        """If all that were not heard accepted it, it would be complete."""
+        """True if it would be complete once all `waiting` servers accept it."""
         return self.quorums.is_quorum(self.accepted | waiting)
 
     def _can_agree(self, asked: Nodes) -> bool:
-        """All that were asked have answered: a quorum may agree yet if others are asked."""
+        """True if a quorum may still agree, once servers are asked that were not yet."""
         unasked = self.quorums.everyone - asked
         return any(
             nodes and self.quorums.is_quorum(nodes | unasked)
@@ -355,8 +356,8 @@ class UpdateTally:
     def conclude(self) -> None:
         """Remember which servers failed it, or accepted it and report another latest candidate.
 
-        To servers that accept it, an operation is the latest, whatever contention has left behind
-        it. One that reports something else as its latest has accepted it in vain: repair follows.
+        At a server that accepts it, the operation is the latest candidate, whatever contention has
+        left before it. A server that reports another one has accepted it in vain: repair follows.
         """
         peers = self.rounds.peers
         if not self.quorums.is_repairable(self.accepted):
@@ -397,7 +398,7 @@ class QueryTally:
         self.quorums = rounds.quorums
         self.plan = plan
         names = self.names = plan.names
-        # By object, what servers report whose histories can be parsed.
+        # By object: the reports of servers, if their histories can be parsed.
         self.reported: dict[ObjectId, dict[NodeId, Known]] = {name: {} for name in names}
         self._wanted = wanted  # the versions that were asked for, if not the latest
         self._first: tuple[bytes, ...] = ()  # histories of the first reply
@@ -409,8 +410,8 @@ class QueryTally:
         self.answer: Answer | None = None
         self.versions: tuple[LogicalTimestamp, ...] = ()  # the latest established ones
         self.disorderly: tuple[ObjectId, ...] = ()  # objects that need repair first
-        self.unknown = False  # the histories of some object tell nothing: ask again
-        self.deduced = False  # they may not all have been the latest at one moment
+        self.unknown = False  # the histories of some object have nothing in common: ask again
+        self.deduced = False  # the versions may not all have been the latest at one moment
         self._hosting = NOBODY  # those that have the latest candidate of every object
 
     def take(self, asking: Asking, node: NodeId, reply: QueryReply) -> None:
@@ -505,9 +506,9 @@ class QueryTally:
         return False
 
     def hopes(self, waiting: Nodes) -> bool:
-        """If all that were not heard had the latest candidate, it would be complete.
+        """True if the latest candidate would be complete if all `waiting` servers have it.
 
-        A server that is late is no reason to repair what those who wrote it have finished.
+        What its author has finished must not be repaired only because a server is late.
         """
         return self.quorums.is_quorum(self._hosting | waiting)
 

@@ -135,7 +135,7 @@ def test_an_authenticator_of_another_length_spoils_no_operation(spoil: Any) -> N
 
 
 def test_a_liar_and_a_slow_server_do_not_stop_repair() -> None:
-    """What the liar reports is culled by everybody. The client shuns it, and then needs the slow
+    """What the liar reports is culled by everybody. The client disbelieves it and needs the slow
     one, of which it has not heard in time: it must wait for it, not turn to the liar again.
     """
 

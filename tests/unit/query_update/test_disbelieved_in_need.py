@@ -1,4 +1,4 @@
-"""A server that a client shuns is needed again, because another one has fallen silent.
+"""A server that a client disbelieves is needed again, because another one has fallen silent.
 
 The silent one is one of the t faults; then the other cannot be another one, if t = b = 1: its clock
 was wrong for a while, and is not any more.
@@ -38,7 +38,7 @@ def fetch(client: Client, number: int) -> Count:
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_a_shunned_server_is_heard_when_a_silent_one_is_missing(seed: int) -> None:
+def test_a_disbelieved_server_is_heard_when_a_silent_one_is_missing(seed: int) -> None:
     cluster = Cluster(seed=seed)
     client, other = cluster.client("client"), cluster.client("other")
     cluster.nodes[5].skew_us = -2 * CLOCK_SKEW_US
@@ -56,7 +56,7 @@ def test_a_shunned_server_is_heard_when_a_silent_one_is_missing(seed: int) -> No
         assert len(cluster.sent) - before < 3 * MESSAGES_ENOUGH
 
 
-def test_a_shunned_candidate_is_repaired_when_needed() -> None:
+def test_a_candidate_of_disbelieved_servers_is_repaired_when_needed() -> None:
     """An update is late at it, and nothing that the client counts shows why.
 
     (Where the others accept, it finds out when it looks for what has become of the update.)
