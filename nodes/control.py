@@ -70,8 +70,8 @@ class ControlFailed(BftfsError):
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
-    """The state of one kind of work, as the work itself knows it."""
+class PassState:
+    """How far a worker is with its pass, and what it has counted."""
 
     under_way: bool
     progress: float
@@ -85,10 +85,10 @@ class Work:
     """One kind of background work that the owner may control."""
 
     throttle: Throttle
-    standing: Callable[[int], Standing]  # now
+    state_at: Callable[[int], PassState]
 
 
-# Runs a function in the node's loop, and gives its result; TimeoutError if it does not come to it.
+# Runs a function in the node's loop and returns its result; TimeoutError if the loop is too busy.
 CallInLoop: TypeAlias = Callable[[Callable[[], ControlAnswer], float], ControlAnswer]
 
 
@@ -171,17 +171,17 @@ class Control:
 def status_of(work: Work) -> WorkStatus:
     """The state of `work` now."""
     now_us = clock.now_us()
-    throttle, standing = work.throttle, work.standing(now_us)
-    remaining = standing.remaining_us
+    throttle, state = work.throttle, work.state_at(now_us)
+    remaining = state.remaining_us
     return WorkStatus(
         throttle.name,
-        "paused" if throttle.paused else "running" if standing.under_way else "idle",
-        standing.progress,
-        throttle.measured_rate(now_us) if standing.under_way and not throttle.paused else 0.0,
+        "paused" if throttle.paused else "running" if state.under_way else "idle",
+        state.progress,
+        throttle.measured_rate(now_us) if state.under_way and not throttle.paused else 0.0,
         throttle.rate_bytes,
         None if throttle.paused or remaining is None else remaining / SECOND_US,
-        standing.ended_us / SECOND_US or None,
-        standing.figures,
+        state.ended_us / SECOND_US or None,
+        state.figures,
     )
 
 

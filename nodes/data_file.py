@@ -1,6 +1,6 @@
 """Allocates room on the disk before a store needs it, and measures how much is left.
 
-**Situation.** LMDB lets its file grow in the midst of a commit and learns only then that the disk
+**Situation.** LMDB lets its file grow in the middle of a commit and learns only then that the disk
 is full. Other programs share the disk and may fill it at any moment.
 
 **Rule.** The file's blocks are taken from the disk (`posix_fallocate`) ahead of every batch:

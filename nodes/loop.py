@@ -224,7 +224,7 @@ class Loop:
     def call(self, function: Callable[[], Called], patience_s: float) -> Called:
         """The result of `function`, run in the loop's thread; to be called from another thread.
 
-        Raises TimeoutError if the loop does not come to it.
+        Raises TimeoutError if the loop is too busy.
         """
         future: Future[Called] = Future()
 

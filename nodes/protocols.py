@@ -36,7 +36,7 @@ from bftfs.server.room import ClientQuota, Room
 from bftfs.server.tally import Figure, figures
 from bftfs.server.worker import healing_throttle
 from nodes.configuration import NodeConfiguration
-from nodes.control import Standing, Work
+from nodes.control import PassState, Work
 from nodes.node import Protocols, Services
 
 
@@ -174,10 +174,10 @@ def honest_services(
 
 def _healing_state(
     objects: ObjectHealer, blocks: BlockHealer, recovery: Recovery, now_us: int
-) -> Standing:
+) -> PassState:
     tallies = objects.tally, blocks.tally
     remaining = [tally.remaining_us(now_us) for tally in tallies]
-    return Standing(
+    return PassState(
         under_way=any(tally.progress < 1.0 for tally in tallies),
         progress=sum(tally.progress for tally in tallies) / len(tallies),
         remaining_us=None if None in remaining else max(each or 0 for each in remaining),
@@ -193,10 +193,10 @@ def _healing_state(
     )
 
 
-def _scrubbing_state(scrubber: scrubbing.Scrubber, now_us: int) -> Standing:
+def _scrubbing_state(scrubber: scrubbing.Scrubber, now_us: int) -> PassState:
     tally = scrubber.tally
     rate = min(scrubber.throttle.measured_rate(now_us), scrubber.throttle.rate_bytes)
-    return Standing(
+    return PassState(
         under_way=tally.under_way,
         progress=tally.progress,
         remaining_us=tally.remaining_us(rate),

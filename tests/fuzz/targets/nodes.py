@@ -37,7 +37,7 @@ from bftfs.server.worker import Throttle
 from bftfs.wire.channel import PREAMBLE_BYTES, ClientChannel, ServerChannel
 from bftfs.wire.codec import encode
 from nodes.connections import Connections
-from nodes.control import Command, Control, ControlFailed, Standing, Work, send_command
+from nodes.control import Command, Control, ControlFailed, PassState, Work, send_command
 from nodes.loop import Batches, Loop
 from nodes.membership import LiveMembership
 from nodes.metrics import Exposition, LoopTally, NodeCollector
@@ -331,9 +331,9 @@ class _Called:
 def _control() -> Iterator[Control]:
     """A control socket without its thread, for work that does nothing."""
     directory = Path(tempfile.mkdtemp(prefix="bftfs-fuzz-"))
-    standing = Standing(under_way=False, progress=1.0, remaining_us=None, ended_us=0, figures={})
+    state = PassState(under_way=False, progress=1.0, remaining_us=None, ended_us=0, figures={})
     throttle = Throttle("scrub", rate_bytes=1 << 20)
-    control = Control(directory / "control", (Work(throttle, lambda _: standing),))
+    control = Control(directory / "control", (Work(throttle, lambda _: state),))
     control._call = _Called()
     try:
         yield control
