@@ -62,7 +62,7 @@ NUMBER_BYTES = 8
 _MISSING = object()
 
 _Steps: TypeAlias = "list[tuple[LogicalTimestamp, Version]]"
-Change = tuple[bytes, bytes | None]  # key and new value; None: the key is gone
+KeyChange = tuple[bytes, bytes | None]  # key and new value; None: the key is gone
 _Natural: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
 
 
@@ -84,7 +84,7 @@ class Version(Value, frozen=True):
     parent: LogicalTimestamp
     objects: tuple[ObjectId, ...]
     copy: bool
-    delta: tuple[Change, ...]
+    delta: tuple[KeyChange, ...]
     operation: Operation | None = None
     answer: bytes = b""
     gap: bool = False  # parent and delta are not the operation's: versions between are missing
@@ -99,7 +99,7 @@ class Link(Value, frozen=True):
     parent: LogicalTimestamp
     objects: tuple[ObjectId, ...]
     copy: bool
-    delta: tuple[Change, ...]
+    delta: tuple[KeyChange, ...]
     operation: Operation | None
     answer: bytes
 
@@ -294,7 +294,7 @@ class Workspace:
             self._moved.add(key)
         return writes
 
-    def apply(self, number: int, changes: tuple[Change, ...]) -> list[Write]:
+    def apply(self, number: int, changes: tuple[KeyChange, ...]) -> list[Write]:
         """Apply version `number` on top."""
         writes = []
         stamp = stamp_of(number)
@@ -314,7 +314,7 @@ class Workspace:
         )
         return writes
 
-    def _holes(self, changes: tuple[Change, ...]) -> dict[int, int]:
+    def _holes(self, changes: tuple[KeyChange, ...]) -> dict[int, int]:
         """Beginnings and ends of the holes that the head has left in a sequence."""
         found: dict[int, int] = {}
         # A state that object sync has brought: without its holes it is only slower.
@@ -343,7 +343,7 @@ class Workspace:
             return max(serial, serial_at(past_key[len(self._prefix) : -NUMBER_BYTES - 2]))
         return serial
 
-    def take_delta(self) -> tuple[Change, ...]:
+    def take_delta(self) -> tuple[KeyChange, ...]:
         """The changes of the method in key order, without values that stay the same."""
         changes = []
         for key in sorted(self.delta):
@@ -499,7 +499,7 @@ class Replica:
             self._store_version(at, msgspec.structs.replace(version, number=0, holes=()))
             number -= 1
             at = version.parent
-        changes: list[Change] = []
+        changes: list[KeyChange] = []
         before = self.workspace.scan(b"", after_keys(limits.STATE_KEY_BYTES))
         old = next(before, None)
         for key, value in state:

@@ -94,7 +94,7 @@ class Finisher:
                 await Wait(incomplete.arrived)
                 tick_us = await Now()
             now_us = await Now()
-            if not 0 <= now_us - tick_us < limits.UNFINISHED_REST_US:
+            if not 0 <= now_us - tick_us < limits.INCOMPLETE_REST_US:
                 incomplete.tick += 1
                 tick_us = now_us
             if await idle.clients_are_busy(host):
@@ -107,7 +107,7 @@ class Finisher:
                 del self._behind[name]
                 await self._healer.catch_up(host, name)
             elif not entries:
-                await Pause(limits.UNFINISHED_REST_US // 2)
+                await Pause(limits.INCOMPLETE_REST_US // 2)
 
     async def _on_demand(self, client: ClientId) -> list[Write] | None:
         """Settle the oldest objects that `client` may have left incomplete."""
@@ -192,7 +192,7 @@ class Finisher:
         elif not quorums.is_quorum(me | Nodes.of(reported)):
             self._failed(entry, now_us)
         elif not incomplete.rested(entry):
-            entry.retry_us = now_us + limits.UNFINISHED_REST_US
+            entry.retry_us = now_us + limits.INCOMPLETE_REST_US
         else:
             return True
         return False
@@ -225,7 +225,7 @@ class Finisher:
         now_us = await Now()
         distance = (self._node - placement_of(name)) % self._quorums.n
         if distance and not entry.retry_us:
-            entry.retry_us = now_us + distance * limits.UNFINISHED_STAGGER_US
+            entry.retry_us = now_us + distance * limits.INCOMPLETE_STAGGER_US
             return
         # This server's own history counts, even if it is not in the quorum that is asked.
         row = (await look(host, lambda view: Replica(view, name))).row

@@ -36,8 +36,8 @@ from bftfs.simulation.checkers.accounts import AccountsRecord, check_accounts
 from bftfs.simulation.checkers.barriers import BarriersRecord
 from bftfs.simulation.checkers.bounds import (
     BoundsRecord,
+    IncompleteRecord,
     PossibleVersionsRecord,
-    UnfinishedRecord,
     VolumesRecord,
 )
 from bftfs.simulation.checkers.candidates import CandidateRecord
@@ -258,12 +258,12 @@ class Simulation:
         self.volumes = None if quota is None else VolumesRecord(quota, believed)
         # Where the limits of one client are small enough to be reached:
         self.possible: PossibleVersionsRecord | None = None
-        self.unfinished: UnfinishedRecord | None = None
+        self.incomplete: IncompleteRecord | None = None
         verification, most_objects = configuration.verification, configuration.possible_objects
         if verification and verification.client < limits.POSSIBLE_VERSIONS_OF_CLIENT:
             self.possible = PossibleVersionsRecord(verification, believed)
         if verification and most_objects is not None:
-            self.unfinished = UnfinishedRecord(self._record, most_objects, believed)
+            self.incomplete = IncompleteRecord(self._record, most_objects, believed)
         self.workload = _workload(configuration)
         plan = configuration.collection
         self.retention = (
@@ -381,7 +381,7 @@ class Simulation:
             self._audit()
         for judged in (self._bounds, self.barriers, self._accounts):
             self.findings += judged.findings
-        for record in (self.retention, self.possible, self.unfinished, self.volumes):
+        for record in (self.retention, self.possible, self.incomplete, self.volumes):
             if record is not None:
                 self.findings += record.findings
         self.findings += self.workload.findings()
@@ -421,8 +421,8 @@ class Simulation:
                 self.possible.committed(node, clock_us, writes, lives=host.crashes + 1)
             if self.volumes is not None:
                 self.volumes.committed(node, host.disk, writes)
-            if self.unfinished is not None:
-                self.unfinished.accepted(node, acceptances, lives=host.crashes + 1)
+            if self.incomplete is not None:
+                self.incomplete.accepted(node, acceptances, lives=host.crashes + 1)
 
     def _lost(self, node: NodeId) -> None:
         """`node` has lost its disk."""

@@ -77,8 +77,8 @@ def test_incomplete_updates_of_one_client_are_bounded() -> None:
         simulation = Simulation(configuration)
         simulation.run()
         assert simulation.findings == []
-        assert simulation.unfinished is not None
-        waited += simulation.unfinished.most
+        assert simulation.incomplete is not None
+        waited += simulation.incomplete.most
     assert waited
 
 

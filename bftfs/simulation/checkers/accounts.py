@@ -15,7 +15,7 @@ from bftfs.identifiers import ClientId, NodeId
 from bftfs.read_write.timestamp import VERSION_KEY_BYTES, VERSIONS_END, timestamp_of
 from bftfs.read_write.version_row import checksum_of
 from bftfs.server.accounts import accounts, used
-from bftfs.simulation.checkers.candidates import Judgement
+from bftfs.simulation.checkers.candidates import CommitRecord
 from bftfs.storage import StorageView, Table, Write
 
 
@@ -30,7 +30,7 @@ def stored_bytes(disk: StorageView) -> Counter[ClientId]:
 
 
 @dataclass(slots=True)
-class AccountsRecord(Judgement):
+class AccountsRecord(CommitRecord):
     """What correct nodes store of each client, commit by commit, beside its account."""
 
     sort: ClassVar[str] = "accounts"

@@ -22,7 +22,7 @@ from bftfs import limits
 from bftfs.clock_skew import is_ahead
 from bftfs.identifiers import ClientId, NodeId, ObjectId
 from bftfs.query_update.history import Candidate, client_of, time_of
-from bftfs.simulation.checkers.candidates import Acceptance, Judgement
+from bftfs.simulation.checkers.candidates import Acceptance, CommitRecord
 
 
 @dataclass(slots=True)
@@ -61,7 +61,7 @@ def _time(barrier: tuple[Candidate, ObjectId, int]) -> bytes:
 
 
 @dataclass(slots=True)
-class BarriersRecord(Judgement):
+class BarriersRecord(CommitRecord):
     """The budgets of all objects at all correct nodes."""
 
     healing: bool = False  # nodes take barriers over from their peers without a client

@@ -37,12 +37,12 @@ from bftfs.read_write.timestamp import BlockTimestamp, timestamp_of
 from bftfs.read_write.timestamp import time_of as block_time_of
 from bftfs.read_write.version_row import VERIFIED, checksum_of
 from bftfs.server.block_verification import VerificationPolicy, VerificationSettings
-from bftfs.simulation.checkers.candidates import Acceptance, CandidateRecord, Judgement
+from bftfs.simulation.checkers.candidates import Acceptance, CandidateRecord, CommitRecord
 from bftfs.storage import StorageView, Table, Write
 
 
 @dataclass(slots=True)
-class BoundsRecord(Judgement):
+class BoundsRecord(CommitRecord):
     """Compares what correct nodes accept with the bounds."""
 
     repairable: int  # servers that vouch for what is finished
@@ -130,7 +130,7 @@ Possible = dict[BlockId, set[BlockTimestamp]]
 
 
 @dataclass(slots=True)
-class PossibleVersionsRecord(Judgement):
+class PossibleVersionsRecord(CommitRecord):
     """The possible versions that each client has left at each correct node."""
 
     settings: VerificationSettings
@@ -213,7 +213,7 @@ class PossibleVersionsRecord(Judgement):
 
 
 @dataclass(slots=True)
-class UnfinishedRecord(Judgement):
+class IncompleteRecord(CommitRecord):
     """The objects that each client has left in question at each correct node."""
 
     candidates: CandidateRecord
@@ -283,7 +283,7 @@ class UnfinishedRecord(Judgement):
 
 
 @dataclass(slots=True)
-class VolumesRecord(Judgement):
+class VolumesRecord(CommitRecord):
     """The bytes that each client's versions use at each correct node."""
 
     client_bytes: int

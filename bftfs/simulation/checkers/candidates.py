@@ -30,12 +30,12 @@ _decode_row = msgspec.msgpack.Decoder(ObjectRow).decode
 _decode_version = msgspec.msgpack.Decoder(Version).decode
 
 
-MOST_FINDINGS = 20  # of one record; one is enough, and what is broken breaks all the time
+MOST_FINDINGS = 20  # of one record: a broken rule is usually broken many times
 
 
 @dataclass(slots=True)
-class Judgement:
-    """A record of what correct nodes commit, which is judged while it is taken down."""
+class CommitRecord:
+    """A record of what correct nodes commit; it is checked as they commit."""
 
     sort: ClassVar[str] = "bounds"  # of the findings
     findings: list[str] = field(default_factory=list, kw_only=True)

@@ -30,12 +30,17 @@ from bftfs.identifiers import (
 from bftfs.query_update.history import LogicalTimestamp, time_of
 from bftfs.read_write.timestamp import time_of as block_time_of
 from bftfs.read_write.version_row import VERIFIED
-from bftfs.simulation.checkers.candidates import MOST_FINDINGS, CandidateRecord, Judgement, chain_of
+from bftfs.simulation.checkers.candidates import (
+    MOST_FINDINGS,
+    CandidateRecord,
+    CommitRecord,
+    chain_of,
+)
 from bftfs.storage import Table, Write
 
 
 @dataclass(slots=True)
-class RetentionRecord(Judgement):
+class RetentionRecord(CommitRecord):
     """Compares the versions that correct nodes remove with those that they have to keep."""
 
     sort: ClassVar[str] = "retention"

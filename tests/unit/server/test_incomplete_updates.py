@@ -348,7 +348,7 @@ def test_what_is_being_settled_peers_are_asked_about_once(monkeypatch: pytest.Mo
         node.engine.start(wanted.fetch(node.storage), lambda writes, _: supplied.append(writes))
     assert supplied == [None]
     node.send()
-    rest(cluster, limits.UNFINISHED_STAGGER_US)
+    rest(cluster, limits.INCOMPLETE_STAGGER_US)
     assert supplied == [None, []]
     requests = [each for _, each in cluster.nodes[1].received if isinstance(each, LatestRequest)]
     assert [len(request.objects) for request in requests] == [4]

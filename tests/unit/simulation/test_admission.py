@@ -10,7 +10,7 @@ from bftfs.query_update.history import ZERO, Candidate
 from bftfs.read_write.timestamp import BlockTimestamp, version_key
 from bftfs.read_write.version_row import unverified
 from bftfs.server.block_verification import VerificationSettings
-from bftfs.simulation.checkers.bounds import PossibleVersionsRecord, UnfinishedRecord
+from bftfs.simulation.checkers.bounds import IncompleteRecord, PossibleVersionsRecord
 from bftfs.simulation.checkers.candidates import Acceptance, CandidateRecord
 from bftfs.simulation.world import START_US
 from bftfs.storage import Table, Write
@@ -26,7 +26,7 @@ class Updating:
 
     def __init__(self, most: int) -> None:
         self._candidates = CandidateRecord()
-        self.record = UnfinishedRecord(self._candidates, most, believed=2)
+        self.record = IncompleteRecord(self._candidates, most, believed=2)
         self._numbers = count(1)
 
     def update(self, width: int, *, lives: int) -> None:
