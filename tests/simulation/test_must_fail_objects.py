@@ -92,7 +92,7 @@ def test_no_culling(monkeypatch: pytest.MonkeyPatch) -> None:
     assert hunt(attacks(client="fabricator")) is None
     remove_culling(monkeypatch)
     # In some seeds nothing comes to an end any more, which takes minutes to find: not in these.
-    assert hunt(attacks(client="fabricator", seeds=range(2, 4)), not_serializable)
+    assert hunt(attacks(client="fabricator", seeds=range(3, 6, 2)), not_serializable)
 
 
 def test_one_servers_word_for_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -109,7 +109,8 @@ def test_no_barriers(monkeypatch: pytest.MonkeyPatch) -> None:
     """[Q/U §4.3.2] without barriers, a copy overtakes an operation that is still completing."""
     assert hunt(attacks(mix=CONTENDED)) is None
     remove_barriers(monkeypatch)
-    assert hunt(attacks(mix=CONTENDED), not_serializable)
+    # As above: not all seeds come to an end.
+    assert hunt(attacks(mix=CONTENDED, seeds=range(1, 3)), not_serializable)
 
 
 def test_no_second_opinion_in_object_sync(monkeypatch: pytest.MonkeyPatch) -> None:
