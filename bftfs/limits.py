@@ -53,7 +53,7 @@ HISTORY_SETS_CACHED_BYTES = 32 * MIB  # …and all together, whatever Byzantine 
 HISTORIES_PARSED_BYTES = 8 * MIB  # of encoded histories that are cached in five times the memory
 OBJECTS_PER_OPERATION = 8  # rename needs four objects and the volume
 OPERATION_BYTES = 128 * KIB  # method, credentials and arguments; one extended attribute is 64 KiB
-DELTA_ENTRIES = 64  # map entries that one update may change in one object
+DELTA_ENTRIES = 1_024  # map entries that one update may change in one object
 STATE_KEY_BYTES = 300  # prefix and a name of 255 bytes
 STATE_VALUE_BYTES = 64 * KIB + 256
 ANSWER_INLINE_BYTES = 512  # smaller answers come whole from every server, larger as digests
@@ -121,6 +121,8 @@ COLLECT_PAUSE_US = 2_000  # pause between two steps, longer while clients are bu
 COLLECT_YIELD_US = 16 * VERIFY_IDLE_US  # …by this much at most
 VERSIONS_SHOWN = 65_536  # versions of one file; if it has more, all of its blocks are kept
 SCRUB_EVERY_US = 7 * 24 * 3600 * SECOND_US  # pause between two passes of scrubbing
+BLOCKS_PER_COVER = 1_000  # that one update of an inode names
+COVERED_WITHIN_US = 24 * 3600 * SECOND_US  # a version that is older is not named any more
 FILE_BYTES = 1 << 44  # a file ends at 16 TiB
 LAYOUT_RANGES = 128  # incarnation ranges of one file; beyond that, truncation merges two
 
@@ -142,4 +144,7 @@ PARKED_REQUESTS_OF_ONE = 64  # …and those of one principal
 assert BLOCK_BYTES_MAX + 4 * KIB <= FRAME_BODY_BYTES
 assert ANSWER_BYTES < FRAME_METADATA_BYTES
 assert SYNC_PAGE_BYTES + STATE_VALUE_BYTES < FRAME_METADATA_BYTES
+assert BLOCKS_PER_COVER < DELTA_ENTRIES
+assert COVERED_WITHIN_US < DETECTION_WINDOW_US  # until then nobody's later versions displace it
+assert 64 * BLOCKS_PER_COVER < OPERATION_BYTES  # as they are encoded, with numbers and times
 assert OPERATION_BYTES >= XATTR_VALUE_BYTES + XATTR_NAME_BYTES + 4 * KIB

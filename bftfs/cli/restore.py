@@ -269,7 +269,7 @@ def audit(path: str, client: str, since: str, as_json: bool) -> None:
         log = _read_changes(session, path, client, since)
         own, later = audited(log)
         changes = [_row(session, log, identifier, change) for identifier, change in own]
-        changes += _foreign_rows(session, log, client)
+        changes += _uncovered_rows(session, log, client)
         changes.sort(key=itemgetter("time"))
         built_on = [_row(session, log, identifier, change) for identifier, change in later]
     if as_json:
@@ -301,25 +301,20 @@ def _row(
     }
 
 
-def _foreign_rows(session: CommandSession, log: ChangeLog, client: str) -> list[dict[str, Any]]:
+def _uncovered_rows(session: CommandSession, log: ChangeLog, client: str) -> list[dict[str, Any]]:
     """Blocks that the client wrote, and that no update of its own covers."""
     rows = []
-    for identifier, foreign in log.foreign_blocks.items():
-        own = sorted((each for each in foreign if each.by_client), key=lambda each: each.time_us)
-        for cover in dict.fromkeys(each.shown_by for each in own):
-            blocks = [each for each in own if each.shown_by is cover]
-            told = "no update has covered"
-            if cover is not None:
-                told = f"{session.client_name(cover.client)} covered"
-            rows.append(
-                {
-                    "time": format_time_name(blocks[0].time_us),
-                    "client": client,
-                    "uid": None,
-                    "operation": f"write {len(blocks)} block{'s' * (len(blocks) > 1)} that {told}",
-                    "path": log.path_of(identifier),
-                }
-            )
+    for identifier, versions in log.uncovered.items():
+        blocks = len({each.block for each in versions})
+        rows.append(
+            {
+                "time": format_time_name(min(each.time_us for each in versions)),
+                "client": client,
+                "uid": None,
+                "operation": f"write {blocks} block{'s' * (blocks > 1)} that no update has covered",
+                "path": log.path_of(identifier),
+            }
+        )
     return rows
 
 

@@ -142,6 +142,9 @@ class Attributes(Record, frozen=True):
     entries: int = 0  # of a directory: the number of names in it
     next_serial: int = 0  # of a directory: the serial of its next entry
     layout: Layout | None = None  # of a regular file
+    # The version of the contents up to which blocks without a name are part of a file. 0 in all
+    # files that programs make which name blocks; None: in an older file that was not changed since.
+    unnamed: int | None = None
 
     @property
     def is_directory(self) -> bool:
@@ -150,6 +153,11 @@ class Attributes(Record, frozen=True):
     @property
     def is_regular(self) -> bool:
         return stat.S_ISREG(self.mode)
+
+    @property
+    def unnamed_until_us(self) -> int:
+        """The time as of which a block without a name is read; 0: it was never written."""
+        return self.contents if self.unnamed is None else self.unnamed
 
     @property
     def file_type(self) -> int:

@@ -77,6 +77,7 @@ class ContentStore:
         contents = self.contents_of(identifier, attributes)
         if is_new and not strict and contents.sharing is Sharing.SHARED:
             contents.sharing = Sharing.EXCLUSIVE
+            contents.names.forget(has_all=True)
         contents.handles += 1
         keep_cache = contents.is_kernel_current and not strict
         contents.is_kernel_current = True
@@ -135,6 +136,14 @@ class ContentStore:
     async def read(self, file: OpenFile, offset: int, size: int) -> Buffer:
         """Up to `size` bytes from `offset` on; fewer at the end of the file."""
         return await self._reader.read(file, offset, size)
+
+    async def open_named(self, identifier: ObjectId, flags: int, who: Credentials) -> OpenFile:
+        """A handle on the file as the nodes have it now, with the names of its first blocks."""
+        contents = self._contents.get(identifier)
+        found = await self._reader.ask_names(identifier, contents, 0, who)
+        file = self.open(identifier, found.attributes, flags, who)
+        self._reader.take_names(file.contents, 0, found)
+        return file
 
     async def truncate(self, contents: Contents, size: int, who: Credentials) -> None:
         """Set the size; takes effect at once, for all mounts."""

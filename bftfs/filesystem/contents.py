@@ -5,8 +5,8 @@ places that has it:
 
     dirty       written by a program here, and not handed to the nodes yet
     pushing     on its way to the nodes
-    uncovered   at the nodes, but no update of the inode covers it yet: only this mount shows it
-    covered     at the nodes, and part of the file for all mounts
+    uncovered   at the nodes, but no update of the inode names it yet: only this mount shows it
+    covered     at the nodes, and part of the file for all mounts, since the inode names it
 
 `BlockCache` keeps copies of the last two.
 
@@ -28,22 +28,27 @@ that programs here wrote, so that nothing else comes back. After that the file i
 
 from __future__ import annotations
 
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from typing import Final, NamedTuple
 
 import msgspec
 
+from bftfs import limits
 from bftfs.credentials import Credentials
 from bftfs.errors import FileSystemError, OperationFailed
 from bftfs.filesystem.attributes import NO_CHANGES, PERMISSION_BITS, Attributes, Changes, Layout
 from bftfs.filesystem.block_memory import BlockCache, Buffer, DirtyBlock, Extent, united
+from bftfs.filesystem.block_names import PAGE, BlockName, decode_name
 from bftfs.filesystem.objects import NANOSECONDS_PER_MICROSECOND, ROOT, without_set_id_bits
 from bftfs.identifiers import ObjectId
 from bftfs.lock import Lock
 from bftfs.read_write.timestamp import BlockTimestamp
 
-UNCOVERED_BLOCKS: Final = 4_096  # of one file: pushed here and not covered, or seen of others
+UNCOVERED_BLOCKS: Final = limits.BLOCKS_PER_COVER  # of one file, before they are covered
+PAGES_OF_NAMES: Final = 64  # of one file
 
 Failure = FileSystemError | OperationFailed
 
@@ -65,6 +70,49 @@ class Uncovered(NamedTuple):
     is_unasked: bool  # its time is that of this mount's clock: the nodes were not asked for theirs
 
 
+class KnownNames:
+    """The names of a file's blocks that a mount has heard of, all of one version of its contents.
+
+    Every name is known if this mount has made the file, and few have been written.
+    """
+
+    def __init__(self) -> None:
+        self._pages: OrderedDict[int, dict[int, BlockName]] = OrderedDict()
+        self._has_all = False
+
+    def forget(self, *, has_all: bool = False) -> None:
+        """Start anew; with `has_all`, no block has a name."""
+        self._pages.clear()
+        self._has_all = has_all
+
+    def has_page_of(self, number: int) -> bool:
+        """True if it is known whether the block has a name."""
+        return self._has_all or number // PAGE in self._pages
+
+    def get(self, number: int) -> BlockName | None:
+        """The block's name, if it has one. Requires: `has_page_of`."""
+        return self._pages.get(number // PAGE, {}).get(number)
+
+    def learn(self, number: int, stored: Iterable[tuple[int, bytes]]) -> None:
+        """Take note of the stored names in the page of a block."""
+        self._add_page(number // PAGE, {each: decode_name(name) for each, name in stored})
+
+    def put(self, names: Mapping[int, BlockName]) -> None:
+        """Take note of what this mount's own update has named."""
+        for number, name in names.items():
+            page = self._pages.get(number // PAGE)
+            if page is not None:
+                page[number] = name
+            elif self._has_all:
+                self._add_page(number // PAGE, {number: name})
+
+    def _add_page(self, index: int, names: dict[int, BlockName]) -> None:
+        self._pages[index] = names
+        if len(self._pages) > PAGES_OF_NAMES:
+            self._pages.popitem(last=False)
+            self._has_all = False
+
+
 class Contents:
     """One file's contents, for all its handles."""
 
@@ -82,7 +130,7 @@ class Contents:
         self.dirty: dict[int, DirtyBlock] = {}
         self.pushing: dict[int, Buffer] = {}
         self.uncovered: dict[int, Uncovered] = {}
-        self._uncovered_elsewhere: set[int] = set()  # blocks with uncovered versions of others
+        self.names = KnownNames()  # as of `version`
         self.end = 0  # of the bytes written and not covered
         self.pushed_end = 0  # of those among them that the nodes hold
         self.pushed_us = 0  # the latest time of a block that was pushed
@@ -128,40 +176,28 @@ class Contents:
         if attributes.contents == before:
             return
         self.layout = layout
-        if ours_after == before:
-            self._drop_uncovered_elsewhere()  # our update has covered them as well
-        else:
+        if ours_after != before:
+            self.names.forget()
             self.drop_blocks(0)
             self.is_kernel_current = False
             self.sharing = Sharing.OVERTAKEN
 
     def drop_blocks(self, first: int) -> None:
         """Forget clean blocks from `first` on."""
-        self._uncovered_elsewhere = {each for each in self._uncovered_elsewhere if each < first}
         self._cache.drop_from(self.identifier, first)
 
-    def saw_uncovered_elsewhere(self, number: int) -> None:
-        """Nodes hold a later version of the block than may be shown, by another mount.
-
-        It is shown once any mount's update covers it. So this mount's next update drops the block
-        from the cache.
-        """
-        if len(self._uncovered_elsewhere) >= UNCOVERED_BLOCKS:
-            self._drop_uncovered_elsewhere()
-        self._uncovered_elsewhere.add(number)
-
-    def _drop_uncovered_elsewhere(self) -> None:
-        if self._uncovered_elsewhere:
-            self.is_kernel_current = False
-            for number in self._uncovered_elsewhere:
-                self._cache.drop(self.identifier, number)
-            self._uncovered_elsewhere.clear()
+    def must_ask(self, numbers: Iterable[int]) -> None:
+        """Uncovered blocks are to be written again: others' later versions count, or may."""
+        for number in numbers:
+            self.names.forget()
+            self.sharing = Sharing.OVERTAKEN
+            self.uncovered[number] = self.uncovered[number]._replace(is_unasked=True)
 
     def overtaken(self) -> list[int]:
         """Uncovered blocks that are to be written again, since others have changed the contents.
 
-        A truncation has given them new incarnations; or another mount's write may have a later time
-        than the one that this mount's clock alone gave them.
+        A truncation has given them new incarnations; or another mount's write has a later time, or
+        may have one, if this mount's clock alone gave them theirs.
         """
         if self.sharing is not Sharing.OVERTAKEN:
             return []
@@ -171,13 +207,22 @@ class Contents:
             if block.is_unasked or block.incarnation != self.layout.incarnation(number)
         ]
 
-    def shown_us(self, number: int) -> int:
-        """The time up to which versions of a block are shown to this mount's programs.
+    def name(self, number: int) -> BlockName | None:
+        """The version of a block that is shown to this mount's programs; None if there is none.
 
-        A version that no update of the inode covers is not shown, unless this mount wrote it.
+        That is the one that the inode names, or one that this mount has written since. Requires:
+        `knows_name`.
         """
         uncovered = self.uncovered.get(number)
-        return self.version if uncovered is None else max(self.version, uncovered.timestamp.time)
+        if uncovered is not None:
+            return BlockName(uncovered.incarnation, uncovered.timestamp)
+        name = self.names.get(number)
+        is_cut = name is not None and name.incarnation != self.layout.incarnation(number)
+        return None if is_cut else name
+
+    def knows_name(self, number: int) -> bool:
+        """True if it is known which version of a block is shown."""
+        return number in self.uncovered or self.names.has_page_of(number)
 
     def valid_bytes(self, number: int) -> int:
         """The number of bytes of the block, as the nodes hold it, that belong to the file.

@@ -355,6 +355,7 @@ def _new_attributes(caller: Caller, **fields: Any) -> Attributes:
         ctime_ns=now,
         version=version,
         contents=version,
+        unnamed=0,
         **fields,
     )
 

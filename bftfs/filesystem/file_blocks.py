@@ -7,40 +7,45 @@ from __future__ import annotations
 
 import errno
 from collections import OrderedDict, deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import islice
 from typing import Final
 
+from bftfs import limits
 from bftfs.clock_skew import is_ahead
 from bftfs.conversation import Compute, Draw, Event, Now, Spawn, Together, Wait
 from bftfs.credentials import Credentials
 from bftfs.crypto.cipher import NONCE_BYTES, BlockCipher
 from bftfs.errors import AdmissionRefused, FileSystemError, OperationFailed, PeerFault
 from bftfs.filesystem import inode
-from bftfs.filesystem.attributes import INCARNATION_GAP, NO_CHANGES, spans
+from bftfs.filesystem.attributes import INCARNATION_GAP, NO_CHANGES, Attributes, spans
 from bftfs.filesystem.block_memory import BlockCache, Buffer, DirtyBlock, Extent, Load, part
+from bftfs.filesystem.block_names import PAGE, BlockName, CoveredBlock, covered
 from bftfs.filesystem.contents import Contents, OpenFile, Sharing
+from bftfs.filesystem.inode import BlockPage, NamedBlocks
 from bftfs.filesystem.metadata import Metadata
 from bftfs.filesystem.options import Options
 from bftfs.filesystem.registry import MERGE, TRUNCATE, WRITE
-from bftfs.identifiers import BlockId, ObjectId, block_id
+from bftfs.identifiers import BlockId, ObjectId, block_id, block_number_of
 from bftfs.limits import STEPS_AHEAD_US
 from bftfs.query_update.object_type import Record
 from bftfs.read_write.client import ReadWriteClient
-from bftfs.read_write.timestamp import BlockTimestamp
+from bftfs.read_write.timestamp import ZERO, BlockTimestamp
 
 
 @dataclass(slots=True, eq=False)
 class BlockReader:
     """Reads a file's bytes: from memory, from the nodes, and ahead of sequential readers.
 
-    A version of a file is its blocks as of the time of the inode update that last changed the
-    contents [design §4]: so size and blocks belong together, and blocks that no update covers are
-    not shown. The latest version of a block nearly always is the covered one, so it is asked for
-    first. If its time is later than the inode's, the inode is asked for again; if the version is
-    still not covered, the block is read as of the inode's time. A mount shows its own uncovered
-    blocks to its programs. (tests/unit/filesystem/test_contents.py, from
+    The inode names the version of each block that is part of the file (`block_names`). A mount asks
+    for the names of a page of blocks at once, those of the first page when it opens the file. The
+    latest version of a block nearly always is the named one, so it is asked for first. If it is
+    another one, the names are asked for again, and then the named version: so size and blocks
+    belong together, and what no update has named is not shown, whatever the nodes host. A mount
+    shows its own uncovered blocks to its programs.
+    (tests/unit/filesystem/test_contents.py, from
     `test_what_is_not_covered_is_shown_to_its_mount_alone` on.)
 
     Concurrency: everything is touched between awaits only, and checked again after each.
@@ -57,7 +62,7 @@ class BlockReader:
         """Up to `size` bytes from `offset` on; fewer at the end of the file."""
         contents = file.contents
         if self.options.strict:
-            await self.refresh(contents, file.who)
+            await self.refresh(contents, file.who, offset // contents.layout.block_bytes)
         else:
             self.notice(contents)
         stop = min(offset + size, contents.size)
@@ -79,9 +84,27 @@ class BlockReader:
         if attributes is not None:
             contents.adopt(attributes)
 
-    async def refresh(self, contents: Contents, who: Credentials) -> None:
-        """Ask the nodes for the file's attributes."""
-        contents.adopt(await self.metadata.latest(contents.identifier, who))
+    async def refresh(self, contents: Contents, who: Credentials, number: int = 0) -> None:
+        """Ask the nodes for the file's attributes, and the names in the page of a block."""
+        found = await self.ask_names(contents.identifier, contents, number, who)
+        contents.adopt(found.attributes)
+        self.take_names(contents, number, found)
+
+    async def ask_names(
+        self, identifier: ObjectId, contents: Contents | None, number: int, who: Credentials
+    ) -> NamedBlocks:
+        """Ask the nodes for both; for no names if `contents` has those of the latest version."""
+        known = 0
+        if contents is not None and contents.names.has_page_of(number):
+            known = contents.version
+        page = BlockPage(number - number % PAGE, known)
+        return await self.metadata.blocks(identifier, page, who)
+
+    @staticmethod
+    def take_names(contents: Contents, number: int, found: NamedBlocks) -> None:
+        """Take note of names, if they are those of the version that `contents` has."""
+        if found.blocks is not None and found.attributes.contents == contents.version:
+            contents.names.learn(number, found.blocks)
 
     async def _span(
         self, contents: Contents, number: int, start: int, stop: int, who: Credentials
@@ -108,6 +131,9 @@ class BlockReader:
             load = cache.load(inode, number)
             if load is not None:
                 await Wait(load.done)
+            elif not contents.knows_name(number):
+                await self.refresh(contents, who, number)
+                continue
             else:
                 load = await self._load(contents, number, who)
             block = cache.result(load)
@@ -115,7 +141,7 @@ class BlockReader:
                 return block
 
     async def _load(self, contents: Contents, number: int, who: Credentials) -> Load:
-        """Read a block from the nodes into the cache."""
+        """Read a block from the nodes into the cache. Requires: its name is known."""
         load = self.cache.begin(contents.identifier, number)
         block: Buffer | None = None
         try:
@@ -129,21 +155,27 @@ class BlockReader:
     async def _shown(
         self, contents: Contents, number: int, load: Load, who: Credentials
     ) -> bytes | None:
-        """The version of a block that programs may see; None if it is on its way to the nodes."""
-        block = contents.layout.block(contents.identifier, number)
-        # The past does not change: what is to be shown of it is asked for at once.
-        at_us = contents.shown_us(number) if self.options.is_past else None
-        version = await self.blocks.read(block, at_time_us=at_us)
-        if version.timestamp.time > contents.shown_us(number):
+        """The version of a block that programs see; None if that has changed meanwhile."""
+        identifier, name = contents.identifier, contents.name(number)
+        # The past does not change: what is named in it is asked for at once.
+        if not self.options.is_past and number not in contents.uncovered:
+            block = contents.layout.block(identifier, number)
+            version = await self.blocks.read(block)
+            if is_named(version.timestamp, name, contents.attributes):
+                return await plaintext_of(self.cipher, block, version.item)
             # Another mount has written it, and has covered that since, or not yet, or never will.
-            await self.refresh(contents, who)
-            if number in contents.pushing:
+            await self.refresh(contents, who, number)
+            if number in contents.pushing or not contents.knows_name(number):
                 return None
             load.is_outdated = False  # what was dropped so far: the block is read again now
-            if version.timestamp.time > contents.shown_us(number):
-                contents.saw_uncovered_elsewhere(number)
-            block = contents.layout.block(contents.identifier, number)
-            version = await self.blocks.read(block, at_time_us=contents.shown_us(number))
+            name = contents.name(number)
+        if name is not None:
+            return await version_of(self.blocks, self.cipher, identifier, number, name)
+        unnamed_us = contents.attributes.unnamed_until_us
+        if not unnamed_us:
+            return b""
+        block = contents.layout.block(identifier, number)
+        version = await self.blocks.read(block, at_time_us=unnamed_us)
         return await plaintext_of(self.cipher, block, version.item)
 
     # --- reading ahead -----------------------------------------------------------------------
@@ -184,11 +216,37 @@ class BlockReader:
     async def _prefetch(self, contents: Contents, number: int, who: Credentials) -> None:
         try:
             if self._is_absent(contents, number) and contents.valid_bytes(number):
-                await self._load(contents, number, who)
+                await self.block(contents, number, who)
         except (FileSystemError, OperationFailed):
             pass  # a reader of the block will meet the failure itself
         finally:
             self.prefetching_bytes -= contents.layout.block_bytes
+
+
+def is_named(timestamp: BlockTimestamp, name: BlockName | None, attributes: Attributes) -> bool:
+    """True if the latest complete version of a block is the one that is part of the file."""
+    if name is None:
+        return timestamp == ZERO or timestamp.time <= attributes.unnamed_until_us
+    return timestamp == name.timestamp
+
+
+async def version_of(
+    blocks: ReadWriteClient,
+    cipher: BlockCipher | None,
+    identifier: ObjectId,
+    number: int,
+    name: BlockName,
+) -> bytes:
+    """The plaintext of a named version of a block of a file.
+
+    EIO if the nodes do not have it: whoever had it named has not written it, or not in a way that
+    can be read. What was there before is not shown in its place: it is part of no version since.
+    """
+    block = block_id(identifier, incarnation=name.incarnation, number=number)
+    version = await blocks.written(block, name.timestamp)
+    if version.timestamp != name.timestamp:
+        raise FileSystemError(errno.EIO, f"block {number} was named and never written")
+    return await plaintext_of(cipher, block, version.item)
 
 
 async def plaintext_of(cipher: BlockCipher | None, block: BlockId, item: bytes | None) -> bytes:
@@ -225,9 +283,9 @@ class BlockWriter:
 
     The rules [design §6]:
 
-    1. A block is written before the inode update that covers it, and is later than what is covered
-       already: nobody else sees it before that update. The update's time is not before that of any
-       block that was pushed, so that this version of the file has them.
+    1. A block is written before the inode update that covers it, which names its version: nobody
+       else sees it before that update. It is later than what is covered already, and the update's
+       time is not before its own. One update names so many blocks; the last extends the size.
     2. The update names the newest incarnation that blocks were written under, and its answer the
        version of the contents that it found. If another mount has cut the file or changed it in
        between, what it has overtaken is written again and covered once more (`Sharing`, in
@@ -425,7 +483,7 @@ class BlockWriter:
         """
         contents.pushed_us = max(contents.pushed_us, contents.version + STEPS_AHEAD_US)
         arguments = inode.Writing(0, contents.layout.newest, contents.mtime_ns, NO_CHANGES)
-        await self._update(contents, WRITE, arguments, who)
+        await self._update(contents, WRITE, arguments, who, {})
 
     async def _leave_behind(self, contents: Contents, refused: AdmissionRefused) -> None:
         """Give all blocks of the file a new incarnation, if nodes find its times too far ahead.
@@ -466,10 +524,10 @@ class BlockWriter:
             numbers = overtaken[position : position + batch]
             for number in numbers:
                 block = contents.uncovered[number]
-                target = block_id(contents.identifier, incarnation=block.incarnation, number=number)
-                # By its timestamp: another mount may have written at the same time.
-                version = await self.blocks.written(target, block.timestamp)
-                written = await plaintext_of(self.cipher, target, version.item)
+                name = BlockName(block.incarnation, block.timestamp)
+                written = await version_of(
+                    self.blocks, self.cipher, contents.identifier, number, name
+                )
                 del contents.uncovered[number]
                 self._redirty(contents, number, written, block.extents)
             await self._push_dirty(contents, numbers)
@@ -485,15 +543,26 @@ class BlockWriter:
 
     async def _cover(self, contents: Contents) -> bool:
         """One attempt; False if another one is needed."""
+        # What nodes would name no more is written again in time.
+        oldest_us = max(await Now(), contents.version) - limits.COVERED_WITHIN_US // 2
+        uncovered = contents.uncovered.items()
+        contents.must_ask([at for at, block in uncovered if block.timestamp.time < oldest_us])
         await self.push(contents, ())
         who, changes, writes = contents.writer, contents.changes, contents.writes
         assert who is not None, "what is unsaved has a writer"
+        names = {
+            number: BlockName(block.incarnation, block.timestamp)
+            for number, block in islice(contents.uncovered.items(), limits.BLOCKS_PER_COVER)
+        }
+        is_last = len(names) == len(contents.uncovered)
         # Bytes that were written since the blocks were pushed are covered another time.
-        end = contents.pushed_end
+        end = contents.pushed_end if is_last else 0
         is_all = not contents.dirty
-        arguments = inode.Writing(end, contents.layout.newest, contents.mtime_ns, changes)
+        arguments = inode.Writing(
+            end, contents.layout.newest, contents.mtime_ns, changes, covered_blocks(names)
+        )
         try:
-            await self._update(contents, WRITE, arguments, who)
+            behind = await self._update(contents, WRITE, arguments, who, names)
         except AdmissionRefused as refused:
             await self._leave_behind(contents, refused)
             return False
@@ -508,9 +577,12 @@ class BlockWriter:
             else:
                 raise
             return False
-        if contents.overtaken():
-            return False  # the answer has told of another mount's change
-        contents.uncovered.clear()
+        contents.must_ask(behind)
+        overtaken = contents.overtaken()  # by another mount's change, of which the answer has told
+        for number in names.keys() - set(overtaken):
+            del contents.uncovered[number]
+        if overtaken or not is_last:
+            return False
         if contents.sharing is Sharing.OVERTAKEN:
             contents.sharing = Sharing.SHARED
         contents.pushed_end = 0
@@ -521,14 +593,25 @@ class BlockWriter:
         return True
 
     async def _update(
-        self, contents: Contents, method: str, arguments: Record, who: Credentials
-    ) -> None:
-        """Update the inode, at a time not before that of the blocks that were written for it."""
+        self,
+        contents: Contents,
+        method: str,
+        arguments: Record,
+        who: Credentials,
+        names: Mapping[int, BlockName],
+    ) -> Sequence[int]:
+        """Update the inode, which names these blocks from then on, but for those returned.
+
+        At a time not before that of the blocks that were written for it.
+        """
         answer: inode.ContentsChanged = await self.metadata.update(
             (contents.identifier,), method, arguments, who, not_before_us=contents.pushed_us
         )
         self.metadata.learn(contents.identifier, answer.attributes, await Now())
         contents.adopt(answer.attributes, ours_after=answer.before)
+        if contents.version == answer.attributes.contents:
+            contents.names.put(names)
+        return answer.behind
 
     # --- truncating --------------------------------------------------------------------------
 
@@ -564,6 +647,7 @@ class BlockWriter:
     async def _truncate(self, contents: Contents, size: int, who: Credentials) -> None:
         """One attempt. Requires: nothing is uncovered."""
         version, incarnation, layout = 0, 0, contents.layout
+        names: dict[int, BlockName] = {}
         number, boundary = divmod(size, layout.block_bytes)
         if size < contents.attributes.size:
             if not layout.has_room_to_cut(number):
@@ -577,10 +661,11 @@ class BlockWriter:
                     target = block_id(contents.identifier, incarnation=incarnation, number=number)
                     shortened = part(block, 0, min(boundary, len(block)))
                     item = await sealed(self.cipher, target, shortened)
-                    await self._write_blocks(contents, (item,), who)
+                    (timestamp,) = await self._write_blocks(contents, (item,), who)
+                    names[number] = BlockName(incarnation, timestamp)
         writes = contents.writes
-        arguments = inode.Truncation(size, incarnation, version)
-        await self._update(contents, TRUNCATE, arguments, who)
+        arguments = inode.Truncation(size, incarnation, version, covered_blocks(names))
+        await self._update(contents, TRUNCATE, arguments, who, names)
         contents.drop_blocks(number)
         if contents.writes == writes and not contents.dirty:
             contents.end = 0
@@ -595,7 +680,10 @@ class BlockWriter:
     async def _rewrite(self, contents: Contents, first: int, stop: int, who: Credentials) -> None:
         """Give the blocks from `first` up to `stop`, where ranges begin, a new incarnation."""
         layout, version = contents.layout, contents.version
+        if stop - first > limits.BLOCKS_PER_COVER:
+            raise FileSystemError(errno.ENOSPC, "too many blocks would have to be written again")
         incarnation = layout.newest + 1 + await Draw(INCARNATION_GAP)
+        names: dict[int, BlockName] = {}
         batch = max(1, self.options.batch_bytes // layout.block_bytes)
         for position in range(first, stop, batch):
             items = []
@@ -605,6 +693,15 @@ class BlockWriter:
                     target = block_id(contents.identifier, incarnation=incarnation, number=number)
                     items.append(await sealed(self.cipher, target, block))
             if items:
-                await self._write_blocks(contents, items, who)
-        arguments = inode.Merging(first, stop, incarnation, version)
-        await self._update(contents, MERGE, arguments, who)
+                written = await self._write_blocks(contents, items, who)
+                names |= {
+                    block_number_of(block): BlockName(incarnation, timestamp)
+                    for (block, _), timestamp in zip(items, written, strict=True)
+                }
+        arguments = inode.Merging(first, stop, incarnation, version, covered_blocks(names))
+        await self._update(contents, MERGE, arguments, who, names)
+
+
+def covered_blocks(names: Mapping[int, BlockName]) -> tuple[CoveredBlock, ...]:
+    """What an update says of the blocks that it names."""
+    return tuple(covered(number, name.timestamp) for number, name in names.items())

@@ -37,14 +37,13 @@ from bftfs.errors import FileSystemError
 from bftfs.filesystem import registry
 from bftfs.filesystem.attributes import Attributes, decode_attributes
 from bftfs.filesystem.directory import Name, StoredEntry, entry_in, name_in
-from bftfs.filesystem.file_blocks import plaintext_of
 from bftfs.filesystem.inode import PolicySetting
 from bftfs.filesystem.metadata import PastMetadata
 from bftfs.filesystem.objects import ATTRIBUTES_KEY, NoArguments
 from bftfs.filesystem.operations import FileSystem, FoundObject
 from bftfs.filesystem.options import Options
 from bftfs.filesystem.volume import Snapshot, SnapshotCreation
-from bftfs.identifiers import BlockId, ClientId, ObjectId
+from bftfs.identifiers import ClientId, ObjectId
 from bftfs.limits import MIB
 from bftfs.query_update.client import QueryUpdateClient
 from bftfs.query_update.history import ZERO, LogicalTimestamp, Operation, client_of, time_of
@@ -52,7 +51,6 @@ from bftfs.query_update.messages import PastVersion
 from bftfs.query_update.object_type import Record
 from bftfs.query_update.past_reading import PastReader
 from bftfs.read_write.client import ReadWriteClient
-from bftfs.read_write.timestamp import BlockTimestamp
 from bftfs.retention import Policy, parse_policy
 
 VIEWS: Final = 16  # views of the past that are kept
@@ -201,13 +199,6 @@ class History:
         """Change that policy."""
         arguments = PolicySetting(str(policy))
         await self.objects.update((identifier,), registry.SET_RETENTION, arguments, who)
-
-    # --- blocks ------------------------------------------------------------------------------
-
-    async def block_at(self, block: BlockId, time_us: int) -> tuple[BlockTimestamp, bytes]:
-        """The timestamp and the plaintext of a block's version at a time."""
-        version = await self.blocks.read(block, at_time_us=time_us)
-        return version.timestamp, await plaintext_of(self.present.cipher, block, version.item)
 
     # --- versions ----------------------------------------------------------------------------
 

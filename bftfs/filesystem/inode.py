@@ -12,13 +12,14 @@ detection window. [design §8] It is part of the object's state, so that nodes f
 looking at directories, and its changes are history, too. A new object inherits the policy of its
 directory; to change that of a subtree is to change it for every object in it.
 
-Blocks are written before the update that covers them. `write` then extends the size and sets the
-times; `truncate` cuts and `merge` rearranges the layout. A writer names the newest incarnation that
-it wrote under: if the layout was cut since, it is refused and writes those blocks again. A client
-that cuts inside a block first writes the shortened block under the fresh incarnation, and names the
-version of the contents that it read the block from.
+Blocks are written before the update that covers them. `write` then names them, extends the size and
+sets the times; `truncate` cuts and `merge` rearranges the layout. A writer names the newest
+incarnation that it wrote under: if the layout was cut since, it is refused and writes those blocks
+again. A client that cuts inside a block first writes the shortened block under the fresh
+incarnation, and names the version of the contents that it read the block from.
 
-Map keys of an inode's state, beside those of `objects`: b"t" the target of a symlink.
+Map keys of an inode's state, beside those of `objects`: b"t" the target of a symlink, and the names
+of blocks (`block_names`).
 
 A storage node asks `may_write_blocks` before it accepts a block of a file. It checks against its
 own replica of the inode. If it missed the creation, it cannot tell and accepts the block. That is
@@ -49,6 +50,7 @@ from bftfs.filesystem.attributes import (
     Changes,
     Layout,
 )
+from bftfs.filesystem.block_names import PAGE, CoveredBlock, CoveredField, name_blocks, names_in
 from bftfs.filesystem.directory import SYMLINK_TARGET_KEY
 from bftfs.filesystem.objects import (
     ACL_KEYS,
@@ -422,45 +424,80 @@ def read_link(states: States, arguments: NoArguments, caller: Caller) -> bytes:
     return bytes(target)
 
 
+class BlockPage(Record, frozen=True):
+    """A page of blocks whose names are asked for, unless the contents are of version `known`."""
+
+    first: SizeField
+    known: TimeField
+
+
+class NamedBlocks(Record, frozen=True):
+    """The attributes, and the blocks of a page that have names: their numbers and stored names.
+
+    Instead of these, None if the contents are of the version that the caller knows.
+    """
+
+    attributes: Attributes
+    blocks: tuple[tuple[int, bytes], ...] | None
+
+
+def get_blocks(states: States, arguments: BlockPage, caller: Caller) -> NamedBlocks:
+    """The names of a page of blocks. As for attributes, knowing the id is permission enough."""
+    del caller
+    subject = Subject.existing(states[0])
+    if arguments.known == subject.attributes.contents:
+        return NamedBlocks(subject.attributes, None)
+    first = arguments.first
+    return NamedBlocks(subject.attributes, names_in(subject.state, first, first + PAGE))
+
+
 class Writing(Record, frozen=True):
     """Blocks were written up to byte `end`, while the layout's newest incarnation was `newest`.
 
-    An `end` of 0 covers no bytes. `mtime_ns` is the time of the last write; `changes` are changes
-    of attributes that programs made meanwhile.
+    `blocks` are the versions that were written. An `end` of 0 leaves the size as it is. `mtime_ns`
+    is the time of the last write; `changes` are changes of attributes that programs made meanwhile.
     """
 
     end: SizeField
     newest: IncarnationField
     mtime_ns: SizeField
     changes: Changes
+    blocks: CoveredField = ()
 
 
 class Truncation(Record, frozen=True):
     """A new size. If it cuts, blocks from the cut on get `incarnation`.
 
     `contents` is the version that the shortened block was read from; 0 if the cut lies between
-    blocks, or the block was empty.
+    blocks, or the block was empty. `shortened` is that block as it is now, under `incarnation`.
     """
 
     size: SizeField
     incarnation: IncarnationField
     contents: TimeField
+    shortened: Annotated[tuple[CoveredBlock, ...], Meta(max_length=1)] = ()
 
 
 class Merging(Record, frozen=True):
-    """Blocks in [first, stop) were written again under `incarnation`, as of `contents`."""
+    """`blocks` in [first, stop) were written again under `incarnation`, as of `contents`."""
 
     first: SizeField
     stop: SizeField
     incarnation: IncarnationField
     contents: TimeField
+    blocks: CoveredField = ()
 
 
 class ContentsChanged(Record, frozen=True):
-    """The attributes after a change of a file's contents, and the version of those before it."""
+    """The attributes after a change of a file's contents, and the version of those before it.
+
+    `behind` are the blocks of which a later version than the caller's is named: it has to write
+    them again.
+    """
 
     attributes: Attributes
     before: int
+    behind: tuple[int, ...] = ()
 
 
 def may_write(subject: Subject, who: Principal) -> bool:
@@ -486,7 +523,13 @@ def _contents_changed(subject: Subject, caller: Caller, mtime_ns: int) -> None:
     mode = subject.attributes.mode
     if caller.uid != ROOT:
         mode = without_set_id_bits(mode)
-    subject.change(mode=mode, mtime_ns=mtime_ns, ctime_ns=time_ns(caller), contents=caller.time_us)
+    subject.change(mode=mode, mtime_ns=mtime_ns, ctime_ns=time_ns(caller))
+    _new_version(subject, caller)
+
+
+def _new_version(subject: Subject, caller: Caller) -> None:
+    subject.change(unnamed=subject.attributes.unnamed_until_us)
+    subject.change(contents=caller.time_us)
 
 
 def write(states: States, arguments: Writing, caller: Caller) -> ContentsChanged:
@@ -497,12 +540,13 @@ def write(states: States, arguments: Writing, caller: Caller) -> ContentsChanged
         raise Refusal(errno.EFBIG)
     if arguments.newest != layout.newest:
         raise Refusal(errno.EAGAIN)
+    behind = name_blocks(subject.state, layout, arguments.blocks, caller)
     _contents_changed(subject, caller, min(arguments.mtime_ns, time_ns(caller)))
     if arguments.end > subject.attributes.size:
         subject.change(size=arguments.end)
     if arguments.changes:
         apply_changes(subject, arguments.changes, caller)
-    return ContentsChanged(subject.conclude(caller), before)
+    return ContentsChanged(subject.conclude(caller), before, behind)
 
 
 def truncate(states: States, arguments: Truncation, caller: Caller) -> ContentsChanged:
@@ -521,6 +565,9 @@ def truncate(states: States, arguments: Truncation, caller: Caller) -> ContentsC
         if len(layout.ranges) > limits.LAYOUT_RANGES:
             raise Refusal(errno.ENOSPC)
         subject.change(layout=layout)
+        if any(block.number != size // layout.block_bytes for block in arguments.shortened):
+            raise Refusal(errno.EINVAL)
+        name_blocks(subject.state, layout, arguments.shortened, caller)
     subject.change(size=size)
     _contents_changed(subject, caller, time_ns(caller))
     return ContentsChanged(subject.conclude(caller), before)
@@ -536,8 +583,12 @@ def merge(states: States, arguments: Merging, caller: Caller) -> ContentsChanged
     starts = [start for start, _ in layout.ranges]
     if first not in starts or not first < stop or not (stop in starts or stop > starts[-1]):
         raise Refusal(errno.EINVAL)
+    if not all(first <= block.number < stop for block in arguments.blocks):
+        raise Refusal(errno.EINVAL)
     merged = layout.merged(first, stop, arguments.incarnation)
-    subject.change(layout=merged, contents=caller.time_us)
+    name_blocks(subject.state, merged, arguments.blocks, caller)
+    subject.change(layout=merged)
+    _new_version(subject, caller)
     return ContentsChanged(subject.conclude(caller), before)
 
 

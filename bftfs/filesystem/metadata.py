@@ -41,10 +41,10 @@ from bftfs.filesystem.directory import (
     LookupAnswer,
     Name,
 )
-from bftfs.filesystem.inode import Access, is_access_due
+from bftfs.filesystem.inode import Access, BlockPage, NamedBlocks, is_access_due
 from bftfs.filesystem.objects import NANOSECONDS_PER_MICROSECOND, NoArguments
 from bftfs.filesystem.options import Options
-from bftfs.filesystem.registry import ACCESSED, GET_ATTRIBUTES, LOOKUP, READ_DIRECTORY
+from bftfs.filesystem.registry import ACCESSED, GET_ATTRIBUTES, GET_BLOCKS, LOOKUP, READ_DIRECTORY
 from bftfs.identifiers import ObjectId, ObjectKind, kind_of
 from bftfs.query_update.client import Answered, QueryUpdateClient
 from bftfs.query_update.object_type import Record
@@ -187,6 +187,12 @@ class Metadata:
             return known
         attributes = await self.query(identifier, GET_ATTRIBUTES, NoArguments(), who)
         return self.learn(identifier, attributes, await Now())
+
+    async def blocks(self, identifier: ObjectId, page: BlockPage, who: Credentials) -> NamedBlocks:
+        """The attributes as a quorum has them now, and the names of a page of blocks."""
+        found: NamedBlocks = await self.query(identifier, GET_BLOCKS, page, who)
+        self.learn(identifier, found.attributes, await Now())
+        return found
 
     # --- names -------------------------------------------------------------------------------
 

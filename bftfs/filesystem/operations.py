@@ -652,8 +652,7 @@ class FileSystem:
         if self._present is not None:
             await self.access(identifier, os.R_OK, who)
             await self._present.access(identifier, os.R_OK, who)
-        attributes = await self._metadata.latest(identifier, who)
-        file = self._contents.open(identifier, attributes, flags, who)
+        file = await self._contents.open_named(identifier, flags, who)
         if flags & os.O_TRUNC:
             await self._contents.truncate(file.contents, 0, who)
         return file

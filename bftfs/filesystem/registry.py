@@ -29,6 +29,7 @@ READ_LINK: Final = "inode.read_link"
 WRITE: Final = "inode.write"
 TRUNCATE: Final = "inode.truncate"
 MERGE: Final = "inode.merge"
+GET_BLOCKS: Final = "inode.blocks"
 GET_ATTRIBUTES: Final = "attributes.get"
 PERMIT_HISTORY: Final = GUARD
 CHANGE_ATTRIBUTES: Final = "attributes.change"
@@ -76,6 +77,7 @@ _METHODS = (
     _method(WRITE, inode.write, _INODE),
     _method(TRUNCATE, inode.truncate, _INODE, frees=True),
     _method(MERGE, inode.merge, _INODE),
+    _query(GET_BLOCKS, inode.get_blocks, _INODE),
     _query(GET_ATTRIBUTES, inode.get_attributes, _EITHER),
     _query(PERMIT_HISTORY, inode.permit_reading, _EITHER),
     _method(CHANGE_ATTRIBUTES, inode.change_attributes, _EITHER),

@@ -50,6 +50,11 @@ def encoded(timestamp: BlockTimestamp) -> bytes:
     return _PARTS.pack(timestamp.time, timestamp.client, timestamp.verifier)
 
 
+def from_encoded(number: bytes) -> BlockTimestamp:
+    """Undoes `encoded`."""
+    return _decoded(number)
+
+
 def version_key(block: BlockId, timestamp: BlockTimestamp) -> bytes:
     """The key of a version in a node's store: the newest version of a block has the least key."""
     return block + encoded(timestamp).translate(_INVERTED)

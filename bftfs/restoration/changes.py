@@ -2,41 +2,34 @@
 
 Every version carries the client whose key made it, which the servers that accepted it have checked.
 `read_changes` visits every directory below the root, every object that has changed since, and every
-object that took part in an operation that changed one of these, whether it still exists or not. For
-each file it also asks which blocks were written, because versions of the inode do not show who
-wrote them.
+object that took part in an operation that changed one of these, whether it still exists or not. A
+block is part of a file since an update of its author has named it (`filesystem.block_names`): so
+the versions of the inode show who has written what.
 
-Foreign blocks: block versions whose author is not the author of the update that shows them.
-
-A block that a client writes becomes visible when an update of the inode covers it, and that may be
-anybody's next update: an intruder's own program need not send one. So a version of a
-file may show blocks that its author did not write. A block is foreign if the client in question
-wrote it and another's update shows it, or if another wrote it and the client's update shows it. It
-counts as the work of whoever wrote it.
-
-A block of the client's that no update covers yet is foreign as well: the next update will show it.
+For each file it also asks which versions of blocks the client has written that none of its updates
+has named. These are not part of any version of the file, and nobody else can make them so; they are
+what is left of a write that was cut short, or was prepared and not done.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict, deque
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
+from collections import deque
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import count, takewhile
+from itertools import chain, count, takewhile
 from math import inf
-from typing import NamedTuple
+from typing import Final, NamedTuple
+
+from msgspec.msgpack import decode
 
 from bftfs import limits
-from bftfs.errors import FileSystemError
-from bftfs.filesystem.attributes import Attributes
 from bftfs.filesystem.directory import shown
 from bftfs.filesystem.file_history import Change, in_batches
+from bftfs.filesystem.inode import Merging, Truncation, Writing
 from bftfs.filesystem.operations import FoundObject
-from bftfs.filesystem.registry import ACCESSED, CREATE, MAKE_DIRECTORY
+from bftfs.filesystem.registry import ACCESSED, CREATE, MAKE_DIRECTORY, MERGE, TRUNCATE, WRITE
 from bftfs.identifiers import (
-    BlockId,
     ClientId,
     ObjectId,
     ObjectKind,
@@ -46,6 +39,8 @@ from bftfs.identifiers import (
 )
 from bftfs.read_write.authorship import Authored
 from bftfs.restoration.viewpoint import Viewpoint
+
+_NAMING: Final = {WRITE: Writing, TRUNCATE: Truncation, MERGE: Merging}
 
 # --- trees of names: as they are, as they are to be, and in between --------------------------
 
@@ -180,7 +175,7 @@ class ChangeLog:
     changes: dict[ObjectId, list[Change]] = field(default_factory=dict)
     tree: Tree = field(default_factory=Tree)  # as it is now
     last_names: dict[ObjectId, Slot] = field(default_factory=dict)  # of what is gone
-    foreign_blocks: dict[ObjectId, list[ForeignBlock]] = field(default_factory=dict)
+    uncovered: dict[ObjectId, list[Authored]] = field(default_factory=dict)  # blocks of the client
 
     def by_client(self, change: Change) -> bool:
         """True if the client made the change."""
@@ -192,7 +187,6 @@ class ChangeLog:
             identifier
             for identifier, changes in self.changes.items()
             if any(map(self.by_client, changes))
-            or any(each.by_client for each in self.foreign_blocks.get(identifier, ()))
         ]
 
     def is_there(self, identifier: ObjectId) -> bool:
@@ -216,18 +210,10 @@ class ChangeLog:
             for change in self.changes[identifier]
         )
 
-    def foreign_blocks_in(self, identifier: ObjectId, change: Change) -> list[ForeignBlock]:
-        """The blocks that this change made visible and the other side had written."""
-        return [each for each in self.foreign_blocks.get(identifier, ()) if each.shown_by is change]
-
-    def is_tainted(self, identifier: ObjectId, change: Change) -> bool:
-        """True if the client made the change, or wrote a block that the change made visible."""
-        return self.by_client(change) or bool(self.foreign_blocks_in(identifier, change))
-
-    def last_untainted_us(self, identifier: ObjectId) -> int:
+    def last_untouched_us(self, identifier: ObjectId) -> int:
         """The last time at which the object was as it was before the client changed it."""
         for change in self.changes.get(identifier, ()):
-            if self.is_tainted(identifier, change) and not creates(change):
+            if self.by_client(change) and not creates(change):
                 return change.time_us - 1
         return self.now_us
 
@@ -291,7 +277,7 @@ async def read_changes(
         level = [each for each in dict.fromkeys(found) if each not in seen]
         seen.update(level)
     _name_what_is_gone(log)
-    await _add_foreign_blocks(log, view)
+    await _add_uncovered(log, view)
     return log
 
 
@@ -314,18 +300,49 @@ def _name_what_is_gone(log: ChangeLog) -> None:
                         log.last_names.setdefault(each, Slot(identifier, name))
 
 
-async def _add_foreign_blocks(log: ChangeLog, view: Viewpoint) -> None:
-    client, since_us = log.client, log.since_us
-    versions_by = view.history.blocks.versions_by
-    files = {
-        each for each in (*log.tree.objects(), *log.changes) if kind_of(each) == ObjectKind.INODE
+async def _add_uncovered(log: ChangeLog, view: Viewpoint) -> None:
+    """Note which blocks the client has written, as nodes say, and no update of its own has named.
+
+    Even b lying nodes hide none of these that was complete; they may invent some.
+    """
+    files = sorted(
+        each for each in {*log.tree.objects(), *log.changes} if kind_of(each) == ObjectKind.INODE
+    )
+    written = await view.history.blocks.versions_by(files, author=log.client, since_us=log.since_us)
+    covers = {
+        identifier: [each for each in changes if log.by_client(each)]
+        for identifier, changes in log.changes.items()
     }
-    own = await versions_by(sorted(files), author=client, since_us=since_us)
-    concerned = {inode_of(written.block) for written in own} | (files & set(log.touched()))
-    everybodys = await versions_by(sorted(concerned), author=None, since_us=since_us)
-    log.foreign_blocks = await find_foreign_blocks(view, log, everybodys)
-    for identifier in log.foreign_blocks:
-        log.changes.setdefault(identifier, [])
+    named = {
+        identifier: set(chain.from_iterable(map(_named_by, changes)))
+        for identifier, changes in covers.items()
+    }
+    for version in written:
+        identifier = inode_of(version.block)
+        is_named = (block_number_of(version.block), version.time_us) in named.get(identifier, ())
+        if not is_named and not _is_covered_unnamed(version, covers.get(identifier, ())):
+            log.uncovered.setdefault(identifier, []).append(version)
+
+
+def _is_covered_unnamed(version: Authored, covers: Iterable[Change]) -> bool:
+    """True if an update by a program that named no blocks has covered it, by its time."""
+    return any(
+        change.attributes is not None
+        and change.operation.method in _NAMING
+        and version.time_us <= change.time_us
+        and version.time_us <= change.attributes.unnamed_until_us
+        for change in covers
+    )
+
+
+def _named_by(change: Change) -> list[tuple[int, int]]:
+    """The versions of blocks that a change has named: their numbers and times."""
+    kind = _NAMING.get(change.operation.method)
+    if kind is None:
+        return []
+    arguments = decode(change.operation.arguments, type=kind)
+    blocks = arguments.shortened if isinstance(arguments, Truncation) else arguments.blocks
+    return [(block.number, block.time_us) for block in blocks]
 
 
 Changed = tuple[ObjectId, Change]
@@ -338,8 +355,7 @@ def audited(log: ChangeLog) -> tuple[list[Changed], list[Changed]]:
     for identifier in log.touched():
         is_directory = kind_of(identifier) == ObjectKind.DIRECTORY
         names: set[bytes] = set()  # that the client changed so far
-        blocks = [each for each in log.foreign_blocks.get(identifier, ()) if each.by_client]
-        begun_us = min((each.time_us for each in blocks), default=inf)
+        begun_us = inf
         for change in log.changes[identifier]:
             changed = {name for name, _ in change.entries}
             if log.by_client(change):
@@ -351,120 +367,3 @@ def audited(log: ChangeLog) -> tuple[list[Changed], list[Changed]]:
             elif begun_us < change.time_us and (not is_directory or changed & names):
                 built[change.timestamp] = identifier, change
     return ([own[each] for each in sorted(own)], [built[each] for each in sorted(built)])
-
-
-@dataclass(frozen=True, slots=True)
-class ForeignBlock:
-    """A foreign version of a block."""
-
-    block: BlockId
-    time_us: int
-    by_client: bool  # written by the client in question, not by another
-    shown_by: Change | None  # the update that covered it
-    after_us: int  # the time of the version of the block that was visible before
-
-
-async def find_foreign_blocks(
-    view: Viewpoint, log: ChangeLog, written: Sequence[Authored]
-) -> dict[ObjectId, list[ForeignBlock]]:
-    """The foreign blocks among all block versions `written` since the time of the log."""
-    versions: dict[BlockId, list[tuple[int, bool]]] = defaultdict(list)
-    for each in written:
-        versions[each.block].append((each.time_us, each.author == log.client))
-    present: dict[ObjectId, Attributes | None] = {}
-    for identifier in dict.fromkeys(map(inode_of, versions)):
-        present[identifier] = None
-        with suppress(FileSystemError):  # it is gone
-            present[identifier] = await view.files.attributes(identifier, view.who)
-    searches = [
-        _Search(view, log, block, versions[block], present[inode_of(block)]).perform
-        for block in sorted(versions)
-    ]
-    found: dict[ObjectId, list[ForeignBlock]] = defaultdict(list)
-    for blocks in await in_batches(searches):
-        for block in blocks:
-            found[inode_of(block.block)].append(block)
-    return dict(found)
-
-
-@dataclass(frozen=True, slots=True)
-class _Search:
-    """The search for foreign versions of one block.
-
-    The list of its versions, as (time, by the client), only says where to look: whose version an
-    update shows is read from the block itself, as of that update.
-    """
-
-    view: Viewpoint
-    log: ChangeLog
-    block: BlockId
-    versions: Sequence[tuple[int, bool]]
-    present: Attributes | None  # of the file, if it exists
-
-    async def perform(self) -> list[ForeignBlock]:
-        client = self.log.client
-        foreign: list[ForeignBlock] = []
-        blocks = self.view.history.blocks
-        shown_us = (
-            self.log.since_us - 1
-        )  # versions up to here are visible already, or never will be
-        for change in self.log.changes.get(inode_of(self.block), ()):
-            after, time_us = change.attributes, change.time_us
-            if after is None or after.contents != time_us or not self._is_in(after):
-                continue
-            by_client = self.log.by_client(change)
-            if any(shown_us < at_us <= time_us and by != by_client for at_us, by in self.versions):
-                stamp = (await blocks.read(self.block, at_time_us=time_us)).timestamp
-                if stamp.time > shown_us and (stamp.client == client) != by_client:
-                    foreign.append(
-                        ForeignBlock(self.block, stamp.time, not by_client, change, shown_us)
-                    )
-            shown_us = time_us
-        if self._may_be_uncovered(shown_us):
-            stamp = (await blocks.read(self.block)).timestamp
-            if stamp.time > shown_us and stamp.client == client:
-                foreign.append(ForeignBlock(self.block, stamp.time, True, None, shown_us))
-        return foreign
-
-    def _may_be_uncovered(self, shown_us: int) -> bool:
-        layout = None if self.present is None else self.present.layout
-        if layout is None or not layout.has(self.block):
-            return False
-        return any(by_client and time_us > shown_us for time_us, by_client in self.versions)
-
-    def _is_in(self, attributes: Attributes) -> bool:
-        """True if the block is part of the file."""
-        layout = attributes.layout
-        return (
-            layout is not None
-            and layout.has(self.block)
-            and block_number_of(self.block) * layout.block_bytes < attributes.size
-        )
-
-
-async def without(
-    view: Viewpoint,
-    contents: bytes,
-    foreign: Sequence[ForeignBlock],
-    *,
-    client: ClientId,
-    block_bytes: int,
-) -> bytes:
-    """`contents` with the foreign blocks as they were before the foreign versions."""
-    patched = bytearray(contents)
-    for each in foreign:
-        start = block_number_of(each.block) * block_bytes
-        stop = min(start + block_bytes, len(patched))
-        block = await _before(view, each, client)
-        patched[start:stop] = block[: stop - start].ljust(stop - start, b"\0")
-    return bytes(patched)
-
-
-async def _before(view: Viewpoint, foreign: ForeignBlock, client: ClientId) -> bytes:
-    """The contents of the block before the author of the foreign version wrote to it."""
-    time_us = foreign.time_us - 1
-    while True:
-        stamp, block = await view.history.block_at(foreign.block, time_us)
-        if stamp.time <= foreign.after_us or (stamp.client == client) != foreign.by_client:
-            return block
-        time_us = stamp.time - 1

@@ -98,7 +98,7 @@ async def _entries_by_others(
 
     Also the objects that the client took from a name and that others then replaced there.
     """
-    time_us = log.last_untainted_us(directory)
+    time_us = log.last_untouched_us(directory)
     entries = await view.entries(directory, time_us)
     away: set[bytes] = set()  # names from which the client has taken what is in `entries`
     taken: dict[bytes, ObjectId] = {}
@@ -145,7 +145,7 @@ async def _is_made_anew(
         return False
     if lost in history.lost:
         return all(log.tree.get(Slot(there, each)) is not None for each in history.lost[lost])
-    time_us = log.last_untainted_us(lost)
+    time_us = log.last_untouched_us(lost)
     was = await view.at(time_us).attributes(lost, view.who)
     now = await view.files.attributes(there, view.who)
     if stat.S_IFMT(was.mode) != stat.S_IFMT(now.mode):

@@ -1,9 +1,8 @@
 """What an object would be if only others had changed it: contents and attributes.
 
-The situation: versions of a file alternate between the client's and others', and one update may
-show blocks of both sides (`changes`). The stored operations say how long a file became and
-which blocks are valid, never which bytes were meant: a program that inserts a line rewrites whole
-blocks, among them what the client had written.
+The situation: versions of a file alternate between the client's and others'. The stored operations
+say how long a file became and which blocks are valid, never which bytes were meant: a program that
+inserts a line rewrites whole blocks, among them what the client had written.
 
 The rule for contents: start with the contents before the client's first change. Then compare each
 version that others made with the version before it, and carry that difference over. Consecutive
@@ -17,7 +16,7 @@ Mode, owner, times, extended attributes and ACLs are each treated separately: th
 client's first change of the object, replaced by each value that others set later. Access times
 count as nobody's change: those that the client's reading has left stay.
 
-Tests: `tests/unit/restoration/test_merging.py`, `test_foreign_blocks.py`, `test_undo.py`.
+Tests: `tests/unit/restoration/test_merging.py`, `test_undo.py`.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ from bftfs.filesystem.directory import shown
 from bftfs.filesystem.file_history import Change
 from bftfs.filesystem.operations import FoundObject
 from bftfs.identifiers import ObjectId
-from bftfs.restoration.changes import ChangeLog, ForeignBlock, creates, without
+from bftfs.restoration.changes import ChangeLog, creates
 from bftfs.restoration.viewpoint import Viewpoint
 
 _PIECE_BYTES = 512
@@ -124,74 +123,49 @@ def _common(
 # --- versions of a file ----------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class _Version:
-    """A file after a change, without the blocks of the other side that the change showed."""
-
-    by_client: bool
-    change: Change
-    foreign: Sequence[ForeignBlock]
-
-
 def changes_of_contents(log: ChangeLog, identifier: ObjectId) -> list[Change]:
     """The changes of the file's bytes. A merge of block ranges changes none, unless it lies."""
     return [
         change
         for change in log.changes.get(identifier, ())
         if change.operation.method in _METHODS
-        or (change.operation.method == registry.MERGE and log.is_tainted(identifier, change))
+        or (change.operation.method == registry.MERGE and log.by_client(change))
     ]
 
 
-def first_tainted(log: ChangeLog, identifier: ObjectId) -> Change | None:
-    """The first change of the file's bytes with work of the client in it."""
+def first_by_client(log: ChangeLog, identifier: ObjectId) -> Change | None:
+    """The first change of the file's bytes that the client made."""
     changes = changes_of_contents(log, identifier)
-    return next((each for each in changes if log.is_tainted(identifier, each)), None)
+    return next((each for each in changes if log.by_client(each)), None)
 
 
 async def others_contents(view: Viewpoint, log: ChangeLog, identifier: ObjectId) -> bytes | None:
     """The contents that others' changes alone would have left; None if that is unknown."""
-    first = first_tainted(log, identifier)
+    first = first_by_client(log, identifier)
     if first is None:
         return await view.contents(identifier, log.now_us)
-    merged = before = b""
+    merged = b""
+    before: bytes | None = merged
     if not creates(first):
         merged = before = await view.contents(identifier, first.time_us - 1)
-    for by_client, run in groupby(_versions(log, identifier, first), key=lambda v: v.by_client):
+    since = [
+        change
+        for change in changes_of_contents(log, identifier)
+        if change.timestamp >= first.timestamp
+    ]
+    for by_client, run in groupby(since, key=log.by_client):
         *_, last = run
-        after = await _contents_of(view, log, identifier, last)
-        if not by_client:
+        after = await view.contents_if_whole(identifier, last.time_us)
+        if not by_client and after != merged:
+            if before is None or after is None:
+                return None
             carried = carried_over(before=before, after=after, onto=merged)
-            # Others who write what is there already have meant it, or wrote it before the client
-            # made it visible.
-            if carried is None or (after == before and after != merged):
+            # Others who write what is there already have meant it.
+            if carried is None or after == before:
                 return None
             merged = carried
         before = after
     return merged
-
-
-def _versions(log: ChangeLog, identifier: ObjectId, first: Change) -> list[_Version]:
-    """The versions from `first` on; a change that shows blocks of both sides counts as two."""
-    versions: list[_Version] = []
-    for change in changes_of_contents(log, identifier):
-        if change.timestamp >= first.timestamp:
-            by_client, foreign = log.by_client(change), log.foreign_blocks_in(identifier, change)
-            versions.append(_Version(by_client, change, foreign))
-            if foreign:
-                versions.append(_Version(not by_client, change, ()))
-    return versions
-
-
-async def _contents_of(
-    view: Viewpoint, log: ChangeLog, identifier: ObjectId, version: _Version
-) -> bytes:
-    contents = await view.contents(identifier, version.change.time_us)
-    attributes = version.change.attributes
-    if not version.foreign or attributes is None or attributes.layout is None:
-        return contents
-    size = attributes.layout.block_bytes
-    return await without(view, contents, version.foreign, client=log.client, block_bytes=size)
 
 
 async def others_or_last_contents(view: Viewpoint, log: ChangeLog, identifier: ObjectId) -> bytes:
@@ -202,16 +176,6 @@ async def others_or_last_contents(view: Viewpoint, log: ChangeLog, identifier: O
     changes = changes_of_contents(log, identifier)
     last_us = max(change.time_us for change in changes if not log.by_client(change))
     return await view.contents(identifier, last_us)
-
-
-async def contents_before(
-    view: Viewpoint, log: ChangeLog, identifier: ObjectId, change: Change
-) -> bytes:
-    """The contents before the client's work came in with `change`."""
-    if log.by_client(change):
-        return await view.contents(identifier, change.time_us - 1)
-    foreign = log.foreign_blocks_in(identifier, change)
-    return await _contents_of(view, log, identifier, _Version(False, change, foreign))
 
 
 _WORDS: Final = {

@@ -98,31 +98,23 @@ class Undo:
         self, identifier: ObjectId, history: NameHistory, plan: NamePlan
     ) -> list[UndoStep]:
         view, log = self._view, self._log
-        first = others_work.first_tainted(log, identifier)
-        # Blocks that no update covers yet are left behind when the file is rewritten.
-        uncovered = any(each.shown_by is None for each in log.foreign_blocks.get(identifier, ()))
-        if first is None and not uncovered:
+        first = others_work.first_by_client(log, identifier)
+        if first is None:
             return []
-        text = f"take back what was written to {log.path_of(identifier)}"
         wanted = await others_work.others_contents(view, log, identifier)
         if wanted is not None:
-            if wanted == await view.contents(identifier, None) and not uncovered:
+            if wanted == await view.contents_if_whole(identifier, None):
                 return []
+            text = f"take back what was written to {log.path_of(identifier)}"
             return [UndoStep(text, partial(self._carrying_out.rewrite, identifier, wanted))]
-        assert first is not None, "blocks that no update covers contradict nobody"
-        steps: list[UndoStep] = []
-        if uncovered:
-            covered = await view.contents(identifier, log.now_us)
-            rewrite = partial(self._carrying_out.rewrite, identifier, covered)
-            steps.append(UndoStep(f"{text}, and is not covered", rewrite))
-        before = await others_work.contents_before(view, log, identifier, first)
+        before = await view.contents(identifier, first.time_us - 1)
         names = [each for each in plan.tree.places(identifier) if each.directory in plan.kept]
         candidates = (each for name in names for each in self._spare.used_beside(name))
         if await find_staying(log, history, candidates, partial(self._holds, before)) is not None:
-            return steps
+            return []
         beside = self._spare.take_beside(names[0])
         attributes = await others_work.attributes_at(view, identifier, first.time_us - 1)
-        steps.append(
+        return [
             UndoStep(
                 f"{log.path(names[0])}: changed by {self._label}, and then by others in the same "
                 f"places; what it was before is {shown(beside.name)}",
@@ -130,8 +122,7 @@ class Undo:
                 conflict=True,
                 name=names[0],
             )
-        )
-        return steps
+        ]
 
     async def _holds(self, contents: bytes, there: ObjectId) -> bool:
         """True if the object is a file with these contents."""
@@ -330,7 +321,7 @@ class CarryingOut:
         if there != identifier or self._log.is_there(identifier):
             await files.link(there, *name, who)
             return
-        time_us = self._log.last_untainted_us(identifier)
+        time_us = self._log.last_untouched_us(identifier)
         was = await view.at(time_us).attributes(identifier, who)
         if was.is_regular:
             contents = await others_work.others_or_last_contents(view, self._log, identifier)

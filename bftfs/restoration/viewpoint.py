@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from dataclasses import dataclass
 from functools import partial
 from typing import Final
 
 from bftfs.credentials import Credentials
+from bftfs.errors import FileSystemError
 from bftfs.filesystem.contents import OpenFile
 from bftfs.filesystem.file_history import Change, History, in_batches
 from bftfs.filesystem.metadata import DirectoryEntry
@@ -68,6 +70,15 @@ class Viewpoint:
         finally:
             await reading.close()
         return b"".join(pieces)
+
+    async def contents_if_whole(self, identifier: ObjectId, time_us: int | None) -> bytes | None:
+        """The same; None if a part of it cannot be read: who covered it has not written it."""
+        try:
+            return await self.contents(identifier, time_us)
+        except FileSystemError as failure:
+            if failure.code != errno.EIO:
+                raise
+            return None
 
     async def link_target(self, identifier: ObjectId, time_us: int | None) -> bytes:
         """The target of a symlink."""

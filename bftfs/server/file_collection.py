@@ -13,9 +13,9 @@ remove a version that somebody needs.
    of them. So b liars make no node remove anything. A node that does not know enough removes
    nothing.
 2. Retention keeps states of the file system at certain times. An object's version is kept if it was
-   the state at a time to keep. A block's version is kept if a kept version of its inode shows it,
-   which it does at the time of the inode's `contents` (`filesystem.file_history`). So size and
-   blocks still belong together after other versions are removed.
+   the state at a time to keep. A block's version is kept if a kept version of its inode names it
+   (`filesystem.block_names`), or is dated so that it might. So size and blocks still belong
+   together after other versions are removed.
 3. Policies and snapshots count both as they were when the detection window began and as they are
    now. So deleting a snapshot, or asking for less, removes nothing before the window has passed,
    and people can notice and revert it.
@@ -44,6 +44,7 @@ from bftfs.asking.peers import Peers
 from bftfs.conversation import Event, Now, Pause, Spawn, Wait
 from bftfs.errors import DamagedRow, UsageError
 from bftfs.filesystem.attributes import Attributes, Layout, decode_attributes
+from bftfs.filesystem.block_names import decode_name, key_of_block, name_at
 from bftfs.filesystem.objects import ATTRIBUTES_KEY, RETENTION_KEY
 from bftfs.filesystem.volume import record_of, times_of_snapshots
 from bftfs.identifiers import (
@@ -63,8 +64,9 @@ from bftfs.query_update.messages import CatalogueReply, CatalogueRequest, Looked
 from bftfs.query_update.object_type import Refusal
 from bftfs.query_update.past_state import PastState, newest_at, state_at
 from bftfs.query_update.replica import NUMBER_BYTES, Replica, Workspace, past_prefix
-from bftfs.read_write.timestamp import TIMESTAMP_BYTES
+from bftfs.read_write.timestamp import TIMESTAMP_BYTES, BlockTimestamp
 from bftfs.read_write.timestamp import time_of as block_time_of
+from bftfs.read_write.timestamp import timestamp_of as block_timestamp_of
 from bftfs.read_write.version_row import (
     COLLECTED_BELOW,
     VERIFIED,
@@ -196,12 +198,44 @@ def shown_by(replica: Replica, horizon_us: int) -> ShownBlocks | None:
         before = _attributes(replica, row[NUMBER_BYTES:])
         if before.version < attributes.version and before.layout is not None and before.links:
             shown_at[before.contents, before.layout] = None
+            _add_unnamed(shown_at, before)
+    deleted = not attributes.links and version == replica.head
+    if not deleted:
+        _add_unnamed(shown_at, attributes)
     if len(shown_at) > limits.VERSIONS_SHOWN:
         return None
-    deleted = not attributes.links and version == replica.head
     return ShownBlocks(
         None if deleted else attributes.layout, attributes.contents, tuple(sorted(shown_at))
     )
+
+
+def _add_unnamed(shown_at: dict[tuple[int, Layout], None], attributes: Attributes) -> None:
+    """Blocks without names are shown as of another time than that of the contents."""
+    if attributes.unnamed_until_us and attributes.layout is not None:
+        shown_at[attributes.unnamed_until_us, attributes.layout] = None
+
+
+def kept_names(
+    replica: Replica, block: BlockId, shown: ShownBlocks
+) -> frozenset[BlockTimestamp] | None:
+    """The versions of a block that kept versions of its inode name; None if they are too many.
+
+    What is left in the past of the inode is what versions see that are kept. What is named now
+    may have been deleted since, or cut off.
+    """
+    key, incarnation = key_of_block(block_number_of(block)), incarnation_of(block)
+    prefix = past_prefix(replica.object, key)
+    rows = replica.view.scan(Table.PAST, prefix, prefix + after_keys(NUMBER_BYTES))
+    stored = [row[NUMBER_BYTES:] for _, row in islice(rows, limits.VERSIONS_SHOWN + 1)]
+    if len(stored) > limits.VERSIONS_SHOWN:
+        return None
+    known = map(decode_name, stored)
+    names = {name.timestamp for name in known if name.incarnation == incarnation}
+    now = name_at(replica.workspace, block_number_of(block))
+    if now is not None and now.incarnation == incarnation:
+        is_alive = shown.keeps(block)(now.timestamp.time, None)
+        names |= {now.timestamp} if is_alive else set()
+    return frozenset(names)
 
 
 class CollectedPast:
@@ -243,7 +277,10 @@ class CollectedPast:
             return True
         newer = view.scan(Table.BLOCK, block, key, reverse=True)
         until_us = next((block_time_of(at) for at, row in newer if row[0] & VERIFIED), None)
-        return shown.keeps(block)(time_us, until_us)
+        if shown.keeps(block)(time_us, until_us):
+            return True
+        names = kept_names(replica, block, shown)
+        return names is None or block_timestamp_of(key) in names
 
 
 # --- the walk over one file's blocks ------------------------------------------------------------
@@ -263,13 +300,15 @@ class BlockWalk:
         self._end = inode + _AFTER_BLOCKS
         self._block = b""
         self._keeps: Keeps = lambda *_: True
+        self._names: frozenset[BlockTimestamp] | None = None
         self._until_us: int | None = None
         self._above = b""  # key of the next newer version of the block, if that is kept
 
     def step(self, view: StorageView) -> list[Write]:
         """Look at some versions, newest first; return the writes that remove those that may go."""
         writes: list[Write] = []
-        if Replica(view, self._inode).row.collected_us < self._horizon_us:
+        replica = Replica(view, self._inode)
+        if replica.row.collected_us < self._horizon_us:
             self.done = True  # the batch that recorded this walk was lost
             return writes
         removed: list[Change] = []
@@ -279,8 +318,9 @@ class BlockWalk:
             if key[:BLOCK_ID_BYTES] != self._block:
                 self._block = key[:BLOCK_ID_BYTES]
                 self._keeps = self._shown.keeps(BlockId(self._block))
+                self._names = kept_names(replica, BlockId(self._block), self._shown)
                 self._until_us, self._above = None, b""
-            if self._keeps(block_time_of(key), self._until_us):
+            if self._is_kept(key):
                 self._above = key
             else:
                 self.removed += 1
@@ -299,6 +339,13 @@ class BlockWalk:
         else:
             self._cursor = rows[-1][0] + b"\0"
         return writes + stored(view, removed)
+
+    def _is_kept(self, key: bytes) -> bool:
+        return (
+            self._keeps(block_time_of(key), self._until_us)
+            or self._names is None
+            or block_timestamp_of(key) in self._names
+        )
 
 
 # --- the collector ------------------------------------------------------------------------------

@@ -8,10 +8,18 @@ from __future__ import annotations
 
 import pytest
 
+from bftfs.filesystem.file_blocks import BlockReader
 from bftfs.identifiers import NodeId, ObjectId
 from bftfs.simulation.world import SECOND_US
 from bftfs.thresholds import ReadWriteThresholds
-from tests.seams.world import STRANGER, STRANGERS_GRANT, World, accepted
+from tests.seams.world import STRANGER, STRANGERS_GRANT, World, accepted, latest_complete
+
+
+@pytest.fixture(autouse=True)
+def _readers_go_by_what_nodes_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the inode does not name would not be read anyway: nodes have to refuse it besides."""
+    monkeypatch.setattr(BlockReader, "_shown", latest_complete)
+
 
 MINE, EVIL = "what root wrote", "EVIL!!"
 

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from bftfs.filesystem.contents import Contents
 from bftfs.filesystem.file_history import past_file_system
 from bftfs.query_update import past_reading, past_state, server
 from bftfs.query_update.history import LogicalTimestamp, time_of
 from bftfs.query_update.rounds import Votes
+from bftfs.read_write.reading import FoundVersion
 from bftfs.simulation.configuration import Configuration
 from bftfs.simulation.scenario import Simulation, run
 from bftfs.simulation.workloads.files import FileMix
@@ -83,19 +83,19 @@ def test_objects_as_of_different_times(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_contents_as_of_another_time_than_the_size(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Blocks as of the time that was asked for, and not as of the update that covered them."""
+    """Blocks as of the time of the view, and not those that the inode names in it."""
 
     class AsAskedFor:
         def __init__(self, blocks: Any, at_us: int) -> None:
             self._blocks, self._at_us = blocks, at_us
 
-        async def read(self, block: Any, **_: Any) -> Any:
-            return await self._blocks.read(block, at_time_us=self._at_us)
+        async def written(self, block: Any, timestamp: Any) -> Any:
+            found = await self._blocks.read(block, at_time_us=self._at_us)
+            return FoundVersion(timestamp, found.item)
 
     def past(present: Any, objects: Any, blocks: Any, *, at_us: int) -> Any:
         return past_file_system(present, objects, AsAskedFor(blocks, at_us), at_us=at_us)
 
-    monkeypatch.setattr(Contents, "shown_us", lambda *_: 1 << 62)
     monkeypatch.setattr("bftfs.simulation.workloads.files.past_file_system", past)
     contents = FileMix(names=1, contents=0.9, directories=0.0, private=0.0)
     found = hunt(

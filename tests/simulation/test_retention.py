@@ -18,6 +18,7 @@ from bftfs.limits import CLOCK_SKEW_US
 from bftfs.read_write.timestamp import beginning_of, time_of, version_key
 from bftfs.read_write.version_row import VERIFIED
 from bftfs.retention import Keeps, Retention
+from bftfs.server import file_collection
 from bftfs.server.block_verification import VerificationSettings
 from bftfs.server.file_collection import Collector, ShownBlocks
 from bftfs.simulation import deployment
@@ -172,6 +173,7 @@ def test_must_fail_a_collector_that_takes_a_block_too_many(monkeypatch: pytest.M
         return lambda since_us, until_us: until_us is None and keeps(since_us, until_us)
 
     monkeypatch.setattr(ShownBlocks, "keeps", too_few)
+    monkeypatch.setattr(file_collection, "kept_names", lambda *_: frozenset())
     assert hunt(collected("files"), lambda finding: about_retention(finding) and "block" in finding)
 
 

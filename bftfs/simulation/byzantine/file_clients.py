@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from bftfs.conversation import Now, Receive
 from bftfs.filesystem.attributes import Changes
+from bftfs.filesystem.block_names import covered
 from bftfs.filesystem.inode import Writing
 from bftfs.filesystem.registry import WRITE
-from bftfs.identifiers import BlockId, ObjectId, inode_of
+from bftfs.identifiers import BlockId, block_number_of, incarnation_of, inode_of
 from bftfs.read_write.messages import TimeReply, TimeRequest
+from bftfs.read_write.timestamp import BlockTimestamp
 from bftfs.simulation.byzantine.block_repairs import LISTEN_US, BlockMeddler, LateFinisher
 from bftfs.simulation.byzantine.object_clients import Updater
 from bftfs.simulation.byzantine.pacts import BlockConspirator
@@ -28,6 +30,7 @@ class Overwriter(LateFinisher):
         super().__init__(position)
         self._updater = Updater(position)
         self.user = self._updater.user = STRANGERS
+        self._written: list[tuple[BlockId, BlockTimestamp]] = []  # to all nodes, if they took it
 
     def block(self) -> BlockId:
         """The block of one of the files."""
@@ -54,20 +57,23 @@ class Overwriter(LateFinisher):
         return await Now()
 
     async def act(self) -> None:
-        """Plant or finish a version, write one to all nodes, or cover what is there."""
+        """Plant or finish a version, write one to all nodes, or cover one of these."""
         match self.random.randrange(4):
             case 0:
                 block = self.block()
                 item, time = self.code.encode(self.item(block)), await self.time(block)
-                await self.write(block, item, nodes=self.all_nodes(), time=time)
-            case 1:
-                await self._cover(inode_of(self.block()))
+                timestamp = await self.write(block, item, nodes=self.all_nodes(), time=time)
+                self._written.append((block, timestamp))
+            case 1 if self._written:
+                await self._cover(*self.random.choice(self._written))
             case _:
                 await super().act()
 
-    async def _cover(self, inode: ObjectId) -> None:
+    async def _cover(self, block: BlockId, timestamp: BlockTimestamp) -> None:
+        inode = inode_of(block)
         await self._updater.observe((inode,))
-        writing = Writing(CONTENT_BYTES, 0, 0, Changes())
+        blocks = (covered(block_number_of(block), timestamp),)
+        writing = Writing(CONTENT_BYTES, incarnation_of(block), 0, Changes(), blocks)
         operation = self._updater.wrapped((WRITE, (inode,), writing), self.random.getrandbits(62))
         sets = self._updater.latest_sets((inode,))
         await self._updater.update(self.all_nodes(), sets, operation=operation)

@@ -3,8 +3,8 @@
 What took place is known from the chains of established versions at correct nodes, and is replayed
 in the order of times: the state after all that has a time up to T is the model's tree at T. What a
 client has read of T must be that tree: one state of the namespace, each directory with the entries,
-each object with the counts of then, each file with contents that were the newest when they were
-covered. The versions that a client was listed must be those of the chain, with the clients that
+each object with the counts of then, each file with the contents that an update had named last. The
+versions that a client was listed must be those of the chain, with the clients that
 made them and what they asked for. [design §8: a consistent cut]
 """
 
@@ -14,11 +14,12 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from operator import attrgetter
+from typing import Any
 
 from bftfs.filesystem import registry
 from bftfs.filesystem.file_history import CHANGES_SHOWN
-from bftfs.identifiers import ClientId, ObjectId
-from bftfs.query_update.history import time_of
+from bftfs.identifiers import ObjectId
+from bftfs.query_update.history import LogicalTimestamp, Operation, client_of, time_of
 from bftfs.query_update.messages import PastVersion
 from bftfs.read_write.timestamp import BlockTimestamp
 from bftfs.simulation.checkers.namespace import (
@@ -61,20 +62,35 @@ class WrittenContents:
         self.acknowledged[version] = content
         self.attempted -= Counter((content,))  # and leaves no zero behind
 
-    def possible(self, covered_us: int) -> set[bytes]:
-        """Contents that may be the newest complete version as of a time."""
-        older = [version for version in self.acknowledged if version.time <= covered_us]
-        newest = {self.acknowledged[max(older)]} if older else {b""}
-        return newest.union(self.attempted)
+    def named(self, version: BlockTimestamp | None) -> set[bytes]:
+        """What the file may contain if that version of its block is named, or none."""
+        if version is None:
+            return {b""}
+        content = self.acknowledged.get(version)
+        return set(self.attempted) if content is None else {content}
 
-    def without(self, client: ClientId, since_us: int) -> WrittenContents:
-        """Contents that others have written, or the client before a time."""
-        kept = {
-            version: content
-            for version, content in self.acknowledged.items()
-            if version.client != client or version.time < since_us
-        }
-        return WrittenContents(kept, self.attempted)
+
+@dataclass(slots=True)
+class NamedVersions:
+    """Which version of each file's only block is named, by the operations that took place so far.
+
+    The operation says what its client has written; of two versions the later counts.
+    """
+
+    versions: dict[ObjectId, BlockTimestamp] = field(default_factory=dict)
+
+    def apply(self, timestamp: LogicalTimestamp, operation: Operation, arguments: Any) -> None:
+        """One more operation."""
+        if operation.method != registry.WRITE:
+            return
+        (identifier,) = operation.objects
+        for block in arguments.blocks:
+            version = BlockTimestamp(block.time_us, client_of(timestamp), block.verifier)
+            self.versions[identifier] = max(version, self.versions.get(identifier, version))
+
+    def get(self, identifier: ObjectId) -> BlockTimestamp | None:
+        """The version of the file's block, if one is named."""
+        return self.versions.get(identifier)
 
 
 def check_past(
@@ -88,7 +104,7 @@ def check_past(
     findings: list[str] = []
     model = NamespaceModel()
     waiting = sorted(taken.operations, reverse=True)
-    covered: set[ObjectId] = set()
+    named = NamedVersions()
     for tree in sorted(trees, key=attrgetter("time_us")):
         while waiting and time_of(waiting[-1]) <= tree.time_us:
             timestamp = waiting.pop()
@@ -100,9 +116,8 @@ def check_past(
                     f"past: {operation.method} at {time_of(timestamp)} could not take place after "
                     f"all that is older: errno {refusal}"
                 )
-            if operation.method == registry.WRITE:
-                covered.add(operation.objects[0])
-        findings += _check_tree(tree, model, contents, covered)
+            named.apply(timestamp, operation, arguments)
+        findings += _check_tree(tree, model, contents, named)
     for identifier, listing in listed.items():
         findings += _check_versions(identifier, listing, taken)
     return findings
@@ -112,7 +127,7 @@ def _check_tree(
     tree: PastTree,
     model: NamespaceModel,
     contents: Mapping[ObjectId, WrittenContents],
-    covered: set[ObjectId],
+    named: NamedVersions,
 ) -> list[str]:
     right = model.reachable()
     where = f"past: at {tree.time_us}"
@@ -131,7 +146,7 @@ def _check_tree(
         if seen.content is None:
             continue
         known = contents.get(identifier, WrittenContents())
-        possible = known.possible(seen.attributes.contents) if identifier in covered else {b""}
+        possible = known.named(named.get(identifier))
         if seen.content not in possible:
             findings.append(
                 f"{where} {_name(identifier)} had one of {sorted(possible)}, and {seen.content!r} "

@@ -21,13 +21,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from bftfs.filesystem import registry
-from bftfs.filesystem.attributes import decode_attributes
-from bftfs.filesystem.objects import ATTRIBUTES_KEY
 from bftfs.identifiers import ClientId, ObjectId
 from bftfs.query_update.history import LogicalTimestamp, client_of, time_of
 from bftfs.restoration.name_plan import UndoStep
 from bftfs.simulation.checkers.namespace import Established, NamespaceModel
-from bftfs.simulation.checkers.past import PastTree, WrittenContents
+from bftfs.simulation.checkers.past import NamedVersions, PastTree, WrittenContents
 from bftfs.simulation.checkers.tree import SeenObject
 
 Path = tuple[bytes, ...]
@@ -144,6 +142,7 @@ def check_undone(
     findings: list[str] = []
     honest = _Honest()
     own: set[LogicalTimestamp] = set()
+    named = NamedVersions()
     there: set[ObjectId] = set()  # since then
     for timestamp in sorted(taken.operations):
         author = client_of(timestamp)
@@ -156,26 +155,13 @@ def check_undone(
             if there & {*operation.objects}:  # else nobody can find it any more
                 there |= {*operation.objects}
                 own |= {timestamp} if is_own else set()
-        _replay(
-            honest,
-            operation.method,
-            operation.objects,
-            taken.arguments_of(operation),
-            is_own=is_own,
-        )
+        arguments = taken.arguments_of(operation)
+        _replay(honest, operation.method, operation.objects, arguments, is_own=is_own)
+        named.apply(timestamp, operation, arguments)
         if operation.method in (registry.WRITE, registry.TRUNCATE):
             identifier = operation.objects[0]
-            changed = dict(taken.record.contents[identifier, timestamp].delta)[ATTRIBUTES_KEY]
-            assert changed is not None, "nobody takes an object's attributes away"
-            covered_us = decode_attributes(changed).contents
             known = contents.get(identifier, WrittenContents())
-            # Blocks count for their author, whoever covered them. If it is unknown what others
-            # would have left without the client's blocks, they count for whoever covered them.
-            others = known.without(undone.client, undone.since_us)
-            left, shown = others.possible(covered_us), known.possible(covered_us)
-            if left != shown and not is_own:  # others have covered what the client wrote
-                honest.before.setdefault(identifier, left)
-            _write(honest, identifier, left | shown, is_own=is_own)
+            _write(honest, identifier, known.named(named.get(identifier)), is_own=is_own)
     where = f"undo: since {undone.since_us}"
     if undone.own != own:
         findings.append(

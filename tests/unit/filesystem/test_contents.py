@@ -7,16 +7,21 @@ import os
 from contextlib import suppress
 from typing import Any
 
+import msgspec
 import pytest
 
 from bftfs import limits
 from bftfs.crypto.cipher import BlockCipher
+from bftfs.crypto.digest import Digest
 from bftfs.errors import AdmissionRefused, FileSystemError, QuorumUnavailable
-from bftfs.filesystem import contents, registry
-from bftfs.filesystem.attributes import Changes
+from bftfs.filesystem import contents, file_blocks, inode, registry
+from bftfs.filesystem.attributes import NO_CHANGES, Changes
+from bftfs.filesystem.block_names import PAGE, key_of_block
 from bftfs.filesystem.contents import OpenFile, Sharing
+from bftfs.filesystem.objects import ATTRIBUTES_KEY, NoArguments
 from bftfs.filesystem.operations import FileSystem
 from bftfs.identifiers import BlockId, ObjectId, block_number_of, inode_of
+from bftfs.read_write.timestamp import BlockTimestamp
 from tests.unit.filesystem.world import ALICE, BOB, ROOT, ROOT_ID, START_US, World
 
 BLOCK = 4096
@@ -483,54 +488,199 @@ def test_uncovered_bytes_are_in_no_other_mounts_writes(world: World) -> None:
     assert read_elsewhere(world, file.identifier) == mine[:100]
 
 
-def test_any_update_covers_all_uncovered_blocks(world: World) -> None:
+def test_an_update_covers_what_its_own_mount_has_written(world: World) -> None:
     file = stored(world, world.mount(), 2 * BLOCK)
     pushed(world, b"n" * BLOCK, file.identifier)
     mount = world.mount()
     opened = world.run(mount.open(file.identifier, os.O_RDWR, ALICE))
     write(world, mount, opened, BLOCK, b"m" * BLOCK)
     world.run(mount.flush(opened))
-    assert read_elsewhere(world, file.identifier) == b"n" * BLOCK + b"m" * BLOCK
+    assert read_elsewhere(world, file.identifier) == b"o" * BLOCK + b"m" * BLOCK
 
 
-@pytest.mark.parametrize("most", [1, contents.UNCOVERED_BLOCKS])
-def test_who_covers_what_waits_sees_it_like_all_others(
-    world: World, monkeypatch: pytest.MonkeyPatch, most: int
+@pytest.mark.parametrize("pages", [1, contents.PAGES_OF_NAMES])
+def test_names_are_asked_for_page_by_page(
+    world: World, monkeypatch: pytest.MonkeyPatch, pages: int
 ) -> None:
-    file = stored(world, world.mount(), 4 * BLOCK)
-    pushed(world, b"n" * 2 * BLOCK, file.identifier)
-    monkeypatch.setattr(contents, "UNCOVERED_BLOCKS", most)
+    monkeypatch.setattr(contents, "PAGES_OF_NAMES", pages)
+    size = (2 * PAGE + 1) * BLOCK
+    mount = world.mount(cache_bytes=0)
+    file = stored(world, mount, size)
+    assert bytes(world.run(mount.read(file, 0, size))) == b"o" * size
+    for each in (mount, world.mount()):
+        opened = world.run(each.open(file.identifier, os.O_RDONLY, ALICE))
+        world.objects.calls.clear()
+        for number in (0, 1, PAGE, PAGE + 1, 2 * PAGE):
+            assert bytes(world.run(each.read(opened, number * BLOCK, 1))) == b"o"
+        assert world.objects.calls.total() <= 2
+
+
+def test_what_was_never_written_is_not_read_though_it_is_named(world: World) -> None:
+    """Whoever says so has destroyed the block, as he might have by writing."""
+    file = stored(world, world.mount(), 2 * BLOCK)
+    found = world.run(world.mount().attributes(file.identifier, ALICE))
+    never = inode.CoveredBlock(0, found.contents + 1, Digest(bytes(32)))
+    writing = inode.Writing(BLOCK, found.layout.newest, 0, NO_CHANGES, (never,))
+    world.objects.perform(registry.WRITE, (file.identifier,), writing, ALICE)
+    mount = world.mount()
+    opened = world.run(mount.open(file.identifier, os.O_RDONLY, ALICE))
+    refused(errno.EIO, world, mount.read(opened, 0, BLOCK))
+    assert bytes(world.run(mount.read(opened, BLOCK, BLOCK))) == b"o" * BLOCK
+
+
+def test_what_is_closed_is_read_whoever_named_a_later_version(world: World) -> None:
+    """A lie about a version to come, named after the mount has written and before it covers."""
+    file = stored(world, world.mount(), 2 * BLOCK)
+    mount, opened = pushed(world, b"n" * BLOCK, file.identifier)
+    newest = opened.contents.layout.newest
+    later_us = world.host.clock_us + 100_000_000
+    never = inode.CoveredBlock(0, later_us, Digest(bytes(32)))
+    writing = inode.Writing(0, newest, 0, NO_CHANGES, (never,))
+    world.objects.perform(registry.WRITE, (file.identifier,), writing, ALICE, later_us)
+    world.run(mount.flush(opened))
+    assert read_elsewhere(world, file.identifier) == b"n" * BLOCK + b"o" * BLOCK
+    assert bytes(world.run(mount.read(opened, 0, 2 * BLOCK))) == b"n" * BLOCK + b"o" * BLOCK
+
+
+def test_who_wrote_first_and_covers_last_overwrites_nothing_else(world: World) -> None:
+    """Two mounts, different bytes of one block: the later version is named already."""
+    file = stored(world, world.mount(), BLOCK)
+    mount, opened = pushed(world, b"first", file.identifier)
+    other = world.mount()
+    theirs = world.run(other.open(file.identifier, os.O_RDWR, ALICE))
+    write(world, other, theirs, 10, b"second")
+    world.run(other.flush(theirs))
+    world.run(mount.flush(opened))
+    expected = b"firstooooosecond".ljust(BLOCK, b"o")
+    assert read_elsewhere(world, file.identifier) == expected
+    assert bytes(world.run(mount.read(opened, 0, BLOCK))) == expected
+
+
+@pytest.mark.parametrize("is_there", [True, False])
+def test_what_is_covered_late_is_written_again(world: World, is_there: bool) -> None:
+    """The network was down for so long that nodes may have collected it; or they have."""
+    file = stored(world, world.mount(), 2 * BLOCK)
+    mount, opened = pushed(world, b"n" * BLOCK, file.identifier)
+    ((_, block),) = opened.contents.uncovered.items()
+    world.pass_time(2 * limits.COVERED_WITHIN_US)
+    if not is_there:
+        (versions,) = (each for each in world.blocks.versions.values() if len(each) > 1)
+        del versions[block.timestamp.time]
+        refused(errno.EIO, world, mount.flush(opened))
+        return
+    world.run(mount.flush(opened))
+    expected = b"n" * BLOCK + b"o" * BLOCK
+    assert read_elsewhere(world, file.identifier) == expected
+    assert bytes(world.run(mount.read(opened, 0, 2 * BLOCK))) == expected
+
+
+def test_what_nodes_name_no_more_when_they_are_asked_at_last_is_written_again(
+    world: World,
+) -> None:
+    """The network goes down between the last block and the update."""
+    file = stored(world, world.mount(), 2 * BLOCK)
+    mount, opened = pushed(world, b"n" * BLOCK, file.identifier)
+
+    def late(method: str, _: Any) -> None:
+        if method == registry.WRITE and world.host.clock_us < block.timestamp.time + 1000:
+            world.host.clock_us += 2 * limits.COVERED_WITHIN_US
+
+    block = opened.contents.uncovered[0]
+    world.objects.before = late
+    world.run(mount.flush(opened))
+    assert world.objects.calls[registry.WRITE] >= 3
+    assert read_elsewhere(world, file.identifier) == b"n" * BLOCK + b"o" * BLOCK
+
+
+def as_before_names(world: World, identifier: ObjectId) -> None:
+    """Leave the inode as programs did that named no blocks."""
+    rows = world.objects.rows[identifier]
+    for number in range(10):
+        rows.pop(key_of_block(number), None)
+    fields = msgspec.msgpack.decode(rows[ATTRIBUTES_KEY])
+    rows[ATTRIBUTES_KEY] = msgspec.msgpack.encode(fields[:-1])
+
+
+def test_blocks_without_names_are_read_as_of_the_last_update_of_then(world: World) -> None:
+    file = stored(world, world.mount(), 3 * BLOCK)
+    as_before_names(world, file.identifier)
+    old = b"o" * 3 * BLOCK
+    assert read_elsewhere(world, file.identifier) == old
+    other, theirs = pushed(world, b"n" * BLOCK, file.identifier)
+    assert read_elsewhere(world, file.identifier) == old
     mount = world.mount()
     opened = world.run(mount.open(file.identifier, os.O_RDWR, ALICE))
-    assert bytes(world.run(mount.read(opened, 0, 1 << 20))) == b"o" * 4 * BLOCK
-    write(world, mount, opened, 3 * BLOCK, b"m")
+    write(world, mount, opened, BLOCK + 1, b"m")
     world.run(mount.flush(opened))
-    everybody = b"n" * 2 * BLOCK + b"o" * BLOCK + b"m" + b"o" * (BLOCK - 1)
-    assert read_elsewhere(world, file.identifier) == everybody
-    again = world.run(mount.open(file.identifier, os.O_RDONLY, ALICE))
-    assert not again.keep_cache
-    assert bytes(world.run(mount.read(opened, 0, 1 << 20))) == everybody
-    assert world.run(mount.open(file.identifier, os.O_RDONLY, ALICE)).keep_cache
+    mixed = (b"o" * (BLOCK + 1) + b"m").ljust(3 * BLOCK, b"o")
+    assert read_elsewhere(world, file.identifier) == mixed
+    assert bytes(world.run(mount.read(opened, 0, 3 * BLOCK))) == mixed
+    world.run(other.flush(theirs))
+    assert read_elsewhere(world, file.identifier) == b"n" * BLOCK + mixed[BLOCK:]
+
+
+def test_what_is_cut_off_without_a_name_never_comes_back(world: World) -> None:
+    mount = world.mount()
+    file = stored(world, mount, 3 * BLOCK)
+    as_before_names(world, file.identifier)
+    mount = world.mount()
+    world.run(mount.truncate(file.identifier, BLOCK + 10, ALICE))
+    world.run(mount.truncate(file.identifier, 3 * BLOCK, ALICE))
+    expected = (b"o" * (BLOCK + 10)).ljust(3 * BLOCK, b"\0")
+    assert read_elsewhere(world, file.identifier) == expected
+
+
+def test_in_a_file_that_was_made_since_no_block_is_read_without_a_name(world: World) -> None:
+    """Though a version of it is dated as the file's creation."""
+    mount = world.mount()
+    file = create(world, mount)
+    found = world.run(mount.attributes(file.identifier, ALICE))
+    assert found.layout is not None
+    cipher, block = BlockCipher(bytes(range(32))), found.layout.block(file.identifier, 0)
+    world.blocks.versions[block] = {found.contents: cipher.seal(block, b"e", nonce=bytes(12))}
+    write(world, mount, file, BLOCK, b"m")
+    world.run(mount.flush(file))
+    assert read_elsewhere(world, file.identifier) == bytes(BLOCK) + b"m"
+
+
+def test_many_blocks_are_covered_in_several_updates(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The size is extended by the last of them: nobody sees a size whose bytes are missing."""
+    monkeypatch.setattr(limits, "BLOCKS_PER_COVER", 3)
+    sizes: list[int] = []
+
+    def watch(method: str, objects: Any) -> None:
+        if method == registry.WRITE:
+            found = world.objects.perform(registry.GET_ATTRIBUTES, objects, NoArguments(), ALICE)
+            sizes.append(found.size)
+
+    world.objects.before = watch
+    file = stored(world, world.mount(), 8 * BLOCK)
+    world.objects.before = lambda *_: None
+    assert sizes == [0, 0, 0]
+    assert read_elsewhere(world, file.identifier) == b"o" * 8 * BLOCK
 
 
 def test_a_read_during_our_covering_update_is_repeated(world: World) -> None:
     file = stored(world, world.mount(), 2 * BLOCK)
-    pushed(world, b"n" * BLOCK, file.identifier)
+    _, theirs = other = pushed(world, b"n" * BLOCK, file.identifier)
     mount = world.mount()
     opened = world.run(mount.open(file.identifier, os.O_RDWR, ALICE))
     write(world, mount, opened, BLOCK, b"m" * BLOCK)
-    past = world.blocks.read
-    covered = False
+    past = world.blocks.written
+    is_covered = False
 
-    async def slow(block: BlockId, *, at_time_us: int | None = None) -> Any:
-        nonlocal covered
-        version = await past(block, at_time_us=at_time_us)
-        if at_time_us is not None and not covered:
-            covered = True
+    async def slow(block: BlockId, timestamp: BlockTimestamp) -> Any:
+        nonlocal is_covered
+        version = await past(block, timestamp)
+        if not is_covered:
+            is_covered = True
+            await other[0].flush(theirs)
             await mount.flush(opened)
         return version
 
-    world.blocks.read = slow  # type: ignore[method-assign]
+    world.blocks.written = slow  # type: ignore[method-assign]
     assert bytes(world.run(mount.read(opened, 0, BLOCK))) == b"n" * BLOCK
     assert bytes(world.run(mount.read(opened, 0, BLOCK))) == b"n" * BLOCK
 
@@ -584,10 +734,19 @@ def test_what_could_not_be_covered_is_shown_to_nobody(world: World) -> None:
     assert bytes(world.run(mount.read(again, 0, 1 << 20))) == b"o" * BLOCK
 
 
+async def latest_version(
+    reader: file_blocks.BlockReader, contents: contents.Contents, number: int, *_: Any
+) -> bytes:
+    """A reader that believes the nodes: what was written last is shown."""
+    block = contents.layout.block(contents.identifier, number)
+    version = await reader.blocks.read(block)
+    return await file_blocks.plaintext_of(reader.cipher, block, version.item)
+
+
 def test_must_fail_where_the_latest_version_is_shown(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(contents.Contents, "shown_us", lambda *_: 1 << 62)
+    monkeypatch.setattr(file_blocks.BlockReader, "_shown", latest_version)
     file = stored(world, world.mount(), BLOCK)
     pushed(world, b"n" * BLOCK, file.identifier)
     assert read_elsewhere(world, file.identifier) != b"o" * BLOCK

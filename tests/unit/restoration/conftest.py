@@ -9,6 +9,7 @@ import pytest
 
 from bftfs.conversation import Now
 from bftfs.filesystem.attributes import NO_CHANGES, Changes
+from bftfs.filesystem.block_names import CoveredBlock, covered
 from bftfs.filesystem.file_history import History
 from bftfs.filesystem.inode import Writing
 from bftfs.filesystem.operations import FileSystem
@@ -65,20 +66,20 @@ class User(ClusterClient):
 
         self.run(write(*self._place(path)))
 
-    def scribble(self, path: str, contents: str, *, number: int = 0, covered: bool = False) -> None:
-        """Write to a block of a file, and leave the update of the inode to others, or not."""
+    def scribble(self, path: str, contents: str, *, number: int = 0) -> CoveredBlock:
+        """Write to a block of a file, and do not cover it."""
         identifier = self.find(path)
         found = self.run(self.files.attributes(identifier, CREDENTIALS))
         block = found.layout.block(identifier, number)
-        self.run(self.blocks.write_many([(block, contents.encode())], CREDENTIALS))
-        if covered:
-            self.cover(path)
+        items = [(block, contents.encode())]
+        (timestamp,) = self.run(self.blocks.write_many(items, CREDENTIALS))
+        return covered(number, timestamp)
 
-    def cover(self, path: str, end: int = 0) -> None:
-        """Cover blocks of a file that anybody wrote."""
+    def cover(self, path: str, *blocks: CoveredBlock, end: int = 0) -> None:
+        """Cover blocks of a file, whether or not this client has written them."""
         identifier = self.find(path)
         found = self.run(self.files.attributes(identifier, CREDENTIALS))
-        arguments = Writing(end, found.layout.newest, found.mtime_ns, NO_CHANGES)
+        arguments = Writing(end, found.layout.newest, found.mtime_ns, NO_CHANGES, blocks)
         self.run(self.objects.update((identifier,), WRITE, arguments, CREDENTIALS))
 
     def put(self, path: str, contents: str, offset: int) -> None:

@@ -235,10 +235,8 @@ def test_what_was_displaced_by_what_stays_is_beside(stage: Any) -> None:
     }
 
 
-def test_others_blocks_before_the_intruders_stand_beside(stage: Any) -> None:
-    stage.honest.scribble("a", "honest\n")
-    stage.intruder.scribble("a", "evil\n")
-    stage.honest.cover("a", len("honest\n"))
+def test_others_work_before_the_intruders_stands_beside(stage: Any) -> None:
+    stage.honest.write("a", "honest\n")
     stage.intruder.write("a", "evil\n")
     stage.honest.write("a", "evil, mended\n")
     (conflict,) = stage.undo()

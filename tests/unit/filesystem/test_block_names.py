@@ -1,0 +1,111 @@
+"""Names of blocks: which versions are part of a file. Sentence by sentence."""
+
+from __future__ import annotations
+
+import errno
+from typing import Any
+
+import pytest
+
+from bftfs import limits
+from bftfs.crypto.digest import Digest
+from bftfs.filesystem.attributes import Layout
+from bftfs.filesystem.block_names import (
+    PAGE,
+    CoveredBlock,
+    decode_name,
+    key_of_block,
+    name_at,
+    name_blocks,
+    names_in,
+)
+from bftfs.identifiers import ClientId, ObjectKind
+from bftfs.query_update.object_type import Caller, Refusal
+from tests.builders import Overlay, SortedDict
+from tests.unit.filesystem.world import fresh
+
+LAYOUT = Layout(4096)
+NEWER = LAYOUT.cut(1, 7)
+ALICE, BOB = ClientId(b"a" * 16), ClientId(b"b" * 16)
+
+
+def state() -> Any:
+    return Overlay(fresh(ObjectKind.INODE), SortedDict())
+
+
+def caller(client: ClientId = ALICE, time_us: int = 100) -> Caller:
+    return Caller(client, 0, 0, (), time_us)
+
+
+def version(number: int, time_us: int, value: bytes = b"v") -> CoveredBlock:
+    return CoveredBlock(number, time_us, Digest(value * 32))
+
+
+def name(state: Any, number: int) -> tuple[int, int, ClientId]:
+    found = name_at(state, number)
+    assert found is not None
+    return found.incarnation, found.timestamp.time, found.timestamp.client
+
+
+def test_a_version_is_its_clients_whoever_wrote_it() -> None:
+    file = state()
+    name_blocks(file, LAYOUT, [version(0, 5), version(3, 6)], caller(BOB))
+    assert name(file, 0) == (0, 5, BOB)
+    assert name(file, 3) == (0, 6, BOB)
+    assert name_at(file, 1) is None
+
+
+def test_a_version_is_named_by_an_update_that_is_later() -> None:
+    file = state()
+    name_blocks(file, LAYOUT, [version(0, 100)], caller(time_us=100))
+    with pytest.raises(Refusal) as refusal:
+        name_blocks(file, LAYOUT, [version(0, 101)], caller(time_us=100))
+    assert refusal.value.code == errno.EINVAL
+
+
+def test_a_version_that_nodes_may_have_collected_is_not_named() -> None:
+    latest_us = 5 + limits.COVERED_WITHIN_US
+    name_blocks(state(), LAYOUT, [version(0, 5)], caller(time_us=latest_us))
+    with pytest.raises(Refusal) as refusal:
+        name_blocks(state(), LAYOUT, [version(0, 5)], caller(time_us=latest_us + 1))
+    assert refusal.value.code == errno.EAGAIN
+
+
+@pytest.mark.parametrize("times", [(5, 6), (6, 5)])
+def test_of_two_versions_the_later_is_named(times: tuple[int, int]) -> None:
+    file = state()
+    behind = [
+        name_blocks(file, LAYOUT, [version(0, time_us)], caller(client))
+        for time_us, client in zip(times, (ALICE, BOB), strict=True)
+    ]
+    assert behind == [(), () if times == (5, 6) else (0,)]  # and the other's writer is told
+    assert name(file, 0) == (0, 6, BOB if times == (5, 6) else ALICE)
+
+
+def test_a_version_may_be_named_again() -> None:
+    file = state()
+    for _ in range(2):
+        assert name_blocks(file, LAYOUT, [version(0, 5)], caller()) == ()
+
+
+def test_what_was_cut_off_gives_way_to_what_is_written_then() -> None:
+    file = state()
+    name_blocks(file, LAYOUT, [version(0, 9), version(1, 9)], caller())
+    name_blocks(file, NEWER, [version(0, 8), version(1, 8)], caller(BOB))
+    assert name(file, 0) == (0, 9, ALICE)
+    assert name(file, 1) == (7, 8, BOB)
+
+
+def test_names_are_listed_by_their_numbers() -> None:
+    file = state()
+    numbers = [0, 1, PAGE - 1, PAGE, 5 * PAGE, limits.FILE_BYTES // 4096 - 1]
+    name_blocks(file, LAYOUT, [version(number, number % 99) for number in numbers], caller())
+    stored = SortedDict(file.delta)
+    file = Overlay(file.object, stored)
+    for first in range(0, 6 * PAGE, PAGE):
+        page = names_in(file, first, first + PAGE)
+        assert [number for number, _ in page] == [
+            number for number in numbers if first <= number < first + PAGE
+        ]
+        assert all(decode_name(stored) == name_at(file, number) for number, stored in page)
+    assert all(len(key_of_block(number)) <= limits.STATE_KEY_BYTES for number in numbers)
