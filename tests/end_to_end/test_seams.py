@@ -49,6 +49,7 @@ HONEST = ("nodes",)
 CARELESS = ("tests.integration.careless_node",)
 ACCOMPLICE = ("tests.lying_node", "accomplice")
 FORGER = ("tests.lying_node", "forged-barrier")
+PLANTED = (0, 1)  # who host a version that nobody sees
 ATTEMPTS = 5  # at a file that node 5 has not heard of
 UPDATES = 20  # of a correct client, which are over…
 BARRIERS = 300  # …before an attacker has made so many barriers
@@ -202,6 +203,42 @@ def test_a_stranger_does_not_overwrite_a_file_that_was_closed(
     guarded: None, attacked: Attacked
 ) -> None:
     check_that_root_reads_its_own(attacked, closed_file)
+
+
+# --- what was planted while it was permitted ------------------------------------------------------
+
+
+def planted(attacked: Attacked) -> str:
+    """A file that root has closed, and a version that a reader has finished since.
+
+    The stranger put it at few nodes while he might, and collected their vouchers and the liar's.
+    """
+    name = attacked.new_name("shared")
+    path = attacked.owner / name
+    write(path, 0o666)
+    identifier, found = attacked.attributes(name)
+    assert found.layout is not None
+    with attacked.hand("stranger") as stranger:
+        version = stranger.version(found.layout.block(identifier, 0), EVIL, found.contents)
+        assert accepted(stranger.write(version, PLANTED)) == list(PLANTED)
+        vouchers = stranger.vouchers(version)
+    path.chmod(0o400)
+    with attacked.hand("reader") as reader:
+        hosts = accepted(reader.finish(version, vouchers))
+    assert {*hosts} >= {*attacked.deployment.nodes} - {LIAR}
+    return name
+
+
+def test_what_was_planted_does_not_appear(guarded: None, attacked: Attacked) -> None:
+    """Now, and when root writes again."""
+    attacked.run(HONEST, ACCOMPLICE)
+    name = planted(attacked)
+    for mount in (attacked.owner, attacked.other):
+        assert (mount / name).read_text() == MINE
+    with (attacked.owner / name).open("a") as file:
+        file.write(MINE)
+    for mount in (attacked.owner, attacked.other):
+        assert (mount / name).read_text() == MINE + MINE
 
 
 # --- barriers -------------------------------------------------------------------------------------
