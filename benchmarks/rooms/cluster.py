@@ -135,7 +135,8 @@ def _request(frame: FrameType) -> str | None:
     """What a node's dispatcher is asked to handle: the class of the message."""
     if frame.f_code.co_qualname != "Dispatcher.handle":
         return None
-    return type(frame.f_locals["message"]).__name__
+    handled = frame.f_locals.get("request")  # its record; older trees pass its parts
+    return type(frame.f_locals["message"] if handled is None else handled.message).__name__
 
 
 def trace(tree: Path, action: Callable[[], Any]) -> list[Call]:
