@@ -33,7 +33,6 @@ from tests.integration.test_verification import PATIENCE_S, await_that
 pytestmark = [pytest.mark.timeout(120, func_only=True), pytest.mark.slow]
 
 PATIENT = ("tests.integration.patient_node",)
-FORGIVING = (*PATIENT, "forgiving")
 NODES = 4  # t = 1, b = 0
 CONTENTS = "what root wrote"
 TURN_S = 0.05
@@ -207,9 +206,3 @@ def losing(mounting: None, playground: Path, watchdog: Watchdog) -> Iterator[Los
 def test_a_file_is_moved_or_it_is_not(guarded: None, losing: LosingCluster) -> None:
     (found,) = losing.moved(PATIENT)
     assert found.read_text() == CONTENTS
-
-
-def test_must_fail_nodes_that_count_what_was_said_before_a_loss(
-    guarded: None, losing: LosingCluster
-) -> None:
-    assert not losing.moved(FORGIVING)
