@@ -40,6 +40,7 @@ class NodeDirectory:
     store = _File("store")
     description = _File("description.toml")  # the latest that the node has seen, with its signature
     recovery = _File("recovery")  # there once a store was lost; says how far it is rebuilt
+    unsynced = _File("unsynced")  # there while the store may hold what is not on stable storage
     log = _File("log")
     pid = _File("pid")
     socket = _File("socket")

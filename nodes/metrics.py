@@ -159,8 +159,13 @@ def resident_bytes() -> int:
 
 
 REBUILDING = (
-    "its store was lost and is rebuilt from the other nodes: until then it counts as one of those "
-    "that the cluster tolerates"
+    "it has forgotten something (its store was lost, or its machine failed before all was synced), "
+    "and compares everything with the other nodes: until then it counts as one of those that the "
+    "cluster tolerates"
+)
+MADE_DO = (
+    "more nodes than the cluster tolerates have forgotten something at the same time: what too few "
+    "others still knew of the last moments is lost"
 )
 
 
@@ -225,9 +230,16 @@ class Health:
         """
         return (
             *((REBUILDING,) if self.recovery.rebuilding else ()),
+            *((self.recovery.waits_for,) if self.recovery.waits_for else ()),
+            *((self._made_do,) if self.recovery.makes_do else ()),
             *((RESTART,) if self.membership.is_partial else ()),
             *(
                 f"node {node} could not be reached: {why}"[:512]
                 for node, why in self.links.unreachable()
             ),
         )
+
+    @property
+    def _made_do(self) -> str:
+        gave_way = self.recovery.gave_way
+        return f"{MADE_DO} (here: of {gave_way} objects)" if gave_way else MADE_DO

@@ -46,7 +46,14 @@ from nodes.loop import Batches, Loop
 from nodes.membership import LiveMembership, latest_description
 from nodes.metrics import REBUILDING, Exposition, Health, LoopTally, NodeCollector
 from nodes.store import Store
-from nodes.store_directory import StepAgain, StoreFailed, StoreFull, resumed
+from nodes.store_directory import (
+    StepAgain,
+    StoreFailed,
+    StoreFull,
+    note_synced,
+    note_unsynced,
+    resumed,
+)
 
 FREED_BYTES_KEPT = 16 * MIB  # a batch of blocks
 DESCRIPTORS_BESIDE_CONNECTIONS = 256  # for store, peers, metrics
@@ -148,7 +155,7 @@ def run(directory: NodeDirectory, description_file: Path, protocols: Protocols) 
     logger = structlog.get_logger()
     _allow_descriptors()
     keep_freed_memory(FREED_BYTES_KEPT)
-    recovery = resumed(directory)
+    recovery = resumed(directory, alone=description.n == 1)
     with contextlib.ExitStack() as stack:
         store = Store.open(
             directory.store,
@@ -157,7 +164,8 @@ def run(directory: NodeDirectory, description_file: Path, protocols: Protocols) 
             durability=configuration.durability,
             capacity_bytes=configuration.capacity_bytes,
         )
-        stack.callback(store.close)
+        note_unsynced(directory, configuration.durability)
+        stack.callback(_close, store, directory)
         tally = LoopTally()
         links = stack.enter_context(
             Links(description, identity, decode=protocols.decode_reply, persistent=False)
@@ -241,6 +249,11 @@ def run(directory: NodeDirectory, description_file: Path, protocols: Protocols) 
         collect_rarely()
         loop.run()
         logger.info("stopped", requests=sum(tally.requests.values()), commits=tally.commits)
+
+
+def _close(store: Store, directory: NodeDirectory) -> None:
+    if store.close():
+        note_synced(directory)
 
 
 def _note_pid(path: Path) -> None:

@@ -315,15 +315,19 @@ class Store:
                 self._checkpoint()
         return self.space.measure()
 
-    def close(self) -> None:
-        """Sync and close. Another process may open the store from now on."""
+    def close(self) -> bool:
+        """Sync and close. Another process may open the store from now on.
+
+        False if it has failed: nothing that was not committed can be saved.
+        """
         try:
             if self._failed:
-                return  # nothing that was not committed can be saved
+                return False
             self.sync()
             with contextlib.suppress(StoreFull):  # then the journal has it
                 self._checkpoint()
             self._transaction.abort()
+            return True
         finally:
             self._release()
 

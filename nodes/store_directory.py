@@ -6,6 +6,8 @@
 
 The lock file is beside the directory, so it stays when the directory is moved away or lost. It
 tells a node that it once had a store.
+Another file beside it says, under `interval` durability, in which run of
+the machine the store was last open: if the machine has ended since, what was not synced is lost.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from typing import NamedTuple
 import lmdb
 import structlog
 
+from bftfs.cluster import Durability
 from bftfs.data_directory import NodeDirectory
 from bftfs.durable_files import replace_file, sync_directory
 from bftfs.errors import BftfsError, UsageError
@@ -42,6 +45,7 @@ CHECKPOINT = b"checkpoint"  # sequence of the last batch that LMDB holds
 JOURNAL_ROOM = b"journal"  # length of the journal's file that was on stable storage then
 JOURNAL_KEY = b"journal key"  # of the digests in it, drawn anew in each life
 
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _NEW_BYTES = 1 * MIB  # of a new data file, more than its first pages take
 
 Databases = tuple[lmdb._Database, ...]  # by table
@@ -228,18 +232,19 @@ def _text(value: bytes | None) -> str:
     return "(none)" if value is None else value.decode("ascii", "replace")
 
 
-def resumed(directory: NodeDirectory) -> Recovery:
+def resumed(directory: NodeDirectory, *, alone: bool = False) -> Recovery:
     """The node's recovery state. To be called before its store is opened, which makes a new one.
 
-    A node that has had a store, as its lock file shows, and has none has lost it.
+    A node that is `alone` in its cluster has nobody to ask for what it has forgotten.
     """
 
-    def store(stage: Stage) -> None:
+    def store(stage: Stage, **facts: str) -> None:
         replace_file(directory.recovery, f"{stage.value}\n".encode())
-        structlog.get_logger().warning(stage.value)
+        structlog.get_logger().warning(stage.value, **facts)
 
-    if lock_file(directory.store).exists() and not directory.store.exists():
-        store(Stage.LOST)
+    forgotten = _forgotten(directory)
+    if forgotten and not alone:
+        store(Stage.LOST, reason=forgotten)
     try:
         stage = Stage(directory.recovery.read_text().split()[-1])
     except FileNotFoundError:
@@ -250,3 +255,37 @@ def resumed(directory: NodeDirectory) -> Recovery:
             "away and start the node again: it rebuilds its store"
         ) from None
     return Recovery(stage, store=store)
+
+
+def _forgotten(directory: NodeDirectory) -> str:
+    """How the node has forgotten something, as its directory shows; empty if it has not."""
+    if lock_file(directory.store).exists() and not directory.store.exists():
+        return "its store is gone"
+    with contextlib.suppress(FileNotFoundError):
+        last = directory.unsynced.read_text().strip()
+        if not last or last != _boot():
+            return "its machine has ended without syncing what the store held"
+    return ""
+
+
+def note_unsynced(directory: NodeDirectory, durability: Durability) -> None:
+    """The store is open, with all that is in it on stable storage; from now on it may not be."""
+    if durability is Durability.INTERVAL:
+        replace_file(directory.unsynced, f"{_boot()}\n".encode())
+    else:
+        note_synced(directory)
+
+
+def note_synced(directory: NodeDirectory) -> None:
+    """All that is in the store is on stable storage."""
+    if directory.unsynced.exists():
+        directory.unsynced.unlink()
+        sync_directory(directory.path)
+
+
+def _boot() -> str:
+    """The name of this run of the machine; empty if the system does not tell."""
+    try:
+        return _BOOT_ID.read_text().strip()
+    except OSError:
+        return ""

@@ -197,7 +197,7 @@ class BlockHealer:
 
     def remembers(self, until: bytes) -> bool:
         """True if the node lacks none of the versions that it has accepted, up to this key."""
-        return until <= self._walk.complete_until
+        return not self.recovery.is_making_do and until <= self._walk.complete_until
 
     async def run(self, host: Host) -> None:
         """Heal at the start, and from time to time."""
@@ -284,15 +284,24 @@ class BlockHealer:
         proof = self._keys.make(LIFE_DIGEST) if self.recovery.rebuilding else b""
 
         def counts(reply: InventoryReply) -> bool:
-            knows_enough = not proof or (reply.remembers and reply.life >= life_of(proof))
-            return _is_listing(after, page.until, reply) and knows_enough
+            knows_life = not proof or reply.life >= life_of(proof)
+            return _is_listing(after, page.until, reply) and knows_life
 
         request = InventoryRequest(after, page.until, inventory_digest(page.keys), proof)
         replies = await self._others.ask(request, InventoryReply, counts)
+        t, others = self._thresholds.t, len(self._others.nodes)
+        if not proof:
+            return replies if len(replies) >= others - t else None
         # While it recovers, the node itself is one of the t.
-        t = self._thresholds.t
-        away = max(t - 1, 0) if self.recovery.rebuilding else t
-        return replies if len(replies) >= len(self._others.nodes) - away else None
+        needed = others - max(t - 1, 0)
+        remembering = {node: reply for node, reply in replies.items() if reply.remembers}
+        makes_do = self.recovery.is_making_do or len(replies) - len(remembering) > others - needed
+        if not makes_do:
+            return remembering if len(remembering) >= needed else None
+        # More than t have forgotten something: see `.contradictions`.
+        enough = len(replies) >= others - t
+        self.recovery.note_asked(enough=enough, makes_do=True)
+        return replies if enough else None
 
     async def _rebuild(
         self, host: Host, hosts: dict[bytes, list[NodeId]], keys: Sequence[bytes]

@@ -39,6 +39,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
+from typing import NamedTuple
 
 from bftfs import limits
 from bftfs.asking.lives import Heard, Lives
@@ -80,6 +81,7 @@ from bftfs.query_update.replica import (
     stored_row,
 )
 from bftfs.server import lives
+from bftfs.server.contradictions import bases, is_shared, known_established, too_many_forgot
 from bftfs.server.object_rebuilding import Past, fetch_past, has_beside, remade, replacement
 from bftfs.server.recovery import OBJECTS, Recovery
 from bftfs.server.step import Host, Want
@@ -147,6 +149,13 @@ class ObjectHealingTally(HealingTally):
         self.ahead = self.found_ahead
 
 
+class _Heard(NamedTuple):
+    """What the peers have of an object."""
+
+    history_set: CulledObjectHistorySet
+    makes_do: bool  # more than t have forgotten something: it is all that there is
+
+
 class ObjectHealer:
     """Fetches versions that one server lacks: in the background, or at once for a request."""
 
@@ -191,12 +200,15 @@ class ObjectHealer:
         for name in names:
             if self._marked.get(name) == _DAMAGED:
                 return Want(b"mend" + name, lambda _view, name=name: self._mend_on_demand(name))  # type: ignore[misc]
-            if not self.remembers(name):
+            if not self._has_healed(name):
                 return Want(b"heal" + name, lambda _view, name=name: self._on_demand(name))  # type: ignore[misc]
         return None
 
     def remembers(self, name: ObjectId) -> bool:
         """True if this server has forgotten nothing of what it has accepted for an object."""
+        return not self._recovery.is_making_do and self._has_healed(name)
+
+    def _has_healed(self, name: ObjectId) -> bool:
         return not self._recovery.is_lost and (
             name < self._walk.complete_until or name in self._asked_for
         )
@@ -211,7 +223,9 @@ class ObjectHealer:
         if self._recovery.is_lost:
             self._beginning = True
             try:
-                if await lives.begin(host, self._keys, self._others, self._quorums):
+                begun = await lives.begin(host, self._keys, self._others, self._quorums)
+                self._recovery.note_asked(enough=begun)
+                if begun:
                     self._recovery.begun()
             finally:
                 self._beginning = False
@@ -343,9 +357,24 @@ class ObjectHealer:
         2q - n - b >= r. [(4.4)] Otherwise a liar could keep the object from ever being rebuilt,
         with a candidate that nobody else has.
         """
-        history_set = await self._histories(name)
-        if history_set is None:
+        heard = await self._histories(name)
+        if heard is None:
             return False
+        complete = await self._take_what_is_shared(host, name, heard)
+        if complete and not heard.makes_do:
+            return True
+        complete |= await self._believe(host, name, heard.history_set)
+        if not await self._gives_way(host, name, heard):
+            return complete
+        row = await look(host, partial(_row, name))
+        said = row is None or life_of(row.authenticator) == self._keys.lives[self._node]
+        self._recovery.gave_way += 1
+        await self._drop(host, name, said=said)
+        return not said and await self._catch_up(host, name)
+
+    async def _take_what_is_shared(self, host: Host, name: ObjectId, heard: _Heard) -> bool:
+        """Take over the latest candidate that enough peers have. True if nothing is lacking."""
+        history_set, makes_do = heard
         recovering = self._recovery.rebuilding
         own_latest = await look(host, lambda view: Replica(view, name).history.latest)
         for shared in shared_candidates(history_set, self._quorums):
@@ -358,49 +387,117 @@ class ObjectHealer:
                 if fate is Verdict.DEAD:
                     continue
                 if fate is Verdict.UNKNOWN:
-                    return await self._take_over_jointly(host, candidate)
+                    # Where too many have forgotten it, repair decides: nobody waits for them.
+                    return await self._take_over_jointly(host, candidate) or makes_do
                 established = True
             if not established and not recovering:
                 return False
             return await self._take_over(host, {name: shared}, established=established)
         return recovering or own_latest >= history_set.latest
 
-    async def _histories(self, name: ObjectId) -> CulledObjectHistorySet | None:
+    async def _histories(self, name: ObjectId) -> _Heard | None:
         """The peers' histories of an object; None if they are no quorum.
 
         Those of peers that have forgotten some of it themselves, or that have not heard yet of the
-        life that this server has begun, do not tell enough to one that recovers. And those of peers
-        that others of them know to have begun a new life since count no more.
+        life that this server has begun, do not tell enough to one that recovers; unless more have
+        forgotten something than may fail. And those of peers that others of them know to have
+        begun a new life since count no more.
         """
+        quorums = self._quorums
         proof = self._keys.make(LIFE_DIGEST) if self._recovery.rebuilding else b""
 
         def counts(reply: HistoryReply) -> bool:
-            knows_enough = not proof or (reply.remembers and reply.life >= life_of(proof))
-            return knows_enough and len(reply.lives) == self._quorums.n and _is_history(reply)
+            knows_life = not proof or reply.life >= life_of(proof)
+            return knows_life and len(reply.lives) == quorums.n and _is_history(reply)
 
         began = self._lives.begin()
-        replies = await self._others.ask(HistoryRequest(name, proof), HistoryReply, counts)
+        replies = await self._others.ask(
+            HistoryRequest(name, proof), HistoryReply, counts, silent_us=limits.HEAL_SILENT_US
+        )
+        makes_do = False
+        if proof:
+            forgetful = Nodes.of(node for node, reply in replies.items() if not reply.remembers)
+            makes_do = self._recovery.is_making_do or too_many_forgot(
+                quorums, self._node, forgetful
+            )
+            if not makes_do:
+                replies = {node: reply for node, reply in replies.items() if reply.remembers}
         told = {node: Heard(reply.lives, began) for node, reply in replies.items()}
         for node in self._lives.outlived(told):
             del replies[node]
-        if not self._quorums.is_quorum(Nodes.of(replies)):
+        nodes = Nodes.of(replies)
+        heard = nodes.plus(self._node) if makes_do else nodes
+        enough = quorums.is_quorum(heard)
+        self._recovery.note_asked(enough=enough, makes_do=makes_do)
+        if not enough:
             return None
         by_history: dict[bytes, Nodes] = {}
         for node, reply in replies.items():
             by_history[reply.history] = by_history.get(reply.history, NOBODY).plus(node)
-        return CulledObjectHistorySet(
-            name, tuple(Hosted(parse_history(each), nodes) for each, nodes in by_history.items())
+        hosted = tuple(Hosted(parse_history(each), having) for each, having in by_history.items())
+        return _Heard(CulledObjectHistorySet(name, hosted), makes_do)
+
+    async def _saying(
+        self, timestamp: LogicalTimestamp, objects: tuple[ObjectId, ...]
+    ) -> dict[Verdict, Nodes]:
+        """What the peers say of a candidate's fate. [Q/U §4.3.7]"""
+        replies = await self._others.ask(
+            DeduceRequest(timestamp, objects), DeduceReply, silent_us=limits.HEAL_SILENT_US
         )
+        return {
+            verdict: Nodes.of(node for node, reply in replies.items() if reply.verdict is verdict)
+            for verdict in (Verdict.ESTABLISHED, Verdict.DEAD)
+        }
 
     async def _fate(self, candidate: Candidate) -> Verdict:
-        """The fate of an operation on several objects, as b + 1 peers know it. [Q/U §4.3.7]"""
-        request = DeduceRequest(candidate.timestamp, candidate.objects)
-        replies = await self._others.ask(request, DeduceReply)
-        for verdict in (Verdict.ESTABLISHED, Verdict.DEAD):
-            nodes = Nodes.of(node for node, reply in replies.items() if reply.verdict is verdict)
+        """The fate of an operation on several objects, as b + 1 peers know it."""
+        saying = await self._saying(candidate.timestamp, candidate.objects)
+        for verdict, nodes in saying.items():
             if self._quorums.includes_benign(nodes):
                 return verdict
         return Verdict.UNKNOWN
+
+    # --- contradictions ----------------------------------------------------------------------
+
+    async def _believe(
+        self, host: Host, name: ObjectId, history_set: CulledObjectHistorySet
+    ) -> bool:
+        """Take over the latest version of which b + 1 peers say that it is established."""
+        own_latest = await look(host, lambda view: Replica(view, name).history.latest)
+        for candidate in bases(history_set, own_latest):
+            saying = await self._saying(candidate.timestamp, candidate.objects or (name,))
+            knowing = saying[Verdict.ESTABLISHED]
+            if self._quorums.includes_benign(knowing):
+                found = {name: Shared(candidate, knowing)}
+                return await self._take_over(host, found, established=True)
+        return False
+
+    async def _gives_way(self, host: Host, name: ObjectId, heard: _Heard) -> bool:
+        """True if this server has to give up what it knows to be established."""
+        history_set, makes_do = heard
+        established, objects = await look(host, partial(known_established, name))
+        me = NOBODY.plus(self._node)
+        if established == ZERO or is_shared(history_set, established, self._quorums, me):
+            return False
+        saying = await self._saying(established, objects)
+        if self._quorums.includes_benign(saying[Verdict.DEAD]):
+            return True
+        knowing = saying[Verdict.ESTABLISHED].plus(self._node)
+        return makes_do and not is_shared(history_set, established, self._quorums, knowing)
+
+    async def _drop(self, host: Host, name: ObjectId, *, said: bool) -> None:
+        """Forget an object, and what this server may have `said` of it in this life."""
+        writes = []
+        if said:
+            self._recovery.forget(OBJECTS)
+            self._asked_for.clear()
+            writes = [self._walk.begin_anew()]
+
+        def drop(view: StorageView) -> tuple[None, list[Write]]:
+            rows = [Write(table, key, None) for table, key in rows_of(view, name)]
+            return None, [*rows, Write(Table.OBJECT, name, None), *writes]
+
+        await step(host, drop)
 
     async def _take_over_jointly(self, host: Host, candidate: Candidate) -> bool:
         """Take over an operation at all of its objects, if all show it as the latest.
@@ -411,10 +508,10 @@ class ObjectHealer:
         """
         found: dict[ObjectId, Shared] = {}
         for name in candidate.objects:
-            history_set = await self._histories(name)
-            if history_set is None:
+            heard = await self._histories(name)
+            if heard is None:
                 return False
-            latest = next(iter(shared_candidates(history_set, self._quorums)), None)
+            latest = next(iter(shared_candidates(heard.history_set, self._quorums)), None)
             if latest is None or latest.candidate.timestamp != candidate.timestamp:
                 return False
             found[name] = latest
@@ -511,15 +608,7 @@ class ObjectHealer:
         if await self._histories(name) is None:
             return False  # some day there are enough
         # Nobody else can be asked for the version, or what was accepted is not known any more.
-        self._recovery.forget(OBJECTS)
-        self._asked_for.clear()
-        anew = self._walk.begin_anew()
-
-        def drop(view: StorageView, _now_us: int) -> list[Write]:
-            rows = [Write(table, key, None) for table, key in rows_of(view, name)]
-            return [*rows, Write(Table.OBJECT, name, None), anew]
-
-        host.arrange(drop)
+        await self._drop(host, name, said=True)
         self._unmark(host, name)
         return True
 

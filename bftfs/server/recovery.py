@@ -27,6 +27,11 @@ from enum import Enum
 OBJECTS = "objects"
 BLOCKS = "blocks"
 
+WAITS = (
+    "it waits for other nodes that have forgotten nothing: too few of them answer; start those "
+    "that are down (with an empty store, if theirs is gone)"
+)
+
 
 class Stage(Enum):
     """How far a node has come since it lost something."""
@@ -49,12 +54,20 @@ class Recovery:
         self.damaged = 0  # objects known to have rows that are damaged or lost
         self.rebuilding = False  # True while the node may lack something that it has had
         self.doubtful = False  # True while it may say something false of objects
+        self.waits_for = ""  # what keeps it from going on with what it has forgotten
+        self.makes_do = False  # True once more nodes had forgotten something than may fail
+        self.gave_way = 0  # objects of which it has given up what too few others know
         self._conclude()
 
     def count_damaged(self, count: int) -> None:
         """`count` objects have rows that are damaged or lost, and are not mended yet."""
         self.damaged = count
         self._conclude()
+
+    @property
+    def is_making_do(self) -> bool:
+        """True while it goes by what others know that have forgotten something, too."""
+        return self.rebuilding and self.makes_do
 
     def _conclude(self) -> None:
         self.rebuilding = bool(self._remaining)
@@ -64,8 +77,14 @@ class Recovery:
         """Some of the objects (or blocks) turn out to be lost, and what was accepted of them."""
         self._store(Stage.LOST)
         self.is_lost = True
+        self.makes_do &= self.rebuilding
         self._remaining.add(what)
         self._conclude()
+
+    def note_asked(self, *, enough: bool, makes_do: bool = False) -> None:
+        """Others were asked for what the node may have forgotten: have enough of them answered?"""
+        self.makes_do |= makes_do and enough
+        self.waits_for = WAITS if self.rebuilding and not enough else ""
 
     def begun(self) -> None:
         """The node has begun a new life."""

@@ -106,9 +106,13 @@ class OtherNodes:
         is_possible: Callable[[Seen], bool] = lambda _: True,
         *,
         nodes: Iterable[NodeId] | None = None,
+        silent_us: int | None = None,
         enough: Callable[[dict[NodeId, Seen]], bool] = lambda _: False,
     ) -> dict[NodeId, Seen]:
-        """Ask `nodes` (by default all); return answers of type `kind` that pass `is_possible`."""
+        """Ask `nodes` (by default all); return answers of type `kind` that pass `is_possible`.
+
+        `silent_us` is the patience with those that were silent before, if it is another.
+        """
 
         def judge(delivery: Delivery) -> Seen | None:
             answer = delivery.message
@@ -119,6 +123,7 @@ class OtherNodes:
             dict.fromkeys(self.nodes if nodes is None else nodes, request),
             judge,
             patience_us=limits.HEAL_PATIENCE_US,
+            silent_us=silent_us,
             enough=enough,
         )
 

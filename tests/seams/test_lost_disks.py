@@ -39,6 +39,7 @@ from bftfs.query_update.object_type import encode_record
 from bftfs.query_update.observation import Observations
 from bftfs.query_update.replica import INITIAL_ROW, rows_of, stored_row
 from bftfs.query_update.server import QueryUpdateServer
+from bftfs.server import object_healing
 from bftfs.server.object_healing import ObjectHealer
 from bftfs.server.step import Ready
 from bftfs.simulation.network import Kind
@@ -552,6 +553,12 @@ def test_must_fail_a_server_that_rests_on_forgetful_ones(monkeypatch: pytest.Mon
         return ready
 
     monkeypatch.setattr(QueryUpdateServer, "_history", sure)
+    with pytest.raises(AssertionError):
+        test_what_was_acknowledged_survives_t_lost_disks(2, 0)
+
+
+def test_must_fail_a_server_that_makes_do_without_need(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(object_healing, "too_many_forgot", lambda *_: True)
     with pytest.raises(AssertionError):
         test_what_was_acknowledged_survives_t_lost_disks(2, 0)
 

@@ -39,6 +39,7 @@ from bftfs.read_write.placement import rotation_of
 from bftfs.read_write.timestamp import BlockTimestamp, encoded, version_key
 from bftfs.read_write.writing import Encoded, encode
 from bftfs.server.block_verification import VerificationPolicy, VerificationSettings
+from bftfs.server.recovery import Recovery, Stage
 from bftfs.server.step import Grant
 from bftfs.simulation.deployment import Deployment, Sizes
 from bftfs.simulation.network import Kind, NetworkFaults, SimulatedNetwork
@@ -211,11 +212,14 @@ class World:
             self.nodes[node].disk._tables = deepcopy(copy)
             self.nodes[node].start()
 
-    def lose_power(self, copies: Mapping[int, Tables]) -> None:
+    def lose_power(self, copies: Mapping[int, Tables], *, says_so: bool = True) -> None:
         """All machines fail and start again; these nodes lose what they had not synced.
 
-        A node may know that its machine has ended uncleanly, and not whether it has lost anything.
+        A node knows that its machine has ended uncleanly, and not whether it has lost anything
+        [nodes/store_directory.py]; unless nothing `says_so`: disks that do not sync when told to.
         """
+        for node in self.nodes if says_so else ():
+            self.deployment.recoveries[node.node] = Recovery(Stage.LOST)
         self.put_back({node: copies.get(node, self.copy_of(node)) for node in range(self.sizes.n)})
 
     # --- what nodes have ---------------------------------------------------------------------

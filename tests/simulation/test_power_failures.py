@@ -1,4 +1,4 @@
-"""A node whose machine loses power counts as one that lies; one more than b, and it is found."""
+"""A node that loses its last second unawares counts as one that lies: b are borne, and no more."""
 
 from __future__ import annotations
 

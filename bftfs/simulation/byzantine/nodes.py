@@ -79,9 +79,9 @@ class Amnesiac(NodeAdversary):
 class Rewound(NodeAdversary):
     """Correct, but its machine loses power now and then: it comes back as it was within the second.
 
-    That is what durability "interval" allows; the node does not know it. [Q/U §4.3.3] (4.3) and
-    [PASIS §3.4.4] (3.1) bear b nodes that have forgotten what others count on. Shown by durability
-    and serializability.
+    Its disk ignores syncs: so the node does not know that it has forgotten something. [Q/U §4.3.3]
+    (4.3) and [PASIS §3.4.4] (3.1) bear b nodes that have forgotten what others count on. Shown by
+    durability and serializability.
     """
 
     chances = (0.01, 0.1)

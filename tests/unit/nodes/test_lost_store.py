@@ -7,12 +7,14 @@ from pathlib import Path
 
 import pytest
 
+from bftfs.cluster import Durability
 from bftfs.data_directory import NodeDirectory
 from bftfs.errors import UsageError
 from bftfs.identifiers import NodeId
 from bftfs.server.recovery import BLOCKS, OBJECTS
+from nodes import store_directory
 from nodes.store import Store
-from nodes.store_directory import resumed
+from nodes.store_directory import note_synced, note_unsynced, resumed
 
 
 @pytest.fixture
@@ -65,3 +67,48 @@ def test_a_note_that_cannot_be_read_stops_the_node(directory: NodeDirectory) -> 
     directory.recovery.write_text("what?")
     with pytest.raises(UsageError, match="move the store away and start the node again"):
         resumed(directory)
+
+
+def test_a_node_that_is_alone_has_nobody_to_ask(directory: NodeDirectory) -> None:
+    use(directory)
+    shutil.rmtree(directory.store)
+    assert not resumed(directory, alone=True).rebuilding
+
+
+@pytest.mark.parametrize("durability", Durability)
+@pytest.mark.parametrize("machine_ends", [False, True])
+@pytest.mark.parametrize("closes", [False, True])
+def test_what_was_not_synced_when_the_machine_ended_is_forgotten(
+    directory: NodeDirectory,
+    monkeypatch: pytest.MonkeyPatch,
+    durability: Durability,
+    machine_ends: bool,
+    closes: bool,
+) -> None:
+    """A process that is killed loses nothing, nor does a store that was closed or always synced."""
+    use(directory)
+    note_unsynced(directory, durability)
+    if closes:
+        note_synced(directory)
+    if machine_ends:
+        next_boot = directory.path / "boot_id"
+        next_boot.write_text("another run of the machine")
+        monkeypatch.setattr(store_directory, "_BOOT_ID", next_boot)
+    interval = durability is Durability.INTERVAL
+    assert resumed(directory).is_lost == (interval and machine_ends and not closes)
+
+
+def test_a_machine_that_does_not_tell_its_runs_apart_may_have_ended(
+    directory: NodeDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use(directory)
+    monkeypatch.setattr(store_directory, "_BOOT_ID", directory.path / "missing")
+    note_unsynced(directory, Durability.INTERVAL)
+    assert resumed(directory).is_lost
+
+
+def test_who_goes_on_with_sync_has_synced_all_there_is(directory: NodeDirectory) -> None:
+    """To open a store is to bring what a killed process has left to stable storage."""
+    note_unsynced(directory, Durability.INTERVAL)
+    note_unsynced(directory, Durability.SYNC)
+    assert not directory.unsynced.exists()

@@ -1,0 +1,81 @@
+"""What a server does where more servers have forgotten something than may fail.
+
+**Situation.** With `interval` durability a power failure takes the last second from all machines
+that share it. Some servers may still know that a version is established, and others have lost it.
+Each is right by what it knows, and the object could be stuck for ever: those that know the version
+refuse whatever leaves it behind, and are too few for it to be repaired.
+
+**Rules.**
+
+1. b + 1 servers that say of a version that it is established are believed: one of them is benign.
+   Whoever lacks the version takes it over from them. This is sound at all times.
+2. A server that recovers rests on q others that remember. If so many of the others say that they
+   do not that no quorum is left of the rest, there will never be such q: more than t are faulty,
+   this server included. Then it makes do with the histories of all that answer, if they are a
+   quorum together with itself, and takes over what rule 1 and a repairable set allow. Until it has
+   compared everything it goes on so, and tells others that it does not remember.
+3. What a server knows to be established, and neither b + 1 (itself included) know to be, nor a
+   repairable set has, gives way: it drops the object, and takes it from the others. It does so if
+   it recovers by rule 2; and at all times if b + 1 others say that this version is dead. Neither
+   can be while at most t servers are faulty: of an established version any q histories show a
+   repairable set (4.3), and no benign server finds it dead.
+
+So b liars, and t servers that forget, make nobody give way: what is said in "Healing" of
+docs/protocols-query-update.md step by step.
+
+**Tests.** `tests/seams/test_power.py`, which has the must-fail tests.
+"""
+
+from __future__ import annotations
+
+from bftfs.asking.quorum import Nodes, QuorumSystem
+from bftfs.identifiers import NodeId, ObjectId
+from bftfs.query_update.classification import sharing
+from bftfs.query_update.history import (
+    ZERO,
+    Candidate,
+    CulledObjectHistorySet,
+    LogicalTimestamp,
+    is_barrier,
+)
+from bftfs.query_update.replica import Replica
+from bftfs.storage import StorageView
+
+
+def too_many_forgot(quorums: QuorumSystem, me: NodeId, forgetful: Nodes) -> bool:
+    """True if no quorum of others can remember, since these say that they do not."""
+    return not quorums.is_quorum(quorums.everyone.minus(me) - forgetful)
+
+
+def bases(history_set: CulledObjectHistorySet, above: LogicalTimestamp) -> list[Candidate]:
+    """What servers may know to be established, and is later than `above`: the latest first.
+
+    A history is pruned below the greatest candidate that its server knows to be established.
+    """
+    found = set()
+    for history, _ in history_set.hosted:
+        oldest = next((one for one in history.candidates if not is_barrier(one.timestamp)), None)
+        if oldest is not None and not history.initial and oldest.timestamp > above:
+            found.add(oldest)
+    return sorted(found, key=lambda candidate: candidate.timestamp, reverse=True)
+
+
+def known_established(
+    name: ObjectId, view: StorageView
+) -> tuple[LogicalTimestamp, tuple[ObjectId, ...]]:
+    """The greatest version that is known to be established here, and its operation's objects."""
+    replica = Replica(view, name)
+    established = replica.row.established
+    version = None if established == ZERO else replica.version(established)
+    return established, (version.objects if version is not None else ()) or (name,)
+
+
+def is_shared(
+    history_set: CulledObjectHistorySet,
+    timestamp: LogicalTimestamp,
+    quorums: QuorumSystem,
+    knowing: Nodes,
+) -> bool:
+    """True if a version need not give way: `knowing` servers say that it is established."""
+    having = sharing(history_set, timestamp) | knowing
+    return quorums.includes_benign(knowing) or quorums.is_repairable(having)
