@@ -9,11 +9,14 @@ import pytest
 
 from bftfs.identifiers import NodeId
 from bftfs.server.block_verification import VerificationSettings
+from bftfs.server.step import Ready
+from bftfs.simulation.byzantine.pacts import Confederate
+from bftfs.simulation.byzantine.positions import Asked
 from bftfs.simulation.byzantine.registry import CONSPIRATORS
 from bftfs.simulation.configuration import KINDS, ClientPlan, Configuration
 from bftfs.simulation.faults import FaultPlan
 from bftfs.simulation.network import NetworkFaults
-from bftfs.simulation.scenario import Simulation, run
+from bftfs.simulation.scenario import run
 from bftfs.simulation.workloads.blocks import BlockMix
 from bftfs.simulation.workloads.files import FileMix
 from tests.simulation.mutants import attacked, hunt
@@ -59,13 +62,20 @@ def test_pairs_are_harmless(kind: str, client: str, verifies: bool) -> None:
 
 
 @pytest.mark.parametrize("kind", ["objects", "blocks"])
-def test_the_node_does_its_part(kind: str) -> None:
-    """It says about what the client has begun, to some this and to others that."""
-    (configuration,) = pairs(kind, "conspirator", range(1), 2)
-    simulation = Simulation(configuration)
-    simulation.run()
-    (ally,) = simulation.allies
-    assert ally.pact.told if kind == "objects" else ally.pact.planted
+def test_the_node_does_its_part(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Asked about what the client has begun, it knows its story."""
+    asked = 0
+    answer = Confederate.answer
+
+    def watched(node: Confederate, about: Asked) -> Ready:
+        nonlocal asked
+        asked += bool(node.position.pact.told or node.position.pact.planted)
+        return answer(node, about)
+
+    monkeypatch.setattr(Confederate, "answer", watched)
+    for configuration in pairs(kind, "conspirator", range(1), 2):
+        assert run(configuration).passed
+    assert asked > 20
 
 
 @pytest.mark.parametrize(
