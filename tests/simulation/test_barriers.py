@@ -71,8 +71,9 @@ def test_must_fail_where_one_server_moves_an_objects_time(monkeypatch: pytest.Mo
 def test_must_fail_where_barriers_of_one_server_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     begin = Accepting.__init__
 
-    def credulous(self: Accepting, node: Any, quorums: Any, *more: Any) -> None:
-        begin(self, node, Trusting(quorums), *more)
+    def credulous(self: Any, *given: Any, **named: Any) -> None:
+        begin(self, *given, **named)
+        self._quorums = Trusting(self._quorums)
 
     monkeypatch.setattr(Accepting, "__init__", credulous)
     assert hunt(attacks("forged-barrier"), too_far)
