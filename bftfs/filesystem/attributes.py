@@ -31,7 +31,7 @@ from bftfs.query_update.object_type import Record
 from bftfs.wire.codec import UserField
 
 # Incarnations are drawn this far apart, so that two clients that truncate at the same time do not
-# prepare the same one.
+# prepare the same one. No farther: one near the end of all numbers would be the file's last.
 INCARNATION_GAP: Final = 1 << 32
 
 

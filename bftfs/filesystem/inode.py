@@ -44,6 +44,7 @@ from bftfs.filesystem.acl import AccessControlList
 from bftfs.filesystem.attributes import (
     ACCESS_ACL,
     DEFAULT_ACL,
+    INCARNATION_GAP,
     NOW,
     PERMISSION_BITS,
     Attributes,
@@ -524,12 +525,16 @@ def _contents_changed(subject: Subject, caller: Caller, mtime_ns: int) -> None:
     if caller.uid != ROOT:
         mode = without_set_id_bits(mode)
     subject.change(mode=mode, mtime_ns=mtime_ns, ctime_ns=time_ns(caller))
-    _new_version(subject, caller)
-
-
-def _new_version(subject: Subject, caller: Caller) -> None:
     subject.change(unnamed=subject.attributes.unnamed_until_us)
     subject.change(contents=caller.time_us)
+
+
+def _require_fresh(incarnation: int, layout: Layout) -> None:
+    """Refuse an incarnation that the file may have had, and one that leaves no later ones."""
+    if incarnation <= layout.newest:
+        raise Refusal(errno.EAGAIN)
+    if incarnation > layout.newest + INCARNATION_GAP:
+        raise Refusal(errno.EINVAL)
 
 
 def write(states: States, arguments: Writing, caller: Caller) -> ContentsChanged:
@@ -559,8 +564,7 @@ def truncate(states: States, arguments: Truncation, caller: Caller) -> ContentsC
     if arguments.contents not in (0, before):
         raise Refusal(errno.EAGAIN)
     if size < subject.attributes.size:
-        if arguments.incarnation <= layout.newest:
-            raise Refusal(errno.EAGAIN)
+        _require_fresh(arguments.incarnation, layout)
         layout = layout.cut(size // layout.block_bytes, arguments.incarnation)
         if len(layout.ranges) > limits.LAYOUT_RANGES:
             raise Refusal(errno.ENOSPC)
@@ -577,8 +581,9 @@ def merge(states: States, arguments: Merging, caller: Caller) -> ContentsChanged
     """Make one range of several, whose blocks were written again."""
     subject, layout = _writable(states[0], caller)
     before = subject.attributes.contents
-    if arguments.contents != before or arguments.incarnation <= layout.newest:
+    if arguments.contents != before:
         raise Refusal(errno.EAGAIN)
+    _require_fresh(arguments.incarnation, layout)
     first, stop = arguments.first, arguments.stop
     starts = [start for start, _ in layout.ranges]
     if first not in starts or not first < stop or not (stop in starts or stop > starts[-1]):
@@ -588,7 +593,8 @@ def merge(states: States, arguments: Merging, caller: Caller) -> ContentsChanged
     merged = layout.merged(first, stop, arguments.incarnation)
     name_blocks(subject.state, merged, arguments.blocks, caller)
     subject.change(layout=merged)
-    _new_version(subject, caller)
+    # A liar may have written something else: that takes privileges, too.
+    _contents_changed(subject, caller, subject.attributes.mtime_ns)
     return ContentsChanged(subject.conclude(caller), before)
 
 

@@ -84,6 +84,32 @@ def test_a_file_is_not_frozen(jump_s: int) -> None:
     assert user.read(identifier).rstrip("\0") == "after!"
 
 
+@pytest.mark.parametrize("is_strict", [True, False])
+@pytest.mark.parametrize("jump_s", [*JUMPS_S, 2 * 24 * 3_600])
+def test_a_file_whose_mode_was_changed_is_not_frozen(jump_s: int, is_strict: bool) -> None:
+    """The inode is ahead, its contents are not: nodes would take new blocks for days old."""
+    world = World()
+    user, other = world.user("user"), world.user("other")
+    other.files = other.filesystem(Options(strict=is_strict, access_times=False))
+    user.format()
+    identifier = user.make("file", "before")
+    jump(world, [user, other], jump_s)
+    user.chmod(identifier, 0o640)
+    jump(world, [user, other], -jump_s)
+    for contents in ("after!", "again!"):
+        assert done(world, other, other.putting(identifier, contents)) is None
+        assert user.read(identifier).rstrip("\0") == contents
+
+
+def test_must_fail_where_contents_stay_behind_their_inode(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def stay(*_: Any) -> None:
+        return None
+
+    monkeypatch.setattr(BlockWriter, "_move_on", stay)
+    with pytest.raises(AssertionError):
+        test_a_file_whose_mode_was_changed_is_not_frozen(YEAR_S, is_strict=False)
+
+
 @pytest.mark.xfail(
     strict=True, raises=AssertionError, reason="a future time that one server has is not believed"
 )

@@ -592,6 +592,21 @@ def test_what_nodes_name_no_more_when_they_are_asked_at_last_is_written_again(
     assert read_elsewhere(world, file.identifier) == b"n" * BLOCK + b"o" * BLOCK
 
 
+def test_very_many_blocks_are_covered_by_as_many_updates_as_it_takes(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A few bytes in each of them take little room in a mount before they are pushed."""
+    monkeypatch.setattr(limits, "BLOCKS_PER_COVER", 2)
+    count = 2 * file_blocks.ATTEMPTS + 3
+    mount = world.mount()
+    file = create(world, mount)
+    for number in range(count):
+        write(world, mount, file, number * BLOCK, b"x")
+    world.run(mount.release(file))
+    expected = (b"x".ljust(BLOCK, b"\0") * count)[: (count - 1) * BLOCK + 1]
+    assert read_elsewhere(world, file.identifier) == expected
+
+
 def as_before_names(world: World, identifier: ObjectId) -> None:
     """Leave the inode as programs did that named no blocks."""
     rows = world.objects.rows[identifier]

@@ -10,7 +10,7 @@ import pytest
 
 from bftfs import limits
 from bftfs.filesystem import inode, registry
-from bftfs.filesystem.attributes import NO_CHANGES, Changes, Layout
+from bftfs.filesystem.attributes import INCARNATION_GAP, NO_CHANGES, Changes, Layout
 from bftfs.identifiers import ObjectId
 from tests.unit.filesystem.test_attribute_methods import START_NS, file_of, put
 from tests.unit.filesystem.test_directory import BLOCK, Tree, refused, tree
@@ -110,13 +110,15 @@ def test_who_may_write(tree: Tree, who: Any, mode: int, code: int) -> None:
         (ROOT, 0o6755, 0o6755),
     ],
 )
-@pytest.mark.parametrize("operation", ["write", "truncate"])
+@pytest.mark.parametrize("operation", ["write", "truncate", "merge"])
 def test_writing_takes_privileges(
     tree: Tree, who: Any, before: int, after: int, operation: str
 ) -> None:
     file = file_of(tree, before)
     if operation == "write":
         mode = write(tree, file, 1, who).attributes.mode
+    elif operation == "merge":
+        mode = merge(tree, file, 0, 1, 1, who=who).attributes.mode
     else:
         mode = truncate(tree, file, 1, 0, who=who).attributes.mode
     assert stat.S_IMODE(mode) == after
@@ -172,6 +174,22 @@ def test_an_incarnation_is_never_used_twice(tree: Tree) -> None:
     truncate(tree, file, 10, 8)
 
 
+def test_no_incarnation_is_the_last(tree: Tree) -> None:
+    """It could not be truncated any more, by its owner or by an undo."""
+    file = file_of(tree)
+    for newest in (0, INCARNATION_GAP):
+        for far in (newest + INCARNATION_GAP + 1, (1 << 63) - 1):
+            refused(errno.EINVAL, lambda far=far: truncate_by_one(tree, file, far))
+            refused(errno.EINVAL, lambda far=far: merge(tree, file, 0, 1, far))
+        truncate_by_one(tree, file, newest + INCARNATION_GAP)
+    merge(tree, file, 0, 1, 3 * INCARNATION_GAP)
+
+
+def truncate_by_one(tree: Tree, file: ObjectId, incarnation: int) -> None:
+    size = write(tree, file, 100).attributes.size
+    truncate(tree, file, size - 1, incarnation)
+
+
 def test_a_shortened_block_must_be_of_the_latest_contents(tree: Tree) -> None:
     file = file_of(tree)
     taken_from = write(tree, file, 100).attributes.contents
@@ -200,12 +218,18 @@ def test_ranges_are_limited(tree: Tree) -> None:
 
 
 def merge(
-    tree: Tree, file: ObjectId, first: int, stop: int, incarnation: int, contents: int | None = None
+    tree: Tree,
+    file: ObjectId,
+    first: int,
+    stop: int,
+    incarnation: int,
+    contents: int | None = None,
+    who: Any = ALICE,
 ) -> inode.ContentsChanged:
     if contents is None:
         contents = tree.get(file).contents
     arguments = inode.Merging(first, stop, incarnation, contents)
-    return tree.objects.perform(registry.MERGE, (file,), arguments, ALICE)
+    return tree.objects.perform(registry.MERGE, (file,), arguments, who)
 
 
 @pytest.fixture
