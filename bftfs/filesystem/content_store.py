@@ -128,6 +128,8 @@ class ContentStore:
             async with contents.lock:
                 if not contents.handles:
                     self._writer.discard(contents)
+        if not contents.handles:
+            contents.names.closed()
         if failure is not None:
             raise failure
 

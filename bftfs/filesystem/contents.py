@@ -49,6 +49,7 @@ from bftfs.read_write.timestamp import BlockTimestamp
 
 UNCOVERED_BLOCKS: Final = limits.BLOCKS_PER_COVER  # of one file, before they are covered
 PAGES_OF_NAMES: Final = 64  # of one file
+NAMES_OF_CLOSED: Final = 32  # of a file that nobody has open, of which there may be thousands
 
 Failure = FileSystemError | OperationFailed
 
@@ -84,6 +85,11 @@ class KnownNames:
         """Start anew; with `has_all`, no block has a name."""
         self._pages.clear()
         self._has_all = has_all
+
+    def closed(self) -> None:
+        """Nobody has the file open: forget the names if they take much room."""
+        if sum(map(len, self._pages.values())) > NAMES_OF_CLOSED:
+            self.forget()
 
     def has_page_of(self, number: int) -> bool:
         """True if it is known whether the block has a name."""

@@ -607,6 +607,21 @@ def test_very_many_blocks_are_covered_by_as_many_updates_as_it_takes(
     assert read_elsewhere(world, file.identifier) == expected
 
 
+def test_names_of_large_files_that_nobody_has_open_take_no_room(world: World) -> None:
+    """Thousands of such files may be known; they are asked for when one is opened again."""
+    mount, maker = world.mount(), world.mount()
+    for size in (3 * PAGE * BLOCK, BLOCK):
+        file = create(world, maker, b"%d" % size)
+        write(world, maker, file, 0, b"o" * size)
+        world.run(maker.release(file))
+        for _ in range(2):
+            opened = world.run(mount.open(file.identifier, os.O_RDONLY, ALICE))
+            assert bytes(world.run(mount.read(opened, 0, size))) == b"o" * size
+            assert opened.contents.names.has_page_of(0)
+            world.run(mount.release(opened))
+            assert opened.contents.names.has_page_of(0) == (size == BLOCK)
+
+
 def as_before_names(world: World, identifier: ObjectId) -> None:
     """Leave the inode as programs did that named no blocks."""
     rows = world.objects.rows[identifier]
