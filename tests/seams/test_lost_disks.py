@@ -504,11 +504,12 @@ def test_a_server_that_has_not_heard_of_a_new_life_is_not_deceived() -> None:
     deceive(hand, unaware[1], reached, word[0])
     adopt(world, NodeId(7), NodeId(6), OTHER)
     later.run(deposit(later, OTHER, 1))
-    balances(reader, ONE)
+    (seen,) = balances(reader, ONE)
     world.run_for(30 * SECOND_US)
     world.ways.flow()
     one, other = balances(world.user("last"), ONE, OTHER)
     assert one + other in (201, 206), "all that was moved is still there"
+    assert seen == one, "what was read stays as it was read"
 
 
 def deceive(hand: Hand, unaware: int, reached: list[int], word: UpdateReply) -> None:
