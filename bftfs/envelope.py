@@ -48,7 +48,7 @@ class HealthReply(Message, frozen=True, tag=0x52):
 
 
 class ClockRequest(Message, frozen=True, tag=0x53):
-    """What time is it there?"""
+    """Ask a node for the time on its clock."""
 
 
 class ClockReply(Message, frozen=True, tag=0x54):

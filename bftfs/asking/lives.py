@@ -19,8 +19,8 @@ server that lost its store; docs/protocols-read-write.md, What a node has forgot
 **Tests.** `tests/unit/asking/test_lives.py`.
 
 **Concurrency.** One thread; rounds overlap. A claim that was heard when a round had begun already
-is not refuted by what that round hears. Whoever asks a server again says when it has asked first,
-unless replies to that are not taken any more.
+is not refuted by what that round hears. If a client asks a server again in one round, the moment of
+its first request counts, unless the client no longer takes replies to that request.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ Told = tuple[int, ...]  # the latest life of each server that one of them knows 
 
 
 class Heard(NamedTuple):
-    """What one server has told of lives, and when it was asked."""
+    """The lives that one server has told, and when the client asked it."""
 
     lives: Told
     asked: int  # a moment of `Lives`
 
 
 class Lives:
-    """What servers claim of each other's lives, and whose claims have turned out to be false."""
+    """The servers' claims of each other's lives, and which of these have turned out to be false."""
 
     __slots__ = ("_claims", "_false", "_moments")
 

@@ -1,4 +1,4 @@
-"""What one principal knows of each node: how it behaves, and which to ask first.
+"""One principal's record of each node: how the node behaves, and how early to ask it.
 
 Rule 1: nothing here affects safety. The nodes may be asked in any order, at any time, or never; the
 protocols decide what counts as evidence.
@@ -176,7 +176,7 @@ class Peers:
     ) -> tuple[tuple[NodeId, ...], tuple[NodeId, ...]]:
         """The nodes in the order in which to ask them; and probes: nodes to ask in addition.
 
-        A probe is a node that is due to be tried again. Nobody waits for it.
+        A probe is a node that is due to be tried again. The round does not wait for it.
         """
         if not (self._last or self.disbelieved):
             return preference, ()
@@ -341,7 +341,7 @@ class Peers:
 
     def is_ahead(self, time_us: int, clock_us: int) -> bool:
         """True if `time_us` is so far ahead of the clock that correct nodes may refuse it."""
-        # What is judged may have been heard a while before the clock was doubted.
+        # The client may have heard this time before it began to doubt its clock.
         most_us = 2 * MEMORY_US
         return is_ahead(time_us, clock_us) and is_due(self._judges_from_us, clock_us, most_us)
 

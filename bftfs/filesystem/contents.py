@@ -87,7 +87,7 @@ class KnownNames:
         self._has_all = has_all
 
     def closed(self) -> None:
-        """Nobody has the file open: forget the names if they take much room."""
+        """No program has the file open any more: forget its names if they take much room."""
         if sum(map(len, self._pages.values())) > NAMES_OF_CLOSED:
             self.forget()
 

@@ -720,5 +720,5 @@ class BlockWriter:
 
 
 def covered_blocks(names: Mapping[int, BlockName]) -> tuple[CoveredBlock, ...]:
-    """What an update says of the blocks that it names."""
+    """The named blocks, as an update of the inode lists them."""
     return tuple(covered(number, name.timestamp) for number, name in names.items())

@@ -103,7 +103,9 @@ _Statements = dict[Verdict, dict[NodeId, bytes]]
 
 
 class Deductions:
-    """What servers say became of candidates; enough of the same make it a fact. [Q/U §4.3.7]
+    """Servers' statements that a candidate is established or dead. [Q/U §4.3.7]
+
+    If b + 1 servers state the same, it is a fact.
 
     A fact has to convince servers as well, by vouchers. So what disbelieved servers state does not
     count, nor what a server has stated in an earlier life than the client believes it to live.
@@ -121,7 +123,7 @@ class Deductions:
 
     @property
     def facts(self) -> dict[LogicalTimestamp, bool]:
-        """What became of candidates, as far as it is known."""
+        """The facts: True for each candidate known to be established, False if dead."""
         if self._peers_epoch != self._peers.epoch:
             self._peers_epoch = self._peers.epoch
             self._forget()
@@ -212,7 +214,7 @@ class Observations:
 
     @property
     def facts(self) -> Facts:
-        """What became of candidates, as far as it is known."""
+        """The facts: True for each candidate known to be established, False if dead."""
         return self.deductions.facts
 
     def __len__(self) -> int:
@@ -346,7 +348,7 @@ class Observations:
         }
 
     def condition_on(self, identifier: ObjectId) -> Observed:
-        """What to condition a method on: only the histories that make the version complete."""
+        """What a method is conditioned on: the histories that show the version complete."""
         entry = self._current(identifier)
         if entry.conditioned_on is not None:
             return entry.conditioned_on

@@ -162,7 +162,7 @@ class Descent:
         return verdict
 
     def _ask_anew(self, node: NodeId) -> None:
-        """What `node` has listed does not count: it has lost its store since, or that is claimed.
+        """Drop the lists of `node`: it has lost its store since, or another node claims so.
 
         A node of which that is true twice in one read is left out of it.
         """

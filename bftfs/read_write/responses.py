@@ -187,7 +187,7 @@ class Responses:
         self.drop(node)
 
     def drop(self, node: NodeId) -> None:
-        """What `node` has listed so far does not count: it is to be asked anew."""
+        """Drop all lists of `node`: the reader asks it anew."""
         self.lives.pop(node, None)
         self.hosted.pop(node, None)
         self.depth.pop(node, None)
@@ -238,7 +238,7 @@ class Responses:
         ]
 
     def told(self, candidate: BlockTimestamp) -> dict[NodeId, Told]:
-        """What the nodes that count as hosts tell of lives."""
+        """The lives that the hosts of a candidate have told, by node."""
         told = {node: self.lives[node] for node in self.hosts(candidate)}
         if self.damaged:
             for node in self.damaged_hosts(candidate):

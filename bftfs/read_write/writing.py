@@ -151,9 +151,7 @@ class WriteRound(Gathering[Told]):
         outlived = self._lives.outlived(
             {node: Heard(told, asked[node]) for node, told in answers.items()}
         )
-        for (
-            node
-        ) in outlived:  # it is asked again, and no reply to what it was asked before is taken
+        for node in outlived:  # asked again: replies to earlier requests do not count any more
             del asked[node]
         return outlived
 

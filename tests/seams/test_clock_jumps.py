@@ -72,13 +72,7 @@ def test_an_object_is_not_frozen(jump_s: int) -> None:
 @pytest.mark.parametrize("jump_s", JUMPS_S)
 def test_a_file_is_not_frozen(jump_s: int) -> None:
     """A file is written during the jump, and again after it: its blocks and its inode."""
-    world = World()
-    user, other = world.user("user"), world.user("other")
-    user.format()
-    identifier = user.make("file", "before")
-    jump(world, [user, other], jump_s)
-    user.put(identifier, "during")
-    jump(world, [user, other], -jump_s)
+    world, user, other, identifier = after_a_jump(jump_s)
     assert other.read(identifier).rstrip("\0") == "during"
     done(world, other, other.putting(identifier, "after!"))
     assert user.read(identifier).rstrip("\0") == "after!"
@@ -132,15 +126,15 @@ def test_an_object_with_an_incomplete_update_is_not_frozen() -> None:
 # --- files ---------------------------------------------------------------------------------------
 
 
-def after_a_jump() -> tuple[World, User, User, ObjectId]:
-    """A world in which a file was written while the clocks were a year ahead."""
+def after_a_jump(jump_s: int = YEAR_S) -> tuple[World, User, User, ObjectId]:
+    """A world in which a file was written while the clocks were ahead."""
     world = World()
     user, other = world.user("user"), world.user("other")
     user.format()
     identifier = user.make("file", "before")
-    jump(world, [user, other], YEAR_S)
+    jump(world, [user, other], jump_s)
     user.put(identifier, "during")
-    jump(world, [user, other], -YEAR_S)
+    jump(world, [user, other], -jump_s)
     return world, user, other, identifier
 
 

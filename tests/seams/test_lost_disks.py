@@ -382,6 +382,19 @@ class Credulous(Lives):
         return NOBODY
 
 
+def fill_accounts(world: World, first: User, user: User) -> None:
+    """Deposit 100 on each account. `user` knows of it from all but the server that is to fail.
+
+    If it knew the history of that server, others would find what it shows of it outlived.
+    """
+    for account in (ONE, OTHER):
+        first.run(deposit(first, account, 100))
+    world.run_for(605 * SECOND_US)
+    me, loser = user.host.endpoint, ("node", NodeId(LOSER))
+    world.ways.hold(lambda source, target, *_: source == me and target == loser)
+    balances(user, ONE, OTHER)
+
+
 def healed_by_late_word(*, credulous: bool = False) -> tuple[int, ...]:
     """What is on two accounts after a transfer between them, and a deposit of 1 on the second.
 
@@ -392,11 +405,7 @@ def healed_by_late_word(*, credulous: bool = False) -> tuple[int, ...]:
     world = World()
     first, user, later = (world.user(name) for name in ("first", "user", "later"))
     me, loser, node = user.host.endpoint, ("node", NodeId(LOSER)), world.nodes[5]
-    for account in (ONE, OTHER):
-        first.run(deposit(first, account, 100))
-    world.run_for(605 * SECOND_US)
-    world.ways.hold(lambda source, target, *_: source == me and target == loser)
-    balances(user, ONE, OTHER)  # or others would find what it shows of that server outlived
+    fill_accounts(world, first, user)
     reached = [LOSER]
 
     def late(source: Any, target: Any, kind: Kind, message: Any) -> bool:
@@ -461,11 +470,7 @@ def test_a_server_that_has_not_heard_of_a_new_life_is_not_deceived() -> None:
     first, user, later, reader = (world.user(name) for name in ("first", "user", "later", "reader"))
     me, loser, unaware = user.host.endpoint, ("node", NodeId(LOSER)), ("node", NodeId(8))
     hand = world.hand("Byzantine client")
-    for account in (ONE, OTHER):
-        first.run(deposit(first, account, 100))
-    world.run_for(605 * SECOND_US)
-    world.ways.hold(lambda source, target, *_: source == me and target == loser)
-    balances(user, ONE, OTHER)  # or others would find what it shows of that server outlived
+    fill_accounts(world, first, user)
     reached = [LOSER]
     far = {later.host.endpoint: (1, 2), reader.host.endpoint: (0, 6)}
 

@@ -19,13 +19,19 @@ from bftfs.simulation.checkers.candidates import CommitRecord
 from bftfs.storage import StorageView, Table, Write
 
 
+def _bytes_of(disk: StorageView, key: bytes, row: bytes | None) -> int:
+    """The bytes that a version uses: counted here, and not by the code that is checked."""
+    if row is None:
+        return 0
+    return len(checksum_of(row)) + len(disk.get(Table.FRAGMENT, key) or b"")
+
+
 def stored_bytes(disk: StorageView) -> Counter[ClientId]:
     """What each client's versions use, recomputed from the rows."""
     volumes: Counter[ClientId] = Counter()
     for key, row in disk.scan(Table.BLOCK, b"", VERSIONS_END):
         if len(key) == VERSION_KEY_BYTES:
-            fragment = disk.get(Table.FRAGMENT, key) or b""
-            volumes[timestamp_of(key).client] += len(checksum_of(row)) + len(fragment)
+            volumes[timestamp_of(key).client] += _bytes_of(disk, key, row)
     return volumes
 
 
@@ -48,9 +54,7 @@ class AccountsRecord(CommitRecord):
                 touched.add(ClientId(key))
             elif table in {Table.BLOCK, Table.FRAGMENT} and len(key) == VERSION_KEY_BYTES:
                 client = timestamp_of(key).client
-                row = view.get(Table.BLOCK, key)
-                fragment = view.get(Table.FRAGMENT, key) or b""
-                volume = 0 if row is None else len(checksum_of(row)) + len(fragment)
+                volume = _bytes_of(view, key, view.get(Table.BLOCK, key))
                 stored[client] += volume - versions.get(key, 0)
                 versions[key] = volume
                 touched.add(client)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from random import Random
 from typing import Any
 
 import pytest
 
 from bftfs.conversation import Pause, Send
-from bftfs.crypto.digest import LIFE_MOST, life_of, replica_history_digest
+from bftfs.crypto.digest import LIFE_MOST, AuthenticatorKeys, life_of, replica_history_digest
 from bftfs.identifiers import ClientId, NodeId, ObjectId
 from bftfs.query_update.history import parse_history
 from bftfs.query_update.messages import Query, QueryReply
@@ -100,26 +101,33 @@ def test_a_forged_history_is_authentic_as_ones_own_only() -> None:
         assert not keys.check(claimed_by=4, digest=digest, authenticator=authenticator)
 
 
-def test_a_selective_authenticator_convinces_some_only() -> None:
-    keys = Stage("mute").deployment.keys(NODE)
-    digest = replica_history_digest(object=COUNTER, encoded=b"history")
-    authentic = QueryReply((b"history",), (keys.make(digest),), keys.lives, False, 0, b"", True)
+HISTORY_DIGEST = replica_history_digest(object=COUNTER, encoded=b"history")
+
+
+def replies_of(name: str, keys: AuthenticatorKeys) -> Iterator[tuple[Stage, Any]]:
+    """What an adversary makes of an authentic reply of its node, with one seed after another."""
+    authentic = QueryReply(
+        (b"history",), (keys.make(HISTORY_DIGEST),), keys.lives, False, 0, b"", True
+    )
 
     class Honest:
         def step(self, *_: Any) -> Ready:
             return Ready(authentic)
 
-    convinced: set[int] = set()
     for seed in range(TRIES):
         stage = Stage("mute")
         position = NodePosition(NODE, {Query: Honest()}, keys, stage.deployment.sizes, Random(seed))
-        adversary = NODES["selective-authenticator"](position)
-        (authenticator,) = adversary.step(
-            stage.store, CLIENT, HISTORIES, b"", 0
-        ).reply.authenticators
+        yield stage, NODES[name](position).step(stage.store, CLIENT, HISTORIES, b"", 0).reply
+
+
+def test_a_selective_authenticator_convinces_some_only() -> None:
+    convinced: set[int] = set()
+    keys = Stage("mute").deployment.keys(NODE)
+    for stage, reply in replies_of("selective-authenticator", keys):
+        (authenticator,) = reply.authenticators
         valid = sum(
             stage.deployment.keys(NodeId(node)).check(
-                claimed_by=NODE, digest=digest, authenticator=authenticator
+                claimed_by=NODE, digest=HISTORY_DIGEST, authenticator=authenticator
             )
             for node in range(6)
         )
@@ -129,24 +137,15 @@ def test_a_selective_authenticator_convinces_some_only() -> None:
 
 
 def test_a_liar_about_lives_signs_validly_in_lives_that_differ() -> None:
-    keys = Stage("mute").deployment.keys(NODE)
-    digest = replica_history_digest(object=COUNTER, encoded=b"history")
-    authentic = QueryReply((b"history",), (keys.make(digest),), keys.lives, False, 0, b"", True)
-
-    class Honest:
-        def step(self, *_: Any) -> Ready:
-            return Ready(authentic)
-
     lives: set[int] = set()
     told: set[tuple[int, ...]] = set()
-    for seed in range(TRIES):
-        stage = Stage("mute")
-        position = NodePosition(NODE, {Query: Honest()}, keys, stage.deployment.sizes, Random(seed))
-        adversary = NODES["lives-liar"](position)
-        reply = adversary.step(stage.store, CLIENT, HISTORIES, b"", 0).reply
+    keys = Stage("mute").deployment.keys(NODE)
+    for _, reply in replies_of("lives-liar", keys):
         if reply is not None:
             (authenticator,) = reply.authenticators
-            assert keys.is_own(digest, authenticator) == (life_of(authenticator) <= LIFE_MOST)
+            assert keys.is_own(HISTORY_DIGEST, authenticator) == (
+                life_of(authenticator) <= LIFE_MOST
+            )
             lives.add(life_of(authenticator))
             told.add(reply.lives)
     assert lives >= {0, 1, 2, LIFE_MOST, LIFE_MOST + 1}
