@@ -6,6 +6,7 @@
 PYTHON ?= python3
 DATA ?= $(HOME)/.local/share/bftfs
 MOUNT ?= $(HOME)/bftfs
+BIN ?= $(HOME)/.local/bin
 VENV := .venv
 BFTFS := $(VENV)/bin/python -m bftfs
 
@@ -19,7 +20,7 @@ PURE_TESTS := tests/unit tests/papers tests/properties tests/seams tests/simulat
 	tests/transcripts tests/chaos
 NODE_TESTS := tests/integration
 
-.PHONY: up down status test check format clean packages test-packages help
+.PHONY: up down status link test check format clean packages test-packages help
 
 help:
 	@echo "make up       start a local cluster of six nodes and mount it at $(MOUNT)"
@@ -27,10 +28,21 @@ help:
 	@echo "make status   how the cluster is"
 	@echo "make test     run all tests; TESTS=tests/unit/wire: only those"
 	@echo "make check    linters, types and import contracts only"
-	@echo "DATA=DIR and MOUNT=DIR choose other places."
+	@echo "DATA=DIR, MOUNT=DIR and BIN=DIR (of the command bftfs) choose other places."
 
-up: $(VENV)/.installed
+up: $(VENV)/.installed link
 	@$(BFTFS) up --data "$(DATA)" --mount "$(MOUNT)"
+
+# The command, where shells find it. A file of that name that is not ours is left alone.
+link: $(VENV)/.installed
+	@if [ -e "$(BIN)/bftfs" ] && [ ! "$(BIN)/bftfs" -ef $(VENV)/bin/bftfs ]; then \
+	    echo "$(BIN)/bftfs is another bftfs, and stays; this one is $(CURDIR)/$(VENV)/bin/bftfs"; \
+	elif [ ! -e "$(BIN)/bftfs" ]; then \
+	    mkdir -p "$(BIN)" && ln -sf "$(CURDIR)/$(VENV)/bin/bftfs" "$(BIN)/bftfs" \
+	        && echo "The command bftfs is $(BIN)/bftfs"; \
+	fi; \
+	case ":$$PATH:" in *":$(BIN):"*) ;; *) \
+	    echo "Your shell does not look there yet: export PATH=\"$(BIN):\$$PATH\"";; esac
 
 down: $(VENV)/.installed
 	@$(BFTFS) down --data "$(DATA)"

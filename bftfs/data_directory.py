@@ -11,6 +11,7 @@ DIR/mount.log                         the log of mount processes
 from __future__ import annotations
 
 import os
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -62,12 +63,25 @@ class DataDirectory:
     def existing(cls, path: Path) -> DataDirectory:
         """The data directory at `path`; a `UsageError` if no cluster was ever made there."""
         directory = cls(path)
-        if not directory.description.is_file():
+        if not directory.has_cluster():
             raise UsageError(
-                f"{path}: no cluster here (cluster.toml is missing); "
-                f"make one with `bftfs up --data {path} --mount DIR` or `bftfs cluster init`"
+                f"{path}: no cluster here (cluster.toml is missing); say with --data or BFTFS_DATA "
+                f"where it is, or make one with `bftfs up --data {path} --mount DIR` or `bftfs "
+                "cluster init`"
             )
         return directory
+
+    def has_cluster(self) -> bool:
+        """True if a cluster was made here; a `UsageError` if that cannot be seen."""
+        try:
+            return stat.S_ISREG(os.stat(self.description).st_mode)
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        except OSError as error:
+            raise UsageError(
+                f"{self.path}: cannot be looked into ({error.strerror}); run this as its owner, or "
+                "choose another directory with --data"
+            ) from None
 
     description = _File("cluster.toml")
     administrator_key = _File("admin.key")

@@ -26,4 +26,12 @@ def exit_code_of(work: Callable[[], object], *, program: str = "bftfs") -> int:
     except BftfsError as failure:
         print(f"{program}: {failure}", file=sys.stderr, flush=True)
         return failure.exit_code
+    except PermissionError as error:
+        what = error.filename or "something it needs"
+        print(
+            f"{program}: {what}: {error.strerror}; run this as its owner or as root",
+            file=sys.stderr,
+            flush=True,
+        )
+        return 1
     return outcome if isinstance(outcome, int) else 0

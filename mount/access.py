@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import pwd
+
 from bftfs import cluster as description_files
 from bftfs.asking.peers import Peers
 from bftfs.asking.quorum import ThresholdQuorums
@@ -23,7 +26,21 @@ from bftfs.query_update.past_reading import PastReader
 from bftfs.read_write.client import ReadWriteClient
 from mount.options import MountOptions
 
-ROOT = Credentials(uid=0, gid=0)
+
+def who_mounts(description: ClusterDescription, identity: Identity) -> Credentials:
+    """As whom the mount itself asks, and whom the root directory of a new file system belongs to.
+
+    The user who mounts; if the client may not act as that user, the first as whom it may.
+    """
+    client = description.client(client_id_of(public_key=identity.public_key))
+    uid = os.geteuid()
+    if client is None or client.grant.allows(uid) or not client.grant.uids:
+        return Credentials(uid, os.getegid())
+    first = client.grant.uids[0]
+    try:
+        return Credentials(first, pwd.getpwuid(first).pw_gid)
+    except KeyError:
+        return Credentials(first, first)  # a user whom this machine does not know
 
 
 def credentials_of(

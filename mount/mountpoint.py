@@ -55,6 +55,14 @@ def mounted_at(path: Path) -> Mounted | None:
     return next((mounted for mounted in reversed(mounts()) if mounted.path == path), None)
 
 
+def containing(path: Path) -> Mounted | None:
+    """The mount of bftfs that the absolute `path` is in, if it is in one."""
+    above = [mounted for mounted in mounts() if mounted.path in (path, *path.parents)]
+    # Of several at one place, the last covers the others.
+    innermost = max(reversed(above), key=lambda mounted: len(mounted.path.parts), default=None)
+    return innermost if innermost is not None and innermost.kind == FILE_SYSTEM_TYPE else None
+
+
 def resolved(path: Path) -> Path:
     """`path` as the table of mounts has it, without a request to the file system mounted there.
 

@@ -28,6 +28,7 @@ import trio
 from structlog.typing import FilteringBoundLogger
 
 from bftfs.cluster import ClusterDescription
+from bftfs.credentials import Credentials
 from bftfs.data_directory import DataDirectory
 from bftfs.envelope import REPLIES
 from bftfs.errors import BftfsError, FileSystemError, OperationFailed, UsageError
@@ -38,7 +39,7 @@ from bftfs.limits import MIB
 from bftfs.runtime.network import Network
 from bftfs.runtime.process import collect_rarely, keep_freed_memory, log_file
 from mount import mountpoint as mountpoints
-from mount.access import ROOT, credentials_of, file_system
+from mount.access import credentials_of, file_system, who_mounts
 from mount.operations import Operations
 from mount.options import MountOptions
 from mount.requests import Requests
@@ -60,9 +61,10 @@ def serve(
         description, identity = credentials_of(directory, options)
         async with Network.connected(description, identity, decode=REPLIES.decode) as network:
             files, history = file_system(directory, description, identity, options)
-            await _reach(directory, network, description, files, options)
+            who = who_mounts(description, identity)
+            await _reach(directory, network, description, files, options, who)
             if options.at is not None:
-                files = await network.perform(_past(history, options.at))
+                files = await network.perform(_past(history, options.at, who))
             mount = Mount(
                 network,
                 files,
@@ -97,11 +99,12 @@ async def _reach(
     description: ClusterDescription,
     files: FileSystem,
     options: MountOptions,
+    who: Credentials,
 ) -> None:
     """Make sure that the cluster answers, and that there is a file system on it."""
     with trio.move_on_after(CONNECT_PATIENCE_S):
         try:
-            await network.perform(_require_root_directory(files, options))
+            await network.perform(_require_root_directory(files, options, who))
         except OperationFailed as failure:
             raise UsageError(f"{directory.path}: {failure}", exit_code=1) from None
         return
@@ -114,10 +117,12 @@ async def _reach(
     )
 
 
-async def _require_root_directory(files: FileSystem, options: MountOptions) -> None:
-    """Make the file system, if this is the first mount of the cluster."""
+async def _require_root_directory(
+    files: FileSystem, options: MountOptions, who: Credentials
+) -> None:
+    """Make the file system, if this is the first mount of the cluster: it belongs to `who`."""
     try:
-        await files.attributes(files.root, ROOT)
+        await files.attributes(files.root, who)
     except FileSystemError as error:
         if error.code != errno.ESTALE:
             raise
@@ -126,14 +131,14 @@ async def _require_root_directory(files: FileSystem, options: MountOptions) -> N
                 "there is no file system on this cluster yet: mount it without ro, once",
                 exit_code=1,
             ) from None
-        await files.format(ROOT)
+        await files.format(who)
 
 
-async def _past(history: History, at: str) -> FileSystem:
+async def _past(history: History, at: str, who: Credentials) -> FileSystem:
     """The file system as it was at a time, or as a snapshot shows it."""
     time_us = parse_time_name(at)
     if time_us is None:
-        snapshots = await history.snapshots(ROOT)
+        snapshots = await history.snapshots(who)
         time_us = next((each.time_us for each in snapshots if each.name == at.encode()), None)
     if time_us is None:
         raise UsageError(
@@ -141,7 +146,7 @@ async def _past(history: History, at: str) -> FileSystem:
             "`bftfs snapshot list` shows these"
         )
     try:
-        await history.found_at(history.present.root, time_us, ROOT)
+        await history.found_at(history.present.root, time_us, who)
     except FileSystemError:
         raise UsageError(
             f"mount option at={at}: the file system did not exist then, or that time is yet to come"

@@ -15,6 +15,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import click
 from rich.console import Console
@@ -23,11 +24,12 @@ from rich.table import Table
 from bftfs import cluster as description_files
 from bftfs import limits
 from bftfs.cli import processes
-from bftfs.cli.options import data_option, new_data_option
+from bftfs.cli.options import data_option, data_words, new_data_option
 from bftfs.cluster import ClientEntry, ClusterDescription, Durability
 from bftfs.crypto import keys
 from bftfs.data_directory import DEFAULT_CLIENT, DataDirectory
 from bftfs.errors import UsageError
+from bftfs.identifiers import NodeId
 from bftfs.retention import format_duration, parse_duration
 from bftfs.runtime.sockets import unconnected
 from bftfs.server.step import Grant
@@ -70,7 +72,7 @@ def create_cluster(
     Without a choice of `clients` there is one, for this machine, with all rights.
     """
     processes.require_writable(directory.path, purpose="the cluster's files")
-    if directory.description.exists():
+    if directory.has_cluster():
         raise UsageError(
             f"{directory.path}: there is a cluster already; start it with `bftfs up`, or choose "
             "another directory"
@@ -319,8 +321,13 @@ def up(
     """Start a local cluster (made if there is none) and mount it.
 
     Repeating it is harmless: nodes that run are left alone, others are started.
+
+    Example: bftfs up --mount ~/bftfs
     """
-    if directory.description.exists():
+    if mountpoint is not None:
+        # Before anything is made and started that would stay behind.
+        mountpoint = processes.require_mountable(directory, mountpoint, options=options)
+    if directory.has_cluster():
         description = description_files.load(directory.description)
         _refuse_other_sizes(description, nodes=nodes, b=byzantine, t=faulty)
     else:
@@ -334,30 +341,28 @@ def up(
             durability=Durability(durability or Durability.SYNC.value),
         )
         click.echo(f"Made a cluster of {description.n} nodes in {directory.path}")
-    started = start_nodes(directory, description)
+    begun = start_nodes(directory, description)
+    for node, why in begun.failed.items():
+        click.echo(f"bftfs: node {node} {why}", err=True)
+    more = description.t - len(begun.failed)
     click.echo(
-        f"{description.n} nodes are running ({started} started); "
-        f"any {description.t} may fail, {description.b} of them may lie"
+        f"{description.n - len(begun.failed)} of {description.n} nodes are running "
+        f"({begun.started} started); any {description.t} may fail, {description.b} of them may lie"
+        + (f": {more} more from now on, until these are mended" if begun.failed else "")
     )
     if mountpoint is None:
         return
-    mountpoint = mountpoint.absolute()
-    try:
-        os.lstat(mountpoint)
-    except FileNotFoundError:
-        processes.require_writable(mountpoint, purpose="the mount")
-    except OSError:
-        pass  # a mount whose process was killed; mounting removes it
     is_new = processes.mount_cluster(directory, mountpoint, options=options)
+    data = data_words(directory)
     click.echo(
         f"{'Mounted' if is_new else 'Already mounted'} at {mountpoint}\n"
         "\n"
         "Try next:\n"
         f"  echo hello > {mountpoint}/hello && cat {mountpoint}/hello\n"
-        f"  bftfs status --data {directory.path}\n"
+        f"  bftfs status{data}\n"
         f"  kill -9 $(cat {directory.node(0).pid})   # any one node; the files stay readable and "
         "writable; `bftfs up` again restarts it\n"
-        f"  bftfs down --data {directory.path}   # the data stays"
+        f"  bftfs down{data}   # the data stays"
     )
 
 
@@ -376,8 +381,18 @@ def _refuse_other_sizes(
             )
 
 
-def start_nodes(directory: DataDirectory, description: ClusterDescription) -> int:
-    """Start the nodes that do not run, and wait until all listen. Gives how many were started."""
+class Begun(NamedTuple):
+    """What came of starting nodes: how many run that did not, and why others do not."""
+
+    started: int
+    failed: dict[NodeId, str]  # by node; at most t of them
+
+
+def start_nodes(directory: DataDirectory, description: ClusterDescription) -> Begun:
+    """Start the nodes that do not run, and wait until they listen.
+
+    A `UsageError` if more than t do not: without a quorum nothing can be done.
+    """
     started: dict[int, subprocess.Popen[bytes]] = {}
     running = processes.running_nodes(directory, description)
     for member in description.members:
@@ -385,6 +400,7 @@ def start_nodes(directory: DataDirectory, description: ClusterDescription) -> in
             continue
         started[member.node] = processes.start(directory.node(member.node), directory.description)
     deadline = time.monotonic() + START_PATIENCE_S
+    failed: dict[NodeId, str] = {}
     for member in description.members:
         process = started.get(member.node)
         while not _listens(member.address):
@@ -396,11 +412,17 @@ def start_nodes(directory: DataDirectory, description: ClusterDescription) -> in
                 time.sleep(0.02)
                 continue
             log = directory.node(member.node).log
-            words = processes.last_words(log)
-            raise UsageError(
-                f"node {member.node} {why}; the end of its log {log}:\n  {words}", exit_code=1
-            )
-    return len(started)
+            failed[member.node] = f"{why}; the end of its log {log}:\n  {processes.last_words(log)}"
+            break
+    if len(failed) > description.t:
+        others = "".join(f"\nnode {node} {why}" for node, why in list(failed.items())[1:])
+        node, why = next(iter(failed.items()))
+        raise UsageError(
+            f"node {node} {why}{others}\n{len(failed)} nodes do not run, and only "
+            f"{description.t} may fail: nothing is mounted",
+            exit_code=1,
+        )
+    return Begun(len(started.keys() - failed.keys()), failed)
 
 
 def _listens(address: str) -> bool:

@@ -35,7 +35,7 @@ from bftfs.restoration.viewpoint import Viewpoint
 from bftfs.runtime import clock
 from bftfs.runtime.blocking import BlockingNetwork
 from mount.access import credentials_of, file_system
-from mount.mountpoint import FILE_SYSTEM_TYPE, Mounted, mounts
+from mount.mountpoint import FILE_SYSTEM_TYPE, Mounted, containing
 from mount.options import MountOptions, parse
 
 Result = TypeVar("Result")
@@ -271,7 +271,7 @@ def last_removal(changes: list[Change], name: bytes) -> tuple[ObjectId, int] | N
 
 def session_at(given: str) -> CommandSession:
     """A session with the cluster that is mounted where `PATH` or `PATH@TIME` is."""
-    mounted = _mount_of(absolute(given)) or _mount_of(absolute(given.rpartition("@")[0] or given))
+    mounted = containing(absolute(given)) or containing(absolute(given.rpartition("@")[0] or given))
     if mounted is None:
         raise UsageError(
             f"{given}: not in a mount of bftfs; `bftfs mount` or `bftfs up` makes one, and "
@@ -294,14 +294,6 @@ def session_of(data: Path, *, client: str) -> CommandSession:
     directory = DataDirectory.existing(data.absolute())
     whole = Mounted(Path("/"), "", FILE_SYSTEM_TYPE, str(directory.path))
     return CommandSession(whole, directory, client)
-
-
-def _mount_of(path: Path) -> Mounted | None:
-    """The mount of bftfs that `path` is in, if it is in one."""
-    above = [mounted for mounted in mounts() if mounted.path in (path, *path.parents)]
-    # Of several at one place, the last covers the others.
-    innermost = max(reversed(above), key=lambda mounted: len(mounted.path.parts), default=None)
-    return innermost if innermost is not None and innermost.kind == FILE_SYSTEM_TYPE else None
 
 
 def file_kind(attributes: Attributes) -> str:

@@ -2,23 +2,52 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import click
 
 from bftfs.data_directory import DataDirectory
+from mount.mountpoint import containing
+
+DATA_VARIABLE: Final = "BFTFS_DATA"
+
+
+def default_data() -> Path:
+    """Where `make up` keeps its cluster."""
+    return Path.home() / ".local" / "share" / "bftfs"
+
+
+def data_in_use() -> Path:
+    """The data directory of who names none.
+
+    That of the mount which the current directory is in, else BFTFS_DATA, else that of `make up`.
+    """
+    try:
+        mounted = containing(Path.cwd())
+    except FileNotFoundError:
+        mounted = None  # the current directory has been removed
+    if mounted is not None:
+        return Path(mounted.source)
+    chosen = os.environ.get(DATA_VARIABLE)
+    return Path(chosen) if chosen else default_data()
+
+
+def data_words(directory: DataDirectory) -> str:
+    """How a command is told of this directory, where the words ` --data DIR` are needed."""
+    return "" if directory.path == data_in_use().absolute() else f" --data {directory.path}"
 
 
 def _data_option(opened: Callable[[Path], DataDirectory]) -> Callable[[Any], Any]:
     return click.option(
         "--data",
         "directory",
-        type=click.Path(path_type=Path),
-        required=True,
-        callback=lambda _, __, path: opened(path.absolute()),
-        help="The cluster's directory (cluster.toml, keys, nodes).",
+        type=click.Path(path_type=Path, readable=False),  # we say why it cannot be read
+        callback=lambda _, __, path: opened((path or data_in_use()).absolute()),
+        help="The cluster's directory (cluster.toml, keys, nodes). [default: that of the mount "
+        f"you are in; else ${DATA_VARIABLE}; else ~/.local/share/bftfs]",
     )
 
 

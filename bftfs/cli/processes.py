@@ -26,7 +26,15 @@ from bftfs.errors import UsageError
 from bftfs.filesystem.time_names import format_time_name
 from bftfs.identifiers import NodeId
 from bftfs.runtime import clock
-from mount.mountpoint import FILE_SYSTEM_TYPE, mounts
+from mount.mountpoint import (
+    FILE_SYSTEM_TYPE,
+    mounted_at,
+    mounts,
+    prepare,
+    require_fuse,
+    resolved,
+)
+from mount.options import parse
 
 UNMOUNT_PATIENCE_S = 60.0  # dirty data is written first
 STOP_PATIENCE_S = 20.0
@@ -116,6 +124,22 @@ def require_writable(directory: Path, *, purpose: str) -> None:
 
 
 # --- mounts ---------------------------------------------------------------------------------
+
+
+def require_mountable(directory: DataDirectory, mountpoint: Path, *, options: str) -> Path:
+    """The mount point as the kernel will name it, made if it is missing.
+
+    A `UsageError` if the cluster cannot be mounted there, whether there is a cluster yet or not.
+    """
+    require_fuse(allow_other=parse(options).allow_other)
+    mountpoint = resolved(mountpoint)
+    if mountpoint in mounts_of(directory):
+        return mountpoint
+    # A look at the mount of a cluster that is down would wait for ever.
+    if mounted_at(mountpoint) is None and not os.path.lexists(mountpoint):
+        require_writable(mountpoint, purpose="the mount")
+    prepare(mountpoint)
+    return mountpoint
 
 
 class MountProcess(NamedTuple):
