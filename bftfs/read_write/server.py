@@ -66,7 +66,7 @@ from bftfs.read_write.timestamp import (
     timestamp_of,
     version_key,
 )
-from bftfs.read_write.version_row import COLLECTED_BELOW, VERIFIED, Change
+from bftfs.read_write.version_row import COLLECTED_BELOW, VERIFIED, RowChange
 from bftfs.server import known_lives
 from bftfs.server.own_clock import OwnClock
 from bftfs.server.recovery import Recovery
@@ -320,7 +320,7 @@ class ReadWriteServer:
         if stored is not None and cross_checksum.matches(message.cross_checksum, index, stored):
             return []
         row = version_row.unverified(message.cross_checksum, before=hosted)
-        return version_row.stored(view, (Change(key, row, data_of(fragment)),))
+        return version_row.stored(view, (RowChange(key, row, data_of(fragment)),))
 
     def _not_vouched(self, message: WriteRequest) -> Refused | None:
         """A repair is taken if QC - t nodes host the version already.

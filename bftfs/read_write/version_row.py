@@ -21,7 +21,7 @@ from bftfs.coding.cross_checksum import CrossChecksum
 from bftfs.crypto.digest import DIGEST_BYTES, verifier_of
 from bftfs.identifiers import ClientId
 from bftfs.read_write.timestamp import BlockTimestamp, timestamp_of
-from bftfs.server import accounts
+from bftfs.server import room
 from bftfs.storage import StorageView, Table, Write
 
 VERIFIED = 0x01  # flag: this node has verified the version [LazyVer §3.8.1]
@@ -40,7 +40,7 @@ class Own:
     fragment: bytes | memoryview
 
 
-class Change(NamedTuple):
+class RowChange(NamedTuple):
     """What a node keeps of a version from now on; no row: nothing."""
 
     key: bytes
@@ -77,28 +77,28 @@ def added(
     return [
         Write(Table.BLOCK, key, unverified(checksum)),
         Write(Table.FRAGMENT, key, fragment),
-        *accounts.moved(view, ((author, len(checksum) + len(fragment)),)),
+        *room.charged(view, ((author, len(checksum) + len(fragment)),)),
     ]
 
 
-def stored(view: StorageView, changes: Iterable[Change]) -> list[Write]:
+def stored(view: StorageView, changes: Iterable[RowChange]) -> list[Write]:
     """The writes that make all `changes` of a step, each of another version.
 
     Their authors pay for what they add, and get back what they remove.
     """
     writes: list[Write] = []
-    moves = []
+    charges = []
     for key, row, fragment in changes:
         before = view.get(Table.BLOCK, key)
         freed = 0 if before is None else volume(before, view.get(Table.FRAGMENT, key))
-        moves.append((timestamp_of(key).client, volume(row, fragment) - freed))
+        charges.append((timestamp_of(key).client, volume(row, fragment) - freed))
         if row != before:
             writes.append(Write(Table.BLOCK, key, row))
         writes.append(Write(Table.FRAGMENT, key, fragment))
-    return writes + accounts.moved(view, moves)
+    return writes + room.charged(view, charges)
 
 
-def brought(view: StorageView, key: bytes, own: Own, index: int, now_us: int) -> list[Change]:
+def brought(view: StorageView, key: bytes, own: Own, index: int, now_us: int) -> list[RowChange]:
     """What stores this node's part of a verified version, if it lacks or damaged it.
 
     `index` is the one of the fragment that belongs to this node.
@@ -108,7 +108,7 @@ def brought(view: StorageView, key: bytes, own: Own, index: int, now_us: int) ->
         before, view.get(Table.FRAGMENT, key), timestamp_of(key), index
     ):
         return []
-    return [Change(key, verified(own.cross_checksum, now_us, before=before), own.fragment)]
+    return [RowChange(key, verified(own.cross_checksum, now_us, before=before), own.fragment)]
 
 
 def with_versions_collected_below(row: bytes) -> bytes:

@@ -65,7 +65,7 @@ from bftfs.read_write.timestamp import (
     version_key,
 )
 from bftfs.read_write.validation import validate
-from bftfs.read_write.version_row import VERIFIED, Change, Own
+from bftfs.read_write.version_row import VERIFIED, Own, RowChange
 from bftfs.server.backlog import Backlog
 from bftfs.server.step import Host, Ready, Role, Sender, Want
 from bftfs.server.tally import counter
@@ -350,7 +350,7 @@ class LazyVerifier:
         writes: list[Write] = []
         keys = [version_key(block, timestamp) for timestamp in poisonous]
         # No reader returns these. [LazyVer §3.8.1]
-        changes = [Change(key) for key in keys if view.get(Table.BLOCK, key) is not None]
+        changes = [RowChange(key) for key in keys if view.get(Table.BLOCK, key) is not None]
         if verified is not None:
             key = version_key(block, verified)
             row = view.get(Table.BLOCK, key)

@@ -70,7 +70,7 @@ from bftfs.read_write.timestamp import timestamp_of as block_timestamp_of
 from bftfs.read_write.version_row import (
     COLLECTED_BELOW,
     VERIFIED,
-    Change,
+    RowChange,
     stored,
     volume,
     with_versions_collected_below,
@@ -311,7 +311,7 @@ class BlockWalk:
         if replica.row.collected_us < self._horizon_us:
             self.done = True  # the batch that recorded this walk was lost
             return writes
-        removed: list[Change] = []
+        removed: list[RowChange] = []
         marked: set[bytes] = set()
         rows = tuple(islice(view.scan(Table.BLOCK, self._cursor, self._end), limits.COLLECT_ROWS))
         for key, row in rows:
@@ -325,7 +325,7 @@ class BlockWalk:
             else:
                 self.removed += 1
                 self.removed_bytes += volume(row, view.get(Table.FRAGMENT, key))
-                removed.append(Change(key))
+                removed.append(RowChange(key))
                 if self._above:
                     marked.add(self._above)
             if row[0] & VERIFIED:

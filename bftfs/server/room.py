@@ -23,7 +23,11 @@ readers repair what they read, and only removals make room again.
   node's own work waits: healing, and its own fragments of versions that it verifies.
 - Repairs of blocks are never refused for want of quota or pool: the version exists elsewhere.
 
-**Accounts.** A row per client, with the bytes that its versions of blocks use: `accounts.py`.
+**Accounts.** A row per client, with the bytes that its versions of blocks use: the fragments and
+cross-checksums of the versions whose timestamps name the client, whoever has brought them here.
+Every write that adds or removes some of that is made by `bftfs.read_write.version_row`, with the
+account in the same batch. Metadata have no account: they are counted while the pool is short, so
+that updates need no accounts while there is room.
 
 **Why it is safe.** A refused write has changed nothing, and no protocol relies on a certain node to
 take a write: a full node is one of the t that may fail. Steps mark writes that use the reserve
@@ -44,10 +48,9 @@ from typing import NamedTuple
 
 from bftfs.asking.refusal import Refused
 from bftfs.conversation import Event
-from bftfs.identifiers import ClientId
+from bftfs.identifiers import CLIENT_ID_BYTES, ClientId
 from bftfs.limits import MIB
-from bftfs.server.accounts import accounts, used
-from bftfs.storage import StorageView, Write
+from bftfs.storage import StorageView, Table, Write, after_keys
 
 SHORT = 0.85  # of the pool: from here on, collection removes all that retention does not need
 SLOW = 0.90  # from here on, greedy clients are slowed…
@@ -60,6 +63,8 @@ _ATTEMPTS_MOST = 8  # of up to so many attempts of a slowed client, one is taken
 _CHARGES_PER_LOOK = 64
 _SHARE_PARTS = 2  # a client gets more only if it has had at most 1/2 of the rest
 _ROW_BYTES = 256  # what a row takes besides key and value, half-empty pages included
+
+_ACCOUNTS_END = after_keys(CLIENT_ID_BYTES)
 
 # The same words at all nodes, because a client believes only what b + 1 nodes say alike.
 _GREEDY = "the nodes' history pools are full, and this client's versions use most of them"
@@ -83,6 +88,38 @@ class Figures(NamedTuple):
     def has_room_again(self) -> bool:
         """True if a disk that was full has enough room to count as not full."""
         return self.free_bytes >= min(ROOM_BYTES, self.reserve_bytes)
+
+
+def used_bytes(view: StorageView, client: ClientId) -> int:
+    """The account of one client."""
+    stored = view.get(Table.ADMISSION, client)
+    return 0 if stored is None else int.from_bytes(stored, "big")
+
+
+def accounts(view: StorageView) -> Counter[ClientId]:
+    """The accounts of all clients."""
+    return Counter(
+        {
+            ClientId(name): int.from_bytes(row, "big")
+            for name, row in view.scan(Table.ADMISSION, b"", _ACCOUNTS_END)
+        }
+    )
+
+
+def charged(view: StorageView, charges: Iterable[tuple[ClientId, int]]) -> list[Write]:
+    """The writes that add to accounts what a step stores of clients' versions, and removes (< 0).
+
+    They are computed from the accounts as they are in `view`: pass all that a step adds and removes
+    in one call.
+    """
+    by_client: dict[ClientId, int] = {}
+    for client, volume in charges:
+        by_client[client] = by_client.get(client, 0) + volume
+    return [
+        Write(Table.ADMISSION, client, max(used_bytes(view, client) + volume, 0).to_bytes(8, "big"))
+        for client, volume in by_client.items()
+        if volume
+    ]
 
 
 class ReserveShares:
@@ -196,7 +233,7 @@ class Room:
     def admits_version(self, view: StorageView, client: ClientId, volume: int) -> Refused | None:
         """None if a new version of a block is taken; otherwise why not."""
         limit = self._client_bytes
-        if limit is not None and used(view, client) + volume > limit:
+        if limit is not None and used_bytes(view, client) + volume > limit:
             return Refused(errno.EDQUOT, f"this client's versions may use {limit} bytes of a node")
         share = self._charged()
         if share >= 1:
@@ -216,8 +253,7 @@ class Room:
     ) -> Refused | None:
         """None if an update of objects is taken; otherwise why not.
 
-        Metadata are counted only while the pool is short, and not kept in accounts: so accounts
-        cost an update nothing while there is room.
+        What it stores is counted only while the pool is short.
         """
         share = self._charged()
         if share < SHORT:

@@ -65,7 +65,7 @@ from bftfs.query_update.replica import (
 from bftfs.read_write import version_row
 from bftfs.read_write.placement import fragment_index
 from bftfs.read_write.timestamp import VERSION_KEY_BYTES, VERSIONS_END, timestamp_of
-from bftfs.read_write.version_row import Change
+from bftfs.read_write.version_row import RowChange
 from bftfs.server.object_healing import ObjectHealer
 from bftfs.server.step import Host
 from bftfs.server.tally import counter, figure
@@ -296,7 +296,7 @@ class BlockScrubber:
     def _page(self, view: StorageView, *, after: bytes) -> tuple[Page, list[Write]]:
         volume = 0
         writes: list[Write] = []
-        dropped: list[Change] = []
+        dropped: list[RowChange] = []
         rows = list(islice(view.scan(Table.BLOCK, after + b"\0", VERSIONS_END), _BLOCKS_PER_PAGE))
         for key, row in rows:
             fragment = view.get(Table.FRAGMENT, key)
@@ -306,7 +306,7 @@ class BlockScrubber:
                 continue
             index = fragment_index(BlockId(key[:BLOCK_ID_BYTES]), self._node, self._n)
             if not version_row.is_sound(row, fragment, timestamp_of(key), index):
-                dropped.append(Change(key, row))
+                dropped.append(RowChange(key, row))
         until = rows[-1][0] if len(rows) == _BLOCKS_PER_PAGE else b""
         damaged = len(writes) + len(dropped)
         return Page(until, len(rows), volume, damaged), writes + version_row.stored(view, dropped)

@@ -10,7 +10,7 @@ from bftfs.asking.quorum import ThresholdQuorums
 from bftfs.query_update.accepting import Accepting
 from bftfs.query_update.admission import BarrierBudget
 from bftfs.query_update.history import Conditioned
-from bftfs.server import accounts
+from bftfs.server import room
 from bftfs.thresholds import ReadWriteThresholds
 from nodes.__main__ import main
 
@@ -20,5 +20,5 @@ if __name__ == "__main__":
     Accepting._require_barrier = lambda *_: None  # type: ignore[method-assign]
     BarrierBudget.take = lambda *_: True  # type: ignore[method-assign]
     ThresholdQuorums.includes_benign = lambda _, nodes: bool(nodes)  # type: ignore[method-assign]
-    accounts.moved = lambda *_: []
+    room.charged = lambda *_: []
     raise SystemExit(main())

@@ -10,7 +10,7 @@ import pytest
 from bftfs.identifiers import ObjectId
 from bftfs.read_write import version_row
 from bftfs.read_write.timestamp import VERSIONS_END, BlockTimestamp, timestamp_of, version_key
-from bftfs.server import accounts
+from bftfs.server import room
 from bftfs.server.block_verification import VerificationPolicy
 from bftfs.simulation.checkers.accounts import check_accounts, stored_bytes
 from bftfs.simulation.world import SECOND_US
@@ -143,7 +143,7 @@ def restore(store: Store) -> None:
     disk, key = store.world.nodes[0].disk, version_key(version.block, version.timestamp)
     row = disk.get(Table.BLOCK, key)
     assert row is not None
-    disk.apply(version_row.stored(disk, [version_row.Change(key, row, b"a part")]))
+    disk.apply(version_row.stored(disk, [version_row.RowChange(key, row, b"a part")]))
     disk.commit()
     store.stranger.write(version, (0,))
     assert disk.get(Table.FRAGMENT, key) == version.fragment(0)
@@ -161,9 +161,9 @@ def test_what_is_discarded_or_mended_is_given_back(way: str) -> None:
 
 @pytest.mark.parametrize("way", ["discarded", "damaged"])
 def test_must_fail_where_nothing_is_given_back(monkeypatch: pytest.MonkeyPatch, way: str) -> None:
-    moved = accounts.moved
+    charged = room.charged
     monkeypatch.setattr(
-        accounts, "moved", lambda view, moves: moved(view, [one for one in moves if one[1] > 0])
+        room, "charged", lambda view, moves: charged(view, [one for one in moves if one[1] > 0])
     )
     with pytest.raises(AssertionError):
         test_what_is_discarded_or_mended_is_given_back(way)
@@ -173,7 +173,7 @@ def test_must_fail_where_repairs_are_free(monkeypatch: pytest.MonkeyPatch) -> No
     store = Store()
     version = store.version()
     store.stranger.write(version, (0, 1))
-    monkeypatch.setattr(accounts, "moved", lambda *_: [])
+    monkeypatch.setattr(room, "charged", lambda *_: [])
     store.finish((version,))
     assert store.wrong_accounts()
 

@@ -8,7 +8,7 @@ import pytest
 
 from bftfs.identifiers import ClientId
 from bftfs.query_update.admission import IncompleteUpdates
-from bftfs.server import accounts, room
+from bftfs.server import room
 from bftfs.server.block_verification import LazyVerifier, VerificationSettings
 from bftfs.server.room import ClientQuota
 from bftfs.simulation.configuration import Configuration, draw
@@ -130,12 +130,12 @@ def test_must_fail_a_node_without_quotas(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_must_fail_accounts_that_give_nothing_back(monkeypatch: pytest.MonkeyPatch) -> None:
     """It is found at the commit."""
-    moved = accounts.moved
+    charged = room.charged
 
     def kept(view: StorageView, moves: Iterable[tuple[ClientId, int]]) -> list[Write]:
-        return moved(view, [each for each in moves if each[1] > 0])
+        return charged(view, [each for each in moves if each[1] > 0])
 
-    monkeypatch.setattr(accounts, "moved", kept)
+    monkeypatch.setattr(room, "charged", kept)
     assert hunt(poisonous_writers(), lambda finding: "at a commit" in finding)
 
 
@@ -146,13 +146,13 @@ def test_must_fail_quotas_that_let_one_client_pay_for_another(
         rows = view.scan(Table.ADMISSION, b"", b"\xff" * 40)
         return sum(int.from_bytes(row, "big") for _, row in rows)
 
-    monkeypatch.setattr(room, "used", used_by_all)
+    monkeypatch.setattr(room, "used_bytes", used_by_all)
     assert hunt(flooding_clients(), lambda finding: "AdmissionRefused" in finding)
 
 
 def test_must_fail_accounts_that_only_grow(monkeypatch: pytest.MonkeyPatch) -> None:
-    moved = accounts.moved
+    charged = room.charged
     monkeypatch.setattr(
-        accounts, "moved", lambda view, moves: moved(view, [one for one in moves if one[1] > 0])
+        room, "charged", lambda view, moves: charged(view, [one for one in moves if one[1] > 0])
     )
     assert hunt(poisonous_writers(), lambda finding: finding.startswith("accounts:"))

@@ -14,7 +14,7 @@ from typing import ClassVar
 from bftfs.identifiers import ClientId, NodeId
 from bftfs.read_write.timestamp import VERSION_KEY_BYTES, VERSIONS_END, timestamp_of
 from bftfs.read_write.version_row import checksum_of
-from bftfs.server.accounts import accounts, used
+from bftfs.server.room import accounts, used_bytes
 from bftfs.simulation.checkers.candidates import CommitRecord
 from bftfs.storage import StorageView, Table, Write
 
@@ -59,7 +59,7 @@ class AccountsRecord(CommitRecord):
                 versions[key] = volume
                 touched.add(client)
         for client in sorted(touched):
-            counted, there = used(view, client), stored[client]
+            counted, there = used_bytes(view, client), stored[client]
             if counted != there:
                 self.find(
                     f"{counted} bytes of one client are counted at node {node} at a commit, and "

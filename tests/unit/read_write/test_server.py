@@ -29,9 +29,9 @@ from bftfs.read_write.messages import (
 from bftfs.read_write.server import ReadWriteServer
 from bftfs.read_write.timestamp import BlockTimestamp, beginning_of, successor_of, version_key
 from bftfs.read_write.version_row import VERIFIED
-from bftfs.server.accounts import used
 from bftfs.server.known_lives import proof_of
 from bftfs.server.recovery import Recovery, Stage
+from bftfs.server.room import used_bytes
 from bftfs.server.step import Grant, Role, Sender
 from bftfs.simulation.world import START_US
 from bftfs.storage import StorageView, Table, Write
@@ -239,7 +239,7 @@ class Purse:
         self.most = most
 
     def refusal(self, view: StorageView, client: ClientId, volume: int) -> Refused | None:
-        if used(view, client) + volume > self.most:
+        if used_bytes(view, client) + volume > self.most:
             return Refused(errno.EDQUOT, "history quota exceeded")
         return None
 
@@ -250,9 +250,9 @@ def test_quota_is_charged_and_refuses_the_next() -> None:
     node = world.nodes[NODE]
     first, fragment = request(world, alice)
     node.step(alice.sender, first, fragment, START_US)
-    assert used(node.storage, alice.id) == len(fragment) + len(first.cross_checksum)
+    assert used_bytes(node.storage, alice.id) == len(fragment) + len(first.cross_checksum)
     node.step(alice.sender, first, fragment, START_US)
-    assert used(node.storage, alice.id) == len(fragment) + len(first.cross_checksum)
+    assert used_bytes(node.storage, alice.id) == len(fragment) + len(first.cross_checksum)
     second, fragment = request(world, alice, b"second" * 200, time_us=START_US + 1)
     third, third_fragment = request(world, alice, b"third!" * 200, time_us=START_US + 2)
     assert node.step(alice.sender, second, fragment, START_US)[0] == WriteReply()

@@ -5,8 +5,7 @@ from __future__ import annotations
 import errno
 
 from bftfs.identifiers import ClientId
-from bftfs.server.accounts import moved
-from bftfs.server.room import ClientQuota, Room
+from bftfs.server.room import ClientQuota, Room, charged
 from bftfs.storage import MemoryStorage
 
 ALICE, BOB = ClientId(b"a" * 16), ClientId(b"b" * 16)
@@ -16,7 +15,7 @@ def charge(quota: ClientQuota, store: MemoryStorage, client: ClientId, volume: i
     """0, or the errno with which the version was refused."""
     if (refusal := quota.refusal(store, client, volume)) is not None:
         return refusal.code
-    store.apply(moved(store, [(client, volume)]))
+    store.apply(charged(store, [(client, volume)]))
     return 0
 
 
@@ -33,7 +32,7 @@ def test_a_version_that_is_not_stored_is_not_counted() -> None:
     quota, store = ClientQuota(Room(client_bytes=100)), MemoryStorage()
     for _ in range(10):
         assert quota.refusal(store, ALICE, 60) is None
-        assert moved(store, [(ALICE, 60)])
+        assert charged(store, [(ALICE, 60)])
     assert charge(quota, store, ALICE, 100) == 0
 
 
@@ -45,5 +44,5 @@ def test_without_a_bound_nothing_is_refused() -> None:
 
 def test_who_is_charged_beyond_the_bound_is_refused_the_next() -> None:
     quota, store = ClientQuota(Room(client_bytes=100)), MemoryStorage()
-    store.apply(moved(store, [(ALICE, 120)]))
+    store.apply(charged(store, [(ALICE, 120)]))
     assert charge(quota, store, ALICE, 1) == errno.EDQUOT

@@ -10,7 +10,6 @@ import pytest
 from bftfs.asking.refusal import Refused
 from bftfs.identifiers import ClientId
 from bftfs.limits import MIB
-from bftfs.server.accounts import moved
 from bftfs.server.room import (
     SHORT,
     SLOW,
@@ -19,6 +18,7 @@ from bftfs.server.room import (
     Figures,
     ReserveShares,
     Room,
+    charged,
 )
 from bftfs.storage import MemoryStorage, Table, Write
 
@@ -51,7 +51,7 @@ class Node:
         """0, or the errno with which a version is refused."""
         if (refusal := self.quota.refusal(self.view, client, volume)) is not None:
             return refusal.code
-        self.view.apply(moved(self.view, [(client, volume)]))
+        self.view.apply(charged(self.view, [(client, volume)]))
         self.disk.taken += volume
         self.room.measure()
         return 0
@@ -67,7 +67,7 @@ class Node:
 
     def fill(self, client: ClientId, share: float) -> None:
         """Let `client` take so much of the pool."""
-        self.view.apply(moved(self.view, [(client, int(share * LIMIT))]))
+        self.view.apply(charged(self.view, [(client, int(share * LIMIT))]))
         self.disk.taken += int(share * LIMIT)
         self.room.measure()
 
@@ -91,7 +91,7 @@ def test_a_full_pool_takes_no_versions_until_there_is_room() -> None:
         pass
     assert node.write(BOB, 1_000) == errno.ENOSPC
     assert node.write(ALICE, 1_000) == errno.ENOSPC
-    node.view.apply(moved(node.view, [(ALICE, -LIMIT // 2)]))
+    node.view.apply(charged(node.view, [(ALICE, -LIMIT // 2)]))
     node.disk.taken -= LIMIT // 2
     node.room.measure()
     assert node.write(BOB, 1_000) == 0
@@ -144,7 +144,7 @@ def test_removals_are_taken_however_full_the_pool_is(budget_bytes: int | None) -
 def test_released_bytes_are_not_counted_and_never_negative() -> None:
     node = Node()
     node.fill(ALICE, 0.1)
-    node.view.apply(moved(node.view, [(ALICE, -LIMIT), (BOB, -5)]))
+    node.view.apply(charged(node.view, [(ALICE, -LIMIT), (BOB, -5)]))
     node.fill(BOB, 0.85)
     node.fill(ALICE, 0.01)
     assert node.write(ALICE, 1) == 0
