@@ -1,7 +1,7 @@
 """What is written to a file of results, and the tables that are printed."""
 
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,10 @@ from benchmarks.rooms.inside import Traced
 from benchmarks.rooms.text import COMPLEXITY, Text
 
 Report = dict[str, Any]
+
+# A replica history that a client keeps as its server has sent it, to show it to servers: it tells
+# what that one said, and nothing of what the client makes of it.
+_EVIDENCE = frozenset({"observation._Entry.known"})
 
 _NODES = {"bare": "nodes that only serve", "full": "nodes with quotas that verify and heal"}
 
@@ -48,9 +52,9 @@ def parts(counted: Report) -> dict[str, dict[str, str]]:
     lies = counted["lies"]
     found["A misbehaving node, followed through the client"] = {
         name: f"{each['files']} files ({len(each['on_arrival'])} on arrival), remembered by "
-        + _listed(_holders(each))
+        + _remembered([each])
         for name, each in lies.items()
-    } | {"all of these": _listed(set().union(*map(_holders, lies.values())))}
+    } | {"all of these": _remembered(lies.values())}
     text = counted["text"]
     found["Source of bftfs, nodes and mount"] = {
         name: f"{text[key]['files']} files, {text[key]['lines']} lines, {text[key]['code']} of code"
@@ -65,10 +69,13 @@ def parts(counted: Report) -> dict[str, dict[str, str]]:
     return found
 
 
-def _holders(lie: dict[str, Any]) -> set[str]:
-    """The classes that remember a lie, with the modules they are in."""
-    places = (place.partition(": ") for place in lie["memories"])
-    return {f"{Path(file).stem}.{place.rpartition('.')[0]}" for file, _, place in places}
+def _remembered(lies: Iterable[dict[str, Any]]) -> str:
+    """The classes that remember any of the lies, and the evidence that is kept besides."""
+    places = (place.partition(": ") for lie in lies for place in lie["memories"])
+    attributes = {f"{Path(file).stem}.{attribute}" for file, _, attribute in places}
+    holders = {attribute.rpartition(".")[0] for attribute in attributes - _EVIDENCE}
+    evidence = attributes & _EVIDENCE
+    return _listed(holders) + (f" (evidence in {_listed(evidence)})" if evidence else "")
 
 
 def _listed(names: set[str]) -> str:
