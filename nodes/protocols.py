@@ -108,7 +108,7 @@ def honest_services(
         past=past,
         clock=clock,
     )
-    clock_comparison = ClockComparison(node, description.n, clock)
+    clock_comparison = ClockComparison(node, peers, clock)
     return Services(
         {
             **dict.fromkeys(get_args(QueryUpdateRequest), query_update),

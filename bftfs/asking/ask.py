@@ -1,11 +1,12 @@
 """Sending requests and waiting for replies: the one place in both protocols that does so.
 
-There are three ways to ask:
+`Calls` sends the requests of a conversation and receives the replies; nothing else in the product
+does. There are three ways to ask on top of it:
 
 - `Asking` is a round: one request to each of some nodes, and one reply from each. All rounds of
   both protocols are of this kind, except reads of blocks.
-- `Calls` are the unanswered requests of a read of a block. It asks one node several questions, and
-  chooses the next one by the replies.
+- `Inquiry` is a read of a block: it asks one node several questions, and chooses the next one by
+  the replies.
 - `ask_all` sends each of some nodes one request, once. Workers, inspections and commands use it.
 
 A round never waits for a node that is not needed. A node that takes longer than usual is replaced
@@ -15,14 +16,14 @@ intervals. Requests to silent nodes are repeated. [Q/U §4.3.4, c_quorum_rpc]
 Nothing here affects safety: the caller decides which replies count, and how many are enough. What
 replies and silences show of a node is kept in `Peers`.
 
-**Concurrency.** An `Asking` or `Calls` belongs to one conversation.
+**Concurrency.** `Calls`, an `Asking` or an `Inquiry` belongs to one conversation.
 """
 
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Mapping
-from typing import Generic, TypeVar
+from collections.abc import Callable, Iterable, Mapping
+from typing import Generic, Protocol, TypeVar
 
 from bftfs import limits
 from bftfs.asking.peers import Pace, Peers
@@ -45,10 +46,74 @@ INSPECTED_AGAIN_US = 200_000  # …and for one that has been silent before
 
 
 class Calls(Generic[Tag]):
-    """The unanswered requests of one operation.
+    """Sends requests, and receives the replies to them.
 
-    Replies still count if they come after a silence, unless their requests are very old.
+    Each request has a tag, by which the caller knows its reply. Replies still count if they come
+    after a silence, unless their requests are very old.
     """
+
+    __slots__ = ("_peers", "unanswered")
+
+    def __init__(self, peers: Peers) -> None:
+        self._peers = peers
+        self.unanswered: dict[int, Tag] = {}  # the tags of the requests, by their numbers
+
+    async def send(self, requests: list[Send], tags: Iterable[Tag]) -> None:
+        """Send `requests`, which have these tags."""
+        self.unanswered.update(zip(await SendAll(requests), tags, strict=True))
+
+    async def reply(self, patience_us: int) -> tuple[Delivery, Tag] | None:
+        """The next reply, and the tag of its request; None after a silence of `patience_us`.
+
+        Replies to earlier rounds of this conversation, and to requests that were forgotten, are
+        passed over.
+        """
+        unanswered = self.unanswered
+        while True:
+            delivery = await Receive(patience_us)
+            if delivery is None:
+                return None
+            number = delivery.request_number
+            if number in unanswered:
+                self._peers.answered(delivery.node)
+                return delivery, unanswered.pop(number)
+
+    def forget(self, tag: Tag) -> None:
+        """Forget the requests that have this tag: their replies do not count any more."""
+        for number in [number for number, each in self.unanswered.items() if each == tag]:
+            del self.unanswered[number]
+
+    def forget_old(self) -> None:
+        """Forget very old requests: during an outage they are repeated often."""
+        for number in list(self.unanswered)[: -limits.LATE_REQUESTS]:
+            del self.unanswered[number]
+
+
+class Addressed(Protocol):
+    """A question of an `Inquiry`."""
+
+    @property
+    def node(self) -> NodeId:
+        """The node that is asked."""
+
+
+Asked = TypeVar("Asked", bound=Addressed)
+
+
+class Inquiry(Calls[Asked]):
+    """Asks nodes for as long as its caller has questions; the tags are the questions."""
+
+    __slots__ = (
+        "_half",
+        "_heard",
+        "_left_us",
+        "_now_us",
+        "_pace",
+        "_patience_us",
+        "_required",
+        "_subject",
+        "lapses",
+    )
 
     def __init__(
         self,
@@ -64,7 +129,7 @@ class Calls(Generic[Tag]):
 
         `subject` is for error messages.
         """
-        self.peers = peers
+        super().__init__(peers)
         self.lapses = 0  # silences so far
         self._pace = pace
         self._now_us = now_us
@@ -74,33 +139,24 @@ class Calls(Generic[Tag]):
         self._left_us = _NEVER if patience_total_us is None else patience_total_us
         self._patience_us = min(pace.hedge_us, self._left_us)
         self._heard = NOBODY
-        self._unanswered: dict[int, tuple[NodeId, Tag]] = {}
 
-    def sent(self, number: int, node: NodeId, tag: Tag) -> None:
-        """A request was sent to `node`; `reply` returns `tag` with its reply."""
-        self._unanswered[number] = (node, tag)
-
-    async def reply(self) -> tuple[Delivery, Tag] | None:
-        """The next reply; None after a silence. Each silence is twice as long as the last one.
+    async def answer(self) -> tuple[Delivery, Asked] | None:
+        """The next reply and its question; None after a silence, twice as long as the last one.
 
         Raises QuorumUnavailable when total patience has run out.
         """
-        while True:
-            delivery = await Receive(self._patience_us)
-            if delivery is None:
-                await self._lapse()
-                return None
-            call = self._unanswered.pop(delivery.request_number, None)
-            if call is not None:  # otherwise, a reply to an earlier round of this conversation
-                node, heard = delivery.node, self._heard
-                if not heard.bits >> node & 1:
-                    self._heard = heard = heard.plus(node)
-                    if heard.bits.bit_count() == self._half:
-                        elapsed_us = await Now() - self._now_us
-                        self._pace.took(elapsed_us)
-                        self._pace.took_half(elapsed_us)
-                self.peers.answered(node)
-                return delivery, call[1]
+        call = await self.reply(self._patience_us)
+        if call is None:
+            await self._lapse()
+            return None
+        node, heard = call[0].node, self._heard
+        if not heard.bits >> node & 1:
+            self._heard = heard = heard.plus(node)
+            if heard.bits.bit_count() == self._half:
+                elapsed_us = await Now() - self._now_us
+                self._pace.took(elapsed_us)
+                self._pace.took_half(elapsed_us)
+        return call
 
     async def _lapse(self) -> None:
         self.lapses += 1
@@ -110,12 +166,11 @@ class Calls(Generic[Tag]):
                 heard=len(self._heard), required=self._required, subject=self._subject
             )
         now_us = await Now()
-        for node in {node for node, _ in self._unanswered.values()}:
-            self.peers.silent(node, now_us)
+        for node in {question.node for question in self.unanswered.values()}:
+            self._peers.silent(node, now_us)
         doubled_us = min(2 * self._patience_us, limits.PATIENCE_MOST_US)
         self._patience_us = min(doubled_us, self._left_us)
-        for number in list(self._unanswered)[: -limits.LATE_REQUESTS]:
-            del self._unanswered[number]
+        self.forget_old()
 
 
 class Refusals:
@@ -224,7 +279,7 @@ class Asking:
         self._suffices = suffices
         self._required = self.first if required is None else required
         self._patience_total_us = patience_total_us
-        self._numbers: dict[int, NodeId] = {}
+        self._calls: Calls[NodeId] = Calls(peers)
         self._unasked: list[NodeId] = []
         self._heard = NOBODY  # nodes whose further replies do not count
         self._said = _WAIT
@@ -289,8 +344,7 @@ class Asking:
         """Ignore the reply: ask its node again soon, and now another one in addition."""
         self.answered = self.answered.minus(node)
         self._heard = self._heard.minus(node)
-        for number in [number for number, owner in self._numbers.items() if owner == node]:
-            del self._numbers[number]
+        self._calls.forget(node)
         self._busy.append(node)
         if self._busy_us == _NEVER:
             self._busy_us = self._quiet_us + (BUSY_US << min(self._retries, 16))
@@ -350,34 +404,32 @@ class Asking:
             first += tuple(node for node in self._probes if node not in first)
             self._unasked = [node for node in self._unasked if node not in first]
         self.asked = Nodes.of(first)
-        numbers = await SendAll(list(map(self._request, first)))
-        self._numbers.update(zip(numbers, first, strict=True))
+        await self._calls.send(list(map(self._request, first)), first)
 
     async def collect(self, take: Callable[[Delivery], None]) -> None:
         """Pass each reply to `take`, until `take` or a silence ends the round."""
         if not self.asked:
             await self.send()
-        numbers, answered = self._numbers, self._peers.answered
-        half, pace = (self.first + 1) // 2, self._pace
+        calls, half, pace = self._calls, (self.first + 1) // 2, self._pace
         while True:
             until_us = self._until_us
-            delivery = await Receive(until_us - self._quiet_us)
-            if delivery is None:
+            call = await calls.reply(until_us - self._quiet_us)
+            if call is None:
                 self._quiet_us = until_us
                 if await self._bear_silence(until_us):
                     return
                 self._until_us = min(self._patience_us, self._hedge_us, self._busy_us)
                 continue
-            node, heard = numbers.get(delivery.request_number), self._heard
-            if node is None or heard.bits >> node & 1:
-                continue
+            delivery, node = call
+            heard = self._heard
+            if heard.bits >> node & 1:
+                continue  # it was asked twice
             self._heard = heard.plus(node)
             self.answered = self._heard if self.answered is heard else self.answered.plus(node)
             if self.refusing is not NOBODY and node in self.refusing:
                 self.refusing = self.refusing.minus(node)
                 if self._refusals is not None:
                     self._refusals.withdraw(node)
-            answered(node)
             take(delivery)
             said = self._said
             if said == _ENOUGH:
@@ -458,8 +510,7 @@ class Asking:
             raise QuorumUnavailable(
                 heard=len(self._heard), required=self._required, subject=self._subject
             )
-        for number in list(self._numbers)[: -limits.LATE_REQUESTS]:
-            del self._numbers[number]
+        self._calls.forget_old()
         missing = max(1, len(silent))  # 1 if all that were asked have answered
         further = self._unasked[:missing]
         del self._unasked[:missing]
@@ -497,13 +548,13 @@ class Asking:
 
     async def _ask(self, node: NodeId) -> None:
         self.asked = self.asked.plus(node)
-        self._numbers[await self._request(node)] = node
+        await self._calls.send([self._request(node)], (node,))
 
 
 async def ask_all(
     peers: Peers,
     requests: Mapping[NodeId, object],
-    judge: Callable[[Delivery], Answer | None],
+    judge: Callable[[Delivery, int], Answer | None],
     *,
     patience_us: int,
     silent_us: int | None = None,
@@ -511,29 +562,27 @@ async def ask_all(
 ) -> dict[NodeId, Answer]:
     """Send each node its request once; return what `judge` makes of each usable reply.
 
-    Workers, inspections and commands call this. `judge` returns None for an unusable reply. The
-    call ends when `enough` is true of the answers, or after `patience_us`. If all nodes that have
-    not answered were silent before, it ends after `silent_us`, if given.
+    Workers, inspections and commands call this. `judge` gets the reply and the time at which it
+    came, and returns None if it is unusable. The call ends when `enough` is true of the answers, or
+    after `patience_us`. If all nodes that have not answered were silent before, it ends after
+    `silent_us`, if given.
     """
-    sent = await SendAll([Send(node, request) for node, request in requests.items()])
-    numbers = dict(zip(sent, requests, strict=True))
+    calls: Calls[NodeId] = Calls(peers)
+    await calls.send([Send(node, request) for node, request in requests.items()], requests)
     answers: dict[NodeId, Answer] = {}
-    began_us = await Now()
-    while numbers:
+    now_us = began_us = await Now()
+    while calls.unanswered:
         until_us = began_us + patience_us
-        if silent_us is not None and all(node in peers.mute for node in numbers.values()):
+        if silent_us is not None and all(node in peers.mute for node in calls.unanswered.values()):
             until_us = began_us + silent_us
-        delivery = await Receive(max(until_us - await Now(), 1))
-        if delivery is None:
-            now_us = await Now()
-            for node in numbers.values():
+        call = await calls.reply(max(until_us - now_us, 1))
+        now_us = await Now()
+        if call is None:
+            for node in calls.unanswered.values():
                 peers.silent(node, now_us)
             break
-        if delivery.request_number not in numbers:
-            continue
-        node = numbers.pop(delivery.request_number)
-        peers.answered(node)
-        answer = judge(delivery)
+        delivery, node = call
+        answer = judge(delivery, now_us)
         if answer is not None:
             answers[node] = answer
             if enough(answers):
@@ -546,7 +595,7 @@ async def inspect_nodes(peers: Peers, requests: Mapping[NodeId, object]) -> dict
     return await ask_all(
         peers,
         requests,
-        lambda delivery: delivery,
+        lambda delivery, _now_us: delivery,
         patience_us=INSPECTED_PATIENCE_US,
         silent_us=INSPECTED_AGAIN_US,
     )

@@ -171,6 +171,10 @@ class Peers:
 
     # --- questions ------------------------------------------------------------------------------
 
+    def others(self, node: NodeId) -> tuple[NodeId, ...]:
+        """All nodes but `node`."""
+        return tuple(other for other in self.quorums.everyone if other != node)
+
     def order(
         self, preference: tuple[NodeId, ...], now_us: int
     ) -> tuple[tuple[NodeId, ...], tuple[NodeId, ...]]:

@@ -25,8 +25,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import partial
 
-from bftfs.asking.ask import Calls, Refusals
-from bftfs.conversation import Compute, Delivery, Now, Send, SendAll
+from bftfs.asking.ask import Inquiry, Refusals
+from bftfs.conversation import Compute, Delivery, Now, Send
 from bftfs.identifiers import BlockId, NodeId
 from bftfs.read_write.classification import CandidateClass
 from bftfs.read_write.descent import Descent, Question, Usable
@@ -54,14 +54,14 @@ NEVER_WRITTEN = FoundVersion(ZERO, None)
 class BlockRead:
     """One read of the latest complete version, strictly below `before` if that is given."""
 
-    __slots__ = ("_before", "_began_us", "_block", "_calls", "_refusals", "_session")
+    __slots__ = ("_before", "_began_us", "_block", "_inquiry", "_refusals", "_session")
 
     def __init__(self, session: Session, block: BlockId, before: BlockTimestamp | None) -> None:
         self._session = session
         self._block = block
         self._before = before
         self._began_us = 0
-        self._calls: Calls[Question]
+        self._inquiry: Inquiry[Question]
         self._refusals: Refusals
 
     async def run(self) -> FoundVersion:
@@ -81,7 +81,7 @@ class BlockRead:
         descent = await self._begin()
         await self._ask(descent.begin())
         while True:
-            call = await self._calls.reply()
+            call = await self._inquiry.answer()
             if call is not None:
                 self._take(descent, *call)
             else:
@@ -110,7 +110,7 @@ class BlockRead:
             silent = frozenset(node for node in nodes if not peers.willing(node))
         nodes = self._order(nodes)
         self._refusals = Refusals(peers.quorums)
-        self._calls = Calls(
+        self._inquiry = Inquiry(
             peers,
             peers.reads,
             subject=f"read of block {self._block.hex()}",
@@ -140,8 +140,7 @@ class BlockRead:
             Send(each.node, ReadRequest(block, each.before, each.want_data, each.history))
             for each in questions
         ]
-        for number, question in zip(await SendAll(requests), questions, strict=True):
-            self._calls.sent(number, question.node, question)
+        await self._inquiry.send(requests, questions)
 
     def _take(self, descent: Descent, delivery: Delivery, question: Question) -> None:
         node, message = question.node, delivery.message

@@ -14,10 +14,10 @@ Tests: `tests/unit/server/test_own_clock.py`; with real nodes,
 
 from __future__ import annotations
 
-from functools import partial
-
 from bftfs import limits
-from bftfs.conversation import Now, Pause, Receive, Send, Spawn, Together, Wait
+from bftfs.asking.ask import ask_all
+from bftfs.asking.peers import Peers
+from bftfs.conversation import Delivery, Now, Pause, Spawn, Wait
 from bftfs.crypto.digest import Body
 from bftfs.envelope import ClockReply, ClockRequest
 from bftfs.identifiers import NodeId
@@ -42,8 +42,9 @@ class ClockServer:
 class ClockComparison:
     """A node's background work: it asks its peers for the time."""
 
-    def __init__(self, node: NodeId, n: int, clock: OwnClock) -> None:
-        self._others = tuple(NodeId(other) for other in range(n) if other != node)
+    def __init__(self, node: NodeId, peers: Peers, clock: OwnClock) -> None:
+        self._others = peers.others(node)
+        self._peers = peers
         self._clock = clock
 
     async def run(self, _host: Host) -> None:
@@ -61,25 +62,17 @@ class ClockComparison:
             pause_us = limits.CLOCKS_COMPARED_EVERY_US
 
     async def _compare(self) -> None:
-        began_us = await Now()
-        found: tuple[int | None, ...] = await Together(
-            tuple(partial(_difference_us, node) for node in self._others)
-        )
+        asked_us = await Now()
+
+        def difference_us(delivery: Delivery, heard_us: int) -> int | None:
+            """By how much a peer's clock is ahead of this one, or behind (< 0), at least."""
+            if not isinstance(delivery.message, ClockReply):
+                return None
+            said_us = delivery.message.now_us
+            return max(said_us - heard_us, min(said_us - asked_us, 0))
+
+        requests = dict.fromkeys(self._others, ClockRequest())
+        found = await ask_all(self._peers, requests, difference_us, patience_us=_PATIENCE_US)
         ended_us = await Now()
-        if 0 <= ended_us - began_us <= limits.CLOCKS_AGREE_US:  # else it was set meanwhile
-            answers = zip(self._others, found, strict=True)
-            self._clock.compared(
-                {node: each for node, each in answers if each is not None}, ended_us
-            )
-
-
-async def _difference_us(node: NodeId) -> int | None:
-    """By how much a peer's clock is ahead of this one, or behind (< 0), at least."""
-    asked_us = await Now()
-    await Send(node, ClockRequest())
-    delivery = await Receive(_PATIENCE_US)
-    heard_us = await Now()
-    if delivery is None or not isinstance(delivery.message, ClockReply):
-        return None
-    said_us = delivery.message.now_us
-    return max(said_us - heard_us, min(said_us - asked_us, 0))
+        if 0 <= ended_us - asked_us <= limits.CLOCKS_AGREE_US:  # else it was set meanwhile
+            self._clock.compared(found, ended_us)

@@ -34,7 +34,7 @@ _PATIENCE_US = 2 * SECOND_US
 async def health_reports(peers: Peers, nodes: Iterable[int]) -> dict[NodeId, HealthReply]:
     """The health reports of `nodes` that answer in time. They are claims: a node may lie."""
 
-    def judge(delivery: Delivery) -> HealthReply | None:
+    def judge(delivery: Delivery, _now_us: int) -> HealthReply | None:
         return delivery.message if isinstance(delivery.message, HealthReply) else None
 
     requests = {NodeId(node): HealthRequest() for node in nodes}
@@ -58,7 +58,7 @@ class Comparison:
         tell_serial: Callable[[int], None],
     ) -> None:
         """`tell_serial` is called with a serial that some correct peer's description reaches."""
-        self._others = tuple(other for other in range(description.n) if other != node)
+        self._others = peers.others(node)
         self._b = description.b
         self._peers = peers
         self._tell_serial = tell_serial

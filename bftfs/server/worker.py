@@ -96,7 +96,7 @@ class OtherNodes:
     """All nodes except the worker's own; sends them requests for the worker."""
 
     def __init__(self, node: NodeId, peers: Peers) -> None:
-        self.nodes = tuple(NodeId(other) for other in range(peers.quorums.n) if other != node)
+        self.nodes = peers.others(node)
         self._peers = peers
 
     async def ask(
@@ -114,7 +114,7 @@ class OtherNodes:
         `silent_us` is the patience with those that were silent before, if it is another.
         """
 
-        def judge(delivery: Delivery) -> Seen | None:
+        def judge(delivery: Delivery, _now_us: int) -> Seen | None:
             answer = delivery.message
             return answer if isinstance(answer, kind) and is_possible(answer) else None
 

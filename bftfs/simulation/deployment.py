@@ -209,7 +209,7 @@ class Deployment:
         background: list[Background] = []
         if self.compares_clocks:
             servers[ClockRequest] = ClockServer()
-            background.append(ClockComparison(node, self.sizes.n, clock))
+            background.append(ClockComparison(node, peers, clock))
         limit = self.client_bytes
         quota = ClientQuota(Room(client_bytes=limit))
         authority = InodeAuthority(recovery, objects_healer)

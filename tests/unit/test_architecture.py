@@ -1,9 +1,11 @@
-"""The import contracts of `pyproject.toml` are kept, and every module is subject to them."""
+"""Import contracts are kept, a class name means one thing, and one module receives replies."""
 
 from __future__ import annotations
 
+import ast
 import re
 import tomllib
+from collections import defaultdict
 from pathlib import Path
 
 import pytest
@@ -34,3 +36,24 @@ def test_every_module_has_a_layer() -> None:
         if not any(module == name or module.startswith(name + ".") for name in placed)
     ]
     assert not missing
+
+
+def test_no_two_modules_have_a_class_of_the_same_name() -> None:
+    modules: defaultdict[str, set[str]] = defaultdict(set)
+    for package in ("bftfs", "nodes", "mount"):
+        for path in (PROJECT / package).rglob("*.py"):
+            for statement in ast.parse(path.read_text()).body:
+                if isinstance(statement, ast.ClassDef) and not statement.name.startswith("_"):
+                    modules[statement.name].add(path.relative_to(PROJECT).as_posix())
+    assert {name: files for name, files in modules.items() if len(files) > 1} == {}
+
+
+def test_one_module_receives_replies() -> None:
+    """Adversaries of the simulator do it in their own ways."""
+    receiving = [
+        path.relative_to(PROJECT).as_posix()
+        for package in ("bftfs", "nodes", "mount")
+        for path in (PROJECT / package).rglob("*.py")
+        if "await Receive(" in path.read_text() and "byzantine" not in path.parts
+    ]
+    assert receiving == ["bftfs/asking/ask.py"]

@@ -7,12 +7,12 @@ import heapq
 import itertools
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 
 from bftfs import limits
-from bftfs.asking.ask import BUSY_US, PATIENCE_MAX_US, Asking, Calls
+from bftfs.asking.ask import BUSY_US, PATIENCE_MAX_US, Asking, Inquiry
 from bftfs.asking.peers import HEDGE_US, PATIENCE_US, Condition, Peers
 from bftfs.asking.quorum import Nodes, ThresholdQuorums
 from bftfs.asking.refusal import Refused
@@ -365,25 +365,37 @@ def test_a_full_server_is_asked_last() -> None:
     assert peers.condition(NodeId(1)) is Condition.WELL, "then it is nothing of its own"
 
 
-# --- calls ----------------------------------------------------------------------------------
+# --- inquiries ------------------------------------------------------------------------------
 
 
-def calling(peers: Peers, **options: Any) -> Calls[str]:
-    return Calls(peers, peers.reads, subject="the test", required=2, now_us=0, **options)
+class Question(NamedTuple):
+    node: NodeId
+    text: str
 
 
-def test_a_reply_comes_with_the_tag_of_its_request() -> None:
+def inquiring(peers: Peers, **options: Any) -> Inquiry[Question]:
+    return Inquiry(
+        peers, peers.reads, **{"subject": "the test", "required": 2, "now_us": 0} | options
+    )
+
+
+def question(text: str, node: NodeId = ORDER[3]) -> tuple[list[Send], list[Question]]:
+    """One, as it is sent."""
+    return [Send(node, text)], [Question(node, text)]
+
+
+def test_a_reply_comes_with_its_question() -> None:
     replies: list[Any] = []
 
     async def conversation() -> None:
-        calls = calling(Peers(QUORUMS))
-        for tag in ("a list", "a fragment"):
-            calls.sent(await Send(NodeId(3), tag), NodeId(3), tag)
-        replies.extend([await calls.reply() for _ in range(3)])
+        inquiry = inquiring(Peers(QUORUMS))
+        for text in ("a list", "a fragment"):
+            await inquiry.send(*question(text))
+        replies.extend([await inquiry.answer() for _ in range(3)])
 
     network = Network(lambda node, times: 100 if times == 2 else 70_000)
     network.run(conversation())
-    assert [reply and (reply[0].node, reply[1]) for reply in replies] == [
+    assert [reply and (reply[0].node, reply[1].text) for reply in replies] == [
         (3, "a fragment"),
         None,
         (3, "a list"),
@@ -394,12 +406,12 @@ def test_each_silence_is_longer_and_the_last_is_an_error() -> None:
     peers, silences = Peers(QUORUMS), []
 
     async def conversation() -> None:
-        calls = calling(peers, patience_total_us=1_000_000)
-        calls.sent(await Send(NodeId(3), "request"), NodeId(3), "")
+        inquiry = inquiring(peers, patience_total_us=1_000_000)
+        await inquiry.send(*question("request"))
         while True:
-            assert await calls.reply() is None
+            assert await inquiry.answer() is None
             silences.append(network.now)
-            assert calls.lapses == len(silences)
+            assert inquiry.lapses == len(silences)
 
     network = Network(lambda node, times: None)
     network.run(conversation())
@@ -410,18 +422,18 @@ def test_each_silence_is_longer_and_the_last_is_an_error() -> None:
     assert peers.condition(NodeId(3)) is Condition.SILENT
 
 
-def test_calls_teach_their_pace() -> None:
+def test_inquiries_teach_their_pace() -> None:
     """A client that only reads learns how slow the network is."""
     peers = Peers(QUORUMS)
 
     async def conversation() -> None:
-        calls = Calls(peers, peers.reads, subject="the test", required=3, now_us=network.now)
+        inquiry = inquiring(peers, required=3, now_us=network.now)
         for node in ORDER[:3]:
-            calls.sent(await Send(node, "request"), node, "")
+            await inquiry.send(*question("request", node))
         heard = 0
         while heard < 3:
-            heard += await calls.reply() is not None
-        lapses.append(calls.lapses)
+            heard += await inquiry.answer() is not None
+        lapses.append(inquiry.lapses)
 
     lapses: list[int] = []
     network = Network(lambda node, times: 130_000)
@@ -472,4 +484,4 @@ def test_requests_of_a_long_outage_are_forgotten(monkeypatch: pytest.MonkeyPatch
     network = Network(lambda node, times: None)
     network.run(conversation(), until=60_000_000)
     assert len(network.asked) > 100
-    assert len(rounds[0]._numbers) <= 12 + len(ORDER)
+    assert len(rounds[0]._calls.unanswered) <= 12 + len(ORDER)

@@ -870,7 +870,7 @@ def test_an_operation_remembers_a_bound_of_requests(
     write = alice.start(alice.client.write(BLOCK, ITEM, USER))
     while world.now_us < 120 * limits.SECOND_US:
         world.next_event()
-        assert len(reading._calls._unanswered) <= 12 + 6
+        assert len(reading._inquiry.unanswered) <= 12 + 6
     for node in world.nodes:
         node.behaviour = lambda _node, _sender, _message, honest: honest()
     world.run(read, write)
