@@ -6,7 +6,9 @@ mount.bftfs DIR MOUNTPOINT [-sfnv] [-o OPTIONS]        as mount(8) runs it, for 
 
 from __future__ import annotations
 
+import ctypes
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -33,9 +35,11 @@ def run_in_background(work: Callable[[Callable[[], None]], int], *, output: Path
     then, and to the file `output` afterwards.
     """
     reading, writing = os.pipe()
+    parent = os.getpid()
     child = os.fork()
     if child == 0:
         os.close(reading)
+        _die_with(parent)
         _work_as_child(work, writing, output)
     os.close(writing)
     with os.fdopen(reading, "rb") as pipe:
@@ -44,6 +48,20 @@ def run_in_background(work: Callable[[Callable[[], None]], int], *, output: Path
         return 0
     _, status = os.waitpid(child, 0)
     return os.waitstatus_to_exitcode(status) or 1
+
+
+_PR_SET_PDEATHSIG = 1  # [prctl(2)]
+
+
+def _die_with(parent: int | None) -> None:
+    """End when the parent process does, as Ctrl-C at the terminal ends it; None: no more.
+
+    A child with a session of its own hears nothing from the terminal.
+    """
+    prctl = ctypes.CDLL(None).prctl
+    prctl(_PR_SET_PDEATHSIG, ctypes.c_ulong(0 if parent is None else signal.SIGTERM))
+    if parent is not None and os.getppid() != parent:
+        os._exit(1)  # it has ended before
 
 
 def _work_as_child(work: Callable[[Callable[[], None]], int], pipe: int, output: Path) -> None:
@@ -58,6 +76,7 @@ def _work_as_child(work: Callable[[Callable[[], None]], int], pipe: int, output:
         os.dup2(file, 1)
         os.dup2(file, 2)
         os.close(file)
+        _die_with(None)
         os.write(pipe, _READY)
         os.close(pipe)
 

@@ -24,6 +24,7 @@ from bftfs.runtime.network import Network
 from mount import processes
 
 LOOK_EVERY_S: Final = 0.5
+WAIT_WORTH_SAYING_S: Final = 3.0  # for nodes that are needed
 PATIENT_S: Final = 1.0  # nothing is asked of /proc for a request younger than this
 SLOW_S: Final = 10.0  # a request that takes longer is worth a line in the log
 SLOW_AGAIN_S: Final = 60.0
@@ -61,6 +62,7 @@ class Requests:
         self._network = network
         self._log = log
         self._waiting: set[WaitingRequest] = set()
+        self._said = ""  # of nodes that are waited for
 
     async def perform(self, request: KernelRequest, conversation: Conversation[Result]) -> Result:
         """The result of `conversation`; EINTR if the calling process has a pending signal."""
@@ -94,6 +96,7 @@ class Requests:
             await trio.sleep(LOOK_EVERY_S)
             now = trio.current_time()
             patient = [each for each in self._waiting if each.since < now - PATIENT_S]
+            self._tell_of_nodes(now)
             anonymous = any(pending.request.opener is not None for pending in patient)
             ending = processes.ending() if anonymous else ()
             for pending in patient:
@@ -105,6 +108,20 @@ class Requests:
                     pending.report_at = now + SLOW_AGAIN_S
                     pending.reported = True
                     self._report("slow request", pending)
+
+    def _tell_of_nodes(self, now: float) -> None:
+        """Log which nodes requests wait for, once, and again when others do not answer."""
+        waits = any(each.since < now - WAIT_WORTH_SAYING_S for each in self._waiting)
+        if not (waits or self._said):
+            return
+        waiting = self._network.links.waiting_for()
+        if waiting is None:
+            if self._said:
+                self._log.info("enough nodes answer again")
+            self._said = ""
+        elif waits and str(waiting) != self._said:
+            self._log.warning(str(waiting), needed=waiting.needed, requests=len(self._waiting))
+            self._said = str(waiting)
 
     def _shall_end(self, request: KernelRequest, ending: tuple[int, ...]) -> bool:
         """True if the calling process wants to end; `ending` are all processes that do."""

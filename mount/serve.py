@@ -42,7 +42,7 @@ from mount import mountpoint as mountpoints
 from mount.access import credentials_of, file_system, who_mounts
 from mount.operations import Operations
 from mount.options import MountOptions
-from mount.requests import Requests
+from mount.requests import WAIT_WORTH_SAYING_S, Requests
 
 CONNECT_PATIENCE_S: Final = 20.0
 FREED_BYTES_KEPT: Final = 64 * MIB  # blocks and their fragments come and go all the time
@@ -103,10 +103,13 @@ async def _reach(
 ) -> None:
     """Make sure that the cluster answers, and that there is a file system on it."""
     with trio.move_on_after(CONNECT_PATIENCE_S):
-        try:
-            await network.perform(_require_root_directory(files, options, who))
-        except OperationFailed as failure:
-            raise UsageError(f"{directory.path}: {failure}", exit_code=1) from None
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_say_who_is_waited_for, network, directory)
+            try:
+                await network.perform(_require_root_directory(files, options, who))
+            except OperationFailed as failure:
+                raise UsageError(f"{directory.path}: {failure}", exit_code=1) from None
+            nursery.cancel_scope.cancel()
         return
     silent = "; ".join(f"node {node}: {why}" for node, why in network.links.unreachable())
     raise UsageError(
@@ -115,6 +118,18 @@ async def _reach(
         f"start the others, and see `bftfs status --data {directory.path}`",
         exit_code=1,
     )
+
+
+async def _say_who_is_waited_for(network: Network, directory: DataDirectory) -> None:
+    """Print it on the terminal of who mounts, once it takes a while."""
+    said = ""
+    await trio.sleep(WAIT_WORTH_SAYING_S)
+    while True:
+        waiting = str(network.links.waiting_for() or "")
+        if waiting not in ("", said):
+            print(f"bftfs: {directory.path}: {waiting}", file=sys.stderr, flush=True)
+            said = waiting
+        await trio.sleep(1.0)
 
 
 async def _require_root_directory(

@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self, TypeVar
 
+import click
+
 from bftfs.cli.processes import mount_processes
 from bftfs.cli.times import parse_time
 from bftfs.conversation import Conversation
@@ -89,7 +91,12 @@ class CommandSession:
         self.mounted = mounted
         self.directory = directory
         self.client = client_id_of(public_key=identity.public_key)  # as which nodes are asked
-        self.network = BlockingNetwork(self.description, identity, decode=REPLIES.decode)
+        self.network = BlockingNetwork(
+            self.description,
+            identity,
+            decode=REPLIES.decode,
+            say=lambda words: click.echo(f"bftfs: {words}", err=True),
+        )
         self.files, self.history = file_system(directory, self.description, identity, options)
         self.who = Credentials(os.geteuid(), os.getegid(), tuple(os.getgroups()[:64]))
         self.now_us = clock.now_us()

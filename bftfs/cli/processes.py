@@ -197,22 +197,20 @@ def _command(directory: DataDirectory, mountpoint: Path, options: str) -> list[s
 
 
 def mount_cluster(directory: DataDirectory, mountpoint: Path, *, options: str) -> bool:
-    """Mount the cluster and return once it is usable; False if it was mounted there before."""
+    """Mount the cluster and return once it is usable; False if it was mounted there before.
+
+    The mount process itself says on the terminal what it waits for, and why it fails.
+    """
     if mountpoint in mounts_of(directory) and _answers(mountpoint):
         return False
-    outcome = subprocess.run(
-        _command(directory, mountpoint, options),
-        stdin=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        check=False,
-    )
-    if outcome.returncode != 0:
-        message = outcome.stderr.strip().removeprefix("bftfs: ")
+    command = _command(directory, mountpoint, options)
+    outcome = subprocess.run(command, stdin=subprocess.DEVNULL, check=False)
+    if outcome.returncode < 0:
         raise UsageError(
-            message or f"{mountpoint}: the mount process failed; see {directory.mount_log}",
-            exit_code=1,
+            f"{mountpoint}: the mount process was killed; see {directory.mount_log}", exit_code=1
         )
+    if outcome.returncode != 0:
+        raise click.exceptions.Exit(1)
     return True
 
 

@@ -318,9 +318,10 @@ def _print(report: dict[str, Any], *, down: int) -> None:
     elif report["available"]:
         console.print(f"{down} down, {tolerated - down} more may fail: files can be used")
     else:
+        silent = ", ".join(str(node["node"]) for node in report["nodes"] if not node["up"])
         console.print(
-            f"{down} down, and only {tolerated} may be: operations wait until enough are back; "
-            "`bftfs up` restarts local ones"
+            f"{down} down, and only {tolerated} may be: operations wait for {down - tolerated} "
+            f"more of nodes {silent}; `bftfs up` restarts local ones"
         )
     for line in _summary(report):
         console.print(line)

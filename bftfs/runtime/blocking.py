@@ -5,16 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from functools import partial
 from itertools import islice
-from typing import Any, Self, TypeVar
+from typing import Any, Final, Self, TypeVar
 
 from bftfs.cluster import ClusterDescription
 from bftfs.conversation import Conversation
 from bftfs.crypto.keys import Identity
 from bftfs.engine import Running
+from bftfs.limits import SECOND_US
 from bftfs.runtime import clock
 from bftfs.runtime.links import Links
 
 Result = TypeVar("Result")
+
+WAIT_WORTH_SAYING_US: Final = 3 * SECOND_US
 
 
 class BlockingNetwork:
@@ -26,7 +29,10 @@ class BlockingNetwork:
         identity: Identity,
         *,
         decode: Callable[[bytes], Any],
+        say: Callable[[str], None] = lambda _: None,
     ) -> None:
+        """`say` is told, in words, which nodes a conversation waits for if there are too few."""
+        self._say = say
         self.links = Links(description, identity, decode=decode, persistent=True)
 
     def perform(self, conversation: Conversation[Result]) -> Result:
@@ -52,8 +58,13 @@ class BlockingNetwork:
                 failures.append(error)
 
         self.links.turn()  # notice what has happened since the last time
+        look_us = clock.monotonic_us() + WAIT_WORTH_SAYING_US
+        said = ""
         try:
             while not failures:
+                if clock.monotonic_us() >= look_us:
+                    look_us += SECOND_US
+                    said = self._tell(said)
                 room = in_flight - (len(started) - len(results))
                 new = list(islice(source, room))
                 for conversation in new:
@@ -70,15 +81,24 @@ class BlockingNetwork:
             raise failures[0]
         return [results[position] for position in range(len(started))]
 
+    def _tell(self, said: str) -> str:
+        """Say which nodes are waited for, unless that was `said` already."""
+        waiting = str(self.links.waiting_for() or "")
+        if waiting and waiting != said:
+            self._say(waiting)
+        elif said and not waiting:
+            self._say("enough nodes answer again")
+        return waiting
+
     def _wait(self) -> None:
-        """Wait until something happens, and do it."""
+        """Wait until something happens, and do it; not for longer than a second."""
         links = self.links
         deadline = links.next_deadline_us()
         if deadline is None:
-            links.turn(None)
+            links.turn(1.0)
             return
         # Up to the next whole millisecond, since epoll knows no finer ones.
-        links.turn(max(0, (deadline - clock.monotonic_us()) // 1000 + 1) / 1000)
+        links.turn(min(max(0, (deadline - clock.monotonic_us()) // 1000 + 1) / 1000, 1.0))
         if deadline <= clock.monotonic_us():
             links.expire()
 

@@ -22,7 +22,7 @@ import socket
 from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 from bftfs.asking.refusal import Refused
 from bftfs.cluster import ClusterDescription, Member
@@ -45,6 +45,7 @@ BACKOFF_FIRST_US = 50_000
 BACKOFF_LAST_US = 2 * SECOND_US
 ATTEMPTS = 4  # to make a connection that is not persistent, before its waiting requests are dropped
 EVENTS_PER_TURN = 64
+SILENT_US = 2 * SECOND_US  # a node that owes an answer for so long counts as silent
 
 _NOT_ADMITTED = Refused(errno.EACCES, "the cluster does not know this client's key (any more)")
 
@@ -54,6 +55,18 @@ _OUT = select.EPOLLOUT
 _GONE = select.EPOLLHUP | select.EPOLLERR
 
 Request = tuple[int, bytes, Body]  # number, metadata, body
+
+
+class Waiting(NamedTuple):
+    """That too few nodes answer: those that do not, why, and how many of them are needed."""
+
+    silent: tuple[tuple[NodeId, str], ...]
+    needed: int
+
+    def __str__(self) -> str:
+        silent = ", ".join(f"node {node} ({why})" for node, why in self.silent)
+        more = "1 more node" if self.needed == 1 else f"{self.needed} more nodes"
+        return f"waiting for {more}; silent are {silent}"
 
 
 @dataclass(slots=True, eq=False, repr=False)
@@ -74,6 +87,7 @@ class NodeLink:
     # When a dialled connection must be open; when a lost one may be dialled again.
     deadline_us: int | None = None
     reason: str = ""  # why the connection was lost last
+    owes_since_us: int = 0  # the first request since it was last heard; 0 if there is none
 
 
 class Links:
@@ -169,6 +183,19 @@ class Links:
             if link.failures and not link.opened
         )
 
+    def waiting_for(self) -> Waiting | None:
+        """The nodes that a conversation in progress waits for, if too few answer."""
+        before = clock.monotonic_us() - SILENT_US
+        silent = tuple(
+            (link.member.node, "does not answer" if link.opened else link.reason or "no connection")
+            for link in self._links
+            if (link.failures and not link.opened) or 0 < link.owes_since_us <= before
+        )
+        description = self._description
+        quorum = max(description.query_update.q, description.read_write.responses)
+        needed = quorum - (description.n - len(silent))
+        return Waiting(silent, needed) if needed > 0 else None
+
     @property
     def open(self) -> int:
         """The number of nodes to which requests can be sent at once."""
@@ -199,6 +226,8 @@ class Links:
         if message is not known:
             metadata = encode(message)
             self._encoded = (message, metadata)
+        if not link.owes_since_us:
+            link.owes_since_us = clock.monotonic_us()
         if link.opened:
             output = link.output
             if output.size > OUTPUT_BYTES:
@@ -313,6 +342,8 @@ class Links:
             return
         if not link.opened and link.channel.established:
             self._open(link)
+        if replies:
+            link.owes_since_us = 0
         for number, message, body in replies:
             deliver(node, number, message, body)
 
@@ -321,6 +352,7 @@ class Links:
         waiting = tuple(link.early)
         link.early.clear()
         link.early_bytes = 0
+        link.owes_since_us = 0
         for number, _, _ in waiting:
             self.engine.deliver(link.member.node, number, _NOT_ADMITTED, b"")
 

@@ -1,6 +1,7 @@
 """mount.main, by programs that use it: forking pytest itself would be rash."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -72,3 +73,18 @@ def test_a_fault_of_ours_is_told_with_its_traceback(tmp_path: Path):
 def test_a_child_that_ends_without_being_ready_has_failed(tmp_path: Path, end: str):
     outcome, _ = run(tmp_path, end)
     assert outcome.returncode != 0
+
+
+def test_ctrl_c_before_it_is_ready_leaves_no_process_behind(tmp_path: Path):
+    body = "    print(os.getpid(), flush=True); import time; time.sleep(60)"
+    parent = subprocess.Popen(
+        [sys.executable, "-c", PROGRAM.format(body=body), str(tmp_path / "output")],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    with parent:
+        assert parent.stdout is not None
+        assert int(parent.stdout.readline()) != parent.pid
+        parent.send_signal(signal.SIGINT)
+        assert parent.stdout.read() == ""  # at its end: no process has it open any more

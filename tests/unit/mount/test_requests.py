@@ -11,6 +11,8 @@ import trio.testing
 from bftfs.conversation import Event, Wait
 from bftfs.engine import Engine
 from bftfs.errors import FileSystemError
+from bftfs.identifiers import NodeId
+from bftfs.runtime.links import Waiting
 from bftfs.runtime.network import Network
 from mount import processes, requests
 from mount.requests import KernelRequest, Requests
@@ -25,6 +27,8 @@ class Log:
     def warning(self, event: str, **facts: Any) -> None:
         self.events.append((event, facts))
 
+    info = warning
+
 
 class NobodysLinks:
     """An engine for a network that nobody is on."""
@@ -33,6 +37,10 @@ class NobodysLinks:
         self.engine = Engine(
             send=lambda *_: None, now_us=lambda: 0, monotonic_us=lambda: 0, draw=lambda _: 0
         )
+        self.waiting: Waiting | None = None
+
+    def waiting_for(self) -> Waiting | None:
+        return self.waiting
 
 
 def nobodys_network() -> Network:
@@ -266,3 +274,23 @@ def test_a_cancelled_task_abandons_its_conversation():
         assert cleaned == ["cleaned"]
 
     run(test)
+
+
+def test_nodes_that_requests_wait_for_are_logged_once_and_when_they_are_back() -> None:
+    async def test(subject: Requests, log: Log) -> None:
+        links: Any = subject._network.links
+        event = Event()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(after, 8, event.announce)
+            nursery.start_soon(subject.perform, KernelRequest("read", 1, 7), wait(event))
+            links.waiting = Waiting(((NodeId(3), "Connection refused"), (NodeId(4), "")), 1)
+            await trio.sleep(2)
+            assert log.events == []
+            await trio.sleep(4)
+            links.waiting = None
+            await trio.sleep(1)
+
+    first, last = run(test)
+    assert first[0] == "waiting for 1 more node; silent are node 3 (Connection refused), node 4 ()"
+    assert first[1] == {"needed": 1, "requests": 1}
+    assert last[0] == "enough nodes answer again"

@@ -20,7 +20,8 @@ from bftfs.envelope import REPLIES, HealthRequest
 from bftfs.errors import InvalidAuthenticator
 from bftfs.identifiers import NodeId
 from bftfs.limits import MIB
-from bftfs.runtime import clock, links
+from bftfs.runtime import blocking, clock, links
+from bftfs.runtime.blocking import BlockingNetwork
 from bftfs.runtime.links import Links
 from bftfs.runtime.sockets import listen
 from bftfs.server.step import Sender
@@ -359,3 +360,56 @@ def test_a_node_that_hangs_up_is_noticed(world: World, now: list[int]) -> None:
     meet(world, node)
     assert world.outcomes == [REFUSAL]
     node.close()
+
+
+# --- a quorum that is not there ----------------------------------------------------------------
+
+
+def test_nodes_that_are_down_or_owe_an_answer_are_waited_for_by_name(
+    tmp_path: Path, now: list[int]
+) -> None:
+    world = World(tmp_path, persistent=True)
+    node = world.node()
+    now[0] += links.BACKOFF_FIRST_US
+    world.links.expire()
+    meet(world, node)
+    down = ", ".join(f"node {number} (No such file or directory)" for number in range(1, 6))
+    assert str(world.links.waiting_for()) == f"waiting for 4 more nodes; silent are {down}"
+    world.ask()
+    (request,) = meet(world, node)
+    now[0] += links.SILENT_US
+    assert str(world.links.waiting_for()) == (
+        f"waiting for 5 more nodes; silent are node 0 (does not answer), {down}"
+    )
+    node.reply(request.number)
+    meet(world, node)
+    assert world.links.waiting_for() == links.Waiting(
+        tuple((NodeId(number), "No such file or directory") for number in range(1, 6)), 4
+    )
+    world.links.close()
+    node.close()
+
+
+def test_as_long_as_enough_answer_nobody_is_waited_for(tmp_path: Path, now: list[int]) -> None:
+    world = World(tmp_path, persistent=False)
+    world.ask()  # node 0 is down, and may be
+    assert world.links.unreachable()
+    assert world.links.waiting_for() is None
+    world.links.close()
+
+
+def test_a_tool_says_whom_it_waits_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(blocking, "WAIT_WORTH_SAYING_US", 0)
+    made = cluster.create(
+        [f"unix:{tmp_path}/{node}" for node in range(6)], t=1, b=1, draw=os.urandom
+    )
+    said: list[str] = []
+
+    async def unanswered() -> Conversation[None]:
+        await Send(ZERO, HealthRequest(), b"")
+        await Receive(patience_us=20_000)
+
+    with BlockingNetwork(made.description, ME, decode=REPLIES.decode, say=said.append) as network:
+        network.perform(unanswered())
+    (words,) = said
+    assert words.startswith("waiting for 5 more nodes; silent are node 0 (")
