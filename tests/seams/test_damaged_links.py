@@ -113,9 +113,7 @@ def test_a_damaged_length_ends_the_connection(
 ) -> None:
     damage = LongerThanItIs(kind, position=position, bit=bit)
     proxy = Proxy(node.node(0).socket, damage)
-    with contextlib.closing(network(node).links) as links:
-        blocking = BlockingNetwork.__new__(BlockingNetwork)
-        blocking.links = links
+    with network(node) as blocking:
         assert isinstance(blocking.perform(insist(b"")), Counted), "the link is dead"
     assert damage.flipped
     proxy.close()
@@ -129,9 +127,7 @@ def connections(node: Deployment, *, small_ones_pass: bool) -> int:
             data[len(data) // 2] ^= 1
 
     proxy = Proxy(node.node(0).socket, damage)
-    with contextlib.closing(network(node).links) as links:
-        blocking = BlockingNetwork.__new__(BlockingNetwork)
-        blocking.links = links
+    with network(node) as blocking:
 
         async def hammer() -> Conversation[None]:
             ends = time.monotonic() + HAMMERED_S
