@@ -11,9 +11,10 @@ from typing import Annotated, TypeAlias
 from msgspec import Meta
 
 from bftfs.crypto.digest import DIGEST_BYTES
+from bftfs.limits import AHEAD_NAMED
 from bftfs.query_update import messages as query_update
 from bftfs.read_write import messages as read_write
-from bftfs.wire.codec import Decoder, Message, TimeField, Value
+from bftfs.wire.codec import Decoder, Message, ObjectField, TimeField, Value
 
 _BYTES_MOST = (1 << 62) - 1
 
@@ -45,6 +46,8 @@ class HealthReply(Message, frozen=True, tag=0x52):
     # The latest cluster description that the node has seen.
     description_serial: Annotated[int, Meta(ge=0, le=_BYTES_MOST)] = 0
     description_digest: Annotated[bytes, Meta(max_length=DIGEST_BYTES)] = b""
+    # The first of the objects whose latest versions are of the future.
+    ahead: Annotated[tuple[ObjectField, ...], Meta(max_length=AHEAD_NAMED)] = ()
 
 
 class ClockRequest(Message, frozen=True, tag=0x53):

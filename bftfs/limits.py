@@ -15,7 +15,9 @@ CLOCK_SKEW_US = 300 * SECOND_US  # how far a timestamp may lie beyond a correct 
 STEPS_AHEAD_US = 64  # …and beyond the time that its object has reached, whatever the clock shows
 CLOCKS_AGREE_US = 2 * CLOCK_SKEW_US  # until all correct clocks have reached a time that one shows
 CLOCK_JUMP_US = 24 * 3_600 * SECOND_US  # a jump ahead by more makes no history old
+SET_BACK_US = 3_600 * SECOND_US  # how long nodes bear with times of before it was set back
 CLOCKS_COMPARED_EVERY_US = 60 * SECOND_US  # by nodes: each its own with its peers'
+AHEAD_NAMED = 16  # of the objects that are of the future, in a node's report
 CLOCKS_PATIENCE_US = 100_000  # pause before a time that is ahead is tried again; doubles…
 CLOCKS_PATIENCE_MOST_US = 4 * SECOND_US  # …up to this, until all correct clocks have caught up
 

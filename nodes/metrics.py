@@ -27,6 +27,7 @@ from prometheus_client.registry import Collector
 
 from bftfs.crypto.digest import Body
 from bftfs.envelope import HealthFigure, HealthReply
+from bftfs.identifiers import ObjectId
 from bftfs.runtime import clock
 from bftfs.runtime.links import Links
 from bftfs.server.own_clock import OwnClock
@@ -128,6 +129,7 @@ class Exposition(HTTPServer):
             health = self._health()
             facts = {name: getattr(health, name) for name in health.__struct_fields__}
             facts["description_digest"] = health.description_digest.hex()
+            facts["ahead"] = [identifier.hex() for identifier in health.ahead]
             facts["background"] = {figure.name: figure.value for figure in health.background}
             status = 200 if health.healthy else 503
             return status, "application/json", json.dumps(facts).encode() + b"\n"
@@ -181,6 +183,7 @@ class Health:
     membership: LiveMembership
     own_clock: OwnClock
     gauges: Callable[[], Iterable[Figure]]
+    ahead: Callable[[], tuple[ObjectId, ...]]
     started_us: int = field(default_factory=clock.monotonic_us)
 
     def reply(self) -> HealthReply:
@@ -200,6 +203,7 @@ class Health:
             ),
             description_serial=self.membership.latest.serial,
             description_digest=self.membership.latest.digest,
+            ahead=self.ahead(),
         )
 
     def step(

@@ -71,6 +71,7 @@ class Services:
     on_damage: Callable[[ObjectId], None] = lambda _object: None  # called with damaged objects
     room: Room = field(default_factory=Room)  # decides which writes are taken
     own_clock: OwnClock = field(default_factory=lambda: OwnClock(0))
+    ahead: Callable[[], tuple[ObjectId, ...]] = tuple  # objects that are of the future
     recall: Callable[[StorageView], None] = lambda _view: None  # loads facts before any step
 
 
@@ -186,6 +187,7 @@ def run(directory: NodeDirectory, description_file: Path, protocols: Protocols) 
             membership=membership,
             own_clock=services.own_clock,
             gauges=services.gauges,
+            ahead=services.ahead,
         )
 
         def report(message: Any, error: Exception) -> None:

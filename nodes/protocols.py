@@ -169,6 +169,7 @@ def honest_services(
         room,
         recall=lambda view: known_lives.recall(view, keys),
         own_clock=clock,
+        ahead=lambda: object_healer.tally.ahead_names,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from typing import Any
 
 import click
@@ -18,6 +19,7 @@ from bftfs.cluster import ClusterDescription
 from bftfs.crypto.keys import read_identity
 from bftfs.data_directory import DEFAULT_CLIENT, DataDirectory, NodeDirectory
 from bftfs.envelope import REPLIES
+from bftfs.filesystem.attributes import inode_number
 from bftfs.runtime.blocking import BlockingNetwork
 from bftfs.server.comparison import health_reports, with_a_correct_one
 
@@ -29,7 +31,8 @@ _NODES_SENTENCE = "node: "  # the beginning of the last message of `python -m no
 
 _AHEAD = (
     "objects (files, directories) have times of the future: they were changed while clocks were "
-    "ahead. They can be used as ever; the past has what was changed since, once clocks come there"
+    "ahead. They can be used as ever; the past has what was changed since, once clocks come there. "
+    "In a mount, `find -inum NUMBER` finds them:"
 )
 
 
@@ -55,6 +58,7 @@ def status(directory: DataDirectory, client: str, as_json: bool) -> int:
         "writers": writers(nodes),
         "descriptions": descriptions(description, nodes),
         "ahead": ahead(nodes, b=description.b),
+        "ahead_inodes": ahead_inodes(nodes, b=description.b),
         "nodes": nodes,
         "mounts": [
             {"pid": process.pid, "mountpoint": str(process.mountpoint)}
@@ -101,6 +105,7 @@ def node_states(
                 "requests": reply.requests,
                 "description": reply.description_serial,
                 "description_digest": reply.description_digest.hex(),
+                "ahead": sorted({inode_number(identifier) for identifier in reply.ahead}),
                 "background": {figure.name: figure.value for figure in reply.background},
             }
         states.append(state)
@@ -228,6 +233,12 @@ def ahead(nodes: list[dict[str, Any]], *, b: int) -> int:
     return with_a_correct_one(counts, b=b)
 
 
+def ahead_inodes(nodes: list[dict[str, Any]], *, b: int) -> list[int]:
+    """The inode numbers of some of these objects, as many nodes name them."""
+    naming = Counter(number for node in nodes if node["up"] for number in node["ahead"])
+    return sorted(number for number, count in naming.items() if count > b)
+
+
 def _figure(node: dict[str, Any], name: str) -> float:
     """A figure in a node's report; 0 if it is not there."""
     value: float = node.get("background", {}).get(name, 0.0)
@@ -285,8 +296,15 @@ def _summary(report: dict[str, Any]) -> list[str]:
         f"room: {report['pool']['fullest']:.1%} is taken at the fullest node",
         *(f"writers: {limit}" for limit in report["writers"] or ["nothing limits them"]),
         *(f"description: {difference}" for difference in report["descriptions"]),
-        *([f"times: {report['ahead']} {_AHEAD}"] if report["ahead"] else []),
+        *([_ahead(report["ahead"], report["ahead_inodes"])] if report["ahead"] else []),
     ]
+
+
+def _ahead(count: int, numbers: list[int]) -> str:
+    """Some of the objects that are of the future, and how many there are."""
+    more = count - len(numbers)
+    named = [*map(str, numbers), *([f"{more} more"] if more > 0 else [])]
+    return f"times: {count} {_AHEAD} {', '.join(named)}"
 
 
 def _more(protocol: dict[str, Any]) -> str:

@@ -398,7 +398,8 @@ class Accepting:
             raise Refuse(errno.EINVAL, "a history set lacks its authenticators")
         culled = []
         forged = insane = outlived = NOBODY
-        sane_us = now_us + limits.CLOCK_SKEW_US - 1  # so that what comes next is sane as well
+        latest_us = max(now_us, self._clock.before_us(now_us))
+        sane_us = latest_us + limits.CLOCK_SKEW_US - 1  # so that what comes next is sane as well
         quorums = self._quorums
         for history_set, of_set in zip(history_sets, macs, strict=True):
             kept, bad, mad, old = cull(
@@ -493,12 +494,15 @@ class Accepting:
 
         A barrier costs everybody three rounds. The latest candidate of the history set may be
         forged if only b servers report it. (A client that updates the object may build on it all
-        the same.)
+        the same; so may everybody for a while after the clock was set back, up to the times of
+        before: no clock comes to these, and b servers may have what was begun then.)
         """
         barrier_us = time_of(request.timestamp)
+        before_us = self._clock.before_us(now_us)
         for replica, shown in zip(request.replicas, sets, strict=True):
             if (
                 is_ahead(barrier_us, now_us)
+                and barrier_us > before_us + limits.CLOCK_SKEW_US
                 and not self._budget.updates(replica.object, request.author)
                 and barrier_us > time_of(replica.history.latest) + 1
                 and barrier_us > shown.reached_us(self._quorums) + limits.STEPS_AHEAD_US

@@ -3,6 +3,8 @@
 It asks them the time, again and again, and at once if its own clock has jumped. What follows from
 the answers is decided by `bftfs.server.own_clock`.
 
+What it makes of its own clock it stores each time: it has to know it after a restart, too.
+
 A peer's clock has read what it says at some moment between question and answer: a difference is
 counted only as far as it cannot be explained by the time that these took.
 
@@ -23,9 +25,11 @@ from bftfs.envelope import ClockReply, ClockRequest
 from bftfs.identifiers import NodeId
 from bftfs.server.own_clock import OwnClock
 from bftfs.server.step import Host, Ready, Sender
-from bftfs.storage import StorageView
+from bftfs.server.worker import look
+from bftfs.storage import StorageView, Table, Write
 
 _FIRST_AFTER_US = 5 * limits.SECOND_US  # by then, nodes that were started together are up
+_REMEMBERED = b"clock"  # in Table.META: what the node remembers of its clock
 _PATIENCE_US = 2 * limits.SECOND_US
 
 
@@ -47,12 +51,17 @@ class ClockComparison:
         self._peers = peers
         self._clock = clock
 
-    async def run(self, _host: Host) -> None:
+    async def run(self, host: Host) -> None:
         """Compare from time to time, and when it is due, as long as the node runs."""
+        row = await look(host, lambda view: view.get(Table.META, _REMEMBERED)) or b""
+        self._clock.recall(row)
         await Spawn(self._remind)
         while True:
             await Wait(self._clock.due)
             await self._compare()
+            if row != self._clock.remembered:
+                row = self._clock.remembered
+                host.arrange(lambda _view, _now_us, row=row: [Write(Table.META, _REMEMBERED, row)])  # type: ignore[misc]
 
     async def _remind(self) -> None:
         pause_us = _FIRST_AFTER_US

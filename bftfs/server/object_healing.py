@@ -136,17 +136,24 @@ class ObjectHealingTally(HealingTally):
     """And what the walk has seen of objects that no clock has come to yet."""
 
     ahead: int = counter("Objects whose latest version is of the future, at the last pass.")
+    ahead_names: tuple[ObjectId, ...] = ()  # the first of them
     found_ahead: int = 0  # in the current one, so far
+    found_names: tuple[ObjectId, ...] = ()
 
     def begin(self, now_us: int, progress: float) -> None:
         """A pass begins, or continues after a restart."""
         HealingTally.begin(self, now_us, progress)
-        self.found_ahead = 0
+        self.found_ahead, self.found_names = 0, ()
 
     def end(self, now_us: int) -> None:
         """The current pass is over."""
         HealingTally.end(self, now_us)
-        self.ahead = self.found_ahead
+        self.ahead, self.ahead_names = self.found_ahead, self.found_names
+
+    def find_ahead(self, names: Sequence[ObjectId]) -> None:
+        """The latest versions of these objects, which ascend, are of the future."""
+        self.found_ahead += len(names)
+        self.found_names = (*self.found_names, *names)[: limits.AHEAD_NAMED]
 
 
 class _Heard(NamedTuple):
@@ -283,7 +290,7 @@ class ObjectHealer:
             name for name in names if self._is_behind(name, own[name], reported.get(name, ()))
         ]
         latest_us = await Now() + limits.CLOCK_SKEW_US
-        self.tally.found_ahead += sum(time_of(own[name]) > latest_us for name in names)
+        self.tally.find_ahead([name for name in names if time_of(own[name]) > latest_us])
         self.tally.compared += len(names)
         self.tally.lacking += len(lacking)
         failed = self.tally.failed

@@ -16,7 +16,11 @@ and let go of history that is to be kept.
    anything else. (A smaller one costs the window as much. So does a machine's sleep.)
 5. While it distrusts its clock it takes no new versions, from no author, and collects nothing. It
    answers, heals, and takes what others have taken: these need no clock.
-   (docs/decisions/0017-clock-jumps.md)
+6. For `limits.SET_BACK_US` after its clock was set back it bears with times up to the latest that
+   the clock has borne while more than t others agreed (`before_us`), rounded up, so that all nodes
+   bear with the same. What was begun by that time, and is at too few servers for others to believe
+   them, can be ended by then. It is stored (`remembered`): machines are restarted to set their
+   clocks. (docs/decisions/0017-clock-jumps.md)
 
 **Why it is safe.** docs/threat-model.md, G7, says it: of more than t others one is correct.
 
@@ -53,6 +57,8 @@ class OwnClock:
         self._jumps_us = 0  # the sum of the recent jumps, if they lead ahead…
         self._jumped_us = 0  # …and when the last was seen, by this clock
         self._compared_us: int | None = None  # when that was done last, by this clock
+        self._agreed_us = 0  # the latest time of this clock while it agreed with others'…
+        self._set_back_us = 0  # …and what it showed when it was first seen behind that, if it is
 
     @figure("1 while the node takes no new versions, because its clock may be wrong.")
     def distrusted(self) -> float:
@@ -73,6 +79,7 @@ class OwnClock:
             if not self.reason:
                 self._conclude(_JUMPED)
             self.due.announce()
+        self._note(now_us)
         return Refused(errno.EAGAIN, self.reason) if self.reason else None
 
     def is_confirmed(self, now_us: int) -> bool:
@@ -82,6 +89,40 @@ class OwnClock:
     def jumped_ahead_us(self, now_us: int, within_us: int) -> int:
         """By how much the clock has jumped ahead, if that was less than `within_us` ago."""
         return self._jumps_us if now_us < self._jumped_us + within_us else 0
+
+    def before_us(self, now_us: int) -> int:
+        """A time that it had not reached when it was set back; 0 if it was not, of late.
+
+        It is the latest that it has borne in agreement with others, rounded up to a unit of less
+        than half the way back: other nodes have seen that a little earlier or later.
+        """
+        self._note(now_us)
+        if not self._set_back_us:
+            return 0
+        unit_us = 1 << max((self._agreed_us - self._set_back_us).bit_length() - 2, 0)
+        return -(-self._agreed_us // unit_us) * unit_us
+
+    @property
+    def remembered(self) -> bytes:
+        """What `recall` takes after a restart."""
+        return self._agreed_us.to_bytes(8, "big") + self._set_back_us.to_bytes(8, "big")
+
+    def recall(self, remembered: bytes) -> None:
+        """The node has started again, and had stored this."""
+        agreed_us, set_back_us = remembered[:8], remembered[8:]
+        self._agreed_us = max(self._agreed_us, int.from_bytes(agreed_us, "big"))
+        self._set_back_us = int.from_bytes(set_back_us, "big")
+
+    def _note(self, now_us: int) -> None:
+        """Follow the clock while it agrees with others; and see when it is set back."""
+        if now_us >= self._agreed_us:
+            self._set_back_us = 0
+            if self.confirmed and not self._has_jumped(now_us):
+                self._agreed_us = now_us
+        elif not self._set_back_us or now_us < self._set_back_us:
+            self._set_back_us = now_us
+        elif now_us - self._set_back_us > limits.SET_BACK_US:
+            self._agreed_us = self._set_back_us = 0
 
     def compared(self, differences: Mapping[NodeId, int], now_us: int) -> None:
         """The clocks of others that have answered are ahead of this one by so much, at least."""
@@ -103,6 +144,7 @@ class OwnClock:
         elif self._has_jumped(now_us) and not self.reason:
             self._conclude(_JUMPED)
         self._compared_us = now_us
+        self._note(now_us)
 
     def _has_jumped(self, now_us: int) -> bool:
         before_us = self._compared_us

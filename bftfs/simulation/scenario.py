@@ -402,6 +402,13 @@ class Simulation:
         fastest_us = START_US + self.world.now_us + self._fastest_us
         return fastest_us - self.configuration.collection.window_us
 
+    def _note_clock(self, clock_us: int) -> None:
+        """All clocks jump in this run: how far ahead do nodes let objects go?"""
+        ahead_us = clock_us - START_US
+        borne_us = clock_us + ahead_us // 2 + SECOND_US  # its clock was that early, within a batch
+        self._bounds.borne_us = max(self._bounds.borne_us, borne_us)
+        self.barriers.borne_us = self._bounds.borne_us
+
     def _committed(self, node: NodeId, writes: Sequence[Write]) -> None:
         if node in self._correct:
             host = self.deployment.nodes[node]
@@ -410,6 +417,8 @@ class Simulation:
                 self._bounds.parked(node, dispatcher.parked, dispatcher.most_parked_of_one)
             if not writes:  # most batches: what is judged below is what was written
                 return
+            if self.configuration.faults.jump_every_us:
+                self._note_clock(clock_us)
             acceptances = self._record.take_down(node, writes)
             self._bounds.accepted(node, clock_us, acceptances)
             self.barriers.accepted(node, clock_us, acceptances, lives=host.crashes + 1)

@@ -74,7 +74,7 @@ def test_must_fail_where_a_block_has_to_wait_for_the_clocks(
         raise refused
 
     monkeypatch.setattr(BlockWriter, "_leave_behind", give_up)
-    assert hunt(jumping("files", range(16, 40)), lambda each: each.startswith("progress:"))
+    assert hunt(jumping("files", range(48, 60)), lambda each: each.startswith("progress:"))
 
 
 def test_seeds_draw_them() -> None:

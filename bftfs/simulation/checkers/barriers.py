@@ -7,7 +7,8 @@ few of all clients together. Barriers that come to the node from other nodes use
 well, but for those of healing. So these are left out where nodes heal.
 
 Nor may one server's word move an object's time far ahead: such a barrier comes from a client that
-updates the object, or follows what a correct node has accepted.
+updates the object, or follows what a correct node has accepted; or all clocks were set back, and
+had been there.
 
 Counted here is what nodes have committed. A node keeps its budgets in memory: with every life of a
 node they are whole again.
@@ -65,6 +66,7 @@ class BarriersRecord(CommitRecord):
     """The budgets of all objects at all correct nodes."""
 
     healing: bool = False  # nodes take barriers over from their peers without a client
+    borne_us: int = 0  # if all clocks were set back: how far ahead barriers may go
     total: int = 0  # barriers that correct nodes were the first to accept
     _budgets: dict[NodeId, dict[ObjectId, _Budget]] = field(default_factory=dict)
     _lives: dict[NodeId, int] = field(default_factory=dict)
@@ -121,6 +123,7 @@ class BarriersRecord(CommitRecord):
         beyond_us = barrier_us - self._reached_us.get(identifier, 0) - limits.STEPS_AHEAD_US - 1
         if (
             is_ahead(barrier_us, clock_us)
+            and barrier_us > self.borne_us + limits.CLOCK_SKEW_US
             and beyond_us > 0
             and not budget.updates(client_of(candidate.timestamp))
         ):

@@ -4,7 +4,8 @@ The records are taken at the commits of correct nodes. Bounds are those of `bftf
 
 - no time that a node accepts lies further ahead of its own clock than clocks may differ, or than
   a few steps beyond what a correct node has accepted of the object, or of the block's file, before
-  (and no version of a block that no correct node has accepted from its author);
+  (and no version of a block that no correct node has accepted from its author); but if all clocks
+  were set back, objects go as far ahead as the clocks were, and half as far again;
 - of the barriers and copies that one client makes, a node accepts so many at once and per second;
 - in a replica history that is long, no client has more than its share of incomplete updates. Beyond
   that the history takes only what others finish, and only if servers vouch that they accepted it;
@@ -48,6 +49,7 @@ class BoundsRecord(CommitRecord):
     repairable: int  # servers that vouch for what is finished
     believed: int = 1  # servers that report a barrier which others take
     byzantine: int = 0  # servers that vouch for anything
+    borne_us: int = 0  # if all clocks were set back: how far ahead objects may go
     # The latest times of objects that correct nodes have accepted.
     _reached_us: dict[ObjectId, int] = field(default_factory=dict)
     _hosted: set[bytes] = field(default_factory=set)  # versions, by any correct node
@@ -70,7 +72,7 @@ class BoundsRecord(CommitRecord):
             time_us = times_us[identifier] = time_of(timestamp)
             names = candidate.objects or (identifier,)
             reached = max(reached_us.get(name, 0) for name in names) + limits.STEPS_AHEAD_US
-            if time_us > reached + 1:
+            if time_us > max(reached + 1, self.borne_us + limits.CLOCK_SKEW_US):
                 self._require_sane(node, clock_us, time_us, identifier)
             if not (candidate.barrier or candidate.copy):
                 continue

@@ -7,8 +7,10 @@ from dataclasses import replace
 
 from bftfs import cluster
 from bftfs.cli.status import (
+    _ahead,
     _work,
     ahead,
+    ahead_inodes,
     degraded,
     descriptions,
     pool,
@@ -160,3 +162,11 @@ def test_objects_of_the_future_are_counted_as_a_correct_node_does() -> None:
     ]
     assert ahead(states, b=1) == 3
     assert ahead(states[:1], b=1) == 0
+
+
+def test_objects_of_the_future_are_named_if_a_correct_node_names_them() -> None:
+    named = ([7, 9], [7], [7, 8], [8], [])
+    states = [{"node": node, "up": True, "ahead": each} for node, each in enumerate(named)]
+    assert ahead_inodes([*states, {"node": 5, "up": False}], b=1) == [7, 8]
+    assert _ahead(5, [7, 8]).endswith(": 7, 8, 3 more")
+    assert _ahead(2, [7, 8]).endswith(": 7, 8")

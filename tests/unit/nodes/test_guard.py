@@ -127,6 +127,7 @@ def test_a_full_disk_is_told_of_until_there_is_room() -> None:
         membership=membership,  # type: ignore[arg-type]
         own_clock=OwnClock(1),
         gauges=tuple,
+        ahead=tuple,
     )
     assert health.reply().healthy
     room.disk_is_full("the disk is full", figures(left=0))

@@ -9,7 +9,13 @@ import pytest
 
 from bftfs.envelope import ClockReply, ClockRequest
 from bftfs.identifiers import NodeId
-from bftfs.limits import CLOCK_JUMP_US, CLOCKS_AGREE_US, CLOCKS_COMPARED_EVERY_US, SECOND_US
+from bftfs.limits import (
+    CLOCK_JUMP_US,
+    CLOCKS_AGREE_US,
+    CLOCKS_COMPARED_EVERY_US,
+    SECOND_US,
+    SET_BACK_US,
+)
 from bftfs.server.own_clock import OwnClock
 from bftfs.server.step import Ready
 from tests.seams.world import World
@@ -95,6 +101,33 @@ def test_a_jump_ahead_is_remembered_for_a_while_and_forgotten_when_it_is_taken_b
     assert clock.jumped_ahead_us(ahead_us + FAR_US, FAR_US) == 0
     clock.compared(seen(0, 0), NOW_US)
     assert clock.jumped_ahead_us(NOW_US, FAR_US) == 0
+
+
+def test_what_a_clock_has_borne_in_agreement_is_remembered_for_a_while() -> None:
+    clock = OwnClock(1)
+    clock.compared(seen(0, 0), NOW_US)
+    for gone_on_us in (0, SECOND_US):  # nothing was set back
+        assert clock.before_us(NOW_US + gone_on_us) == 0
+    ahead_us = NOW_US + FAR_AHEAD_US
+    clock.compared(seen(0, 0), ahead_us)
+    assert clock.before_us(ahead_us + SECOND_US) == 0
+    remembered = clock.remembered
+    for number in (clock, OwnClock(1)):  # the second has started again
+        number.recall(remembered)
+        before_us = number.before_us(NOW_US)
+        assert 0 <= before_us - ahead_us - SECOND_US <= FAR_AHEAD_US // 2
+        assert number.before_us(NOW_US + SET_BACK_US) == before_us
+        assert number.before_us(NOW_US + SET_BACK_US + 1) == 0
+        assert number.before_us(NOW_US) == 0
+
+
+def test_a_clock_that_jumps_by_itself_is_not_remembered() -> None:
+    clock = OwnClock(1)
+    clock.compared(seen(0, 0), NOW_US)
+    ahead_us = NOW_US + FAR_AHEAD_US
+    assert clock.before_us(ahead_us) == 0
+    clock.compared(seen(0, -FAR_AHEAD_US), ahead_us)  # one agrees
+    assert clock.before_us(ahead_us) == clock.before_us(NOW_US) == 0
 
 
 # --- nodes ---------------------------------------------------------------------------------------
