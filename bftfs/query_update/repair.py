@@ -84,7 +84,7 @@ class Attempts:
         """Do what is to be done after an attempt at `names`; False to give up."""
         repairs = self._repairs
         move, self.effort = next_move(outcome, self.effort)
-        if outcome not in NO_FAILURE and not self.effort.reads:
+        if outcome not in NO_FAILURE:
             repairs.peers.failed(
                 self.effort.failures,
                 disbelieved=self._disbelieved,

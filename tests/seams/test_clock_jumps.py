@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 
 from bftfs import limits
+from bftfs.asking.peers import Peers
 from bftfs.conversation import Now
-from bftfs.errors import AdmissionRefused
+from bftfs.errors import AdmissionRefused, PastUnknown
 from bftfs.filesystem.file_blocks import BlockWriter
 from bftfs.filesystem.options import Options
 from bftfs.identifiers import NodeId, ObjectId, ObjectKind, object_id
@@ -29,6 +30,7 @@ from bftfs.query_update.history import (
     logical_timestamp,
 )
 from bftfs.query_update.messages import Status, Update
+from bftfs.query_update.past_reading import PastReader
 from bftfs.server.own_clock import OwnClock
 from bftfs.simulation.deployment import CollectionPlan
 from bftfs.simulation.world import SECOND_US
@@ -376,6 +378,35 @@ def test_while_too_many_clocks_differ_writers_wait_and_readers_do_not() -> None:
     world.run_for(90 * SECOND_US)
     assert written == [None]
     assert other.read(identifier).rstrip("\0") == "after!"
+
+
+def past_after_an_incomplete_update(skew_us: int) -> Any:
+    """A reader of the past; an object's first update was left at one server, another is down."""
+    world = World(verifying=False)
+    user, reader = world.user("user"), world.user("reader", skew_us=skew_us)
+    world.ways.hold(lambda _source, target, _kind, _message: target != world.nodes[2].endpoint)
+    world.start(user.host, incrementing(user))
+    world.run_for(SECOND_US)
+    world.ways.hold(lambda *_: False)
+    user.host.crash()
+    world.nodes[5].crash(down_us=None)
+    past = PastReader(reader.objects)
+    query = past.query(COUNTER, "counter.fetch", Fetch(), reader.who, at_us=world.now_us)
+    answer = reader.run(query).answer.value
+    assert reader.objects.peers.faults == [0] * 6, "it blames servers"
+    return answer
+
+
+@pytest.mark.parametrize("skew_us", [0, -3_600 * SECOND_US])
+def test_a_reader_whose_clock_is_slow_finds_out(skew_us: int) -> None:
+    """What the server has that it needs is of the future, by its clock."""
+    assert past_after_an_incomplete_update(skew_us) in {0, 1}
+
+
+def test_must_fail_where_readers_trust_their_clocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Peers, "failed", lambda *_, **__: None)
+    with pytest.raises(PastUnknown):
+        past_after_an_incomplete_update(-3_600 * SECOND_US)
 
 
 # --- history -------------------------------------------------------------------------------------
