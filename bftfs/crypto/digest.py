@@ -14,6 +14,9 @@ peer's.
 A server that may have forgotten something begins a new *life* (`bftfs.server.recovery`). An
 authenticator is one value of 8 + 16·n bytes: the life in which it was made, which all MACs cover,
 and the MACs. What a server signed in an earlier life counts for nothing with those who know that.
+One over a replica history tells as well which lives of others its maker knew, in 8·n more bytes
+that all MACs cover; they are left out while that is everybody's first.
+(`bftfs.query_update.consistent`)
 
 **Invariant.** Each tag below is used by exactly one function. The functions take fixed-length
 fields before the one field of variable length, so that concatenation is unambiguous.
@@ -22,7 +25,7 @@ fields before the one field of variable length, so that concatenation is unambig
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from hmac import compare_digest
 from typing import NewType, TypeAlias
 
@@ -139,9 +142,27 @@ def client_id_of(public_key: bytes) -> ClientId:
     return ClientId(_client(public_key))
 
 
-def authenticator_bytes(n: int) -> int:
-    """The size of an authenticator for n servers."""
-    return LIFE_BYTES + MAC_BYTES * n
+def authenticator_bytes(n: int, *, knowing: bool = False) -> int:
+    """The size of an authenticator for n servers; of one that tells lives of others, if so."""
+    return LIFE_BYTES + MAC_BYTES * n + (LIFE_BYTES * n if knowing else 0)
+
+
+def padded(authenticators: Sequence[bytes]) -> bytes:
+    """These, concatenated: if some of them tell lives of others, all get room for that."""
+    joined = b"".join(authenticators)
+    width = max(map(len, authenticators), default=0)
+    if len(joined) == width * len(authenticators):
+        return joined
+    return b"".join([authenticator.ljust(width, b"\0") for authenticator in authenticators])
+
+
+def lives_in(authenticator: bytes, n: int) -> tuple[int, ...]:
+    """The lives of others that an authenticator tells: nothing if it tells none."""
+    known = authenticator[authenticator_bytes(n) :]
+    return tuple(
+        int.from_bytes(known[start : start + LIFE_BYTES], "big")
+        for start in range(0, len(known), LIFE_BYTES)
+    )
 
 
 def life_of(authenticator: bytes) -> int:
@@ -155,13 +176,14 @@ class AuthenticatorKeys:
     And the latest life of each server that it knows of, by which it makes and checks.
     """
 
-    __slots__ = ("_from", "_mine", "_presents", "_to", "lives", "node", "told")
+    __slots__ = ("_from", "_known", "_mine", "_presents", "_to", "lives", "node", "told")
 
     def __init__(self, node: NodeId, keys: tuple[bytes, ...]) -> None:
         self.node = node
         self.lives = (0,) * len(keys)
         self.told: tuple[int, ...] = ()  # the same, but nothing while nobody has begun a second one
         self._presents = [bytes(LIFE_BYTES)] * len(keys)  # the same, as authenticators begin
+        self._known = b""  # the same of others, as authenticators end
         self._to = tuple(_state(key, maker=node) for key in keys)
         self._from = tuple(_state(key, maker=maker) for maker, key in enumerate(keys))
         begin = LIFE_BYTES + MAC_BYTES * node
@@ -172,15 +194,32 @@ class AuthenticatorKeys:
         if self.lives[maker] < life <= LIFE_MOST:
             self.told = self.lives = (*self.lives[:maker], life, *self.lives[maker + 1 :])
             self._presents[maker] = life.to_bytes(LIFE_BYTES, "big")
+            if maker != self.node:
+                known = list(self._presents)
+                known[self.node] = bytes(LIFE_BYTES)
+                self._known = b"".join(known)
 
     def make(self, digest: bytes, *, life: int | None = None) -> bytes:
         """This server's authenticator over `digest`; one of another life shows what it signed."""
         present = self._presents[self.node] if life is None else life.to_bytes(LIFE_BYTES, "big")
-        parts, covered = [present], present + digest
+        return self._made(present, b"", digest)
+
+    def make_knowing(self, digest: bytes) -> bytes:
+        """One that tells which lives of others this server knows of."""
+        return self._made(self._presents[self.node], self._known, digest)
+
+    def made_alike(self, digest: bytes, authenticator: bytes) -> bytes:
+        """This server's own over `digest` that tells the same lives as `authenticator`."""
+        known = authenticator[authenticator_bytes(len(self._to)) :]
+        return self._made(authenticator[:LIFE_BYTES], known, digest)
+
+    def _made(self, present: bytes, known: bytes, digest: bytes) -> bytes:
+        parts, covered = [present], present + known + digest
         for prepared in self._to:
             state = prepared.copy()
             state.update(covered)
             parts.append(state.digest())
+        parts.append(known)
         return b"".join(parts)
 
     def check(self, *, claimed_by: int, digest: bytes, authenticator: bytes) -> bool:
@@ -208,7 +247,8 @@ class AuthenticatorKeys:
 
     def is_own(self, digest: bytes, authenticator: bytes) -> bool:
         """True if this server has made it, in whatever life."""
-        if len(authenticator) != authenticator_bytes(len(self._from)):
+        n = len(self._from)
+        if len(authenticator) not in (authenticator_bytes(n), authenticator_bytes(n, knowing=True)):
             return False
         makers = bytes((self.node,))
         return not self.refuted(makers=makers, digest=digest, authenticators=authenticator)[0]
@@ -221,17 +261,23 @@ class AuthenticatorKeys:
         A valid one of a later life tells that the maker has begun that; but of its own lives a
         server knows by itself.
 
-        Requires: `authenticators` are the makers' over `digest`, concatenated; makers are servers.
+        Requires: `authenticators` are the makers' over `digest`, concatenated, and have one size;
+        makers are servers.
         """
         start, begin, end = 0, self._mine.start, self._mine.stop
-        width = authenticator_bytes(len(self._from))
+        width = len(authenticators) // len(makers)
+        known_at = authenticator_bytes(len(self._from))
         states, presents = self._from, self._presents
         refuted: list[int] = []
         outlived: list[int] = []
         for maker in makers:
             life = authenticators[start : start + LIFE_BYTES]
             state = states[maker].copy()
-            state.update(life + digest)
+            if width == known_at:
+                state.update(life + digest)
+            else:
+                known = authenticators[start + known_at : start + width]
+                state.update(life + (known if any(known) else b"") + digest)
             if not compare_digest(state.digest(), authenticators[start + begin : start + end]):
                 refuted.append(maker)
             elif life != presents[maker]:

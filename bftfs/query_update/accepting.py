@@ -2,7 +2,8 @@
 
 [Q/U §4.3.4, lines 1000-1118; §4.3.5; §4.3.7]
 
-For a request that changes objects, in order: cull the history sets; set up the candidate; answer a
+For a request that changes objects, in order: cull the history sets (and wait until it is known that
+what is left counts together: `.consistent`); set up the candidate; answer a
 repeated request as the first time; refuse what is not dictated by the history sets, or is not
 current; get the versions it builds on (object sync); invoke; accept for all objects, atomically;
 prune; answer. There are four ways in:
@@ -57,6 +58,7 @@ from bftfs.query_update.classification import (
     greatest_complete,
     sharing,
 )
+from bftfs.query_update.consistent import Claims, claims_in
 from bftfs.query_update.history import (
     ZERO,
     Candidate,
@@ -192,6 +194,7 @@ class Accepting:
         self._allowance = Allowance()
         self._lines = Lines()
         self._budget = BarrierBudget()
+        self._claims = Claims(peers, keys)
 
     # --- the ways in ----------------------------------------------------------------------------
 
@@ -411,6 +414,12 @@ class Accepting:
             outlived |= old
         if forged.bits | insane.bits | outlived.bits:
             raise _Fail(Status.CULLED, forged=forged.bits, insane=insane.bits)
+        claims = self._claims.open(claims_in(history_sets, macs, self._keys))
+        if claims:
+            want = self._claims.want(claims, history_sets[0].object, now_us)
+            if want is None:
+                raise _Fail(Status.CULLED)
+            raise WaitFor(want)
         return culled
 
     def _require_vouched(self, conditioned: Conditioned, message: Update) -> None:

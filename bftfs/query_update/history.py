@@ -45,6 +45,7 @@ from bftfs.crypto.digest import (
     AuthenticatorKeys,
     authenticator_bytes,
     operation_digest,
+    padded,
     replica_history_digest,
 )
 from bftfs.errors import MalformedMessage
@@ -374,8 +375,8 @@ def assemble(
         if history:
             by_history.setdefault(history, []).append(node)
     groups = tuple(HistoryGroup(history, bytes(nodes)) for history, nodes in by_history.items())
-    authenticators = b"".join(
-        known[node].authenticator for nodes in by_history.values() for node in nodes
+    authenticators = padded(
+        [known[node].authenticator for nodes in by_history.values() for node in nodes]
     )
     hosted = tuple(
         Hosted(parse_history(history), Nodes.of(nodes)) for history, nodes in by_history.items()
@@ -415,6 +416,16 @@ def parse_set(history_set: ObjectHistorySet, *, n: int) -> CulledObjectHistorySe
     return CulledObjectHistorySet(history_set.object, tuple(hosted))
 
 
+def authenticator_width(authenticators: bytes, count: int, n: int) -> int:
+    """The size of each of `count` authenticators of a set. Raises MalformedMessage."""
+    width = len(authenticators) // count if count else 0
+    if width * count != len(authenticators) or (
+        count and width not in (authenticator_bytes(n), authenticator_bytes(n, knowing=True))
+    ):
+        raise MalformedMessage("a history set lacks authenticators")
+    return width
+
+
 def cull(
     history_set: ObjectHistorySet,
     authenticators: bytes,
@@ -434,9 +445,7 @@ def cull(
     more than a few steps. (docs/decisions/0017-clock-jumps.md)
     """
     parsed = parse_set(history_set, n=quorums.n)
-    width = authenticator_bytes(quorums.n)
-    if len(authenticators) != width * len(parsed.nodes):
-        raise MalformedMessage("a history set lacks authenticators")
+    width = authenticator_width(authenticators, len(parsed.nodes), quorums.n)
     position = 0
     forged = insane = outlived = NOBODY
     if time_of(parsed.latest) > latest_sane_us:

@@ -29,7 +29,7 @@ from bftfs.asking.lives import Told
 from bftfs.asking.peers import Peers
 from bftfs.asking.quorum import NOBODY, Nodes
 from bftfs.clock_skew import is_pushed_ahead
-from bftfs.crypto.digest import authenticator_bytes, life_of
+from bftfs.crypto.digest import authenticator_bytes, life_of, lives_in
 from bftfs.errors import MalformedMessage
 from bftfs.identifiers import NodeId, ObjectId
 from bftfs.query_update.classification import (
@@ -205,7 +205,10 @@ class Observations:
         self._peers = peers
         self._bound = bound
         self._bound_bytes = bound_bytes
-        self._authenticator_bytes = authenticator_bytes(peers.quorums.n)
+        self._authenticator_sizes = (
+            authenticator_bytes(peers.quorums.n),
+            authenticator_bytes(peers.quorums.n, knowing=True),
+        )
         self.volume = 0  # bytes of all histories and authenticators
         self._entries: OrderedDict[ObjectId, _Entry] = OrderedDict()
         self.deductions = Deductions(peers)
@@ -240,7 +243,7 @@ class Observations:
             parsed = parse_history(history)
         except MalformedMessage:
             return None
-        if history and len(authenticator) != self._authenticator_bytes:
+        if history and len(authenticator) not in self._authenticator_sizes:
             return None
         if self._is_outlived(node, authenticator):
             return Known(parsed.encoded, authenticator)
@@ -278,6 +281,20 @@ class Observations:
                     self.volume -= len(known.history) + len(known.authenticator)
                     del entry.known[node]
                     entry.observed = entry.conditioned_on = None
+
+    def leave_out_doubted(self, identifier: ObjectId) -> None:
+        """Forget what others claim to be of an earlier life, until its server reports it again.
+
+        Servers that cannot ask that one do not count it together with the claim. [`.consistent`]
+        """
+        known = self._entry(identifier).known
+        claimed = [lives_in(each.authenticator, self._quorums.n) for each in known.values()]
+        doubted = [
+            node
+            for node, each in known.items()
+            if any(lives and lives[node] > life_of(each.authenticator) for lives in claimed)
+        ]
+        self.keep(identifier, {node: known[node] for node in known if node not in doubted})
 
     def _is_outlived(self, node: NodeId, authenticator: bytes) -> bool:
         return life_of(authenticator) < self._lives[node]

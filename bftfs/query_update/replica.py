@@ -32,7 +32,7 @@ from typing import Annotated, TypeAlias
 import msgspec
 
 from bftfs import limits
-from bftfs.crypto.digest import AuthenticatorKeys, life_of, replica_history_digest
+from bftfs.crypto.digest import AuthenticatorKeys, replica_history_digest
 from bftfs.errors import DamagedRow, MalformedMessage
 from bftfs.identifiers import ObjectId
 from bftfs.query_update.history import (
@@ -127,14 +127,18 @@ def latest_of(name: ObjectId, stored: bytes) -> LogicalTimestamp:
 
 
 def own_authenticator(keys: AuthenticatorKeys, name: ObjectId, history: bytes) -> bytes:
-    """This server's authenticator over its replica history of an object."""
-    return keys.make(replica_history_digest(object=name, encoded=history))
+    """This server's authenticator over its replica history of an object.
+
+    It tells which lives of others this server knows of: what it has accepted since it heard of
+    one is not to be counted with what was signed in an earlier one. [`.consistent`]
+    """
+    return keys.make_knowing(replica_history_digest(object=name, encoded=history))
 
 
 def is_signed(keys: AuthenticatorKeys, name: ObjectId, row: ObjectRow) -> bool:
     """True if the row's authenticator is this server's own, of whatever life: all of its MACs."""
     digest = replica_history_digest(object=name, encoded=row.history)
-    return row.authenticator == keys.make(digest, life=life_of(row.authenticator))
+    return row.authenticator == keys.made_alike(digest, row.authenticator)
 
 
 # What servers tell each other of a version: the same at every benign one that has it.

@@ -18,7 +18,7 @@ from bftfs.asking.lives import Lives, Told
 from bftfs.asking.peers import Peers
 from bftfs.asking.quorum import NOBODY, Nodes, QuorumSystem
 from bftfs.conversation import Delivery, Now, Send
-from bftfs.crypto.digest import answer_digest, life_of
+from bftfs.crypto.digest import answer_digest, authenticator_bytes, life_of, lives_in
 from bftfs.identifiers import NodeId, ObjectId, placement_of
 from bftfs.query_update.classification import OperationType
 from bftfs.query_update.history import (
@@ -104,7 +104,15 @@ class Plan(NamedTuple):
 class Rounds:
     """How a client asks: in which order, how long, and what it remembers of the replies."""
 
-    __slots__ = ("_told", "lives", "observations", "patience_total_us", "peers", "quorums")
+    __slots__ = (
+        "_plain_bytes",
+        "_told",
+        "lives",
+        "observations",
+        "patience_total_us",
+        "peers",
+        "quorums",
+    )
 
     def __init__(
         self, peers: Peers, observations: Observations, *, patience_total_us: int | None
@@ -114,6 +122,7 @@ class Rounds:
         self.peers = peers
         self.patience_total_us = patience_total_us
         self.lives = Lives()
+        self._plain_bytes = authenticator_bytes(self.quorums.n)
         self._told: dict[NodeId, Told] = {}  # what each server has told of lives last
 
     async def plan(self, names: tuple[ObjectId, ...]) -> Plan:
@@ -180,6 +189,7 @@ class Rounds:
         names, histories, authenticators = plan.names, reply.histories, reply.authenticators
         lives = reply.lives
         if len(histories) == len(authenticators) == len(names) and len(lives) == self.quorums.n:
+            lives = self._lives_told(node, lives, authenticators)
             if lives != self._told.get(node) and not self._hear(node, lives, plan.now_us):
                 return None
             plan.heard[node] = lives
@@ -197,6 +207,19 @@ class Rounds:
                 return learned
         self.peers.convict(Nodes.of([node]), plan.now_us)
         return None
+
+    def _lives_told(self, node: NodeId, lives: Told, authenticators: tuple[bytes, ...]) -> Told:
+        """What a reply tells of lives: by itself, or by an authenticator that says more.
+
+        After a restart a server may not remember a life that it has heard of without proof.
+        """
+        if max(map(len, authenticators)) <= self._plain_bytes:
+            return lives
+        for authenticator in authenticators:
+            known = lives_in(authenticator, len(lives))
+            if len(known) == len(lives):
+                lives = tuple(map(max, lives, (*known[:node], 0, *known[node + 1 :])))
+        return lives
 
     def _hear(self, node: NodeId, lives: Told, now_us: int) -> bool:
         """Forget what servers reported in earlier lives; False if this is of an earlier one."""
@@ -261,6 +284,7 @@ class UpdateTally:
         self.failed = NOBODY
         self.refused: dict[int, Nodes] = {}
         self.insane = NOBODY  # those that found a time too far ahead
+        self._doubting = NOBODY  # those that culled something, and accuse nobody
         self.overdrawn = NOBODY  # those that wait for older updates of this client
         self._contenders: dict[int, Nodes] = {}  # by how many there are, as these servers say
         self.answers: Votes[Answer] = Votes(self.quorums)
@@ -334,12 +358,23 @@ class UpdateTally:
             accused = Nodes.known(reply.forged | reply.insane)
             accused |= self.rounds.denied(node, reply.lives)
             self.rounds.peers.accuse(node, accused, self.plan.now_us)
+            self._take_doubt(node, accused)
             if reply.insane:
                 self.insane = self.insane.plus(node)
         elif status is Status.INSANE_TIME:
             self.insane = self.insane.plus(node)
         elif status is Status.TOO_MANY:
             self.overdrawn = self.overdrawn.plus(node)
+
+    def _take_doubt(self, node: NodeId, accused: Nodes) -> None:
+        """A server accuses nobody: it may be in doubt whether what it was shown counts together."""
+        if accused:
+            return
+        before, self._doubting = self._doubting, self._doubting.plus(node)
+        includes_benign = self.quorums.includes_benign
+        if includes_benign(self._doubting) and not includes_benign(before):
+            for name in self.plan.names:
+                self.rounds.observations.leave_out_doubted(name)
 
     def hopes(self, waiting: Nodes) -> bool:
         """True if it would be complete once all `waiting` servers accept it."""

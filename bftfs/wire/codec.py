@@ -86,7 +86,9 @@ UserField: TypeAlias = Annotated[int, Meta(ge=0, lt=1 << 32)]  # a uid or gid
 # The latest life of each server that the sender knows of, its own included.
 LifeField: TypeAlias = Annotated[int, Meta(ge=0, le=LIFE_MOST)]
 LivesField: TypeAlias = Annotated[tuple[LifeField, ...], Meta(max_length=limits.NODES)]
-AuthenticatorField: TypeAlias = Annotated[bytes, Meta(max_length=authenticator_bytes(limits.NODES))]
+AuthenticatorField: TypeAlias = Annotated[
+    bytes, Meta(max_length=authenticator_bytes(limits.NODES, knowing=True))
+]
 
 
 class Voucher(Value, frozen=True):

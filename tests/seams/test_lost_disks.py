@@ -16,6 +16,7 @@ from bftfs.asking.lives import Lives
 from bftfs.asking.quorum import NOBODY, Nodes
 from bftfs.crypto.digest import AuthenticatorKeys, replica_history_digest
 from bftfs.identifiers import NodeId, ObjectId, object_id
+from bftfs.query_update import accepting
 from bftfs.query_update.history import (
     Conditioned,
     ConditionedKind,
@@ -458,7 +459,6 @@ def test_must_fail_servers_that_heal_by_word_of_earlier_lives() -> None:
     assert healed_by_late_word(credulous=True) == (0, 101)
 
 
-@pytest.mark.xfail(strict=True, reason="histories do not tell which lives of others are known")
 def test_a_server_that_has_not_heard_of_a_new_life_is_not_deceived() -> None:
     """Two servers may fail, one of them by lying. A transfer reaches one that loses its disk. It
     rebuilds its store; one of the others does not hear of it. Then the transfer reaches six, and
@@ -515,6 +515,14 @@ def test_a_server_that_has_not_heard_of_a_new_life_is_not_deceived() -> None:
     one, other = balances(world.user("last"), ONE, OTHER)
     assert one + other in (201, 206), "all that was moved is still there"
     assert seen == one, "what was read stays as it was read"
+
+
+def test_must_fail_servers_that_do_not_compare_what_makers_know(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(accepting, "claims_in", lambda *_: set())
+    with pytest.raises(AssertionError, match="what was read stays"):
+        test_a_server_that_has_not_heard_of_a_new_life_is_not_deceived()
 
 
 def deceive(hand: Hand, unaware: int, reached: list[int], word: UpdateReply) -> None:

@@ -11,10 +11,13 @@ import pytest
 from bftfs.asking.quorum import NOBODY
 from bftfs.conversation import Pause, Send
 from bftfs.crypto import digest
-from bftfs.crypto.digest import LIFE_DIGEST
+from bftfs.crypto.digest import LIFE_BYTES, LIFE_DIGEST, replica_history_digest
 from bftfs.identifiers import NodeId, ObjectId, ObjectKind, object_id
+from bftfs.query_update.consistent import Claims
 from bftfs.query_update.counter import Fetch, Increment
 from bftfs.query_update.messages import LifeRequest, QueryReply, UpdateReply
+from bftfs.query_update.observation import Observations
+from bftfs.query_update.replica import Replica
 from bftfs.query_update.rounds import Rounds
 from bftfs.simulation.network import Kind
 from bftfs.simulation.world import SECOND_US
@@ -119,6 +122,85 @@ def test_a_life_that_its_own_histories_are_not_of_stops_nobody() -> None:
     for each in (user, world.user("other")):
         for name in COUNTERS * 3:
             each.run(increment(each, name), within_us=SECOND_US // 2)
+
+
+def falsely_knowing(world: World, life: int) -> Change:
+    """The liar's histories say that each of the others has begun a life."""
+    keys = world.deployment.keys(LIAR)
+    known = b"".join(
+        (0 if node == LIAR else life).to_bytes(LIFE_BYTES, "big") for node in range(world.sizes.n)
+    )
+
+    def signed(_to: Any, reply: Any) -> Any:
+        made = tuple(
+            keys.made_alike(
+                replica_history_digest(object=name, encoded=history), authenticator + known
+            )
+            if history
+            else b""
+            for name, history, authenticator in zip(
+                [current(reply)], reply.histories, reply.authenticators, strict=True
+            )
+        )
+        return msgspec.structs.replace(reply, authenticators=made)
+
+    def current(reply: Any) -> ObjectId:
+        """The counter whose history the liar has just shown."""
+        (history,) = reply.histories
+        disk = world.nodes[LIAR].disk
+        return next(
+            (name for name in COUNTERS if Replica(disk, name).row.history == history), COUNTERS[0]
+        )
+
+    return signed
+
+
+def work_beside_false_knowledge(t: int, *, down: int | None = None, far: int | None = None) -> None:
+    """Two users update all counters. One node may be `down`; another one may not hear the nodes."""
+    world = World(t, 1)
+    users = [world.user("user"), world.user("other")]
+
+    def is_far(source: Any, target: Any, *_: Any) -> bool:
+        return bool(source[0] == target[0] == "node" and far in {source[1], target[1]})
+
+    world.ways.hold(is_far)
+    lie(world, falsely_knowing(world, 3))
+    for name in COUNTERS:
+        users[0].run(increment(users[0], name), within_us=20 * SECOND_US)
+    if down is not None:
+        world.nodes[down].crash(down_us=None)
+    for round_ in range(3):
+        for user in users:
+            for name in COUNTERS:
+                user.run(increment(user, name), within_us=20 * SECOND_US)
+            assert fetch(user, COUNTERS[0]) >= 2 + 2 * round_
+    began_us = world.agenda.now_us
+    for name in COUNTERS:
+        users[1].run(increment(users[1], name), within_us=20 * SECOND_US)
+    if far is None:
+        assert world.agenda.now_us - began_us < SECOND_US, "servers ask for each claim once"
+    assert fetch(users[0], COUNTERS[0]) == 8
+
+
+@pytest.mark.parametrize("given", [{"t": 1}, {"t": 2, "down": 4}, {"t": 2, "far": 4}])
+def test_false_knowledge_of_lives_stops_nobody(given: dict[str, int]) -> None:
+    """Servers that are shown what the liar signed ask the others of whose lives it tells."""
+    work_beside_false_knowledge(**given)
+
+
+def test_must_fail_servers_that_believe_no_denial(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def nothing(*_: Any) -> None:
+        return None
+
+    monkeypatch.setattr(Claims, "_ask", nothing)
+    with pytest.raises(AssertionError):
+        work_beside_false_knowledge(1)
+
+
+def test_must_fail_clients_that_show_on_what_servers_doubt(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Observations, "leave_out_doubted", lambda *_: None)
+    with pytest.raises(AssertionError):
+        work_beside_false_knowledge(2, far=4)
 
 
 async def begin_lives(world: World, told: Iterable[int], every_us: int) -> None:

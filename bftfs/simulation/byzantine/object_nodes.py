@@ -170,6 +170,8 @@ class SelectiveAuthenticator(NodeAdversary):
 class LivesLiar(NodeAdversary):
     """Signs in another life for each principal that asks, and shows new lives to some nodes only.
 
+    What it signs tells of lives that others have not begun.
+
     [Q/U §4.3.5; docs/protocols-query-update.md, A server that lost its store]
     "the liar is left out like one that corrupts its authenticators". Shown by progress, and by
     serializability.
@@ -206,8 +208,13 @@ class LivesLiar(NodeAdversary):
             names = (asked.message.evidence.object,)
         else:
             names = [each.object for each in decode_conditioned(asked.message.conditioned).sets]
+        knowing = b""
+        if self.misbehaves():
+            known = (self.random.choice(self._LIVES) for _ in keys.lives)
+            knowing = b"".join(each.to_bytes(LIFE_BYTES, "big") for each in known)
+        alike = life.to_bytes(LIFE_BYTES, "big") + bytes(MAC_BYTES * len(keys.lives)) + knowing
         authenticators = tuple(
-            keys.make(replica_history_digest(object=name, encoded=history), life=life)
+            keys.made_alike(replica_history_digest(object=name, encoded=history), alike)
             if history
             else b""
             for name, history in zip(names, reply.histories, strict=True)
