@@ -9,7 +9,7 @@ from bftfs.credentials import Credentials
 from bftfs.errors import DamagedRow
 from bftfs.filesystem.inode import UNKNOWN_INODE, contents_us, may_write_blocks
 from bftfs.identifiers import BlockId, inode_of
-from bftfs.query_update.replica import Replica
+from bftfs.query_update.replica import Workspace
 from bftfs.query_update.server import Doubts
 from bftfs.server.recovery import Recovery
 from bftfs.server.step import Sender, Want
@@ -35,7 +35,7 @@ class InodeAuthority:
         if self._recovery.doubtful and (want := self._doubts.wanted((name,))) is not None:
             return want
         try:
-            code = may_write_blocks(Replica(view, name).workspace, credentials, sender.grant)
+            code = may_write_blocks(Workspace(view, name), credentials, sender.grant)
         except UNREADABLE as error:
             raise DamagedRow(name, str(error)) from error
         if code in (0, UNKNOWN_INODE):
@@ -44,4 +44,4 @@ class InodeAuthority:
 
     def reached_us(self, view: StorageView, block: BlockId) -> int:
         """The time of the file's last change of contents, as far as this node knows."""
-        return contents_us(Replica(view, inode_of(block)).workspace)
+        return contents_us(Workspace(view, inode_of(block)))
