@@ -230,11 +230,16 @@ class Asking:
     """
 
     # Class attributes, since most rounds never change them: so they cost no time in `__init__`.
+    refusing: Nodes = NOBODY  # nodes that have refused, and not answered since
     _overdue: Nodes = NOBODY  # nodes that are slower than usual
     _refusals: Refusals | None = None
     _waited_us = 0
     _silences = 0
     _retries = 0
+    _said = _WAIT
+    _half_us: int | None = None
+    _quiet_us = 0  # the silence since the last reply that counted
+    _busy_us = _NEVER  # the silence after which busy nodes are asked again
 
     def __init__(
         self,
@@ -266,7 +271,6 @@ class Asking:
         self.first = peers.quorums.first_quorum(order) if first is None else first
         self.asked = NOBODY
         self.answered = NOBODY  # nodes that have answered, and did not refuse
-        self.refusing = NOBODY  # nodes that have refused, and not answered since
         self.ended_us = now_us  # when the round was over
         self._peers = peers
         self._request = request
@@ -282,14 +286,11 @@ class Asking:
         self._calls: Calls[NodeId] = Calls(peers)
         self._unasked: list[NodeId] = []
         self._heard = NOBODY  # nodes whose further replies do not count
-        self._said = _WAIT
-        self._half_us: int | None = None
-        self._quiet_us = 0  # silence since the last reply that counted…
-        self._hedge_us = self._pace.hedge_us  # …after this much, others are asked as well…
-        self._patience_us = self._within(self._pace.patience_us)  # …and after this, all are silent
+        # After a silence this long others are asked as well; and after this, all count as silent.
+        self._hedge_us = self._pace.hedge_us
+        self._patience_us = self._within(self._pace.patience_us)
         self._until_us = min(self._hedge_us, self._patience_us)  # the next of these
         self._busy: list[NodeId] = []
-        self._busy_us = _NEVER  # …and after this, busy nodes are asked again
 
     @property
     def waiting(self) -> Nodes:
@@ -440,10 +441,11 @@ class Asking:
                 if self._half_us is None and self._heard.bits.bit_count() == half:
                     self._half_us = await Now()
                     pace.took_half(self._half_us - self.began_us)
-            if said != _WAIT or (self._unasked and self._is_stuck()):
+            unasked = self._unasked
+            if said != _WAIT or (unasked and self._is_stuck()):
                 self._said = _WAIT
-                if self._unasked:
-                    await self._ask(self._unasked.pop(0))
+                if unasked:
+                    await self._ask(unasked.pop(0))
 
     async def _conclude(self, last: NodeId) -> None:
         """The reply of `last` ended the round: note how long it took, and which nodes were late."""

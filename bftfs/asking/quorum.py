@@ -7,10 +7,15 @@ partitions are others.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from functools import reduce
+from itertools import pairwise
+from operator import or_
 from typing import Protocol
 
 from bftfs.identifiers import NodeId
 from bftfs.thresholds import QueryUpdateThresholds
+
+_bit = (1).__lshift__  # of a node
 
 
 class Nodes:
@@ -24,10 +29,13 @@ class Nodes:
     @staticmethod
     def of(nodes: Iterable[int]) -> Nodes:
         """The set of `nodes`."""
-        bits = 0
-        for node in nodes:
-            bits |= 1 << node
-        return _KNOWN[bits]
+        return _KNOWN[reduce(or_, map(_bit, nodes), 0)]
+
+    @staticmethod
+    def listed(nodes: bytes) -> Nodes | None:
+        """The set that a message lists, a byte for each node; None if they are not in order."""
+        known = _LISTED.get(nodes)
+        return _read_list(nodes) if known is None else known
 
     @staticmethod
     def known(bits: int) -> Nodes:
@@ -82,7 +90,17 @@ class _Known(dict[int, Nodes]):
 
 _FEW = 1 << 12  # only sets below this are kept, so that messages cannot fill the memory
 _KNOWN = _Known()
+_LISTED: dict[bytes, Nodes] = {}  # those of the sets above that messages have listed
 NOBODY = _KNOWN[0]
+
+
+def _read_list(listed: bytes) -> Nodes | None:
+    if any(node >= following for node, following in pairwise(listed)):
+        return None
+    nodes = Nodes.of(listed)
+    if nodes.bits < _FEW:
+        _LISTED[listed] = nodes
+    return nodes
 
 
 class QuorumSystem(Protocol):

@@ -400,7 +400,7 @@ class Accepting:
         if len(macs) != len(history_sets):
             raise Refuse(errno.EINVAL, "a history set lacks its authenticators")
         culled = []
-        forged = insane = outlived = NOBODY
+        forged = insane = outlived = 0
         latest_us = max(now_us, self._clock.before_us(now_us))
         sane_us = latest_us + limits.CLOCK_SKEW_US - 1  # so that what comes next is sane as well
         quorums = self._quorums
@@ -409,11 +409,11 @@ class Accepting:
                 history_set, of_set, self._keys, quorums=quorums, latest_sane_us=sane_us
             )
             culled.append(kept)
-            forged |= bad
-            insane |= mad
-            outlived |= old
-        if forged.bits | insane.bits | outlived.bits:
-            raise _Fail(Status.CULLED, forged=forged.bits, insane=insane.bits)
+            forged |= bad.bits
+            insane |= mad.bits
+            outlived |= old.bits
+        if forged | insane | outlived:
+            raise _Fail(Status.CULLED, forged=forged, insane=insane)
         claims = self._claims.open(claims_in(history_sets, macs, self._keys))
         if claims:
             want = self._claims.want(claims, history_sets[0].object, now_us)

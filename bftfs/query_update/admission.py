@@ -180,13 +180,14 @@ class BarrierBudget:
         return left > 0
 
     def _of(self, name: ObjectId) -> tuple[dict[ClientId, int], Bucket]:
-        found = self._objects.get(name)
-        if found is None:
-            found = {}, Bucket(limits.SECOND_US, limits.BARRIERS_OF_OTHERS)
-            self._objects[name] = found
-        self._objects.move_to_end(name)
-        if len(self._objects) > limits.CONTENDED_OBJECTS:
-            self._objects.popitem(last=False)
+        objects = self._objects
+        found = objects.get(name)
+        if found is not None:
+            objects.move_to_end(name)
+            return found
+        found = objects[name] = {}, Bucket(limits.SECOND_US, limits.BARRIERS_OF_OTHERS)
+        if len(objects) > limits.CONTENDED_OBJECTS:
+            objects.popitem(last=False)
         return found
 
 
@@ -231,7 +232,8 @@ class IncompleteUpdates:
 
     def accepted(self, name: ObjectId, timestamp: LogicalTimestamp) -> None:
         """The server has accepted a candidate for `name`, which is its latest now."""
-        self.settle(name)
+        if name in self._client:
+            self.settle(name)
         client = client_of(timestamp)
         self._of.setdefault(client, {})[name] = Entry(timestamp, self.tick)
         self._client[name] = client

@@ -396,21 +396,17 @@ def parse_set(history_set: ObjectHistorySet, *, n: int) -> CulledObjectHistorySe
     Ensures: no server is counted twice.
     """
     hosted: list[Hosted] = []
-    seen = NOBODY
-    first_before = -1
+    seen, first_before = 0, -1
     for group in history_set.groups:
-        nodes = group.nodes
-        before = -1
-        for node in nodes:
-            if node <= before or node >= n:
-                raise MalformedMessage("the servers of a history set are out of order")
-            before = node
-        hosts = Nodes.of(nodes)
-        if hosts & seen or nodes[0] <= first_before or not group.history:
+        nodes, history = group.nodes, group.history
+        hosts = Nodes.listed(nodes)
+        if hosts is None or nodes[-1] >= n:
+            raise MalformedMessage("the servers of a history set are out of order")
+        if hosts.bits & seen or nodes[0] <= first_before or not history:
             raise MalformedMessage("a history set is not canonical")
-        seen |= hosts
+        seen |= hosts.bits
         first_before = nodes[0]
-        hosted.append(Hosted(parse_history(group.history), hosts))
+        hosted.append(Hosted(parse_history(history), hosts))
     if len(hosted) > 1 and len({each.history.encoded for each in hosted}) != len(hosted):
         raise MalformedMessage("a history set lists one history twice")
     return CulledObjectHistorySet(history_set.object, tuple(hosted))

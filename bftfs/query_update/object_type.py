@@ -113,8 +113,9 @@ class Method:
 
     def takes(self, names: tuple[ObjectId, ...]) -> bool:
         """True if the objects are of the kinds that the method takes."""
-        return len(names) == len(self.kinds) and all(
-            kind_of(name) in kinds for name, kinds in zip(names, self.kinds, strict=True)
+        kinds = self.kinds
+        return len(names) == len(kinds) and all(
+            map(frozenset.__contains__, kinds, map(kind_of, names))
         )
 
 

@@ -59,7 +59,6 @@ from bftfs.storage import StorageView, Table, Write, after_keys
 from bftfs.wire.codec import UNREADABLE, Value, encode
 
 NUMBER_BYTES = 8
-_MISSING = object()
 
 _Steps: TypeAlias = "list[tuple[LogicalTimestamp, Version]]"
 KeyChange = tuple[bytes, bytes | None]  # key and new value; None: the key is gone
@@ -221,10 +220,10 @@ class Workspace:
 
     def get(self, key: bytes) -> bytes | None:
         """The value at `key`, or None."""
-        value = self.delta.get(key, _MISSING)
-        if value is not _MISSING:
-            return value  # type: ignore[return-value]
-        row = self.row(key)
+        if key in self.delta:
+            return self.delta[key]
+        rows = self._rows
+        row = rows[key] if key in rows else self.row(key)
         return None if row is None else row[NUMBER_BYTES:]
 
     def put(self, key: bytes, value: bytes) -> None:
@@ -278,10 +277,10 @@ class Workspace:
 
     def row(self, key: bytes) -> bytes | None:
         """The row at `key` in STATE, with the moves of this step applied."""
-        row = self._rows.get(key, _MISSING)
-        if row is _MISSING:
-            row = self._rows[key] = self._view.get(Table.STATE, self._prefix + key)
-        return row  # type: ignore[return-value]
+        rows = self._rows
+        if key not in rows:
+            rows[key] = self._view.get(Table.STATE, self._prefix + key)
+        return rows[key]
 
     def undo(self, version: Version) -> list[Write]:
         """Take back the version of the head."""
@@ -301,14 +300,13 @@ class Workspace:
     def apply(self, number: int, changes: tuple[KeyChange, ...]) -> list[Write]:
         """Apply version `number` on top."""
         writes = []
-        stamp = stamp_of(number)
+        stamp, prefix, rows = stamp_of(number), self._prefix, self._rows
         for key, value in changes:
-            row = self.row(key)
+            row = rows[key] if key in rows else self.row(key)
             if row is not None:
                 writes.append(Write(Table.PAST, past_prefix(self.object, key) + stamp, row))
-            row = None if value is None else stamp + value
-            writes.append(Write(Table.STATE, self._prefix + key, row))
-            self._rows[key] = row
+            rows[key] = row = None if value is None else stamp + value
+            writes.append(Write(Table.STATE, prefix + key, row))
             self._moved.add(key)
         holes = self._holes(changes)
         self.holes = tuple(holes)
@@ -350,9 +348,9 @@ class Workspace:
     def take_delta(self) -> tuple[KeyChange, ...]:
         """The changes of the method in key order, without values that stay the same."""
         changes = []
-        for key in sorted(self.delta):
-            value = self.delta[key]
-            row = self.row(key)
+        rows = self._rows
+        for key, value in sorted(self.delta.items()):
+            row = rows[key] if key in rows else self.row(key)
             if (None if row is None else row[NUMBER_BYTES:]) != value:
                 changes.append((key, value))
         self.delta = {}

@@ -115,11 +115,12 @@ def charged(view: StorageView, charges: Iterable[tuple[ClientId, int]]) -> list[
     by_client: dict[ClientId, int] = {}
     for client, volume in charges:
         by_client[client] = by_client.get(client, 0) + volume
-    return [
-        Write(Table.ADMISSION, client, max(used_bytes(view, client) + volume, 0).to_bytes(8, "big"))
-        for client, volume in by_client.items()
-        if volume
-    ]
+    writes = []
+    for client, volume in by_client.items():
+        if volume:
+            left = max(used_bytes(view, client) + volume, 0)
+            writes.append(Write(Table.ADMISSION, client, left.to_bytes(8, "big")))
+    return writes
 
 
 class ReserveShares:
@@ -286,7 +287,7 @@ class Room:
     def _took(self, volume: int) -> None:
         """`volume` bytes were added since the pool was measured."""
         self.live_bytes += volume
-        if self.share >= SHORT:
+        if self.live_bytes >= SHORT * self.limit_bytes > 0:
             self.shortage.announce()
 
     def _is_greedy(self, view: StorageView, client: ClientId, volume: int) -> bool:
