@@ -36,7 +36,7 @@ from bftfs.errors import FileSystemError, OperationFailed, UsageError
 from bftfs.filesystem.file_history import Change
 from bftfs.filesystem.time_names import format_time_name
 from bftfs.identifiers import CLIENT_ID_BYTES, ClientId, ObjectId
-from bftfs.restoration.changes import ChangeLog, audited, read_changes
+from bftfs.restoration.changes import ChangeLog, audited, read_changes, unreadable
 from bftfs.restoration.restore import Counts, PathStatus, Restoring
 from bftfs.restoration.undo import Undo
 from bftfs.restoration.viewpoint import Reading
@@ -264,11 +264,18 @@ def _if_permitted(action: Callable[[], None]) -> bool:
 @click.option("--since", required=True, help="A time: '2 hours ago', 2026-11-21T10:02 …")
 @click.option("--json", "as_json", is_flag=True, help="For programs.")
 def audit(path: str, client: str, since: str, as_json: bool) -> None:
-    """List what a client has changed below PATH since a time, and what others built on it."""
+    """List what a client has changed below PATH since a time, and what others built on it.
+
+    Reads what it has written to files, and marks changes that have named what cannot be read.
+    """
     with session_at(path) as session:
         log = _read_changes(session, path, client, since)
         own, later = audited(log)
-        changes = [_row(session, log, identifier, change) for identifier, change in own]
+        missing = session.perform(unreadable(log, session.view))
+        changes = [
+            _row(session, log, identifier, change, missing.get(change.timestamp, 0))
+            for identifier, change in own
+        ]
         changes += _uncovered_rows(session, log, client)
         changes.sort(key=itemgetter("time"))
         built_on = [_row(session, log, identifier, change) for identifier, change in later]
@@ -290,14 +297,20 @@ def audit(path: str, client: str, since: str, as_json: bool) -> None:
 
 
 def _row(
-    session: CommandSession, log: ChangeLog, identifier: ObjectId, change: Change
+    session: CommandSession,
+    log: ChangeLog,
+    identifier: ObjectId,
+    change: Change,
+    unreadable_blocks: int = 0,
 ) -> dict[str, Any]:
+    mark = f" (unreadable: {unreadable_blocks})" if unreadable_blocks else ""
     return {
         "time": format_time_name(change.time_us),
         "client": session.client_name(change.client),
         "uid": change.operation.uid,
-        "operation": said(change),
+        "operation": said(change) + mark,
         "path": log.path_of(identifier),
+        "unreadable_blocks": unreadable_blocks,
     }
 
 

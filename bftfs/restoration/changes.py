@@ -9,11 +9,15 @@ the versions of the inode show who has written what.
 For each file it also asks which versions of blocks the client has written that none of its updates
 has named. These are not part of any version of the file, and nobody else can make them so; they are
 what is left of a write that was cut short, or was prepared and not done.
+
+And an update may have named what its client has not written, or not in a way that can be read:
+`unreadable` reads all that the client has named.
 """
 
 from __future__ import annotations
 
-from collections import deque
+import errno
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
@@ -24,7 +28,10 @@ from typing import Final, NamedTuple
 from msgspec.msgpack import decode
 
 from bftfs import limits
+from bftfs.errors import FileSystemError, NoLongerKept, VersionUnrecoverable
+from bftfs.filesystem.block_names import BlockName, CoveredBlock
 from bftfs.filesystem.directory import shown
+from bftfs.filesystem.file_blocks import version_of
 from bftfs.filesystem.file_history import Change, in_batches
 from bftfs.filesystem.inode import Merging, Truncation, Writing
 from bftfs.filesystem.operations import FoundObject
@@ -37,7 +44,9 @@ from bftfs.identifiers import (
     inode_of,
     kind_of,
 )
+from bftfs.query_update.history import LogicalTimestamp
 from bftfs.read_write.authorship import Authored
+from bftfs.read_write.timestamp import BlockTimestamp
 from bftfs.restoration.viewpoint import Viewpoint
 
 _NAMING: Final = {WRITE: Writing, TRUNCATE: Truncation, MERGE: Merging}
@@ -337,12 +346,57 @@ def _is_covered_unnamed(version: Authored, covers: Iterable[Change]) -> bool:
 
 def _named_by(change: Change) -> list[tuple[int, int]]:
     """The versions of blocks that a change has named: their numbers and times."""
+    return [(block.number, block.time_us) for block in _blocks_of(change)]
+
+
+def _blocks_of(change: Change) -> tuple[CoveredBlock, ...]:
+    """The versions of blocks that a change has named."""
     kind = _NAMING.get(change.operation.method)
     if kind is None:
-        return []
+        return ()
     arguments = decode(change.operation.arguments, type=kind)
-    blocks = arguments.shortened if isinstance(arguments, Truncation) else arguments.blocks
-    return [(block.number, block.time_us) for block in blocks]
+    blocks: tuple[CoveredBlock, ...] = (
+        arguments.shortened if isinstance(arguments, Truncation) else arguments.blocks
+    )
+    return blocks
+
+
+async def unreadable(log: ChangeLog, view: Viewpoint) -> dict[LogicalTimestamp, int]:
+    """How many of the blocks that each change of the client has named cannot be read."""
+    named = [
+        (identifier, change, block)
+        for identifier in log.touched()
+        for change in log.changes[identifier]
+        if log.by_client(change) and kind_of(identifier) == ObjectKind.INODE
+        for block in _blocks_of(change)
+    ]
+    readable = await in_batches([partial(_is_readable, view, *each) for each in named])
+    return Counter(
+        change.timestamp for (_, change, _), can in zip(named, readable, strict=True) if not can
+    )
+
+
+async def _is_readable(
+    view: Viewpoint, identifier: ObjectId, change: Change, block: CoveredBlock
+) -> bool:
+    """True if nodes have what a change has named, or have had to forget it."""
+    layout = None if change.attributes is None else change.attributes.layout
+    if layout is None:
+        return True
+    timestamp = BlockTimestamp(block.time_us, change.client, block.verifier)
+    name = BlockName(layout.incarnation(block.number), timestamp)
+    blocks, cipher = view.history.blocks, view.files.cipher
+    try:
+        await version_of(blocks, cipher, identifier, block.number, name)
+    except NoLongerKept:
+        return True
+    except VersionUnrecoverable:
+        return False
+    except FileSystemError as failure:
+        if failure.code != errno.EIO:
+            raise
+        return False
+    return True
 
 
 Changed = tuple[ObjectId, Change]

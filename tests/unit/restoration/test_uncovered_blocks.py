@@ -11,6 +11,7 @@ from bftfs.crypto.digest import Digest
 from bftfs.errors import FileSystemError
 from bftfs.filesystem.block_names import CoveredBlock
 from bftfs.filesystem.file_blocks import BlockReader
+from bftfs.restoration.changes import unreadable
 from bftfs.simulation.deployment import CREDENTIALS
 from tests.unit.filesystem.test_contents import latest_version
 from tests.unit.restoration.conftest import BLOCK
@@ -69,6 +70,16 @@ def test_what_is_covered_is_no_part_of_it(stage: Any) -> None:
         user.write("a", f"{user.host.client.hex()}\n")
         stage.intruder.run(stage.intruder.files.truncate(stage.intruder.find("a"), 3, CREDENTIALS))
     assert stage.log().uncovered == {}
+
+
+def test_an_audit_marks_what_cannot_be_read(stage: Any) -> None:
+    stage.intruder.put("a", "A" * 2 * BLOCK, 0)
+    never = CoveredBlock(1, stage.now_us, Digest(bytes(32)))
+    stage.intruder.cover("b", stage.intruder.scribble("b", "E\n"), never, end=2 * BLOCK)
+    log, view = stage.log(), stage.view()
+    marked = stage.honest.run(unreadable(log, view))
+    (change,) = log.changes[stage.honest.find("b")]
+    assert marked == {change.timestamp: 1}
 
 
 @pytest.mark.parametrize("number", [0, 1])
