@@ -26,6 +26,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
+from functools import cache
 from hmac import compare_digest
 from typing import NewType, TypeAlias
 
@@ -142,6 +143,7 @@ def client_id_of(public_key: bytes) -> ClientId:
     return ClientId(_client(public_key))
 
 
+@cache
 def authenticator_bytes(n: int, *, knowing: bool = False) -> int:
     """The size of an authenticator for n servers; of one that tells lives of others, if so."""
     return LIFE_BYTES + MAC_BYTES * n + (LIFE_BYTES * n if knowing else 0)

@@ -401,26 +401,31 @@ class Accepting:
             raise Refuse(errno.EINVAL, "a history set lacks its authenticators")
         culled = []
         forged = insane = outlived = 0
-        latest_us = max(now_us, self._clock.before_us(now_us))
-        sane_us = latest_us + limits.CLOCK_SKEW_US - 1  # so that what comes next is sane as well
-        quorums = self._quorums
+        latest_us = now_us
         for history_set, of_set in zip(history_sets, macs, strict=True):
-            kept, bad, mad, old = cull(
-                history_set, of_set, self._keys, quorums=quorums, latest_sane_us=sane_us
-            )
+            kept, bad, mad, old = self._culled(history_set, of_set, latest_us)
+            if mad and latest_us == now_us:
+                latest_us = max(now_us, self._clock.before_us(now_us))
+                kept, bad, mad, old = self._culled(history_set, of_set, latest_us)
             culled.append(kept)
             forged |= bad.bits
             insane |= mad.bits
             outlived |= old.bits
         if forged | insane | outlived:
             raise _Fail(Status.CULLED, forged=forged, insane=insane)
-        claims = self._claims.open(claims_in(history_sets, macs, self._keys))
-        if claims:
+        claims = claims_in(history_sets, macs, self._keys)
+        if claims and (claims := self._claims.open(claims)):
             want = self._claims.want(claims, history_sets[0].object, now_us)
             if want is None:
                 raise _Fail(Status.CULLED)
             raise WaitFor(want)
         return culled
+
+    def _culled(
+        self, history_set: ObjectHistorySet, macs: bytes, latest_us: int
+    ) -> tuple[CulledObjectHistorySet, Nodes, Nodes, Nodes]:
+        sane_us = latest_us + limits.CLOCK_SKEW_US - 1  # so that what comes next is sane as well
+        return cull(history_set, macs, self._keys, quorums=self._quorums, latest_sane_us=sane_us)
 
     def _require_vouched(self, conditioned: Conditioned, message: Update) -> None:
         """Refuse facts that are not stated by servers that cannot all be lying."""

@@ -75,11 +75,12 @@ class OwnClock:
 
         Other nodes may take it, and this one another time.
         """
-        if self._has_jumped(now_us):
+        has_jumped = self._has_jumped(now_us)
+        if has_jumped:
             if not self.reason:
                 self._conclude(_JUMPED)
             self.due.announce()
-        self._note(now_us)
+        self._note(now_us, has_jumped=has_jumped)
         return Refused(errno.EAGAIN, self.reason) if self.reason else None
 
     def is_confirmed(self, now_us: int) -> bool:
@@ -96,7 +97,7 @@ class OwnClock:
         It is the latest that it has borne in agreement with others, rounded up to a unit of less
         than half the way back: other nodes have seen that a little earlier or later.
         """
-        self._note(now_us)
+        self._note(now_us, has_jumped=self._has_jumped(now_us))
         if not self._set_back_us:
             return 0
         unit_us = 1 << max((self._agreed_us - self._set_back_us).bit_length() - 2, 0)
@@ -113,11 +114,11 @@ class OwnClock:
         self._agreed_us = max(self._agreed_us, int.from_bytes(agreed_us, "big"))
         self._set_back_us = int.from_bytes(set_back_us, "big")
 
-    def _note(self, now_us: int) -> None:
+    def _note(self, now_us: int, *, has_jumped: bool) -> None:
         """Follow the clock while it agrees with others; and see when it is set back."""
         if now_us >= self._agreed_us:
             self._set_back_us = 0
-            if self.confirmed and not self._has_jumped(now_us):
+            if self._was_confirmed and not (self.reason or has_jumped):
                 self._agreed_us = now_us
         elif not self._set_back_us or now_us < self._set_back_us:
             self._set_back_us = now_us
@@ -144,7 +145,7 @@ class OwnClock:
         elif self._has_jumped(now_us) and not self.reason:
             self._conclude(_JUMPED)
         self._compared_us = now_us
-        self._note(now_us)
+        self._note(now_us, has_jumped=False)
 
     def _has_jumped(self, now_us: int) -> bool:
         before_us = self._compared_us
