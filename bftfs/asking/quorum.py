@@ -120,6 +120,9 @@ class QuorumSystem(Protocol):
     def is_repairable(self, nodes: Nodes) -> bool:
         """Whether some repairable set R ⊆ `nodes`. (4.1)"""
 
+    def may_be_repairable(self, nodes: Nodes) -> bool:
+        """Whether `nodes` with malevolent ones among the others may cover a repairable set."""
+
     def includes_benign(self, nodes: Nodes) -> bool:
         """Whether `nodes` cannot all be malevolent: no B of the fail-prone system covers them."""
 
@@ -156,6 +159,10 @@ class ThresholdQuorums:
     def is_repairable(self, nodes: Nodes) -> bool:
         """At least r servers."""
         return nodes.bits.bit_count() >= self.r
+
+    def may_be_repairable(self, nodes: Nodes) -> bool:
+        """At least r - b servers."""
+        return nodes.bits.bit_count() + self.b >= self.r
 
     def includes_benign(self, nodes: Nodes) -> bool:
         """More than b servers."""

@@ -19,7 +19,8 @@ where it has accepted nothing later itself, and
 A recovering server has begun a new life (`.lives`), and asks q others that remember the object and
 have stored that: what it accepted in its earlier lives, and they did not when they answered, cannot
 be counted together with them any more. It serves an object only after it has taken over what r of
-them have. [docs/protocols-query-update.md, A server that lost its store]
+them have, and waits where others have to decide about a copy first. [`.undecided`;
+docs/protocols-query-update.md, A server that lost its store]
 
 **Damaged objects.** Scrubbing marks them. One whose replica history is whole is made anew from what
 the peers have of the version that it stands at. Of one whose replica history is damaged, or whose
@@ -86,6 +87,7 @@ from bftfs.server.object_rebuilding import Past, fetch_past, has_beside, remade,
 from bftfs.server.recovery import OBJECTS, Recovery
 from bftfs.server.step import Host, Want
 from bftfs.server.tally import counter
+from bftfs.server.undecided import is_undecided
 from bftfs.server.worker import (
     HealingTally,
     HealingWalk,
@@ -365,7 +367,7 @@ class ObjectHealer:
         with a candidate that nobody else has.
         """
         heard = await self._histories(name)
-        if heard is None:
+        if heard is None or await self._is_undecided(host, name, heard):
             return False
         complete = await self._take_what_is_shared(host, name, heard)
         if complete and not heard.makes_do:
@@ -378,6 +380,13 @@ class ObjectHealer:
         self._recovery.gave_way += 1
         await self._drop(host, name, said=said)
         return not said and await self._catch_up(host, name)
+
+    async def _is_undecided(self, host: Host, name: ObjectId, heard: _Heard) -> bool:
+        """True if this server recovers, and others have to decide about a copy first."""
+        if heard.makes_do or not self._recovery.rebuilding:
+            return False
+        own_latest = await look(host, lambda view: Replica(view, name).history.latest)
+        return is_undecided(heard.history_set, self._quorums, self._node, own_latest)
 
     async def _take_what_is_shared(self, host: Host, name: ObjectId, heard: _Heard) -> bool:
         """Take over the latest candidate that enough peers have. True if nothing is lacking."""
@@ -516,7 +525,7 @@ class ObjectHealer:
         found: dict[ObjectId, Shared] = {}
         for name in candidate.objects:
             heard = await self._histories(name)
-            if heard is None:
+            if heard is None or await self._is_undecided(host, name, heard):
                 return False
             latest = next(iter(shared_candidates(heard.history_set, self._quorums)), None)
             if latest is None or latest.candidate.timestamp != candidate.timestamp:
