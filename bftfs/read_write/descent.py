@@ -143,11 +143,11 @@ class Descent:
                 want_data=question.want_data,
                 lists=wanted is None,
             )
+            if wanted is None:
+                self._asked[node] = min(self._asked.get(node, question.asked), question.asked)
             if verdict is _VALID:
                 if wanted is None and node not in responses.lives:
                     self._ask_anew(node)
-                elif wanted is None:
-                    self._asked[node] = min(self._asked.get(node, question.asked), question.asked)
                 if wanted is not None and not responses.has_fragment_of(node, wanted):
                     collected = message.below is Below.COLLECTED
                     responses.withdraw(node, wanted, collected=collected)
@@ -162,10 +162,11 @@ class Descent:
         return verdict
 
     def _ask_anew(self, node: NodeId) -> None:
-        """Drop the lists of `node`: it has lost its store since, or another node claims so.
+        """Drop what `node` has said: it has lost its store since, or another node claims so.
 
         A node of which that is true twice in one read is left out of it.
         """
+        self.responses.damaged.pop(node, None)
         if node in self._anew:
             self.responses.discard(node)
             return

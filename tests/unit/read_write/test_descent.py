@@ -257,6 +257,16 @@ def test_a_host_of_an_earlier_life_is_asked_anew() -> None:
     assert play.reply(5) == Usable(at(7), REPAIRABLE)
 
 
+def test_nor_does_a_false_fragment_of_an_earlier_life_count() -> None:
+    """Its node has listed the version as well, and is not heard any more."""
+    play = Play()
+    for node in (1, 2, 3):
+        play.reply(node, 7)
+    assert play.reply(0, 7, rotten=True) == []
+    assert play.reply(4, 7, lives=(1, 0, 0, 0, 0, 0)) == ["5: data"]
+    assert play.reply(5, 7) == Usable(at(7), COMPLETE)
+
+
 def test_it_counts_again_when_it_says_so_in_its_new_life() -> None:
     play = Play()
     for node in range(4):
