@@ -14,11 +14,10 @@ BFTFS := $(VENV)/bin/python -m bftfs
 PACKAGES := fuse3 libfuse3-dev pkg-config gcc python3-dev python3-venv
 TEST_PACKAGES := $(PACKAGES) git make rsync sqlite3 attr acl iproute2 procps tar libc6-dev vim-tiny
 
-# Tests that need no mount and share nothing run on two cores at once, the others alone. Those that
-# start node processes go file by file: what a file shares is started once.
+# Tests run on two cores at once: those that share nothing one by one; those that start node
+# processes, or mount, file by file: what a file shares is started once.
 PURE_TESTS := tests/unit tests/papers tests/properties tests/seams tests/simulation tests/fuzz \
 	tests/transcripts tests/chaos
-NODE_TESTS := tests/integration
 
 .PHONY: up down status link test check format clean packages test-packages help
 
@@ -55,8 +54,8 @@ ifdef TESTS
 	$(VENV)/bin/python -m pytest $(TESTS)
 else
 	$(VENV)/bin/python -m pytest --numprocesses=2 --dist=worksteal $(PURE_TESTS)
-	$(VENV)/bin/python -m pytest --numprocesses=2 --dist=loadfile $(NODE_TESTS)
-	$(VENV)/bin/python -m pytest $(addprefix --ignore=,$(PURE_TESTS) $(NODE_TESTS))
+	$(VENV)/bin/python -m pytest --numprocesses=2 --dist=loadfile --no-loadscope-reorder \
+		$(addprefix --ignore=,$(PURE_TESTS))
 endif
 
 check: $(VENV)/.installed-test

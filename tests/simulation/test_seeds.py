@@ -16,9 +16,9 @@ from bftfs.simulation.scenario import run
 PROJECT = Path(__file__).parents[2]
 SAVED = sorted((Path(__file__).parent / "seeds").glob("*.json"))
 OPERATIONS = 200
-# 50,000 simulated operations in all; campaigns of millions are a command of their own.
-SEEDS = {"blocks": 70, "objects": 55, "files": 40}
-SIMULATED = {"blocks": 20_000, "objects": 15_000, "files": 15_000}
+# 30,000 simulated operations and more; campaigns of millions are a command of their own.
+SEEDS = {"blocks": 50, "objects": 36, "files": 30}
+SIMULATED = {"blocks": 15_000, "objects": 8_000, "files": 8_000}
 
 
 @pytest.mark.parametrize("path", SAVED, ids=lambda path: path.stem)
