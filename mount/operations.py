@@ -38,6 +38,7 @@ from bftfs.filesystem.file_history import History
 from bftfs.filesystem.metadata import OpenDirectory
 from bftfs.filesystem.operations import FileSystem, FoundObject, Statistics
 from bftfs.identifiers import ObjectId
+from mount.callers import Callers
 from mount.kernel_numbers import (
     HISTORY,
     LAST_NUMBER,
@@ -48,7 +49,6 @@ from mount.kernel_numbers import (
     Places,
 )
 from mount.options import MountOptions
-from mount.processes import Callers
 from mount.requests import KernelRequest, Requests
 
 SECTOR_BYTES: Final = 512  # the unit of st_blocks, whatever the file system

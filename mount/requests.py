@@ -21,7 +21,7 @@ from structlog.typing import FilteringBoundLogger
 from bftfs.conversation import Conversation
 from bftfs.errors import FileSystemError
 from bftfs.runtime.network import Network
-from mount import processes
+from mount import callers
 
 LOOK_EVERY_S: Final = 0.5
 WAIT_WORTH_SAYING_S: Final = 3.0  # for nodes that are needed
@@ -98,7 +98,7 @@ class Requests:
             patient = [each for each in self._waiting if each.since < now - PATIENT_S]
             self._tell_of_nodes(now)
             anonymous = any(pending.request.opener is not None for pending in patient)
-            ending = processes.ending() if anonymous else ()
+            ending = callers.ending() if anonymous else ()
             for pending in patient:
                 if self._shall_end(pending.request, ending):
                     self._report("request interrupted", pending)
@@ -126,14 +126,14 @@ class Requests:
     def _shall_end(self, request: KernelRequest, ending: tuple[int, ...]) -> bool:
         """True if the calling process wants to end; `ending` are all processes that do."""
         if request.thread is not None:
-            return processes.wants_to_end(request.thread)
+            return callers.wants_to_end(request.thread)
         if request.opener is None or not ending:
             return False
         # A process that closes a file does not have it open any more, but mostly it is the one that
         # opened it. If that thread is gone, it may be any process.
-        opener = processes.process_of(request.opener)
+        opener = callers.process_of(request.opener)
         return opener is None or any(
-            pid == opener or processes.uses(pid, request.inode, self.device, opener=opener)
+            pid == opener or callers.uses(pid, request.inode, self.device, opener=opener)
             for pid in ending
         )
 

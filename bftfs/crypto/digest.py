@@ -158,6 +158,12 @@ def padded(authenticators: Sequence[bytes]) -> bytes:
     return b"".join([authenticator.ljust(width, b"\0") for authenticator in authenticators])
 
 
+def tell_lives(authenticators: bytes, n: int) -> bool:
+    """True if some of these, n or fewer, tell lives of others: then they have another size."""
+    # As many bytes as plain ones have in all, longer ones have only if there are 2 n + 1 or more.
+    return len(authenticators) % authenticator_bytes(n) != 0
+
+
 def lives_in(authenticator: bytes, n: int) -> tuple[int, ...]:
     """The lives of others that an authenticator tells: nothing if it tells none."""
     known = authenticator[authenticator_bytes(n) :]

@@ -44,7 +44,13 @@ from bftfs.asking.peers import Peers
 from bftfs.asking.quorum import NOBODY, Nodes, QuorumSystem
 from bftfs.clock_skew import is_ahead
 from bftfs.conversation import Conversation
-from bftfs.crypto.digest import AuthenticatorKeys, answer_digest, deduction_digest, life_of
+from bftfs.crypto.digest import (
+    AuthenticatorKeys,
+    answer_digest,
+    deduction_digest,
+    life_of,
+    tell_lives,
+)
 from bftfs.identifiers import ClientId, NodeId, ObjectId
 from bftfs.query_update import between_nodes
 from bftfs.query_update.admission import Allowance, BarrierBudget, IncompleteUpdates, Lines
@@ -413,13 +419,20 @@ class Accepting:
             outlived |= old.bits
         if forged | insane | outlived:
             raise _Fail(Status.CULLED, forged=forged, insane=insane)
-        claims = claims_in(history_sets, macs, self._keys)
-        if claims and (claims := self._claims.open(claims)):
+        if any(tell_lives(of_set, self._quorums.n) for of_set in macs):
+            self._require_undisputed(history_sets, macs, now_us)
+        return culled
+
+    def _require_undisputed(
+        self, history_sets: Sequence[ObjectHistorySet], macs: Sequence[bytes], now_us: int
+    ) -> None:
+        """The request waits while some of the makers claim lives of others that are not known."""
+        claims = self._claims.open(claims_in(history_sets, macs, self._keys))
+        if claims:
             want = self._claims.want(claims, history_sets[0].object, now_us)
             if want is None:
                 raise _Fail(Status.CULLED)
             raise WaitFor(want)
-        return culled
 
     def _culled(
         self, history_set: ObjectHistorySet, macs: bytes, latest_us: int

@@ -32,7 +32,7 @@ from bftfs import limits
 from bftfs.asking.ask import ask_all
 from bftfs.asking.peers import Peers
 from bftfs.conversation import Delivery, Now
-from bftfs.crypto.digest import AuthenticatorKeys, authenticator_bytes, lives_in
+from bftfs.crypto.digest import AuthenticatorKeys, lives_in, tell_lives
 from bftfs.identifiers import NodeId, ObjectId
 from bftfs.query_update.history import ObjectHistorySet
 from bftfs.query_update.messages import HistoryReply, HistoryRequest
@@ -57,10 +57,10 @@ def claims_in(
 
     Requires: the sets are canonical, and the authenticators are theirs.
     """
-    plain = authenticator_bytes(len(keys.lives))
+    n = len(keys.lives)
     told: list[tuple[NodeId, bytes]] = []
     for history_set, of_set in zip(history_sets, authenticators, strict=True):
-        if len(of_set) % plain == 0:  # n longer ones or fewer never have the size of plain ones
+        if not tell_lives(of_set, n):
             continue
         makers = b"".join([group.nodes for group in history_set.groups])
         width = len(of_set) // len(makers)
@@ -68,15 +68,13 @@ def claims_in(
             (NodeId(maker), of_set[at * width : (at + 1) * width])
             for at, maker in enumerate(makers)
         ]
-    if not told:
-        return set()
     shown = {
         NodeId(maker) for each in history_sets for group in each.groups for maker in group.nodes
     }
     return {
         Claim(claimant, maker, lives[maker])
         for claimant, authenticator in told
-        if (lives := lives_in(authenticator, len(keys.lives)))
+        if (lives := lives_in(authenticator, n))
         for maker in shown
         if maker not in (claimant, keys.node) and lives[maker] > keys.lives[maker]
     }

@@ -14,7 +14,7 @@ from bftfs.errors import FileSystemError
 from bftfs.identifiers import NodeId
 from bftfs.runtime.links import Waiting
 from bftfs.runtime.network import Network
-from mount import processes, requests
+from mount import callers, requests
 from mount.requests import KernelRequest, Requests
 
 
@@ -89,11 +89,11 @@ def run(
 def ending(monkeypatch: pytest.MonkeyPatch) -> set[int]:
     """The processes that want to end."""
     wanting: set[int] = set()
-    monkeypatch.setattr(processes, "wants_to_end", lambda pid: pid in wanting)
-    monkeypatch.setattr(processes, "ending", lambda: tuple(wanting))
-    monkeypatch.setattr(processes, "process_of", {9: 900, 10: 1000}.get)
+    monkeypatch.setattr(callers, "wants_to_end", lambda pid: pid in wanting)
+    monkeypatch.setattr(callers, "ending", lambda: tuple(wanting))
+    monkeypatch.setattr(callers, "process_of", {9: 900, 10: 1000}.get)
     monkeypatch.setattr(
-        processes,
+        callers,
         "uses",
         lambda pid, inode, device, *, opener: (pid, inode, device) == (7, 42, "0:99"),
     )

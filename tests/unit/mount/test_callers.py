@@ -1,4 +1,4 @@
-"""mount.processes"""
+"""mount.callers"""
 
 import os
 import signal
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from mount import processes
+from mount import callers
 
 EXITING = 0x0040010C  # flags of a process in exit(2)
 RUNNING = 0x00400100
@@ -16,7 +16,7 @@ PID = 42
 @pytest.fixture
 def proc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A /proc of our own."""
-    monkeypatch.setattr(processes, "PROC", tmp_path)
+    monkeypatch.setattr(callers, "PROC", tmp_path)
     (tmp_path / "self").mkdir()
     (tmp_path / "self" / "mountinfo").write_text(
         "40 22 0:40 / /mnt/files rw - fuse.bftfs /srv rw\n22 1 8:1 / / rw - ext4 /dev/sda1 rw\n"
@@ -60,53 +60,53 @@ def test_a_thread_with_a_pending_signal_wants_to_end(proc: Path, number: signal.
     a_thread(proc, pending=mask(number))
     a_thread(proc, pid=43, thread_pending=mask(number))
     a_thread(proc, pid=44)
-    assert [processes.wants_to_end(pid) for pid in (42, 43, 44)] == [True, True, False]
+    assert [callers.wants_to_end(pid) for pid in (42, 43, 44)] == [True, True, False]
 
 
 def test_signals_for_other_purposes_end_nobody(proc: Path):
     a_thread(proc, pending=mask(signal.SIGUSR1, signal.SIGCHLD, signal.SIGALRM))
-    assert not processes.wants_to_end(PID)
+    assert not callers.wants_to_end(PID)
 
 
 def test_a_signal_that_is_kept_away_ends_nobody(proc: Path):
     a_thread(proc, pending=mask(signal.SIGINT), ignored=mask(signal.SIGINT))
     a_thread(proc, pid=43, pending=mask(signal.SIGTERM), blocked=mask(signal.SIGTERM))
-    assert not processes.wants_to_end(42)
-    assert not processes.wants_to_end(43)
+    assert not callers.wants_to_end(42)
+    assert not callers.wants_to_end(43)
 
 
 @pytest.mark.parametrize("state", ["R", "S", "T", "Z", "X"])
 def test_only_uninterruptible_waits_keep_signals_away(proc: Path, state: str):
     """A zombie, for one, has the signal pending by which it ended."""
     a_thread(proc, state=state, pending=mask(signal.SIGKILL))
-    assert not processes.wants_to_end(PID)
+    assert not callers.wants_to_end(PID)
 
 
 @pytest.mark.parametrize(("state", "wants"), [("S", True), ("D", True), ("R", False), ("Z", False)])
 def test_who_exits_and_waits_wants_to_end(proc: Path, state: str, wants: bool):
     """The files of a killed process are closed after it has taken the signal."""
     a_thread(proc, state=state, flags=EXITING)
-    assert processes.wants_to_end(PID) == wants
+    assert callers.wants_to_end(PID) == wants
 
 
 def test_a_vanished_or_invisible_process_wants_nothing(proc: Path):
-    assert not processes.wants_to_end(PID)
-    assert not processes.wants_to_end(0)
-    assert processes.groups_of(PID) == ()
-    assert processes.groups_of(0) == ()
+    assert not callers.wants_to_end(PID)
+    assert not callers.wants_to_end(0)
+    assert callers.groups_of(PID) == ()
+    assert callers.groups_of(0) == ()
 
 
 def test_a_thread_belongs_to_a_process(proc: Path):
     a_thread(proc, pid=43, process=42)
-    assert processes.process_of(43) == 42
-    assert processes.process_of(44) is None
+    assert callers.process_of(43) == 42
+    assert callers.process_of(44) is None
 
 
 def test_a_process_ends_when_one_of_its_threads_does(proc: Path):
     a_thread(proc, pid=42)
     a_thread(proc, pid=43, process=42, pending=mask(signal.SIGKILL))
     a_thread(proc, pid=50)
-    assert processes.ending() == (42,)
+    assert callers.ending() == (42,)
 
 
 class TestUses:
@@ -133,7 +133,7 @@ class TestUses:
         ],
     )
     def test_open_or_mapped(self, process: Path, inode: int, device: str, used: bool):
-        assert processes.uses(PID, inode, device, opener=PID) == used
+        assert callers.uses(PID, inode, device, opener=PID) == used
 
     def test_who_exits_may_be_closing_anything_of_his_session(self, proc: Path, process: Path):
         for descriptor in (process / "fdinfo").iterdir():
@@ -142,22 +142,22 @@ class TestUses:
         a_thread(proc, pid=43, process=43)
         for session, used in ((40, True), (41, False)):
             (proc / "43" / "stat").write_text(f"43 (a) D (b) S 1 43 {session} 0 -1 0 0 0\n")
-            assert processes.uses(PID, 1, "0:40", opener=43) == used
+            assert callers.uses(PID, 1, "0:40", opener=43) == used
 
 
 def test_groups_are_read_in_order(proc: Path):
     a_thread(proc)
-    assert processes.groups_of(PID) == (4, 30, 1000)
+    assert callers.groups_of(PID) == (4, 30, 1000)
 
 
 def test_the_real_proc_is_understood():
-    assert processes.groups_of(os.getpid()) == tuple(sorted(os.getgroups()))
-    assert not processes.wants_to_end(os.getpid())
-    assert os.getpid() not in processes.ending()
+    assert callers.groups_of(os.getpid()) == tuple(sorted(os.getgroups()))
+    assert not callers.wants_to_end(os.getpid())
+    assert os.getpid() not in callers.ending()
     with Path(__file__).open("rb") as file:
         status = os.fstat(file.fileno())
         device = f"{os.major(status.st_dev)}:{os.minor(status.st_dev)}"
-        assert processes.uses(os.getpid(), status.st_ino, device, opener=1)
+        assert callers.uses(os.getpid(), status.st_ino, device, opener=1)
 
 
 def test_credentials_are_remembered_for_a_moment(monkeypatch: pytest.MonkeyPatch):
@@ -168,27 +168,27 @@ def test_credentials_are_remembered_for_a_moment(monkeypatch: pytest.MonkeyPatch
         return (5, 6)
 
     now = 1_000_000_000_000
-    monkeypatch.setattr(processes, "groups_of", groups_of)
-    monkeypatch.setattr(processes.time, "monotonic_ns", lambda: now)
-    callers = processes.Callers()
+    monkeypatch.setattr(callers, "groups_of", groups_of)
+    monkeypatch.setattr(callers.time, "monotonic_ns", lambda: now)
+    known = callers.Callers()
     for _ in range(3):
-        assert callers.credentials(pid=7, uid=10, gid=20).groups == (5, 6)
+        assert known.credentials(pid=7, uid=10, gid=20).groups == (5, 6)
     assert asked == [7]
-    callers.credentials(pid=7, uid=11, gid=20)
+    known.credentials(pid=7, uid=11, gid=20)
     assert asked == [7, 7]
-    now += processes.GROUPS_VALID_NS
-    callers.credentials(pid=7, uid=10, gid=20)
+    now += callers.GROUPS_VALID_NS
+    known.credentials(pid=7, uid=10, gid=20)
     assert asked == [7, 7, 7]
 
 
 def test_the_superuser_needs_no_groups(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(processes, "groups_of", lambda _: pytest.fail("asked"))
-    assert processes.Callers().credentials(pid=7, uid=0, gid=0).groups == ()
+    monkeypatch.setattr(callers, "groups_of", lambda _: pytest.fail("asked"))
+    assert callers.Callers().credentials(pid=7, uid=0, gid=0).groups == ()
 
 
 def test_only_so_many_processes_are_remembered(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(processes, "groups_of", lambda _: ())
-    callers = processes.Callers()
-    for pid in range(2 * processes.GROUPS_REMEMBERED):
-        callers.credentials(pid=pid, uid=10, gid=20)
-    assert len(callers._known) == processes.GROUPS_REMEMBERED
+    monkeypatch.setattr(callers, "groups_of", lambda _: ())
+    known = callers.Callers()
+    for pid in range(2 * callers.GROUPS_REMEMBERED):
+        known.credentials(pid=pid, uid=10, gid=20)
+    assert len(known._known) == callers.GROUPS_REMEMBERED
