@@ -19,7 +19,7 @@ from typing import Self, TypeVar
 import click
 
 from bftfs.cli.processes import mount_processes
-from bftfs.cli.times import parse_time
+from bftfs.cli.times import AmbiguousTime, past_time, says_time
 from bftfs.conversation import Conversation
 from bftfs.credentials import Credentials
 from bftfs.crypto.digest import client_id_of
@@ -123,18 +123,23 @@ class CommandSession:
                 f"{text!r} is neither a time (2026-11-21T10:02, '10 minutes ago', "
                 "'yesterday 14:00') nor a snapshot (`bftfs snapshot list` shows these)"
             )
-        if time_us > self.now_us:
-            raise UsageError(f"{text}: that time is yet to come")
         return time_us
 
     def time_called(self, text: str) -> int | None:
         """The time that `text` stands for, or the snapshot of that name; None if it is neither."""
         # Times first: a snapshot called "yesterday" does not change the meaning of the word.
-        time_us = parse_time(text, now_us=self.now_us)
-        if time_us is not None:
-            return time_us
-        named = self.perform(self.history.snapshots(self.who))
-        return next((each.time_us for each in named if each.name == os.fsencode(text)), None)
+        unclear: AmbiguousTime | None = None
+        try:
+            time_us = past_time(text, now_us=self.now_us)
+        except AmbiguousTime as error:
+            time_us, unclear = None, error
+        if time_us is None:
+            named = self.perform(self.history.snapshots(self.who))
+            named_so = (each.time_us for each in named if each.name == os.fsencode(text))
+            time_us = next(named_so, None)
+        if time_us is None and unclear is not None:
+            raise unclear
+        return time_us
 
     def client_name(self, client: ClientId) -> str:
         """The client's name in the cluster; for a revoked one, the name of its key on this machine.
@@ -157,8 +162,11 @@ class CommandSession:
     def locate(self, given: str) -> Located:
         """The object that `PATH` or `PATH@TIME` names."""
         path_text, at, time_text = given.rpartition("@")
-        if not at or not path_text or (parse_time(time_text, now_us=self.now_us) is None
-                                       and os.path.lexists(given)):  # fmt: skip
+        if (
+            not at
+            or not path_text
+            or (os.path.lexists(given) and not says_time(time_text, now_us=self.now_us))
+        ):
             path_text, time_us = given, None
         else:
             time_us = self.time(time_text)

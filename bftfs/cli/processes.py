@@ -19,7 +19,7 @@ from typing import NamedTuple
 import click
 
 from bftfs.cli.options import data_option
-from bftfs.cli.times import parse_time
+from bftfs.cli.times import AmbiguousTime, past_time
 from bftfs.cluster import ClusterDescription
 from bftfs.data_directory import DataDirectory, NodeDirectory
 from bftfs.errors import UsageError
@@ -166,7 +166,7 @@ def mount(
     """
     mountpoint = mountpoint.absolute()
     if at is not None:
-        time_us = parse_time(at, now_us=clock.now_us())
+        time_us = _time_of_mount(at)
         at = at if time_us is None else format_time_name(time_us)
         if "," in at:
             raise UsageError(f"--at {at}: neither a time nor the name of a snapshot")
@@ -176,6 +176,14 @@ def mount(
         os.execv(command[0], [*command, "--foreground"])
     if not mount_cluster(directory, mountpoint, options=options):
         raise UsageError(f"{mountpoint}: this cluster is mounted there already")
+
+
+def _time_of_mount(text: str) -> int | None:
+    """The time that `text` says; None if it may be a snapshot, which the mount process looks up."""
+    try:
+        return past_time(text, now_us=clock.now_us())
+    except AmbiguousTime:
+        return None
 
 
 @click.command()

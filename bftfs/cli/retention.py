@@ -12,7 +12,7 @@ import click
 
 from bftfs.cli.command_session import CommandSession, refusals_explained, session_at
 from bftfs.cli.options import json_option
-from bftfs.cli.times import parse_time
+from bftfs.cli.times import says_time
 from bftfs.cli.versions import diff
 from bftfs.errors import FileSystemError, UsageError
 from bftfs.filesystem.file_history import in_batches
@@ -112,7 +112,7 @@ def snapshot() -> None:
 def create(mountpoint: str, name: str, at: str | None) -> None:
     """Give a time a name. The snapshot has all writes that were closed or synced by then."""
     with session_at(mountpoint) as session:
-        if not name or "/" in name or parse_time(name, now_us=session.now_us) is not None:
+        if not name or "/" in name or says_time(name, now_us=session.now_us):
             raise UsageError(f"{name!r}: {_WHY_NOT[errno.EINVAL]}")
         _push(session)
         time_us = 0 if at is None else session.time(at)

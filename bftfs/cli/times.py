@@ -1,17 +1,18 @@
 """Times as people write them, in microseconds since the epoch.
 
-ISO 8601 as in `.history`; `now`; `10 minutes ago`, `1 hour 30 min ago`, `2h ago`; `today`,
-`yesterday` and days of the week (the last one before today), alone or with a time of day:
-`yesterday 14:00`, `monday at 9:30`; a time of day alone is today's; `@1700000000` counts seconds.
+ISO 8601 as in `.history`; `now`; `@1700000000` counts seconds; `5m`, `2h ago`, `1 hour 30 min` are
+amounts of time before now. All others are read by the library dateparser: `last week`, `this
+morning`, `noon`, `8:53am`, `Nov 22 08:53`, `2 years ago`, `yesterday 14:00`. [decisions/0019]
 """
 
 from __future__ import annotations
 
 import re
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Final
 
-from bftfs.filesystem.time_names import local, microseconds, parse_time_name
+from bftfs.errors import UsageError
+from bftfs.filesystem.time_names import format_time_name, local, microseconds, parse_time_name
 
 _UNITS_US: Final = {
     name: unit_us
@@ -26,16 +27,21 @@ _UNITS_US: Final = {
     )
     for name in names.split()
 }
-_DAYS: Final = ("monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday")
 # In one way only: a name such as `a@aaa…` is tried as well, and may not take for ever.
 _AMOUNT: Final = re.compile(r"(\d+(?:\.\d+)?|an?\b) ?([a-z]+)", re.ASCII)
-_AGO: Final = re.compile(rf"(?:{_AMOUNT.pattern}(?:,| and)? ?)+ago", re.ASCII)
-_LONGEST: Final = 100  # characters, of which no number is too large to be computed with
-_CLOCK: Final = re.compile(r"(\d{1,2}):(\d\d)(?::(\d\d)(?:\.(\d{1,6}))?)?", re.ASCII)
+_AMOUNTS: Final = re.compile(rf"(?:{_AMOUNT.pattern}(?:,| and)? ?)+", re.ASCII)
+_NUMBER: Final = re.compile(r"\d{1,8}", re.ASCII)
+_LONGEST: Final = 48  # characters, of which no number is too large to be computed with
+_ORDERS: Final = ("DMY", "MDY")  # in which people write the day and the month
+_BEGINNINGS: Final = ("today", "yesterday")  # alone they mean the beginning of that day
+
+
+class AmbiguousTime(UsageError):
+    """Words that may stand for several times."""
 
 
 def parse_time(text: str, *, now_us: int) -> int | None:
-    """The time that `text` says; None if it says none."""
+    """The time that `text` says, which may be yet to come; None if it says none."""
     if len(text) > _LONGEST:
         return None
     words = " ".join(text.strip().lower().split())
@@ -46,53 +52,75 @@ def parse_time(text: str, *, now_us: int) -> int | None:
         return now_us
     if words.startswith("@") and words[1:].replace(".", "", 1).isdecimal():
         return round(float(words[1:]) * 1e6)
-    if _AGO.fullmatch(words):
-        return _ago(words, now_us)
-    return _day(words, now_us)
+    if _AMOUNTS.fullmatch(amounts := words.removesuffix("ago").rstrip()):
+        past_us = _amount(amounts)
+        if past_us is not None:
+            return max(0, now_us - past_us)
+    if _NUMBER.fullmatch(words):
+        raise AmbiguousTime(f"{text}: of what? Write 8:00, 5m, 2026-11-21, or @ and the seconds")
+    return _read(f"{words} 00:00" if words in _BEGINNINGS else words, now_us)
 
 
-def _ago(words: str, now_us: int) -> int | None:
-    past_us = 0.0
-    for amount, unit in _AMOUNT.findall(words.removesuffix("ago").replace(" and ", " ")):
+def _amount(words: str) -> int | None:
+    """The amount of time in `words`; None if one of their units has no fixed length, or is none."""
+    amount_us = 0.0
+    for amount, unit in _AMOUNT.findall(words.replace(" and ", " ")):
         unit_us = _UNITS_US.get(unit) or _UNITS_US.get(unit.removesuffix("s"))
         if unit_us is None:
             return None
-        past_us += (1 if amount in ("a", "an") else float(amount)) * unit_us
-    return max(0, now_us - round(past_us))
+        amount_us += (1 if amount in ("a", "an") else float(amount)) * unit_us
+    return round(amount_us)
 
 
-def _day(words: str, now_us: int) -> int | None:
-    """A day of the last week, with or without a time of day."""
-    today = local(now_us).replace(hour=0, minute=0, second=0, microsecond=0, tzinfo=None)
-    name, _, rest = words.removeprefix("last ").partition(" ")
-    rest = rest.removeprefix("at ")
-    if name == "today":
-        day = today
-    elif name == "yesterday":
-        day = today - timedelta(days=1)
-    elif name in _DAYS:
-        day = today - timedelta(days=(today.weekday() - _DAYS.index(name) - 1) % 7 + 1)
-    elif _CLOCK.fullmatch(words):
-        day, rest = today, words
-    else:
+def _read(words: str, now_us: int) -> int | None:
+    """The time that the library reads in `words`."""
+    from dateparser.date import DateDataParser  # slow to import, and seldom needed
+
+    now = local(now_us).replace(tzinfo=None)
+
+    def read(order: str, prefer: str) -> tuple[datetime | None, str]:
+        settings = {
+            "RELATIVE_BASE": now,
+            "PREFER_DATES_FROM": prefer,
+            "DATE_ORDER": order,
+            "PARSERS": ["relative-time", "absolute-time"],
+        }
+        try:
+            found = DateDataParser(languages=["en"], settings=settings).get_date_data(words)
+        except (ValueError, OverflowError):
+            return None, ""
+        return found.date_obj, found.period
+
+    times = {read(order, "past")[0] for order in _ORDERS}
+    found, period = read(_ORDERS[0], "past")
+    if found is None or None in times:
         return None
-    return _at_clock(day, rest)
+    if len(times) > 1:
+        candidates = " or ".join(sorted(f"{time:%Y-%m-%d}" for time in times if time))
+        raise AmbiguousTime(f"{words}: is that {candidates}? Write it so")
+    if period in ("month", "year") and not {"ago", "last"} & set(words.split()):
+        raise AmbiguousTime(f"{words}: which day of it? Write {found:%Y-%m}-01, for example")
+    # A time of day alone is today's; an earlier day has to be named.
+    today = read(_ORDERS[0], "current_period")[0]
+    if today is not None and today.tzinfo is None and today > now and today.date() == now.date():
+        found = today
+    return microseconds(found)
 
 
-def _at_clock(day: datetime, clock: str) -> int | None:
-    if not clock:
-        return microseconds(day)
-    match = _CLOCK.fullmatch(clock)
-    if match is None:
-        return None
-    hour, minute, second, fraction = match.groups()
-    try:
-        moment = day.replace(
-            hour=int(hour),
-            minute=int(minute),
-            second=int(second or 0),
-            microsecond=int((fraction or "0").ljust(6, "0")),
+def past_time(text: str, *, now_us: int) -> int | None:
+    """The time that `text` says; None if it says none. A `UsageError` if it is yet to come."""
+    time_us = parse_time(text, now_us=now_us)
+    if time_us is not None and time_us > now_us:
+        raise UsageError(
+            f"{text}: that time, {format_time_name(time_us)[:19]}, is yet to come; for a day "
+            "before today, name the day as well (yesterday 14:00)"
         )
-    except ValueError:
-        return None
-    return microseconds(moment)
+    return time_us
+
+
+def says_time(text: str, *, now_us: int) -> bool:
+    """True if `text` says one time, whenever that is."""
+    try:
+        return parse_time(text, now_us=now_us) is not None
+    except AmbiguousTime:
+        return False
