@@ -8,7 +8,9 @@ refuse whatever leaves it behind, and are too few for it to be repaired.
 **Rules.**
 
 1. b + 1 servers that say of a version that it is established are believed: one of them is benign.
-   Whoever lacks the version takes it over from them. This is sound at all times.
+   Whoever lacks the version takes it over from them. This is sound at all times. Of an operation
+   on several objects they, or the server itself, may know it by another one of these: a directory
+   that names what it made shows that this is established, though few have what was made.
 2. A server that recovers rests on q others that remember. If so many of the others say that they
    do not that no quorum is left of the rest, there will never be such q: more than t are faulty,
    this server included. Then it makes do with the histories of all that answer, if they are a
@@ -38,6 +40,7 @@ from bftfs.query_update.history import (
     LogicalTimestamp,
     is_barrier,
 )
+from bftfs.query_update.messages import Verdict
 from bftfs.query_update.replica import Replica
 from bftfs.storage import StorageView
 
@@ -50,13 +53,17 @@ def too_many_forgot(quorums: QuorumSystem, me: NodeId, forgetful: Nodes) -> bool
 def bases(history_set: CulledObjectHistorySet, above: LogicalTimestamp) -> list[Candidate]:
     """What servers may know to be established, and is later than `above`: the latest first.
 
-    A history is pruned below the greatest candidate that its server knows to be established.
+    A history is pruned below the greatest candidate that its server knows to be established. Of an
+    operation on several objects the server may know it by another one of these.
     """
     found = set()
     for history, _ in history_set.hosted:
-        oldest = next((one for one in history.candidates if not is_barrier(one.timestamp)), None)
-        if oldest is not None and not history.initial and oldest.timestamp > above:
-            found.add(oldest)
+        own = [one for one in history.candidates if not is_barrier(one.timestamp)]
+        if history.initial:
+            own = [one for one in own if one.objects]
+        else:
+            own = own[:1] + [one for one in own[1:] if one.objects]
+        found |= {one for one in own if one.timestamp > above}
     return sorted(found, key=lambda candidate: candidate.timestamp, reverse=True)
 
 
@@ -68,6 +75,14 @@ def known_established(
     established = replica.row.established
     version = None if established == ZERO else replica.version(established)
     return established, (version.objects if version is not None else ()) or (name,)
+
+
+def is_known_established(candidate: Candidate, view: StorageView) -> bool:
+    """True if this server knows it of an operation on several objects, by one of them."""
+    return any(
+        Replica(view, name).verdict(candidate.timestamp) is Verdict.ESTABLISHED
+        for name in candidate.objects
+    )
 
 
 def is_shared(

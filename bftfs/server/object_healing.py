@@ -52,7 +52,7 @@ from bftfs.errors import MalformedMessage
 from bftfs.identifiers import OBJECT_ID_BYTES, NodeId, ObjectId, ObjectKind
 from bftfs.query_update import between_nodes
 from bftfs.query_update.between_nodes import catalogue, latest_of_all
-from bftfs.query_update.classification import Shared, shared_candidates
+from bftfs.query_update.classification import Shared, shared_candidates, sharing
 from bftfs.query_update.history import (
     INITIAL,
     ZERO,
@@ -82,7 +82,13 @@ from bftfs.query_update.replica import (
     stored_row,
 )
 from bftfs.server import lives
-from bftfs.server.contradictions import bases, is_shared, known_established, too_many_forgot
+from bftfs.server.contradictions import (
+    bases,
+    is_known_established,
+    is_shared,
+    known_established,
+    too_many_forgot,
+)
 from bftfs.server.object_rebuilding import Past, fetch_past, has_beside, remade, replacement
 from bftfs.server.recovery import OBJECTS, Recovery
 from bftfs.server.step import Host, Want
@@ -478,13 +484,16 @@ class ObjectHealer:
     async def _believe(
         self, host: Host, name: ObjectId, history_set: CulledObjectHistorySet
     ) -> bool:
-        """Take over the latest version of which b + 1 peers say that it is established."""
+        """Take over the latest version of which b + 1 peers say that it is established.
+
+        Or of which this server knows it itself, by another object of the operation.
+        """
         own_latest = await look(host, lambda view: Replica(view, name).history.latest)
         for candidate in bases(history_set, own_latest):
             saying = await self._saying(candidate.timestamp, candidate.objects or (name,))
-            knowing = saying[Verdict.ESTABLISHED]
-            if self._quorums.includes_benign(knowing):
-                found = {name: Shared(candidate, knowing)}
+            believed = self._quorums.includes_benign(saying[Verdict.ESTABLISHED])
+            if believed or await look(host, partial(is_known_established, candidate)):
+                found = {name: Shared(candidate, sharing(history_set, candidate.timestamp))}
                 return await self._take_over(host, found, established=True)
         return False
 

@@ -6,13 +6,16 @@ what leaves it behind; the others are too few to go on without them, and cannot 
 
 from __future__ import annotations
 
+import errno
 from typing import Any
 
 import msgspec
 import pytest
 
 from bftfs.asking.refusal import Refused
-from bftfs.identifiers import NodeId, ObjectKind, object_id
+from bftfs.errors import FileSystemError
+from bftfs.filesystem.directory import Listing
+from bftfs.identifiers import NodeId, ObjectId, ObjectKind, object_id
 from bftfs.query_update.counter import Fetch, Increment
 from bftfs.query_update.messages import (
     DeduceReply,
@@ -142,6 +145,67 @@ def test_the_root_directory_is_not_stuck(back: tuple[int, ...]) -> None:
     assert ended
     assert not isinstance(ended[0], BaseException), ended[0]
     assert other.read(kept).rstrip("\0") == "what was there before"
+
+
+class Made:
+    """A directory was made a moment ago, then files beside it. Two nodes do not lose that.
+
+    `whole` of these have the directory. The others of the two know of its name only, since later
+    updates have brought the one forward where the name is.
+    """
+
+    def __init__(self, whole: int) -> None:
+        self.world = world = World()
+        root = world.user("root")
+        root.format()
+        world.run_for(605 * SECOND_US)
+        copies = {node: world.copy_of(node) for node in range(6)}
+        made = root.run(root.files.make_directory(ROOT, b"directory", 0o700, root.who))
+        self.directory = made.identifier
+        root.make("one", "")
+        root.make("other", "")
+        has = world.knowing(self.directory)
+        knowing = [*has[-whole - 1 : -1], *(node for node in range(6) if node not in has)][:2]
+        world.lose_power({node: copies[node] for node in copies if node not in knowing})
+
+    def there(self, user: User) -> dict[bytes, bool]:
+        """The names in the root directory, and whether there is an object for each."""
+        there = {}
+        for name, child in names_in(user, ROOT).items():
+            try:
+                there[name] = bool(user.attributes(child))
+            except FileSystemError as error:
+                if error.code != errno.ESTALE:
+                    raise
+                there[name] = False
+        return there
+
+
+def names_in(user: User, directory: ObjectId) -> dict[bytes, ObjectId]:
+    """The names in a directory, and the objects that they stand for."""
+    query = user.objects.query((directory,), "directory.read", Listing(0, 65_536), user.who)
+    return {entry.name: entry.identifier for entry in user.run(query).answer.entries}
+
+
+def test_what_is_named_is_there_if_two_know_it() -> None:
+    """Two know that the directory's update is established, and have what it made."""
+    made = Made(whole=2)
+    there = made.there(made.world.user("other mount"))
+    assert b"directory" in there
+    assert all(there.values()), there
+
+
+def test_must_fail_nodes_that_believe_each_object_by_itself(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    found = object_healing.bases
+
+    def alone(history_set: Any, above: Any) -> list[Any]:
+        return [] if history_set.hosted[0].history.initial else found(history_set, above)
+
+    monkeypatch.setattr(object_healing, "bases", alone)
+    with pytest.raises(AssertionError):
+        test_what_is_named_is_there_if_two_know_it()
 
 
 def test_a_request_costs_one_object_sync() -> None:
