@@ -28,9 +28,10 @@ from mount.options import MountOptions
 
 
 def who_mounts(description: ClusterDescription, identity: Identity) -> Credentials:
-    """As whom the mount itself asks, and whom the root directory of a new file system belongs to.
+    """The user for whom the mount itself asks, and who owns the root of a new file system.
 
-    The user who mounts; if the client may not act as that user, the first as whom it may.
+    It is the user who mounts. If the client may not act as that user, it is the first one in its
+    grant.
     """
     client = description.client(client_id_of(public_key=identity.public_key))
     uid = os.geteuid()

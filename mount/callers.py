@@ -1,7 +1,7 @@
-"""Facts from /proc about the processes that ask: their groups, and their pending signals.
+"""What /proc tells about the processes that make requests: their groups and pending signals.
 
-FUSE gives the user and one group of a caller, and libfuse does not pass INTERRUPT requests on. So
-both the supplementary groups and the wish to be interrupted are read here.
+FUSE tells the user and one group of a caller, and libfuse does not pass INTERRUPT requests on. So
+the supplementary groups of callers are read here, and whether they want to be interrupted.
 
 Concurrency: one thread; no method awaits.
 """
@@ -62,8 +62,8 @@ def groups_of(pid: int) -> tuple[int, ...]:
 def wants_to_end(pid: int) -> bool:
     """True if the thread would end, or at least run a handler, if its system call returned.
 
-    A thread that has a pending signal, and waits for us all the same, waits uninterruptibly. A
-    thread that exits, and waits for us to close its files, takes no more signals.
+    A thread that has a pending signal and still waits for us is in an uninterruptible wait. A
+    thread that exits, and waits until we have closed its files, takes no more signals.
     """
     state, is_exiting = _state(pid)
     if is_exiting:
@@ -98,7 +98,7 @@ def process_of(thread: int) -> int | None:
 
 
 def ending() -> tuple[int, ...]:
-    """The processes of which a thread wants to end. Takes a walk through /proc."""
+    """The processes that have a thread that wants to end. Slow: reads all of /proc."""
     return tuple(
         process
         for process in _numbers("")
@@ -112,7 +112,7 @@ def uses(pid: int, inode: int, device: str, *, opener: int) -> bool:
     The files of an exiting process are no longer listed; then the process counts as a user if it
     is of the same session as `opener`.
 
-    Only /proc is read: a look at the file itself would be a request to ourselves.
+    Only /proc is read: to look at the file itself would be a request to this mount.
     """
     descriptors = _numbers(f"{pid}/fdinfo")
     if not descriptors:

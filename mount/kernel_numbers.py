@@ -50,7 +50,7 @@ class KernelInode:
 
     identifier: ObjectId
     lookups: int
-    size: int = 0  # as the kernel believes
+    size: int = 0  # that the kernel knows
 
 
 class InodeTable:
@@ -59,7 +59,7 @@ class InodeTable:
     def __init__(self, root: ObjectId) -> None:
         self._root = root
         self._by_number: dict[int, KernelInode] = {ROOT_NUMBER: KernelInode(root, 1)}
-        self._displaced: dict[ObjectId, int] = {}  # known under another number than its own
+        self._displaced: dict[ObjectId, int] = {}  # objects that have another number than their own
 
     def number(self, identifier: ObjectId) -> int:
         """The number of an object, known to the kernel or not."""
@@ -143,7 +143,7 @@ class Handle(Generic[Opened]):
     opened: Opened
     inode: int  # the kernel's number
     opener: int  # the thread that opened it; others may use the handle, too
-    suffix: bytes = b""  # of the keys of what is found in it
+    suffix: bytes = b""  # which ends the keys of objects that are found in it
 
 
 class Handles(Generic[Opened]):
@@ -167,7 +167,7 @@ class Handles(Generic[Opened]):
         return handle
 
     def remove(self, number: int) -> Handle[Opened]:
-        """The handle with this number, which the kernel will not name again."""
+        """The handle with this number, which the kernel has closed."""
         handle = self.get(number)
         del self._open[number]
         return handle

@@ -54,18 +54,18 @@ _PR_SET_PDEATHSIG = 1  # [prctl(2)]
 
 
 def _die_with(parent: int | None) -> None:
-    """End when the parent process does, as Ctrl-C at the terminal ends it; None: no more.
+    """End this process when its `parent` ends, as Ctrl-C at the terminal does; None: undo that.
 
-    A child with a session of its own hears nothing from the terminal.
+    The terminal sends no signals to a child that has a session of its own.
     """
     prctl = ctypes.CDLL(None).prctl
     prctl(_PR_SET_PDEATHSIG, ctypes.c_ulong(0 if parent is None else signal.SIGTERM))
     if parent is not None and os.getppid() != parent:
-        os._exit(1)  # it has ended before
+        os._exit(1)  # the parent had ended already
 
 
 def _work_as_child(work: Callable[[Callable[[], None]], int], pipe: int, output: Path) -> None:
-    """Does not return."""
+    """What the child process does; never returns."""
     os.setsid()
     nowhere = os.open(os.devnull, os.O_RDONLY)
     os.dup2(nowhere, 0)

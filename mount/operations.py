@@ -1,4 +1,4 @@
-"""The handlers of the kernel's requests: they translate, and let the file system answer.
+"""The handlers of the kernel's requests: they translate a request, and the file system answers it.
 
 `default_permissions` is always on, so the kernel checks permissions before it asks; the nodes check
 again. pyfuse3 does not pass on other requests (fallocate, ioctl, lseek for holes, locks between
@@ -64,7 +64,7 @@ Handler = TypeVar("Handler", bound=Callable[..., Awaitable[Any]])
 
 
 def _answers(handler: Handler) -> Handler:
-    """Let `handler` end with a result or an errno, since anything else would end the mount."""
+    """`handler`, raising no error but an errno: any other would end the mount."""
 
     @wraps(handler)
     async def answer(self: Operations, *arguments: Any) -> Any:
@@ -80,9 +80,9 @@ def _answers(handler: Handler) -> Handler:
 
 @contextmanager
 def _looked_up_if_in_doubt(*names: tuple[int, bytes]) -> Iterator[None]:
-    """If an update of these names fails, and may take effect all the same, have the kernel forget.
+    """Makes the kernel forget these names if an update of them fails and may still take effect.
 
-    Otherwise a program that tries again would see, until its entries expire, what was there before.
+    Otherwise a program that tries again would see what was there before, until the entries expire.
     """
     try:
         yield

@@ -25,7 +25,7 @@ class MountOptions:
 
     consistency: Consistency = Consistency.CLOSE_TO_OPEN
     read_only: bool = False
-    patience_s: float | None = None  # how long an operation may take (soft); None: for ever (hard)
+    patience_s: float | None = None  # after which an operation fails (soft); None: never (hard)
     client: str = DEFAULT_CLIENT
     at: str | None = None  # a time or a snapshot: mount the past
     entry_timeout_s: float = 5.0
@@ -38,8 +38,8 @@ class MountOptions:
     def strict(self) -> bool:
         return self.consistency is Consistency.STRICT
 
-    # The kernel may cache an answer that was given from the cache of the mount process. Each of the
-    # two has half of the time, so that both together keep what the option promises.
+    # The kernel may cache an answer that came from the cache of the mount process. Each of the two
+    # caches keeps answers for half of the time, so that both together keep the option's promise.
 
     @property
     def cached_entries_s(self) -> float:

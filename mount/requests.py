@@ -1,9 +1,9 @@
 """The kernel's requests that wait for the cluster, and a watchdog over them.
 
-Only the watchdog can free a process that is blocked on a cluster without a quorum: the kernel lets
-a process wait until we have answered, even if it was killed, and libfuse does not pass interrupts
-on. So the watchdog looks at every request that has waited for a while, and abandons it if its
-process has a pending signal.
+If the cluster has no quorum, only the watchdog can free a process that waits for it: the kernel
+keeps a process waiting until we have answered, even if it was killed, and libfuse does not pass
+interrupts on. So the watchdog looks at every request that has waited for a while, and abandons it
+if its process has a pending signal.
 
 Concurrency: one thread. A conversation that ends without waiting costs no turn of the scheduler.
 """
@@ -25,7 +25,7 @@ from mount import callers
 
 LOOK_EVERY_S: Final = 0.5
 WAIT_WORTH_SAYING_S: Final = 3.0  # for nodes that are needed
-PATIENT_S: Final = 1.0  # nothing is asked of /proc for a request younger than this
+PATIENT_S: Final = 1.0  # /proc is not read for a request that has waited for less than this
 SLOW_S: Final = 10.0  # a request that takes longer is worth a line in the log
 SLOW_AGAIN_S: Final = 60.0
 
@@ -129,8 +129,8 @@ class Requests:
             return callers.wants_to_end(request.thread)
         if request.opener is None or not ending:
             return False
-        # A process that closes a file does not have it open any more, but mostly it is the one that
-        # opened it. If that thread is gone, it may be any process.
+        # The request is to close a file. Mostly the process that opened it closes it. If that
+        # thread is gone, it may be any process.
         opener = callers.process_of(request.opener)
         return opener is None or any(
             pid == opener or callers.uses(pid, request.inode, self.device, opener=opener)

@@ -4,8 +4,8 @@ A mount ends in one of two ways. Somebody unmounts it: the kernel has then writt
 the loop of pyfuse3 returns. Or the process is told to stop (Ctrl-C, SIGTERM): it unmounts itself,
 or detaches a mount that is in use. Either way all writes reach the nodes before the process ends.
 
-Concurrency: one thread runs everything, except for calls that may wait for a request to ourselves:
-unmounting, and having the kernel write the mapped pages that it holds.
+Concurrency: one thread runs everything, except for calls in which the kernel sends requests to this
+process and waits for the answers: unmounting, and writing mapped pages.
 """
 
 from __future__ import annotations
@@ -225,7 +225,7 @@ WORKERS_IDLE: Final = 8
 READ_AHEAD_KIB: Final = 4096  # eight requests of up to 1 MiB in flight; the kernel's default is 128
 WRITE_BACK_EVERY_S: Final = 1.0
 WRITE_BACK_OLDER_US: Final = 5_000_000
-GOODBYE_PATIENCE_S: Final = 45.0  # for what is unwritten at the end, if the cluster does not answer
+GOODBYE_PATIENCE_S: Final = 45.0  # to write the rest at the end, if the cluster does not answer
 
 
 class Mount:

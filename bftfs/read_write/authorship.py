@@ -51,7 +51,7 @@ class Authored(NamedTuple):
 
 
 def authored(view: StorageView, request: AuthoredRequest) -> AuthoredReply:
-    """Which versions this node hosts of those that are asked for, as far as one step goes."""
+    """The requested versions that this node hosts: as many as one step lists."""
     keys: list[bytes] = []
     looked = 0
     for inode in sorted(set(request.inodes)):
@@ -96,7 +96,7 @@ def _authored(key: bytes) -> Authored:
 
 
 async def _page(session: Session, request: AuthoredRequest) -> tuple[list[bytes], bytes]:
-    """What enough nodes list, and up to where that is all."""
+    """Keys that enough nodes list, and the key up to which no others exist."""
     inodes = frozenset(request.inodes)
 
     def judge(reply: Any) -> AuthoredReply | None:
@@ -121,7 +121,7 @@ async def _page(session: Session, request: AuthoredRequest) -> tuple[list[bytes]
 def _is_possible(
     reply: AuthoredReply, request: AuthoredRequest, inodes: frozenset[ObjectId]
 ) -> bool:
-    """True if a correct node may have sent it."""
+    """True if a correct node may have sent this reply."""
     keys = reply.keys
     return (
         request.after < reply.until

@@ -15,16 +15,16 @@ the first line is `ReadWriteThresholds.first_asked`: no newer complete write can
 overlooked.
 
 **Rule 2, damaged nodes.** A response with a false fragment is discarded, and one more is awaited
-[PASIS §3.4.3.3]. But if more than b nodes send such, or the others stay silent, then disks are
-damaged beyond the fault model, and discarding what these nodes list would waste good fragments for
-want of N - t valid responses. To count it then is safe, since what any N - t responses show may
-come from b liars anyway; and as soon as N - t valid responses decide, it no longer counts.
+[PASIS §3.4.3.3]. But if more than b nodes send false fragments, or the others stay silent, disks
+are damaged beyond the fault model. If what these nodes list were discarded, good fragments would be
+wasted because there are fewer than N - t valid responses. Counting it is safe: among any N - t
+responses, b may come from liars anyway. As soon as N - t valid responses decide, they alone count.
 
-**Rule 3, forgetful nodes.** A node that has collected the versions a read of the past asks for has
-not said whether it hosted them. If the silent stay silent, up to b forgetful nodes make up for the
-responses missing to N - t: the N - t - b others meet every QC nodes by (3.4), so no newer complete
-version is overlooked. The forgetful may have hosted the candidate or not, so it must be of the same
-use to the reader in both cases.
+**Rule 3, forgetful nodes.** A node that has collected the versions that a read of the past asks
+for has not said whether it hosted them. If silent nodes stay silent, up to b forgetful nodes may
+stand in for the missing of N - t responses: by (3.4) the other N - t - b share a node with every QC
+nodes, so no newer complete version is overlooked. It is unknown whether the forgetful nodes hosted
+the candidate: so it counts only if it would be used in the same way in both cases.
 
 **Rule 4, patience.** N - t responses decide. But while the nodes not heard could make an incomplete
 candidate repairable, or a repairable one complete, one more round trip to them is cheaper than a
@@ -63,7 +63,7 @@ class Testimony(NamedTuple):
 
 
 class Judgement(NamedTuple):
-    """What a reader makes of a candidate."""
+    """The class of a candidate, and whether it may still change."""
 
     classification: CandidateClass
     is_final: bool  # False: more replies decide, or could change it for the better

@@ -75,7 +75,7 @@ class ReadWriteClient:
     # --- WRITE -------------------------------------------------------------------------------
 
     async def write(self, block: BlockId, item: Buffer, credentials: Credentials) -> BlockTimestamp:
-        """Make `item` the block's newest version; over once N - t nodes host it.
+        """Make `item` the block's newest version; returns once N - t nodes host it.
 
         Requires: `item` does not change until then.
         Raises AdmissionRefused if more than t nodes refuse it, QuorumUnavailable after
@@ -100,8 +100,8 @@ class ReadWriteClient:
         """`write` for different blocks at once, later than `after_us`; their timestamps, in order.
 
         One round of TIME_REQUESTs serves them all. Without `is_asking` none is sent: the caller
-        vouches that nobody has written these blocks at a time after `after_us`, so that this
-        client's clock tells a later one, and must find out if that was wrong and write again. The
+        assumes that nobody has written these blocks after `after_us`, so that this client's clock
+        gives a later time. If that was wrong, the caller has to find out, and to write again. The
         first failure is raised; which of the other writes have taken place is then unknown.
         """
         session = self._session
@@ -144,9 +144,9 @@ class ReadWriteClient:
             except AdmissionRefused as refused:
                 if refused.code != errno.ETIME or not tries_left:
                     raise
-            # The write took so long that its time is no longer accepted. Some nodes may host it all
-            # the same, and readers may have seen it: then it must be completed at this timestamp,
-            # since its value must not appear twice. Otherwise it takes a new one.
+            # The write took so long that nodes no longer accept its time. If some nodes host it,
+            # readers may have seen it: then it is completed at this timestamp, because its value
+            # must not appear twice. Otherwise it is written at a new one.
             everybody = frozenset(session.by_fragment[0])
             if await repair(session, block, timestamp, encoded, hosts=everybody):
                 break

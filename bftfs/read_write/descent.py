@@ -18,15 +18,15 @@ below the cursor. `classification.judge` says what it is:
 A node that lists a version and does not send its fragment while patience runs out withholds it: it
 counts as silent about that version. On the second silence the silent nodes are asked again.
 
-**Lives.** What a node lists, it may have lost since. If a candidate is complete only with nodes
-that others of its hosts know to have begun a new life, these are asked anew.
+**Lives.** A node may have lost what it has listed. If a candidate is complete only with hosts of
+which other hosts know that they have begun a new life since, these are asked again.
 
 **Garbage collection.** A node that has collected versions says so. Where nobody else can be asked,
 a read of the latest version has been overtaken by a newer complete one, and starts anew
 [LazyVer §3.8.3]; a read of the past fails if more than b nodes, hence a correct one, say so.
 
-It ends: every question moves a cursor or a depth down, and a liar that goes on listing for ever is
-asked `LISTINGS_AT_ONCE` times before others are.
+A descent ends: every question moves a cursor or a depth down, and a liar that goes on listing for
+ever is asked `LISTINGS_AT_ONCE` times before others are.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class Usable(NamedTuple):
     classification: CandidateClass
 
 
-_VALID = ReplyVerdict.VALID  # a member of a class takes longer to find
+_VALID = ReplyVerdict.VALID  # faster than to look it up in the enum
 
 # No questions: wait for replies. None: garbage collection has overtaken the descent, and the read
 # starts anew.
@@ -101,11 +101,11 @@ class Descent:
         self._listed: dict[NodeId, int] = {}  # how many listings a node has been asked for
         self._listing: dict[NodeId, bool] = {}  # listings on their way; True: with data
         self._fetching: set[NodeId] = set()  # nodes whose fragment of the candidate is on its way
-        self._withheld: set[NodeId] = set()  # nodes that list the candidate and keep its fragment
+        self._withheld: set[NodeId] = set()  # nodes that list the candidate and do not send it
         self._silent = set(silent)
         self._lives = lives
-        self._asked: dict[NodeId, int] = {}  # when a node was asked for what it has listed
-        self._anew: set[NodeId] = set()  # nodes that were asked anew, for what they listed before
+        self._asked: dict[NodeId, int] = {}  # when a node was asked for its list
+        self._anew: set[NodeId] = set()  # nodes that were asked anew for their lists
         self._probes = probes
         self._lapses = 0
 
@@ -164,7 +164,7 @@ class Descent:
     def _ask_anew(self, node: NodeId) -> None:
         """Drop what `node` has said: it has lost its store since, or another node claims so.
 
-        A node of which that is true twice in one read is left out of it.
+        If that happens twice in one read, the read leaves the node out.
         """
         self.responses.damaged.pop(node, None)
         if node in self._anew:
@@ -176,7 +176,7 @@ class Descent:
         self._listed.pop(node, None)
 
     def lapse(self) -> list[Question]:
-        """Patience has run out: widen, and from the second silence on ask the silent again."""
+        """A silence: questions to further nodes; from the second one on, the silent nodes again."""
         responses, candidate = self.responses, self._candidate
         self._lapses += 1
         self._silent.update(node for node in self._nodes if node not in responses.depth)
@@ -186,7 +186,7 @@ class Descent:
         self._fetching.clear()
         again = self._lapses > 1
         if again and self._before is not None:
-            # A node that did not know its past may have been given it by its peers meanwhile.
+            # Peers may meanwhile have brought a node the versions that it lacked.
             responses.hear_anew(candidate)
         questions = self._hear_more(again=again)
         if again and candidate is not None:
@@ -199,7 +199,7 @@ class Descent:
         return self._before is None and bool(self.responses.forgetful(self._candidate))
 
     def pass_over(self, candidate: BlockTimestamp) -> None:
-        """[PASIS Figure 3.2 line 18] Incomplete, or the cross-checksum did not validate."""
+        """The candidate is incomplete or poisonous: go on below it. [PASIS Figure 3.2 line 18]"""
         self._cursor = candidate
 
     # --- what follows ------------------------------------------------------------------------
@@ -224,7 +224,7 @@ class Descent:
                 return self._fetch(candidate)
             self.pass_over(candidate)
         if self._listing.keys() - self._silent:
-            return []  # a silent node that was asked again is not waited for
+            return []  # no read waits for a silent node, even if it was asked again
         questions = self._hear_more(again=False)
         if questions or len(responses.forgetful(candidate)) <= thresholds.b:
             return questions
@@ -243,7 +243,7 @@ class Descent:
     def _judge(self, candidate: BlockTimestamp) -> Judgement:
         responses, withheld = self.responses, len(self._withheld)
         heard = responses.heard(candidate)
-        # A node that lists a version and keeps its fragment is as good as silent.
+        # A node that lists a version and does not send its fragment counts as silent.
         testimony = Testimony(len(responses.hosts(candidate)) - withheld, len(heard) - withheld)
         if testimony.hosting < self._first_asked:  # otherwise it is complete
             testimony = testimony._replace(
@@ -268,7 +268,10 @@ class Descent:
         )
 
     def _has_outlived(self, candidate: BlockTimestamp) -> bool:
-        """True if some that list `candidate` did so in an earlier life, as others of them know."""
+        """True if a host has begun a new life since it listed `candidate`, as other hosts know.
+
+        Such hosts are to be asked anew.
+        """
         if candidate == ZERO:
             return False
         told = self.responses.told(candidate)
@@ -292,7 +295,7 @@ class Descent:
         return Question(node, before, want_data, history, asked=self._lives.begin())
 
     def _hear_more(self, *, again: bool) -> list[Question]:
-        """To every node that has not said whether it hosts the candidate.
+        """Questions to all nodes that have not said whether they host the candidate.
 
         Nodes that were asked and are silent are asked once more only if `again`.
         """
@@ -325,7 +328,7 @@ class Descent:
         return questions
 
     def _fetch(self, candidate: BlockTimestamp) -> list[Question]:
-        """For fragments of `candidate` that are not in hand. [PASIS §3.5.1.2]"""
+        """Questions for fragments of `candidate` that are not in hand. [PASIS §3.5.1.2]"""
         responses = self.responses
         in_hand = len(responses.fragments(candidate))
         coming = sum(data for node, data in self._listing.items() if node not in self._silent)

@@ -47,13 +47,13 @@ class Holding:
     node: NodeId
     index: int  # of the fragment that belongs there
     fragment: Fragment
-    claims_verified: bool  # the node's own word…
-    claims_since_us: int = 0  # …and since when; 0: it does not say
+    claims_verified: bool  # the node says that it has verified the version…
+    claims_since_us: int = 0  # …since this time; 0: it does not say since when
 
 
 @dataclass(frozen=True, slots=True)
 class PassedOver:
-    """A version that readers do not take: it is not complete, or poisonous, or beyond repair."""
+    """A version that readers pass over: it is incomplete, poisonous, or beyond repair."""
 
     version: BlockTimestamp
     hosts: int
@@ -70,7 +70,7 @@ class BlockReport:
     version: BlockTimestamp | None
     classification: CandidateClass
     holdings: tuple[Holding, ...]
-    survives: int  # more nodes may fail, and it can still be read; below 0: it cannot now
+    survives: int  # so many more nodes may fail and it can be read; below 0: it cannot be now
     reasons: tuple[str, ...]  # why it survives less than it might
     passed_over: tuple[PassedOver, ...] = ()  # later ones, newest first
     verified_since_us: int | None = None  # by b + 1 claims, one of them true; 0: at a time unknown
@@ -128,7 +128,7 @@ async def _ask(
     *,
     lists: bool,
 ) -> set[NodeId]:
-    """Take the replies of all `nodes` that give one in time; those that refused."""
+    """Take the replies of `nodes` that answer in time; return which nodes have refused."""
     refused: set[NodeId] = set()
     for node, delivery in (await inspect_nodes(peers, dict.fromkeys(nodes, request))).items():
         if isinstance(delivery.message, ReadReply):
@@ -148,7 +148,7 @@ async def _ask(
 async def _is_valid(
     thresholds: ReadWriteThresholds, responses: Responses, version: BlockTimestamp
 ) -> bool:
-    """True if m fragments generate all that the version binds. [PASIS §3.4.2.3]"""
+    """True if m fragments generate all N that the version binds. [PASIS §3.4.2.3]"""
     fragments = responses.fragments(version)
     if len(fragments) < thresholds.m:
         return False

@@ -110,8 +110,8 @@ class ReadReply(Message, frozen=True, tag=0x42):
     """READ_RESPONSE: the versions that the node hosts, newest first; the first one's fragment is
     the body and `cross_checksum` is its own, if data was wanted.
 
-    To a node it says as well for how long no client has asked this one for anything. With data it
-    says when this node has verified the first one; 0 if it has not, or does not know.
+    A node is told as well for how long no client has asked this one for anything. With data, the
+    reply tells when this node has verified the first version; 0 if it has not, or does not know.
     """
 
     versions: Annotated[tuple[Listed, ...], Meta(max_length=limits.HISTORY_IN_REPLY + 1)]
@@ -153,8 +153,8 @@ class Notice(Message, frozen=True, tag=0x34):
 class InventoryRequest(Message, frozen=True, tag=0x35):
     """From node to node: which versions do you host, from `after` (excluded) to `until`?
 
-    By their keys in the store. The sender hosts those of which `digest` is the digest. If it has
-    lost some, `proof` is that of the life that it has begun since.
+    The versions are named by their keys in the store. `digest` is that of the versions which the
+    sender hosts. If it has lost some, `proof` is that of the life that it has begun since.
     """
 
     after: VersionKeyField
@@ -179,7 +179,8 @@ class InventoryReply(Message, frozen=True, tag=0x45):
 class AuthoredRequest(Message, frozen=True, tag=0x36):
     """Which versions of blocks of these inodes has `author`, or anybody, written since then?
 
-    By their keys in the store, after `after`: where an earlier reply ended; empty at first.
+    The versions are named by their keys in the store, and begin after `after`, where an earlier
+    reply ended; empty at first.
     """
 
     inodes: Annotated[

@@ -47,12 +47,12 @@ class FoundVersion:
     item: bytes | None
 
 
-_VALID = ReplyVerdict.VALID  # a member of a class takes longer to find
+_VALID = ReplyVerdict.VALID  # faster than to look it up in the enum
 NEVER_WRITTEN = FoundVersion(ZERO, None)
 
 
 class BlockRead:
-    """One read of the latest complete version, strictly below `before` if that is given."""
+    """One read of the latest complete version; with `before`, of the latest strictly below it."""
 
     __slots__ = ("_before", "_began_us", "_block", "_inquiry", "_refusals", "_session")
 
@@ -71,8 +71,8 @@ class BlockRead:
         refuse, NoLongerKept, or VersionUnrecoverable if a version that must be returned cannot be.
         """
         while (version := await self._descend()) is None:
-            # [LazyVer §3.8.3] Garbage collection has overtaken this read: a complete version newer
-            # than all it could have found makes them superfluous. Such a read must be retried.
+            # [LazyVer §3.8.3] Garbage collection has overtaken this read: a newer complete version
+            # exists, so nodes have removed those that it looked for. It begins again.
             pass
         return version
 
@@ -102,7 +102,7 @@ class BlockRead:
         session = self._session
         peers, thresholds = session.peers, session.thresholds
         self._began_us = now_us = await Now()
-        # Stripes first, but nodes that were silent or faulty lately last.
+        # Nodes that hold stripes come first; those that were silent or faulty lately come last.
         by_fragment = session.by_fragment[rotation_of(self._block, thresholds.N)]
         nodes, probes = peers.order(by_fragment, now_us)
         silent: frozenset[NodeId] = frozenset()

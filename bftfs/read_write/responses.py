@@ -2,10 +2,10 @@
 
 Pure bookkeeping over checked replies; nothing here sends or waits.
 
-**Invariants.** What counts of a node is one list of versions, newest first, without gaps down to
-its `depth`; the initial version ⊥ ends it if the node has never hosted anything older. A fragment
-in hand matches the cross-checksum that its version's timestamp binds. Of a node that sent what no
-correct node sends, everything is discarded: nothing it says counts in this read.
+**Invariants.** For each node there is one list of versions, newest first, without gaps down to its
+`depth`; the initial version ⊥ ends the list if the node has never hosted anything older. A fragment
+in hand matches the cross-checksum that its version's timestamp binds. If a node sends what no
+correct node sends, all that it has said is discarded, and nothing from it counts in this read.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ from bftfs.thresholds import ReadWriteThresholds
 
 
 class ReplyVerdict(Enum):
-    """What a reply shows of its node."""
+    """What a reply says about the node that has sent it."""
 
     VALID = "valid"
-    DAMAGED = "damaged"  # all in order but the fragment
+    DAMAGED = "damaged"  # only the fragment is wrong: the node's disk may be damaged
     IMPOSSIBLE = "impossible"  # no correct node sends it
 
 
-_VALID, _IMPOSSIBLE = ReplyVerdict.VALID, ReplyVerdict.IMPOSSIBLE  # take longer to find there
+_VALID, _IMPOSSIBLE = ReplyVerdict.VALID, ReplyVerdict.IMPOSSIBLE  # faster than to look them up
 
 
 def note_verdict(peers: Peers, node: NodeId, verdict: ReplyVerdict, now_us: int) -> None:
-    """Let this client remember what the reply showed of `node`."""
+    """Note in `peers` what the reply says about `node`."""
     if verdict is ReplyVerdict.DAMAGED:
         peers.damaged(node, now_us)
     elif verdict is ReplyVerdict.IMPOSSIBLE:
@@ -56,11 +56,11 @@ class Responses:
         # Per node: its versions (True: verified by it), and the depth down to which these are all.
         self.hosted: dict[NodeId, dict[BlockTimestamp, bool]] = {}
         self.depth: dict[NodeId, BlockTimestamp] = {}
-        self.collected: set[NodeId] = set()  # nodes that have forgotten what was below their depth
+        self.collected: set[NodeId] = set()  # nodes that have collected what was below their depth
         self.discarded: set[NodeId] = set()
-        self.damaged: dict[NodeId, ReadReply] = {}  # of nodes with a false fragment: the rest
-        self.lives: dict[NodeId, Told] = {}  # as nodes tell that list versions
-        self.verified_us: dict[tuple[NodeId, BlockTimestamp], int] = {}  # since when, as they say
+        self.damaged: dict[NodeId, ReadReply] = {}  # replies with a false fragment
+        self.lives: dict[NodeId, Told] = {}  # what nodes that list versions tell of lives
+        self.verified_us: dict[tuple[NodeId, BlockTimestamp], int] = {}  # since when they claim so
         # Every version that was ever shown, ascending: a stuttering client may have left thousands.
         self._shown: list[BlockTimestamp] = []
         self._bound: dict[BlockTimestamp, CrossChecksum] = {}
@@ -100,7 +100,7 @@ class Responses:
     def withdraw(self, node: NodeId, candidate: BlockTimestamp, *, collected: bool) -> None:
         """`node` listed `candidate`, and no longer has it.
 
-        It counts as heard and not hosting; if garbage collection is the reason, as not heard.
+        From now on it counts as not hosting it; after garbage collection, as not heard.
         """
         if collected:
             self.drop(node)
@@ -182,7 +182,7 @@ class Responses:
             self._shown.insert(position, timestamp)
 
     def discard(self, node: NodeId) -> None:
-        """No correct node sends what `node` has sent: nothing that it says counts."""
+        """`node` has sent what no correct node sends: ignore all that it says in this read."""
         self.discarded.add(node)
         self.drop(node)
 
@@ -238,7 +238,7 @@ class Responses:
         ]
 
     def told(self, candidate: BlockTimestamp) -> dict[NodeId, Told]:
-        """The lives that the hosts of a candidate have told, by node."""
+        """What each host of a candidate has told of lives, with its list."""
         told = {node: self.lives[node] for node in self.hosts(candidate)}
         if self.damaged:
             for node in self.damaged_hosts(candidate):

@@ -88,13 +88,13 @@ class Authority(Protocol):
     def may_write(
         self, view: StorageView, sender: Sender, block: BlockId, credentials: Credentials
     ) -> Refused | Want | None:
-        """None, or why not, or what must be brought before that can be told.
+        """None if it may; otherwise why not, or what must be brought first to decide it.
 
         `view` is the one in which the write is about to be stored.
         """
 
     def reached_us(self, view: StorageView, block: BlockId) -> int:
-        """The time that the contents have reached which `block` belongs to; 0 if unknown."""
+        """When the contents that `block` belongs to were changed last; 0 if unknown."""
 
 
 class Quota(Protocol):
@@ -111,10 +111,10 @@ class Watch(Protocol):
         """What must be done before a new version of `block` is accepted, or why it is refused."""
 
     def written(self, block: BlockId, timestamp: BlockTimestamp, now_us: int) -> Want | None:
-        """A version is hosted from now on; what must be done before that is acknowledged."""
+        """Note that a version is hosted; returns what must be done before it is acknowledged."""
 
     def idle_ms(self, now_us: int) -> int:
-        """For how long no client has sent this node a request, for its peers."""
+        """For how long no client has sent this node a request; its peers are told."""
 
 
 class Memory(Protocol):
@@ -236,7 +236,7 @@ class ReadWriteServer:
         fragment: Body,
         now_us: int,
     ) -> Ready:
-        """Host a version that its author writes, or that a reader or its author completes."""
+        """Host a version: its author writes it, or somebody completes it by a repair."""
         block, timestamp = message.block, message.timestamp
         refusal = self._not_bound(block, message, fragment)
         if refusal is not None:
@@ -311,9 +311,9 @@ class ReadWriteServer:
         message: WriteRequest,
         fragment: Body,
     ) -> list[Write]:
-        """A version that is hosted already is left alone, unless the disk has damaged it.
+        """The writes for a version that is hosted already: none, unless its fragment is damaged.
 
-        A reader that repairs a version sends it to all nodes, so this heals the damaged one.
+        A reader that repairs a version sends it to all nodes; so it heals damaged fragments.
         """
         index = fragment_index(message.block, self._node, self._thresholds.N)
         stored = view.get(Table.FRAGMENT, key)
@@ -331,7 +331,7 @@ class ReadWriteServer:
         the author's authority. (docs/threat-model.md, G4)
 
         Nodes that have lost their stores since may not host it any more: their vouchers do not
-        count. Who shows them is told so, since the version may be complete all the same.
+        count. The client is told that this is the reason, because the version may be complete.
         """
         digest = _voucher_digest(message.block, message)
         least = self._thresholds.repairable
@@ -477,8 +477,8 @@ def _voucher_digest(block: BlockId, message: WriteRequest | VouchRequest) -> byt
 def _remembers(memory: Memory, message: Request) -> bool:
     """False if this node is rebuilding its store and has not come to the blocks in question.
 
-    To list none of their versions would deny what it has acknowledged. It accepts writes, once
-    it has begun a new life: before, it does not know of those that others have begun.
+    If it listed no versions of them, it would deny some that it has acknowledged. It accepts writes
+    as soon as it has begun a new life; before, it does not know which lives others have begun.
     """
     if memory.recovery.is_lost:
         return False

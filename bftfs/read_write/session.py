@@ -1,8 +1,8 @@
 """What all reads and writes of one client share, and how it asks nodes: TIME, WRITE and vouching.
 
 [PASIS §3.4.3.2] In an asynchronous system a client can wait for no more than N - t answers. A WRITE
-is sent to the other nodes all the same, and nobody waits for them; other requests go to no more
-nodes than have to answer, and to further ones in place of those that do not. Every request here is
+is sent to all nodes, though nobody waits for the last t. Other requests are sent to as many nodes
+as have to answer; a node that does not answer is replaced by another one. Every request here is
 idempotent: it is repeated to silent nodes for as long as the round lasts.
 
 **Concurrency.** Conversations of one engine share a session; nothing is left half-changed across an
@@ -45,7 +45,7 @@ class Session:
         self.client = client
         self.thresholds = thresholds
         self.peers = peers
-        self.patience_total_us = patience_total_us  # how much silence a round or a read bears
+        self.patience_total_us = patience_total_us  # of silence, until a round or a read fails
         self.code = ErasureCode(thresholds.m, thresholds.N)
         self.by_fragment = nodes_by_fragment(thresholds.N)
         self.validated = ValidatedVersions(limits.VALIDATED_VERSIONS)
@@ -53,14 +53,14 @@ class Session:
         self._first_lives = (0,) * thresholds.N
 
     def told(self, lives: Told) -> Told | None:
-        """What a reply tells of lives; None if no correct node tells that."""
+        """The lives that a reply tells; None if no correct node would tell that."""
         if not lives:
             return self._first_lives
         return lives if len(lives) == len(self._first_lives) else None
 
 
 class Gathering(Asking, Generic[Answer]):
-    """`request(node)` to nodes, and what `judge` makes of their replies (None: not usable)."""
+    """Sends `request(node)` to nodes; keeps what `judge` makes of the replies (None: unusable)."""
 
     __slots__ = ("_answers", "_awaited", "_judge")
 
@@ -118,7 +118,7 @@ class Gathering(Asking, Generic[Answer]):
         return len(self._answers) >= self._required and self._awaited <= self._answers.keys()
 
     def _outlived(self, _answers: dict[NodeId, Answer]) -> Iterable[NodeId]:
-        """Those whose answers count no more: they have lost their stores since."""
+        """Nodes whose answers do not count any more, because they have lost their stores since."""
         return ()
 
     def _take(self, reply: Delivery) -> None:
@@ -140,7 +140,7 @@ class Gathering(Asking, Generic[Answer]):
             self._peers.convict(Nodes.of([reply.node]), self.began_us)
             self.useless(reply.node)
         elif reply.message.code == errno.EAGAIN:
-            # Nodes slow writers down like this: to ask again at once would be no slower.
+            # Nodes slow greedy writers down by such refusals: so do not ask again at once.
             self.useless(reply.node)
         else:
             self.refused(reply)

@@ -17,7 +17,7 @@ from bftfs.errors import MalformedMessage
 
 
 class Validated(NamedTuple):
-    """What a version holds that a correct client may have written."""
+    """The contents of a version that is not poisonous."""
 
     fragments: tuple[Buffer, ...]  # all N
     item: bytes
@@ -64,9 +64,9 @@ def item_of(code: ErasureCode, fragments: Mapping[int, Buffer]) -> bytes | None:
 class ValidatedVersions:
     """The latest versions that this client has written or validated, by their verifiers.
 
-    The verifier binds the cross-checksum, and that binds all N fragments. What regeneration finds
-    depends on these alone: not on the reader, the nodes that answer, the block, or time. So a
-    version needs to be validated once, and one that this client has encoded never.
+    The verifier binds the cross-checksum, and that binds all N fragments. The result of a
+    validation depends on these alone: not on the reader, the nodes that answer, the block or the
+    time. So a version is validated once, and one that this client has encoded never.
     """
 
     __slots__ = ("_most", "_verifiers")

@@ -46,7 +46,7 @@ from bftfs.read_write.session import Gathering, Session
 from bftfs.read_write.timestamp import BlockTimestamp
 from bftfs.wire.codec import Voucher
 
-_GATHERINGS = 4  # of vouchers, by one repair
+_GATHERINGS = 4  # how often one repair gathers vouchers
 
 
 class Encoded(NamedTuple):
@@ -76,7 +76,7 @@ class TimeRound(Gathering[tuple[int, ...]]):
     def __init__(
         self, session: Session, blocks: Sequence[BlockId], now_us: int, *, after_us: int = 0
     ) -> None:
-        """Asks as many nodes as have to answer."""
+        """Ask as many nodes as have to answer."""
         thresholds = session.thresholds
         request = TimeRequest(tuple(blocks))
 
@@ -114,7 +114,7 @@ class TimeRound(Gathering[tuple[int, ...]]):
 
 
 class WriteRound(Gathering[Told]):
-    """WRITE of one version: each node its fragment. An answer is what a node tells of lives."""
+    """Sends each node its fragment of one version. A node's answer is what it tells of lives."""
 
     __slots__ = ("_asked", "_lives")
 
@@ -122,7 +122,7 @@ class WriteRound(Gathering[Told]):
         self, session: Session, request: WriteRequest, fragments: Sequence[Buffer], now_us: int
     ) -> None:
         rotation, N = rotation_of(request.block, session.thresholds.N), session.thresholds.N
-        asked: dict[NodeId, int] = {}  # when first, of the requests that replies may be to
+        asked: dict[NodeId, int] = {}  # when a node was first asked, if that request counts
 
         def with_fragment(node: NodeId) -> Send:
             asked.setdefault(node, session.lives.begin())
@@ -151,7 +151,7 @@ class WriteRound(Gathering[Told]):
         outlived = self._lives.outlived(
             {node: Heard(told, asked[node]) for node, told in answers.items()}
         )
-        for node in outlived:  # asked again: replies to earlier requests do not count any more
+        for node in outlived:  # they are asked again: replies to earlier requests do not count
             del asked[node]
         return outlived
 
@@ -170,14 +170,14 @@ async def write_at(
     credentials: Credentials,
     vouchers: tuple[Voucher, ...] = (),
 ) -> None:
-    """DO_WRITE: each node its fragment; over once N - t host it. [PASIS Figure 3.1]
+    """DO_WRITE: send each node its fragment; return once N - t host it. [PASIS Figure 3.1]
 
-    The others have been sent theirs as well; they finish in the background. Raises AdmissionRefused
-    if more than t nodes refuse, QuorumUnavailable if total patience runs out.
+    The other nodes answer later, or never; nobody waits for them. Raises AdmissionRefused if more
+    than t nodes refuse, QuorumUnavailable if total patience runs out.
 
-    A time ahead of this client's clock is not of its making: somebody has pushed the block's time
-    as far ahead as the fastest clocks bear, and those that are behind refuse until they have caught
-    up. That delays the write, and must not fail it. [design §4]
+    If the time is ahead of this client's clock, another client has pushed the block's time as far
+    ahead as the fastest clocks of nodes allow. Nodes whose clocks are behind refuse the write until
+    they have caught up. So it takes longer, and must not fail. [design §4]
     """
     request = WriteRequest(
         block,
@@ -223,7 +223,7 @@ async def repair(
     begun = (0,) * session.thresholds.N
     for tries_left in reversed(range(_GATHERINGS)):
         answers = await _vouch(session, block, timestamp, hosts)
-        # Who vouches in an earlier life than others knew of before it was asked, lies.
+        # A node lies if it vouches in an earlier life than others had told before it was asked.
         vouchers = tuple(
             Voucher(node, reply.authenticator)
             for node, reply in answers.items()
@@ -237,8 +237,8 @@ async def repair(
                 session, block, timestamp, encoded, credentials=NOBODY, vouchers=vouchers
             )
         except AdmissionRefused as refused:
-            # A correct node is among these, and found fewer than QC - t of the vouchers valid, with
-            # those that are outlived.
+            # One of these nodes is correct. It has found fewer than QC - t of the vouchers valid,
+            # even with those that are outlived.
             if refused.code == errno.EPERM and refused.nodes > session.thresholds.b:
                 return False
             if refused.code != errno.EKEYEXPIRED or not tries_left:
@@ -251,7 +251,7 @@ async def repair(
 async def _vouch(
     session: Session, block: BlockId, timestamp: BlockTimestamp, hosts: frozenset[NodeId]
 ) -> dict[NodeId, VouchReply]:
-    """What N - t nodes and `hosts` vouch for."""
+    """The replies of N - t nodes and of `hosts`: do they vouch for the version?"""
     request = VouchRequest(block, timestamp)
 
     def judge(reply: Any) -> VouchReply | None:
@@ -270,7 +270,7 @@ async def _vouch(
 
 
 def _begun(session: Session, answers: Iterable[VouchReply]) -> Told:
-    """Of each node, the latest life that b + 1 nodes know it to have begun."""
+    """For each node, the latest life that it has begun as b + 1 nodes know."""
     told = [session.told(reply.lives) or () for reply in answers]
     b = session.thresholds.b
     return tuple(sorted(lives, reverse=True)[b] for lives in zip(*told, strict=True))
