@@ -12,10 +12,10 @@ garbage, never read their replies, or open as many connections as they can.
   that sends such bytes in authenticated messages too often must wait before it connects again
   (`Account`). Bytes that fail the channel's check count against nobody, because the network may
   have damaged them.
-- A principal has limits, however many connections it has. [design §9] One over a limit is delayed
-  (its connections are not read), then cut off; others do not notice. Principals take turns: one
-  that has had its share of a turn, in requests or in time spent on them, waits until the others
-  have had theirs (`Turn`).
+- A principal has limits, however many connections it has. [design §9] One that exceeds a limit is
+  delayed (its connections are not read), then cut off; others do not notice. Principals take turns:
+  one that has used its share of a turn, in requests or in time spent on them, waits until the
+  others have had theirs (`Turn`).
 - The administrator may change the clients in the cluster description while nodes run: a new client
   can connect at once, and one that was removed is cut off (`nodes.membership`).
 
@@ -118,7 +118,7 @@ class Turn:
         )
 
     def charge(self, account: Account, now_us: int) -> None:
-        """Charge the principal for the time since the last charge: it went into its request."""
+        """Charge the principal for the time since the last charge, which its request has taken."""
         account.spent_us += now_us - self._last_us
         self._last_us = now_us
 
@@ -133,7 +133,7 @@ class Connection:
     socket: socket.socket | None  # None once it is closed
     channel: ServerChannel[Sender]
     deadline_us: int  # its greeting must come before this time
-    sender: Sender | None = None  # as its greeting claims
+    sender: Sender | None = None  # that its greeting names
     account: Account | None = None
     backlog: deque[Frame] = field(default_factory=deque)  # requests that have not been stepped
     backlog_bytes: int = 0
@@ -310,7 +310,7 @@ class Connections:
         unflushed.clear()
 
     def write(self, connection: Connection) -> None:
-        """Send as much as the peer takes; serve it further once it has taken enough."""
+        """Send as much as the peer takes; go on to serve it once it has taken enough."""
         if connection.socket is None:
             return
         output = connection.output

@@ -71,7 +71,7 @@ class ControlFailed(BftfsError):
 
 @dataclass(frozen=True, slots=True)
 class PassState:
-    """How far a worker is with its pass, and what it has counted."""
+    """How far a worker has come with its pass, and what it has counted."""
 
     under_way: bool
     progress: float

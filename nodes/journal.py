@@ -17,8 +17,8 @@ where the file system and the disk can do that: this saves the kernel a third of
 node a third of its wait.
 
 **Why it is safe.** `replay` gives all batches appended up to the last sync, and perhaps more, but
-never fewer and never with a gap. The digests have a secret key, drawn anew in each life of the
-store: no client can write a value that passes for a record.
+never fewer and never with a gap. The digests have a secret key, drawn anew whenever the store is
+opened: so no client can write a value that passes for a record.
 
 **Tests.** `tests/unit/nodes/test_journal.py`: killed processes, power failures, forged records.
 """
@@ -53,7 +53,7 @@ _decode = msgspec.msgpack.Decoder(tuple[tuple[int, bytes, bytes | None], ...]).d
 
 
 class Journal:
-    """An open journal. Raises OSError where the disk does."""
+    """An open journal. Its methods raise OSError if the disk fails."""
 
     def __init__(self, path: Path, *, key: bytes, synced: bool) -> None:
         """`key` is the secret key of the digests, 32 bytes.
@@ -94,7 +94,7 @@ class Journal:
             yield writes
 
     def breaks_off(self) -> bool:
-        """True if there are records behind the place where `replay` has stopped: one was lost."""
+        """True if records follow the place where `replay` has stopped: then one was lost."""
         rest = os.pread(self._file, max(0, self.file_bytes - self.size), self.size)
         most = self.sequence + len(rest) // _ALIGNMENT
         for start in range(_ALIGNMENT, len(rest) - _HEADER.size, _ALIGNMENT):
@@ -134,7 +134,7 @@ class Journal:
         length = sum(map(len, record))
         written = os.pwritev(self._file, record, self.size)
         if written < length:
-            # A short write is the first sign of a full disk; writing the rest tells for certain.
+            # A short write may mean a full disk: writing the rest raises the error if it does.
             whole = b"".join(record)
             while written < length:
                 written += os.pwrite(self._file, whole[written:], self.size + written)

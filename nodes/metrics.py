@@ -227,10 +227,10 @@ class Health:
         return tuple(reason[:512] for reason in reasons if reason)
 
     def _remarks(self) -> tuple[str, ...]:
-        """Remarks of a node that may be healthy all the same.
+        """Remarks that do not mean that this node is degraded.
 
-        A peer that was down when it was last dialled may be up again, and its failure is not this
-        node's in any case.
+        A peer that was down when it was dialled last may be up again, and its failure is not a
+        failure of this node.
         """
         return (
             *((REBUILDING,) if self.recovery.rebuilding else ()),

@@ -71,13 +71,13 @@ class Services:
     on_damage: Callable[[ObjectId], None] = lambda _object: None  # called with damaged objects
     room: Room = field(default_factory=Room)  # decides which writes are taken
     own_clock: OwnClock = field(default_factory=lambda: OwnClock(0))
-    ahead: Callable[[], tuple[ObjectId, ...]] = tuple  # objects that are of the future
+    ahead: Callable[[], tuple[ObjectId, ...]] = tuple  # objects whose times are in the future
     recall: Callable[[StorageView], None] = lambda _view: None  # loads facts before any step
 
 
 @dataclass(frozen=True, slots=True)
 class Protocols:
-    """The protocols of a node. Tests put other servers in the place of the honest ones."""
+    """The protocols of a node. Tests replace the servers by others, which lie."""
 
     services: Callable[
         [ClusterDescription, Identity, NodeId, NodeConfiguration, Recovery], Services
@@ -87,12 +87,12 @@ class Protocols:
 
 
 class Guard:
-    """A server that writes only what the node has room for, and outlives its own bugs.
+    """Wraps a server: writes only what the node has room for, and survives most bugs of the server.
 
-    A step that raises has changed nothing: its request is refused, and the node goes on. But an
-    AssertionError shows that the server itself is wrong: it stops the node, as a failing store
-    does, and the cluster masks that. Damaged rows are left to the dispatcher, which reports them to
-    the healer.
+    If a step raises an exception, nothing was changed: its request is refused, and the node goes
+    on. But an AssertionError shows that the server's state is wrong: it stops the node, as a
+    failing store does, and the cluster masks that. Errors about damaged rows are passed on to the
+    dispatcher, which reports them to the healer.
     """
 
     __slots__ = ("_report", "_room", "_step")
@@ -288,7 +288,7 @@ def _allow_descriptors() -> None:
 
 
 def refuse_optimised_python() -> None:
-    """Refuse to run without assertions: by them a node notices that it is wrong, and stops."""
+    """Refuse to run without assertions: they stop a node whose state is wrong."""
     if sys.flags.optimize:
         raise UsageError("a node does not run under `python -O`; start it without -O")
 
@@ -299,8 +299,8 @@ _STANDARD_ERROR = 2
 def configure_log(level: str, *, node: NodeId) -> None:
     """Log from now on, at `level` and above, as node `node`.
 
-    Also how the process ends if a signal ends it: a file that somebody cuts short while it is
-    mapped into memory ends it by SIGBUS.
+    A signal that ends the process is logged as well: SIGBUS ends it if somebody truncates a file
+    that is mapped into memory.
     """
     faulthandler.enable(_STANDARD_ERROR)
     structlog.configure(

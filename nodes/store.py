@@ -62,8 +62,8 @@ WRITES_PER_CHECKPOINT = 8_192  # …or number of writes, whose pages are in memo
 STRAIGHT_BYTES = 256 * KIB  # larger batches are not worth writing twice, if they must be synced
 
 _DAMAGE = (lmdb.CorruptedError, lmdb.PageNotFoundError, lmdb.InvalidError)
-# Between two lives of a journal: records that an earlier life has left behind, of which a crash of
-# the machine may have kept some, can then never be taken for records of this one.
+# A store that is opened again skips so many sequence numbers. So records of the process before, of
+# which a crash of the machine may have kept some, are never taken for records of this one.
 _SEQUENCES_SKIPPED = 1 << 32
 
 
@@ -354,7 +354,7 @@ class Store:
         growth = volume + len(rows) * PAGE_BYTES_PER_WRITE
         if not use_reserve and not space.fits(growth):
             if self._writes:
-                raise NeedsCheckpoint  # the true growth since the last one may be less than assumed
+                raise NeedsCheckpoint  # the file may have grown less than was assumed
             raise StoreFull(self.path, space.why_full(growth))
         self._writes += len(rows)
         space.growth_bytes += growth

@@ -5,9 +5,9 @@
     damaged    there only if this store must not be used any more; says why
 
 The lock file is beside the directory, so it stays when the directory is moved away or lost. It
-tells a node that it once had a store.
-Another file beside it says, under `interval` durability, in which run of
-the machine the store was last open: if the machine has ended since, what was not synced is lost.
+tells a node that it once had a store. Under `interval` durability another file beside it says in
+which run of the machine the store was open last: if the machine has been started again since, the
+writes that were not synced are lost.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _FORMAT = b"format"
 _OWNER = b"owner"
 CHECKPOINT = b"checkpoint"  # sequence of the last batch that LMDB holds
 JOURNAL_ROOM = b"journal"  # length of the journal's file that was on stable storage then
-JOURNAL_KEY = b"journal key"  # of the digests in it, drawn anew in each life
+JOURNAL_KEY = b"journal key"  # of the digests in it, drawn whenever the store is opened
 
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _NEW_BYTES = 1 * MIB  # of a new data file, more than its first pages take
@@ -258,7 +258,7 @@ def resumed(directory: NodeDirectory, *, alone: bool = False) -> Recovery:
 
 
 def _forgotten(directory: NodeDirectory) -> str:
-    """How the node has forgotten something, as its directory shows; empty if it has not."""
+    """Why the node has forgotten something, as its directory shows; empty if it has not."""
     if lock_file(directory.store).exists() and not directory.store.exists():
         return "its store is gone"
     with contextlib.suppress(FileNotFoundError):
@@ -269,7 +269,7 @@ def _forgotten(directory: NodeDirectory) -> str:
 
 
 def note_unsynced(directory: NodeDirectory, durability: Durability) -> None:
-    """The store is open, with all that is in it on stable storage; from now on it may not be."""
+    """The store is opened, and is on stable storage as a whole: note that this may end now."""
     if durability is Durability.INTERVAL:
         replace_file(directory.unsynced, f"{_boot()}\n".encode())
     else:
@@ -277,7 +277,7 @@ def note_unsynced(directory: NodeDirectory, durability: Durability) -> None:
 
 
 def note_synced(directory: NodeDirectory) -> None:
-    """All that is in the store is on stable storage."""
+    """Note that the store is on stable storage as a whole."""
     if directory.unsynced.exists():
         directory.unsynced.unlink()
         sync_directory(directory.path)

@@ -325,7 +325,7 @@ def up(
     Example: bftfs up --mount ~/bftfs
     """
     if mountpoint is not None:
-        # Before anything is made and started that would stay behind.
+        # Checked first, so that a failure leaves nothing behind.
         mountpoint = processes.require_mountable(directory, mountpoint, options=options)
     if directory.has_cluster():
         description = description_files.load(directory.description)
@@ -382,7 +382,7 @@ def _refuse_other_sizes(
 
 
 class Begun(NamedTuple):
-    """What came of starting nodes: how many run that did not, and why others do not."""
+    """The result of starting nodes: how many were started, and why others could not be."""
 
     started: int
     failed: dict[NodeId, str]  # by node; at most t of them

@@ -68,7 +68,7 @@ _REASONS = {errno.ENOENT: _GONE, errno.ESTALE: _GONE}
 
 @contextmanager
 def refusals_explained(shown: str, reasons: Mapping[int, str] = _REASONS) -> Iterator[None]:
-    """Say why `shown` is refused: in words of ours, if there are any for the errno."""
+    """Explain a refusal of `shown`: by one of `reasons` if it has the errno, else by the errno."""
     try:
         yield
     except FileSystemError as refusal:

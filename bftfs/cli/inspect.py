@@ -34,8 +34,8 @@ from bftfs.read_write import inspection as block_inspection
 from bftfs.read_write.inspection import BlockReport, Fragment
 from bftfs.server.comparison import health_reports
 
-_WIDTH = 200  # of what is not shown on a terminal
-_BLOCKS = 256  # that are shown unless others are asked for
+_WIDTH = 200  # columns, if the output is no terminal
+_BLOCKS = 256  # shown if no others are asked for
 _IN_FLIGHT = 8
 _SCRUBBED = "bftfs_scrubbed_seconds"
 

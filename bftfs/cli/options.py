@@ -21,9 +21,10 @@ def default_data() -> Path:
 
 
 def data_in_use() -> Path:
-    """The data directory of who names none.
+    """The data directory if the user names none.
 
-    That of the mount which the current directory is in, else BFTFS_DATA, else that of `make up`.
+    It is that of the mount in which the current directory is; else BFTFS_DATA; else that of
+    `make up`.
     """
     try:
         mounted = containing(Path.cwd())
@@ -36,7 +37,7 @@ def data_in_use() -> Path:
 
 
 def data_words(directory: DataDirectory) -> str:
-    """How a command is told of this directory, where the words ` --data DIR` are needed."""
+    """The words ` --data DIR` for a command's example, if they are needed for this directory."""
     return "" if directory.path == data_in_use().absolute() else f" --data {directory.path}"
 
 

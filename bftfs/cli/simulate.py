@@ -189,7 +189,7 @@ def simulate(
 
 
 def _seeds(seed: int | None, number: int | None, *, endless: bool) -> Iterator[int]:
-    """So many seeds from `seed` on: by default one, or many from a random one on."""
+    """`number` seeds from `seed` on; by default only that one, or many from a random one on."""
     first = secrets.randbelow(1 << 31) if seed is None else seed
     if number is None:
         number = DEFAULT_COUNT if seed is None else 1

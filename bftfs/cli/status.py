@@ -228,13 +228,13 @@ def descriptions(description: ClusterDescription, nodes: list[dict[str, Any]]) -
 
 
 def ahead(nodes: list[dict[str, Any]], *, b: int) -> int:
-    """How many objects have times of the future, as nodes say that cannot all lie."""
+    """How many objects have times in the future, as b + 1 nodes say."""
     counts = (round(_figure(node, "bftfs_heal_objects_ahead")) for node in nodes if node["up"])
     return with_a_correct_one(counts, b=b)
 
 
 def ahead_inodes(nodes: list[dict[str, Any]], *, b: int) -> list[int]:
-    """The inode numbers of some of these objects, as many nodes name them."""
+    """The inode numbers of some of these objects, which b + 1 nodes name."""
     naming = Counter(number for node in nodes if node["up"] for number in node["ahead"])
     return sorted(number for number, count in naming.items() if count > b)
 
@@ -301,7 +301,7 @@ def _summary(report: dict[str, Any]) -> list[str]:
 
 
 def _ahead(count: int, numbers: list[int]) -> str:
-    """Some of the objects that are of the future, and how many there are."""
+    """A sentence about the objects whose times are in the future."""
     more = count - len(numbers)
     named = [*map(str, numbers), *([f"{more} more"] if more > 0 else [])]
     return f"times: {count} {_AHEAD} {', '.join(named)}"

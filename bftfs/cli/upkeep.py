@@ -29,7 +29,7 @@ _RATE = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([kmg]?)i?b?(?:/s)?", re.IGNORECASE
 _UNITS = {"": 1, "k": KIB, "m": MIB, "g": KIB * MIB}
 _BAR_WIDTH = 24
 
-Report = dict[int, WorkStatus | str]  # by node; a sentence, if it does not obey
+Report = dict[int, WorkStatus | str]  # by node; a sentence if the command failed there
 
 
 def _rate(text: str) -> int:

@@ -6,12 +6,12 @@ object that took part in an operation that changed one of these, whether it stil
 block is part of a file since an update of its author has named it (`filesystem.block_names`): so
 the versions of the inode show who has written what.
 
-For each file it also asks which versions of blocks the client has written that none of its updates
-has named. These are not part of any version of the file, and nobody else can make them so; they are
-what is left of a write that was cut short, or was prepared and not done.
+For each file it also asks which versions of blocks the client has written and not named. These are
+part of no version of the file, and nobody else can make them part of one: they are left of a write
+that was interrupted, or that was prepared and never done.
 
-And an update may have named what its client has not written, or not in a way that can be read:
-`unreadable` reads all that the client has named.
+Conversely, an update may have named versions that its client has not written, or that cannot be
+read: `unreadable` reads all that the client has named.
 """
 
 from __future__ import annotations
@@ -204,7 +204,7 @@ class ChangeLog:
 
     def is_made_by_client(self, identifier: ObjectId) -> bool:
         """True if the client created the object, since then."""
-        # Not by the version's parent: a repair may have come before what created the object.
+        # The version's parent does not tell: a repair may precede the version that created it.
         return any(
             self.by_client(change)
             and change.operation.method in (CREATE, MAKE_DIRECTORY)
@@ -300,7 +300,7 @@ async def _visit(
 
 
 def _name_what_is_gone(log: ChangeLog) -> None:
-    """Note the names from which objects were removed that are not known to have had another."""
+    """Note the last names of objects that were removed and have no other known name."""
     for identifier, changes in log.changes.items():
         for change in changes:
             for name, entry in change.entries:
@@ -310,7 +310,7 @@ def _name_what_is_gone(log: ChangeLog) -> None:
 
 
 async def _add_uncovered(log: ChangeLog, view: Viewpoint) -> None:
-    """Note which blocks the client has written, as nodes say, and no update of its own has named.
+    """Note which blocks the client has written, as nodes say, and has not named.
 
     Even b lying nodes hide none of these that was complete; they may invent some.
     """
@@ -379,7 +379,7 @@ async def unreadable(log: ChangeLog, view: Viewpoint) -> dict[LogicalTimestamp, 
 async def _is_readable(
     view: Viewpoint, identifier: ObjectId, change: Change, block: CoveredBlock
 ) -> bool:
-    """True if nodes have what a change has named, or have had to forget it."""
+    """True if nodes have the version that a change has named, or have collected it."""
     layout = None if change.attributes is None else change.attributes.layout
     if layout is None:
         return True
@@ -415,7 +415,7 @@ def audited(log: ChangeLog) -> tuple[list[Changed], list[Changed]]:
             if log.by_client(change):
                 begun_us = min(begun_us, change.time_us)
                 names |= changed
-                # An operation on several objects is listed with the one that says most: the file.
+                # An operation on several objects is listed once, with the file.
                 if change.timestamp not in own or not is_directory:
                     own[change.timestamp] = identifier, change
             elif begun_us < change.time_us and (not is_directory or changed & names):

@@ -42,7 +42,7 @@ from bftfs.restoration.viewpoint import Viewpoint
 
 @dataclass(slots=True)
 class NameHistory:
-    """The names that the client changed, and the objects that others had there."""
+    """The names that the client changed, and the objects that others had put there."""
 
     wanted: dict[Slot, ObjectId | None] = field(default_factory=dict)  # by the rule
     taken: dict[Slot, ObjectId] = field(default_factory=dict)  # by the client; replaced by others
@@ -52,7 +52,7 @@ class NameHistory:
     returned: dict[tuple[Slot, ObjectId], Slot] = field(default_factory=dict)
 
     def stays(self, name: Slot, there: ObjectId) -> bool:
-        """True if the name may go on standing for what it stands for."""
+        """True if the name may keep the object that it has."""
         return self.wanted.get(name, there) == there
 
     def returned_to(self, name: Slot, lost: ObjectId) -> Slot | None:
@@ -129,7 +129,7 @@ async def find_staying(
     names: Iterable[Slot],
     is_it: Callable[[ObjectId], Conversation[bool]],
 ) -> Slot | None:
-    """The first of some names that goes on standing for an object that `is_it` accepts."""
+    """The first of some names whose object stays there and is accepted by `is_it`."""
     for name in names:
         there = log.tree.get(name)
         if there is not None and history.stays(name, there) and await is_it(there):
@@ -140,7 +140,7 @@ async def find_staying(
 async def _is_made_anew(
     view: Viewpoint, log: ChangeLog, history: NameHistory, lost: ObjectId, there: ObjectId
 ) -> bool:
-    """True if `there` may be the copy that an earlier undo has made of an object that is gone."""
+    """True if `there` may be the copy of a removed object that an earlier undo has made."""
     if log.is_made_by_client(there) or kind_of(there) != kind_of(lost):
         return False
     if lost in history.lost:
@@ -195,7 +195,7 @@ class NamePlan:
         self.tree = log.tree.copy()
         self.kept: set[ObjectId] = set()
         self.conflicts: list[UndoStep] = []
-        # Names with what the client took from them beside them, and names left as they are.
+        # Names beside which an object of theirs was put, and names that are left as they are.
         self._corrected: set[Slot] = set()
         self._staying: set[Slot] = set()
 
@@ -282,7 +282,7 @@ class NamePlan:
         return 1 if any(self.tree.is_in(each.directory, there) for each in places) else 2
 
     def _let_stay(self, name: Slot) -> None:
-        """Let the name stand for what it stands for now, together with the directories above it."""
+        """Leave the name, and the directories above it, as they are now."""
         log, there = self._log, self._log.tree.get(name)
         assert there is not None, "only such names are kept as they are"
         if name.directory not in self.kept:

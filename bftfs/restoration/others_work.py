@@ -160,7 +160,7 @@ async def others_contents(view: Viewpoint, log: ChangeLog, identifier: ObjectId)
             if before is None or after is None:
                 return None
             carried = carried_over(before=before, after=after, onto=merged)
-            # Others who write what is there already have meant it.
+            # If others wrote the same bytes as the client, these bytes are theirs, too.
             if carried is None or after == before:
                 return None
             merged = carried
@@ -169,7 +169,7 @@ async def others_contents(view: Viewpoint, log: ChangeLog, identifier: ObjectId)
 
 
 async def others_or_last_contents(view: Viewpoint, log: ChangeLog, identifier: ObjectId) -> bytes:
-    """The contents as others left them; if that is unknown, as the last of them saw the file."""
+    """The contents as others left them; if unknown, those after the last change of others."""
     merged = await others_contents(view, log, identifier)
     if merged is not None:
         return merged
@@ -256,7 +256,7 @@ async def attributes_to_restore(
 
 
 def _changes_since_client(log: ChangeLog, identifier: ObjectId) -> list[Change]:
-    """The changes of attributes from the client's first on; its creation of the object is none."""
+    """The changes of attributes since the client's first one, creation of the object aside."""
     changes = [each for each in log.changes.get(identifier, ()) if each.attributes is not None]
     first = (at for at, each in enumerate(changes) if _is_clients(log, each) and not creates(each))
     return changes[next(first, len(changes)) :]

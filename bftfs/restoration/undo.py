@@ -1,7 +1,7 @@
 """Undo: taking back what one client has changed since a time, and keeping what others did.
 
-The situation: a client's key was stolen, or its program ran wild. Its changes are mixed with
-others', which often rest on them. Every version is still there, and says whose it is.
+The situation: a client's key was stolen, or a program did damage. The client's changes are mixed
+with others', which often build on them. Every version is still there, and says who has made it.
 
 The rule: everything is to be as if only others had changed it. Where that cannot be known, both
 versions are kept: the present one stays, and the one from before the client is put beside it, as
@@ -278,7 +278,7 @@ class CarryingOut:
     def __init__(self, view: Viewpoint, log: ChangeLog) -> None:
         self._view = view
         self._log = log
-        self._made: dict[ObjectId, ObjectId] = {}  # by the objects that were gone
+        self._made: dict[ObjectId, ObjectId] = {}  # by the removed objects
 
     async def perform(self, actions: Sequence[Action]) -> None:
         """Carry out actions, in their order."""
@@ -313,7 +313,7 @@ class CarryingOut:
         if kind_of(identifier) == ObjectKind.DIRECTORY:
             found = await files.make_directory(*name, 0o700, who)
             self._made[identifier] = found.identifier
-            await self.perform(inside)  # which changes the directory's times
+            await self.perform(inside)  # this changes the directory's times
             attributes = await others_work.others_attributes(view, self._log, identifier)
             await others_work.set_attributes(view, found.identifier, attributes)
             return

@@ -45,7 +45,7 @@ class Viewpoint:
     files: FileSystem
     history: History
     who: Credentials
-    now_us: int  # when the user began to look
+    now_us: int  # the time that counts as now
 
     def at(self, time_us: int | None) -> FileSystem:
         """The file system at a time."""
@@ -72,7 +72,7 @@ class Viewpoint:
         return b"".join(pieces)
 
     async def contents_if_whole(self, identifier: ObjectId, time_us: int | None) -> bytes | None:
-        """The same; None if a part of it cannot be read: who covered it has not written it."""
+        """The same; None if its writer has named blocks that do not exist, or cannot be read."""
         try:
             return await self.contents(identifier, time_us)
         except FileSystemError as failure:
