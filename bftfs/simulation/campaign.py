@@ -1,8 +1,8 @@
-"""Many seeds, one after the other or on several processors, what they add up to, and their record.
+"""Simulates many seeds, one after the other or on several processors, and records the results.
 
-A campaign can be taken up again from its record. The record's first line says what is simulated,
-and at which commit; every other line is one seed. A line that was cut off by the end of the machine
-is that of a seed that is simulated again.
+A campaign can be continued from its record. The record's first line says what is simulated, and at
+which commit; every other line is one seed. If a crash of the machine has cut a line short, its seed
+is simulated again.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ class SeedResult(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     @classmethod
     def of(cls, report: Report) -> SeedResult:
-        """The essence of `report`."""
+        """The part of `report` that a record keeps."""
         configuration, sizes = report.configuration, report.configuration.sizes.query_update
         counts = {what: number(report) for what, number in COUNTED.items()}
         return cls(
@@ -186,7 +186,7 @@ class CampaignRecord:
             self._write(heading)
 
     def _take_up(self, path: Path, heading: Heading) -> int:
-        """Add up what is there; how many bytes of it are whole lines."""
+        """Count the results that the file has; return how many bytes of it are whole lines."""
         with path.open("rb") as file:
             first = file.readline()
             try:
@@ -212,13 +212,13 @@ class CampaignRecord:
         return whole
 
     def add(self, result: SeedResult) -> None:
-        """Take down one seed."""
+        """Record one seed."""
         self.tally.add(result)
         self.seeds.add(result.seed)
         self._write(result)
 
     def close(self) -> None:
-        """Nothing more will be added."""
+        """Close the file."""
         self._file.close()
 
     def _write(self, line: Heading | SeedResult) -> None:

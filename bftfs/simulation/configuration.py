@@ -212,14 +212,14 @@ def _with_power_failures(drawn: Configuration, random: Random) -> Configuration:
 
 
 def _with_limits(drawn: Configuration, random: Random) -> Configuration:
-    """Now and then, one client's incomplete updates, or its bytes, are soon at their limit."""
+    """In some seeds, one client soon reaches the limit of incomplete updates, or of bytes."""
     if drawn.verification is not None and random.random() < 0.5:
         drawn = replace(drawn, possible_objects=random.choice((1, 2, 4)))
     all_whole = not drawn.faults.losers and not drawn.byzantine_nodes
     if drawn.kind == "blocks" and all_whole and random.random() < 0.1:
-        # Nodes count a client's bytes differently, since each may have missed other writes. Where t
-        # are silent and another one refuses, a write rightly waits for the silent ones: one refusal
-        # may be a liar's. All nodes answer in the quiet phase, so that every write ends.
+        # Nodes count a client's bytes differently, because each may have missed other writes. If t
+        # nodes are silent and another one refuses, a write rightly waits for the silent ones: one
+        # refusal may be a lie. In the quiet phase all nodes answer, so that every write ends.
         client_bytes = drawn.operations * random.choice((20, 40, 100))
         drawn = replace(drawn, client_bytes=client_bytes, down_when_quiet=())
     return drawn

@@ -1,7 +1,7 @@
 """Clients that misuse blocks. [PASIS §3.4.2.3]
 
-They write what their grant allows them to write; nothing of it may make two readers see two things,
-hurt the other clients' versions, or keep them from making progress.
+They may write whatever their grant allows. They must not be able to make two readers see different
+things, to damage other clients' versions, or to keep other clients from making progress.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Writer(ClientAdversary):
         checksum: CrossChecksum | None = None,
         vouchers: tuple[Voucher, ...] = (),
     ) -> BlockTimestamp:
-        """WRITE to `nodes`, without a look at what they say."""
+        """Send a WRITE to `nodes`; ignore the replies."""
         checksum = checksum or cross_checksum.make(fragments)
         timestamp = BlockTimestamp(
             time, author or self.position.client, cross_checksum.verifier(checksum)
@@ -90,7 +90,7 @@ class PoisonousWriter(Writer):
                 fragments = tuple(random.choice(pair) for pair in zip(one, other, strict=True))
                 stripes = dict(enumerate(fragments[: self.code.m]))
                 if tuple(map(bytes, self.code.regenerate(stripes))) == tuple(map(bytes, fragments)):
-                    return  # by chance an encoding after all
+                    return  # by chance, the fragments do encode one item
             case _:
                 stripes = {index: random.randbytes(20) for index in range(self.code.m)}
                 fragments = self.code.regenerate(stripes)
@@ -138,7 +138,7 @@ class FalseFragmentWriter(Writer):
     """
 
     async def act(self) -> None:
-        """A good item, whose fragments arrive spoilt at some nodes."""
+        """Write a good item, and send some nodes false fragments of it."""
         random = self.random
         block, time = self.block(), await Now()
         fragments = self.code.encode(self.item(block))
@@ -160,7 +160,7 @@ class TwoFacedWriter(Writer):
     """
 
     async def act(self) -> None:
-        """One item here, another one there."""
+        """Write one item to some nodes, and another item to the others."""
         block, time = self.block(), await Now()
         nodes = self.all_nodes()
         half = self.random.randint(0, self.n)
@@ -186,15 +186,15 @@ class TimestampRacer(Writer):
 
 
 class Impersonator(Writer):
-    """Writes in another client's name, with vouchers from its allies and of its own making.
+    """Writes in another client's name, with vouchers of its allies and forged ones.
 
     [PASIS §3.4.4] (3.4) "Byzantine storage-nodes can never fabricate write requests": a version's
-    timestamp names its author, and nodes take it from him or with b + 1 vouchers. Shown by
-    linearizability: its items are nobody's, so that reading one is a violation.
+    timestamp names its author, and nodes take it from the author or with vouchers. Shown by
+    linearizability: no correct client has written its items, so reading one is a violation.
     """
 
     async def act(self) -> None:
-        """A good item in a false name."""
+        """Write a good item in a false name."""
         random = self.random
         block, time = self.block(), await Now()
         fragments = self.code.encode(b"in a false name: " + random.randbytes(20))
@@ -219,11 +219,11 @@ class BlockTrespasser(Writer):
     """Writes as a user whom its grant does not cover, or without the right to write at all.
 
     [design §3] "A grant says which uids a client may act as (or all), whether it may write". Shown
-    by linearizability: its items are nobody's, so that reading one is a violation.
+    by linearizability: no correct client has written its items, so reading one is a violation.
     """
 
     async def act(self) -> None:
-        """A good write that is not allowed."""
+        """Make a good write that is not allowed."""
         fragments = self.code.encode(self.position.workload.forbidden())
         await self.write(self.block(), fragments, nodes=self.all_nodes(), time=await Now())
 
@@ -231,12 +231,12 @@ class BlockTrespasser(Writer):
 class GarbageClient(Writer):
     """Sends bytes that are nearly a request.
 
-    [architecture §6] what does not decode to a declared message is dropped at the door. Shown by
+    [architecture §6] what does not decode to a declared message is dropped on arrival. Shown by
     progress, and by the absence of exceptions.
     """
 
     async def act(self) -> None:
-        """A spoilt write to every node."""
+        """Send every node a damaged write."""
         block, time = self.block(), await Now()
         fragments = self.code.encode(self.item(block))
         checksum = cross_checksum.make(fragments)

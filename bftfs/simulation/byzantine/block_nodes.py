@@ -51,7 +51,7 @@ class BlockForger(NodeAdversary):
         self._forged: dict[BlockId, tuple[BlockTimestamp, Any, Any]] = {}
 
     def answer(self, asked: Asked) -> Ready:
-        """A version of the node's own invention on top of what it hosts."""
+        """Add an invented version to those that the node hosts."""
         ready = self.honest(asked)
         if not self.misbehaves():
             return ready
@@ -115,7 +115,7 @@ class FragmentCorrupter(NodeAdversary):
     chances = (0.3, 1.0)
 
     def answer(self, asked: Asked) -> Ready:
-        """The right version with a wrong fragment."""
+        """Give the right version with a wrong fragment."""
         ready = self.honest(asked)
         random = self.random
         if isinstance(asked.message, ReadRequest) and ready.body and self.misbehaves():
@@ -133,7 +133,7 @@ class ChecksumLiar(NodeAdversary):
     """
 
     def answer(self, asked: Asked) -> Ready:
-        """The right version with a wrong cross-checksum."""
+        """Give the right version with a wrong cross-checksum."""
         ready = self.honest(asked)
         reply = ready.reply
         if not isinstance(reply, ReadReply) or not reply.cross_checksum:
@@ -162,7 +162,7 @@ class Concealer(NodeAdversary):
     """
 
     def answer(self, asked: Asked) -> Ready:
-        """An older state of the block."""
+        """Answer from an older state of the block."""
         ready = self.honest(asked)
         random = self.random
         match ready.reply:
@@ -195,13 +195,13 @@ class Concealer(NodeAdversary):
 class Accomplice(NodeAdversary):
     """Takes every write unseen, vouches for everything, and says that it has verified it all.
 
-    What a Byzantine client needs from a node in league with it. [LazyVer §3.8.1] "b + 1" nodes must
-    say so before a reader believes that a version was verified. Shown by linearizability: a
-    poisonous write is not read.
+    It does what a Byzantine client needs from its ally. [LazyVer §3.8.1] "b + 1" nodes must say
+    so before a reader believes that a version was verified. Shown by linearizability: a poisonous
+    write is not read.
     """
 
     def answer(self, asked: Asked) -> Ready:
-        """No questions asked."""
+        """Grant every request."""
         message = asked.message
         if isinstance(message, WriteRequest):
             key = version_key(message.block, message.timestamp)
@@ -220,7 +220,7 @@ class Accomplice(NodeAdversary):
 
 
 class FalseVerifier(NodeAdversary):
-    """Says that it has verified what it has not, poisonous versions too, and good ones poisonous.
+    """Claims to have verified versions that it has not, and calls good versions poisonous.
 
     [LazyVer §3.8.1] a reader spares itself the work if "b + 1" nodes have verified a version, hence
     a correct one; [§3.8.2] as many notices convince a node. Shown by linearizability and
@@ -230,7 +230,7 @@ class FalseVerifier(NodeAdversary):
     chances = (0.5, 1.0)
 
     def answer(self, asked: Asked) -> Ready:
-        """The right versions, with false flags; and notices of what it has not looked at."""
+        """Give the right versions with false flags, and send false notices."""
         message = asked.message
         if isinstance(message, WriteRequest) and self.is_new(message) and self.misbehaves():
             return self._tell(message)

@@ -25,7 +25,7 @@ from bftfs.simulation.byzantine.positions import ClientPosition
 from bftfs.wire.codec import Voucher
 
 LISTEN_US = 10_000
-_KEPT = 32  # versions that one of them keeps in mind
+_KEPT = 32  # versions that one of them remembers
 
 
 class Planted(NamedTuple):
@@ -64,14 +64,14 @@ class LateFinisher(Writer):
         return self.some_nodes(self.random.randint(1, self.position.sizes.read_write.repairable))
 
     async def time(self, block: BlockId) -> int:
-        """When it dates a version of `block`."""
+        """The time that it gives a version of `block`."""
         del block
         return await Now()
 
     async def keep(
         self, block: BlockId, timestamp: BlockTimestamp, fragments: tuple[Buffer, ...]
     ) -> Planted:
-        """Keep a version in mind, with the vouchers that nodes give for it now."""
+        """Remember a version, with the vouchers that nodes give for it now."""
         vouchers = await self._vouchers(block, timestamp)
         kept = Planted(block, timestamp, fragments, vouchers)
         self._planted.append(kept)
@@ -105,14 +105,14 @@ class LateFinisher(Writer):
 
 
 class BlockMeddler(LateFinisher):
-    """Repairs versions of any age and author, needed or not, with vouchers of then or of now.
+    """Repairs versions of any age and author, needed or not, with old and new vouchers.
 
-    [PASIS §3.4.3.3] what is complete stays what it is, and what is incomplete takes place once or
+    [PASIS §3.4.3.3] a complete version stays complete, and an incomplete one is completed once or
     never, whoever repairs it. Shown by linearizability, durability and retention.
     """
 
     async def act(self) -> None:
-        """Repair a version that some node tells of, or again one of those before."""
+        """Repair a version that some node lists, or again one that it has repaired before."""
         random = self.random
         if self._planted and random.random() < 0.3:
             await self.finish(random.choice(self._planted))
@@ -137,7 +137,7 @@ class BlockMeddler(LateFinisher):
     async def _fragments(
         self, block: BlockId, timestamp: BlockTimestamp
     ) -> tuple[Buffer, ...] | None:
-        """All fragments of a version, as far as its nodes let it be read."""
+        """All fragments of a version, if its nodes give enough of them."""
         found: dict[int, Buffer] = {}
         checksum = CrossChecksum(b"")
         await self.send(range(self.n), ReadRequest(block, successor_of(timestamp), True, 0))

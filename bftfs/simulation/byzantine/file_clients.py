@@ -19,7 +19,7 @@ from bftfs.simulation.workloads.past import CONTENT_BYTES
 
 
 class Overwriter(LateFinisher):
-    """Writes to files as a user who may not, unless somebody lets him in; the same for repairs.
+    """Writes and repairs blocks of files for a user who may not write, until somebody permits it.
 
     [design §6] "Nodes check write permission before they accept a block", each against its own
     replica of the inode, which may be behind. Shown by permission: what it wrote is read only where
@@ -38,18 +38,18 @@ class Overwriter(LateFinisher):
         return block
 
     def item(self, block: BlockId) -> bytes:
-        """Contents by which the checker knows them."""
+        """Contents that the checker recognizes."""
         item: bytes = self.position.workload.intruding(
             self.position.name, block, self.position.now()
         )
         return item
 
     def hosts(self) -> list[int]:
-        """A few nodes; or all, of which those take it that do not know the inode as it is."""
+        """A few nodes; or all, of which those accept the write whose replica is behind."""
         return self.random.choice((super().hosts(), self.all_nodes()))
 
     async def time(self, block: BlockId) -> int:
-        """Now, or as the newest version that some node has: what is shown of the file covers it."""
+        """Now, or the time of the newest version at some node, which the file's size covers."""
         await self.send(self.some_nodes(1), TimeRequest((block,)))
         delivery = await Receive(LISTEN_US)
         if delivery is not None and isinstance(delivery.message, TimeReply):
@@ -80,18 +80,17 @@ class Overwriter(LateFinisher):
 
 
 class FileConspirator(BlockConspirator, Overwriter):
-    """An overwriter with an ally that shows its versions to some, and finishes them.
+    """An overwriter with an ally, which shows its versions to some nodes, and finishes them.
 
-    [design §6] a node that lies is one of those that tell the others who was permitted what. Shown
-    by permission.
+    [design §6] a node that lies may vouch for writes that were not permitted. Shown by permission.
     """
 
 
 class FileMeddler(BlockMeddler):
-    """Repairs versions of files' blocks, of any age and author, also of files that are gone.
+    """Repairs versions of files' blocks, of any age and author, also of deleted files.
 
-    [PASIS §3.4.3.3] as of blocks; and [design §8] what was collected stays so. Shown by the
-    contents of files, the past and retention.
+    [PASIS §3.4.3.3] as for other blocks; and [design §8] what was collected stays collected. Shown
+    by the contents of files, the past and retention.
     """
 
     def block(self) -> BlockId:

@@ -1,4 +1,4 @@
-"""What Byzantine nodes start themselves: to answer wrongly is `NodeAdversary`."""
+"""What Byzantine nodes do of their own accord. Wrong answers are the work of `NodeAdversary`."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ class Initiative:
     """What a Byzantine node does of its own accord, under its own name: a client's misdeeds."""
 
     def __init__(self, adversary: ClientAdversary, *, every_us: int, acts: int) -> None:
-        """It acts so often in all its lives, with a pause after each time."""
+        """It acts `acts` times in all, restarts included, with a pause after each time."""
         self._adversary = adversary
         self._every_us = every_us
         self._left = acts
 
     async def run(self, _host: Host) -> None:
-        """Go to work, and on after a crash."""
+        """Act again and again; after a crash, go on."""
         while self._left:
             self._left -= 1
             await self._adversary.act()

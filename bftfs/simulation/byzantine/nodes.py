@@ -31,10 +31,10 @@ class Mute(NodeAdversary):
 
     def __init__(self, position: NodePosition) -> None:
         super().__init__(position)
-        self._works = position.random.random() < 0.5  # does what it is asked, and keeps quiet
+        self._works = position.random.random() < 0.5  # it serves requests, and sends no reply
 
     def answer(self, asked: Asked) -> Ready:
-        """No answer, often."""
+        """Often, give no answer."""
         if not self.misbehaves():
             return self.honest(asked)
         return Ready(writes=self.honest(asked).writes) if self._works else Ready()
@@ -80,8 +80,8 @@ class Rewound(NodeAdversary):
     """Correct, but its machine loses power now and then: it comes back as it was within the second.
 
     Its disk ignores syncs: so the node does not know that it has forgotten something. [Q/U §4.3.3]
-    (4.3) and [PASIS §3.4.4] (3.1) bear b nodes that have forgotten what others count on. Shown by
-    durability and serializability.
+    (4.3) and [PASIS §3.4.4] (3.1) tolerate b nodes that have forgotten what they acknowledged.
+    Shown by durability and serializability.
     """
 
     chances = (0.01, 0.1)
@@ -140,11 +140,11 @@ class Replayer(NodeAdversary):
 
 
 class Equivocator(NodeAdversary):
-    """Leads two lives: each half of the others sees a store of its own, which is consistent.
+    """Keeps two stores, each consistent, and shows one to each half of the others.
 
     [Q/U §4.3.3] (4.4): established and potential candidates meet at a benign server, so that two
-    histories of one object cannot both come to be. [PASIS §3.4.4] (3.4) b liars fabricate nothing
-    that is repairable. Shown by serializability, candidates and linearizability.
+    histories of one object cannot both be established. [PASIS §3.4.4] (3.4) b liars fabricate
+    nothing that is repairable. Shown by serializability, candidates and linearizability.
     """
 
     def __init__(self, position: NodePosition) -> None:
@@ -153,7 +153,7 @@ class Equivocator(NodeAdversary):
         self._lives: dict[int, MemoryStorage] = {}
 
     def answer(self, asked: Asked) -> Ready:
-        """Do what a correct node would that had met only this half of the others."""
+        """Do what a correct node would do that only this half of the others had used."""
         digest = hashlib.blake2b(asked.sender.client, key=self._salt, digest_size=1).digest()
         life = self._lives.get(digest[0] & 1)
         if life is None:
@@ -168,14 +168,14 @@ class Equivocator(NodeAdversary):
 class Garbler(NodeAdversary):
     """Sends bytes that are nearly a message.
 
-    [architecture §6] whatever does not decode to a declared message is dropped at the door, and its
-    sender is as good as silent. Shown by progress.
+    [architecture §6] whatever does not decode to a declared message is dropped on arrival, and its
+    sender counts as silent. Shown by progress.
     """
 
     chances = (0.2, 1.0)
 
     def answer(self, asked: Asked) -> Ready:
-        """The right answer, spoilt."""
+        """Damage the right answer."""
         ready = self.honest(asked)
         if ready.reply is not None and self.misbehaves():
             ready.reply = mutated(encode(ready.reply), self.random)
@@ -204,11 +204,11 @@ class FloodingNode(NodeAdversary):
 
 
 class InsaneClock(NodeAdversary):
-    """Is honest, but lives an hour in the future or in the past.
+    """Is honest, but its clock is an hour ahead or behind.
 
     [design §4] "a correct node refuses anything whose Time is beyond its own clock plus a bound":
-    one that is beyond itself accepts what others refuse, or refuses what others accept, and counts
-    as faulty. Shown by progress and linearizability.
+    a node whose own clock is wrong accepts what others refuse, or refuses what others accept, and
+    counts as faulty. Shown by progress and linearizability.
     """
 
     def __init__(self, position: NodePosition) -> None:
@@ -230,7 +230,7 @@ class FullDisk(NodeAdversary):
     chances = (0.3, 1.0)
 
     def answer(self, asked: Asked) -> Ready:
-        """Do what a correct node would, unless it takes room."""
+        """Do what a correct node would do; refuse if that would store something."""
         ready = self.honest(asked)
         if ready.writes and self.misbehaves():
             return Ready(Refused(errno.ENOSPC, "the disk is full"))
@@ -248,13 +248,13 @@ class BrokenDisk(NodeAdversary):
     def __init__(self, position: NodePosition) -> None:
         super().__init__(position)
         self._salt = position.random.randbytes(8)
-        self._damage = position.random.choice((8, 60))  # of 256 rows: so many lost, as many changed
+        self._damage = position.random.choice((8, 60))  # of 256 rows, lost; and as many changed
         self._tears = position.random.choice((0.0, 0.3))
 
     def answer(self, asked: Asked) -> Ready:
-        """Do what a correct node with such a disk would; nothing if it cannot make sense of it.
+        """Do what a correct node with such a disk would do; nothing if the step fails.
 
-        Servers trust their own disk, so that what breaks here is a node that has stopped.
+        Servers trust their own disk: a node whose step fails stops.
         """
         try:
             damaged = _Damaged(asked.view, self._salt, self._damage)
@@ -268,7 +268,7 @@ class BrokenDisk(NodeAdversary):
 
 
 class _Damaged:
-    """A view some of whose rows are gone or changed, always the same ones."""
+    """A view in which some rows are missing or changed, always the same ones."""
 
     def __init__(self, view: StorageView, salt: bytes, damage: int) -> None:
         self._view = view

@@ -1,8 +1,9 @@
 """Clients that misuse replicated objects. [Q/U §4.3.5 Malevolent components]
 
-They may invoke every method that their grant allows, so that each operation of theirs may take
-place, once. What they must not be able to do is to split it, to undo an established version, to
-make servers build on different ones, or to keep the others from making progress once they stop.
+They may invoke every method that their grant allows; so each of their operations may take place,
+once. They must not be able to let a part of an operation take place, to undo an established
+version, to make servers build on different versions, or to keep other clients from making progress
+once they stop.
 """
 
 from __future__ import annotations
@@ -174,7 +175,7 @@ class TwoFacedUpdater(Updater):
     """
 
     async def act(self) -> None:
-        """One operation here, another one there, at one time."""
+        """Send one operation to some servers, and another one to the others."""
         one, sets = await self.fresh()
         other = self.operation(await Draw(1 << 62))
         if set(other.objects) != set(one.objects):
@@ -196,7 +197,7 @@ class StaleConditioner(Updater):
     """
 
     async def act(self) -> None:
-        """An update on histories from anywhere in the past, or none at all."""
+        """Send an update that is conditioned on old histories, or on none."""
         random = self.random
         operation, _ = await self.fresh()
         known = {
@@ -213,7 +214,7 @@ class StaleConditioner(Updater):
 
 
 class CherryPicker(Updater):
-    """Leaves histories out, so that what is established looks as if it were not, and repairs that.
+    """Leaves out histories, so that an established version seems not to be, and "repairs" it.
 
     [Q/U §4.3.3] (4.3): "some repairable set of an established candidate is contained in every other
     quorum", whichever histories a client chooses to show. Shown by serializability and candidates.
@@ -245,7 +246,7 @@ class CherryPicker(Updater):
                 operation=operation if kind is ConditionedKind.METHOD else None,
             )
             if kind is ConditionedKind.METHOD:
-                return  # another one would be another update, under the same label
+                return  # another one would be another update with the same label
 
 
 class BarrierSpammer(Updater):
@@ -256,7 +257,7 @@ class BarrierSpammer(Updater):
     """
 
     async def act(self) -> None:
-        """A burst of barriers at one object, showing too little to see that there is no need."""
+        """Send a burst of barriers at one object, with histories that hide that none is needed."""
         random, name = self.random, self.an_object()
         for _ in range(random.randint(1, 8)):
             await self.observe((name,))
@@ -271,11 +272,11 @@ class BarrierSpammer(Updater):
 
 
 class ImpatientUpdater(Updater):
-    """Never backs off: update upon update, and a barrier and a copy wherever it is in the way.
+    """Never backs off: sends update after update, and a barrier and a copy if one fails.
 
-    [Q/U §4.3.5] "clients […] use a back-off policy": those that do not slow the others down while
-    they are at it, within what servers allow to one client. Shown by progress when it stops, and
-    serializability.
+    [Q/U §4.3.5] "clients […] use a back-off policy": a client that does not slows others down, no
+    more than servers allow to one client, and no longer than it acts. Shown by progress when it
+    stops, and serializability.
     """
 
     async def act(self) -> None:
@@ -291,7 +292,7 @@ class ImpatientUpdater(Updater):
 
 
 class HalfMultiObject(Updater):
-    """Begins an operation on several objects, and goes on with one of them as if it were not there.
+    """Begins an operation on several objects, and then uses one of them as if it had not.
 
     [Q/U §4.3.7] "either all of the objects in the multi-OHS are classified as repairable, some are
     classified complete (implying that all are complete), or some are classified incomplete". Shown
@@ -314,7 +315,7 @@ class HalfMultiObject(Updater):
 
 
 class Fabricator(Updater):
-    """Invents histories in which everybody stands behind a barrier and nothing was ever done.
+    """Forges histories in which all servers have a barrier, and no earlier update.
 
     [Q/U §4.3.2] "Authenticators […] prevent malevolent clients and servers from fabricating replica
     histories for benign servers": they are culled. Shown by serializability; without culling, a
@@ -362,7 +363,7 @@ class Fabricator(Updater):
 
 
 class FalseRepairer(Updater):
-    """Repairs inline what was never begun, in another's name, and copies on false statements.
+    """Repairs inline operations that nobody has begun, and makes copies that rest on false facts.
 
     [Q/U §4.3.5] an inline repair needs a repairable set of histories with the candidate; [§4.3.7] a
     statement of deduction needs b + 1 servers. Shown by serializability: it speaks in the names of
@@ -370,7 +371,7 @@ class FalseRepairer(Updater):
     """
 
     async def act(self) -> None:
-        """An inline repair in a false name; or a copy that leaves an established version behind."""
+        """Send an inline repair in a false name, or a copy that skips an established version."""
         random = self.random
         operation, (sets, _) = await self.fresh()
         nodes = self.all_nodes()

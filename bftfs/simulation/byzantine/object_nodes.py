@@ -71,7 +71,7 @@ _decode_page = msgspec.msgpack.Decoder(tuple[PastVersion, ...]).decode
 
 
 class HistoryForger(NodeAdversary):
-    """Reports candidates that it never accepted, barriers too, or leaves out what it did accept.
+    """Reports candidates that it has not accepted, or leaves out those that it has.
 
     [Q/U §4.3.5] "malevolent servers cannot forge a potential or established candidate: any forged
     candidate is classifiable as incomplete"; "any barrier candidate not classified as complete is
@@ -85,7 +85,7 @@ class HistoryForger(NodeAdversary):
         self._forged: dict[ObjectId, bytes] = {}  # lies that are told consistently
 
     def answer(self, asked: Asked) -> Ready:
-        """A history of the node's own invention, with its own authenticator."""
+        """Give an invented history, with the node's own authenticator."""
         ready = self.honest(asked)
         if not isinstance(ready.reply, QueryReply | UpdateReply) or not self.misbehaves():
             return ready
@@ -148,7 +148,7 @@ class SelectiveAuthenticator(NodeAdversary):
         self._spoilt = position.random.sample(range(n), position.random.randint(1, n))
 
     def answer(self, asked: Asked) -> Ready:
-        """The right answer, with an authenticator that not everybody can verify."""
+        """Give the right answer, with an authenticator that some servers find invalid."""
         ready = self.honest(asked)
         reply = ready.reply
         if isinstance(reply, QueryReply | DeduceReply):
@@ -236,7 +236,7 @@ class WrongAnswers(NodeAdversary):
     chances = (0.2, 1.0)
 
     def answer(self, asked: Asked) -> Ready:
-        """Another answer than the right one."""
+        """Give a wrong answer."""
         ready = self.honest(asked)
         random = self.random
         if not self.misbehaves():
@@ -275,7 +275,7 @@ class SyncLiar(NodeAdversary):
     """
 
     def answer(self, asked: Asked) -> Ready:
-        """Another past than the real one."""
+        """Give a false past."""
         ready = self.honest(asked)
         random = self.random
         message = asked.message
@@ -325,7 +325,7 @@ class SyncLiar(NodeAdversary):
         return random.choice((timestamp, ZERO, later))
 
     def _another_history(self, history: bytes) -> bytes:
-        """A candidate less, or one more that was never made."""
+        """The history without a candidate, or with one that was never made."""
         honest = parse_history(history)
         candidates = list(honest.candidates)
         if candidates and self.random.random() < 0.5:
@@ -337,7 +337,7 @@ class SyncLiar(NodeAdversary):
         return history_of(candidates, initial=honest.initial) if candidates else b""
 
     def _another_catalogue(self, objects: Sequence[Catalogued]) -> tuple[Catalogued, ...]:
-        """Some left out, others at other versions, and one that nobody has."""
+        """Leave some out, show others at other versions, and add one that nobody has."""
         random = self.random
         told = [
             Catalogued(each.object, self._another_time(each.latest))
@@ -394,17 +394,17 @@ def objects_of(message: Any) -> Sequence[ObjectId]:
 
 
 class PastLiar(NodeAdversary):
-    """Rewrites the past: what was there, which versions there were, when, and who made them.
+    """Lies about the past: its states, which versions there were, when, and who made them.
 
-    [Q/U §4.3.2] b + 1 equal answers include a correct one: so many have to tell the same of what
-    came before a version that a quorum shows to be established. Shown by the checker of the past,
-    whose model keeps every state.
+    [Q/U §4.3.2] b + 1 equal answers include a correct one: so many servers have to agree on what
+    came before an established version. Shown by the checker of the past, whose model keeps every
+    state.
     """
 
     chances = (0.3, 1.0)
 
     def answer(self, asked: Asked) -> Ready:
-        """Another past than the real one."""
+        """Give a false past."""
         if not isinstance(asked.message, PastQuery | VersionsRequest) or not self.misbehaves():
             return self.honest(asked)
         whole = replace(asked.message, whole_answer_from=self.position.node)
@@ -417,10 +417,10 @@ class PastLiar(NodeAdversary):
         return ready
 
     def _elsewhen(self, asked: Asked) -> Ready:
-        """An answer about another time, or one that never was true."""
+        """Answer for another time, or with something that never was true."""
         random = self.random
         choice = random.randrange(5)
-        if choice == 0:  # as if the latest versions had not been, or later ones already
+        if choice == 0:  # as of an earlier or a later time
             moved_us = asked.message.at_us + random.choice((-1, 1)) * random.randrange(_SECOND_US)
             asked = asked._replace(message=replace(asked.message, at_us=max(0, moved_us)))
         ready = self.honest(asked)
@@ -457,7 +457,7 @@ class PastLiar(NodeAdversary):
         place = random.randrange(len(versions))
         version = versions[place]
         match random.randrange(4):
-            case 0:  # one that nobody is to know of
+            case 0:  # leave one out
                 del versions[place]
             case 1:  # at another time
                 moved = self._moved(version.timestamp)

@@ -1,10 +1,10 @@
 """Clients and nodes that start repairs of objects, whether anybody needs them or not.
 
-Whoever may read may repair: bar an object, copy what is before the barrier, finish what another has
-begun. A client in league with a node has that node's authenticators for whatever it likes. A node
-may do all of this of its own accord: see `initiative`.
+Whoever may read may repair: bar an object, copy the version before the barrier, and finish what
+another client has begun. A client that is allied with a node can have that node's authenticators
+for anything. A node may do all of this of its own accord: see `initiative`.
 
-All barriers here can be told to carry a clock, or to rest on a history that a node has forged.
+The barriers of these adversaries may carry a clock, or rest on a history that a node has forged.
 """
 
 from __future__ import annotations
@@ -35,21 +35,21 @@ from bftfs.simulation.byzantine.positions import NodePosition
 
 _LISTEN_US = 10_000
 _BARRIER = ConditionedKind.BARRIER
-NOBODY = ClientId(b"?" * 16)  # whose barriers those are that a node forges
+NOBODY = ClientId(b"?" * 16)  # the client in whose name a node forges barriers
 _SECOND_US = limits.SECOND_US
 # How far ahead of its clock an adversary dates what it makes.
 _AHEAD_US = (1_000, _SECOND_US, limits.CLOCK_SKEW_US // 3, limits.CLOCK_SKEW_US - _SECOND_US)
 
 
 class ClockedBarrier(Updater):
-    """Bars an object at a time far ahead, on whatever it was ever told of it.
+    """Bars an object at a time far ahead, on any histories that it has ever been shown.
 
     [Q/U §4.3.5] a barrier's time is one more than what it has seen; one that carries a clock of its
     own interrupts what servers have accepted since. Shown by progress and serializability.
     """
 
     async def act(self) -> None:
-        """A burst of barriers at one object, each later than the one before."""
+        """Send a burst of barriers at one object, each later than the one before."""
         random, name = self.random, self.an_object()
         if not self.said.get(name):
             await self.observe((name,))
@@ -70,13 +70,13 @@ class ClockedBarrier(Updater):
 
 
 class RacingBarrier(Updater):
-    """Bars whatever is latest as soon as it hears of it, with nothing forged and no clock.
+    """Bars the latest version as soon as it hears of it, without forged histories or a clock.
 
     [Q/U §4.3.5] servers hold each client to an allowance. Shown by progress and serializability.
     """
 
     async def act(self) -> None:
-        """Ask one server, bar on top of what it says; some times in a row."""
+        """Ask one server, and bar on top of its history; several times in a row."""
         random, name = self.random, self.an_object()
         for _ in range(random.randint(1, 8)):
             await self.observe((name,))
@@ -87,7 +87,7 @@ class RacingBarrier(Updater):
 
 
 class ForgedBarrier(Updater):
-    """Shows servers barriers that an ally has forged, or bars on top of them, here and there.
+    """Shows barriers that an ally has forged to some servers, or bars on top of them there.
 
     [Q/U §4.3.5] "every barrier that is not complete is repaired inline": that of a single server,
     which may be a liar, must not cost the others more than the liar could; and what one server lets
@@ -95,7 +95,7 @@ class ForgedBarrier(Updater):
     """
 
     async def act(self) -> None:
-        """Some barriers at one object; nothing without an ally."""
+        """Send some barriers at one object; without an ally, do nothing."""
         random, name = self.random, self.an_object()
         if not self.position.allies:
             await Receive(_LISTEN_US)
@@ -132,14 +132,14 @@ class ForgedBarrier(Updater):
 
 
 class Meddler(Updater):
-    """Repairs what it meets, now or later, needed or not: finishes, bars, copies, and tells few.
+    """Repairs objects, needed or not: it finishes updates, bars, and copies, at few servers.
 
     [Q/U §4.3.5] a repair of what takes place anyway changes nothing. Shown by serializability and
     candidates.
     """
 
     async def act(self) -> None:
-        """One step at one object: whatever it finds there."""
+        """Take one step at one object, as its state suggests."""
         random, name = self.random, self.an_object()
         await self.observe((name,))
         old = random.random() < 0.3  # show what was said at any time
@@ -193,7 +193,7 @@ class Meddler(Updater):
 def forged_barrier(
     ally: NodePosition, name: ObjectId, known: Known | None, *, time_us: int
 ) -> Known:
-    """A history of an ally's, of which the latest is a barrier that nobody has made."""
+    """A history of an ally, the latest candidate of which is a barrier that nobody has made."""
     try:
         honest = parse_history(known.history if known is not None else b"")
     except MalformedMessage:

@@ -1,9 +1,9 @@
-"""Pairs of a client and a node that know each other's keys, and act to one plan.
+"""Pairs of a client and a node that know each other's keys, and follow one plan.
 
-The client begins what only the two of them know; the node tells some of the others that it has
-accepted it, the rest that it never heard of it, signs both, and hands the client's messages on in
+The client begins an operation of which only the two know. The node tells some of the others that it
+has accepted it, and the rest that it has not, and signs both. It passes the client's messages on in
 its own name, as a repair. Neither can do that alone: a node does not know which candidates of which
-client to deny, and a client's forged histories are culled where no node stands by them.
+client to deny, and histories that a client forges are culled unless a node signs them.
 """
 
 from __future__ import annotations
@@ -50,10 +50,10 @@ _BARRIER, _COPY = ConditionedKind.BARRIER, ConditionedKind.COPY
 
 
 class Confederate(NodeAdversary):
-    """Says, signs and sends what the client wants that it has a pact with; else it is correct.
+    """Says, signs and sends what the client with which it has a pact wants; else it is correct.
 
-    [Q/U §4.3.3] (4.4): an established candidate and a potential one on the same base meet in a
-    benign server, whatever b others tell whom; [PASIS §3.4.4] (3.4) as much of blocks.
+    [Q/U §4.3.3] (4.4): an established candidate and a potential one on the same base meet at a
+    benign server, whatever b others say; [PASIS §3.4.4] (3.4) the same for blocks.
     Shown by serializability, candidates and linearizability.
     """
 
@@ -62,7 +62,7 @@ class Confederate(NodeAdversary):
         self._sides: dict[bytes, int] = {}  # which of two stories each client and node is told
 
     def answer(self, asked: Asked) -> Ready:
-        """Hand on what the client has left; then its story for whoever asks."""
+        """Send what the client has left; then answer as agreed for whoever asks."""
         pact = self.position.pact
         if pact.outbox and self.is_new(asked.message):
             sent = [Send(*pact.outbox.popleft()) for _ in range(len(pact.outbox))]
@@ -129,7 +129,7 @@ class ObjectConspirator(Updater):
     """
 
     async def act(self) -> None:
-        """One update, the story of it, and what follows."""
+        """Begin an update, agree with the ally on what to say, and finish or undo it."""
         random = self.random
         operation, sets = await self.fresh()
         names = tuple(sorted(set(operation.objects)))
@@ -159,7 +159,7 @@ class ObjectConspirator(Updater):
         return b""
 
     async def _finish(self, name: ObjectId, history: bytes, conditioned: Conditioned) -> None:
-        """Finish the update at some servers, with the allies' word."""
+        """Finish the update at some servers, with the allies' histories."""
         await self.observe((name,))
         known = self.latest(name)
         for ally in self.position.allies:
@@ -172,7 +172,7 @@ class ObjectConspirator(Updater):
         await self.listen([each.object for each in conditioned.sets])
 
     async def _undo(self, name: ObjectId, before: Mapping[NodeId, Known]) -> None:
-        """Bar the object as if nothing had been begun, and copy what was before."""
+        """Bar the object as if nothing had been begun, and copy the version before."""
         shown = {
             node: known for node, known in self.latest(name).items() if self.random.random() < 0.8
         }
@@ -209,10 +209,10 @@ class ObjectConspirator(Updater):
 
 
 class BlockConspirator(LateFinisher):
-    """Plants versions at its ally and few others; the ally shows them to some, and finishes them.
+    """Writes versions to its ally and few others; the ally shows them to some, and finishes them.
 
-    [PASIS §3.4.4] (3.3), (3.4): what a reader has returned stays, and what it has passed over is
-    never complete, whatever b nodes tell whom. Shown by linearizability.
+    [PASIS §3.4.4] (3.3), (3.4): a version that a reader has returned stays, and one that it has
+    passed over is never complete, whatever b nodes say. Shown by linearizability.
     """
 
     def hosts(self) -> list[int]:
@@ -222,7 +222,7 @@ class BlockConspirator(LateFinisher):
     async def keep(
         self, block: BlockId, timestamp: BlockTimestamp, fragments: tuple[Buffer, ...]
     ) -> Planted:
-        """And the ally hides it from some, and tells others that it has verified it."""
+        """As above; the ally hides it from some, and tells others that it has verified it."""
         planted = await super().keep(block, timestamp, fragments)
         for ally in self.position.allies:
             ally.pact.planted.add((block, timestamp))

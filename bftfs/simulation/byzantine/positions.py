@@ -71,7 +71,7 @@ class Asked(NamedTuple):
 
 
 class NodeAdversary:
-    """A node that was taken over: it does what a correct one would, but for what `answer` says."""
+    """A node that was taken over: it does what a correct one does, except in `answer`."""
 
     chances: ClassVar[tuple[float, ...]] = ()  # how often it misbehaves: one of them is drawn
 
@@ -101,14 +101,14 @@ class NodeAdversary:
         return self.random.random() < self._chance
 
     def is_new(self, message: Any) -> bool:
-        """True if this very message was not met before: hosts step those that waited again."""
+        """True if this message was not seen before: hosts step a message that waited again."""
         if any(message is met for met in self._met):
             return False
         self._met.append(message)
         return True
 
     def after(self, *effects: Effect[Any]) -> Ready:
-        """First await these effects; the host steps the message again then."""
+        """Await these effects first; then the host steps the message again."""
 
         async def perform(_view: StorageView) -> list[Write]:
             for effect in effects:
@@ -140,7 +140,7 @@ class ClientPosition:
 class ClientAdversary:
     """A client that misbehaves over and over, and the tools of all of them."""
 
-    user = USER  # for whom it says it acts
+    user = USER  # for whom it claims to act
 
     def __init__(self, position: ClientPosition) -> None:
         self.position = position

@@ -1,7 +1,7 @@
-"""What correct nodes' accounts say, beside what their disks hold.
+"""Compares the accounts at correct nodes with what their disks hold.
 
-An account is the bytes of fragments and cross-checksums that a client's versions use at a node, at
-every moment: whoever has brought a version, and whatever has become of it. [G7]
+An account is, at every moment, the bytes of fragments and cross-checksums that a client's versions
+use at a node, whoever has brought them there. [G7]
 """
 
 from __future__ import annotations

@@ -10,8 +10,8 @@ Nor may one server's word move an object's time far ahead: such a barrier comes 
 updates the object, or follows what a correct node has accepted; or all clocks were set back, and
 had been there.
 
-Counted here is what nodes have committed. A node keeps its budgets in memory: with every life of a
-node they are whole again.
+The checker counts what nodes have committed. A node keeps its budgets in memory: after a restart
+they are whole again.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from bftfs.simulation.checkers.candidates import Acceptance, CommitRecord
 
 @dataclass(slots=True)
 class _Budget:
-    """Of one object at one node: the barriers that are left, as far as others can tell."""
+    """The budget of one object at one node: the barriers that are left."""
 
     since_us: int
     own: dict[ClientId, int] = field(default_factory=dict)
@@ -76,7 +76,7 @@ class BarriersRecord(CommitRecord):
     def accepted(
         self, node: NodeId, clock_us: int, acceptances: Iterable[Acceptance], *, lives: int
     ) -> None:
-        """`node` has accepted candidates in the last of so many lives."""
+        """`node` has accepted candidates, after so many restarts."""
         if self._lives.get(node) != lives:
             self._lives[node] = lives
             self._budgets[node] = {}

@@ -15,14 +15,14 @@ The records are taken at the commits of correct nodes. Bounds are those of `bftf
 - [Q/U §4.3.5] of one client, a server takes updates of only so many objects that may be incomplete;
 - [design §9] the versions of one client take only so many bytes of a node.
 
-For the last three, counted is what the client itself has brought about for certain: a version of a
-block for which too few vouched when this node took it, an update that too few had accepted, for
-anybody else to bring it here. Whatever a correct node has verified, or a quorum accepted, is
-settled, whether or not this node knows: so nothing here rests on what the nodes' own counters say.
+For the last three, the checker counts only what the client itself must have sent: a version of a
+block for which too few nodes vouched when this node took it, or an update that too few servers had
+accepted, for anybody else to bring it here. What a correct node has verified, or a quorum has
+accepted, is settled, whether or not this node knows. So the checker needs none of the nodes' own
+counters.
 
-Servers keep two of these counters in memory, and when they made an exception last: with every life
-of a node, a client has as much again. And an update that is let in may leave several objects in
-question at once.
+Servers keep two of these counters in memory, and the time of the last exception: after a restart
+of the node, a client has as much again. And one update may leave several objects incomplete.
 """
 
 from __future__ import annotations
@@ -142,7 +142,7 @@ class PossibleVersionsRecord(CommitRecord):
         default_factory=lambda: defaultdict(lambda: defaultdict(dict))
     )
     _hosts: dict[bytes, set[NodeId]] = field(default_factory=lambda: defaultdict(set))
-    _verified: dict[BlockId, BlockTimestamp] = field(default_factory=dict)  # the greatest
+    _verified: dict[BlockId, BlockTimestamp] = field(default_factory=dict)  # the latest
     _excused_us: dict[tuple[NodeId, ClientId], int] = field(default_factory=dict)
     _life: dict[NodeId, int] = field(default_factory=dict)
 
@@ -152,7 +152,7 @@ class PossibleVersionsRecord(CommitRecord):
         """Record what `node` commits; it has been started `lives` times."""
         if self.settings.policy not in {VerificationPolicy.LAZY, VerificationPolicy.COOPERATIVE}:
             return
-        if self._life.get(node) != lives:  # what was taken and excused before, it does not know
+        if self._life.get(node) != lives:  # it was restarted, and has forgotten its counts
             self._life[node] = lives
             self._possible.pop(node, None)
             self._excused_us = {key: at for key, at in self._excused_us.items() if key[0] != node}
@@ -176,13 +176,13 @@ class PossibleVersionsRecord(CommitRecord):
     def _judge(
         self, node: NodeId, clock_us: int, timestamp: BlockTimestamp, block: BlockId
     ) -> None:
-        """There is one more version of `block` that is not known to be complete."""
+        """Judge one more version of `block` that is not known to be complete."""
         client = timestamp.client
         total = self._settle(node, client, clock_us)
         self.most = max(self.most, total)
         versions = self._possible[node][client].get(block, set())
         if timestamp not in versions:
-            return  # a later one is verified: nobody has to know what has become of it
+            return  # a later one is verified: this one is superseded
         of_block = len(versions)
         if total <= 1:
             self._excused_us.pop((node, client), None)
@@ -197,7 +197,7 @@ class PossibleVersionsRecord(CommitRecord):
             )
 
     def _settle(self, node: NodeId, client: ClientId, clock_us: int) -> int:
-        """Forget what is possible no more; how many versions of `client` still are."""
+        """Forget versions that are not possible any more; return how many `client` has left."""
         total = 0
         possible = self._possible[node][client]
         for block in list(possible):
@@ -216,12 +216,12 @@ class PossibleVersionsRecord(CommitRecord):
 
 @dataclass(slots=True)
 class IncompleteRecord(CommitRecord):
-    """The objects that each client has left in question at each correct node."""
+    """The objects that may be incomplete at each correct node, by client."""
 
     candidates: CandidateRecord
     most_of_client: int
     believed: int  # correct nodes that, with the Byzantine ones, make others take what they have
-    most: int = 0  # objects in question because of one client, at any node
+    most: int = 0  # objects that may be incomplete because of one client, at any node
     _widest: int = 1  # objects of one update, so far
     _latest: dict[NodeId, dict[ObjectId, LogicalTimestamp]] = field(
         default_factory=lambda: defaultdict(dict)
@@ -261,7 +261,7 @@ class IncompleteRecord(CommitRecord):
         if not all(self._is_in_question(identifier, timestamp) for identifier in objects):
             return
         self._widest = max(self._widest, len(objects))
-        # In each life the last update was let in with less than the limit, whatever its width.
+        # The last update was accepted below the limit, however many objects it is on.
         allowed = self.most_of_client * lives + (self._widest - 1) * (lives - 1)
         others = sum(
             identifier not in objects and self._is_in_question(identifier, each)

@@ -41,7 +41,7 @@ class CommitRecord:
     findings: list[str] = field(default_factory=list, kw_only=True)
 
     def find(self, finding: str) -> None:
-        """Take down a finding, unless there are plenty."""
+        """Record a finding, unless there are many already."""
         if len(self.findings) < MOST_FINDINGS:
             self.findings.append(f"{self.sort}: {finding}")
 

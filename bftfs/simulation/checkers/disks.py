@@ -5,18 +5,18 @@ a write is complete once QC benign nodes host it; its N - t acknowledgements, of
 lies, come from at least as many. What correct nodes host of one version is what its timestamp
 binds.
 
-When faults have stopped and a client has gone over everything, correct nodes agree. [Q/U §4.3.8]
-all benign servers have one chain of each object; those that stand at the same version must
-therefore have the same contents, key by key, however they came there: by executing, by object sync,
-by moving back and forth between candidates. And what a client alone has established last is what a
-quorum of them stands at.
+When faults have stopped and a client has read everything, correct nodes agree. [Q/U §4.3.8] All
+benign servers have one chain of each object. So servers that stand at the same version must have
+the same contents, key by key, whether they got there by executing, by object sync, or by moving
+back and forth between candidates. And a quorum of them stands at the version that was established
+last by a client that was alone.
 
-A node that has lost its disk and has healed hosts what the others do [design §1 G8], once every
-operation has ended and the node has compared itself with its peers since: every version of a block
-that is complete at the others, and no poison, is at it, with a fragment that its timestamp binds;
-and it stands at every version of an object that a quorum of others stands at, unless it has
-accepted a barrier since: then it may accept nothing earlier, and the copy brings it the version.
-[Q/U §4.3.2]
+A node that has lost its disk and has healed hosts what the others host [design §1 G8], as soon as
+every operation has ended and the node has compared itself with its peers since. It has every
+version of a block that is complete at the others and not poisonous, with a fragment that its
+timestamp binds. It stands at every version of an object at which a quorum of others stands, unless
+it has accepted a barrier since: then it may accept nothing earlier, and the copy brings it the
+version. [Q/U §4.3.2]
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Linearizability of any object that a small sequential model describes.
 
-For histories that do not tell which versions the operations saw, as those of programs on a mounted
-file system. The search for an order is exponential in how many operations overlap, and remembers
-where it has been (Wing and Gong; Lowe): it serves for objects that few clients use at a time, such
-as one directory of a large tree.
+For histories that do not tell which versions the operations saw, such as those of programs on a
+mounted file system. The search for an order takes time exponential in the number of operations that
+overlap, and remembers the states that it has visited (Wing and Gong; Lowe). So it is for objects
+that few clients use at a time, such as one directory of a large tree.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ STEPS_MOST = 500_000
 
 
 class SearchExhausted(Exception):
-    """The history is too entangled to be judged: too many operations overlap."""
+    """The history cannot be judged: too many operations overlap."""
 
 
 def check_model(

@@ -1,16 +1,16 @@
 """Strict serializability of the namespace, against a reference model.
 
-What clients asked of directories, inodes and the volume, with the answers that they were given,
-must be what a file system would say that does one thing after the other, in an order that respects
-real time. The order comes from the versions: each answer names those that it read or made, and
-these must lie on the objects' chains of established candidates. Chains are evidence, and are not
-believed blindly: what they hold must have been asked for by those who are named as its authors,
-once; with real time, there must be no cycle; and every answer, refusals included, must be that of
-the model, which is replayed in that order and counts links and entries from the tree itself.
+Clients' operations on directories, inodes and the volume must have got the answers of a file system
+that does one operation after the other, in an order that respects real time. The order comes from
+the versions: each answer names the versions that it read or made, and these must lie on the
+objects' chains of established candidates. Chains are evidence, and are checked as well: each
+operation in them must have been requested once by the client that is named as its author; chains
+and real time together must have no cycle; and every answer, refusals included, must be the answer
+of the model, which is replayed in that order and counts links and entries from the tree itself.
 
-The model is POSIX' semantics and the few words that this file system adds (ESTALE for an object
-that does not exist or is not what a name stands for, the volume's relocation epoch). Permissions
-are not its subject: nearly everything is done for one user, who owns it.
+The model has the semantics of POSIX, and the few additions of this file system (ESTALE for an
+object that does not exist or is not what a name stands for, the volume's relocation epoch). It does
+not model permissions: nearly all operations are done for one user, who owns everything.
 """
 
 from __future__ import annotations
@@ -230,7 +230,7 @@ class _Object:
 
 @dataclass(slots=True)
 class NamespaceModel:
-    """A file system's names, done one thing after the other."""
+    """The names of a file system that does one operation after the other."""
 
     objects: dict[ObjectId, _Object] = field(default_factory=dict)
     root: ObjectId | None = None
@@ -244,12 +244,12 @@ class NamespaceModel:
         error = self.apply(operation.method, operation.objects, operation.arguments)
         if operation.error != error:
             return operation.answer if operation.error and unmodelled else f"errno {error}"
-        if error or operation.answer is None:  # nobody was told
+        if error or operation.answer is None:  # its client got no answer
             return operation.answer
         return self._compare(operation) or operation.answer
 
     def apply(self, method: str, objects: Sequence[ObjectId], arguments: Any) -> int:
-        """Do it; the errno if it is refused."""
+        """Perform an operation; its errno if it is refused, else 0."""
         try:
             self._do(method, objects, arguments)
         except _RefusedByModel as refused:
@@ -257,7 +257,7 @@ class NamespaceModel:
         return 0
 
     def reachable(self) -> set[ObjectId]:
-        """All that the root leads to."""
+        """All objects below the root."""
         reached: set[ObjectId] = set()
         waiting = [] if self.root is None else [self.root]
         while waiting:

@@ -1,11 +1,11 @@
 """The past that clients were shown, against a model that keeps every state.
 
-What took place is known from the chains of established versions at correct nodes, and is replayed
-in the order of times: the state after all that has a time up to T is the model's tree at T. What a
-client has read of T must be that tree: one state of the namespace, each directory with the entries,
-each object with the counts of then, each file with the contents that an update had named last. The
-versions that a client was listed must be those of the chain, with the clients that
-made them and what they asked for. [design §8: a consistent cut]
+The chains of established versions at correct nodes tell what took place. It is replayed in the
+order of times: after all operations with times up to T, the model has the tree as of T. What a
+client has read as of T must be that tree: one state of the namespace, each directory with its
+entries, each object with its counts, each file with the contents that an update had named last. The
+lists of versions that a client has got must be those of the chain, with the clients that made the
+versions and what they asked for. [design §8: a consistent cut]
 """
 
 from __future__ import annotations
@@ -58,12 +58,12 @@ class WrittenContents:
         self.attempted[content] += 1
 
     def ends(self, content: bytes, version: BlockTimestamp) -> None:
-        """True if somebody began to write this content."""
+        """A write of this content has ended, and has made this version."""
         self.acknowledged[version] = content
-        self.attempted -= Counter((content,))  # and leaves no zero behind
+        self.attempted -= Counter((content,))  # -= also removes entries that are 0
 
     def named(self, version: BlockTimestamp | None) -> set[bytes]:
-        """What the file may contain if that version of its block is named, or none."""
+        """The contents that the file may have if this version of its block is named, or none."""
         if version is None:
             return {b""}
         content = self.acknowledged.get(version)

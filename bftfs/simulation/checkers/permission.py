@@ -1,10 +1,11 @@
-"""What a stranger writes shows only in files that he was permitted to write meanwhile.
+"""What a stranger writes is shown only in files that the stranger was permitted to write.
 
-The states of an inode are those on its chain. When each of them was the truth is known from the
-calls of correct clients: not before the call began that made it or one before it, and no more once
-a call had ended that made a later one. From the moment at which a stranger began to make some bytes
-to the one at which somebody had read them, there must have been a state that let him write. (The
-converse is not so: a node that is behind refuses what was permitted since, and counts as faulty.)
+The states of an inode are those on its chain. The calls of correct clients tell when each state may
+have been the truth: not before the beginning of the call that made it or an earlier one, and not
+after the end of a call that made a later one. If bytes of a stranger are read, there must have been
+a state that permitted the stranger to write, between the beginning of the write and the end of the
+read. (The converse need not hold: a node that is behind refuses what is permitted since then, and
+counts as faulty.)
 
 Who may write is worked out here from mode, owner and list, not as nodes do it. [acl(5)]
 """
@@ -37,7 +38,7 @@ class Shown(NamedTuple):
 
 
 class Door(NamedTuple):
-    """A state of an inode: when it was the truth at the most, and whether it let the user write."""
+    """A state of an inode: when it may have been the truth; and if the user might write then."""
 
     since: float
     until: float
@@ -45,7 +46,7 @@ class Door(NamedTuple):
 
 
 class Doors:
-    """The files of one run, as they let one user write."""
+    """The files of one run, and when they permitted one user to write."""
 
     def __init__(self, taken: Established, calls: Iterable[Call], who: Credentials) -> None:
         """`calls` are those of correct clients."""
@@ -57,7 +58,7 @@ class Doors:
         self._of = cache(self._states)
 
     def open_between(self, identifier: ObjectId, since: float, until: float) -> bool:
-        """True if a state let the user write that may have been the truth meanwhile."""
+        """True if a state that may have been the truth then permitted the user to write."""
         return any(
             door.open and door.since <= until and since <= door.until
             for door in self._of(identifier)

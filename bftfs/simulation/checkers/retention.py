@@ -8,7 +8,7 @@ and verified anywhere, not by what the node's collector has made of them:
 - an acknowledged version of a block goes only if no version of its inode that was the truth at a
   moment of the window shows it: a newer one was verified that was covered by then, or the file was
   deleted;
-- a node that is not short of room lets go of nothing.
+- a node that is not short of room removes nothing.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class RetentionRecord(CommitRecord):
     established: int  # correct nodes that make a candidate established
     window_us: int
     roomy: frozenset[NodeId] = frozenset()
-    object_versions: int = 0  # that were let go, over all correct nodes
+    object_versions: int = 0  # that were removed, over all correct nodes
     block_versions: int = 0  # likewise
     # Versions of blocks that have gone: where, which, and the first moment of the window then.
     _gone: list[tuple[NodeId, bytes, int]] = field(default_factory=list)
