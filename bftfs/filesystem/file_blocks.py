@@ -486,13 +486,14 @@ class BlockWriter:
         await self._update(contents, WRITE, arguments, who, {})
 
     async def _leave_behind(self, contents: Contents, refused: AdmissionRefused) -> None:
-        """Give all blocks of the file a new incarnation, if nodes find its times too far ahead.
+        """Give all blocks of the file a new incarnation, if nodes refuse their times as too late.
 
-        Some were written while all clocks were ahead, and not covered before these went back. Nodes
-        take no version of them that comes later, nor an update that covers them. In the new
-        incarnation they have no versions yet. (docs/decisions/0017-clock-jumps.md)
+        This happens to blocks that were written while all clocks were ahead, and not covered before
+        the clocks were set back: nodes accept no later version of them, nor an update that covers
+        them. In a new incarnation the blocks have no versions yet, so they can be written at the
+        present time. (docs/decisions/0017-clock-jumps.md)
 
-        If it is this mount's clock that is wrong, nodes refuse the same again.
+        If this mount's own clock is wrong, nodes refuse the new incarnation as well.
         """
         if refused.code != errno.ETIME:
             raise refused

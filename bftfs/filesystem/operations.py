@@ -729,7 +729,8 @@ class FileSystem:
         fault = fault_of_name(attributes, name, uid=who.uid, writing=False)
         if fault:
             raise FileSystemError(fault, shown(name))
-        # The kernel asks for attributes that hardly any object has; the known counts tell.
+        # The kernel often asks for attributes that the object lacks. How many extended attributes
+        # and ACLs it has is known from its attributes: so nodes need not be asked.
         flag = {acls.ACCESS: ACCESS_ACL, acls.DEFAULT: DEFAULT_ACL}.get(name)
         there = attributes.flags & flag if flag is not None else attributes.extended
         if not there and not self._options.strict:

@@ -122,7 +122,8 @@ class WriteRound(Gathering[Told]):
         self, session: Session, request: WriteRequest, fragments: Sequence[Buffer], now_us: int
     ) -> None:
         rotation, N = rotation_of(request.block, session.thresholds.N), session.thresholds.N
-        asked: dict[NodeId, int] = {}  # when a node was first asked, if that request counts
+        # The moment (`Lives.begin`) of each node's first request of which a reply still counts.
+        asked: dict[NodeId, int] = {}
 
         def with_fragment(node: NodeId) -> Send:
             asked.setdefault(node, session.lives.begin())
