@@ -11,6 +11,7 @@ from collections.abc import Callable
 import click
 
 from bftfs.errors import BftfsError
+from bftfs.printable import printable, printable_lines
 
 
 def exit_code_of(work: Callable[[], object], *, program: str = "bftfs") -> int:
@@ -24,12 +25,12 @@ def exit_code_of(work: Callable[[], object], *, program: str = "bftfs") -> int:
         mistake.show()
         return mistake.exit_code
     except BftfsError as failure:
-        print(f"{program}: {failure}", file=sys.stderr, flush=True)
+        print(printable_lines(f"{program}: {failure}"), file=sys.stderr, flush=True)
         return failure.exit_code
     except PermissionError as error:
         what = error.filename or "something it needs"
         print(
-            f"{program}: {what}: {error.strerror}; run this as its owner or as root",
+            printable(f"{program}: {what}: {error.strerror}; run this as its owner or as root"),
             file=sys.stderr,
             flush=True,
         )

@@ -27,6 +27,7 @@ from bftfs.filesystem.objects import NoArguments
 from bftfs.filesystem.registry import GET_ATTRIBUTES
 from bftfs.filesystem.time_names import format_time_name
 from bftfs.limits import SECOND_US
+from bftfs.printable import printable
 from bftfs.query_update import inspection as object_inspection
 from bftfs.query_update.history import ZERO, time_of
 from bftfs.query_update.inspection import Copy, ObjectReport
@@ -230,10 +231,10 @@ def _since(time_us: int | None) -> str | None:
 
 
 def _print(report: dict[str, Any]) -> None:
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False)
     if not console.is_terminal:
         console.width = _WIDTH
-    console.print(f"{report['path']}: {report['kind']}, {report['size']} bytes")
+    console.print(f"{printable(report['path'])}: {report['kind']}, {report['size']} bytes")
     nodes = [f"node {node}" for node in range(report["n"])]
     console.print(_objects_table(report, nodes))
     console.print("survives: the number of further nodes that may fail without harm")
@@ -250,7 +251,7 @@ def _print(report: dict[str, Any]) -> None:
     if shown < count:
         console.print(f"{shown} of {count} blocks are shown; --blocks FIRST-LAST shows others")
     for line in (*_reasons(report), *_passed_over(report)):
-        console.print(line)
+        console.print(printable(line))
     claims = report["scrubbed_claims"].items()
     said = ", ".join(f"node {node} {_shown(at)}" for node, at in claims if at is not None)
     console.print(f"stores scrubbed last (or made), as the nodes claim: {said or 'never'}")
@@ -260,7 +261,7 @@ def _objects_table(report: dict[str, Any], nodes: list[str]) -> Table:
     table = Table("object", "version", *nodes, "survives", box=SIMPLE)
     for row in report["objects"]:
         table.add_row(
-            row["name"],
+            printable(row["name"]),
             _shown(row["version"]) or "(initial)",
             *("ok" if each["has"] == Copy.LATEST.value else each["has"] for each in row["nodes"]),
             _survives(row["survives"]),

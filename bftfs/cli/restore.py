@@ -36,7 +36,8 @@ from bftfs.errors import FileSystemError, OperationFailed, UsageError
 from bftfs.filesystem.file_history import Change
 from bftfs.filesystem.time_names import format_time_name
 from bftfs.identifiers import CLIENT_ID_BYTES, ClientId, ObjectId
-from bftfs.restoration.changes import ChangeLog, audited, read_changes, unreadable
+from bftfs.printable import printable
+from bftfs.restoration.changes import ChangeLog, Slot, audited, read_changes, unreadable
 from bftfs.restoration.restore import Counts, PathStatus, Restoring
 from bftfs.restoration.undo import Undo
 from bftfs.restoration.viewpoint import Reading
@@ -64,10 +65,11 @@ def restore(path: str, target: Path | None, delete: bool) -> None:
         destination = located.path if target is None else target.absolute()
         before = format_time_name(int(time.time() * 1e6))
         counts = restore_tree(session, located, destination, delete=delete)
-    click.echo(f"{destination}: as of {format_time_name(located.time_us)}: {counts}")
+    shown = printable(str(destination))
+    click.echo(f"{shown}: as of {format_time_name(located.time_us)}: {counts}")
     if target is None and counts:
         words = "restore --delete" if located.attributes.is_directory else "restore"
-        click.echo(f"undo it with: bftfs {words} '{destination}@{before}'")
+        click.echo(f"undo it with: bftfs {words} {quoted(f'{destination}@{before}')}")
 
 
 @click.command()
@@ -90,7 +92,8 @@ def undelete(path: str, target: Path | None, listing: bool) -> None:
         destination = full if target is None else target.absolute()
         counts = restore_tree(session, located, destination, delete=False)
     click.echo(
-        f"{destination}: as it was when it was removed, {format_time_name(gone_us)}: {counts}"
+        f"{printable(str(destination))}: as it was when it was removed, "
+        f"{format_time_name(gone_us)}: {counts}"
     )
 
 
@@ -130,7 +133,14 @@ def _list_removed(session: CommandSession, path: Path) -> None:
     removed = [(last_removal(changes, name), name) for name in newest if newest[name] is None]
     rows = [(last[1], os.fsdecode(name)) for last, name in removed if last is not None]
     for gone_us, shown in sorted(rows, reverse=True):
-        click.echo(f"{format_time_name(gone_us)}  {path / shown}")
+        click.echo(f"{format_time_name(gone_us)}  {printable(str(path / shown))}")
+
+
+def quoted(text: str) -> str:
+    """A word for the shell; with the shell's escapes if it may not be printed as it is."""
+    if printable(text) == text:
+        return "'" + text.replace("'", "'\\''") + "'"
+    return "$'" + printable(text.replace("\\", "\\\\").replace("'", "\\'")) + "'"
 
 
 def restore_tree(
@@ -308,10 +318,15 @@ def _row(
         "time": format_time_name(change.time_us),
         "client": session.client_name(change.client),
         "uid": change.operation.uid,
-        "operation": said(change) + mark,
+        "operation": said(change, partial(_place, log)) + mark,
         "path": log.path_of(identifier),
         "unreadable_blocks": unreadable_blocks,
     }
+
+
+def _place(log: ChangeLog, directory: ObjectId, name: bytes) -> str:
+    """Where a name in a directory is, as seen from what is audited."""
+    return log.path(Slot(directory, name)).removeprefix(f"{log.root_path}/")
 
 
 def _uncovered_rows(session: CommandSession, log: ChangeLog, client: str) -> list[dict[str, Any]]:
@@ -358,7 +373,7 @@ def undo(path: str, client: str, since: str, dry_run: bool) -> int:
                 click.echo(f"{mark}{step.what}")
             except (FileSystemError, OperationFailed) as failure:
                 failed += 1
-                click.echo(f"not done: {step.what} ({failure})")
+                click.echo(f"not done: {step.what} ({printable(str(failure))})")
     conflicts = sum(step.conflict for step in steps)
     done = "would be taken back" if dry_run else "taken back"
     click.echo(
@@ -377,7 +392,11 @@ def _read_changes(session: CommandSession, path: str, client: str, since: str) -
     root = session.locate(path)
     whose, since_us = _client_called(session, client), session.time(since)
     reading = read_changes(
-        session.view, root.identifier, path=str(root.path), client=whose, since_us=since_us
+        session.view,
+        root.identifier,
+        path=printable(str(root.path)),
+        client=whose,
+        since_us=since_us,
     )
     try:
         return session.perform(reading)

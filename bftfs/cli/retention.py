@@ -18,6 +18,7 @@ from bftfs.errors import FileSystemError, UsageError
 from bftfs.filesystem.file_history import in_batches
 from bftfs.filesystem.time_names import format_time_name
 from bftfs.identifiers import ObjectId
+from bftfs.printable import printable
 from bftfs.retention import Policy, format_duration, parse_policy
 
 # --- retention --------------------------------------------------------------------------------
@@ -40,7 +41,7 @@ def show(path: str, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps({"path": located.shown, "policy": str(policy), "window": window}))
         return
-    click.echo(f"{located.shown}: {policy}")
+    click.echo(f"{printable(located.shown)}: {policy}")
     click.echo(f"the detection window is {window}: younger versions are always kept")
 
 
@@ -68,7 +69,7 @@ def set_(path: str, policy: str, only: bool) -> None:
             changed = list(dict.fromkeys(node.identifier for node in found))
         refused = _apply(session, changed, chosen)
     done = len(changed) - refused
-    click.echo(f"{located.shown}: {chosen} ({done} objects)")
+    click.echo(f"{printable(located.shown)}: {chosen} ({done} objects)")
     if chosen.longest_us is not None and chosen.longest_us < window_us:
         click.echo(
             f"the detection window is {format_duration(window_us)}: younger versions are kept "
@@ -122,7 +123,7 @@ def create(mountpoint: str, name: str, at: str | None) -> None:
             made = session.perform(
                 session.history.create_snapshot(os.fsencode(name), session.who, time_us=time_us)
             )
-    click.echo(f"{name}: {format_time_name(made.time_us)}")
+    click.echo(f"{printable(name)}: {format_time_name(made.time_us)}")
 
 
 def _push(session: CommandSession) -> None:
@@ -156,7 +157,7 @@ def list_(mountpoint: str, as_json: bool) -> None:
         click.echo(json.dumps(rows, indent=2))
         return
     for row in rows:
-        click.echo(f"{row['time']}  uid {row['uid']:<5} {row['name']}")
+        click.echo(f"{row['time']}  uid {row['uid']:<5} {printable(str(row['name']))}")
 
 
 @snapshot.command()

@@ -20,6 +20,7 @@ from bftfs.crypto.keys import read_identity
 from bftfs.data_directory import DEFAULT_CLIENT, DataDirectory, NodeDirectory
 from bftfs.envelope import REPLIES
 from bftfs.filesystem.attributes import inode_number
+from bftfs.printable import printable
 from bftfs.runtime.blocking import BlockingNetwork
 from bftfs.server.comparison import health_reports, with_a_correct_one
 
@@ -97,7 +98,7 @@ def node_states(
                 "pid": reply.pid,
                 "up": True,
                 "healthy": reply.healthy,
-                "reasons": list(reply.reasons),
+                "reasons": list(map(printable, reply.reasons)),
                 "uptime_s": reply.uptime_us / 1e6,
                 "store_bytes": reply.store_bytes,
                 "free_bytes": reply.free_bytes,
@@ -313,7 +314,7 @@ def _more(protocol: dict[str, Any]) -> str:
 
 
 def _print(report: dict[str, Any], *, down: int) -> None:
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False)  # nodes' words may be anything
     table = Table(
         "node", "address", "pid", "state", "store", "memory", "requests", "unverified", "up for"
     )

@@ -28,6 +28,8 @@ from bftfs.filesystem.directory import shown
 from bftfs.filesystem.file_history import Change
 from bftfs.filesystem.operations import FoundObject
 from bftfs.filesystem.time_names import format_time_name
+from bftfs.identifiers import ObjectId
+from bftfs.printable import printable
 
 _CONTENT_METHODS = frozenset((registry.WRITE, registry.TRUNCATE, registry.CREATE))
 
@@ -67,13 +69,26 @@ _SAID: dict[str, Callable[[Any], str]] = {
 _TYPES = object_types()
 
 
-def said(change: Change) -> str:
-    """An operation, in words."""
+_RENAMES = (registry.RENAME, registry.RELOCATE)
+
+
+def said(change: Change, path: Callable[[ObjectId, bytes], str] | None = None) -> str:
+    """An operation, in words.
+
+    `path` tells where a name in a directory is; with it, what has moved is told with its places.
+    """
     method = _TYPES.method(change.operation.method)
     say = _SAID.get(change.operation.method)
     if method is None or say is None:
         return change.operation.method
-    return say(_TYPES.decode_arguments(method, change.operation.arguments))
+    arguments = _TYPES.decode_arguments(method, change.operation.arguments)
+    if path is None or change.operation.method not in _RENAMES:
+        return say(arguments)
+    source, target = change.operation.objects[:2]
+    if source == target:
+        return say(arguments)
+    verb = "rename" if change.operation.method == registry.RENAME else "move"
+    return f"{verb} {path(source, arguments.name)} to {path(target, arguments.target_name)}"
 
 
 # --- log ------------------------------------------------------------------------------------
@@ -109,7 +124,8 @@ def log(path: str, since: str | None, count: int | None, everything: bool, as_js
         click.echo(json.dumps(rows, indent=2))
         return
     if gone_us is not None:
-        click.echo(f"{path}: was removed; `bftfs undelete {path}` brings it back", err=True)
+        name = printable(path)
+        click.echo(f"{name}: was removed; `bftfs undelete {name}` brings it back", err=True)
     for row in rows:
         size = "" if row["size"] is None else str(row["size"])
         click.echo(
@@ -284,8 +300,8 @@ def _json_of(each: Difference) -> dict[str, Any]:
 def _print_difference(
     session: CommandSession, before: Located, after: Located, each: Difference, *, brief: bool
 ) -> None:
-    old_name = _joined(before.path.name, each.old_path or each.path)
-    new_name = _joined(after.path.name, each.path)
+    old_name = printable(_joined(before.path.name, each.old_path or each.path))
+    new_name = printable(_joined(after.path.name, each.path))
     if brief or before.attributes.is_directory:
         origin = f" (was {old_name})" if each.status == "renamed" else ""
         click.echo(f"{each.status:<8}  {new_name}{origin}")

@@ -56,6 +56,7 @@ from bftfs.filesystem.objects import (
     time_ns,
 )
 from bftfs.identifiers import ObjectId
+from bftfs.printable import printable
 from bftfs.query_update.object_type import (
     FIRST_SERIAL,
     Caller,
@@ -102,7 +103,7 @@ def fault_of(name: bytes) -> int:
 
 def shown(name: bytes) -> str:
     """A name for people: in messages and listings."""
-    return name.decode(errors="backslashreplace")
+    return printable(name.decode(errors="surrogateescape"))
 
 
 class StoredEntry(NamedTuple):

@@ -35,7 +35,19 @@ from bftfs.filesystem.file_blocks import version_of
 from bftfs.filesystem.file_history import Change, in_batches
 from bftfs.filesystem.inode import Merging, Truncation, Writing
 from bftfs.filesystem.operations import FoundObject
-from bftfs.filesystem.registry import ACCESSED, CREATE, MAKE_DIRECTORY, MERGE, TRUNCATE, WRITE
+from bftfs.filesystem.registry import (
+    ACCESSED,
+    CREATE,
+    LINK,
+    MAKE_DIRECTORY,
+    MERGE,
+    RELOCATE,
+    REMOVE_DIRECTORY,
+    RENAME,
+    TRUNCATE,
+    UNLINK,
+    WRITE,
+)
 from bftfs.identifiers import (
     ClientId,
     ObjectId,
@@ -48,6 +60,10 @@ from bftfs.query_update.history import LogicalTimestamp
 from bftfs.read_write.authorship import Authored
 from bftfs.read_write.timestamp import BlockTimestamp
 from bftfs.restoration.viewpoint import Viewpoint
+
+# Methods by the roles of their objects: the directories come first.
+_RENAMES: Final = (RENAME, RELOCATE)
+_NAMES_TWO: Final = (CREATE, MAKE_DIRECTORY, LINK, UNLINK, REMOVE_DIRECTORY)
 
 _NAMING: Final = {WRITE: Writing, TRUNCATE: Truncation, MERGE: Merging}
 
@@ -402,6 +418,13 @@ async def _is_readable(
 Changed = tuple[ObjectId, Change]
 
 
+def _subject(change: Change) -> ObjectId:
+    """What was made, removed or renamed; else what was changed: the first that is no directory."""
+    objects, method = change.operation.objects, change.operation.method
+    role = 2 if method in _RENAMES else 1 if method in _NAMES_TWO else 0
+    return objects[role]
+
+
 def audited(log: ChangeLog) -> tuple[list[Changed], list[Changed]]:
     """The client's changes, each once; and what others did later to the same names and files."""
     own: dict[bytes, Changed] = {}
@@ -415,8 +438,8 @@ def audited(log: ChangeLog) -> tuple[list[Changed], list[Changed]]:
             if log.by_client(change):
                 begun_us = min(begun_us, change.time_us)
                 names |= changed
-                # An operation on several objects is listed once, with the file.
-                if change.timestamp not in own or not is_directory:
+                # An operation on several objects is listed with the one that it is about.
+                if change.timestamp not in own or identifier == _subject(change):
                     own[change.timestamp] = identifier, change
             elif begun_us < change.time_us and (not is_directory or changed & names):
                 built[change.timestamp] = identifier, change

@@ -85,6 +85,7 @@ def test_an_intruders_changes_are_found_and_taken_back(
     shutil.rmtree(intruder / "tree")
     os.rename(intruder / "moved", intruder / "keep" / "stolen")
     (intruder / "virus").write_text("virus")
+    (intruder / "lair").mkdir()
     (intruder / "keep").chmod(0o777)
     (intruder / "shared").write_text("EVIL\n1\n2\n3\n4\n5\n")
     (intruder / "both").write_text("evil line\n")
@@ -101,11 +102,14 @@ def test_an_intruders_changes_are_found_and_taken_back(
     audit = json.loads(bftfs("audit", directory, *words, "--json"))
     assert {row["client"] for row in audit["changes"]} == {"mallory"}
     paths = {row["path"].removeprefix(f"{directory}/") for row in audit["changes"]}
+    done = {row["operation"] for row in audit["changes"]}
+    assert "rename moved to keep/stolen" in done, "with the directories that differ"
     assert {
         "precious",
         "tree/sub/leaf",
         "keep/stolen",
         "virus",
+        "lair",
         "keep",
         "shared",
         "keep/a",
