@@ -72,7 +72,7 @@ class Lives:
         """True if no server knows that one of those that were heard replied in an earlier life.
 
         `began` is the moment of the round in which they were heard. `told` is what others have told
-        before: one that answers only where its victim is not asked is refuted all the same.
+        before: one that answers only where its victim is not asked is refuted nevertheless.
         """
         claims = {**told, **heard}
         if len(set(claims.values())) <= 1:

@@ -55,7 +55,7 @@ from bftfs.storage import Write
 from bftfs.thresholds import QueryUpdateThresholds, ReadWriteThresholds
 
 CREDENTIALS = Credentials(uid=1000, gid=1000)
-STRANGER = Credentials(uid=2000, gid=2000)  # owns nothing, unless it is given to him
+STRANGER = Credentials(uid=2000, gid=2000)  # owns nothing but what others give away
 # As requests name them:
 USER = (CREDENTIALS.uid, CREDENTIALS.gid, CREDENTIALS.groups)
 STRANGERS = (STRANGER.uid, STRANGER.gid, STRANGER.groups)

@@ -82,7 +82,7 @@ class Report:
     node_crashes: int
     client_crashes: int
     virtual_us: int
-    collected: int  # versions of objects and blocks that correct nodes have let go of
+    collected: int  # versions of objects and blocks that correct nodes have removed
     digest: str
 
     @property
@@ -148,7 +148,7 @@ class _CorrectClient:
         if life == self._life and simulation.take_share():
             number = simulation.issued
             task = self._session.next_task()
-            if not simulation.keeps(number):  # drawn all the same: the others stay what they were
+            if not simulation.keeps(number):  # drawn nevertheless: so the others are the same
                 simulation.ended += 1
                 simulation.world.after(0, self._next, life)
                 return

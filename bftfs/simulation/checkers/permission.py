@@ -33,7 +33,7 @@ class Shown(NamedTuple):
 
     identifier: ObjectId
     content: bytes
-    began: float  # when he began to make them
+    began: float  # when its author began to write them
     read: float
 
 

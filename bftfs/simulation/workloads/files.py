@@ -75,7 +75,7 @@ SUPERUSER = Credentials(uid=0, gid=0)
 
 
 def _acl(mask: int) -> bytes:
-    """A list that names the stranger, and what the mask leaves of his permissions."""
+    """An ACL that names the stranger, with the permissions that the mask leaves."""
     tag = acls.Tag
     entries = (
         acls.AclEntry(tag.OWNER, 0o6),
@@ -103,7 +103,7 @@ class FileMix:
     made: float = 0.0  # the share of operations that make a file, write it and close it
     past: float = 0.0  # the share of operations that read the tree as it was
     modes: float = 0.0  # the share of operations that change permissions
-    doors: float = 0.0  # the share of those that open files to a stranger, or close them to him
+    doors: float = 0.0  # the share of those that permit a stranger to write a file, or forbid it
     guests: float = 0.0  # the share of writes that the stranger makes, permitted or not
     undo: bool = False  # the auditor undoes a client's changes, and restores a former state
 
@@ -621,7 +621,7 @@ class FileSession:
         return self._task(f"chmod {place} {name!r} {mode:o}", change)
 
     def _open_or_close(self) -> Task:
-        """Let the stranger write to a file, or keep him out: by mode, by ACL, or as its owner."""
+        """Permit the stranger to write a file, or forbid it: by mode, ACL or owner."""
         random = self.workload.random
         place, name = self._path(), random.choice(self.workload.names)
         way, opens = random.randrange(3), random.random() < 0.5
@@ -645,7 +645,7 @@ class FileSession:
         return self._task(f"{'open' if opens else 'close'} {way} {place} {name!r}", change)
 
     def _intrude(self) -> Task:
-        """Overwrite a file's contents as the stranger, without asking whether he may."""
+        """Overwrite a file's contents as the stranger, permitted or not."""
         workload, world = self.workload, self.host.world
         place, name = self._path(), workload.random.choice(workload.names)
         content = workload.new_content(self.name)
