@@ -577,7 +577,8 @@ async def ask_all(
         until_us = began_us + patience_us
         if silent_us is not None and all(node in peers.mute for node in calls.unanswered.values()):
             until_us = began_us + silent_us
-        call = await calls.reply(max(until_us - now_us, 1))
+        # Not longer than it ever waits: the clock may have been set back meanwhile.
+        call = await calls.reply(min(max(until_us - now_us, 1), patience_us))
         now_us = await Now()
         if call is None:
             for node in calls.unanswered.values():

@@ -97,7 +97,7 @@ class Pace:
 
     Rounds with silences count as well: a client that backs off for less time than the rounds of
     others take collides with them again and again. (A round of more than `_LONGEST_US` counts as
-    that long, because it shows an outage and not a pace.)
+    that long, because it shows an outage or a clock that was set, and not a pace.)
     """
 
     def __init__(self, *, hedge_us: int, patience_us: int, judges_lateness: bool = True) -> None:
@@ -124,7 +124,7 @@ class Pace:
     def took_half(self, elapsed_us: int) -> None:
         """The first half of the nodes took this long."""
         if elapsed_us >= 0:
-            self.usual_us += (elapsed_us - self.usual_us) >> 3
+            self.usual_us += (min(elapsed_us, _LONGEST_US) - self.usual_us) >> 3
             self._adapt()
 
     def _adapt(self) -> None:

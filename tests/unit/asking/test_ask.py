@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from bftfs import limits
-from bftfs.asking.ask import BUSY_US, PATIENCE_MAX_US, Asking, Inquiry
+from bftfs.asking.ask import BUSY_US, PATIENCE_MAX_US, Asking, Inquiry, ask_all
 from bftfs.asking.peers import HEDGE_US, PATIENCE_US, Condition, Peers
 from bftfs.asking.quorum import Nodes, ThresholdQuorums
 from bftfs.asking.refusal import Refused
@@ -33,11 +33,12 @@ class Network:
         self._answers = answers  # node and how often it was asked; gives a delay or None
         self.message: Callable[[int, int], Any] = lambda node, times: times
         self.now = 0
+        self.ahead_us = 0  # of the clock
         self.asked: list[tuple[int, int]] = []
         self._agenda: list[tuple[int, int, int, int]] = []
         self.engine = Engine(
             send=self._send,
-            now_us=lambda: self.now,
+            now_us=lambda: self.now + self.ahead_us,
             monotonic_us=lambda: self.now,
             draw=lambda bound: bound - 1,
         )
@@ -485,3 +486,24 @@ def test_requests_of_a_long_outage_are_forgotten(monkeypatch: pytest.MonkeyPatch
     network.run(conversation(), until=60_000_000)
     assert len(network.asked) > 100
     assert len(rounds[0]._calls.unanswered) <= 12 + len(ORDER)
+
+
+def test_nobody_is_waited_for_until_a_time_that_was_set_back() -> None:
+    """The clock is a year ahead when a worker asks, and is set right before the replies come."""
+    network = Network(lambda node, _: None if node == 5 else 1_000)
+    network.ahead_us = 365 * 24 * 3_600 * limits.SECOND_US
+
+    def set_right(_node: int, times: int) -> int:
+        network.ahead_us = 0
+        return times
+
+    network.message = set_right
+    requests = dict.fromkeys(map(NodeId, range(6)), "what time is it?")
+    peers = Peers(QUORUMS)
+    network.run(
+        ask_all(peers, requests, lambda delivery, _now_us: delivery.message, patience_us=2_000_000)
+    )
+    ((answers, error),) = network.outcome
+    assert error is None
+    assert set(answers) == set(range(5))
+    assert network.now <= 2_002_000
