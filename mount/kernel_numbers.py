@@ -183,7 +183,8 @@ HISTORY: Final = b".history"
 
 _TIME_BYTES: Final = 8
 _ENTRANCE: Final = b"\0"
-TIMES_LISTED: Final = 256
+TIMES_LISTED: Final = 1024
+_BEFORE: Final = b"before-"  # and a time: what is earlier is not listed, or not all of it
 _DIRECTORY_TYPE: Final = stat.S_IFDIR >> 12
 _WRITE_BITS: Final = 0o222
 
@@ -198,7 +199,11 @@ class Entrance:
         """The directory at the time that `name` stands for; ENOENT if it stands for none."""
         history = self._history
         await history.present.access(directory, _SEARCH, who)
-        time_us = parse_time_name(name.decode(errors="replace"))
+        text = name.decode(errors="replace")
+        time_us = parse_time_name(text)
+        if time_us is None and name.startswith(_BEFORE):
+            later_us = parse_time_name(text.removeprefix(_BEFORE.decode()))
+            time_us = None if later_us is None else later_us - 1
         if time_us is None:
             time_us = await self._time_of_snapshot(name, who)
         if time_us < 0:
@@ -212,6 +217,13 @@ class Entrance:
                 return snapshot.time_us
         raise FileSystemError(errno.ENOENT)
 
+    async def _existed(self, directory: ObjectId, time_us: int, who: Credentials) -> bool:
+        try:
+            await self._history.found_at(directory, time_us, who)
+        except FileSystemError:
+            return False
+        return True
+
     async def attributes(self, identifier: ObjectId, who: Credentials) -> Attributes:
         """The attributes of the directory, without write permission."""
         attributes = await self._history.present.attributes(identifier, who)
@@ -222,9 +234,16 @@ class Entrance:
     async def open_directory(
         self, identifier: ObjectId, who: Credentials
     ) -> tuple[DirectoryEntry, ...]:
-        """The snapshots, and the times at which something changed."""
-        times = await self._history.change_times(identifier, who)
+        """The snapshots, and the times at which something changed.
+
+        If there may be others, `before-TIME` says from when on all are listed.
+        """
+        times, since_us = await self._history.change_times(identifier, who)
         listed = [(format_time_name(each).encode(), each) for each in times[:TIMES_LISTED]]
+        if len(times) > TIMES_LISTED:
+            since_us = max(since_us, times[TIMES_LISTED - 1])
+        if since_us and await self._existed(identifier, since_us - 1, who):
+            listed.append((_BEFORE + format_time_name(since_us).encode(), since_us - 1))
         listed += [
             (snapshot.name, snapshot.time_us)
             for snapshot in await self._history.snapshots(who)

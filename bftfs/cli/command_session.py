@@ -241,6 +241,38 @@ class CommandSession:
             gone_us = removed_us if gone_us is None else min(gone_us, removed_us)
         return identifier, gone_us
 
+    def earlier(self, path: Path, identifier: ObjectId) -> list[tuple[ObjectId, int]]:
+        """The other objects that the name stood for, the latest first, and when each ended to.
+
+        So the history of a name goes on before an undelete, or before a program that saves a file
+        by renaming a new one to its name. None, where the directory may not be read.
+        """
+        found: dict[ObjectId, int] = {}
+        name = os.fsencode(path.name)
+        if not self.names(path):
+            return []
+        with suppress(UsageError):
+            parent, _ = self.find(path.parent)
+            for directory, ended_us in (
+                (parent, self.now_us),
+                *self.earlier(path.parent, parent),
+            ):
+                for child, until_us in self._children(directory, name, ended_us):
+                    if child != identifier:
+                        found.setdefault(child, until_us)
+        return list(found.items())
+
+    def _children(
+        self, directory: ObjectId, name: bytes, ended_us: int
+    ) -> Iterator[tuple[ObjectId, int]]:
+        """What a name in a directory stood for up to a time, the latest first, and until when."""
+        for change in self.changes(directory):
+            for changed, entry in change.entries:
+                if changed == name and change.time_us <= ended_us:
+                    if entry is not None:
+                        yield entry.child, ended_us
+                    ended_us = change.time_us
+
     # --- contents ----------------------------------------------------------------------------
 
     def changes(self, identifier: ObjectId, *, since_us: int = 0) -> list[Change]:

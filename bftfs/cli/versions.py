@@ -8,6 +8,7 @@ import os
 import stat
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,6 +32,7 @@ from bftfs.filesystem.time_names import format_time_name
 from bftfs.identifiers import ObjectId
 from bftfs.printable import printable
 
+_UNSEEN = frozenset((registry.ACCESSED, registry.MERGE))  # changes that nobody would call so
 _CONTENT_METHODS = frozenset((registry.WRITE, registry.TRUNCATE, registry.CREATE))
 
 
@@ -103,7 +105,10 @@ def said(change: Change, path: Callable[[ObjectId, bytes], str] | None = None) -
 def log(path: str, since: str | None, count: int | None, everything: bool, as_json: bool) -> None:
     """List the versions of a file or directory: time, client, size and operation.
 
-    The list goes on across renames. If nothing is at PATH now, it is that of the last object there.
+    The list goes on across renames, and then with what had this name before: so also before a file
+    was removed and brought back. If nothing is at PATH now, it begins with the last object there.
+
+    Example: bftfs log --since yesterday report.txt
     """
     with session_at(path) as session:
         plain, at, time_text = path.rpartition("@")
@@ -114,30 +119,50 @@ def log(path: str, since: str | None, count: int | None, everything: bool, as_js
             )
         identifier, gone_us = session.find(absolute(path))
         since_us = 0 if since is None else session.time(since)
-        changes = [
-            change
-            for change in session.changes(identifier, since_us=since_us)
-            if everything or change.operation.method not in (registry.ACCESSED, registry.MERGE)
-        ][:count]
-        rows = [_row(session, change) for change in changes]
+        rows = _rows(session, identifier, since_us, everything=everything)
+        for each, until_us in session.earlier(absolute(path), identifier):
+            if until_us < since_us or (count is not None and len(rows) >= count):
+                break
+            rows += _rows(session, each, since_us, until_us=until_us, everything=everything)
+        rows = rows[:count]
     if as_json:
         click.echo(json.dumps(rows, indent=2))
         return
     if gone_us is not None:
         name = printable(path)
         click.echo(f"{name}: was removed; `bftfs undelete {name}` brings it back", err=True)
-    for row in rows:
+    for above, row in zip([*rows[:1], *rows], rows, strict=False):
+        if above["object"] != row["object"]:
+            click.echo("-- before that, the name stood for another object:")
         size = "" if row["size"] is None else str(row["size"])
         click.echo(
             f"{row['time']}  {row['client']:<12} uid {row['uid']:<5} {size:>12}  {row['operation']}"
         )
 
 
-def _row(session: CommandSession, change: Change) -> dict[str, Any]:
+def _rows(
+    session: CommandSession,
+    identifier: ObjectId,
+    since_us: int,
+    *,
+    everything: bool,
+    until_us: int | None = None,
+) -> list[dict[str, Any]]:
+    """The versions of an object between two times, the latest first."""
+    return [
+        _row(session, identifier, change)
+        for change in session.changes(identifier, since_us=since_us)
+        if (everything or change.operation.method not in _UNSEEN)
+        and (until_us is None or change.time_us <= until_us)
+    ]
+
+
+def _row(session: CommandSession, identifier: ObjectId, change: Change) -> dict[str, Any]:
     attributes = change.attributes
     is_directory = attributes is not None and attributes.is_directory
     return {
         "time": format_time_name(change.time_us),
+        "object": identifier.hex(),
         "client": session.client_name(change.client),
         "uid": change.operation.uid,
         "operation": said(change),
@@ -188,7 +213,7 @@ class Difference:
 
 
 @click.command()
-@click.argument("old", metavar="PATH@TIME")
+@click.argument("old", metavar="PATH[@TIME]")
 @click.argument("new", required=False, metavar="[PATH@TIME]")
 @click.option("--brief", "-q", is_flag=True, help="Print the paths that differ, not how.")
 @json_option
@@ -196,10 +221,16 @@ def diff(old: str, new: str | None, brief: bool, as_json: bool) -> int:
     """Show what changed between two times as a unified diff, of a file or a whole tree.
 
     Without the second PATH@TIME, compares with the present; @TIME alone means the same path at that
-    time. Exit code 1 if there are differences.
+    time. PATH alone compares the present with the version before. Exit code 1 if there are
+    differences.
+
+    Example: bftfs diff report.txt@yesterday
     """
     with session_at(old) as session:
         before = session.locate(old)
+        if new is None and before.time_us is None:
+            before = _version_before(session, before)
+            click.echo(f"since {format_time_name(before.time_us or 0)}:", err=True)
         if new is None:
             after = session.locate_at(before.path, None)
         elif new.startswith("@"):
@@ -220,6 +251,29 @@ def diff(old: str, new: str | None, brief: bool, as_json: bool) -> int:
             for each in differences:
                 _print_difference(session, before, after, each, brief=brief)
     return 1 if differences else 0
+
+
+def _version_before(session: CommandSession, now: Located) -> Located:
+    """The same path before the latest change; of a tree, before the latest in or below it."""
+    if now.attributes.is_directory:
+        times = session.perform(session.history.change_times(now.identifier, session.who)).times
+        moments = [time_us - 1 for time_us in times[:1]]
+    else:
+        changes = [
+            each for each in session.changes(now.identifier) if each.operation.method not in _UNSEEN
+        ]
+        # A program that rewrites a file makes it empty first: that is not what was before.
+        moments = [
+            each.time_us
+            for each in changes[1:]
+            if each.operation.method != registry.TRUNCATE or _size(each)
+        ]
+        if not moments:  # only the past of the name can tell
+            moments = [until - 1 for _, until in session.earlier(now.path, now.identifier)]
+    for time_us in moments[:1]:
+        with suppress(UsageError):
+            return session.locate_at(now.path, time_us)
+    raise UsageError(f"{now.shown}: has no version before this one; `bftfs log` lists them")
 
 
 def differences_between(

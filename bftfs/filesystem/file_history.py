@@ -28,7 +28,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Final, TypeVar
+from typing import Final, NamedTuple, TypeVar
 
 from bftfs import limits
 from bftfs.conversation import Conversation, Now, Together
@@ -130,6 +130,13 @@ class Change:
         return client_of(self.timestamp)
 
 
+class Moments(NamedTuple):
+    """Times at which something changed, the latest first; before `since_us` not all are known."""
+
+    times: list[int]
+    since_us: int = 0
+
+
 @dataclass(eq=False)
 class History:
     """The history of one file system."""
@@ -226,7 +233,7 @@ class History:
             at = page[-1].parent
         return found
 
-    async def change_times(self, directory: ObjectId, who: Credentials) -> list[int]:
+    async def change_times(self, directory: ObjectId, who: Credentials) -> Moments:
         """Times at which something in or below a directory changed, the latest first.
 
         The search covers the objects that are or were named below it, as far as `who` may read
@@ -234,6 +241,7 @@ class History:
         the directory first.
         """
         times: set[int] = set()
+        since_us = 0
         seen = {directory}
         level = [directory]
         while level:
@@ -242,6 +250,9 @@ class History:
             )
             changes = [change for visited in visits for change in visited]
             times.update(change.time_us for change in changes)
+            for visited in visits:
+                if len(visited) >= VERSIONS_SEARCHED:
+                    since_us = max(since_us, visited[-1].time_us)
             below = [
                 entry.child
                 for change in changes
@@ -249,9 +260,12 @@ class History:
                 if entry is not None
             ]
             room = OBJECTS_SEARCHED - len(seen)
-            level = [child for child in dict.fromkeys(below) if child not in seen][:room]
+            level = [child for child in dict.fromkeys(below) if child not in seen]
+            if len(level) > room:
+                since_us = await Now()  # of what is not visited nothing is known
+            level = level[:room]
             seen.update(level)
-        return sorted(times, reverse=True)
+        return Moments(sorted(times, reverse=True), since_us)
 
     async def _changes_if_permitted(self, identifier: ObjectId, who: Credentials) -> list[Change]:
         try:

@@ -77,6 +77,13 @@ def test_what_is_gone_has_a_log_and_can_be_brought_back(directory: Path, cluster
     assert {path: seen[:4] + seen[5:] for path, seen in after.items()} == {
         path: seen[:4] + seen[5:] for path, seen in before.items()
     }
+    log = operations(tree / "a" / "file")  # goes on before the removal
+    assert [log.index("unlink file"), log.count("create file"), log[0]] == [
+        log.index("create file", 1) - 1,
+        2,
+        "create file",
+    ]
+    assert "-- before that, the name stood for another object:" in bftfs("log", tree / "a" / "file")
     assert "exists" in fails("undelete", tree)
     assert "nothing ever had this name" in fails("undelete", directory / "never")
 
@@ -107,6 +114,12 @@ def test_diff_tells_what_was_added_removed_modified_and_renamed(
     moment = now()
     assert bftfs("diff", f"{directory}@{moment}") == ""
     (directory / "edited").write_text("edited\nother\n")
+    assert "-line\n+other\n" in bftfs("diff", directory / "edited", allowed=(1,))
+    assert (
+        bftfs("diff", "--brief", directory, allowed=(1,)) == f"modified  {directory.name}/edited\n"
+    )
+    (directory / "added").touch()
+    assert "no version before" in fails("diff", directory / "added")
     (directory / "removed").unlink()
     (directory / "added").write_text("new\n")
     (directory / "sub").mkdir()
