@@ -117,9 +117,12 @@ class Engine:
     def next_deadline_us(self) -> int | None:
         """When `expire` must be called next, in monotonic microseconds; None if no timer runs."""
         timers = self._timers
-        while timers and timers[0][2].timer != timers[0][1]:
+        while timers:
+            deadline_us, number, running = timers[0]
+            if running.timer == number:
+                return deadline_us
             heapq.heappop(timers)
-        return timers[0][0] if timers else None
+        return None
 
     def expire(self) -> None:
         """Wake the conversations whose patience has run out."""

@@ -28,6 +28,7 @@ import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from hmac import compare_digest
+from struct import Struct
 from typing import NewType, TypeAlias
 
 from blake3 import blake3
@@ -184,7 +185,7 @@ class AuthenticatorKeys:
     And the latest life of each server that it knows of, by which it makes and checks.
     """
 
-    __slots__ = ("_from", "_known", "_mine", "_presents", "_to", "lives", "node", "told")
+    __slots__ = ("_from", "_known", "_parts", "_presents", "_to", "lives", "node", "told")
 
     def __init__(self, node: NodeId, keys: tuple[bytes, ...]) -> None:
         self.node = node
@@ -194,8 +195,14 @@ class AuthenticatorKeys:
         self._known = b""  # the same of others, as authenticators end
         self._to = tuple(_state(key, maker=node) for key in keys)
         self._from = tuple(_state(key, maker=maker) for maker, key in enumerate(keys))
-        begin = LIFE_BYTES + MAC_BYTES * node
-        self._mine = slice(begin, begin + MAC_BYTES)
+        # By the size of an authenticator: its life, this server's MAC, and the lives of others.
+        before, behind = MAC_BYTES * node, MAC_BYTES * (len(keys) - node - 1)
+        self._parts = {
+            authenticator_bytes(len(keys), knowing=bool(known)): Struct(
+                f"{LIFE_BYTES}s{before}x{MAC_BYTES}s{behind}x{known}s"
+            )
+            for known in (0, LIFE_BYTES * len(keys))
+        }
 
     def learn(self, maker: int, life: int) -> None:
         """`maker` has begun `life`: what it made before is outlived."""
@@ -272,21 +279,16 @@ class AuthenticatorKeys:
         Requires: `authenticators` are the makers' over `digest`, concatenated, and have one size;
         makers are servers.
         """
-        start, begin, end = 0, self._mine.start, self._mine.stop
-        width = len(authenticators) // len(makers)
-        known_at = authenticator_bytes(len(self._from))
+        parts = self._parts[len(authenticators) // len(makers)]
         states, presents = self._from, self._presents
         refuted: list[int] = []
         outlived: list[int] = []
-        for maker in makers:
-            life = authenticators[start : start + LIFE_BYTES]
+        for maker, (life, mac, known) in zip(
+            makers, parts.iter_unpack(authenticators), strict=True
+        ):
             state = states[maker].copy()
-            if width == known_at:
-                state.update(life + digest)
-            else:
-                known = authenticators[start + known_at : start + width]
-                state.update(life + (known if any(known) else b"") + digest)
-            if not compare_digest(state.digest(), authenticators[start + begin : start + end]):
+            state.update(life + known + digest if known and any(known) else life + digest)
+            if not compare_digest(state.digest(), mac):
                 refuted.append(maker)
             elif life != presents[maker]:
                 if life > _LATEST:
@@ -295,7 +297,6 @@ class AuthenticatorKeys:
                     self.learn(maker, life_of(life))
                 else:
                     outlived.append(maker)
-            start += width
         return refuted, outlived
 
 

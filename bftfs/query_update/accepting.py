@@ -407,7 +407,7 @@ class Accepting:
             raise Refuse(errno.EINVAL, "a history set lacks its authenticators")
         culled = []
         forged = insane = outlived = 0
-        latest_us = now_us
+        latest_us, tells_lives, n = now_us, False, self._quorums.n
         for history_set, of_set in zip(history_sets, macs, strict=True):
             kept, bad, mad, old = self._culled(history_set, of_set, latest_us)
             if mad and latest_us == now_us:
@@ -417,9 +417,10 @@ class Accepting:
             forged |= bad.bits
             insane |= mad.bits
             outlived |= old.bits
+            tells_lives |= tell_lives(of_set, n)
         if forged | insane | outlived:
             raise _Fail(Status.CULLED, forged=forged, insane=insane)
-        if any(tell_lives(of_set, self._quorums.n) for of_set in macs):
+        if tells_lives:
             self._require_undisputed(history_sets, macs, now_us)
         return culled
 

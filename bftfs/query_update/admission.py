@@ -154,7 +154,8 @@ class BarrierBudget:
         """The client has updated the object."""
         earned, others = self._of(name)
         left = earned.get(client, limits.BARRIERS_EARNED)
-        earned[client] = min(left + limits.BARRIERS_EARNED, limits.BARRIERS_MOST)
+        if left < limits.BARRIERS_MOST:
+            earned[client] = min(left + limits.BARRIERS_EARNED, limits.BARRIERS_MOST)
         others.add(limits.SECOND_US // limits.BARRIER_UPDATES)
 
     def updates(self, name: ObjectId, client: ClientId) -> bool:

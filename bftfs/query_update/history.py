@@ -414,11 +414,11 @@ def parse_set(history_set: ObjectHistorySet, *, n: int) -> CulledObjectHistorySe
 
 def authenticator_width(authenticators: bytes, count: int, n: int) -> int:
     """The size of each of `count` authenticators of a set. Raises MalformedMessage."""
-    width = len(authenticators) // count if count else 0
-    if width * count != len(authenticators) or (
-        count and width not in (authenticator_bytes(n), authenticator_bytes(n, knowing=True))
-    ):
-        raise MalformedMessage("a history set lacks authenticators")
+    width = authenticator_bytes(n)
+    if len(authenticators) != width * count:
+        width = authenticator_bytes(n, knowing=True)
+        if len(authenticators) != width * count:
+            raise MalformedMessage("a history set lacks authenticators")
     return width
 
 
@@ -441,7 +441,7 @@ def cull(
     more than a few steps. (docs/decisions/0017-clock-jumps.md)
     """
     parsed = parse_set(history_set, n=quorums.n)
-    width = authenticator_width(authenticators, len(parsed.nodes), quorums.n)
+    width = authenticator_width(authenticators, parsed.nodes.bits.bit_count(), quorums.n)
     position = 0
     forged = insane = outlived = NOBODY
     if time_of(parsed.latest) > latest_sane_us:

@@ -310,10 +310,11 @@ class Workspace:
             self._moved.add(key)
         holes = self._holes(changes)
         self.holes = tuple(holes)
-        writes += (
-            Write(Table.PAST, _hole_key(self.object, start, number), serial_key(end))
-            for start, end in holes.items()
-        )
+        if holes:
+            writes += (
+                Write(Table.PAST, _hole_key(self.object, start, number), serial_key(end))
+                for start, end in holes.items()
+            )
         return writes
 
     def _holes(self, changes: tuple[KeyChange, ...]) -> dict[int, int]:

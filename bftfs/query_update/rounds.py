@@ -189,14 +189,14 @@ class Rounds:
         names, histories, authenticators = plan.names, reply.histories, reply.authenticators
         lives = reply.lives
         if len(histories) == len(authenticators) == len(names) and len(lives) == self.quorums.n:
-            lives = self._lives_told(node, lives, authenticators)
+            if max(map(len, authenticators)) > self._plain_bytes:
+                lives = self._lives_told(node, lives, authenticators)
             if lives != self._told.get(node) and not self._hear(node, lives, plan.now_us):
                 return None
             plan.heard[node] = lives
             learned: list[Known] = []
             learn, now_us = self.observations.learn, plan.now_us
-            for at, name in enumerate(names):
-                history, authenticator = histories[at], authenticators[at]
+            for name, history, authenticator in zip(names, histories, authenticators, strict=True):
                 if history and life_of(authenticator) != lives[node]:
                     break
                 known = learn(name, node, history, authenticator, now_us)
@@ -209,12 +209,10 @@ class Rounds:
         return None
 
     def _lives_told(self, node: NodeId, lives: Told, authenticators: tuple[bytes, ...]) -> Told:
-        """What a reply tells of lives: by itself, or by an authenticator that says more.
+        """What a reply tells of lives: by itself, and by authenticators that say more.
 
         After a restart a server may not remember a life that it has heard of without proof.
         """
-        if max(map(len, authenticators)) <= self._plain_bytes:
-            return lives
         for authenticator in authenticators:
             known = lives_in(authenticator, len(lives))
             if len(known) == len(lives):
