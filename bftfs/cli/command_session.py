@@ -63,7 +63,9 @@ class Located:
 
 
 _GONE = "no such file (at that time); `bftfs log` shows when there was one"
+_LOST = "nothing is left of what this name stands for; `bftfs mend` removes the name"
 _REASONS = {errno.ENOENT: _GONE, errno.ESTALE: _GONE}
+_REASONS_NOW = {errno.ENOENT: _GONE, errno.ESTALE: _LOST}
 
 
 @contextmanager
@@ -176,7 +178,7 @@ class CommandSession:
         """The object at a path at a time (None: now)."""
         shown = str(path) if time_us is None else f"{path}@{format_time_name(time_us)}"
         files = self.view.at(time_us)
-        with refusals_explained(shown):
+        with refusals_explained(shown, _REASONS_NOW if time_us is None else _REASONS):
             try:
                 *_, (_, identifier) = self.steps(files, path)
                 attributes = self.perform(files.attributes(identifier, self.who))

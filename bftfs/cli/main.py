@@ -31,6 +31,7 @@ _COMMANDS = {
     "annotate": ("versions", "Show the version that each line of a file comes from."),
     "restore": ("restore", "Bring back a file or tree as it was at a time."),
     "undelete": ("restore", "Bring back a file or tree that was removed."),
+    "mend": ("mend", "Remove a name whose file or directory was lost."),
     "snapshot": ("retention", "Give times names."),
     "retention": ("retention", "Choose which old versions are kept."),
     "audit": ("restore", "What a client has changed, and what others built on it."),

@@ -56,6 +56,7 @@ _SAID: dict[str, Callable[[Any], str]] = {
     registry.LINK: lambda a: f"link {shown(a.name)}",
     registry.UNLINK: lambda a: f"unlink {shown(a.name)}",
     registry.REMOVE_DIRECTORY: lambda a: f"rmdir {shown(a.name)}",
+    registry.MEND: lambda a: f"remove {shown(a.name)}, of which nothing was left",
     registry.RENAME: lambda a: f"rename {shown(a.name)} to {shown(a.target_name)}",
     registry.RELOCATE: lambda a: f"move {shown(a.name)} to {shown(a.target_name)}",
     registry.WRITE: lambda _: "write",

@@ -41,6 +41,7 @@ from bftfs.filesystem.attributes import (
     ModeField,
 )
 from bftfs.filesystem.objects import (
+    ATTRIBUTES_KEY,
     EXECUTE,
     READ,
     ROOT,
@@ -444,6 +445,33 @@ def remove_directory(states: States, arguments: Name, caller: Caller) -> Attribu
     directory.change(links=directory.attributes.links - 1)
     child.change(links=0, ctime_ns=time_ns(caller))
     return concluded(caller, directory, child)
+
+
+def mend(states: States, arguments: Name, caller: Caller) -> AttributesAfter:
+    """Remove a name whose object does not exist. Roles: directory, the object that is not there.
+
+    More nodes than may fail have forgotten it, and not the name: no other method could remove that,
+    since all of them need both. That it is not there is agreed upon like everything else: a quorum
+    has nothing of it.
+    """
+    directory = Subject.existing(states[0])
+    missing = states[1]
+    directory.require(caller, EXECUTE)
+    entry = find(directory, arguments.name)
+    if entry is None:
+        raise Refusal(errno.ENOENT)
+    if entry.child != missing.object:
+        raise Refusal(errno.ESTALE)
+    if missing.get(ATTRIBUTES_KEY) is not None:
+        raise Refusal(errno.EEXIST)
+    directory.require(caller, WRITE | EXECUTE)
+    if not may_remove_from(directory.attributes, directory.attributes, caller):
+        raise Refusal(errno.EPERM)
+    _erase(directory, arguments.name, entry)
+    if entry.file_type == _DIRECTORY_TYPE:
+        directory.change(links=directory.attributes.links - 1)
+    _modified(directory, caller)
+    return concluded(caller, directory)
 
 
 # --- rename ----------------------------------------------------------------------------------

@@ -467,6 +467,12 @@ class FileSystem:
 
         return await self._with_current_names(attempt, (directory, name))
 
+    async def mend(self, directory: ObjectId, name: bytes, who: Credentials) -> None:
+        """Remove a name of something that nobody has any more."""
+        missing = (await self._lookup(directory, name, who)).identifier
+        outcome = await self._metadata.update((directory, missing), registry.MEND, Name(name), who)
+        self._metadata.changed(directory, outcome.attributes[0], ((name, None),), await Now())
+
     async def _require_current(
         self, directory: ObjectId, name: bytes, known: ObjectId, who: Credentials
     ) -> None:

@@ -23,6 +23,7 @@ MAKE_DIRECTORY: Final = "directory.make_directory"
 LINK: Final = "directory.link"
 UNLINK: Final = "directory.unlink"
 REMOVE_DIRECTORY: Final = "directory.remove_directory"
+MEND: Final = "directory.mend"
 RENAME: Final = "directory.rename"
 RELOCATE: Final = "directory.relocate"
 READ_LINK: Final = "inode.read_link"
@@ -71,6 +72,7 @@ _METHODS = (
     _method(LINK, directory.link, _DIRECTORY, _INODE),
     _method(UNLINK, directory.unlink, _DIRECTORY, _INODE, frees=True),
     _method(REMOVE_DIRECTORY, directory.remove_directory, _DIRECTORY, _DIRECTORY, frees=True),
+    _method(MEND, directory.mend, _DIRECTORY, _EITHER, frees=True),
     _method(RENAME, directory.rename, _DIRECTORY, _DIRECTORY, _EITHER, _EITHER),
     _method(RELOCATE, volume.relocate, _DIRECTORY, _DIRECTORY, _EITHER, _EITHER, _VOLUME),
     _query(READ_LINK, inode.read_link, _INODE),

@@ -195,6 +195,33 @@ def test_what_is_named_is_there_if_two_know_it() -> None:
     assert all(there.values()), there
 
 
+def test_a_name_of_which_nothing_is_left_can_be_removed() -> None:
+    """What one node alone has of a directory is not believed; the others have its name."""
+    made = Made(whole=1)
+    user = made.world.user("other mount")
+    assert made.there(user)[b"directory"] is False
+    with pytest.raises(FileSystemError) as stale:
+        user.run(user.files.remove_directory(ROOT, b"directory", user.who), within_us=WITHIN_US)
+    assert stale.value.code == errno.ESTALE
+    before = user.attributes(ROOT)
+    user.run(user.files.mend(ROOT, b"directory", user.who), within_us=WITHIN_US)
+    assert b"directory" not in names_in(made.world.user("another"), ROOT)
+    after = user.attributes(ROOT)
+    assert (after.links, after.entries) == (before.links - 1, before.entries - 1)
+    user.run(user.files.make_directory(ROOT, b"directory", 0o700, user.who), within_us=WITHIN_US)
+    made.world.run_for(HEALED_US)
+    assert all(made.there(made.world.user("later")).values())
+
+
+def test_a_name_of_something_is_not_mended_away() -> None:
+    made = Made(whole=2)
+    user = made.world.user("other mount")
+    for name, code in ((b"directory", errno.EEXIST), (b"nothing", errno.ENOENT)):
+        with pytest.raises(FileSystemError) as refusal:
+            user.run(user.files.mend(ROOT, name, user.who), within_us=WITHIN_US)
+        assert refusal.value.code == code
+
+
 def test_must_fail_nodes_that_believe_each_object_by_itself(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

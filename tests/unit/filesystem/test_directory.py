@@ -891,3 +891,34 @@ def test_serials_sort_as_numbers_do(tree: Tree) -> None:
     names = tree.names(ROOT_ID)
     assert names == sorted(names)
     assert len(names) == 8
+
+
+# --- names of what was lost ----------------------------------------------------------------------
+
+
+def test_a_name_whose_object_was_lost_is_mended(tree: Tree) -> None:
+    tree.change(ROOT_ID, mode=0o1777)
+    lost = tree.mkdir(ROOT_ID, b"lost", who=ALICE)
+    kept = tree.mkdir(ROOT_ID, b"kept", who=ALICE)
+
+    def mend(name: bytes, missing: ObjectId, who: Any) -> None:
+        tree.objects.perform(registry.MEND, (ROOT_ID, missing), Name(name), who)
+
+    def refused(name: bytes, missing: ObjectId, who: Any) -> int:
+        with pytest.raises(Refusal) as refusal:
+            mend(name, missing, who)
+        return refusal.value.code
+
+    del tree.objects.rows[lost]
+    before = tree.get(ROOT_ID)
+    assert refused(b"kept", kept, ROOT) == errno.EEXIST
+    assert refused(b"lost", kept, ROOT) == errno.ESTALE
+    assert refused(b"other", lost, ROOT) == errno.ENOENT
+    assert refused(b"lost", lost, ALICE) == errno.EPERM, "nobody knows any more whose it was"
+    tree.change(ROOT_ID, mode=0o755)
+    assert refused(b"lost", lost, ALICE) == errno.EACCES
+    mend(b"lost", lost, ROOT)
+    after = tree.get(ROOT_ID)
+    assert (after.links, after.entries) == (before.links - 1, before.entries - 1)
+    assert refused(b"lost", lost, ROOT) == errno.ENOENT
+    assert tree.lookup(ROOT_ID, b"kept").identifier == kept
