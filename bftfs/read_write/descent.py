@@ -105,7 +105,8 @@ class Descent:
         self._silent = set(silent)
         self._lives = lives
         self._asked: dict[NodeId, int] = {}  # when a node was asked for its list
-        self._anew: set[NodeId] = set()  # nodes that were asked anew for their lists
+        self._anew: dict[NodeId, int] = {}  # how often a node was asked anew for its list
+        self._since: dict[NodeId, int] = {}  # when that was last, by `Lives`
         self._probes = probes
         self._lapses = 0
 
@@ -128,6 +129,8 @@ class Descent:
     def take(self, question: Question, message: Any, body: Body) -> ReplyVerdict:
         """Take the reply to a question."""
         node, wanted, responses = question.node, question.fetches, self.responses
+        if wanted is None and question.asked < self._since.get(node, 0):
+            return _VALID  # it was asked anew since
         self._silent.discard(node)
         if wanted is None:
             self._listing.pop(node, None)
@@ -164,13 +167,16 @@ class Descent:
     def _ask_anew(self, node: NodeId) -> None:
         """Drop what `node` has said: it has lost its store since, or another node claims so.
 
-        If that happens twice in one read, the read leaves the node out.
+        A claim that it denies holds nobody up again, and each of b liars can make one before and
+        one after the node has really begun a life. A node that needs more is in league with them,
+        and the read leaves it out.
         """
         self.responses.damaged.pop(node, None)
-        if node in self._anew:
+        self._since[node] = self._lives.begin()
+        times = self._anew[node] = self._anew.get(node, 0) + 1
+        if times > 2 * self._thresholds.b + 1:
             self.responses.discard(node)
             return
-        self._anew.add(node)
         self._asked.pop(node, None)
         self.responses.drop(node)
         self._listed.pop(node, None)
@@ -279,7 +285,7 @@ class Descent:
             return False
         asked = self._asked
         outlived = self._lives.outlived(
-            {node: Heard(lives, asked[node]) for node, lives in told.items()}
+            {node: Heard(lives, asked[node]) for node, lives in told.items() if node in asked}
         )
         for node in outlived:
             self._ask_anew(node)

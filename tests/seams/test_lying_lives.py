@@ -12,13 +12,15 @@ from bftfs.asking.quorum import NOBODY
 from bftfs.conversation import Pause, Send
 from bftfs.crypto import digest
 from bftfs.crypto.digest import LIFE_BYTES, LIFE_DIGEST, replica_history_digest
-from bftfs.identifiers import NodeId, ObjectId, ObjectKind, object_id
+from bftfs.identifiers import NodeId, ObjectId, ObjectKind, block_id, object_id
 from bftfs.query_update.consistent import Claims
 from bftfs.query_update.counter import Fetch, Increment
 from bftfs.query_update.messages import LifeRequest, QueryReply, UpdateReply
 from bftfs.query_update.observation import Observations
 from bftfs.query_update.replica import Replica
 from bftfs.query_update.rounds import Rounds
+from bftfs.read_write.descent import Descent
+from bftfs.read_write.messages import ReadReply
 from bftfs.simulation.network import Kind
 from bftfs.simulation.world import SECOND_US
 from tests.seams.world import User, World
@@ -247,3 +249,61 @@ def test_ever_new_lives_slow_nobody_down(told: tuple[int, ...], signs: bool) -> 
     world.run_for(SECOND_US // 2)
     assert not ended
     assert count - before >= alone / 2, f"{alone} updates became {count - before}"
+
+
+# --- blocks --------------------------------------------------------------------------------------
+
+
+def read_beside(t: int, b: int, liars: tuple[int, ...], *, corrupt: bool = True) -> None:
+    """A block is read while liars say, in each reply, that all others have begun new lives.
+
+    What fragments they send are false.
+    """
+    world = World(t, b)
+    writer, reader = world.user("writer"), world.user("reader")
+    block = block_id(
+        object_id(ObjectKind.INODE, placement=0, unique=bytes(14)), incarnation=0, number=0
+    )
+    writer.run(writer.blocks.write(block, b"contents", writer.who))
+    world.run_for(SECOND_US)
+    send = world.ways.send
+
+    def changed(
+        source: Any, target: Any, kind: Kind, number: int, message: Any, body: Any = b""
+    ) -> None:
+        liar = source[1] if source[0] == "node" and target[0] == "client" else None
+        if liar in liars and isinstance(message, ReadReply):
+            lives = tuple(0 if node == liar else 3 for node in range(world.sizes.n))
+            message = msgspec.structs.replace(message, lives=lives)
+            if corrupt and len(body):
+                body = bytes(len(body))
+        send(source, target, kind, number, message, body)
+
+    world.ways.send = changed  # type: ignore[method-assign]
+    for _ in range(2):
+        read = reader.run(reader.blocks.read(block), within_us=2 * SECOND_US)
+        assert read.item == b"contents"
+
+
+@pytest.mark.parametrize("corrupt", [False, True])
+@pytest.mark.parametrize(
+    ("t", "b", "liars"),
+    [(1, 1, (0,)), (2, 1, (0,)), (2, 2, (1, 10)), (2, 2, (0, 9)), (2, 2, (0, 1))],
+)
+def test_false_lives_stop_no_reader(t: int, b: int, liars: tuple[int, ...], corrupt: bool) -> None:
+    """One is asked at first, and another one when all are asked again."""
+    read_beside(t, b, liars, corrupt=corrupt)
+
+
+def test_must_fail_readers_that_ask_anew_but_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    ask_anew = Descent._ask_anew
+
+    def once(descent: Descent, node: NodeId) -> None:
+        again = node in descent._anew
+        ask_anew(descent, node)
+        if again:
+            descent.responses.discard(node)
+
+    monkeypatch.setattr(Descent, "_ask_anew", once)
+    with pytest.raises(AssertionError):
+        read_beside(2, 2, (0, 9))

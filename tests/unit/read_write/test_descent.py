@@ -304,4 +304,6 @@ def test_a_list_that_comes_late_refutes_no_claim() -> None:
     assert "0: data" in play.lapse()
     assert play.reply(0, 7) == ["0: list"]
     assert play.reply(0, 7) == []
-    assert play.reply(5) == Usable(at(7), REPAIRABLE)
+    assert play.reply(5) == []
+    play.lapse()
+    assert play.ask(play.descent.decide()) == Usable(at(7), REPAIRABLE)
