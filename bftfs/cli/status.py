@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections import Counter
 from typing import Any
 
@@ -15,10 +16,12 @@ from bftfs.asking.peers import Peers
 from bftfs.asking.quorum import ThresholdQuorums
 from bftfs.cli.options import data_option, json_option
 from bftfs.cli.processes import last_words, mount_processes, running_nodes
+from bftfs.cli.upkeep import duration, volume
 from bftfs.cluster import ClusterDescription
 from bftfs.crypto.keys import read_identity
 from bftfs.data_directory import DEFAULT_CLIENT, DataDirectory, NodeDirectory
 from bftfs.envelope import REPLIES
+from bftfs.errors import NotAdmitted, UsageError
 from bftfs.filesystem.attributes import inode_number
 from bftfs.printable import printable
 from bftfs.runtime.blocking import BlockingNetwork
@@ -28,6 +31,9 @@ _POOL_WORTH_SAYING = 0.85  # the share from which on a node collects, and soon s
 _NEARLY = 0.8  # the share of a limit that is worth a warning
 _WRITES_REFUSED = "writes are refused"  # the beginning of that reason in a node's health
 _NODES_SENTENCE = "node: "  # the beginning of the last message of `python -m nodes`
+_NOT_ADMITTED = NotAdmitted.__name__  # the beginning of that reason for a lost connection
+_REFUSES = "does not know the client's key (any more)"
+_WATCH_S = 2.0
 
 
 _AHEAD = (
@@ -40,16 +46,39 @@ _AHEAD = (
 @click.command()
 @data_option
 @click.option("--client", default=DEFAULT_CLIENT, show_default=True, help="Ask as this client.")
+@click.option("--watch", is_flag=True, help="Show it again every two seconds, until Ctrl-C.")
 @json_option
-def status(directory: DataDirectory, client: str, as_json: bool) -> int:
-    """Show the state of the nodes. Exit code 1 if more are down than the cluster tolerates."""
+def status(directory: DataDirectory, client: str, watch: bool, as_json: bool) -> int:
+    """Show the state of the nodes. Exit code 1 if more are down than the cluster tolerates.
+
+    Example: bftfs status --watch
+    """
+    if watch and as_json:
+        raise UsageError("--watch is for people, and --json for programs: choose one")
+    while True:
+        report = report_of(directory, client=client)
+        if as_json:
+            click.echo(json.dumps(report, indent=2))
+        else:
+            if watch:
+                click.clear()
+            console = Console(highlight=False, markup=False)  # nodes' words may be anything
+            tell(report, console)
+        if not watch:
+            return 0 if report["available"] else 1
+        time.sleep(_WATCH_S)
+
+
+def report_of(directory: DataDirectory, *, client: str) -> dict[str, Any]:
+    """All that is known of the cluster, as `--json` prints it."""
     description = description_files.load(directory.description)
     nodes = node_states(directory, description, client=client)
     down = sum(1 for node in nodes if not node["up"])
-    report = {
+    return {
         "cluster": description.cluster_id.hex(),
         "n": description.n,
         "t": description.t,
+        "client": client,
         "b": description.b,
         "available": down <= description.t,
         "quorums": quorums(description, nodes),
@@ -66,11 +95,6 @@ def status(directory: DataDirectory, client: str, as_json: bool) -> int:
             for process in mount_processes(directory)
         ],
     }
-    if as_json:
-        click.echo(json.dumps(report, indent=2))
-    else:
-        _print(report, down=down)
-    return 0 if report["available"] else 1
 
 
 def node_states(
@@ -81,6 +105,9 @@ def node_states(
     peers = Peers(ThresholdQuorums(description.query_update))
     with BlockingNetwork(description, identity, decode=REPLIES.decode) as network:
         replies = network.perform(health_reports(peers, range(description.n)))
+        strange = {
+            node for node, why in network.links.unreachable() if why.startswith(_NOT_ADMITTED)
+        }
     running = running_nodes(directory, description)
     states = []
     for member in description.members:
@@ -91,7 +118,9 @@ def node_states(
                 "pid": running.get(member.node),
                 "up": False,
                 "healthy": False,
-                "reasons": _silence(directory.node(member.node)),
+                "reasons": [_REFUSES]
+                if member.node in strange
+                else _silence(directory.node(member.node)),
             }
         else:
             state |= {
@@ -313,36 +342,74 @@ def _more(protocol: dict[str, Any]) -> str:
     return f"{more} more may fail" if more >= 0 else f"{-more} too few"
 
 
-def _print(report: dict[str, Any], *, down: int) -> None:
-    console = Console(highlight=False, markup=False)  # nodes' words may be anything
-    table = Table(
-        "node", "address", "pid", "state", "store", "memory", "requests", "unverified", "up for"
-    )
-    for node in report["nodes"]:
-        state = "; ".join([*(["ok"] if node["healthy"] else []), *node["reasons"], *_work(node)])
-        row = [str(node["node"]), node["address"], str(node["pid"] or "-"), state]
-        if node["up"]:
-            row += [
-                f"{node['store_bytes'] / 2**20:.1f} MiB",
-                f"{node['memory_bytes'] / 2**20:.0f} MiB",
-                str(node["requests"]),
-                f"{node['background'].get('bftfs_possible_versions', 0):.0f}",
-                f"{node['uptime_s']:.0f} s",
-            ]
-        table.add_row(*row)
-    console.print(table)
-    tolerated = report["t"]
-    if down == 0:
-        console.print(f"all nodes answer; any {tolerated} may fail, {report['b']} of them may lie")
-    elif report["available"]:
-        console.print(f"{down} down, {tolerated - down} more may fail: files can be used")
-    else:
-        silent = ", ".join(str(node["node"]) for node in report["nodes"] if not node["up"])
-        console.print(
-            f"{down} down, and only {tolerated} may be: operations wait for {down - tolerated} "
-            f"more of nodes {silent}; `bftfs up` restarts local ones"
-        )
-    for line in _summary(report):
-        console.print(line)
+def tell(report: dict[str, Any], console: Console) -> None:
+    """Print the report for people: a table that fits 80 columns, and sentences."""
+    console.print(_table(report["nodes"]))
+    soft = not console.is_terminal  # what reads from a pipe breaks lines itself, or not at all
+    for line in (*_remarks(report["nodes"]), _availability(report)):
+        console.print(line, soft_wrap=soft)
+    if any(node["up"] for node in report["nodes"]):  # else nothing is known
+        for line in _summary(report):
+            console.print(line, soft_wrap=soft)
     for mounted in report["mounts"]:
-        console.print(f"mounted at {mounted['mountpoint']} by process {mounted['pid']}")
+        where = printable(mounted["mountpoint"])
+        console.print(f"mounted at {where} by process {mounted['pid']}", soft_wrap=soft)
+
+
+def _table(nodes: list[dict[str, Any]]) -> Table:
+    """A row per node. Addresses of local nodes are all alike, and left out."""
+    remote = any(not node["address"].startswith("unix:") for node in nodes)
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
+    columns = ("node", "state", "pid", "store", "unverified", "up for")
+    for name in (*columns, *(("address",) if remote else ("memory", "requests"))):
+        table.add_column(name, no_wrap=name != "address", overflow="fold")
+    for node in nodes:
+        state = "down" if not node["up"] else "ok" if node["healthy"] else "degraded"
+        if _REFUSES in node["reasons"]:
+            state = "refuses"
+        figures = ["", "", ""]
+        more = [node["address"].removeprefix("tcp:")] if remote else []
+        if node["up"]:
+            figures = [
+                volume(node["store_bytes"]),
+                f"{_figure(node, 'bftfs_possible_versions'):.0f}",
+                duration(node["uptime_s"]),
+            ]
+            more = more or [f"{node['memory_bytes'] / 2**20:.0f} MiB", str(node["requests"])]
+        table.add_row(str(node["node"]), state, str(node["pid"] or "-"), *figures, *more)
+    return table
+
+
+def _remarks(nodes: list[dict[str, Any]]) -> list[str]:
+    """What nodes say of themselves and of each other: each sentence once, with who says it."""
+    who: dict[str, list[int]] = {}
+    for node in nodes:
+        for said in (*node["reasons"], *_work(node)):
+            who.setdefault(said, []).append(node["node"])
+    return [
+        f"{'node' if len(numbers) == 1 else 'nodes'} {', '.join(map(str, numbers))}: {said}"
+        for said, numbers in who.items()
+    ]
+
+
+def _availability(report: dict[str, Any]) -> str:
+    """Whether files can be used, and what to do if they cannot."""
+    tolerated, nodes = report["t"], report["nodes"]
+    refusing = sum(_REFUSES in node["reasons"] for node in nodes)
+    if refusing > report["b"]:
+        return (
+            f"client {report['client']} is revoked, or not known yet: {refusing} nodes refuse its "
+            "key; ask as another one (--client), or ask the administrator"
+        )
+    down = [node["node"] for node in nodes if not node["up"]]
+    if not down:
+        return f"all nodes answer; any {tolerated} may fail, {report['b']} of them may lie"
+    if len(down) == len(nodes):
+        return "no node answers; `bftfs up` starts local ones"
+    if report["available"]:
+        return f"{len(down)} down, {tolerated - len(down)} more may fail: files can be used"
+    return (
+        f"{len(down)} down, and only {tolerated} may be: operations wait for "
+        f"{len(down) - tolerated} more of nodes {', '.join(map(str, down))}; `bftfs up` restarts "
+        "local ones"
+    )

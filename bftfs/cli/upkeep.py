@@ -205,7 +205,7 @@ def _print(report: Report) -> None:
         progress = Table.grid(padding=(0, 1))
         bar = ProgressBar(total=1.0, completed=said.progress, width=_BAR_WIDTH // 2)
         progress.add_row(bar, f"{said.progress:.0%}")
-        limit = f"{_volume(said.limit_bytes_per_second)}/s"
+        limit = f"{volume(said.limit_bytes_per_second)}/s"
         table.add_row(
             str(number),
             said.state,
@@ -221,23 +221,25 @@ def _print(report: Report) -> None:
 def _pace(said: WorkStatus) -> str:
     if said.state != "running":
         return ""
-    remaining = "" if said.remaining_s is None else f", {_duration(said.remaining_s)} left"
-    return f"{_volume(said.bytes_per_second)}/s{remaining}"
+    remaining = "" if said.remaining_s is None else f", {duration(said.remaining_s)} left"
+    return f"{volume(said.bytes_per_second)}/s{remaining}"
 
 
 def _figure(name: str, value: int) -> str:
     if name.startswith("bytes "):
-        return f"{_volume(value)} {name.removeprefix('bytes ')}"
+        return f"{volume(value)} {name.removeprefix('bytes ')}"
     return f"{value} {name}"
 
 
-def _volume(size: float) -> str:
+def volume(size: float) -> str:
+    """An amount of bytes, for people."""
     if size < KIB:
         return f"{size:.0f} B"
     return f"{size / MIB:.1f} MiB" if size >= MIB else f"{size / KIB:.1f} KiB"
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """An amount of time, for people."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     if hours:

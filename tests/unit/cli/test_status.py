@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import os
 from dataclasses import replace
+from typing import Any
+
+from rich.console import Console
 
 from bftfs import cluster
 from bftfs.cli.status import (
@@ -15,6 +19,7 @@ from bftfs.cli.status import (
     descriptions,
     pool,
     quorums,
+    tell,
     unverified,
     writers,
 )
@@ -170,3 +175,83 @@ def test_objects_of_the_future_are_named_if_a_correct_node_names_them() -> None:
     assert ahead_inodes([*states, {"node": 5, "up": False}], b=1) == [7, 8]
     assert _ahead(5, [7, 8]).endswith(": 7, 8, 3 more")
     assert _ahead(2, [7, 8]).endswith(": 7, 8")
+
+
+# --- for people --------------------------------------------------------------------------------
+
+
+def report(*nodes: dict[str, Any], mounts: tuple[str, ...] = ()) -> dict[str, Any]:
+    states = [
+        {
+            "address": "unix:/home/ann/.local/share/bftfs/nodes/0/socket",
+            "pid": 4_194_304,
+            "memory_bytes": 48 << 20,
+            "requests": 1_234_567,
+            "uptime_s": 86_400.0 * 9,
+            **each,
+        }
+        for each in nodes
+    ]
+    made = description()
+    return {
+        "n": 6,
+        "t": 1,
+        "b": 1,
+        "client": "local",
+        "nodes": states,
+        "available": sum(not node["up"] for node in states) <= 1,
+        "quorums": quorums(made, states),
+        "degraded": degraded(states),
+        "unverified": unverified(states),
+        "pool": pool(states),
+        "writers": [],
+        "descriptions": [],
+        "ahead": 0,
+        "mounts": [{"pid": 7, "mountpoint": each} for each in mounts],
+    }
+
+
+def told(said: dict[str, Any], *, width: int = 80) -> list[str]:
+    output = io.StringIO()
+    tell(said, Console(file=output, width=width, highlight=False, markup=False))
+    return output.getvalue().splitlines()
+
+
+def test_the_table_fits_80_columns_also_with_a_node_down() -> None:
+    away = "node 0 could not be reached: closed by the node"
+    others = [node(number, reasons=(away,)) for number in range(1, 6)]
+    lines = told(report(node(0, up=False, reasons=("does not answer",)), *others))
+    table = lines[: lines.index("node 0: does not answer")]
+    assert len(table) == 7, "a row each"
+    assert all(len(line) <= 80 and "…" not in line for line in table)
+    assert f"nodes 1, 2, 3, 4, 5: {away}" in lines
+    assert "1 down, 0 more may fail: files can be used" in lines
+
+
+def test_with_nodes_on_other_machines_it_has_their_addresses() -> None:
+    nodes = [node(number) | {"address": f"tcp:192.168.100.{number}:65535"} for number in range(6)]
+    table = told(report(*nodes))[:7]
+    assert all(len(line) <= 80 and "…" not in line for line in table)
+    assert table[1].rstrip().endswith(" 192.168.100.0:65535")
+
+
+def test_of_stopped_nodes_it_says_nothing_that_it_does_not_know() -> None:
+    silent = [node(number, up=False, reasons=("does not answer",)) for number in range(6)]
+    lines = told(report(*silent))
+    assert lines[-2:] == [
+        "nodes 0, 1, 2, 3, 4, 5: does not answer",
+        "no node answers; `bftfs up` starts local ones",
+    ]
+
+
+def test_a_revoked_client_is_told_so() -> None:
+    why = "does not know the client's key (any more)"
+    refusing = [node(number, up=False, reasons=(why,)) for number in range(6)]
+    assert told(report(*refusing))[-1].startswith(
+        "client local is revoked, or not known yet: 6 nodes refuse its key"
+    )
+
+
+def test_nodes_words_are_no_markup() -> None:
+    lines = told(report(*(node(number, reasons=("[red]x[/red]",)) for number in range(6))))
+    assert "nodes 0, 1, 2, 3, 4, 5: [red]x[/red]" in lines
