@@ -7,5 +7,5 @@ this package on the code there.
 
 `tracing` records calls and counts them; `cluster` performs the operations; `lies` follows one false
 reply through a client; `memories` finds the objects that remember it; `text` counts the source;
-`inside` is what runs in the other tree.
+`instructions` counts what an operation executes; `inside` is what runs in the other tree.
 """

@@ -23,11 +23,14 @@ FILE_BYTES = 4096
 class Cluster:
     """Nodes and the clients that use them."""
 
-    def __init__(self, product: Product, *, full: bool = False) -> None:
+    def __init__(self, product: Product, *, full: bool = False, more_types: Any = None) -> None:
+        """With `more_types`, there are objects of these types as well."""
         simulation = product.simulation
         self.product = product
         self.sizes = simulation.Sizes.smallest(t=1, b=1)
         self.types = product.file_system_types()
+        if more_types is not None:
+            self.types |= more_types
         self.world = simulation.World(1)
         self.network = simulation.either("SimulatedNetwork", "Network")(
             self.world, simulation.NetworkFaults()
@@ -73,8 +76,10 @@ class Mount:
         kinds = product.QueryUpdateClient, product.ReadWriteClient
         if any("peers" in signature(kind).parameters for kind in kinds):
             parts["peers"] = product.Peers(parts["quorums"])  # what both know of the nodes
+        self.objects, self.blocks = (_made(kind, parts) for kind in kinds)
         self.files = product.FileSystem(
-            *(_made(kind, parts) for kind in kinds),
+            self.objects,
+            self.blocks,
             None,  # nobody asks how much space there is
             None,  # contents are not encrypted
             root=cluster.root,

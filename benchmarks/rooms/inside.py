@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.errors import BenchmarkError
-from benchmarks.rooms import cluster, lies
+from benchmarks.rooms import cluster, instructions, lies
 from benchmarks.rooms.names import Product
 from benchmarks.rooms.tracing import Figures
 
@@ -33,6 +33,7 @@ class Traced:
     bare: dict[str, dict[str, Any]]
     full: dict[str, dict[str, Any]]
     lies: dict[str, dict[str, Any]]
+    instructions: dict[str, int]
 
 
 def traced(tree: Path) -> Traced:
@@ -71,7 +72,8 @@ def main(tree: str) -> None:
         }
         for kind, full in (("bare", False), ("full", True))
     }
-    json.dump(operations | {"lies": told}, sys.stdout)
+    executed = instructions.count(product, root)
+    json.dump(operations | {"lies": told, "instructions": executed}, sys.stdout)
 
 
 def _figures(found: Figures) -> dict[str, Any]:

@@ -49,6 +49,9 @@ def parts(counted: Report) -> dict[str, dict[str, str]]:
         }
         for part, nodes in _NODES.items()
     }
+    found["Instructions executed by client and nodes together (the latter verify and heal)"] = {
+        name: f"{executed}" for name, executed in counted["instructions"].items()
+    }
     lies = counted["lies"]
     found["A misbehaving node, followed through the client"] = {
         name: f"{each['files']} files ({len(each['on_arrival'])} on arrival), remembered by "
