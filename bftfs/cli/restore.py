@@ -29,6 +29,7 @@ from bftfs.cli.command_session import (
     refusals_explained,
     session_at,
 )
+from bftfs.cli.progress import Progress
 from bftfs.cli.versions import said
 from bftfs.crypto.digest import client_id_of
 from bftfs.crypto.keys import read_identity
@@ -36,7 +37,8 @@ from bftfs.errors import FileSystemError, OperationFailed, UsageError
 from bftfs.filesystem.file_history import Change
 from bftfs.filesystem.time_names import format_time_name
 from bftfs.identifiers import CLIENT_ID_BYTES, ClientId, ObjectId
-from bftfs.printable import printable
+from bftfs.limits import NAME_BYTES
+from bftfs.printable import printable, printable_lines
 from bftfs.restoration.changes import ChangeLog, Slot, audited, read_changes, unreadable
 from bftfs.restoration.restore import Counts, PathStatus, Restoring
 from bftfs.restoration.undo import Undo
@@ -55,6 +57,8 @@ def restore(path: str, target: Path | None, delete: bool) -> None:
 
     Objects that were made in a tree since then stay, unless --delete is given. Restoring makes new
     versions like any other change, and can be undone in the same way.
+
+    Example: bftfs restore report.txt@yesterday
     """
     with session_at(path) as session:
         located = session.locate(path)
@@ -64,7 +68,19 @@ def restore(path: str, target: Path | None, delete: bool) -> None:
             )
         destination = located.path if target is None else target.absolute()
         before = format_time_name(int(time.time() * 1e6))
-        counts = restore_tree(session, located, destination, delete=delete)
+        words = f"restore{' --delete' * delete}"
+        to = "" if target is None else f" --to {quoted(str(target))}"
+        at = f"{located.path}@{format_time_name(located.time_us)}"
+        back = f"bftfs restore --delete {quoted(f'{destination}@{before}')}"
+        is_new = not os.path.lexists(destination)
+        counts = restore_tree(
+            session,
+            located,
+            destination,
+            delete=delete,
+            go_on=f"bftfs {words} {quoted(at)}{to}",
+            go_back=f"rm -r {quoted(str(destination))}" if is_new else back if not to else None,
+        )
     shown = printable(str(destination))
     click.echo(f"{shown}: as of {format_time_name(located.time_us)}: {counts}")
     if target is None and counts:
@@ -77,7 +93,13 @@ def restore(path: str, target: Path | None, delete: bool) -> None:
 @click.option("--to", "target", type=Path, default=None, help="Write it here instead of in place.")
 @click.option("--list", "listing", is_flag=True, help="List objects removed from directory PATH.")
 def undelete(path: str, target: Path | None, listing: bool) -> None:
-    """Bring back the last file or tree at PATH, as it was when it was removed."""
+    """Bring back the last file or tree at PATH, as it was when it was removed.
+
+    A tree appears at PATH when it is whole; until then it is in `.NAME.undeleting`. Interrupted,
+    the same command goes on.
+
+    Example: bftfs undelete ~/bftfs/photos
+    """
     with session_at(path) as session:
         if listing:
             _list_removed(session, absolute(path))
@@ -90,11 +112,30 @@ def undelete(path: str, target: Path | None, listing: bool) -> None:
             )
         located = _last_seen(session, full, gone_us)
         destination = full if target is None else target.absolute()
-        counts = restore_tree(session, located, destination, delete=False)
+        is_staged = target is None and located.attributes.is_directory
+        staged = unfinished(destination) if is_staged else destination
+        is_ours = is_staged or not os.path.lexists(staged)
+        counts = restore_tree(
+            session,
+            located,
+            staged,
+            delete=False,
+            go_on="the same command",
+            go_back=f"rm -r {quoted(str(staged))}" if is_ours else None,
+        )
+        if is_staged:
+            staged.rename(destination)
     click.echo(
         f"{printable(str(destination))}: as it was when it was removed, "
         f"{format_time_name(gone_us)}: {counts}"
     )
+
+
+def unfinished(path: Path) -> Path:
+    """Where a tree is made that shall stand at `path` when it is whole."""
+    end = b".undeleting"
+    name = b"." + os.fsencode(path.name)[: NAME_BYTES - len(end) - 1] + end
+    return path.with_name(os.fsdecode(name))
 
 
 def _last_seen(session: CommandSession, path: Path, gone_us: int) -> Located:
@@ -144,19 +185,36 @@ def quoted(text: str) -> str:
 
 
 def restore_tree(
-    session: CommandSession, located: Located, target: Path, *, delete: bool
+    session: CommandSession,
+    located: Located,
+    target: Path,
+    *,
+    delete: bool,
+    go_on: str,
+    go_back: str | None,
 ) -> Counts:
-    """Make `target` equal to `located`."""
-    restoring = Restoring(session.view, PathTarget(target), located.time_us)
-    try:
-        with refusals_explained(located.shown):
-            session.perform(restoring.restore(located.node, delete=delete))
-    except OSError as error:
-        raise UsageError(
-            f"{error.filename or target}: {error.strerror}; "
-            f"what was restored so far: {restoring.counts}",
-            exit_code=1,
-        ) from None
+    """Make `target` equal to `located`.
+
+    Who interrupts it, or whom an error stops, is told what has been done, how to `go_on`, and how
+    to `go_back`, if that is possible.
+    """
+    with Progress("restored") as progress:
+        restoring = Restoring(session.view, PathTarget(target), located.time_us, told=progress)
+
+        def so_far() -> str:
+            back = "" if go_back is None else f"; go back with: {go_back}"
+            return f"{progress}: {restoring.counts}; go on with: {go_on}{back}"
+
+        try:
+            with refusals_explained(located.shown):
+                session.perform(restoring.restore(located.node, delete=delete))
+        except OSError as error:
+            raise UsageError(
+                f"{error.filename or target}: {error.strerror}; {so_far()}", exit_code=1
+            ) from None
+        except KeyboardInterrupt:
+            click.echo(printable_lines(f"\nbftfs: {so_far()}"), err=True)
+            raise
     return restoring.counts
 
 
@@ -358,14 +416,17 @@ def undo(path: str, client: str, since: str, dry_run: bool) -> int:
     """Take back what a client has changed below PATH since a time; keep what others did.
 
     Where both have changed the same thing, what is there stays, and what was there before the
-    client's change is put beside it. Ends with 1 if there are such conflicts.
+    client's change is put beside it. Ends with 1 if there are such conflicts. Interrupted, the same
+    command goes on.
+
+    Example: bftfs undo team --client laptop --since '2 hours ago' --dry-run
     """
     with session_at(path) as session:
         log = _read_changes(session, path, client, since)
         before = format_time_name(int(time.time() * 1e6))
         steps = session.perform(Undo(session.view, log, label=client).steps())
         failed = 0
-        for step in steps:
+        for number, step in enumerate(steps):
             mark = "conflict: " if step.conflict else ""
             try:
                 if step.perform is not None and not dry_run:
@@ -374,6 +435,13 @@ def undo(path: str, client: str, since: str, dry_run: bool) -> int:
             except (FileSystemError, OperationFailed) as failure:
                 failed += 1
                 click.echo(f"not done: {step.what} ({printable(str(failure))})")
+            except KeyboardInterrupt:
+                click.echo(
+                    f"\nbftfs: {number} of {len(steps)} taken back; the same command goes on; what "
+                    f"was before this: .history/{before}",
+                    err=True,
+                )
+                raise
     conflicts = sum(step.conflict for step in steps)
     done = "would be taken back" if dry_run else "taken back"
     click.echo(
@@ -391,15 +459,18 @@ def undo(path: str, client: str, since: str, dry_run: bool) -> int:
 def _read_changes(session: CommandSession, path: str, client: str, since: str) -> ChangeLog:
     root = session.locate(path)
     whose, since_us = _client_called(session, client), session.time(since)
-    reading = read_changes(
-        session.view,
-        root.identifier,
-        path=printable(str(root.path)),
-        client=whose,
-        since_us=since_us,
-    )
     try:
-        return session.perform(reading)
+        with Progress("looked at") as progress:
+            return session.perform(
+                read_changes(
+                    session.view,
+                    root.identifier,
+                    path=printable(str(root.path)),
+                    client=whose,
+                    since_us=since_us,
+                    told=progress,
+                )
+            )
     except FileSystemError as refusal:
         raise UsageError(
             f"you may not read everything there ({refusal}): run this as root", exit_code=1

@@ -12,6 +12,7 @@ import click
 
 from bftfs.cli.command_session import CommandSession, refusals_explained, session_at
 from bftfs.cli.options import json_option
+from bftfs.cli.progress import Progress
 from bftfs.cli.times import says_time
 from bftfs.cli.versions import diff
 from bftfs.errors import FileSystemError, UsageError
@@ -84,8 +85,12 @@ def set_(path: str, policy: str, only: bool) -> None:
 
 def _apply(session: CommandSession, objects: list[ObjectId], policy: Policy) -> int:
     """Set the policy of all `objects`. Gives the number of refusals."""
+    given = 0
 
     async def give(identifier: ObjectId) -> bool:
+        nonlocal given
+        given += 1
+        progress(given, len(objects))
         try:
             await session.history.set_retention(identifier, policy, session.who)
         except FileSystemError as refusal:
@@ -94,8 +99,9 @@ def _apply(session: CommandSession, objects: list[ObjectId], policy: Policy) -> 
             return refusal.code == errno.ESTALE  # it is gone meanwhile
         return True
 
-    given = session.perform(in_batches([partial(give, each) for each in objects]))
-    return given.count(False)
+    with Progress("set the policy of") as progress:
+        answers = session.perform(in_batches([partial(give, each) for each in objects]))
+    return answers.count(False)
 
 
 # --- snapshots --------------------------------------------------------------------------------

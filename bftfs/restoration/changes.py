@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import errno
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain, count, takewhile
@@ -60,6 +60,8 @@ from bftfs.query_update.history import LogicalTimestamp
 from bftfs.read_write.authorship import Authored
 from bftfs.read_write.timestamp import BlockTimestamp
 from bftfs.restoration.viewpoint import Viewpoint
+
+_BATCH: Final = 256  # objects that are looked at until the caller hears of it
 
 # Methods by the roles of their objects: the directories come first.
 _RENAMES: Final = (RENAME, RELOCATE)
@@ -273,9 +275,17 @@ def creates(change: Change) -> bool:
 
 
 async def read_changes(
-    view: Viewpoint, root: ObjectId, *, path: str, client: ClientId, since_us: int
+    view: Viewpoint,
+    root: ObjectId,
+    *,
+    path: str,
+    client: ClientId,
+    since_us: int,
+    told: Callable[[int], None] = lambda _: None,
 ) -> ChangeLog:
     """All changes since then below `root`, which stands at `path`.
+
+    `told` hears now and then how many objects have been looked at.
 
     Raises FileSystemError if the user may not read everything.
     """
@@ -283,7 +293,11 @@ async def read_changes(
     level = [root]
     seen = set(level)
     while level:
-        visits = await in_batches([partial(_visit, view, each, since_us) for each in level])
+        visits = []
+        for position in range(0, len(level), _BATCH):
+            batch = level[position : position + _BATCH]
+            visits += await in_batches([partial(_visit, view, each, since_us) for each in batch])
+            told(len(seen) - len(level) + len(visits))
         found: list[ObjectId] = []
         for identifier, (changes, nodes) in zip(level, visits, strict=True):
             if changes:

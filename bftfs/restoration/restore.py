@@ -101,7 +101,16 @@ class Counts(Counter[str]):
 class Restoring:
     """The restore of one tree. `counts` is right at any moment, also after a failure."""
 
-    def __init__(self, view: Viewpoint, target: Target, time_us: int | None) -> None:
+    def __init__(
+        self,
+        view: Viewpoint,
+        target: Target,
+        time_us: int | None,
+        *,
+        told: Callable[[int, int], None] = lambda *_: None,
+    ) -> None:
+        """`told` hears after each object how many are done, of how many."""
+        self._told = told
         self._view = view
         self._target = target
         self._time_us = time_us
@@ -115,8 +124,9 @@ class Restoring:
         tree = {"": top}
         if top.attributes.is_directory:
             tree = await view.tree(top, self._time_us)
-        for path in sorted(tree):
+        for done, path in enumerate(sorted(tree), 1):
             await self._restore(path, tree[path])
+            self._told(done, len(tree))
         if delete and top.attributes.is_directory:
             await self._remove_others("", tree)
         for path in sorted(tree, reverse=True):  # making entries has changed their times

@@ -10,6 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from bftfs.cli.main import main
+from bftfs.cli.restore import PathTarget
+from bftfs.restoration.viewpoint import Reading
 from tests.end_to_end.cluster import Cluster, bftfs
 from tests.end_to_end.expectations import BLOCK, payload
 from tests.end_to_end.test_history import HISTORY, change_something, now, snapshot_of
@@ -86,6 +89,42 @@ def test_what_is_gone_has_a_log_and_can_be_brought_back(directory: Path, cluster
     assert "-- before that, the name stood for another object:" in bftfs("log", tree / "a" / "file")
     assert "exists" in fails("undelete", tree)
     assert "nothing ever had this name" in fails("undelete", directory / "never")
+
+
+def test_an_interrupted_undelete_goes_on(
+    directory: Path,
+    cluster: Cluster,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    tree = directory / "tree"
+    tree.mkdir()
+    for name in "abcd":
+        (tree / name).write_text(name)
+    time.sleep(0.01)
+    before = snapshot_of(tree)
+    subprocess.run(["rm", "-r", tree], check=True)
+    write = PathTarget.write
+
+    async def interrupted(target: PathTarget, path: str, reading: Reading) -> None:
+        if path == "c":
+            raise KeyboardInterrupt
+        await write(target, path, reading)
+
+    monkeypatch.setattr(PathTarget, "write", interrupted)
+    with pytest.raises(SystemExit) as ended:
+        main(["undelete", str(tree)])
+    assert ended.value.code == 130
+    said = capsys.readouterr().err
+    assert "restored 3 of 5: 3 made; go on with: the same command; go back with: rm -r '" in said
+    assert not tree.exists()
+    monkeypatch.undo()
+    assert "2 made" in bftfs("undelete", tree)
+    after = snapshot_of(tree)
+    assert {path: seen[:4] + seen[5:] for path, seen in after.items()} == {
+        path: seen[:4] + seen[5:] for path, seen in before.items()
+    }
+    assert os.listdir(directory) == ["tree"]
 
 
 def test_cat_prints_what_was_byte_for_byte(directory: Path, cluster: Cluster) -> None:
