@@ -18,7 +18,8 @@ refuse whatever leaves it behind, and are too few for it to be repaired.
    compared everything it goes on so, and tells others that it does not remember.
 3. What a server knows to be established, and neither b + 1 (itself included) know to be, nor a
    repairable set has, gives way: it drops the object, and takes it from the others. It does so if
-   it recovers by rule 2; and at all times if b + 1 others say that this version is dead. Neither
+   it recovers by rule 2; and at all times if b + 1 others say that this version is dead, or a
+   quorum of them has a later one that is not built on it. None of this
    can be while at most t servers are faulty: of an established version any q histories show a
    repairable set (4.3), and no benign server finds it dead.
 
@@ -32,7 +33,7 @@ from __future__ import annotations
 
 from bftfs.asking.quorum import Nodes, QuorumSystem
 from bftfs.identifiers import NodeId, ObjectId
-from bftfs.query_update.classification import sharing
+from bftfs.query_update.classification import shared_candidates, sharing
 from bftfs.query_update.history import (
     ZERO,
     Candidate,
@@ -82,6 +83,16 @@ def is_known_established(candidate: Candidate, view: StorageView) -> bool:
     return any(
         Replica(view, name).verdict(candidate.timestamp) is Verdict.ESTABLISHED
         for name in candidate.objects
+    )
+
+
+def is_left_behind(
+    history_set: CulledObjectHistorySet, timestamp: LogicalTimestamp, quorums: QuorumSystem
+) -> bool:
+    """True if a quorum has gone on from before this version: it is not on their chain."""
+    return any(
+        quorums.is_quorum(nodes) and candidate.conditioned_on < timestamp < candidate.timestamp
+        for candidate, nodes in shared_candidates(history_set, quorums)
     )
 
 

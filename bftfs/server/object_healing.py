@@ -85,6 +85,7 @@ from bftfs.server import lives
 from bftfs.server.contradictions import (
     bases,
     is_known_established,
+    is_left_behind,
     is_shared,
     known_established,
     too_many_forgot,
@@ -504,6 +505,8 @@ class ObjectHealer:
         me = NOBODY.plus(self._node)
         if established == ZERO or is_shared(history_set, established, self._quorums, me):
             return False
+        if is_left_behind(history_set, established, self._quorums):
+            return True
         saying = await self._saying(established, objects)
         if self._quorums.includes_benign(saying[Verdict.DEAD]):
             return True

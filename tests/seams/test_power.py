@@ -147,6 +147,32 @@ def test_the_root_directory_is_not_stuck(back: tuple[int, ...]) -> None:
     assert other.read(kept).rstrip("\0") == "what was there before"
 
 
+@pytest.mark.parametrize("keeps", [0, 4])
+@pytest.mark.parametrize("says_so", [False, True])
+def test_an_object_that_all_others_have_forgotten_whole_gives_way(
+    keeps: int, says_so: bool
+) -> None:
+    """One node knows that it is established; nobody updates it any more, and another node fails."""
+    world = World()
+    user = world.user("user")
+    copies = {node: world.copy_of(node) for node in range(6) if node != keeps}
+    for _ in range(2):
+        update = user.objects.update((COUNTER,), "counter.increment", Increment(1), user.who)
+        user.run(update, within_us=WITHIN_US)
+    world.lose_power(copies, says_so=says_so)
+    world.run_for(2 * HEALED_US)
+    world.nodes[(keeps + 1) % 5].crash(down_us=None)
+    other = world.user("other")
+    query = other.objects.query((COUNTER,), "counter.fetch", Fetch(), other.who)
+    assert other.run(query, within_us=WITHIN_US).answer.value == 0
+
+
+def test_must_fail_nodes_that_hear_only_who_calls_it_dead(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(object_healing, "is_left_behind", lambda *_: False)
+    with pytest.raises(AssertionError):
+        test_an_object_that_all_others_have_forgotten_whole_gives_way(4, says_so=False)
+
+
 class Made:
     """A directory was made a moment ago, then files beside it. Two nodes do not lose that.
 
