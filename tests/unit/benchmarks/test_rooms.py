@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from benchmarks.rooms import text
+from benchmarks.rooms import instructions, text
 from benchmarks.rooms.__main__ import main
 from benchmarks.rooms.memories import Memory, learned
 from benchmarks.rooms.tracing import Figures, Recorder, figures, first
@@ -263,6 +263,25 @@ def test_the_operations_of_this_tree(tmp_path: Path) -> None:
         assert each["functions"] == sum(each["passed"].values())
     for lie in counted["lies"].values():
         assert lie["memories"]
+    assert all(executed > 0 for executed in counted["instructions"].values())
+
+
+def test_instructions_of_the_product_are_counted(tmp_path: Path) -> None:
+    def executed(file: str, source: str) -> int:
+        path = tmp_path / file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(source)
+        names: dict[str, Any] = {}
+        exec(compile(source, str(path), "exec"), names)
+        counter = instructions.Counter(tmp_path)
+        with counter.counting():
+            names["work"]()
+        return counter.executed
+
+    short = executed("bftfs/short.py", "def work(): return 1")
+    assert 0 < short < executed("bftfs/long.py", "def work(): return sum(range(3)) + 1")
+    assert executed("bftfs/simulation/short.py", "def work(): return 1") == 0
+    assert executed("other/short.py", "def work(): return 1") == 0
 
 
 def test_a_tree_that_cannot_be_traced(tmp_path: Path) -> None:
