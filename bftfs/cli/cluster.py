@@ -155,6 +155,10 @@ def init(
 
     Then copy DATA/nodes/I and DATA/cluster.toml* to the machine of node I, and run
     `bftfs node run` there.
+
+    Example: bftfs cluster init --data /srv/files --node tcp:10.0.0.1:7000 --node
+    tcp:10.0.0.2:7000 --node tcp:10.0.0.3:7000 --node tcp:10.0.0.4:7000 --node tcp:10.0.0.5:7000
+    --node tcp:10.0.0.6:7000
     """
     t = byzantine if faulty is None else faulty
     needed = smallest_cluster(t=t, b=byzantine)
@@ -193,7 +197,10 @@ def init(
 )
 @click.option("--read-only", is_flag=True, help="May only read.")
 def add_client(directory: DataDirectory, name: str, uids: tuple[int, ...], read_only: bool) -> None:
-    """Make a key and a grant for client NAME, and sign the new description."""
+    """Make a key and a grant for client NAME, and sign the new description.
+
+    Example: bftfs cluster add-client alice --uid 1000
+    """
     description = description_files.load(directory.description)
     administrator = keys.read_identity(directory.administrator_key)
     grant = Grant(uids=uids or None, write=not read_only)
@@ -208,7 +215,10 @@ def add_client(directory: DataDirectory, name: str, uids: tuple[int, ...], read_
 @data_option
 @click.argument("name")
 def revoke_client(directory: DataDirectory, name: str) -> None:
-    """Revoke client NAME's right to connect, at once."""
+    """Revoke client NAME's right to connect, at once.
+
+    Example: bftfs cluster revoke-client alice
+    """
     description = description_files.load(directory.description).without_client(name)
     told = _announce(directory, description, keys.read_identity(directory.administrator_key))
     click.echo(f"Client {name} may not connect any more; {told} running nodes have cut it off.")
@@ -237,7 +247,10 @@ def _remind_of_others(description: ClusterDescription) -> None:
 @cluster.command()
 @data_option
 def sign(directory: DataDirectory) -> None:
-    """Sign cluster.toml after editing it by hand."""
+    """Sign cluster.toml after editing it by hand.
+
+    Example: bftfs cluster sign
+    """
     edited = description_files.load_unsigned(directory.description)
     description = replace(edited, serial=edited.serial + 1)
     _announce(directory, description, keys.read_identity(directory.administrator_key))
@@ -248,7 +261,10 @@ def sign(directory: DataDirectory) -> None:
 @cluster.command()
 @data_option
 def show(directory: DataDirectory) -> None:
-    """Print the nodes and clients of the cluster."""
+    """Print the nodes and clients of the cluster.
+
+    Example: bftfs cluster show
+    """
     description = description_files.load(directory.description)
     console = Console(highlight=False)
     sizes, blocks = description.query_update, description.read_write
@@ -439,7 +455,10 @@ def _listens(address: str) -> bool:
 @data_option
 @click.option("--destroy", is_flag=True, help="Delete all of its data and keys afterwards.")
 def down(directory: DataDirectory, destroy: bool) -> None:
-    """Unmount a local cluster and stop its nodes. The data stays."""
+    """Unmount a local cluster and stop its nodes. The data stays.
+
+    Example: bftfs down
+    """
     description = description_files.load(directory.description)
     for mountpoint in processes.mounts_of(directory):
         processes.unmount_path(directory, mountpoint)

@@ -66,6 +66,8 @@ def inspect(path: str, data: Path | None, client: str, blocks: str | None, as_js
     """Show the objects and blocks of PATH, their nodes, and how many faults they survive.
 
     Writes that were not closed or synced are not seen. Exit code 1 if something cannot be read now.
+
+    Example: bftfs inspect report.txt
     """
     opened = session_at(path) if data is None else session_of(data, client=client)
     with opened as session:

@@ -30,6 +30,8 @@ def mend(path: str) -> None:
     left of what was made in the last second. `ls` shows it, and everything else fails with "Stale
     file handle". If a quorum of nodes has nothing that it stands for, this removes it. `bftfs log`
     of the directory shows that.
+
+    Example: bftfs mend report.txt
     """
     with session_at(path) as session:
         full = absolute(path)

@@ -163,6 +163,8 @@ def mount(
 
     Options: close-to-open (the default) or strict, ro, hard (the default) or soft, allow_other,
     client=NAME, and those of mount(8).
+
+    Example: bftfs mount --data /srv/files -o client=alice,soft /mnt/files
     """
     mountpoint = mountpoint.absolute()
     if at is not None:
@@ -189,7 +191,10 @@ def _time_of_mount(text: str) -> int | None:
 @click.command()
 @click.argument("mountpoint", type=Path)
 def unmount(mountpoint: Path) -> None:
-    """Unmount, after writing all data to the nodes, as `umount` and `fusermount3 -u` do."""
+    """Unmount, after writing all data to the nodes, as `umount` and `fusermount3 -u` do.
+
+    Example: bftfs unmount /mnt/files
+    """
     mountpoint = mountpoint.absolute()
     for mounted in mounts():
         if mounted.kind == FILE_SYSTEM_TYPE and mounted.path == mountpoint:

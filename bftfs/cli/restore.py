@@ -335,6 +335,8 @@ def audit(path: str, client: str, since: str, as_json: bool) -> None:
     """List what a client has changed below PATH since a time, and what others built on it.
 
     Reads what it has written to files, and marks changes that have named what cannot be read.
+
+    Example: bftfs audit team --client laptop --since '2 hours ago'
     """
     with session_at(path) as session:
         log = _read_changes(session, path, client, since)

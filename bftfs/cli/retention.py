@@ -34,7 +34,10 @@ def retention() -> None:
 @click.argument("path", metavar="PATH")
 @json_option
 def show(path: str, as_json: bool) -> None:
-    """The policy of a file or directory."""
+    """The policy of a file or directory.
+
+    Example: bftfs retention show photos
+    """
     with session_at(path) as session:
         located = session.locate(path)
         policy = session.perform(session.history.retention(located.identifier, session.who))
@@ -57,6 +60,8 @@ def set_(path: str, policy: str, only: bool) -> None:
     without one: `all 30d, hourly 60d, daily 1y, weekly`. `none` (or 0) keeps only the detection
     window. Without a policy, all versions are kept until a node is short of room. A change
     takes effect once the detection window has passed.
+
+    Example: bftfs retention set photos 'all 30d, daily 1y'
     """
     chosen = parse_policy(policy)
     with session_at(path) as session:
@@ -117,7 +122,10 @@ def snapshot() -> None:
 @click.argument("name")
 @click.option("--at", default=None, help="A time in the past. [default: now]")
 def create(mountpoint: str, name: str, at: str | None) -> None:
-    """Give a time a name. The snapshot has all writes that were closed or synced by then."""
+    """Give a time a name. The snapshot has all writes that were closed or synced by then.
+
+    Example: bftfs snapshot create . before-the-upgrade
+    """
     with session_at(mountpoint) as session:
         if not name or "/" in name or says_time(name, now_us=session.now_us):
             raise UsageError(f"{name!r}: {_WHY_NOT[errno.EINVAL]}")
@@ -147,7 +155,10 @@ def _push(session: CommandSession) -> None:
 @click.argument("mountpoint", metavar="[MOUNT]", default=".")
 @json_option
 def list_(mountpoint: str, as_json: bool) -> None:
-    """All snapshots, the oldest first."""
+    """All snapshots, the oldest first.
+
+    Example: bftfs snapshot list
+    """
     with session_at(mountpoint) as session:
         found = session.perform(session.history.snapshots(session.who))
     rows = [
@@ -170,7 +181,10 @@ def list_(mountpoint: str, as_json: bool) -> None:
 @click.argument("mountpoint", metavar="MOUNT")
 @click.argument("name")
 def delete(mountpoint: str, name: str) -> None:
-    """Delete a snapshot's name. The versions that it showed are kept as retention says."""
+    """Delete a snapshot's name. The versions that it showed are kept as retention says.
+
+    Example: bftfs snapshot delete . before-the-upgrade
+    """
     with session_at(mountpoint) as session, refusals_explained(name, _WHY_NOT):
         session.perform(session.history.delete_snapshot(os.fsencode(name), session.who))
 
@@ -182,7 +196,10 @@ def delete(mountpoint: str, name: str) -> None:
 @click.option("--brief", "-q", is_flag=True, help="Print the paths that differ, not how.")
 @click.pass_context
 def diff_(context: click.Context, path: str, old: str, new: str | None, brief: bool) -> int:
-    """Show what changed below PATH between two snapshots, or from one until now."""
+    """Show what changed below PATH between two snapshots, or from one until now.
+
+    Example: bftfs snapshot diff . before-the-upgrade
+    """
     later = None if new is None else f"@{new}"
     old = f"{Path(path)}@{old}"
     code: int = context.invoke(diff, old=old, new=later, brief=brief, as_json=False)

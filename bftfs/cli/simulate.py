@@ -130,6 +130,8 @@ def simulate(
     clients, all drawn from a seed; checkers judge what the clients saw and what the disks hold. The
     same seed gives the same run: the command that replays a failure is printed with it. A seed that
     fails is made smaller, as long as it goes on failing in the same way.
+
+    Example: bftfs simulate --count 300
     """
     if rounds is not None:
         return _twins(rounds)

@@ -70,8 +70,13 @@ def _group(work: str, purpose: str, does: str) -> click.Group:
         if own_option is not None:
             run = own_option(run)
         run = data_option(_node(json_option(run)))
-        group.add_command(click.command(verb, help=text.format(does=does))(run))
+        group.add_command(click.command(verb, help=_help(text.format(does=does), work, verb))(run))
     return group
+
+
+def _help(text: str, work: str, verb: Verb) -> str:
+    rest = {"start": " --wait", "throttle": " 8MiB", "status": " --watch"}.get(verb, "")
+    return f"{text}\n\nExample: bftfs {work} {verb}{rest}"
 
 
 def _run(

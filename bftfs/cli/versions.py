@@ -165,6 +165,7 @@ def _row(session: CommandSession, identifier: ObjectId, change: Change) -> dict[
         "time": format_time_name(change.time_us),
         "object": identifier.hex(),
         "client": session.client_name(change.client),
+        "client_id": change.client.hex(),
         "uid": change.operation.uid,
         "operation": said(change),
         "size": None if attributes is None or is_directory else attributes.size,
@@ -179,7 +180,10 @@ def _row(session: CommandSession, identifier: ObjectId, change: Change) -> dict[
 @click.command()
 @click.argument("path", metavar="PATH@TIME")
 def cat(path: str) -> None:
-    """Print a file as it was at a time, or as a snapshot shows it."""
+    """Print a file as it was at a time, or as a snapshot shows it.
+
+    Example: bftfs cat report.txt@yesterday
+    """
     with session_at(path) as session:
         located = session.locate(path)
         _require_file(located)
@@ -406,7 +410,10 @@ def _joined(name: str, path: str) -> str:
               help="Versions to look back.")  # fmt: skip
 @json_option
 def annotate(path: str, count: int, as_json: bool) -> None:
-    """Show, for each line of a text file, the version that it comes from, and its client."""
+    """Show, for each line of a text file, the version that it comes from, and its client.
+
+    Example: bftfs annotate report.txt
+    """
     with session_at(path) as session:
         located = session.locate(path)
         _require_file(located)

@@ -55,6 +55,7 @@ def test_the_log_of_a_file_goes_across_renames(directory: Path, cluster: Cluster
     ]
     assert [row["size"] for row in reversed(log)] == [0, 3, 3, 3, 0, 5]
     assert {row["client"] for row in log} == {"local"}
+    assert {len(row["client_id"]) for row in log} == {32}, "as `bftfs audit` takes it"
     assert {row["uid"] for row in log} == {0}
     times = [row["time"] for row in log]
     assert times == sorted(set(times), reverse=True)
