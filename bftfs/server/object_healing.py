@@ -379,7 +379,9 @@ class ObjectHealer:
         complete = await self._take_what_is_shared(host, name, heard)
         if complete and not heard.makes_do:
             return True
-        complete |= await self._believe(host, name, heard.history_set)
+        believed = await self._believe(host, name, heard.history_set)
+        # To a server that recovers, that is no reason not to wait for something later that r have.
+        complete |= believed and (heard.makes_do or not self._recovery.rebuilding)
         if not await self._gives_way(host, name, heard):
             return complete
         row = await look(host, partial(_row, name))
