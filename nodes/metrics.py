@@ -161,9 +161,9 @@ def resident_bytes() -> int:
 
 
 REBUILDING = (
-    "it has forgotten something (its store was lost, or its machine failed before all was synced), "
-    "and compares everything with the other nodes: until then it counts as one of those that the "
-    "cluster tolerates"
+    "it has forgotten something (its store was lost, or is an older copy, or its machine failed "
+    "before all was synced), and compares everything with the other nodes: until then it counts as "
+    "one of those that the cluster tolerates"
 )
 MADE_DO = (
     "more nodes than the cluster tolerates have forgotten something at the same time: what too few "

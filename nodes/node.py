@@ -32,6 +32,7 @@ from bftfs.runtime.process import collect_rarely, keep_freed_memory, log_file
 from bftfs.runtime.sockets import forget, listen
 from bftfs.server.comparison import Comparison
 from bftfs.server.dispatcher import Dispatcher
+from bftfs.server.known_runs import laid_down
 from bftfs.server.own_clock import OwnClock
 from bftfs.server.recovery import Recovery
 from bftfs.server.room import Room
@@ -54,6 +55,7 @@ from nodes.store_directory import (
     note_unsynced,
     resumed,
 )
+from nodes.store_place import place_of
 
 FREED_BYTES_KEPT = 16 * MIB  # a batch of blocks
 DESCRIPTORS_BESIDE_CONNECTIONS = 256  # for store, peers, metrics
@@ -165,6 +167,7 @@ def run(directory: NodeDirectory, description_file: Path, protocols: Protocols) 
             durability=configuration.durability,
             capacity_bytes=configuration.capacity_bytes,
         )
+        recovery.place = place_of(directory.store)
         note_unsynced(directory, configuration.durability)
         stack.callback(_close, store, directory)
         tally = LoopTally()
@@ -250,7 +253,15 @@ def run(directory: NodeDirectory, description_file: Path, protocols: Protocols) 
             logger.warning("rebuilding", reason=REBUILDING)
         collect_rarely()
         loop.run()
+        _lay_down(store, recovery)
         logger.info("stopped", requests=sum(tally.requests.values()), commits=tally.commits)
+
+
+def _lay_down(store: Store, recovery: Recovery) -> None:
+    """Note that nothing is accepted any more: from now on a copy of the store has all there is."""
+    with contextlib.suppress(StoreFull, StepAgain), store.batch() as batch:
+        batch.apply(laid_down(batch, recovery.place))
+        batch.commit()
 
 
 def _close(store: Store, directory: NodeDirectory) -> None:

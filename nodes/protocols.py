@@ -33,6 +33,7 @@ from bftfs.server.object_healing import ObjectHealer
 from bftfs.server.own_clock import OwnClock
 from bftfs.server.recovery import Recovery
 from bftfs.server.room import ClientQuota, Room
+from bftfs.server.runs import Runs
 from bftfs.server.tally import Figure, figures
 from bftfs.server.worker import healing_throttle
 from nodes.configuration import NodeConfiguration
@@ -119,6 +120,7 @@ def honest_services(
         peers,
         # A node without peers has nothing to heal from.
         (
+            Runs(node, peers, keys, recovery, report=_report_copy),
             clock_comparison,
             verifier,
             finisher,
@@ -214,6 +216,10 @@ def _scrubbing_state(scrubber: scrubbing.Scrubber, now_us: int) -> PassState:
 
 def _report(table: str, damaged: int) -> None:
     structlog.get_logger().warning("damaged", table=table, rows=damaged)
+
+
+def _report_copy(reason: str) -> None:
+    structlog.get_logger().warning("forgotten", reason=reason)
 
 
 def _report_clock(reason: str) -> None:

@@ -2,6 +2,7 @@
 
     data.mdb   LMDB's file, one named database per table of `bftfs.storage`
     journal    the write-ahead log (`nodes.journal`)
+    place      tells the directory from copies of it (`nodes.store_place`)
     damaged    there only if this store must not be used any more; says why
 
 The lock file is beside the directory, so it stays when the directory is moved away or lost. It

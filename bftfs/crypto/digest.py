@@ -70,6 +70,7 @@ cluster_digest = _tagged(b"bftfs.cluster")
 # What a server signs to show which life it lives.
 LIFE_DIGEST = _tagged(b"bftfs.life")(b"")
 
+_run = _tagged(b"bftfs.run")
 _voucher = _tagged(b"bftfs.voucher")
 _replica_history = _tagged(b"bftfs.history")
 _deduction = _tagged(b"bftfs.deduction")
@@ -112,6 +113,11 @@ def fragment_digest(fragment: Body | bytearray) -> Digest:
 def data_of(fragment: Body) -> bytes | memoryview:
     """The bytes of a fragment, hashed or not."""
     return fragment.data if isinstance(fragment, HashedFragment) else fragment
+
+
+def run_digest(number: bytes) -> Digest:
+    """The input of the MACs by which a server shows that it has begun a run."""
+    return _run(number)
 
 
 def voucher_digest(*, block: BlockId, timestamp: bytes) -> Digest:

@@ -13,7 +13,7 @@ from msgspec import Meta
 
 from bftfs import limits
 from bftfs.asking.refusal import Refused
-from bftfs.crypto.digest import DIGEST_BYTES
+from bftfs.crypto.digest import DIGEST_BYTES, authenticator_bytes
 from bftfs.identifiers import OBJECT_ID_BYTES
 from bftfs.query_update.history import (
     TIMESTAMP_BYTES,
@@ -50,6 +50,7 @@ NodesField: TypeAlias = Annotated[
 AuthenticatorsOfAllField: TypeAlias = Annotated[
     tuple[AuthenticatorField, ...], Meta(max_length=limits.NODES)
 ]
+RunField: TypeAlias = Annotated[bytes, Meta(max_length=8 + authenticator_bytes(limits.NODES))]
 HistoriesField: TypeAlias = Annotated[tuple[HistoryField, ...], _SOME_OBJECTS]
 AuthenticatorsField: TypeAlias = Annotated[tuple[AuthenticatorField, ...], _SOME_OBJECTS]
 PrefixField: TypeAlias = Annotated[bytes, Meta(min_length=1, max_length=limits.STATE_KEY_BYTES)]
@@ -198,6 +199,14 @@ class LifeRequest(Message, frozen=True, tag=0x19):
     """
 
     proof: AuthenticatorField
+
+
+class RunRequest(Message, frozen=True, tag=0x1D):
+    """From node to node: which runs do you know of? With the proof that the sender has begun one,
+    if it has.
+    """
+
+    proof: RunField
 
 
 class CatalogueRequest(Message, frozen=True, tag=0x1B):
@@ -378,6 +387,12 @@ class LifeReply(Message, frozen=True, tag=0x29):
     proofs: AuthenticatorsOfAllField
 
 
+class RunReply(Message, frozen=True, tag=0x2D):
+    """For each server the proof of its latest run that is stored here; empty if there is none."""
+
+    proofs: Annotated[tuple[RunField, ...], Meta(max_length=limits.NODES)]
+
+
 class Catalogued(Value, frozen=True):
     """An object, and the latest timestamp in its replica history."""
 
@@ -419,6 +434,7 @@ Request: TypeAlias = (
     | VersionsRequest
     | HistoryRequest
     | LifeRequest
+    | RunRequest
     | CatalogueRequest
     | AttestRequest
     | ChainRequest
@@ -434,6 +450,7 @@ Reply: TypeAlias = (
     | VersionsReply
     | HistoryReply
     | LifeReply
+    | RunReply
     | CatalogueReply
     | AttestReply
     | LatestReply

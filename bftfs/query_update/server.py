@@ -53,6 +53,8 @@ from bftfs.query_update.messages import (
     PastReply,
     Query,
     QueryReply,
+    RunReply,
+    RunRequest,
     SyncRequest,
     Update,
     Verdict,
@@ -62,7 +64,7 @@ from bftfs.query_update.messages import (
 from bftfs.query_update.object_type import Caller, Method, ObjectTypes
 from bftfs.query_update.past_state import newest_at, state_at, versions_page, was_collected
 from bftfs.query_update.replica import Replica
-from bftfs.server import known_lives
+from bftfs.server import known_lives, known_runs
 from bftfs.server.own_clock import OwnClock
 from bftfs.server.recovery import Recovery
 from bftfs.server.step import Ready, Refuse, Role, Sender, WaitFor, Want
@@ -130,6 +132,7 @@ class QueryUpdateServer:
         self._of_nodes: dict[type, Callable[[StorageView, NodeId, Any], Ready]] = {
             HistoryRequest: self._history,
             LifeRequest: self._life,
+            RunRequest: self._run,
         }
 
     def step(
@@ -142,6 +145,9 @@ class QueryUpdateServer:
     ) -> Ready:
         """Serve one message."""
         kind = type(message)
+        awaits = self._recovery.awaits
+        if awaits is not None and kind is not RunRequest:
+            return Ready(wants=(awaits,))
         try:
             handler = self._handlers.get(kind)
             if handler is None:
@@ -285,6 +291,14 @@ class QueryUpdateServer:
         if writes:
             proofs[asking] = message.proof
         return Ready(LifeReply(tuple(proofs)), writes=writes)
+
+    def _run(self, view: StorageView, asking: NodeId, message: RunRequest) -> Ready:
+        """What this server knows of runs; it stores that the one that asks has begun one."""
+        writes = known_runs.note(view, self._keys, asking, message.proof)
+        proofs = [known_runs.proof_of(view, maker) for maker in range(len(self._keys.lives))]
+        if writes:
+            proofs[asking] = message.proof
+        return Ready(RunReply(tuple(proofs)), writes=writes, uses_reserve=True)
 
     # --- what repair asks for -------------------------------------------------------------------
 

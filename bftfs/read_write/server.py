@@ -213,8 +213,12 @@ class ReadWriteServer:
     ) -> Ready:
         """Serve one request. [PASIS §3.4.3.1]"""
         memory = self._memory
-        if memory is not None and memory.recovery.rebuilding and not _remembers(memory, message):
-            return Ready(reply=_FORGOTTEN)
+        if memory is not None:
+            recovery = memory.recovery
+            if recovery.awaits is not None:
+                return Ready(wants=(recovery.awaits,))
+            if recovery.rebuilding and not _remembers(memory, message):
+                return Ready(reply=_FORGOTTEN)
         return self._serve[type(message)](view, sender, message, body, now_us)
 
     # --- TIME_REQUEST ------------------------------------------------------------------------

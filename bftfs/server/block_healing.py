@@ -190,6 +190,7 @@ class BlockHealer:
             fraction=lambda cursor: fraction_below(cursor[1:]),  # all keys have the same first byte
             rebuilding=recovery.rebuilding,
         )
+        recovery.walks[BLOCKS] = self._walk.begin_anew
 
     def may_answer(self, block: BlockId) -> bool:
         """True if the node knows which versions of `block` it should host."""
@@ -204,6 +205,7 @@ class BlockHealer:
         await passes(host, self.throttle, self._pass)
 
     async def _pass(self, host: Host) -> bool:
+        await self.recovery.run_begun()
         while self.recovery.is_lost:  # the healer of objects begins the new life
             await Pause(_LOST_US)
         # A complete pass misses at most versions that are being written; the next one finds them.

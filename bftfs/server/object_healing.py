@@ -203,6 +203,7 @@ class ObjectHealer:
             fraction=_fraction,
             rebuilding=recovery.rebuilding,
         )
+        recovery.walks[OBJECTS] = self._begin_anew
         self._marked: dict[ObjectId, bytes] = {}  # objects to be mended, and why
         # Told of objects whose latest candidate here is not the quorum's.
         self.on_difference: Callable[[ObjectId, LogicalTimestamp], None] | None = None
@@ -239,6 +240,8 @@ class ObjectHealer:
         if self._recovery.is_lost:
             self._beginning = True
             try:
+                writes = self._recovery.begin_anew()
+                await step(host, lambda _view: (None, writes))
                 begun = await lives.begin(host, self._keys, self._others, self._quorums)
                 self._recovery.note_asked(enough=begun)
                 if begun:
@@ -247,9 +250,16 @@ class ObjectHealer:
                 self._beginning = False
         return not self._recovery.is_lost
 
+    def _begin_anew(self) -> Write:
+        self._asked_for.clear()
+        return self._walk.begin_anew()
+
     async def _on_demand(self, name: ObjectId) -> list[Write] | None:
+        life = self._keys.lives[self._node]
         if self._host is None or not await self._heal(self._host, name):
             return None
+        if self._recovery.is_lost or self._keys.lives[self._node] != life:
+            return None  # what was compared in an earlier life does not count
         self._asked_for.add(name)
         return []
 
@@ -269,6 +279,7 @@ class ObjectHealer:
         await passes(host, self.throttle, self._pass)
 
     async def _pass(self, host: Host) -> bool:
+        await self._recovery.run_begun()
         complete = await self._mend_all(host)
         if not await self._begin_life(host):
             return False
@@ -517,15 +528,12 @@ class ObjectHealer:
 
     async def _drop(self, host: Host, name: ObjectId, *, said: bool) -> None:
         """Forget an object, and what this server may have `said` of it in this life."""
-        writes = []
         if said:
             self._recovery.forget(OBJECTS)
-            self._asked_for.clear()
-            writes = [self._walk.begin_anew()]
 
         def drop(view: StorageView) -> tuple[None, list[Write]]:
             rows = [Write(table, key, None) for table, key in rows_of(view, name)]
-            return None, [*rows, Write(Table.OBJECT, name, None), *writes]
+            return None, [*rows, Write(Table.OBJECT, name, None)]
 
         await step(host, drop)
 

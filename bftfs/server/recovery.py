@@ -6,10 +6,13 @@ it: if it acts as if it had accepted nothing, it lies without knowing it.
 **Rules.**
 
 1. It begins a new life (`bftfs.server.lives`). What it signed in an earlier one counts no more.
+   What it has compared with its peers in an earlier one it compares again.
 2. Until it has compared everything with its peers, it asks them about each object that a request
    names before it answers (`object_healing`), and does not list the versions of blocks that it has
    not compared (`block_healing`).
 3. How far it has come survives any crash: `Stage` is stored before anything depends on it.
+4. Whether it has forgotten something it may have to hear from others (`bftfs.server.runs`). Until
+   then it answers nothing.
 
 **Why it is safe.** docs/protocols-query-update.md ("A server that lost its store") says it.
 
@@ -24,6 +27,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from enum import Enum
 
+from bftfs.conversation import Pause
+from bftfs.limits import SECOND_US
+from bftfs.server.step import Want
+from bftfs.storage import Write
+
 OBJECTS = "objects"
 BLOCKS = "blocks"
 
@@ -31,6 +39,11 @@ WAITS = (
     "it waits for other nodes that have forgotten nothing: too few of them answer; start those "
     "that are down (with an empty store, if theirs is gone)"
 )
+UNSURE = (
+    "it serves nothing yet: whether it has forgotten something it has to ask other nodes, and too "
+    "few of them answer; start those that are down"
+)
+_LOOK_US, _LOOK_MOST_US = 1_000, SECOND_US  # how often work that waits for a run looks again
 
 
 class Stage(Enum):
@@ -57,6 +70,10 @@ class Recovery:
         self.waits_for = ""  # what keeps it from going on with what it has forgotten
         self.makes_do = False  # True once more nodes had forgotten something than may fail
         self.gave_way = 0  # objects of which it has given up what too few others know
+        self.place = b""  # where the store lies: a copy of it lies somewhere else
+        self.awaits: Want | None = None  # what all requests wait for until a run has begun
+        # Break off the walk that compares objects (or blocks), to begin anew.
+        self.walks: dict[str, Callable[[], Write]] = {}
         self._conclude()
 
     def count_damaged(self, count: int) -> None:
@@ -73,13 +90,37 @@ class Recovery:
         self.rebuilding = bool(self._remaining)
         self.doubtful = self.rebuilding or self.damaged > 0
 
-    def forget(self, what: str) -> None:
+    def forget(self, *what: str) -> None:
         """Some of the objects (or blocks) turn out to be lost, and what was accepted of them."""
         self._store(Stage.LOST)
         self.is_lost = True
         self.makes_do &= self.rebuilding
-        self._remaining.add(what)
+        self._remaining.update(what)
         self._conclude()
+        self.begin_anew()
+
+    def begin_anew(self) -> list[Write]:
+        """Break off the walks over what may be lost; the writes by which they begin anew."""
+        return [walk() for what, walk in self.walks.items() if what in self._remaining]
+
+    @property
+    def is_whole(self) -> bool:
+        """True if the node knows that it lacks nothing that it has had."""
+        return self.awaits is None and not self.rebuilding
+
+    def note_run(self, *, begun: bool) -> None:
+        """Has a run begun? Before the first one, all requests wait."""
+        if begun:
+            self.awaits = None
+        if self.awaits is not None or self.waits_for == UNSURE:
+            self.waits_for = "" if begun else UNSURE
+
+    async def run_begun(self) -> None:
+        """Wait until a run has begun, for work that rests on what the node remembers."""
+        pause_us = _LOOK_US
+        while self.awaits is not None:
+            await Pause(pause_us)
+            pause_us = min(2 * pause_us, _LOOK_MOST_US)
 
     def note_asked(self, *, enough: bool, makes_do: bool = False) -> None:
         """Others were asked for what the node may have forgotten: have enough of them answered?"""

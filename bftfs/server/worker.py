@@ -106,6 +106,7 @@ class OtherNodes:
         is_possible: Callable[[Seen], bool] = lambda _: True,
         *,
         nodes: Iterable[NodeId] | None = None,
+        patience_us: int = limits.HEAL_PATIENCE_US,
         silent_us: int | None = None,
         enough: Callable[[dict[NodeId, Seen]], bool] = lambda _: False,
     ) -> dict[NodeId, Seen]:
@@ -122,7 +123,7 @@ class OtherNodes:
             self._peers,
             dict.fromkeys(self.nodes if nodes is None else nodes, request),
             judge,
-            patience_us=limits.HEAL_PATIENCE_US,
+            patience_us=patience_us,
             silent_us=silent_us,
             enough=enough,
         )

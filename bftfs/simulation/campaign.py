@@ -129,6 +129,7 @@ COUNTED: Mapping[str, Callable[[Report], int]] = {
     "partitions": lambda report: report.fault_counts.partitions,
     "ways severed": lambda report: report.fault_counts.severed,
     "disks lost": lambda report: report.fault_counts.lost_disks,
+    "folders put back": lambda report: report.fault_counts.folders,
     "crashes of nodes": lambda report: report.node_crashes,
     "crashes of clients": lambda report: report.client_crashes,
     "Byzantine nodes": lambda report: len(report.configuration.byzantine_nodes),

@@ -137,6 +137,7 @@ def draw(seed: int, *, operations: int, kind: str | None = None) -> Configuratio
     )
     if drawn.verification is not None and not long:
         drawn = _with_losses(drawn, Random(f"losses {seed}"), others, most=spare)
+        drawn = _with_copies(drawn, Random(f"copies {seed}"))
     drawn = _with_limits(drawn, Random(f"admission {seed}"))
     if drawn.verification is not None and not long:
         drawn = _with_collection(drawn, Random(f"collection {seed}"))
@@ -287,6 +288,13 @@ def _with_losses(
     whole = [node for node in others if node not in losers]
     down = random.sample(whole, min(len(drawn.down_in_audit), len(whole)))
     return replace(drawn, faults=faults, down_when_quiet=(), down_in_audit=tuple(sorted(down)))
+
+
+def _with_copies(drawn: Configuration, random: Random) -> Configuration:
+    """In half of these seeds, their folders are put back from copies now and then, unannounced."""
+    if not drawn.faults.losers or random.random() >= 0.5:
+        return drawn
+    return replace(drawn, faults=replace(drawn.faults, copies=True))
 
 
 def _draw_verification(random: Random) -> VerificationSettings | None:

@@ -34,6 +34,7 @@ from bftfs.server.object_healing import ObjectHealer
 from bftfs.server.own_clock import OwnClock
 from bftfs.server.recovery import Recovery, Stage
 from bftfs.server.room import ClientQuota, Room
+from bftfs.server.runs import Runs
 from bftfs.server.scrubbing import (
     BlockScrubber,
     HistoryScrubber,
@@ -42,6 +43,7 @@ from bftfs.server.scrubbing import (
     VersionScrubber,
 )
 from bftfs.server.step import Background, Grant, Role, Sender, Server
+from bftfs.simulation.disk import Tables
 from bftfs.simulation.network import Endpoint, SimulatedNetwork
 from bftfs.simulation.principals import (
     NodeServices,
@@ -186,12 +188,19 @@ class Deployment:
             ),
         )
 
-    def servers(self, node: NodeId) -> Servers:
-        """The servers of a correct node, by request, with nothing in memory."""
+    def servers(self, node: NodeId, *, begins_runs: bool = True) -> Servers:
+        """The servers of a correct node, by request, with nothing in memory.
+
+        Of one that is not correct as a whole they serve without a run.
+        """
         keys, sizes = self.keys(node), self.sizes.read_write
-        if node in self.recoveries:  # it starts again
+        recovery = self.recoveries.get(node)
+        if recovery is None:
+            recovery = self.recoveries[node] = Recovery()
+        else:  # it starts again
             known_lives.recall(self.nodes[node].disk, keys)
-        recovery = self.recoveries.setdefault(node, Recovery())
+            recovery.place = self.nodes[node].disk.place
+        recovery.awaits = None
         peers = Peers(ThresholdQuorums(self.sizes.query_update), trusted=Nodes.of([node]))
         objects_healer = ObjectHealer(node, peers, keys, recovery)
         clock = self.clocks[node] = OwnClock(self.sizes.query_update.t)
@@ -254,6 +263,8 @@ class Deployment:
                 RequestScrubber(sizes.N),
             )
         )
+        if begins_runs:
+            background.append(Runs(node, peers, keys, recovery))
         background += (verifier, finisher, objects_healer, healer, scrubber)
         if self.collection is not None:
             assert self.volume is not None
@@ -278,6 +289,16 @@ class Deployment:
         self.recoveries[number] = Recovery(Stage.LOST)
         node.start()
 
+    def put_back(self, number: NodeId, tables: Tables, *, elsewhere: bool = True) -> None:
+        """A node's folder is put back from a copy, and nobody tells it. [nodes/store_place.py]"""
+        node = self.nodes[number]
+        node.crash(down_us=None)
+        node.disk.put_back(tables, elsewhere=elsewhere)
+        if self.on_loss is not None:
+            self.on_loss(number)
+        self.recoveries[number] = Recovery()
+        node.start()
+
     def client(self, name: str, *, skew_us: int = 0, grant: Grant | None = None) -> SimulatedClient:
         """A new client that all nodes know."""
         client = SimulatedClient(self.world, self.network, client_named(name), skew_us=skew_us)
@@ -298,7 +319,7 @@ class Deployment:
             self.world,
             self.network,
             node,
-            servers=partial(self.servers, node),
+            servers=partial(self.servers, node, begins_runs=False),
             senders=self._senders,
             commit_us=(20, 20),
             endpoint=endpoint,

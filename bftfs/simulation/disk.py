@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from copy import deepcopy
+from typing import Any, TypeAlias
 
 from bftfs.storage import MemoryStorage, Table, Write
+
+Tables: TypeAlias = Mapping[Table, Any]  # all rows of a disk
 
 
 class Disk(MemoryStorage):
@@ -18,6 +22,7 @@ class Disk(MemoryStorage):
         self._applied: list[Write] = []
         self._overwritten: list[Write] = []  # what undoes them, in the same order
         self.commits = 0
+        self.place = b""  # where the store lies: a copy lies somewhere else
 
     def apply(self, writes: Iterable[Write]) -> None:
         tables, applied, overwritten = self._tables, self._applied, self._overwritten
@@ -52,6 +57,21 @@ class Disk(MemoryStorage):
         self._tables = MemoryStorage()._tables
         self._applied.clear()
         self._overwritten.clear()
+
+    def copy(self) -> Tables:
+        """What is committed, as a backup has it."""
+        assert not self._applied, "nothing is copied within a batch"
+        return deepcopy(self._tables)
+
+    def put_back(self, tables: Tables, *, elsewhere: bool = True) -> None:
+        """The store is replaced by a copy, perhaps of an earlier moment.
+
+        Where it lies tells so, unless a snapshot of the whole machine is put back.
+        """
+        self.wipe()
+        self._tables = {table: tables[table].copy() for table in Table}
+        if elsewhere:
+            self.place += b"."
 
     def lose(self, table: Table, key: bytes) -> None:
         """Damage: one row is gone, as if it had never been written."""

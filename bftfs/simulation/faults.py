@@ -1,9 +1,10 @@
 """The faults that are not Byzantine: what goes wrong in the faulty phase, drawn from the world.
 
 Messages are lost, repeated and delayed; partitions come and heal; all clocks jump, and back; nodes
-crash at random moments and around commits, and come back with their disks; a few lose their disks
-and have to heal. Afterwards the network is good and all nodes are up, except those that are to stay
-down. Byzantine nodes and clients are in `byzantine`.
+crash at random moments and around commits, and come back with their disks; a few lose their disks,
+or their folders are put back from older copies, and have to heal. Afterwards the network is good
+and all nodes are up, except those that are to stay down. Byzantine nodes and clients are in
+`byzantine`.
 """
 
 from __future__ import annotations
@@ -13,8 +14,11 @@ from dataclasses import dataclass, field
 
 from bftfs.identifiers import NodeId
 from bftfs.simulation.deployment import Deployment
+from bftfs.simulation.disk import Disk, Tables
 from bftfs.simulation.network import NetworkFaults
 from bftfs.simulation.principals import DiskFaults
+
+_COPIES_KEPT = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +34,7 @@ class FaultPlan:
     cut_us: tuple[int, int] = (1_000, 2_000_000)
     lose_every_us: int = 0  # the disk of one of the losers, all of whom count as faulty
     losers: tuple[NodeId, ...] = ()
+    copies: bool = False  # now and then a loser's folder is put back instead, as it was once
     jump_every_us: int = 0  # all clocks jump ahead together, and back…
     jumps_us: tuple[int, ...] = ()  # …by one of these
     jumped_us: tuple[int, int] = (0, 0)  # …for so long
@@ -44,6 +49,7 @@ class FaultCounts:
     partitions: int = 0
     severed: int = 0
     lost_disks: int = 0
+    folders: int = 0  # that were put back
     jumps: int = 0
 
 
@@ -54,6 +60,7 @@ class FaultInjector:
     deployment: Deployment
     plan: FaultPlan
     counts: FaultCounts = field(default_factory=FaultCounts)
+    _copies: dict[NodeId, list[Tables]] = field(default_factory=dict)  # of folders
     _over: bool = False
     _ahead_us: int = 0  # by which all clocks are ahead
 
@@ -73,6 +80,9 @@ class FaultInjector:
         self._every(plan.jump_every_us, self._jump)
         if plan.losers:
             self._every(plan.lose_every_us, self._lose)
+        if plan.copies:
+            self._copies = {loser: [Disk().copy()] for loser in plan.losers}  # as they were made
+            self._every(plan.lose_every_us, self._copy)
 
     def end(self, *, stay_down: Iterable[NodeId] = ()) -> None:
         """Stop them: a good network, and every node up but `stay_down`."""
@@ -124,8 +134,21 @@ class FaultInjector:
         world.after(world.between(*self.plan.cut_us), self._heal)
 
     def _lose(self) -> None:
-        self.counts.lost_disks += 1
-        self.deployment.lose_disk(self.deployment.world.random.choice(self.plan.losers))
+        random = self.deployment.world.random
+        loser = random.choice(self.plan.losers)
+        if self.plan.copies and random.random() < 0.5:
+            self.counts.folders += 1
+            self.deployment.put_back(loser, random.choice(self._copies[loser]))
+        else:
+            self.counts.lost_disks += 1
+            self.deployment.lose_disk(loser)
+
+    def _copy(self) -> None:
+        """Make a copy of a loser's folder, and keep the latest few."""
+        loser = self.deployment.world.random.choice(self.plan.losers)
+        copies = self._copies[loser]
+        copies.append(self.deployment.nodes[loser].disk.copy())
+        del copies[1:-_COPIES_KEPT]
 
     def _jump(self) -> None:
         """All clocks jump ahead, of nodes and clients, unless they are ahead."""

@@ -302,7 +302,7 @@ class Simulation:
         self.allies = tuple(
             NodePosition(
                 node,
-                self.deployment.servers(node),
+                self.deployment.servers(node, begins_runs=False),
                 self.deployment.keys(node),
                 configuration.sizes,
                 Random(f"adversary {configuration.seed} {node}"),
@@ -434,9 +434,9 @@ class Simulation:
                 self.incomplete.accepted(node, acceptances, lives=host.crashes + 1)
 
     def _lost(self, node: NodeId) -> None:
-        """`node` has lost its disk."""
+        """`node` has lost its disk, or has got an older one back."""
         self._record.forget(node, established=self._established)
-        self._accounts.forget(node)
+        self._accounts.forget(node, self.deployment.nodes[node].disk)
 
     def _prepare(self) -> None:
         host = self.deployment.client("administrator")
@@ -500,7 +500,7 @@ class Simulation:
         """Nodes that have lost their disks must have rebuilt all that they host."""
         losers = self.configuration.faults.losers
         recoveries = [self.deployment.recoveries[node] for node in losers]
-        self._go_on(QUIET_US, until=lambda: not any(each.rebuilding for each in recoveries))
+        self._go_on(QUIET_US, until=lambda: all(each.is_whole for each in recoveries))
         # Servers finish what clients have left behind; who has heard nothing of that, heals again.
         self._go_on(SETTLING_US)
         hurried_us = {node: self.deployment.nodes[node].wall_clock_us() for node in losers}
@@ -520,7 +520,7 @@ class Simulation:
         )
         self._go_on(SECOND_US)  # what was rebuilt last is stored by then
         for node, recovery in zip(losers, recoveries, strict=True):
-            if recovery.rebuilding:
+            if not recovery.is_whole:
                 self.findings.append(f"healing: node {node} still rebuilds its store")
             else:
                 self.findings += check_redundancy(

@@ -106,6 +106,7 @@ _SIMPLIFICATIONS: tuple[dict[str, Any], ...] = (
     {"faults.network": NetworkFaults()},
     {"faults.disk": DiskFaults()},
     *({f"faults.{what}_every_us": 0} for what in ("crash", "partition", "sever", "lose", "jump")),
+    {"faults.copies": False},
     {"faults.distances_us": ()},
     *({f"faults.network.{what}": 0.0} for what in ("loss", "duplication", "straggling")),
     {"faults.network.delay_us": NetworkFaults().delay_us},

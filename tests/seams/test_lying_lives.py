@@ -160,6 +160,7 @@ def falsely_knowing(world: World, life: int) -> Change:
 def work_beside_false_knowledge(t: int, *, down: int | None = None, far: int | None = None) -> None:
     """Two users update all counters. One node may be `down`; another one may not hear the nodes."""
     world = World(t, 1)
+    world.run_for(SECOND_US)  # all nodes have begun their runs
     users = [world.user("user"), world.user("other")]
 
     def is_far(source: Any, target: Any, *_: Any) -> bool:
@@ -306,4 +307,4 @@ def test_must_fail_readers_that_ask_anew_but_once(monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr(Descent, "_ask_anew", once)
     with pytest.raises(AssertionError):
-        read_beside(2, 2, (0, 9))
+        read_beside(2, 2, (0, 10))

@@ -312,7 +312,7 @@ def test_b_liars_make_nobody_give_way(verdict: Verdict) -> None:
     counted.increment(world.user("one"))
     for node in (0, 1):
         recoveries[NodeId(node)] = Recovery(Stage.LOST)
-        world.put_back({node: world.copy_of(node)})
+        world.put_back({node: world.copy_of(node)}, elsewhere=False)
         assert counted.fetch(world.user(f"reader {node}")) == 4
         world.run_for(HEALED_US)
         recovery = recoveries[NodeId(node)]

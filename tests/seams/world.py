@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Callable, Coroutine, Iterable, Mapping
-from copy import deepcopy
 from typing import Any
 
 from bftfs.asking.peers import Peers
@@ -42,6 +41,7 @@ from bftfs.server.block_verification import VerificationPolicy, VerificationSett
 from bftfs.server.recovery import Recovery, Stage
 from bftfs.server.step import Grant
 from bftfs.simulation.deployment import Deployment, Sizes
+from bftfs.simulation.disk import Tables
 from bftfs.simulation.network import Kind, NetworkFaults, SimulatedNetwork
 from bftfs.simulation.principals import SimulatedClient, SimulatedPrincipal
 from bftfs.simulation.workloads.ledger import ledger_types
@@ -58,7 +58,6 @@ async def latest_complete(reader: BlockReader, contents: Contents, number: int, 
     return bytes(version.item or b"")
 
 
-Tables = Any  # all rows of a simulated disk
 TYPES = object_types() | ledger_types()
 
 VOLUME = object_id(ObjectKind.VOLUME, placement=0, unique=b"v" * 14)
@@ -199,17 +198,18 @@ class World:
 
     def copy_of(self, node: int) -> Tables:
         """What a node has stored."""
-        return deepcopy(self.nodes[node].disk._tables)
+        return self.nodes[node].disk.copy()
 
-    def put_back(self, copies: Mapping[int, Tables]) -> None:
+    def put_back(self, copies: Mapping[int, Tables], *, elsewhere: bool = True) -> None:
         """These nodes start again, at the same time, with what they had stored at some moment.
 
-        As it is when a folder was copied back. Nobody tells the nodes.
+        As it is when a folder was copied back. Nobody tells the nodes; unless by the place where
+        the store lies, if that is `elsewhere`.
         """
         for node in copies:
             self.nodes[node].crash(down_us=None)
         for node, copy in copies.items():
-            self.nodes[node].disk._tables = deepcopy(copy)
+            self.nodes[node].disk.put_back(copy, elsewhere=elsewhere)
             self.nodes[node].start()
 
     def lose_power(self, copies: Mapping[int, Tables], *, says_so: bool = True) -> None:
@@ -220,7 +220,8 @@ class World:
         """
         for node in self.nodes if says_so else ():
             self.deployment.recoveries[node.node] = Recovery(Stage.LOST)
-        self.put_back({node: copies.get(node, self.copy_of(node)) for node in range(self.sizes.n)})
+        all_of_them = {node: copies.get(node, self.copy_of(node)) for node in range(self.sizes.n)}
+        self.put_back(all_of_them, elsewhere=False)
 
     # --- what nodes have ---------------------------------------------------------------------
 

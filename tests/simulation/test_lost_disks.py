@@ -19,6 +19,7 @@ from bftfs.server.block_healing import BlockHealer
 from bftfs.server.block_verification import VerificationPolicy, VerificationSettings
 from bftfs.server.object_healing import ObjectHealer
 from bftfs.server.recovery import Recovery
+from bftfs.server.runs import Runs
 from bftfs.simulation.configuration import KINDS, ClientPlan, Configuration
 from bftfs.simulation.deployment import Sizes
 from bftfs.simulation.faults import FaultPlan
@@ -52,12 +53,38 @@ def losing(kind: str, seeds: range, **more: Any) -> Iterator[Configuration]:
         )
 
 
+def copied(kind: str, seeds: range) -> Iterator[Configuration]:
+    """Now and then the node's folder is put back from an older copy instead."""
+    for configuration in losing(kind, seeds):
+        yield replace(configuration, faults=replace(configuration.faults, copies=True))
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_was_acknowledged_survives_lost_disks(kind: str) -> None:
     for configuration in losing(kind, range(4)):
         report = run(configuration)
         assert report.passed, "\n".join(report.findings)
         assert report.fault_counts.lost_disks >= 2
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_was_acknowledged_survives_folders_that_are_put_back(kind: str) -> None:
+    for configuration in copied(kind, range(2)):
+        report = run(configuration)
+        assert report.passed, "\n".join(report.findings)
+        assert report.fault_counts.folders
+
+
+def test_must_fail_a_node_that_does_not_notice_what_it_is_started_in(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(Runs, "_forget", lambda *_: None)
+    small = Sizes.smallest(t=1, b=0)
+    for kind in ("blocks", "objects"):
+        assert hunt(
+            replace(configuration, sizes=small, down_in_audit=(NodeId(3),))
+            for configuration in copied(kind, range(8))
+        )
 
 
 def beside_liars(kind: str, seeds: range, *adversaries: str) -> Iterator[Configuration]:

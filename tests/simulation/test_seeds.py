@@ -42,6 +42,7 @@ def test_seeds(kind: str) -> None:
     # Faults did happen.
     rare = {"disks lost", "Byzantine nodes", "Byzantine clients"}
     absent = {"versions collected"} if kind == "blocks" else set()
+    absent.add("folders put back")  # in few of these seeds: see test_lost_disks.py
     expected = set(COUNTED) - absent
     assert all(tally.counts[what] > (5 if what in rare else 50) for what in expected)
 

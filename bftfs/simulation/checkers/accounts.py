@@ -66,10 +66,14 @@ class AccountsRecord(CommitRecord):
                     f"{there} are stored"
                 )
 
-    def forget(self, node: NodeId) -> None:
-        """`node` has lost its disk."""
-        self._versions.pop(node, None)
-        self._clients.pop(node, None)
+    def forget(self, node: NodeId, left: StorageView) -> None:
+        """`node` has lost its disk, or all but what is `left`."""
+        self._clients[node] = stored_bytes(left)
+        self._versions[node] = {
+            key: _bytes_of(left, key, row)
+            for key, row in left.scan(Table.BLOCK, b"", VERSIONS_END)
+            if len(key) == VERSION_KEY_BYTES
+        }
 
 
 def check_accounts(disks: Mapping[NodeId, StorageView]) -> list[str]:

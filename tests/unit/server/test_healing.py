@@ -240,9 +240,11 @@ def test_a_rebuilding_node_does_not_deny_what_it_hosted() -> None:
     cluster = Cluster()
     client = cluster.client()
     client.write(block(0), b"item")
+    cluster.lose_store(2)
+    recovery = cluster.deployment.recoveries[NodeId(2)]
+    cluster.run_until(lambda: recovery.awaits is None)
     for node in (3, 4):  # then nobody can tell it all
         cluster.nodes[node].crash(down_us=None)
-    cluster.lose_store(2)
     cluster.run_for(3 * SECOND_US)
     ready = (
         cluster.nodes[2]

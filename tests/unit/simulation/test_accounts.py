@@ -7,7 +7,7 @@ from bftfs.identifiers import BlockId, ClientId, NodeId
 from bftfs.read_write.timestamp import BlockTimestamp, version_key
 from bftfs.read_write.version_row import stored, unverified
 from bftfs.simulation.checkers.accounts import AccountsRecord
-from bftfs.simulation.disk import Disk
+from bftfs.simulation.disk import Disk, Tables
 from bftfs.storage import Table, Write
 
 NODE = NodeId(0)
@@ -31,7 +31,11 @@ class Storing:
 
     def lose(self) -> None:
         self.disk.wipe()
-        self._record.forget(NODE)
+        self._record.forget(NODE, self.disk)
+
+    def put_back(self, copy: Tables) -> None:
+        self.disk.put_back(copy)
+        self._record.forget(NODE, self.disk)
 
 
 def test_what_is_stored_and_removed_is_paid_and_given_back() -> None:
@@ -46,6 +50,15 @@ def test_a_node_that_has_lost_its_disk_begins_anew() -> None:
     storing.commit(*stored(storing.disk, [(KEY, ROW, b"fragment")]))
     storing.lose()
     assert not storing.commit(*stored(storing.disk, [(KEY, ROW, b"fragment")]))
+
+
+def test_a_node_whose_folder_was_put_back_goes_on_from_there() -> None:
+    storing = Storing()
+    storing.commit(*stored(storing.disk, [(KEY, ROW, b"fragment")]))
+    copy = storing.disk.copy()
+    assert not storing.commit(*stored(storing.disk, [(KEY, ROW, None)]))
+    storing.put_back(copy)
+    assert not storing.commit(*stored(storing.disk, [(KEY, ROW, None)]))
 
 
 def test_what_nobody_pays_is_found() -> None:
