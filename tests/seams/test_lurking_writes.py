@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from bftfs.asking.peers import Peers
+from bftfs.errors import FileSystemError
 from bftfs.filesystem.attributes import NO_CHANGES
 from bftfs.filesystem.block_names import covered
 from bftfs.filesystem.file_blocks import BlockReader
@@ -19,6 +21,7 @@ from bftfs.filesystem.file_history import History
 from bftfs.filesystem.inode import Writing
 from bftfs.filesystem.registry import WRITE
 from bftfs.identifiers import ObjectId
+from bftfs.query_update.client import QueryUpdateClient
 from bftfs.query_update.past_reading import PastReader
 from bftfs.restoration.changes import ChangeLog, read_changes
 from bftfs.restoration.undo import Undo
@@ -29,6 +32,7 @@ from tests.seams.world import (
     ROOT,
     STRANGER,
     STRANGERS_GRANT,
+    TYPES,
     Hand,
     User,
     Version,
@@ -193,6 +197,25 @@ def test_nobody_else_covers_it(nodes: tuple[int, ...], liars: int, away: bool) -
     writing = Writing(1, found.layout.newest, 0, NO_CHANGES, (stolen,))
     accomplice.run(accomplice.objects.update((case.identifier,), WRITE, writing, STRANGER))
     assert read(case) == mixed
+
+
+@pytest.mark.xfail(
+    strict=True, raises=FileSystemError, reason="nodes do not ask who hosts what an update names"
+)
+def test_what_is_planted_cannot_be_named() -> None:
+    """Its author may write the file, and names it: somebody could make it readable at any time."""
+    case = plant((0, 3), 1)
+    host = case.stranger.host
+    objects = QueryUpdateClient(host.client, Peers(case.world.quorums), TYPES)
+    found = case.root.attributes(case.identifier)
+    assert found.layout is not None
+    blocks = (covered(0, case.version.timestamp),)
+    writing = Writing(0, found.layout.newest, 0, NO_CHANGES, blocks)
+    case.world.start(host, objects.update((case.identifier,), WRITE, writing, STRANGER))
+    case.world.run_for(10 * SECOND_US)
+    before = read(case)
+    finish(case)
+    assert read(case) == before
 
 
 # --- audit and undo ------------------------------------------------------------------------------
