@@ -112,8 +112,8 @@ def past_time(text: str, *, now_us: int) -> int | None:
     time_us = parse_time(text, now_us=now_us)
     if time_us is not None and time_us > now_us:
         raise UsageError(
-            f"{text}: that time, {format_time_name(time_us)[:19]}, is yet to come; for a day "
-            "before today, name the day as well (yesterday 14:00)"
+            f"{text}: that time, {format_time_name(time_us)[:19]}, is yet to come; of an earlier "
+            "day, say the day as well (yesterday 14:00)"
         )
     return time_us
 
