@@ -526,6 +526,29 @@ class Replica:
         )
         self.row = msgspec.structs.replace(self.row, number=number, floor=target)
 
+    def retreat(self, target: LogicalTimestamp, keys: AuthenticatorKeys) -> bool:
+        """Go back to an earlier version of the chain, and give up all that came after.
+
+        False if it is not here; what was written then does not count.
+        """
+        version = self.version(target)
+        if version is None or not version.number or version.gap:
+            return False
+        at, number = self.head, self.row.number
+        while at != target:
+            undone = self.version(at)
+            if undone is None or undone.gap:
+                return False
+            self.writes += self.workspace.undo(undone)
+            self._store_version(at, msgspec.structs.replace(undone, number=0, holes=()))
+            number -= 1
+            at = undone.parent
+        left = Candidate(target, version.parent, version.objects, version.copy)
+        history = history_of((left,), initial=False)
+        self.row = msgspec.structs.replace(self.row, number=number, established=target)
+        self.report(history, own_authenticator(keys, self.object, history), established=target)
+        return True
+
     # --- accepting --------------------------------------------------------------------------------
 
     def append(

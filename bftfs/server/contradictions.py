@@ -17,7 +17,9 @@ refuse whatever leaves it behind, and are too few for it to be repaired.
    quorum together with itself, and takes over what rule 1 and a repairable set allow. Until it has
    compared everything it goes on so, and tells others that it does not remember.
 3. What a server knows to be established, and neither b + 1 (itself included) know to be, nor a
-   repairable set has, gives way: it drops the object, and takes it from the others. It does so if
+   repairable set has, gives way: it goes back to what some other reports as well, or drops the
+   object, and goes on from there. (If it dropped what others know, too, so might they, one after
+   the other.) It does so if
    it recovers by rule 2; and at all times if b + 1 others say that this version is dead, or a
    quorum of them has a later one that is not built on it. None of this
    can be while at most t servers are faulty: of an established version any q histories show a
@@ -94,6 +96,20 @@ def is_left_behind(
         quorums.is_quorum(nodes) and candidate.conditioned_on < timestamp < candidate.timestamp
         for candidate, nodes in shared_candidates(history_set, quorums)
     )
+
+
+def in_common(
+    history_set: CulledObjectHistorySet, replica: Replica, below: LogicalTimestamp
+) -> LogicalTimestamp:
+    """The latest version before `below` on this server's chain that some other reports, too."""
+    reported = {
+        candidate.timestamp for history, _ in history_set.hosted for candidate in history.candidates
+    }
+    for timestamp in sorted((each for each in reported if each < below), reverse=True):
+        version = replica.version(timestamp)
+        if version is not None and version.number:
+            return timestamp
+    return ZERO
 
 
 def is_shared(

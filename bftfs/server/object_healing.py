@@ -84,6 +84,7 @@ from bftfs.query_update.replica import (
 from bftfs.server import lives
 from bftfs.server.contradictions import (
     bases,
+    in_common,
     is_known_established,
     is_left_behind,
     is_shared,
@@ -398,7 +399,7 @@ class ObjectHealer:
         row = await look(host, partial(_row, name))
         said = row is None or life_of(row.authenticator) == self._keys.lives[self._node]
         self._recovery.gave_way += 1
-        await self._drop(host, name, said=said)
+        await self._drop(host, name, said=said, to=partial(_in_common, name, heard.history_set))
         return not said and await self._catch_up(host, name)
 
     async def _is_undecided(self, host: Host, name: ObjectId, heard: _Heard) -> bool:
@@ -526,12 +527,27 @@ class ObjectHealer:
         knowing = saying[Verdict.ESTABLISHED].plus(self._node)
         return makes_do and not is_shared(history_set, established, self._quorums, knowing)
 
-    async def _drop(self, host: Host, name: ObjectId, *, said: bool) -> None:
-        """Forget an object, and what this server may have `said` of it in this life."""
+    async def _drop(
+        self,
+        host: Host,
+        name: ObjectId,
+        *,
+        said: bool,
+        to: Callable[[StorageView], LogicalTimestamp] = lambda _: ZERO,
+    ) -> None:
+        """Forget an object, and what this server may have `said` of it in this life.
+
+        All of it, or what is later than the version that `to` finds.
+        """
         if said:
             self._recovery.forget(OBJECTS)
 
         def drop(view: StorageView) -> tuple[None, list[Write]]:
+            target = to(view)
+            if target != ZERO:
+                replica = Replica(view, name)
+                if replica.retreat(target, self._keys):
+                    return None, replica.writes
             rows = [Write(table, key, None) for table, key in rows_of(view, name)]
             return None, [*rows, Write(Table.OBJECT, name, None)]
 
@@ -699,6 +715,13 @@ def _head(row: ObjectRow) -> LogicalTimestamp | None:
         return parse_history(row.history).latest_object.timestamp
     except MalformedMessage:
         return None
+
+
+def _in_common(
+    name: ObjectId, history_set: CulledObjectHistorySet, view: StorageView
+) -> LogicalTimestamp:
+    replica = Replica(view, name)
+    return in_common(history_set, replica, replica.row.established)
 
 
 def _end_of(page: CatalogueReply) -> bytes:

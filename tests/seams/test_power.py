@@ -17,6 +17,7 @@ from bftfs.errors import FileSystemError
 from bftfs.filesystem.directory import Listing
 from bftfs.identifiers import NodeId, ObjectId, ObjectKind, object_id
 from bftfs.query_update.counter import Fetch, Increment
+from bftfs.query_update.history import ZERO
 from bftfs.query_update.messages import (
     DeduceReply,
     HistoryReply,
@@ -171,6 +172,37 @@ def test_must_fail_nodes_that_hear_only_who_calls_it_dead(monkeypatch: pytest.Mo
     monkeypatch.setattr(object_healing, "is_left_behind", lambda *_: False)
     with pytest.raises(AssertionError):
         test_an_object_that_all_others_have_forgotten_whole_gives_way(4, says_so=False)
+
+
+def left_of(lost: tuple[int, ...]) -> int:
+    """What is left of six updates, of which each node has lost so many."""
+    world = World()
+    user = world.user("user")
+    copies = {}
+    for number in range(6):
+        update = user.objects.update((COUNTER,), "counter.increment", Increment(1), user.who)
+        user.run(update, within_us=WITHIN_US)
+        world.run_for(HEALED_US)
+        copies |= {node: world.copy_of(node) for node in range(6) if lost[node] == 5 - number}
+    world.lose_power(copies)
+    other = world.user("other")
+    query = other.objects.query((COUNTER,), "counter.fetch", Fetch(), other.who)
+    value: int = other.run(query, within_us=WITHIN_US).answer.value
+    return value
+
+
+DIFFERENT = [(1, 4, 0, 2, 5, 3), (5, 0, 3, 1, 2, 4)]
+
+
+@pytest.mark.parametrize("lost", DIFFERENT)
+def test_who_gives_way_keeps_what_others_know(lost: tuple[int, ...]) -> None:
+    """Two know that four have succeeded; one of them gives up the fifth."""
+    assert left_of(lost) == 4
+
+
+def test_must_fail_nodes_that_give_way_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(object_healing, "in_common", lambda *_: ZERO)
+    assert any(left_of(lost) < 4 for lost in DIFFERENT)
 
 
 class Made:
