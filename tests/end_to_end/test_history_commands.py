@@ -309,6 +309,10 @@ def test_mistakes_get_clear_answers(directory: Path, cluster: Cluster) -> None:
     assert "did not exist yet" in fails("restore", f"{directory}@1999-01-01")
     assert "no such file" in fails("diff", f"{sub}/never@{moment}")
     assert "is a directory and" in fails("diff", sub, file)
+    assert "nothing has to be mended" in fails("mend", file)
+    assert "nothing has to be mended" in fails("mend", sub)
+    assert "no such name" in fails("mend", sub / "never")
+    assert file.exists()
     assert "did not exist yet" in fails("snapshot", "create", directory, "a", "--at", "1999-01-01")
     for name in ("", "a/b", ".hidden", "now", "yesterday", "1 hour ago", "2026"):
         assert "not a name for a snapshot" in fails("snapshot", "create", directory, name)
