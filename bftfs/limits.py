@@ -128,6 +128,7 @@ COLLECT_PAUSE_US = 2_000  # pause between two steps, longer while clients are bu
 COLLECT_YIELD_US = 16 * VERIFY_IDLE_US  # …by this much at most
 VERSIONS_SHOWN = 65_536  # versions of one file; if it has more, all of its blocks are kept
 SCRUB_EVERY_US = 7 * 24 * 3600 * SECOND_US  # pause between two passes of scrubbing
+VOUCHED_VERSIONS = 256  # written and not covered yet, whose vouchers a client keeps
 BLOCKS_PER_COVER = 1_000  # that one update of an inode names
 COVERED_WITHIN_US = 24 * 3600 * SECOND_US  # a version that is older is not named any more
 FILE_BYTES = 1 << 44  # a file ends at 16 TiB

@@ -72,6 +72,7 @@ LIFE_DIGEST = _tagged(b"bftfs.life")(b"")
 
 _run = _tagged(b"bftfs.run")
 _voucher = _tagged(b"bftfs.voucher")
+_vouched = _tagged(b"bftfs.vouched")
 _replica_history = _tagged(b"bftfs.history")
 _deduction = _tagged(b"bftfs.deduction")
 _link = _tagged(b"bftfs.link")
@@ -123,6 +124,11 @@ def run_digest(number: bytes) -> Digest:
 def voucher_digest(*, block: BlockId, timestamp: bytes) -> Digest:
     """The input of a voucher's MACs: a node hosts this version of this block."""
     return _voucher(block + timestamp)
+
+
+def vouched_digest(versions: Iterable[bytes]) -> Digest:
+    """The input of a voucher's MACs: a node hosts all of these, blocks with timestamps."""
+    return _vouched(b"".join(versions))
 
 
 def replica_history_digest(*, object: ObjectId, encoded: bytes) -> Digest:  # noqa: A002

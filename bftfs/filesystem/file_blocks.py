@@ -622,8 +622,17 @@ class BlockWriter:
 
         At a time not before that of the blocks that were written for it.
         """
+        versions = [
+            (block_id(contents.identifier, incarnation=name[0], number=number), name.timestamp)
+            for number, name in names.items()
+        ]
         answer: inode.ContentsChanged = await self.metadata.update(
-            (contents.identifier,), method, arguments, who, not_before_us=contents.pushed_us
+            (contents.identifier,),
+            method,
+            arguments,
+            who,
+            not_before_us=contents.pushed_us,
+            vouch=partial(self.blocks.vouched, versions) if versions else None,
         )
         self.metadata.learn(contents.identifier, answer.attributes, await Now())
         contents.adopt(answer.attributes, ours_after=answer.before)

@@ -38,6 +38,7 @@ from typing import Annotated, Final, TypeAlias
 from msgspec import Meta
 
 from bftfs import limits
+from bftfs.crypto.digest import Digest
 from bftfs.errors import UsageError
 from bftfs.filesystem import acl as acls
 from bftfs.filesystem.acl import AccessControlList
@@ -73,6 +74,7 @@ from bftfs.filesystem.objects import (
     without_set_id_bits,
 )
 from bftfs.query_update.object_type import Caller, MutableState, Record, Refusal
+from bftfs.read_write.timestamp import BlockTimestamp, digest_of
 from bftfs.retention import KEEP_ALL, POLICY_BYTES, parse_policy
 from bftfs.server.step import Grant
 from bftfs.wire.codec import TimeField
@@ -596,6 +598,24 @@ def merge(states: States, arguments: Merging, caller: Caller) -> ContentsChanged
     # A liar may have written something else: that takes privileges, too.
     _contents_changed(subject, caller, subject.attributes.mtime_ns)
     return ContentsChanged(subject.conclude(caller), before)
+
+
+def blocks_written(
+    states: States, arguments: Writing | Truncation | Merging, caller: Caller
+) -> Digest | None:
+    """What nodes vouch for that host all the blocks that an update of the caller's has named."""
+    inode = states[0]
+    blocks = arguments.shortened if isinstance(arguments, Truncation) else arguments.blocks
+    layout = Subject.existing(inode).attributes.layout
+    if not blocks or layout is None:
+        return None
+    return digest_of(
+        (
+            layout.block(inode.object, block.number),
+            BlockTimestamp(block.time_us, caller.client, block.verifier),
+        )
+        for block in blocks
+    )
 
 
 def may_write_blocks(inode: MutableState, who: Principal, grant: Grant) -> int:

@@ -46,7 +46,7 @@ from bftfs.filesystem.objects import NANOSECONDS_PER_MICROSECOND, NoArguments
 from bftfs.filesystem.options import Options
 from bftfs.filesystem.registry import ACCESSED, GET_ATTRIBUTES, GET_BLOCKS, LOOKUP, READ_DIRECTORY
 from bftfs.identifiers import ObjectId, ObjectKind, kind_of
-from bftfs.query_update.client import Answered, QueryUpdateClient
+from bftfs.query_update.client import Answered, QueryUpdateClient, Vouch
 from bftfs.query_update.object_type import Record
 from bftfs.query_update.past_reading import PastReader
 
@@ -112,13 +112,14 @@ class Metadata:
         who: Credentials,
         *,
         not_before_us: int = 0,
+        vouch: Vouch | None = None,
     ) -> Any:
         """The answer of an update."""
         if self._read_only:
             raise FileSystemError(errno.EROFS)
         try:
             answered = await self._service.update(
-                objects, method, arguments, who, not_before_us=not_before_us
+                objects, method, arguments, who, not_before_us=not_before_us, vouch=vouch
             )
         except FileSystemError:  # nothing has changed
             raise

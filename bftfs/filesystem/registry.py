@@ -6,6 +6,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, Final, get_type_hints
 
+from bftfs.crypto.digest import Digest
 from bftfs.filesystem import directory, inode, volume
 from bftfs.identifiers import ObjectKind
 from bftfs.query_update.object_type import Method, ObjectTypes, Record
@@ -55,11 +56,12 @@ def _method(
     update: bool = True,
     frees: bool = False,
     permit: Callable[..., bytes] | None = None,
+    rests_on: Callable[..., Digest | None] | None = None,
 ) -> Method:
     """A method, whose arguments and answer are of the types that `invoke` is annotated with."""
     types = get_type_hints(invoke)
     answer = types["return"] if issubclass(types["return"], Record) else None
-    return Method(name, update, kinds, types["arguments"], invoke, answer, permit, frees)
+    return Method(name, update, kinds, types["arguments"], invoke, answer, permit, frees, rests_on)
 
 
 _query = partial(_method, update=False)
@@ -76,9 +78,9 @@ _METHODS = (
     _method(RENAME, directory.rename, _DIRECTORY, _DIRECTORY, _EITHER, _EITHER),
     _method(RELOCATE, volume.relocate, _DIRECTORY, _DIRECTORY, _EITHER, _EITHER, _VOLUME),
     _query(READ_LINK, inode.read_link, _INODE),
-    _method(WRITE, inode.write, _INODE),
-    _method(TRUNCATE, inode.truncate, _INODE, frees=True),
-    _method(MERGE, inode.merge, _INODE),
+    _method(WRITE, inode.write, _INODE, rests_on=inode.blocks_written),
+    _method(TRUNCATE, inode.truncate, _INODE, frees=True, rests_on=inode.blocks_written),
+    _method(MERGE, inode.merge, _INODE, rests_on=inode.blocks_written),
     _query(GET_BLOCKS, inode.get_blocks, _INODE),
     _query(GET_ATTRIBUTES, inode.get_attributes, _EITHER),
     _query(PERMIT_HISTORY, inode.permit_reading, _EITHER),

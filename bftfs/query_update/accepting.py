@@ -46,7 +46,9 @@ from bftfs.clock_skew import is_ahead
 from bftfs.conversation import Conversation
 from bftfs.crypto.digest import (
     AuthenticatorKeys,
+    Digest,
     answer_digest,
+    authenticator_bytes,
     deduction_digest,
     life_of,
     tell_lives,
@@ -90,12 +92,15 @@ from bftfs.query_update.messages import (
     Update,
     UpdateReply,
     Verdict,
+    VouchedBy,
 )
 from bftfs.query_update.object_type import Caller, Method, ObjectTypes
 from bftfs.query_update.replica import Reach, Replica, own_authenticator
 from bftfs.server.own_clock import OwnClock
 from bftfs.server.step import Ready, Refuse, Sender, WaitFor, Want
 from bftfs.storage import StorageView, Table, Write
+
+_BY_NOBODY = VouchedBy()
 
 _Fetch = Callable[[StorageView], Conversation[list[Write] | None]]
 
@@ -232,7 +237,7 @@ class Accepting:
                 self._require_vouched(conditioned, message)
             request.plans = self._plan(request, sets, evidence)
             if method is not None:
-                return self._update(request, method, now_us)
+                return self._update(request, method, message.vouched_by, now_us)
             if request.late:
                 raise _Fail(Status.NOT_CURRENT)
             self._require_allowance(request, now_us)
@@ -243,7 +248,9 @@ class Accepting:
         except _Fail as failure:
             return self._failed(request.replicas, failure)
 
-    def _update(self, request: _Request, method: Method, now_us: int) -> Ready:
+    def _update(
+        self, request: _Request, method: Method, vouched_by: VouchedBy | None, now_us: int
+    ) -> Ready:
         """A direct method: contending clients take turns, and each leaves few incomplete."""
         client, late = request.author, request.late
         if late:
@@ -252,6 +259,7 @@ class Accepting:
         names = [replica.object for replica in request.replicas]
         return self._accept_method(
             request,
+            vouched_by=vouched_by or _BY_NOBODY,
             contenders=self._lines.leave(names, client, now_us),
             uses_reserve=method.frees,
         )
@@ -459,6 +467,25 @@ class Accepting:
             if not self._quorums.includes_benign(vouching):
                 raise _Fail(Status.CULLED, forged=forged.bits)
 
+    def _require_hosts(self, digest: Digest | None, vouched_by: VouchedBy) -> None:
+        """Refuse an update unless a quorum of nodes vouches for what it rests on."""
+        if digest is None:
+            return
+        makers, authenticators = vouched_by.nodes, vouched_by.authenticators
+        n = self._quorums.n
+        if not makers or len(authenticators) != len(makers) * authenticator_bytes(n):
+            raise _Fail(Status.UNVOUCHED)
+        if max(makers) >= n or len(set(makers)) < len(makers):
+            raise Refuse(errno.EINVAL, "no such nodes vouch")
+        forged, outlived = self._keys.refuted(
+            makers=makers, digest=digest, authenticators=authenticators
+        )
+        vouching = Nodes.of(makers)
+        if forged or outlived:
+            vouching -= Nodes.of((*forged, *outlived))
+        if not self._quorums.is_quorum(vouching):
+            raise _Fail(Status.UNVOUCHED, forged=Nodes.of(forged).bits)
+
     def _plan(
         self,
         request: _Request,
@@ -599,10 +626,14 @@ class Accepting:
         self,
         request: _Request,
         *,
+        vouched_by: VouchedBy | None = None,
         contenders: int = 0,
         uses_reserve: bool = True,
     ) -> Ready:
-        """Invoke the method; unless it refuses, accept. [Q/U lines 1017-1030]"""
+        """Invoke the method; unless it refuses, accept. [Q/U lines 1017-1030]
+
+        With `vouched_by` the request comes from its author.
+        """
         method, operation = request.method, request.conditioned.operation
         assert method is not None
         assert operation is not None
@@ -621,11 +652,12 @@ class Accepting:
         else:
             workspaces = {replica.object: replica.workspace for replica in replicas}
             states = tuple(workspaces[name] for name in operation.objects)
-        error, answer = self._types.invoke(
-            method.invoke, states, self._types.decode_arguments(method, operation.arguments), caller
-        )
+        arguments = self._types.decode_arguments(method, operation.arguments)
+        error, answer = self._types.invoke(method.invoke, states, arguments, caller)
         if error:
             raise _Fail(Status.REFUSED, error=error)
+        if vouched_by is not None and method.rests_on is not None:
+            self._require_hosts(method.rests_on(states, arguments, caller), vouched_by)
         writes = [Write(Table.REQUEST, timestamp, request.encoded)]
         first: Operation | None = operation
         for plan in request.plans:

@@ -48,8 +48,9 @@ from bftfs.asking.ask import Asking
 from bftfs.asking.peers import MEMORY_US, Peers
 from bftfs.asking.quorum import Nodes
 from bftfs.clock_skew import is_pushed_ahead
-from bftfs.conversation import Draw, Now
+from bftfs.conversation import Conversation, Draw, Now
 from bftfs.credentials import Credentials
+from bftfs.crypto.digest import authenticator_bytes
 from bftfs.errors import (
     AdmissionRefused,
     ContentionExhausted,
@@ -67,12 +68,15 @@ from bftfs.query_update.history import (
     time_of,
     timestamp_of,
 )
-from bftfs.query_update.messages import Query, QueryReply, Update, UpdateReply, Verdict
+from bftfs.query_update.messages import Query, QueryReply, Update, UpdateReply, Verdict, VouchedBy
 from bftfs.query_update.object_type import Method, ObjectTypes, Record, encode_record
 from bftfs.query_update.observation import Observations, Observed
 from bftfs.query_update.repair import Attempts, Repair
 from bftfs.query_update.rounds import Answer, QueryTally, Rounds, UpdateTally, update_round
-from bftfs.wire.codec import Message, encode
+from bftfs.wire.codec import Message, Voucher, encode
+
+# Gets vouchers for what a method rests on; True if servers have refused some.
+Vouch = Callable[[bool], Conversation[tuple[Voucher, ...]]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +107,8 @@ class _Ongoing:
     operation: Operation
     not_before_us: int
     attempts: Attempts
+    vouch: Vouch | None
+    vouched_by: VouchedBy | None = None
     earlier: list[_Earlier] = field(default_factory=list)
 
 
@@ -184,10 +190,12 @@ class QueryUpdateClient:
         credentials: Credentials,
         *,
         not_before_us: int = 0,
+        vouch: Vouch | None = None,
     ) -> Answered:
         """Invoke an update. Raises FileSystemError if it refuses: then nothing has changed.
 
         The version's time is `not_before_us` or later: that of what it is to be consistent with.
+        `vouch` gets a quorum's vouchers for what the method rests on; again if servers refuse them.
         """
         found = self._method(method, update=True)
         names = _distinct(objects)
@@ -203,7 +211,10 @@ class QueryUpdateClient:
             if self._streaks:
                 await self._streaks.step_back(names)
             attempts = Attempts(self.repairs)
-            return await self._update(_Ongoing(names, found, operation, not_before_us, attempts))
+            ongoing = _Ongoing(names, found, operation, not_before_us, attempts, vouch)
+            if vouch is not None:
+                ongoing.vouched_by = self._vouched_by(await vouch(False))
+            return await self._update(ongoing)
         finally:
             self._locks.release(names)
 
@@ -296,9 +307,31 @@ class QueryUpdateClient:
         if tally.possible:
             update.earlier.append(_Earlier(timestamp, observed[0].version))
             self.repairs.own[timestamp] = message.conditioned
+        if tally.unvouched:
+            await self._renew(update, tally)
         self._streaks.interrupted(names)
         update.attempts.back_off.ahead = tally.contenders
         return await self._failure(tally, timestamp, observed)
+
+    async def _renew(self, update: _Ongoing, tally: UpdateTally) -> None:
+        """Get other vouchers: some were forged, or of nodes that have lost their stores since."""
+        if update.vouch is not None:
+            update.vouched_by = self._vouched_by(await update.vouch(True))
+        elif self.quorums.includes_benign(tally.unvouched):
+            raise AdmissionRefused(
+                code=errno.EPERM,
+                reason="too few nodes host what the update names",
+                nodes=len(tally.unvouched),
+            )
+
+    def _vouched_by(self, vouchers: tuple[Voucher, ...]) -> VouchedBy:
+        """As servers take them: all of one length."""
+        width = authenticator_bytes(self.quorums.n)
+        fitting = [each for each in vouchers if len(each.authenticator) == width]
+        return VouchedBy(
+            bytes([each.node for each in fitting]),
+            b"".join([each.authenticator for each in fitting]),
+        )
 
     async def _failure(
         self, tally: UpdateTally, timestamp: LogicalTimestamp, observed: list[Observed]
@@ -342,7 +375,7 @@ class QueryUpdateClient:
         culled = [each.culled for each in observed]
         timestamp = timestamp_of(conditioned, encoded, culled, self.client)
         authenticators = tuple([each.authenticators for each in observed])
-        message = Update(encoded, authenticators, vouchers, plan.order[0])
+        message = Update(encoded, authenticators, vouchers, plan.order[0], update.vouched_by)
         tally = await update_round(self.rounds, plan, message, update.method.name)
         return tally, timestamp, message
 

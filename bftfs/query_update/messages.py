@@ -82,10 +82,18 @@ class Query(Message, frozen=True, tag=0x10):
     versions: Annotated[tuple[TimestampField, ...], _SOME_OBJECTS] = ()
 
 
+class VouchedBy(Value, frozen=True):
+    """Authenticators over what a method rests on, and the nodes that have made them, ascending."""
+
+    nodes: Annotated[bytes, Meta(max_length=limits.NODES)] = b""
+    authenticators: Annotated[bytes, Meta(max_length=limits.FRAME_METADATA_BYTES)] = b""
+
+
 class Update(Message, frozen=True, tag=0x11):
     """Do what `conditioned`, an encoded `Conditioned`, says, on the sender's behalf.
 
-    `authenticators` belong to its sets and then its evidence; `vouchers` to its facts.
+    `authenticators` belong to its sets and then its evidence; `vouchers` to its facts. `vouched_by`
+    is for what the method rests on besides (`Method.rests_on`).
     """
 
     conditioned: ConditionedField
@@ -95,6 +103,7 @@ class Update(Message, frozen=True, tag=0x11):
         Meta(max_length=limits.FACTS),
     ]
     whole_answer_from: NodeField
+    vouched_by: VouchedBy | None = None
 
 
 class InlineUpdate(Message, frozen=True, tag=0x12):
@@ -278,6 +287,7 @@ class Status(IntEnum):
     DIFFERENT = 4  # FAIL: the history sets do not dictate this operation
     TOO_MANY = 5  # FAIL: the client has too many incomplete updates at the object or server
     INSANE_TIME = 6  # FAIL: the timestamp is too far in the future
+    UNVOUCHED = 7  # FAIL: too few nodes vouch for what the method rests on; see the forged ones
 
 
 ContendersField = Annotated[int, Meta(ge=0, le=limits.CONTENDERS)]

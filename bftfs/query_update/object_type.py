@@ -23,6 +23,7 @@ from typing import Any, Final, Protocol
 import msgspec
 
 from bftfs import limits
+from bftfs.crypto.digest import Digest
 from bftfs.errors import UnreadableAnswer
 from bftfs.identifiers import ClientId, ObjectId, kind_of
 
@@ -100,6 +101,10 @@ class Method:
 
     A query of the past answers on a state of then. If it has a `permit`, that is given the states
     of now, and refuses who may not ask any more; its answer does not count.
+
+    An update may rest on what a quorum of nodes must vouch for: `rests_on` is given what `invoke`
+    was, the states as they are after it, and tells of what; None: of nothing. A server asks that
+    of the operation's author only: who finishes it shows that a benign one has seen the vouchers.
     """
 
     name: str
@@ -110,6 +115,7 @@ class Method:
     answer: type[Record] | None = None  # None: the answer is bytes
     permit: Callable[[tuple[Any, ...], Any, Caller], bytes] | None = None
     frees: bool = False
+    rests_on: Callable[[tuple[Any, ...], Any, Caller], Digest | None] | None = None
 
     def takes(self, names: tuple[ObjectId, ...]) -> bool:
         """True if the objects are of the kinds that the method takes."""

@@ -283,6 +283,7 @@ class UpdateTally:
         self.refused: dict[int, Nodes] = {}
         self.insane = NOBODY  # those that found a time too far ahead
         self._doubting = NOBODY  # those that culled something, and accuse nobody
+        self.unvouched = NOBODY  # those to which too few vouch for what the method rests on
         self.overdrawn = NOBODY  # those that wait for older updates of this client
         self._contenders: dict[int, Nodes] = {}  # by how many there are, as these servers say
         self.answers: Votes[Answer] = Votes(self.quorums)
@@ -359,6 +360,11 @@ class UpdateTally:
             self._take_doubt(node, accused)
             if reply.insane:
                 self.insane = self.insane.plus(node)
+        elif status is Status.UNVOUCHED:
+            self.unvouched = self.unvouched.plus(node)
+            forged = Nodes.known(reply.forged)
+            if not self.quorums.includes_benign(forged):
+                self.rounds.peers.accuse(node, forged, self.plan.now_us)
         elif status is Status.INSANE_TIME:
             self.insane = self.insane.plus(node)
         elif status is Status.TOO_MANY:

@@ -40,6 +40,7 @@ writes are linearizable whichever client issues them.
 from __future__ import annotations
 
 import errno
+from collections import OrderedDict
 from collections.abc import Sequence
 from functools import partial
 
@@ -50,12 +51,14 @@ from bftfs.conversation import Compute, Now, Together
 from bftfs.credentials import Credentials
 from bftfs.errors import AdmissionRefused
 from bftfs.identifiers import BlockId, ClientId, ObjectId
+from bftfs.read_write import vouching
 from bftfs.read_write.authorship import Authored, versions_by
 from bftfs.read_write.reading import BlockRead, FoundVersion
 from bftfs.read_write.session import Session
 from bftfs.read_write.timestamp import BlockTimestamp, beginning_of, successor_of
 from bftfs.read_write.writing import Encoded, TimeRound, encode, repair, write_at
 from bftfs.thresholds import ReadWriteThresholds
+from bftfs.wire.codec import Voucher
 
 
 class ReadWriteClient:
@@ -71,6 +74,7 @@ class ReadWriteClient:
     ) -> None:
         """Rounds and reads give up after `patience_total_us` of silence; with None, never."""
         self._session = Session(client, thresholds, peers, patience_total_us=patience_total_us)
+        self._vouchers: OrderedDict[vouching.Version, tuple[Voucher, ...]] = OrderedDict()
 
     # --- WRITE -------------------------------------------------------------------------------
 
@@ -114,17 +118,34 @@ class ReadWriteClient:
             else:
                 times = [max(after_us + 1, await Now())] * len(batch)
             writes = tuple(
-                partial(self._encode_and_write, block, item, time, after_us, credentials)
+                partial(
+                    self._encode_and_write,
+                    block,
+                    item,
+                    time,
+                    after_us,
+                    credentials,
+                    wants_vouchers=len(items) == 1,
+                )
                 for (block, item), time in zip(batch, times, strict=True)
             )
             written.extend(await Together(writes))
         return tuple(written)
 
     async def _encode_and_write(
-        self, block: BlockId, item: Buffer, time: int, after_us: int, credentials: Credentials
+        self,
+        block: BlockId,
+        item: Buffer,
+        time: int,
+        after_us: int,
+        credentials: Credentials,
+        *,
+        wants_vouchers: bool = False,
     ) -> BlockTimestamp:
         encoded = await Compute(partial(encode, self._session.code, item))
-        return await self._write(block, encoded, time, after_us, credentials)
+        return await self._write(
+            block, encoded, time, after_us, credentials, wants_vouchers=wants_vouchers
+        )
 
     async def _write(
         self,
@@ -133,13 +154,24 @@ class ReadWriteClient:
         time: int,
         after_us: int,
         credentials: Credentials,
+        *,
+        wants_vouchers: bool = False,
     ) -> BlockTimestamp:
         session = self._session
         for tries_left in reversed(range(limits.TIMES_PER_WRITE)):
             # [PASIS Figure 3.1] MAKE_TIMESTAMP: at most one set of fragments at any logical time.
             timestamp = BlockTimestamp(time, session.client, encoded.verifier)
             try:
-                await write_at(session, block, timestamp, encoded, credentials=credentials)
+                vouchers = await write_at(
+                    session,
+                    block,
+                    timestamp,
+                    encoded,
+                    credentials=credentials,
+                    wants_vouchers=wants_vouchers,
+                )
+                if vouchers:
+                    self._remember((block, timestamp), vouchers)
                 break
             except AdmissionRefused as refused:
                 if refused.code != errno.ETIME or not tries_left:
@@ -153,6 +185,27 @@ class ReadWriteClient:
             (time,) = await TimeRound(session, (block,), await Now(), after_us=after_us).times()
         session.validated.add(encoded.verifier)
         return timestamp
+
+    # --- vouchers ----------------------------------------------------------------------------
+
+    async def vouched(
+        self, versions: Sequence[vouching.Version], again: bool
+    ) -> tuple[Voucher, ...]:
+        """N - t nodes' vouchers that they host all of these versions of this client's.
+
+        What came with the write of a single one is returned first; then the nodes are asked. If it
+        is `again`, since servers have refused some, all that answer in time.
+        Raises QuorumUnavailable after `patience_total_us`, FileSystemError if one is gone.
+        """
+        remembered = self._vouchers.pop(versions[0], ()) if len(versions) == 1 else ()
+        if remembered and not again:
+            return remembered
+        return await vouching.gather(self._session, versions, everybody=again)
+
+    def _remember(self, version: vouching.Version, vouchers: tuple[Voucher, ...]) -> None:
+        self._vouchers[version] = vouchers
+        if len(self._vouchers) > limits.VOUCHED_VERSIONS:
+            self._vouchers.popitem(last=False)
 
     # --- READ --------------------------------------------------------------------------------
 

@@ -57,7 +57,8 @@ class TimeReply(Message, frozen=True, tag=0x40):
 class WriteRequest(Message, frozen=True, tag=0x31):
     """WRITE: host this version; the node's fragment is the body. Repeating it changes nothing.
 
-    A client that repairs another's write proves with vouchers that the other has written it.
+    A client that repairs another's write proves with vouchers that the other has written it. To an
+    author who `wants_voucher` the node vouches that it hosts the version.
     """
 
     block: BlockField
@@ -67,6 +68,7 @@ class WriteRequest(Message, frozen=True, tag=0x31):
     gid: UserField
     groups: GroupsField
     vouchers: Annotated[tuple[Voucher, ...], Meta(max_length=limits.NODES)] = ()
+    wants_voucher: bool = False
 
 
 class WriteReply(Message, frozen=True, tag=0x41):
@@ -76,6 +78,7 @@ class WriteReply(Message, frozen=True, tag=0x41):
     """
 
     lives: LivesField = ()
+    voucher: AuthenticatorField = b""  # over the set of this version alone, if it is wanted
 
 
 class ReadRequest(Message, frozen=True, tag=0x32):
@@ -130,10 +133,28 @@ class VouchRequest(Message, frozen=True, tag=0x33):
 
 
 class VouchReply(Message, frozen=True, tag=0x43):
-    """The node's authenticator over block and timestamp; empty if it does not host the version."""
+    """The node's authenticator over block and timestamp; empty if it does not host the version.
+
+    Or over a set; empty if it does not host all of it.
+    """
 
     authenticator: AuthenticatorField
     lives: LivesField = ()
+
+
+class VersionName(Value, frozen=True):
+    """A version of a block."""
+
+    block: BlockField
+    timestamp: BlockTimestamp
+
+
+class VouchSetRequest(Message, frozen=True, tag=0x37):
+    """Do you host all of these? Their author asks, before an update of their inode names them."""
+
+    versions: Annotated[
+        tuple[VersionName, ...], Meta(min_length=1, max_length=limits.BLOCKS_PER_COVER)
+    ]
 
 
 class Notice(Message, frozen=True, tag=0x34):
@@ -203,6 +224,7 @@ Request: TypeAlias = (
     | WriteRequest
     | ReadRequest
     | VouchRequest
+    | VouchSetRequest
     | Notice
     | InventoryRequest
     | AuthoredRequest

@@ -53,6 +53,7 @@ from bftfs.read_write.messages import (
     TimeRequest,
     VouchReply,
     VouchRequest,
+    VouchSetRequest,
     WriteReply,
     WriteRequest,
 )
@@ -61,6 +62,7 @@ from bftfs.read_write.timestamp import (
     TIMESTAMP_BYTES,
     BlockTimestamp,
     beginning_of,
+    digest_of,
     encoded,
     time_of,
     timestamp_of,
@@ -199,6 +201,7 @@ class ReadWriteServer:
             WriteRequest: self._write,
             ReadRequest: self._read,
             VouchRequest: self._vouch,
+            VouchSetRequest: self._vouch_for_all,
             InventoryRequest: self._inventory,
             AuthoredRequest: self._authored,
         }
@@ -249,7 +252,7 @@ class ReadWriteServer:
         hosted = view.get(Table.BLOCK, key)
         if hosted is not None:
             writes = self._restored(view, key, hosted, message, fragment)
-            return Ready(reply=WriteReply(self._keys.told), writes=writes, uses_reserve=True)
+            return Ready(reply=self._hosts(message), writes=writes, uses_reserve=True)
         repairs = (
             bool(message.vouchers)
             or sender.client != timestamp.client
@@ -290,7 +293,14 @@ class ReadWriteServer:
         want = None if watch is None else watch.written(block, timestamp, now_us)
         if want is not None:  # before the version is acknowledged
             return Ready(writes=writes, wants=(want,), uses_reserve=repairs)
-        return Ready(reply=WriteReply(self._keys.told), writes=writes, uses_reserve=repairs)
+        return Ready(reply=self._hosts(message), writes=writes, uses_reserve=repairs)
+
+    def _hosts(self, message: WriteRequest) -> WriteReply:
+        """The node hosts the version; it vouches for that if that is wanted."""
+        if not message.wants_voucher:
+            return WriteReply(self._keys.told)
+        digest = digest_of(((message.block, message.timestamp),))
+        return WriteReply(self._keys.told, self._keys.make(digest))
 
     def _not_bound(self, block: BlockId, message: WriteRequest, fragment: Body) -> Refused | None:
         """Storage-node verification of a write. [PASIS §3.4.2.3]
@@ -473,6 +483,16 @@ class ReadWriteServer:
         digest = _voucher_digest(message.block, message)
         return Ready(VouchReply(self._keys.make(digest), lives))
 
+    def _vouch_for_all(
+        self, view: StorageView, _sender: Any, message: VouchSetRequest, *_: Any
+    ) -> Ready:
+        lives = self._keys.told
+        versions = [(each.block, each.timestamp) for each in message.versions]
+        for block, timestamp in versions:
+            if view.get(Table.BLOCK, version_key(block, timestamp)) is None:
+                return Ready(VouchReply(b"", lives))
+        return Ready(VouchReply(self._keys.make(digest_of(versions)), lives))
+
 
 def _voucher_digest(block: BlockId, message: WriteRequest | VouchRequest) -> bytes:
     return voucher_digest(block=block, timestamp=encoded(message.timestamp))
@@ -489,6 +509,8 @@ def _remembers(memory: Memory, message: Request) -> bool:
     match message:
         case TimeRequest():
             return all(map(memory.may_answer, message.blocks))
+        case VouchSetRequest():
+            return all(memory.may_answer(each.block) for each in message.versions)
         case ReadRequest() | VouchRequest():
             return memory.may_answer(message.block)
         case AuthoredRequest():

@@ -8,9 +8,10 @@ own id, so that a version says who wrote it.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from struct import Struct
 
-from bftfs.crypto.digest import DIGEST_BYTES, Digest
+from bftfs.crypto.digest import DIGEST_BYTES, Digest, vouched_digest
 from bftfs.identifiers import BLOCK_ID_BYTES, CLIENT_ID_BYTES, BlockId, ClientId
 from bftfs.storage import after_keys
 from bftfs.wire.codec import ClientField, DigestField, TimeField, Value
@@ -58,6 +59,11 @@ def from_encoded(number: bytes) -> BlockTimestamp:
 def version_key(block: BlockId, timestamp: BlockTimestamp) -> bytes:
     """The key of a version in a node's store: the newest version of a block has the least key."""
     return block + encoded(timestamp).translate(_INVERTED)
+
+
+def digest_of(versions: Iterable[tuple[BlockId, BlockTimestamp]]) -> Digest:
+    """What a node vouches for that hosts all of these versions."""
+    return vouched_digest(block + encoded(timestamp) for block, timestamp in versions)
 
 
 def timestamp_of(key: bytes) -> BlockTimestamp:

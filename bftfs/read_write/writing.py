@@ -28,7 +28,7 @@ from bftfs.clock_skew import is_pushed_ahead
 from bftfs.coding import cross_checksum
 from bftfs.coding.cross_checksum import CrossChecksum
 from bftfs.coding.erasure import Buffer, ErasureCode
-from bftfs.conversation import Now, Pause, Send
+from bftfs.conversation import Delivery, Now, Pause, Send
 from bftfs.credentials import NOBODY, Credentials
 from bftfs.crypto.digest import Digest, life_of
 from bftfs.errors import AdmissionRefused
@@ -116,7 +116,7 @@ class TimeRound(Gathering[tuple[int, ...]]):
 class WriteRound(Gathering[Told]):
     """Sends each node its fragment of one version. A node's answer is what it tells of lives."""
 
-    __slots__ = ("_asked", "_lives")
+    __slots__ = ("_asked", "_lives", "_made")
 
     def __init__(
         self, session: Session, request: WriteRequest, fragments: Sequence[Buffer], now_us: int
@@ -144,6 +144,18 @@ class WriteRound(Gathering[Told]):
         )
         self._asked = asked
         self._lives = session.lives
+        self._made: dict[NodeId, bytes] = {}
+
+    @property
+    def vouchers(self) -> tuple[Voucher, ...]:
+        """Of the nodes that host the version, if they were to vouch for it."""
+        made = self._made
+        return tuple(Voucher(node, made[node]) for node in sorted(made) if node in self._answers)
+
+    def _take(self, reply: Delivery) -> None:
+        if isinstance(reply.message, WriteReply) and reply.message.voucher:
+            self._made[reply.node] = reply.message.voucher
+        super()._take(reply)
 
     def _outlived(self, answers: dict[NodeId, Told]) -> Iterable[NodeId]:
         if len(set(answers.values())) == 1:
@@ -170,8 +182,11 @@ async def write_at(
     *,
     credentials: Credentials,
     vouchers: tuple[Voucher, ...] = (),
-) -> None:
+    wants_vouchers: bool = False,
+) -> tuple[Voucher, ...]:
     """DO_WRITE: send each node its fragment; return once N - t host it. [PASIS Figure 3.1]
+
+    Returns these nodes' vouchers that they host it, if they are wanted.
 
     The other nodes answer later, or never; nobody waits for them. Raises AdmissionRefused if more
     than t nodes refuse, QuorumUnavailable if total patience runs out.
@@ -188,11 +203,13 @@ async def write_at(
         credentials.gid,
         credentials.groups,
         vouchers,
+        wants_vouchers,
     )
     waited_us, pause_us = 0, limits.CLOCKS_PATIENCE_US
     while True:
+        writing = WriteRound(session, request, encoded.fragments, await Now())
         try:
-            await WriteRound(session, request, encoded.fragments, await Now()).answers()
+            await writing.answers()
         except AdmissionRefused as refused:
             if (
                 refused.code != errno.ETIME
@@ -201,7 +218,7 @@ async def write_at(
             ):
                 raise
         else:
-            return
+            return writing.vouchers
         await Pause(pause_us)
         waited_us += pause_us
         pause_us = min(2 * pause_us, limits.CLOCKS_PATIENCE_MOST_US)

@@ -12,8 +12,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from bftfs.asking.peers import Peers
-from bftfs.errors import FileSystemError
+from bftfs.errors import AdmissionRefused, FileSystemError
 from bftfs.filesystem.attributes import NO_CHANGES
 from bftfs.filesystem.block_names import covered
 from bftfs.filesystem.file_blocks import BlockReader
@@ -21,7 +20,8 @@ from bftfs.filesystem.file_history import History
 from bftfs.filesystem.inode import Writing
 from bftfs.filesystem.registry import WRITE
 from bftfs.identifiers import ObjectId
-from bftfs.query_update.client import QueryUpdateClient
+from bftfs.query_update.accepting import Accepting
+from bftfs.query_update.messages import Status
 from bftfs.query_update.past_reading import PastReader
 from bftfs.restoration.changes import ChangeLog, read_changes
 from bftfs.restoration.undo import Undo
@@ -32,7 +32,6 @@ from tests.seams.world import (
     ROOT,
     STRANGER,
     STRANGERS_GRANT,
-    TYPES,
     Hand,
     User,
     Version,
@@ -195,27 +194,55 @@ def test_nobody_else_covers_it(nodes: tuple[int, ...], liars: int, away: bool) -
     found = accomplice.attributes(case.identifier)
     stolen = covered(0, case.version.timestamp)
     writing = Writing(1, found.layout.newest, 0, NO_CHANGES, (stolen,))
-    accomplice.run(accomplice.objects.update((case.identifier,), WRITE, writing, STRANGER))
+    with pytest.raises(AdmissionRefused, match="too few nodes host"):
+        accomplice.run(accomplice.objects.update((case.identifier,), WRITE, writing, STRANGER))
     assert read(case) == mixed
 
 
-@pytest.mark.xfail(
-    strict=True, raises=FileSystemError, reason="nodes do not ask who hosts what an update names"
-)
-def test_what_is_planted_cannot_be_named() -> None:
-    """Its author may write the file, and names it: somebody could make it readable at any time."""
-    case = plant((0, 3), 1)
-    host = case.stranger.host
-    objects = QueryUpdateClient(host.client, Peers(case.world.quorums), TYPES)
-    found = case.root.attributes(case.identifier)
-    assert found.layout is not None
+# --- what is named -------------------------------------------------------------------------------
+
+
+def name(case: Planted, claims: tuple[Any, ...] = ()) -> list[Status]:
+    """The stranger, who may write the file, names what he has planted."""
+    attributes = case.root.attributes(case.identifier)
+    assert attributes.layout is not None
     blocks = (covered(0, case.version.timestamp),)
-    writing = Writing(0, found.layout.newest, 0, NO_CHANGES, blocks)
-    case.world.start(host, objects.update((case.identifier,), WRITE, writing, STRANGER))
-    case.world.run_for(10 * SECOND_US)
-    before = read(case)
+    writing = Writing(0, attributes.layout.newest, 0, NO_CHANGES, blocks)
+    return case.stranger.update(case.identifier, WRITE, writing, STRANGER, claims=claims)
+
+
+@pytest.mark.parametrize(("nodes", "liars", "away"), HIDDEN)
+def test_what_is_planted_cannot_be_named(nodes: tuple[int, ...], liars: int, away: bool) -> None:
+    """So that nothing turns from unreadable to readable when somebody finishes it."""
+    case = plant(nodes, liars, away)
+    for claims in ((), case.vouchers, case.stranger.claims([case.version])):
+        said = name(case, claims)
+        assert said.count(Status.UNVOUCHED) >= case.world.sizes.n - liars - away
+    assert read(case) == MINE
     finish(case)
-    assert read(case) == before
+    assert read(case) == MINE
+    case.world.run_for(SETTLED_US)
+    assert read(case) == MINE
+
+
+def test_must_fail_where_nodes_ask_for_no_vouchers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Accepting, "_require_hosts", lambda *_: None)
+    case = plant((0, 3), 1)
+    assert name(case).count(Status.SUCCESS) >= 5
+    with pytest.raises(FileSystemError):
+        read(case)
+    for node in case.world.nodes:
+        node.start()
+    case.stranger.finish(case.version, case.vouchers)
+    assert read(case) == EVIL
+
+
+def test_what_every_node_but_one_hosts_can_be_named() -> None:
+    case = plant((0, 1, 2, 3), 1)
+    claims = case.stranger.claims([case.version])
+    assert len(claims) == 5
+    assert Status.UNVOUCHED not in name(case, claims)
+    assert read(case) == EVIL
 
 
 # --- audit and undo ------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Callable, Coroutine, Iterable, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from typing import Any
 
 from bftfs.asking.peers import Peers
@@ -30,12 +30,27 @@ from bftfs.filesystem.operations import FileSystem
 from bftfs.filesystem.options import Options
 from bftfs.identifiers import BlockId, ClientId, NodeId, ObjectId, ObjectKind, object_id
 from bftfs.query_update.client import QueryUpdateClient
-from bftfs.query_update.history import Known
+from bftfs.query_update.history import (
+    Conditioned,
+    ConditionedKind,
+    Known,
+    Operation,
+    assemble,
+)
+from bftfs.query_update.messages import Query, QueryReply, Status, Update, UpdateReply, VouchedBy
+from bftfs.query_update.object_type import Record, encode_record
 from bftfs.query_update.replica import Replica
 from bftfs.read_write.client import ReadWriteClient
-from bftfs.read_write.messages import VouchReply, VouchRequest, WriteReply, WriteRequest
+from bftfs.read_write.messages import (
+    VersionName,
+    VouchReply,
+    VouchRequest,
+    VouchSetRequest,
+    WriteReply,
+    WriteRequest,
+)
 from bftfs.read_write.placement import rotation_of
-from bftfs.read_write.timestamp import BlockTimestamp, encoded, version_key
+from bftfs.read_write.timestamp import BlockTimestamp, digest_of, encoded, version_key
 from bftfs.read_write.writing import Encoded, encode
 from bftfs.server.block_verification import VerificationPolicy, VerificationSettings
 from bftfs.server.recovery import Recovery, Stage
@@ -49,6 +64,7 @@ from bftfs.simulation.world import SECOND_US, START_US
 from bftfs.simulation.world import World as Agenda
 from bftfs.storage import Table
 from bftfs.wire.codec import Voucher
+from bftfs.wire.codec import encode as encode_message
 
 
 async def latest_complete(reader: BlockReader, contents: Contents, number: int, *_: Any) -> bytes:
@@ -352,6 +368,10 @@ class Version:
         return bytes(self.pieces.fragments[(node - self._rotation) % self._sizes.N])
 
 
+async def now() -> int:
+    return await Now()
+
+
 class FreeHand:
     """A client that sends what it likes, and has the keys of the nodes it is in league with."""
 
@@ -428,11 +448,51 @@ class FreeHand:
             given[ally] = self.keys(ally).make(digest)
         return tuple(Voucher(NodeId(node), made) for node, made in sorted(given.items()))
 
+    def claims(self, versions: Sequence[Version]) -> tuple[Voucher, ...]:
+        """What nodes vouch for that host all of these; and allies, whether or not they do."""
+        named = [(version.block, version.timestamp) for version in versions]
+        replies = self.ask_all(VouchSetRequest(tuple(VersionName(*each) for each in named)))
+        given = {
+            node: reply.authenticator
+            for node, reply in replies.items()
+            if isinstance(reply, VouchReply) and reply.authenticator
+        }
+        for ally in self.allies:
+            given[ally] = self.keys(ally).make(digest_of(named))
+        return tuple(Voucher(NodeId(node), made) for node, made in sorted(given.items()))
+
     def finish(self, version: Version, vouchers: tuple[Voucher, ...]) -> dict[int, Any]:
         """Send a version to all nodes, as the repair of somebody else's."""
         return self.write(version, range(self.sizes.n), vouchers=vouchers)
 
     # --- objects -----------------------------------------------------------------------------
+
+    def update(
+        self,
+        name: ObjectId,
+        method: str,
+        arguments: Record,
+        who: Credentials,
+        *,
+        claims: tuple[Voucher, ...] = (),
+    ) -> list[Status]:
+        """An update of one object, with these vouchers; what nodes say."""
+        replies = self.ask_all(Query((name,), "", b"", 0, 0, (), NodeId(0)))
+        known = {
+            NodeId(node): Known(reply.histories[0], reply.authenticators[0])
+            for node, reply in replies.items()
+            if isinstance(reply, QueryReply)
+        }
+        history_set, authenticators, _ = assemble(name, known)
+        operation = Operation(method, (name,), encode_record(arguments), *who, 0)
+        clock_us = self.perform(now())
+        conditioned = Conditioned(ConditionedKind.METHOD, operation, clock_us, (history_set,))
+        shown = VouchedBy(
+            bytes(each.node for each in claims), b"".join(each.authenticator for each in claims)
+        )
+        update = Update(encode_message(conditioned), (authenticators,), (), NodeId(0), shown)
+        replies = self.ask_all(update)
+        return [each.status for each in replies.values() if isinstance(each, UpdateReply)]
 
     def forged(self, node: int, name: ObjectId, history: bytes) -> Known:
         """A replica history that an ally reports."""

@@ -40,6 +40,7 @@ TAGS = {
     "WriteRequest": 0x31,
     "ReadRequest": 0x32,
     "VouchRequest": 0x33,
+    "VouchSetRequest": 0x37,
     "Notice": 0x34,
     "InventoryRequest": 0x35,
     "AuthoredRequest": 0x36,

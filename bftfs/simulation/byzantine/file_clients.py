@@ -8,8 +8,15 @@ from bftfs.filesystem.block_names import covered
 from bftfs.filesystem.inode import Writing
 from bftfs.filesystem.registry import WRITE
 from bftfs.identifiers import BlockId, block_number_of, incarnation_of, inode_of
-from bftfs.read_write.messages import TimeReply, TimeRequest
-from bftfs.read_write.timestamp import BlockTimestamp
+from bftfs.query_update.messages import VouchedBy
+from bftfs.read_write.messages import (
+    TimeReply,
+    TimeRequest,
+    VersionName,
+    VouchReply,
+    VouchSetRequest,
+)
+from bftfs.read_write.timestamp import BlockTimestamp, digest_of
 from bftfs.simulation.byzantine.block_repairs import LISTEN_US, BlockMeddler, LateFinisher
 from bftfs.simulation.byzantine.object_clients import Updater
 from bftfs.simulation.byzantine.pacts import BlockConspirator
@@ -76,7 +83,25 @@ class Overwriter(LateFinisher):
         writing = Writing(CONTENT_BYTES, incarnation_of(block), 0, Changes(), blocks)
         operation = self._updater.wrapped((WRITE, (inode,), writing), self.random.getrandbits(62))
         sets = self._updater.latest_sets((inode,))
-        await self._updater.update(self.all_nodes(), sets, operation=operation)
+        vouched_by = await self._hosting(block, timestamp)
+        await self._updater.update(
+            self.all_nodes(), sets, operation=operation, vouched_by=vouched_by
+        )
+
+    async def _hosting(self, block: BlockId, timestamp: BlockTimestamp) -> VouchedBy:
+        """The nodes that vouch for a version; allies do, whether or not they host it."""
+        made: dict[int, bytes] = {}
+        request = VouchSetRequest((VersionName(block, timestamp),))
+        await self.send(range(self.n), request)
+        for _ in range(self.n):
+            delivery = await Receive(LISTEN_US)
+            if delivery is None:
+                break
+            if isinstance(delivery.message, VouchReply) and delivery.message.authenticator:
+                made[delivery.node] = delivery.message.authenticator
+        for ally in self.position.allies:
+            made[ally.node] = ally.keys.make(digest_of(((block, timestamp),)))
+        return VouchedBy(bytes(made), b"".join(made.values()))
 
 
 class FileConspirator(BlockConspirator, Overwriter):

@@ -40,6 +40,7 @@ from bftfs.query_update.messages import (
     QueryReply,
     Update,
     UpdateReply,
+    VouchedBy,
 )
 from bftfs.query_update.object_type import Record, encode_record
 from bftfs.simulation.byzantine.positions import LEAPS_US, ClientAdversary, ClientPosition, mutated
@@ -119,6 +120,7 @@ class Updater(ClientAdversary):
         clock: int | None = None,
         facts: tuple[Fact, ...] = (),
         vouchers: tuple[tuple[Voucher, ...], ...] = (),
+        vouched_by: VouchedBy | None = None,
     ) -> Conditioned:
         """Send a request to `nodes`, and listen. Its clock: now, and none in a barrier or a copy.
 
@@ -128,7 +130,7 @@ class Updater(ClientAdversary):
         if clock is None:
             clock = await Now() if kind is ConditionedKind.METHOD else 0
         conditioned = Conditioned(kind, operation, clock, history_sets, (), facts)
-        request = Update(encode(conditioned), authenticators, vouchers, NodeId(0))
+        request = Update(encode(conditioned), authenticators, vouchers, NodeId(0), vouched_by)
         await self.send(nodes, request)
         await self.listen([each.object for each in history_sets])
         return conditioned

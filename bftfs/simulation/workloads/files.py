@@ -42,7 +42,7 @@ from bftfs.identifiers import (
     kind_of,
     object_id,
 )
-from bftfs.query_update.client import Answered, QueryUpdateClient
+from bftfs.query_update.client import Answered, QueryUpdateClient, Vouch
 from bftfs.query_update.history import LogicalTimestamp, time_of
 from bftfs.query_update.object_type import ObjectTypes, Record
 from bftfs.query_update.past_reading import PastReader
@@ -375,10 +375,11 @@ class _RecordedMetadata(QueryUpdateClient):
         credentials: Credentials,
         *,
         not_before_us: int = 0,
+        vouch: Vouch | None = None,
     ) -> Answered:
         """Invoke an update."""
         asking = super().update(
-            objects, method, arguments, credentials, not_before_us=not_before_us
+            objects, method, arguments, credentials, not_before_us=not_before_us, vouch=vouch
         )
         return await self._witnessed(method, objects, arguments, asking, update=True)
 

@@ -67,6 +67,7 @@ class Metadata(InMemoryObjects):
         who: Credentials,
         *,
         not_before_us: int = 0,
+        vouch: Any = None,
     ) -> Answer:
         match arguments:
             case ExtendedSetting(name=name) if name == STALL:
@@ -83,7 +84,9 @@ class Metadata(InMemoryObjects):
                 await self._rewrite(objects[0], value, who)
                 attributes = self.perform(GET_ATTRIBUTES, objects, NoArguments(), who)
                 return Answer(AttributesAfter((attributes,)))
-        return await super().update(objects, method, arguments, who, not_before_us=not_before_us)
+        return await super().update(
+            objects, method, arguments, who, not_before_us=not_before_us, vouch=vouch
+        )
 
     async def _rewrite(self, identifier: ObjectId, value: bytes, who: Credentials) -> None:
         """What another mount does."""

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import stat
+from functools import partial
 
 import pytest
 
+from bftfs.coding import cross_checksum
 from bftfs.conversation import Now
 from bftfs.filesystem.attributes import NO_CHANGES, Changes
 from bftfs.filesystem.block_names import CoveredBlock, covered
@@ -17,6 +19,8 @@ from bftfs.filesystem.options import Options
 from bftfs.filesystem.registry import WRITE
 from bftfs.identifiers import ObjectId, ObjectKind, object_id
 from bftfs.query_update.past_reading import PastReader
+from bftfs.read_write.timestamp import BlockTimestamp
+from bftfs.read_write.writing import Encoded, encode
 from bftfs.restoration.changes import ChangeLog, read_changes
 from bftfs.restoration.undo import Undo, UndoStep
 from bftfs.restoration.viewpoint import Viewpoint
@@ -75,12 +79,35 @@ class User(ClusterClient):
         (timestamp,) = self.run(self.blocks.write_many(items, CREDENTIALS))
         return covered(number, timestamp)
 
-    def cover(self, path: str, *blocks: CoveredBlock, end: int = 0) -> None:
-        """Cover blocks of a file, whether or not this client has written them."""
+    def poison(self, path: str, *, number: int = 0) -> CoveredBlock:
+        """Write what nobody can decode to a block of a file, and do not cover it."""
+        identifier = self.find(path)
+        found = self.run(self.files.attributes(identifier, CREDENTIALS))
+        pieces = encode(self.blocks._session.code, bytes(range(256)) * (BLOCK // 256))
+        fragments = (*pieces.fragments[1:], pieces.fragments[0])
+        checksum = cross_checksum.make(fragments)
+        poison = Encoded(fragments, checksum, cross_checksum.verifier(checksum))
+        block = found.layout.block(identifier, number)
+        time_us = found.contents + 1
+        timestamp = self.run(self.blocks._write(block, poison, time_us, 0, CREDENTIALS))
+        return covered(number, timestamp)
+
+    def cover(
+        self, path: str, *blocks: CoveredBlock, end: int = 0, is_written: bool = True
+    ) -> None:
+        """Cover blocks of a file: those that this client has written, or any."""
         identifier = self.find(path)
         found = self.run(self.files.attributes(identifier, CREDENTIALS))
         arguments = Writing(end, found.layout.newest, found.mtime_ns, NO_CHANGES, blocks)
-        self.run(self.objects.update((identifier,), WRITE, arguments, CREDENTIALS))
+        versions = [
+            (
+                found.layout.block(identifier, each.number),
+                BlockTimestamp(each.time_us, self.host.client, each.verifier),
+            )
+            for each in blocks
+        ]
+        vouch = partial(self.blocks.vouched, versions) if versions and is_written else None
+        self.run(self.objects.update((identifier,), WRITE, arguments, CREDENTIALS, vouch=vouch))
 
     def put(self, path: str, contents: str, offset: int) -> None:
         """Write to a part of a file."""

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from bftfs.crypto.digest import Digest
-from bftfs.errors import FileSystemError
+from bftfs.errors import AdmissionRefused, FileSystemError
 from bftfs.filesystem.block_names import CoveredBlock
 from bftfs.filesystem.file_blocks import BlockReader
 from bftfs.restoration.changes import unreadable
@@ -24,10 +24,10 @@ def test_nobody_covers_what_another_has_written(stage: Any) -> None:
     assert stage.tree() == BEFORE
     stage.honest.cover("a")
     assert stage.tree() == BEFORE
-    stage.honest.cover("b", evil)
+    with pytest.raises(AdmissionRefused):  # no node hosts it as the honest user's
+        stage.honest.cover("b", evil, is_written=False)
     assert stage.steps() == []
-    with pytest.raises(FileSystemError):  # the honest user has said that it has written this
-        stage.contents("b")
+    assert stage.tree() == BEFORE
 
 
 def test_a_backdated_block_does_not_show(stage: Any) -> None:
@@ -74,8 +74,8 @@ def test_what_is_covered_is_no_part_of_it(stage: Any) -> None:
 
 def test_an_audit_marks_what_cannot_be_read(stage: Any) -> None:
     stage.intruder.put("a", "A" * 2 * BLOCK, 0)
-    never = CoveredBlock(1, stage.now_us, Digest(bytes(32)))
-    stage.intruder.cover("b", stage.intruder.scribble("b", "E\n"), never, end=2 * BLOCK)
+    poison = stage.intruder.poison("b", number=1)
+    stage.intruder.cover("b", stage.intruder.scribble("b", "E\n"), poison, end=2 * BLOCK)
     log, view = stage.log(), stage.view()
     marked = stage.honest.run(unreadable(log, view))
     (change,) = log.changes[stage.honest.find("b")]
@@ -83,13 +83,16 @@ def test_an_audit_marks_what_cannot_be_read(stage: Any) -> None:
 
 
 @pytest.mark.parametrize("number", [0, 1])
-def test_a_block_that_was_covered_and_never_written_is_taken_back(stage: Any, number: int) -> None:
+def test_a_block_that_was_covered_and_cannot_be_read_is_taken_back(stage: Any, number: int) -> None:
     """Nobody can read it: it is as if he had overwritten it."""
     stage.honest.put("a", "o" * 2 * BLOCK, 0)
     before = stage.contents("a")
     stage.begin()
     never = CoveredBlock(number, stage.now_us, Digest(bytes(32)))
-    stage.intruder.cover("a", never, end=2 * BLOCK)
+    with pytest.raises(AdmissionRefused):
+        stage.intruder.cover("a", never, end=2 * BLOCK, is_written=False)
+    assert stage.contents("a") == before
+    stage.intruder.cover("a", stage.intruder.poison("a", number=number), end=2 * BLOCK)
     with pytest.raises(FileSystemError) as failure:
         stage.contents("a")
     assert failure.value.code == errno.EIO

@@ -1,0 +1,129 @@
+"""An inode names what N - t nodes vouch for: correct writers get that, whoever is down or lies."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from bftfs.identifiers import ObjectId
+from bftfs.query_update.client import QueryUpdateClient
+from bftfs.read_write import vouching
+from bftfs.read_write.messages import VouchReply, WriteReply, WriteRequest
+from bftfs.simulation.world import SECOND_US
+from tests.seams.world import BLOCK_BYTES, User, World
+
+ONE, TWO = "after!", "after" + "." * BLOCK_BYTES  # of two blocks: nodes are asked for a set
+
+
+def started() -> tuple[World, User, ObjectId]:
+    world = World()
+    user = world.user("user")
+    user.format()
+    return world, user, user.make("file", "before")
+
+
+class Forging:
+    """A server whose vouchers are invalid, and which does all else as it should."""
+
+    def __init__(self, honest: Any) -> None:
+        self._honest = honest
+
+    def step(self, *arguments: Any) -> Any:
+        ready = self._honest.step(*arguments)
+        reply = ready.reply
+        if isinstance(reply, WriteReply) and reply.voucher:
+            ready.reply = WriteReply(reply.lives, bytes(len(reply.voucher)))
+        elif isinstance(reply, VouchReply) and reply.authenticator:
+            ready.reply = VouchReply(bytes(len(reply.authenticator)), reply.lives)
+        return ready
+
+
+def forge(world: World, number: int) -> None:
+    """Make a forger of a node."""
+    node = world.nodes[number]
+
+    def servers() -> Any:
+        honest = world.deployment.servers(node.node)
+        for kind, server in honest.items():
+            honest[kind] = Forging(server)  # type: ignore[index]
+        return honest
+
+    node.become(servers)
+
+
+def written(world: World, user: User, identifier: ObjectId, contents: str) -> None:
+    """Somebody else reads what the user writes now."""
+    user.put(identifier, contents, within_us=20 * SECOND_US)
+    assert world.user(f"reader at {world.now_us}").read(identifier).startswith(contents[:9])
+
+
+@pytest.mark.parametrize("contents", [ONE, TWO])
+@pytest.mark.parametrize("liar", [0, 3, 5])
+def test_a_node_that_forges_vouchers_hinders_nobody(liar: int, contents: str) -> None:
+    world, user, identifier = started()
+    forge(world, liar)
+    for attempt in range(3):
+        written(world, user, identifier, f"{attempt}{contents}")
+
+
+def test_must_fail_writers_that_do_not_ask_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def never(*_: Any) -> None:
+        return None
+
+    monkeypatch.setattr(QueryUpdateClient, "_renew", never)
+    world, user, identifier = started()
+    forge(world, 3)
+
+    def write() -> None:
+        for attempt in range(6):  # until it is among the first that acknowledge
+            written(world, user, identifier, f"{attempt}{ONE}")
+
+    with pytest.raises(AssertionError, match="it has not happened"):
+        write()
+
+
+@pytest.mark.parametrize("contents", [ONE, TWO])
+def test_what_a_node_has_missed_it_is_given_when_another_one_is_down(contents: str) -> None:
+    """Of those that have acknowledged the blocks, too few are there to vouch for them."""
+    world, user, identifier = started()
+    missing, down = world.nodes[4], world.nodes[1]
+    world.ways.hold(
+        lambda _source, target, _kind, message: (
+            target == missing.endpoint and isinstance(message, WriteRequest)
+        )
+    )
+    file = user.run(user.files.open(identifier, 1, user.who))
+    user.files.write(file, 0, contents.encode(), now_ns=0)
+    store = user.files._contents
+    user.run(store._writer.push(file.contents, tuple(file.contents.dirty)))
+    world.ways.hold(lambda *_: False)
+    down.crash(down_us=None)
+    user.run(user.files.release(file), within_us=20 * SECOND_US)
+    assert world.user("reader").read(identifier).startswith(contents[:9])
+
+
+def test_must_fail_where_nobody_repairs_what_a_node_has_missed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def never(*_: Any) -> None:
+        return None
+
+    monkeypatch.setattr(vouching, "_repair", never)
+    with pytest.raises(AssertionError, match="it has not happened"):
+        test_what_a_node_has_missed_it_is_given_when_another_one_is_down(TWO)
+
+
+@pytest.mark.parametrize("contents", [ONE, TWO])
+def test_a_disk_that_is_lost_between_block_and_update(contents: str) -> None:
+    """What its node has vouched for does not count any more."""
+    world, user, identifier = started()
+    file = user.run(user.files.open(identifier, 1, user.who))
+    user.files.write(file, 0, contents.encode(), now_ns=0)
+    store = user.files._contents
+    user.run(store._writer.push(file.contents, tuple(file.contents.dirty)))
+    world.run_for(SECOND_US)
+    world.deployment.lose_disk(world.nodes[2].node)
+    world.run_for(SECOND_US)
+    user.run(user.files.release(file), within_us=20 * SECOND_US)
+    assert world.user("reader").read(identifier).startswith(contents[:9])
