@@ -55,9 +55,13 @@ class ClockRequest(Message, frozen=True, tag=0x53):
 
 
 class ClockReply(Message, frozen=True, tag=0x54):
-    """The node's clock, in microseconds since the epoch."""
+    """The node's clock, in microseconds since the epoch, and a time that it bore before.
+
+    That is 0 unless the clock was set back within the last hour. (`bftfs.server.own_clock`)
+    """
 
     now_us: TimeField
+    borne_us: TimeField
 
 
 Request: TypeAlias = query_update.Request | read_write.Request | HealthRequest | ClockRequest

@@ -115,7 +115,7 @@ def honest_services(
             **dict.fromkeys(get_args(QueryUpdateRequest), query_update),
             **dict.fromkeys(get_args(ReadWriteRequest), read_write),
             Notice: verifier,
-            ClockRequest: ClockServer(),
+            ClockRequest: ClockServer(clock),
         },
         peers,
         # A node without peers has nothing to heal from.

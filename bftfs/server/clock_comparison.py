@@ -36,11 +36,15 @@ _PATIENCE_US = 2 * limits.SECOND_US
 class ClockServer:
     """Tells whoever asks what time it is here."""
 
+    def __init__(self, clock: OwnClock) -> None:
+        """`clock` is the node's."""
+        self._clock = clock
+
     def step(
         self, view: StorageView, sender: Sender, message: ClockRequest, body: Body, now_us: int
     ) -> Ready:
         """Serve one request."""
-        return Ready(ClockReply(now_us))
+        return Ready(ClockReply(now_us, self._clock.borne_us(now_us)))
 
 
 class ClockComparison:
@@ -73,15 +77,21 @@ class ClockComparison:
     async def _compare(self) -> None:
         asked_us = await Now()
 
-        def difference_us(delivery: Delivery, heard_us: int) -> int | None:
-            """By how much a peer's clock is ahead of this one, or behind (< 0), at least."""
-            if not isinstance(delivery.message, ClockReply):
+        def told(delivery: Delivery, heard_us: int) -> tuple[int, int] | None:
+            """By how much a peer's clock is ahead of this one, or behind (< 0), at least.
+
+            And what it had borne when it was set back.
+            """
+            reply = delivery.message
+            if not isinstance(reply, ClockReply):
                 return None
-            said_us = delivery.message.now_us
-            return max(said_us - heard_us, min(said_us - asked_us, 0))
+            ahead_us = max(reply.now_us - heard_us, min(reply.now_us - asked_us, 0))
+            return ahead_us, reply.borne_us
 
         requests = dict.fromkeys(self._others, ClockRequest())
-        found = await ask_all(self._peers, requests, difference_us, patience_us=_PATIENCE_US)
+        found = await ask_all(self._peers, requests, told, patience_us=_PATIENCE_US)
         ended_us = await Now()
         if 0 <= ended_us - asked_us <= limits.CLOCKS_AGREE_US:  # else it was set meanwhile
-            self._clock.compared(found, ended_us)
+            differences = {node: ahead_us for node, (ahead_us, _) in found.items()}
+            borne = [borne_us for _, borne_us in found.values()]
+            self._clock.compared(differences, ended_us, borne)

@@ -16,11 +16,13 @@ and let go of history that is to be kept.
    anything else. (A smaller one costs the window as much. So does a machine's sleep.)
 5. While it distrusts its clock it takes no new versions, from no author, and collects nothing. It
    answers, heals, and takes what others have taken: these need no clock.
-6. For `limits.SET_BACK_US` after its clock was set back it bears with times up to the latest that
-   the clock has borne while more than t others agreed (`before_us`), rounded up, so that all nodes
-   bear with the same. What was begun by that time, and is at too few servers for others to believe
-   them, can be ended by then. It is stored (`remembered`): machines are restarted to set their
-   clocks. (docs/decisions/0017-clock-jumps.md)
+6. For `limits.SET_BACK_US` after its clock was set back it tells its peers the latest time that the
+   clock has borne (`borne_us`), rounded up, so that all tell the same. With times that more than t
+   servers tell, itself included, it bears (`before_us`). What was begun by then, and is at too few
+   servers for others to believe them, can be ended by that.
+7. It stores these times, and when it compared last (`remembered`): machines are restarted to set
+   their clocks. A clock that has gone on while the node was down has jumped, until others confirm
+   it. (docs/decisions/0017-clock-jumps.md)
 
 **Why it is safe.** docs/threat-model.md, G7, says it: of more than t others one is correct.
 
@@ -32,7 +34,7 @@ and let go of history that is to be kept.
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from bftfs import limits
 from bftfs.asking.refusal import Refused
@@ -57,8 +59,9 @@ class OwnClock:
         self._jumps_us = 0  # the sum of the recent jumps, if they lead ahead…
         self._jumped_us = 0  # …and when the last was seen, by this clock
         self._compared_us: int | None = None  # when that was done last, by this clock
-        self._agreed_us = 0  # the latest time of this clock while it agreed with others'…
+        self._latest_us = 0  # the latest time that this clock has borne…
         self._set_back_us = 0  # …and what it showed when it was first seen behind that, if it is
+        self._borne_us: tuple[int, ...] = ()  # what peers tell of theirs
 
     @figure("1 while the node takes no new versions, because its clock may be wrong.")
     def distrusted(self) -> float:
@@ -75,12 +78,11 @@ class OwnClock:
 
         Other nodes may take it, and this one another time.
         """
-        has_jumped = self._has_jumped(now_us)
-        if has_jumped:
+        if self._has_jumped(now_us):
             if not self.reason:
                 self._conclude(_JUMPED)
             self.due.announce()
-        self._note(now_us, has_jumped=has_jumped)
+        self._note(now_us)
         return Refused(errno.EAGAIN, self.reason) if self.reason else None
 
     def is_confirmed(self, now_us: int) -> bool:
@@ -91,42 +93,63 @@ class OwnClock:
         """By how much the clock has jumped ahead, if that was less than `within_us` ago."""
         return self._jumps_us if now_us < self._jumped_us + within_us else 0
 
-    def before_us(self, now_us: int) -> int:
+    def borne_us(self, now_us: int) -> int:
         """A time that it had not reached when it was set back; 0 if it was not, of late.
 
-        It is the latest that it has borne in agreement with others, rounded up to a unit of less
-        than half the way back: other nodes have seen that a little earlier or later.
+        It is the latest that it has borne, rounded up to a unit of less than half the way back:
+        other nodes have read their clocks a little earlier or later.
         """
-        self._note(now_us, has_jumped=self._has_jumped(now_us))
+        self._note(now_us)
         if not self._set_back_us:
             return 0
-        unit_us = 1 << max((self._agreed_us - self._set_back_us).bit_length() - 2, 0)
-        return -(-self._agreed_us // unit_us) * unit_us
+        unit_us = 1 << max((self._latest_us - self._set_back_us).bit_length() - 2, 0)
+        return -(-self._latest_us // unit_us) * unit_us
+
+    def before_us(self, now_us: int) -> int:
+        """The latest time that more than t servers tell, this one included; 0 if there is none."""
+        told_us = sorted((self.borne_us(now_us), *self._borne_us), reverse=True)
+        return told_us[self._t] if len(told_us) > self._t else 0
 
     @property
     def remembered(self) -> bytes:
         """What `recall` takes after a restart."""
-        return self._agreed_us.to_bytes(8, "big") + self._set_back_us.to_bytes(8, "big")
+        times_us = (
+            self._latest_us,
+            self._set_back_us,
+            self._compared_us or 0,
+            self._jumps_us,
+            self._jumped_us,
+        )
+        return b"".join(time_us.to_bytes(8, "big") for time_us in times_us)
 
     def recall(self, remembered: bytes) -> None:
         """The node has started again, and had stored this."""
-        agreed_us, set_back_us = remembered[:8], remembered[8:]
-        self._agreed_us = max(self._agreed_us, int.from_bytes(agreed_us, "big"))
-        self._set_back_us = int.from_bytes(set_back_us, "big")
+        latest_us, set_back_us, compared_us, jumps_us, jumped_us = (
+            int.from_bytes(remembered[start : start + 8], "big") for start in range(0, 40, 8)
+        )
+        self._latest_us = max(self._latest_us, latest_us)
+        self._set_back_us = set_back_us
+        if self._compared_us is None and compared_us:
+            self._compared_us = compared_us
+            self._jumps_us, self._jumped_us = jumps_us, jumped_us
 
-    def _note(self, now_us: int, *, has_jumped: bool) -> None:
-        """Follow the clock while it agrees with others; and see when it is set back."""
-        if now_us >= self._agreed_us:
-            self._set_back_us = 0
-            if self._was_confirmed and not (self.reason or has_jumped):
-                self._agreed_us = now_us
+    def _note(self, now_us: int) -> None:
+        """Follow the clock, and see when it is set back."""
+        if now_us >= self._latest_us:
+            self._latest_us, self._set_back_us = now_us, 0
         elif not self._set_back_us or now_us < self._set_back_us:
             self._set_back_us = now_us
         elif now_us - self._set_back_us > limits.SET_BACK_US:
-            self._agreed_us = self._set_back_us = 0
+            self._latest_us, self._set_back_us = now_us, 0
 
-    def compared(self, differences: Mapping[NodeId, int], now_us: int) -> None:
-        """The clocks of others that have answered are ahead of this one by so much, at least."""
+    def compared(
+        self, differences: Mapping[NodeId, int], now_us: int, borne_us: Sequence[int] = ()
+    ) -> None:
+        """The clocks of others that have answered are ahead of this one by so much, at least.
+
+        `borne_us` is what these tell of times that they had borne when they were set back.
+        """
+        self._borne_us = tuple(borne_us)
         if self._compared_us is not None and self._has_jumped(now_us):
             by_us = now_us - self._compared_us
             if not 0 <= by_us <= limits.CLOCK_JUMP_US:
@@ -145,7 +168,7 @@ class OwnClock:
         elif self._has_jumped(now_us) and not self.reason:
             self._conclude(_JUMPED)
         self._compared_us = now_us
-        self._note(now_us, has_jumped=False)
+        self._note(now_us)
 
     def _has_jumped(self, now_us: int) -> bool:
         before_us = self._compared_us

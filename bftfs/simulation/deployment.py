@@ -137,6 +137,7 @@ class Deployment:
     possible_objects: int | None = None
     client_bytes: int | None = None
     compares_clocks: bool = False  # of each node with its peers', as real ones do
+    jumps: int = field(default=0, init=False)  # of all clocks, ahead and back
     # Of nodes that have lost their disk:
     recoveries: dict[NodeId, Recovery] = field(default_factory=dict, init=False)
     clocks: dict[NodeId, OwnClock] = field(default_factory=dict, init=False)
@@ -217,7 +218,7 @@ class Deployment:
         servers: dict[type, Server] = dict.fromkeys(get_args(QueryUpdateRequest), objects)
         background: list[Background] = []
         if self.compares_clocks:
-            servers[ClockRequest] = ClockServer()
+            servers[ClockRequest] = ClockServer(clock)
             background.append(ClockComparison(node, peers, clock))
         limit = self.client_bytes
         quota = ClientQuota(Room(client_bytes=limit))
@@ -308,6 +309,7 @@ class Deployment:
 
     def set_clocks(self, by_us: int) -> None:
         """All clocks jump, of nodes and clients."""
+        self.jumps += 1
         for host in (*self.nodes, *self.clients):
             host.skew_us += by_us
 

@@ -421,17 +421,18 @@ class Simulation:
                 self._note_clock(clock_us)
             acceptances = self._record.take_down(node, writes)
             self._bounds.accepted(node, clock_us, acceptances)
-            self.barriers.accepted(node, clock_us, acceptances, lives=host.crashes + 1)
+            lives, jumps = host.crashes + 1, self.deployment.jumps
+            self.barriers.accepted(node, clock_us, acceptances, lives=lives, jumps=jumps)
             self._accounts.committed(node, host.disk, writes)
             self._bounds.hosted(node, clock_us, writes)
             if self.retention is not None:
                 self.retention.committed(node, clock_us, writes)
             if self.possible is not None:
-                self.possible.committed(node, clock_us, writes, lives=host.crashes + 1)
+                self.possible.committed(node, clock_us, writes, lives=lives)
             if self.volumes is not None:
                 self.volumes.committed(node, host.disk, writes)
             if self.incomplete is not None:
-                self.incomplete.accepted(node, acceptances, lives=host.crashes + 1)
+                self.incomplete.accepted(node, acceptances, lives=lives)
 
     def _lost(self, node: NodeId) -> None:
         """`node` has lost its disk, or has got an older one back."""

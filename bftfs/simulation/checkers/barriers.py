@@ -11,7 +11,8 @@ updates the object, or follows what a correct node has accepted; or all clocks w
 had been there.
 
 The checker counts what nodes have committed. A node keeps its budgets in memory: after a restart
-they are whole again.
+they are whole again. When all clocks jump ahead, a node takes that for time in which barriers for
+all clients come; and when they jump back, the checker does not know when the node noticed.
 """
 
 from __future__ import annotations
@@ -70,17 +71,27 @@ class BarriersRecord(CommitRecord):
     total: int = 0  # barriers that correct nodes were the first to accept
     _budgets: dict[NodeId, dict[ObjectId, _Budget]] = field(default_factory=dict)
     _lives: dict[NodeId, int] = field(default_factory=dict)
+    _jumps: dict[NodeId, int] = field(default_factory=dict)
     # The latest times of objects that correct nodes have accepted.
     _reached_us: dict[ObjectId, int] = field(default_factory=dict)
 
     def accepted(
-        self, node: NodeId, clock_us: int, acceptances: Iterable[Acceptance], *, lives: int
+        self,
+        node: NodeId,
+        clock_us: int,
+        acceptances: Iterable[Acceptance],
+        *,
+        lives: int,
+        jumps: int = 0,
     ) -> None:
-        """`node` has accepted candidates, after so many restarts."""
+        """`node` has accepted candidates, after so many restarts, and jumps of all clocks."""
         if self._lives.get(node) != lives:
             self._lives[node] = lives
             self._budgets[node] = {}
         budgets = self._budgets[node]
+        # What is committed now may have been accepted before the jump, or after it.
+        has_jumped = self._jumps.get(node, 0) != jumps
+        self._jumps[node] = jumps
         barriers = []
         for identifier, candidate, _, elsewhere in acceptances:
             if candidate.barrier:
@@ -100,12 +111,16 @@ class BarriersRecord(CommitRecord):
                 self._require_near(node, clock_us, identifier, candidate, budget)
             left = budget.bar(client_of(candidate.timestamp), clock_us)
             # A node that has more objects to mind forgets some, and their budgets are whole again.
-            if left < -0.01 and not elsewhere and len(budgets) <= limits.CONTENDED_OBJECTS:
+            forgets = len(budgets) > limits.CONTENDED_OBJECTS
+            if left < -0.01 and not (elsewhere or forgets or has_jumped):
                 self.find(
                     f"node {node} has accepted a barrier at {identifier.hex()[-6:]} from its "
                     f"maker, beyond the budget by {-left:.1f}"
                 )
             self._reach(identifier, candidate)
+        if has_jumped:
+            for budget in budgets.values():
+                budget.shared = limits.BARRIERS_OF_OTHERS
 
     def _reach(self, identifier: ObjectId, candidate: Candidate) -> None:
         reached_us = self._reached_us.get(identifier, 0)

@@ -103,31 +103,57 @@ def test_a_jump_ahead_is_remembered_for_a_while_and_forgotten_when_it_is_taken_b
     assert clock.jumped_ahead_us(NOW_US, FAR_US) == 0
 
 
-def test_what_a_clock_has_borne_in_agreement_is_remembered_for_a_while() -> None:
+def test_what_a_clock_has_borne_is_told_for_a_while_after_it_was_set_back() -> None:
     clock = OwnClock(1)
     clock.compared(seen(0, 0), NOW_US)
     for gone_on_us in (0, SECOND_US):  # nothing was set back
-        assert clock.before_us(NOW_US + gone_on_us) == 0
+        assert clock.borne_us(NOW_US + gone_on_us) == 0
     ahead_us = NOW_US + FAR_AHEAD_US
     clock.compared(seen(0, 0), ahead_us)
-    assert clock.before_us(ahead_us + SECOND_US) == 0
+    assert clock.borne_us(ahead_us + SECOND_US) == 0
     remembered = clock.remembered
     for number in (clock, OwnClock(1)):  # the second has started again
         number.recall(remembered)
-        before_us = number.before_us(NOW_US)
-        assert 0 <= before_us - ahead_us - SECOND_US <= FAR_AHEAD_US // 2
-        assert number.before_us(NOW_US + SET_BACK_US) == before_us
-        assert number.before_us(NOW_US + SET_BACK_US + 1) == 0
-        assert number.before_us(NOW_US) == 0
+        borne_us = number.borne_us(NOW_US)
+        assert 0 <= borne_us - ahead_us - SECOND_US <= FAR_AHEAD_US // 2
+        assert number.borne_us(NOW_US + SET_BACK_US) == borne_us
+        assert number.borne_us(NOW_US + SET_BACK_US + 1) == 0
 
 
-def test_a_clock_that_jumps_by_itself_is_not_remembered() -> None:
+@pytest.mark.parametrize("t", [1, 2])
+def test_a_server_bears_with_what_more_than_t_tell(t: int) -> None:
+    """It may be one of them, and may have been down while the clocks were ahead."""
+    ahead_us = NOW_US + FAR_AHEAD_US
+    clock = OwnClock(t)
+    assert clock.borne_us(ahead_us) == 0
+    told_us = clock.borne_us(NOW_US)
+    assert clock.before_us(NOW_US) == 0
+    clock.compared(seen(*[0] * (t + 1)), NOW_US, [told_us] * (t - 1) + [0, 0])
+    assert clock.before_us(NOW_US) == 0
+    clock.compared(seen(*[0] * (t + 1)), NOW_US, [told_us] * (t - 1) + [2 * told_us, 0])
+    assert clock.before_us(NOW_US) == told_us
+    other = OwnClock(t)
+    other.compared(seen(*[0] * (t + 1)), NOW_US, [told_us] * t + [0])
+    assert other.before_us(NOW_US) == 0
+    other.compared(seen(*[0] * (t + 1)), NOW_US, [told_us] * (t + 1))
+    assert other.before_us(NOW_US) == told_us
+    other.compared(seen(*[0] * (t + 1)), NOW_US)
+    assert other.before_us(NOW_US) == 0
+
+
+def test_a_clock_that_has_gone_on_while_its_node_was_down_waits_to_be_confirmed() -> None:
     clock = OwnClock(1)
     clock.compared(seen(0, 0), NOW_US)
-    ahead_us = NOW_US + FAR_AHEAD_US
-    assert clock.before_us(ahead_us) == 0
-    clock.compared(seen(0, -FAR_AHEAD_US), ahead_us)  # one agrees
-    assert clock.before_us(ahead_us) == clock.before_us(NOW_US) == 0
+    for down_us, trusted in ((CLOCKS_AGREE_US, True), (FAR_AHEAD_US, False)):
+        again = OwnClock(1)
+        again.recall(clock.remembered)
+        assert (again.refusal(NOW_US + down_us) is None) is trusted
+        again.compared(seen(0, 0), NOW_US + down_us)
+        assert again.refusal(NOW_US + down_us) is None
+    last = OwnClock(1)
+    last.recall(again.remembered)
+    for number in (again, last):
+        assert number.jumped_ahead_us(NOW_US + FAR_AHEAD_US, FAR_US) == FAR_AHEAD_US
 
 
 # --- nodes ---------------------------------------------------------------------------------------
@@ -142,7 +168,7 @@ class Liar:
     def step(
         self, _view: Any, _sender: Any, _message: ClockRequest, _body: Any, now_us: int
     ) -> Ready:
-        return Ready(ClockReply(now_us + self._by_us))
+        return Ready(ClockReply(now_us + self._by_us, now_us + self._by_us))
 
 
 def world(*, t: int = 1, b: int = 1, **options: Any) -> World:

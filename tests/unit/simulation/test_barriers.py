@@ -32,6 +32,7 @@ class Taken:
         elsewhere: int = 0,
         clock_us: int = NOW_US,
         lives: int = 1,
+        jumps: int = 0,
     ) -> list[str]:
         self._number += 1
         timestamp = logical_timestamp(
@@ -39,7 +40,7 @@ class Taken:
         )
         candidate = Candidate(timestamp, ZERO)
         acceptance = Acceptance(OBJECT, candidate, (candidate,), elsewhere)
-        self.record.accepted(NODE, clock_us, [acceptance], lives=lives)
+        self.record.accepted(NODE, clock_us, [acceptance], lives=lives, jumps=jumps)
         return self.record.findings
 
 
@@ -100,3 +101,13 @@ def test_barriers_far_ahead() -> None:
     assert not taken.accept(client=OTHER, time_us=far_us)
     assert not taken.accept(time_us=far_us + 1)
     assert "beyond the time" in taken.accept(time_us=2 * far_us)[0]
+
+
+def test_with_each_jump_of_all_clocks_come_barriers_for_all() -> None:
+    taken = Taken()
+    for _ in range(FIRST):
+        assert not taken.accept()
+    for jumps in (1, 2):
+        for _ in range(1 + limits.BARRIERS_OF_OTHERS):  # the first may be from before it
+            assert not taken.accept(jumps=jumps)
+    assert "beyond the budget" in taken.accept(jumps=2)[0]
