@@ -107,8 +107,8 @@ class _Account:
 class _Deployment(Deployment):
     """Nodes that tell how they are as well."""
 
-    def servers(self, node: NodeId) -> dict[type, Server]:
-        servers = super().servers(node)
+    def servers(self, node: NodeId, *, begins_runs: bool = True) -> dict[type, Server]:
+        servers = super().servers(node, begins_runs=begins_runs)
         assert isinstance(servers, dict)
         servers[HealthRequest] = _Account()
         return servers
