@@ -11,6 +11,16 @@ from bftfs.runtime.blocking import BlockingNetwork
 from tests.integration.counting import REPLIES
 from tests.integration.deployment import Deployment
 
+HERE = Path(__file__).parent
+TEST_TIMEOUT_S = 150
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """No test here waits for ever for a process."""
+    for item in items:
+        if item.path.is_relative_to(HERE) and item.get_closest_marker("timeout") is None:
+            item.add_marker(pytest.mark.timeout(TEST_TIMEOUT_S, func_only=True))
+
 
 @pytest.fixture
 def counting(tmp_path: Path) -> Iterator[Deployment]:

@@ -71,16 +71,19 @@ def test_kill_minus_nine_loses_nothing_acknowledged(counting: Deployment, connec
     counting.start([0])
     network = connect(counting)
     acknowledged: dict[int, int] = dict.fromkeys(range(8), 0)
+    killed = False
 
     async def count_until_silence(counter: int) -> Conversation[None]:
+        nonlocal killed
         while True:
             await Send(ZERO, Increment(b"%d" % counter, 1, b"ballast" * 20))
-            delivery = await Receive(patience_us=400_000)
-            if delivery is None:
-                return
+            while (delivery := await Receive(patience_us=400_000)) is None:
+                if killed:
+                    return
             acknowledged[counter] = delivery.message.value
             if acknowledged[counter] == 40 and counter == 0:
                 counting.processes[0].send_signal(signal.SIGKILL)
+                killed = True
 
     async def fetch(counter: int) -> Conversation[int]:
         reply, _ = await ask(ZERO, Fetch(b"%d" % counter))
