@@ -267,7 +267,7 @@ class CommandSession:
     def _children(
         self, directory: ObjectId, name: bytes, ended_us: int
     ) -> Iterator[tuple[ObjectId, int]]:
-        """What a name in a directory stood for up to a time, the latest first, and until when."""
+        """The objects that had this name before `ended_us`, each with its end, the latest first."""
         for change in self.changes(directory):
             for changed, entry in change.entries:
                 if changed == name and change.time_us <= ended_us:

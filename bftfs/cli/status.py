@@ -381,7 +381,7 @@ def _table(nodes: list[dict[str, Any]]) -> Table:
 
 
 def _remarks(nodes: list[dict[str, Any]]) -> list[str]:
-    """What nodes say of themselves and of each other: each sentence once, with who says it."""
+    """The remarks of all nodes: each sentence once, after the nodes that make it."""
     who: dict[str, list[int]] = {}
     for node in nodes:
         for said in (*node["reasons"], *_work(node)):
@@ -393,7 +393,7 @@ def _remarks(nodes: list[dict[str, Any]]) -> list[str]:
 
 
 def _availability(report: dict[str, Any]) -> str:
-    """Whether files can be used, and what to do if they cannot."""
+    """One sentence: users can read and write files, or what keeps them from it."""
     tolerated, nodes = report["t"], report["nodes"]
     refusing = sum(_REFUSES in node["reasons"] for node in nodes)
     if refusing > report["b"]:

@@ -603,7 +603,7 @@ def merge(states: States, arguments: Merging, caller: Caller) -> ContentsChanged
 def blocks_written(
     states: States, arguments: Writing | Truncation | Merging, caller: Caller
 ) -> Digest | None:
-    """What nodes vouch for that host all the blocks that an update of the caller's has named."""
+    """The digest that nodes have to vouch for: of all blocks that the caller's update has named."""
     inode = states[0]
     blocks = arguments.shortened if isinstance(arguments, Truncation) else arguments.blocks
     layout = Subject.existing(inode).attributes.layout

@@ -53,7 +53,7 @@ def claims_in(
     authenticators: Sequence[bytes],
     keys: AuthenticatorKeys,
 ) -> set[Claim]:
-    """What makers of these histories claim of each other, and the server does not know.
+    """The claims in these histories: lives of other makers that this server does not know.
 
     Requires: the sets are canonical, and the authenticators are theirs.
     """
@@ -94,7 +94,7 @@ class Claims:
         return {each for each in claims if (each.claimant, each.maker) not in self._denied}
 
     def want(self, claims: set[Claim], name: ObjectId, now_us: int) -> Want | None:
-        """What the request has to wait for; None if somebody does not answer."""
+        """What the request waits for: answers of the makers. None if one of them is silent."""
         makers = sorted({each.maker for each in claims})
         for maker in makers:
             if (

@@ -209,7 +209,7 @@ class Rounds:
         return None
 
     def _lives_told(self, node: NodeId, lives: Told, authenticators: tuple[bytes, ...]) -> Told:
-        """What a reply tells of lives: by itself, and by authenticators that say more.
+        """The lives that a server knows of, as its reply and its authenticators tell.
 
         After a restart a server may not remember a life that it has heard of without proof.
         """

@@ -293,7 +293,7 @@ class QueryUpdateServer:
         return Ready(LifeReply(tuple(proofs)), writes=writes)
 
     def _run(self, view: StorageView, asking: NodeId, message: RunRequest) -> Ready:
-        """What this server knows of runs; it stores that the one that asks has begun one."""
+        """Store the proof of the asking server's run; answer with those of all servers."""
         writes = known_runs.note(view, self._keys, asking, message.proof)
         proofs = [known_runs.proof_of(view, maker) for maker in range(len(self._keys.lives))]
         if writes:

@@ -28,7 +28,7 @@ from bftfs.thresholds import ReadWriteThresholds
 
 
 class ReplyVerdict(Enum):
-    """What a reply says about the node that has sent it."""
+    """The kinds of replies, by what they show about their sender."""
 
     VALID = "valid"
     DAMAGED = "damaged"  # only the fragment is wrong: the node's disk may be damaged
@@ -238,7 +238,7 @@ class Responses:
         ]
 
     def told(self, candidate: BlockTimestamp) -> dict[NodeId, Told]:
-        """What each host of a candidate has told of lives, with its list."""
+        """The lives that each host of a candidate knows of, as it told with its list."""
         told = {node: self.lives[node] for node in self.hosts(candidate)}
         if self.damaged:
             for node in self.damaged_hosts(candidate):

@@ -62,7 +62,7 @@ def version_key(block: BlockId, timestamp: BlockTimestamp) -> bytes:
 
 
 def digest_of(versions: Iterable[tuple[BlockId, BlockTimestamp]]) -> Digest:
-    """What a node vouches for that hosts all of these versions."""
+    """The digest of a set of versions: a node that hosts all of them signs it as its voucher."""
     return vouched_digest(block + encoded(timestamp) for block, timestamp in versions)
 
 

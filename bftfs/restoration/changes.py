@@ -433,7 +433,7 @@ Changed = tuple[ObjectId, Change]
 
 
 def _subject(change: Change) -> ObjectId:
-    """What was made, removed or renamed; else what was changed: the first that is no directory."""
+    """The object that was made, removed or renamed; otherwise the one that was changed."""
     objects, method = change.operation.objects, change.operation.method
     role = 2 if method in _RENAMES else 1 if method in _NAMES_TWO else 0
     return objects[role]

@@ -58,7 +58,7 @@ Request = tuple[int, bytes, Body]  # number, metadata, body
 
 
 class Waiting(NamedTuple):
-    """That too few nodes answer: those that do not, why, and how many of them are needed."""
+    """Too few nodes answer: the silent ones, each with the reason, and how many are needed."""
 
     silent: tuple[tuple[NodeId, str], ...]
     needed: int

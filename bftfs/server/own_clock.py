@@ -112,7 +112,7 @@ class OwnClock:
 
     @property
     def remembered(self) -> bytes:
-        """What `recall` takes after a restart."""
+        """The row that the node stores about its clock, for `recall`: five times of eight bytes."""
         times_us = (
             self._latest_us,
             self._set_back_us,

@@ -31,6 +31,15 @@ def counting(tmp_path: Path) -> Iterator[Deployment]:
 
 
 @pytest.fixture
+def deployment(tmp_path: Path) -> Iterator[Deployment]:
+    """Six real nodes that run; files that need others have a fixture of their own."""
+    deployment = Deployment(tmp_path / "cluster", module="nodes")
+    deployment.start()
+    yield deployment
+    deployment.close()
+
+
+@pytest.fixture
 def connect() -> Iterator[Callable[..., BlockingNetwork]]:
     """Makes networks of a deployment's clients, closed at the end."""
     networks: list[BlockingNetwork] = []

@@ -5,10 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import signal
-from collections.abc import Iterator
 from pathlib import Path
-
-import pytest
 
 from tests.integration.deployment import Deployment
 from tests.integration.test_node import metric, page
@@ -17,14 +14,6 @@ from tests.integration.test_verification import await_that
 
 COPIED, OTHER = 2, 4
 COUNTERS = [0, 1, 2, 3, 4, 5]
-
-
-@pytest.fixture
-def deployment(tmp_path: Path) -> Iterator[Deployment]:
-    deployment = Deployment(tmp_path / "cluster", module="nodes")
-    deployment.start()
-    yield deployment
-    deployment.close()
 
 
 def copy(deployment: Deployment, to: Path) -> Path:

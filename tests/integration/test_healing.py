@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 
 import pytest
 
@@ -17,14 +16,6 @@ from tests.integration.deployment import Deployment
 from tests.integration.test_node import metric
 from tests.integration.test_protocols import Client, items
 from tests.integration.test_verification import await_that
-
-
-@pytest.fixture
-def deployment(tmp_path: Path) -> Iterator[Deployment]:
-    deployment = Deployment(tmp_path / "cluster", module="nodes")
-    deployment.start()
-    yield deployment
-    deployment.close()
 
 
 def stored(deployment: Deployment, node: int, table: Table = Table.FRAGMENT) -> dict[bytes, bytes]:

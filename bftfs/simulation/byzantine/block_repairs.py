@@ -14,9 +14,15 @@ from bftfs.coding import cross_checksum
 from bftfs.coding.cross_checksum import CrossChecksum
 from bftfs.coding.erasure import Buffer
 from bftfs.conversation import Now, Receive
-from bftfs.crypto.digest import verifier_of, voucher_digest
+from bftfs.crypto.digest import Digest, verifier_of, voucher_digest
 from bftfs.identifiers import BlockId, NodeId
-from bftfs.read_write.messages import ReadReply, ReadRequest, VouchReply, VouchRequest
+from bftfs.read_write.messages import (
+    ReadReply,
+    ReadRequest,
+    VouchReply,
+    VouchRequest,
+    VouchSetRequest,
+)
 from bftfs.read_write.placement import fragment_index
 from bftfs.read_write.timestamp import BlockTimestamp, encoded, successor_of
 from bftfs.read_write.validation import regenerate
@@ -78,18 +84,25 @@ class LateFinisher(Writer):
         del self._planted[:-_KEPT]
         return kept
 
-    async def _vouchers(self, block: BlockId, timestamp: BlockTimestamp) -> tuple[Voucher, ...]:
+    async def vouched(
+        self, request: VouchRequest | VouchSetRequest, digest: Digest
+    ) -> dict[NodeId, bytes]:
+        """Ask all nodes to vouch for `digest`; allies do, whatever they host."""
         given: dict[NodeId, bytes] = {}
-        await self.send(range(self.n), VouchRequest(block, timestamp))
+        await self.send(range(self.n), request)
         for _ in range(self.n):
             delivery = await Receive(LISTEN_US)
             if delivery is None:
                 break
             if isinstance(delivery.message, VouchReply) and delivery.message.authenticator:
                 given[delivery.node] = delivery.message.authenticator
-        digest = voucher_digest(block=block, timestamp=encoded(timestamp))
         for ally in self.position.allies:
             given[ally.node] = ally.keys.make(digest)
+        return given
+
+    async def _vouchers(self, block: BlockId, timestamp: BlockTimestamp) -> tuple[Voucher, ...]:
+        digest = voucher_digest(block=block, timestamp=encoded(timestamp))
+        given = await self.vouched(VouchRequest(block, timestamp), digest)
         return tuple(Voucher(node, made) for node, made in sorted(given.items()))
 
     async def finish(self, planted: Planted) -> None:

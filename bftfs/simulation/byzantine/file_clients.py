@@ -13,7 +13,6 @@ from bftfs.read_write.messages import (
     TimeReply,
     TimeRequest,
     VersionName,
-    VouchReply,
     VouchSetRequest,
 )
 from bftfs.read_write.timestamp import BlockTimestamp, digest_of
@@ -90,17 +89,8 @@ class Overwriter(LateFinisher):
 
     async def _hosting(self, block: BlockId, timestamp: BlockTimestamp) -> VouchedBy:
         """The nodes that vouch for a version; allies do, whether or not they host it."""
-        made: dict[int, bytes] = {}
         request = VouchSetRequest((VersionName(block, timestamp),))
-        await self.send(range(self.n), request)
-        for _ in range(self.n):
-            delivery = await Receive(LISTEN_US)
-            if delivery is None:
-                break
-            if isinstance(delivery.message, VouchReply) and delivery.message.authenticator:
-                made[delivery.node] = delivery.message.authenticator
-        for ally in self.position.allies:
-            made[ally.node] = ally.keys.make(digest_of(((block, timestamp),)))
+        made = await self.vouched(request, digest_of(((block, timestamp),)))
         return VouchedBy(bytes(made), b"".join(made.values()))
 
 

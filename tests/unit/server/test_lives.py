@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import msgspec
 import pytest
 
 from bftfs.crypto.digest import LIFE_DIGEST, LIFE_MOST, life_of
@@ -56,20 +55,8 @@ def test_a_liar_makes_it_neither_repeat_a_life_nor_skip_some(claimed: int) -> No
     Counting(cluster).increment(0)
     cluster.lose_store(LOSER)
     cluster.run_for(20 * SECOND_US)
-    send = cluster.network.send
-    lies = 0
-
-    def lying(
-        source: Any, target: Any, kind: Kind, number: int, message: Any, body: Any = b""
-    ) -> None:
-        nonlocal lies
-        if source == ("node", 5) and isinstance(message, LifeReply):
-            lies += 1
-            forged = cluster.deployment.keys(NodeId(5)).make(LIFE_DIGEST, life=claimed)
-            message = msgspec.structs.replace(message, proofs=(forged,) * 6)
-        send(source, target, kind, number, message, body)
-
-    cluster.network.send = lying  # type: ignore[method-assign]
+    forged = cluster.deployment.keys(NodeId(5)).make(LIFE_DIGEST, life=claimed)
+    lies = cluster.forge_proofs(5, LifeReply, forged)
     cluster.lose_store(LOSER)
     cluster.run_for(20 * SECOND_US)
     assert lies

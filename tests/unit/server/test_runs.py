@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import msgspec
 import pytest
 
 from bftfs import limits
@@ -195,20 +194,8 @@ def test_a_liar_neither_hides_a_run_nor_invents_one(told: list[Any], claimed: in
     counting = Counting(cluster)
     counting.increment(0)
     folder = cluster.nodes[NODE].disk.copy()
-    send = cluster.network.send
-    lies = 0
-
-    def lying(
-        source: Any, target: Any, kind: Kind, number: int, message: Any, body: Any = b""
-    ) -> None:
-        nonlocal lies
-        if source == ("node", LIAR) and isinstance(message, RunReply):
-            lies += 1
-            forged = made(cluster.deployment.keys(NodeId(LIAR)), claimed)
-            message = msgspec.structs.replace(message, proofs=(forged,) * 6)
-        send(source, target, kind, number, message, body)
-
-    cluster.network.send = lying  # type: ignore[method-assign]
+    forged = made(cluster.deployment.keys(NodeId(LIAR)), claimed)
+    lies = cluster.forge_proofs(LIAR, RunReply, forged)
     restart(cluster)
     assert lies
     assert is_whole(cluster)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
+import msgspec
+
 from bftfs.coding import cross_checksum
 from bftfs.coding.erasure import ErasureCode
 from bftfs.identifiers import BlockId, NodeId, ObjectKind, block_id, object_id
@@ -69,6 +71,21 @@ class Cluster(SimulatedCluster):
 
     def client(self, name: str = "alice") -> Client:
         return Client(self, self.deployment.client(name))
+
+    def forge_proofs(self, liar: int, kind: type, forged: bytes) -> list[Any]:
+        """From now on the liar's replies of this kind have one proof only; those that it sends."""
+        send, lies = self.network.send, []
+
+        def lying(
+            source: Any, target: Any, of: Kind, number: int, message: Any, body: Any = b""
+        ) -> None:
+            if source == ("node", liar) and isinstance(message, kind):
+                message = msgspec.structs.replace(message, proofs=(forged,) * 6)
+                lies.append(message)
+            send(source, target, of, number, message, body)
+
+        self.network.send = lying  # type: ignore[method-assign]
+        return lies
 
     def verifier(self, node: int) -> LazyVerifier:
         verifier = self.nodes[node].dispatcher._servers[Notice]
