@@ -75,8 +75,8 @@ from bftfs.query_update.repair import Attempts, Repair
 from bftfs.query_update.rounds import Answer, QueryTally, Rounds, UpdateTally, update_round
 from bftfs.wire.codec import Message, Voucher, encode
 
-# Gets vouchers for what a method rests on; True if servers have refused some.
-Vouch = Callable[[bool], Conversation[tuple[Voucher, ...]]]
+# Gets vouchers for what a method rests on; the number says how often servers have refused some.
+Vouch = Callable[[int], Conversation[tuple[Voucher, ...]]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +109,7 @@ class _Ongoing:
     attempts: Attempts
     vouch: Vouch | None
     vouched_by: VouchedBy | None = None
+    unvouched: int = 0  # attempts whose vouchers servers have refused
     earlier: list[_Earlier] = field(default_factory=list)
 
 
@@ -213,7 +214,7 @@ class QueryUpdateClient:
             attempts = Attempts(self.repairs)
             ongoing = _Ongoing(names, found, operation, not_before_us, attempts, vouch)
             if vouch is not None:
-                ongoing.vouched_by = self._vouched_by(await vouch(False))
+                ongoing.vouched_by = self._vouched_by(await vouch(0))
             return await self._update(ongoing)
         finally:
             self._locks.release(names)
@@ -316,7 +317,8 @@ class QueryUpdateClient:
     async def _renew(self, update: _Ongoing, tally: UpdateTally) -> None:
         """Get other vouchers: some were forged, or of nodes that have lost their stores since."""
         if update.vouch is not None:
-            update.vouched_by = self._vouched_by(await update.vouch(True))
+            update.unvouched += 1
+            update.vouched_by = self._vouched_by(await update.vouch(update.unvouched))
         elif self.quorums.includes_benign(tally.unvouched):
             raise AdmissionRefused(
                 code=errno.EPERM,

@@ -189,18 +189,18 @@ class ReadWriteClient:
     # --- vouchers ----------------------------------------------------------------------------
 
     async def vouched(
-        self, versions: Sequence[vouching.Version], again: bool
+        self, versions: Sequence[vouching.Version], refused: int
     ) -> tuple[Voucher, ...]:
         """N - t nodes' vouchers that they host all of these versions of this client's.
 
-        What came with the write of a single one is returned first; then the nodes are asked. If it
-        is `again`, since servers have refused some, all that answer in time.
+        What came with the write of a single one is returned first; then the nodes are asked, in
+        another way if servers have `refused` some so often.
         Raises QuorumUnavailable after `patience_total_us`, FileSystemError if one is gone.
         """
         remembered = self._vouchers.pop(versions[0], ()) if len(versions) == 1 else ()
-        if remembered and not again:
+        if remembered and not refused:
             return remembered
-        return await vouching.gather(self._session, versions, everybody=again)
+        return await vouching.gather(self._session, versions, refused=refused)
 
     def _remember(self, version: vouching.Version, vouchers: tuple[Voucher, ...]) -> None:
         self._vouchers[version] = vouchers

@@ -6,7 +6,9 @@ it is named, and every later reader sees it. (docs/decisions/0015-named-blocks.m
 
 A single version's vouchers come with the acknowledgements of its WRITE. For a set the nodes are
 asked, after its writes. A node may lack some that others have acknowledged: then these are read,
-which repairs them, and the nodes are asked again.
+which repairs them, and the nodes are asked again. b nodes may say that they host what a correct one
+lacks, so that it need not be repaired, and not vouch for it, or not validly. If reading has not
+helped, the fragments are therefore sent to all nodes.
 
 **Concurrency.** As any client procedure.
 """
@@ -19,7 +21,7 @@ from functools import partial
 
 from bftfs import limits
 from bftfs.asking.ask import ask_all
-from bftfs.conversation import Delivery, Pause, Together
+from bftfs.conversation import Compute, Delivery, Pause, Together
 from bftfs.crypto.digest import authenticator_bytes
 from bftfs.errors import FileSystemError, QuorumUnavailable
 from bftfs.identifiers import BlockId, NodeId
@@ -27,6 +29,7 @@ from bftfs.read_write.messages import VersionName, VouchReply, VouchSetRequest
 from bftfs.read_write.reading import BlockRead
 from bftfs.read_write.session import Session
 from bftfs.read_write.timestamp import BlockTimestamp, successor_of
+from bftfs.read_write.writing import encode, repair
 from bftfs.wire.codec import Voucher
 
 Version = tuple[BlockId, BlockTimestamp]
@@ -36,11 +39,13 @@ _PAUSE_MOST_US = limits.SECOND_US  # …up to this
 
 
 async def gather(
-    session: Session, versions: Sequence[Version], *, everybody: bool
+    session: Session, versions: Sequence[Version], *, refused: int
 ) -> tuple[Voucher, ...]:
-    """The vouchers of N - t nodes for these versions; of `everybody` that answers in time.
+    """The vouchers of N - t nodes for these versions. Servers have `refused` some so often.
 
-    b nodes may answer first, each time, with what nobody else takes for theirs: then all are heard.
+    b nodes may answer first, each time, with what nobody else takes for theirs. So after the first
+    refusal all are heard that answer in time. If N - t correct nodes were among them, there would
+    be no second one: then some lack versions.
 
     Raises QuorumUnavailable if total patience runs out, FileSystemError if a version is not there.
     """
@@ -53,9 +58,12 @@ async def gather(
         return reply.authenticator if is_made else None
 
     width = authenticator_bytes(thresholds.N)
-    most = thresholds.N if everybody else thresholds.responses
+    most = thresholds.N if refused else thresholds.responses
     left_us, pause_us = session.patience_total_us, _PAUSE_US
     requests = dict.fromkeys(map(NodeId, range(thresholds.N)), request)
+    everywhere = refused > 1
+    if everywhere:
+        await _repair(session, versions, everywhere=True)
     while True:
         made = await ask_all(
             peers,
@@ -66,7 +74,8 @@ async def gather(
         )
         if len(made) >= thresholds.responses:
             return tuple(Voucher(node, made[node]) for node in sorted(made))
-        await _repair(session, versions)
+        await _repair(session, versions, everywhere=everywhere)
+        everywhere = True
         await Pause(pause_us)
         if left_us is not None:
             left_us -= pause_us + limits.WRITE_PATIENCE_US
@@ -77,19 +86,24 @@ async def gather(
         pause_us = min(2 * pause_us, _PAUSE_MOST_US)
 
 
-async def _repair(session: Session, versions: Sequence[Version]) -> None:
-    """Have these versions complete."""
+async def _repair(session: Session, versions: Sequence[Version], *, everywhere: bool) -> None:
+    """Have these versions complete; `everywhere`: send all nodes their fragments."""
     batch = limits.BLOCKS_PER_TIME_REQUEST
     for position in range(0, len(versions), batch):
         await Together(
             tuple(
-                partial(_repair_one, session, *version)
+                partial(_repair_one, session, *version, everywhere=everywhere)
                 for version in versions[position : position + batch]
             )
         )
 
 
-async def _repair_one(session: Session, block: BlockId, timestamp: BlockTimestamp) -> None:
+async def _repair_one(
+    session: Session, block: BlockId, timestamp: BlockTimestamp, *, everywhere: bool
+) -> None:
     found = await BlockRead(session, block, successor_of(timestamp)).run()
     if found.timestamp != timestamp:
         raise FileSystemError(errno.EIO, f"what was written to block {block.hex()} is gone")
+    if everywhere and found.item is not None:
+        encoded = await Compute(partial(encode, session.code, found.item))
+        await repair(session, block, timestamp, encoded)

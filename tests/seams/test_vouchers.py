@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -39,17 +40,46 @@ class Forging:
         return ready
 
 
-def forge(world: World, number: int) -> None:
-    """Make a forger of a node."""
+class Withholding:
+    """A server that hosts versions, and says so, and vouches for none."""
+
+    def __init__(self, honest: Any) -> None:
+        self._honest = honest
+
+    def step(self, *arguments: Any) -> Any:
+        ready = self._honest.step(*arguments)
+        reply = ready.reply
+        if isinstance(reply, WriteReply):
+            ready.reply = WriteReply(reply.lives)
+        elif isinstance(reply, VouchReply):
+            ready.reply = VouchReply(b"", reply.lives)
+        return ready
+
+
+def forge(world: World, number: int, liar: Callable[[Any], Any] = Forging) -> None:
+    """Make a forger of a node, or another liar."""
     node = world.nodes[number]
 
     def servers() -> Any:
         honest = world.deployment.servers(node.node)
         for kind, server in honest.items():
-            honest[kind] = Forging(server)  # type: ignore[index]
+            honest[kind] = liar(server)  # type: ignore[index]
         return honest
 
     node.become(servers)
+
+
+def pushed_past(missing: int, world: World, user: User, identifier: ObjectId, contents: str) -> Any:
+    """A file whose blocks are at all nodes but one, and not covered yet."""
+    past = world.nodes[missing].endpoint
+    world.ways.hold(
+        lambda _source, target, _kind, message: target == past and isinstance(message, WriteRequest)
+    )
+    file = user.run(user.files.open(identifier, 1, user.who))
+    user.files.write(file, 0, contents.encode(), now_ns=0)
+    user.run(user.files._contents._writer.push(file.contents, tuple(file.contents.dirty)))
+    world.ways.hold(lambda *_: False)
+    return file
 
 
 def written(world: World, user: User, identifier: ObjectId, contents: str) -> None:
@@ -87,18 +117,8 @@ def test_must_fail_writers_that_do_not_ask_again(monkeypatch: pytest.MonkeyPatch
 def test_what_a_node_has_missed_it_is_given_when_another_one_is_down(contents: str) -> None:
     """Of those that have acknowledged the blocks, too few are there to vouch for them."""
     world, user, identifier = started()
-    missing, down = world.nodes[4], world.nodes[1]
-    world.ways.hold(
-        lambda _source, target, _kind, message: (
-            target == missing.endpoint and isinstance(message, WriteRequest)
-        )
-    )
-    file = user.run(user.files.open(identifier, 1, user.who))
-    user.files.write(file, 0, contents.encode(), now_ns=0)
-    store = user.files._contents
-    user.run(store._writer.push(file.contents, tuple(file.contents.dirty)))
-    world.ways.hold(lambda *_: False)
-    down.crash(down_us=None)
+    file = pushed_past(4, world, user, identifier, contents)
+    world.nodes[1].crash(down_us=None)
     user.run(user.files.release(file), within_us=20 * SECOND_US)
     assert world.user("reader").read(identifier).startswith(contents[:9])
 
@@ -106,12 +126,39 @@ def test_what_a_node_has_missed_it_is_given_when_another_one_is_down(contents: s
 def test_must_fail_where_nobody_repairs_what_a_node_has_missed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    async def never(*_: Any) -> None:
+    async def never(*_: Any, **__: Any) -> None:
         return None
 
     monkeypatch.setattr(vouching, "_repair", never)
     with pytest.raises(AssertionError, match="it has not happened"):
         test_what_a_node_has_missed_it_is_given_when_another_one_is_down(TWO)
+
+
+@pytest.mark.parametrize("contents", [ONE, TWO])
+@pytest.mark.parametrize("lying", [Forging, Withholding])
+def test_what_a_node_has_missed_it_is_given_while_another_one_lies(
+    lying: Callable[[Any], Any], contents: str
+) -> None:
+    """The liar says that it hosts the blocks: to readers they are complete, and not repaired."""
+    world, user, identifier = started()
+    forge(world, 3, lying)
+    file = pushed_past(4, world, user, identifier, contents)
+    user.run(user.files.release(file), within_us=20 * SECOND_US)
+    assert world.user("reader").read(identifier).startswith(contents[:9])
+
+
+@pytest.mark.parametrize(("lying", "rule"), [(Forging, "_repair"), (Withholding, "repair")])
+def test_must_fail_where_writers_go_by_what_is_complete(
+    lying: Callable[[Any], Any], rule: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They ask for other vouchers, and repair what is incomplete to readers."""
+
+    async def never(*_: Any, **__: Any) -> bool:
+        return True
+
+    monkeypatch.setattr(vouching, rule, never)
+    with pytest.raises(AssertionError, match="it has not happened"):
+        test_what_a_node_has_missed_it_is_given_while_another_one_lies(lying, TWO)
 
 
 @pytest.mark.parametrize("contents", [ONE, TWO])
