@@ -256,9 +256,9 @@ class Client:
         except BftfsError as error:
             raise WorkloadError(str(error)) from error
 
-    def store_bytes(self) -> list[int]:
+    def used_bytes(self) -> list[int]:
         """How much each node has stored, as it says itself."""
-        return self.perform(partial(_store_bytes, m.node) for m in self.description.members)
+        return self.perform(partial(_used_bytes, m.node) for m in self.description.members)
 
     def close(self) -> None:
         """End all connections."""
@@ -270,7 +270,7 @@ def client_of(deployment: Deployment) -> Iterator[Client]:
     """A client with open connections, for the body."""
     client = Client(deployment)
     try:
-        client.store_bytes()
+        client.used_bytes()
         yield client
     finally:
         client.close()
@@ -297,9 +297,9 @@ async def _timed(operation: Callable[[], Any], latencies_ns: list[int]) -> Any:
     return result
 
 
-async def _store_bytes(node: NodeId) -> int:
+async def _used_bytes(node: NodeId) -> int:
     await Send(node, HealthRequest())
     delivery = await Receive(_HEALTH_PATIENCE_US)
     if delivery is None or not isinstance(delivery.message, HealthReply):
         raise BftfsError(f"node {node} does not say how it is")
-    return delivery.message.store_bytes
+    return delivery.message.used_bytes

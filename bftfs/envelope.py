@@ -37,8 +37,10 @@ class HealthReply(Message, frozen=True, tag=0x52):
     uptime_us: int
     healthy: bool
     reasons: tuple[Annotated[str, Meta(max_length=512)], ...]  # why it is degraded, if it is
-    store_bytes: Annotated[int, Meta(ge=0, le=_BYTES_MOST)]
-    free_bytes: Annotated[int, Meta(ge=0, le=_BYTES_MOST)]  # by which the store can still grow
+    store_bytes: Annotated[int, Meta(ge=0, le=_BYTES_MOST)]  # what the store takes on its disk
+    used_bytes: Annotated[int, Meta(ge=0, le=_BYTES_MOST)]  # of the history pool
+    free_bytes: Annotated[int, Meta(ge=0, le=_BYTES_MOST)]  # that new versions can still take
+    objects: Annotated[int, Meta(ge=0, le=_BYTES_MOST)]
     requests: int
     memory_bytes: int
     # Of lazy verification and healing, by the names of the metrics.

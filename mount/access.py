@@ -44,20 +44,31 @@ def who_mounts(description: ClusterDescription, identity: Identity) -> Credentia
         return Credentials(first, first)  # a user whom this machine does not know
 
 
+def identity_of(directory: DataDirectory, client: str) -> Identity:
+    """The identity of the client called `client`; a `UsageError` if its key is not here."""
+    key = directory.client_key(client)
+    if not key.exists():
+        here = sorted(path.stem for path in key.parent.glob("*.key"))
+        others = (
+            f"keys that are here: {', '.join(here)} (say `--client {here[0]}`, or `-o "
+            f"client={here[0]}` to mount)"
+            if here
+            else "there is none here: copy yours from the administrator's machine"
+        )
+        raise UsageError(
+            f"{key}: there is no key of a client named {client}; {others}; or `bftfs cluster "
+            f"add-client --data {directory.path} {client}` makes one, where `admin.key` is"
+        )
+    return read_identity(key)
+
+
 def credentials_of(
     directory: DataDirectory, options: MountOptions
 ) -> tuple[ClusterDescription, Identity]:
     """The verified description of the cluster, and the mount's identity in it."""
     description = description_files.load(directory.description)
+    identity = identity_of(directory, options.client)
     key = directory.client_key(options.client)
-    if not key.exists():
-        names = sorted(path.stem for path in key.parent.glob("*.key"))
-        raise UsageError(
-            f"{key}: there is no key of a client named {options.client}; "
-            + (f"with client=NAME you can mount as {', '.join(names)}" if names else "")
-            + f"; `bftfs cluster add-client --data {directory.path} {options.client}` makes one"
-        )
-    identity = read_identity(key)
     if description.client(client_id_of(public_key=identity.public_key)) is None:
         raise UsageError(
             f"{key}: the cluster does not know this key (any more); ask its administrator to run "

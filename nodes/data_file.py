@@ -44,17 +44,22 @@ class DiskSpace:
     """The room of one store: in its data file, and on the disk."""
 
     def __init__(
-        self, path: Path, *, used_bytes: int, limit_bytes: int, live_bytes: Callable[[], int]
+        self,
+        path: Path,
+        *,
+        used_bytes: int,
+        limit_bytes: int,
+        content: Callable[[], tuple[int, int]],
     ) -> None:
-        """`live_bytes` counts the bytes of all tables. Raises OSError."""
+        """`content` counts the bytes of all tables, and the objects. Raises OSError."""
         self._path = path
         self._file = os.open(path, os.O_RDWR | os.O_CLOEXEC)
         self.file_bytes = os.fstat(self._file).st_size
         self.limit_bytes = limit_bytes
         self.used_bytes = used_bytes  # up to the last page in use, at the last checkpoint
         self.growth_bytes = 0  # the most that the next checkpoint may add
-        self._count_live_bytes = live_bytes
-        self._live_bytes = used_bytes  # when last measured
+        self._count = content
+        self._live_bytes, self._objects = used_bytes, 0  # when last measured
         self._taken_bytes = used_bytes  # the file has blocks on the disk up to here
         disk = os.fstatvfs(self._file)
         whole = min(disk.f_blocks * disk.f_frsize, limit_bytes)
@@ -125,16 +130,17 @@ class DiskSpace:
 
     def measure(self) -> Figures:
         """The figures now."""
-        self._live_bytes = self._count_live_bytes()
+        self._live_bytes, self._objects = self._count()
         return self.figures()
 
     def figures(self) -> Figures:
-        """The figures for `bftfs.server.room`; `live_bytes` are those last measured."""
+        """The figures for `bftfs.server.room`; what the tables hold is as last measured."""
         return Figures(
             live_bytes=self._live_bytes,
             free_bytes=self.free_bytes,
             reserve_bytes=self.reserve_bytes,
             drawable_bytes=max(0, self._left(0)),
+            objects=self._objects,
         )
 
     @property

@@ -36,7 +36,6 @@ from bftfs.server.room import Room
 from bftfs.server.step import Ready, Sender
 from bftfs.server.tally import Figure, counter, figures
 from bftfs.storage import StorageView
-from nodes.data_file import DiskSpace
 from nodes.membership import RESTART, LiveMembership
 
 ASKING_PATIENCE_S = 5.0  # for one HTTP request: one thread serves all of them
@@ -83,8 +82,9 @@ class NodeCollector(Collector):
         for each in figures(tally, "bftfs_"):
             yield CounterMetricFamily(each.name, each.help, value=each.value)
         for name, text, value in (
-            ("bftfs_store_bytes", "Size of the store.", health.store_bytes),
-            ("bftfs_free_bytes", "Bytes by which the store can still grow.", health.free_bytes),
+            ("bftfs_store_bytes", "What the store takes on its disk.", health.store_bytes),
+            ("bftfs_free_bytes", "Bytes that new versions can still take.", health.free_bytes),
+            ("bftfs_objects", "Objects that the node hosts.", health.objects),
             ("bftfs_memory_bytes", "Resident memory of the process.", health.memory_bytes),
             ("bftfs_uptime_seconds", "Time since the start.", health.uptime_us / 1e6),
             ("bftfs_healthy", "1 if the node is healthy.", health.healthy),
@@ -175,7 +175,7 @@ MADE_DO = (
 class Health:
     """Answers `HealthRequest`, and makes the page `/health`: is anything degraded, and why."""
 
-    space: DiskSpace
+    disk_bytes: Callable[[], int]  # what the store takes on its disk
     links: Links
     room: Room
     tally: LoopTally
@@ -194,8 +194,10 @@ class Health:
             uptime_us=clock.monotonic_us() - self.started_us,
             healthy=not reasons,
             reasons=(*reasons, *self._remarks()),
-            store_bytes=self.space.used_bytes,
-            free_bytes=self.space.free_bytes,
+            store_bytes=self.disk_bytes(),
+            used_bytes=self.room.live_bytes,
+            free_bytes=self.room.free_bytes,
+            objects=self.room.objects,
             requests=sum(self.tally.requests.values()),
             memory_bytes=resident_bytes(),
             background=tuple(
@@ -215,6 +217,7 @@ class Health:
         now_us: int,
     ) -> Ready:
         """Serve a `HealthRequest`."""
+        self.room.measure()
         return Ready(self.reply())
 
     def _reasons(self) -> tuple[str, ...]:

@@ -11,6 +11,7 @@ import resource
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,7 @@ from nodes.store_directory import (
     StepAgain,
     StoreFailed,
     StoreFull,
+    disk_bytes,
     note_synced,
     note_unsynced,
     resumed,
@@ -172,7 +174,13 @@ def run(directory: NodeDirectory, description_file: Path, protocols: Protocols) 
         stack.callback(_close, store, directory)
         tally = LoopTally()
         links = stack.enter_context(
-            Links(description, identity, decode=protocols.decode_reply, persistent=False)
+            Links(
+                description,
+                identity,
+                decode=protocols.decode_reply,
+                persistent=False,
+                report=_report_peer,
+            )
         )
         services = protocols.services(description, identity, node, configuration, recovery)
         with store.batch() as batch:
@@ -182,7 +190,7 @@ def run(directory: NodeDirectory, description_file: Path, protocols: Protocols) 
         membership = LiveMembership(description_file, directory.description, description)
         comparison = Comparison(node, description, services.peers, membership.compare)
         health = Health(
-            space=store.space,
+            disk_bytes=partial(disk_bytes, directory.store),
             links=links,
             room=room,
             tally=tally,
@@ -247,7 +255,7 @@ def run(directory: NodeDirectory, description_file: Path, protocols: Protocols) 
             address=address,
             metrics=configuration.metrics,
             durability=configuration.durability.value,
-            store_bytes=store.space.used_bytes,
+            store_bytes=disk_bytes(directory.store),
         )
         if recovery.rebuilding:
             logger.warning("rebuilding", reason=REBUILDING)
@@ -255,6 +263,14 @@ def run(directory: NodeDirectory, description_file: Path, protocols: Protocols) 
         loop.run()
         _lay_down(store, recovery)
         logger.info("stopped", requests=sum(tally.requests.values()), commits=tally.commits)
+
+
+def _report_peer(peer: NodeId, why: str) -> None:
+    logger = structlog.get_logger()
+    if why:
+        logger.warning("peer lost", peer=peer, reason=why)
+    else:
+        logger.info("peer found", peer=peer)
 
 
 def _lay_down(store: Store, recovery: Recovery) -> None:

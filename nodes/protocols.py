@@ -151,6 +151,12 @@ def honest_services(
             Figure("bftfs_pool_bytes", "Bytes used of the history pool.", room.live_bytes),
             Figure("bftfs_pool_limit_bytes", "Size of the history pool.", room.limit_bytes),
             Figure("bftfs_damaged_objects", "Objects that need repair.", recovery.damaged),
+            Figure(
+                "bftfs_heal_pass_timestamp_seconds",
+                "When the last pass began that compared everything with the others, since the "
+                "epoch; 0: none has since the start.",
+                min(object_healer.tally.whole_us, block_healer.tally.whole_us) / limits.SECOND_US,
+            ),
             Figure("bftfs_heal_paused", "1 while healing is paused.", healing.paused),
             Figure("bftfs_scrub_paused", "1 while scrubbing is paused.", scrubber.throttle.paused),
             *figures(clock, "bftfs_clock_"),

@@ -195,7 +195,7 @@ class Store:
             data,
             used_bytes=store_directory.used_bytes(environment),
             limit_bytes=limit_bytes,
-            live_bytes=self._live_bytes,
+            content=self._content,
         )
         self.mapped = MappedFile(data)
         self._journal = Journal(
@@ -331,13 +331,14 @@ class Store:
         finally:
             self._release()
 
-    def _live_bytes(self) -> int:
-        """The bytes of all tables at the moment."""
+    def _content(self) -> tuple[int, int]:
+        """The bytes of all tables, and the number of objects, at the moment."""
         pages = 0
         for database in self.databases:
             counts = self._transaction.stat(database)
             pages += counts["branch_pages"] + counts["leaf_pages"] + counts["overflow_pages"]
-        return pages * counts["psize"]
+        objects: int = self._transaction.stat(self.databases[Table.OBJECT])["entries"]
+        return pages * counts["psize"], objects
 
     def _release(self) -> None:
         self._environment.close()

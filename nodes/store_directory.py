@@ -215,6 +215,11 @@ def read_head(path: Path, environment: lmdb.Environment, *, owner: bytes) -> Hea
     return Head(databases, int.from_bytes(checkpoint, "big"), key)
 
 
+def disk_bytes(path: Path) -> int:
+    """What the store at `path` takes on its disk, with room that is allocated ahead of need."""
+    return sum(512 * (path / name).stat().st_blocks for name in (DATA_FILE, JOURNAL_FILE))
+
+
 def used_bytes(environment: lmdb.Environment) -> int:
     """The data file up to the last page in use, at the last checkpoint."""
     pages: int = environment.info()["last_pgno"] + 1

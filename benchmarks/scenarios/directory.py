@@ -53,7 +53,7 @@ def run(session: Session, target: str, below: Path | None, parameters: Parameter
                 directory.measure(Place(target, number), parameters.creates)
         stored = deployment.stored_bytes()
         for directory in directories:
-            client.store_bytes()  # connects anew
+            client.used_bytes()  # connects anew
             phase = directory.measure(
                 Place(target, 0), parameters.creates, "create and count bytes"
             )
@@ -87,7 +87,7 @@ class _Directory:
             return
         variant = f"{self._entries} entries"
         place = Place(place.target, place.round, variant)
-        before = self._client.store_bytes()
+        before = self._client.used_bytes()
         with self._session.phase(
             place, "fill", Measure.MICROSECONDS_PER_OPERATION, amount=self._entries
         ) as phase:
@@ -96,7 +96,7 @@ class _Directory:
                 self._client.perform(self._creations(count))
                 self._session.announce(f"{self._made} of {self._entries} entries")
             # Over a whole directory: a store grows by steps, and uses its free pages first.
-            grown = sum(self._client.store_bytes()) - sum(before)
+            grown = sum(self._client.used_bytes()) - sum(before)
             phase.details["node_bytes_per_create"] = round(grown / len(before) / self._entries, 1)
 
     def measure(self, place: Place, creates: int, name: str = "create") -> Phase:

@@ -147,7 +147,7 @@ class _History:
 
     def _stored_bytes(self) -> int:
         stored = self._deployment.stored_bytes()
-        self._client.store_bytes()  # connects anew
+        self._client.used_bytes()  # connects anew
         return stored
 
     def create_beside_listings(self, parameters: Parameters) -> None:

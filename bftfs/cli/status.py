@@ -18,7 +18,6 @@ from bftfs.cli.options import data_option, json_option
 from bftfs.cli.processes import last_words, mount_processes, running_nodes
 from bftfs.cli.upkeep import duration, volume
 from bftfs.cluster import ClusterDescription
-from bftfs.crypto.keys import read_identity
 from bftfs.data_directory import DEFAULT_CLIENT, DataDirectory, NodeDirectory
 from bftfs.envelope import REPLIES
 from bftfs.errors import NotAdmitted, UsageError
@@ -26,6 +25,7 @@ from bftfs.filesystem.attributes import inode_number
 from bftfs.printable import printable
 from bftfs.runtime.blocking import BlockingNetwork
 from bftfs.server.comparison import health_reports, with_a_correct_one
+from mount.access import identity_of
 
 _POOL_WORTH_SAYING = 0.85  # the share from which on a node collects, and soon slows writers
 _NEARLY = 0.8  # the share of a limit that is worth a warning
@@ -85,6 +85,7 @@ def report_of(directory: DataDirectory, *, client: str) -> dict[str, Any]:
         "degraded": degraded(nodes),
         "unverified": unverified(nodes),
         "pool": pool(nodes),
+        "objects": objects(nodes, b=description.b),
         "writers": writers(nodes),
         "descriptions": descriptions(description, nodes),
         "ahead": ahead(nodes, b=description.b),
@@ -101,7 +102,7 @@ def node_states(
     directory: DataDirectory, description: ClusterDescription, *, client: str
 ) -> list[dict[str, Any]]:
     """Per node: number, address, pid, and its report on itself, if it answers."""
-    identity = read_identity(directory.client_key(client))
+    identity = identity_of(directory, client)
     peers = Peers(ThresholdQuorums(description.query_update))
     with BlockingNetwork(description, identity, decode=REPLIES.decode) as network:
         replies = network.perform(health_reports(peers, range(description.n)))
@@ -130,7 +131,9 @@ def node_states(
                 "reasons": list(map(printable, reply.reasons)),
                 "uptime_s": reply.uptime_us / 1e6,
                 "store_bytes": reply.store_bytes,
+                "used_bytes": reply.used_bytes,
                 "free_bytes": reply.free_bytes,
+                "objects": reply.objects,
                 "memory_bytes": reply.memory_bytes,
                 "requests": reply.requests,
                 "description": reply.description_serial,
@@ -177,6 +180,11 @@ def degraded(nodes: list[dict[str, Any]]) -> dict[str, Any]:
         "damaged_objects": _total(nodes, "bftfs_damaged_objects"),
         "rebuilding_nodes": [node["node"] for node in nodes if _figure(node, "bftfs_recovering")],
         "absent_nodes": [node["node"] for node in nodes if not node["up"]],
+        "compared_at": {
+            str(node["node"]): _figure(node, "bftfs_heal_pass_timestamp_seconds") or None
+            for node in nodes
+            if node["up"]
+        },
     }
 
 
@@ -196,12 +204,15 @@ def pool(nodes: list[dict[str, Any]]) -> dict[str, Any]:
     return {"shares": shares, "fullest": max(shares.values(), default=0.0)}
 
 
+def objects(nodes: list[dict[str, Any]], *, b: int) -> int:
+    """How many objects there are: what a correct node says, or what is between two of them."""
+    counts = sorted(node["objects"] for node in nodes if node["up"])
+    return counts[b] if len(counts) > b else 0
+
+
 def _share(node: dict[str, Any]) -> float:
-    limit = _figure(node, "bftfs_pool_limit_bytes")
-    if limit:
-        return _figure(node, "bftfs_pool_bytes") / limit
-    room = node["store_bytes"] + node["free_bytes"]
-    return node["store_bytes"] / room if room else 1.0
+    room = node["used_bytes"] + node["free_bytes"]
+    return node["used_bytes"] / room if room else 1.0
 
 
 def writers(nodes: list[dict[str, Any]]) -> list[str]:
@@ -299,7 +310,7 @@ def _work(node: dict[str, Any]) -> list[str]:
             said.append(f"heals: {progress:.0%} of {what} compared, {rebuilt:.0f} rebuilt")
         if failed := figures.get(f"bftfs_heal_{what}_failed", 0):
             said.append(f"{failed:.0f} times {what} could not be rebuilt")
-    if figures.get("bftfs_pool_limit_bytes") and _share(node) >= _POOL_WORTH_SAYING:
+    if node.get("used_bytes") and _share(node) >= _POOL_WORTH_SAYING:
         said.append(f"{_share(node):.0%} of the history pool is taken")
     if demands := figures.get("bftfs_verification_demands", 0):
         said.append(f"{demands:.0f} writes waited for verification: their client was at a limit")
@@ -316,18 +327,33 @@ def _summary(report: dict[str, Any]) -> list[str]:
     for name, why in (("absent_nodes", "away"), ("rebuilding_nodes", "rebuilding")):
         if lack[name]:
             parts.append(f"what nodes {', '.join(map(str, lack[name]))} host ({why})")
-    lacking = "; ".join(part for part in parts if part[0] != "0")
+    lacking = "; ".join(part for part in parts if part[0] != "0") or "nothing that nodes have found"
     return [
         f"quorums: {whole} of {objects['n']} nodes are up and whole; objects need "
         f"{objects['quorum']} ({_more(objects)}), blocks {blocks['answers']} ({_more(blocks)})",
-        f"degraded: {lacking or 'nothing that nodes know of'}",
+        f"degraded: {lacking} ({_compared(lack['compared_at'], time.time())})",
         f"unverified: {waiting['block_versions']} versions of blocks, {waiting['objects']} objects"
         " (at the node with most)",
-        f"room: {report['pool']['fullest']:.1%} is taken at the fullest node",
+        f"room: {report['pool']['fullest']:.1%} is taken at the fullest node; "
+        f"{report['objects']:,} objects (files, directories and the like, with deleted ones)",
         *(f"writers: {limit}" for limit in report["writers"] or ["nothing limits them"]),
         *(f"description: {difference}" for difference in report["descriptions"]),
         *([_ahead(report["ahead"], report["ahead_inodes"])] if report["ahead"] else []),
     ]
+
+
+def _compared(compared_at: dict[str, float | None], now_s: float) -> str:
+    """How old the nodes' knowledge is of what they lack."""
+    times = [at for at in compared_at.values() if at is not None]
+    not_yet = [number for number, at in compared_at.items() if at is None]
+    said = []
+    if times:
+        age = duration(max(0.0, now_s - min(times)))
+        said.append(f"as of {age} ago, when nodes last began to compare everything")
+    if times and not_yet:
+        which = f"nodes {', '.join(not_yet)} have" if not_yet[1:] else f"node {not_yet[0]} has"
+        said.append(f"{which} not done that since the start")
+    return "; ".join(said) or "nodes have not compared everything since their start"
 
 
 def _ahead(count: int, numbers: list[int]) -> str:

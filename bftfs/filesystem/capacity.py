@@ -1,7 +1,8 @@
 """The used and free room of a cluster, as reported by its nodes, for `statfs`.
 
-Each node holds 1/m of every block. No single node decides the figures: up to b of them lie, and
-others may be full without harm. A full node refuses writes itself, whatever is shown here.
+Room is that of the nodes' history pools, of which `bftfs status` speaks, too. Each node holds 1/m
+of every block. No single node decides the figures: up to b of them lie, and others may be full
+without harm. A full node refuses writes itself, whatever is shown here.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ class Capacity(NamedTuple):
 
     used_bytes: int  # with all of their history
     free_bytes: int
+    objects: int  # files, directories and the like, with those that only the past has
 
 
 class ClusterCapacity:
@@ -63,8 +65,9 @@ class ClusterCapacity:
 
         await asking.collect(take)
         return Capacity(
-            thresholds.m * self._believable(reply.store_bytes for reply in replies),
+            thresholds.m * self._believable(reply.used_bytes for reply in replies),
             thresholds.m * self._believable(reply.free_bytes for reply in replies),
+            self._believable(reply.objects for reply in replies),
         )
 
     def _believable(self, claimed: Iterable[int]) -> int:

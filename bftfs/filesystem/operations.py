@@ -149,7 +149,7 @@ class FileSystem:
         )
 
     async def statistics(self, who: Credentials) -> Statistics:
-        """The used and free room of the nodes; the number of inodes is nominal."""
+        """The used and free room of the nodes; how many inodes there may be is nominal."""
         volume = await self._volume_record(who)
         now_us = await Now()
         if self._room is None or self._room[1] <= now_us:
@@ -160,7 +160,7 @@ class FileSystem:
             capacity_bytes=room.used_bytes + room.free_bytes,
             free_bytes=room.free_bytes,
             capacity_inodes=volume.capacity_inodes,
-            free_inodes=volume.capacity_inodes,
+            free_inodes=max(0, volume.capacity_inodes - room.objects),
         )
 
     async def _volume_record(self, who: Credentials) -> Volume:

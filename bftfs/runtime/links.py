@@ -87,6 +87,7 @@ class NodeLink:
     # When a dialled connection must be open; when a lost one may be dialled again.
     deadline_us: int | None = None
     reason: str = ""  # why the connection was lost last
+    lost: bool = False  # True if that was reported, and not yet that it was found again
     owes_since_us: int = 0  # the first request since it was last heard; 0 if there is none
 
 
@@ -101,7 +102,9 @@ class Links:
         *,
         decode: Callable[[bytes], Any],
         persistent: bool,
+        report: Callable[[NodeId, str], None] = lambda _node, _why: None,
     ) -> None:
+        """`report` is told of nodes that are lost, with the reason, and found again ("")."""
         self.engine = Engine(
             send=self._send, now_us=clock.now_us, monotonic_us=clock.monotonic_us, draw=clock.draw
         )
@@ -110,6 +113,7 @@ class Links:
         self._description = description
         self._identity = identity
         self._persistent = persistent
+        self._report = report
         self._links = tuple(NodeLink(member) for member in description.members)
         self._by_descriptor: dict[int, NodeLink] = {}
         self._unflushed: list[NodeLink] = []
@@ -294,6 +298,9 @@ class Links:
     def _back_off(self, link: NodeLink, reason: str) -> None:
         self.lost[reason] += 1
         link.reason = reason
+        if not link.lost:
+            link.lost = True
+            self._report(link.member.node, reason)
         pause = min(BACKOFF_FIRST_US << min(link.failures, 16), BACKOFF_LAST_US)
         link.failures += 1
         if not self._persistent and link.failures > ATTEMPTS:
@@ -360,6 +367,9 @@ class Links:
         """The node has proven its identity: send the requests that waited for that."""
         assert link.channel is not None
         link.opened = True
+        if link.lost:
+            link.lost = False
+            self._report(link.member.node, "")
         link.opened_us = clock.monotonic_us()
         link.deadline_us = None
         self._due.pop(link, None)

@@ -155,9 +155,9 @@ class ObjectHealingTally(HealingTally):
         HealingTally.begin(self, now_us, progress)
         self.found_ahead, self.found_names = 0, ()
 
-    def end(self, now_us: int) -> None:
-        """The current pass is over."""
-        HealingTally.end(self, now_us)
+    def end(self, now_us: int, *, at_end: bool) -> None:
+        """The current pass is over; `at_end`: it has come to the last key."""
+        HealingTally.end(self, now_us, at_end=at_end)
         self.ahead, self.ahead_names = self.found_ahead, self.found_names
 
     def find_ahead(self, names: Sequence[ObjectId]) -> None:

@@ -83,6 +83,7 @@ class Figures(NamedTuple):
     free_bytes: int  # can still be stored, without the reserve
     reserve_bytes: int  # the size of the reserve
     drawable_bytes: int  # left of the reserve, if the disk has nothing else
+    objects: int = 0  # how many objects the node hosts
 
     @property
     def has_room_again(self) -> bool:
@@ -175,6 +176,8 @@ class Room:
         self.shortage = Event()  # announced when the pool gets short, perhaps more than once
         self.live_bytes = 0  # used of the pool
         self.limit_bytes = pool_bytes or 0  # size of the pool
+        self.free_bytes = 0  # that new versions can still take
+        self.objects = 0  # how many objects the node hosts
         self.why_full = ""  # why the disk is full; empty if it is not
 
     # --- the disk ----------------------------------------------------------------------------
@@ -220,6 +223,8 @@ class Room:
             self.limit_bytes = self._budget_bytes or int(
                 _UNBUDGETED * (figures.live_bytes + figures.free_bytes)
             )
+            self.free_bytes = max(0, min(self.limit_bytes - self.live_bytes, figures.free_bytes))
+            self.objects = figures.objects
 
     @property
     def share(self) -> float:

@@ -364,13 +364,16 @@ class PassTally:
     began_us: int = 0  # when the current or last pass began or was resumed…
     began_at: float = 0.0  # …and at which fraction
     ended_us: int = 0  # when the last pass ended; 0: none has since the start
+    whole_us: int = 0  # when the last pass that went over everything began; 0: none since the start
 
     def begin(self, now_us: int, progress: float) -> None:
         """A pass begins, or continues after a restart."""
         self.began_us, self.began_at, self.progress = now_us, progress, progress
 
-    def end(self, now_us: int) -> None:
-        """The current pass is over."""
+    def end(self, now_us: int, *, at_end: bool) -> None:
+        """The current pass is over; `at_end`: it has come to the last key."""
+        if at_end and self.began_at == 0:
+            self.whole_us = self.began_us
         self.passes += 1
         self.progress = 1.0
         self.ended_us = now_us
@@ -450,7 +453,7 @@ class Walk:
             cursor = done[0]
             complete &= done[1]
             self._keep(host, cursor, complete=complete)
-        self._tally.end(await Now())
+        self._tally.end(await Now(), at_end=cursor == self._end)
         return complete
 
     async def _resume(self, _host: Host) -> tuple[bytes, bool]:

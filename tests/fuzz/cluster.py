@@ -63,7 +63,16 @@ BLOCKS = tuple(block_id(FILE, incarnation=0, number=number) for number in range(
 
 # What each correct node tells of itself.
 ACCOUNT = HealthReply(
-    1, 1, True, (), store_bytes=10, free_bytes=1 << 40, requests=0, memory_bytes=0
+    1,
+    1,
+    True,
+    (),
+    store_bytes=20,
+    used_bytes=10,
+    free_bytes=1 << 40,
+    objects=5,
+    requests=0,
+    memory_bytes=0,
 )
 
 _MOST_EVENTS = 6_000

@@ -316,7 +316,7 @@ def testimonies(data: bytes) -> None:
     client = cluster.principal("one")
     room = cluster.run(client, ClusterCapacity(SIZES.read_write, client.objects.peers).capacity())
     m = SIZES.read_write.m
-    assert room == Capacity(m * ACCOUNT.store_bytes, m * ACCOUNT.free_bytes)
+    assert room == Capacity(m * ACCOUNT.used_bytes, m * ACCOUNT.free_bytes, ACCOUNT.objects)
     peers = Peers(ThresholdQuorums(SIZES.query_update))
     objects = inspect_object(
         peers, DIRECTORY, SIZES.query_update, GET_ATTRIBUTES, NoArguments(), ROOT_USER

@@ -12,11 +12,13 @@ from rich.console import Console
 from bftfs import cluster
 from bftfs.cli.status import (
     _ahead,
+    _compared,
     _work,
     ahead,
     ahead_inodes,
     degraded,
     descriptions,
+    objects,
     pool,
     quorums,
     tell,
@@ -53,7 +55,8 @@ def node(number: int, *, up: bool = True, reasons: tuple[str, ...] = (), **figur
     state = {"node": number, "up": up, "reasons": list(reasons), "healthy": not reasons}
     if up:
         background = {f"bftfs_{name}": value for name, value in figures.items()}
-        state |= {"store_bytes": 30, "free_bytes": 70, "background": background}
+        state |= {"store_bytes": 40, "used_bytes": 30, "free_bytes": 70, "objects": number}
+        state |= {"background": background}
     return state
 
 
@@ -80,7 +83,7 @@ def test_how_many_more_may_fail() -> None:
 def test_what_is_degraded() -> None:
     nodes = [
         node(0, heal_objects_lacking=3, damaged_objects=1),
-        node(1, heal_blocks_lacking=5, recovering=1),
+        node(1, heal_blocks_lacking=5, recovering=1, heal_pass_timestamp_seconds=70.0),
         node(2, up=False),
     ]
     assert degraded(nodes) == {
@@ -89,7 +92,19 @@ def test_what_is_degraded() -> None:
         "damaged_objects": 1,
         "rebuilding_nodes": [1],
         "absent_nodes": [2],
+        "compared_at": {"0": None, "1": 70.0},
     }
+
+
+def test_how_old_the_knowledge_is_of_what_is_degraded() -> None:
+    began = "ago, when nodes last began to compare everything"
+    assert _compared({"0": 70.0, "1": 30.0}, 100.0) == f"as of 1 min 10 s {began}"
+    assert _compared({"0": 70.0, "1": None}, 100.0) == (
+        f"as of 30 s {began}; node 1 has not done that since the start"
+    )
+    assert _compared({"0": None, "1": None}, 100.0) == (
+        "nodes have not compared everything since their start"
+    )
 
 
 def test_the_backlog_is_that_of_the_node_with_most() -> None:
@@ -97,9 +112,15 @@ def test_the_backlog_is_that_of_the_node_with_most() -> None:
     assert unverified(nodes) == {"block_versions": 9, "objects": 2}
 
 
-def test_the_room_is_that_of_the_pool_or_else_of_the_disk() -> None:
-    nodes = [node(0), node(1, pool_bytes=90, pool_limit_bytes=100), node(2, up=False)]
+def test_the_room_is_that_of_the_pool() -> None:
+    nodes = [node(0), node(1) | {"used_bytes": 90, "free_bytes": 10}, node(2, up=False)]
     assert pool(nodes) == {"shares": {"0": 0.3, "1": 0.9}, "fullest": 0.9}
+
+
+def test_objects_are_counted_as_a_correct_node_counts_them() -> None:
+    nodes = [node(number) for number in (0, 90, 91, 92)]
+    assert objects([*nodes, node(4, up=False)], b=1) == 90
+    assert objects(nodes[:1], b=1) == 0
 
 
 def test_what_limits_writers() -> None:
@@ -108,7 +129,7 @@ def test_what_limits_writers() -> None:
         node(0, reasons=("writes are refused: the disk is full",)),
         node(1, possible_versions=900, possible_versions_limit=1000, verification_demands=2),
         node(2, possible_versions=10, possible_versions_limit=1000, verification_demands=3),
-        node(3, pool_bytes=88, pool_limit_bytes=100),
+        node(3) | {"used_bytes": 88, "free_bytes": 12},
     ]
     assert writers(nodes) == [
         "node 0: writes are refused: the disk is full",
@@ -204,6 +225,7 @@ def report(*nodes: dict[str, Any], mounts: tuple[str, ...] = ()) -> dict[str, An
         "degraded": degraded(states),
         "unverified": unverified(states),
         "pool": pool(states),
+        "objects": objects(states, b=1),
         "writers": [],
         "descriptions": [],
         "ahead": 0,

@@ -34,7 +34,7 @@ def told(accounts: dict[int, tuple[int, int] | Refused]) -> Capacity:
         number += 1
         account = accounts.get(node)
         if isinstance(account, tuple):
-            reply = HealthReply(1, 1, True, (), *account, 0, 0)
+            reply = HealthReply(1, 1, True, (), 40, *account, 5, 0, 0)
             arriving.append(Delivery(node, number, reply, b""))
         elif account is not None and number < 20:
             arriving.append(Delivery(node, number, account, b""))
@@ -59,7 +59,7 @@ def told(accounts: dict[int, tuple[int, int] | Refused]) -> Capacity:
 
 
 def test_a_node_holds_a_part_of_each_block() -> None:
-    assert told(dict.fromkeys(range(6), (10, 20))) == Capacity(30, 60)
+    assert told(dict.fromkeys(range(6), (10, 20))) == Capacity(30, 60, 5)
 
 
 @pytest.mark.parametrize("lie", [(0, 0), (1 << 62, 1 << 62), (0, 1 << 62), (1 << 62, 0)])
@@ -67,16 +67,16 @@ def test_a_node_holds_a_part_of_each_block() -> None:
 def test_one_liar_stays_within_correct_nodes_claims(lie: tuple[int, int], liar: int) -> None:
     accounts: dict[int, Any] = {node: (10 + node, 20 + node) for node in range(6)}
     accounts[liar] = lie
-    used, free = told(accounts)
+    used, free, _ = told(accounts)
     assert 30 <= used <= 45
     assert 60 <= free <= 75
 
 
 def test_one_silent_busy_or_full_node_does_not_matter() -> None:
     accounts: dict[int, Any] = dict.fromkeys(range(1, 6), (10, 20))
-    assert told(accounts) == Capacity(30, 60)
-    assert told({0: Refused(11, "busy"), **accounts}) == Capacity(30, 60)
-    assert told({0: (10, 0), **accounts}) == Capacity(30, 60)
+    assert told(accounts) == Capacity(30, 60, 5)
+    assert told({0: Refused(11, "busy"), **accounts}) == Capacity(30, 60, 5)
+    assert told({0: (10, 0), **accounts}) == Capacity(30, 60, 5)
 
 
 def test_too_few_are_no_answer() -> None:
@@ -87,6 +87,6 @@ def test_too_few_are_no_answer() -> None:
 def test_who_is_not_admitted_is_told_so() -> None:
     refused = Refused(errno.EACCES, "the cluster does not know this client's key")
     accounts: dict[int, Any] = dict.fromkeys(range(6), (10, 20))
-    assert told({**accounts, 0: refused}) == Capacity(30, 60)  # one liar says so
+    assert told({**accounts, 0: refused}) == Capacity(30, 60, 5)  # one liar says so
     with pytest.raises(AdmissionRefused, match="does not know"):
         told({**accounts, 0: refused, 1: refused})

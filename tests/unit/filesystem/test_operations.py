@@ -554,6 +554,7 @@ def test_statistics_and_formatting_again(world: World) -> None:
     statistics = world.run(mount.statistics(ALICE))
     assert statistics.block_bytes == 4096
     assert (statistics.capacity_bytes, statistics.free_bytes) == (8 << 40, 5 << 40)
+    assert statistics.capacity_inodes - statistics.free_inodes == 7
     assert statistics.name_bytes == 255
     world.run(mount.statistics(BOB))
     assert world.rooms.asked == 1

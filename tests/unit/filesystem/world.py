@@ -93,7 +93,7 @@ class Rooms:
 
     async def capacity(self) -> Capacity:
         self.asked += 1
-        return Capacity(used_bytes=3 << 40, free_bytes=5 << 40)
+        return Capacity(used_bytes=3 << 40, free_bytes=5 << 40, objects=7)
 
 
 class World:

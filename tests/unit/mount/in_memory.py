@@ -105,7 +105,7 @@ class Blocks(InMemoryBlocks):
         self.metadata = metadata
 
     async def capacity(self) -> Capacity:
-        return Capacity(0, 1 << 40)
+        return Capacity(0, 1 << 40, 0)
 
     async def write_many(
         self,

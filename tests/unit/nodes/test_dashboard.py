@@ -132,7 +132,7 @@ def gauges() -> tuple[tallies.Figure, ...]:
 @pytest.fixture(scope="module")
 def told(gauges: tuple[tallies.Figure, ...]) -> dict[str, set[str]]:
     """The labels of all that a node exposes, once everything has happened that it counts."""
-    health = HealthReply(1, 1, True, (), 1, 1, 1, 1)
+    health = HealthReply(1, 1, True, (), 1, 1, 1, 1, 1, 1)
     tally = LoopTally()
     tally.requests[HealthReply] = tally.refused[errno.ENOSPC] = tally.closed["lost"] = 1
     exposed: dict[str, set[str]] = {}
@@ -199,6 +199,6 @@ def test_every_gauge_of_background_work_is_documented(gauges: tuple[tallies.Figu
 
 def test_the_figures_fit_into_a_health_answer(gauges: tuple[tallies.Figure, ...]) -> None:
     figures = tuple(HealthFigure(gauge.name, float(gauge.value)) for gauge in gauges)
-    health = HealthReply(1, 1, True, (), 1, 1, 1, 1, figures)
+    health = HealthReply(1, 1, True, (), 1, 1, 1, 1, 1, 1, figures)
 
     assert REPLIES.decode(encode(health)) == health

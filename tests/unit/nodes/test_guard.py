@@ -113,13 +113,12 @@ def test_updates_of_objects_are_refused_while_the_pool_is_full() -> None:
 
 
 def test_a_full_disk_is_told_of_until_there_is_room() -> None:
-    space = SimpleNamespace(used_bytes=1, free_bytes=0)
     links = SimpleNamespace(unreachable=tuple)
     latest = SimpleNamespace(serial=0, digest=bytes(32))
     membership = SimpleNamespace(latest=latest, outdated="", unused="", is_partial=False)
     room = Room()
     health = Health(
-        space=space,  # type: ignore[arg-type]
+        disk_bytes=lambda: 1,
         links=links,  # type: ignore[arg-type]
         room=room,
         tally=LoopTally(),

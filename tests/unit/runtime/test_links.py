@@ -8,6 +8,7 @@ import socket
 import struct
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -87,13 +88,15 @@ class ScriptedNode:
 class World:
     """A cluster of six nodes of which at most node 0 exists, and links to it."""
 
-    def __init__(self, path: Path, *, persistent: bool) -> None:
+    def __init__(self, path: Path, *, persistent: bool, **more: Any) -> None:
         made = cluster.create(
             [f"unix:{path}/{node}" for node in range(6)], t=1, b=1, draw=os.urandom
         )
         self.description = made.description.with_client(ClientEntry("me", ME.public_key))
         self.identity = made.nodes[0]
-        self.links = Links(self.description, ME, decode=REPLIES.decode, persistent=persistent)
+        self.links = Links(
+            self.description, ME, decode=REPLIES.decode, persistent=persistent, **more
+        )
         self.outcomes: list[object] = []
 
     def node(self) -> ScriptedNode:
@@ -359,6 +362,28 @@ def test_a_node_that_hangs_up_is_noticed(world: World, now: list[int]) -> None:
     node.reply(request.number)
     meet(world, node)
     assert world.outcomes == [REFUSAL]
+    node.close()
+
+
+def test_a_node_that_is_lost_and_found_is_reported_once_each(
+    tmp_path: Path, now: list[int]
+) -> None:
+    reported: list[tuple[NodeId, str]] = []
+    world = World(tmp_path, persistent=False, report=lambda *words: reported.append(words))
+    for _ in range(3):
+        world.ask()
+        now[0] += links.BACKOFF_LAST_US
+        world.links.expire()
+    assert reported == [(ZERO, "No such file or directory")]
+    node = world.node()
+    now[0] += links.BACKOFF_LAST_US
+    world.ask()
+    meet(world, node)
+    assert reported[1:] == [(ZERO, "")]
+    node.hang_up()
+    world.links.turn()
+    assert reported[2:] == [(ZERO, "closed by the node")]
+    world.links.close()
     node.close()
 
 

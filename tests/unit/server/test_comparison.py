@@ -22,7 +22,7 @@ DESCRIPTION = cluster.create(
 
 
 def report(serial: int) -> HealthReply:
-    return HealthReply(1, 1, True, (), 1, 1, 1, 1, description_serial=serial)
+    return HealthReply(1, 1, True, (), 1, 1, 1, 1, 1, 1, description_serial=serial)
 
 
 @pytest.mark.parametrize(
