@@ -23,7 +23,7 @@ from bftfs.read_write.messages import Notice
 from bftfs.read_write.messages import Request as ReadWriteRequest
 from bftfs.read_write.server import ReadWriteServer
 from bftfs.read_write.session import Session
-from bftfs.server import known_lives, scrubbing
+from bftfs.server import clock_comparison, known_lives, scrubbing
 from bftfs.server.block_healing import BlockHealer
 from bftfs.server.block_verification import LazyVerifier
 from bftfs.server.clock_comparison import ClockComparison, ClockServer
@@ -36,6 +36,7 @@ from bftfs.server.room import ClientQuota, Room
 from bftfs.server.runs import Runs
 from bftfs.server.tally import Figure, figures
 from bftfs.server.worker import healing_throttle
+from bftfs.storage import StorageView
 from nodes.configuration import NodeConfiguration
 from nodes.control import PassState, Work
 from nodes.node import Protocols, Services
@@ -55,7 +56,7 @@ def honest_services(
     # A node, too, is a principal: it has one `Peers`, and believes itself.
     peers = Peers(quorums, trusted=Nodes.of([node]))
     object_healer = ObjectHealer(node, peers, keys, recovery, healing)
-    clock = OwnClock(description.t, _report_clock)
+    clock = OwnClock(description.t, _report_clock, compared=description.n > 1)
     query_update = QueryUpdateServer(
         node, peers, keys, object_types(), recovery=recovery, doubts=object_healer, clock=clock
     )
@@ -109,7 +110,12 @@ def honest_services(
         past=past,
         clock=clock,
     )
-    clock_comparison = ClockComparison(node, peers, clock)
+    comparison = ClockComparison(node, peers, clock)
+
+    def recall(view: StorageView) -> None:
+        known_lives.recall(view, keys)
+        clock_comparison.recall(view, clock)
+
     return Services(
         {
             **dict.fromkeys(get_args(QueryUpdateRequest), query_update),
@@ -121,7 +127,7 @@ def honest_services(
         # A node without peers has nothing to heal from.
         (
             Runs(node, peers, keys, recovery, report=_report_copy),
-            clock_comparison,
+            comparison,
             verifier,
             finisher,
             object_healer,
@@ -175,7 +181,7 @@ def honest_services(
         ),
         object_healer.note_damage,
         room,
-        recall=lambda view: known_lives.recall(view, keys),
+        recall=recall,
         own_clock=clock,
         ahead=lambda: object_healer.tally.ahead_names,
     )

@@ -10,7 +10,8 @@ and let go of history that is to be kept.
    (`limits.CLOCKS_AGREE_US`) distrusts its clock.
 2. So does one whose clock has gone on since the last comparison by more than that, beyond the time
    between two comparisons; or back by more than that.
-3. It trusts it again when more than t others agree with it, and not more than t differ.
+3. It trusts it again when more than t others agree with it, and not more than t differ. When it
+   starts it does not trust it before that, if it has peers: it may have started in a jump.
 4. For as long as the detection window after a jump ahead by more than `limits.CLOCK_JUMP_US`,
    history is kept as if the clock had not jumped: if all clocks jump together, nobody notices
    anything else. (A smaller one costs the window as much. So does a machine's sleep.)
@@ -21,8 +22,9 @@ and let go of history that is to be kept.
    servers tell, itself included, it bears (`before_us`). What was begun by then, and is at too few
    servers for others to believe them, can be ended by that.
 7. It stores these times, and when it compared last (`remembered`): machines are restarted to set
-   their clocks. A clock that has gone on while the node was down has jumped, until others confirm
-   it. (docs/decisions/0017-clock-jumps.md)
+   their clocks. It tells nobody a time that is more than a minute later than what it has stored, so
+   who trusts its clock by that can rely on its being remembered.
+   (docs/decisions/0017-clock-jumps.md)
 
 **Why it is safe.** docs/threat-model.md, G7, says it: of more than t others one is correct.
 
@@ -44,14 +46,20 @@ from bftfs.server.tally import figure
 
 _NAMED = 8  # of the nodes that differ
 _JUMPED = "its clock has jumped, and its peers do not confirm it yet: it takes no new versions"
+_STARTED = "its peers have not confirmed its clock since it started: it takes no new versions yet"
 
 
 class OwnClock:
     """What one node knows of its clock."""
 
-    def __init__(self, t: int, tell: Callable[[str], None] = lambda _reason: None) -> None:
-        """Up to `t` others may be wrong. `tell` hears when trust ends, and why; or returns: ""."""
-        self.reason = ""  # why the clock is not trusted; empty if it is
+    def __init__(
+        self, t: int, tell: Callable[[str], None] = lambda _reason: None, *, compared: bool = False
+    ) -> None:
+        """Up to `t` others may be wrong. `tell` hears when trust ends, and why; or returns: "".
+
+        One that is to be `compared` with others is not trusted before that.
+        """
+        self.reason = _STARTED if compared else ""  # why the clock is not trusted; empty if it is
         self.due = Event()  # announced when the clock has to be compared
         self._t = t
         self._tell = tell
@@ -93,6 +101,15 @@ class OwnClock:
         """By how much the clock has jumped ahead, if that was less than `within_us` ago."""
         return self._jumps_us if now_us < self._jumped_us + within_us else 0
 
+    def is_stored(self, remembered: bytes, now_us: int) -> bool:
+        """True if a node that has stored this may tell others the time."""
+        return now_us - _stored_us(remembered)[0] <= limits.CLOCKS_COMPARED_EVERY_US
+
+    def is_confirmed_by(self, differences: Mapping[NodeId, int]) -> bool:
+        """True if so many others agree, and so few differ, that the clock is trusted."""
+        apart = len(_apart(differences))
+        return apart <= self._t < len(differences) - apart
+
     def borne_us(self, now_us: int) -> int:
         """A time that it had not reached when it was set back; 0 if it was not, of late.
 
@@ -124,9 +141,7 @@ class OwnClock:
 
     def recall(self, remembered: bytes) -> None:
         """The node has started again, and had stored this."""
-        latest_us, set_back_us, compared_us, jumps_us, jumped_us = (
-            int.from_bytes(remembered[start : start + 8], "big") for start in range(0, 40, 8)
-        )
+        latest_us, set_back_us, compared_us, jumps_us, jumped_us = _stored_us(remembered)
         self._latest_us = max(self._latest_us, latest_us)
         self._set_back_us = set_back_us
         if self._compared_us is None and compared_us:
@@ -155,14 +170,10 @@ class OwnClock:
             if not 0 <= by_us <= limits.CLOCK_JUMP_US:
                 self._jumps_us = max(self._jumps_us + by_us, 0)
                 self._jumped_us = now_us
-        apart = {
-            node: difference
-            for node, difference in sorted(differences.items())
-            if abs(difference) > limits.CLOCKS_AGREE_US
-        }
+        apart = _apart(differences)
         if len(apart) > self._t:
             self._conclude(_differs(apart))
-        elif len(differences) - len(apart) > self._t:
+        elif self.is_confirmed_by(differences):
             self._was_confirmed = True
             self._conclude("")
         elif self._has_jumped(now_us) and not self.reason:
@@ -178,10 +189,27 @@ class OwnClock:
         return not before_us - limits.CLOCKS_AGREE_US <= now_us <= latest_us
 
     def _conclude(self, reason: str) -> None:
-        is_new = bool(reason) != bool(self.reason) or self.reason == _JUMPED != reason
-        self.reason = reason
+        before, self.reason = self.reason, reason
+        if before == _STARTED:
+            is_new = bool(reason)
+        else:
+            is_new = bool(reason) != bool(before) or before == _JUMPED != reason
         if is_new:
             self._tell(reason)
+
+
+def _stored_us(remembered: bytes) -> tuple[int, ...]:
+    """The times of `OwnClock.remembered`; 0 where there is none."""
+    return tuple(int.from_bytes(remembered[start : start + 8], "big") for start in range(0, 40, 8))
+
+
+def _apart(differences: Mapping[NodeId, int]) -> dict[NodeId, int]:
+    """The clocks that are further away than correct ones may be."""
+    return {
+        node: difference
+        for node, difference in sorted(differences.items())
+        if abs(difference) > limits.CLOCKS_AGREE_US
+    }
 
 
 def _differs(apart: Mapping[NodeId, int]) -> str:

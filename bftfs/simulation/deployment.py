@@ -24,7 +24,7 @@ from bftfs.read_write.messages import Notice
 from bftfs.read_write.messages import Request as ReadWriteRequest
 from bftfs.read_write.server import ReadWriteServer
 from bftfs.read_write.session import Session
-from bftfs.server import known_lives
+from bftfs.server import clock_comparison, known_lives
 from bftfs.server.block_healing import BlockHealer
 from bftfs.server.block_verification import LazyVerifier, VerificationSettings
 from bftfs.server.clock_comparison import ClockComparison, ClockServer
@@ -195,16 +195,19 @@ class Deployment:
         Of one that is not correct as a whole they serve without a run.
         """
         keys, sizes = self.keys(node), self.sizes.read_write
+        clock = OwnClock(self.sizes.query_update.t, compared=self.compares_clocks)
+        self.clocks[node] = clock
         recovery = self.recoveries.get(node)
         if recovery is None:
             recovery = self.recoveries[node] = Recovery()
         else:  # it starts again
-            known_lives.recall(self.nodes[node].disk, keys)
-            recovery.place = self.nodes[node].disk.place
+            disk = self.nodes[node].disk
+            known_lives.recall(disk, keys)
+            clock_comparison.recall(disk, clock)
+            recovery.place = disk.place
         recovery.awaits = None
         peers = Peers(ThresholdQuorums(self.sizes.query_update), trusted=Nodes.of([node]))
         objects_healer = ObjectHealer(node, peers, keys, recovery)
-        clock = self.clocks[node] = OwnClock(self.sizes.query_update.t)
         objects = QueryUpdateServer(
             node,
             peers,

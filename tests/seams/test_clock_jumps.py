@@ -15,6 +15,7 @@ import pytest
 from bftfs import limits
 from bftfs.asking.peers import Peers
 from bftfs.conversation import Now
+from bftfs.envelope import ClockRequest
 from bftfs.errors import AdmissionRefused, PastUnknown
 from bftfs.filesystem.file_blocks import BlockWriter
 from bftfs.filesystem.options import Options
@@ -28,11 +29,15 @@ from bftfs.query_update.history import (
     assemble,
     history_of,
     logical_timestamp,
+    time_of,
 )
 from bftfs.query_update.messages import Status, Update
 from bftfs.query_update.past_reading import PastReader
+from bftfs.query_update.replica import Replica
 from bftfs.server.own_clock import OwnClock
+from bftfs.simulation import deployment
 from bftfs.simulation.deployment import CollectionPlan
+from bftfs.simulation.network import Kind
 from bftfs.simulation.world import SECOND_US
 from bftfs.storage import Table
 from bftfs.wire.codec import encode
@@ -167,6 +172,75 @@ def test_must_fail_where_nodes_forget_it_with_a_restart(monkeypatch: pytest.Monk
     monkeypatch.setattr(OwnClock, "recall", lambda *_: None)
     with pytest.raises(AssertionError):
         test_an_object_with_an_incomplete_update_is_not_frozen(restarts=True, late_s=0)
+
+
+def left_where_nodes_had_just_started(*, compares: bool) -> tuple[World, User, list[int]]:
+    """All start while the clocks are ahead, a client leaves an update at one; soon all go back.
+
+    None has compared its clock but this one, and this only if it `compares`; and they remember
+    nothing of before. Which nodes have taken the update is told as well.
+    """
+    world = World(verifying=False, compares_clocks=True)
+    user, other = world.user("user"), world.user("other")
+    done(world, user, incrementing(user))
+
+    def restart() -> None:
+        for node in world.nodes:
+            node.crash(down_us=None)
+        for node in world.nodes:
+            node.start()
+
+    def is_held(source: Any, target: Any, kind: Kind, message: Any) -> bool:
+        one = world.nodes[2].endpoint
+        if isinstance(message, ClockRequest):
+            return not compares or source != one
+        return kind is Kind.REQUEST and target != one
+
+    jump(world, [user, other], YEAR_S)
+    world.ways.hold(is_held)
+    for node in world.nodes:
+        node.disk.lose(Table.META, b"clock")
+    restart()
+    world.start(user.host, incrementing(user))
+    world.run_for(SECOND_US // 10)
+    limit_us = world.now_us + SECOND_US
+    left = [
+        int(node.node)
+        for node in world.nodes
+        if time_of(Replica(node.disk, COUNTER).history.latest) > limit_us
+    ]
+    user.host.crash()
+    world.ways.hold(lambda *_: False)
+    jump(world, [user, other], -YEAR_S)
+    restart()
+    world.nodes[5].crash(down_us=None)
+    world.run_for(90 * SECOND_US)
+    return world, other, left
+
+
+@pytest.mark.parametrize("compares", [False, True])
+def test_nodes_that_start_while_the_clocks_are_ahead_freeze_nothing(compares: bool) -> None:
+    """One takes nothing before others agree; and these remember what they told it."""
+    world, other, left = left_where_nodes_had_just_started(compares=compares)
+    assert left == ([2] if compares else [])
+    done(world, other, incrementing(other))
+
+
+def test_must_fail_where_a_node_trusts_its_clock_when_it_starts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(deployment, "OwnClock", lambda t, **_: OwnClock(t))
+    world, other, _ = left_where_nodes_had_just_started(compares=False)
+    with pytest.raises(AssertionError, match="it waits"):
+        done(world, other, incrementing(other))
+
+
+def test_must_fail_where_nodes_forget_what_they_told_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(OwnClock, "is_stored", lambda *_: True)
+    with pytest.raises(AssertionError, match="it waits"):
+        test_nodes_that_start_while_the_clocks_are_ahead_freeze_nothing(compares=True)
 
 
 @pytest.mark.parametrize(

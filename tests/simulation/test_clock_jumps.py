@@ -63,7 +63,7 @@ def test_must_fail_where_an_object_has_to_wait_for_the_clocks(
 ) -> None:
     monkeypatch.setattr(CulledObjectHistorySet, "reached_us", lambda *_: 0)
     assert hunt(
-        jumping("objects", range(4), operations=20), lambda each: each.startswith("progress:")
+        jumping("objects", range(16, 20), operations=20), lambda each: each.startswith("progress:")
     )
 
 
@@ -74,7 +74,7 @@ def test_must_fail_where_a_block_has_to_wait_for_the_clocks(
         raise refused
 
     monkeypatch.setattr(BlockWriter, "_leave_behind", give_up)
-    assert hunt(jumping("files", range(48, 60)), lambda each: each.startswith("progress:"))
+    assert hunt(jumping("files", range(70, 74)), lambda each: each.startswith("progress:"))
 
 
 def test_seeds_draw_them() -> None:

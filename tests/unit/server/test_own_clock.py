@@ -16,8 +16,11 @@ from bftfs.limits import (
     SECOND_US,
     SET_BACK_US,
 )
+from bftfs.server.clock_comparison import ClockServer, recall
 from bftfs.server.own_clock import OwnClock
-from bftfs.server.step import Ready
+from bftfs.server.step import Grant, Ready, Role, Sender
+from bftfs.simulation.deployment import client_named
+from bftfs.simulation.disk import Disk
 from tests.seams.world import World
 
 NOW_US = 10**15
@@ -85,6 +88,21 @@ def test_without_a_comparison_a_clock_is_trusted_and_not_confirmed() -> None:
     clock.compared(seen(0, 0), NOW_US)
     assert clock.is_confirmed(NOW_US)
     assert not clock.is_confirmed(NOW_US + 3 * CLOCKS_AGREE_US)
+
+
+def test_a_node_that_has_just_started_distrusts_its_clock_until_others_agree() -> None:
+    told: list[str] = []
+    clock = OwnClock(1, told.append, compared=True)
+    for answers in (seen(), seen(0), seen(0, FAR_US)):
+        clock.compared(answers, NOW_US)
+        assert clock.refusal(NOW_US) is not None
+    clock.compared(seen(0, 0), NOW_US)
+    assert clock.is_confirmed(NOW_US)
+    assert told == [], "a start is nothing to be told"
+    other = OwnClock(1, told.append, compared=True)
+    other.compared(seen(FAR_US, FAR_US), NOW_US)
+    other.compared(seen(0, 0), NOW_US)
+    assert [bool(reason) for reason in told] == [True, False]
 
 
 def test_a_jump_ahead_is_remembered_for_a_while_and_forgotten_when_it_is_taken_back() -> None:
@@ -214,6 +232,52 @@ def test_slow_answers_are_no_difference() -> None:
     cluster.run_for(90 * SECOND_US)
     assert distrusting(cluster) == []
     assert all(clock.is_confirmed(cluster.now_us) for clock in cluster.deployment.clocks.values())
+
+
+@pytest.mark.parametrize("down", [0, 1])
+def test_nodes_that_start_at_once_trust_their_clocks_at_once(down: int) -> None:
+    """Also if t do not start, for which a node would wait for seconds."""
+    cluster = world(delay_us=(100, 1_000))
+    for node in cluster.nodes:
+        node.crash(down_us=None)
+    cluster.run_for(SECOND_US)
+    for node in cluster.nodes[down:]:
+        node.start()
+    assert distrusting(cluster) == [0, 1, 2, 3, 4, 5]
+    cluster.run_for(5_000)
+    assert distrusting(cluster) == list(range(down))
+
+
+def test_a_node_that_starts_alone_goes_on_when_others_start() -> None:
+    cluster = world()
+    for node in cluster.nodes:
+        node.crash(down_us=None)
+    cluster.nodes[0].start()
+    cluster.run_for(600 * SECOND_US)
+    for node in cluster.nodes[1:]:
+        node.start()
+    cluster.run_for(5 * SECOND_US)
+    assert distrusting(cluster) == []
+
+
+def test_a_node_stores_its_time_before_it_tells_it() -> None:
+    """Unless it has stored one of the last minute, as it does whenever it compares."""
+    clock, disk = OwnClock(1), Disk()
+    sender = Sender(Role.NODE, client_named("node"), NodeId(1), Grant())
+    server = ClockServer(clock)
+    for now_us, stores in (
+        (NOW_US, True),
+        (NOW_US + CLOCKS_COMPARED_EVERY_US, False),
+        (NOW_US + CLOCKS_COMPARED_EVERY_US + 1, True),
+        (NOW_US, False),
+    ):
+        ready = server.step(disk, sender, ClockRequest(), b"", now_us)
+        assert ready.reply.now_us == now_us
+        assert bool(ready.writes) is stores
+        disk.apply(ready.writes)
+    again = OwnClock(1)
+    recall(disk, again)
+    assert again.borne_us(NOW_US) > NOW_US + CLOCKS_COMPARED_EVERY_US
 
 
 def test_a_common_jump_is_confirmed_at_once() -> None:
