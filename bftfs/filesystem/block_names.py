@@ -6,11 +6,16 @@ checked by every node against the file's permissions, and totally ordered with a
 inode. So what a writer has left at some nodes and not covered shows to nobody, whoever finishes it
 and whenever. (docs/decisions/0015-named-blocks.md)
 
-Map keys of an inode's state: b"b" + block number -> incarnation and timestamp of its version. A
-name of another incarnation than the layout's has been cut off, and means nothing.
+Map keys of an inode's state: b"b" + block number -> incarnation and timestamp of its version, and
+perhaps how many of its bytes count. A name of another incarnation than the layout's has been cut
+off, and means nothing.
 
 Of two versions of one incarnation the later stays named, in whichever order they were covered. The
 writer of the other one is told, and writes again what its programs wrote.
+
+What lies beyond a file's end never shows, however the file grows later: nothing there can be named,
+and if a file grows past its last block without that block being named anew, the block's name says
+how many of its bytes belonged to the file. Nodes do not see what a client has left behind them.
 
 Programs before this one named no blocks. What they have written is read as of the time of the last
 update that they made of the inode (`Attributes.unnamed`), until it is written again.
@@ -40,9 +45,12 @@ from bftfs.wire.codec import DigestField, TimeField
 
 _NAME: Final = b"b"
 _INCARNATION_BYTES: Final = 8
+_NAME_BYTES: Final = _INCARNATION_BYTES + TIMESTAMP_BYTES
 PAGE: Final = 128  # blocks whose names a mount asks for at once
 
-NumberField: TypeAlias = Annotated[int, Meta(ge=0, lt=limits.FILE_BYTES)]
+_VALID_BYTES: Final = 4
+
+NumberField: TypeAlias = Annotated[int, Meta(ge=0, lt=limits.FILE_BYTES // limits.BLOCK_BYTES_MIN)]
 
 
 class CoveredBlock(Record, frozen=True):
@@ -63,6 +71,21 @@ class BlockName(NamedTuple):
 
     incarnation: int
     timestamp: BlockTimestamp
+    valid: int | None = None  # so many of its bytes count: the file grew past it; None: all
+
+    @property
+    def encoded(self) -> bytes:
+        """The name as it is stored."""
+        stored = self.incarnation.to_bytes(_INCARNATION_BYTES, "big") + encoded(self.timestamp)
+        return stored if self.valid is None else stored + self.valid.to_bytes(_VALID_BYTES, "big")
+
+    def names(self, incarnation: int, timestamp: BlockTimestamp) -> bool:
+        """True if this is the version that it names."""
+        return self.incarnation == incarnation and self.timestamp == timestamp
+
+    def within(self, valid: int) -> BlockName:
+        """The name after the file has grown, when it had `valid` bytes of the block."""
+        return self._replace(valid=valid if self.valid is None else min(self.valid, valid))
 
 
 def covered(number: int, timestamp: BlockTimestamp) -> CoveredBlock:
@@ -84,20 +107,30 @@ def name_at(state: State, number: int) -> BlockName | None:
 def decode_name(stored: bytes) -> BlockName:
     """A name as it is stored."""
     incarnation = int.from_bytes(stored[:_INCARNATION_BYTES], "big")
-    return BlockName(incarnation, from_encoded(bytes(stored[_INCARNATION_BYTES:])))
+    timestamp = from_encoded(bytes(stored[_INCARNATION_BYTES:_NAME_BYTES]))
+    valid = stored[_NAME_BYTES:]
+    return BlockName(incarnation, timestamp, int.from_bytes(valid, "big") if valid else None)
 
 
 def name_blocks(
-    state: MutableState, layout: Layout, blocks: Iterable[CoveredBlock], caller: Caller
+    state: MutableState,
+    layout: Layout,
+    blocks: Iterable[CoveredBlock],
+    caller: Caller,
+    *,
+    size: int,
 ) -> tuple[int, ...]:
-    """Make these versions, which the caller's client has written, part of the file.
+    """Make these versions, which the caller's client has written, part of a file of this size.
 
     Returns the blocks of which a later version is named. Refuses a version that is later than the
     operation: a file as of a time is made of blocks that were there by then. And one that is much
-    older: nodes may have collected it, if others have written to the block since.
+    older: nodes may have collected it, if others have written to the block since. And one beyond
+    the end: it would show when somebody else lets the file grow.
     """
     behind = []
     for block in blocks:
+        if block.number * layout.block_bytes >= size:
+            raise Refusal(errno.EINVAL)
         if block.time_us > caller.time_us:
             raise Refusal(errno.EINVAL)
         if block.time_us + limits.COVERED_WITHIN_US < caller.time_us:
@@ -105,12 +138,30 @@ def name_blocks(
         incarnation = layout.incarnation(block.number)
         timestamp = BlockTimestamp(block.time_us, caller.client, block.verifier)
         before = name_at(state, block.number)
-        if before is None or before < (incarnation, timestamp):
-            stored = incarnation.to_bytes(_INCARNATION_BYTES, "big") + encoded(timestamp)
-            state.put(key_of_block(block.number), stored)
-        elif before != (incarnation, timestamp):
+        if before is None or before[:2] < (incarnation, timestamp):
+            state.put(key_of_block(block.number), BlockName(incarnation, timestamp).encoded)
+        elif not before.names(incarnation, timestamp):
             behind.append(block.number)
     return tuple(behind)
+
+
+def grow(
+    state: MutableState,
+    layout: Layout,
+    size: int,
+    blocks: Iterable[CoveredBlock],
+    behind: Iterable[int] = (),
+) -> None:
+    """The file, of `size` bytes until now, has grown by an update that has named `blocks`.
+
+    Unless its last block was named anew, and is not `behind`, no more of that counts than until
+    now: whoever has written it may have left something behind the end.
+    """
+    number, valid = divmod(size, layout.block_bytes)
+    is_new = number not in behind and any(block.number == number for block in blocks)
+    name = None if is_new or not valid else name_at(state, number)
+    if name is not None and name.within(valid) != name:
+        state.put(key_of_block(number), name.within(valid).encoded)
 
 
 def names_in(state: State, first: int, stop: int) -> tuple[tuple[int, bytes], ...]:
@@ -122,4 +173,4 @@ def names_in(state: State, first: int, stop: int) -> tuple[tuple[int, bytes], ..
     )
 
 
-assert TIMESTAMP_BYTES + _INCARNATION_BYTES == 64
+assert _NAME_BYTES == 64

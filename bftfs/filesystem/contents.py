@@ -112,6 +112,12 @@ class KnownNames:
             elif self._has_all:
                 self._add_page(number // PAGE, {number: name})
 
+    def limit(self, number: int, valid: int) -> None:
+        """The file has grown past a block that had so many bytes of it, and was not named anew."""
+        name = self.get(number)
+        if name is not None:
+            self.put({number: name.within(valid)})
+
     def _add_page(self, index: int, names: dict[int, BlockName]) -> None:
         self._pages[index] = names
         if len(self._pages) > PAGES_OF_NAMES:

@@ -162,7 +162,8 @@ class BlockReader:
             block = contents.layout.block(identifier, number)
             version = await self.blocks.read(block)
             if is_named(version.timestamp, name, contents.attributes):
-                return await plaintext_of(self.cipher, block, version.item)
+                plaintext = await plaintext_of(self.cipher, block, version.item)
+                return plaintext if name is None else plaintext[: name.valid]
             # Another mount has written it, and has covered that since, or not yet, or never will.
             await self.refresh(contents, who, number)
             if number in contents.pushing or not contents.knows_name(number):
@@ -246,7 +247,8 @@ async def version_of(
     version = await blocks.written(block, name.timestamp)
     if version.timestamp != name.timestamp:
         raise FileSystemError(errno.EIO, f"block {number} was named and never written")
-    return await plaintext_of(cipher, block, version.item)
+    plaintext = await plaintext_of(cipher, block, version.item)
+    return plaintext[: name.valid]
 
 
 async def plaintext_of(cipher: BlockCipher | None, block: BlockId, item: bytes | None) -> bytes:
@@ -285,7 +287,8 @@ class BlockWriter:
 
     1. A block is written before the inode update that covers it, which names its version: nobody
        else sees it before that update. It is later than what is covered already, and the update's
-       time is not before its own. One update names so many blocks; the last extends the size.
+       time is not before its own. One update names so many blocks, in their order; each extends
+       the size as far as that.
     2. The update names the newest incarnation that blocks were written under, and its answer the
        version of the contents that it found. If another mount has cut the file or changed it in
        between, what it has overtaken is written again and covered once more (`Sharing`, in
@@ -555,11 +558,13 @@ class BlockWriter:
         assert who is not None, "what is unsaved has a writer"
         names = {
             number: BlockName(block.incarnation, block.timestamp)
-            for number, block in islice(contents.uncovered.items(), limits.BLOCKS_PER_COVER)
+            for number, block in islice(sorted(contents.uncovered.items()), limits.BLOCKS_PER_COVER)
         }
         is_last = len(names) == len(contents.uncovered)
         # Bytes that were written since the blocks were pushed are covered another time.
-        end = contents.pushed_end if is_last else 0
+        end = contents.pushed_end
+        if not is_last:  # it has grown as far as blocks have names
+            end = min(end, (max(names) + 1) * contents.layout.block_bytes)
         is_all = not contents.dirty
         arguments = inode.Writing(
             end, contents.layout.newest, contents.mtime_ns, changes, covered_blocks(names)
@@ -635,8 +640,13 @@ class BlockWriter:
             vouch=partial(self.blocks.vouched, versions) if versions else None,
         )
         self.metadata.learn(contents.identifier, answer.attributes, await Now())
+        size = contents.attributes.size
         contents.adopt(answer.attributes, ours_after=answer.before)
         if contents.version == answer.attributes.contents:
+            number, valid = divmod(size, contents.layout.block_bytes)
+            if size < answer.attributes.size and valid and number not in names:
+                contents.names.limit(number, valid)
+                self.cache.drop(contents.identifier, number)
             contents.names.put(names)
         return answer.behind
 
@@ -709,12 +719,13 @@ class BlockWriter:
         layout, version = contents.layout, contents.version
         if stop - first > limits.BLOCKS_PER_COVER:
             raise FileSystemError(errno.ENOSPC, "too many blocks would have to be written again")
+        in_file = -(-contents.attributes.size // layout.block_bytes)  # nothing behind has a name
         incarnation = layout.newest + 1 + await Draw(INCARNATION_GAP)
         names: dict[int, BlockName] = {}
         batch = max(1, self.options.batch_bytes // layout.block_bytes)
         for position in range(first, stop, batch):
             items = []
-            for number in range(position, min(position + batch, stop)):
+            for number in range(position, min(position + batch, stop, in_file)):
                 block = await self.reader.block(contents, number, who)
                 if len(block):
                     target = block_id(contents.identifier, incarnation=incarnation, number=number)

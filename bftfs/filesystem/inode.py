@@ -52,7 +52,14 @@ from bftfs.filesystem.attributes import (
     Changes,
     Layout,
 )
-from bftfs.filesystem.block_names import PAGE, CoveredBlock, CoveredField, name_blocks, names_in
+from bftfs.filesystem.block_names import (
+    PAGE,
+    CoveredBlock,
+    CoveredField,
+    grow,
+    name_blocks,
+    names_in,
+)
 from bftfs.filesystem.directory import SYMLINK_TARGET_KEY
 from bftfs.filesystem.objects import (
     ACL_KEYS,
@@ -547,9 +554,13 @@ def write(states: States, arguments: Writing, caller: Caller) -> ContentsChanged
         raise Refusal(errno.EFBIG)
     if arguments.newest != layout.newest:
         raise Refusal(errno.EAGAIN)
-    behind = name_blocks(subject.state, layout, arguments.blocks, caller)
+    size = subject.attributes.size
+    behind = name_blocks(
+        subject.state, layout, arguments.blocks, caller, size=max(size, arguments.end)
+    )
     _contents_changed(subject, caller, min(arguments.mtime_ns, time_ns(caller)))
-    if arguments.end > subject.attributes.size:
+    if arguments.end > size:
+        grow(subject.state, layout, size, arguments.blocks, behind)
         subject.change(size=arguments.end)
     if arguments.changes:
         apply_changes(subject, arguments.changes, caller)
@@ -573,7 +584,9 @@ def truncate(states: States, arguments: Truncation, caller: Caller) -> ContentsC
         subject.change(layout=layout)
         if any(block.number != size // layout.block_bytes for block in arguments.shortened):
             raise Refusal(errno.EINVAL)
-        name_blocks(subject.state, layout, arguments.shortened, caller)
+        name_blocks(subject.state, layout, arguments.shortened, caller, size=size)
+    elif size > subject.attributes.size:
+        grow(subject.state, layout, subject.attributes.size, ())
     subject.change(size=size)
     _contents_changed(subject, caller, time_ns(caller))
     return ContentsChanged(subject.conclude(caller), before)
@@ -593,7 +606,7 @@ def merge(states: States, arguments: Merging, caller: Caller) -> ContentsChanged
     if not all(first <= block.number < stop for block in arguments.blocks):
         raise Refusal(errno.EINVAL)
     merged = layout.merged(first, stop, arguments.incarnation)
-    name_blocks(subject.state, merged, arguments.blocks, caller)
+    name_blocks(subject.state, merged, arguments.blocks, caller, size=subject.attributes.size)
     subject.change(layout=merged)
     # A liar may have written something else: that takes privileges, too.
     _contents_changed(subject, caller, subject.attributes.mtime_ns)

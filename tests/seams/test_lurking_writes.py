@@ -8,16 +8,22 @@ an update of its author's has named it. (docs/threat-model.md, G4)
 
 from __future__ import annotations
 
+import os
+from functools import partial
 from typing import Any, NamedTuple
 
 import pytest
 
+from bftfs import limits
 from bftfs.errors import AdmissionRefused, FileSystemError
+from bftfs.filesystem import inode
 from bftfs.filesystem.attributes import NO_CHANGES
-from bftfs.filesystem.block_names import covered
+from bftfs.filesystem.block_names import covered, name_blocks
+from bftfs.filesystem.contents import KnownNames
 from bftfs.filesystem.file_blocks import BlockReader
 from bftfs.filesystem.file_history import History
 from bftfs.filesystem.inode import Writing
+from bftfs.filesystem.options import Options
 from bftfs.filesystem.registry import WRITE
 from bftfs.identifiers import ObjectId
 from bftfs.query_update.accepting import Accepting
@@ -28,6 +34,7 @@ from bftfs.restoration.undo import Undo
 from bftfs.restoration.viewpoint import Viewpoint
 from bftfs.simulation.world import SECOND_US
 from tests.seams.world import (
+    BLOCK_BYTES,
     READERS_GRANT,
     ROOT,
     STRANGER,
@@ -243,6 +250,81 @@ def test_what_every_node_but_one_hosts_can_be_named() -> None:
     assert len(claims) == 5
     assert Status.UNVOUCHED not in name(case, claims)
     assert read(case) == EVIL
+
+
+# --- behind the end of the file -------------------------------------------------------------------
+
+BEHIND = "E" * BLOCK_BYTES
+
+
+def grown(number: int, *, by_truncation: bool) -> bytes:
+    """A stranger leaves bytes behind the end of a file. Root closes it, undoes, and lets it grow.
+
+    The file has one block, of which a few bytes count. What is read of it then.
+    """
+    case = plant((0, 3), 0)
+    root, world = case.root, case.world
+    layout = root.attributes(case.identifier).layout
+    assert layout is not None
+    contents = MINE + BEHIND[len(MINE) :] if number == 0 else BEHIND
+    block = layout.block(case.identifier, number)
+    version = case.stranger.version(block, contents, world.now_us)
+    case.stranger.write(version, range(world.sizes.n))
+    writing = Writing(0, layout.newest, 0, NO_CHANGES, (covered(number, version.timestamp),))
+    claims = case.stranger.claims([version])
+    case.stranger.update(case.identifier, WRITE, writing, STRANGER, claims=claims)
+    root.chmod(case.identifier, 0o400)
+    undo(case)
+    size = (number + 2) * BLOCK_BYTES
+    mount = root.filesystem(Options())
+
+    async def grow() -> bytes:
+        file = await mount.open(case.identifier, os.O_RDWR, root.who)
+        if by_truncation:
+            await mount.truncate(case.identifier, size, root.who)
+        else:
+            mount.write(file, size - 1, b"\0", now_ns=world.now_us * 1000)
+            await mount.flush(file)
+        seen = bytes(await mount.read(file, 0, size))
+        await mount.release(file)
+        return seen
+
+    seen: bytes = root.run(grow())
+    other = world.user("reader").filesystem(Options())
+    reader = world.user("another reader")
+
+    async def read() -> bytes:
+        file = await other.open(case.identifier, os.O_RDONLY, reader.who)
+        found = bytes(await other.read(file, 0, size))
+        await other.release(file)
+        return found
+
+    assert reader.run(read()) == seen
+    return seen
+
+
+behind_the_end = pytest.mark.parametrize("number", [0, 1, 5])
+
+
+@pytest.mark.parametrize("by_truncation", [False, True])
+@behind_the_end
+def test_what_lies_behind_the_end_does_not_show(number: int, by_truncation: bool) -> None:
+    """Undo compares bytes up to the end. Whoever lets the file grow gets zeros there."""
+    size = (number + 2) * BLOCK_BYTES
+    assert grown(number, by_truncation=by_truncation) == MINE.encode().ljust(size, b"\0")
+
+
+@behind_the_end
+def test_must_fail_where_blocks_are_shown_whole(
+    number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if number:
+        named = partial(name_blocks, size=limits.FILE_BYTES)
+        monkeypatch.setattr(inode, "name_blocks", lambda *those, **_: named(*those))
+    else:
+        monkeypatch.setattr(inode, "grow", lambda *_: None)
+        monkeypatch.setattr(KnownNames, "limit", lambda *_: None)
+    assert b"E" in grown(number, by_truncation=False)
 
 
 # --- audit and undo ------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from functools import partial
 from typing import Any
 
 import pytest
@@ -14,11 +15,12 @@ from bftfs.filesystem.block_names import (
     PAGE,
     CoveredBlock,
     decode_name,
+    grow,
     key_of_block,
     name_at,
-    name_blocks,
     names_in,
 )
+from bftfs.filesystem.block_names import name_blocks as name_blocks_within
 from bftfs.identifiers import ClientId, ObjectKind
 from bftfs.query_update.object_type import Caller, Refusal
 from tests.builders import Overlay, SortedDict
@@ -26,6 +28,7 @@ from tests.unit.filesystem.world import fresh
 
 LAYOUT = Layout(4096)
 NEWER = LAYOUT.cut(1, 7)
+name_blocks = partial(name_blocks_within, size=limits.FILE_BYTES)
 ALICE, BOB = ClientId(b"a" * 16), ClientId(b"b" * 16)
 
 
@@ -109,3 +112,54 @@ def test_names_are_listed_by_their_numbers() -> None:
         ]
         assert all(decode_name(stored) == name_at(file, number) for number, stored in page)
     assert all(len(key_of_block(number)) <= limits.STATE_KEY_BYTES for number in numbers)
+
+
+# --- the end of the file ---------------------------------------------------------------------
+
+
+def test_nothing_behind_the_end_is_named() -> None:
+    file = state()
+    name_blocks_within(file, LAYOUT, [version(0, 5), version(1, 5)], caller(), size=4097)
+    for size in (0, 4095, 4096):
+        with pytest.raises(Refusal) as refusal:
+            name_blocks_within(file, LAYOUT, [version(1, 6)], caller(), size=size)
+        assert refusal.value.code == errno.EINVAL
+    assert name(file, 1) == (0, 5, ALICE)
+
+
+def valid(state: Any, number: int) -> int | None:
+    found = name_at(state, number)
+    assert found is not None
+    return found.valid
+
+
+def test_when_a_file_grows_past_a_block_no_more_of_it_counts() -> None:
+    file = state()
+    name_blocks(file, LAYOUT, [version(0, 5), version(1, 5)], caller())
+    grow(file, LAYOUT, 4096 + 10, ())
+    assert (valid(file, 0), valid(file, 1)) == (None, 10)
+    assert name(file, 1) == (0, 5, ALICE)
+    grow(file, LAYOUT, 4096 + 20, ())
+    assert valid(file, 1) == 10
+    assert name_blocks(file, LAYOUT, [version(1, 4)], caller()) == (1,)
+    assert name_blocks(file, LAYOUT, [version(1, 5)], caller()) == ()
+    assert valid(file, 1) == 10
+    name_blocks(file, LAYOUT, [version(1, 6)], caller())
+    assert valid(file, 1) is None
+
+
+def test_all_of_a_block_counts_that_is_written_as_the_file_grows() -> None:
+    file = state()
+    name_blocks(file, LAYOUT, [version(0, 5)], caller())
+    grow(file, LAYOUT, 10, [version(0, 5)])
+    assert valid(file, 0) is None
+    grow(file, LAYOUT, 10, [version(0, 4)], behind=(0,))
+    assert valid(file, 0) == 10
+
+
+def test_a_file_grows_from_the_end_of_a_block_or_from_nothing() -> None:
+    file = state()
+    name_blocks(file, LAYOUT, [version(0, 5)], caller())
+    for size in (0, 4096, 8192 + 7):
+        grow(file, LAYOUT, size, ())
+    assert valid(file, 0) is None
