@@ -120,3 +120,9 @@ def test_an_ordinary_user_makes_a_volume_and_uses_it(home: Path) -> None:
     assert "1 down, 0 more may fail: files can be used" in lines
     assert f"bftfs: {home}/closed: cannot be looked into (Permission denied)" in output
     assert lines[-1] == "exit code 2"
+
+
+@pytest.mark.timeout(120, func_only=True)
+def test_an_ordinary_user_follows_readme_and_operations(home: Path) -> None:
+    output = said(home, f'"{sys.executable}" -m tests.end_to_end.tour')
+    assert output.startswith("12 commands of README and 11 of operations")
