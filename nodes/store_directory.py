@@ -244,23 +244,27 @@ def resumed(directory: NodeDirectory, *, alone: bool = False) -> Recovery:
     A node that is `alone` in its cluster has nobody to ask for what it has forgotten.
     """
 
-    def store(stage: Stage, **facts: str) -> None:
-        replace_file(directory.recovery, f"{stage.value}\n".encode())
-        structlog.get_logger().warning(stage.value, **facts)
+    def store(stage: Stage, life: int, **facts: str) -> None:
+        replace_file(directory.recovery, f"{life} {stage.value}\n".encode())
+        structlog.get_logger().warning(stage.value, life=life, **facts)
 
-    forgotten = _forgotten(directory)
-    if forgotten and not alone:
-        store(Stage.LOST, reason=forgotten)
+    forgotten = "" if alone else _forgotten(directory)
     try:
-        stage = Stage(directory.recovery.read_text().split()[-1])
+        *before, last = directory.recovery.read_text().split()
+        stage, life = Stage(last), int(before[0]) if before else 0
     except FileNotFoundError:
-        stage = Stage.REBUILT
-    except (OSError, ValueError, IndexError):
-        raise UsageError(
-            f"{directory.recovery}: it does not say what the node has forgotten; move the store "
-            "away and start the node again: it rebuilds its store"
-        ) from None
-    return Recovery(stage, store=store)
+        stage, life = Stage.REBUILT, 0
+    except (OSError, ValueError):
+        if not forgotten:
+            raise UsageError(
+                f"{directory.recovery}: it does not say what the node has forgotten; move the "
+                "store away and start the node again: it rebuilds its store"
+            ) from None
+        stage, life = Stage.LOST, 0
+    if forgotten:
+        stage = Stage.LOST
+        store(stage, life, reason=forgotten)
+    return Recovery(stage, life=life, store=store)
 
 
 def _forgotten(directory: NodeDirectory) -> str:

@@ -277,12 +277,22 @@ class QueryUpdateServer:
     # --- what recovery asks for -----------------------------------------------------------------
 
     def _history(self, view: StorageView, asking: NodeId, message: HistoryRequest) -> Ready:
-        """The replica history of an object, and whether a server that recovers may rest on it."""
+        """The replica history of an object, and whether a server that recovers may rest on it.
+
+        A server that has forgotten something does not know which life it has lived last: it would
+        deny what others say of that, and they would not be believed any more. So it answers once it
+        has begun a new one. [`bftfs.asking.lives`, Rule 3]
+        """
+        if self._recovery.is_lost and self._doubts is not None:
+            want = self._doubts.wanted((message.object,))
+            if want is not None:
+                raise WaitFor(want)
         remembers = self._doubts is None or self._doubts.remembers(message.object)
         writes = known_lives.note(view, self._keys, asking, message.proof)
         life = life_of(message.proof if writes else known_lives.proof_of(view, asking))
         history = Replica(view, message.object).row.history
-        return Ready(HistoryReply(history, remembers, life, self._keys.lives), writes=writes)
+        reply = HistoryReply(history, remembers, life, self._keys.lives)
+        return Ready(reply, writes=writes, uses_reserve=True)
 
     def _life(self, view: StorageView, asking: NodeId, message: LifeRequest) -> Ready:
         """What this server knows of lives; it stores that the one that asks has begun one."""
@@ -290,7 +300,7 @@ class QueryUpdateServer:
         proofs = [known_lives.proof_of(view, maker) for maker in range(len(self._keys.lives))]
         if writes:
             proofs[asking] = message.proof
-        return Ready(LifeReply(tuple(proofs)), writes=writes)
+        return Ready(LifeReply(tuple(proofs)), writes=writes, uses_reserve=True)
 
     def _run(self, view: StorageView, asking: NodeId, message: RunRequest) -> Ready:
         """Store the proof of the asking server's run; answer with those of all servers."""

@@ -465,7 +465,8 @@ class ReadWriteServer:
         remembers = self._memory is None or self._memory.remembers(
             keys[-1] if more else message.until
         )
-        return Ready(InventoryReply(keys, more, same, remembers, life), writes=writes)
+        reply = InventoryReply(keys, more, same, remembers, life)
+        return Ready(reply, writes=writes, uses_reserve=True)
 
     # --- authors ----------------------------------------------------------------------------
 

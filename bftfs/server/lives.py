@@ -9,12 +9,16 @@ nothing that was signed in an earlier one.
 **Rules.**
 
 1. It asks q - 1 others which of its lives is the latest that they know of. They answer with the
-   *proof*: its own authenticator of that life, which nobody else can make. It takes one more.
-2. It signs nothing in the new life before q - 1 others have stored its proof.
+   *proof*: its own authenticator of that life, which nobody else can make. It takes one more, and
+   stores that before anybody hears of it.
+2. It signs nothing in the new life before q - 1 others have stored its proof; nor does it tell
+   anybody before in which life it is (`QueryUpdateServer._history`): it would deny the latest.
 3. They tell it in the same way of all other servers' lives, which it has forgotten, too.
 
 **Why no life is begun twice.** Two times q - 1 of the n - 1 others share 2q - 2 - (n - 1) > b: one
-of the servers that are asked is benign, has stored the latest life, and shows its proof.
+of the servers that are asked is benign, has stored the latest life, and shows its proof. If all
+forget it together, the server still knows which number it took (`Recovery.life`): clients have not
+forgotten, and would take the second life of one number for the first.
 
 **Tests.** `tests/unit/server/test_lives.py`, `tests/seams/test_lost_disks.py`.
 """
@@ -28,18 +32,23 @@ from bftfs.crypto.digest import LIFE_DIGEST, LIFE_MOST, AuthenticatorKeys, life_
 from bftfs.identifiers import NodeId
 from bftfs.query_update.messages import LifeReply, LifeRequest
 from bftfs.server.known_lives import note, proof_of, stored
+from bftfs.server.recovery import Recovery
 from bftfs.server.step import Host
-from bftfs.server.worker import OtherNodes, step
+from bftfs.server.worker import OtherNodes, look, step
 from bftfs.storage import StorageView, Write
 
 
 async def begin(
-    host: Host, keys: AuthenticatorKeys, others: OtherNodes, quorums: QuorumSystem
+    host: Host,
+    keys: AuthenticatorKeys,
+    others: OtherNodes,
+    quorums: QuorumSystem,
+    recovery: Recovery,
 ) -> bool:
     """Begin a new life.
 
-    False if too few others answer, or if this server has used up all lives: it has been Byzantine
-    with the key that it has, and needs another one.
+    False if too few others answer, if what it stores is lost for want of room, or if this server
+    has used up all lives: it has been Byzantine with the key that it has, and needs another one.
     """
     me = keys.node
 
@@ -54,7 +63,7 @@ async def begin(
         return False
 
     def choose(view: StorageView) -> tuple[bytes | None, list[Write]]:
-        latest = life_of(proof_of(view, me))
+        latest = max(life_of(proof_of(view, me)), recovery.life)
         writes = {}
         for reply in known.values():
             for maker, proof in enumerate(reply.proofs):
@@ -64,15 +73,16 @@ async def begin(
                             writes[maker] = write
                 elif keys.is_own(LIFE_DIGEST, proof):
                     latest = max(latest, life_of(proof))
-        if latest == LIFE_MOST:
+        if latest >= LIFE_MOST:
             return None, list(writes.values())
         proof = keys.make(LIFE_DIGEST, life=latest + 1)
         return proof, [*writes.values(), stored(me, proof)]
 
     proof = await step(host, choose)
-    if proof is None:
+    if proof is None or await look(host, lambda view: proof_of(view, me)) != proof:
         return False
     life = life_of(proof)
+    recovery.choose(life)
     knowing = await others.ask(LifeRequest(proof), LifeReply, partial(told, life), enough=enough)
     if not enough(knowing):
         return False

@@ -243,7 +243,9 @@ class ObjectHealer:
             try:
                 writes = self._recovery.begin_anew()
                 await step(host, lambda _view: (None, writes))
-                begun = await lives.begin(host, self._keys, self._others, self._quorums)
+                begun = await lives.begin(
+                    host, self._keys, self._others, self._quorums, self._recovery
+                )
                 self._recovery.note_asked(enough=begun)
                 if begun:
                     self._recovery.begun()

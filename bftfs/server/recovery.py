@@ -10,7 +10,8 @@ it: if it acts as if it had accepted nothing, it lies without knowing it.
 2. Until it has compared everything with its peers, it asks them about each object that a request
    names before it answers (`object_healing`), and does not list the versions of blocks that it has
    not compared (`block_healing`).
-3. How far it has come survives any crash: `Stage` is stored before anything depends on it.
+3. How far it has come survives any crash, of the machine too, whatever becomes of the store: it is
+   stored before anything depends on it, with the number of the life that it has chosen last.
 4. Whether it has forgotten something it may have to hear from others (`bftfs.server.runs`). Until
    then it answers nothing.
 
@@ -58,10 +59,15 @@ class Recovery:
     """Whether one node has lost something, and how far it has come since."""
 
     def __init__(
-        self, stage: Stage = Stage.REBUILT, *, store: Callable[[Stage], None] = lambda _stage: None
+        self,
+        stage: Stage = Stage.REBUILT,
+        *,
+        life: int = 0,
+        store: Callable[[Stage, int], None] = lambda _stage, _life: None,
     ) -> None:
-        """`store` makes a stage survive any crash."""
+        """`store` makes a stage, and the latest life that was chosen, survive any crash."""
         self._store = store
+        self.life = life  # the latest that the node has chosen: somebody may have heard of it
         self._remaining = set() if stage is Stage.REBUILT else {OBJECTS, BLOCKS}
         self.is_lost = stage is Stage.LOST  # True until it has begun a new life
         self.damaged = 0  # objects known to have rows that are damaged or lost
@@ -92,7 +98,7 @@ class Recovery:
 
     def forget(self, *what: str) -> None:
         """Some of the objects (or blocks) turn out to be lost, and what was accepted of them."""
-        self._store(Stage.LOST)
+        self._store(Stage.LOST, self.life)
         self.is_lost = True
         self.makes_do &= self.rebuilding
         self._remaining.update(what)
@@ -127,9 +133,14 @@ class Recovery:
         self.makes_do |= makes_do and enough
         self.waits_for = WAITS if self.rebuilding and not enough else ""
 
+    def choose(self, life: int) -> None:
+        """The node is about to tell others that it begins this life; it begins it never again."""
+        self._store(Stage.LOST, life)
+        self.life = life
+
     def begun(self) -> None:
         """The node has begun a new life."""
-        self._store(Stage.REBUILDING)
+        self._store(Stage.REBUILDING, self.life)
         self.is_lost = False
 
     def rebuilt(self, what: str) -> None:
@@ -138,6 +149,6 @@ class Recovery:
         That survives a crash before anybody is told: metrics are read in a thread of their own.
         """
         if self._remaining == {what}:
-            self._store(Stage.REBUILT)
+            self._store(Stage.REBUILT, self.life)
         self._remaining.discard(what)
         self._conclude()

@@ -31,6 +31,7 @@ from bftfs.query_update.messages import (
     HistoryRequest,
     InlineBarrier,
     InlineUpdate,
+    LifeRequest,
     Query,
     Status,
     Update,
@@ -42,6 +43,7 @@ from bftfs.query_update.replica import INITIAL_ROW, rows_of, stored_row
 from bftfs.query_update.server import QueryUpdateServer
 from bftfs.server import object_healing
 from bftfs.server.object_healing import ObjectHealer
+from bftfs.server.recovery import Recovery
 from bftfs.server.step import Ready
 from bftfs.simulation.network import Kind
 from bftfs.simulation.principals import SimulatedPrincipal
@@ -463,14 +465,39 @@ def fill_accounts(world: World, first: User, user: User) -> None:
     balances(user, ONE, OTHER)
 
 
-def healed_by_late_word(*, credulous: bool = False) -> tuple[int, ...]:
+def lose_disk_twice(world: World, witness: int) -> None:
+    """Before it has begun its third life, a server is asked several times what it has."""
+    world.deployment.lose_disk(NodeId(LOSER))
+    recoveries = world.deployment.recoveries
+    world.run_until(lambda: not recoveries[NodeId(LOSER)].rebuilding, within_us=60 * SECOND_US)
+    world.ways.hold(
+        lambda source, _target, kind, message: bool(
+            source[1] == LOSER and kind is Kind.REQUEST and isinstance(message, LifeRequest)
+        )
+    )
+    world.deployment.lose_disk(NodeId(LOSER))
+    healer, _ = world.deployment.healers[NodeId(witness)]
+    for _ in range(3):
+        world.run_for(SECOND_US // 10)
+        assert healer._host is not None
+        world.start(world.nodes[witness], healer.catch_up(healer._host, ONE))
+    world.run_for(SECOND_US)
+    world.ways.flow()
+    world.run_until(lambda: not recoveries[NodeId(LOSER)].rebuilding, within_us=60 * SECOND_US)
+
+
+def healed_by_late_word(*, credulous: bool = False, again: bool = False) -> tuple[int, ...]:
     """What is on two accounts after a transfer between them, and a deposit of 1 on the second.
 
     While a server heals the first account, another one tells it of the transfer, loses its disk,
     and rebuilds its store; then four others get the transfer, and tell of it, too. One of these
     turns out to lie, and its client dies, so that the transfer is lost at the second account.
+
+    The one that loses its disk may do so `again`: then others have known it in an earlier life.
     """
     world = World()
+    if again:
+        lose_disk_twice(world, 5)
     first, user, later = (world.user(name) for name in ("first", "user", "later"))
     me, loser, node = user.host.endpoint, ("node", NodeId(LOSER)), world.nodes[5]
     fill_accounts(world, first, user)
@@ -524,6 +551,28 @@ def test_a_server_does_not_heal_by_word_of_several_lives() -> None:
 
 def test_must_fail_servers_that_heal_by_word_of_earlier_lives() -> None:
     assert healed_by_late_word(credulous=True) == (0, 101)
+
+
+def test_a_server_that_has_forgotten_denies_no_life() -> None:
+    """It does not know which life it has lived; who heard it say so believed nobody else."""
+    assert healed_by_late_word(again=True) == (100, 101)
+
+
+def test_must_fail_a_server_that_tells_its_life_before_it_has_begun_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    history = QueryUpdateServer._history
+
+    def hasty(server: QueryUpdateServer, *given: Any) -> Ready:
+        recovery, server._recovery = server._recovery, Recovery()
+        try:
+            return history(server, *given)
+        finally:
+            server._recovery = recovery
+
+    monkeypatch.setattr(QueryUpdateServer, "_history", hasty)
+    with pytest.raises(AssertionError):
+        healed_by_late_word(again=True)
 
 
 def test_a_server_that_has_not_heard_of_a_new_life_is_not_deceived() -> None:

@@ -174,6 +174,40 @@ def test_must_fail_nodes_that_hear_only_who_calls_it_dead(monkeypatch: pytest.Mo
         test_an_object_that_all_others_have_forgotten_whole_gives_way(4, says_so=False)
 
 
+def counted_through_two_failures() -> list[int]:
+    """What a mount is told that works before, between and after two failures of all machines.
+
+    Half a second lies between them: nodes lose also what they have stored since the first one.
+    """
+    world = World()
+    user = world.user("user")
+
+    def increment() -> int:
+        update = user.objects.update((COUNTER,), "counter.increment", Increment(1), user.who)
+        value: int = user.run(update, within_us=WITHIN_US).answer.value
+        return value
+
+    told = [increment()]
+    world.run_for(HEALED_US)
+    copies = {node: world.copy_of(node) for node in range(world.sizes.n)}
+    for _ in range(2):
+        world.lose_power(copies)
+        world.run_for(SECOND_US // 2)
+        told += [increment(), increment()]
+    return told
+
+
+def test_a_mount_goes_on_after_two_failures_in_a_row() -> None:
+    """What it remembers of the time between them is of lives that nobody begins again."""
+    assert counted_through_two_failures() == [1, 2, 3, 2, 3]
+
+
+def test_must_fail_nodes_that_begin_a_life_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Recovery, "choose", lambda *_: None)
+    with pytest.raises(AssertionError):
+        counted_through_two_failures()
+
+
 def left_of(lost: tuple[int, ...]) -> int:
     """What is left of six updates, of which each node has lost so many."""
     world = World()

@@ -234,8 +234,9 @@ class World:
         A node knows that its machine has ended uncleanly, and not whether it has lost anything
         [nodes/store_directory.py]; unless nothing `says_so`: disks that do not sync when told to.
         """
-        for node in self.nodes if says_so else ():
-            self.deployment.recoveries[node.node] = Recovery(Stage.LOST)
+        recoveries = self.deployment.recoveries
+        for node in recoveries if says_so else ():
+            recoveries[node] = Recovery(Stage.LOST, life=recoveries[node].life)
         all_of_them = {node: copies.get(node, self.copy_of(node)) for node in range(self.sizes.n)}
         self.put_back(all_of_them, elsewhere=False)
 

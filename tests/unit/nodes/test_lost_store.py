@@ -11,7 +11,7 @@ from bftfs.cluster import Durability
 from bftfs.data_directory import NodeDirectory
 from bftfs.errors import UsageError
 from bftfs.identifiers import NodeId
-from bftfs.server.recovery import BLOCKS, OBJECTS
+from bftfs.server.recovery import BLOCKS, OBJECTS, Stage
 from nodes import store_directory
 from nodes.store import Store
 from nodes.store_directory import note_synced, note_unsynced, resumed
@@ -61,6 +61,21 @@ def test_a_store_that_is_lost_again_is_rebuilt_again(directory: NodeDirectory) -
     use(directory)
     shutil.rmtree(directory.store)
     assert resumed(directory).is_lost
+
+
+def test_a_life_that_was_chosen_is_not_forgotten_with_the_store(directory: NodeDirectory) -> None:
+    """Nor by a node whose folder was made before it noted that."""
+    directory.recovery.write_text(f"{Stage.REBUILDING.value}\n")
+    first = resumed(directory)
+    assert (first.rebuilding, first.life) == (True, 0)
+    first.choose(3)
+    first.begun()
+    first.rebuilt(OBJECTS)
+    first.rebuilt(BLOCKS)
+    use(directory)
+    shutil.rmtree(directory.store)
+    again = resumed(directory)
+    assert (again.is_lost, again.life) == (True, 3)
 
 
 def test_a_note_that_cannot_be_read_stops_the_node(directory: NodeDirectory) -> None:

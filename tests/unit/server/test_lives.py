@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import pytest
@@ -10,8 +11,10 @@ from bftfs.crypto.digest import LIFE_DIGEST, LIFE_MOST, life_of
 from bftfs.identifiers import NodeId
 from bftfs.query_update.messages import LifeReply, LifeRequest
 from bftfs.server.known_lives import proof_of, stored
+from bftfs.simulation.disk import Disk
 from bftfs.simulation.network import Kind
 from bftfs.simulation.world import SECOND_US
+from bftfs.storage import Write
 from tests.unit.server.test_healing import Counting
 from tests.unit.server.verifying import Cluster
 
@@ -93,6 +96,27 @@ def test_who_missed_it_hears_of_it_with_the_next_request() -> None:
     cluster.lose_store(LOSER)
     cluster.run_for(20 * SECOND_US)
     assert not cluster.deployment.recoveries[NodeId(LOSER)].rebuilding
+    assert lives(cluster) == [1] * 6
+
+
+def test_nobody_hears_of_a_life_that_was_not_stored(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk that fills up loses the step; the server would come back in an earlier life."""
+    cluster = Cluster()
+    Counting(cluster).increment(0)
+    disk = cluster.nodes[LOSER].disk
+    is_full = True
+
+    def apply(writes: Iterable[Write]) -> None:
+        kept = [each for each in writes if not (is_full and each.key.startswith(b"life"))]
+        Disk.apply(disk, kept)
+
+    monkeypatch.setattr(disk, "apply", apply)
+    cluster.lose_store(LOSER)
+    cluster.run_for(20 * SECOND_US)
+    assert cluster.deployment.recoveries[NodeId(LOSER)].is_lost
+    assert lives(cluster) == [0] * 6
+    is_full = False
+    cluster.run_for(60 * SECOND_US)
     assert lives(cluster) == [1] * 6
 
 

@@ -10,7 +10,7 @@ def test_each_stage_is_durable_before_it_is_told() -> None:
     heard: list[tuple[Stage, bool, bool]] = []
     recovery = Recovery(
         Stage.LOST,
-        store=lambda stage: heard.append((stage, recovery.is_lost, recovery.rebuilding)),
+        store=lambda stage, _life: heard.append((stage, recovery.is_lost, recovery.rebuilding)),
     )
     recovery.begun()
     assert heard.pop() == (Stage.REBUILDING, True, True)
@@ -25,7 +25,7 @@ def test_each_stage_is_durable_before_it_is_told() -> None:
 
 def test_a_node_that_forgets_again_begins_another_life() -> None:
     stages: list[Stage] = []
-    recovery = Recovery(store=stages.append)
+    recovery = Recovery(store=lambda stage, _life: stages.append(stage))
     recovery.forget(OBJECTS)
     assert (recovery.is_lost, recovery.rebuilding, recovery.doubtful) == (True, True, True)
     recovery.begun()
