@@ -40,6 +40,7 @@ from bftfs.filesystem.registry import (
     CREATE,
     LINK,
     MAKE_DIRECTORY,
+    MEND,
     MERGE,
     RELOCATE,
     REMOVE_DIRECTORY,
@@ -208,6 +209,13 @@ class ChangeLog:
         """True if the client made the change."""
         return change.client == self.client
 
+    def takes_name(self, change: Change) -> bool:
+        """True if the client made the change, and what names stood for can be given back.
+
+        Of what a name stood for that was mended there is nothing: it stays removed.
+        """
+        return self.by_client(change) and change.operation.method != MEND
+
     def touched(self) -> list[ObjectId]:
         """The objects that the client changed."""
         return [
@@ -323,8 +331,16 @@ async def read_changes(
 async def _visit(
     view: Viewpoint, identifier: ObjectId, since_us: int
 ) -> tuple[list[Change], list[tuple[bytes, FoundObject]]]:
-    """The object's changes since then, the latest first; and the entries of a directory."""
-    changes = await view.changes(identifier, since_us=since_us)
+    """The object's changes since then, the latest first; and the entries of a directory.
+
+    Nothing of an object that is not there: nodes have lost it, and somebody has mended its name.
+    """
+    try:
+        changes = await view.changes(identifier, since_us=since_us)
+    except FileSystemError as failure:
+        if failure.code != errno.ESTALE:
+            raise
+        return [], []
     is_directory = kind_of(identifier) == ObjectKind.DIRECTORY
     return changes, await view.listing(identifier, None) if is_directory else []
 

@@ -70,7 +70,7 @@ async def read_names(view: Viewpoint, log: ChangeLog, spare: SpareNames) -> Name
     for directory in log.touched():
         if kind_of(directory) == ObjectKind.DIRECTORY and log.is_there(directory):
             entries, taken = await _entries_by_others(view, log, directory)
-            own = filter(log.by_client, log.changes[directory])
+            own = filter(log.takes_name, log.changes[directory])
             for name in sorted({name for change in own for name, _ in change.entries}):
                 history.wanted[Slot(directory, name)] = entries.get(name)
             history.taken |= taken
@@ -107,7 +107,7 @@ async def _entries_by_others(
             continue
         for name, entry in change.entries:
             child = None if entry is None else entry.child
-            if not log.by_client(change):
+            if not log.takes_name(change):
                 before = entries.pop(name, None)
                 if name in away and before is not None:
                     taken[name] = before

@@ -25,6 +25,7 @@ from bftfs.restoration.changes import ChangeLog, read_changes
 from bftfs.restoration.undo import Undo, UndoStep
 from bftfs.restoration.viewpoint import Viewpoint
 from bftfs.simulation.deployment import CREDENTIALS
+from bftfs.storage import Table
 from tests.builders import ClusterClient, SimulatedCluster
 
 VOLUME = object_id(ObjectKind.VOLUME, placement=0, unique=b"v" * 14)
@@ -131,6 +132,9 @@ class User(ClusterClient):
     def rmdir(self, path: str) -> None:
         self.run(self.files.remove_directory(*self._place(path), CREDENTIALS))
 
+    def mend(self, path: str) -> None:
+        self.run(self.files.mend(*self._place(path), CREDENTIALS))
+
     def mv(self, path: str, other: str, flags: int = 0) -> None:
         places = (*self._place(path), *self._place(other))
         self.run(self.files.rename(*places, CREDENTIALS, flags=flags))
@@ -147,6 +151,14 @@ class Stage(SimulatedCluster):
         self.honest, self.intruder = User(self, "honest"), User(self, "intruder")
         self.honest.run(self.honest.files.format(CREDENTIALS, block_bytes=BLOCK))
         self._since_us = 0
+
+    def lose(self, path: str) -> None:
+        """More nodes than may fail forget what the path stands for, and not its name."""
+        lost = self.honest.find(path)
+        for node in self.deployment.nodes:
+            for table in Table:
+                for key in tuple(node.disk.keys(table, lost, lost + b"\xff" * 80)):
+                    node.disk.lose(table, bytes(key))
 
     def begin(self) -> None:
         """From now on the intruder's changes are to be taken back."""

@@ -12,8 +12,10 @@ from bftfs import limits
 from bftfs.errors import FileSystemError
 from bftfs.filesystem.directory import RENAME_EXCHANGE
 from bftfs.filesystem.inode import Access
-from bftfs.filesystem.registry import ACCESSED
+from bftfs.filesystem.registry import ACCESSED, MEND
+from bftfs.restoration.changes import ChangeLog, audited
 from bftfs.simulation.deployment import CREDENTIALS
+from tests.unit.restoration.conftest import User
 
 BEFORE = {"a": "a\n", "b": "b\n", "d": "", "d/c": "c\n"}
 
@@ -387,3 +389,62 @@ def test_a_directory_in_one_that_is_put_beside_has_one_place(stage: Any) -> None
     assert len(stage.undo()) == 2
     others = {"a": "a\n", "b": "b\n", "d": "", "d.before-K": "", "d.before-K/c": "c\n"}
     assert stage.tree() == {**others, "z": "", "z/x": ""}
+
+
+# --- names of which nothing was left -------------------------------------------------------------
+
+
+@pytest.mark.parametrize("lost", ["a", "d/c", "d"])
+def test_what_was_mended_stays_mended(stage: Any, lost: str) -> None:
+    """The intruder has removed a name whose object nodes have lost: there is nothing to bring back.
+
+    All else that he did is taken back.
+    """
+    stage.lose(lost)
+    stage.intruder.mend(lost)
+    stage.intruder.rm("b")
+    stage.intruder.write("e", "evil\n")
+    audit, _ = audited(stage.log())
+    assert audit[0][1].operation.method == MEND
+    assert stage.undo() == []
+    assert stage.tree() == {
+        path: what for path, what in BEFORE.items() if not path.startswith(lost)
+    }
+
+
+@pytest.mark.parametrize("directory", ["", "d/"])
+def test_what_takes_a_mended_name_is_taken_back(stage: Any, directory: str) -> None:
+    name = f"{directory}{'c' if directory else 'a'}"
+    stage.lose(name)
+    stage.intruder.mend(name)
+    stage.intruder.write(name, "evil\n")
+    assert stage.undo() == []
+    assert stage.tree() == {path: what for path, what in BEFORE.items() if path != name}
+
+
+def test_a_directory_comes_back_without_what_was_mended_in_it(stage: Any) -> None:
+    stage.honest.write("d/e", "e\n")
+    stage.lose("d/c")
+    stage.intruder.mend("d/c")
+    stage.intruder.rm("d/e")
+    stage.intruder.rmdir("d")
+    assert stage.undo() == []
+    assert stage.tree() == {"a": "a\n", "b": "b\n", "d": "", "d/e": "e\n"}
+
+
+def test_what_somebody_else_has_mended_is_in_nobodys_way(stage: Any) -> None:
+    stage.lose("d/c")
+    User(stage, "somebody else").mend("d/c")
+    stage.intruder.rmdir("d")
+    stage.intruder.rm("a")
+    assert stage.undo() == []
+    assert stage.tree() == {"a": "a\n", "b": "b\n", "d": ""}
+
+
+def test_must_fail_an_undo_that_takes_back_what_was_mended(
+    stage: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ChangeLog, "takes_name", ChangeLog.by_client)
+    with pytest.raises(FileSystemError) as stale:
+        test_what_was_mended_stays_mended(stage, "a")
+    assert stale.value.code == errno.ESTALE
