@@ -16,7 +16,10 @@ remove a version that somebody needs.
    the state at a time to keep. A block's version is kept if a kept version of its inode names it
    (`filesystem.block_names`), or is dated so that it might. So size and blocks still belong
    together after other versions are removed.
-3. Policies and snapshots count both as they were when the detection window began and as they are
+3. What is named is there. So a version that its author may still name is kept as well, though
+   others have written to the block since, and though the window is shorter: the author may have
+   the nodes' vouchers that they host it.
+4. Policies and snapshots count both as they were when the detection window began and as they are
    now. So deleting a snapshot, or asking for less, removes nothing before the window has passed,
    and people can notice and revert it.
 
@@ -238,6 +241,27 @@ def kept_names(
     return frozenset(names)
 
 
+def may_be_named(
+    replica: Replica, block: BlockId, timestamp: BlockTimestamp, *, since_us: int
+) -> bool:
+    """True if an update may still name this version of a block: it takes none of before `since_us`.
+
+    Nor one of which a later one is named, or that was cut off, by what is established.
+    """
+    state = None if timestamp.time < since_us else state_at(replica, replica.row.established)
+    encoded = None if state is None else state.get(ATTRIBUTES_KEY)
+    if state is None or encoded is None:
+        return timestamp.time >= since_us
+    layout = _attributes(replica, encoded).layout
+    if layout is None:
+        return False
+    incarnation, number = incarnation_of(block), block_number_of(block)
+    if incarnation <= layout.newest and incarnation != layout.incarnation(number):
+        return False
+    name = name_at(state, number)
+    return name is None or name[:2] < (incarnation, timestamp)
+
+
 class CollectedPast:
     """Answers questions of the block server and the healer about collected versions."""
 
@@ -279,8 +303,12 @@ class CollectedPast:
         until_us = next((block_time_of(at) for at, row in newer if row[0] & VERIFIED), None)
         if shown.keeps(block)(time_us, until_us):
             return True
-        names = kept_names(replica, block, shown)
-        return names is None or block_timestamp_of(key) in names
+        names, timestamp = kept_names(replica, block, shown), block_timestamp_of(key)
+        return (
+            names is None
+            or timestamp in names
+            or may_be_named(replica, block, timestamp, since_us=0)
+        )
 
 
 # --- the walk over one file's blocks ------------------------------------------------------------
@@ -289,13 +317,17 @@ class CollectedPast:
 class BlockWalk:
     """One pass over the versions of the blocks of one inode, some of them in each step."""
 
-    def __init__(self, inode: ObjectId, shown: ShownBlocks, *, horizon_us: int) -> None:
+    def __init__(
+        self, inode: ObjectId, shown: ShownBlocks, *, horizon_us: int, named_since_us: int
+    ) -> None:
+        """Updates name no versions of before `named_since_us` any more."""
         self.done = False
         self.removed = 0
         self.removed_bytes = 0
         self._inode = inode
         self._shown = shown
         self._horizon_us = horizon_us
+        self._named_since_us = named_since_us
         self._cursor = bytes(inode)
         self._end = inode + _AFTER_BLOCKS
         self._block = b""
@@ -320,7 +352,7 @@ class BlockWalk:
                 self._keeps = self._shown.keeps(BlockId(self._block))
                 self._names = kept_names(replica, BlockId(self._block), self._shown)
                 self._until_us, self._above = None, b""
-            if self._is_kept(key):
+            if self._is_kept(replica, key):
                 self._above = key
             else:
                 self.removed += 1
@@ -340,11 +372,12 @@ class BlockWalk:
             self._cursor = rows[-1][0] + b"\0"
         return writes + stored(view, removed)
 
-    def _is_kept(self, key: bytes) -> bool:
-        return (
-            self._keeps(block_time_of(key), self._until_us)
-            or self._names is None
-            or block_timestamp_of(key) in self._names
+    def _is_kept(self, replica: Replica, key: bytes) -> bool:
+        if self._keeps(block_time_of(key), self._until_us) or self._names is None:
+            return True
+        timestamp, since_us = block_timestamp_of(key), self._named_since_us
+        return timestamp in self._names or may_be_named(
+            replica, BlockId(self._block), timestamp, since_us=since_us
         )
 
 
@@ -535,7 +568,12 @@ class Collector:
         shown = await look(host, lambda view: shown_by(Replica(view, name), retention.horizon_us))
         if shown is None:
             return
-        blocks = BlockWalk(name, shown, horizon_us=retention.horizon_us)
+        blocks = BlockWalk(
+            name,
+            shown,
+            horizon_us=retention.horizon_us,
+            named_since_us=retention.now_us - limits.COVERED_WITHIN_US - limits.CLOCKS_AGREE_US,
+        )
         while not blocks.done:
             await step(host, lambda view: (None, blocks.step(view)))
             await self._give_way(host)
