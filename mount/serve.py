@@ -226,6 +226,9 @@ READ_AHEAD_KIB: Final = 4096  # eight requests of up to 1 MiB in flight; the ker
 WRITE_BACK_EVERY_S: Final = 1.0
 WRITE_BACK_OLDER_US: Final = 5_000_000
 GOODBYE_PATIENCE_S: Final = 45.0  # to write the rest at the end, if the cluster does not answer
+ACCESSES_PATIENCE_S: Final = (
+    3.0  # …and then to record access times, which are not worth waiting for
+)
 
 
 class Mount:
@@ -350,6 +353,7 @@ class Mount:
         """Write what is left in memory."""
         with trio.move_on_after(GOODBYE_PATIENCE_S):
             await self._network.perform(self._files.synchronize_all())
+            await self._record_accesses()
             self._log.info("unmounted")
             return
         self._log.error("unsynced data is lost: the cluster does not answer")
@@ -358,6 +362,16 @@ class Mount:
             f"{GOODBYE_PATIENCE_S:.0f} s; writes that were neither synced nor closed are lost",
             exit_code=1,
         )
+
+    async def _record_accesses(self) -> None:
+        reason = "the cluster does not answer"
+        with trio.move_on_after(ACCESSES_PATIENCE_S):
+            try:
+                await self._network.perform(self._files.record_accesses())
+                return
+            except BftfsError as failure:
+                reason = str(failure)
+        self._log.warning("access times are not recorded", reason=reason)
 
 
 @contextmanager

@@ -50,7 +50,7 @@ Failures are `FileSystemError(errno)`, or `OperationFailed` where the cluster ga
       await .statistics(who)                                 -> Statistics
 
       await .write_back(older_than_us)                       to be called every few seconds
-      await .synchronize_all()                               before unmounting
+      await .synchronize_all(), .record_accesses()           before unmounting
 
 `file_history.past_file_system(…)` gives the same for a time, read-only; `file_history.History`
 gives times, versions and snapshots.

@@ -707,8 +707,11 @@ class FileSystem:
         )
 
     async def synchronize_all(self) -> None:
-        """Save everything."""
+        """Save everything that programs have written."""
         await self._contents.write_back(older_than_us=0)
+
+    async def record_accesses(self) -> None:
+        """Save all access times."""
         await self._accesses.record(older_than_us=0)
 
     # --- access times ------------------------------------------------------------------------

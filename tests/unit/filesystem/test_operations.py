@@ -589,7 +589,7 @@ def test_access_times_show_at_once_and_are_recorded_later(world: World) -> None:
     # Read again, nothing changed since: not worth recording.
     opened = world.run(mount.open(file.identifier, os.O_RDONLY, ALICE))
     world.run(mount.read(opened, 0, 1))
-    world.run(mount.synchronize_all())
+    world.run(mount.record_accesses())
     assert world.objects.calls[registry.ACCESSED] == 1
 
 
@@ -615,7 +615,7 @@ def test_listing_a_directory_is_an_access(world: World) -> None:
     make(world, mount, b"x", directory)
     world.pass_time(1_000_000)
     listing(world, mount, directory=directory)
-    world.run(mount.synchronize_all())
+    world.run(mount.record_accesses())
     assert atime_us(world, world.mount(), directory) == START_US + 1_000_000
 
 
@@ -626,7 +626,7 @@ def test_mounts_that_record_no_accesses(world: World, options: dict[str, bool]) 
     mount = world.mount(**options)
     opened = world.run(mount.open(file, os.O_RDONLY, ALICE))
     world.run(mount.read(opened, 0, 1))
-    world.run(mount.synchronize_all())
+    world.run(mount.record_accesses())
     assert world.objects.calls[registry.ACCESSED] == 0
 
 
@@ -637,7 +637,7 @@ def test_setting_the_access_time_is_the_last_word(world: World) -> None:
     world.run(mount.read(file, 0, 1))
     world.run(mount.change_attributes(file.identifier, Changes(atime_ns=7_000), ALICE))
     assert atime_us(world, mount, file.identifier) == 7
-    world.run(mount.synchronize_all())
+    world.run(mount.record_accesses())
     assert atime_us(world, world.mount(), file.identifier) == 7
 
 
